@@ -1,0 +1,70 @@
+"""mygpt trains a GPT on a text file and writes from it.
+
+Names are handed on when they are first used, so that importing this package loads neither
+torch nor NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mygpt.checkpoint import load_checkpoint, save_checkpoint
+    from mygpt.cli import main
+    from mygpt.config import GPTConfig, SamplingConfig
+    from mygpt.errors import MygptError
+    from mygpt.generation import Writer, generate, load, stream
+    from mygpt.model import GPT
+    from mygpt.tokenization import ByteTokenizer, CharTokenizer
+    from mygpt.training import train
+    from mygpt.tutorial import VOCAB, get_batch, set_seed, to_ids
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "SamplingConfig",
+    "generate",
+    "stream",
+    "load",
+    "train",
+    "Writer",
+    "get_batch",
+    "set_seed",
+    "VOCAB",
+    "to_ids",
+    "CharTokenizer",
+    "ByteTokenizer",
+    "save_checkpoint",
+    "load_checkpoint",
+    "MygptError",
+    "main",
+]
+
+_HOMES = {
+    "checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "cli": ("main",),
+    "config": ("GPTConfig", "SamplingConfig"),
+    "errors": ("MygptError",),
+    "generation": ("Writer", "generate", "load", "stream"),
+    "model": ("GPT",),
+    "tokenization": ("ByteTokenizer", "CharTokenizer"),
+    "training": ("train",),
+    "tutorial": ("VOCAB", "get_batch", "set_seed", "to_ids"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mygpt' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"mygpt.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,258 @@
+"""What a model is (`GPTConfig`), how tokens are drawn (`SamplingConfig`), and named shapes.
+
+Frozen dataclasses that check themselves when built. A default has its one home here; the
+command line and the documentation derive from these fields.
+Letters: C embedding, H heads, D head size, L window, N layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from mygpt.errors import InputError
+
+Norm = Literal["layer", "rms"]
+Position = Literal["learned", "rotary"]
+Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
+Overflow = Literal["crop", "refill", "stop"]
+
+OVERFLOW_POLICIES: tuple[Overflow, ...] = ("crop", "refill", "stop")
+
+# Below this temperature, two float32 logits that differ at all differ past any probability:
+# the distribution is its own argmax, and dividing would overflow.
+COLDEST = 1e-30
+
+
+def _require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number of at least {least}{unit}")
+
+
+def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is not known: choose {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of one GPT; the defaults are the tutorial's block.
+
+    The tutorial's model, GPT-2, Llama and Qwen3 are points of this one space; a switch that
+    none of these families needs does not exist.
+
+    Attributes:
+        vocab_size: V, number of token ids.
+        embed_dim: C, width of the residual stream.
+        num_heads: H, query heads.
+        num_layers: N, blocks.
+        max_seq_len: L, the context window in tokens.
+        dropout: probability of dropping an activation in training.
+        num_kv_heads: key/value heads shared by groups of query heads; None is H.
+        head_dim: D, size of a head; None is C / H.
+        mlp_dim: hidden width of the MLP; None is 4C (8C/3, rounded up to 32s, for swiglu).
+        norm: LayerNorm with weight and bias, or RMSNorm (Zhang & Sennrich, 2019).
+        norm_eps: added to the variance; None is 1e-5 for layer, 1e-6 for rms.
+        position: learned embedding, or rotary by halves (Su et al., 2021).
+        rope_base: base of the rotary frequencies.
+        mlp: exact GELU, tanh GELU (GPT-2), or SwiGLU (Shazeer, 2020).
+        attention_bias: biases on query, key, value and output.
+        mlp_bias: biases in the MLP.
+        qk_norm: RMSNorm on each head's queries and keys (Qwen3).
+        tied: the head shares the token embedding's matrix.
+
+    Raises:
+        InputError: for a shape that cannot be, naming what would fit.
+    """
+
+    vocab_size: int
+    embed_dim: int
+    num_heads: int
+    num_layers: int
+    max_seq_len: int = 64
+    dropout: float = 0.0
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_dim: int | None = None
+    norm: Norm = "layer"
+    norm_eps: float | None = None
+    position: Position = "learned"
+    rope_base: float = 10_000.0
+    mlp: Mlp = "gelu"
+    attention_bias: bool = False
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len"):
+            _require_int(name, getattr(self, name), least=1)
+        for name in ("num_kv_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) is not None:
+                _require_int(name, getattr(self, name), least=1)
+        _require_choice("norm", self.norm, ("layer", "rms"))
+        _require_choice("position", self.position, ("learned", "rotary"))
+        _require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"dropout={self.dropout} must be at least 0 and below 1")
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        c, h = self.embed_dim, self.num_heads
+        if self.head_dim is None and c % h:
+            fits = " or ".join(str(h * n) for n in (c // h, c // h + 1) if n)
+            raise InputError(f"embed_dim={c} is not a multiple of num_heads={h}: choose {fits}")
+        if h % self.kv_heads:
+            raise InputError(
+                f"num_heads={h} is not a multiple of num_kv_heads={self.kv_heads}: "
+                f"choose one of {', '.join(str(n) for n in range(1, h + 1) if h % n == 0)}"
+            )
+        if self.position == "rotary" and self.head_size % 2:
+            raise InputError(f"rotary positions need an even head size, not {self.head_size}")
+
+    @property
+    def head_size(self) -> int:
+        """D, the size of one head."""
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the MLP."""
+        if self.mlp_dim is not None:
+            return self.mlp_dim
+        if self.mlp == "swiglu":
+            return 32 * math.ceil(8 * self.embed_dim / 3 / 32)
+        return 4 * self.embed_dim
+
+    @property
+    def eps(self) -> float:
+        """What the norms add to the variance."""
+        if self.norm_eps is not None:
+            return self.norm_eps
+        return 1e-5 if self.norm == "layer" else 1e-6
+
+    @property
+    def is_tutorial_block(self) -> bool:
+        """Whether the block is the tutorial's: learned positions, LayerNorm, exact GELU."""
+        tutorial = GPTConfig(
+            vocab_size=self.vocab_size,
+            embed_dim=self.embed_dim,
+            num_heads=self.num_heads,
+            num_layers=self.num_layers,
+            max_seq_len=self.max_seq_len,
+            dropout=self.dropout,
+        )
+        return self == tutorial
+
+    def num_parameters(self) -> int:
+        """Number of trained numbers, each counted once (a tied head adds none)."""
+        c, d, m = self.embed_dim, self.head_size, self.mlp_hidden
+        q, kv = self.num_heads * d, self.kv_heads * d
+        norm = 2 * c if self.norm == "layer" else c
+        attention = c * (q + 2 * kv) + q * c
+        attention += (q + 2 * kv + c) if self.attention_bias else 0
+        attention += 2 * d if self.qk_norm else 0
+        inner = 2 * m if self.mlp == "swiglu" else m
+        mlp = c * inner + m * c + ((inner + c) if self.mlp_bias else 0)
+        embeddings = self.vocab_size * c * (1 if self.tied else 2)
+        embeddings += self.max_seq_len * c if self.position == "learned" else 0
+        return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
+        """Rebuild from `to_dict`; a field this version does not know is an `InputError`."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise InputError(
+                f"model configuration has unknown fields {', '.join(unknown)}: "
+                "it was written by a newer version; upgrade mygpt"
+            )
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"model configuration is incomplete: {error}") from error
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn from logits; the order is that of the fields, penalty first.
+
+    Attributes:
+        temperature: logits are divided by it; 0 is argmax.
+        top_k: keep exactly the k largest logits (Fan et al., 2018); None or 0 is off.
+        top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al.,
+            2020, "nucleus"); None or 1 is off.
+        min_p: keep tokens with at least min_p times the largest probability (Nguyen et al.,
+            2024); None or 0 is off.
+        repetition_penalty: divide positive and multiply negative logits of tokens that
+            occurred before (Keskar et al., 2019); None or 1 is off.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.temperature < math.inf):
+            raise InputError(
+                f"temperature={self.temperature} must be a finite number of at least 0 "
+                "(0 is greedy, 1 leaves the distribution as it is)"
+            )
+        if self.top_k is not None:
+            _require_int("top_k", self.top_k, least=0, unit=" (0 is off)")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p={self.top_p} must be above 0 and at most 1 (1 is off)")
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise InputError(f"min_p={self.min_p} must be between 0 (off) and 1")
+        penalty = self.repetition_penalty
+        if penalty is not None and not 0.0 < penalty < math.inf:
+            raise InputError(f"repetition_penalty={penalty} must be above 0 (1 is off)")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the draw is argmax: no randomness can change it."""
+        return self.temperature < COLDEST or self.top_k == 1
+
+
+def check_overflow(overflow: str) -> None:
+    """Raise `InputError` unless `overflow` names what to do past the window."""
+    _require_choice("overflow", overflow, OVERFLOW_POLICIES)
+
+
+def check_max_new_tokens(max_new_tokens: int) -> None:
+    """Raise `InputError` unless the number of tokens to write is a whole number from 0."""
+    _require_int("max_new_tokens", max_new_tokens, least=0)
+
+
+_MODERN: dict[str, Any] = {
+    "norm": "rms",
+    "position": "rotary",
+    "mlp": "swiglu",
+    "mlp_bias": False,
+    "qk_norm": True,
+}
+
+# Shapes by name. "tutorial" is the model of the tutorial's chapter 17; the others are the
+# modern block (Qwen3's) in growing sizes, window included.
+SHAPES: dict[str, dict[str, Any]] = {
+    "tutorial": {"embed_dim": 64, "num_heads": 4, "num_layers": 4, "max_seq_len": 64},
+    "nano": {"embed_dim": 64, "num_heads": 2, "num_layers": 4, "max_seq_len": 64, **_MODERN},
+    "small": {"embed_dim": 128, "num_heads": 4, "num_layers": 4, "max_seq_len": 128, **_MODERN},
+    "medium": {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "max_seq_len": 256, **_MODERN},
+    "large": {"embed_dim": 768, "num_heads": 12, "num_layers": 12, "max_seq_len": 1024, **_MODERN},
+}

@@ -1,0 +1,40 @@
+"""The errors a user can meet: each message names the value, the limit and the remedy.
+
+Each class carries the exit code with which the command line ends. Anything that is not a
+`MygptError` is a bug of ours (exit code 1).
+"""
+
+
+class MygptError(Exception):
+    """Base of all errors with a message meant for the user."""
+
+    exit_code = 1
+
+
+class InputError(MygptError, ValueError):
+    """Wrong input or usage (exit code 2); also a ValueError, as the tutorial's errors are."""
+
+    exit_code = 2
+
+
+class UnknownTokenError(InputError, KeyError):
+    """Text outside a tokenizer's vocabulary; also a KeyError, as in the tutorial."""
+
+    # KeyError shows repr(message); a user is shown the message itself.
+    __str__ = Exception.__str__
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, damaged, foreign or newer than this program."""
+
+
+class StorageError(MygptError, OSError):
+    """No space left, or a place that cannot be written to (exit code 3)."""
+
+    exit_code = 3
+
+
+class DivergedError(MygptError):
+    """Training whose loss is no longer a finite number (exit code 5)."""
+
+    exit_code = 5

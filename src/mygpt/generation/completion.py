@@ -1,0 +1,127 @@
+"""One continuation on its way from tokens to text: decoding, stop strings, log-probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mygpt.tokenization import Tokenizer
+
+
+@dataclass
+class TokenLogprob:
+    """One token's log-probability in nats under the model itself, before any filter.
+
+    Attributes:
+        id: the token.
+        text: the token as text.
+        logprob: its log-probability.
+        top: the likeliest tokens at this place, text and log-probability, best first.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
+@dataclass
+class Completion:
+    """One continuation of a prompt.
+
+    Attributes:
+        prompt: the text it continues.
+        text: the new text alone, without a stop string or end-of-text.
+        token_ids: the tokens drawn, all of them.
+        finish_reason: "length", "stop" (a stop string), "end" (end-of-text) or "window".
+        seed: the seed of its random numbers.
+        index: its number among the samples of that seed.
+        logprobs: one entry a token where asked for, else None.
+    """
+
+    prompt: str
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    seed: int = 0
+    index: int = 0
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Row:
+    """One sample on its way: decodes, watches for stop strings, collects log-probabilities."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        completion: Completion,
+        stop: tuple[str, ...],
+        logprobs: int | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.completion = completion
+        self.decoder = tokenizer.decoder()
+        self.stop = stop
+        self.num_logprobs = logprobs
+        self.held_back = ""
+        if logprobs is not None:
+            completion.logprobs = []
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.completion.finish_reason)
+
+    def push(self, token_id: int, logits: torch.Tensor) -> str:
+        """Take in one token; return the text that is now certain."""
+        if self.ended:
+            return ""
+        self.completion.token_ids.append(token_id)
+        if self.completion.logprobs is not None:
+            self.completion.logprobs.append(self._logprob(token_id, logits))
+        if token_id == self.tokenizer.end_of_text:
+            return self._end("end", self.decoder.finish())
+        return self._release(self.decoder.push(token_id))
+
+    def finish(self, max_new_tokens: int) -> str:
+        """Close a row that nothing ended; return the text that was held back."""
+        if self.ended:
+            return ""
+        full = len(self.completion.token_ids) == max_new_tokens
+        return self._end("length" if full else "window", self.decoder.finish())
+
+    def _end(self, reason: str, rest: str) -> str:
+        piece = self._release(rest)
+        if self.ended:
+            return piece
+        self.completion.finish_reason = reason
+        self.completion.text += self.held_back
+        return piece + self.held_back
+
+    def _release(self, new: str) -> str:
+        """Add `new`; give out what can no longer become part of a stop string."""
+        waiting = self.held_back + new
+        found = [(waiting.find(s), s) for s in self.stop if s in waiting]
+        if found:
+            self.completion.finish_reason = "stop"
+            waiting, self.held_back = waiting[: min(found)[0]], ""
+        else:
+            keep = max((_overlap(waiting, s) for s in self.stop), default=0)
+            self.held_back = waiting[len(waiting) - keep :]
+            waiting = waiting[: len(waiting) - keep]
+        self.completion.text += waiting
+        return waiting
+
+    def _logprob(self, token_id: int, logits: torch.Tensor) -> TokenLogprob:
+        logprobs = logits.float().log_softmax(dim=-1)
+        values, ids = logprobs.topk(self.num_logprobs or 0)
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        text = self.tokenizer.token_text
+        top = [(text(i), value) for i, value in pairs]
+        return TokenLogprob(token_id, text(token_id), float(logprobs[token_id]), top)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` without completing it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,273 @@
+"""The GPT and its blocks, to be read from top to bottom of the file, small parts first.
+
+A decoder-only transformer (Vaswani et al., 2017; Radford et al., 2019) with pre-norm blocks.
+It knows nothing of files, tokenizers or optimizers.
+Letters: B batch, T time, C embedding, H heads, G key/value heads, D head size, M MLP width,
+L window, V vocabulary, P positions read before.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mygpt.config import GPTConfig
+from mygpt.errors import InputError
+from mygpt.kv_cache import KVCache
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root of the mean square, in float32, and scale (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def make_norm(config: GPTConfig, size: int) -> nn.Module:
+    """The configuration's norm over the last `size` numbers."""
+    if config.norm == "rms":
+        return RMSNorm(size, config.eps)
+    return nn.LayerNorm(size, eps=config.eps)
+
+
+def rotary_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of every position's angles, each (L, D), float32 (Su et al., 2021)."""
+    half = config.head_size // 2
+    frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = torch.arange(config.max_seq_len, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)  # (L, D): both halves turn alike
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (x[i], x[i + D/2]) of (B, H, T, D) by its position's angle, (T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal self-attention; groups of query heads may share keys and values."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, groups, d = config.num_heads, config.kv_heads, config.head_size
+        bias = config.attention_bias
+        # One matrix for query, key and value. nn.Linear draws row after row, so it holds the
+        # numbers that three matrices drawn in turn would hold.
+        self.query_key_value = nn.Linear(config.embed_dim, (heads + 2 * groups) * d, bias=bias)
+        self.output = nn.Linear(heads * d, config.embed_dim, bias=bias)
+        if config.qk_norm:
+            self.query_norm = RMSNorm(d, config.eps)
+            self.key_norm = RMSNorm(d, config.eps)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        batch, time, _ = x.shape
+        heads, groups, d = self.config.num_heads, self.config.kv_heads, self.config.head_size
+        query, key, value = (
+            self.query_key_value(x)
+            .view(batch, time, heads + 2 * groups, d)
+            .transpose(1, 2)
+            .split([heads, groups, groups], dim=1)
+        )  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
+        if self.config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)  # (B, G, P + T, D)
+        past = key.shape[2] - time
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=causal_mask(time, past, x.device) if past and time > 1 else None,
+            dropout_p=self.config.dropout if self.training else 0.0,
+            is_causal=past == 0 and time > 1,
+            enable_gqa=groups != heads,
+        )  # (B, H, T, D)
+        return self.output(mixed.transpose(1, 2).reshape(batch, time, heads * d))
+
+
+def causal_mask(time: int, past: int, device: torch.device) -> torch.Tensor:
+    """(T, P + T), true where new position t may look: at the past and at itself."""
+    return torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
+
+
+class MLP(nn.Module):
+    """Two layers with GELU between them, or SwiGLU's gated three."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.kind = config.mlp
+        inner = config.mlp_hidden * (2 if config.mlp == "swiglu" else 1)
+        self.input = nn.Linear(config.embed_dim, inner, bias=config.mlp_bias)
+        self.output = nn.Linear(config.mlp_hidden, config.embed_dim, bias=config.mlp_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.input(x)  # (B, T, M), or (B, T, 2M): gate and value
+        if self.kind == "swiglu":
+            gate, value = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * value
+        else:
+            hidden = F.gelu(hidden, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+        return self.output(hidden)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config, config.embed_dim)
+        self.attention = Attention(config)
+        self.mlp_norm = make_norm(config, config.embed_dim)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache, layer))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPT(nn.Module):
+    """The tutorial's GPT; `GPT.from_config` builds every other.
+
+    Args:
+        vocab_size: V.
+        embed_dim: C.
+        num_heads: H.
+        num_layers: number of blocks.
+        max_seq_len: L, the context window.
+        dropout: probability of dropping an activation in training.
+
+    Parameters are drawn from torch's global generator with PyTorch's own defaults, in the
+    tutorial's order, so that `set_seed(0)` before gives its printed numbers.
+
+    Raises:
+        InputError: for an impossible shape (a ValueError).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        num_heads: int,
+        num_layers: int,
+        max_seq_len: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        self._build(GPTConfig(vocab_size, embed_dim, num_heads, num_layers, max_seq_len, dropout))
+
+    @classmethod
+    def from_config(cls, config: GPTConfig) -> GPT:
+        """A GPT of any shape, with fresh parameters from torch's global generator.
+
+        The tutorial's block keeps PyTorch's default draws; every other block is drawn as
+        GPT-2 was (Radford et al., 2019): N(0, 0.02), output projections smaller by the root
+        of twice the number of blocks, biases zero.
+        """
+        model = cls.__new__(cls)
+        model._build(config)
+        if not config.is_tutorial_block:
+            model._draw_as_gpt2()
+        return model
+
+    def _build(self, config: GPTConfig) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.max_seq_len, config.embed_dim)
+        else:
+            cos, sin = rotary_table(config)
+            self.register_buffer("rotary_cos", cos, persistent=False)  # (L, D)
+            self.register_buffer("rotary_sin", sin, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.final_norm = make_norm(config, config.embed_dim)
+        if not config.tied:
+            self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+
+    def _draw_as_gpt2(self) -> None:
+        smaller = 0.02 / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=smaller if "output" in name else 0.02)
+
+    @property
+    def max_seq_len(self) -> int:
+        """L, the context window in tokens."""
+        return self.config.max_seq_len
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Predict the token after each position.
+
+        Args:
+            ids: (B, T) int64 token ids; with a cache, the T tokens after those it holds.
+            targets: (B, T) int64 next tokens, or None.
+            cache: keys and values read before; it takes in the new ones.
+            last_only: logits of the last position alone, which is all that decoding needs.
+
+        Returns:
+            logits (B, T, V), or (B, 1, V) for `last_only`, and the mean cross-entropy in nats
+            per token (a scalar; None without targets).
+
+        Raises:
+            InputError: when the positions do not fit the window (a ValueError).
+        """
+        past = 0 if cache is None else cache.length
+        time = ids.shape[1]
+        if past + time > self.max_seq_len:
+            raise InputError(f"input length T={past + time} exceeds max_seq_len={self.max_seq_len}")
+        x = self.token_embedding(ids)  # (B, T, C)
+        rotary = None
+        if self.config.position == "learned":
+            x = x + self.position_embedding.weight[past : past + time]
+        else:
+            rotary = (
+                self.rotary_cos[past : past + time].to(x.dtype),
+                self.rotary_sin[past : past + time].to(x.dtype),
+            )
+        x = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, cache, layer)
+        if cache is not None:
+            cache.advance(time)
+        x = self.final_norm(x[:, -1:] if last_only else x)
+        head = self.token_embedding if self.config.tied else self.head
+        logits = F.linear(x, head.weight)  # (B, T, V)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -1,0 +1,142 @@
+"""From logits to the next token: the readable definition that every fast engine agrees with.
+
+Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
+Letters: B batch, T time, V vocabulary. Logits are (B, V) floating point; a token that is
+filtered out has logit -inf. Nothing is changed in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from mygpt.config import COLDEST, SamplingConfig
+from mygpt.errors import InputError
+from mygpt.randomness import Stream
+
+
+def penalize_repetition(logits: torch.Tensor, ids: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Divide the positive and multiply the negative logits of tokens in each row's `ids`."""
+    seen = logits.gather(1, ids)  # (B, T)
+    return logits.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Keep exactly the k largest logits of each row; of equal ones, those of lower ids."""
+    if k >= logits.shape[-1]:
+        return logits
+    _, order = logits.sort(dim=-1, descending=True, stable=True)
+    return logits.scatter(1, order[:, k:], -math.inf)
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Keep the smallest set of likeliest tokens whose probability reaches p (nucleus).
+
+    A token stays when those before it, likeliest first and lower ids before equal ones, have
+    not reached p yet; the likeliest always stays.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1, dtype=_widest(logits))
+    before = probabilities.cumsum(dim=-1) - probabilities
+    dropped = before >= p
+    dropped[:, 0] = False
+    return logits.masked_fill(dropped.gather(1, order.argsort(dim=-1)), -math.inf)
+
+
+def keep_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
+    """Keep tokens with at least `min_p` times the probability of the row's likeliest."""
+    largest = logits.max(dim=-1, keepdim=True).values
+    return logits.masked_fill(logits < largest + math.log(min_p), -math.inf)
+
+
+def filter_logits(
+    logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor
+) -> torch.Tensor:
+    """Logits (B, V) after penalty, temperature and filters; `ids` (B, T) is all text so far.
+
+    The temperature must be above 0: argmax has no logits to show (see `SamplingConfig.greedy`).
+    """
+    logits = _after_penalty(logits, sampling, ids) / sampling.temperature
+    if sampling.top_k:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None and sampling.top_p < 1.0:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits
+
+
+def probabilities(
+    logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor
+) -> torch.Tensor:
+    """The distribution (B, V) the next token is drawn from; one-hot when the draw is argmax."""
+    if not sampling.greedy:
+        return filter_logits(logits, sampling, ids).softmax(dim=-1)
+    best = argmax(logits, sampling, ids)
+    return torch.zeros_like(logits).scatter_(1, best[:, None], 1.0)
+
+
+def argmax(logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row after the penalty, (B,) int64; of equals the lowest id."""
+    return _after_penalty(logits, sampling, ids).argmax(dim=-1)
+
+
+def _after_penalty(
+    logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor
+) -> torch.Tensor:
+    penalty = sampling.repetition_penalty
+    if penalty is None or penalty == 1.0:
+        return logits
+    return penalize_repetition(logits, ids, penalty)
+
+
+def draw(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
+    """Invert each row's cumulative distribution at its uniform number: (B,) int64.
+
+    Sums are float64 in the order of ids. A token of probability 0 is never drawn.
+    """
+    cumulative = probs.to("cpu", torch.float64).cumsum(dim=-1)  # (B, V)
+    total = cumulative[:, -1]
+    target = torch.tensor(list(uniforms), dtype=torch.float64) * total
+    # The product may round up to the total itself, past the last token.
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].to(probs.device)
+
+
+def _widest(logits: torch.Tensor) -> torch.dtype:
+    return torch.float32 if logits.device.type == "mps" else torch.float64
+
+
+def next_ids(
+    logits: torch.Tensor,
+    sampling: SamplingConfig,
+    ids: torch.Tensor,
+    streams: Sequence[Stream] | None,
+    step: int,
+) -> torch.Tensor:
+    """Draw each row's next token, (B,) int64.
+
+    Args:
+        logits: (B, V), the model's prediction after `ids`.
+        sampling: how to draw.
+        ids: (B, T) int64, all text so far.
+        streams: each row's random numbers; None draws from torch's global generator with
+            `torch.multinomial`, as the tutorial does (temperature 0 alone draws nothing).
+        step: how many tokens were drawn before.
+
+    Raises:
+        InputError: when the logits are not numbers, which only a broken model gives.
+    """
+    if not bool(logits.max(dim=-1).values.isfinite().all()):
+        raise InputError(
+            "the model predicts NaN or infinity: its weights are broken; "
+            "train again with a lower rate"
+        )
+    if sampling.temperature < COLDEST or (streams is not None and sampling.greedy):
+        return argmax(logits, sampling, ids)
+    probs = probabilities(logits, sampling, ids)
+    if streams is None:
+        return torch.multinomial(probs, num_samples=1)[:, 0]
+    return draw(probs, [stream.uniform(step) for stream in streams])

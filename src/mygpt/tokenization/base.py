@@ -1,0 +1,101 @@
+"""What every tokenizer can do, and what they share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+# The token between documents. It is an id of its own: text that spells it stays text.
+END_OF_TEXT = "<|endoftext|>"
+
+
+class IncrementalDecoder(Protocol):
+    """Turns ids into text as they come, never showing half a character."""
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain once `token_id` has come; may be empty."""
+        ...
+
+    def finish(self) -> str:
+        """What is left at the end: a replacement character for an unfinished one, or nothing."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    @property
+    def kind(self) -> str:
+        """The name under which checkpoints keep it."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of ids, end-of-text included where there is one."""
+        ...
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id between documents, or None."""
+        ...
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Ids of `text`, 1-D int64."""
+        ...
+
+    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
+        """Ids of `text`, 1-D int64, without torch."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; end-of-text shows as `<|endoftext|>`."""
+        ...
+
+    def decoder(self) -> IncrementalDecoder:
+        """A fresh decoder for ids that come one by one."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, for people to look at."""
+        ...
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        ...
+
+
+def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """`ids` (a tensor, array or list) as a list; `InputError` for one outside the vocabulary."""
+    array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))
+    if array.size == 0:
+        return []
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise InputError(f"ids must be whole numbers in one row, not {array.dtype} {array.shape}")
+    outside = (array < 0) | (array >= vocab_size)
+    if outside.any():
+        raise InputError(
+            f"id {array[outside][0]} at position {int(outside.argmax())} is outside the "
+            f"vocabulary: ids run from 0 to {vocab_size - 1}"
+        )
+    values: list[int] = array.tolist()
+    return values
+
+
+def check_surrogates(text: str) -> None:
+    """Raise `InputError` at a lone surrogate, which no file can hold and no byte spells."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text has a lone surrogate U+{ord(text[error.start]):04X} at position "
+            f"{error.start}: it is not a character; remove it"
+        ) from None

@@ -1,0 +1,79 @@
+"""The 256 bytes of UTF-8 as tokens: any input at all, no vocabulary to learn."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.tokenization.base import END_OF_TEXT, check_ids, check_surrogates
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ByteTokenizer:
+    """Bytes as tokens; id 256 is end-of-text."""
+
+    kind = "byte"
+    vocab_size = 257
+    end_of_text = 256
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Ids of `text`'s UTF-8 bytes, a 1-D int64 tensor; a lone surrogate is an `InputError`."""
+        import torch
+
+        return torch.from_numpy(self.encode_array(text))
+
+    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
+        """Ids of `text`'s UTF-8 bytes, or of any bytes, a 1-D int64 array."""
+        if isinstance(text, str):
+            check_surrogates(text)
+            text = text.encode("utf-8")
+        return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        decoder = self.decoder()
+        text = "".join([decoder.push(i) for i in check_ids(ids, self.vocab_size)])
+        return text + decoder.finish()
+
+    def token_text(self, token_id: int) -> str:
+        """One byte as text where it is ASCII, else as \\xNN."""
+        check_ids([token_id], self.vocab_size)
+        if token_id == self.end_of_text:
+            return END_OF_TEXT
+        return chr(token_id) if token_id < 128 else f"\\x{token_id:02x}"
+
+    def decoder(self) -> _ByteDecoder:
+        """A decoder for ids that come one by one."""
+        return _ByteDecoder()
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {"kind": self.kind}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ByteTokenizer:
+        """Rebuild from `to_state()`."""
+        return cls()
+
+
+class _ByteDecoder:
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """What the bytes so far spell for certain."""
+        if token_id == ByteTokenizer.end_of_text:
+            rest = self._utf8.decode(b"", final=True)
+            self._utf8.reset()
+            return rest + END_OF_TEXT
+        return self._utf8.decode(bytes((token_id,)))
+
+    def finish(self) -> str:
+        """U+FFFD where a character was left unfinished."""
+        return self._utf8.decode(b"", final=True)

@@ -1,0 +1,157 @@
+"""One id per distinct character, in the order of their code points (the tutorial's chapter 16)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.errors import InputError, UnknownTokenError
+from mygpt.tokenization.base import END_OF_TEXT, check_ids, check_surrogates
+
+if TYPE_CHECKING:
+    import torch
+
+_SHOWN = 20  # unknown characters listed in an error
+
+
+class CharTokenizer:
+    """Characters as tokens.
+
+    Args:
+        chars: distinct characters; a character's id is its position.
+        end_of_text: whether one more id, after the characters, separates documents. The
+            tutorial's tokenizer has none.
+
+    Attributes:
+        chars: the characters, a list.
+        stoi: character to id.
+        itos: id to character.
+    """
+
+    kind = "char"
+
+    def __init__(self, chars: Iterable[str], *, end_of_text: bool = False) -> None:
+        self.chars = list(chars)
+        if not self.chars:
+            raise InputError(
+                "a character tokenizer needs at least one character: the text is empty"
+            )
+        wrong = [c for c in self.chars if not isinstance(c, str) or len(c) != 1]
+        if wrong or len(set(self.chars)) != len(self.chars):
+            raise InputError(f"chars must be distinct single characters (wrong: {wrong[:5]})")
+        check_surrogates("".join(self.chars))
+        self.stoi = {char: i for i, char in enumerate(self.chars)}
+        self.itos = dict(enumerate(self.chars))
+        self.end_of_text = len(self.chars) if end_of_text else None
+
+    @classmethod
+    def from_text(cls, text: str, *, end_of_text: bool = False) -> CharTokenizer:
+        """The tokenizer of a text's sorted distinct characters."""
+        return cls(sorted(set(text)), end_of_text=end_of_text)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of ids, end-of-text included where there is one."""
+        return len(self.chars) + (self.end_of_text is not None)
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Ids of `text`, a 1-D int64 tensor; `UnknownTokenError` lists unknown characters."""
+        import torch
+
+        return torch.from_numpy(self.encode_array(text))
+
+    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
+        """Ids of `text`, a 1-D int64 array; `UnknownTokenError` lists unknown characters."""
+        if isinstance(text, bytes):
+            raise InputError("a character tokenizer takes text: bytes are --tokenizer byte's")
+        try:
+            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        except UnicodeEncodeError:
+            check_surrogates(text)
+            raise
+        known = np.array([ord(c) for c in self.chars], dtype=np.uint32)
+        order = known.argsort()
+        places = np.searchsorted(known[order], points).clip(max=len(known) - 1)
+        ids = order[places]
+        if points.size and not (known[ids] == points).all():
+            self._refuse(text)
+        return ids.astype(np.int64)
+
+    def _refuse(self, text: str) -> None:
+        unknown = sorted(set(text) - set(self.chars))
+        position = min(text.index(char) for char in unknown)
+        listed = " ".join(repr(char) for char in unknown[:_SHOWN])
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        raise UnknownTokenError(
+            f"characters that are not in the vocabulary of {len(self.chars)}: {listed}{more} "
+            f"(first at position {position}); leave them out, or train on a text that has them"
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; `InputError` for an id outside the vocabulary."""
+        return "".join(self._text(i) for i in check_ids(ids, self.vocab_size))
+
+    def _text(self, token_id: int) -> str:
+        return END_OF_TEXT if token_id == self.end_of_text else self.chars[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text."""
+        return self.decode([token_id])
+
+    def decoder(self) -> _CharDecoder:
+        """A decoder for ids that come one by one."""
+        return _CharDecoder(self)
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {
+            "kind": self.kind,
+            "chars": self.chars,
+            "end_of_text": self.end_of_text is not None,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> CharTokenizer:
+        """Rebuild from `to_state()`, or from the tutorial's JSON, which has "chars" alone."""
+        chars = state.get("chars")
+        if not isinstance(chars, list):
+            raise InputError('a character tokenizer\'s JSON needs "chars", a list of characters')
+        return cls(chars, end_of_text=bool(state.get("end_of_text", False)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the tutorial's JSON, `{"chars": [...]}`; end-of-text is noted where there is one."""
+        state: dict[str, Any] = {"chars": self.chars}
+        if self.end_of_text is not None:
+            state["end_of_text"] = True
+        Path(path).write_text(json.dumps(state), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> CharTokenizer:
+        """Read what `save` or the tutorial wrote; `InputError` where it is not that."""
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not a tokenizer's JSON: {error}") from error
+        if not isinstance(state, dict):
+            raise InputError(f"{path} is not a tokenizer's JSON: it holds no object")
+        return cls.from_state(state)
+
+
+class _CharDecoder:
+    def __init__(self, tokenizer: CharTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def push(self, token_id: int) -> str:
+        """The character of `token_id`."""
+        return self._tokenizer.token_text(token_id)
+
+    def finish(self) -> str:
+        """Nothing: no character is ever unfinished."""
+        return ""

@@ -1,0 +1,56 @@
+"""The tutorial's own small pieces, to the digit: `VOCAB`, `to_ids`, `set_seed`, `get_batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mygpt.errors import InputError, UnknownTokenError
+
+VOCAB = ("I", "love", "AI", "!")
+
+
+def to_ids(tokens: Sequence[str]) -> torch.Tensor:
+    """Ids of words of `VOCAB`: a 1-D int64 tensor.
+
+    Raises:
+        UnknownTokenError: for a word outside `VOCAB` (a KeyError and a ValueError).
+    """
+    unknown = [token for token in tokens if token not in VOCAB]
+    if unknown:
+        raise UnknownTokenError(f"{unknown} not in the vocabulary {list(VOCAB)}")
+    return torch.tensor([VOCAB.index(token) for token in tokens], dtype=torch.int64)
+
+
+def set_seed(seed: int = 0) -> None:
+    """Seed torch's global generators, on CUDA and MPS too where they exist."""
+    torch.manual_seed(seed)
+
+
+def get_batch(
+    data: torch.Tensor, batch_size: int, seq_len: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random windows of a corpus, and the same one position later (chapter 14).
+
+    Args:
+        data: 1-D int64 token ids.
+        batch_size: B.
+        seq_len: T.
+
+    Returns:
+        x and y, both (B, T) int64. Starts come from one draw of torch's global generator; its
+        bound leaves the last window out, as the tutorial's does.
+
+    Raises:
+        InputError: for a corpus too short to cut a window from (a ValueError).
+    """
+    bound = len(data) - seq_len - 1
+    if bound < 1:
+        raise InputError(
+            f"a corpus of {len(data)} tokens is too short for seq_len={seq_len}: "
+            f"it needs at least {seq_len + 2} tokens, or seq_len at most {len(data) - 2}"
+        )
+    starts = torch.randint(0, bound, (batch_size,))
+    windows = data[starts[:, None] + torch.arange(seq_len + 1)]  # (B, T + 1)
+    return windows[:, :-1], windows[:, 1:]
