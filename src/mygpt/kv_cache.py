@@ -38,7 +38,8 @@ class KVCache:
             config.max_seq_len,
             config.head_size,
         )
-        return cls(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
+        keys = torch.zeros(shape, device=device, dtype=dtype)
+        return cls(keys, torch.zeros_like(keys))
 
     @property
     def batch_size(self) -> int:

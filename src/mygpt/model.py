@@ -9,6 +9,7 @@ L window, V vocabulary, P positions read before.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from torch import nn
 
 from mygpt.config import GPTConfig
 from mygpt.errors import InputError
-from mygpt.kv_cache import KVCache
+
+if TYPE_CHECKING:
+    from mygpt.kv_cache import KVCache
 
 
 class RMSNorm(nn.Module):
@@ -194,6 +197,9 @@ class GPT(nn.Module):
         if not config.is_tutorial_block:
             model._draw_as_gpt2()
         return model
+
+    rotary_cos: torch.Tensor
+    rotary_sin: torch.Tensor
 
     def _build(self, config: GPTConfig) -> None:
         nn.Module.__init__(self)

@@ -36,9 +36,9 @@ class PlainEngine:
         self.window = Window(model.max_seq_len, overflow)
 
     def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read all of the window; see `Engine`."""
         logits, _ = self.model(ids[:, self.window.start(ids.shape[1]) :])
-        last: torch.Tensor = logits[:, -1, :]
-        return last
+        return logits[:, -1, :]
 
 
 class CachedEngine:
@@ -54,6 +54,7 @@ class CachedEngine:
         self._start = 0
 
     def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read what the cache does not hold; see `Engine`."""
         start = self.window.start(ids.shape[1])
         if start != self._start:
             self._start = start

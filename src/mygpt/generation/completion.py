@@ -70,6 +70,7 @@ class Row:
 
     @property
     def ended(self) -> bool:
+        """Whether this sample takes no more tokens."""
         return bool(self.completion.finish_reason)
 
     def push(self, token_id: int, logits: torch.Tensor) -> str:

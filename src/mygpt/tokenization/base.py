@@ -68,6 +68,10 @@ class Tokenizer(Protocol):
         """One token as text, for people to look at."""
         ...
 
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """UTF-8 bytes each id stands for, (V,) int64; end-of-text stands for none."""
+        ...
+
     def to_state(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         ...

@@ -52,6 +52,10 @@ class ByteTokenizer:
         """A decoder for ids that come one by one."""
         return _ByteDecoder()
 
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """One byte each, (V,) int64; end-of-text has none."""
+        return np.array([1] * 256 + [0], dtype=np.int64)
+
     def to_state(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         return {"kind": self.kind}

@@ -77,7 +77,7 @@ class CharTokenizer:
         known = np.array([ord(c) for c in self.chars], dtype=np.uint32)
         order = known.argsort()
         places = np.searchsorted(known[order], points).clip(max=len(known) - 1)
-        ids = order[places]
+        ids: NDArray[np.int64] = order[places]
         if points.size and not (known[ids] == points).all():
             self._refuse(text)
         return ids.astype(np.int64)
@@ -107,6 +107,11 @@ class CharTokenizer:
         """A decoder for ids that come one by one."""
         return _CharDecoder(self)
 
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of each id, (V,) int64; end-of-text has none."""
+        lengths = [len(char.encode("utf-8")) for char in self.chars]
+        return np.array(lengths + [0] * (self.end_of_text is not None), dtype=np.int64)
+
     def to_state(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         return {
@@ -124,7 +129,7 @@ class CharTokenizer:
         return cls(chars, end_of_text=bool(state.get("end_of_text", False)))
 
     def save(self, path: str | Path) -> None:
-        """Write the tutorial's JSON, `{"chars": [...]}`; end-of-text is noted where there is one."""
+        """Write the tutorial's JSON, `{"chars": [...]}`, and end-of-text if there is one."""
         state: dict[str, Any] = {"chars": self.chars}
         if self.end_of_text is not None:
             state["end_of_text"] = True

@@ -1,0 +1,79 @@
+"""The command `mygpt`: one file per command; the only place that parses flags and prints.
+
+Nothing heavy is imported here: `mygpt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from mygpt.cli.data import data_app
+from mygpt.cli.demo import demo
+from mygpt.cli.generate import generate
+from mygpt.cli.info import info
+from mygpt.cli.train import train
+from mygpt.errors import MygptError
+
+# Typer's own usage errors: the base of the one it exports.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="mygpt",
+    help="Train a GPT on a text file and write from it.",
+    epilog="Try it: mygpt demo. Then: mygpt train FILE --minutes 5, and: mygpt generate -p TEXT",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, generate, info, demo):
+    # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.
+    paragraphs = (command.__doc__ or "").split("\n\n")
+    app.command(help="\n\n".join(" ".join(text.split()) for text in paragraphs))(command)
+app.add_typer(data_app, name="data")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from mygpt import __version__
+
+        print(f"mygpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Train a GPT on a text file and write from it."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command and leave with its exit code.
+
+    0 done; 1 our bug; 2 wrong input or usage; 3 no space or not writable; 4 out of memory;
+    5 training diverged; 128 + n ended by signal n.
+    """
+    try:
+        code = app(args=args, prog_name="mygpt", standalone_mode=False)
+    except MygptError as error:
+        _say(error)
+        code = error.exit_code
+    except _UsageError as error:
+        _say(error.format_message())
+        code = 2
+    except MemoryError:
+        _say("out of memory: choose a smaller model, --batch-size or --seq-len")
+        code = 4
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(problem: object) -> None:
+    print(f"mygpt: {problem}", file=sys.stderr)

@@ -1,0 +1,85 @@
+"""`mygpt data`: texts to train on, fetched and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mygpt.errors import InputError
+
+_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_BYTES = 1_115_394
+
+data_app = typer.Typer(help="Fetch texts to train on.", no_args_is_help=True)
+
+
+@data_app.callback()
+def _root() -> None:
+    """Fetch texts to train on."""
+
+
+@data_app.command()
+def shakespeare(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path(
+        "tinyshakespeare.txt"
+    ),
+    url: Annotated[str, typer.Option(help="Where to get it; the digest must match.")] = _URL,
+) -> None:
+    """Fetch Tiny Shakespeare (1.1 MB, 40,000 lines of the plays), and check its SHA-256.
+
+    Example: mygpt data shakespeare && mygpt train tinyshakespeare.txt
+    """
+    if output.exists():
+        if output.is_file() and _digest(output.read_bytes()) == _SHA256:
+            print(f"{output} is here already, and whole")
+            return
+        raise InputError(f"{output} exists and is another file: choose another --output")
+    data = _fetch(url)
+    if _digest(data) != _SHA256:
+        raise InputError(
+            f"{url} gave {len(data):,} bytes that are not Tiny Shakespeare (SHA-256 "
+            f"{_digest(data)[:12]}..., expected {_SHA256[:12]}...): nothing was written"
+        )
+    from mygpt.checkpoint import write_durably
+
+    write_durably(output, data)
+    print(f"{output}: {len(data):,} bytes, digest checked\nnext: mygpt train {output}")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _fetch(url: str) -> bytes:
+    """The bytes at `url`, at most one more than expected, with progress on a terminal."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress
+
+    if not url.startswith(("https://", "http://", "file://")):
+        raise InputError(f"url={url!r} is not one: it begins with https://, http:// or file://")
+    data = b""
+    console = Console(file=sys.stderr)
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=30) as answer,
+            Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as bar,
+        ):
+            task = bar.add_task("tinyshakespeare", total=_BYTES)
+            while len(data) <= _BYTES and (piece := answer.read(65536)):
+                data += piece
+                bar.update(task, completed=len(data))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise InputError(
+            f"cannot fetch {url}: {reason}; try again, or name another place with --url"
+        ) from None
+    return data

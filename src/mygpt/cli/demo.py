@@ -1,0 +1,58 @@
+"""`mygpt demo`: train on the built-in corpus for about a minute and print samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_TEMPERATURES = (0.5, 0.8, 1.1)
+_OUTPUT = Path("runs/demo")
+
+
+def demo(
+    minutes: Annotated[float, typer.Option(help="How long to train.")] = 0.8,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = _OUTPUT,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where another run lies.")
+    ] = False,
+) -> int:
+    """Train a small GPT on the built-in text for about a minute, and let it write.
+
+    The text is the Python language reference that every CPython carries. An earlier demo's run
+    is replaced.
+
+    Example: mygpt demo --minutes 2
+    """
+    from mygpt import training
+    from mygpt.cli.progress import TrainingDisplay
+
+    with TrainingDisplay() as display:
+        writer = training.train(
+            preset="nano",
+            minutes=minutes,
+            output=output,
+            overwrite=overwrite or _is_demo(output),
+            listener=display,
+            command="mygpt demo",
+        )
+    if display.signal is not None:
+        return 128 + display.signal
+    for temperature in _TEMPERATURES:
+        text = writer.generate("The ", 240, temperature=temperature, seed=0)
+        print(f"\n--- temperature {temperature} ---\n{text}")
+    print(f'\nYour turn: mygpt generate --checkpoint {output} --prompt "The "')
+    return 0
+
+
+def _is_demo(run: Path) -> bool:
+    """Whether this folder holds what an earlier demo made, and so may be replaced."""
+    from mygpt.checkpoint import read_checkpoint
+    from mygpt.errors import CheckpointError
+
+    try:
+        provenance = read_checkpoint(run / "last.safetensors").provenance
+    except CheckpointError:
+        return False
+    return provenance.get("command") == "mygpt demo"

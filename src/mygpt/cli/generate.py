@@ -1,0 +1,218 @@
+"""`mygpt generate`: write from a checkpoint. Text goes to stdout, and nothing else does."""
+
+from __future__ import annotations
+
+import json as json_module
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens, check_overflow
+from mygpt.errors import InputError
+
+if TYPE_CHECKING:
+    from mygpt.generation import Writer
+
+_SAMPLING = "Sampling"
+# A model trained on control characters must not drive the reader's terminal.
+_VISIBLE = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
+
+
+def _sampling(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=_SAMPLING, show_default=False)
+
+
+def generate(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            help="A run's folder or a file; without it the newest run.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="The text to continue; - reads standard input. Without one, "
+            "a terminal asks for prompts line by line.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="Read the prompt from a file.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", help="Where to end at the latest.")
+    ] = 200,
+    num_samples: Annotated[int, typer.Option(help="How many continuations.")] = 1,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End before this text; may be given again.", show_default=False),
+    ] = None,
+    temperature: Annotated[
+        float | None, _sampling("Below 1 sharpens, above 1 flattens, 0 is greedy (1).")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always the likeliest.", rich_help_panel=_SAMPLING)
+    ] = False,
+    top_k: Annotated[int | None, _sampling("Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, _sampling("Draw from the smallest set with this probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, _sampling("Drop tokens below this share of the likeliest one's.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _sampling("Above 1 makes tokens that occurred less likely.")
+    ] = None,
+    seed: Annotated[
+        int | None, _sampling("The same seed writes the same text; drawn and shown if missing.")
+    ] = None,
+    overflow: Annotated[
+        str,
+        typer.Option(
+            help="Past the window: crop re-reads the last window each step, refill keeps its "
+            "newer half, stop ends.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = OVERFLOW_POLICIES[0],
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Show text as it is written.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a sample.")] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: this many alternatives a token.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write from a trained model: the prompt and its continuation.
+
+    The text is the only thing on standard output; a seed that was drawn is shown on standard
+    error.
+
+    Example: mygpt generate -c runs/poems -p "The sea" --temperature 0.8 --top-k 40
+    """
+    if hasattr(signal, "SIGPIPE"):  # whoever reads us may leave: end quietly
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if greedy and temperature is not None:
+        raise InputError(f"--greedy and --temperature {temperature} exclude each other")
+    if logprobs is not None and not json:
+        raise InputError("--logprobs are shown with --json alone: add --json")
+    options: dict[str, Any] = {
+        "temperature": 0.0 if greedy else 1.0 if temperature is None else temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    SamplingConfig(**options)  # refuses wrong values before anything is loaded
+    check_max_new_tokens(max_new_tokens)
+    check_overflow(overflow)
+    text = _read_prompt(prompt, prompt_file)
+    from mygpt.checkpoint import resolve
+    from mygpt.randomness import check_seed, fresh_seed
+
+    path = resolve(checkpoint)
+    if seed is None:
+        seed = fresh_seed()
+        if not (temperature == 0 or greedy or top_k == 1):
+            print(f"seed {seed}", file=sys.stderr)
+    check_seed(seed)
+    from mygpt.generation import load
+
+    writer = load(path, device=device, dtype=dtype)
+    options |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
+    if text is None and sys.stdin.isatty():
+        _converse(writer, seed, options)
+        return
+    text = text or ""
+    _note_crop(writer, text, overflow)
+    if json:
+        _print_json(writer, text, num_samples, logprobs, {"seed": seed, **options})
+    elif num_samples == 1 and stream:
+        _print_stream(writer, text, {"seed": seed, **options})
+    else:
+        samples = writer.complete(text, num_samples=num_samples, seed=seed, **options)
+        for number, sample in enumerate(samples):
+            print("---\n" * (number > 0) + _shown(text + sample.text).removesuffix("\n"))
+
+
+def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
+    """The prompt as text; None where none was given."""
+    if prompt_file is not None:
+        if prompt is not None:
+            raise InputError("--prompt and --prompt-file exclude each other")
+        try:
+            data = prompt_file.read_bytes()
+        except OSError as error:
+            raise InputError(f"{prompt_file} cannot be read: {error.strerror}") from None
+    elif prompt == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        return prompt
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt is not UTF-8: byte at position {error.start}") from None
+
+
+def _note_crop(writer: Writer, text: str, overflow: str) -> None:
+    tokens, window = len(writer.prompt_ids(text)), writer.model.max_seq_len
+    if tokens > window and overflow != "stop":
+        print(f"the prompt has {tokens} tokens: the model sees the last {window}", file=sys.stderr)
+
+
+def _shown(text: str) -> str:
+    return text.translate(_VISIBLE) if sys.stdout.isatty() else text
+
+
+def _print_stream(writer: Writer, text: str, options: dict[str, Any]) -> None:
+    pieces = writer.stream(text, **options)
+    last = text
+    print(_shown(text), end="", flush=True)
+    for piece in pieces:
+        print(_shown(piece), end="", flush=True)
+        last = piece
+    if not last.endswith("\n"):
+        print()
+
+
+def _print_json(
+    writer: Writer, text: str, num_samples: int, logprobs: int | None, options: dict[str, Any]
+) -> None:
+    for sample in writer.complete(text, num_samples=num_samples, logprobs=logprobs, **options):
+        values = asdict(sample)
+        if sample.logprobs is None:
+            del values["logprobs"]
+        print(json_module.dumps(values, ensure_ascii=False))
+
+
+def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
+    """Ask for prompts until the end of input; each answer has the next seed."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (line editing for input())
+    print("a prompt a line; Ctrl-D ends", file=sys.stderr)
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            print()
+            return
+        try:
+            _note_crop(writer, text, options["overflow"])
+            _print_stream(writer, text, {"seed": seed, **options})
+        except InputError as error:
+            print(f"mygpt: {error}", file=sys.stderr)
+        seed = (seed + 1) % 2**64

@@ -1,0 +1,81 @@
+"""`mygpt info`: what is in a checkpoint."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def info(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A run's folder or a file; without it the newest run.", show_default=False
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Show what is in a checkpoint, after checking every digest.
+
+    Example: mygpt info runs/poems
+    """
+    from mygpt.checkpoint import read_checkpoint, resolve
+
+    found = read_checkpoint(resolve(checkpoint))
+    if json:
+        values = {
+            "path": str(found.path),
+            "config": found.config.to_dict(),
+            "parameters": found.config.num_parameters(),
+            "tokenizer": found.tokenizer.to_state(),
+            "provenance": found.provenance,
+        }
+        print(json_module.dumps(values, ensure_ascii=False, indent=2))
+        return
+    for name, value in _lines(found):
+        print(f"{name + ':':<13}{value}")
+
+
+def _lines(found: Any) -> list[tuple[str, str]]:
+    """What a person wants to know first, name and value."""
+    config, tokenizer, origin = found.config, found.tokenizer, found.provenance
+    block = (
+        "the tutorial's"
+        if config.is_tutorial_block
+        else f"{config.norm} norm, {config.position} positions, {config.mlp}"
+    )
+    lines = [
+        ("file", f"{found.path} ({found.path.stat().st_size:,} bytes, digests match)"),
+        ("parameters", f"{config.num_parameters():,}"),
+        (
+            "shape",
+            f"embed_dim {config.embed_dim}, {config.num_layers} layers, {config.num_heads} heads",
+        ),
+        ("block", block),
+        ("window", f"{config.max_seq_len} tokens"),
+        ("tokenizer", f"{tokenizer.kind}, vocabulary {tokenizer.vocab_size}"),
+    ]
+    if tokenizer.kind == "char":
+        lines.append(
+            ("characters", json_module.dumps("".join(tokenizer.chars), ensure_ascii=False))
+        )
+    if "step" in origin:
+        lines.append(("trained", f"{origin['step']:,} steps, {origin['tokens']:,} tokens"))
+    if "loss" in origin:
+        lines.append(("loss", f"{origin['loss']:.4f} nats per token, last batch"))
+    if "val_loss" in origin:
+        bits = origin["val_bits_per_byte"]
+        lines.append(
+            ("validation", f"{origin['val_loss']:.4f} nats per token, {bits:.3f} bits per byte")
+        )
+    if "corpus" in origin:
+        corpus = origin["corpus"]
+        lines.append(("corpus", f"{corpus['name']}, {corpus['bytes']:,} bytes"))
+        lines.append(("", f"sha256 {corpus['sha256']}"))
+    if "command" in origin:
+        lines.append(("command", origin["command"]))
+        lines.append(("made with", f"mygpt {origin['mygpt']}, torch {origin['torch']}"))
+    return lines

@@ -1,0 +1,130 @@
+"""`mygpt train`: from text files to a checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _help(text: str, panel: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel, show_default=False)
+
+
+_LENGTH, _MODEL, _RECIPE, _REPORTS = "Length", "Model", "Recipe", "Reports and saves"
+
+
+def train(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Text files, folders, patterns, *.gz, or - for standard input; "
+            "nothing is the built-in corpus.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The run's folder, or a checkpoint file such as ckpt.pt (its run then lies in "
+            "ckpt.pt.run). Without it: runs/<name of the text>.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where a run lies already.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="tutorial, nano, small (the default), medium or large.", show_default=False
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (the default), char, byte, or a tokenizer's JSON file.", show_default=False
+        ),
+    ] = None,
+    val_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text to validate on; without it, the last tenth of the text.", show_default=False
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the files; without it UTF-8, or what a BOM says.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    seed: Annotated[int | None, _help("Decides weights, data order and dropout (0).", "")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    steps: Annotated[int | None, _help("Train this many steps.", _LENGTH)] = None,
+    tokens: Annotated[int | None, _help("Train on this many tokens.", _LENGTH)] = None,
+    minutes: Annotated[float | None, _help("Train this long (5).", _LENGTH)] = None,
+    embed_dim: Annotated[int | None, _help("Width C.", _MODEL)] = None,
+    num_heads: Annotated[int | None, _help("Attention heads.", _MODEL)] = None,
+    num_layers: Annotated[int | None, _help("Blocks.", _MODEL)] = None,
+    max_seq_len: Annotated[int | None, _help("The context window in tokens.", _MODEL)] = None,
+    dropout: Annotated[
+        float | None, _help("Probability of dropping an activation.", _MODEL)
+    ] = None,
+    batch_size: Annotated[int | None, _help("Windows a step.", _RECIPE)] = None,
+    seq_len: Annotated[int | None, _help("Tokens a window.", _RECIPE)] = None,
+    lr: Annotated[float | None, _help("The highest learning rate.", _RECIPE)] = None,
+    weight_decay: Annotated[float | None, _help("AdamW's decay of matrices.", _RECIPE)] = None,
+    grad_clip: Annotated[float | None, _help("Largest gradient norm; 0 is off.", _RECIPE)] = None,
+    print_every: Annotated[int | None, _help("Steps between reports.", _REPORTS)] = None,
+    eval_every: Annotated[int | None, _help("Steps between validations.", _REPORTS)] = None,
+    sample_tokens: Annotated[int | None, _help("Length of samples; 0 is off.", _REPORTS)] = None,
+    save_every: Annotated[int | None, _help("Steps between saves.", _REPORTS)] = None,
+    save_seconds: Annotated[float | None, _help("Seconds between saves (60).", _REPORTS)] = None,
+) -> int:
+    """Train a GPT on text.
+
+    The best model by validation loss is kept, beside the newest. Ctrl-C finishes the step,
+    saves, and says how to go on.
+
+    Example: mygpt train poems.txt --minutes 5 --output runs/poems
+    """
+    given = locals()
+    named = ("files", "output", "overwrite", "resume", "device", "quiet")
+    source = ("preset", "tokenizer", "val_file", "encoding")
+    options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
+    chosen = {name: given[name] for name in source if given[name] is not None}
+    from mygpt.cli.progress import TrainingDisplay
+    from mygpt.errors import InputError
+
+    if resume is not None and (output is not None or overwrite or chosen):
+        clashing = ["output"] * (output is not None) + ["overwrite"] * overwrite + list(chosen)
+        raise InputError(
+            f"--resume goes on with a run as it was begun: leave out "
+            f"{', '.join('--' + name.replace('_', '-') for name in clashing)}"
+        )
+    from mygpt import training
+
+    with TrainingDisplay(quiet=quiet) as display:
+        if resume is not None:
+            training.resume(resume, files or [], device=device, listener=display, **options)
+        else:
+            training.train(
+                files or [],
+                output=output,
+                overwrite=overwrite,
+                device=device,
+                listener=display,
+                command=shlex.join(["mygpt", *sys.argv[1:]]),
+                **chosen,
+                **options,
+            )
+    return 0 if display.signal is None else 128 + display.signal

@@ -1,0 +1,33 @@
+"""Documents to one row of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.text import Document
+from mygpt.tokenization import Tokenizer
+
+
+def encode_documents(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, continued: bool = False
+) -> NDArray[np.integer]:
+    """Ids of all documents in one row, end-of-text before each where the tokenizer has it.
+
+    Args:
+        documents: in order.
+        tokenizer: what encodes them.
+        continued: the first document goes on from text that came before: nothing before it.
+
+    Returns:
+        1-D, uint16 where the vocabulary fits, else int32.
+    """
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    parts: list[NDArray[np.integer]] = []
+    for number, document in enumerate(documents):
+        if tokenizer.end_of_text is not None and not (continued and number == 0):
+            parts.append(np.array([tokenizer.end_of_text], dtype))
+        parts.append(tokenizer.encode_array(document.text).astype(dtype))
+    return np.concatenate(parts) if parts else np.empty(0, dtype)

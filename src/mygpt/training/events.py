@@ -1,0 +1,163 @@
+"""What a training run tells as it goes; `str(event)` is its plain line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know: a window that was shrunk, files passed over."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return f"note: {self.text}"
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run as it begins.
+
+    Attributes:
+        run: its folder.
+        step: steps done before (a resumed run).
+        parameters: numbers the model trains.
+        corpus: the text's name.
+        train_tokens: tokens to learn from.
+        val_tokens: tokens kept for validation.
+        tokenizer: its kind.
+        vocab_size: V.
+        seq_len: T.
+        uniform: loss of guessing uniformly, nats per token.
+        unigram: loss of the tokens' frequencies, on the validation text where there is one.
+        device: where the model runs.
+        total_steps: None when the clock decides.
+        budget_s: None when steps decide.
+    """
+
+    run: Path
+    step: int
+    parameters: int
+    corpus: str
+    train_tokens: int
+    val_tokens: int
+    tokenizer: str
+    vocab_size: int
+    seq_len: int
+    uniform: float
+    unigram: float
+    device: str
+    total_steps: int | None
+    budget_s: float | None
+
+    def __str__(self) -> str:
+        kept = f" + {self.val_tokens:,} for validation" if self.val_tokens else ""
+        goes_on = f", going on after step {self.step}" if self.step else ""
+        return (
+            f"{self.corpus}: {self.train_tokens:,} tokens{kept} ({self.tokenizer}, vocabulary "
+            f"{self.vocab_size})\n"
+            f"model: {self.parameters:,} parameters, windows of {self.seq_len}, on {self.device}"
+            f"{goes_on}\n"
+            f"to beat: uniform {self.uniform:.4f}, unigram {self.unigram:.4f} nats per token"
+        )
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A reported step: the loss of its batch before the update, in nats per token."""
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+    elapsed_s: float
+    tokens_per_s: float
+    remaining_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step:>4}: loss = {self.loss:.4f}  ({self.tokens_per_s:,.0f} tokens/s, "
+            f"{clock(self.remaining_s)} left)"
+        )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A validation pass, and whether it is the best so far."""
+
+    step: int
+    val_loss: float
+    val_bits_per_byte: float
+    best: bool
+
+    def __str__(self) -> str:
+        best = ", best so far" if self.best else ""
+        return (
+            f"step {self.step:>4}: validation loss = {self.val_loss:.4f}  "
+            f"({self.val_bits_per_byte:.3f} bits per byte{best})"
+        )
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A piece of text the model writes at this step."""
+
+    step: int
+    text: str
+
+    def __str__(self) -> str:
+        shown = self.text.strip().replace("\n", "\n  | ")
+        return f"  | {shown}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run's end.
+
+    Attributes:
+        run: its folder.
+        checkpoint: the file to generate from.
+        step: steps done.
+        loss: of the last batch, nats per token; NaN where no step was made.
+        best_val_loss: None without validation.
+        best_step: where that was.
+        elapsed_s: seconds of training.
+        signal: the signal that ended it early, or None.
+    """
+
+    run: Path
+    checkpoint: Path
+    step: int
+    loss: float
+    best_val_loss: float | None
+    best_step: int
+    elapsed_s: float
+    signal: int | None
+
+    def __str__(self) -> str:
+        best = ""
+        if self.best_val_loss is not None:
+            best = f", best validation loss {self.best_val_loss:.4f} at step {self.best_step}"
+        if self.signal is not None:
+            return (
+                f"stopped after step {self.step}{best}; saved in {self.run}\n"
+                f"go on with: mygpt train --resume {self.run}"
+            )
+        return (
+            f"done: {self.step:,} steps in {clock(self.elapsed_s)}, loss {self.loss:.4f}{best}\n"
+            f"write with: mygpt generate --checkpoint {self.checkpoint}"
+        )
+
+
+Event = Note | Started | StepDone | Evaluated | Sampled | Finished
+Listener = Callable[[Event], None]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,0 +1,117 @@
+"""What a run learns from: the text split in two, the tokenizer, the window that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.data import encode_documents
+from mygpt.errors import InputError
+from mygpt.text import Corpus, Document, read_corpus, split_documents
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer
+
+# More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
+MOST_CHARACTERS = 512
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus and its two parts.
+
+    Attributes:
+        corpus: all that was named, the validation file apart.
+        learned: documents to learn from.
+        held: documents to validate on; may be empty.
+        sha256: of everything, the validation file included.
+    """
+
+    corpus: Corpus
+    learned: list[Document]
+    held: list[Document]
+    sha256: str
+
+    @property
+    def documents(self) -> list[Document]:
+        """All of it."""
+        return [*self.learned, *self.held]
+
+    def encode(self, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """Tokens to learn from and tokens to validate on, each one row of ids."""
+        cut = self.learned != self.corpus.documents  # the held text goes on where the other ends
+        return (
+            encode_documents(self.learned, tokenizer),
+            encode_documents(self.held, tokenizer, continued=cut),
+        )
+
+
+def read_source(settings: Mapping[str, Any], val_fraction: float, *, allow_bytes: bool) -> Source:
+    """Read the text that a run's settings name.
+
+    Args:
+        settings: "files", "val_file" and "encoding", as the state keeps them.
+        val_fraction: share to hold back for validation where there is no "val_file".
+        allow_bytes: take what is not text as bytes.
+    """
+    encoding, val_file = settings["encoding"], settings["val_file"]
+    corpus = read_corpus(settings["files"], encoding=encoding, allow_bytes=allow_bytes)
+    if val_file is None:
+        learned, held = split_documents(corpus.documents, val_fraction)
+        return Source(corpus, learned, held, corpus.sha256)
+    kept = read_corpus([val_file], encoding=encoding, allow_bytes=allow_bytes)
+    return Source(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
+
+
+def choose_tokenizer(name: str, documents: Sequence[Document], *, end_of_text: bool) -> Tokenizer:
+    """The tokenizer called `name` for these documents.
+
+    "auto" takes characters where the text has at most 512 distinct ones, else bytes. Anything
+    that is no name is the path of a character tokenizer's JSON.
+
+    Raises:
+        InputError: where the documents do not fit it.
+    """
+    texts = [document.text for document in documents]
+    if name == "byte":
+        return ByteTokenizer()
+    characters: set[str] = set()
+    for text in texts:
+        if isinstance(text, bytes):
+            return ByteTokenizer()
+        characters.update(text)
+    if name == "auto" and len(characters) > MOST_CHARACTERS:
+        return ByteTokenizer()
+    if name in ("auto", "char"):
+        return CharTokenizer(sorted(characters), end_of_text=end_of_text)
+    if not Path(name).exists():
+        raise InputError(f"tokenizer={name!r} is not known: choose auto, char, byte, or a file")
+    return CharTokenizer.load(name)
+
+
+def fit_window(
+    shape: dict[str, Any], recipe: dict[str, Any], num_tokens: int, *, asked: bool
+) -> list[str]:
+    """Shrink the window to a small corpus, in place; say so in the notes returned.
+
+    Raises:
+        InputError: when the window was asked for, or no window fits.
+    """
+    spare = 2 if recipe.get("data_order") == "tutorial" else 1
+    longest, wanted = num_tokens - spare, recipe["seq_len"]
+    if longest < 1:
+        raise InputError(
+            f"the text gives {num_tokens} tokens to learn from: it needs at least {1 + spare}"
+        )
+    if wanted <= longest:
+        return []
+    if asked:
+        raise InputError(
+            f"seq_len={wanted} is longer than the {num_tokens} tokens to learn from allow: "
+            f"choose at most {longest}"
+        )
+    recipe["seq_len"] = shape["max_seq_len"] = longest
+    return [f"the text has {num_tokens} tokens to learn from: windows of {longest}, not {wanted}"]
