@@ -71,15 +71,24 @@ def _fetch(url: str) -> bytes:
     try:
         with (
             urllib.request.urlopen(url, timeout=30) as answer,
-            Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as bar,
+            Progress(
+                *Progress.get_default_columns(),
+                DownloadColumn(),
+                console=console,
+                disable=not console.is_terminal,
+            ) as bar,
         ):
             task = bar.add_task("tinyshakespeare", total=_BYTES)
             while len(data) <= _BYTES and (piece := answer.read(65536)):
                 data += piece
                 bar.update(task, completed=len(data))
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _cannot_fetch(url, error) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise InputError(
-            f"cannot fetch {url}: {reason}; try again, or name another place with --url"
-        ) from None
+        raise _cannot_fetch(url, getattr(error, "reason", None) or error) from None
     return data
+
+
+def _cannot_fetch(url: str, reason: object) -> InputError:
+    return InputError(f"cannot fetch {url}: {reason}; try again, or name another place with --url")

@@ -90,7 +90,8 @@ def train(
         "preset": preset,
     }
     bytes_do = tokenizer in ("auto", "byte")
-    source = read_source(settings, config.val_fraction, allow_bytes=bytes_do)
+    as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
+    source = read_source(as_named, config.val_fraction, allow_bytes=bytes_do)
     run = RunFolder.at(output or Path("runs") / source.corpus.name)
     run.check_free(overwrite=overwrite)
     reserve = config.data_order != "tutorial"
@@ -99,7 +100,7 @@ def train(
     notes = list(source.corpus.notes)
     notes += fit_window(shape, recipe, len(train_tokens), asked="seq_len" in options)
     if source.held and len(val_tokens) < 2:
-        notes.append(f"{len(val_tokens)} tokens are left to validate on: too few, so none are used")
+        notes.append("the text is too short to keep some of it for validation: there is none")
     config = TrainConfig(**recipe)
     trainer = Trainer(
         _new_model(GPTConfig(vocab_size=chosen.vocab_size, **shape), config.seed, where),

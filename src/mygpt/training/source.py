@@ -17,6 +17,7 @@ from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer
 
 # More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
 MOST_CHARACTERS = 512
+_SHORTEST = 2  # characters: one to read and one to predict
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ def read_source(settings: Mapping[str, Any], val_fraction: float, *, allow_bytes
     """
     encoding, val_file = settings["encoding"], settings["val_file"]
     corpus = read_corpus(settings["files"], encoding=encoding, allow_bytes=allow_bytes)
+    length = sum(len(document.text) for document in corpus.documents)
+    if length < _SHORTEST:
+        raise InputError(
+            f"{corpus.name} has {length} character: too short to learn from, give at least "
+            f"{_SHORTEST} (some thousands make sense)"
+        )
     if val_file is None:
         learned, held = split_documents(corpus.documents, val_fraction)
         return Source(corpus, learned, held, corpus.sha256)

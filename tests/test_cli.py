@@ -1,0 +1,458 @@
+"""The commands as a user meets them: what they print, where, with which exit code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mygpt
+from mygpt.cli import app, main
+
+TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
+TINY = [
+    "--preset",
+    "nano",
+    "--embed-dim",
+    "16",
+    "--num-layers",
+    "2",
+    "--max-seq-len",
+    "16",
+    "--batch-size",
+    "4",
+]
+COMMAND = [sys.executable, "-m", "mygpt"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run that tests only read."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "fox.txt").write_text(TEXT)
+    mygpt.train(
+        folder / "fox.txt",
+        output=folder / "run",
+        preset="nano",
+        embed_dim=16,
+        num_layers=2,
+        max_seq_len=16,
+        steps=400,
+        listener=lambda event: None,
+        command="mygpt train fox.txt",
+    )
+    return folder / "run"
+
+
+class Shell:
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(arg) for arg in args])
+        out, err = self.capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return left.value.code, out, err
+
+    def refused(self, *args: object) -> str:
+        """What a refusal says; checks its form: exit code 2, one line, nothing on stdout."""
+        code, out, err = self(*args)
+        assert code == 2, err
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("mygpt: ")
+        return err
+
+
+@pytest.fixture
+def shell(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Shell]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.txt").write_text(TEXT)
+    pipe = signal.getsignal(signal.SIGPIPE)
+    yield Shell(capsys)
+    signal.signal(signal.SIGPIPE, pipe)
+
+
+# --- train ---------------------------------------------------------------------------------
+
+
+def test_train_prints_plain_lines_and_ends_with_what_to_do_next(shell: Shell) -> None:
+    code, out, err = shell("train", "fox.txt", *TINY, "--steps", 10, "--print-every", 5)
+    assert (code, err) == (0, "")
+    assert re.search(r"^to beat: uniform 3\.\d{4}, unigram [23]\.\d{4} nats per token$", out, re.M)
+    assert re.findall(r"^step +(\d+): loss = \d\.\d{4}  \(.*left\)$", out, re.M) == ["1", "5", "10"]
+    assert re.search(r"^step +10: validation loss = \d\.\d{4} ", out, re.M)
+    assert out.endswith("write with: mygpt generate --checkpoint runs/fox/best.safetensors\n")
+    assert json.loads(Path("runs/fox/log.jsonl").read_text().splitlines()[0])["step"] == 1
+
+
+def test_train_quiet_prints_nothing(shell: Shell) -> None:
+    assert shell("train", "fox.txt", *TINY, "--steps", 2, "--quiet") == (0, "", "")
+
+
+def test_train_resume_goes_on(shell: Shell) -> None:
+    shell("train", "fox.txt", *TINY, "--steps", 4, "--output", "ckpt.pt")
+    code, out, _ = shell("train", "--resume", "ckpt.pt", "--steps", 6)
+    assert code == 0
+    assert "going on after step 4" in out
+    assert "--output" in shell.refused("train", "--resume", "ckpt.pt", "--output", "x")
+    assert "batch_size cannot change" in shell.refused(
+        "train", "--resume", "ckpt.pt", "--batch-size", 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["missing.txt"], "missing.txt does not exist"),
+        (["empty.txt"], "empty.txt is empty"),
+        (["one.txt"], "one has 1 character"),
+        (["latin.txt", "--tokenizer", "char"], "latin.txt is not utf-8: byte 0xe9 at position 3"),
+        (["folder"], "folder folder holds no text file"),
+        (["fox.txt", "--embed-dim", "65", "--num-heads", "4"], "choose 64 or 68"),
+        (["fox.txt", "--steps", "-1"], "steps=-1 must be at least 0"),
+        (["fox.txt", "--lr", "nan"], "lr=nan must be"),
+        (["fox.txt", "--steps", "many"], "--steps"),
+        (["fox.txt", "--stepz", "1"], "--stepz"),
+        (["fox.txt", "--device", "cuda"], "device='cuda' is not available here"),
+        (["fox.txt", "--preset", "gigantic"], "choose tutorial, nano, small, medium, large"),
+        (["fox.txt", "--output", "fox.txt/run"], "fox.txt"),
+    ],
+)
+def test_train_refuses_in_one_line_and_writes_nothing(
+    shell: Shell, tmp_path: Path, args: list[str], message: str
+) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "one.txt").write_bytes(b"x")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = shell("train", *args)
+    assert code in (2, 3)
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train_into_a_run_is_refused(shell: Shell) -> None:
+    shell("train", "fox.txt", *TINY, "--steps", 1)
+    assert "--resume runs/fox" in shell.refused("train", "fox.txt", *TINY, "--steps", 1)
+    code, _, _ = shell("train", "fox.txt", *TINY, "--steps", 1, "--overwrite")
+    assert code == 0
+
+
+def test_train_without_space_ends_with_code_3(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = shell("train", "fox.txt", *TINY, "--steps", 1)
+    assert code == 3
+    assert "No space left on device" in err
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    command = [*COMMAND, "train", "fox.txt", *TINY, "--steps", "1000000", "--print-every", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step   20"):
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == ""
+    assert out.endswith("go on with: mygpt train --resume runs/fox\n")
+    assert (tmp_path / "runs/fox/last.state.safetensors").exists()
+
+
+def test_training_outlives_whoever_reads_its_lines(tmp_path: Path) -> None:
+    """`mygpt train file | head -1` must not lose the run."""
+    (tmp_path / "fox.txt").write_text(TEXT)
+    command = [*COMMAND, "train", "fox.txt", *TINY, "--steps", "30", "--print-every", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.wait(timeout=60)
+    assert '"step": 30' in (tmp_path / "runs/fox/log.jsonl").read_text()
+
+
+# --- generate ------------------------------------------------------------------------------
+
+
+def test_generate_prints_the_text_and_nothing_else(shell: Shell, run: Path) -> None:
+    args = ["generate", "-c", run, "-p", "the ", "-n", 30, "--seed", 7]
+    code, out, err = shell(*args)
+    assert (code, err) == (0, "")
+    assert out.startswith("the ")
+    assert out == mygpt.load(run).generate("the ", 30, seed=7).rstrip("\n") + "\n"
+    assert shell(*args, "--no-stream") == (0, out, "")
+    assert shell("generate", "-c", run / "best.safetensors", *args[3:]) == (0, out, "")
+
+
+def test_generate_shows_the_seed_it_drew(shell: Shell, run: Path) -> None:
+    _, out, err = shell("generate", "-c", run, "-p", "the ", "-n", 30)
+    seed = re.fullmatch(r"seed (\d+)\n", err)
+    assert seed is not None
+    assert shell("generate", "-c", run, "-p", "the ", "-n", 30, "--seed", seed[1]) == (0, out, "")
+
+
+def test_generate_takes_the_newest_run(
+    shell: Shell, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no run under runs/" in shell.refused("generate", "-p", "x", "--seed", 1)
+    Path("runs").mkdir()
+    Path("runs/mine").symlink_to(run)
+    code, out, _ = shell("generate", "-p", "fox", "-n", 5, "--seed", 1)
+    assert (code, out[:3]) == (0, "fox")
+
+
+def test_generate_prompt_from_stdin_and_file(shell: Shell, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(b"the fox\n")
+    args = ["-n", "10", "--greedy"]
+    _, expected, _ = shell("generate", "-c", run, "--prompt-file", "prompt.txt", *args)
+    assert expected.startswith("the fox\n")
+    piped = subprocess.run(
+        [*COMMAND, "generate", "-c", str(run), "-p", "-", *args],
+        input=b"the fox\n",
+        capture_output=True,
+        check=True,
+    )
+    assert piped.stdout.decode() == expected
+
+
+def test_generate_json_with_logprobs(shell: Shell, run: Path) -> None:
+    code, out, _ = shell(
+        *("generate", "-c", run, "-p", "the ", "-n", 5, "--seed", 3),
+        *("--num-samples", 2, "--json", "--logprobs", 3),
+    )
+    assert code == 0
+    samples = [json.loads(line) for line in out.splitlines()]
+    assert [sample["index"] for sample in samples] == [0, 1]
+    assert all(sample["seed"] == 3 and sample["prompt"] == "the " for sample in samples)
+    for sample in samples:
+        assert len(sample["logprobs"]) == len(sample["token_ids"]) == 5
+        for entry in sample["logprobs"]:
+            values = [logprob for _, logprob in entry["top"]]
+            assert values == sorted(values, reverse=True)
+            assert len(values) == 3
+            assert entry["logprob"] <= values[0]
+
+
+def test_generate_stops_before_a_stop_text(shell: Shell, run: Path) -> None:
+    args = ["generate", "-c", run, "-p", "the quick", "-n", 60, "--greedy"]
+    _, whole, _ = shell(*args)
+    _, cut, _ = shell(*args, "--stop", "fox", "--stop", "nowhere")
+    assert "fox" in whole, "the model was to have learned its one sentence"
+    assert cut == whole[: whole.index("fox")] + "\n"
+
+
+def test_generate_says_when_a_prompt_is_longer_than_the_window(shell: Shell, run: Path) -> None:
+    long = ["generate", "-c", run, "-p", "the quick brown fox jumps", "-n", 3, "--seed", 1]
+    code, _, err = shell(*long)
+    assert code == 0
+    assert err == "the prompt has 25 tokens: the model sees the last 16\n"
+    assert "the window 16" in shell.refused(*long, "--overflow", "stop")
+
+
+def test_an_empty_prompt_starts_from_nothing(shell: Shell, run: Path) -> None:
+    code, out, _ = shell("generate", "-c", run, "-p", "", "-n", 20, "--seed", 1)
+    assert (code, len(out) > 5) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-p", "Ω and ß"], "'ß' 'Ω'"),
+        (["--temperature", "-1"], "temperature=-1.0 must be"),
+        (["--temperature", "nan"], "temperature=nan must be"),
+        (["--top-k", "-1"], "top_k=-1 must be"),
+        (["--top-p", "0"], "top_p=0.0 must be above 0 and at most 1"),
+        (["--top-p", "1.5"], "top_p=1.5 must be"),
+        (["--min-p", "2"], "min_p=2.0 must be"),
+        (["--repetition-penalty", "0"], "repetition_penalty=0.0 must be"),
+        (["--max-new-tokens", "-1"], "max_new_tokens=-1 must be"),
+        (["--num-samples", "0"], "num_samples=0 must be"),
+        (["--seed", "-1"], "seed=-1 must be"),
+        (["--stop", ""], "stop"),
+        (["--overflow", "wrap"], "choose crop, refill, stop"),
+        (["--device", "cuda"], "device='cuda' is not available here"),
+        (["--dtype", "int3"], "dtype='int3' is not known"),
+        (["--greedy", "--temperature", "1"], "exclude each other"),
+        (["--logprobs", "2"], "add --json"),
+        (["--json", "--logprobs", "-1"], "logprobs=-1 must be"),
+        (["--prompt-file", "nowhere"], "nowhere cannot be read"),
+        (["-c", "nowhere"], "nowhere does not exist"),
+        (["-c", "."], "holds no best.safetensors"),
+    ],
+)
+def test_generate_refuses_in_one_line(
+    shell: Shell, run: Path, args: list[str], message: str
+) -> None:
+    prompt = [] if "-p" in args or "--prompt-file" in args else ["-p", "the"]
+    checkpoint = [] if "-c" in args else ["-c", str(run)]
+    seed = [] if "--seed" in args else ["--seed", "1"]
+    assert message in shell.refused("generate", *checkpoint, *prompt, *seed, *args)
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("executed"),)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(shell: Shell, run: Path) -> None:
+    data = (run / "best.safetensors").read_bytes()
+    flipped = bytearray(data)
+    flipped[-9] ^= 1
+    newer = data.replace(b'"format_version":"1"', b'"format_version":"9"')
+    files = {
+        "cut.safetensors": (data[:-10], "is damaged or cut short"),
+        "flipped.safetensors": (bytes(flipped), "does not match its digest"),
+        "bomb.pt": (pickle.dumps(Bomb()), "is a pickle"),
+        "newer.safetensors": (newer, "format version 9"),
+        "text.txt": (b"Call me Ishmael. Some years ago", "no mygpt checkpoint"),
+        "empty.pt": (b"", "damaged or cut short"),
+    }
+    for name, (content, message) in files.items():
+        Path(name).write_bytes(content)
+        for command in (["generate", "-p", "x", "--seed", "1", "-c", name], ["info", name]):
+            err = shell.refused(*command)
+            assert name in err
+            assert message in err
+    assert not Path("executed").exists()
+
+
+def test_a_reader_that_leaves_ends_generation_quietly(run: Path) -> None:
+    command = [*COMMAND, "generate", "-c", str(run), "-p", "the ", "-n", "100000", "--seed", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(50)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
+
+
+# --- info, data, demo, help ----------------------------------------------------------------
+
+
+def test_info_tells_what_is_inside(shell: Shell, run: Path) -> None:
+    code, out, _ = shell("info", run)
+    assert code == 0
+    for part in ("parameters:", "16 tokens", "char, vocabulary 30", "400 steps", "digests match"):
+        assert part in out
+    assert re.search(r"^command: +mygpt train fox.txt$", out, re.M)
+    code, out, _ = shell("info", run, "--json")
+    values = json.loads(out)
+    assert values["config"]["embed_dim"] == 16
+    assert values["provenance"]["corpus"]["name"] == "fox"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server on this machine, and the folder it serves."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+        thread.join()
+
+
+def test_data_fetches_checks_and_writes_only_the_right_bytes(
+    shell: Shell, web: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mygpt.cli.data as data
+
+    url, folder = web
+    play = b"First Citizen:\n" * 100
+    monkeypatch.setattr(data, "_SHA256", hashlib.sha256(play).hexdigest())
+    (folder / "play").write_bytes(play)
+    (folder / "other").write_bytes(play + b"!")
+    err = shell.refused("data", "shakespeare", "--url", f"{url}/other")
+    assert "nothing was written" in err
+    assert "404" in shell.refused("data", "shakespeare", "--url", f"{url}/nowhere")
+    assert "begins with https://" in shell.refused("data", "shakespeare", "--url", "gopher://x")
+    assert "cannot fetch" in shell.refused("data", "shakespeare", "--url", "http://127.0.0.1:9/")
+    assert not Path("tinyshakespeare.txt").exists()
+    code, _, _ = shell("data", "shakespeare", "--url", f"{url}/play")
+    assert code == 0
+    assert Path("tinyshakespeare.txt").read_bytes() == play
+    assert "here already" in shell("data", "shakespeare", "--url", f"{url}/nowhere")[1]
+    Path("mine.txt").write_text("mine")
+    assert "another file" in shell.refused("data", "shakespeare", "-o", "mine.txt")
+
+
+def test_demo_trains_and_writes_at_three_temperatures(shell: Shell) -> None:
+    for _ in range(2):  # an earlier demo may be replaced
+        code, out, err = shell("demo", "--minutes", 0.02)
+        assert (code, err) == (0, "")
+        assert out.count("--- temperature ") == 3
+        assert "unigram" in out
+    shell("train", "fox.txt", *TINY, "--steps", 1, "--output", "runs/mine")
+    assert "already holds a run" in shell.refused("demo", "--minutes", 0.02, "-o", "runs/mine")
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; from mygpt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "info", "demo", "data shakespeare"])
+def test_every_command_has_an_example(shell: Shell, command: str) -> None:
+    code, out, _ = shell(*command.split(), "--help")
+    assert code == 0
+    assert "Example: mygpt" in out
+
+
+def test_every_file_of_the_package_can_be_reached_from_the_app() -> None:
+    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names == {"train", "generate", "info", "demo"}
+    assert shell_version() == f"mygpt {mygpt.__version__}\n"
+
+
+def shell_version() -> str:
+    return subprocess.run(
+        [*COMMAND, "--version"], check=True, capture_output=True, text=True
+    ).stdout

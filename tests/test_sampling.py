@@ -1,0 +1,333 @@
+"""sampling.py against the golden table, the plain-Python twins, and transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import reference
+import torch
+from golden_filters import golden_text
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mygpt.config import SamplingConfig
+from mygpt.errors import InputError
+from mygpt.randomness import Stream
+from mygpt.sampling import (
+    draw,
+    filter_logits,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_ids,
+    penalize_repetition,
+    probabilities,
+)
+
+GOLDEN = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))
+NO_TEXT = torch.zeros(1, 0, dtype=torch.int64)
+
+
+def row(values) -> torch.Tensor:
+    return torch.tensor([[-math.inf if v is None else v for v in values]])
+
+
+def kept(logits: torch.Tensor) -> set[int]:
+    return set(logits[0].isfinite().nonzero()[:, 0].tolist())
+
+
+# --- the golden table ----------------------------------------------------------------------
+
+
+def test_golden_file_is_what_the_reference_writes():
+    """Protects the table that every sampler is tested on from edits by hand."""
+    written = reference.GOLDEN.read_text(encoding="utf-8")
+    assert written == golden_text(), "run `python tests/reference.py --write-golden`"
+
+
+@pytest.mark.parametrize("case", GOLDEN["filters"], ids=lambda case: case["name"])
+def test_golden_filters(case):
+    sampling = SamplingConfig(**case["settings"])
+    seen = torch.tensor([case["seen"]], dtype=torch.int64)
+    found = probabilities(row(case["logits"]), sampling, seen)[0]
+    assert found.nonzero()[:, 0].tolist() == case["kept"]
+    assert found.tolist() == pytest.approx(case["probabilities"], abs=2e-6)
+
+
+@pytest.mark.parametrize("case", GOLDEN["draws"])
+def test_golden_draws(case):
+    probs = torch.tensor([case["probabilities"]])
+    assert draw(probs, [case["uniform"]]).tolist() == [case["id"]]
+
+
+def test_rows_of_a_batch_are_filtered_each_for_itself():
+    """All golden rows of one width and setting, stacked, give what each gives alone."""
+    sampling = SamplingConfig(0.8, 5, 0.9, 0.1, 1.3)
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, 9, generator=generator) * 3
+    seen = torch.randint(0, 9, (6, 4), generator=generator)
+    together = probabilities(logits, sampling, seen)
+    for b in range(6):
+        alone = probabilities(logits[b : b + 1], sampling, seen[b : b + 1])
+        assert torch.equal(together[b], alone[0])
+        expected = reference.distribution(logits[b].tolist(), sampling, seen[b].tolist())
+        assert together[b].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+# --- properties ----------------------------------------------------------------------------
+
+# Quarters are exact in float32 and make many ties.
+logit = st.one_of(st.integers(-40, 40).map(lambda n: n / 4), st.just(-math.inf))
+logit_rows = st.lists(logit, min_size=1, max_size=12).filter(lambda v: max(v) > -math.inf)
+settings_ = st.builds(
+    SamplingConfig,
+    temperature=st.sampled_from([0.0, 1e-40, 0.1, 0.5, 1.0, 2.0, 50.0]),
+    top_k=st.none() | st.integers(0, 14),
+    top_p=st.none() | st.sampled_from([1e-6, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0]),
+    min_p=st.none() | st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
+    repetition_penalty=st.none() | st.sampled_from([0.5, 1.0, 1.25, 2.0]),
+)
+
+
+@given(logit_rows, settings_, st.data())
+def test_probabilities_are_a_distribution_that_keeps_the_likeliest(values, sampling, data):
+    """They sum to 1, the argmax after the penalty stays, and no argument is written to."""
+    seen_ids = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=5))
+    logits, seen = row(values), torch.tensor([seen_ids], dtype=torch.int64)
+    before, seen_before = logits.clone(), seen.clone()
+    probs = probabilities(logits, sampling, seen)[0]
+    assert torch.equal(logits, before)
+    assert torch.equal(seen, seen_before)
+    assert float(probs.sum()) == pytest.approx(1.0, abs=1e-5)
+    after = reference.penalized(values, seen_ids, sampling.repetition_penalty or 1.0)
+    best = reference.likeliest_first(after)[0]
+    assert probs[best] > 0
+    assert probs[best] == probs.max()
+
+
+@given(logit_rows, settings_, st.data())
+def test_same_as_the_reference(values, sampling, data):
+    """Ties, dead tokens and all, wherever no rounding decides what stays."""
+    seen = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=5))
+    expected = reference.distribution(values, sampling, seen)
+    for name in ("top_p", "min_p"):
+        value = getattr(sampling, name) or 0.0
+        for factor in (1 - 1e-5, 1 + 1e-5):
+            other = vars(sampling) | {name: min(1.0, value * factor) or None}
+            near = reference.distribution(values, SamplingConfig(**other), seen)
+            assume(value == 1.0 or near == expected)
+    found = probabilities(row(values), sampling, torch.tensor([seen], dtype=torch.int64))[0]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@given(logit_rows, st.integers(1, 14))
+def test_top_k_keeps_exactly_k_whatever_ties(values, k):
+    """Of the finite ones; what is kept is what the order by (logit, id) says, unchanged."""
+    logits = row(values)
+    out = keep_top_k(logits, k)
+    assert len(kept(out)) == min(k, len(kept(logits)))
+    assert kept(out) == kept(row(reference.top_k(values, k)))
+    assert all(out[0, i] == logits[0, i] for i in kept(out))
+    assert kept(out) <= kept(keep_top_k(logits, k + 1))
+
+
+@given(logit_rows, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_top_p_reaches_p_with_no_token_to_spare(values, p, q):
+    """The kept set holds p, not without its least likely member; a larger p keeps no less."""
+    logits = row(values)
+    stays = kept(keep_top_p(logits, p))
+    probs = reference.softmax(values)
+    inside = sorted(probs[i] for i in stays)
+    assert sum(inside) >= p - 1e-9
+    assert sum(inside[1:]) < p + 1e-9
+    other = kept(keep_top_p(logits, q))
+    assert stays <= other if p <= q else other <= stays
+
+
+@given(logit_rows, st.floats(0.001, 1.0), st.floats(0.001, 1.0))
+def test_min_p_is_a_share_of_the_likeliest(values, share, other):
+    """Everything above the share stays and everything below goes; a larger one keeps no more."""
+    logits = row(values)
+    stays = kept(keep_min_p(logits, share))
+    probs = reference.softmax(values)
+    assert {i for i, p in enumerate(probs) if p > share * max(probs) * (1 + 1e-5)} <= stays
+    assert stays <= {i for i, p in enumerate(probs) if p >= share * max(probs) * (1 - 1e-5)}
+    others = kept(keep_min_p(logits, other))
+    assert others <= stays if share <= other else stays <= others
+
+
+@given(logit_rows.filter(lambda v: min(v) > -math.inf), st.floats(1.01, 3.0), st.data())
+def test_penalty_lowers_what_was_seen_and_nothing_else(values, penalty, data):
+    """However often it was seen; a penalty below 1 raises it."""
+    seen = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=9))
+    ids, logits = torch.tensor([seen]), row(values)
+    lower, higher = (penalize_repetition(logits, ids, p)[0] for p in (penalty, 1 / penalty))
+    for i, value in enumerate(values):
+        if i in seen and value:
+            assert lower[i] < value < higher[i]
+        else:
+            assert lower[i] == value == higher[i]
+
+
+weights = st.lists(st.sampled_from([0.0, 1e-12, 0.1, 0.25, 1.0]), min_size=1, max_size=8)
+
+
+@given(
+    weights.filter(any),
+    st.one_of(
+        st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 1 - 2**-53, 2**-53, 0.5, 0.25])
+    ),
+)
+def test_draw_is_the_inverse_of_the_running_sum(probs, uniform):
+    """It never lands on a token of probability 0 and takes float64's own sums."""
+    probs = torch.tensor([probs])
+    found = int(draw(probs, [uniform]))
+    assert probs[0, found] > 0
+    assert found == reference.draw(probs[0].double().tolist(), uniform)
+
+
+# --- against transformers ------------------------------------------------------------------
+
+
+def theirs(name: str, *args):
+    import transformers
+
+    return getattr(transformers, name)(*args)
+
+
+CHAINS = {
+    "temperature": SamplingConfig(temperature=0.7),
+    "top_k": SamplingConfig(top_k=7),
+    "top_p": SamplingConfig(top_p=0.83),
+    "min_p": SamplingConfig(min_p=0.07),
+    "penalty": SamplingConfig(repetition_penalty=1.3),
+    "reward": SamplingConfig(repetition_penalty=0.8),
+    "two": SamplingConfig(temperature=1.4, top_p=0.9),
+    "all": SamplingConfig(0.8, 12, 0.9, 0.05, 1.2),
+    "all, hot": SamplingConfig(2.5, 25, 0.95, 0.02, 1.7),
+}
+
+
+@pytest.mark.parametrize("sampling", CHAINS.values(), ids=CHAINS)
+def test_same_as_transformers(sampling):
+    """Their processors in our order keep the same tokens with the same logits."""
+    chain = []
+    if sampling.repetition_penalty:
+        chain.append(theirs("RepetitionPenaltyLogitsProcessor", sampling.repetition_penalty))
+    chain.append(theirs("TemperatureLogitsWarper", sampling.temperature))
+    if sampling.top_k:
+        chain.append(theirs("TopKLogitsWarper", sampling.top_k))
+    if sampling.top_p:
+        chain.append(theirs("TopPLogitsWarper", sampling.top_p))
+    if sampling.min_p:
+        chain.append(theirs("MinPLogitsWarper", sampling.min_p))
+    generator = torch.Generator().manual_seed(0)
+    for vocab in (2, 5, 31, 200):
+        logits = torch.randn(20, vocab, generator=generator) * 3
+        seen = torch.randint(0, vocab, (20, 6), generator=generator)
+        expected = logits.clone()
+        for processor in chain:
+            expected = processor(seen, expected)
+        torch.testing.assert_close(filter_logits(logits, sampling, seen), expected)
+
+
+# --- draws ---------------------------------------------------------------------------------
+
+SKEWED = SamplingConfig(temperature=0.9, top_k=15, min_p=0.001)
+
+
+def skewed_probabilities() -> torch.Tensor:
+    logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(5)) * 1.5
+    return probabilities(logits, SKEWED, NO_TEXT)
+
+
+def assert_fits(ids: torch.Tensor, probs: torch.Tensor) -> None:
+    counts = ids.bincount(minlength=probs.shape[1]).tolist()
+    expected = probs[0].double()
+    statistic = reference.chi_square(counts, (expected / expected.sum()).tolist())
+    least, most = reference.chi_square_range(int((probs > 0).sum()) - 1)
+    assert least < statistic < most
+
+
+def test_hundred_thousand_draws_have_the_probabilities():
+    """Inverse CDF at random numbers: Pearson's chi-square neither too large nor too small."""
+    probs = skewed_probabilities()
+    uniforms = torch.rand(
+        100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    ).tolist()
+    assert_fits(draw(probs.expand(len(uniforms), -1), uniforms), probs)
+
+
+def test_hundred_thousand_draws_of_the_global_generator_have_the_probabilities():
+    """`next_ids` without streams: the filters and torch.multinomial together."""
+    torch.manual_seed(3)
+    logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(5)) * 1.5
+    many = logits.expand(100_000, -1)
+    ids = next_ids(many, SKEWED, NO_TEXT.expand(100_000, -1), None, 0)
+    assert_fits(ids, skewed_probabilities())
+
+
+def test_next_ids_draws_with_each_rows_own_stream_at_its_step():
+    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(6))
+    streams = [Stream(11, i) for i in (0, 5, 2, 2**33)]
+    text = NO_TEXT.expand(4, -1)
+    for step in (0, 1, 77):
+        found = next_ids(logits, SamplingConfig(), text, streams, step).tolist()
+        for b, stream in enumerate(streams):
+            probs = reference.softmax(logits[b].tolist())
+            expected = reference.draw(probs, reference.uniform(11, stream.index, step))
+            assert found[b] == expected
+
+
+@pytest.mark.parametrize("streams", [None, [Stream(0)]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "values",
+    [[1.0, math.nan], [math.nan, math.nan], [1.0, math.inf], [-math.inf, -math.inf]],
+)
+def test_logits_that_are_not_numbers_are_refused(values, temperature, streams):
+    """A broken model is named, instead of a crash inside torch or token V."""
+    with pytest.raises(InputError, match="NaN or infinity"):
+        next_ids(torch.tensor([values]), SamplingConfig(temperature), NO_TEXT, streams, 0)
+
+
+def test_one_broken_row_of_many_is_refused():
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = math.nan
+    with pytest.raises(InputError, match="NaN or infinity"):
+        next_ids(logits, SamplingConfig(), NO_TEXT.expand(3, -1), None, 0)
+
+
+# --- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "limits"),
+    [
+        ({"temperature": -0.5}, "temperature=-0.5", "at least 0"),
+        ({"temperature": math.inf}, "temperature=inf", "finite number"),
+        ({"temperature": math.nan}, "temperature=nan", "finite number"),
+        ({"top_k": -1}, "top_k=-1", "at least 0"),
+        ({"top_k": 2.0}, "top_k=2.0", "whole number"),
+        ({"top_k": True}, "top_k=True", "whole number"),
+        ({"top_p": 0.0}, "top_p=0.0", "above 0 and at most 1"),
+        ({"top_p": 1.01}, "top_p=1.01", "above 0 and at most 1"),
+        ({"top_p": math.nan}, "top_p=nan", "above 0 and at most 1"),
+        ({"min_p": -0.1}, "min_p=-0.1", "between 0 (off) and 1"),
+        ({"min_p": 1.5}, "min_p=1.5", "between 0 (off) and 1"),
+        ({"min_p": math.nan}, "min_p=nan", "between 0 (off) and 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0", "above 0"),
+        ({"repetition_penalty": -2.0}, "repetition_penalty=-2.0", "above 0"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty=inf", "above 0"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty=nan", "above 0"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings, value, limits):
+    """The message names the setting, its value and the range; it is a ValueError too."""
+    with pytest.raises(InputError) as caught:
+        SamplingConfig(**settings)
+    assert value in str(caught.value)
+    assert limits in str(caught.value)
+    assert isinstance(caught.value, ValueError)
