@@ -25,7 +25,7 @@ MODERN = GPTConfig(
 GPT2 = GPTConfig(7, 12, 3, 2, max_seq_len=10, mlp="gelu_tanh", attention_bias=True)
 LLAMA = GPTConfig(
     vocab_size=6,
-    embed_dim=8,
+    embed_dim=24,
     num_heads=4,
     num_layers=1,
     max_seq_len=16,

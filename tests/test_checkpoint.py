@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 import random
-import resource
+import stat
 import subprocess
 import sys
 
@@ -126,6 +126,13 @@ def test_half_precision_weights_are_written_as_float32(tmp_path):
     found = load_checkpoint(tmp_path / "x")[0].state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(found[name], tensor.float()), name
+
+
+def test_loading_draws_no_random_numbers(saved):
+    """`set_seed`, load, generate: the text is the same as without loading in between."""
+    state = torch.get_rng_state()
+    load_checkpoint(saved)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_other_programs_read_it(saved):
@@ -417,6 +424,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch,
 
 def test_a_disk_that_fills_up_half_way_leaves_the_old_file(saved):
     """A real failure of the write itself: the system refuses files past 1,000 bytes."""
+    resource = pytest.importorskip("resource")
     before = saved.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -449,7 +457,7 @@ def test_the_data_is_synced_before_the_rename_and_the_folder_after(saved, monkey
     fsync, replace = os.fsync, os.replace
 
     def note_fsync(descriptor):
-        calls.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         fsync(descriptor)
 
     def note_replace(*args):

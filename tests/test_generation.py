@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import cache
 
 import pytest
@@ -14,7 +13,7 @@ from shapes import CONFIGS, MODERN, TUTORIAL, build
 from torch import nn
 
 from mygpt import GPT, SamplingConfig, generate, stream
-from mygpt.engines.torch_engine import CachedEngine, PlainEngine, Window
+from mygpt.engines.torch_engine import CachedEngine, PlainEngine
 from mygpt.errors import InputError
 from mygpt.generation.tokens import choose_engine
 
@@ -220,24 +219,25 @@ def test_the_references_windows():
     assert shown(2, "stop") == [(0, 2), (0, 3)]
 
 
-def test_refill_reads_one_token_a_step_but_when_it_moves_on():
-    """What makes it fast: a full window is paid for once per half window."""
-    model = model_of("tutorial")
-    window = Window(12, "refill")
-    starts = [window.start(length) for length in range(3, 60)]
-    moves = sum(a != b for a, b in itertools.pairwise(starts))
-    assert moves == (60 - 1 - 12 + 6) // 7
+def reading_of(model: GPT, write) -> list[int]:
+    """How many tokens the model is given at each of its calls while `write` runs."""
     read = []
     handle = model.token_embedding.register_forward_pre_hook(
         lambda _, args: read.append(args[0].shape[1])
     )
     try:
-        generate(model, PROMPT, 40, seed=0, overflow="refill")
+        write()
     finally:
         handle.remove()
-    assert read[0] == 3
-    assert set(read[1:]) == {1, 6}
-    assert read.count(6) == 5
+    return read
+
+
+def test_refill_reads_one_token_a_step_but_when_it_moves_on():
+    """What makes it fast: half a window of 12 is read again once in 7 steps."""
+    model = model_of("tutorial")
+    read = reading_of(model, lambda: generate(model, PROMPT, 40, seed=0, overflow="refill"))
+    assert read[:10] == [3] + [1] * 9
+    assert read[10:] == ([6] + [1] * 6) * 4 + [6, 1]
 
 
 # --- which engine --------------------------------------------------------------------------
@@ -250,15 +250,8 @@ def test_our_model_is_decoded_with_a_cache_and_others_in_the_plain_loop():
 
 
 def test_inside_the_window_our_model_reads_each_token_once():
-    read = []
     model = model_of("modern")
-    handle = model.token_embedding.register_forward_pre_hook(
-        lambda _, args: read.append(args[0].shape[1])
-    )
-    try:
-        generate(model, prompts(5, 2, 4), 9)
-    finally:
-        handle.remove()
+    read = reading_of(model, lambda: generate(model, prompts(5, 2, 4), 9))
     assert read == [4] + [1] * 8
 
 

@@ -57,6 +57,7 @@ def test_the_grid_of_shapes_takes_every_switch_both_ways():
     assert {config.mlp for config in CONFIGS.values()} == {"gelu", "gelu_tanh", "swiglu"}
     for field in ("num_kv_heads", "head_dim", "mlp_dim", "norm_eps"):
         assert len({getattr(config, field) is None for config in CONFIGS.values()}) == 2, field
+    assert any(c.rope_base != 10_000 and c.head_size > 2 for c in CONFIGS.values())
 
 
 @every_config

@@ -293,11 +293,35 @@ def test_logits_that_are_not_numbers_are_refused(values, temperature, streams):
         next_ids(torch.tensor([values]), SamplingConfig(temperature), NO_TEXT, streams, 0)
 
 
-def test_one_broken_row_of_many_is_refused():
-    logits = torch.zeros(3, 4)
-    logits[1, 2] = math.nan
+@pytest.mark.parametrize("broken", [[0.0, math.nan], [math.inf, 0.0], [-math.inf, -math.inf]])
+def test_one_broken_row_of_many_is_refused(broken):
+    logits = torch.tensor([[0.0, 1.0], broken, [2.0, 1.0]])
     with pytest.raises(InputError, match="NaN or infinity"):
         next_ids(logits, SamplingConfig(), NO_TEXT.expand(3, -1), None, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1e39},
+        {"temperature": 2e-30},
+        {"repetition_penalty": 1e-39},
+        {"repetition_penalty": 1e39},
+        {"repetition_penalty": 1e-39, "temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_extreme_settings_draw_a_token_or_are_refused(settings):
+    """Past float32's range there is no distribution: once id V was drawn, which does not exist."""
+    for values in ([5.0, -math.inf, 2.0], [-5.0, -1.0, -2.0], [0.0, 0.0, 0.0], [1e9, 1.0, -1e9]):
+        for streams in (None, [Stream(0)]):
+            logits, seen = torch.tensor([values]), torch.tensor([[0, 1, 2]])
+            try:
+                found = next_ids(logits, SamplingConfig(**settings), seen, streams, 0)
+            except InputError:
+                continue
+            assert int(found) < 3
+            assert values[int(found)] > -math.inf
 
 
 # --- refusals ------------------------------------------------------------------------------

@@ -85,6 +85,13 @@ def test_char_round_trip(text, end):
     assert tokenizer.end_of_text == (len(set(text)) if end else None)
 
 
+def test_ids_are_positions_in_any_order_of_characters():
+    """A vocabulary that somebody else wrote need not be sorted."""
+    tokenizer = CharTokenizer("c😀a\n")
+    assert tokenizer.encode_array("a\nc😀ca").tolist() == [2, 3, 0, 1, 0, 2]
+    assert tokenizer.decode([2, 3, 0, 1]) == "a\nc😀"
+
+
 @given(texts)
 @example(END_OF_TEXT)
 @example("\ufeff\ufffd\x00")

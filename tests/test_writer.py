@@ -116,7 +116,8 @@ def test_streaming_holds_back_no_more_than_a_stop_string_needs():
 
 def test_the_leftmost_of_two_stop_strings_counts():
     w = writer("pieces")
-    w = Writer(Scripted(257, 8, 1, 1, max_seq_len=50), w.tokenizer)
+    vocab_size = w.tokenizer.vocab_size
+    w = Writer(Scripted(vocab_size, 8, 1, 1, max_seq_len=50), w.tokenizer)
     w.model.script = [0, 4]  # "a", then "bca"
     found = w.complete("a", 5, temperature=0, stop=["ca", "bc"])[0]
     assert (found.text, found.token_ids, found.finish_reason) == ("a", [0, 4], "stop")
@@ -131,6 +132,16 @@ def test_streaming_works_step_by_step():
     assert seen == []
     assert next(pieces) == "a"
     assert seen == [1]
+
+
+def test_nothing_is_computed_after_the_end():
+    """Neither past a stop string nor past end-of-text, when all samples have ended."""
+    for script, stop in (([*b"abc"], ["b"]), ([97, 256, 99], [])):
+        w = scripted(script)
+        calls = []
+        w.model.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        w.complete("?", 50, 3, temperature=0, stop=stop)
+        assert len(calls) == 2
 
 
 @given(st.text(max_size=12))
@@ -337,3 +348,8 @@ def test_repr_says_what_it_is():
     assert repr(writer("char")) == (
         f"Writer({count:,} parameters, window 16, char tokens, vocabulary 4)"
     )
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    with pytest.raises(InputError, match="the tokenizer has 257 ids and the model 9"):
+        Writer(GPT(9, 8, 1, 1), ByteTokenizer())

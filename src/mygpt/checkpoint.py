@@ -8,6 +8,7 @@ Arrays are NumPy's; torch is imported only where a model is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -61,8 +62,13 @@ class Checkpoint:
 
         from mygpt.model import GPT
 
-        with torch.device("meta"):
-            model = GPT.from_config(self.config)
+        held = sum(array.size for array in self.arrays.values())
+        if self.config.num_parameters() > 2 * held:  # said before anything of that size is made
+            raise CheckpointError(
+                f"{self.path}: {held:,} parameters, and its configuration wants "
+                f"{self.config.num_parameters():,}"
+            )
+        model = GPT.unfilled(self.config)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         for name in sorted(set(wanted) | set(self.arrays)):
             found = self.arrays[name].shape if name in self.arrays else None
@@ -71,7 +77,6 @@ class Checkpoint:
                     f"{self.path}: tensor {name} has shape {found or 'none'}, and its "
                     f"configuration wants {wanted.get(name) or 'none'}"
                 )
-        model = GPT.from_config(self.config)
         model.load_state_dict({name: torch.tensor(a) for name, a in self.arrays.items()})
         return model
 
@@ -154,7 +159,7 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
                 f"no run under {runs}/: train one with `mygpt train FILE`, "
                 "or name a checkpoint with --checkpoint"
             )
-        path = max(found, key=lambda run: (_in_run(run) or run).stat().st_mtime)
+        path = max(found, key=_last_write)
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"checkpoint {path} does not exist: `mygpt train FILE` writes one")
@@ -169,6 +174,10 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
 def _in_run(run: Path) -> Path | None:
     names = ("best.safetensors", "last.safetensors")
     return next((run / name for name in names if (run / name).is_file()), None)
+
+
+def _last_write(run: Path) -> float:
+    return max(file.stat().st_mtime for file in run.glob("*.safetensors"))
 
 
 def write_arrays(path: str | Path, arrays: Arrays, parts: dict[str, Any]) -> None:
@@ -201,11 +210,11 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 
     data = _read(path)
     metadata = _metadata(path, data)
-    version = metadata.get("format_version", "")
-    if version.isdigit() and int(version) > FORMAT_VERSION:
+    version = metadata.get("format_version", "none")
+    if version != str(FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} has format version {version} and this mygpt reads up to {FORMAT_VERSION}: "
-            "upgrade mygpt"
+            f"{path} has format version {version[:9]} and this mygpt reads up to "
+            f"{FORMAT_VERSION}: upgrade mygpt, unless the file is damaged"
         )
     place = _digest_place(data)
     if place < 0:
@@ -217,8 +226,10 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     try:
         arrays: dict[str, NDArray[Any]] = load(data)
         parts = {name: json.loads(text) for name, text in metadata.items() if text[:1] == "{"}
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or cut short: {error}") from None
+    except KeyError as error:
+        raise CheckpointError(f"{path} holds numbers of type {error}, which are not ours") from None
     if not intact:
         raise CheckpointError(_name_damage(path, arrays, parts.get("tensors", {})))
     return arrays, parts
@@ -231,18 +242,18 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if data.startswith(_PICKLE_STARTS):
-        raise CheckpointError(
-            f"{path} is a pickle (a PyTorch file?), which can run code when it is opened: "
-            "mygpt reads only the safetensors files it writes"
-        )
     return data
 
 
 def _metadata(path: Path, data: bytes) -> dict[str, str]:
     """The safetensors header's metadata, or an error that says what the file is instead."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(len(data) - 8, _LONGEST_HEADER):
+    if length > min(len(data) - 8, _LONGEST_HEADER):
+        if data.startswith(_PICKLE_STARTS):
+            raise CheckpointError(
+                f"{path} is a pickle (a PyTorch file?), which can run code when it is opened: "
+                "mygpt reads only the safetensors files it writes"
+            )
         raise CheckpointError(f"{path} is damaged or cut short, or no mygpt checkpoint")
     try:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
@@ -281,7 +292,7 @@ def write_durably(path: str | Path, data: bytes | bytearray) -> None:
         StorageError: when there is no space, or the place cannot be written to.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".mygpt-{secrets.token_hex(8)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -294,7 +305,8 @@ def write_durably(path: str | Path, data: bytes | bytearray) -> None:
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any, Literal
 
 from mygpt.errors import InputError
@@ -20,14 +21,19 @@ Overflow = Literal["crop", "refill", "stop"]
 
 OVERFLOW_POLICIES: tuple[Overflow, ...] = ("crop", "refill", "stop")
 
+_MOST = 2**31  # no width, window or vocabulary comes near it
+
 # Below this temperature, two float32 logits that differ at all differ past any probability:
 # the distribution is its own argmax, and dividing would overflow.
 COLDEST = 1e-30
 
 
 def _require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    # NumPy's integers are Integral too, and no int.
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise InputError(f"{name}={value!r} must be a whole number of at least {least}{unit}")
+    if int(value) > _MOST:
+        raise InputError(f"{name}={value!r} must be at most {_MOST:,}")
 
 
 def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -96,6 +102,13 @@ class GPTConfig:
         _require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.norm_eps is not None and not 0.0 < self.norm_eps < math.inf:
+            raise InputError(f"norm_eps={self.norm_eps} must be a finite number above 0")
+        if not 0.0 < self.rope_base < math.inf:
+            raise InputError(f"rope_base={self.rope_base} must be a finite number above 0")
+        for name in ("attention_bias", "mlp_bias", "qk_norm", "tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}={getattr(self, name)!r} must be true or false")
         self._check_heads()
 
     def _check_heads(self) -> None:

@@ -84,10 +84,8 @@ class Attention(nn.Module):
         batch, time, _ = x.shape
         heads, groups, d = self.config.num_heads, self.config.kv_heads, self.config.head_size
         query, key, value = (
-            self.query_key_value(x)
-            .view(batch, time, heads + 2 * groups, d)
-            .transpose(1, 2)
-            .split([heads, groups, groups], dim=1)
+            part.view(batch, time, -1, d).transpose(1, 2)
+            for part in self.query_key_value(x).split([heads * d, groups * d, groups * d], dim=-1)
         )  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -198,6 +196,16 @@ class GPT(nn.Module):
             model._draw_as_gpt2()
         return model
 
+    @classmethod
+    def unfilled(cls, config: GPTConfig) -> GPT:
+        """A GPT on the CPU whose parameters wait to be loaded; draws no random numbers."""
+        model = cls.__new__(cls)
+        with torch.device("meta"):
+            model._build(config)
+        model.to_empty(device="cpu")
+        model._tabulate_rotary()
+        return model
+
     rotary_cos: torch.Tensor
     rotary_sin: torch.Tensor
 
@@ -207,15 +215,18 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.embed_dim)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len, config.embed_dim)
-        else:
-            cos, sin = rotary_table(config)
-            self.register_buffer("rotary_cos", cos, persistent=False)  # (L, D)
-            self.register_buffer("rotary_sin", sin, persistent=False)
+        self._tabulate_rotary()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.final_norm = make_norm(config, config.embed_dim)
         if not config.tied:
             self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+
+    def _tabulate_rotary(self) -> None:
+        if self.config.position == "rotary":
+            cos, sin = rotary_table(self.config)
+            self.register_buffer("rotary_cos", cos, persistent=False)  # (L, D)
+            self.register_buffer("rotary_sin", sin, persistent=False)
 
     def _draw_as_gpt2(self) -> None:
         smaller = 0.02 / math.sqrt(2 * self.config.num_layers)

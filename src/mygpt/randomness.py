@@ -67,6 +67,8 @@ class Stream:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if self.index < 0:
+            raise InputError(f"index={self.index} of a stream must be at least 0")
 
     def uniform(self, step: int) -> float:
         """The number in [0, 1) that draws this sequence's new token number `step` (from 0)."""

@@ -39,9 +39,7 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1, dtype=_widest(logits))
-    before = probabilities.cumsum(dim=-1) - probabilities
-    dropped = before >= p
-    dropped[:, 0] = False
+    dropped = probabilities.cumsum(dim=-1) - probabilities >= p  # never the first: 0 >= p
     return logits.masked_fill(dropped.gather(1, order.argsort(dim=-1)), -math.inf)
 
 
@@ -95,13 +93,12 @@ def _after_penalty(
 def draw(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     """Invert each row's cumulative distribution at its uniform number: (B,) int64.
 
-    Sums are float64 in the order of ids. A token of probability 0 is never drawn.
+    Sums are float64 in the order of ids. A token of probability 0 is never drawn: a uniform
+    number is at most 1 - 2**-53, whose product with the total rounds to less than the total.
     """
     cumulative = probs.to("cpu", torch.float64).cumsum(dim=-1)  # (B, V)
     total = cumulative[:, -1]
     target = torch.tensor(list(uniforms), dtype=torch.float64) * total
-    # The product may round up to the total itself, past the last token.
-    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].to(probs.device)
 
 
@@ -127,7 +124,7 @@ def next_ids(
         step: how many tokens were drawn before.
 
     Raises:
-        InputError: when the logits are not numbers, which only a broken model gives.
+        InputError: when a broken model predicts no numbers, or the settings overflow.
     """
     if not bool(logits.max(dim=-1).values.isfinite().all()):
         raise InputError(
@@ -136,7 +133,12 @@ def next_ids(
         )
     if sampling.temperature < COLDEST or (streams is not None and sampling.greedy):
         return argmax(logits, sampling, ids)
-    probs = probabilities(logits, sampling, ids)
+    probs = probabilities(logits if streams is None else logits.float(), sampling, ids)
+    if not bool(probs.sum(dim=-1).isfinite().all()):
+        raise InputError(
+            f"temperature={sampling.temperature} with repetition_penalty="
+            f"{sampling.repetition_penalty} goes past the range of numbers: choose milder ones"
+        )
     if streams is None:
         return torch.multinomial(probs, num_samples=1)[:, 0]
     return draw(probs, [stream.uniform(step) for stream in streams])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +69,13 @@ class Bar:
             self.console.print(str(event), style="dim", markup=False)
             self._start(event)
         elif isinstance(event, StepDone) and self.progress is not None:
-            total = self.progress.tasks[0].total or 0
-            by_clock = self.progress.tasks[0].fields["by_clock"]
             self.progress.update(
                 self.task,
-                completed=min(total, event.elapsed_s if by_clock else event.step),
+                completed=event.step,
+                ends=time.monotonic() + event.remaining_s,
                 step=f"step {event.step:,}",
                 loss=f"loss {event.loss:.4f}",
                 speed=f"{event.tokens_per_s:,.0f} tokens/s",
-                left=f"{clock(event.remaining_s)} left",
             )
         elif isinstance(event, Evaluated) and self.progress is not None:
             mark = " (best)" if event.best else ""
@@ -90,24 +89,40 @@ class Bar:
             self.console.print(str(event), style="yellow", markup=False)
 
     def _start(self, event: Started) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
 
-        by_clock = event.budget_s is not None
-        fields = ("step", "loss", "val", "speed", "left")
-        blank: dict[str, Any] = dict.fromkeys(fields, "")
+        budget_s = event.budget_s
+
+        class ClockBar(BarColumn):
+            """Follows the clock, where the clock decides the end."""
+
+            def render(self, task: Task) -> ProgressBar:
+                if budget_s is not None and task.fields["ends"]:
+                    left_s = task.fields["ends"] - time.monotonic()
+                    task.completed = min(budget_s, budget_s - left_s)
+                return super().render(task)
+
+        class TimeLeft(ProgressColumn):
+            """Counts down from what the last report said."""
+
+            def render(self, task: Task) -> Text:
+                ends = task.fields["ends"]
+                left_s = max(0.0, ends - time.monotonic())
+                return Text(f"{clock(left_s)} left" if ends else "")
+
+        texts = dict.fromkeys(("step", "loss", "val", "speed"), "")
         self.progress = Progress(
-            BarColumn(bar_width=20),
-            *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in fields),
+            ClockBar(bar_width=20),
+            *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in texts),
+            TimeLeft(),
             console=self.console,
             refresh_per_second=4,
         )
         self.progress.start()
-        self.task = self.progress.add_task(
-            "",
-            total=event.budget_s if by_clock else event.total_steps,
-            by_clock=by_clock,
-            **blank,
-        )
+        fields: dict[str, Any] = {**texts, "ends": 0.0}
+        self.task = self.progress.add_task("", total=budget_s or event.total_steps, **fields)
 
     def stop(self) -> None:
         """Leave the last line as it is."""

@@ -37,7 +37,8 @@ class PlainEngine:
 
     def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Read all of the window; see `Engine`."""
-        logits, _ = self.model(ids[:, self.window.start(ids.shape[1]) :])
+        visible = ids[:, self.window.start(ids.shape[1]) :]
+        logits, _ = self.model(visible.contiguous())  # a foreign model may want to view it
         return logits[:, -1, :]
 
 

@@ -164,13 +164,14 @@ def _steps(
         so_far = text[:, : length + step]
         with torch.no_grad():
             logits = engine.next_logits(so_far)
-            ids = next_ids(logits.float(), sampling, so_far, streams, step)
+            ids = next_ids(logits, sampling, so_far, streams, step)
         text[:, length + step] = ids
         yield Step(ids, logits)
 
 
 def choose_engine(model: Any, batch_size: int, overflow: Overflow) -> Engine:
     """The engine that decodes this model: cached for our own forward, else the plain loop."""
-    if isinstance(model, GPT) and type(model).forward is GPT.forward:
+    own = isinstance(model, GPT) and type(model).forward is GPT.forward
+    if own and "forward" not in vars(model):
         return CachedEngine(model, batch_size, overflow)
     return PlainEngine(model, overflow)

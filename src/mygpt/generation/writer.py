@@ -31,6 +31,11 @@ class Writer:
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, provenance: dict[str, Any] | None = None
     ) -> None:
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model "
+                f"{model.config.vocab_size}: they do not belong together"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.provenance = provenance or {}

@@ -27,7 +27,7 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
     """
     kinds: dict[str, Any] = {"char": CharTokenizer, "byte": ByteTokenizer}
     kind = state.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(
             f"tokenizer kind {kind!r} is not known (known: {', '.join(kinds)}): upgrade mygpt"
         )

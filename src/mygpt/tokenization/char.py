@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.errors import InputError, UnknownTokenError
+from mygpt.errors import InputError, StorageError, UnknownTokenError
 from mygpt.tokenization.base import END_OF_TEXT, check_ids, check_surrogates
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class CharTokenizer:
     @classmethod
     def from_text(cls, text: str, *, end_of_text: bool = False) -> CharTokenizer:
         """The tokenizer of a text's sorted distinct characters."""
+        check_surrogates(text)
         return cls(sorted(set(text)), end_of_text=end_of_text)
 
     @property
@@ -133,7 +134,10 @@ class CharTokenizer:
         state: dict[str, Any] = {"chars": self.chars}
         if self.end_of_text is not None:
             state["end_of_text"] = True
-        Path(path).write_text(json.dumps(state), encoding="utf-8")
+        try:
+            Path(path).write_text(json.dumps(state), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> CharTokenizer:
@@ -146,7 +150,10 @@ class CharTokenizer:
             raise InputError(f"{path} is not a tokenizer's JSON: {error}") from error
         if not isinstance(state, dict):
             raise InputError(f"{path} is not a tokenizer's JSON: it holds no object")
-        return cls.from_state(state)
+        try:
+            return cls.from_state(state)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 class _CharDecoder:

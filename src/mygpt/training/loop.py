@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Evaluated, Listener, Sampled, StepDone
+from mygpt.training.gradients import Gradients
 from mygpt.training.optimizer import load_optimizer_arrays, make_optimizer, optimizer_arrays
 from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate, progress
@@ -89,6 +91,8 @@ class Trainer:
         self.optimizer = make_optimizer(model, config)
         self.course = Course()
         self._batch = _batches(train_tokens, config, self.device)
+        threads = Gradients.suitable_threads(model, config.batch_size)
+        self._gradients = Gradients(model, threads)
 
     def fit(self, should_stop: Callable[[], bool]) -> None:
         """Train until the budget is spent or `should_stop()`; validate and save at the end.
@@ -97,6 +101,10 @@ class Trainer:
             DivergedError: when the loss is no longer a number; the last good state is kept.
             StorageError: when a save has no space; what was saved before is kept.
         """
+        with self._gradients:
+            self._fit(should_stop)
+
+    def _fit(self, should_stop: Callable[[], bool]) -> None:
         config, course = self.config, self.course
         began = time.monotonic() - course.elapsed_s
         reported = (course.step, course.elapsed_s)
@@ -137,14 +145,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         inputs, targets = self._batch(course.step)
-        _, loss = self.model(inputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._gradients(inputs, targets)
         if config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
         course.step += 1
-        return loss.detach(), lr
+        return loss, lr
 
     def _read_loss(self, loss: torch.Tensor) -> None:
         value = loss.item()
@@ -191,9 +198,10 @@ class Trainer:
         if len(self.val_tokens) < 2:
             return
         course = self.course
-        result = evaluate(
-            self.model, self.val_tokens, self.config.seq_len, self.tokenizer.byte_lengths()
-        )
+        with self._gradients.paused():
+            result = evaluate(
+                self.model, self.val_tokens, self.config.seq_len, self.tokenizer.byte_lengths()
+            )
         best = result.loss < course.best_val_loss
         if best:
             course.best_val_loss, course.best_step = result.loss, course.step
@@ -235,7 +243,7 @@ class Trainer:
         )
         self._save_model(self.run.last_path, None)
 
-    def _save_model(self, path: Any, result: Evaluation | None) -> None:
+    def _save_model(self, path: Path, result: Evaluation | None) -> None:
         course = self.course
         reached: dict[str, Any] = {
             "step": course.step,

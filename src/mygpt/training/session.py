@@ -187,7 +187,7 @@ def resume(
         )
     train_tokens, val_tokens = source.encode(chosen)
     trainer = Trainer(
-        GPT.from_config(GPTConfig.from_dict(parts["config"])).to(choose_device(device)),
+        GPT.unfilled(GPTConfig.from_dict(parts["config"])).to(choose_device(device)),
         chosen,
         config,
         train_tokens=train_tokens,

@@ -1,0 +1,108 @@
+"""The loss and gradients of one batch; on a CPU its rows are shared between threads.
+
+Torch's own threads split every operation and wait for each other after each: hundreds of times
+a step. Here each thread takes its share of the rows through the whole model on one core, and
+they meet once a step. Small models gain most, and so does a machine that is busy with other
+work. A batch's loss is the mean over its rows, so the shares' gradients add up to the whole's.
+Letters: B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+
+import torch
+
+from mygpt.model import GPT
+
+
+class Gradients:
+    """Computes a batch's loss and leaves its gradients in `parameter.grad`.
+
+    Args:
+        model: what is trained.
+        threads: how many share a batch; 1 is one plain backward pass.
+
+    Enter it as a context: with several threads, torch's own are set to one each inside.
+    """
+
+    def __init__(self, model: GPT, threads: int) -> None:
+        self.model = model
+        self.parameters = list(model.parameters())
+        self.threads = threads
+        self._before = torch.get_num_threads()
+        self._pool: ThreadPoolExecutor | None = None
+
+    @staticmethod
+    def suitable_threads(model: GPT, batch_size: int) -> int:
+        """As many as torch would use, on a CPU without dropout; else 1.
+
+        Dropout's numbers come from one generator, whose order threads would not keep.
+        """
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        if not on_cpu or model.config.dropout:
+            return 1
+        return min(torch.get_num_threads(), batch_size)
+
+    def __enter__(self) -> Gradients:
+        if self.threads > 1:
+            self._before = torch.get_num_threads()
+            torch.set_num_threads(1)
+            self._pool = ThreadPoolExecutor(
+                self.threads - 1, initializer=torch.set_num_threads, initargs=(1,)
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+            torch.set_num_threads(self._before)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, torch has all its threads back: for work that is not a training step."""
+        if self._pool is None:
+            yield
+            return
+        torch.set_num_threads(self._before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss in nats per token (a scalar); `inputs` and `targets` are (B, T) int64."""
+        if self._pool is None:
+            _, loss = self.model(inputs, targets)
+            loss.backward()
+            return loss.detach()
+        shares = list(
+            zip(inputs.tensor_split(self.threads), targets.tensor_split(self.threads), strict=True)
+        )
+        weights = [len(rows) / len(inputs) for rows, _ in shares]
+        others = [
+            self._pool.submit(self._share, *share, weight)
+            for share, weight in zip(shares[1:], weights[1:], strict=True)
+        ]
+        loss, total = self._share(*shares[0], weights[0])
+        for other in others:  # always in the same order: the sum is the same to the bit
+            share_loss, gradients = other.result()
+            loss = loss + share_loss
+            torch._foreach_add_(total, gradients)
+        for parameter, gradient in zip(self.parameters, total, strict=True):
+            parameter.grad = gradient
+        return loss
+
+    def _share(
+        self, inputs: torch.Tensor, targets: torch.Tensor, weight: float
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What these rows add to the batch's loss and gradients."""
+        _, loss = self.model(inputs, targets)
+        loss = weight * loss
+        return loss.detach(), torch.autograd.grad(loss, self.parameters)

@@ -1,0 +1,86 @@
+"""Sharing a batch between threads gives the gradients of one backward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mygpt
+from mygpt import training
+from mygpt.checkpoint import read_arrays
+from mygpt.model import GPT
+from mygpt.training.gradients import Gradients
+from mygpt.tutorial import set_seed
+
+
+def model_and_batch(rows: int) -> tuple[GPT, torch.Tensor, torch.Tensor]:
+    set_seed(1)
+    config = mygpt.GPTConfig(
+        11, 16, 4, 2, 8, num_kv_heads=2, norm="rms", position="rotary", mlp="swiglu", qk_norm=True
+    )
+    ids = torch.randint(0, 11, (rows, 9))
+    return GPT.from_config(config), ids[:, :-1], ids[:, 1:]
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(8, 2), (7, 3), (5, 5)])
+def test_shares_add_up_to_the_whole(rows: int, threads: int) -> None:
+    """Also where the rows do not divide evenly: a share counts by its rows."""
+    model, inputs, targets = model_and_batch(rows)
+    before = torch.get_num_threads()
+    _, whole = model(inputs, targets)
+    wanted = torch.autograd.grad(whole, list(model.parameters()))
+    with Gradients(model, threads) as gradients:
+        results = []
+        for _ in range(3):
+            model.zero_grad(set_to_none=True)
+            loss = gradients(inputs, targets)
+            results.append([loss, *(p.grad.clone() for p in model.parameters())])
+    assert torch.get_num_threads() == before
+    assert torch.allclose(results[0][0], whole, rtol=1e-6)
+    for got, want in zip(results[0][1:], wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7)
+    for again in results[1:]:
+        for one, other in zip(results[0], again, strict=True):
+            assert torch.equal(one, other), "threads must not change a bit from run to run"
+
+
+def test_dropout_is_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers come from one generator; threads would take them in any order."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert Gradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=16) == 4
+    assert Gradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=3) == 3
+    assert Gradients.suitable_threads(GPT(5, 8, 2, 1, dropout=0.1), batch_size=16) == 1
+
+
+def test_an_error_in_a_share_is_raised_and_threads_are_given_back() -> None:
+    model, inputs, _ = model_and_batch(4)
+    before = torch.get_num_threads()
+    outside = torch.full_like(inputs, 99)
+    with pytest.raises(IndexError), Gradients(model, 2) as gradients:
+        gradients(inputs, outside)
+    assert torch.get_num_threads() == before
+
+
+def test_a_shared_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gradients, "suitable_threads", lambda model, batch_size: 2)
+    text = tmp_path / "fox.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    options = {"preset": "nano", "embed_dim": 16, "num_layers": 1, "max_seq_len": 16}
+
+    def silent(event: object) -> None:
+        pass
+
+    def arrays(name: str) -> dict[str, np.ndarray]:
+        return read_arrays(tmp_path / name / "last.state.safetensors")[0]
+
+    # A constant rate, since the length is part of the schedule.
+    common = {**options, "schedule": "constant", "listener": silent}
+    mygpt.train(text, output=tmp_path / "whole", steps=8, **common)
+    mygpt.train(text, output=tmp_path / "cut", steps=5, **common)
+    training.resume(tmp_path / "cut", steps=8, listener=silent)
+    whole, cut = arrays("whole"), arrays("cut")
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
