@@ -124,6 +124,8 @@ class Finished:
         loss: of the last batch, nats per token; NaN where no step was made.
         best_val_loss: None without validation.
         best_step: where that was.
+        uniform: loss of guessing uniformly, nats per token.
+        unigram: loss of the tokens' frequencies.
         elapsed_s: seconds of training.
         signal: the signal that ended it early, or None.
     """
@@ -134,6 +136,8 @@ class Finished:
     loss: float
     best_val_loss: float | None
     best_step: int
+    uniform: float
+    unigram: float
     elapsed_s: float
     signal: int | None
 
@@ -148,6 +152,7 @@ class Finished:
             )
         return (
             f"done: {self.step:,} steps in {clock(self.elapsed_s)}, loss {self.loss:.4f}{best}\n"
+            f"(guessing uniformly {self.uniform:.4f}, by frequency {self.unigram:.4f})\n"
             f"write with: mygpt generate --checkpoint {self.checkpoint}"
         )
 

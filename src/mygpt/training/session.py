@@ -212,6 +212,7 @@ def _sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wr
     """One sitting: announce, train, announce the end; return the best model's writer."""
     config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
     judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
+    uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
     trainer.tell(
         Started(
             run=trainer.run.folder,
@@ -223,8 +224,8 @@ def _sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wr
             tokenizer=trainer.tokenizer.kind,
             vocab_size=vocab_size,
             seq_len=config.seq_len,
-            uniform=uniform_loss(vocab_size),
-            unigram=unigram_loss(train_tokens, judged, vocab_size),
+            uniform=uniform,
+            unigram=unigram,
             device=str(trainer.device),
             total_steps=config.total_steps,
             budget_s=None if config.minutes is None else 60.0 * config.minutes,
@@ -241,6 +242,8 @@ def _sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wr
             loss=course.loss,
             best_val_loss=course.best_val_loss if validated else None,
             best_step=course.best_step,
+            uniform=uniform,
+            unigram=unigram,
             elapsed_s=course.elapsed_s,
             signal=interrupt.received,
         )
