@@ -171,6 +171,14 @@ def test_train_without_space_ends_with_code_3(
     assert "No space left on device" in err
 
 
+def test_train_without_memory_ends_with_code_4(shell: Shell) -> None:
+    args = ["--embed-dim", 2**20, "--num-layers", 1, "--num-heads", 1, "--steps", 1]
+    code, _, err = shell("train", "fox.txt", "--preset", "tutorial", *args)
+    assert (code, err.count("\n")) == (4, 1)
+    assert "out of memory" in err
+    assert not Path("runs").exists()
+
+
 def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> None:
     (tmp_path / "fox.txt").write_text(TEXT)
     command = [*COMMAND, "train", "fox.txt", *TINY, "--steps", "1000000", "--print-every", "1"]

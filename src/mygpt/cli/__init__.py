@@ -67,12 +67,20 @@ def main(args: Sequence[str] | None = None) -> None:
     except _UsageError as error:
         _say(error.format_message())
         code = 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         _say("out of memory: choose a smaller model, --batch-size or --seq-len")
         code = 4
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python or torch (whose error for it is a RuntimeError) had no memory left."""
+    told = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
 def _say(problem: object) -> None:

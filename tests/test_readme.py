@@ -1,0 +1,54 @@
+"""The README tells the truth: its table names every room, its snippets run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import mygpt
+from mygpt.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 30
+
+
+def test_the_table_names_every_room_and_no_other() -> None:
+    named = set(re.findall(r"^\| `([a-z_]+(?:\.py|/))` \|", README, re.MULTILINE))
+    package = ROOT / "src" / "mygpt"
+    rooms = {p.name + "/" if p.is_dir() else p.name for p in package.iterdir()}
+    assert named == {r for r in rooms if not r.startswith("_") and r != "py.typed"}
+
+
+def test_the_python_snippets_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a shorter training than the README's five minutes."""
+    monkeypatch.chdir(tmp_path)
+    Path("poems.txt").write_text(POEM)
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == 2
+    quick = "steps=3, embed_dim=16, num_layers=1, max_seq_len=16"
+    for snippet in snippets:
+        exec(compile(snippet.replace("minutes=5", quick), "README.md", "exec"), {})
+    assert "The sea" in capsys.readouterr().out
+
+
+def test_the_commands_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each `mygpt` line of the tour, with small numbers where it would take minutes."""
+    monkeypatch.chdir(tmp_path)
+    Path("poems.txt").write_text(POEM)
+    tiny = "--steps 3 --embed-dim 16 --num-layers 1 --max-seq-len 16"
+    block = next(b for b in re.findall(r"```\n(.*?)```", README, re.DOTALL) if "poems.txt" in b)
+    for line in block.splitlines():
+        command = line.split("#")[0].strip()
+        command = command.replace("--minutes 5", tiny).replace("--minutes 10", "--steps 4")
+        with pytest.raises(SystemExit) as left:
+            main(shlex.split(command)[1:])
+        assert left.value.code == 0, capsys.readouterr().err
+    assert mygpt.load("runs/poems").provenance["step"] >= 3
