@@ -161,7 +161,7 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
             )
         path = max(found, key=_last_write)
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"checkpoint {path} does not exist: `mygpt train FILE` writes one")
     if not path.is_dir():
         return path
@@ -279,7 +279,7 @@ def _name_damage(path: Path, arrays: Arrays, digests: dict[str, str]) -> str:
 
 
 def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, separators=(",", ":"))  # ASCII: a path may hold odd bytes
 
 
 def write_durably(path: str | Path, data: bytes | bytearray) -> None:

@@ -28,7 +28,8 @@ _MOST = 2**31  # no width, window or vocabulary comes near it
 COLDEST = 1e-30
 
 
-def _require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
+def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
+    """Raise `InputError` unless `value` is a whole number of at least `least`."""
     # NumPy's integers are Integral too, and no int.
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise InputError(f"{name}={value!r} must be a whole number of at least {least}{unit}")
@@ -36,9 +37,22 @@ def _require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
         raise InputError(f"{name}={value!r} must be at most {_MOST:,}")
 
 
-def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `InputError` unless `value` is one of `choices`."""
     if value not in choices:
         raise InputError(f"{name}={value!r} is not known: choose {', '.join(choices)}")
+
+
+_WHOLE = (
+    "vocab_size",
+    "embed_dim",
+    "num_heads",
+    "num_layers",
+    "max_seq_len",
+    "num_kv_heads",
+    "head_dim",
+    "mlp_dim",
+)
 
 
 @dataclass(frozen=True)
@@ -93,13 +107,16 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len"):
-            _require_int(name, getattr(self, name), least=1)
+            require_int(name, getattr(self, name), least=1)
         for name in ("num_kv_heads", "head_dim", "mlp_dim"):
             if getattr(self, name) is not None:
-                _require_int(name, getattr(self, name), least=1)
-        _require_choice("norm", self.norm, ("layer", "rms"))
-        _require_choice("position", self.position, ("learned", "rotary"))
-        _require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
+                require_int(name, getattr(self, name), least=1)
+        for name in _WHOLE:
+            if getattr(self, name) is not None:  # a NumPy integer would not become JSON
+                object.__setattr__(self, name, int(getattr(self, name)))
+        require_choice("norm", self.norm, ("layer", "rms"))
+        require_choice("position", self.position, ("learned", "rotary"))
+        require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.norm_eps is not None and not 0.0 < self.norm_eps < math.inf:
@@ -227,7 +244,7 @@ class SamplingConfig:
                 "(0 is greedy, 1 leaves the distribution as it is)"
             )
         if self.top_k is not None:
-            _require_int("top_k", self.top_k, least=0, unit=" (0 is off)")
+            require_int("top_k", self.top_k, least=0, unit=" (0 is off)")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p={self.top_p} must be above 0 and at most 1 (1 is off)")
         if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
@@ -244,12 +261,12 @@ class SamplingConfig:
 
 def check_overflow(overflow: str) -> None:
     """Raise `InputError` unless `overflow` names what to do past the window."""
-    _require_choice("overflow", overflow, OVERFLOW_POLICIES)
+    require_choice("overflow", overflow, OVERFLOW_POLICIES)
 
 
 def check_max_new_tokens(max_new_tokens: int) -> None:
     """Raise `InputError` unless the number of tokens to write is a whole number from 0."""
-    _require_int("max_new_tokens", max_new_tokens, least=0)
+    require_int("max_new_tokens", max_new_tokens, least=0)
 
 
 _MODERN: dict[str, Any] = {

@@ -9,6 +9,7 @@ import codecs
 import glob
 import gzip
 import hashlib
+import os
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
@@ -74,7 +75,7 @@ def read_corpus(
     """Read files, folders, glob patterns and "-" (standard input); nothing is the built-in corpus.
 
     A folder gives every file below it that is text, in the order of their names, without hidden
-    ones; the rest is passed over with a note. A file named *.gz is unpacked.
+    ones and without runs of ours; the rest is passed over with a note. A *.gz is unpacked.
 
     Args:
         paths: what to read.
@@ -92,7 +93,9 @@ def read_corpus(
     documents: list[Document] = []
     notes: list[str] = []
     for path in paths:
-        if path != "-" and Path(path).is_dir():
+        if not path:
+            raise InputError("a file name is empty: name a text file, or - for standard input")
+        if path != "-" and os.path.isdir(path):
             found, passed_over = _read_folder(Path(path), encoding)
             documents += found
             notes += passed_over
@@ -114,7 +117,7 @@ def builtin_documents() -> Iterable[Document]:
 
 def _check_encoding(encoding: str | None) -> None:
     try:
-        codecs.lookup(encoding or "utf-8")
+        "".encode(encoding or "utf-8")  # a codec from bytes to bytes is a LookupError here
     except LookupError:
         raise InputError(
             f"encoding={encoding!r} is not known: try utf-8, utf-16, latin-1 or cp1252"
@@ -122,7 +125,7 @@ def _check_encoding(encoding: str | None) -> None:
 
 
 def _expand(path: str) -> list[str]:
-    if path == "-" or Path(path).exists() or not glob.has_magic(path):
+    if path == "-" or os.path.exists(path) or not glob.has_magic(path):
         return [path]
     found = sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file())
     if not found:
@@ -190,10 +193,11 @@ def _decode(data: bytes, name: str, encoding: str | None, allow_bytes: bool) -> 
 def _read_folder(folder: Path, encoding: str | None) -> tuple[list[Document], list[str]]:
     documents: list[Document] = []
     passed_over: list[str] = []
+    runs = {state.parent for state in folder.rglob("last.state.safetensors")}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         inside = path.relative_to(folder)
-        if any(part.startswith(".") for part in inside.parts):
-            continue
+        if any(part.startswith(".") for part in inside.parts) or runs & set(path.parents):
+            continue  # what training writes is no text to learn from
         try:
             text = _decode(_read_bytes(str(path)), str(path), encoding, allow_bytes=False)
         except InputError:

@@ -5,6 +5,9 @@ Nothing heavy is imported here: `mygpt --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,6 +18,7 @@ from mygpt.cli.data import data_app
 from mygpt.cli.demo import demo
 from mygpt.cli.generate import generate
 from mygpt.cli.info import info
+from mygpt.cli.terminal import visible
 from mygpt.cli.train import train
 from mygpt.errors import MygptError
 
@@ -59,14 +63,23 @@ def main(args: Sequence[str] | None = None) -> None:
     0 done; 1 our bug; 2 wrong input or usage; 3 no space or not writable; 4 out of memory;
     5 training diverged; 128 + n ended by signal n.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
+            stream.reconfigure(errors="replace")
     try:
         code = app(args=args, prog_name="mygpt", standalone_mode=False)
+        sys.stdout.flush()
     except MygptError as error:
         _say(error)
         code = error.exit_code
     except _UsageError as error:
         _say(error.format_message())
         code = 2
+    except OSError as error:  # a full disk behind stdout, say
+        _say(f"cannot write: {error.strerror or error}")
+        with contextlib.suppress(OSError, ValueError):  # what is left has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 3
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -84,4 +97,5 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _say(problem: object) -> None:
-    print(f"mygpt: {problem}", file=sys.stderr)
+    if str(problem):  # `mygpt` alone shows its help, which says all
+        print(visible(f"mygpt: {problem}", sys.stderr), file=sys.stderr)

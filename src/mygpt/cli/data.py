@@ -20,7 +20,10 @@ data_app = typer.Typer(help="Fetch texts to train on.", no_args_is_help=True)
 
 @data_app.callback()
 def _root() -> None:
-    """Fetch texts to train on."""
+    """Fetch texts to train on.
+
+    Example: mygpt data shakespeare
+    """
 
 
 @data_app.command()

@@ -47,7 +47,7 @@ def demo(
 
 
 def _is_demo(run: Path) -> bool:
-    """Whether this folder holds what an earlier demo made, and so may be replaced."""
+    """Whether this folder holds an earlier demo that nobody went on with: it may be replaced."""
     from mygpt.checkpoint import read_checkpoint
     from mygpt.errors import CheckpointError
 
@@ -55,4 +55,4 @@ def _is_demo(run: Path) -> bool:
         provenance = read_checkpoint(run / "last.safetensors").provenance
     except CheckpointError:
         return False
-    return provenance.get("command") == "mygpt demo"
+    return provenance.get("command") == "mygpt demo" and "sittings" not in provenance

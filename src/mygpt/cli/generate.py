@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mygpt.cli.terminal import visible
 from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens, check_overflow
 from mygpt.errors import InputError
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from mygpt.generation import Writer
 
 _SAMPLING = "Sampling"
-# A model trained on control characters must not drive the reader's terminal.
-_VISIBLE = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
 
 
 def _sampling(text: str) -> Any:
@@ -115,7 +114,7 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    SamplingConfig(**options)  # refuses wrong values before anything is loaded
+    sampling = SamplingConfig(**options)  # refuses wrong values before anything is loaded
     check_max_new_tokens(max_new_tokens)
     check_overflow(overflow)
     text = _read_prompt(prompt, prompt_file)
@@ -125,7 +124,7 @@ def generate(
     path = resolve(checkpoint)
     if seed is None:
         seed = fresh_seed()
-        if not (temperature == 0 or greedy or top_k == 1):
+        if not sampling.greedy:
             print(f"seed {seed}", file=sys.stderr)
     check_seed(seed)
     from mygpt.generation import load
@@ -133,6 +132,8 @@ def generate(
     writer = load(path, device=device, dtype=dtype)
     options |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
     if text is None and sys.stdin.isatty():
+        if json or num_samples != 1:
+            raise InputError("--json and --num-samples need a --prompt")
         _converse(writer, seed, options)
         return
     text = text or ""
@@ -173,7 +174,7 @@ def _note_crop(writer: Writer, text: str, overflow: str) -> None:
 
 
 def _shown(text: str) -> str:
-    return text.translate(_VISIBLE) if sys.stdout.isatty() else text
+    return visible(text, sys.stdout)
 
 
 def _print_stream(writer: Writer, text: str, options: dict[str, Any]) -> None:
@@ -206,9 +207,10 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
     print("a prompt a line; Ctrl-D ends", file=sys.stderr)
     while True:
         try:
-            text = input("> ")
+            print("> ", end="", file=sys.stderr, flush=True)
+            text = input()
         except EOFError:
-            print()
+            print(file=sys.stderr)
             return
         try:
             _note_crop(writer, text, options["overflow"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from mygpt.cli.terminal import visible
 
 
 def info(
@@ -36,7 +40,7 @@ def info(
         print(json_module.dumps(values, ensure_ascii=False, indent=2))
         return
     for name, value in _lines(found):
-        print(f"{name + ':':<13}{value}")
+        print(visible(f"{name + ':':<13}{value}", sys.stdout))
 
 
 def _lines(found: Any) -> list[tuple[str, str]]:
@@ -62,20 +66,17 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         lines.append(
             ("characters", json_module.dumps("".join(tokenizer.chars), ensure_ascii=False))
         )
-    if "step" in origin:
-        lines.append(("trained", f"{origin['step']:,} steps, {origin['tokens']:,} tokens"))
-    if "loss" in origin:
-        lines.append(("loss", f"{origin['loss']:.4f} nats per token, last batch"))
-    if "val_loss" in origin:
-        bits = origin["val_bits_per_byte"]
-        lines.append(
-            ("validation", f"{origin['val_loss']:.4f} nats per token, {bits:.3f} bits per byte")
-        )
-    if "corpus" in origin:
-        corpus = origin["corpus"]
-        lines.append(("corpus", f"{corpus['name']}, {corpus['bytes']:,} bytes"))
-        lines.append(("", f"sha256 {corpus['sha256']}"))
-    if "command" in origin:
-        lines.append(("command", origin["command"]))
-        lines.append(("made with", f"mygpt {origin['mygpt']}, torch {origin['torch']}"))
+    told = (
+        ("trained", "{step:,} steps, {tokens:,} tokens"),
+        ("loss", "{loss:.4f} nats per token, last batch"),
+        ("validation", "{val_loss:.4f} nats per token, {val_bits_per_byte:.3f} bits per byte"),
+        ("corpus", "{corpus[name]}, {corpus[bytes]:,} bytes"),
+        ("", "sha256 {corpus[sha256]}"),
+        ("command", "{command}"),
+        ("made with", "mygpt {mygpt}, torch {torch}"),
+    )
+    for name, form in told:
+        # Whoever saved the file may have told less, or something else.
+        with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
+            lines.append((name, form.format(**origin)))
     return lines

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mygpt.cli.terminal import visible
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class TrainingDisplay:
             return
         # Whoever read our lines may have left; the training goes on.
         with contextlib.suppress(BrokenPipeError):
-            print(event, flush=True)
+            print(visible(str(event), sys.stdout), flush=True)
 
 
 class Bar:
@@ -58,7 +59,7 @@ class Bar:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console: Console = Console(highlight=False, soft_wrap=True)
+        self.console: Console = Console(highlight=False, soft_wrap=True, emoji=False)
         self.progress: Progress | None = None
         self.task: Any = None
         self.val_loss = ""
@@ -81,7 +82,7 @@ class Bar:
             mark = " (best)" if event.best else ""
             self.progress.update(self.task, val=f"validation {event.val_loss:.4f}{mark}")
         elif isinstance(event, Sampled):
-            self.console.print(str(event), style="cyan", markup=False)
+            self.console.print(visible(str(event), sys.stdout), style="cyan", markup=False)
         elif isinstance(event, Finished):
             self.stop()
             self.console.print(str(event), style="bold", markup=False)

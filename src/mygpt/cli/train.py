@@ -105,6 +105,7 @@ def train(
     from mygpt.cli.progress import TrainingDisplay
     from mygpt.errors import InputError
 
+    elsewhere = {"val_file": chosen.pop("val_file")} if resume and val_file is not None else {}
     if resume is not None and (output is not None or overwrite or chosen):
         clashing = ["output"] * (output is not None) + ["overwrite"] * overwrite + list(chosen)
         raise InputError(
@@ -115,7 +116,9 @@ def train(
 
     with TrainingDisplay(quiet=quiet) as display:
         if resume is not None:
-            training.resume(resume, files or [], device=device, listener=display, **options)
+            training.resume(
+                resume, files or [], device=device, listener=display, **elsewhere, **options
+            )
         else:
             training.train(
                 files or [],

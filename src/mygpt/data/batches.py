@@ -33,9 +33,9 @@ class ShuffledWindows:
                 f"a corpus of {len(tokens)} tokens is too short for seq_len={seq_len}: "
                 f"choose at most {len(tokens) - 1}"
             )
-        # One window fewer than fit leaves room for the offset.
+        # One window fewer than fit leaves room for the offset, which reaches the last token.
         self.windows = max(1, (len(tokens) - seq_len) // seq_len)
-        self.offsets = min(seq_len, len(tokens) - seq_len * self.windows)
+        self.offsets = len(tokens) - seq_len * self.windows
         self._reach = np.arange(seq_len + 1)
 
     def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:

@@ -146,7 +146,7 @@ class CharTokenizer:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a tokenizer's JSON: {error}") from error
         if not isinstance(state, dict):
             raise InputError(f"{path} is not a tokenizer's JSON: it holds no object")

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from mygpt.config import SHAPES
+from mygpt.config import SHAPES, require_choice, require_int
 from mygpt.errors import InputError
 from mygpt.randomness import check_seed
 
@@ -78,8 +78,12 @@ class TrainConfig:
             )
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not value >= least):
+            if value is not None and not value >= least:
                 raise InputError(f"{name}={value} must be at least {least}")
+            if value is not None and name in _WHOLE:
+                require_int(name, value, least=least)
+        require_choice("schedule", self.schedule, ("cosine", "constant"))
+        require_choice("data_order", self.data_order, ("shuffled", "tutorial"))
         for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds"):
             if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)} must be a finite number")
@@ -118,6 +122,17 @@ _LEAST = {
     "save_every": 0,
     "save_seconds": 0,
 }
+
+_WHOLE = (
+    "steps",
+    "tokens",
+    "batch_size",
+    "seq_len",
+    "print_every",
+    "eval_every",
+    "sample_tokens",
+    "save_every",
+)
 
 # Beside a preset's shape (mygpt.config.SHAPES): how it is trained where nothing else is said.
 _RECIPES: dict[str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ class Finished:
     """The run's end.
 
     Attributes:
-        run: its folder.
+        run: what `--resume` takes: its folder, or the file it was asked to write.
         checkpoint: the file to generate from.
         step: steps done.
         loss: of the last batch, nats per token; NaN where no step was made.
@@ -148,12 +149,12 @@ class Finished:
         if self.signal is not None:
             return (
                 f"stopped after step {self.step}{best}; saved in {self.run}\n"
-                f"go on with: mygpt train --resume {self.run}"
+                f"go on with: mygpt train --resume {shlex.quote(str(self.run))}"
             )
         return (
             f"done: {self.step:,} steps in {clock(self.elapsed_s)}, loss {self.loss:.4f}{best}\n"
             f"(guessing uniformly {self.uniform:.4f}, by frequency {self.unigram:.4f})\n"
-            f"write with: mygpt generate --checkpoint {self.checkpoint}"
+            f"write with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
         )
 
 

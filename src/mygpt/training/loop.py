@@ -42,6 +42,7 @@ class Course:
         loss: of the last reported batch, nats per token.
         best_val_loss: the lowest validation loss so far.
         best_step: where that was.
+        validated_step: the last step that was validated.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Course:
     loss: float = math.nan
     best_val_loss: float = math.inf
     best_step: int = 0
+    validated_step: int = 0
 
 
 class Trainer:
@@ -108,9 +110,10 @@ class Trainer:
         config, course = self.config, self.course
         began = time.monotonic() - course.elapsed_s
         reported = (course.step, course.elapsed_s)
-        saved_s, validated = course.elapsed_s, course.step
+        saved_s = course.elapsed_s
+        loss: torch.Tensor | None = None
         self.model.train()
-        while not (stopped := should_stop()) and self._done() < 1.0:
+        while self._done() < 1.0 and not should_stop():
             loss, lr = self._step()
             course.elapsed_s = time.monotonic() - began
             if course.step == 1 or course.step % config.print_every == 0:
@@ -118,9 +121,9 @@ class Trainer:
                 self._report(lr, since=reported)
                 reported = (course.step, course.elapsed_s)
             if course.step % config.eval_every == 0:
+                self._read_loss(loss)
                 self._validate()
                 self._show_sample()
-                validated = course.step
                 seconds = time.monotonic() - began - course.elapsed_s
                 reported = (reported[0], reported[1] + seconds)  # the speed is training's alone
                 course.elapsed_s += seconds
@@ -129,11 +132,17 @@ class Trainer:
                 self._read_loss(loss)
                 self.save()
                 saved_s = course.elapsed_s
-        if not stopped and course.step != validated:
+        if loss is not None:
             self._read_loss(loss)
+        if self.finished and course.step != course.validated_step:
             self._validate()
             course.elapsed_s = time.monotonic() - began
         self.save()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self._done() >= 1.0
 
     def _done(self) -> float:
         return progress(self.config, self.course.step, self.course.elapsed_s)
@@ -155,12 +164,15 @@ class Trainer:
 
     def _read_loss(self, loss: torch.Tensor) -> None:
         value = loss.item()
+        self._require_finite(value, "loss")
+        self.course.loss = value
+
+    def _require_finite(self, value: float, what: str) -> None:
         if not math.isfinite(value):
             raise DivergedError(
-                f"the loss is {value} at step {self.course.step}: what was saved before is kept "
+                f"the {what} is {value} at step {self.course.step}: what was saved before is kept "
                 f"in {self.run.folder}; train again with a lower --lr than {self.config.lr}"
             )
-        self.course.loss = value
 
     def _report(self, lr: float, since: tuple[int, float]) -> None:
         course, config = self.course, self.config
@@ -202,6 +214,8 @@ class Trainer:
             result = evaluate(
                 self.model, self.val_tokens, self.config.seq_len, self.tokenizer.byte_lengths()
             )
+        self._require_finite(result.loss, "validation loss")
+        course.validated_step = course.step
         best = result.loss < course.best_val_loss
         if best:
             course.best_val_loss, course.best_step = result.loss, course.step
@@ -223,12 +237,28 @@ class Trainer:
             self.model.train()
             self.tell(Sampled(self.course.step, text))
 
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Commit the new run; only then let go of what an earlier one left."""
+        self._commit(log_bytes=0)
+        self.run.clear_derived()
+        self.run.write_settings(settings)
+        self._save_model(self.run.last_path, None)
+
     def save(self) -> None:
         """Commit the state, then the model that is derived from it."""
+        self._commit(log_bytes=self.run.sync_log())
+        self._save_model(self.run.last_path, None)
+
+    def _commit(self, log_bytes: int) -> None:
         arrays = {f"model/{name}": array for name, array in model_arrays(self.model).items()}
+        for array in arrays.values():
+            self._require_finite(float(np.abs(array).max(initial=0.0)), "largest weight")
         moments = optimizer_arrays(self.optimizer, self.model)
         arrays |= {f"optimizer/{name}": array for name, array in moments.items()}
         arrays["generator"] = torch.get_rng_state().numpy()
+        if self.device.type != "cpu":  # where dropout draws
+            device = getattr(torch, self.device.type)
+            arrays["device_generator"] = device.get_rng_state().cpu().numpy()
         course = {name: value for name, value in vars(self.course).items() if math.isfinite(value)}
         self.run.save_state(
             arrays,
@@ -238,10 +268,9 @@ class Trainer:
                 "provenance": self.provenance,
                 "training": self.config.to_dict(),
                 "settings": self.settings,
-                "course": {**course, "log_bytes": self.run.sync_log()},
+                "course": {**course, "log_bytes": log_bytes},
             },
         )
-        self._save_model(self.run.last_path, None)
 
     def _save_model(self, path: Path, result: Evaluation | None) -> None:
         course = self.course
@@ -271,9 +300,14 @@ class Trainer:
         self.model.load_state_dict(weights)
         load_optimizer_arrays(self.optimizer, self.model, parts["optimizer"])
         torch.set_rng_state(torch.tensor(arrays["generator"]))
+        if self.device.type != "cpu" and "device_generator" in arrays:
+            state = torch.tensor(arrays["device_generator"])
+            getattr(torch, self.device.type).set_rng_state(state)
         course = dict(course)
         self.run.cut_log(course.pop("log_bytes"))
         self.course = Course(**course)
+        if not self.course.best_step:  # a best of a future that never came
+            self.run.best_path.unlink(missing_ok=True)
 
 
 def _batches(

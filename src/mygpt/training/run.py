@@ -18,6 +18,7 @@ from mygpt.config import GPTConfig
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.tokenization import Tokenizer
 
+_STATE_PARTS = {"config", "tokenizer", "provenance", "training", "settings", "course"}
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 
@@ -37,9 +38,16 @@ class RunFolder:
     def at(cls, output: str | Path) -> RunFolder:
         """The run that `--output` or `--resume` means: a folder, or NAME.run beside a file."""
         path = Path(output)
+        if path.suffix == ".run" and path.with_suffix("").suffix in _FILE_SUFFIXES:
+            path = path.with_suffix("")  # the folder beside a file: the file is meant too
         if path.suffix in _FILE_SUFFIXES and not path.is_dir():
             return cls(path.with_name(f"{path.name}.run"), path)
         return cls(path)
+
+    @property
+    def name(self) -> Path:
+        """What `--resume` takes."""
+        return self.file or self.folder
 
     @property
     def state_path(self) -> Path:
@@ -79,35 +87,42 @@ class RunFolder:
             raise InputError(f"{self.file} exists: add --overwrite, or choose another --output")
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file: choose another --output")
-        held = [path for path in self._files() if path.exists()]
-        if held and not overwrite:
-            how = self.file or self.folder
+        models = (self.state_path, self.best_path, self.last_path)
+        if not any(path.exists() for path in models):
+            foreign = [path for path in self._derived() if path.exists()]
+            if foreign:
+                raise InputError(f"{foreign[0]} is no run's: choose another --output")
+        elif not overwrite:
             raise InputError(
-                f"{self.folder} already holds a run: go on with --resume {how}, start anew with "
-                "--overwrite, or choose another --output"
+                f"{self.folder} already holds a run: go on with --resume {self.name}, start anew "
+                "with --overwrite, or choose another --output"
             )
 
-    def _files(self) -> tuple[Path, ...]:
+    def _derived(self) -> tuple[Path, ...]:
+        """Everything but the state."""
         report = self.folder / "report.html"
-        paths = (self.config_path, self.log_path, self.best_path, self.last_path)
-        return (*paths, self.state_path, report)
+        return (self.best_path, self.last_path, self.log_path, self.config_path, report)
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Clear what an earlier run left, and write the settings."""
-        import tomli_w
-
+    def clear_derived(self) -> None:
+        """Remove what an earlier run left beside a state that has just been replaced."""
         try:
-            for path in self._files():
+            for path in self._derived():
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write to {self.folder}: {error.strerror}") from error
-        write_durably(self.config_path, tomli_w.dumps(_without_none(settings)).encode("utf-8"))
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Write config.toml."""
+        import tomli_w
+
+        text = tomli_w.dumps(_without_none(settings))
+        write_durably(self.config_path, text.encode("utf-8", "backslashreplace"))
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one record to the log."""
         try:
             with open(self.log_path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
+                log.write(json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
             raise StorageError(f"cannot write {self.log_path}: {error.strerror}") from error
 
@@ -122,8 +137,11 @@ class RunFolder:
 
     def cut_log(self, length: int) -> None:
         """Drop what was logged after the state that holds now."""
-        if self.log_path.exists():
-            os.truncate(self.log_path, min(length, self.log_path.stat().st_size))
+        try:
+            if self.log_path.exists():
+                os.truncate(self.log_path, min(length, self.log_path.stat().st_size))
+        except OSError as error:
+            raise StorageError(f"cannot write {self.log_path}: {error.strerror}") from error
 
     def save_state(self, arrays: Arrays, parts: dict[str, Any]) -> None:
         """Commit a state."""
@@ -133,7 +151,11 @@ class RunFolder:
         """The committed state as (arrays, parts); `CheckpointError` where there is none."""
         if not self.state_path.exists():
             raise CheckpointError(f"{self.folder} holds no run to go on with (no last.state)")
-        return read_arrays(self.state_path)
+        arrays, parts = read_arrays(self.state_path)
+        missing = sorted(_STATE_PARTS - set(parts))
+        if missing or "generator" not in arrays:
+            raise CheckpointError(f"{self.state_path} is no run's state: it has no {missing}")
+        return arrays, parts
 
     def save_model(
         self,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from mygpt.baselines import uniform_loss, unigram_loss
 from mygpt.config import GPTConfig
-from mygpt.errors import InputError
+from mygpt.errors import CheckpointError, InputError
 from mygpt.generation import Writer, load
 from mygpt.machine import choose_device
 from mygpt.model import GPT
@@ -27,6 +28,8 @@ from mygpt.training.loop import Trainer
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, choose_tokenizer, fit_window, read_source
 from mygpt.tutorial import set_seed
+
+P = ParamSpec("P")
 
 # What may change when a run goes on.
 RESUMABLE = (
@@ -43,6 +46,18 @@ RESUMABLE = (
 _DATA_SEED = 42
 
 
+def _keeps_random_state(function: Callable[P, Writer]) -> Callable[P, Writer]:
+    """The caller's torch generator is after the call as it was before."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Writer:
+        with torch.random.fork_rng(devices=[]):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@_keeps_random_state
 def train(
     files: str | Path | Sequence[str | Path] = (),
     *,
@@ -113,10 +128,9 @@ def train(
         settings=settings,
         listener=listener,
     )
-    run.begin(_for_people(trainer, source))
     for note in notes:
         listener(Note(note))
-    trainer.save()
+    trainer.begin(_for_people(trainer, source))
     return _sit(trainer, source.corpus.name, train_tokens)
 
 
@@ -128,7 +142,7 @@ def _new_model(config: GPTConfig, seed: int, device: torch.device) -> GPT:
     """Fresh weights, and the generators seeded for the data: the tutorial's order of seeding."""
     set_seed(seed)
     model = GPT.from_config(config).to(device)
-    set_seed(seed + _DATA_SEED)
+    set_seed((seed + _DATA_SEED) % 2**64)
     return model
 
 
@@ -143,10 +157,12 @@ def _for_people(trainer: Trainer, source: Source) -> dict[str, Any]:
     }
 
 
+@_keeps_random_state
 def resume(
     output: str | Path,
     files: Sequence[str | Path] = (),
     *,
+    val_file: str | Path | None = None,
     device: str = "auto",
     listener: Listener = print,
     **options: Any,
@@ -156,6 +172,7 @@ def resume(
     Args:
         output: the run's folder, or the checkpoint file it was given as `output`.
         files: where the text lies now; nothing takes it from where it was.
+        val_file: where the validation file lies now, likewise.
         device: "auto", "cpu", "cuda" or "mps".
         listener: is told every event.
         options: a new length (`steps`, `tokens` or `minutes`, counted from the run's start)
@@ -176,7 +193,10 @@ def resume(
         )
     config = _lengthened(parts["training"], options)
     settings, provenance = parts["settings"], parts["provenance"]
+    provenance = {**provenance, "sittings": provenance.get("sittings", 1) + 1}
     chosen = from_state(parts["tokenizer"])
+    if val_file is not None:
+        settings = {**settings, "val_file": _resolved(str(val_file))}
     if files:
         settings = {**settings, "files": [_resolved(str(name)) for name in files]}
     source = read_source(settings, config.val_fraction, allow_bytes=chosen.kind == "byte")
@@ -202,7 +222,10 @@ def resume(
 
 
 def _lengthened(training: dict[str, Any], options: dict[str, Any]) -> TrainConfig:
-    config = TrainConfig(**training)
+    try:
+        config = TrainConfig(**training)
+    except TypeError as error:
+        raise CheckpointError(f"the run's state is of another version: {error}") from None
     if {"steps", "tokens", "minutes"} & set(options):
         options = {"steps": None, "tokens": None, "minutes": None, **options}
     return replace(config, **options)
@@ -236,7 +259,7 @@ def _sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wr
     validated = course.best_step > 0
     trainer.tell(
         Finished(
-            run=trainer.run.folder,
+            run=trainer.run.name,
             checkpoint=trainer.run.checkpoint_path,
             step=course.step,
             loss=course.loss,
@@ -245,7 +268,7 @@ def _sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wr
             uniform=uniform,
             unigram=unigram,
             elapsed_s=course.elapsed_s,
-            signal=interrupt.received,
+            signal=None if trainer.finished else interrupt.received,
         )
     )
     return load(trainer.run.checkpoint_path, device=str(trainer.device))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def choose_tokenizer(name: str, documents: Sequence[Document], *, end_of_text: b
         return ByteTokenizer()
     if name in ("auto", "char"):
         return CharTokenizer(sorted(characters), end_of_text=end_of_text)
-    if not Path(name).exists():
+    if not os.path.exists(name):
         raise InputError(f"tokenizer={name!r} is not known: choose auto, char, byte, or a file")
     return CharTokenizer.load(name)
 
