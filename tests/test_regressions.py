@@ -227,3 +227,34 @@ def test_options_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def test_the_largest_seed_trains(tmp_path: Path) -> None:
     fit(tmp_path, "run", seed=2**64 - 1)
+
+
+def test_bytes_are_not_learned_without_a_word(tmp_path: Path) -> None:
+    """A Latin-1 file quietly became a byte model."""
+    (tmp_path / "latin.txt").write_bytes(TEXT.encode() + b"caf\xe9")
+    heard: list[Event] = []
+    options = {**TINY, "steps": 1, "listener": heard.append}
+    mygpt.train(tmp_path / "latin.txt", output=tmp_path / "run", **options)
+    assert "latin.txt is not text in UTF-8, so its bytes are learned" in str(heard[0])
+
+
+def test_going_on_with_a_finished_run_says_so(tmp_path: Path) -> None:
+    fit(tmp_path, "run")
+    heard: list[Event] = []
+    training.resume(tmp_path / "run", listener=heard.append)
+    assert "is finished" in str(heard[0])
+
+
+def test_an_empty_output_is_not_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    with pytest.raises(InputError, match="output is empty"):
+        mygpt.train(tmp_path / "fox.txt", output="", steps=1, listener=silent, **TINY)
+
+
+def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
+    fit(tmp_path, "run")
+    command = f"{sys.executable} -m mygpt generate -c run -p the --seed 1 -n 2 >&-"
+    done = subprocess.run(
+        command, cwd=tmp_path, shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -63,6 +63,9 @@ def main(args: Sequence[str] | None = None) -> None:
     0 done; 1 our bug; 2 wrong input or usage; 3 no space or not writable; 4 out of memory;
     5 training diverged; 128 + n ended by signal n.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
             stream.reconfigure(errors="replace")
@@ -83,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _say("out of memory: choose a smaller model, --batch-size or --seq-len")
+        _say("out of memory: choose fewer samples, a smaller model, --batch-size or --seq-len")
         code = 4
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -92,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether Python or torch (whose error for it is a RuntimeError) had no memory left."""
-    told = ("out of memory", "can't allocate memory", "not enough memory")
+    told = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 

@@ -94,6 +94,8 @@ def train(
         DivergedError: when the loss is no longer a number.
     """
     names = [str(f) for f in ([files] if isinstance(files, (str, Path)) else files)]
+    if output is not None and not str(output):
+        raise InputError("output is empty: name a folder, or a file such as ckpt.pt")
     options = {name: value for name, value in options.items() if value is not None}
     shape, recipe = preset_options(preset, options)
     config = TrainConfig(**recipe)  # refuses wrong options before anything is read
@@ -113,6 +115,12 @@ def train(
     chosen = choose_tokenizer(tokenizer, source.documents, end_of_text=reserve)
     train_tokens, val_tokens = source.encode(chosen)
     notes = list(source.corpus.notes)
+    undecoded = [doc.name for doc in source.documents if isinstance(doc.text, bytes)]
+    if undecoded and tokenizer == "auto":
+        notes.append(
+            f"{undecoded[0]} is not text in UTF-8, so its bytes are learned "
+            "(name its encoding with --encoding, latin-1 perhaps, to learn characters)"
+        )
     notes += fit_window(shape, recipe, len(train_tokens), asked="seq_len" in options)
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep some of it for validation: there is none")
@@ -218,6 +226,13 @@ def resume(
         listener=listener,
     )
     trainer.restore(arrays, parts["course"])
+    if trainer.finished:
+        listener(
+            Note(
+                f"{run.name} is finished: to go on, give --steps, --tokens or --minutes counted "
+                "from its start, more than it had"
+            )
+        )
     return _sit(trainer, source.corpus.name, train_tokens)
 
 
