@@ -1,0 +1,49 @@
+"""The compiled engine for CPUs: the whole decoding loop as machine code over packed weights.
+
+`layout` says where everything lies, `pack` puts it there, `simd`, `arithmetic`, `matmul`,
+`attention`, `forward`, `sample` and `loop` are what Numba compiles, `build` keeps the machine
+code, and `decoding` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mygpt.config import GPTConfig
+from mygpt.engines.contract import Request
+from mygpt.engines.cpu.decoding import CpuDecoding
+from mygpt.engines.cpu.pack import PackedModel
+
+
+class CpuEngine:
+    """Decodes on the CPU.
+
+    Args:
+        config: the model's shape.
+        arrays: its parameters by name, as `GPT.state_dict` has them.
+        weights: "float32", or "int8" for a quarter of the memory and its traffic.
+        threads: how many to use; None lets the size of the work decide.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        weights: str = "float32",
+        threads: int | None = None,
+    ) -> None:
+        self.model = PackedModel(config, arrays, quantized=weights == "int8")
+        self.threads = threads
+
+    def start(self, requests: Sequence[Request]) -> CpuDecoding:
+        """Begin to decode; see `mygpt.engines.contract.Engine`."""
+        return CpuDecoding(self.model, requests, self.threads)
+
+
+__all__ = ["CpuDecoding", "CpuEngine"]

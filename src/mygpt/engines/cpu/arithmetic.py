@@ -1,0 +1,120 @@
+"""Small functions on float32 numbers and rows of them, shaped so that LLVM vectorises them.
+
+Letters: C width of a row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mygpt.engines.cpu import layout as at
+from mygpt.engines.cpu.simd import FLOATS, REAL, WHOLE, float_of_bits, kernel
+
+f32 = np.float32
+_ZERO, _HALF, _ONE, _TWO = f32(0), f32(0.5), f32(1), f32(2)
+_LOWEST, _HIGHEST = f32(-87.0), f32(88.0)
+_LOG2E = f32(1 / math.log(2))
+_LN2_HIGH = f32(0.693359375)  # nine bits: its products with whole numbers are exact
+_LN2_LOW = f32(math.log(2) - 0.693359375)
+_C2, _C3, _C4, _C5, _C6, _C7 = (f32(1 / math.factorial(n)) for n in range(2, 8))
+_TANH_GELU, _CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
+_SQRT_HALF = f32(math.sqrt(0.5))
+# Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26
+_P, _A1, _A2 = f32(0.3275911), f32(0.254829592), f32(-0.284496736)
+_A3, _A4, _A5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
+
+
+@kernel(REAL, returns=REAL)
+def exp(x):
+    """e**x to about 1e-7 of itself, for x from -87 to 88; beyond, the value at that end."""
+    x = min(max(x, _LOWEST), _HIGHEST)
+    whole = np.int32(x * _LOG2E + (_HALF if x >= _ZERO else -_HALF))
+    n = f32(whole)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW  # |r| <= ln(2) / 2: Taylor's series is enough
+    tail = _C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7)))
+    power = _ONE + r * (_ONE + r * (_C2 + r * tail))
+    return power * float_of_bits(np.int32((whole + np.int32(127)) << np.int32(23)))
+
+
+@kernel(REAL, returns=REAL)
+def erf(x):
+    """The error function, to 2e-7."""
+    size = abs(x)
+    t = _ONE / (_ONE + _P * size)
+    series = t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
+    value = _ONE - series * exp(-size * size)
+    return value if x >= _ZERO else -value
+
+
+@kernel(FLOATS, FLOATS, WHOLE, WHOLE)
+def activate(gate, up, count, kind):
+    """gate[i] = GELU(gate[i]) (exact or tanh), or SiLU(gate[i]) * up[i]."""
+    if kind == at.SWIGLU:
+        for i in range(count):
+            gate[i] = gate[i] / (_ONE + exp(-gate[i])) * up[i]
+    elif kind == at.GELU:
+        for i in range(count):
+            gate[i] = _HALF * gate[i] * (_ONE + erf(gate[i] * _SQRT_HALF))
+    else:
+        for i in range(count):
+            inner = _TANH_GELU * (gate[i] + _CUBIC * gate[i] * gate[i] * gate[i])
+            gate[i] = gate[i] * (_ONE - _ONE / (_ONE + exp(_TWO * inner)))
+
+
+@kernel(FLOATS, WHOLE, returns=REAL, summing=True)
+def _sum(x, count):
+    total = _ZERO
+    for i in range(count):
+        total += x[i]
+    return total
+
+
+@kernel(FLOATS, WHOLE, REAL, returns=REAL, summing=True)
+def _sum_of_squares(x, count, centre):
+    total = _ZERO
+    for i in range(count):
+        total += (x[i] - centre) * (x[i] - centre)
+    return total
+
+
+@kernel(FLOATS, FLOATS, WHOLE, WHOLE, FLOATS, FLOATS, REAL)
+def normalize(out, x, count, kind, weight, bias, eps):
+    """out = LayerNorm or RMSNorm of the row x of C numbers; `out` may be `x`."""
+    centre = _ZERO
+    if kind != at.RMS_NORM:
+        centre = _sum(x, count) / f32(count)
+    factor = _ONE / f32(math.sqrt(_sum_of_squares(x, count, centre) / f32(count) + eps))
+    if kind == at.RMS_NORM:
+        for i in range(count):
+            out[i] = x[i] * factor * weight[i]
+    else:
+        for i in range(count):
+            out[i] = (x[i] - centre) * factor * weight[i] + bias[i]
+
+
+@kernel(FLOATS, WHOLE, REAL)
+def softmax(x, count, scale):
+    """x = softmax(scale * x), in place, for a row of finite numbers."""
+    largest = x[0]
+    for i in range(1, count):
+        largest = max(largest, x[i])
+    for i in range(count):
+        x[i] = exp((x[i] - largest) * scale)
+    factor = _ONE / _sum(x, count)
+    for i in range(count):
+        x[i] *= factor
+
+
+@kernel(FLOATS, WHOLE, REAL)
+def fill(x, count, value):
+    """x[:count] = value."""
+    for i in range(count):
+        x[i] = value
+
+
+@kernel(WHOLE, WHOLE, WHOLE, returns=WHOLE)
+def share(count, part, parts):
+    """Where part number `part` of `count` things begins, when `parts` share them."""
+    return count * part // parts

@@ -1,0 +1,195 @@
+"""A model's arrays laid out for the kernels: matrices in panels, float32 or int8.
+
+Letters: C embedding, H heads, G key/value heads, D head size, N outputs, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.config import GPTConfig
+from mygpt.engines.cpu import layout as at
+from mygpt.engines.cpu.layout import LANES, PANEL
+
+Arrays = Mapping[str, NDArray[Any]]
+Floats = NDArray[np.float32]
+
+_NORMS = {"layer": at.LAYER_NORM, "rms": at.RMS_NORM}
+_MLPS = {"gelu": at.GELU, "gelu_tanh": at.GELU_TANH, "swiglu": at.SWIGLU}
+_LINE = 64  # bytes of a cache line: no vector then lies across two
+
+
+def padded(count: int) -> int:
+    """`count` rounded up to whole vectors."""
+    return -(-count // LANES) * LANES
+
+
+def aligned(count: int, dtype: Any = np.float32) -> NDArray[Any]:
+    """Zeros that begin on a cache line."""
+    size = np.dtype(dtype).itemsize
+    room = np.zeros(count * size + _LINE, np.int8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + count * size].view(dtype)
+
+
+class PackedModel:
+    """A model ready for the kernels.
+
+    Args:
+        config: its shape.
+        arrays: its parameters by name, as `GPT.state_dict` has them.
+        quantized: keep matrices as int8 with one float32 scale an output (the largest weight
+            becomes 127).
+
+    Attributes:
+        job: the model's part of a job (see `layout`); zeros elsewhere.
+        weight_bytes: bytes of all matrices, read once for every token.
+    """
+
+    def __init__(self, config: GPTConfig, arrays: Arrays, *, quantized: bool = False) -> None:
+        self.config = config
+        self.quantized = quantized
+        self.weight_bytes = 0
+        self._arrays = arrays
+        self._alive: list[NDArray[Any]] = []  # what the job's addresses point to
+        self.job = np.zeros(at.JOB_SIZE, np.int64)
+        self._describe_shape()
+        self._pack_ends()
+        table = np.stack([self._layer(n) for n in range(config.num_layers)])
+        self.job[at.LAYER_TABLE] = self._keep(table)
+        del self._arrays
+
+    def _describe_shape(self) -> None:
+        config, job = self.config, self.job
+        hidden, wide = config.mlp_hidden, padded(config.head_size)
+        for place, value in {
+            at.LAYERS: config.num_layers,
+            at.WIDTH: config.embed_dim,
+            at.HEADS: config.num_heads,
+            at.GROUPS: config.kv_heads,
+            at.HEAD: config.head_size,
+            at.HIDDEN: hidden,
+            at.VOCAB: config.vocab_size,
+            at.WINDOW: config.max_seq_len,
+            at.NORM: _NORMS[config.norm],
+            at.ROTARY: config.position == "rotary",
+            at.MLP: _MLPS[config.mlp],
+            at.QK_NORM: config.qk_norm,
+            at.QUANTIZED: self.quantized,
+            at.WIDTH_STRIDE: padded(config.embed_dim),
+            at.QUERY_STRIDE: padded(config.num_heads * config.head_size),
+            at.PAIR_STRIDE: padded(2 * config.kv_heads * config.head_size),
+            at.MIXED_STRIDE: config.num_heads * wide,
+            at.HIDDEN_STRIDE: padded(hidden),
+            at.VOCAB_STRIDE: padded(config.vocab_size),
+            at.HEAD_STRIDE: wide,
+        }.items():
+            job[place] = value
+        scale = config.head_size**-0.5
+        job[at.REALS] = self._keep(np.array([config.eps, scale], np.float32))
+
+    def _keep(self, array: NDArray[Any]) -> int:
+        """The address of an array that lives as long as this model does."""
+        array = np.ascontiguousarray(array)
+        self._alive.append(array)
+        return array.ctypes.data
+
+    def _vector(self, name: str) -> int:
+        """The address of a named parameter as float32, padded to whole vectors; 0 for none."""
+        if name not in self._arrays:
+            return 0
+        values = np.asarray(self._arrays[name], np.float32).ravel()
+        room = aligned(padded(values.size))
+        room[: values.size] = values
+        return self._keep(room)
+
+    def _pack_ends(self) -> None:
+        """Embeddings, the last norm and the head."""
+        config, job = self.config, self.job
+        embedding = self._matrix(self._arrays["token_embedding.weight"], "")
+        job[at.EMBEDDING] = job[at.HEAD_MATRIX] = self._keep(np.array(embedding, np.int64))
+        if not config.tied:
+            head = self._matrix(self._arrays["head.weight"], "")
+            job[at.HEAD_MATRIX] = self._keep(np.array(head, np.int64))
+        job[at.POSITIONS] = self._vector("position_embedding.weight")
+        job[at.FINAL_WEIGHT] = self._vector("final_norm.weight")
+        job[at.FINAL_BIAS] = self._vector("final_norm.bias")
+        if config.position == "rotary":
+            half = config.head_size // 2
+            powers = -np.arange(half, dtype=np.float32) / np.float32(half)
+            angles = np.arange(config.max_seq_len, dtype=np.float32)[:, None] * np.power(
+                np.float32(config.rope_base), powers
+            )
+            angles = np.concatenate([angles, angles], axis=1)  # (L, D)
+            job[at.COSINES] = self._keep(np.cos(angles))
+            job[at.SINES] = self._keep(np.sin(angles))
+
+    def _layer(self, number: int) -> NDArray[np.int64]:
+        """One row of the layer table."""
+        config, name = self.config, f"blocks.{number}."
+        row = np.zeros(at.LAYER_SIZE, np.int64)
+        row[at.NORM_1] = self._vector(name + "attention_norm.weight")
+        row[at.NORM_1_BIAS] = self._vector(name + "attention_norm.bias")
+        row[at.NORM_2] = self._vector(name + "mlp_norm.weight")
+        row[at.NORM_2_BIAS] = self._vector(name + "mlp_norm.bias")
+        row[at.QUERY_NORM] = self._vector(name + "attention.query_norm.weight")
+        row[at.KEY_NORM] = self._vector(name + "attention.key_norm.weight")
+        heads, d, hidden = config.num_heads, config.head_size, config.mlp_hidden
+        fused, inner = name + "attention.query_key_value", name + "mlp.input"
+        mixed = np.zeros((config.embed_dim, heads, padded(d)), np.float32)
+        mixed[:, :, :d] = self._arrays[name + "attention.output.weight"].reshape(-1, heads, d)
+        for place, weight, bias, rows in (
+            (at.W_QUERY, self._arrays[fused + ".weight"], fused, slice(0, heads * d)),
+            (at.W_PAIR, self._arrays[fused + ".weight"], fused, slice(heads * d, None)),
+            (
+                at.W_MIXED,
+                mixed.reshape(config.embed_dim, -1),
+                name + "attention.output",
+                slice(None),
+            ),
+            (at.W_GATE, self._arrays[inner + ".weight"], inner, slice(0, hidden)),
+            (at.W_UP, self._arrays[inner + ".weight"], inner, slice(hidden, None)),
+            (at.W_DOWN, self._arrays[name + "mlp.output.weight"], name + "mlp.output", slice(None)),
+        ):
+            if place != at.W_UP or config.mlp == "swiglu":
+                row[place : place + at.MATRIX_SIZE] = self._matrix(weight[rows], bias, rows)
+        return row
+
+    def _matrix(self, weight: NDArray[Any], name: str, rows: slice = slice(None)) -> list[int]:
+        """The description of a packed matrix (see `layout`); `name` is where its bias is."""
+        weight = np.asarray(weight, np.float32)  # (N, C)
+        outputs, depth = weight.shape
+        scales = 0
+        if self.quantized:
+            largest = np.abs(weight).max(axis=1, keepdims=True) if depth else np.zeros((outputs, 1))
+            steps = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
+            room = aligned(padded(outputs))
+            room[:outputs] = steps[:, 0]
+            scales = self._keep(room)
+            weight = np.rint(weight / steps).astype(np.int8)
+        bias = self._arrays.get(f"{name}.bias")
+        bias_address = 0
+        if bias is not None:
+            bias_room = aligned(padded(outputs))
+            bias_room[:outputs] = bias[rows]
+            bias_address = self._keep(bias_room)
+        packed = to_panels(weight)
+        self.weight_bytes += packed.nbytes
+        return [self._keep(packed), scales, bias_address, depth, padded(outputs)]
+
+
+def to_panels(weight: NDArray[Any]) -> NDArray[Any]:
+    """A matrix (N, C) as one row of panels, each (C, PANEL), the last one narrower."""
+    outputs, depth = weight.shape
+    whole = outputs // PANEL
+    rest = padded(outputs) - whole * PANEL
+    room = aligned((whole * PANEL + rest) * depth, weight.dtype)
+    panels = room[: whole * PANEL * depth].reshape(whole, depth, PANEL)
+    panels[:] = weight[: whole * PANEL].reshape(whole, PANEL, depth).transpose(0, 2, 1)
+    tail = room[whole * PANEL * depth :].reshape(depth, rest)
+    tail[:, : outputs - whole * PANEL] = weight[whole * PANEL :].T
+    return room

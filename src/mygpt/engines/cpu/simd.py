@@ -1,0 +1,204 @@
+"""What kernels are made with: the decorator, and what Numba's Python lacks, as LLVM code.
+
+Raw pointers, the bits of a float, atomic counters, and the one kernel that all products of
+matrices are made of.
+Letters: R rows of x at once, N vectors of `LANES` outputs at once, K the inner dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic as numba_intrinsic
+
+from mygpt.engines.cpu.layout import LANES, ROWS, VECTORS
+
+intrinsic: Any = numba_intrinsic
+
+FLOATS = types.CPointer(types.float32)
+INTS = types.CPointer(types.int64)
+BYTES = types.CPointer(types.int8)
+WHOLE, WORD = types.int64, types.int32
+REAL, DOUBLE = types.float32, types.float64
+
+
+def kernel(*arguments: Any, returns: Any = types.void, summing: bool = False) -> Any:
+    """Compile a function for arguments of these types.
+
+    Nothing in a kernel allocates, raises or calls Python: it needs none of Numba's runtime,
+    so that its machine code can be kept and run without Numba. `summing` lets the compiler
+    add in an order of its own, which is the same for every row.
+    """
+    return njit(
+        returns(*arguments),
+        fastmath={"contract", "nsz", "reassoc"} if summing else {"contract", "nsz"},
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        _nrt=False,
+    )
+
+
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_VECTOR = ir.VectorType(_F32, LANES)
+_BYTE_VECTOR = ir.VectorType(ir.IntType(8), LANES)
+
+
+def _caster(pointer_type: Any) -> Any:
+    def cast(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(pointer_type))
+
+        return pointer_type(types.int64), codegen
+
+    return intrinsic(cast)
+
+
+floats = _caster(FLOATS)  # the float32 numbers at an address
+ints = _caster(INTS)
+int8s = _caster(BYTES)
+
+
+@intrinsic
+def skip(typingctx: Any, pointer: Any, count: Any) -> Any:
+    """The pointer `count` elements further on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.int64), codegen
+
+
+@intrinsic
+def float_of_bits(typingctx: Any, bits: Any) -> Any:
+    """The float32 whose bits an int32 spells."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _F32)
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def bits_of_float(typingctx: Any, value: Any) -> Any:
+    """The int32 that spells a float32's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _I32)
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def atomic_add(typingctx: Any, counter: Any, value: Any) -> Any:
+    """Add to a shared counter; returns what it held before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", args[0], args[1], "seq_cst")
+
+    return types.int64(INTS, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx: Any, counter: Any) -> Any:
+    """Read a shared counter, and see all that was written before it was added to."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(args[0], "acquire", 8, typ=_I64)
+
+    return types.int64(INTS), codegen
+
+
+def make_tiles(*, quantized: bool) -> Any:
+    """The kernel y[r, n] += sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
+
+    Called as tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors):
+    pointers, with strides in elements; rows from 1 to ROWS, vectors from 1 to VECTORS. Every
+    sum runs over k in order, one fused multiply-add a step, in a register of its own, so a
+    row's result is the same in a tile of any height.
+    Quantized: w is int8, and output n's sum is multiplied by scales[n] before it is added.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")  # 24 loops: one copy of them is enough
+        *operands, rows, vectors = args
+        done = builder.append_basic_block("done")
+        choice = builder.switch(builder.add(builder.mul(rows, _I64(VECTORS)), vectors), done)
+        for r in range(1, ROWS + 1):
+            for n in range(1, VECTORS + 1):
+                case = builder.append_basic_block(f"tile_{r}_{n}")
+                choice.add_case(_I64(r * VECTORS + n), case)
+                with builder.goto_block(case):
+                    _emit_tile(builder, operands, r, n, quantized=quantized)
+                    builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+
+    @intrinsic
+    def tiles(
+        typingctx: Any, y: Any, y_stride: Any, x: Any, x_stride: Any, w: Any, w_stride: Any,
+        depth: Any, scales: Any, rows: Any, vectors: Any,
+    ) -> Any:  # fmt: skip
+        weights = BYTES if quantized else FLOATS
+        return types.void(
+            FLOATS, i64, FLOATS, i64, weights, i64, i64, FLOATS, i64, i64
+        ), codegen  # fmt: skip
+
+    return tiles
+
+
+def _emit_tile(builder: Any, operands: Any, rows: int, vectors: int, *, quantized: bool) -> None:
+    """One tile of fixed height and width: sums in registers, a loop over k, one store."""
+    y, y_stride, x, x_stride, w, w_stride, depth, scales = operands
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+    fma = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
+    )
+    places = [(r, n) for r in range(rows) for n in range(vectors)]
+    sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
+    for place in places:
+        builder.store(zero, sums[place])
+    x_rows = [builder.gep(x, [builder.mul(x_stride, _I64(r))]) for r in range(rows)]
+    with cgutils.for_range(builder, depth, intp=_I64) as loop:
+        start = builder.mul(loop.index, w_stride)
+        panel = []
+        for n in range(vectors):
+            offset = builder.add(start, _I64(n * LANES))
+            if quantized:
+                panel.append(builder.sitofp(_load(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR))
+            else:
+                panel.append(_load(builder, w, offset, _VECTOR, 4))
+        for r in range(rows):
+            value = _spread(builder, builder.load(builder.gep(x_rows[r], [loop.index]), typ=_F32))
+            for n in range(vectors):
+                total = builder.call(fma, [value, panel[n], builder.load(sums[r, n])])
+                builder.store(total, sums[r, n])
+    for r, n in places:
+        offset = builder.add(builder.mul(y_stride, _I64(r)), _I64(n * LANES))
+        before, total = _load(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
+        if quantized:
+            scale = _load(builder, scales, _I64(n * LANES), _VECTOR, 4)
+            total = builder.call(fma, [total, scale, before])
+        else:
+            total = builder.fadd(total, before)
+        at = builder.bitcast(builder.gep(y, [offset]), _VECTOR.as_pointer())
+        builder.store(total, at, align=4)
+
+
+def _load(builder: Any, pointer: Any, offset: Any, kind: Any, align: int) -> Any:
+    at = builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+    return builder.load(at, align=align, typ=kind)
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """A vector of one number, everywhere."""
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    one = builder.insert_element(undefined, value, _I32(0))
+    return builder.shuffle_vector(
+        one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    )
