@@ -18,6 +18,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the kernels before the tests' own processes start, once for all of them."""
+    if not hasattr(config, "workerinput"):
+        from mygpt.engines.cpu.build import compile_now
+
+        compile_now()
+
+
 @pytest.fixture
 def shakespeare() -> Path:
     """Tiny Shakespeare's path; skips where the machine does not have it."""

@@ -13,9 +13,8 @@ from shapes import CONFIGS, MODERN, TUTORIAL, build
 from torch import nn
 
 from mygpt import GPT, SamplingConfig, generate, stream
-from mygpt.engines.torch_engine import CachedEngine, PlainEngine
+from mygpt.engines.torch_engine import CachedReader, PlainReader, choose_reader
 from mygpt.errors import InputError
-from mygpt.generation.tokens import choose_engine
 
 model_of = cache(lambda name, seed=0: build(CONFIGS[name], seed, spread=0.7))
 NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]
@@ -244,9 +243,9 @@ def test_refill_reads_one_token_a_step_but_when_it_moves_on():
 
 
 def test_our_model_is_decoded_with_a_cache_and_others_in_the_plain_loop():
-    assert isinstance(choose_engine(model_of("modern"), 1, "crop"), CachedEngine)
-    assert isinstance(choose_engine(Foreign(), 1, "crop"), PlainEngine)
-    assert isinstance(choose_engine(own_forward(), 1, "crop"), PlainEngine)
+    assert isinstance(choose_reader(model_of("modern"), 1, "crop"), CachedReader)
+    assert isinstance(choose_reader(Foreign(), 1, "crop"), PlainReader)
+    assert isinstance(choose_reader(own_forward(), 1, "crop"), PlainReader)
 
 
 def test_inside_the_window_our_model_reads_each_token_once():

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from mygpt.cli import main
     from mygpt.config import GPTConfig, SamplingConfig
     from mygpt.errors import MygptError
-    from mygpt.generation import Writer, generate, load, stream
+    from mygpt.generation.tokens import generate, stream
+    from mygpt.generation.writer import Writer, load
     from mygpt.model import GPT
     from mygpt.tokenization import ByteTokenizer, CharTokenizer
     from mygpt.training import train
@@ -47,7 +48,8 @@ _HOMES = {
     "cli": ("main",),
     "config": ("GPTConfig", "SamplingConfig"),
     "errors": ("MygptError",),
-    "generation": ("Writer", "generate", "load", "stream"),
+    "generation.tokens": ("generate", "stream"),
+    "generation.writer": ("Writer", "load"),
     "model": ("GPT",),
     "tokenization": ("ByteTokenizer", "CharTokenizer"),
     "training": ("train",),

@@ -62,14 +62,20 @@ class Checkpoint:
 
         from mygpt.model import GPT
 
+        self.check_shapes()
+        model = GPT.unfilled(self.config)
+        model.load_state_dict({name: torch.tensor(a) for name, a in self.arrays.items()})
+        return model
+
+    def check_shapes(self) -> None:
+        """Raise `CheckpointError` where arrays and shape do not agree."""
         held = sum(array.size for array in self.arrays.values())
         if self.config.num_parameters() > 2 * held:  # said before anything of that size is made
             raise CheckpointError(
                 f"{self.path}: {held:,} parameters, and its configuration wants "
                 f"{self.config.num_parameters():,}"
             )
-        model = GPT.unfilled(self.config)
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        wanted = self.config.parameter_shapes()
         for name in sorted(set(wanted) | set(self.arrays)):
             found = self.arrays[name].shape if name in self.arrays else None
             if wanted.get(name) != found:
@@ -77,8 +83,6 @@ class Checkpoint:
                     f"{self.path}: tensor {name} has shape {found or 'none'}, and its "
                     f"configuration wants {wanted.get(name) or 'none'}"
                 )
-        model.load_state_dict({name: torch.tensor(a) for name, a in self.arrays.items()})
-        return model
 
 
 def save_checkpoint(

@@ -170,15 +170,8 @@ class GPTConfig:
     @property
     def is_tutorial_block(self) -> bool:
         """Whether the block is the tutorial's: learned positions, LayerNorm, exact GELU."""
-        tutorial = GPTConfig(
-            vocab_size=self.vocab_size,
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            num_layers=self.num_layers,
-            max_seq_len=self.max_seq_len,
-            dropout=self.dropout,
-        )
-        return self == tutorial
+        free = {"vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len", "dropout"}
+        return all(getattr(self, f.name) == f.default for f in fields(self) if f.name not in free)
 
     def num_parameters(self) -> int:
         """Number of trained numbers, each counted once (a tied head adds none)."""
@@ -193,6 +186,34 @@ class GPTConfig:
         embeddings = self.vocab_size * c * (1 if self.tied else 2)
         embeddings += self.max_seq_len * c if self.position == "learned" else 0
         return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter's shape, by the names that the model and its files use."""
+        c, d, m = self.embed_dim, self.head_size, self.mlp_hidden
+        q, kv = self.num_heads * d, self.kv_heads * d
+        norms = ["weight", "bias"] if self.norm == "layer" else ["weight"]
+        shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (self.vocab_size, c)}
+        if self.position == "learned":
+            shapes["position_embedding.weight"] = (self.max_seq_len, c)
+        for n in range(self.num_layers):
+            at = f"blocks.{n}."
+            shapes |= {f"{at}attention_norm.{part}": (c,) for part in norms}
+            shapes[at + "attention.query_key_value.weight"] = (q + 2 * kv, c)
+            shapes[at + "attention.output.weight"] = (c, q)
+            if self.attention_bias:
+                shapes[at + "attention.query_key_value.bias"] = (q + 2 * kv,)
+                shapes[at + "attention.output.bias"] = (c,)
+            if self.qk_norm:
+                shapes |= {f"{at}attention.{part}_norm.weight": (d,) for part in ("query", "key")}
+            shapes |= {f"{at}mlp_norm.{part}": (c,) for part in norms}
+            inner = 2 * m if self.mlp == "swiglu" else m
+            shapes |= {f"{at}mlp.input.weight": (inner, c), f"{at}mlp.output.weight": (c, m)}
+            if self.mlp_bias:
+                shapes |= {f"{at}mlp.input.bias": (inner,), f"{at}mlp.output.bias": (c,)}
+        shapes |= {f"final_norm.{part}": (c,) for part in norms}
+        if not self.tied:
+            shapes["head.weight"] = (self.vocab_size, c)
+        return shapes
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

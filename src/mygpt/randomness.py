@@ -52,10 +52,15 @@ def check_seed(seed: int) -> None:
 
 
 def _uniform(seed: int, first: int, second: int, purpose: int) -> float:
-    """One number in [0, 1) with 53 random bits."""
-    words = [np.array([w], np.uint64) for w in (first, second & 0xFFFFFFFF, purpose, second >> 32)]
-    x0, x1, _, _ = philox(seed, (words[0], words[1], words[2], words[3]))
-    return float(((int(x0[0]) >> 5) * 2**26 + (int(x1[0]) >> 6)) / 2**53)
+    """One number in [0, 1) with 53 random bits; `philox` on Python's whole numbers, for speed."""
+    x0, x1, x2, x3 = first, second & 0xFFFFFFFF, purpose, second >> 32
+    key_0, key_1 = seed & 0xFFFFFFFF, seed >> 32
+    for _ in range(10):
+        p0, p1 = x0 * 0xD2511F53, x2 * 0xCD9E8D57
+        x0, x1 = (p1 >> 32) ^ x1 ^ key_0, p1 & 0xFFFFFFFF
+        x2, x3 = (p0 >> 32) ^ x3 ^ key_1, p0 & 0xFFFFFFFF
+        key_0, key_1 = (key_0 + _WEYL[0]) & 0xFFFFFFFF, (key_1 + _WEYL[1]) & 0xFFFFFFFF
+    return ((x0 >> 5) * 2**26 + (x1 >> 6)) / 2**53
 
 
 @dataclass(frozen=True)

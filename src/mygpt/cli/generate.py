@@ -16,7 +16,7 @@ from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
-    from mygpt.generation import Writer
+    from mygpt.generation.writer import Writer
 
 _SAMPLING = "Sampling"
 
@@ -92,7 +92,12 @@ def generate(
         typer.Option(help="With --json: this many alternatives a token.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16 (torch), int8 (cpu engine).")
+    ] = "float32",
+    engine: Annotated[
+        str, typer.Option(help="auto, numpy, cpu or torch; `mygpt info` says which auto is.")
+    ] = "auto",
 ) -> None:
     """Write from a trained model: the prompt and its continuation.
 
@@ -127,9 +132,9 @@ def generate(
         if not sampling.greedy:
             print(f"seed {seed}", file=sys.stderr)
     check_seed(seed)
-    from mygpt.generation import load
+    from mygpt.generation.writer import load
 
-    writer = load(path, device=device, dtype=dtype)
+    writer = load(path, device=device, dtype=dtype, engine=engine)
     options |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
     if text is None and sys.stdin.isatty():
         if json or num_samples != 1:
@@ -143,9 +148,10 @@ def generate(
     elif num_samples == 1 and stream:
         _print_stream(writer, text, {"seed": seed, **options})
     else:
-        samples = writer.complete(text, num_samples=num_samples, seed=seed, **options)
+        samples = writer.samples(text, num_samples=num_samples, seed=seed, **options)
         for number, sample in enumerate(samples):
-            print("---\n" * (number > 0) + _shown(text + sample.text).removesuffix("\n"))
+            shown = _shown(text + sample.text).removesuffix("\n")
+            print("---\n" * (number > 0) + shown, flush=True)
 
 
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
@@ -168,7 +174,7 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
 
 
 def _note_crop(writer: Writer, text: str, overflow: str) -> None:
-    tokens, window = len(writer.prompt_ids(text)), writer.model.max_seq_len
+    tokens, window = len(writer.prompt_ids(text)), writer.config.max_seq_len
     if tokens > window and overflow != "stop":
         print(f"the prompt has {tokens} tokens: the model sees the last {window}", file=sys.stderr)
 
@@ -191,11 +197,11 @@ def _print_stream(writer: Writer, text: str, options: dict[str, Any]) -> None:
 def _print_json(
     writer: Writer, text: str, num_samples: int, logprobs: int | None, options: dict[str, Any]
 ) -> None:
-    for sample in writer.complete(text, num_samples=num_samples, logprobs=logprobs, **options):
+    for sample in writer.samples(text, num_samples=num_samples, logprobs=logprobs, **options):
         values = asdict(sample)
         if sample.logprobs is None:
             del values["logprobs"]
-        print(json_module.dumps(values, ensure_ascii=False))
+        print(json_module.dumps(values, ensure_ascii=False), flush=True)
 
 
 def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:

@@ -1,7 +1,4 @@
-"""Writing: `generate` and `stream` on token ids, and `Writer`, which speaks text."""
+"""Writing: `tokens` holds `generate` and `stream` on ids, `writer` the `Writer` of text.
 
-from mygpt.generation.completion import Completion, TokenLogprob
-from mygpt.generation.tokens import generate, stream
-from mygpt.generation.writer import Writer, load
-
-__all__ = ["Completion", "TokenLogprob", "Writer", "generate", "load", "stream"]
+They are imported from where they are, so that the text side needs no torch.
+"""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from mygpt.tokenization import Tokenizer
 
@@ -73,12 +74,12 @@ class Row:
         """Whether this sample takes no more tokens."""
         return bool(self.completion.finish_reason)
 
-    def push(self, token_id: int, logits: torch.Tensor) -> str:
-        """Take in one token; return the text that is now certain."""
+    def push(self, token_id: int, logits: NDArray[np.float32] | None = None) -> str:
+        """Take in one token, drawn from these logits; return the text that is now certain."""
         if self.ended:
             return ""
         self.completion.token_ids.append(token_id)
-        if self.completion.logprobs is not None:
+        if self.completion.logprobs is not None and logits is not None:
             self.completion.logprobs.append(self._logprob(token_id, logits))
         if token_id == self.tokenizer.end_of_text:
             return self._end("end", self.decoder.finish())
@@ -113,12 +114,13 @@ class Row:
         self.completion.text += waiting
         return waiting
 
-    def _logprob(self, token_id: int, logits: torch.Tensor) -> TokenLogprob:
-        logprobs = logits.float().log_softmax(dim=-1)
-        values, ids = logprobs.topk(self.num_logprobs or 0)
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+    def _logprob(self, token_id: int, logits: NDArray[np.float32]) -> TokenLogprob:
+        wide = logits.astype(np.float64)
+        largest = wide.max()
+        logprobs = wide - largest - np.log(np.exp(wide - largest).sum())  # (V,)
+        best = np.argsort(-logprobs, kind="stable")[: self.num_logprobs or 0].tolist()
         text = self.tokenizer.token_text
-        top = [(text(i), value) for i, value in pairs]
+        top = [(text(i), float(logprobs[i])) for i in best]
         return TokenLogprob(token_id, text(token_id), float(logprobs[token_id]), top)
 
 

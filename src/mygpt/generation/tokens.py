@@ -5,18 +5,29 @@ Letters: B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow
-from mygpt.engines.torch_engine import CachedEngine, Engine, PlainEngine
+from mygpt.config import (
+    COLDEST,
+    Overflow,
+    SamplingConfig,
+    check_max_new_tokens,
+    check_overflow,
+)
+from mygpt.engines.choice import choose
+from mygpt.engines.contract import Request
+from mygpt.engines.torch_engine import choose_reader
 from mygpt.errors import InputError
+from mygpt.generation.packing import can_pack, cpu_engine_of
 from mygpt.model import GPT
 from mygpt.randomness import Stream
 from mygpt.sampling import next_ids
+
+if TYPE_CHECKING:
+    from mygpt.engines.cpu import CpuDecoding
 
 
 def generate(
@@ -57,21 +68,10 @@ def generate(
     Raises:
         InputError: for a value outside its range, naming the range (a ValueError).
     """
-    new = list(
-        stream(
-            model,
-            prompt_ids,
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            overflow=overflow,
-        )
-    )
-    return torch.cat([prompt_ids, torch.stack(new, dim=1)], dim=1) if new else prompt_ids.clone()
+    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+    job = _Job(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
+    new = job.all_at_once()
+    return torch.cat([prompt_ids, new], dim=1)
 
 
 def stream(
@@ -93,10 +93,7 @@ def stream(
     step.
     """
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-    _check_prompt(model, prompt_ids)
-    streams = None if seed is None else [Stream(seed, i) for i in range(prompt_ids.shape[0])]
-    steps = decode(model, prompt_ids, max_new_tokens, sampling, streams, overflow)
-    return (step.ids for step in steps)
+    return _Job(model, prompt_ids, max_new_tokens, sampling, seed, overflow).steps()
 
 
 def _check_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
@@ -117,61 +114,98 @@ def _check_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of decoding: the tokens drawn, (B,) int64, and the logits (B, V) behind them."""
+class _Job:
+    """One call of `generate` or `stream`: checked at once, worked on lazily.
 
-    ids: torch.Tensor
-    logits: torch.Tensor
+    The compiled engine decodes our own models on the CPU; torch decodes all others, and jobs
+    too short to compile for.
+    """
 
+    def __init__(
+        self,
+        model: Any,
+        prompt_ids: torch.Tensor,
+        max_new_tokens: int,
+        sampling: SamplingConfig,
+        seed: int | None,
+        overflow: Overflow,
+    ) -> None:
+        _check_prompt(model, prompt_ids)
+        check_max_new_tokens(max_new_tokens)
+        check_overflow(overflow)
+        self.batch, self.length = prompt_ids.shape
+        if overflow == "stop":
+            if self.length > model.max_seq_len:
+                raise InputError(
+                    f"the prompt has {self.length} tokens and the window {model.max_seq_len}: "
+                    "shorten it, or choose overflow crop or refill"
+                )
+            max_new_tokens = min(max_new_tokens, model.max_seq_len - self.length)
+        self.streams = None if seed is None else [Stream(seed, i) for i in range(self.batch)]
+        self.model, self.prompt_ids, self.overflow = model, prompt_ids, overflow
+        self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        model.eval()
 
-def decode(
-    model: Any,
-    prompt_ids: torch.Tensor,
-    max_new_tokens: int,
-    sampling: SamplingConfig,
-    streams: Sequence[Stream] | None,
-    overflow: Overflow,
-) -> Iterator[Step]:
-    """The steps of writing `max_new_tokens` after `prompt_ids`; checks at once, works lazily."""
-    check_max_new_tokens(max_new_tokens)
-    check_overflow(overflow)
-    length = prompt_ids.shape[1]
-    if overflow == "stop":
-        if length > model.max_seq_len:
-            raise InputError(
-                f"the prompt has {length} tokens and the window {model.max_seq_len}: shorten it, "
-                "or choose overflow crop or refill"
-            )
-        max_new_tokens = min(max_new_tokens, model.max_seq_len - length)
-    model.eval()
-    return _steps(model, prompt_ids, max_new_tokens, sampling, streams, overflow)
+    def all_at_once(self) -> torch.Tensor:
+        """All new tokens, (B, new) int64."""
+        new = self.prompt_ids.new_empty(self.batch, self.max_new_tokens)
+        if self._draws_by_itself and self._compiled_can:
+            rows = self._start_compiled().advance(self.max_new_tokens)
+            return torch.tensor(rows, dtype=torch.int64).view(self.batch, -1)
+        for number, ids in enumerate(self.steps()):
+            new[:, number] = ids
+        return new
 
+    def steps(self) -> Iterator[torch.Tensor]:
+        """The new tokens step by step, each (B,) int64."""
+        if not self._compiled_can:
+            return self._torch_steps()
+        if self._draws_by_itself:
+            return self._compiled_steps()
+        return self._multinomial_steps()
 
-def _steps(
-    model: Any,
-    prompt_ids: torch.Tensor,
-    max_new_tokens: int,
-    sampling: SamplingConfig,
-    streams: Sequence[Stream] | None,
-    overflow: Overflow,
-) -> Iterator[Step]:
-    engine = choose_engine(model, prompt_ids.shape[0], overflow)
-    batch, length = prompt_ids.shape
-    text = prompt_ids.new_empty(batch, length + max_new_tokens)
-    text[:, :length] = prompt_ids
-    for step in range(max_new_tokens):
-        so_far = text[:, : length + step]
-        with torch.no_grad():
-            logits = engine.next_logits(so_far)
-            ids = next_ids(logits, sampling, so_far, streams, step)
-        text[:, length + step] = ids
-        yield Step(ids, logits)
+    @property
+    def _draws_by_itself(self) -> bool:
+        """Whether no draw is torch's: with a seed, or where nothing is drawn."""
+        return self.streams is not None or self.sampling.temperature < COLDEST
 
+    @property
+    def _compiled_can(self) -> bool:
+        if self.batch == 0 or self.max_new_tokens == 0 or not can_pack(self.model):
+            return False
+        tokens = self.batch * self.max_new_tokens
+        return choose(self.model.config, tokens=tokens, device="cpu").name == "cpu"
 
-def choose_engine(model: Any, batch_size: int, overflow: Overflow) -> Engine:
-    """The engine that decodes this model: cached for our own forward, else the plain loop."""
-    own = isinstance(model, GPT) and type(model).forward is GPT.forward
-    if own and "forward" not in vars(model):
-        return CachedEngine(model, batch_size, overflow)
-    return PlainEngine(model, overflow)
+    def _start_compiled(self) -> CpuDecoding:
+        prompts = self.prompt_ids.cpu().numpy()
+        streams = self.streams or [Stream(0)] * self.batch
+        requests = [
+            Request(prompt, self.max_new_tokens, self.sampling, stream, self.overflow)
+            for prompt, stream in zip(prompts, streams, strict=True)
+        ]
+        return cpu_engine_of(self.model).start(requests)
+
+    def _compiled_steps(self) -> Iterator[torch.Tensor]:
+        decoding = self._start_compiled()
+        for _ in range(self.max_new_tokens):
+            yield torch.tensor([new[0] for new in decoding.advance(1)])
+
+    def _multinomial_steps(self) -> Iterator[torch.Tensor]:
+        """The chapter's draw from torch's global generator between compiled steps."""
+        decoding = self._start_compiled()
+        for _ in range(self.max_new_tokens):
+            ids = torch.multinomial(torch.from_numpy(decoding.weigh()), num_samples=1)[:, 0]
+            decoding.push(ids.numpy())
+            yield ids
+
+    def _torch_steps(self) -> Iterator[torch.Tensor]:
+        reader = choose_reader(self.model, self.batch, self.overflow)
+        text = self.prompt_ids.new_empty(self.batch, self.length + self.max_new_tokens)
+        text[:, : self.length] = self.prompt_ids
+        for step in range(self.max_new_tokens):
+            so_far = text[:, : self.length + step]
+            with torch.no_grad():
+                logits = reader.next_logits(so_far)
+                ids = next_ids(logits, self.sampling, so_far, self.streams, step)
+            text[:, self.length + step] = ids
+            yield ids

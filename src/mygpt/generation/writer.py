@@ -2,50 +2,127 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from mygpt.checkpoint import read_checkpoint, resolve
-from mygpt.config import Overflow, SamplingConfig
+from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
+from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow
+from mygpt.engines.choice import Choice, choose
+from mygpt.engines.contract import Decoding, Engine, Request
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
-from mygpt.generation.tokens import Step, decode
-from mygpt.machine import choose_device, choose_dtype
-from mygpt.model import GPT
 from mygpt.randomness import Stream, fresh_seed
 from mygpt.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from mygpt.config import GPTConfig
+    from mygpt.model import GPT
+
+# The compiled engine's steps are so short that asking for each alone would cost: it is asked
+# for as many as fit in this time.
+_BLOCK_S = 0.002
+_CACHE_BYTES = 2**30  # what the keys and values of samples written together may take
+_MOST_TOGETHER = 64
 
 
 class Writer:
     """A model and its tokenizer, ready to continue text.
 
     Args:
-        model: a `GPT`, on the device and in the number format it is to run in.
+        model: a `GPT`, on the device and in the number format it is to run in, or a
+            checkpoint, whose weights then need no torch unless torch is to run them.
         tokenizer: the model's own.
         provenance: where the model comes from, as its checkpoint tells.
+        device: for a checkpoint: "auto", or torch's name of a device.
+        dtype: for a checkpoint: float32, bfloat16, float16 (torch) or int8 (the cpu engine).
+        engine: "auto", "numpy", "cpu" or "torch".
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, provenance: dict[str, Any] | None = None
+        self,
+        model: GPT | Checkpoint,
+        tokenizer: Tokenizer,
+        provenance: dict[str, Any] | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        engine: str = "auto",
     ) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the model "
                 f"{model.config.vocab_size}: they do not belong together"
             )
-        self.model = model
+        self.config: GPTConfig = model.config
         self.tokenizer = tokenizer
         self.provenance = provenance or {}
+        self._source = model
+        self._device, self._dtype, self._wanted = device, dtype, engine
+        self._engines: dict[str, Engine] = {}
+        if self.choose_engine(1).name == "torch" and isinstance(model, Checkpoint):
+            _ = self.model  # refuses devices that are not there
 
     def __repr__(self) -> str:
-        config = self.model.config
         return (
-            f"Writer({config.num_parameters():,} parameters, window {config.max_seq_len}, "
-            f"{self.tokenizer.kind} tokens, vocabulary {self.tokenizer.vocab_size})"
+            f"Writer({self.config.num_parameters():,} parameters, window "
+            f"{self.config.max_seq_len}, {self.tokenizer.kind} tokens, vocabulary "
+            f"{self.tokenizer.vocab_size})"
         )
+
+    @property
+    def model(self) -> GPT:
+        """The model as a torch module, in eval mode; built when first asked for."""
+        if isinstance(self._source, Checkpoint):
+            from mygpt.machine import choose_device, choose_dtype
+
+            model = self._source.build_model()
+            dtype = "float32" if self._dtype == "int8" else self._dtype
+            self._source = model.to(choose_device(self._device), choose_dtype(dtype)).eval()
+        return self._source
+
+    def choose_engine(self, tokens: int) -> Choice:
+        """The engine that writes so many tokens, and why.
+
+        Raises:
+            InputError: for an engine, a device or a number format that cannot be had.
+        """
+        if not isinstance(self._source, Checkpoint):
+            from mygpt.generation.packing import can_pack
+
+            if self._wanted in ("auto", "cpu") and can_pack(self._source):
+                return choose(
+                    self.config, tokens=tokens, device="cpu", dtype=self._dtype, wanted=self._wanted
+                )
+            return Choice("torch", "the model is torch's")
+        return choose(
+            self.config, tokens=tokens, device=self._device, dtype=self._dtype, wanted=self._wanted
+        )
+
+    def _engine(self, tokens: int) -> Engine:
+        name = self.choose_engine(tokens).name
+        if not isinstance(self._source, Checkpoint):  # its weights may change between calls
+            return _engine_of_model(self._source, name, self._dtype)
+        if name not in self._engines:
+            self._engines[name] = self._engine_of_checkpoint(self._source, name)
+        return self._engines[name]
+
+    def _engine_of_checkpoint(self, checkpoint: Checkpoint, name: str) -> Engine:
+        checkpoint.check_shapes()
+        if name == "cpu":
+            from mygpt.engines.cpu import CpuEngine
+
+            return CpuEngine(self.config, checkpoint.arrays, weights=self._dtype)
+        if name == "numpy":
+            from mygpt.engines.numpy_engine import NumpyEngine
+
+            return NumpyEngine(self.config, checkpoint.arrays)
+        from mygpt.engines.torch_engine import TorchEngine
+
+        return TorchEngine(self.model)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt; an empty one starts from end-of-text, or from a newline.
@@ -73,8 +150,8 @@ class Writer:
 
         Never half a character, and never the beginning of a stop string.
         """
-        _, steps = self._start(prompt, max_new_tokens, 1, **options)
-        return (piece for pieces in steps for piece in pieces if piece)
+        job = _Job(self, prompt, max_new_tokens, **options)
+        return (piece for pieces in job.pieces(range(1)) for piece in pieces if piece)
 
     def complete(
         self, prompt: str = "", max_new_tokens: int = 200, num_samples: int = 1, **options: Any
@@ -94,70 +171,157 @@ class Writer:
             InputError: for a value outside its range.
             UnknownTokenError: for characters the model never saw.
         """
-        rows, steps = self._start(prompt, max_new_tokens, num_samples, **options)
-        for _ in steps:
-            pass
-        return [row.completion for row in rows]
+        return list(self.samples(prompt, max_new_tokens, num_samples, **options))
 
-    def _start(
+    def samples(
+        self, prompt: str = "", max_new_tokens: int = 200, num_samples: int = 1, **options: Any
+    ) -> Iterator[Completion]:
+        """What `complete` returns, one after another: as many together as memory allows."""
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise InputError(f"num_samples={num_samples!r} must be a whole number of at least 1")
+        return _Job(self, prompt, max_new_tokens, **options).samples(num_samples)
+
+
+def _engine_of_model(model: GPT, name: str, dtype: str) -> Engine:
+    if name == "cpu":
+        from mygpt.engines.cpu import CpuEngine
+        from mygpt.generation.packing import arrays_of, cpu_engine_of
+
+        if dtype == "int8":
+            return CpuEngine(model.config, arrays_of(model), weights="int8")
+        return cpu_engine_of(model)
+    if name == "numpy":
+        from mygpt.engines.numpy_engine import NumpyEngine
+        from mygpt.generation.packing import arrays_of
+
+        return NumpyEngine(model.config, arrays_of(model))
+    from mygpt.engines.torch_engine import TorchEngine
+
+    return TorchEngine(model)
+
+
+class _Job:
+    """One call: options checked at once, samples decoded in groups, tokens turned into text."""
+
+    def __init__(
         self,
+        writer: Writer,
         prompt: str,
         max_new_tokens: int,
-        num_samples: int,
         *,
         seed: int | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         overflow: Overflow = "crop",
         **sampling: Any,
-    ) -> tuple[list[Row], Iterator[list[str]]]:
-        """Check everything; return one row a sample and the steps that fill them.
-
-        Each step gives every row's newly certain text.
-        """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise InputError(f"num_samples={num_samples!r} must be a whole number of at least 1")
+    ) -> None:
         if isinstance(stop, str) or not all(stop):
             raise InputError("stop must be a list of strings of at least one character each")
-        if logprobs is not None and not 0 <= logprobs <= self.tokenizer.vocab_size:
+        vocab_size = writer.tokenizer.vocab_size
+        if logprobs is not None and not 0 <= logprobs <= vocab_size:
             raise InputError(
-                f"logprobs={logprobs} must be from 0 to the vocabulary's size, "
-                f"{self.tokenizer.vocab_size}"
+                f"logprobs={logprobs} must be from 0 to the vocabulary's size, {vocab_size}"
             )
-        seed = fresh_seed() if seed is None else seed
-        rows = [
-            Row(self.tokenizer, Completion(prompt, seed=seed, index=i), tuple(stop), logprobs)
-            for i in range(num_samples)
+        check_max_new_tokens(max_new_tokens)
+        check_overflow(overflow)
+        self.writer, self.prompt, self.max_new_tokens = writer, prompt, max_new_tokens
+        self.seed = Stream(fresh_seed() if seed is None else seed).seed
+        self.stop, self.logprobs, self.overflow = tuple(stop), logprobs, overflow
+        self.sampling = SamplingConfig(**sampling)
+        self.prompt_ids = np.array(writer.prompt_ids(prompt), np.int64)
+        window = writer.config.max_seq_len
+        if overflow == "stop" and len(self.prompt_ids) > window:
+            raise InputError(
+                f"the prompt has {len(self.prompt_ids)} tokens and the window {window}: shorten "
+                "it, or choose overflow crop or refill"
+            )
+
+    def samples(self, count: int) -> Iterator[Completion]:
+        """Samples 0 to count - 1, in groups that fit in memory."""
+        config = self.writer.config
+        row_bytes = 8 * config.num_layers * config.kv_heads * config.head_size * config.max_seq_len
+        together = max(1, min(_MOST_TOGETHER, _CACHE_BYTES // row_bytes))
+        for first in range(0, count, together):
+            group = range(first, min(first + together, count))
+            rows = self._rows(group)
+            for _ in self._pieces(rows, total=count):
+                pass
+            yield from (row.completion for row in rows)
+
+    def pieces(self, indices: range) -> Iterator[list[str]]:
+        """The newly certain text of each sample, as it comes."""
+        return self._pieces(self._rows(indices), total=len(indices))
+
+    def _rows(self, indices: range) -> list[Row]:
+        return [
+            Row(
+                self.writer.tokenizer,
+                Completion(self.prompt, seed=self.seed, index=index),
+                self.stop,
+                self.logprobs,
+            )
+            for index in indices
         ]
-        ids = torch.tensor([self.prompt_ids(prompt)] * num_samples)
-        steps = decode(
-            self.model,
-            ids.to(self.model.token_embedding.weight.device),
-            max_new_tokens,
-            SamplingConfig(**sampling),
-            [Stream(seed, i) for i in range(num_samples)],
-            overflow,
-        )
-        return rows, _pieces(rows, steps, max_new_tokens)
+
+    def _requests(self, rows: list[Row]) -> list[Request]:
+        end = self.writer.tokenizer.end_of_text
+        return [
+            Request(
+                self.prompt_ids,
+                self.max_new_tokens,
+                self.sampling,
+                Stream(self.seed, row.completion.index),
+                self.overflow,
+                end,
+            )
+            for row in rows
+        ]
+
+    def _pieces(self, rows: list[Row], total: int) -> Iterator[list[str]]:
+        engine = self.writer._engine(total * self.max_new_tokens)
+        in_blocks = engine.name == "cpu" and self.logprobs is None
+        decoding = engine.start(self._requests(rows))
+        length = 1
+        while True:
+            began = time.perf_counter()
+            new = decoding.advance(length)
+            if not any(new):
+                break
+            if in_blocks:
+                length = max(1, int(_BLOCK_S * length / (time.perf_counter() - began)))
+            for step in range(max(map(len, new))):
+                yield [self._push(row, n, new[n], step, decoding) for n, row in enumerate(rows)]
+        yield [row.finish(self.max_new_tokens) for row in rows]
+
+    def _push(self, row: Row, number: int, ids: list[int], step: int, decoding: Decoding) -> str:
+        """Give a row its token of this step; tell the engine when a stop string ends it."""
+        if step >= len(ids):
+            return ""
+        text = row.push(ids[step], None if self.logprobs is None else decoding.logits(number))
+        if row.ended:
+            decoding.end(number)
+        return text
 
 
-def _pieces(rows: list[Row], steps: Iterator[Step], max_new_tokens: int) -> Iterator[list[str]]:
-    for step in steps:
-        ids: list[int] = step.ids.tolist()
-        yield [row.push(ids[b], step.logits[b]) for b, row in enumerate(rows)]
-        if all(row.ended for row in rows):
-            return
-    yield [row.finish(max_new_tokens) for row in rows]
-
-
-def load(path: str | Path | None = None, *, device: str = "auto", dtype: str = "float32") -> Writer:
+def load(
+    path: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    engine: str = "auto",
+) -> Writer:
     """The `Writer` of a run folder or checkpoint file; None takes the newest run.
 
     Raises:
         CheckpointError: when there is none, or it is damaged, foreign or newer.
-        InputError: for a device or number format that cannot be had.
+        InputError: for a device, a number format or an engine that cannot be had.
     """
     checkpoint = read_checkpoint(resolve(path))
-    model = checkpoint.build_model().to(choose_device(device), choose_dtype(dtype))
-    model.eval()
-    return Writer(model, checkpoint.tokenizer, checkpoint.provenance)
+    return Writer(
+        checkpoint,
+        checkpoint.tokenizer,
+        checkpoint.provenance,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+    )

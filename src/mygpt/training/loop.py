@@ -20,7 +20,7 @@ from mygpt.checkpoint import model_arrays
 from mygpt.data import ShuffledWindows
 from mygpt.errors import DivergedError
 from mygpt.evaluation import Evaluation, evaluate
-from mygpt.generation import Writer
+from mygpt.generation.writer import Writer
 from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig

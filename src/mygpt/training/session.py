@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mygpt.baselines import uniform_loss, unigram_loss
 from mygpt.config import GPTConfig
 from mygpt.errors import CheckpointError, InputError
-from mygpt.generation import Writer, load
+from mygpt.generation.writer import Writer, load
 from mygpt.machine import choose_device
 from mygpt.model import GPT
 from mygpt.tokenization import from_state

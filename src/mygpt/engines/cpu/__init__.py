@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
 from mygpt.engines.contract import Request
+from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.decoding import CpuDecoding
 from mygpt.engines.cpu.pack import PackedModel
 
@@ -46,4 +48,10 @@ class CpuEngine:
         return CpuDecoding(self.model, requests, self.threads)
 
 
-__all__ = ["CpuDecoding", "CpuEngine"]
+def digest_of(places: Sequence[tuple[int, int]]) -> int:
+    """A hash of arrays of 32-bit numbers, given as (address, how many): equal means unchanged."""
+    table = np.array(places, np.int64).reshape(-1, 2)
+    return load_kernels().digest(table.ctypes.data, len(table))
+
+
+__all__ = ["CpuDecoding", "CpuEngine", "digest_of"]

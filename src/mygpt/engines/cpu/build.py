@@ -11,27 +11,24 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-_SYMBOL = "mygpt_run"
-Run = Callable[[int, int], None]
+_log = logging.getLogger("mygpt")
+
+
+class Kernels(NamedTuple):
+    """The functions that Python calls, as `loop` and `digest` define them."""
+
+    run: Callable[[int, int], int]
+    digest: Callable[[int, int], int]
+
+
 _alive: list[Any] = []  # the linker owns the code's memory
-
-
-def available() -> bool:
-    """Whether this machine has what the compiled engine needs."""
-    return (
-        find_spec("numba") is not None
-        and find_spec("llvmlite") is not None
-        and os.name == "posix"
-        and sys.maxsize > 2**32
-    )
 
 
 def is_compiled() -> bool:
@@ -46,13 +43,14 @@ def compile_now() -> None:
 
 
 @functools.cache
-def load_run() -> Run:
-    """The compiled `run(job_address, thread)`; compiles it first where need be."""
+def load_kernels() -> Kernels:
+    """The compiled functions; compiles them first where need be, and says so."""
     path = _object_path()
     try:
-        code = path.read_bytes()
-        return _link(code)
+        return _link(path.read_bytes())
     except (OSError, RuntimeError):
+        # The last resort of `logging` shows this on stderr, and whoever minds can silence it.
+        _log.warning("compiling the decoding loop, once: about ten seconds")
         code = _compile()
         _keep(path, code)
         return _link(code)
@@ -71,14 +69,14 @@ def cache_folder() -> Path:
 def _object_path() -> Path:
     import llvmlite.binding as llvm
 
-    digest = hashlib.sha256()
+    told = hashlib.sha256()
     folder = Path(__file__).parent
     for source in [*sorted(folder.glob("*.py")), folder.parents[1] / "randomness.py"]:
-        digest.update(source.read_bytes())
+        told.update(source.read_bytes())
     features = sorted(name for name, on in llvm.get_host_cpu_features().items() if on)
-    for told in (version("numba"), version("llvmlite"), llvm.get_host_cpu_name(), *features):
-        digest.update(told.encode() + b"\n")
-    return cache_folder() / f"run-{digest.hexdigest()[:32]}.o"
+    for fact in (version("numba"), version("llvmlite"), llvm.get_host_cpu_name(), *features):
+        told.update(fact.encode() + b"\n")
+    return cache_folder() / f"kernels-{told.hexdigest()[:32]}.o"
 
 
 def _target_machine() -> Any:
@@ -96,36 +94,41 @@ def _target_machine() -> Any:
 
 
 def _compile() -> bytes:
-    """The object file of `loop.run` under its plain name."""
+    """The object file of all kernels, the ones that Python calls under their plain names."""
     import llvmlite.binding as llvm
 
-    code = _llvm_code()
-    module = llvm.parse_assembly(code)
+    module = llvm.parse_assembly("")
+    for code in _llvm_codes():
+        module.link_in(llvm.parse_assembly(code))
     module.verify()
-    machine = _target_machine()
     for function in module.functions:
-        if not function.is_declaration and function.name != _SYMBOL:
+        if not function.is_declaration and function.name not in Kernels._fields:
             function.linkage = "internal"
     tuning = llvm.create_pipeline_tuning_options(speed_level=3)
     tuning.loop_vectorization = tuning.loop_unrolling = tuning.loop_interleaving = True
+    machine = _target_machine()
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
     return bytes(machine.emit_object(module))
 
 
-def _llvm_code() -> str:
-    """`loop.run` as Numba sees it, not optimised: we do that once, for all of it together."""
+def _llvm_codes() -> list[str]:
+    """The kernels as Numba sees them, not optimised: we do that once, for all together."""
     import numba
 
     config: Any = numba.config
     level, config.OPT = config.OPT, type(config.OPT)(0)
     try:
+        from mygpt.engines.cpu.digest import digest
         from mygpt.engines.cpu.loop import run
     finally:
         config.OPT = level
-    (result,) = run.overloads.values()
-    code: str = result.library.get_llvm_str()
-    return code.replace(result.fndesc.llvm_func_name, _SYMBOL)
+    codes = []
+    for name, kernel in zip(Kernels._fields, (run, digest), strict=True):
+        (result,) = kernel.overloads.values()
+        code: str = result.library.get_llvm_str()
+        codes.append(code.replace(result.fndesc.llvm_func_name, name))
+    return codes
 
 
 def _keep(path: Path, code: bytes) -> None:
@@ -139,26 +142,29 @@ def _keep(path: Path, code: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _link(code: bytes) -> Run:
+def _link(code: bytes) -> Kernels:
     import llvmlite.binding as llvm
 
     linker = llvm.create_lljit_compiler(_target_machine())
-    library = (
-        llvm.JITLibraryBuilder()
-        .add_object_img(code)
-        .add_current_process()
-        .export_symbol(_SYMBOL)
-        .link(linker, "mygpt")
-    )
+    parts = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+    for name in Kernels._fields:
+        parts.export_symbol(name)
+    library = parts.link(linker, "mygpt")
     _alive.extend([linker, library])
-    # Numba's calling convention: room for the result, room for an exception, the arguments.
+    return Kernels(*(_caller(library[name]) for name in Kernels._fields))
+
+
+def _caller(address: int) -> Callable[[int, int], int]:
+    """A function of two int64 that follows Numba's calling convention, for Python."""
+    # Room for the result, room for an exception, the arguments.
     prototype = ctypes.CFUNCTYPE(
         ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
     )
-    function = prototype(library[_SYMBOL])
+    function = prototype(address)
 
-    def run(job_address: int, thread: int) -> None:
-        nothing, error = ctypes.c_void_p(), ctypes.c_void_p()
-        function(ctypes.addressof(nothing), ctypes.addressof(error), job_address, thread)
+    def call(first: int, second: int) -> int:
+        result, error = ctypes.c_int64(0), ctypes.c_void_p()
+        function(ctypes.addressof(result), ctypes.addressof(error), first, second)
+        return result.value
 
-    return run
+    return call

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mygpt.config import COLDEST
 from mygpt.engines.contract import Request, broken_model, overflowing_settings
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.build import Run, load_run
+from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.pack import PackedModel, aligned, padded
 
 _OVERFLOWS = {"crop": at.CROP, "refill": at.REFILL, "stop": at.STOP}
@@ -54,7 +54,7 @@ class CpuDecoding:
         for number, request in enumerate(self._requests):
             self._fill_slot(number, request)
         self._job = model.job.copy()
-        self._run: Run = load_run()
+        self._run = load_kernels().run
         self._make_room(count)
         self._shared = False
 
@@ -245,7 +245,7 @@ class _Helper:
     """A thread that waits for its part of a run; kept for the life of the process."""
 
     def __init__(self) -> None:
-        self._tasks: SimpleQueue[tuple[Run, int, int]] = SimpleQueue()
+        self._tasks: SimpleQueue[tuple[Callable[[int, int], int], int, int]] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
         threading.Thread(target=self._work, name="mygpt-cpu", daemon=True).start()
 
@@ -255,7 +255,7 @@ class _Helper:
             run(address, number)
             self._done.put(None)
 
-    def begin(self, run: Run, address: int, number: int) -> None:
+    def begin(self, run: Callable[[int, int], int], address: int, number: int) -> None:
         """Start this thread's part."""
         self._tasks.put((run, address, number))
 

@@ -21,6 +21,7 @@ intrinsic: Any = numba_intrinsic
 FLOATS = types.CPointer(types.float32)
 INTS = types.CPointer(types.int64)
 BYTES = types.CPointer(types.int8)
+WORDS = types.CPointer(types.uint32)
 WHOLE, WORD = types.int64, types.int32
 REAL, DOUBLE = types.float32, types.float64
 
@@ -60,6 +61,7 @@ def _caster(pointer_type: Any) -> Any:
 floats = _caster(FLOATS)  # the float32 numbers at an address
 ints = _caster(INTS)
 int8s = _caster(BYTES)
+words = _caster(WORDS)
 
 
 @intrinsic

@@ -1,0 +1,115 @@
+"""Which engine runs a job: by device, number format, size and length; `--engine` overrides.
+
+Knows without importing torch, which takes longer than most jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from mygpt.config import GPTConfig, require_choice
+from mygpt.errors import InputError
+
+EngineName = Literal["numpy", "cpu", "torch"]
+ENGINES = ("auto", "numpy", "cpu", "torch")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+
+# Below this a GPU's start of each operation costs more than its arithmetic saves.
+_WORTH_A_GPU = 30_000_000  # parameters
+# Compiling takes about ten seconds; a job that NumPy does in less need not wait for it.
+_WORTH_COMPILING_S = 5.0
+_NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # per token; products one by one
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and why it was chosen, as a sentence's end."""
+
+    name: EngineName
+    reason: str
+
+
+def choose(
+    config: GPTConfig,
+    *,
+    tokens: int,
+    device: str = "auto",
+    dtype: str = "float32",
+    wanted: str = "auto",
+) -> Choice:
+    """The engine for writing `tokens` tokens in all.
+
+    Args:
+        config: the model's shape.
+        tokens: new tokens, of all samples together.
+        device: "auto", or torch's name of a device.
+        dtype: one of `DTYPES`.
+        wanted: one of `ENGINES`.
+
+    Raises:
+        InputError: for names that are not known, or an engine that cannot do what is asked.
+    """
+    require_choice("engine", wanted, ENGINES)
+    require_choice("dtype", dtype, DTYPES)
+    if wanted != "auto":
+        return _check(wanted, device, dtype)
+    if dtype == "int8":
+        return _check("cpu", device, dtype)
+    if dtype != "float32":
+        return Choice("torch", f"{dtype} is torch's")
+    if device not in ("auto", "cpu"):
+        return Choice("torch", f"device {device} is torch's")
+    if device == "auto" and may_have_gpu() and config.num_parameters() >= _WORTH_A_GPU:
+        return Choice("torch", "there may be a GPU, and the model is large enough to repay it")
+    return _choose_on_cpu(config, tokens)
+
+
+def _choose_on_cpu(config: GPTConfig, tokens: int) -> Choice:
+    if not compiled_engine_available():
+        return Choice("numpy", "Numba is missing, or this system has no POSIX threads")
+    from mygpt.engines.cpu.build import is_compiled
+
+    if is_compiled():
+        return Choice("cpu", "its machine code is ready")
+    step_s = _NUMPY_STEP_S + config.num_parameters() / _NUMPY_PRODUCTS_PER_S
+    if tokens * step_s < _WORTH_COMPILING_S:
+        return Choice("numpy", "the job is shorter than compiling (`mygpt warmup` does that ahead)")
+    return Choice("cpu", "the job is long enough to compile for")
+
+
+def _check(wanted: str, device: str, dtype: str) -> Choice:
+    """The engine asked for, or an error that says what it lacks."""
+    if wanted == "torch":
+        if dtype == "int8":
+            raise InputError("dtype=int8 is the cpu engine's: use --engine cpu, or float32")
+        return Choice("torch", "it was asked for")
+    if device not in ("auto", "cpu"):
+        raise InputError(f"engine={wanted} runs on the CPU: use --engine torch for {device}")
+    if dtype not in ("float32", "int8") or (dtype == "int8" and wanted == "numpy"):
+        fit = "float32" if wanted == "numpy" else "float32 or int8"
+        raise InputError(f"engine={wanted} has no dtype {dtype}: use {fit}, or --engine torch")
+    if wanted == "numpy":
+        return Choice("numpy", "it was asked for")
+    if not compiled_engine_available():
+        raise InputError(
+            "engine=cpu needs Numba and a POSIX system: install numba, or use --engine numpy"
+        )
+    return Choice("cpu", "int8 is its own" if dtype == "int8" else "it was asked for")
+
+
+def compiled_engine_available() -> bool:
+    """Whether this system has what the compiled engine needs."""
+    from importlib.util import find_spec
+
+    needs = all(find_spec(name) is not None for name in ("numba", "llvmlite"))
+    return needs and os.name == "posix" and sys.maxsize > 2**32
+
+
+def may_have_gpu() -> bool:
+    """Whether there are signs of a GPU that torch could use."""
+    nvidia = os.path.exists("/dev/nvidiactl") or os.path.exists("/proc/driver/nvidia/version")
+    return nvidia or (sys.platform == "darwin" and platform.machine() == "arm64")

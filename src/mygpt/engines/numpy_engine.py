@@ -1,0 +1,125 @@
+"""Decoding in NumPy, one row at a time: the readable engine, which starts at once.
+
+Every row has a cache of its own and is computed alone, so its tokens depend on its own request
+bit for bit.
+Letters: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mygpt.config import GPTConfig
+from mygpt.engines.contract import Request, Window
+from mygpt.engines.numpy_network import Arrays, Cache, Floats, Network
+from mygpt.engines.numpy_sampling import next_id
+
+
+class Row:
+    """One request on its way.
+
+    Attributes:
+        text: the prompt and what was drawn.
+        ended: whether it takes no more tokens.
+        logits: (V,), the prediction behind the text that was read last.
+    """
+
+    logits: Floats
+
+    def __init__(self, network: Network, request: Request) -> None:
+        self.network = network
+        self.request = request
+        self.text: list[int] = request.prompt.tolist()
+        self.full = len(self.text) + request.room(network.config.max_seq_len)
+        self.ended = len(self.text) >= self.full
+        self.window = Window(network.config.max_seq_len, request.overflow)
+        self.cache = Cache(network.config)
+        self.start = self.window.start(len(self.text))
+
+    def visible_prompt(self) -> tuple[int, ...]:
+        """What the model sees first."""
+        return tuple(self.text[self.start :])
+
+    def read(self) -> None:
+        """Read what was not read yet, or all of the window where it moved."""
+        start = self.window.start(len(self.text))
+        if start != self.start:
+            self.start = start
+            self.cache.length = 0
+        unread = self.text[start + self.cache.length :]
+        if unread:
+            self.logits = self.network.read(unread, self.cache)
+
+    def read_as(self, other: Row) -> None:
+        """Take over what a row that sees the same has read."""
+        self.cache.copy_from(other.cache)
+        self.logits = other.logits
+
+    def advance(self, most: int) -> list[int]:
+        """Draw up to `most` tokens; the new ids."""
+        before, request = len(self.text), self.request
+        while len(self.text) < before + most and not self.ended:
+            self.read()
+            step = len(self.text) - len(request.prompt)
+            token = next_id(self.logits, request.sampling, self.text, request.stream, step)
+            self.text.append(token)
+            self.ended = token == request.end or len(self.text) == self.full
+        return self.text[before:]
+
+
+class NumpyDecoding:
+    """Rows on their way, one per request; see `mygpt.engines.contract.Decoding`."""
+
+    def __init__(self, network: Network, requests: Sequence[Request]) -> None:
+        self.rows = [Row(network, request) for request in requests]
+        self.prompts_read = False
+
+    def advance(self, most: int) -> list[list[int]]:
+        """Draw up to `most` tokens for every row; each row's new ids."""
+        # Broken weights and wild settings are named by the draw; NumPy need not warn too.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if not self.prompts_read:
+                self._read_prompts()
+            return [row.advance(most) for row in self.rows]
+
+    def _read_prompts(self) -> None:
+        """Read each prompt once, whatever number of rows continue it."""
+        self.prompts_read = True
+        readers: dict[tuple[int, ...], Row] = {}
+        for row in self.rows:
+            if row.ended:
+                continue
+            reader = readers.setdefault(row.visible_prompt(), row)
+            if reader is row:
+                row.read()
+            else:
+                row.read_as(reader)
+
+    def end(self, row: int) -> None:
+        """Draw nothing more for this row."""
+        self.rows[row].ended = True
+
+    def logits(self, row: int) -> Floats:
+        """(V,), the prediction behind the row's last drawn token, before filters."""
+        return self.rows[row].logits.copy()
+
+
+class NumpyEngine:
+    """A GPT's arrays, ready to decode.
+
+    Args:
+        config: the shape.
+        arrays: float32 parameters by the names of `mygpt.model.GPT`'s state_dict; weights
+            (out, in).
+    """
+
+    name = "numpy"
+
+    def __init__(self, config: GPTConfig, arrays: Arrays) -> None:
+        self.network = Network(config, arrays)
+
+    def start(self, requests: Sequence[Request]) -> NumpyDecoding:
+        """Begin to decode; nothing is computed yet."""
+        return NumpyDecoding(self.network, requests)

@@ -1,0 +1,277 @@
+"""The GPT's forward pass in NumPy for one sequence and its last position: `mygpt.model` again.
+
+Small parts first, as there; parameters come as arrays under the names of the torch model's.
+Letters: T time, C embedding, H heads, G key/value heads, R = H / G query heads that share one,
+D head size, M MLP width, L window, N layers, V vocabulary, P positions read before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.config import GPTConfig
+
+Floats = NDArray[np.float32]
+Arrays = Mapping[str, NDArray[np.float32]]
+Layer = Callable[[Floats], Floats]
+
+
+def constant(number: float) -> Floats:
+    """A number as an array of no dimensions: Python's own would cost twice the arithmetic."""
+    return np.array(number, dtype=np.float32)
+
+
+ONE, HALF, MINUS_HALF = constant(1.0), constant(0.5), constant(-0.5)
+
+
+class Linear:
+    """x W + b, with W turned once from torch's (out, in) to the order in which it is read."""
+
+    def __init__(self, arrays: Arrays, name: str, outputs: slice = slice(None)) -> None:
+        matrix = arrays[f"{name}.weight"][outputs]
+        self.weight = np.array(matrix.T, dtype=np.float32, order="C")  # (in, out)
+        bias = arrays.get(f"{name}.bias")
+        self.bias = None if bias is None else np.array(bias[outputs], dtype=np.float32)
+
+    def __call__(self, x: Floats) -> Floats:
+        """(T, in) to (T, out)."""
+        out: Floats = x @ self.weight
+        if self.bias is not None:
+            out += self.bias
+        return out
+
+
+class RMSNorm:
+    """Divide by the root of the mean square and scale (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, arrays: Arrays, name: str, eps: float) -> None:
+        self.weight = np.array(arrays[f"{name}.weight"], dtype=np.float32)
+        # A product with it is a mean, in a third of the time of `mean`.
+        self.mean = np.full((len(self.weight), 1), 1.0 / len(self.weight), dtype=np.float32)
+        self.eps = constant(eps)
+
+    def __call__(self, x: Floats) -> Floats:
+        """Any shape that ends in the norm's size; the same shape."""
+        return x / np.sqrt(np.square(x) @ self.mean + self.eps) * self.weight
+
+
+class LayerNorm(RMSNorm):
+    """RMSNorm of what is left without the mean, and a shift (Ba, Kiros & Hinton, 2016)."""
+
+    def __init__(self, arrays: Arrays, name: str, eps: float) -> None:
+        super().__init__(arrays, name, eps)
+        self.bias = np.array(arrays[f"{name}.bias"], dtype=np.float32)
+
+    def __call__(self, x: Floats) -> Floats:
+        """(T, C) to (T, C)."""
+        return super().__call__(x - x @ self.mean) + self.bias
+
+
+def make_norm(config: GPTConfig, arrays: Arrays, name: str) -> Layer:
+    """The configuration's norm with the parameters under `name`."""
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(arrays, name, config.eps)
+
+
+# Of Abramowitz & Stegun's formula 26.2.17: p, then b1 to b5.
+TAIL_P = constant(0.2316419)
+TAIL_B = [constant(b) for b in (0.319381530, -0.356563782, 1.781477937, -1.821255978, 1.330274429)]
+NORMAL_PEAK = constant(1 / math.sqrt(2 * math.pi))
+
+
+def upper_tail(x: Floats) -> Floats:
+    """Probability that a standard normal number exceeds x >= 0, to 3e-7.
+
+    NumPy has no erf. Abramowitz & Stegun, "Handbook of Mathematical Functions", 1964, formula
+    26.2.17: its own error is below 7.5e-8, the rest is float32's.
+    """
+    t = np.reciprocal(ONE + TAIL_P * x)
+    polynomial = TAIL_B[-1] * t
+    for coefficient in TAIL_B[-2::-1]:
+        polynomial += coefficient
+        polynomial *= t
+    return polynomial * NORMAL_PEAK * np.exp(MINUS_HALF * np.square(x))
+
+
+def gelu(x: Floats) -> Floats:
+    """x times the probability that a standard normal number is below x.
+
+    For x >= 0 that is x - x tail(x), and for x < 0 it is x tail(-x): no sign has to be asked
+    for, and nothing cancels where the result is small.
+    """
+    size = np.abs(x)
+    return np.maximum(x, 0) - size * upper_tail(size)
+
+
+ROOT_2_OVER_PI, CUBIC = constant(math.sqrt(2 / math.pi)), constant(0.044715)
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    """GPT-2's approximation of GELU (Hendrycks & Gimpel, 2016)."""
+    return HALF * x * (ONE + np.tanh(ROOT_2_OVER_PI * (x + CUBIC * x * x * x)))
+
+
+def swiglu(x: Floats) -> Floats:
+    """The first half of (T, 2M) times its own sigmoid, times the second (Shazeer, 2020)."""
+    half = x.shape[-1] // 2
+    gate, value = x[:, :half], x[:, half:]  # each (T, M)
+    return gate / (ONE + np.exp(-gate)) * value
+
+
+ACTIVATIONS: dict[str, Layer] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "swiglu": swiglu}
+
+
+def rotary_table(config: GPTConfig) -> tuple[Floats, Floats]:
+    """Cosines and sines of every position's angles, each (L, 1, D) (Su et al., 2021).
+
+    The sines of the first half carry the minus of the rotation.
+    """
+    half = config.head_size // 2
+    exponents = np.arange(half, dtype=np.float32) / np.float32(-half)
+    frequencies = np.float32(config.rope_base) ** exponents
+    angles = np.arange(config.max_seq_len, dtype=np.float32)[:, None, None] * frequencies
+    cos, sin = np.cos(angles), np.sin(angles)  # (L, 1, D / 2)
+    return np.concatenate([cos, cos], axis=-1), np.concatenate([np.negative(sin), sin], axis=-1)
+
+
+def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
+    """Turn each pair (x[i], x[i + D/2]) of (T, H, D) by its position's angle, (T, 1, D)."""
+    half = x.shape[-1] // 2
+    swapped: Floats = np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    return x * cos + swapped * sin
+
+
+@lru_cache(maxsize=1)
+def future(time: int) -> Floats:
+    """(T, T), minus infinity where position t may not look: at what comes after it."""
+    return np.triu(np.full((time, time), -math.inf, dtype=np.float32), k=1)
+
+
+class Cache:
+    """Keys and values of the positions that one row has read, filled from the left.
+
+    Attributes:
+        keys: (N, G, 1, D, L), turned so that a query's product with them needs no turning.
+        values: (N, G, 1, L, D).
+        length: positions filled so far.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        n, g, d, window = config.num_layers, config.kv_heads, config.head_size, config.max_seq_len
+        self.keys = np.empty((n, g, 1, d, window), dtype=np.float32)
+        self.values = np.empty((n, g, 1, window, d), dtype=np.float32)
+        self.length = 0
+
+    def extend(self, layer: int, key: Floats, value: Floats) -> tuple[Floats, Floats]:
+        """Store T new positions of a layer, each (T, G, D); return all: (.., P+T), (P+T, ..)."""
+        end = self.length + len(key)
+        self.keys[layer, :, 0, :, self.length : end] = key.transpose(1, 2, 0)
+        self.values[layer, :, 0, self.length : end] = value.transpose(1, 0, 2)
+        return self.keys[layer, ..., :end], self.values[layer, :, :, :end]
+
+    def copy_from(self, other: Cache) -> None:
+        """Hold what `other` holds."""
+        self.length = other.length
+        self.keys[..., : self.length] = other.keys[..., : self.length]
+        self.values[..., : self.length, :] = other.values[..., : self.length, :]
+
+
+class Attention:
+    """Causal self-attention; groups of query heads may share keys and values."""
+
+    def __init__(self, config: GPTConfig, arrays: Arrays, at: str) -> None:
+        self.groups, self.d = config.kv_heads, config.head_size
+        self.scale = constant(1 / math.sqrt(self.d))
+        queries = config.num_heads * self.d
+        self.query = Linear(arrays, at + "query_key_value", slice(queries))
+        self.key_value = Linear(arrays, at + "query_key_value", slice(queries, None))
+        self.output = Linear(arrays, at + "output")
+        self.norms: tuple[Layer, Layer] | None = None
+        if config.qk_norm:
+            self.norms = (
+                RMSNorm(arrays, at + "query_norm", config.eps),
+                RMSNorm(arrays, at + "key_norm", config.eps),
+            )
+        self.rotary = rotary_table(config) if config.position == "rotary" else None
+
+    def __call__(self, x: Floats, cache: Cache, layer: int, first: int) -> Floats:
+        """Read (T, C); what positions from `first` on make of it, (T - first, C)."""
+        time, past = len(x), cache.length
+        query = self.query(x[first:]).reshape(time - first, -1, self.d)  # (T - first, H, D)
+        key_value = self.key_value(x).reshape(time, 2, self.groups, self.d)
+        key, value = key_value[:, 0], key_value[:, 1]  # each (T, G, D)
+        if self.norms is not None:
+            query, key = self.norms[0](query), self.norms[1](key)
+        if self.rotary is not None:
+            cos, sin = (table[past : past + time] for table in self.rotary)
+            query, key = rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin)
+        keys, values = cache.extend(layer, key, value)  # (G, 1, D, P + T), (G, 1, P + T, D)
+        grouped = query.reshape(time - first, self.groups, -1, self.d).transpose(1, 2, 0, 3)
+        mixed = attend(grouped * self.scale, keys, values)  # (G, R, T - first, D)
+        return self.output(mixed.transpose(2, 0, 1, 3).reshape(time - first, -1))
+
+
+def attend(query: Floats, keys: Floats, values: Floats) -> Floats:
+    """Mix values by the softmax of query-key products; several queries read all the keys."""
+    scores = query @ keys  # (G, R, T, P + T)
+    time = scores.shape[-2]
+    if time > 1:
+        assert scores.shape[-1] == time, "more than one token is read from the start alone"
+        scores += future(time)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    # Fewer numbers are divided behind the mixing than before it.
+    return scores @ values / scores.sum(axis=-1, keepdims=True)
+
+
+class Block:
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig, arrays: Arrays, at: str) -> None:
+        self.attention_norm = make_norm(config, arrays, at + "attention_norm")
+        self.attention = Attention(config, arrays, at + "attention.")
+        self.mlp_norm = make_norm(config, arrays, at + "mlp_norm")
+        self.mlp_input = Linear(arrays, at + "mlp.input")
+        self.activation = ACTIVATIONS[config.mlp]
+        self.mlp_output = Linear(arrays, at + "mlp.output")
+
+    def __call__(self, x: Floats, cache: Cache, layer: int, first: int) -> Floats:
+        """Read (T, C); the positions from `first` on, (T - first, C)."""
+        x = x[first:] + self.attention(self.attention_norm(x), cache, layer, first)
+        return x + self.mlp_output(self.activation(self.mlp_input(self.mlp_norm(x))))
+
+
+class Network:
+    """The GPT of some arrays, which are copied: training on does not change it."""
+
+    def __init__(self, config: GPTConfig, arrays: Arrays) -> None:
+        self.config = config
+        self.token_embedding = np.array(arrays["token_embedding.weight"], dtype=np.float32)
+        self.position_embedding: Floats | None = None
+        if config.position == "learned":
+            self.position_embedding = np.array(arrays["position_embedding.weight"], np.float32)
+        self.blocks = [Block(config, arrays, f"blocks.{n}.") for n in range(config.num_layers)]
+        self.final_norm = make_norm(config, arrays, "final_norm")
+        head = self.token_embedding if config.tied else np.array(arrays["head.weight"], np.float32)
+        self.head = head.T  # (C, V); BLAS reads it either way, and V may be large to copy
+
+    def read(self, ids: Sequence[int], cache: Cache) -> Floats:
+        """Logits (V,) after the tokens in `cache` and `ids` (T,), which it takes in."""
+        time, past = len(ids), cache.length
+        x = self.token_embedding[ids]  # (T, C)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[past : past + time]
+        *others, last = self.blocks
+        for layer, block in enumerate(others):
+            x = block(x, cache, layer, 0)
+        # The head reads the last position alone, so the last block needs only its keys and
+        # values of the others.
+        x = last(x, cache, len(others), time - 1)  # (1, C)
+        cache.length += time
+        logits: Floats = (self.final_norm(x) @ self.head)[0]
+        return logits
