@@ -30,10 +30,33 @@ def padded(count: int) -> int:
 
 def aligned(count: int, dtype: Any = np.float32) -> NDArray[Any]:
     """Zeros that begin on a cache line."""
-    size = np.dtype(dtype).itemsize
-    room = np.zeros(count * size + _LINE, np.int8)
-    start = -room.ctypes.data % _LINE
-    return room[start : start + count * size].view(dtype)
+    return Arena(count * np.dtype(dtype).itemsize + _LINE).take(count, dtype)
+
+
+class Arena:
+    """Memory for many arrays, each on a line of its own, in one piece.
+
+    One piece, because NumPy asks for large pages only for large arrays, and reading a model
+    through small pages costs about half of the memory's speed.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._pieces = [np.empty(size, np.int8)]
+        self._used = 0
+
+    def take(self, count: int, dtype: Any = np.float32) -> NDArray[Any]:
+        """`count` zeros."""
+        size = count * np.dtype(dtype).itemsize
+        piece = self._pieces[-1]
+        start = self._used + -(piece.ctypes.data + self._used) % _LINE
+        if start + size > piece.size:
+            self._pieces.append(np.empty(max(size + _LINE, piece.size // 4), np.int8))
+            self._used = 0
+            return self.take(count, dtype)
+        self._used = start + size
+        room: NDArray[Any] = piece[start : self._used].view(dtype)
+        room.fill(0)
+        return room
 
 
 class PackedModel:
@@ -55,7 +78,9 @@ class PackedModel:
         self.quantized = quantized
         self.weight_bytes = 0
         self._arrays = arrays
-        self._alive: list[NDArray[Any]] = []  # what the job's addresses point to
+        width = 1 if quantized else 4
+        self._arena = Arena(config.num_parameters() * width * 9 // 8 + 2**16)
+        self._alive: list[NDArray[Any]] = []  # what else the job's addresses point to
         self.job = np.zeros(at.JOB_SIZE, np.int64)
         self._describe_shape()
         self._pack_ends()
@@ -103,9 +128,13 @@ class PackedModel:
         if name not in self._arrays:
             return 0
         values = np.asarray(self._arrays[name], np.float32).ravel()
-        room = aligned(padded(values.size))
+        return self._place(values)
+
+    def _place(self, values: NDArray[Any]) -> int:
+        """The address of a copy, padded to whole vectors."""
+        room = self._arena.take(padded(values.size))
         room[: values.size] = values
-        return self._keep(room)
+        return room.ctypes.data
 
     def _pack_ends(self) -> None:
         """Embeddings, the last norm and the head."""
@@ -165,31 +194,24 @@ class PackedModel:
         outputs, depth = weight.shape
         scales = 0
         if self.quantized:
-            largest = np.abs(weight).max(axis=1, keepdims=True) if depth else np.zeros((outputs, 1))
+            largest = np.abs(weight).max(axis=1)
             steps = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
-            room = aligned(padded(outputs))
-            room[:outputs] = steps[:, 0]
-            scales = self._keep(room)
-            weight = np.rint(weight / steps).astype(np.int8)
+            scales = self._place(steps)
+            weight = np.rint(weight / steps[:, None]).astype(np.int8)
         bias = self._arrays.get(f"{name}.bias")
-        bias_address = 0
-        if bias is not None:
-            bias_room = aligned(padded(outputs))
-            bias_room[:outputs] = bias[rows]
-            bias_address = self._keep(bias_room)
-        packed = to_panels(weight)
-        self.weight_bytes += packed.nbytes
-        return [self._keep(packed), scales, bias_address, depth, padded(outputs)]
+        bias_address = 0 if bias is None else self._place(bias[rows])
+        room = self._arena.take(padded(outputs) * depth, weight.dtype)
+        fill_panels(room, weight)
+        self.weight_bytes += room.nbytes
+        return [room.ctypes.data, scales, bias_address, depth, padded(outputs)]
 
 
-def to_panels(weight: NDArray[Any]) -> NDArray[Any]:
-    """A matrix (N, C) as one row of panels, each (C, PANEL), the last one narrower."""
+def fill_panels(room: NDArray[Any], weight: NDArray[Any]) -> None:
+    """Lay a matrix (N, C) out as panels, each (C, PANEL), the last one narrower."""
     outputs, depth = weight.shape
     whole = outputs // PANEL
-    rest = padded(outputs) - whole * PANEL
-    room = aligned((whole * PANEL + rest) * depth, weight.dtype)
     panels = room[: whole * PANEL * depth].reshape(whole, depth, PANEL)
     panels[:] = weight[: whole * PANEL].reshape(whole, PANEL, depth).transpose(0, 2, 1)
-    tail = room[whole * PANEL * depth :].reshape(depth, rest)
-    tail[:, : outputs - whole * PANEL] = weight[whole * PANEL :].T
-    return room
+    if outputs > whole * PANEL:
+        tail = room[whole * PANEL * depth :].reshape(depth, -1)
+        tail[:, : outputs - whole * PANEL] = weight[whole * PANEL :].T
