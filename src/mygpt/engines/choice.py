@@ -5,6 +5,7 @@ Knows without importing torch, which takes longer than most jobs.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -101,6 +102,7 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
     return Choice("cpu", "int8 is its own" if dtype == "int8" else "it was asked for")
 
 
+@functools.cache
 def compiled_engine_available() -> bool:
     """Whether this system has what the compiled engine needs."""
     from importlib.util import find_spec

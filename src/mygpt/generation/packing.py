@@ -16,35 +16,55 @@ from mygpt.model import GPT, MLP, Attention, Block, RMSNorm
 if TYPE_CHECKING:
     from mygpt.engines.cpu import CpuEngine
 
-_OURS = (
+_OURS = {
     GPT, Block, Attention, MLP, RMSNorm, torch.nn.LayerNorm, torch.nn.Linear, torch.nn.Embedding,
     torch.nn.Dropout, torch.nn.ModuleList,
-)  # fmt: skip
+}  # fmt: skip
 _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the compiled engine would do all that the model's own forward does.
+    """Whether the compiled engine would do all that the model's own forward does."""
+    return parameters_to_pack(model) is not None
 
-    It would not for a changed forward, other modules or hooks, which may look at or change
-    what passes.
+
+def parameters_to_pack(model: Any) -> list[torch.Tensor] | None:
+    """All parameters, or None where the compiled engine would not do the same as the model.
+
+    It would not for a changed forward, other modules, or hooks, which may look at or change
+    what passes. One walk of our own: torch's take several times as long, more than many a job.
     """
     if not has_own_forward(model) or not compiled_engine_available():
-        return False
-    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
-        return False
-    return all(
-        isinstance(module, _OURS) and not module._forward_hooks and not module._forward_pre_hooks
-        for module in model.modules()
-    )
+        return None
+    found: list[torch.Tensor] = []
+    waiting: list[Any] = [model]
+    while waiting:
+        module = waiting.pop()
+        kind = type(module)
+        if kind not in _OURS and not (kind.__mro__[1] is GPT and module is model):
+            return None
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+                    return None
+                found.append(parameter)
+        waiting.extend(module._modules.values())
+    return found
 
 
-def cpu_engine_of(model: GPT) -> CpuEngine:
-    """The model's engine; packed again when any weight was changed, by whatever way."""
+def cpu_engine_of(model: GPT, parameters: list[torch.Tensor] | None = None) -> CpuEngine:
+    """The model's engine; packed again when any weight was changed, by whatever way.
+
+    `parameters` are `parameters_to_pack`'s, where the caller has them already.
+    """
     from mygpt.engines.cpu import CpuEngine, digest_of
 
-    parameters = [p.detach().contiguous() for p in model.parameters()]
-    key = (model.config, digest_of([(p.data_ptr(), p.numel()) for p in parameters]))
+    if parameters is None:
+        parameters = parameters_to_pack(model) or []
+    laid = [p if p.is_contiguous() else p.detach().contiguous() for p in parameters]
+    key = (model.config, digest_of([(p.data_ptr(), p.numel()) for p in laid]))
     known = _engines.get(model)
     if known is None or known[0] != key:
         known = key, CpuEngine(model.config, arrays_of(model))

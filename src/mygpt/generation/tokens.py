@@ -6,6 +6,7 @@ Letters: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,8 @@ from mygpt.engines.choice import choose
 from mygpt.engines.contract import Request
 from mygpt.engines.torch_engine import choose_reader
 from mygpt.errors import InputError
-from mygpt.generation.packing import can_pack, cpu_engine_of
+from mygpt.generation.multinomial import draws
+from mygpt.generation.packing import cpu_engine_of, parameters_to_pack
 from mygpt.model import GPT
 from mygpt.randomness import Stream
 from mygpt.sampling import next_ids
@@ -144,7 +146,8 @@ class _Job:
         self.streams = None if seed is None else [Stream(seed, i) for i in range(self.batch)]
         self.model, self.prompt_ids, self.overflow = model, prompt_ids, overflow
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
-        model.eval()
+        if model.training:
+            model.eval()
 
     def all_at_once(self) -> torch.Tensor:
         """All new tokens, (B, new) int64."""
@@ -152,6 +155,11 @@ class _Job:
         if self._draws_by_itself and self._compiled_can:
             rows = self._start_compiled().advance(self.max_new_tokens)
             return torch.tensor(rows, dtype=torch.int64).view(self.batch, -1)
+        if self._compiled_can:
+            decoding = self._start_compiled()
+            for _ in draws(decoding, self.max_new_tokens):
+                pass
+            return torch.from_numpy(decoding.texts()[:, self.length :])
         for number, ids in enumerate(self.steps()):
             new[:, number] = ids
         return new
@@ -169,9 +177,12 @@ class _Job:
         """Whether no draw is torch's: with a seed, or where nothing is drawn."""
         return self.streams is not None or self.sampling.temperature < COLDEST
 
-    @property
+    @cached_property
     def _compiled_can(self) -> bool:
-        if self.batch == 0 or self.max_new_tokens == 0 or not can_pack(self.model):
+        if self.batch == 0 or self.max_new_tokens == 0:
+            return False
+        self.parameters = parameters_to_pack(self.model)
+        if self.parameters is None:
             return False
         tokens = self.batch * self.max_new_tokens
         return choose(self.model.config, tokens=tokens, device="cpu").name == "cpu"
@@ -183,7 +194,7 @@ class _Job:
             Request(prompt, self.max_new_tokens, self.sampling, stream, self.overflow)
             for prompt, stream in zip(prompts, streams, strict=True)
         ]
-        return cpu_engine_of(self.model).start(requests)
+        return cpu_engine_of(self.model, self.parameters).start(requests)
 
     def _compiled_steps(self) -> Iterator[torch.Tensor]:
         decoding = self._start_compiled()
@@ -193,10 +204,8 @@ class _Job:
     def _multinomial_steps(self) -> Iterator[torch.Tensor]:
         """The chapter's draw from torch's global generator between compiled steps."""
         decoding = self._start_compiled()
-        for _ in range(self.max_new_tokens):
-            ids = torch.multinomial(torch.from_numpy(decoding.weigh()), num_samples=1)[:, 0]
-            decoding.push(ids.numpy())
-            yield ids
+        for _ in draws(decoding, self.max_new_tokens):
+            yield torch.from_numpy(decoding.last_ids())
 
     def _torch_steps(self) -> Iterator[torch.Tensor]:
         reader = choose_reader(self.model, self.batch, self.overflow)

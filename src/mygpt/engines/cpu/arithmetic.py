@@ -10,10 +10,11 @@ import math
 import numpy as np
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.simd import FLOATS, REAL, WHOLE, float_of_bits, kernel
+from mygpt.engines.cpu.simd import COMPARING, FLOATS, REAL, SUMMING, WHOLE, float_of_bits, kernel
 
 f32 = np.float32
 _ZERO, _HALF, _ONE, _TWO = f32(0), f32(0.5), f32(1), f32(2)
+_LEAST = np.finfo(f32).min
 _LOWEST, _HIGHEST = f32(-87.0), f32(88.0)
 _LOG2E = f32(1 / math.log(2))
 _LN2_HIGH = f32(0.693359375)  # nine bits: its products with whole numbers are exact
@@ -63,7 +64,7 @@ def activate(gate, up, count, kind):
             gate[i] = gate[i] * (_ONE - _ONE / (_ONE + exp(_TWO * inner)))
 
 
-@kernel(FLOATS, WHOLE, returns=REAL, summing=True)
+@kernel(FLOATS, WHOLE, returns=REAL, extra=SUMMING)
 def _sum(x, count):
     total = _ZERO
     for i in range(count):
@@ -71,7 +72,7 @@ def _sum(x, count):
     return total
 
 
-@kernel(FLOATS, WHOLE, REAL, returns=REAL, summing=True)
+@kernel(FLOATS, WHOLE, REAL, returns=REAL, extra=SUMMING)
 def _sum_of_squares(x, count, centre):
     total = _ZERO
     for i in range(count):
@@ -94,27 +95,39 @@ def normalize(out, x, count, kind, weight, bias, eps):
             out[i] = (x[i] - centre) * factor * weight[i] + bias[i]
 
 
-@kernel(FLOATS, WHOLE, REAL)
-def softmax(x, count, scale):
-    """x = softmax(scale * x), in place, for a row of finite numbers."""
+@kernel(FLOATS, WHOLE, returns=REAL, extra=COMPARING)
+def largest_of(x, count):
+    """The largest of some numbers; where one is NaN, any of them."""
     largest = x[0]
     for i in range(1, count):
         largest = max(largest, x[i])
-    for i in range(count):
+    return largest
+
+
+@kernel(FLOATS, WHOLE, WHOLE, REAL)
+def softmax(x, count, room, scale):
+    """x[:count] = softmax(scale * x[:count]) and x[count:room] = 0; all NaN where one is.
+
+    Works on whole vectors, as many as `count` fills: a loop's odd end would be done number
+    by number. Both `room` and what lies behind `count` are whole vectors' room.
+    """
+    whole = (count + at.LANES - 1) // at.LANES * at.LANES
+    for i in range(count, whole):
+        x[i] = _LEAST
+    largest = largest_of(x, whole)
+    for i in range(whole):
         x[i] = exp((x[i] - largest) * scale)
-    factor = _ONE / _sum(x, count)
-    for i in range(count):
+    for i in range(count, room):
+        x[i] = _ZERO
+    factor = _ONE / _sum(x, whole)
+    for i in range(whole):
         x[i] *= factor
-
-
-@kernel(FLOATS, WHOLE, REAL)
-def fill(x, count, value):
-    """x[:count] = value."""
-    for i in range(count):
-        x[i] = value
 
 
 @kernel(WHOLE, WHOLE, WHOLE, returns=WHOLE)
 def share(count, part, parts):
-    """Where part number `part` of `count` things begins, when `parts` share them."""
-    return count * part // parts
+    """Where part number `part` of `count` things begins, when `parts` share them.
+
+    Earlier parts get what is left over: of a text's rows, the later ones look at more.
+    """
+    return (count * part + parts - 1) // parts

@@ -8,8 +8,8 @@ Letters: R rows, H heads, G key/value heads, D head size, T time.
 from __future__ import annotations
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.arithmetic import f32, fill, normalize, softmax
-from mygpt.engines.cpu.matmul import DEPTH_BLOCK, add_product
+from mygpt.engines.cpu.arithmetic import normalize, softmax
+from mygpt.engines.cpu.matmul import DEPTH_BLOCK, multiply
 from mygpt.engines.cpu.simd import (
     FLOATS,
     INTS,
@@ -18,8 +18,6 @@ from mygpt.engines.cpu.simd import (
     kernel,
     skip,
 )  # fmt: skip
-
-_ZERO = f32(0)
 
 
 @kernel(INTS, WHOLE, WHOLE, WHOLE, returns=WHOLE)
@@ -73,8 +71,9 @@ def store_pairs(job, layer, number, first_row, last_row, first_group, last_group
             keys = skip(floats(job[at.KEYS]), piece * size * time + position)
             values = skip(floats(job[at.VALUES]), (piece * time + position) * wide)
             for d in range(size):
-                keys[d * time] = key[d]
                 values[d] = value[d]
+            for d in range(size):
+                keys[d * time] = key[d]
 
 
 @kernel(INTS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
@@ -88,27 +87,22 @@ def _attend_tile(job, thread, number, row, rows, head, slot, position):
     query = skip(floats(job[at.QUERY]), row * job[at.QUERY_STRIDE] + head * size)
     seen = position + rows  # positions the tile's last row looks at
     columns = (seen + at.LANES - 1) // at.LANES * at.LANES
-    for r in range(rows):
-        fill(skip(scores, r * time), columns, _ZERO)
     for t in range(0, columns, at.PANEL):
         vectors = min(at.VECTORS, (columns - t) // at.LANES)
-        add_product(
+        multiply(
             skip(scores, t), time, query, job[at.QUERY_STRIDE], skip(keys, t), time, size, rows,
-            vectors,
+            vectors, 0,
         )  # fmt: skip
-    mixed = skip(floats(job[at.MIXED]), row * job[at.MIXED_STRIDE] + head * wide)
     for r in range(rows):
         own = skip(scores, r * time)
-        softmax(own, position + r + 1, floats(job[at.REALS])[at.SCORE_SCALE])
-        fill(skip(own, position + r + 1), rows - 1 - r, _ZERO)  # later rows' positions
-        fill(skip(mixed, r * job[at.MIXED_STRIDE]), wide, _ZERO)
+        softmax(own, position + r + 1, columns, floats(job[at.REALS])[at.SCORE_SCALE])
+    mixed = skip(floats(job[at.MIXED]), row * job[at.MIXED_STRIDE] + head * wide)
     for d in range(0, wide, at.PANEL):
         vectors = min(at.VECTORS, (wide - d) // at.LANES)
         for t in range(0, seen, DEPTH_BLOCK):
-            deep = min(DEPTH_BLOCK, seen - t)
-            add_product(
+            multiply(
                 skip(mixed, d), job[at.MIXED_STRIDE], skip(scores, t), time,
-                skip(values, t * wide + d), wide, deep, rows, vectors,
+                skip(values, t * wide + d), wide, min(DEPTH_BLOCK, seen - t), rows, vectors, t,
             )  # fmt: skip
 
 

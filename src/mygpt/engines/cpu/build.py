@@ -162,9 +162,13 @@ def _caller(address: int) -> Callable[[int, int], int]:
     )
     function = prototype(address)
 
+    error = ctypes.c_void_p()
+    error_address = ctypes.addressof(error)
+    _alive.append(error)
+
     def call(first: int, second: int) -> int:
-        result, error = ctypes.c_int64(0), ctypes.c_void_p()
-        function(ctypes.addressof(result), ctypes.addressof(error), first, second)
+        result = ctypes.c_int64(0)
+        function(ctypes.addressof(result), error_address, first, second)
         return result.value
 
     return call

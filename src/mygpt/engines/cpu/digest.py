@@ -14,11 +14,11 @@ _SHIFT = np.uint32(15)
 @kernel(WORDS, WHOLE, returns=WHOLE)
 def _digest_array(data, size):
     """The sum of every word's own hash, which depends on its place too: it vectorises."""
-    total = np.int64(0)
+    total = np.uint32(0)
     for i in range(size):
         mixed = np.uint32((np.uint32(data[i]) ^ np.uint32(np.uint32(i) * _PLACE)) * _FACTOR)
-        total += np.int64(np.uint32(np.uint32(mixed ^ (mixed >> _SHIFT)) * _PLACE))
-    return total
+        total = np.uint32(total + np.uint32(np.uint32(mixed ^ (mixed >> _SHIFT)) * _PLACE))
+    return np.int64(total)
 
 
 @kernel(WHOLE, WHOLE, returns=WHOLE)

@@ -18,7 +18,8 @@ ROWS = 6 if LANES == 16 else 3
 PANEL = VECTORS * LANES  # outputs of a packed matrix that lie side by side
 
 # What a run does with the slots that go on.
-READ, DRAW, WEIGH = 0, 1, 2  # fill caches only; draw tokens; leave probabilities for the caller
+# fill caches only; draw tokens; leave probabilities for the caller; take the caller's draw first
+READ, DRAW, WEIGH, TAKE = 0, 1, 2, 3
 
 # Why a slot draws nothing more, or may.
 FREE, ACTIVE, ENDED, BROKEN_MODEL, WILD_SETTINGS = 0, 1, 2, 3, 4
@@ -27,10 +28,11 @@ CROP, REFILL, STOP = 0, 1, 2
 LAYER_NORM, RMS_NORM = 0, 1
 GELU, GELU_TANH, SWIGLU = 0, 1, 2
 
-JOB_SIZE = 64
+JOB_SIZE = 66
 (
     # the run
-    THREADS, MODE, STEPS, SLOTS, MAX_ROWS, NUM_ROWS, OUTPUTS, OUTPUTS_BEFORE, BARRIER, REALS,
+    THREADS, MODE, STEPS, SLOTS, MAX_ROWS, NUM_ROWS, OUTPUTS, OUTPUTS_BEFORE, BARRIER, FAILED,
+    REALS,
     # the shape
     LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCAB, WINDOW, NORM, ROTARY, MLP, QK_NORM,
     QUANTIZED,
@@ -42,7 +44,7 @@ JOB_SIZE = 64
     # what is remembered between steps: addresses
     KEYS, VALUES, SLOT_TABLE, SETTINGS, TEXT, SEEN,
     # room to work in: addresses
-    X, X_LAST, NORMED, QUERY, PAIR, MIXED, GATE, UP, SCORES, LOGITS, PROBABILITIES, SCRATCH,
+    X, X_LAST, NORMED, QUERY, PAIR, MIXED, GATE, UP, SCORES, LOGITS, PROBABILITIES, NOISE, SCRATCH,
     ROW_SLOT, ROW_POSITION, ROW_TOKEN, OUTPUT_ROW, OUTPUT_SLOT, OUTPUT_POSITION,
 ) = range(JOB_SIZE)  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.arithmetic import share
 from mygpt.engines.cpu.forward import forward, meet
-from mygpt.engines.cpu.sample import choose
+from mygpt.engines.cpu.sample import choose, likeliest
 from mygpt.engines.cpu.simd import INTS, WHOLE, floats, int8s, ints, kernel, skip
 
 
@@ -66,6 +66,34 @@ def _plan(job, step):
             _plan_slot(job, step, number, slot)
 
 
+@kernel(INTS, WHOLE, INTS, WHOLE)
+def _append(job, number, slot, token):
+    ints(job[at.TEXT])[number * job[at.TEXT_STRIDE] + slot[at.LENGTH]] = token
+    int8s(job[at.SEEN])[number * job[at.VOCAB] + token] = 1
+    slot[at.LENGTH] += 1
+    slot[at.DRAWN] += 1
+    if token == slot[at.END] or slot[at.DRAWN] >= slot[at.LIMIT]:
+        slot[at.STATUS] = at.ENDED
+
+
+@kernel(INTS)
+def _take(job):
+    """Append to each active slot the token with the largest probability / noise.
+
+    With noise drawn from Exp(1) this draws from the probabilities: it is how torch.multinomial
+    draws one token (the "exponential race").
+    """
+    vocab = job[at.VOCAB]
+    for number in range(job[at.SLOTS]):
+        slot = skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)
+        if slot[at.STATUS] == at.ACTIVE:
+            weights = skip(floats(job[at.PROBABILITIES]), number * job[at.VOCAB_STRIDE])
+            noise = skip(floats(job[at.NOISE]), number * vocab)
+            for i in range(vocab):
+                weights[i] /= noise[i]
+            _append(job, number, slot, likeliest(weights, vocab))
+
+
 @kernel(INTS, WHOLE)
 def _sample(job, thread):
     """Draw for this thread's share of the outputs, or only weigh the tokens."""
@@ -87,19 +115,20 @@ def _sample(job, thread):
         )
         if token < 0:
             slot[at.STATUS] = -token
+            job[at.FAILED] = 1
         elif job[at.MODE] == at.DRAW:
-            ints(job[at.TEXT])[number * job[at.TEXT_STRIDE] + slot[at.LENGTH]] = token
-            seen[token] = 1
-            slot[at.LENGTH] += 1
-            slot[at.DRAWN] += 1
-            if token == slot[at.END] or slot[at.DRAWN] >= slot[at.LIMIT]:
-                slot[at.STATUS] = at.ENDED
+            _append(job, number, slot, token)
 
 
 @kernel(WHOLE, WHOLE)
 def run(job_address, thread):
     """Do the job's steps, a token for every active slot each; all threads call this at once."""
     job = ints(job_address)
+    if thread == 0:
+        if job[at.MODE] == at.TAKE:
+            _take(job)
+        for number in range(job[at.SLOTS]):
+            skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)[at.TURN] = 0
     for step in range(job[at.STEPS]):
         if thread == 0:
             job[at.OUTPUTS] = 0

@@ -9,7 +9,7 @@ Letters: C inner dimension (depth), N outputs.
 from __future__ import annotations
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.arithmetic import f32
+from mygpt.engines.cpu.arithmetic import f32, share
 from mygpt.engines.cpu.simd import (
     BYTES,
     FLOATS,
@@ -28,37 +28,52 @@ DEPTH_BLOCK = 512
 
 _float_tiles = make_tiles(quantized=False)
 _int8_tiles = make_tiles(quantized=True)
-_ZERO = f32(0)
+
+
+@kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
+def multiply(y, y_stride, x, x_stride, w, w_stride, depth, rows, vectors, adding):
+    """y = x w, or y += x w, for one tile of float32; see `make_tiles`."""
+    _float_tiles(y, y_stride, x, x_stride, w, w_stride, depth, y, rows, vectors, adding)
+
+
+@kernel(FLOATS, WHOLE, FLOATS, WHOLE, BYTES, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
+def _multiply_int8(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding):
+    _int8_tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding)
 
 
 @kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE)
-def add_product(y, y_stride, x, x_stride, w, w_stride, depth, rows, vectors):
-    """y += x w for one tile of float32; see `make_tiles`."""
-    _float_tiles(y, y_stride, x, x_stride, w, w_stride, depth, y, rows, vectors)
+def _panel(y, y_stride, x, x_stride, w, width, depth, rows, adding):
+    """All rows through one panel of float32."""
+    for row in range(0, rows, at.ROWS):
+        high = min(at.ROWS, rows - row)
+        multiply(
+            skip(y, row * y_stride), y_stride, skip(x, row * x_stride), x_stride, w, width, depth,
+            high, width // at.LANES, adding,
+        )  # fmt: skip
 
 
 @kernel(FLOATS, WHOLE, FLOATS, WHOLE, BYTES, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE)
-def _add_int8_product(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors):
-    _int8_tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors)
+def _panel_int8(y, y_stride, x, x_stride, w, width, depth, scales, rows, adding):
+    """All rows through one panel of int8."""
+    for row in range(0, rows, at.ROWS):
+        high = min(at.ROWS, rows - row)
+        _multiply_int8(
+            skip(y, row * y_stride), y_stride, skip(x, row * x_stride), x_stride, w, width, depth,
+            scales, high, width // at.LANES, adding,
+        )  # fmt: skip
 
 
-@kernel(FLOATS, WHOLE, WHOLE, INTS, WHOLE, WHOLE, WHOLE)
-def _prepare(y, y_stride, rows, matrix, adding, begin, end):
-    """Set y's columns to the bias or to 0; when adding, add the bias."""
-    bias = floats(matrix[at.BIAS])
-    has_bias = matrix[at.BIAS] != 0
+@kernel(FLOATS, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
+def _lay_bias(y, y_stride, rows, bias, adding, begin, end):
+    """Set y's columns to the bias, or add it."""
     for row in range(rows):
         out = skip(y, row * y_stride)
         if adding:
-            if has_bias:
-                for i in range(begin, end):
-                    out[i] += bias[i]
-        elif has_bias:
             for i in range(begin, end):
-                out[i] = bias[i]
+                out[i] += bias[i]
         else:
             for i in range(begin, end):
-                out[i] = _ZERO
+                out[i] = bias[i]
 
 
 @kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, INTS, WHOLE, WHOLE, WHOLE, WHOLE)
@@ -68,34 +83,27 @@ def linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, part
     y is (rows, N padded to whole vectors) and x (rows, C), float32; `matrix` points to a packed
     matrix's description. Parts share the panels.
     """
-    outputs = matrix[at.OUTPUTS_PADDED]
+    outputs, depth = matrix[at.OUTPUTS_PADDED], matrix[at.DEPTH]
     panels = (outputs + at.PANEL - 1) // at.PANEL
-    first, last = panels * part // parts, panels * (part + 1) // parts
-    begin, end = first * at.PANEL, min(last * at.PANEL, outputs)
-    _prepare(y, y_stride, rows, matrix, adding, begin, end)
-    depth = matrix[at.DEPTH]
-    scales = floats(matrix[at.SCALES])
+    first, last = share(panels, part, parts), share(panels, part + 1, parts)
+    if matrix[at.BIAS] != 0:
+        begin, end = first * at.PANEL, min(last * at.PANEL, outputs)
+        _lay_bias(y, y_stride, rows, floats(matrix[at.BIAS]), adding, begin, end)
+        adding = 1
     for panel in range(first, last):
         width = min(at.PANEL, outputs - panel * at.PANEL)
         for k in range(0, depth, DEPTH_BLOCK):
             deep = min(DEPTH_BLOCK, depth - k)
             start = panel * at.PANEL * depth + k * width
-            for row in range(0, rows, at.ROWS):
-                high = min(at.ROWS, rows - row)
-                y_tile = skip(y, row * y_stride + panel * at.PANEL)
-                x_tile = skip(x, row * x_stride + k)
-                if quantized:
-                    w = skip(int8s(matrix[at.DATA]), start)
-                    scale = skip(scales, panel * at.PANEL)
-                    _add_int8_product(
-                        y_tile, y_stride, x_tile, x_stride, w, width, deep, scale, high,
-                        width // at.LANES,
-                    )  # fmt: skip
-                else:
-                    w = skip(floats(matrix[at.DATA]), start)
-                    add_product(
-                        y_tile, y_stride, x_tile, x_stride, w, width, deep, high, width // at.LANES
-                    )
+            y_panel, x_part = skip(y, panel * at.PANEL), skip(x, k)
+            keep = 1 if k > 0 else adding
+            if quantized:
+                w = skip(int8s(matrix[at.DATA]), start)
+                scales = skip(floats(matrix[at.SCALES]), panel * at.PANEL)
+                _panel_int8(y_panel, y_stride, x_part, x_stride, w, width, deep, scales, rows, keep)
+            else:
+                w = skip(floats(matrix[at.DATA]), start)
+                _panel(y_panel, y_stride, x_part, x_stride, w, width, deep, rows, keep)
 
 
 @kernel(FLOATS, INTS, WHOLE, WHOLE)

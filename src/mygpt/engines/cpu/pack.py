@@ -28,11 +28,6 @@ def padded(count: int) -> int:
     return -(-count // LANES) * LANES
 
 
-def aligned(count: int, dtype: Any = np.float32) -> NDArray[Any]:
-    """Zeros that begin on a cache line."""
-    return Arena(count * np.dtype(dtype).itemsize + _LINE).take(count, dtype)
-
-
 class Arena:
     """Memory for many arrays, each on a line of its own, in one piece.
 

@@ -12,13 +12,14 @@ import math
 import numpy as np
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.arithmetic import exp, f32
+from mygpt.engines.cpu.arithmetic import exp, f32, largest_of
 from mygpt.engines.cpu.simd import (
     BYTES,
     DOUBLE,
     FLOATS,
     INTS,
     REAL,
+    SUMMING,
     WHOLE,
     WORD,
     bits_of_float,
@@ -62,7 +63,7 @@ def _rank(value):
     return bits if bits >= np.int32(0) else np.int32(bits ^ _LARGEST)
 
 
-@kernel(FLOATS, WHOLE, WORD, returns=WHOLE, summing=True)
+@kernel(FLOATS, WHOLE, WORD, returns=WHOLE, extra=SUMMING)
 def _count_from(z, vocab, rank):
     count = np.int64(0)
     for i in range(vocab):
@@ -70,7 +71,7 @@ def _count_from(z, vocab, rank):
     return count
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WORD, returns=DOUBLE, summing=True)
+@kernel(FLOATS, FLOATS, WHOLE, WORD, returns=DOUBLE, extra=SUMMING)
 def _mass_above(p, z, vocab, rank):
     mass = 0.0
     for i in range(vocab):
@@ -135,18 +136,19 @@ def keep_top_p(z, p, vocab, largest, top_p):
 
 
 @kernel(FLOATS, WHOLE, returns=WHOLE)
-def _likeliest(z, vocab):
-    best = 0
-    for i in range(1, vocab):
-        if z[i] > z[best]:
-            best = i
-    return best
+def likeliest(z, vocab):
+    """The lowest id of the largest."""
+    largest = largest_of(z, vocab)
+    for i in range(vocab):
+        if z[i] == largest:
+            return i
+    return 0
 
 
 @kernel(FLOATS, FLOATS, WHOLE, WHOLE, FLOATS, returns=DOUBLE)
 def _filter(z, p, vocab, top_k, settings):
     """Put -inf where a filter cuts, weights into p; returns the weights' sum."""
-    largest = z[_likeliest(z, vocab)]
+    largest = largest_of(z, vocab)
     if 0 < top_k < vocab:
         keep_top_k(z, vocab, top_k)
     if settings[at.TOP_P] < _ONE:
@@ -171,6 +173,15 @@ def _invert(p, vocab, target):
     return last
 
 
+@kernel(FLOATS, WHOLE, returns=WHOLE)
+def _has_finite_top(z, vocab):
+    """Whether there is no NaN and the largest is finite."""
+    odd = np.int64(0)
+    for i in range(vocab):
+        odd += z[i] != z[i]
+    return odd == 0 and abs(largest_of(z, vocab)) < f32(math.inf)
+
+
 @kernel(FLOATS, FLOATS, FLOATS, BYTES, WHOLE, INTS, FLOATS, WHOLE, returns=WHOLE)
 def choose(logits, p, z, seen, vocab, slot, settings, drawing):
     """The next token's id, or minus the status that ends the slot.
@@ -185,13 +196,7 @@ def choose(logits, p, z, seen, vocab, slot, settings, drawing):
         settings: its float32 numbers.
         drawing: whether to draw; else `p` is all that is wanted, and the id means nothing.
     """
-    largest = _OUT
-    for i in range(vocab):
-        if not logits[i] <= largest:
-            largest = logits[i]
-        if logits[i] != logits[i]:
-            return -at.BROKEN_MODEL
-    if not abs(largest) < f32(math.inf):
+    if not _has_finite_top(logits, vocab):
         return -at.BROKEN_MODEL
     penalty, temperature = settings[at.PENALTY], settings[at.TEMPERATURE]
     for i in range(vocab):
@@ -200,16 +205,14 @@ def choose(logits, p, z, seen, vocab, slot, settings, drawing):
             value = value * penalty if value < _ZERO else value / penalty
         z[i] = value
     if slot[at.GREEDY]:
-        best = _likeliest(z, vocab)
+        best = likeliest(z, vocab)
         for i in range(vocab):
             p[i] = _ZERO
         p[best] = _ONE
         return best
     for i in range(vocab):
         z[i] /= temperature
-        if z[i] != z[i]:
-            return -at.WILD_SETTINGS
-    if not abs(z[_likeliest(z, vocab)]) < f32(math.inf):
+    if not _has_finite_top(z, vocab):
         return -at.WILD_SETTINGS
     total = _filter(z, p, vocab, slot[at.TOP_K], settings)
     if drawing:

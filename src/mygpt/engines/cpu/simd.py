@@ -25,17 +25,21 @@ WORDS = types.CPointer(types.uint32)
 WHOLE, WORD = types.int64, types.int32
 REAL, DOUBLE = types.float32, types.float64
 
+NOTHING: frozenset[str] = frozenset()
+SUMMING = frozenset({"reassoc"})  # add in an order of its own, the same for every row
+COMPARING = frozenset({"nnan"})  # compare as if there were no NaN
 
-def kernel(*arguments: Any, returns: Any = types.void, summing: bool = False) -> Any:
+
+def kernel(*arguments: Any, returns: Any = types.void, extra: frozenset[str] = NOTHING) -> Any:
     """Compile a function for arguments of these types.
 
     Nothing in a kernel allocates, raises or calls Python: it needs none of Numba's runtime,
-    so that its machine code can be kept and run without Numba. `summing` lets the compiler
-    add in an order of its own, which is the same for every row.
+    so that its machine code can be kept and run without Numba. `extra` are further liberties
+    for the compiler: SUMMING or COMPARING.
     """
     return njit(
         returns(*arguments),
-        fastmath={"contract", "nsz", "reassoc"} if summing else {"contract", "nsz"},
+        fastmath={"contract", "nsz", *extra},
         error_model="numpy",
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
@@ -115,18 +119,19 @@ def atomic_load(typingctx: Any, counter: Any) -> Any:
 
 
 def make_tiles(*, quantized: bool) -> Any:
-    """The kernel y[r, n] += sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
+    """The kernel y[r, n] (+)= sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
 
-    Called as tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors):
-    pointers, with strides in elements; rows from 1 to ROWS, vectors from 1 to VECTORS. Every
-    sum runs over k in order, one fused multiply-add a step, in a register of its own, so a
-    row's result is the same in a tile of any height.
+    Called as tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors,
+    adding): pointers, with strides in elements; rows from 1 to ROWS, vectors from 1 to
+    VECTORS; whether to add to y or to replace it. Every sum runs over k in order, one fused
+    multiply-add a step, in a register of its own, so a row's result is the same in a tile of
+    any height.
     Quantized: w is int8, and output n's sum is multiplied by scales[n] before it is added.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.function.attributes.add("noinline")  # 24 loops: one copy of them is enough
-        *operands, rows, vectors = args
+        *operands, rows, vectors, adding = args
         done = builder.append_basic_block("done")
         choice = builder.switch(builder.add(builder.mul(rows, _I64(VECTORS)), vectors), done)
         for r in range(1, ROWS + 1):
@@ -134,7 +139,7 @@ def make_tiles(*, quantized: bool) -> Any:
                 case = builder.append_basic_block(f"tile_{r}_{n}")
                 choice.add_case(_I64(r * VECTORS + n), case)
                 with builder.goto_block(case):
-                    _emit_tile(builder, operands, r, n, quantized=quantized)
+                    _emit_tile(builder, operands, adding, r, n, quantized=quantized)
                     builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -145,16 +150,19 @@ def make_tiles(*, quantized: bool) -> Any:
     def tiles(
         typingctx: Any, y: Any, y_stride: Any, x: Any, x_stride: Any, w: Any, w_stride: Any,
         depth: Any, scales: Any, rows: Any, vectors: Any,
+        adding: Any,
     ) -> Any:  # fmt: skip
         weights = BYTES if quantized else FLOATS
         return types.void(
-            FLOATS, i64, FLOATS, i64, weights, i64, i64, FLOATS, i64, i64
+            FLOATS, i64, FLOATS, i64, weights, i64, i64, FLOATS, i64, i64, i64
         ), codegen  # fmt: skip
 
     return tiles
 
 
-def _emit_tile(builder: Any, operands: Any, rows: int, vectors: int, *, quantized: bool) -> None:
+def _emit_tile(
+    builder: Any, operands: Any, adding: Any, rows: int, vectors: int, *, quantized: bool
+) -> None:
     """One tile of fixed height and width: sums in registers, a loop over k, one store."""
     y, y_stride, x, x_stride, w, w_stride, depth, scales = operands
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
@@ -180,9 +188,11 @@ def _emit_tile(builder: Any, operands: Any, rows: int, vectors: int, *, quantize
             for n in range(vectors):
                 total = builder.call(fma, [value, panel[n], builder.load(sums[r, n])])
                 builder.store(total, sums[r, n])
+    is_adding = builder.icmp_signed("!=", adding, _I64(0))
     for r, n in places:
         offset = builder.add(builder.mul(y_stride, _I64(r)), _I64(n * LANES))
-        before, total = _load(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
+        held, total = _load(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
+        before = builder.select(is_adding, held, zero)
         if quantized:
             scale = _load(builder, scales, _I64(n * LANES), _VECTOR, 4)
             total = builder.call(fma, [total, scale, before])

@@ -1,0 +1,49 @@
+"""Threads that run their part of a compiled job beside the caller; kept between jobs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+Run = Callable[[int, int], int]
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self.tasks: SimpleQueue[tuple[Run, int, int]] = SimpleQueue()
+        self.done: SimpleQueue[None] = SimpleQueue()
+        threading.Thread(target=self._work, name="mygpt-cpu", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            run, address, number = self.tasks.get()
+            run(address, number)
+            self.done.put(None)
+
+
+_workers: dict[tuple[int, int, int], _Worker] = {}
+
+
+def run_together(run: Run, address: int, threads: int) -> None:
+    """Call run(address, n) for n from 0 to threads - 1 at once; return when all have."""
+    helpers = []
+    for number in range(1, threads):
+        # The process too is part of the key: threads do not survive a fork. And two callers
+        # never share a worker: they would wait for each other's jobs.
+        key = (os.getpid(), threading.get_ident(), number)
+        if key not in _workers:
+            _workers[key] = _Worker()
+        helpers.append(_workers[key])
+        helpers[-1].tasks.put((run, address, number))
+    run(address, 0)
+    for helper in helpers:
+        helper.done.get()
