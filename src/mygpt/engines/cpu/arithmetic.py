@@ -10,7 +10,16 @@ import math
 import numpy as np
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.simd import COMPARING, FLOATS, REAL, SUMMING, WHOLE, float_of_bits, kernel
+from mygpt.engines.cpu.simd import (
+    COMPARING,
+    FLOATS,
+    REAL,
+    SUMMING,
+    WHOLE,
+    bits_of_float,
+    float_of_bits,
+    kernel,
+)
 
 f32 = np.float32
 _ZERO, _HALF, _ONE, _TWO = f32(0), f32(0.5), f32(1), f32(2)
@@ -19,7 +28,9 @@ _LOWEST, _HIGHEST = f32(-87.0), f32(88.0)
 _LOG2E = f32(1 / math.log(2))
 _LN2_HIGH = f32(0.693359375)  # nine bits: its products with whole numbers are exact
 _LN2_LOW = f32(math.log(2) - 0.693359375)
-_C2, _C3, _C4, _C5, _C6, _C7 = (f32(1 / math.factorial(n)) for n in range(2, 8))
+_C2, _C3, _C4, _C5, _C6 = (f32(1 / math.factorial(n)) for n in range(2, 7))
+_SHIFT = f32(1.5 * 2**23)
+_23, _BIAS = np.int32(23), np.int32(127 << 23)  # where a float32 keeps its power of two
 _TANH_GELU, _CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
 _SQRT_HALF = f32(math.sqrt(0.5))
 # Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26
@@ -31,12 +42,11 @@ _A3, _A4, _A5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
 def exp(x):
     """e**x to about 1e-7 of itself, for x from -87 to 88; beyond, the value at that end."""
     x = min(max(x, _LOWEST), _HIGHEST)
-    whole = np.int32(x * _LOG2E + (_HALF if x >= _ZERO else -_HALF))
-    n = f32(whole)
+    shifted = x * _LOG2E + _SHIFT  # so large that its last bits are the nearest whole number
+    n = shifted - _SHIFT
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW  # |r| <= ln(2) / 2: Taylor's series is enough
-    tail = _C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7)))
-    power = _ONE + r * (_ONE + r * (_C2 + r * tail))
-    return power * float_of_bits(np.int32((whole + np.int32(127)) << np.int32(23)))
+    power = _ONE + r * (_ONE + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+    return power * float_of_bits(np.int32((bits_of_float(shifted) << _23) + _BIAS))
 
 
 @kernel(REAL, returns=REAL)
