@@ -1,11 +1,15 @@
 """Keys and values of the positions a model has read, so that a step reads one token only.
 
-Letters: B batch, T time, H key/value heads, D head size, L window, N layers.
+A cache tells the model where the new tokens stand, what they may look at, and keeps their keys
+and values. `KVCache` hands out the part that is filled, which grows; `FixedShapes` always hands
+out all of it, and so serves compiled steps.
+Letters: B batch, T time, G key/value heads, D head size, L window, N layers, P positions read
+before.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,13 +21,13 @@ class KVCache:
     """Room for L positions of every layer, filled from the left.
 
     Attributes:
-        keys: (N, B, H, L, D).
-        values: (N, B, H, L, D).
-        length: positions filled so far, the same in every layer and row.
+        keys: N tensors (B, G, L, D), one a layer.
+        values: N tensors (B, G, L, D).
+        length: positions filled so far (P), the same in every layer and row.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
     length: int = 0
 
     @classmethod
@@ -31,33 +35,76 @@ class KVCache:
         cls, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype
     ) -> KVCache:
         """A cache with nothing in it, for `batch_size` rows."""
-        shape = (
-            config.num_layers,
-            batch_size,
-            config.kv_heads,
-            config.max_seq_len,
-            config.head_size,
+        shape = (batch_size, config.kv_heads, config.max_seq_len, config.head_size)
+        keys, values = (
+            [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+            for _ in range(2)
         )
-        keys = torch.zeros(shape, device=device, dtype=dtype)
-        return cls(keys, torch.zeros_like(keys))
+        return cls(keys, values)
 
     @property
     def batch_size(self) -> int:
         """B, rows this cache holds."""
-        return self.keys.shape[1]
+        return self.keys[0].shape[0]
+
+    def positions(self, time: int) -> slice | torch.Tensor:
+        """Where the next `time` tokens stand: an index into a table of positions."""
+        return slice(self.length, self.length + time)
+
+    def mask(self, time: int) -> torch.Tensor | None:
+        """What the next `time` tokens may look at: (T, P + T), true at the past and at itself.
+
+        None where no mask is needed: without a past the order alone decides, and a single
+        token may look at everything.
+        """
+        if self.length == 0 or time == 1:
+            return None
+        shape, device = (time, self.length + time), self.keys[0].device
+        return torch.ones(shape, dtype=torch.bool, device=device).tril(self.length)
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store T new positions (B, H, T, D) of a layer; return all so far, (B, H, length+T, D).
+        """Store T new positions (B, G, T, D) of a layer; return all so far, (B, G, P + T, D).
 
         `length` itself moves on once every layer has stored its positions: see `advance`.
         """
         end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def advance(self, steps: int) -> None:
         """Count `steps` positions as read, after the last layer stored them."""
         self.length += steps
+
+
+@dataclass
+class FixedShapes(KVCache):
+    """A cache at a step of one token whose place is in a tensor: nothing changes but numbers.
+
+    Every step has the same shapes and Python sees the same values, so that a step is compiled
+    once and a CUDA graph of it can be replayed. The price is to look at all L positions, those
+    not filled yet under a mask.
+
+    Attributes:
+        place: (1,) int64, the token's position, below L; it says what `length` says elsewhere.
+    """
+
+    place: torch.Tensor = field(kw_only=True)
+
+    def positions(self, time: int) -> torch.Tensor:
+        """See `KVCache.positions`; `time` is 1."""
+        return self.place
+
+    def mask(self, time: int) -> torch.Tensor:
+        """(1, L), true up to the token's own place."""
+        return (torch.arange(self.keys[0].shape[2], device=self.place.device) <= self.place)[None]
+
+    def extend(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one position (B, G, 1, D) of a layer; return all of the room, (B, G, L, D)."""
+        self.keys[layer].index_copy_(2, self.place, keys)
+        self.values[layer].index_copy_(2, self.place, values)
+        return self.keys[layer], self.values[layer]

@@ -91,24 +91,20 @@ class Attention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
+        mask = None
         if cache is not None:
+            mask = cache.mask(time)  # (T, P + T)
             key, value = cache.extend(layer, key, value)  # (B, G, P + T, D)
-        past = key.shape[2] - time
         mixed = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=causal_mask(time, past, x.device) if past and time > 1 else None,
+            attn_mask=mask,
             dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=past == 0 and time > 1,
+            is_causal=mask is None and time > 1,
             enable_gqa=groups != heads,
         )  # (B, H, T, D)
         return self.output(mixed.transpose(1, 2).reshape(batch, time, heads * d))
-
-
-def causal_mask(time: int, past: int, device: torch.device) -> torch.Tensor:
-    """(T, P + T), true where new position t may look: at the past and at itself."""
-    return torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
 
 
 class MLP(nn.Module):
@@ -264,19 +260,16 @@ class GPT(nn.Module):
         Raises:
             InputError: when the positions do not fit the window (a ValueError).
         """
-        past = 0 if cache is None else cache.length
         time = ids.shape[1]
-        if past + time > self.max_seq_len:
-            raise InputError(f"input length T={past + time} exceeds max_seq_len={self.max_seq_len}")
+        at = slice(0, time) if cache is None else cache.positions(time)
+        if isinstance(at, slice) and at.stop > self.max_seq_len:
+            raise InputError(f"input length T={at.stop} exceeds max_seq_len={self.max_seq_len}")
         x = self.token_embedding(ids)  # (B, T, C)
         rotary = None
         if self.config.position == "learned":
-            x = x + self.position_embedding.weight[past : past + time]
+            x = x + self.position_embedding.weight[at]
         else:
-            rotary = (
-                self.rotary_cos[past : past + time].to(x.dtype),
-                self.rotary_sin[past : past + time].to(x.dtype),
-            )
+            rotary = self.rotary_cos[at].to(x.dtype), self.rotary_sin[at].to(x.dtype)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache, layer)

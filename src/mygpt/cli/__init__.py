@@ -20,6 +20,7 @@ from mygpt.cli.generate import generate
 from mygpt.cli.info import info
 from mygpt.cli.terminal import visible
 from mygpt.cli.train import train
+from mygpt.cli.warmup import warmup
 from mygpt.errors import MygptError
 
 # Typer's own usage errors: the base of the one it exports.
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, generate, info, demo):
+for command in (train, generate, info, demo, warmup):
     # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.
     paragraphs = (command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(text.split()) for text in paragraphs))(command)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mygpt.cli.terminal import visible
+
+_USUAL_TOKENS = 200  # what `mygpt generate` writes unless told
 
 
 def info(
@@ -22,13 +25,15 @@ def info(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """Show what is in a checkpoint, after checking every digest.
+    """Show what is in a checkpoint, after checking every digest, and which engine would run it.
 
     Example: mygpt info runs/poems
     """
     from mygpt.checkpoint import read_checkpoint, resolve
+    from mygpt.engines.choice import choose
 
     found = read_checkpoint(resolve(checkpoint))
+    engine = choose(found.config, tokens=_USUAL_TOKENS)
     if json:
         values = {
             "path": str(found.path),
@@ -36,11 +41,13 @@ def info(
             "parameters": found.config.num_parameters(),
             "tokenizer": found.tokenizer.to_state(),
             "provenance": found.provenance,
+            "engine": asdict(engine),
         }
         print(json_module.dumps(values, ensure_ascii=False, indent=2))
         return
     for name, value in _lines(found):
         print(visible(f"{name + ':':<13}{value}", sys.stdout))
+    print(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
 
 
 def _lines(found: Any) -> list[tuple[str, str]]:

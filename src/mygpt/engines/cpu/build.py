@@ -22,10 +22,11 @@ _log = logging.getLogger("mygpt")
 
 
 class Kernels(NamedTuple):
-    """The functions that Python calls, as `loop` and `digest` define them."""
+    """The functions that Python calls, as `loop`, `digest` and `panels` define them."""
 
     run: Callable[[int, int], int]
     digest: Callable[[int, int], int]
+    lay_panels: Callable[[int, int], int]
 
 
 _alive: list[Any] = []  # the linker owns the code's memory
@@ -47,13 +48,20 @@ def load_kernels() -> Kernels:
     """The compiled functions; compiles them first where need be, and says so."""
     path = _object_path()
     try:
-        return _link(path.read_bytes())
+        return _link(_read(path))
     except (OSError, RuntimeError):
         # The last resort of `logging` shows this on stderr, and whoever minds can silence it.
         _log.warning("compiling the decoding loop, once: about ten seconds")
         code = _compile()
         _keep(path, code)
         return _link(code)
+
+
+def _read(path: Path) -> bytes:
+    """A kept object file; an OSError where someone else could have written it."""
+    if path.stat().st_uid not in (os.getuid(), 0):
+        raise PermissionError(f"{path} is another user's")
+    return path.read_bytes()
 
 
 def cache_folder() -> Path:
@@ -121,10 +129,11 @@ def _llvm_codes() -> list[str]:
     try:
         from mygpt.engines.cpu.digest import digest
         from mygpt.engines.cpu.loop import run
+        from mygpt.engines.cpu.panels import lay_panels
     finally:
         config.OPT = level
     codes = []
-    for name, kernel in zip(Kernels._fields, (run, digest), strict=True):
+    for name, kernel in zip(Kernels._fields, (run, digest, lay_panels), strict=True):
         (result,) = kernel.overloads.values()
         code: str = result.library.get_llvm_str()
         codes.append(code.replace(result.fndesc.llvm_func_name, name))

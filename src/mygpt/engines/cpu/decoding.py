@@ -19,8 +19,7 @@ from mygpt.engines.cpu.pack import PackedModel
 from mygpt.engines.cpu.workers import run_together, usable_cores
 
 _PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signals
-# Products of one step below which a second thread costs more than it brings: the threads meet
-# five times a layer.
+# Products of one step that are worth one thread more: the threads meet five times a layer.
 _MANY_PRODUCTS = 1_500_000
 _STEPS_BETWEEN_LOOKS = 32  # at how much work a step is; it changes where the window is full
 
@@ -150,8 +149,8 @@ class CpuDecoding:
             unread = active[:, at.LENGTH] - np.maximum(active[:, at.START], 0)
             crops = (active[:, at.OVERFLOW] == at.CROP) & (active[:, at.LENGTH] > window)
             rows = int(np.where(crops, window, unread - active[:, at.CACHED]).sum())
-            many = rows * self._config.num_parameters() >= _MANY_PRODUCTS
-            threads = usable_cores() if many else 1
+            more = rows * self._config.num_parameters() // _MANY_PRODUCTS
+            threads = min(usable_cores(), 1 + more)
         if threads != self._threads:
             self._threads = self._job[at.THREADS] = threads
             self._memory.reset_barrier()

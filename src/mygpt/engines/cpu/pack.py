@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
 from mygpt.engines.cpu import layout as at
+from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.layout import LANES, PANEL
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -39,18 +40,19 @@ class Arena:
         self._pieces = [np.empty(size, np.int8)]
         self._used = 0
 
-    def take(self, count: int, dtype: Any = np.float32) -> NDArray[Any]:
-        """`count` zeros."""
+    def take(self, count: int, dtype: Any = np.float32, *, zeroed: bool = True) -> NDArray[Any]:
+        """Room for `count` numbers: zeros, unless that is not needed."""
         size = count * np.dtype(dtype).itemsize
         piece = self._pieces[-1]
         start = self._used + -(piece.ctypes.data + self._used) % _LINE
         if start + size > piece.size:
             self._pieces.append(np.empty(max(size + _LINE, piece.size // 4), np.int8))
             self._used = 0
-            return self.take(count, dtype)
+            return self.take(count, dtype, zeroed=zeroed)
         self._used = start + size
         room: NDArray[Any] = piece[start : self._used].view(dtype)
-        room.fill(0)
+        if zeroed:
+            room.fill(0)
         return room
 
 
@@ -76,11 +78,13 @@ class PackedModel:
         width = 1 if quantized else 4
         self._arena = Arena(config.num_parameters() * width * 9 // 8 + 2**16)
         self._alive: list[NDArray[Any]] = []  # what else the job's addresses point to
+        self._waiting: list[tuple[NDArray[Any], NDArray[Any]]] = []  # matrices and their room
         self.job = np.zeros(at.JOB_SIZE, np.int64)
         self._describe_shape()
         self._pack_ends()
         table = np.stack([self._layer(n) for n in range(config.num_layers)])
         self.job[at.LAYER_TABLE] = self._keep(table)
+        self._lay_waiting()
         del self._arrays
 
     def _describe_shape(self) -> None:
@@ -195,14 +199,30 @@ class PackedModel:
             weight = np.rint(weight / steps[:, None]).astype(np.int8)
         bias = self._arrays.get(f"{name}.bias")
         bias_address = 0 if bias is None else self._place(bias[rows])
-        room = self._arena.take(padded(outputs) * depth, weight.dtype)
-        fill_panels(room, weight)
+        room = self._arena.take(padded(outputs) * depth, weight.dtype, zeroed=False)
+        room[outputs // PANEL * PANEL * depth :] = 0  # the last panel may have columns to spare
+        if self.quantized:
+            fill_panels(room, weight)
+        else:
+            self._waiting.append((weight, room))
         self.weight_bytes += room.nbytes
         return [room.ctypes.data, scales, bias_address, depth, padded(outputs)]
 
+    def _lay_waiting(self) -> None:
+        """Lay out all float32 matrices with one call of the compiled `lay_panels`."""
+        matrices = [(np.ascontiguousarray(weight), room) for weight, room in self._waiting]
+        table = np.array(
+            [(w.ctypes.data, room.ctypes.data, *w.shape) for w, room in matrices], np.int64
+        )
+        load_kernels().lay_panels(table.ctypes.data, len(table))
+        self._waiting.clear()
+
 
 def fill_panels(room: NDArray[Any], weight: NDArray[Any]) -> None:
-    """Lay a matrix (N, C) out as panels, each (C, PANEL), the last one narrower."""
+    """Lay a matrix (N, C) out as panels, each (C, PANEL), the last one narrower.
+
+    What `lay_panels` does, for any number format.
+    """
     outputs, depth = weight.shape
     whole = outputs // PANEL
     panels = room[: whole * PANEL * depth].reshape(whole, depth, PANEL)

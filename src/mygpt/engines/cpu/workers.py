@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 
 Run = Callable[[int, int], int]
 
 
+@functools.cache
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may run on; two hardware threads of one core count once.
+
+    A product keeps a core's arithmetic or its memory busy by itself: a second thread on it
+    only makes the others wait.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cpus = os.sched_getaffinity(0)
+    return len({_siblings(cpu) for cpu in cpus}) or 1
+
+
+def _siblings(cpu: int) -> str:
+    """What Linux calls the core that this hardware thread belongs to."""
+    try:
+        path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        return Path(path).read_text().strip()
+    except OSError:
+        return str(cpu)
 
 
 class _Worker:
