@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-training bench-generation clean
 
 demo: .venv/ready
 	$(BIN)/mygpt demo
@@ -19,9 +19,22 @@ lint: .venv/ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Side by side with others, on a machine that does nothing else; an hour.
+bench: bench-training bench-generation
+
 # The tutorial's training run beside a plain loop of the same model and batches.
-bench: .venv/ready
+bench-training: .venv/ready
 	$(BIN)/python benchmarks/training_loop.py $(SHAKESPEARE)
+
+# Decoding beside transformers, CTranslate2 and llama.cpp, in an environment of their own;
+# writes docs/benchmarks/.
+bench-generation: .venv-bench/ready
+	PYTHONPATH=src .venv-bench/bin/python -m benchmarks.generation
+
+.venv-bench/ready: benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,4 +46,4 @@ bench: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build src/*.egg-info
+	rm -rf .venv .venv-bench build src/*.egg-info

@@ -121,7 +121,7 @@ def train(
             )
         else:
             training.train(
-                files or [],
+                files or None,
                 output=output,
                 overwrite=overwrite,
                 device=device,

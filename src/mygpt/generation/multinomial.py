@@ -26,12 +26,7 @@ def draws(decoding: CpuDecoding, steps: int) -> Iterator[None]:
             decoding.push(torch.multinomial(probabilities, num_samples=1)[:, 0].numpy())
             yield
         return
-    noise = torch.from_numpy(decoding.noise)
-    decoding.weigh()
-    for step in range(steps):
-        noise.exponential_()
-        decoding.race(last=step == steps - 1)
-        yield
+    yield from decoding.race(steps, torch.from_numpy(decoding.noise).exponential_)
 
 
 @functools.cache

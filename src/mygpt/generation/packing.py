@@ -47,7 +47,7 @@ def parameters_to_pack(model: Any) -> list[torch.Tensor] | None:
             return None
         for parameter in module._parameters.values():
             if parameter is not None:
-                if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+                if parameter.dtype != torch.float32 or not parameter.is_cpu:
                     return None
                 found.append(parameter)
         waiting.extend(module._modules.values())

@@ -59,7 +59,7 @@ def _keeps_random_state(function: Callable[P, Writer]) -> Callable[P, Writer]:
 
 @_keeps_random_state
 def train(
-    files: str | Path | Sequence[str | Path] = (),
+    files: str | Path | Sequence[str | Path] | None = None,
     *,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -93,7 +93,11 @@ def train(
         StorageError: when there is no space.
         DivergedError: when the loss is no longer a number.
     """
-    names = [str(f) for f in ([files] if isinstance(files, (str, Path)) else files)]
+    names = [str(f) for f in ([files] if isinstance(files, (str, Path)) else files or ())]
+    if files is not None and not names:
+        raise InputError(
+            "files is an empty list: name a text, or leave it out for the built-in one"
+        )
     if output is not None and not str(output):
         raise InputError("output is empty: name a folder, or a file such as ckpt.pt")
     options = {name: value for name, value in options.items() if value is not None}

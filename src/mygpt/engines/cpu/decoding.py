@@ -6,7 +6,7 @@ Letters: B slots (one a request), V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,14 @@ from mygpt.engines.cpu.workers import run_together, usable_cores
 _PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signals
 # Products of one step that are worth one thread more: the threads meet five times a layer.
 _MANY_PRODUCTS = 1_500_000
-_STEPS_BETWEEN_LOOKS = 32  # at how much work a step is; it changes where the window is full
+_STEPS_BETWEEN_LOOKS = 32  # at how much work a step is: it grows where the window is full
 
 
 class CpuDecoding:
     """See `mygpt.engines.contract.Decoding`.
 
     Besides, for draws that are the caller's: `weigh` leaves the probabilities; then `push`
-    appends the caller's ids, or `race` draws with what the caller has put into `noise`.
+    appends the caller's ids. Or `race` draws with what the caller puts into `noise`.
     """
 
     def __init__(
@@ -42,7 +42,6 @@ class CpuDecoding:
         self._run = load_kernels().run
         self._threads = 0
         self._step_s = 0.0
-        self._weighed = 0
         self._shared = False
         self.noise = self._memory.noise
 
@@ -67,28 +66,29 @@ class CpuDecoding:
 
     def weigh(self) -> NDArray[np.float32]:
         """Each row's next-token probabilities, (B, V), a view that the next call overwrites."""
-        self._look()
+        self._prepare(1)
         self._do(at.WEIGH, 1)
         return self._memory.probabilities[:, : self._config.vocab_size]
 
-    def race(self, *, last: bool) -> None:
-        """Append to each row the token of largest probability / noise; weigh the next unless last.
+    def race(self, steps: int, fill_noise: Callable[[], object]) -> Iterator[None]:
+        """Append `steps` tokens to each row, each the one of largest probability / noise.
 
-        With noise from Exp(1) this draws from the probabilities of `weigh`.
+        `fill_noise` puts new numbers into `noise` before each step; with numbers from Exp(1)
+        this draws from the probabilities. Yields after each step.
         """
-        if last:
-            self._do(at.TAKE, 0)
-        else:
-            self._look()
-            self._do(at.TAKE, 1)
+        self.weigh()
+        for step in range(steps):
+            if step % _STEPS_BETWEEN_LOOKS == 0:
+                self._prepare(_STEPS_BETWEEN_LOOKS + 1)
+            fill_noise()
+            self._do(at.TAKE, int(step < steps - 1))  # then weigh the next, if there is one
+            yield
 
-    def _look(self) -> None:
-        """Now and then: prepare for more steps whose draws are the caller's."""
-        if self._weighed % _STEPS_BETWEEN_LOOKS == 0:
-            self._share_prompts()
-            self._memory.reserve_text(_STEPS_BETWEEN_LOOKS + 1)
-            self._choose_threads()
-        self._weighed += 1
+    def _prepare(self, steps: int) -> None:
+        """Room and threads for some steps whose draws are the caller's."""
+        self._share_prompts()
+        self._memory.reserve_text(steps)
+        self._choose_threads()
 
     def push(self, ids: NDArray[np.int64]) -> None:
         """Append one token, drawn by the caller, to every row."""

@@ -193,10 +193,8 @@ class PackedModel:
         outputs, depth = weight.shape
         scales = 0
         if self.quantized:
-            largest = np.abs(weight).max(axis=1)
-            steps = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
+            weight, steps = quantize(weight)
             scales = self._place(steps)
-            weight = np.rint(weight / steps[:, None]).astype(np.int8)
         bias = self._arrays.get(f"{name}.bias")
         bias_address = 0 if bias is None else self._place(bias[rows])
         room = self._arena.take(padded(outputs) * depth, weight.dtype, zeroed=False)
@@ -216,6 +214,16 @@ class PackedModel:
         )
         load_kernels().lay_panels(table.ctypes.data, len(table))
         self._waiting.clear()
+
+
+def quantize(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], Floats]:
+    """A matrix (N, C) as whole numbers from -127 to 127, and each row's step (N,).
+
+    The row's largest number becomes 127 steps; a row of zeros has steps of 1/127.
+    """
+    largest = np.abs(weight).max(axis=1)
+    steps = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
+    return np.rint(weight / steps[:, None]).astype(np.int8), steps
 
 
 def fill_panels(room: NDArray[Any], weight: NDArray[Any]) -> None:
