@@ -1,0 +1,1 @@
+"""Generation side by side: our engines and other programs, on the same random weights."""

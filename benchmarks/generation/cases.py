@@ -1,0 +1,144 @@
+"""The table of cases: what is decoded, by whom, and which limit of the machine it meets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the comparison.
+
+    Attributes:
+        key: its name on the command line.
+        title: its name in the table.
+        size: the model, S, M or L.
+        tokens: new tokens per row and run.
+        ours: our engine's name.
+        peers: the others' names; each runs on one thread and on two.
+        batch: rows.
+        prompt: tokens of each row's prompt.
+        prefill: whether the prompt's tokens are counted, not the new ones.
+        overflow: what our engine does past the window.
+        limit: the machine's limit that the work meets: reading weights, or multiplying.
+        weight_bytes: of one weight of ours as it is read.
+    """
+
+    key: str
+    title: str
+    size: str
+    tokens: int
+    ours: str
+    peers: tuple[str, ...]
+    batch: int = 1
+    prompt: int = 1
+    prefill: bool = False
+    overflow: str = "crop"
+    limit: Literal["bandwidth", "gemm"] = "bandwidth"
+    weight_bytes: int = 4
+
+    @property
+    def checked_tokens(self) -> int:
+        """How many tokens of each row are compared with the chapter's loop."""
+        return min(self.tokens, 32 if self.batch == 1 else 8)
+
+
+CASES = (
+    Case(
+        "s",
+        "S, batch 1, inside the window",
+        "S",
+        63,
+        "mygpt",
+        ("CTranslate2", "llama.cpp", "transformers", "chapter"),
+    ),
+    Case("s-draw", "S, `generate` with torch's draw", "S", 63, "mygpt draw", ("chapter draw",)),
+    Case(
+        "s-crop",
+        "S, past the window, crop",
+        "S",
+        256,
+        "mygpt",
+        ("nanoGPT", "chapter"),
+        prompt=64,
+        limit="gemm",
+    ),
+    Case(
+        "s-refill",
+        "S, past the window, refill",
+        "S",
+        256,
+        "mygpt",
+        ("nanoGPT", "chapter"),
+        prompt=64,
+        overflow="refill",
+    ),
+    Case(
+        "m",
+        "M, batch 1",
+        "M",
+        255,
+        "mygpt",
+        ("CTranslate2", "llama.cpp", "transformers", "chapter"),
+    ),
+    Case(
+        "m-int8",
+        "M, batch 1, int8",
+        "M",
+        255,
+        "mygpt int8",
+        ("CTranslate2 int8", "llama.cpp Q8_0"),
+        weight_bytes=1,
+    ),
+    Case(
+        "m-batch",
+        "M, batch 32",
+        "M",
+        128,
+        "mygpt",
+        ("CTranslate2", "llama.cpp", "transformers"),
+        batch=32,
+        limit="gemm",
+    ),
+    Case(
+        "l",
+        "L, batch 1",
+        "L",
+        64,
+        "mygpt",
+        ("CTranslate2", "llama.cpp", "transformers", "chapter"),
+    ),
+    Case(
+        "l-int8",
+        "L, batch 1, int8",
+        "L",
+        64,
+        "mygpt int8",
+        ("CTranslate2 int8", "llama.cpp Q8_0"),
+        weight_bytes=1,
+    ),
+    Case(
+        "l-batch",
+        "L, batch 32",
+        "L",
+        24,
+        "mygpt",
+        ("CTranslate2", "llama.cpp", "transformers"),
+        batch=32,
+        limit="gemm",
+    ),
+    Case(
+        "l-prefill",
+        "L, prompt of 512",
+        "L",
+        1,
+        "mygpt",
+        ("CTranslate2", "llama.cpp", "transformers prefill"),
+        prompt=512,
+        prefill=True,
+        limit="gemm",
+    ),
+)
+
+COLD_START = "cold"  # whole processes; see cold_start.py

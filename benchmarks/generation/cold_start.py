@@ -1,0 +1,73 @@
+"""A whole process from its start to its last character: `mygpt generate` and the chapter's loop.
+
+Run as a module it is the second: the least program that loads model S and writes N characters.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+LENGTHS = (50, 2000)
+
+
+def prepare(work: Path) -> None:
+    """Write model S as our checkpoint and as torch's."""
+    import torch
+    from benchmarks.generation.models import build
+
+    from mygpt import CharTokenizer, save_checkpoint
+
+    model = build("S")
+    save_checkpoint(work / "s.safetensors", model, CharTokenizer(CHARACTERS))
+    torch.save(model.state_dict(), work / "s.pt")
+
+
+def commands(work: Path, length: int) -> dict[str, list[str]]:
+    """The two programs, by name."""
+    mine = ["mygpt", "generate", "-c", str(work / "s.safetensors"), "-p", "A", "--seed", "0"]
+    return {
+        "mygpt": [sys.executable, "-m", *mine, "-n", str(length)],
+        "chapter": [sys.executable, "-m", __name__, str(work / "s.pt"), str(length)],
+    }
+
+
+# A process's peak memory counts that of the process it was forked from: it is started by a
+# small one, not by the benchmark, which has torch in memory.
+_LAUNCHER = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+seconds = time.perf_counter() - began
+print(json.dumps([code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+"""
+
+
+def run(command: list[str], env: dict[str, str], folder: Path) -> tuple[float, float]:
+    """Wall seconds and peak MB of memory of one process."""
+    launch = [sys.executable, "-S", "-c", _LAUNCHER, *command]
+    output = subprocess.run(launch, env=env, cwd=folder, check=True, capture_output=True).stdout
+    code, seconds, peak_kb = json.loads(output)
+    assert code == 0, f"{command} ended with {code}"
+    return seconds, peak_kb / 1024
+
+
+def chapter_program(path: str, length: int) -> None:
+    """Load the weights and write; what the chapter's reader has."""
+    import torch
+    from benchmarks.generation.torch_peers import chapter_generate
+
+    from mygpt import GPT
+
+    model = GPT(65, 64, 4, 4, 64)
+    model.load_state_dict(torch.load(path))
+    torch.manual_seed(0)
+    ids = chapter_generate(model, torch.tensor([[13]]), length)
+    print("".join(CHARACTERS[i] for i in ids[0].tolist()))
+
+
+if __name__ == "__main__":
+    chapter_program(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,182 @@
+"""The three models of the benchmark, drawn alike everywhere, and their files for other programs.
+
+S is the tutorial's model, M a small GPT of its kind, L is GPT-2 small (Radford et al., 2019).
+Letters: C embedding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt import GPT, GPTConfig
+
+CONFIGS = {
+    "S": GPTConfig(65, 64, 4, 4, 64),
+    "M": GPTConfig(65, 384, 6, 6, 256),
+    "L": GPTConfig(50257, 768, 12, 12, 1024, mlp="gelu_tanh", attention_bias=True),
+}
+
+
+def build(size: str, *, gelu_tanh: bool = False) -> GPT:
+    """The model called `size`, with the same numbers in every process, in eval mode.
+
+    Matrices are drawn with the root of their inputs as divisor, wider than GPT-2's 0.02: the
+    best logits then lie far apart, so that greedy tokens can be compared between programs, and
+    the text does not repeat its first token. Norms and biases are drawn too, so that a
+    conversion that forgets one is noticed.
+    """
+    config = CONFIGS[size]
+    model = GPT.unfilled(replace(config, mlp="gelu_tanh") if gelu_tanh else config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.02)
+            elif parameter.ndim == 1:
+                parameter.normal_(mean=1.0, std=0.1)
+            elif "position" in name:
+                parameter.normal_(std=0.5)
+            elif "embedding" in name:
+                parameter.normal_(std=0.1)
+            else:
+                parameter.normal_(std=1 / math.sqrt(parameter.shape[1]))
+    return model.eval()
+
+
+def prompts(size: str, batch: int, length: int) -> NDArray[np.int64]:
+    """(batch, length) token ids, the same everywhere."""
+    draws = np.random.default_rng(batch * 10_000 + length)
+    return draws.integers(0, CONFIGS[size].vocab_size, (batch, length), dtype=np.int64)
+
+
+def matrix_parameters(config: GPTConfig) -> int:
+    """Numbers that one decoded token must read: all but the position table."""
+    return config.num_parameters() - config.max_seq_len * config.embed_dim
+
+
+def as_transformers(model: GPT) -> Any:
+    """The same model as transformers' GPT2LMHeadModel; biases that ours lacks are zero."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = model.config
+    twin = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.max_seq_len,
+            n_embd=config.embed_dim,
+            n_layer=config.num_layers,
+            n_head=config.num_heads,
+            activation_function="gelu" if config.mlp == "gelu" else "gelu_new",
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).eval()
+    state = {
+        "wte.weight": model.token_embedding.weight,
+        "wpe.weight": model.position_embedding.weight,
+        "ln_f.weight": model.final_norm.weight,
+        "ln_f.bias": model.final_norm.bias,
+    }
+    for i, block in enumerate(model.blocks):
+        for name, norm in (("ln_1", block.attention_norm), ("ln_2", block.mlp_norm)):
+            state |= {f"h.{i}.{name}.weight": norm.weight, f"h.{i}.{name}.bias": norm.bias}
+        for name, linear in (
+            ("attn.c_attn", block.attention.query_key_value),
+            ("attn.c_proj", block.attention.output),
+            ("mlp.c_fc", block.mlp.input),
+            ("mlp.c_proj", block.mlp.output),
+        ):
+            bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
+            state |= {f"h.{i}.{name}.weight": linear.weight.T, f"h.{i}.{name}.bias": bias}
+    missing, unexpected = twin.transformer.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert not [name for name in missing if "attn.bias" not in name]
+    return twin
+
+
+def write_ctranslate2(size: str, folder: Path) -> None:
+    """The model in CTranslate2's format, float32; it converts to int8 when loading."""
+    from ctranslate2.converters.transformers import GPT2Loader
+
+    spec = GPT2Loader().get_model_spec(as_transformers(build(size)))
+    spec.register_vocabulary([f"t{i}" for i in range(CONFIGS[size].vocab_size)])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "t0"
+    spec.validate()
+    spec.optimize(quantization=None)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec.save(str(folder))
+
+
+_GGUF_BLOCK = {
+    "attention_norm": "attn_norm",
+    "attention.query_key_value": "attn_qkv",
+    "attention.output": "attn_output",
+    "mlp_norm": "ffn_norm",
+    "mlp.input": "ffn_up",
+    "mlp.output": "ffn_down",
+}
+
+
+def write_gguf(size: str, path: Path, *, int8: bool = False) -> None:
+    """The model as a GGUF file of the gpt2 architecture, F32 or Q8_0, without a vocabulary.
+
+    llama.cpp knows GPT-2 with tanh GELU and biases alone: the same shapes with the other GELU
+    and zero biases, so the arithmetic is as much.
+    """
+    import gguf
+
+    config = CONFIGS[size]
+    writer = gguf.GGUFWriter(str(path), "gpt2")
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.embed_dim)
+    writer.add_feed_forward_length(config.mlp_hidden)
+    writer.add_block_count(config.num_layers)
+    writer.add_head_count(config.num_heads)
+    writer.add_layer_norm_eps(config.eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    for name, array in _gguf_arrays(build(size)).items():
+        if int8 and array.ndim == 2 and not name.startswith("position"):
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf_arrays(model: GPT) -> dict[str, NDArray[np.float32]]:
+    found = {
+        "token_embd.weight": model.token_embedding.weight,
+        "position_embd.weight": model.position_embedding.weight,
+        "output_norm.weight": model.final_norm.weight,
+        "output_norm.bias": model.final_norm.bias,
+    }
+    for i, block in enumerate(model.blocks):
+        for ours, theirs in _GGUF_BLOCK.items():
+            module = block.get_submodule(ours)
+            bias = module.bias
+            if bias is None:
+                bias = torch.zeros(module.weight.shape[0])
+            found |= {f"blk.{i}.{theirs}.weight": module.weight, f"blk.{i}.{theirs}.bias": bias}
+    return {name: tensor.detach().contiguous().numpy() for name, tensor in found.items()}
+
+
+def files(size: str, kind: str, work: Path) -> Path:
+    """Where the model lies for `kind` ("ct2", "gguf-f32" or "gguf-q8"); written when missing."""
+    path = work / (f"{size}-ct2" if kind == "ct2" else f"{size}-{kind[5:]}.gguf")
+    if not path.exists():
+        if kind == "ct2":
+            write_ctranslate2(size, path)
+        else:
+            write_gguf(size, path, int8=kind == "gguf-q8")
+    return path

@@ -1,0 +1,112 @@
+"""CTranslate2 and llama.cpp, each driven as its own programs drive it.
+
+Letters: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+from benchmarks.generation.models import CONFIGS, files
+from benchmarks.generation.torch_peers import Run
+from numpy.typing import NDArray
+
+
+def ctranslate2(
+    size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, compute: str = "float32"
+) -> Run:
+    """Greedy search of CTranslate2's Generator; min_length keeps it from ending early."""
+    from ctranslate2 import Generator
+
+    path = files(size, "ct2", work)
+    generator = Generator(
+        str(path), device="cpu", compute_type=compute, intra_threads=threads, inter_threads=1
+    )
+    tokens = [[f"t{i}" for i in row] for row in prompt.tolist()]
+
+    def run(n: int) -> list[list[int]]:
+        found = generator.generate_batch(
+            tokens,
+            beam_size=1,
+            sampling_topk=1,
+            min_length=n,
+            max_length=n,
+            include_prompt_in_result=False,  # so that it reads the prompt in one pass
+        )
+        return [result.sequences_ids[0] for result in found]
+
+    return run
+
+
+class LlamaCpp:
+    """One context of llama.cpp over a GGUF file, with a sequence per row."""
+
+    def __init__(self, path: Path, size: str, prompt: NDArray[np.int64], threads: int) -> None:
+        import llama_cpp
+
+        self.lib = llama_cpp
+        self.prompt = prompt
+        self.vocab_size = CONFIGS[size].vocab_size
+        rows, length = prompt.shape
+        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        model = llama_cpp.llama_model_load_from_file(
+            str(path).encode(), llama_cpp.llama_model_default_params()
+        )
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = rows * CONFIGS[size].max_seq_len
+        params.n_seq_max = rows
+        params.n_batch = params.n_ubatch = max(512, rows * length)
+        params.n_threads = params.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(model, params)
+        assert self.context, "llama.cpp could not make a context"
+        self.sampler = llama_cpp.llama_sampler_init_greedy()
+        self.batch = llama_cpp.llama_batch_init(rows * length, 0, 1)
+        view = np.ctypeslib.as_array
+        self.tokens = view(self.batch.token, (rows * length,))
+        self.positions = view(self.batch.pos, (rows * length,))
+        self.wanted = view(self.batch.logits, (rows * length,))
+
+    def run(self, n: int) -> list[list[int]]:
+        """Read the prompts, then decode `n` tokens a row."""
+        rows, length = self.prompt.shape
+        lib, context, batch = self.lib, self.context, self.batch
+        lib.llama_memory_clear(lib.llama_get_memory(context), False)
+        self.tokens[:] = self.prompt.reshape(-1)
+        self.positions[:] = np.tile(np.arange(length), rows)
+        self.wanted[:] = np.arange(rows * length) % length == length - 1
+        for i in range(rows * length):
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = i // length
+        batch.n_tokens = rows * length
+        drawn = []
+        for step in range(n):
+            if step == 1:
+                batch.n_tokens = rows
+                self.wanted[:rows] = 1
+                for i in range(rows):
+                    batch.seq_id[i][0] = i
+            if step:
+                self.tokens[:rows] = drawn[-1]
+                self.positions[:rows] = length + step - 1
+            assert lib.llama_decode(context, batch) == 0
+            drawn.append(self.best())
+        return np.array(drawn).T.tolist()
+
+    def best(self) -> NDArray[np.int64] | int:
+        """The likeliest token of every row: its sampler for one small row, else one argmax."""
+        rows = len(self.prompt)
+        if rows == 1 and self.vocab_size < 1000:
+            return [self.lib.llama_sampler_sample(self.sampler, self.context, -1)]
+        pointer = self.lib.llama_get_logits(self.context)
+        return np.ctypeslib.as_array(pointer, (rows, self.vocab_size)).argmax(-1)
+
+
+def llama_cpp(
+    size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "gguf-f32"
+) -> Run:
+    """llama.cpp, greedy, on an F32 or a Q8_0 file."""
+    return LlamaCpp(files(size, kind, work), size, prompt, threads).run

@@ -1,0 +1,47 @@
+"""Our engines, behind the same small face as the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from benchmarks.generation.models import CONFIGS, build
+from benchmarks.generation.torch_peers import Run
+from numpy.typing import NDArray
+
+
+def cpu(
+    size: str,
+    prompt: NDArray[np.int64],
+    *,
+    threads: int | None,
+    weights: str = "float32",
+    overflow: str = "crop",
+) -> Run:
+    """The compiled CPU engine, greedy."""
+    from mygpt.checkpoint import model_arrays
+    from mygpt.config import SamplingConfig
+    from mygpt.engines.contract import Request
+    from mygpt.engines.cpu import CpuEngine
+    from mygpt.randomness import Stream
+
+    engine = CpuEngine(CONFIGS[size], model_arrays(build(size)), weights=weights, threads=threads)
+    greedy = SamplingConfig(temperature=0.0)
+
+    def run(n: int) -> list[list[int]]:
+        requests = [Request(row, n, greedy, Stream(0, i), overflow) for i, row in enumerate(prompt)]
+        return engine.start(requests).advance(n)
+
+    return run
+
+
+def generate_draw(size: str, prompt: NDArray[np.int64]) -> Run:
+    """`mygpt.generate` with torch's draw, as the chapter calls it."""
+    import mygpt
+
+    model, ids = build(size), torch.tensor(prompt)
+
+    def run(n: int) -> list[list[int]]:
+        torch.manual_seed(0)
+        return mygpt.generate(model, ids, n)[:, ids.shape[1] :].tolist()
+
+    return run

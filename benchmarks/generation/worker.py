@@ -1,0 +1,71 @@
+"""One contestant in a process of its own, so that its thread settings are its own.
+
+Reads one JSON object as its argument; writes a line with its first tokens when it is warm, then
+one line of measurements for each line it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def contestant(spec: dict[str, Any]) -> Any:
+    """The run of the contestant that `spec` describes."""
+    from benchmarks.generation import models, native_peers, ours, torch_peers
+
+    prompt = models.prompts(spec["size"], spec["batch"], spec["prompt"])
+    name, threads, work = spec["engine"], spec["threads"], Path(spec["work"])
+    size, overflow = spec["size"], spec["overflow"]
+    makers = {
+        "chapter": lambda: torch_peers.chapter(size, prompt),
+        "chapter tanh": lambda: torch_peers.chapter(size, prompt, gelu_tanh=True),
+        "chapter draw": lambda: torch_peers.chapter_draw(size, prompt),
+        "nanoGPT": lambda: torch_peers.nanogpt(size, prompt),
+        "transformers": lambda: torch_peers.transformers(size, prompt),
+        "transformers prefill": lambda: torch_peers.transformers_prefill(size, prompt),
+        "CTranslate2": lambda: native_peers.ctranslate2(size, prompt, work=work, threads=threads),
+        "CTranslate2 int8": lambda: native_peers.ctranslate2(
+            size, prompt, work=work, threads=threads, compute="int8"
+        ),
+        "llama.cpp": lambda: native_peers.llama_cpp(size, prompt, work=work, threads=threads),
+        "llama.cpp Q8_0": lambda: native_peers.llama_cpp(
+            size, prompt, work=work, threads=threads, kind="gguf-q8"
+        ),
+        "mygpt": lambda: ours.cpu(size, prompt, threads=threads, overflow=overflow),
+        "mygpt int8": lambda: ours.cpu(size, prompt, threads=threads, weights="int8"),
+        "mygpt draw": lambda: ours.generate_draw(size, prompt),
+    }
+    return makers[name]()
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    # Whatever a library prints must not get between our lines.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    if spec["engine"].split()[0] not in ("CTranslate2", "llama.cpp"):
+        import torch
+
+        if spec["threads"]:
+            torch.set_num_threads(spec["threads"])
+    run = contestant(spec)
+    ids = run(spec["checked"])
+    print(json.dumps({"ids": ids}), file=answers)
+    for line in sys.stdin:
+        tokens_per_run = spec["tokens"] * spec["batch"] if not spec["prefill"] else spec["prompt"]
+        least_s, runs = float(line), 0
+        began = time.perf_counter()
+        while not runs or time.perf_counter() - began < least_s:
+            run(spec["tokens"])
+            runs += 1
+        seconds = time.perf_counter() - began
+        print(json.dumps({"seconds": seconds, "tokens": runs * tokens_per_run}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
