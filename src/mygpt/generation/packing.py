@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.config import GPTConfig
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.engines.torch_engine import has_own_forward
 from mygpt.model import GPT, MLP, Attention, Block, RMSNorm
@@ -25,53 +27,82 @@ _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
 def can_pack(model: Any) -> bool:
     """Whether the compiled engine would do all that the model's own forward does."""
-    return parameters_to_pack(model) is not None
+    return numbers_to_pack(model) is not None
 
 
-def parameters_to_pack(model: Any) -> list[torch.Tensor] | None:
-    """All parameters, or None where the compiled engine would not do the same as the model.
+def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
+    """All parameters and tables by name, or None where the engine would not do as the model.
 
-    It would not for a changed forward, other modules, or hooks, which may look at or change
-    what passes. One walk of our own: torch's take several times as long, more than many a job.
+    It would not for a changed forward, other modules, hooks (which may look at or change what
+    passes), or modules that were set up otherwise than the configuration says. One walk of our
+    own: torch's take several times as long, more than many a job.
     """
     if not has_own_forward(model) or not compiled_engine_available():
         return None
-    found: list[torch.Tensor] = []
-    waiting: list[Any] = [model]
+    found: dict[str, torch.Tensor] = {}
+    waiting: list[tuple[str, Any]] = [("", model)]
     while waiting:
-        module = waiting.pop()
-        kind = type(module)
-        if kind not in _OURS and not (kind.__mro__[1] is GPT and module is model):
+        prefix, module = waiting.pop()
+        if not _is_as_made(module, model):
             return None
-        if module._forward_hooks or module._forward_pre_hooks:
-            return None
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                if parameter.dtype != torch.float32 or not parameter.is_cpu:
-                    return None
-                found.append(parameter)
-        waiting.extend(module._modules.values())
-    return found
+        held = module._parameters.items() if prefix else model._buffers.items()
+        for name, tensor in held:
+            if tensor is None:
+                continue
+            if tensor.dtype != torch.float32 or not tensor.is_cpu:
+                return None
+            found[prefix + name] = tensor
+        waiting.extend((f"{prefix}{name}.", child) for name, child in module._modules.items())
+    shapes = _shapes(model.config)
+    if any(found[name].shape != shape for name, shape in shapes.items() if name in found):
+        return None
+    return found if len(found) == len(shapes) and found.keys() == shapes.keys() else None
 
 
-def cpu_engine_of(model: GPT, parameters: list[torch.Tensor] | None = None) -> CpuEngine:
-    """The model's engine; packed again when any weight was changed, by whatever way.
+def _is_as_made(module: Any, model: GPT) -> bool:
+    """Whether a module is one of ours, without hooks, set up as the model's configuration says."""
+    kind, config = type(module), model.config
+    if kind not in _OURS and not (module is model and kind.__mro__[1] is GPT):
+        return False
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return False
+    if kind is RMSNorm or kind is torch.nn.LayerNorm:
+        return bool(module.eps == config.eps)
+    if kind is Attention:
+        return module.config is config or bool(module.config == config)
+    return kind is not MLP or bool(module.kind == config.mlp)
 
-    `parameters` are `parameters_to_pack`'s, where the caller has them already.
+
+@functools.cache
+def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """What the model of a configuration holds, tables included."""
+    shapes = config.parameter_shapes()
+    if config.position == "rotary":
+        table = (config.max_seq_len, config.head_size)
+        shapes |= {"rotary_cos": table, "rotary_sin": table}
+    return shapes
+
+
+def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) -> CpuEngine:
+    """The model's engine; packed again when any number was changed, by whatever way.
+
+    `numbers` are `numbers_to_pack`'s, where the caller has them already.
     """
     from mygpt.engines.cpu import CpuEngine, digest_of
 
-    if parameters is None:
-        parameters = parameters_to_pack(model) or []
-    laid = [p if p.is_contiguous() else p.detach().contiguous() for p in parameters]
+    if numbers is None:
+        numbers = numbers_to_pack(model) or {}
+    laid = [p if p.is_contiguous() else p.detach().contiguous() for p in numbers.values()]
     key = (model.config, digest_of([(p.data_ptr(), p.numel()) for p in laid]))
     known = _engines.get(model)
     if known is None or known[0] != key:
-        known = key, CpuEngine(model.config, arrays_of(model))
+        arrays = {name: p.detach().numpy() for name, p in zip(numbers, laid, strict=True)}
+        known = key, CpuEngine(model.config, arrays)
         _engines[model] = known
     return known[1]
 
 
 def arrays_of(model: GPT) -> dict[str, NDArray[np.float32]]:
     """The parameters of a model on the CPU by name, without a copy where they lie well."""
-    return {name: p.detach().float().contiguous().numpy() for name, p in model.named_parameters()}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: p.detach().float().contiguous().numpy() for name, p in named}

@@ -23,7 +23,7 @@ from mygpt.engines.contract import Request
 from mygpt.engines.torch_engine import choose_reader
 from mygpt.errors import InputError
 from mygpt.generation.multinomial import draws
-from mygpt.generation.packing import cpu_engine_of, parameters_to_pack
+from mygpt.generation.packing import cpu_engine_of, numbers_to_pack
 from mygpt.model import GPT
 from mygpt.randomness import Stream
 from mygpt.sampling import next_ids
@@ -181,8 +181,8 @@ class _Job:
     def _compiled_can(self) -> bool:
         if self.batch == 0 or self.max_new_tokens == 0:
             return False
-        self.parameters = parameters_to_pack(self.model)
-        if self.parameters is None:
+        self.numbers = numbers_to_pack(self.model)
+        if self.numbers is None:
             return False
         tokens = self.batch * self.max_new_tokens
         return choose(self.model.config, tokens=tokens, device="cpu").name == "cpu"
@@ -194,7 +194,7 @@ class _Job:
             Request(prompt, self.max_new_tokens, self.sampling, stream, self.overflow)
             for prompt, stream in zip(prompts, streams, strict=True)
         ]
-        return cpu_engine_of(self.model, self.parameters).start(requests)
+        return cpu_engine_of(self.model, self.numbers).start(requests)
 
     def _compiled_steps(self) -> Iterator[torch.Tensor]:
         decoding = self._start_compiled()
@@ -208,6 +208,7 @@ class _Job:
             yield torch.from_numpy(decoding.last_ids())
 
     def _torch_steps(self) -> Iterator[torch.Tensor]:
+        self.model.eval()
         reader = choose_reader(self.model, self.batch, self.overflow)
         text = self.prompt_ids.new_empty(self.batch, self.length + self.max_new_tokens)
         text[:, : self.length] = self.prompt_ids

@@ -8,6 +8,7 @@ The file's name carries a digest of the kernels' sources, the versions and the p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_DIGEST_BYTES = 32  # of SHA-256, before the code
 _log = logging.getLogger("mygpt")
 
 
@@ -58,10 +60,13 @@ def load_kernels() -> Kernels:
 
 
 def _read(path: Path) -> bytes:
-    """A kept object file; an OSError where someone else could have written it."""
+    """A kept object file; an OSError where it is damaged, or another user's."""
     if path.stat().st_uid not in (os.getuid(), 0):
         raise PermissionError(f"{path} is another user's")
-    return path.read_bytes()
+    data = path.read_bytes()
+    if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
+        raise OSError(f"{path} is damaged")  # the linker would end the process
+    return data[_DIGEST_BYTES:]
 
 
 def cache_folder() -> Path:
@@ -145,10 +150,11 @@ def _keep(path: Path, code: bytes) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(code)
+        temporary.write_bytes(hashlib.sha256(code).digest() + code)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _link(code: bytes) -> Kernels:

@@ -92,6 +92,7 @@ class CpuDecoding:
 
     def push(self, ids: NDArray[np.int64]) -> None:
         """Append one token, drawn by the caller, to every row."""
+        self._memory.reserve_text(1)
         rows = np.arange(len(ids))
         self._memory.text[rows, self._slots[:, at.LENGTH]] = ids
         self._memory.seen[rows, ids] = 1
@@ -109,12 +110,15 @@ class CpuDecoding:
 
     def end(self, row: int) -> None:
         """Draw nothing more for this row."""
-        self._slots[row, at.STATUS] = at.ENDED
+        if self._slots[row, at.STATUS] == at.ACTIVE:
+            self._memory.probabilities[row, : self._config.vocab_size] = self.logits(row)
+            self._slots[row, at.STATUS], self._slots[row, at.LOGITS_ROW] = at.ENDED, -1
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """(V,) the prediction behind the row's last token; see `Decoding`."""
         place = self._slots[row, at.LOGITS_ROW]
-        return self._memory.logits[place, : self._config.vocab_size].copy()
+        held = self._memory.probabilities[row] if place < 0 else self._memory.logits[place]
+        return held[: self._config.vocab_size].copy()
 
     def _share_prompts(self) -> None:
         """Once: read a prompt that several rows have for the first of them alone."""

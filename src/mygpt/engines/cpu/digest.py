@@ -6,9 +6,10 @@ import numpy as np
 
 from mygpt.engines.cpu.simd import WHOLE, WORDS, ints, kernel, words
 
-# Any odd numbers do; these are the golden ratio's and FNV's.
-_PLACE, _FACTOR = np.uint32(0x9E3779B1), np.uint32(0x01000193)
-_SHIFT = np.uint32(15)
+_PLACE = np.uint32(0x9E3779B1)  # the golden ratio's
+# Every bit of a word acts on every bit of its hash: MurmurHash3's last step (Appleby, 2011).
+_FACTOR_1, _FACTOR_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+_13, _16 = np.uint32(13), np.uint32(16)
 
 
 @kernel(WORDS, WHOLE, returns=WHOLE)
@@ -16,8 +17,10 @@ def _digest_array(data, size):
     """The sum of every word's own hash, which depends on its place too: it vectorises."""
     total = np.uint32(0)
     for i in range(size):
-        mixed = np.uint32((np.uint32(data[i]) ^ np.uint32(np.uint32(i) * _PLACE)) * _FACTOR)
-        total = np.uint32(total + np.uint32(np.uint32(mixed ^ (mixed >> _SHIFT)) * _PLACE))
+        h = np.uint32(np.uint32(data[i]) ^ np.uint32(np.uint32(i) * _PLACE))
+        h = np.uint32(np.uint32(h ^ (h >> _16)) * _FACTOR_1)
+        h = np.uint32(np.uint32(h ^ (h >> _13)) * _FACTOR_2)
+        total = np.uint32(total + np.uint32(h ^ (h >> _16)))
     return np.int64(total)
 
 

@@ -31,6 +31,9 @@ def _plan_slot(job, step, number, slot):
     wanted = slot[at.LENGTH] - start - cached
     if job[at.MODE] == at.READ:
         wanted -= 1  # the last token is read when its prediction is asked for
+    elif wanted == 0:  # it was weighed, and nothing was taken: its prediction is asked for again
+        cached, wanted = cached - 1, 1
+        slot[at.CACHED] = cached
     rows = max(0, min(wanted, job[at.MAX_ROWS] - first))
     text = skip(ints(job[at.TEXT]), number * job[at.TEXT_STRIDE] + start + cached)
     for i in range(rows):
@@ -74,6 +77,13 @@ def _append(job, number, slot, token):
     slot[at.DRAWN] += 1
     if token == slot[at.END] or slot[at.DRAWN] >= slot[at.LIMIT]:
         slot[at.STATUS] = at.ENDED
+        # Later steps of other slots reuse the row of logits; a slot that ended keeps its own
+        # where nobody weighs any more.
+        kept = skip(floats(job[at.PROBABILITIES]), number * job[at.VOCAB_STRIDE])
+        logits = skip(floats(job[at.LOGITS]), slot[at.LOGITS_ROW] * job[at.VOCAB_STRIDE])
+        for i in range(job[at.VOCAB]):
+            kept[i] = logits[i]
+        slot[at.LOGITS_ROW] = -1
 
 
 @kernel(INTS)

@@ -35,18 +35,20 @@ class Memory:
 
     def __init__(self, model: PackedModel, requests: Sequence[Request], threads: int) -> None:
         self.config = config = model.config
+        self._model = model  # the job's addresses point into it
         count, vocab = len(requests), config.vocab_size
         self.job = job = model.job.copy()
         self.slots = np.zeros((count, at.SLOT_SIZE), np.int64)
         self.settings = np.zeros((count, at.SETTINGS_SIZE), np.float32)
         self.seen = np.zeros((count, vocab), np.int8)
-        longest = max(len(request.prompt) for request in requests)
+        longest = max((len(request.prompt) for request in requests), default=0)
         self.text = np.zeros((count, longest + 32), np.int64)
         for number, request in enumerate(requests):
             self._fill_slot(number, request)
         # Caches are as long as the longest text may need.
-        needed = max(len(r.prompt) + min(r.max_new_tokens, config.max_seq_len) for r in requests)
-        capacity = padded(min(config.max_seq_len, needed))
+        window = config.max_seq_len
+        needed = max((len(r.prompt) + min(r.max_new_tokens, window) for r in requests), default=1)
+        capacity = padded(min(window, needed))
         pieces = config.num_layers * config.kv_heads * capacity
         self.keys = np.zeros((count, pieces * config.head_size), np.float32)
         self.values = np.zeros((count, pieces * padded(config.head_size)), np.float32)
@@ -78,12 +80,13 @@ class Memory:
         slot[at.INDEX] = request.stream.index
         min_p = sampling.min_p or 0.0
         penalty = sampling.repetition_penalty
-        self.settings[number] = (
-            max(sampling.temperature, COLDEST),
-            1.0 if sampling.top_p is None else sampling.top_p,
-            np.log(min_p) if min_p > 0 else -np.inf,
-            1.0 if penalty is None else penalty,
-        )
+        with np.errstate(over="ignore"):  # past float32 a temperature is infinite, as in torch
+            self.settings[number] = (
+                max(sampling.temperature, COLDEST),
+                1.0 if sampling.top_p is None else sampling.top_p,
+                np.log(min_p) if min_p > 0 else -np.inf,
+                1.0 if penalty is None else penalty,
+            )
         self.text[number, :length] = request.prompt
         self.seen[number, request.prompt] = 1
 
@@ -131,7 +134,7 @@ class Memory:
 
     def reserve_text(self, steps: int) -> None:
         """Have room for `steps` more tokens in every row."""
-        needed = int(self.slots[:, at.LENGTH].max()) + steps
+        needed = int(self.slots[:, at.LENGTH].max(initial=0)) + steps
         if needed > self.text.shape[1]:
             room = np.zeros((len(self.text), needed + needed // 2), np.int64)
             room[:, : self.text.shape[1]] = self.text

@@ -61,7 +61,8 @@ class PackedModel:
 
     Args:
         config: its shape.
-        arrays: its parameters by name, as `GPT.state_dict` has them.
+        arrays: its parameters by name, as `GPT.state_dict` has them; also "rotary_cos" and
+            "rotary_sin", (L, D), where a model has tables of its own.
         quantized: keep matrices as int8 with one float32 scale an output (the largest weight
             becomes 127).
 
@@ -147,14 +148,9 @@ class PackedModel:
         job[at.FINAL_WEIGHT] = self._vector("final_norm.weight")
         job[at.FINAL_BIAS] = self._vector("final_norm.bias")
         if config.position == "rotary":
-            half = config.head_size // 2
-            powers = -np.arange(half, dtype=np.float32) / np.float32(half)
-            angles = np.arange(config.max_seq_len, dtype=np.float32)[:, None] * np.power(
-                np.float32(config.rope_base), powers
-            )
-            angles = np.concatenate([angles, angles], axis=1)  # (L, D)
-            job[at.COSINES] = self._keep(np.cos(angles))
-            job[at.SINES] = self._keep(np.sin(angles))
+            cosines, sines = rotary_table(config)
+            job[at.COSINES] = self._keep(self._arrays.get("rotary_cos", cosines))
+            job[at.SINES] = self._keep(self._arrays.get("rotary_sin", sines))
 
     def _layer(self, number: int) -> NDArray[np.int64]:
         """One row of the layer table."""
@@ -216,14 +212,26 @@ class PackedModel:
         self._waiting.clear()
 
 
+def rotary_table(config: GPTConfig) -> tuple[Floats, Floats]:
+    """Cosines and sines of every position's angles, each (L, D), as the model has them."""
+    half = config.head_size // 2
+    powers = -np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.power(np.float32(config.rope_base), powers)
+    angles = np.arange(config.max_seq_len, dtype=np.float32)[:, None] * frequencies
+    angles = np.concatenate([angles, angles], axis=1)
+    return np.cos(angles), np.sin(angles)
+
+
 def quantize(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], Floats]:
     """A matrix (N, C) as whole numbers from -127 to 127, and each row's step (N,).
 
-    The row's largest number becomes 127 steps; a row of zeros has steps of 1/127.
+    The row's largest number becomes 127 steps; a row of zeros has steps of 1/127. A row with
+    NaN or infinity has such steps: what comes out of it is no number either.
     """
     largest = np.abs(weight).max(axis=1)
-    steps = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
-    return np.rint(weight / steps[:, None]).astype(np.int8), steps
+    steps = np.where(largest == 0, 1, largest).astype(np.float32) / np.float32(127)
+    with np.errstate(invalid="ignore"):
+        return np.rint(weight / steps[:, None]).astype(np.int8), steps
 
 
 def fill_panels(room: NDArray[Any], weight: NDArray[Any]) -> None:

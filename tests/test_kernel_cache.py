@@ -1,0 +1,210 @@
+"""How machine code is compiled once and kept: the cache's place, damage, and other processes.
+
+The compiler is stood in for by one that hands out this process's own machine code at once;
+tests/conftest.py has the real one make it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mygpt.engines.cpu import build
+
+LINKED: list[list] = []  # the linker's objects own machine code: they outlive each test
+
+
+@pytest.fixture
+def compilations(monkeypatch, tmp_path):
+    """A cache of its own in a process that has linked nothing; what was compiled is counted."""
+    code, calls = build._object_path().read_bytes()[build._DIGEST_BYTES :], []
+
+    def compile_at_once() -> bytes:
+        calls.append("compiled")
+        return code
+
+    LINKED.append([])
+    monkeypatch.setattr(build, "_alive", LINKED[-1])
+    monkeypatch.setattr(build, "_compile", compile_at_once)
+    choose_cache(monkeypatch, tmp_path / "a" / "cache")
+    yield calls
+    build._object_path.cache_clear()
+
+
+def choose_cache(monkeypatch, folder: Path) -> None:
+    monkeypatch.setenv("MYGPT_CACHE", str(folder))
+    build._object_path.cache_clear()
+
+
+def load() -> build.Kernels:
+    """As a process does that has not asked before."""
+    return build.load_kernels.__wrapped__()
+
+
+def digest(kernels: build.Kernels) -> int:
+    """Something the machine code can do."""
+    data = np.arange(10, dtype=np.int32)
+    table = np.array([data.ctypes.data, 10], np.int64)
+    return kernels.digest(table.ctypes.data, 1)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_cache_folder_is_the_chosen_one_or_the_users(monkeypatch):
+    monkeypatch.setenv("MYGPT_CACHE", "/somewhere/else")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert build.cache_folder() == Path("/somewhere/else")
+    monkeypatch.setenv("MYGPT_CACHE", "")
+    assert build.cache_folder() == Path("/xdg/mygpt")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert build.cache_folder() == Path("/home/someone/.cache/mygpt")
+
+
+def test_machine_code_is_compiled_once_and_kept_whole(compilations, tmp_path, caplog):
+    """Which is said once, before a user wonders what takes ten seconds."""
+    assert not build.is_compiled()
+    with caplog.at_level(logging.WARNING, logger="mygpt"):
+        first = digest(load())
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiling the decoding loop, once: about ten seconds"
+    ]
+    assert files(tmp_path / "a" / "cache") == [build._object_path().name]
+    assert build.is_compiled()
+    caplog.clear()
+    assert digest(load()) == first
+    assert compilations == ["compiled"]
+    assert caplog.records == []
+
+
+def test_compiling_ahead_is_done_once(compilations):
+    build.compile_now()
+    assert build.is_compiled()
+    build.compile_now()
+    load()
+    assert compilations == ["compiled"]
+
+
+def test_a_process_that_has_the_code_needs_no_file(compilations, tmp_path):
+    load()
+    shutil.rmtree(tmp_path / "a")
+    assert build.is_compiled()
+
+
+def test_other_sources_or_another_processor_are_other_machine_code(monkeypatch, tmp_path):
+    """Any kernel's source, and the random numbers', which a kernel copies."""
+    import llvmlite.binding as llvm
+
+    package = tmp_path / "mygpt"
+    shutil.copytree(Path(build.__file__).parents[2], package)
+    monkeypatch.setattr(build, "__file__", str(package / "engines" / "cpu" / "build.py"))
+    name = build._object_path.__wrapped__
+    assert name() == build._object_path(), "the same sources elsewhere"
+    names = {name()}
+    for source in ("engines/cpu/sample.py", "engines/cpu/layout.py", "randomness.py"):
+        with (package / source).open("a") as file:
+            file.write("# changed\n")
+        names.add(name())
+    monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: "another")
+    names.add(name())
+    monkeypatch.setattr(build, "version", lambda package: "99")
+    names.add(name())
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "full"])
+def test_a_cache_that_cannot_be_written_is_no_error(compilations, monkeypatch, tmp_path, place):
+    """A file where the folder should be, or no space left: the code is compiled and runs."""
+    (tmp_path / "file").write_text("not a folder")
+    choose_cache(monkeypatch, tmp_path / place)
+    if place == "full":
+
+        def write_half(self, data):
+            with self.open("wb") as file:
+                file.write(data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", write_half)
+    assert not build.is_compiled()
+    digest(load())
+    assert compilations == ["compiled"]
+    if place == "full":
+        assert files(tmp_path / "full") == [], "nothing half written is left behind"
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from mygpt.engines.cpu import build
+code = Path(sys.argv[1]).read_bytes()[build._DIGEST_BYTES :]
+
+def compile_slowly():
+    print("compiled", flush=True)
+    time.sleep(float(sys.argv[2]))
+    return code
+
+build._compile = compile_slowly
+"""
+
+
+def start(program: str, cache: Path, seconds: float = 0.0) -> subprocess.Popen:
+    """A process with machine code to hand out, and a cache of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + program, str(build._object_path()), str(seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MYGPT_CACHE": str(cache)},
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut off", "overwritten"])
+def test_damaged_machine_code_is_compiled_again(tmp_path, damage):
+    """What a full disk or a lost write leaves must not end the process, nor every later one.
+
+    In a process of its own, because a linker may end it.
+    """
+    damages = {
+        "cut off": "b'', code[:10], code[:64], code[:1000], code[:size // 2], code[:-1]",
+        "overwritten": "bytes(size), b'x' * size, code[:size // 2] + bytes(size - size // 2)",
+    }
+    program = f"""
+size, path = len(code), build._object_path()
+path.parent.mkdir(parents=True)
+for number, damaged in enumerate([{damages[damage]}]):
+    path.write_bytes(damaged)
+    build.load_kernels.cache_clear()
+    build.load_kernels()
+    assert path.read_bytes()[build._DIGEST_BYTES :] == code, number
+    print("whole again")
+"""
+    process = start(program, tmp_path / "cache")
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert out.count("whole again") == damages[damage].count(",") + 1
+    assert out.count("compiled") == out.count("whole again")
+
+
+def test_two_processes_may_compile_at_once(tmp_path):
+    """Both find nothing, both keep what they have made; one whole file is left."""
+    program = """
+build.load_kernels()
+print("loaded")
+"""
+    both = [start(program, tmp_path / "cache", seconds=0.7) for _ in range(2)]
+    for process in both:
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert out == "compiled\nloaded\n"
+    assert files(tmp_path / "cache") == [build._object_path().name]
+    found = (tmp_path / "cache" / build._object_path().name).read_bytes()
+    assert found == build._object_path().read_bytes()
