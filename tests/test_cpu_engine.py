@@ -1094,6 +1094,37 @@ def assert_runs(program: str, *arguments: str) -> str:
     return done.stdout
 
 
+def test_pushing_past_the_last_token_asked_for_writes_nowhere_else():
+    """It is refused, or works as if more had been asked for; in its own process.
+
+    The caches have room for `max_new_tokens`; further ones were written behind them.
+    """
+    program = """
+import numpy as np
+from mygpt.config import GPTConfig, SamplingConfig
+from mygpt.engines.contract import Request
+from mygpt.engines.cpu import CpuEngine
+from mygpt.randomness import Stream
+
+config = GPTConfig(5, 16, 2, 2, max_seq_len=600)
+arrays = {name: np.ones(shape, "f4") for name, shape in config.parameter_shapes().items()}
+arrays["token_embedding.weight"] = np.random.default_rng(0).normal(size=(5, 16)).astype("f4")
+engine = CpuEngine(config, arrays, threads=1)
+short, long = (
+    engine.start([Request(np.array([1]), new, SamplingConfig(), Stream(0))]) for new in (1, 300)
+)
+for step in range(300):
+    try:
+        found = short.weigh().copy()
+        short.push(np.array([step % 5]))
+    except (ValueError, IndexError):
+        break
+    assert np.array_equal(found, long.weigh())
+    long.push(np.array([step % 5]))
+"""
+    assert_runs(program)
+
+
 def test_drawing_goes_on_after_weighing():
     """To look at the probabilities changes nothing: the next token is drawn from them."""
     requests = [request([1, 2], 6, seed=1), request([3], 6, seed=1, index=1)]

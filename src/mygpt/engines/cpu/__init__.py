@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, require_choice
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.decoding import CpuDecoding
@@ -40,6 +40,7 @@ class CpuEngine:
         weights: str = "float32",
         threads: int | None = None,
     ) -> None:
+        require_choice("weights", weights, ("float32", "int8"))
         self.model = PackedModel(config, arrays, quantized=weights == "int8")
         self.threads = threads
 

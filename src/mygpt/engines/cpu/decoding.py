@@ -17,6 +17,7 @@ from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.memory import Memory
 from mygpt.engines.cpu.pack import PackedModel
 from mygpt.engines.cpu.workers import run_together, usable_cores
+from mygpt.errors import InputError
 
 _PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signals
 # Products of one step that are worth one thread more: the threads meet five times a layer.
@@ -91,12 +92,22 @@ class CpuDecoding:
         self._choose_threads()
 
     def push(self, ids: NDArray[np.int64]) -> None:
-        """Append one token, drawn by the caller, to every row."""
+        """Append one token, drawn by the caller, to every row.
+
+        Raises:
+            InputError: when a row has had all the tokens that were asked for.
+        """
+        if (self._slots[:, at.DRAWN] >= self._slots[:, at.LIMIT]).any():
+            raise InputError(
+                f"max_new_tokens={int(self._slots[:, at.LIMIT].min())} tokens were pushed: "
+                "ask for more from the start"
+            )
         self._memory.reserve_text(1)
         rows = np.arange(len(ids))
         self._memory.text[rows, self._slots[:, at.LENGTH]] = ids
         self._memory.seen[rows, ids] = 1
         self._slots[:, at.LENGTH] += 1
+        self._slots[:, at.DRAWN] += 1
 
     def last_ids(self) -> NDArray[np.int64]:
         """(B,) the last token of each row."""

@@ -14,6 +14,7 @@ from mygpt.config import COLDEST
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.pack import Arena, PackedModel, padded
+from mygpt.errors import InputError
 
 _OVERFLOWS = {"crop": at.CROP, "refill": at.REFILL, "stop": at.STOP}
 _MAX_ROWS = 240  # rows of one pass: whole tiles for two threads, and few enough to stay in cache
@@ -86,6 +87,12 @@ class Memory:
                 1.0 if sampling.top_p is None else sampling.top_p,
                 np.log(min_p) if min_p > 0 else -np.inf,
                 1.0 if penalty is None else penalty,
+            )
+        outside = (request.prompt < 0) | (request.prompt >= self.config.vocab_size)
+        if outside.any():
+            raise InputError(
+                f"prompt holds id {request.prompt[outside][0]}: this model's ids run from 0 to "
+                f"{self.config.vocab_size - 1}"
             )
         self.text[number, :length] = request.prompt
         self.seen[number, request.prompt] = 1
