@@ -9,7 +9,7 @@ from mygpt.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -39,11 +39,23 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(name: str = "float32") -> torch.dtype:
-    """The torch number format called `name`; `InputError` unless it is one of `DTYPES`."""
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch number format called `name`, for a model on `device`.
+
+    "auto" is bfloat16 where CUDA computes in it, else float32.
+
+    Raises:
+        InputError: for a format that is not one of `DTYPES`, or not torch's.
+    """
     import torch
 
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} is not known: choose {', '.join(DTYPES)}")
+    if name == "int8":
+        raise InputError("dtype=int8 is the cpu engine's: use --engine cpu, or float32")
+    if name == "auto":
+        # Older GPUs imitate bfloat16, and are slower for it.
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bfloat16" if native else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype

@@ -96,10 +96,23 @@ def draw(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     Sums are float64 in the order of ids. A token of probability 0 is never drawn: a uniform
     number is at most 1 - 2**-53, whose product with the total rounds to less than the total.
     """
-    cumulative = probs.to("cpu", torch.float64).cumsum(dim=-1)  # (B, V)
-    total = cumulative[:, -1]
-    target = torch.tensor(list(uniforms), dtype=torch.float64) * total
-    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].to(probs.device)
+    device = "cpu" if probs.device.type == "mps" else probs.device  # MPS has no float64
+    wide = probs.to(device, torch.float64)
+    cumulative = wide.cumsum(dim=-1)  # (B, V)
+    if cumulative.is_cuda:
+        cumulative = _only_where_probable(cumulative, wide)
+    total = cumulative[:, -1:]
+    target = torch.tensor(list(uniforms), dtype=torch.float64).to(device)[:, None] * total
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].to(probs.device)
+
+
+def _only_where_probable(cumulative: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """Sums (B, V) that never fall, and rise at tokens of a probability above 0 alone.
+
+    A sum made in parallel groups its terms differently at each token, so rounding can make a
+    step of its own where nothing was added.
+    """
+    return cumulative.masked_fill(probs == 0, -math.inf).cummax(dim=-1).values
 
 
 def _widest(logits: torch.Tensor) -> torch.dtype:
@@ -116,7 +129,8 @@ def next_ids(
     """Draw each row's next token, (B,) int64.
 
     Args:
-        logits: (B, V), the model's prediction after `ids`.
+        logits: (B, V), the model's prediction after `ids`; bfloat16 and float16 are drawn from
+            in float32, except as the tutorial does.
         sampling: how to draw.
         ids: (B, T) int64, all text so far.
         streams: each row's random numbers; None draws from torch's global generator with
@@ -126,19 +140,30 @@ def next_ids(
     Raises:
         InputError: when a broken model predicts no numbers, or the settings overflow.
     """
-    if not bool(logits.max(dim=-1).values.isfinite().all()):
+    finite = logits.max(dim=-1).values.isfinite().all()
+    if streams is not None:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.temperature < COLDEST or (streams is not None and sampling.greedy):
+        ids = argmax(logits, sampling, ids)
+        _check(sampling, finite)
+        return ids
+    probs = probabilities(logits, sampling, ids)
+    _check(sampling, finite, probs.sum(dim=-1).isfinite().all())
+    if streams is None:
+        return torch.multinomial(probs, num_samples=1)[:, 0]
+    return draw(probs, [stream.uniform(step) for stream in streams])
+
+
+def _check(sampling: SamplingConfig, *finite: torch.Tensor) -> None:
+    """Refuse logits, then probabilities, that are no numbers: one wait for the device."""
+    good = torch.stack(finite).tolist()
+    if not good[0]:
         raise InputError(
             "the model predicts NaN or infinity: its weights are broken; "
             "train again with a lower rate"
         )
-    if sampling.temperature < COLDEST or (streams is not None and sampling.greedy):
-        return argmax(logits, sampling, ids)
-    probs = probabilities(logits if streams is None else logits.float(), sampling, ids)
-    if not bool(probs.sum(dim=-1).isfinite().all()):
+    if not all(good):
         raise InputError(
             f"temperature={sampling.temperature} with repetition_penalty="
             f"{sampling.repetition_penalty} goes past the range of numbers: choose milder ones"
         )
-    if streams is None:
-        return torch.multinomial(probs, num_samples=1)[:, 0]
-    return draw(probs, [stream.uniform(step) for stream in streams])

@@ -93,11 +93,18 @@ def generate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16 (torch), int8 (cpu engine).")
-    ] = "float32",
+        str,
+        typer.Option(
+            help="float32, bfloat16 or float16 (torch), int8 (cpu engine); auto is bfloat16 on "
+            "a GPU that has it, else float32."
+        ),
+    ] = "auto",
     engine: Annotated[
         str, typer.Option(help="auto, numpy, cpu or torch; `mygpt info` says which auto is.")
     ] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="For torch; pays for long texts.")
+    ] = False,
 ) -> None:
     """Write from a trained model: the prompt and its continuation.
 
@@ -134,7 +141,7 @@ def generate(
     check_seed(seed)
     from mygpt.generation.writer import load
 
-    writer = load(path, device=device, dtype=dtype, engine=engine)
+    writer = load(path, device=device, dtype=dtype, engine=engine, compile=compile)
     options |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
     if text is None and sys.stdin.isatty():
         if json or num_samples != 1:
@@ -210,7 +217,7 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing for input())
-    print("a prompt a line; Ctrl-D ends", file=sys.stderr)
+    print("a prompt a line; Ctrl-C ends a text, Ctrl-D all", file=sys.stderr)
     while True:
         try:
             print("> ", end="", file=sys.stderr, flush=True)
@@ -223,4 +230,6 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
             _print_stream(writer, text, {"seed": seed, **options})
         except InputError as error:
             print(f"mygpt: {error}", file=sys.stderr)
+        except KeyboardInterrupt:  # enough of this text; the next prompt
+            print()
         seed = (seed + 1) % 2**64

@@ -14,10 +14,10 @@ from typing import Literal
 
 from mygpt.config import GPTConfig, require_choice
 from mygpt.errors import InputError
+from mygpt.machine import DTYPES
 
 EngineName = Literal["numpy", "cpu", "torch"]
 ENGINES = ("auto", "numpy", "cpu", "torch")
-DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 # Below this a GPU's start of each operation costs more than its arithmetic saves.
 _WORTH_A_GPU = 30_000_000  # parameters
@@ -39,7 +39,7 @@ def choose(
     *,
     tokens: int,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     wanted: str = "auto",
 ) -> Choice:
     """The engine for writing `tokens` tokens in all.
@@ -48,7 +48,7 @@ def choose(
         config: the model's shape.
         tokens: new tokens, of all samples together.
         device: "auto", or torch's name of a device.
-        dtype: one of `DTYPES`.
+        dtype: one of `DTYPES`; "auto" keeps no engine out.
         wanted: one of `ENGINES`.
 
     Raises:
@@ -60,7 +60,7 @@ def choose(
         return _check(wanted, device, dtype)
     if dtype == "int8":
         return _check("cpu", device, dtype)
-    if dtype != "float32":
+    if dtype not in ("auto", "float32"):
         return Choice("torch", f"{dtype} is torch's")
     if device not in ("auto", "cpu"):
         return Choice("torch", f"device {device} is torch's")
@@ -90,7 +90,7 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
         return Choice("torch", "it was asked for")
     if device not in ("auto", "cpu"):
         raise InputError(f"engine={wanted} runs on the CPU: use --engine torch for {device}")
-    if dtype not in ("float32", "int8") or (dtype == "int8" and wanted == "numpy"):
+    if dtype not in ("auto", "float32", "int8") or (dtype == "int8" and wanted == "numpy"):
         fit = "float32" if wanted == "numpy" else "float32 or int8"
         raise InputError(f"engine={wanted} has no dtype {dtype}: use {fit}, or --engine torch")
     if wanted == "numpy":

@@ -8,7 +8,8 @@ Letters: B batch, T time, L window, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from mygpt.config import Overflow
 from mygpt.engines.contract import Request, Window
-from mygpt.kv_cache import KVCache
+from mygpt.kv_cache import FixedShapes, KVCache
 from mygpt.model import GPT
 from mygpt.sampling import next_ids
+
+_log = logging.getLogger("mygpt")
 
 
 class Reader(Protocol):
@@ -48,10 +51,21 @@ class PlainReader:
 
 
 class CachedReader:
-    """Our GPT with a KV cache: inside the window, one token is read per step."""
+    """Our GPT with a KV cache: inside the window, one token is read per step.
 
-    def __init__(self, model: GPT, batch_size: int, overflow: Overflow = "crop") -> None:
+    The cache's filled part is read, which is the least work; with a `compiled` step, single
+    tokens go through that.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        batch_size: int,
+        overflow: Overflow = "crop",
+        compiled: CompiledStep | None = None,
+    ) -> None:
         self.model = model
+        self.compiled = compiled
         weight = model.token_embedding.weight
         self.cache = KVCache.empty(
             model.config, batch_size, device=weight.device, dtype=weight.dtype
@@ -66,14 +80,20 @@ class CachedReader:
             self._start = start
             self.cache.length = 0
         unread = ids[:, start + self.cache.length :]
+        if self.compiled is not None and unread.shape[1] == 1:
+            stepped = self.compiled.read(unread, self.cache)
+            if stepped is not None:
+                return stepped
         logits, _ = self.model(unread, cache=self.cache, last_only=True)
         return logits[:, -1, :]
 
 
-def choose_reader(model: Any, batch_size: int, overflow: Overflow) -> Reader:
+def choose_reader(
+    model: Any, batch_size: int, overflow: Overflow, compiled: CompiledStep | None = None
+) -> Reader:
     """Cached for our own forward, else the plain loop."""
     if has_own_forward(model):
-        return CachedReader(model, batch_size, overflow)
+        return CachedReader(model, batch_size, overflow, compiled)
     return PlainReader(model, overflow)
 
 
@@ -86,27 +106,101 @@ def has_own_forward(model: Any) -> bool:
     )
 
 
+def read_token(
+    model: GPT,
+    ids: torch.Tensor,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+    place: torch.Tensor,
+) -> torch.Tensor:
+    """The step that is compiled: logits (B, V) after `ids` (B, 1) at position `place` (1,).
+
+    `keys` and `values` are a `KVCache`'s; they take in the token's.
+    """
+    logits, _ = model(ids, cache=FixedShapes(keys, values, place=place), last_only=True)
+    return logits[:, -1, :]
+
+
+class CompiledStep:
+    """`read_token` by torch.compile, when first used; after any failure of it, nothing more.
+
+    Args:
+        model: what reads; its weights may change, its shape may not.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self._run: Callable[..., torch.Tensor] | None = None
+        self._failed = False
+
+    def read(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor | None:
+        """Logits (B, V) after one more token `ids` (B, 1), which the cache takes in.
+
+        None, and the cache as it was, where compiling fails: a warning tells why, once.
+        """
+        if self._failed:
+            return None
+        try:
+            logits = self._step(ids, cache)
+        except Exception as error:  # whatever torch, its backends or their compilers raise
+            self._failed = True
+            _log.warning("torch.compile failed, so steps run uncompiled: %s", _reason(error))
+            return None
+        cache.advance(1)
+        return logits
+
+    def _step(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        on_cuda = ids.device.type == "cuda"
+        if self._run is None:
+            mode = "reduce-overhead" if on_cuda else None
+            self._run = torch.compile(read_token, fullgraph=True, mode=mode)
+        if on_cuda:  # its graphs write to the cache where it lies, which has to be told
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            for tensor in cache.keys + cache.values:
+                torch._dynamo.mark_static_address(tensor, guard=False)
+        place = torch.full((1,), cache.length, device=ids.device)
+        # A copy of the ids, whose strides are its own and the same for every text; and of the
+        # logits, which the next replay of a CUDA graph overwrites.
+        ids = ids.clone(memory_format=torch.contiguous_format)
+        return self._run(self.model, ids, cache.keys, cache.values, place).clone()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that tells something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.endswith("raised:")]
+    return telling[0] if telling else type(error).__name__
+
+
 class TorchEngine:
     """Any model, on any device torch has.
 
     Args:
-        model: a `GPT`, or a module as `PlainReader` takes; set to eval mode.
+        model: a `GPT`, or a module as `PlainReader` takes; in eval mode while it writes.
+        compile: compile the step that reads one token, when it is first needed: it takes up to
+            a minute, and then long texts are written faster. Only a `GPT` has such a step, and
+            past the window "crop" reads all of it again instead.
     """
 
     name = "torch"
 
-    def __init__(self, model: Any) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Any, compile: bool = False) -> None:
+        self.model = model
+        self._compiled = CompiledStep(model) if compile and has_own_forward(model) else None
+        if compile and self._compiled is None:
+            _log.warning("only mygpt's own GPT has a step to compile: this model runs uncompiled")
 
     def start(self, requests: Sequence[Request]) -> TorchDecoding:
         """Begin to decode; see `mygpt.engines.contract.Engine`."""
-        return TorchDecoding(self.model, requests)
+        return TorchDecoding(self.model.eval(), requests, self._compiled)
 
 
 class TorchDecoding:
     """Requests that are alike but for their prompts' tokens and seeds go in one batch."""
 
-    def __init__(self, model: Any, requests: Sequence[Request]) -> None:
+    def __init__(
+        self, model: Any, requests: Sequence[Request], compiled: CompiledStep | None = None
+    ) -> None:
         alike: dict[Any, list[int]] = {}
         for row, request in enumerate(requests):
             key = (len(request.prompt), request.sampling, request.overflow, request.max_new_tokens)
@@ -114,7 +208,7 @@ class TorchDecoding:
         self._places: dict[int, tuple[_Batch, int]] = {}
         self._batches = []
         for rows in alike.values():
-            batch = _Batch(model, [requests[row] for row in rows])
+            batch = _Batch(model, [requests[row] for row in rows], compiled)
             self._batches.append(batch)
             self._places |= {row: (batch, i) for i, row in enumerate(rows)}
 
@@ -126,28 +220,30 @@ class TorchDecoding:
     def end(self, row: int) -> None:
         """Draw nothing more for this row."""
         batch, i = self._places[row]
-        batch.ended[i] = True
+        batch.end(i)
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """(V,) the prediction behind the row's last token; see `Decoding`."""
         batch, i = self._places[row]
-        logits: NDArray[np.float32] = batch.last_logits[i].float().cpu().numpy()
+        logits: NDArray[np.float32] = batch.logits(i).float().cpu().numpy()
         return logits
 
 
 class _Batch:
-    """Rows of one length and one way of drawing, decoded together."""
+    """Rows of one length and one way of drawing, decoded together until the last has ended."""
 
-    last_logits: torch.Tensor
-
-    def __init__(self, model: Any, requests: Sequence[Request]) -> None:
+    def __init__(
+        self, model: Any, requests: Sequence[Request], compiled: CompiledStep | None
+    ) -> None:
         self.requests = requests
         first = requests[0]
         self.length = len(first.prompt)
         self.room = first.room(model.max_seq_len)
         self.drawn = 0
         self.ended = [self.room == 0] * len(requests)
-        self.reader = choose_reader(model, len(requests), first.overflow)
+        self._newest: torch.Tensor | None = None  # (B, V), the last step's logits
+        self._final: dict[int, torch.Tensor] = {}  # (V,) logits of rows that ended before others
+        self.reader = choose_reader(model, len(requests), first.overflow, compiled)
         device = next(model.parameters()).device
         prompts = torch.tensor(np.stack([request.prompt for request in requests]), device=device)
         self.text = prompts.new_empty(len(requests), self.length + self.room)  # (B, T)
@@ -161,18 +257,29 @@ class _Batch:
             for row, token in enumerate(self._step()):
                 if not self.ended[row]:
                     new[row].append(token)
-                    self.ended[row] = token == self.requests[row].end
+                    if token == self.requests[row].end:
+                        self.end(row)
         if self.drawn == self.room:
             self.ended = [True] * len(self.ended)
         return new
 
+    def end(self, row: int) -> None:
+        if not self.ended[row] and self._newest is not None:
+            self._final[row] = self._newest[row]  # the others' steps go on to change it
+        self.ended[row] = True
+
+    def logits(self, row: int) -> torch.Tensor:
+        if self._newest is None:
+            raise ValueError("no token was drawn yet")
+        return self._final.get(row, self._newest[row])
+
     def _step(self) -> list[int]:
         so_far = self.text[:, : self.length + self.drawn]
         with torch.no_grad():
-            self.last_logits = self.reader.next_logits(so_far)
+            self._newest = self.reader.next_logits(so_far)
             streams = [request.stream for request in self.requests]
             sampling = self.requests[0].sampling
-            ids = next_ids(self.last_logits, sampling, so_far, streams, self.drawn)
+            ids = next_ids(self._newest, sampling, so_far, streams, self.drawn)
         self.text[:, self.length + self.drawn] = ids
         self.drawn += 1
         tokens: list[int] = ids.tolist()

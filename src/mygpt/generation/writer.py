@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,10 @@ class Writer:
         tokenizer: the model's own.
         provenance: where the model comes from, as its checkpoint tells.
         device: for a checkpoint: "auto", or torch's name of a device.
-        dtype: for a checkpoint: float32, bfloat16, float16 (torch) or int8 (the cpu engine).
+        dtype: for a checkpoint: float32, bfloat16, float16 (torch) or int8 (the cpu engine);
+            "auto" is bfloat16 on a GPU that computes in it, else float32.
         engine: "auto", "numpy", "cpu" or "torch".
+        compile: for torch: compile the step from one token to the next (see `TorchEngine`).
     """
 
     def __init__(
@@ -49,8 +52,9 @@ class Writer:
         provenance: dict[str, Any] | None = None,
         *,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         engine: str = "auto",
+        compile: bool = False,
     ) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
@@ -62,8 +66,15 @@ class Writer:
         self.provenance = provenance or {}
         self._source = model
         self._device, self._dtype, self._wanted = device, dtype, engine
+        self._compile = compile
         self._engines: dict[str, Engine] = {}
-        if self.choose_engine(1).name == "torch" and isinstance(model, Checkpoint):
+        choice = self.choose_engine(1)
+        if compile and choice.name != "torch":
+            raise InputError(
+                f"compile is for the torch engine, and {choice.name} is chosen "
+                f"({choice.reason}): add --engine torch, or leave out --compile"
+            )
+        if choice.name == "torch" and isinstance(model, Checkpoint):
             _ = self.model  # refuses devices that are not there
 
     def __repr__(self) -> str:
@@ -79,9 +90,9 @@ class Writer:
         if isinstance(self._source, Checkpoint):
             from mygpt.machine import choose_device, choose_dtype
 
-            model = self._source.build_model()
-            dtype = "float32" if self._dtype == "int8" else self._dtype
-            self._source = model.to(choose_device(self._device), choose_dtype(dtype)).eval()
+            device = choose_device(self._device)
+            dtype = choose_dtype("float32" if self._dtype == "int8" else self._dtype, device)
+            self._source = self._source.build_model().to(device, dtype).eval()
         return self._source
 
     def choose_engine(self, tokens: int) -> Choice:
@@ -104,6 +115,8 @@ class Writer:
 
     def _engine(self, tokens: int) -> Engine:
         name = self.choose_engine(tokens).name
+        if name == "torch":
+            return self._torch_engine
         if not isinstance(self._source, Checkpoint):  # its weights may change between calls
             return _engine_of_model(self._source, name, self._dtype)
         if name not in self._engines:
@@ -115,14 +128,21 @@ class Writer:
         if name == "cpu":
             from mygpt.engines.cpu import CpuEngine
 
-            return CpuEngine(self.config, checkpoint.arrays, weights=self._dtype)
-        if name == "numpy":
-            from mygpt.engines.numpy_engine import NumpyEngine
+            return CpuEngine(
+                self.config,
+                checkpoint.arrays,
+                weights="int8" if self._dtype == "int8" else "float32",
+            )
+        from mygpt.engines.numpy_engine import NumpyEngine
 
-            return NumpyEngine(self.config, checkpoint.arrays)
+        return NumpyEngine(self.config, checkpoint.arrays)
+
+    @cached_property
+    def _torch_engine(self) -> Engine:
+        """Kept, for what it compiled; it runs the model as that is at each call."""
         from mygpt.engines.torch_engine import TorchEngine
 
-        return TorchEngine(self.model)
+        return TorchEngine(self.model, compile=self._compile)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt; an empty one starts from end-of-text, or from a newline.
@@ -190,14 +210,10 @@ def _engine_of_model(model: GPT, name: str, dtype: str) -> Engine:
         if dtype == "int8":
             return CpuEngine(model.config, arrays_of(model), weights="int8")
         return cpu_engine_of(model)
-    if name == "numpy":
-        from mygpt.engines.numpy_engine import NumpyEngine
-        from mygpt.generation.packing import arrays_of
+    from mygpt.engines.numpy_engine import NumpyEngine
+    from mygpt.generation.packing import arrays_of
 
-        return NumpyEngine(model.config, arrays_of(model))
-    from mygpt.engines.torch_engine import TorchEngine
-
-    return TorchEngine(model)
+    return NumpyEngine(model.config, arrays_of(model))
 
 
 class _Job:
@@ -307,10 +323,13 @@ def load(
     path: str | Path | None = None,
     *,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     engine: str = "auto",
+    compile: bool = False,
 ) -> Writer:
     """The `Writer` of a run folder or checkpoint file; None takes the newest run.
+
+    Options as for `Writer`.
 
     Raises:
         CheckpointError: when there is none, or it is damaged, foreign or newer.
@@ -324,4 +343,5 @@ def load(
         device=device,
         dtype=dtype,
         engine=engine,
+        compile=compile,
     )
