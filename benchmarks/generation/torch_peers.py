@@ -66,7 +66,7 @@ def chapter_draw(size: str, prompt: NDArray[np.int64]) -> Run:
     model, ids = build(size), torch.tensor(prompt)
 
     def run(n: int) -> list[list[int]]:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return chapter_generate(model, ids, n)[:, ids.shape[1] :].tolist()
 
     return run

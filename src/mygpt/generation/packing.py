@@ -40,23 +40,24 @@ def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
     if not has_own_forward(model) or not compiled_engine_available():
         return None
     found: dict[str, torch.Tensor] = {}
+    shapes = _shapes(model.config)
     waiting: list[tuple[str, Any]] = [("", model)]
     while waiting:
         prefix, module = waiting.pop()
         if not _is_as_made(module, model):
             return None
-        held = module._parameters.items() if prefix else model._buffers.items()
-        for name, tensor in held:
-            if tensor is None:
-                continue
-            if tensor.dtype != torch.float32 or not tensor.is_cpu:
-                return None
-            found[prefix + name] = tensor
-        waiting.extend((f"{prefix}{name}.", child) for name, child in module._modules.items())
-    shapes = _shapes(model.config)
-    if any(found[name].shape != shape for name, shape in shapes.items() if name in found):
-        return None
-    return found if len(found) == len(shapes) and found.keys() == shapes.keys() else None
+        held = module._parameters if prefix else model._buffers
+        for name, tensor in held.items():
+            if tensor is not None:
+                path = prefix + name
+                if tensor.dtype != torch.float32 or not tensor.is_cpu:
+                    return None
+                if tensor.shape != shapes.get(path):
+                    return None
+                found[path] = tensor
+        for name, child in module._modules.items():
+            waiting.append((f"{prefix}{name}.", child))
+    return found if len(found) == len(shapes) else None
 
 
 def _is_as_made(module: Any, model: GPT) -> bool:

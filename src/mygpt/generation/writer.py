@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,11 @@ import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
 from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow
-from mygpt.engines.choice import Choice, choose
-from mygpt.engines.contract import Decoding, Engine, Request
+from mygpt.engines.choice import Choice
+from mygpt.engines.contract import Decoding, Request
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
+from mygpt.generation.source import Source
 from mygpt.randomness import Stream, fresh_seed
 from mygpt.tokenization import Tokenizer
 
@@ -64,18 +64,7 @@ class Writer:
         self.config: GPTConfig = model.config
         self.tokenizer = tokenizer
         self.provenance = provenance or {}
-        self._source = model
-        self._device, self._dtype, self._wanted = device, dtype, engine
-        self._compile = compile
-        self._engines: dict[str, Engine] = {}
-        choice = self.choose_engine(1)
-        if compile and choice.name != "torch":
-            raise InputError(
-                f"compile is for the torch engine, and {choice.name} is chosen "
-                f"({choice.reason}): add --engine torch, or leave out --compile"
-            )
-        if choice.name == "torch" and isinstance(model, Checkpoint):
-            _ = self.model  # refuses devices that are not there
+        self._source = Source(model, device=device, dtype=dtype, engine=engine, compile=compile)
 
     def __repr__(self) -> str:
         return (
@@ -86,14 +75,8 @@ class Writer:
 
     @property
     def model(self) -> GPT:
-        """The model as a torch module, in eval mode; built when first asked for."""
-        if isinstance(self._source, Checkpoint):
-            from mygpt.machine import choose_device, choose_dtype
-
-            device = choose_device(self._device)
-            dtype = choose_dtype("float32" if self._dtype == "int8" else self._dtype, device)
-            self._source = self._source.build_model().to(device, dtype).eval()
-        return self._source
+        """The model as a torch module; a checkpoint's is built when first asked for."""
+        return self._source.model
 
     def choose_engine(self, tokens: int) -> Choice:
         """The engine that writes so many tokens, and why.
@@ -101,48 +84,7 @@ class Writer:
         Raises:
             InputError: for an engine, a device or a number format that cannot be had.
         """
-        if not isinstance(self._source, Checkpoint):
-            from mygpt.generation.packing import can_pack
-
-            if self._wanted in ("auto", "cpu") and can_pack(self._source):
-                return choose(
-                    self.config, tokens=tokens, device="cpu", dtype=self._dtype, wanted=self._wanted
-                )
-            return Choice("torch", "the model is torch's")
-        return choose(
-            self.config, tokens=tokens, device=self._device, dtype=self._dtype, wanted=self._wanted
-        )
-
-    def _engine(self, tokens: int) -> Engine:
-        name = self.choose_engine(tokens).name
-        if name == "torch":
-            return self._torch_engine
-        if not isinstance(self._source, Checkpoint):  # its weights may change between calls
-            return _engine_of_model(self._source, name, self._dtype)
-        if name not in self._engines:
-            self._engines[name] = self._engine_of_checkpoint(self._source, name)
-        return self._engines[name]
-
-    def _engine_of_checkpoint(self, checkpoint: Checkpoint, name: str) -> Engine:
-        checkpoint.check_shapes()
-        if name == "cpu":
-            from mygpt.engines.cpu import CpuEngine
-
-            return CpuEngine(
-                self.config,
-                checkpoint.arrays,
-                weights="int8" if self._dtype == "int8" else "float32",
-            )
-        from mygpt.engines.numpy_engine import NumpyEngine
-
-        return NumpyEngine(self.config, checkpoint.arrays)
-
-    @cached_property
-    def _torch_engine(self) -> Engine:
-        """Kept, for what it compiled; it runs the model as that is at each call."""
-        from mygpt.engines.torch_engine import TorchEngine
-
-        return TorchEngine(self.model, compile=self._compile)
+        return self._source.choose(tokens)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt; an empty one starts from end-of-text, or from a newline.
@@ -200,20 +142,6 @@ class Writer:
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise InputError(f"num_samples={num_samples!r} must be a whole number of at least 1")
         return _Job(self, prompt, max_new_tokens, **options).samples(num_samples)
-
-
-def _engine_of_model(model: GPT, name: str, dtype: str) -> Engine:
-    if name == "cpu":
-        from mygpt.engines.cpu import CpuEngine
-        from mygpt.generation.packing import arrays_of, cpu_engine_of
-
-        if dtype == "int8":
-            return CpuEngine(model.config, arrays_of(model), weights="int8")
-        return cpu_engine_of(model)
-    from mygpt.engines.numpy_engine import NumpyEngine
-    from mygpt.generation.packing import arrays_of
-
-    return NumpyEngine(model.config, arrays_of(model))
 
 
 class _Job:
@@ -294,7 +222,7 @@ class _Job:
         ]
 
     def _pieces(self, rows: list[Row], total: int) -> Iterator[list[str]]:
-        engine = self.writer._engine(total * self.max_new_tokens)
+        engine = self.writer._source.engine(total * self.max_new_tokens)
         in_blocks = engine.name == "cpu" and self.logprobs is None
         decoding = engine.start(self._requests(rows))
         length = 1

@@ -38,6 +38,7 @@ class CpuDecoding:
         self._requests = list(requests)
         self._wanted = threads
         self._config = model.config
+        self._parameters = model.config.num_parameters()
         self._memory = Memory(model, self._requests, threads or usable_cores())
         self._slots, self._job = self._memory.slots, self._memory.job
         self._run = load_kernels().run
@@ -77,9 +78,10 @@ class CpuDecoding:
         `fill_noise` puts new numbers into `noise` before each step; with numbers from Exp(1)
         this draws from the probabilities. Yields after each step.
         """
-        self.weigh()
+        self._prepare(_STEPS_BETWEEN_LOOKS + 1)
+        self._do(at.WEIGH, 1)
         for step in range(steps):
-            if step % _STEPS_BETWEEN_LOOKS == 0:
+            if step and step % _STEPS_BETWEEN_LOOKS == 0:
                 self._prepare(_STEPS_BETWEEN_LOOKS + 1)
             fill_noise()
             self._do(at.TAKE, int(step < steps - 1))  # then weigh the next, if there is one
@@ -159,13 +161,13 @@ class CpuDecoding:
         """As many as the next step's work is worth."""
         threads = self._wanted or 0
         if not threads:
-            slots, window = self._slots, self._config.max_seq_len
-            active = slots[slots[:, at.STATUS] == at.ACTIVE]
-            unread = active[:, at.LENGTH] - np.maximum(active[:, at.START], 0)
-            crops = (active[:, at.OVERFLOW] == at.CROP) & (active[:, at.LENGTH] > window)
-            rows = int(np.where(crops, window, unread - active[:, at.CACHED]).sum())
-            more = rows * self._config.num_parameters() // _MANY_PRODUCTS
-            threads = min(usable_cores(), 1 + more)
+            rows, window = 0, self._config.max_seq_len
+            for slot in self._slots.tolist():
+                if slot[at.STATUS] == at.ACTIVE:
+                    crops = slot[at.OVERFLOW] == at.CROP and slot[at.LENGTH] > window
+                    unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
+                    rows += window if crops else unread
+            threads = min(usable_cores(), 1 + rows * self._parameters // _MANY_PRODUCTS)
         if threads != self._threads:
             self._threads = self._job[at.THREADS] = threads
             self._memory.reset_barrier()

@@ -1,0 +1,126 @@
+"""Where a `Writer`'s engines come from: a checkpoint's arrays, or a torch model as it now is."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from mygpt.checkpoint import Checkpoint
+from mygpt.engines.choice import Choice, choose
+from mygpt.errors import InputError
+
+if TYPE_CHECKING:
+    from mygpt.engines.contract import Engine
+    from mygpt.model import GPT
+
+
+class Source:
+    """A model and how it is wanted to run.
+
+    Args:
+        model: a torch model, which may be changed at any time, or a checkpoint, whose arrays
+            serve the NumPy and the compiled engine without torch.
+        device: for a checkpoint: "auto", or torch's name of a device.
+        dtype: for a checkpoint: one of `mygpt.machine.DTYPES`.
+        engine: "auto", "numpy", "cpu" or "torch".
+        compile: for torch (see `TorchEngine`).
+
+    Raises:
+        InputError: for what cannot be had.
+    """
+
+    def __init__(
+        self, model: GPT | Checkpoint, *, device: str, dtype: str, engine: str, compile: bool
+    ) -> None:
+        self._checkpoint = model if isinstance(model, Checkpoint) else None
+        self._model = None if isinstance(model, Checkpoint) else model
+        self._device, self._dtype, self._wanted, self._compile = device, dtype, engine, compile
+        self._kept: dict[str, Engine] = {}
+        choice = self.choose(1)
+        if compile and choice.name != "torch":
+            raise InputError(
+                f"compile is for the torch engine, and {choice.name} is chosen "
+                f"({choice.reason}): add --engine torch, or leave out --compile"
+            )
+        if choice.name == "torch":
+            _ = self.model  # refuses devices that are not there
+
+    @property
+    def model(self) -> GPT:
+        """The torch model; a checkpoint's is built in eval mode when first asked for.
+
+        Once handed out it may be changed, so that from then on it is what runs.
+        """
+        if self._model is None:
+            from mygpt.machine import choose_device, choose_dtype
+
+            assert self._checkpoint is not None
+            device = choose_device(self._device)
+            dtype = choose_dtype("float32" if self._dtype == "int8" else self._dtype, device)
+            self._model = self._checkpoint.build_model().to(device, dtype).eval()
+        return self._model
+
+    def choose(self, tokens: int) -> Choice:
+        """The engine that writes so many tokens, and why."""
+        if self._model is None:
+            assert self._checkpoint is not None
+            config, device, dtype = self._checkpoint.config, self._device, self._dtype
+            return choose(config, tokens=tokens, device=device, dtype=dtype, wanted=self._wanted)
+        from mygpt.generation.packing import can_pack
+
+        if self._wanted == "torch":
+            return Choice("torch", "it was asked for")
+        if can_pack(self._model):
+            dtype = "int8" if self._dtype == "int8" else "float32"
+            config = self._model.config
+            return choose(config, tokens=tokens, device="cpu", dtype=dtype, wanted=self._wanted)
+        if self._wanted != "auto":
+            raise InputError(
+                f"engine={self._wanted} cannot run this model, which has changed parts or is not "
+                "float32 on the CPU: use engine torch"
+            )
+        return Choice("torch", "the model has changed parts, or is not float32 on the CPU")
+
+    def engine(self, tokens: int) -> Engine:
+        """The engine for so many tokens, made when it is first needed."""
+        name = self.choose(tokens).name
+        if name == "torch":
+            return self._torch_engine
+        if self._model is not None:
+            return self._engine_of_model(self._model, name)
+        if name not in self._kept:
+            self._kept[name] = self._engine_of_checkpoint(name)
+        return self._kept[name]
+
+    @cached_property
+    def _torch_engine(self) -> Engine:
+        """Kept, for what it compiled; it runs the model as that is at each call."""
+        from mygpt.engines.torch_engine import TorchEngine
+
+        return TorchEngine(self.model, compile=self._compile)
+
+    def _engine_of_checkpoint(self, name: str) -> Engine:
+        checkpoint = self._checkpoint
+        assert checkpoint is not None
+        checkpoint.check_shapes()
+        if name == "cpu":
+            from mygpt.engines.cpu import CpuEngine
+
+            weights = "int8" if self._dtype == "int8" else "float32"
+            return CpuEngine(checkpoint.config, checkpoint.arrays, weights=weights)
+        from mygpt.engines.numpy_engine import NumpyEngine
+
+        return NumpyEngine(checkpoint.config, checkpoint.arrays)
+
+    def _engine_of_model(self, model: GPT, name: str) -> Engine:
+        from mygpt.generation.packing import arrays_of, cpu_engine_of
+
+        if name == "cpu" and self._dtype != "int8":
+            return cpu_engine_of(model)
+        if name == "cpu":
+            from mygpt.engines.cpu import CpuEngine
+
+            return CpuEngine(model.config, arrays_of(model), weights="int8")
+        from mygpt.engines.numpy_engine import NumpyEngine
+
+        return NumpyEngine(model.config, arrays_of(model))
