@@ -23,7 +23,7 @@ ENGINES = ("auto", "numpy", "cpu", "torch")
 _WORTH_A_GPU = 30_000_000  # parameters
 # Compiling takes about ten seconds; a job that NumPy does in less need not wait for it.
 _WORTH_COMPILING_S = 5.0
-_NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # per token; products one by one
+_NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # each new token; each one read
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def choose(
     config: GPTConfig,
     *,
     tokens: int,
+    reads: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     wanted: str = "auto",
@@ -47,6 +48,7 @@ def choose(
     Args:
         config: the model's shape.
         tokens: new tokens, of all samples together.
+        reads: tokens that the model reads for them (see `tokens_to_read`); None is `tokens`.
         device: "auto", or torch's name of a device.
         dtype: one of `DTYPES`; "auto" keeps no engine out.
         wanted: one of `ENGINES`.
@@ -66,18 +68,28 @@ def choose(
         return Choice("torch", f"device {device} is torch's")
     if device == "auto" and may_have_gpu() and config.num_parameters() >= _WORTH_A_GPU:
         return Choice("torch", "there may be a GPU, and the model is large enough to repay it")
-    return _choose_on_cpu(config, tokens)
+    return _choose_on_cpu(config, tokens, tokens if reads is None else reads)
 
 
-def _choose_on_cpu(config: GPTConfig, tokens: int) -> Choice:
+def tokens_to_read(prompt: int, new: int, window: int, overflow: str) -> int:
+    """How many tokens a model reads to write `new` after `prompt`.
+
+    Past the window, "crop" reads all of the window for each.
+    """
+    inside = max(0, min(new, window - prompt))
+    past = (new - inside) * (window if overflow == "crop" else 1)
+    return min(prompt, window) + inside + past
+
+
+def _choose_on_cpu(config: GPTConfig, tokens: int, reads: int) -> Choice:
     if not compiled_engine_available():
         return Choice("numpy", "Numba is missing, or this system has no POSIX threads")
     from mygpt.engines.cpu.build import is_compiled
 
     if is_compiled():
         return Choice("cpu", "its machine code is ready")
-    step_s = _NUMPY_STEP_S + config.num_parameters() / _NUMPY_PRODUCTS_PER_S
-    if tokens * step_s < _WORTH_COMPILING_S:
+    products_s = reads * config.num_parameters() / _NUMPY_PRODUCTS_PER_S
+    if tokens * _NUMPY_STEP_S + products_s < _WORTH_COMPILING_S:
         return Choice("numpy", "the job is shorter than compiling (`mygpt warmup` does that ahead)")
     return Choice("cpu", "the job is long enough to compile for")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mygpt.checkpoint import Checkpoint
 from mygpt.engines.choice import Choice, choose
@@ -60,12 +60,13 @@ class Source:
             self._model = self._checkpoint.build_model().to(device, dtype).eval()
         return self._model
 
-    def choose(self, tokens: int) -> Choice:
-        """The engine that writes so many tokens, and why."""
+    def choose(self, tokens: int, reads: int | None = None) -> Choice:
+        """The engine that writes so many tokens, and why; see `mygpt.engines.choice.choose`."""
+        job: dict[str, Any] = {"tokens": tokens, "reads": reads, "wanted": self._wanted}
         if self._model is None:
             assert self._checkpoint is not None
             config, device, dtype = self._checkpoint.config, self._device, self._dtype
-            return choose(config, tokens=tokens, device=device, dtype=dtype, wanted=self._wanted)
+            return choose(config, device=device, dtype=dtype, **job)
         from mygpt.generation.packing import can_pack
 
         if self._wanted == "torch":
@@ -73,7 +74,7 @@ class Source:
         if can_pack(self._model):
             dtype = "int8" if self._dtype == "int8" else "float32"
             config = self._model.config
-            return choose(config, tokens=tokens, device="cpu", dtype=dtype, wanted=self._wanted)
+            return choose(config, device="cpu", dtype=dtype, **job)
         if self._wanted != "auto":
             raise InputError(
                 f"engine={self._wanted} cannot run this model, which has changed parts or is not "
@@ -81,9 +82,9 @@ class Source:
             )
         return Choice("torch", "the model has changed parts, or is not float32 on the CPU")
 
-    def engine(self, tokens: int) -> Engine:
-        """The engine for so many tokens, made when it is first needed."""
-        name = self.choose(tokens).name
+    def engine(self, tokens: int, reads: int) -> Engine:
+        """The engine for such a job, made when it is first needed."""
+        name = self.choose(tokens, reads).name
         if name == "torch":
             return self._torch_engine
         if self._model is not None:

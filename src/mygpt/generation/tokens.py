@@ -18,7 +18,7 @@ from mygpt.config import (
     check_max_new_tokens,
     check_overflow,
 )
-from mygpt.engines.choice import choose
+from mygpt.engines.choice import choose, tokens_to_read
 from mygpt.engines.contract import Request
 from mygpt.engines.torch_engine import choose_reader
 from mygpt.errors import InputError
@@ -184,8 +184,10 @@ class _Job:
         self.numbers = numbers_to_pack(self.model)
         if self.numbers is None:
             return False
-        tokens = self.batch * self.max_new_tokens
-        return choose(self.model.config, tokens=tokens, device="cpu").name == "cpu"
+        config, new = self.model.config, self.max_new_tokens
+        reads = tokens_to_read(self.length, new, config.max_seq_len, self.overflow)
+        tokens, reads = self.batch * new, self.batch * reads
+        return choose(config, tokens=tokens, reads=reads, device="cpu").name == "cpu"
 
     def _start_compiled(self) -> CpuDecoding:
         prompts = self.prompt_ids.cpu().numpy()

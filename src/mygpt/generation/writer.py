@@ -11,7 +11,7 @@ import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
 from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow
-from mygpt.engines.choice import Choice
+from mygpt.engines.choice import Choice, tokens_to_read
 from mygpt.engines.contract import Decoding, Request
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
@@ -222,7 +222,9 @@ class _Job:
         ]
 
     def _pieces(self, rows: list[Row], total: int) -> Iterator[list[str]]:
-        engine = self.writer._source.engine(total * self.max_new_tokens)
+        most, window = self.max_new_tokens, self.writer.config.max_seq_len
+        reads = tokens_to_read(len(self.prompt_ids), most, window, self.overflow)
+        engine = self.writer._source.engine(total * most, total * reads)
         in_blocks = engine.name == "cpu" and self.logprobs is None
         decoding = engine.start(self._requests(rows))
         length = 1
