@@ -104,7 +104,8 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
         raise InputError(f"engine={wanted} runs on the CPU: use --engine torch for {device}")
     if dtype not in ("auto", "float32", "int8") or (dtype == "int8" and wanted == "numpy"):
         fit = "float32" if wanted == "numpy" else "float32 or int8"
-        raise InputError(f"engine={wanted} has no dtype {dtype}: use {fit}, or --engine torch")
+        other = "cpu" if dtype == "int8" else "torch"
+        raise InputError(f"engine={wanted} has no dtype {dtype}: use {fit}, or --engine {other}")
     if wanted == "numpy":
         return Choice("numpy", "it was asked for")
     if not compiled_engine_available():
