@@ -17,7 +17,7 @@ from mygpt.engines.cpu.simd import (
     floats,
     kernel,
     skip,
-)  # fmt: skip
+)
 
 
 @kernel(INTS, WHOLE, WHOLE, WHOLE, returns=WHOLE)

@@ -25,7 +25,7 @@ from mygpt.engines.cpu.simd import (
     ints,
     kernel,
     skip,
-)  # fmt: skip
+)
 
 _MANY_ROWS = 4 * at.ROWS  # from here on a thread's own rows fill its tiles
 _SPINS = 2000

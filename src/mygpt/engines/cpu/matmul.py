@@ -1,6 +1,6 @@
 """Rows times a packed matrix, in tiles that keep one order of addition for any number of rows.
 
-A matrix of N outputs lies in panels: at.PANEL outputs wide (the last one narrower, a whole number
+A matrix of N outputs lies in panels: PANEL outputs wide (the last one narrower, a whole number
 of vectors), and within a panel all outputs of one input side by side, so that one row times
 the matrix reads memory from one end to the other.
 Letters: C inner dimension (depth), N outputs.
@@ -20,7 +20,7 @@ from mygpt.engines.cpu.simd import (
     kernel,
     make_tiles,
     skip,
-)  # fmt: skip
+)
 
 # Inner products are summed in pieces of this depth, so that a piece of a panel stays in the
 # cache while all rows pass over it.

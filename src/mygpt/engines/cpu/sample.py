@@ -24,7 +24,7 @@ from mygpt.engines.cpu.simd import (
     WORD,
     bits_of_float,
     kernel,
-)  # fmt: skip
+)
 from mygpt.randomness import DRAW_TOKEN
 
 _ZERO, _ONE = f32(0), f32(1)
