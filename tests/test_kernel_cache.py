@@ -208,3 +208,11 @@ print("loaded")
     assert files(tmp_path / "cache") == [build._object_path().name]
     found = (tmp_path / "cache" / build._object_path().name).read_bytes()
     assert found == build._object_path().read_bytes()
+
+
+def test_every_file_that_holds_kernels_counts():
+    """A kernel's file that the key left out would run old machine code after an edit."""
+    folder = Path(build.__file__).parent
+    kernels = {path.stem for path in folder.glob("*.py") if "@kernel(" in path.read_text()}
+    assert kernels <= set(build._COMPILED)
+    assert {"layout", "simd"} <= set(build._COMPILED)

@@ -19,6 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# The files whose words end up in the machine code, besides this one.
+_COMPILED = (
+    "layout", "simd", "arithmetic", "matmul", "attention", "forward", "sample", "loop", "digest",
+    "panels",
+)  # fmt: skip
 _DIGEST_BYTES = 32  # of SHA-256, before the code
 _log = logging.getLogger("mygpt")
 
@@ -84,7 +89,8 @@ def _object_path() -> Path:
 
     told = hashlib.sha256()
     folder = Path(__file__).parent
-    for source in [*sorted(folder.glob("*.py")), folder.parents[1] / "randomness.py"]:
+    compiled = [folder / f"{name}.py" for name in (*_COMPILED, "build")]
+    for source in [*compiled, folder.parents[1] / "randomness.py"]:
         told.update(source.read_bytes())
     features = sorted(name for name, on in llvm.get_host_cpu_features().items() if on)
     for fact in (version("numba"), version("llvmlite"), llvm.get_host_cpu_name(), *features):
