@@ -280,6 +280,21 @@ class SamplingConfig:
         return self.temperature < COLDEST or self.top_k == 1
 
 
+def broken_model() -> InputError:
+    """The error of a model whose logits are no numbers."""
+    return InputError(
+        "the model predicts NaN or infinity: its weights are broken; train again with a lower rate"
+    )
+
+
+def overflowing_settings(sampling: SamplingConfig) -> InputError:
+    """The error of settings that push logits past the range of float32."""
+    return InputError(
+        f"temperature={sampling.temperature} with repetition_penalty="
+        f"{sampling.repetition_penalty} goes past the range of numbers: choose milder ones"
+    )
+
+
 def check_overflow(overflow: str) -> None:
     """Raise `InputError` unless `overflow` names what to do past the window."""
     require_choice("overflow", overflow, OVERFLOW_POLICIES)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mygpt.config import COLDEST, SamplingConfig
-from mygpt.errors import InputError
+from mygpt.config import COLDEST, SamplingConfig, broken_model, overflowing_settings
 from mygpt.randomness import Stream
 
 
@@ -158,12 +157,6 @@ def _check(sampling: SamplingConfig, *finite: torch.Tensor) -> None:
     """Refuse logits, then probabilities, that are no numbers: one wait for the device."""
     good = torch.stack(finite).tolist()
     if not good[0]:
-        raise InputError(
-            "the model predicts NaN or infinity: its weights are broken; "
-            "train again with a lower rate"
-        )
+        raise broken_model()
     if not all(good):
-        raise InputError(
-            f"temperature={sampling.temperature} with repetition_penalty="
-            f"{sampling.repetition_penalty} goes past the range of numbers: choose milder ones"
-        )
+        raise overflowing_settings(sampling)

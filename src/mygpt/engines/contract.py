@@ -103,16 +103,10 @@ class Window:
         return self._start
 
 
-def broken_model() -> InputError:
-    """The error of a model whose logits are no numbers."""
-    return InputError(
-        "the model predicts NaN or infinity: its weights are broken; train again with a lower rate"
-    )
-
-
-def overflowing_settings(sampling: SamplingConfig) -> InputError:
-    """The error of settings that push logits past the range of float32."""
-    return InputError(
-        f"temperature={sampling.temperature} with repetition_penalty="
-        f"{sampling.repetition_penalty} goes past the range of numbers: choose milder ones"
-    )
+def check_prompt_fits(length: int, max_seq_len: int, overflow: Overflow) -> None:
+    """Raise `InputError` for a prompt longer than the window where nothing may be cropped."""
+    if overflow == "stop" and length > max_seq_len:
+        raise InputError(
+            f"the prompt has {length} tokens and the window {max_seq_len}: shorten it, or choose "
+            "overflow crop or refill"
+        )

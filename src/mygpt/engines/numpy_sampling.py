@@ -14,8 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import SamplingConfig
-from mygpt.engines.contract import broken_model, overflowing_settings
+from mygpt.config import SamplingConfig, broken_model, overflowing_settings
 from mygpt.randomness import Stream
 
 Floats = NDArray[np.float32]

@@ -19,7 +19,7 @@ from mygpt.config import (
     check_overflow,
 )
 from mygpt.engines.choice import choose, tokens_to_read
-from mygpt.engines.contract import Request
+from mygpt.engines.contract import Request, check_prompt_fits
 from mygpt.engines.torch_engine import choose_reader
 from mygpt.errors import InputError
 from mygpt.generation.multinomial import draws
@@ -136,12 +136,8 @@ class _Job:
         check_max_new_tokens(max_new_tokens)
         check_overflow(overflow)
         self.batch, self.length = prompt_ids.shape
+        check_prompt_fits(self.length, model.max_seq_len, overflow)
         if overflow == "stop":
-            if self.length > model.max_seq_len:
-                raise InputError(
-                    f"the prompt has {self.length} tokens and the window {model.max_seq_len}: "
-                    "shorten it, or choose overflow crop or refill"
-                )
             max_new_tokens = min(max_new_tokens, model.max_seq_len - self.length)
         self.streams = None if seed is None else [Stream(seed, i) for i in range(self.batch)]
         self.model, self.prompt_ids, self.overflow = model, prompt_ids, overflow
@@ -151,18 +147,18 @@ class _Job:
 
     def all_at_once(self) -> torch.Tensor:
         """All new tokens, (B, new) int64."""
-        new = self.prompt_ids.new_empty(self.batch, self.max_new_tokens)
-        if self._draws_by_itself and self._compiled_can:
-            rows = self._start_compiled().advance(self.max_new_tokens)
-            return torch.tensor(rows, dtype=torch.int64).view(self.batch, -1)
-        if self._compiled_can:
-            decoding = self._start_compiled()
+        if not self._compiled_can:
+            new = self.prompt_ids.new_empty(self.batch, self.max_new_tokens)
+            for number, ids in enumerate(self._torch_steps()):
+                new[:, number] = ids
+            return new
+        decoding = self._start_compiled()
+        if self._draws_by_itself:
+            decoding.advance(self.max_new_tokens)
+        else:
             for _ in draws(decoding, self.max_new_tokens):
                 pass
-            return torch.from_numpy(decoding.texts()[:, self.length :])
-        for number, ids in enumerate(self.steps()):
-            new[:, number] = ids
-        return new
+        return torch.from_numpy(decoding.texts()[:, self.length :])
 
     def steps(self) -> Iterator[torch.Tensor]:
         """The new tokens step by step, each (B,) int64."""

@@ -12,7 +12,7 @@ import numpy as np
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
 from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow
 from mygpt.engines.choice import Choice, tokens_to_read
-from mygpt.engines.contract import Decoding, Request
+from mygpt.engines.contract import Decoding, Request, check_prompt_fits
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.source import Source
@@ -173,12 +173,7 @@ class _Job:
         self.stop, self.logprobs, self.overflow = tuple(stop), logprobs, overflow
         self.sampling = SamplingConfig(**sampling)
         self.prompt_ids = np.array(writer.prompt_ids(prompt), np.int64)
-        window = writer.config.max_seq_len
-        if overflow == "stop" and len(self.prompt_ids) > window:
-            raise InputError(
-                f"the prompt has {len(self.prompt_ids)} tokens and the window {window}: shorten "
-                "it, or choose overflow crop or refill"
-            )
+        check_prompt_fits(len(self.prompt_ids), writer.config.max_seq_len, overflow)
 
     def samples(self, count: int) -> Iterator[Completion]:
         """Samples 0 to count - 1, in groups that fit in memory."""

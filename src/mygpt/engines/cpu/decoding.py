@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.engines.contract import Request, broken_model, overflowing_settings
+from mygpt.config import broken_model, overflowing_settings
+from mygpt.engines.contract import Request
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.memory import Memory

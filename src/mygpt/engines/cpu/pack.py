@@ -90,14 +90,13 @@ class PackedModel:
 
     def _describe_shape(self) -> None:
         config, job = self.config, self.job
-        hidden, wide = config.mlp_hidden, padded(config.head_size)
+        wide = padded(config.head_size)
         for place, value in {
             at.LAYERS: config.num_layers,
             at.WIDTH: config.embed_dim,
             at.HEADS: config.num_heads,
             at.GROUPS: config.kv_heads,
             at.HEAD: config.head_size,
-            at.HIDDEN: hidden,
             at.VOCAB: config.vocab_size,
             at.WINDOW: config.max_seq_len,
             at.NORM: _NORMS[config.norm],
@@ -109,7 +108,7 @@ class PackedModel:
             at.QUERY_STRIDE: padded(config.num_heads * config.head_size),
             at.PAIR_STRIDE: padded(2 * config.kv_heads * config.head_size),
             at.MIXED_STRIDE: config.num_heads * wide,
-            at.HIDDEN_STRIDE: padded(hidden),
+            at.HIDDEN_STRIDE: padded(config.mlp_hidden),
             at.VOCAB_STRIDE: padded(config.vocab_size),
             at.HEAD_STRIDE: wide,
         }.items():
