@@ -34,7 +34,25 @@ class StorageError(MygptError, OSError):
     exit_code = 3
 
 
+class OutOfMemoryError(MygptError, MemoryError):
+    """More memory than there is (exit code 4)."""
+
+    exit_code = 4
+
+
 class DivergedError(MygptError):
     """Training whose loss is no longer a finite number (exit code 5)."""
 
     exit_code = 5
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ended training (exit code 128 + its number).
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"ended by signal {signal}")
+        self.signal = signal

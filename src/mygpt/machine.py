@@ -1,7 +1,9 @@
-"""What this machine has: which devices and number formats can be asked for."""
+"""What this machine has: which devices and number formats can be asked for, and what is free."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mygpt.errors import InputError
@@ -59,3 +61,53 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "bfloat16" if native else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def free_memory_bytes() -> int | None:
+    """Main memory that a program can still take here; None where the system does not tell.
+
+    What the system calls available, or what the limit of this process's control group leaves.
+    """
+    free = _available()
+    for limit in _control_groups():
+        free = limit if free is None else min(free, limit)
+    return free
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        try:  # no Linux: what is there, for want of what is free
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, ValueError, OSError):
+            return None
+    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kib is None else 1024 * int(kib)
+
+
+def _control_groups(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What each memory limit above this process leaves (Linux's control groups, both versions)."""
+    left: list[int] = []
+    try:
+        groups = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return left
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        here = base / path.strip("/")
+        for folder in (here, *here.parents):
+            if not folder.is_relative_to(base):
+                break
+            try:
+                limit, used = ((folder / name).read_text(encoding="ascii") for name in names)
+                left.append(max(0, int(limit) - int(used)))
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+    return left
