@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 
-from reference import INF, distribution, draw
-
 from mygpt.config import SamplingConfig
+from reference import INF, distribution, draw
 
 MARGIN = 1e-4
 RAMP = [2.0, 1.0, 0.0, -1.0, -2.0]

@@ -15,19 +15,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from shapes import CONFIGS, TUTORIAL, build
 
-from mygpt import GPT, ByteTokenizer, CharTokenizer, GPTConfig, load_checkpoint, save_checkpoint
-from mygpt import checkpoint as module
-from mygpt.checkpoint import (
-    model_arrays,
-    read_arrays,
-    read_checkpoint,
-    resolve,
-    write_arrays,
-    write_durably,
+from mygpt import (
+    GPT,
+    ByteTokenizer,
+    CharTokenizer,
+    GPTConfig,
+    container,
+    load_checkpoint,
+    save_checkpoint,
 )
+from mygpt.checkpoint import model_arrays, read_checkpoint, resolve
+from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.storage import write_durably
+from shapes import CONFIGS, TUTORIAL, build
 
 CHARS = CharTokenizer('aé"\\\n', end_of_text=False)
 PROVENANCE = {"step": 7, "losses": [1.5, 0.25], "command": 'train "é" \\ {}', "sha256": "0" * 64}
@@ -414,7 +416,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
         with pytest.raises(StorageError, match=os.strerror(code)) as caught:
-            write_durably(saved, b"new")
+            write_durably(saved, [b"new"])
     assert caught.value.exit_code == 3
     assert isinstance(caught.value, OSError)
     assert str(saved) in str(caught.value)
@@ -442,9 +444,9 @@ def test_a_crash_before_the_rename_leaves_the_old_file(saved):
     before = saved.read_bytes()
     code = (
         "import os, sys\n"
-        "from mygpt.checkpoint import write_durably\n"
+        "from mygpt.storage import write_durably\n"
         "os.replace = lambda *_: os._exit(9)\n"
-        "write_durably(sys.argv[1], b'new')\n"
+        "write_durably(sys.argv[1], [b'new'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(saved)], check=False)
     assert done.returncode == 9
@@ -466,7 +468,7 @@ def test_the_data_is_synced_before_the_rename_and_the_folder_after(saved, monkey
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
-    write_durably(saved, b"new")
+    write_durably(saved, [b"new"])
     assert calls == ["file", "rename", "folder"]
     assert saved.read_bytes() == b"new"
 
@@ -488,7 +490,7 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
     target.write_bytes(b"old")
     link.symlink_to("far/target")
     other.symlink_to(link)
-    write_durably(other, b"new")
+    write_durably(other, [b"new"])
     assert link.is_symlink()
     assert other.is_symlink()
     assert not target.is_symlink()
@@ -498,7 +500,7 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
 
 
 def test_folders_that_are_missing_are_made(tmp_path):
-    write_durably(tmp_path / "a" / "b" / "x", b"new")
+    write_durably(tmp_path / "a" / "b" / "x", [b"new"])
     assert (tmp_path / "a" / "b" / "x").read_bytes() == b"new"
 
 
@@ -511,7 +513,7 @@ def test_places_that_cannot_be_written_to_are_named(tmp_path):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "x", tmp_path / "folder", tmp_path / ("n" * 300)):
         with pytest.raises(StorageError, match="cannot write") as caught:
-            write_durably(path, b"new")
+            write_durably(path, [b"new"])
         assert str(path) in str(caught.value)
     assert (tmp_path / "file").read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
@@ -520,7 +522,7 @@ def test_places_that_cannot_be_written_to_are_named(tmp_path):
 def test_a_name_as_long_as_the_system_allows_is_written(tmp_path):
     """The temporary file's name must not be longer than the system allows."""
     name = "n" * os.pathconf(tmp_path, "PC_NAME_MAX")
-    write_durably(tmp_path / name, b"new")
+    write_durably(tmp_path / name, [b"new"])
     assert (tmp_path / name).read_bytes() == b"new"
 
 
@@ -544,4 +546,4 @@ def test_reading_a_checkpoint_imports_no_torch(saved):
 
 def test_version_is_the_one_these_tests_know():
     """A new format needs a test that the old one is still read."""
-    assert module.FORMAT_VERSION == 1
+    assert container.FORMAT_VERSION == 1

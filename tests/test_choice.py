@@ -9,13 +9,12 @@ import weakref
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import LLAMA, MODERN, TUTORIAL, build
 from torch import nn
 
+import reference
 from mygpt import GPT, GPTConfig, SamplingConfig, Writer, generate, stream
 from mygpt.engines import choice
 from mygpt.engines.choice import DTYPES, ENGINES, choose
@@ -28,6 +27,7 @@ from mygpt.generation.packing import can_pack, cpu_engine_of
 from mygpt.model import MLP
 from mygpt.randomness import Stream
 from mygpt.tokenization import CharTokenizer
+from shapes import LLAMA, MODERN, TUTORIAL, build
 
 PROMPT = torch.tensor([[1, 4, 0]])
 LARGE = GPTConfig(1000, 512, 8, 12, max_seq_len=64)

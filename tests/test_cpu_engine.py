@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from shapes import CONFIGS, LLAMA, MODERN, TUTORIAL, build
 
+import reference
 from mygpt import CharTokenizer, GPTConfig, Writer, save_checkpoint
 from mygpt.config import OVERFLOW_POLICIES, SamplingConfig
 from mygpt.engines.contract import Request
@@ -35,6 +34,7 @@ from mygpt.errors import InputError
 from mygpt.generation import writer as writer_module
 from mygpt.randomness import DRAW_TOKEN, Stream, philox
 from mygpt.sampling import probabilities as torch_probabilities
+from shapes import CONFIGS, LLAMA, MODERN, TUTORIAL, build
 
 GOLDEN = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))
 NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]

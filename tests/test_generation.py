@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import CONFIGS, MODERN, TUTORIAL, build
 from torch import nn
 
+import reference
 from mygpt import GPT, SamplingConfig, generate, stream
 from mygpt.engines.torch_engine import CachedReader, PlainReader, choose_reader
 from mygpt.errors import InputError
+from shapes import CONFIGS, MODERN, TUTORIAL, build
 
 model_of = cache(lambda name, seed=0: build(CONFIGS[name], seed, spread=0.7))
 NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]

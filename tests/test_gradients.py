@@ -10,7 +10,7 @@ import torch
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import read_arrays
+from mygpt.container import read_arrays
 from mygpt.model import GPT
 from mygpt.training.gradients import Gradients
 from mygpt.tutorial import set_seed

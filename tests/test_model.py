@@ -6,14 +6,14 @@ import itertools
 import math
 
 import pytest
-import reference
 import torch
-from shapes import CONFIGS, GPT2, LLAMA, MODERN, TUTORIAL, build
 from torch import nn
 
+import reference
 from mygpt import GPT, GPTConfig, set_seed
 from mygpt.errors import InputError
 from mygpt.kv_cache import KVCache
+from shapes import CONFIGS, GPT2, LLAMA, MODERN, TUTORIAL, build
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -11,12 +11,11 @@ from functools import cache
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from shapes import CONFIGS, TUTORIAL, build
 
+import reference
 from mygpt import model as torch_model
 from mygpt.config import OVERFLOW_POLICIES, GPTConfig, SamplingConfig
 from mygpt.engines import numpy_network
@@ -33,6 +32,7 @@ from mygpt.engines.numpy_sampling import (
 )
 from mygpt.errors import InputError
 from mygpt.randomness import Stream
+from shapes import CONFIGS, TUTORIAL, build
 
 GOLDEN = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))
 NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]

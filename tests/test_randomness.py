@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
 from mygpt.errors import InputError
 from mygpt.randomness import Stream, check_seed, epoch_offset, fresh_seed, permute, philox
 

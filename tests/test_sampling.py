@@ -6,12 +6,12 @@ import json
 import math
 
 import pytest
-import reference
 import torch
-from golden_filters import golden_text
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import reference
+from golden_filters import golden_text
 from mygpt.config import SamplingConfig
 from mygpt.errors import InputError
 from mygpt.randomness import Stream

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import CONFIGS, LLAMA, MODERN, TUTORIAL, build
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -37,6 +36,7 @@ from mygpt.kv_cache import FixedShapes, KVCache
 from mygpt.machine import DTYPES, choose_dtype
 from mygpt.randomness import Stream
 from mygpt.sampling import _only_where_probable, draw, next_ids
+from shapes import CONFIGS, LLAMA, MODERN, TUTORIAL, build
 
 model_of = cache(lambda name: build(CONFIGS[name], spread=0.5))
 calm_model_of = cache(lambda name: build(CONFIGS[name], spread=0.1))  # rounds by less than 1e-6

@@ -17,9 +17,16 @@ import pytest
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import read_arrays, read_checkpoint
+from mygpt.checkpoint import read_checkpoint
+from mygpt.container import read_arrays
 from mygpt.data import encode_documents
-from mygpt.errors import CheckpointError, DivergedError, InputError, StorageError
+from mygpt.errors import (
+    CheckpointError,
+    DivergedError,
+    InputError,
+    Interrupted,
+    StorageError,
+)
 from mygpt.evaluation import evaluate
 from mygpt.text import read_corpus
 from mygpt.training.config import PRESETS, TrainConfig, preset_options
@@ -141,7 +148,10 @@ def test_a_signal_ends_after_the_step_with_a_save(text: str, tmp_path: Path) -> 
 
     heard: list[Event] = []
     before = signal.getsignal(signal.SIGTERM)
-    mygpt.train(text, output=tmp_path / "run", listener=interrupt, **TINY)
+    with pytest.raises(Interrupted) as caught:
+        mygpt.train(text, output=tmp_path / "run", listener=interrupt, **TINY)
+    assert caught.value.signal == signal.SIGTERM
+    assert isinstance(caught.value, KeyboardInterrupt), "a script ends, unless it says otherwise"
     assert signal.getsignal(signal.SIGTERM) is before
     end = heard[-1]
     assert isinstance(end, Finished)
@@ -204,11 +214,13 @@ def test_the_files_of_a_run(text: str, tmp_path: Path) -> None:
     heard = fit(text, tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == [
+        ".lock",
         "best.safetensors",
         "config.toml",
         "last.safetensors",
         "last.state.safetensors",
         "log.jsonl",
+        "previous.state.safetensors",
     ]
     settings = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert settings["training"]["steps"] == 12

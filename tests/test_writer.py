@@ -6,14 +6,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from shapes import build
 
+import reference
 from mygpt import GPT, ByteTokenizer, CharTokenizer, GPTConfig, Writer, generate
 from mygpt.errors import InputError, UnknownTokenError
+from shapes import build
 
 CHARS = CharTokenizer("abc\n")
 WITH_END = CharTokenizer("abc", end_of_text=True)

@@ -51,8 +51,10 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signal: its number.
+        at_once: whether it was the second, after which nothing is waited for.
     """
 
-    def __init__(self, signal: int) -> None:
+    def __init__(self, signal: int, *, at_once: bool = False) -> None:
         super().__init__(f"ended by signal {signal}")
         self.signal = signal
+        self.at_once = at_once

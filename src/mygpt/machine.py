@@ -1,8 +1,13 @@
-"""What this machine has: which devices and number formats can be asked for, and what is free."""
+"""What this machine has: devices and number formats, memory, cores, and how fast they are."""
 
 from __future__ import annotations
 
 import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+
+# Of all that a processor can do, what products of matrices run on.
+_VECTOR_EXTENSIONS = (
+    "sse4_2", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
+    "amx_bf16", "amx_int8", "asimd", "asimddp", "sve", "sve2", "i8mm",
+)  # fmt: skip
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -68,46 +80,190 @@ def free_memory_bytes() -> int | None:
 
     What the system calls available, or what the limit of this process's control group leaves.
     """
-    free = _available()
-    for limit in _control_groups():
-        free = limit if free is None else min(free, limit)
+    free = _meminfo("MemAvailable")
+    for _, left in _control_groups():
+        free = left if free is None else min(free, left)
     return free
 
 
-def _available() -> int | None:
+def total_memory_bytes() -> int | None:
+    """Main memory of this machine, or of this process's control group where that is less."""
+    total = _meminfo("MemTotal")
+    for limit, _ in _control_groups():
+        total = limit if total is None else min(total, limit)
+    return total
+
+
+def cpu_quota(proc: Path = _PROC, root: Path = _GROUPS) -> float | None:
+    """Cores' worth of time that this process's control groups grant; None where they do not say."""
+    quotas: list[float] = []
+    for version, folder in _group_folders("cpu", proc, root):
+        names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        try:
+            words = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+            quota_us, period_us = map(int, words)
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        if quota_us > 0 and period_us > 0:
+            quotas.append(quota_us / period_us)
+    return min(quotas, default=None)
+
+
+def cpu_name(cpuinfo: Path = _PROC / "cpuinfo") -> str:
+    """What the processor calls itself, as far as the system tells."""
+    name = _cpuinfo(cpuinfo).get("model name")
+    if name is None and sys.platform == "darwin":
+        import subprocess
+
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        name = done.stdout.strip()
+    return name or platform.processor() or platform.machine() or "unknown"
+
+
+def vector_extensions(cpuinfo: Path = _PROC / "cpuinfo") -> tuple[str, ...]:
+    """The processor's vector and matrix instructions by Linux's names; empty where it is silent."""
+    facts = _cpuinfo(cpuinfo)
+    has = set(facts.get("flags", facts.get("Features", "")).split())
+    return tuple(name for name in _VECTOR_EXTENSIONS if name in has)
+
+
+def memory_bandwidth(budget_s: float = 1.0) -> float:
+    """How fast main memory is read, in GB/s (10^9 bytes), with all of torch's threads.
+
+    The median over repeated sums of one float32 array, which is larger than any cache: 512 MiB,
+    or a quarter of what is free.
+
+    Args:
+        budget_s: seconds of repeating; a slow machine takes as long as three repeats.
+    """
+    import torch
+
+    free = free_memory_bytes()
+    size = 2**29 if free is None else min(2**29, max(2**20, free // 4))
+    array = torch.ones(size // 4)  # written, so that every page is memory of its own
+    return 4 * len(array) / _median_s(array.sum, budget_s) / 1e9
+
+
+def gemm_rate(device: str = "cpu", dtype: str = "float32", budget_s: float = 1.0) -> float:
+    """How fast torch multiplies matrices, in GFLOP/s (10^9 sums or products a second).
+
+    The median over repeated products of two square matrices: the largest, up to 2048 rows on a
+    CPU and 8192 elsewhere, of which about five fit into the budget.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:<number>".
+        dtype: torch's name of a number format.
+        budget_s: seconds of repeating; a slow machine takes as long as three repeats.
+    """
+    import torch
+
+    where = torch.device(device)
+    generator = torch.Generator(where).manual_seed(0)  # nobody else's draws change
+
+    def product(size: int) -> Callable[[], None]:
+        one, other = (
+            torch.rand(size, size, generator=generator, device=where).to(getattr(torch, dtype))
+            for _ in range(2)
+        )
+
+        def multiply() -> None:
+            torch.mm(one, other)
+            if where.type == "cuda":
+                torch.cuda.synchronize(where)
+
+        return multiply
+
+    size, largest = 256, 2048 if where.type == "cpu" else 8192
+    multiply = product(size)
+    multiply()  # the first loads libraries
+    while size < largest and 8 * _seconds(multiply) < budget_s / 5:
+        size *= 2
+        multiply = product(size)
+    return 2 * size**3 / _median_s(multiply, budget_s) / 1e9
+
+
+def _median_s(action: Callable[[], object], budget_s: float) -> float:
+    """The median time of an action, after one that does not count."""
+    action()
+    ends = time.perf_counter() + budget_s
+    times: list[float] = []
+    while len(times) < 3 or (time.perf_counter() < ends and len(times) < 100):
+        times.append(_seconds(action))
+    return statistics.median(times)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return max(1e-9, time.perf_counter() - began)
+
+
+def _meminfo(field: str) -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         try:  # no Linux: what is there, for want of what is free
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):
             return None
-    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    kib = next((line.split()[1] for line in lines if line.startswith(f"{field}:")), None)
     return None if kib is None else 1024 * int(kib)
 
 
-def _control_groups(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What each memory limit above this process leaves (Linux's control groups, both versions)."""
-    left: list[int] = []
+def _cpuinfo(path: Path) -> dict[str, str]:
+    """Linux's facts about the first processor."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.strip().split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _control_groups(proc: Path = _PROC, root: Path = _GROUPS) -> list[tuple[int, int]]:
+    """Each memory limit above this process, in bytes, and what it leaves."""
+    found: list[tuple[int, int]] = []
+    for version, folder in _group_folders("memory", proc, root):
+        names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+        try:
+            limit, used = (
+                int((folder / f"memory.{name}").read_text(encoding="ascii")) for name in names
+            )
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        found.append((limit, max(0, limit - max(0, used - _droppable(folder)))))
+    return found
+
+
+def _droppable(group: Path) -> int:
+    """Bytes of files that a group keeps in memory for speed: they count as used, and make way."""
+    try:
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        facts = {name: int(value) for name, value in map(str.split, lines)}
+    except (OSError, ValueError):
+        return 0
+    # In version 1 the plain fields leave out the groups below this one.
+    lists = ("inactive_file", "active_file")
+    return sum(facts.get(f"total_{name}", facts.get(name, 0)) for name in lists)
+
+
+def _group_folders(controller: str, proc: Path, root: Path) -> Iterator[tuple[int, Path]]:
+    """The control groups (Linux's limits; version 1 or 2) that hold this process, inmost first."""
     try:
         groups = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return left
+        return
     for group in groups:
         _, controllers, path = group.split(":", 2)
         if controllers == "":
-            base, names = root, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            version, base = 2, root
+        elif controller in controllers.split(","):
+            version, base = 1, root / controller
         else:
             continue
         here = base / path.strip("/")
         for folder in (here, *here.parents):
             if not folder.is_relative_to(base):
                 break
-            try:
-                limit, used = ((folder / name).read_text(encoding="ascii") for name in names)
-                left.append(max(0, int(limit) - int(used)))
-            except (OSError, ValueError):  # not there, or "max"
-                continue
-    return left
+            yield version, folder

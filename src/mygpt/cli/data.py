@@ -48,9 +48,9 @@ def shakespeare(
             f"{url} gave {len(data):,} bytes that are not Tiny Shakespeare (SHA-256 "
             f"{_digest(data)[:12]}..., expected {_SHA256[:12]}...): nothing was written"
         )
-    from mygpt.checkpoint import write_durably
+    from mygpt.storage import write_durably
 
-    write_durably(output, data)
+    write_durably(output, [data])
     print(f"{output}: {len(data):,} bytes, digest checked\nnext: mygpt train {output}")
 
 

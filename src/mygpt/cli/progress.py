@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mygpt.cli.terminal import visible
+from mygpt.errors import Interrupted
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ class TrainingDisplay:
     """A listener for training's events.
 
     Attributes:
-        signal: the signal that ended the run early, once it has ended.
+        signal: the signal that ended the run early, once it has been left.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -35,14 +37,18 @@ class TrainingDisplay:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    ) -> bool:
         if self._bar is not None:
             self._bar.stop()
+        if not isinstance(error, Interrupted):
+            return False
+        self.signal = error.signal
+        if error.at_once:  # a step may take minutes, and its threads would be waited for
+            os._exit(128 + error.signal)
+        return True
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if isinstance(event, Finished):
-            self.signal = event.signal
         if self.quiet:
             return
         if self._bar is not None:

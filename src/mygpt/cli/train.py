@@ -42,6 +42,13 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run.", show_default=False)
     ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make this run again from its beginning, step for step, into --output.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +86,10 @@ def train(
     dropout: Annotated[
         float | None, _help("Probability of dropping an activation.", _MODEL)
     ] = None,
-    batch_size: Annotated[int | None, _help("Windows a step.", _RECIPE)] = None,
+    batch_size: Annotated[
+        str | None,
+        _help("Windows a step; auto halves the preset's until it fits in memory.", _RECIPE),
+    ] = None,
     seq_len: Annotated[int | None, _help("Tokens a window.", _RECIPE)] = None,
     lr: Annotated[float | None, _help("The highest learning rate.", _RECIPE)] = None,
     weight_decay: Annotated[float | None, _help("AdamW's decay of matrices.", _RECIPE)] = None,
@@ -98,36 +108,61 @@ def train(
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
     """
     given = locals()
-    named = ("files", "output", "overwrite", "resume", "device", "quiet")
+    named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet")
     source = ("preset", "tokenizer", "val_file", "encoding")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
     chosen = {name: given[name] for name in source if given[name] is not None}
+    if batch_size is not None:
+        options["batch_size"] = _whole_or_auto(batch_size)
     from mygpt.cli.progress import TrainingDisplay
-    from mygpt.errors import InputError
 
-    elsewhere = {"val_file": chosen.pop("val_file")} if resume and val_file is not None else {}
-    if resume is not None and (output is not None or overwrite or chosen):
+    command = shlex.join(["mygpt", *sys.argv[1:]])
+    shared: dict[str, Any] = {"device": device}
+    if replay is not None:
+        clashing = [*options, *chosen, *["files"] * bool(files), *["resume"] * (resume is not None)]
+        _refuse("--replay makes a run again as it was", clashing)
+        shared |= {"output": _needed_output(output), "overwrite": overwrite, "command": command}
+    elif resume is not None:
+        shared |= {"val_file": chosen.pop("val_file")} if val_file is not None else {}
         clashing = ["output"] * (output is not None) + ["overwrite"] * overwrite + list(chosen)
-        raise InputError(
-            f"--resume goes on with a run as it was begun: leave out "
-            f"{', '.join('--' + name.replace('_', '-') for name in clashing)}"
-        )
+        _refuse("--resume goes on with a run as it was begun", clashing)
+    else:
+        shared |= {"output": output, "overwrite": overwrite, "command": command}
     from mygpt import training
 
     with TrainingDisplay(quiet=quiet) as display:
-        if resume is not None:
-            training.resume(
-                resume, files or [], device=device, listener=display, **elsewhere, **options
-            )
+        shared["listener"] = display
+        if replay is not None:
+            training.replay(replay, **shared)
+        elif resume is not None:
+            training.resume(resume, files or [], **shared, **options)
         else:
-            training.train(
-                files or None,
-                output=output,
-                overwrite=overwrite,
-                device=device,
-                listener=display,
-                command=shlex.join(["mygpt", *sys.argv[1:]]),
-                **chosen,
-                **options,
-            )
+            training.train(files or None, **shared, **chosen, **options)
     return 0 if display.signal is None else 128 + display.signal
+
+
+def _whole_or_auto(batch_size: str) -> int | str:
+    from mygpt.errors import InputError
+
+    try:
+        return "auto" if batch_size == "auto" else int(batch_size)
+    except ValueError:
+        raise InputError(f"batch_size={batch_size!r} must be a whole number, or auto") from None
+
+
+def _refuse(why: str, clashing: list[str]) -> None:
+    from mygpt.errors import InputError
+
+    if clashing:
+        names = ", ".join(
+            name if name == "files" else "--" + name.replace("_", "-") for name in clashing
+        )
+        raise InputError(f"{why}: leave out {names}")
+
+
+def _needed_output(output: Path | None) -> Path:
+    from mygpt.errors import InputError
+
+    if output is None:
+        raise InputError("--replay needs --output: the folder of the new run")
+    return output

@@ -40,6 +40,11 @@ class ShuffledWindows:
 
     def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
         """The batch of step `step` (from 0): (B, T + 1) int64, inputs and targets together."""
+        starts = self.starts(step, batch_size)
+        return self.tokens[starts[:, None] + self._reach].astype(np.int64)
+
+    def starts(self, step: int, batch_size: int) -> NDArray[np.int64]:
+        """The first token of each window of that batch: (B,)."""
         numbers = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
         epochs, places = numbers // self.windows, numbers % self.windows
         starts = np.empty(batch_size, np.int64)
@@ -47,4 +52,4 @@ class ShuffledWindows:
             here = epochs == epoch
             window = permute(places[here], self.windows, self.seed, epoch)
             starts[here] = window * self.seq_len + epoch_offset(self.seed, epoch, self.offsets)
-        return self.tokens[starts[:, None] + self._reach].astype(np.int64)
+        return starts

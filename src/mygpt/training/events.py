@@ -103,6 +103,73 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A step that was not applied: its loss, or its gradient's norm, is no finite number.
+
+    Attributes:
+        step: which.
+        loss: NaN or infinite.
+        batch: the first token of each of its windows; empty where that is not known.
+    """
+
+    step: int
+    loss: float
+    batch: list[int]
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step:>4}: loss or gradient is {self.loss}, the step is left out"
+            f"{_windows(self.batch)}"
+        )
+
+
+@dataclass(frozen=True)
+class Spiked:
+    """A loss far above the usual; the step was applied.
+
+    Attributes:
+        step: which.
+        loss: nats per token.
+        usual: the running mean before it.
+        batch: the first token of each of its windows; empty where that is not known.
+    """
+
+    step: int
+    loss: float
+    usual: float
+    batch: list[int]
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step:>4}: the loss jumped to {self.loss:.4f} from about {self.usual:.4f}"
+            f"{_windows(self.batch)}"
+        )
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """The run blew up and goes on from the last good state with half the rate.
+
+    Attributes:
+        step: where it goes on.
+        failed_step: how far it had come.
+        problem: what went wrong.
+        lr_scale: what is left of the learning rate now.
+    """
+
+    step: int
+    failed_step: int
+    problem: str
+    lr_scale: float
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.failed_step:>4}: {self.problem}; back to step {self.step}, with "
+            f"{self.lr_scale:g} times the learning rate"
+        )
+
+
+@dataclass(frozen=True)
 class Sampled:
     """A piece of text the model writes at this step."""
 
@@ -158,8 +225,16 @@ class Finished:
         )
 
 
-Event = Note | Started | StepDone | Evaluated | Sampled | Finished
+Event = Note | Started | StepDone | Evaluated | LeftOut | Spiked | WentBack | Sampled | Finished
 Listener = Callable[[Event], None]
+
+
+def _windows(batch: list[int]) -> str:
+    """Where a batch was cut from the text, in a few words."""
+    if not batch:
+        return ""
+    shown = ", ".join(f"{start:,}" for start in batch[:3]) + (", ..." if len(batch) > 3 else "")
+    return f" (its windows begin at tokens {shown}; log.jsonl has all)"
 
 
 def clock(seconds: float) -> str:

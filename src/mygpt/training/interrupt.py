@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from mygpt.errors import Interrupted
+
+# A keyboard, whoever ends processes, a scheduler that warns ahead, a terminal that closes.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+
 
 class StopOnSignal:
-    """While entered, SIGINT and SIGTERM are noted in `received` instead of ending the program.
+    """While entered, these signals are noted in `received` instead of ending the program.
 
-    The second one raises KeyboardInterrupt. Outside the main thread signals are left alone.
+    The second one raises `Interrupted`. A signal that is ignored (as nohup does) stays so, and
+    outside the main thread all are left alone.
+
+    Args:
+        on_first: is called with the first signal's name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_first: Callable[[str], None]) -> None:
         self.received: int | None = None
+        self._on_first = on_first
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for name in _SIGNALS:
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -30,5 +44,7 @@ class StopOnSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(number, at_once=True)
         self.received = number
+        with contextlib.suppress(RuntimeError):  # it came in the middle of printing
+            self._on_first(signal.Signals(number).name)

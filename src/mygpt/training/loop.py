@@ -6,10 +6,9 @@ Letters: B batch, T time.
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,44 +16,35 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import model_arrays
-from mygpt.data import ShuffledWindows
-from mygpt.errors import DivergedError
+from mygpt.errors import CheckpointError, DivergedError
 from mygpt.evaluation import Evaluation, evaluate
 from mygpt.generation.writer import Writer
 from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
-from mygpt.training.events import Evaluated, Listener, Sampled, StepDone
+from mygpt.training.events import (
+    Evaluated,
+    LeftOut,
+    Listener,
+    Note,
+    Sampled,
+    Spiked,
+    StepDone,
+    WentBack,
+)
+from mygpt.training.feed import Feed
 from mygpt.training.gradients import Gradients
-from mygpt.training.optimizer import load_optimizer_arrays, make_optimizer, optimizer_arrays
+from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, TRIES, BlowUp, Guard, largest
+from mygpt.training.memory import out_of_memory
+from mygpt.training.optimizer import make_optimizer
+from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
-from mygpt.training.schedule import learning_rate, progress
-from mygpt.tutorial import get_batch
-
-
-@dataclass
-class Course:
-    """How far a run has come; all of it is saved with every state.
-
-    Attributes:
-        step: updates made.
-        elapsed_s: seconds of training, those of earlier sittings included.
-        loss: of the last reported batch, nats per token.
-        best_val_loss: the lowest validation loss so far.
-        best_step: where that was.
-        validated_step: the last step that was validated.
-    """
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    loss: float = math.nan
-    best_val_loss: float = math.inf
-    best_step: int = 0
-    validated_step: int = 0
+from mygpt.training.schedule import learning_rate
+from mygpt.training.state import Course, State, collect_arrays, put_back
 
 
 class Trainer:
-    """One run: a model, its data and its folder.
+    """One run: a model, its data and its folder, whose lock the caller holds.
 
     Args:
         model: on its device; trained in place.
@@ -66,6 +56,7 @@ class Trainer:
         provenance: what every checkpoint tells of its origin.
         settings: what `--resume` needs to read the text again; kept in the state.
         listener: is told every event.
+        given_plan: (steps, 2), what the clock decided in a run that is made again.
     """
 
     def __init__(
@@ -80,6 +71,7 @@ class Trainer:
         provenance: dict[str, Any],
         settings: dict[str, Any],
         listener: Listener,
+        given_plan: NDArray[np.float32] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -92,90 +84,120 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, config)
         self.course = Course()
-        self._batch = _batches(train_tokens, config, self.device)
+        self._feed = Feed(train_tokens, config, self.device)
+        self._plan = Plan(config, given_plan)
+        self._guard = Guard(self.optimizer, self.device)
+        self._last_loss: torch.Tensor | None = None
+        self._saved = (-1, -1)  # the step and the validated step of the committed state
         threads = Gradients.suitable_threads(model, config.batch_size)
         self._gradients = Gradients(model, threads)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self._plan.done(self.course) >= 1.0
 
     def fit(self, should_stop: Callable[[], bool]) -> None:
         """Train until the budget is spent or `should_stop()`; validate and save at the end.
 
         Raises:
-            DivergedError: when the loss is no longer a number; the last good state is kept.
+            DivergedError: when the loss is no longer a number; the best so far is kept.
+            OutOfMemoryError: when a step has too little; what was saved before is kept.
             StorageError: when a save has no space; what was saved before is kept.
         """
         with self._gradients:
-            self._fit(should_stop)
+            while True:
+                try:
+                    return self._fit(should_stop)
+                except BlowUp as error:
+                    self._go_back(str(error))
 
     def _fit(self, should_stop: Callable[[], bool]) -> None:
         config, course = self.config, self.course
         began = time.monotonic() - course.elapsed_s
         reported = (course.step, course.elapsed_s)
         saved_s = course.elapsed_s
-        loss: torch.Tensor | None = None
         self.model.train()
-        while self._done() < 1.0 and not should_stop():
-            loss, lr = self._step()
+        while (done := self._plan.done(course)) < 1.0 and not should_stop():
+            lr = self._step(done)
             course.elapsed_s = time.monotonic() - began
             if course.step == 1 or course.step % config.print_every == 0:
-                self._read_loss(loss)
                 self._report(lr, since=reported)
                 reported = (course.step, course.elapsed_s)
             if course.step % config.eval_every == 0:
-                self._read_loss(loss)
                 self._validate()
                 self._show_sample()
                 seconds = time.monotonic() - began - course.elapsed_s
                 reported = (reported[0], reported[1] + seconds)  # the speed is training's alone
                 course.elapsed_s += seconds
             by_steps = config.save_every and course.step % config.save_every == 0
-            if by_steps or course.elapsed_s - saved_s >= config.save_seconds:
-                self._read_loss(loss)
+            due = by_steps or course.elapsed_s - saved_s >= config.save_seconds
+            if due and not course.left_out:  # weights that give no loss are no good state
                 self.save()
                 saved_s = course.elapsed_s
-        if loss is not None:
-            self._read_loss(loss)
         if self.finished and course.step != course.validated_step:
             self._validate()
             course.elapsed_s = time.monotonic() - began
-        self.save()
+        if (course.step, course.validated_step) != self._saved:
+            self.save()
 
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is spent."""
-        return self._done() >= 1.0
-
-    def _done(self) -> float:
-        return progress(self.config, self.course.step, self.course.elapsed_s)
-
-    def _step(self) -> tuple[torch.Tensor, float]:
-        """One update; the loss stays on the device."""
-        course, config = self.course, self.config
-        lr = learning_rate(config, self._done())
+    def _step(self, done: float) -> float:
+        """One step, when the share `done` of the run is done; returns the learning rate."""
+        course = self.course
+        lr = self._plan.note(done, course) * learning_rate(self.config, done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        inputs, targets = self._batch(course.step)
+        inputs, targets = self._feed.batch(course.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(inputs, targets)
-        if config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        self.optimizer.step()
-        course.step += 1
-        return loss, lr
-
-    def _read_loss(self, loss: torch.Tensor) -> None:
-        value = loss.item()
-        self._require_finite(value, "loss")
-        self.course.loss = value
-
-    def _require_finite(self, value: float, what: str) -> None:
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the {what} is {value} at step {self.course.step}: what was saved before is kept "
-                f"in {self.run.folder}; train again with a lower --lr than {self.config.lr}"
+        try:
+            loss = self._gradients(inputs, targets)
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.config.grad_clip or math.inf
             )
+            course.step += 1
+            value = self._guard.apply(course, loss, norm)
+        except (MemoryError, RuntimeError) as error:
+            told = out_of_memory(error, self.model, self.config)
+            if told is None:
+                raise
+            raise told from error
+        self._last_loss = loss
+        if value is not None:
+            self._watch(value)
+        return lr
+
+    def _read_loss(self) -> bool:
+        """Take the last step's loss into the course, unless it was left out."""
+        value = math.nan if self._last_loss is None else self._last_loss.item()
+        known = math.isfinite(value) and not self.course.left_out
+        if known:
+            self.course.loss = value
+        return known
+
+    def _watch(self, loss: float) -> None:
+        """Tell and log a step that was left out, or a loss that jumped."""
+        course = self.course
+        if not math.isfinite(loss):
+            left_out = LeftOut(course.step, loss, self._feed.starts(course.step - 1))
+            self.run.append_log(
+                {"step": course.step, "left_out": str(loss), "batch": left_out.batch}
+            )
+            self.tell(left_out)
+            if course.left_out >= LEFT_OUT_BEFORE_GOING_BACK:
+                raise BlowUp(f"the loss is {loss}")
+            return
+        usual = course.usual_loss
+        if self._guard.spikes(course, loss):
+            spiked = Spiked(course.step, loss, usual, self._feed.starts(course.step - 1))
+            self.run.append_log(
+                {"step": course.step, "spike": loss, "usual": usual, "batch": spiked.batch}
+            )
+            self.tell(spiked)
 
     def _report(self, lr: float, since: tuple[int, float]) -> None:
         course, config = self.course, self.config
+        if not self._read_loss():
+            return  # that it was left out has been told
         tokens_a_step = config.batch_size * config.seq_len
         tokens = course.step * tokens_a_step
         self.run.append_log(
@@ -189,10 +211,6 @@ class Trainer:
         )
         seconds = max(1e-9, course.elapsed_s - since[1])
         steps_a_second = (course.step - since[0]) / seconds
-        if config.minutes is not None:
-            remaining_s = max(0.0, 60.0 * config.minutes - course.elapsed_s)
-        else:
-            remaining_s = ((config.total_steps or 0) - course.step) / steps_a_second
         self.tell(
             StepDone(
                 step=course.step,
@@ -201,7 +219,7 @@ class Trainer:
                 tokens=tokens,
                 elapsed_s=course.elapsed_s,
                 tokens_per_s=steps_a_second * tokens_a_step,
-                remaining_s=remaining_s,
+                remaining_s=self._plan.remaining_s(course, steps_a_second),
             )
         )
 
@@ -210,16 +228,18 @@ class Trainer:
         if len(self.val_tokens) < 2:
             return
         course = self.course
+        self._read_loss()
         with self._gradients.paused():
             result = evaluate(
                 self.model, self.val_tokens, self.config.seq_len, self.tokenizer.byte_lengths()
             )
-        self._require_finite(result.loss, "validation loss")
+        if not math.isfinite(result.loss):
+            raise BlowUp(f"the validation loss is {result.loss}")
         course.validated_step = course.step
         best = result.loss < course.best_val_loss
         if best:
             course.best_val_loss, course.best_step = result.loss, course.step
-            self._save_model(self.run.best_path, result)
+            self._save_model(best=result)
         self.run.append_log(
             {
                 "step": course.step,
@@ -239,40 +259,35 @@ class Trainer:
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Commit the new run; only then let go of what an earlier one left."""
-        self._commit(log_bytes=0)
+        self.provenance = {**self.provenance, "run_id": secrets.token_hex(8)}
+        self._commit(first=True)
         self.run.clear_derived()
         self.run.write_settings(settings)
-        self._save_model(self.run.last_path, None)
+        self._save_model()
 
     def save(self) -> None:
         """Commit the state, then the model that is derived from it."""
-        self._commit(log_bytes=self.run.sync_log())
-        self._save_model(self.run.last_path, None)
+        if self.course.step > self.course.trouble_step:  # past it
+            self.course.trouble_step = self.course.tries = 0
+        self._read_loss()
+        self.course.log_bytes = self.run.sync_log()
+        self._commit()
+        self._save_model()
 
-    def _commit(self, log_bytes: int) -> None:
-        arrays = {f"model/{name}": array for name, array in model_arrays(self.model).items()}
-        for array in arrays.values():
-            self._require_finite(float(np.abs(array).max(initial=0.0)), "largest weight")
-        moments = optimizer_arrays(self.optimizer, self.model)
-        arrays |= {f"optimizer/{name}": array for name, array in moments.items()}
-        arrays["generator"] = torch.get_rng_state().numpy()
-        if self.device.type != "cpu":  # where dropout draws
-            device = getattr(torch, self.device.type)
-            arrays["device_generator"] = device.get_rng_state().cpu().numpy()
-        course = {name: value for name, value in vars(self.course).items() if math.isfinite(value)}
-        self.run.save_state(
-            arrays,
-            {
-                "config": self.model.config.to_dict(),
-                "tokenizer": self.tokenizer.to_state(),
-                "provenance": self.provenance,
-                "training": self.config.to_dict(),
-                "settings": self.settings,
-                "course": {**course, "log_bytes": log_bytes},
-            },
-        )
+    def _commit(self, *, first: bool = False) -> None:
+        weight = largest(self.model.parameters())
+        if not math.isfinite(weight):
+            raise BlowUp(f"the largest weight is {weight}")
+        arrays = collect_arrays(self.model, self.optimizer) | self._plan.arrays()
+        state = State(
+            self.run.state_path, self.model.config, self.tokenizer, self.config, self.settings,
+            self.provenance, self.course, arrays,
+        )  # fmt: skip
+        self.run.save_state(state, first=first)
+        self._saved = (self.course.step, self.course.validated_step)
 
-    def _save_model(self, path: Path, result: Evaluation | None) -> None:
+    def _save_model(self, best: Evaluation | None = None) -> None:
+        """Write the model as the last one, or as the best with what it reached."""
         course = self.course
         reached: dict[str, Any] = {
             "step": course.step,
@@ -281,51 +296,72 @@ class Trainer:
         }
         if math.isfinite(course.loss):
             reached["loss"] = course.loss
-        if result is not None:
-            reached["val_loss"] = result.loss
-            reached["val_bits_per_byte"] = result.bits_per_byte
+        if best is not None:
+            reached["val_loss"] = best.loss
+            reached["val_bits_per_byte"] = best.bits_per_byte
         provenance = {**self.provenance, **reached, "training": self.config.to_dict()}
+        path = self.run.last_path if best is None else self.run.best_path
         self.run.save_model(
             path, model_arrays(self.model), self.model.config, self.tokenizer, provenance
         )
 
-    def restore(self, arrays: dict[str, NDArray[Any]], course: dict[str, Any]) -> None:
-        """Go back to a saved state: weights, optimizer, generator, log and course."""
-        parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "optimizer": {}}
-        for name, array in arrays.items():
-            room, _, rest = name.partition("/")
-            if room in parts:
-                parts[room][rest] = array
-        weights = {name: torch.tensor(array) for name, array in parts["model"].items()}
-        self.model.load_state_dict(weights)
-        load_optimizer_arrays(self.optimizer, self.model, parts["optimizer"])
-        torch.set_rng_state(torch.tensor(arrays["generator"]))
-        if self.device.type != "cpu" and "device_generator" in arrays:
-            state = torch.tensor(arrays["device_generator"])
-            getattr(torch, self.device.type).set_rng_state(state)
-        course = dict(course)
-        self.run.cut_log(course.pop("log_bytes"))
-        self.course = Course(**course)
-        if not self.course.best_step:  # a best of a future that never came
-            self.run.best_path.unlink(missing_ok=True)
+    def restore(self, state: State) -> None:
+        """Go back to a saved state: weights, optimizer, generators, log, course, and last model."""
+        put_back(state, self.model, self.optimizer)
+        self.course = Course(**vars(state.course))
+        if state.path == self.run.state_path:
+            self._saved = (self.course.step, self.course.validated_step)
+        self._last_loss = None
+        self._plan.restore(state.arrays, self.course.step)
+        self.run.cut_log(self.course.log_bytes)
+        self._adopt_best()
+        self._save_model()
 
+    def _adopt_best(self) -> None:
+        """Know the best model that lies there, which may be younger than the state.
 
-def _batches(
-    tokens: NDArray[np.integer], config: TrainConfig, device: torch.device
-) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
-    """What gives step number s (from 0) its inputs and targets, each (B, T) int64."""
-    if config.data_order == "tutorial":
-        data = torch.from_numpy(tokens.astype(np.int64))
+        A better one is never given up for a worse one; one of another run, or damaged, is.
+        """
+        try:
+            best = self.run.read_best()
+        except CheckpointError as error:
+            self.tell(Note(f"{error}: put aside, the next validation makes a new one"))
+            self.run.set_aside(self.run.best_path)
+            best = None
+        if best is not None and best.provenance.get("run_id") != self.provenance.get("run_id"):
+            self.run.remove_best()
+            best = None
+        if best is None:
+            self.course.best_val_loss, self.course.best_step = math.inf, 0
+            return
+        val_loss, step = best.provenance.get("val_loss"), best.provenance.get("step")
+        if type(val_loss) is float and type(step) is int and val_loss < self.course.best_val_loss:
+            self.course.best_val_loss, self.course.best_step = val_loss, step
 
-        def drawn(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-            inputs, targets = get_batch(data, config.batch_size, config.seq_len)
-            return inputs.to(device), targets.to(device)
+    def _go_back(self, problem: str) -> None:
+        """Start again from the last good state with half the rate.
 
-        return drawn
-    windows = ShuffledWindows(tokens, config.seq_len, config.seed)
-
-    def shuffled(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = torch.from_numpy(windows.batch(step, config.batch_size)).to(device)
-        return batch[:, :-1], batch[:, 1:]
-
-    return shuffled
+        Raises:
+            DivergedError: when that has been tried often enough.
+        """
+        failed = self.course
+        tries = failed.tries + 1
+        if tries > TRIES:
+            raise DivergedError(
+                f"{problem} at step {failed.step}, also after going back {TRIES} times with half "
+                f"the rate: what was saved before is kept in {self.run.folder}; train again with "
+                f"a lower --lr than {self.config.lr}"
+            )
+        state, _ = self.run.load_state()
+        if failed.step - state.course.step <= failed.left_out:  # not one good step since
+            state = self.run.load_previous_state() or state
+        self.restore(state)
+        course = self.course
+        course.elapsed_s = failed.elapsed_s  # time does not go back
+        course.tries, course.trouble_step = tries, failed.step
+        course.lr_scale = failed.lr_scale / 2
+        self.run.append_log(
+            {"step": course.step, "went_back_from": failed.step, "lr_scale": course.lr_scale}
+        )
+        self.save()
+        self.tell(WentBack(course.step, failed.step, problem, course.lr_scale))

@@ -37,11 +37,14 @@ def optimizer_arrays(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, 
 def load_optimizer_arrays(
     optimizer: torch.optim.Optimizer, model: GPT, arrays: dict[str, NDArray[Any]]
 ) -> None:
-    """Put back what `optimizer_arrays` gave."""
+    """Put back what `optimizer_arrays` gave; what was remembered since is forgotten."""
+    optimizer.state.clear()
     parameters = dict(model.named_parameters())
     for key, array in arrays.items():
         what, name = key.split("/", 1)
         parameter = parameters[name]
         # Fused AdamW wants its step counts where the parameters are.
         value = torch.from_numpy(np.array(array)).to(parameter.device)
+        if what == "step":  # one number; some files hold it as a row of one
+            value = value.reshape(())
         optimizer.state[parameter][what] = value

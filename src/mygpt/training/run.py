@@ -1,24 +1,27 @@
 """A run's folder: its files, their order of writing, and reading them back.
 
 `last.state.safetensors` holds all that going on needs, weights too; its rename is the commit,
-and `last.safetensors` is derived from it. `best.safetensors` is the model with the lowest
-validation loss.
+and `last.safetensors` is derived from it. `previous.state.safetensors` is the state before it,
+for the day on which a disk has damaged the last. `best.safetensors` is the model with the
+lowest validation loss.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mygpt.checkpoint import Arrays, read_arrays, write_arrays, write_checkpoint, write_durably
+from mygpt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from mygpt.config import GPTConfig
-from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.container import Arrays, read_arrays, write_arrays
+from mygpt.errors import CheckpointError, InputError
+from mygpt.storage import append, cut, remove, strays, sync_length, write_durably
 from mygpt.tokenization import Tokenizer
+from mygpt.training.state import State
 
-_STATE_PARTS = {"config", "tokenizer", "provenance", "training", "settings", "course"}
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 
@@ -55,6 +58,11 @@ class RunFolder:
         return self.folder / "last.state.safetensors"
 
     @property
+    def previous_path(self) -> Path:
+        """The state before it."""
+        return self.folder / "previous.state.safetensors"
+
+    @property
     def best_path(self) -> Path:
         """The best model."""
         return self.folder / "best.safetensors"
@@ -87,7 +95,7 @@ class RunFolder:
             raise InputError(f"{self.file} exists: add --overwrite, or choose another --output")
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file: choose another --output")
-        models = (self.state_path, self.best_path, self.last_path)
+        models = (self.state_path, self.previous_path, self.best_path, self.last_path)
         if not any(path.exists() for path in models):
             foreign = [path for path in self._derived() if path.exists()]
             if foreign:
@@ -99,63 +107,83 @@ class RunFolder:
             )
 
     def _derived(self) -> tuple[Path, ...]:
-        """Everything but the state."""
+        """Everything but the states."""
         report = self.folder / "report.html"
         return (self.best_path, self.last_path, self.log_path, self.config_path, report)
 
     def clear_derived(self) -> None:
         """Remove what an earlier run left beside a state that has just been replaced."""
-        try:
-            for path in self._derived():
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot write to {self.folder}: {error.strerror}") from error
+        remove(self.previous_path, *self._derived())
+
+    def clear_strays(self) -> None:
+        """Remove the temporary files of a process that died; only under the run's lock."""
+        beside = [] if self.file is None else strays(self.file.absolute().parent, self.file.name)
+        remove(*strays(self.folder), *beside)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.toml."""
         import tomli_w
 
         text = tomli_w.dumps(_without_none(settings))
-        write_durably(self.config_path, text.encode("utf-8", "backslashreplace"))
+        write_durably(self.config_path, [text.encode("utf-8", "backslashreplace")])
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one record to the log."""
-        try:
-            with open(self.log_path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(record, allow_nan=False) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write {self.log_path}: {error.strerror}") from error
+        append(self.log_path, json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def sync_log(self) -> int:
         """Make the log durable; return its length in bytes."""
-        try:
-            with open(self.log_path, "ab") as log:
-                os.fsync(log.fileno())
-                return log.tell()
-        except OSError as error:
-            raise StorageError(f"cannot write {self.log_path}: {error.strerror}") from error
+        return sync_length(self.log_path)
 
     def cut_log(self, length: int) -> None:
         """Drop what was logged after the state that holds now."""
-        try:
-            if self.log_path.exists():
-                os.truncate(self.log_path, min(length, self.log_path.stat().st_size))
-        except OSError as error:
-            raise StorageError(f"cannot write {self.log_path}: {error.strerror}") from error
+        cut(self.log_path, length)
 
-    def save_state(self, arrays: Arrays, parts: dict[str, Any]) -> None:
-        """Commit a state."""
-        write_arrays(self.state_path, arrays, parts)
+    def save_state(self, state: State, *, first: bool = False) -> None:
+        """Commit a state; what was the last becomes the previous one, but for a new run's first."""
+        keep_as = None if first else self.previous_path
+        write_arrays(self.state_path, state.arrays, state.parts(), keep_as=keep_as)
 
-    def load_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The committed state as (arrays, parts); `CheckpointError` where there is none."""
-        if not self.state_path.exists():
+    def load_state(self) -> tuple[State, str | None]:
+        """The newest good state, and a line that says so if the last one was damaged.
+
+        Changes nothing.
+
+        Raises:
+            CheckpointError: where there is none, or none is good.
+        """
+        if not self.state_path.exists() and not self.previous_path.exists():
             raise CheckpointError(f"{self.folder} holds no run to go on with (no last.state)")
-        arrays, parts = read_arrays(self.state_path)
-        missing = sorted(_STATE_PARTS - set(parts))
-        if missing or "generator" not in arrays:
-            raise CheckpointError(f"{self.state_path} is no run's state: it has no {missing}")
-        return arrays, parts
+        try:
+            return read_state(self.state_path), None
+        except CheckpointError as error:
+            problem = error
+        if not self.previous_path.exists():
+            raise problem
+        try:
+            state = read_state(self.previous_path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{problem}; and so is the state before it: {error}") from None
+        return state, f"{problem}: going on from the state before it, of step {state.course.step}"
+
+    def load_previous_state(self) -> State | None:
+        """The state before the last one, if there is a good one."""
+        with contextlib.suppress(CheckpointError):
+            return read_state(self.previous_path)
+        return None
+
+    def set_aside(self, path: Path) -> None:
+        """Give a damaged file another name, so that no later save keeps it as a good one."""
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(path.with_name(f"damaged.{path.name}"))
+
+    def remove_best(self) -> None:
+        """Remove a best model that is of another run."""
+        remove(self.best_path)
+
+    def read_best(self) -> Checkpoint | None:
+        """The best model so far, None where there is none; `CheckpointError` if it is damaged."""
+        return read_checkpoint(self.best_path) if self.best_path.exists() else None
 
     def save_model(
         self,
@@ -169,6 +197,12 @@ class RunFolder:
         write_checkpoint(path, arrays, config, tokenizer, provenance)
         if self.file is not None and (path == self.best_path or not self.best_path.exists()):
             write_checkpoint(self.file, arrays, config, tokenizer, provenance)
+
+
+def read_state(path: Path) -> State:
+    """Read and check a state's file; `CheckpointError` where it is missing, damaged or none."""
+    arrays, parts = read_arrays(path)
+    return State.from_parts(path, arrays, parts)
 
 
 def _without_none(value: Any) -> Any:

@@ -1,35 +1,49 @@
-"""`train`: from a text file to a trained model in one call."""
+"""`train`, `resume` and `replay`: from a text file to a trained model in one call."""
 
 from __future__ import annotations
 
-import platform
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.baselines import uniform_loss, unigram_loss
 from mygpt.config import GPTConfig
 from mygpt.errors import CheckpointError, InputError
-from mygpt.generation.writer import Writer, load
+from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
 from mygpt.model import GPT
-from mygpt.tokenization import from_state
+from mygpt.storage import RunLock
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
-from mygpt.training.events import Finished, Listener, Note, Started
-from mygpt.training.interrupt import StopOnSignal
+from mygpt.training.events import Listener, Note
 from mygpt.training.loop import Trainer
+from mygpt.training.memory import (
+    check_batch_fits,
+    check_model_fits,
+    fitting_batch_size,
+    free_memory,
+)
 from mygpt.training.run import RunFolder
-from mygpt.training.source import Source, choose_tokenizer, fit_window, read_source
+from mygpt.training.sitting import (
+    for_people,
+    from_the_start,
+    leaves_torch_alone,
+    sit,
+    tell_length,
+)
+from mygpt.training.source import (
+    Source,
+    choose_tokenizer,
+    fit_window,
+    provenance_of,
+    read_source,
+    undecoded,
+)
+from mygpt.training.state import State
 from mygpt.tutorial import set_seed
-
-P = ParamSpec("P")
 
 # What may change when a run goes on.
 RESUMABLE = (
@@ -46,18 +60,7 @@ RESUMABLE = (
 _DATA_SEED = 42
 
 
-def _keeps_random_state(function: Callable[P, Writer]) -> Callable[P, Writer]:
-    """The caller's torch generator is after the call as it was before."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Writer:
-        with torch.random.fork_rng(devices=[]):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-@_keeps_random_state
+@leaves_torch_alone
 def train(
     files: str | Path | Sequence[str | Path] | None = None,
     *,
@@ -86,12 +89,15 @@ def train(
         listener: is told every event; `print` shows plain lines.
         command: what the checkpoint says it came from.
         options: any field of `TrainConfig` (`steps`, `minutes`, `lr`, ...) and `embed_dim`,
-            `num_heads`, `num_layers`, `max_seq_len`, `dropout`.
+            `num_heads`, `num_layers`, `max_seq_len`, `dropout`. `batch_size="auto"` is the
+            preset's, halved until it fits in memory.
 
     Raises:
-        InputError: for wrong input; nothing was written then.
+        InputError: for wrong input, or where another process trains; nothing was written then.
+        OutOfMemoryError: for what does not fit; nothing was written then.
         StorageError: when there is no space.
-        DivergedError: when the loss is no longer a number.
+        DivergedError: when the loss is no longer a number, also with a lower rate.
+        Interrupted: a KeyboardInterrupt, once a run ended by a signal has been saved.
     """
     names = [str(f) for f in ([files] if isinstance(files, (str, Path)) else files or ())]
     if files is not None and not names:
@@ -101,6 +107,7 @@ def train(
     if output is not None and not str(output):
         raise InputError("output is empty: name a folder, or a file such as ckpt.pt")
     options = {name: value for name, value in options.items() if value is not None}
+    halve = options.get("batch_size") == "auto" and options.pop("batch_size") == "auto"
     shape, recipe = preset_options(preset, options)
     config = TrainConfig(**recipe)  # refuses wrong options before anything is read
     where = choose_device(device)
@@ -109,6 +116,7 @@ def train(
         "val_file": None if val_file is None else _resolved(str(val_file)),
         "encoding": encoding,
         "preset": preset,
+        "threads": torch.get_num_threads(),
     }
     bytes_do = tokenizer in ("auto", "byte")
     as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
@@ -118,36 +126,89 @@ def train(
     reserve = config.data_order != "tutorial"
     chosen = choose_tokenizer(tokenizer, source.documents, end_of_text=reserve)
     train_tokens, val_tokens = source.encode(chosen)
-    notes = list(source.corpus.notes)
-    undecoded = [doc.name for doc in source.documents if isinstance(doc.text, bytes)]
-    if undecoded and tokenizer == "auto":
-        notes.append(
-            f"{undecoded[0]} is not text in UTF-8, so its bytes are learned "
-            "(name its encoding with --encoding, latin-1 perhaps, to learn characters)"
-        )
+    notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
     notes += fit_window(shape, recipe, len(train_tokens), asked="seq_len" in options)
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep some of it for validation: there is none")
-    config = TrainConfig(**recipe)
+    config, model_config = TrainConfig(**recipe), GPTConfig(chosen.vocab_size, **shape)
+    check_model_fits(model_config, free_memory(where))
+    model = _new_model(model_config, config.seed, where)
+    if halve:
+        config, told = _halved(model, config)
+        notes += told
     trainer = Trainer(
-        _new_model(GPTConfig(vocab_size=chosen.vocab_size, **shape), config.seed, where),
+        model,
         chosen,
         config,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         run=run,
-        provenance=_provenance(source, preset, command),
+        provenance=provenance_of(source, preset, command),
         settings=settings,
         listener=listener,
     )
-    for note in notes:
-        listener(Note(note))
-    trainer.begin(_for_people(trainer, source))
-    return _sit(trainer, source.corpus.name, train_tokens)
+    return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
 
 
-def _resolved(name: str) -> str:
-    return name if name == "-" else str(Path(name).resolve())
+def _halved(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The recipe with a batch size that fits in memory, and a note if that is another."""
+    free = free_memory(next(model.parameters()).device)
+    size = config.batch_size if free is None else fitting_batch_size(model, config, free)
+    if size in (0, config.batch_size):  # 0: not one row fits, which is told next
+        return config, []
+    note = f"batches of {size}, not {config.batch_size}: more do not fit in memory"
+    return replace(config, batch_size=size), [note]
+
+
+@leaves_torch_alone
+def replay(
+    original: str | Path,
+    *,
+    output: str | Path,
+    overwrite: bool = False,
+    device: str = "auto",
+    listener: Listener = print,
+    command: str = "mygpt.training.replay(...)",
+) -> Writer:
+    """Make a run again from its beginning, step for step.
+
+    In a run by `minutes` the learning rate followed the clock; the run kept what it did, and
+    here that is followed instead. Weights and losses are the same to the bit on the same kind
+    of machine, as long as the run did not blow up.
+
+    Args:
+        original: the run's folder, or the checkpoint file it was given as `output`.
+        output: the new run's folder, or a checkpoint file.
+        overwrite: start anew where a run lies already.
+        device: "auto", "cpu", "cuda" or "mps".
+        listener: is told every event.
+        command: what the checkpoint says it came from.
+
+    Raises:
+        CheckpointError: when there is no such run, or its state is damaged.
+        InputError: when its text is not the same any more.
+    """
+    state, note = RunFolder.at(original).load_state()
+    run = RunFolder.at(output)
+    run.check_free(overwrite=overwrite)
+    torch.set_num_threads(state.settings["threads"])
+    source = _same_source(state, original)
+    train_tokens, val_tokens = source.encode(state.tokenizer)
+    given = state.arrays.get("given_plan", state.arrays.get("plan"))
+    trainer = Trainer(
+        _new_model(state.config, state.training.seed, choose_device(device)),
+        state.tokenizer,
+        state.training,
+        train_tokens=train_tokens,
+        val_tokens=val_tokens,
+        run=run,
+        provenance=provenance_of(source, state.settings["preset"], command),
+        settings=state.settings,
+        listener=listener,
+        given_plan=None if given is None else given[: state.course.step],
+    )
+    notes = [] if note is None else [note]
+    return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
 
 
 def _new_model(config: GPTConfig, seed: int, device: torch.device) -> GPT:
@@ -158,18 +219,11 @@ def _new_model(config: GPTConfig, seed: int, device: torch.device) -> GPT:
     return model
 
 
-def _for_people(trainer: Trainer, source: Source) -> dict[str, Any]:
-    """What config.toml shows."""
-    return {
-        **trainer.settings,
-        "corpus_sha256": source.sha256,
-        "tokenizer": trainer.tokenizer.kind,
-        "model": trainer.model.config.to_dict(),
-        "training": trainer.config.to_dict(),
-    }
+def _resolved(name: str) -> str:
+    return name if name == "-" else str(Path(name).resolve())
 
 
-@_keeps_random_state
+@leaves_torch_alone
 def resume(
     output: str | Path,
     files: Sequence[str | Path] = (),
@@ -195,7 +249,31 @@ def resume(
         InputError: when the text is not the same any more, or an option cannot change.
     """
     run = RunFolder.at(output)
-    arrays, parts = run.load_state()
+    if not run.folder.is_dir():
+        raise CheckpointError(f"{run.folder} is no run to go on with: there is no such folder")
+    with RunLock(run.folder):
+        run.clear_strays()
+        state, note = run.load_state()
+        trainer, source, train_tokens = _restored(run, state, files, val_file, device, options)
+        trainer.tell = listener
+        if note is not None:
+            run.set_aside(run.state_path)
+            listener(Note(note))
+        trainer.restore(state)
+        tell_length(trainer, state)
+        run.write_settings(for_people(trainer, source))
+        return sit(trainer, source.corpus.name, train_tokens)
+
+
+def _restored(
+    run: RunFolder,
+    state: State,
+    files: Sequence[str | Path],
+    val_file: str | Path | None,
+    device: str,
+    options: dict[str, Any],
+) -> tuple[Trainer, Source, NDArray[np.integer]]:
+    """A trainer for a state, its text read again; nothing is written yet."""
     options = {name: value for name, value in options.items() if value is not None}
     fixed = sorted(set(options) - set(RESUMABLE))
     if fixed:
@@ -203,110 +281,48 @@ def resume(
             f"{', '.join(fixed)} cannot change when a run goes on: start a new one with another "
             "--output"
         )
-    config = _lengthened(parts["training"], options)
-    settings, provenance = parts["settings"], parts["provenance"]
-    provenance = {**provenance, "sittings": provenance.get("sittings", 1) + 1}
-    chosen = from_state(parts["tokenizer"])
+    if {"steps", "tokens", "minutes"} & set(options):
+        options = {"steps": None, "tokens": None, "minutes": None, **options}
+    config = replace(state.training, **options)
+    settings = dict(state.settings)
     if val_file is not None:
-        settings = {**settings, "val_file": _resolved(str(val_file))}
+        settings["val_file"] = _resolved(str(val_file))
     if files:
-        settings = {**settings, "files": [_resolved(str(name)) for name in files]}
-    source = read_source(settings, config.val_fraction, allow_bytes=chosen.kind == "byte")
-    if source.sha256 != provenance["corpus"]["sha256"]:
-        raise InputError(
-            f"the text of {run.folder} has changed since the run began (its SHA-256 is another): "
-            "put it back, or start a new run with another --output"
-        )
-    train_tokens, val_tokens = source.encode(chosen)
+        settings["files"] = [_resolved(str(name)) for name in files]
+    torch.set_num_threads(settings.setdefault("threads", torch.get_num_threads()))
+    source = _same_source(replace(state, settings=settings), run.folder)
+    train_tokens, val_tokens = source.encode(state.tokenizer)
+    where = choose_device(device)
+    check_model_fits(state.config, free_memory(where))
+    model = GPT.unfilled(state.config).to(where)
+    check_batch_fits(model, config, free_memory(where))
+    sittings = state.provenance.get("sittings", 1) + 1
     trainer = Trainer(
-        GPT.unfilled(GPTConfig.from_dict(parts["config"])).to(choose_device(device)),
-        chosen,
+        model,
+        state.tokenizer,
         config,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         run=run,
-        provenance=provenance,
+        provenance={**state.provenance, "sittings": sittings},
         settings=settings,
-        listener=listener,
+        listener=print,
+        given_plan=state.arrays.get("given_plan") if config == state.training else None,
     )
-    trainer.restore(arrays, parts["course"])
-    if trainer.finished:
-        listener(
-            Note(
-                f"{run.name} is finished: to go on, give --steps, --tokens or --minutes counted "
-                "from its start, more than it had"
-            )
+    return trainer, source, train_tokens
+
+
+def _same_source(state: State, run: str | Path) -> Source:
+    """The text that a state's run was begun with.
+
+    Raises:
+        InputError: when it is another now.
+    """
+    bytes_do = state.tokenizer.kind == "byte"
+    source = read_source(state.settings, state.training.val_fraction, allow_bytes=bytes_do)
+    if source.sha256 != state.provenance["corpus"]["sha256"]:
+        raise InputError(
+            f"the text of {run} has changed since the run began (its SHA-256 is another): "
+            "put it back, or start a new run with another --output"
         )
-    return _sit(trainer, source.corpus.name, train_tokens)
-
-
-def _lengthened(training: dict[str, Any], options: dict[str, Any]) -> TrainConfig:
-    try:
-        config = TrainConfig(**training)
-    except TypeError as error:
-        raise CheckpointError(f"the run's state is of another version: {error}") from None
-    if {"steps", "tokens", "minutes"} & set(options):
-        options = {"steps": None, "tokens": None, "minutes": None, **options}
-    return replace(config, **options)
-
-
-def _sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Writer:
-    """One sitting: announce, train, announce the end; return the best model's writer."""
-    config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
-    judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
-    uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
-    trainer.tell(
-        Started(
-            run=trainer.run.folder,
-            step=course.step,
-            parameters=trainer.model.config.num_parameters(),
-            corpus=corpus,
-            train_tokens=len(train_tokens),
-            val_tokens=len(trainer.val_tokens),
-            tokenizer=trainer.tokenizer.kind,
-            vocab_size=vocab_size,
-            seq_len=config.seq_len,
-            uniform=uniform,
-            unigram=unigram,
-            device=str(trainer.device),
-            total_steps=config.total_steps,
-            budget_s=None if config.minutes is None else 60.0 * config.minutes,
-        )
-    )
-    with StopOnSignal() as interrupt:
-        trainer.fit(should_stop=lambda: interrupt.received is not None)
-    validated = course.best_step > 0
-    trainer.tell(
-        Finished(
-            run=trainer.run.name,
-            checkpoint=trainer.run.checkpoint_path,
-            step=course.step,
-            loss=course.loss,
-            best_val_loss=course.best_val_loss if validated else None,
-            best_step=course.best_step,
-            uniform=uniform,
-            unigram=unigram,
-            elapsed_s=course.elapsed_s,
-            signal=None if trainer.finished else interrupt.received,
-        )
-    )
-    return load(trainer.run.checkpoint_path, device=str(trainer.device))
-
-
-def _provenance(source: Source, preset: str, command: str) -> dict[str, Any]:
-    from mygpt import __version__
-
-    return {
-        "mygpt": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "command": command,
-        "preset": preset,
-        "corpus": {
-            "name": source.corpus.name,
-            "documents": len(source.corpus.documents),
-            "bytes": source.corpus.num_bytes,
-            "sha256": source.sha256,
-        },
-    }
+    return source

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mygpt.data import encode_documents
@@ -122,3 +125,33 @@ def fit_window(
         )
     recipe["seq_len"] = shape["max_seq_len"] = longest
     return [f"the text has {num_tokens} tokens to learn from: windows of {longest}, not {wanted}"]
+
+
+def undecoded(source: Source) -> list[str]:
+    """A note where text was meant and bytes were found."""
+    names = [doc.name for doc in source.documents if isinstance(doc.text, bytes)]
+    return [
+        f"{name} is not text in UTF-8, so its bytes are learned "
+        "(name its encoding with --encoding, latin-1 perhaps, to learn characters)"
+        for name in names[:1]
+    ]
+
+
+def provenance_of(source: Source, preset: str, command: str) -> dict[str, Any]:
+    """Where a model is from: versions, machine, command and text."""
+    from mygpt import __version__
+
+    return {
+        "mygpt": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "command": command,
+        "preset": preset,
+        "corpus": {
+            "name": source.corpus.name,
+            "documents": len(source.corpus.documents),
+            "bytes": source.corpus.num_bytes,
+            "sha256": source.sha256,
+        },
+    }

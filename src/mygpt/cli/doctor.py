@@ -1,0 +1,189 @@
+"""`mygpt doctor`: what mygpt runs on here, how fast, and whether a run's files are whole."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mygpt.cli.terminal import visible
+
+if TYPE_CHECKING:
+    from mygpt.cli.environment import Environment
+    from mygpt.training.checkup import Finding
+
+_STYLES = {"ok": "green", "warning": "yellow", "damaged": "bold red"}
+_NAME_WIDTH = 13  # as `mygpt info` has it
+_WIDEST = 28  # "previous.state.safetensors"; temporary files have longer names
+
+
+def doctor(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN|CKPT",
+            help="A run's folder or a checkpoint, whose files are checked too.",
+            show_default=False,
+        ),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Measure the speed, for up to five seconds.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> int:
+    """Show what mygpt runs on here, how fast it is, and how to mend what is wrong.
+
+    With a run or a checkpoint every file of it is read and checked; none is changed. The exit
+    code is 2 where one is damaged, else 0.
+
+    Example: mygpt doctor runs/poems
+    """
+    from mygpt.cli.environment import advice, look
+
+    here = look()
+    findings = _check(path, here)  # before a word is printed: the path may be wrong
+    if json:
+        measured = _measure(here) if probe else {}
+        values = {
+            "environment": asdict(here),
+            "probe": measured,
+            "advice": advice(here, measured),
+            "files": [{**asdict(found), "file": str(found.file)} for found in findings],
+        }
+        print(json_module.dumps(values, ensure_ascii=False, indent=2))
+        return _exit_code(findings)
+    page = _Page()
+    for name, value in _lines(here):
+        page.say(name and f"{name}:", value)
+    measured = _measure(here) if probe else {}
+    if measured:
+        page.say("measured:", _speeds(measured))
+    _show_findings(page, findings)
+    lines = advice(here, measured)
+    print("\n" * bool(lines), end="")
+    for line in lines:
+        page.say("advice:", line, style="yellow")
+    if not lines and all(found.verdict == "ok" for found in findings):
+        print("\nnothing is wrong")
+    return _exit_code(findings)
+
+
+def _show_findings(page: _Page, findings: list[Finding]) -> None:
+    names = [found.file.name or str(found.file) for found in findings]
+    width = min(_WIDEST, max(map(len, names), default=0) + 2)
+    print("\n" * bool(findings), end="")
+    for name, found in zip(names, findings, strict=True):
+        page.say(name, found.text, verdict=found.verdict, width=width)
+        if found.remedy:
+            page.say("", found.remedy, verdict="", width=width)
+
+
+def _exit_code(findings: list[Finding]) -> int:
+    return 2 if any(found.verdict == "damaged" for found in findings) else 0
+
+
+def _check(path: Path | None, here: Environment) -> list[Finding]:
+    from mygpt.errors import InputError
+
+    if path is None:
+        return []
+    if here.torch is None:
+        raise InputError(
+            f"{path} is not checked, because torch cannot be imported ({here.torch_error}): "
+            "install it again"
+        )
+    from mygpt.training.checkup import check
+
+    return check(path)
+
+
+def _measure(here: Environment) -> dict[str, float]:
+    """Speeds by name and unit, within five seconds."""
+    from mygpt.machine import gemm_rate, memory_bandwidth
+
+    if here.torch is None:
+        return {}
+    speeds = {
+        "memory_gb_per_s": memory_bandwidth(budget_s=0.8),
+        "float32_gflop_per_s": gemm_rate(budget_s=1.0),
+    }
+    if here.torch.devices and not here.torch.build.startswith("CPU"):
+        speeds["cuda_bfloat16_gflop_per_s"] = gemm_rate("cuda", "bfloat16", budget_s=0.5)
+    return speeds
+
+
+def _speeds(measured: dict[str, float]) -> str:
+    forms = {
+        "memory_gb_per_s": "memory is read at {:.1f} GB/s",
+        "float32_gflop_per_s": "float32 products at {:,.1f} GFLOP/s",
+        "cuda_bfloat16_gflop_per_s": "bfloat16 on the GPU at {:,.0f} GFLOP/s",
+    }
+    return ", ".join(forms[name].format(value) for name, value in measured.items())
+
+
+def _lines(here: Environment) -> Iterator[tuple[str, str]]:
+    """The facts, name and value."""
+    from mygpt.cli.environment import gib
+
+    yield "python", f"{here.python} on {here.system}"
+    yield "cpu", f"{here.cpu} ({', '.join(here.vectors) or 'vector extensions not told'})"
+    granted = "" if here.quota is None else f"; the control group grants {here.quota:g}"
+    load = "" if here.load is None else f"; load {here.load:.1f}"
+    yield "cores", f"{here.cores:g} usable, {_threads(here.threads, 'hardware ')}{granted}{load}"
+    if here.memory_bytes is not None and here.free_memory_bytes is not None:
+        yield "memory", f"{gib(here.memory_bytes)}, {gib(here.free_memory_bytes)} free"
+    yield "mygpt", here.mygpt
+    if here.torch is None:
+        yield "torch", f"cannot be imported: {here.torch_error}"
+    else:
+        told = here.torch
+        parts = [f"{told.build} build", *told.libraries, told.capability, _threads(told.threads)]
+        yield "torch", f"{told.version} ({', '.join(parts)})"
+        for name, memory_bytes in told.devices:
+            yield "device", name if memory_bytes is None else f"{name}, {gib(memory_bytes)}"
+        if not told.devices:
+            yield "device", "the CPU alone"
+    numba = f"{here.numba}, decoding loop {'compiled' if here.compiled else 'not compiled'}"
+    yield "numba", numba if here.numba else "of no use here"
+    yield "cache", f"{here.cache} ({'writable' if here.cache_writable else 'not writable'})"
+    yield "disk", f"{gib(here.disk_free_bytes)} free where runs/ lies"
+    for number, (name, value) in enumerate(here.variables.items()):
+        yield "" if number else "variables", f"{name}={value}"
+
+
+def _threads(count: int, kind: str = "") -> str:
+    return f"{count} {kind}thread{'s' * (count != 1)}"
+
+
+class _Page:
+    """Aligned lines; on a terminal wrapped below their own column, and the verdicts coloured."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
+
+    def say(
+        self, name: str, text: str, *, verdict: str | None = None, width: int = _NAME_WIDTH,
+        style: str = "",
+    ) -> None:  # fmt: skip
+        """One line: a name, perhaps a verdict, and a text."""
+        import textwrap
+
+        from rich.text import Text
+
+        line = Text(f"{visible(name, sys.stdout):<{width - 2}}  ", style=style)
+        if verdict is not None:
+            line.append(f"{verdict:<9}", style=_STYLES.get(verdict, ""))
+        shown = [visible(text, sys.stdout)]
+        if self.console.is_terminal:
+            wrapper = textwrap.TextWrapper(break_on_hyphens=False, break_long_words=False)
+            wrapper.width = max(20, self.console.width - len(line))
+            shown = wrapper.wrap(shown[0]) or [""]
+        line.append(f"\n{' ' * len(line)}".join(shown))
+        self.console.print(line)

@@ -1,0 +1,144 @@
+"""What is in the files of a run, or what is wrong with them; reads everything, changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mygpt.checkpoint import Checkpoint, read_checkpoint
+from mygpt.container import Arrays, read_arrays
+from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
+from mygpt.training.state import Course, State
+
+Verdict = Literal["ok", "warning", "damaged"]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One file of arrays.
+
+    Attributes:
+        path: where it lies.
+        verdict: None where there is no such file.
+        text: what is in it, or what is wrong with it.
+        size: bytes.
+        step: how far the model had come; 0 where it does not tell.
+        run_id: the run that wrote it.
+        course: a state's; a new one elsewhere.
+        checked: False where there was too little memory to read it.
+    """
+
+    path: Path
+    verdict: Verdict | None
+    text: str = "is missing"
+    size: int = 0
+    step: int = 0
+    run_id: Any = None
+    course: Course = field(default_factory=Course)
+    checked: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can be used."""
+        return self.verdict == "ok"
+
+
+def examine(path: Path, kind: Literal["state", "model"] | None = None) -> Contents:
+    """Read a file whole; without a kind its content says which it is."""
+    if not path.exists():
+        return Contents(path, None)
+    size = 0
+    try:
+        size = path.stat().st_size
+        if kind == "state":
+            return _read_state(path, size)
+        checkpoint = read_checkpoint(path)
+        if kind is None and any(name.startswith("model/") for name in checkpoint.arrays):
+            return _read_state(path, size)
+        return _read_model(checkpoint, size)
+    except OutOfMemoryError as error:
+        text = f"not checked: {_without(path, error)}"
+        return Contents(path, "warning", text, size, checked=False)
+    except (InputError, OSError) as error:
+        return Contents(path, "damaged", _without(path, error), size)
+
+
+def _read_state(path: Path, size: int) -> Contents:
+    state = State.from_parts(path, *read_arrays(path))
+    _require_finite(state.part("model"))
+    course = state.course
+    told = [f"{size:,} bytes", f"step {course.step:,}"]
+    if math.isfinite(course.loss):
+        told.append(f"loss {course.loss:.4f}")
+    if course.best_step:
+        told.append(f"best validation loss {course.best_val_loss:.4f} at step {course.best_step:,}")
+    return Contents(
+        path, "ok", ", ".join(told), size, course.step, state.provenance.get("run_id"), course
+    )
+
+
+def _read_model(checkpoint: Checkpoint, size: int) -> Contents:
+    checkpoint.check_shapes()
+    _require_finite(checkpoint.arrays)
+    tokens, wanted = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
+    if tokens != wanted:
+        raise CheckpointError(f"its tokenizer has {tokens:,} tokens, and its model {wanted:,}")
+    told, origin = [f"{size:,} bytes"], checkpoint.provenance
+    forms = ("step {step:,}", "loss {loss:.4f}", "validation loss {val_loss:.4f}")
+    for form in forms:
+        # Whoever saved the file may have told less, or something else.
+        with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
+            told.append(form.format(**origin))
+    step = origin.get("step")
+    return Contents(
+        checkpoint.path, "ok", ", ".join(told), size,
+        step if type(step) is int else 0, origin.get("run_id"),
+    )  # fmt: skip
+
+
+def _require_finite(weights: Arrays) -> None:
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"tensor {name} holds numbers that are not finite")
+
+
+def _without(path: Path, error: Exception) -> str:
+    """An error's message without the file's name and verdict, which stand beside it."""
+    text = str(error).removeprefix(str(path)).lstrip(": ")
+    return text.removeprefix("is damaged: ")
+
+
+def log_problems(data: bytes) -> Iterator[tuple[int, str]]:
+    """What is wrong with a log, with the byte at which that line begins."""
+    seen: dict[bytes, int] = {}
+    place, reached = 0, 0
+    for number, line in enumerate(io.BytesIO(data), 1):
+        record = _record(line)
+        if not line.endswith(b"\n"):
+            yield place, f"line {number:,} is cut short"
+        elif record is None:
+            yield place, f"line {number:,} is no JSON object"
+        elif line in seen:
+            yield place, f"line {number:,} is line {seen[line]:,} again"
+        elif isinstance(step := record.get("step", reached), int):
+            if step < reached:
+                yield place, f"line {number:,} goes back to step {step:,} from step {reached:,}"
+            reached = step
+        seen.setdefault(line, number)
+        place += len(line)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

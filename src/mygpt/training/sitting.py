@@ -1,0 +1,149 @@
+"""A sitting at a run: what is the same whether it begins, goes on or is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.baselines import uniform_loss, unigram_loss
+from mygpt.errors import Interrupted
+from mygpt.generation.writer import Writer, load
+from mygpt.storage import RunLock
+from mygpt.training.events import Finished, Note, Started
+from mygpt.training.interrupt import StopOnSignal
+from mygpt.training.loop import Trainer
+from mygpt.training.memory import check_batch_fits, free_memory
+from mygpt.training.schedule import learning_rate, progress
+from mygpt.training.source import Source
+from mygpt.training.state import State
+
+P = ParamSpec("P")
+
+
+def leaves_torch_alone(function: Callable[P, Writer]) -> Callable[P, Writer]:
+    """The caller's torch generator and threads are after the call as they were before."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Writer:
+        threads = torch.get_num_threads()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return wrapped
+
+
+def from_the_start(
+    trainer: Trainer,
+    source: Source,
+    train_tokens: NDArray[np.integer],
+    notes: list[str],
+    *,
+    overwrite: bool,
+) -> Writer:
+    """Take the folder, write the run's first state, and train."""
+    run = trainer.run
+    check_batch_fits(trainer.model, trainer.config, free_memory(trainer.device))
+    with RunLock(run.folder):
+        run.check_free(overwrite=overwrite)  # since it was looked at, somebody may have trained
+        run.clear_strays()
+        for note in notes:
+            trainer.tell(Note(note))
+        trainer.begin(for_people(trainer, source))
+        return sit(trainer, source.corpus.name, train_tokens)
+
+
+def sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Writer:
+    """One sitting: announce, train, announce the end; return the best model's writer."""
+    config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
+    judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
+    uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
+    trainer.tell(
+        Started(
+            run=trainer.run.folder,
+            step=course.step,
+            parameters=trainer.model.config.num_parameters(),
+            corpus=corpus,
+            train_tokens=len(train_tokens),
+            val_tokens=len(trainer.val_tokens),
+            tokenizer=trainer.tokenizer.kind,
+            vocab_size=vocab_size,
+            seq_len=config.seq_len,
+            uniform=uniform,
+            unigram=unigram,
+            device=str(trainer.device),
+            total_steps=config.total_steps,
+            budget_s=None if config.minutes is None else 60.0 * config.minutes,
+        )
+    )
+
+    def stopping(name: str) -> None:
+        trainer.tell(Note(f"{name}: ending after this step (a second one leaves at once)"))
+
+    with StopOnSignal(stopping) as interrupt:
+        trainer.fit(should_stop=lambda: interrupt.received is not None)
+    course, ended_by = trainer.course, None if trainer.finished else interrupt.received
+    validated = course.best_step > 0
+    trainer.tell(
+        Finished(
+            run=trainer.run.name,
+            checkpoint=trainer.run.checkpoint_path,
+            step=course.step,
+            loss=course.loss,
+            best_val_loss=course.best_val_loss if validated else None,
+            best_step=course.best_step,
+            uniform=uniform,
+            unigram=unigram,
+            elapsed_s=course.elapsed_s,
+            signal=ended_by,
+        )
+    )
+    if ended_by is not None:
+        raise Interrupted(ended_by)
+    return load(trainer.run.checkpoint_path, device=str(trainer.device))
+
+
+def tell_length(trainer: Trainer, state: State) -> None:
+    """Say what a new length does to the schedule, or that the old one is spent."""
+    config, course, old = trainer.config, trainer.course, state.training
+    if trainer.finished:
+        trainer.tell(
+            Note(
+                f"{trainer.run.name} is finished: to go on, give --steps, --tokens or --minutes "
+                "counted from its start, more than it had"
+            )
+        )
+        return
+    lengths = [(c.total_steps, c.minutes) for c in (old, config)]
+    if lengths[0] == lengths[1] or config.schedule == "constant":
+        return
+    was, now = (
+        course.lr_scale * learning_rate(c, progress(c, course.step, course.elapsed_s))
+        for c in (old, config)
+    )
+    steps, minutes = lengths[1]
+    length = f"{minutes:g} minutes" if minutes is not None else f"{steps:,} steps"
+    trainer.tell(
+        Note(
+            f"the schedule is stretched to {length}: the learning rate, {was:.3g} at this step "
+            f"before, is {now:.3g} now and falls to {config.lr * config.min_lr_ratio:.3g}"
+        )
+    )
+
+
+def for_people(trainer: Trainer, source: Source) -> dict[str, Any]:
+    """What config.toml shows."""
+    return {
+        **trainer.settings,
+        "corpus_sha256": source.sha256,
+        "tokenizer": trainer.tokenizer.kind,
+        "model": trainer.model.config.to_dict(),
+        "training": trainer.config.to_dict(),
+    }

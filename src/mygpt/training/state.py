@@ -1,0 +1,218 @@
+"""What a run saves so that it can go on: `Course`, `State`, and their way to arrays and JSON.
+
+A state may come from anywhere, so everything in it is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.checkpoint import Checkpoint, model_arrays
+from mygpt.config import GPTConfig
+from mygpt.errors import CheckpointError, InputError
+from mygpt.model import GPT
+from mygpt.tokenization import Tokenizer, from_state
+from mygpt.training.config import TrainConfig
+from mygpt.training.optimizer import load_optimizer_arrays, optimizer_arrays
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Course:
+    """How far a run has come; all of it is saved with every state.
+
+    Attributes:
+        step: batches seen; updates made, but for those left out.
+        elapsed_s: seconds of training, those of earlier sittings included.
+        loss: of the last reported batch, nats per token.
+        best_val_loss: the lowest validation loss so far.
+        best_step: where that was.
+        validated_step: the last step that was validated.
+        left_out: steps in a row whose loss or gradient was no number.
+        lr_scale: what blow-ups have left of the learning rate.
+        tries: how often the run went back since it last passed the place of trouble.
+        trouble_step: how far it had come when it went back.
+        usual_loss: running mean of the batches' losses; NaN before the first.
+        usual_spread: running mean of their distance from it.
+        log_bytes: how much of the log belongs to this state.
+    """
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    loss: float = math.nan
+    best_val_loss: float = math.inf
+    best_step: int = 0
+    validated_step: int = 0
+    left_out: int = 0
+    lr_scale: float = 1.0
+    tries: int = 0
+    trouble_step: int = 0
+    usual_loss: float = math.nan
+    usual_spread: float = 0.0
+    log_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; what is no number yet is left out."""
+        return {name: value for name, value in vars(self).items() if math.isfinite(value)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Course:
+        """What `to_dict` gave; `InputError` for anything else."""
+        kinds = {field.name: field.type for field in fields(cls)}
+        for name, value in values.items():
+            whole = type(value) is int and 0 <= value < 2**53
+            number = type(value) is float and math.isfinite(value)
+            if name not in kinds or not (whole or (number and kinds[name] == "float")):
+                raise InputError(f"course {name}={value!r:.40} is not of this version")
+        course = cls()
+        for name, value in values.items():
+            setattr(course, name, float(value) if kinds[name] == "float" else value)
+        return course
+
+
+@dataclass(frozen=True)
+class State:
+    """All that going on needs beside the text.
+
+    Attributes:
+        path: where it was read from, or will be written.
+        config: the model's shape.
+        tokenizer: the model's tokenizer.
+        training: how it is trained.
+        settings: how to read the text again ("files", "val_file", "encoding"), the "preset",
+            and the "threads" between which sums are shared.
+        provenance: what every checkpoint tells of its origin.
+        course: how far it has come.
+        arrays: weights, optimizer, generators; `plan` and `given_plan` (steps, 2) where the
+            clock decides the schedule: the share done and the scale of the rate at each step.
+    """
+
+    path: Path
+    config: GPTConfig
+    tokenizer: Tokenizer
+    training: TrainConfig
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    course: Course
+    arrays: Arrays
+
+    def parts(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON values by name."""
+        return {
+            "config": self.config.to_dict(),
+            "tokenizer": self.tokenizer.to_state(),
+            "training": self.training.to_dict(),
+            "settings": self.settings,
+            "provenance": self.provenance,
+            "course": self.course.to_dict(),
+        }
+
+    @classmethod
+    def from_parts(cls, path: Path, arrays: Arrays, parts: dict[str, Any]) -> State:
+        """What `parts` and the arrays give back.
+
+        Raises:
+            CheckpointError: for what no run of this version has written.
+        """
+        try:
+            state = cls(
+                path,
+                GPTConfig.from_dict(parts["config"]),
+                from_state(parts["tokenizer"]),
+                TrainConfig(**parts["training"]),
+                _checked_settings(parts["settings"]),
+                _checked_provenance(parts["provenance"]),
+                Course.from_dict(parts["course"]),
+                arrays,
+            )
+        except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
+            what = f"no {error}" if type(error) is KeyError else error
+            raise CheckpointError(f"{path} is no run's state of this version: {what}") from None
+        _check_arrays(state)
+        return state
+
+    def part(self, room: str) -> Arrays:
+        """The arrays whose names begin with `room/`, without it."""
+        start = f"{room}/"
+        return {n.removeprefix(start): a for n, a in self.arrays.items() if n.startswith(start)}
+
+
+def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    files, threads = settings["files"], settings.get("threads", 1)
+    texts = [settings["val_file"], settings["encoding"], settings["preset"]]
+    right = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    if not right or not all(text is None or isinstance(text, str) for text in texts):
+        raise InputError("its settings are none")
+    if type(threads) is not int or not 1 <= threads <= 4096:
+        raise InputError(f"threads={threads!r:.40} must be from 1 to 4096")
+    return settings
+
+
+def _checked_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    sittings = provenance.get("sittings", 1)
+    if not isinstance(provenance["corpus"]["sha256"], str) or type(sittings) is not int:
+        raise InputError("its provenance is none")
+    return provenance
+
+
+def _check_arrays(state: State) -> None:
+    """Raise `CheckpointError` where an array does not fit the model's shape."""
+    Checkpoint(state.path, state.config, state.tokenizer, state.part("model"), {}).check_shapes()
+    shapes = state.config.parameter_shapes()
+    wrong = [name for name in ("plan", "given_plan") if not _is_plan(state.arrays.get(name))]
+    for key, array in state.part("optimizer").items():
+        what, _, name = key.partition("/")
+        fits = array.size == 1 if what == "step" else array.shape == shapes.get(name)
+        if not fits or array.dtype != np.float32 or name not in shapes:
+            wrong.append(f"optimizer/{key}")
+    if "generator" not in state.arrays or state.arrays["generator"].dtype != np.uint8:
+        wrong.append("generator")
+    if state.config.vocab_size != state.tokenizer.vocab_size:
+        raise CheckpointError(f"{state.path}: the model and its tokenizer differ in vocabulary")
+    if wrong:
+        raise CheckpointError(f"{state.path}: {wrong[0]:.80} does not fit the run")
+
+
+def _is_plan(plan: NDArray[Any] | None) -> bool:
+    if plan is None:
+        return True
+    return plan.dtype == np.float32 and plan.ndim == 2 and plan.shape[1] == 2
+
+
+def collect_arrays(model: GPT, optimizer: torch.optim.Optimizer) -> Arrays:
+    """Weights, the optimizer's memory and the random generators, by name; on the CPU."""
+    arrays = {f"model/{name}": array for name, array in model_arrays(model).items()}
+    moments = optimizer_arrays(optimizer, model)
+    arrays |= {f"optimizer/{name}": array for name, array in moments.items()}
+    arrays["generator"] = torch.get_rng_state().numpy()
+    device = next(model.parameters()).device
+    if device.type != "cpu":  # where dropout draws
+        arrays["device_generator"] = getattr(torch, device.type).get_rng_state().cpu().numpy()
+    return arrays
+
+
+def put_back(state: State, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    """Make weights, optimizer and generators what they were.
+
+    Raises:
+        CheckpointError: when the generator's bytes are none.
+    """
+    weights = {name: torch.tensor(array) for name, array in state.part("model").items()}
+    model.load_state_dict(weights)
+    load_optimizer_arrays(optimizer, model, state.part("optimizer"))
+    device = next(model.parameters()).device
+    try:
+        torch.set_rng_state(torch.tensor(state.arrays["generator"]))
+        if device.type != "cpu" and "device_generator" in state.arrays:
+            generator = torch.tensor(state.arrays["device_generator"])
+            getattr(torch, device.type).set_rng_state(generator)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{state.path}: its generator is none: {error}") from None

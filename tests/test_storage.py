@@ -1,0 +1,263 @@
+"""Durable writing, the container's bytes, and the lock of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mygpt import storage
+from mygpt.container import read_arrays, write_arrays
+from mygpt.errors import CheckpointError, InputError, OutOfMemoryError, StorageError
+from mygpt.storage import RunLock, append, cut, holder, strays, sync_length, write_durably
+
+ARRAYS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.arange(3, dtype=np.uint8),
+    "scalar": np.array(7, np.int64),
+    "none": np.empty((0, 4), np.float64),
+    "yes": np.array([True, False]),
+}
+
+
+# --- the container -------------------------------------------------------------------------
+
+
+def test_arrays_and_parts_come_back(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "x", ARRAYS, {"part": {"text": 'é"\\', "n": [1, None]}})
+    arrays, parts = read_arrays(tmp_path / "x")
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype
+        assert arrays[name].shape == array.shape
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].flags.aligned
+    assert parts["part"] == {"text": 'é"\\', "n": [1, None]}
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    """safetensors' own writer orders the metadata by chance."""
+    for name in "ab":
+        backwards = dict(reversed(ARRAYS.items())) if name == "b" else ARRAYS
+        write_arrays(tmp_path / name, backwards, {"one": {"n": 1}, "two": {"n": 2}})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_safetensors_reads_it(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    write_arrays(tmp_path / "x", ARRAYS, {})
+    theirs = load_file(tmp_path / "x")
+    assert theirs.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(theirs[name], array)
+
+
+def test_what_reads_back_differently_never_takes_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that changes a bit on its way: the old file stays."""
+    path = tmp_path / "x"
+    write_arrays(path, ARRAYS, {})
+    before = path.read_bytes()
+    real = os.write
+
+    def flipping(descriptor: int, data: memoryview) -> int:
+        changed = bytearray(data)
+        changed[-1] ^= 1
+        return real(descriptor, changed)
+
+    monkeypatch.setattr(os, "write", flipping)
+    with pytest.raises(StorageError, match="reads back differently"):
+        write_arrays(path, {"b": ARRAYS["b"] + 1}, {})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="no file, but a device or a pipe"):
+            read_arrays(path)
+
+
+def test_more_than_fits_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_arrays(tmp_path / "x", ARRAYS, {})
+    monkeypatch.setattr("mygpt.container.free_memory_bytes", lambda: 10)
+    with pytest.raises(OutOfMemoryError, match="10 bytes of memory are free"):
+        read_arrays(tmp_path / "x")
+
+
+def test_a_huge_file_of_nothing_is_refused_at_once(tmp_path: Path) -> None:
+    """A sparse terabyte: nothing of it is read but the header."""
+    with open(tmp_path / "x", "wb") as file:
+        file.truncate(2**40)
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="no mygpt checkpoint"):
+        read_arrays(tmp_path / "x")
+    assert time.monotonic() - began < 1.0
+
+
+def test_saving_takes_no_second_copy(tmp_path: Path) -> None:
+    """64 MiB are saved by a process that may take 16 more."""
+    resource = pytest.importorskip("resource")
+    code = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from mygpt.container import write_arrays\n"
+        "arrays = {'a': np.ones(2**24, np.float32)}\n"
+        "write_arrays(sys.argv[1], {'a': arrays['a'][:10]}, {})\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "write_arrays(sys.argv[1], arrays, {})\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    more = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert more * (1 if sys.platform == "darwin" else 1024) < 2**24
+    assert resource
+
+
+# --- writing -------------------------------------------------------------------------------
+
+
+def test_the_old_file_is_kept_under_the_other_name(tmp_path: Path) -> None:
+    path, kept = tmp_path / "x", tmp_path / "before"
+    for text in (b"one", b"two", b"three"):
+        write_durably(path, [text], keep_as=kept)
+    assert path.read_bytes() == b"three"
+    assert kept.read_bytes() == b"two"
+    assert sorted(os.listdir(tmp_path)) == ["before", "x"]
+
+
+def test_without_links_the_old_file_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a memory card."""
+
+    def none(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    test_the_old_file_is_kept_under_the_other_name(tmp_path)
+
+
+def test_keeping_again_what_is_kept_leaves_nothing_behind(tmp_path: Path) -> None:
+    """After a death between keeping and renaming both names are one file."""
+    path, kept = tmp_path / "x", tmp_path / "before"
+    path.write_bytes(b"one")
+    os.link(path, kept)
+    write_durably(path, [b"two"], keep_as=kept)
+    assert (path.read_bytes(), kept.read_bytes()) == (b"two", b"one")
+    assert sorted(os.listdir(tmp_path)) == ["before", "x"]
+
+
+def test_a_refused_proof_leaves_everything(tmp_path: Path) -> None:
+    path, kept = tmp_path / "x", tmp_path / "before"
+    path.write_bytes(b"one")
+
+    def refuse(written: Path) -> None:
+        assert written.read_bytes() == b"two"
+        raise StorageError("no")
+
+    with pytest.raises(StorageError, match="no"):
+        write_durably(path, [b"two"], prove=refuse, keep_as=kept)
+    assert path.read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:3]))
+    write_durably(tmp_path / "x", [b"hello, ", bytearray(b"world")])
+    append(tmp_path / "x", b" again")
+    assert (tmp_path / "x").read_bytes() == b"hello, world again"
+
+
+def test_a_log_is_added_to_and_cut(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    cut(path, 3)
+    assert not path.exists()
+    append(path, b"one\n")
+    assert sync_length(path) == 4
+    append(path, b"two")
+    cut(path, 100)
+    assert path.read_bytes() == b"one\ntwo"
+    cut(path, 4)
+    assert path.read_bytes() == b"one\n"
+
+
+def test_strays_are_told_apart_by_their_file(tmp_path: Path) -> None:
+    """Beside `ckpt.pt` another process may be writing another file."""
+    marks = {}
+    for name in ("a", "b"):
+        marks[name] = storage._temporary(tmp_path / name)
+        marks[name].write_bytes(b"half")
+    (tmp_path / "mine.tmp").write_bytes(b"")
+    assert strays(tmp_path, "a") == [marks["a"]]
+    assert strays(tmp_path) == sorted(marks.values())
+
+
+# --- the lock ------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mygpt.storage import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_and_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    began = time.monotonic()
+    with pytest.raises(InputError, match=rf"run is being trained by process {process.pid} on"):
+        RunLock(run).__enter__()
+    assert time.monotonic() - began < 5.0
+    assert f"process {process.pid}" in (holder(run) or "")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert holder(run) is None
+    with RunLock(run) as lock:
+        assert lock.works
+        assert f"process {os.getpid()}" in (holder(run) or "")
+    assert holder(run) is None
+
+
+def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
+    """Two trainings in two threads of a notebook."""
+    with RunLock(tmp_path), pytest.raises(InputError, match="is being trained"):
+        RunLock(tmp_path).__enter__()
+
+
+def test_where_there_are_no_locks_nothing_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with RunLock(tmp_path) as lock:
+        assert not lock.works
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot write to"):
+        RunLock(tmp_path / "file" / "run").__enter__()

@@ -1,0 +1,326 @@
+"""Memory is reckoned before it is taken: the bound holds, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mygpt import GPT, GPTConfig
+from mygpt.errors import OutOfMemoryError
+from mygpt.training import memory
+from mygpt.training.config import TrainConfig
+from mygpt.training.memory import (
+    check_batch_fits,
+    check_model_fits,
+    fitting_batch_size,
+    model_bytes,
+    needed_bytes,
+    out_of_memory,
+    row_bytes,
+)
+from shapes import CONFIGS, GPT2, MODERN
+
+GIB = 2**30
+WIDE = replace(MODERN, max_seq_len=300)
+
+
+def recipe(batch_size: int, seq_len: int, **options: Any) -> TrainConfig:
+    return TrainConfig(batch_size=batch_size, seq_len=seq_len, lr=1e-3, steps=3, **options)
+
+
+def kept_bytes(model: GPT, seq_len: int) -> int:
+    """The slow twin: one whole row, and every storage the graph holds, each once."""
+    held: list[torch.UntypedStorage] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor.untyped_storage())
+        return tensor
+
+    ids = torch.randint(0, model.config.vocab_size, (1, seq_len))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        _, loss = model.train()(ids, ids)
+    own = {
+        tensor.untyped_storage().data_ptr() for tensor in model.state_dict(keep_vars=True).values()
+    }
+    own |= {tensor.untyped_storage().data_ptr() for tensor in model.buffers()}
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in held}
+    assert loss is not None
+    loss.backward()
+    return sum(size for place, size in sizes.items() if place not in own)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("seq_len", [1, 64, 203])
+def test_a_row_is_what_the_graph_holds(name: str, dropout: float, seq_len: int) -> None:
+    """Long rows are reckoned from three short ones, to the byte; attention's scores too."""
+    model = GPT.from_config(replace(CONFIGS[name], max_seq_len=300, dropout=dropout))
+    passing = row_bytes(model, seq_len) - kept_bytes(model, seq_len)
+    assert passing == 4 * seq_len * memory._passing_floats(model.config, seq_len)
+
+
+def test_measuring_leaves_everything_as_it_was() -> None:
+    """A run's recorded losses must not change: dropout draws from the global generator."""
+    model = GPT.from_config(replace(GPT2, dropout=0.5)).eval()
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    model(ids, ids)[1].backward()
+    before = {name: (p.clone(), p.grad) for name, p in model.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    needed_bytes(model, recipe(4, 10))
+    assert torch.equal(torch.rand(3), wanted)
+    assert not model.training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.grad is before[name][1], "the gradient is the same tensor"
+        assert torch.equal(gradients[name], before[name][1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ({"embed_dim": 10**8, "num_heads": 1, "num_layers": 10**6}, "--embed-dim or --num-layers"),
+        # A million blocks of 30 numbers each: what costs is Python's objects.
+        ({"embed_dim": 1, "num_heads": 1, "num_layers": 10**6}, "--embed-dim or --num-layers"),
+        ({"embed_dim": 32, "num_heads": 1, "num_layers": 1, "max_seq_len": 2**31}, "--max-seq-len"),
+        (
+            {
+                "embed_dim": 32,
+                "num_heads": 1,
+                "num_layers": 1,
+                "max_seq_len": 2**31,
+                "position": "rotary",
+            },
+            "--max-seq-len",
+        ),
+        ({"embed_dim": 2**31, "num_heads": 2**31, "num_layers": 2**31}, "--embed-dim"),
+    ],
+)
+def test_absurd_shapes_are_refused_at_once(shape: dict[str, Any], remedy: str) -> None:
+    config = GPTConfig(vocab_size=256, **shape)
+    began = time.perf_counter()
+    with pytest.raises(OutOfMemoryError, match=remedy) as told:
+        check_model_fits(config, 64 * GIB)
+    assert time.perf_counter() - began < 0.1
+    assert told.value.exit_code == 4
+    assert f"{config.num_parameters():,} parameters" in str(told.value)
+    assert "64.0 GiB are free" in str(told.value)
+    assert "\n" not in str(told.value)
+    check_model_fits(config, None)  # where nobody knows what is free, nothing is refused
+
+
+def test_what_fits_is_not_refused() -> None:
+    config = GPTConfig(256, 768, 12, 12, 1024)
+    need = model_bytes(config)
+    assert 16 * config.num_parameters() < need < 20 * config.num_parameters()
+    check_model_fits(config, math.ceil(need / 0.89))
+    with pytest.raises(OutOfMemoryError):
+        check_model_fits(config, math.ceil(need / 0.91))
+
+
+def test_threads_each_hold_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = GPT(256, 64, 4, 4), recipe(16, 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = needed_bytes(model, config)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert needed_bytes(model, config) - alone >= 3 * 4 * model.config.num_parameters()
+
+
+def test_samples_cost_a_copy_of_the_weights() -> None:
+    model, config = GPT(256, 64, 4, 4), recipe(16, 64, eval_every=3)
+    without = needed_bytes(model, replace(config, sample_tokens=0))
+    assert needed_bytes(model, replace(config, eval_every=4)) == without, "none is ever written"
+    assert needed_bytes(model, config) - without >= 4 * model.config.num_parameters()
+
+
+@pytest.mark.parametrize("asked", [1, 2, 48, 64, 1000, 2**31])
+def test_the_batch_size_that_fits_is_the_largest_power_of_two(asked: int) -> None:
+    """Or the asked one; what is named does fit by the same reckoning, and its double does not."""
+    model = GPT.from_config(WIDE)
+    config = recipe(asked, 300)
+    smallest = needed_bytes(model, replace(config, batch_size=1))
+    seen = set()
+    for free in (smallest, smallest * 5 // 4, 2 * smallest, GIB, 3 * GIB, 2**44, 2**60):
+        size = fitting_batch_size(model, config, free)
+        seen.add(size)
+        assert size in (0, asked) or (size < asked and size.bit_count() == 1)
+        if size:
+            assert needed_bytes(model, replace(config, batch_size=size)) <= 0.9 * free
+        if size < asked:
+            double = min(2 * size, asked) or 1
+            assert needed_bytes(model, replace(config, batch_size=double)) > 0.9 * free
+    assert {0, asked} <= seen
+    assert fitting_batch_size(model, config, None) == asked
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
+    model = GPT.from_config(WIDE)
+    config = recipe(2**20, 300)
+    size = fitting_batch_size(model, config, 2 * GIB)
+    with pytest.raises(OutOfMemoryError) as told:
+        check_batch_fits(model, config, 2 * GIB)
+    need = needed_bytes(model, config) / GIB
+    assert str(told.value) == (
+        f"batch_size=1048576 with windows of 300 needs about {need:,.1f} GiB and 2.0 GiB are free "
+        f"(a tenth stays free): choose --batch-size {size}, or auto"
+    )
+    check_batch_fits(model, replace(config, batch_size=size), 2 * GIB)
+    check_batch_fits(model, config, None)
+    with pytest.raises(OutOfMemoryError, match="not one window fits: choose a smaller --seq-len"):
+        check_batch_fits(model, config, 100 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 6871947674 bytes. Error code 12 (Cannot allocate "
+                "memory)"
+            ),
+            " (6.4 GiB more asked for)",
+        ),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+                "7.79 GiB of which 1.10 GiB is free."
+            ),
+            " (2.00 GiB more asked for)",
+        ),
+        (
+            RuntimeError(
+                "MPS backend out of memory (MPS allocated: 17.95 GB, other allocations: 384.00 KB, "
+                "max allowed: 18.13 GB). Tried to allocate 256.00 MB on private pool."
+            ),
+            " (256.00 MB more asked for)",
+        ),
+        (
+            MemoryError("Unable to allocate 8.00 TiB for an array with shape (1099511627776,)"),
+            " (8.00 TiB more asked for)",
+        ),
+        (MemoryError(), ""),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), ""),
+    ],
+)
+def test_an_error_in_a_step_says_what_was_asked_for(
+    error: Exception, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GPT.from_config(WIDE)
+    config = recipe(4096, 300)
+    for free, size in [(None, 2048), (2**50, 2048), (GIB, 0)]:
+        monkeypatch.setattr(memory, "free_memory_bytes", lambda free=free: free)
+        size = size or fitting_batch_size(model, config, GIB)
+        assert 0 < size < 4096, "never the one that has just failed"
+        told = out_of_memory(error, model, config)
+        assert isinstance(told, OutOfMemoryError)
+        assert str(told) == (
+            f"out of memory in a step with batch_size=4096 and windows of 300{asked}: "
+            f"choose --batch-size {size}"
+        )
+    told = out_of_memory(error, model, replace(config, batch_size=1))
+    assert "not one window fits" in str(told)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shapes cannot be multiplied"), ValueError("memory"), KeyboardInterrupt()],
+)
+def test_other_errors_are_left_alone(error: BaseException) -> None:
+    assert out_of_memory(error, GPT.from_config(WIDE), recipe(4, 30)) is None
+
+
+def test_what_the_failed_step_held_is_let_go() -> None:
+    """The error's frames hold the activations of the step: what is free was reckoned with them."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def step() -> None:
+        activations = torch.zeros(9)
+        held.append(weakref.ref(activations))
+        raise MemoryError
+
+    try:
+        step()
+    except MemoryError as error:
+        assert held[0]() is not None
+        out_of_memory(error, GPT.from_config(WIDE), recipe(4, 30))
+        assert held[0]() is None
+
+
+_UNDER_A_LIMIT = """
+import resource, sys, torch
+from mygpt import GPT
+from mygpt.training.config import TrainConfig
+from mygpt.training.gradients import Gradients
+from mygpt.training.memory import out_of_memory
+torch.set_num_threads(1)
+model = GPT(256, 64, 4, 4, 256)
+config = TrainConfig(batch_size=2048, seq_len=256, lr=1e-3, steps=1)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**29, size + 2**29))
+ids = torch.zeros(config.batch_size, config.seq_len, dtype=torch.int64)
+try:
+    with Gradients(model, 1) as gradients:
+        gradients(ids, ids)
+except Exception as error:
+    print(type(error).__name__, out_of_memory(error, model, config))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
+def test_a_real_allocation_that_fails() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", _UNDER_A_LIMIT], capture_output=True, text=True, check=True
+    ).stdout
+    # (2048, 256, 64) floats are 128 MiB, four of them more than there is room for.
+    assert "out of memory in a step with batch_size=2048 and windows of 256 (" in printed
+    assert " MiB more asked for): choose --batch-size 1024\n" in printed
+
+
+_MEASURED = """
+import json, re, resource, sys, tempfile, torch
+import mygpt
+from mygpt import training
+from mygpt.training import memory, session
+from mygpt.training.config import TrainConfig
+torch.set_num_threads(2)
+def status(key):
+    return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+told = {}
+build = session._new_model
+def building(config, seed, device):
+    told["before"] = status("VmRSS")
+    model = build(config, seed, device)
+    options = TrainConfig(batch_size=64, seq_len=128, lr=1e-3, steps=2)
+    told["needed"] = memory.needed_bytes(model, options) + 4 * config.num_parameters()
+    return model
+session._new_model = building
+with tempfile.TemporaryDirectory() as folder:
+    text = folder + "/text.txt"
+    open(text, "w").write("the quick brown fox jumps over the lazy dog. " * 400)
+    mygpt.train(text, output=folder + "/run", preset="small", batch_size=64, steps=2,
+                listener=lambda event: None)
+print(json.dumps({**told, "peak": status("VmHWM")}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks as Linux tells them")
+def test_a_training_takes_no_more_than_was_reckoned() -> None:
+    """And not much less: measured are 500 to 700 MB, as the heap happens to be cut up."""
+    printed = subprocess.run(
+        [sys.executable, "-c", _MEASURED], capture_output=True, text=True, check=True
+    ).stdout
+    told = json.loads(printed)
+    taken = told["peak"] - told["before"]
+    assert 0.5 * told["needed"] < taken <= told["needed"]

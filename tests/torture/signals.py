@@ -1,0 +1,64 @@
+"""Signals at random moments, one or two."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from mygpt.errors import Interrupted
+from torture import Figure
+from torture.runs import Child, Flag, differs, fresh, in_child, resume, train
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def _until_signalled(run: Path, flag: Flag) -> None:
+    """What the command line does: a run that a signal ended has exit code 128 + its number."""
+    from mygpt.training.loop import Trainer
+
+    inner = Trainer.fit
+
+    def fit(self: Trainer, should_stop: object) -> None:
+        flag.value = 1
+        inner(self, should_stop)  # type: ignore[arg-type]
+
+    Trainer.fit = fit  # type: ignore[method-assign]
+    try:
+        train(run)
+    except Interrupted as error:
+        os._exit(128 + error.signal)
+
+
+def signalled_at_random(count: int, folder: Path) -> Figure:
+    """A signal at a random moment of training; each third run gets a second one at once."""
+    figure = Figure("signalled: a state, the right code, nothing left, gone on with to the bit")
+    reference, chance = fresh(folder, "reference"), random.Random(0)
+    assert in_child(lambda: train(reference)) == 0
+    finished = 0
+    for trial in range(count):
+        run = fresh(folder)
+        child = Child(lambda flag, run=run: _until_signalled(run, flag))  # type: ignore[misc]
+        while child.flag.value == 0 and child.alive():
+            time.sleep(0.0002)
+        time.sleep(0.002 + chance.random() * 0.25)
+        number = chance.choice(_NUMBERS)
+        second = trial % 3 == 2
+        if child.alive():
+            child.send(number)
+        if second:
+            time.sleep(chance.random() * 0.01)
+            if child.alive():
+                child.send(number)
+        code = child.wait()
+        # Whoever is done is done; a signal after that is as if no run had been there.
+        finished += code in (0, -number)
+        left = [path.name for path in run.glob(".mygpt-*")]
+        after = in_child(lambda run=run: resume(run))  # type: ignore[misc]
+        problem = differs(run, reference) if after == 0 else f"going on ended with {after}"
+        ok = code in (128 + number, 0, -number) and not left and not problem
+        figure.count(ok, f"trial {trial}: code {code} for {number}, {left}, {problem}")
+    figure.note = f"{finished} had finished before it came"
+    return figure
