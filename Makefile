@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test lint bench bench-training bench-generation clean
+.PHONY: demo test lint torture bench bench-training bench-generation clean
 
 demo: .venv/ready
 	$(BIN)/mygpt demo
@@ -18,6 +18,10 @@ lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Hundreds of killed, cut, damaged and signalled runs; half an hour. `make test` has it in short.
+torture: .venv/ready-dev
+	PYTHONPATH=tests $(BIN)/python -m torture
 
 # Side by side with others, on a machine that does nothing else; an hour.
 bench: bench-training bench-generation

@@ -374,7 +374,7 @@ def test_a_step_that_is_left_out_is_told_with_its_batch(
     plant(monkeypatch, lambda n: math.inf if n == 5 else 1.0)
     heard = fit(text, tmp_path / "run")
     told = [event for event in heard if isinstance(event, LeftOut)]
-    assert [(e.step, e.loss, len(e.batch)) for e in told] == [(5, math.inf, 4)]
+    assert [(e.step, e.loss, e.count, len(e.batch)) for e in told] == [(5, math.inf, 1, 4)]
     assert [e.step for e in heard if isinstance(e, StepDone)] == [*range(1, 5), *range(6, 13)]
 
 
@@ -424,7 +424,8 @@ def test_what_a_dead_run_left_is_cleared_at_the_next_start(text: str, tmp_path: 
     from mygpt import storage
 
     mine, inside, foreign = (
-        storage._temporary(path) for path in (output, run / "x", tmp_path / "other.pt")
+        storage._temporary(path)
+        for path in (output, run / "last.state.safetensors", tmp_path / "other.pt")
     )
     for path in (mine, inside, foreign):
         path.write_bytes(b"half")
@@ -553,7 +554,7 @@ def test_a_run_by_the_clock_can_be_made_again(
     training.replay(run, output=again, listener=silent)
     assert log(run) == log(again)
     ours, theirs = (read_arrays(r / "last.state.safetensors")[0] for r in (run, again))
-    np.testing.assert_array_equal(ours.pop("plan"), theirs.pop("given_plan"))
+    np.testing.assert_array_equal(ours["plan"], theirs.pop("given_plan"))
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     third = tmp_path / "third"
@@ -562,6 +563,31 @@ def test_a_run_by_the_clock_can_be_made_again(
         training.replay(again, output=third, listener=silent)
     go_on(third)
     assert log(third) == log(run)
+
+
+def test_a_run_that_was_lengthened_and_went_back_can_be_made_again(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, then the clock, then steps again, and a blow-up on the way."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    with monkeypatch.context() as patch:
+        plant(patch, lambda n: math.nan if 7 <= n < 7 + LEFT_OUT_BEFORE_GOING_BACK else 1.0)
+        fit(text, run)
+    go_on(run, minutes=course(run)["elapsed_s"] / 60 + 0.002)
+    go_on(run, steps=course(run)["step"] + 10)
+    training.replay(run, output=again, listener=silent)
+    ours, theirs = (read_arrays(r / "last.state.safetensors")[0] for r in (run, again))
+    theirs.pop("given_plan")
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    losses = [{r["step"]: r["loss"] for r in log(r) if "loss" in r} for r in (run, again)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_of_an_older_version_cannot_be_made_again(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="kept no plan of its steps"):
+        training.replay(FORMAT_1, output=tmp_path / "again", listener=silent)
+    assert not (FORMAT_1 / ".lock").exists()
 
 
 def test_a_replay_needs_the_same_text(text: str, tmp_path: Path) -> None:

@@ -82,5 +82,5 @@ def test_a_shared_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.Monkey
     mygpt.train(text, output=tmp_path / "cut", steps=5, **common)
     training.resume(tmp_path / "cut", steps=8, listener=silent)
     whole, cut = arrays("whole"), arrays("cut")
-    for name in whole:
+    for name in whole.keys() - {"plan"}:  # what share was done was told otherwise
         np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import os
+import socket
 import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mygpt.errors import InputError
-from mygpt.text import Document, read_corpus, split_documents
+from mygpt.data import encode_documents
+from mygpt.errors import InputError, OutOfMemoryError
+from mygpt.text import Corpus, Document, documents, read_corpus, reading, split_documents
+from mygpt.tokenization import ByteTokenizer, CharTokenizer
 
 
 def write(path: Path, data: bytes) -> str:
@@ -138,6 +146,23 @@ def test_the_digest_of_one_file_is_the_files_own(shakespeare: Path) -> None:
     assert read_corpus([str(shakespeare)]).sha256 == expected
 
 
+@given(st.lists(st.one_of(st.text(), st.binary()), min_size=1), st.integers(1, 5))
+def test_pieces_make_the_text_and_its_digest(parts: list[str | bytes], length: int) -> None:
+    """The digest of several is that of their digests in a row, however they are cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "_PIECE", length)
+        docs = [Document(str(i), part) for i, part in enumerate(parts)]
+        for doc in docs:
+            pieces = list(doc.pieces())
+            assert doc.text[:0].join(pieces) == doc.text  # type: ignore[arg-type]
+            assert all(0 < len(piece) <= length for piece in pieces)
+        data = [part if isinstance(part, bytes) else part.encode() for part in parts]
+        digests = [hashlib.sha256(part).digest() for part in data]
+        expected = digests[0] if len(data) == 1 else hashlib.sha256(b"".join(digests)).digest()
+        assert Corpus("name", docs).sha256 == expected.hex()
+        assert Corpus("name", docs).num_bytes == sum(map(len, data))
+
+
 @given(st.lists(st.text(min_size=1), min_size=1), st.floats(0.0, 0.99))
 def test_a_split_loses_nothing_and_cuts_where_it_says(parts: list[str], fraction: float) -> None:
     documents = [Document(str(i), part) for i, part in enumerate(parts)]
@@ -146,3 +171,293 @@ def test_a_split_loses_nothing_and_cuts_where_it_says(parts: list[str], fraction
     assert "".join(joined) == "".join(parts)
     assert len(joined[0]) == int(len("".join(parts)) * (1.0 - fraction))
     assert all(document.text for document in [*before, *after])
+
+
+def test_a_split_copies_no_text() -> None:
+    """A second copy of a long text may be more than memory holds."""
+    whole = Document("long", "first second third")
+    (before,), (after,) = split_documents([whole], 0.5)
+    assert (before.text, after.text) == ("first sec", "ond third")
+    assert before.whole is after.whole is whole.whole
+    (first,), (second,) = split_documents([after], 0.5)
+    assert (first.text, second.text) == ("ond ", "third")
+    assert ["".join(part.pieces()) for part in (first, second)] == ["ond ", "third"]  # type: ignore[arg-type]
+
+
+# --- encodings -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["utf-7", "utf-16", "utf-32-be", "unicode_escape", "hz", "cp037"])
+def test_odd_encodings_are_read(tmp_path: Path, codec: str) -> None:
+    path = write(tmp_path / "a.txt", "one two\r\nthree".encode(codec))
+    assert texts(path, encoding=codec) == ["one two\r\nthree"]
+
+
+@pytest.mark.parametrize(
+    "codec", ["", "rot13", "zlib", "idna", "punycode", "undefined", "a\0b", "é"]
+)
+def test_what_is_no_encoding_of_texts_is_refused(codec: str) -> None:
+    """Codecs from text to text or from bytes to bytes, and those of host names, too."""
+    with pytest.raises(InputError, match=r"encoding=.* is not known: try utf-8"):
+        read_corpus(["nowhere.txt"], encoding=codec)
+
+
+def test_a_lone_surrogate_that_a_codec_lets_through_is_refused_by_position(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"ab+2AA-c")
+    with pytest.raises(
+        InputError, match=r"is not utf-7: character 2 is the lone surrogate U\+D800"
+    ):
+        texts(path, encoding="utf-7")
+    assert texts(path, encoding="utf-7", allow_bytes=True) == [b"ab+2AA-c"]
+
+
+# --- what is no file of text ---------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
+def test_devices_are_refused_before_they_are_read() -> None:
+    """/dev/zero has no end."""
+    with pytest.raises(InputError, match="/dev/zero is a device and holds no text"):
+        read_corpus(["/dev/zero"])
+    with pytest.raises(InputError, match="/dev/null is empty"):
+        read_corpus(["/dev/null"])
+
+
+def test_standard_input_that_is_closed_or_a_device_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        read_corpus(["-"])
+    with open("/dev/zero", "rb") as zeros:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(zeros))
+        with pytest.raises(InputError, match="standard input is a device"):
+            read_corpus(["-"])
+
+
+def test_a_pipe_is_read_to_its_end_and_a_silent_one_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a pipe that nobody writes to would wait for ever, without a word."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"x" * 300_000,), daemon=True)
+    writer.start()
+    assert texts(str(pipe)) == ["x" * 300_000]
+    writer.join()
+    monkeypatch.setattr(reading, "_WRITER_WAIT_S", 0.05)
+    with pytest.raises(InputError, match=r"nobody wrote to the pipe .*pipe: start its writer"):
+        read_corpus([str(pipe)])
+
+
+def test_a_pause_of_the_writer_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that another program made non-blocking gives b"" both at a pause and at the end."""
+    reading_end, writing_end = os.pipe()
+    os.set_blocking(reading_end, False)
+
+    def write_haltingly() -> None:
+        with open(writing_end, "wb", buffering=0) as pipe:
+            pipe.write(b"one ")
+            threading.Event().wait(0.1)
+            pipe.write(b"two")
+
+    with open(reading_end, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        writer = threading.Thread(target=write_haltingly)
+        writer.start()
+        assert texts("-") == ["one two"]
+        writer.join()
+
+
+def test_a_folder_passes_over_what_is_no_file(tmp_path: Path) -> None:
+    """A large file that is no text is not even read."""
+    write(tmp_path / "d/a.txt", b"text")
+    os.mkfifo(tmp_path / "d/pipe")
+    (tmp_path / "d/zeros").symlink_to("/dev/zero")
+    (tmp_path / "d/broken").symlink_to("nowhere")
+    (tmp_path / "d/above").symlink_to("..")
+    with socket.socket(socket.AF_UNIX) as unix, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "d")
+        unix.bind("socket")
+    os.truncate(write(tmp_path / "d/sparse", b"\x89"), 10**13)
+    corpus = read_corpus([str(tmp_path / "d")])
+    assert [document.text for document in corpus.documents] == ["text"]
+    assert corpus.notes == [f"passed over 1 files in {tmp_path / 'd'} without text: sparse"]
+
+
+def test_text_that_ends_as_none_is_passed_over_after_the_first_look(tmp_path: Path) -> None:
+    write(tmp_path / "d/a.txt", b"text")
+    write(tmp_path / "d/0.bin", b"x" * 100_000 + b"\xff")
+    write(tmp_path / "d/1.bin", b"x" * 100_000 + b"\0")
+    write(tmp_path / "d/2.gz", gzip.compress(os.urandom(200_000))[:-9])
+    corpus = read_corpus([str(tmp_path / "d")])
+    assert [document.text for document in corpus.documents] == ["text"]
+    assert corpus.notes[0].endswith("without text: 0.bin, 1.bin, 2.gz")
+
+
+def test_names_are_shown_on_one_line(tmp_path: Path) -> None:
+    for name in ("one\ntwo", "bell\a", "\udcff"):
+        with pytest.raises(InputError) as refused:
+            read_corpus([str(tmp_path / name)])
+        assert str(refused.value).isprintable()
+    with pytest.raises(InputError, match="holds a NUL"):
+        read_corpus(["a\0b"])
+
+
+# --- files that change ---------------------------------------------------------------------
+
+
+def after_the_first_block(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    blocks = reading._blocks
+
+    def watched(name: str) -> Iterator[bytes]:
+        for number, block in enumerate(blocks(name, 1000)):
+            yield block
+            if number == 0:
+                action()
+
+    monkeypatch.setattr(reading, "_blocks", watched)
+
+
+def test_a_file_that_changes_while_it_is_read_counts_as_read_and_gets_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that shrinks would end the program if it were mapped."""
+    path = tmp_path / "a.txt"
+    for action, length in (
+        (lambda: os.truncate(path, 1500), 1500),
+        (lambda: path.write_bytes(b"b" * 3500), 3500),
+        (path.unlink, 3000),
+    ):
+        write(path, b"a" * 3000)
+        with monkeypatch.context() as patch:
+            after_the_first_block(patch, action)  # type: ignore[arg-type]
+            corpus = read_corpus([str(path)])
+        assert len(corpus.documents[0]) == length
+        assert corpus.notes == [
+            f"{path} changed while it was read: --resume may not find the same text"
+        ]
+    assert read_corpus([write(path, b"a")]).notes == []
+
+
+# --- memory --------------------------------------------------------------------------------
+
+
+def say_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int | None) -> None:
+    monkeypatch.setattr(reading, "free_memory_bytes", lambda: num_bytes)
+
+
+def test_a_file_that_does_not_fit_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it needs, what is free, and how much of it would fit."""
+    path = write(tmp_path / "a.txt", b"")
+    os.truncate(path, 10**10)
+    say_free(monkeypatch, 3 * 10**9)
+    monkeypatch.setattr(reading, "_blocks", None)
+    message = (
+        r"a\.txt is 10\.0 GB: to learn from it takes 37\.5 GB of memory, and 3\.0 GB are free; "
+        r"train on a part of it, 800\.0 MB at most"
+    )
+    with pytest.raises(OutOfMemoryError, match=message):
+        read_corpus([path])
+
+
+def test_what_fits_is_the_same_whatever_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt", b"a" * 1000)
+    for free in (3750, 10**12, None):  # (1 + 2) bytes each, and a quarter more
+        say_free(monkeypatch, free)
+        assert texts(path) == ["a" * 1000]
+    say_free(monkeypatch, 3749)
+    with pytest.raises(OutOfMemoryError, match=r"is 1\.0 kB: .*a part of it, 999 bytes at most"):
+        read_corpus([path])
+
+
+def test_files_are_refused_by_their_sum_and_by_what_was_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (write(tmp_path / "d" / name, b"a" * 1000) for name in "ab")
+    packed = write(tmp_path / "d/c.gz", gzip.compress(b"a" * 1000))
+    say_free(monkeypatch, 7000)
+    for paths in ([a, b], [str(tmp_path / "d")], [str(tmp_path / "d/[ab]")]):
+        with pytest.raises(OutOfMemoryError, match=r"the text in \d files is 2\.0 kB"):
+            read_corpus(paths)
+    with pytest.raises(
+        OutOfMemoryError, match=r"c\.gz is more than 1\.0 kB: .* before, .* 8[56]\d bytes"
+    ):
+        read_corpus([a, packed])
+    assert len(texts(packed)) == 1
+
+
+def test_unpacking_and_pipes_end_where_memory_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they are read, not after: a thousandth of a bomb's length is its file's."""
+    say_free(monkeypatch, 10**7)
+    bomb = write(tmp_path / "a.gz", gzip.compress(bytes(10**6)) * 100)
+    seen: list[int] = []
+    blocks = reading._blocks
+
+    def watched(name: str) -> Iterator[bytes]:
+        for block in blocks(name):
+            seen.append(len(block))
+            yield block
+
+    monkeypatch.setattr(reading, "_blocks", watched)
+    with pytest.raises(OutOfMemoryError, match=r"a\.gz is more than \d\.\d MB"):
+        read_corpus([bomb])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(10**8))))
+    with pytest.raises(OutOfMemoryError, match=r"standard input is more than \d\.\d MB"):
+        read_corpus(["-"])
+    assert sum(seen) < 10**7
+
+
+def test_one_wide_character_makes_all_of_a_text_wide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python holds every character in the bytes that the widest needs: 1, 2 or 4."""
+    for char, needed in (("€", 2), ("🙂", 4)):
+        length = 100_000 + len(char.encode())
+        path = write(tmp_path / "a.txt", b"a" * 100_000 + char.encode())
+        say_free(monkeypatch, int(1.25 * (needed * 100_001 + 2 * length)))
+        assert len(read_corpus([path]).documents[0]) == 100_001
+        say_free(monkeypatch, int(1.25 * (needed * 100_001 + 2 * length)) - 2)
+        with pytest.raises(OutOfMemoryError):
+            read_corpus([path])
+
+
+def test_memory_that_ends_all_the_same_is_told_by_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt", b"text")
+
+    def no_memory(*args: object, **options: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr("mygpt.text.corpus.decode", no_memory)
+    with pytest.raises(OutOfMemoryError, match=r"memory ended while .*a\.txt was read"):
+        read_corpus([path])
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("ab \n")], ids="bc")
+def test_from_file_to_tokens_takes_the_memory_that_is_reckoned(
+    tmp_path: Path, tokenizer: ByteTokenizer | CharTokenizer
+) -> None:
+    """The text and two bytes for each of its own; beside them copies of pieces alone."""
+    length = 24 * 2**20
+    path = write(tmp_path / "a.txt", b"ab \n" * (length // 4))
+    encode_documents([Document("warm", "ab \n")], tokenizer)
+    tracemalloc.start()
+    try:
+        corpus = read_corpus([path])
+        before, after = split_documents(corpus.documents, 0.1)
+        assert corpus.num_bytes == length
+        assert len(corpus.sha256) == 64
+        rows = [encode_documents(part, tokenizer) for part in (before, after)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert abs(sum(map(len, rows)) - length) <= 2
+    assert 3 * length < peak < (1 + 2 * 1.125) * length + 24 * 2**20

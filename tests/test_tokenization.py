@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -59,6 +60,11 @@ def test_unknown_characters_fail_loudly():
     assert isinstance(caught.value, ValueError)
     message = str(caught.value)
     assert r"vocabulary of 3: '\n' 'q' 'z' (first at position 2)" in message
+    with pytest.raises(
+        UnknownTokenError,
+        match=r" 'é' '\u0301' '\\u202e' \(U\+00E9 U\+0301 U\+202E; first at position 0\)",
+    ):
+        tokenizer.encode("\u202eaé\u0301")
     with pytest.raises(UnknownTokenError, match="and 80 more"):
         tokenizer.encode("".join(map(chr, range(200, 300))))
 
@@ -127,6 +133,52 @@ def test_a_byte_decoder_gives_out_whole_characters(text):
         assert [decoder.push(byte) for byte in first] == [""] * len(first)
         assert decoder.push(last) == char
     assert decoder.finish() == ""
+
+
+# --- pieces --------------------------------------------------------------------------------
+
+
+@given(st.lists(texts, min_size=1))
+def test_pieces_give_the_ids_of_the_whole(pieces):
+    """Wherever a text is cut."""
+    whole = "".join(pieces)
+    for tokenizer in (BYTES, CharTokenizer.from_text(whole + "a")):
+        rows = list(tokenizer.encode_pieces(pieces))
+        assert all(row.dtype == np.int64 for row in rows)
+        assert np.concatenate(rows).tolist() == tokenizer.encode_array(whole).tolist()
+
+
+@given(st.lists(texts), st.integers(0, 5), st.sampled_from("\ud800\udfff"))
+def test_refusals_in_pieces_say_what_they_say_of_the_whole(pieces, number, surrogate):
+    """Positions count from the text's beginning; unknown characters of all pieces are listed."""
+    known = CharTokenizer("ab01é")
+    pieces = [*pieces, "é\u2603b"]
+    wrong = [*pieces[:number], f"b{surrogate}", *pieces[number:]]
+    for tokenizer, parts in ((known, pieces), (known, wrong), (BYTES, wrong)):
+        with pytest.raises(InputError) as whole:
+            tokenizer.encode_array("".join(parts))
+        with pytest.raises(InputError) as cut:
+            list(tokenizer.encode_pieces(iter(parts)))
+        if "surrogate" in str(whole.value) and "surrogate" not in str(cut.value):
+            continue  # an unknown character of an earlier piece comes first
+        assert str(cut.value) == str(whole.value)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("ab🙂")], ids="bc")
+def test_a_long_text_is_encoded_in_little_memory(tokenizer):
+    """Beside the ids, 8 bytes each, a few copies of one piece and not of the text."""
+    length = 2**23
+    text = "ab" * (length // 2)
+    tokenizer.encode_array("a")
+    tracemalloc.start()
+    try:
+        ids = tokenizer.encode_array(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(ids) == length
+    assert ids[-4:].tolist() == tokenizer.encode_array("abab").tolist()
+    assert peak < 8 * length + 32 * 2**20
 
 
 # --- end of text ---------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_going_on_can_lengthen_but_not_change(text: str, tmp_path: Path) -> None
     training.resume(tmp_path / "run", steps=20, listener=silent)
     fit(text, tmp_path / "whole", schedule="constant", steps=20)
     a, b = state(tmp_path / "run")[0], state(tmp_path / "whole")[0]
-    for name in a:
+    for name in a.keys() - {"plan"}:  # what share was done was told otherwise
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     with pytest.raises(InputError, match="lr cannot change when a run goes on"):
         training.resume(tmp_path / "run", lr=0.1)

@@ -40,6 +40,24 @@ class Checkpoint:
     arrays: Arrays
     provenance: dict[str, Any]
 
+    @classmethod
+    def from_parts(cls, path: Path, arrays: Arrays, parts: dict[str, Any]) -> Checkpoint:
+        """What a file's arrays and parts are; `CheckpointError` where they are no model's."""
+        if "course" in parts:
+            raise CheckpointError(
+                f"{path} is a run's state, to go on from; its models are in {path.parent}/"
+            )
+        try:
+            config = GPTConfig.from_dict(parts["config"])
+            tokenizer = from_state(parts["tokenizer"])
+        except KeyError as error:
+            raise CheckpointError(
+                f"{path} is not a model's checkpoint: it has no {error}"
+            ) from None
+        except InputError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        return cls(path, config, tokenizer, arrays, parts.get("provenance", {}))
+
     def build_model(self) -> GPT:
         """The model, on the CPU; `CheckpointError` where arrays and shape do not agree."""
         import torch
@@ -121,15 +139,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: naming the file, and the tensor where one is damaged.
     """
     path = Path(path)
-    arrays, parts = read_arrays(path)
     try:
-        config = GPTConfig.from_dict(parts["config"])
-        tokenizer = from_state(parts["tokenizer"])
-    except KeyError as error:
-        raise CheckpointError(f"{path} is not a model's checkpoint: it has no {error}") from None
-    except InputError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return Checkpoint(path, config, tokenizer, arrays, parts.get("provenance", {}))
+        arrays, parts = read_arrays(path)
+    except CheckpointError as error:
+        raise type(error)(f"{error}{_instead(path)}") from None
+    return Checkpoint.from_parts(path, arrays, parts)
+
+
+def _instead(path: Path) -> str:
+    """Where a run's other model lies, if there is one."""
+    others = {"best.safetensors": "last.safetensors", "last.safetensors": "best.safetensors"}
+    other = path.with_name(others.get(path.name, path.name))
+    if other == path or not (path.exists() and other.exists()):
+        return ""
+    return f"; the run's other model is {other} (mygpt doctor {path.parent} checks all its files)"
 
 
 def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
@@ -154,9 +177,12 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
     if not path.is_dir():
         return path
     inside = _in_run(path)
-    if inside is None:
-        raise CheckpointError(f"{path}/ holds no best.safetensors and no last.safetensors")
-    return inside
+    if inside is not None:
+        return inside
+    runs_inside = sorted(str(run) for run in path.glob("*/") if _in_run(run) is not None)
+    if runs_inside:
+        raise CheckpointError(f"{path}/ holds several runs, name one: {', '.join(runs_inside[:5])}")
+    raise CheckpointError(f"{path}/ holds no best.safetensors and no last.safetensors")
 
 
 def _in_run(run: Path) -> Path | None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.errors import CheckpointError, OutOfMemoryError, StorageError
+from mygpt.errors import CheckpointError, DamagedError, OutOfMemoryError, StorageError
 from mygpt.machine import free_memory_bytes
 from mygpt.storage import write_durably
 
@@ -124,7 +124,8 @@ def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, An
     memory, as long as the file.
 
     Raises:
-        CheckpointError: naming the file and what is wrong with it.
+        DamagedError: a CheckpointError, naming the file and the tensor whose bytes are not right.
+        CheckpointError: for a file that is foreign, newer, or cannot be read.
         OutOfMemoryError: when it is larger than what is free.
     """
     path = Path(path)
@@ -133,6 +134,8 @@ def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, An
             size = os.fstat(file.fileno()).st_size
             header = _read_header(path, file, size)
             entries, metadata = _parse_header(path, header)
+            if metadata.get("format_version") != str(FORMAT_VERSION):
+                raise _other_version(path, file, header, metadata)
             body_bytes = size - len(header)
             places = _places(path, entries, body_bytes)
             free = free_memory_bytes()
@@ -142,9 +145,9 @@ def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, An
                 )
             body = bytearray(body_bytes)
             if file.readinto(body) != body_bytes:
-                raise CheckpointError(f"{path} was cut short while it was read")
+                raise DamagedError(f"{path} was cut short while it was read")
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
+        raise DamagedError(f"{path} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     place = _digest_place(header)
@@ -158,9 +161,9 @@ def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, An
     try:
         parts = {name: json.loads(text) for name, text in metadata.items() if text[:1] == "{"}
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise DamagedError(f"{path} is damaged: {error}") from None
     if not intact:
-        raise CheckpointError(_name_damage(path, arrays, parts.get("tensors", {})))
+        raise DamagedError(_name_damage(path, arrays, parts.get("tensors", {})))
     return arrays, parts
 
 
@@ -182,7 +185,7 @@ def _read_header(path: Path, file: BufferedReader, size: int) -> bytes:
                 f"{path} is a pickle (a PyTorch file?), which can run code when it is opened: "
                 "mygpt reads only the safetensors files it writes"
             )
-        raise CheckpointError(f"{path} is damaged or cut short, or no mygpt checkpoint")
+        raise DamagedError(f"{path} is damaged or cut short, or no mygpt checkpoint")
     return start + file.read(length)
 
 
@@ -195,16 +198,26 @@ def _parse_header(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, 
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         ours = False
     if not ours:
-        raise CheckpointError(f"{path} is damaged, or no mygpt checkpoint: its header is not ours")
-    version = metadata.get("format_version", "none")
-    if version != str(FORMAT_VERSION):
-        raise CheckpointError(
-            f"{path} has format version {version[:9]} and this mygpt reads up to "
-            f"{FORMAT_VERSION}: upgrade mygpt, unless the file is damaged"
-        )
+        raise DamagedError(f"{path} is damaged, or no mygpt checkpoint: its header is not ours")
     if _digest_place(header) < 0:
-        raise CheckpointError(f"{path} is damaged: its digest is missing")
+        raise DamagedError(f"{path} is damaged: its digest is missing")
     return entries, metadata
+
+
+def _other_version(
+    path: Path, file: BufferedReader, header: bytes, metadata: dict[str, str]
+) -> CheckpointError:
+    """What to say of a version that is not ours: the file is newer, or damaged there."""
+    place = _digest_place(header)
+    whole = hashlib.sha256(header[:place] + _ZEROS + header[place + 64 :])
+    while piece := file.read(1 << 20):
+        whole.update(piece)
+    if header[place : place + 64] != whole.hexdigest().encode():
+        return DamagedError(f"{path} is damaged: its header does not match its digest")
+    return CheckpointError(
+        f"{path} has format version {metadata.get('format_version', 'none')[:9]} and this mygpt "
+        f"reads up to {FORMAT_VERSION}: upgrade mygpt"
+    )
 
 
 def _places(
@@ -225,7 +238,7 @@ def _places(
         if right and dtype is None:
             raise CheckpointError(f"{path} holds numbers of type {kind!r:.20}, which are not ours")
         if not right or dtype is None or end - begin != math.prod(shape) * dtype.itemsize:
-            raise CheckpointError(
+            raise DamagedError(
                 f"{path} is damaged: the shape or place of tensor {name[:80]} is not right"
             )
         found[name] = dtype, tuple(shape), begin
@@ -237,7 +250,7 @@ def _places(
             break
         reached = end
     if reached != body_bytes:
-        raise CheckpointError(f"{path} is damaged or cut short: its tensors do not fill it")
+        raise DamagedError(f"{path} is damaged or cut short: its tensors do not fill it")
     return found
 
 

@@ -28,6 +28,10 @@ class CheckpointError(InputError):
     """A checkpoint that is missing, damaged, foreign or newer than this program."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written."""
+
+
 class StorageError(MygptError, OSError):
     """No space left, or a place that cannot be written to (exit code 3)."""
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mygpt.model import GPT
 
-_TOKENS_PER_BATCH = 8192
+TOKENS_PER_BATCH = 8192
+_PIECE = 2**20  # tokens whose lengths are looked up at once
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def evaluate(
     model.eval()
     total = 0.0
     whole = (len(tokens) - 1) // seq_len * seq_len
-    rows = max(1, _TOKENS_PER_BATCH // seq_len)
+    rows = max(1, TOKENS_PER_BATCH // seq_len)
     device = next(model.parameters()).device
     with torch.no_grad():
         for start in range(0, whole, rows * seq_len):
@@ -59,7 +60,8 @@ def evaluate(
             total += _loss_sum(model, rest, len(rest) - 1, device)
     model.train(training)
     predicted = len(tokens) - 1
-    num_bytes = max(1, int(byte_lengths[tokens[1:]].sum()))
+    pieces = (tokens[start : start + _PIECE] for start in range(1, len(tokens), _PIECE))
+    num_bytes = max(1, sum(int(byte_lengths[piece].sum()) for piece in pieces))
     return Evaluation(total / predicted, predicted, total / math.log(2) / num_bytes)
 
 

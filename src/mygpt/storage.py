@@ -8,6 +8,7 @@ the new one. Whether that also holds when the power fails is up to the disk, whi
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -22,6 +23,7 @@ from typing import Any
 from mygpt.errors import InputError, StorageError
 
 _NO_LOCKS = ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL")
+_CREATE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _PATIENCE_S = 0.2  # whoever only asks who holds the lock has it for a moment
 
 
@@ -51,7 +53,7 @@ def write_durably(
     size = 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(temporary, _CREATE | os.O_EXCL, 0o666)
         try:
             for piece in pieces:
                 size += len(piece)
@@ -120,7 +122,7 @@ def cut(path: Path, length: int) -> None:
 
 def _on_file(path: Path, flags: int, action: Callable[[int], Any]) -> Any:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+        descriptor = os.open(path, _CREATE | flags, 0o666)
         try:
             return action(descriptor)
         finally:
@@ -156,14 +158,15 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # it cannot sync folders
+            raise
     finally:
         os.close(descriptor)
 
 
 def _reason(error: OSError, target: Path, size: int) -> str:
     """Why the system refused; how much is free, where that is the matter."""
-    import errno
-
     text = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text
@@ -212,9 +215,8 @@ class RunLock:
         self.works = taken is not None
         with contextlib.suppress(OSError):  # only for people
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(
-                self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
-            )
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         return self
 
     def __exit__(
@@ -254,8 +256,6 @@ def _written_holder(path: Path) -> str:
 
 def _take(descriptor: int, *, shared: bool = False) -> bool | None:
     """Whether the lock was free and is ours now; None where the file system has none."""
-    import errno
-
     try:
         if os.name == "nt":
             import msvcrt

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+# Columns of the terminal from which on the live line has room for them.
+_ROOM_FOR_VALIDATION, _ROOM_FOR_SPEED = 80, 96
+
+
 class TrainingDisplay:
     """A listener for training's events.
 
@@ -39,7 +43,8 @@ class TrainingDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
         if not isinstance(error, Interrupted):
             return False
         self.signal = error.signal
@@ -51,12 +56,13 @@ class TrainingDisplay:
         """Show one event."""
         if self.quiet:
             return
-        if self._bar is not None:
-            self._bar.show(event)
-            return
-        # Whoever read our lines may have left; the training goes on.
-        with contextlib.suppress(BrokenPipeError):
-            print(visible(str(event), sys.stdout), flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.show(event)
+            else:
+                print(visible(str(event), sys.stdout), flush=True)
+        except OSError:  # whoever read our lines has left, or the terminal; the training goes on
+            self.quiet = True
 
 
 class Bar:
@@ -120,16 +126,25 @@ class Bar:
                 return Text(f"{clock(left_s)} left" if ends else "")
 
         texts = dict.fromkeys(("step", "loss", "val", "speed"), "")
+        texts["step"] = f"step {event.step:,}"
+        # What does not fit in one line is left out, the least first.
+        room = {"step": 0, "loss": 0, "val": _ROOM_FOR_VALIDATION, "speed": _ROOM_FOR_SPEED}
+        shown = [name for name in texts if self.console.width >= room[name]]
         self.progress = Progress(
-            ClockBar(bar_width=20),
-            *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in texts),
+            ClockBar(bar_width=20 if self.console.width >= _ROOM_FOR_VALIDATION else 8),
+            *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in shown),
             TimeLeft(),
             console=self.console,
             refresh_per_second=4,
         )
         self.progress.start()
         fields: dict[str, Any] = {**texts, "ends": 0.0}
-        self.task = self.progress.add_task("", total=budget_s or event.total_steps, **fields)
+        self.task = self.progress.add_task(
+            "",
+            total=budget_s or event.total_steps,
+            completed=0 if budget_s else event.step,
+            **fields,
+        )
 
     def stop(self) -> None:
         """Leave the last line as it is."""

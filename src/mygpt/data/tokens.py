@@ -25,9 +25,10 @@ def encode_documents(
         1-D, uint16 where the vocabulary fits, else int32.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    parts: list[NDArray[np.integer]] = []
+    row = bytearray()  # it grows in place: parts put together at the end would be there twice
     for number, document in enumerate(documents):
         if tokenizer.end_of_text is not None and not (continued and number == 0):
-            parts.append(np.array([tokenizer.end_of_text], dtype))
-        parts.append(tokenizer.encode_array(document.text).astype(dtype))
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
+            row += np.array([tokenizer.end_of_text], dtype).tobytes()
+        for ids in tokenizer.encode_pieces(document.pieces()):
+            row += ids.astype(dtype).tobytes()
+    return np.frombuffer(row, dtype)

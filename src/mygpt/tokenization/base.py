@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import torch
 
 # The token between documents. It is an id of its own: text that spells it stays text.
 END_OF_TEXT = "<|endoftext|>"
+_PIECE = 2**20  # characters
 
 
 class IncrementalDecoder(Protocol):
@@ -56,6 +57,10 @@ class Tokenizer(Protocol):
         """Ids of `text`, 1-D int64, without torch."""
         ...
 
+    def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
+        """Ids of a text that comes in pieces, in rows: `encode_array`'s, with little memory."""
+        ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; end-of-text shows as `<|endoftext|>`."""
         ...
@@ -94,12 +99,31 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     return values
 
 
+def pieces_of(text: str) -> Iterator[str]:
+    """A text in pieces of about a million characters; none of no text."""
+    return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+
+
 def check_surrogates(text: str) -> None:
     """Raise `InputError` at a lone surrogate, which no file can hold and no byte spells."""
+    start = 0
+    for piece in pieces_of(text):
+        encode_strictly(piece, "utf-8", start)
+        start += len(piece)
+
+
+def encode_strictly(piece: str, codec: str, start: int) -> bytes:
+    """A piece of text in `codec`; `InputError` at a lone surrogate, as `check_surrogates`.
+
+    Args:
+        piece: characters.
+        codec: a Unicode encoding.
+        start: where in the text the piece begins.
+    """
     try:
-        text.encode("utf-8")
+        return piece.encode(codec)
     except UnicodeEncodeError as error:
         raise InputError(
-            f"text has a lone surrogate U+{ord(text[error.start]):04X} at position "
-            f"{error.start}: it is not a character; remove it"
+            f"text has a lone surrogate U+{ord(piece[error.start]):04X} at position "
+            f"{start + error.start}: it is not a character; remove it"
         ) from None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.tokenization.base import END_OF_TEXT, check_ids, check_surrogates
+from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +30,16 @@ class ByteTokenizer:
 
     def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
         """Ids of `text`'s UTF-8 bytes, or of any bytes, a 1-D int64 array."""
-        if isinstance(text, str):
-            check_surrogates(text)
-            text = text.encode("utf-8")
-        return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+        data = encode_strictly(text, "utf-8", 0) if isinstance(text, str) else text
+        return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+
+    def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
+        """Ids of a text or of bytes that come in pieces, a row for each."""
+        start = 0
+        for piece in pieces:
+            data = encode_strictly(piece, "utf-8", start) if isinstance(piece, str) else piece
+            yield np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+            start += len(piece)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.errors import InputError, StorageError, UnknownTokenError
-from mygpt.tokenization.base import END_OF_TEXT, check_ids, check_surrogates
+from mygpt.tokenization.base import (
+    END_OF_TEXT,
+    check_ids,
+    check_surrogates,
+    encode_strictly,
+    pieces_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -68,29 +76,50 @@ class CharTokenizer:
 
     def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
         """Ids of `text`, a 1-D int64 array; `UnknownTokenError` lists unknown characters."""
-        if isinstance(text, bytes):
-            raise InputError("a character tokenizer takes text: bytes are --tokenizer byte's")
-        try:
-            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        except UnicodeEncodeError:
-            check_surrogates(text)
-            raise
-        known = np.array([ord(c) for c in self.chars], dtype=np.uint32)
-        order = known.argsort()
-        places = np.searchsorted(known[order], points).clip(max=len(known) - 1)
-        ids: NDArray[np.int64] = order[places]
-        if points.size and not (known[ids] == points).all():
-            self._refuse(text)
-        return ids.astype(np.int64)
+        rows = self.encode_pieces([text] if isinstance(text, bytes) else pieces_of(text))
+        ids = np.empty(len(text), np.int64)
+        filled = 0
+        for row in rows:
+            ids[filled : filled + len(row)] = row
+            filled += len(row)
+        return ids
 
-    def _refuse(self, text: str) -> None:
-        unknown = sorted(set(text) - set(self.chars))
-        position = min(text.index(char) for char in unknown)
-        listed = " ".join(repr(char) for char in unknown[:_SHOWN])
+    def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
+        """Ids of a text that comes in pieces, a row for each; raises as `encode_array` does."""
+        start = 0
+        rest = iter(pieces)
+        for piece in rest:
+            if isinstance(piece, bytes):
+                raise InputError("a character tokenizer takes text: bytes are --tokenizer byte's")
+            points = np.frombuffer(encode_strictly(piece, "utf-32-le", start), dtype=np.uint32)
+            ids = self._ids_of_points[np.minimum(points, len(self._ids_of_points) - 1)]
+            if len(ids) and ids.min() < 0:
+                raise self._unknown(start + int(ids.argmin()), chain([piece], rest))
+            yield ids.astype(np.int64)
+            start += len(piece)
+
+    @cached_property
+    def _ids_of_points(self) -> NDArray[np.int32]:
+        """The id of each code point up to one past the highest known; -1 is unknown."""
+        known = np.array([ord(char) for char in self.chars])
+        ids = np.full(known.max() + 2, -1, np.int32)
+        ids[known] = np.arange(len(known))
+        return ids
+
+    def _unknown(self, position: int, pieces: Iterable[str | bytes]) -> UnknownTokenError:
+        characters: set[str] = set()
+        for piece in pieces:
+            characters.update(str(piece))
+        unknown = sorted(characters - set(self.chars))
+        shown = unknown[:_SHOWN]
+        listed = " ".join(map(repr, shown))
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        raise UnknownTokenError(
+        # Beyond ASCII the eye may take a character for another.
+        points = " ".join(f"U+{ord(char):04X}" for char in shown if not char.isascii())
+        return UnknownTokenError(
             f"characters that are not in the vocabulary of {len(self.chars)}: {listed}{more} "
-            f"(first at position {position}); leave them out, or train on a text that has them"
+            f"({points}{points and '; '}first at position {position}); leave them out, or train "
+            "on a text that has them"
         )
 
     def decode(self, ids: Iterable[int]) -> str:

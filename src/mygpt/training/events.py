@@ -107,18 +107,21 @@ class LeftOut:
     """A step that was not applied: its loss, or its gradient's norm, is no finite number.
 
     Attributes:
-        step: which.
+        step: which, or the last of several.
         loss: NaN or infinite.
+        count: how many; more than one where the device is only looked at now and then.
         batch: the first token of each of its windows; empty where that is not known.
     """
 
     step: int
     loss: float
+    count: int
     batch: list[int]
 
     def __str__(self) -> str:
+        several = f"{self.count} steps up to here are" if self.count > 1 else "the step is"
         return (
-            f"step {self.step:>4}: loss or gradient is {self.loss}, the step is left out"
+            f"step {self.step:>4}: loss or gradient is {self.loss}, {several} left out"
             f"{_windows(self.batch)}"
         )
 

@@ -29,8 +29,9 @@ class Feed:
         self.config = config
         self.device = device
         self._windows: ShuffledWindows | None = None
+        self._tokens = tokens
         if config.data_order == "tutorial":
-            self._tokens = torch.from_numpy(tokens.astype(np.int64))
+            self._all = torch.from_numpy(tokens.astype(np.int64))
         else:
             self._windows = ShuffledWindows(tokens, config.seq_len, config.seed)
 
@@ -41,10 +42,14 @@ class Feed:
         """
         batch_size, seq_len = self.config.batch_size, self.config.seq_len
         if self._windows is None:
-            inputs, targets = get_batch(self._tokens, batch_size, seq_len)
+            inputs, targets = get_batch(self._all, batch_size, seq_len)
             return inputs.to(self.device), targets.to(self.device)
         batch = torch.from_numpy(self._windows.batch(step, batch_size)).to(self.device)
         return batch[:, :-1], batch[:, 1:]
+
+    def first_window(self) -> NDArray[np.integer]:
+        """The first T + 1 tokens of the text."""
+        return self._tokens[: self.config.seq_len + 1]
 
     def starts(self, step: int) -> list[int]:
         """The first token of each of its windows; empty where the order keeps no record."""

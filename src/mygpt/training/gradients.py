@@ -60,7 +60,8 @@ class Gradients:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            self._pool.shutdown()
+            # Whoever leaves in the middle of a step does not wait for it.
+            self._pool.shutdown(wait=kind is None)
             self._pool = None
             torch.set_num_threads(self._before)
 

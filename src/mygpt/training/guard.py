@@ -20,7 +20,7 @@ TRIES = 3  # times to go back to before the same place of trouble
 # at least this share of it. Batches of text differ by 3% or so; both were set on real runs.
 _SPREADS, _SHARE = 8.0, 0.15
 _MEMORY = 0.98  # the running means look back over about 50 steps
-_READ_EVERY = 16  # steps between looks at a device that would have to be waited for
+READ_EVERY = 16  # steps between looks at a device that would have to be waited for
 
 
 class BlowUp(Exception):
@@ -38,30 +38,43 @@ class Guard:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.optimizer = optimizer
         self.reads_every_step = device.type != "cuda"
-        self._left_out = torch.zeros((), device=device)
+        self._in_a_row = torch.zeros((), device=device)
+        self._since_read = torch.zeros((), device=device)
 
     def apply(self, course: Course, loss: torch.Tensor, norm: torch.Tensor) -> float | None:
         """Update the weights if `loss` and the gradient's `norm` (scalars) are finite.
 
         Returns the loss, as far as it is known: NaN or infinite where the step was left out,
-        None where the device was not waited for.
+        None where the device was not waited for (`read` does).
         """
+        if not self.reads_every_step:
+            bad = (~torch.isfinite(loss + norm)).float()
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel looks
+            self.optimizer.step()
+            self._in_a_row = (self._in_a_row + bad) * bad
+            self._since_read = self._since_read + bad
+            return None
+        value, size = loss.item(), norm.item()
+        if math.isfinite(value) and math.isfinite(size):
+            self.optimizer.step()
+            course.left_out = 0
+            return value
+        course.left_out += 1
+        return value if not math.isfinite(value) else size
+
+    def read(self, course: Course) -> int:
+        """Wait for the device, where that was not done; how many steps it has left out."""
         if self.reads_every_step:
-            value, size = loss.item(), norm.item()
-            if math.isfinite(value) and math.isfinite(size):
-                self.optimizer.step()
-                course.left_out = 0
-                return value
-            course.left_out += 1
-            return value if not math.isfinite(value) else size
-        bad = (~torch.isfinite(loss + norm)).float()
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel looks
-        self.optimizer.step()
-        self._left_out = (self._left_out + bad) * bad
-        if course.step % _READ_EVERY == 0:
-            course.left_out = int(self._left_out.item())
-            return float(loss.item()) if course.left_out == 0 else math.nan
-        return None
+            return 0
+        course.left_out = int(self._in_a_row.item())
+        since = int(self._since_read.item())
+        self._since_read.zero_()
+        return since
+
+    def reset(self, course: Course) -> None:
+        """Go back to what a state knew."""
+        self._in_a_row.fill_(course.left_out)
+        self._since_read.zero_()
 
     @staticmethod
     def spikes(course: Course, loss: float) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mygpt.checkpoint import Checkpoint, read_checkpoint
+from mygpt.checkpoint import Checkpoint
 from mygpt.container import Arrays, read_arrays
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
 from mygpt.training.state import Course, State
@@ -58,12 +58,10 @@ def examine(path: Path, kind: Literal["state", "model"] | None = None) -> Conten
     size = 0
     try:
         size = path.stat().st_size
-        if kind == "state":
-            return _read_state(path, size)
-        checkpoint = read_checkpoint(path)
-        if kind is None and any(name.startswith("model/") for name in checkpoint.arrays):
-            return _read_state(path, size)
-        return _read_model(checkpoint, size)
+        arrays, parts = read_arrays(path)
+        if kind == "state" or (kind is None and "course" in parts):
+            return _read_state(State.from_parts(path, arrays, parts), size)
+        return _read_model(Checkpoint.from_parts(path, arrays, parts), size)
     except OutOfMemoryError as error:
         text = f"not checked: {_without(path, error)}"
         return Contents(path, "warning", text, size, checked=False)
@@ -71,9 +69,7 @@ def examine(path: Path, kind: Literal["state", "model"] | None = None) -> Conten
         return Contents(path, "damaged", _without(path, error), size)
 
 
-def _read_state(path: Path, size: int) -> Contents:
-    state = State.from_parts(path, *read_arrays(path))
-    _require_finite(state.part("model"))
+def _read_state(state: State, size: int) -> Contents:
     course = state.course
     told = [f"{size:,} bytes", f"step {course.step:,}"]
     if math.isfinite(course.loss):
@@ -81,7 +77,13 @@ def _read_state(path: Path, size: int) -> Contents:
     if course.best_step:
         told.append(f"best validation loss {course.best_val_loss:.4f} at step {course.best_step:,}")
     return Contents(
-        path, "ok", ", ".join(told), size, course.step, state.provenance.get("run_id"), course
+        state.path,
+        "ok",
+        ", ".join(told),
+        size,
+        course.step,
+        state.provenance.get("run_id"),
+        course,
     )
 
 

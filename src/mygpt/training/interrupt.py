@@ -18,7 +18,8 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 class StopOnSignal:
     """While entered, these signals are noted in `received` instead of ending the program.
 
-    The second one raises `Interrupted`. A signal that is ignored (as nohup does) stays so, and
+    The second one raises `Interrupted`, unless it is SIGHUP: a terminal that closes may send
+    several. A signal that is ignored (as nohup does) stays so, and
     outside the main thread all are left alone.
 
     Args:
@@ -44,7 +45,9 @@ class StopOnSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if signal.Signals(number).name == "SIGHUP":
+                return
             raise Interrupted(number, at_once=True)
         self.received = number
-        with contextlib.suppress(RuntimeError):  # it came in the middle of printing
+        with contextlib.suppress(RuntimeError, OSError):  # in the middle of printing, or to nobody
             self._on_first(signal.Signals(number).name)

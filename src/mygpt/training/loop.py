@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import model_arrays
-from mygpt.errors import CheckpointError, DivergedError
+from mygpt.errors import DivergedError
 from mygpt.evaluation import Evaluation, evaluate
 from mygpt.generation.writer import Writer
 from mygpt.model import GPT
@@ -34,7 +34,14 @@ from mygpt.training.events import (
 )
 from mygpt.training.feed import Feed
 from mygpt.training.gradients import Gradients
-from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, TRIES, BlowUp, Guard, largest
+from mygpt.training.guard import (
+    LEFT_OUT_BEFORE_GOING_BACK,
+    READ_EVERY,
+    TRIES,
+    BlowUp,
+    Guard,
+    largest,
+)
 from mygpt.training.memory import out_of_memory
 from mygpt.training.optimizer import make_optimizer
 from mygpt.training.plan import Plan
@@ -56,7 +63,7 @@ class Trainer:
         provenance: what every checkpoint tells of its origin.
         settings: what `--resume` needs to read the text again; kept in the state.
         listener: is told every event.
-        given_plan: (steps, 2), what the clock decided in a run that is made again.
+        given_plan: (steps, 2) float64, the plan of a run that is made again.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class Trainer:
         provenance: dict[str, Any],
         settings: dict[str, Any],
         listener: Listener,
-        given_plan: NDArray[np.float32] | None = None,
+        given_plan: NDArray[np.float64] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -121,10 +128,13 @@ class Trainer:
         while (done := self._plan.done(course)) < 1.0 and not should_stop():
             lr = self._step(done)
             course.elapsed_s = time.monotonic() - began
+            if course.step % READ_EVERY == 0:
+                self._look()
             if course.step == 1 or course.step % config.print_every == 0:
                 self._report(lr, since=reported)
                 reported = (course.step, course.elapsed_s)
             if course.step % config.eval_every == 0:
+                self._look()
                 self._validate()
                 self._show_sample()
                 seconds = time.monotonic() - began - course.elapsed_s
@@ -132,9 +142,14 @@ class Trainer:
                 course.elapsed_s += seconds
             by_steps = config.save_every and course.step % config.save_every == 0
             due = by_steps or course.elapsed_s - saved_s >= config.save_seconds
+            if due:
+                self._look()
             if due and not course.left_out:  # weights that give no loss are no good state
                 self.save()
                 saved_s = course.elapsed_s
+        self._look()
+        if course.left_out and not self._learns():
+            raise BlowUp("the loss is nan")
         if self.finished and course.step != course.validated_step:
             self._validate()
             course.elapsed_s = time.monotonic() - began
@@ -174,17 +189,36 @@ class Trainer:
             self.course.loss = value
         return known
 
+    def _look(self) -> None:
+        """Where the device is not waited for after each step: see what it has left out since."""
+        left_out = self._guard.read(self.course)
+        if left_out:
+            self._tell_left_out(math.nan, left_out)
+
+    def _learns(self) -> bool:
+        """Whether the weights as they are give a loss and a gradient at all."""
+        window = torch.from_numpy(self._feed.first_window().astype(np.int64)).to(self.device)
+        with torch.random.fork_rng(devices=[]):  # dropout
+            _, loss = self.model(window[None, :-1], window[None, 1:])
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
+        self.optimizer.zero_grad(set_to_none=True)
+        return math.isfinite(loss.item() + norm.item())
+
+    def _tell_left_out(self, loss: float, count: int) -> None:
+        """Tell and log that steps were left out; give up on weights that give no loss."""
+        step = self.course.step
+        batch = self._feed.starts(step - 1) if count == 1 and self._guard.reads_every_step else []
+        self.run.append_log({"step": step, "left_out": str(loss), "steps": count, "batch": batch})
+        self.tell(LeftOut(step, loss, count, batch))
+        if self.course.left_out >= LEFT_OUT_BEFORE_GOING_BACK:
+            raise BlowUp(f"the loss is {loss}")
+
     def _watch(self, loss: float) -> None:
         """Tell and log a step that was left out, or a loss that jumped."""
         course = self.course
         if not math.isfinite(loss):
-            left_out = LeftOut(course.step, loss, self._feed.starts(course.step - 1))
-            self.run.append_log(
-                {"step": course.step, "left_out": str(loss), "batch": left_out.batch}
-            )
-            self.tell(left_out)
-            if course.left_out >= LEFT_OUT_BEFORE_GOING_BACK:
-                raise BlowUp(f"the loss is {loss}")
+            self._tell_left_out(loss, 1)
             return
         usual = course.usual_loss
         if self._guard.spikes(course, loss):
@@ -260,30 +294,34 @@ class Trainer:
     def begin(self, settings: dict[str, Any]) -> None:
         """Commit the new run; only then let go of what an earlier one left."""
         self.provenance = {**self.provenance, "run_id": secrets.token_hex(8)}
-        self._commit(first=True)
+        self._commit(keep=False)
         self.run.clear_derived()
         self.run.write_settings(settings)
         self._save_model()
 
-    def save(self) -> None:
-        """Commit the state, then the model that is derived from it."""
-        if self.course.step > self.course.trouble_step:  # past it
-            self.course.trouble_step = self.course.tries = 0
+    def save(self, *, keep: bool = True) -> None:
+        """Commit the state, then the model that is derived from it.
+
+        Args:
+            keep: what was the last state becomes the previous one.
+        """
         self._read_loss()
         self.course.log_bytes = self.run.sync_log()
-        self._commit()
+        self._commit(keep=keep)
         self._save_model()
 
-    def _commit(self, *, first: bool = False) -> None:
+    def _commit(self, *, keep: bool) -> None:
         weight = largest(self.model.parameters())
         if not math.isfinite(weight):
             raise BlowUp(f"the largest weight is {weight}")
+        if self.course.step > self.course.trouble_step:  # past it
+            self.course.trouble_step = self.course.tries = 0
         arrays = collect_arrays(self.model, self.optimizer) | self._plan.arrays()
         state = State(
             self.run.state_path, self.model.config, self.tokenizer, self.config, self.settings,
             self.provenance, self.course, arrays,
         )  # fmt: skip
-        self.run.save_state(state, first=first)
+        self.run.save_state(state, keep=keep)
         self._saved = (self.course.step, self.course.validated_step)
 
     def _save_model(self, best: Evaluation | None = None) -> None:
@@ -305,32 +343,33 @@ class Trainer:
             path, model_arrays(self.model), self.model.config, self.tokenizer, provenance
         )
 
-    def restore(self, state: State) -> None:
-        """Go back to a saved state: weights, optimizer, generators, log, course, and last model."""
+    def resume(self, state: State) -> None:
+        """Go on from a saved state, its log and last model as they were then."""
+        self._put_back(state)
+        self.run.cut_log(self.course.log_bytes)
+        if state.path == self.run.state_path and self.config == state.training:
+            self._saved = (self.course.step, self.course.validated_step)
+            self._save_model()
+        else:  # the state before the last one, or a new length: not to be forgotten
+            self.save(keep=False)
+
+    def _put_back(self, state: State) -> None:
+        """Weights, optimizer, generators, plan and course of a saved state."""
         put_back(state, self.model, self.optimizer)
         self.course = Course(**vars(state.course))
-        if state.path == self.run.state_path:
-            self._saved = (self.course.step, self.course.validated_step)
         self._last_loss = None
+        self._guard.reset(self.course)
         self._plan.restore(state.arrays, self.course.step)
-        self.run.cut_log(self.course.log_bytes)
         self._adopt_best()
-        self._save_model()
 
     def _adopt_best(self) -> None:
         """Know the best model that lies there, which may be younger than the state.
 
-        A better one is never given up for a worse one; one of another run, or damaged, is.
+        A better one is never given up for a worse one.
         """
-        try:
-            best = self.run.read_best()
-        except CheckpointError as error:
-            self.tell(Note(f"{error}: put aside, the next validation makes a new one"))
-            self.run.set_aside(self.run.best_path)
-            best = None
-        if best is not None and best.provenance.get("run_id") != self.provenance.get("run_id"):
-            self.run.remove_best()
-            best = None
+        best, note = self.run.mend_best(self.provenance.get("run_id"))
+        if note is not None:
+            self.tell(Note(note))
         if best is None:
             self.course.best_val_loss, self.course.best_step = math.inf, 0
             return
@@ -352,16 +391,31 @@ class Trainer:
                 f"the rate: what was saved before is kept in {self.run.folder}; train again with "
                 f"a lower --lr than {self.config.lr}"
             )
-        state, _ = self.run.load_state()
-        if failed.step - state.course.step <= failed.left_out:  # not one good step since
-            state = self.run.load_previous_state() or state
-        self.restore(state)
-        course = self.course
+        state = self._good_state(failed)
+        is_last = state.path == self.run.state_path
+        self._put_back(state)
+        course, log_bytes = self.course, state.course.log_bytes
+        del state
         course.elapsed_s = failed.elapsed_s  # time does not go back
         course.tries, course.trouble_step = tries, failed.step
         course.lr_scale = failed.lr_scale / 2
+        self._commit(keep=is_last)
+        self.run.cut_log(log_bytes)  # only now: until then the state that had more held
         self.run.append_log(
             {"step": course.step, "went_back_from": failed.step, "lr_scale": course.lr_scale}
         )
-        self.save()
+        self.save(keep=False)
         self.tell(WentBack(course.step, failed.step, problem, course.lr_scale))
+
+    def _good_state(self, failed: Course) -> State:
+        """The last state, or the one before it if no good step has been made since the last."""
+        state, _ = self.run.load_state()
+        if failed.step - state.course.step > failed.left_out:
+            return state
+        path = state.path
+        del state  # one at a time is in memory
+        if path == self.run.state_path:
+            before = self.run.load_previous_state(self.provenance.get("run_id"))
+            if before is not None:
+                return before
+        return self.run.load_state()[0]

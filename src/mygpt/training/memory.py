@@ -1,11 +1,9 @@
 """How much memory a training needs, reckoned before it is taken.
 
 Linux hands out memory that it does not have, and ends the process without a word once that is
-used. So the need is reckoned first: what the model takes from its shape alone, what a row of
-the batch adds from a forward pass over a few tokens. docs/lab-notes.md has the reckoned beside
-the measured.
-Letters: B batch, T time, C embedding, H heads, G key/value heads, D head size, L window,
-M MLP width, V vocabulary.
+used. So the need is reckoned first: what the model takes from its shape alone, what a row of the
+batch adds from a forward pass over a few tokens. docs/lab-notes.md has measured beside reckoned.
+Letters: B batch, T time, L window.
 """
 
 from __future__ import annotations
@@ -14,13 +12,12 @@ import contextlib
 import math
 import re
 import traceback
-from collections.abc import Iterator
 
 import torch
 
 from mygpt.config import GPTConfig
 from mygpt.errors import OutOfMemoryError
-from mygpt.evaluation import _TOKENS_PER_BATCH
+from mygpt.evaluation import TOKENS_PER_BATCH
 from mygpt.machine import free_memory_bytes
 from mygpt.model import GPT
 from mygpt.training.config import TrainConfig
@@ -28,17 +25,21 @@ from mygpt.training.gradients import Gradients
 
 _FLOAT = 4  # bytes of a float32, in which everything is trained
 # Fused AdamW brings torch's compiler with it, the first steps code of the math libraries, the
-# end the engine that writes: 130 to 170 MB, measured with a model of a few numbers.
-_LIBRARIES_BYTES = 170 * 2**20
-# A block's modules, parameters and moments as Python sees them, and again for each thread its
-# gradients and the graph of a step: 142 and 46 kB measured for the tutorial's block, 140 and 87
-# for the modern one.
+# end the engine that writes: 133 to 140 MB, measured with a model of a few numbers.
+_LIBRARIES_BYTES = 145_000_000
+# Python's objects for a block, and again for each thread those of its gradients and graph: 140 to
+# 165 kB were measured with one thread, 46 to 86 more with two.
 _BLOCK_BYTES = 90_000
-_HEAP = 1.5
+# What the heap takes to hold a step's tensors, as a multiple of their size. What is freed leaves
+# holes, and small tensors settle in them; RMSNorm and rotation free more, in more sizes. Measured
+# after up to 60 steps: 1.04 to 1.52 with one of them, 1.10 to 1.23 with neither.
+_HEAP_MODERN, _HEAP = 1.55, 1.3
+# From this size on glibc gives a tensor memory of its own, and takes it back: 0.97 to 1.00.
+_OWN_MEMORY_BYTES, _OWN_MEMORY = 2**25, 1.05
+_HEAP_ON_DEVICE = 1.2  # torch's own heap there; not measured yet
 _SHARE = 0.9  # of what is free: the rest is for other programs, and for our error
 _MEASURED_TOKENS = (16, 32, 64)
-
-# What torch says on a CPU, on CUDA, on MPS, and NumPy.
+# What torch says on a CPU, on CUDA and on MPS, and what NumPy says.
 _SAYS_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|ALLOC_FAILED")
 _ASKED = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+) (bytes|[KMGT]i?B)\b")
 
@@ -58,27 +59,25 @@ def model_bytes(config: GPTConfig, *, threads: int = 1) -> int:
     Python and the libraries need. Saving copies nothing on a CPU.
     """
     numbers = config.num_parameters()
-    # The gradient of a tied embedding is the sum of two, from either end of the model.
+    # A tied embedding's gradient is the sum of two, from either end of the model.
     gradients = numbers + (config.vocab_size * config.embed_dim if config.tied else 0)
     tables = _window_floats(config) if config.position == "rotary" else 0
     objects = _BLOCK_BYTES * config.num_layers * (1 + threads)
-    floats = 3 * numbers + threads * gradients + tables
-    return _FLOAT * floats + objects + _LIBRARIES_BYTES
+    return _FLOAT * (3 * numbers + threads * gradients + tables) + objects + _LIBRARIES_BYTES
 
 
 def _window_floats(config: GPTConfig) -> int:
     """Floats that grow with L: learned positions in training, or rotary tables being made."""
-    return config.max_seq_len * (
-        4 * config.embed_dim if config.position == "learned" else 5 * config.head_size
-    )
+    learned = config.position == "learned"
+    return config.max_seq_len * (4 * config.embed_dim if learned else 5 * config.head_size)
 
 
 def row_bytes(model: GPT, seq_len: int) -> int:
     """What one row of the batch, T tokens, adds to a training step.
 
-    What a forward pass keeps for the way back is measured, on one row of a few tokens; it is a
-    polynomial of T (of degree 2, since attention with dropout keeps its scores), so that three
-    lengths tell it for all. Model, gradients and random generators stay as they were.
+    What a forward pass keeps for the way back is measured on rows of a few tokens: it is a
+    polynomial of T (of degree 2, since attention with dropout keeps its scores), so three lengths
+    tell it for all. Model, gradients and random generators stay as they were.
     """
     if seq_len <= _MEASURED_TOKENS[-1]:
         kept = _kept_bytes(model, seq_len)
@@ -88,7 +87,7 @@ def row_bytes(model: GPT, seq_len: int) -> int:
         slope, next_slope = (at_b - at_a) / (b - a), (at_c - at_b) / (c - b)
         bend = (next_slope - slope) / (c - a)  # Newton's divided differences
         kept = math.ceil(at_a + (seq_len - a) * (slope + (seq_len - b) * bend))
-    return kept + _FLOAT * seq_len * _passing_floats(model.config, seq_len)
+    return kept + _FLOAT * seq_len * sum(_passing_floats(model.config, seq_len))
 
 
 def _kept_bytes(model: GPT, seq_len: int) -> int:
@@ -104,72 +103,70 @@ def _kept_bytes(model: GPT, seq_len: int) -> int:
     device = next(model.parameters()).device
     ids = torch.zeros(1, seq_len, dtype=torch.int64, device=device)
     training = model.training
-    with _generators_kept(device), torch.autograd.graph.saved_tensors_hooks(keep, lambda _: _):
+    with (  # dropout draws from the global generators
+        torch.random.fork_rng([device] * (device.type != "cpu"), device_type=device.type),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         model.train()(ids, ids)
     model.train(training)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@contextlib.contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generator: inside, it is given back what it had."""
-    generators = [torch, *([getattr(torch, device.type)] if device.type != "cpu" else [])]
-    states = [generator.get_rng_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_rng_state(state)
+def _passing_floats(config: GPTConfig, seq_len: int) -> tuple[int, int]:
+    """Floats a token that live for a moment only, in a block and at the head.
 
-
-def _passing_floats(config: GPTConfig, seq_len: int) -> int:
-    """Floats a token that live for a moment only: the most that are alive at once.
-
-    At the way back's start the logits, their gradient and that of their logarithms; within a
-    block the gradients of its widest tensors, while those are still there.
+    In a block the gradients of its widest tensors, and the batch itself, int64 and copied; at
+    the head, where the way back begins, the logits, their gradient and that of their logarithms.
     """
-    fused, hidden = _widths(config)
-    scores = config.num_heads * seq_len if config.dropout else 0
-    widest = max(3 * config.vocab_size, 2 * hidden, 2 * fused, 2 * scores)
-    return widest + 4 * config.embed_dim + 8  # and the batch itself, int64 and copied
+    block = 2 * max(_widest(config), config.num_heads * seq_len if config.dropout else 0)
+    return block + 4 * config.embed_dim + 8, max(0, 3 * config.vocab_size - block)
 
 
-def _validation_bytes(config: GPTConfig, seq_len: int) -> int:
-    """What a validation pass takes: nothing is kept, but its batches are large."""
-    fused, hidden = _widths(config)
-    widest = max(2 * config.vocab_size, 4 * hidden, 3 * fused) + 4 * config.embed_dim
-    return _FLOAT * widest * max(_TOKENS_PER_BATCH, seq_len)
-
-
-def _widths(config: GPTConfig) -> tuple[int, int]:
-    """(H + 2G) * D of queries, keys and values together, and M."""
-    return (config.num_heads + 2 * config.kv_heads) * config.head_size, config.mlp_hidden
+def _widest(config: GPTConfig) -> int:
+    """Floats a token of a block's widest tensor: queries, keys and values, or the MLP's."""
+    fused = (config.num_heads + 2 * config.kv_heads) * config.head_size
+    return max(fused, config.mlp_hidden)
 
 
 class _Need:
     """What a training takes beside the weights, which are there, as a function of B."""
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
-        self.model = model
-        self.row = row_bytes(model, config.seq_len)
-        self.weights = _FLOAT * model.config.num_parameters()
-        self.validation = _validation_bytes(model.config, config.seq_len)
+        self.model, self.seq_len, shape = model, config.seq_len, model.config
+        token = _FLOAT * config.seq_len
+        self.head = token * (shape.vocab_size + _passing_floats(shape, config.seq_len)[1])
+        self.blocks = row_bytes(model, config.seq_len) - self.head
+        # A validation keeps nothing, but its batches are large.
+        rows = max(1, TOKENS_PER_BATCH // config.seq_len)
+        blocks = 4 * _widest(shape) + 6 * shape.embed_dim
+        head = max(0, 2 * shape.vocab_size - blocks)
+        self.validation = self._taken(rows, rows, token * blocks, token * head)
         # Samples are written by an engine with a copy of the weights, padded; it lives on.
         samples = config.sample_tokens and (config.total_steps or math.inf) >= config.eval_every
-        self.packed = 9 * self.weights // 8 if samples else 0
+        self.packed = 9 * _FLOAT * shape.num_parameters() // 8 if samples else 0
 
     def bytes(self, batch_size: int) -> int:
-        threads = Gradients.suitable_threads(self.model, batch_size)
-        others = model_bytes(self.model.config, threads=threads) - self.weights + self.packed
-        rows = _HEAP * batch_size * self.row
-        # One comes after the other, yet the heap may give nothing back between them. A new copy
-        # for samples is made while the old one is there.
-        return others + math.ceil(rows) + self.validation + self.packed
+        shape, threads = self.model.config, Gradients.suitable_threads(self.model, batch_size)
+        others = model_bytes(shape, threads=threads) - _FLOAT * shape.num_parameters()
+        step = self._taken(batch_size, -(-batch_size // threads), self.blocks, self.head)
+        # The heap may give nothing back between them; samples' new copy is made beside the old.
+        heap, own = step[0] + self.validation[0], max(step[1], self.validation[1])
+        return math.ceil(others + heap + own + 2 * self.packed)
+
+    def _taken(self, rows: int, share: int, blocks: int, head: int) -> tuple[float, float]:
+        """Bytes of heap, and with memory of their own, for rows of which a thread has a share."""
+        shape, taken = self.model.config, [0.0, 0.0]
+        if next(self.model.parameters()).device.type != "cpu":
+            return _HEAP_ON_DEVICE * rows * (blocks + head), 0.0
+        plain = shape.norm == "layer" and shape.position == "learned"
+        for size, width in ((blocks, shape.embed_dim), (head, shape.vocab_size)):
+            own = _FLOAT * share * self.seq_len * width >= _OWN_MEMORY_BYTES
+            taken[own] += rows * size * (_OWN_MEMORY if own else _HEAP if plain else _HEAP_MODERN)
+        return taken[0], taken[1]
 
     def fitting(self, free_bytes: int, *, at_most: int) -> int:
         """The largest that fits: `at_most`, else a power of two below it, else 0."""
-        powers = (2**n for n in reversed(range((at_most - 1).bit_length())))
-        sizes = (size for size in (at_most, *powers) if size)
+        sizes = (at_most, *(2**n for n in reversed(range((at_most - 1).bit_length()))))
         return next((n for n in sizes if self.bytes(n) <= _SHARE * free_bytes), 0)
 
 
@@ -194,7 +191,7 @@ def check_model_fits(config: GPTConfig, free_bytes: int | None) -> None:
     need = model_bytes(config)
     if free_bytes is None or need <= _SHARE * free_bytes:
         return
-    window = _FLOAT * _window_floats(config) > need // 2
+    window = _FLOAT * _window_floats(config) > need / 2
     raise OutOfMemoryError(
         f"a model of {config.num_parameters():,} parameters needs about {_amount(need)} to be "
         f"trained and {_amount(free_bytes)} are free (a tenth stays free): choose a smaller "
@@ -202,48 +199,53 @@ def check_model_fits(config: GPTConfig, free_bytes: int | None) -> None:
     )
 
 
-def check_batch_fits(model: GPT, config: TrainConfig, free_bytes: int | None) -> None:
+def check_batch_fits(
+    model: GPT, config: TrainConfig, free_bytes: int | None, *, fixed: bool = False
+) -> None:
     """Refuse a batch that does not fit, before the first one is read.
 
+    Args:
+        model: with its weights.
+        config: with its batch size.
+        free_bytes: None checks nothing.
+        fixed: the batch size cannot change any more, so that no other is advised.
+
     Raises:
-        OutOfMemoryError: when `free_bytes` (None checks nothing) are too few; it names what fits.
+        OutOfMemoryError: when `free_bytes` are too few; it names what fits.
     """
     if free_bytes is None:
         return
     need = _Need(model, config)
     fits = need.fitting(free_bytes, at_most=config.batch_size)
     if fits < config.batch_size:
+        smaller = f"{_remedy(fits)}{', or auto' if fits else ''}"
         raise OutOfMemoryError(
             f"batch_size={config.batch_size} with windows of {config.seq_len} needs about "
             f"{_amount(need.bytes(config.batch_size))} and {_amount(free_bytes)} are free (a "
-            f"tenth stays free): {_remedy(fits)}{', or auto' if fits else ''}"
+            f"tenth stays free): {'end other programs' if fixed else smaller}"
         )
 
 
 def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutOfMemoryError | None:
     """The error to show for `error`, raised in a step, where memory was the matter; else None.
 
-    It says how much was asked for and what batch size fits in what is free now. What the frames
-    of `error` hold is let go for that.
+    It says how much was asked for and what batch size fits now; what frames hold is let go.
     """
     if not isinstance(error, MemoryError) and not _SAYS_MEMORY.search(str(error)):
         return None
     traceback.clear_frames(error.__traceback__)
     free = free_memory(next(model.parameters()).device)
-    fits = config.batch_size // 2  # this one did not fit, whatever is said to be free
+    fits = config.batch_size // 2  # this size did not fit, whatever is said to be free
     if fits and free is not None:
         with contextlib.suppress(MemoryError, RuntimeError):  # it takes a little itself
             fits = _Need(model, config).fitting(free, at_most=fits)
-    found = _ASKED.search(str(error))
-    asked = f" ({_asked_for(*found.groups())} more asked for)" if found else ""
+    asked = ""
+    if found := _ASKED.search(str(error)):
+        asked = f" ({_amount(float(found[1]) * 1024 ** 'bKMGT'.index(found[2][0]))} more asked for)"
     return OutOfMemoryError(
         f"out of memory in a step with batch_size={config.batch_size} and windows of "
         f"{config.seq_len}{asked}: {_remedy(fits)}"
     )
-
-
-def _asked_for(count: str, unit: str) -> str:
-    return _amount(int(count)) if unit == "bytes" else f"{count} {unit}"
 
 
 def _remedy(fits: int) -> str:
@@ -252,7 +254,5 @@ def _remedy(fits: int) -> str:
     return "not one window fits: choose a smaller --seq-len, --embed-dim or --num-layers"
 
 
-def _amount(count: int) -> str:
-    if count < 2**20:
-        return f"{count:,} bytes"
+def _amount(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

@@ -1,7 +1,7 @@
-"""How much of a run is done at each step, and the record of it where the clock decides.
+"""How much of a run is done at each step, and the record of it.
 
-A run by `--steps` is the same each time. In a run by `--minutes` the learning rate follows the
-clock; what it did is kept, step for step, so that the run can be made again exactly.
+In a run by `--minutes` the learning rate follows the clock, and a run may be lengthened or go
+back. What decided each step's rate is kept, so that the run can be made again exactly.
 """
 
 from __future__ import annotations
@@ -21,28 +21,25 @@ class Plan:
 
     Args:
         config: the run's length.
-        given: (steps, 2) float32, the plan of a run that is made again; None for a new one.
+        given: (steps, 2) float64, the plan of a run that is made again; None for a new one.
     """
 
-    def __init__(self, config: TrainConfig, given: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, config: TrainConfig, given: NDArray[np.float64] | None = None) -> None:
         self.config = config
         self.given = given
-        self._noted = array("f")
+        self._noted = array("d")
 
     def done(self, course: Course) -> float:
         """The share that is done now, in [0, 1]; 1 is the end."""
         if self.given is not None:
             return float(self.given[course.step, 0]) if course.step < len(self.given) else 1.0
-        share = progress(self.config, course.step, course.elapsed_s)
-        return float(np.float32(share)) if self.config.minutes is not None else share
+        return progress(self.config, course.step, course.elapsed_s)
 
     def note(self, done: float, course: Course) -> float:
         """Keep what decides this step's rate; return the scale of the rate."""
-        if self.given is not None:
-            return float(self.given[course.step, 1])
-        if self.config.minutes is not None:
-            self._noted.extend((done, course.lr_scale))
-        return course.lr_scale
+        scale = course.lr_scale if self.given is None else float(self.given[course.step, 1])
+        self._noted.extend((done, scale))
+        return scale
 
     def remaining_s(self, course: Course, steps_a_second: float) -> float:
         """Seconds to the end."""
@@ -54,14 +51,10 @@ class Plan:
 
     def arrays(self) -> Arrays:
         """What a state keeps of it."""
-        kept: Arrays = {}
-        if self.given is not None:
-            kept["given_plan"] = self.given
-        elif self.config.minutes is not None:
-            kept["plan"] = np.array(self._noted, np.float32).reshape(-1, 2)
-        return kept
+        kept: Arrays = {"plan": np.array(self._noted).reshape(-1, 2)}
+        return kept if self.given is None else {**kept, "given_plan": self.given}
 
     def restore(self, arrays: Arrays, step: int) -> None:
         """Go back to what a state kept, at step `step`."""
-        noted = arrays.get("plan", np.empty((0, 2), np.float32))
-        self._noted = array("f", noted[:step].reshape(-1).tolist())
+        noted = arrays.get("plan", np.empty((0, 2)))
+        self._noted = array("d", noted[:step].reshape(-1).tolist())

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mygpt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from mygpt.checkpoint import Checkpoint, write_checkpoint
 from mygpt.config import GPTConfig
 from mygpt.container import Arrays, read_arrays, write_arrays
-from mygpt.errors import CheckpointError, InputError
+from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.storage import append, cut, remove, strays, sync_length, write_durably
 from mygpt.tokenization import Tokenizer
 from mygpt.training.state import State
@@ -46,6 +46,18 @@ class RunFolder:
         if path.suffix in _FILE_SUFFIXES and not path.is_dir():
             return cls(path.with_name(f"{path.name}.run"), path)
         return cls(path)
+
+    @classmethod
+    def of(cls, path: str | Path) -> RunFolder:
+        """The run that is there: as `at`, or the one that a file of it lies in."""
+        path = Path(path)
+        named, inside = cls.at(path), cls(path.parent)
+        return inside if path.is_file() and inside.exists and not named.exists else named
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run to go on with."""
+        return self.state_path.exists() or self.previous_path.exists()
 
     @property
     def name(self) -> Path:
@@ -113,12 +125,14 @@ class RunFolder:
 
     def clear_derived(self) -> None:
         """Remove what an earlier run left beside a state that has just been replaced."""
-        remove(self.previous_path, *self._derived())
+        remove(self.previous_path, *self._derived(), *self.folder.glob("damaged.*"))
 
     def clear_strays(self) -> None:
         """Remove the temporary files of a process that died; only under the run's lock."""
-        beside = [] if self.file is None else strays(self.file.absolute().parent, self.file.name)
-        remove(*strays(self.folder), *beside)
+        ours = (self.state_path, self.previous_path, self.best_path, self.last_path)
+        for path in (*ours, self.config_path, *([] if self.file is None else [self.file])):
+            target = path.resolve()
+            remove(*strays(target.parent, target.name))
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.toml."""
@@ -139,9 +153,9 @@ class RunFolder:
         """Drop what was logged after the state that holds now."""
         cut(self.log_path, length)
 
-    def save_state(self, state: State, *, first: bool = False) -> None:
-        """Commit a state; what was the last becomes the previous one, but for a new run's first."""
-        keep_as = None if first else self.previous_path
+    def save_state(self, state: State, *, keep: bool) -> None:
+        """Commit a state; with `keep` what was the last becomes the previous one."""
+        keep_as = self.previous_path if keep else None
         write_arrays(self.state_path, state.arrays, state.parts(), keep_as=keep_as)
 
     def load_state(self) -> tuple[State, str | None]:
@@ -150,13 +164,14 @@ class RunFolder:
         Changes nothing.
 
         Raises:
-            CheckpointError: where there is none, or none is good.
+            CheckpointError: where there is none, none is good, or the last is sound and not of
+                this version.
         """
-        if not self.state_path.exists() and not self.previous_path.exists():
+        if not self.exists:
             raise CheckpointError(f"{self.folder} holds no run to go on with (no last.state)")
         try:
             return read_state(self.state_path), None
-        except CheckpointError as error:
+        except DamagedError as error:
             problem = error
         if not self.previous_path.exists():
             raise problem
@@ -166,10 +181,12 @@ class RunFolder:
             raise CheckpointError(f"{problem}; and so is the state before it: {error}") from None
         return state, f"{problem}: going on from the state before it, of step {state.course.step}"
 
-    def load_previous_state(self) -> State | None:
-        """The state before the last one, if there is a good one."""
+    def load_previous_state(self, run_id: object) -> State | None:
+        """The state before the last one, if there is a good one and it is of that run."""
         with contextlib.suppress(CheckpointError):
-            return read_state(self.previous_path)
+            state = read_state(self.previous_path)
+            if state.provenance.get("run_id") == run_id:
+                return state
         return None
 
     def set_aside(self, path: Path) -> None:
@@ -177,13 +194,30 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             path.replace(path.with_name(f"damaged.{path.name}"))
 
-    def remove_best(self) -> None:
-        """Remove a best model that is of another run."""
-        remove(self.best_path)
+    def mend_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
+        """The best model of the run with that id, and a line about it if it was damaged.
 
-    def read_best(self) -> Checkpoint | None:
-        """The best model so far, None where there is none; `CheckpointError` if it is damaged."""
-        return read_checkpoint(self.best_path) if self.best_path.exists() else None
+        The user's own file is a copy of it, so each is made again from the other. A best model
+        of another run, left by an `--overwrite` that died, is removed.
+        """
+        note, copy = None, None
+        try:
+            best = _read_model(self.best_path, run_id)
+        except DamagedError as error:
+            note = f"{error}: kept as damaged.{self.best_path.name}"
+            self.set_aside(self.best_path)
+            best = None
+        if self.file is not None:
+            with contextlib.suppress(CheckpointError):
+                copy = _read_model(self.file, run_id)
+        if best is None and copy is not None and "val_loss" in copy.provenance:
+            best = copy
+            _write_model(self.best_path, copy)
+        elif best is None:
+            remove(self.best_path)
+        elif self.file is not None and (copy is None or copy.provenance != best.provenance):
+            _write_model(self.file, best)
+        return best, note
 
     def save_model(
         self,
@@ -197,6 +231,18 @@ class RunFolder:
         write_checkpoint(path, arrays, config, tokenizer, provenance)
         if self.file is not None and (path == self.best_path or not self.best_path.exists()):
             write_checkpoint(self.file, arrays, config, tokenizer, provenance)
+
+
+def _read_model(path: Path, run_id: object) -> Checkpoint | None:
+    """The model there; None where there is none, or that of another run."""
+    if not path.exists():
+        return None
+    model = Checkpoint.from_parts(path, *read_arrays(path))
+    return model if model.provenance.get("run_id") == run_id else None
+
+
+def _write_model(path: Path, model: Checkpoint) -> None:
+    write_checkpoint(path, model.arrays, model.config, model.tokenizer, model.provenance)
 
 
 def read_state(path: Path) -> State:

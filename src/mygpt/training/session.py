@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from mygpt.training.sitting import (
     leaves_torch_alone,
     sit,
     tell_length,
+    tell_lock,
 )
 from mygpt.training.source import (
     Source,
@@ -172,9 +174,9 @@ def replay(
 ) -> Writer:
     """Make a run again from its beginning, step for step.
 
-    In a run by `minutes` the learning rate followed the clock; the run kept what it did, and
-    here that is followed instead. Weights and losses are the same to the bit on the same kind
-    of machine, as long as the run did not blow up.
+    In a run by `minutes` the learning rate followed the clock, and a run may have been
+    lengthened or gone back: it kept what decided each step's rate, and here that is followed.
+    Weights and losses are the same to the bit on the same kind of machine.
 
     Args:
         original: the run's folder, or the checkpoint file it was given as `output`.
@@ -186,17 +188,21 @@ def replay(
 
     Raises:
         CheckpointError: when there is no such run, or its state is damaged.
-        InputError: when its text is not the same any more.
+        InputError: when its text is not the same any more, or its plan was not kept.
     """
-    state, note = RunFolder.at(original).load_state()
+    state, note = RunFolder.of(original).load_state()
+    given, steps = state.arrays.get("plan"), state.course.step
+    if given is None or len(given) < steps:
+        raise InputError(f"{original} was begun by an older mygpt, which kept no plan of its steps")
     run = RunFolder.at(output)
     run.check_free(overwrite=overwrite)
     torch.set_num_threads(state.settings["threads"])
+    where = choose_device(device)
+    check_model_fits(state.config, free_memory(where))
     source = _same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
-    given = state.arrays.get("given_plan", state.arrays.get("plan"))
     trainer = Trainer(
-        _new_model(state.config, state.training.seed, choose_device(device)),
+        _new_model(state.config, state.training.seed, where),
         state.tokenizer,
         state.training,
         train_tokens=train_tokens,
@@ -205,9 +211,10 @@ def replay(
         provenance=provenance_of(source, state.settings["preset"], command),
         settings=state.settings,
         listener=listener,
-        given_plan=None if given is None else given[: state.course.step],
+        given_plan=given[:steps].copy(),
     )
     notes = [] if note is None else [note]
+    del state  # as large as all that is trained
     return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
 
 
@@ -220,7 +227,8 @@ def _new_model(config: GPTConfig, seed: int, device: torch.device) -> GPT:
 
 
 def _resolved(name: str) -> str:
-    return name if name == "-" else str(Path(name).resolve())
+    # A link to itself has no end, and a NUL no path: reading says what is wrong with them.
+    return name if name == "-" or "\0" in name else os.path.realpath(name)
 
 
 @leaves_torch_alone
@@ -248,33 +256,28 @@ def resume(
         CheckpointError: when there is no run, or its state is damaged.
         InputError: when the text is not the same any more, or an option cannot change.
     """
-    run = RunFolder.at(output)
-    if not run.folder.is_dir():
-        raise CheckpointError(f"{run.folder} is no run to go on with: there is no such folder")
-    with RunLock(run.folder):
+    run = RunFolder.of(output)
+    if not run.exists:  # also: no lock is left in a folder that is no run
+        raise CheckpointError(f"{run.folder} holds no run to go on with (no last.state)")
+    with RunLock(run.folder) as lock:
         run.clear_strays()
-        state, note = run.load_state()
-        trainer, source, train_tokens = _restored(run, state, files, val_file, device, options)
-        trainer.tell = listener
-        if note is not None:
-            run.set_aside(run.state_path)
-            listener(Note(note))
-        trainer.restore(state)
-        tell_length(trainer, state)
+        options = {name: value for name, value in options.items() if value is not None}
+        trainer, source, train_tokens = _restored(run, files, val_file, device, listener, options)
+        tell_lock(trainer, lock)
         run.write_settings(for_people(trainer, source))
         return sit(trainer, source.corpus.name, train_tokens)
 
 
 def _restored(
     run: RunFolder,
-    state: State,
     files: Sequence[str | Path],
     val_file: str | Path | None,
     device: str,
+    listener: Listener,
     options: dict[str, Any],
 ) -> tuple[Trainer, Source, NDArray[np.integer]]:
-    """A trainer for a state, its text read again; nothing is written yet."""
-    options = {name: value for name, value in options.items() if value is not None}
+    """A run's trainer as it was at its newest good state, its text read again."""
+    state, note = run.load_state()
     fixed = sorted(set(options) - set(RESUMABLE))
     if fixed:
         raise InputError(
@@ -295,8 +298,9 @@ def _restored(
     where = choose_device(device)
     check_model_fits(state.config, free_memory(where))
     model = GPT.unfilled(state.config).to(where)
-    check_batch_fits(model, config, free_memory(where))
+    check_batch_fits(model, config, free_memory(where), fixed=True)
     sittings = state.provenance.get("sittings", 1) + 1
+    same_length = not {"steps", "tokens", "minutes"} & set(options)
     trainer = Trainer(
         model,
         state.tokenizer,
@@ -306,10 +310,20 @@ def _restored(
         run=run,
         provenance={**state.provenance, "sittings": sittings},
         settings=settings,
-        listener=print,
-        given_plan=state.arrays.get("given_plan") if config == state.training else None,
+        listener=listener,
+        given_plan=_copied(state.arrays.get("given_plan")) if same_length else None,
     )
+    if note is not None:
+        run.set_aside(run.state_path)
+        listener(Note(note))
+    trainer.resume(state)
+    tell_length(trainer, state)
     return trainer, source, train_tokens
+
+
+def _copied(plan: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """In memory of its own: as it is read, it is a piece of the whole file's."""
+    return None if plan is None else plan.copy()
 
 
 def _same_source(state: State, run: str | Path) -> Source:

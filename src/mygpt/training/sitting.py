@@ -51,9 +51,10 @@ def from_the_start(
     """Take the folder, write the run's first state, and train."""
     run = trainer.run
     check_batch_fits(trainer.model, trainer.config, free_memory(trainer.device))
-    with RunLock(run.folder):
+    with RunLock(run.folder) as lock:
         run.check_free(overwrite=overwrite)  # since it was looked at, somebody may have trained
         run.clear_strays()
+        tell_lock(trainer, lock)
         for note in notes:
             trainer.tell(Note(note))
         trainer.begin(for_people(trainer, source))
@@ -108,6 +109,14 @@ def sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wri
     if ended_by is not None:
         raise Interrupted(ended_by)
     return load(trainer.run.checkpoint_path, device=str(trainer.device))
+
+
+def tell_lock(trainer: Trainer, lock: RunLock) -> None:
+    """Say where nobody is kept from training in the same run."""
+    if not lock.works:
+        trainer.tell(
+            Note(f"no locks on this file system: let one process alone train in {lock.folder}")
+        )
 
 
 def tell_length(trainer: Trainer, state: State) -> None:

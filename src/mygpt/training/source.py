@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def read_source(settings: Mapping[str, Any], val_fraction: float, *, allow_bytes
     """
     encoding, val_file = settings["encoding"], settings["val_file"]
     corpus = read_corpus(settings["files"], encoding=encoding, allow_bytes=allow_bytes)
-    length = sum(len(document.text) for document in corpus.documents)
+    length = sum(map(len, corpus.documents))
     if length < _SHORTEST:
         raise InputError(
             f"{corpus.name} has {length} character: too short to learn from, give at least "
@@ -73,6 +73,7 @@ def read_source(settings: Mapping[str, Any], val_fraction: float, *, allow_bytes
         learned, held = split_documents(corpus.documents, val_fraction)
         return Source(corpus, learned, held, corpus.sha256)
     kept = read_corpus([val_file], encoding=encoding, allow_bytes=allow_bytes)
+    corpus = replace(corpus, notes=[*corpus.notes, *kept.notes])
     return Source(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
 
 
@@ -85,14 +86,12 @@ def choose_tokenizer(name: str, documents: Sequence[Document], *, end_of_text: b
     Raises:
         InputError: where the documents do not fit it.
     """
-    texts = [document.text for document in documents]
-    if name == "byte":
+    if name == "byte" or any(isinstance(document.whole, bytes) for document in documents):
         return ByteTokenizer()
     characters: set[str] = set()
-    for text in texts:
-        if isinstance(text, bytes):
-            return ByteTokenizer()
-        characters.update(text)
+    for document in documents:
+        for piece in document.pieces():
+            characters.update(str(piece))
     if name == "auto" and len(characters) > MOST_CHARACTERS:
         return ByteTokenizer()
     if name in ("auto", "char"):
@@ -129,7 +128,7 @@ def fit_window(
 
 def undecoded(source: Source) -> list[str]:
     """A note where text was meant and bytes were found."""
-    names = [doc.name for doc in source.documents if isinstance(doc.text, bytes)]
+    names = [doc.name for doc in source.documents if isinstance(doc.whole, bytes)]
     return [
         f"{name} is not text in UTF-8, so its bytes are learned "
         "(name its encoding with --encoding, latin-1 perhaps, to learn characters)"

@@ -91,8 +91,8 @@ class State:
             and the "threads" between which sums are shared.
         provenance: what every checkpoint tells of its origin.
         course: how far it has come.
-        arrays: weights, optimizer, generators; `plan` and `given_plan` (steps, 2) where the
-            clock decides the schedule: the share done and the scale of the rate at each step.
+        arrays: weights, optimizer, generators; `plan` (steps, 2) float64, the share done and
+            the scale of the rate at each step; `given_plan`, that of the run made again.
     """
 
     path: Path
@@ -175,6 +175,9 @@ def _check_arrays(state: State) -> None:
             wrong.append(f"optimizer/{key}")
     if "generator" not in state.arrays or state.arrays["generator"].dtype != np.uint8:
         wrong.append("generator")
+    for name, array in state.part("model").items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{state.path}: tensor {name} holds numbers that are not finite")
     if state.config.vocab_size != state.tokenizer.vocab_size:
         raise CheckpointError(f"{state.path}: the model and its tokenizer differ in vocabulary")
     if wrong:
@@ -184,7 +187,7 @@ def _check_arrays(state: State) -> None:
 def _is_plan(plan: NDArray[Any] | None) -> bool:
     if plan is None:
         return True
-    return plan.dtype == np.float32 and plan.ndim == 2 and plan.shape[1] == 2
+    return plan.dtype == np.float64 and plan.ndim == 2 and plan.shape[1] == 2
 
 
 def collect_arrays(model: GPT, optimizer: torch.optim.Optimizer) -> Arrays:
@@ -195,8 +198,12 @@ def collect_arrays(model: GPT, optimizer: torch.optim.Optimizer) -> Arrays:
     arrays["generator"] = torch.get_rng_state().numpy()
     device = next(model.parameters()).device
     if device.type != "cpu":  # where dropout draws
-        arrays["device_generator"] = getattr(torch, device.type).get_rng_state().cpu().numpy()
+        arrays["device_generator"] = _device_generator(device).cpu().numpy()
     return arrays
+
+
+def _device_generator(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.mps.get_rng_state()
 
 
 def put_back(state: State, model: GPT, optimizer: torch.optim.Optimizer) -> None:
@@ -213,6 +220,9 @@ def put_back(state: State, model: GPT, optimizer: torch.optim.Optimizer) -> None
         torch.set_rng_state(torch.tensor(state.arrays["generator"]))
         if device.type != "cpu" and "device_generator" in state.arrays:
             generator = torch.tensor(state.arrays["device_generator"])
-            getattr(torch, device.type).set_rng_state(generator)
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(generator, device)
+            else:
+                torch.mps.set_rng_state(generator)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{state.path}: its generator is none: {error}") from None

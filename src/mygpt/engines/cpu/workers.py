@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
+from mygpt.machine import cpu_quota
+
 Run = Callable[[int, int], int]
 
 
 @functools.cache
 def usable_cores() -> int:
-    """Cores this process may run on; two hardware threads of one core count once.
+    """Cores this process may run on, and no more than its control group's share of time.
 
-    A product keeps a core's arithmetic or its memory busy by itself: a second thread on it
-    only makes the others wait.
+    Two hardware threads of one core count once: a product keeps a core's arithmetic or its
+    memory busy by itself, and a second thread on it only makes the others wait.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cpus = os.sched_getaffinity(0)
-    return len({_siblings(cpu) for cpu in cpus}) or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+    else:
+        cores = os.cpu_count() or 1
+    share = cpu_quota()
+    return max(1, cores if share is None else min(cores, math.ceil(share)))
 
 
 def _siblings(cpu: int) -> str:

@@ -1,0 +1,125 @@
+"""What was named to documents: files, folders, patterns, standard input; the built-in corpus."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mygpt.errors import InputError
+from mygpt.text.decoding import check_encoding, decode, text_bytes
+from mygpt.text.documents import Corpus, Document
+from mygpt.text.folder import Place, look_into
+from mygpt.text.reading import Reader, out_of_memory, shown
+
+BUILTIN = "python-reference"
+
+
+def read_corpus(
+    paths: Sequence[str] = (), *, encoding: str | None = None, allow_bytes: bool = False
+) -> Corpus:
+    """Read files, folders, glob patterns and "-" (standard input); nothing is the built-in corpus.
+
+    A folder gives every file below it that is text, in the order of their names, without hidden
+    ones and without runs of ours; the rest is passed over with a note. A *.gz is unpacked. A
+    file counts as it was read: one that changes meanwhile gets a note.
+
+    Args:
+        paths: what to read.
+        encoding: None is UTF-8, or what a byte-order mark says.
+        allow_bytes: take a file that is not text as bytes instead of refusing it.
+
+    Raises:
+        InputError: for what is missing, empty, a device, or not text in that encoding.
+        OutOfMemoryError: for more text than there is memory to learn from it.
+    """
+    if isinstance(paths, (str, Path)):
+        paths = [str(paths)]
+    check_encoding(encoding)
+    if not paths:
+        return Corpus(BUILTIN, list(builtin_documents()))
+    reader = Reader()
+    places = [_find(path, reader, encoding) for path in paths]
+    reader.expect([name for place in places for name in place.names])
+    documents: list[Document] = []
+    for place in places:
+        if place.folder is None:
+            documents += [_named(name, reader, encoding, allow_bytes) for name in place.names]
+        else:
+            documents += _in_folder(place, reader, encoding)
+    notes = [note for place in places for note in place.notes()]
+    return Corpus(_name(paths), documents, notes + reader.notes)
+
+
+def builtin_documents() -> Iterable[Document]:
+    """The Python language reference that every CPython carries, one document a topic."""
+    from pydoc_data.topics import topics
+
+    return (Document(name, topics[name]) for name in sorted(topics))
+
+
+def _find(path: str, reader: Reader, encoding: str | None) -> Place:
+    if not path:
+        raise InputError("a file name is empty: name a text file, or - for standard input")
+    if path == "-":
+        return Place([path])
+    if os.path.isdir(path):
+        return look_into(Path(path), reader, encoding)
+    if os.path.exists(path) or not glob.has_magic(path):
+        return Place([path])
+    found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+    if not found:
+        raise InputError(f"no file matches {path!r}")
+    return Place(found)
+
+
+def _named(name: str, reader: Reader, encoding: str | None, allow_bytes: bool) -> Document:
+    document = _read(name, reader, encoding, allow_bytes=allow_bytes)
+    if not len(document):
+        if Path(name).is_fifo():
+            raise InputError(f"nobody wrote to the pipe {shown(name)}: start its writer first")
+        raise InputError(f"{shown(name)} is empty: there is no text to learn from")
+    return document
+
+
+def _in_folder(place: Place, reader: Reader, encoding: str | None) -> list[Document]:
+    """The folder's texts; what proves to be none joins the place's passed over."""
+    documents: list[Document] = []
+    for name in place.names:
+        try:
+            document = _read(name, reader, encoding, allow_bytes=False)
+        except InputError:
+            document = Document(name, "")
+        if not len(document) or "\0" in str(document.text):
+            place.passed_over.append(Path(name))
+        else:
+            documents.append(document)
+    if not documents:
+        folder = shown(str(place.folder))
+        raise InputError(f"folder {folder} holds no text file (hidden ones are passed over)")
+    return documents
+
+
+def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool) -> Document:
+    """One file's text, or its bytes; either only where there is memory for it."""
+    data = reader.read(name)
+    reader.check_text(name, len(data), text_bytes(data, encoding))
+    try:
+        text = decode(data, shown(name), encoding, allow_bytes=allow_bytes)
+    except MemoryError:
+        raise out_of_memory(name) from None
+    reader.keep(len(data), sys.getsizeof(text))
+    return Document(name, text)
+
+
+def _name(paths: Sequence[str]) -> str:
+    """What a run on these is called: the first one's name without its endings."""
+    if paths[0] == "-":
+        return "stdin"
+    path = Path(os.path.realpath(paths[0]))
+    name = path.name.removesuffix(".gz")
+    stem = name if path.is_dir() else Path(name).stem
+    cleaned = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-.")
+    return cleaned or "text"

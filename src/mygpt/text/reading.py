@@ -1,0 +1,206 @@
+"""Files into memory, no more of them than it holds; what is no file of text is refused.
+
+A file is read, not mapped: one that shrinks or vanishes meanwhile must not end the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import math
+import os
+import select
+import stat
+import sys
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+
+from mygpt.errors import InputError, OutOfMemoryError
+from mygpt.machine import free_memory_bytes
+
+_BLOCK = 2**20  # bytes
+_FIRST_LOOK = 2**16  # bytes
+_WRITER_WAIT_S = 10.0
+
+# What learning from a text takes of memory, apart from the model: the text as Python holds it,
+# and for each of its bytes two more, while it is decoded for the file, afterwards for its token.
+# Up to the first step that measured, in bytes for each of 200 MB: 3.4 for ASCII, 6.3 for the same
+# with one emoji (all characters are 4 bytes wide then), 2.5 to 3.5 for Cyrillic.
+_PER_BYTE = 2
+_HEADROOM = 1.25
+
+
+class Reader:
+    """Reads files whole, within the memory that was free when it was made.
+
+    Attributes:
+        notes: one line for each file that changed while it was read.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._free = free_memory_bytes()
+        self._needed = 0.0  # by the texts so far
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Refuse files whose sizes say that they do not fit, before any of them is read.
+
+        Raises:
+            OutOfMemoryError: with what they need, what is free, and how much of them fits.
+        """
+        sizes = [status.st_size for name in names if (status := _regular(name))]
+        if sizes:
+            what = shown(names[0]) if len(names) == 1 else f"the text in {len(names)} files"
+            self._check(f"{what} is", sum(sizes), sum(sizes))
+
+    def read(self, name: str) -> bytearray:
+        """All of a file, of a *.gz unpacked, or of standard input ("-").
+
+        Raises:
+            InputError: for what is missing, cannot be read, or is no file of text.
+            OutOfMemoryError: as soon as it is longer than what fits.
+        """
+        before = _regular(name)
+        data = bytearray()
+        for block in _blocks(name):
+            try:
+                data += block
+            except MemoryError:
+                raise out_of_memory(name) from None
+            self._check(f"{shown(name)} is more than", len(data), len(data))
+        after = _regular(name)
+        if before and (
+            after is None
+            or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
+        ):
+            self.notes.append(
+                f"{shown(name)} changed while it was read: --resume may not find the same text"
+            )
+        return data
+
+    def start_of(self, name: str) -> bytearray:
+        """The first 64 KiB of a file, for a look at what it is; raises as `read` does."""
+        data = bytearray()
+        with contextlib.closing(_blocks(name, _FIRST_LOOK)) as blocks:
+            for block in blocks:
+                data += block
+                if len(data) >= _FIRST_LOOK:
+                    break
+        return data
+
+    def check_text(self, name: str, num_bytes: int, text_bytes: int) -> None:
+        """Refuse a text of that many bytes in its file and in memory, where it does not fit."""
+        self._check(f"{shown(name)} is", num_bytes, text_bytes)
+
+    def keep(self, num_bytes: int, text_bytes: int) -> None:
+        """Count a text among those that stay in memory."""
+        self._needed += _need(num_bytes, text_bytes)
+
+    def _check(self, what: str, num_bytes: int, text_bytes: int) -> None:
+        need = self._needed + _need(num_bytes, text_bytes)
+        if self._free is None or need <= self._free:
+            return
+        fits = num_bytes * max(0.0, self._free - self._needed) / (need - self._needed)
+        it = "it, and what was read before," if self._needed else "it"
+        raise OutOfMemoryError(
+            f"{what} {_size(num_bytes)}: to learn from {it} takes {_size(need)} of memory, and "
+            f"{_size(self._free)} are free; train on a part of it, {_size(fits)} at most"
+        )
+
+
+def out_of_memory(name: str) -> OutOfMemoryError:
+    """The error for a file at which the memory ended, whatever was free before."""
+    return OutOfMemoryError(f"memory ended while {shown(name)} was read: train on a part of it")
+
+
+def shown(name: str) -> str:
+    """A file's name on one line, as messages show it."""
+    if name == "-":
+        return "standard input"
+    return name if name.isprintable() else repr(name)
+
+
+def _need(num_bytes: int, text_bytes: int) -> float:
+    return _HEADROOM * (text_bytes + _PER_BYTE * num_bytes)
+
+
+def _size(num_bytes: float) -> str:
+    """Rounded down: what "at most" fits must fit."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{math.floor(10 * num_bytes / scale) / 10:.1f} {unit}"
+    return f"{math.floor(num_bytes)} bytes"
+
+
+def _regular(name: str) -> os.stat_result | None:
+    """What the system knows of a regular file; None where there is none of that name."""
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _blocks(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
+    """A file's bytes as they come, unpacked where its name ends in .gz."""
+    if "\0" in name:
+        raise InputError(f"file name {name!r} holds a NUL: no file has such a name")
+    try:
+        with _opened(name) as file:
+            packed = name.endswith(".gz")
+            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if packed else file
+            while data := stream.read1(block):
+                yield data
+    except InputError:  # a ValueError, as some of those below
+        raise
+    except FileNotFoundError:
+        raise InputError(
+            f"{shown(name)} does not exist: name a text file, a folder or a pattern, or - for "
+            "standard input"
+        ) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{shown(name)} is not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise InputError(f"{shown(name)} cannot be read: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[io.BufferedIOBase]:
+    if name != "-":
+        with open(name, "rb", opener=_without_waiting) as file:
+            _check_kind(file.fileno(), name)
+            yield file
+        return
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None or stream.closed:
+        raise InputError("standard input is closed: name a text file")
+    try:
+        descriptor = stream.fileno()
+    except OSError:  # no file is behind it, in a notebook or a test
+        descriptor = None
+    if descriptor is not None:
+        _check_kind(descriptor, name)
+    yield stream
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Open; opening a pipe that nobody writes to would wait for ever."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_kind(descriptor: int, name: str) -> None:
+    """Refuse devices, which have no end (/dev/zero); give a pipe's writer some time to come."""
+    status = os.fstat(descriptor)
+    device = stat.S_ISBLK(status.st_mode) or (
+        stat.S_ISCHR(status.st_mode)
+        and not os.isatty(descriptor)
+        and not os.path.samestat(status, os.stat(os.devnull))
+    )
+    if device:
+        raise InputError(f"{shown(name)} is a device and holds no text: name a text file")
+    if stat.S_ISFIFO(status.st_mode) and os.name == "posix":
+        select.select([descriptor], [], [], _WRITER_WAIT_S)
+    if hasattr(os, "set_blocking"):
+        # Else a pause of the writer would pass for the end: read1() gives b"" for both.
+        os.set_blocking(descriptor, True)

@@ -1,0 +1,53 @@
+"""`python -m torture [NAME...]`: all of it, or what is named, with the full counts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from torture import Figure, damage, inputs, kills, numbers, places, signals, strings
+
+# What is done, how often by `make torture`, and how often by `make test`.
+ALL: list[tuple[Callable[[int, Path], Figure], int, int]] = [
+    (kills.kill_at_random, 200, 4),
+    (kills.stop_at_every_step, 200, 6),
+    (kills.faults_in_a_save, 1000, 10),
+    (damage.flipped_bits, 2000, 60),
+    (damage.cut_ends, 1000, 41),
+    (places.full_disk, 50, 3),
+    (signals.signalled_at_random, 200, 4),
+    (numbers.planted_nans, 100, 8),
+    (numbers.same_seed, 10, 2),
+    (numbers.replayed, 10, 1),
+    (damage.hostile_pickles, 500, 40),
+    (damage.hostile_headers, 10000, 120),
+    (strings.strings, 100000, 200),
+    (inputs.text_inputs, 100, 12),
+]
+
+
+def main(names: list[str]) -> int:
+    """Do it, print each figure, and end with 1 if one is not whole."""
+    torch.set_num_threads(1)
+    wrong = 0
+    print("What survives the death of a process; the loss of power this cannot show.")
+    for torture, count, _ in ALL:
+        if names and torture.__name__ not in names:
+            continue
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+            figure = torture(count, Path(folder))
+        wrong += not figure.good and not figure.note.startswith("not run")
+        print(f"{figure}  [{torture.__name__}, {time.monotonic() - began:.0f} s]", flush=True)
+    return min(1, wrong)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,301 @@
+"""Texts that are none, or too long, or that change while they are read: one `Case` each."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import hashlib
+import math
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mygpt.machine import free_memory_bytes
+from mygpt.text import reading
+
+MB = 10**6
+TEXT = b"the quick brown fox jumps over the lazy dog\n" * 50
+LONGER = TEXT * 1000  # 2.2 MB, three blocks
+CHARACTERS = ("text", "--tokenizer", "char")
+PACKED = ("text.gz",)
+STDIN = ("-",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `mygpt train` in a folder of its own.
+
+    Attributes:
+        name: what is odd about the text.
+        says: a part of what it must print.
+        code: with which it must end.
+        data: what the file `text` holds; None is no such file.
+        learned: SHA-256 that the run must record.
+        args: of the command.
+        prepare: makes in the folder what else the case needs.
+        inside: done in the child first.
+        stdin: a file's path; "pipe", through which `feed` comes; or "closed".
+        feed: see there.
+        holds: bytes of memory that it may take beyond a run on a small text.
+    """
+
+    name: str
+    says: str = ""
+    code: int = 0
+    data: bytes | None = None
+    learned: str = ""
+    args: tuple[str, ...] = ("text",)
+    prepare: Callable[[Path], object] = lambda folder: None
+    inside: Callable[[], object] = lambda: None
+    stdin: str = os.devnull
+    feed: Callable[[], Iterator[bytes]] = lambda: iter(())
+    holds: float = 0
+
+
+def odd_texts() -> list[Case]:
+    """All cases, the quick ones first."""
+    return [*_refused(), *_learned(), *_changing(), *_too_long(), *_long()]
+
+
+def _refused() -> Iterator[Case]:
+    refused = partial(Case, code=2)
+    yield refused("an empty file", "text is empty", data=b"")
+    yield refused("one byte", "has 1 character: too short", data=b"a")
+    yield refused("a mark and no more", "text is empty", data=codecs.BOM_UTF8)
+    yield refused("no file", "text does not exist")
+    yield refused("a broken link", "text does not exist", prepare=_link("nowhere"))
+    yield refused("a link to itself", "text cannot be read", prepare=_link("text"))
+    yield refused("a name of two lines", r"'one\ntwo' does not exist", args=("one\ntwo",))
+    yield refused("a long name", "nnn cannot be read", args=("n" * 300,))
+    yield refused("no name", "file name is empty", args=("",))
+    yield refused("no match", "no file matches", args=("*.txt",))
+    yield refused("an empty folder", "holds no text", prepare=lambda f: (f / "text").mkdir())
+    yield refused("a folder of oddities", "holds no text", prepare=_oddities)
+    yield refused("a socket", "cannot be read", args=("text/socket",), prepare=_oddities)
+    yield refused("zeros for ever", "is a device", args=("/dev/zero",))
+    yield refused("noise for ever", "is a device", args=("/dev/urandom",))
+    yield refused("nothing at all", "null is empty", args=(os.devnull,))
+    yield refused("nothing on stdin", "standard input is empty", args=STDIN)
+    yield refused("zeros on stdin", "is a device", args=STDIN, stdin="/dev/zero")
+    yield refused("no stdin", "standard input is closed", args=STDIN, stdin="closed")
+    yield refused("no UTF-8", "byte 0xff at position 3", data=b"abc\xff", args=CHARACTERS)
+    half = TEXT + b"\xe2\x82"
+    yield refused("half a character", f"at position {len(TEXT)}", data=half, args=CHARACTERS)
+    utf_7 = (*CHARACTERS, "--encoding", "utf-7")
+    yield refused("a surrogate", "character 2 is the lone", data=b"ab+2AA-c", args=utf_7)
+    for name in ("idna", "punycode", "rot13", "base64", "zlib", "undefined", "", "a/b", "\u20ac"):
+        args = ("text", "--encoding", name)
+        yield refused(f"encoding {name!r}", "is not known", data=TEXT, args=args)
+    whole = gzip.compress(TEXT)
+    for data in (TEXT, whole[:-9], whole + b"rest", whole[:30] + b"\xff" + whole[31:]):
+        bad = partial(_put, name="text.gz", data=data)
+        yield refused("a bad gzip", "is not a whole gzip", args=PACKED, prepare=bad)
+    yield refused("a silent pipe", "nobody wrote", prepare=_pipe(None), inside=_wait_less)
+    if os.geteuid():
+        locked = {"data": TEXT, "prepare": lambda f: (f / "text").chmod(0)}
+        yield refused("a locked file", "cannot be read", **locked)
+
+
+def _learned() -> Iterator[Case]:
+    as_it_is = {
+        "shorter than a window": b"short text",
+        "NUL bytes": b"a\0b\0" * 100,
+        "ends of lines": b"one\r\ntwo\rthree\n" * 50,
+        "no UTF-8, as bytes": TEXT + b"\xff",
+    }
+    for name, data in as_it_is.items():
+        yield Case(name, data=data, learned=_sha(data))
+    word = "na\u00efve \U0001f642 " * 50
+    for mark, codec in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+    ):
+        yield Case(f"a {codec} mark", data=mark + word.encode(codec), learned=_sha(word.encode()))
+    learned = partial(Case, learned=_sha(TEXT))
+    for codec in ("utf-7", "utf-16", "utf-32", "unicode_escape", "cp1252", "shift_jis", "hz"):
+        data = TEXT.decode().encode(codec)
+        yield learned(f"encoding {codec}", data=data, args=("text", "--encoding", codec))
+    for name in ("-", "/dev/stdin", "/dev/fd/0"):
+        yield learned(f"a pipe as {name}", args=(name,), stdin="pipe", feed=_haltingly)
+    yield learned("a named pipe", prepare=_pipe(_haltingly), inside=_wait_less)
+    yield learned("a folder", "passed over 2 files", prepare=_text_and_oddities)
+    yield learned("two parts", args=PACKED, prepare=_packed(TEXT[:9], TEXT[9:]))
+    odd = partial(_put, name="a\nb", data=TEXT)
+    yield learned("a name of two lines", args=("a\nb",), prepare=odd)
+
+
+def _changing() -> Iterator[Case]:
+    changing = partial(Case, says="changed while it was read", data=LONGER, holds=4 * len(LONGER))
+    shrunk = LONGER[: 3 * len(LONGER) // 5]
+    shrink = _after_each_block(lambda: os.truncate("text", len(shrunk)))
+    yield changing("it shrinks", learned=_sha(shrunk), inside=shrink)
+    vanish = _after_each_block(lambda: Path("text").unlink(missing_ok=True))
+    yield changing("it vanishes", learned=_sha(LONGER), inside=vanish)
+    once = _after_each_block(lambda: _append(TEXT, up_to=len(LONGER + TEXT)))
+    yield changing("it grows", learned=_sha(LONGER + TEXT), inside=once)
+
+
+def _too_long() -> Iterator[Case]:
+    long = partial(Case, code=4)
+    size = max(10_000 * MB, free_memory_bytes() or 0)
+    yield long("10 GB", "GB are free", prepare=partial(_sparse, size=size))
+    free = _free(6 * len(LONGER))
+    second = partial(_put, name="b", data=LONGER)
+    yield long("two", "in 2 files", data=LONGER, args=("text", "b"), prepare=second, inside=free)
+    wide = LONGER + "\U0001f642".encode()
+    yield long("wide characters", "is 2.2 MB", data=wide, inside=free, holds=3 * len(wide))
+    grow = _after_each_block(lambda: _append(LONGER))
+    small, some = _free(200 * MB), _free(500 * MB)
+    grows = partial(long, "it grows for ever", "text is more than", data=LONGER)
+    yield grows(inside=lambda: (small(), grow()), holds=200 * MB)
+    zeros = partial(long, says="is more than", inside=some, holds=500 * MB)
+    yield zeros("a pipe without end", args=STDIN, stdin="pipe", feed=lambda: iter(bytes, None))
+    yield zeros("10 GB, packed", args=PACKED, prepare=_packed(bytes(10 * MB), times=1000))
+    most = partial(long, "few addresses", "memory ended", inside=_limit(150 * MB))
+    yield most(prepare=partial(_sparse, size=300 * MB), holds=150 * MB)
+
+
+def _long() -> Iterator[Case]:
+    """What takes its time: a line of 100 MB, one byte a character in memory, and then four."""
+    for start, width in ((b"", 1), ("\U0001f642".encode(), 4)):
+        holds = reading._HEADROOM * (reading._PER_BYTE + width) * 100 * MB
+        digest = hashlib.sha256()
+        for piece in _line(start):
+            digest.update(piece)
+        write = partial(_write_line, start=start)
+        yield Case("100 MB", learned=digest.hexdigest(), prepare=write, holds=holds)
+
+
+# --- what they need ------------------------------------------------------------------------
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _line(start: bytes) -> Iterator[bytes]:
+    yield start
+    piece = TEXT.replace(b"\n", b" ") * 500
+    yield from (piece for _ in range(100 * MB // len(piece)))
+
+
+def _write_line(folder: Path, start: bytes) -> None:
+    with open(folder / "text", "wb") as file:
+        file.writelines(_line(start))
+
+
+def _put(folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+
+
+def _packed(*parts: bytes, times: int = 1) -> Callable[[Path], None]:
+    data = b"".join(map(gzip.compress, parts))
+    return lambda folder: _put(folder, "text.gz", data * times)
+
+
+def _sparse(folder: Path, size: int, name: str = "text") -> None:
+    (folder / name).touch()
+    os.truncate(folder / name, size)
+
+
+def _link(target: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "text").symlink_to(target)
+
+
+def _oddities(folder: Path) -> None:
+    """A folder with all that is no text in it; two files of that."""
+    place = folder / "text"
+    place.mkdir()
+    os.mkfifo(place / "pipe")
+    for name, target in (("broken", "nowhere"), ("zeros", "/dev/zero"), ("above", "..")):
+        (place / name).symlink_to(target)
+    _put(place, "noise.bin", b"\x89\xff\xfe")
+    _sparse(place, 10_000 * MB, "sparse.bin")
+    directory = os.open(place, os.O_RDONLY)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(f"/proc/self/fd/{directory}/socket")
+    os.close(directory)
+
+
+def _text_and_oddities(folder: Path) -> None:
+    _oddities(folder)
+    _put(folder / "text", "words", TEXT)
+
+
+def _haltingly() -> Iterator[bytes]:
+    """A text whose writer pauses, for longer than one waits for a writer to come."""
+    yield TEXT[:100]
+    time.sleep(0.5)
+    yield TEXT[100:]
+
+
+def _pipe(feed: Callable[[], Iterator[bytes]] | None) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        os.mkfifo(folder / "text")
+        if feed is not None:
+            in_background(lambda: os.open(folder / "text", os.O_WRONLY), feed)
+
+    return prepare
+
+
+def in_background(opened: Callable[[], int], feed: Callable[[], Iterator[bytes]]) -> None:
+    """Write what `feed` gives, or as long as somebody reads, to a pipe that is `opened`."""
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), open(opened(), "wb", buffering=0) as pipe:
+            for data in feed():
+                pipe.write(data or bytes(65536))
+
+    threading.Thread(target=write, daemon=True).start()
+
+
+def _wait_less() -> None:
+    reading._WRITER_WAIT_S = 0.2
+
+
+def _append(data: bytes, up_to: float = math.inf) -> None:
+    if os.path.getsize("text") < up_to:
+        with open("text", "ab") as file:
+            file.write(data)
+
+
+def _after_each_block(action: Callable[[], object]) -> Callable[[], None]:
+    """Do something after each block that is read."""
+    blocks = reading._blocks
+
+    def watched(*args):
+        for block in blocks(*args):
+            yield block
+            action()
+
+    def inside() -> None:
+        reading._blocks = watched
+
+    return inside
+
+
+def _free(num_bytes: int) -> Callable[[], None]:
+    """Say that so much memory is free."""
+
+    def inside() -> None:
+        reading.free_memory_bytes = lambda: num_bytes
+
+    return inside
+
+
+def _limit(more: int) -> Callable[[], None]:
+    """Allow no more addresses than there are now and `more`."""
+
+    def inside() -> None:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+
+    return inside
