@@ -6,7 +6,6 @@ Letters: B batch, T time.
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import model_arrays
-from mygpt.errors import DivergedError
-from mygpt.evaluation import Evaluation, evaluate
+from mygpt.evaluation import evaluate
 from mygpt.generation.writer import Writer
 from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer
@@ -26,28 +23,20 @@ from mygpt.training.events import (
     Evaluated,
     LeftOut,
     Listener,
-    Note,
     Sampled,
     Spiked,
     StepDone,
-    WentBack,
 )
 from mygpt.training.feed import Feed
 from mygpt.training.gradients import Gradients
-from mygpt.training.guard import (
-    LEFT_OUT_BEFORE_GOING_BACK,
-    READ_EVERY,
-    TRIES,
-    BlowUp,
-    Guard,
-    largest,
-)
+from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, READ_EVERY, BlowUp, Guard
+from mygpt.training.keeper import Keeper
 from mygpt.training.memory import out_of_memory
 from mygpt.training.optimizer import make_optimizer
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate
-from mygpt.training.state import Course, State, collect_arrays, put_back
+from mygpt.training.state import Course, State
 
 
 class Trainer:
@@ -85,7 +74,6 @@ class Trainer:
         self.config = config
         self.val_tokens = val_tokens
         self.run = run
-        self.provenance = provenance
         self.settings = settings
         self.tell = listener
         self.device = next(model.parameters()).device
@@ -95,7 +83,17 @@ class Trainer:
         self._plan = Plan(config, given_plan)
         self._guard = Guard(self.optimizer, self.device)
         self._last_loss: torch.Tensor | None = None
-        self._saved = (-1, -1)  # the step and the validated step of the committed state
+        self._keeper = Keeper(
+            model,
+            self.optimizer,
+            tokenizer,
+            config,
+            self._plan,
+            run,
+            provenance,
+            settings,
+            listener,
+        )
         threads = Gradients.suitable_threads(model, config.batch_size)
         self._gradients = Gradients(model, threads)
 
@@ -117,7 +115,7 @@ class Trainer:
                 try:
                     return self._fit(should_stop)
                 except BlowUp as error:
-                    self._go_back(str(error))
+                    self._take_up(self._keeper.go_back(self.course, str(error)))
 
     def _fit(self, should_stop: Callable[[], bool]) -> None:
         config, course = self.config, self.course
@@ -153,7 +151,7 @@ class Trainer:
         if self.finished and course.step != course.validated_step:
             self._validate()
             course.elapsed_s = time.monotonic() - began
-        if (course.step, course.validated_step) != self._saved:
+        if not self._keeper.has(course):
             self.save()
 
     def _step(self, done: float) -> float:
@@ -273,7 +271,7 @@ class Trainer:
         best = result.loss < course.best_val_loss
         if best:
             course.best_val_loss, course.best_step = result.loss, course.step
-            self._save_model(best=result)
+            self._keeper.save_model(course, best=result)
         self.run.append_log(
             {
                 "step": course.step,
@@ -292,130 +290,20 @@ class Trainer:
             self.tell(Sampled(self.course.step, text))
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Commit the new run; only then let go of what an earlier one left."""
-        self.provenance = {**self.provenance, "run_id": secrets.token_hex(8)}
-        self._commit(keep=False)
-        self.run.clear_derived()
-        self.run.write_settings(settings)
-        self._save_model()
-
-    def save(self, *, keep: bool = True) -> None:
-        """Commit the state, then the model that is derived from it.
-
-        Args:
-            keep: what was the last state becomes the previous one.
-        """
-        self._read_loss()
-        self.course.log_bytes = self.run.sync_log()
-        self._commit(keep=keep)
-        self._save_model()
-
-    def _commit(self, *, keep: bool) -> None:
-        weight = largest(self.model.parameters())
-        if not math.isfinite(weight):
-            raise BlowUp(f"the largest weight is {weight}")
-        if self.course.step > self.course.trouble_step:  # past it
-            self.course.trouble_step = self.course.tries = 0
-        arrays = collect_arrays(self.model, self.optimizer) | self._plan.arrays()
-        state = State(
-            self.run.state_path, self.model.config, self.tokenizer, self.config, self.settings,
-            self.provenance, self.course, arrays,
-        )  # fmt: skip
-        self.run.save_state(state, keep=keep)
-        self._saved = (self.course.step, self.course.validated_step)
-
-    def _save_model(self, best: Evaluation | None = None) -> None:
-        """Write the model as the last one, or as the best with what it reached."""
-        course = self.course
-        reached: dict[str, Any] = {
-            "step": course.step,
-            "tokens": course.step * self.config.batch_size * self.config.seq_len,
-            "elapsed_s": round(course.elapsed_s, 3),
-        }
-        if math.isfinite(course.loss):
-            reached["loss"] = course.loss
-        if best is not None:
-            reached["val_loss"] = best.loss
-            reached["val_bits_per_byte"] = best.bits_per_byte
-        provenance = {**self.provenance, **reached, "training": self.config.to_dict()}
-        path = self.run.last_path if best is None else self.run.best_path
-        self.run.save_model(
-            path, model_arrays(self.model), self.model.config, self.tokenizer, provenance
-        )
+        """Write the new run's first state, and `settings` for people."""
+        self._keeper.begin(self.course, settings)
 
     def resume(self, state: State) -> None:
-        """Go on from a saved state, its log and last model as they were then."""
-        self._put_back(state)
-        self.run.cut_log(self.course.log_bytes)
-        if state.path == self.run.state_path and self.config == state.training:
-            self._saved = (self.course.step, self.course.validated_step)
-            self._save_model()
-        else:  # the state before the last one, or a new length: not to be forgotten
-            self.save(keep=False)
+        """Go on from a saved state."""
+        self._take_up(self._keeper.resume(state))
 
-    def _put_back(self, state: State) -> None:
-        """Weights, optimizer, generators, plan and course of a saved state."""
-        put_back(state, self.model, self.optimizer)
-        self.course = Course(**vars(state.course))
+    def save(self) -> None:
+        """Commit the state, then the model that is derived from it."""
+        self._read_loss()
+        self._keeper.save(self.course)
+
+    def _take_up(self, course: Course) -> None:
+        """Weights, optimizer and generators have been put back: so is the rest."""
+        self.course = course
         self._last_loss = None
-        self._guard.reset(self.course)
-        self._plan.restore(state.arrays, self.course.step)
-        self._adopt_best()
-
-    def _adopt_best(self) -> None:
-        """Know the best model that lies there, which may be younger than the state.
-
-        A better one is never given up for a worse one.
-        """
-        best, note = self.run.mend_best(self.provenance.get("run_id"))
-        if note is not None:
-            self.tell(Note(note))
-        if best is None:
-            self.course.best_val_loss, self.course.best_step = math.inf, 0
-            return
-        val_loss, step = best.provenance.get("val_loss"), best.provenance.get("step")
-        if type(val_loss) is float and type(step) is int and val_loss < self.course.best_val_loss:
-            self.course.best_val_loss, self.course.best_step = val_loss, step
-
-    def _go_back(self, problem: str) -> None:
-        """Start again from the last good state with half the rate.
-
-        Raises:
-            DivergedError: when that has been tried often enough.
-        """
-        failed = self.course
-        tries = failed.tries + 1
-        if tries > TRIES:
-            raise DivergedError(
-                f"{problem} at step {failed.step}, also after going back {TRIES} times with half "
-                f"the rate: what was saved before is kept in {self.run.folder}; train again with "
-                f"a lower --lr than {self.config.lr}"
-            )
-        state = self._good_state(failed)
-        is_last = state.path == self.run.state_path
-        self._put_back(state)
-        course, log_bytes = self.course, state.course.log_bytes
-        del state
-        course.elapsed_s = failed.elapsed_s  # time does not go back
-        course.tries, course.trouble_step = tries, failed.step
-        course.lr_scale = failed.lr_scale / 2
-        self._commit(keep=is_last)
-        self.run.cut_log(log_bytes)  # only now: until then the state that had more held
-        self.run.append_log(
-            {"step": course.step, "went_back_from": failed.step, "lr_scale": course.lr_scale}
-        )
-        self.save(keep=False)
-        self.tell(WentBack(course.step, failed.step, problem, course.lr_scale))
-
-    def _good_state(self, failed: Course) -> State:
-        """The last state, or the one before it if no good step has been made since the last."""
-        state, _ = self.run.load_state()
-        if failed.step - state.course.step > failed.left_out:
-            return state
-        path = state.path
-        del state  # one at a time is in memory
-        if path == self.run.state_path:
-            before = self.run.load_previous_state(self.provenance.get("run_id"))
-            if before is not None:
-                return before
-        return self.run.load_state()[0]
+        self._guard.reset(course)
