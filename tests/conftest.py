@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,24 @@ def pytest_configure(config: pytest.Config) -> None:
         from mygpt.engines.cpu.build import compile_now
 
         compile_now()
+
+
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal() -> Iterator[None]:
+    """A shell that starts the tests in the background has them ignore some; training heeds that."""
+    names = ("SIGINT", "SIGHUP")
+    before = {number: signal.getsignal(number) for name in names if (number := _number(name))}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            default = number == signal.SIGINT and signal.default_int_handler
+            signal.signal(number, default or signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _number(name: str) -> int | None:
+    return getattr(signal, name, None)
 
 
 @pytest.fixture

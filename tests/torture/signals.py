@@ -19,6 +19,9 @@ def _until_signalled(run: Path, flag: Flag) -> None:
     """What the command line does: a run that a signal ended has exit code 128 + its number."""
     from mygpt.training.loop import Trainer
 
+    for number in _NUMBERS:  # whoever started us in the background may have had some ignored
+        default = number == signal.SIGINT and signal.default_int_handler
+        signal.signal(number, default or signal.SIG_DFL)
     inner = Trainer.fit
 
     def fit(self: Trainer, should_stop: object) -> None:
