@@ -450,9 +450,13 @@ def test_signals_end_with_a_save_and_say_so(name: str, text: str, tmp_path: Path
         if isinstance(event, StepDone) and event.step == 6:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted) as left:
+    with pytest.raises(KeyboardInterrupt) as left:
         mygpt.train(text, output=tmp_path / "run", listener=listener, **TINY)
-    assert (left.value.signal, left.value.at_once) == (number, False)
+    if number == signal.SIGINT:  # Python itself ends with 130 for this very class alone
+        assert type(left.value) is KeyboardInterrupt
+    else:
+        assert isinstance(left.value, Interrupted)
+        assert left.value.signal == number
     assert f"{name}: ending after this step" in notes(heard)
     assert course(tmp_path / "run")["step"] == 6
 
@@ -475,15 +479,17 @@ def test_an_ignored_signal_stays_ignored(text: str, tmp_path: Path) -> None:
 
 
 SLOW_STEP = """
-import sys, time
+import sys, threading, time
 from mygpt.cli import main
 from mygpt.training.gradients import Gradients
-inner = Gradients.__call__
+inner = Gradients._share
 def slow(self, *args):
-    print("in a step", flush=True)
-    time.sleep(60)
+    if threading.current_thread() is not threading.main_thread():
+        print("in a step", flush=True)
+        time.sleep(60)
     return inner(self, *args)
-Gradients.__call__ = slow
+Gradients._share = slow
+Gradients.suitable_threads = staticmethod(lambda *_: 2)
 main(["train", *sys.argv[1:]])
 """
 
@@ -506,7 +512,9 @@ def test_a_second_signal_leaves_at_once(text: str, tmp_path: Path) -> None:
         told = process.stderr.read()
     assert time.monotonic() - began < 10
     assert code == 128 + signal.SIGTERM
-    assert told == ""
+    assert told == (
+        "left at once; go on from the last save with: mygpt train --resume runs/times\n"
+    )
     assert course(tmp_path / "runs" / "times").get("step") == 0
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+import mygpt
 from mygpt import training
 from mygpt.checkpoint import read_checkpoint
 from mygpt.container import read_arrays
-from mygpt.errors import CheckpointError
+from mygpt.errors import CheckpointError, InputError
 from mygpt.training.events import Event, Finished, LeftOut, StepDone, WentBack
 from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, Guard
 from mygpt.training.keeper import Keeper
@@ -312,3 +314,66 @@ def test_stopped_while_steps_are_left_out_good_weights_are_saved(
     end = go_on(run)[-1]
     assert isinstance(end, Finished)
     assert math.isfinite(end.loss)
+
+
+def test_a_log_that_was_cut_is_told_and_not_written_into(text: str, tmp_path: Path) -> None:
+    """The next record went on in the middle of the cut line."""
+    run = tmp_path / "run"
+    fit(text, run)
+    os.truncate(run / "log.jsonl", 150)
+    heard = go_on(run, steps=14)
+    assert "log.jsonl is shorter than the run left it" in notes(heard)
+    assert log(run)[-1]["step"] == 14
+
+
+def test_a_signal_in_the_last_validation_still_ends_the_program(text: str, tmp_path: Path) -> None:
+    """The run was finished, and the script went on to its next one."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(text, output=tmp_path / "run", listener=listener, **TINY)
+    assert course(tmp_path / "run")["validated_step"] == 12
+
+
+def test_worse_than_guessing_is_said(text: str, tmp_path: Path) -> None:
+    """With --lr 100 a run ended in "done", with a loss of 225."""
+    end = fit(text, tmp_path / "run")[-1]
+    assert isinstance(end, Finished)
+    assert "worse than guessing" not in str(end)
+    told = "worse than guessing: train again with a lower --lr"
+    assert told in str(replace(end, best_val_loss=224.9))
+    assert told in str(replace(end, best_val_loss=None, loss=224.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": "5"}, "steps='5' must be a number"),
+        ({"lr": "x"}, "lr='x' must be a number"),
+        ({"dropout": "0.1"}, "dropout='0.1' must be a number"),
+        ({"beta1": None, "minutes": "1", "steps": None}, "minutes='1' must be a number"),
+        ({"output": 3}, "output=3 must be the name of a file or folder"),
+        ({"output": "a\0b"}, "must be the name of a file or folder"),
+        ({"listener": None}, "listener=None must be callable"),
+        ({"files": 3}, "files=3 must be a name or several"),
+        ({"files": b"x.txt"}, "files=b'x.txt' must be a name or several"),
+    ],
+)
+def test_wrong_types_are_told_in_one_line(
+    text: str, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    """They were raw TypeErrors from within."""
+    given = {**TINY, "files": text, "output": tmp_path / "run", **options}
+    with pytest.raises(InputError) as caught:
+        training.train(**given)
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", [3, b"x", [], math.nan, ""])
+def test_what_is_no_name_is_no_checkpoint(path: Any) -> None:
+    with pytest.raises(InputError, match="must be the name of a file or folder"):
+        mygpt.load(path)

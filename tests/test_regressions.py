@@ -252,7 +252,7 @@ def test_going_on_with_a_finished_run_says_so(tmp_path: Path) -> None:
 
 def test_an_empty_output_is_not_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "fox.txt").write_text(TEXT)
-    with pytest.raises(InputError, match="output is empty"):
+    with pytest.raises(InputError, match="output='' must be the name"):
         mygpt.train(tmp_path / "fox.txt", output="", steps=1, listener=silent, **TINY)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mygpt.generation.writer import Writer, load
     from mygpt.model import GPT
     from mygpt.tokenization import ByteTokenizer, CharTokenizer
-    from mygpt.training import train
+    from mygpt.training import replay, resume, train
     from mygpt.tutorial import VOCAB, get_batch, set_seed, to_ids
 
 __version__ = "0.1.0"
@@ -30,6 +30,8 @@ __all__ = [
     "stream",
     "load",
     "train",
+    "resume",
+    "replay",
     "Writer",
     "get_batch",
     "set_seed",
@@ -52,7 +54,7 @@ _HOMES = {
     "generation.writer": ("Writer", "load"),
     "model": ("GPT",),
     "tokenization": ("ByteTokenizer", "CharTokenizer"),
-    "training": ("train",),
+    "training": ("replay", "resume", "train"),
     "tutorial": ("VOCAB", "get_batch", "set_seed", "to_ids"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, require_path
 from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError
 from mygpt.tokenization import Tokenizer, from_state
@@ -171,6 +171,7 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
                 "or name a checkpoint with --checkpoint"
             )
         path = max(found, key=_last_write)
+    require_path("checkpoint", path)
     path = Path(path)
     if not os.path.exists(path):
         raise CheckpointError(f"checkpoint {path} does not exist: `mygpt train FILE` writes one")

@@ -8,8 +8,9 @@ Letters: C embedding, H heads, D head size, L window, N layers, V vocabulary.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from mygpt.errors import InputError
@@ -35,6 +36,18 @@ def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
         raise InputError(f"{name}={value!r} must be a whole number of at least {least}{unit}")
     if int(value) > _MOST:
         raise InputError(f"{name}={value!r} must be at most {_MOST:,}")
+
+
+def require_number(name: str, value: Any) -> None:
+    """Raise `InputError` unless `value` is a number that can be compared with others."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{name}={value!r} must be a number")
+
+
+def require_path(name: str, value: Any) -> None:
+    """Raise `InputError` unless `value` is a name that a file or folder can have."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+        raise InputError(f"{name}={value!r} must be the name of a file or folder")
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -117,6 +130,8 @@ class GPTConfig:
         require_choice("norm", self.norm, ("layer", "rms"))
         require_choice("position", self.position, ("learned", "rotary"))
         require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
+        for name in ("dropout", "rope_base"):
+            require_number(name, getattr(self, name))
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.norm_eps is not None and not 0.0 < self.norm_eps < math.inf:
@@ -259,6 +274,9 @@ class SamplingConfig:
     repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name))
         if not (0.0 <= self.temperature < math.inf):
             raise InputError(
                 f"temperature={self.temperature} must be a finite number of at least 0 "

@@ -4,6 +4,8 @@ Each class carries the exit code with which the command line ends. Anything that
 `MygptError` is a bug of ours (exit code 1).
 """
 
+import signal
+
 
 class MygptError(Exception):
     """Base of all errors with a message meant for the user."""
@@ -51,14 +53,17 @@ class DivergedError(MygptError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ended training (exit code 128 + its number).
+    """A signal other than SIGINT that ended training (exit code 128 + its number).
 
     Attributes:
         signal: its number.
-        at_once: whether it was the second, after which nothing is waited for.
     """
 
-    def __init__(self, signal: int, *, at_once: bool = False) -> None:
+    def __init__(self, signal: int) -> None:
         super().__init__(f"ended by signal {signal}")
         self.signal = signal
-        self.at_once = at_once
+
+
+def interruption(number: int) -> KeyboardInterrupt:
+    """What a signal raises: for SIGINT the very class, which Python ends with exit code 130."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Interrupted(number)

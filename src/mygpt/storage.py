@@ -15,7 +15,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +29,7 @@ _PATIENCE_S = 0.2  # whoever only asks who holds the lock has it for a moment
 
 def write_durably(
     path: str | Path,
-    pieces: Iterable[bytes | bytearray | memoryview],
+    pieces: Sequence[bytes | bytearray | memoryview],
     *,
     prove: Callable[[Path], None] | None = None,
     keep_as: Path | None = None,
@@ -50,13 +50,12 @@ def write_durably(
     """
     target = Path(os.path.realpath(path))
     temporary = _temporary(target)
-    size = 0
+    size = sum(memoryview(piece).nbytes for piece in pieces)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, _CREATE | os.O_EXCL, 0o666)
         try:
             for piece in pieces:
-                size += len(piece)
                 _write_all(descriptor, piece)
             os.fsync(descriptor)
         finally:
@@ -70,6 +69,8 @@ def write_durably(
     except StorageError:
         raise
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # what it took is free again
         raise StorageError(f"cannot write {path}: {_reason(error, target, size)}") from error
     finally:
         with contextlib.suppress(OSError):
@@ -172,7 +173,7 @@ def _reason(error: OSError, target: Path, size: int) -> str:
         return text
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(target.parent).free
-        need = f"more than {size:,} bytes are wanted and " if size else ""
+        need = f"{size:,} bytes are wanted and " if size else ""
         return f"{text} ({need}{free:,} are free there): make room, then go on"
     return text
 
@@ -201,7 +202,9 @@ class RunLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise StorageError(f"cannot write to {self.folder}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot write to {self.folder}: {error.strerror}: choose another --output"
+            ) from error
         until = time.monotonic() + _PATIENCE_S
         while (taken := _take(self._descriptor)) is False and time.monotonic() < until:
             time.sleep(0.02)

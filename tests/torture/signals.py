@@ -31,8 +31,8 @@ def _until_signalled(run: Path, flag: Flag) -> None:
     Trainer.fit = fit  # type: ignore[method-assign]
     try:
         train(run)
-    except Interrupted as error:
-        os._exit(128 + error.signal)
+    except KeyboardInterrupt as error:
+        os._exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))
 
 
 def signalled_at_random(count: int, folder: Path) -> Figure:

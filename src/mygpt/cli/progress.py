@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import signal
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,8 @@ class TrainingDisplay:
         self.signal: int | None = None
         self.quiet = quiet
         self._bar: Bar | None = None
+        self._run: Path | None = None
+        self._finished = False
 
     def __enter__(self) -> TrainingDisplay:
         if not self.quiet and sys.stdout.isatty():
@@ -45,15 +50,22 @@ class TrainingDisplay:
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
-        if not isinstance(error, Interrupted):
+        if not isinstance(error, KeyboardInterrupt) or self._run is None:
             return False
-        self.signal = error.signal
-        if error.at_once:  # a step may take minutes, and its threads would be waited for
-            os._exit(128 + error.signal)
+        self.signal = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+        if not self._finished:  # a step may take minutes, and its threads would be waited for
+            with contextlib.suppress(OSError):
+                resume = shlex.join(["mygpt", "train", "--resume", str(self._run)])
+                print(f"left at once; go on from the last save with: {resume}", file=sys.stderr)
+                sys.stderr.flush()
+            os._exit(128 + self.signal)
         return True
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if isinstance(event, Started):
+            self._run = event.run
+        self._finished = isinstance(event, Finished)
         if self.quiet:
             return
         try:

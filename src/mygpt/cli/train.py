@@ -27,7 +27,7 @@ def train(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
@@ -40,10 +40,10 @@ def train(
         bool, typer.Option("--overwrite", help="Start anew where a run lies already.")
     ] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run.", show_default=False)
+        str | None, typer.Option(help="Go on with this run.", show_default=False)
     ] = None,
     replay: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Make this run again from its beginning, step for step, into --output.",
             show_default=False,
@@ -108,6 +108,9 @@ def train(
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
     """
     given = locals()
+    for name in ("output", "resume", "replay"):  # a variable that is not set, in a script
+        if given[name] == "":
+            _refuse_empty(name)
     named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet")
     source = ("preset", "tokenizer", "val_file", "encoding")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
@@ -150,6 +153,12 @@ def _whole_or_auto(batch_size: str) -> int | str:
         raise InputError(f"batch_size={batch_size!r} must be a whole number, or auto") from None
 
 
+def _refuse_empty(name: str) -> None:
+    from mygpt.errors import InputError
+
+    raise InputError(f"--{name} is empty: name a folder, or a file such as ckpt.pt")
+
+
 def _refuse(why: str, clashing: list[str]) -> None:
     from mygpt.errors import InputError
 
@@ -160,7 +169,7 @@ def _refuse(why: str, clashing: list[str]) -> None:
         raise InputError(f"{why}: leave out {names}")
 
 
-def _needed_output(output: Path | None) -> Path:
+def _needed_output(output: str | None) -> str:
     from mygpt.errors import InputError
 
     if output is None:

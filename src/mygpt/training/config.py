@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from mygpt.config import SHAPES, require_choice, require_int
+from mygpt.config import SHAPES, require_choice, require_int, require_number
 from mygpt.errors import InputError
 from mygpt.randomness import check_seed
 
@@ -78,6 +78,8 @@ class TrainConfig:
             )
         for name, least in _LEAST.items():
             value = getattr(self, name)
+            if value is not None:
+                require_number(name, value)
             if value is not None and not value >= least:
                 raise InputError(f"{name}={value} must be at least {least}")
             if value is not None and name in _WHOLE:
@@ -91,6 +93,7 @@ class TrainConfig:
             name = "lr" if self.lr <= 0 else "minutes"
             raise InputError(f"{name}={getattr(self, name)} must be above 0")
         for name in ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2"):
+            require_number(name, getattr(self, name))
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         check_seed(self.seed)

@@ -221,9 +221,11 @@ class Finished:
                 f"stopped after step {self.step}{best}; saved in {self.run}\n"
                 f"go on with: mygpt train --resume {shlex.quote(str(self.run))}"
             )
+        reached = self.loss if self.best_val_loss is None else self.best_val_loss
+        worse = "\nworse than guessing: train again with a lower --lr" * (reached > self.uniform)
         return (
             f"done: {self.step:,} steps in {clock(self.elapsed_s)}, loss {self.loss:.4f}{best}\n"
-            f"(guessing uniformly {self.uniform:.4f}, by frequency {self.unigram:.4f})\n"
+            f"(guessing uniformly {self.uniform:.4f}, by frequency {self.unigram:.4f}){worse}\n"
             f"write with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from mygpt.errors import Interrupted
+from mygpt.errors import interruption
 
 # A keyboard, whoever ends processes, a scheduler that warns ahead, a terminal that closes.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
@@ -18,7 +18,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 class StopOnSignal:
     """While entered, these signals are noted in `received` instead of ending the program.
 
-    The second one raises `Interrupted`, unless it is SIGHUP: a terminal that closes may send
+    The second one raises a KeyboardInterrupt, unless it is SIGHUP: a terminal that closes may send
     several. A signal that is ignored (as nohup does) stays so, and
     outside the main thread all are left alone.
 
@@ -47,7 +47,7 @@ class StopOnSignal:
         if self.received is not None:
             if signal.Signals(number).name == "SIGHUP":
                 return
-            raise Interrupted(number, at_once=True)
+            raise interruption(number)
         self.received = number
         with contextlib.suppress(RuntimeError, OSError):  # in the middle of printing, or to nobody
             self._on_first(signal.Signals(number).name)

@@ -125,7 +125,9 @@ class Keeper:
     def resume(self, state: State) -> Course:
         """Go on from a saved state, its log and last model as they were then."""
         course = self._put_back(state)
-        self.run.cut_log(course.log_bytes)
+        missing = self.run.cut_log(course.log_bytes)
+        if missing is not None:
+            self.tell(Note(missing))
         if state.path == self.run.state_path and self.config == state.training:
             self._saved = (course.step, course.validated_step)
             self.save_model(course)
@@ -166,7 +168,7 @@ class Keeper:
             raise DivergedError(
                 f"{problem} at step {failed.step}, also after going back {TRIES} times with half "
                 f"the rate: what was saved before is kept in {self.run.folder}; train again with "
-                f"a lower --lr than {self.config.lr}"
+                f"--overwrite and a lower --lr, {self.config.lr / 10:g} perhaps"
             )
         state = self._good_state(failed)
         keep, log_bytes = state.path == self.run.state_path, state.course.log_bytes

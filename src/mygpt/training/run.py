@@ -59,6 +59,16 @@ class RunFolder:
         """Whether there is a run to go on with."""
         return self.state_path.exists() or self.previous_path.exists()
 
+    def check_exists(self) -> None:
+        """Raise `CheckpointError` where there is no run to go on with."""
+        if self.exists:
+            return
+        if not self.folder.exists():
+            raise CheckpointError(f"{self.name} is no run: there is no folder {self.folder}")
+        inside = sorted(str(state.parent) for state in self.folder.glob("*/last.state.safetensors"))
+        hint = f": it holds {', '.join(inside[:5])}" if inside else " (no last.state)"
+        raise CheckpointError(f"{self.folder} holds no run to go on with{hint}")
+
     @property
     def name(self) -> Path:
         """What `--resume` takes."""
@@ -149,9 +159,15 @@ class RunFolder:
         """Make the log durable; return its length in bytes."""
         return sync_length(self.log_path)
 
-    def cut_log(self, length: int) -> None:
-        """Drop what was logged after the state that holds now."""
-        cut(self.log_path, length)
+    def cut_log(self, length: int) -> str | None:
+        """Drop what was logged after the state that holds now; a line if some of it is missing."""
+        size = self.log_path.stat().st_size if self.log_path.exists() else 0
+        if size >= length:
+            cut(self.log_path, length)
+            return None
+        if size:  # the next record begins a line of its own
+            cut(self.log_path, self.log_path.read_bytes().rfind(b"\n") + 1)
+        return f"{self.log_path} is shorter than the run left it: some of its records are missing"
 
     def save_state(self, state: State, *, keep: bool) -> None:
         """Commit a state; with `keep` what was the last becomes the previous one."""
@@ -167,8 +183,7 @@ class RunFolder:
             CheckpointError: where there is none, none is good, or the last is sound and not of
                 this version.
         """
-        if not self.exists:
-            raise CheckpointError(f"{self.folder} holds no run to go on with (no last.state)")
+        self.check_exists()
         try:
             return read_state(self.state_path), None
         except DamagedError as error:
@@ -178,7 +193,10 @@ class RunFolder:
         try:
             state = read_state(self.previous_path)
         except CheckpointError as error:
-            raise CheckpointError(f"{problem}; and so is the state before it: {error}") from None
+            raise CheckpointError(
+                f"{problem}; and so is the state before it: {error}; "
+                f"`mygpt doctor {self.folder}` says which of its models are whole"
+            ) from None
         return state, f"{problem}: going on from the state before it, of step {state.course.step}"
 
     def load_previous_state(self, run_id: object) -> State | None:

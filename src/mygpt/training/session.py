@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
-from mygpt.errors import CheckpointError, InputError
+from mygpt.config import GPTConfig, require_path
+from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
 from mygpt.model import GPT
@@ -99,15 +99,17 @@ def train(
         OutOfMemoryError: for what does not fit; nothing was written then.
         StorageError: when there is no space.
         DivergedError: when the loss is no longer a number, also with a lower rate.
-        Interrupted: a KeyboardInterrupt, once a run ended by a signal has been saved.
+        KeyboardInterrupt: once a run ended by a signal has been saved.
     """
-    names = [str(f) for f in ([files] if isinstance(files, (str, Path)) else files or ())]
+    names = _names(files)
     if files is not None and not names:
         raise InputError(
             "files is an empty list: name a text, or leave it out for the built-in one"
         )
-    if output is not None and not str(output):
-        raise InputError("output is empty: name a folder, or a file such as ckpt.pt")
+    for name, value in (("output", output), ("val_file", val_file)):
+        if value is not None:
+            require_path(name, value)
+    _require_listener(listener)
     options = {name: value for name, value in options.items() if value is not None}
     halve = options.get("batch_size") == "auto" and options.pop("batch_size") == "auto"
     shape, recipe = preset_options(preset, options)
@@ -190,6 +192,9 @@ def replay(
         CheckpointError: when there is no such run, or its state is damaged.
         InputError: when its text is not the same any more, or its plan was not kept.
     """
+    for name, value in (("original", original), ("output", output)):
+        require_path(name, value)
+    _require_listener(listener)
     state, note = RunFolder.of(original).load_state()
     given, steps = state.arrays.get("plan"), state.course.step
     if given is None or len(given) < steps:
@@ -226,6 +231,21 @@ def _new_model(config: GPTConfig, seed: int, device: torch.device) -> GPT:
     return model
 
 
+def _names(files: object) -> list[str]:
+    if files is None or isinstance(files, (str, Path)):
+        return [] if files is None else [str(files)]
+    if isinstance(files, bytes) or not isinstance(files, Iterable):
+        raise InputError(f"files={files!r:.40} must be a name or several")
+    return [str(name) for name in files]
+
+
+def _require_listener(listener: object) -> None:
+    if not callable(listener):
+        raise InputError(
+            f"listener={listener!r:.40} must be callable (lambda event: None hears nothing)"
+        )
+
+
 def _resolved(name: str) -> str:
     # A link to itself has no end, and a NUL no path: reading says what is wrong with them.
     return name if name == "-" or "\0" in name else os.path.realpath(name)
@@ -256,9 +276,10 @@ def resume(
         CheckpointError: when there is no run, or its state is damaged.
         InputError: when the text is not the same any more, or an option cannot change.
     """
+    require_path("run", output)
+    _require_listener(listener)
     run = RunFolder.of(output)
-    if not run.exists:  # also: no lock is left in a folder that is no run
-        raise CheckpointError(f"{run.folder} holds no run to go on with (no last.state)")
+    run.check_exists()  # also: no lock is left in a folder that is no run
     with RunLock(run.folder) as lock:
         run.clear_strays()
         options = {name: value for name, value in options.items() if value is not None}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.baselines import uniform_loss, unigram_loss
-from mygpt.errors import Interrupted
+from mygpt.errors import interruption
 from mygpt.generation.writer import Writer, load
 from mygpt.storage import RunLock
 from mygpt.training.events import Finished, Note, Started
@@ -106,8 +106,8 @@ def sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wri
             signal=ended_by,
         )
     )
-    if ended_by is not None:
-        raise Interrupted(ended_by)
+    if interrupt.received is not None:  # also where it came too late to end anything
+        raise interruption(interrupt.received)
     return load(trainer.run.checkpoint_path, device=str(trainer.device))
 
 
