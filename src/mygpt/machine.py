@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +109,8 @@ def cpu_quota(proc: Path = _PROC, root: Path = _GROUPS) -> float | None:
 
 def cpu_name(cpuinfo: Path = _PROC / "cpuinfo") -> str:
     """What the processor calls itself, as far as the system tells."""
+    import platform
+
     name = _cpuinfo(cpuinfo).get("model name")
     if name is None and sys.platform == "darwin":
         import subprocess
@@ -185,6 +185,8 @@ def gemm_rate(device: str = "cpu", dtype: str = "float32", budget_s: float = 1.0
 
 def _median_s(action: Callable[[], object], budget_s: float) -> float:
     """The median time of an action, after one that does not count."""
+    import statistics
+
     action()
     ends = time.perf_counter() + budget_s
     times: list[float] = []

@@ -12,8 +12,6 @@ import errno
 import hashlib
 import os
 import secrets
-import shutil
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -168,6 +166,8 @@ def _sync_folder(folder: Path) -> None:
 
 def _reason(error: OSError, target: Path, size: int) -> str:
     """Why the system refused; how much is free, where that is the matter."""
+    import shutil
+
     text = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text
@@ -197,6 +197,8 @@ class RunLock:
             InputError: when another process has it.
             StorageError: when the folder cannot be written to.
         """
+        import socket
+
         path = _lock_path(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,9 @@ def train(
             require_path(name, value)
     _require_listener(listener)
     options = {name: value for name, value in options.items() if value is not None}
-    halve = options.get("batch_size") == "auto" and options.pop("batch_size") == "auto"
+    halve = options.get("batch_size") == "auto"
+    if halve:
+        del options["batch_size"]
     shape, recipe = preset_options(preset, options)
     config = TrainConfig(**recipe)  # refuses wrong options before anything is read
     where = choose_device(device)
