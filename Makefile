@@ -26,9 +26,15 @@ torture: .venv/ready-dev
 # Side by side with others, on a machine that does nothing else; an hour.
 bench: bench-training bench-generation
 
-# The tutorial's training run beside a plain loop of the same model and batches.
-bench-training: .venv/ready
-	$(BIN)/python benchmarks/training_loop.py $(SHAKESPEARE)
+# Loss against seconds and tokens per second, beside the tutorial's and nanoGPT's recipes;
+# writes docs/benchmarks/.
+bench-training: .venv/ready-plots
+	$(BIN)/python -m benchmarks.training.throughput $(SHAKESPEARE)
+	$(BIN)/python -m benchmarks.training.curves $(SHAKESPEARE) --rounds 3
+
+.venv/ready-plots: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plots]'
+	touch $@
 
 # Decoding beside transformers, CTranslate2 and llama.cpp, in an environment of their own;
 # writes docs/benchmarks/.

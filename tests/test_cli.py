@@ -133,7 +133,7 @@ def test_train_resume_goes_on(shell: Shell) -> None:
         (["fox.txt", "--steps", "many"], "--steps"),
         (["fox.txt", "--stepz", "1"], "--stepz"),
         (["fox.txt", "--device", "cuda"], "device='cuda' is not available here"),
-        (["fox.txt", "--preset", "gigantic"], "choose tutorial, nano, small, medium, large"),
+        (["fox.txt", "--preset", "gigantic"], "choose auto, tutorial, nano, small, medium, large"),
         (["fox.txt", "--output", "fox.txt/run"], "fox.txt"),
     ],
 )
@@ -447,7 +447,9 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "info", "demo", "data shakespeare"])
+@pytest.mark.parametrize(
+    "command", ["train", "generate", "eval", "reproduce", "info", "demo", "data shakespeare"]
+)
 def test_every_command_has_an_example(shell: Shell, command: str) -> None:
     code, out, _ = shell(*command.split(), "--help")
     assert code == 0
@@ -456,7 +458,9 @@ def test_every_command_has_an_example(shell: Shell, command: str) -> None:
 
 def test_every_file_of_the_package_can_be_reached_from_the_app() -> None:
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == {"train", "generate", "info", "demo", "warmup", "doctor"}
+    assert names == {
+        "train", "generate", "eval", "reproduce", "info", "demo", "warmup", "doctor",
+    }  # fmt: skip
     assert shell_version() == f"mygpt {mygpt.__version__}\n"
 
 

@@ -39,7 +39,7 @@ class Dead(BaseException):
 def spoil(guard: Guard) -> None:
     """Weights from which no loss comes, and yet finite."""
     with torch.no_grad():
-        guard.optimizer.param_groups[0]["params"][0].fill_(1e30)
+        next(guard.optimizer.model.parameters()).fill_(1e30)
 
 
 def test_going_back_twice_never_goes_forward(

@@ -1,17 +1,20 @@
-"""The validation pass against a loop that predicts one token at a time; and the baselines."""
+"""The validation pass against a loop that predicts one token at a time; and nanoGPT's draw."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mygpt.baselines import uniform_loss, unigram_loss
-from mygpt.evaluation import evaluate
+from mygpt import evaluation
+from mygpt.errors import InputError
+from mygpt.evaluation import Evaluation, evaluate, evaluate_nanogpt, predicted_chars
 from mygpt.model import GPT
-from mygpt.tokenization import CharTokenizer
+from mygpt.text import Document
+from mygpt.tokenization import ByteTokenizer, CharTokenizer
 from mygpt.tutorial import set_seed
 
 
@@ -37,9 +40,123 @@ def test_every_token_but_the_first_is_predicted_once(length: int) -> None:
     assert model.training
 
 
-def test_baselines_by_hand() -> None:
-    assert uniform_loss(4) == pytest.approx(1.386294, abs=1e-6)
-    train, test = np.array([0, 0, 0, 1]), np.array([0, 1, 2])
-    # counts + 1 = 4, 2, 1 of 7
-    expected = -(math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 3
-    assert unigram_loss(train, test, 3) == pytest.approx(expected)
+class Peaked(GPT):
+    """Gives the token that it reads a share of the probability: the loss is known by hand."""
+
+    def forward(self, ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert not self.training
+        return torch.nn.functional.one_hot(ids, self.config.vocab_size) * math.log(9.0), None
+
+
+def peaked(max_seq_len: int) -> Peaked:
+    """A repeated token costs log(12/9), another one log(12), of four."""
+    return Peaked(4, 4, 1, 1, max_seq_len=max_seq_len)
+
+
+REPEATED, OTHER = math.log(12 / 9), math.log(12)
+
+
+def test_the_standard_error_is_that_of_the_windows() -> None:
+    """Three windows with 0, 1 and 4 changes of token, by hand."""
+    tokens = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 1])
+    result = evaluate(peaked(4), tokens, 4, np.ones(4, np.int64))
+    losses = [REPEATED, (3 * REPEATED + OTHER) / 4, OTHER]
+    assert result.loss == pytest.approx(np.mean(losses))
+    assert result.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(3))
+    assert result.seq_len == 4
+
+
+def test_a_short_last_window_counts_by_its_length() -> None:
+    """A rest of one token is a window too, and moves loss and error by one token's weight."""
+    tokens = np.array([0, 0, 0, 0, 0, 1])
+    result = evaluate(peaked(4), tokens, 4, np.ones(4, np.int64))
+    assert result.loss == pytest.approx((4 * REPEATED + OTHER) / 5)
+    off = np.array([4 * REPEATED - 4 * result.loss, OTHER - result.loss])
+    assert result.standard_error == pytest.approx(math.sqrt((off**2).sum() * 2) / 5)
+
+
+def test_one_window_has_no_standard_error() -> None:
+    result = evaluate(peaked(8), np.zeros(9, int), 8, np.ones(4, np.int64))
+    assert math.isnan(result.standard_error)
+
+
+def test_units() -> None:
+    """A token of two bytes and half a character costs the same in each unit."""
+    tokens = np.array([0, 0, 0])
+    result = evaluate(peaked(2), tokens, 2, np.full(4, 2), num_chars=1)
+    assert result.bits_per_byte == pytest.approx(REPEATED / math.log(2) / 2)
+    assert result.bits_per_char == pytest.approx(REPEATED / math.log(2) * 2)
+    assert result.perplexity == pytest.approx(12 / 9)
+    assert evaluate(peaked(2), tokens, 2, np.full(4, 2)).bits_per_char is None
+    assert Evaluation(1e9, 1, 1.0).perplexity == math.inf
+
+
+def test_characters_predicted() -> None:
+    """The first token is read and not predicted, unless it is what stands before a document."""
+    documents = [Document("", "é🙂x"), Document("", "<x>", 1, 2)]
+    char = CharTokenizer("é🙂x", end_of_text=True)
+    assert predicted_chars(documents, np.array([3, 0, 1, 2, 3, 2]), char) == 4
+    assert predicted_chars(documents, np.array([0, 1, 2, 3, 2]), char) == 3
+    assert predicted_chars([Document("", b"abc")], np.array([97]), ByteTokenizer()) is None
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer batches; more than one piece of each."""
+    monkeypatch.setattr(evaluation, "NANOGPT_BATCHES", 5)
+    monkeypatch.setattr(evaluation, "TOKENS_PER_BATCH", 100)
+
+
+@pytest.mark.usefixtures("few")
+def test_nanogpt_draws_its_windows_as_train_py_does() -> None:
+    """Its loop: `torch.randint(len(data) - block_size, (batch_size,))`, the mean of the means."""
+    set_seed(3)
+    model = GPT(5, 8, 2, 1, max_seq_len=8).train()
+    data = torch.from_numpy(np.random.default_rng(0).integers(0, 5, 300))
+    generator = torch.Generator().manual_seed(7)
+    means = []
+    for _ in range(5):
+        starts = torch.randint(len(data) - 8, (64,), generator=generator)
+        x = torch.stack([data[i : i + 8] for i in starts])
+        y = torch.stack([data[i + 1 : i + 9] for i in starts])
+        means.append(model(x, y)[1].item())
+    lengths = np.full(5, 2)
+    result = evaluate_nanogpt(model, data.numpy(), lengths, seed=7, num_chars=299)
+    assert result.loss == pytest.approx(np.mean(means), rel=1e-6)
+    assert (result.tokens, result.seq_len) == (5 * 64 * 8, 8)
+    assert result.bits_per_byte == pytest.approx(result.loss / math.log(2) / 2)
+    assert result.bits_per_char == pytest.approx(result.loss / math.log(2))
+    assert model.training
+    assert evaluate_nanogpt(model, data.numpy(), lengths, seed=7, num_chars=299) == result
+    assert evaluate_nanogpt(model, data.numpy(), lengths, seed=8).loss != result.loss
+
+
+@pytest.mark.usefixtures("few")
+def test_nanogpts_noise_is_what_it_says() -> None:
+    """Over many seeds the figure spreads by its standard error, around the text's own loss."""
+    tokens = np.cumsum(np.random.default_rng(0).random(3000) < 0.1) % 4
+    results = [
+        evaluate_nanogpt(peaked(8), tokens, np.ones(4, np.int64), seed=seed) for seed in range(60)
+    ]
+    spread = np.std([result.loss for result in results], ddof=1)
+    error = np.mean([result.standard_error for result in results])
+    assert spread == pytest.approx(error, rel=0.3)
+    full = evaluate(peaked(8), tokens, 8, np.ones(4, np.int64)).loss
+    assert np.mean([result.loss for result in results]) == pytest.approx(full, abs=error)
+
+
+def test_nanogpts_window_is_256_or_what_the_model_and_the_text_have() -> None:
+    lengths = np.ones(4, np.int64)
+    assert evaluation.NANOGPT_BATCHES == 200
+    with pytest.raises(InputError, match="256 tokens is too short for windows of 256"):
+        evaluate_nanogpt(peaked(300), np.zeros(256, int), lengths)
+    with pytest.raises(InputError, match="choose at most 9"):
+        evaluate_nanogpt(peaked(16), np.zeros(10, int), lengths)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_model_that_fails_is_left_in_its_mode() -> None:
+    model = GPT(5, 8, 2, 1, max_seq_len=8).train()
+    with pytest.raises(InputError, match="exceeds"):
+        evaluate(model, np.zeros(30, int), 9, np.ones(5, np.int64))
+    assert model.training

@@ -26,12 +26,14 @@ def compilations(monkeypatch, tmp_path):
     """A cache of its own in a process that has linked nothing; what was compiled is counted."""
     code, calls = build._object_path().read_bytes()[build._DIGEST_BYTES :], []
 
-    def compile_at_once() -> bytes:
+    def compile_at_once(program: build.Program) -> bytes:
+        assert program == build.DECODING
         calls.append("compiled")
         return code
 
     LINKED.append([])
     monkeypatch.setattr(build, "_alive", LINKED[-1])
+    monkeypatch.setattr(build, "_linked", set())
     monkeypatch.setattr(build, "_compile", compile_at_once)
     choose_cache(monkeypatch, tmp_path / "a" / "cache")
     yield calls
@@ -45,7 +47,7 @@ def choose_cache(monkeypatch, folder: Path) -> None:
 
 def load() -> build.Kernels:
     """As a process does that has not asked before."""
-    return build.load_kernels.__wrapped__()
+    return build.Kernels(*build.load_program.__wrapped__(build.DECODING))
 
 
 def digest(kernels: build.Kernels) -> int:
@@ -76,7 +78,7 @@ def test_machine_code_is_compiled_once_and_kept_whole(compilations, tmp_path, ca
     with caplog.at_level(logging.WARNING, logger="mygpt"):
         first = digest(load())
     assert [record.getMessage() for record in caplog.records] == [
-        "compiling the decoding loop, once: about ten seconds"
+        "compiling the decoding loop, once: about 10 seconds"
     ]
     assert files(tmp_path / "a" / "cache") == [build._object_path().name]
     assert build.is_compiled()
@@ -147,7 +149,7 @@ from pathlib import Path
 from mygpt.engines.cpu import build
 code = Path(sys.argv[1]).read_bytes()[build._DIGEST_BYTES :]
 
-def compile_slowly():
+def compile_slowly(program):
     print("compiled", flush=True)
     time.sleep(float(sys.argv[2]))
     return code
@@ -183,6 +185,7 @@ path.parent.mkdir(parents=True)
 for number, damaged in enumerate([{damages[damage]}]):
     path.write_bytes(damaged)
     build.load_kernels.cache_clear()
+    build.load_program.cache_clear()
     build.load_kernels()
     assert path.read_bytes()[build._DIGEST_BYTES :] == code, number
     print("whole again")

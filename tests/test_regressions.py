@@ -106,7 +106,7 @@ def test_a_crash_in_the_last_validation_does_not_lose_it(
     class Crash(Exception):
         pass
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise Crash
 
     with monkeypatch.context() as patch:
@@ -225,7 +225,7 @@ def test_odd_input_is_one_line(
 
 def test_options_of_another_kind_are_refused(tmp_path: Path) -> None:
     """They were taken, and silently meant something else."""
-    for options in ({"schedule": "linear"}, {"data_order": "random"}, {"print_every": 1.5}):
+    for options in ({"schedule": "square"}, {"data_order": "random"}, {"print_every": 1.5}):
         with pytest.raises(InputError, match=next(iter(options))):
             fit(tmp_path, "run", **options)
 

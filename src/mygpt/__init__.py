@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mygpt.generation.tokens import generate, stream
     from mygpt.generation.writer import Writer, load
     from mygpt.model import GPT
-    from mygpt.tokenization import ByteTokenizer, CharTokenizer
+    from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
     from mygpt.training import replay, resume, train
     from mygpt.tutorial import VOCAB, get_batch, set_seed, to_ids
 
@@ -39,6 +39,7 @@ __all__ = [
     "to_ids",
     "CharTokenizer",
     "ByteTokenizer",
+    "BPETokenizer",
     "save_checkpoint",
     "load_checkpoint",
     "MygptError",
@@ -53,7 +54,7 @@ _HOMES = {
     "generation.tokens": ("generate", "stream"),
     "generation.writer": ("Writer", "load"),
     "model": ("GPT",),
-    "tokenization": ("ByteTokenizer", "CharTokenizer"),
+    "tokenization": ("BPETokenizer", "ByteTokenizer", "CharTokenizer"),
     "training": ("replay", "resume", "train"),
     "tutorial": ("VOCAB", "get_batch", "set_seed", "to_ids"),
 }

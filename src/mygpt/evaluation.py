@@ -1,72 +1,219 @@
-"""How well a model predicts a text: one deterministic pass over all of it.
+"""How well a model predicts a text: one deterministic pass over all of it, or nanoGPT's draw.
 
-Letters: B batch, T time.
+Letters: B batch, T time, W windows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from mygpt.errors import InputError
 from mygpt.model import GPT
+from mygpt.text import Document
+from mygpt.tokenization import Tokenizer
 
 TOKENS_PER_BATCH = 8192
+NANOGPT_BATCHES, NANOGPT_BATCH_SIZE, NANOGPT_WINDOW, NANOGPT_SEED = 200, 64, 256, 1337
+# (B, T) inputs and targets to the summed loss of each row, (B,) float64.
+WindowLosses = Callable[[NDArray[np.integer], NDArray[np.integer]], NDArray[np.float64]]
 _PIECE = 2**20  # tokens whose lengths are looked up at once
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of one pass.
+    """How well a text was predicted.
 
     Attributes:
         loss: nats per token.
         tokens: how many tokens were predicted.
         bits_per_byte: the same loss in bits per byte of text, comparable across tokenizers.
+        bits_per_char: and per character; None where the characters were not counted.
+        standard_error: of the loss, nats per token; NaN for a single window.
+        seq_len: T, how far a prediction could look back.
     """
 
     loss: float
     tokens: int
     bits_per_byte: float
+    bits_per_char: float | None = None
+    standard_error: float = math.nan
+    seq_len: int = 0
+
+    @property
+    def perplexity(self) -> float:
+        """How many equally likely tokens would be as hard to guess."""
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
 
 def evaluate(
-    model: GPT, tokens: NDArray[np.integer], seq_len: int, byte_lengths: NDArray[np.int64]
+    model: GPT,
+    tokens: NDArray[np.integer],
+    seq_len: int,
+    byte_lengths: NDArray[np.int64],
+    *,
+    num_chars: int | None = None,
+    window_losses: WindowLosses | None = None,
 ) -> Evaluation:
     """Predict every token but the first once, in windows of T that lie end to end.
+
+    The standard error takes the windows as independent: how far the loss of another text of this
+    length and kind would lie from this one's.
 
     Args:
         model: left in the mode it was in.
         tokens: 1-D ids, at least two.
         seq_len: T, how far a prediction may look back.
         byte_lengths: (V,), the bytes each token stands for.
+        num_chars: characters that are predicted (see `predicted_chars`).
+        window_losses: a faster way to the summed loss of each window, from inputs and targets
+            (B, T); None is the model's own forward pass.
     """
-    training = model.training
-    model.eval()
-    total = 0.0
+    score = window_losses or partial(_window_losses, model)
     whole = (len(tokens) - 1) // seq_len * seq_len
     rows = max(1, TOKENS_PER_BATCH // seq_len)
-    device = next(model.parameters()).device
-    with torch.no_grad():
+    sums = []
+    with _evaluating(model):
         for start in range(0, whole, rows * seq_len):
             end = min(start + rows * seq_len, whole)
-            total += _loss_sum(model, tokens[start : end + 1], seq_len, device)
+            ids = tokens[start : end + 1]
+            windows = ids[:-1].reshape(-1, seq_len), ids[1:].reshape(-1, seq_len)
+            sums.append(score(*windows))
         if whole < len(tokens) - 1:
             rest = tokens[whole:]
-            total += _loss_sum(model, rest, len(rest) - 1, device)
-    model.train(training)
+            sums.append(score(rest[None, :-1], rest[None, 1:]))
+    losses = np.concatenate(sums)  # (W,)
     predicted = len(tokens) - 1
+    lengths = np.full(len(losses), seq_len)
+    lengths[-1] = predicted - seq_len * (len(losses) - 1)
+    loss = float(losses.sum()) / predicted
+    return Evaluation(
+        loss,
+        predicted,
+        *_in_bits(loss, tokens, byte_lengths, num_chars),
+        _standard_error(losses - loss * lengths) * len(losses) / predicted,
+        seq_len,
+    )
+
+
+def evaluate_nanogpt(
+    model: GPT,
+    tokens: NDArray[np.integer],
+    byte_lengths: NDArray[np.int64],
+    *,
+    seq_len: int | None = None,
+    seed: int = NANOGPT_SEED,
+    num_chars: int | None = None,
+) -> Evaluation:
+    """The loss as nanoGPT's train.py estimates it: the mean over random windows.
+
+    200 batches of 64 windows of 256 tokens, drawn with replacement. The result is noisy, and the
+    lowest of several such figures is lower than the truth: `evaluate` is the one to compare by.
+    The standard error is that of the draw: how far another seed's result would lie.
+
+    Args:
+        model: left in the mode it was in.
+        tokens: 1-D ids, more than T.
+        byte_lengths: (V,), the bytes each token stands for.
+        seq_len: T; None is 256, or the model's window where that is smaller.
+        seed: decides the windows.
+        num_chars: characters that all of the text but its first token has.
+
+    Raises:
+        InputError: for a text too short for one window.
+    """
+    seq_len = seq_len or min(NANOGPT_WINDOW, model.max_seq_len)
+    if len(tokens) <= seq_len:
+        raise InputError(
+            f"a text of {len(tokens)} tokens is too short for windows of {seq_len}: "
+            f"choose at most {len(tokens) - 1}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    reach = np.arange(seq_len + 1)
+    rows = max(1, TOKENS_PER_BATCH // seq_len)
+    sums = []
+    with _evaluating(model):
+        for _ in range(NANOGPT_BATCHES):
+            size = (NANOGPT_BATCH_SIZE,)
+            starts = torch.randint(len(tokens) - seq_len, size, generator=generator).numpy()
+            for start in range(0, NANOGPT_BATCH_SIZE, rows):
+                ids = tokens[starts[start : start + rows, None] + reach]  # (B, T + 1)
+                sums.append(_window_losses(model, ids[:, :-1], ids[:, 1:]))
+    losses = np.concatenate(sums) / seq_len  # (W,)
+    loss = float(losses.mean())
+    return Evaluation(
+        loss,
+        losses.size * seq_len,
+        *_in_bits(loss, tokens, byte_lengths, num_chars),
+        _standard_error(losses - loss),
+        seq_len,
+    )
+
+
+def predicted_chars(
+    documents: Sequence[Document], tokens: NDArray[np.integer], tokenizer: Tokenizer
+) -> int | None:
+    """Characters that all tokens but the first stand for; None where the text is bytes.
+
+    Args:
+        documents: the text.
+        tokens: its ids, at least one.
+        tokenizer: that made them.
+    """
+    if any(isinstance(document.whole, bytes) for document in documents):
+        return None
+    first = int(tokens[0])
+    known = 0 if first == tokenizer.end_of_text else len(tokenizer.decode([first]))
+    return sum(map(len, documents)) - known
+
+
+@contextmanager
+def _evaluating(model: GPT) -> Iterator[None]:
+    """Without dropout and gradients; afterwards the model is in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _window_losses(
+    model: GPT, inputs: NDArray[np.integer], targets: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """The summed loss of each window: (B,), from inputs and targets (B, T)."""
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(inputs.astype(np.int64)).to(device)
+    wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
+    logits, _ = model(ids)  # (B, T, V)
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none")
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return losses.view(wanted.shape).sum(1, dtype=wide).cpu().double().numpy()
+
+
+def _standard_error(deviations: NDArray[np.float64]) -> float:
+    """Of a mean, from how far each of W values is off it; NaN for one value."""
+    count = len(deviations)
+    return math.sqrt((deviations**2).sum() / (count - 1) / count) if count > 1 else math.nan
+
+
+def _in_bits(
+    loss: float,
+    tokens: NDArray[np.integer],
+    byte_lengths: NDArray[np.int64],
+    num_chars: int | None,
+) -> tuple[float, float | None]:
+    """A loss in nats per token as bits per byte and per character of all tokens but the first."""
     pieces = (tokens[start : start + _PIECE] for start in range(1, len(tokens), _PIECE))
     num_bytes = max(1, sum(int(byte_lengths[piece].sum()) for piece in pieces))
-    return Evaluation(total / predicted, predicted, total / math.log(2) / num_bytes)
-
-
-def _loss_sum(model: GPT, tokens: NDArray[np.integer], seq_len: int, device: torch.device) -> float:
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
-    logits, _ = model(ids[:-1].view(-1, seq_len))  # (B, T, V)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[1:], reduction="none")
-    return float(losses.sum(dtype=torch.float32 if device.type == "mps" else torch.float64))
+    bits = loss / math.log(2) * (len(tokens) - 1)
+    return bits / num_bytes, None if num_chars is None else bits / max(1, num_chars)

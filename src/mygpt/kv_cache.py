@@ -3,8 +3,8 @@
 A cache tells the model where the new tokens stand, what they may look at, and keeps their keys
 and values. `KVCache` hands out the part that is filled, which grows; `FixedShapes` always hands
 out all of it, and so serves compiled steps.
-Letters: B batch, T time, G key/value heads, D head size, L window, N layers, P positions read
-before.
+Letters: A how far n-grams look back, B batch, T time, G key/value heads, D head size, L window,
+N layers, P positions read before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mygpt.config import GPTConfig
+from mygpt.ngrams import NO_TOKEN
 
 
 @dataclass
@@ -24,11 +25,14 @@ class KVCache:
         keys: N tensors (B, G, L, D), one a layer.
         values: N tensors (B, G, L, D).
         length: positions filled so far (P), the same in every layer and row.
+        ids: (B, A + L) int64, the tokens of the positions, A empty places before them, where the
+            model looks A tokens back (for its n-grams); else None.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     length: int = 0
+    ids: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -40,7 +44,11 @@ class KVCache:
             [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
             for _ in range(2)
         )
-        return cls(keys, values)
+        ids = None
+        if config.ngram_rows:
+            room = (batch_size, len(config.ngram_rows) + config.max_seq_len)
+            ids = torch.full(room, NO_TOKEN, device=device)
+        return cls(keys, values, ids=ids)
 
     @property
     def batch_size(self) -> int:
@@ -73,6 +81,18 @@ class KVCache:
         self.keys[layer][:, :, self.length : end] = keys
         self.values[layer][:, :, self.length : end] = values
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def remember(self, ids: torch.Tensor) -> torch.Tensor:
+        """Store T new tokens (B, T); return those before them, (B, A), negative where none is."""
+        assert self.ids is not None, "a cache of this model has room for its tokens"
+        first = self.length + self._looking_back
+        self.ids[:, first : first + ids.shape[1]] = ids
+        return self.ids[:, self.length : first]
+
+    @property
+    def _looking_back(self) -> int:
+        """A, places before the first token's."""
+        return 0 if self.ids is None else self.ids.shape[1] - self.keys[0].shape[2]
 
     def advance(self, steps: int) -> None:
         """Count `steps` positions as read, after the last layer stored them."""
@@ -108,3 +128,10 @@ class FixedShapes(KVCache):
         self.keys[layer].index_copy_(2, self.place, keys)
         self.values[layer].index_copy_(2, self.place, values)
         return self.keys[layer], self.values[layer]
+
+    def remember(self, ids: torch.Tensor) -> torch.Tensor:
+        """Store one token (B, 1); return those before it, (B, A), negative where none is."""
+        assert self.ids is not None, "a cache of this model has room for its tokens"
+        self.ids.index_copy_(1, self.place + self._looking_back, ids)
+        before = self.place + torch.arange(self._looking_back, device=self.place.device)
+        return self.ids.index_select(1, before)

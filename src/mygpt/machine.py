@@ -21,6 +21,7 @@ _VECTOR_EXTENSIONS = (
     "sse4_2", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
     "amx_bf16", "amx_int8", "asimd", "asimddp", "sve", "sve2", "i8mm",
 )  # fmt: skip
+_LOADED = time.monotonic()
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -269,3 +270,13 @@ def _group_folders(controller: str, proc: Path, root: Path) -> Iterator[tuple[in
             if not folder.is_relative_to(base):
                 break
             yield version, folder
+
+
+def process_age_s() -> float:
+    """Seconds since this process began; since this module was loaded where Linux does not tell."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime") as uptime:
+            began = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+            return max(0.0, float(uptime.read().split()[0]) - began)
+    except (OSError, ValueError, IndexError):
+        return time.monotonic() - _LOADED

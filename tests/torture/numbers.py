@@ -14,6 +14,7 @@ from mygpt import training
 from mygpt.training.events import Event, LeftOut
 from mygpt.training.gradients import Gradients
 from mygpt.training.guard import Guard
+from mygpt.training.optimizer import Optimizer
 from mygpt.training.state import Course
 from torture import Figure
 from torture.runs import OPTIONS, fresh, in_child, log, silent, text_file, train
@@ -77,15 +78,11 @@ def planted_nans(count: int, folder: Path) -> Figure:
     return figure
 
 
-def _everything(optimizer: torch.optim.Optimizer) -> bytes:
+def _everything(optimizer: Optimizer) -> bytes:
     """Weights and moments, byte for byte."""
-    parts = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parts.append(parameter.detach().numpy().tobytes())
-            state = optimizer.state.get(parameter, {})
-            parts += [state[name].numpy().tobytes() for name in sorted(state)]
-    return b"".join(parts)
+    arrays = optimizer.arrays()
+    weights = [p.detach().numpy().tobytes() for p in optimizer.model.parameters()]
+    return b"".join([*weights, *(arrays[name].tobytes() for name in sorted(arrays))])
 
 
 def same_seed(count: int, folder: Path) -> Figure:

@@ -17,8 +17,10 @@ import typer
 from mygpt.cli.data import data_app
 from mygpt.cli.demo import demo
 from mygpt.cli.doctor import doctor
+from mygpt.cli.eval import eval
 from mygpt.cli.generate import generate
 from mygpt.cli.info import info
+from mygpt.cli.reproduce import reproduce
 from mygpt.cli.terminal import visible
 from mygpt.cli.train import train
 from mygpt.cli.warmup import warmup
@@ -35,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, generate, info, demo, warmup, doctor):
+for command in (train, generate, eval, reproduce, info, demo, warmup, doctor):
     # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.
     paragraphs = (command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(text.split()) for text in paragraphs))(command)

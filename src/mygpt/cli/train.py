@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from mygpt.machine import process_age_s
 
 
 def _help(text: str, panel: str) -> Any:
@@ -52,15 +55,27 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="tutorial, nano, small (the default), medium or large.", show_default=False
+            help="tutorial, nano, small, medium or large; without it shape and recipe follow "
+            "from the text, the budget and the measured speed.",
+            show_default=False,
         ),
     ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="auto (the default), char, byte, or a tokenizer's JSON file.", show_default=False
+            help="auto (the default), char, byte, bpe, bpe:SIZE, or a tokenizer's JSON file.",
+            show_default=False,
         ),
     ] = None,
+    exportable: Annotated[
+        bool,
+        typer.Option(
+            "--exportable", help="Leave out what other programs do not know: n-gram tables."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the expected loss; train nothing.")
+    ] = False,
     val_file: Annotated[
         Path | None,
         typer.Option(
@@ -78,7 +93,9 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     steps: Annotated[int | None, _help("Train this many steps.", _LENGTH)] = None,
     tokens: Annotated[int | None, _help("Train on this many tokens.", _LENGTH)] = None,
-    minutes: Annotated[float | None, _help("Train this long (5).", _LENGTH)] = None,
+    minutes: Annotated[
+        float | None, _help("Take this long, from the command's start to its end (5).", _LENGTH)
+    ] = None,
     embed_dim: Annotated[int | None, _help("Width C.", _MODEL)] = None,
     num_heads: Annotated[int | None, _help("Attention heads.", _MODEL)] = None,
     num_layers: Annotated[int | None, _help("Blocks.", _MODEL)] = None,
@@ -108,13 +125,14 @@ def train(
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
     """
     given = locals()
+    age_s = process_age_s()
     for name in ("output", "resume", "replay"):  # a variable that is not set, in a script
         if given[name] == "":
             _refuse_empty(name)
-    named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet")
-    source = ("preset", "tokenizer", "val_file", "encoding")
+    named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
+    source = ("preset", "tokenizer", "val_file", "encoding", "exportable")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
-    chosen = {name: given[name] for name in source if given[name] is not None}
+    chosen = {name: given[name] for name in source if given[name] not in (None, False)}
     if batch_size is not None:
         options["batch_size"] = _whole_or_auto(batch_size)
     from mygpt.cli.progress import TrainingDisplay
@@ -130,8 +148,17 @@ def train(
         clashing = ["output"] * (output is not None) + ["overwrite"] * overwrite + list(chosen)
         _refuse("--resume goes on with a run as it was begun", clashing)
     else:
-        shared |= {"output": output, "overwrite": overwrite, "command": command}
+        shared |= {"output": output, "overwrite": overwrite, "began": time.monotonic() - age_s}
+        if not dry_run:
+            shared["command"] = command
+    if dry_run:
+        clashing = [name for name in ("resume", "replay") if given[name] is not None]
+        _refuse("--dry-run is for new runs", clashing)
     from mygpt import training
+
+    if dry_run:
+        print(training.plan(files or None, **shared, **chosen, **options))
+        return 0
 
     with TrainingDisplay(quiet=quiet) as display:
         shared["listener"] = display

@@ -1,4 +1,4 @@
-"""`mygpt warmup`: compile the decoding loop ahead of its first use."""
+"""`mygpt warmup`: compile the kernels ahead of their first use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 def warmup() -> None:
-    """Compile the decoding loop now, so that the first long text need not wait for it.
+    """Compile the decoding loop and the training step now, so that the first use need not wait.
 
     Once after installing or upgrading is enough: the machine code is kept in the user's cache
     folder (or in the one that MYGPT_CACHE names).
@@ -19,12 +19,15 @@ def warmup() -> None:
 
     if not compiled_engine_available():
         raise InputError("the compiled engine needs Numba and a POSIX system: install numba")
-    from mygpt.engines.cpu.build import cache_folder, compile_now, is_compiled
+    from mygpt.engines.cpu.build import DECODING, cache_folder, compile_now, is_compiled
+    from mygpt.training.compiled.program import TRAINING
 
-    if is_compiled():
-        print(f"the decoding loop is ready, in {cache_folder()}")
-        return
-    print("compiling the decoding loop: about ten seconds", file=sys.stderr)
-    began = time.monotonic()
-    compile_now()
-    print(f"compiled in {time.monotonic() - began:.1f} s, kept in {cache_folder()}")
+    for program in (DECODING, TRAINING):
+        if is_compiled(program):
+            print(f"{program.purpose} is ready, in {cache_folder()}")
+            continue
+        print(f"compiling {program.purpose}: about {program.seconds} seconds", file=sys.stderr)
+        began = time.monotonic()
+        compile_now(program)
+        seconds = time.monotonic() - began
+        print(f"compiled {program.purpose} in {seconds:.1f} s, kept in {cache_folder()}")

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from mygpt.errors import InputError
 from mygpt.randomness import epoch_offset, permute
 
+_BLOCK = 2**14  # windows whose places are reckoned at once
+
 
 class ShuffledWindows:
     """Every window once an epoch, shuffled anew each time, the cuts moved by a random offset.
@@ -37,6 +39,8 @@ class ShuffledWindows:
         self.windows = max(1, (len(tokens) - seq_len) // seq_len)
         self.offsets = len(tokens) - seq_len * self.windows
         self._reach = np.arange(seq_len + 1)
+        self._block = (-1, -1)  # the epoch and the number of the block at hand
+        self._places = np.empty(0, np.int64)
 
     def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
         """The batch of step `step` (from 0): (B, T + 1) int64, inputs and targets together."""
@@ -48,8 +52,17 @@ class ShuffledWindows:
         numbers = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
         epochs, places = numbers // self.windows, numbers % self.windows
         starts = np.empty(batch_size, np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            window = permute(places[here], self.windows, self.seed, epoch)
+        blocks = places // _BLOCK
+        for epoch, block in sorted(set(zip(epochs.tolist(), blocks.tolist(), strict=True))):
+            here = (epochs == epoch) & (blocks == block)
+            window = self._shuffled(epoch, block)[places[here] - block * _BLOCK]
             starts[here] = window * self.seq_len + epoch_offset(self.seed, epoch, self.offsets)
         return starts
+
+    def _shuffled(self, epoch: int, block: int) -> NDArray[np.int64]:
+        """The windows that stand in a block's places in an epoch's order."""
+        if self._block != (epoch, block):
+            places = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, self.windows))
+            self._places = permute(places, self.windows, self.seed, epoch)
+            self._block = (epoch, block)
+        return self._places

@@ -24,7 +24,7 @@ def encode_documents(
     Returns:
         1-D, uint16 where the vocabulary fits, else int32.
     """
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    dtype = dtype_of(tokenizer)
     row = bytearray()  # it grows in place: parts put together at the end would be there twice
     for number, document in enumerate(documents):
         if tokenizer.end_of_text is not None and not (continued and number == 0):
@@ -32,3 +32,8 @@ def encode_documents(
         for ids in tokenizer.encode_pieces(document.pieces()):
             row += ids.astype(dtype).tobytes()
     return np.frombuffer(row, dtype)
+
+
+def dtype_of(tokenizer: Tokenizer) -> type[np.uint16 | np.int32]:
+    """The numbers that tokens are kept in."""
+    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32

@@ -1,8 +1,9 @@
 """The GPT's forward pass in NumPy for one sequence and its last position: `mygpt.model` again.
 
 Small parts first, as there; parameters come as arrays under the names of the torch model's.
-Letters: T time, C embedding, H heads, G key/value heads, R = H / G query heads that share one,
-D head size, M MLP width, L window, N layers, V vocabulary, P positions read before.
+Letters: A how far n-grams look back, T time, C embedding, H heads, G key/value heads, R = H / G
+query heads that share one, D head size, M MLP width, L window, N layers, V vocabulary, P positions
+read before.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
+from mygpt.ngram_keys import ngram_rows_of
 
 Floats = NDArray[np.float32]
-Arrays = Mapping[str, NDArray[np.float32]]
+Arrays = Mapping[str, NDArray[Any]]  # float32, and int64 keys of n-grams
 Layer = Callable[[Floats], Floats]
 
 
@@ -159,6 +162,7 @@ class Cache:
         keys: (N, G, 1, D, L), turned so that a query's product with them needs no turning.
         values: (N, G, 1, L, D).
         length: positions filled so far.
+        ids: (A + L,), their tokens; A places before them say that there is none.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -166,6 +170,14 @@ class Cache:
         self.keys = np.empty((n, g, 1, d, window), dtype=np.float32)
         self.values = np.empty((n, g, 1, window, d), dtype=np.float32)
         self.length = 0
+        self.looking_back = len(config.ngram_rows)
+        self.ids = np.full(self.looking_back + window, -1, dtype=np.int64)
+
+    def remember(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Store T new tokens; return them and the A before them, (A + T,), -1 where none is."""
+        end = self.looking_back + self.length + len(ids)
+        self.ids[end - len(ids) : end] = ids
+        return self.ids[self.length : end]
 
     def extend(self, layer: int, key: Floats, value: Floats) -> tuple[Floats, Floats]:
         """Store T new positions of a layer, each (T, G, D); return all: (.., P+T), (P+T, ..)."""
@@ -179,6 +191,7 @@ class Cache:
         self.length = other.length
         self.keys[..., : self.length] = other.keys[..., : self.length]
         self.values[..., : self.length, :] = other.values[..., : self.length, :]
+        self.ids[:] = other.ids
 
 
 class Attention:
@@ -246,6 +259,24 @@ class Block:
         return x + self.mlp_output(self.activation(self.mlp_input(self.mlp_norm(x))))
 
 
+class NgramEmbedding:
+    """Rows of n-gram tables, added up; see `mygpt.ngrams`."""
+
+    def __init__(self, config: GPTConfig, arrays: Arrays) -> None:
+        self.vocab_size = config.vocab_size
+        at, numbers = "ngram_embedding.", range(len(config.ngram_rows))
+        self.keys = [np.array(arrays[f"{at}keys.{n}"], dtype=np.int64) for n in numbers]
+        self.tables = [np.array(arrays[f"{at}tables.{n}"], dtype=np.float32) for n in numbers]
+
+    def __call__(self, text: NDArray[np.int64], time: int) -> Floats:
+        """What to add to the last T of these tokens, (T, C)."""
+        rows = ngram_rows_of(text, self.keys, self.vocab_size)  # each (A + T,)
+        total: Floats = self.tables[0][rows[0][-time:]]
+        for table, row in zip(self.tables[1:], rows[1:], strict=True):
+            total += table[row[-time:]]
+        return total
+
+
 class Network:
     """The GPT of some arrays, which are copied: training on does not change it."""
 
@@ -255,6 +286,7 @@ class Network:
         self.position_embedding: Floats | None = None
         if config.position == "learned":
             self.position_embedding = np.array(arrays["position_embedding.weight"], np.float32)
+        self.ngram_embedding = NgramEmbedding(config, arrays) if config.ngram_rows else None
         self.blocks = [Block(config, arrays, f"blocks.{n}.") for n in range(config.num_layers)]
         self.final_norm = make_norm(config, arrays, "final_norm")
         head = self.token_embedding if config.tied else np.array(arrays["head.weight"], np.float32)
@@ -266,6 +298,8 @@ class Network:
         x = self.token_embedding[ids]  # (T, C)
         if self.position_embedding is not None:
             x = x + self.position_embedding[past : past + time]
+        if self.ngram_embedding is not None:
+            x = x + self.ngram_embedding(cache.remember(ids), time)
         *others, last = self.blocks
         for layer, block in enumerate(others):
             x = block(x, cache, layer, 0)

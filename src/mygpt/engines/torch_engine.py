@@ -112,12 +112,14 @@ def read_token(
     keys: list[torch.Tensor],
     values: list[torch.Tensor],
     place: torch.Tensor,
+    past_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The step that is compiled: logits (B, V) after `ids` (B, 1) at position `place` (1,).
 
-    `keys` and `values` are a `KVCache`'s; they take in the token's.
+    `keys`, `values` and `past_ids` are a `KVCache`'s; they take in the token's.
     """
-    logits, _ = model(ids, cache=FixedShapes(keys, values, place=place), last_only=True)
+    cache = FixedShapes(keys, values, ids=past_ids, place=place)
+    logits, _ = model(ids, cache=cache, last_only=True)
     return logits[:, -1, :]
 
 
@@ -151,18 +153,19 @@ class CompiledStep:
 
     def _step(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
         on_cuda = ids.device.type == "cuda"
+        past_ids = () if cache.ids is None else (cache.ids,)
         if self._run is None:
             mode = "reduce-overhead" if on_cuda else None
             self._run = torch.compile(read_token, fullgraph=True, mode=mode)
         if on_cuda:  # its graphs write to the cache where it lies, which has to be told
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            for tensor in cache.keys + cache.values:
+            for tensor in [*cache.keys, *cache.values, *past_ids]:
                 torch._dynamo.mark_static_address(tensor, guard=False)
         place = torch.full((1,), cache.length, device=ids.device)
         # A copy of the ids, whose strides are its own and the same for every text; and of the
         # logits, which the next replay of a CUDA graph overwrites.
         ids = ids.clone(memory_format=torch.contiguous_format)
-        return self._run(self.model, ids, cache.keys, cache.values, place).clone()
+        return self._run(self.model, ids, cache.keys, cache.values, place, *past_ids).clone()
 
 
 def _reason(error: Exception) -> str:

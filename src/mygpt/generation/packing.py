@@ -6,7 +6,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -14,13 +13,14 @@ from mygpt.config import GPTConfig
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.engines.torch_engine import has_own_forward
 from mygpt.model import GPT, MLP, Attention, Block, RMSNorm
+from mygpt.ngrams import NgramEmbedding, NgramKeys
 
 if TYPE_CHECKING:
     from mygpt.engines.cpu import CpuEngine
 
 _OURS = {
     GPT, Block, Attention, MLP, RMSNorm, torch.nn.LayerNorm, torch.nn.Linear, torch.nn.Embedding,
-    torch.nn.Dropout, torch.nn.ModuleList,
+    torch.nn.Dropout, torch.nn.ModuleList, torch.nn.ParameterList, NgramEmbedding, NgramKeys,
 }  # fmt: skip
 _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
@@ -46,11 +46,13 @@ def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
         prefix, module = waiting.pop()
         if not _is_as_made(module, model):
             return None
-        held = module._parameters if prefix else model._buffers
+        of_keys = type(module) is NgramKeys
+        held = module._parameters if prefix and not of_keys else module._buffers
+        dtype = torch.int64 if of_keys else torch.float32
         for name, tensor in held.items():
             if tensor is not None:
                 path = prefix + name
-                if tensor.dtype != torch.float32 or not tensor.is_cpu:
+                if tensor.dtype != dtype or not tensor.is_cpu:
                     return None
                 if tensor.shape != shapes.get(path):
                     return None
@@ -71,13 +73,15 @@ def _is_as_made(module: Any, model: GPT) -> bool:
         return bool(module.eps == config.eps)
     if kind is Attention:
         return module.config is config or bool(module.config == config)
+    if kind is NgramEmbedding:
+        return bool(module.vocab_size == config.vocab_size)
     return kind is not MLP or bool(module.kind == config.mlp)
 
 
 @functools.cache
 def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """What the model of a configuration holds, tables included."""
-    shapes = config.parameter_shapes()
+    shapes = config.parameter_shapes() | config.key_shapes()
     if config.position == "rotary":
         table = (config.max_seq_len, config.head_size)
         shapes |= {"rotary_cos": table, "rotary_sin": table}
@@ -94,7 +98,7 @@ def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) ->
     if numbers is None:
         numbers = numbers_to_pack(model) or {}
     laid = [p if p.is_contiguous() else p.detach().contiguous() for p in numbers.values()]
-    key = (model.config, digest_of([(p.data_ptr(), p.numel()) for p in laid]))
+    key = (model.config, digest_of([(p.data_ptr(), p.nbytes // 4) for p in laid]))
     known = _engines.get(model)
     if known is None or known[0] != key:
         arrays = {name: p.detach().numpy() for name, p in zip(numbers, laid, strict=True)}
@@ -103,7 +107,11 @@ def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) ->
     return known[1]
 
 
-def arrays_of(model: GPT) -> dict[str, NDArray[np.float32]]:
-    """The parameters of a model on the CPU by name, without a copy where they lie well."""
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: p.detach().float().contiguous().numpy() for name, p in named}
+def arrays_of(model: GPT) -> dict[str, NDArray[Any]]:
+    """The parameters and keys of a model on the CPU by name; no copy where they lie well."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        arrays[name] = p.detach().float().contiguous().numpy()
+    for name in model.config.key_shapes():
+        arrays[name] = model.get_buffer(name).contiguous().numpy()
+    return arrays

@@ -1,5 +1,5 @@
 """Training: from text to a model, with everything kept that going on needs."""
 
-from mygpt.training.session import replay, resume, train
+from mygpt.training.session import plan, replay, resume, train
 
-__all__ = ["replay", "resume", "train"]
+__all__ = ["plan", "replay", "resume", "train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal
 
 from mygpt.config import SHAPES, require_choice, require_int, require_number
@@ -11,7 +12,11 @@ from mygpt.errors import InputError
 from mygpt.randomness import check_seed
 
 DataOrder = Literal["shuffled", "tutorial"]
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal["cosine", "linear", "constant"]
+Engine = Literal["torch", "compiled"]
+OptimizerName = Literal["adamw", "muon"]
+# From this share of the run on: tokens a window, windows a step.
+Stage = tuple[float, int, int]
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,18 @@ class TrainConfig:
         steps: how many updates to make, or
         tokens: how many tokens to read (rounded up to whole steps), or
         minutes: how long to train; one of the three is given.
-        batch_size: B, windows a step.
-        seq_len: T, tokens a window.
-        lr: the highest learning rate.
-        schedule: "cosine" warms up and falls to `min_lr_ratio`; "constant" is the tutorial's.
+        batch_size: B, windows a step, at first.
+        seq_len: T, tokens a window, at first.
+        lr: the highest learning rate: AdamW's, or Muon's (see `mygpt.training.optimizer`).
+        stages: later windows and batches, each (share of the run, T, B).
+        reserve_s: seconds of `minutes` that are kept for what comes after the last step.
+        engine: what computes the gradients: "torch", or "compiled" kernels on a CPU.
+        optimizer: "adamw", or "muon" for the blocks' matrices and AdamW for the rest.
+        table_decay: what n-gram tables' rows lose of themselves at each update, at the
+            highest rate.
+        table_dropout: probability that a token's n-grams beyond pairs are left out in training.
+        schedule: "cosine" and "linear" warm up and fall to `min_lr_ratio`; "constant" is the
+            tutorial's.
         warmup_ratio: share of the run in which the rate rises.
         min_lr_ratio: the last rate as a share of the highest.
         weight_decay: AdamW's decoupled decay (Loshchilov & Hutter, 2019).
@@ -38,7 +51,9 @@ class TrainConfig:
         val_fraction: share of the text, from its end, that is kept for validation.
         seed: decides the first weights, the order of the data and the dropout.
         print_every: steps between reports and log records.
-        eval_every: steps between validation passes.
+        eval_every: steps between validation passes; 0 is at `eval_shares`.
+        eval_shares: shares of the run at which to validate; the end is always one.
+        patience: evaluations in a row far above the best after which the run ends; 0 is off.
         sample_tokens: length of the sample shown after a validation pass; 0 is off.
         save_every: steps between saves, beside those by the clock; 0 is off.
         save_seconds: seconds between saves.
@@ -53,6 +68,12 @@ class TrainConfig:
     steps: int | None = None
     tokens: int | None = None
     minutes: float | None = None
+    stages: tuple[Stage, ...] = ()
+    reserve_s: float = 0.0
+    engine: Engine = "torch"
+    optimizer: OptimizerName = "adamw"
+    table_decay: float = 0.0
+    table_dropout: float = 0.0
     schedule: Schedule = "cosine"
     warmup_ratio: float = 0.02
     min_lr_ratio: float = 0.05
@@ -66,6 +87,8 @@ class TrainConfig:
     seed: int = 0
     print_every: int = 100
     eval_every: int = 500
+    eval_shares: tuple[float, ...] = ()
+    patience: int = 0
     sample_tokens: int = 120
     save_every: int = 0
     save_seconds: float = 60.0
@@ -84,7 +107,9 @@ class TrainConfig:
                 raise InputError(f"{name}={value} must be at least {least}")
             if value is not None and name in _WHOLE:
                 require_int(name, value, least=least)
-        require_choice("schedule", self.schedule, ("cosine", "constant"))
+        require_choice("schedule", self.schedule, ("cosine", "linear", "constant"))
+        require_choice("engine", self.engine, ("torch", "compiled"))
+        require_choice("optimizer", self.optimizer, ("adamw", "muon"))
         require_choice("data_order", self.data_order, ("shuffled", "tutorial"))
         for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds"):
             if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
@@ -92,18 +117,57 @@ class TrainConfig:
         if self.lr <= 0 or self.minutes == 0:
             name = "lr" if self.lr <= 0 else "minutes"
             raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2"):
+        shares = ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2", "table_decay")
+        for name in (*shares, "table_dropout"):
             require_number(name, getattr(self, name))
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         check_seed(self.seed)
+        self._check_stages()
+        object.__setattr__(self, "eval_shares", tuple(map(float, self.eval_shares)))
+
+    def _check_stages(self) -> None:
+        """Stages as tuples, in order; the tutorial's data order has none."""
+        stages = tuple((float(share), int(t), int(b)) for share, t, b in self.stages)
+        object.__setattr__(self, "stages", stages)  # JSON gives lists
+        shares = [0.0, *(share for share, _, _ in stages), 1.0]
+        if shares != sorted(set(shares)):
+            raise InputError(f"stages={stages}: their shares must rise between 0 and 1")
+        for _, seq_len, batch_size in stages:
+            require_int("seq_len", seq_len, least=1)
+            require_int("batch_size", batch_size, least=1)
+        if stages and self.data_order == "tutorial":
+            raise InputError("stages need data_order='shuffled'")
+
+    def stage(self, done: float) -> int:
+        """The number of the stage at the share `done` of the run; 0 is the first."""
+        return sum(done >= share for share, _, _ in self.stages)
+
+    def window(self, stage: int) -> tuple[int, int]:
+        """(T, B) of a stage."""
+        if stage == 0:
+            return self.seq_len, self.batch_size
+        _, seq_len, batch_size = self.stages[stage - 1]
+        return seq_len, batch_size
+
+    @property
+    def longest_window(self) -> int:
+        """The last stage's T, or the only one."""
+        return max(self.seq_len, *(t for _, t, _ in self.stages), 0)
 
     @property
     def total_steps(self) -> int | None:
         """How many steps the run has; None when the clock decides."""
         if self.tokens is not None:
-            return math.ceil(self.tokens / (self.batch_size * self.seq_len))
+            return math.ceil(self.tokens / self._tokens_a_step())
         return self.steps
+
+    def _tokens_a_step(self) -> float:
+        """The mean over the run's stages, whose shares are shares of the steps."""
+        starts = [0.0, *(share for share, _, _ in self.stages), 1.0]
+        widths = [end - start for start, end in pairwise(starts)]
+        sizes = [math.prod(self.window(stage)) for stage in range(len(widths))]
+        return sum(width * size for width, size in zip(widths, sizes, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -120,7 +184,9 @@ _LEAST = {
     "weight_decay": 0,
     "grad_clip": 0,
     "print_every": 1,
-    "eval_every": 1,
+    "eval_every": 0,
+    "reserve_s": 0,
+    "patience": 0,
     "sample_tokens": 0,
     "save_every": 0,
     "save_seconds": 0,
@@ -158,14 +224,19 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "large": {"minutes": 600.0, "batch_size": 8, "lr": 6e-4, "print_every": 10, "eval_every": 200},
 }
 
-PRESETS = tuple(_RECIPES)
-DEFAULT_PRESET = "small"
+# Beside these: chosen from the corpus, the budget and the machine (mygpt.training.recipe).
+AUTO = "auto"
+PRESETS = (AUTO, *_RECIPES)
+DEFAULT_PRESET = AUTO
+DEFAULT_MINUTES = 5.0
 SHAPE_OPTIONS = ("embed_dim", "num_heads", "num_layers", "max_seq_len", "dropout")
 TRAIN_OPTIONS = tuple(f.name for f in fields(TrainConfig))
 
 
 def preset_options(preset: str, overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A preset's (shape, training) options with the user's own in their place.
+
+    Those of "auto" are checked here against a preset's; `mygpt.training.planning` chooses them.
 
     Of the window and the training length of a window, one that is given alone decides both.
 
@@ -180,7 +251,8 @@ def preset_options(preset: str, overrides: dict[str, Any]) -> tuple[dict[str, An
             f"unknown option {', '.join(unknown)}: there are "
             f"{', '.join(sorted({*SHAPE_OPTIONS, *TRAIN_OPTIONS}))}"
         )
-    shape, recipe = dict(SHAPES[preset]), dict(_RECIPES[preset])
+    named = "small" if preset == AUTO else preset  # where the choice is made later
+    shape, recipe = dict(SHAPES[named]), dict(_RECIPES[named])
     if {"steps", "tokens", "minutes"} & set(overrides):
         for name in ("steps", "tokens", "minutes"):
             recipe.pop(name, None)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mygpt.baselines import Baselines, Row
+from mygpt.novelty import Novelty
+
 
 @dataclass(frozen=True)
 class Note:
@@ -178,10 +181,11 @@ class Sampled:
 
     step: int
     text: str
+    novelty: Novelty | None = None
 
     def __str__(self) -> str:
         shown = self.text.strip().replace("\n", "\n  | ")
-        return f"  | {shown}"
+        return f"  | {shown}" + (f"\n  ({self.novelty})" if self.novelty is not None else "")
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,9 @@ class Finished:
         unigram: loss of the tokens' frequencies.
         elapsed_s: seconds of training.
         signal: the signal that ended it early, or None.
+        baselines: what simpler models and compressors reach on the validation text; None
+            without one.
+        verdict: how it went, in words.
     """
 
     run: Path
@@ -211,6 +218,8 @@ class Finished:
     unigram: float
     elapsed_s: float
     signal: int | None
+    baselines: Baselines | None = None
+    verdict: str = ""
 
     def __str__(self) -> str:
         best = ""
@@ -223,11 +232,26 @@ class Finished:
             )
         reached = self.loss if self.best_val_loss is None else self.best_val_loss
         worse = "\nworse than guessing: train again with a lower --lr" * (reached > self.uniform)
+        verdict = f"\nverdict: {self.verdict}" * bool(self.verdict)
         return (
             f"done: {self.step:,} steps in {clock(self.elapsed_s)}, loss {self.loss:.4f}{best}\n"
-            f"(guessing uniformly {self.uniform:.4f}, by frequency {self.unigram:.4f}){worse}\n"
+            f"{self._beside()}{worse}{verdict}\n"
             f"write with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
         )
+
+    def _beside(self) -> str:
+        """The validation loss among what simpler models reach, from worst to best."""
+        if self.baselines is None or self.best_val_loss is None:
+            return f"(guessing uniformly {self.uniform:.4f}, by frequency {self.unigram:.4f})"
+        ours = self.baselines.bits_per_byte(self.best_val_loss)
+        rows = [Row("this model", ours, self.best_val_loss), *self.baselines.rows()]
+        lines = ["bits per byte of the validation text (nats per token):"]
+        for row in sorted(rows, key=lambda row: -row.bits_per_byte):
+            loss = "" if row.loss is None else f"  ({row.loss:.4f})"
+            lines.append(f"  {row.name:<11}{row.bits_per_byte:7.3f}{loss}")
+        if self.baselines.bounds:
+            lines.append(f"  ({self.baselines.bounds})")
+        return "\n".join(lines)
 
 
 Event = Note | Started | StepDone | Evaluated | LeftOut | Spiked | WentBack | Sampled | Finished

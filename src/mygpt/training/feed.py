@@ -13,13 +13,15 @@ from mygpt.data import ShuffledWindows
 from mygpt.training.config import TrainConfig
 from mygpt.tutorial import get_batch
 
+_NEXT_SEED = 0x9E3779B97F4A7C15  # the golden ratio's
+
 
 class Feed:
-    """The batches of a run, by step.
+    """The batches of a run, by stage and number.
 
     Args:
         tokens: 1-D ids to learn from.
-        config: its batch size, window, seed and order of data.
+        config: its batch sizes, windows, seed and order of data.
         device: where batches go.
     """
 
@@ -28,31 +30,38 @@ class Feed:
     ) -> None:
         self.config = config
         self.device = device
-        self._windows: ShuffledWindows | None = None
         self._tokens = tokens
+        self._windows: list[ShuffledWindows] = []
+        self._place: tuple[ShuffledWindows, int, int]
         if config.data_order == "tutorial":
             self._all = torch.from_numpy(tokens.astype(np.int64))
-        else:
-            self._windows = ShuffledWindows(tokens, config.seq_len, config.seed)
+            return
+        for stage in range(len(config.stages) + 1):
+            # Each stage shuffles in its own way; the first as a run without stages does.
+            seed = (config.seed + stage * _NEXT_SEED) % 2**64
+            self._windows.append(ShuffledWindows(tokens, config.window(stage)[0], seed))
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets, each (B, T) int64, of step number `step` (from 0).
+    def batch(self, stage: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets, each (B, T) int64, of a stage's step number `number` (from 0).
 
         The tutorial's order draws them from torch's global generator, whatever the number.
         """
-        batch_size, seq_len = self.config.batch_size, self.config.seq_len
-        if self._windows is None:
+        seq_len, batch_size = self.config.window(stage)
+        if not self._windows:
             inputs, targets = get_batch(self._all, batch_size, seq_len)
             return inputs.to(self.device), targets.to(self.device)
-        batch = torch.from_numpy(self._windows.batch(step, batch_size)).to(self.device)
+        windows = self._windows[stage]
+        batch = torch.from_numpy(windows.batch(number, batch_size)).to(self.device)
+        self._place = (windows, number, batch_size)
         return batch[:, :-1], batch[:, 1:]
 
     def first_window(self) -> NDArray[np.integer]:
         """The first T + 1 tokens of the text."""
         return self._tokens[: self.config.seq_len + 1]
 
-    def starts(self, step: int) -> list[int]:
-        """The first token of each of its windows; empty where the order keeps no record."""
-        if self._windows is None:
+    def starts(self) -> list[int]:
+        """The first token of each window of the last batch; empty where no record is kept."""
+        if not self._windows:
             return []
-        return self._windows.starts(step, self.config.batch_size).tolist()
+        windows, number, batch_size = self._place
+        return windows.starts(number, batch_size).tolist()

@@ -14,9 +14,31 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mygpt.config import GPTConfig
 from mygpt.model import GPT
+from mygpt.training.config import Engine, TrainConfig
+
+
+def suitable_engine(shape: GPTConfig, device: torch.device, data_order: str) -> Engine:
+    """ "compiled" where the kernels can; the tutorial's runs keep torch's own operations."""
+    from mygpt.engines.choice import compiled_engine_available
+    from mygpt.training.compiled.step import suits
+
+    if not compiled_engine_available():
+        return "torch"
+    on_cpu = device.type == "cpu" and data_order != "tutorial"
+    return "compiled" if on_cpu and suits(shape) else "torch"
+
+
+def make_gradients(model: GPT, config: TrainConfig) -> Gradients | CompiledGradients:
+    """What `config.engine` names, with as many threads as suit it."""
+    if config.engine == "compiled":
+        return CompiledGradients(model, config)
+    return Gradients(model, Gradients.suitable_threads(model, config.batch_size))
 
 
 class Gradients:
@@ -100,6 +122,13 @@ class Gradients:
             parameter.grad = gradient
         return loss
 
+    window_losses = None  # validation goes through the model's own forward pass
+
+    def norm(self) -> torch.Tensor:
+        """The norm of all gradients, a scalar."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
     def _share(
         self, inputs: torch.Tensor, targets: torch.Tensor, weight: float
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -107,3 +136,57 @@ class Gradients:
         _, loss = self.model(inputs, targets)
         loss = weight * loss
         return loss.detach(), torch.autograd.grad(loss, self.parameters)
+
+
+class CompiledGradients:
+    """The same from the compiled kernels, where `suits` says that they can.
+
+    Args:
+        model: what is trained, on the CPU.
+        config: how.
+
+    Enter it as a context: torch's own operations, small ones, have one thread inside.
+    """
+
+    def __init__(self, model: GPT, config: TrainConfig) -> None:
+        from mygpt.training.compiled.step import CompiledStep
+
+        self._before = torch.get_num_threads()
+        threads = min(self._before, config.batch_size)
+        self.step = CompiledStep(model, threads, config.table_dropout)
+        self._entered = False
+
+    def __enter__(self) -> CompiledGradients:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+        self._entered = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, torch has all its threads back."""
+        torch.set_num_threads(self._before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1 if self._entered else self._before)
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss in nats per token (a scalar); `inputs` and `targets` are (B, T) int64."""
+        return self.step.gradients(inputs, targets)
+
+    def norm(self) -> torch.Tensor:
+        """The norm of all gradients but the n-gram tables', a scalar."""
+        return self.step.gradient_norm()
+
+    def window_losses(
+        self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        """The summed loss of each window, (B,), from (B, T) ids; without dropout."""
+        ids, wanted = (torch.from_numpy(a.astype(np.int64)) for a in (inputs, targets))
+        losses = self.step.losses(ids, wanted)
+        return losses.reshape(inputs.shape).sum(axis=1, dtype=np.float64)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
+from mygpt.training.optimizer import Optimizer
 from mygpt.training.state import Course
 
 LEFT_OUT_BEFORE_GOING_BACK = 5
@@ -35,7 +36,7 @@ class Guard:
         device: where; what it computes is read after each step on a CPU only.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
         self.optimizer = optimizer
         self.reads_every_step = device.type != "cuda"
         self._in_a_row = torch.zeros((), device=device)
@@ -49,7 +50,7 @@ class Guard:
         """
         if not self.reads_every_step:
             bad = (~torch.isfinite(loss + norm)).float()
-            self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel looks
+            self.optimizer.found_inf = bad
             self.optimizer.step()
             self._in_a_row = (self._in_a_row + bad) * bad
             self._since_read = self._since_read + bad

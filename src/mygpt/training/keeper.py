@@ -10,8 +10,6 @@ import math
 import secrets
 from typing import Any
 
-import torch
-
 from mygpt.checkpoint import model_arrays
 from mygpt.errors import DivergedError
 from mygpt.evaluation import Evaluation
@@ -20,6 +18,7 @@ from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Listener, Note, WentBack
 from mygpt.training.guard import TRIES, BlowUp, largest
+from mygpt.training.optimizer import Optimizer
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
 from mygpt.training.state import Course, State, collect_arrays, put_back
@@ -43,7 +42,7 @@ class Keeper:
     def __init__(
         self,
         model: GPT,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         tokenizer: Tokenizer,
         config: TrainConfig,
         plan: Plan,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from mygpt.evaluation import evaluate
 from mygpt.generation.writer import Writer
 from mygpt.model import GPT
+from mygpt.novelty import measure_novelty
+from mygpt.text import Document
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import (
@@ -28,15 +30,18 @@ from mygpt.training.events import (
     StepDone,
 )
 from mygpt.training.feed import Feed
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import CompiledGradients, make_gradients
 from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, READ_EVERY, BlowUp, Guard
 from mygpt.training.keeper import Keeper
 from mygpt.training.memory import out_of_memory
-from mygpt.training.optimizer import make_optimizer
+from mygpt.training.optimizer import Optimizer
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate
 from mygpt.training.state import Course, State
+
+# Nats per token above the best: a falling rate does not make that good any more.
+_FAR_ABOVE_BEST = 0.1
 
 
 class Trainer:
@@ -76,8 +81,12 @@ class Trainer:
         self.run = run
         self.settings = settings
         self.tell = listener
+        self.documents: Sequence[Document] = ()  # what samples may have copied from
         self.device = next(model.parameters()).device
-        self.optimizer = make_optimizer(model, config)
+        self._gradients = make_gradients(model, config)
+        gradients = self._gradients
+        compiled = gradients.step if isinstance(gradients, CompiledGradients) else None
+        self.optimizer = Optimizer(model, config, compiled)
         self.course = Course()
         self._feed = Feed(train_tokens, config, self.device)
         self._plan = Plan(config, given_plan)
@@ -94,13 +103,21 @@ class Trainer:
             settings,
             listener,
         )
-        threads = Gradients.suitable_threads(model, config.batch_size)
-        self._gradients = Gradients(model, threads)
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is spent."""
-        return self._plan.done(self.course) >= 1.0
+        """Whether the budget is spent, or the validation loss has turned for good."""
+        return self._plan.done(self.course) >= 1.0 or self.ended_early
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether validation has been far worse than its best for as long as was allowed."""
+        return 0 < self.config.patience <= self.course.worse
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have been read."""
+        return self._plan.tokens
 
     def fit(self, should_stop: Callable[[], bool]) -> None:
         """Train until the budget is spent or `should_stop()`; validate and save at the end.
@@ -120,23 +137,28 @@ class Trainer:
     def _fit(self, should_stop: Callable[[], bool]) -> None:
         config, course = self.config, self.course
         began = time.monotonic() - course.elapsed_s
-        reported = (course.step, course.elapsed_s)
+        reported = (course.step, course.elapsed_s, self._plan.tokens)
         saved_s = course.elapsed_s
         self.model.train()
-        while (done := self._plan.done(course)) < 1.0 and not should_stop():
+        while not self.finished and not should_stop():
+            done = self._plan.done(course)
             lr = self._step(done)
             course.elapsed_s = time.monotonic() - began
             if course.step % READ_EVERY == 0:
                 self._look()
             if course.step == 1 or course.step % config.print_every == 0:
                 self._report(lr, since=reported)
-                reported = (course.step, course.elapsed_s)
-            if course.step % config.eval_every == 0:
+                reported = (course.step, course.elapsed_s, self._plan.tokens)
+            if self._validation_due():
                 self._look()
                 self._validate()
                 self._show_sample()
                 seconds = time.monotonic() - began - course.elapsed_s
-                reported = (reported[0], reported[1] + seconds)  # the speed is training's alone
+                reported = (
+                    reported[0],
+                    reported[1] + seconds,
+                    reported[2],
+                )  # the speed is training's alone
                 course.elapsed_s += seconds
             by_steps = config.save_every and course.step % config.save_every == 0
             due = by_steps or course.elapsed_s - saved_s >= config.save_seconds
@@ -154,19 +176,25 @@ class Trainer:
         if not self._keeper.has(course):
             self.save()
 
+    def _validation_due(self) -> bool:
+        if self.config.eval_every:
+            return self.course.step % self.config.eval_every == 0
+        return self._plan.crossed(self.config.eval_shares)
+
     def _step(self, done: float) -> float:
         """One step, when the share `done` of the run is done; returns the learning rate."""
         course = self.course
+        inputs, targets = self._feed.batch(*self._plan.next_batch(done))
         lr = self._plan.note(done, course) * learning_rate(self.config, done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        inputs, targets = self._feed.batch(course.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.lr = lr
+        self.optimizer.zero_grad()
         try:
             loss = self._gradients(inputs, targets)
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.config.grad_clip or math.inf
-            )
+            norm = self._gradients.norm()
+            if self.config.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(
+                    self.model.parameters(), self.config.grad_clip, norm
+                )
             course.step += 1
             value = self._guard.apply(course, loss, norm)
         except (MemoryError, RuntimeError) as error:
@@ -200,13 +228,13 @@ class Trainer:
             _, loss = self.model(window[None, :-1], window[None, 1:])
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return math.isfinite(loss.item() + norm.item())
 
     def _tell_left_out(self, loss: float, count: int) -> None:
         """Tell and log that steps were left out; give up on weights that give no loss."""
         step = self.course.step
-        batch = self._feed.starts(step - 1) if count == 1 and self._guard.reads_every_step else []
+        batch = self._feed.starts() if count == 1 and self._guard.reads_every_step else []
         self.run.append_log({"step": step, "left_out": str(loss), "steps": count, "batch": batch})
         self.tell(LeftOut(step, loss, count, batch))
         if self.course.left_out >= LEFT_OUT_BEFORE_GOING_BACK:
@@ -220,18 +248,17 @@ class Trainer:
             return
         usual = course.usual_loss
         if self._guard.spikes(course, loss):
-            spiked = Spiked(course.step, loss, usual, self._feed.starts(course.step - 1))
+            spiked = Spiked(course.step, loss, usual, self._feed.starts())
             self.run.append_log(
                 {"step": course.step, "spike": loss, "usual": usual, "batch": spiked.batch}
             )
             self.tell(spiked)
 
-    def _report(self, lr: float, since: tuple[int, float]) -> None:
-        course, config = self.course, self.config
+    def _report(self, lr: float, since: tuple[int, float, int]) -> None:
+        course = self.course
         if not self._read_loss():
             return  # that it was left out has been told
-        tokens_a_step = config.batch_size * config.seq_len
-        tokens = course.step * tokens_a_step
+        tokens = self._plan.tokens
         self.run.append_log(
             {
                 "step": course.step,
@@ -250,7 +277,7 @@ class Trainer:
                 lr=lr,
                 tokens=tokens,
                 elapsed_s=course.elapsed_s,
-                tokens_per_s=steps_a_second * tokens_a_step,
+                tokens_per_s=(tokens - since[2]) / seconds,
                 remaining_s=self._plan.remaining_s(course, steps_a_second),
             )
         )
@@ -263,11 +290,17 @@ class Trainer:
         self._read_loss()
         with self._gradients.paused():
             result = evaluate(
-                self.model, self.val_tokens, self.config.seq_len, self.tokenizer.byte_lengths()
+                self.model,
+                self.val_tokens,
+                self.config.longest_window,
+                self.tokenizer.byte_lengths(),
+                window_losses=self._gradients.window_losses,
             )
         if not math.isfinite(result.loss):
             raise BlowUp(f"the validation loss is {result.loss}")
         course.validated_step = course.step
+        far = result.loss > course.best_val_loss + _FAR_ABOVE_BEST
+        course.worse = course.worse + 1 if far else 0
         best = result.loss < course.best_val_loss
         if best:
             course.best_val_loss, course.best_step = result.loss, course.step
@@ -287,7 +320,8 @@ class Trainer:
             writer = Writer(self.model, self.tokenizer)
             text = writer.generate("", self.config.sample_tokens, seed=self.course.step)
             self.model.train()
-            self.tell(Sampled(self.course.step, text))
+            novelty = measure_novelty(text, self.documents) if self.documents else None
+            self.tell(Sampled(self.course.step, text, novelty))
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Write the new run's first state, and `settings` for people."""

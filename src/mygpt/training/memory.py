@@ -20,13 +20,14 @@ from mygpt.errors import OutOfMemoryError
 from mygpt.evaluation import TOKENS_PER_BATCH
 from mygpt.machine import free_memory_bytes
 from mygpt.model import GPT
+from mygpt.training.compiled.room import step_bytes
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients
 
 _FLOAT = 4  # bytes of a float32, in which everything is trained
-# Fused AdamW brings torch's compiler with it, the first steps code of the math libraries, the
-# end the engine that writes: 133 to 140 MB, measured with a model of a few numbers.
-_LIBRARIES_BYTES = 145_000_000
+# The first steps bring code of the math libraries, the end the engine that writes: 22 to 25 MB,
+# measured with a model of a few numbers.
+_LIBRARIES_BYTES = 40_000_000
 # Python's objects for a block, and again for each thread those of its gradients and graph: 140 to
 # 165 kB were measured with one thread, 46 to 86 more with two.
 _BLOCK_BYTES = 90_000
@@ -36,6 +37,7 @@ _BLOCK_BYTES = 90_000
 _HEAP_MODERN, _HEAP = 1.55, 1.3
 # From this size on glibc gives a tensor memory of its own, and takes it back: 0.97 to 1.00.
 _OWN_MEMORY_BYTES, _OWN_MEMORY = 2**25, 1.05
+_HEAP_COMPILED = 1.1
 _HEAP_ON_DEVICE = 1.2  # torch's own heap there; not measured yet
 _SHARE = 0.9  # of what is free: the rest is for other programs, and for our error
 _MEASURED_TOKENS = (16, 32, 64)
@@ -132,7 +134,13 @@ class _Need:
     """What a training takes beside the weights, which are there, as a function of B."""
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
-        self.model, self.seq_len, shape = model, config.seq_len, model.config
+        self.model, self.config, shape = model, config, model.config
+        self.seq_len = config.seq_len
+        # Samples are written by an engine with a copy of the weights, padded; it lives on.
+        samples = config.sample_tokens and (config.total_steps or math.inf) >= config.eval_every
+        self.packed = 9 * _FLOAT * shape.num_parameters() // 8 if samples else 0
+        if config.engine == "compiled":
+            return
         token = _FLOAT * config.seq_len
         self.head = token * (shape.vocab_size + _passing_floats(shape, config.seq_len)[1])
         self.blocks = row_bytes(model, config.seq_len) - self.head
@@ -141,17 +149,30 @@ class _Need:
         blocks = 4 * _widest(shape) + 6 * shape.embed_dim
         head = max(0, 2 * shape.vocab_size - blocks)
         self.validation = self._taken(rows, rows, token * blocks, token * head)
-        # Samples are written by an engine with a copy of the weights, padded; it lives on.
-        samples = config.sample_tokens and (config.total_steps or math.inf) >= config.eval_every
-        self.packed = 9 * _FLOAT * shape.num_parameters() // 8 if samples else 0
 
     def bytes(self, batch_size: int) -> int:
+        if self.config.engine == "compiled":
+            return self._compiled_bytes(batch_size)
         shape, threads = self.model.config, Gradients.suitable_threads(self.model, batch_size)
         others = model_bytes(shape, threads=threads) - _FLOAT * shape.num_parameters()
         step = self._taken(batch_size, -(-batch_size // threads), self.blocks, self.head)
         # The heap may give nothing back between them; samples' new copy is made beside the old.
         heap, own = step[0] + self.validation[0], max(step[1], self.validation[1])
         return math.ceil(others + heap + own + 2 * self.packed)
+
+    def _compiled_bytes(self, batch_size: int) -> int:
+        """Buffers of a size that the shape tells; gradients are no torch tensors of their own."""
+        shape, threads = self.model.config, min(torch.get_num_threads(), batch_size)
+        optimizer = 2 * _FLOAT * shape.num_parameters()
+        gradients = threads * _FLOAT * shape.num_multiplied()
+        rows = [(batch_size, self.config.seq_len)]
+        rows += [(b, t) for _, t, b in self.config.stages]
+        longest = self.config.longest_window  # which validation takes
+        rows.append((max(1, TOKENS_PER_BATCH // longest), longest))
+        step = max(step_bytes(shape, b, t, threads) for b, t in rows)
+        loaded = _FLOAT * shape.num_parameters()  # the best model, at the end
+        taken = optimizer + gradients + step + loaded + 2 * self.packed
+        return _LIBRARIES_BYTES + math.ceil(_HEAP_COMPILED * taken)
 
     def _taken(self, rows: int, share: int, blocks: int, head: int) -> tuple[float, float]:
         """Bytes of heap, and with memory of their own, for rows of which a thread has a share."""

@@ -1,50 +1,215 @@
-"""AdamW over a model's parameters, and its state as named arrays."""
+"""What updates the weights: AdamW, or Muon for the blocks' matrices with AdamW for the rest.
+
+AdamW is torch's fused kernel called directly: `torch.optim` would import torch's compiler,
+which takes seconds. The memory of each parameter is kept as named arrays.
+Letters: C embedding.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mygpt.model import GPT
+from mygpt.training import muon
 from mygpt.training.config import TrainConfig
 
+if TYPE_CHECKING:
+    from mygpt.training.compiled.step import CompiledStep
 
-def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov & Hutter, 2019); norms and biases decay only with `decay_all`."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2 or config.decay_all]
-    others = [p for p in model.parameters() if p.ndim < 2 and not config.decay_all]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
-    device = next(model.parameters()).device
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=device.type != "mps"
-    )
+# Beside Muon: the rates of what AdamW updates, as multiples of Muon's (docs/lab-notes.md).
+_EMBEDDING_RATE, _HEAD_RATE, _NORM_RATE, TABLE_RATE = 1.0, 0.5, 0.5, 2.5
+_MUON_BETA1, _MUON_BETA2, _MUON_EPS = 0.9, 0.95, 1e-10
+_EPS = 1e-8
+_TABLE = "ngram_embedding.tables."
+TABLE_MEMORY = 0.95  # what a visit keeps of a row's mean square
 
 
-def optimizer_arrays(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, NDArray[Any]]:
-    """The optimizer's memory of each parameter, as `<what>/<parameter>`."""
-    return {
-        f"{what}/{name}": value.detach().cpu().numpy()
-        for name, parameter in model.named_parameters()
-        for what, value in optimizer.state.get(parameter, {}).items()
-    }
+class Optimizer:
+    """Updates a model's parameters from their gradients.
+
+    Args:
+        model: whose.
+        config: which optimizer, its decay and its betas.
+        compiled: the kernels that do Muon's and the tables' part; None is torch's operations.
+
+    Attributes:
+        lr: the rate of the next step.
+        found_inf: on a device that is not waited for: a scalar, 1 where the next step is to be
+            left out.
+    """
+
+    def __init__(
+        self, model: GPT, config: TrainConfig, compiled: CompiledStep | None = None
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.lr = config.lr
+        self.found_inf: torch.Tensor | None = None
+        self._compiled = compiled
+        self._parameters = dict(model.named_parameters())
+        # What is remembered, by (what, name); made at the first step.
+        self._memory: dict[tuple[str, str], torch.Tensor] = {}
+        self._groups: dict[tuple[float, float], list[str]] = {}
+        self._matrices: list[str] = []
+        self._tables: list[str] = []
+        for name, parameter in self._parameters.items():
+            if name.startswith(_TABLE):
+                self._tables.append(name)
+            elif config.optimizer == "muon" and muon.parts(name, model.config) is not None:
+                self._matrices.append(name)
+            else:
+                self._groups.setdefault(self._rate_and_decay(name, parameter), []).append(name)
+
+    def _rate_and_decay(self, name: str, parameter: torch.Tensor) -> tuple[float, float]:
+        config = self.config
+        if config.optimizer == "adamw":
+            decays = parameter.ndim >= 2 or config.decay_all
+            return 1.0, config.weight_decay if decays else 0.0
+        if "embedding" in name:
+            return _EMBEDDING_RATE, 0.0
+        return (_HEAD_RATE if name.startswith("head") else _NORM_RATE), 0.0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        for (rate, decay), names in self._groups.items():
+            self._adamw(names, rate * self.lr, decay)
+        if self._matrices:
+            self._muon()
+        if self._tables:
+            self._update_tables()
+
+    def _adamw(self, names: list[str], rate: float, decay: float) -> None:
+        plain = self.config.optimizer == "adamw"
+        kept = {what: [self._kept(what, n) for n in names] for what in ("exp_avg", "exp_avg_sq")}
+        steps = [self._kept("step", name) for name in names]
+        torch._foreach_add_(steps, 1.0)
+        parameters: list[torch.Tensor] = [self._parameters[name] for name in names]
+        arguments: dict[str, Any] = {
+            "lr": rate,
+            "beta1": self.config.beta1 if plain else _MUON_BETA1,
+            "beta2": self.config.beta2 if plain else _MUON_BETA2,
+            "weight_decay": decay,
+            "eps": _EPS if plain else _MUON_EPS,
+        }
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if parameters[0].device.type == "mps":
+            moments = kept["exp_avg"], kept["exp_avg_sq"], steps
+            _adamw_by_hand(parameters, gradients, *moments, arguments)
+            return
+        torch._fused_adamw_(
+            parameters, gradients, kept["exp_avg"], kept["exp_avg_sq"], [], steps,
+            amsgrad=False, maximize=False, grad_scale=None, found_inf=self.found_inf, **arguments,
+        )  # fmt: skip
+        if self.found_inf is not None:
+            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+
+    def _muon(self) -> None:
+        decay = self.config.weight_decay
+        if self._compiled is not None:
+            momenta = {name: self._kept("momentum", name) for name in self._matrices}
+            self._compiled.update_matrices(momenta, rate=self.lr, decay=decay)
+            return
+        for name in self._matrices:
+            parameter, momentum = self._parameters[name], self._kept("momentum", name)
+            assert parameter.grad is not None
+            gradient = parameter.grad
+            if self.found_inf is not None and bool(self.found_inf):
+                continue
+            rows = muon.parts(name, self.model.config) or []
+            shared = (torch.split(t, rows) for t in (parameter, gradient, momentum))
+            for weight, own, memory in zip(*shared, strict=True):
+                muon.update(weight, own, memory, rate=self.lr, decay=decay)
+
+    def _update_tables(self) -> None:
+        rate, decay = TABLE_RATE * self.lr, self.config.table_decay * self.lr / self.config.lr
+        memory = {name: self._kept("visits", name) for name in self._tables}
+        if self._compiled is not None:
+            self._compiled.update_tables(memory, rate=rate, decay=decay)
+            return
+        if self.found_inf is not None and bool(self.found_inf):
+            return
+        for name in self._tables:
+            parameter = self._parameters[name]
+            assert parameter.grad is not None
+            update_table(parameter, parameter.grad, memory[name], rate=rate, decay=decay)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def _kept(self, what: str, name: str) -> torch.Tensor:
+        """What is remembered of a parameter: zeros at first."""
+        if (what, name) not in self._memory:
+            parameter = self._parameters[name]
+            shape = memory_shape(what, tuple(parameter.shape))
+            self._memory[what, name] = torch.zeros(shape, device=parameter.device)
+        return self._memory[what, name]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What it remembers of each parameter, as `<what>/<parameter>`."""
+        return {
+            f"{what}/{name}": value.detach().cpu().numpy()
+            for (what, name), value in self._memory.items()
+        }
+
+    def load(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Put back what `arrays` gave; what was remembered since is forgotten."""
+        self._memory.clear()
+        for key, array in arrays.items():
+            what, name = key.split("/", 1)
+            shape = memory_shape(what, tuple(self._parameters[name].shape))
+            value = torch.from_numpy(np.array(array)).reshape(shape)
+            self._memory[what, name] = value.to(self._parameters[name].device)
 
 
-def load_optimizer_arrays(
-    optimizer: torch.optim.Optimizer, model: GPT, arrays: dict[str, NDArray[Any]]
+def memory_shape(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is remembered of a parameter of this shape."""
+    if what == "step":
+        return ()
+    return (shape[0], 2) if what == "visits" else shape
+
+
+@torch.no_grad()
+def update_table(
+    table: torch.Tensor, gradient: torch.Tensor, visits: torch.Tensor, *, rate: float, decay: float
 ) -> None:
-    """Put back what `optimizer_arrays` gave; what was remembered since is forgotten."""
-    optimizer.state.clear()
-    parameters = dict(model.named_parameters())
-    for key, array in arrays.items():
-        what, name = key.split("/", 1)
-        parameter = parameters[name]
-        # Fused AdamW wants its step counts where the parameters are.
-        value = torch.from_numpy(np.array(array)).to(parameter.device)
-        if what == "step":  # one number; some files hold it as a row of one
-            value = value.reshape(())
-        optimizer.state[parameter][what] = value
+    """The rows of an n-gram table (rows, C) that a batch has met, in place.
+
+    A row moves by its gradient over the root of the mean square of its recent ones (RMSProp,
+    Tieleman & Hinton, 2012), with one number a row and time counted in visits: a row that is met
+    for the first time moves as far as one that is met in every batch. `visits` (rows, 2) holds
+    their number and the mean square.
+    """
+    rows = gradient.any(dim=1).nonzero()[:, 0]
+    rows = rows[rows > 0]  # row 0 stands for n-grams that are not in the table
+    own, seen = gradient[rows], visits[rows]
+    seen[:, 0] += 1
+    seen[:, 1] = TABLE_MEMORY * seen[:, 1] + (1 - TABLE_MEMORY) * own.square().mean(dim=1)
+    visits[rows] = seen
+    usual = (seen[:, 1] / (1 - TABLE_MEMORY ** seen[:, 0])).add(1e-20).sqrt()
+    table[rows] = table[rows] * (1 - decay) - rate * own / usual[:, None]
+
+
+def _adamw_by_hand(
+    parameters: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    means: list[torch.Tensor],
+    squares: list[torch.Tensor],
+    steps: list[torch.Tensor],
+    options: dict[str, float],
+) -> None:
+    """AdamW (Loshchilov & Hutter, 2019) where torch has no fused kernel."""
+    beta1, beta2 = options["beta1"], options["beta2"]
+    for p, g, m, v, step in zip(parameters, gradients, means, squares, steps, strict=True):
+        count = float(step)
+        p.mul_(1 - options["lr"] * options["weight_decay"])
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        size = (v / (1 - beta2**count)).sqrt_().add_(options["eps"])
+        p.addcdiv_(m, size, value=-options["lr"] / (1 - beta1**count))

@@ -7,6 +7,7 @@ back. What decided each step's rate is kept, so that the run can be made again e
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class Plan:
         self.config = config
         self.given = given
         self._noted = array("d")
+        self._steps_in = [0] * (len(config.stages) + 1)
 
     def done(self, course: Course) -> float:
         """The share that is done now, in [0, 1]; 1 is the end."""
@@ -35,8 +37,20 @@ class Plan:
             return float(self.given[course.step, 0]) if course.step < len(self.given) else 1.0
         return progress(self.config, course.step, course.elapsed_s)
 
+    def next_batch(self, done: float) -> tuple[int, int]:
+        """The stage of the next step, and how many steps that stage has had."""
+        stage = self.config.stage(done)
+        return stage, self._steps_in[stage]
+
+    def crossed(self, shares: Sequence[float]) -> bool:
+        """Whether the last step is the first at or past one of these shares of the run."""
+        now = self._noted[-2]
+        before = self._noted[-4] if len(self._noted) > 2 else -1.0
+        return any(before < share <= now for share in shares)
+
     def note(self, done: float, course: Course) -> float:
         """Keep what decides this step's rate; return the scale of the rate."""
+        self._steps_in[self.config.stage(done)] += 1
         scale = course.lr_scale if self.given is None else float(self.given[course.step, 1])
         self._noted.extend((done, scale))
         return scale
@@ -46,7 +60,8 @@ class Plan:
         if self.given is not None:
             return max(0, len(self.given) - course.step) / steps_a_second
         if self.config.minutes is not None:
-            return max(0.0, 60.0 * self.config.minutes - course.elapsed_s)
+            end = 60.0 * self.config.minutes - self.config.reserve_s
+            return max(0.0, end - course.elapsed_s)
         return ((self.config.total_steps or 0) - course.step) / steps_a_second
 
     def arrays(self) -> Arrays:
@@ -58,3 +73,16 @@ class Plan:
         """Go back to what a state kept, at step `step`."""
         noted = arrays.get("plan", np.empty((0, 2)))
         self._noted = array("d", noted[:step].reshape(-1).tolist())
+        self._steps_in = [0] * (len(self.config.stages) + 1)
+        if len(noted) < step:  # a file of a version that kept no plan, and had no stages
+            self._steps_in[0] = step
+        else:
+            shares = [share for share, _, _ in self.config.stages]
+            stages = np.searchsorted(shares, noted[:step, 0], side="right")
+            self._steps_in = np.bincount(stages, minlength=len(shares) + 1).tolist()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the steps so far have read."""
+        windows = [self.config.window(stage) for stage in range(len(self._steps_in))]
+        return sum(n * t * b for n, (t, b) in zip(self._steps_in, windows, strict=True))

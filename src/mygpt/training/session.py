@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
 from mygpt.model import GPT
 from mygpt.storage import RunLock
+from mygpt.tokenization import Tokenizer
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.events import Listener, Note
+from mygpt.training.gradients import suitable_engine
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import (
     check_batch_fits,
@@ -27,6 +30,8 @@ from mygpt.training.memory import (
     fitting_batch_size,
     free_memory,
 )
+from mygpt.training.planning import plan_run
+from mygpt.training.recipe import draw_weights
 from mygpt.training.run import RunFolder
 from mygpt.training.sitting import (
     for_people,
@@ -62,6 +67,24 @@ RESUMABLE = (
 _DATA_SEED = 42
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A new run, as far as it can be known before a model is made."""
+
+    run: RunFolder
+    source: Source
+    tokenizer: Tokenizer
+    train_tokens: NDArray[np.integer]
+    val_tokens: NDArray[np.integer]
+    shape: GPTConfig
+    config: TrainConfig
+    halve: bool
+    device: torch.device
+    settings: dict[str, Any]
+    notes: list[str]
+    ngrams: list[NDArray[np.int64]]
+
+
 @leaves_torch_alone
 def train(
     files: str | Path | Sequence[str | Path] | None = None,
@@ -73,6 +96,8 @@ def train(
     val_file: str | Path | None = None,
     encoding: str | None = None,
     device: str = "auto",
+    exportable: bool = False,
+    began: float | None = None,
     listener: Listener = print,
     command: str = "mygpt.train(...)",
     **options: Any,
@@ -83,11 +108,13 @@ def train(
         files: text files, folders, glob patterns or "-"; nothing is the built-in corpus.
         output: the run's folder, or a checkpoint file; None is `runs/<name of the text>`.
         overwrite: start anew where a run lies already.
-        preset: a named shape and recipe.
-        tokenizer: "auto", "char", "byte", or the path of a character tokenizer's JSON.
+        preset: a named shape and recipe; "auto" chooses them from corpus, budget and machine.
+        tokenizer: "auto", "char", "byte", "bpe", "bpe:SIZE", or the path of a tokenizer's JSON.
         val_file: text to validate on; None keeps the last tenth of `files`.
         encoding: of the files; None is UTF-8 or what a byte-order mark says.
         device: "auto", "cpu", "cuda" or "mps".
+        exportable: leave out what other programs do not know: n-gram tables.
+        began: from when `minutes` count, as `time.monotonic` does; None is now.
         listener: is told every event; `print` shows plain lines.
         command: what the checkpoint says it came from.
         options: any field of `TrainConfig` (`steps`, `minutes`, `lr`, ...) and `embed_dim`,
@@ -101,6 +128,69 @@ def train(
         DivergedError: when the loss is no longer a number, also with a lower rate.
         KeyboardInterrupt: once a run ended by a signal has been saved.
     """
+    _require_listener(listener)
+    ready = _prepare(
+        files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
+        options,
+    )  # fmt: skip
+    model = _new_model(ready.shape, ready.config, ready.device)
+    if ready.shape.ngram_rows:
+        model.ngram_embedding.set_keys(ready.ngrams)
+    config, notes = ready.config, ready.notes
+    if ready.halve:
+        config, told = _halved(model, config)
+        notes = [*notes, *told]
+    trainer = Trainer(
+        model,
+        ready.tokenizer,
+        config,
+        train_tokens=ready.train_tokens,
+        val_tokens=ready.val_tokens,
+        run=ready.run,
+        provenance=provenance_of(ready.source, preset, command),
+        settings=ready.settings,
+        listener=listener,
+    )
+    return from_the_start(trainer, ready.source, ready.train_tokens, notes, overwrite=overwrite)
+
+
+@leaves_torch_alone
+def plan(
+    files: str | Path | Sequence[str | Path] | None = None,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    preset: str = DEFAULT_PRESET,
+    tokenizer: str = "auto",
+    val_file: str | Path | None = None,
+    encoding: str | None = None,
+    device: str = "auto",
+    exportable: bool = False,
+    began: float | None = None,
+    **options: Any,
+) -> str:
+    """What `train` would do, in words; nothing is written. The arguments are `train`'s."""
+    ready = _prepare(
+        files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
+        options,
+    )  # fmt: skip
+    return "\n".join(f"note: {note}" for note in ready.notes)
+
+
+def _prepare(
+    files: str | Path | Sequence[str | Path] | None,
+    output: str | Path | None,
+    overwrite: bool,
+    preset: str,
+    tokenizer: str,
+    val_file: str | Path | None,
+    encoding: str | None,
+    device: str,
+    exportable: bool,
+    began: float | None,
+    options: dict[str, Any],
+) -> _Prepared:
+    began = time.monotonic() if began is None else began
     names = _names(files)
     if files is not None and not names:
         raise InputError(
@@ -109,13 +199,11 @@ def train(
     for name, value in (("output", output), ("val_file", val_file)):
         if value is not None:
             require_path(name, value)
-    _require_listener(listener)
     options = {name: value for name, value in options.items() if value is not None}
     halve = options.get("batch_size") == "auto"
     if halve:
         del options["batch_size"]
-    shape, recipe = preset_options(preset, options)
-    config = TrainConfig(**recipe)  # refuses wrong options before anything is read
+    config = TrainConfig(**preset_options(preset, options)[1])  # refuses before anything is read
     where = choose_device(device)
     settings = {
         "files": [_resolved(name) for name in names],
@@ -130,30 +218,34 @@ def train(
     run = RunFolder.at(output or Path("runs") / source.corpus.name)
     run.check_free(overwrite=overwrite)
     reserve = config.data_order != "tutorial"
-    chosen = choose_tokenizer(tokenizer, source.documents, end_of_text=reserve)
+    chosen = choose_tokenizer(tokenizer, source, end_of_text=reserve)
     train_tokens, val_tokens = source.encode(chosen)
+    planned = plan_run(
+        preset,
+        options,
+        train_tokens=train_tokens,
+        val_tokens=len(val_tokens),
+        vocab_size=chosen.vocab_size,
+        device=where,
+        began=began,
+        exportable=exportable,
+    )
     notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
-    notes += fit_window(shape, recipe, len(train_tokens), asked="seq_len" in options)
+    notes += fit_window(
+        planned.shape, planned.training, len(train_tokens), asked="seq_len" in options
+    )
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep some of it for validation: there is none")
-    config, model_config = TrainConfig(**recipe), GPTConfig(chosen.vocab_size, **shape)
-    check_model_fits(model_config, free_memory(where))
-    model = _new_model(model_config, config.seed, where)
-    if halve:
-        config, told = _halved(model, config)
-        notes += told
-    trainer = Trainer(
-        model,
-        chosen,
-        config,
-        train_tokens=train_tokens,
-        val_tokens=val_tokens,
-        run=run,
-        provenance=provenance_of(source, preset, command),
-        settings=settings,
-        listener=listener,
-    )
-    return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
+    shape = GPTConfig(chosen.vocab_size, **planned.shape)
+    order = planned.training.get("data_order", "shuffled")
+    planned.training["engine"] = suitable_engine(shape, where, order)
+    if planned.recipe is not None:
+        notes += planned.recipe.lines()
+    check_model_fits(shape, free_memory(where))
+    return _Prepared(
+        run, source, chosen, train_tokens, val_tokens, shape, TrainConfig(**planned.training),
+        halve, where, settings, notes, planned.ngrams,
+    )  # fmt: skip
 
 
 def _halved(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
@@ -209,7 +301,7 @@ def replay(
     source = _same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
     trainer = Trainer(
-        _new_model(state.config, state.training.seed, where),
+        _new_model(state.config, state.training, where),
         state.tokenizer,
         state.training,
         train_tokens=train_tokens,
@@ -225,12 +317,14 @@ def replay(
     return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
 
 
-def _new_model(config: GPTConfig, seed: int, device: torch.device) -> GPT:
+def _new_model(shape: GPTConfig, config: TrainConfig, device: torch.device) -> GPT:
     """Fresh weights, and the generators seeded for the data: the tutorial's order of seeding."""
-    set_seed(seed)
-    model = GPT.from_config(config).to(device)
-    set_seed((seed + _DATA_SEED) % 2**64)
-    return model
+    set_seed(config.seed)
+    model = GPT.from_config(shape)
+    if config.optimizer == "muon":
+        draw_weights(model)
+    set_seed((config.seed + _DATA_SEED) % 2**64)
+    return model.to(device)
 
 
 def _names(files: object) -> list[str]:
@@ -288,7 +382,7 @@ def resume(
         trainer, source, train_tokens = _restored(run, files, val_file, device, listener, options)
         tell_lock(trainer, lock)
         run.write_settings(for_people(trainer, source))
-        return sit(trainer, source.corpus.name, train_tokens)
+        return sit(trainer, source, train_tokens)
 
 
 def _restored(

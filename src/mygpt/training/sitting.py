@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.baselines import uniform_loss, unigram_loss
+from mygpt.baselines import measure_baselines, uniform_loss, unigram_loss
 from mygpt.errors import interruption
 from mygpt.generation.writer import Writer, load
 from mygpt.storage import RunLock
@@ -21,15 +21,17 @@ from mygpt.training.memory import check_batch_fits, free_memory
 from mygpt.training.schedule import learning_rate, progress
 from mygpt.training.source import Source
 from mygpt.training.state import State
+from mygpt.training.verdict import read_history, verdict
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def leaves_torch_alone(function: Callable[P, Writer]) -> Callable[P, Writer]:
+def leaves_torch_alone(function: Callable[P, R]) -> Callable[P, R]:
     """The caller's torch generator and threads are after the call as they were before."""
 
     @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Writer:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         threads = torch.get_num_threads()
         try:
             with torch.random.fork_rng(devices=[]):
@@ -58,20 +60,21 @@ def from_the_start(
         for note in notes:
             trainer.tell(Note(note))
         trainer.begin(for_people(trainer, source))
-        return sit(trainer, source.corpus.name, train_tokens)
+        return sit(trainer, source, train_tokens)
 
 
-def sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Writer:
+def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> Writer:
     """One sitting: announce, train, announce the end; return the best model's writer."""
     config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
     judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
     uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
+    trainer.documents = source.learned
     trainer.tell(
         Started(
             run=trainer.run.folder,
             step=course.step,
             parameters=trainer.model.config.num_parameters(),
-            corpus=corpus,
+            corpus=source.corpus.name,
             train_tokens=len(train_tokens),
             val_tokens=len(trainer.val_tokens),
             tokenizer=trainer.tokenizer.kind,
@@ -92,6 +95,11 @@ def sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wri
         trainer.fit(should_stop=lambda: interrupt.received is not None)
     course, ended_by = trainer.course, None if trainer.finished else interrupt.received
     validated = course.best_step > 0
+    baselines = None
+    if validated and ended_by is None:
+        baselines = measure_baselines(
+            train_tokens, trainer.val_tokens, vocab_size, learned=source.learned, held=source.held
+        )
     trainer.tell(
         Finished(
             run=trainer.run.name,
@@ -104,6 +112,13 @@ def sit(trainer: Trainer, corpus: str, train_tokens: NDArray[np.integer]) -> Wri
             unigram=unigram,
             elapsed_s=course.elapsed_s,
             signal=ended_by,
+            baselines=baselines,
+            verdict=verdict(
+                read_history(trainer.run.log_path),
+                epochs=trainer.tokens / len(train_tokens),
+                ended_early=trainer.ended_early,
+                to_beat=None if baselines is None else baselines.fivegram,
+            ),
         )
     )
     if interrupt.received is not None:  # also where it came too late to end anything

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.data import encode_documents
+from mygpt.data import cached_bpe, cached_tokens
 from mygpt.errors import InputError
 from mygpt.text import Corpus, Document, read_corpus, split_documents
-from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 # More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
 MOST_CHARACTERS = 512
+BPE_SIZE = 4096  # tokens, where "bpe" names no size
 _SHORTEST = 2  # characters: one to read and one to predict
 
 
@@ -48,8 +49,8 @@ class Source:
         """Tokens to learn from and tokens to validate on, each one row of ids."""
         cut = self.learned != self.corpus.documents  # the held text goes on where the other ends
         return (
-            encode_documents(self.learned, tokenizer),
-            encode_documents(self.held, tokenizer, continued=cut),
+            cached_tokens(self.learned, tokenizer),
+            cached_tokens(self.held, tokenizer, continued=cut),
         )
 
 
@@ -77,15 +78,19 @@ def read_source(settings: Mapping[str, Any], val_fraction: float, *, allow_bytes
     return Source(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
 
 
-def choose_tokenizer(name: str, documents: Sequence[Document], *, end_of_text: bool) -> Tokenizer:
-    """The tokenizer called `name` for these documents.
+def choose_tokenizer(name: str, source: Source, *, end_of_text: bool) -> Tokenizer:
+    """The tokenizer called `name` for this text.
 
-    "auto" takes characters where the text has at most 512 distinct ones, else bytes. Anything
-    that is no name is the path of a character tokenizer's JSON.
+    "auto" takes characters where the text has at most 512 distinct ones, else bytes. "bpe" and
+    "bpe:SIZE" learn merges from the text to learn from alone: the held text must not help. Anything
+    that is no name is the path of a tokenizer's JSON.
 
     Raises:
-        InputError: where the documents do not fit it.
+        InputError: where the text does not fit it.
     """
+    if name == "bpe" or name.startswith("bpe:"):
+        return cached_bpe(source.learned, _bpe_size(name))
+    documents = source.documents
     if name == "byte" or any(isinstance(document.whole, bytes) for document in documents):
         return ByteTokenizer()
     characters: set[str] = set()
@@ -97,8 +102,19 @@ def choose_tokenizer(name: str, documents: Sequence[Document], *, end_of_text: b
     if name in ("auto", "char"):
         return CharTokenizer(sorted(characters), end_of_text=end_of_text)
     if not os.path.exists(name):
-        raise InputError(f"tokenizer={name!r} is not known: choose auto, char, byte, or a file")
-    return CharTokenizer.load(name)
+        raise InputError(
+            f"tokenizer={name!r} is not known: choose auto, char, byte, bpe, bpe:SIZE, or a file"
+        )
+    return load_tokenizer(name)
+
+
+def _bpe_size(name: str) -> int:
+    size = name.removeprefix("bpe").removeprefix(":")
+    if not size:
+        return BPE_SIZE
+    if not (size.isascii() and size.isdigit() and len(size) < 9):
+        raise InputError(f"tokenizer={name!r}: SIZE is a whole number, as in bpe:{BPE_SIZE}")
+    return int(size)
 
 
 def fit_window(

@@ -20,7 +20,7 @@ from mygpt.errors import CheckpointError, InputError
 from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
-from mygpt.training.optimizer import load_optimizer_arrays, optimizer_arrays
+from mygpt.training.optimizer import Optimizer, memory_shape
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -40,6 +40,7 @@ class Course:
         lr_scale: what blow-ups have left of the learning rate.
         tries: how often the run went back since it last passed the place of trouble.
         trouble_step: how far it had come when it went back.
+        worse: validations in a row that were far above the best.
         usual_loss: running mean of the batches' losses; NaN before the first.
         usual_spread: running mean of their distance from it.
         log_bytes: how much of the log belongs to this state.
@@ -55,6 +56,7 @@ class Course:
     lr_scale: float = 1.0
     tries: int = 0
     trouble_step: int = 0
+    worse: int = 0
     usual_loss: float = math.nan
     usual_spread: float = 0.0
     log_bytes: int = 0
@@ -170,7 +172,8 @@ def _check_arrays(state: State) -> None:
     wrong = [name for name in ("plan", "given_plan") if not _is_plan(state.arrays.get(name))]
     for key, array in state.part("optimizer").items():
         what, _, name = key.partition("/")
-        fits = array.size == 1 if what == "step" else array.shape == shapes.get(name)
+        wanted = memory_shape(what, shapes.get(name, (0,)))
+        fits = array.size == 1 if what == "step" else array.shape == wanted
         if not fits or array.dtype != np.float32 or name not in shapes:
             wrong.append(f"optimizer/{key}")
     if "generator" not in state.arrays or state.arrays["generator"].dtype != np.uint8:
@@ -190,10 +193,10 @@ def _is_plan(plan: NDArray[Any] | None) -> bool:
     return plan.dtype == np.float64 and plan.ndim == 2 and plan.shape[1] == 2
 
 
-def collect_arrays(model: GPT, optimizer: torch.optim.Optimizer) -> Arrays:
+def collect_arrays(model: GPT, optimizer: Optimizer) -> Arrays:
     """Weights, the optimizer's memory and the random generators, by name; on the CPU."""
     arrays = {f"model/{name}": array for name, array in model_arrays(model).items()}
-    moments = optimizer_arrays(optimizer, model)
+    moments = optimizer.arrays()
     arrays |= {f"optimizer/{name}": array for name, array in moments.items()}
     arrays["generator"] = torch.get_rng_state().numpy()
     device = next(model.parameters()).device
@@ -206,7 +209,7 @@ def _device_generator(device: torch.device) -> torch.Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.mps.get_rng_state()
 
 
-def put_back(state: State, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+def put_back(state: State, model: GPT, optimizer: Optimizer) -> None:
     """Make weights, optimizer and generators what they were.
 
     Raises:
@@ -214,7 +217,7 @@ def put_back(state: State, model: GPT, optimizer: torch.optim.Optimizer) -> None
     """
     weights = {name: torch.tensor(array) for name, array in state.part("model").items()}
     model.load_state_dict(weights)
-    load_optimizer_arrays(optimizer, model, state.part("optimizer"))
+    optimizer.load(state.part("optimizer"))
     device = next(model.parameters()).device
     try:
         torch.set_rng_state(torch.tensor(state.arrays["generator"]))

@@ -1,8 +1,8 @@
 """The compiled engine for CPUs: the whole decoding loop as machine code over packed weights.
 
 `layout` says where everything lies and `pack` puts it there. Numba compiles `simd`, `arithmetic`,
-`matmul`, `attention`, `forward`, `sample`, `digest`, `panels` and `loop`; `build` keeps the machine
-code. `decoding` runs it on the arrays of `memory` with the threads of `workers`.
+`matmul`, `attention`, `ngrams`, `forward`, `sample`, `digest`, `panels` and `loop`; `build` keeps
+the machine code. `decoding` runs it on the arrays of `memory` with the threads of `workers`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compiling the loop once, keeping the machine code, and running it without Numba.
+"""Compiling kernels once, keeping the machine code, and running it without Numba.
 
-Numba turns `loop.run` into LLVM code, LLVM into an object file, and that is kept in the user's
-cache. Later processes hand the file to LLVM's linker (llvmlite alone, a fifth of Numba's
+Numba turns a program's functions into LLVM code, LLVM into an object file, and that is kept in
+the user's cache. Later processes hand the file to LLVM's linker (llvmlite alone, a fifth of Numba's
 import) and call it through ctypes, which lets other Python threads run meanwhile.
 The file's name carries a digest of the kernels' sources, the versions and the processor.
 """
@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import logging
 import os
 from collections.abc import Callable
@@ -21,47 +22,83 @@ from typing import Any, NamedTuple
 
 # The files whose words end up in the machine code, besides this one.
 _COMPILED = (
-    "layout", "simd", "arithmetic", "matmul", "attention", "forward", "sample", "loop", "digest",
-    "panels",
+    "layout", "simd", "arithmetic", "matmul", "attention", "ngrams", "forward", "sample", "loop",
+    "digest", "panels",
 )  # fmt: skip
 _DIGEST_BYTES = 32  # of SHA-256, before the code
 _log = logging.getLogger("mygpt")
 
 
+Kernel = Callable[[int, int], int]
+
+
 class Kernels(NamedTuple):
     """The functions that Python calls, as `loop`, `digest` and `panels` define them."""
 
-    run: Callable[[int, int], int]
-    digest: Callable[[int, int], int]
-    lay_panels: Callable[[int, int], int]
+    run: Kernel
+    digest: Kernel
+    lay_panels: Kernel
 
 
+class Program(NamedTuple):
+    """Kernels that are compiled and kept together.
+
+    Attributes:
+        name: what its files' names begin with.
+        purpose: what is being compiled, for the line that says so.
+        seconds: about how long that takes.
+        sources: modules whose words end up in the machine code.
+        exports: the functions that Python calls, each as (module, name).
+    """
+
+    name: str
+    purpose: str
+    seconds: int
+    sources: tuple[str, ...]
+    exports: tuple[tuple[str, str], ...]
+
+
+_HERE = "mygpt.engines.cpu"
+DECODING = Program(
+    "kernels",
+    "the decoding loop",
+    10,
+    tuple(f"{_HERE}.{name}" for name in _COMPILED),
+    ((f"{_HERE}.loop", "run"), (f"{_HERE}.digest", "digest"), (f"{_HERE}.panels", "lay_panels")),
+)
 _alive: list[Any] = []  # the linker owns the code's memory
+_linked: set[str] = set()  # names of the programs that this process has
 
 
-def is_compiled() -> bool:
-    """Whether the loop's machine code is at hand, so that it starts at once."""
-    return bool(_alive) or _object_path().is_file()
+def is_compiled(program: Program = DECODING) -> bool:
+    """Whether a program's machine code is at hand, so that it starts at once."""
+    return program.name in _linked or _object_path(program).is_file()
 
 
-def compile_now() -> None:
-    """Compile the loop and keep its machine code, unless that was done before."""
-    if not is_compiled():
-        _keep(_object_path(), _compile())
+def compile_now(program: Program = DECODING) -> None:
+    """Compile a program and keep its machine code, unless that was done before."""
+    if not is_compiled(program):
+        _keep(_object_path(program), _compile(program))
 
 
 @functools.cache
 def load_kernels() -> Kernels:
-    """The compiled functions; compiles them first where need be, and says so."""
-    path = _object_path()
+    """The decoding loop's functions; compiles them first where need be, and says so."""
+    return Kernels(*load_program(DECODING))
+
+
+@functools.cache
+def load_program(program: Program) -> tuple[Kernel, ...]:
+    """A program's functions, in its order; compiles them first where need be, and says so."""
+    path = _object_path(program)
     try:
-        return _link(_read(path))
+        return _link(_read(path), program)
     except (OSError, RuntimeError):
         # The last resort of `logging` shows this on stderr, and whoever minds can silence it.
-        _log.warning("compiling the decoding loop, once: about ten seconds")
-        code = _compile()
+        _log.warning("compiling %s, once: about %d seconds", program.purpose, program.seconds)
+        code = _compile(program)
         _keep(path, code)
-        return _link(code)
+        return _link(code, program)
 
 
 def _read(path: Path) -> bytes:
@@ -84,18 +121,18 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _object_path() -> Path:
+def _object_path(program: Program = DECODING) -> Path:
     import llvmlite.binding as llvm
 
     told = hashlib.sha256()
-    folder = Path(__file__).parent
-    compiled = [folder / f"{name}.py" for name in (*_COMPILED, "build")]
-    for source in [*compiled, folder.parents[1] / "randomness.py"]:
-        told.update(source.read_bytes())
+    package = Path(__file__).parents[2]
+    compiled = [*program.sources, f"{_HERE}.build", "mygpt.randomness"]
+    for module in compiled:
+        told.update(package.joinpath(*module.split(".")[1:]).with_suffix(".py").read_bytes())
     features = sorted(name for name, on in llvm.get_host_cpu_features().items() if on)
     for fact in (version("numba"), version("llvmlite"), llvm.get_host_cpu_name(), *features):
         told.update(fact.encode() + b"\n")
-    return cache_folder() / f"kernels-{told.hexdigest()[:32]}.o"
+    return cache_folder() / f"{program.name}-{told.hexdigest()[:32]}.o"
 
 
 def _target_machine() -> Any:
@@ -112,16 +149,17 @@ def _target_machine() -> Any:
     )
 
 
-def _compile() -> bytes:
+def _compile(program: Program = DECODING) -> bytes:
     """The object file of all kernels, the ones that Python calls under their plain names."""
     import llvmlite.binding as llvm
 
     module = llvm.parse_assembly("")
-    for code in _llvm_codes():
+    for code in _llvm_codes(program):
         module.link_in(llvm.parse_assembly(code))
     module.verify()
+    exported = {name for _, name in program.exports}
     for function in module.functions:
-        if not function.is_declaration and function.name not in Kernels._fields:
+        if not function.is_declaration and function.name not in exported:
             function.linkage = "internal"
     tuning = llvm.create_pipeline_tuning_options(speed_level=3)
     tuning.loop_vectorization = tuning.loop_unrolling = tuning.loop_interleaving = True
@@ -131,21 +169,19 @@ def _compile() -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _llvm_codes() -> list[str]:
+def _llvm_codes(program: Program) -> list[str]:
     """The kernels as Numba sees them, not optimised: we do that once, for all together."""
     import numba
 
     config: Any = numba.config
     level, config.OPT = config.OPT, type(config.OPT)(0)
     try:
-        from mygpt.engines.cpu.digest import digest
-        from mygpt.engines.cpu.loop import run
-        from mygpt.engines.cpu.panels import lay_panels
+        modules = [importlib.import_module(module) for module, _ in program.exports]
     finally:
         config.OPT = level
     codes = []
-    for name, kernel in zip(Kernels._fields, (run, digest, lay_panels), strict=True):
-        (result,) = kernel.overloads.values()
+    for module, (_, name) in zip(modules, program.exports, strict=True):
+        (result,) = getattr(module, name).overloads.values()
         code: str = result.library.get_llvm_str()
         codes.append(code.replace(result.fndesc.llvm_func_name, name))
     return codes
@@ -163,19 +199,21 @@ def _keep(path: Path, code: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _link(code: bytes) -> Kernels:
+def _link(code: bytes, program: Program = DECODING) -> tuple[Kernel, ...]:
     import llvmlite.binding as llvm
 
     linker = llvm.create_lljit_compiler(_target_machine())
     parts = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
-    for name in Kernels._fields:
+    names = [name for _, name in program.exports]
+    for name in names:
         parts.export_symbol(name)
-    library = parts.link(linker, "mygpt")
+    library = parts.link(linker, f"mygpt-{program.name}")
     _alive.extend([linker, library])
-    return Kernels(*(_caller(library[name]) for name in Kernels._fields))
+    _linked.add(program.name)
+    return tuple(_caller(library[name]) for name in names)
 
 
-def _caller(address: int) -> Callable[[int, int], int]:
+def _caller(address: int) -> Kernel:
     """A function of two int64 that follows Numba's calling convention, for Python."""
     # Room for the result, room for an exception, the arguments.
     prototype = ctypes.CFUNCTYPE(

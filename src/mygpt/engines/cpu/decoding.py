@@ -39,7 +39,7 @@ class CpuDecoding:
         self._requests = list(requests)
         self._wanted = threads
         self._config = model.config
-        self._parameters = model.config.num_parameters()
+        self._products = model.config.num_multiplied()  # of a row
         self._memory = Memory(model, self._requests, threads or usable_cores())
         self._slots, self._job = self._memory.slots, self._memory.job
         self._run = load_kernels().run
@@ -168,7 +168,7 @@ class CpuDecoding:
                     crops = slot[at.OVERFLOW] == at.CROP and slot[at.LENGTH] > window
                     unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
                     rows += window if crops else unread
-            threads = min(usable_cores(), 1 + rows * self._parameters // _MANY_PRODUCTS)
+            threads = min(usable_cores(), 1 + rows * self._products // _MANY_PRODUCTS)
         if threads != self._threads:
             self._threads = self._job[at.THREADS] = threads
             self._memory.reset_barrier()

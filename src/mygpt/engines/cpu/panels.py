@@ -9,7 +9,7 @@ _BLOCK = 16  # rows and columns at a time: rows a power of two apart share few p
 
 
 @kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
-def _fill_panel(panel, rows, count, width, depth):
+def fill_panel(panel, rows, count, width, depth):
     """panel (C, width) = rows (count, C) transposed; columns past `count` stay."""
     for k in range(0, depth, _BLOCK):
         for n in range(0, count, _BLOCK):
@@ -32,5 +32,5 @@ def lay_panels(table_address, count):
         for first in range(0, outputs, at.PANEL):
             here = min(at.PANEL, outputs - first)
             width = min(at.PANEL, padded - first)
-            _fill_panel(skip(room, first * depth), skip(rows, first * depth), here, width, depth)
+            fill_panel(skip(room, first * depth), skip(rows, first * depth), here, width, depth)
     return 0

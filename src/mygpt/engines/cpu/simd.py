@@ -118,7 +118,7 @@ def atomic_load(typingctx: Any, counter: Any) -> Any:
     return types.int64(INTS), codegen
 
 
-def make_tiles(*, quantized: bool) -> Any:
+def make_tiles(*, quantized: bool, transposed: bool = False) -> Any:
     """The kernel y[r, n] (+)= sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
 
     Called as tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors,
@@ -127,6 +127,7 @@ def make_tiles(*, quantized: bool) -> Any:
     multiply-add a step, in a register of its own, so a row's result is the same in a tile of
     any height.
     Quantized: w is int8, and output n's sum is multiplied by scales[n] before it is added.
+    Transposed: x lies (depth, rows), x_stride from one k to the next.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -139,7 +140,9 @@ def make_tiles(*, quantized: bool) -> Any:
                 case = builder.append_basic_block(f"tile_{r}_{n}")
                 choice.add_case(_I64(r * VECTORS + n), case)
                 with builder.goto_block(case):
-                    _emit_tile(builder, operands, adding, r, n, quantized=quantized)
+                    _emit_tile(
+                        builder, operands, adding, r, n, quantized=quantized, transposed=transposed
+                    )
                     builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -161,7 +164,14 @@ def make_tiles(*, quantized: bool) -> Any:
 
 
 def _emit_tile(
-    builder: Any, operands: Any, adding: Any, rows: int, vectors: int, *, quantized: bool
+    builder: Any,
+    operands: Any,
+    adding: Any,
+    rows: int,
+    vectors: int,
+    *,
+    quantized: bool,
+    transposed: bool,
 ) -> None:
     """One tile of fixed height and width: sums in registers, a loop over k, one store."""
     y, y_stride, x, x_stride, w, w_stride, depth, scales = operands
@@ -173,9 +183,11 @@ def _emit_tile(
     sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
     for place in places:
         builder.store(zero, sums[place])
-    x_rows = [builder.gep(x, [builder.mul(x_stride, _I64(r))]) for r in range(rows)]
+    row_step, depth_step = (_I64(1), x_stride) if transposed else (x_stride, _I64(1))
+    x_rows = [builder.gep(x, [builder.mul(row_step, _I64(r))]) for r in range(rows)]
     with cgutils.for_range(builder, depth, intp=_I64) as loop:
         start = builder.mul(loop.index, w_stride)
+        along = builder.mul(loop.index, depth_step)
         panel = []
         for n in range(vectors):
             offset = builder.add(start, _I64(n * LANES))
@@ -184,7 +196,7 @@ def _emit_tile(
             else:
                 panel.append(_load(builder, w, offset, _VECTOR, 4))
         for r in range(rows):
-            value = _spread(builder, builder.load(builder.gep(x_rows[r], [loop.index]), typ=_F32))
+            value = _spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=_F32))
             for n in range(vectors):
                 total = builder.call(fma, [value, panel[n], builder.load(sums[r, n])])
                 builder.store(total, sums[r, n])

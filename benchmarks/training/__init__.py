@@ -1,0 +1,1 @@
+"""Training side by side: `mygpt train` and others' recipes, on the same text and budget."""

@@ -1,0 +1,1 @@
+"""Others' recipes, each written out plainly in one file that imports nothing of mygpt."""

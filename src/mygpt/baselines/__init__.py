@@ -1,0 +1,26 @@
+"""What simpler models and compressors reach on the same text: a loss means little without them."""
+
+from mygpt.baselines.compression import gzip_bits_per_byte, xz_bits_per_byte
+from mygpt.baselines.ngram import (
+    ngram_loss,
+    ngram_losses,
+    ngram_probabilities,
+    token_counts,
+    uniform_loss,
+    unigram_loss,
+)
+from mygpt.baselines.summary import Baselines, Row, measure_baselines
+
+__all__ = [
+    "Baselines",
+    "Row",
+    "gzip_bits_per_byte",
+    "measure_baselines",
+    "ngram_loss",
+    "ngram_losses",
+    "ngram_probabilities",
+    "token_counts",
+    "uniform_loss",
+    "unigram_loss",
+    "xz_bits_per_byte",
+]

@@ -1,0 +1,147 @@
+"""All baselines of one text, in units that compare across tokenizers.
+
+Letters: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.baselines import compression, ngram
+from mygpt.errors import InputError
+from mygpt.text import Document
+from mygpt.text.documents import as_bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One baseline, to be shown.
+
+    Attributes:
+        name: "5-gram", say.
+        bits_per_byte: of the text.
+        loss: nats per token; None for a compressor.
+    """
+
+    name: str
+    bits_per_byte: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What simpler models (nats per token) and compressors (bits per byte) reach on a text.
+
+    Attributes:
+        uniform: of guessing every token with probability 1/V.
+        unigram: of the tokens' frequencies; None, as the next two, without a training text.
+        bigram: of the token before.
+        fivegram: of the four tokens before.
+        gzip: of the text alone.
+        xz: of the text after the training text, or alone where there is none; None where this
+            Python was built without lzma.
+        tokens: of the text.
+        num_bytes: of the text.
+        num_chars: of the text; None where it is bytes.
+        learned_tokens: how many the n-gram models learned from.
+        scored_tokens: how many they were scored on.
+    """
+
+    uniform: float
+    unigram: float | None
+    bigram: float | None
+    fivegram: float | None
+    gzip: float
+    xz: float | None
+    tokens: int
+    num_bytes: int
+    num_chars: int | None
+    learned_tokens: int
+    scored_tokens: int
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss in nats per token as bits per byte of the text."""
+        return loss / math.log(2) * self.tokens / self.num_bytes
+
+    def bits_per_char(self, bits_per_byte: float) -> float | None:
+        """Bits per byte of the text as bits per character; None where it is bytes."""
+        return bits_per_byte * self.num_bytes / self.num_chars if self.num_chars else None
+
+    def rows(self) -> list[Row]:
+        """What there is, from worst to best."""
+        losses = {
+            "uniform": self.uniform,
+            "unigram": self.unigram,
+            "bigram": self.bigram,
+            "5-gram": self.fivegram,
+        }
+        rows = [
+            Row(name, self.bits_per_byte(loss), loss)
+            for name, loss in losses.items()
+            if loss is not None
+        ]
+        rows.append(Row("gzip -9", self.gzip, None))
+        if self.xz is not None:
+            rows.append(Row("xz -9e", self.xz, None))
+        return sorted(rows, key=lambda row: -row.bits_per_byte)
+
+    @property
+    def bounds(self) -> str:
+        """What was left out of a long text, for people; empty where nothing was."""
+        told = []
+        if self.learned_tokens == ngram.MOST_LEARNED:
+            told.append(f"n-grams of the last {self.learned_tokens:,} tokens")
+        if self.scored_tokens < self.tokens and self.unigram is not None:
+            told.append(f"scored on the first {self.scored_tokens:,} tokens")
+        if self.num_bytes > compression.MOST_XZ_BYTES:
+            told.append(f"xz on the first {compression.MOST_XZ_BYTES:,} bytes")
+        return ", ".join(told)
+
+
+def measure_baselines(
+    train: NDArray[np.integer],
+    test: NDArray[np.integer],
+    vocab_size: int,
+    *,
+    learned: Sequence[Document] = (),
+    held: Sequence[Document],
+) -> Baselines:
+    """The baselines of a text: about a second for a megabyte, at most some four for any length.
+
+    Args:
+        train: 1-D ids of the training text; empty for none.
+        test: 1-D ids of the text, at least one.
+        vocab_size: V.
+        learned: the training text itself, for xz.
+        held: the text itself.
+
+    Raises:
+        InputError: for a text without tokens or bytes.
+    """
+    num_bytes = sum(len(as_bytes(piece)) for document in held for piece in document.pieces())
+    if not num_bytes or not len(test):
+        raise InputError(f"a text of {len(test)} tokens, {num_bytes} bytes: give at least one")
+    text = compression.first_bytes(held, compression.MOST_GZIP_BYTES)
+    before = compression.last_bytes(learned, compression.MOST_BEFORE_BYTES)
+    unigram = bigram = fivegram = None
+    if len(train):
+        unigram, bigram, fivegram = ngram.ngram_losses(train, test, vocab_size, (1, 2, 5))
+    is_text = all(isinstance(document.whole, str) for document in held)
+    return Baselines(
+        uniform=ngram.uniform_loss(vocab_size),
+        unigram=unigram,
+        bigram=bigram,
+        fivegram=fivegram,
+        gzip=compression.gzip_bits_per_byte(text),
+        xz=compression.xz_bits_per_byte(text, before),
+        tokens=len(test),
+        num_bytes=num_bytes,
+        num_chars=sum(map(len, held)) if is_text else None,
+        learned_tokens=min(len(train), ngram.MOST_LEARNED),
+        scored_tokens=min(len(test), ngram.MOST_SCORED),
+    )

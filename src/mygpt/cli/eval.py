@@ -1,0 +1,239 @@
+"""`mygpt eval`: how well a model predicts a text, and how well simpler ones do."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mygpt.cli.terminal import visible
+from mygpt.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mygpt.baselines import Baselines
+    from mygpt.checkpoint import Checkpoint
+    from mygpt.evaluation import Evaluation
+    from mygpt.text import Document
+
+_PROTOCOLS = ("full", "nanogpt", "both")
+
+
+def eval(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a file.")],
+    file: Annotated[Path, typer.Argument(help="The text to predict; - is standard input.")],
+    last: Annotated[
+        float | None,
+        typer.Option(
+            help="Only this share of the text, from its end, cut as training cuts it: 0.1 is "
+            "what `mygpt train` validates on.",
+            show_default=False,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="full: every token once, in windows end to end. nanogpt: 200 random batches of "
+            "64 windows of 256, noisy and slow. both."
+        ),
+    ] = "full",
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="How far a prediction may look back; without it the model's window (under "
+            "nanogpt at most 256).",
+            show_default=False,
+        ),
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            help="The text that the n-gram models learn from; without it, what --last leaves.",
+            show_default=False,
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of the texts; without it UTF-8.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Measure how well a model predicts a text, and how well n-gram models and compressors do.
+
+    Example: mygpt eval runs/poems poems.txt --last 0.1 --protocol both
+    """
+    from mygpt.checkpoint import read_checkpoint, resolve
+
+    if protocol not in _PROTOCOLS:
+        raise InputError(f"protocol={protocol!r} is not known: choose {', '.join(_PROTOCOLS)}")
+    found = read_checkpoint(resolve(checkpoint))
+    if window is not None and not 1 <= window <= found.config.max_seq_len:
+        raise InputError(
+            f"window={window} does not fit the model: choose 1 to {found.config.max_seq_len}"
+        )
+    text = _read_text(found, file, last, train, encoding)
+    results = _evaluate(found, text, protocol, window, device)
+    baselines = _baselines(found, text)
+    if json:
+        _print_json(found, text, results, baselines)
+    else:
+        for line in _lines(found, text, results, baselines):
+            print(visible(line, sys.stdout))
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is predicted, and what the n-gram models learn from.
+
+    Attributes:
+        name: for people.
+        held: the text.
+        tokens: its ids.
+        learned: the other text; may be empty.
+        learned_tokens: its ids.
+    """
+
+    name: str
+    held: Sequence[Document]
+    tokens: NDArray[Any]
+    learned: Sequence[Document]
+    learned_tokens: NDArray[Any]
+
+
+def _read_text(
+    found: Checkpoint, file: Path, last: float | None, train: Path | None, encoding: str | None
+) -> _Text:
+    from mygpt.data import encode_documents
+    from mygpt.text import read_corpus, split_documents
+
+    if last is not None and not 0 < last <= 1:
+        raise InputError(f"last={last} must be a share of the text: above 0, at most 1")
+    options: dict[str, Any] = {
+        "encoding": encoding,
+        "allow_bytes": found.tokenizer.kind == "byte",
+    }
+    held = read_corpus([str(file)], **options).documents
+    learned: list[Document] = []
+    if last is not None and last < 1:
+        learned, held = split_documents(held, last)
+    continued = bool(learned)
+    if train is not None:
+        learned = read_corpus([str(train)], **options).documents
+    tokens = encode_documents(held, found.tokenizer, continued=continued)
+    if len(tokens) < 2:
+        raise InputError(f"the text has {len(tokens)} token: give at least 2, one to predict from")
+    name = str(file) if last is None else f"the last {last:g} of {file}"
+    return _Text(name, held, tokens, learned, encode_documents(learned, found.tokenizer))
+
+
+def _evaluate(
+    found: Checkpoint, text: _Text, protocol: str, window: int | None, device: str
+) -> dict[str, Evaluation]:
+    """The results by protocol."""
+    from mygpt.evaluation import evaluate, evaluate_nanogpt, predicted_chars
+    from mygpt.machine import choose_device
+
+    model = found.build_model().to(choose_device(device)).eval()
+    lengths = found.tokenizer.byte_lengths()
+    num_chars = predicted_chars(text.held, text.tokens, found.tokenizer)
+    results = {}
+    if protocol != "nanogpt":
+        seq_len = window or found.config.max_seq_len
+        results["full"] = evaluate(model, text.tokens, seq_len, lengths, num_chars=num_chars)
+    if protocol != "full":
+        results["nanogpt"] = evaluate_nanogpt(
+            model, text.tokens, lengths, seq_len=window, num_chars=num_chars
+        )
+    return results
+
+
+def _baselines(found: Checkpoint, text: _Text) -> Baselines:
+    from mygpt.baselines import measure_baselines
+
+    return measure_baselines(
+        text.learned_tokens,
+        text.tokens,
+        found.config.vocab_size,
+        learned=text.learned,
+        held=text.held,
+    )
+
+
+def _lines(
+    found: Checkpoint, text: _Text, results: dict[str, Evaluation], baselines: Baselines
+) -> list[str]:
+    """What a person wants to know."""
+    characters = "" if baselines.num_chars is None else f"{baselines.num_chars:,} characters, "
+    lines = [
+        f"{found.path} on {text.name}: {baselines.tokens:,} tokens, {characters}"
+        f"{baselines.num_bytes:,} bytes"
+    ]
+    for protocol, result in results.items():
+        per_char = result.bits_per_char
+        in_characters = "" if per_char is None else f"{per_char:.4f} bits per character, "
+        lines += [
+            f"{_described(protocol, result)}:",
+            f"  loss {result.loss:.4f} nats per token (standard error {_error(result)}), "
+            f"perplexity {result.perplexity:.3f}",
+            f"  {in_characters}{result.bits_per_byte:.4f} bits per byte",
+        ]
+    rows = [(row.bits_per_byte, row.name, row.loss) for row in baselines.rows()]
+    rows += [
+        (result.bits_per_byte, "this model" + f", {name}" * (len(results) > 1), result.loss)
+        for name, result in results.items()
+    ]
+    lines.append("the same text, from worst to best (bits per byte; nats per token):")
+    for bits, name, loss in sorted(rows, key=lambda row: -row[0]):
+        lines.append(f"  {name:<20}{bits:8.4f}" + ("" if loss is None else f"  {loss:8.4f}"))
+    if baselines.unigram is None:
+        lines.append("give --train FILE, or --last, and n-gram models learn from it too")
+    if baselines.bounds:
+        lines.append(f"the text is long: {baselines.bounds}")
+    return lines
+
+
+def _described(protocol: str, result: Evaluation) -> str:
+    from mygpt.evaluation import NANOGPT_BATCH_SIZE, NANOGPT_BATCHES, NANOGPT_SEED, NANOGPT_WINDOW
+
+    if protocol == "full":
+        return f"full pass, {result.tokens:,} tokens in windows of {result.seq_len}"
+    shorter = f" (not {NANOGPT_WINDOW})" * (result.seq_len != NANOGPT_WINDOW)
+    return (
+        f"nanoGPT's protocol, {NANOGPT_BATCHES} x {NANOGPT_BATCH_SIZE} random windows of "
+        f"{result.seq_len}{shorter}, seed {NANOGPT_SEED}; noisy"
+    )
+
+
+def _error(result: Evaluation) -> str:
+    return "not known" if math.isnan(result.standard_error) else f"{result.standard_error:.4f}"
+
+
+def _print_json(
+    found: Checkpoint, text: _Text, results: dict[str, Evaluation], baselines: Baselines
+) -> None:
+    values = {
+        "checkpoint": str(found.path),
+        "text": text.name,
+        "results": {name: _plain(result) for name, result in results.items()},
+        "baselines": {
+            **asdict(baselines),
+            "rows": [asdict(row) for row in baselines.rows()],
+        },
+    }
+    print(json_module.dumps(values, ensure_ascii=False, indent=2))
+
+
+def _plain(result: Evaluation) -> dict[str, Any]:
+    """A result for JSON, which has no NaN and no infinity."""
+    values = {**asdict(result), "perplexity": result.perplexity}
+    return {
+        name: None if value is None or not math.isfinite(value) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,190 @@
+"""Tokens and tokenizers kept in the user's cache, so that a second run on a text starts at once.
+
+Only what takes time is kept: BPE of a long text. A file's name is a digest of all that its
+content follows from: the documents (and so where they were split), the tokenizer, the version of
+the `tokenizers` library. What is read is checked to the last byte; what is damaged or foreign
+counts as not there. Nothing that goes wrong with the cache is an error: there is then no cache.
+
+The files lie in `tokens/` of MYGPT_CACHE, else of `mygpt/` in the user's cache folder. They take
+2 GiB at most: those that were not used for longest go. MYGPT_TOKEN_CACHE=off keeps and reads none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import stat
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.data.tokens import dtype_of, encode_documents
+from mygpt.errors import InputError, StorageError
+from mygpt.storage import strays, write_durably
+from mygpt.text import Document, as_bytes
+from mygpt.tokenization import BPETokenizer, Tokenizer
+from mygpt.tokenization.words import LIBRARY_PATTERN
+
+MOST_BYTES = 2**31  # of all files together
+SHORTEST = 2**18  # characters; less is encoded faster than anybody notices
+_SPARE_BYTES = 2**30  # of the disk, which are left to others
+_STRAY_S = 3600.0  # a temporary file older than this has no writer any more
+_NAME_LENGTH = 64  # SHA-256 in hexadecimal
+_VERSION = 1
+_MAGIC = b"mygptTOK"
+_HEADER = struct.Struct("<8sIIQ32s32s8x")  # magic, version, 0, content's bytes, key, its digest
+
+
+def cached_tokens(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, continued: bool = False
+) -> NDArray[np.integer]:
+    """What `encode_documents` returns, read-only, and of a long BPE text from the cache.
+
+    Raises:
+        InputError: as the tokenizer does.
+    """
+    path = None
+    if tokenizer.kind == "bpe":
+        state = json.dumps(tokenizer.to_state(), sort_keys=True).encode()
+        facts = [b"tokens", b"continued" if continued else b"", hashlib.sha256(state).digest()]
+        path = _place(documents, facts)
+    kept = None if path is None else _read(path)
+    tokens = None if kept is None else _tokens_in(kept, tokenizer)
+    if tokens is not None:
+        return tokens
+    tokens = encode_documents(documents, tokenizer, continued=continued)
+    tokens.flags.writeable = False  # whether they come from the cache or not
+    if path is not None:
+        _keep(path, tokens.view(np.uint8).data)
+    return tokens
+
+
+def _tokens_in(content: memoryview, tokenizer: Tokenizer) -> NDArray[np.integer] | None:
+    dtype = np.dtype(dtype_of(tokenizer))
+    if not content or len(content) % dtype.itemsize:
+        return None
+    tokens: NDArray[np.integer] = np.frombuffer(content, dtype)
+    inside = tokens.min() >= 0 and tokens.max() < tokenizer.vocab_size
+    return tokens if inside else None
+
+
+def cached_bpe(documents: Sequence[Document], vocab_size: int) -> BPETokenizer:
+    """`BPETokenizer.train` on documents; of a long text from the cache.
+
+    Raises:
+        InputError: as `train` does.
+    """
+    path = _place(documents, [b"bpe", str(vocab_size).encode(), LIBRARY_PATTERN.encode()])
+    content = None if path is None else _read(path)
+    if content is not None:
+        with contextlib.suppress(InputError, ValueError, RecursionError):
+            return BPETokenizer(json.loads(bytes(content)))
+    pieces = (piece for document in documents for piece in document.pieces())
+    tokenizer = BPETokenizer.train(pieces, vocab_size)
+    if path is not None:
+        _keep(path, memoryview(json.dumps(tokenizer.to_state()["tokenizer"]).encode()))
+    return tokenizer
+
+
+def _place(documents: Sequence[Document], facts: list[bytes]) -> Path | None:
+    """The file for what follows from `documents` and `facts`; None where nothing is kept."""
+    if sum(map(len, documents)) < SHORTEST or os.environ.get("MYGPT_TOKEN_CACHE") == "off":
+        return None
+    from importlib.metadata import version
+
+    key = hashlib.sha256()
+    try:
+        folder = _folder()
+        for fact in (str(_VERSION).encode(), version("tokenizers").encode(), *facts):
+            key.update(hashlib.sha256(fact).digest())
+        for document in documents:
+            here = hashlib.sha256()
+            for piece in document.pieces():
+                here.update(as_bytes(piece))
+            key.update(here.digest())
+    except (UnicodeEncodeError, RuntimeError):  # a lone surrogate; a user without a home
+        return None
+    return folder / key.hexdigest()
+
+
+def _folder() -> Path:
+    chosen = os.environ.get("MYGPT_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return (Path(chosen) if chosen else Path(home) / "mygpt") / "tokens"
+
+
+def _is_named_by_us(path: Path) -> bool:
+    return len(path.name) == _NAME_LENGTH and set(path.name) <= set("0123456789abcdef")
+
+
+def _read(path: Path) -> memoryview | None:
+    """The content of a kept file, mapped into memory; None where it is not to be trusted."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
+                return None
+            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):  # it is not there; it is empty
+        return None
+    content = memoryview(mapped)[_HEADER.size :]
+    if len(mapped) < _HEADER.size or mapped[: _HEADER.size] != _header(path, content):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used last now
+    return content
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or status.st_uid in (os.getuid(), 0)
+
+
+def _header(path: Path, content: memoryview) -> bytes:
+    """What must stand before `content`: it says which file of which text this is."""
+    digest = hashlib.sha256(content).digest()
+    key = bytes.fromhex(path.name)
+    return _HEADER.pack(_MAGIC, _VERSION, 0, len(content), key, digest)
+
+
+def _keep(path: Path, content: memoryview) -> None:
+    """Write a file, where there is room for it."""
+    size = _HEADER.size + len(content)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if size > MOST_BYTES or shutil.disk_usage(path.parent).free < size + _SPARE_BYTES:
+            return
+        _make_room(path.parent, size)
+        write_durably(path, [_header(path, content), content])
+    except (OSError, StorageError):
+        return
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove dead writers' files, and what was used longest ago, until `size` bytes fit."""
+    for stray in strays(folder):
+        with contextlib.suppress(OSError):
+            if time.time() - stray.stat().st_mtime > _STRAY_S:
+                stray.unlink()
+    kept = []
+    for path in filter(_is_named_by_us, folder.iterdir()):
+        with contextlib.suppress(OSError):  # another process may be at the same work
+            status = path.stat()
+            kept.append((status.st_mtime_ns, status.st_size, path))
+    total = size + sum(length for _, length, _ in kept)
+    for _, length, path in sorted(kept):
+        if total <= MOST_BYTES:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= length

@@ -1,0 +1,279 @@
+"""Byte-level BPE over the `tokenizers` library: common words become one token, any text fits.
+
+Sennrich et al. 2016 (arXiv:1508.07909), on bytes as GPT-2 has it. The library learns the merges
+and applies them; where words begin and end is found in Python (`words.py`), which takes a fifth
+of the library's time, and each distinct word is merged once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.errors import InputError, StorageError
+from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, pieces_of
+from mygpt.tokenization.tokenizer_json import SYMBOLS, Contents, build, check, describe, refusals
+from mygpt.tokenization.words import WordSplitter, in_blocks
+
+if TYPE_CHECKING:
+    import torch
+
+SMALLEST = 257  # every byte, and end-of-text
+LARGEST = 2**20
+_MOST_BLOCKS = 128  # of 65,536 characters, that training learns from: 8 MB
+_MOST_WORDS = 2**18  # whose tokens are kept in memory
+_LETTER_AND_SPACE = re.compile(r"[^\W\d_] ")
+_CUT_FROM = 2**16  # characters: where a text of another's tokenizer is first cut
+
+
+class BPETokenizer:
+    """Byte-level BPE.
+
+    Args:
+        description: a `tokenizer.json` as the JSON object it is; `train` makes one.
+
+    Raises:
+        InputError: where it is no byte-level BPE, or not whole.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        contents = check(description)
+        self._description = description
+        self._contents: Contents = contents
+        self.end_of_text = contents.end_of_text
+        self._library = build(description)
+        for number, text in contents.added.items():
+            if self._library.token_to_id(text) != number:
+                raise InputError(f"the tokenizer's added token {text!r:.40} is not id {number}")
+        self._splitter = WordSplitter()
+        self._words = _Words(self._library.model)
+
+    @classmethod
+    def train(cls, pieces: Iterable[str | bytes], vocab_size: int) -> BPETokenizer:
+        """Learn merges from a text that comes in pieces; the same text gives the same tokenizer.
+
+        Of a text of more than 8 MB, blocks that lie evenly in it are learned from: at least 4 MB.
+        A pair must occur twice to be merged, so a short text gives a smaller vocabulary.
+
+        Args:
+            pieces: the text, cut anywhere.
+            vocab_size: V to reach, from 257 (every byte, and end-of-text) to 1,048,576.
+
+        Raises:
+            InputError: for a size outside that range, bytes, or a lone surrogate.
+        """
+        whole = isinstance(vocab_size, int) and not isinstance(vocab_size, bool)
+        if not whole or not SMALLEST <= vocab_size <= LARGEST:
+            raise InputError(
+                f"vocab_size={vocab_size!r} must be a whole number from {SMALLEST:,} (every byte, "
+                f"and end-of-text) to {LARGEST:,}: 4096 suits some megabytes of text"
+            )
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            show_progress=False,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=list(SYMBOLS),
+        )
+        library = Tokenizer(models.BPE())
+        library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        with refusals("the tokenizers library could not learn from this text"):
+            library.train_from_iterator(_sample(_checked(pieces)), trainer)
+        model = json.loads(library.to_str())["model"]
+        ranked = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        return cls(describe(ranked[SMALLEST:], model["merges"]))
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of ids, end-of-text included."""
+        return len(self._contents.tokens)
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Ids of `text`, a 1-D int64 tensor; a lone surrogate is an `InputError`."""
+        import torch
+
+        return torch.from_numpy(self.encode_array(text))
+
+    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
+        """Ids of `text`, a 1-D int64 array; a lone surrogate is an `InputError`."""
+        rows = list(self.encode_pieces([text] if isinstance(text, bytes) else pieces_of(text)))
+        return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+    def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
+        """Ids of a text that comes in pieces, in rows: the whole's ids, wherever it is cut.
+
+        Of a tokenizer whose rule for words is not known here, the whole text in one row.
+        """
+        texts = _checked(pieces)
+        if self._contents.ours:
+            for words in self._splitter.split_pieces(texts):
+                ids = chain.from_iterable(map(self._words.__getitem__, words))
+                yield np.fromiter(ids, np.int64)
+            return
+        for text in _cut_at_spaces(texts) if self._contents.cut_at_spaces else ["".join(texts)]:
+            with refusals("the tokenizers library could not encode this text"):
+                found = self._library.encode(text, add_special_tokens=False).ids
+            yield np.array(found, np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        decoder = self.decoder()
+        text = "".join([decoder.push(i) for i in check_ids(ids, self.vocab_size)])
+        return text + decoder.finish()
+
+    def decoder(self) -> _BPEDecoder:
+        """A decoder for ids that come one by one."""
+        return _BPEDecoder(self._contents)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; bytes that are no whole character as \\xNN."""
+        check_ids([token_id], self.vocab_size)
+        return self._contents.tokens[token_id].decode("utf-8", "backslashreplace")
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """UTF-8 bytes each id stands for, (V,) int64; control tokens stand for none."""
+        control = self._contents.control
+        lengths = [0 if i in control else len(t) for i, t in enumerate(self._contents.tokens)]
+        return np.array(lengths, dtype=np.int64)
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {"kind": self.kind, "tokenizer": self._description}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> BPETokenizer:
+        """Rebuild from `to_state()`; `InputError` where it is damaged."""
+        if not isinstance(state.get("tokenizer"), dict):
+            raise InputError('a BPE tokenizer\'s state needs "tokenizer", a tokenizer.json')
+        return cls(state["tokenizer"])
+
+    def save(self, path: str | Path) -> None:
+        """Write a `tokenizer.json`, which the `tokenizers` library and transformers load."""
+        text = json.dumps(self._description, ensure_ascii=False, indent=1)
+        try:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> BPETokenizer:
+        """Read a `tokenizer.json`; `InputError` where it is not that of a byte-level BPE."""
+        description = read_json(path)
+        try:
+            return cls(description)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object of a tokenizer's file; `InputError` where there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a tokenizer's JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a tokenizer's JSON: it holds no object")
+    return content
+
+
+class _Words(dict[str, list[int]]):
+    """The tokens of words met before; others are merged when they are asked for."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._model = model
+
+    def __missing__(self, word: str) -> list[int]:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+        self[word] = ids = [token.id for token in self._model.tokenize(_in_symbols(word))]
+        return ids
+
+
+_SYMBOL_OF_BYTE = dict(enumerate(SYMBOLS))
+
+
+def _in_symbols(word: str) -> str:
+    """A word's bytes as the library's alphabet has them, which holds no white space."""
+    return word.encode("utf-8").decode("latin-1").translate(_SYMBOL_OF_BYTE)
+
+
+def _checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
+    """The pieces, once it is sure that they are text."""
+    start = 0
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            raise InputError("a BPE tokenizer takes text: bytes are --tokenizer byte's")
+        encode_strictly(piece, "utf-8", start)
+        yield piece
+        start += len(piece)
+
+
+class _Symbols(dict[str, str]):
+    """Words in symbols, of which a text repeats most."""
+
+    def __missing__(self, word: str) -> str:
+        self[word] = symbols = _in_symbols(word)
+        return symbols
+
+
+def _sample(texts: Iterable[str]) -> Iterator[str]:
+    """Words in symbols, of at most `_MOST_BLOCKS` blocks that lie evenly in the text."""
+    kept: list[str] = []
+    stride = 1
+    for number, block in enumerate(in_blocks(texts)):
+        if number % stride == 0:
+            kept.append(block)
+        if len(kept) > _MOST_BLOCKS:
+            kept = kept[::2]
+            stride *= 2
+    symbols, splitter = _Symbols(), WordSplitter()
+    for block in kept:  # a word that lies across the end of one counts as two
+        yield " ".join(map(symbols.__getitem__, splitter.split(block)))
+
+
+def _cut_at_spaces(texts: Iterable[str]) -> Iterator[str]:
+    """The text cut before spaces that follow letters, as soon as it is long enough."""
+    waiting = ""
+    for text in texts:
+        waiting += text
+        begin = 0
+        while found := _LETTER_AND_SPACE.search(waiting, begin + _CUT_FROM):
+            yield waiting[begin : found.end() - 1]
+            begin = found.end() - 1
+        waiting = waiting[begin:]
+    if waiting:
+        yield waiting
+
+
+class _BPEDecoder:
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """What the bytes so far spell for certain."""
+        data = self._contents.tokens[token_id]
+        if token_id in self._contents.control:
+            rest = self.finish()
+            self._utf8.reset()
+            return rest + data.decode("utf-8")
+        return self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """U+FFFD where a character was left unfinished."""
+        return self._utf8.decode(b"", final=True)

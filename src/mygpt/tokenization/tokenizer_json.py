@@ -1,0 +1,241 @@
+"""The `tokenizer.json` of byte-level BPE: how ours is written, and what is taken from others.
+
+Such a file is held as the JSON object it is. It may come from anybody: all of it that matters is
+checked here, before the `tokenizers` library sees it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mygpt.errors import InputError
+from mygpt.tokenization.base import END_OF_TEXT
+from mygpt.tokenization.words import LIBRARY_PATTERN
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# GPT-2's alphabet: bytes that are printable stand for themselves, the others for U+0100 on.
+_PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
+_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
+SYMBOLS = "".join(chr(b if b in _PRINTABLE else 256 + _HIDDEN.index(b)) for b in range(256))
+_BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
+
+_SPLIT = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {
+            "type": "Split",
+            "pattern": {"Regex": LIBRARY_PATTERN},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+    ],
+}
+
+
+# The rules of GPT-2, Llama 3 and Qwen2: all of them begin a word at a space after a letter.
+_NUMBERS = {"Llama 3": r"\p{N}{1,3}", "Qwen2": r"\p{N}"}
+_RULES_OF_OTHERS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + "|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for numbers in _NUMBERS.values()
+}
+
+
+class Contents(NamedTuple):
+    """What a `tokenizer.json` holds, once checked.
+
+    Attributes:
+        tokens: the bytes of each id.
+        added: ids that are no outcome of merges, with their text; control tokens among them.
+        control: ids that stand for no text.
+        end_of_text: the id of `<|endoftext|>`, where that is one of them.
+        ours: whether words are cut by our rule.
+        cut_at_spaces: whether it is known that a word begins at a space after a letter.
+    """
+
+    tokens: list[bytes]
+    added: dict[int, str]
+    control: frozenset[int]
+    end_of_text: int | None
+    ours: bool
+    cut_at_spaces: bool
+
+
+def describe(learned: Sequence[str], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Our `tokenizer.json`: ids 0 to 255 are the bytes, 256 is end-of-text, then what is learned.
+
+    Args:
+        learned: tokens in the library's alphabet, in the order of their merges.
+        merges: pairs of tokens, first to be merged first.
+    """
+    tokens = [*SYMBOLS, END_OF_TEXT, *learned]
+    end = {"id": 256, "content": END_OF_TEXT, "special": True, "normalized": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{**end, "single_word": False, "lstrip": False, "rstrip": False}],
+        "normalizer": None,
+        "pre_tokenizer": _SPLIT,
+        "post_processor": None,
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+
+
+def check(description: Any) -> Contents:
+    """What a `tokenizer.json` holds.
+
+    Raises:
+        InputError: where it is no byte-level BPE, or not whole.
+    """
+    try:
+        return _checked(description)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the tokenizer's JSON is not whole ({type(error).__name__}: {str(error)[:80]}): "
+            "take the tokenizer.json that the tokenizers library wrote"
+        ) from None
+
+
+def _checked(description: dict[str, Any]) -> Contents:
+    model = description["model"]
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind != "BPE":
+        raise _refused(f"of kind {kind!r:.40}")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(name):
+            raise _refused(f"with {name}={model[name]!r:.40}")
+    normalizer = description.get("normalizer")
+    if normalizer is not None and normalizer != {"type": "NFC"}:
+        raise _refused("with a normalizer, which changes the text")
+    _check_splitting(description.get("pre_tokenizer"))
+    decoder = description.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise _refused("without the decoder ByteLevel")
+    listed = description.get("added_tokens") or []
+    added = {token["id"]: token["content"] for token in listed}
+    control = frozenset(token["id"] for token in listed if token["special"])
+    tokens = _tokens(model["vocab"], added)
+    _check_control(model, {added[number] for number in control})
+    ends = [number for number in control if added[number] == END_OF_TEXT]
+    ours = normalizer is None and description["pre_tokenizer"] == _SPLIT and len(added) == len(ends)
+    words_alone = all(t["special"] or not _takes_spaces(t) for t in listed)
+    spaces = words_alone and _begins_words_at_spaces(description["pre_tokenizer"])
+    return Contents(tokens, added, control, ends[0] if ends else None, ours, spaces)
+
+
+def _refused(what: str) -> InputError:
+    return InputError(f"a tokenizer {what} is not supported: mygpt takes byte-level BPE alone")
+
+
+def _check_splitting(splitter: Any) -> None:
+    """Refuse what does not end in bytes, or adds or drops text."""
+    if not isinstance(splitter, dict):
+        raise _refused("without the pre-tokenizer ByteLevel")
+    steps = splitter["pretokenizers"] if splitter.get("type") == "Sequence" else [splitter]
+    *cuts, last = steps or [{}]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True):
+        raise _refused("whose text is not the bytes as they are")
+    for cut in cuts:
+        harmless = cut.get("type") == "Digits" or (
+            cut.get("type") == "Split" and cut["behavior"] == "Isolated" and not cut["invert"]
+        )
+        if not harmless:
+            raise _refused(f"with the pre-tokenizer {cut.get('type')!r:.40}")
+
+
+def _begins_words_at_spaces(splitter: dict[str, Any]) -> bool:
+    """Whether the rule is one of those known here; a checked pre-tokenizer."""
+    *cuts, last = splitter.get("pretokenizers", [splitter])
+    if not cuts:
+        return bool(last.get("use_regex", True))
+    rules = [cut["pattern"].get("Regex") for cut in cuts if cut["type"] == "Split"]
+    return len(cuts) == 1 and len(rules) == 1 and rules[0] in _RULES_OF_OTHERS
+
+
+def _takes_spaces(token: dict[str, Any]) -> bool:
+    return " " in token["content"] or bool(token.get("lstrip") or token.get("rstrip"))
+
+
+def _tokens(vocab: Mapping[str, int], added: Mapping[int, str]) -> list[bytes]:
+    """The bytes of each id; every id and every byte must be there."""
+    names = {**{number: token for token, number in vocab.items()}, **added}
+    for number, name in names.items():
+        if type(number) is not int or not isinstance(name, str):
+            raise _refused(f"with the id {number!r:.40} of {name!r:.40}")
+    if len(names) < len(vocab) or sorted(names) != list(range(len(names))):
+        raise InputError(f"the tokenizer's {len(vocab):,} ids do not run from 0 without gaps")
+    missing = [byte for byte, symbol in enumerate(SYMBOLS) if symbol not in vocab]
+    if missing:
+        raise InputError(f"the tokenizer has no token for byte {missing[0]}: every byte needs one")
+    tokens = []
+    for number in range(len(names)):
+        name = names[number]
+        if number in added:
+            tokens.append(name.encode("utf-8"))
+        elif name and all(symbol in _BYTES for symbol in name):
+            tokens.append(bytes([_BYTES[symbol] for symbol in name]))
+        else:
+            raise _refused(f"whose token {number} is {name!r:.40}, no row of bytes,")
+    return tokens
+
+
+def _check_control(model: dict[str, Any], names: set[str]) -> None:
+    """Refuse a vocabulary in which text can become a control token."""
+    merges = model["merges"]
+    joined = {m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges}
+    reached = names & {*joined, *SYMBOLS, *(model["vocab"] if model.get("ignore_merges") else ())}
+    if reached:
+        raise _refused(f"in which text can become the control token {min(reached)!r:.40}")
+
+
+def build(description: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The library's own tokenizer, for which text that spells a control token is text.
+
+    Raises:
+        InputError: where the library refuses it.
+    """
+    from tokenizers import Tokenizer
+
+    text = json.dumps({**description, "truncation": None, "padding": None})
+    with refusals("the tokenizers library does not take this tokenizer's JSON"):
+        built = Tokenizer.from_str(text)
+    built.encode_special_tokens = True
+    return built
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn what the library raises, its panics too, into one `InputError`."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of Rust is no Exception, so that nobody catches it by mistake.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what}: {str(error).splitlines()[0][:120]}") from None

@@ -1,0 +1,126 @@
+"""Where the words of BPE begin and end: one rule, for the `tokenizers` library and for Python.
+
+Merges happen inside a word only, so a text may be cut between words and its words be encoded one
+by one. The rule is Qwen2's, which other programs know by name: a word takes the space before it,
+a contraction ('s, 'll) is cut off, every digit stands alone, punctuation keeps the newlines after
+it. What is ours is a bound on every run, far beyond any real word: it bounds memory and the time
+for a hostile text, and it makes the cuts of a text's beginning independent of what comes later.
+
+Python's `re` knows no \\p{L}, and its tables of Unicode may be older or newer than the library's:
+the library is asked, in blocks of 256 code points, and only about blocks that a text touches.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+LONGEST_RUN = 256  # characters
+_REACH = 2 * LONGEST_RUN + 1  # how far the rule looks, from the first character of a word
+_BLOCK = 2**16  # characters split at a time
+
+# L, N and S stand for letters, numbers and white space, as they are written inside [].
+_RULE = (
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
+    r"|[^\r\n{L}{N}]?[{L}]{1,R}"
+    r"|[{N}]"
+    r"| ?[^{S}{L}{N}]{1,R}[\r\n]{0,R}"
+    r"|[{S}]{0,R}[\r\n]{1,R}"
+    r"|[{S}]{1,R}(?![^{S}])"
+    r"|[{S}]{1,R}"
+).replace("R}", f"{LONGEST_RUN}}}")
+_CLASSES = {"{L}": r"\p{L}", "{N}": r"\p{N}", "{S}": r"\s"}
+
+
+def _filled(classes: dict[str, str]) -> str:
+    rule = _RULE
+    for name, written in classes.items():
+        rule = rule.replace(name, written)
+    return rule
+
+
+LIBRARY_PATTERN = _filled(_CLASSES)
+
+
+class WordSplitter:
+    """Cuts text into words, each as the library cuts it."""
+
+    def __init__(self) -> None:
+        self._state = _compiled(frozenset([0]))
+
+    def split(self, text: str) -> list[str]:
+        """The words of `text`; put together they are the text."""
+        blocks, pattern = self._state
+        if not text.isascii():
+            touched = {ord(char) >> 8 for char in set(text)}
+            if not touched <= blocks:
+                # In one assignment: other threads see the old pair or the new one.
+                self._state = blocks, pattern = _compiled(blocks | touched)
+        words: list[str] = pattern.findall(text)
+        return words
+
+    def split_pieces(self, pieces: Iterable[str]) -> Iterator[list[str]]:
+        """The words of a text that comes in pieces, in lists that do not depend on those."""
+        waiting = ""
+        for block in in_blocks(pieces):
+            words = self.split(waiting + block)
+            final = len(words)
+            open_length = 0
+            while final and open_length < _REACH:  # what comes next may change these
+                final -= 1
+                open_length += len(words[final])
+            waiting = "".join(words[final:])
+            if final:
+                yield words[:final]
+        if waiting:
+            yield self.split(waiting)
+
+
+def in_blocks(pieces: Iterable[str]) -> Iterator[str]:
+    """The text in blocks of `_BLOCK` characters; the last one is what is left."""
+    waiting = ""
+    for piece in pieces:
+        waiting += piece
+        whole = len(waiting) - len(waiting) % _BLOCK
+        yield from (waiting[start : start + _BLOCK] for start in range(0, whole, _BLOCK))
+        waiting = waiting[whole:]
+    if waiting:
+        yield waiting
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(blocks: frozenset[int]) -> tuple[frozenset[int], re.Pattern[str]]:
+    """The rule for text of these blocks of code points, and the blocks."""
+    members: dict[str, list[int]] = {name: [] for name in _CLASSES}
+    for block in sorted(blocks):
+        for name, points in _classified(block).items():
+            members[name] += points
+    return blocks, re.compile(_filled({name: _ranges(points) for name, points in members.items()}))
+
+
+@functools.cache
+def _classified(block: int) -> dict[str, list[int]]:
+    """Which code points of a block are in each class, as the library has it."""
+    from tokenizers import Regex, pre_tokenizers
+
+    points = [p for p in range(block << 8, (block + 1) << 8) if not 0xD800 <= p <= 0xDFFF]
+    text = "".join(map(chr, points))
+    found = {}
+    for name, written in _CLASSES.items():
+        outside = pre_tokenizers.Split(Regex(f"[{written}]"), "removed").pre_tokenize_str(text)
+        others = set("".join(part for part, _ in outside))
+        found[name] = [point for point in points if chr(point) not in others]
+    return found
+
+
+def _ranges(points: list[int]) -> str:
+    """Rising code points as ranges of a regular expression's []."""
+    written = []
+    first = last = points[0]
+    for point in [*points[1:], 0x110001]:  # the last one closes the range before it
+        if point != last + 1:
+            written.append(f"\\U{first:08x}-\\U{last:08x}")
+            first = point
+        last = point
+    return "".join(written)

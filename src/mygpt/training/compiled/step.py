@@ -1,0 +1,294 @@
+"""A model's job for the compiled step, and the threads that run it.
+
+Letters: B batch, T time, C embedding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.config import GPTConfig
+from mygpt.engines.cpu import layout as kinds
+from mygpt.engines.cpu.build import Kernel, load_program
+from mygpt.engines.cpu.pack import Arena
+from mygpt.engines.cpu.workers import run_together
+from mygpt.model import GPT
+from mygpt.training import muon
+from mygpt.training.compiled import layout as at
+from mygpt.training.compiled.program import TRAINING
+from mygpt.training.compiled.room import MOST_TOKENS, room_for
+
+_NORMS = {"layer": kinds.LAYER_NORM, "rms": kinds.RMS_NORM}
+_MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGLU}
+_TABLES = "ngram_embedding.tables."
+
+
+def suits(config: GPTConfig) -> bool:
+    """Whether a shape's widths are whole vectors, which the kernels ask for."""
+    widths = (config.embed_dim, config.head_size, config.mlp_hidden)
+    return all(width % at.LANES == 0 for width in widths)
+
+
+class Kernels(NamedTuple):
+    """The program's functions, in its order."""
+
+    prepare: Kernel
+    learn: Kernel
+    update_tables: Kernel
+    update_matrices: Kernel
+
+
+class CompiledStep:
+    """Computes a batch's loss and leaves its gradients in `parameter.grad`.
+
+    Args:
+        model: float32, on the CPU, of a shape that `suits`.
+        threads: how many share a batch.
+        table_dropout: probability that a token's n-grams beyond pairs are left out.
+    """
+
+    def __init__(self, model: GPT, threads: int, table_dropout: float = 0.0) -> None:
+        self.model = model
+        self.threads = threads
+        self.table_dropout = table_dropout
+        self._muon_of: dict[str, int] = {}
+        self._kernels = Kernels(*load_program(TRAINING))
+        self._job = np.zeros(at.JOB_SIZE, np.int64)
+        self._reals = np.zeros(at.REALS_SIZE, np.float32)
+        self._alive: list[Any] = []
+        self._shape = (0, 0)
+        self._tables = [p for n, p in model.named_parameters() if n.startswith(_TABLES)]
+        self._parameters = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if not name.startswith(_TABLES)
+        }
+        self._lay_gradients()
+        self._lay_model()
+        self._lay_tables()
+
+    def _lay_tables(self) -> None:
+        """The n-gram tables, whose gradients are a batch's rows, not arrays of their size."""
+        job = self._job
+        job[at.ORDERS] = len(self._tables)
+        # Room for the tokens of the largest batch follows each table's chains.
+        chains = [np.zeros(len(table) + MOST_TOKENS, np.int64) for table in self._tables]
+        self._table_rows = np.array(
+            [
+                [table.data_ptr(), 0, self._keep(chain), len(table)]
+                for table, chain in zip(self._tables, chains, strict=True)
+            ],
+            np.int64,
+        ).reshape(-1, at.TABLE_SIZE)
+        job[at.TABLES] = self._table_rows.ctypes.data
+
+    def _lay_gradients(self) -> None:
+        """One row of floats a thread; the first thread's are the parameters' gradients."""
+        self._offsets, size = {}, 0
+        for name, parameter in self._parameters.items():
+            self._offsets[name] = size
+            size += at.padded(parameter.numel())
+        self._gradients = torch.zeros(self.threads, size)
+        self._views = {
+            name: self._gradients[0, start : start + p.numel()].view(p.shape)
+            for (name, p), start in zip(
+                self._parameters.items(), self._offsets.values(), strict=True
+            )
+        }
+        self._job[at.GRADIENTS] = self._gradients.data_ptr()
+        self._job[at.GRADIENTS_SIZE] = size
+
+    def _keep(self, array: NDArray[Any]) -> int:
+        self._alive.append(array)
+        return int(array.ctypes.data)
+
+    def _address(self, name: str) -> int:
+        return self._parameters[name].data_ptr() if name in self._parameters else 0
+
+    def _norm(self, name: str) -> list[int]:
+        offsets = self._offsets
+        if f"{name}.weight" not in offsets:
+            return [0] * at.NORM_SIZE
+        return [
+            self._address(f"{name}.weight"),
+            self._address(f"{name}.bias"),
+            offsets[f"{name}.weight"],
+            offsets.get(f"{name}.bias", 0),
+        ]
+
+    def _matrix(self, name: str) -> list[int]:
+        weight = self._parameters[f"{name}.weight"]
+        outputs, inputs = weight.shape
+        panels = Arena(4 * (at.padded(outputs) * inputs + outputs * inputs) + 128)
+        forward, backward = panels.take(at.padded(outputs) * inputs), panels.take(outputs * inputs)
+        forward[:] = 0
+        return [
+            weight.data_ptr(),
+            self._address(f"{name}.bias"),
+            self._keep(forward),
+            self._keep(backward),
+            outputs,
+            inputs,
+            self._offsets[f"{name}.weight"],
+            self._offsets.get(f"{name}.bias", 0),
+        ]
+
+    def _lay_model(self) -> None:
+        config, job = self.model.config, self._job
+        layers = []
+        for n in range(config.num_layers):
+            block = f"blocks.{n}"
+            row = self._norm(f"{block}.attention_norm") + self._norm(f"{block}.mlp_norm")
+            row += self._norm(f"{block}.attention.query_norm")
+            row += self._norm(f"{block}.attention.key_norm")
+            for name in (
+                "attention.query_key_value",
+                "attention.output",
+                "mlp.input",
+                "mlp.output",
+            ):
+                row += self._matrix(f"{block}.{name}")
+            layers.append(row)
+        table = np.array(layers, np.int64)
+        head = np.array(self._matrix("token_embedding" if config.tied else "head"), np.int64)
+        job[at.LAYER_TABLE], job[at.HEAD_MATRIX] = self._keep(table), self._keep(head)
+        job[at.FINAL_NORM] = self._keep(np.array(self._norm("final_norm"), np.int64))
+        first = table.ctypes.data + 8 * at.W_ATTENTION
+        places = [
+            first + 8 * (n * at.LAYER_SIZE + m * at.MATRIX_SIZE)
+            for n in range(config.num_layers)
+            for m in range(4)
+        ]
+        places.append(int(job[at.HEAD_MATRIX]))
+        job[at.MATRICES] = self._keep(np.array(places, np.int64))
+        job[at.MATRIX_COUNT] = len(places)
+        job[at.EMBEDDING] = self._address("token_embedding.weight")
+        job[at.EMBEDDING_GRADIENT] = self._offsets["token_embedding.weight"]
+        job[at.POSITIONS] = self._address("position_embedding.weight")
+        job[at.POSITIONS_GRADIENT] = self._offsets.get("position_embedding.weight", 0)
+        if config.position == "rotary":
+            job[at.COSINES] = self.model.rotary_cos.data_ptr()
+            job[at.SINES] = self.model.rotary_sin.data_ptr()
+        for place, value in (
+            (at.THREADS, self.threads),
+            (at.LAYERS, config.num_layers),
+            (at.WIDTH, config.embed_dim),
+            (at.HEADS, config.num_heads),
+            (at.GROUPS, config.kv_heads),
+            (at.HEAD, config.head_size),
+            (at.HIDDEN, config.mlp_hidden),
+            (at.VOCAB, config.vocab_size),
+            (at.NORM, _NORMS[config.norm]),
+            (at.ROTARY, int(config.position == "rotary")),
+            (at.MLP, _MLPS[config.mlp]),
+            (at.QK_NORM, int(config.qk_norm)),
+            (at.REALS, self._keep(self._reals)),
+        ):
+            job[place] = value
+        self._reals[at.EPS] = config.eps
+
+    def _lay_room(self, batch: int, time: int) -> None:
+        """Buffers for batches of B windows of T."""
+        job, room = self._job, room_for(self.model.config, batch, time, self.threads)
+        self._room = Arena(4 * room.floats * self.threads + 64).take(room.floats * self.threads)
+        self._starts = room.starts
+        self._losses = np.zeros(batch * time, np.float32)
+        if self._tables:
+            self._embedded = np.zeros(batch * time * self.model.config.embed_dim, np.float32)
+            job[at.EMBEDDED] = self._embedded.ctypes.data
+        job[at.ROOM], job[at.ROOM_SIZE] = self._room.ctypes.data, room.floats
+        job[at.ROOM_TABLE], job[at.LAYER_ROOM] = self._starts.ctypes.data, room.layer
+        job[at.BATCH], job[at.TIME], job[at.CHUNK] = batch, time, room.chunk
+        job[at.LOSSES] = self._losses.ctypes.data
+        self._shape = (batch, time)
+
+    def _lay_batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        if self._shape != tuple(inputs.shape):
+            self._lay_room(*inputs.shape)
+        self._batch = inputs.contiguous(), targets.contiguous()
+        job = self._job
+        job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
+        if self._tables:
+            rows = self.model.ngram_embedding.rows(inputs)  # (orders, B, T)
+            if self.model.training and self.table_dropout:
+                rows[1:] *= torch.rand(rows[1:].shape) >= self.table_dropout
+            self._rows = rows.contiguous()
+            job[at.NGRAMS] = self._rows.data_ptr()
+
+    def _run(self, kernel: Kernel) -> None:
+        run_together(kernel, int(self._job.ctypes.data), self.threads)
+
+    def gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss in nats per token; `inputs` and `targets` are (B, T) int64.
+
+        Dropout's numbers are drawn from a seed that torch's generator gives.
+        """
+        self._lay_batch(inputs, targets)
+        job, reals = self._job, self._reals
+        dropout = self.model.config.dropout if self.model.training else 0.0
+        job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0
+        job[at.LOSSES_ONLY] = 0
+        reals[at.DROPOUT], reals[at.GRADIENT_SCALE] = dropout, 1 / inputs.numel()
+        self._run(self._kernels.prepare)
+        self._run(self._kernels.learn)
+        for thread in range(1, self.threads):
+            self._gradients[0] += self._gradients[thread]
+        for name, view in self._views.items():
+            self._parameters[name].grad = view
+        return torch.tensor(self._losses.mean(dtype=np.float64), dtype=torch.float32)
+
+    def losses(self, inputs: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float32]:
+        """The loss of each token, (B T,), without dropout; gradients stay as they are."""
+        self._lay_batch(inputs, targets)
+        self._job[at.LOSSES_ONLY], self._reals[at.DROPOUT] = 1, 0.0
+        self._run(self._kernels.prepare)
+        self._run(self._kernels.learn)
+        return self._losses
+
+    def gradient_norm(self) -> torch.Tensor:
+        """The norm of all gradients but the tables', a scalar."""
+        return self._gradients[0].norm()
+
+    def update_matrices(
+        self, momenta: dict[str, torch.Tensor], *, rate: float, decay: float
+    ) -> None:
+        """Muon's step on the parameters named, with their momenta; see `mygpt.training.muon`."""
+        places = {name: momentum.data_ptr() for name, momentum in momenta.items()}
+        if self._muon_of != places:
+            self._lay_muon(momenta)
+            self._muon_of = places
+        reals = self._reals
+        reals[at.MUON_RATE], reals[at.MUON_DECAY], reals[at.MOMENTUM] = rate, decay, muon.MOMENTUM
+        self._run(self._kernels.update_matrices)
+
+    def _lay_muon(self, momenta: dict[str, torch.Tensor]) -> None:
+        entries = []
+        for name, momentum in momenta.items():
+            parameter, gradient = self._parameters[name], self._views[name]
+            start, columns = 0, parameter.shape[1]
+            for rows in muon.parts(name, self.model.config) or []:
+                skipped = 4 * start * columns
+                addresses = [t.data_ptr() + skipped for t in (parameter, momentum, gradient)]
+                entries.append([*addresses, rows, columns])
+                start += rows
+        entries.sort(key=lambda entry: -entry[3] * entry[4])  # threads take them in turn
+        self._muon_table = np.array(entries, np.int64)
+        largest = max(rows * columns for *_, rows, columns in entries)
+        square = max(min(rows, columns) for *_, rows, columns in entries) ** 2
+        size = -(-(2 * largest + 2 * square) // at.LANES) * at.LANES
+        self._muon_room = Arena(4 * size * self.threads + 64).take(size * self.threads)
+        job = self._job
+        job[at.MUON_TABLE], job[at.MUON_COUNT] = self._muon_table.ctypes.data, len(entries)
+        job[at.MUON_ROOM], job[at.MUON_ROOM_SIZE] = self._muon_room.ctypes.data, size
+        job[at.MUON_ITERATIONS] = muon.ITERATIONS
+
+    def update_tables(self, visits: dict[str, torch.Tensor], *, rate: float, decay: float) -> None:
+        """The n-gram tables' step; see `mygpt.training.optimizer.update_table`."""
+        for number, name in enumerate(visits):
+            self._table_rows[number, at.MEMORY] = visits[name].data_ptr()
+        self._reals[at.TABLE_RATE], self._reals[at.TABLE_DECAY] = rate, decay
+        self._run(self._kernels.update_tables)

@@ -1,0 +1,227 @@
+"""The default recipe: shape, windows, batches and regularisation from corpus, speed and budget.
+
+One rule, fitted to sweeps that docs/lab-notes.md lists: the time and the machine's measured
+speed give the floating-point operations that can be spent; these give the width; width and
+speed give how many tokens are read; how often that is the whole corpus decides the
+regularisation.
+Letters: C embedding, N tokens to learn from, T time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mygpt.config import GPTConfig
+from mygpt.model import GPT
+
+HEAD_SIZE = 32
+MODERN: dict[str, Any] = {
+    "norm": "rms",
+    "position": "rotary",
+    "mlp": "swiglu",
+    "mlp_bias": False,
+    "qk_norm": True,
+    "tied": False,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A width that is worth it from so many operations on.
+
+    Attributes:
+        width: C.
+        layers: blocks.
+        least_flops: of the whole run.
+    """
+
+    width: int
+    layers: int
+    least_flops: float
+
+
+SIZES = (
+    Size(64, 4, 0.0),
+    Size(96, 4, 4e12),
+    Size(128, 4, 2e13),
+    Size(160, 5, 8e13),
+    Size(192, 6, 2e14),
+    Size(256, 6, 8e14),
+)
+# From this share of a run on, windows of so many tokens, and windows a step.
+TOKENS_PER_STEP = 2048
+_MOST_EVALUATIONS = 20
+_STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
+
+
+def shape_of(width: int, layers: int, window: int) -> dict[str, Any]:
+    """The modern block at a width."""
+    return {
+        "embed_dim": width,
+        "num_heads": width // HEAD_SIZE,
+        "head_dim": HEAD_SIZE,
+        "num_layers": layers,
+        "max_seq_len": window,
+        **MODERN,
+    }
+
+
+def flops_per_token(config: GPTConfig, seq_len: int) -> float:
+    """Operations of a training step for each token: 6 a weight, and attention's products.
+
+    Kaplan et al. (2020), with the causal half of the scores counted as what it is.
+    """
+    c, d = config.embed_dim, config.head_size
+    q, kv = config.num_heads * d, config.kv_heads * d
+    inner = config.mlp_hidden * (3 if config.mlp == "swiglu" else 2)
+    weights = config.num_layers * c * (2 * q + 2 * kv + inner) + c * config.vocab_size
+    attention = 12 * config.num_layers * q * (seq_len + 1) / 2
+    return 6.0 * weights + attention
+
+
+def mean_flops_per_token(config: GPTConfig, stages: tuple[tuple[float, int, int], ...]) -> float:
+    """The same over a run's stages, whose shares are shares of the time."""
+    ends = [share for share, _, _ in stages[1:]] + [1.0]
+    rate = sum(
+        (end - share) / flops_per_token(config, seq_len)
+        for (share, seq_len, _), end in zip(stages, ends, strict=True)
+    )
+    return 1.0 / rate
+
+
+@torch.no_grad()
+def draw_weights(model: GPT) -> None:
+    """First weights for Muon, in place, from torch's global generator.
+
+    The embedding is N(0, 0.5); matrices that read the stream N(0, 0.7 / sqrt(C)); what writes to
+    it, the head and the n-gram tables begin at zero, so that every block begins as nothing.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim != 2:
+            continue
+        if name == "token_embedding.weight":
+            parameter.normal_(0.0, 0.5)
+        elif "output" in name or name.startswith(("head", "ngram")):
+            parameter.zero_()
+        else:
+            parameter.normal_(0.0, 0.7 / math.sqrt(parameter.shape[1]))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run may be: seconds of training and this machine's speed, or tokens.
+
+    Attributes:
+        tokens: to read; None where the clock decides.
+        seconds: of training alone.
+        flops_per_s: what a training step reaches here.
+    """
+
+    tokens: float | None = None
+    seconds: float = 0.0
+    flops_per_s: float = 0.0
+
+    def tokens_for(self, config: GPTConfig, stages: tuple[tuple[float, int, int], ...]) -> float:
+        """How many tokens a model of this shape will read."""
+        if self.tokens is not None:
+            return self.tokens
+        return self.seconds * self.flops_per_s / mean_flops_per_token(config, stages)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the rule chose.
+
+    Attributes:
+        shape: of the model, as `GPTConfig` takes it.
+        training: options of `TrainConfig`, but for the length.
+        orders: of the longest n-grams that have tables; 1 is none.
+        least_count: how often an n-gram has to occur to have a row.
+        tokens: about how many will be read.
+        epochs: how often that is the whole corpus.
+    """
+
+    shape: dict[str, Any]
+    training: dict[str, Any]
+    orders: int
+    least_count: int
+    tokens: float
+    epochs: float
+
+    def lines(self) -> list[str]:
+        """The plan, for people."""
+        shape, stages = self.shape, [self.training["seq_len"]]
+        stages += [seq_len for _, seq_len, _ in self.training["stages"]]
+        dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
+        tables = f", tables of n-grams up to {self.orders}" if self.orders > 1 else ""
+        return [
+            f"plan: {shape['num_layers']} layers of width {shape['embed_dim']}{tables}, windows of "
+            f"{', then '.join(map(str, stages))}, about {self.tokens:,.0f} tokens "
+            f"({self.epochs:.1f} times the text){dropout}"
+        ]
+
+
+def choose(
+    num_tokens: int, val_tokens: int, vocab_size: int, budget: Budget, *, exportable: bool
+) -> Recipe:
+    """The recipe for N tokens to learn from, some to validate on, and a budget."""
+    for size in reversed(SIZES):
+        stages = _stages(size, num_tokens)
+        window = max(seq_len for _, seq_len, _ in stages)
+        shape = shape_of(size.width, size.layers, window)
+        config = GPTConfig(vocab_size, **shape)
+        tokens = budget.tokens_for(config, stages)
+        if tokens * mean_flops_per_token(config, stages) >= size.least_flops:
+            break
+    epochs = tokens / num_tokens
+    dropout = _dropout(epochs)
+    (_, seq_len, batch_size), *later = stages
+    training: dict[str, Any] = {
+        "seq_len": seq_len,
+        "batch_size": batch_size,
+        "stages": tuple(later),
+        "optimizer": "muon",
+        "schedule": "linear",
+        "lr": 0.02,
+        "min_lr_ratio": 0.0,
+        "weight_decay": 0.1 if epochs > 10 else 0.0,
+        "grad_clip": 0.0,
+        "eval_every": 0,
+        "eval_shares": _eval_shares(tokens, val_tokens),
+        "patience": 3,
+    }
+    shape["dropout"] = dropout
+    orders, least_count = _tables(epochs, exportable=exportable)
+    return Recipe(shape, training, orders, least_count, tokens, epochs)
+
+
+def _stages(size: Size, num_tokens: int) -> tuple[tuple[float, int, int], ...]:
+    return _STAGES if size.width > 64 else _STAGES[:1]
+
+
+def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
+    """When to validate, at rising intervals: as often as takes a twentieth of the time.
+
+    A validation costs a third of what training on its tokens would.
+    """
+    count = int(0.05 * tokens * 3 / max(1, val_tokens))
+    count = max(1, min(_MOST_EVALUATIONS, count))
+    return tuple((number / count) ** 1.5 for number in range(1, count))
+
+
+def _tables(epochs: float, *, exportable: bool) -> tuple[int, int]:
+    """The order of the longest n-grams with tables (1 is none), and the count they need.
+
+    A row that is met a few times an epoch has its own targets by heart in the next ones.
+    """
+    if exportable or epochs > 4:
+        return 1, 1
+    return 4, 1 if epochs < 3 else 8
+
+
+def _dropout(epochs: float) -> float:
+    return 0.0 if epochs < 8 else 0.1 if epochs < 20 else 0.2

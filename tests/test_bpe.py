@@ -1,0 +1,474 @@
+"""BPE: the library's ids from our own words, round trips, pieces, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mygpt.errors import InputError, StorageError
+from mygpt.tokenization import (
+    END_OF_TEXT,
+    BPETokenizer,
+    CharTokenizer,
+    bpe,
+    from_state,
+    load_tokenizer,
+    words,
+)
+from mygpt.tokenization.base import Tokenizer
+
+TEXT = (
+    "The quick brown fox's den isn't here; they'LL say 'tis 1234567 times!\n\n"
+    "def f(x):\n    return x + 10  # naïve café, 東京都に行く。\r\n\tпривет, мир 🙂🙂👍🏽\n"
+    "-----------\n   \n<|endoftext|> and again the quick brown fox, the quicker the better.\n"
+) * 8
+BPE = BPETokenizer.train([TEXT], 400)
+END = 256
+
+# Mostly what the rule for words looks at; the rest is any character at all.
+_parts = st.sampled_from(
+    [" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "'re", "the", " quick", "12", "½", "²", "Ⅷ", "é",
+     "e\u0301", "\u0301", "ſ", "'ſ", "\u00a0", "\u2028", "\u0085", "\x1c", "\u180e", "\u200b",
+     "京", "🙂", "\u0903", "!", "...", "--", END_OF_TEXT, "<|", "_", "\x00", "İ", "ǅ", "𝔸", "𐌰"]
+)  # fmt: skip
+texts = st.one_of(st.lists(st.one_of(_parts, st.characters(codec="utf-8")), max_size=24)).map(
+    "".join
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    BPE.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def library(saved):
+    """The judge: the library's own pipeline on the file we write."""
+    judge = tokenizers.Tokenizer.from_file(str(saved))
+    judge.encode_special_tokens = True
+    return judge
+
+
+@pytest.fixture(scope="module")
+def fast(saved):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_file=str(saved), clean_up_tokenization_spaces=False)
+
+
+# --- the same ids as others ----------------------------------------------------------------
+
+
+@settings(max_examples=250)
+@given(st.lists(texts, min_size=8, max_size=8))
+@example(
+    [
+        "a" * 600 + " " * 600 + "b" + "\n" * 600 + "-" * 600 + "\r\n" * 300,
+        " " * 300 + "\n" + " " * 256 + "x" + " " * 257 + "\n",
+        "'" + "a" * 256 + "'s" + " " + "b" * 257,
+        "x!" + "\n" * 257 + "y  \n  z \n\n w",
+        "",
+    ]
+)
+def test_ids_are_those_of_the_library_and_of_transformers(library, fast, many):
+    """Words are found by Python's `re`: it must cut wherever the library's own rule cuts.
+
+    2,000 texts; and they decode to the text, there and here.
+    """
+    ours = [BPE.encode_array(text) for text in many]
+    assert all(ids.dtype == np.int64 for ids in ours)
+    ids = [row.tolist() for row in ours]
+    assert ids == [found.ids for found in library.encode_batch(many)]
+    assert ids == fast(many, split_special_tokens=True)["input_ids"]
+    assert [BPE.decode(row) for row in ids] == many
+    assert library.decode_batch(ids, skip_special_tokens=False) == many
+    assert not any(END in row for row in ids)
+
+
+def test_every_character_is_of_the_class_that_the_library_has_it_in(library):
+    """All of Unicode, whatever the age of Python's tables: each in front of and behind a letter."""
+    points = [p for p in range(0x110000) if not 0xD800 <= p <= 0xDFFF]
+    for start in range(0, len(points), 2**14):
+        block = points[start : start + 2**14]
+        if not 0x3400 < block[0] < 0xD000 and block[0] < 0x20000:  # the rest is much the same
+            text = "".join(f"a{chr(point)}b {chr(point)}" for point in block)
+            found = library.pre_tokenizer.pre_tokenize_str(text)
+            ours = words.WordSplitter().split(text)
+            assert ours == [text[begin:end] for _, (begin, end) in found]
+
+
+def test_learning_gives_the_merges_of_the_librarys_own_trainer(library):
+    """On the words of its own rule; ids are ordered our way."""
+    judge = tokenizers.Tokenizer(tokenizers.models.BPE())  # no added token: it would be a word
+    judge.pre_tokenizer = library.pre_tokenizer
+    judge.train_from_iterator(
+        [TEXT],
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=400,
+            min_frequency=2,
+            show_progress=False,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    ours, theirs = (json.loads(made.to_str())["model"] for made in (library, judge))
+    assert ours["merges"] == theirs["merges"]
+    assert set(ours["vocab"]) == set(theirs["vocab"])
+    assert len(ours["merges"]) > 100
+
+
+def test_ids_begin_with_the_bytes():
+    """As the byte tokenizer has them, end-of-text included; merged tokens come after."""
+    assert BPE.vocab_size == 400
+    assert [BPE.token_text(i) for i in (65, 10, 128, END)] == ["A", "\n", "\\x80", END_OF_TEXT]
+    assert BPE.encode_array("\x01\x7f").tolist() == [1, 127]
+    assert BPE.end_of_text == END
+    assert " quick" in [BPE.token_text(i) for i in range(257, 400)]
+    assert BPE.encode(" quick").tolist() == BPE.encode_array(" quick").tolist()
+
+
+# --- pieces --------------------------------------------------------------------------------
+
+
+def ids_of(tokenizer, pieces):
+    return [i for row in tokenizer.encode_pieces(pieces) for i in row.tolist()]
+
+
+@given(st.lists(texts, max_size=6), st.integers(1, 40))
+def test_pieces_give_the_ids_of_the_whole(pieces, block):
+    """Wherever a text is cut, in words and between them; a small block makes many seams."""
+    whole = "".join(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        expected = BPE.encode_array(whole).tolist()
+        patch.setattr(words, "_BLOCK", block)
+        assert ids_of(BPE, pieces) == expected
+        assert ids_of(BPE, list(whole)) == expected
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", " ", "\n", "-", "1", "é", "'s"]), st.integers(1, 700)),
+        max_size=6,
+    ),
+    st.integers(200, 900),
+)
+@example([(" ", 300), ("\n", 1)], 300)
+@example([("a", 1), (" ", 256), ("x", 3)], 257)
+def test_long_runs_are_cut_alike_in_any_pieces(runs, block):
+    """A run of spaces looks for a newline far behind it: a cut must not hide that from it."""
+    whole = "".join(text * count for text, count in runs)
+    with pytest.MonkeyPatch.context() as patch:
+        expected = BPE.encode_array(whole).tolist()
+        patch.setattr(words, "_BLOCK", block)
+        assert ids_of(BPE, [whole[:50], whole[50:]]) == expected
+
+
+def test_a_word_without_end_takes_neither_long_nor_much():
+    """Runs are bounded, so that no text is one word: merging is fast and memory bounded."""
+    text = "ab" * 200_000
+    rows = list(BPE.encode_pieces([text]))
+    assert max(map(len, rows)) < 2**17
+    assert BPE.decode(np.concatenate(rows)) == text
+    assert BPETokenizer.train([text], 300).decode([ord("a")]) == "a"
+
+
+def test_words_kept_in_memory_are_bounded(monkeypatch):
+    monkeypatch.setattr(bpe, "_MOST_WORDS", 3)
+    small = BPETokenizer(BPE.to_state()["tokenizer"])
+    assert small.encode_array(TEXT).tolist() == BPE.encode_array(TEXT).tolist()
+    assert len(small._words) <= 3
+
+
+# --- decoding ------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, BPE.vocab_size - 1), max_size=24))
+@example([0xE2, 0x82, END, 0xAC])
+@example([0xF0, 0x9F, 65, 0x80])
+def test_decoding_one_by_one_is_decoding_at_once(library, ids):
+    """For any ids: broken characters become U+FFFD as the library has it."""
+    decoder = BPE.decoder()
+    expected = library.decode(ids, skip_special_tokens=False)
+    assert BPE.decode(ids) == expected
+    assert "".join([decoder.push(i) for i in ids]) + decoder.finish() == expected
+
+
+@given(texts)
+def test_a_decoder_gives_out_whole_characters(text):
+    """Every piece is what the text goes on with: nothing is ever taken back."""
+    decoder, shown = BPE.decoder(), ""
+    for i in BPE.encode_array(text).tolist():
+        shown += decoder.push(i)
+        assert text.startswith(shown)
+    assert decoder.finish() == ""
+    assert shown == text
+
+
+@given(texts)
+def test_byte_lengths_add_up_to_the_texts(text):
+    lengths = BPE.byte_lengths()
+    assert lengths.shape == (BPE.vocab_size,)
+    assert lengths[BPE.encode_array(text)].sum() == len(text.encode())
+    assert lengths[END] == 0
+
+
+# --- end of text ---------------------------------------------------------------------------
+
+
+def test_text_that_spells_end_of_text_stays_text():
+    """However often the training text spells it, and at any vocabulary."""
+    spelled = f"a {END_OF_TEXT}{END_OF_TEXT} b"
+    for tokenizer in (BPE, BPETokenizer.train([END_OF_TEXT * 1000], 400)):
+        ids = tokenizer.encode_array(spelled).tolist()
+        assert tokenizer.end_of_text not in ids
+        assert tokenizer.decode(ids) == spelled
+        assert tokenizer.decode([*ids, END]) == spelled + END_OF_TEXT
+
+
+# --- learning ------------------------------------------------------------------------------
+
+
+def test_a_text_too_small_gives_a_smaller_vocabulary():
+    """Every byte and end-of-text are always there."""
+    for text, most in (("", 257), ("abab", 258), ("one", 257)):
+        tokenizer = BPETokenizer.train([text] if text else [], 1000)
+        assert 257 <= tokenizer.vocab_size <= most
+        assert tokenizer.decode(tokenizer.encode_array(TEXT)) == TEXT
+    assert BPETokenizer.train([TEXT], 257).to_state() == BPETokenizer.train([], 257).to_state()
+
+
+def test_the_same_text_gives_the_same_tokenizer_in_any_pieces():
+    for size in (1, 7, 1000):
+        pieces = [TEXT[start : start + size] for start in range(0, len(TEXT), size)]
+        assert BPETokenizer.train(pieces, 400).to_state() == BPE.to_state()
+
+
+def test_the_same_text_gives_the_same_tokenizer_on_any_threads():
+    """Ties between pairs are broken by the pairs, not by who counted first."""
+    script = (
+        "import sys, hashlib, json\n"
+        "from mygpt.tokenization import BPETokenizer\n"
+        "text = sys.stdin.buffer.read().decode()\n"
+        "state = json.dumps(BPETokenizer.train([text], 2000).to_state())\n"
+        "print(hashlib.sha256(state.encode()).hexdigest())"
+    )
+    text = "".join(f"{n * n % 977:x} {n * 7919 % 1009} " for n in range(40_000)).encode()
+    digests = set()
+    for threads in ("1", "4"):
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], input=text, capture_output=True, env=environment
+        )
+        assert done.stderr == b""
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_of_a_long_text_blocks_that_lie_evenly_are_learned(monkeypatch):
+    """Memory is bounded; the end of the text counts as much as its beginning."""
+    monkeypatch.setattr(words, "_BLOCK", 100)
+    monkeypatch.setattr(bpe, "_MOST_BLOCKS", 8)
+    blocks = [f"{n:03}" * 33 + "\n" for n in range(30)]
+    kept = list(bpe._sample(["".join(blocks[:17]), "".join(blocks[17:])]))
+    assert [int(block.replace(" ", "")[:3]) for block in kept] == [0, 4, 8, 12, 16, 20, 24, 28]
+
+
+@pytest.mark.parametrize("size", [256, 0, -1, 2**20 + 1, 1000.0, "1000", None, True])
+def test_sizes_that_are_none_are_refused(size):
+    with pytest.raises(InputError, match=r"whole number from 257 .* to 1,048,576"):
+        BPETokenizer.train([TEXT], size)
+
+
+# --- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("surrogate", [0xD800, 0xDCFF, 0xDFFF])
+def test_lone_surrogates_are_refused_with_their_position(surrogate):
+    wrong = ["ab", f"cd{chr(surrogate)}e"]
+    for call in (BPE.encode_array, BPE.encode):
+        with pytest.raises(InputError, match=f"U\\+{surrogate:04X} at position 4"):
+            call("".join(wrong))
+    for use in (lambda: list(BPE.encode_pieces(wrong)), lambda: BPETokenizer.train(wrong, 300)):
+        with pytest.raises(InputError, match=f"U\\+{surrogate:04X} at position 4"):
+            use()
+
+
+def test_bytes_and_wrong_ids_are_refused():
+    with pytest.raises(InputError, match="takes text"):
+        BPE.encode_array(b"abc")
+    with pytest.raises(InputError, match="takes text"):
+        BPETokenizer.train([b"abc"], 300)
+    for wrong in (-1, BPE.vocab_size):
+        with pytest.raises(InputError, match=f"id {wrong} "):
+            BPE.token_text(wrong)
+        with pytest.raises(InputError, match=f"id {wrong} at position 1"):
+            BPE.decode([0, wrong])
+
+
+# --- files and states ----------------------------------------------------------------------
+
+
+def test_state_goes_through_json_and_files(saved):
+    again = [from_state(json.loads(json.dumps(BPE.to_state()))), BPETokenizer.load(saved)]
+    for tokenizer in [*again, load_tokenizer(saved)]:
+        assert type(tokenizer) is BPETokenizer
+        assert tokenizer.to_state() == BPE.to_state()
+        assert tokenizer.encode_array(TEXT).tolist() == BPE.encode_array(TEXT).tolist()
+    protocol: Tokenizer = again[0]
+    assert protocol.kind == "bpe"
+
+
+def test_a_tokenizers_file_is_told_by_its_content(tmp_path):
+    path = tmp_path / "anything"
+    CharTokenizer("ab", end_of_text=True).save(path)
+    assert type(load_tokenizer(path)) is CharTokenizer
+    for content in (b"", b"[1]", b"{}", b"\xff", b"[" * 100_000, b'{"chars": 3}', b'{"model": 3}'):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            load_tokenizer(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="No such file"):
+        load_tokenizer(tmp_path / "none")
+    with pytest.raises(StorageError, match="cannot write"):
+        BPE.save(tmp_path / "no" / "folder")
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
+def test_tokenizers_of_another_kind_are_refused(tmp_path, kind):
+    model = getattr(tokenizers.models, kind)
+    tokenizers.Tokenizer(model() if kind == "Unigram" else model({"a": 0}, unk_token="a")).save(
+        str(tmp_path / "t.json")
+    )
+    with pytest.raises(InputError, match=rf"t\.json: a tokenizer of kind '{kind}' is not support"):
+        load_tokenizer(tmp_path / "t.json")
+
+
+def broken(*path, value):
+    """Our state with `value` at a place in it."""
+    description = copy.deepcopy(BPE.to_state()["tokenizer"])
+    here = description
+    for key in path[:-1]:
+        here = here[key]
+    here[path[-1]] = value
+    return description
+
+
+VOCAB = BPE.to_state()["tokenizer"]["model"]["vocab"]
+MERGES = BPE.to_state()["tokenizer"]["model"]["merges"]
+ENDING = BPE.to_state()["tokenizer"]["added_tokens"][0]
+REGEX = ("pre_tokenizer", "pretokenizers", 0)
+HOSTILE = [
+    None, 3, [], "x", {}, {"model": None}, {"model": {"type": "BPE"}},
+    broken("model", value={}),
+    broken("model", "vocab", value=[]),
+    broken("model", "vocab", value={}),
+    broken("model", "vocab", value={**VOCAB, "xyz": 2**40}),
+    broken("model", "vocab", value={**VOCAB, "xyz": -1}),
+    broken("model", "vocab", value={**VOCAB, "xyz": 3}),
+    broken("model", "vocab", value={**VOCAB, "xyz": 400.0}),
+    broken("model", "vocab", value={**VOCAB, "xyz": "400"}),
+    broken("model", "vocab", value={**VOCAB, "a b": 400}),
+    broken("model", "vocab", value={**VOCAB, "": 400}),
+    broken("model", "vocab", value={k: v for k, v in VOCAB.items() if v != 399}),
+    broken("model", "merges", value=None),
+    broken("model", "merges", value=[1]),
+    broken("model", "merges", value=[["a"]]),
+    broken("model", "merges", value=[["quux", "quuux"], *MERGES]),
+    broken("model", "merges", value=[["<|endoftext|", ">"]]),
+    broken("model", "dropout", value=0.5),
+    broken("model", "end_of_word_suffix", value="</w>"),
+    broken("model", "ignore_merges", value=True),
+    broken("model", "unk_token", value=[[]]),
+    broken("normalizer", value={"type": "Lowercase"}),
+    broken("pre_tokenizer", value=None),
+    broken("pre_tokenizer", value={"type": "Whitespace"}),
+    broken("pre_tokenizer", value={"type": "Sequence", "pretokenizers": []}),
+    broken("pre_tokenizer", "pretokenizers", 1, "add_prefix_space", value=True),
+    broken(*REGEX, "behavior", value="Removed"),
+    broken(*REGEX, "invert", value=True),
+    broken(*REGEX, "pattern", value={"Regex": "(("}),
+    broken(*REGEX, "pattern", value={"Regex": 7}),
+    broken("decoder", value=None),
+    broken("decoder", value={"type": "WordPiece"}),
+    broken("post_processor", value={"type": "none such"}),
+    broken("added_tokens", value=3),
+    broken("added_tokens", value=[{}]),
+    broken("added_tokens", value=[{**ENDING, "id": 65}]),
+    broken("added_tokens", value=[{**ENDING, "id": [1]}]),
+    broken("added_tokens", value=[{**ENDING, "content": "a"}]),
+    broken("added_tokens", value=[{**ENDING, "content": "\ud800"}]),
+    broken("added_tokens", value=[{**ENDING, "single_word": "?"}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_hostile_states_are_one_line(number):
+    """Never a traceback, a panic of Rust, or a tokenizer that loses text or forges control."""
+    with pytest.raises(InputError) as caught:
+        from_state({"kind": "bpe", "tokenizer": HOSTILE[number]})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_hostile_rules_that_never_end_are_one_line():
+    """A rule that backtracks for ever makes the library panic, which is no Exception."""
+    endless = BPETokenizer(broken(*REGEX, "pattern", value={"Regex": "(a|a|aa)+$"}))
+    with pytest.raises(InputError, match="could not encode"):
+        endless.encode_array("a" * 100 + "b")
+
+
+# --- tokenizers of others ------------------------------------------------------------------
+
+GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(texts, max_size=6))
+def test_tokenizers_of_others_give_their_own_ids_in_any_pieces(pieces):
+    """GPT-2's and Qwen2's rules, and one that nobody knows, which is given the whole text."""
+    whole = "".join(pieces)
+    rules = [
+        broken("pre_tokenizer", value=GPT2),
+        broken(*REGEX, "pattern", value={"Regex": QWEN2}),
+        broken(*REGEX, "pattern", value={"Regex": r"[a-z ]+"}),
+    ]
+    for description, known in zip(rules, (True, True, False), strict=True):
+        tokenizer = BPETokenizer(description)
+        judge = tokenizers.Tokenizer.from_str(json.dumps(description))
+        judge.encode_special_tokens = True
+        assert tokenizer._contents.cut_at_spaces is known
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bpe, "_CUT_FROM", 5)
+            assert ids_of(tokenizer, pieces) == judge.encode(whole).ids
+        assert tokenizer.decode(judge.encode(whole).ids) == whole
+
+
+@given(texts)
+@example("I'LLx they'Rex 'Sx 'sx 't2 x's'd")
+def test_our_rule_is_that_of_qwen2_for_all_runs_of_real_text(text):
+    """Programs that know rules by name (llama.cpp) can be told `qwen2`.
+
+    Such a program takes the seven contractions letter by letter; Qwen2's own file, ignoring case,
+    takes the old long s for one too.
+    """
+    text = text.replace("ſ", "s")
+    regex = tokenizers.Regex(QWEN2)
+    theirs = tokenizers.pre_tokenizers.Split(regex, "isolated").pre_tokenize_str(text)
+    assert words.WordSplitter().split(text) == [word for word, _ in theirs]

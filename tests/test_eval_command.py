@@ -1,0 +1,135 @@
+"""`mygpt eval` as a user meets it: what it prints and refuses, and that it cuts as training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mygpt
+from mygpt import evaluation
+from mygpt.checkpoint import read_checkpoint
+from mygpt.cli import main
+
+TEXT = "".join(f"{n} squared is {n * n}, naïvely.\n" for n in range(120))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run that tests only read."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "squares.txt").write_text(TEXT)
+    mygpt.train(
+        folder / "squares.txt",
+        output=folder / "run",
+        preset="nano",
+        embed_dim=16,
+        num_layers=1,
+        max_seq_len=16,
+        steps=40,
+        listener=lambda event: None,
+        command="mygpt train squares.txt",
+    )
+    return folder / "run"
+
+
+class Shell:
+    """Runs a command in this process: what it printed, or how it refused."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *args: object) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["eval", *map(str, args)])
+        out, err = self.capsys.readouterr()
+        assert left.value.code == 0, err
+        return out
+
+    def refused(self, *args: object) -> str:
+        """The one line of a refusal, with exit code 2."""
+        with pytest.raises(SystemExit) as left:
+            main(["eval", *map(str, args)])
+        out, err = self.capsys.readouterr()
+        assert (left.value.code, out, err.count("\n")) == (2, "", 1), err
+        return err
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "NANOGPT_BATCHES", 2)
+
+
+def test_the_last_tenth_is_what_training_validated_on(run: Path, shell: Shell) -> None:
+    """The same cut, the same first token, the same windows: the loss is the one kept with it."""
+    kept = read_checkpoint(run / "best.safetensors").provenance
+    told = json.loads(shell(run, run.parent / "squares.txt", "--last", 0.1, "--json"))
+    full = told["results"]["full"]
+    assert full["loss"] == pytest.approx(kept["val_loss"], rel=1e-6)
+    assert full["bits_per_byte"] == pytest.approx(kept["val_bits_per_byte"], rel=1e-6)
+    held = TEXT[int(len(TEXT) * 0.9) :]
+    assert full["tokens"] == len(held) - 1
+    ratio = len(held[1:].encode()) / len(held[1:])
+    assert full["bits_per_char"] == pytest.approx(full["bits_per_byte"] * ratio)
+    assert told["baselines"]["learned_tokens"] == len(TEXT) - len(held) + 1
+    names = [row["name"] for row in told["baselines"]["rows"]]
+    assert {"uniform", "unigram", "bigram", "5-gram", "gzip -9"} <= set(names)
+
+
+@pytest.mark.usefixtures("few")
+def test_both_protocols_for_people(run: Path, shell: Shell) -> None:
+    shown = shell(run, run.parent / "squares.txt", "--protocol", "both")
+    assert f"{len(TEXT) + 1:,} tokens, {len(TEXT):,} characters, {len(TEXT.encode()):,}" in shown
+    assert f"full pass, {len(TEXT):,} tokens in windows of 16:" in shown
+    assert "nanoGPT's protocol, 2 x 64 random windows of 16 (not 256), seed 1337" in shown
+    assert shown.count("nats per token (standard error 0.") == 2
+    shorter = shell(run, run.parent / "squares.txt", "--protocol", "nanogpt", "--window", 8)
+    assert "random windows of 8 (not 256)" in shorter
+    assert "full pass" not in shorter
+    table = shown.split("per token):\n")[1].splitlines()
+    bits = [float(line[22:30]) for line in table if line.startswith("  ")]
+    assert bits == sorted(bits, reverse=True)
+    assert sum("this model" in line for line in table) == 2
+    assert table[-1] == "give --train FILE, or --last, and n-gram models learn from it too"
+
+
+def test_a_text_for_the_n_gram_models(run: Path, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text(TEXT[:300])
+    file = run.parent / "squares.txt"
+    shown = shell(run, file, "--train", tmp_path / "other.txt", "--window", 8)
+    assert "5-gram" in shown
+    assert "give --train" not in shown
+    assert "windows of 8:" in shown
+
+
+def test_one_window_is_no_nan_in_json(run: Path, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("12 squared")
+    told = shell(run, tmp_path / "short.txt", "--json")
+    assert "NaN" not in told
+    assert json.loads(told)["results"]["full"]["standard_error"] is None
+    assert "(standard error not known)" in shell(run, tmp_path / "short.txt")
+
+
+def test_refusals_are_one_line(run: Path, shell: Shell, tmp_path: Path) -> None:
+    file = run.parent / "squares.txt"
+    assert "window=17 does not fit the model: choose 1 to 16" in shell.refused(
+        run, file, "--window", 17
+    )
+    assert "window=0" in shell.refused(run, file, "--window", 0)
+    assert "choose full, nanogpt, both" in shell.refused(run, file, "--protocol", "fast")
+    assert "last=0.0 must be" in shell.refused(run, file, "--last", 0)
+    assert "last=nan must be" in shell.refused(run, file, "--last", "nan")
+    assert "does not exist" in shell.refused(run, tmp_path / "none.txt")
+    assert "does not exist" in shell.refused(tmp_path / "none", file)
+    (tmp_path / "greek.txt").write_text("αβγ")
+    assert "not in the vocabulary" in shell.refused(run, tmp_path / "greek.txt")
+    (tmp_path / "short.txt").write_text("12 squared")
+    told = shell.refused(run, tmp_path / "short.txt", "--protocol", "nanogpt")
+    assert "too short for windows of 16: choose at most 10" in told
+    assert "give at least 2" in shell.refused(run, tmp_path / "short.txt", "--last", 0.1)

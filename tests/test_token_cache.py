@@ -1,0 +1,305 @@
+"""The cache of tokens and tokenizers: found again, never trusted, never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mygpt.data import cache, cached_bpe, cached_tokens, encode_documents
+from mygpt.errors import InputError
+from mygpt.text import Document, split_documents
+from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
+
+TEXT = "the quick brown fox, the quicker the better; the fox again and again.\n" * 40
+DOCUMENTS = [Document("a", TEXT), Document("b", TEXT[::-1])]
+BPE = BPETokenizer.train([TEXT], 300)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A cache of the test's own, that keeps short texts too."""
+    monkeypatch.setenv("MYGPT_CACHE", str(tmp_path))
+    monkeypatch.delenv("MYGPT_TOKEN_CACHE", raising=False)
+    monkeypatch.setattr(cache, "SHORTEST", 100)
+    return tmp_path / "tokens"
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """How often something was encoded or learned, rather than found."""
+    done = []
+    learn, encode = BPETokenizer.train, encode_documents
+
+    def learned(pieces, vocab_size):
+        done.append("learned")
+        return learn(pieces, vocab_size)
+
+    def encoded(*arguments, **options):
+        done.append("encoded")
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(BPETokenizer, "train", learned)
+    monkeypatch.setattr(cache, "encode_documents", encoded)
+    return done
+
+
+def files(folder):
+    return sorted(path for path in folder.iterdir()) if folder.exists() else []
+
+
+# --- found again ---------------------------------------------------------------------------
+
+
+def test_tokens_are_encoded_once(work, folder):
+    expected = encode_documents(DOCUMENTS, BPE)
+    for _ in range(3):
+        tokens = cached_tokens(DOCUMENTS, BPE)
+        assert tokens.dtype == expected.dtype == np.uint16
+        assert tokens.tolist() == expected.tolist()
+        assert not tokens.flags.writeable  # from the cache or not
+    assert work == ["encoded"]
+    assert len(files(folder)) == 1
+
+
+def test_tokenizers_are_learned_once(work):
+    states = [cached_bpe(DOCUMENTS, 290).to_state() for _ in range(3)]
+    assert states[0] == states[1] == states[2]
+    assert work == ["learned"]
+    assert cached_bpe(DOCUMENTS, 280).vocab_size == 280
+    assert cached_bpe(DOCUMENTS[:1], 290).to_state() != states[0]
+    assert work == ["learned"] * 3
+
+
+def test_whatever_changes_the_tokens_changes_the_name(work):
+    """The text, its split, its division into documents, the tokenizer: no two share a file."""
+    whole = [Document("a", TEXT * 2)]
+    parts = [split_documents(whole, fraction) for fraction in (0.1, 0.2)]
+    cases = [(whole, BPE, False), (DOCUMENTS, BPE, False), ([DOCUMENTS[0]] * 2, BPE, False)]
+    cases += [(documents, BPE, True) for documents in (whole, *parts[0], *parts[1])]
+    cases += [(whole, BPETokenizer.train([TEXT], 270), False)]
+    for _ in range(2):
+        for documents, tokenizer, continued in cases:
+            found = cached_tokens(documents, tokenizer, continued=continued)
+            expected = encode_documents(documents, tokenizer, continued=continued)
+            assert found.tolist() == expected.tolist()
+    assert work.count("encoded") == len(cases)
+
+
+def test_large_vocabularies_are_kept_in_wider_numbers(monkeypatch):
+    monkeypatch.setattr(BPETokenizer, "vocab_size", 2**16 + 1)
+    for _ in range(2):
+        tokens = cached_tokens(DOCUMENTS, BPE)
+        assert tokens.dtype == np.int32
+        assert tokens.tolist() == encode_documents(DOCUMENTS, BPE).tolist()
+
+
+def test_only_what_takes_time_is_kept(folder, monkeypatch):
+    """Not characters, not bytes, not short texts; and nothing where it is switched off."""
+    for tokenizer in (ByteTokenizer(), CharTokenizer.from_text(TEXT)):
+        cached_tokens(DOCUMENTS, tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setenv("MYGPT_TOKEN_CACHE", "off")
+        cached_bpe(DOCUMENTS, 290)
+        cached_tokens(DOCUMENTS, BPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "SHORTEST", 10**6)
+        cached_bpe(DOCUMENTS, 290)
+        cached_tokens(DOCUMENTS, BPE)
+    assert files(folder) == []
+
+
+def test_wrong_text_is_refused_as_without_a_cache():
+    for text, message in (("ab\ud800" * 100, "position 2"), (b"ab" * 100, "takes text")):
+        for use in (lambda d: cached_tokens(d, BPE), lambda d: cached_bpe(d, 300)):
+            with pytest.raises(InputError, match=message):
+                use([Document("a", text)])
+
+
+# --- never trusted -------------------------------------------------------------------------
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[:-1],
+    "header cut": lambda data: data[:20],
+    "longer": lambda data: data + b"\0\0",
+    "magic": lambda data: flipped(data, 0),
+    "version": lambda data: flipped(data, 8),
+    "length": lambda data: flipped(data, 16),
+    "key": lambda data: flipped(data, 30),
+    "digest": lambda data: flipped(data, 70),
+    "content": lambda data: flipped(data, 200),
+    "end": lambda data: flipped(data, len(data) - 1),
+    "foreign": lambda data: b"hello" * 100,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_written_anew(work, folder, damage):
+    expected = cached_tokens(DOCUMENTS, BPE).tolist()
+    (path,) = files(folder)
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](whole))
+    assert cached_tokens(DOCUMENTS, BPE).tolist() == expected
+    assert work == ["encoded"] * 2
+    assert path.read_bytes() == whole
+
+
+def test_another_texts_file_under_this_name_is_not_taken(folder):
+    """A file that is whole, and of another text: its key says so."""
+    expected = cached_tokens(DOCUMENTS, BPE).tolist()
+    (path,) = files(folder)
+    cached_tokens(DOCUMENTS[:1], BPE)
+    (other,) = {*files(folder)} - {path}
+    path.write_bytes(other.read_bytes())
+    assert cached_tokens(DOCUMENTS, BPE).tolist() == expected
+
+
+@pytest.mark.parametrize("forged", [b"\xff\xff", b"\0", b"", b"[]", b'{"kind": "bpe"}'])
+def test_content_that_cannot_be_is_not_taken(folder, forged):
+    """Whole by all its digests, and yet no tokens of this vocabulary, or no tokenizer."""
+    for use in (lambda: cached_tokens(DOCUMENTS, BPE).tolist(),
+                lambda: cached_bpe(DOCUMENTS, 290).to_state()):  # fmt: skip
+        expected = use()
+        for path in files(folder):
+            content = memoryview(forged)
+            path.write_bytes(cache._header(path, content) + forged)
+        assert use() == expected
+
+
+def test_anothers_files_pipes_and_folders_are_not_read(folder, monkeypatch):
+    expected = cached_tokens(DOCUMENTS, BPE).tolist()
+    (path,) = files(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_is_ours", lambda status: False)
+        assert cache._read(path) is None
+    path.unlink()
+    os.mkfifo(path)  # opening it must not wait for a writer
+    assert cache._read(path) is None
+    path.unlink()
+    path.mkdir()
+    assert cached_tokens(DOCUMENTS, BPE).tolist() == expected
+
+
+# --- never in the way ----------------------------------------------------------------------
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch, work):
+    """A file where the folder should be, a folder in no place, a user without a home."""
+    (tmp_path / "file").write_bytes(b"")
+    for chosen in (str(tmp_path / "file"), "/proc/none", "/dev/null/x"):
+        monkeypatch.setenv("MYGPT_CACHE", chosen)
+        assert len(cached_tokens(DOCUMENTS, BPE)) == len(encode_documents(DOCUMENTS, BPE))
+        assert cached_bpe(DOCUMENTS, 290).vocab_size == 290
+    assert len(work) == 6
+    for name in ("MYGPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", homeless)
+    assert cached_bpe(DOCUMENTS, 290).vocab_size == 290
+
+
+def test_a_full_disk_is_no_error_and_is_not_filled(folder, monkeypatch):
+    """The last gigabyte is left to others; a write that fails all the same leaves nothing."""
+    real = cache.shutil.disk_usage
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.shutil, "disk_usage", lambda path: real(path)._replace(free=2**30))
+        cached_tokens(DOCUMENTS, BPE)
+        assert files(folder) == []
+
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mygpt.storage.os.write", full)
+    cached_tokens(DOCUMENTS, BPE)
+    assert files(folder) == []
+
+
+def test_what_was_used_longest_ago_goes_first(folder, monkeypatch):
+    """Reading counts as use. Files that are not the cache's own stay, whatever their age."""
+    texts = [[Document("a", f"{n} {TEXT}")] for n in range(4)]
+    own = []
+    for number, documents in enumerate(texts[:3]):
+        cached_tokens(documents, BPE)
+        (new,) = {*files(folder)} - {*own}
+        own.append(new)
+        os.utime(new, (number + 1, number + 1))
+    size = own[0].stat().st_size
+    mine, stray = folder / "notes.txt", folder / ".mygpt-01234567-abc.tmp"
+    fresh = folder / ".mygpt-01234567-abd.tmp"
+    for path in (mine, stray, fresh):
+        path.write_bytes(b"x" * 10)
+    os.utime(mine, (0, 0))
+    os.utime(stray, (time.time() - 7200,) * 2)
+    cached_tokens(texts[0], BPE)  # used now
+    monkeypatch.setattr(cache, "MOST_BYTES", 3 * size + 50)
+    cached_tokens(texts[3], BPE)
+    assert own[0].exists()
+    assert not own[1].exists()
+    assert own[2].exists()
+    assert mine.exists()
+    assert fresh.exists()  # its writer may be at work
+    assert not stray.exists()
+    monkeypatch.setattr(cache, "MOST_BYTES", size // 2)
+    before = files(folder)
+    cached_tokens([Document("a", f"5 {TEXT}")], BPE)  # larger than all that may be kept
+    assert files(folder) == before
+
+
+def test_tokens_in_use_outlive_their_file(folder):
+    """Another process may make room meanwhile."""
+    cached_tokens(DOCUMENTS, BPE)
+    tokens = cached_tokens(DOCUMENTS, BPE)
+    for path in files(folder):
+        path.unlink()
+    assert tokens.tolist() == encode_documents(DOCUMENTS, BPE).tolist()
+
+
+def test_several_processes_at_once_agree(tmp_path, folder):
+    """All begin at the same empty cache; each gets the right tokens, and one file is left each."""
+    script = (
+        "import sys, json\n"
+        "from mygpt.data import cache, cached_bpe, cached_tokens\n"
+        "from mygpt.text import Document\n"
+        "cache.SHORTEST = 100\n"
+        "documents = [Document('a', sys.stdin.read())]\n"
+        "for _ in range(20):\n"
+        "    tokenizer = cached_bpe(documents, 300)\n"
+        "    tokens = cached_tokens(documents, tokenizer)\n"
+        "    assert tokenizer.decode(tokens[1:]) == documents[0].whole\n"
+        "print(json.dumps(tokens.tolist()))"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "MYGPT_CACHE": str(tmp_path)},
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in running:
+        process.stdin.write(TEXT)
+        process.stdin.close()
+    said = []
+    for process in running:
+        with process:
+            said.append(process.stdout.read())
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert said[0] == said[1] == said[2]
+    assert len(json.loads(said[0])) > 100
+    assert len(files(folder)) == 2
