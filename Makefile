@@ -49,6 +49,7 @@ bench-generation: .venv-bench/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/mygpt warmup
 	touch $@
 
 .venv/ready-dev: .venv/ready

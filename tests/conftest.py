@@ -24,8 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels before the tests' own processes start, once for all of them."""
     if not hasattr(config, "workerinput"):
         from mygpt.engines.cpu.build import compile_now
+        from mygpt.training.compiled.program import TRAINING
 
         compile_now()
+        compile_now(TRAINING)
 
 
 @pytest.fixture(autouse=True)

@@ -312,9 +312,9 @@ def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 told = {}
 build = session._new_model
-def building(config, recipe, device):
+def building(config, recipe, *others):
     told["before"] = status("VmRSS")
-    model = build(config, recipe, device)
+    model = build(config, recipe, *others)
     told["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
     return model
 session._new_model = building

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.config import GPTConfig
 from mygpt.ngrams import count_ngrams
 from mygpt.training.config import (
     AUTO,
@@ -22,12 +23,19 @@ from mygpt.training.config import (
     preset_options,
 )
 from mygpt.training.measuring import training_flops_per_s
-from mygpt.training.recipe import HEAD_SIZE, TOKENS_PER_STEP, Budget, Recipe, choose
+from mygpt.training.recipe import (
+    HEAD_SIZE,
+    TOKENS_PER_STEP,
+    Budget,
+    Recipe,
+    choose,
+    flops_per_token,
+)
 
-# What `minutes` keeps for after the last step: validating, saving, the end of the process; and
+# What `minutes` keeps for after the last step: saving and the end of the process, validating, and
 # the simpler models that the loss is shown beside.
-_ENDING_S = 0.8
-_BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.5e-6
+_ENDING_S = 0.6
+_BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
 _REPORT_S = 1.0  # from one report to the next
 _DEVICE_FLOPS_PER_S = 1e13  # a guess for accelerators, which are not measured yet
 MOST_ROWS = 2**17  # of an n-gram table
@@ -82,22 +90,25 @@ def plan_run(
             training.pop(name, None)
         training["minutes"] = DEFAULT_MINUTES
     lengths = {name: training.get(name) for name in ("steps", "tokens", "minutes")}
-    budget = _budget(lengths, device, began, val_tokens)
+    budget = _budget(lengths, device, began)
     recipe = choose(len(train_tokens), val_tokens, vocab_size, budget, exportable=exportable)
     shape = recipe.shape | {n: options[n] for n in SHAPE_OPTIONS if n in options}
     training = recipe.training | lengths | {n: options[n] for n in TRAIN_OPTIONS if n in options}
     _reconcile(shape, training, options)
     if lengths["minutes"] is not None:
         training.setdefault("print_every", _report_every(recipe, budget))
-        left_s = 60.0 * lengths["minutes"] - budget.seconds
-        training["reserve_s"] = min(left_s, 30.0 * lengths["minutes"])
-    keys = []
+    keys: list[NDArray[np.int64]] = []
     if recipe.orders > 1:
         keys = count_ngrams(
             train_tokens, vocab_size, recipe.orders, min_count=recipe.least_count,
             max_rows=MOST_ROWS,
         )  # fmt: skip
         shape["ngram_rows"] = tuple(len(key) + 1 for key in keys)
+    if lengths["minutes"] is not None:
+        spent_s = time.monotonic() - began
+        ending_s = _ending_s(GPTConfig(vocab_size, **shape), budget, len(train_tokens), val_tokens)
+        # At most half of a very short run: something is to be trained.
+        training["reserve_s"] = min(spent_s + ending_s, 30.0 * lengths["minutes"])
     return Planned(shape, training, recipe, keys)
 
 
@@ -120,13 +131,20 @@ def _report_every(recipe: Recipe, budget: Budget) -> int:
     return max(1, round(steps_per_s * _REPORT_S))
 
 
-def _budget(lengths: dict[str, Any], device: torch.device, began: float, val_tokens: int) -> Budget:
+def _budget(lengths: dict[str, Any], device: torch.device, began: float) -> Budget:
     """What is left of the time, or the tokens, and how fast this machine trains."""
     if lengths["minutes"] is None:  # nothing is measured: the same command is the same run
         return Budget(tokens=float(lengths["tokens"] or lengths["steps"] * TOKENS_PER_STEP))
     flops_per_s = _DEVICE_FLOPS_PER_S
     if device.type == "cpu":
         flops_per_s = training_flops_per_s(torch.get_num_threads())
-    ending_s = _ENDING_S + min(_BASELINES_S, 10 * val_tokens * _BASELINES_S_PER_TOKEN)
-    left_s = 60.0 * lengths["minutes"] - (time.monotonic() - began) - ending_s
+    left_s = 60.0 * lengths["minutes"] - (time.monotonic() - began) - 2 * _ENDING_S
     return Budget(seconds=max(0.1, left_s), flops_per_s=flops_per_s)
+
+
+def _ending_s(config: GPTConfig, budget: Budget, train_tokens: int, val_tokens: int) -> float:
+    """Seconds from the last step to the command's end."""
+    validation = val_tokens * flops_per_token(config, config.max_seq_len) / 3  # forward alone
+    corpus = train_tokens + val_tokens
+    baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0
+    return _ENDING_S + validation / budget.flops_per_s + baselines_s

@@ -133,9 +133,7 @@ def train(
         files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
         options,
     )  # fmt: skip
-    model = _new_model(ready.shape, ready.config, ready.device)
-    if ready.shape.ngram_rows:
-        model.ngram_embedding.set_keys(ready.ngrams)
+    model = _new_model(ready.shape, ready.config, ready.device, ready.ngrams)
     config, notes = ready.config, ready.notes
     if ready.halve:
         config, told = _halved(model, config)
@@ -300,8 +298,10 @@ def replay(
     check_model_fits(state.config, free_memory(where))
     source = _same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
+    weights = state.part("model")
+    ngrams = [weights[name].copy() for name in state.config.key_shapes()]
     trainer = Trainer(
-        _new_model(state.config, state.training, where),
+        _new_model(state.config, state.training, where, ngrams),
         state.tokenizer,
         state.training,
         train_tokens=train_tokens,
@@ -313,14 +313,18 @@ def replay(
         given_plan=given[:steps].copy(),
     )
     notes = [] if note is None else [note]
-    del state  # as large as all that is trained
+    del state, weights  # as large as all that is trained
     return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
 
 
-def _new_model(shape: GPTConfig, config: TrainConfig, device: torch.device) -> GPT:
+def _new_model(
+    shape: GPTConfig, config: TrainConfig, device: torch.device, ngrams: list[NDArray[np.int64]]
+) -> GPT:
     """Fresh weights, and the generators seeded for the data: the tutorial's order of seeding."""
     set_seed(config.seed)
     model = GPT.from_config(shape)
+    if ngrams:
+        model.ngram_embedding.set_keys(ngrams)
     if config.optimizer == "muon":
         draw_weights(model)
     set_seed((config.seed + _DATA_SEED) % 2**64)

@@ -127,6 +127,7 @@ def fit_window(
     """
     spare = 2 if recipe.get("data_order") == "tutorial" else 1
     longest, wanted = num_tokens - spare, recipe["seq_len"]
+    recipe["stages"] = tuple(s for s in recipe.get("stages", ()) if s[1] <= longest)
     if longest < 1:
         raise InputError(
             f"the text gives {num_tokens} tokens to learn from: it needs at least {1 + spare}"

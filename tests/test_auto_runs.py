@@ -1,0 +1,132 @@
+"""Runs without a preset: the plan, what is told at the end, and making a run again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import mygpt
+from mygpt import training
+from mygpt.checkpoint import read_checkpoint
+from mygpt.cli import main
+from mygpt.training.comparison import compare_logs
+from mygpt.training.events import Evaluated, Event, Finished, Sampled
+
+TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs.\n" * 200
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "fox.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def heard_from(text: str, run: Path, **options: object) -> list[Event]:
+    heard: list[Event] = []
+    training.train(text, output=run, listener=heard.append, **{"tokens": 40_000, **options})
+    return heard
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    folder = tmp_path_factory.mktemp("auto")
+    (folder / "fox.txt").write_text(TEXT)
+    heard = heard_from(str(folder / "fox.txt"), folder / "run", sample_tokens=40)
+    return folder / "run", heard
+
+
+def shell(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(list(args))
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+def test_the_end_tells_what_simpler_models_reach_and_a_verdict(
+    finished: tuple[Path, list[Event]],
+) -> None:
+    run, heard = finished
+    end = heard[-1]
+    assert isinstance(end, Finished) and end.baselines is not None
+    assert end.baselines.fivegram is not None and end.baselines.fivegram < end.baselines.uniform
+    assert end.verdict and f"verdict: {end.verdict}" in str(end)
+    shown = str(end).splitlines()
+    place = next(i for i, line in enumerate(shown) if "this model" in line)
+    bits = [float(line.split()[-2 if "(" in line else -1]) for line in shown[2 : place + 1]]
+    assert bits == sorted(bits, reverse=True), "worst first"
+    assert sum(isinstance(event, Evaluated) for event in heard) >= 3
+    assert read_checkpoint(run / "best.safetensors").config.norm == "rms"
+
+
+def test_samples_are_shown_with_what_they_copied(finished: tuple[Path, list[Event]]) -> None:
+    samples = [event for event in finished[1] if isinstance(event, Sampled)]
+    assert samples and all(event.novelty is not None for event in samples)
+    assert "copied" in str(samples[-1])
+
+
+def test_tables_of_ngrams_unless_exportable(text: str, tmp_path: Path) -> None:
+    heard_from(text, tmp_path / "own", tokens=8_192, sample_tokens=0)
+    heard_from(text, tmp_path / "all", tokens=8_192, sample_tokens=0, exportable=True)
+    own, everywhere = (
+        read_checkpoint(tmp_path / name / "best.safetensors").config for name in ("own", "all")
+    )
+    assert own.ngram_rows and not everywhere.ngram_rows
+
+
+def test_the_same_command_is_the_same_run(text: str, tmp_path: Path) -> None:
+    """By tokens nothing is measured, so nothing depends on the machine's mood."""
+    for name in ("one", "two"):
+        heard_from(text, tmp_path / name, tokens=8_192, sample_tokens=0)
+    result = compare_logs(tmp_path / "one" / "log.jsonl", tmp_path / "two" / "log.jsonl")
+    assert result.same and result.compared >= 2
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = shell(capsys, "train", text, "--tokens", "100000", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "plan: 4 layers of width 64" in out and "times the text" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.txt"]
+    code, _, err = shell(capsys, "train", "--resume", "runs/fox", "--dry-run")
+    assert code == 2 and "--dry-run" in err and err.count("\n") == 1
+
+
+def test_a_run_is_reproduced_to_the_bit(
+    finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, again = finished[0], tmp_path / "again"
+    code, out, _ = shell(capsys, "reproduce", str(run), "--output", str(again), "--quiet")
+    assert code == 0 and out.startswith("reproduced: all ") and out.count("\n") == 1
+    weights = [read_checkpoint(path / "last.safetensors").arrays for path in (run, again)]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_another_outcome_is_not_called_reproduced(
+    finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log of the first run tells of a better loss than it had."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "val_loss" in line:
+            line["val_loss"] -= 0.1
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, _ = shell(capsys, "reproduce", str(run), "--quiet")
+    assert code == 1 and out.startswith("NOT reproduced: ") and "0.1 at step" in out
+    assert (tmp_path / "run-reproduced" / "log.jsonl").exists()
+
+
+def test_bpe_from_the_text_to_the_sample(text: str, tmp_path: Path) -> None:
+    heard = heard_from(text, tmp_path / "run", tokens=8_192, tokenizer="bpe:300", sample_tokens=20)
+    ends = [event for event in heard if isinstance(event, Evaluated)]
+    assert ends[-1].val_bits_per_byte < 8
+    writer = mygpt.load(tmp_path / "run")
+    assert writer.tokenizer.kind == "bpe"
+    assert isinstance(writer.generate("the quick", 10, seed=1), str)
