@@ -81,6 +81,7 @@ class Trainer:
         self.run = run
         self.settings = settings
         self.tell = listener
+        self._sampled = False
         self.documents: Sequence[Document] = ()  # what samples may have copied from
         self.device = next(model.parameters()).device
         self._gradients = make_gradients(model, config)
@@ -154,11 +155,8 @@ class Trainer:
                 self._validate()
                 self._show_sample()
                 seconds = time.monotonic() - began - course.elapsed_s
-                reported = (
-                    reported[0],
-                    reported[1] + seconds,
-                    reported[2],
-                )  # the speed is training's alone
+                # The speed that is shown is training's alone.
+                reported = (reported[0], reported[1] + seconds, reported[2])
                 course.elapsed_s += seconds
             by_steps = config.save_every and course.step % config.save_every == 0
             due = by_steps or course.elapsed_s - saved_s >= config.save_seconds
@@ -172,6 +170,8 @@ class Trainer:
             raise BlowUp("the loss is nan")
         if self.finished and course.step != course.validated_step:
             self._validate()
+            if not self._sampled:
+                self._show_sample()
             course.elapsed_s = time.monotonic() - began
         if not self._keeper.has(course):
             self.save()
@@ -316,6 +316,7 @@ class Trainer:
 
     def _show_sample(self) -> None:
         """Write a little from nothing; the seed keeps training's own random numbers as they are."""
+        self._sampled = True
         if self.config.sample_tokens:
             writer = Writer(self.model, self.tokenizer)
             text = writer.generate("", self.config.sample_tokens, seed=self.course.step)
