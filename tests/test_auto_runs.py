@@ -51,9 +51,12 @@ def test_the_end_tells_what_simpler_models_reach_and_a_verdict(
 ) -> None:
     run, heard = finished
     end = heard[-1]
-    assert isinstance(end, Finished) and end.baselines is not None
-    assert end.baselines.fivegram is not None and end.baselines.fivegram < end.baselines.uniform
-    assert end.verdict and f"verdict: {end.verdict}" in str(end)
+    assert isinstance(end, Finished)
+    assert end.baselines is not None
+    assert end.baselines.fivegram is not None
+    assert end.baselines.fivegram < end.baselines.uniform
+    assert end.verdict
+    assert f"verdict: {end.verdict}" in str(end)
     shown = str(end).splitlines()
     place = next(i for i, line in enumerate(shown) if "this model" in line)
     bits = [float(line.split()[-2 if "(" in line else -1]) for line in shown[2 : place + 1]]
@@ -64,7 +67,8 @@ def test_the_end_tells_what_simpler_models_reach_and_a_verdict(
 
 def test_samples_are_shown_with_what_they_copied(finished: tuple[Path, list[Event]]) -> None:
     samples = [event for event in finished[1] if isinstance(event, Sampled)]
-    assert samples and all(event.novelty is not None for event in samples)
+    assert samples
+    assert all(event.novelty is not None for event in samples)
     assert "copied" in str(samples[-1])
 
 
@@ -74,7 +78,8 @@ def test_tables_of_ngrams_unless_exportable(text: str, tmp_path: Path) -> None:
     own, everywhere = (
         read_checkpoint(tmp_path / name / "best.safetensors").config for name in ("own", "all")
     )
-    assert own.ngram_rows and not everywhere.ngram_rows
+    assert own.ngram_rows
+    assert not everywhere.ngram_rows
 
 
 def test_the_same_command_is_the_same_run(text: str, tmp_path: Path) -> None:
@@ -82,7 +87,8 @@ def test_the_same_command_is_the_same_run(text: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
         heard_from(text, tmp_path / name, tokens=8_192, sample_tokens=0)
     result = compare_logs(tmp_path / "one" / "log.jsonl", tmp_path / "two" / "log.jsonl")
-    assert result.same and result.compared >= 2
+    assert result.same
+    assert result.compared >= 2
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(
@@ -91,10 +97,13 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     code, out, err = shell(capsys, "train", text, "--tokens", "100000", "--dry-run")
     assert (code, err) == (0, "")
-    assert "plan: 4 layers of width 64" in out and "times the text" in out
+    assert "plan: 4 layers of width 64" in out
+    assert "times the text" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.txt"]
     code, _, err = shell(capsys, "train", "--resume", "runs/fox", "--dry-run")
-    assert code == 2 and "--dry-run" in err and err.count("\n") == 1
+    assert code == 2
+    assert "--dry-run" in err
+    assert err.count("\n") == 1
 
 
 def test_a_run_is_reproduced_to_the_bit(
@@ -102,7 +111,9 @@ def test_a_run_is_reproduced_to_the_bit(
 ) -> None:
     run, again = finished[0], tmp_path / "again"
     code, out, _ = shell(capsys, "reproduce", str(run), "--output", str(again), "--quiet")
-    assert code == 0 and out.startswith("reproduced: all ") and out.count("\n") == 1
+    assert code == 0
+    assert out.startswith("reproduced: all ")
+    assert out.count("\n") == 1
     weights = [read_checkpoint(path / "last.safetensors").arrays for path in (run, again)]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
@@ -119,7 +130,9 @@ def test_another_outcome_is_not_called_reproduced(
             line["val_loss"] -= 0.1
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, out, _ = shell(capsys, "reproduce", str(run), "--quiet")
-    assert code == 1 and out.startswith("NOT reproduced: ") and "0.1 at step" in out
+    assert code == 1
+    assert out.startswith("NOT reproduced: ")
+    assert "0.1 at step" in out
     assert (tmp_path / "run-reproduced" / "log.jsonl").exists()
 
 

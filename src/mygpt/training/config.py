@@ -111,7 +111,7 @@ class TrainConfig:
         require_choice("engine", self.engine, ("torch", "compiled"))
         require_choice("optimizer", self.optimizer, ("adamw", "muon"))
         require_choice("data_order", self.data_order, ("shuffled", "tutorial"))
-        for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds"):
+        for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds", "reserve_s"):
             if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)} must be a finite number")
         if self.lr <= 0 or self.minutes == 0:
@@ -124,20 +124,37 @@ class TrainConfig:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         check_seed(self.seed)
         self._check_stages()
-        object.__setattr__(self, "eval_shares", tuple(map(float, self.eval_shares)))
+        self._check_eval_shares()
 
     def _check_stages(self) -> None:
         """Stages as tuples, in order; the tutorial's data order has none."""
-        stages = tuple((float(share), int(t), int(b)) for share, t, b in self.stages)
+        try:
+            stages = tuple((share, seq_len, batch) for share, seq_len, batch in self.stages)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"stages={self.stages!r:.80} must be a list of (share of the run, tokens a window, "
+                "windows a step)"
+            ) from None
+        for share, seq_len, batch_size in stages:
+            require_number("a stage's share", share)
+            require_int("a stage's seq_len", seq_len, least=1)
+            require_int("a stage's batch_size", batch_size, least=1)
+        stages = tuple((float(share), int(t), int(b)) for share, t, b in stages)
         object.__setattr__(self, "stages", stages)  # JSON gives lists
         shares = [0.0, *(share for share, _, _ in stages), 1.0]
-        if shares != sorted(set(shares)):
+        if not all(earlier < later for earlier, later in pairwise(shares)):
             raise InputError(f"stages={stages}: their shares must rise between 0 and 1")
-        for _, seq_len, batch_size in stages:
-            require_int("seq_len", seq_len, least=1)
-            require_int("batch_size", batch_size, least=1)
         if stages and self.data_order == "tutorial":
             raise InputError("stages need data_order='shuffled'")
+
+    def _check_eval_shares(self) -> None:
+        if not isinstance(self.eval_shares, (tuple, list)):
+            raise InputError(f"eval_shares={self.eval_shares!r:.80} must be a list of numbers")
+        for share in self.eval_shares:
+            require_number("eval_shares", share)
+            if not 0.0 <= share <= 1.0:
+                raise InputError(f"eval_shares={self.eval_shares!r:.80} must lie between 0 and 1")
+        object.__setattr__(self, "eval_shares", tuple(map(float, self.eval_shares)))
 
     def stage(self, done: float) -> int:
         """The number of the stage at the share `done` of the run; 0 is the first."""
@@ -152,7 +169,7 @@ class TrainConfig:
 
     @property
     def longest_window(self) -> int:
-        """The last stage's T, or the only one."""
+        """The largest T of all stages."""
         return max(self.seq_len, *(t for _, t, _ in self.stages), 0)
 
     @property
@@ -199,6 +216,7 @@ _WHOLE = (
     "seq_len",
     "print_every",
     "eval_every",
+    "patience",
     "sample_tokens",
     "save_every",
 )

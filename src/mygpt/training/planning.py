@@ -108,20 +108,28 @@ def plan_run(
         spent_s = time.monotonic() - began
         ending_s = _ending_s(GPTConfig(vocab_size, **shape), budget, len(train_tokens), val_tokens)
         # At most half of a very short run: something is to be trained.
-        training["reserve_s"] = min(spent_s + ending_s, 30.0 * lengths["minutes"])
+        training.setdefault("reserve_s", min(spent_s + ending_s, 30.0 * lengths["minutes"]))
     return Planned(shape, training, recipe, keys)
 
 
 def _reconcile(shape: dict[str, Any], training: dict[str, Any], options: dict[str, Any]) -> None:
     """What follows from the options that the user gave in the rule's place."""
     if {"embed_dim", "num_heads"} & set(options):
-        shape["num_heads"] = options.get("num_heads", max(1, shape["embed_dim"] // HEAD_SIZE))
+        shape["num_heads"] = options.get("num_heads", _heads(shape["embed_dim"]))
         shape.pop("head_dim")
-    if {"seq_len", "max_seq_len", "batch_size"} & set(options):
-        training["stages"] = ()
+    own_window = {"seq_len", "max_seq_len", "batch_size"} & set(options)
+    if own_window or training.get("data_order") == "tutorial":
+        training["stages"] = options.get("stages", ())
         if "seq_len" not in options:
             training["seq_len"] = shape["max_seq_len"]
-        shape["max_seq_len"] = max(shape["max_seq_len"], training["seq_len"])
+    if "max_seq_len" not in options:
+        windows = [training["seq_len"], *(seq_len for _, seq_len, _ in training["stages"])]
+        shape["max_seq_len"] = max(shape["max_seq_len"], *windows)
+
+
+def _heads(width: int) -> int:
+    """As many heads of `HEAD_SIZE` or more as share a width, each an even number."""
+    return next((n for n in range(width // HEAD_SIZE, 1, -1) if width % (2 * n) == 0), 1)
 
 
 def _report_every(recipe: Recipe, budget: Budget) -> int:

@@ -240,9 +240,15 @@ def _prepare(
     if planned.recipe is not None:
         notes += planned.recipe.lines()
     check_model_fits(shape, free_memory(where))
+    config = TrainConfig(**planned.training)
+    if config.longest_window > shape.max_seq_len:
+        raise InputError(
+            f"stages={config.stages} have windows of {config.longest_window}: choose "
+            f"max_seq_len={config.longest_window}, not {shape.max_seq_len}"
+        )
     return _Prepared(
-        run, source, chosen, train_tokens, val_tokens, shape, TrainConfig(**planned.training),
-        halve, where, settings, notes, planned.ngrams,
+        run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
+        notes, planned.ngrams,
     )  # fmt: skip
 
 

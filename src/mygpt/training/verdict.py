@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Nats per token: a rise of the validation loss that is more than chance, and a training loss so
 # far below it that the model knows its text better than texts of its kind.
@@ -36,21 +37,30 @@ def read_history(log: Path) -> list[Seen]:
     seen: list[Seen] = []
     losses: list[float] = []
     try:
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
         try:
             record = json.loads(line)
-            if "val_loss" in record:
-                mean = sum(losses) / len(losses) if losses else math.nan
-                seen.append(Seen(record["step"], record["val_loss"], mean))
-                losses = []
-            elif "loss" in record:
-                losses.append(record["loss"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, RecursionError):
             continue
+        if not isinstance(record, dict):
+            continue
+        step, val_loss = record.get("step"), _known(record, "val_loss")
+        loss = _known(record, "loss")
+        if type(step) is int and val_loss is not None:
+            mean = sum(losses) / len(losses) if losses else math.nan
+            seen.append(Seen(step, val_loss, mean))
+            losses = []
+        elif loss is not None:
+            losses.append(loss)
     return seen
+
+
+def _known(record: dict[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def verdict(
@@ -70,10 +80,11 @@ def verdict(
     best = min(history, key=lambda seen: seen.val_loss)
     told = []
     if last.val_loss > best.val_loss + _RISE:
+        fell = f" while the training loss fell to {last.loss:.3f}"
         told.append(
             f"memorising since step {best.step:,}: the validation loss rose from "
-            f"{best.val_loss:.3f} to {last.val_loss:.3f} while the training loss fell to "
-            f"{last.loss:.3f}; the best model is kept"
+            f"{best.val_loss:.3f} to {last.val_loss:.3f}{fell if math.isfinite(last.loss) else ''}"
+            "; the best model is kept"
         )
         told.append("ended early" if ended_early else "")
         told.append("more text would help more than more steps")
@@ -83,7 +94,9 @@ def verdict(
             f"better than new text ({last.val_loss:.3f}): more text would help more than more time"
         )
     else:
-        early = next((s for s in history if s.step >= 0.7 * last.step), last)
+        # Of few validations, the last alone lies in the last third.
+        late = (seen for seen in history[:-1] if seen.step >= 0.7 * last.step)
+        early = next(late, history[-2:][0])
         still = early.val_loss - last.val_loss > _FALLING or len(history) < 2
         told.append("learning to the end: more time would help" if still else "it has settled")
     if to_beat is not None and best.val_loss > to_beat:

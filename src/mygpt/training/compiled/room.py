@@ -15,7 +15,6 @@ from mygpt.training.compiled import layout as at
 
 _ROWS = 128  # of a chunk: few enough to stay in the cache, many enough for the tiles
 _FLOAT = 4
-MOST_TOKENS = 2**17  # of a batch, with n-gram tables
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,6 @@ def step_bytes(config: GPTConfig, batch: int, time: int, threads: int) -> int:
     tokens, tables = batch * time, len(config.ngram_rows)
     room = _FLOAT * threads * room_for(config, batch, time, threads).floats
     panels = 2 * _FLOAT * config.num_multiplied()
-    # Ids, losses and gradients row by row; chains of the tables' rows.
-    rows = tokens * (16 + _FLOAT + (_FLOAT * config.embed_dim + 24 * tables if tables else 0))
-    return room + panels + rows + 8 * (sum(config.ngram_rows) + tables * MOST_TOKENS)
+    # Ids, losses and gradients row by row; chains of the tables' rows and of a batch's tokens.
+    rows = tokens * (16 + _FLOAT + (_FLOAT * config.embed_dim + 32 * tables if tables else 0))
+    return room + panels + rows + 8 * sum(config.ngram_rows)

@@ -16,11 +16,12 @@ from mygpt.engines.cpu import layout as kinds
 from mygpt.engines.cpu.build import Kernel, load_program
 from mygpt.engines.cpu.pack import Arena
 from mygpt.engines.cpu.workers import run_together
+from mygpt.errors import InputError
 from mygpt.model import GPT
 from mygpt.training import muon
 from mygpt.training.compiled import layout as at
 from mygpt.training.compiled.program import TRAINING
-from mygpt.training.compiled.room import MOST_TOKENS, room_for
+from mygpt.training.compiled.room import room_for
 
 _NORMS = {"layer": kinds.LAYER_NORM, "rms": kinds.RMS_NORM}
 _MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGLU}
@@ -75,16 +76,15 @@ class CompiledStep:
         """The n-gram tables, whose gradients are a batch's rows, not arrays of their size."""
         job = self._job
         job[at.ORDERS] = len(self._tables)
-        # Room for the tokens of the largest batch follows each table's chains.
-        chains = [np.zeros(len(table) + MOST_TOKENS, np.int64) for table in self._tables]
-        self._table_rows = np.array(
-            [
-                [table.data_ptr(), 0, self._keep(chain), len(table)]
-                for table, chain in zip(self._tables, chains, strict=True)
-            ],
-            np.int64,
-        ).reshape(-1, at.TABLE_SIZE)
+        rows = [[table.data_ptr(), 0, 0, len(table)] for table in self._tables]
+        self._table_rows = np.array(rows, np.int64).reshape(-1, at.TABLE_SIZE)
         job[at.TABLES] = self._table_rows.ctypes.data
+
+    def _lay_chains(self, tokens: int) -> None:
+        """For each table, a place for each of its rows and then for each token of a batch."""
+        self._chains = [np.zeros(len(table) + tokens, np.int64) for table in self._tables]
+        for number, chain in enumerate(self._chains):
+            self._table_rows[number, at.CHAIN] = chain.ctypes.data
 
     def _lay_gradients(self) -> None:
         """One row of floats a thread; the first thread's are the parameters' gradients."""
@@ -200,22 +200,28 @@ class CompiledStep:
         if self._tables:
             self._embedded = np.zeros(batch * time * self.model.config.embed_dim, np.float32)
             job[at.EMBEDDED] = self._embedded.ctypes.data
+            self._lay_chains(batch * time)
         job[at.ROOM], job[at.ROOM_SIZE] = self._room.ctypes.data, room.floats
         job[at.ROOM_TABLE], job[at.LAYER_ROOM] = self._starts.ctypes.data, room.layer
         job[at.BATCH], job[at.TIME], job[at.CHUNK] = batch, time, room.chunk
         job[at.LOSSES] = self._losses.ctypes.data
         self._shape = (batch, time)
 
-    def _lay_batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    def _lay_batch(
+        self, inputs: torch.Tensor, targets: torch.Tensor, *, table_dropout: float = 0.0
+    ) -> None:
         if self._shape != tuple(inputs.shape):
+            time, most = inputs.shape[1], self.model.max_seq_len
+            if time > most:  # the kernels would read on behind the positions
+                raise InputError(f"input length T={time} exceeds max_seq_len={most}")
             self._lay_room(*inputs.shape)
         self._batch = inputs.contiguous(), targets.contiguous()
         job = self._job
         job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
         if self._tables:
             rows = self.model.ngram_embedding.rows(inputs)  # (orders, B, T)
-            if self.model.training and self.table_dropout:
-                rows[1:] *= torch.rand(rows[1:].shape) >= self.table_dropout
+            if table_dropout:
+                rows[1:] *= torch.rand(rows[1:].shape) >= table_dropout
             self._rows = rows.contiguous()
             job[at.NGRAMS] = self._rows.data_ptr()
 
@@ -227,7 +233,8 @@ class CompiledStep:
 
         Dropout's numbers are drawn from a seed that torch's generator gives.
         """
-        self._lay_batch(inputs, targets)
+        table_dropout = self.table_dropout if self.model.training else 0.0
+        self._lay_batch(inputs, targets, table_dropout=table_dropout)
         job, reals = self._job, self._reals
         dropout = self.model.config.dropout if self.model.training else 0.0
         job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0

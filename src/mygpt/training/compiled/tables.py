@@ -42,9 +42,12 @@ def _update_table(table, gradients, numbers, count, width, part, parts, reals, t
             for c in range(width):
                 total[c] += own[c]
             token = follow[token - 1]
+        size = dot(total, total, width) / f32(width)
+        if size == _ZERO:  # to autograd, a row that the batch has not met
+            continue
         kept = skip(memory, 2 * row)
         kept[0] += _ONE
-        kept[1] = _BETA * kept[1] + (_ONE - _BETA) * dot(total, total, width) / f32(width)
+        kept[1] = _BETA * kept[1] + (_ONE - _BETA) * size
         usual = kept[1] / (_ONE - f32(_BETA ** kept[0]))
         rate = reals[at.TABLE_RATE] / f32(math.sqrt(usual + _LEAST))
         keep = _ONE - reals[at.TABLE_DECAY]

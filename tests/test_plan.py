@@ -1,0 +1,589 @@
+"""A run's plan: its stages, rates and batches; the default recipe; and the verdict at the end.
+
+Letters: B batch, T time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mygpt
+from mygpt import training
+from mygpt.config import GPTConfig
+from mygpt.container import read_arrays
+from mygpt.data import ShuffledWindows, batches
+from mygpt.errors import InputError
+from mygpt.randomness import epoch_offset, permute
+from mygpt.training import planning
+from mygpt.training.config import TrainConfig
+from mygpt.training.feed import Feed
+from mygpt.training.plan import Plan
+from mygpt.training.planning import plan_run
+from mygpt.training.recipe import SIZES, Budget, choose, flops_per_token, mean_flops_per_token
+from mygpt.training.schedule import learning_rate, progress
+from mygpt.training.source import fit_window
+from mygpt.training.state import Course
+from mygpt.training.verdict import Seen, read_history, verdict
+
+CPU = torch.device("cpu")
+STAGES = ((0.5, 8, 3), (0.8, 16, 2))
+
+
+def settings_of(**options: Any) -> TrainConfig:
+    length = {} if {"tokens", "minutes"} & set(options) else {"steps": 20}
+    return TrainConfig(**{"batch_size": 4, "seq_len": 4, "lr": 0.1, **length, **options})
+
+
+# Stages
+
+
+def test_which_stage_is_at_which_share() -> None:
+    config = settings_of(stages=STAGES)
+    shares = (0.0, 0.4999, 0.5, 0.7999, 0.8, 1.0)
+    assert [config.stage(share) for share in shares] == [0, 0, 1, 1, 2, 2]
+    assert [config.window(n) for n in range(3)] == [(4, 4), (8, 3), (16, 2)]
+    assert config.longest_window == 16
+    assert settings_of().longest_window == 4
+    assert settings_of(stages=((0.5, 2, 8),)).longest_window == 4
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        ((0.0, 8, 2),),
+        ((1.0, 8, 2),),
+        ((0.5, 8, 2), (0.5, 16, 2)),
+        ((0.8, 8, 2), (0.5, 16, 2)),
+        ((-0.1, 8, 2),),
+        ((math.nan, 8, 2),),
+        ((0.5, 0, 2),),
+        ((0.5, 8, 0),),
+        ((0.5, 8.7, 2),),
+        ((0.5, 8),),
+        (0.5, 8, 2),
+        ("half",),
+        (("half", 8, 2),),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(stages: Any) -> None:
+    with pytest.raises(InputError):
+        settings_of(stages=stages)
+
+
+def test_stages_survive_json_and_the_tutorial_has_none() -> None:
+    config = settings_of(stages=STAGES, eval_shares=(0.25, 0.5))
+    assert TrainConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(InputError, match="data_order='shuffled'"):
+        settings_of(stages=STAGES, data_order="tutorial")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reserve_s": math.inf},
+        {"reserve_s": -1.0},
+        {"patience": 1.5},
+        {"eval_shares": (0.5, math.nan)},
+        {"eval_shares": 0.5},
+        {"eval_shares": (1.5,)},
+        {"eval_shares": ("half",)},
+        {"table_decay": 1.0},
+        {"table_dropout": -0.1},
+        {"optimizer": "sgd"},
+        {"engine": "cuda"},
+    ],
+)
+def test_other_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        settings_of(**options)
+
+
+def run_plan(plan: Plan, course: Course, steps: int) -> list[tuple[int, int]]:
+    """(stage, number) of each step, as the trainer asks for them."""
+    asked = []
+    for _ in range(steps):
+        done = plan.done(course)
+        asked.append(plan.next_batch(done))
+        plan.note(done, course)
+        course.step += 1
+    return asked
+
+
+@given(
+    steps=st.integers(1, 60),
+    shares=st.lists(st.floats(0.01, 0.99), max_size=3, unique=True).map(sorted),
+    cut=st.integers(0, 60),
+)
+def test_each_stage_counts_its_own_batches_also_across_a_break(
+    steps: int, shares: list[float], cut: int
+) -> None:
+    """A run that is saved at any step, in any stage, reads on where it was."""
+    stages = tuple((share, 4 * (n + 2), n + 2) for n, share in enumerate(shares))
+    config = settings_of(steps=steps, stages=stages)
+    course, plan = Course(), Plan(config)
+    whole = run_plan(plan, course, steps)
+    assert plan.done(course) == 1.0
+    counts = [0] * (len(stages) + 1)
+    tokens = 0
+    for step, (stage, number) in enumerate(whole):
+        assert stage == sum(step / steps >= share for share in shares)
+        assert number == counts[stage]
+        counts[stage] += 1
+        tokens += math.prod(config.window(stage))
+    assert plan.tokens == tokens
+
+    cut = min(cut, steps)
+    course, plan = Course(), Plan(config)
+    run_plan(plan, course, cut)
+    arrays = plan.arrays()
+    run_plan(plan, course, steps - cut)  # what was done since is forgotten
+    course, other = Course(step=cut), Plan(config)
+    for restored in (other, plan):
+        course.step = cut
+        restored.restore(arrays, cut)
+        assert run_plan(restored, course, steps - cut) == whole[cut:]
+        assert restored.tokens == tokens
+
+
+def test_batches_go_on_in_the_middle_of_a_stage() -> None:
+    tokens = np.random.default_rng(0).integers(0, 99, 700)
+    config = settings_of(stages=STAGES, steps=20, seed=3)
+
+    def read(plan: Plan, course: Course, steps: int) -> list[torch.Tensor]:
+        feed = Feed(tokens, config, CPU)
+        return [torch.stack(feed.batch(*asked)) for asked in run_plan(plan, course, steps)]
+
+    whole = read(Plan(config), Course(), 20)
+    assert [tuple(batch.shape) for batch in whole] == (
+        [(2, 4, 4)] * 10 + [(2, 3, 8)] * 6 + [(2, 2, 16)] * 4
+    )
+    first = Plan(config)
+    read(first, Course(), 13)
+    again = Plan(config)
+    again.restore(first.arrays(), 13)
+    for one, other in zip(whole[13:], read(again, Course(step=13), 7), strict=True):
+        assert torch.equal(one, other)
+    for batch in whole:
+        assert torch.equal(batch[0][:, 1:], batch[1][:, :-1])
+
+
+def test_each_stage_shuffles_in_its_own_way() -> None:
+    """Two stages of one window size do not show the same windows in the same order."""
+    config = settings_of(stages=((0.5, 4, 4),))
+    feed = Feed(np.arange(5000), config, CPU)
+    first = [feed.batch(0, n)[0][:, 0].tolist() for n in range(5)]
+    assert feed.starts() == first[-1]
+    second = [feed.batch(1, n)[0][:, 0].tolist() for n in range(5)]
+    assert first != second
+    plain = Feed(np.arange(5000), settings_of(), CPU)
+    assert first == [plain.batch(0, n)[0][:, 0].tolist() for n in range(5)]
+
+
+def test_a_plan_that_is_made_again_decides_by_what_was_noted() -> None:
+    """The clock of the second run is another; shares and scales are the first one's."""
+    config = settings_of(minutes=1.0, stages=STAGES)
+    course, plan = Course(), Plan(config)
+    asked = []
+    for elapsed_s in (0.0, 29.0, 31.0, 47.0, 49.0, 59.0):
+        course.elapsed_s = elapsed_s
+        course.lr_scale = 0.5 if elapsed_s > 47.0 else 1.0
+        asked += run_plan(plan, course, 1)
+    noted = plan.arrays()["plan"]
+    assert asked == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    again, course = Plan(config, noted), Course(elapsed_s=1e6)
+    assert run_plan(again, course, 6) == asked
+    np.testing.assert_array_equal(again.arrays()["plan"], noted)
+    assert again.done(course) == 1.0
+    assert again.remaining_s(Course(step=2), steps_a_second=2.0) == 2.0
+
+
+@given(
+    shares=st.lists(st.floats(0.0, 1.0), max_size=6).map(tuple),
+    elapsed=st.lists(st.floats(0.0, 70.0), min_size=1, max_size=30).map(sorted),
+)
+def test_each_share_is_crossed_once(shares: tuple[float, ...], elapsed: list[float]) -> None:
+    """However unevenly the clock goes; several at once make one validation."""
+    config = settings_of(minutes=1.0)
+    course, plan = Course(), Plan(config)
+    told, before = 0, -1.0
+    for seconds in elapsed:
+        course.elapsed_s = seconds
+        run_plan(plan, course, 1)
+        now = min(1.0, seconds / 60)
+        fresh = {share for share in shares if before < share <= now}
+        assert plan.crossed(shares) == bool(fresh)
+        told += len(fresh)
+        before = max(before, now)
+    assert told == len({share for share in shares if share <= before})
+
+
+@pytest.mark.parametrize("stages", [(), STAGES, ((0.3, 16, 4),)])
+@pytest.mark.parametrize("tokens", [1, 100, 12_345])
+def test_tokens_are_read_to_within_a_step(stages: Any, tokens: int) -> None:
+    config = settings_of(tokens=tokens, stages=stages)
+    plan, steps = Plan(config), config.total_steps
+    assert steps is not None
+    run_plan(plan, Course(), steps)
+    largest = max(math.prod(config.window(n)) for n in range(len(stages) + 1))
+    assert abs(plan.tokens - tokens) <= (len(stages) + 1) * largest
+    if not stages:
+        assert tokens <= plan.tokens < tokens + largest
+
+
+def test_the_linear_schedule() -> None:
+    """Up from a tenth, and straight down to the last rate at the end."""
+    config = settings_of(schedule="linear", warmup_ratio=0.2, min_lr_ratio=0.1)
+    rates = {0.0: 0.01, 0.1: 0.055, 0.2: 0.1, 0.6: 0.055, 1.0: 0.01}
+    for done, rate in rates.items():
+        assert learning_rate(config, done) == pytest.approx(rate)
+    plain = settings_of(schedule="linear", warmup_ratio=0.0, min_lr_ratio=0.0)
+    for done in (0.0, 0.25, 1.0):
+        assert learning_rate(plain, done) == pytest.approx(0.1 * (1 - done))
+
+
+def test_the_end_is_kept_free_by_what_is_reserved() -> None:
+    config = settings_of(minutes=1.0, reserve_s=12.0)
+    assert progress(config, 0, 24.0) == 0.5
+    assert progress(config, 0, 48.0) == progress(config, 0, 50.0) == 1.0
+    assert Plan(config).remaining_s(Course(elapsed_s=40.0), 1.0) == 8.0
+    assert Plan(config).remaining_s(Course(elapsed_s=50.0), 1.0) == 0.0
+    nothing = settings_of(minutes=1.0, reserve_s=60.0)
+    assert progress(nothing, 0, 0.0) == 0.0, "one step is always made"
+    assert progress(nothing, 0, 0.1) == 1.0
+
+
+# Windows
+
+
+def slow_starts(windows: ShuffledWindows, step: int, batch_size: int) -> list[int]:
+    """The definition, one window at a time."""
+    found = []
+    for number in range(step * batch_size, (step + 1) * batch_size):
+        epoch, place = divmod(number, windows.windows)
+        window = permute(np.array([place]), windows.windows, windows.seed, epoch)[0]
+        offset = epoch_offset(windows.seed, epoch, windows.offsets)
+        found.append(int(window) * windows.seq_len + offset)
+    return found
+
+
+@settings(max_examples=25)
+@given(
+    length=st.integers(2, 300),
+    seq_len=st.integers(1, 9),
+    batch_size=st.integers(1, 20),
+    block=st.integers(1, 20),
+    steps=st.lists(st.integers(0, 30), min_size=1, max_size=4),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_blocks_do_not_change_the_order(
+    length: int, seq_len: int, batch_size: int, block: int, steps: list[int], seed: int
+) -> None:
+    """Over the ends of blocks and epochs, several in one batch, and back again."""
+    before, batches._BLOCK = batches._BLOCK, block
+    try:
+        windows = ShuffledWindows(np.arange(max(length, seq_len + 1)), seq_len, seed)
+        for step in steps:
+            wanted = slow_starts(windows, step, batch_size)
+            assert windows.starts(step, batch_size).tolist() == wanted
+            assert windows.batch(step, batch_size)[:, 0].tolist() == wanted
+    finally:
+        batches._BLOCK = before
+
+
+# The default recipe
+
+budgets = st.one_of(
+    st.builds(Budget, tokens=st.floats(1, 1e12)),
+    st.builds(Budget, seconds=st.floats(0.1, 1e6), flops_per_s=st.floats(1e8, 1e15)),
+)
+
+
+@settings(max_examples=60)
+@given(
+    num_tokens=st.integers(2, 10**10),
+    val_tokens=st.integers(0, 10**9),
+    vocab_size=st.integers(1, 100_000),
+    budget=budgets,
+    exportable=st.booleans(),
+)
+def test_every_choice_can_be_trained(
+    num_tokens: int, val_tokens: int, vocab_size: int, budget: Budget, exportable: bool
+) -> None:
+    recipe = choose(num_tokens, val_tokens, vocab_size, budget, exportable=exportable)
+    note = fit_window(recipe.shape, recipe.training, num_tokens, asked=False)
+    shape = GPTConfig(vocab_size, **recipe.shape)
+    config = TrainConfig(minutes=1.0, **recipe.training)
+    assert config.longest_window == shape.max_seq_len
+    assert config.longest_window < num_tokens, "every stage has a window to show"
+    assert (config.seq_len < 64) == bool(note)
+    assert recipe.tokens > 0
+    assert recipe.epochs == pytest.approx(recipe.tokens / num_tokens)
+    assert list(config.eval_shares) == sorted(config.eval_shares)
+    assert all(0 < share < 1 for share in config.eval_shares)
+    assert recipe.orders == 1 or not exportable
+    assert not shape.ngram_rows
+    if recipe.orders == 1 and not shape.dropout:
+        assert recipe.lines()[0].startswith(f"plan: {shape.num_layers} layers")
+
+
+@given(
+    num_tokens=st.integers(2, 10**8), vocab_size=st.integers(1, 50_000), low=budgets,
+    more=st.floats(1, 1000),
+)  # fmt: skip
+def test_more_time_never_gives_a_narrower_model(
+    num_tokens: int, vocab_size: int, low: Budget, more: float
+) -> None:
+    tokens = None if low.tokens is None else low.tokens * more
+    high = Budget(tokens, low.seconds * more, low.flops_per_s)
+    first, second = (choose(num_tokens, 0, vocab_size, b, exportable=False) for b in (low, high))
+    assert first.shape["embed_dim"] <= second.shape["embed_dim"]
+    assert first.shape["num_layers"] <= second.shape["num_layers"]
+    assert first.shape["dropout"] <= second.shape["dropout"] or tokens is None
+    assert first.shape["embed_dim"] in [size.width for size in SIZES]
+
+
+def test_validation_takes_a_twentieth_of_the_time() -> None:
+    """A validation costs a third of training on as many tokens; the end is one more."""
+    for val_tokens, most in ((0, 20), (10**5, 20), (10**6, 15), (10**7, 1), (10**9, 1)):
+        budget = Budget(tokens=1e8)
+        recipe = choose(10**8, val_tokens, 65, budget, exportable=False)
+        assert len(recipe.training["eval_shares"]) + 1 == most
+
+
+def test_operations_are_those_of_the_products() -> None:
+    """Twice a multiplication, three times a weight: forward, and back for weights and input."""
+    config = GPTConfig(50, 32, 2, 3, max_seq_len=64, tied=False, mlp="swiglu", position="rotary")
+    shapes = config.parameter_shapes()
+    weights = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and "embedding" not in n)
+    assert flops_per_token(config, 1) == pytest.approx(6 * weights, rel=0.01)
+    # Scores and mixing, each two operations, forward once and back twice, over half of T keys.
+    longer = flops_per_token(config, 1001) - flops_per_token(config, 1)
+    assert longer == 3 * 2 * 2 * 3 * 32 * 500
+    stages = ((0.0, 64, 8), (0.5, 256, 2))
+    mean = mean_flops_per_token(config, stages)
+    assert flops_per_token(config, 64) < mean < flops_per_token(config, 256)
+    assert mean_flops_per_token(config, stages[:1]) == pytest.approx(flops_per_token(config, 64))
+
+
+# From options to a plan
+
+
+def plan_of(
+    num_tokens: int = 5000, *, exportable: bool = False, preset: str = "auto", **options: Any
+) -> tuple[planning.Planned, GPTConfig, TrainConfig]:
+    planned = plan_run(
+        preset, options, train_tokens=np.arange(num_tokens) % 50, val_tokens=500, vocab_size=50,
+        device=CPU, began=time.monotonic(), exportable=exportable,
+    )  # fmt: skip
+    fit_window(planned.shape, planned.training, num_tokens, asked="seq_len" in options)
+    return planned, GPTConfig(50, **planned.shape), TrainConfig(**planned.training)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"embed_dim": 96},
+    {"embed_dim": 100},
+    {"embed_dim": 8, "num_heads": 4},
+    {"num_heads": 1},
+    {"num_layers": 1, "dropout": 0.3},
+    {"seq_len": 512},
+    {"seq_len": 16},
+    {"max_seq_len": 1024},
+    {"seq_len": 32, "max_seq_len": 128},
+    {"batch_size": 5},
+    {"stages": ((0.5, 512, 2),)},
+    {"stages": ((0.5, 96, 2),), "batch_size": 5},
+    {"stages": ((0.5, 96, 2),), "seq_len": 16},
+    {"lr": 0.001, "schedule": "cosine", "weight_decay": 0.3},
+    {"eval_every": 7, "print_every": 3, "patience": 0},
+    {"optimizer": "adamw", "lr": 0.004},
+    {"seed": 5, "grad_clip": 2.0},
+    {"data_order": "tutorial"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("steps", [50, 100_000])
+def test_what_the_user_asks_for_is_what_is_done(options: dict[str, Any], steps: int) -> None:
+    """Whatever the rule would have chosen; and the rest is made to fit."""
+    planned, shape, config = plan_of(steps=steps, **options)
+    for name, value in options.items():
+        home = shape if hasattr(shape, name) else config
+        assert getattr(home, name) == value, name
+    assert config.total_steps == steps
+    assert config.longest_window <= shape.max_seq_len
+    rows = tuple(len(keys) + 1 for keys in planned.ngrams)
+    assert shape.ngram_rows == rows
+
+
+def test_a_budget_in_minutes_is_the_whole_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "training_flops_per_s", lambda threads: 5e10)
+    planned, _, config = plan_of(minutes=1.0)
+    assert config.minutes == 1.0
+    assert 0.2 < config.reserve_s < 10.0
+    assert planned.recipe is not None
+    assert config.print_every >= 1
+    _, _, config = plan_of(minutes=0.001)
+    assert config.reserve_s <= 0.03, "half of the time at most"
+    _, _, config = plan_of(minutes=1.0, reserve_s=20.0, print_every=7)
+    assert (config.reserve_s, config.print_every) == (20.0, 7)
+    _, _, config = plan_of()
+    assert config.minutes == 5.0
+
+
+def test_tables_only_where_other_programs_need_not_read_them() -> None:
+    planned, shape, _ = plan_of(200_000, steps=50)
+    assert len(planned.ngrams) == 3
+    assert len(shape.ngram_rows) == 3
+    planned, shape, _ = plan_of(200_000, steps=50, exportable=True)
+    assert planned.ngrams == []
+    assert shape.ngram_rows == ()
+    planned, shape, _ = plan_of(preset="nano", steps=50)
+    assert planned.recipe is None
+    assert shape.ngram_rows == ()
+
+
+@pytest.mark.parametrize("num_tokens", [2, 3, 40, 64, 65, 66, 129, 200, 257, 258])
+@pytest.mark.parametrize("steps", [10, 100_000])
+def test_a_small_text_has_windows_for_every_stage(num_tokens: int, steps: int) -> None:
+    """A long run on a text shorter than its last stage's windows ended before it began."""
+    _, shape, config = plan_of(num_tokens, steps=steps)
+    assert config.longest_window <= shape.max_seq_len
+    feed = Feed(np.arange(num_tokens) % 50, config, CPU)
+    for stage in range(len(config.stages) + 1):
+        inputs, _ = feed.batch(stage, 0)
+        assert tuple(inputs.shape) == config.window(stage)[::-1]
+
+
+# The verdict
+
+
+def history(*points: tuple[int, float, float]) -> list[Seen]:
+    return [Seen(*point) for point in points]
+
+
+FALLING = history((100, 2.5, 2.5), (500, 2.0, 2.0), (800, 1.8, 1.8), (1000, 1.6, 1.6))
+SETTLED = history((100, 2.5, 2.5), (500, 1.61, 1.6), (800, 1.601, 1.6), (1000, 1.6, 1.6))
+TURNED = history((100, 2.5, 2.5), (400, 1.5, 1.4), (700, 1.7, 0.8), (1000, 2.0, 0.3))
+GAP = history((100, 2.5, 2.5), (500, 1.9, 1.5), (1000, 1.8, 1.2))
+
+
+def test_each_verdict() -> None:
+    more_text = "more text would help more than more"
+    assert verdict(FALLING, epochs=1.0, ended_early=False) == (
+        "learning to the end: more time would help"
+    )
+    assert verdict(SETTLED, epochs=1.0, ended_early=False) == "it has settled"
+    turned = verdict(TURNED, epochs=30.0, ended_early=True)
+    assert turned == (
+        "memorising since step 400: the validation loss rose from 1.500 to 2.000 while the "
+        f"training loss fell to 0.300; the best model is kept; ended early; {more_text} steps"
+    )
+    assert "ended early" not in verdict(TURNED, epochs=30.0, ended_early=False)
+    assert verdict(GAP, epochs=12.34, ended_early=False) == (
+        "it knows its own text (read 12.3 times, training loss 1.200) much better than new text "
+        f"(1.800): {more_text} time"
+    )
+    assert "not known" in verdict([], epochs=1.0, ended_early=False)
+    lost = verdict(SETTLED, epochs=1.0, ended_early=False, to_beat=1.5)
+    assert lost.endswith("a 5-gram model does better (1.500): give it more time, or more text")
+    assert "5-gram" not in verdict(SETTLED, epochs=1.0, ended_early=False, to_beat=1.7)
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_few_validations_do_not_hide_that_it_learns(count: int) -> None:
+    """The recipe's shares of a short run leave the last validation alone in its last third."""
+    shares = [(number / count) ** 1.5 for number in range(1, count + 1)]
+    falling = [Seen(round(1000 * s), 3.0 - s, 3.0 - s) for s in shares]
+    assert verdict(falling, epochs=1.0, ended_early=False).startswith("learning to the end")
+    if count > 1:
+        flat = [Seen(round(1000 * s), 1.6, 1.6) for s in shares]
+        assert verdict(flat, epochs=1.0, ended_early=False) == "it has settled"
+
+
+def test_no_verdict_says_what_was_not_seen() -> None:
+    """No training loss was reported between the validations: none is spoken of."""
+    for points in (TURNED, GAP, FALLING, SETTLED):
+        blind = [Seen(seen.step, seen.val_loss, math.nan) for seen in points]
+        assert "nan" not in verdict(blind, epochs=1.0, ended_early=False)
+
+
+def test_a_history_from_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    records = [
+        {"step": 1, "loss": 4.0},
+        {"step": 50, "loss": 2.0},
+        {"step": 50, "spike": 9.0, "usual": 2.0, "batch": []},
+        {"step": 60, "left_out": "nan", "steps": 1, "batch": []},
+        {"step": 100, "val_loss": 2.5, "val_bits_per_byte": 3.0},
+        {"step": 200, "val_loss": 2.0, "val_bits_per_byte": 3.0},
+        {"step": 250, "loss": 1.5},
+        {"step": 300, "val_loss": 1.9, "val_bits_per_byte": None},
+    ]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    first, second, third = read_history(log)
+    assert (first, third) == (Seen(100, 2.5, 3.0), Seen(300, 1.9, 1.5))
+    assert second.step == 200
+    assert math.isnan(second.loss)
+    assert read_history(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\x00",
+        b"\x00" * 40,
+        b'{"step": 3, "lo',
+        b"[1, 2]",
+        b'"a loss in words"',
+        b"17",
+        b"null",
+        b'{"step": 40, "loss": "two"}',
+        b'{"step": 40, "loss": null}',
+        b'{"step": 40, "loss": NaN}',
+        b'{"step": 40, "val_loss": "two"}',
+        b'{"step": 40, "val_loss": null}',
+        b'{"step": 40, "val_loss": NaN}',
+        b'{"step": "x", "val_loss": 2.0}',
+        b'{"val_loss": 2.0}',
+    ],
+)
+def test_a_damaged_line_costs_no_other(damage: bytes, tmp_path: Path) -> None:
+    """The verdict comes at the very end of a run: no log may take it down."""
+    log = tmp_path / "log.jsonl"
+    good = [b'{"step": 50, "loss": 2.5}', b'{"step": 100, "val_loss": 2.4}']
+    good += [b'{"step": 150, "loss": 1.5}', b'{"step": 200, "val_loss": 1.4}']
+    wanted = [Seen(100, 2.4, 2.5), Seen(200, 1.4, 1.5)]
+    for place in range(5):
+        log.write_bytes(b"\n".join([*good[:place], damage, *good[place:]]))
+        assert read_history(log) == wanted, place
+        assert verdict(read_history(log), epochs=1.0, ended_early=False)
+
+
+def test_a_run_with_tables_is_made_again_to_the_bit(tmp_path: Path) -> None:
+    """The n-grams that its tables knew were not put back: another model was trained."""
+    text = tmp_path / "text.txt"
+    numbers = np.random.default_rng(0).integers(0, 300, 30_000)
+    text.write_text(" ".join(map(str, numbers)))
+
+    def silent(event: object) -> None:
+        pass
+
+    options: dict[str, Any] = {"steps": 3, "num_layers": 1, "sample_tokens": 0}
+    mygpt.train(text, output=tmp_path / "one", listener=silent, **options)
+    training.replay(tmp_path / "one", output=tmp_path / "again", listener=silent)
+    one, again = (
+        read_arrays(tmp_path / name / "last.state.safetensors")[0] for name in ("one", "again")
+    )
+    assert "model/ngram_embedding.tables.2" in one
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
