@@ -24,7 +24,7 @@ from mygpt.container import read_arrays
 from mygpt.data import ShuffledWindows, batches
 from mygpt.errors import InputError
 from mygpt.randomness import epoch_offset, permute
-from mygpt.training import planning
+from mygpt.training import planning, recipe
 from mygpt.training.config import TrainConfig
 from mygpt.training.feed import Feed
 from mygpt.training.plan import Plan
@@ -427,17 +427,30 @@ def test_what_the_user_asks_for_is_what_is_done(options: dict[str, Any], steps: 
 
 def test_a_budget_in_minutes_is_the_whole_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "training_flops_per_s", lambda threads: 5e10)
-    planned, _, config = plan_of(minutes=1.0)
+    planned, _, config = plan_of(10**6, minutes=1.0)
     assert config.minutes == 1.0
     assert 0.2 < config.reserve_s < 10.0
     assert planned.recipe is not None
     assert config.print_every >= 1
-    _, _, config = plan_of(minutes=0.001)
+    _, _, config = plan_of(10**6, minutes=0.001)
     assert config.reserve_s <= 0.03, "half of the time at most"
-    _, _, config = plan_of(minutes=1.0, reserve_s=20.0, print_every=7)
+    _, _, config = plan_of(10**6, minutes=1.0, reserve_s=20.0, print_every=7)
     assert (config.reserve_s, config.print_every) == (20.0, 7)
-    _, _, config = plan_of()
+    _, _, config = plan_of(10**6)
     assert config.minutes == 5.0
+
+
+def test_a_short_text_is_not_read_for_as_long_as_there_is_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beyond some readings it is only learned by heart; steps and tokens are as they were asked."""
+    monkeypatch.setattr(planning, "training_flops_per_s", lambda threads: 5e10)
+    planned, _, config = plan_of(5000, minutes=10.0)
+    assert (config.minutes, config.tokens) == (None, 5000 * recipe.MOST_EPOCHS)
+    assert planned.recipe is not None
+    assert "by heart" in planned.recipe.lines()[0]
+    _, _, config = plan_of(5000, tokens=10**7)
+    assert config.tokens == 10**7
 
 
 def test_tables_only_where_other_programs_need_not_read_them() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mygpt.machine import process_age_s
 
 _TEMPERATURES = (0.5, 0.8, 1.1)
 _OUTPUT = Path("runs/demo")
@@ -25,13 +28,14 @@ def demo(
 
     Example: mygpt demo --minutes 2
     """
+    began = time.monotonic() - process_age_s()
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
 
     with TrainingDisplay() as display:
         writer = training.train(
-            preset="nano",
             minutes=minutes,
+            began=began,
             output=output,
             overwrite=overwrite or _is_demo(output),
             listener=display,

@@ -125,7 +125,7 @@ def train(
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
     """
     given = locals()
-    age_s = process_age_s()
+    began = time.monotonic() - process_age_s()
     for name in ("output", "resume", "replay"):  # a variable that is not set, in a script
         if given[name] == "":
             _refuse_empty(name)
@@ -148,7 +148,7 @@ def train(
         clashing = ["output"] * (output is not None) + ["overwrite"] * overwrite + list(chosen)
         _refuse("--resume goes on with a run as it was begun", clashing)
     else:
-        shared |= {"output": output, "overwrite": overwrite, "began": time.monotonic() - age_s}
+        shared |= {"output": output, "overwrite": overwrite, "began": began}
         if not dry_run:
             shared["command"] = command
     if dry_run:

@@ -5,6 +5,7 @@ Letters: N tokens to learn from, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from mygpt.training.recipe import (
 
 # What `minutes` keeps for after the last step: saving and the end of the process, validating, and
 # the simpler models that the loss is shown beside.
-_ENDING_S = 0.6
+_ENDING_S = 1.2
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
 _REPORT_S = 1.0  # from one report to the next
 _DEVICE_FLOPS_PER_S = 1e13  # a guess for accelerators, which are not measured yet
@@ -92,6 +93,9 @@ def plan_run(
     lengths = {name: training.get(name) for name in ("steps", "tokens", "minutes")}
     budget = _budget(lengths, device, began)
     recipe = choose(len(train_tokens), val_tokens, vocab_size, budget, exportable=exportable)
+    if recipe.bounded:
+        lengths = {"steps": None, "tokens": math.ceil(recipe.tokens), "minutes": None}
+        options = {name: value for name, value in options.items() if name != "minutes"}
     shape = recipe.shape | {n: options[n] for n in SHAPE_OPTIONS if n in options}
     training = recipe.training | lengths | {n: options[n] for n in TRAIN_OPTIONS if n in options}
     _reconcile(shape, training, options)

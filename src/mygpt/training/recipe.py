@@ -54,6 +54,7 @@ SIZES = (
 )
 # From this share of a run on, windows of so many tokens, and windows a step.
 TOKENS_PER_STEP = 2048
+MOST_EPOCHS = 40.0  # read more often than that, a text is only learned by heart
 _MOST_EVALUATIONS = 20
 _STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
 
@@ -143,6 +144,7 @@ class Recipe:
         least_count: how often an n-gram has to occur to have a row.
         tokens: about how many will be read.
         epochs: how often that is the whole corpus.
+        bounded: whether the text is too short for the time.
     """
 
     shape: dict[str, Any]
@@ -151,6 +153,7 @@ class Recipe:
     least_count: int
     tokens: float
     epochs: float
+    bounded: bool
 
     def lines(self) -> list[str]:
         """The plan, for people."""
@@ -158,10 +161,11 @@ class Recipe:
         stages += [seq_len for _, seq_len, _ in self.training["stages"]]
         dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
         tables = f", tables of n-grams up to {self.orders}" if self.orders > 1 else ""
+        short = "; more time would only teach it by heart" if self.bounded else ""
         return [
             f"plan: {shape['num_layers']} layers of width {shape['embed_dim']}{tables}, windows of "
             f"{', then '.join(map(str, stages))}, about {self.tokens:,.0f} tokens "
-            f"({self.epochs:.1f} times the text){dropout}"
+            f"({self.epochs:.1f} times the text){dropout}{short}"
         ]
 
 
@@ -177,6 +181,9 @@ def choose(
         tokens = budget.tokens_for(config, stages)
         if tokens * mean_flops_per_token(config, stages) >= size.least_flops:
             break
+    bounded = budget.tokens is None and tokens > MOST_EPOCHS * num_tokens
+    if bounded:
+        tokens = MOST_EPOCHS * num_tokens
     epochs = tokens / num_tokens
     dropout = _dropout(epochs)
     (_, seq_len, batch_size), *later = stages
@@ -196,7 +203,7 @@ def choose(
     }
     shape["dropout"] = dropout
     orders, least_count = _tables(epochs, exportable=exportable)
-    return Recipe(shape, training, orders, least_count, tokens, epochs)
+    return Recipe(shape, training, orders, least_count, tokens, epochs, bounded)
 
 
 def _stages(size: Size, num_tokens: int) -> tuple[tuple[float, int, int], ...]:
@@ -224,4 +231,4 @@ def _tables(epochs: float, *, exportable: bool) -> tuple[int, int]:
 
 
 def _dropout(epochs: float) -> float:
-    return 0.0 if epochs < 8 else 0.1 if epochs < 20 else 0.2
+    return 0.0 if epochs < 12 else 0.1 if epochs < 25 else 0.2
