@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.baselines import ngram_loss
 from mygpt.config import GPTConfig, require_path
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
@@ -31,7 +32,7 @@ from mygpt.training.memory import (
     free_memory,
 )
 from mygpt.training.planning import plan_run
-from mygpt.training.recipe import draw_weights
+from mygpt.training.recipe import draw_weights, expected_loss
 from mygpt.training.run import RunFolder
 from mygpt.training.sitting import (
     for_people,
@@ -83,6 +84,7 @@ class _Prepared:
     settings: dict[str, Any]
     notes: list[str]
     ngrams: list[NDArray[np.int64]]
+    expected_tokens: float
 
 
 @leaves_torch_alone
@@ -172,7 +174,15 @@ def plan(
         files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
         options,
     )  # fmt: skip
-    return "\n".join(f"note: {note}" for note in ready.notes)
+    lines = [f"note: {note}" for note in ready.notes]
+    if ready.expected_tokens and len(ready.val_tokens) > 1 and ready.tokenizer.kind != "bpe":
+        fivegram = ngram_loss(ready.train_tokens, ready.val_tokens, ready.shape.vocab_size, 5)
+        middle, low, high = expected_loss(fivegram, ready.expected_tokens)
+        lines.append(
+            f"expected validation loss: {middle:.2f} nats per token ({low:.2f} to {high:.2f}; a "
+            f"5-gram model gets {fivegram:.2f})"
+        )
+    return "\n".join(lines)
 
 
 def _prepare(
@@ -248,7 +258,7 @@ def _prepare(
         )
     return _Prepared(
         run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
-        notes, planned.ngrams,
+        notes, planned.ngrams, planned.recipe.tokens if planned.recipe is not None else 0.0,
     )  # fmt: skip
 
 
