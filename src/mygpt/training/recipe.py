@@ -47,8 +47,9 @@ class Size:
 SIZES = (
     Size(64, 4, 0.0),
     Size(96, 4, 4e12),
-    Size(128, 4, 2e13),
-    Size(160, 5, 8e13),
+    Size(128, 4, 1e13),
+    Size(160, 4, 4e13),
+    Size(192, 5, 8e13),
     Size(192, 6, 2e14),
     Size(256, 6, 8e14),
 )
@@ -240,9 +241,9 @@ def _tables(epochs: float, *, exportable: bool) -> tuple[int, int]:
 
     A row that is met a few times an epoch has its own targets by heart in the next ones.
     """
-    if exportable or epochs > 4:
+    if exportable or epochs > 2.6:
         return 1, 1
-    return 4, 1 if epochs < 3 else 8
+    return 4, 1 if epochs < 2.2 else 8
 
 
 def _dropout(epochs: float) -> float:
