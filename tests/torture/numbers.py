@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from mygpt import training
+from mygpt.model import GPT
+from mygpt.training.config import TrainConfig
 from mygpt.training.events import Event, LeftOut
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import make_gradients
 from mygpt.training.guard import Guard
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.state import Course
@@ -33,18 +35,27 @@ def planted_nans(count: int, folder: Path) -> Figure:
     untouched: list[int] = []
     step = 0
 
-    class Planting(Gradients):
-        def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            nonlocal step
-            step += 1
-            loss = super().__call__(inputs, targets)
-            if step in planted:
-                bad = chance.choice([math.nan, math.inf, -math.inf])
-                if step % 2:
-                    return loss * bad
-                gradient = chance.choice([p.grad for p in self.parameters if p.grad is not None])
-                gradient.view(-1)[chance.randrange(gradient.numel())] = bad
-            return loss
+    def planting(model: GPT, config: TrainConfig) -> Any:
+        gradients = make_gradients(model, config)
+        computed = type(gradients).__call__
+
+        class Planting(type(gradients)):  # type: ignore[misc]
+            def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+                nonlocal step
+                step += 1
+                loss = computed(self, inputs, targets)
+                if step in planted:
+                    bad = chance.choice([math.nan, math.inf, -math.inf])
+                    if step % 2:
+                        return loss * bad
+                    gradient = chance.choice(
+                        [p.grad for p in model.parameters() if p.grad is not None]
+                    )
+                    gradient.view(-1)[chance.randrange(gradient.numel())] = bad
+                return loss
+
+        gradients.__class__ = Planting
+        return gradients
 
     inner = Guard.apply
 
@@ -58,14 +69,14 @@ def planted_nans(count: int, folder: Path) -> Figure:
     import mygpt.training.loop as loop
 
     Guard.apply = watched  # type: ignore[method-assign]
-    loop.Gradients = Planting  # type: ignore[misc]
+    loop.make_gradients = planting
     run = fresh(folder)
     try:
         options = {**OPTIONS, "steps": steps, "save_every": 0, "eval_every": steps}
         training.train(text_file(folder), output=run, listener=heard.append, **options)
     finally:
         Guard.apply = inner  # type: ignore[method-assign]
-        loop.Gradients = Gradients  # type: ignore[misc]
+        loop.make_gradients = make_gradients
     told = {event.step for event in heard if isinstance(event, LeftOut)}
     logged = {record["step"] for record in log(run) if "left_out" in record}
     for number in sorted(planted):
