@@ -23,15 +23,14 @@ from mygpt.model import GPT
 from mygpt.training.config import Engine, TrainConfig
 
 
-def suitable_engine(shape: GPTConfig, device: torch.device, data_order: str) -> Engine:
-    """ "compiled" where the kernels can; the tutorial's runs keep torch's own operations."""
+def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
+    """The compiled kernels where they can, else torch."""
     from mygpt.engines.choice import compiled_engine_available
     from mygpt.training.compiled.step import suits
 
     if not compiled_engine_available():
         return "torch"
-    on_cpu = device.type == "cpu" and data_order != "tutorial"
-    return "compiled" if on_cpu and suits(shape) else "torch"
+    return "compiled" if device.type == "cpu" and suits(shape) else "torch"
 
 
 def make_gradients(model: GPT, config: TrainConfig) -> Gradients | CompiledGradients:

@@ -245,8 +245,7 @@ def _prepare(
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep some of it for validation: there is none")
     shape = GPTConfig(chosen.vocab_size, **planned.shape)
-    order = planned.training.get("data_order", "shuffled")
-    planned.training["engine"] = suitable_engine(shape, where, order)
+    planned.training["engine"] = suitable_engine(shape, where)
     if planned.recipe is not None:
         notes += planned.recipe.lines()
     check_model_fits(shape, free_memory(where))
