@@ -100,5 +100,5 @@ def verdict(
         still = early.val_loss - last.val_loss > _FALLING or len(history) < 2
         told.append("learning to the end: more time would help" if still else "it has settled")
     if to_beat is not None and best.val_loss > to_beat:
-        told.append(f"a 5-gram model does better ({to_beat:.3f}): give it more time, or more text")
+        told.append(f"a 5-gram model does better ({to_beat:.3f})")
     return "; ".join(part for part in told if part)
