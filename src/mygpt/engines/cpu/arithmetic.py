@@ -75,7 +75,8 @@ def activate(gate, up, count, kind):
 
 
 @kernel(FLOATS, WHOLE, returns=REAL, extra=SUMMING)
-def _sum(x, count):
+def total_of(x, count):
+    """The sum of some numbers."""
     total = _ZERO
     for i in range(count):
         total += x[i]
@@ -83,7 +84,8 @@ def _sum(x, count):
 
 
 @kernel(FLOATS, WHOLE, REAL, returns=REAL, extra=SUMMING)
-def _sum_of_squares(x, count, centre):
+def sum_of_squares(x, count, centre):
+    """The sum of squares of their distances from `centre`."""
     total = _ZERO
     for i in range(count):
         total += (x[i] - centre) * (x[i] - centre)
@@ -95,8 +97,8 @@ def normalize(out, x, count, kind, weight, bias, eps):
     """out = LayerNorm or RMSNorm of the row x of C numbers; `out` may be `x`."""
     centre = _ZERO
     if kind != at.RMS_NORM:
-        centre = _sum(x, count) / f32(count)
-    factor = _ONE / f32(math.sqrt(_sum_of_squares(x, count, centre) / f32(count) + eps))
+        centre = total_of(x, count) / f32(count)
+    factor = _ONE / f32(math.sqrt(sum_of_squares(x, count, centre) / f32(count) + eps))
     if kind == at.RMS_NORM:
         for i in range(count):
             out[i] = x[i] * factor * weight[i]
@@ -129,7 +131,7 @@ def softmax(x, count, room, scale):
         x[i] = exp((x[i] - largest) * scale)
     for i in range(count, room):
         x[i] = _ZERO
-    factor = _ONE / _sum(x, whole)
+    factor = _ONE / total_of(x, whole)
     for i in range(whole):
         x[i] *= factor
 

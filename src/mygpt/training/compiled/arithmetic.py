@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from mygpt.engines.cpu import layout as kinds
-from mygpt.engines.cpu.arithmetic import erf, exp, f32, largest_of
+from mygpt.engines.cpu.arithmetic import erf, exp, f32, largest_of, sum_of_squares, total_of
 from mygpt.engines.cpu.simd import FLOATS, INTS, REAL, SUMMING, WHOLE, floats, kernel, skip
 from mygpt.training.compiled import layout as at
 
@@ -19,22 +19,6 @@ _SQRT_HALF, _DENSITY = f32(math.sqrt(0.5)), f32(1 / math.sqrt(2 * math.pi))
 _TANH_GELU, _CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
 _FACTOR_1, _FACTOR_2, _PLACE = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.uint32(0x9E3779B1)
 _13, _16 = np.uint32(13), np.uint32(16)
-
-
-@kernel(FLOATS, WHOLE, returns=REAL, extra=SUMMING)
-def _sum(x, count):
-    total = _ZERO
-    for i in range(count):
-        total += x[i]
-    return total
-
-
-@kernel(FLOATS, WHOLE, REAL, returns=REAL, extra=SUMMING)
-def _squares(x, count, centre):
-    total = _ZERO
-    for i in range(count):
-        total += (x[i] - centre) * (x[i] - centre)
-    return total
 
 
 @kernel(FLOATS, FLOATS, WHOLE, returns=REAL, extra=SUMMING)
@@ -59,9 +43,9 @@ def _moments(x, count, kind, eps, kept):
     """kept = (centre, 1 / spread) of a row: LayerNorm's, or RMSNorm's with centre 0."""
     centre = _ZERO
     if kind != kinds.RMS_NORM:
-        centre = _sum(x, count) / f32(count)
+        centre = total_of(x, count) / f32(count)
     kept[0] = centre
-    kept[1] = _ONE / f32(math.sqrt(_squares(x, count, centre) / f32(count) + eps))
+    kept[1] = _ONE / f32(math.sqrt(sum_of_squares(x, count, centre) / f32(count) + eps))
 
 
 @kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE, INTS, REAL, FLOATS)
@@ -109,7 +93,7 @@ def ready_head(out, x, size, norm, normed, turned, cosines, sines, eps, kept):
     factor = _ONE
     weight = out  # any address: read only where there is a norm
     if normed:
-        factor = _ONE / f32(math.sqrt(_squares(x, size, _ZERO) / f32(size) + eps))
+        factor = _ONE / f32(math.sqrt(sum_of_squares(x, size, _ZERO) / f32(size) + eps))
         weight = floats(norm[at.SCALE])
     kept[0] = factor
     if normed:
