@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,8 @@ from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
 from mygpt.model import GPT
 from mygpt.storage import RunLock
-from mygpt.tokenization import Tokenizer
-from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
+from mygpt.training.config import DEFAULT_PRESET, TrainConfig
 from mygpt.training.events import Listener, Note
-from mygpt.training.gradients import suitable_engine
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import (
     check_batch_fits,
@@ -31,7 +27,7 @@ from mygpt.training.memory import (
     fitting_batch_size,
     free_memory,
 )
-from mygpt.training.planning import plan_run
+from mygpt.training.preparing import prepare, resolved
 from mygpt.training.recipe import draw_weights, expected_loss
 from mygpt.training.run import RunFolder
 from mygpt.training.sitting import (
@@ -44,11 +40,8 @@ from mygpt.training.sitting import (
 )
 from mygpt.training.source import (
     Source,
-    choose_tokenizer,
-    fit_window,
     provenance_of,
     read_source,
-    undecoded,
 )
 from mygpt.training.state import State
 from mygpt.tutorial import set_seed
@@ -66,25 +59,6 @@ RESUMABLE = (
 )
 # The tutorial seeds the model with 0 and the data with 42.
 _DATA_SEED = 42
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A new run, as far as it can be known before a model is made."""
-
-    run: RunFolder
-    source: Source
-    tokenizer: Tokenizer
-    train_tokens: NDArray[np.integer]
-    val_tokens: NDArray[np.integer]
-    shape: GPTConfig
-    config: TrainConfig
-    halve: bool
-    device: torch.device
-    settings: dict[str, Any]
-    notes: list[str]
-    ngrams: list[NDArray[np.int64]]
-    expected_tokens: float
 
 
 @leaves_torch_alone
@@ -131,7 +105,7 @@ def train(
         KeyboardInterrupt: once a run ended by a signal has been saved.
     """
     _require_listener(listener)
-    ready = _prepare(
+    ready = prepare(
         files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
         options,
     )  # fmt: skip
@@ -170,7 +144,7 @@ def plan(
     **options: Any,
 ) -> str:
     """What `train` would do, in words; nothing is written. The arguments are `train`'s."""
-    ready = _prepare(
+    ready = prepare(
         files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
         options,
     )  # fmt: skip
@@ -183,82 +157,6 @@ def plan(
             f"5-gram model gets {fivegram:.2f})"
         )
     return "\n".join(lines)
-
-
-def _prepare(
-    files: str | Path | Sequence[str | Path] | None,
-    output: str | Path | None,
-    overwrite: bool,
-    preset: str,
-    tokenizer: str,
-    val_file: str | Path | None,
-    encoding: str | None,
-    device: str,
-    exportable: bool,
-    began: float | None,
-    options: dict[str, Any],
-) -> _Prepared:
-    began = time.monotonic() if began is None else began
-    names = _names(files)
-    if files is not None and not names:
-        raise InputError(
-            "files is an empty list: name a text, or leave it out for the built-in one"
-        )
-    for name, value in (("output", output), ("val_file", val_file)):
-        if value is not None:
-            require_path(name, value)
-    options = {name: value for name, value in options.items() if value is not None}
-    halve = options.get("batch_size") == "auto"
-    if halve:
-        del options["batch_size"]
-    config = TrainConfig(**preset_options(preset, options)[1])  # refuses before anything is read
-    where = choose_device(device)
-    settings = {
-        "files": [_resolved(name) for name in names],
-        "val_file": None if val_file is None else _resolved(str(val_file)),
-        "encoding": encoding,
-        "preset": preset,
-        "threads": torch.get_num_threads(),
-    }
-    bytes_do = tokenizer in ("auto", "byte")
-    as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
-    source = read_source(as_named, config.val_fraction, allow_bytes=bytes_do)
-    run = RunFolder.at(output or Path("runs") / source.corpus.name)
-    run.check_free(overwrite=overwrite)
-    reserve = config.data_order != "tutorial"
-    chosen = choose_tokenizer(tokenizer, source, end_of_text=reserve)
-    train_tokens, val_tokens = source.encode(chosen)
-    planned = plan_run(
-        preset,
-        options,
-        train_tokens=train_tokens,
-        val_tokens=len(val_tokens),
-        vocab_size=chosen.vocab_size,
-        device=where,
-        began=began,
-        exportable=exportable,
-    )
-    notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
-    notes += fit_window(
-        planned.shape, planned.training, len(train_tokens), asked="seq_len" in options
-    )
-    if source.held and len(val_tokens) < 2:
-        notes.append("the text is too short to keep some of it for validation: there is none")
-    shape = GPTConfig(chosen.vocab_size, **planned.shape)
-    planned.training["engine"] = suitable_engine(shape, where)
-    if planned.recipe is not None:
-        notes += planned.recipe.lines()
-    check_model_fits(shape, free_memory(where))
-    config = TrainConfig(**planned.training)
-    if config.longest_window > shape.max_seq_len:
-        raise InputError(
-            f"stages={config.stages} have windows of {config.longest_window}: choose "
-            f"max_seq_len={config.longest_window}, not {shape.max_seq_len}"
-        )
-    return _Prepared(
-        run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
-        notes, planned.ngrams, planned.recipe.tokens if planned.recipe is not None else 0.0,
-    )  # fmt: skip
 
 
 def _halved(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
@@ -346,24 +244,11 @@ def _new_model(
     return model.to(device)
 
 
-def _names(files: object) -> list[str]:
-    if files is None or isinstance(files, (str, Path)):
-        return [] if files is None else [str(files)]
-    if isinstance(files, bytes) or not isinstance(files, Iterable):
-        raise InputError(f"files={files!r:.40} must be a name or several")
-    return [str(name) for name in files]
-
-
 def _require_listener(listener: object) -> None:
     if not callable(listener):
         raise InputError(
             f"listener={listener!r:.40} must be callable (lambda event: None hears nothing)"
         )
-
-
-def _resolved(name: str) -> str:
-    # A link to itself has no end, and a NUL no path: reading says what is wrong with them.
-    return name if name == "-" or "\0" in name else os.path.realpath(name)
 
 
 @leaves_torch_alone
@@ -425,9 +310,9 @@ def _restored(
     config = replace(state.training, **options)
     settings = dict(state.settings)
     if val_file is not None:
-        settings["val_file"] = _resolved(str(val_file))
+        settings["val_file"] = resolved(str(val_file))
     if files:
-        settings["files"] = [_resolved(str(name)) for name in files]
+        settings["files"] = [resolved(str(name)) for name in files]
     torch.set_num_threads(settings.setdefault("threads", torch.get_num_threads()))
     source = _same_source(replace(state, settings=settings), run.folder)
     train_tokens, val_tokens = source.encode(state.tokenizer)

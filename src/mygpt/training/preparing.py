@@ -1,0 +1,140 @@
+"""A new run up to where a model is made: text, tokens, plan, and whether all that fits."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.config import GPTConfig, require_path
+from mygpt.errors import InputError
+from mygpt.machine import choose_device
+from mygpt.tokenization import Tokenizer
+from mygpt.training.config import TrainConfig, preset_options
+from mygpt.training.gradients import suitable_engine
+from mygpt.training.memory import check_model_fits, free_memory
+from mygpt.training.planning import plan_run
+from mygpt.training.run import RunFolder
+from mygpt.training.source import Source, choose_tokenizer, fit_window, read_source, undecoded
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A new run, as far as it can be known before a model is made."""
+
+    run: RunFolder
+    source: Source
+    tokenizer: Tokenizer
+    train_tokens: NDArray[np.integer]
+    val_tokens: NDArray[np.integer]
+    shape: GPTConfig
+    config: TrainConfig
+    halve: bool
+    device: torch.device
+    settings: dict[str, Any]
+    notes: list[str]
+    ngrams: list[NDArray[np.int64]]
+    expected_tokens: float
+
+
+def prepare(
+    files: str | Path | Sequence[str | Path] | None,
+    output: str | Path | None,
+    overwrite: bool,
+    preset: str,
+    tokenizer: str,
+    val_file: str | Path | None,
+    encoding: str | None,
+    device: str,
+    exportable: bool,
+    began: float | None,
+    options: dict[str, Any],
+) -> Prepared:
+    """What `train`'s arguments ask for; nothing is written.
+
+    Raises:
+        InputError: for wrong input.
+        OutOfMemoryError: for a model that does not fit.
+    """
+    began = time.monotonic() if began is None else began
+    names = _names(files)
+    if files is not None and not names:
+        raise InputError(
+            "files is an empty list: name a text, or leave it out for the built-in one"
+        )
+    for name, value in (("output", output), ("val_file", val_file)):
+        if value is not None:
+            require_path(name, value)
+    options = {name: value for name, value in options.items() if value is not None}
+    halve = options.get("batch_size") == "auto"
+    if halve:
+        del options["batch_size"]
+    config = TrainConfig(**preset_options(preset, options)[1])  # refuses before anything is read
+    where = choose_device(device)
+    settings = {
+        "files": [resolved(name) for name in names],
+        "val_file": None if val_file is None else resolved(str(val_file)),
+        "encoding": encoding,
+        "preset": preset,
+        "threads": torch.get_num_threads(),
+    }
+    bytes_do = tokenizer in ("auto", "byte")
+    as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
+    source = read_source(as_named, config.val_fraction, allow_bytes=bytes_do)
+    run = RunFolder.at(output or Path("runs") / source.corpus.name)
+    run.check_free(overwrite=overwrite)
+    reserve = config.data_order != "tutorial"
+    chosen = choose_tokenizer(tokenizer, source, end_of_text=reserve)
+    train_tokens, val_tokens = source.encode(chosen)
+    planned = plan_run(
+        preset,
+        options,
+        train_tokens=train_tokens,
+        val_tokens=len(val_tokens),
+        vocab_size=chosen.vocab_size,
+        device=where,
+        began=began,
+        exportable=exportable,
+    )
+    notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
+    notes += fit_window(
+        planned.shape, planned.training, len(train_tokens), asked="seq_len" in options
+    )
+    if source.held and len(val_tokens) < 2:
+        notes.append("the text is too short to keep some of it for validation: there is none")
+    shape = GPTConfig(chosen.vocab_size, **planned.shape)
+    planned.training["engine"] = suitable_engine(shape, where)
+    if planned.recipe is not None:
+        notes += planned.recipe.lines()
+    check_model_fits(shape, free_memory(where))
+    config = TrainConfig(**planned.training)
+    if config.longest_window > shape.max_seq_len:
+        raise InputError(
+            f"stages={config.stages} have windows of {config.longest_window}: choose "
+            f"max_seq_len={config.longest_window}, not {shape.max_seq_len}"
+        )
+    return Prepared(
+        run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
+        notes, planned.ngrams, planned.recipe.tokens if planned.recipe is not None else 0.0,
+    )  # fmt: skip
+
+
+def _names(files: object) -> list[str]:
+    if files is None or isinstance(files, (str, Path)):
+        return [] if files is None else [str(files)]
+    if isinstance(files, bytes) or not isinstance(files, Iterable):
+        raise InputError(f"files={files!r:.40} must be a name or several")
+    return [str(name) for name in files]
+
+
+def resolved(name: str) -> str:
+    """The path that a name means, wherever it will be read from."""
+    # A link to itself has no end, and a NUL no path: reading says what is wrong with them.
+    return name if name == "-" or "\0" in name else os.path.realpath(name)
