@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -139,7 +140,37 @@ def test_another_outcome_is_not_called_reproduced(
 def test_bpe_from_the_text_to_the_sample(text: str, tmp_path: Path) -> None:
     heard = heard_from(text, tmp_path / "run", tokens=8_192, tokenizer="bpe:300", sample_tokens=20)
     ends = [event for event in heard if isinstance(event, Evaluated)]
-    assert ends[-1].val_bits_per_byte < 8
+    assert ends[-1].result.bits_per_byte < 8
     writer = mygpt.load(tmp_path / "run")
     assert writer.tokenizer.kind == "bpe"
     assert isinstance(writer.generate("the quick", 10, seed=1), str)
+
+
+def test_a_model_looks_no_further_back_than_it_has_learned(text: str, tmp_path: Path) -> None:
+    """While windows are short, longer ones would be scored, sampled and saved untrained."""
+    windows = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Evaluated):
+            saved = read_checkpoint(tmp_path / "run" / "best.safetensors").config.max_seq_len
+            windows.append((event.result.seq_len, saved))
+
+    options = {"seq_len": 16, "stages": ((0.4, 32, 8), (0.8, 64, 4)), "eval_shares": (0.2, 0.6)}
+    training.train(
+        text, output=tmp_path / "run", listener=listener, tokens=8_192, sample_tokens=40, **options
+    )
+    assert windows == [(16, 16), (32, 32), (64, 64)]
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    logged = [record for record in map(json.loads, lines) if "val_loss" in record]
+    assert [record["val_window"] for record in logged] == [16, 32, 64]
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors").config.max_seq_len == 64
+
+
+def test_losses_per_character_too(tmp_path: Path) -> None:
+    """Bytes and characters differ where a character has several bytes."""
+    (tmp_path / "mass.txt").write_text("Maß und Straße, Größe und Bäche. " * 300)
+    heard = heard_from(str(tmp_path / "mass.txt"), tmp_path / "run", tokens=4_096, sample_tokens=0)
+    last = [event for event in heard if isinstance(event, Evaluated)][-1]
+    assert last.result.bits_per_char == pytest.approx(last.result.loss / math.log(2), rel=1e-6)
+    assert last.result.bits_per_byte < last.result.bits_per_char
+    assert f"{last.result.bits_per_char:.3f} per character" in str(last)

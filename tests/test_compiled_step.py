@@ -21,7 +21,7 @@ from mygpt.errors import InputError
 from mygpt.model import GPT
 from mygpt.training.compiled.step import CompiledStep, suits
 from mygpt.training.config import TrainConfig
-from mygpt.training.gradients import CompiledGradients
+from mygpt.training.gradients import CompiledGradients, Gradients
 from mygpt.training.optimizer import Optimizer, update_table
 from mygpt.tutorial import set_seed
 
@@ -230,6 +230,18 @@ def test_the_norm_is_that_of_all_gradients() -> None:
     _, gradients = by_us(step, draw_batch(GPT2, 4, 20))
     wanted = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
     assert float(step.gradient_norm()) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_both_engines_clip_by_the_same_norm() -> None:
+    """A table's row moves as far whatever its gradient is: the tables are left out of the norm."""
+    model, config = build(TABLES), TrainConfig(batch_size=3, seq_len=9, lr=0.1, steps=1)
+    batch = draw_batch(TABLES, 3, 9)
+    norms = []
+    for gradients in (Gradients(model, 1), CompiledGradients(model, config)):
+        model.zero_grad(set_to_none=True)
+        gradients(*batch)
+        norms.append(float(gradients.norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

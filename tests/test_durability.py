@@ -326,7 +326,7 @@ def test_what_blows_up_again_and_again_ends_with_code_5_and_its_best(
         mygpt.train(text, output=run, listener=heard.append, **{**TINY, "steps": 30})
     assert left.value.exit_code == 5
     assert [e.lr_scale for e in heard if isinstance(e, WentBack)] == [0.5, 0.25, 0.125]
-    lowest = min(e.val_loss for e in heard if isinstance(e, Evaluated))
+    lowest = min(e.result.loss for e in heard if isinstance(e, Evaluated))
     assert read_checkpoint(run / "best.safetensors").provenance["val_loss"] == lowest
     assert all(
         np.isfinite(a).all() for a in read_arrays(run / "last.state.safetensors")[0].values()

@@ -440,6 +440,12 @@ def test_a_budget_in_minutes_is_the_whole_commands(monkeypatch: pytest.MonkeyPat
     assert config.minutes == 5.0
 
 
+def test_adamw_has_a_rate_of_its_own() -> None:
+    """Muon's would be several times too high for it."""
+    assert plan_of(steps=50, optimizer="adamw")[2].lr < plan_of(steps=50)[2].lr / 5
+    assert plan_of(steps=50, optimizer="adamw", lr=0.01)[2].lr == 0.01
+
+
 def test_a_short_text_is_not_read_for_as_long_as_there_is_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

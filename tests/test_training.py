@@ -196,7 +196,7 @@ def test_best_is_the_lowest_validation_loss(text: str, tmp_path: Path) -> None:
     backwards.write_text(TEXT[::-1])
     options = {"steps": 60, "lr": 0.02, "eval_every": 6, "val_file": backwards}
     heard = fit(text, tmp_path / "run", **options)
-    losses = {e.step: e.val_loss for e in heard if isinstance(e, Evaluated)}
+    losses = {e.step: e.result.loss for e in heard if isinstance(e, Evaluated)}
     assert sorted(losses) == [*range(6, 61, 6)]
     best = min(losses, key=lambda step: losses[step])
     assert best != 60, "the end was to be worse than the middle"

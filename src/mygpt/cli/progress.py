@@ -104,7 +104,7 @@ class Bar:
             )
         elif isinstance(event, Evaluated) and self.progress is not None:
             mark = " (best)" if event.best else ""
-            self.progress.update(self.task, val=f"validation {event.val_loss:.4f}{mark}")
+            self.progress.update(self.task, val=f"validation {event.result.loss:.4f}{mark}")
         elif isinstance(event, Sampled):
             self.console.print(visible(str(event), sys.stdout), style="cyan", markup=False)
         elif isinstance(event, Finished):

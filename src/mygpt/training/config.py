@@ -45,7 +45,7 @@ class TrainConfig:
         decay_all: decay every parameter (torch's default) instead of the matrices alone.
         beta1: AdamW's decay of the mean gradient.
         beta2: AdamW's decay of the squared gradient.
-        grad_clip: largest norm of the gradient; 0 is off.
+        grad_clip: largest norm of the gradient, n-gram tables left out; 0 is off.
         data_order: "shuffled" shows every window once an epoch; "tutorial" draws windows from
             torch's global generator, as chapter 14 does.
         val_fraction: share of the text, from its end, that is kept for validation.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mygpt.baselines import Baselines, Row
+from mygpt.evaluation import Evaluation
 from mygpt.novelty import Novelty
 
 
@@ -34,7 +35,7 @@ class Started:
         val_tokens: tokens kept for validation.
         tokenizer: its kind.
         vocab_size: V.
-        seq_len: T.
+        windows: T of each stage.
         uniform: loss of guessing uniformly, nats per token.
         unigram: loss of the tokens' frequencies, on the validation text where there is one.
         device: where the model runs.
@@ -50,7 +51,7 @@ class Started:
     val_tokens: int
     tokenizer: str
     vocab_size: int
-    seq_len: int
+    windows: tuple[int, ...]
     uniform: float
     unigram: float
     device: str
@@ -60,10 +61,11 @@ class Started:
     def __str__(self) -> str:
         kept = f" + {self.val_tokens:,} for validation" if self.val_tokens else ""
         goes_on = f", going on after step {self.step}" if self.step else ""
+        windows = ", then ".join(map(str, self.windows))
         return (
             f"{self.corpus}: {self.train_tokens:,} tokens{kept} ({self.tokenizer}, vocabulary "
             f"{self.vocab_size})\n"
-            f"model: {self.parameters:,} parameters, windows of {self.seq_len}, on {self.device}"
+            f"model: {self.parameters:,} parameters, windows of {windows}, on {self.device}"
             f"{goes_on}\n"
             f"to beat: uniform {self.uniform:.4f}, unigram {self.unigram:.4f} nats per token"
         )
@@ -93,16 +95,15 @@ class Evaluated:
     """A validation pass, and whether it is the best so far."""
 
     step: int
-    val_loss: float
-    val_bits_per_byte: float
+    result: Evaluation
     best: bool
 
     def __str__(self) -> str:
-        best = ", best so far" if self.best else ""
-        return (
-            f"step {self.step:>4}: validation loss = {self.val_loss:.4f}  "
-            f"({self.val_bits_per_byte:.3f} bits per byte{best})"
-        )
+        result, best = self.result, ", best so far" if self.best else ""
+        bits = f"{result.bits_per_byte:.3f} bits per byte"
+        if result.bits_per_char is not None and result.bits_per_char != result.bits_per_byte:
+            bits += f", {result.bits_per_char:.3f} per character"
+        return f"step {self.step:>4}: validation loss = {result.loss:.4f}  ({bits}{best})"
 
 
 @dataclass(frozen=True)

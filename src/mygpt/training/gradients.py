@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mygpt.config import GPTConfig
 from mygpt.model import GPT
 from mygpt.training.config import Engine, TrainConfig
+from mygpt.training.optimizer import TABLE
 
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
@@ -38,6 +39,12 @@ def make_gradients(model: GPT, config: TrainConfig) -> Gradients | CompiledGradi
     if config.engine == "compiled":
         return CompiledGradients(model, config)
     return Gradients(model, Gradients.suitable_threads(model, config.batch_size))
+
+
+def clippable(model: GPT) -> list[torch.nn.Parameter]:
+    """All parameters but the n-gram tables, whose rows' steps do not grow with their gradients."""
+    named = model.named_parameters()
+    return [parameter for name, parameter in named if not name.startswith(TABLE)]
 
 
 class Gradients:
@@ -124,8 +131,8 @@ class Gradients:
     window_losses = None  # validation goes through the model's own forward pass
 
     def norm(self) -> torch.Tensor:
-        """The norm of all gradients, a scalar."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        """The norm of all gradients but the n-gram tables', a scalar."""
+        gradients = [p.grad for p in clippable(self.model) if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
     def _share(

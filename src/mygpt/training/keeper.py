@@ -107,7 +107,7 @@ class Keeper:
         """Write the model as the last one, or as the best with what it reached."""
         reached: dict[str, Any] = {
             "step": course.step,
-            "tokens": course.step * self.config.batch_size * self.config.seq_len,
+            "tokens": self.plan.tokens,
             "elapsed_s": round(course.elapsed_s, 3),
         }
         if math.isfinite(course.loss):
@@ -115,11 +115,11 @@ class Keeper:
         if best is not None:
             reached["val_loss"] = best.loss
             reached["val_bits_per_byte"] = best.bits_per_byte
+            reached["val_bits_per_char"] = best.bits_per_char
         provenance = {**self.provenance, **reached, "training": self.config.to_dict()}
         path = self.run.last_path if best is None else self.run.best_path
-        self.run.save_model(
-            path, model_arrays(self.model), self.model.config, self.tokenizer, provenance
-        )
+        shape = self.plan.as_trained(self.model.config)
+        self.run.save_model(path, model_arrays(self.model), shape, self.tokenizer, provenance)
 
     def resume(self, state: State) -> Course:
         """Go on from a saved state, its log and last model as they were then."""

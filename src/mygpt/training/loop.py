@@ -30,7 +30,7 @@ from mygpt.training.events import (
     StepDone,
 )
 from mygpt.training.feed import Feed
-from mygpt.training.gradients import CompiledGradients, make_gradients
+from mygpt.training.gradients import CompiledGradients, clippable, make_gradients
 from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, READ_EVERY, BlowUp, Guard
 from mygpt.training.keeper import Keeper
 from mygpt.training.memory import out_of_memory
@@ -83,6 +83,7 @@ class Trainer:
         self.tell = listener
         self._sampled = False
         self.documents: Sequence[Document] = ()  # what samples may have copied from
+        self.val_chars: int | None = None  # that all validation tokens but the first stand for
         self.device = next(model.parameters()).device
         self._gradients = make_gradients(model, config)
         gradients = self._gradients
@@ -193,7 +194,7 @@ class Trainer:
             norm = self._gradients.norm()
             if self.config.grad_clip:
                 torch.nn.utils.clip_grads_with_norm_(
-                    self.model.parameters(), self.config.grad_clip, norm
+                    clippable(self.model), self.config.grad_clip, norm
                 )
             course.step += 1
             value = self._guard.apply(course, loss, norm)
@@ -292,8 +293,9 @@ class Trainer:
             result = evaluate(
                 self.model,
                 self.val_tokens,
-                self.config.longest_window,
+                self._plan.window,
                 self.tokenizer.byte_lengths(),
+                num_chars=self.val_chars,
                 window_losses=self._gradients.window_losses,
             )
         if not math.isfinite(result.loss):
@@ -310,16 +312,23 @@ class Trainer:
                 "step": course.step,
                 "val_loss": result.loss,
                 "val_bits_per_byte": result.bits_per_byte,
+                "val_bits_per_char": result.bits_per_char,
+                "val_window": result.seq_len,
             }
         )
-        self.tell(Evaluated(course.step, result.loss, result.bits_per_byte, best))
+        self.tell(Evaluated(course.step, result, best))
 
     def _show_sample(self) -> None:
         """Write a little from nothing; the seed keeps training's own random numbers as they are."""
         self._sampled = True
         if self.config.sample_tokens:
-            writer = Writer(self.model, self.tokenizer)
-            text = writer.generate("", self.config.sample_tokens, seed=self.course.step)
+            shape = self.model.config
+            self.model.config = self._plan.as_trained(shape)
+            try:
+                writer = Writer(self.model, self.tokenizer)
+                text = writer.generate("", self.config.sample_tokens, seed=self.course.step)
+            finally:
+                self.model.config = shape
             self.model.train()
             novelty = measure_novelty(text, self.documents) if self.documents else None
             self.tell(Sampled(self.course.step, text, novelty))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _EMBEDDING_RATE, _HEAD_RATE, _NORM_RATE, TABLE_RATE = 1.0, 0.5, 0.5, 2.5
 _MUON_BETA1, _MUON_BETA2, _MUON_EPS = 0.9, 0.95, 1e-10
 _EPS = 1e-8
-_TABLE = "ngram_embedding.tables."
+TABLE = "ngram_embedding.tables."
 TABLE_MEMORY = 0.95  # what a visit keeps of a row's mean square
 
 
@@ -57,7 +57,7 @@ class Optimizer:
         self._matrices: list[str] = []
         self._tables: list[str] = []
         for name, parameter in self._parameters.items():
-            if name.startswith(_TABLE):
+            if name.startswith(TABLE):
                 self._tables.append(name)
             elif config.optimizer == "muon" and muon.parts(name, model.config) is not None:
                 self._matrices.append(name)

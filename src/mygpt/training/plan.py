@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.config import GPTConfig
 from mygpt.training.config import TrainConfig
 from mygpt.training.schedule import progress
 from mygpt.training.state import Arrays, Course
@@ -80,6 +82,21 @@ class Plan:
             shares = [share for share, _, _ in self.config.stages]
             stages = np.searchsorted(shares, noted[:step, 0], side="right")
             self._steps_in = np.bincount(stages, minlength=len(shares) + 1).tolist()
+
+    @property
+    def window(self) -> int:
+        """The longest window that steps so far were made on; the first stage's before any."""
+        stages = [stage for stage, steps in enumerate(self._steps_in) if steps]
+        return max((self.config.window(stage)[0] for stage in stages), default=self.config.seq_len)
+
+    def as_trained(self, shape: GPTConfig) -> GPTConfig:
+        """A model's shape with the window of the stages so far: it cannot look further back yet.
+
+        Without stages, or where positions are weights, that is the shape as it is.
+        """
+        if not self.config.stages or shape.position != "rotary":
+            return shape
+        return replace(shape, max_seq_len=min(shape.max_seq_len, self.window))
 
     @property
     def tokens(self) -> int:

@@ -39,6 +39,7 @@ _ENDING_S = 1.2
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
 _REPORT_S = 1.0  # from one report to the next
 _DEVICE_FLOPS_PER_S = 1e13  # a guess for accelerators, which are not measured yet
+_ADAMW_RATE = 3e-3
 MOST_ROWS = 2**17  # of an n-gram table
 
 
@@ -121,6 +122,8 @@ def _reconcile(shape: dict[str, Any], training: dict[str, Any], options: dict[st
     if {"embed_dim", "num_heads"} & set(options):
         shape["num_heads"] = options.get("num_heads", _heads(shape["embed_dim"]))
         shape.pop("head_dim")
+    if options.get("optimizer") == "adamw":  # the rule's rate is Muon's
+        training["lr"] = options.get("lr", _ADAMW_RATE)
     own_window = {"seq_len", "max_seq_len", "batch_size"} & set(options)
     if own_window or training.get("data_order") == "tutorial":
         training["stages"] = options.get("stages", ())

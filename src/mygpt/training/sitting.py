@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mygpt.baselines import measure_baselines, uniform_loss, unigram_loss
 from mygpt.errors import interruption
+from mygpt.evaluation import predicted_chars
 from mygpt.generation.writer import Writer, load
 from mygpt.storage import RunLock
 from mygpt.training.events import Finished, Note, Started
@@ -69,6 +70,8 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
     uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
     trainer.documents = source.learned
+    if len(trainer.val_tokens):
+        trainer.val_chars = predicted_chars(source.held, trainer.val_tokens, trainer.tokenizer)
     trainer.tell(
         Started(
             run=trainer.run.folder,
@@ -79,7 +82,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
             val_tokens=len(trainer.val_tokens),
             tokenizer=trainer.tokenizer.kind,
             vocab_size=vocab_size,
-            seq_len=config.seq_len,
+            windows=tuple(config.window(stage)[0] for stage in range(len(config.stages) + 1)),
             uniform=uniform,
             unigram=unigram,
             device=str(trainer.device),
