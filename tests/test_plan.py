@@ -344,7 +344,8 @@ def test_more_time_never_gives_a_narrower_model(
     num_tokens: int, vocab_size: int, low: Budget, more: float
 ) -> None:
     tokens = None if low.tokens is None else low.tokens * more
-    high = Budget(tokens, low.seconds * more, low.flops_per_s)
+    steps = None if low.steps is None else int(low.steps * more)
+    high = Budget(steps, tokens, low.seconds * more, low.flops_per_s)
     first, second = (choose(num_tokens, 0, vocab_size, b, exportable=False) for b in (low, high))
     assert first.shape["embed_dim"] <= second.shape["embed_dim"]
     assert first.shape["num_layers"] <= second.shape["num_layers"]
@@ -354,10 +355,12 @@ def test_more_time_never_gives_a_narrower_model(
 
 def test_validation_takes_a_twentieth_of_the_time() -> None:
     """A validation costs a third of training on as many tokens; the end is one more."""
-    for val_tokens, most in ((0, 20), (10**5, 20), (10**6, 15), (10**7, 1), (10**9, 1)):
+    for val_tokens, most in ((0, 20), (10**5, 20), (10**6, 15), (10**7, 3), (10**9, 3)):
         budget = Budget(tokens=1e8)
         recipe = choose(10**8, val_tokens, 65, budget, exportable=False)
         assert len(recipe.training["eval_shares"]) + 1 == most
+        kept = recipe.training["val_tokens"] or val_tokens
+        assert kept == min(val_tokens, 4_500_000), "a pass takes 1.5% of the time"
 
 
 def test_operations_are_those_of_the_products() -> None:
@@ -513,9 +516,31 @@ def test_each_verdict() -> None:
         f"(1.800): {more_text} time"
     )
     assert "not known" in verdict([], epochs=1.0, ended_early=False)
+    again = verdict(FALLING, epochs=40.0, ended_early=False)
+    assert again == f"learning to the end, by reading the same text 40 times: {more_text} time"
     lost = verdict(SETTLED, epochs=1.0, ended_early=False, to_beat=1.5)
     assert lost.endswith("a 5-gram model does better (1.500)")
     assert "5-gram" not in verdict(SETTLED, epochs=1.0, ended_early=False, to_beat=1.7)
+
+
+def test_what_was_not_read_again_is_not_memorised() -> None:
+    """It said "memorising" and "it knows its own text" of texts read a third of the way through."""
+    for epochs in (0.1, 0.9, 1.5):
+        assert "knows its own text" not in verdict(GAP, epochs=epochs, ended_early=False)
+    assert "of another kind (1.800)" in verdict(GAP, epochs=0.5, ended_early=False)
+    turned = verdict(TURNED, epochs=0.5, ended_early=False)
+    assert "memorising" not in turned
+    assert "of another kind" in turned
+    diverging = history((100, 2.5, 2.5), (500, 2.0, 2.1), (1000, 3.0, 3.1))
+    assert "a lower --lr would help" in verdict(diverging, epochs=5.0, ended_early=False)
+
+
+def test_a_rise_within_the_error_is_none() -> None:
+    """On a short validation text a rise of 0.012 was called memorising; its error was 0.011."""
+    points = [(100, 2.0, 2.0), (500, 0.735, 0.74), (1000, 0.747, 0.69)]
+    for error, says in ((0.013, False), (0.0, True)):
+        seen = [Seen(*point, error) for point in points]
+        assert ("memorising" in verdict(seen, epochs=5.0, ended_early=False)) == says
 
 
 @pytest.mark.parametrize("count", range(1, 8))
@@ -546,11 +571,11 @@ def test_a_history_from_a_log(tmp_path: Path) -> None:
         {"step": 100, "val_loss": 2.5, "val_bits_per_byte": 3.0},
         {"step": 200, "val_loss": 2.0, "val_bits_per_byte": 3.0},
         {"step": 250, "loss": 1.5},
-        {"step": 300, "val_loss": 1.9, "val_bits_per_byte": None},
+        {"step": 300, "val_loss": 1.9, "val_bits_per_byte": None, "val_standard_error": 0.25},
     ]
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     first, second, third = read_history(log)
-    assert (first, third) == (Seen(100, 2.5, 3.0), Seen(300, 1.9, 1.5))
+    assert (first, third) == (Seen(100, 2.5, 3.0), Seen(300, 1.9, 1.5, 0.25))
     assert second.step == 200
     assert math.isnan(second.loss)
     assert read_history(tmp_path / "none.jsonl") == []

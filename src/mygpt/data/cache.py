@@ -165,6 +165,8 @@ def _keep(path: Path, content: memoryview) -> None:
         if size > MOST_BYTES or shutil.disk_usage(path.parent).free < size + _SPARE_BYTES:
             return
         _make_room(path.parent, size)
+        if path.is_symlink():  # writing would go to where it points
+            path.unlink()
         write_durably(path, [_header(path, content), content])
     except (OSError, StorageError):
         return

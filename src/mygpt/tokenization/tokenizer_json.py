@@ -139,6 +139,8 @@ def _checked(description: dict[str, Any]) -> Contents:
         raise _refused("without the decoder ByteLevel")
     listed = description.get("added_tokens") or []
     added = {token["id"]: token["content"] for token in listed}
+    if len(added) < len(listed) or len(set(added.values())) < len(added):
+        raise _refused("two of whose added tokens share an id or a text")
     control = frozenset(token["id"] for token in listed if token["special"])
     tokens = _tokens(model["vocab"], added)
     _check_control(model, {added[number] for number in control})

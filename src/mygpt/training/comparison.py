@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mygpt.errors import InputError
+
 _KINDS = ("loss", "val_loss")
 # Nats per token by which a loss may differ where other hardware adds in another order.
 CLOSE = 0.02
@@ -22,7 +24,8 @@ class Comparison:
         equal: how many of them are the same to the last bit.
         largest: the largest difference, nats per token; NaN where nothing was compared.
         step: where that was.
-        finals: the last validation loss of each (of the last batch where there is none).
+        finals: of both, the last validation loss that they have in common (of the last batch
+            where there is none).
     """
 
     compared: int
@@ -66,14 +69,18 @@ def compare_logs(first: Path, second: Path) -> Comparison:
         sum(one[place] == other[place] for place in common),
         largest,
         step,
-        (_final(one), _final(other)),
+        (_final({p: one[p] for p in common}), _final({p: other[p] for p in common})),
     )
 
 
 def _losses(log: Path) -> dict[tuple[int, str], float]:
     """Each loss by (step, kind); of two of one step the later counts, as after going back."""
     found: dict[tuple[int, str], float] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{log} cannot be read: {error.strerror}; its losses are lost") from None
+    for line in lines:
         try:
             record: dict[str, Any] = json.loads(line)
             for kind in _KINDS:

@@ -49,6 +49,7 @@ class TrainConfig:
         data_order: "shuffled" shows every window once an epoch; "tutorial" draws windows from
             torch's global generator, as chapter 14 does.
         val_fraction: share of the text, from its end, that is kept for validation.
+        val_tokens: validate on the first so many tokens of these; 0 is all.
         seed: decides the first weights, the order of the data and the dropout.
         print_every: steps between reports and log records.
         eval_every: steps between validation passes; 0 is at `eval_shares`.
@@ -84,6 +85,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     data_order: DataOrder = "shuffled"
     val_fraction: float = 0.1
+    val_tokens: int = 0
     seed: int = 0
     print_every: int = 100
     eval_every: int = 500
@@ -205,6 +207,7 @@ _LEAST = {
     "reserve_s": 0,
     "patience": 0,
     "sample_tokens": 0,
+    "val_tokens": 0,
     "save_every": 0,
     "save_seconds": 0,
 }
@@ -218,6 +221,7 @@ _WHOLE = (
     "eval_every",
     "patience",
     "sample_tokens",
+    "val_tokens",
     "save_every",
 )
 

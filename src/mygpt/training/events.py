@@ -269,6 +269,6 @@ def _windows(batch: list[int]) -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
-    whole = round(seconds)
+    whole = round(min(seconds, 1e12))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -77,7 +77,7 @@ class Trainer:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
-        self.val_tokens = val_tokens
+        self.val_tokens = val_tokens[: config.val_tokens or None]
         self.run = run
         self.settings = settings
         self.tell = listener
@@ -313,7 +313,9 @@ class Trainer:
                 "val_loss": result.loss,
                 "val_bits_per_byte": result.bits_per_byte,
                 "val_bits_per_char": result.bits_per_char,
+                "val_standard_error": _finite(result.standard_error),
                 "val_window": result.seq_len,
+                "elapsed_s": round(course.elapsed_s, 3),
             }
         )
         self.tell(Evaluated(course.step, result, best))
@@ -351,3 +353,8 @@ class Trainer:
         self.course = course
         self._last_loss = None
         self._guard.reset(course)
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON has."""
+    return value if math.isfinite(value) else None

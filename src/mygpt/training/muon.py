@@ -44,10 +44,17 @@ def orthogonalize(matrix: torch.Tensor, iterations: int = ITERATIONS) -> torch.T
 @torch.no_grad()
 def update(
     weight: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor, *, rate: float,
-    decay: float,
+    decay: float, found_inf: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """One step on one matrix, in place: Nesterov's momentum, orthogonalised, decoupled decay."""
+    """One step on one matrix, in place: Nesterov's momentum, orthogonalised, decoupled decay.
+
+    Where the scalar `found_inf` is 1 nothing changes; the device is not waited for.
+    """
+    keep: torch.Tensor | float = 1.0
+    if found_inf is not None:
+        keep = 1.0 - found_inf
+        gradient = torch.where(found_inf > 0, momentum, gradient)
     momentum.lerp_(gradient, 1.0 - MOMENTUM)
     step = orthogonalize(gradient.lerp(momentum, MOMENTUM))
     taller = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-    weight.mul_(1.0 - rate * decay).sub_(step, alpha=rate * taller)
+    weight.mul_(1.0 - rate * decay * keep).sub_(step * keep, alpha=rate * taller)

@@ -118,12 +118,12 @@ class Optimizer:
             parameter, momentum = self._parameters[name], self._kept("momentum", name)
             assert parameter.grad is not None
             gradient = parameter.grad
-            if self.found_inf is not None and bool(self.found_inf):
-                continue
             rows = muon.parts(name, self.model.config) or []
             shared = (torch.split(t, rows) for t in (parameter, gradient, momentum))
             for weight, own, memory in zip(*shared, strict=True):
-                muon.update(weight, own, memory, rate=self.lr, decay=decay)
+                muon.update(
+                    weight, own, memory, rate=self.lr, decay=decay, found_inf=self.found_inf
+                )
 
     def _update_tables(self) -> None:
         rate, decay = TABLE_RATE * self.lr, self.config.table_decay * self.lr / self.config.lr

@@ -17,7 +17,7 @@ from mygpt.config import GPTConfig, require_path
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
 from mygpt.tokenization import Tokenizer
-from mygpt.training.config import TrainConfig, preset_options
+from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.gradients import suitable_engine
 from mygpt.training.memory import check_model_fits, free_memory
 from mygpt.training.planning import plan_run
@@ -46,16 +46,17 @@ class Prepared:
 
 def prepare(
     files: str | Path | Sequence[str | Path] | None,
-    output: str | Path | None,
-    overwrite: bool,
-    preset: str,
-    tokenizer: str,
-    val_file: str | Path | None,
-    encoding: str | None,
-    device: str,
-    exportable: bool,
-    began: float | None,
-    options: dict[str, Any],
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    preset: str = DEFAULT_PRESET,
+    tokenizer: str = "auto",
+    val_file: str | Path | None = None,
+    encoding: str | None = None,
+    device: str = "auto",
+    exportable: bool = False,
+    began: float | None = None,
+    **options: Any,
 ) -> Prepared:
     """What `train`'s arguments ask for; nothing is written.
 

@@ -10,13 +10,18 @@ Letters: C embedding, N tokens to learn from, T time.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from mygpt.config import GPTConfig
 from mygpt.model import GPT
+from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, Stage
+
+Stages = tuple[Stage, ...]
 
 HEAD_SIZE = 32
 MODERN: dict[str, Any] = {
@@ -53,12 +58,15 @@ SIZES = (
     Size(192, 6, 2e14),
     Size(256, 6, 8e14),
 )
-# From this share of a run on, windows of so many tokens, and windows a step.
 TOKENS_PER_STEP = 2048
 _SPREAD = 0.07  # of the expected loss, to either side
 MOST_EPOCHS = 40.0  # read more often than that, a text is only learned by heart
 _MOST_EVALUATIONS = 20
+# From this share of a run on, windows of so many tokens, and windows a step.
 _STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
+_NARROW = 64  # up to this width there is the first stage alone
+_RATE, _ADAMW_RATE, _DECAY = 0.02, 3e-3, 0.1
+_LEAST_VALIDATED = 2**17
 
 
 def shape_of(width: int, layers: int, window: int) -> dict[str, Any]:
@@ -86,14 +94,16 @@ def flops_per_token(config: GPTConfig, seq_len: int) -> float:
     return 6.0 * weights + attention
 
 
-def mean_flops_per_token(config: GPTConfig, stages: tuple[tuple[float, int, int], ...]) -> float:
+def mean_flops_per_token(config: GPTConfig, stages: Stages) -> float:
     """The same over a run's stages, whose shares are shares of the time."""
-    ends = [share for share, _, _ in stages[1:]] + [1.0]
-    rate = sum(
-        (end - share) / flops_per_token(config, seq_len)
-        for (share, seq_len, _), end in zip(stages, ends, strict=True)
-    )
-    return 1.0 / rate
+    rates = [1.0 / flops_per_token(config, seq_len) for _, seq_len, _ in stages]
+    return 1.0 / sum(w * rate for w, rate in zip(_widths(stages), rates, strict=True))
+
+
+def _widths(stages: Stages) -> list[float]:
+    """The share of the run that each stage is."""
+    starts = [share for share, _, _ in stages]
+    return [end - start for start, end in pairwise([*starts, 1.0])]
 
 
 @torch.no_grad()
@@ -116,20 +126,30 @@ def draw_weights(model: GPT) -> None:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run may be: seconds of training and this machine's speed, or tokens.
+    """How long a run may be: steps, or tokens, or seconds of training and this machine's speed.
 
     Attributes:
-        tokens: to read; None where the clock decides.
+        steps: to make, or
+        tokens: to read; both None where the clock decides.
         seconds: of training alone.
         flops_per_s: what a training step reaches here.
     """
 
+    steps: int | None = None
     tokens: float | None = None
     seconds: float = 0.0
     flops_per_s: float = 0.0
 
-    def tokens_for(self, config: GPTConfig, stages: tuple[tuple[float, int, int], ...]) -> float:
+    @property
+    def by_clock(self) -> bool:
+        """Whether the time decides how much is read."""
+        return self.steps is None and self.tokens is None
+
+    def tokens_for(self, config: GPTConfig, stages: Stages) -> float:
         """How many tokens a model of this shape will read."""
+        if self.steps is not None:
+            sizes = [seq_len * batch_size for _, seq_len, batch_size in stages]
+            return self.steps * sum(w * n for w, n in zip(_widths(stages), sizes, strict=True))
         if self.tokens is not None:
             return self.tokens
         return self.seconds * self.flops_per_s / mean_flops_per_token(config, stages)
@@ -163,7 +183,7 @@ class Recipe:
         stages += [seq_len for _, seq_len, _ in self.training["stages"]]
         dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
         tables = f", tables of n-grams up to {self.orders}" if self.orders > 1 else ""
-        short = "; more time would only teach it by heart" if self.bounded else ""
+        short = "; ends then, since more time would only teach it by heart" if self.bounded else ""
         return [
             f"plan: {shape['num_layers']} layers of width {shape['embed_dim']}{tables}, windows of "
             f"{', then '.join(map(str, stages))}, about {self.tokens:,.0f} tokens "
@@ -172,40 +192,90 @@ class Recipe:
 
 
 def choose(
-    num_tokens: int, val_tokens: int, vocab_size: int, budget: Budget, *, exportable: bool
+    num_tokens: int,
+    val_tokens: int,
+    vocab_size: int,
+    budget: Budget,
+    *,
+    exportable: bool,
+    asked: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe for N tokens to learn from, some to validate on, and a budget."""
+    """The recipe for N tokens to learn from, some to validate on, and a budget.
+
+    Args:
+        num_tokens: N.
+        val_tokens: how many are held back.
+        vocab_size: V.
+        budget: how long the run may be.
+        exportable: without tables of n-grams.
+        asked: what the user wants in the rule's place, as `GPTConfig` and `TrainConfig` call it.
+    """
+    asked = asked or {}
     for size in reversed(SIZES):
-        stages = _stages(size, num_tokens)
-        window = max(seq_len for _, seq_len, _ in stages)
-        shape = shape_of(size.width, size.layers, window)
+        shape, windows = _shape_and_windows(size, asked)
+        stages = ((0.0, windows["seq_len"], windows["batch_size"]), *windows["stages"])
         config = GPTConfig(vocab_size, **shape)
         tokens = budget.tokens_for(config, stages)
         if tokens * mean_flops_per_token(config, stages) >= size.least_flops:
             break
-    bounded = budget.tokens is None and tokens > MOST_EPOCHS * num_tokens
-    if bounded:
-        tokens = MOST_EPOCHS * num_tokens
+    most = MOST_EPOCHS * num_tokens
+    # Well above, so that what is only a little above still ends by the clock.
+    bounded = budget.by_clock and tokens > 1.5 * most
+    tokens = most if bounded else tokens
     epochs = tokens / num_tokens
-    dropout = _dropout(epochs)
-    (_, seq_len, batch_size), *later = stages
+    validated = min(val_tokens, most_validated(tokens))
     training: dict[str, Any] = {
-        "seq_len": seq_len,
-        "batch_size": batch_size,
-        "stages": tuple(later),
+        **windows,
         "optimizer": "muon",
         "schedule": "linear",
-        "lr": 0.02,
+        "lr": _ADAMW_RATE if asked.get("optimizer") == "adamw" else _RATE,
         "min_lr_ratio": 0.0,
-        "weight_decay": 0.1 if epochs > 10 else 0.0,
+        "weight_decay": _DECAY,
         "grad_clip": 0.0,
         "eval_every": 0,
-        "eval_shares": _eval_shares(tokens, val_tokens),
+        "eval_shares": _eval_shares(tokens, validated),
+        "val_tokens": validated if validated < val_tokens else 0,
         "patience": 3,
     }
-    shape["dropout"] = dropout
+    training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
+    shape.setdefault("dropout", _dropout(epochs))
     orders, least_count = _tables(epochs, exportable=exportable)
     return Recipe(shape, training, orders, least_count, tokens, epochs, bounded)
+
+
+def _shape_and_windows(
+    size: Size, asked: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's shape and its windows, each with what was asked for in the rule's place."""
+    (_, seq_len, batch_size), *later = _STAGES if size.width > _NARROW else _STAGES[:1]
+    stages = tuple(later)
+    shape = shape_of(size.width, size.layers, max(t for _, t, _ in [(0, seq_len, 0), *stages]))
+    shape |= {name: asked[name] for name in SHAPE_OPTIONS if name in asked}
+    if "embed_dim" in asked or "num_heads" in asked:
+        shape["num_heads"] = asked.get("num_heads", _heads(shape["embed_dim"]))
+        shape.pop("head_dim")
+    windows: dict[str, Any] = {"seq_len": seq_len, "batch_size": batch_size, "stages": stages}
+    own = {name: asked[name] for name in windows if name in asked}
+    if {"seq_len", "max_seq_len", "batch_size"} & set(asked) or "data_order" in asked:
+        windows |= {"stages": (), "seq_len": shape["max_seq_len"]}
+    windows |= own
+    if "max_seq_len" not in asked:
+        longest = max(windows["seq_len"], *(t for _, t, _ in windows["stages"]), 0)
+        shape["max_seq_len"] = max(shape["max_seq_len"], longest)
+    return shape, windows
+
+
+def _heads(width: int) -> int:
+    """As many heads of `HEAD_SIZE` or more as share a width, each an even number."""
+    return next((n for n in range(width // HEAD_SIZE, 1, -1) if width % (2 * n) == 0), 1)
+
+
+def most_validated(tokens: float) -> int:
+    """On how many tokens to validate in a run that reads so many: a pass takes 1.5% of the time.
+
+    A validation costs a third of what training on its tokens would.
+    """
+    return max(_LEAST_VALIDATED, int(0.015 * 3 * min(tokens, 1e15)))
 
 
 def expected_loss(fivegram: float, tokens: float) -> tuple[float, float, float]:
@@ -222,16 +292,9 @@ def expected_loss(fivegram: float, tokens: float) -> tuple[float, float, float]:
     return middle, middle * (1.0 - _SPREAD), middle * (1.0 + _SPREAD)
 
 
-def _stages(size: Size, num_tokens: int) -> tuple[tuple[float, int, int], ...]:
-    return _STAGES if size.width > 64 else _STAGES[:1]
-
-
 def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
-    """When to validate, at rising intervals: as often as takes a twentieth of the time.
-
-    A validation costs a third of what training on its tokens would.
-    """
-    count = int(0.05 * tokens * 3 / max(1, val_tokens))
+    """When to validate, at rising intervals: as often as takes a twentieth of the time."""
+    count = int(min(0.05 * tokens * 3 / max(1, val_tokens), tokens / TOKENS_PER_STEP / 20))
     count = max(1, min(_MOST_EVALUATIONS, count))
     return tuple((number / count) ** 1.5 for number in range(1, count))
 

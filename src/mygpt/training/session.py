@@ -106,8 +106,9 @@ def train(
     """
     _require_listener(listener)
     ready = prepare(
-        files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
-        options,
+        files, output=output, overwrite=overwrite, preset=preset, tokenizer=tokenizer,
+        val_file=val_file, encoding=encoding, device=device, exportable=exportable, began=began,
+        **options,
     )  # fmt: skip
     model = _new_model(ready.shape, ready.config, ready.device, ready.ngrams)
     config, notes = ready.config, ready.notes
@@ -129,25 +130,9 @@ def train(
 
 
 @leaves_torch_alone
-def plan(
-    files: str | Path | Sequence[str | Path] | None = None,
-    *,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    preset: str = DEFAULT_PRESET,
-    tokenizer: str = "auto",
-    val_file: str | Path | None = None,
-    encoding: str | None = None,
-    device: str = "auto",
-    exportable: bool = False,
-    began: float | None = None,
-    **options: Any,
-) -> str:
+def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: Any) -> str:
     """What `train` would do, in words; nothing is written. The arguments are `train`'s."""
-    ready = prepare(
-        files, output, overwrite, preset, tokenizer, val_file, encoding, device, exportable, began,
-        options,
-    )  # fmt: skip
+    ready = prepare(files, **arguments)
     lines = [f"note: {note}" for note in ready.notes]
     if ready.expected_tokens and len(ready.val_tokens) > 1 and ready.tokenizer.kind != "bpe":
         fivegram = ngram_loss(ready.train_tokens, ready.val_tokens, ready.shape.vocab_size, 5)
@@ -209,14 +194,17 @@ def replay(
     torch.set_num_threads(state.settings["threads"])
     where = choose_device(device)
     check_model_fits(state.config, free_memory(where))
+    config = state.training
+    if where.type != "cpu":
+        config = replace(config, engine="torch")  # the compiled kernels are a CPU's
     source = _same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
     weights = state.part("model")
     ngrams = [weights[name].copy() for name in state.config.key_shapes()]
     trainer = Trainer(
-        _new_model(state.config, state.training, where, ngrams),
+        _new_model(state.config, config, where, ngrams),
         state.tokenizer,
-        state.training,
+        config,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         run=run,
@@ -317,6 +305,8 @@ def _restored(
     source = _same_source(replace(state, settings=settings), run.folder)
     train_tokens, val_tokens = source.encode(state.tokenizer)
     where = choose_device(device)
+    if where.type != "cpu":
+        config = replace(config, engine="torch")  # the compiled kernels are a CPU's
     check_model_fits(state.config, free_memory(where))
     model = GPT.unfilled(state.config).to(where)
     check_batch_fits(model, config, free_memory(where), fixed=True)

@@ -140,6 +140,14 @@ def tell_lock(trainer: Trainer, lock: RunLock) -> None:
 def tell_length(trainer: Trainer, state: State) -> None:
     """Say what a new length does to the schedule, or that the old one is spent."""
     config, course, old = trainer.config, trainer.course, state.training
+    if trainer.ended_early:
+        trainer.tell(
+            Note(
+                f"{trainer.run.name} ended early, since its validation loss had turned for good: "
+                "more steps do not help; train anew with more text, or another --output"
+            )
+        )
+        return
     if trainer.finished:
         trainer.tell(
             Note(

@@ -127,12 +127,16 @@ def fit_window(
     """
     spare = 2 if recipe.get("data_order") == "tutorial" else 1
     longest, wanted = num_tokens - spare, recipe["seq_len"]
-    recipe["stages"] = tuple(s for s in recipe.get("stages", ()) if s[1] <= longest)
+    stages = tuple(recipe.get("stages", ()))
+    recipe["stages"] = tuple(s for s in stages if s[1] <= longest)
+    cut = len(recipe["stages"]) < len(stages)
     if longest < 1:
         raise InputError(
             f"the text gives {num_tokens} tokens to learn from: it needs at least {1 + spare}"
         )
     if wanted <= longest:
+        if cut and not recipe["stages"]:
+            shape["max_seq_len"] = wanted  # no stage is left that would learn a longer one
         return []
     if asked:
         raise InputError(

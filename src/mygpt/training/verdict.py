@@ -12,6 +12,9 @@ from typing import Any
 # far below it that the model knows its text better than texts of its kind.
 _RISE, _GAP = 0.01, 0.25
 _FALLING = 0.004  # what the last quarter of a run still gains where more time would help
+# Readings of a text: from where on it may be known by heart, and where more add little.
+_AGAIN, _OFTEN = 2.0, 20.0
+_MORE_TEXT = "more text would help more than more"
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Seen:
         step: when.
         val_loss: nats per token.
         loss: of the training batches reported before it, nats per token; NaN for none.
+        error: the standard error of the validation loss; 0 where it is not known.
     """
 
     step: int
     val_loss: float
     loss: float
+    error: float = 0.0
 
 
 def read_history(log: Path) -> list[Seen]:
@@ -51,7 +56,7 @@ def read_history(log: Path) -> list[Seen]:
         loss = _known(record, "loss")
         if type(step) is int and val_loss is not None:
             mean = sum(losses) / len(losses) if losses else math.nan
-            seen.append(Seen(step, val_loss, mean))
+            seen.append(Seen(step, val_loss, mean, _known(record, "val_standard_error") or 0.0))
             losses = []
         elif loss is not None:
             losses.append(loss)
@@ -78,27 +83,54 @@ def verdict(
         return "there was no text to validate on: whether it learned or memorised is not known"
     last = history[-1]
     best = min(history, key=lambda seen: seen.val_loss)
-    told = []
-    if last.val_loss > best.val_loss + _RISE:
-        fell = f" while the training loss fell to {last.loss:.3f}"
-        told.append(
-            f"memorising since step {best.step:,}: the validation loss rose from "
-            f"{best.val_loss:.3f} to {last.val_loss:.3f}{fell if math.isfinite(last.loss) else ''}"
-            "; the best model is kept"
-        )
-        told.append("ended early" if ended_early else "")
-        told.append("more text would help more than more steps")
-    elif last.val_loss - last.loss > _GAP:
-        told.append(
+    gap = last.val_loss - last.loss > _GAP
+    if last.val_loss > best.val_loss + max(_RISE, last.error):
+        told = _risen(best, last, epochs=epochs, ended_early=ended_early)
+    elif gap and epochs >= _AGAIN:
+        told = [
             f"it knows its own text (read {epochs:.1f} times, training loss {last.loss:.3f}) much "
-            f"better than new text ({last.val_loss:.3f}): more text would help more than more time"
-        )
+            f"better than new text ({last.val_loss:.3f}): {_MORE_TEXT} time"
+        ]
+    elif gap and epochs <= 1:
+        told = [
+            f"the text it is validated on is of another kind ({last.val_loss:.3f}) than what it "
+            f"learned from ({last.loss:.3f}, read once at most): give a --val-file, or mix the two"
+        ]
+    elif not _learns(history):
+        told = ["it has settled"]
+    elif epochs > _OFTEN:
+        told = [
+            f"learning to the end, by reading the same text {epochs:.0f} times: {_MORE_TEXT} time"
+        ]
     else:
-        # Of few validations, the last alone lies in the last third.
-        late = (seen for seen in history[:-1] if seen.step >= 0.7 * last.step)
-        early = next(late, history[-2:][0])
-        still = early.val_loss - last.val_loss > _FALLING or len(history) < 2
-        told.append("learning to the end: more time would help" if still else "it has settled")
+        told = ["learning to the end: more time would help"]
     if to_beat is not None and best.val_loss > to_beat:
         told.append(f"a 5-gram model does better ({to_beat:.3f})")
-    return "; ".join(part for part in told if part)
+    return "; ".join(told)
+
+
+def _risen(best: Seen, last: Seen, *, epochs: float, ended_early: bool) -> list[str]:
+    """What to say where the validation loss has turned."""
+    rose = f"the validation loss rose from {best.val_loss:.3f} to {last.val_loss:.3f}"
+    kept = "the best model is kept" + "; ended early" * ended_early
+    if last.loss > best.loss:  # not so where one is not known
+        return [
+            f"best at step {best.step:,}: {rose}, and so did the training loss, to "
+            f"{last.loss:.3f}; {kept}; a lower --lr would help"
+        ]
+    if epochs <= 1:  # what is not read again is not memorised
+        return [
+            f"best at step {best.step:,}: {rose}; {kept}; the text was read once at most: what it "
+            "is validated on is of another kind"
+        ]
+    fell = f" while the training loss fell to {last.loss:.3f}" * math.isfinite(last.loss)
+    return [f"memorising since step {best.step:,}: {rose}{fell}; {kept}; {_MORE_TEXT} steps"]
+
+
+def _learns(history: list[Seen]) -> bool:
+    """Whether the validation loss still fell at the end."""
+    last = history[-1]
+    # Of few validations, the last alone lies in the last third.
+    late = (seen for seen in history[:-1] if seen.step >= 0.7 * last.step)
+    early = next(late, history[-2:][0])
+    return early.val_loss - last.val_loss > _FALLING or len(history) < 2
