@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ import mygpt
 from mygpt import training
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
-from mygpt.training.comparison import compare_logs
-from mygpt.training.events import Evaluated, Event, Finished, Sampled
+from mygpt.training.comparison import compare_losses, read_losses
+from mygpt.training.events import Evaluated, Event, Finished, Sampled, StepDone
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs.\n" * 200
 
@@ -87,7 +89,7 @@ def test_the_same_command_is_the_same_run(text: str, tmp_path: Path) -> None:
     """By tokens nothing is measured, so nothing depends on the machine's mood."""
     for name in ("one", "two"):
         heard_from(text, tmp_path / name, tokens=8_192, sample_tokens=0)
-    result = compare_logs(tmp_path / "one" / "log.jsonl", tmp_path / "two" / "log.jsonl")
+    result = compare_losses(*(read_losses(tmp_path / n / "log.jsonl") for n in ("one", "two")))
     assert result.same
     assert result.compared >= 2
 
@@ -135,6 +137,42 @@ def test_another_outcome_is_not_called_reproduced(
     assert out.startswith("NOT reproduced: ")
     assert "0.1 at step" in out
     assert (tmp_path / "run-reproduced" / "log.jsonl").exists()
+    assert "kept in" in out
+    (run / "log.jsonl").unlink()
+    code, out, err = shell(capsys, "reproduce", str(run), "--quiet", "--overwrite")
+    assert (code, out) == (2, "")
+    assert "cannot be read" in err, "and not after hours"
+
+
+def test_a_run_that_is_reproduced_is_not_kept_twice(
+    finished: tuple[Path, list[Event]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The copy was the newest run, which commands without a name take."""
+    before = sorted(finished[0].parent.iterdir())
+    code, out, _ = shell(capsys, "reproduce", str(finished[0]), "--quiet")
+    assert code == 0, out
+    assert sorted(finished[0].parent.iterdir()) == before
+
+
+def test_an_interrupted_run_is_reproduced_as_far_as_it_came(text: str, tmp_path: Path) -> None:
+    """It has no validation at its last step, and the second run has: they were compared."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step >= 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(
+            text, output=tmp_path / "run", listener=stop, tokens=40_000, eval_shares=(0.1,),
+            sample_tokens=0, print_every=1,
+        )  # fmt: skip
+    training.replay(tmp_path / "run", output=tmp_path / "again", listener=lambda event: None)
+    logs = [read_losses(tmp_path / name / "log.jsonl") for name in ("run", "again")]
+    assert max(step for step, kind in logs[1] if kind == "val_loss") > 5
+    result = compare_losses(*logs)
+    assert result.same
+    assert result.close
+    assert result.finals[0] == result.finals[1]
 
 
 def test_bpe_from_the_text_to_the_sample(text: str, tmp_path: Path) -> None:

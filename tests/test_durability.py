@@ -435,6 +435,19 @@ def test_what_a_dead_run_left_is_cleared_at_the_next_start(text: str, tmp_path: 
     assert foreign.exists(), "somebody else may be writing it"
 
 
+def test_what_is_made_again_after_a_crash_is_told(text: str, tmp_path: Path) -> None:
+    """Killed at step 11, a run went on from step 8 without a word."""
+
+    def die(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 11:
+            raise SystemError
+
+    with pytest.raises(SystemError):
+        mygpt.train(text, output=tmp_path / "run", listener=die, **TINY)
+    assert "up to step 11, is made again" in notes(go_on(tmp_path / "run"))
+    assert "is made again" not in notes(go_on(tmp_path / "run", steps=14))
+
+
 # --- signals -------------------------------------------------------------------------------
 
 
@@ -552,6 +565,19 @@ def test_a_longer_run_says_what_happens_to_its_schedule(text: str, tmp_path: Pat
     assert f"before, is {rates[12]:.3g} now" in notes(heard)
     settings = tomllib.loads((run / "config.toml").read_text())
     assert settings["training"]["steps"] == 24, "what people read says the same"
+
+
+def test_new_minutes_count_what_the_sitting_takes_before_its_first_step(
+    text: str, tmp_path: Path
+) -> None:
+    """Going on to a minute in all took as long as beginning it again, on top."""
+    run = tmp_path / "run"
+    fit(text, run)
+    for spent_s, least_s in ((1.0, 1.0), (50.0, 2.0)):
+        began = time.monotonic() - spent_s
+        training.resume(run, minutes=4.0 * least_s / 60, began=began, listener=silent)
+        kept = read_arrays(run / "last.state.safetensors")[1]["training"]
+        assert least_s <= kept["reserve_s"] <= 2 * least_s, "and half of it at most"
 
 
 def test_a_run_by_the_clock_can_be_made_again(

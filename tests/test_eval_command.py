@@ -88,7 +88,8 @@ def test_both_protocols_for_people(run: Path, shell: Shell) -> None:
     assert f"{len(TEXT) + 1:,} tokens, {len(TEXT):,} characters, {len(TEXT.encode()):,}" in shown
     assert f"full pass, {len(TEXT):,} tokens in windows of 16:" in shown
     assert "nanoGPT's protocol, 2 x 64 random windows of 16 (not 256), seed 1337" in shown
-    assert shown.count("nats per token (standard error 0.") == 2
+    assert "nats per token (standard error 0." in shown
+    assert "nats per token (standard error of the draw alone 0." in shown
     shorter = shell(run, run.parent / "squares.txt", "--protocol", "nanogpt", "--window", 8)
     assert "random windows of 8 (not 256)" in shorter
     assert "full pass" not in shorter
@@ -133,3 +134,15 @@ def test_refusals_are_one_line(run: Path, shell: Shell, tmp_path: Path) -> None:
     told = shell.refused(run, tmp_path / "short.txt", "--protocol", "nanogpt")
     assert "too short for windows of 16: choose at most 10" in told
     assert "give at least 2" in shell.refused(run, tmp_path / "short.txt", "--last", 0.1)
+
+
+def test_a_text_that_was_learned_from_is_told(run: Path, shell: Shell) -> None:
+    """Its loss says little: scored whole, the model came out above what is better than it."""
+    text = run.parent / "squares.txt"
+    warning = "the model was trained on this text: --last 0.1 is what it has not seen"
+    assert warning in shell(run, text)
+    assert warning in shell(run, text, "--last", "0.5")
+    assert "was trained on" not in shell(run, text, "--last", "0.1")
+    assert json.loads(shell(run, text, "--json"))["warning"] == warning
+    (run.parent / "other.txt").write_text(TEXT[:-1])
+    assert "was trained on" not in shell(run, run.parent / "other.txt")

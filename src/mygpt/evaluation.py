@@ -112,6 +112,7 @@ def evaluate_nanogpt(
     seq_len: int | None = None,
     seed: int = NANOGPT_SEED,
     num_chars: int | None = None,
+    window_losses: WindowLosses | None = None,
 ) -> Evaluation:
     """The loss as nanoGPT's train.py estimates it: the mean over random windows.
 
@@ -126,6 +127,7 @@ def evaluate_nanogpt(
         seq_len: T; None is 256, or the model's window where that is smaller.
         seed: decides the windows.
         num_chars: characters that all of the text but its first token has.
+        window_losses: as `evaluate` takes it.
 
     Raises:
         InputError: for a text too short for one window.
@@ -136,6 +138,7 @@ def evaluate_nanogpt(
             f"a text of {len(tokens)} tokens is too short for windows of {seq_len}: "
             f"choose at most {len(tokens) - 1}"
         )
+    score = window_losses or partial(_window_losses, model)
     generator = torch.Generator().manual_seed(seed)
     reach = np.arange(seq_len + 1)
     rows = max(1, TOKENS_PER_BATCH // seq_len)
@@ -146,7 +149,7 @@ def evaluate_nanogpt(
             starts = torch.randint(len(tokens) - seq_len, size, generator=generator).numpy()
             for start in range(0, NANOGPT_BATCH_SIZE, rows):
                 ids = tokens[starts[start : start + rows, None] + reach]  # (B, T + 1)
-                sums.append(_window_losses(model, ids[:, :-1], ids[:, 1:]))
+                sums.append(score(ids[:, :-1], ids[:, 1:]))
     losses = np.concatenate(sums) / seq_len  # (W,)
     loss = float(losses.mean())
     return Evaluation(

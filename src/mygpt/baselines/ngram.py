@@ -20,7 +20,7 @@ from mygpt.errors import InputError
 
 # Longer texts are cut to these: a second or two, and some 250 MB, are what a baseline may cost.
 MOST_LEARNED = 2**21  # tokens, the last of the text learned from
-MOST_SCORED = 2**18  # tokens, the first of the text scored
+MOST_SCORED = 2**17  # tokens, the first of the text scored
 _PIECE = 2**20
 _LEAST_DISCOUNT, _MOST_DISCOUNT = 0.05, 0.95  # shares of a count; see `_discounts`
 

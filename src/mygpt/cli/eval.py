@@ -98,6 +98,7 @@ class _Text:
         tokens: its ids.
         learned: the other text; may be empty.
         learned_tokens: its ids.
+        warning: what has to be known about it; may be empty.
     """
 
     name: str
@@ -105,6 +106,7 @@ class _Text:
     tokens: NDArray[Any]
     learned: Sequence[Document]
     learned_tokens: NDArray[Any]
+    warning: str
 
 
 def _read_text(
@@ -119,7 +121,8 @@ def _read_text(
         "encoding": encoding,
         "allow_bytes": found.tokenizer.kind == "byte",
     }
-    held = read_corpus([str(file)], **options).documents
+    corpus = read_corpus([str(file)], **options)
+    held, learned_before = corpus.documents, _learned(found, corpus.sha256, last)
     learned: list[Document] = []
     if last is not None and last < 1:
         learned, held = split_documents(held, last)
@@ -130,7 +133,22 @@ def _read_text(
     if len(tokens) < 2:
         raise InputError(f"the text has {len(tokens)} token: give at least 2, one to predict from")
     name = str(file) if last is None else f"the last {last:g} of {file}"
-    return _Text(name, held, tokens, learned, encode_documents(learned, found.tokenizer))
+    learned_tokens = encode_documents(learned, found.tokenizer)
+    return _Text(name, held, tokens, learned, learned_tokens, learned_before)
+
+
+def _learned(found: Checkpoint, sha256: str, last: float | None) -> str:
+    """A warning where the model has learned from the very text that it is to predict."""
+    origin = found.provenance
+    corpus, training = origin.get("corpus"), origin.get("training")
+    same = isinstance(corpus, dict) and corpus.get("sha256") == sha256
+    if not same or not isinstance(training, dict):
+        return ""
+    kept = training.get("val_fraction")
+    if not isinstance(kept, (int, float)) or (last is not None and last <= kept):
+        return ""
+    advice = f"--last {kept:g} is what it has not seen" if kept else "it has seen all of it"
+    return f"the model was trained on this text: {advice}"
 
 
 def _evaluate(
@@ -139,17 +157,22 @@ def _evaluate(
     """The results by protocol."""
     from mygpt.evaluation import evaluate, evaluate_nanogpt, predicted_chars
     from mygpt.machine import choose_device
+    from mygpt.training.gradients import compiled_window_losses
 
     model = found.build_model().to(choose_device(device)).eval()
     lengths = found.tokenizer.byte_lengths()
     num_chars = predicted_chars(text.held, text.tokens, found.tokenizer)
+    options: dict[str, Any] = {
+        "num_chars": num_chars,
+        "window_losses": compiled_window_losses(model),
+    }
     results = {}
     if protocol != "nanogpt":
         seq_len = window or found.config.max_seq_len
-        results["full"] = evaluate(model, text.tokens, seq_len, lengths, num_chars=num_chars)
+        results["full"] = evaluate(model, text.tokens, seq_len, lengths, **options)
     if protocol != "full":
         results["nanogpt"] = evaluate_nanogpt(
-            model, text.tokens, lengths, seq_len=window, num_chars=num_chars
+            model, text.tokens, lengths, seq_len=window, **options
         )
     return results
 
@@ -180,7 +203,8 @@ def _lines(
         in_characters = "" if per_char is None else f"{per_char:.4f} bits per character, "
         lines += [
             f"{_described(protocol, result)}:",
-            f"  loss {result.loss:.4f} nats per token (standard error {_error(result)}), "
+            f"  loss {result.loss:.4f} nats per token (standard error"
+            f"{' of the draw alone' * (protocol == 'nanogpt')} {_error(result)}), "
             f"perplexity {result.perplexity:.3f}",
             f"  {in_characters}{result.bits_per_byte:.4f} bits per byte",
         ]
@@ -192,6 +216,8 @@ def _lines(
     lines.append("the same text, from worst to best (bits per byte; nats per token):")
     for bits, name, loss in sorted(rows, key=lambda row: -row[0]):
         lines.append(f"  {name:<20}{bits:8.4f}" + ("" if loss is None else f"  {loss:8.4f}"))
+    if text.warning:
+        lines.append(f"note: {text.warning}")
     if baselines.unigram is None:
         lines.append("give --train FILE, or --last, and n-gram models learn from it too")
     if baselines.bounds:
@@ -221,6 +247,7 @@ def _print_json(
     values = {
         "checkpoint": str(found.path),
         "text": text.name,
+        "warning": text.warning,
         "results": {name: _plain(result) for name, result in results.items()},
         "baselines": {
             **asdict(baselines),

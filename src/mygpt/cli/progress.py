@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import Waiting, visible
 from mygpt.errors import Interrupted
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
 
@@ -28,11 +28,16 @@ _ROOM_FOR_VALIDATION, _ROOM_FOR_SPEED = 80, 96
 class TrainingDisplay:
     """A listener for training's events.
 
+    Args:
+        quiet: shows nothing.
+        waiting: a line that goes with the first event.
+
     Attributes:
         signal: the signal that ended the run early, once it has been left.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, waiting: Waiting | None = None) -> None:
+        self._waiting = waiting or Waiting("")
         self.signal: int | None = None
         self.quiet = quiet
         self._bar: Bar | None = None
@@ -47,6 +52,7 @@ class TrainingDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
+        self._waiting.stop()
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
@@ -63,6 +69,7 @@ class TrainingDisplay:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        self._waiting.stop()
         if isinstance(event, Started):
             self._run = event.run
         self._finished = isinstance(event, Finished)
@@ -103,6 +110,7 @@ class Bar:
                 speed=f"{event.tokens_per_s:,.0f} tokens/s",
             )
         elif isinstance(event, Evaluated) and self.progress is not None:
+            self.console.print(str(event), style="dim", markup=False)
             mark = " (best)" if event.best else ""
             self.progress.update(self.task, val=f"validation {event.result.loss:.4f}{mark}")
         elif isinstance(event, Sampled):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,8 @@ def reproduce(
         typer.Option(
             "--output",
             "-o",
-            help="Where the second run goes; without it RUN-reproduced.",
+            help="Where the second run goes; without it it is kept, as RUN-reproduced, only where "
+            "it came out as another.",
             show_default=False,
         ),
     ] = None,
@@ -37,12 +39,14 @@ def reproduce(
     """
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
-    from mygpt.training.comparison import compare_logs
+    from mygpt.training.comparison import compare_losses, read_losses
     from mygpt.training.run import RunFolder
 
     first = RunFolder.of(run)
     first.check_exists()
+    first_losses = read_losses(first.log_path)  # before hours are spent on the second's
     folder = Path(output) if output else first.folder.with_name(f"{first.folder.name}-reproduced")
+    ours = output is None and not folder.exists()
     command = shlex.join(["mygpt", *sys.argv[1:]])
     with TrainingDisplay(quiet=quiet) as display:
         training.replay(
@@ -51,6 +55,10 @@ def reproduce(
         )  # fmt: skip
     if display.signal is not None:
         return 128 + display.signal
-    result = compare_logs(first.log_path, RunFolder.at(folder).log_path)
+    result = compare_losses(first_losses, read_losses(RunFolder.at(folder).log_path))
     print(result)
+    if result.same and ours:
+        shutil.rmtree(folder)
+    elif output is None:
+        print(f"the second run is kept in {folder}")
     return 0 if result.close else 1

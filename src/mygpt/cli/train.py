@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mygpt.cli.terminal import Waiting
 from mygpt.machine import process_age_s
 
 
@@ -135,8 +136,9 @@ def train(
     chosen = {name: given[name] for name in source if given[name] not in (None, False)}
     if batch_size is not None:
         options["batch_size"] = _whole_or_auto(batch_size)
-    from mygpt.cli.progress import TrainingDisplay
+    from mygpt.text import require_there
 
+    require_there([*(files or []), *([] if val_file is None else [str(val_file)])])
     command = shlex.join(["mygpt", *sys.argv[1:]])
     shared: dict[str, Any] = {"device": device}
     if replay is not None:
@@ -154,18 +156,22 @@ def train(
     if dry_run:
         clashing = [name for name in ("resume", "replay") if given[name] is not None]
         _refuse("--dry-run is for new runs", clashing)
+    waiting = Waiting("starting" if not quiet and sys.stdout.isatty() else "")
     from mygpt import training
+    from mygpt.cli.progress import TrainingDisplay
 
     if dry_run:
-        print(training.plan(files or None, **shared, **chosen, **options))
+        with waiting:
+            told = training.plan(files or None, **shared, **chosen, **options)
+        print(told)
         return 0
 
-    with TrainingDisplay(quiet=quiet) as display:
+    with TrainingDisplay(quiet=quiet, waiting=waiting) as display:
         shared["listener"] = display
         if replay is not None:
             training.replay(replay, **shared)
         elif resume is not None:
-            training.resume(resume, files or [], **shared, **options)
+            training.resume(resume, files or [], began=began, **shared, **options)
         else:
             training.train(files or None, **shared, **chosen, **options)
     return 0 if display.signal is None else 128 + display.signal

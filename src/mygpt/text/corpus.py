@@ -53,6 +53,19 @@ def read_corpus(
     return Corpus(_name(paths), documents, notes + reader.notes)
 
 
+def require_there(paths: Sequence[str]) -> None:
+    """Refuse, as `read_corpus` would, names of what is not there; nothing is read.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for path in paths:
+        if path != "-" and not os.path.exists(path):
+            reader = Reader()
+            for name in _find(path, reader, None).names:
+                reader.start_of(name)
+
+
 def builtin_documents() -> Iterable[Document]:
     """The Python language reference that every CPython carries, one document a topic."""
     from pydoc_data.topics import topics
@@ -80,7 +93,7 @@ def _named(name: str, reader: Reader, encoding: str | None, allow_bytes: bool) -
     if not len(document):
         if Path(name).is_fifo():
             raise InputError(f"nobody wrote to the pipe {shown(name)}: start its writer first")
-        raise InputError(f"{shown(name)} is empty: there is no text to learn from")
+        raise InputError(f"{shown(name)} is empty: there is no text in it")
     return document
 
 

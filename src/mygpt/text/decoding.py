@@ -56,7 +56,7 @@ def decode(data: bytearray, name: str, encoding: str | None, *, allow_bytes: boo
         wrong = error.object[error.start : error.start + 1].hex()
         problem = (
             f"byte 0x{wrong} at position {start + error.start}; name its encoding "
-            "(--encoding latin-1?), or take its bytes with --tokenizer byte"
+            "(--encoding latin-1?); training can take its bytes with --tokenizer byte"
         )
     except UnicodeError as error:
         problem = str(error)

@@ -58,9 +58,11 @@ class Comparison:
         return f"reproduced, but for rounding: {told}" if self.close else f"NOT reproduced: {told}"
 
 
-def compare_logs(first: Path, second: Path) -> Comparison:
-    """Compare the losses of two `log.jsonl`."""
-    one, other = _losses(first), _losses(second)
+Losses = dict[tuple[int, str], float]
+
+
+def compare_losses(one: Losses, other: Losses) -> Comparison:
+    """Compare the losses that two logs tell of."""
     common = [place for place in one if place in other]
     apart = [(abs(one[place] - other[place]), place[0]) for place in common]
     largest, step = max(apart, default=(math.nan, 0))
@@ -73,9 +75,13 @@ def compare_logs(first: Path, second: Path) -> Comparison:
     )
 
 
-def _losses(log: Path) -> dict[tuple[int, str], float]:
-    """Each loss by (step, kind); of two of one step the later counts, as after going back."""
-    found: dict[tuple[int, str], float] = {}
+def read_losses(log: Path) -> Losses:
+    """A log's losses by (step, kind); of two of one step the later counts, as after going back.
+
+    Raises:
+        InputError: where it cannot be read.
+    """
+    found: Losses = {}
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -91,7 +97,7 @@ def _losses(log: Path) -> dict[tuple[int, str], float]:
     return found
 
 
-def _final(losses: dict[tuple[int, str], float]) -> float:
+def _final(losses: Losses) -> float:
     for kind in reversed(_KINDS):
         steps = [step for step, own in losses if own == kind]
         if steps:

@@ -42,6 +42,7 @@ from mygpt.training.state import Course, State
 
 # Nats per token above the best: a falling rate does not make that good any more.
 _FAR_ABOVE_BEST = 0.1
+_SAMPLES_APART = 0.2  # of the run, where the shares of its validations were not asked for
 
 
 class Trainer:
@@ -77,11 +78,12 @@ class Trainer:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
+        self.held_tokens = val_tokens
         self.val_tokens = val_tokens[: config.val_tokens or None]
         self.run = run
         self.settings = settings
         self.tell = listener
-        self._sampled = False
+        self._sampled = (-1, 0.0)  # the step of the last sample, and the share then done
         self.documents: Sequence[Document] = ()  # what samples may have copied from
         self.val_chars: int | None = None  # that all validation tokens but the first stand for
         self.device = next(model.parameters()).device
@@ -140,7 +142,7 @@ class Trainer:
         config, course = self.config, self.course
         began = time.monotonic() - course.elapsed_s
         reported = (course.step, course.elapsed_s, self._plan.tokens)
-        saved_s = course.elapsed_s
+        saved_s, first_step = course.elapsed_s, course.step
         self.model.train()
         while not self.finished and not should_stop():
             done = self._plan.done(course)
@@ -154,7 +156,8 @@ class Trainer:
             if self._validation_due():
                 self._look()
                 self._validate()
-                self._show_sample()
+                if config.eval_every or done >= self._sampled[1] + _SAMPLES_APART:
+                    self._show_sample(done)
                 seconds = time.monotonic() - began - course.elapsed_s
                 # The speed that is shown is training's alone.
                 reported = (reported[0], reported[1] + seconds, reported[2])
@@ -169,10 +172,11 @@ class Trainer:
         self._look()
         if course.left_out and not self._learns():
             raise BlowUp("the loss is nan")
-        if self.finished and course.step != course.validated_step:
-            self._validate()
-            if not self._sampled:
-                self._show_sample()
+        if self.finished and course.step != first_step:
+            if course.step != course.validated_step:
+                self._validate()
+            if course.step != self._sampled[0]:
+                self._show_sample(1.0)
             course.elapsed_s = time.monotonic() - began
         if not self._keeper.has(course):
             self.save()
@@ -320,9 +324,9 @@ class Trainer:
         )
         self.tell(Evaluated(course.step, result, best))
 
-    def _show_sample(self) -> None:
+    def _show_sample(self, done: float) -> None:
         """Write a little from nothing; the seed keeps training's own random numbers as they are."""
-        self._sampled = True
+        self._sampled = (self.course.step, done)
         if self.config.sample_tokens:
             shape = self.model.config
             self.model.config = self._plan.as_trained(shape)

@@ -24,7 +24,7 @@ from mygpt.training.recipe import Budget, Recipe, choose, flops_per_token
 # the simpler models that the loss is shown beside.
 _ENDING_S = 1.2
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
-_REPORT_S = 1.0  # from one report to the next
+_REPORT_S, _REPORTS = 1.0, 20  # from one report to the next, or so many
 _DEVICE_FLOPS_PER_S = 1e13  # a guess for accelerators, which are not measured yet
 MOST_ROWS = 2**17  # of an n-gram table
 
@@ -38,12 +38,15 @@ class Planned:
         training: options of `TrainConfig`.
         recipe: what the rule chose; None for a named preset.
         ngrams: the keys of the model's n-gram tables.
+        late_s: by how much the command will take longer than its `minutes`, since beginning and
+            ending take so long.
     """
 
     shape: dict[str, Any]
     training: dict[str, Any]
     recipe: Recipe | None
     ngrams: list[NDArray[np.int64]]
+    late_s: float = 0.0
 
 
 def plan_run(
@@ -75,7 +78,7 @@ def plan_run(
         training |= {"steps": None, "tokens": None, "minutes": DEFAULT_MINUTES}
     lengths = {name: training.get(name) for name in ("steps", "tokens", "minutes")}
     budget = _budget(lengths, device, began)
-    recipe, keys = None, []
+    recipe, keys, late_s = None, [], 0.0
     if preset == AUTO:
         asked = {name: value for name, value in options.items() if name not in lengths}
         recipe = choose(
@@ -88,17 +91,20 @@ def plan_run(
         keys = _keys(recipe, train_tokens, vocab_size)
         if keys:
             shape["ngram_rows"] = tuple(len(key) + 1 for key in keys)
+    if recipe is not None:
+        training.setdefault("print_every", _report_every(recipe, budget))
     if lengths["minutes"] is not None:
         if recipe is not None:
-            training.setdefault("print_every", _report_every(recipe, budget))
             training.setdefault("save_seconds", _save_seconds(lengths["minutes"]))
         validated = training.get("val_tokens") or val_tokens
         config = GPTConfig(vocab_size, **shape)
         reserve_s = time.monotonic() - began
         reserve_s += _ending_s(config, budget, len(train_tokens), val_tokens, validated)
         # At most half of a very short run: something is to be trained.
-        training.setdefault("reserve_s", min(reserve_s, 30.0 * lengths["minutes"]))
-    return Planned(shape, training, recipe, keys)
+        most_s = 30.0 * lengths["minutes"]
+        training.setdefault("reserve_s", min(reserve_s, most_s))
+        late_s = max(0.0, reserve_s - most_s)
+    return Planned(shape, training, recipe, keys, late_s)
 
 
 def _keys(
@@ -113,10 +119,13 @@ def _keys(
 
 
 def _report_every(recipe: Recipe, budget: Budget) -> int:
-    """Steps between reports, about a second apart."""
+    """Steps between reports: about a second, or twenty in all where the clock does not decide."""
     tokens_a_step = recipe.training["batch_size"] * recipe.training["seq_len"]
-    steps_per_s = recipe.tokens / tokens_a_step / max(1.0, budget.seconds)
-    return max(1, round(steps_per_s * _REPORT_S))
+    steps = recipe.tokens / tokens_a_step
+    reports = (
+        max(1.0, budget.seconds) / _REPORT_S if budget.by_clock and not recipe.bounded else _REPORTS
+    )
+    return max(1, round(steps / reports))
 
 
 def _save_seconds(minutes: float) -> float:

@@ -20,7 +20,7 @@ from mygpt.tokenization import Tokenizer
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.gradients import suitable_engine
 from mygpt.training.memory import check_model_fits, free_memory
-from mygpt.training.planning import plan_run
+from mygpt.training.planning import Planned, plan_run
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, choose_tokenizer, fit_window, read_source, undecoded
 
@@ -121,10 +121,29 @@ def prepare(
             f"stages={config.stages} have windows of {config.longest_window}: choose "
             f"max_seq_len={config.longest_window}, not {shape.max_seq_len}"
         )
+    notes += _of_the_time(planned, config, len(val_tokens))
     return Prepared(
         run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
         notes, planned.ngrams, planned.recipe.tokens if planned.recipe is not None else 0.0,
     )  # fmt: skip
+
+
+def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:
+    """Notes on what beginning, validating and ending take of it."""
+    notes = []
+    asked_s = 60.0 * (config.minutes or 0.0)
+    if planned.late_s > 0.05 * asked_s:
+        needed_s = planned.late_s + config.reserve_s
+        notes.append(
+            f"to begin, validate and end takes about {needed_s:.0f} s of the {asked_s:.0f}: the "
+            "command ends late"
+        )
+    if config.val_tokens:
+        notes.append(
+            f"validated on the first {config.val_tokens:,} of the {held:,} tokens held back, so "
+            "that it takes little of the time"
+        )
+    return notes
 
 
 def _names(files: object) -> list[str]:

@@ -67,6 +67,7 @@ _STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
 _NARROW = 64  # up to this width there is the first stage alone
 _RATE, _ADAMW_RATE, _DECAY = 0.02, 3e-3, 0.1
 _LEAST_VALIDATED = 2**17
+_APART = 5  # steps from one validation to the next, at least
 
 
 def shape_of(width: int, layers: int, window: int) -> dict[str, Any]:
@@ -294,7 +295,7 @@ def expected_loss(fivegram: float, tokens: float) -> tuple[float, float, float]:
 
 def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
     """When to validate, at rising intervals: as often as takes a twentieth of the time."""
-    count = int(min(0.05 * tokens * 3 / max(1, val_tokens), tokens / TOKENS_PER_STEP / 20))
+    count = int(min(0.05 * tokens * 3 / max(1, val_tokens), tokens / TOKENS_PER_STEP / _APART))
     count = max(1, min(_MOST_EVALUATIONS, count))
     return tuple((number / count) ** 1.5 for number in range(1, count))
 

@@ -160,14 +160,30 @@ class RunFolder:
         return sync_length(self.log_path)
 
     def cut_log(self, length: int) -> str | None:
-        """Drop what was logged after the state that holds now; a line if some of it is missing."""
+        """Drop what was logged after the state that holds now; a line for people, if need be.
+
+        It says that some of the log was dropped, or that some was missing.
+        """
         size = self.log_path.stat().st_size if self.log_path.exists() else 0
         if size >= length:
+            lost = self._last_step(after=length) if size > length else None
             cut(self.log_path, length)
-            return None
+            if lost is None:
+                return None
+            return f"what came after the last save, up to step {lost:,}, is made again"
         if size:  # the next record begins a line of its own
             cut(self.log_path, self.log_path.read_bytes().rfind(b"\n") + 1)
         return f"{self.log_path} is shorter than the run left it: some of its records are missing"
+
+    def _last_step(self, *, after: int) -> int | None:
+        """The step of the log's last record behind so many bytes; None where there is none."""
+        with self.log_path.open("rb") as log:
+            log.seek(after)
+            lines = log.read().splitlines()
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                return int(json.loads(line)["step"])
+        return None
 
     def save_state(self, state: State, *, keep: bool) -> None:
         """Commit a state; with `keep` what was the last becomes the previous one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,10 @@ def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: An
     """What `train` would do, in words; nothing is written. The arguments are `train`'s."""
     ready = prepare(files, **arguments)
     lines = [f"note: {note}" for note in ready.notes]
+    lines.append(
+        f"model: {ready.shape.num_parameters():,} parameters ({ready.tokenizer.kind}, vocabulary "
+        f"{ready.shape.vocab_size}), to be written to {ready.run.name}"
+    )
     if ready.expected_tokens and len(ready.val_tokens) > 1 and ready.tokenizer.kind != "bpe":
         fivegram = ngram_loss(ready.train_tokens, ready.val_tokens, ready.shape.vocab_size, 5)
         middle, low, high = expected_loss(fivegram, ready.expected_tokens)
@@ -246,6 +251,7 @@ def resume(
     *,
     val_file: str | Path | None = None,
     device: str = "auto",
+    began: float | None = None,
     listener: Listener = print,
     **options: Any,
 ) -> Writer:
@@ -256,6 +262,7 @@ def resume(
         files: where the text lies now; nothing takes it from where it was.
         val_file: where the validation file lies now, likewise.
         device: "auto", "cpu", "cuda" or "mps".
+        began: from when new `minutes` count this sitting, as `time.monotonic` does; None is now.
         listener: is told every event.
         options: a new length (`steps`, `tokens` or `minutes`, counted from the run's start)
             and how often to report, validate and save.
@@ -266,12 +273,15 @@ def resume(
     """
     require_path("run", output)
     _require_listener(listener)
+    began = time.monotonic() if began is None else began
     run = RunFolder.of(output)
     run.check_exists()  # also: no lock is left in a folder that is no run
     with RunLock(run.folder) as lock:
         run.clear_strays()
         options = {name: value for name, value in options.items() if value is not None}
-        trainer, source, train_tokens = _restored(run, files, val_file, device, listener, options)
+        trainer, source, train_tokens = _restored(
+            run, files, val_file, device, began, listener, options
+        )
         tell_lock(trainer, lock)
         run.write_settings(for_people(trainer, source))
         return sit(trainer, source, train_tokens)
@@ -282,6 +292,7 @@ def _restored(
     files: Sequence[str | Path],
     val_file: str | Path | None,
     device: str,
+    began: float,
     listener: Listener,
     options: dict[str, Any],
 ) -> tuple[Trainer, Source, NDArray[np.integer]]:
@@ -308,6 +319,9 @@ def _restored(
     if where.type != "cpu":
         config = replace(config, engine="torch")  # the compiled kernels are a CPU's
     check_model_fits(state.config, free_memory(where))
+    if "minutes" in options and config.minutes is not None:  # reading it all again takes time too
+        reserve_s = config.reserve_s + time.monotonic() - began
+        config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
     model = GPT.unfilled(state.config).to(where)
     check_batch_fits(model, config, free_memory(where), fixed=True)
     sittings = state.provenance.get("sittings", 1) + 1

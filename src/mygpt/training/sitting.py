@@ -70,8 +70,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
     uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
     trainer.documents = source.learned
-    if len(trainer.val_tokens):
-        trainer.val_chars = predicted_chars(source.held, trainer.val_tokens, trainer.tokenizer)
+    trainer.val_chars = _val_chars(trainer, source)
     trainer.tell(
         Started(
             run=trainer.run.folder,
@@ -101,7 +100,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     baselines = None
     if validated and ended_by is None:
         baselines = measure_baselines(
-            train_tokens, trainer.val_tokens, vocab_size, learned=source.learned, held=source.held
+            train_tokens, trainer.held_tokens, vocab_size, learned=source.learned, held=source.held
         )
     trainer.tell(
         Finished(
@@ -127,6 +126,15 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     if interrupt.received is not None:  # also where it came too late to end anything
         raise interruption(interrupt.received)
     return load(trainer.run.checkpoint_path, device=str(trainer.device))
+
+
+def _val_chars(trainer: Trainer, source: Source) -> int | None:
+    """Characters that all validation tokens but the first stand for; None for bytes, or none."""
+    tokens, tokenizer = trainer.val_tokens, trainer.tokenizer
+    whole = predicted_chars(source.held, tokens, tokenizer) if len(tokens) else None
+    if whole is None or len(tokens) == len(trainer.held_tokens):
+        return whole
+    return len(tokenizer.decode(tokens[1:].tolist()))
 
 
 def tell_lock(trainer: Trainer, lock: RunLock) -> None:

@@ -20,7 +20,7 @@ from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tok
 
 # More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
 MOST_CHARACTERS = 512
-BPE_SIZE = 4096  # tokens, where "bpe" names no size
+BPE_SIZES = (512, 1024, 2048, 4096)  # tokens, where "bpe" names no size
 _SHORTEST = 2  # characters: one to read and one to predict
 
 
@@ -89,7 +89,7 @@ def choose_tokenizer(name: str, source: Source, *, end_of_text: bool) -> Tokeniz
         InputError: where the text does not fit it.
     """
     if name == "bpe" or name.startswith("bpe:"):
-        return cached_bpe(source.learned, _bpe_size(name))
+        return cached_bpe(source.learned, _bpe_size(name, sum(map(len, source.learned))))
     documents = source.documents
     if name == "byte" or any(isinstance(document.whole, bytes) for document in documents):
         return ByteTokenizer()
@@ -108,12 +108,13 @@ def choose_tokenizer(name: str, source: Source, *, end_of_text: bool) -> Tokeniz
     return load_tokenizer(name)
 
 
-def _bpe_size(name: str) -> int:
+def _bpe_size(name: str, length: int) -> int:
+    """The size that is named, or one that suits a text of so many characters."""
     size = name.removeprefix("bpe").removeprefix(":")
-    if not size:
-        return BPE_SIZE
-    if not (size.isascii() and size.isdigit() and len(size) < 9):
-        raise InputError(f"tokenizer={name!r}: SIZE is a whole number, as in bpe:{BPE_SIZE}")
+    if not size:  # each token is to occur some hundreds of times
+        return next((n for n in BPE_SIZES if n >= length / 250), BPE_SIZES[-1])
+    if not (size.isascii() and size.isdigit() and len(size) < 20):
+        raise InputError(f"tokenizer={name!r}: SIZE is a whole number, as in bpe:{BPE_SIZES[-1]}")
     return int(size)
 
 
