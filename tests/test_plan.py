@@ -386,7 +386,7 @@ def plan_of(
 ) -> tuple[planning.Planned, GPTConfig, TrainConfig]:
     planned = plan_run(
         preset, options, train_tokens=np.arange(num_tokens) % 50, val_tokens=500, vocab_size=50,
-        device=CPU, began=time.monotonic(), exportable=exportable,
+        flops_per_s=5e10, began=time.monotonic(), exportable=exportable,
     )  # fmt: skip
     fit_window(planned.shape, planned.training, num_tokens, asked="seq_len" in options)
     return planned, GPTConfig(50, **planned.shape), TrainConfig(**planned.training)
@@ -429,7 +429,6 @@ def test_what_the_user_asks_for_is_what_is_done(options: dict[str, Any], steps: 
 
 
 def test_a_budget_in_minutes_is_the_whole_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "training_flops_per_s", lambda threads: 5e10)
     planned, _, config = plan_of(10**6, minutes=1.0)
     assert config.minutes == 1.0
     assert 0.2 < config.reserve_s < 10.0
@@ -453,7 +452,6 @@ def test_a_short_text_is_not_read_for_as_long_as_there_is_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Beyond some readings it is only learned by heart; steps and tokens are as they were asked."""
-    monkeypatch.setattr(planning, "training_flops_per_s", lambda threads: 5e10)
     planned, _, config = plan_of(5000, minutes=10.0)
     assert (config.minutes, config.tokens) == (None, 5000 * recipe.MOST_EPOCHS)
     assert planned.recipe is not None

@@ -24,6 +24,8 @@ from mygpt.training.recipe import Budget, Recipe, choose, flops_per_token
 # the simpler models that the loss is shown beside.
 _ENDING_S = 1.2
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
+# A text that is read less often than this by characters (of about so many) is read by BPE.
+_BPE_BELOW, _BPE_SIZE, _CHARACTERS = 0.5, 4096, 100
 _REPORT_S, _REPORTS = 1.0, 20  # from one report to the next, or so many
 _DEVICE_FLOPS_PER_S = 1e13  # a guess for accelerators, which are not measured yet
 MOST_ROWS = 2**17  # of an n-gram table
@@ -56,7 +58,7 @@ def plan_run(
     train_tokens: NDArray[np.integer],
     val_tokens: int,
     vocab_size: int,
-    device: torch.device,
+    flops_per_s: float,
     began: float,
     exportable: bool,
 ) -> Planned:
@@ -68,16 +70,14 @@ def plan_run(
         train_tokens: 1-D ids to learn from.
         val_tokens: how many there are to validate on.
         vocab_size: V.
-        device: where it will train.
+        flops_per_s: what `measured_speed` gave.
         began: when the command began, as `time.monotonic` counts: `minutes` are the whole
             command's.
         exportable: leave out what other programs do not know.
     """
     shape, training = preset_options(preset, options)
-    if preset == AUTO and not {"steps", "tokens", "minutes"} & set(options):
-        training |= {"steps": None, "tokens": None, "minutes": DEFAULT_MINUTES}
-    lengths = {name: training.get(name) for name in ("steps", "tokens", "minutes")}
-    budget = _budget(lengths, device, began)
+    lengths = _lengths(preset, options)
+    budget = _budget(lengths, flops_per_s, began)
     recipe, keys, late_s = None, [], 0.0
     if preset == AUTO:
         asked = {name: value for name, value in options.items() if name not in lengths}
@@ -133,13 +133,54 @@ def _save_seconds(minutes: float) -> float:
     return min(60.0, max(5.0, 12.0 * minutes))
 
 
-def _budget(lengths: dict[str, Any], device: torch.device, began: float) -> Budget:
-    """What is left of the time, or the tokens, and how fast this machine trains."""
-    if lengths["minutes"] is None:  # nothing is measured: the same command is the same run
+def _lengths(preset: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A run's steps, tokens or minutes: two of them are None."""
+    names = ("steps", "tokens", "minutes")
+    if preset == AUTO and not set(names) & set(options):
+        return {"steps": None, "tokens": None, "minutes": DEFAULT_MINUTES}
+    training = preset_options(preset, options)[1]
+    return {name: training.get(name) for name in names}
+
+
+def measured_speed(preset: str, options: dict[str, Any], device: torch.device) -> float:
+    """Floating-point operations a second that training reaches here; 0 where no clock decides.
+
+    By steps or tokens nothing is measured: the same command is the same run.
+    """
+    if _lengths(preset, options)["minutes"] is None:
+        return 0.0
+    if device.type != "cpu":
+        return _DEVICE_FLOPS_PER_S
+    return training_flops_per_s(torch.get_num_threads())
+
+
+def suitable_tokens(
+    preset: str, options: dict[str, Any], *, num_chars: int, flops_per_s: float, began: float
+) -> str:
+    """The tokenizer for a text that is plain text: "auto" (characters, or bytes), or BPE.
+
+    What cannot be read once by characters is better read in longer pieces (docs/lab-notes.md).
+
+    Args:
+        preset: a name; for a model of a named shape tokens are characters.
+        options: what the user asked for.
+        num_chars: to learn from.
+        flops_per_s: what `measured_speed` gave.
+        began: when the command began.
+    """
+    lengths = _lengths(preset, options)
+    if preset != AUTO:
+        return "auto"
+    budget = _budget(lengths, flops_per_s, began)
+    asked = {name: value for name, value in options.items() if name not in lengths}
+    recipe = choose(num_chars, 0, _CHARACTERS, budget, exportable=True, asked=asked)
+    return "auto" if recipe.epochs > _BPE_BELOW else f"bpe:{_BPE_SIZE}"
+
+
+def _budget(lengths: dict[str, Any], flops_per_s: float, began: float) -> Budget:
+    """What is left of the time, or the steps or tokens."""
+    if lengths["minutes"] is None:
         return Budget(lengths["steps"], lengths["tokens"])
-    flops_per_s = _DEVICE_FLOPS_PER_S
-    if device.type == "cpu":
-        flops_per_s = training_flops_per_s(torch.get_num_threads())
     left_s = 60.0 * lengths["minutes"] - (time.monotonic() - began) - 2 * _ENDING_S
     return Budget(seconds=max(0.1, left_s), flops_per_s=flops_per_s)
 

@@ -20,7 +20,7 @@ from mygpt.tokenization import Tokenizer
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.gradients import suitable_engine
 from mygpt.training.memory import check_model_fits, free_memory
-from mygpt.training.planning import Planned, plan_run
+from mygpt.training.planning import Planned, measured_speed, plan_run, suitable_tokens
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, choose_tokenizer, fit_window, read_source, undecoded
 
@@ -92,6 +92,13 @@ def prepare(
     run = RunFolder.at(output or Path("runs") / source.corpus.name)
     run.check_free(overwrite=overwrite)
     reserve = config.data_order != "tutorial"
+    flops_per_s = measured_speed(preset, options, where)
+    by_rule = tokenizer == "auto"
+    if by_rule and not any(isinstance(document.whole, bytes) for document in source.documents):
+        tokenizer = suitable_tokens(
+            preset, options, num_chars=sum(map(len, source.learned)), flops_per_s=flops_per_s,
+            began=began,
+        )  # fmt: skip
     chosen = choose_tokenizer(tokenizer, source, end_of_text=reserve)
     train_tokens, val_tokens = source.encode(chosen)
     planned = plan_run(
@@ -100,11 +107,11 @@ def prepare(
         train_tokens=train_tokens,
         val_tokens=len(val_tokens),
         vocab_size=chosen.vocab_size,
-        device=where,
+        flops_per_s=flops_per_s,
         began=began,
         exportable=exportable,
     )
-    notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
+    notes = [*source.corpus.notes, *(undecoded(source) if by_rule else [])]
     notes += fit_window(
         planned.shape, planned.training, len(train_tokens), asked="seq_len" in options
     )
