@@ -442,6 +442,54 @@ def test_a_budget_in_minutes_is_the_whole_commands(monkeypatch: pytest.MonkeyPat
     assert config.minutes == 5.0
 
 
+def test_the_plan_that_is_told_is_the_one_that_is_made() -> None:
+    """It told of the rule's model and of its windows, whatever was asked for."""
+    planned, _, _ = plan_of(10**6, steps=20, embed_dim=256, num_layers=6)
+    assert planned.recipe is not None
+    assert planned.recipe.lines()[0].startswith("plan: 6 layers of width 256")
+    planned, _, _ = plan_of(10**6, steps=20, seq_len=32, batch_size=4)
+    assert planned.recipe is not None
+    assert planned.recipe.tokens == 20 * 32 * 4
+    assert "windows of 32, about 2,560 tokens" in planned.recipe.lines()[0]
+
+
+def test_a_large_model_is_not_given_a_small_ones_readings() -> None:
+    """A short text's end by readings was reckoned with the rule's model: 512 wide, it took 2,223 s
+    of the 120."""
+    planned, _, config = plan_of(20_000, minutes=2.0, embed_dim=512, num_layers=8)
+    assert config.minutes == 2.0
+    assert planned.recipe is not None
+    assert not planned.recipe.bounded
+
+
+def test_named_presets_end_on_time_too() -> None:
+    _, _, config = plan_of(10**6, preset="nano", minutes=1.0)
+    assert 1.0 < config.reserve_s < 30.0
+    planned, _, config = plan_of(10**6, preset="nano", minutes=0.01)
+    assert config.reserve_s == pytest.approx(0.3)
+    assert planned.late_s > 0.5
+
+
+def test_what_expects_to_be_reached_falls_with_what_is_read() -> None:
+    middles = [recipe.expected_loss(1.561, tokens)[0] for tokens in (1.2e6, 3.4e6, 8e6)]
+    assert middles == pytest.approx([1.54, 1.482, 1.439], rel=0.015), "as measured"
+    middle, low, high = recipe.expected_loss(2.0, 1e6)
+    assert low < middle < high
+
+
+def test_long_texts_that_are_hardly_read_are_read_in_longer_pieces() -> None:
+    def chosen(num_chars: int, preset: str = "auto", **options: Any) -> str:
+        return planning.suitable_tokens(
+            preset, options, num_chars=num_chars, flops_per_s=5e10, began=time.monotonic()
+        )
+
+    assert chosen(27_000_000, minutes=2.0).startswith("bpe:")
+    assert chosen(27_000_000, tokens=10**6).startswith("bpe:")
+    assert chosen(27_000_000, minutes=10_000.0) == "auto"
+    assert chosen(1_000_000, tokens=10_000) == "auto", "merges need a text to be learned from"
+    assert chosen(27_000_000, preset="nano") == "auto"
+
+
 def test_adamw_has_a_rate_of_its_own() -> None:
     """Muon's would be several times too high for it."""
     assert plan_of(steps=50, optimizer="adamw")[2].lr < plan_of(steps=50)[2].lr / 5

@@ -24,8 +24,9 @@ from mygpt.training.recipe import Budget, Recipe, choose, flops_per_token
 # the simpler models that the loss is shown beside.
 _ENDING_S = 1.2
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
-# A text that is read less often than this by characters (of about so many) is read by BPE.
-_BPE_BELOW, _BPE_SIZE, _CHARACTERS = 0.5, 4096, 100
+# A text of so many characters that is read less often than this by them is read by BPE.
+_BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.5, 4096
+_CHARACTERS = 100  # distinct ones, about
 _REPORT_S, _REPORTS = 1.0, 20  # from one report to the next, or so many
 _DEVICE_FLOPS_PER_S = 1e13  # a guess for accelerators, which are not measured yet
 MOST_ROWS = 2**17  # of an n-gram table
@@ -174,7 +175,8 @@ def suitable_tokens(
     budget = _budget(lengths, flops_per_s, began)
     asked = {name: value for name, value in options.items() if name not in lengths}
     recipe = choose(num_chars, 0, _CHARACTERS, budget, exportable=True, asked=asked)
-    return "auto" if recipe.epochs > _BPE_BELOW else f"bpe:{_BPE_SIZE}"
+    few = num_chars < _BPE_FROM or recipe.epochs > _BPE_BELOW
+    return "auto" if few else f"bpe:{_BPE_SIZE}"
 
 
 def _budget(lengths: dict[str, Any], flops_per_s: float, began: float) -> Budget:

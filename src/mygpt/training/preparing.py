@@ -66,10 +66,6 @@ def prepare(
     """
     began = time.monotonic() if began is None else began
     names = _names(files)
-    if files is not None and not names:
-        raise InputError(
-            "files is an empty list: name a text, or leave it out for the built-in one"
-        )
     for name, value in (("output", output), ("val_file", val_file)):
         if value is not None:
             require_path(name, value)
@@ -86,20 +82,19 @@ def prepare(
         "preset": preset,
         "threads": torch.get_num_threads(),
     }
-    bytes_do = tokenizer in ("auto", "byte")
     as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
+    bytes_do = tokenizer in ("auto", "byte")
     source = read_source(as_named, config.val_fraction, allow_bytes=bytes_do)
     run = RunFolder.at(output or Path("runs") / source.corpus.name)
     run.check_free(overwrite=overwrite)
-    reserve = config.data_order != "tutorial"
+    notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
     flops_per_s = measured_speed(preset, options, where)
-    by_rule = tokenizer == "auto"
-    if by_rule and not any(isinstance(document.whole, bytes) for document in source.documents):
+    if tokenizer == "auto" and source.is_text:
+        chars = sum(map(len, source.learned))
         tokenizer = suitable_tokens(
-            preset, options, num_chars=sum(map(len, source.learned)), flops_per_s=flops_per_s,
-            began=began,
-        )  # fmt: skip
-    chosen = choose_tokenizer(tokenizer, source, end_of_text=reserve)
+            preset, options, num_chars=chars, flops_per_s=flops_per_s, began=began
+        )
+    chosen = choose_tokenizer(tokenizer, source, end_of_text=config.data_order != "tutorial")
     train_tokens, val_tokens = source.encode(chosen)
     planned = plan_run(
         preset,
@@ -111,28 +106,34 @@ def prepare(
         began=began,
         exportable=exportable,
     )
-    notes = [*source.corpus.notes, *(undecoded(source) if by_rule else [])]
     notes += fit_window(
         planned.shape, planned.training, len(train_tokens), asked="seq_len" in options
     )
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep some of it for validation: there is none")
-    shape = GPTConfig(chosen.vocab_size, **planned.shape)
-    planned.training["engine"] = suitable_engine(shape, where)
-    if planned.recipe is not None:
-        notes += planned.recipe.lines()
-    check_model_fits(shape, free_memory(where))
+    shape, config = _settled(planned, chosen.vocab_size, where)
+    notes += [] if planned.recipe is None else planned.recipe.lines()
+    notes += _of_the_time(planned, config, len(val_tokens))
+    return Prepared(
+        run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
+        notes, planned.ngrams, planned.recipe.tokens if planned.recipe is not None else 0.0,
+    )  # fmt: skip
+
+
+def _settled(
+    planned: Planned, vocab_size: int, device: torch.device
+) -> tuple[GPTConfig, TrainConfig]:
+    """The model's shape and how it is trained; refused where they cannot be, or do not fit."""
+    shape = GPTConfig(vocab_size, **planned.shape)
+    planned.training["engine"] = suitable_engine(shape, device)
+    check_model_fits(shape, free_memory(device))
     config = TrainConfig(**planned.training)
     if config.longest_window > shape.max_seq_len:
         raise InputError(
             f"stages={config.stages} have windows of {config.longest_window}: choose "
             f"max_seq_len={config.longest_window}, not {shape.max_seq_len}"
         )
-    notes += _of_the_time(planned, config, len(val_tokens))
-    return Prepared(
-        run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
-        notes, planned.ngrams, planned.recipe.tokens if planned.recipe is not None else 0.0,
-    )  # fmt: skip
+    return shape, config
 
 
 def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:
@@ -158,7 +159,12 @@ def _names(files: object) -> list[str]:
         return [] if files is None else [str(files)]
     if isinstance(files, bytes) or not isinstance(files, Iterable):
         raise InputError(f"files={files!r:.40} must be a name or several")
-    return [str(name) for name in files]
+    names = [str(name) for name in files]
+    if not names:
+        raise InputError(
+            "files is an empty list: name a text, or leave it out for the built-in one"
+        )
+    return names
 
 
 def resolved(name: str) -> str:

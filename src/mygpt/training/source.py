@@ -45,6 +45,11 @@ class Source:
         """All of it."""
         return [*self.learned, *self.held]
 
+    @property
+    def is_text(self) -> bool:
+        """Whether all of it is text, not bytes."""
+        return not any(isinstance(document.whole, bytes) for document in self.documents)
+
     def encode(self, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """Tokens to learn from and tokens to validate on, each one row of ids."""
         cut = self.learned != self.corpus.documents  # the held text goes on where the other ends
@@ -91,7 +96,7 @@ def choose_tokenizer(name: str, source: Source, *, end_of_text: bool) -> Tokeniz
     if name == "bpe" or name.startswith("bpe:"):
         return cached_bpe(source.learned, _bpe_size(name, sum(map(len, source.learned))))
     documents = source.documents
-    if name == "byte" or any(isinstance(document.whole, bytes) for document in documents):
+    if name == "byte" or not source.is_text:
         return ByteTokenizer()
     characters: set[str] = set()
     for document in documents:
