@@ -28,7 +28,9 @@ _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.5, 4096
 _CHARACTERS = 100  # distinct ones, about
 _REPORT_S, _REPORTS = 1.0, 20  # from one report to the next, or so many
-_DEVICE_FLOPS_PER_S = 1e13  # a guess for accelerators, which are not measured yet
+_BYTES_PER_S = 2e8  # of a file that is written, synced and read back
+_FLOPS_AN_EXP = 100  # what an exponential costs beside a multiplication
+_DEVICE_RATE = 1e13  # a guess for accelerators, which are not measured yet
 MOST_ROWS = 2**17  # of an n-gram table
 
 
@@ -95,10 +97,10 @@ def plan_run(
     if recipe is not None:
         training.setdefault("print_every", _report_every(recipe, budget))
     if lengths["minutes"] is not None:
-        if recipe is not None:
-            training.setdefault("save_seconds", _save_seconds(lengths["minutes"]))
-        validated = training.get("val_tokens") or val_tokens
         config = GPTConfig(vocab_size, **shape)
+        if recipe is not None:
+            training.setdefault("save_seconds", _save_seconds(lengths["minutes"], config))
+        validated = training.get("val_tokens") or val_tokens
         reserve_s = time.monotonic() - began
         reserve_s += _ending_s(config, budget, len(train_tokens), val_tokens, validated)
         # At most half of a very short run: something is to be trained.
@@ -129,9 +131,17 @@ def _report_every(recipe: Recipe, budget: Budget) -> int:
     return max(1, round(steps / reports))
 
 
-def _save_seconds(minutes: float) -> float:
-    """Between saves: a minute, in a short run a fifth of it, so that a mishap never costs all."""
-    return min(60.0, max(5.0, 12.0 * minutes))
+def _save_seconds(minutes: float, config: GPTConfig) -> float:
+    """Between saves: a minute, in a short run a fifth of it, so that a mishap never costs all.
+
+    A save, of the state and of the model, takes a twentieth of the time at most.
+    """
+    return max(20 * 2 * _file_s(config), min(60.0, max(5.0, 12.0 * minutes)))
+
+
+def _file_s(config: GPTConfig) -> float:
+    """Seconds to write a model's file and read it back."""
+    return 4.0 * config.num_parameters() / _BYTES_PER_S
 
 
 def _lengths(preset: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +161,7 @@ def measured_speed(preset: str, options: dict[str, Any], device: torch.device) -
     if _lengths(preset, options)["minutes"] is None:
         return 0.0
     if device.type != "cpu":
-        return _DEVICE_FLOPS_PER_S
+        return _DEVICE_RATE
     return training_flops_per_s(torch.get_num_threads())
 
 
@@ -191,7 +201,8 @@ def _ending_s(
     config: GPTConfig, budget: Budget, train_tokens: int, val_tokens: int, validated: int
 ) -> float:
     """Seconds from the last step to the command's end."""
-    validation = validated * flops_per_token(config, config.max_seq_len) / 3  # forward alone
+    forward = flops_per_token(config, config.max_seq_len) / 3 + _FLOPS_AN_EXP * config.vocab_size
     corpus = train_tokens + val_tokens
     baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0
-    return _ENDING_S + validation / budget.flops_per_s + baselines_s
+    files_s = 3 * _file_s(config)  # the state, the last model and the best
+    return _ENDING_S + validated * forward / budget.flops_per_s + baselines_s + files_s

@@ -15,6 +15,7 @@ from mygpt.errors import interruption
 from mygpt.evaluation import predicted_chars
 from mygpt.generation.writer import Writer, load
 from mygpt.storage import RunLock
+from mygpt.text import Document
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.interrupt import StopOnSignal
 from mygpt.training.loop import Trainer
@@ -70,7 +71,9 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
     uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
     trainer.documents = source.learned
-    trainer.val_chars = _val_chars(trainer, source)
+    if len(trainer.val_tokens):
+        documents = _validated(trainer, source)
+        trainer.val_chars = predicted_chars(documents, trainer.val_tokens, trainer.tokenizer)
     trainer.tell(
         Started(
             run=trainer.run.folder,
@@ -100,8 +103,9 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     baselines = None
     if validated and ended_by is None:
         baselines = measure_baselines(
-            train_tokens, trainer.held_tokens, vocab_size, learned=source.learned, held=source.held
-        )
+            train_tokens, trainer.val_tokens, vocab_size,
+            learned=source.learned, held=_validated(trainer, source),
+        )  # fmt: skip
     trainer.tell(
         Finished(
             run=trainer.run.name,
@@ -128,13 +132,14 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     return load(trainer.run.checkpoint_path, device=str(trainer.device))
 
 
-def _val_chars(trainer: Trainer, source: Source) -> int | None:
-    """Characters that all validation tokens but the first stand for; None for bytes, or none."""
-    tokens, tokenizer = trainer.val_tokens, trainer.tokenizer
-    whole = predicted_chars(source.held, tokens, tokenizer) if len(tokens) else None
-    if whole is None or len(tokens) == len(trainer.held_tokens):
-        return whole
-    return len(tokenizer.decode(tokens[1:].tolist()))
+def _validated(trainer: Trainer, source: Source) -> list[Document]:
+    """The text that is validated on: what is held back, or its first part."""
+    tokens = trainer.val_tokens
+    if len(tokens) == len(trainer.held_tokens):
+        return source.held
+    if not source.is_text:
+        return [Document("held", bytes(tokens[tokens < 256].tolist()))]
+    return [Document("held", trainer.tokenizer.decode(tokens.tolist()))]
 
 
 def tell_lock(trainer: Trainer, lock: RunLock) -> None:
