@@ -146,7 +146,8 @@ def test_going_on_from_the_previous_state(text: str, tmp_path: Path) -> None:
     damage(run / "last.state.safetensors")
     heard = go_on(run)
     told = notes(heard).splitlines()
-    assert len(told) == 1
+    assert len(told) == 2
+    assert told[1] == "what came after the last save, up to step 12, is made again"
     assert "last.state.safetensors is damaged: tensor" in told[0]
     assert told[0].endswith("going on from the state before it, of step 8")
     assert_same(run, whole)

@@ -172,8 +172,9 @@ class Trainer:
         self._look()
         if course.left_out and not self._learns():
             raise BlowUp("the loss is nan")
-        if self.finished and course.step != first_step:
-            if course.step != course.validated_step:
+        due = course.step != course.validated_step
+        if self.finished and (due or course.step != first_step):
+            if due:
                 self._validate()
             if course.step != self._sampled[0]:
                 self._show_sample(1.0)
