@@ -25,6 +25,7 @@ from mygpt.training.recipe import Budget, Recipe, choose, flops_per_token
 _ENDING_S = 1.2
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
 # A text of so many characters that is read less often than this by them is read by BPE.
+# Measured at a fourteenth of a reading; where exactly it turns is not measured yet.
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.5, 4096
 _CHARACTERS = 100  # distinct ones, about
 _REPORT_S, _REPORTS = 1.0, 20  # from one report to the next, or so many
@@ -170,7 +171,7 @@ def suitable_tokens(
 ) -> str:
     """The tokenizer for a text that is plain text: "auto" (characters, or bytes), or BPE.
 
-    What cannot be read once by characters is better read in longer pieces (docs/lab-notes.md).
+    What cannot be read once by characters is better read in longer pieces (docs/training.md).
 
     Args:
         preset: a name; for a model of a named shape tokens are characters.

@@ -257,7 +257,9 @@ def _shape_and_windows(
         shape.pop("head_dim")
     windows: dict[str, Any] = {"seq_len": seq_len, "batch_size": batch_size, "stages": stages}
     own = {name: asked[name] for name in windows if name in asked}
-    if {"seq_len", "max_seq_len", "batch_size"} & set(asked) or "data_order" in asked:
+    if {"seq_len", "max_seq_len", "batch_size"} & set(asked) or asked.get(
+        "data_order"
+    ) == "tutorial":
         windows |= {"stages": (), "seq_len": shape["max_seq_len"]}
     windows |= own
     if "max_seq_len" not in asked:
