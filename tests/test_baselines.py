@@ -27,6 +27,7 @@ from mygpt.baselines import (
     uniform_loss,
     unigram_loss,
     xz_bits_per_byte,
+    zstd_bits_per_byte,
 )
 from mygpt.errors import InputError
 from mygpt.text import Document, read_corpus, split_documents
@@ -174,12 +175,24 @@ def test_xz_learns_from_the_text_before() -> None:
     assert again < 0.2
 
 
+def test_zstd_is_zstds_and_learns_from_the_text_before() -> None:
+    """The library's own size; a text that was there before costs next to nothing."""
+    zstandard = pytest.importorskip("zstandard")  # from Python 3.14 on it is Python's own
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, 20_000, np.uint8).tobytes()
+    whole = compression._zstd()
+    assert whole is not None
+    assert zstd_bits_per_byte(noise) == len(whole(noise)) * 8 / len(noise)
+    assert zstd_bits_per_byte(noise, before=noise) == pytest.approx(0.0, abs=0.2)
+    assert zstandard.ZstdDecompressor().decompress(whole(noise)) == noise
+
+
 def test_a_python_without_lzma_has_no_xz(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compression, "find_spec", lambda name: None)
+    monkeypatch.setattr(compression, "find_spec", lambda name: None)  # neither is zstd found
     document = Document("", "abcabcabc")
     ids = ByteTokenizer().encode_array("abcabcabc")
     rows = measure_baselines(ids, ids, 257, held=[document]).rows()
-    assert "xz -9e" not in [row.name for row in rows]
+    assert not {"xz -9e", "zstd -19"} & {row.name for row in rows}
 
 
 @given(st.lists(st.text("aé日🙂", max_size=5), max_size=5), st.integers(0, 20))
@@ -203,7 +216,7 @@ def measured() -> Baselines:
 def test_the_table_of_the_builtin_corpus_goes_from_worst_to_best(measured: Baselines) -> None:
     rows = measured.rows()
     names = [row.name for row in rows]
-    assert [name for name in names if name != "xz -9e"] == [
+    assert [name for name in names if name not in ("xz -9e", "zstd -19")] == [
         "uniform",
         "unigram",
         "bigram",
@@ -214,7 +227,7 @@ def test_the_table_of_the_builtin_corpus_goes_from_worst_to_best(measured: Basel
     assert bits == sorted(bits, reverse=True)
     assert bits[0] == pytest.approx(math.log2(257))  # a byte is a token here
     for row in rows:
-        compressor = row.name in ("gzip -9", "xz -9e")
+        compressor = row.name in ("gzip -9", "xz -9e", "zstd -19")
         assert (row.loss is None) == compressor
         if row.loss is not None:
             assert row.bits_per_byte == pytest.approx(row.loss / math.log(2))
@@ -245,6 +258,6 @@ def test_bounds_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.zeros(10, np.uint16)
     told = measure_baselines(ids, ids, 4, held=[Document("", "abcdefghij")]).bounds
     assert (
-        told
-        == "n-grams of the last 5 tokens, scored on the first 4 tokens, xz on the first 3 bytes"
+        told == "n-grams of the last 5 tokens, scored on the first 4 tokens, "
+        "xz and zstd on the first 3 bytes"
     )

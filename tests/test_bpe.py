@@ -25,6 +25,7 @@ from mygpt.tokenization import (
     words,
 )
 from mygpt.tokenization.base import Tokenizer
+from mygpt.tokenization.bpe import read_json
 
 TEXT = (
     "The quick brown fox's den isn't here; they'LL say 'tis 1234567 times!\n\n"
@@ -347,13 +348,15 @@ def test_a_tokenizers_file_is_told_by_its_content(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
-def test_tokenizers_of_another_kind_are_refused(tmp_path, kind):
+def test_tokenizers_of_another_kind_are_foreign(tmp_path, kind):
+    """`BPETokenizer` refuses them by name; a file of such is read as what it is."""
     model = getattr(tokenizers.models, kind)
     tokenizers.Tokenizer(model() if kind == "Unigram" else model({"a": 0}, unk_token="a")).save(
         str(tmp_path / "t.json")
     )
-    with pytest.raises(InputError, match=rf"t\.json: a tokenizer of kind '{kind}' is not support"):
-        load_tokenizer(tmp_path / "t.json")
+    with pytest.raises(InputError, match=rf"a tokenizer of kind '{kind}' is not support"):
+        BPETokenizer(read_json(tmp_path / "t.json"))
+    assert load_tokenizer(tmp_path / "t.json").kind == "foreign"
 
 
 def broken(*path, value):

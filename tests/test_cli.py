@@ -459,7 +459,8 @@ def test_every_command_has_an_example(shell: Shell, command: str) -> None:
 def test_every_file_of_the_package_can_be_reached_from_the_app() -> None:
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
-        "train", "generate", "eval", "reproduce", "info", "demo", "warmup", "doctor",
+        "train", "generate", "eval", "reproduce", "import_", "export", "info", "demo", "warmup",
+        "doctor",
     }  # fmt: skip
     assert shell_version() == f"mygpt {mygpt.__version__}\n"
 

@@ -217,8 +217,9 @@ def test_losses_of_windows() -> None:
     model = build(MODERN).eval()
     ids, targets = draw_batch(MODERN, 5, 30)
     gradients = CompiledGradients(model, TrainConfig(batch_size=5, seq_len=30, lr=0.1, steps=1))
-    found = gradients.window_losses(ids.int().numpy(), targets.int().numpy())
-    assert found.dtype == np.float64
+    found = gradients.token_losses(ids.int().numpy(), targets.int().numpy())
+    assert found.dtype == np.float32
+    found = found.sum(axis=1, dtype=np.float64)
     whole, _ = by_torch(model, (ids, targets))
     assert found.shape == (5,)
     assert found.sum() / ids.numel() == pytest.approx(float(whole), rel=3e-6)

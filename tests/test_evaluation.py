@@ -100,6 +100,75 @@ def test_characters_predicted() -> None:
     assert predicted_chars([Document("", b"abc")], np.array([97]), ByteTokenizer()) is None
 
 
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 12, 25, 40])
+@pytest.mark.parametrize("stride", [1, 3, 4, 7, 8])
+def test_with_a_stride_predictions_see_more(length: int, stride: int) -> None:
+    """Each token once, from a window that another begins every `stride` tokens.
+
+    By a loop: a token is predicted in the first window that reaches it, and the last window is
+    moved back until it is whole.
+    """
+    set_seed(3)
+    model = GPT(5, 8, 2, 1, max_seq_len=8).eval()
+    tokens = np.random.default_rng(0).integers(0, 5, length)
+    starts = list(range(0, max(1, length - 8), stride))
+    last = starts[-1] + 8
+    if last < length - 1:
+        starts.append(last if stride == 8 else length - 9)
+    total = 0.0
+    for i in range(1, length):
+        start = next(s for s in starts if i <= s + 8)
+        with torch.no_grad():
+            logits, _ = model(torch.from_numpy(tokens[start:i])[None])
+        total -= float(logits[0, -1].double().log_softmax(-1)[int(tokens[i])])
+    result = evaluate(model, tokens, 8, np.ones(5, np.int64), stride=stride)
+    assert result.loss == pytest.approx(total / (length - 1), rel=1e-5)
+    assert result.tokens == length - 1
+
+
+def test_overlapping_windows_are_not_taken_for_independent() -> None:
+    """Text in stretches of 50 alike tokens: a small stride must not pretend to know it better."""
+    generator, lengths = np.random.default_rng(0), np.ones(4, np.int64)
+    ratios = []
+    for _ in range(20):
+        easy = np.repeat(generator.random(40) < 0.5, 50)
+        tokens = np.cumsum(~easy) % 4
+        errors = [
+            evaluate(peaked(64), tokens, 64, lengths, stride=n).standard_error for n in (64, 4)
+        ]
+        ratios.append(errors[1] / errors[0])
+    assert np.mean(ratios) == pytest.approx(1, abs=0.15)
+
+
+def test_the_window_as_stride_is_no_stride() -> None:
+    model, lengths = GPT(5, 8, 2, 1, max_seq_len=8), np.ones(5, np.int64)
+    tokens = np.random.default_rng(0).integers(0, 5, 100)
+    assert evaluate(model, tokens, 8, lengths, stride=8) == evaluate(model, tokens, 8, lengths)
+
+
+@pytest.mark.parametrize("stride", [-1, 0, 9])
+def test_a_stride_leaves_nothing_out(stride: int) -> None:
+    model = GPT(5, 8, 2, 1, max_seq_len=8)
+    with pytest.raises(InputError, match=f"stride={stride} must be at least 1 and at most"):
+        evaluate(model, np.zeros(9, int), 8, np.ones(5, np.int64), stride=stride)
+
+
+def test_large_vocabularies_are_scored_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that their logits fit; the loss is the same."""
+    model, lengths = GPT(5, 8, 2, 1, max_seq_len=8).eval(), np.ones(5, np.int64)
+    tokens = np.random.default_rng(0).integers(0, 5, 100)
+    whole = evaluate(model, tokens, 8, lengths)
+    rows: list[int] = []
+    monkeypatch.setattr(evaluation, "LOGITS_PER_BATCH", 5 * 16)
+    hook = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    assert evaluate(model, tokens, 8, lengths).loss == pytest.approx(whole.loss, rel=1e-6)
+    hook.remove()
+    assert max(rows) == 2
+    monkeypatch.undo()
+    assert evaluation.rows_at_once(64, 65) == 128
+    assert evaluation.rows_at_once(1024, 50_257) == 1
+
+
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer batches; more than one piece of each."""

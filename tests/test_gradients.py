@@ -47,6 +47,25 @@ def test_shares_add_up_to_the_whole(rows: int, threads: int) -> None:
             assert torch.equal(one, other), "threads must not change a bit from run to run"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_pieces_add_up_to_the_whole(rows: int, threads: int) -> None:
+    """Gradient accumulation: seven windows in pieces of one, two, three (with a rest of one)."""
+    model, inputs, targets = model_and_batch(7)
+    _, whole = model(inputs, targets)
+    wanted = torch.autograd.grad(whole, list(model.parameters()))
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with Gradients(model, min(threads, rows), micro_batch=rows) as gradients:
+        loss = gradients(inputs, targets)
+    assert torch.allclose(loss, whole, rtol=1e-6)
+    assert max(seen) <= rows
+    assert sum(seen) == 7
+    for parameter, want in zip(model.parameters(), wanted, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-7)
+
+
 def test_dropout_is_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers come from one generator; threads would take them in any order."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)

@@ -21,7 +21,7 @@ from mygpt.training.config import TrainConfig
 from mygpt.training.memory import (
     check_batch_fits,
     check_model_fits,
-    fitting_batch_size,
+    fitting_piece,
     model_bytes,
     needed_bytes,
     out_of_memory,
@@ -147,9 +147,10 @@ def test_large_tensors_leave_no_holes() -> None:
 
 
 def test_a_validation_counts_where_it_is_the_largest() -> None:
-    """Its batches are of 8192 tokens, whatever the batch size: here 27 windows of 300."""
-    model = GPT.from_config(replace(WIDE, vocab_size=50_000))
-    assert needed_bytes(model, recipe(1, 300)) > 2 * 4 * 27 * 300 * 50_000, "logits, logarithms"
+    """Its batches are of 8192 tokens, whatever the batch size, or of 2**25 logits: here 13
+    windows of 300."""
+    model = GPT.from_config(replace(WIDE, vocab_size=8000))
+    assert needed_bytes(model, recipe(1, 300)) > 2 * 4 * 13 * 300 * 8000, "logits, logarithms"
 
 
 def test_samples_cost_a_copy_of_the_weights() -> None:
@@ -167,7 +168,7 @@ def test_the_batch_size_that_fits_is_the_largest_power_of_two(asked: int) -> Non
     smallest = needed_bytes(model, replace(config, batch_size=1))
     seen = set()
     for free in (smallest, smallest * 5 // 4, 2 * smallest, GIB, 3 * GIB, 2**44, 2**60):
-        size = fitting_batch_size(model, config, free)
+        size = fitting_piece(model, config, free)
         seen.add(size)
         assert size in (0, asked) or (size < asked and size.bit_count() == 1)
         if size:
@@ -176,19 +177,19 @@ def test_the_batch_size_that_fits_is_the_largest_power_of_two(asked: int) -> Non
             double = min(2 * size, asked) or 1
             assert needed_bytes(model, replace(config, batch_size=double)) > 0.9 * free
     assert {0, asked} <= seen
-    assert fitting_batch_size(model, config, None) == asked
+    assert fitting_piece(model, config, None) == asked
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
     model = GPT.from_config(WIDE)
     config = recipe(2**20, 300)
-    size = fitting_batch_size(model, config, 2 * GIB)
+    size = fitting_piece(model, config, 2 * GIB)
     with pytest.raises(OutOfMemoryError) as told:
         check_batch_fits(model, config, 2 * GIB)
     need = needed_bytes(model, config) / GIB
     assert str(told.value) == (
         f"batch_size=1048576 with windows of 300 needs about {need:,.1f} GiB and 2.0 GiB are free "
-        f"(a tenth stays free): choose --batch-size {size}, or auto"
+        f"(a tenth stays free): choose --batch-size {size}, or --batch-size auto"
     )
     check_batch_fits(model, replace(config, batch_size=size), 2 * GIB)
     check_batch_fits(model, config, None)
@@ -236,7 +237,7 @@ def test_an_error_in_a_step_says_what_was_asked_for(
     config = recipe(4096, 300)
     for free, size in [(None, 2048), (2**50, 2048), (GIB, 0)]:
         monkeypatch.setattr(memory, "free_memory_bytes", lambda free=free: free)
-        size = size or fitting_batch_size(model, config, GIB)
+        size = size or fitting_piece(model, config, GIB)
         assert 0 < size < 4096, "never the one that has just failed"
         told = out_of_memory(error, model, config)
         assert isinstance(told, OutOfMemoryError)
@@ -311,13 +312,13 @@ torch.set_num_threads(2)
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 told = {}
-build = session._new_model
-def building(config, recipe, *others):
+build = session.first_model
+def building(config, recipe, *others, **more):
     told["before"] = status("VmRSS")
-    model = build(config, recipe, *others)
+    model = build(config, recipe, *others, **more)
     told["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
     return model
-session._new_model = building
+session.first_model = building
 options = {"batch_size": 128, "steps": 3}
 with tempfile.TemporaryDirectory() as folder:
     text = folder + "/text.txt"

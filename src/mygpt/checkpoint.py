@@ -107,6 +107,15 @@ class Checkpoint:
                 )
 
 
+def check_finite(arrays: Arrays, name: str) -> None:
+    """Raise `InputError` for weights that are infinite or no numbers, naming the tensor."""
+    for tensor, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(
+                f"{name}: tensor {tensor} holds numbers that are not finite: the model is broken"
+            )
+
+
 def save_checkpoint(
     path: str | Path,
     model: GPT,

@@ -136,6 +136,8 @@ class GPTConfig:
         require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
         for name in ("dropout", "rope_base"):
             require_number(name, getattr(self, name))
+        if self.norm_eps is not None:
+            require_number("norm_eps", self.norm_eps)
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.norm_eps is not None and not 0.0 < self.norm_eps < math.inf:

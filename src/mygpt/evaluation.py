@@ -21,10 +21,10 @@ from mygpt.model import GPT
 from mygpt.text import Document
 from mygpt.tokenization import Tokenizer
 
-TOKENS_PER_BATCH = 8192
+TOKENS_PER_BATCH, LOGITS_PER_BATCH = 8192, 2**25
 NANOGPT_BATCHES, NANOGPT_BATCH_SIZE, NANOGPT_WINDOW, NANOGPT_SEED = 200, 64, 256, 1337
-# (B, T) inputs and targets to the summed loss of each row, (B,) float64.
-WindowLosses = Callable[[NDArray[np.integer], NDArray[np.integer]], NDArray[np.float64]]
+# (B, T) inputs and targets to the loss of each target, (B, T).
+TokenLosses = Callable[[NDArray[np.integer], NDArray[np.integer]], NDArray[np.floating]]
 _PIECE = 2**20  # tokens whose lengths are looked up at once
 
 
@@ -39,6 +39,7 @@ class Evaluation:
         bits_per_char: and per character; None where the characters were not counted.
         standard_error: of the loss, nats per token; NaN for a single window.
         seq_len: T, how far a prediction could look back.
+        stride: from one window to the next; T where they lie end to end.
     """
 
     loss: float
@@ -47,6 +48,7 @@ class Evaluation:
     bits_per_char: float | None = None
     standard_error: float = math.nan
     seq_len: int = 0
+    stride: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -60,47 +62,63 @@ def evaluate(
     seq_len: int,
     byte_lengths: NDArray[np.int64],
     *,
+    stride: int | None = None,
     num_chars: int | None = None,
-    window_losses: WindowLosses | None = None,
+    token_losses: TokenLosses | None = None,
 ) -> Evaluation:
     """Predict every token but the first once, in windows of T that lie end to end.
 
-    The standard error takes the windows as independent: how far the loss of another text of this
-    length and kind would lie from this one's.
+    With a stride the windows overlap: each begins so many tokens after the one before it, and
+    counts only what that one did not predict, so that a prediction sees at least T less the
+    stride tokens.
+
+    The standard error takes stretches of T tokens as independent: how far the loss of another
+    text of this length and kind would lie from this one's.
 
     Args:
         model: left in the mode it was in.
         tokens: 1-D ids, at least two.
         seq_len: T, how far a prediction may look back.
         byte_lengths: (V,), the bytes each token stands for.
+        stride: from one window to the next, at most T; None is T.
         num_chars: characters that are predicted (see `predicted_chars`).
-        window_losses: a faster way to the summed loss of each window, from inputs and targets
-            (B, T); None is the model's own forward pass.
+        token_losses: a faster way to the loss of each target, from inputs and targets (B, T);
+            None is the model's own forward pass.
+
+    Raises:
+        InputError: for a stride longer than the window.
     """
-    score = window_losses or partial(_window_losses, model)
-    whole = (len(tokens) - 1) // seq_len * seq_len
-    rows = max(1, TOKENS_PER_BATCH // seq_len)
+    stride = seq_len if stride is None else stride
+    if not 1 <= stride <= seq_len:
+        raise InputError(f"stride={stride} must be at least 1 and at most the window, {seq_len}")
+    score = token_losses or partial(_token_losses, model)
+    starts, lengths, last = _windows(len(tokens) - 1, seq_len, stride)
+    reach = np.arange(seq_len + 1)
+    rows = rows_at_once(seq_len, len(byte_lengths))
     sums = []
     with _evaluating(model):
-        for start in range(0, whole, rows * seq_len):
-            end = min(start + rows * seq_len, whole)
-            ids = tokens[start : end + 1]
-            windows = ids[:-1].reshape(-1, seq_len), ids[1:].reshape(-1, seq_len)
-            sums.append(score(*windows))
-        if whole < len(tokens) - 1:
-            rest = tokens[whole:]
-            sums.append(score(rest[None, :-1], rest[None, 1:]))
+        for at in range(0, len(starts), rows):
+            ids = tokens[starts[at : at + rows, None] + reach]  # (B, T + 1)
+            found = score(ids[:, :-1], ids[:, 1:])
+            sums.append(found[:, -stride:].sum(axis=1, dtype=np.float64))
+            if at == 0:  # before the first window there is none that predicted its beginning
+                sums[0][0] += found[0, :-stride].sum(dtype=np.float64)
+        if last is not None:
+            rest = tokens[last:]
+            found = score(rest[None, :-1], rest[None, 1:])
+            sums.append(found[:, -lengths[-1] :].sum(axis=1, dtype=np.float64))
     losses = np.concatenate(sums)  # (W,)
     predicted = len(tokens) - 1
-    lengths = np.full(len(losses), seq_len)
-    lengths[-1] = predicted - seq_len * (len(losses) - 1)
     loss = float(losses.sum()) / predicted
+    edges = np.arange(0, len(losses), -(-seq_len // stride))  # neighbours are alike
+    off = np.add.reduceat(losses - loss * lengths, edges)
     return Evaluation(
         loss,
         predicted,
         *_in_bits(loss, tokens, byte_lengths, num_chars),
-        _standard_error(losses - loss * lengths) * len(losses) / predicted,
+        _standard_error(off) * len(off) / predicted,
         seq_len,
+        stride,
     )
 
 
@@ -112,7 +130,7 @@ def evaluate_nanogpt(
     seq_len: int | None = None,
     seed: int = NANOGPT_SEED,
     num_chars: int | None = None,
-    window_losses: WindowLosses | None = None,
+    token_losses: TokenLosses | None = None,
 ) -> Evaluation:
     """The loss as nanoGPT's train.py estimates it: the mean over random windows.
 
@@ -127,7 +145,7 @@ def evaluate_nanogpt(
         seq_len: T; None is 256, or the model's window where that is smaller.
         seed: decides the windows.
         num_chars: characters that all of the text but its first token has.
-        window_losses: as `evaluate` takes it.
+        token_losses: as `evaluate` takes it.
 
     Raises:
         InputError: for a text too short for one window.
@@ -138,10 +156,10 @@ def evaluate_nanogpt(
             f"a text of {len(tokens)} tokens is too short for windows of {seq_len}: "
             f"choose at most {len(tokens) - 1}"
         )
-    score = window_losses or partial(_window_losses, model)
+    score = token_losses or partial(_token_losses, model)
     generator = torch.Generator().manual_seed(seed)
     reach = np.arange(seq_len + 1)
-    rows = max(1, TOKENS_PER_BATCH // seq_len)
+    rows = rows_at_once(seq_len, len(byte_lengths))
     sums = []
     with _evaluating(model):
         for _ in range(NANOGPT_BATCHES):
@@ -149,7 +167,7 @@ def evaluate_nanogpt(
             starts = torch.randint(len(tokens) - seq_len, size, generator=generator).numpy()
             for start in range(0, NANOGPT_BATCH_SIZE, rows):
                 ids = tokens[starts[start : start + rows, None] + reach]  # (B, T + 1)
-                sums.append(score(ids[:, :-1], ids[:, 1:]))
+                sums.append(score(ids[:, :-1], ids[:, 1:]).sum(axis=1, dtype=np.float64))
     losses = np.concatenate(sums) / seq_len  # (W,)
     loss = float(losses.mean())
     return Evaluation(
@@ -159,6 +177,11 @@ def evaluate_nanogpt(
         _standard_error(losses - loss),
         seq_len,
     )
+
+
+def rows_at_once(seq_len: int, vocab_size: int) -> int:
+    """Windows of T that are scored together; the logits of a large vocabulary take the memory."""
+    return max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocab_size) // seq_len)
 
 
 def predicted_chars(
@@ -174,7 +197,7 @@ def predicted_chars(
     if any(isinstance(document.whole, bytes) for document in documents):
         return None
     first = int(tokens[0])
-    known = 0 if first == tokenizer.end_of_text else len(tokenizer.decode([first]))
+    known = len(tokenizer.decode([first])) if tokenizer.byte_lengths()[first] else 0
     return sum(map(len, documents)) - known
 
 
@@ -190,17 +213,34 @@ def _evaluating(model: GPT) -> Iterator[None]:
         model.train(training)
 
 
-def _window_losses(
+def _windows(
+    predicted: int, seq_len: int, stride: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int | None]:
+    """Where whole windows begin, how many tokens each counts, and where the last one begins.
+
+    The last one counts what whole windows leave; None where they leave nothing. With a stride
+    it begins so that it sees as much as the others.
+    """
+    starts = np.arange(0, predicted - seq_len + 1, stride)
+    counts = np.full(len(starts), stride)
+    counts[:1] = seq_len
+    left = predicted - int(counts.sum())
+    if not left:
+        return starts, counts, None
+    last = predicted - left if stride == seq_len else max(0, predicted - seq_len)
+    return starts, np.append(counts, left), last
+
+
+def _token_losses(
     model: GPT, inputs: NDArray[np.integer], targets: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    """The summed loss of each window: (B,), from inputs and targets (B, T)."""
+) -> NDArray[np.float32]:
+    """The loss of each target: (B, T), from inputs and targets (B, T)."""
     device = next(model.parameters()).device
     ids = torch.from_numpy(inputs.astype(np.int64)).to(device)
     wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
     logits, _ = model(ids)  # (B, T, V)
     losses = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none")
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    return losses.view(wanted.shape).sum(1, dtype=wide).cpu().double().numpy()
+    return losses.view(wanted.shape).cpu().numpy()
 
 
 def _standard_error(deviations: NDArray[np.float64]) -> float:

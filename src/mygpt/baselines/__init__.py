@@ -1,6 +1,10 @@
 """What simpler models and compressors reach on the same text: a loss means little without them."""
 
-from mygpt.baselines.compression import gzip_bits_per_byte, xz_bits_per_byte
+from mygpt.baselines.compression import (
+    gzip_bits_per_byte,
+    xz_bits_per_byte,
+    zstd_bits_per_byte,
+)
 from mygpt.baselines.ngram import (
     ngram_loss,
     ngram_losses,
@@ -23,4 +27,5 @@ __all__ = [
     "uniform_loss",
     "unigram_loss",
     "xz_bits_per_byte",
+    "zstd_bits_per_byte",
 ]

@@ -1,14 +1,17 @@
 """What compressors reach on a text, in bits per byte: a model that predicts well would do better.
 
-gzip sees the text alone, so `gzip -9 < FILE | wc -c` gives the same number. xz is given the
-training text too, as a model is: it is charged for what the text adds to it.
+gzip sees the text alone, so `gzip -9 < FILE | wc -c` gives the same number. xz and zstd are given
+the training text too, as a model is: they are charged for what the text adds to it.
 """
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 from mygpt.text import Document
@@ -18,6 +21,7 @@ from mygpt.text.documents import as_bytes
 MOST_BEFORE_BYTES = 2**20  # of the training text, its end
 MOST_XZ_BYTES = 2**18  # of the text, its beginning
 MOST_GZIP_BYTES = 2**22  # of the text, its beginning
+_ZSTD_LEVEL = 19
 _DICTIONARY_BYTES = 2**21  # holds both; the preset's own 64 MiB take ten times that in memory
 
 
@@ -45,6 +49,27 @@ def xz_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
     with ThreadPoolExecutor(2) as threads:
         alone, both = threads.map(_xz_size, (before, before + text))
     return (both - alone) * 8 / len(text)
+
+
+def zstd_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
+    """The same of `zstd -19`; None where neither Python (from 3.14 on) nor `zstandard` has it."""
+    compress = _zstd()
+    if compress is None:
+        return None
+    text, before = text[:MOST_XZ_BYTES], before[-MOST_BEFORE_BYTES:]
+    alone = len(compress(before)) if before else 0
+    return (len(compress(before + text)) - alone) * 8 / len(text)
+
+
+def _zstd() -> Callable[[bytes], bytes] | None:
+    if find_spec("compression") is not None:
+        with suppress(ImportError):
+            zstd = import_module("compression.zstd")
+            return partial(zstd.compress, level=_ZSTD_LEVEL)
+    if find_spec("zstandard") is None:
+        return None
+    compressor = import_module("zstandard").ZstdCompressor(level=_ZSTD_LEVEL)
+    return lambda data: bytes(compressor.compress(data))
 
 
 def _xz_size(data: bytes) -> int:

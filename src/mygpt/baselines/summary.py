@@ -45,6 +45,7 @@ class Baselines:
         gzip: of the text alone.
         xz: of the text after the training text, or alone where there is none; None where this
             Python was built without lzma.
+        zstd: as xz; None where there is no zstd.
         tokens: of the text.
         num_bytes: of the text.
         num_chars: of the text; None where it is bytes.
@@ -58,6 +59,7 @@ class Baselines:
     fivegram: float | None
     gzip: float
     xz: float | None
+    zstd: float | None
     tokens: int
     num_bytes: int
     num_chars: int | None
@@ -88,6 +90,8 @@ class Baselines:
         rows.append(Row("gzip -9", self.gzip, None))
         if self.xz is not None:
             rows.append(Row("xz -9e", self.xz, None))
+        if self.zstd is not None:
+            rows.append(Row("zstd -19", self.zstd, None))
         return sorted(rows, key=lambda row: -row.bits_per_byte)
 
     @property
@@ -99,7 +103,7 @@ class Baselines:
         if self.scored_tokens < self.tokens and self.unigram is not None:
             told.append(f"scored on the first {self.scored_tokens:,} tokens")
         if self.num_bytes > compression.MOST_XZ_BYTES:
-            told.append(f"xz on the first {compression.MOST_XZ_BYTES:,} bytes")
+            told.append(f"xz and zstd on the first {compression.MOST_XZ_BYTES:,} bytes")
         return ", ".join(told)
 
 
@@ -139,6 +143,7 @@ def measure_baselines(
         fivegram=fivegram,
         gzip=compression.gzip_bits_per_byte(text),
         xz=compression.xz_bits_per_byte(text, before),
+        zstd=compression.zstd_bits_per_byte(text, before),
         tokens=len(test),
         num_bytes=num_bytes,
         num_chars=sum(map(len, held)) if is_text else None,

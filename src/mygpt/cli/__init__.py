@@ -18,7 +18,9 @@ from mygpt.cli.data import data_app
 from mygpt.cli.demo import demo
 from mygpt.cli.doctor import doctor
 from mygpt.cli.eval import eval
+from mygpt.cli.export import export
 from mygpt.cli.generate import generate
+from mygpt.cli.import_ import import_
 from mygpt.cli.info import info
 from mygpt.cli.reproduce import reproduce
 from mygpt.cli.terminal import visible
@@ -37,10 +39,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, generate, eval, reproduce, info, demo, warmup, doctor):
+commands = (train, generate, eval, reproduce, import_, export, info, demo, warmup, doctor)
+for command in commands:
     # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.
     paragraphs = (command.__doc__ or "").split("\n\n")
-    app.command(help="\n\n".join(" ".join(text.split()) for text in paragraphs))(command)
+    told = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+    app.command(command.__name__.rstrip("_"), help=told)(command)
 app.add_typer(data_app, name="data")
 
 

@@ -52,6 +52,14 @@ def eval(
             show_default=False,
         ),
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="From one window to the next, so that they overlap and each prediction sees at "
+            "least the window less the stride; slower. Without it windows lie end to end.",
+            show_default=False,
+        ),
+    ] = None,
     train: Annotated[
         Path | None,
         typer.Option(
@@ -78,8 +86,10 @@ def eval(
         raise InputError(
             f"window={window} does not fit the model: choose 1 to {found.config.max_seq_len}"
         )
+    if stride is not None and protocol == "nanogpt":
+        raise InputError("--stride is for the full pass: nanoGPT's protocol draws its windows")
     text = _read_text(found, file, last, train, encoding)
-    results = _evaluate(found, text, protocol, window, device)
+    results = _evaluate(found, text, protocol, window, stride, device)
     baselines = _baselines(found, text)
     if json:
         _print_json(found, text, results, baselines)
@@ -152,24 +162,29 @@ def _learned(found: Checkpoint, sha256: str, last: float | None) -> str:
 
 
 def _evaluate(
-    found: Checkpoint, text: _Text, protocol: str, window: int | None, device: str
+    found: Checkpoint,
+    text: _Text,
+    protocol: str,
+    window: int | None,
+    stride: int | None,
+    device: str,
 ) -> dict[str, Evaluation]:
     """The results by protocol."""
     from mygpt.evaluation import evaluate, evaluate_nanogpt, predicted_chars
     from mygpt.machine import choose_device
-    from mygpt.training.gradients import compiled_window_losses
+    from mygpt.training.gradients import compiled_token_losses
 
     model = found.build_model().to(choose_device(device)).eval()
     lengths = found.tokenizer.byte_lengths()
     num_chars = predicted_chars(text.held, text.tokens, found.tokenizer)
     options: dict[str, Any] = {
         "num_chars": num_chars,
-        "window_losses": compiled_window_losses(model),
+        "token_losses": compiled_token_losses(model),
     }
     results = {}
     if protocol != "nanogpt":
         seq_len = window or found.config.max_seq_len
-        results["full"] = evaluate(model, text.tokens, seq_len, lengths, **options)
+        results["full"] = evaluate(model, text.tokens, seq_len, lengths, stride=stride, **options)
     if protocol != "full":
         results["nanogpt"] = evaluate_nanogpt(
             model, text.tokens, lengths, seq_len=window, **options
@@ -229,7 +244,8 @@ def _described(protocol: str, result: Evaluation) -> str:
     from mygpt.evaluation import NANOGPT_BATCH_SIZE, NANOGPT_BATCHES, NANOGPT_SEED, NANOGPT_WINDOW
 
     if protocol == "full":
-        return f"full pass, {result.tokens:,} tokens in windows of {result.seq_len}"
+        apart = f", {result.stride} apart" * (result.stride != result.seq_len)
+        return f"full pass, {result.tokens:,} tokens in windows of {result.seq_len}{apart}"
     shorter = f" (not {NANOGPT_WINDOW})" * (result.seq_len != NANOGPT_WINDOW)
     return (
         f"nanoGPT's protocol, {NANOGPT_BATCHES} x {NANOGPT_BATCH_SIZE} random windows of "

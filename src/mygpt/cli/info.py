@@ -83,6 +83,8 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         ("trained", "{step:,} steps, {tokens:,} tokens"),
         ("loss", "{loss:.4f} nats per token, last batch"),
         ("validation", "{val_loss:.4f} nats per token, {val_bits_per_byte:.3f} bits per byte"),
+        ("imported", "{imported[from]} ({imported[format]})"),
+        ("began from", "{from[path]}"),
         ("corpus", "{corpus[name]}, {corpus[bytes]:,} bytes"),
         ("", "sha256 {corpus[sha256]}"),
         ("command", "{command}"),

@@ -74,6 +74,15 @@ def train(
             "--exportable", help="Leave out what other programs do not know: n-gram tables."
         ),
     ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Go on from this checkpoint or run with the text, in its shape and with its "
+            "tokenizer, at a lower rate.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the expected loss; train nothing.")
     ] = False,
@@ -106,7 +115,11 @@ def train(
     ] = None,
     batch_size: Annotated[
         str | None,
-        _help("Windows a step; auto halves the preset's until it fits in memory.", _RECIPE),
+        _help("Windows a step; auto is the preset's, in pieces if memory is short.", _RECIPE),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        _help("Windows at once, their gradients added up to a step's; 0 is all.", _RECIPE),
     ] = None,
     seq_len: Annotated[int | None, _help("Tokens a window.", _RECIPE)] = None,
     lr: Annotated[float | None, _help("The highest learning rate.", _RECIPE)] = None,
@@ -127,11 +140,16 @@ def train(
     """
     given = locals()
     began = time.monotonic() - process_age_s()
-    for name in ("output", "resume", "replay"):  # a variable that is not set, in a script
+    for name in (
+        "output",
+        "resume",
+        "replay",
+        "init_from",
+    ):  # a variable that is not set, in a script
         if given[name] == "":
             _refuse_empty(name)
     named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
-    source = ("preset", "tokenizer", "val_file", "encoding", "exportable")
+    source = ("preset", "tokenizer", "val_file", "encoding", "exportable", "init_from")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
     chosen = {name: given[name] for name in source if given[name] not in (None, False)}
     if batch_size is not None:
@@ -189,17 +207,19 @@ def _whole_or_auto(batch_size: str) -> int | str:
 def _refuse_empty(name: str) -> None:
     from mygpt.errors import InputError
 
-    raise InputError(f"--{name} is empty: name a folder, or a file such as ckpt.pt")
+    raise InputError(f"{_flag(name)} is empty: name a folder, or a file such as ckpt.pt")
 
 
 def _refuse(why: str, clashing: list[str]) -> None:
     from mygpt.errors import InputError
 
     if clashing:
-        names = ", ".join(
-            name if name == "files" else "--" + name.replace("_", "-") for name in clashing
-        )
+        names = ", ".join(name if name == "files" else _flag(name) for name in clashing)
         raise InputError(f"{why}: leave out {names}")
+
+
+def _flag(name: str) -> str:
+    return "--from" if name == "init_from" else "--" + name.replace("_", "-")
 
 
 def _needed_output(output: str | None) -> str:

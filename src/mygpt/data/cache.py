@@ -52,7 +52,7 @@ def cached_tokens(
         InputError: as the tokenizer does.
     """
     path = None
-    if tokenizer.kind == "bpe":
+    if tokenizer.kind in ("bpe", "foreign"):
         state = json.dumps(tokenizer.to_state(), sort_keys=True).encode()
         facts = [b"tokens", b"continued" if continued else b"", hashlib.sha256(state).digest()]
         path = _place(documents, facts)

@@ -16,6 +16,8 @@ def encode_documents(
 ) -> NDArray[np.integer]:
     """Ids of all documents in one row, end-of-text before each where the tokenizer has it.
 
+    After it comes what the tokenizer puts before every text.
+
     Args:
         documents: in order.
         tokenizer: what encodes them.
@@ -27,8 +29,9 @@ def encode_documents(
     dtype = dtype_of(tokenizer)
     row = bytearray()  # it grows in place: parts put together at the end would be there twice
     for number, document in enumerate(documents):
-        if tokenizer.end_of_text is not None and not (continued and number == 0):
-            row += np.array([tokenizer.end_of_text], dtype).tobytes()
+        if not (continued and number == 0):
+            ends = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+            row += np.array([*ends, *tokenizer.beginning], dtype).tobytes()
         for ids in tokenizer.encode_pieces(document.pieces()):
             row += ids.astype(dtype).tobytes()
     return np.frombuffer(row, dtype)

@@ -62,7 +62,8 @@ class Row:
     ) -> None:
         self.tokenizer = tokenizer
         self.completion = completion
-        self.decoder = tokenizer.decoder()
+        # Some tokenizers drop the space before a text's first word, which this one's is not.
+        self.decoder = tokenizer.decoder(continued=bool(completion.prompt))
         self.stop = stop
         self.num_logprobs = logprobs
         self.held_back = ""

@@ -89,10 +89,12 @@ class Writer:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt; an empty one starts from end-of-text, or from a newline.
 
+        What the tokenizer puts before every text stands before it.
+
         Raises:
             UnknownTokenError: for characters the model never saw.
         """
-        ids: list[int] = self.tokenizer.encode_array(prompt).tolist()
+        ids = [*self.tokenizer.beginning, *self.tokenizer.encode_array(prompt).tolist()]
         if ids:
             return ids
         if self.tokenizer.end_of_text is not None:

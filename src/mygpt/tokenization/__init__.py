@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, bytes or BPE, behind one `Tokenizer` protocol."""
+"""Text to token ids and back: characters, bytes, BPE or another's, behind one `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from mygpt.tokenization.base import END_OF_TEXT, IncrementalDecoder, Tokenizer
 from mygpt.tokenization.bpe import BPETokenizer, read_json
 from mygpt.tokenization.byte import ByteTokenizer
 from mygpt.tokenization.char import CharTokenizer
+from mygpt.tokenization.foreign import ForeignTokenizer
+from mygpt.tokenization.foreign_json import parts_of
 
 __all__ = [
     "END_OF_TEXT",
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
+    "ForeignTokenizer",
     "IncrementalDecoder",
     "Tokenizer",
     "from_state",
@@ -29,7 +32,10 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
     Raises:
         InputError: for a kind this version does not know, or a state that is not whole.
     """
-    kinds: dict[str, Any] = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}
+    kinds: dict[str, Any] = {
+        known.kind: known
+        for known in (CharTokenizer, ByteTokenizer, BPETokenizer, ForeignTokenizer)
+    }
     kind = state.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(
@@ -40,19 +46,37 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer's file: a character tokenizer's JSON, or a `tokenizer.json` of BPE.
+    """Read a tokenizer's file: a character tokenizer's JSON, or a `tokenizer.json` of any kind.
 
     Raises:
         InputError: where it is neither, naming the file.
     """
     content = read_json(path)
-    kinds = {"chars": CharTokenizer, "model": BPETokenizer}
-    kind = next((kind for key, kind in kinds.items() if key in content), None)
-    if kind is None:
+    if not {"chars", "model"} & set(content):
         raise InputError(
-            f'{path} is no tokenizer: it has neither "chars" (characters) nor "model" (BPE)'
+            f'{path} is no tokenizer: it has neither "chars" (characters) nor "model" (others)'
         )
     try:
-        return kind.from_state(content) if kind is CharTokenizer else kind(content)
+        if "chars" in content:
+            return CharTokenizer.from_state(content)
+        return of_description(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def of_description(content: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that a `tokenizer.json` is: byte-level BPE where that holds it, else foreign.
+
+    Raises:
+        InputError: where it is neither.
+    """
+    try:
+        return BPETokenizer(content)
+    except InputError as as_bpe:
+        try:
+            parts = parts_of(content)
+            ends = [n for n, name in parts.names.items() if name == END_OF_TEXT]
+            control = [number for number in ends if number in parts.control]
+            return ForeignTokenizer(content, end_of_text=next(iter(control), None))
+        except InputError:
+            raise as_bpe from None

@@ -49,8 +49,13 @@ class Tokenizer(Protocol):
         """The id between documents, or None."""
         ...
 
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """Ids that stand before every text; none in tokenizers of our own."""
+        ...
+
     def encode(self, text: str) -> torch.Tensor:
-        """Ids of `text`, 1-D int64."""
+        """Ids of `text`, 1-D int64, without `beginning`."""
         ...
 
     def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
@@ -65,8 +70,8 @@ class Tokenizer(Protocol):
         """The text of `ids`; end-of-text shows as `<|endoftext|>`."""
         ...
 
-    def decoder(self) -> IncrementalDecoder:
-        """A fresh decoder for ids that come one by one."""
+    def decoder(self, *, continued: bool = False) -> IncrementalDecoder:
+        """A fresh decoder for ids that come one by one; `continued` says: after others."""
         ...
 
     def token_text(self, token_id: int) -> str:

@@ -45,6 +45,7 @@ class BPETokenizer:
     """
 
     kind = "bpe"
+    beginning: tuple[int, ...] = ()
 
     def __init__(self, description: dict[str, Any]) -> None:
         contents = check(description)
@@ -133,8 +134,8 @@ class BPETokenizer:
         text = "".join([decoder.push(i) for i in check_ids(ids, self.vocab_size)])
         return text + decoder.finish()
 
-    def decoder(self) -> _BPEDecoder:
-        """A decoder for ids that come one by one."""
+    def decoder(self, *, continued: bool = False) -> _BPEDecoder:
+        """A decoder for ids that come one by one, the same after others as at the beginning."""
         return _BPEDecoder(self._contents)
 
     def token_text(self, token_id: int) -> str:

@@ -19,6 +19,7 @@ class ByteTokenizer:
     """Bytes as tokens; id 256 is end-of-text."""
 
     kind = "byte"
+    beginning: tuple[int, ...] = ()
     vocab_size = 257
     end_of_text = 256
 
@@ -54,8 +55,8 @@ class ByteTokenizer:
             return END_OF_TEXT
         return chr(token_id) if token_id < 128 else f"\\x{token_id:02x}"
 
-    def decoder(self) -> _ByteDecoder:
-        """A decoder for ids that come one by one."""
+    def decoder(self, *, continued: bool = False) -> _ByteDecoder:
+        """A decoder for ids that come one by one, the same after others as at the beginning."""
         return _ByteDecoder()
 
     def byte_lengths(self) -> NDArray[np.int64]:

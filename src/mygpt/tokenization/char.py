@@ -42,6 +42,7 @@ class CharTokenizer:
     """
 
     kind = "char"
+    beginning: tuple[int, ...] = ()
 
     def __init__(self, chars: Iterable[str], *, end_of_text: bool = False) -> None:
         self.chars = list(chars)
@@ -133,8 +134,8 @@ class CharTokenizer:
         """One token as text."""
         return self.decode([token_id])
 
-    def decoder(self) -> _CharDecoder:
-        """A decoder for ids that come one by one."""
+    def decoder(self, *, continued: bool = False) -> _CharDecoder:
+        """A decoder for ids that come one by one, the same after others as at the beginning."""
         return _CharDecoder(self)
 
     def byte_lengths(self) -> NDArray[np.int64]:

@@ -28,6 +28,8 @@ class TrainConfig:
         tokens: how many tokens to read (rounded up to whole steps), or
         minutes: how long to train; one of the three is given.
         batch_size: B, windows a step, at first.
+        micro_batch: windows that go through the model at once, where their gradients are added
+            up to a batch's; 0 is all of a batch.
         seq_len: T, tokens a window, at first.
         lr: the highest learning rate: AdamW's, or Muon's (see `mygpt.training.optimizer`).
         stages: later windows and batches, each (share of the run, T, B).
@@ -71,6 +73,7 @@ class TrainConfig:
     minutes: float | None = None
     stages: tuple[Stage, ...] = ()
     reserve_s: float = 0.0
+    micro_batch: int = 0
     engine: Engine = "torch"
     optimizer: OptimizerName = "adamw"
     table_decay: float = 0.0
@@ -170,6 +173,13 @@ class TrainConfig:
         return seq_len, batch_size
 
     @property
+    def piece(self) -> int:
+        """Windows that go through the model at once; compiled kernels take a few by themselves."""
+        if self.engine == "compiled":
+            return self.batch_size
+        return min(self.batch_size, self.micro_batch or self.batch_size)
+
+    @property
     def longest_window(self) -> int:
         """The largest T of all stages."""
         return max(self.seq_len, *(t for _, t, _ in self.stages), 0)
@@ -208,6 +218,7 @@ _LEAST = {
     "patience": 0,
     "sample_tokens": 0,
     "val_tokens": 0,
+    "micro_batch": 0,
     "save_every": 0,
     "save_seconds": 0,
 }
@@ -222,6 +233,7 @@ _WHOLE = (
     "patience",
     "sample_tokens",
     "val_tokens",
+    "micro_batch",
     "save_every",
 )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
-from mygpt.evaluation import WindowLosses
+from mygpt.evaluation import TokenLosses
 from mygpt.model import GPT
 from mygpt.training.config import Engine, TrainConfig
 from mygpt.training.optimizer import TABLE
@@ -44,7 +44,8 @@ def make_gradients(model: GPT, config: TrainConfig) -> Gradients | CompiledGradi
     """What `config.engine` names, with as many threads as suit it."""
     if config.engine == "compiled":
         return CompiledGradients(model, config)
-    return Gradients(model, Gradients.suitable_threads(model, config.batch_size))
+    threads = Gradients.suitable_threads(model, config.piece)
+    return Gradients(model, threads, config.micro_batch)
 
 
 def clippable(model: GPT) -> list[torch.nn.Parameter]:
@@ -59,12 +60,15 @@ class Gradients:
     Args:
         model: what is trained.
         threads: how many share a batch; 1 is one plain backward pass.
+        micro_batch: rows that go through the model at once; 0 is all of a batch. The gradients
+            of all pieces are added up: a batch too large for the memory takes more time instead.
 
     Enter it as a context: with several threads, torch's own are set to one each inside.
     """
 
-    def __init__(self, model: GPT, threads: int) -> None:
+    def __init__(self, model: GPT, threads: int, micro_batch: int = 0) -> None:
         self.model = model
+        self.micro_batch = micro_batch
         self.parameters = list(model.parameters())
         self.threads = threads
         self._before = torch.get_num_threads()
@@ -113,14 +117,23 @@ class Gradients:
 
     def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token (a scalar); `inputs` and `targets` are (B, T) int64."""
+        rows = self.micro_batch or len(inputs)
+        pieces = zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
+        losses = [self._add(*piece, len(inputs)) for piece in pieces]
+        return reduce(torch.add, losses)
+
+    token_losses = None  # validation goes through the model's own forward pass
+
+    def _add(self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Add to all gradients what these rows of the batch give; what they add to its loss."""
         if self._pool is None:
             _, loss = self.model(inputs, targets)
+            loss = len(inputs) / batch_size * loss
             loss.backward()
             return loss.detach()
-        shares = list(
-            zip(inputs.tensor_split(self.threads), targets.tensor_split(self.threads), strict=True)
-        )
-        weights = [len(rows) / len(inputs) for rows, _ in shares]
+        threads = min(self.threads, len(inputs))
+        shares = list(zip(inputs.tensor_split(threads), targets.tensor_split(threads), strict=True))
+        weights = [len(rows) / batch_size for rows, _ in shares]
         others = [
             self._pool.submit(self._share, *share, weight)
             for share, weight in zip(shares[1:], weights[1:], strict=True)
@@ -131,10 +144,8 @@ class Gradients:
             loss = loss + share_loss
             torch._foreach_add_(total, gradients)
         for parameter, gradient in zip(self.parameters, total, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return loss
-
-    window_losses = None  # validation goes through the model's own forward pass
 
     def norm(self) -> torch.Tensor:
         """The norm of all gradients but the n-gram tables', a scalar."""
@@ -195,25 +206,25 @@ class CompiledGradients:
         """The norm of all gradients but the n-gram tables', a scalar."""
         return self.step.gradient_norm()
 
-    def window_losses(
+    def token_losses(
         self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
-    ) -> NDArray[np.float64]:
-        """The summed loss of each window, (B,), from (B, T) ids; without dropout."""
-        return _window_losses(self.step, inputs, targets)
+    ) -> NDArray[np.float32]:
+        """The loss of each target, (B, T), from (B, T) ids; without dropout."""
+        return _token_losses(self.step, inputs, targets)
 
 
-def compiled_window_losses(model: GPT) -> WindowLosses | None:
-    """A faster way to each window's loss than the model's own; None where there is none."""
+def compiled_token_losses(model: GPT) -> TokenLosses | None:
+    """A faster way to each target's loss than the model's own; None where there is none."""
     if suitable_engine(model.config, next(model.parameters()).device) != "compiled":
         return None
     from mygpt.training.compiled.step import CompiledStep
 
-    return partial(_window_losses, CompiledStep(model, torch.get_num_threads()))
+    return partial(_token_losses, CompiledStep(model, torch.get_num_threads()))
 
 
-def _window_losses(
+def _token_losses(
     step: CompiledStep, inputs: NDArray[np.integer], targets: NDArray[np.integer]
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     ids, wanted = (torch.from_numpy(a.astype(np.int64)) for a in (inputs, targets))
-    losses = step.losses(ids, wanted)
-    return losses.reshape(inputs.shape).sum(axis=1, dtype=np.float64)
+    losses: NDArray[np.float32] = step.losses(ids, wanted)
+    return losses.reshape(inputs.shape)

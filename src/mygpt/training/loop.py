@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.evaluation import evaluate
+from mygpt.evaluation import Evaluation, evaluate
 from mygpt.generation.writer import Writer
 from mygpt.model import GPT
 from mygpt.novelty import measure_novelty
@@ -143,6 +143,8 @@ class Trainer:
         began = time.monotonic() - course.elapsed_s
         reported = (course.step, course.elapsed_s, self._plan.tokens)
         saved_s, first_step = course.elapsed_s, course.step
+        if course.step == 0 and self.settings.get("from") and len(self.val_tokens) > 1:
+            self._score()  # what is there to be gained, or lost
         self.model.train()
         while not self.finished and not should_stop():
             done = self._plan.done(course)
@@ -294,17 +296,7 @@ class Trainer:
             return
         course = self.course
         self._read_loss()
-        with self._gradients.paused():
-            result = evaluate(
-                self.model,
-                self.val_tokens,
-                self._plan.window,
-                self.tokenizer.byte_lengths(),
-                num_chars=self.val_chars,
-                window_losses=self._gradients.window_losses,
-            )
-        if not math.isfinite(result.loss):
-            raise BlowUp(f"the validation loss is {result.loss}")
+        result = self._evaluate()
         course.validated_step = course.step
         far = result.loss > course.best_val_loss + _FAR_ABOVE_BEST
         course.worse = course.worse + 1 if far else 0
@@ -312,6 +304,28 @@ class Trainer:
         if best:
             course.best_val_loss, course.best_step = result.loss, course.step
             self._keeper.save_model(course, best=result)
+        self._tell_validation(result, best=best)
+
+    def _score(self) -> None:
+        """Score the model that the run begins from, which is kept where it came from."""
+        self._tell_validation(self._evaluate(), best=False)
+
+    def _evaluate(self) -> Evaluation:
+        with self._gradients.paused():
+            result = evaluate(
+                self.model,
+                self.val_tokens,
+                self._plan.window,
+                self.tokenizer.byte_lengths(),
+                num_chars=self.val_chars,
+                token_losses=self._gradients.token_losses,
+            )
+        if not math.isfinite(result.loss):
+            raise BlowUp(f"the validation loss is {result.loss}")
+        return result
+
+    def _tell_validation(self, result: Evaluation, *, best: bool) -> None:
+        course = self.course
         self.run.append_log(
             {
                 "step": course.step,

@@ -17,7 +17,7 @@ import torch
 
 from mygpt.config import GPTConfig
 from mygpt.errors import OutOfMemoryError
-from mygpt.evaluation import TOKENS_PER_BATCH
+from mygpt.evaluation import rows_at_once
 from mygpt.machine import free_memory_bytes
 from mygpt.model import GPT
 from mygpt.training.compiled.room import step_bytes
@@ -145,16 +145,19 @@ class _Need:
         self.head = token * (shape.vocab_size + _passing_floats(shape, config.seq_len)[1])
         self.blocks = row_bytes(model, config.seq_len) - self.head
         # A validation keeps nothing, but its batches are large.
-        rows = max(1, TOKENS_PER_BATCH // config.seq_len)
+        rows = rows_at_once(config.seq_len, shape.vocab_size)
         blocks = 4 * _widest(shape) + 6 * shape.embed_dim
         head = max(0, 2 * shape.vocab_size - blocks)
         self.validation = self._taken(rows, rows, token * blocks, token * head)
 
     def bytes(self, batch_size: int) -> int:
+        """With so many windows at once."""
         if self.config.engine == "compiled":
             return self._compiled_bytes(batch_size)
         shape, threads = self.model.config, Gradients.suitable_threads(self.model, batch_size)
         others = model_bytes(shape, threads=threads) - _FLOAT * shape.num_parameters()
+        if batch_size < self.config.batch_size:  # a piece's gradients, beside the sum so far
+            others += _FLOAT * shape.num_parameters()
         step = self._taken(batch_size, -(-batch_size // threads), self.blocks, self.head)
         # The heap may give nothing back between them; samples' new copy is made beside the old.
         heap, own = step[0] + self.validation[0], max(step[1], self.validation[1])
@@ -168,7 +171,7 @@ class _Need:
         rows = [(batch_size, self.config.seq_len)]
         rows += [(b, t) for _, t, b in self.config.stages]
         longest = self.config.longest_window  # which validation takes
-        rows.append((max(1, TOKENS_PER_BATCH // longest), longest))
+        rows.append((rows_at_once(longest, shape.vocab_size), longest))
         step = max(step_bytes(shape, b, t, threads) for b, t in rows)
         loaded = _FLOAT * shape.num_parameters()  # the best model, at the end
         taken = optimizer + gradients + step + loaded + 2 * self.packed
@@ -193,14 +196,14 @@ class _Need:
 
 def needed_bytes(model: GPT, config: TrainConfig) -> int:
     """What training takes beside the weights, which are there: a bound."""
-    return _Need(model, config).bytes(config.batch_size)
+    return _Need(model, config).bytes(config.piece)
 
 
-def fitting_batch_size(model: GPT, config: TrainConfig, free_bytes: int | None) -> int:
-    """The largest batch size that fits: the asked one, else a power of two below it, else 0."""
+def fitting_piece(model: GPT, config: TrainConfig, free_bytes: int | None) -> int:
+    """How many windows fit at once: as many as asked for, else a power of two below, else 0."""
     if free_bytes is None:
-        return config.batch_size
-    return _Need(model, config).fitting(free_bytes, at_most=config.batch_size)
+        return config.piece
+    return _Need(model, config).fitting(free_bytes, at_most=config.piece)
 
 
 def check_model_fits(config: GPTConfig, free_bytes: int | None) -> None:
@@ -237,12 +240,12 @@ def check_batch_fits(
     if free_bytes is None:
         return
     need = _Need(model, config)
-    fits = need.fitting(free_bytes, at_most=config.batch_size)
-    if fits < config.batch_size:
-        smaller = f"{_remedy(fits)}{', or auto' if fits else ''}"
+    fits = need.fitting(free_bytes, at_most=config.piece)
+    if fits < config.piece:
+        smaller = f"{_remedy(fits)}{', or --batch-size auto' if fits else ''}"
         raise OutOfMemoryError(
             f"batch_size={config.batch_size} with windows of {config.seq_len} needs about "
-            f"{_amount(need.bytes(config.batch_size))} and {_amount(free_bytes)} are free (a "
+            f"{_amount(need.bytes(config.piece))} and {_amount(free_bytes)} are free (a "
             f"tenth stays free): {'end other programs' if fixed else smaller}"
         )
 
@@ -256,7 +259,7 @@ def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutO
         return None
     traceback.clear_frames(error.__traceback__)
     free = free_memory(next(model.parameters()).device)
-    fits = config.batch_size // 2  # this size did not fit, whatever is said to be free
+    fits = config.piece // 2  # this size did not fit, whatever is said to be free
     if fits and free is not None:
         with contextlib.suppress(MemoryError, RuntimeError):  # it takes a little itself
             fits = _Need(model, config).fitting(free, at_most=fits)

@@ -18,7 +18,7 @@ from mygpt.config import GPTConfig
 from mygpt.ngrams import count_ngrams
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.measuring import training_flops_per_s
-from mygpt.training.recipe import Budget, Recipe, choose, flops_per_token
+from mygpt.training.recipe import Budget, Recipe, choose, continuing, flops_per_token
 
 # What `minutes` keeps for after the last step: saving and the end of the process, validating, and
 # the simpler models that the loss is shown beside.
@@ -65,6 +65,7 @@ def plan_run(
     flops_per_s: float,
     began: float,
     exportable: bool,
+    known: GPTConfig | None = None,
 ) -> Planned:
     """Shape and training options of a new run.
 
@@ -78,6 +79,7 @@ def plan_run(
         began: when the command began, as `time.monotonic` counts: `minutes` are the whole
             command's.
         exportable: leave out what other programs do not know.
+        known: the shape of the model to go on from; None is a fresh one.
     """
     shape, training = preset_options(preset, options)
     lengths = _lengths(preset, options)
@@ -85,9 +87,11 @@ def plan_run(
     recipe, keys, late_s = None, [], 0.0
     if preset == AUTO:
         asked = {name: value for name, value in options.items() if name not in lengths}
-        recipe = choose(
-            len(train_tokens), val_tokens, vocab_size, budget, exportable=exportable, asked=asked
-        )
+        sizes = len(train_tokens), val_tokens
+        if known is not None:
+            recipe = continuing(known, *sizes, budget, asked=asked)
+        else:
+            recipe = choose(*sizes, vocab_size, budget, exportable=exportable, asked=asked)
         shape, training = recipe.shape, recipe.training
         if recipe.bounded:
             lengths = {"steps": None, "tokens": math.ceil(recipe.tokens), "minutes": None}

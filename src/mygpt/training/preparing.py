@@ -20,6 +20,7 @@ from mygpt.tokenization import Tokenizer
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.gradients import suitable_engine
 from mygpt.training.memory import check_model_fits, free_memory
+from mygpt.training.origin import Origin, read_origin, require_as_it_is, require_elsewhere
 from mygpt.training.planning import Planned, measured_speed, plan_run, suitable_tokens
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, choose_tokenizer, fit_window, read_source, undecoded
@@ -36,12 +37,13 @@ class Prepared:
     val_tokens: NDArray[np.integer]
     shape: GPTConfig
     config: TrainConfig
-    halve: bool
+    in_pieces: bool
     device: torch.device
     settings: dict[str, Any]
     notes: list[str]
     ngrams: list[NDArray[np.int64]]
     expected_tokens: float
+    origin: Origin | None = None
 
 
 def prepare(
@@ -55,6 +57,7 @@ def prepare(
     encoding: str | None = None,
     device: str = "auto",
     exportable: bool = False,
+    init_from: str | Path | None = None,
     began: float | None = None,
     **options: Any,
 ) -> Prepared:
@@ -70,31 +73,41 @@ def prepare(
         if value is not None:
             require_path(name, value)
     options = {name: value for name, value in options.items() if value is not None}
-    halve = options.get("batch_size") == "auto"
-    if halve:
+    in_pieces = init_from is not None or options.get("batch_size") == "auto"
+    if options.get("batch_size") == "auto":
         del options["batch_size"]
     config = TrainConfig(**preset_options(preset, options)[1])  # refuses before anything is read
+    origin = None
+    if init_from is not None:
+        require_as_it_is(preset, tokenizer, options, exportable=exportable)
+        origin = read_origin(init_from)
     where = choose_device(device)
     settings = {
         "files": [resolved(name) for name in names],
         "val_file": None if val_file is None else resolved(str(val_file)),
         "encoding": encoding,
         "preset": preset,
+        "from": None if origin is None else origin.settings,
         "threads": torch.get_num_threads(),
     }
     as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
-    bytes_do = tokenizer in ("auto", "byte")
+    known = None if origin is None else origin.checkpoint.tokenizer
+    bytes_do = tokenizer in ("auto", "byte") if known is None else known.kind == "byte"
     source = read_source(as_named, config.val_fraction, allow_bytes=bytes_do)
     run = RunFolder.at(output or Path("runs") / source.corpus.name)
     run.check_free(overwrite=overwrite)
+    if origin is not None:
+        require_elsewhere(run, origin)
     notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
     flops_per_s = measured_speed(preset, options, where)
-    if tokenizer == "auto" and source.is_text:
+    if tokenizer == "auto" and source.is_text and known is None:
         chars = sum(map(len, source.learned))
         tokenizer = suitable_tokens(
             preset, options, num_chars=chars, flops_per_s=flops_per_s, began=began
         )
-    chosen = choose_tokenizer(tokenizer, source, end_of_text=config.data_order != "tutorial")
+    chosen = known or choose_tokenizer(
+        tokenizer, source, end_of_text=config.data_order != "tutorial"
+    )
     train_tokens, val_tokens = source.encode(chosen)
     planned = plan_run(
         preset,
@@ -105,9 +118,13 @@ def prepare(
         flops_per_s=flops_per_s,
         began=began,
         exportable=exportable,
+        known=None if origin is None else origin.checkpoint.config,
     )
     notes += fit_window(
-        planned.shape, planned.training, len(train_tokens), asked="seq_len" in options
+        planned.shape if origin is None else {},  # a model that is there keeps its window
+        planned.training,
+        len(train_tokens),
+        asked="seq_len" in options,
     )
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep some of it for validation: there is none")
@@ -115,8 +132,9 @@ def prepare(
     notes += [] if planned.recipe is None else planned.recipe.lines()
     notes += _of_the_time(planned, config, len(val_tokens))
     return Prepared(
-        run, source, chosen, train_tokens, val_tokens, shape, config, halve, where, settings,
-        notes, planned.ngrams, planned.recipe.tokens if planned.recipe is not None else 0.0,
+        run, source, chosen, train_tokens, val_tokens, shape, config, in_pieces, where,
+        settings, notes, planned.ngrams,
+        planned.recipe.tokens if planned.recipe is not None and origin is None else 0.0, origin,
     )  # fmt: skip
 
 
@@ -129,6 +147,11 @@ def _settled(
     check_model_fits(shape, free_memory(device))
     config = TrainConfig(**planned.training)
     if config.longest_window > shape.max_seq_len:
+        if not config.stages:
+            raise InputError(
+                f"seq_len={config.seq_len} is longer than the model's window: choose at most "
+                f"{shape.max_seq_len}"
+            )
         raise InputError(
             f"stages={config.stages} have windows of {config.longest_window}: choose "
             f"max_seq_len={config.longest_window}, not {shape.max_seq_len}"

@@ -68,6 +68,9 @@ _NARROW = 64  # up to this width there is the first stage alone
 _RATE, _ADAMW_RATE, _DECAY = 0.02, 3e-3, 0.1
 _LEAST_VALIDATED = 2**17
 _APART = 5  # steps from one validation to the next, at least
+# For a model that is there already: AdamW's rate times the width to the power of 1.5, the longest
+# windows, how many steps there are to be, and how much is validated on at least.
+_RATE_AGAIN, _LONGEST_AGAIN, _STEPS_AGAIN, _LEAST_VALIDATED_AGAIN = 2.0, 512, 100, 2**13
 
 
 def shape_of(width: int, layers: int, window: int) -> dict[str, Any]:
@@ -242,6 +245,57 @@ def choose(
     shape.setdefault("dropout", _dropout(epochs))
     orders, least_count = _tables(epochs, exportable=exportable)
     return Recipe(shape, training, orders, least_count, tokens, epochs, bounded)
+
+
+def continuing(
+    config: GPTConfig,
+    num_tokens: int,
+    val_tokens: int,
+    budget: Budget,
+    *,
+    asked: Mapping[str, Any],
+) -> Recipe:
+    """The recipe for a model that is there already, with a text of N tokens.
+
+    AdamW at a rate that falls with the model's width, from what was measured on small models to
+    what others take for GPT-2's sizes; windows as long as the model's, up to a bound, and batches
+    that leave time for enough steps.
+
+    Args:
+        config: the model's shape.
+        num_tokens: N.
+        val_tokens: how many are held back.
+        budget: how long the run may be.
+        asked: what the user wants in the rule's place, as `TrainConfig` calls it.
+    """
+    seq_len = asked.get("seq_len", min(config.max_seq_len, _LONGEST_AGAIN))
+    tokens = budget.tokens_for(config, ((0.0, seq_len, TOKENS_PER_STEP // seq_len or 1),))
+    step = min(TOKENS_PER_STEP, tokens / _STEPS_AGAIN)
+    batch_size = asked.get("batch_size", max(1, round(step / seq_len)))
+    tokens = budget.tokens_for(config, ((0.0, seq_len, batch_size),))
+    most = MOST_EPOCHS * num_tokens
+    bounded = budget.by_clock and tokens > 1.5 * most
+    tokens = most if bounded else tokens
+    validated = min(val_tokens, max(_LEAST_VALIDATED_AGAIN, int(0.045 * tokens)))
+    training: dict[str, Any] = {
+        "seq_len": seq_len,
+        "batch_size": batch_size,
+        "optimizer": "adamw",
+        "schedule": "linear",
+        "lr": _RATE if asked.get("optimizer") == "muon" else _RATE_AGAIN / config.embed_dim**1.5,
+        "warmup_ratio": 0.05,
+        "min_lr_ratio": 0.0,
+        "weight_decay": _DECAY,
+        "grad_clip": 1.0,
+        "eval_every": 0,
+        "eval_shares": _eval_shares(tokens, validated),
+        "val_tokens": validated if validated < val_tokens else 0,
+        "patience": 3,
+    }
+    training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
+    shape = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
+    shape["dropout"] = asked.get("dropout", _dropout(tokens / num_tokens))
+    return Recipe(shape, training, 1, 1, tokens, tokens / num_tokens, bounded)
 
 
 def _shape_and_windows(

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.baselines import ngram_loss
-from mygpt.config import GPTConfig, require_path
+from mygpt.config import require_path
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
@@ -25,11 +25,12 @@ from mygpt.training.loop import Trainer
 from mygpt.training.memory import (
     check_batch_fits,
     check_model_fits,
-    fitting_batch_size,
+    fitting_piece,
     free_memory,
 )
+from mygpt.training.origin import first_model, same_origin
 from mygpt.training.preparing import prepare, resolved
-from mygpt.training.recipe import draw_weights, expected_loss
+from mygpt.training.recipe import expected_loss
 from mygpt.training.run import RunFolder
 from mygpt.training.sitting import (
     for_people,
@@ -45,7 +46,6 @@ from mygpt.training.source import (
     read_source,
 )
 from mygpt.training.state import State
-from mygpt.tutorial import set_seed
 
 # What may change when a run goes on.
 RESUMABLE = (
@@ -58,8 +58,6 @@ RESUMABLE = (
     "save_every",
     "save_seconds",
 )
-# The tutorial seeds the model with 0 and the data with 42.
-_DATA_SEED = 42
 
 
 @leaves_torch_alone
@@ -74,6 +72,7 @@ def train(
     encoding: str | None = None,
     device: str = "auto",
     exportable: bool = False,
+    init_from: str | Path | None = None,
     began: float | None = None,
     listener: Listener = print,
     command: str = "mygpt.train(...)",
@@ -91,12 +90,14 @@ def train(
         encoding: of the files; None is UTF-8 or what a byte-order mark says.
         device: "auto", "cpu", "cuda" or "mps".
         exportable: leave out what other programs do not know: n-gram tables.
+        init_from: a checkpoint or run to go on from with this text, in its shape and with its
+            tokenizer, at a lower rate; its own run stays as it is.
         began: from when `minutes` count, as `time.monotonic` does; None is now.
         listener: is told every event; `print` shows plain lines.
         command: what the checkpoint says it came from.
         options: any field of `TrainConfig` (`steps`, `minutes`, `lr`, ...) and `embed_dim`,
             `num_heads`, `num_layers`, `max_seq_len`, `dropout`. `batch_size="auto"` is the
-            preset's, halved until it fits in memory.
+            preset's, taken in pieces where it does not fit in memory (`micro_batch`).
 
     Raises:
         InputError: for wrong input, or where another process trains; nothing was written then.
@@ -108,13 +109,16 @@ def train(
     _require_listener(listener)
     ready = prepare(
         files, output=output, overwrite=overwrite, preset=preset, tokenizer=tokenizer,
-        val_file=val_file, encoding=encoding, device=device, exportable=exportable, began=began,
-        **options,
+        val_file=val_file, encoding=encoding, device=device, exportable=exportable,
+        init_from=init_from, began=began, **options,
     )  # fmt: skip
-    model = _new_model(ready.shape, ready.config, ready.device, ready.ngrams)
+    model = first_model(
+        ready.shape, ready.config, ready.device, ngrams=ready.ngrams, origin=ready.origin
+    )
+    ready = replace(ready, origin=None)  # its weights, which take as much memory as the model's
     config, notes = ready.config, ready.notes
-    if ready.halve:
-        config, told = _halved(model, config)
+    if ready.in_pieces:
+        config, told = _in_pieces(model, config)
         notes = [*notes, *told]
     trainer = Trainer(
         model,
@@ -123,7 +127,7 @@ def train(
         train_tokens=ready.train_tokens,
         val_tokens=ready.val_tokens,
         run=ready.run,
-        provenance=provenance_of(ready.source, preset, command),
+        provenance=provenance_of(ready.source, preset, command, ready.settings["from"]),
         settings=ready.settings,
         listener=listener,
     )
@@ -139,7 +143,11 @@ def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: An
         f"model: {ready.shape.num_parameters():,} parameters ({ready.tokenizer.kind}, vocabulary "
         f"{ready.shape.vocab_size}), to be written to {ready.run.name}"
     )
-    if ready.expected_tokens and len(ready.val_tokens) > 1 and ready.tokenizer.kind != "bpe":
+    if (
+        ready.expected_tokens
+        and len(ready.val_tokens) > 1
+        and ready.tokenizer.kind in ("char", "byte")
+    ):
         fivegram = ngram_loss(ready.train_tokens, ready.val_tokens, ready.shape.vocab_size, 5)
         middle, low, high = expected_loss(fivegram, ready.expected_tokens)
         lines.append(
@@ -149,14 +157,22 @@ def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: An
     return "\n".join(lines)
 
 
-def _halved(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The recipe with a batch size that fits in memory, and a note if that is another."""
-    free = free_memory(next(model.parameters()).device)
-    size = config.batch_size if free is None else fitting_batch_size(model, config, free)
-    if size in (0, config.batch_size):  # 0: not one row fits, which is told next
+def _in_pieces(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The recipe with pieces of a batch that fit in memory, and a note where they are not all.
+
+    The compiled kernels take a few rows at once anyway: there a smaller batch is all that helps.
+    """
+    size = fitting_piece(model, config, free_memory(next(model.parameters()).device))
+    if size in (0, config.piece):  # 0: not one row fits, which is told next
         return config, []
-    note = f"batches of {size}, not {config.batch_size}: more do not fit in memory"
-    return replace(config, batch_size=size), [note]
+    if config.engine == "compiled":
+        note = f"batches of {size}, not {config.batch_size}: more do not fit in memory"
+        return replace(config, batch_size=size), [note]
+    note = (
+        f"batches of {config.batch_size} windows in pieces of {size}, whose gradients are added: "
+        "more do not fit in memory"
+    )
+    return replace(config, micro_batch=size), [note]
 
 
 @leaves_torch_alone
@@ -206,14 +222,19 @@ def replay(
     train_tokens, val_tokens = source.encode(state.tokenizer)
     weights = state.part("model")
     ngrams = [weights[name].copy() for name in state.config.key_shapes()]
+    first = first_model(
+        state.config, config, where, ngrams=ngrams, origin=same_origin(state.settings, original)
+    )
     trainer = Trainer(
-        _new_model(state.config, config, where, ngrams),
+        first,
         state.tokenizer,
         config,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         run=run,
-        provenance=provenance_of(source, state.settings["preset"], command),
+        provenance=provenance_of(
+            source, state.settings["preset"], command, state.settings.get("from")
+        ),
         settings=state.settings,
         listener=listener,
         given_plan=given[:steps].copy(),
@@ -221,20 +242,6 @@ def replay(
     notes = [] if note is None else [note]
     del state, weights  # as large as all that is trained
     return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
-
-
-def _new_model(
-    shape: GPTConfig, config: TrainConfig, device: torch.device, ngrams: list[NDArray[np.int64]]
-) -> GPT:
-    """Fresh weights, and the generators seeded for the data: the tutorial's order of seeding."""
-    set_seed(config.seed)
-    model = GPT.from_config(shape)
-    if ngrams:
-        model.ngram_embedding.set_keys(ngrams)
-    if config.optimizer == "muon":
-        draw_weights(model)
-    set_seed((config.seed + _DATA_SEED) % 2**64)
-    return model.to(device)
 
 
 def _require_listener(listener: object) -> None:

@@ -163,11 +163,15 @@ def undecoded(source: Source) -> list[str]:
     ]
 
 
-def provenance_of(source: Source, preset: str, command: str) -> dict[str, Any]:
-    """Where a model is from: versions, machine, command and text."""
+def provenance_of(
+    source: Source, preset: str, command: str, origin: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Where a model is from: versions, machine, command, text, and the model it began from."""
     from mygpt import __version__
 
+    began_from = {} if origin is None else {"from": origin}
     return {
+        **began_from,
         "mygpt": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

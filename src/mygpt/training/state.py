@@ -153,6 +153,12 @@ def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
     right = isinstance(files, list) and all(isinstance(name, str) for name in files)
     if not right or not all(text is None or isinstance(text, str) for text in texts):
         raise InputError("its settings are none")
+    began_from = settings.get("from")
+    if began_from is not None and not (
+        isinstance(began_from, dict)
+        and all(isinstance(began_from.get(name), str) for name in ("path", "sha256"))
+    ):
+        raise InputError("the model it began from is none")
     if type(threads) is not int or not 1 <= threads <= 4096:
         raise InputError(f"threads={threads!r:.40} must be from 1 to 4096")
     return settings

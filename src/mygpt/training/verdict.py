@@ -81,8 +81,15 @@ def verdict(
     """
     if not history:
         return "there was no text to validate on: whether it learned or memorised is not known"
+    origin = history[0] if history[0].step == 0 else None  # the model that the run began from
+    history = history[1:] or history if origin else history
     last = history[-1]
     best = min(history, key=lambda seen: seen.val_loss)
+    if origin is not None and best.val_loss > origin.val_loss:
+        return (
+            f"the model it began from does better ({origin.val_loss:.3f}, and {best.val_loss:.3f} "
+            "at best since): a lower --lr or more steps may help"
+        )
     gap = last.val_loss - last.loss > _GAP
     if last.val_loss > best.val_loss + max(_RISE, last.error):
         told = _risen(best, last, epochs=epochs, ended_early=ended_early)

@@ -1,0 +1,43 @@
+"""`mygpt export`: a model for other programs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mygpt.cli.terminal import visible
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint file.")],
+    output: Annotated[Path, typer.Argument(help="The folder (hf) or file (gguf) to write.")],
+    to: Annotated[
+        str,
+        typer.Option(help="hf: a folder for transformers and vLLM; gguf: a file for llama.cpp."),
+    ],
+    number_type: Annotated[
+        str | None,
+        typer.Option("--type", help="Of a gguf's matrices: f32, f16 or q8_0.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also where something lies already.")
+    ] = False,
+) -> None:
+    """Write a model so that other programs run it: transformers, vLLM, llama.cpp, Ollama.
+
+    The tutorial's block and GPT-2's become GPT-2, the modern block Qwen3 or Llama, without code of
+    its own. Models with n-gram tables run in mygpt alone: train with --exportable.
+
+    Example: mygpt export runs/poems poems-hf --to hf
+    """
+    from mygpt.checkpoint import read_checkpoint, resolve
+    from mygpt.formats import export_checkpoint
+
+    found = read_checkpoint(resolve(checkpoint))
+    notes = export_checkpoint(found, to, output, number_type=number_type, overwrite=overwrite)
+    for note in notes:
+        print(visible(f"note: {note}", sys.stderr), file=sys.stderr)
+    print(visible(f"wrote {output}", sys.stdout))

@@ -1,0 +1,10 @@
+"""Models of other programs here, and ours there: one mapping file for each format.
+
+Nothing foreign is trusted: no pickled code is run, every shape is checked before it is used.
+"""
+
+from mygpt.formats.exporting import KINDS, export_checkpoint
+from mygpt.formats.imported import Imported
+from mygpt.formats.importing import import_checkpoint, read_foreign
+
+__all__ = ["KINDS", "Imported", "export_checkpoint", "import_checkpoint", "read_foreign"]

@@ -1,0 +1,212 @@
+"""The names, layouts and settings of Llama and Qwen3 at Hugging Face: our modern block.
+
+Touvron et al., 2023; Yang et al., 2025. Qwen3 is Llama with normalised queries and keys. Queries,
+keys and values are three tensors there and rows of one here, and so are gate and up of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mygpt.config import GPTConfig, require_number
+from mygpt.errors import InputError
+from mygpt.formats.safetensors_files import Part
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+# What transformers takes for a setting that a config.json does not have.
+_ABSENT: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {"head_dim": 128, "num_key_value_heads": 32},
+}
+
+
+def architecture(config: GPTConfig) -> tuple[str, str]:
+    """Their names of the model's kind and of its class."""
+    return ("qwen3", "Qwen3ForCausalLM") if config.qk_norm else ("llama", "LlamaForCausalLM")
+
+
+def limits(config: GPTConfig) -> dict[str, tuple[Any, ...]]:
+    """The values that Llama or Qwen3 has of our switches; those not named are free."""
+    found: dict[str, tuple[Any, ...]] = {"norm": ("rms",), "mlp": ("swiglu",)}
+    if config.qk_norm:
+        found["mlp_bias"] = (False,)
+    else:  # transformers demands it of Llama, head_dim or not
+        found["embed_dim"] = (config.num_heads * -(-config.embed_dim // config.num_heads),)
+    return found
+
+
+def as_stored(config: GPTConfig) -> GPTConfig:
+    """The configuration as their files hold it: as it is."""
+    return config
+
+
+def read_config(values: dict[str, Any]) -> tuple[GPTConfig, list[str]]:
+    """Our configuration of a config.json, and what the user should know.
+
+    Raises:
+        InputError: for a setting that ours cannot have, naming it.
+        KeyError: for a size that is not there.
+    """
+    kind = values["model_type"]
+    values = _ABSENT[kind] | values
+    if values.get("hidden_act", "silu") != "silu":
+        raise InputError(f"hidden_act={values['hidden_act']!r:.40} is not known here: only silu is")
+    eps = values.get("rms_norm_eps", 1e-6)
+    require_number("rms_norm_eps", eps)
+    _refuse_windows(values)
+    dropout, notes = _dropout(values)
+    return GPTConfig(
+        vocab_size=values["vocab_size"],
+        embed_dim=values["hidden_size"],
+        num_heads=values["num_attention_heads"],
+        num_layers=values["num_hidden_layers"],
+        max_seq_len=values["max_position_embeddings"],
+        dropout=dropout,
+        num_kv_heads=values.get("num_key_value_heads"),
+        head_dim=values.get("head_dim"),
+        mlp_dim=values["intermediate_size"],
+        norm="rms",
+        norm_eps=eps,
+        position="rotary",
+        rope_base=_rope_base(values),
+        mlp="swiglu",
+        attention_bias=values.get("attention_bias", False),
+        mlp_bias=kind == "llama" and values.get("mlp_bias", False),
+        qk_norm=kind == "qwen3",
+        tied=values.get("tie_word_embeddings", False),
+    ), notes
+
+
+def _rope_base(values: dict[str, Any]) -> Any:
+    """The base of plain rotary positions; transformers 5 keeps it in "rope_parameters"."""
+    name = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    settings = values.get(name) or {}
+    if not isinstance(settings, dict) or any(isinstance(v, dict) for v in settings.values()):
+        raise InputError(f"{name}={settings!r:.60} is not known here: only one set of numbers is")
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind != "default":
+        raise InputError(
+            f"{name} is of the type {kind!r:.40}: here rotary positions are not scaled (default)"
+        )
+    for place in (settings, values):
+        if place.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise InputError(
+                f"partial_rotary_factor={place['partial_rotary_factor']!r:.40}: here whole heads "
+                "are rotated (1.0)"
+            )
+    return settings.get("rope_theta", values.get("rope_theta", 10_000.0))
+
+
+def _refuse_windows(values: dict[str, Any]) -> None:
+    """Raise `InputError` for sliding windows that are in use."""
+    kinds = values.get("layer_types")
+    odd = [kind for kind in kinds if kind != "full_attention"] if isinstance(kinds, list) else []
+    if odd:
+        raise InputError(f"layer_types has {odd[0]!r:.40}: here every layer is of full_attention")
+    window = values.get("sliding_window")
+    # Qwen3 says whether and from which layer on its windows slide; it may be from past the last.
+    if window is None or not values.get("use_sliding_window", values["model_type"] == "llama"):
+        return
+    first = values.get("max_window_layers", 28) if values["model_type"] == "qwen3" else 0
+    for name, value in (("sliding_window", window), ("max_window_layers", first)):
+        require_number(name, value)
+    layers, positions = values["num_hidden_layers"], values["max_position_embeddings"]
+    require_number("num_hidden_layers", layers)
+    require_number("max_position_embeddings", positions)
+    if kinds is None and first < layers and window < positions:
+        raise InputError(
+            f"sliding_window={window} is shorter than max_position_embeddings={positions}: here "
+            "attention sees all positions"
+        )
+
+
+def _dropout(values: dict[str, Any]) -> tuple[float, list[str]]:
+    """The rate of dropout: ours where the folder is from here, else none."""
+    rate = values.get("attention_dropout") or 0.0
+    require_number("attention_dropout", rate)
+    ours = values.get("mygpt")
+    if isinstance(ours, dict) and ours.get("dropout") == rate:
+        return rate, []
+    if rate == 0.0:
+        return 0.0, []
+    return 0.0, [
+        f"attention_dropout={rate!r:.40} is left out: dropout here is everywhere or nowhere"
+    ]
+
+
+def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
+    """What their config.json says of a shape within `limits`, and what the user should know."""
+    notes = []
+    if config.dropout:
+        notes.append(
+            f"dropout={config.dropout}: {architecture(config)[1]} has it in attention only, should "
+            "it be trained further there"
+        )
+    settings = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_hidden,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.eps,
+        # In both places: transformers 5 reads the second, older programs the first.
+        "rope_theta": config.rope_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "attention_bias": config.attention_bias,
+        "attention_dropout": config.dropout,
+        "tie_word_embeddings": config.tied,
+    }
+    if config.qk_norm:
+        settings |= {"use_sliding_window": False, "sliding_window": None}
+    else:
+        settings |= {"mlp_bias": config.mlp_bias}
+    return settings, notes
+
+
+def rename(names: Iterable[str]) -> dict[str, str]:
+    """Their tensors' names to the names in `parts`, the same; old files' buffers are left out."""
+    return {name: name for name in names if not name.endswith(".rotary_emb.inv_freq")}
+
+
+def parts(config: GPTConfig) -> dict[str, Part]:
+    """Where each of their tensors lies in our parameters."""
+    heads, groups = config.num_heads * config.head_size, config.kv_heads * config.head_size
+    qkv = "attention.query_key_value"
+    linear = {
+        "self_attn.q_proj": Part(qkv, 0, heads),
+        "self_attn.k_proj": Part(qkv, heads, heads + groups),
+        "self_attn.v_proj": Part(qkv, heads + groups),
+        "self_attn.o_proj": Part("attention.output"),
+        "mlp.gate_proj": Part("mlp.input", 0, config.mlp_hidden),
+        "mlp.up_proj": Part("mlp.input", config.mlp_hidden),
+        "mlp.down_proj": Part("mlp.output"),
+    }
+    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+    if config.qk_norm:
+        norms |= {
+            "self_attn.q_norm": "attention.query_norm",
+            "self_attn.k_norm": "attention.key_norm",
+        }
+    found = {
+        EMBEDDING: Part("token_embedding.weight"),
+        "model.norm.weight": Part("final_norm.weight"),
+    }
+    for n in range(config.num_layers):
+        ours, theirs = f"blocks.{n}.", f"model.layers.{n}."
+        for their, our in norms.items():
+            found[f"{theirs}{their}.weight"] = Part(f"{ours}{our}.weight")
+        for their, part in linear.items():
+            biased = config.mlp_bias if their.startswith("mlp") else config.attention_bias
+            for kind in ("weight", "bias") if biased else ("weight",):
+                name = f"{ours}{part.name}.{kind}"
+                found[f"{theirs}{their}.{kind}"] = Part(name, part.begin, part.end)
+    if not config.tied:
+        found[HEAD] = Part("head.weight")
+    return found

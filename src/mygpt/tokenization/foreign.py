@@ -1,0 +1,297 @@
+"""Any tokenizer that the `tokenizers` library reads, behind the `Tokenizer` protocol.
+
+It is what an imported model brings along, wherever `BPETokenizer` cannot hold it: merges over
+characters with bytes for the rest (Llama 2), Unigram, WordPiece, normalisers, another end of
+text, more rows in the model than there are tokens. Encoding and decoding are the library's; what
+is added is that text never becomes a control token, and that ids decode as they come.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.config import require_int
+from mygpt.errors import InputError
+from mygpt.tokenization.base import IncrementalDecoder, check_ids, encode_strictly
+from mygpt.tokenization.bpe import BPETokenizer
+from mygpt.tokenization.foreign_json import beginning_of, parts_of, special_ids
+from mygpt.tokenization.tokenizer_json import SYMBOLS, refusals
+
+if TYPE_CHECKING:
+    import torch
+
+_BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser takes a sign
+_ANCHOR = "x"  # a token before those to be decoded, so that these do not begin the text
+# Decoders that turn each token into text without looking at its neighbours, bytes aside.
+_LOCAL = {"Replace", "Metaspace", "ByteFallback", "WordPiece", "Strip"}
+
+
+class ForeignTokenizer:
+    """A tokenizer of somebody else's.
+
+    Text that spells a control token stays text, and encoding adds none to it; what the file puts
+    before every text (Llama's `<s>`) is `beginning`. A character
+    that the tokenizer lacks becomes its unknown token, or is dropped, or is an `InputError`: as
+    the tokenizer has it.
+
+    Args:
+        description: a `tokenizer.json` as the JSON object it is.
+        end_of_text: the id between documents, a control token from then on; None where there is
+            none.
+        vocab_size: V, where the model has more rows than there are tokens: ids past those, and
+            ids that the tokenizer leaves out, decode to nothing.
+
+    Raises:
+        InputError: where the library does not read it, where encoding would be random, or for
+            more ids than `vocab_size`.
+    """
+
+    kind = "foreign"
+
+    def __init__(
+        self,
+        description: dict[str, Any],
+        *,
+        end_of_text: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._parts = parts_of(description, end_of_text)
+        self._description = description
+        self.end_of_text = end_of_text
+        self.beginning = beginning_of(description, self._parts)
+        least = max(self._parts.names) + 1
+        self.vocab_size = _checked_size(least if vocab_size is None else vocab_size, least)
+        self._is_control = np.zeros(self.vocab_size, bool)
+        self._is_control[list(self._parts.control)] = True
+        self._bpe = _as_bpe(description, end_of_text)
+        self._library_decoder = self._parts.library.decoder
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Ids of `text`, a 1-D int64 tensor; a lone surrogate is an `InputError`."""
+        import torch
+
+        return torch.from_numpy(self.encode_array(text))
+
+    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
+        """Ids of `text`, a 1-D int64 array; a lone surrogate is an `InputError`."""
+        return np.concatenate([np.empty(0, np.int64), *self.encode_pieces([text])])
+
+    def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
+        """Ids of a text that comes in pieces.
+
+        In one row, for the library wants the whole text; in several where the tokenizer is a
+        byte-level BPE whose rule for words is known.
+        """
+        if self._bpe is not None:
+            yield from self._bpe.encode_pieces(pieces)
+            return
+        text = "".join(_checked(pieces))
+        with refusals("the tokenizers library could not encode this text"):
+            found = self._parts.library.encode(text, add_special_tokens=False).ids
+        ids = np.array(found, np.int64)
+        wrong = ids[self._is_control[ids]]
+        if len(wrong):
+            raise InputError(
+                "this tokenizer takes some of the text for the control token "
+                f"{self._parts.names[int(wrong[0])]!r:.40}: leave out characters that it lacks"
+            )
+        yield ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids` as the library decodes it, control tokens by their names."""
+        names = self._parts.names
+        return self._spell([names[i] for i in check_ids(ids, self.vocab_size) if i in names])
+
+    def decoder(self, *, continued: bool = False) -> IncrementalDecoder:
+        """A decoder for ids that come one by one.
+
+        Args:
+            continued: whether the ids come after others: some tokenizers drop the space before
+                a text's first word.
+        """
+        if self._in_bytes:
+            return _ByteDecoder(self._parts.names)
+        return _TokenDecoder(self, begun=continued and self._is_local)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, as it stands inside a text; bytes that are no character as \\xNN."""
+        check_ids([token_id], self.vocab_size)
+        name = self._parts.names.get(token_id, "")
+        if token_id in self._parts.control:
+            return name
+        return self._bytes_of(name).decode("utf-8", "backslashreplace")
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """UTF-8 bytes that each id decodes to inside a text, (V,) int64.
+
+        Control tokens, the unknown token and ids without a token stand for none. What the
+        tokenizer changes (normalises, drops, puts before a text) counts as it decodes.
+        """
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for number, name in self._parts.names.items():
+            if number not in self._parts.control and name != self._parts.unknown:
+                lengths[number] = len(self._bytes_of(name))
+        return lengths
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {
+            "kind": self.kind,
+            "tokenizer": self._description,
+            "end_of_text": self.end_of_text,
+            "vocab_size": self.vocab_size,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ForeignTokenizer:
+        """Rebuild from `to_state()`; `InputError` where it is damaged."""
+        if not isinstance(state.get("tokenizer"), dict):
+            raise InputError('a foreign tokenizer\'s state needs "tokenizer", a tokenizer.json')
+        end, size = state.get("end_of_text"), state.get("vocab_size")
+        return cls(state["tokenizer"], end_of_text=end, vocab_size=size)
+
+    @cached_property
+    def _in_bytes(self) -> bool:
+        """Whether tokens are bytes in GPT-2's alphabet, put together before they are decoded."""
+        kinds = self._kinds
+        return kinds[:1] == ["ByteLevel"] and set(kinds[1:]) <= {"Fuse"}
+
+    @cached_property
+    def _is_local(self) -> bool:
+        """Whether tokens behind others decode to the same text whatever stands around them."""
+        steps, kinds = self._parts.steps or [], self._kinds
+        fused = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
+        # What comes after sees one text: it may do something to its beginning, no more.
+        harmless = [
+            step["type"] == "Fuse" or (step["type"] == "Strip" and step["stop"] == 0)
+            for step in steps[fused:]
+        ]
+        alone = set(kinds[:fused]) <= _LOCAL and all(harmless)
+        return alone and self._spell([_ANCHOR]) == _ANCHOR
+
+    @cached_property
+    def _falls_back(self) -> bool:
+        """Whether some tokens are single bytes by their names."""
+        return "ByteFallback" in self._kinds
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        return [step["type"] for step in self._parts.steps or []]
+
+    def _spell(self, tokens: list[str]) -> str:
+        """The text of tokens in a row."""
+        if self._library_decoder is None:
+            return " ".join(tokens)
+        with refusals("the tokenizers library could not decode these ids"):
+            return str(self._library_decoder.decode(tokens))
+
+    def _is_byte(self, name: str) -> bool:
+        return self._falls_back and _BYTE_TOKEN.fullmatch(name) is not None
+
+    def _bytes_of(self, name: str) -> bytes:
+        """What a token stands for inside a text."""
+        if self._in_bytes:
+            return _symbols_to_bytes(name)
+        if self._is_byte(name):
+            return bytes([int(name[3:5], 16)])
+        if not self._is_local:
+            return self._spell([name]).encode("utf-8")
+        return self._spell([_ANCHOR, name])[len(_ANCHOR) :].encode("utf-8")
+
+
+def _checked_size(vocab_size: int, least: int) -> int:
+    require_int("vocab_size", vocab_size, least=1)
+    if vocab_size < least:
+        raise InputError(
+            f"the tokenizer has ids up to {least - 1:,}, the model only {vocab_size:,} rows: "
+            "take the tokenizer that belongs to the model"
+        )
+    return int(vocab_size)
+
+
+def _checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
+    """The pieces, once it is sure that they are text."""
+    start = 0
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            raise InputError("this tokenizer takes text: bytes are --tokenizer byte's")
+        encode_strictly(piece, "utf-8", start)
+        yield piece
+        start += len(piece)
+
+
+def _as_bpe(description: dict[str, Any], end_of_text: int | None) -> BPETokenizer | None:
+    """The same as a `BPETokenizer`, which encodes a text piece by piece; None where it is none."""
+    if end_of_text is not None and end_of_text not in special_ids(description):
+        return None
+    try:
+        return BPETokenizer(description)
+    except InputError:
+        return None
+
+
+def _symbols_to_bytes(name: str) -> bytes:
+    """A token in GPT-2's alphabet as its bytes; one that is not, an added one, as it is written."""
+    if all(symbol in _BYTES for symbol in name):
+        return bytes([_BYTES[symbol] for symbol in name])
+    return name.encode("utf-8")
+
+
+class _ByteDecoder:
+    """For tokens that are bytes: text is certain once its characters are whole."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        self._names = names
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """What the bytes so far spell for certain."""
+        return self._utf8.decode(_symbols_to_bytes(self._names.get(token_id, "")))
+
+    def finish(self) -> str:
+        """U+FFFD where a character was left unfinished."""
+        return self._utf8.decode(b"", final=True)
+
+
+class _TokenDecoder:
+    """For tokens that are text or single bytes.
+
+    Bytes wait for what comes after them: where a run of them is not UTF-8, the library makes
+    each a U+FFFD, whole characters too. Where any later token may change the text, all of it
+    waits for the end.
+    """
+
+    def __init__(self, tokenizer: ForeignTokenizer, *, begun: bool) -> None:
+        self._tokenizer = tokenizer
+        self._begun = begun
+        self._waiting: list[str] = []
+
+    def push(self, token_id: int) -> str:
+        """What the tokens so far spell for certain."""
+        name = self._tokenizer._parts.names.get(token_id)
+        if name is None:
+            return ""
+        self._waiting.append(name)
+        waits = self._tokenizer._is_byte(name) or not self._tokenizer._is_local
+        return "" if waits else self._spelled()
+
+    def finish(self) -> str:
+        """The text that waited."""
+        return self._spelled() if self._waiting else ""
+
+    def _spelled(self) -> str:
+        before = [_ANCHOR] if self._begun else []
+        text = self._tokenizer._spell(before + self._waiting)[len("".join(before)) :]
+        # While there is no text, what comes next may still be at its beginning.
+        if text or self._begun:
+            self._begun = True
+            self._waiting.clear()
+        return text

@@ -1,0 +1,127 @@
+"""The model that a run begins from: fresh weights, or those of a checkpoint (`--from`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.checkpoint import Checkpoint, check_finite, read_checkpoint, resolve
+from mygpt.config import GPTConfig, require_path
+from mygpt.errors import CheckpointError, InputError
+from mygpt.model import GPT
+from mygpt.training.config import AUTO, TrainConfig
+from mygpt.training.recipe import draw_weights
+from mygpt.training.run import RunFolder
+from mygpt.tutorial import set_seed
+
+# The tutorial seeds the model with 0 and the data with 42.
+_DATA_SEED = 42
+_OF_THE_MODEL = ("embed_dim", "num_heads", "num_layers", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint that a run begins from.
+
+    Attributes:
+        checkpoint: its shape, tokenizer and weights.
+        sha256: of all its numbers, by which it is known again.
+    """
+
+    checkpoint: Checkpoint
+    sha256: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run's state keeps of it."""
+        return {"path": str(self.checkpoint.path.resolve()), "sha256": self.sha256}
+
+
+def read_origin(path: str | Path) -> Origin:
+    """Read the model that a run is to begin from.
+
+    Raises:
+        CheckpointError: where there is none, or it is damaged.
+    """
+    require_path("init_from", path)
+    found = read_checkpoint(resolve(path))
+    found.check_shapes()
+    check_finite(found.arrays, str(found.path))
+    digest = hashlib.sha256()
+    for name in sorted(found.arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(found.arrays[name]).reshape(-1).view(np.uint8).data)
+    return Origin(found, digest.hexdigest())
+
+
+def require_elsewhere(run: RunFolder, origin: Origin) -> None:
+    """Raise `InputError` where a run would write over the model that it begins from."""
+    read = Path(os.path.realpath(origin.checkpoint.path))
+    written = [run.checkpoint_path, run.best_path, run.last_path]
+    same = read in [Path(os.path.realpath(path)) for path in written]
+    if same or (os.path.realpath(run.folder) == str(read.parent)):
+        raise InputError(f"{run.name} holds the model that --from names: choose another --output")
+
+
+def same_origin(settings: dict[str, Any], run: str | Path) -> Origin | None:
+    """The model that a run was begun from, read again; None where its weights were fresh.
+
+    Raises:
+        InputError: when it is another now.
+    """
+    kept = settings.get("from")
+    if kept is None:
+        return None
+    try:
+        origin = read_origin(kept["path"])
+    except CheckpointError as error:
+        raise InputError(f"{run} began from {kept['path']}, which must be there: {error}") from None
+    if origin.sha256 != kept["sha256"]:
+        raise InputError(
+            f"the model that {run} began from, {kept['path']}, has changed since: put it back"
+        )
+    return origin
+
+
+def require_as_it_is(
+    preset: str, tokenizer: str, options: dict[str, Any], *, exportable: bool
+) -> None:
+    """Raise `InputError` for what a model that is there already has decided."""
+    clashing = ["preset"] * (preset != AUTO) + ["tokenizer"] * (tokenizer != "auto")
+    clashing += ["exportable"] * exportable + [n for n in _OF_THE_MODEL if n in options]
+    if clashing:
+        names = ", ".join("--" + name.replace("_", "-") for name in clashing)
+        raise InputError(f"--from goes on with a model as it is: leave out {names}")
+
+
+def first_model(
+    shape: GPTConfig,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    ngrams: Sequence[NDArray[np.int64]] = (),
+    origin: Origin | None = None,
+) -> GPT:
+    """The model before its first step, and the generators seeded for the data.
+
+    Model, then data: the tutorial's order of seeding.
+    """
+    set_seed(config.seed)
+    if origin is not None:
+        model = replace(origin.checkpoint, config=shape).build_model()
+    else:
+        model = GPT.from_config(shape)
+        if ngrams:
+            model.ngram_embedding.set_keys(ngrams)
+        if config.optimizer == "muon":
+            draw_weights(model)
+    set_seed((config.seed + _DATA_SEED) % 2**64)
+    return model.to(device)

@@ -1,0 +1,278 @@
+"""Training that goes on from a model that is there (`--from`): its weights, shape and tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mygpt
+from mygpt import training
+from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve, write_checkpoint
+from mygpt.config import GPTConfig
+from mygpt.data import encode_documents
+from mygpt.errors import InputError
+from mygpt.evaluation import evaluate
+from mygpt.text import Document, split_documents
+from mygpt.training.comparison import read_losses
+from mygpt.training.events import Event, Finished, Note, StepDone
+from mygpt.training.recipe import Budget, continuing
+
+FOX = "the quick brown fox jumps over the lazy dog. " * 40
+DOG = "a lazy dog naps; the quick fox is over it. " * 40
+TINY: dict[str, Any] = {
+    "preset": "nano",
+    "embed_dim": 16,
+    "num_layers": 2,
+    "max_seq_len": 16,
+    "batch_size": 4,
+    "steps": 60,
+    "lr": 0.03,
+    "eval_every": 0,
+    "sample_tokens": 0,
+    "tokenizer": "byte",
+}
+
+
+class Crash(Exception):
+    """The process dies here."""
+
+
+def silent(event: Event) -> None:
+    """A listener for tests that look at the files."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run to go on from."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "fox.txt").write_text(FOX)
+    training.train(folder / "fox.txt", output=folder / "run", listener=silent, **TINY)
+    return folder / "run"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "dog.txt"
+    path.write_text(DOG)
+    return path
+
+
+def last(run: Path) -> Checkpoint:
+    return read_checkpoint(run / "last.safetensors")
+
+
+def test_no_steps_leave_the_model_as_it_is(base: Path, text: Path, tmp_path: Path) -> None:
+    """Bit for bit, and what it began from is told."""
+    training.train(text, init_from=base, output=tmp_path / "on", steps=0, listener=silent)
+    first, then = read_checkpoint(resolve(base)), last(tmp_path / "on")
+    assert then.config == first.config
+    assert then.tokenizer.to_state() == first.tokenizer.to_state()
+    assert first.arrays.keys() == then.arrays.keys()
+    for name, array in first.arrays.items():
+        assert np.array_equal(array, then.arrays[name]), name
+    assert then.provenance["from"]["path"] == str(resolve(base).resolve())
+
+
+def test_it_learns_the_new_text_from_where_it_was(base: Path, text: Path, tmp_path: Path) -> None:
+    """The first validation is the old model's, near enough; the last is better than a fresh one."""
+    _, held_text = split_documents([Document("", DOG)], 0.1)
+    held = encode_documents(held_text, last(base).tokenizer, continued=True)
+    model = read_checkpoint(resolve(base)).build_model()
+    before = evaluate(model, held, 16, np.ones(model.config.vocab_size, np.int64)).loss
+    options = {"steps": 40, "listener": silent, "sample_tokens": 0}
+    training.train(text, init_from=base, output=tmp_path / "on", **options)
+    losses = read_losses(tmp_path / "on" / "log.jsonl")
+    validated = sorted(step for step, kind in losses if kind == "val_loss")
+    assert validated[0] == 0
+    assert losses[0, "val_loss"] == pytest.approx(before, abs=1e-4)
+    assert losses[validated[-1], "val_loss"] < before - 0.5
+
+
+def test_the_model_it_began_from_stays_as_it_was(base: Path, text: Path, tmp_path: Path) -> None:
+    kept = {path.name: path.read_bytes() for path in base.iterdir()}
+    training.train(text, init_from=base, output=tmp_path / "on", steps=3, listener=silent)
+    assert kept == {path.name: path.read_bytes() for path in base.iterdir()}
+    with pytest.raises(InputError, match="already holds a run"):
+        training.train(text, init_from=base, output=base, steps=3, listener=silent)
+
+
+def test_the_model_it_began_from_is_never_written_over(
+    base: Path, text: Path, tmp_path: Path
+) -> None:
+    """Not with --overwrite either, nor by another name for its folder, nor as a file."""
+    start = tmp_path / "start"
+    shutil.copytree(base, start)
+    (tmp_path / "link").symlink_to(start)
+    kept = {path.name: path.read_bytes() for path in start.iterdir()}
+    options: dict[str, Any] = {"steps": 2, "overwrite": True, "listener": silent}
+    for name in (start, tmp_path / "link"):
+        with pytest.raises(InputError, match="holds the model that --from names"):
+            training.train(text, init_from=start, output=name, **options)
+    model = tmp_path / "model.safetensors"
+    shutil.copy(start / "last.safetensors", model)
+    with pytest.raises(InputError, match="holds the model that --from names"):
+        training.train(text, init_from=model, output=model, **options)
+    training.train(text, init_from=model, output=tmp_path / "other.safetensors", **options)
+    assert kept == {path.name: path.read_bytes() for path in start.iterdir()}
+
+
+def test_where_it_only_does_harm_that_is_said(base: Path, tmp_path: Path) -> None:
+    """The model it began from is scored first; the verdict compares."""
+    (tmp_path / "fox.txt").write_text(FOX)
+    told: list[Event] = []
+    options = {"steps": 3, "lr": 0.5, "grad_clip": 0.0, "listener": told.append}
+    training.train(tmp_path / "fox.txt", init_from=base, output=tmp_path / "on", **options)
+    finished = next(event for event in told if isinstance(event, Finished))
+    assert finished.verdict.startswith("the model it began from does better")
+
+
+def test_a_broken_model_is_refused(base: Path, text: Path, tmp_path: Path) -> None:
+    found = read_checkpoint(base / "last.safetensors")
+    arrays = {name: array.copy() for name, array in found.arrays.items()}
+    arrays["final_norm.weight"][0] = np.nan
+    write_checkpoint(tmp_path / "nan.pt", arrays, found.config, found.tokenizer, {})
+    with pytest.raises(InputError, match=r"final_norm\.weight holds numbers that are not finite"):
+        training.train(text, init_from=tmp_path / "nan.pt", output=tmp_path / "on", steps=1)
+    assert not (tmp_path / "on").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"embed_dim": 32, "num_layers": 1}, "--embed-dim, --num-layers"),
+        ({"preset": "nano"}, "--preset"),
+        ({"tokenizer": "char"}, "--tokenizer"),
+        ({"exportable": True}, "--exportable"),
+        ({"max_seq_len": 8}, "--max-seq-len"),
+    ],
+)
+def test_what_the_model_has_decided_is_refused(
+    base: Path, text: Path, tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=f"leave out {named}"):
+        training.train(text, init_from=base, output=tmp_path / "on", steps=3, **options)
+    assert not (tmp_path / "on").exists()
+
+
+def test_a_text_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    """Nothing is written, and the character is named."""
+    (tmp_path / "fox.txt").write_text(FOX)
+    options = {**TINY, "tokenizer": "char", "steps": 2}
+    training.train(tmp_path / "fox.txt", output=tmp_path / "run", listener=silent, **options)
+    (tmp_path / "other.txt").write_text(FOX + "Ω" + FOX)
+    with pytest.raises(InputError, match="Ω"):
+        training.train(
+            tmp_path / "other.txt", init_from=tmp_path / "run", output=tmp_path / "on", steps=2
+        )
+    assert not (tmp_path / "on").exists()
+
+
+def test_dropout_alone_may_change(base: Path, text: Path, tmp_path: Path) -> None:
+    training.train(
+        text, init_from=base, output=tmp_path / "on", steps=2, dropout=0.3, listener=silent
+    )
+    assert last(tmp_path / "on").config.dropout == 0.3
+
+
+def test_windows_may_be_shorter_than_the_models(base: Path, text: Path, tmp_path: Path) -> None:
+    """What it saves keeps the model's own."""
+    training.train(
+        text, init_from=base, output=tmp_path / "on", steps=2, seq_len=8, listener=silent
+    )
+    assert last(tmp_path / "on").config.max_seq_len == 16
+    with pytest.raises(InputError, match="17"):
+        training.train(text, init_from=base, output=tmp_path / "no", steps=2, seq_len=17)
+
+
+def test_a_text_shorter_than_the_window(base: Path, tmp_path: Path) -> None:
+    """Training windows shrink to it; the model's stays."""
+    (tmp_path / "short.txt").write_text("the lazy dog")
+    told: list[Event] = []
+    training.train(
+        tmp_path / "short.txt",
+        init_from=base,
+        output=tmp_path / "on",
+        steps=2,
+        listener=told.append,
+    )
+    assert last(tmp_path / "on").config.max_seq_len == 16
+    assert any(isinstance(event, Note) and "windows of" in event.text for event in told)
+
+
+def test_it_goes_on_and_is_made_again(base: Path, text: Path, tmp_path: Path) -> None:
+    """Resumed at half, or replayed, it ends in the same weights; not from another model."""
+    start = tmp_path / "start"
+    shutil.copytree(base, start)
+    options: dict[str, Any] = {"init_from": start, "sample_tokens": 0, "print_every": 1}
+    training.train(text, output=tmp_path / "whole", steps=10, listener=silent, **options)
+
+    def dying(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 7:
+            raise Crash
+
+    with pytest.raises(Crash):
+        training.train(
+            text, output=tmp_path / "cut", steps=10, save_every=5, listener=dying, **options
+        )
+    training.resume(tmp_path / "cut", listener=silent)
+    training.replay(tmp_path / "whole", output=tmp_path / "again", listener=silent)
+    for other in ("cut", "again"):
+        for name, array in last(tmp_path / "whole").arrays.items():
+            assert np.array_equal(array, last(tmp_path / other).arrays[name]), (other, name)
+    training.train(text, output=start, overwrite=True, listener=silent, **TINY)
+    with pytest.raises(InputError, match="has changed since"):
+        training.replay(tmp_path / "whole", output=tmp_path / "no", listener=silent)
+    assert not (tmp_path / "no").exists()
+
+
+def test_tables_of_ngrams_go_on_too(text: Path, tmp_path: Path) -> None:
+    """A model of our own has rows for the n-grams of its text; they keep their places."""
+    (tmp_path / "fox.txt").write_text(FOX)
+    options = {"tokenizer": "byte", "sample_tokens": 0, "listener": silent}
+    training.train(tmp_path / "fox.txt", output=tmp_path / "run", steps=2, **options)
+    first = last(tmp_path / "run")
+    assert first.config.ngram_rows
+    del options["tokenizer"]
+    training.train(text, init_from=tmp_path / "run", output=tmp_path / "on", steps=4, **options)
+    then = last(tmp_path / "on")
+    for name in first.config.key_shapes():
+        assert np.array_equal(first.arrays[name], then.arrays[name])
+    assert not np.array_equal(
+        first.arrays["ngram_embedding.tables.0"], then.arrays["ngram_embedding.tables.0"]
+    )
+
+
+def test_pieces_of_a_batch_give_the_same_run(base: Path, text: Path, tmp_path: Path) -> None:
+    """Gradients that are added up, to the last digits."""
+    options = {"steps": 6, "batch_size": 6, "engine": "torch", "listener": silent}
+    for size in (0, 4):
+        output = tmp_path / str(size)
+        training.train(text, init_from=base, output=output, micro_batch=size, **options)
+    one, other = last(tmp_path / "0"), last(tmp_path / "4")
+    for name, array in one.arrays.items():
+        assert np.allclose(array, other.arrays[name], atol=2e-5), name
+
+
+def test_the_rule() -> None:
+    """A wide model learns in smaller steps; a slow one takes smaller batches; the user decides."""
+    small = GPTConfig(65, embed_dim=64, num_heads=2, num_layers=2, max_seq_len=1024)
+    wide = GPTConfig(65, embed_dim=640, num_heads=10, num_layers=2, max_seq_len=1024)
+    budget = Budget(seconds=600.0, flops_per_s=1e11)
+    rates = [continuing(c, 10**6, 10**5, budget, asked={}).training["lr"] for c in (small, wide)]
+    assert rates[0] == pytest.approx(10**1.5 * rates[1])
+    slow = Budget(seconds=60.0, flops_per_s=1e9)
+    assert continuing(wide, 10**6, 10**5, budget, asked={}).training["batch_size"] == 4
+    assert continuing(wide, 10**6, 10**5, slow, asked={}).training["batch_size"] == 1
+    asked = {"batch_size": 3, "seq_len": 100, "lr": 0.5}
+    found = continuing(wide, 10**6, 10**5, slow, asked=asked).training
+    assert {name: found[name] for name in asked} == asked
+
+
+def test_through_the_package(base: Path, text: Path, tmp_path: Path) -> None:
+    """`mygpt.train(text, init_from=...)` gives a writer."""
+    writer = mygpt.train(text, init_from=base, output=tmp_path / "on", steps=2, listener=silent)
+    assert isinstance(writer.generate("the", 5, seed=1), str)

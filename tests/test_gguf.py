@@ -1,0 +1,287 @@
+"""GGUF export: what llama.cpp reads out of the file is the model, to the bit where it can be.
+
+`gguf_twin.py` reads and runs the file; the `gguf` package and llama.cpp judge where they are
+installed.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gguf_twin import F16, F32, Q8_0, SYMBOL, read_gguf, run, turned
+from mygpt import GPTConfig
+from mygpt.checkpoint import Checkpoint, model_arrays
+from mygpt.errors import InputError
+from mygpt.formats.gguf import neighbours, write_gguf
+from mygpt.formats.gguf_file import quantised
+from mygpt.tokenization import ByteTokenizer, CharTokenizer
+from shapes import CONFIGS, GPT2, LLAMA, MODERN, build
+
+WIDE = GPTConfig(
+    vocab_size=9, embed_dim=64, num_heads=4, num_layers=2, max_seq_len=64, num_kv_heads=2,
+    head_dim=16, mlp_dim=96, norm="rms", position="rotary", mlp="swiglu", mlp_bias=False,
+)  # fmt: skip
+WIDE_GPT2 = GPTConfig(9, 64, 4, 2, max_seq_len=64, mlp="gelu_tanh")
+BLOCKS = {
+    "qwen3": MODERN,
+    "qwen3 untied": replace(MODERN, tied=False, rope_base=500.0),
+    "llama": LLAMA,
+    "llama tied, own head size": replace(LLAMA, tied=True, head_dim=8, num_kv_heads=2),
+    "gpt2": GPT2,
+    "gpt2 without attention biases": replace(GPT2, attention_bias=False),
+    "gpt2 without any, untied, groups": replace(
+        GPT2, attention_bias=False, mlp_bias=False, tied=False, num_heads=4, num_kv_heads=2
+    ),
+}
+
+
+def checkpoint(config: GPTConfig, path: str = "runs/verse/best.safetensors") -> Checkpoint:
+    """A model of random numbers, with a tokenizer that fills its vocabulary."""
+    chars = "\n abcdefghijklm"[: config.vocab_size - 1]
+    tokenizer = CharTokenizer(chars, end_of_text=True)
+    return Checkpoint(Path(path), config, tokenizer, model_arrays(build(config, spread=0.3)), {})
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_model_in_the_file_gives_our_logits(name: str, tmp_path: Path) -> None:
+    """Names, order of rows, tied heads, epsilons and rotary bases, all at once."""
+    config = BLOCKS[name]
+    path = tmp_path / "m.gguf"
+    write_gguf(checkpoint(config), path)
+    values, tensors = read_gguf(path)
+    assert values["general.architecture"] == name.split()[0]
+    assert ("output.weight" in tensors) == (not config.tied)
+    ids = [3 % config.vocab_size, 0, 1, 2, 2, 4, 1, 0]
+    with torch.no_grad():
+        ours = build(config, spread=0.3)(torch.tensor([ids]))[0][0]
+    np.testing.assert_allclose(run(values, tensors, ids), ours, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("config", [MODERN, LLAMA, GPT2], ids=["qwen3", "llama", "gpt2"])
+def test_every_number_is_there_once(config: GPTConfig, kind: str, tmp_path: Path) -> None:
+    """To the bit in f32, rounded to float16 in f16; vectors and positions stay float32."""
+    held = checkpoint(config)
+    path = tmp_path / "m.gguf"
+    assert [n for n in write_gguf(held, path, kind=kind) if "gpt2" not in n] == []
+    values, tensors = read_gguf(path)
+    assert values["general.file_type"] == (0 if kind == "f32" else 1)
+    theirs: dict[int, list[bytes]] = {F32: [], F16: []}
+    for name, tensor in tensors.items():
+        vector = len(tensor.shape) == 1 or name == "position_embd.weight"
+        assert tensor.kind == (F32 if vector or kind == "f32" else F16), name
+        theirs[tensor.kind].append(tensor.data)
+    ours: dict[int, list[np.ndarray]] = {F32: [], F16: []}
+    for name, array in held.arrays.items():
+        vector = array.ndim == 1 or name.startswith("position")
+        ours[F32 if vector or kind == "f32" else F16].append(array.reshape(-1))
+    for number, dtype in ((F32, "<f4"), (F16, "<f2")):
+        found = np.frombuffer(b"".join(theirs[number]), dtype)
+        wanted = np.concatenate([np.empty(0, np.float32), *ours[number]]).astype(dtype)
+        np.testing.assert_array_equal(np.sort(found), np.sort(wanted))
+
+
+def test_rows_of_neighbours_give_the_scores_of_halves() -> None:
+    """llama.cpp's "llama" turns (2i, 2i + 1); our rows were trained for (i, i + D/2)."""
+    r = np.random.default_rng(0)
+    time, width, heads, d = 5, 6, 2, 8
+    x = r.normal(size=(time, width))
+    query, key = r.normal(size=(2, heads * d, width))
+
+    def scores(pairs: str, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        q, k = (turned((x @ m.T).reshape(time, heads, d), 100.0, pairs) for m in (q, k))
+        return np.einsum("thd,shd->hts", q, k)
+
+    ours = scores("halves", query, key)
+    moved = scores("neighbours", neighbours(query, d), neighbours(key, d))
+    np.testing.assert_allclose(moved, ours, atol=1e-12)
+    assert np.abs(scores("neighbours", query, key) - ours).max() > 0.1  # it does matter
+
+
+def slow_q8_0(numbers: np.ndarray) -> bytes:
+    """Block by block, number by number."""
+    written = b""
+    for start in range(0, numbers.size, 32):
+        block = numbers.reshape(-1)[start : start + 32]
+        scale = np.float32(max(abs(float(x)) for x in block)) / np.float32(127)
+        inverse = np.float32(1) / scale if scale > 1e-38 else np.float32(0)
+        written += struct.pack("<e", scale)
+        for x in block:
+            exact = float(x * inverse)
+            whole = math.floor(abs(exact) + 0.5)  # in float64, where adding a half is exact
+            written += struct.pack("b", whole if exact > 0 else -whole)
+    return written
+
+
+def test_q8_0_is_its_slow_twin_and_ggml_s() -> None:
+    """Halves go away from zero; zeros, and numbers next to zero, must not divide by it."""
+    r = np.random.default_rng(1)
+    rows = r.normal(size=(40, 96)).astype(np.float32) * 10.0 ** r.integers(-9, 5, size=(40, 1))
+    rows = rows.astype(np.float32)
+    rows[0] = 0.0
+    rows[1, :32] = np.array([127.0, 0.5, -0.5, 1.5, -1.5, 2.5, 0.49999997, -126.5] * 4)
+    rows[2] = 1e-42
+    assert quantised(rows).tobytes() == slow_q8_0(rows)
+    rows[2] = 1.0  # the package divides by such a scale, to no use
+    package = pytest.importorskip("gguf")
+    theirs = package.quants.quantize(rows, package.GGMLQuantizationType.Q8_0)
+    assert quantised(rows).tobytes() == theirs.tobytes()
+
+
+def test_q8_0_of_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    held = checkpoint(WIDE)
+    assert write_gguf(held, path, kind="q8_0") == []
+    values, tensors = read_gguf(path)
+    assert values["general.file_type"] == 7
+    assert values["general.quantization_version"] == 2
+    down = tensors["blk.1.ffn_down.weight"]
+    assert down.kind == Q8_0
+    assert down.data == slow_q8_0(held.arrays["blocks.1.mlp.output.weight"])
+    assert tensors["blk.1.ffn_norm.weight"].kind == F32
+
+
+def test_rows_that_q8_0_cannot_cut_stay_f16_and_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    notes = write_gguf(checkpoint(replace(WIDE, mlp_dim=40)), path, kind="q8_0")
+    assert notes == [
+        "blk.0.ffn_down.weight and 1 more: f16, since their rows are no multiple of 32 numbers"
+    ]
+    assert read_gguf(path)[1]["blk.0.ffn_down.weight"].kind == F16
+
+
+def test_numbers_beyond_float16_stay_float32_and_are_told(tmp_path: Path) -> None:
+    """They would become infinite."""
+    held = checkpoint(WIDE)
+    held.arrays["blocks.0.mlp.output.weight"][0, 0] = 70000.0
+    notes = write_gguf(held, tmp_path / "m.gguf", kind="f16")
+    assert notes == ["blk.0.ffn_down.weight: f32, since their numbers are too large for f16"]
+    assert read_gguf(tmp_path / "m.gguf")[1]["blk.0.ffn_down.weight"].numbers()[0, 0] == 70000.0
+
+
+def test_what_the_file_says_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(checkpoint(LLAMA), path)
+    values = {k: v for k, v in read_gguf(path)[0].items() if not k.startswith("tokenizer")}
+    assert values == {
+        "general.architecture": "llama", "general.type": "model", "general.name": "verse",
+        "general.file_type": 0, "general.quantization_version": 2,
+        "llama.context_length": 16, "llama.embedding_length": 24, "llama.block_count": 1,
+        "llama.feed_forward_length": 64, "llama.vocab_size": 6,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": 6, "llama.attention.value_length": 6,
+        "llama.attention.layer_norm_rms_epsilon": pytest.approx(1e-5),
+        "llama.rope.dimension_count": 6, "llama.rope.freq_base": 500.0,
+    }  # fmt: skip
+
+
+def test_a_run_of_another_model_s_name_is_renamed(tmp_path: Path) -> None:
+    """llama.cpp looks for "phi3" in the name, then for tokens of that family, and stops."""
+    for path, name in (("runs/my-Phi3/best.safetensors", "mygpt"), ("odes.ckpt", "odes")):
+        write_gguf(checkpoint(MODERN, path), tmp_path / "m.gguf", overwrite=True)
+        assert read_gguf(tmp_path / "m.gguf")[0]["general.name"] == name
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "mlp=gelu_tanh, and this model mlp=gelu, the tutorial's exact GELU": (
+        {"config": CONFIGS["tutorial"]}, "--to hf"),
+    "tables of n-grams": ({"config": replace(MODERN, ngram_rows=(3,))}, "train with --exportable"),
+    "norm=layer, and this model norm=rms": ({"config": CONFIGS["mixed"]}, "--preset"),
+    "norm=rms, and this model norm=layer": ({"config": CONFIGS["rotary_layer_norm"]}, "--preset"),
+    "attention_bias=False, and this model attention_bias=True": (
+        {"config": replace(LLAMA, attention_bias=True)}, "--preset"),
+    "qk_norm=False, and this model qk_norm=True": (
+        {"config": replace(GPT2, qk_norm=True)}, "--preset"),
+    "head_dim=5 times 3": ({"config": replace(GPT2, head_dim=5)}, "--preset"),
+    "no end-of-text token": (
+        {"config": MODERN, "tokenizer": CharTokenizer("abcde")}, "--preset tutorial"),
+    "the tokenizer has 257 ids and the model 5": (
+        {"config": MODERN, "tokenizer": ByteTokenizer()}, "not the model's"),
+    "type='q4_0' is not known": ({"config": MODERN, "kind": "q4_0"}, "q8_0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_llama_cpp_does_not_know_is_refused(said: str, tmp_path: Path) -> None:
+    """One line, and nothing is written."""
+    case, remedy = REFUSED[said]
+    held = replace(checkpoint(MODERN), config=case["config"])
+    held = replace(held, arrays=model_arrays(build(case["config"])))
+    held = replace(held, tokenizer=case.get("tokenizer", held.tokenizer))
+    with pytest.raises(InputError) as raised:
+        write_gguf(held, tmp_path / "m.gguf", kind=case.get("kind", "f32"))
+    text = str(raised.value)
+    assert said in text
+    assert remedy in text
+    assert "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_kept_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"dear")
+    with pytest.raises(InputError, match="--overwrite"):
+        write_gguf(checkpoint(MODERN), path)
+    assert path.read_bytes() == b"dear"
+    write_gguf(checkpoint(MODERN), path, overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
+    first = path.read_bytes()
+    write_gguf(checkpoint(MODERN), path, overwrite=True)
+    assert path.read_bytes() == first  # nothing of the time or the place is in it
+    with pytest.raises(InputError, match=r"is a folder: name a file, .*model\.gguf"):
+        write_gguf(checkpoint(MODERN), tmp_path, overwrite=True)
+
+
+def test_the_gguf_package_reads_the_file(tmp_path: Path) -> None:
+    package = pytest.importorskip("gguf")
+    path = tmp_path / "m.gguf"
+    for kind, dtype in (("f32", "F32"), ("f16", "F16"), ("q8_0", "Q8_0")):
+        write_gguf(checkpoint(WIDE), path, kind=kind, overwrite=True)
+        values, tensors = read_gguf(path)
+        reader = package.GGUFReader(path)
+        theirs = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
+        empty = theirs.pop("tokenizer.ggml.merges")  # as it shows a list of nothing
+        assert not empty
+        assert theirs == {k: v for k, v in values.items() if k != "tokenizer.ggml.merges"}
+        assert [t.name for t in reader.tensors] == list(tensors)
+        for tensor in reader.tensors:
+            ours = tensors[tensor.name]
+            assert tensor.data.tobytes() == ours.data
+            assert tuple(tensor.shape.tolist()) == ours.shape[::-1]
+            assert tensor.tensor_type.name == (dtype if len(ours.shape) == 2 else "F32")
+        del reader, tensor
+
+
+def test_llama_cpp_computes_our_logits(tmp_path: Path) -> None:
+    """GELU goes through a table of float16 there."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    ids = [1, 2, 3, 4, 5, 6, 7, 0, 2, 4, 6]
+    cases = {"llama": (WIDE, 1e-4), "qwen3": (replace(WIDE, qk_norm=True), 1e-4)}
+    for config, tolerance in [*cases.values(), (WIDE_GPT2, 5e-3)]:
+        path = tmp_path / "m.gguf"
+        write_gguf(checkpoint(config), path, overwrite=True)
+        model = llama_cpp.Llama(
+            str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0
+        )
+        model.eval(ids)
+        with torch.no_grad():
+            ours = build(config, spread=0.3)(torch.tensor([ids]))[0][0]
+        np.testing.assert_allclose(model.scores[: len(ids)], ours, atol=tolerance)
+        assert model.token_eos() == config.vocab_size - 1
+        assert model.tokenize(b"ab\n ba", add_bos=True, special=False) == [2, 3, 0, 1, 3, 2]
+        model.close()
+
+
+def test_the_twin_s_alphabet_is_the_library_s() -> None:
+    """Else the tests of tokenizers would say nothing."""
+    from tokenizers import pre_tokenizers
+
+    assert set(SYMBOL.values()) == set(pre_tokenizers.ByteLevel.alphabet())

@@ -1,0 +1,751 @@
+"""Folders of Hugging Face's: transformers is the judge of the logits, both ways.
+
+Tokenizers have tests of their own (`formats/tokenizers.py`); but for one test, a stand-in takes
+their place here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mygpt import CharTokenizer, GPTConfig, save_checkpoint
+from mygpt.checkpoint import Checkpoint, model_arrays, read_checkpoint
+from mygpt.errors import InputError, OutOfMemoryError, StorageError
+from mygpt.formats import safetensors_files
+from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
+from shapes import CONFIGS, GPT2, LLAMA, MIXED, MODERN, ROTARY_LAYER_NORM, TUTORIAL, build
+
+PROVENANCE = {
+    "step": 1234,
+    "loss": 1.23456,
+    "val_loss": 1.5,
+    "val_bits_per_byte": 2.125,
+    "command": "mygpt train poems.txt",
+    "imported": {"from": "their/model"},
+    "corpus": {"name": "poems.txt", "bytes": 98765, "sha256": "ab" * 32},
+}
+EXPORTED = {
+    "tutorial": TUTORIAL,
+    "tutorial with dropout": replace(TUTORIAL, dropout=0.25),
+    "gpt2": GPT2,
+    "gpt2 untied": replace(GPT2, tied=False),
+    "odd": CONFIGS["odd"],
+    "llama": LLAMA,
+    "llama tied, no groups": replace(LLAMA, num_kv_heads=None, tied=True, dropout=0.1),
+    "llama with biases": replace(LLAMA, attention_bias=True, mlp_bias=True),
+    "llama, wide heads": replace(LLAMA, head_dim=8),
+    "qwen3": MODERN,
+    "qwen3 untied, biases": replace(MODERN, tied=False, attention_bias=True),
+}
+exported = pytest.mark.parametrize("config", EXPORTED.values(), ids=EXPORTED)
+
+
+def characters(vocab_size: int, *, end_of_text: bool = False) -> CharTokenizer:
+    chars = [chr(0x100 + n) for n in range(vocab_size - end_of_text)]
+    return CharTokenizer(chars, end_of_text=end_of_text)
+
+
+@pytest.fixture(autouse=True)
+def tokenizers(monkeypatch):
+    """A stand-in for the tokenizers' own module."""
+
+    def write(tokenizer, folder, max_seq_len):
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer.to_state()))
+
+    module = SimpleNamespace(
+        read_tokenizer=lambda folder, vocab_size: (characters(vocab_size), ["a note"]),
+        write_tokenizer=write,
+    )
+    monkeypatch.setitem(sys.modules, "mygpt.formats.tokenizers", module)
+    return module
+
+
+def checkpoint_of(config: GPTConfig, *, seed: int = 0, end_of_text: bool = False) -> Checkpoint:
+    tokenizer = characters(config.vocab_size, end_of_text=end_of_text)
+    arrays = model_arrays(build(config, seed))
+    return Checkpoint(Path("a.safetensors"), config, tokenizer, arrays, dict(PROVENANCE))
+
+
+def model_of(imported) -> torch.nn.Module:
+    return Checkpoint(
+        Path("imported"), imported.config, imported.tokenizer, imported.arrays, {}
+    ).build_model()
+
+
+def ids_for(config: GPTConfig) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(config.vocab_size, (3, config.max_seq_len), generator=generator)
+
+
+def logits_of(model, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found = model.eval()(ids)
+    return found[0] if isinstance(found, tuple) else found.logits
+
+
+def same_arrays(one, other) -> None:
+    assert list(one) == list(other) or set(one) == set(other)
+    for name in one:
+        assert one[name].dtype == other[name].dtype == np.float32, name
+        assert one[name].shape == other[name].shape, name
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+def edit(path: Path, **changes) -> None:
+    """Change a JSON file's entries; `...` takes one out."""
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))
+
+
+def refused(path: Path, match: str) -> str:
+    before = sorted(path.rglob("*")) if path.is_dir() else []
+    with pytest.raises(InputError, match=match) as caught:
+        read_hugging_face(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    assert (sorted(path.rglob("*")) if path.is_dir() else []) == before
+    return message
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The grouped Llama, exported."""
+    write_hugging_face(checkpoint_of(LLAMA), tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+# --- transformers is the judge --------------------------------------------------------------
+
+
+def theirs(kind: str):
+    """A random tiny model that transformers made."""
+    hf = pytest.importorskip("transformers")
+    size = {"vocab_size": 11, "bos_token_id": None, "eos_token_id": None}
+    small = {"n_positions": 16, "n_embd": 12, "n_layer": 2, "n_head": 3, **size}
+    llama = {
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 16,
+        "rms_norm_eps": 1e-4,
+        **size,
+    }
+    tanh = {"activation_function": "gelu_pytorch_tanh"}
+    exact = {"activation_function": "gelu", "n_inner": 20, "layer_norm_epsilon": 1e-3}
+    biased = {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True}
+    made = {
+        "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**small)),
+        "gpt2 tanh": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**small, **tanh)),
+        "gpt2 exact": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**small, **exact)),
+        "gpt2 untied": lambda: hf.GPT2LMHeadModel(
+            hf.GPT2Config(**small, tie_word_embeddings=False)
+        ),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**llama, rope_theta=300.0)),
+        "llama grouped, tied": lambda: hf.LlamaForCausalLM(
+            hf.LlamaConfig(**llama, num_key_value_heads=2, tie_word_embeddings=True, head_dim=10)
+        ),
+        "llama biased": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**llama, **biased)),
+        "qwen3": lambda: hf.Qwen3ForCausalLM(
+            hf.Qwen3Config(**llama, num_key_value_heads=2, head_dim=8, rope_theta=1e6)
+        ),
+        "qwen3 tied, biased": lambda: hf.Qwen3ForCausalLM(
+            hf.Qwen3Config(
+                **llama,
+                num_key_value_heads=4,
+                head_dim=4,
+                tie_word_embeddings=True,
+                attention_bias=True,
+            )
+        ),
+    }
+    torch.manual_seed(3)
+    model = made[kind]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+KINDS = (
+    "gpt2", "gpt2 tanh", "gpt2 exact", "gpt2 untied", "llama", "llama grouped, tied",
+    "llama biased", "qwen3", "qwen3 tied, biased",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_import_has_the_logits_that_transformers_has(kind, tmp_path):
+    """And export gives transformers the tensors back, bit for bit."""
+    model = theirs(kind)
+    model.save_pretrained(tmp_path / "theirs")
+    imported = read_hugging_face(tmp_path / "theirs")
+    assert "a note" in imported.notes
+    ids = ids_for(imported.config)
+    ours = model_of(imported)
+    assert (logits_of(ours, ids) - logits_of(model, ids)).abs().max() < 1e-5
+
+    checkpoint = Checkpoint(
+        tmp_path, imported.config, imported.tokenizer, imported.arrays, imported.origin
+    )
+    write_hugging_face(checkpoint, tmp_path / "ours")
+    again = type(model).from_pretrained(tmp_path / "ours")
+    state = model.state_dict()
+    assert set(again.state_dict()) == set(state)
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    back = read_hugging_face(tmp_path / "ours")
+    assert back.config == imported.config
+    same_arrays(back.arrays, imported.arrays)
+
+
+@exported
+def test_transformers_has_the_logits_of_an_export(config, tmp_path):
+    hf = pytest.importorskip("transformers")
+    checkpoint = checkpoint_of(config)
+    write_hugging_face(checkpoint, tmp_path / "out")
+    model, loading = hf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    assert model.dtype == torch.float32
+    ids = ids_for(config)
+    ours = logits_of(checkpoint.build_model(), ids)
+    assert (logits_of(model, ids) - ours).abs().max() < 1e-5
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert (head.weight is embedding.weight) == config.tied
+    assert model.config.tie_word_embeddings == config.tied  # older versions go by it alone
+
+
+def test_no_character_ends_their_generation(tmp_path):
+    """Llama's and GPT-2's own end tokens, 2 and 50256, would be characters of ours."""
+    hf = pytest.importorskip("transformers")
+    for config in (LLAMA, TUTORIAL, MODERN):
+        path = tmp_path / config.position / str(config.qk_norm)
+        write_hugging_face(checkpoint_of(config), path)
+        model = hf.AutoModelForCausalLM.from_pretrained(path)
+        for place in (model.config, model.generation_config):
+            assert place.eos_token_id is None
+            assert place.bos_token_id is None
+        torch.manual_seed(0)
+        start = torch.zeros(8, 1, dtype=torch.int64)
+        assert model.generate(start, max_new_tokens=8).shape == (8, 9)
+
+
+def test_an_end_of_text_ends_their_generation(tmp_path):
+    hf = pytest.importorskip("transformers")
+    notes = write_hugging_face(checkpoint_of(MODERN, end_of_text=True), tmp_path / "out")
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == 4
+    assert not any("end-of-text" in note for note in notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_becomes_the_same_numbers_in_float32(dtype, tmp_path):
+    model = theirs("llama").to(dtype)
+    model.save_pretrained(tmp_path)
+    imported = read_hugging_face(tmp_path)
+    wanted = model.state_dict()["lm_head.weight"].float().numpy()
+    assert np.array_equal(imported.arrays["head.weight"], wanted)
+    assert imported.arrays["head.weight"].dtype == np.float32
+
+
+def test_numbers_that_come_in_many_pieces_are_all_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_files, "_PIECE", 7)
+    for n, dtype in enumerate((torch.bfloat16, torch.float32)):
+        model = theirs("qwen3").to(dtype)
+        model.save_pretrained(tmp_path / str(n))
+        arrays = read_hugging_face(tmp_path / str(n)).arrays
+        wanted = model.state_dict()["model.embed_tokens.weight"].float().numpy()
+        assert np.array_equal(arrays["token_embedding.weight"], wanted)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_shards_are_one_model(kind, tmp_path):
+    """And a missing one is named before anything is read."""
+    model = theirs(kind)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    shards = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert not (tmp_path / "shards" / "model.safetensors").exists()
+    whole, split = (read_hugging_face(tmp_path / name) for name in ("whole", "shards"))
+    same_arrays(whole.arrays, split.arrays)
+    shards[1].unlink()
+    assert shards[1].name in refused(tmp_path / "shards", "1 of .* shards .* missing")
+
+
+def test_rope_theta_is_found_wherever_transformers_keeps_it(tmp_path):
+    """Version 5 writes "rope_parameters", before it was "rope_theta" beside "rope_scaling"."""
+    model = theirs("llama")
+    model.save_pretrained(tmp_path)
+    assert read_hugging_face(tmp_path).config.rope_base == 300.0
+    config = tmp_path / "config.json"
+    assert json.loads(config.read_text())["rope_parameters"]["rope_theta"] == 300.0
+    edit(config, rope_parameters=..., rope_theta=400.0, rope_scaling=None)
+    assert read_hugging_face(tmp_path).config.rope_base == 400.0
+    edit(config, rope_theta=..., rope_scaling={"type": "default"})
+    assert read_hugging_face(tmp_path).config.rope_base == 10_000.0
+
+
+def test_a_pytorch_file_is_the_same_model(tmp_path):
+    """It holds a tied head twice, and GPT-2's first files lacked the prefix and had masks."""
+    model = theirs("gpt2")
+    model.save_pretrained(tmp_path)
+    wanted = read_hugging_face(tmp_path).arrays
+    (tmp_path / "model.safetensors").unlink()
+    state = {k.removeprefix("transformer."): v for k, v in model.state_dict().items()}
+    assert "wte.weight" in state
+    state["h.0.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8)
+    state["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    same_arrays(read_hugging_face(tmp_path).arrays, wanted)
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    refused(tmp_path, "tie_word_embeddings")
+    del state["wte.weight"]
+    state["lm_head.weight"] -= 1
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    imported = read_hugging_face(tmp_path)
+    assert imported.arrays["token_embedding.weight"].shape == (11, 12)
+
+
+def test_the_tutorials_block_survives_transformers_and_its_training(tmp_path):
+    """The zeros that stand for absent biases go again, unless somebody trained them."""
+    hf = pytest.importorskip("transformers")
+    checkpoint = checkpoint_of(TUTORIAL)
+    write_hugging_face(checkpoint, tmp_path / "out")
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "saved")
+    imported = read_hugging_face(tmp_path / "saved")
+    assert imported.config == TUTORIAL
+    same_arrays(imported.arrays, checkpoint.arrays)
+
+    with torch.no_grad():
+        model.transformer.h[1].attn.c_attn.bias[3] = 0.5
+    model.save_pretrained(tmp_path / "trained")
+    imported = read_hugging_face(tmp_path / "trained")
+    assert imported.config == replace(TUTORIAL, attention_bias=True)
+    assert any("attention_bias" in note for note in imported.notes)
+    ids = ids_for(TUTORIAL)
+    assert (logits_of(model_of(imported), ids) - logits_of(model, ids)).abs().max() < 1e-5
+
+
+# --- round trips -----------------------------------------------------------------------------
+
+
+@exported
+def test_a_round_trip_is_bitwise(config, tmp_path, monkeypatch):
+    """Neither export nor import needs a library of Hugging Face's."""
+    for library in ("transformers", "safetensors", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, library, None)
+    checkpoint = checkpoint_of(config)
+    write_hugging_face(checkpoint, tmp_path / "out")
+    imported = read_hugging_face(tmp_path / "out")
+    meaning = ("head_size", "kv_heads", "mlp_hidden", "eps", "is_tutorial_block")
+    for name in meaning:
+        assert getattr(imported.config, name) == getattr(config, name), name
+    assert imported.config.parameter_shapes() == config.parameter_shapes()
+    assert imported.config.dropout == config.dropout
+    assert imported.config.rope_base == config.rope_base
+    same_arrays(imported.arrays, checkpoint.arrays)
+
+
+shapes = st.builds(
+    GPTConfig,
+    vocab_size=st.integers(1, 9),
+    embed_dim=st.sampled_from([4, 8, 12]),
+    num_heads=st.sampled_from([1, 2, 4]),
+    num_layers=st.integers(1, 2),
+    max_seq_len=st.integers(1, 5),
+    dropout=st.sampled_from([0.0, 0.1]),
+    norm_eps=st.sampled_from([None, 1e-5, 1e-3]),
+    mlp_dim=st.sampled_from([None, 5]),
+    attention_bias=st.booleans(),
+    tied=st.booleans(),
+)
+learned = st.builds(
+    lambda config, mlp, biased: replace(config, mlp=mlp, mlp_bias=biased),
+    shapes, st.sampled_from(["gelu", "gelu_tanh"]), st.booleans(),
+)  # fmt: skip
+rotary = st.builds(
+    lambda config, groups, d, qk_norm: replace(
+        config, num_kv_heads=1 if groups else None, head_dim=d, qk_norm=qk_norm, norm="rms",
+        position="rotary", mlp="swiglu", mlp_bias=False,
+    ),
+    shapes, st.booleans(), st.sampled_from([2, 6]), st.booleans(),
+)  # fmt: skip
+
+
+@given(config=learned | rotary)
+@settings(max_examples=25)
+def test_any_shape_that_a_family_has_comes_back(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("round") / "out"
+    checkpoint = checkpoint_of(config)
+    write_hugging_face(checkpoint, folder)
+    imported = read_hugging_face(folder)
+    same_arrays(imported.arrays, checkpoint.arrays)
+    assert imported.config.eps == config.eps
+    write_hugging_face(replace(checkpoint, config=imported.config), folder, overwrite=True)
+    assert read_hugging_face(folder).config == imported.config
+
+
+# --- what an export writes -------------------------------------------------------------------
+
+
+def test_the_card_tells_the_runs_figures(tmp_path):
+    write_hugging_face(checkpoint_of(MODERN), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for figure in (
+        "1.2346",
+        "1.5000",
+        "2.1250",
+        "1,234",
+        "poems.txt",
+        "98,765",
+        "ab" * 32,
+        "their/model",
+    ):
+        assert figure in card, figure
+    assert "mygpt train poems.txt" in card
+    assert "Qwen3ForCausalLM" in card
+    assert 'AutoModelForCausalLM.from_pretrained("FOLDER")' in card
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{}, {"corpus": 3, "loss": "low"}, {"command": "a\n# b", "corpus": {"name": "\udce9\x1b[2J"}}],
+    ids=["none", "other types", "control characters"],
+)
+def test_the_card_of_odd_provenance_stays_text(provenance, tmp_path):
+    """A checkpoint is untrusted: what it tells can neither break the card nor make headings."""
+    write_hugging_face(replace(checkpoint_of(LLAMA), provenance=provenance), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.count("\n#") == 1
+    assert "\x1b" not in card
+
+
+def test_a_folder_that_is_there_is_kept(tmp_path):
+    out = tmp_path / "out"
+    write_hugging_face(checkpoint_of(TUTORIAL), out)
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="--overwrite"):
+        write_hugging_face(checkpoint_of(TUTORIAL, seed=1), out)
+    assert (out / "model.safetensors").read_bytes() == before
+    write_hugging_face(checkpoint_of(TUTORIAL, seed=1), out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_overwriting_never_removes_what_no_export_wrote(tmp_path):
+    """`--overwrite` on a run's or a home folder by mistake must lose nothing."""
+    (tmp_path / "out" / "letters").mkdir(parents=True)
+    with pytest.raises(InputError, match="letters"):
+        write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "out", overwrite=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["file", "out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_export_is_whole_or_not_there(overwrite, tmp_path, tokenizers):
+    def fail(*_):
+        raise StorageError("no space")
+
+    if overwrite:
+        write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "out")
+    before = {path: path.read_bytes() for path in tmp_path.glob("out/*")}
+    tokenizers.write_tokenizer = fail
+    with pytest.raises(StorageError, match="no space"):
+        write_hugging_face(checkpoint_of(GPT2), tmp_path / "out", overwrite=overwrite)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_place_that_cannot_be_written_to_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "file" / "out")
+
+
+def test_an_exports_notes(tmp_path):
+    notes = "\n".join(write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "a"))
+    assert "attention_bias=false" in notes
+    assert "end-of-text" in notes
+    notes = "\n".join(
+        write_hugging_face(checkpoint_of(replace(LLAMA, dropout=0.1)), tmp_path / "b")
+    )
+    assert "dropout=0.1" in notes
+
+
+@pytest.mark.parametrize(
+    ("config", "switch"),
+    [
+        (MIXED, "norm=rms"),
+        (ROTARY_LAYER_NORM, "norm=layer"),
+        (replace(TUTORIAL, qk_norm=True), "qk_norm=True"),
+        (replace(TUTORIAL, mlp="swiglu", mlp_dim=8), "mlp=swiglu"),
+        (replace(TUTORIAL, num_kv_heads=1), "num_kv_heads=1"),
+        (replace(TUTORIAL, head_dim=3), "head_dim=3"),
+        (GPTConfig(5, 10, 3, 1, head_dim=3), "head_dim=3"),
+        (replace(MODERN, mlp="gelu", mlp_dim=8), "mlp=gelu"),
+        (replace(MODERN, mlp_bias=True), "mlp_bias=True"),
+        (replace(LLAMA, embed_dim=22, head_dim=6), "embed_dim=22"),
+        (replace(MODERN, ngram_rows=(4,)), "--exportable"),
+    ],
+    ids=str,
+)
+def test_a_shape_that_no_family_has_is_refused_by_its_switch(config, switch, tmp_path):
+    checkpoint = Checkpoint(tmp_path, config, characters(config.vocab_size), {}, {})
+    with pytest.raises(InputError, match=switch) as caught:
+        write_hugging_face(checkpoint, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path):
+    checkpoint = checkpoint_of(MODERN)
+    arrays = {k: v for k, v in checkpoint.arrays.items() if k != "final_norm.weight"}
+    with pytest.raises(InputError, match="final_norm"):
+        write_hugging_face(replace(checkpoint, arrays=arrays), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_saved_checkpoint_goes_out_and_comes_back_with_its_tokenizer(tmp_path, monkeypatch):
+    """Here the tokenizers' own module is at work, and transformers loads what it wrote."""
+    hf = pytest.importorskip("transformers")
+    monkeypatch.delitem(sys.modules, "mygpt.formats.tokenizers")
+    chars = CharTokenizer(" AIl", end_of_text=True)
+    save_checkpoint(tmp_path / "a.safetensors", build(MODERN), chars, PROVENANCE)
+    checkpoint = read_checkpoint(tmp_path / "a.safetensors")
+    write_hugging_face(checkpoint, tmp_path / "out")
+    imported = read_hugging_face(tmp_path / "out")
+    same_arrays(imported.arrays, checkpoint.arrays)
+    assert imported.tokenizer.to_state() == chars.to_state()
+    theirs = hf.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("Al I")["input_ids"] == chars.encode("Al I").tolist()
+    assert theirs.eos_token_id == chars.end_of_text
+    write_hugging_face(checkpoint, tmp_path / "out", overwrite=True)
+
+
+# --- what an import refuses ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"model_type": "mistral"}, "mistral.*GPT2LMHeadModel.*LlamaForCausalLM.*Qwen3ForCausalLM"),
+        ({"model_type": ..., "architectures": ...}, "None.*known are"),
+        ({"model_type": ..., "architectures": ["FalconForCausalLM"]}, "FalconForCausalLM.*known"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "SequenceClassification.*known"),
+        ({"architectures": "LlamaForCausalLM"}, "no list of names"),
+        ({"model_type": ["llama"]}, "known are"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'.*silu"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.*'llama3'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.*'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.*'yarn'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "only one set"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"rope_theta": "big"}}, "rope_base='big'"),
+        ({"sliding_window": 8}, "sliding_window=8.*max_position_embeddings=16"),
+        ({"sliding_window": "wide"}, "sliding_window='wide'"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types.*'sliding_attention'"),
+        ({"hidden_size": ...}, "config.json has no 'hidden_size'"),
+        ({"vocab_size": 0}, "vocab_size=0"),
+        ({"vocab_size": "x"}, "vocab_size='x'"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps='x'"),
+        ({"tie_word_embeddings": 1}, "tied=1"),
+        ({"attention_bias": "yes"}, "attention_bias='yes'"),
+        ({"num_key_value_heads": 3}, "num_kv_heads=3"),
+        ({"attention_bias": True}, "no tensor 'model.layers.0.self_attn.q_proj.bias'"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"vocab_size": 7}, r"'model.embed_tokens.weight' has shape \(6, 24\).*wants \(7, 24\)"),
+        ({"vocab_size": 2**31}, "has shape"),
+        ({"num_hidden_layers": 2}, "no tensor 'model.layers.1."),
+        ({"num_hidden_layers": 2**31}, "12 tensors.*2,147,483,648 layers"),
+        ({"model_type": "qwen3", "architectures": ...}, "no tensor.*q_norm"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_ours_cannot_be_is_refused_by_name(changes, match, folder):
+    edit(folder / "config.json", **changes)
+    assert str(folder) in refused(folder, match)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"activation_function": "relu"}, "activation_function='relu'.*gelu_new"),
+        ({"scale_attn_weights": False}, "scale_attn_weights=False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"add_cross_attention": True}, "add_cross_attention=True"),
+        ({"n_embd": ...}, "has no 'n_embd'"),
+        ({"n_head": 0}, "num_heads=0"),
+        ({"layer_norm_epsilon": "x"}, "layer_norm_epsilon='x'"),
+        ({"resid_pdrop": 2}, "dropout=2"),
+    ],
+    ids=str,
+)
+def test_a_gpt2_that_ours_cannot_be_is_refused_by_name(changes, match, tmp_path):
+    write_hugging_face(checkpoint_of(GPT2), tmp_path / "gpt2")
+    edit(tmp_path / "gpt2" / "config.json", **changes)
+    refused(tmp_path / "gpt2", match)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sliding_window": 16},
+        {"sliding_window": 4, "use_sliding_window": False},
+        {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 2},
+        {"layer_types": ["full_attention", "full_attention"]},
+        {"rope_scaling": {}},
+        {"partial_rotary_factor": 1.0},
+        {"model_type": ...},
+        {"architectures": ...},
+    ],
+    ids=str,
+)
+def test_settings_that_change_nothing_are_taken(changes, tmp_path):
+    """A window that does not slide is none: Qwen3's own files have such."""
+    write_hugging_face(checkpoint_of(MODERN), tmp_path / "qwen3")
+    wanted = read_hugging_face(tmp_path / "qwen3").config
+    edit(tmp_path / "qwen3" / "config.json", **changes)
+    assert read_hugging_face(tmp_path / "qwen3").config == wanted
+
+
+def test_dropouts_that_differ_are_told(tmp_path):
+    write_hugging_face(checkpoint_of(GPT2), tmp_path / "gpt2")
+    edit(tmp_path / "gpt2" / "config.json", resid_pdrop=0.2)
+    imported = read_hugging_face(tmp_path / "gpt2")
+    assert imported.config.dropout == 0.2
+    assert any("embd_pdrop=0.0" in note for note in imported.notes)
+    write_hugging_face(checkpoint_of(LLAMA), tmp_path / "llama")
+    edit(tmp_path / "llama" / "config.json", attention_dropout=0.3)
+    imported = read_hugging_face(tmp_path / "llama")
+    assert imported.config.dropout == 0.0
+    assert any("attention_dropout=0.3" in note for note in imported.notes)
+
+
+def rewrite(path: Path, change) -> None:
+    """Let `change` alter a safetensors file's header (a dict) and body; write it again."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    body = change(header) or data[8 + length :]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def drop_last(header: dict) -> None:
+    """Rename the last tensor, so that one is missing and one unknown."""
+    header["model.layers.0.self_attn.q_proj.bias"] = header.pop("model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (drop_last, "q_proj.bias' has no place"),
+        (lambda h: h["lm_head.weight"].update(dtype="I32"), "'I32'.*F32, F16, BF16"),
+        (lambda h: h["lm_head.weight"].update(dtype="F16"), "damaged"),
+        (lambda h: h["lm_head.weight"].update(shape=[24, 6]), r"has shape \(24, 6\)"),
+        (lambda h: h["lm_head.weight"].update(shape=[-6, -24]), "damaged"),
+        (lambda h: h["lm_head.weight"].update(shape=[6.0, 24]), "damaged"),
+        (lambda h: h["lm_head.weight"].update(data_offsets=[4, 580]), "damaged"),
+        (lambda h: h.update(x=3), "damaged"),
+        (lambda h: b"short", "cut short"),
+    ],
+    ids=[
+        "unknown", "dtype", "dtype of another size", "shape", "negative", "float", "overlap",
+        "no entry", "cut",
+    ],
+)  # fmt: skip
+def test_a_file_that_does_not_fit_is_refused_by_its_tensor(change, match, folder):
+    rewrite(folder / "model.safetensors", change)
+    refused(folder, match)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "cut short"),
+        (b"\xff" * 64, "cut short"),
+        (b"version https://git-lfs.example/spec/v1\noid sha256:00\n", "git lfs pull"),
+        ((5).to_bytes(8, "little") + b"[[[[[", "damaged"),
+        ((2).to_bytes(8, "little") + b"[]", "damaged"),
+        ((60_000).to_bytes(8, "little") + b"[" * 60_000, "damaged"),
+    ],
+    ids=["empty", "noise", "git lfs", "no JSON", "a list", "deep"],
+)
+def test_what_is_no_safetensors_file_is_refused(content, match, folder):
+    (folder / "model.safetensors").write_bytes(content)
+    refused(folder, match)
+
+
+def test_folders_that_are_not_whole_are_refused(folder, tmp_path):
+    refused(tmp_path / "nowhere", "no folder")
+    refused(folder / "config.json", "no folder")
+    refused(tmp_path, "config.json is missing")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "holds no weights")
+    (folder / "config.json").write_text("{")
+    refused(folder, "no JSON")
+    (folder / "config.json").write_text("[" * 100_000)
+    refused(folder, "no JSON")
+    (folder / "config.json").write_text("[1]")
+    refused(folder, "no JSON object")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")  # reading it would wait for ever
+    refused(folder, "no file")
+
+
+@pytest.mark.parametrize(
+    ("index", "match"),
+    [
+        ({"weight_map": {"a": "../model.safetensors"}}, "no file beside it"),
+        ({"weight_map": {"a": 3}}, "no file beside it"),
+        ({"weight_map": {}}, "weight_map"),
+        ({"weight_map": {"a": "b.safetensors"}}, "1 of 1 shards .* missing, first b.safetensors"),
+        ({"weight_map": {"a": "shard"}}, "no tensor 'a'"),
+    ],
+    ids=str,
+)
+def test_an_index_that_does_not_fit_is_refused(index, match, folder):
+    (folder / "model.safetensors").rename(folder / "shard")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, match)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("ran",))
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda e, p: p.write_bytes(pickle.dumps(e))])
+def test_a_malicious_pickle_runs_nothing(write, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder / "model.safetensors").unlink()
+    write({"lm_head.weight": Evil()}, folder / "pytorch_model.bin")
+    refused(folder, "pytorch_model.bin")
+    assert not Path("ran").exists()
+
+
+def test_more_than_fits_into_memory_is_said_before_it_is_taken(folder, monkeypatch):
+    monkeypatch.setattr(safetensors_files, "free_memory_bytes", lambda: 1000)
+    with pytest.raises(OutOfMemoryError, match="1,000 bytes of memory are free"):
+        read_hugging_face(folder)

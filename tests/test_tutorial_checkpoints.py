@@ -1,0 +1,539 @@
+"""The tutorial's checkpoints: its model written again here, and imported to the same logits.
+
+The twin below is written from the tutorial's description alone and shares no code with mygpt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mygpt.checkpoint import Checkpoint
+from mygpt.errors import InputError
+from mygpt.formats.imported import Imported
+from mygpt.formats.torch_files import detect, read_torch_file
+from mygpt.formats.tutorial import read_tutorial
+from mygpt.tokenization import ByteTokenizer, CharTokenizer
+
+V, C, H, N, L = 7, 24, 4, 2, 10
+CHARS = list("\n abcd!")
+
+
+# --- the tutorial's model --------------------------------------------------------------------
+
+
+class Rms(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * self.weight
+
+
+class Embedding(nn.Module):
+    def __init__(self, vocab_size, width):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+
+
+class Mha(nn.Module):
+    def __init__(self, width, heads, kv_heads, window, rope):
+        super().__init__()
+        self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
+        self.W_Q = nn.Linear(width, width, bias=False)
+        self.W_K = nn.Linear(width, kv_heads * self.size, bias=False)
+        self.W_V = nn.Linear(width, kv_heads * self.size, bias=False)
+        self.W_O = nn.Linear(width, width, bias=False)
+        mask = torch.full((window, window), -math.inf).triu(1)
+        self.register_buffer("causal_mask", mask)
+        self.rope = rope
+        if rope:
+            frequencies = 10_000.0 ** (-torch.arange(0, self.size, 2) / self.size)
+            angles = torch.arange(window)[:, None] * frequencies
+            self.register_buffer("rope_cos", angles.cos())
+            self.register_buffer("rope_sin", angles.sin())
+
+    def turn(self, x):  # each pair of neighbours is a complex number, turned by its angle
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        turns = torch.complex(self.rope_cos, self.rope_sin)[: x.shape[2]]
+        return torch.view_as_real(pairs * turns).flatten(-2)
+
+    def forward(self, x):
+        time = x.shape[1]
+        q, k, v = (
+            w(x).unflatten(-1, (-1, self.size)).transpose(1, 2)
+            for w in (self.W_Q, self.W_K, self.W_V)
+        )
+        if self.rope:
+            q, k = self.turn(q), self.turn(k)
+        group = self.heads // self.kv_heads
+        mixed = []
+        for head in range(self.heads):
+            scores = q[:, head] @ k[:, head // group].transpose(1, 2) / math.sqrt(self.size)
+            weights = (scores + self.causal_mask[:time, :time]).softmax(-1)
+            mixed.append(weights @ v[:, head // group])
+        return self.W_O(torch.cat(mixed, dim=-1))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        hidden = self.fc1(x)
+        return self.fc2(0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2))))
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, kv_heads, window, norm, rope):
+        super().__init__()
+        self.ln1, self.ln2 = norm(width), norm(width)
+        self.mha = Mha(width, heads, kv_heads, window, rope)
+        self.mlp = Mlp(width)
+
+    def forward(self, x):
+        x = x + self.mha(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class TutorialGPT(nn.Module):
+    def __init__(
+        self, v=V, c=C, h=H, n=N, window=L, kv=None, norm="layer", position="learned", tied=True
+    ):
+        super().__init__()
+        kind = nn.LayerNorm if norm == "layer" else Rms
+        rope = position == "rope"
+        self.token_embedding = Embedding(v, c)
+        if not rope:
+            self.position_embedding = nn.Embedding(window, c)
+        self.blocks = nn.Sequential(*[Block(c, h, kv or h, window, kind, rope) for _ in range(n)])
+        self.ln_f = kind(c)
+        if not tied:
+            self.head = nn.Linear(c, v, bias=False)
+        self.tied = tied
+        self.config = {
+            "vocab_size": v,
+            "embed_dim": c,
+            "num_heads": h,
+            "num_layers": n,
+            "max_seq_len": window,
+        }
+        self.later = {"num_kv_heads": kv or h, "norm_type": norm, "position_type": position}
+
+    def forward(self, ids):
+        x = self.token_embedding.embedding(ids)
+        if hasattr(self, "position_embedding"):
+            x = x + self.position_embedding.weight[: ids.shape[1]]
+        x = self.ln_f(self.blocks(x))
+        return x @ (self.token_embedding.embedding if self.tied else self.head).weight.T
+
+
+def twin(**options) -> TutorialGPT:
+    torch.manual_seed(5)
+    model = TutorialGPT(**options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases get numbers of their own
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+def bundle(model: TutorialGPT, **changes) -> dict:
+    content = {
+        "model_state_dict": model.state_dict(),
+        "tokenizer_chars": CHARS,
+        "config": model.config | model.later,
+        "tokenizer_kind": "char",
+        "tokenizer_state": {"chars": CHARS},
+    }
+    content |= changes
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def saved(path: Path, content) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def assert_same_logits(found: Imported, model: TutorialGPT) -> None:
+    built = Checkpoint(Path("x"), found.config, found.tokenizer, found.arrays, {}).build_model()
+    ids = torch.randint(0, model.config["vocab_size"], (3, model.config["max_seq_len"]))
+    with torch.no_grad():
+        logits, _ = built.eval()(ids)
+        expected = model(ids)
+    assert expected.std() > 0.5
+    assert (logits - expected).abs().max() < 1e-5
+    assert all(array.dtype == np.float32 for array in found.arrays.values())
+
+
+# --- imports ---------------------------------------------------------------------------------
+
+SHAPES = {
+    "chapter 18": {},
+    "rms": {"norm": "rms"},
+    "rope": {"position": "rope"},
+    "grouped": {"kv": 2},
+    "one key": {"kv": 1, "position": "rope"},
+    "modern": {"kv": 2, "norm": "rms", "position": "rope"},
+    "untied": {"tied": False, "norm": "rms"},
+}
+every_shape = pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
+
+
+@every_shape
+def test_a_bundle_imports_to_the_same_logits(tmp_path, options):
+    model = twin(**options)
+    path = saved(tmp_path / "model.ckpt", bundle(model))
+    assert detect(path) == "tutorial"
+    found = read_tutorial(path)
+    assert_same_logits(found, model)
+    assert found.notes == []
+    assert (found.config.eps, found.config.rope_base) == (1e-5, 10_000.0)
+    assert (found.config.mlp, found.config.mlp_bias) == ("gelu", True)
+    assert found.tokenizer.to_state() == CharTokenizer(CHARS).to_state()
+    assert found.origin == {"format": "tutorial", "file": "model.ckpt"}
+    json.dumps(found.origin)
+
+
+@every_shape
+def test_a_bare_state_dict_imports_with_the_number_of_heads(tmp_path, options):
+    model = twin(**options)
+    path = saved(tmp_path / "shakespeare_gpt.pt", model.state_dict())
+    CharTokenizer(CHARS).save(tmp_path / "shakespeare_tokenizer.json")
+    CharTokenizer("xyz").save(tmp_path / "other_tokenizer.json")
+    assert detect(path) == "tutorial"
+    found = read_tutorial(path, num_heads=H)
+    assert_same_logits(found, model)
+    assert found.notes == ["the tokenizer is shakespeare_tokenizer.json, which lies beside it"]
+
+
+def test_the_first_bundles_had_neither_kinds_nor_groups(tmp_path):
+    """Those of chapter 18: five fields in config, and characters alone."""
+    model = twin()
+    content = bundle(model, config=model.config, tokenizer_kind=None, tokenizer_state=None)
+    found = read_tutorial(saved(tmp_path / "a.ckpt", content))
+    assert_same_logits(found, model)
+    assert found.config.is_tutorial_block
+
+
+def test_the_shakespeare_model_has_its_207_296_parameters(tmp_path):
+    model = TutorialGPT(v=65, c=64, h=4, n=4, window=64)
+    path = saved(tmp_path / "shakespeare_gpt.pt", model.state_dict())
+    CharTokenizer(map(chr, range(65, 130))).save(tmp_path / "shakespeare_tokenizer.json")
+    found = read_tutorial(path)
+    assert found.config.num_parameters() == 207_296
+    assert found.config.is_tutorial_block
+    assert found.config.num_heads == 4
+    assert "num_heads=4 is assumed" in found.notes[0]
+
+
+def test_the_words_of_chapter_14_are_shown_by_their_first_letters(tmp_path):
+    """`trained_gpt.pt` is older than tokenizers: its four ids are words."""
+    model = TutorialGPT(v=4, c=8, h=2, n=2, window=64)
+    found = read_tutorial(saved(tmp_path / "trained_gpt.pt", model.state_dict()))
+    assert found.config.num_parameters() == 2_240
+    assert (found.config.num_heads, found.tokenizer.decode([0, 1, 2, 3])) == (2, "IlA!")
+    assert "I love AI !" in found.notes[1]
+
+
+def test_a_rotary_table_tells_the_number_of_heads(tmp_path):
+    model = twin(h=6, kv=3, position="rope")
+    found = read_tutorial(
+        saved(tmp_path / "a.pt", model.state_dict()), tokenizer=CharTokenizer(CHARS)
+    )
+    assert found.config.num_heads == 6
+    assert found.notes == []
+    assert_same_logits(found, model)
+
+
+def test_a_table_of_another_layout_is_not_taken_for_the_number_of_heads(tmp_path):
+    """Each angle twice, as others write it, would halve the number of heads."""
+    state = twin(position="rope").state_dict()
+    for n in range(N):
+        name = f"blocks.{n}.mha.rope_cos"
+        state[name] = torch.cat([state[name], state[name]], dim=-1)
+    found = read_tutorial(saved(tmp_path / "a.pt", state), tokenizer=CharTokenizer(CHARS))
+    assert found.config.num_heads == 4
+    assert "is assumed" in found.notes[0]
+
+
+def test_a_head_that_is_the_embedding_is_tied_and_a_compiled_model_is_the_same(tmp_path):
+    model = twin()
+    state = model.state_dict()
+    state["lm_head.weight"] = state["token_embedding.embedding.weight"]
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    found = read_tutorial(saved(tmp_path / "a.ckpt", bundle(model, model_state_dict=compiled)))
+    assert found.config.tied
+    assert_same_logits(found, model)
+    bare = saved(tmp_path / "a.pt", compiled)
+    assert detect(bare) == "tutorial"
+
+
+def test_other_number_types_are_told(tmp_path):
+    model = twin().bfloat16()
+    found = read_tutorial(saved(tmp_path / "a.ckpt", bundle(model)))
+    assert found.notes == ["weights of bfloat16 are kept as float32"]
+    name = "position_embedding.weight"
+    assert np.array_equal(found.arrays[name], model.state_dict()[name].float().numpy())
+
+
+def test_an_old_torch_file_is_read_too(tmp_path):
+    model = twin()
+    path = tmp_path / "old.ckpt"
+    torch.save(bundle(model), path, _use_new_zipfile_serialization=False)
+    assert detect(path) == "tutorial"
+    assert_same_logits(read_tutorial(path), model)
+
+
+def test_what_was_read_no_longer_needs_the_file(tmp_path):
+    """Tensors come from a mapped file: a copy must be taken before it may change."""
+    model = twin()
+    path = saved(tmp_path / "a.ckpt", bundle(model))
+    found = read_tutorial(path)
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_same_logits(found, model)
+
+
+def test_unknown_fields_are_told(tmp_path):
+    model = twin()
+    config = model.config | {"activation": "relu"}
+    found = read_tutorial(saved(tmp_path / "a.ckpt", bundle(model, config=config)))
+    assert len(found.notes) == 1
+    assert "'activation'" in found.notes[0]
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+def refused(call, *args, **options) -> str:
+    with pytest.raises(InputError) as caught:
+        call(*args, **options)
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert message.isprintable(), message  # one line
+    assert ": " in message
+    return message
+
+
+def without(name: str) -> dict:
+    return {k: v for k, v in twin().state_dict().items() if k != name}
+
+
+def with_tensor(name: str, value) -> dict:
+    return twin().state_dict() | {name: value}
+
+
+STATES = {
+    "tensor blocks.1.mha.W_V.weight is missing": without("blocks.1.mha.W_V.weight"),
+    "tensor ln_f.bias is missing": without("ln_f.bias"),
+    "tensor blocks.0.mlp.fc1.weight has shape (96, 23), and its configuration wants (96, 24)": (
+        with_tensor("blocks.0.mlp.fc1.weight", torch.zeros(96, 23))
+    ),
+    "'ln_f.weight' is list, not a plain tensor": with_tensor("ln_f.weight", [1.0] * C),
+    "tensor ln_f.weight holds int64": with_tensor("ln_f.weight", torch.zeros(C, dtype=torch.int64)),
+    "'ln_f.weight' is a sparse": with_tensor("ln_f.weight", torch.ones(C).to_sparse()),
+    "'ln_f.weight' is a tensor without numbers": with_tensor(
+        "ln_f.weight", torch.ones(C, device="meta")
+    ),
+    "'ln_f.weight' is a tensor that is larger than its numbers": with_tensor(
+        "ln_f.weight", torch.ones(1).expand(C)
+    ),
+    "tensors that have no place in such a model ('gate.weight')": with_tensor(
+        "gate.weight", torch.ones(3)
+    ),
+    "num_layers=2, and it holds 3 blocks": with_tensor("blocks.2.ln1.weight", torch.ones(C)),
+    "blocks.1 are missing": {
+        k.replace("blocks.1", "blocks.7"): v for k, v in twin().state_dict().items()
+    },
+    "max_seq_len=10, and its tensors are for 9": with_tensor(
+        "position_embedding.weight", torch.ones(9, C)
+    ),
+    "holds no state dict": {},
+    "twice": with_tensor("_orig_mod.ln_f.weight", torch.ones(C)),
+    "int is no name of a tensor": twin().state_dict() | {3: torch.ones(3)},
+}
+
+
+@pytest.mark.parametrize("expected", STATES)
+def test_tensors_that_do_not_fit_are_named(tmp_path, expected):
+    path = saved(tmp_path / "a.ckpt", bundle(twin(), model_state_dict=STATES[expected]))
+    assert expected in refused(read_tutorial, path)
+
+
+def shape(**changes) -> dict:
+    return {"config": twin().config | changes}
+
+
+FIELDS = {
+    "holds no config": {"config": None},
+    "its config has no embed_dim": {"config": {"vocab_size": V, "num_heads": H}},
+    "norm_type='batch' is not known: the tutorial has layer, rms": shape(norm_type="batch"),
+    "position_type='alibi' is not known": shape(position_type="alibi"),
+    "embed_dim=24 is not a multiple of num_heads=5": shape(num_heads=5),
+    "num_heads=4 is not a multiple of num_kv_heads=3": shape(num_kv_heads=3),
+    "num_heads='four' must be a whole number": shape(num_heads="four"),
+    "'num_heads' in its config is of type Tensor": shape(num_heads=torch.ones(2)),
+    "num_layers=1000000000, and it holds 2 blocks": shape(num_layers=10**9),
+    "max_seq_len=1000000000, and its tensors are for 10": shape(max_seq_len=10**9),
+    "wants (8, 24)": shape(vocab_size=8) | {"tokenizer_state": {"chars": list("abcdefgh")}},
+    "the tokenizer has 3 ids and the model 7": {"tokenizer_state": {"chars": list("abc")}},
+    "chars must be distinct single characters": {"tokenizer_state": {"chars": list("aabcdef")}},
+    "holds no tokenizer_chars": {"tokenizer_state": None, "tokenizer_chars": 7},
+    "the tutorial's BPE, which merges characters": {"tokenizer_kind": "bpe"},
+    "tokenizer_kind='words' is not known": {"tokenizer_kind": "words"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expected", FIELDS)
+def test_fields_that_do_not_fit_are_named(tmp_path, expected):
+    content = bundle(twin(), **FIELDS[expected])
+    message = refused(read_tutorial, saved(tmp_path / "a.ckpt", content))
+    assert expected in message
+    assert "a.ckpt" in message
+
+
+def test_heads_that_cannot_be_are_refused(tmp_path):
+    bare = saved(tmp_path / "a.pt", twin(kv=2).state_dict())
+    whole = saved(tmp_path / "a.ckpt", bundle(twin()))
+    tokenizer = CharTokenizer(CHARS)
+    for number in (5, 0, -4, True, 2.0):
+        message = refused(read_tutorial, bare, num_heads=number, tokenizer=tokenizer)
+        assert "one of 1, 2, 3, 4, 6, 8, 12, 24" in message
+    assert "heads of 24" in refused(read_tutorial, bare, num_heads=1, tokenizer=tokenizer)
+    assert "num_heads=2 is not what" in refused(read_tutorial, whole, num_heads=2)
+
+
+def test_a_bare_state_dict_needs_a_window(tmp_path):
+    state = {
+        name: tensor
+        for name, tensor in twin(position="rope").state_dict().items()
+        if not name.endswith("causal_mask")
+    }
+    message = refused(read_tutorial, saved(tmp_path / "a.pt", state), num_heads=H)
+    assert "does not tell its window" in message
+
+
+def test_the_tokenizer_beside_a_bare_state_dict_must_be_plain(tmp_path):
+    path = saved(tmp_path / "model.pt", twin().state_dict())
+    assert "copy the tutorial's model_tokenizer.json there" in refused(read_tutorial, path)
+    (tmp_path / "a_tokenizer.json").write_text('{"chars": ["a"]}')
+    assert "the tokenizer has 1 ids and the model 7" in refused(read_tutorial, path)
+    (tmp_path / "b_tokenizer.json").write_text('{"chars": ["b"]}')
+    message = refused(read_tutorial, path)
+    assert "several tokenizers beside it (a_tokenizer.json, b_tokenizer.json)" in message
+    (tmp_path / "model_tokenizer.json").write_text('{"chars": ["a"], "merges": []}')
+    assert "the tutorial's BPE" in refused(read_tutorial, path)
+    (tmp_path / "model_tokenizer.json").write_text("[")
+    assert "is not a tokenizer's JSON" in refused(read_tutorial, path)
+    assert "257 ids" in refused(read_tutorial, path, tokenizer=ByteTokenizer())
+
+
+# --- files that are damaged, foreign or hostile ------------------------------------------------
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_the_hostile_pickle_works_where_pickles_are_trusted(tmp_path):
+    pickle.loads(pickle.dumps(Evil(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("way", ["zip", "old", "plain", "inside", "object"])
+def test_a_malicious_file_runs_nothing(tmp_path, way):
+    marker, path = tmp_path / "ran", tmp_path / "shakespeare_gpt.pt"
+    content = bundle(twin())
+    if way == "zip":
+        torch.save(Evil(marker), path)
+    elif way == "old":
+        torch.save(Evil(marker), path, _use_new_zipfile_serialization=False)
+    elif way == "plain":
+        path.write_bytes(pickle.dumps(Evil(marker)))
+    elif way == "inside":
+        torch.save(content | {"notes": Evil(marker)}, path)
+    else:
+        torch.save(nn.Linear(2, 2), path)  # a whole module is code too
+    for call in (detect, read_tutorial):
+        message = refused(call, path)
+        said = {"plain": "Unsupported operand", "object": "Linear, code that"}
+        assert (
+            said.get(way, "mkdir, code that a model does not need, and was not opened") in message
+        )
+    assert not marker.exists()
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    for content in (b"", b"x", b"cos\nsystem\n", b"hello, world", b"GGUF1234"):
+        path.write_bytes(content)
+        assert detect(path) is None
+        assert "is no torch file" in refused(read_tutorial, path)
+    for content in ([1, 2], {"weights": torch.ones(2)}, torch.ones(2), "text"):
+        saved(path, content)
+        assert detect(path) is None
+        assert "no checkpoint of the tutorial" in refused(read_tutorial, path)
+    assert detect(tmp_path) is None
+    assert "is no file" in refused(read_tutorial, tmp_path)
+    assert "No such file" in refused(read_tutorial, tmp_path / "none.pt")
+    assert "No such file" in refused(detect, tmp_path / "none.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "is no file" in refused(detect, tmp_path / "pipe.pt")
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path):
+    """A few kilobytes could become any number of gigabytes."""
+    import zipfile
+
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", bytes(10**6))
+    assert "compressed record, 'a/data.pkl'" in refused(read_torch_file, path)
+
+
+def test_every_cut_is_noticed(tmp_path):
+    whole = {}
+    for new in (True, False):
+        torch.save(bundle(twin(n=1)), tmp_path / "x", _use_new_zipfile_serialization=new)
+        whole[new] = (tmp_path / "x").read_bytes()
+    for data in whole.values():
+        for place in [*range(2, 40), *range(40, len(data) - 1, len(data) // 40), len(data) - 1]:
+            (tmp_path / "x").write_bytes(data[:place])
+            refused(read_tutorial, tmp_path / "x")
+
+
+def test_no_damage_ends_in_a_traceback(tmp_path):
+    """A flipped bit is refused in one line, or lies where it changes nothing that is read."""
+    model = twin(n=1)
+    data = saved(tmp_path / "x", bundle(model)).read_bytes()
+    draw, refusals = random.Random(3), []
+    for _ in range(120):
+        damaged = bytearray(data)
+        damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        (tmp_path / "x").write_bytes(damaged)
+        found = None
+        try:
+            found = read_tutorial(tmp_path / "x")
+        except InputError as error:
+            refusals.append(str(error))
+        if found is not None:
+            assert_same_logits(found, model)
+    assert len(refusals) > 60
+    assert all(message.isprintable() for message in refusals)
