@@ -100,7 +100,11 @@ def test_train_prints_plain_lines_and_ends_with_what_to_do_next(shell: Shell) ->
     assert re.search(r"^to beat: uniform 3\.\d{4}, unigram [23]\.\d{4} nats per token$", out, re.M)
     assert re.findall(r"^step +(\d+): loss = \d\.\d{4}  \(.*left\)$", out, re.M) == ["1", "5", "10"]
     assert re.search(r"^step +10: validation loss = \d\.\d{4} ", out, re.M)
-    assert out.endswith("write with: mygpt generate --checkpoint runs/fox/best.safetensors\n")
+    assert out.endswith(
+        "write with: mygpt generate --checkpoint runs/fox/best.safetensors\n"
+        "report: runs/fox/report.html\n"
+    )
+    assert Path("runs/fox/report.html").stat().st_size < 2_000_000
     assert json.loads(Path("runs/fox/log.jsonl").read_text().splitlines()[0])["step"] == 1
 
 
@@ -448,7 +452,18 @@ def test_help_is_quick_and_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "generate", "eval", "reproduce", "info", "demo", "data shakespeare"]
+    "command",
+    [
+        "train",
+        "generate",
+        "explain",
+        "eval",
+        "report",
+        "reproduce",
+        "info",
+        "demo",
+        "data shakespeare",
+    ],
 )
 def test_every_command_has_an_example(shell: Shell, command: str) -> None:
     code, out, _ = shell(*command.split(), "--help")
@@ -459,8 +474,8 @@ def test_every_command_has_an_example(shell: Shell, command: str) -> None:
 def test_every_file_of_the_package_can_be_reached_from_the_app() -> None:
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
-        "train", "generate", "eval", "reproduce", "import_", "export", "info", "demo", "warmup",
-        "doctor",
+        "train", "generate", "explain", "eval", "report", "reproduce", "import_", "export", "serve",
+        "info", "demo", "warmup", "doctor",
     }  # fmt: skip
     assert shell_version() == f"mygpt {mygpt.__version__}\n"
 

@@ -379,7 +379,7 @@ def test_large_tables_do_not_call_for_threads(monkeypatch):
             [Request(np.array([1]), 3, SamplingConfig(), Stream(0))]
         )
         decoding.advance(3)
-        assert decoding._threads == 1
+        assert decoding._loop._threads == 1
 
 
 # --- engines -------------------------------------------------------------------------------

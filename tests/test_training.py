@@ -378,6 +378,13 @@ def test_samples_are_shown_and_do_not_change_the_run(text: str, tmp_path: Path) 
     heard = fit(text, tmp_path / "shown", sample_tokens=10)
     fit(text, tmp_path / "plain")
     assert [e.step for e in heard if isinstance(e, Sampled)] == [5, 10, 12]
+    kept = (tmp_path / "shown" / "log.jsonl").read_text().splitlines(keepends=True)
+    samples = [line for line in kept if '"sample"' in line]
+    assert [json.loads(line)["sample"] for line in samples] == [
+        e.text for e in heard if isinstance(e, Sampled)
+    ]
+    rest = "".join(line for line in kept if line not in samples)
+    (tmp_path / "shown" / "log.jsonl").write_text(rest)
     assert_same_run(tmp_path / "shown", tmp_path / "plain")
 
 

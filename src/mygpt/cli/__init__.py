@@ -18,11 +18,14 @@ from mygpt.cli.data import data_app
 from mygpt.cli.demo import demo
 from mygpt.cli.doctor import doctor
 from mygpt.cli.eval import eval
+from mygpt.cli.explain import explain
 from mygpt.cli.export import export
 from mygpt.cli.generate import generate
 from mygpt.cli.import_ import import_
 from mygpt.cli.info import info
+from mygpt.cli.report import report
 from mygpt.cli.reproduce import reproduce
+from mygpt.cli.serve import serve
 from mygpt.cli.terminal import visible
 from mygpt.cli.train import train
 from mygpt.cli.warmup import warmup
@@ -39,7 +42,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-commands = (train, generate, eval, reproduce, import_, export, info, demo, warmup, doctor)
+commands = (
+    train, generate, serve, explain, eval, report, reproduce, import_, export, info, demo, warmup,
+    doctor,
+)  # fmt: skip
 for command in commands:
     # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.
     paragraphs = (command.__doc__ or "").split("\n\n")

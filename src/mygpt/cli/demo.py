@@ -31,6 +31,7 @@ def demo(
     began = time.monotonic() - process_age_s()
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
+    from mygpt.cli.report import report_the_end
 
     with TrainingDisplay() as display:
         writer = training.train(
@@ -46,6 +47,8 @@ def demo(
     for temperature in _TEMPERATURES:
         text = writer.generate("The ", 240, temperature=temperature, seed=0)
         print(f"\n--- temperature {temperature} ---\n{text}")
+    if display.finished is not None:
+        report_the_end(display.finished)
     print(f'\nYour turn: mygpt generate --checkpoint {output} --prompt "The "')
     return 0
 

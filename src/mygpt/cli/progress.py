@@ -34,6 +34,7 @@ class TrainingDisplay:
 
     Attributes:
         signal: the signal that ended the run early, once it has been left.
+        finished: what the training told at its end; None before.
     """
 
     def __init__(self, *, quiet: bool = False, waiting: Waiting | None = None) -> None:
@@ -42,7 +43,7 @@ class TrainingDisplay:
         self.quiet = quiet
         self._bar: Bar | None = None
         self._run: Path | None = None
-        self._finished = False
+        self.finished: Finished | None = None
 
     def __enter__(self) -> TrainingDisplay:
         if not self.quiet and sys.stdout.isatty():
@@ -59,7 +60,7 @@ class TrainingDisplay:
         if not isinstance(error, KeyboardInterrupt) or self._run is None:
             return False
         self.signal = error.signal if isinstance(error, Interrupted) else signal.SIGINT
-        if not self._finished:  # a step may take minutes, and its threads would be waited for
+        if self.finished is None:  # a step may take minutes, and its threads would be waited for
             with contextlib.suppress(OSError):
                 resume = shlex.join(["mygpt", "train", "--resume", str(self._run)])
                 print(f"left at once; go on from the last save with: {resume}", file=sys.stderr)
@@ -72,7 +73,7 @@ class TrainingDisplay:
         self._waiting.stop()
         if isinstance(event, Started):
             self._run = event.run
-        self._finished = isinstance(event, Finished)
+        self.finished = event if isinstance(event, Finished) else None
         if self.quiet:
             return
         try:

@@ -177,6 +177,7 @@ def train(
     waiting = Waiting("starting" if not quiet and sys.stdout.isatty() else "")
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
+    from mygpt.cli.report import report_the_end
 
     if dry_run:
         with waiting:
@@ -192,7 +193,11 @@ def train(
             training.resume(resume, files or [], began=began, **shared, **options)
         else:
             training.train(files or None, **shared, **chosen, **options)
-    return 0 if display.signal is None else 128 + display.signal
+    if display.signal is not None:
+        return 128 + display.signal
+    if display.finished is not None:
+        report_the_end(display.finished, quiet=quiet)
+    return 0
 
 
 def _whole_or_auto(batch_size: str) -> int | str:

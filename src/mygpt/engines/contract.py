@@ -1,7 +1,8 @@
 """What every decoding engine takes and gives: requests in, tokens out, NumPy at the edge.
 
-An engine starts a `Decoding` for some requests. Each call of its `advance` draws tokens for
-the rows that go on. A row depends on its own request alone, never on its neighbours.
+An engine starts a `Decoding` for some requests, or opens a `Batch` that requests join and leave.
+Each call of `advance` draws tokens for the rows that go on. A row depends on its own request
+alone, never on its neighbours.
 Letters: B rows, T time, L window, V vocabulary.
 """
 
@@ -68,6 +69,56 @@ class Decoding(Protocol):
         ...
 
 
+class Batch(Protocol):
+    """Rows that come and go between tokens, each in a slot; for one thread at a time."""
+
+    @property
+    def size(self) -> int:
+        """How many slots there are."""
+        ...
+
+    @property
+    def active(self) -> int:
+        """How many rows still draw."""
+        ...
+
+    def join(self, request: Request) -> int:
+        """Take a free slot and return its number; nothing is computed yet.
+
+        The caller counts: there must be one that is free.
+
+        Raises:
+            InputError: for a prompt that is empty, does not fit, or holds an id that the model
+                does not know; the slot then stays free.
+        """
+        ...
+
+    def advance(self, most: int) -> dict[int, list[int]]:
+        """Draw up to `most` tokens for every row; each joined slot's new ids.
+
+        They are fewer than `most` where the row ended, [] where it has nothing more. A slot
+        whose prompt is still being read, in pieces so that the others need not wait, is
+        not among them.
+        """
+        ...
+
+    def failures(self) -> dict[int, InputError]:
+        """The slots that failed in the last `advance`, each with its error.
+
+        The model predicted no numbers, or the row's settings overflow. Such a row draws nothing
+        more; what it drew before was given out, and the other rows lose nothing.
+        """
+        ...
+
+    def end(self, slot: int) -> None:
+        """Free a slot, whether its row had ended or not."""
+        ...
+
+    def logits(self, slot: int) -> NDArray[np.float32]:
+        """(V,) the prediction behind the row's last drawn token (see `Decoding`), until `end`."""
+        ...
+
+
 class Engine(Protocol):
     """One way of running one model."""
 
@@ -78,6 +129,10 @@ class Engine(Protocol):
 
     def start(self, requests: Sequence[Request]) -> Decoding:
         """Begin to decode; nothing is computed yet."""
+        ...
+
+    def open(self, size: int) -> Batch:
+        """A batch of `size` slots, none of them taken."""
         ...
 
 
@@ -101,6 +156,17 @@ class Window:
         elif length - self._start > self.max_seq_len:
             self._start = length - max(1, self.max_seq_len // 2)
         return self._start
+
+
+def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
+    """Raise `InputError` for a prompt without tokens, or with ids that the model does not know."""
+    if not len(prompt):
+        raise InputError("the prompt has no tokens: give at least one")
+    outside = (prompt < 0) | (prompt >= vocab_size)
+    if outside.any():
+        raise InputError(
+            f"prompt holds id {prompt[outside][0]}: this model's ids run from 0 to {vocab_size - 1}"
+        )
 
 
 def check_prompt_fits(length: int, max_seq_len: int, overflow: Overflow) -> None:

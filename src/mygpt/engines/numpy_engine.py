@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mygpt.config import GPTConfig
+from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request, Window
 from mygpt.engines.numpy_network import Arrays, Cache, Floats, Network
 from mygpt.engines.numpy_sampling import next_id
@@ -123,3 +124,10 @@ class NumpyEngine:
     def start(self, requests: Sequence[Request]) -> NumpyDecoding:
         """Begin to decode; nothing is computed yet."""
         return NumpyDecoding(self.network, requests)
+
+    def open(self, size: int) -> SeparateBatch:
+        """A batch of rows of their own; see `mygpt.engines.contract.Engine`."""
+        config = self.network.config
+        return SeparateBatch(
+            self, size, vocab_size=config.vocab_size, max_seq_len=config.max_seq_len
+        )

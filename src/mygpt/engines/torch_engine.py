@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.config import Overflow
+from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request, Window
 from mygpt.kv_cache import FixedShapes, KVCache
 from mygpt.model import GPT
@@ -196,6 +197,11 @@ class TorchEngine:
     def start(self, requests: Sequence[Request]) -> TorchDecoding:
         """Begin to decode; see `mygpt.engines.contract.Engine`."""
         return TorchDecoding(self.model.eval(), requests, self._compiled)
+
+    def open(self, size: int) -> SeparateBatch:
+        """A batch of rows of their own; see `mygpt.engines.contract.Engine`."""
+        vocab_size = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        return SeparateBatch(self, size, vocab_size=vocab_size, max_seq_len=self.model.max_seq_len)
 
 
 class TorchDecoding:

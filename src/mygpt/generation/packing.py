@@ -108,10 +108,10 @@ def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) ->
 
 
 def arrays_of(model: GPT) -> dict[str, NDArray[Any]]:
-    """The parameters and keys of a model on the CPU by name; no copy where they lie well."""
+    """A model's parameters and keys by name; no copy where they lie well on the CPU."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
-        arrays[name] = p.detach().float().contiguous().numpy()
+        arrays[name] = p.detach().float().cpu().contiguous().numpy()
     for name in model.config.key_shapes():
-        arrays[name] = model.get_buffer(name).contiguous().numpy()
+        arrays[name] = model.get_buffer(name).cpu().contiguous().numpy()
     return arrays

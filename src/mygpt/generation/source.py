@@ -10,8 +10,11 @@ from mygpt.engines.choice import Choice, choose
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
-    from mygpt.engines.contract import Engine
+    from mygpt.engines.contract import Batch, Engine
+    from mygpt.engines.numpy_network import Network
     from mygpt.model import GPT
+
+_LONG_JOB = 10**9  # tokens: all that a server will ever write
 
 
 class Source:
@@ -92,6 +95,28 @@ class Source:
         if name not in self._kept:
             self._kept[name] = self._engine_of_checkpoint(name)
         return self._kept[name]
+
+    def open(self, size: int) -> Batch:
+        """A batch of `size` slots, of the engine that long jobs have."""
+        return self.engine(_LONG_JOB, _LONG_JOB).open(size)
+
+    def network(self) -> Network:
+        """The model in NumPy, which shows its work; of a torch model as that is now."""
+        from mygpt.engines.numpy_network import Network
+
+        if self._model is not None:
+            from mygpt.generation.packing import arrays_of
+
+            return Network(self._model.config, arrays_of(self._model))
+        return self._network
+
+    @cached_property
+    def _network(self) -> Network:
+        from mygpt.engines.numpy_network import Network
+
+        assert self._checkpoint is not None
+        self._checkpoint.check_shapes()
+        return Network(self._checkpoint.config, self._checkpoint.arrays)
 
     @cached_property
     def _torch_engine(self) -> Engine:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
-from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow
+from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow, require_int
 from mygpt.engines.choice import Choice, tokens_to_read
-from mygpt.engines.contract import Decoding, Request, check_prompt_fits
+from mygpt.engines.contract import Batch, Decoding, Request, check_prompt_fits
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.source import Source
@@ -21,6 +21,7 @@ from mygpt.tokenization import Tokenizer
 
 if TYPE_CHECKING:
     from mygpt.config import GPTConfig
+    from mygpt.engines.reading import Reading
     from mygpt.model import GPT
 
 # The compiled engine's steps are so short that asking for each alone would cost: it is asked
@@ -85,6 +86,31 @@ class Writer:
             InputError: for an engine, a device or a number format that cannot be had.
         """
         return self._source.choose(tokens)
+
+    def open_batch(self, size: int) -> Batch:
+        """`size` slots for requests that come and go between tokens, as a server's do.
+
+        Of the engine that is best for long jobs; requests are the caller's to make.
+
+        Raises:
+            InputError: for fewer than one slot, or an engine that cannot be had.
+        """
+        require_int("size", size, least=1)
+        return self._source.open(size)
+
+    def read(self, ids: Sequence[int], shown: int | None = None) -> Reading:
+        """What the model makes of a text: each position's prediction, and who looks at whom.
+
+        Args:
+            ids: of the text, at most the window.
+            shown: how many of the last positions' attention is kept; None is all.
+
+        Raises:
+            InputError: for no token, or more than the window holds.
+        """
+        from mygpt.engines.reading import read
+
+        return read(self._source.network(), ids, shown)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt; an empty one starts from end-of-text, or from a newline.

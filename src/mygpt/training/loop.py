@@ -352,6 +352,8 @@ class Trainer:
                 self.model.config = shape
             self.model.train()
             novelty = measure_novelty(text, self.documents) if self.documents else None
+            copied = [] if novelty is None else [[p.start, p.end] for p in novelty.passages]
+            self.run.append_log({"step": self.course.step, "sample": text, "copied": copied})
             self.tell(Sampled(self.course.step, text, novelty))
 
     def begin(self, settings: dict[str, Any]) -> None:

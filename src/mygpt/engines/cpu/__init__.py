@@ -2,7 +2,8 @@
 
 `layout` says where everything lies and `pack` puts it there. Numba compiles `simd`, `arithmetic`,
 `matmul`, `attention`, `ngrams`, `forward`, `sample`, `digest`, `panels` and `loop`; `build` keeps
-the machine code. `decoding` runs it on the arrays of `memory` with the threads of `workers`.
+the machine code. `decoding` runs it on the arrays of `memory` with the threads of `workers`; in a
+`batch` requests come and go meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig, require_choice
 from mygpt.engines.contract import Request
+from mygpt.engines.cpu.batch import CpuBatch, slot_bytes
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.decoding import CpuDecoding
 from mygpt.engines.cpu.pack import PackedModel
@@ -48,6 +50,15 @@ class CpuEngine:
         """Begin to decode; see `mygpt.engines.contract.Engine`."""
         return CpuDecoding(self.model, requests, self.threads)
 
+    def open(self, size: int) -> CpuBatch:
+        """A batch that decodes its rows together; see `mygpt.engines.contract.Engine`."""
+        return CpuBatch(self.model, size, self.threads)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of memory that each slot of a batch takes at the most."""
+        return slot_bytes(self.model.config)
+
 
 def digest_of(places: Sequence[tuple[int, int]]) -> int:
     """A hash of arrays of 32-bit numbers, given as (address, how many): equal means unchanged."""
@@ -55,4 +66,4 @@ def digest_of(places: Sequence[tuple[int, int]]) -> int:
     return load_kernels().digest(table.ctypes.data, len(table))
 
 
-__all__ = ["CpuDecoding", "CpuEngine", "digest_of"]
+__all__ = ["CpuBatch", "CpuDecoding", "CpuEngine", "digest_of"]

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import broken_model, overflowing_settings
+from mygpt.config import SamplingConfig, broken_model, overflowing_settings
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.memory import Memory
-from mygpt.engines.cpu.pack import PackedModel
+from mygpt.engines.cpu.pack import PackedModel, padded
 from mygpt.engines.cpu.workers import run_together, usable_cores
 from mygpt.errors import InputError
 
@@ -24,6 +24,87 @@ _PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signa
 # Products of one step that are worth one thread more: the threads meet five times a layer.
 _MANY_PRODUCTS = 1_500_000
 _STEPS_BETWEEN_LOOKS = 32  # at how much work a step is: it grows where the window is full
+
+
+class Loop:
+    """Runs of the compiled loop over one memory, by as many threads as the work is worth.
+
+    Args:
+        memory: what it works on.
+        threads: how many; None lets the next step's work decide, each time.
+    """
+
+    def __init__(self, memory: Memory, threads: int | None) -> None:
+        self._memory, self._slots, self._job = memory, memory.slots, memory.job
+        self._wanted = threads
+        self._products = memory.config.num_multiplied()  # of a row
+        self._run = load_kernels().run
+        self._threads = 0
+        self._step_s = 0.0
+
+    @property
+    def active(self) -> int:
+        """How many rows go on."""
+        return int(np.count_nonzero(self._slots[:, at.STATUS] == at.ACTIVE))
+
+    def steps_at_once(self, most: int) -> int:
+        """How many steps to draw before Python looks at signals again."""
+        if not self._step_s:
+            return 1
+        return max(1, min(most, int(_PATIENCE_S / self._step_s)))
+
+    def draw(self, steps: int) -> None:
+        """Draw up to so many tokens for each row that goes on; texts have room for them."""
+        self.choose_threads()
+        began = time.perf_counter()
+        self.do(at.DRAW, steps)
+        self._step_s = (time.perf_counter() - began) / steps
+
+    def read(self, rows: list[int]) -> None:
+        """Read all but the last token of some rows' texts."""
+        status = self._slots[:, at.STATUS].copy()
+        self._slots[:, at.STATUS] = at.ENDED
+        self._slots[rows, at.STATUS] = at.ACTIVE
+        self.choose_threads()
+        self.do(at.READ, 1)
+        self._slots[:, at.STATUS] = status
+
+    def choose_threads(self) -> None:
+        """As many as the next step's work is worth."""
+        threads = self._wanted or 0
+        if not threads:
+            rows, window = 0, self._memory.config.max_seq_len
+            for slot in self._slots.tolist():
+                if slot[at.STATUS] == at.ACTIVE:
+                    crops = slot[at.OVERFLOW] == at.CROP and slot[at.LENGTH] > window
+                    unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
+                    rows += window if crops else unread
+            threads = min(usable_cores(), 1 + rows * self._products // _MANY_PRODUCTS)
+        if threads != self._threads:
+            self._threads = self._job[at.THREADS] = threads
+            self._memory.reset_barrier()
+
+    def do(self, mode: int, steps: int) -> None:
+        """One run."""
+        self._job[at.MODE], self._job[at.STEPS] = mode, steps
+        address = self._memory.job_address
+        if self._threads > 1 and steps:
+            run_together(self._run, address, self._threads)
+        else:
+            self._run(address, 0)
+
+    def take_failures(self, settings_of: Callable[[int], SamplingConfig]) -> dict[int, InputError]:
+        """The rows that failed in the last run, each with its error; they have ended."""
+        if not self._job[at.FAILED]:
+            return {}
+        self._job[at.FAILED] = 0
+        failures = {}
+        for row in np.flatnonzero(self._slots[:, at.STATUS] >= at.BROKEN_MODEL).tolist():
+            broken = self._slots[row, at.STATUS] == at.BROKEN_MODEL
+            failures[row] = broken_model() if broken else overflowing_settings(settings_of(row))
+            self._slots[row, at.STATUS] = at.ENDED
+            self._memory.keep_logits(row)
+        return failures
 
 
 class CpuDecoding:
@@ -37,14 +118,21 @@ class CpuDecoding:
         self, model: PackedModel, requests: Sequence[Request], threads: int | None
     ) -> None:
         self._requests = list(requests)
-        self._wanted = threads
         self._config = model.config
-        self._products = model.config.num_multiplied()  # of a row
-        self._memory = Memory(model, self._requests, threads or usable_cores())
-        self._slots, self._job = self._memory.slots, self._memory.job
-        self._run = load_kernels().run
-        self._threads = 0
-        self._step_s = 0.0
+        window = model.config.max_seq_len
+        # Caches are as long as the longest text may need.
+        needed = max((len(r.prompt) + min(r.max_new_tokens, window) for r in requests), default=1)
+        self._memory = Memory(
+            model,
+            len(requests),
+            capacity=padded(min(window, needed)),
+            text_width=max((len(r.prompt) for r in requests), default=0) + 32,
+            threads=threads or usable_cores(),
+        )
+        for number, request in enumerate(requests):
+            self._memory.put(number, request)
+        self._slots = self._memory.slots
+        self._loop = Loop(self._memory, threads)
         self._shared = False
         self.noise = self._memory.noise
 
@@ -52,15 +140,11 @@ class CpuDecoding:
         """Draw up to `most` tokens for each row; see `Decoding`."""
         before = self._slots[:, at.LENGTH].copy()
         self._share_prompts()
-        while most > 0 and (self._slots[:, at.STATUS] == at.ACTIVE).any():
-            steps = 1
-            if self._step_s:
-                steps = max(1, min(most, int(_PATIENCE_S / self._step_s)))
+        while most > 0 and self._loop.active:
+            steps = self._loop.steps_at_once(most)
             self._memory.reserve_text(steps)
-            self._choose_threads()
-            began = time.perf_counter()
-            self._do(at.DRAW, steps)
-            self._step_s = (time.perf_counter() - began) / steps
+            self._loop.draw(steps)
+            self._raise_failure()
             most -= steps
         ends = self._slots[:, at.LENGTH]
         return [
@@ -92,7 +176,7 @@ class CpuDecoding:
         """Room and threads for some steps whose draws are the caller's."""
         self._share_prompts()
         self._memory.reserve_text(steps)
-        self._choose_threads()
+        self._loop.choose_threads()
 
     def push(self, ids: NDArray[np.int64]) -> None:
         """Append one token, drawn by the caller, to every row.
@@ -125,14 +209,12 @@ class CpuDecoding:
     def end(self, row: int) -> None:
         """Draw nothing more for this row."""
         if self._slots[row, at.STATUS] == at.ACTIVE:
-            self._memory.probabilities[row, : self._config.vocab_size] = self.logits(row)
-            self._slots[row, at.STATUS], self._slots[row, at.LOGITS_ROW] = at.ENDED, -1
+            self._memory.keep_logits(row)
+            self._slots[row, at.STATUS] = at.ENDED
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """(V,) the prediction behind the row's last token; see `Decoding`."""
-        place = self._slots[row, at.LOGITS_ROW]
-        held = self._memory.probabilities[row] if place < 0 else self._memory.logits[place]
-        return held[: self._config.vocab_size].copy()
+        return self._memory.logits_of(row)
 
     def _share_prompts(self) -> None:
         """Once: read a prompt that several rows have for the first of them alone."""
@@ -149,47 +231,14 @@ class CpuDecoding:
         shared = [rows for rows in groups.values() if len(rows) > 1]
         if not shared:
             return
-        status = self._slots[:, at.STATUS].copy()
-        self._slots[:, at.STATUS] = at.ENDED
-        self._slots[[rows[0] for rows in shared], at.STATUS] = at.ACTIVE
-        self._choose_threads()
-        self._do(at.READ, 1)
-        self._slots[:, at.STATUS] = status
+        self._loop.read([rows[0] for rows in shared])
         for first, *others in shared:
-            self._memory.share_cache(first, others)
-
-    def _choose_threads(self) -> None:
-        """As many as the next step's work is worth."""
-        threads = self._wanted or 0
-        if not threads:
-            rows, window = 0, self._config.max_seq_len
-            for slot in self._slots.tolist():
-                if slot[at.STATUS] == at.ACTIVE:
-                    crops = slot[at.OVERFLOW] == at.CROP and slot[at.LENGTH] > window
-                    unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
-                    rows += window if crops else unread
-            threads = min(usable_cores(), 1 + rows * self._products // _MANY_PRODUCTS)
-        if threads != self._threads:
-            self._threads = self._job[at.THREADS] = threads
-            self._memory.reset_barrier()
+            self._memory.share_cache(first, others, int(self._slots[first, at.CACHED]))
 
     def _do(self, mode: int, steps: int) -> None:
-        """One run of the compiled loop."""
-        job = self._job
-        job[at.MODE], job[at.STEPS] = mode, steps
-        address = self._memory.job_address
-        if self._threads > 1 and steps:
-            run_together(self._run, address, self._threads)
-        else:
-            self._run(address, 0)
-        if job[at.FAILED]:
-            self._raise_failure()
+        self._loop.do(mode, steps)
+        self._raise_failure()
 
     def _raise_failure(self) -> None:
-        self._job[at.FAILED] = 0
-        failed = np.flatnonzero(self._slots[:, at.STATUS] >= at.BROKEN_MODEL)
-        broken = self._slots[failed[0], at.STATUS] == at.BROKEN_MODEL
-        self._slots[failed, at.STATUS] = at.ENDED
-        if broken:
-            raise broken_model()
-        raise overflowing_settings(self._requests[int(failed[0])].sampling)
+        for error in self._loop.take_failures(lambda row: self._requests[row].sampling).values():
+            raise error

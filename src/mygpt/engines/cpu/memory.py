@@ -1,58 +1,58 @@
 """What a decoding remembers between steps, and its room to work in, as the kernels want it.
 
-Letters: B slots (one a request), C embedding, D head size, R rows, T time, V vocabulary.
+Letters: B slots (one a request), C embedding, D head size, G key/value heads, N layers, R rows,
+T time, V vocabulary.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.config import COLDEST
-from mygpt.engines.contract import Request
+from mygpt.engines.contract import Request, check_prompt_ids
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.pack import Arena, PackedModel, padded
-from mygpt.errors import InputError
 
 _OVERFLOWS = {"crop": at.CROP, "refill": at.REFILL, "stop": at.STOP}
 _MAX_ROWS = 240  # rows of one pass: whole tiles for two threads, and few enough to stay in cache
 
 
 class Memory:
-    """Everything that a job's addresses point to, besides the model.
+    """Everything that a job's addresses point to, besides the model; slots are free at first.
+
+    Args:
+        model: the model.
+        count: B, how many slots there are.
+        capacity: tokens that a slot's cache has room for, a whole number of vectors.
+        text_width: tokens that a slot's text has room for.
+        threads: how many will work at the most.
 
     Attributes:
         job: the job (see `layout`).
         slots: (B, SLOT_SIZE) int64.
         settings: (B, SETTINGS_SIZE) float32.
         seen: (B, V) int8, 1 for tokens that occurred.
-        text: (B, T) int64, prompts and what was drawn; grows.
-        keys: (B, all pieces) float32; `values` likewise.
+        text: (B, T) int64, prompts and what was drawn.
+        keys: (B, N G, D, T) float32.
+        values: (B, N G, T, D padded) float32.
         probabilities: (B, V padded) float32; `logits` likewise, in an order of its own.
         noise: (B, V) float32, the caller's.
     """
 
-    def __init__(self, model: PackedModel, requests: Sequence[Request], threads: int) -> None:
+    def __init__(
+        self, model: PackedModel, count: int, *, capacity: int, text_width: int, threads: int
+    ) -> None:
         self.config = config = model.config
         self._model = model  # the job's addresses point into it
-        count, vocab = len(requests), config.vocab_size
         self.job = job = model.job.copy()
         self.slots = np.zeros((count, at.SLOT_SIZE), np.int64)
         self.settings = np.zeros((count, at.SETTINGS_SIZE), np.float32)
-        self.seen = np.zeros((count, vocab), np.int8)
-        longest = max((len(request.prompt) for request in requests), default=0)
-        self.text = np.zeros((count, longest + 32), np.int64)
-        for number, request in enumerate(requests):
-            self._fill_slot(number, request)
-        # Caches are as long as the longest text may need.
-        window = config.max_seq_len
-        needed = max((len(r.prompt) + min(r.max_new_tokens, window) for r in requests), default=1)
-        capacity = padded(min(window, needed))
-        pieces = config.num_layers * config.kv_heads * capacity
-        self.keys = np.zeros((count, pieces * config.head_size), np.float32)
-        self.values = np.zeros((count, pieces * padded(config.head_size)), np.float32)
+        self.seen = np.zeros((count, config.vocab_size), np.int8)
+        self.text = np.zeros((count, text_width), np.int64)
+        pieces, size = config.num_layers * config.kv_heads, config.head_size
+        self.keys = np.zeros((count, pieces, size, capacity), np.float32)
+        self.values = np.zeros((count, pieces, capacity, padded(size)), np.float32)
         job[at.SLOTS], job[at.TIME_STRIDE] = count, capacity
         job[at.MAX_ROWS] = rows = max(1, min(_MAX_ROWS, count * capacity))
         self._make_room(rows, threads, capacity)
@@ -67,11 +67,25 @@ class Memory:
         self._place_text()
         self.job_address: int = job.ctypes.data
 
-    def _fill_slot(self, number: int, request: Request) -> None:
-        sampling, slot, length = request.sampling, self.slots[number], len(request.prompt)
+    def put(self, number: int, request: Request, shown: NDArray[np.int64] | None = None) -> None:
+        """Have a request in a slot, whatever was there before.
+
+        Args:
+            number: the slot.
+            request: what to continue.
+            shown: the prompt's end alone, of a window's length at least, where nobody will ask
+                for what stands before it.
+
+        Raises:
+            InputError: for a prompt that is empty or holds an unknown id; nothing was changed.
+        """
+        check_prompt_ids(request.prompt, self.config.vocab_size)
+        text = request.prompt if shown is None else shown
+        sampling, slot = request.sampling, self.slots[number]
         room = request.room(self.config.max_seq_len)
+        slot[:] = 0
         slot[at.STATUS] = at.ACTIVE if room else at.ENDED
-        slot[at.LENGTH], slot[at.START], slot[at.LIMIT] = length, -1, room
+        slot[at.LENGTH], slot[at.START], slot[at.LIMIT] = len(text), -1, room
         slot[at.OVERFLOW] = _OVERFLOWS[request.overflow]
         slot[at.END] = -1 if request.end is None else request.end
         slot[at.TOP_K] = min(sampling.top_k or 0, self.config.vocab_size)
@@ -79,6 +93,8 @@ class Memory:
         seed = request.stream.seed  # 64 bits without a sign, in the place of 64 with one
         slot[at.SEED] = seed - 2**64 if seed >= 2**63 else seed
         slot[at.INDEX] = request.stream.index
+        slot[at.LOGITS_ROW] = -1  # the slot's own, in `probabilities`
+        self.probabilities[number] = 0
         min_p = sampling.min_p or 0.0
         penalty = sampling.repetition_penalty
         with np.errstate(over="ignore"):  # past float32 a temperature is infinite, as in torch
@@ -88,13 +104,8 @@ class Memory:
                 np.log(min_p) if min_p > 0 else -np.inf,
                 1.0 if penalty is None else penalty,
             )
-        outside = (request.prompt < 0) | (request.prompt >= self.config.vocab_size)
-        if outside.any():
-            raise InputError(
-                f"prompt holds id {request.prompt[outside][0]}: this model's ids run from 0 to "
-                f"{self.config.vocab_size - 1}"
-            )
-        self.text[number, :length] = request.prompt
+        self.text[number, : len(text)] = text
+        self.seen[number] = 0
         self.seen[number, request.prompt] = 1
 
     def _make_room(self, rows: int, threads: int, capacity: int) -> None:
@@ -140,7 +151,7 @@ class Memory:
         self.job[at.TEXT], self.job[at.TEXT_STRIDE] = self.text.ctypes.data, self.text.shape[1]
 
     def reserve_text(self, steps: int) -> None:
-        """Have room for `steps` more tokens in every row."""
+        """Have room for `steps` more tokens in every row: texts grow."""
         needed = int(self.slots[:, at.LENGTH].max(initial=0)) + steps
         if needed > self.text.shape[1]:
             room = np.zeros((len(self.text), needed + needed // 2), np.int64)
@@ -148,9 +159,50 @@ class Memory:
             self.text = room
             self._place_text()
 
-    def share_cache(self, first: int, others: list[int]) -> None:
-        """Give the other slots what the first has read of a prompt they have in common."""
-        self.keys[others] = self.keys[first]
-        self.values[others] = self.values[first]
-        for place in (at.START, at.CACHED):
-            self.slots[others, place] = self.slots[first, place]
+    def slide_texts(self, steps: int) -> None:
+        """Have room for `steps` more tokens in every row that draws: texts forget.
+
+        What lies before a row's window goes. There must be room for a window and `steps` + 1.
+        """
+        slots = self.slots
+        full = slots[:, at.LENGTH] + steps > self.text.shape[1]
+        if not full.any():
+            return
+        for row in np.flatnonzero(full & (slots[:, at.STATUS] == at.ACTIVE)).tolist():
+            start, length = slots[row, at.START], slots[row, at.LENGTH]
+            self.text[row, : length - start] = self.text[row, start:length]
+            slots[row, at.START], slots[row, at.LENGTH] = 0, length - start
+
+    def known_prefixes(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) how many of these tokens, from the first on, each slot has read first."""
+        counts = np.arange(len(ids))
+        places = np.maximum(self.slots[:, at.START], 0)[:, None] + counts  # (B, T)
+        places = np.minimum(places, self.text.shape[1] - 1)
+        same = np.take_along_axis(self.text, places, axis=1) == ids
+        same &= counts < self.slots[:, at.CACHED, None]
+        known: NDArray[np.int64] = np.logical_and.accumulate(same, axis=1).sum(axis=1)
+        return known
+
+    def share_cache(self, first: int, others: list[int], count: int) -> None:
+        """Give rows that have read nothing the first `count` tokens of what another has read."""
+        self.keys[others, :, :, :count] = self.keys[first, :, :, :count]
+        self.values[others, :, :count] = self.values[first, :, :count]
+        self.slots[others, at.CACHED] = count
+        hidden = self.slots[others, at.LENGTH] - self.config.max_seq_len
+        self.slots[others, at.START] = np.maximum(0, hidden)  # as `Window` begins
+
+    def is_sound(self, row: int, count: int) -> bool:
+        """Whether the first `count` tokens' keys and values are numbers."""
+        keys, values = self.keys[row, :, :, :count], self.values[row, :, :count]
+        return bool(np.isfinite(keys).all() and np.isfinite(values).all())
+
+    def keep_logits(self, row: int) -> None:
+        """Put a row's logits where later steps of others leave them alone."""
+        self.probabilities[row, : self.config.vocab_size] = self.logits_of(row)
+        self.slots[row, at.LOGITS_ROW] = -1
+
+    def logits_of(self, row: int) -> NDArray[np.float32]:
+        """(V,) the prediction behind a row's last token, a copy."""
+        place = self.slots[row, at.LOGITS_ROW]
+        held = self.probabilities[row] if place < 0 else self.logits[place]
+        return held[: self.config.vocab_size].copy()

@@ -1,0 +1,1 @@
+"""`mygpt serve` beside llama.cpp's server: tokens a second, and the time between tokens."""

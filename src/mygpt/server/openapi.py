@@ -1,0 +1,273 @@
+"""The API's description in OpenAPI 3.1, as exact as JSON Schema can say it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mygpt import __version__
+from mygpt.config import OVERFLOW_POLICIES
+from mygpt.generation.writer import Writer
+from mygpt.server.requests import (
+    DEFAULT_MAX_TOKENS,
+    MAX_LOGPROBS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+)
+from mygpt.server.settings import ServerSettings
+from mygpt.tokenization import CharTokenizer
+
+Schema = dict[str, Any]
+
+_STRING, _INTEGER, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+_ERRORS = {
+    "400": "A wrong field, or what is no JSON.",
+    "401": "The API key is missing or wrong.",
+    "403": "Another site's page, or a name that is not this server's.",
+    "404": "Another model, or nothing at this path.",
+    "405": "Not with this method.",
+    "413": "The body is too large.",
+    "415": "The body is not declared as JSON.",
+    "429": "Too many wait; Retry-After says when to try again.",
+    "500": "An error of the server's own.",
+    "503": "The server is shutting down.",
+}
+
+
+def openapi(writer: Writer, settings: ServerSettings) -> Schema:
+    """The document for one model and its limits."""
+    document: Schema = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "mygpt",
+            "version": __version__,
+            "description": (
+                "Completions as OpenAI has them, from one small GPT. Unknown fields are refused; "
+                "null is the same as leaving a field out."
+            ),
+        },
+        "paths": _paths(settings),
+        "components": {"schemas": _schemas(writer, settings)},
+    }
+    if settings.api_key is not None:
+        scheme = {"type": "http", "scheme": "bearer"}
+        document["components"]["securitySchemes"] = {"key": scheme}
+        document["security"] = [{"key": []}]
+    return document
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _json(schema: Schema, description: str) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _operation(
+    name: str, summary: str, answer: Schema, body: str | None = None, errors: str = ""
+) -> Schema:
+    told = f"401 403 500 503 {errors} {'400 413 415 429' if body else ''}".split()
+    operation: Schema = {
+        "operationId": name,
+        "summary": summary,
+        "responses": {
+            "200": answer,
+            **{status: _json(_ref("Error"), _ERRORS[status]) for status in sorted(told)},
+        },
+    }
+    if body:
+        content = {"application/json": {"schema": _ref(body)}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _paths(settings: ServerSettings) -> Schema:
+    completion = _json(_ref("Completion"), "The choices; events of the same form for a stream.")
+    completion["content"]["text/event-stream"] = {}  # OpenAPI 3.1 has no word for events
+    model = _operation("get_model", "The model.", _json(_ref("Model"), "It."), errors="404")
+    named = {
+        "name": "model",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "const": settings.name},
+    }
+    health = _operation("health", "Whether requests are taken.", _json(_ref("Health"), "They are."))
+    health["responses"]["503"] = _json(
+        {"allOf": [_ref("Error"), _ref("Health")]}, "They are not, and why."
+    )
+    look = "What the model predicts after a text: logits of all tokens, or of the largest."
+    weights = "What each of the last positions looks at, in each layer and head."
+    return {
+        "/v1/completions": {
+            "post": _operation(
+                "complete", "Continue prompts.", completion, "CompletionRequest", "404"
+            )
+        },
+        "/v1/models": {"get": _operation("list_models", "All.", _json(_ref("Models"), "One."))},
+        "/v1/models/{model}": {"get": model, "parameters": [named]},
+        "/health": {"get": health},
+        "/openapi.json": {
+            "get": _operation("openapi", "This.", _json({"type": "object"}, "This."))
+        },
+        "/api/model": {
+            "get": _operation("about", "The model.", _json({"type": "object"}, "Its shape."))
+        },
+        "/api/next": {"post": _operation("next", look, _json(_ref("Next"), "Them."), "Text")},
+        "/api/attention": {
+            "post": _operation("attention", weights, _json(_ref("Attention"), "Them."), "Text")
+        },
+    }
+
+
+def _object(required: str, **properties: Schema) -> Schema:
+    return {"type": "object", "required": required.split(), "properties": properties}
+
+
+def _closed(required: str, **properties: Schema) -> Schema:
+    return _object(required, **properties) | {"additionalProperties": False}
+
+
+def _or_null(kind: str, **limits: Any) -> Schema:
+    return {"type": [kind, "null"], **limits}
+
+
+def _list(items: Schema, **limits: Any) -> Schema:
+    return {"type": "array", "items": items, **limits}
+
+
+def text_schema(writer: Writer, settings: ServerSettings) -> Schema:
+    """Texts that the model can read: of characters, only those that it knows."""
+    schema: Schema = {"type": "string", "maxLength": settings.max_prompt_tokens}
+    if isinstance(writer.tokenizer, CharTokenizer):
+        known = "".join(f"\\u{ord(c):04x}" for c in writer.tokenizer.chars if ord(c) < 2**16)
+        beyond = "".join(c for c in writer.tokenizer.chars if ord(c) >= 2**16)
+        schema["pattern"] = f"^[{known}{beyond}]*$"
+    return schema
+
+
+def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
+    token = {"type": "integer", "minimum": 0, "maximum": writer.tokenizer.vocab_size - 1}
+    ids = _list(token, minItems=1, maxItems=settings.max_prompt_tokens)
+    text = text_schema(writer, settings)
+    return {
+        "CompletionRequest": _completion_request(settings, text, ids),
+        "Text": {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "properties": {"text": text, "ids": ids},
+            "additionalProperties": False,
+        },
+        "Completion": _completion(),
+        "Model": _object(
+            "id object created owned_by",
+            id=_STRING,
+            object={"const": "model"},
+            created=_INTEGER,
+            owned_by=_STRING,
+        ),
+        "Models": _object("object data", object={"const": "list"}, data=_list(_ref("Model"))),
+        "Health": _object(
+            "healthy running waiting",
+            healthy={"type": "boolean"},
+            running=_INTEGER,
+            waiting=_INTEGER,
+        ),
+        "Next": _object(
+            "ids tokens window_start",
+            ids=_list(_INTEGER),
+            tokens=_list(_object("id text", id=_INTEGER, text=_STRING)),
+            window_start=_INTEGER,
+            logits=_list(_NUMBER),
+            top=_list(_list({"type": ["number", "string"]})),  # id, logit, text
+            rest=_NUMBER,
+        ),
+        "Attention": _object(
+            "layers heads start weights",
+            layers=_INTEGER,
+            heads=_INTEGER,
+            start=_INTEGER,
+            weights=_list(_list(_list(_list(_NUMBER)))),
+        ),
+        "Error": _object(
+            "error",
+            error=_object(
+                "message type param code",
+                message=_STRING,
+                type=_STRING,
+                param=_or_null("string"),
+                code=_or_null("string"),
+            ),
+        ),
+    }
+
+
+def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> Schema:
+    most = settings.max_choices
+    count = {"minimum": 1, "maximum": most}
+    stop = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+    many = {"minItems": 1, "maxItems": most}
+    default = min(DEFAULT_MAX_TOKENS, settings.max_tokens)
+    return _closed(
+        "model prompt",
+        model={"type": "string", "const": settings.name},
+        prompt={"anyOf": [text, _list(text, **many), ids, _list(ids, **many)]},
+        n=_or_null("integer", default=1, **count),
+        best_of=_or_null("integer", description="Only n itself.", **count),
+        max_tokens=_or_null("integer", default=default, minimum=0, maximum=settings.max_tokens),
+        temperature=_or_null("number", default=1, minimum=0, description="0 is greedy."),
+        top_p=_or_null("number", exclusiveMinimum=0, maximum=1),
+        top_k=_or_null("integer", minimum=0, maximum=2**31, description="0 is off."),
+        min_p=_or_null("number", minimum=0, maximum=1),
+        repetition_penalty=_or_null("number", exclusiveMinimum=0),
+        seed=_or_null("integer", minimum=0, maximum=2**64 - 1),
+        stop={"anyOf": [stop, _list(stop, maxItems=MAX_STOPS), {"type": "null"}]},
+        logprobs=_or_null("integer", minimum=0, maximum=MAX_LOGPROBS),
+        echo=_or_null("boolean", default=False),
+        stream=_or_null("boolean", default=False),
+        stream_options={
+            "description": "Only with stream.",
+            "anyOf": [_closed("", include_usage=_or_null("boolean")), {"type": "null"}],
+        },
+        overflow={"enum": [*OVERFLOW_POLICIES, None], "description": "Past the window."},
+        user=_or_null("string"),
+        suffix=_or_null("string", maxLength=0),
+        logit_bias=_or_null("object", maxProperties=0),
+        presence_penalty=_or_null("number", minimum=0, maximum=0),
+        frequency_penalty=_or_null("number", minimum=0, maximum=0),
+    )
+
+
+def _completion() -> Schema:
+    maybe = {"type": ["number", "null"]}
+    likeliest = {"type": ["object", "null"], "additionalProperties": _NUMBER}
+    logprobs = _object(
+        "tokens token_logprobs top_logprobs text_offset",
+        tokens=_list(_STRING),
+        token_logprobs=_list(maybe),
+        top_logprobs=_list(likeliest),
+        text_offset=_list(_INTEGER),
+    )
+    choice = _object(
+        "index text logprobs finish_reason",
+        index=_INTEGER,
+        text=_STRING,
+        logprobs={"anyOf": [logprobs, {"type": "null"}]},
+        finish_reason={"enum": ["stop", "length"]},
+    )
+    usage = _object(
+        "prompt_tokens completion_tokens total_tokens",
+        prompt_tokens=_INTEGER,
+        completion_tokens=_INTEGER,
+        total_tokens=_INTEGER,
+    )
+    return _object(
+        "id object created model seed choices usage",
+        id=_STRING,
+        object={"const": "text_completion"},
+        created=_INTEGER,
+        model=_STRING,
+        seed={"type": "integer", "description": "Of the random numbers: it repeats the answer."},
+        choices=_list(choice),
+        usage=usage,
+    )

@@ -1,0 +1,177 @@
+"""What the page at / asks for: its own files, the next token's distribution, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from mygpt.config import SamplingConfig
+from mygpt.engines.contract import Request
+from mygpt.generation.writer import Writer
+from mygpt.randomness import Stream
+from mygpt.server.completions import encode
+from mygpt.server.problems import ApiError, json_answer, to_json
+from mygpt.server.reading import Reader
+from mygpt.server.requests import Fields, Prompt, check_prompt_ids, invalid, read_json
+from mygpt.server.samples import Peek
+from mygpt.server.scheduler import Scheduler
+from mygpt.server.settings import ServerSettings
+from mygpt.server.streaming import ClientGone, while_connected
+
+STATIC = Path(__file__).resolve().parent.parent / "views" / "static"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
+SMALL_VOCABULARY = 4096  # all logits are sent; of a larger one, these many
+LIKELIEST = 1024
+MOST_POSITIONS = 128  # of attention
+
+
+class Playground:
+    """The routes.
+
+    Args:
+        writer: the model and its tokenizer.
+        settings: what is allowed.
+        scheduler: where the next token's distribution comes from.
+        reader: where attention comes from.
+        static: the folder of the page's files.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        settings: ServerSettings,
+        scheduler: Scheduler,
+        reader: Reader,
+        static: Path = STATIC,
+    ) -> None:
+        self.writer, self.settings, self.static = writer, settings, static
+        self.scheduler, self.reader = scheduler, reader
+
+    async def page(self, request: HttpRequest) -> Response:
+        """GET /."""
+        return self._file("playground.html")
+
+    async def file(self, request: HttpRequest) -> Response:
+        """GET /static/NAME."""
+        return self._file(request.path_params["name"])
+
+    def _file(self, name: str) -> Response:
+        """A file of the folder itself, by a name that stands there: no path leads elsewhere."""
+        there = {path.name: path for path in self.static.glob("*") if path.suffix in TYPES}
+        if name not in there:
+            raise ApiError(404, f"there is no file {name!r:.80} here", code="not_found")
+        path = there[name]
+        headers = {"Cache-Control": "no-cache", "Content-Type": TYPES[path.suffix]}
+        return Response(path.read_bytes(), headers=headers)
+
+    async def model(self, request: HttpRequest) -> Response:
+        """GET /api/model."""
+        config, tokenizer = self.writer.config, self.writer.tokenizer
+        small = tokenizer.vocab_size <= SMALL_VOCABULARY
+        content = {
+            "name": self.settings.name,
+            "parameters": config.num_parameters(),
+            "shape": {k: v for k, v in asdict(config).items() if k != "ngram_rows"},
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.kind,
+            "window": config.max_seq_len,
+            "ngrams": bool(config.ngram_rows),
+            "end_of_text": tokenizer.end_of_text,
+        }
+        if small:
+            content["tokens"] = [tokenizer.token_text(i) for i in range(tokenizer.vocab_size)]
+        return json_answer(content)
+
+    async def next(self, request: HttpRequest) -> Response:
+        """POST /api/next: what the model predicts after a text or ids."""
+        ids = self._ids(await read_json(request))
+        peek = Peek(Request(np.array(ids, np.int64), 1, SamplingConfig(temperature=0.0), Stream(0)))
+        ticket = self.scheduler.submit([peek])
+
+        async def look() -> NDArray[np.float32]:
+            async for found in ticket.news():
+                return found[0]
+            raise AssertionError("a look ended without a prediction")
+
+        try:
+            logits = await while_connected(request.receive, look())
+        except ClientGone:
+            return Response(status_code=499)  # nobody reads it
+        finally:
+            self.scheduler.cancel(ticket)
+        text = self.writer.tokenizer.token_text
+        content = {
+            "ids": ids,
+            "tokens": [{"id": i, "text": text(i)} for i in ids],
+            "window_start": max(0, len(ids) - self.writer.config.max_seq_len),
+        }
+        return json_answer(content | told_logits(logits, text))
+
+    async def attention(self, request: HttpRequest) -> Response:
+        """POST /api/attention: what each of the last positions looks at."""
+        ids = self._ids(await read_json(request))
+        return json_answer(await self.reader.run(self._attention, ids))
+
+    def _attention(self, ids: Sequence[int]) -> bytes:
+        """JSON, for making it takes long too; head by head, so that other threads get turns."""
+        config = self.writer.config
+        start = max(0, len(ids) - min(MOST_POSITIONS, config.max_seq_len))
+        weights = self.reader.attention(ids[start:])  # (N, H, T, T)
+        content = {"layers": config.num_layers, "heads": config.num_heads, "start": start}
+        layers = (_listed(_rounded(head) for head in layer) for layer in weights)
+        return to_json(content)[:-1] + b',"weights":' + _listed(layers) + b"}"
+
+    def _ids(self, body: dict[str, Any]) -> list[int]:
+        """The ids of a body's "text" or "ids"; of an empty text those that a text starts from."""
+        fields = Fields(body, frozenset({"text", "ids"}))
+        text, given = fields.text("text"), fields.values.get("ids")
+        if (text is None) == (given is None):
+            raise invalid(None, 'send either "text" or "ids"')
+        prompt: Prompt
+        if text is not None:
+            prompt, name = text, "text"
+        elif isinstance(given, list):
+            prompt, name = check_prompt_ids(given, "ids"), "ids"
+        else:
+            raise invalid("ids", "ids must be a list of token ids")
+        return encode(self.writer, prompt, self.settings, name).ids
+
+
+def _rounded(head: NDArray[np.float32]) -> bytes:
+    return to_json(np.round(head.astype(np.float64), 4).tolist())  # (T, T)
+
+
+def _listed(parts: Iterable[bytes]) -> bytes:
+    return b"[" + b",".join(parts) + b"]"
+
+
+def told_logits(logits: NDArray[np.float32], text: Callable[[int], str]) -> dict[str, Any]:
+    """Logits (V,) as the page takes them: all, or the largest and what the rest adds up to.
+
+    Args:
+        logits: of the next token.
+        text: of a token.
+    """
+    if len(logits) <= SMALL_VOCABULARY:
+        return {"logits": logits.tolist()}
+    order = np.argsort(-logits, kind="stable")
+    best, others = order[:LIKELIEST], logits[order[LIKELIEST:]].astype(np.float64)
+    largest = others.max()
+    return {
+        "top": [[int(i), float(logits[i]), text(int(i))] for i in best],
+        "rest": float(largest + np.log(np.exp(others - largest).sum())),
+    }

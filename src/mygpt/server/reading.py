@@ -1,0 +1,99 @@
+"""Looks at whole texts with the model's own forward pass: a prompt's log-probabilities, attention.
+
+It runs in a thread of its own, one look at a time, beside the one that decodes.
+Letters: H heads, N layers, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.engines.contract import Window
+from mygpt.generation.completion import Completion, Row
+from mygpt.generation.writer import Writer
+from mygpt.server.problems import ApiError
+from mygpt.server.samples import Entry
+from mygpt.server.scheduler import busy
+
+
+class Reader:
+    """Looks, in the order in which they are asked for.
+
+    Args:
+        writer: the model and its tokenizer.
+        max_waiting: how many looks may wait.
+    """
+
+    def __init__(self, writer: Writer, max_waiting: int) -> None:
+        self.writer = writer
+        self._max_waiting, self._waiting = max_waiting, 0
+        self._thread = ThreadPoolExecutor(1, "mygpt-read")
+
+    async def run(self, look: Callable[..., Any], *args: Any) -> Any:
+        """What `look` returns; `ApiError` 429 when too many wait."""
+        if self._waiting >= self._max_waiting:
+            raise busy(self._waiting)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, look, *args)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Take no more looks."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def score(self, ids: Sequence[int], given: int, top: int, refill: bool) -> list[Entry]:
+        """Each token's log-probability after those before it.
+
+        Args:
+            ids: the text, at least one token.
+            given: how many tokens at its beginning are none of the text's, and not told.
+            top: how many alternatives to tell.
+            refill: past the window, whether to go on from its newer half (see `Window`).
+
+        Raises:
+            ApiError: for a text that is longer than the window where nothing may be forgotten.
+        """
+        window = self.writer.config.max_seq_len
+        if len(ids) > window + 1 and not refill:
+            raise ApiError(
+                400,
+                f"log-probabilities of a prompt of {len(ids)} tokens need more than the window of "
+                f"{window}: shorten it, or choose overflow=refill",
+                param="prompt",
+                code="invalid_value",
+            )
+        visible = Window(window, "refill")
+        told = [self._entry(ids[0], None, top)]
+        for start, group in groupby(range(1, len(ids)), key=visible.start):
+            places = list(group)
+            logits = self.writer.read(ids[start : places[-1]], shown=1).logits  # (T, V)
+            told += [self._entry(ids[place], logits[place - start - 1], top) for place in places]
+        offset, decoder = 0, self.writer.tokenizer.decoder()
+        for token, entry in zip(ids[given:], told[given:], strict=True):
+            entry.offset = offset
+            offset += len(decoder.push(token))
+        return told[given:]
+
+    def _entry(self, token: int, logits: NDArray[np.float32] | None, top: int) -> Entry:
+        if logits is None:  # the text's first token comes after nothing
+            return Entry(self.writer.tokenizer.token_text(token), None, None, 0)
+        row = Row(self.writer.tokenizer, Completion(""), (), top)
+        row.push(token, logits)
+        assert row.completion.logprobs is not None
+        return Entry.of(row.completion.logprobs[0], 0)
+
+    def attention(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """What each position looks at, in each layer and head, (N, H, T, T); T within the window.
+
+        Row t of a head holds the shares, which add up to 1, of positions 0 to t.
+        """
+        return self.writer.read(ids).weights

@@ -1,0 +1,225 @@
+"""What a run's log tells of its course, thinned to what a page has room for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol, TypeVar
+
+_LARGEST = 1e18  # no number of a log comes near it
+
+
+class _OfAStep(Protocol):
+    @property
+    def step(self) -> int: ...
+
+
+P = TypeVar("P")
+S = TypeVar("S", bound=_OfAStep)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A reported step.
+
+    Attributes:
+        step: which.
+        loss: of its batch, nats per token.
+        lr: the learning rate.
+        tokens: read so far.
+        elapsed_s: seconds of training so far.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A validation pass.
+
+    Attributes:
+        step: when.
+        val_loss: nats per token.
+        bits_per_byte: the same in bits per byte; NaN where the log does not tell.
+        elapsed_s: seconds of training so far.
+    """
+
+    step: int
+    val_loss: float
+    bits_per_byte: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A piece of text that the model wrote on its way.
+
+    Attributes:
+        step: when.
+        text: the text.
+        copied: passages that the text learned from has too: first character, and the one after
+            the last.
+    """
+
+    step: int
+    text: str
+    copied: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A step that was left out, or a loss that jumped.
+
+    Attributes:
+        step: when.
+        text: what happened.
+    """
+
+    step: int
+    text: str
+
+
+@dataclass
+class History:
+    """A run's course, in the order of its steps; what was gone back behind is not part of it."""
+
+    reports: list[Report] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    troubles: list[Trouble] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """The last step that is told of."""
+        return max((own[-1].step for own in (self.reports, self.validations) if own), default=0)
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation with the lowest loss."""
+        return min(self.validations, key=lambda seen: seen.val_loss, default=None)
+
+    def speeds(self) -> list[tuple[int, float]]:
+        """Tokens per second up to each reported step from the one before, by step."""
+        return [
+            (after.step, (after.tokens - before.tokens) / (after.elapsed_s - before.elapsed_s))
+            for before, after in pairwise(self.reports)
+            if after.elapsed_s > before.elapsed_s and after.tokens > before.tokens
+        ]
+
+
+def read_log(log: Path) -> History:
+    """What a log tells; lines that are none, and a last one still being written, are passed over.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    history = History()
+    for record in _records(log):
+        step = record.get("step")
+        if type(step) is not int or step < 0:
+            continue
+        _take(history, step, record)
+    return history
+
+
+def _records(log: Path) -> Iterator[dict[str, Any]]:
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def _take(history: History, step: int, record: dict[str, Any]) -> None:
+    elapsed_s = _number(record, "elapsed_s", math.nan)
+    loss, val_loss = _number(record, "loss"), _number(record, "val_loss")
+    if math.isfinite(loss):
+        tokens = int(_number(record, "tokens", 0.0))
+        lr = _number(record, "lr")
+        _append(history.reports, Report(step, loss, lr, tokens, elapsed_s))
+    if math.isfinite(val_loss):
+        bits = _number(record, "val_bits_per_byte")
+        _append(history.validations, Validation(step, val_loss, bits, elapsed_s))
+    if isinstance(text := record.get("sample"), str):
+        _append(history.samples, Sample(step, text, _spans(record.get("copied"))))
+    if "left_out" in record:
+        count = int(_number(record, "steps", 1.0))
+        told = "its loss or gradient was no number: it was left out"
+        several = f"{count} steps up to here had no finite loss or gradient: they were left out"
+        history.troubles.append(Trouble(step, several if count > 1 else told))
+    if math.isfinite(spike := _number(record, "spike")):
+        usual = _number(record, "usual")
+        history.troubles.append(
+            Trouble(step, f"the loss jumped to {spike:.4f} from about {usual:.4f}")
+        )
+
+
+def _append(points: list[S], point: S) -> None:
+    """Add a point; a step behind the last one means that the run went back."""
+    while points and points[-1].step >= point.step:
+        points.pop()
+    points.append(point)
+
+
+def _number(record: dict[str, Any], name: str, missing: float = math.nan) -> float:
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return missing
+    # A whole number may be too large for a float.
+    return float(value) if abs(value) < _LARGEST else missing
+
+
+def _spans(copied: object) -> list[tuple[int, int]]:
+    if not isinstance(copied, list):
+        return []
+    return [
+        (span[0], span[1])
+        for span in copied
+        if isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span)
+    ]
+
+
+def thin(points: Sequence[P], most: int, value: Callable[[P], float]) -> list[P]:
+    """At most `most` points: of each stretch the lowest and the highest, and both ends.
+
+    So no peak and no dip is lost, however many points there are.
+    """
+    if len(points) <= most:
+        return list(points)
+    stretches = max(1, most // 2 - 1)
+    kept = {0, len(points) - 1}
+    for n in range(stretches):
+        own = range(n * len(points) // stretches, (n + 1) * len(points) // stretches)
+        kept.add(min(own, key=lambda place: value(points[place])))
+        kept.add(max(own, key=lambda place: value(points[place])))
+    return [points[place] for place in sorted(kept)]
+
+
+def medians(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """At most `most` points: of each stretch its last step and the median of its values."""
+    if len(points) <= most:
+        return list(points)
+    bounds = [n * len(points) // most for n in range(most + 1)]
+    return [
+        (points[end - 1][0], median(value for _, value in points[begin:end]))
+        for begin, end in pairwise(bounds)
+    ]
+
+
+def spread(points: Sequence[P], most: int) -> list[P]:
+    """At most `most` of the points, evenly from the first to the last."""
+    if len(points) <= most:
+        return list(points)
+    return [points[n * (len(points) - 1) // (most - 1)] for n in range(most)]

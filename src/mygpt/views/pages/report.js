@@ -1,0 +1,189 @@
+// The page of `mygpt report`: a run's verdict, its curves, its samples, what it copied, where it
+// looks, and how to make it again.
+
+import { renderAttention } from "../static/attention.js";
+import { renderCurves } from "../static/curves.js";
+import { make, makeSvg } from "../static/dom.js";
+import { renderSamples } from "../static/samples.js";
+import { grouped, percent, visibleText } from "../static/text.js";
+import { renderTokens } from "../static/tokens.js";
+import { renderLine } from "./lines.js";
+import {
+  addBox,
+  addSection,
+  attentionData,
+  beginPage,
+  commandBox,
+  factList,
+  farthestHead,
+  keepDrawn,
+  pageData,
+  quoted,
+  tokenData,
+} from "./parts.js";
+
+showReport(pageData());
+
+function showReport(data) {
+  const head = beginPage("report", data.name, []);
+  head.append(make("p", { class: `standing is-${data.standing}` }, `${data.progress}.`));
+  if (data.verdict) head.append(make("p", { class: "verdict" }, sentence(data.verdict)));
+  head.append(factList(data.facts));
+  showCurves(data);
+  showTable(data);
+  showPace(data);
+  showSamples(data);
+  showPassages(data);
+  showReading(data);
+  showPlan(data);
+  showNotes(data);
+}
+
+function showCurves({ curves, troubles, standing }) {
+  const box = addSection(
+    "curves",
+    "What it learned",
+    "The loss is how surprised the model is by the next token: lower is better. The lines across " +
+      "are what simpler models reach.",
+  );
+  if (!curves.training.length && !curves.validation.length) {
+    const words = standing === "training" ? "Nothing has been reported yet." : "The log is empty.";
+    box.append(make("p", { class: "section-words" }, words));
+    return;
+  }
+  const points = (rows) => rows.map(([step, seconds, loss]) => ({ step, seconds, loss }));
+  const validation = points(curves.validation);
+  const series = [{ name: "training", role: "training", points: points(curves.training) }];
+  if (validation.length) series.push({ name: "validation", role: "validation", points: validation });
+  const best = validation.reduce((low, p) => (low && low.loss <= p.loss ? low : p), null);
+  const view = addBox(box);
+  keepDrawn(() => renderCurves(view, { series, best, baselines: curves.baselines }));
+  if (troubles.length) {
+    const list = troubles.map(([step, text]) => make("li", {}, `Step ${grouped(step)}: ${text}.`));
+    box.append(make("ul", { class: "troubles" }, ...list));
+  }
+}
+
+function showTable({ table, bounds }) {
+  if (!table.length) return;
+  const words = "On the text kept for validation, from worst to best.";
+  const box = addSection("table", "Beside others", bounds ? `${words} (${bounds})` : words);
+  const most = Math.max(...table.map(([, bits]) => bits));
+  const rows = table.map(([name, bits, loss]) => tableRow(name, bits, loss, most));
+  const head = ["", "bits per byte", "", "nats per token"].map((name) =>
+    make("th", { scope: "col" }, name),
+  );
+  const body = make("tbody", {}, ...rows);
+  box.append(make("table", { class: "beside" }, make("thead", {}, make("tr", {}, ...head)), body));
+}
+
+function tableRow(name, bits, loss, most) {
+  const full = { width: ((100 * bits) / most).toFixed(2), height: 10 };
+  const bar = makeSvg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none" });
+  bar.append(makeSvg("rect", full));
+  bar.setAttribute("aria-hidden", "true");
+  return make(
+    "tr",
+    { class: name === "this model" ? "is-ours" : null },
+    make("th", { scope: "row" }, name),
+    make("td", {}, bits.toFixed(3)),
+    make("td", { class: "beside-bar" }, bar),
+    make("td", {}, loss === null ? "" : loss.toFixed(4)),
+  );
+}
+
+function showPace({ rate, speed }) {
+  if (rate.length < 2) return;
+  const box = addSection("pace", "Rate and speed");
+  const pair = make("div", { class: "pair" });
+  box.append(pair);
+  const charts = [["Learning rate, by step", rate], ["Tokens a second, by step", speed]];
+  for (const [words, points] of charts) {
+    if (points.length < 2) continue;
+    const part = make("div", { class: "pair-part" });
+    pair.append(part);
+    const view = addBox(part, words);
+    keepDrawn(() => renderLine(view, { points, words }));
+  }
+}
+
+function showSamples({ samples, written, copied_chars: copiedChars }) {
+  const all = [...samples];
+  if (written) {
+    const step = written.step ? `, step ${grouped(written.step)}` : "";
+    all.push({ ...written, title: `The best model${step}` });
+  }
+  if (!all.length) return;
+  const words = "Written from nothing: no prompt, and a seed of its own each time.";
+  const box = addSection("samples", samples.length ? "How its writing grew" : "What it writes", words);
+  renderSamples(addBox(box), all, { copiedChars });
+}
+
+function showPassages({ passages, written, copied_chars: least }) {
+  if (!written && !passages.length) return;
+  const box = addSection("copied", "What it copied");
+  const words = [];
+  if (!passages.length && written && written.novelty) {
+    words.push(`No sample has ${least} characters or more word for word from the text it read.`);
+  }
+  if (!passages.length && written && !written.novelty) {
+    words.push("Not known: the text it learned from is not to be had.");
+  }
+  if (written && written.novelty) words.push(`Best model's sample: ${visibleText(written.novelty, true)}.`);
+  for (const line of words) box.append(make("p", { class: "section-words" }, line));
+  const items = passages.map((one) => {
+    const from = one.document ? `, also in ${one.document}` : "";
+    const step = one.step === null ? "best model's sample" : `sample of step ${grouped(one.step)}`;
+    return make(
+      "li",
+      {},
+      make("p", { class: "copied-text" }, make("mark", { class: "copied" }, one.text)),
+      make("p", { class: "copied-words" }, `${grouped(one.length)} characters, ${step}${from}`),
+    );
+  });
+  if (items.length) box.append(make("ol", { class: "copied-list" }, ...items));
+}
+
+function showReading({ reading }) {
+  if (!reading) return;
+  const box = addSection(
+    "reading",
+    "How the best model reads",
+    `A passage from ${reading.from}: the deeper a token's colour, the likelier the model held it.`,
+  );
+  renderTokens(addBox(box), tokenData(reading.tokens, reading.window_start, false));
+  const surprise = leastExpected(reading.tokens);
+  if (surprise) {
+    const words = `It expected ${quoted(surprise)} least: ${percent(surprise.before)}.`;
+    box.append(make("p", { class: "section-words" }, words));
+  }
+  const view = addBox(box, "Where it looks");
+  const shown = attentionData(reading.attention, reading.tokens);
+  renderAttention(view, shown, farthestHead(shown));
+  keepDrawn(() => renderAttention(view, shown));
+}
+
+function leastExpected(tokens) {
+  const judged = tokens.filter((token) => token.before !== null);
+  return judged.reduce((low, one) => (low && low.before <= one.before ? low : one), null);
+}
+
+function showPlan({ plan, commands }) {
+  const box = addSection("plan", "How it was made");
+  box.append(factList(plan));
+  for (const [words, command] of commands) {
+    if (command) box.append(commandBox(`${words}:`, command));
+  }
+}
+
+function showNotes({ notes }) {
+  if (!notes.length) return;
+  const box = addSection("notes", "Notes");
+  box.append(make("ul", {}, ...notes.map((note) => make("li", {}, sentence(note)))));
+}
+
+// Words that begin and end as a sentence does.
+function sentence(words) {
+  const text = words.charAt(0).toUpperCase() + words.slice(1);
+  return /[.!?]$/.test(text) ? text : `${text}.`;
+}

@@ -1,0 +1,217 @@
+"""A run as one page: what it learned, how fast, against what, and how to make it again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mygpt.baselines import Baselines, Row, uniform_loss
+from mygpt.errors import InputError, MygptError
+from mygpt.generation.writer import Writer
+from mygpt.novelty import COPIED_CHARS, measure_novelty
+from mygpt.storage import write_durably
+from mygpt.text import Document
+from mygpt.training.events import Finished
+from mygpt.training.run import RunFolder
+from mygpt.views.account import commands_of, facts_of, plan_of, progress_of
+from mygpt.views.explain import about, explain, page_data
+from mygpt.views.history import History, Sample, medians, spread, thin
+from mygpt.views.page import make_page
+from mygpt.views.run import Run, baselines_of, read_run, standing_of, verdict_of
+
+NAME = "report.html"
+
+_MOST_POINTS, _MOST_RATES, _MOST_SAMPLES, _MOST_TROUBLES = 1200, 300, 12, 20
+_LONGEST_SAMPLE, _LONGEST_PASSAGE = 2000, 400  # characters
+_MOST_PASSAGES = 8
+_READ_CHARS = 160  # of the text whose reading is shown
+# Tokens that the best model writes for a report; a large model takes its time for each.
+_WRITTEN, _WRITTEN_BY_LARGE, _LARGE = 400, 100, 20_000_000
+
+
+def write_report(
+    path: str | Path,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    finished: Finished | None = None,
+) -> Path:
+    """Write a run's report, and tell where it is.
+
+    Args:
+        path: the run's folder, or the checkpoint it wrote.
+        out: the page; None is report.html in the run's folder, which is replaced.
+        overwrite: replace `out` too.
+        finished: what the training told at its end, which then is not found out again.
+
+    Raises:
+        InputError: where there is no run, no log of it, or `out` is there already.
+        StorageError: when there is no space, or the place cannot be written to.
+    """
+    folder = RunFolder.of(path)
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"{out} exists: add --overwrite, or choose another --out")
+    page = make_page(
+        "pages/report.js", report_data(read_run(folder, finished)), title="mygpt report"
+    )
+    target = out or folder.folder / NAME
+    write_durably(target, [page.encode()])
+    return target
+
+
+def report_data(run: Run) -> dict[str, Any]:
+    """What the page is made of, as plain JSON values."""
+    standing = standing_of(run)
+    baselines, learned = baselines_of(run)
+    own = _written(run)
+    samples = [_sample(one) for one in spread(run.history.samples, _MOST_SAMPLES)]
+    return {
+        "name": str(run.folder.name),
+        "standing": standing.kind,
+        "progress": progress_of(standing),
+        "verdict": verdict_of(run, standing, baselines, learned),
+        "facts": facts_of(run, standing, learned),
+        "curves": _curves(run.history, baselines, run.state.config.vocab_size),
+        "table": _table(run.history, baselines),
+        "bounds": "" if baselines is None else baselines.bounds,
+        "rate": _rate(run.history),
+        "speed": [[step, round(speed, 1)] for step, speed in medians(run.history.speeds(), 150)],
+        "samples": samples,
+        "written": own,
+        "passages": _passages(run.history.samples, own),
+        "copied_chars": COPIED_CHARS,
+        "reading": _reading(run, own),
+        "troubles": [[t.step, t.text] for t in spread(run.history.troubles, _MOST_TROUBLES)],
+        "plan": plan_of(run.state),
+        "commands": commands_of(run, standing),
+        "notes": run.notes,
+    }
+
+
+def _rate(history: History) -> list[tuple[int, float]]:
+    rates = [(seen.step, seen.lr) for seen in history.reports if not math.isnan(seen.lr)]
+    return thin(rates, _MOST_RATES, lambda rate: rate[1])
+
+
+def _curves(history: History, baselines: Baselines | None, vocab_size: int) -> dict[str, Any]:
+    """Losses in nats per token, as [step, seconds, loss], with what there is to beat."""
+    seconds = [
+        (r.step, None if math.isnan(r.elapsed_s) else r.elapsed_s, r.loss) for r in history.reports
+    ]
+    held = [
+        (v.step, None if math.isnan(v.elapsed_s) else v.elapsed_s, v.val_loss)
+        for v in history.validations
+    ]
+    if baselines is None:
+        lines = [("uniform", uniform_loss(vocab_size))]
+    else:
+        lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
+    return {
+        "training": thin(seconds, _MOST_POINTS, lambda point: point[2]),
+        "validation": thin(held, _MOST_POINTS, lambda point: point[2]),
+        "baselines": [{"name": name, "loss": round(loss, 4)} for name, loss in lines],
+    }
+
+
+def _table(history: History, baselines: Baselines | None) -> list[tuple[str, float, float | None]]:
+    """Name, bits per byte and nats per token of what was measured, from worst to best."""
+    if baselines is None or history.best is None:
+        return []
+    loss = history.best.val_loss
+    rows = [Row("this model", baselines.bits_per_byte(loss), loss), *baselines.rows()]
+    rows.sort(key=lambda row: -row.bits_per_byte)
+    return [(row.name, row.bits_per_byte, row.loss) for row in rows]
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    text = sample.text[:_LONGEST_SAMPLE]
+    copied = [(start, min(end, len(text))) for start, end in sample.copied if start < len(text)]
+    return {"step": sample.step, "text": text, "copied": copied}
+
+
+def _written(run: Run) -> dict[str, Any] | None:
+    """What the best model writes, and what of it is copied."""
+    model = run.model
+    if model is None:
+        return None
+    large = model.config.num_multiplied() > _LARGE
+    try:
+        writer = Writer(model, model.tokenizer, device="cpu")
+        text = writer.complete(
+            "", _WRITTEN_BY_LARGE if large else _WRITTEN, seed=0, overflow="refill"
+        )[0].text[:_LONGEST_SAMPLE]
+    except MygptError as error:
+        run.notes.append(f"the model writes nothing: {error}")
+        return None
+    told: dict[str, Any] = {"text": text, "copied": [], "step": model.provenance.get("step")}
+    if run.source is not None:
+        novelty = measure_novelty(text, run.source.learned)
+        told["copied"] = [(passage.start, passage.end) for passage in novelty.passages]
+        told["from"] = [passage.document for passage in novelty.passages]
+        told["novelty"] = str(novelty)
+    return told
+
+
+@dataclass(frozen=True)
+class _Copy:
+    text: str
+    step: int | None
+    document: str
+
+
+def _passages(samples: Sequence[Sample], own: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The longest copied passages of all samples, the longest first, each once."""
+    copies = [
+        _Copy(sample.text[start:end], sample.step, "")
+        for sample in samples
+        for start, end in sample.copied
+    ]
+    if own is not None:
+        names = own.get("from", [""] * len(own["copied"]))
+        copies += [
+            _Copy(own["text"][start:end], None, name)
+            for (start, end), name in zip(own["copied"], names, strict=True)
+        ]
+    once = {copy.text: copy for copy in copies}
+    longest = sorted(once.values(), key=lambda copy: -len(copy.text))[:_MOST_PASSAGES]
+    return [
+        {
+            "length": len(copy.text),
+            "text": copy.text[:_LONGEST_PASSAGE],
+            "step": copy.step,
+            "document": copy.document,
+        }
+        for copy in longest
+    ]
+
+
+def _reading(run: Run, own: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The best model reading a passage: each token's chance, and attention."""
+    if run.model is None or own is None:
+        return None
+    most = min(_READ_CHARS, run.model.config.max_seq_len)  # so that it sees all of it
+    text, name = own["text"][:most], "its own sample"
+    if run.source is not None:
+        kept = bool(run.source.held)
+        text = _passage(run.source.held if kept else run.source.learned, most)
+        name = "the text kept for validation" if kept else "the text it learned from"
+    try:
+        seen = explain(run.model, text, max_new_tokens=0)
+    except MygptError as error:
+        run.notes.append(f"the model cannot read the text: {error}")
+        return None
+    return {"from": name, **page_data(seen, about(run.model, name="", command=""))}
+
+
+def _passage(documents: Sequence[Document], most: int) -> str:
+    """`most` characters of the first text, from a line's beginning where one is near."""
+    if not documents:
+        return ""
+    first = documents[0]
+    part = first.whole[first.start : first.start + min(len(first), _READ_CHARS + most)]
+    text = part if isinstance(part, str) else part.decode("utf-8", "replace")
+    line = text.find("\n", 0, _READ_CHARS) + 1
+    return text[line : line + most]

@@ -1,0 +1,209 @@
+"""A run as a report finds it: its files, how far it has come, and what it has to beat."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, field
+
+from mygpt.baselines import Baselines, measure_baselines
+from mygpt.baselines.ngram import MOST_LEARNED
+from mygpt.checkpoint import Checkpoint, read_checkpoint
+from mygpt.errors import CheckpointError, InputError, MygptError
+from mygpt.storage import holder
+from mygpt.text import Document
+from mygpt.training.events import Finished
+from mygpt.training.plan import Plan
+from mygpt.training.run import RunFolder
+from mygpt.training.source import Source, read_source
+from mygpt.training.state import State
+from mygpt.training.verdict import read_history, verdict
+from mygpt.views.history import History, read_log
+
+# Bytes of a text that is read again for a report: more would take longer than it is worth.
+_MOST_TEXT = 2**27
+
+
+@dataclass
+class Run:
+    """A run's files, read.
+
+    Attributes:
+        folder: where they lie.
+        state: the newest good one.
+        history: of the log.
+        model: the best one, else the newest; None where neither is whole.
+        source: the text; None where it is not to be had.
+        finished: the end of a training that has just ended; None later.
+        notes: what had to be left out, and why.
+    """
+
+    folder: RunFolder
+    state: State
+    history: History
+    model: Checkpoint | None
+    source: Source | None
+    finished: Finished | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
+    """Read what a report is made of.
+
+    Raises:
+        InputError: where there is no run, or no log of it.
+    """
+    if not run.log_path.exists() and not run.exists:
+        raise _no_log(run)
+    state, note = run.load_state()
+    try:
+        history = read_log(run.log_path)
+    except OSError as error:
+        if error.errno is None or run.log_path.exists():
+            raise InputError(f"{run.log_path} cannot be read: {error.strerror}") from None
+        history = History()  # a run that has only begun
+    found = Run(run, state, history, None, None, finished)
+    found.notes += [] if note is None else [note]
+    found.model = _read_model(found)
+    found.source = _read_source(found)
+    return found
+
+
+def _no_log(run: RunFolder) -> InputError:
+    """What to say of a model without a training of ours behind it."""
+    model = next((path for path in (run.best_path, run.last_path) if path.exists()), run.name)
+    if not model.exists():
+        return CheckpointError(f"{run.name} does not exist: name a run's folder")
+    return InputError(
+        f"{model} has no log.jsonl beside it, so there is no training to report on (an imported "
+        f"model has none): `mygpt explain {shlex.quote(str(run.name))} --prompt TEXT --terminal` "
+        "shows how it writes"
+    )
+
+
+def _read_model(run: Run) -> Checkpoint | None:
+    for path in (run.folder.best_path, run.folder.last_path):
+        if path.exists():
+            try:
+                return read_checkpoint(path)
+            except MygptError as error:
+                run.notes.append(str(error))
+    return None
+
+
+def _read_source(run: Run) -> Source | None:
+    """The text that the run learns from, if it is there, unchanged, and not too long."""
+    settings, known = run.state.settings, run.state.provenance["corpus"]
+    size = known.get("bytes", 0)
+    if "-" in settings["files"]:
+        run.notes.append("the text came from standard input, so it is not looked at again")
+        return None
+    if not isinstance(size, int) or size > _MOST_TEXT:
+        run.notes.append(f"the text has {size:,} bytes, so it is not looked at again")
+        return None
+    try:
+        bytes_do = run.state.tokenizer.kind == "byte"
+        source = read_source(settings, run.state.training.val_fraction, allow_bytes=bytes_do)
+    except MygptError as error:
+        run.notes.append(f"the text is not to be had: {error}")
+        return None
+    if source.sha256 != known["sha256"]:
+        run.notes.append("the text has changed since the run began, so it is not looked at")
+        return None
+    return source
+
+
+@dataclass
+class Standing:
+    """How far a run has come.
+
+    Attributes:
+        kind: "done", "training" or "interrupted".
+        step: steps done.
+        tokens: read so far.
+        elapsed_s: seconds of training.
+        share: of the run, 0 to 1.
+        ended_early: because the validation loss had turned.
+    """
+
+    kind: str
+    step: int
+    tokens: int
+    elapsed_s: float
+    share: float
+    ended_early: bool
+
+
+def standing_of(run: Run) -> Standing:
+    """How far the run has come, and whether it is over."""
+    state, course = run.state, run.state.course
+    plan = Plan(state.training, state.arrays.get("given_plan"))
+    plan.restore(state.arrays, course.step)
+    share = plan.done(course)
+    early = 0 < state.training.patience <= course.worse
+    kind = "interrupted"
+    if share >= 1.0 or early:
+        kind = "done"
+    elif run.finished is None and holder(run.folder.folder) is not None:
+        kind = "training"
+    step, tokens, elapsed_s = course.step, plan.tokens, course.elapsed_s
+    reports = run.history.reports
+    if kind == "training" and reports and reports[-1].step > step:  # ahead of its last save
+        last = reports[-1]
+        step, tokens, elapsed_s = last.step, last.tokens, last.elapsed_s
+    return Standing(kind, step, tokens, elapsed_s, share, early)
+
+
+def baselines_of(run: Run) -> tuple[Baselines | None, int]:
+    """What simpler models reach on the validation text, and the tokens that are learned from.
+
+    None where there is no such text, or none is to be had; 0 where the text is not.
+    """
+    if run.finished is not None and run.finished.baselines is not None:
+        found = run.finished.baselines
+        told = found.learned_tokens < MOST_LEARNED  # else there may be more
+        return found, found.learned_tokens if told else 0
+    if run.source is None:
+        return None, 0
+    tokenizer, most = run.state.tokenizer, run.state.training.val_tokens
+    learned, held = run.source.encode(tokenizer)
+    if len(held) < 2:
+        return None, len(learned)
+    documents = run.source.held
+    if most and most < len(held):
+        held = held[:most]
+        whole = (
+            tokenizer.decode(held.tolist())
+            if run.source.is_text
+            else bytes(held[held < 256].tolist())
+        )
+        documents = [Document("held", whole)]
+    found = measure_baselines(
+        learned, held, run.state.config.vocab_size, learned=run.source.learned, held=documents
+    )
+    return found, len(learned)
+
+
+def verdict_of(run: Run, standing: Standing, baselines: Baselines | None, learned: int) -> str:
+    """How it went, or goes, in plain words."""
+    if run.finished is not None and run.finished.verdict:
+        return run.finished.verdict
+    epochs = standing.tokens / learned if learned else _estimated_epochs(run, standing)
+    told = verdict(
+        read_history(run.folder.log_path),
+        epochs=epochs,
+        ended_early=standing.ended_early,
+        to_beat=None if baselines is None else baselines.fivegram,
+    )
+    return told if standing.kind == "done" else f"so far: {told}"
+
+
+def _estimated_epochs(run: Run, standing: Standing) -> float:
+    """How often the text was read, from its bytes and how many of them a token stands for."""
+    best = run.history.best
+    size = run.state.provenance["corpus"].get("bytes")
+    if best is None or not isinstance(size, int) or not size or not best.bits_per_byte > 0:
+        return 1.0
+    bytes_per_token = best.val_loss / math.log(2) / best.bits_per_byte
+    kept = 0.0 if run.state.settings["val_file"] else run.state.training.val_fraction
+    return standing.tokens * bytes_per_token / (size * (1.0 - kept))

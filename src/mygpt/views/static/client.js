@@ -1,0 +1,90 @@
+// The server's side of the playground: its model, predictions, attention.
+// Letters: T time, V vocabulary.
+
+import { likeliestFirst, softmax, spreadRest } from "./sampling.js";
+
+const MOST_LIKELIEST = 20; // that are told apart in the bars
+
+// What the server refused (status 4xx or 5xx), or that it is gone (status 0).
+export class ServerError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export class Client {
+  constructor(base = "api/") {
+    this.base = base;
+    this.key = "";
+  }
+
+  // { name, parameters, shape, vocab_size, tokenizer, window, tokens, ngrams }
+  async model() {
+    this.facts = await this.send("model");
+    return this.facts;
+  }
+
+  // The prediction behind `question`, { text } or { ids }.
+  async next(question, signal) {
+    return predictionOf(await this.send("next", question, signal), this.facts.vocab_size);
+  }
+
+  // { layers, heads, start, weights } for the last tokens of `ids` (T,).
+  async attention(ids, signal) {
+    return this.send("attention", { ids }, signal);
+  }
+
+  async send(path, question, signal) {
+    const headers = {};
+    if (this.key) headers.Authorization = `Bearer ${this.key}`;
+    if (question) headers["Content-Type"] = "application/json";
+    const body = question ? JSON.stringify(question) : undefined;
+    let response;
+    let answer;
+    try {
+      response = await fetch(this.base + path, {
+        method: question ? "POST" : "GET",
+        headers,
+        body,
+        signal,
+        cache: "no-store",
+      });
+      answer = await response.text();
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ServerError("The server does not answer.", 0);
+    }
+    return parsedAnswer(answer, response);
+  }
+}
+
+function parsedAnswer(text, response) {
+  let answer = null;
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    answer = null;
+  }
+  if (response.ok && answer !== null) return answer;
+  const { status } = response;
+  const told = answer?.error?.message;
+  throw new ServerError(told ?? `The server answered with status ${status}.`, status);
+}
+
+// What the page keeps of an answer: tokens (T,), logits (V,), and what follows from them alone.
+function predictionOf(answer, vocabSize) {
+  const top = answer.top ?? [];
+  const logits = answer.logits
+    ? Float64Array.from(answer.logits, (logit) => logit ?? -Infinity)
+    : spreadRest(top, answer.rest, vocabSize);
+  return {
+    tokens: answer.tokens,
+    windowStart: answer.window_start,
+    logits,
+    before: softmax(logits),
+    likeliest: likeliestFirst(logits, MOST_LIKELIEST),
+    known: answer.logits ? vocabSize : top.length,
+    texts: top.filter((one) => one.length > 2).map(([id, , text]) => [id, text]),
+  };
+}

@@ -1,0 +1,70 @@
+// Several continuations side by side; the chosen one's distribution is the one shown in bars.
+
+import { make, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
+import { counted, percent } from "./text.js";
+import { renderTokens } from "./tokens.js";
+import { renderWindow } from "./window.js";
+
+// Draw the stories into `element`, or change those that are there.
+// options: { active: the chosen one's index, window: the model's, onChoose(index) }
+export function renderColumns(element, stories, options) {
+  const state = stateOf("columns", element, () => ({ parts: new WeakMap() }));
+  state.onChoose = options.onChoose;
+  resizeChildren(element, stories.length, (index) => buildColumn(state, index));
+  element.classList.toggle("is-single", stories.length === 1);
+  stories.forEach((story, index) => {
+    const column = element.children[index];
+    const parts = state.parts.get(column);
+    const chosen = index === options.active;
+    column.classList.toggle("is-chosen", chosen);
+    setAttribute(parts.choose, "aria-pressed", String(chosen));
+    setText(parts.count, story.ended ? "ended" : counted(story.written.length, "new token"));
+    renderTokens(parts.text, storyTokens(story, options.window), {
+      label: `Continuation ${index + 1}, token by token`,
+      legend: false,
+      waiting: "…",
+    });
+    renderWindow(parts.window, {
+      length: story.length,
+      start: Math.max(0, story.length - options.window),
+      window: options.window,
+    });
+  });
+}
+
+function buildColumn(state, index) {
+  const name = `Continuation ${index + 1}`;
+  const choose = make("button", { type: "button", class: "column-name" }, name);
+  choose.addEventListener("click", () => state.onChoose(index));
+  const count = make("span", { class: "column-count" });
+  const text = make("div", { class: "tokens" });
+  const window = make("div", { class: "window" });
+  const head = make("div", { class: "column-head" }, choose, count);
+  const column = make("article", { class: "column" }, head, text, window);
+  state.parts.set(column, { choose, count, text, window });
+  return column;
+}
+
+function storyTokens(story, window) {
+  const prompt = story.prompt.map(({ id, text }) => ({
+    id,
+    text,
+    probability: null,
+    kind: "prompt",
+    note: "prompt",
+  }));
+  const written = story.written.map((token) => ({
+    id: token.id,
+    text: token.text,
+    probability: token.before,
+    kind: token.byHand ? "picked" : "written",
+    note: writtenNote(token),
+  }));
+  return { tokens: [...prompt, ...written], seenFrom: Math.max(0, story.length - window) };
+}
+
+function writtenNote(token) {
+  const dropped = token.after === 0;
+  const after = dropped ? "dropped by the filters" : `${percent(token.after)} after the filters`;
+  return token.byHand ? `${after}, picked by hand` : after;
+}

@@ -1,0 +1,23 @@
+// The command line that writes what the page wrote.
+
+// `mygpt generate` with the page's settings; `count` tokens, `samples` continuations.
+export function generateCommand({ name, prompt, settings, seed, count, samples }) {
+  const words = ["mygpt", "generate", "--checkpoint", name, "--prompt", prompt];
+  words.push("--max-new-tokens", String(count));
+  if (samples > 1) words.push("--num-samples", String(samples));
+  if (settings.temperature !== 1) words.push("--temperature", String(settings.temperature));
+  for (const field of ["top_k", "top_p", "min_p", "repetition_penalty"]) {
+    if (settings[field] === null) continue;
+    words.push(`--${field.replaceAll("_", "-")}`, String(settings[field]));
+  }
+  words.push("--seed", String(seed));
+  const command = words.map(shellQuoted).join(" ");
+  // A prompt of one dash means standard input.
+  return prompt === "-" ? `printf %s - | ${command}` : command;
+}
+
+// One word for a POSIX shell.
+export function shellQuoted(word) {
+  if (/^[\w@%+=:,./-]+$/.test(word)) return word;
+  return `'${word.replaceAll("'", "'\\''")}'`;
+}

@@ -1,0 +1,120 @@
+// The sliders: each with its number, and one sentence on what it does.
+
+import { make, setText } from "./dom.js";
+import { NEUTRAL, settingsError } from "./sampling.js";
+
+const MOST_TOP_K = 100;
+
+const CONTROLS = [
+  {
+    name: "temperature",
+    label: "Temperature",
+    range: [0, 3, 0.05],
+    neutral: 1,
+    words: "Below 1 the favourites gain, above 1 the outsiders do; 0 always takes the likeliest.",
+  },
+  {
+    name: "top_k",
+    label: "Top-k",
+    range: [0, MOST_TOP_K, 1],
+    neutral: 0,
+    words: "Keeps the k likeliest tokens, however likely they are; 0 keeps all.",
+  },
+  {
+    name: "top_p",
+    label: "Top-p",
+    range: [0.01, 1, 0.01],
+    neutral: 1,
+    words: "Keeps as few of the likeliest as together reach this probability; 1 keeps all.",
+  },
+  {
+    name: "min_p",
+    label: "Min-p",
+    range: [0, 1, 0.01],
+    neutral: 0,
+    words: "Drops tokens below this share of the likeliest one's probability; 0 keeps all.",
+  },
+  {
+    name: "repetition_penalty",
+    label: "Repetition penalty",
+    range: [0.5, 2, 0.05],
+    neutral: 1,
+    words: "Works before the others: above 1, tokens the text already has lose; 1 changes nothing.",
+  },
+];
+
+const PRESETS = [
+  ["Plain", {}, "Draw from the model's own distribution"],
+  ["Greedy", { temperature: 0 }, "Always take the likeliest token"],
+  ["Focused", { temperature: 0.8, top_k: 10 }, "Temperature 0.8, the 10 likeliest"],
+];
+
+// Build the sliders into `element`; `onChange()` is called after each change.
+// Returns { settings(): SamplingConfig's fields, or null where a value is wrong }.
+export function buildControls(element, { vocabSize, onChange }) {
+  const fields = new Map();
+  const error = make("p", { class: "error-line", role: "alert" });
+  const read = () => settingsOf(fields);
+  const changed = () => {
+    setText(error, settingsError(read()));
+    onChange();
+  };
+  const presets = PRESETS.map(([name, values, title]) => {
+    const button = make("button", { type: "button", title, "data-preset": name }, name);
+    button.addEventListener("click", () => {
+      setFields(fields, values);
+      changed();
+    });
+    return button;
+  });
+  element.replaceChildren(
+    make("div", { class: "presets", role: "group", "aria-label": "Presets" }, ...presets),
+    ...CONTROLS.map((control) => buildControl(control, fields, vocabSize, changed)),
+    error,
+  );
+  return { settings: () => (settingsError(read()) ? null : read()) };
+}
+
+function buildControl(control, fields, vocabSize, changed) {
+  const { name, label, range, neutral, words } = control;
+  const most = name === "top_k" ? Math.min(range[1], vocabSize) : range[1];
+  const [id, wordsId] = [`control-${name}`, `control-${name}-words`];
+  const bounds = { min: range[0], max: most, step: range[2], value: neutral };
+  const slider = make("input", { type: "range", id, "aria-describedby": wordsId, ...bounds });
+  const number = make("input", { type: "number", id: `${id}-number`, step: "any", value: neutral });
+  number.setAttribute("aria-label", `${label} as a number`);
+  slider.addEventListener("input", () => {
+    number.value = slider.value;
+    changed();
+  });
+  number.addEventListener("input", () => {
+    slider.value = number.value === "" ? neutral : number.value;
+    changed();
+  });
+  fields.set(name, { slider, number, neutral });
+  return make(
+    "div",
+    { class: "control" },
+    make("div", { class: "control-head" }, make("label", { for: id }, label), number),
+    slider,
+    make("p", { class: "control-words", id: wordsId }, words),
+  );
+}
+
+function setFields(fields, values) {
+  for (const [name, { slider, number, neutral }] of fields) {
+    slider.value = String(values[name] ?? neutral);
+    number.value = String(values[name] ?? neutral);
+  }
+}
+
+// A field at its neutral value is off; an empty one too.
+function settingsOf(fields) {
+  const settings = { ...NEUTRAL };
+  for (const [name, { number, neutral }] of fields) {
+    let value = number.value === "" ? neutral : Number(number.value);
+    if (number.validity.badInput) value = NaN;
+    if (value !== neutral) settings[name] = value;
+  }
+  return settings;
+}

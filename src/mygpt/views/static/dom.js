@@ -1,0 +1,62 @@
+// Making and changing elements. Text goes in as text, never as markup, and styles only through
+// classes, attributes of SVG and CSSOM, so that the strictest Content-Security-Policy holds.
+
+const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
+const statesByKind = new Map();
+
+// An HTML element with attributes; children are elements or strings.
+export function make(name, attributes = {}, ...children) {
+  return finished(document.createElement(name), attributes, children);
+}
+
+// An SVG element with attributes; children are elements or strings.
+export function makeSvg(name, attributes = {}, ...children) {
+  return finished(document.createElementNS(SVG_NAMESPACE, name), attributes, children);
+}
+
+// Set an attribute where it differs; null and false take it away, true leaves it empty.
+export function setAttribute(element, name, value) {
+  if (value === null || value === undefined || value === false) {
+    element.removeAttribute(name);
+    return;
+  }
+  const text = value === true ? "" : String(value);
+  if (element.getAttribute(name) !== text) element.setAttribute(name, text);
+}
+
+// Set an element's text where it differs.
+export function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// What a view of this kind keeps for an element; `build` makes it the first time.
+export function stateOf(kind, element, build) {
+  if (!statesByKind.has(kind)) statesByKind.set(kind, new WeakMap());
+  const states = statesByKind.get(kind);
+  if (!states.has(element)) {
+    element.replaceChildren();
+    states.set(element, build(element));
+  }
+  return states.get(element);
+}
+
+// Make `parent` have exactly `count` children, made by `create` and dropped from the end.
+export function resizeChildren(parent, count, create) {
+  while (parent.children.length > count) parent.lastElementChild.remove();
+  while (parent.children.length < count) parent.append(create(parent.children.length));
+}
+
+// Where an arrow, Home or End key leads from `index` in a row of `count`; null for other keys.
+export function moved(key, index, count) {
+  const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
+  if (key === "Home") return 0;
+  if (key === "End") return count - 1;
+  if (!(key in steps)) return null;
+  return Math.min(count - 1, Math.max(0, index + steps[key]));
+}
+
+function finished(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) setAttribute(element, name, value);
+  element.append(...children);
+  return element;
+}

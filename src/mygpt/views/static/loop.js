@@ -1,0 +1,203 @@
+// The loop of generation: predict, pick, append, again, for several continuations in step.
+// It asks the server for predictions, draws in the browser, and knows nothing of the page.
+
+import { Story } from "./story.js";
+
+const PAUSE_MS = 12; // between the steps of a run, for the page to be drawn
+const MOST_STEPS = 1000;
+const END_OF_TEXT = "<|endoftext|>";
+
+export class Loop {
+  // `choices()` gives { settings, seed, key } as they are now, or null where one is wrong;
+  // `onChange()` follows each change, `onToken(token, uniform)` each token of the active story,
+  // `onError(error)` each answer that could not be had, `onAnswer()` the others.
+  constructor(client, { choices, onChange, onToken, onError, onAnswer }) {
+    Object.assign(this, { client, choices, onChange, onToken, onError, onAnswer });
+    this.model = null;
+    this.texts = [];
+    this.stories = [];
+    this.active = 0;
+    this.running = false;
+    this.leave();
+  }
+
+  get story() {
+    return this.stories[this.active] ?? null;
+  }
+
+  // Ask for the model; false when that failed.
+  async load() {
+    try {
+      this.model = await this.client.model();
+      this.texts = [...(this.model.tokens ?? [])];
+      return true;
+    } catch (error) {
+      this.onError(error);
+      return false;
+    }
+  }
+
+  // Give up what is on its way.
+  leave() {
+    this.running = false;
+    this.pending?.abort();
+    this.pending = new AbortController();
+    this.queue = Promise.resolve(true);
+  }
+
+  // Forget what was written, and read a prompt for `count` continuations.
+  begin(prompt, count) {
+    this.leave();
+    this.queue = this.read(prompt, count);
+    return this.queue;
+  }
+
+  async read(prompt, count) {
+    try {
+      const prediction = await this.client.next({ text: prompt }, this.pending.signal);
+      this.learn(prediction);
+      this.stories = Array.from({ length: count }, (_, index) => new Story(index, prediction));
+      this.active = Math.min(this.active, count - 1);
+      this.onAnswer();
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.stories = [];
+      this.onError(error);
+    }
+    this.onChange();
+  }
+
+  // Have `count` continuations; new ones start at the prompt.
+  resize(count) {
+    if (!this.stories.length) return;
+    const { first } = this.stories[0];
+    const kept = this.stories.slice(0, count);
+    while (kept.length < count) kept.push(new Story(kept.length, first));
+    this.stories = kept;
+    this.active = Math.min(this.active, count - 1);
+    this.onChange();
+  }
+
+  // One more token for every continuation; false when that could not be.
+  step() {
+    return this.inTurn(() => {
+      const choices = this.choices();
+      const going = this.stories.filter((story) => !this.hasEnded(story));
+      if (!choices || !going.length) return false;
+      for (const story of going) {
+        const { id, uniform } = story.nextDraw(choices.settings, choices.seed);
+        const token = this.append(story, id, choices, false);
+        if (story === this.story) this.onToken(token, uniform);
+      }
+      return true;
+    });
+  }
+
+  // Step `count` times, or until `stop` is called or all have ended.
+  async run(count) {
+    this.running = true;
+    const { signal } = this.pending;
+    for (let done = 0; done < Math.min(count, MOST_STEPS) && this.running; done += 1) {
+      if (!(await this.step())) break;
+      await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+    }
+    if (signal.aborted) return;
+    this.stop();
+  }
+
+  stop() {
+    this.running = false;
+    this.onChange();
+  }
+
+  // Take the last token of every continuation away.
+  back() {
+    this.running = false;
+    return this.inTurn(() => {
+      for (const story of this.stories) if (story.written.length) story.back();
+      return true;
+    });
+  }
+
+  // Append a token of the reader's choice to the active continuation.
+  pick(id) {
+    this.running = false;
+    return this.inTurn(() => {
+      const choices = this.choices();
+      if (!choices || this.hasEnded(this.story)) return false;
+      this.onToken(this.append(this.story, id, choices, true), null);
+      return true;
+    });
+  }
+
+  // Ask again for predictions that could not be had.
+  catchUp() {
+    return this.inTurn(() => true);
+  }
+
+  hasEnded(story) {
+    const last = story.written[story.written.length - 1];
+    if (!last) return false;
+    const end = this.model.end_of_text;
+    return Number.isInteger(end) ? last.id === end : last.text === END_OF_TEXT;
+  }
+
+  append(story, id, { settings, key }, byHand) {
+    return story.append(id, this.texts[id] ?? null, settings, { byHand, key });
+  }
+
+  // Once all before it is done: have every prediction, do `change`, have them again.
+  inTurn(change) {
+    const { signal } = this.pending;
+    const turn = this.queue.then(async () => {
+      if (signal.aborted || !this.stories.length || !(await this.predict())) return false;
+      const changed = this.attempt(change);
+      this.onChange();
+      const whole = changed && (await this.predict());
+      if (!signal.aborted) this.onChange();
+      return whole;
+    });
+    this.queue = turn.catch(() => false);
+    return turn;
+  }
+
+  attempt(change) {
+    try {
+      return change();
+    } catch (error) {
+      this.running = false;
+      this.onError(error);
+      return false;
+    }
+  }
+
+  // Ask for every prediction that is missing; false when one could not be had.
+  async predict() {
+    const { signal } = this.pending;
+    const missing = this.stories.filter((story) => !story.prediction);
+    if (!missing.length) return true;
+    try {
+      await Promise.all(missing.map((story) => this.predictFor(story, signal)));
+      this.onAnswer();
+      return true;
+    } catch (error) {
+      if (error.name === "AbortError") return false;
+      this.running = false;
+      this.onError(error);
+      return false;
+    }
+  }
+
+  async predictFor(story, signal) {
+    const length = story.written.length;
+    const prediction = await this.client.next({ ids: story.ids }, signal);
+    this.learn(prediction);
+    for (const token of story.written) token.text ??= this.texts[token.id] ?? null;
+    story.receive(length, prediction);
+  }
+
+  learn(prediction) {
+    for (const { id, text } of prediction.tokens) this.texts[id] ??= text;
+    for (const [id, text] of prediction.texts) this.texts[id] ??= text;
+  }
+}

@@ -1,0 +1,51 @@
+// What stands in the playground's way: loading, a server that is gone, a key that is asked for,
+// a line of the server's.
+
+import { make, setText } from "./dom.js";
+
+const GONE =
+  "The server does not answer. Start it again with `mygpt serve`, then try again; " +
+  "your text stays here.";
+
+export class Notices {
+  // `onRetry()` tries again; `onKey(key)` takes the key that was typed.
+  constructor(element, { onRetry, onKey }) {
+    this.element = element;
+    this.words = make("p", { class: "notice-words" });
+    this.retry = make("button", { type: "button" }, "Try again");
+    this.key = make("input", { type: "password", id: "api-key", autocomplete: "off" });
+    const use = make("button", { type: "submit" }, "Use this key");
+    const label = make("label", { for: "api-key" }, "API key");
+    this.keyRow = make("form", { class: "notice-key" }, label, this.key, use);
+    element.replaceChildren(this.words, this.retry, this.keyRow);
+    this.retry.addEventListener("click", onRetry);
+    this.keyRow.addEventListener("submit", (event) => {
+      event.preventDefault();
+      onKey(this.key.value);
+    });
+    this.loading();
+  }
+
+  loading() {
+    this.show("Loading the model…", {});
+  }
+
+  // Show what an error of the server's says; what else may have gone wrong is shown as it is.
+  error(error) {
+    if (error.status === 401) this.show("This server asks for a key.", { key: true });
+    else if (error.status === 0) this.show(GONE, { retry: true });
+    else this.show(error.message, { retry: error.status > 400 });
+    if (error.status === 401) this.key.focus();
+  }
+
+  clear() {
+    this.element.hidden = true;
+  }
+
+  show(words, { retry = false, key = false }) {
+    setText(this.words, words);
+    this.retry.hidden = !retry;
+    this.keyRow.hidden = !key;
+    this.element.hidden = false;
+  }
+}

@@ -1,0 +1,277 @@
+// The playground: reads the page's controls, runs the loop, hands everything to the views.
+
+import { barData, renderBars } from "./bars.js";
+import { Client } from "./client.js";
+import { renderColumns } from "./columns.js";
+import { generateCommand } from "./command.js";
+import { buildControls } from "./controls.js";
+import { setAttribute, setText } from "./dom.js";
+import { AttentionPanel } from "./look.js";
+import { Loop } from "./loop.js";
+import { Notices } from "./notices.js";
+import { freshSeed, parseSeed } from "./randomness.js";
+import { renderStrip } from "./strip.js";
+import { counted, grouped, percent, tokenName } from "./text.js";
+
+const TYPING_MS = 200;
+const COPIED_MS = 1500;
+const PARTS = [
+  ...["prompt", "step", "run", "back", "restart", "count", "samples", "status", "columns"],
+  ...["bars", "strip", "known", "controls", "seed", "new-seed", "command", "command-note", "copy"],
+  ...["facts", "notice", "attention", "attention-box", "attention-words"],
+];
+
+class Playground {
+  constructor() {
+    this.parts = Object.fromEntries(PARTS.map((id) => [id, document.getElementById(id)]));
+    this.client = new Client();
+    this.loop = new Loop(this.client, {
+      choices: () => this.choices(),
+      onChange: () => this.show(),
+      onToken: (token, uniform) => this.tell(token, uniform),
+      onError: (error) => this.notices.error(error),
+      onAnswer: () => this.notices.clear(),
+    });
+    this.notices = new Notices(this.parts.notice, {
+      onRetry: () => this.retry(),
+      onKey: (key) => {
+        this.client.key = key.trim();
+        this.retry();
+      },
+    });
+    this.panel = new AttentionPanel({
+      details: this.parts.attention,
+      box: this.parts["attention-box"],
+      words: this.parts["attention-words"],
+      ask: (ids, signal) => this.client.attention(ids, signal),
+    });
+    this.parts.seed.value = String(freshSeed());
+    this.listenToButtons();
+    this.listenToFields();
+  }
+
+  listenToButtons() {
+    const { loop } = this;
+    const actions = {
+      step: () => this.stepOnce(),
+      run: () => this.runOrStop(),
+      back: () => this.stepBack(),
+      restart: () => this.begin(),
+      copy: () => this.copyCommand(),
+      "new-seed": () => {
+        this.parts.seed.value = String(freshSeed());
+        this.showSoon();
+      },
+    };
+    for (const [id, action] of Object.entries(actions)) {
+      this.parts[id].addEventListener("click", action);
+    }
+  }
+
+  listenToFields() {
+    const { prompt, samples, seed, count } = this.parts;
+    samples.addEventListener("change", () => this.loop.resize(Number(samples.value)));
+    for (const field of [seed, count]) field.addEventListener("input", () => this.showSoon());
+    prompt.addEventListener("input", () => {
+      this.loop.leave();
+      clearTimeout(this.typing);
+      this.typing = setTimeout(() => this.begin(), TYPING_MS);
+    });
+    prompt.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.stepOnce();
+    });
+  }
+
+  async start() {
+    this.notices.loading();
+    if (!(await this.loop.load())) return;
+    const { model } = this.loop;
+    document.body.classList.remove("no-model");
+    const facts = [
+      model.name,
+      counted(model.parameters, "parameter"),
+      `vocabulary ${grouped(model.vocab_size)}`,
+      `window ${grouped(model.window)}`,
+    ];
+    setText(this.parts.facts, facts.join("  ·  "));
+    this.sampling = buildControls(this.parts.controls, {
+      vocabSize: model.vocab_size,
+      onChange: () => this.showSoon(),
+    });
+    await this.begin();
+  }
+
+  async begin() {
+    clearTimeout(this.typing);
+    this.typing = 0;
+    setText(this.parts.status, "");
+    const { prompt, samples } = this.parts;
+    if (this.loop.model) await this.loop.begin(prompt.value, Number(samples.value));
+  }
+
+  // Read a prompt that was typed just now.
+  async settle() {
+    if (this.typing) await this.begin();
+  }
+
+  async retry() {
+    if (!this.loop.model) await this.start();
+    else if (!this.loop.stories.length) await this.begin();
+    else await this.loop.catchUp();
+  }
+
+  async stepOnce() {
+    await this.settle();
+    await this.loop.step();
+  }
+
+  async runOrStop() {
+    if (this.loop.running) {
+      this.loop.stop();
+      return;
+    }
+    await this.settle();
+    const going = this.loop.run(this.runLength());
+    this.show();
+    await going;
+  }
+
+  async stepBack() {
+    const before = this.loop.stories.some((story) => story.written.length);
+    if (await this.loop.back()) setText(this.parts.status, before ? "One step back." : "");
+  }
+
+  runLength() {
+    return Math.max(1, Math.floor(Number(this.parts.count.value) || 1));
+  }
+
+  // The settings and the seed as they stand in the page; null where one of them is wrong.
+  choices() {
+    const settings = this.sampling?.settings() ?? null;
+    const seed = parseSeed(this.parts.seed.value);
+    setAttribute(this.parts.seed, "aria-invalid", seed === null ? "true" : null);
+    if (!settings || seed === null) return null;
+    return { settings, seed, key: JSON.stringify([settings, String(seed)]) };
+  }
+
+  // --- showing -----------------------------------------------------------------------------
+
+  showSoon() {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      this.showDistribution();
+      this.showCommand();
+    });
+  }
+
+  show() {
+    const { loop, parts } = this;
+    if (!loop.model) return;
+    const none = !loop.stories.length;
+    const unwritten = loop.stories.every((story) => !story.written.length);
+    setText(parts.run, loop.running ? "Stop" : "Run");
+    const disabled = { step: none, run: none, back: unwritten, restart: unwritten };
+    for (const [id, value] of Object.entries(disabled)) {
+      setAttribute(parts[id], "aria-disabled", String(value));
+    }
+    document.body.classList.toggle("is-empty", none);
+    for (const story of loop.stories) story.ended = loop.hasEnded(story);
+    renderColumns(parts.columns, loop.stories, {
+      active: loop.active,
+      window: loop.model.window,
+      onChoose: (index) => {
+        loop.active = index;
+        this.show();
+      },
+    });
+    this.showDistribution();
+    this.showCommand();
+    const { story } = loop;
+    if (story && !loop.running) this.panel.follow([...story.prompt, ...story.written]);
+  }
+
+  showDistribution() {
+    const choices = this.choices();
+    const prediction = this.loop.story?.prediction;
+    if (!choices || !prediction) return;
+    try {
+      this.drawDistribution(choices, prediction);
+      if (this.undrawn) this.notices.clear();
+      this.undrawn = false;
+    } catch (error) {
+      this.undrawn = true;
+      this.notices.error(error);
+    }
+  }
+
+  // The bars and the draw; fast, since it runs while a slider moves.
+  drawDistribution(choices, prediction) {
+    const { loop, parts } = this;
+    const { before, after } = loop.story.distribution(choices.settings);
+    const next = loop.story.nextDraw(choices.settings, choices.seed);
+    renderBars(parts.bars, barData(before, after, prediction.likeliest, loop.texts), {
+      next: next.id,
+      onPick: (id) => loop.pick(id),
+      label: "The next token; Enter picks one by hand",
+    });
+    renderStrip(parts.strip, { after, texts: loop.texts, ...next });
+    const about =
+      `The page knows the ${grouped(prediction.known)} likeliest of ${grouped(before.length)} ` +
+      "tokens and takes the others as equally likely.";
+    setText(parts.known, prediction.known < before.length ? about : "");
+  }
+
+  tell(token, uniform) {
+    const name = `‘${tokenName(token.text, token.id)}’`;
+    const after = percent(token.after);
+    let words = `Drew ${name} (${after}): ${uniform?.toFixed(4)} fell on it.`;
+    if (uniform === null) words = `Took ${name}, the likeliest.`;
+    if (token.byHand) words = `Picked ${name} by hand (${percent(token.before)} from the model).`;
+    setText(this.parts.status, words);
+  }
+
+  showCommand() {
+    const { loop, parts } = this;
+    const choices = this.choices();
+    if (!choices || !loop.model) return;
+    const written = loop.stories.flatMap((story) => story.written);
+    const longest = Math.max(0, ...loop.stories.map((story) => story.written.length));
+    const command = generateCommand({
+      name: loop.model.name,
+      prompt: parts.prompt.value,
+      settings: choices.settings,
+      seed: choices.seed,
+      count: longest || this.runLength(),
+      samples: Number(parts.samples.value),
+    });
+    setText(parts.command, command);
+    setText(parts["command-note"], commandNote(written, choices.key));
+  }
+
+  async copyCommand() {
+    const { copy, command } = this.parts;
+    try {
+      await navigator.clipboard.writeText(command.textContent);
+      setText(copy, "Copied");
+    } catch {
+      getSelection().selectAllChildren(command);
+      setText(copy, "Selected");
+    }
+    setTimeout(() => setText(copy, "Copy"), COPIED_MS);
+  }
+}
+
+// How the command's text stands to the one on the page.
+function commandNote(written, key) {
+  if (!written.length) return "";
+  if (written.some((token) => token.byHand)) {
+    return "Tokens were picked by hand; the command writes without that.";
+  }
+  if (written.some((token) => token.key !== key)) {
+    return "The settings changed on the way; the command writes with those of now from the start.";
+  }
+  return "It writes the text above: the same seed draws the same numbers.";
+}
+
+new Playground().start();

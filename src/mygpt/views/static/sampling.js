@@ -1,0 +1,164 @@
+// From logits to the next token, in the browser: what mygpt.sampling defines, in float64.
+// Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
+// Letters: T time, V vocabulary. Logits are V numbers; a token that is filtered out has
+// logit -Infinity. Nothing is changed in place. Settings carry SamplingConfig's names.
+
+// Below this temperature the distribution is its own argmax (mygpt.config.COLDEST).
+export const COLDEST = 1e-30;
+
+export const NEUTRAL = {
+  temperature: 1,
+  top_k: null,
+  top_p: null,
+  min_p: null,
+  repetition_penalty: null,
+};
+
+// Whether the draw is argmax: no randomness can change it.
+export function isGreedy(settings) {
+  return temperatureOf(settings) < COLDEST || settings.top_k === 1;
+}
+
+// The line that tells what is wrong with the settings; empty when nothing is.
+export function settingsError(settings) {
+  const { top_k: k, top_p: p, min_p: least, repetition_penalty: penalty } = settings;
+  const temperature = temperatureOf(settings);
+  if (!Number.isFinite(temperature) || temperature < 0) {
+    return "The temperature must be a number of at least 0 (0 is greedy, 1 changes nothing).";
+  }
+  if (isSet(k) && (!Number.isInteger(k) || k < 0)) {
+    return "Top-k must be a whole number of at least 0 (0 is off).";
+  }
+  if (isSet(p) && !(p > 0 && p <= 1)) return "Top-p must be above 0 and at most 1 (1 is off).";
+  if (isSet(least) && !(least >= 0 && least <= 1)) {
+    return "Min-p must be between 0 (off) and 1.";
+  }
+  if (isSet(penalty) && !(penalty > 0 && penalty < Infinity)) {
+    return "The repetition penalty must be above 0 (1 is off).";
+  }
+  return "";
+}
+
+// Divide the positive and multiply the negative logits of the tokens in `ids` (T,).
+export function penalizeRepetition(logits, ids, penalty) {
+  const penalized = Float64Array.from(logits);
+  for (const id of ids) {
+    penalized[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
+  }
+  return penalized;
+}
+
+// Keep exactly the k largest logits; of equal ones, those of lower ids.
+export function keepTopK(logits, k) {
+  if (k >= logits.length) return logits;
+  const cut = Float64Array.from(logits).sort()[logits.length - k];
+  let room = k - logits.reduce((above, logit) => above + (logit > cut ? 1 : 0), 0);
+  return logits.map((logit) => {
+    if (logit > cut) return logit;
+    if (logit < cut || room === 0) return -Infinity;
+    room -= 1;
+    return logit;
+  });
+}
+
+// Keep the smallest set of likeliest tokens whose probability reaches p (nucleus).
+// A token stays when those before it, likeliest first and lower ids before equal ones, have
+// not reached p yet; the likeliest always stays.
+export function keepTopP(logits, p) {
+  const probs = softmax(Float64Array.from(logits).sort().reverse());
+  let kept = 0;
+  let sum = 0;
+  for (const prob of probs) {
+    sum += prob;
+    if (sum - prob >= p) break;
+    kept += 1;
+  }
+  return keepTopK(logits, kept);
+}
+
+// Keep tokens with at least `minP` times the probability of the likeliest.
+export function keepMinP(logits, minP) {
+  const least = largestOf(logits) + Math.log(minP);
+  return logits.map((logit) => (logit < least ? -Infinity : logit));
+}
+
+// Logits (V,) after penalty, temperature and filters; `ids` (T,) is all text so far.
+// The temperature must be above 0: argmax has no logits to show.
+export function filterLogits(logits, settings, ids) {
+  const temperature = temperatureOf(settings);
+  let kept = afterPenalty(logits, settings, ids).map((logit) => logit / temperature);
+  if (settings.top_k) kept = keepTopK(kept, settings.top_k);
+  if (isSet(settings.top_p) && settings.top_p < 1) kept = keepTopP(kept, settings.top_p);
+  if (settings.min_p) kept = keepMinP(kept, settings.min_p);
+  return kept;
+}
+
+// The distribution (V,) the next token is drawn from; one-hot when the draw is argmax.
+export function probabilities(logits, settings, ids) {
+  if (!isGreedy(settings)) return softmax(filterLogits(logits, settings, ids));
+  const oneHot = new Float64Array(logits.length);
+  oneHot[argmax(afterPenalty(logits, settings, ids))] = 1;
+  return oneHot;
+}
+
+// Where the largest logit stands; of equals the lowest id.
+export function argmax(logits) {
+  let best = 0;
+  for (let id = 1; id < logits.length; id += 1) if (logits[id] > logits[best]) best = id;
+  return best;
+}
+
+// Probabilities (V,) of logits (V,).
+export function softmax(logits) {
+  const largest = largestOf(logits);
+  const weights = Float64Array.from(logits).map((logit) => Math.exp(logit - largest));
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return weights.map((weight) => weight / total);
+}
+
+// Invert the cumulative distribution at a uniform number in [0, 1), summing in the order of ids.
+// A token of probability 0 is never drawn: the uniform number times the total is less than it.
+export function draw(probs, uniform) {
+  const target = uniform * probs.reduce((sum, prob) => sum + prob, 0);
+  let cumulative = 0;
+  for (let id = 0; id < probs.length; id += 1) {
+    cumulative += probs[id];
+    if (cumulative > target) return id;
+  }
+  throw new RangeError("probabilities that are no numbers, or all 0");
+}
+
+// Ids of the `count` largest logits, largest first, and lower ids before equal ones.
+export function likeliestFirst(logits, count) {
+  const kept = keepTopK(Float64Array.from(logits), Math.min(count, logits.length));
+  const ids = Array.from(kept.keys()).filter((id) => kept[id] > -Infinity);
+  return ids.sort((a, b) => kept[b] - kept[a] || a - b);
+}
+
+// All V logits from the known ones, `top` [[id, logit], ...], and the log-sum-exp of the others,
+// which are taken to be equal among themselves. `rest` may be null where nothing is left.
+export function spreadRest(top, rest, vocabSize) {
+  const others = vocabSize - top.length;
+  const each = others && rest !== null ? rest - Math.log(others) : -Infinity;
+  const logits = new Float64Array(vocabSize).fill(each);
+  for (const [id, logit] of top) logits[id] = logit;
+  return logits;
+}
+
+function afterPenalty(logits, settings, ids) {
+  const penalty = settings.repetition_penalty;
+  if (!isSet(penalty) || penalty === 1) return Float64Array.from(logits);
+  return penalizeRepetition(logits, ids, penalty);
+}
+
+function temperatureOf(settings) {
+  return settings.temperature ?? 1;
+}
+
+function isSet(value) {
+  return value !== null && value !== undefined;
+}
+
+function largestOf(logits) {
+  return logits.reduce((largest, logit) => (logit > largest ? logit : largest), -Infinity);
+}

@@ -1,0 +1,93 @@
+// Text with each token's probability behind it; the number is told on hover and on focus.
+
+import { make, moved, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
+import { percent, tokenName, visibleText } from "./text.js";
+
+// Draw the text into `element`, or change what is there.
+// data: { tokens: [{ text, id, probability (null: none is known), note, kind }],
+//         seenFrom: how many tokens at the beginning the model no longer sees (0) }
+//   kind: "prompt", "written" or "picked"; note: more words for the line below.
+// options: { label, legend (true), waiting: what stands there while there are no tokens,
+//            onSelect(index) }
+export function renderTokens(element, data, options = {}) {
+  const state = stateOf("tokens", element, (box) => buildTokens(box, options));
+  state.tokens = data.tokens;
+  state.seenFrom = data.seenFrom ?? 0;
+  state.onSelect = options.onSelect;
+  resizeChildren(state.text, data.tokens.length, () => make("span", { class: "token" }));
+  state.at = Math.min(Math.max(0, state.at), Math.max(0, data.tokens.length - 1));
+  const spans = state.text.children;
+  data.tokens.forEach((token, place) => fillToken(state, spans[place], token, place));
+  setAttribute(state.text, "data-waiting", data.tokens.length ? null : (options.waiting ?? ""));
+  tellToken(state, state.told);
+}
+
+function buildTokens(box, options) {
+  const text = make("div", { class: "tokens-text", role: "group" });
+  setAttribute(text, "aria-label", options.label ?? "Text, token by token");
+  const readout = make("p", { class: "readout" });
+  box.append(text, make("div", { class: "tokens-foot" }, readout, ...legendOf(options)));
+  const state = { text, readout, tokens: [], at: 0, told: null, probabilities: new WeakMap() };
+  const placeOf = (event) => Array.prototype.indexOf.call(text.children, event.target);
+  text.addEventListener("pointerover", (event) => tellToken(state, placeOf(event)));
+  text.addEventListener("pointerleave", () => tellToken(state, null));
+  text.addEventListener("focusin", (event) => tellToken(state, placeOf(event)));
+  text.addEventListener("focusout", () => tellToken(state, null));
+  text.addEventListener("click", (event) => selectToken(state, placeOf(event)));
+  text.addEventListener("keydown", (event) => moveInTokens(state, event, placeOf(event)));
+  return state;
+}
+
+function legendOf(options) {
+  if (options.legend === false) return [];
+  const ramp = make("span", { class: "tokens-ramp", "aria-hidden": "true" });
+  return [make("p", { class: "legend" }, "unlikely", ramp, "likely")];
+}
+
+function fillToken(state, span, token, place) {
+  const shown = token.text === "" ? "∅" : visibleText(token.text ?? `#${token.id}`, true);
+  setText(span, token.text && token.text.includes("\n") ? `${shown}\n` : shown);
+  const known = token.probability !== null && token.probability !== undefined;
+  const probability = known ? token.probability.toFixed(4) : "0";
+  if (state.probabilities.get(span) !== probability) {
+    span.style.setProperty("--p", probability);
+    state.probabilities.set(span, probability);
+  }
+  setAttribute(span, "data-probability", known ? token.probability.toPrecision(9) : null);
+  span.classList.toggle("is-known", known);
+  span.classList.toggle("is-prompt", token.kind === "prompt");
+  span.classList.toggle("is-picked", token.kind === "picked");
+  span.classList.toggle("is-forgotten", place < state.seenFrom);
+  setAttribute(span, "tabindex", place === state.at ? 0 : -1);
+}
+
+function tellToken(state, place) {
+  const token = place === null || place < 0 ? null : state.tokens[place];
+  state.told = token ? place : null;
+  if (!token) {
+    setText(state.readout, "");
+    return;
+  }
+  const words = [`‘${tokenName(token.text, token.id)}’`];
+  if (token.probability !== null && token.probability !== undefined) {
+    words.push(percent(token.probability));
+  }
+  if (token.note) words.push(token.note);
+  if (place < state.seenFrom) words.push("forgotten: outside the window");
+  setText(state.readout, words.join(" · "));
+}
+
+function selectToken(state, place) {
+  if (place >= 0 && state.onSelect) state.onSelect(place);
+}
+
+function moveInTokens(state, event, place) {
+  if (event.key === "Enter") selectToken(state, place);
+  const to = moved(event.key, place, state.tokens.length);
+  if (to === null || place < 0) return;
+  event.preventDefault();
+  setAttribute(state.text.children[state.at], "tabindex", -1);
+  state.at = to;
+  setAttribute(state.text.children[to], "tabindex", 0);
+  state.text.children[to].focus();
+}

@@ -1,0 +1,49 @@
+// The context window over the text: what the model sees, and what it has forgotten.
+
+import { make, makeSvg, setAttribute, setText, stateOf } from "./dom.js";
+import { counted, grouped } from "./text.js";
+
+// Draw the window into `element`, or change what is there.
+// data: { length: tokens of the text, start: how many of them are before the window,
+//         window: how many places it has }
+export function renderWindow(element, data) {
+  const state = stateOf("window", element, buildWindow);
+  const seen = data.length - data.start;
+  const total = Math.max(data.length, data.start + data.window, 1);
+  const place = (count) => (1000 * count) / total;
+  setSpan(state.forgotten, 0, place(data.start));
+  setSpan(state.seen, place(data.start), place(seen));
+  setSpan(state.frame, place(data.start), place(data.window));
+  setText(state.words, windowWords(data, seen));
+}
+
+// The window in words, for those who do not see the picture.
+export function windowWords(data, seen) {
+  const filled = `The model sees ${seen === 1 ? "1 token" : `the last ${grouped(seen)} tokens`}`;
+  const places = `its window has ${counted(data.window, "place")}`;
+  if (!data.start) return `The model sees all ${counted(data.length, "token")}; ${places}.`;
+  return `${filled}; ${places}. Forgotten: the first ${grouped(data.start)}.`;
+}
+
+function buildWindow(box) {
+  const bar = { y: 8, height: 8 };
+  const forgotten = makeSvg("rect", { class: "window-forgotten", ...bar });
+  const seen = makeSvg("rect", { class: "window-seen", ...bar });
+  const frame = makeSvg("rect", { class: "window-frame", y: 2, height: 20 });
+  const picture = makeSvg(
+    "svg",
+    { class: "window-picture", viewBox: "0 0 1000 24", preserveAspectRatio: "none" },
+    forgotten,
+    seen,
+    frame,
+  );
+  setAttribute(picture, "aria-hidden", "true");
+  const words = make("p", { class: "window-words" });
+  box.append(picture, words);
+  return { forgotten, seen, frame, words };
+}
+
+function setSpan(rect, x, width) {
+  setAttribute(rect, "x", x.toFixed(2));
+  setAttribute(rect, "width", Math.max(0, width).toFixed(2));
+}

@@ -1,0 +1,163 @@
+"""What the tests of offline pages share: strings that try to run, a parser, and a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--window-size=1280,900",
+)  # fmt: skip
+
+# All elements of a page, whatever its data.
+MARKUP = [
+    "html", "head", "meta", "meta", "meta", "meta", "meta", "link", "title", "style",
+    "body", "noscript", "main", "script", "script",
+]  # fmt: skip
+
+_RUN = "window.__ran=1"
+_SHAPES = (
+    "<script>{}</script>",
+    "</script><script>{}</script>",
+    "</SCRIPT ><svg/onload={}>",
+    "<img src=x onerror={}>",
+    "<svg onload={}></svg>",
+    "<iframe srcdoc='<script>parent.{}</script>'></iframe>",
+    "<style>@import 'javascript:{}';</style>",
+    "</style><script>{}</script>",
+    "</title><script>{}</script>",
+    "</code></dd></main><script>{}</script>",
+    "<!--<script>{}//",
+    "--><script>{}</script>",
+    "]]><script>{}</script>",
+    "javascript:{}",
+    "\"><script>{}</script>",
+    "'-({})-'",
+    '";{};//',
+    "\\u003cscript>{}</script>",
+    "&lt;script&gt;{}&lt;/script&gt;",
+    "{{{{constructor.constructor('{}')()}}}}",
+    "${{{}}}",
+    "\u2028{}\u2029",
+    "<details open ontoggle={}>",
+    "<a href='javascript:{}' autofocus onfocus={}>x</a>",
+    "<meta http-equiv=refresh content='0;url=javascript:{}'>",
+    "__proto__", "constructor", "\x00\x1b[31m\u202e", "\ud800",
+)  # fmt: skip
+
+
+def injections() -> list[str]:
+    """Strings that would set `window.__ran` wherever they were taken for more than text."""
+    return [shape.replace("{}", _RUN) for shape in _SHAPES]
+
+
+class Page(HTMLParser):
+    """A page taken apart: its elements in order, and the text of scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[int, str] = {}
+        self.open = False  # whether text belongs to the last element
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.open = True
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            place = len(self.elements) - 1
+            self.texts[place] = self.texts.get(place, "") + data
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = False
+
+    def of(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
+        """Attributes and text of the elements with this tag."""
+        return [
+            (attrs, self.texts.get(n, ""))
+            for n, (name, attrs) in enumerate(self.elements)
+            if name == tag
+        ]
+
+    @property
+    def data(self) -> Any:
+        """What the page's JSON holds."""
+        return json.loads(next(text for attrs, text in self.of("script") if attrs))
+
+    def check(self) -> None:
+        """The markup is ours alone; the policy names the script and the style that are there."""
+        names = [name for name, _ in self.elements]
+        assert names == MARKUP
+        assert not [a for _, attrs in self.elements for a in attrs if a.startswith("on")]
+        policy = next(
+            attrs["content"] or ""
+            for attrs, _ in self.of("meta")
+            if attrs.get("http-equiv") == "Content-Security-Policy"
+        )
+        (_, data), (_, script) = self.of("script")
+        ((_, style),) = self.of("style")
+        assert "default-src 'none'" in policy
+        assert f"script-src {digest(script)};" in policy
+        assert f"style-src {digest(style)};" in policy
+        assert not set("<>&\u2028\u2029") & set(data)
+
+
+def digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Any]:
+    """A headless Chromium; skips the test where there is none."""
+    pytest.importorskip("selenium")
+    if not (os.path.exists(CHROMIUM) and os.path.exists(DRIVER)):
+        pytest.skip("no chromium and chromedriver here")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+        shutil.rmtree(profile, ignore_errors=True)
+
+
+def open_page(driver: Any, page: Path) -> None:
+    """Open a page from its file; nothing may stand in the console, and nothing may have run."""
+    driver.get(page.resolve().as_uri())
+    check_quiet(driver)
+
+
+def check_quiet(driver: Any) -> None:
+    assert driver.get_log("browser") == []
+    assert driver.execute_script("return window.__ran === undefined")
+
+
+def node() -> str:
+    """The path of node; skips the test where there is none."""
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("no node here")
+    return found

@@ -1,0 +1,166 @@
+"""The playground in headless Chromium: what a reader does on the page, sees, and should see."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from mygpt.config import SamplingConfig
+from mygpt.randomness import Stream
+from mygpt.sampling import draw, probabilities
+from playground_stub import MadeUp, Stub
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+WAIT_S = 10
+
+LETTERS = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz", "."])
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator:
+    """A browser with a profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_window_size(1280, 1000)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@contextmanager
+def opened(browser, model: MadeUp = LETTERS, **options) -> Iterator[Page]:
+    with Stub(model, **options) as stub:
+        browser.get("about:blank")
+        browser.get_log("browser")  # what the page before said as its server went
+        browser.get(stub.url)
+        yield Page(browser, stub)
+
+
+class Page:
+    """What a reader does on the page and sees there."""
+
+    def __init__(self, browser, stub: Stub) -> None:
+        self.browser, self.stub = browser, stub
+
+    def find(self, selector: str):
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def until(self, check) -> None:
+        WebDriverWait(self.browser, WAIT_S, 0.01).until(lambda _: check())
+
+    def click(self, name: str) -> None:
+        self.find(f"#{name}").click()
+
+    def type_prompt(self, text: str) -> None:
+        self.until(self.find("#prompt").is_displayed)  # once the model is known
+        self.find("#prompt").clear()
+        self.find("#prompt").send_keys(text)
+        self.until(lambda: self.texts() == list(text))
+
+    def set_field(self, selector: str, value: object) -> None:
+        """Set a field's value as a person's hand would, and let the page know."""
+        self.browser.execute_script(
+            "const [field, value] = arguments; field.value = value;"
+            "field.dispatchEvent(new Event('input', { bubbles: true }));"
+            "field.dispatchEvent(new Event('change', { bubbles: true }));",
+            self.find(selector),
+            str(value),
+        )
+
+    def set(self, **settings: object) -> None:
+        for name, value in settings.items():
+            self.set_field(f"#control-{name}-number", value)
+
+    def bars(self) -> dict[int, tuple[float, float]]:
+        """Each bar's probability before and after the filters, by id."""
+        rows = self.browser.execute_script(
+            "return Array.from(document.querySelectorAll('#bars .bar[data-id]'),"
+            " (bar) => [bar.dataset.id, bar.dataset.before, bar.dataset.after]);"
+        )
+        return {int(i): (float(before), float(after)) for i, before, after in rows}
+
+    def texts(self, column: int = 1) -> list[str]:
+        return self.browser.execute_script(
+            "return Array.from(document.querySelectorAll("
+            f"'#columns .column:nth-child({column}) .token'), (token) => token.textContent);"
+        )
+
+    def written(self, count: int, column: int = 1) -> list[str]:
+        """The tokens that follow the prompt once there are so many, bars included."""
+        selector = f"#columns .column:nth-child({column}) .token:not(.is-prompt)"
+        self.until(lambda: len(self.all(selector)) == count)
+        self.until(lambda: self.find("#run").text == "Run")
+        return self.texts(column)[-count:] if count else []
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser")]
+
+
+def expected(model: MadeUp, ids: list[int], settings: dict) -> list[float]:
+    """The next token's distribution as mygpt.sampling defines it, in float64."""
+    logits = torch.tensor([model.logits(ids)], dtype=torch.float64)
+    return probabilities(logits, SamplingConfig(**settings), torch.tensor([ids]))[0].tolist()
+
+
+def check_bars(page: Page, ids: list[int], settings: dict) -> None:
+    """The bars become what mygpt.sampling computes."""
+    before = expected(page.stub.model, ids, {})
+    after = expected(page.stub.model, ids, settings)
+
+    def agree() -> bool:
+        bars = page.bars()
+        return len(bars) >= min(20, len(before)) and all(
+            bars[i] == pytest.approx((before[i], after[i]), rel=1e-6, abs=1e-12) for i in bars
+        )
+
+    try:
+        page.until(agree)
+    except TimeoutException:
+        found = {i: (pair, (before[i], after[i])) for i, pair in page.bars().items()}
+        raise AssertionError(f"{settings}: {found}") from None
+    bars = page.bars()
+    assert list(bars) == sorted(bars, key=lambda i: (-before[i], i)), "likeliest first"
+    others = [float(row.get_attribute("data-after")) for row in page.all("#bars .is-others")]
+    left = 1 - sum(after[i] for i in bars)
+    assert sum(others) == pytest.approx(left, abs=1e-9)
+
+
+def story(model: MadeUp, prompt: list[int], count: int, settings: dict, stream: Stream) -> list:
+    """The texts of `count` tokens drawn after a prompt."""
+    ids = list(prompt)
+    for step in range(count):
+        probs = torch.tensor([expected(model, ids, settings)])
+        ids.append(int(draw(probs.double(), [stream.uniform(step)])[0]))
+    return [model.texts[i] for i in ids[len(prompt) :]]
+
+
+def shown(texts: list[str]) -> list[str]:
+    return [{"\n": "⏎\n"}.get(text, text) for text in texts]

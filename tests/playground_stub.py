@@ -1,0 +1,138 @@
+"""A small stub of the server's API for the playground's tests, with made-up models.
+
+A model's logits hang on the last two ids alone, so that every bar can be computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+
+import mygpt.views
+from reference import INF
+
+STATIC = Path(mygpt.views.__file__).parent / "static"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+TYPES |= {".svg": "image/svg+xml", ".json": "application/json"}
+WINDOW = 8
+SMALL = 4096  # of larger vocabularies the likeliest logits are sent
+
+
+class MadeUp:
+    """A model of a few tokens whose logits hang on the last two ids; by hand or from a seed."""
+
+    def __init__(self, texts: list[str], name: str = "stub", fixed: list | None = None) -> None:
+        self.texts, self.name, self.window, self.fixed = texts, name, WINDOW, fixed
+
+    def encode(self, text: str) -> list[int]:
+        ids = {text: n for n, text in enumerate(self.texts)}
+        unknown = sorted(set(text) - set(ids))
+        if unknown:
+            raise ValueError(f"unknown character {unknown[0]!r}: the model never saw it")
+        return [ids[char] for char in text] or [0]
+
+    def logits(self, ids: list[int]) -> list[float]:
+        if self.fixed is not None:
+            return self.fixed
+        rng = np.random.default_rng([*ids[-2:], len(self.texts)])
+        return np.round(rng.normal(0, 2, len(self.texts)), 3).tolist()
+
+    def attention(self, ids: list[int]) -> list:
+        rows = [[1 / (y + 1) if x <= y else 0.0 for x in range(len(ids))] for y in range(len(ids))]
+        return [[rows, rows], [rows, rows]]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The playground's files and its API."""
+
+    server: Stub
+
+    def do_GET(self) -> None:
+        if self.path == "/api/model":
+            model = self.server.model
+            facts = {"name": model.name, "parameters": 1234, "shape": {}, "window": model.window}
+            facts |= {"vocab_size": len(model.texts), "tokenizer": "char", "ngrams": False}
+            if len(model.texts) <= SMALL:
+                facts["tokens"] = model.texts
+            self.answer(200, facts)
+            return
+        name = "playground.html" if self.path == "/" else self.path.removeprefix("/static/")
+        path = STATIC / name
+        if not path.is_file():
+            self.answer(404, {"error": {"message": "no such page"}})
+            return
+        self.reply(200, path.read_bytes(), TYPES[path.suffix])
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        model = self.server.model
+        try:
+            ids = asked["ids"] if "ids" in asked else model.encode(asked["text"])
+        except ValueError as error:
+            self.answer(400, {"error": {"message": str(error)}})
+            return
+        if self.path == "/api/attention":
+            shown = ids[-model.window :]
+            start = len(ids) - len(shown)
+            weights = model.attention(shown)
+            self.answer(200, {"layers": 2, "heads": 2, "start": start, "weights": weights})
+            return
+        tokens = [{"id": i, "text": model.texts[i]} for i in ids]
+        start = max(0, len(ids) - model.window)
+        answer = {"ids": ids, "tokens": tokens, "window_start": start}
+        self.answer(200, answer | told_logits(model, model.logits(ids)))
+
+    def answer(self, status: int, values: dict) -> None:
+        key = self.server.key
+        if key and self.headers["Authorization"] != f"Bearer {key}":
+            status, values = 401, {"error": {"message": "the key is missing or wrong"}}
+        self.reply(status, json.dumps(values).encode(), TYPES[".json"])
+
+    def reply(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        if self.server.strict:
+            self.send_header("Content-Security-Policy", POLICY)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def told_logits(model: MadeUp, logits: list) -> dict:
+    """All logits, or of a large vocabulary the likeliest and what the others add up to."""
+    if len(logits) <= SMALL:
+        return {"logits": [None if x == -INF else x for x in logits]}
+    values = np.array(logits)
+    best, others = np.split(np.argsort(-values, kind="stable"), [1024])
+    top = [[int(i), values[i], model.texts[i]] for i in best]
+    return {"top": top, "rest": float(np.log(np.exp(values[others]).sum()))}
+
+
+class Stub(ThreadingHTTPServer):
+    """The server: `key` is asked for where it is set; `strict` sends the security policy."""
+
+    daemon_threads = True
+
+    def __init__(self, model: MadeUp, port: int = 0, key: str = "", strict: bool = True) -> None:
+        self.model, self.key, self.strict = model, key, strict
+        super().__init__(("127.0.0.1", port), Handler)
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/"
+
+    def __exit__(self, *args: object) -> None:
+        self.shutdown()
+        self.server_close()

@@ -1,0 +1,132 @@
+"""Servers for tests: tiny writers, a batch that waits for permission, uvicorn in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from starlette.testclient import TestClient
+
+from mygpt import CharTokenizer, GPTConfig, Writer
+from mygpt.server.app import make_app
+from mygpt.server.scheduler import Scheduler
+from mygpt.server.serving import Server, listen, make_server
+from mygpt.server.settings import ServerSettings
+from shapes import build
+
+CHARS = CharTokenizer("abc\n")
+SHAPE = {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "max_seq_len": 16}
+
+
+def tiny_writer(tokenizer=CHARS, kind: type[Writer] = Writer, **shape: int) -> Writer:
+    config = GPTConfig(tokenizer.vocab_size, **(SHAPE | shape))
+    return kind(build(config, 0, 0.3), tokenizer)
+
+
+@contextlib.contextmanager
+def client(writer: Writer | None = None, **settings: Any) -> Iterator[TestClient]:
+    app = make_app(writer or tiny_writer(), ServerSettings(**settings))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as made:
+        made.scheduler = app.state.scheduler
+        yield made
+
+
+class GatedBatch:
+    """A batch that draws one token a permit, until the gate is opened for good."""
+
+    def __init__(self, batch) -> None:
+        self.batch, self.size = batch, batch.size
+        self.permits = threading.Semaphore(0)
+        self.opened = False
+        self.error: BaseException | None = None
+        self.ended: list[int] = []
+
+    def allow(self, tokens: int) -> None:
+        self.permits.release(tokens)
+
+    def open(self) -> None:
+        self.opened = True
+        self.permits.release()
+
+    def advance(self, most: int) -> dict[int, list[int]]:
+        if not self.opened:
+            self.permits.acquire()
+            time.sleep(0.003)  # so slow that the scheduler asks for one token at a time
+        if self.error is not None:
+            raise self.error
+        assert self.opened or most == 1
+        return self.batch.advance(most)
+
+    def end(self, slot: int) -> None:
+        self.ended.append(slot)
+        self.batch.end(slot)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batch, name)
+
+
+class GatedWriter(Writer):
+    gate: GatedBatch
+
+    def open_batch(self, size: int):
+        self.gate = GatedBatch(super().open_batch(size))
+        return self.gate
+
+
+@dataclass
+class Running:
+    url: str
+    port: int
+    scheduler: Scheduler
+    server: Server
+    thread: threading.Thread
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=10, **options)
+
+    def post(self, body: Any, path: str = "/v1/completions", **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=30, **options)
+
+
+@contextlib.contextmanager
+def running(writer: Writer | None = None, **settings: Any) -> Iterator[Running]:
+    """uvicorn in a thread, on a port of its own."""
+    settings.setdefault("shutdown_limit_s", 5.0)
+    bound = listen("127.0.0.1", 0)
+    told = threading.Event()
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        told.set()
+
+    writer = writer or tiny_writer()
+    server = make_server(writer, ServerSettings(**settings), bound, tell)
+    port = bound.getsockname()[1]
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
+    thread.start()
+    try:
+        assert told.wait(10)
+        name = settings.get("name", "mygpt")
+        assert lines == [f"serving {name} at http://127.0.0.1:{port} (Ctrl-C ends)"]
+        yield Running(f"http://127.0.0.1:{port}", port, server.scheduler, server, thread)
+    finally:
+        if isinstance(writer, GatedWriter):
+            writer.gate.open()
+        server.should_exit = True
+        thread.join(15)
+        assert not thread.is_alive(), "the server did not end"
+
+
+def wait_until(true, seconds: float = 5.0) -> None:
+    """Wait for something that other threads bring about."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.005)

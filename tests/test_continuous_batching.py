@@ -1,0 +1,667 @@
+"""Batches that requests join and leave: each row is what it is alone, and nothing is left behind.
+
+A schedule is a list of joins, ends and advances; the judge is each request's own `Decoding`.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import tracemalloc
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mygpt import CharTokenizer, GPTConfig, Writer
+from mygpt.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.engines.batch import SeparateBatch
+from mygpt.engines.contract import Request
+from mygpt.engines.cpu import CpuBatch, CpuEngine
+from mygpt.engines.cpu import batch as cpu_batch
+from mygpt.engines.cpu import layout as at
+from mygpt.engines.cpu.memory import Memory
+from mygpt.engines.numpy_engine import NumpyEngine
+from mygpt.engines.torch_engine import PlainReader, TorchEngine
+from mygpt.errors import InputError
+from mygpt.generation.packing import arrays_of
+from mygpt.ngrams import count_ngrams
+from mygpt.randomness import Stream
+from shapes import LLAMA, MODERN, TUTORIAL, build
+
+WIDE = {  # windows in which prompts are long enough to share
+    "modern": replace(MODERN, max_seq_len=40),
+    "ngrams": replace(TUTORIAL, max_seq_len=40),
+    "broken": replace(LLAMA, max_seq_len=40, num_layers=2),
+}
+WILD = SamplingConfig(repetition_penalty=1e-39)
+SAMPLINGS = [
+    SamplingConfig(),
+    SamplingConfig(0.0),
+    SamplingConfig(0.0, repetition_penalty=1.4),
+    SamplingConfig(0.7, 3),
+    SamplingConfig(1.5, top_p=0.8, repetition_penalty=0.7),
+    SamplingConfig(1.1, 4, 0.95, 0.05, 1.2),
+    WILD,
+]
+
+
+@cache
+def model_of(name: str):
+    """ "broken" cannot read token 5: a row fails where it stands in the text."""
+    config = TUTORIAL if name == "tutorial" else WIDE[name]
+    if name != "ngrams":
+        model = build(config, spread=0.7)
+        if name == "broken":
+            with torch.no_grad():
+                model.token_embedding.weight[5] = math.nan
+        return model
+    text = np.random.default_rng(1).integers(config.vocab_size, size=60).astype(np.uint16)
+    keys = count_ngrams(text, config.vocab_size, 3)
+    model = build(replace(config, ngram_rows=tuple(len(k) + 1 for k in keys)), spread=0.7)
+    model.ngram_embedding.set_keys(keys)
+    with torch.no_grad():
+        for table in model.ngram_embedding.tables:
+            table[0] = 0
+    return model
+
+
+@cache
+def engine_of(name: str, kind: str = "cpu", threads: int = 1):
+    model = model_of(name)
+    if kind == "torch":
+        return TorchEngine(model)
+    if kind == "numpy":
+        return NumpyEngine(model.config, arrays_of(model))
+    weights = "int8" if kind == "int8" else "float32"
+    return CpuEngine(model.config, arrays_of(model), weights=weights, threads=threads)
+
+
+def config_of(name: str) -> GPTConfig:
+    return model_of(name).config
+
+
+def constant(logits, kind=CpuEngine):
+    """A model that predicts these logits whatever it reads."""
+    config = GPTConfig(len(logits), 1, 1, 1, max_seq_len=4, tied=False)
+    arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
+    arrays["final_norm.bias"][:] = 1
+    arrays["head.weight"][:, 0] = logits
+    return kind(config, arrays)
+
+
+def request(prompt, new=12, sampling=None, seed=0, index=0, overflow="crop", end=None) -> Request:
+    prompt = np.array(prompt, dtype=np.int64)
+    return Request(prompt, new, sampling or SamplingConfig(), Stream(seed, index), overflow, end)
+
+
+@cache
+def base_texts(vocab_size: int) -> list[list[int]]:
+    """Three long texts, of which prompts are beginnings; the last begins as the second does."""
+    generator = np.random.default_rng(vocab_size)
+    one, two, rest = (generator.integers(min(vocab_size, 5), size=60).tolist() for _ in range(3))
+    return [one, two, two[:18] + rest]
+
+
+# --- the judge -----------------------------------------------------------------------------
+
+
+@dataclass
+class Alone:
+    """What a request gives by itself: tokens, the logits behind each, how it failed."""
+
+    ids: list[int] = field(default_factory=list)
+    logits: list[bytes] = field(default_factory=list)
+    error: str | None = None
+
+
+def alone(engine, one: Request) -> Alone:
+    result, decoding = Alone(), engine.start([one])
+    try:
+        while new := decoding.advance(1)[0]:
+            result.ids += new
+            result.logits.append(decoding.logits(0).tobytes())
+    except InputError as error:
+        result.error = str(error)
+    return result
+
+
+@dataclass
+class Expected:
+    """A joined row: what it is alone, and how much of that was seen."""
+
+    alone: Alone
+    seen: int = 0
+    failed: bool = False
+
+    @property
+    def draws(self) -> bool:
+        more = self.seen < len(self.alone.ids)
+        return more or (self.alone.error is not None and not self.failed)
+
+
+class Judge:
+    """Does a schedule's steps with a batch, and compares all that comes out."""
+
+    def __init__(self, engine, size: int) -> None:
+        self.engine, self.batch = engine, engine.open(size)
+        self.rows: dict[int, Expected] = {}
+        self.told: Counter[str] = Counter()
+
+    def join(self, one: Request) -> None:
+        if len(self.rows) < self.batch.size:
+            expected = Expected(alone(self.engine, one))
+            slot = self.batch.join(one)
+            assert slot in range(self.batch.size)
+            assert slot not in self.rows
+            self.rows[slot] = expected
+
+    def end(self, which: int) -> None:
+        if self.rows:
+            slot = sorted(self.rows)[which % len(self.rows)]
+            self.batch.end(slot)
+            del self.rows[slot]
+
+    def advance(self, most: int) -> None:
+        new, failures = self.batch.advance(most), self.batch.failures()
+        assert set(new) <= set(self.rows)
+        for slot, row in self.rows.items():
+            if slot not in new:  # it reads
+                assert row.draws
+                assert row.seen == 0
+                self.told["waits"] += 1
+                continue
+            ids = new[slot]
+            assert ids == row.alone.ids[row.seen : row.seen + most]
+            row.seen += len(ids)
+            fails = row.alone.error is not None and not row.failed and len(ids) < most
+            assert str(failures.pop(slot, None)) == str(row.alone.error if fails else None)
+            row.failed |= fails
+            if row.seen and not row.failed:
+                assert self.batch.logits(slot).tobytes() == row.alone.logits[row.seen - 1]
+            self.told.update(["ids"] * len(ids) + ["failures"] * fails)
+        assert not failures
+        assert self.batch.active == sum(row.draws for row in self.rows.values())
+
+    def do(self, schedule) -> None:
+        for step, argument in schedule:
+            getattr(self, step)(argument)
+        while any(row.draws for row in self.rows.values()):
+            self.advance(50)
+
+
+def random_request(generator: np.random.Generator, config: GPTConfig, most_new: int) -> Request:
+    """A prompt that begins as others or not, shorter or longer than the window; any settings."""
+    texts = base_texts(config.vocab_size)
+    text = texts[generator.integers(3)][: generator.integers(config.max_seq_len + 7)]
+    text = text + generator.integers(config.vocab_size, size=generator.integers(3)).tolist()
+    overflow = OVERFLOW_POLICIES[generator.integers(3)]
+    if overflow == "stop":
+        text = text[-config.max_seq_len :]
+    return request(
+        text or [0],
+        int(generator.choice([0, 1, 3, 10, most_new])),
+        SAMPLINGS[generator.integers(len(SAMPLINGS))],
+        seed=int(generator.integers(3)),
+        index=int(generator.integers(4)),
+        overflow=overflow,
+        end=None if generator.random() < 0.7 else int(generator.integers(2)),
+    )
+
+
+def random_schedule(seed: int, config: GPTConfig, most_new: int) -> list[tuple]:
+    """20 to 60 steps for `Judge`: more joins than there are slots, and calls of any length."""
+    generator = np.random.default_rng(seed)
+    schedule: list[tuple] = []
+    for _ in range(generator.integers(20, 61)):
+        step = ("join", "join", "advance", "advance", "end")[generator.integers(5)]
+        if step == "join":
+            schedule.append((step, random_request(generator, config, most_new)))
+        elif step == "advance":
+            schedule.append((step, int(generator.choice([0, 1, 1, 1, 2, 7, 40]))))
+        else:
+            schedule.append((step, int(generator.integers(9))))
+    return schedule
+
+
+@pytest.fixture
+def shared(monkeypatch) -> list[int]:
+    """How many tokens each row took over instead of reading them."""
+    counts, share_cache = [], Memory.share_cache
+
+    def watched(self, first, others, count):
+        counts.append(count)
+        share_cache(self, first, others, count)
+        # Else the loop would take the window for moved, and read it again.
+        assert (self.slots[others, at.START] >= 0).all()
+
+    monkeypatch.setattr(Memory, "share_cache", watched)
+    return counts
+
+
+CPU_CASES = [
+    ("tutorial", "cpu", 1),
+    ("tutorial", "int8", 1),
+    ("modern", "cpu", 1),
+    ("modern", "cpu", 2),
+    ("modern", "int8", 1),
+    ("ngrams", "cpu", 1),
+    ("ngrams", "int8", 2),
+    ("broken", "cpu", 1),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "threads"), CPU_CASES)
+def test_a_row_is_bitwise_what_it_is_alone(name, kind, threads, shared):
+    """Whoever joins, leaves, fails or shares its prompt meanwhile, in a slot used before or not.
+
+    With room for 150 tokens, texts slide in the tutorial's small window.
+    """
+    engine, told = engine_of(name, kind, threads), Counter()
+    most_new = 150 if name == "tutorial" else 50
+
+    @settings(max_examples=150 if threads == 1 else 80)
+    @given(st.integers(1, 5), st.integers(0, 2**32))
+    def check(size, seed):
+        judge = Judge(engine, size)
+        judge.do(random_schedule(seed, engine.model.config, most_new))
+        told.update(judge.told)
+
+    check()
+    assert told["ids"] > 1000, "the schedules show too little"
+    assert told["failures"] > 15
+    assert name == "tutorial" or len(shared) > 15
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_rows_of_other_engines_are_what_they_are_alone(kind):
+    """By the same judge: one contract."""
+    engine, told = engine_of("tutorial", kind), Counter()
+
+    @settings(max_examples=20)
+    @given(st.integers(1, 4), st.integers(0, 2**32))
+    def check(size, seed):
+        judge = Judge(engine, size)
+        judge.do(random_schedule(seed, config_of("tutorial"), 30))
+        told.update(judge.told)
+
+    check()
+    assert told["ids"] > 300
+    assert told["failures"] > 3
+
+
+# --- failures ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [CpuEngine, NumpyEngine])
+@pytest.mark.parametrize("most", [1, 5])
+def test_what_was_drawn_before_a_failure_is_given_out(most, kind):
+    """Token 1 is drawn first; then it counts as seen, and its penalty overflows."""
+    judge = Judge(constant([0.0, 40.0, 1.0], kind), 3)
+    judge.join(request([0], 4, seed=1))
+    judge.join(request([0], 4, WILD))
+    judge.join(request([0], 4, seed=2))
+    for _ in range(5):
+        judge.advance(most)
+    assert judge.told == {"ids": 9, "failures": 1}
+    assert "repetition_penalty=1e-39" in judge.rows[1].alone.error
+
+
+@pytest.mark.parametrize("kind", ["cpu", "numpy", "torch"])
+def test_a_text_that_breaks_the_model_fails_alone(kind):
+    """A server's other clients lose no token when one row's prediction is no number."""
+    batch = engine_of("broken", kind).open(3)
+    slots = [batch.join(request(text, 6, seed=1)) for text in ([1, 2], [1, 5, 2], [3])]
+    found = {slot: [] for slot in slots}
+    for step in range(6):
+        for slot, ids in batch.advance(1).items():
+            found[slot] += ids
+        failures = batch.failures()
+        assert (slots[1] in failures) == (step == 0)
+        if step == 0:
+            assert "weights are broken" in str(failures[slots[1]])
+    assert found[slots[1]] == []
+    for slot, text in ((slots[0], [1, 2]), (slots[2], [3])):
+        assert found[slot] == alone(engine_of("broken", kind), request(text, 6, seed=1)).ids
+
+
+# --- long prompts --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pieces(monkeypatch) -> None:
+    """As if the models were so large that a few tokens took long to read."""
+    monkeypatch.setattr(cpu_batch, "_PIECE_PRODUCTS", 0)
+    monkeypatch.setattr(cpu_batch, "_LEAST_PIECE", 7)
+
+
+def test_a_long_prompt_does_not_keep_others_waiting(pieces):
+    """They get each call's tokens while it is read; short prompts pass it, alike ones wait."""
+    text, other, _ = base_texts(5)
+    judge = Judge(engine_of("modern"), 6)
+    judge.join(request([1], 20))
+    judge.advance(1)
+    for prompt, new in ((text[:30], 9), (text[:30], 9), (other[:20], 9), ([1, 2], 9)):
+        judge.join(request(prompt, new))
+    waits = []
+    for _ in range(9):
+        before = judge.told["waits"]
+        judge.advance(1)
+        waits.append(judge.told["waits"] - before)
+    assert waits == [3, 3, 3, 3, 2, 1, 0, 0, 0]
+
+
+def test_a_long_prompt_is_read_at_once_where_nobody_waits(pieces):
+    """And no further than that of the first row that can draw."""
+    text, other, _ = base_texts(5)
+    judge = Judge(engine_of("modern"), 3)
+    judge.join(request(text[:30], 9))
+    judge.advance(1)
+    assert not judge.told["waits"]
+    judge.end(0)
+    judge.join(request(other[:30], 9))
+    judge.join(request([3, *text[:30]], 9))
+    judge.advance(1)
+    assert judge.told["waits"] == 1
+
+
+@pytest.mark.parametrize("name", ["modern", "ngrams", "broken"])
+def test_reading_in_pieces_changes_no_row(name, pieces, shared):
+    """The schedules of above, with much waiting in them."""
+    engine, told = engine_of(name), Counter()
+
+    @settings(max_examples=80)
+    @given(st.integers(2, 5), st.integers(0, 2**32))
+    def check(size, seed):
+        judge = Judge(engine, size)
+        judge.do(random_schedule(seed, engine.model.config, 50))
+        told.update(judge.told)
+
+    check()
+    assert told["ids"] > 700
+    assert told["waits"] > 70
+    assert len(shared) > 15
+
+
+# --- prompts that begin alike --------------------------------------------------------------
+
+
+def test_a_prompt_is_read_once(shared):
+    """By the first of rows that join together, for later ones, and after all have left."""
+    text = base_texts(5)[0][:30]
+    judge = Judge(engine_of("modern"), 4)
+    for index in range(3):
+        judge.join(request(text, 5, index=index))
+    judge.advance(1)
+    assert shared == [29, 29]
+    judge.join(request(text, 5, index=3))
+    judge.advance(1)
+    assert shared == [29, 29, 29]
+    for _ in range(4):
+        judge.end(0)
+    judge.join(request([*text, 1], 5))
+    judge.advance(2)
+    assert shared == [29, 29, 29, 30]
+
+
+def test_only_what_is_the_same_is_taken_over(shared):
+    """Up to the first other token; nothing where that is soon, or the window has moved away."""
+    text = base_texts(5)[0]
+    judge = Judge(engine_of("ngrams"), 8)
+    judge.join(request(text[:30], 20, seed=3))
+    judge.advance(1)
+    judge.join(request([*text[:20], (text[20] + 1) % 5, *text[21:30]], 5))
+    judge.advance(1)
+    assert shared == [20]
+    judge.join(request([*text[:10], (text[10] + 1) % 5, *text[11:30]], 5))
+    judge.join(request(text[:9], 5))
+    judge.advance(1)
+    judge.advance(30)
+    judge.end(0)
+    assert shared == [20]
+
+
+def test_a_window_that_moved_is_known_where_it_now_begins(shared):
+    """A prompt longer than the window is what the model sees of it."""
+    text = base_texts(5)[0]
+    judge = Judge(engine_of("modern"), 2)
+    judge.join(request(text[:50], 3))
+    judge.advance(1)
+    judge.join(request(text[10:45], 3))
+    judge.advance(3)
+    assert shared == [34]
+
+
+def test_what_a_broken_token_spoilt_is_read_anew(shared):
+    """Tokens before it had been read in one tile with it, and then gave NaN to others."""
+    text = base_texts(6)[0][:17]
+    assert 5 not in text
+    judge = Judge(engine_of("broken"), 3)
+    judge.join(request([*text, 5, 0], 3))
+    judge.join(request([*text, 1, 0], 3))
+    judge.advance(3)
+    assert judge.told == {"ids": 3, "failures": 1}
+
+
+def test_a_penalty_counts_what_the_window_does_not_show():
+    """A prompt is cut for the text, not for what occurred in it."""
+    greedy = SamplingConfig(0.0, repetition_penalty=2.0)
+    judge = Judge(constant([1.0, 3.9, 4.0]), 1)
+    judge.join(request([2, 0, 0, 0, 0, 0], 1, greedy))
+    judge.advance(1)
+    assert judge.rows[0].alone.ids == [1]
+
+
+# --- nothing is left behind ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overflow", ["crop", "refill"])
+def test_a_text_may_go_on_for_ever(overflow):
+    """Its room stays as it was, though each token would once have taken more."""
+    engine = engine_of("tutorial")
+    batch = engine.open(2)
+    width = batch._memory.text.shape[1]
+    one = request([1, 2, 3], 1500, SamplingConfig(1.2), seed=4, overflow=overflow)
+    batch.join(one)
+    assert batch.advance(1500)[0] == engine.start([one]).advance(1500)[0]
+    assert batch._memory.text.shape[1] == width
+
+
+@pytest.mark.parametrize("kind", ["cpu", "numpy"])
+def test_two_thousand_rows_leave_nothing_behind(kind):
+    """Memory is as it was, whether rows had ended, failed, or were left in the middle."""
+    engine = engine_of("tutorial", kind)
+    batch = engine.open(4)
+
+    def come_and_go(count: int) -> None:
+        for n in range(count):
+            sampling = SAMPLINGS[n % len(SAMPLINGS)]
+            slot = batch.join(request([n % 5] * (1 + n % 30), 1 + n % 3, sampling, seed=n))
+            if n % 5:
+                batch.advance(1 + n % 2)
+            batch.end(slot)
+
+    come_and_go(100)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        text = batch._memory.text.shape if kind == "cpu" else None
+        come_and_go(2000)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 30_000
+        assert text is None or batch._memory.text.shape == text
+    finally:
+        tracemalloc.stop()
+    assert batch.active == 0
+
+
+def test_a_row_that_leaves_frees_its_decoding():
+    """Its keys and values go when it does, not when its slot is taken again."""
+    batch = engine_of("tutorial", "numpy").open(2)
+    slot = batch.join(request([1, 2], 5))
+    kept = weakref.ref(batch._rows[slot].decoding)
+    batch.advance(1)
+    batch.end(slot)
+    gc.collect()
+    assert kept() is None
+
+
+def test_slot_bytes_are_what_the_arrays_take():
+    """A server decides by them how many slots fit."""
+    for name in ("tutorial", "modern"):
+        engine = engine_of(name)
+        memory = engine.open(7)._memory
+        arrays = [memory.slots, memory.settings, memory.seen, memory.text, memory.keys]
+        arrays += [memory.values, memory.probabilities, memory.logits, memory.noise]
+        assert sum(array.nbytes for array in arrays) == 7 * engine.slot_bytes
+
+
+# --- the contract --------------------------------------------------------------------------
+
+ENGINES = pytest.mark.parametrize("kind", ["cpu", "int8", "numpy", "torch"])
+
+
+@ENGINES
+def test_bad_prompts_are_refused_and_take_no_slot(kind):
+    """An id below 0 would otherwise read what lies before the embedding."""
+    batch = engine_of("tutorial", kind).open(1)
+    for prompt, overflow, message in (
+        ([], "crop", "no tokens"),
+        ([1, 5], "crop", r"holds id 5.*from 0 to 4"),
+        ([-1], "refill", r"holds id -1"),
+        ([1] * 13, "stop", r"13 tokens and the window 12"),
+        ([9] + [1] * 20, "crop", r"holds id 9"),
+    ):
+        with pytest.raises(InputError, match=message):
+            batch.join(request(prompt, overflow=overflow))
+        assert batch.active == 0
+    one = request([1, 2], 4, seed=2)
+    assert batch.advance(1) == {}
+    slot = batch.join(one)
+    assert batch.advance(9)[slot] == alone(engine_of("tutorial", kind), one).ids
+
+
+@ENGINES
+def test_slots_are_counted(kind):
+    """Free ones are given out once; one more than there are is the caller's mistake."""
+    batch = engine_of("tutorial", kind).open(3)
+    assert (batch.size, batch.active) == (3, 0)
+    slots = [batch.join(request([1], 2, index=i)) for i in range(2)]
+    slots.append(batch.join(request([1], 0)))
+    assert sorted(slots) == [0, 1, 2]
+    assert batch.active == 2
+    with pytest.raises(AssertionError, match="no slot is free"):
+        batch.join(request([1], 2))
+    assert {slot: len(ids) for slot, ids in batch.advance(1).items()} == dict(
+        zip(slots, [1, 1, 0], strict=True)
+    )
+    batch.end(slots[0])
+    assert batch.active == 1
+    assert batch.join(request([1], 2)) == slots[0]
+    assert set(batch.advance(5)) == set(slots)
+    assert batch.active == 0
+    assert batch.advance(5) == {slot: [] for slot in slots}
+
+
+def test_a_row_that_leaves_before_its_first_step_reads_nothing(shared):
+    """Its slot may be taken again at once, by a prompt that begins alike."""
+    text = base_texts(5)[0][:30]
+    judge = Judge(engine_of("modern"), 2)
+    judge.join(request(text, 5))
+    judge.end(0)
+    judge.join(request(text, 5, index=1))
+    judge.join(request(text, 5, index=2))
+    judge.advance(5)
+    assert shared == [29]
+
+
+def test_logits_are_the_callers_own():
+    """To write to and to keep; those of a row that drew nothing yet are not another's."""
+    batch = engine_of("tutorial").open(2)
+    first = batch.join(request([1, 2], 5))
+    batch.advance(1)
+    kept = batch.logits(first)
+    copy = kept.copy()
+    second = batch.join(request([3], 5))
+    assert not batch.logits(second).any()
+    batch.logits(first)[:] = math.nan
+    batch.advance(1)
+    assert np.array_equal(kept, copy)
+    assert np.isfinite(batch.logits(first)).all()
+
+
+def test_the_number_of_threads_follows_the_work(monkeypatch):
+    """As rows come and go; what a row gives does not change by it."""
+    monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
+    monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
+    engine = engine_of("modern")
+    free = CpuEngine(engine.model.config, arrays_of(model_of("modern")))
+    products = engine.model.config.num_multiplied()
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._MANY_PRODUCTS", 3 * products)
+    batch, used = free.open(5), []
+    slots = [batch.join(request([1], 9, seed=1))]
+    for rows in (1, 2, 3, 5):
+        slots += [batch.join(request([1], 9, index=i)) for i in range(len(slots), rows)]
+        batch.advance(1)
+        used.append(batch._loop._threads)
+    assert used == [1, 1, 2, 2]
+    expected = alone(engine, request([1], 9, seed=1)).ids
+    assert batch.advance(9)[slots[0]] == expected[4:]
+
+
+# --- the Writer ----------------------------------------------------------------------------
+
+CHARS = CharTokenizer("abcde")
+
+
+@pytest.mark.parametrize("engine", ["cpu", "numpy", "torch"])
+def test_a_writers_batch_writes_its_samples(engine):
+    """Sample i of a seeded request is row i of `complete`, whenever it joins."""
+    writer = Writer(model_of("tutorial"), CHARS, engine=engine)
+    batch = writer.open_batch(2)
+    assert isinstance(batch, CpuBatch if engine == "cpu" else SeparateBatch)
+    ids = writer.prompt_ids("abc")
+    slots = [batch.join(request(ids, 20, seed=5))]
+    found = [batch.advance(3)[slots[0]], []]
+    slots.append(batch.join(request(ids, 20, seed=5, index=1)))
+    new = batch.advance(20)
+    found = [a + new[slot] for a, slot in zip(found, slots, strict=True)]
+    assert found == [sample.token_ids for sample in writer.complete("abc", 20, 2, seed=5)]
+
+
+def test_a_writer_opens_what_long_jobs_run_on(monkeypatch):
+    """Even where the machine code is still to be compiled; and a batch needs a slot."""
+    monkeypatch.setattr("mygpt.engines.cpu.build.is_compiled", lambda: False)
+    writer = Writer(model_of("tutorial"), CHARS)
+    assert isinstance(writer.open_batch(1), CpuBatch)
+    for size in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match=r"size=.* at least 1"):
+            writer.open_batch(size)
+
+
+def test_a_foreign_module_needs_no_configuration():
+    """The torch engine takes any module with a window; its ids are then not checked."""
+
+    class Foreign(torch.nn.Module):
+        max_seq_len = 12
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model_of("tutorial")
+
+        def forward(self, ids):
+            return self.inner(ids)
+
+    engine = TorchEngine(Foreign())
+    batch = engine.open(2)
+    one = request([1, 2], 20, seed=3)
+    slot = batch.join(one)
+    assert batch.advance(20)[slot] == engine.start([one]).advance(20)[0]
+    assert isinstance(engine.start([one])._batches[0].reader, PlainReader)

@@ -1,0 +1,505 @@
+"""`mygpt explain`: its numbers are the model's, its page is one file, and text stays text."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reference
+from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, sampling
+from mygpt.checkpoint import Checkpoint, model_arrays, read_checkpoint, save_checkpoint
+from mygpt.cli import bars as cli_bars
+from mygpt.cli import main
+from mygpt.cli.explain import explain as explain_command
+from mygpt.config import SamplingConfig
+from mygpt.engines.numpy_network import Network
+from mygpt.engines.reading import positions_to_show, read
+from mygpt.errors import InputError
+from mygpt.generation.writer import Writer
+from mygpt.views.explain import about, explain, explain_page, page_data
+from mygpt.views.page import VIEWS, bundle, embedded_json, make_page
+from offline_pages import Page, check_quiet, chromium, injections, node, open_page
+from shapes import CONFIGS, MODERN, build
+
+CHARS = CharTokenizer("abcd ")
+SHAPE = GPTConfig(5, 8, 2, 2, max_seq_len=12)
+WILD = SamplingConfig(0.7, 4, 0.9, 0.02, 1.3)
+
+
+def checkpoint_of(config: GPTConfig, tokenizer: object = CHARS, seed: int = 0) -> Checkpoint:
+    arrays = model_arrays(build(config, seed))
+    return Checkpoint(Path("model"), config, tokenizer, arrays, {})
+
+
+def network_of(config: GPTConfig) -> tuple[Network, torch.nn.Module]:
+    model = build(config)
+    return Network(config, model_arrays(model)), model
+
+
+# --- attention ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_attention_is_the_textbooks(name, monkeypatch):
+    """The slow twin takes one softmax for each layer, head and position, in this order."""
+    config = CONFIGS[name]
+    network, model = network_of(config)
+    ids = [n % config.vocab_size for n in (3, 1, 4, 1, 5, 9, 2, 6)][: config.max_seq_len]
+    rows: list[list[float]] = []
+    slow = reference.softmax
+    monkeypatch.setattr(reference, "softmax", lambda row: rows.append(slow(row)) or rows[-1])
+    logits = reference.forward(config, model.state_dict(), torch.tensor(ids))
+    expected = np.zeros((config.num_layers, config.num_heads, len(ids), len(ids)))
+    for place, row in enumerate(rows):
+        head, t = divmod(place, len(ids))
+        expected[head // config.num_heads, head % config.num_heads, t, : t + 1] = row
+    found = read(network, ids)
+    np.testing.assert_allclose(found.weights, expected, atol=2e-5)
+    np.testing.assert_allclose(found.logits, logits, rtol=2e-4, atol=2e-4)
+
+
+def test_grouped_heads_share_keys_and_not_queries():
+    """MODERN has four query heads over two: none of the four looks as another does."""
+    weights = read(network_of(MODERN)[0], [0, 1, 2, 3, 4]).weights[0]
+    for one in range(4):
+        for other in range(one):
+            assert np.abs(weights[one] - weights[other]).max() > 1e-3
+
+
+def test_the_last_positions_are_a_corner_of_all():
+    network, _ = network_of(MODERN)
+    ids = [0, 1, 2, 3, 4, 0, 1]
+    whole, corner = read(network, ids), read(network, ids, 3)
+    np.testing.assert_array_equal(corner.weights, whole.weights[:, :, 4:, 4:])
+    np.testing.assert_array_equal(corner.logits, whole.logits)
+    np.testing.assert_allclose(whole.weights.sum(-1), 1, atol=1e-6)
+
+
+def test_n_gram_tables_are_read_too():
+    config = replace(MODERN, ngram_rows=(9, 5))
+    model = build(replace(MODERN, ngram_rows=()))
+    arrays = dict(model_arrays(model))
+    rng = np.random.default_rng(0)
+    arrays["ngram_embedding.keys.0"] = np.sort(rng.choice(25, 8, replace=False)).astype(np.int64)
+    arrays["ngram_embedding.keys.1"] = np.sort(rng.choice(40, 4, replace=False)).astype(np.int64)
+    for n, rows in enumerate(config.ngram_rows):
+        table = rng.normal(size=(rows, 8)).astype(np.float32)
+        table[0] = 0
+        arrays[f"ngram_embedding.tables.{n}"] = table
+    made = Checkpoint(Path("model"), config, CHARS, arrays, {})
+    ids = [0, 1, 2, 3, 4, 0, 1, 2]
+    with torch.no_grad():
+        expected = made.build_model().eval()(torch.tensor([ids]))[0][0]
+    found = read(Network(config, arrays), ids).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "heads", "shown"), [(4, 4, 128), (12, 12, 43), (80, 64, 7)])
+def test_a_page_has_room_for_some_positions(layers, heads, shown):
+    network = Network(GPTConfig(2, 8, 2, 1), model_arrays(build(GPTConfig(2, 8, 2, 1))))
+    network.config = GPTConfig(2, heads * 2, heads, layers)
+    assert positions_to_show(network, 1000) == shown
+    assert positions_to_show(network, 5) == 5
+
+
+@pytest.mark.parametrize("time", [0, 13])
+def test_too_few_and_too_many_tokens_are_refused(time):
+    with pytest.raises(InputError, match=f"{time} tokens cannot be read at once: give 1 to 12"):
+        read(network_of(SHAPE)[0], [0] * time)
+
+
+# --- the explanation ---------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    st.text("abcd ", max_size=30),
+    st.integers(0, 30),
+    st.sampled_from([SamplingConfig(), WILD, SamplingConfig(0.0), SamplingConfig(2.0, min_p=0.3)]),
+    st.integers(0, 2**64 - 1),
+)
+def test_it_writes_what_generate_writes_and_tells_the_same_chances(prompt, new, how, seed):
+    made = checkpoint_of(SHAPE)
+    found = explain(made, prompt, max_new_tokens=new, sampling=how, seed=seed)
+    told = Writer(made, CHARS, engine="numpy").complete(
+        prompt, new, seed=seed, logprobs=2, **vars(how)
+    )[0]
+    assert [place.id for place in found.written] == told.token_ids
+    for place, logprob in zip(found.written, told.logprobs, strict=True):
+        assert place.before == pytest.approx(np.exp(logprob.logprob), rel=1e-4)
+        best = [(one.text, one.before) for one in place.prediction.likeliest[:2]]
+        assert best == [
+            (text, pytest.approx(np.exp(value), rel=1e-4)) for text, value in logprob.top
+        ]
+        assert place.after > 0
+
+
+@pytest.mark.parametrize("how", [SamplingConfig(), WILD, SamplingConfig(0.0)])
+def test_chances_after_the_filters_are_the_samplers(how):
+    """All places, the prompt's too, in and past the window, against torch and mygpt.sampling."""
+    made = checkpoint_of(SHAPE)
+    model = made.build_model().eval()
+    found = explain(made, "abca dcb", max_new_tokens=20, sampling=how, seed=5)
+    ids = [place.id for place in found.places]
+    told = [*found.places, None]
+    for at in range(1, len(told)):
+        seen = ids[max(0, at - 12) : at]
+        with torch.no_grad():
+            logits = model(torch.tensor([seen]))[0][:, -1]
+        after = sampling.probabilities(logits, how, torch.tensor([ids[:at]]))[0]
+        before = logits.softmax(-1)[0]
+        prediction = found.next if told[at] is None else told[at].prediction
+        for one in prediction.likeliest:
+            assert one.before == pytest.approx(float(before[one.id]), abs=1e-5)
+            assert one.after == pytest.approx(float(after[one.id]), abs=1e-5)
+        assert prediction.kept == int((after > 0).sum())
+        if told[at] is not None:
+            assert told[at].before == pytest.approx(float(before[ids[at]]), abs=1e-5)
+
+
+def test_what_was_forgotten_has_no_chance_and_the_window_moves():
+    found = explain(checkpoint_of(SHAPE), "abcd" * 5, max_new_tokens=3, seed=0)
+    assert [place.before is None for place in found.places] == [True] * 9 + [False] * 14
+    assert [place.window_start for place in found.written] == [8, 9, 10]
+    assert found.window_start == 11
+    assert found.attention.start == 11
+    assert found.attention.weights.shape == (2, 2, 12, 12)
+
+
+def test_the_attention_shown_is_of_the_last_step():
+    made = checkpoint_of(SHAPE)
+    found = explain(made, "abcd", max_new_tokens=4, seed=1)
+    ids = [place.id for place in found.places]
+    expected = read(Network(SHAPE, made.arrays), ids).weights
+    np.testing.assert_array_equal(found.attention.weights, expected)
+    data = found.attention.to_data()
+    assert (data["start"], data["size"]) == (0, 8)
+    last_row = data["thousandths"][1][0][-8:]
+    np.testing.assert_allclose(last_row, 1000 * expected[1, 0, -1], atol=0.51)
+
+
+def test_it_ends_at_end_of_text():
+    tokenizer = CharTokenizer("ab", end_of_text=True)
+    made = checkpoint_of(GPTConfig(3, 8, 2, 2, max_seq_len=12), tokenizer)
+    found = explain(made, "ab", max_new_tokens=200, seed=3)
+    assert found.written[-1].id == tokenizer.end_of_text
+    assert len(found.written) < 200
+
+
+def test_a_broken_model_is_named():
+    made = checkpoint_of(SHAPE)
+    made.arrays["final_norm.weight"][:] = np.nan
+    with pytest.raises(InputError, match="predicts NaN or infinity"):
+        explain(made, "abc", max_new_tokens=0)
+
+
+def test_settings_that_overflow_are_named():
+    how = SamplingConfig(1e-29, repetition_penalty=1e-30)
+    with pytest.raises(InputError, match="goes past the range of numbers"):
+        explain(checkpoint_of(SHAPE), "abc", max_new_tokens=0, sampling=how)
+
+
+# --- the bundle --------------------------------------------------------------------------------
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.js").write_text(text)
+    return folder / "main.js"
+
+
+def test_a_bundle_does_what_its_modules_do(tmp_path):
+    """Names that clash, names that are changed, a module that two import: node is the judge."""
+    main = write(
+        tmp_path,
+        shared="let count = 0;\nexport function next() {\n  count += 1;\n  return count;\n}\n",
+        one='import { next as step } from "./shared.js";\nconst own = "one";\n'
+        "export const first = `${own} ${step()}`;\nexport class Told {\n  get it() {\n"
+        "    return own;\n  }\n}\n",
+        main='import {\n  first,\n  Told,\n} from "./one.js";\n'
+        'import { next } from "./shared.js";\nconst own = "main";\n'
+        "console.log(JSON.stringify([first, new Told().it, next(), own, this === undefined]));\n",
+    )
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    script = tmp_path / "bundled.cjs"
+    script.write_text(bundle(main))
+    results = [
+        subprocess.run([node(), str(path)], capture_output=True, text=True, check=True).stdout
+        for path in (main, script)
+    ]
+    modules, bundled = (json.loads(text) for text in results)
+    assert bundled[:4] == modules[:4] == ["one 1", "one", 2, "main"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('import x from "./shared.js";', "import x from"),
+        ('import * as x from "./shared.js";', "import \\* as x"),
+        ('import "./shared.js";', 'import "./shared.js"'),
+        ('import { next } from "https://example.org/x.js";', "import { next }"),
+        ('  import { next } from "./shared.js";', "import { next }"),
+        ("export default 1;", "export default"),
+        ("export { next };", "export { next }"),
+        ("export let x = 1;", "export let"),
+        ('export * from "./shared.js";', "export \\*"),
+        ('const x = import("./shared.js");', 'import\\("./shared.js"'),
+        ("console.log(import.meta.url);", "import.meta"),
+        ('import { other } from "./shared.js";', "imports 'other', which is not exported"),
+        ('import { a } from "./main.js";\nexport const a = 1;', "main.js imports itself"),
+    ],
+)
+def test_a_bundle_refuses_what_it_does_not_know(text, told, tmp_path):
+    main = write(tmp_path, main=text, shared="export function next() {}\n")
+    with pytest.raises(ValueError, match=told):
+        bundle(main)
+
+
+@pytest.mark.parametrize("page", ["explain.js", "report.js"])
+def test_the_pages_scripts_can_be_bundled_and_parsed(page, tmp_path):
+    script = tmp_path / "page.cjs"
+    script.write_text(bundle(VIEWS / "pages" / page))
+    subprocess.run([node(), "--check", str(script)], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("text", ["const a = '</script>';", "const b = '<!--';", "// <SCRIPT"])
+def test_a_page_refuses_scripts_that_would_end_early(text, tmp_path, monkeypatch):
+    write(tmp_path, main=text)
+    monkeypatch.setattr("mygpt.views.page.VIEWS", tmp_path)
+    monkeypatch.setattr("mygpt.views.page._STYLES", ())
+    with pytest.raises(ValueError, match="a page cannot hold"):
+        make_page("main.js", {})
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(max_size=9) | st.integers() | st.none(), max_size=4))
+def test_json_in_a_page_is_the_json(value):
+    text = embedded_json(value)
+    assert json.loads(text) == value
+    assert text.isascii()
+    assert not set("<>&") & set(text)
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+class Spelled(CharTokenizer):
+    """Characters that show as whatever they are told to."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__([chr(0x4E00 + n) for n in range(len(texts))])
+        self.texts = texts
+
+    def token_text(self, token_id: int) -> str:
+        return self.texts[token_id]
+
+
+@cache
+def hostile_page() -> str:
+    """A page whose tokens, names and command are all attempts to run."""
+    texts = injections()
+    tokenizer = Spelled(texts)
+    config = GPTConfig(len(texts), 8, 2, 2, max_seq_len=40)
+    made = checkpoint_of(config, tokenizer)
+    prompt = "".join(tokenizer.chars)
+    found = explain(made, prompt, max_new_tokens=8, seed=0)
+    names = "".join(texts)
+    return explain_page(found, about=about(made, name=names, command=names))
+
+
+def test_no_text_becomes_markup():
+    page = Page(hostile_page())
+    page.check()
+    assert page.data["tokens"][0]["text"] == injections()[0]
+    assert page.data["about"]["command"] == "".join(injections())
+
+
+def test_the_markup_is_the_same_for_all_data():
+    plain = explain(checkpoint_of(SHAPE), "ab", max_new_tokens=1)
+    other = explain_page(plain, about=about(checkpoint_of(SHAPE), name="a", command="b"))
+    cut = [
+        page[: page.index('id="data">')] + page[page.index("</script>") :]
+        for page in (other, hostile_page())
+    ]
+    assert cut[0] == cut[1]
+
+
+def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
+    made = checkpoint_of(SHAPE)
+    found = explain(made, "abcd" * 5, max_new_tokens=6, sampling=WILD, seed=4)
+    page = tmp_path / "page.html"
+    page.write_text(explain_page(found, about=about(made, name="m", command="mygpt generate")))
+    with chromium(tmp_path / "profile") as driver:
+        open_page(driver, page)
+        tokens = driver.find_elements("css selector", "#text .token")
+        assert len(tokens) == 26
+        told = [token.get_attribute("data-probability") for token in tokens]
+        expected = [place.before for place in found.places]
+        assert [None if one is None else float(one) for one in told] == [
+            None if one is None else pytest.approx(one, rel=1e-4) for one in expected
+        ]
+        assert shown_bars(driver) == expected_bars(found.next)
+        tokens[-1].click()
+        assert shown_bars(driver) == expected_bars(found.places[-1].prediction)
+        assert "In place of" in driver.find_element("css selector", ".chosen").text
+        tokens[3].click()
+        assert "longer than its window" in driver.find_element("css selector", "#text").text
+        driver.find_element("xpath", "//button[.='What may come next']").click()
+        assert shown_bars(driver) == expected_bars(found.next)
+        assert len(driver.find_elements("css selector", "#attention svg path.grid-cells")) > 3
+        told = driver.find_element("css selector", "#attention .readout").text
+        assert told.endswith(f": {farthest_weight(found.attention.weights):.1%}")
+        assert "Forgotten: the first 14" in driver.find_element("css selector", "#window").text
+        check_quiet(driver)
+
+
+def shown_bars(driver) -> list[tuple[float, float]]:
+    rows = driver.find_elements("css selector", "#text .bar[data-id]")
+    sides = ("data-before", "data-after")
+    return [tuple(float(row.get_attribute(side)) for side in sides) for row in rows]
+
+
+def farthest_weight(weights: np.ndarray) -> float:
+    """The last row's largest weight, of the head that leans most on a token two or more back."""
+    last = weights[:, :, -1]  # (N, H, S)
+    layer, head, _ = np.unravel_index(last[..., :-2].argmax(), last[..., :-2].shape)
+    return round(float(last[layer, head].max()), 3)
+
+
+def expected_bars(prediction) -> list[tuple[object, object]]:
+    return [
+        (pytest.approx(one.before, rel=1e-4), pytest.approx(one.after, rel=1e-4))
+        for one in prediction.likeliest
+    ]
+
+
+def test_hostile_texts_are_shown_and_none_runs(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(hostile_page())
+    with chromium(tmp_path / "profile") as driver:
+        open_page(driver, page)
+        tokens = driver.find_elements("css selector", "#text .token")
+        for token in tokens[::5]:
+            token.click()
+        assert driver.find_elements("css selector", "main script, main iframe, main img") == []
+        shown = "return document.querySelector('h1').textContent.includes(arguments[0])"
+        assert driver.execute_script(shown, "<img src=x onerror=window.__ran=1>")
+        check_quiet(driver)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, build(SHAPE), CHARS)
+    return path
+
+
+@pytest.fixture
+def shell(capsys):
+    """Runs the command: its exit code, what it printed, and how it refused."""
+    app = typer.Typer()
+    app.command()(explain_command)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        try:
+            code = app(args=list(map(str, args)), standalone_mode=False) or 0
+        except InputError as error:
+            return error.exit_code, capsys.readouterr().out, str(error)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_a_page_is_not_written_over(saved, shell, tmp_path):
+    out = tmp_path / "page.html"
+    assert shell(saved, "-p", "ab", "--out", out, "--seed", 1)[0] == 0
+    first = out.read_bytes()
+    code, _, told = shell(saved, "-p", "cd", "--out", out, "--seed", 1)
+    assert (code, told) == (2, f"{out} exists: add --overwrite, or choose another --out")
+    assert out.read_bytes() == first
+    assert shell(saved, "-p", "cd", "--out", out, "--seed", 1, "--overwrite")[0] == 0
+    assert out.read_bytes() != first
+
+
+def test_somewhere_to_show_it_is_needed(saved, shell):
+    code, _, told = shell(saved, "-p", "ab")
+    assert (code, told) == (
+        2,
+        "explain writes a page or to the terminal: add --out PAGE or --terminal",
+    )
+
+
+def test_the_command_in_the_page_writes_the_same_text(saved, shell, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    options = ["-n", 30, "--seed", 9, "--temperature", 3.0, "--top-k", 4, "--min-p", 0.01]
+    shell(saved, "-p", "a bc", "--out", out, *options)
+    data = Page(out.read_text()).data
+    program, *args = shlex.split(data["about"]["command"])
+    assert program == "mygpt"
+    assert args[-10:-4] == ["--temperature", "3.0", "--top-k", "4", "--min-p", "0.01"]
+    with pytest.raises(SystemExit):
+        main(args)
+    written = capsys.readouterr().out
+    assert written.rstrip("\n") == "".join(token["text"] for token in data["tokens"]).rstrip("\n")
+
+
+def test_the_terminal_shows_plain_text_when_piped(saved, shell):
+    code, out, _ = shell(saved, "-p", "ab", "--terminal", "--seed", 1, "-n", 3)
+    assert code == 0
+    assert "\x1b" not in out
+    found = explain(read_checkpoint(saved), "ab", max_new_tokens=3, seed=1)
+    lines = out.splitlines()
+    assert lines[0] == "".join(place.text for place in found.places)
+    for line, place in zip(lines[3:6], found.written, strict=True):
+        name, before, after, *_ = line.split()
+        assert name == cli_bars.shown_token(place.text)
+        assert float(before.rstrip("%")) == pytest.approx(100 * place.before, abs=0.051)
+        assert float(after.rstrip("%")) == pytest.approx(100 * place.after, abs=0.051)
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_colours_are_shown_on_a_terminal_unless_refused(saved, shell, no_color, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    out = shell(saved, "-p", "ab", "--terminal", "--seed", 1, "-n", 3)[1]
+    assert ("\x1b[" in out) is not no_color
+
+
+def test_bars_are_as_long_as_probabilities():
+    from rich.console import Console
+
+    console = Console()
+    for after, cells in ((0.0, 0), (0.5, 12), (1.0, 24)):
+        line = cli_bars._bar_line(console, "x", 0.1, after).plain
+        full = sum(line.count(sign) for sign in ("\u2588", "#"))
+        assert full == cells
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert cli_bars.shown_token("\x1b[31m\n ") == "\ufffd[31m\u23ce\u2423"
+    assert cli_bars.shown_token("") == "(empty)"
+
+
+def test_bytes_that_are_no_character_are_shown(tmp_path):
+    made = checkpoint_of(GPTConfig(257, 8, 2, 1, max_seq_len=12), ByteTokenizer())
+    found = explain(made, "é", max_new_tokens=5, seed=2)
+    Page(explain_page(found, about=about(made, name="x", command="y"))).check()
+    assert page_data(found, {})["tokens"][0]["id"] == 0xC3

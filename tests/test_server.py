@@ -1,0 +1,671 @@
+"""The server's answers: OpenAI's completions API, and what the playground asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+
+from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, Writer
+from mygpt.engines.numpy_network import Network
+from mygpt.engines.reading import read
+from mygpt.generation.packing import arrays_of
+from mygpt.server.app import make_app
+from mygpt.server.openapi import openapi
+from mygpt.server.playground import Playground, told_logits
+from mygpt.server.requests import FIELDS
+from mygpt.server.settings import ServerSettings
+from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
+from shapes import CONFIGS, build
+
+WRITER = tiny_writer()
+
+
+@pytest.fixture(scope="module")
+def api():
+    with client(WRITER, max_choices=40) as made:
+        yield made
+
+
+def complete(api, prompt, **options):
+    answer = api.post("/v1/completions", json={"model": "mygpt", "prompt": prompt, **options})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def stream(api, prompt, **options) -> list[dict]:
+    """The chunks of a stream, which ends as OpenAI's do."""
+    body = {"model": "mygpt", "prompt": prompt, "stream": True, **options}
+    answer = api.post("/v1/completions", json=body)
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    events = answer.text.removesuffix("\n\n").split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+
+
+# --- completions are the Writer's ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.4, "top_k": 3},
+        {"top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.3},
+        {"temperature": 0},
+        {"overflow": "refill"},
+        {"overflow": "stop"},
+        {"stop": ["ab", "cc"]},
+    ],
+    ids=str,
+)
+def test_choices_are_what_the_writer_writes(api, options):
+    """Each option reaches the sampler; choice i is sample i of the seed."""
+    expected = WRITER.complete("ab", 30, 3, seed=7, **options)
+    sent = options | ({"stop": options["stop"][0]} if len(options.get("stop", "")) == 1 else {})
+    found = complete(api, "ab", max_tokens=30, n=3, seed=7, **sent)
+    reasons = {"length": "length", "window": "length", "stop": "stop", "end": "stop"}
+    assert [(c["index"], c["text"], c["finish_reason"]) for c in found["choices"]] == [
+        (n, e.text, reasons[e.finish_reason]) for n, e in enumerate(expected)
+    ]
+    drawn = sum(len(e.token_ids) for e in expected)
+    assert found["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": drawn,
+        "total_tokens": 2 + drawn,
+    }
+    assert (found["object"], found["model"], found["seed"]) == ("text_completion", "mygpt", 7)
+
+
+def test_end_of_text_ends_a_choice_and_is_not_shown():
+    tokenizer = CharTokenizer("ab", end_of_text=True)
+    writer = tiny_writer(tokenizer)
+    expected = writer.complete("a", 40, 8, seed=2)
+    assert "end" in {e.finish_reason for e in expected}, "a case that shows nothing"
+    with client(writer) as api:
+        choices = complete(api, "a", max_tokens=40, n=8, seed=2, logprobs=0)["choices"]
+    for choice, sample in zip(choices, expected, strict=True):
+        assert choice["text"] == sample.text
+        assert choice["finish_reason"] == ("stop" if sample.finish_reason == "end" else "length")
+        assert "".join(choice["logprobs"]["tokens"]) == sample.text
+
+
+def test_a_seeded_sample_is_the_same_alone_and_among_others():
+    """All at once in one batch of few slots, with lengths and settings that differ."""
+    app = make_app(WRITER, ServerSettings(slots=5))
+    bodies = [
+        {"model": "mygpt", "prompt": "abc"[: 1 + n % 3], "seed": n % 7, "max_tokens": 5 + n}
+        | ({"temperature": 0.5, "logprobs": 1} if n % 4 == 0 else {"n": 1 + n % 3})
+        for n in range(32)
+    ]
+
+    async def ask_all():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            answers = [http.post("/v1/completions", json=body) for body in bodies]
+            return [answer.json() for answer in await asyncio.gather(*answers)]
+
+    for body, answer in zip(bodies, asyncio.run(ask_all()), strict=True):
+        expected = WRITER.complete(
+            body["prompt"],
+            body["max_tokens"],
+            body.get("n", 1),
+            seed=body["seed"],
+            temperature=body.get("temperature", 1.0),
+        )
+        assert [c["text"] for c in answer["choices"]] == [e.text for e in expected]
+    app.state.scheduler.stop()
+
+
+def test_a_fresh_seed_is_told_and_repeats_the_answer(api):
+    first = complete(api, "ab", max_tokens=40)
+    again = complete(api, "ab", max_tokens=40, seed=first["seed"])
+    assert again["choices"] == first["choices"]
+    assert complete(api, "ab", max_tokens=40)["seed"] != first["seed"]
+
+
+def test_prompts_come_in_four_forms(api):
+    """A string, ids, and lists of both; choices of prompt p are p * n and on, of one seed."""
+    both = complete(api, ["ab", "c"], max_tokens=9, n=2, seed=3)
+    assert complete(api, [[0, 1], [2]], max_tokens=9, n=2, seed=3)["choices"] == both["choices"]
+    one = complete(api, [0, 1], max_tokens=9, n=2, seed=3)
+    assert one["choices"] == both["choices"][:2]
+    assert complete(api, "ab", max_tokens=9, n=2, seed=3)["choices"] == one["choices"]
+    assert both["usage"]["prompt_tokens"] == 3
+    same = complete(api, ["ab"] * 4, max_tokens=9, seed=3)
+    assert same["choices"] == complete(api, "ab", max_tokens=9, n=4, seed=3)["choices"]
+
+
+def test_a_long_prompt_is_read_beside_the_event_loop_alike(api):
+    text = "abc\n" * 3000
+    found = complete(api, text, max_tokens=8, seed=1)
+    assert found["choices"][0]["text"] == WRITER.complete(text, 8, seed=1)[0].text
+    assert found["usage"]["prompt_tokens"] == 12_000
+
+
+# --- streams -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stop": ["ac", "bb"]}, {"echo": True}, {"logprobs": 2}, {"logprobs": 1, "echo": True}],
+    ids=str,
+)
+def test_the_pieces_of_a_stream_are_the_whole_answer(api, options):
+    """Texts and log-probabilities joined; one finish reason for each choice, in its last piece."""
+    options = options | {"max_tokens": 40, "n": 3, "seed": 5}
+    whole = complete(api, "ab", **options)
+    chunks = stream(api, "ab", stream_options={"include_usage": True}, **options)
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"] == whole["usage"]
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    for expected in whole["choices"]:
+        mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == expected["index"]]
+        assert "".join(c["text"] for c in mine) == expected["text"]
+        reasons = [c["finish_reason"] for c in mine]
+        assert reasons == [None] * (len(mine) - 1) + [expected["finish_reason"]]
+        if "logprobs" in options:
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                joined = [value for c in mine for value in c["logprobs"][name]]
+                assert joined == expected["logprobs"][name]
+
+
+def test_a_stream_shows_tokens_as_they_are_drawn():
+    """The first piece is there before the second token may be drawn; no usage unless asked for."""
+    writer = tiny_writer(kind=GatedWriter)
+    body = {"model": "mygpt", "prompt": "ab", "max_tokens": 3, "seed": 1, "stream": True}
+    with running(writer) as server:
+        writer.gate.allow(1)
+        with httpx.stream("POST", server.url + "/v1/completions", json=body) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            first = json.loads(next(lines).removeprefix("data: "))
+            assert first["choices"][0]["text"] == WRITER.complete("ab", 1, seed=1)[0].text
+            assert "usage" not in first
+            writer.gate.open()
+            assert list(lines)[-1] == "data: [DONE]"
+
+
+# --- log-probabilities and echo ------------------------------------------------------------
+
+
+def logprobs_of(writer: Writer, ids: list[int]) -> list[float]:
+    """Of each token but the first, by a full pass."""
+    with torch.no_grad():
+        logits, _ = writer.model(torch.tensor([ids[:-1]]))
+    table = logits[0].double().log_softmax(-1)
+    return [float(table[n, token]) for n, token in enumerate(ids[1:])]
+
+
+def test_logprobs_are_the_models_own(api):
+    """In nats, before any filter; the chosen token is told among the likeliest, as by OpenAI."""
+    choice = complete(api, "ab", max_tokens=12, seed=4, temperature=0.5, logprobs=2)["choices"][0]
+    told = choice["logprobs"]
+    assert told["tokens"] == list(choice["text"])
+    assert told["text_offset"] == list(range(12))
+    ids = [0, 1, *CHARS.encode_array(choice["text"]).tolist()]
+    assert told["token_logprobs"] == pytest.approx(logprobs_of(WRITER, ids)[1:], abs=1e-4)
+    for token, logprob, top in zip(
+        told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
+    ):
+        assert top[token] == logprob
+        assert len(top) in (2, 3)
+        assert list(top.values())[:2] == sorted(top.values(), reverse=True)[:2]
+
+
+def test_a_stop_string_ends_the_told_tokens_too(api):
+    """Tokens are told as far as the text goes: none that is not in it."""
+    stop = WRITER.complete("ab", 40, seed=5)[0].text[20:23]
+    choice = complete(api, "ab", max_tokens=40, seed=5, stop=stop, logprobs=1)["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"], "a case that shows nothing"
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+
+
+def test_a_prompt_is_scored_as_evaluation_harnesses_ask(api):
+    """echo with logprobs and no new token, or one: the prompt's own, by a full pass."""
+    texts = ["abcab\nca", "cc"]
+    ids = [CHARS.encode_array(text).tolist() for text in texts]
+    for prompt in (texts, ids):
+        for new in (0, 1):
+            options = {"echo": True, "logprobs": 1, "temperature": 0, "max_tokens": new}
+            for choice, text, row in zip(
+                complete(api, prompt, **options)["choices"], texts, ids, strict=True
+            ):
+                told = choice["logprobs"]
+                assert choice["text"][: len(text)] == text
+                assert told["tokens"] == list(choice["text"])
+                assert told["text_offset"] == list(range(len(text) + new))
+                assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+                expected = logprobs_of(WRITER, row)
+                assert told["token_logprobs"][1 : len(row)] == pytest.approx(expected, abs=1e-5)
+                assert choice["finish_reason"] == "length"
+
+
+def test_a_prompt_past_the_window_is_scored_under_refill_alone(api):
+    """Each token after what the window shows by then; one more token than the window fits."""
+    text = "abcc\nbacbcabacbb\ncabcabcaabbccb"
+    row = CHARS.encode_array(text).tolist()
+    options = {"echo": True, "logprobs": 0, "max_tokens": 0}
+    fits = complete(api, row[:17], **options)["choices"][0]["logprobs"]["token_logprobs"]
+    assert fits[1:] == pytest.approx(logprobs_of(WRITER, row[:17]), abs=1e-5)
+    answer = api.post("/v1/completions", json={"model": "mygpt", "prompt": row[:18], **options})
+    assert answer.status_code == 400
+    assert "window of 16" in answer.json()["error"]["message"]
+    found = complete(api, row, overflow="refill", **options)["choices"][0]["logprobs"]
+    starts = {n: 0 if n <= 16 else 9 if n <= 25 else 18 for n in range(1, len(row))}
+    expected = [logprobs_of(WRITER, row[starts[n] : n + 1])[-1] for n in range(1, len(row))]
+    assert found["token_logprobs"][1:] == pytest.approx(expected, abs=1e-5)
+
+
+def test_echo_of_bytes_tells_offsets_in_characters():
+    """A character of several bytes: its tokens all begin where it does."""
+    with client(tiny_writer(ByteTokenizer(), max_seq_len=32)) as api:
+        choice = complete(api, "aé€b", echo=True, logprobs=1, max_tokens=0)["choices"][0]
+    assert choice["text"] == "aé€b"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 2, 3]
+
+
+def test_drawn_bytes_have_offsets_in_characters_too():
+    """Where the text stood when the token came: not how many tokens came before."""
+    tokenizer = ByteTokenizer()
+    writer = tiny_writer(tokenizer, max_seq_len=32)
+    sample = writer.complete("aé", 40, seed=1)[0]
+    decoder, expected, length = tokenizer.decoder(continued=True), [], 2
+    for token in sample.token_ids:
+        expected.append(length)
+        length += len(decoder.push(token))
+    assert len(set(expected)) < len(expected), "a case that shows nothing"
+    with client(writer) as api:
+        choice = complete(api, "aé", echo=True, logprobs=0, max_tokens=40, seed=1)["choices"][0]
+    assert choice["text"] == "aé" + sample.text
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, *expected]
+
+
+# --- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "message"),
+    [
+        ({"model": None}, 400, "model", "model is missing"),
+        ({"model": "gpt-4"}, 404, "model", "this server's is mygpt"),
+        ({"prompt": None}, 400, "prompt", "must be a string"),
+        ({"prompt": []}, 400, "prompt", "must be a string"),
+        ({"prompt": [[]]}, 400, "prompt", "at least one"),
+        ({"prompt": ["a", 1]}, 400, "prompt", "mixes"),
+        ({"prompt": [0, True]}, 400, "prompt", "holds true at 1"),
+        ({"prompt": [0, 4]}, 400, "prompt", "id 4"),
+        ({"prompt": [0, -1]}, 400, "prompt", "holds -1"),
+        ({"prompt": "abX"}, 400, "prompt", "'X'"),
+        ({"prompt": "\ud800"}, 400, "prompt", "surrogate"),
+        ({"prompt": "a" * 60_000}, 400, "prompt", "60000 tokens, more than 16384"),
+        ({"n": 0}, 400, "n", "whole number from 1 to 40"),
+        ({"n": 41}, 400, "n", "from 1 to 40"),
+        ({"n": 21, "prompt": ["a", "b"]}, 400, "n", "more than 40 choices"),
+        ({"best_of": 2}, 400, "best_of", "must be n"),
+        ({"max_tokens": 4097}, 400, "max_tokens", "from 0 to 4096"),
+        ({"max_tokens": 1.5}, 400, "max_tokens", "whole number"),
+        ({"temperature": -1}, 400, "temperature", "at least 0"),
+        ({"temperature": "hot"}, 400, "temperature", "must be a number"),
+        ({"temperature": 10**400}, 400, "temperature", "finite"),
+        ({"top_p": 0}, 400, "top_p", "above 0"),
+        ({"top_k": -1}, 400, "top_k", "whole number"),
+        ({"min_p": 2}, 400, "min_p", "between 0"),
+        ({"seed": -1}, 400, "seed", "2**64"),
+        ({"seed": 2**64}, 400, "seed", "2**64"),
+        ({"stop": ["a"] * 5}, 400, "stop", "up to 4 strings"),
+        ({"stop": ""}, 400, "stop", "1 to 256 characters"),
+        ({"stop": "a" * 257}, 400, "stop", "1 to 256 characters"),
+        ({"logprobs": 6}, 400, "logprobs", "from 0 to 5"),
+        ({"echo": 1}, 400, "echo", "true or false"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
+        ({"suffix": "x"}, 400, "suffix", "leave it out"),
+        ({"logit_bias": {"5": 1}}, 400, "logit_bias", "leave it out"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty", "leave it out"),
+        ({"frequency_penalty": False}, 400, "frequency_penalty", "leave it out"),
+        ({"overflow": "wrap"}, 400, "overflow", "crop, refill, stop"),
+        ({"overflow": "stop", "prompt": "a" * 17}, 400, None, "the window 16"),
+        ({"user": 5}, 400, "user", "must be a string"),
+        ({"tools": []}, 400, "tools", "unknown field 'tools'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_fields_are_refused_by_name(api, change, status, param, message):
+    body = {"model": "mygpt", "prompt": "ab", **change}
+    answer = api.post("/v1/completions", content=json.dumps(body), headers=JSON)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), error
+    assert message in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+
+
+JSON = {"content-type": "application/json"}
+
+
+def test_neutral_values_of_fields_that_are_not_had_are_taken(api):
+    neutral = {
+        "suffix": None,
+        "logit_bias": {},
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "best_of": 2.0,
+        "n": 2,
+        "user": "someone",
+        "stop": None,
+    }
+    assert len(complete(api, "ab", **neutral)["choices"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "message"),
+    [
+        (b"{", JSON, 400, "not JSON"),
+        (b"[]", JSON, 400, "JSON object"),
+        (b'{"temperature": NaN}', JSON, 400, "NaN"),
+        (b'"\xff"', JSON, 400, "not JSON"),
+        (b"[" * 100_000, JSON, 400, "not JSON"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", JSON, 400, "not JSON"),
+        (b"{}", {"content-type": "text/plain"}, 415, "Content-Type: application/json"),
+        (b"{}", {}, 415, "Content-Type: application/json"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_no_json_is_told_so(api, content, headers, status, message):
+    answer = api.post("/v1/completions", content=content, headers=headers)
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/v2", 404, "nothing at '/v2'"),
+        ("GET", "/v1/models/", 404, "is not here"),
+        ("GET", "/v1/completions", 405, "does not take 'GET'"),
+        ("POST", "/v1/chat/completions", 404, "use POST /v1/completions"),
+        ("GET", "/static/../app.py", 404, ""),
+        ("GET", "/static/..%2f__init__.py", 404, ""),
+        ("GET", "/static/%2e%2e%2f%2e%2e%2fserver%2fapp.py", 404, ""),
+    ],
+)
+def test_errors_of_routes_are_json_too(api, method, path, status, message):
+    answer = api.request(method, path)
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+    if status == 405:
+        assert answer.headers["allow"] == "POST"
+
+
+def test_settings_that_overflow_fail_alone(api):
+    """The request is at fault, and told so; others that decode beside it lose nothing."""
+    bad = {"temperature": 2e-30, "repetition_penalty": 1e-30}
+    body = {"model": "mygpt", "prompt": "ab", **bad}
+    answer = api.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert "range of numbers" in answer.json()["error"]["message"]
+    answer = api.post("/v1/completions", json=body | {"stream": True})
+    assert answer.status_code == 400, "no stream begins where its first token fails"
+    assert complete(api, "ab", seed=1, max_tokens=5)["choices"][0]["text"]
+
+
+def test_a_broken_model_is_the_servers_fault():
+    writer = tiny_writer()
+    with torch.no_grad():
+        writer.model.final_norm.weight.fill_(math.nan)
+    with client(writer) as api:
+        answer = api.post("/v1/completions", json={"model": "mygpt", "prompt": "ab"})
+        assert answer.status_code == 500
+        assert "weights are broken" in answer.json()["error"]["message"]
+        assert api.get("/health").status_code == 200
+
+
+# --- the official client -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(WRITER, name="poems", api_key="secret") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def theirs(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0) as made:
+        yield made
+
+
+def test_openais_client_completes(theirs):
+    expected = WRITER.complete("ab", 20, 2, seed=1, temperature=0.7)
+    found = theirs.completions.create(
+        model="poems", prompt="ab", max_tokens=20, n=2, seed=1, temperature=0.7
+    )
+    assert [choice.text for choice in found.choices] == [e.text for e in expected]
+    assert found.usage.total_tokens == 42
+    assert [model.id for model in theirs.models.list()] == ["poems"]
+    assert theirs.models.retrieve("poems").owned_by == "mygpt"
+    more = theirs.completions.create(model="poems", prompt="ab", extra_body={"top_k": 1})
+    assert more.choices[0].text == WRITER.complete("ab", 16, top_k=1)[0].text
+
+
+def test_openais_client_streams_and_stops(theirs):
+    stop = WRITER.complete("ab", 40, seed=5)[0].text[20:23]
+    options = {"model": "poems", "prompt": "ab", "max_tokens": 40, "seed": 5, "stop": [stop]}
+    whole = theirs.completions.create(**options).choices[0]
+    chunks = list(
+        theirs.completions.create(stream=True, stream_options={"include_usage": True}, **options)
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.text
+    assert chunks[-2].choices[0].finish_reason == whole.finish_reason == "stop"
+    assert chunks[-1].usage.completion_tokens > 0
+
+
+def test_openais_client_reads_logprobs(theirs):
+    found = theirs.completions.create(
+        model="poems", prompt="ab", max_tokens=5, logprobs=2, echo=True, seed=1
+    )
+    told = found.choices[0].logprobs
+    assert "".join(told.tokens) == found.choices[0].text
+    assert told.token_logprobs[0] is None
+    assert all(value <= 0 for value in told.token_logprobs[1:])
+
+
+def test_openais_client_raises_our_errors(server, theirs):
+    with pytest.raises(openai.BadRequestError, match="from 1 to 32") as caught:
+        theirs.completions.create(model="poems", prompt="ab", n=99)
+    assert caught.value.param == "n"
+    with pytest.raises(openai.NotFoundError, match="this server's is poems"):
+        theirs.completions.create(model="davinci-002", prompt="ab")
+    with pytest.raises(openai.NotFoundError, match="no chat model"):
+        theirs.chat.completions.create(model="poems", messages=[{"role": "user", "content": "a"}])
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError, match="API key"),
+    ):
+        stranger.completions.create(model="poems", prompt="ab")
+
+
+def test_an_error_in_mid_stream_is_raised_by_openais_client():
+    writer = tiny_writer(kind=GatedWriter)
+    with (
+        running(writer) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as theirs,
+    ):
+        writer.gate.allow(1)
+        chunks = iter(
+            theirs.completions.create(model="mygpt", prompt="ab", max_tokens=9, stream=True)
+        )
+        assert next(chunks).choices[0].text
+        writer.gate.error = RuntimeError("made up")
+        writer.gate.open()
+        with pytest.raises(openai.APIError, match="thread has died"):
+            list(chunks)
+
+
+# --- the playground's own ------------------------------------------------------------------
+
+
+def test_next_tells_the_models_logits(api):
+    """Of a text or of ids, past the window too; they are those of a full pass."""
+    for text in ("ab", "abc\n" * 6, ""):
+        ids = WRITER.prompt_ids(text)
+        with torch.no_grad():
+            expected = WRITER.model(torch.tensor([ids[-16:]]))[0][0, -1]
+        found = api.post("/api/next", json={"text": text}).json()
+        assert found["logits"] == pytest.approx(expected.tolist(), abs=1e-4)
+        assert found["ids"] == ids
+        assert found["window_start"] == max(0, len(ids) - 16)
+        assert "".join(token["text"] for token in found["tokens"]) == (text or "\n")
+        assert api.post("/api/next", json={"ids": ids}).json() == found
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "either"),
+        ({"text": "a", "ids": [0]}, "either"),
+        ({"ids": []}, "at least one"),
+        ({"ids": "a"}, "list"),
+        ({"text": 5}, "string"),
+        ({"text": "X"}, "'X'"),
+        ({"prompt": "a"}, "unknown field"),
+    ],
+)
+def test_the_playgrounds_wrong_questions_are_refused(api, body, message):
+    for path in ("/api/next", "/api/attention"):
+        answer = api.post(path, json=body)
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]["message"]
+
+
+def test_of_a_large_vocabulary_the_likeliest_are_told():
+    logits = np.random.default_rng(0).normal(size=5000).astype(np.float32)
+    logits[[7, 4000]] = 9.0
+    found = told_logits(logits, str)
+    assert [(i, text) for i, _, text in found["top"][:2]] == [(7, "7"), (4000, "4000")]
+    assert len(found["top"]) == 1024
+    total = np.exp([logit for _, logit, _ in found["top"]]).sum() + math.exp(found["rest"])
+    assert total == pytest.approx(np.exp(logits.astype(np.float64)).sum())
+    assert set(told_logits(logits[:4096], str)) == {"logits"}
+
+
+def slow_attention(config: GPTConfig, state: dict, x: np.ndarray, layer: int) -> np.ndarray:
+    """(H, T, T) of an attention's input (T, C), number by number."""
+    at = f"blocks.{layer}.attention."
+    h, g, d, time = config.num_heads, config.kv_heads, config.head_size, len(x)
+    rows = x @ state[at + "query_key_value.weight"].T
+    rows = rows + state.get(at + "query_key_value.bias", 0.0)
+
+    def vector(t: int, first: int, norm: str) -> np.ndarray:
+        found = rows[t, first : first + d]
+        if config.qk_norm:
+            found = found / np.sqrt((found**2).mean() + config.eps) * state[f"{at}{norm}.weight"]
+        if config.position == "rotary":
+            turned = np.empty(d)
+            for i in range(d // 2):
+                angle = t * config.rope_base ** (-2 * i / d)
+                a, b = found[i], found[i + d // 2]
+                turned[i] = a * math.cos(angle) - b * math.sin(angle)
+                turned[i + d // 2] = b * math.cos(angle) + a * math.sin(angle)
+            found = turned
+        return found
+
+    weights = np.zeros((h, time, time))
+    for head in range(h):
+        group = head // (h // g)
+        for t in range(time):
+            query = vector(t, head * d, "query_norm")
+            keys = [vector(s, (h + group) * d, "key_norm") for s in range(t + 1)]
+            scores = np.exp([query @ key / math.sqrt(d) for key in keys])
+            weights[head, t, : t + 1] = scores / scores.sum()
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["tutorial", "modern", "gpt2", "llama", "rotary_layer_norm"])
+def test_attention_is_what_the_model_mixes_by(kind):
+    """Rotary, grouped and normalised heads too, against a slow twin of each layer's input."""
+    config = CONFIGS[kind]
+    model = build(config)
+    ids = torch.arange(8)[None] % config.vocab_size
+    inputs = []
+    for block in model.blocks:
+        block.attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0]))
+    with torch.no_grad():
+        model(ids)
+    found = read(Network(config, arrays_of(model)), ids[0].tolist()).weights
+    assert found.shape == (config.num_layers, config.num_heads, 8, 8)
+    state = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+    for layer in range(config.num_layers):
+        expected = slow_attention(config, state, inputs[layer].double().numpy(), layer)
+        np.testing.assert_allclose(found[layer], expected, atol=1e-4)
+
+
+def test_attention_is_told_of_the_last_positions(api):
+    ids = [0, 1, 2, 3] * 5
+    found = api.post("/api/attention", json={"ids": ids}).json()
+    assert (found["layers"], found["heads"], found["start"]) == (2, 2, 4)
+    weights = np.array(found["weights"])
+    assert weights.shape == (2, 2, 16, 16)
+    expected = WRITER.read(ids[4:]).weights
+    np.testing.assert_allclose(weights, expected, atol=5.1e-5)
+
+
+def test_the_model_is_described(api):
+    found = api.get("/api/model").json()
+    assert found["name"] == "mygpt"
+    assert found["parameters"] == WRITER.config.num_parameters()
+    assert found["shape"]["embed_dim"] == 8
+    assert (found["vocab_size"], found["tokenizer"], found["window"]) == (4, "char", 16)
+    assert (found["tokens"], found["ngrams"]) == (["a", "b", "c", "\n"], False)
+
+
+def test_files_are_served_with_their_types_and_a_strict_policy(tmp_path, monkeypatch):
+    """Only files of the folder itself, of known types; nothing may frame or feed the page."""
+    (tmp_path / "playground.html").write_text("<!doctype html>")
+    (tmp_path / "bars.js").write_text("export {}")
+    (tmp_path / "style.css").write_text("body {}")
+    (tmp_path / "secret.py").write_text("no")
+    monkeypatch.setattr(Playground.__init__, "__defaults__", (tmp_path,))
+    with client() as api:
+        kinds = {"/": "html", "/static/bars.js": "javascript", "/static/style.css": "css"}
+        for path, kind in kinds.items():
+            answer = api.get(path)
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == f"text/{kind}; charset=utf-8"
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+        assert api.get("/static/secret.py").status_code == 404
+
+
+def test_the_document_has_the_fields_that_are_taken():
+    """Parser and document name the same fields, and the same limits."""
+    settings = ServerSettings(max_tokens=77, api_key="k")
+    document = openapi(WRITER, settings)
+    wanted = document["components"]["schemas"]["CompletionRequest"]
+    assert set(wanted["properties"]) == FIELDS
+    assert wanted["properties"]["max_tokens"]["maximum"] == 77
+    assert document["security"] == [{"key": []}]
+
+
+def test_health_tells_what_runs():
+    """One row decodes, and another request waits for its slot."""
+    writer = tiny_writer(kind=GatedWriter)
+    body = {"model": "mygpt", "prompt": "ab", "max_tokens": 2}
+    with running(writer, slots=1) as server, ThreadPoolExecutor(2) as clients:
+        assert server.get("/health").json() == {"healthy": True, "running": 0, "waiting": 0}
+        answers = [clients.submit(server.post, body) for _ in range(2)]
+        wanted = {"healthy": True, "running": 1, "waiting": 1}
+        wait_until(lambda: server.get("/health").json() == wanted)
+        writer.gate.open()
+        assert [answer.result().status_code for answer in answers] == [200, 200]

@@ -1,0 +1,79 @@
+"""Requests made up from the OpenAPI document, right ones and wrong ones: no 500, and no hang.
+
+MYGPT_FUZZ_CASES sets how many (300); each must be answered within ten seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from mygpt.server.openapi import openapi
+from mygpt.server.settings import ServerSettings
+from servers import running, tiny_writer
+
+CASES = int(os.environ.get("MYGPT_FUZZ_CASES", "300"))
+LIMITS: dict[str, Any] = {"max_tokens": 200, "max_choices": 6, "max_prompt_tokens": 17}
+WRITER = tiny_writer()
+SCHEMA = schemathesis.openapi.from_dict(openapi(WRITER, ServerSettings(**LIMITS)))
+
+# What no schema says of one field alone: right fields that do not go together.
+TOGETHER = (
+    "best_of=",
+    "more than 6 choices",
+    "stream_options are for streams",
+    "goes past the range of numbers",
+    "the prompt has 17 tokens and the window 16",
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(WRITER, **LIMITS) as made, requests.Session() as session:
+        yield made.url, session
+
+
+def some(mode: GenerationMode):
+    """Half of the cases, each kind of request among them, the same at every run."""
+
+    def decorate(test):
+        found = given(case=SCHEMA.as_strategy(generation_mode=mode))(test)
+        return settings(
+            max_examples=CASES // 2,
+            derandomize=CASES <= 300,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )(found)
+
+    return decorate
+
+
+@some(GenerationMode.POSITIVE)
+def test_right_requests_are_answered_as_the_document_says(server, case):
+    """Status, content type and schema; a refusal is about fields that do not go together."""
+    url, session = server
+    response = case.call(base_url=url, session=session, timeout=10)
+    case.validate_response(response, excluded_checks=[positive_data_acceptance])
+    if response.status_code >= 400:
+        assert response.status_code == 400
+        message = response.json()["error"]["message"]
+        assert any(words in message for words in TOGETHER), message
+
+
+@some(GenerationMode.NEGATIVE)
+def test_wrong_requests_are_refused_as_the_document_says(server, case):
+    """Each with an error in the API's form."""
+    url, session = server
+    response = case.call(base_url=url, session=session, timeout=10)
+    case.validate_response(response)
+    if response.status_code >= 400:
+        assert response.json()["error"]["message"]

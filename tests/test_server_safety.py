@@ -1,0 +1,493 @@
+"""What the server does not do: wait for ever, take too much, answer strangers, lose requests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mygpt import save_checkpoint
+from mygpt.cli.serve import serve
+from mygpt.errors import InputError
+from mygpt.server.guards import host_name
+from mygpt.server.serving import listen
+from mygpt.server.settings import ServerSettings
+from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
+
+BODY = {"model": "mygpt", "prompt": "ab", "max_tokens": 6, "seed": 1}
+JSON = {"content-type": "application/json"}
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def request_bytes(body: dict, path: str = "/v1/completions") -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = b""
+    while part := connection.recv(65536):
+        found += part
+    return found
+
+
+# --- who may ask ---------------------------------------------------------------------------
+
+
+def test_a_key_opens_every_route_but_the_pages():
+    with client(api_key="pass wörd") as api:
+        good = {"authorization": "Bearer pass wörd".encode()}
+        routes = [
+            *(("GET", path) for path in ("/health", "/v1/models", "/v1/models/x", "/openapi.json")),
+            *(("GET", path) for path in ("/api/model", "/nothing")),
+            *(("POST", path) for path in ("/v1/completions", "/api/next", "/api/attention")),
+            ("POST", "/v1/chat/completions"),
+        ]
+        for method, path in routes:
+            for header in (None, b"Bearer wrong", b"Basic cGFzcw==", b"", b"Bearer", b"\xff\xfe"):
+                answer = api.request(
+                    method, path, headers={} if header is None else {"authorization": header}
+                )
+                assert answer.status_code == 401, (path, header)
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert api.request(method, path, headers=good).status_code != 401
+        for path in ("/", "/static/none.js"):
+            assert api.get(path).status_code in (200, 404)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:99", 200),
+        ("[::1]:8000", 200),
+        ("box.lan", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("localhost:8000@evil.example", 400),
+        ("evil.example#localhost", 400),
+        ("192.168.1.5", 403),
+        ("localhost:port", 400),
+        ("", 400),
+    ],
+)
+def test_only_names_of_its_own_are_answered(host, status):
+    """A name that somebody has made to point here (DNS rebinding) is refused."""
+    with client(hosts=("box.lan",)) as api:
+        assert api.get("/health", headers={"host": host}).status_code == status
+
+
+def test_everywhere_means_any_address_and_still_no_foreign_name():
+    with client(any_address=True) as api:
+        assert api.get("/health", headers={"host": "192.168.1.5:8000"}).status_code == 200
+        assert api.get("/health", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_host_names():
+    assert host_name("Box.LAN.:80") == "box.lan"
+    assert host_name("[::1]") == "::1"
+    for wrong in ("a/b", "a b:1:2", "user@box", "box:99999", "[::1"):
+        assert host_name(wrong) == ""
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:8000", 200),
+        ("https://127.0.0.1:8000", 200),
+        ("http://127.0.0.1:9000", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("file://127.0.0.1:8000", 403),
+        ("", 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(origin, status):
+    with client() as api:
+        for method, path in (("GET", "/health"), ("POST", "/v1/completions"), ("OPTIONS", "/")):
+            wanted = 405 if method == "OPTIONS" and status == 200 else status
+            answer = api.request(
+                method, path, headers={"origin": origin}, json=BODY if method == "POST" else None
+            )
+            assert answer.status_code == wanted
+            assert "access-control-allow-origin" not in answer.headers
+
+
+# --- how much ------------------------------------------------------------------------------
+
+
+def test_bodies_over_the_limit_are_refused_whether_they_say_so_or_not():
+    """By Content-Length before a byte is read, and by counting where there is none."""
+    with client(max_body_bytes=1000) as api:
+        fits = json.dumps(BODY).encode().ljust(1000)
+        assert api.post("/v1/completions", content=fits, headers=JSON).status_code == 200
+        for content in (fits + b" ", iter([fits, b" "])):
+            answer = api.post("/v1/completions", content=content, headers=JSON)
+            assert answer.status_code == 413
+            assert "1,000 bytes" in answer.json()["error"]["message"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_refused_body_does_not_keep_its_connection():
+    with running(max_body_bytes=1000) as server, connect(server.port) as connection:
+        head = b"POST /api/next HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n"
+        connection.sendall(head)
+        assert read_all(connection).startswith(b"HTTP/1.1 413")
+
+
+def test_a_full_queue_is_told_with_the_time_to_come_again():
+    """Two run, two wait, the fifth is refused; then all four are answered."""
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, slots=2, max_waiting=2) as server, ThreadPoolExecutor(4) as clients:
+        answers = []
+        for running_now, waiting in ((1, 0), (1, 1), (2, 1), (2, 2)):
+            answers.append(clients.submit(server.post, BODY))
+            wait_until(lambda n=running_now: server.scheduler.running == n)
+            wait_until(lambda n=waiting: server.scheduler.waiting == n)
+            if (running_now, waiting) == (1, 1):
+                writer.gate.allow(1)  # between tokens the second joins
+                wait_until(lambda: server.scheduler.running == 2)
+        refused = server.post(BODY)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        writer.gate.open()
+        assert {answer.result().status_code for answer in answers} == {200}
+        assert len({answer.result().json()["choices"][0]["text"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("name", ["slots", "max_waiting", "request_limit_s", "api_key", "name"])
+def test_settings_that_cannot_be_are_refused(name):
+    with pytest.raises(InputError, match=name.replace("api_key", "API key")):
+        ServerSettings(**{name: "" if name in ("api_key", "name") else 0})
+
+
+# --- how long ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"",
+        b"G",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n",
+        b"POST /api/next HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 9\r\n\r\n{",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea",
+    ],
+    ids=["nothing", "a byte", "no end of headers", "half a body", "half a second request"],
+)
+def test_half_sent_requests_are_cut_off(part, caplog):
+    """uvicorn alone waits for ever; others are answered meanwhile."""
+    with running(request_limit_s=0.4) as server:
+        began = time.monotonic()
+        connections = [connect(server.port) for _ in range(30)]
+        for connection in connections:
+            connection.sendall(part)
+        assert server.get("/health").status_code == 200
+        for connection in connections:
+            found = read_all(connection)
+            if part and b"\r\n\r\nGET" not in part:
+                assert b"HTTP/1.1 408" in found
+                assert b'"error"' in found
+            connection.close()
+        assert 0.3 < time.monotonic() - began < 3.0
+        assert not server.server.server_state.connections
+    assert not caplog.records, "it is nothing that the log need know"
+
+
+def test_a_request_that_drips_is_cut_off_too():
+    """The time counts from the first byte, not from the last one."""
+    with running(request_limit_s=0.5) as server, connect(server.port) as connection:
+        began = time.monotonic()
+        found = b""
+        connection.settimeout(0.02)
+        for byte in request_bytes(BODY):
+            connection.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                found = connection.recv(65536)
+            if found:
+                break
+        assert found.startswith(b"HTTP/1.1 408")
+        assert 0.4 < time.monotonic() - began < 2.0
+
+
+def test_time_counts_anew_for_each_request_of_a_connection():
+    """A connection that is used lives on past the limit; the answer's time is not the client's."""
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, request_limit_s=0.4) as server, httpx.Client(base_url=server.url) as http:
+        timer = threading.Timer(1.0, writer.gate.open)
+        timer.start()
+        assert http.post("/v1/completions", json=BODY).status_code == 200
+        before = set(server.server.server_state.connections)
+        for _ in range(4):
+            time.sleep(0.2)
+            assert http.get("/health").status_code == 200
+        assert set(server.server.server_state.connections) == before
+
+
+def test_half_a_second_request_is_cut_off_too():
+    """The time begins with its first byte, and a connection that idles is not told of it."""
+    with running(request_limit_s=0.4) as server, connect(server.port) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.8)
+        connection.sendall(b"GET /hea")
+        began = time.monotonic()
+        assert b"HTTP/1.1 408" in read_all(connection)
+        assert 0.3 < time.monotonic() - began < 2.0
+
+
+def test_idle_connections_end():
+    with running(idle_limit_s=1.0) as server, connect(server.port) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_reads_nothing_is_let_go():
+    """Its answer does not pile up, and its row's slot is free again."""
+    with running(write_limit_s=0.4, max_tokens=10**6) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        body = BODY | {"max_tokens": 10**6, "stream": True, "logprobs": 5}
+        connection.sendall(request_bytes(body))
+        wait_until(lambda: server.scheduler.running == 1)
+        wait_until(lambda: server.scheduler.running == 0, 20)
+        assert not server.server.server_state.connections
+
+
+def test_where_connections_run_out_the_oldest_that_asks_nothing_goes():
+    with running(max_connections=5) as server:
+        idle = [connect(server.port) for _ in range(5)]
+        wait_until(lambda: len(server.server.server_state.connections) == 5)
+        began = time.monotonic()
+        assert server.get("/health").status_code == 200
+        assert b" 408 " in read_all(idle[0])
+        assert time.monotonic() - began < 2.0, "that was the time limit's work"
+        for connection in idle:
+            connection.close()
+
+
+def test_where_all_connections_are_busy_more_are_refused():
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, max_connections=2) as server, ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(server.post, BODY) for _ in range(2)]
+        wait_until(lambda: server.scheduler.running + server.scheduler.waiting == 2)
+        assert server.get("/health").status_code == 503
+        writer.gate.open()
+        assert {answer.result().status_code for answer in answers} == {200}
+
+
+def test_what_is_no_http_is_told_so_in_json():
+    with running() as server, connect(server.port) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        found = read_all(connection)
+        assert found.startswith(b"HTTP/1.1 400")
+        assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
+# --- clients that go -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_frees_its_slot(stream):
+    """Its row ends before the next token; the one beside it goes on."""
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, slots=2) as server, ThreadPoolExecutor(1) as clients:
+        other = clients.submit(server.post, BODY)
+        wait_until(lambda: server.scheduler.running == 1)
+        with connect(server.port) as connection:
+            body = BODY | {"max_tokens": 4000, "stream": stream}
+            connection.sendall(request_bytes(body))
+            wait_until(lambda: server.scheduler.waiting == 1)
+            writer.gate.allow(3)
+            wait_until(lambda: server.scheduler.running == 2)
+            if stream:
+                assert b"text" in connection.recv(65536)
+        wait_until(lambda: len(server.server.server_state.connections) == 1)
+        writer.gate.allow(1)
+        wait_until(lambda: server.scheduler.running == 1)
+        writer.gate.open()
+        assert other.result().json()["usage"]["completion_tokens"] == 6
+
+
+def test_a_client_that_goes_while_it_waits_leaves_the_queue():
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, slots=1) as server, ThreadPoolExecutor(1) as clients:
+        first = clients.submit(server.post, BODY)
+        wait_until(lambda: server.scheduler.running == 1)
+        with connect(server.port) as connection:
+            connection.sendall(request_bytes(BODY))
+            wait_until(lambda: server.scheduler.waiting == 1)
+        wait_until(lambda: server.scheduler.waiting == 0)
+        writer.gate.open()
+        assert first.result().status_code == 200
+        assert len(writer.gate.ended) == 1, "the one that went never took the slot"
+
+
+def test_after_many_clients_that_go_the_batch_is_empty():
+    """At random tokens, streaming or not, in the queue or at work."""
+    chance = random.Random(0)
+    with running(slots=4, max_tokens=10**6) as server:
+
+        def go(number: int) -> None:
+            with connect(server.port) as connection:
+                body = BODY | {"max_tokens": 10**6, "n": 1 + number % 3}
+                connection.sendall(request_bytes(body | {"stream": number % 4 > 0}))
+                if number % 4:
+                    for _ in range(chance.randrange(4)):
+                        connection.recv(chance.randrange(1, 5000))
+
+        with ThreadPoolExecutor(8) as clients:
+            list(clients.map(go, range(100)))
+        wait_until(lambda: server.scheduler.running == server.scheduler.waiting == 0, 10)
+        assert server.scheduler._batch.active == 0
+        assert server.post(BODY).status_code == 200
+
+
+# --- ends ----------------------------------------------------------------------------------
+
+
+def test_when_the_thread_dies_everyone_is_told():
+    """Those at work, those that wait and those to come: 500 in the API's form; health says no."""
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, slots=1) as server, ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(server.post, BODY) for _ in range(2)]
+        wait_until(lambda: server.scheduler.waiting == 1)
+        writer.gate.error = MemoryError("made up")
+        writer.gate.open()
+        found = [answer.result() for answer in answers] + [server.post(BODY)]
+        for answer in found:
+            assert answer.status_code == 500
+            assert answer.json()["error"]["code"] == "worker_died"
+            assert "made up" not in answer.text
+        health = server.get("/health")
+        assert (health.status_code, health.json()["healthy"]) == (503, False)
+        assert "died" in health.json()["error"]["message"]
+
+
+def test_a_bug_is_a_500_without_its_traceback(monkeypatch, caplog):
+    monkeypatch.setattr("mygpt.server.app.json_answer", lambda *_: 1 / 0)
+    with running() as server:
+        answer = server.get("/v1/models")
+        assert answer.status_code == 500
+        assert answer.json()["error"]["type"] == "server_error"
+        assert "division" not in answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "ZeroDivisionError" in caplog.text, "the log says more"
+
+
+def test_a_shutdown_finishes_what_streams():
+    """What has begun is finished, what waits is refused, and nothing new is taken."""
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, slots=2) as server, ThreadPoolExecutor(2) as clients:
+        body = BODY | {"n": 3, "stream": True}  # one choice of it still waits for its slot
+        streaming = clients.submit(server.post, body)
+        wait_until(lambda: server.scheduler.running == 2)
+        waiting = clients.submit(server.post, BODY)
+        wait_until(lambda: server.scheduler.waiting == 2)
+        server.server.should_exit = True
+        assert waiting.result().status_code == 503
+        assert waiting.result().json()["error"]["code"] == "shutting_down"
+        with pytest.raises(httpx.ConnectError):
+            server.get("/health")
+        writer.gate.open()
+        events = streaming.result().text.split("\n\n")
+        assert events[-2] == "data: [DONE]"
+        assert sum('"finish_reason":"length"' in event for event in events) == 3
+        server.thread.join(5)
+        assert not server.thread.is_alive()
+
+
+def test_a_shutdown_does_not_wait_for_ever():
+    """Past the time limit what still runs is given up."""
+    with running(shutdown_limit_s=1.0, max_tokens=10**9) as server, connect(server.port) as one:
+        one.sendall(request_bytes(BODY | {"max_tokens": 10**9, "stream": True}))
+        assert one.recv(1000)
+        began = time.monotonic()
+        server.server.should_exit = True
+        while one.recv(65536):
+            pass
+        server.thread.join(10)
+        assert time.monotonic() - began < 4.0
+
+
+def test_requests_are_told_in_one_line_without_their_words():
+    lines: list[str] = []
+    with client(log=lines.append) as api:
+        api.post("/v1/completions", json=BODY | {"prompt": "cab\ncab"})
+        api.get("/no%1B%5B31mthing")
+    assert len(lines) == 2
+    assert lines[0].startswith("POST /v1/completions 200 ")
+    assert lines[1].startswith("GET /no%1B%5B31mthing 404 ")
+
+
+def test_a_port_in_use_is_told_with_the_remedy():
+    with listen("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} is in use.*--port"):
+            listen("127.0.0.1", port)
+    with pytest.raises(InputError, match=r"host 'no\.such\.host\.invalid' is not known"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch):
+    """Before anything is looked for, and in one line."""
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(InputError, match=r"pip install 'mygpt\[serve\]'"):
+        serve(Path("no such run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_a_run_and_ends_by_signal(tmp_path, number):
+    """It says where it listens; its model is called like the run's folder; keys come by name."""
+    writer = tiny_writer()
+    run = tmp_path / "poems"
+    run.mkdir()
+    save_checkpoint(run / "best.safetensors", writer.model, CHARS)
+    code = "import typer; from mygpt.cli.serve import serve; typer.run(serve)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(run), "--port", "0", "--slots", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"MYGPT_API_KEY": "k", "PYTHONPATH": str(SOURCE)},
+    )
+    try:
+        line = process.stderr.readline()
+        assert line.startswith("serving poems at http://127.0.0.1:")
+        url = line.split()[3]
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        answer = httpx.post(
+            f"{url}/v1/completions",
+            json=BODY | {"model": "poems"},
+            headers={"authorization": "Bearer k"},
+            timeout=30,
+        )
+        assert answer.json()["choices"][0]["text"] == writer.complete("ab", 6, seed=1)[0].text
+        process.send_signal(number)
+        rest = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert "POST /v1/completions 200" in rest
+    assert "Traceback" not in rest
+    assert process.returncode == (-15 if number == signal.SIGTERM else 130)
+
+
+SOURCE = Path(__file__).resolve().parent.parent / "src"
