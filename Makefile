@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test lint torture bench bench-training bench-generation clean
+.PHONY: demo test lint torture bench bench-training bench-generation bench-serving clean
 
 demo: .venv/ready
 	$(BIN)/mygpt demo
@@ -40,6 +40,10 @@ bench-training: .venv/ready-plots
 # writes docs/benchmarks/.
 bench-generation: .venv-bench/ready
 	PYTHONPATH=src .venv-bench/bin/python -m benchmarks.generation
+
+# `mygpt serve` beside llama.cpp's server; LLAMA_SERVER is that program, built from its sources.
+bench-serving: .venv/ready-dev
+	$(BIN)/python -m benchmarks.serving $(LLAMA_SERVER)
 
 .venv-bench/ready: benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-bench

@@ -57,7 +57,7 @@ class GatedBatch:
     def advance(self, most: int) -> dict[int, list[int]]:
         if not self.opened:
             self.permits.acquire()
-            time.sleep(0.003)  # so slow that the scheduler asks for one token at a time
+            time.sleep(0.011)  # so slow that the scheduler asks for one token at a time
         if self.error is not None:
             raise self.error
         assert self.opened or most == 1

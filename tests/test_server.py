@@ -479,7 +479,7 @@ def test_openais_client_reads_logprobs(theirs):
 
 
 def test_openais_client_raises_our_errors(server, theirs):
-    with pytest.raises(openai.BadRequestError, match="from 1 to 32") as caught:
+    with pytest.raises(openai.BadRequestError, match="from 1 to 16") as caught:
         theirs.completions.create(model="poems", prompt="ab", n=99)
     assert caught.value.param == "n"
     with pytest.raises(openai.NotFoundError, match="this server's is poems"):

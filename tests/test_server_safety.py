@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mygpt import save_checkpoint
+from mygpt import Writer, save_checkpoint
 from mygpt.cli.serve import serve
 from mygpt.errors import InputError
 from mygpt.server.guards import host_name
@@ -171,6 +171,12 @@ def test_a_full_queue_is_told_with_the_time_to_come_again():
         writer.gate.open()
         assert {answer.result().status_code for answer in answers} == {200}
         assert len({answer.result().json()["choices"][0]["text"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("key", [" abc", "abc ", "a\nb", "a\udcffb"])
+def test_a_key_that_no_request_can_carry_is_refused(key):
+    with pytest.raises(InputError, match="API key"):
+        ServerSettings(api_key=key)
 
 
 @pytest.mark.parametrize("name", ["slots", "max_waiting", "request_limit_s", "api_key", "name"])
@@ -383,6 +389,71 @@ def test_when_the_thread_dies_everyone_is_told():
         assert "died" in health.json()["error"]["message"]
 
 
+def test_one_request_does_not_keep_all_others_waiting():
+    """A look of the page has a slot of its own; those that wait get their share of the others."""
+    with running(slots=4, max_tokens=10**9) as server, ThreadPoolExecutor(1) as clients:
+        long = BODY | {"max_tokens": 10**9, "n": 4, "stream": True}
+        with connect(server.port) as first:
+            first.sendall(request_bytes(long))
+            wait_until(lambda: server.scheduler.running == 4)
+            assert server.post({"text": "ab"}, "/api/next").status_code == 200
+        wait_until(lambda: server.scheduler.running == 0)
+        with connect(server.port) as first, connect(server.port) as second:
+            first.sendall(request_bytes(long | {"n": 3}))
+            wait_until(lambda: server.scheduler.running == 3)
+            second.sendall(request_bytes(long))
+            wait_until(lambda: server.scheduler.running == 4)
+            third = clients.submit(server.post, BODY)
+            wait_until(lambda: server.scheduler.waiting == 2)
+            first.close()
+            assert third.result().status_code == 200, "the second has three waiting, and its share"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/attention"])
+def test_a_look_that_nobody_waits_for_ends(path, monkeypatch):
+    """The one thread that looks at prompts was held by a client that had gone."""
+    held, read = threading.Event(), Writer.read
+
+    def slow(self, ids, shown=None):
+        held.wait(5)
+        return read(self, ids, shown)
+
+    with running(max_prompt_tokens=10**5) as server:
+        monkeypatch.setattr(Writer, "read", slow)
+        body = BODY | {"prompt": "ab" * 500, "echo": True, "logprobs": 0, "overflow": "refill"}
+        body = body if path.startswith("/v1") else {"ids": [0, 1]}
+        with connect(server.port) as connection:
+            connection.sendall(request_bytes(body, path))
+            wait_until(lambda: server.server.server_state.connections)
+            time.sleep(0.1)
+        wait_until(lambda: not server.server.server_state.connections)
+        monkeypatch.setattr(Writer, "read", read)
+        held.set()
+        began = time.monotonic()
+        assert server.post({"ids": [0, 1]}, "/api/attention").status_code == 200
+        assert time.monotonic() - began < 5
+
+
+def test_logprobs_of_many_prompts_at_once_are_refused():
+    with client(max_prompt_tokens=20) as api:
+        body = BODY | {"prompt": ["ababab"] * 4, "echo": True, "logprobs": 1, "max_tokens": 0}
+        answer = api.post("/v1/completions", json=body)
+        assert answer.status_code == 400
+        assert "24 prompt tokens are more than 20" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [('{"model": "mygpt", "model": "x"}', "'model' is there twice"),
+     ('{"max_tokens": ' + "1" * 5000 + "}", "5000 digits")],
+)  # fmt: skip
+def test_json_that_says_two_things(body, message):
+    with client() as api:
+        answer = api.post("/v1/completions", content=body, headers=JSON)
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]["message"]
+
+
 def test_a_bug_is_a_500_without_its_traceback(monkeypatch, caplog):
     monkeypatch.setattr("mygpt.server.app.json_answer", lambda *_: 1 / 0)
     with running() as server:
@@ -417,14 +488,17 @@ def test_a_shutdown_finishes_what_streams():
 
 
 def test_a_shutdown_does_not_wait_for_ever():
-    """Past the time limit what still runs is given up."""
-    with running(shutdown_limit_s=1.0, max_tokens=10**9) as server, connect(server.port) as one:
+    """Before the time limit is over what still runs is told that it ends there."""
+    with running(shutdown_limit_s=2.0, max_tokens=10**9) as server, connect(server.port) as one:
         one.sendall(request_bytes(BODY | {"max_tokens": 10**9, "stream": True}))
+        last = b""
         assert one.recv(1000)
         began = time.monotonic()
         server.server.should_exit = True
-        while one.recv(65536):
-            pass
+        while data := one.recv(65536):
+            last = (last + data)[-1000:]
+        assert b"shutting_down" in last
+        assert b"[DONE]" in last
         server.thread.join(10)
         assert time.monotonic() - began < 4.0
 

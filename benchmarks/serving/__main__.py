@@ -27,7 +27,6 @@ import torch
 from benchmarks.generation.models import CONFIGS
 from benchmarks.generation.rounds import QUIET_WAIT_S, ROOT, await_quiet, environment
 from benchmarks.serving.clients import Load, body, load
-from benchmarks.training.load import Others
 from benchmarks.training.report import describe_machine
 
 from mygpt import GPT, CharTokenizer, save_checkpoint
@@ -98,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for size, tokens in SIZES.items():
             files = make_model(size, Path(folder))
             texts = [(CHARACTERS * 2)[n : n + PROMPT] for n in range(len(CHARACTERS))]
-            requests = [body(text, tokens) for text in texts]
+            requests = [body(size, text, tokens) for text in texts]
             for _ in range(options.rounds):
                 for name in ("mygpt", "llama.cpp"):
                     port = free_port()
@@ -107,11 +106,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                         load(port, requests, 2, 1.0)  # warm
                         for clients in CLIENTS:
                             await_quiet(QUIET_WAIT_S)
-                            others = Others()
                             result = load(port, requests, clients, options.seconds)
                             row = f"{size}, {clients} clients"
                             found.setdefault(row, {}).setdefault(name, []).append(told(result))
-                            print(row, name, told(result), f"{others.cores():.2f}", flush=True)
+                            print(row, name, told(result), flush=True)
     return {"machine": describe_machine(), "seconds": options.seconds, "runs": found}
 
 

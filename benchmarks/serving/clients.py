@@ -52,10 +52,10 @@ class Load:
         return 1000 * ranked[int(0.99 * (len(ranked) - 1))] if ranked else 0.0
 
 
-def body(prompt: str, tokens: int) -> bytes:
+def body(model: str, prompt: str, tokens: int) -> bytes:
     """A request for so many tokens, drawn greedily, streamed."""
     content = {
-        "model": "model",
+        "model": model,
         "prompt": prompt,
         "max_tokens": tokens,
         "temperature": 0,
@@ -112,6 +112,8 @@ def load(port: int, requests: list[bytes], clients: int, seconds: float) -> Load
 def _count(parts: list[tuple[float, bytes]], found: Load) -> None:
     """Add an answer's characters, and the times between its pieces of text."""
     text, last = b"", None
+    if parts and parts[0][1]:
+        assert parts[0][1].startswith(b"HTTP/1.1 200"), parts[0][1][:500]
     for moment, data in parts:
         text += data
         *lines, text = text.split(b"\n")

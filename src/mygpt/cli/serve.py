@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +68,8 @@ def serve(
     from mygpt.checkpoint import resolve
     from mygpt.server.settings import ServerSettings
 
+    if api_key is None and os.environ.get("MYGPT_API_KEY") == "":
+        raise InputError("MYGPT_API_KEY is set and empty: give it a key, or unset it for none")
     path = resolve(checkpoint)
     settings = ServerSettings(
         name=_name_of(path),
@@ -93,4 +97,5 @@ def _name_of(path: Path) -> str:
 
 
 def _tell(line: str) -> None:
-    print(visible(line, sys.stderr), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # whoever read the log may have gone
+        print(visible(line, sys.stderr), file=sys.stderr, flush=True)

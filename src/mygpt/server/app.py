@@ -34,7 +34,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
     Raises:
         InputError: for an engine that cannot be had.
     """
-    scheduler = Scheduler(writer.open_batch(settings.slots), settings.max_waiting)
+    scheduler = Scheduler(writer.open_batch(settings.slots + 1), settings.max_waiting)
     reader = Reader(writer, settings.max_waiting)
 
     @contextlib.asynccontextmanager

@@ -190,7 +190,11 @@ class Completions:
     async def answer(self, request: HttpRequest) -> Response:
         """One request's answer; `ApiError` where there is none."""
         wanted = parse_completion(await read_json(request), self.settings)
-        job = Job(wanted, await self._read(wanted), self.writer)
+        try:
+            prompts = await while_connected(request.receive, self._read(wanted))
+        except ClientGone:
+            return Response(status_code=499)  # nobody reads it
+        job = Job(wanted, prompts, self.writer)
         ticket = self.scheduler.submit(job.samples) if wanted.max_tokens else None
 
         def finish() -> None:
@@ -217,7 +221,14 @@ class Completions:
         else:
             prompts = self._encode_all(wanted.prompts)
         if wanted.echo and wanted.logprobs is not None:
-            refill = wanted.overflow == "refill"
+            refill, most = wanted.overflow == "refill", self.settings.max_prompt_tokens
+            told = wanted.n * sum(len(prompt.ids) for prompt in prompts)
+            if told > most:
+                raise invalid(
+                    "prompt",
+                    f"log-probabilities of {told} prompt tokens are more than {most} in one "
+                    "answer: send fewer prompts at once",
+                )
             for prompt in prompts:
                 if prompt.text:
                     prompt.entries = await self.reader.run(

@@ -100,7 +100,7 @@ class Playground:
         """POST /api/next: what the model predicts after a text or ids."""
         ids = self._ids(await read_json(request))
         peek = Peek(Request(np.array(ids, np.int64), 1, SamplingConfig(temperature=0.0), Stream(0)))
-        ticket = self.scheduler.submit([peek])
+        ticket = self.scheduler.submit([peek], urgent=True)
 
         async def look() -> NDArray[np.float32]:
             async for found in ticket.news():
@@ -124,7 +124,11 @@ class Playground:
     async def attention(self, request: HttpRequest) -> Response:
         """POST /api/attention: what each of the last positions looks at."""
         ids = self._ids(await read_json(request))
-        return json_answer(await self.reader.run(self._attention, ids))
+        look = self.reader.run(self._attention, ids)
+        try:
+            return json_answer(await while_connected(request.receive, look))
+        except ClientGone:
+            return Response(status_code=499)  # nobody reads it
 
     def _attention(self, ids: Sequence[int]) -> bytes:
         """JSON, for making it takes long too; head by head, so that other threads get turns."""

@@ -7,6 +7,7 @@ Letters: H heads, N layers, T time, V vocabulary.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -35,16 +36,31 @@ class Reader:
         self.writer = writer
         self._max_waiting, self._waiting = max_waiting, 0
         self._thread = ThreadPoolExecutor(1, "mygpt-read")
+        self._over = threading.Event()  # of the look that the thread is at
 
     async def run(self, look: Callable[..., Any], *args: Any) -> Any:
-        """What `look` returns; `ApiError` 429 when too many wait."""
+        """What `look` returns; `ApiError` 429 when too many wait.
+
+        Cancelled, it ends a look that has begun as soon as that asks `_go_on`.
+        """
         if self._waiting >= self._max_waiting:
             raise busy(self._waiting)
+        over = threading.Event()
+
+        def begin() -> Any:
+            self._over = over
+            return look(*args)
+
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, look, *args)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, begin)
         finally:
+            over.set()
             self._waiting -= 1
+
+    def _go_on(self) -> None:
+        if self._over.is_set():
+            raise ApiError(499, "the client has gone")
 
     def close(self) -> None:
         """Take no more looks."""
@@ -74,9 +90,12 @@ class Reader:
         visible = Window(window, "refill")
         told = [self._entry(ids[0], None, top)]
         for start, group in groupby(range(1, len(ids)), key=visible.start):
+            self._go_on()
             places = list(group)
             logits = self.writer.read(ids[start : places[-1]], shown=1).logits  # (T, V)
-            told += [self._entry(ids[place], logits[place - start - 1], top) for place in places]
+            for place in places:
+                self._go_on()
+                told.append(self._entry(ids[place], logits[place - start - 1], top))
         offset, decoder = 0, self.writer.tokenizer.decoder()
         for token, entry in zip(ids[given:], told[given:], strict=True):
             entry.offset = offset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
 
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGPROBS, DEFAULT_MAX_TOKENS = 4, 256, 5, 16
+_MOST_DIGITS = 4000  # of a whole number: Python reads few more
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 # Fields of OpenAI's that these models do not have, with the values that ask for nothing.
@@ -78,12 +80,29 @@ async def read_json(request: HttpRequest) -> dict[str, Any]:
     if kind != "application/json":
         raise ApiError(415, "the body must be JSON: send Content-Type: application/json")
     try:
-        body = json.loads((await request.body()).decode("utf-8"), parse_constant=_refuse_constant)
+        text = (await request.body()).decode("utf-8")
+        body = json.loads(
+            text, parse_constant=_refuse_constant, parse_int=_int, object_pairs_hook=_object
+        )
     except (ValueError, RecursionError) as error:
         raise invalid(None, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise invalid(None, "the body must be a JSON object")
     return body
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice!r:.80} is there twice")
+    return found
 
 
 def _refuse_constant(name: str) -> None:
@@ -204,6 +223,8 @@ def unknown_model(model: str, name: str) -> ApiError:
 
 def check_prompt_ids(value: Any, param: str) -> tuple[int, ...]:
     """Token ids as whole numbers; whether the model has them is for its tokenizer to say."""
+    if set(map(type, value)) == {int} and 0 <= min(value) <= max(value) < 2**31:
+        return tuple(value)
     ids = []
     for place, token in enumerate(value):
         if isinstance(token, float) and token.is_integer():

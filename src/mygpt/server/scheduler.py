@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from mygpt.server.problems import ApiError
 
 # A compiled step is so short that asking for each alone would cost; longer blocks would hold up
 # those who want to join.
-_BLOCK_S = 0.002
+_BLOCK_S = 0.010
 _LONGEST_BLOCK = 64
 
 
@@ -59,7 +59,8 @@ class Work(Protocol):
 class Ticket:
     """A request's works and the way back to whoever waits for them, on one event loop."""
 
-    def __init__(self, works: Sequence[Work]) -> None:
+    def __init__(self, works: Sequence[Work], *, urgent: bool = False) -> None:
+        self.urgent = urgent
         self.loop = asyncio.get_running_loop()
         self.pending = deque(works)
         self.left = len(works)
@@ -117,6 +118,9 @@ def broken() -> ApiError:
 class Scheduler:
     """Owns a batch; every method but the thread's own is for any thread.
 
+    First come, first served, but for two things: while several wait, none takes more than its
+    share of the slots, and the last slot is for urgent works alone, which go first.
+
     Args:
         batch: where rows decode; nobody else may use it.
         max_waiting: how many requests may wait beyond the free slots.
@@ -132,8 +136,12 @@ class Scheduler:
         self._draining = self._stopping = False
         self.dead = False
 
-    def submit(self, works: Sequence[Work]) -> Ticket:
+    def submit(self, works: Sequence[Work], *, urgent: bool = False) -> Ticket:
         """Queue a request's works; to be called on the event loop that waits for them.
+
+        Args:
+            works: one or more.
+            urgent: works of a token or so, which go before all others.
 
         Raises:
             ApiError: 429 when too many wait, 503 while shutting down, 500 without a thread.
@@ -143,11 +151,15 @@ class Scheduler:
                 raise broken()
             if self._draining:
                 raise closing()
-            free = self._batch.size - len(self._running)
+            kept = not urgent and self._batch.size > 1  # the last slot is for urgent works
+            free = max(0, self._batch.size - len(self._running) - kept)
             if len(self._waiting) >= self._max_waiting + free:
                 raise busy(len(self._waiting))
-            ticket = Ticket(works)
-            self._waiting.append(ticket)
+            ticket = Ticket(works, urgent=urgent)
+            if urgent:
+                self._waiting.appendleft(ticket)
+            else:
+                self._waiting.append(ticket)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="mygpt-serve", daemon=True)
                 self._thread.start()
@@ -233,14 +245,23 @@ class Scheduler:
     def _next(self) -> tuple[Ticket, Work] | None:
         """The work whose turn it is."""
         with self._change:
-            if not self._waiting:
+            free = self._batch.size - len(self._running)
+            ticket = self._whose_turn(urgent_alone=free <= 1 < self._batch.size)
+            if ticket is None:
                 return None
-            ticket = self._waiting[0]
             ticket.begun = True
             work = ticket.pending.popleft()
             if not ticket.pending:
-                self._waiting.popleft()
+                self._waiting.remove(ticket)
             return ticket, work
+
+    def _whose_turn(self, *, urgent_alone: bool) -> Ticket | None:
+        if not self._waiting or self._waiting[0].urgent or urgent_alone:
+            return self._waiting[0] if self._waiting and self._waiting[0].urgent else None
+        share = self._batch.size // len(self._waiting)
+        held = Counter(id(ticket) for ticket, _ in self._running.values())
+        within = (ticket for ticket in self._waiting if held[id(ticket)] < share)
+        return next(within, self._waiting[0])
 
     def _join(self) -> None:
         while len(self._running) < self._batch.size:

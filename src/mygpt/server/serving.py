@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 
 # The thread that decodes must not wait long for the one that answers to let go of Python.
 _SWITCH_S = 0.001
+_MOST_OF = 0.9  # of the time limit at the end: what is left is for telling
 
 
 class Server(uvicorn.Server):
@@ -33,13 +35,18 @@ class Server(uvicorn.Server):
         config: uvicorn's.
         scheduler: what decodes.
         tell: called once, when requests are taken.
+        limit_s: how long answers on their way may take at the end.
     """
 
     def __init__(
-        self, config: uvicorn.Config, scheduler: Scheduler, tell: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        scheduler: Scheduler,
+        tell: Callable[[], None],
+        limit_s: float,
     ) -> None:
         super().__init__(config)
-        self.scheduler, self._tell = scheduler, tell
+        self.scheduler, self._tell, self._limit_s = scheduler, tell, limit_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
@@ -48,9 +55,14 @@ class Server(uvicorn.Server):
             self._tell()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what has begun, within the time limit."""
+        """Finish what has begun; near the time limit the rest is told that it ends here."""
         self.scheduler.drain()
-        await super().shutdown(sockets=sockets)
+        stop = threading.Thread(target=self.scheduler.stop, daemon=True)
+        timer = asyncio.get_running_loop().call_later(_MOST_OF * self._limit_s, stop.start)
+        try:
+            await super().shutdown(sockets=sockets)
+        finally:
+            timer.cancel()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -123,7 +135,7 @@ def make_server(
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     line = f"serving {settings.name} at {url_of(bound)} (Ctrl-C ends)"
-    return Server(config, app.state.scheduler, lambda: tell(line))
+    return Server(config, app.state.scheduler, lambda: tell(line), settings.shutdown_limit_s)
 
 
 def serve(

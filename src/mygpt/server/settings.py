@@ -27,7 +27,8 @@ class ServerSettings:
 
     Attributes:
         name: the model's id, which requests name.
-        slots: rows that decode together; each has room for a whole window.
+        slots: rows that decode together, beside one for the playground's looks; each has room
+            for a whole window.
         max_waiting: requests that may wait for a slot; more are refused (429).
         max_tokens: the most that a request may ask for, for each choice.
         max_choices: the most choices of one request, all its prompts together.
@@ -51,7 +52,7 @@ class ServerSettings:
     slots: int = 32
     max_waiting: int = 64
     max_tokens: int = 4096
-    max_choices: int = 32
+    max_choices: int = 16
     max_prompt_tokens: int = 16384
     max_body_bytes: int = 2**20
     max_connections: int = 640
@@ -73,5 +74,8 @@ class ServerSettings:
                 raise InputError(f"{name}={getattr(self, name)} must be above 0 seconds")
         if not self.name:
             raise InputError("name is empty: a model needs an id, such as mygpt")
-        if self.api_key is not None and not self.api_key.strip():
+        key = self.api_key
+        if key is not None and not key.strip():
             raise InputError("the API key is empty: give one of some characters, or none")
+        if key is not None and (key != key.strip() or not key.isprintable()):
+            raise InputError("the API key has a space at an end, or characters no header can carry")

@@ -20,9 +20,9 @@ from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.recipe import Budget, Recipe, choose, continuing, flops_per_token
 
-# What `minutes` keeps for after the last step: saving and the end of the process, validating, and
-# the simpler models that the loss is shown beside.
-_ENDING_S = 1.2
+# What `minutes` keeps for after the last step: saving, the report and the end of the process,
+# validating, and the simpler models that the loss is shown beside.
+_ENDING_S = 1.8
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
 # A text of so many characters that is read less often than this by them is read by BPE: ahead
 # at a fourteenth of a reading, behind at a seventh and a third (docs/lab-notes.md).
