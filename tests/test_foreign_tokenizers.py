@@ -16,7 +16,13 @@ from mygpt.data import encode_documents
 from mygpt.errors import InputError, StorageError, UnknownTokenError
 from mygpt.formats.tokenizers import read_tokenizer, write_tokenizer
 from mygpt.text import Document
-from mygpt.tokenization import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer
+from mygpt.tokenization import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    load_tokenizer,
+)
 from mygpt.tokenization.foreign import ForeignTokenizer
 
 TEXT = (
@@ -279,6 +285,8 @@ def test_what_others_put_before_a_text_stands_before_it_here(case):
     row = encode_documents([Document("", text), Document("", text)], case.ours).tolist()
     ends = [] if case.ours.end_of_text is None else [case.ours.end_of_text]
     assert row == [*ends, *begun] * 2
+    if (case.folder / "tokenizer.json").exists():  # by itself, as --tokenizer names it
+        assert load_tokenizer(case.folder / "tokenizer.json").beginning == case.ours.beginning
     follows = encode_documents([Document("", text)], case.ours, continued=True).tolist()
     assert follows == case.ours.encode_array(text).tolist()
 

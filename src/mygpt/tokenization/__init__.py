@@ -67,16 +67,24 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def of_description(content: dict[str, Any]) -> Tokenizer:
     """The tokenizer that a `tokenizer.json` is: byte-level BPE where that holds it, else foreign.
 
+    `BPETokenizer` has no room for what stands before every text.
+
     Raises:
         InputError: where it is neither.
     """
     try:
-        return BPETokenizer(content)
+        bpe = BPETokenizer(content)
     except InputError as as_bpe:
         try:
-            parts = parts_of(content)
-            ends = [n for n, name in parts.names.items() if name == END_OF_TEXT]
-            control = [number for number in ends if number in parts.control]
-            return ForeignTokenizer(content, end_of_text=next(iter(control), None))
+            return _foreign(content)
         except InputError:
             raise as_bpe from None
+    if content.get("post_processor") and (foreign := _foreign(content)).beginning:
+        return foreign
+    return bpe
+
+
+def _foreign(content: dict[str, Any]) -> ForeignTokenizer:
+    parts = parts_of(content)
+    ends = [n for n, name in parts.names.items() if name == END_OF_TEXT and n in parts.control]
+    return ForeignTokenizer(content, end_of_text=next(iter(ends), None))
