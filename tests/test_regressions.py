@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -263,3 +264,14 @@ def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
         command, cwd=tmp_path, shell=True, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_program_that_calls_main_survives_a_broken_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate` let a broken pipe end the process, and whoever had called `main` with it."""
+    before = signal.getsignal(signal.SIGPIPE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["generate", "--prompt", "a"])
+    assert signal.getsignal(signal.SIGPIPE) is before

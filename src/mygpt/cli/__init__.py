@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -84,8 +86,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
             stream.reconfigure(errors="replace")
     try:
-        code = app(args=args, prog_name="mygpt", standalone_mode=False)
-        sys.stdout.flush()
+        with _pipes_as_before():
+            code = app(args=args, prog_name="mygpt", standalone_mode=False)
+            sys.stdout.flush()
     except MygptError as error:
         _say(error)
         code = error.exit_code
@@ -105,6 +108,20 @@ def main(args: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _pipes_as_before() -> Iterator[None]:
+    """What a broken pipe does to a program that calls `main` is after it as it was before."""
+    number = getattr(signal, "SIGPIPE", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
