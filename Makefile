@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test lint torture bench bench-training bench-generation bench-serving clean
+.PHONY: demo test lint torture clean
+.PHONY: bench bench-training bench-generation bench-serving bench-tokenizing bench-scaling
 
 demo: .venv/ready
 	$(BIN)/mygpt demo
@@ -44,6 +45,14 @@ bench-generation: .venv-bench/ready
 # `mygpt serve` beside llama.cpp's server; LLAMA_SERVER is that program, built from its sources.
 bench-serving: .venv/ready-dev
 	$(BIN)/python -m benchmarks.serving $(LLAMA_SERVER)
+
+# Several processes beside one, and training from a token store beside training from memory.
+bench-scaling: .venv/ready
+	$(BIN)/python -m benchmarks.scaling $(SHAKESPEARE)
+
+# `mygpt tokenize` beside the tokenizers library's own batches, and the memory it takes.
+bench-tokenizing: .venv/ready
+	$(BIN)/python -m benchmarks.tokenizing
 
 .venv-bench/ready: benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-bench

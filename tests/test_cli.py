@@ -461,6 +461,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         "report",
         "reproduce",
         "info",
+        "plan",
         "demo",
         "data shakespeare",
     ],
@@ -475,7 +476,7 @@ def test_every_file_of_the_package_can_be_reached_from_the_app() -> None:
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
         "train", "generate", "explain", "eval", "report", "reproduce", "import_", "export", "serve",
-        "info", "demo", "warmup", "doctor",
+        "info", "plan", "demo", "warmup", "doctor", "tokenize",
     }  # fmt: skip
     assert shell_version() == f"mygpt {mygpt.__version__}\n"
 

@@ -20,8 +20,9 @@ from mygpt.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.model import GPT
 from mygpt.training.compiled.step import CompiledStep, suits
+from mygpt.training.compiled_gradients import CompiledGradients
 from mygpt.training.config import TrainConfig
-from mygpt.training.gradients import CompiledGradients, Gradients
+from mygpt.training.gradients import Gradients
 from mygpt.training.optimizer import Optimizer, update_table
 from mygpt.tutorial import set_seed
 

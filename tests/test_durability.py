@@ -246,9 +246,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], float]) -> None:
     """Multiply the loss of call number n (from 1) by `bad(n)`."""
     inner, calls = Gradients.__call__, [0]
 
-    def call(self: Gradients, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def call(self: Gradients, *arguments: Any) -> torch.Tensor:
         calls[0] += 1
-        return inner(self, inputs, targets) * bad(calls[0])
+        return inner(self, *arguments) * bad(calls[0])
 
     monkeypatch.setattr(Gradients, "__call__", call)
 

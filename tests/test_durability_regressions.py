@@ -157,7 +157,7 @@ def test_a_new_length_is_not_forgotten(
     run = tmp_path / "run"
     fit(text, run)
     with monkeypatch.context() as patch:
-        patch.setattr("mygpt.training.session.sit", lambda *_: (_ for _ in ()).throw(Dead))
+        patch.setattr("mygpt.training.going_on.sit", lambda *_: (_ for _ in ()).throw(Dead))
         with pytest.raises(Dead):
             go_on(run, steps=20)
     end = go_on(run)[-1]

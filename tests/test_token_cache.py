@@ -181,7 +181,7 @@ def test_anothers_files_pipes_and_folders_are_not_read(folder, monkeypatch):
     expected = cached_tokens(DOCUMENTS, BPE).tolist()
     (path,) = files(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_is_ours", lambda status: False)
+        patch.setattr(cache, "is_ours", lambda status: False)
         assert cache._read(path) is None
     path.unlink()
     os.mkfifo(path)  # opening it must not wait for a writer

@@ -215,6 +215,10 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
     runs_inside = sorted(str(run) for run in path.glob("*/") if _in_run(run) is not None)
     if runs_inside:
         raise CheckpointError(f"{path}/ holds several runs, name one: {', '.join(runs_inside[:5])}")
+    from mygpt.data import is_store
+
+    if is_store(path):
+        raise CheckpointError(f"{path} is a token store, no model: mygpt train {path} makes one")
     raise CheckpointError(f"{path}/ holds no best.safetensors and no last.safetensors")
 
 

@@ -91,7 +91,7 @@ def evaluate(
     stride = seq_len if stride is None else stride
     if not 1 <= stride <= seq_len:
         raise InputError(f"stride={stride} must be at least 1 and at most the window, {seq_len}")
-    score = token_losses or partial(_token_losses, model)
+    score = token_losses or partial(model_token_losses, model)
     starts, lengths, last = _windows(len(tokens) - 1, seq_len, stride)
     reach = np.arange(seq_len + 1)
     rows = rows_at_once(seq_len, len(byte_lengths))
@@ -156,7 +156,7 @@ def evaluate_nanogpt(
             f"a text of {len(tokens)} tokens is too short for windows of {seq_len}: "
             f"choose at most {len(tokens) - 1}"
         )
-    score = token_losses or partial(_token_losses, model)
+    score = token_losses or partial(model_token_losses, model)
     generator = torch.Generator().manual_seed(seed)
     reach = np.arange(seq_len + 1)
     rows = rows_at_once(seq_len, len(byte_lengths))
@@ -231,10 +231,10 @@ def _windows(
     return starts, np.append(counts, left), last
 
 
-def _token_losses(
+def model_token_losses(
     model: GPT, inputs: NDArray[np.integer], targets: NDArray[np.integer]
 ) -> NDArray[np.float32]:
-    """The loss of each target: (B, T), from inputs and targets (B, T)."""
+    """The loss of each target, (B, T), from inputs and targets (B, T), by the forward pass."""
     device = next(model.parameters()).device
     ids = torch.from_numpy(inputs.astype(np.int64)).to(device)
     wanted = torch.from_numpy(targets.astype(np.int64)).to(device)

@@ -9,11 +9,12 @@ L window, V vocabulary, P positions read before.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mygpt.config import GPTConfig
 from mygpt.errors import InputError
@@ -45,10 +46,14 @@ def make_norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 def rotary_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of every position's angles, each (L, D), float32 (Su et al., 2021)."""
+    """Cosines and sines of every position's angles, each (L, D), float32 (Su et al., 2021).
+
+    They are made on the CPU, so that they are the same everywhere.
+    """
     half = config.head_size // 2
-    frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.arange(config.max_seq_len, dtype=torch.float32)[:, None] * frequencies
+    steps = torch.arange(half, dtype=torch.float32, device="cpu")
+    positions = torch.arange(config.max_seq_len, dtype=torch.float32, device="cpu")
+    angles = positions[:, None] * config.rope_base ** (-steps / half)
     angles = torch.cat([angles, angles], dim=-1)  # (L, D): both halves turn alike
     return angles.cos(), angles.sin()
 
@@ -150,6 +155,21 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+class _Undrawn(TorchFunctionMode):
+    """Inside, torch's initializers leave parameters as they are.
+
+    There is nothing to draw on the meta device, and there they import torch's compiler: seconds.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        options = options or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return arguments[0] if arguments else options["tensor"]
+        return function(*arguments, **options)
+
+
 class GPT(nn.Module):
     """The tutorial's GPT; `GPT.from_config` builds every other.
 
@@ -196,12 +216,23 @@ class GPT(nn.Module):
     @classmethod
     def unfilled(cls, config: GPTConfig) -> GPT:
         """A GPT on the CPU whose parameters wait to be loaded; draws no random numbers."""
+        return cls.outlined(config).allot(torch.device("cpu"))
+
+    @classmethod
+    def outlined(cls, config: GPTConfig) -> GPT:
+        """A GPT whose parameters have shapes and no memory yet (torch's meta device)."""
         model = cls.__new__(cls)
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             model._build(config)
-        model.to_empty(device="cpu")
-        model._tabulate_rotary()
         return model
+
+    def allot(self, device: torch.device) -> GPT:
+        """Give outlined parameters memory on `device`; they wait to be loaded."""
+        self.to_empty(device=device)
+        self._tabulate_rotary()
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(self, name, buffer.to(device))
+        return self
 
     rotary_cos: torch.Tensor
     rotary_sin: torch.Tensor
@@ -287,4 +318,4 @@ class GPT(nn.Module):
         logits = F.linear(x, head.weight)  # (B, T, V)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

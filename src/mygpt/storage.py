@@ -63,13 +63,13 @@ def write_durably(
         if keep_as is not None:
             _keep(target, keep_as)
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except StorageError:
         raise
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # what it took is free again
-        raise StorageError(f"cannot write {path}: {_reason(error, target, size)}") from error
+        raise StorageError(f"cannot write {path}: {reason(error, target, size)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def _on_file(path: Path, flags: int, action: Callable[[int], Any]) -> Any:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {_reason(error, path, 0)}") from error
+        raise StorageError(f"cannot write {path}: {reason(error, path, 0)}") from error
 
 
 def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
@@ -151,7 +151,8 @@ def _keep(target: Path, keep_as: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
     if os.name == "nt":  # Windows has no folder to sync
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -164,7 +165,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: OSError, target: Path, size: int) -> str:
+def reason(error: OSError, target: Path, size: int) -> str:
     """Why the system refused; how much is free, where that is the matter."""
     import shutil
 

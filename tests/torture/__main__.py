@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from torture import Figure, damage, inputs, kills, numbers, places, signals, strings
+from torture import Figure, damage, hosts, inputs, kills, numbers, places, signals, stores, strings
 
 # What is done, how often by `make torture`, and how often by `make test`.
 ALL: list[tuple[Callable[[int, Path], Figure], int, int]] = [
     (kills.kill_at_random, 200, 4),
+    (stores.kill_tokenizing, 20, 3),
     (kills.stop_at_every_step, 200, 6),
     (kills.faults_in_a_save, 1000, 10),
     (damage.flipped_bits, 2000, 60),
@@ -29,6 +30,7 @@ ALL: list[tuple[Callable[[int, Path], Figure], int, int]] = [
     (damage.hostile_headers, 10000, 120),
     (strings.strings, 100000, 200),
     (inputs.text_inputs, 100, 12),
+    (hosts.hosts, 7, 0),
 ]
 
 

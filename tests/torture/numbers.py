@@ -12,7 +12,6 @@ import torch
 
 from mygpt import training
 from mygpt.model import GPT
-from mygpt.training.config import TrainConfig
 from mygpt.training.events import Event, LeftOut
 from mygpt.training.gradients import make_gradients
 from mygpt.training.guard import Guard
@@ -35,15 +34,15 @@ def planted_nans(count: int, folder: Path) -> Figure:
     untouched: list[int] = []
     step = 0
 
-    def planting(model: GPT, config: TrainConfig) -> Any:
-        gradients = make_gradients(model, config)
+    def planting(model: GPT, *arguments: Any) -> Any:
+        gradients = make_gradients(model, *arguments)
         computed = type(gradients).__call__
 
         class Planting(type(gradients)):  # type: ignore[misc]
-            def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            def __call__(self, *arguments: Any) -> torch.Tensor:
                 nonlocal step
                 step += 1
-                loss = computed(self, inputs, targets)
+                loss = computed(self, *arguments)
                 if step in planted:
                     bad = chance.choice([math.nan, math.inf, -math.inf])
                     if step % 2:

@@ -25,10 +25,12 @@ from mygpt.cli.export import export
 from mygpt.cli.generate import generate
 from mygpt.cli.import_ import import_
 from mygpt.cli.info import info
+from mygpt.cli.plan import plan
 from mygpt.cli.report import report
 from mygpt.cli.reproduce import reproduce
 from mygpt.cli.serve import serve
 from mygpt.cli.terminal import visible
+from mygpt.cli.tokenize import tokenize
 from mygpt.cli.train import train
 from mygpt.cli.warmup import warmup
 from mygpt.errors import MygptError
@@ -45,8 +47,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 commands = (
-    train, generate, serve, explain, eval, report, reproduce, import_, export, info, demo, warmup,
-    doctor,
+    train, generate, serve, explain, eval, report, reproduce, import_, export, info, plan,
+    demo, warmup, doctor, tokenize,
 )  # fmt: skip
 for command in commands:
     # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.

@@ -122,9 +122,12 @@ class _Text:
 def _read_text(
     found: Checkpoint, file: Path, last: float | None, train: Path | None, encoding: str | None
 ) -> _Text:
-    from mygpt.data import encode_documents
+    from mygpt.data import encode_documents, is_store
     from mygpt.text import read_corpus, split_documents
 
+    for place in (file, train):
+        if place is not None and is_store(place):
+            raise InputError(f"{place} is a token store: name the text that it was made from")
     if last is not None and not 0 < last <= 1:
         raise InputError(f"last={last} must be a share of the text: above 0, at most 1")
     options: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -18,7 +19,13 @@ def _help(text: str, panel: str) -> Any:
     return typer.Option(help=text, rich_help_panel=panel, show_default=False)
 
 
+def _switch(name: str, text: str) -> Any:
+    flags = f"--{name}/--no-{name}"
+    return typer.Option(flags, help=text, rich_help_panel=_DEVICE, show_default=False)
+
+
 _LENGTH, _MODEL, _RECIPE, _REPORTS = "Length", "Model", "Recipe", "Reports and saves"
+_DEVICE = "Devices"
 
 
 def train(
@@ -125,6 +132,28 @@ def train(
     lr: Annotated[float | None, _help("The highest learning rate.", _RECIPE)] = None,
     weight_decay: Annotated[float | None, _help("AdamW's decay of matrices.", _RECIPE)] = None,
     grad_clip: Annotated[float | None, _help("Largest gradient norm; 0 is off.", _RECIPE)] = None,
+    dtype: Annotated[
+        str | None,
+        _help(
+            "auto (bfloat16 on CUDA, else float32), float32, tf32 or bfloat16: what products are "
+            "computed in.",
+            _DEVICE,
+        ),
+    ] = None,
+    compile: Annotated[bool | None, _switch("compile", "Use torch.compile.")] = None,
+    checkpoint_activations: Annotated[
+        bool | None,
+        _switch(
+            "checkpoint-activations",
+            "Compute blocks anew on the way back: less memory, a third more time.",
+        ),
+    ] = None,
+    shard: Annotated[
+        bool | None,
+        _switch(
+            "shard", "Under torchrun each process holds a part of the model (FSDP), not all (DDP)."
+        ),
+    ] = None,
     print_every: Annotated[int | None, _help("Steps between reports.", _REPORTS)] = None,
     eval_every: Annotated[int | None, _help("Steps between validations.", _REPORTS)] = None,
     sample_tokens: Annotated[int | None, _help("Length of samples; 0 is off.", _REPORTS)] = None,
@@ -137,6 +166,8 @@ def train(
     saves, and says how to go on.
 
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
+
+    Several processes: torchrun --standalone --nproc-per-node 2 -m mygpt train poems.txt
     """
     given = locals()
     began = time.monotonic() - process_age_s()
@@ -156,7 +187,9 @@ def train(
         options["batch_size"] = _whole_or_auto(batch_size)
     from mygpt.text import require_there
 
-    require_there([*(files or []), *([] if val_file is None else [str(val_file)])])
+    main = os.environ.get("RANK", "0") == "0"  # of several processes the first one tells
+    if main:
+        require_there([*(files or []), *([] if val_file is None else [str(val_file)])])
     command = shlex.join(["mygpt", *sys.argv[1:]])
     shared: dict[str, Any] = {"device": device}
     if replay is not None:
@@ -174,6 +207,7 @@ def train(
     if dry_run:
         clashing = [name for name in ("resume", "replay") if given[name] is not None]
         _refuse("--dry-run is for new runs", clashing)
+    quiet = quiet or not main
     waiting = Waiting("starting" if not quiet and sys.stdout.isatty() else "")
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
@@ -182,7 +216,8 @@ def train(
     if dry_run:
         with waiting:
             told = training.plan(files or None, **shared, **chosen, **options)
-        print(told)
+        if main:
+            print(told)
         return 0
 
     with TrainingDisplay(quiet=quiet, waiting=waiting) as display:

@@ -2,6 +2,15 @@
 
 from mygpt.data.batches import ShuffledWindows
 from mygpt.data.cache import cached_bpe, cached_tokens
+from mygpt.data.stored import StoredTokens, TokenStore, is_store
 from mygpt.data.tokens import encode_documents
 
-__all__ = ["ShuffledWindows", "cached_bpe", "cached_tokens", "encode_documents"]
+__all__ = [
+    "ShuffledWindows",
+    "StoredTokens",
+    "TokenStore",
+    "cached_bpe",
+    "cached_tokens",
+    "encode_documents",
+    "is_store",
+]

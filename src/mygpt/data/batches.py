@@ -5,11 +5,17 @@ Letters: B batch, T time.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.data.stored import StoredTokens
 from mygpt.errors import InputError
 from mygpt.randomness import epoch_offset, permute
+
+# A row of ids in memory, or in a store on disk, of which a slice is an array.
+Tokens: TypeAlias = NDArray[np.integer] | StoredTokens
 
 _BLOCK = 2**14  # windows whose places are reckoned at once
 
@@ -18,7 +24,7 @@ class ShuffledWindows:
     """Every window once an epoch, shuffled anew each time, the cuts moved by a random offset.
 
     Args:
-        tokens: the corpus, 1-D ids.
+        tokens: the corpus, 1-D ids in memory or in a store.
         seq_len: T; a window holds T + 1 tokens, and neighbours share one.
         seed: decides the order and the offsets.
 
@@ -26,7 +32,7 @@ class ShuffledWindows:
         InputError: for a corpus too short for one window.
     """
 
-    def __init__(self, tokens: NDArray[np.integer], seq_len: int, seed: int) -> None:
+    def __init__(self, tokens: Tokens, seq_len: int, seed: int) -> None:
         self.tokens = tokens
         self.seq_len = seq_len
         self.seed = seed
@@ -42,9 +48,25 @@ class ShuffledWindows:
         self._block = (-1, -1)  # the epoch and the number of the block at hand
         self._places = np.empty(0, np.int64)
 
-    def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
-        """The batch of step `step` (from 0): (B, T + 1) int64, inputs and targets together."""
-        starts = self.starts(step, batch_size)
+    def batch(
+        self, step: int, batch_size: int, share: tuple[int, int] = (0, 1)
+    ) -> NDArray[np.int64]:
+        """The batch of step `step` (from 0): (B, T + 1) int64, inputs and targets together.
+
+        Args:
+            step: from 0.
+            batch_size: B.
+            share: a process's number and how many there are: its rows alone are cut, which are
+                those from number * B // all up to where the next one's begin.
+        """
+        number, processes = share
+        first, end = number * batch_size // processes, (number + 1) * batch_size // processes
+        return self._cut(self.starts(step, batch_size)[first:end])
+
+    def _cut(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The windows that begin there: (B, T + 1)."""
+        if isinstance(self.tokens, StoredTokens):
+            return self.tokens.cut(starts, self.seq_len + 1)
         return self.tokens[starts[:, None] + self._reach].astype(np.int64)
 
     def starts(self, step: int, batch_size: int) -> NDArray[np.int64]:

@@ -102,7 +102,7 @@ def _place(documents: Sequence[Document], facts: list[bytes]) -> Path | None:
 
     key = hashlib.sha256()
     try:
-        folder = _folder()
+        folder = cache_folder() / "tokens"
         for fact in (str(_VERSION).encode(), version("tokenizers").encode(), *facts):
             key.update(hashlib.sha256(fact).digest())
         for document in documents:
@@ -115,13 +115,15 @@ def _place(documents: Sequence[Document], facts: list[bytes]) -> Path | None:
     return folder / key.hexdigest()
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Where all that is kept lies; RuntimeError for a user without a home."""
     chosen = os.environ.get("MYGPT_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return (Path(chosen) if chosen else Path(home) / "mygpt") / "tokens"
+    return Path(chosen) if chosen else Path(home) / "mygpt"
 
 
-def _is_named_by_us(path: Path) -> bool:
+def is_named_by_us(path: Path) -> bool:
+    """Whether a name is a digest."""
     return len(path.name) == _NAME_LENGTH and set(path.name) <= set("0123456789abcdef")
 
 
@@ -131,7 +133,7 @@ def _read(path: Path) -> memoryview | None:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
+            if not stat.S_ISREG(status.st_mode) or not is_ours(status):
                 return None
             mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
@@ -146,7 +148,8 @@ def _read(path: Path) -> memoryview | None:
     return content
 
 
-def _is_ours(status: os.stat_result) -> bool:
+def is_ours(status: os.stat_result) -> bool:
+    """Whether a file is this user's, or the system's."""
     return not hasattr(os, "getuid") or status.st_uid in (os.getuid(), 0)
 
 
@@ -179,7 +182,7 @@ def _make_room(folder: Path, size: int) -> None:
             if time.time() - stray.stat().st_mtime > _STRAY_S:
                 stray.unlink()
     kept = []
-    for path in filter(_is_named_by_us, folder.iterdir()):
+    for path in filter(is_named_by_us, folder.iterdir()):
         with contextlib.suppress(OSError):  # another process may be at the same work
             status = path.stat()
             kept.append((status.st_mtime_ns, status.st_size, path))

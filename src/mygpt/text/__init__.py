@@ -1,18 +1,25 @@
-"""Reading text: files, folders, globs, standard input, gzip; or the built-in corpus.
+"""Reading text: files, folders, globs, standard input, packed or not; or the built-in corpus.
 
-Text is taken as it is: line ends stay what they are. A corpus is a list of documents. What does
-not fit into memory is refused before it is read, or as soon as that shows.
+Text is taken as it is: line ends stay what they are. A corpus is a list of documents in memory:
+what does not fit there is refused before it is read, or as soon as that shows. A stream gives the
+same documents in pieces, however long they are.
 """
 
-from mygpt.text.corpus import BUILTIN, builtin_documents, read_corpus, require_there
+from mygpt.text.corpus import BUILTIN, builtin_documents, name_of, read_corpus, require_there
 from mygpt.text.documents import Corpus, Document, as_bytes, split_documents
+from mygpt.text.streams import Piece, TextSource, find_sources, pieces
 
 __all__ = [
     "BUILTIN",
     "Corpus",
     "Document",
+    "Piece",
+    "TextSource",
     "as_bytes",
     "builtin_documents",
+    "find_sources",
+    "name_of",
+    "pieces",
     "read_corpus",
     "require_there",
     "split_documents",

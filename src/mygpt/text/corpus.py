@@ -50,7 +50,7 @@ def read_corpus(
         else:
             documents += _in_folder(place, reader, encoding)
     notes = [note for place in places for note in place.notes()]
-    return Corpus(_name(paths), documents, notes + reader.notes)
+    return Corpus(name_of(paths), documents, notes + reader.notes)
 
 
 def require_there(paths: Sequence[str]) -> None:
@@ -127,12 +127,14 @@ def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool)
     return Document(name, text)
 
 
-def _name(paths: Sequence[str]) -> str:
+def name_of(paths: Sequence[str]) -> str:
     """What a run on these is called: the first one's name without its endings."""
+    if not paths:
+        return BUILTIN
     if paths[0] == "-":
         return "stdin"
     path = Path(os.path.realpath(paths[0]))
-    name = path.name.removesuffix(".gz")
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
     stem = name if path.is_dir() else Path(name).stem
     cleaned = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-.")
     return cleaned or "text"

@@ -46,7 +46,7 @@ def decode(data: bytearray, name: str, encoding: str | None, *, allow_bytes: boo
     Raises:
         InputError: for what is not text in that encoding, with its place.
     """
-    start, codec = _codec(data, encoding)
+    start, codec = codec_of(data, encoding)
     try:
         text = str(memoryview(data)[start:], codec)
         if codec != "utf-8":
@@ -67,7 +67,7 @@ def decode(data: bytearray, name: str, encoding: str | None, *, allow_bytes: boo
 
 def begins_as_text(data: bytearray, encoding: str | None) -> bool:
     """Whether a file that begins so may be text: nothing here says that it is not."""
-    start, codec = _codec(data, encoding)
+    start, codec = codec_of(data, encoding)
     try:
         return not any("\0" in piece for piece in _pieces(data, start, codec))
     except UnicodeError:
@@ -79,7 +79,7 @@ def text_bytes(data: bytearray, encoding: str | None) -> int:
 
     All characters of a text take what its widest one needs: 1, 2 or 4 bytes.
     """
-    start, codec = _codec(data, encoding)
+    start, codec = codec_of(data, encoding)
     length = width = 0
     try:
         for piece in _pieces(data, start, codec):
@@ -90,7 +90,7 @@ def text_bytes(data: bytearray, encoding: str | None) -> int:
     return length * width
 
 
-def _codec(data: bytearray, encoding: str | None) -> tuple[int, str]:
+def codec_of(data: bytearray, encoding: str | None) -> tuple[int, str]:
     """Where the text begins, and what decodes it."""
     if encoding is not None:
         return 0, encoding

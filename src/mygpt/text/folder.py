@@ -38,13 +38,13 @@ class Place:
 
 
 def look_into(folder: Path, reader: Reader, encoding: str | None) -> Place:
-    """Files below a folder, in the order of their names, without hidden ones and runs of ours.
+    """Files below a folder, in the order of their names, without hidden ones, runs and stores.
 
     A look at its first bytes decides whether a file may be text: a large one that is none is
     not read. Pipes, sockets, devices and broken links are no files.
     """
     place = Place([], folder)
-    for path in sorted(_files_below(folder)):
+    for path in sorted(files_below(folder)):
         try:
             may_be_text = begins_as_text(reader.start_of(str(path)), encoding)
         except InputError:  # it cannot be read
@@ -56,7 +56,8 @@ def look_into(folder: Path, reader: Reader, encoding: str | None) -> Place:
     return place
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, in no order; without hidden ones, runs and stores of ours."""
     files: list[Path] = []
     waiting = [folder]
     while waiting:
@@ -66,7 +67,7 @@ def _files_below(folder: Path) -> list[Path]:
                 entries = {entry.name: entry for entry in listing if entry.name[0] != "."}
         except OSError:  # no permission to look into it
             continue
-        if _RUN in entries:
+        if _RUN in entries or ("index.json" in entries and "shards" in entries):
             continue
         for name, entry in entries.items():
             if entry.is_dir(follow_symlinks=False):

@@ -147,7 +147,7 @@ def _blocks(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
     if "\0" in name:
         raise InputError(f"file name {name!r} holds a NUL: no file has such a name")
     try:
-        with _opened(name) as file:
+        with opened(name) as file:
             packed = name.endswith(".gz")
             stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if packed else file
             while data := stream.read1(block):
@@ -166,7 +166,8 @@ def _blocks(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
 
 
 @contextlib.contextmanager
-def _opened(name: str) -> Iterator[io.BufferedIOBase]:
+def opened(name: str) -> Iterator[io.BufferedIOBase]:
+    """A file of text, or standard input ("-"), to be read; devices are refused."""
     if name != "-":
         with open(name, "rb", opener=_without_waiting) as file:
             _check_kind(file.fileno(), name)

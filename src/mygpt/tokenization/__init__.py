@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         InputError: where it is neither, naming the file.
     """
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder: name a tokenizer's JSON file")
     content = read_json(path)
     if not {"chars", "model"} & set(content):
         raise InputError(

@@ -30,7 +30,7 @@ _RULE = (
     r"|[{S}]{1,R}(?![^{S}])"
     r"|[{S}]{1,R}"
 ).replace("R}", f"{LONGEST_RUN}}}")
-_CLASSES = {"{L}": r"\p{L}", "{N}": r"\p{N}", "{S}": r"\s"}
+CLASSES = {"{L}": r"\p{L}", "{N}": r"\p{N}", "{S}": r"\s"}
 
 
 def _filled(classes: dict[str, str]) -> str:
@@ -40,7 +40,7 @@ def _filled(classes: dict[str, str]) -> str:
     return rule
 
 
-LIBRARY_PATTERN = _filled(_CLASSES)
+LIBRARY_PATTERN = _filled(CLASSES)
 
 
 class WordSplitter:
@@ -92,29 +92,29 @@ def in_blocks(pieces: Iterable[str]) -> Iterator[str]:
 @functools.lru_cache(maxsize=32)
 def _compiled(blocks: frozenset[int]) -> tuple[frozenset[int], re.Pattern[str]]:
     """The rule for text of these blocks of code points, and the blocks."""
-    members: dict[str, list[int]] = {name: [] for name in _CLASSES}
+    members: dict[str, list[int]] = {name: [] for name in CLASSES}
     for block in sorted(blocks):
-        for name, points in _classified(block).items():
+        for name, points in classified(block).items():
             members[name] += points
-    return blocks, re.compile(_filled({name: _ranges(points) for name, points in members.items()}))
+    return blocks, re.compile(_filled({name: ranges(points) for name, points in members.items()}))
 
 
 @functools.cache
-def _classified(block: int) -> dict[str, list[int]]:
+def classified(block: int) -> dict[str, list[int]]:
     """Which code points of a block are in each class, as the library has it."""
     from tokenizers import Regex, pre_tokenizers
 
     points = [p for p in range(block << 8, (block + 1) << 8) if not 0xD800 <= p <= 0xDFFF]
     text = "".join(map(chr, points))
     found = {}
-    for name, written in _CLASSES.items():
+    for name, written in CLASSES.items():
         outside = pre_tokenizers.Split(Regex(f"[{written}]"), "removed").pre_tokenize_str(text)
         others = set("".join(part for part, _ in outside))
         found[name] = [point for point in points if chr(point) not in others]
     return found
 
 
-def _ranges(points: list[int]) -> str:
+def ranges(points: list[int]) -> str:
     """Rising code points as ranges of a regular expression's []."""
     written = []
     first = last = points[0]

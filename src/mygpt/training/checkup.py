@@ -127,7 +127,8 @@ def _report_best(
 def _report_last(
     run: RunFolder, at: Contents | None, last: Contents, *, training: bool
 ) -> Iterator[Finding]:
-    if at is not None and last.whole and last.step < at.step and not training:
+    gathered = at is not None and "shards-" in at.text  # at the end of a sharded run, and no sooner
+    if at is not None and last.whole and last.step < at.step and not training and not gathered:
         text = f"{last.text}: behind the state (step {at.step:,}), a save was cut short"
         last = replace(last, verdict="warning", text=text)
     yield _finding(last, _again(run, at))

@@ -15,6 +15,7 @@ DataOrder = Literal["shuffled", "tutorial"]
 Schedule = Literal["cosine", "linear", "constant"]
 Engine = Literal["torch", "compiled"]
 OptimizerName = Literal["adamw", "muon"]
+DtypeName = Literal["auto", "float32", "tf32", "bfloat16"]
 # From this share of the run on: tokens a window, windows a step.
 Stage = tuple[float, int, int]
 
@@ -35,6 +36,14 @@ class TrainConfig:
         stages: later windows and batches, each (share of the run, T, B).
         reserve_s: seconds of `minutes` that are kept for what comes after the last step.
         engine: what computes the gradients: "torch", or "compiled" kernels on a CPU.
+        dtype: what products of matrices are computed in, weights being float32 always:
+            "float32"; "tf32", which rounds what CUDA multiplies to 10 bits; "bfloat16"; "auto"
+            is bfloat16 on a CUDA device that has it, else float32.
+        compile: let `torch.compile` make the training step, where it can.
+        checkpoint_activations: compute each block anew on the way back (Chen et al., 2016):
+            memory for time.
+        shard: of several processes each holds a part of weights, gradients and optimizer
+            (FSDP), where otherwise each holds all (DDP).
         optimizer: "adamw", or "muon" for the blocks' matrices and AdamW for the rest.
         table_decay: what n-gram tables' rows lose of themselves at each update, at the
             highest rate.
@@ -75,6 +84,10 @@ class TrainConfig:
     reserve_s: float = 0.0
     micro_batch: int = 0
     engine: Engine = "torch"
+    dtype: DtypeName = "auto"
+    compile: bool = False
+    checkpoint_activations: bool = False
+    shard: bool = False
     optimizer: OptimizerName = "adamw"
     table_decay: float = 0.0
     table_dropout: float = 0.0
@@ -116,6 +129,10 @@ class TrainConfig:
         require_choice("engine", self.engine, ("torch", "compiled"))
         require_choice("optimizer", self.optimizer, ("adamw", "muon"))
         require_choice("data_order", self.data_order, ("shuffled", "tutorial"))
+        require_choice("dtype", self.dtype, ("auto", "float32", "tf32", "bfloat16"))
+        for name in ("compile", "checkpoint_activations", "shard"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}={getattr(self, name)!r:.40} must be true or false")
         for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds", "reserve_s"):
             if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)} must be a finite number")

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.data import ShuffledWindows
+from mygpt.data.batches import ShuffledWindows, Tokens
+from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
 from mygpt.tutorial import get_batch
 
@@ -20,21 +21,31 @@ class Feed:
     """The batches of a run, by stage and number.
 
     Args:
-        tokens: 1-D ids to learn from.
+        tokens: 1-D ids to learn from, in memory or in a store.
         config: its batch sizes, windows, seed and order of data.
         device: where batches go.
+        share: this process's number and how many share each batch; it gets its rows of it.
+
+    Raises:
+        InputError: for the tutorial's order, where tokens lie in a store or processes share.
     """
 
     def __init__(
-        self, tokens: NDArray[np.integer], config: TrainConfig, device: torch.device
+        self,
+        tokens: Tokens,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.config = config
         self.device = device
+        self.share = share
         self._tokens = tokens
         self._windows: list[ShuffledWindows] = []
         self._place: tuple[ShuffledWindows, int, int]
         if config.data_order == "tutorial":
-            self._all = torch.from_numpy(tokens.astype(np.int64))
+            self._all = _all_of(tokens, processes=share[1])
             return
         for stage in range(len(config.stages) + 1):
             # Each stage shuffles in its own way; the first as a run without stages does.
@@ -44,14 +55,16 @@ class Feed:
     def batch(self, stage: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets, each (B, T) int64, of a stage's step number `number` (from 0).
 
-        The tutorial's order draws them from torch's global generator, whatever the number.
+        Where processes share it, B is this one's part: the whole batch is the same for any
+        number of them. The tutorial's order draws from torch's global generator, whatever the
+        number.
         """
         seq_len, batch_size = self.config.window(stage)
         if not self._windows:
             inputs, targets = get_batch(self._all, batch_size, seq_len)
             return inputs.to(self.device), targets.to(self.device)
         windows = self._windows[stage]
-        batch = torch.from_numpy(windows.batch(number, batch_size)).to(self.device)
+        batch = torch.from_numpy(windows.batch(number, batch_size, self.share)).to(self.device)
         self._place = (windows, number, batch_size)
         return batch[:, :-1], batch[:, 1:]
 
@@ -60,8 +73,26 @@ class Feed:
         return self._tokens[: self.config.seq_len + 1]
 
     def starts(self) -> list[int]:
-        """The first token of each window of the last batch; empty where no record is kept."""
+        """The first token of each window of the last batch, of all processes' parts together.
+
+        Empty where no record is kept.
+        """
         if not self._windows:
             return []
         windows, number, batch_size = self._place
         return windows.starts(number, batch_size).tolist()
+
+
+def _all_of(tokens: Tokens, *, processes: int) -> torch.Tensor:
+    """All ids in memory, 1-D int64, for the tutorial's order."""
+    if processes > 1:
+        raise InputError(
+            "data order 'tutorial' draws from one generator: it cannot be shared between "
+            "processes; leave out torchrun, or choose --preset nano"
+        )
+    if not isinstance(tokens, np.ndarray):
+        raise InputError(
+            "data order 'tutorial' needs all tokens in memory, and a store stays on disk: choose "
+            "another preset, --preset nano say, or name the text itself"
+        )
+    return torch.from_numpy(tokens.astype(np.int64))

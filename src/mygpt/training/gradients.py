@@ -4,30 +4,45 @@ Torch's own threads split every operation and wait for each other after each: hu
 a step. Here each thread takes its share of the rows through the whole model on one core, and
 they meet once a step. Small models gain most, and so does a machine that is busy with other
 work. A batch's loss is the mean over its rows, so the shares' gradients add up to the whole's.
+Between processes likewise: each takes its rows of the batch, and what all hold afterwards is the
+whole batch's gradient, by torch's DDP or FSDP, or for the compiled kernels by one sum.
 Letters: B batch, T time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, reduce
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
-from mygpt.evaluation import TokenLosses
+from mygpt.evaluation import TokenLosses, model_token_losses
 from mygpt.model import GPT
 from mygpt.training.config import Engine, TrainConfig
+from mygpt.training.hardware import (
+    autocast,
+    checkpoint_blocks,
+    compiled,
+    compute_dtype,
+    products_in,
+    why_not_compiled,
+)
 from mygpt.training.optimizer import TABLE
+from mygpt.training.sharding import is_sharded, local
+from mygpt.training.shared_losses import shared_losses
+from mygpt.training.world import ALONE, World
 
 if TYPE_CHECKING:
-    from mygpt.training.compiled.step import CompiledStep
+    from mygpt.training.compiled_gradients import CompiledGradients
 
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
@@ -40,18 +55,42 @@ def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
     return "compiled" if device.type == "cpu" and suits(shape) else "torch"
 
 
-def make_gradients(model: GPT, config: TrainConfig) -> Gradients | CompiledGradients:
+def make_gradients(
+    model: GPT, config: TrainConfig, world: World = ALONE
+) -> Gradients | CompiledGradients:
     """What `config.engine` names, with as many threads as suit it."""
     if config.engine == "compiled":
-        return CompiledGradients(model, config)
-    threads = Gradients.suitable_threads(model, config.piece)
-    return Gradients(model, threads, config.micro_batch)
+        from mygpt.training.compiled_gradients import CompiledGradients
+
+        return CompiledGradients(model, config, world)
+    threads = Gradients.suitable_threads(model, config.piece) if world.alone else 1
+    return Gradients(model, threads, config.micro_batch, config=config, world=world)
 
 
 def clippable(model: GPT) -> list[torch.nn.Parameter]:
     """All parameters but the n-gram tables, whose rows' steps do not grow with their gradients."""
     named = model.named_parameters()
     return [parameter for name, parameter in named if not name.startswith(TABLE)]
+
+
+def gradient_norm(model: GPT, world: World = ALONE) -> torch.Tensor:
+    """The norm of all gradients but the n-gram tables', a scalar; the same on all processes."""
+    gradients = [p.grad for p in clippable(model) if p.grad is not None]
+    if not any(map(is_sharded, gradients)):
+        return torch.nn.utils.get_total_norm(gradients)
+    total = torch.nn.utils.get_total_norm([local(gradient) for gradient in gradients]).square()
+    world.add(total)
+    return total.sqrt()
+
+
+def clip(model: GPT, limit: float, norm: torch.Tensor) -> None:
+    """Shorten all gradients but the n-gram tables' together, where `norm` exceeds `limit`."""
+    parameters = clippable(model)
+    if not any(map(is_sharded, parameters)):
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return
+    shorter = torch.clamp(limit / (norm + 1e-6), max=1.0)  # as torch has it
+    torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], shorter)
 
 
 class Gradients:
@@ -62,17 +101,59 @@ class Gradients:
         threads: how many share a batch; 1 is one plain backward pass.
         micro_batch: rows that go through the model at once; 0 is all of a batch. The gradients
             of all pieces are added up: a batch too large for the memory takes more time instead.
+        config: number format, `torch.compile`, blocks computed anew; None is plain float32.
+        world: the processes that share a batch; of several, each has one thread here and
+            torch's own.
 
     Enter it as a context: with several threads, torch's own are set to one each inside.
+
+    Attributes:
+        note: a line for people, where something that was asked for cannot be done.
+        is_compiled: whether `torch.compile` makes the forward pass.
     """
 
-    def __init__(self, model: GPT, threads: int, micro_batch: int = 0) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        threads: int,
+        micro_batch: int = 0,
+        *,
+        config: TrainConfig | None = None,
+        world: World = ALONE,
+    ) -> None:
         self.model = model
         self.micro_batch = micro_batch
         self.parameters = list(model.parameters())
         self.threads = threads
+        self.world = world
+        self.note: str | None = None
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
+        self._inside = ExitStack()
+        device = self.parameters[0].device
+        self._dtype_name = "float32" if config is None else config.dtype
+        dtype = torch.float32 if config is None else compute_dtype(config.dtype, device)
+        self._sharded = is_sharded(self.parameters[0])  # it has a policy of its own
+        self._autocast = partial(autocast, device, torch.float32 if self._sharded else dtype)
+        self._plain = world.alone and dtype == torch.float32
+        self._forward: Callable[..., Any] = model
+        self.is_compiled = config is not None and config.compile
+        if config is not None and not self._sharded:
+            self._prepare_forward(config)
+        elif self.is_compiled:
+            self.note = why_not_compiled(device)
+        self.is_compiled &= self.note is None
+
+    def _prepare_forward(self, config: TrainConfig) -> None:
+        if config.checkpoint_activations:
+            checkpoint_blocks(self.model)
+        if config.compile:
+            rows = self.world.rows(config.batch_size)
+            with self._autocast():
+                batch = min(rows, self.micro_batch or rows), config.seq_len
+                self._forward, self.note = compiled(self.model, batch)
+        if not self.world.alone:
+            self._forward = _data_parallel(self._forward)
 
     @staticmethod
     def suitable_threads(model: GPT, batch_size: int) -> int:
@@ -86,6 +167,7 @@ class Gradients:
         return min(torch.get_num_threads(), batch_size)
 
     def __enter__(self) -> Gradients:
+        self._inside.enter_context(products_in(self._dtype_name))
         if self.threads > 1:
             self._before = torch.get_num_threads()
             torch.set_num_threads(1)
@@ -97,6 +179,7 @@ class Gradients:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        self._inside.close()
         if self._pool is not None:
             # Whoever leaves in the middle of a step does not wait for it.
             self._pool.shutdown(wait=kind is None)
@@ -115,21 +198,59 @@ class Gradients:
         finally:
             torch.set_num_threads(1)
 
-    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss in nats per token (a scalar); `inputs` and `targets` are (B, T) int64."""
-        rows = self.micro_batch or len(inputs)
-        pieces = zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
-        losses = [self._add(*piece, len(inputs)) for piece in pieces]
-        return reduce(torch.add, losses)
+    def __call__(
+        self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int | None = None
+    ) -> torch.Tensor:
+        """The mean loss in nats per token (a scalar).
 
-    token_losses = None  # validation goes through the model's own forward pass
+        Args:
+            inputs: this process's rows of the batch, (B, T) int64.
+            targets: likewise.
+            batch_size: rows of the whole batch; None where these are all.
+        """
+        batch_size = batch_size or len(inputs)
+        most = self.world.rows(batch_size)
+        rows = self.micro_batch or most
+        pieces = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
+        sizes: list[float] = [batch_size] * len(pieces)
+        if self._sharded:  # weights are put together by all at once: a row too few is made up for
+            missing = -(-most // rows) - len(pieces)
+            pieces += [(inputs[:1], targets[:1])] * missing
+            sizes += [math.inf] * missing  # of so many rows one adds nothing
+        losses = []
+        for number, (piece, size) in enumerate(zip(pieces, sizes, strict=True), 1):
+            last = number == len(pieces)
+            with nullcontext() if last else self._without_sums():
+                losses.append(self._add(*piece, size))
+        return self.world.sum_loss(reduce(torch.add, losses))
 
-    def _add(self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int) -> torch.Tensor:
+    def _without_sums(self) -> Any:
+        """Inside, DDP does not add up what the processes have: the last piece of a batch does."""
+        if self.world.alone or not hasattr(self._forward, "no_sync"):
+            return nullcontext()
+        return self._forward.no_sync()
+
+    @property
+    def token_losses(self) -> TokenLosses | None:
+        """A better way to each target's loss than the model's own pass; None for that."""
+        if self._plain:
+            return None
+        return partial(shared_losses, self.world, self._losses)
+
+    def _losses(
+        self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
+    ) -> NDArray[np.floating]:
+        with self._autocast():
+            return model_token_losses(self.model, inputs, targets)
+
+    def _add(self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: float) -> torch.Tensor:
         """Add to all gradients what these rows of the batch give; what they add to its loss."""
         if self._pool is None:
-            _, loss = self.model(inputs, targets)
+            with self._autocast():
+                _, loss = self._forward(inputs, targets)
             loss = len(inputs) / batch_size * loss
-            loss.backward()
+            # DDP and FSDP take the mean over the processes, not the sum.
+            (loss if self.world.alone else self.world.size * loss).backward()
             return loss.detach()
         threads = min(self.threads, len(inputs))
         shares = list(zip(inputs.tensor_split(threads), targets.tensor_split(threads), strict=True))
@@ -149,8 +270,7 @@ class Gradients:
 
     def norm(self) -> torch.Tensor:
         """The norm of all gradients but the n-gram tables', a scalar."""
-        gradients = [p.grad for p in clippable(self.model) if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return gradient_norm(self.model, self.world)
 
     def _share(
         self, inputs: torch.Tensor, targets: torch.Tensor, weight: float
@@ -161,56 +281,14 @@ class Gradients:
         return loss.detach(), torch.autograd.grad(loss, self.parameters)
 
 
-class CompiledGradients:
-    """The same from the compiled kernels, where `suits` says that they can.
+def _data_parallel(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch's DDP, which adds gradients up while the backward pass goes on; Li et al., 2020."""
+    from torch.nn.parallel import DistributedDataParallel
 
-    Args:
-        model: what is trained, on the CPU.
-        config: how.
-
-    Enter it as a context: torch's own operations, small ones, have one thread inside.
-    """
-
-    def __init__(self, model: GPT, config: TrainConfig) -> None:
-        from mygpt.training.compiled.step import CompiledStep
-
-        self._before = torch.get_num_threads()
-        threads = min(self._before, config.batch_size)
-        self.step = CompiledStep(model, threads, config.table_dropout)
-        self._entered = False
-
-    def __enter__(self) -> CompiledGradients:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        self._entered = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
-        self._entered = False
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, torch has all its threads back."""
-        torch.set_num_threads(self._before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(1 if self._entered else self._before)
-
-    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss in nats per token (a scalar); `inputs` and `targets` are (B, T) int64."""
-        return self.step.gradients(inputs, targets)
-
-    def norm(self) -> torch.Tensor:
-        """The norm of all gradients but the n-gram tables', a scalar."""
-        return self.step.gradient_norm()
-
-    def token_losses(
-        self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
-    ) -> NDArray[np.float32]:
-        """The loss of each target, (B, T), from (B, T) ids; without dropout."""
-        return _token_losses(self.step, inputs, targets)
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, buffers: False}
+    return DistributedDataParallel(forward, **options)
 
 
 def compiled_token_losses(model: GPT) -> TokenLosses | None:
@@ -219,12 +297,4 @@ def compiled_token_losses(model: GPT) -> TokenLosses | None:
         return None
     from mygpt.training.compiled.step import CompiledStep
 
-    return partial(_token_losses, CompiledStep(model, torch.get_num_threads()))
-
-
-def _token_losses(
-    step: CompiledStep, inputs: NDArray[np.integer], targets: NDArray[np.integer]
-) -> NDArray[np.float32]:
-    ids, wanted = (torch.from_numpy(a.astype(np.int64)) for a in (inputs, targets))
-    losses: NDArray[np.float32] = step.losses(ids, wanted)
-    return losses.reshape(inputs.shape)
+    return CompiledStep(model, torch.get_num_threads()).token_losses

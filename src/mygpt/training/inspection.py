@@ -16,6 +16,7 @@ import numpy as np
 from mygpt.checkpoint import Checkpoint
 from mygpt.container import Arrays, read_arrays
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
+from mygpt.training.run import check_shards_of
 from mygpt.training.state import Course, State
 
 Verdict = Literal["ok", "warning", "damaged"]
@@ -60,7 +61,9 @@ def examine(path: Path, kind: Literal["state", "model"] | None = None) -> Conten
         size = path.stat().st_size
         arrays, parts = read_arrays(path)
         if kind == "state" or (kind is None and "course" in parts):
-            return _read_state(State.from_parts(path, arrays, parts), size)
+            state = State.from_parts(path, arrays, parts)
+            check_shards_of(state)
+            return _read_state(state, size)
         return _read_model(Checkpoint.from_parts(path, arrays, parts), size)
     except OutOfMemoryError as error:
         text = f"not checked: {_without(path, error)}"
@@ -72,6 +75,8 @@ def examine(path: Path, kind: Literal["state", "model"] | None = None) -> Conten
 def _read_state(state: State, size: int) -> Contents:
     course = state.course
     told = [f"{size:,} bytes", f"step {course.step:,}"]
+    if state.shards is not None:
+        told.append(f"weights in {state.shards['folder']}")
     if math.isfinite(course.loss):
         told.append(f"loss {course.loss:.4f}")
     if course.best_step:

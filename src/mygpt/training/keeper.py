@@ -21,11 +21,25 @@ from mygpt.training.guard import TRIES, BlowUp, largest
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
-from mygpt.training.state import Course, State, collect_arrays, put_back
+from mygpt.training.sharding import is_sharded, local, whole_arrays
+from mygpt.training.shards import load_shards, save_shards
+from mygpt.training.state import (
+    Course,
+    State,
+    collect_arrays,
+    generators,
+    put_back,
+    sharded_tensors,
+    shared_state,
+)
+from mygpt.training.world import World
 
 
 class Keeper:
     """Saves a run, and puts its weights, optimizer, generators and plan back.
+
+    Of several processes the first alone writes; the run's folder writes nothing for the others.
+    Sharded weights all write, into a folder that the state names.
 
     Args:
         model: whose weights they are.
@@ -37,6 +51,7 @@ class Keeper:
         provenance: what every checkpoint tells of its origin.
         settings: what going on needs to read the text again.
         listener: is told what a user should know.
+        world: the processes that train the run.
     """
 
     def __init__(
@@ -50,7 +65,10 @@ class Keeper:
         provenance: dict[str, Any],
         settings: dict[str, Any],
         listener: Listener,
+        world: World,
     ) -> None:
+        self.world = world
+        self.sharded = is_sharded(next(model.parameters()))
         self.model = model
         self.optimizer = optimizer
         self.tokenizer = tokenizer
@@ -61,10 +79,14 @@ class Keeper:
         self.settings = settings
         self.tell = listener
         self._saved = (-1, -1)  # the step and the validated step of the committed state
+        self._derived_step = -1  # of the last model that was derived from a state
 
-    def has(self, course: Course) -> bool:
-        """Whether the committed state is of this very place."""
-        return (course.step, course.validated_step) == self._saved
+    def finish(self, course: Course) -> None:
+        """Save what is not saved yet: the state, and the model that is derived from it."""
+        if (course.step, course.validated_step) != self._saved:
+            self.save(course)
+        elif course.step != self._derived_step:  # parts were not gathered at the last save
+            self.save_model(course)
 
     def begin(self, course: Course, settings: dict[str, Any]) -> None:
         """Commit a new run; only then let go of what an earlier one left."""
@@ -74,12 +96,13 @@ class Keeper:
         self.run.write_settings(settings)
         self.save_model(course)
 
-    def save(self, course: Course, *, keep: bool = True) -> None:
+    def save(self, course: Course, *, keep: bool = True, derive: bool = True) -> None:
         """Commit the state, then write the model that is derived from it.
 
         Args:
             course: how far the run has come; it is told how long the log is.
             keep: what was the last state becomes the previous one.
+            derive: write the model also where its parts must be gathered for that.
 
         Raises:
             BlowUp: when a weight is no finite number; nothing is written then.
@@ -87,21 +110,40 @@ class Keeper:
         """
         course.log_bytes = self.run.sync_log()
         self._commit(course, keep=keep)
-        self.save_model(course)
+        if derive or not self.sharded:
+            self.save_model(course)
 
     def _commit(self, course: Course, *, keep: bool) -> None:
-        weight = largest(self.model.parameters())
+        weight = largest(map(local, self.model.parameters()))
+        if self.sharded:
+            weight = float(self.world.exchange(weight).max())
         if not math.isfinite(weight):
             raise BlowUp(f"the largest weight is {weight}")
         if course.step > course.trouble_step:  # past it
             course.trouble_step = course.tries = 0
-        arrays = collect_arrays(self.model, self.optimizer) | self.plan.arrays()
+        shards = self._save_shards(course) if self.sharded else None
+        if shards is None:
+            arrays = collect_arrays(self.model, self.optimizer)
+        else:
+            arrays = generators(self.model)
         state = State(
             self.run.state_path, self.model.config, self.tokenizer, self.config, self.settings,
-            self.provenance, course, arrays,
+            self.provenance, course, arrays | self.plan.arrays(), shards,
         )  # fmt: skip
-        self.run.save_state(state, keep=keep)
+
+        def commit() -> None:
+            self.run.save_state(state, keep=keep)
+            self.run.clear_shards()
+
+        self.world.together(commit, main_only=True)
         self._saved = (course.step, course.validated_step)
+
+    def _save_shards(self, course: Course) -> dict[str, Any]:
+        """Write weights and optimizer beside the state; return what the state says of them."""
+        name = self.world.share(f"shards-{course.step:08d}-{secrets.token_hex(4)}")
+        tensors = sharded_tensors(self.model, self.optimizer)
+        files = save_shards(self.run.folder / name, tensors)
+        return {"folder": name, "files": files, "optimizer": list(self.optimizer.tensors())}
 
     def save_model(self, course: Course, best: Evaluation | None = None) -> None:
         """Write the model as the last one, or as the best with what it reached."""
@@ -118,16 +160,26 @@ class Keeper:
             reached["val_bits_per_char"] = best.bits_per_char
         provenance = {**self.provenance, **reached, "training": self.config.to_dict()}
         path = self.run.last_path if best is None else self.run.best_path
+        if best is None:
+            self._derived_step = course.step
         shape = self.plan.as_trained(self.model.config)
-        self.run.save_model(path, model_arrays(self.model), shape, self.tokenizer, provenance)
+        if self.sharded:
+            arrays = whole_arrays(self.model, self.world)
+        else:
+            arrays = model_arrays(self.model)
+        self.world.together(
+            lambda: self.run.save_model(path, arrays, shape, self.tokenizer, provenance),
+            main_only=True,
+        )
 
     def resume(self, state: State) -> Course:
         """Go on from a saved state, its log and last model as they were then."""
+        in_place = (state.shards is None) != self.sharded
         course = self._put_back(state)
         missing = self.run.cut_log(course.log_bytes)
         if missing is not None:
             self.tell(Note(missing))
-        if state.path == self.run.state_path and self.config == state.training:
+        if state.path == self.run.state_path and self.config == state.training and in_place:
             self._saved = (course.step, course.validated_step)
             self.save_model(course)
         else:  # the state before the last one, or a new length: not to be forgotten
@@ -135,11 +187,27 @@ class Keeper:
         return course
 
     def _put_back(self, state: State) -> Course:
+        if state.shards is not None:
+            self._load_shards(state)
         put_back(state, self.model, self.optimizer)
         self.plan.restore(state.arrays, state.course.step)
         course = Course(**vars(state.course))
-        self._adopt_best(course)
-        return course
+        self.world.together(lambda: self._adopt_best(course), main_only=True)
+        return self.world.share(course)
+
+    def _load_shards(self, state: State) -> None:
+        """Take weights and optimizer from the folder that a state names, whoever wrote it."""
+        shards = state.shards or {}
+        folder = state.path.parent / shards["folder"]
+        self.tell(
+            Note(
+                f"{folder} is of several processes; what lists its contents is a pickle, of which "
+                "only torch's own types are loaded: go on only with runs of people you trust"
+            )
+        )
+        self.optimizer.load({})
+        tensors = sharded_tensors(self.model, self.optimizer, shards["optimizer"])
+        load_shards(folder, tensors, shards["files"])
 
     def _adopt_best(self, course: Course) -> None:
         """Know the best model that lies there, which may be younger than the state.
@@ -169,7 +237,7 @@ class Keeper:
                 f"the rate: what was saved before is kept in {self.run.folder}; train again with "
                 f"--overwrite and a lower --lr, {self.config.lr / 10:g} perhaps"
             )
-        state = self._good_state(failed)
+        state = shared_state(self.world, lambda: self._good_state(failed))
         keep, log_bytes = state.path == self.run.state_path, state.course.log_bytes
         course = self._put_back(state)
         del state  # as large as all that is trained

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.data.batches import Tokens
 from mygpt.evaluation import Evaluation, evaluate
 from mygpt.generation.writer import Writer
 from mygpt.model import GPT
@@ -25,23 +26,28 @@ from mygpt.training.events import (
     Evaluated,
     LeftOut,
     Listener,
+    Note,
     Sampled,
     Spiked,
     StepDone,
 )
 from mygpt.training.feed import Feed
-from mygpt.training.gradients import CompiledGradients, clippable, make_gradients
+from mygpt.training.gradients import clip, make_gradients
 from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, READ_EVERY, BlowUp, Guard
+from mygpt.training.hardware import described
 from mygpt.training.keeper import Keeper
 from mygpt.training.memory import out_of_memory
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate
+from mygpt.training.sharding import is_sharded
 from mygpt.training.state import Course, State
+from mygpt.training.world import ALONE, World
 
 # Nats per token above the best: a falling rate does not make that good any more.
 _FAR_ABOVE_BEST = 0.1
+_STEP_SEED = 0x9E3779B97F4A7C15  # the golden ratio's: seeds lie far apart
 _SAMPLES_APART = 0.2  # of the run, where the shares of its validations were not asked for
 
 
@@ -59,6 +65,8 @@ class Trainer:
         settings: what `--resume` needs to read the text again; kept in the state.
         listener: is told every event.
         given_plan: (steps, 2) float64, the plan of a run that is made again.
+        world: the processes that train the run together. All make the same steps and come to the
+            same decisions; the first one's clock counts, and it alone logs and writes.
     """
 
     def __init__(
@@ -67,15 +75,17 @@ class Trainer:
         tokenizer: Tokenizer,
         config: TrainConfig,
         *,
-        train_tokens: NDArray[np.integer],
-        val_tokens: NDArray[np.integer],
+        train_tokens: Tokens,
+        val_tokens: Tokens,
         run: RunFolder,
         provenance: dict[str, Any],
         settings: dict[str, Any],
         listener: Listener,
         given_plan: NDArray[np.float64] | None = None,
+        world: World = ALONE,
     ) -> None:
         self.model = model
+        self.world = world
         self.tokenizer = tokenizer
         self.config = config
         self.held_tokens = val_tokens
@@ -87,12 +97,15 @@ class Trainer:
         self.documents: Sequence[Document] = ()  # what samples may have copied from
         self.val_chars: int | None = None  # that all validation tokens but the first stand for
         self.device = next(model.parameters()).device
-        self._gradients = make_gradients(model, config)
-        gradients = self._gradients
-        compiled = gradients.step if isinstance(gradients, CompiledGradients) else None
-        self.optimizer = Optimizer(model, config, compiled)
+        # Asked once: after a pass without a backward one FSDP leaves some weights put together.
+        self._sharded = is_sharded(next(model.parameters()))
+        self._gradients = make_gradients(model, config, world)
+        if self._gradients.note is not None:
+            self.tell(Note(self._gradients.note))
+        compiled = getattr(self._gradients, "step", None)  # the compiled kernels', where they do it
+        self.optimizer = Optimizer(model, config, compiled, world)
         self.course = Course()
-        self._feed = Feed(train_tokens, config, self.device)
+        self._feed = Feed(train_tokens, config, self.device, share=(world.rank, world.size))
         self._plan = Plan(config, given_plan)
         self._guard = Guard(self.optimizer, self.device)
         self._last_loss: torch.Tensor | None = None
@@ -106,7 +119,19 @@ class Trainer:
             provenance,
             settings,
             listener,
+            world,
         )
+
+    @property
+    def described(self) -> str:
+        """Each choice that was made for the device, on one line."""
+        compiled = self._gradients.is_compiled
+        return described(self.config, self.device, self.world, is_compiled=compiled)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds a part of the model only."""
+        return self._sharded
 
     @property
     def finished(self) -> bool:
@@ -149,7 +174,7 @@ class Trainer:
         while not self.finished and not should_stop():
             done = self._plan.done(course)
             lr = self._step(done)
-            course.elapsed_s = time.monotonic() - began
+            course.elapsed_s = self.world.clock(time.monotonic() - began)
             if course.step % READ_EVERY == 0:
                 self._look()
             if course.step == 1 or course.step % config.print_every == 0:
@@ -160,7 +185,7 @@ class Trainer:
                 self._validate()
                 if config.eval_every or done >= self._sampled[1] + _SAMPLES_APART:
                     self._show_sample(done)
-                seconds = time.monotonic() - began - course.elapsed_s
+                seconds = self.world.clock(time.monotonic() - began) - course.elapsed_s
                 # The speed that is shown is training's alone.
                 reported = (reported[0], reported[1] + seconds, reported[2])
                 course.elapsed_s += seconds
@@ -169,7 +194,7 @@ class Trainer:
             if due:
                 self._look()
             if due and not course.left_out:  # weights that give no loss are no good state
-                self.save()
+                self.save(derive=False)
                 saved_s = course.elapsed_s
         self._look()
         if course.left_out and not self._learns():
@@ -180,9 +205,9 @@ class Trainer:
                 self._validate()
             if course.step != self._sampled[0]:
                 self._show_sample(1.0)
-            course.elapsed_s = time.monotonic() - began
-        if not self._keeper.has(course):
-            self.save()
+            course.elapsed_s = self.world.clock(time.monotonic() - began)
+        self._read_loss()
+        self._keeper.finish(course)
 
     def _validation_due(self) -> bool:
         if self.config.eval_every:
@@ -192,17 +217,17 @@ class Trainer:
     def _step(self, done: float) -> float:
         """One step, when the share `done` of the run is done; returns the learning rate."""
         course = self.course
-        inputs, targets = self._feed.batch(*self._plan.next_batch(done))
+        stage, number = self._plan.next_batch(done)
+        inputs, targets = self._feed.batch(stage, number)
+        self._seed_dropout()
         lr = self._plan.note(done, course) * learning_rate(self.config, done)
         self.optimizer.lr = lr
         self.optimizer.zero_grad()
         try:
-            loss = self._gradients(inputs, targets)
+            loss = self._gradients(inputs, targets, self.config.window(stage)[1])
             norm = self._gradients.norm()
             if self.config.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(
-                    clippable(self.model), self.config.grad_clip, norm
-                )
+                clip(self.model, self.config.grad_clip, norm)
             course.step += 1
             value = self._guard.apply(course, loss, norm)
         except (MemoryError, RuntimeError) as error:
@@ -214,6 +239,13 @@ class Trainer:
         if value is not None:
             self._watch(value)
         return lr
+
+    def _seed_dropout(self) -> None:
+        """Several processes draw different numbers, each step's a function of step and process."""
+        if self.world.alone or not (self.model.config.dropout or self.config.table_dropout):
+            return
+        place = self.course.step * self.world.size + self.world.rank
+        torch.manual_seed((self.config.seed + _STEP_SEED * (place + 1)) % 2**63)
 
     def _read_loss(self) -> bool:
         """Take the last step's loss into the course, unless it was left out."""
@@ -233,9 +265,8 @@ class Trainer:
         """Whether the weights as they are give a loss and a gradient at all."""
         window = torch.from_numpy(self._feed.first_window().astype(np.int64)).to(self.device)
         with torch.random.fork_rng(devices=[]):  # dropout
-            _, loss = self.model(window[None, :-1], window[None, 1:])
-            loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
+            loss = self._gradients(window[None, :-1], window[None, 1:], self.world.size)
+        norm = self._gradients.norm()
         self.optimizer.zero_grad()
         return math.isfinite(loss.item() + norm.item())
 
@@ -342,7 +373,7 @@ class Trainer:
     def _show_sample(self, done: float) -> None:
         """Write a little from nothing; the seed keeps training's own random numbers as they are."""
         self._sampled = (self.course.step, done)
-        if self.config.sample_tokens:
+        if self.config.sample_tokens and self.world.is_main and not self._sharded:
             shape = self.model.config
             self.model.config = self._plan.as_trained(shape)
             try:
@@ -364,10 +395,10 @@ class Trainer:
         """Go on from a saved state."""
         self._take_up(self._keeper.resume(state))
 
-    def save(self) -> None:
-        """Commit the state, then the model that is derived from it."""
+    def save(self, *, derive: bool = True) -> None:
+        """Commit the state, then the model that is derived from it (see `Keeper.save`)."""
         self._read_loss()
-        self._keeper.save(self.course)
+        self._keeper.save(self.course, derive=derive)
 
     def _take_up(self, course: Course) -> None:
         """Weights, optimizer and generators have been put back: so is the rest."""

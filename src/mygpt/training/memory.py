@@ -12,6 +12,7 @@ import contextlib
 import math
 import re
 import traceback
+from dataclasses import replace
 
 import torch
 
@@ -23,6 +24,7 @@ from mygpt.model import GPT
 from mygpt.training.compiled.room import step_bytes
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients
+from mygpt.training.world import ALONE, World
 
 _FLOAT = 4  # bytes of a float32, in which everything is trained
 # The first steps bring code of the math libraries, the end the engine that writes: 22 to 25 MB,
@@ -46,12 +48,22 @@ _SAYS_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|ALLO
 _ASKED = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+) (bytes|[KMGT]i?B)\b")
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that training on `device` can still take; None where the system does not tell."""
+def free_memory(
+    device: torch.device, world: World = ALONE, config: TrainConfig | None = None
+) -> int | None:
+    """Bytes that training on `device` can still take; None where the system does not tell.
+
+    Args:
+        device: where.
+        world: the processes that train together: those of one machine share its memory.
+        config: where it shards the model, what all of them can take together.
+    """
+    together = world.size if config is not None and world.shards(config.shard) else 1
     if device.type != "cuda":
-        return free_memory_bytes()
+        free = free_memory_bytes()
+        return None if free is None else together * free // world.local_size
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept  # what torch keeps for itself is free to it
+    return together * (torch.cuda.mem_get_info(device)[0] + kept)  # what torch keeps is free to it
 
 
 def model_bytes(config: GPTConfig, *, threads: int = 1) -> int:
@@ -224,7 +236,12 @@ def check_model_fits(config: GPTConfig, free_bytes: int | None) -> None:
 
 
 def check_batch_fits(
-    model: GPT, config: TrainConfig, free_bytes: int | None, *, fixed: bool = False
+    model: GPT,
+    config: TrainConfig,
+    free_bytes: int | None,
+    *,
+    fixed: bool = False,
+    world: World = ALONE,
 ) -> None:
     """Refuse a batch that does not fit, before the first one is read.
 
@@ -233,12 +250,15 @@ def check_batch_fits(
         config: with its batch size.
         free_bytes: None checks nothing.
         fixed: the batch size cannot change any more, so that no other is advised.
+        world: the processes that share a batch. Of a sharded model the need is not reckoned.
 
     Raises:
         OutOfMemoryError: when `free_bytes` are too few; it names what fits.
     """
-    if free_bytes is None:
+    if free_bytes is None or world.shards(config.shard):
         return
+    if not world.alone:
+        config = _own_part(config, world)
     need = _Need(model, config)
     fits = need.fitting(free_bytes, at_most=config.piece)
     if fits < config.piece:
@@ -248,6 +268,12 @@ def check_batch_fits(
             f"{_amount(need.bytes(config.piece))} and {_amount(free_bytes)} are free (a "
             f"tenth stays free): {'end other programs' if fixed else smaller}"
         )
+
+
+def _own_part(config: TrainConfig, world: World) -> TrainConfig:
+    """The recipe with the rows that one process takes."""
+    stages = tuple((share, t, world.rows(b)) for share, t, b in config.stages)
+    return replace(config, batch_size=world.rows(config.batch_size), stages=stages)
 
 
 def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutOfMemoryError | None:

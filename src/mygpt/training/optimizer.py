@@ -1,21 +1,24 @@
 """What updates the weights: AdamW, or Muon for the blocks' matrices with AdamW for the rest.
 
 AdamW is torch's fused kernel called directly: `torch.optim` would import torch's compiler,
-which takes seconds. The memory of each parameter is kept as named arrays.
+which takes seconds. The memory of each parameter is kept as named arrays. Of a sharded parameter
+each process updates the rows that it holds.
 Letters: C embedding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mygpt.model import GPT
 from mygpt.training import muon
 from mygpt.training.config import TrainConfig
+from mygpt.training.sharding import first_row, is_sharded, like, local, put_rows, whole
+from mygpt.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from mygpt.training.compiled.step import CompiledStep
@@ -35,6 +38,7 @@ class Optimizer:
         model: whose.
         config: which optimizer, its decay and its betas.
         compiled: the kernels that do Muon's and the tables' part; None is torch's operations.
+        world: the processes that hold parts of the parameters, where these are sharded.
 
     Attributes:
         lr: the rate of the next step.
@@ -43,9 +47,14 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: GPT, config: TrainConfig, compiled: CompiledStep | None = None
+        self,
+        model: GPT,
+        config: TrainConfig,
+        compiled: CompiledStep | None = None,
+        world: World = ALONE,
     ) -> None:
         self.model = model
+        self.world = world
         self.config = config
         self.lr = config.lr
         self.found_inf: torch.Tensor | None = None
@@ -85,10 +94,11 @@ class Optimizer:
 
     def _adamw(self, names: list[str], rate: float, decay: float) -> None:
         plain = self.config.optimizer == "adamw"
-        kept = {what: [self._kept(what, n) for n in names] for what in ("exp_avg", "exp_avg_sq")}
+        moments = ("exp_avg", "exp_avg_sq")
+        kept = {what: [local(self._kept(what, n)) for n in names] for what in moments}
         steps = [self._kept("step", name) for name in names]
         torch._foreach_add_(steps, 1.0)
-        parameters: list[torch.Tensor] = [self._parameters[name] for name in names]
+        parameters = [local(self._parameters[name]) for name in names]
         arguments: dict[str, Any] = {
             "lr": rate,
             "beta1": self.config.beta1 if plain else _MUON_BETA1,
@@ -96,10 +106,10 @@ class Optimizer:
             "weight_decay": decay,
             "eps": _EPS if plain else _MUON_EPS,
         }
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [local(g) for n in names if (g := self._parameters[n].grad) is not None]
         if parameters[0].device.type == "mps":
-            moments = kept["exp_avg"], kept["exp_avg_sq"], steps
-            _adamw_by_hand(parameters, gradients, *moments, arguments)
+            memory = kept["exp_avg"], kept["exp_avg_sq"], steps
+            _adamw_by_hand(parameters, gradients, *memory, arguments)
             return
         torch._fused_adamw_(
             parameters, gradients, kept["exp_avg"], kept["exp_avg_sq"], [], steps,
@@ -118,12 +128,31 @@ class Optimizer:
             parameter, momentum = self._parameters[name], self._kept("momentum", name)
             assert parameter.grad is not None
             gradient = parameter.grad
+            if is_sharded(parameter):
+                self._sharded_muon(name, parameter, gradient, momentum)
+                continue
             rows = muon.parts(name, self.model.config) or []
             shared = (torch.split(t, rows) for t in (parameter, gradient, momentum))
             for weight, own, memory in zip(*shared, strict=True):
                 muon.update(
                     weight, own, memory, rate=self.lr, decay=decay, found_inf=self.found_inf
                 )
+
+    def _sharded_muon(
+        self, name: str, parameter: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor
+    ) -> None:
+        """A matrix is made orthogonal whole: every process does it, and keeps its rows."""
+        matrices = [whole(parameter.detach()).clone(), whole(gradient), whole(momentum).clone()]
+        rows = muon.parts(name, self.model.config) or []
+        for weight, own, memory in zip(*(torch.split(m, rows) for m in matrices), strict=True):
+            muon.update(
+                weight, own, memory, rate=self.lr, decay=self.config.weight_decay,
+                found_inf=self.found_inf,
+            )  # fmt: skip
+        start = first_row(parameter, self.world)
+        for sharded, matrix in ((parameter, matrices[0]), (momentum, matrices[2])):
+            here = local(sharded)
+            here.copy_(matrix[start : start + len(here)])
 
     def _update_tables(self) -> None:
         rate, decay = TABLE_RATE * self.lr, self.config.table_decay * self.lr / self.config.lr
@@ -136,7 +165,9 @@ class Optimizer:
         for name in self._tables:
             parameter = self._parameters[name]
             assert parameter.grad is not None
-            update_table(parameter, parameter.grad, memory[name], rate=rate, decay=decay)
+            tensors = (local(t) for t in (parameter, parameter.grad, memory[name]))
+            start = first_row(parameter, self.world)
+            update_table(*tensors, rate=rate, decay=decay, first_row=start)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -148,8 +179,15 @@ class Optimizer:
         if (what, name) not in self._memory:
             parameter = self._parameters[name]
             shape = memory_shape(what, tuple(parameter.shape))
-            self._memory[what, name] = torch.zeros(shape, device=parameter.device)
+            self._memory[what, name] = like(parameter, shape)
         return self._memory[what, name]
+
+    def tensors(self, keys: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+        """What it remembers, as `<what>/<parameter>`: zeros for `keys` that are new to it."""
+        for key in keys:
+            what, _, name = key.partition("/")
+            self._kept(what, name)
+        return {f"{what}/{name}": value for (what, name), value in self._memory.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What it remembers of each parameter, as `<what>/<parameter>`."""
@@ -163,9 +201,7 @@ class Optimizer:
         self._memory.clear()
         for key, array in arrays.items():
             what, name = key.split("/", 1)
-            shape = memory_shape(what, tuple(self._parameters[name].shape))
-            value = torch.from_numpy(np.array(array)).reshape(shape)
-            self._memory[what, name] = value.to(self._parameters[name].device)
+            put_rows(self._kept(what, name), array, self.world)
 
 
 def memory_shape(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -177,17 +213,23 @@ def memory_shape(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def update_table(
-    table: torch.Tensor, gradient: torch.Tensor, visits: torch.Tensor, *, rate: float, decay: float
+    table: torch.Tensor,
+    gradient: torch.Tensor,
+    visits: torch.Tensor,
+    *,
+    rate: float,
+    decay: float,
+    first_row: int = 0,
 ) -> None:
     """The rows of an n-gram table (rows, C) that a batch has met, in place.
 
     A row moves by its gradient over the root of the mean square of its recent ones (RMSProp,
     Tieleman & Hinton, 2012), with one number a row and time counted in visits: a row that is met
     for the first time moves as far as one that is met in every batch. `visits` (rows, 2) holds
-    their number and the mean square.
+    their number and the mean square. These may be the table's rows from `first_row` on.
     """
     rows = gradient.any(dim=1).nonzero()[:, 0]
-    rows = rows[rows > 0]  # row 0 stands for n-grams that are not in the table
+    rows = rows[rows + first_row > 0]  # row 0 stands for n-grams that are not in the table
     own, seen = gradient[rows], visits[rows]
     seen[:, 0] += 1
     seen[:, 1] = TABLE_MEMORY * seen[:, 1] + (1 - TABLE_MEMORY) * own.square().mean(dim=1)

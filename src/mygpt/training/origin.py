@@ -20,6 +20,8 @@ from mygpt.model import GPT
 from mygpt.training.config import AUTO, TrainConfig
 from mygpt.training.recipe import draw_weights
 from mygpt.training.run import RunFolder
+from mygpt.training.sharding import fill, sharded_model
+from mygpt.training.world import ALONE, World
 from mygpt.tutorial import set_seed
 
 # The tutorial seeds the model with 0 and the data with 42.
@@ -109,19 +111,33 @@ def first_model(
     *,
     ngrams: Sequence[NDArray[np.int64]] = (),
     origin: Origin | None = None,
+    world: World = ALONE,
 ) -> GPT:
     """The model before its first step, and the generators seeded for the data.
 
-    Model, then data: the tutorial's order of seeding.
+    Model, then data: the tutorial's order of seeding. Of several processes the first draws.
     """
     set_seed(config.seed)
+    drawn: GPT | None = None
     if origin is not None:
-        model = replace(origin.checkpoint, config=shape).build_model()
-    else:
-        model = GPT.from_config(shape)
+        drawn = replace(origin.checkpoint, config=shape).build_model()
+    elif world.is_main:
+        drawn = GPT.from_config(shape)
         if ngrams:
-            model.ngram_embedding.set_keys(ngrams)
+            drawn.ngram_embedding.set_keys(ngrams)
         if config.optimizer == "muon":
-            draw_weights(model)
+            draw_weights(drawn)
     set_seed((config.seed + _DATA_SEED) % 2**64)
-    return model.to(device)
+    if world.alone:
+        assert drawn is not None
+        return drawn.to(device)
+    model = empty_model(shape, config, device, world)
+    fill(model, drawn, world)
+    return model
+
+
+def empty_model(shape: GPTConfig, config: TrainConfig, device: torch.device, world: World) -> GPT:
+    """A model whose weights wait to be loaded; of several processes each may hold a part."""
+    if world.shards(config.shard):
+        return sharded_model(shape, config, device, world)
+    return GPT.unfilled(shape).to(device)

@@ -15,10 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
+from mygpt.data.batches import Tokens
+from mygpt.data.stored import StoredTokens
 from mygpt.ngrams import count_ngrams
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.recipe import Budget, Recipe, choose, continuing, flops_per_token
+from mygpt.training.stored import counted
 
 # What `minutes` keeps for after the last step: saving, the report and the end of the process,
 # validating, and the simpler models that the loss is shown beside.
@@ -33,6 +36,9 @@ _BYTES_PER_S = 2e8  # of a file that is written, synced and read back
 _FLOPS_AN_EXP = 100  # what an exponential costs beside a multiplication
 _DEVICE_RATE = 1e13  # a guess for accelerators, which are not measured yet
 MOST_ROWS = 2**17  # of an n-gram table
+# Of a store's held tokens so many are validated on where nobody asks for more: a tenth of a
+# huge one would take longer than the training.
+_MOST_HELD = 2**20
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def plan_run(
     preset: str,
     options: dict[str, Any],
     *,
-    train_tokens: NDArray[np.integer],
+    train_tokens: Tokens,
     val_tokens: int,
     vocab_size: int,
     flops_per_s: float,
@@ -72,7 +78,7 @@ def plan_run(
     Args:
         preset: a name, or "auto".
         options: what the user asked for.
-        train_tokens: 1-D ids to learn from.
+        train_tokens: 1-D ids to learn from, in memory or in a store.
         val_tokens: how many there are to validate on.
         vocab_size: V.
         flops_per_s: what `measured_speed` gave.
@@ -85,6 +91,7 @@ def plan_run(
     lengths = _lengths(preset, options)
     budget = _budget(lengths, flops_per_s, began)
     recipe, keys, late_s = None, [], 0.0
+    held, val_tokens = val_tokens, _affordable(val_tokens, train_tokens)
     if preset == AUTO:
         asked = {name: value for name, value in options.items() if name not in lengths}
         sizes = len(train_tokens), val_tokens
@@ -99,6 +106,8 @@ def plan_run(
         keys = _keys(recipe, train_tokens, vocab_size)
         if keys:
             shape["ngram_rows"] = tuple(len(key) + 1 for key in keys)
+    if val_tokens < held and not training.get("val_tokens"):
+        training["val_tokens"] = val_tokens
     if recipe is not None:
         training.setdefault("print_every", _report_every(recipe, budget))
     if lengths["minutes"] is not None:
@@ -115,14 +124,21 @@ def plan_run(
     return Planned(shape, training, recipe, keys, late_s)
 
 
-def _keys(
-    recipe: Recipe, train_tokens: NDArray[np.integer], vocab_size: int
-) -> list[NDArray[np.int64]]:
+def _affordable(held: int, train_tokens: Tokens) -> int:
+    """How many of the held tokens to validate on at most, where nobody asked for a number."""
+    return min(held, _MOST_HELD) if isinstance(train_tokens, StoredTokens) else held
+
+
+def _keys(recipe: Recipe, train_tokens: Tokens, vocab_size: int) -> list[NDArray[np.int64]]:
     """The n-grams that have rows, by order from pairs on; none where the rule has no tables."""
     if recipe.orders < 2:
         return []
     return count_ngrams(
-        train_tokens, vocab_size, recipe.orders, min_count=recipe.least_count, max_rows=MOST_ROWS
+        counted(train_tokens),
+        vocab_size,
+        recipe.orders,
+        min_count=recipe.least_count,
+        max_rows=MOST_ROWS,
     )
 
 

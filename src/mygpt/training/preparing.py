@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,28 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig, require_path
+from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
+from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
+from mygpt.training.large import stored_as
 from mygpt.training.memory import check_model_fits, free_memory
 from mygpt.training.origin import Origin, read_origin, require_as_it_is, require_elsewhere
 from mygpt.training.planning import Planned, measured_speed, plan_run, suitable_tokens
 from mygpt.training.run import RunFolder
-from mygpt.training.source import Source, choose_tokenizer, fit_window, read_source, undecoded
+from mygpt.training.source import (
+    ReadSource,
+    Source,
+    choose_tokenizer,
+    fit_window,
+    read_source,
+    undecoded,
+)
+from mygpt.training.stored import StoredSource, require_as_stored, stores_among
+from mygpt.training.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -33,8 +46,8 @@ class Prepared:
     run: RunFolder
     source: Source
     tokenizer: Tokenizer
-    train_tokens: NDArray[np.integer]
-    val_tokens: NDArray[np.integer]
+    train_tokens: Tokens
+    val_tokens: Tokens
     shape: GPTConfig
     config: TrainConfig
     in_pieces: bool
@@ -59,16 +72,22 @@ def prepare(
     exportable: bool = False,
     init_from: str | Path | None = None,
     began: float | None = None,
+    listener: Listener | None = None,
+    world: World = ALONE,
     **options: Any,
 ) -> Prepared:
-    """What `train`'s arguments ask for; nothing is written.
+    """What `train`'s arguments ask for; nothing is written but a large text's store in the cache.
+
+    The listener hears how far that is.
 
     Raises:
         InputError: for wrong input.
         OutOfMemoryError: for a model that does not fit.
     """
     began = time.monotonic() if began is None else began
-    names = _names(files)
+    names = named(files)
+    if not world.alone and "-" in names:
+        raise InputError(f"standard input cannot be read by {world.size} processes: name a file")
     for name, value in (("output", output), ("val_file", val_file)):
         if value is not None:
             require_path(name, value)
@@ -81,6 +100,8 @@ def prepare(
     if init_from is not None:
         require_as_it_is(preset, tokenizer, options, exportable=exportable)
         origin = read_origin(init_from)
+    if output is not None:
+        RunFolder.at(output).check_free(overwrite=overwrite)  # before a long text is read
     where = choose_device(device)
     settings = {
         "files": [resolved(name) for name in names],
@@ -90,24 +111,38 @@ def prepare(
         "from": None if origin is None else origin.settings,
         "threads": torch.get_num_threads(),
     }
-    as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
     known = None if origin is None else origin.checkpoint.tokenizer
+    if stores := stores_among(names):
+        require_as_stored(stores[0], tokenizer, encoding, config.data_order, known)
+    speed = cache(lambda: world.size * measured_speed(preset, options, where))
+
+    def suitable(num_chars: int) -> str:
+        return suitable_tokens(
+            preset, options, num_chars=num_chars, flops_per_s=speed(), began=began
+        )
+
+    if not stores and config.data_order != "tutorial":
+        settings["stored_as"] = stored_as(names, tokenizer, encoding, known, suitable)
+    as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
     bytes_do = tokenizer in ("auto", "byte") if known is None else known.kind == "byte"
-    source = read_source(as_named, config.val_fraction, allow_bytes=bytes_do)
-    run = RunFolder.at(output or Path("runs") / source.corpus.name)
+    reading = time.monotonic()
+    source = read_source(
+        as_named, config.val_fraction, allow_bytes=bytes_do, known=known, tell=listener
+    )
+    if settings.get("stored_as") is not None:  # which is done once, so it is none of the minutes
+        began += time.monotonic() - reading
+    run = RunFolder.at(output or Path("runs") / source.name)
     run.check_free(overwrite=overwrite)
     if origin is not None:
         require_elsewhere(run, origin)
-    notes = [*source.corpus.notes, *(undecoded(source) if tokenizer == "auto" else [])]
-    flops_per_s = measured_speed(preset, options, where)
-    if tokenizer == "auto" and source.is_text and known is None:
-        chars = sum(map(len, source.learned))
-        tokenizer = suitable_tokens(
-            preset, options, num_chars=chars, flops_per_s=flops_per_s, began=began
-        )
-    chosen = known or choose_tokenizer(
-        tokenizer, source, end_of_text=config.data_order != "tutorial"
-    )
+    notes, chosen = list(source.notes), known
+    if isinstance(source, StoredSource):
+        chosen = source.store.tokenizer
+    elif tokenizer == "auto":
+        notes += undecoded(source)
+    if chosen is None:
+        assert isinstance(source, ReadSource)
+        chosen = _chosen(tokenizer, source, config, suitable)
     train_tokens, val_tokens = source.encode(chosen)
     planned = plan_run(
         preset,
@@ -115,7 +150,7 @@ def prepare(
         train_tokens=train_tokens,
         val_tokens=len(val_tokens),
         vocab_size=chosen.vocab_size,
-        flops_per_s=flops_per_s,
+        flops_per_s=speed(),
         began=began,
         exportable=exportable,
         known=None if origin is None else origin.checkpoint.config,
@@ -128,7 +163,7 @@ def prepare(
     )
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep some of it for validation: there is none")
-    shape, config = _settled(planned, chosen.vocab_size, where)
+    shape, config = _settled(planned, chosen.vocab_size, where, world)
     notes += [] if planned.recipe is None else planned.recipe.lines()
     notes += _of_the_time(planned, config, len(val_tokens))
     return Prepared(
@@ -138,14 +173,28 @@ def prepare(
     )  # fmt: skip
 
 
+def _chosen(
+    tokenizer: str,
+    source: ReadSource,
+    config: TrainConfig,
+    suitable: Callable[[int], str],
+) -> Tokenizer:
+    """The tokenizer for a text in memory, as it was asked for or as the rule has it."""
+    if tokenizer == "auto" and source.is_text:
+        tokenizer = suitable(sum(map(len, source.learned)))
+    return choose_tokenizer(tokenizer, source, end_of_text=config.data_order != "tutorial")
+
+
 def _settled(
-    planned: Planned, vocab_size: int, device: torch.device
+    planned: Planned, vocab_size: int, device: torch.device, world: World
 ) -> tuple[GPTConfig, TrainConfig]:
     """The model's shape and how it is trained; refused where they cannot be, or do not fit."""
     shape = GPTConfig(vocab_size, **planned.shape)
-    planned.training["engine"] = suitable_engine(shape, device)
-    check_model_fits(shape, free_memory(device))
+    whole = not world.shards(planned.training.get("shard", False))
+    plain = planned.training.get("dtype", "auto") in ("auto", "float32")
+    planned.training["engine"] = suitable_engine(shape, device) if whole and plain else "torch"
     config = TrainConfig(**planned.training)
+    check_model_fits(shape, free_memory(device, world, config))
     if config.longest_window > shape.max_seq_len:
         if not config.stages:
             raise InputError(
@@ -177,7 +226,8 @@ def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:
     return notes
 
 
-def _names(files: object) -> list[str]:
+def named(files: object) -> list[str]:
+    """The names of the texts to learn from; none for the built-in one."""
     if files is None or isinstance(files, (str, Path)):
         return [] if files is None else [str(files)]
     if isinstance(files, bytes) or not isinstance(files, Iterable):

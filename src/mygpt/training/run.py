@@ -136,6 +136,22 @@ class RunFolder:
     def clear_derived(self) -> None:
         """Remove what an earlier run left beside a state that has just been replaced."""
         remove(self.previous_path, *self._derived(), *self.folder.glob("damaged.*"))
+        self.clear_shards()
+
+    def clear_shards(self) -> None:
+        """Remove sharded weights that neither the last state nor the one before it names."""
+        folders = {path.name: path for path in self.folder.glob("shards-*")}
+        if not folders:
+            return
+        from mygpt.training.shards import remove_shards
+
+        for path in (self.state_path, self.previous_path):
+            if path.exists():
+                with contextlib.suppress(CheckpointError):
+                    shards = read_state(path).shards
+                    folders.pop("" if shards is None else shards["folder"], None)
+        for folder in folders.values():
+            remove_shards(folder)
 
     def clear_strays(self) -> None:
         """Remove the temporary files of a process that died; only under the run's lock."""
@@ -201,13 +217,13 @@ class RunFolder:
         """
         self.check_exists()
         try:
-            return read_state(self.state_path), None
+            return read_whole_state(self.state_path), None
         except DamagedError as error:
             problem = error
         if not self.previous_path.exists():
             raise problem
         try:
-            state = read_state(self.previous_path)
+            state = read_whole_state(self.previous_path)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{problem}; and so is the state before it: {error}; "
@@ -218,7 +234,7 @@ class RunFolder:
     def load_previous_state(self, run_id: object) -> State | None:
         """The state before the last one, if there is a good one and it is of that run."""
         with contextlib.suppress(CheckpointError):
-            state = read_state(self.previous_path)
+            state = read_whole_state(self.previous_path)
             if state.provenance.get("run_id") == run_id:
                 return state
         return None
@@ -283,6 +299,21 @@ def read_state(path: Path) -> State:
     """Read and check a state's file; `CheckpointError` where it is missing, damaged or none."""
     arrays, parts = read_arrays(path)
     return State.from_parts(path, arrays, parts)
+
+
+def read_whole_state(path: Path) -> State:
+    """The same; what it says lies in a folder beside it is checked too."""
+    state = read_state(path)
+    check_shards_of(state)
+    return state
+
+
+def check_shards_of(state: State) -> None:
+    """Read what a state says lies in a folder beside it; `CheckpointError` where it is not so."""
+    if state.shards is not None:
+        from mygpt.training.shards import check_shards
+
+        check_shards(state.path.parent / state.shards["folder"], state.shards["files"])
 
 
 def _without_none(value: Any) -> Any:

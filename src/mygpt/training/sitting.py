@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -10,7 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.baselines import measure_baselines, uniform_loss, unigram_loss
+from mygpt.baselines import Baselines, measure_baselines, uniform_loss, unigram_loss
+from mygpt.baselines.compression import MOST_BEFORE_BYTES
+from mygpt.baselines.ngram import MOST_LEARNED
+from mygpt.data.batches import Tokens
 from mygpt.errors import interruption
 from mygpt.evaluation import predicted_chars
 from mygpt.generation.writer import Writer, load
@@ -20,10 +24,15 @@ from mygpt.training.events import Finished, Note, Started
 from mygpt.training.interrupt import StopOnSignal
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import check_batch_fits, free_memory
+from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate, progress
 from mygpt.training.source import Source
 from mygpt.training.state import State
+from mygpt.training.stored import StoredSource, counted
 from mygpt.training.verdict import read_history, verdict
+from mygpt.training.world import World
+
+_MOST_DECODED = 2**21  # tokens of a store: the text of more of them is not looked at
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,17 +56,19 @@ def leaves_torch_alone(function: Callable[P, R]) -> Callable[P, R]:
 def from_the_start(
     trainer: Trainer,
     source: Source,
-    train_tokens: NDArray[np.integer],
+    train_tokens: Tokens,
     notes: list[str],
     *,
     overwrite: bool,
 ) -> Writer:
     """Take the folder, write the run's first state, and train."""
-    run = trainer.run
-    check_batch_fits(trainer.model, trainer.config, free_memory(trainer.device))
-    with RunLock(run.folder) as lock:
-        run.check_free(overwrite=overwrite)  # since it was looked at, somebody may have trained
-        run.clear_strays()
+    run, world = trainer.run, trainer.world
+    free = free_memory(trainer.device, world)
+    world.together(lambda: check_batch_fits(trainer.model, trainer.config, free, world=world))
+    with locked(world, run) as lock:
+        # Since it was looked at, somebody may have trained.
+        world.together(lambda: run.check_free(overwrite=overwrite), main_only=True)
+        world.together(run.clear_strays)
         tell_lock(trainer, lock)
         for note in notes:
             trainer.tell(Note(note))
@@ -65,21 +76,23 @@ def from_the_start(
         return sit(trainer, source, train_tokens)
 
 
-def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> Writer:
+def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     """One sitting: announce, train, announce the end; return the best model's writer."""
+    if not trainer.world.is_main:
+        return _sit_by(trainer)
     config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
-    judged = trainer.val_tokens if len(trainer.val_tokens) else train_tokens
-    uniform, unigram = uniform_loss(vocab_size), unigram_loss(train_tokens, judged, vocab_size)
+    uniform, unigram = _references(trainer, train_tokens)
     trainer.documents = source.learned
     if len(trainer.val_tokens):
-        documents = _validated(trainer, source)
-        trainer.val_chars = predicted_chars(documents, trainer.val_tokens, trainer.tokenizer)
+        judged, documents = _validated(trainer, source)
+        if len(judged) == len(trainer.val_tokens):
+            trainer.val_chars = predicted_chars(documents, judged, trainer.tokenizer)
     trainer.tell(
         Started(
             run=trainer.run.folder,
             step=course.step,
             parameters=trainer.model.config.num_parameters(),
-            corpus=source.corpus.name,
+            corpus=source.name,
             train_tokens=len(train_tokens),
             val_tokens=len(trainer.val_tokens),
             tokenizer=trainer.tokenizer.kind,
@@ -87,7 +100,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
             windows=tuple(config.window(stage)[0] for stage in range(len(config.stages) + 1)),
             uniform=uniform,
             unigram=unigram,
-            device=str(trainer.device),
+            device=trainer.described,
             total_steps=config.total_steps,
             budget_s=None if config.minutes is None else 60.0 * config.minutes,
         )
@@ -97,15 +110,12 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
         trainer.tell(Note(f"{name}: ending after this step (a second one leaves at once)"))
 
     with StopOnSignal(stopping) as interrupt:
-        trainer.fit(should_stop=lambda: interrupt.received is not None)
+        trainer.fit(_stops(trainer, interrupt))
     course, ended_by = trainer.course, None if trainer.finished else interrupt.received
     validated = course.best_step > 0
     baselines = None
     if validated and ended_by is None:
-        baselines = measure_baselines(
-            train_tokens, trainer.val_tokens, vocab_size,
-            learned=source.learned, held=_validated(trainer, source),
-        )  # fmt: skip
+        baselines = _baselines(trainer, source, train_tokens)
     trainer.tell(
         Finished(
             run=trainer.run.name,
@@ -129,17 +139,67 @@ def sit(trainer: Trainer, source: Source, train_tokens: NDArray[np.integer]) -> 
     )
     if interrupt.received is not None:  # also where it came too late to end anything
         raise interruption(interrupt.received)
-    return load(trainer.run.checkpoint_path, device=str(trainer.device))
+    device = "cpu" if trainer.sharded else str(trainer.device)  # too large for it, perhaps
+    return load(trainer.run.checkpoint_path, device=device)
 
 
-def _validated(trainer: Trainer, source: Source) -> list[Document]:
-    """The text that is validated on: what is held back, or its first part."""
+def _sit_by(trainer: Trainer) -> Writer:
+    """The sitting of all processes but the first: the same steps, and nothing is told."""
+    with StopOnSignal(lambda name: None) as interrupt:
+        trainer.fit(_stops(trainer, interrupt))
+    if interrupt.received is not None:
+        raise interruption(interrupt.received)
+    if trainer.sharded:  # too large for one device, perhaps
+        return load(trainer.run.checkpoint_path, device="cpu")
+    return Writer(trainer.model, trainer.tokenizer)
+
+
+def _stops(trainer: Trainer, interrupt: StopOnSignal) -> Callable[[], bool]:
+    """Whether any of the processes has received a signal."""
+
+    def stops() -> bool:
+        interrupt.received = trainer.world.signal(interrupt.received)
+        return interrupt.received is not None
+
+    return stops
+
+
+@contextmanager
+def locked(world: World, run: RunFolder) -> Iterator[RunLock]:
+    """The run's lock, held by the first process for all."""
+    lock = RunLock(run.folder)
+    with ExitStack() as held:
+        world.together(lambda: held.enter_context(lock), main_only=True)
+        yield lock
+
+
+def _references(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
+    """The losses of guessing every token alike, and by how often it occurs."""
+    known, vocab_size = counted(train_tokens), trainer.tokenizer.vocab_size
+    judged = trainer.val_tokens if len(trainer.val_tokens) else known
+    return uniform_loss(vocab_size), unigram_loss(known, judged, vocab_size)
+
+
+def _baselines(trainer: Trainer, source: Source, train_tokens: Tokens) -> Baselines:
+    """What simpler models reach on what is validated on; they learn from the end of the text."""
+    judged, documents = _validated(trainer, source)
+    return measure_baselines(
+        train_tokens[max(0, len(train_tokens) - MOST_LEARNED) :],
+        judged,
+        trainer.tokenizer.vocab_size,
+        learned=source.text_before(MOST_BEFORE_BYTES, trainer.tokenizer),
+        held=documents,
+    )
+
+
+def _validated(trainer: Trainer, source: Source) -> tuple[NDArray[np.integer], list[Document]]:
+    """Tokens that are validated on and their text: what is held back, or its first part."""
     tokens = trainer.val_tokens
-    if len(tokens) == len(trainer.held_tokens):
-        return source.held
-    if not source.is_text:
-        return [Document("held", bytes(tokens[tokens < 256].tolist()))]
-    return [Document("held", trainer.tokenizer.decode(tokens.tolist()))]
+    if source.held and len(tokens) == len(trainer.held_tokens):
+        return tokens, source.held
+    if isinstance(source, StoredSource):
+        tokens = tokens[:_MOST_DECODED]
+    return tokens, [source.text_of(tokens, trainer.tokenizer)]
 
 
 def tell_lock(trainer: Trainer, lock: RunLock) -> None:

@@ -7,26 +7,29 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mygpt.data import cached_bpe, cached_tokens
+from mygpt.data.storing.tokenizer import BPE_SIZES
 from mygpt.errors import InputError
 from mygpt.text import Corpus, Document, read_corpus, split_documents
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from mygpt.training.events import Listener
+from mygpt.training.large import open_cached
+from mygpt.training.stored import StoredSource, open_stored, spoken, stores_among
 
 # More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
 MOST_CHARACTERS = 512
-BPE_SIZES = (512, 1024, 2048, 4096)  # tokens, where "bpe" names no size
 _SHORTEST = 2  # characters: one to read and one to predict
 
 
 @dataclass(frozen=True)
-class Source:
-    """A corpus and its two parts.
+class ReadSource:
+    """A text in memory and its two parts.
 
     Attributes:
         corpus: all that was named, the validation file apart.
@@ -39,6 +42,26 @@ class Source:
     learned: list[Document]
     held: list[Document]
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """What a run on it is called."""
+        return self.corpus.name
+
+    @property
+    def notes(self) -> list[str]:
+        """One line each about what was left out."""
+        return self.corpus.notes
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents were named, those to validate on apart."""
+        return len(self.corpus.documents)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the same documents, in UTF-8."""
+        return self.corpus.num_bytes
 
     @property
     def documents(self) -> list[Document]:
@@ -58,15 +81,55 @@ class Source:
             cached_tokens(self.held, tokenizer, continued=cut),
         )
 
+    def text_of(self, tokens: NDArray[np.integer], tokenizer: Tokenizer) -> Document:
+        """The text that some of its tokens stand for."""
+        ids = spoken(tokens, tokenizer)
+        if not self.is_text:
+            return Document("held", bytes(ids.tolist()))
+        return Document("held", tokenizer.decode(ids.tolist()))
 
-def read_source(settings: Mapping[str, Any], val_fraction: float, *, allow_bytes: bool) -> Source:
-    """Read the text that a run's settings name.
+    def text_before(self, num_bytes: int, tokenizer: Tokenizer) -> list[Document]:
+        """The text that is learned from: of one in memory all."""
+        return self.learned
+
+
+# What a run learns from: text in memory, or a store on disk.
+Source: TypeAlias = ReadSource | StoredSource
+
+
+def read_source(
+    settings: Mapping[str, Any],
+    val_fraction: float,
+    *,
+    allow_bytes: bool,
+    known: Tokenizer | None = None,
+    tell: Listener | None = None,
+) -> Source:
+    """Read the text that a run's settings name, or open its store.
 
     Args:
-        settings: "files", "val_file" and "encoding", as the state keeps them.
+        settings: "files", "val_file" and "encoding", as the state keeps them; and "stored_as",
+            the tokenizer's name, where the text goes through a store in the cache.
         val_fraction: share to hold back for validation where there is no "val_file".
         allow_bytes: take what is not text as bytes.
+        known: the model's tokenizer, where there is a model already.
+        tell: hears from time to time how far the tokenizing of a large text is.
+
+    Raises:
+        InputError: for wrong input.
+        CheckpointError: for a store that is damaged.
     """
+    if stores_among(settings["files"]):
+        return open_stored(settings, val_fraction)
+    if settings.get("stored_as") is not None:
+        return open_cached(settings, val_fraction, known=known, tell=tell)
+    return _read_text(settings, val_fraction, allow_bytes=allow_bytes)
+
+
+def _read_text(
+    settings: Mapping[str, Any], val_fraction: float, *, allow_bytes: bool
+) -> ReadSource:
+    """The text in memory."""
     encoding, val_file = settings["encoding"], settings["val_file"]
     corpus = read_corpus(settings["files"], encoding=encoding, allow_bytes=allow_bytes)
     length = sum(map(len, corpus.documents))
@@ -77,13 +140,18 @@ def read_source(settings: Mapping[str, Any], val_fraction: float, *, allow_bytes
         )
     if val_file is None:
         learned, held = split_documents(corpus.documents, val_fraction)
-        return Source(corpus, learned, held, corpus.sha256)
+        return ReadSource(corpus, learned, held, corpus.sha256)
+    if stores_among([val_file]):
+        raise InputError(
+            f"{val_file} is a token store and {corpus.name} is not: name text to validate on, or "
+            "train on a store too (mygpt tokenize FILES --out STORE)"
+        )
     kept = read_corpus([val_file], encoding=encoding, allow_bytes=allow_bytes)
     corpus = replace(corpus, notes=[*corpus.notes, *kept.notes])
-    return Source(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
+    return ReadSource(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
 
 
-def choose_tokenizer(name: str, source: Source, *, end_of_text: bool) -> Tokenizer:
+def choose_tokenizer(name: str, source: ReadSource, *, end_of_text: bool) -> Tokenizer:
     """The tokenizer called `name` for this text.
 
     "auto" takes characters where the text has at most 512 distinct ones, else bytes. "bpe" and
@@ -153,7 +221,7 @@ def fit_window(
     return [f"the text has {num_tokens} tokens to learn from: windows of {longest}, not {wanted}"]
 
 
-def undecoded(source: Source) -> list[str]:
+def undecoded(source: ReadSource) -> list[str]:
     """A note where text was meant and bytes were found."""
     names = [doc.name for doc in source.documents if isinstance(doc.whole, bytes)]
     return [
@@ -164,14 +232,20 @@ def undecoded(source: Source) -> list[str]:
 
 
 def provenance_of(
-    source: Source, preset: str, command: str, origin: dict[str, Any] | None
+    source: Source,
+    preset: str,
+    command: str,
+    origin: dict[str, Any] | None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Where a model is from: versions, machine, command, text, and the model it began from."""
     from mygpt import __version__
 
     began_from = {} if origin is None else {"from": origin}
+    together = {} if processes == 1 else {"processes": processes}
     return {
         **began_from,
+        **together,
         "mygpt": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -179,9 +253,9 @@ def provenance_of(
         "command": command,
         "preset": preset,
         "corpus": {
-            "name": source.corpus.name,
-            "documents": len(source.corpus.documents),
-            "bytes": source.corpus.num_bytes,
+            "name": source.name,
+            "documents": source.num_documents,
+            "bytes": source.num_bytes,
             "sha256": source.sha256,
         },
     }

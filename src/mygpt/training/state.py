@@ -6,6 +6,8 @@ A state may come from anywhere, so everything in it is checked before it is used
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer, memory_shape
+from mygpt.training.sharding import put_rows
+from mygpt.training.world import World
 
 Arrays = dict[str, NDArray[Any]]
+_SHARDS = re.compile(r"shards-\d+-[0-9a-f]+")
 
 
 @dataclass
@@ -95,6 +100,8 @@ class State:
         course: how far it has come.
         arrays: weights, optimizer, generators; `plan` (steps, 2) float64, the share done and
             the scale of the rate at each step; `given_plan`, that of the run made again.
+        shards: where weights and optimizer lie instead, if several processes wrote them:
+            "folder" beside the state, its "files" with their digests, "optimizer"'s names.
     """
 
     path: Path
@@ -105,10 +112,11 @@ class State:
     provenance: dict[str, Any]
     course: Course
     arrays: Arrays
+    shards: dict[str, Any] | None = None
 
     def parts(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON values by name."""
-        return {
+        return ({} if self.shards is None else {"shards": self.shards}) | {
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer.to_state(),
             "training": self.training.to_dict(),
@@ -129,11 +137,12 @@ class State:
                 path,
                 GPTConfig.from_dict(parts["config"]),
                 from_state(parts["tokenizer"]),
-                TrainConfig(**parts["training"]),
+                TrainConfig(**{"dtype": "float32", **parts["training"]}),  # as before it had a name
                 _checked_settings(parts["settings"]),
                 _checked_provenance(parts["provenance"]),
                 Course.from_dict(parts["course"]),
                 arrays,
+                _checked_shards(parts.get("shards")),
             )
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"no {error}" if type(error) is KeyError else error
@@ -159,9 +168,22 @@ def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
         and all(isinstance(began_from.get(name), str) for name in ("path", "sha256"))
     ):
         raise InputError("the model it began from is none")
+    if not isinstance(settings.get("job"), (str, type(None))):
+        raise InputError("its job is none")
     if type(threads) is not int or not 1 <= threads <= 4096:
         raise InputError(f"threads={threads!r:.40} must be from 1 to 4096")
     return settings
+
+
+def _checked_shards(shards: Any) -> dict[str, Any] | None:
+    if shards is None:
+        return None
+    folder, files, names = shards["folder"], shards["files"], shards["optimizer"]
+    kinds = isinstance(folder, str) and isinstance(files, dict) and isinstance(names, list)
+    texts = [*files, *files.values(), *names] if kinds else [None]
+    if not all(isinstance(text, str) for text in texts) or not _SHARDS.fullmatch(folder):
+        raise InputError("its shards are none")
+    return {"folder": folder, "files": dict(files), "optimizer": list(names)}
 
 
 def _checked_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +195,11 @@ def _checked_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
 
 def _check_arrays(state: State) -> None:
     """Raise `CheckpointError` where an array does not fit the model's shape."""
-    Checkpoint(state.path, state.config, state.tokenizer, state.part("model"), {}).check_shapes()
+    weights = state.part("model")
+    if state.shards is None:
+        Checkpoint(state.path, state.config, state.tokenizer, weights, {}).check_shapes()
+    elif weights:
+        raise CheckpointError(f"{state.path} holds weights, and names others in a folder")
     shapes = state.config.parameter_shapes()
     wrong = [name for name in ("plan", "given_plan") if not _is_plan(state.arrays.get(name))]
     for key, array in state.part("optimizer").items():
@@ -182,9 +208,12 @@ def _check_arrays(state: State) -> None:
         fits = array.size == 1 if what == "step" else array.shape == wanted
         if not fits or array.dtype != np.float32 or name not in shapes:
             wrong.append(f"optimizer/{key}")
+    shards = {} if state.shards is None else state.shards
+    kept = [key for key in shards.get("optimizer", []) if key.partition("/")[2] not in shapes]
+    wrong += [f"optimizer/{key}" for key in kept]
     if "generator" not in state.arrays or state.arrays["generator"].dtype != np.uint8:
         wrong.append("generator")
-    for name, array in state.part("model").items():
+    for name, array in weights.items():
         if not np.isfinite(array).all():
             raise CheckpointError(f"{state.path}: tensor {name} holds numbers that are not finite")
     if state.config.vocab_size != state.tokenizer.vocab_size:
@@ -204,7 +233,12 @@ def collect_arrays(model: GPT, optimizer: Optimizer) -> Arrays:
     arrays = {f"model/{name}": array for name, array in model_arrays(model).items()}
     moments = optimizer.arrays()
     arrays |= {f"optimizer/{name}": array for name, array in moments.items()}
-    arrays["generator"] = torch.get_rng_state().numpy()
+    return arrays | generators(model)
+
+
+def generators(model: GPT) -> Arrays:
+    """The random generators alone."""
+    arrays: Arrays = {"generator": torch.get_rng_state().numpy()}
     device = next(model.parameters()).device
     if device.type != "cpu":  # where dropout draws
         arrays["device_generator"] = _device_generator(device).cpu().numpy()
@@ -215,15 +249,43 @@ def _device_generator(device: torch.device) -> torch.Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.mps.get_rng_state()
 
 
+def sharded_tensors(
+    model: GPT, optimizer: Optimizer, kept: Iterable[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The same weights and optimizer's memory as tensors, of which each process holds its rows.
+
+    Args:
+        model: whose.
+        optimizer: the model's.
+        kept: what the optimizer is to have memory for, beside what it has.
+    """
+    tensors = {f"model/{name}": value.detach() for name, value in model.state_dict().items()}
+    memory = optimizer.tensors(kept)
+    return tensors | {f"optimizer/{name}": value for name, value in memory.items()}
+
+
+def shared_state(world: World, load: Callable[[], State]) -> State:
+    """A state that the first process reads, on all."""
+    state = world.together(load, main_only=True)
+    if world.alone and state is not None:
+        return state
+    told = world.share(None if state is None else (state.path, state.parts()))
+    assert told is not None
+    arrays = world.share_arrays(None if state is None else state.arrays)
+    return State.from_parts(told[0], arrays, told[1])
+
+
 def put_back(state: State, model: GPT, optimizer: Optimizer) -> None:
     """Make weights, optimizer and generators what they were.
 
     Raises:
         CheckpointError: when the generator's bytes are none.
     """
-    weights = {name: torch.tensor(array) for name, array in state.part("model").items()}
-    model.load_state_dict(weights)
-    optimizer.load(state.part("optimizer"))
+    held = model.state_dict()
+    for name, array in state.part("model").items():
+        put_rows(held[name], array, optimizer.world)
+    if state.shards is None:
+        optimizer.load(state.part("optimizer"))
     device = next(model.parameters()).device
     try:
         torch.set_rng_state(torch.tensor(state.arrays["generator"]))

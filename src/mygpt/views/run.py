@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from mygpt.baselines import Baselines, measure_baselines
 from mygpt.baselines.ngram import MOST_LEARNED
 from mygpt.checkpoint import Checkpoint, read_checkpoint
+from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.storage import holder
 from mygpt.text import Document
 from mygpt.training.events import Finished
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
-from mygpt.training.source import Source, read_source
+from mygpt.training.source import ReadSource, read_source
 from mygpt.training.state import State
 from mygpt.training.verdict import read_history, verdict
 from mygpt.views.history import History, read_log
@@ -33,7 +34,7 @@ class Run:
         state: the newest good one.
         history: of the log.
         model: the best one, else the newest; None where neither is whole.
-        source: the text; None where it is not to be had.
+        source: the text; None where it is not to be had, or not in memory.
         finished: the end of a training that has just ended; None later.
         notes: what had to be left out, and why.
     """
@@ -42,7 +43,7 @@ class Run:
     state: State
     history: History
     model: Checkpoint | None
-    source: Source | None
+    source: ReadSource | None
     finished: Finished | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -91,7 +92,7 @@ def _read_model(run: Run) -> Checkpoint | None:
     return None
 
 
-def _read_source(run: Run) -> Source | None:
+def _read_source(run: Run) -> ReadSource | None:
     """The text that the run learns from, if it is there, unchanged, and not too long."""
     settings, known = run.state.settings, run.state.provenance["corpus"]
     size = known.get("bytes", 0)
@@ -101,13 +102,16 @@ def _read_source(run: Run) -> Source | None:
     if not isinstance(size, int) or size > _MOST_TEXT:
         run.notes.append(f"the text has {size:,} bytes, so it is not looked at again")
         return None
+    if settings.get("stored_as") is not None or any(map(is_store, settings["files"])):
+        run.notes.append("the text is in a token store, so it is not looked at again")
+        return None
     try:
         bytes_do = run.state.tokenizer.kind == "byte"
         source = read_source(settings, run.state.training.val_fraction, allow_bytes=bytes_do)
     except MygptError as error:
         run.notes.append(f"the text is not to be had: {error}")
         return None
-    if source.sha256 != known["sha256"]:
+    if not isinstance(source, ReadSource) or source.sha256 != known["sha256"]:
         run.notes.append("the text has changed since the run began, so it is not looked at")
         return None
     return source

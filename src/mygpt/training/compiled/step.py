@@ -57,6 +57,7 @@ class CompiledStep:
         self.threads = threads
         self.table_dropout = table_dropout
         self._muon_of: dict[str, int] = {}
+        self._chained = 0  # tokens that the tables' chains have room for
         self._kernels = Kernels(*load_program(TRAINING))
         self._job = np.zeros(at.JOB_SIZE, np.int64)
         self._reals = np.zeros(at.REALS_SIZE, np.float32)
@@ -82,6 +83,9 @@ class CompiledStep:
 
     def _lay_chains(self, tokens: int) -> None:
         """For each table, a place for each of its rows and then for each token of a batch."""
+        if tokens <= self._chained:
+            return
+        self._chained = tokens
         self._chains = [np.zeros(len(table) + tokens, np.int64) for table in self._tables]
         for number, chain in enumerate(self._chains):
             self._table_rows[number, at.CHAIN] = chain.ctypes.data
@@ -199,11 +203,10 @@ class CompiledStep:
         self._losses = np.zeros(batch * time, np.float32)
         if self._tables:
             self._embedded = np.zeros(batch * time * self.model.config.embed_dim, np.float32)
-            job[at.EMBEDDED] = self._embedded.ctypes.data
             self._lay_chains(batch * time)
         job[at.ROOM], job[at.ROOM_SIZE] = self._room.ctypes.data, room.floats
         job[at.ROOM_TABLE], job[at.LAYER_ROOM] = self._starts.ctypes.data, room.layer
-        job[at.BATCH], job[at.TIME], job[at.CHUNK] = batch, time, room.chunk
+        job[at.CHUNK] = room.chunk
         job[at.LOSSES] = self._losses.ctypes.data
         self._shape = (batch, time)
 
@@ -218,7 +221,9 @@ class CompiledStep:
         self._batch = inputs.contiguous(), targets.contiguous()
         job = self._job
         job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
+        job[at.BATCH], job[at.TIME] = self._shape
         if self._tables:
+            job[at.EMBEDDED] = self._embedded.ctypes.data
             rows = self.model.ngram_embedding.rows(inputs)  # (orders, B, T)
             if table_dropout:
                 rows[1:] *= torch.rand(rows[1:].shape) >= table_dropout
@@ -248,6 +253,31 @@ class CompiledStep:
             self._parameters[name].grad = view
         return torch.tensor(self._losses.mean(dtype=np.float64), dtype=torch.float32)
 
+    def scaled_gradients(self, share: float) -> torch.Tensor:
+        """All gradients but the tables' in one row, made this process's share of a batch's."""
+        if self._tables:
+            self._embedded *= np.float32(share)
+        return self._gradients[0].mul_(share)
+
+    def own_tables(self) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """The rows of the tables that the last batch met, and the gradients of their sums."""
+        return (self._rows.numpy(), self._embedded) if self._tables else None
+
+    def take_tables(
+        self, parts: list[tuple[NDArray[np.int64], NDArray[np.float32]] | None]
+    ) -> None:
+        """Let the next update of the tables be that of all processes' parts of a batch."""
+        known = [part for part in parts if part is not None]
+        if not known:
+            return
+        orders = len(self._tables)
+        rows = np.concatenate([rows.reshape(orders, -1) for rows, _ in known], axis=1)
+        self._met = np.ascontiguousarray(rows), np.concatenate([floats for _, floats in known])
+        self._lay_chains(rows.shape[1])
+        job = self._job
+        job[at.NGRAMS], job[at.EMBEDDED] = (array.ctypes.data for array in self._met)
+        job[at.BATCH], job[at.TIME] = 1, rows.shape[1]  # until the next batch is laid
+
     def losses(self, inputs: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float32]:
         """The loss of each token, (B T,), without dropout; gradients stay as they are."""
         self._lay_batch(inputs, targets)
@@ -255,6 +285,13 @@ class CompiledStep:
         self._run(self._kernels.prepare)
         self._run(self._kernels.learn)
         return self._losses
+
+    def token_losses(
+        self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """The loss of each target, (B, T), from (B, T) ids; without dropout."""
+        ids, wanted = (torch.from_numpy(a.astype(np.int64)) for a in (inputs, targets))
+        return self.losses(ids, wanted).reshape(inputs.shape)
 
     def gradient_norm(self) -> torch.Tensor:
         """The norm of all gradients but the tables', a scalar."""

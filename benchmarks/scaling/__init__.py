@@ -1,0 +1,1 @@
+"""Several processes beside one, and a token store beside memory, by whole `mygpt train` runs."""

@@ -1,0 +1,110 @@
+"""Training speed of processes and of stores, each beside the plain way in the same minutes.
+
+`python -m benchmarks.scaling TEXT [processes|stores] [--rounds N]`, on a machine that does
+nothing else. Speeds are of the steps alone, from the runs' own logs; ratios are medians of the
+rounds' ratios, whose parts follow each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_ENDLESS = "1000000000"
+_HELD = "To be or not to be, that is the question.\n"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train."""
+
+    name: str
+    processes: int
+    threads: int
+    text: Path
+    options: tuple[str, ...]
+
+
+def main(
+    text: Path,
+    what: Annotated[str, typer.Argument(help="processes, stores, or all")] = "all",
+    rounds: int = 3,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        held = Path(folder, "held.txt")
+        held.write_text(_HELD * 20)
+        quiet = ("--val-file", str(held), "--sample-tokens", "0", "--save-seconds", _ENDLESS)
+        if what in ("processes", "all"):
+            medium = ("--preset", "medium", "--batch-size", "32", "--steps", "5", *quiet)
+            ways = [
+                Way("1 process, 1 thread", 1, 1, text, medium),
+                Way("2 processes, 1 thread each", 2, 1, text, medium),
+                Way("2 processes, 1 thread each, sharded", 2, 1, text, (*medium, "--shard")),
+                Way("1 process, 2 threads", 1, 2, text, medium),
+            ]
+            print("10.7 million parameters (preset medium), 32 windows of 256 a step:")
+            compare(ways, rounds)
+        if what in ("stores", "all"):
+            store = Path(folder, "store")
+            command = ["tokenize", str(text), "--out", str(store), "--tokenizer", "char"]
+            mygpt([*command, "--quiet"], 1, 2)
+            # Both hold the same tokens back: none is named to validate on.
+            small = ("--preset", "nano", "--steps", "2000", *quiet[2:], "--eval-every", _ENDLESS)
+            ways = [Way("memory", 1, 2, text, small), Way("store", 1, 2, store, small)]
+            print("217,000 parameters (preset nano), 16 windows of 64 a step:")
+            compare(ways, rounds)
+
+
+def compare(ways: list[Way], rounds: int) -> None:
+    """Each way once a round; the first is what the others are compared to."""
+    speeds: dict[str, list[float]] = {way.name: [] for way in ways}
+    for number in range(rounds):
+        order = ways if number % 2 == 0 else ways[::-1]
+        for way in order:
+            speeds[way.name].append(speed(way))
+    first = speeds[ways[0].name]
+    for name, found in speeds.items():
+        ratios = [own / other for own, other in zip(found, first, strict=True)]
+        print(
+            f"  {name:<38} {statistics.median(found):>9,.0f} tokens/s  "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+            flush=True,
+        )
+
+
+def speed(way: Way) -> float:
+    """Tokens a second from the first step to the last."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        command = ["train", str(way.text), "--output", str(run), "--print-every", "1", "--quiet"]
+        mygpt([*command, *way.options], way.processes, way.threads)
+        records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    seconds = steps[-1]["elapsed_s"] - steps[0]["elapsed_s"]
+    return float((steps[-1]["tokens"] - steps[0]["tokens"]) / seconds)
+
+
+def mygpt(arguments: list[str], processes: int, threads: int) -> None:
+    start = ["-m", "mygpt"]
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        start = [*torchrun, *start]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, *start, *arguments], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+
+
+if __name__ == "__main__":
+    typer.run(main)

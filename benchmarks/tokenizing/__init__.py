@@ -1,0 +1,1 @@
+"""`mygpt tokenize` beside the `tokenizers` library's own batches, and the memory it takes."""

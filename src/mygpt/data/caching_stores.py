@@ -1,0 +1,274 @@
+"""Stores of texts too large for memory, kept in the user's cache: each is tokenized once.
+
+They lie in `stores/` of MYGPT_CACHE, else of `mygpt/` in the user's cache folder. A store's name
+is a digest of what it follows from: the files (paths, sizes, times of the last change), their
+encoding and the tokenizer. Before one is made, those that were not used for longest go, until
+the disk keeps a tenth of itself free and all take 64 GiB at most. Whoever uses a store holds a
+shared lock on the file beside it until the process ends; whoever makes or removes it, all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mygpt.data.cache import cache_folder, is_named_by_us, is_ours
+from mygpt.data.shared_lock import SharedLock
+from mygpt.data.stored import TokenStore
+from mygpt.data.storing.index import Index
+from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.machine import free_memory_bytes
+from mygpt.text import TextSource, find_sources, pieces
+from mygpt.text.decoding import begins_as_text
+from mygpt.text.reading import Reader
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from mygpt.data.storing.build import StoreProgress
+
+MOST_BYTES = 2**36  # of all stores together
+DISK_KEPT = 0.1  # of the disk, which is left to others
+ABOVE = 2**28  # bytes of files; more go through a store
+_OF_MEMORY = 8  # or more than this part of what is free
+MOST_CHARACTERS = 512  # distinct ones that make a vocabulary; where there are more, bytes do
+_UNPACKED = 4  # times its size a packed file may well have
+_BYTES_PER_TOKEN = 2  # on disk; and no token is less than a byte of text
+_POLL_S = 0.1
+_VERSION = 1
+_REMEDY = "MYGPT_CACHE=FOLDER moves the cache, MYGPT_STORE_ABOVE=off does without"
+NAMES = ("auto", "bpe", "char", "byte")
+_in_use: dict[Path, SharedLock] = {}  # by this process, until it ends
+
+
+def largest_in_memory() -> float:
+    """Bytes of files above which a text goes through a store: MYGPT_STORE_ABOVE, or the rule.
+
+    Raises:
+        InputError: where the variable is no number.
+    """
+    chosen = os.environ.get("MYGPT_STORE_ABOVE", "")
+    if chosen == "off" or os.environ.get("MYGPT_TOKEN_CACHE") == "off":
+        return float("inf")
+    if chosen and not (chosen.isascii() and chosen.isdigit() and len(chosen) < 20):
+        raise InputError(
+            f"MYGPT_STORE_ABOVE={chosen!r}: give bytes, as in {ABOVE}, or off for never"
+        )
+    if chosen:
+        return int(chosen)
+    free = free_memory_bytes()
+    return ABOVE if free is None else min(ABOVE, free // _OF_MEMORY)
+
+
+def large_sources(names: Sequence[str], encoding: str | None) -> list[TextSource]:
+    """The files that names mean, where together they go through a store; none where they do not.
+
+    Standard input cannot be read twice. Lines of objects and tables, of which a store takes one
+    field, and what begins as no text are read as ever.
+
+    Raises:
+        InputError: for what is missing or empty, and for a MYGPT_STORE_ABOVE that is no number.
+    """
+    most = largest_in_memory()
+    if not names or "-" in names or sum(map(_bytes_below, names)) <= most:
+        return []
+    sources, _ = find_sources(names, encoding=encoding)
+    as_in_memory = all(source.is_lasting and source.kind == "text" for source in sources)
+    if not as_in_memory or sum(source.size for source in sources) <= most:
+        return []
+    texts = (begins_as_text(Reader().start_of(source.name), encoding) for source in sources)
+    return sources if all(texts) else []
+
+
+def _bytes_below(name: str) -> int:
+    """Bytes on disk of what a name means, at most: of a folder every file counts."""
+    total = 0
+    for place in [name] if os.path.exists(name) else glob.iglob(name, recursive=True):
+        below = [place]
+        if os.path.isdir(place):
+            below = [os.path.join(at, file) for at, _, files in os.walk(place) for file in files]
+        for path in below:
+            with contextlib.suppress(OSError, ValueError):
+                total += os.path.getsize(path)
+    return total
+
+
+@dataclass(frozen=True)
+class CachedStore:
+    """A store in the cache.
+
+    Attributes:
+        store: open, and kept from being removed until this process ends.
+        built_s: seconds that making it took; 0 where it was there already.
+    """
+
+    store: TokenStore
+    built_s: float
+
+
+def cached_store(
+    sources: Sequence[TextSource],
+    tokenizer: str | Tokenizer,
+    *,
+    encoding: str | None = None,
+    progress: Callable[[StoreProgress], None] | None = None,
+) -> CachedStore:
+    """The store of some files, found in the cache or made there.
+
+    Args:
+        sources: plain files.
+        tokenizer: "auto" (characters where there are at most 512 distinct ones, else bytes), a
+            name that `build_store` takes, a tokenizer's JSON file, or one that is there already.
+        encoding: of the files; None is UTF-8, or what a byte-order mark says.
+        progress: is told how far it is.
+
+    Raises:
+        InputError: as reading and tokenizing do.
+        StorageError: where there is no room.
+    """
+    folder = stores_folder()
+    if isinstance(tokenizer, str) and tokenizer.removeprefix("bpe:") == tokenizer:
+        tokenizer = tokenizer if tokenizer in NAMES else load_tokenizer(tokenizer)
+    path = folder / _key(sources, tokenizer, encoding)
+    lock = _in_use.setdefault(path, SharedLock(folder / f"{path.name}.lock"))
+    while True:
+        lock.share()  # waits while another process makes it
+        if (found := opened(path)) is not None:
+            lock.touch()
+            return CachedStore(found, 0.0)
+        if lock.own():
+            break
+        time.sleep(_POLL_S)
+    began = time.monotonic()
+    try:
+        if (found := opened(path)) is None:
+            _make_room(folder, path, sum(map(_expected_bytes, sources)))
+            chosen = _by_characters(sources, encoding) if tokenizer == "auto" else tokenizer
+            found = _built(path, sources, chosen, encoding, progress)
+    except BaseException:
+        lock.release()
+        raise
+    lock.share()
+    lock.touch()
+    return CachedStore(found, time.monotonic() - began)
+
+
+def _by_characters(sources: Sequence[TextSource], encoding: str | None) -> Tokenizer:
+    """Characters where few are distinct, else bytes; all of the text is read for that."""
+    found: set[str] = set()
+    for source in sources:
+        for piece in pieces(source, encoding=encoding):
+            found.update(piece.text)
+            if len(found) > MOST_CHARACTERS:
+                return ByteTokenizer()
+    return CharTokenizer(sorted(found), end_of_text=True)
+
+
+def stores_folder() -> Path:
+    """Where the stores lie.
+
+    Raises:
+        StorageError: where it cannot be made, or another user's folder is there.
+    """
+    try:
+        folder = cache_folder() / "stores"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = is_ours(folder.lstat()) and not folder.is_symlink()
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"the cache cannot be written: {error}; {_REMEDY}") from None
+    if not ours:
+        raise StorageError(f"{folder} is another user's: {_REMEDY}")
+    return folder
+
+
+def _key(sources: Sequence[TextSource], tokenizer: str | Tokenizer, encoding: str | None) -> str:
+    """The store's name."""
+    places = [
+        [os.fsencode(os.path.realpath(source.name)).hex(), source.size, source.modified_ns]
+        for source in sources
+    ]
+    how: Any = tokenizer if isinstance(tokenizer, str) else tokenizer.to_state()
+    facts = json.dumps([_VERSION, version("tokenizers"), places, encoding, how], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def opened(path: Path) -> TokenStore | None:
+    """The store there; None where there is none, or none that is finished and whole."""
+    with contextlib.suppress(CheckpointError, OSError):
+        if is_ours(path.lstat()) and not path.is_symlink():
+            return TokenStore.open(path)
+    return None
+
+
+def _expected_bytes(source: TextSource) -> int:
+    return source.size * _BYTES_PER_TOKEN * (1 if source.is_plain else _UNPACKED)
+
+
+def _make_room(folder: Path, path: Path, size: int) -> None:
+    """Remove what was used longest ago and is not in use, until `size` bytes fit."""
+    kept = []
+    for place in filter(is_named_by_us, folder.iterdir()):
+        with contextlib.suppress(OSError):  # another process may be at the same work
+            if place != path and not place.is_symlink():
+                used = folder.joinpath(f"{place.name}.lock").stat().st_mtime_ns
+                kept.append((used, _bytes_below(str(place)), place))
+    total = size + sum(length for _, length, _ in kept)
+    for _, length, place in sorted(kept):
+        disk = shutil.disk_usage(folder)
+        if total <= MOST_BYTES and disk.free - size >= DISK_KEPT * disk.total:
+            break
+        lock = SharedLock(folder / f"{place.name}.lock")
+        if lock.own():
+            shutil.rmtree(place, ignore_errors=True)
+            total -= length
+        lock.release()
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(
+            f"{folder} has {free:,} bytes free, and the text's tokens may take {size:,}: make "
+            f"room; {_REMEDY}"
+        )
+
+
+def _built(
+    path: Path,
+    sources: Sequence[TextSource],
+    tokenizer: str | Tokenizer,
+    encoding: str | None,
+    progress: Callable[[StoreProgress], None] | None,
+) -> TokenStore:
+    """The store made at `path`, or a half-done one brought to its end."""
+    from mygpt.data.storing.build import build_store
+
+    _keep_half_done(path)
+    files = [os.path.realpath(source.name) for source in sources]
+    build = partial(build_store, files, path, tokenizer=tokenizer, encoding=encoding)
+    try:
+        try:
+            return build(progress=progress)
+        except CheckpointError:  # what was begun there is damaged
+            shutil.rmtree(path, ignore_errors=True)
+            return build(progress=progress)
+    except StorageError as error:
+        raise StorageError(f"{error}; {_REMEDY}") from None
+
+
+def _keep_half_done(path: Path) -> None:
+    """Remove what lies where a store is to be made, unless it is one on its way."""
+    with contextlib.suppress(CheckpointError):
+        if not Index.read(path).finished:
+            return
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,285 @@
+"""Token stores: ids on disk, mapped into memory, of which as much is read as is asked for.
+
+A store is a folder; `docs/stores.md` says what its files hold, `storing/` writes them. An index
+comes from anywhere: all of it that matters is checked before it is believed. Letters: B batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.data.storing.index import (
+    DTYPES,
+    FORMAT,
+    INDEX,
+    TOKENIZER,
+    Index,
+    Shard,
+    read_regular,
+    shard_paths,
+)
+from mygpt.errors import CheckpointError, DamagedError
+from mygpt.tokenization import Tokenizer, from_state
+
+STARTS = np.dtype("<i8")  # of documents
+_LONGEST_TOKENIZER = 2**28  # bytes
+_BLOCK = 2**20  # bytes
+_FIRST_LOOK = 2**12  # bytes; the format stands first
+AGAIN = "tokenize the text again, with --overwrite"
+_MOST_MAPPED = 256  # shards at a time: each keeps a file open, and a process may have 1,024
+
+
+class StoredTokens:
+    """Ids in shards on disk, mapped into memory: as much of them is read as is asked for.
+
+    Args:
+        paths: the shards' files, in order.
+        lengths: how many ids each holds.
+        dtype: their numbers.
+        vocab_size: ids are below it; others are damage.
+
+    Attributes:
+        dtype: uint16 or int32, little-endian on disk.
+    """
+
+    def __init__(
+        self, paths: list[Path], lengths: list[int], *, dtype: np.dtype[Any], vocab_size: int
+    ) -> None:
+        self.dtype = dtype
+        self._paths = paths
+        self._vocab_size = vocab_size
+        self._bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._shard = lru_cache(_MOST_MAPPED)(self._map)  # parts share it
+        self._start, self._stop = 0, int(self._bounds[-1])
+
+    def __len__(self) -> int:
+        """How many ids."""
+        return self._stop - self._start
+
+    def part(self, start: int, stop: int) -> StoredTokens:
+        """The ids from `start` up to `stop` (0 <= start <= stop <= len), without a copy."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"part({start}, {stop}) of {len(self)} tokens")
+        inside = object.__new__(StoredTokens)
+        inside.__dict__.update(self.__dict__)
+        inside._start, inside._stop = self._start + start, self._start + stop
+        return inside
+
+    def __getitem__(self, key: slice) -> NDArray[np.integer]:
+        """A copy of some ids in a row, (n,).
+
+        Raises:
+            DamagedError: for an id that the vocabulary lacks.
+        """
+        if not isinstance(key, slice) or key.step not in (None, 1):
+            raise TypeError("stored tokens are read in slices of step 1")
+        start, stop, _ = key.indices(len(self))
+        stop = max(start, stop)
+        ids = np.empty(stop - start, self.dtype)
+        self._copy(self._start + start, ids)
+        self._check(ids)
+        return ids
+
+    def cut(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """Windows of `length` ids that begin at `starts` (B,): (B, length) int64.
+
+        Raises:
+            DamagedError: for an id that the vocabulary lacks.
+        """
+        starts = np.asarray(starts, np.int64)
+        if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
+            raise IndexError(f"windows of {length} go past {len(self)} tokens")
+        begins = starts + self._start  # (B,)
+        windows = np.empty((len(starts), length), np.int64)
+        bounds = self._bounds.tolist()
+        for window, begin in zip(windows, begins.tolist(), strict=True):
+            number = bisect_right(bounds, begin) - 1
+            if begin + length <= bounds[number + 1]:
+                place = begin - bounds[number]
+                window[:] = self._shard(number)[place : place + length]
+            else:
+                self._copy(begin, window)
+        self._check(windows)
+        return windows
+
+    def _copy(self, start: int, ids: NDArray[np.integer]) -> None:
+        """Fill `ids` with those from `start` on, counted from the store's first."""
+        number = int(np.searchsorted(self._bounds, start, "right")) - 1
+        filled = 0
+        while filled < len(ids):
+            begin = start + filled - int(self._bounds[number])
+            found = self._shard(number)[begin : begin + len(ids) - filled]
+            ids[filled : filled + len(found)] = found
+            filled += len(found)
+            number += 1
+
+    def _map(self, number: int) -> NDArray[np.integer]:
+        """A shard's ids, mapped into memory."""
+        length = int(self._bounds[number + 1] - self._bounds[number])
+        return _mapped(self._paths[number], self.dtype, length)
+
+    def _check(self, ids: NDArray[np.integer]) -> None:
+        if ids.size and (int(ids.max()) >= self._vocab_size or int(ids.min()) < 0):
+            raise DamagedError(
+                f"{self._paths[0].parent} is damaged: it holds ids outside the vocabulary of "
+                f"{self._vocab_size:,}; {AGAIN}"
+            )
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[np.integer]:
+    try:
+        mapped = np.memmap(path, dtype, "r", shape=(length,))
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from None
+    return mapped.view(np.ndarray)  # plain arrays are sliced faster
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A finished store.
+
+    Attributes:
+        path: its folder.
+        name: what a run on it is called.
+        tokenizer: what made the ids.
+        tokens: all ids in one row, as `encode_documents` puts them.
+        sha256: of what it holds: the ids, where documents begin, and the tokenizer.
+        num_bytes: of the text, in UTF-8.
+        num_documents: documents, none of them empty.
+        shards: its parts.
+    """
+
+    path: Path
+    name: str
+    tokenizer: Tokenizer
+    tokens: StoredTokens
+    sha256: str
+    num_bytes: int
+    num_documents: int
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, path: str | Path, *, check: bool = False) -> TokenStore:
+        """Open a store.
+
+        Args:
+            path: its folder.
+            check: read every shard and compare it with its digest.
+
+        Raises:
+            DamagedError: for a file that is cut, changed or gone.
+            CheckpointError: for a folder that is no store, or one that is not finished.
+        """
+        path = Path(path)
+        index = Index.read(path)
+        if not index.finished or index.tokenizer is None:
+            raise CheckpointError(
+                f"{path} is not finished: go on with the command that began it, "
+                f"mygpt tokenize ... --out {path}"
+            )
+        tokenizer = read_tokenizer(path, index.tokenizer)
+        if index.dtype == "uint16" and tokenizer.vocab_size > 2**16:
+            raise DamagedError(f"{path / INDEX} is damaged: its dtype is not the tokenizer's")
+        for number, shard in enumerate(index.shards):
+            _check_shard(path, number, shard, DTYPES[index.dtype].itemsize, check=check)
+        paths = [shard_paths(path, number)[0] for number in range(len(index.shards))]
+        lengths = [shard.tokens for shard in index.shards]
+        tokens = StoredTokens(
+            paths, lengths, dtype=DTYPES[index.dtype], vocab_size=tokenizer.vocab_size
+        )
+        num_bytes = sum(shard.bytes for shard in index.shards)
+        documents = sum(shard.documents for shard in index.shards)
+        return cls(
+            path, index.name, tokenizer, tokens, index.sha256, num_bytes, documents, index.shards
+        )
+
+    def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Where documents begin, among the tokens from `start` up to `stop`: rising, int64.
+
+        Raises:
+            DamagedError: for places outside their shard.
+        """
+        found = [np.empty(0, np.int64)]
+        begin = 0
+        for number, shard in enumerate(self.shards):
+            end = begin + shard.tokens
+            if begin < stop and end > start and shard.documents:
+                path = shard_paths(self.path, number)[1]
+                starts = _mapped(path, STARTS, shard.documents).astype(np.int64)
+                rising = bool((np.diff(starts) >= 0).all())
+                if not rising or starts[0] < 0 or starts[-1] > shard.tokens:
+                    raise DamagedError(f"{path} is damaged: documents begin outside the shard")
+                starts += begin
+                found.append(starts[(starts >= start) & (starts < stop)])
+            begin = end
+        return np.concatenate(found)
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a folder is a token store, finished or not, whole or not."""
+    index = Path(path) / INDEX
+    try:
+        with open(index, "rb", opener=_without_waiting) as file:
+            start = file.read(_FIRST_LOOK) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except (OSError, ValueError):  # it is not there; a NUL in its name
+        return False
+    return json.dumps(FORMAT).encode() in start
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Open; opening a pipe that nobody writes to would wait for ever."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_tokenizer(store: Path, sha256: str) -> Tokenizer:
+    """A store's tokenizer; `DamagedError` where its file is not the one with that digest."""
+    path = store / TOKENIZER
+    content = read_regular(path, _LONGEST_TOKENIZER)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DamagedError(f"{path} is damaged: it does not match its digest")
+    try:
+        return from_state(json.loads(content))
+    except (ValueError, AttributeError, RecursionError) as error:  # an InputError is a ValueError
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _check_shard(store: Path, number: int, shard: Shard, itemsize: int, *, check: bool) -> None:
+    """Refuse a shard whose files are not there, or not as long; with `check`, not the same."""
+    lengths = shard.tokens * itemsize, shard.documents * STARTS.itemsize
+    digests = shard.sha256, shard.documents_sha256
+    for path, length, digest in zip(shard_paths(store, number), lengths, digests, strict=True):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise DamagedError(f"{path} does not exist: {AGAIN}") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(status.st_mode) or status.st_size != length:
+            raise DamagedError(
+                f"{path} is damaged: it has {status.st_size:,} bytes and the index says "
+                f"{length:,}; {AGAIN}"
+            )
+        if check and _digest_of(path) != digest:
+            raise DamagedError(f"{path} is damaged: it does not match its digest; {AGAIN}")
+
+
+def _digest_of(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while data := file.read(_BLOCK):
+                sha256.update(data)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    return sha256.hexdigest()

@@ -1,0 +1,297 @@
+"""Documents as a stream, however long the text: plain files, *.gz, *.zst, *.jsonl, *.parquet.
+
+A plain file is one document; a line of a *.jsonl and a row of a *.parquet are one each. Little of
+them is in memory at a time. What is no text is refused with its place, as `read_corpus` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mygpt.errors import InputError
+from mygpt.text.decoding import begins_as_text, check_encoding
+from mygpt.text.folder import Place, files_below
+from mygpt.text.reading import shown
+from mygpt.text.streams_files import blocks_of, reading, texts_of
+
+_FIRST_LOOK = 2**16  # bytes
+_TABLE_ROWS = 256  # of a table that are in memory at a time
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A file of documents.
+
+    Attributes:
+        name: its path, or "-" for standard input.
+        size: its bytes; -1 for standard input and pipes.
+        modified_ns: when it was last changed; -1 for standard input and pipes.
+        kind: "text" is one document, "lines" one a line, "table" one a row.
+    """
+
+    name: str
+    size: int
+    modified_ns: int
+    kind: str
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it can be read a second time."""
+        return self.size >= 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes are the text's, neither packed nor in a table."""
+        return self.kind != "table" and not self.name.endswith((".gz", ".zst"))
+
+
+class Piece(NamedTuple):
+    """A piece of a document.
+
+    Attributes:
+        text: may be empty.
+        ends: whether the document ends with it.
+        read: bytes of the file that have been read; 0 where that is not known.
+    """
+
+    text: str
+    ends: bool
+    read: int
+
+
+def find_sources(
+    paths: Sequence[str], *, encoding: str | None = None
+) -> tuple[list[TextSource], list[str]]:
+    """The files that names, folders, patterns and "-" stand for, in order, and notes.
+
+    A folder gives its files as for `read_corpus`: no hidden ones, no runs and stores of ours, and
+    only what begins as text, *.jsonl, *.parquet or packed text. Nothing is read but beginnings.
+
+    Raises:
+        InputError: for what is missing, empty, or a device.
+    """
+    check_encoding(encoding)
+    found: list[TextSource] = []
+    notes: list[str] = []
+    for path in paths:
+        if path != "-" and "\0" not in path and os.path.isdir(path):
+            inside, passed_over = _in_folder(path, encoding)
+            found += inside
+            notes += Place([], Path(path), passed_over).notes()
+        else:
+            found += [_named(name) for name in _matches(path)]
+    if sum(source.name == "-" for source in found) > 1:
+        raise InputError("standard input is named twice: it can be read once")
+    return found, notes
+
+
+def _matches(path: str) -> list[str]:
+    if not path:
+        raise InputError("a file name is empty: name a text file, or - for standard input")
+    if path == "-" or "\0" in path or os.path.exists(path) or not glob.has_magic(path):
+        return [path]
+    found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+    if not found:
+        raise InputError(f"no file matches {path!r}")
+    return found
+
+
+def _named(name: str) -> TextSource:
+    with reading(name):
+        status = None if name == "-" else os.stat(name)
+    kind = _kind(name)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        if kind == "table":
+            raise InputError(f"{shown(name)} is no file: a *.parquet cannot come through a pipe")
+        return TextSource(name, -1, -1, kind)
+    if not status.st_size:
+        raise InputError(f"{shown(name)} is empty: there is no text in it")
+    return TextSource(name, status.st_size, status.st_mtime_ns, kind)
+
+
+def _kind(name: str) -> str:
+    for ending in (".gz", ".zst"):
+        name = name.removesuffix(ending)
+    return {".jsonl": "lines", ".parquet": "table"}.get(Path(name).suffix, "text")
+
+
+def _in_folder(folder: str, encoding: str | None) -> tuple[list[TextSource], list[Path]]:
+    sources: list[TextSource] = []
+    passed_over: list[Path] = []
+    for path in sorted(files_below(Path(folder))):
+        try:
+            source = _named(str(path))
+            may_be_text = source.kind == "table" or begins_as_text(_start_of(source), encoding)
+        except InputError:  # it cannot be read, or is empty
+            may_be_text = False
+        if may_be_text:
+            sources.append(source)
+        else:
+            passed_over.append(path)
+    if not sources:
+        raise InputError(f"folder {shown(folder)} holds no text file (hidden ones are passed over)")
+    return sources, passed_over
+
+
+def _start_of(source: TextSource) -> bytearray:
+    with contextlib.closing(blocks_of(source.name, _FIRST_LOOK)) as blocks:
+        return bytearray(next(blocks, (b"", 0))[0])
+
+
+def pieces(
+    source: TextSource,
+    *,
+    field: str = "text",
+    encoding: str | None = None,
+    skip_rows: int = 0,
+    skip_characters: int = 0,
+) -> Iterator[Piece]:
+    """A source's documents in pieces, in order; every document's last piece says that it ends.
+
+    Args:
+        source: from `find_sources`.
+        field: of an object or a table that holds the text.
+        encoding: None is UTF-8, or what a byte-order mark says.
+        skip_rows: documents to leave out.
+        skip_characters: of the one after those, to leave out.
+
+    Raises:
+        InputError: for what is no text, no whole file, or has no such field, with its place.
+    """
+    if source.kind == "text":
+        found = _whole(source, encoding) if not skip_rows else iter(())
+    elif source.kind == "lines":
+        found = _documents_of_lines(source, field, encoding, skip_rows)
+    else:
+        found = _documents_of_table(source, field, skip_rows)
+    left = skip_characters
+    for piece in found:
+        text = piece.text[left:]
+        left -= len(piece.text) - len(text)
+        if piece.ends:
+            left = 0
+        yield piece._replace(text=text)
+
+
+def _whole(source: TextSource, encoding: str | None) -> Iterator[Piece]:
+    read = 0
+    for text, read in texts_of(source.name, encoding):
+        yield Piece(text, False, read)
+    yield Piece("", True, read)
+
+
+def _documents_of_lines(
+    source: TextSource, field: str, encoding: str | None, skip: int
+) -> Iterator[Piece]:
+    """One object a line; a line of white space is none."""
+    for number, (line, read) in enumerate(_lines(texts_of(source.name, encoding)), start=1):
+        if not line or line.isspace():
+            continue
+        if skip:
+            skip -= 1
+            continue
+        yield Piece(_field_of(line, field, f"{shown(source.name)}, line {number:,}"), True, read)
+
+
+def _lines(texts: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    waiting: list[str] = []
+    read = 0
+    for text, read in texts:
+        first, *others = text.split("\n")
+        waiting.append(first)
+        for line in others:
+            yield "".join(waiting), read
+            waiting = [line]
+    if any(waiting):
+        yield "".join(waiting), read
+
+
+def _field_of(line: str, field: str, place: str) -> str:
+    """The text in a line's object."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f'{place} is no object: each line is one, as {{"{field}": "..."}}')
+    if field not in content:
+        has = ", ".join(map(repr, list(content)[:5])) or "none"
+        raise InputError(f"{place} has no field {field!r} (it has {has}): name it with --field")
+    text = content[field]
+    if not isinstance(text, str):
+        raise InputError(f"{place}: field {field!r} is no text, but {text!r:.40}")
+    return _whole_characters(text, place)
+
+
+def _whole_characters(text: str, place: str) -> str:
+    """`text`, or `InputError` for a lone surrogate in it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        wrong = ord(text[error.start])
+        raise InputError(
+            f"{place}: character {error.start:,} is the lone surrogate U+{wrong:04X}: remove it"
+        ) from None
+    return text
+
+
+def _documents_of_table(source: TextSource, field: str, skip: int) -> Iterator[Piece]:
+    """One document a row of a *.parquet."""
+    place = shown(source.name)
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise InputError(
+            f"{place}: reading *.parquet needs pyarrow: pip install 'mygpt[parquet]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(source.name) as table:
+            _check_column(table.schema_arrow, field, place, arrow)
+            rows = max(1, table.metadata.num_rows)
+            first = 0
+            for group in range(table.num_row_groups):
+                length = table.metadata.row_group(group).num_rows
+                if first + length > skip:
+                    for row, text in _rows_of_group(table, group, field, first):
+                        if row >= skip:
+                            read = source.size * (row + 1) // rows
+                            yield Piece(_cell(text, field, f"{place}, row {row + 1:,}"), True, read)
+                first += length
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, InputError):
+            raise
+        told = (str(error).splitlines() or ["unknown"])[0]
+        raise InputError(f"{place} is no whole Parquet file: {told:.120}") from None
+
+
+def _rows_of_group(table: Any, group: int, field: str, first: int) -> Iterator[tuple[int, Any]]:
+    row = first
+    for batch in table.iter_batches(_TABLE_ROWS, row_groups=[group], columns=[field]):
+        for text in batch.column(0).to_pylist():
+            yield row, text
+            row += 1
+
+
+def _check_column(schema: Any, field: str, place: str, arrow: Any) -> None:
+    if field not in schema.names:
+        has = ", ".join(map(repr, schema.names[:5]))
+        raise InputError(f"{place} has no column {field!r} (it has {has}): name it with --field")
+    kind = schema.field(field).type
+    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+        raise InputError(f"{place}: column {field!r} holds {kind}, no text: name one with --field")
+
+
+def _cell(text: Any, field: str, place: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"{place}: column {field!r} is no text, but {text!r:.40}")
+    return text

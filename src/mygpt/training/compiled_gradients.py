@@ -1,0 +1,88 @@
+"""The loss and gradients of one batch from the compiled kernels; threads share its rows.
+
+Of several processes each computes its rows; one sum gives all of them the whole batch's.
+Letters: B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.model import GPT
+from mygpt.training.compiled.step import CompiledStep
+from mygpt.training.config import TrainConfig
+from mygpt.training.shared_losses import shared_losses
+from mygpt.training.world import ALONE, World
+
+
+class CompiledGradients:
+    """A batch's loss and gradients from the compiled kernels, where `suits` says that they can.
+
+    Args:
+        model: what is trained, on the CPU.
+        config: how.
+        world: the processes that share a batch.
+
+    Enter it as a context: torch's own operations, small ones, have one thread inside.
+    """
+
+    def __init__(self, model: GPT, config: TrainConfig, world: World = ALONE) -> None:
+        self.world = world
+        self.is_compiled = False  # by torch
+        self.note = None
+        flags = {
+            "--compile": config.compile,
+            "--checkpoint-activations": config.checkpoint_activations,
+        }
+        if asked := [flag for flag, wanted in flags.items() if wanted]:
+            self.note = f"{' and '.join(asked)}: the CPU's own kernels have no need of it"
+        self._before = torch.get_num_threads()
+        threads = min(self._before, world.rows(config.batch_size))
+        self.step = CompiledStep(model, threads, config.table_dropout)
+        self._entered = False
+
+    def __enter__(self) -> CompiledGradients:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+        self._entered = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, torch has all its threads back."""
+        torch.set_num_threads(self._before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1 if self._entered else self._before)
+
+    def __call__(
+        self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int | None = None
+    ) -> torch.Tensor:
+        """The mean loss in nats per token (a scalar); arguments as for `Gradients`."""
+        loss = self.step.gradients(inputs, targets)
+        if self.world.alone:
+            return loss
+        share = len(inputs) / (batch_size or len(inputs))
+        self.world.add(self.step.scaled_gradients(share))
+        self.step.take_tables(self.world.gather(self.step.own_tables()))
+        return self.world.sum_loss(share * loss)
+
+    def norm(self) -> torch.Tensor:
+        """The norm of all gradients but the n-gram tables', a scalar."""
+        return self.step.gradient_norm()
+
+    def token_losses(
+        self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """The loss of each target, (B, T), from (B, T) ids; without dropout."""
+        return shared_losses(self.world, self.step.token_losses, inputs, targets)

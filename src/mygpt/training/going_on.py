@@ -1,0 +1,231 @@
+"""`resume`: a run goes on as if it had never stopped, in one process or several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.config import require_path
+from mygpt.data.batches import Tokens
+from mygpt.errors import InputError
+from mygpt.generation.writer import Writer
+from mygpt.training.events import Listener, Note
+from mygpt.training.loop import Trainer
+from mygpt.training.memory import (
+    check_batch_fits,
+    check_model_fits,
+    free_memory,
+)
+from mygpt.training.origin import empty_model
+from mygpt.training.preparing import resolved
+from mygpt.training.run import RunFolder
+from mygpt.training.sitting import (
+    for_people,
+    leaves_torch_alone,
+    locked,
+    sit,
+    tell_length,
+    tell_lock,
+)
+from mygpt.training.source import (
+    Source,
+    read_source,
+)
+from mygpt.training.state import State, shared_state
+from mygpt.training.together import (
+    check_shareable,
+    listening,
+    require_listener,
+    seen_by,
+)
+from mygpt.training.world import World, joined
+
+# What may change when a run goes on.
+RESUMABLE = (
+    "steps",
+    "tokens",
+    "minutes",
+    "print_every",
+    "eval_every",
+    "sample_tokens",
+    "save_every",
+    "save_seconds",
+    "dtype",
+    "compile",
+    "checkpoint_activations",
+    "shard",
+)
+
+
+@leaves_torch_alone
+def resume(
+    output: str | Path,
+    files: Sequence[str | Path] = (),
+    *,
+    val_file: str | Path | None = None,
+    device: str = "auto",
+    began: float | None = None,
+    listener: Listener = print,
+    **options: Any,
+) -> Writer:
+    """Go on with a run as if it had never stopped.
+
+    Args:
+        output: the run's folder, or the checkpoint file it was given as `output`.
+        files: where the text lies now; nothing takes it from where it was.
+        val_file: where the validation file lies now, likewise.
+        device: "auto", "cpu", "cuda" or "mps".
+        began: from when new `minutes` count this sitting, as `time.monotonic` does; None is now.
+        listener: is told every event.
+        options: a new length (`steps`, `tokens` or `minutes`, counted from the run's start)
+            and how often to report, validate and save.
+
+    Raises:
+        CheckpointError: when there is no run, or its state is damaged.
+        InputError: when the text is not the same any more, or an option cannot change.
+    """
+    require_path("run", output)
+    require_listener(listener)
+    began = time.monotonic() if began is None else began
+    options = {name: value for name, value in options.items() if value is not None}
+    with joined(device) as world:
+        told = listening(world, listener)
+        run = RunFolder.of(output)
+        return go_on(world, run, files, val_file, device, began, told, options)
+
+
+def go_on(
+    world: World,
+    run: RunFolder,
+    files: Sequence[str | Path],
+    val_file: str | Path | None,
+    device: str,
+    began: float,
+    listener: Listener,
+    options: dict[str, Any],
+) -> Writer:
+    """Go on with a run, in one process or several."""
+    run = seen_by(world, run)
+    world.together(run.check_exists, main_only=True)  # also: no lock is left where no run is
+    with locked(world, run) as lock:
+        world.together(run.clear_strays)
+        trainer, source, train_tokens = _restored(
+            world, run, files, val_file, device, began, listener, options
+        )
+        world.expect_steps()
+        tell_lock(trainer, lock)
+        run.write_settings(for_people(trainer, source))
+        return sit(trainer, source, train_tokens)
+
+
+def _restored(
+    world: World,
+    run: RunFolder,
+    files: Sequence[str | Path],
+    val_file: str | Path | None,
+    device: str,
+    began: float,
+    listener: Listener,
+    options: dict[str, Any],
+) -> tuple[Trainer, Source, Tokens]:
+    """A run's trainer as it was at its newest good state, its text read again."""
+    notes: list[str] = []
+
+    def load() -> State:
+        state, note = run.load_state()
+        notes.extend([] if note is None else [note])
+        return state
+
+    state = shared_state(world, load)
+    fixed = sorted(set(options) - set(RESUMABLE))
+    if fixed:
+        raise InputError(
+            f"{', '.join(fixed)} cannot change when a run goes on: start a new one with another "
+            "--output"
+        )
+    if {"steps", "tokens", "minutes"} & set(options):
+        options = {"steps": None, "tokens": None, "minutes": None, **options}
+    config = replace(state.training, **options)
+    settings = dict(state.settings)
+    if world.job is not None:
+        settings["job"] = world.job
+    if val_file is not None:
+        settings["val_file"] = resolved(str(val_file))
+    if files:
+        settings["files"] = [resolved(str(name)) for name in files]
+    threads = settings.setdefault("threads", torch.get_num_threads())
+    if world.alone and "processes" not in state.provenance:  # torchrun gives each process one
+        torch.set_num_threads(threads)
+    source = _same_source_together(world, replace(state, settings=settings), run.folder)
+    train_tokens, val_tokens = source.encode(state.tokenizer)
+    where = world.choose_device(device)
+    whole = not world.shards(config.shard)
+    if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
+        config = replace(config, engine="torch")  # the kernels: whole models, a CPU, float32
+    check_model_fits(state.config, free_memory(where, world, config))
+    if "minutes" in options and config.minutes is not None:  # reading it all again takes time too
+        reserve_s = config.reserve_s + time.monotonic() - began
+        config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
+    config = world.share(config)
+    check_shareable(config, world)
+    model = empty_model(state.config, config, where, world)
+    check_batch_fits(model, config, free_memory(where, world), fixed=True, world=world)
+    sittings = state.provenance.get("sittings", 1) + 1
+    same_length = not {"steps", "tokens", "minutes"} & set(options)
+    trainer = Trainer(
+        model,
+        state.tokenizer,
+        config,
+        train_tokens=train_tokens,
+        val_tokens=val_tokens,
+        run=run,
+        provenance={**state.provenance, "sittings": sittings},
+        settings=settings,
+        listener=listener,
+        given_plan=_copied(state.arrays.get("given_plan")) if same_length else None,
+        world=world,
+    )
+    for note in notes:
+        run.set_aside(run.state_path)
+        listener(Note(note))
+    trainer.resume(state)
+    tell_length(trainer, state)
+    return trainer, source, train_tokens
+
+
+def _copied(plan: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """In memory of its own: as it is read, it is a piece of the whole file's."""
+    return None if plan is None else plan.copy()
+
+
+def _same_source_together(world: World, state: State, run: str | Path) -> Source:
+    """The same, read by every process: on each machine by one of them first."""
+    first = world.together(lambda: same_source(state, run) if world.local_rank == 0 else None)
+    source = world.together(lambda: first or same_source(state, run))
+    assert source is not None
+    return source
+
+
+def same_source(state: State, run: str | Path) -> Source:
+    """The text that a state's run was begun with.
+
+    Raises:
+        InputError: when it is another now.
+    """
+    bytes_do = state.tokenizer.kind == "byte"
+    source = read_source(
+        state.settings, state.training.val_fraction, allow_bytes=bytes_do, known=state.tokenizer
+    )
+    if source.sha256 != state.provenance["corpus"]["sha256"]:
+        raise InputError(
+            f"the text of {run} has changed since the run began (its SHA-256 is another): "
+            "put it back, or start a new run with another --output"
+        )
+    return source

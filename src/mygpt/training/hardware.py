@@ -1,0 +1,135 @@
+"""What a device computes in, and how: number formats, `torch.compile`, blocks computed anew."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from mygpt.errors import InputError
+from mygpt.machine import choose_dtype
+from mygpt.model import GPT
+from mygpt.training.config import DtypeName, TrainConfig
+from mygpt.training.world import World
+
+
+def compute_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """What products are computed in: float32 or bfloat16.
+
+    Raises:
+        InputError: for a format that the device has not.
+    """
+    if name == "tf32":
+        if device.type != "cuda":
+            raise InputError(f"dtype=tf32 is for CUDA devices, not {device.type}: use float32")
+        return torch.float32
+    if name == "auto" and device.type != "cuda":
+        return torch.float32
+    return choose_dtype(name, device)
+
+
+@contextmanager
+def products_in(name: DtypeName) -> Iterator[None]:
+    """Inside, float32 products are float32, or with "tf32" what CUDA calls so; said to torch."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Inside, torch computes products in `dtype` and the rest as it sees fit."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def checkpoint_blocks(model: GPT) -> None:
+    """Keep only what goes into each block, and compute the rest anew on the way back.
+
+    Chen et al., 2016 (arXiv:1604.06174). The blocks' names and weights stay as they are.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compiled(model: GPT, batch: tuple[int, int]) -> tuple[Callable[..., Any], str | None]:
+    """The model's forward pass made by `torch.compile`, tried once; itself where that fails.
+
+    Args:
+        model: on its device.
+        batch: (B, T) of the trial.
+
+    Returns:
+        What to call, and a line that says why it is not compiled (None where it is).
+    """
+    rows, time = batch
+    device = next(model.parameters()).device
+    ids = torch.zeros(rows, time + 1, dtype=torch.int64, device=device)  # laid out as batches are
+    try:
+        made: Callable[..., Any] = torch.compile(model)
+        made(ids[:, :-1], ids[:, 1:])[1].backward()
+    except Exception as error:  # a missing compiler, an operation it does not know: torch's own
+        return model, _left_out(error)
+    finally:
+        model.zero_grad()
+    return made, None
+
+
+@cache
+def why_not_compiled(device: torch.device) -> str | None:
+    """A line that says why `torch.compile` cannot be had on a device; None where it can."""
+    try:
+        numbers = torch.ones(4, device=device, requires_grad=True)
+        made: torch.Tensor = torch.compile(torch.nn.functional.silu)(numbers).sum()
+        torch.autograd.backward(made)
+    except Exception as error:
+        return _left_out(error)
+    return None
+
+
+def _left_out(error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+    return f"torch.compile failed ({reason}): going on without it"
+
+
+def described(
+    config: TrainConfig, device: torch.device, world: World, *, is_compiled: bool = False
+) -> str:
+    """Each choice that was made for the device, on one line."""
+    parts = [_name(device)]
+    if config.engine == "compiled":
+        parts.append("float32, compiled kernels of our own")
+    else:
+        dtype = compute_dtype(config.dtype, device)
+        products = "TF32 products" if config.dtype == "tf32" else str(dtype).removeprefix("torch.")
+        mixed = dtype != torch.float32 and not world.shards(config.shard)
+        parts.append(f"{products} by autocast" if mixed else products)
+        parts.append("torch.compile" if is_compiled else "not compiled")
+        parts += ["blocks computed anew on the way back"] * config.checkpoint_activations
+    if device.type == "cuda":
+        parts.append("attention by SDPA (flash where it fits), fused AdamW")
+    if not world.alone:
+        how = "FSDP" if world.shards(config.shard) else "DDP"
+        parts.append(f"{world.size} processes ({how}, {_backend(device)})")
+    return ", ".join(parts)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    plural = "s" if threads > 1 else ""
+    return f"cpu ({threads} thread{plural})" if device.type == "cpu" else str(device)
+
+
+def _backend(device: torch.device) -> str:
+    return "NCCL" if device.type == "cuda" else "gloo"

@@ -1,0 +1,103 @@
+"""Texts too large for memory: a run on plain files goes through a store in the cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mygpt.data.caching_stores import cached_store, large_sources
+from mygpt.text import find_sources, name_of
+from mygpt.tokenization import Tokenizer
+from mygpt.training.events import Listener, Note
+from mygpt.training.stored import StoredSource, source_of
+
+if TYPE_CHECKING:
+    from mygpt.data.storing.build import StoreProgress
+
+THE_MODELS = ""  # stands for the tokenizer of the model that a run begins from
+_TOLD_EVERY_S = 15.0
+
+
+def stored_as(
+    names: Sequence[str],
+    tokenizer: str,
+    encoding: str | None,
+    known: Tokenizer | None,
+    suitable: Callable[[int], str],
+) -> str | None:
+    """The tokenizer's name, where a text is so large that it goes through a store; else None.
+
+    Args:
+        names: of files, folders and patterns.
+        tokenizer: as it was asked for.
+        encoding: likewise.
+        known: the tokenizer of the model that the run begins from, if there is one.
+        suitable: the rule's choice for so many characters.
+
+    Raises:
+        InputError: as `large_sources` does.
+    """
+    sources = large_sources(names, encoding)
+    if not sources:
+        return None
+    if known is not None:
+        return THE_MODELS
+    if tokenizer == "auto":
+        return suitable(sum(source.size for source in sources))
+    return os.path.realpath(tokenizer) if os.path.exists(tokenizer) else tokenizer
+
+
+def open_cached(
+    settings: Mapping[str, Any],
+    val_fraction: float,
+    *,
+    known: Tokenizer | None,
+    tell: Listener | None = None,
+) -> StoredSource:
+    """The store of the text that a run's settings name, from the cache or made now.
+
+    Args:
+        settings: as `read_source` takes them, with the tokenizer's name in "stored_as".
+        val_fraction: share to hold back for validation where there is no "val_file".
+        known: the model's tokenizer, where there is a model already.
+        tell: hears from time to time how far it is.
+
+    Raises:
+        InputError: as reading and tokenizing do.
+        StorageError: where the cache has no room.
+    """
+    files, encoding = settings["files"], settings["encoding"]
+    tokenizer = settings["stored_as"] if settings["stored_as"] != THE_MODELS else known
+    assert tokenizer is not None
+    sources, notes = find_sources(files, encoding=encoding)
+    name, size = name_of(files), sum(source.size for source in sources)
+    cached = cached_store(
+        sources,
+        tokenizer,
+        encoding=encoding,
+        progress=None if tell is None else _telling(tell, name),
+    )
+    source = source_of(replace(cached.store, name=name), settings, val_fraction)
+    took = f", in {cached.built_s:.0f} s that no minutes count" if cached.built_s else ""
+    note = (
+        f"{name} has {size:,} bytes, so it is not read into memory: tokenized once into "
+        f"{cached.store.path}{took} (MYGPT_CACHE moves it)"
+    )
+    return replace(source, notes=[*notes, note, *source.notes])
+
+
+def _telling(tell: Listener, name: str) -> Callable[[StoreProgress], None]:
+    """What tells of a store's progress now and then."""
+    told = time.monotonic()
+
+    def progress(so_far: StoreProgress) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _TOLD_EVERY_S:
+            told = time.monotonic()
+            share = so_far.read / max(1, so_far.size)
+            tell(Note(f"tokenizing {name} once: {share:.0%}, {so_far.tokens:,} tokens"))
+
+    return progress

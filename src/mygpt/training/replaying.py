@@ -1,0 +1,117 @@
+"""`replay`: a run made again from its beginning, step for step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mygpt.config import require_path
+from mygpt.errors import InputError
+from mygpt.generation.writer import Writer
+from mygpt.machine import choose_device
+from mygpt.training.events import Listener
+from mygpt.training.going_on import same_source
+from mygpt.training.loop import Trainer
+from mygpt.training.memory import (
+    check_model_fits,
+    free_memory,
+)
+from mygpt.training.origin import first_model, same_origin
+from mygpt.training.run import RunFolder
+from mygpt.training.shards import read_shards
+from mygpt.training.sitting import (
+    from_the_start,
+    leaves_torch_alone,
+)
+from mygpt.training.source import (
+    provenance_of,
+)
+from mygpt.training.state import Arrays, State
+from mygpt.training.together import (
+    require_listener,
+)
+from mygpt.training.world import PeerError, place
+
+
+@leaves_torch_alone
+def replay(
+    original: str | Path,
+    *,
+    output: str | Path,
+    overwrite: bool = False,
+    device: str = "auto",
+    listener: Listener = print,
+    command: str = "mygpt.training.replay(...)",
+) -> Writer:
+    """Make a run again from its beginning, step for step.
+
+    In a run by `minutes` the learning rate followed the clock, and a run may have been
+    lengthened or gone back: it kept what decided each step's rate, and here that is followed.
+    Weights and losses are the same to the bit on the same kind of machine.
+
+    Args:
+        original: the run's folder, or the checkpoint file it was given as `output`.
+        output: the new run's folder, or a checkpoint file.
+        overwrite: start anew where a run lies already.
+        device: "auto", "cpu", "cuda" or "mps".
+        listener: is told every event.
+        command: what the checkpoint says it came from.
+
+    Raises:
+        CheckpointError: when there is no such run, or its state is damaged.
+        InputError: when its text is not the same any more, or its plan was not kept.
+    """
+    for name, value in (("original", original), ("output", output)):
+        require_path(name, value)
+    require_listener(listener)
+    world = place()
+    if not world.is_main:
+        raise PeerError(InputError.exit_code)
+    if not world.alone:
+        raise InputError("a run is made again by one process: leave out torchrun")
+    state, note = RunFolder.of(original).load_state()
+    given, steps = state.arrays.get("plan"), state.course.step
+    if given is None or len(given) < steps:
+        raise InputError(f"{original} was begun by an older mygpt, which kept no plan of its steps")
+    run = RunFolder.at(output)
+    run.check_free(overwrite=overwrite)
+    torch.set_num_threads(state.settings["threads"])
+    where = choose_device(device)
+    check_model_fits(state.config, free_memory(where))
+    config = state.training
+    if where.type != "cpu":
+        config = replace(config, engine="torch")  # the compiled kernels are a CPU's
+    source = same_source(state, original)
+    train_tokens, val_tokens = source.encode(state.tokenizer)
+    weights = _weights(state)
+    ngrams = [weights[name].copy() for name in state.config.key_shapes()]
+    first = first_model(
+        state.config, config, where, ngrams=ngrams, origin=same_origin(state.settings, original)
+    )
+    trainer = Trainer(
+        first,
+        state.tokenizer,
+        config,
+        train_tokens=train_tokens,
+        val_tokens=val_tokens,
+        run=run,
+        provenance=provenance_of(
+            source, state.settings["preset"], command, state.settings.get("from")
+        ),
+        settings=state.settings,
+        listener=listener,
+        given_plan=given[:steps].copy(),
+    )
+    notes = [] if note is None else [note]
+    del state, weights  # as large as all that is trained
+    return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
+
+
+def _weights(state: State) -> Arrays:
+    """A state's weights by name, wherever they lie."""
+    if state.shards is None:
+        return state.part("model")
+    arrays = read_shards(state.path.parent / state.shards["folder"], state.shards["files"])
+    return {n.removeprefix("model/"): a for n, a in arrays.items() if n.startswith("model/")}

@@ -1,0 +1,112 @@
+"""FSDP2: each process holds a part of every weight, its gradient and its optimizer's memory.
+
+Zhao et al., 2023 (arXiv:2304.11277), as torch's `fully_shard` has it: blocks are put together
+when they are needed. A parameter is then a DTensor, whose rows (dimension 0) are shared out as
+`torch.chunk` does. What is done to each number alone is done on the rows at hand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.config import GPTConfig
+from mygpt.model import GPT
+from mygpt.training.config import TrainConfig
+from mygpt.training.hardware import checkpoint_blocks, compute_dtype, why_not_compiled
+from mygpt.training.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of a tensor that are here: all of a plain one."""
+    return cast("DTensor", tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether its rows are shared out; asked without importing what would do it."""
+    return hasattr(tensor, "to_local")
+
+
+def first_row(tensor: torch.Tensor, world: World) -> int:
+    """The number of the first row that is here."""
+    rows = -(-len(tensor) // world.size)  # torch.chunk's
+    return min(world.rank * rows, len(tensor)) if is_sharded(tensor) else 0
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All rows, on every process that asks; all must."""
+    return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+def like(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros of this shape, whose rows are shared out as those of `tensor`, which has as many."""
+    if not is_sharded(tensor) or not shape:
+        return torch.zeros(shape, device=tensor.device)
+    from torch.distributed.tensor import DTensor
+
+    held = cast(DTensor, tensor)
+    rows = torch.zeros(len(local(tensor)), *shape[1:], device=tensor.device)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        rows, held.device_mesh, held.placements, run_check=False, shape=torch.Size(shape),
+        stride=stride,
+    )  # fmt: skip
+
+
+def put_rows(tensor: torch.Tensor, array: NDArray[Any], world: World) -> None:
+    """Fill a tensor with the rows of a whole array that belong here."""
+    here, rows = local(tensor), array
+    if is_sharded(tensor):
+        start = first_row(tensor, world)
+        rows = array[start : start + len(here)]
+    with torch.no_grad():
+        here.copy_(torch.from_numpy(np.array(rows)).view(here.shape))
+
+
+def sharded_model(shape: GPTConfig, config: TrainConfig, device: torch.device, world: World) -> GPT:
+    """A model of this shape whose weights are shared out and wait to be filled."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    model = GPT.outlined(shape)
+    dtype = compute_dtype(config.dtype, device)
+    policy = MixedPrecisionPolicy()
+    if dtype != torch.float32:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    mesh = init_device_mesh(device.type, (world.size,))
+    if config.checkpoint_activations:
+        checkpoint_blocks(model)
+    for block in model.blocks:
+        if config.compile and why_not_compiled(device) is None:
+            block.compile()
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model.allot(device)
+
+
+def fill(model: GPT, source: GPT | None, world: World) -> None:
+    """Make a sharded model's numbers those of the first process's `source`, one by one."""
+    known = {} if source is None else {**dict(source.named_buffers()), **source.state_dict()}
+    buffers = {name: tensor for name, tensor in model.named_buffers() if "rotary" not in name}
+    for name, tensor in {**dict(model.named_parameters()), **buffers}.items():
+        array = np.empty(tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
+        if source is not None:
+            array[...] = known[name].detach().cpu().numpy()
+        world.share_bytes(array)
+        put_rows(tensor, array, world)
+
+
+def whole_arrays(model: GPT, world: World) -> dict[str, NDArray[Any]]:
+    """All weights on the first process's CPU, put together one by one; the others get none."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, tensor in model.state_dict().items():
+        array = whole(tensor.detach())
+        if world.is_main:
+            arrays[name] = array.cpu().numpy()
+    return arrays

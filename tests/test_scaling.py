@@ -1,0 +1,494 @@
+"""`mygpt plan`: what is reckoned is what others publish, and what real tensors take here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mygpt
+from mygpt import GPT, GPTConfig
+from mygpt.cli import main
+from mygpt.config import SHAPES
+from mygpt.errors import InputError
+from mygpt.scaling import (
+    PUBLISHED,
+    Job,
+    device_memory,
+    flops_per_token,
+    reckon,
+    smallest_devices,
+    states,
+)
+from mygpt.scaling.amounts import bytes_text, count_text, duration_text, parse_bytes, parse_count
+from mygpt.scaling.memory import activation_bytes, fits, step_traffic
+from mygpt.training import efficiency
+from mygpt.training.config import TrainConfig
+from mygpt.training.efficiency import measure
+from mygpt.training.memory import row_bytes
+from mygpt.training.optimizer import Optimizer
+from shapes import CONFIGS, build
+
+Plan = Callable[..., tuple[int, str, str]]
+CPU = torch.device("cpu")
+TEN_MILLION = GPTConfig(512, **SHAPES["medium"])
+TABLES = GPTConfig(50, 16, 2, 2, 8, ngram_rows=(30, 40))
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Plan:
+    """Run `mygpt plan`; exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main(["plan", *arguments])
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+# What papers say
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_that_were_published(name: str) -> None:
+    known = PUBLISHED[name]
+    within = 1e-4 if name == "gpt3" else 0.0  # of GPT-3 the paper alone tells, in four digits
+    assert known.config.num_parameters() == pytest.approx(known.parameters, rel=within)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "flops", "weights", "bits_16"),
+    [
+        ("gpt2", 10**10, 7.47e18, 498e6, 249e6),
+        ("gpt3", 300 * 10**9, 3.14e23, 698e9, 350e9),  # Brown et al. 2020, table D.1
+        ("llama-2-7b", 2 * 10**12, 8.09e22, 26.95e9, 13.5e9),
+    ],
+)
+def test_flops_and_bytes_are_those_that_were_published(
+    name: str, tokens: int, flops: float, weights: float, bits_16: float
+) -> None:
+    found = reckon(Job(PUBLISHED[name].config, tokens, 512), dtypes=("float32",))
+    assert found.flops.weights == pytest.approx(flops, rel=0.02)
+    assert found.weights_bytes == pytest.approx(weights, rel=0.02)
+    assert found.weights_16bit_bytes == pytest.approx(bits_16, rel=0.02)
+
+
+def test_attention_is_counted_as_palm_counts_it() -> None:
+    """Chowdhery et al. 2022, appendix B: 12 L H Q T a token."""
+    palm = GPTConfig(256_000, 18_432, 48, 118, 2048, head_dim=256, num_kv_heads=1)
+    assert flops_per_token(palm, 2048).attention == 12 * 118 * 48 * 256 * 2048
+
+
+def test_transformers_counts_the_same_parameters() -> None:
+    """Their models of these names, built without memory."""
+    transformers = pytest.importorskip("transformers")
+    llama = {
+        "vocab_size": 32_000, "hidden_size": 8192, "intermediate_size": 28_672,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+    }  # fmt: skip
+    seven = {
+        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008,
+        "num_hidden_layers": 32, "num_attention_heads": 32,
+    }  # fmt: skip
+    theirs = {
+        "gpt2": transformers.GPT2Config(),
+        "llama-2-7b": transformers.LlamaConfig(**seven),
+        "llama-2-70b": transformers.LlamaConfig(**llama),
+    }
+    for name, config in theirs.items():
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        assert model.num_parameters() == PUBLISHED[name].config.num_parameters(), name
+
+
+# What real tensors take
+
+
+@pytest.mark.parametrize("config", [TEN_MILLION, TABLES, *CONFIGS.values()])
+def test_states_are_the_sizes_of_real_tensors(config: GPTConfig) -> None:
+    """Weights, gradients and what AdamW remembers, to the byte."""
+    model = GPT.from_config(config)
+    optimizer = Optimizer(model, TrainConfig(batch_size=1, seq_len=2, lr=1e-3, steps=1))
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    model(ids, ids)[1].backward()
+    optimizer.step()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    reckoned = states(config)
+    assert reckoned.weights == sum(p.nbytes for p in model.parameters())
+    assert reckoned.gradients == sum(g.nbytes for g in gradients)
+    assert reckoned.optimizer == sum(a.nbytes for a in optimizer.arrays().values())
+
+
+def kept_bytes(model: GPT, rows: int, mixed: bool) -> tuple[int, int]:
+    """Bytes that a forward pass keeps for the way back: activations, and copies of parameters.
+
+    Autocast's bfloat16 copies of the matrices are known by their sizes, which no activation has.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> None:
+        if tensor.untyped_storage().data_ptr() not in own:
+            found[tensor.untyped_storage().data_ptr()] = tensor.detach()
+
+    ids = torch.zeros(rows, model.max_seq_len, dtype=torch.int64)
+    autocast = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        model.train()(ids, ids)
+    matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "position" not in n}
+    copied = {p.numel() for p in matrices.values()} if mixed else set()
+    kept = [0, 0]
+    for tensor in found.values():
+        copy = tensor.dtype == torch.bfloat16 and tensor.numel() in copied
+        kept[copy] += tensor.untyped_storage().nbytes()
+    return kept[0], kept[1]
+
+
+@pytest.mark.parametrize("mode", ["float32", "autocast", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"embed_dim": 72, "num_heads": 3, "mlp": "gelu_tanh", "attention_bias": True},
+        {"embed_dim": 64, "num_heads": 4, **SHAPES["small"], "num_kv_heads": 2},
+        {"embed_dim": 72, "num_heads": 3, "norm": "rms", "position": "rotary", "mlp": "swiglu",
+         "tied": False},
+        {"embed_dim": 72, "num_heads": 3, "qk_norm": True, "mlp": "swiglu"},
+    ],
+)  # fmt: skip
+def test_activations_are_what_a_forward_pass_keeps(shape: dict[str, Any], mode: str) -> None:
+    """Each kind of block and format, to a hundredth (bfloat16 norms keep smaller statistics)."""
+    config = GPTConfig(301, **{**shape, "num_layers": 3, "max_seq_len": 48})
+    model = GPT.from_config(config)
+    if mode == "bfloat16":
+        model = model.to(torch.bfloat16)  # as FSDP2's mixed precision has it
+    kept, copies = kept_bytes(model, 5, mode == "autocast")
+    reckoned, _ = activation_bytes(
+        config,
+        "float32" if mode == "float32" else "bfloat16",
+        stream=2 if mode == "bfloat16" else 4,
+    )
+    assert 5 * 48 * reckoned == pytest.approx(kept, rel=0.01)
+    if mode == "autocast":
+        placed = device_memory(
+            config, sharding="ddp", devices=2, micro_batch=5, seq_len=48, dtype="bfloat16"
+        )
+        assert (placed.activations, placed.gathered) == (5 * 48 * reckoned, copies)
+
+
+def test_ten_million_parameters_are_as_the_run_reckons_them() -> None:
+    """`training.memory` measures a row by itself; the two bounds lie within a tenth."""
+    model = build(TEN_MILLION, spread=None)
+    kept, working = activation_bytes(TEN_MILLION, "float32", stream=4)
+    window = TEN_MILLION.max_seq_len
+    assert window * (kept + working) == pytest.approx(row_bytes(model, window), rel=0.1)
+
+
+def test_recomputing_keeps_the_inputs_of_the_blocks() -> None:
+    shape = PUBLISHED["gpt2"].config
+    whole, _ = activation_bytes(shape, "float32", stream=4)
+    again, _ = activation_bytes(shape, "float32", stream=4, checkpointing=True)
+    one, _ = activation_bytes(replace(shape, num_layers=1), "float32", stream=4)
+    assert again == 12 * 4 * 768 + one
+    assert again - one < (whole - one) / 10
+
+
+# Devices
+
+
+def test_fsdp_shares_the_states_and_ddp_does_not() -> None:
+    config = PUBLISHED["gpt2"].config
+    options = {"devices": 8, "micro_batch": 2, "seq_len": 1024}
+    ddp = device_memory(config, sharding="ddp", **options)
+    fsdp = device_memory(config, sharding="fsdp", **options)
+    whole = states(config)
+    assert (ddp.weights, ddp.gradients, ddp.optimizer) == tuple(vars(whole).values())
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(fsdp, name) == math.ceil(getattr(whole, name) / 8)
+    assert ddp.gathered == 0 < fsdp.gathered
+    assert ddp.total == sum(vars(ddp).values())
+    assert fsdp.activations == ddp.activations
+
+
+def test_bfloat16_keeps_its_states_in_float32() -> None:
+    options = {"devices": 4, "micro_batch": 1, "seq_len": 1024}
+    for sharding in ("ddp", "fsdp"):
+        wide, narrow = (
+            device_memory(PUBLISHED["gpt2"].config, sharding=sharding, dtype=dtype, **options)
+            for dtype in ("float32", "bfloat16")
+        )
+        assert (wide.weights, wide.optimizer) == (narrow.weights, narrow.optimizer)
+        assert narrow.activations < 0.75 * wide.activations
+        # Autocast leaves the stream between the blocks in float32, FSDP2 does not.
+        stream = 4 if sharding == "ddp" else 2
+        kept, _ = activation_bytes(PUBLISHED["gpt2"].config, "bfloat16", stream=stream)
+        assert narrow.activations == 1024 * kept
+
+
+def test_no_more_devices_are_advised_than_a_step_has_windows() -> None:
+    """`plan` named a number of devices that it refused itself."""
+    config = PUBLISHED["gpt3"].config
+    options: dict[str, Any] = {
+        "micro_batch": 1, "seq_len": 2048, "dtype": "bfloat16", "checkpointing": True,
+    }  # fmt: skip
+    count = smallest_devices(config, 80 * 10**9, **options)
+    assert count is not None
+    assert smallest_devices(config, 80 * 10**9, most=count, **options) == count
+    assert smallest_devices(config, 80 * 10**9, most=count - 1, **options) is None
+
+
+@pytest.mark.parametrize("name", ["gpt2-xl", "gpt3", "llama-2-7b"])
+@pytest.mark.parametrize("gigabytes", [24, 40, 80])
+def test_the_smallest_number_of_devices_fits_and_one_less_does_not(
+    name: str, gigabytes: int
+) -> None:
+    config, memory = PUBLISHED[name].config, gigabytes * 10**9
+    options: dict[str, Any] = {
+        "micro_batch": 1, "seq_len": config.max_seq_len, "dtype": "bfloat16",
+        "checkpointing": True,
+    }  # fmt: skip
+    count = smallest_devices(config, memory, **options)
+    large = device_memory(config, sharding="fsdp", devices=10**6, **options)
+    if count is None:
+        assert not fits(large, memory)
+        return
+    sharding = "fsdp" if count > 1 else "ddp"
+    assert fits(device_memory(config, sharding=sharding, devices=count, **options), memory)
+    fewer = {"sharding": "fsdp" if count > 2 else "ddp", "devices": max(1, count - 1)}
+    assert count == 1 or not fits(device_memory(config, **fewer, **options), memory)
+
+
+def test_traffic_is_that_of_rings() -> None:
+    config = PUBLISHED["gpt2"].config
+    numbers = config.num_parameters()
+    ddp = step_traffic(config, sharding="ddp", devices=8, dtype="bfloat16", pieces=3)
+    assert ddp == round(2 * 7 / 8 * 4 * numbers)  # once a step, whatever the pieces
+    one, three = (
+        step_traffic(config, sharding="fsdp", devices=8, dtype="float32", pieces=n) for n in (1, 3)
+    )
+    rest = numbers - 12 * 7_087_872  # of one of GPT-2's blocks
+    assert one == round(7 / 8 * 4 * (3 * numbers - rest))
+    assert three == pytest.approx(3 * one)
+
+
+def test_a_job_counts_steps_and_pieces() -> None:
+    job = Job(PUBLISHED["gpt2"].config, 10**9, 512, devices=10, micro_batch=8)
+    assert job.steps == math.ceil(10**9 / (512 * 1024))
+    assert (job.windows, job.piece, job.pieces) == (52, 8, 7)
+    assert replace(job, micro_batch=None).piece == 4
+    with pytest.raises(InputError, match="--batch-size 1000"):
+        replace(job, devices=1000)
+
+
+# Numbers as people write them
+
+
+def test_amounts_are_read_and_written() -> None:
+    assert [parse_count("tokens", t) for t in ("10M", "2.5b", "1T", "3e11", "1_000", "7,000")] == [
+        10**7, 25 * 10**8, 10**12, 3 * 10**11, 1000, 7000,
+    ]  # fmt: skip
+    assert parse_bytes("device_memory", "80GB") == 80 * 10**9
+    assert parse_bytes("device_memory", "24 GiB") == 24 * 2**30
+    for text in ("", "M", "-3M", "0", "1e40", "3Q", "1.2.3", "nan", "80i"):
+        with pytest.raises(InputError, match="tokens="):
+            parse_count("tokens", text)
+    with pytest.raises(InputError, match="80GB"):
+        parse_bytes("device_memory", "big")
+    assert [count_text(n) for n in (7, 124e6, 3e11, 999_600)] == ["7", "124M", "300B", "1M"]
+    assert [bytes_text(n) for n in (0, 498e6, 26.95e9)] == ["0 B", "498 MB", "26.9 GB"]
+    assert [duration_text(s) for s in (0.25, 41, 720, 1e5, 1e7, 1e11)] == [
+        "0.25 s", "41 s", "12.0 minutes", "27.8 hours", "116 days", "3,169 years",
+    ]  # fmt: skip
+
+
+# The command
+
+
+def test_the_page_is_plain_where_it_is_piped(plan: Plan) -> None:
+    code, out, err = plan(
+        "gpt2", "--tokens", "10B", "--devices", "8", "--device-memory", "24GB",
+        "--link-gbps", "100",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "124,439,808" in out
+    assert "7.47e18 FLOPs" in out
+    assert "19,074 steps of 524,288" in out
+    assert "4.02 times the 20 of Chinchilla's rule" in out
+    assert "time:         not told: --measure" in out
+    assert "nothing; all figures are computed" in out
+    assert "\x1b" not in out
+    table = out[out.index("memory of") : out.index("fits:")].splitlines()
+    assert max(map(len, table)) <= 80
+
+
+def test_the_page_is_as_wide_as_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    with contextlib.redirect_stdout(screen), pytest.raises(SystemExit):
+        main(["plan", "gpt3", "--devices", "8", "--nodes", "128", "--device-memory", "80GB"])
+    assert max(map(len, screen.getvalue().splitlines())) <= 80
+
+
+def test_no_time_without_an_efficiency(plan: Plan) -> None:
+    _, out, _ = plan("gpt3", "--devices", "1024", "--json")
+    assert json.loads(out)["time"] is None
+    _, out, _ = plan(
+        "gpt3", "--devices", "1024", "--peak-tflops", "312", "--efficiency", "0.4", "--json"
+    )
+    time = json.loads(out)["time"]
+    total = 3.14e23 * (1 + 96 * 12_288 * 12 * 2048 / (6 * 174.6e9))
+    assert time["basis"] == "given"
+    assert time["one_device_s"] == pytest.approx(total / (0.4 * 312e12), rel=0.01)
+    assert time["all_devices_s"] == pytest.approx(time["one_device_s"] / 1024)
+
+
+def test_json_keeps_its_names(plan: Plan) -> None:
+    """Scripts rely on them."""
+    code, out, _ = plan("llama-2-7b", "--devices", "2", "--device-memory", "80GB", "--json")
+    values = json.loads(out)
+    assert code == 0
+    assert list(values) == ["model", "job", "computed", "measured", "time"]
+    assert list(values["job"]) == [
+        "tokens", "batch_size", "devices", "micro_batch", "device_memory", "link_gbps",
+        "batch_tokens", "pieces",
+    ]  # fmt: skip
+    assert list(values["computed"]) == [
+        "parameters", "weights_bytes", "weights_16bit_bytes", "state_bytes", "run_bytes", "steps",
+        "flops", "tokens_a_parameter", "times_chinchilla", "placements", "fewest", "traffic",
+    ]  # fmt: skip
+    assert list(values["computed"]["placements"][0]) == [
+        "sharding", "dtype", "checkpointing", "memory", "total", "fits"
+    ]  # fmt: skip
+    assert values["computed"]["parameters"] == 6_738_415_616
+    assert values["measured"] is values["time"] is None
+
+
+def test_options_change_the_shape(plan: Plan) -> None:
+    _, out, _ = plan("small", "--vocab-size", "257", "--num-layers", "2", "--json")
+    values = json.loads(out)
+    config = GPTConfig(257, **{**SHAPES["small"], "num_layers": 2})
+    assert values["model"]["config"] == config.to_dict()
+    assert values["computed"]["parameters"] == config.num_parameters()
+    assert values["job"]["tokens"] == 20 * config.num_parameters()
+    _, out, _ = plan("gpt2", "--max-seq-len", "512", "--batch-tokens", "100K", "--json")
+    values = json.loads(out)
+    assert values["job"]["batch_size"] == 195  # windows of 512
+    assert "max_seq_len 512" in values["model"]["source"]
+
+
+def test_a_checkpoint_tells_its_shape(plan: Plan, tmp_path: Path) -> None:
+    model = build(CONFIGS["modern"])
+    mygpt.save_checkpoint(tmp_path / "x.safetensors", model, mygpt.CharTokenizer(list("abcde")))
+    _, out, _ = plan(str(tmp_path / "x.safetensors"), "--json")
+    assert json.loads(out)["model"]["config"] == CONFIGS["modern"].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "no model is named: choose gpt2"),
+        (["gtp2"], "model 'gtp2' is not known: choose gpt2"),
+        (["small"], "give --vocab-size"),
+        (["gpt2", "--tokens", "many"], "tokens='many'"),
+        (["gpt2", "--device-memory", "80 apples"], "80GB"),
+        (["gpt2", "--devices", "0"], "devices=0"),
+        (["gpt2", "--nodes", "-1"], "nodes=-1"),
+        (["gpt2", "--devices", "600"], "--batch-size 600"),
+        (["gpt2", "--batch-size", "0"], "batch_size=0"),
+        (["gpt2", "--batch-size", "1", "--batch-tokens", "1M"], "leave one out"),
+        (["gpt2", "--micro-batch", "0"], "micro_batch=0"),
+        (["gpt2", "--efficiency", "0.4"], "--peak-tflops"),
+        (["gpt2", "--efficiency", "40", "--peak-tflops", "312"], "at most 1"),
+        (["gpt2", "--efficiency", "nan", "--peak-tflops", "312"], "at most 1"),
+        (["gpt2", "--peak-tflops", "312"], "--efficiency"),
+        (["gpt2", "--measure", "--efficiency", "0.4"], "leave out --peak-tflops and --efficiency"),
+        (["gpt2", "--link-gbps", "0"], "link_gbps=0"),
+        (["gpt2", "--dtype", "float8"], "float32, tf32, bfloat16"),
+        (["gpt2", "--embed-dim", "100"], "not a multiple of num_heads"),
+        (["gpt2", "--measure", "--device", "tpu"], "device='tpu'"),
+    ],
+)
+def test_wrong_values_are_one_line(plan: Plan, arguments: list[str], told: str) -> None:
+    code, out, err = plan(*arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_plan_of_a_published_model_needs_no_torch() -> None:
+    code = (
+        "import sys; from mygpt.cli import main\n"
+        "try: main(['plan', 'gpt3'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+# Measuring
+
+
+def test_measuring_trains_the_model_itself(plan: Plan) -> None:
+    code, out, _ = plan(
+        "small", "--vocab-size", "65", "--tokens", "1M", "--devices", "4", "--measure",
+        "--device", "cpu", "--json",
+    )  # fmt: skip
+    values = json.loads(out)
+    measured, time = values["measured"], values["time"]
+    config = GPTConfig(65, **SHAPES["small"])
+    assert code == 0
+    assert measured["config"] == config.to_dict()
+    assert measured["steps"] >= 3
+    assert measured["tokens_per_s"] == pytest.approx(
+        measured["micro_batch"] * 128 / measured["step_s"]
+    )
+    each = flops_per_token(config, 128).total
+    assert measured["flops_per_s"] == pytest.approx(each * measured["tokens_per_s"])
+    assert time["basis"] == "measured"
+    assert time["one_device_s"] == pytest.approx(1e6 / measured["tokens_per_s"])
+    assert time["all_devices_s"] == pytest.approx(time["one_device_s"] / 4)
+
+
+def test_measuring_says_what_it_ran(plan: Plan) -> None:
+    """And leaves torch's generator as it was."""
+    before = torch.get_rng_state()
+    code, out, _ = plan(
+        "tutorial", "--vocab-size", "65", "--devices", "2", "--batch-size", "4", "--measure",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    assert "steps of the whole model, 2 windows at once, float32" in out
+    assert "tokens/s" in out
+    assert "of what plain products reach here" in out
+    assert "on 2 devices at this efficiency and no loss to communication, computed" in out
+    assert "the lines marked measured; all other figures are computed" in out
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_that_does_not_fit_is_measured_with_fewer_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And where not one block fits, that is said."""
+    config = replace(TEN_MILLION, num_layers=40)
+    monkeypatch.setattr(efficiency, "gemm_rate", lambda *_, **__: 1e6)
+    monkeypatch.setattr(efficiency, "free_memory", lambda _: 500_000_000)
+    found = measure(config, device=CPU, micro_batch=1, budget_s=0.0)
+    assert 1 <= found.config.num_layers < 40
+    assert replace(found.config, num_layers=40) == config
+    monkeypatch.setattr(efficiency, "free_memory", lambda _: 10_000_000)
+    with pytest.raises(InputError, match="not one block of width 384"):
+        measure(config, device=CPU, micro_batch=4)

@@ -1,0 +1,591 @@
+"""Token stores: what they hold is what `encode_documents` gives, however they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mygpt.data import TokenStore, encode_documents, is_store
+from mygpt.data.stored import StoredTokens
+from mygpt.data.storing import build as storing_module
+from mygpt.data.storing import cuts as storing_cuts
+from mygpt.data.storing.build import StoreProgress, build_store
+from mygpt.data.storing.cuts import Cutter
+from mygpt.data.storing.words import Words, words_of
+from mygpt.errors import CheckpointError, DamagedError, InputError
+from mygpt.storage import RunLock
+from mygpt.text import Document, read_corpus
+from mygpt.tokenization import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    ForeignTokenizer,
+    Tokenizer,
+)
+from mygpt.tokenization.tokenizer_json import _RULES_OF_OTHERS
+from mygpt.tokenization.words import WordSplitter
+
+CHANCE = random.Random(1)
+WORDS = ["".join(CHANCE.choices("abcdefghié", k=CHANCE.randint(1, 8))) for _ in range(300)]
+TEXTS = [" ".join(CHANCE.choices(WORDS, k=k)) + ".\n\nEnd 日本語 12!" for k in (3, 900, 1, 40, 700)]
+OURS = BPETokenizer.train(TEXTS, 400)
+
+
+def gpt2_like(kind: str = "foreign") -> Tokenizer:
+    """A tokenizer with GPT-2's rule, which the library applies."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        show_progress=False,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    library.train_from_iterator(TEXTS, trainer)
+    description = json.loads(library.to_str())
+    if kind == "bpe":
+        return BPETokenizer(description)
+    return ForeignTokenizer(description, end_of_text=0)
+
+
+def unigram() -> Tokenizer:
+    """One that must have each document whole, and begins each with a token."""
+    pieces = [["<unk>", 0.0], ["<s>", 0.0], ["▁", -3.0]]
+    pieces += [[char, -4.0] for char in sorted(set("".join(TEXTS)) - {" "})]
+    description: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": 1, "content": "<s>", "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        ],
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False},
+    }
+    return ForeignTokenizer(description)
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "ours": lambda: OURS,
+    "char": lambda: CharTokenizer(sorted(set("".join(TEXTS))), end_of_text=True),
+    "char without an end": lambda: CharTokenizer(sorted(set("".join(TEXTS)))),
+    "byte": ByteTokenizer,
+    "gpt-2's rule": gpt2_like,
+    "gpt-2's rule, ours to hold": lambda: gpt2_like("bpe"),
+    "unigram": unigram,
+}
+
+
+def lines_of(path: Path, texts: list[str] = TEXTS) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def twin(tokenizer: Tokenizer, texts: list[str] = TEXTS) -> np.ndarray[Any, Any]:
+    return encode_documents([Document("", text) for text in texts], tokenizer)
+
+
+def bytes_of(store: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """Many small shards; tests only read it."""
+    folder = tmp_path_factory.mktemp("stores")
+    file = lines_of(folder / "texts.jsonl")
+    return build_store([file], folder / "store", tokenizer=OURS, shard_tokens=500, workers=0)
+
+
+# --- what is in it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shard_tokens", [100, 2**24])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_are_those_of_encode_documents(name: str, shard_tokens: int, tmp_path: Path) -> None:
+    """Cut into parts or not, the ids in a row are the whole's; so are documents' starts."""
+    tokenizer = TOKENIZERS[name]()
+    file = lines_of(tmp_path / "x.jsonl")
+    made = build_store(
+        [file], tmp_path / "s", tokenizer=tokenizer, shard_tokens=shard_tokens, workers=0
+    )
+    wanted = twin(tokenizer)
+    np.testing.assert_array_equal(made.tokens[:], wanted)
+    assert made.tokens.dtype == wanted.dtype
+    assert made.num_documents == len(TEXTS)
+    assert made.num_bytes == sum(len(text.encode()) for text in TEXTS)
+    lengths = [len(twin(tokenizer, [text])) for text in TEXTS]
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    np.testing.assert_array_equal(made.document_starts(0, len(made.tokens)), starts)
+    np.testing.assert_array_equal(made.document_starts(1, int(starts[2])), starts[1:2])
+    assert (len(made.shards) > 1) == (shard_tokens == 100)
+
+
+@pytest.mark.parametrize("name", ["ours", "gpt-2's rule", "unigram"])
+def test_processes_give_the_same_bytes(name: str, tmp_path: Path) -> None:
+    """However many encode, and without torch in them."""
+    tokenizer = TOKENIZERS[name]()
+    plain = tmp_path / "x.txt"
+    plain.write_text("\n".join(TEXTS))
+    for workers in (0, 2):
+        out = tmp_path / f"s{workers}"
+        build_store([str(plain)], out, tokenizer=tokenizer, shard_tokens=300, workers=workers)
+    assert bytes_of(tmp_path / "s0") == bytes_of(tmp_path / "s2")
+
+
+def test_a_process_that_encodes_has_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, mygpt.data.storing.worker; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_others_can_map_a_shard(store: TokenStore) -> None:
+    """nanoGPT's way: `np.memmap` of 16-bit numbers, with nothing before them."""
+    shard = np.memmap(store.path / "shards" / "000000.tokens", "<u2", "r")
+    np.testing.assert_array_equal(shard, store.tokens[: len(shard)])
+
+
+ODD = st.text(st.sampled_from("aZé 1.'\n\r\t日。\u00a0\u180e\u3099s!½\U0001f600"), max_size=300)
+
+
+@given(ODD, st.integers(1, 40))
+@example("a" * 700 + " b" + " " * 600 + "\n\nc", 3)
+@example("x\n\ny\n z!\n\n\nw'll 12 34\r\n\r\nA", 1)
+@pytest.mark.parametrize("name", ["ours", "gpt-2's rule"])
+def test_a_cut_changes_no_word(name: str, text: str, length: int) -> None:
+    """The rules for cuts, on texts made of what the rules for words look at."""
+    tokenizer = _CUT[name]
+    cutter = Cutter(tokenizer, length)
+    parts = _parts(cutter, [text])
+    assert "".join(parts) == text
+    words = words_of(tokenizer, np.dtype("<u2"))  # the same words are the same ids
+    assert words is not None
+    assert [word for part in parts for word in words.split(part)] == words.split(text)
+    # The same cuts, however the text comes.
+    assert _parts(cutter, list(text)) == parts
+
+
+_CUT: dict[str, Tokenizer] = {"ours": OURS, "gpt-2's rule": gpt2_like()}
+
+
+def _parts(cutter: Cutter, pieces: list[str]) -> list[str]:
+    parts, waiting, seen = [], "", 0
+    for piece in pieces:
+        waiting += piece
+        begin = 0
+        while (end := cutter.find(waiting, begin, seen)) is not None:
+            parts.append(waiting[begin:end])
+            begin = end
+        waiting = waiting[begin:]
+        seen = len(waiting)
+    return [*parts, waiting] if waiting else parts
+
+
+MIXED = st.text(
+    st.sampled_from("aZsSéſKı 1½.'\n\r\t日\u00a0\u180e\u3099!\x1c\x85lLvVrReE_"), max_size=80
+)
+
+
+@given(MIXED)
+@example("".join(f"a{chr(c)}b {chr(c)} '{chr(c)}x\n" for c in range(0x3000)))
+@pytest.mark.parametrize("rule", range(3))
+def test_others_words_are_the_librarys(rule: int, text: str) -> None:
+    """GPT-2's, Llama 3's and Qwen2's rules, read by Python, give the library's own ids."""
+    tokenizer, words = _OTHERS[rule]
+    assert words is not None
+    data = b"".join(words[word] for word in words.split(text))
+    assert np.frombuffer(data, "<u2").tolist() == tokenizer.encode_array(text).tolist()
+
+
+def _with_rule(rule: str | None) -> tuple[Tokenizer, Words | None]:
+    state = gpt2_like().to_state()
+    if rule is not None:
+        cut = {"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated", "invert": False}
+        last = {**state["tokenizer"]["pre_tokenizer"], "use_regex": False}
+        state["tokenizer"]["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cut, last]}
+    tokenizer = ForeignTokenizer.from_state(state)
+    return tokenizer, words_of(tokenizer, np.dtype("<u2"))
+
+
+_OTHERS = [_with_rule(rule) for rule in (None, *sorted(_RULES_OF_OTHERS))]
+
+
+def test_a_text_without_any_place_to_cut(tmp_path: Path) -> None:
+    """A million letters in a row: our rule's own bound is where it can be cut."""
+    text = "a" * 300_000
+    file = lines_of(tmp_path / "x.jsonl", [text])
+    made = build_store([file], tmp_path / "s", tokenizer=OURS, shard_tokens=1000, workers=0)
+    assert len(made.shards) > 2
+    np.testing.assert_array_equal(made.tokens[:], twin(OURS, [text]))
+
+
+def test_what_comes_later_can_change_more_than_the_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A line's end joins the white space before it, which was two words until it came."""
+    monkeypatch.setattr(storing_cuts, "_SLACK", 1279)
+    text = "a" * 1024 + "\n" * 10 + "\t" * 246 + "\n" + "x" * 3000
+    parts = _parts(Cutter(OURS, 1), [text])
+    assert len(parts) > 2
+    split = WordSplitter().split
+    assert [word for part in parts for word in split(part)] == split(text)
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+def test_parts_slices_and_windows(store: TokenStore) -> None:
+    """Across shards too, against the row in memory."""
+    row = store.tokens[:].astype(np.int64)
+    assert len(store.shards) > 3
+    inside = store.tokens.part(37, len(row) - 5).part(3, 1000)
+    mine = row[40:1037]
+    assert len(inside) == 997
+    np.testing.assert_array_equal(inside[:], mine)
+    np.testing.assert_array_equal(inside[-10:], mine[-10:])
+    assert len(inside[5:2]) == 0
+    starts = np.random.default_rng(0).integers(0, len(mine) - 200, size=50)
+    for length in (1, 7, 200):
+        wanted = mine[starts[:, None] + np.arange(length)]
+        found = inside.cut(starts, length)
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == np.int64
+    wide = store.tokens.cut(np.array([0, 3]), len(row) - 3)  # over every shard
+    np.testing.assert_array_equal(wide, [row[:-3], row[3:]])
+
+
+def test_what_cannot_be_cut(store: TokenStore) -> None:
+    with pytest.raises(IndexError):
+        store.tokens.cut(np.array([len(store.tokens) - 3]), 4)
+    with pytest.raises(IndexError):
+        store.tokens.part(0, 5).cut(np.array([-1]), 2)
+    with pytest.raises(IndexError):
+        store.tokens.part(3, 2)
+    with pytest.raises(TypeError):
+        store.tokens[::2]
+
+
+def test_the_digest_says_what_it_holds(store: TokenStore, tmp_path: Path) -> None:
+    """The same text has it from any file; another text, order or tokenizer has another."""
+    found = {}
+    for name, texts, tokenizer in (
+        ("same", TEXTS, OURS),
+        ("order", TEXTS[::-1], OURS),
+        ("byte", TEXTS, ByteTokenizer()),
+    ):
+        file = lines_of(tmp_path / f"{name}.jsonl", texts)
+        out = tmp_path / name
+        made = build_store([file], out, tokenizer=tokenizer, shard_tokens=500, workers=0)
+        found[name] = made.sha256
+    assert found["same"] == store.sha256
+    assert len(set(found.values())) == 3
+
+
+# --- damage --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    out = tmp_path / "store"
+    build_store([lines_of(tmp_path / "x.jsonl")], out, tokenizer=OURS, shard_tokens=500, workers=0)
+    return out
+
+
+def test_a_flipped_bit_is_named(small: Path) -> None:
+    path = small / "shards" / "000001.tokens"
+    data = bytearray(path.read_bytes())
+    data[20] ^= 1
+    path.write_bytes(data)
+    TokenStore.open(small)
+    with pytest.raises(DamagedError, match=r"000001\.tokens is damaged: it does not match"):
+        TokenStore.open(small, check=True)
+
+
+def test_an_id_outside_the_vocabulary_is_no_index_error(small: Path) -> None:
+    path = small / "shards" / "000000.tokens"
+    data = bytearray(path.read_bytes())
+    data[1] = 0xFF
+    path.write_bytes(data)
+    store = TokenStore.open(small)
+    with pytest.raises(DamagedError, match="outside the vocabulary of 400"):
+        store.tokens.cut(np.array([0]), 4)
+    with pytest.raises(DamagedError, match="outside the vocabulary"):
+        store.tokens[:4]
+
+
+@pytest.mark.parametrize("name", ["000000.tokens", "000001.documents"])
+def test_cut_and_lost_shards(small: Path, name: str) -> None:
+    path = small / "shards" / name
+    if path.stat().st_size == 0:
+        path.write_bytes(b"x")
+    else:
+        os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(DamagedError, match="bytes and the index says"):
+        TokenStore.open(small)
+    path.unlink()
+    with pytest.raises(DamagedError, match="does not exist"):
+        TokenStore.open(small)
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("version", 2, "upgrade mygpt"),
+    ("format", "another", "no token store"),
+    ("dtype", "float64", "neither uint16 nor int32"),
+    ("tokens", 5, "not the sum"),
+    ("name", 5, "no text"),
+    ("finished", 1, "neither true nor false"),
+    ("finished", False, "not finished"),
+    ("tokenizer", "../x", "no SHA-256"),
+    ("tokenizer", "0" * 64, "does not match its digest"),
+    ("sources", [5], "no list of objects"),
+    ("shards", {}, "no list of objects"),
+    ("shard_tokens", True, "no count"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "told"), WRONG)
+def test_an_index_from_anywhere(small: Path, field: str, value: Any, told: str) -> None:
+    path = small / "index.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {field: value}))
+    with pytest.raises(CheckpointError, match=told):
+        TokenStore.open(small)
+    del content[field]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError):
+        TokenStore.open(small)
+
+
+@pytest.mark.parametrize("value", [-1, 2**70, 1.5, None, "9", True])
+def test_a_shard_with_odd_counts(small: Path, value: Any) -> None:
+    path = small / "index.json"
+    content = json.loads(path.read_text())
+    content["shards"][0]["tokens"] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DamagedError):
+        TokenStore.open(small)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"[" * 100_000, b"\xff", b"{}"])
+def test_an_index_that_is_none(small: Path, data: bytes) -> None:
+    (small / "index.json").write_bytes(data)
+    with pytest.raises(CheckpointError):
+        TokenStore.open(small)
+    assert not is_store(small)
+
+
+def test_what_is_a_store(small: Path, tmp_path: Path) -> None:
+    assert is_store(small)
+    assert not is_store(tmp_path)
+    assert not is_store(tmp_path / "x.jsonl")
+    assert not is_store(tmp_path / "nowhere")
+    assert not is_store("a\0b")
+    os.mkfifo(tmp_path / "index.json")  # reading it would wait for ever
+    assert not is_store(tmp_path)
+
+
+# --- going on ------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_stopped_after_every_job(small: Path, tmp_path: Path) -> None:
+    """At each of its jobs it is stopped once, and the next start goes on: same bytes."""
+    out, starts = tmp_path / "again", 0
+    file = str(tmp_path / "x.jsonl")
+
+    def stop(progress: StoreProgress) -> None:
+        if progress.committed > seen:
+            raise Stopped
+
+    while starts < 50:
+        seen = sum(
+            json.loads((out / "index.json").read_text())["tokens"] for _ in range(starts > 0)
+        )
+        try:
+            build_store([file], out, tokenizer=OURS, shard_tokens=500, workers=0, progress=stop)
+            break
+        except Stopped:
+            starts += 1
+    assert starts >= 3
+    assert bytes_of(out) == bytes_of(small)
+
+
+def test_a_dead_process_leaves_what_was_committed(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Death between a shard's files and the index: the shard is made again, none is doubled."""
+    out, file = tmp_path / "again", str(tmp_path / "x.jsonl")
+    real, calls = storing_module.write_durably, []
+
+    def dying(path: Path, *args: Any, **options: Any) -> None:
+        real(path, *args, **options)
+        calls.append(path)
+        if len(calls) == 4:  # the tokenizer, a shard's two files, the next one's first
+            raise Stopped
+
+    monkeypatch.setattr(storing_module, "write_durably", dying)
+    with pytest.raises(Stopped):
+        build_store([file], out, tokenizer=OURS, shard_tokens=500, workers=0)
+    monkeypatch.undo()
+    assert (out / "shards" / "000001.tokens").exists()
+    assert len(json.loads((out / "index.json").read_text())["shards"]) == 1
+    build_store([file], out, tokenizer=OURS, shard_tokens=500, workers=0)
+    assert bytes_of(out) == bytes_of(small)
+
+
+def test_a_second_start_takes_the_learned_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = lines_of(tmp_path / "x.jsonl")
+
+    def stop(progress: StoreProgress) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        build_store(
+            [file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0, progress=stop
+        )
+    monkeypatch.setattr(storing_module, "learned", None)
+    made = build_store([file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0)
+    assert made.tokenizer.vocab_size == 300
+    np.testing.assert_array_equal(made.tokens[:], twin(made.tokenizer))
+
+
+def test_another_request_is_refused(small: Path, tmp_path: Path) -> None:
+    file = str(tmp_path / "x.jsonl")
+    other = lines_of(tmp_path / "other.jsonl", ["other"])
+    same: dict[str, Any] = {"tokenizer": OURS, "shard_tokens": 500, "workers": 0}
+    before = bytes_of(small)
+    for files, changed, told in (
+        ([other], {}, "other sources"),
+        ([file, other], {}, "other sources"),
+        ([file], {"tokenizer": "byte"}, "tokenizer"),
+        ([file], {"shard_tokens": 501}, "shard_tokens"),
+        ([file], {"encoding": "latin-1"}, "encoding"),
+        ([file], {"field": "body"}, "field"),
+    ):
+        with pytest.raises(InputError, match=told):
+            build_store(files, small, **same | changed)
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(InputError, match="has changed since"):
+        build_store([file], small, **same)
+    assert bytes_of(small) == before
+    replaced = build_store([other], small, **same, overwrite=True)
+    assert replaced.num_documents == 1
+    assert len(list((small / "shards").iterdir())) == 2
+
+
+def test_a_source_that_changes_meanwhile(tmp_path: Path) -> None:
+    file = lines_of(tmp_path / "x.jsonl")
+
+    def change(progress: StoreProgress) -> None:
+        with open(file, "a") as text:
+            text.write('{"text": "more"}\n')
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        build_store(
+            [file], tmp_path / "s", tokenizer=OURS, shard_tokens=500, workers=0, progress=change
+        )
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+    file = lines_of(tmp_path / "x.jsonl")
+    with pytest.raises(InputError, match="holds other files"):
+        build_store([file], tmp_path, tokenizer="byte")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="give another --out"):
+        build_store([file], tmp_path / "file", tokenizer="byte")
+    assert sorted(os.listdir(tmp_path)) == ["file", "x.jsonl"]
+
+
+def test_one_writer_at_a_time(small: Path, tmp_path: Path) -> None:
+    with RunLock(small), pytest.raises(InputError, match="is being written by"):
+        build_store([str(tmp_path / "x.jsonl")], small, tokenizer=OURS, shard_tokens=500)
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mygpt.data.storing import pool as storing_pool
+    from mygpt.errors import MygptError
+
+    monkeypatch.setattr(storing_pool, "_START", "import sys, json; {0!r}; sys.exit(7)")
+    file = lines_of(tmp_path / "x.jsonl")
+    with pytest.raises(MygptError, match="ended with 7"):
+        build_store([file], tmp_path / "s", tokenizer=OURS, workers=1)
+
+
+def test_what_a_tokenizer_refuses_names_the_file(tmp_path: Path) -> None:
+    file = lines_of(tmp_path / "x.jsonl")
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"x\.jsonl: characters that are not in"):
+            build_store([file], tmp_path / "s", tokenizer=CharTokenizer("ab"), workers=workers)
+
+
+def test_shards_of_wide_numbers(tmp_path: Path) -> None:
+    """More than 65,536 ids need 32 bits."""
+    tokenizer = CharTokenizer([chr(0x10000 + n) for n in range(70_000)])
+    text = "".join(chr(0x10000 + n) for n in range(0, 70_000, 7))
+    file = lines_of(tmp_path / "x.jsonl", [text])
+    made = build_store([file], tmp_path / "s", tokenizer=tokenizer, workers=0, shard_tokens=3000)
+    assert made.tokens.dtype == np.int32
+    np.testing.assert_array_equal(made.tokens[:], twin(tokenizer, [text]))
+    assert isinstance(made.tokens, StoredTokens)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+    """A store of a thousand shards kept a file open for each, and died in mid-training."""
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh\n" * 40_000)
+    store = build_store([text], tmp_path / "store", tokenizer="byte", shard_tokens=1000, workers=0)
+    code = (
+        "import resource, sys, numpy as np\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (290, 290))\n"
+        "from mygpt.data import TokenStore\n"
+        "tokens = TokenStore.open(sys.argv[1]).tokens\n"
+        "for start in range(0, len(tokens) - 8, 700):\n"
+        "    tokens.cut(np.array([start]), 8)\n"
+    )
+    assert len(store.shards) > 300
+    done = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-500:]
+
+
+def test_a_store_is_no_text_of_a_folder(tmp_path: Path) -> None:
+    """Its index was learned as text, when the folder that it lies in was named."""
+    (tmp_path / "poem.txt").write_text("One poem alone.")
+    build_store([tmp_path / "poem.txt"], tmp_path / "store", tokenizer="byte", workers=0)
+    names = [document.name for document in read_corpus([str(tmp_path)]).documents]
+    assert names == [str(tmp_path / "poem.txt")]

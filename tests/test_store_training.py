@@ -1,0 +1,600 @@
+"""Training from a token store: the same as from memory, without the store coming into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mygpt
+from mygpt import training
+from mygpt.cli import main
+from mygpt.data import (
+    ShuffledWindows,
+    StoredTokens,
+    TokenStore,
+    caching_stores,
+    encode_documents,
+)
+from mygpt.data.storing import build as storing
+from mygpt.data.storing.index import Index, Shard, SourceState
+from mygpt.errors import InputError
+from mygpt.text import Document, as_bytes
+from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
+from mygpt.training import planning, sitting, stored
+from mygpt.training.config import TrainConfig
+from mygpt.training.events import StepDone
+from mygpt.training.feed import Feed
+from mygpt.training.preparing import prepare
+from mygpt.training.source import read_source
+from mygpt.training.stored import open_stored
+
+QUIET = [].append  # a listener that shows nothing
+CPU = torch.device("cpu")
+WORDS = ("the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as")
+ALPHABET = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyz .\n"), end_of_text=True)
+TINY = {"embed_dim": 16, "num_heads": 2, "num_layers": 1, "seq_len": 16, "batch_size": 4}
+SMALL = {**TINY, "preset": "nano", "max_seq_len": 16, "steps": 12, "eval_every": 4}
+
+
+def prose(length, seed=0):
+    """Text of so many characters."""
+    draw = np.random.default_rng(seed)
+    words = draw.choice(WORDS, length // 2)
+    return (" ".join(words.tolist()) + ".\n" + "a" * length)[:length]
+
+
+def write_store(folder, texts, tokenizer=ALPHABET, shard_tokens=3000):
+    """A store of texts, one document each: the slow twin of `mygpt tokenize`."""
+    rows = [encode_documents([Document("", text)], tokenizer) for text in texts]
+    starts = np.cumsum([0, *map(len, rows)])[:-1]
+    ids = np.concatenate(rows)
+    (folder / "shards").mkdir(parents=True)
+    state = json.dumps(tokenizer.to_state()).encode()
+    (folder / "tokenizer.json").write_bytes(state)
+    shards, num_bytes = [], sum(len(as_bytes(text)) for text in texts)
+    for number, begin in enumerate(range(0, len(ids), shard_tokens)):
+        row = ids[begin : begin + shard_tokens]
+        here = (starts[(starts >= begin) & (starts < begin + len(row))] - begin).astype("<i8")
+        digests = []
+        for suffix, part in (("tokens", row), ("documents", here)):
+            data = part.astype(part.dtype.newbyteorder("<")).tobytes()
+            (folder / "shards" / f"{number:06d}.{suffix}").write_bytes(data)
+            digests.append(hashlib.sha256(data).hexdigest())
+        shards.append(Shard(len(row), len(here), 0 if number else num_bytes, *digests))
+    sources = (SourceState("test", 1, 1, len(texts), 0, True),)
+    Index(
+        name=folder.name, finished=True, asked="char", tokenizer=hashlib.sha256(state).hexdigest(),
+        dtype=str(ids.dtype), shard_tokens=shard_tokens, field="text", encoding=None,
+        sources=sources, shards=tuple(shards),
+    ).write(folder)  # fmt: skip
+    return ids
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Two documents; the second is a tenth of both."""
+    return [prose(18_000, 1), prose(2_000, 2)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("stores") / "prose"
+    write_store(folder, texts)
+    return folder
+
+
+@pytest.fixture
+def plain(tmp_path, texts):
+    """The same documents as files, and the tokenizer's."""
+    for name, text in zip(("a.txt", "b.txt"), texts, strict=True):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "tokenizer").write_text(json.dumps(ALPHABET.to_state()))
+    return tmp_path
+
+
+def command(*arguments):
+    """The exit code of `mygpt`."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+def losses(run):
+    """Everything in a run's log but the times and the samples' copied passages."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    left_out = ("elapsed_s", "copied")
+    return [{k: v for k, v in record.items() if k not in left_out} for record in records]
+
+
+# --- windows -------------------------------------------------------------------------------
+
+
+def test_windows_of_a_store_are_those_of_memory(store, texts):
+    """The order is one function of (seed, epoch) to the bit, wherever the tokens lie."""
+    ids = encode_documents([Document("", text) for text in texts], ALPHABET)
+    tokens = TokenStore.open(store).tokens
+    assert len(tokens) == len(ids) > 6 * 3000
+    for seq_len, batch_size, seed in ((16, 4, 0), (64, 33, 7), (5000, 3, 1)):
+        ours, theirs = (ShuffledWindows(row, seq_len, seed) for row in (tokens, ids))
+        for step in (0, 1, 2, 17, 400, 10**6):
+            batch = ours.batch(step, batch_size)
+            assert batch.dtype == np.int64
+            assert batch.shape == (batch_size, seq_len + 1)
+            np.testing.assert_array_equal(batch, theirs.batch(step, batch_size))
+
+
+def config_of(**options):
+    return TrainConfig(**{"batch_size": 6, "seq_len": 8, "lr": 1e-3, "steps": 10, **options})
+
+
+def test_every_stage_of_a_store_is_that_of_memory(store, texts):
+    ids = encode_documents([Document("", text) for text in texts], ALPHABET)
+    config = config_of(stages=((0.5, 40, 3), (0.8, 200, 2)), seed=3)
+    stored, memory = (Feed(row, config, CPU) for row in (TokenStore.open(store).tokens, ids))
+    for stage in range(3):
+        for number in range(50):
+            for ours, theirs in zip(
+                stored.batch(stage, number), memory.batch(stage, number), strict=True
+            ):
+                assert torch.equal(ours, theirs)
+            assert stored.starts() == memory.starts()
+    assert stored.first_window().tolist() == memory.first_window().tolist()
+
+
+@settings(max_examples=40)
+@given(
+    batch_size=st.integers(1, 13),
+    seq_len=st.integers(1, 30),
+    seed=st.integers(0, 2**64 - 1),
+    stage=st.integers(0, 1),
+    number=st.integers(0, 2000),
+    processes=st.integers(1, 5),
+)
+def test_processes_share_the_batch_of_one(batch_size, seq_len, seed, stage, number, processes):
+    """The ranks' rows put together are the whole batch, in order, for any number of them."""
+    config = config_of(
+        batch_size=batch_size, seq_len=seq_len, seed=seed, stages=((0.5, 2 * seq_len, 5),)
+    )
+    tokens = np.arange(900)
+    whole = Feed(tokens, config, CPU)
+    inputs, targets = whole.batch(stage, number)
+    feeds = [Feed(tokens, config, CPU, share=(rank, processes)) for rank in range(processes)]
+    parts = [feed.batch(stage, number) for feed in feeds]
+    assert torch.equal(torch.cat([part[0] for part in parts]), inputs)
+    assert torch.equal(torch.cat([part[1] for part in parts]), targets)
+    assert max(len(part[0]) for part in parts) - min(len(part[0]) for part in parts) <= 1
+    assert all(feed.starts() == whole.starts() for feed in feeds)
+
+
+def test_a_process_reads_its_own_rows_alone(store, monkeypatch):
+    tokens = TokenStore.open(store).tokens
+    read = []
+    cut = StoredTokens.cut
+
+    def counting(self, starts, length):
+        read.append(len(starts))
+        return cut(self, starts, length)
+
+    monkeypatch.setattr(StoredTokens, "cut", counting)
+    Feed(tokens, config_of(), CPU, share=(1, 3)).batch(0, 0)
+    assert read == [2]
+
+
+def test_the_tutorials_order_is_not_shared(store):
+    config = config_of(data_order="tutorial")
+    with pytest.raises(InputError, match="leave out torchrun, or choose --preset"):
+        Feed(np.arange(100), config, CPU, share=(0, 2))
+    with pytest.raises(InputError, match="needs all tokens in memory"):
+        Feed(TokenStore.open(store).tokens, config, CPU)
+
+
+# --- runs ----------------------------------------------------------------------------------
+
+
+def test_a_run_from_a_store_is_the_run_from_the_text(plain):
+    """Losses, samples and bits to the bit: the same split, the same order, the same figures."""
+    text = prose(20_005)  # a tenth of its characters and a tenth of its tokens are as many
+    write_store(plain / "store", [text])
+    (plain / "all.txt").write_text(text)
+    told = {}
+    for name, files, extra in (
+        ("stored", plain / "store", {}),
+        ("read", plain / "all.txt", {"tokenizer": str(plain / "tokenizer")}),
+    ):
+        events = told[name] = []
+        training.train(files, output=plain / name, listener=events.append, **SMALL, **extra)
+    assert losses(plain / "stored") == losses(plain / "read")
+    assert any("val_bits_per_char" in record for record in losses(plain / "stored"))
+    ends = [events[-1] for events in told.values()]
+    assert ends[0].baselines.fivegram == ends[1].baselines.fivegram
+    assert ends[0].baselines.rows()[0] == ends[1].baselines.rows()[0]
+    assert ends[0].unigram == ends[1].unigram
+
+
+def test_a_store_is_validated_on_a_text_or_another_store(store, plain, texts):
+    write_store(plain / "held", texts[1:])
+    write_store(plain / "learned", texts[:1])
+    runs = {
+        "by-text": (plain / "learned", plain / "b.txt", {}),
+        "by-store": (plain / "learned", plain / "held", {}),
+        "read": (plain / "a.txt", plain / "b.txt", {"tokenizer": str(plain / "tokenizer")}),
+    }
+    for name, (files, val_file, extra) in runs.items():
+        training.train(
+            files, val_file=val_file, output=plain / name, listener=QUIET, **SMALL, **extra
+        )
+    assert losses(plain / "by-text") == losses(plain / "read")
+    assert losses(plain / "by-store") == losses(plain / "read")
+    training.resume(plain / "by-store", steps=14, listener=QUIET)
+
+
+def test_the_default_recipe_learns_from_a_store(store, tmp_path, capsys):
+    assert command("train", store, "--tokens", "20000", "-o", tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "prose: 18,001 tokens + 2,001 for validation" in shown
+    assert "copied" not in shown  # a store's text is not at hand to be searched
+    assert "5-gram" in shown
+    assert command("train", store, "--tokens", "20000", "--dry-run") == 0
+    assert "expected validation loss" in capsys.readouterr().out
+
+
+def weights_of(run):
+    return mygpt.load_checkpoint(run / "last.safetensors")[0].state_dict()
+
+
+def test_a_run_goes_on_from_a_store_to_the_bit(store, tmp_path):
+    """Interrupted and resumed, or made again, the weights are those of the undisturbed run."""
+
+    def interrupt(event):
+        if isinstance(event, StepDone) and event.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    options = {**SMALL, "print_every": 1}
+    training.train(store, output=tmp_path / "whole", listener=QUIET, **options)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(store, output=tmp_path / "parts", listener=interrupt, **options)
+    training.resume(tmp_path / "parts", listener=QUIET)
+    training.replay(tmp_path / "whole", output=tmp_path / "again", listener=QUIET)
+    whole = weights_of(tmp_path / "whole")
+    for name in ("parts", "again"):
+        other = weights_of(tmp_path / name)
+        assert all(torch.equal(whole[part], other[part]) for part in whole)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_changed_store_is_another_text(store, tmp_path, texts):
+    write_store(tmp_path / "text", texts)
+    quiet = {"listener": QUIET}
+    training.train(tmp_path / "text", output=tmp_path / "run", **SMALL, **quiet)
+    os.rename(tmp_path / "text", tmp_path / "elsewhere")
+    training.resume(tmp_path / "run", [tmp_path / "elsewhere"], steps=13, **quiet)
+    write_store(tmp_path / "other", texts[::-1])
+    with pytest.raises(InputError, match="has changed since the run began"):
+        training.resume(tmp_path / "run", [tmp_path / "other"], steps=14, **quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "held", "counted"),
+    [
+        ("bytes", ByteTokenizer(), "plain text " * 90, True),
+        ("no-text", ByteTokenizer(), b"\xff\xfe\x80" * 300, False),
+        ("bpe", BPETokenizer.train([prose(5000)], 290), prose(1000), True),
+    ],
+)
+def test_characters_are_counted_where_tokens_are_text(tmp_path, name, tokenizer, held, counted):
+    write_store(tmp_path / name, [prose(9000), held], tokenizer)
+    training.train(tmp_path / name, output=tmp_path / "run", listener=QUIET, **SMALL)
+    last = [record for record in losses(tmp_path / "run") if "val_loss" in record][-1]
+    assert (last["val_bits_per_char"] is not None) == counted
+    if counted:
+        assert last["val_bits_per_char"] == pytest.approx(last["val_bits_per_byte"])
+
+
+# --- the split, and what is counted ----------------------------------------------------------
+
+
+def source_of(folder, val_fraction=0.1):
+    return open_stored({"files": [str(folder)], "val_file": None, "encoding": None}, val_fraction)
+
+
+def test_a_store_is_cut_where_a_document_begins(tmp_path):
+    """Within a hundredth of the tokens; else inside a document, as a text in memory is."""
+    ids = write_store(tmp_path / "near", ["a" * 17_930, "b" * 60, "c" * 2010])
+    learned, held = source_of(tmp_path / "near").encode(ALPHABET)
+    assert held[:2].tolist() == [ALPHABET.end_of_text, *ALPHABET.encode("c").tolist()]
+    assert len(learned) + len(held) == len(ids)
+    write_store(tmp_path / "far", ["a" * 17_000, "b" * 3000])
+    learned, held = source_of(tmp_path / "far").encode(ALPHABET)
+    assert len(learned) == int(20_002 * 0.9)
+    assert held[:1].tolist() == ALPHABET.encode("b").tolist()
+    assert [len(part) for part in source_of(tmp_path / "far", 0.0).encode(ALPHABET)] == [20_002, 0]
+
+
+def test_a_huge_store_is_counted_and_validated_on_in_part(store, tmp_path, monkeypatch, capsys):
+    """What would take a pass over the store takes its first tokens, and says so."""
+    monkeypatch.setattr(stored, "MOST_COUNTED", 4096)
+    monkeypatch.setattr(planning, "_MOST_HELD", 512)
+    seen = []
+    count = planning.count_ngrams
+
+    def counting(tokens, *arguments, **options):
+        seen.append(len(tokens))
+        return count(tokens, *arguments, **options)
+
+    monkeypatch.setattr(planning, "count_ngrams", counting)
+    assert command("train", store, "--tokens", "30000", "-o", tmp_path / "run") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "those of the first 4,096 of 20,002" in shown
+    assert "validated on the first 512 of the 2,001 tokens held back" in shown
+    assert seen == [4096]
+    for asked, used in ((700, 700), (0, 512)):
+        ready = prepare(str(store), output=tmp_path / "new", **SMALL, val_tokens=asked)
+        assert ready.config.val_tokens == used
+
+
+def test_no_store_comes_into_memory(tmp_path, monkeypatch):
+    """A store of 2.4 MB, and never more than 100 kB of it at once: training reads what it needs.
+
+    The statistics' bounds are made as small: they are what they are, whatever the store's size.
+    """
+    write_store(tmp_path / "large", [prose(600_000, n) for n in (1, 2)], shard_tokens=400_000)
+    most = 50_000  # tokens
+    monkeypatch.setattr(stored, "MOST_COUNTED", most)
+    for module, name in ((planning, "_MOST_HELD"), (sitting, "MOST_LEARNED")):
+        monkeypatch.setattr(module, name, most)
+    monkeypatch.setattr(sitting, "MOST_BEFORE_BYTES", most)
+    read = []
+    whole, cut = StoredTokens.__getitem__, StoredTokens.cut
+
+    def slicing(self, key):
+        found = whole(self, key)
+        read.append(len(found))
+        return found
+
+    def cutting(self, starts, length):
+        read.append(len(starts) * length)
+        return cut(self, starts, length)
+
+    monkeypatch.setattr(StoredTokens, "__getitem__", slicing)
+    monkeypatch.setattr(StoredTokens, "cut", cutting)
+    for refused in ("__array__", "__iter__"):
+        monkeypatch.setattr(StoredTokens, refused, None, raising=False)
+    mygpt.train(tmp_path / "large", output=tmp_path / "run", listener=QUIET, tokens=9_000, seed=1)
+    training.resume(tmp_path / "run", tokens=12_000, listener=QUIET)
+    assert max(read) <= most + 1
+
+
+# --- wrong input -----------------------------------------------------------------------------
+
+
+def refusal(arguments, capsys):
+    """The one line that a wrong command gets."""
+    assert command("train", *arguments) == 2
+    told = capsys.readouterr().err.strip()
+    assert "\n" not in told
+    return told
+
+
+def test_what_a_store_has_decided_is_not_asked_again(store, plain, capsys):
+    assert "leave out --tokenizer" in refusal([store, "--tokenizer", "byte"], capsys)
+    assert "leave out --encoding" in refusal([store, "--encoding", "latin-1"], capsys)
+    assert "is a token store and 1 more was named" in refusal([store, plain / "a.txt"], capsys)
+    assert "is a token store and 1 more was named" in refusal([plain / "a.txt", store], capsys)
+    assert "order of data needs all" in refusal([store, "--preset", "tutorial"], capsys)
+    held = ["--val-file", store]
+    assert "is a token store and a is not" in refusal([plain / "a.txt", *held], capsys)
+    other = CharTokenizer(sorted(set(prose(100)) | {"#"}), end_of_text=True)
+    write_store(plain / "other", [prose(1000)], other)
+    told = refusal([store, "--val-file", plain / "other"], capsys)
+    assert "was tokenized in another way" in told
+    assert not (plain / "runs").exists()
+
+
+def test_stores_too_short_or_not_whole_are_refused(tmp_path, capsys):
+    write_store(tmp_path / "short", [""])
+    assert "holds 1 token: too short" in refusal([tmp_path / "short"], capsys)
+    write_store(tmp_path / "cut", [prose(5000)])
+    shard = tmp_path / "cut" / "shards" / "000001.tokens"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "is damaged" in refusal([tmp_path / "cut"], capsys)
+
+
+def test_a_model_goes_on_only_with_its_own_tokens(store, tmp_path, capsys):
+    options = {"listener": QUIET, **SMALL}
+    training.train(store, output=tmp_path / "first", **options)
+    training.train(
+        store, init_from=tmp_path / "first", output=tmp_path / "second", steps=2, listener=QUIET
+    )
+    write_store(tmp_path / "bytes", [prose(1000)], ByteTokenizer())
+    told = refusal([tmp_path / "bytes", "--from", tmp_path / "first"], capsys)
+    assert "in another way than the model that --from names" in told
+
+
+# --- plain files past a threshold --------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own; what is longer than 10 kB goes through a store."""
+    monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", "10000")
+    monkeypatch.delenv("MYGPT_TOKEN_CACHE", raising=False)
+    monkeypatch.setattr(caching_stores, "_in_use", {})
+    return tmp_path / "cache" / "stores"
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The stores that were made, rather than found."""
+    made = []
+    build = storing.build_store
+
+    def counting(files, out, **options):
+        made.append(out)
+        return build(files, out, **options)
+
+    monkeypatch.setattr(storing, "build_store", counting)
+    return made
+
+
+def told_by(heard):
+    return " ".join(str(event) for event in heard)
+
+
+def test_a_large_text_goes_through_a_store_once(cache, built, plain):
+    """The same command again finds it; the losses are those of a store made by hand."""
+    heard = []
+    for name in ("one", "two"):
+        training.train(plain / "a.txt", output=plain / name, listener=heard.append, **SMALL)
+    assert len(built) == 1
+    assert f"a has 18,000 bytes, so it is not read into memory: tokenized once into {cache}" in (
+        told_by(heard)
+    )
+    write_store(plain / "a", [(plain / "a.txt").read_text()], TokenStore.open(built[0]).tokenizer)
+    training.train(plain / "a", output=plain / "three", listener=QUIET, **SMALL)
+    assert losses(plain / "one") == losses(plain / "two") == losses(plain / "three")
+    assert "stored_as" in (plain / "one" / "config.toml").read_text()
+    training.train(plain / "b.txt", output=plain / "four", listener=QUIET, **SMALL)
+    assert len(built) == 1  # it is shorter than the bound
+
+
+def test_a_run_goes_on_from_the_cached_store(cache, built, plain, monkeypatch):
+    """Also where the bound is another by then, or the cache was emptied; never with other text."""
+    training.train(plain / "a.txt", output=plain / "run", listener=QUIET, **SMALL)
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", "off")
+    training.resume(plain / "run", steps=13, listener=QUIET)
+    assert len(built) == 1
+    shutil.rmtree(cache)
+    caching_stores._in_use.clear()
+    training.resume(plain / "run", steps=14, listener=QUIET)
+    assert len(built) == 2
+    os.utime(plain / "a.txt")
+    training.resume(plain / "run", steps=15, listener=QUIET)  # the same text, written anew
+    assert len(built) == 3
+    (plain / "a.txt").write_text(prose(18_000, 5))
+    with pytest.raises(InputError, match="has changed since the run began"):
+        training.resume(plain / "run", steps=16, listener=QUIET)
+
+
+def test_the_bound_is_a_variable(cache, plain, monkeypatch, capsys):
+    names, sources = [str(plain / "a.txt")], caching_stores.large_sources
+    assert len(sources(names, None)) == 1
+    for value, large in (("17999", True), ("18000", False), ("off", False), ("", False)):
+        monkeypatch.setenv("MYGPT_STORE_ABOVE", value)
+        assert bool(sources(names, None)) == large
+    monkeypatch.setattr(caching_stores, "free_memory_bytes", lambda: 8 * 17_000)
+    assert sources(names, None)  # more than an eighth of what is free
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", "1GB")
+    assert "MYGPT_STORE_ABOVE='1GB': give bytes" in refusal([plain / "a.txt"], capsys)
+
+
+def test_what_a_store_would_read_otherwise_is_read_into_memory(cache, plain):
+    """Standard input, lines of objects, what is no text, and the tutorial's order of data."""
+    (plain / "c.jsonl").write_text('{"text": "a"}\n' * 2000)
+    (plain / "d.bin").write_bytes(b"\xff\xfe\0\1" * 5000 + b"\x80")
+    for names in (["-"], [plain / "c.jsonl"], [plain / "a.txt", plain / "c.jsonl"]):
+        assert not caching_stores.large_sources([str(name) for name in names], None)
+    assert not caching_stores.large_sources([str(plain / "d.bin")], "utf-8")
+    ready = prepare(plain / "a.txt", output=plain / "run", preset="tutorial")
+    assert isinstance(ready.train_tokens, np.ndarray)
+
+
+@pytest.mark.parametrize("tokenizer", ["auto", "char", "byte", "bpe:290", "file", "from"])
+def test_a_large_text_has_the_tokenizer_that_a_short_one_has(cache, plain, tokenizer):
+    text, options = plain / "a.txt", {"tokenizer": tokenizer}
+    if tokenizer == "file":
+        options = {"tokenizer": str(plain / "tokenizer")}
+    if tokenizer == "from":
+        training.train(plain / "b.txt", output=plain / "first", listener=QUIET, **SMALL)
+        options = {"init_from": plain / "first", "preset": "auto"}
+    large = prepare(text, output=plain / "run", tokens=1000, **options)
+    assert isinstance(large.train_tokens, StoredTokens)
+    os.environ["MYGPT_STORE_ABOVE"] = "off"  # the fixture puts it back
+    short = prepare(text, output=plain / "run", tokens=1000, **options)
+    if not tokenizer.startswith("bpe"):  # a store's is learned from the held text too
+        assert large.tokenizer.to_state() == short.tokenizer.to_state()
+    assert large.tokenizer.kind == short.tokenizer.kind
+    again = read_source(large.settings, 0.1, allow_bytes=False, known=large.tokenizer)
+    assert again.sha256 == large.source.sha256
+
+
+def test_many_characters_are_bytes(cache, plain):
+    (plain / "wide.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 600))) * 10)
+    assert prepare(plain / "wide.txt", output=plain / "run", steps=5).tokenizer.kind == "byte"
+
+
+def test_the_least_recently_used_store_goes(cache, plain, monkeypatch):
+    """Only where room is needed, and never one that a process uses."""
+    for number in range(4):
+        (plain / f"{number}.txt").write_text(prose(12_000, number))
+
+    def stores():
+        return {path.name for path in cache.iterdir() if path.is_dir()}
+
+    def use(number, *, keep=False):
+        before = stores() if cache.exists() else set()
+        sources = caching_stores.large_sources([str(plain / f"{number}.txt")], None)
+        path = caching_stores.cached_store(sources, "char").store.path
+        if not keep:  # as where the process has ended
+            caching_stores._in_use.pop(path).release()
+        return path.name, stores() - before
+
+    first, second = use(0)[0], use(1)[0]
+    third = use(2, keep=True)[0]
+    for age, name in ((300, third), (200, second), (100, first)):
+        os.utime(cache / f"{name}.lock", (time.time() - age,) * 2)
+    monkeypatch.setattr(caching_stores, "MOST_BYTES", 4 * 24_000)
+    fourth = use(3)[0]
+    assert stores() == {first, third, fourth}
+    assert use(0) == (first, set())
+    monkeypatch.setattr(caching_stores, "DISK_KEPT", 1.1)  # the disk never has so much free
+    assert use(1)[0] == second
+    assert stores() == {second, third}
+
+
+def test_a_damaged_store_is_made_again(cache, built, plain):
+    training.train(plain / "a.txt", output=plain / "one", listener=QUIET, **SMALL)
+    (built[0] / "shards" / "000000.tokens").write_bytes(b"short")
+    training.train(plain / "a.txt", output=plain / "two", listener=QUIET, **SMALL)
+    assert losses(plain / "one") == losses(plain / "two")
+    (built[0] / "index.json").write_bytes(b"{")
+    training.train(plain / "a.txt", output=plain / "three", listener=QUIET, **SMALL)
+    assert losses(plain / "one") == losses(plain / "three")
+
+
+def test_processes_make_one_store_together(cache, plain):
+    """As torchrun starts them: one makes it, the others wait and find it; none is refused."""
+    program = (
+        "import sys; from mygpt.data import caching_stores as c; "
+        "f = c.cached_store(c.large_sources([sys.argv[1]], None), 'bpe:300'); "
+        "print(f.built_s > 0, f.store.sha256)"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(plain / "a.txt")], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    told = [process.communicate()[0].split() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sorted(line[0] for line in told) == ["False", "False", "True"]
+    assert len({line[1] for line in told}) == 1
+
+
+def test_a_cache_without_room_says_what_to_do(cache, plain, monkeypatch, capsys):
+    full = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(caching_stores.shutil, "disk_usage", lambda _: full)
+    assert command("train", plain / "a.txt", "-o", plain / "run") == 3
+    assert "MYGPT_CACHE=FOLDER moves the cache" in capsys.readouterr().err

@@ -1,0 +1,228 @@
+"""Documents as a stream: every kind of file gives the same text, and what is wrong is named."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from mygpt.errors import InputError
+from mygpt.text import find_sources, name_of, pieces, read_corpus
+from mygpt.text import streams as streams_module
+
+TEXTS = ["first\u2028line é\r\nnext", "日本語 " * 3, "", "last\n"]
+
+
+def documents(
+    *paths: object, field: str = "text", encoding: str | None = None, **skip: int
+) -> list[str]:
+    """All documents of these files, each whole."""
+    found = [""]
+    for source in find_sources([str(path) for path in paths], encoding=encoding)[0]:
+        for text, ends, read in pieces(source, field=field, encoding=encoding, **skip):
+            assert read >= 0
+            assert read <= source.size or not source.is_lasting
+            found[-1] += text
+            if ends:
+                found.append("")
+    assert found[-1] == ""
+    return found[:-1]
+
+
+def as_lines(texts: list[str], field: str = "text") -> str:
+    return "".join(json.dumps({"id": 1, field: t}, ensure_ascii=False) + "\n" for t in texts)
+
+
+def refused(*paths: object, **options: str) -> str:
+    with pytest.raises(InputError) as error:
+        documents(*paths, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- what is read --------------------------------------------------------------------------
+
+
+def packed(data: bytes, ending: str) -> bytes:
+    if ending == ".gz":
+        half = len(data) // 2  # two members, one after the other
+        return gzip.compress(data[:half]) + gzip.compress(data[half:])
+    if ending == ".zst":
+        half = len(data) // 2
+        pack = zstandard.ZstdCompressor().compress
+        return pack(data[:half]) + pack(data[half:])
+    return data
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_plain_and_packed(ending: str, tmp_path: Path) -> None:
+    """Longer than the blocks that are read; cut in the middle of characters."""
+    text = "é日\r\n" * 200_000
+    path = tmp_path / f"x.txt{ending}"
+    path.write_bytes(packed(text.encode(), ending))
+    assert documents(path) == [text]
+    for skip in (1, 300_001, len(text)):
+        assert documents(path, skip_characters=skip) == [text[skip:]]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_a_document_a_line(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.jsonl{ending}"
+    content = "\n \t\n" + as_lines(TEXTS) + as_lines(["no end of line"]).rstrip("\n")
+    path.write_bytes(packed(content.encode(), ending))
+    texts = [*TEXTS, "no end of line"]
+    assert documents(path) == texts
+    assert documents(path, skip_rows=1, skip_characters=2) == [texts[1][2:], *texts[2:]]
+
+
+def test_a_document_a_row(tmp_path: Path) -> None:
+    """Over several row groups, plain, wide and as a dictionary."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    texts = [f"row {n} é" for n in range(1000)]
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        column = pa.array(texts).cast(kind)
+        path = tmp_path / "x.parquet"
+        parquet.write_table(pa.table({"n": range(1000), "body": column}), path, row_group_size=300)
+        assert documents(path, field="body") == texts
+        assert documents(path, field="body", skip_rows=301) == texts[301:]
+
+
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks(codec: str, tmp_path: Path) -> None:
+    """As `read_corpus` takes them."""
+    path = tmp_path / "x.txt"
+    path.write_bytes("é日 text".encode(codec))
+    assert documents(path) == ["é日 text"] == [read_corpus([str(path)]).documents[0].text]
+
+
+def test_a_named_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes("é".encode("latin-1") * 600_000)
+    assert documents(path, encoding="latin-1") == ["é" * 600_000]
+    assert "encoding='klingon'" in refused(path, encoding="klingon")
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("piped é".encode())))
+    assert documents("-") == ["piped é"]
+    assert "named twice" in refused("-", "-")
+
+
+def test_a_folder_without_what_is_ours(tmp_path: Path) -> None:
+    """Hidden files, runs and stores of ours, and what is no text, are left out."""
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "a.jsonl.zst").write_bytes(packed(as_lines(["a"]).encode(), ".zst"))
+    (tmp_path / ".hidden").write_text("hidden")
+    (tmp_path / "noise.bin").write_bytes(b"\0\1\2")
+    (tmp_path / "noise.zst").write_bytes(b"no zstd")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.state.safetensors").write_text("x")
+    (tmp_path / "run" / "log.txt").write_text("log")
+    (tmp_path / "store" / "shards").mkdir(parents=True)
+    (tmp_path / "store" / "index.json").write_text("{}")
+    (tmp_path / "store" / "shards" / "notes.txt").write_text("x")
+    assert documents(tmp_path) == ["a", "b"]
+    _, notes = find_sources([str(tmp_path)])
+    assert notes == [f"passed over 2 files in {tmp_path} without text: noise.bin, noise.zst"]
+    assert documents(tmp_path / "*.txt") == ["b"]
+
+
+def test_names() -> None:
+    assert name_of(["x/some.jsonl.zst"]) == "some"
+    assert name_of(["x/some.txt.gz", "other"]) == "some"
+    assert name_of(["-"]) == "stdin"
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+def test_a_bad_byte_has_its_place(tmp_path: Path) -> None:
+    """Behind blocks that were fine, and inside a character that was not whole."""
+    good = "é".encode() * 300_000
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + good + b"\xff more")
+    assert f"{path} is not utf-8: byte 0xff at position 600003;" in refused(path)
+    path.write_bytes(good + b"\xc3")
+    assert "byte 0xc3 at position 600000" in refused(path)
+    path.write_bytes(b"a" * (2**18 - 1) + b"\xc3" + b"b" * 10)
+    assert "byte 0xc3 at position 262143" in refused(path)
+    path.write_bytes("ab\ud800".encode("utf-16-le", "surrogatepass"))
+    assert "position 4" in refused(path, encoding="utf-16-le")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "line 2 is no JSON"),
+        ("[1]", "line 2 is no object"),
+        ('{"body": "x"}', "line 2 has no field 'text' (it has 'body'): name it with --field"),
+        ('{"text": 5}', "line 2: field 'text' is no text, but 5"),
+        ('{"text": null}', "is no text, but None"),
+        ('{"text": "a\\ud800"}', "line 2: character 1 is the lone surrogate U+D800"),
+        ("[" * 100_000, "line 2 is no JSON"),
+    ],
+)
+def test_a_line_that_is_no_document(line: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(as_lines(["fine"]) + line + "\n")
+    message = refused(path)
+    assert told in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_packed_files_that_are_not_whole(ending: str, tmp_path: Path) -> None:
+    """zstandard's own reader takes a file that was cut for a shorter text."""
+    path = tmp_path / f"x.txt{ending}"
+    whole = packed(os.urandom(50_000).hex().encode(), ending)
+    path.write_bytes(whole[:-10])
+    assert f"{path} is not a whole" in refused(path)
+    path.write_bytes(whole + b"and more")
+    assert f"{path} is not a whole" in refused(path)
+
+
+def test_tables_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pa.table({"n": [1, 2], "text": ["a", None]}), path)
+    assert "row 2: column 'text' is no text, but None" in refused(path)
+    assert "has no column 'body' (it has 'n', 'text')" in refused(path, field="body")
+    assert "column 'n' holds int64, no text" in refused(path, field="n")
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "is no whole Parquet file" in refused(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'mygpt[parquet]'" in refused(path)
+
+
+def test_names_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert "is empty" in refused(tmp_path / "empty.txt")
+    assert "does not exist" in refused(tmp_path / "nowhere.txt")
+    assert "no file matches" in refused(tmp_path / "*.md")
+    assert "holds a NUL" in refused("a\0b")
+    assert "a file name is empty" in refused("")
+    assert "is a device" in refused("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    assert "holds no text file" in refused(tmp_path / "folder")
+
+
+def test_little_is_in_memory(tmp_path: Path) -> None:
+    """A piece is a block, of a file of many."""
+    path = tmp_path / "x.txt.zst"
+    path.write_bytes(zstandard.ZstdCompressor(level=19).compress(bytes(2**26)))  # 64 MB in 2 kB
+    source = find_sources([str(path)])[0][0]
+    longest = max(len(piece.text) for piece in streams_module.pieces(source))
+    assert longest <= 2**26  # all of it came out of one read of the file
+    path.write_bytes(zstandard.ZstdCompressor(level=1).compress(os.urandom(2**21).hex().encode()))
+    longest = max(len(piece.text) for piece in streams_module.pieces(source))
+    assert longest < 2**19

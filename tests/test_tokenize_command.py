@@ -1,0 +1,169 @@
+"""`mygpt tokenize` as a user meets it: what it prints, where, with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mygpt
+from mygpt.cli import main
+from mygpt.data import TokenStore, encode_documents
+from mygpt.text import read_corpus
+from mygpt.tokenization import BPETokenizer, ByteTokenizer
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 200
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.txt").write_text(TEXT)
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    """A command in this process: (exit code, stdout, stderr)."""
+    with pytest.raises(SystemExit) as left:
+        main(["tokenize", *(str(arg) for arg in args)])
+    out, err = capsys.readouterr()
+    assert isinstance(left.value.code, int)
+    return left.value.code, out, err
+
+
+def test_a_store_and_the_line_about_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "fox.txt", "--out", "fox.store")
+    store = TokenStore.open(here / "fox.store", check=True)
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        f"fox.store: 1 documents, {len(store.tokens):,} tokens of {len(TEXT):,} bytes, "
+    )
+    assert out.endswith("next: mygpt train fox.store\n")
+    wanted = encode_documents(read_corpus(["fox.txt"]).documents, store.tokenizer)
+    assert store.tokens[:].tolist() == wanted.tolist()
+    code, out, err = run(capsys, "fox.txt", "--out", "fox.store")
+    assert (code, err) == (0, "")
+    assert out.startswith("fox.store is there already: 1 documents")
+    code, out, err = run(capsys, "fox.txt", "--out", "fox.store", "--overwrite", "-q")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name, a tokenizer's JSON, another store, a run: all give the tokenizer they say."""
+    mygpt.train(
+        here / "fox.txt",
+        output=here / "run",
+        preset="nano",
+        tokenizer="bpe:275",
+        embed_dim=16,
+        num_layers=1,
+        max_seq_len=16,
+        steps=1,
+        listener=lambda event: None,
+        command="mygpt train fox.txt",
+    )
+    BPETokenizer.train([TEXT], 270).save(here / "bpe.json")
+    sizes = {"byte": 257, "char": 29, "bpe:280": 280, "bpe.json": 270, "s0": 257, "run": 275}
+    sizes["run/last.safetensors"] = 275
+    for number, (name, size) in enumerate(sizes.items()):
+        code, _, err = run(capsys, "fox.txt", "--out", f"s{number}", "--tokenizer", name)
+        assert (code, err) == (0, ""), name
+        store = TokenStore.open(here / f"s{number}")
+        assert store.tokenizer.vocab_size == size, name
+        decoded = store.tokenizer.decode(store.tokens[:].tolist())
+        assert decoded == "<|endoftext|>" + TEXT
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["nowhere.txt", "--out", "s"], "nowhere.txt does not exist"),
+        (["fox.txt", "--out", "."], "holds other files ('fox.txt')"),
+        (["fox.txt", "--out", "fox.txt"], "give another --out"),
+        (["fox.txt", "--out", ""], "--out is empty"),
+        (["fox.txt", "--out", "s", "--tokenizer", "bpa"], "tokenizer='bpa' is not known"),
+        (["fox.txt", "--out", "s", "--tokenizer", "bpe:x"], "tokenizer='bpe:x' is not known"),
+        (["fox.txt", "--out", "s", "--tokenizer", "bpe:5"], "vocab_size=5"),
+        (["fox.txt", "--out", "s", "--tokenizer", "fox.txt"], "fox.txt is not a tokenizer's JSON"),
+        (["fox.txt", "--out", "s", "--shard-tokens", "0"], "shard_tokens=0"),
+        (["fox.txt", "--out", "s", "--workers", "-1"], "workers=-1"),
+        (["fox.txt", "--out", "s", "--encoding", "klingon"], "encoding='klingon'"),
+        (["fox.txt"], "--out"),
+    ],
+)
+def test_refusals_are_one_line(
+    args: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (2, "")
+    assert err.startswith("mygpt: ")
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_standard_input(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the tokenizer was learned from is encoded too; and a second time it is refused."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert run(capsys, "-", "--out", "s", "--tokenizer", "bpe:300")[0] == 0
+    store = TokenStore.open(here / "s")
+    assert store.tokenizer.decode(store.tokens[:].tolist()) == "<|endoftext|>" + TEXT
+    code, _, err = run(capsys, "-", "--out", "s", "--tokenizer", "bpe:300")
+    assert (code, "--overwrite" in err) == (2, True)
+    code, _, err = run(capsys, "-", "--out", "c", "--tokenizer", "char")
+    assert (code, "not known before its end" in err) == (2, True)
+
+
+def test_a_field_and_what_was_passed_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "d").mkdir()
+    (here / "d" / "x.jsonl").write_text(json.dumps({"body": "one"}) + "\n")
+    (here / "d" / "noise").write_bytes(b"\0")
+    code, _, err = run(
+        capsys, "d", "--out", "s", "--tokenizer", "byte", "--field", "body", "--workers", 0
+    )
+    assert (code, err) == (0, "passed over 1 files in d without text: noise\n")
+    assert TokenStore.open(here / "s").tokens[:].tolist() == [256, *b"one"]
+    code, _, err = run(capsys, "d/x.jsonl", "--out", "t", "--tokenizer", "byte")
+    assert code == 2
+    assert err == (
+        "mygpt: d/x.jsonl, line 1 has no field 'text' (it has 'body'): name it with --field\n"
+    )
+
+
+def test_ctrl_c_keeps_what_is_there(here: Path) -> None:
+    """Two signals of a terminal: to the command and to its processes."""
+    with open("long.txt", "w") as file:
+        file.write(TEXT * 3000)  # 27 MB
+    BPETokenizer.train([TEXT], 290).save(here / "bpe.json")
+    options = ["--tokenizer", "bpe.json", "--shard-tokens", "100000", "--workers", "2"]
+    command = [sys.executable, "-m", "mygpt", "tokenize", "long.txt", "--out", "s", *options]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while child.poll() is None and not (here / "s/shards/000002.tokens").exists():
+        time.sleep(0.005)
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=20)
+    assert child.returncode == 130, err
+    assert out == ""
+    assert err.startswith("stopped; ")
+    assert err.endswith("tokens are kept in s: the same command goes on from there\n")
+    assert err.count("\n") == 1
+    kept = json.loads((here / "s/index.json").read_text())
+    assert kept["tokens"] > 0
+    assert not kept["finished"]
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "Example: mygpt tokenize" in " ".join(out.split())
+    assert ByteTokenizer.kind in out

@@ -1,0 +1,451 @@
+"""The processes that train together: who they are, what they agree on; and what a device does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mygpt
+from mygpt.config import GPTConfig
+from mygpt.errors import InputError, StorageError
+from mygpt.model import GPT
+from mygpt.training import hardware
+from mygpt.training.config import TrainConfig
+from mygpt.training.gradients import Gradients
+from mygpt.training.hardware import compute_dtype, described, products_in
+from mygpt.training.sharding import first_row, like, local, put_rows, whole
+from mygpt.training.shared_losses import shared_losses
+from mygpt.training.world import ALONE, World, joined, place
+from ranks import run_ranks
+
+CPU = torch.device("cpu")
+PLACE = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the environment of a process that torchrun has started, with changes."""
+
+    def start(**changes: str | None) -> None:
+        for name, text in {**PLACE, **changes}.items():
+            if text is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, text)
+
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    return start
+
+
+def test_torchrun_tells_each_its_place(started: Callable[..., None]) -> None:
+    started()
+    assert place() == World(2, 4, 1, 2)
+    started(LOCAL_RANK=None, LOCAL_WORLD_SIZE=None)
+    assert place() == World(2, 4, 0, 1)
+    started(WORLD_SIZE=None)
+    assert place() is ALONE
+    assert ALONE.alone
+    assert ALONE.is_main
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"RANK": "-1"}, "RANK='-1' in the environment is no number: use torchrun"),
+        ({"RANK": "two"}, "RANK='two' in the environment is no number: use torchrun"),
+        ({"WORLD_SIZE": "²"}, "WORLD_SIZE='²' in the environment is no number: use torchrun"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK='' in the environment is no number: use torchrun"),
+        ({"RANK": "4"}, "RANK=4 in the environment is not below WORLD_SIZE=4: use torchrun"),
+        ({"WORLD_SIZE": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=0: use torchrun"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(
+    started: Callable[..., None], changes: dict[str, str], said: str
+) -> None:
+    started(**changes)
+    with pytest.raises(InputError) as raised:
+        place()
+    assert str(raised.value) == said
+
+
+def test_a_job_has_one_name_for_all_its_attempts(started: Callable[..., None]) -> None:
+    """torchrun's own, or where it has none the process that started this one, and when."""
+    started(TORCHELASTIC_RUN_ID="night-7")
+    assert place().job == "job night-7"
+    started(TORCHELASTIC_RUN_ID="none")
+    job = place().job
+    assert job is not None
+    assert f" {os.getppid()} " in job
+    assert place().job == job
+    started(TORCHELASTIC_RUN_ID=None)
+    assert place().job is None
+
+
+def test_a_process_alone_agrees_with_itself() -> None:
+    with joined() as world:
+        assert world is ALONE
+    assert ALONE.share([1]) == [1]
+    assert ALONE.gather("a") == ["a"]
+    assert ALONE.together(lambda: 3) == ALONE.together(lambda: 3, main_only=True) == 3
+    assert ALONE.clock(2.5) == 2.5
+    assert (ALONE.signal(None), ALONE.signal(15)) == (None, 15)
+    part = torch.tensor(0.5)
+    assert ALONE.sum_loss(part) is part
+    with pytest.raises(StorageError, match="full"):
+        ALONE.together(lambda: fail(StorageError("full")))
+
+
+def fail(error: Exception) -> int:
+    raise error
+
+
+def caught(action: Callable[[], Any]) -> tuple[str, str, int]:
+    """What was raised: its type, words and exit code."""
+    try:
+        action()
+    except Exception as error:
+        return type(error).__name__, str(error), getattr(error, "exit_code", 1)
+    return "", "", 0
+
+
+def agree() -> dict[str, Any]:
+    """What each of 3 processes does; the last one leaves before the end."""
+    world = place()
+    rank = world.rank
+
+    def fail_in(*ranks: int, error: Exception | None = None) -> tuple[str, str, int]:
+        def action() -> int:
+            return fail(error or StorageError(f"full in {rank}")) if rank in ranks else rank
+
+        return caught(lambda: world.together(action))
+
+    arrays = {"a/b": np.arange(6.0).reshape(2, 3), "none": np.empty((0, 4), np.int16)}
+    arrays["scalar"] = np.array(7, np.uint8)
+    tensor = torch.full((2,), float(rank))
+    world.add(tensor)
+    bytes_ = np.full((2, 2), rank + 1, np.float64)
+    world.share_bytes(bytes_)
+    found = {
+        "share": world.share({"from": rank}),
+        "gather": world.gather(rank * 10),
+        "exchange": world.exchange(rank + 0.1).tolist(),
+        "sum of a loss": world.sum_loss(torch.tensor(0.1 * (rank + 1))),
+        "add": tensor.tolist(),
+        "bytes": bytes_.tolist(),
+        "arrays": world.share_arrays(arrays if world.is_main else None),
+        "clock": world.clock(100.0 + rank),
+        "no signal": world.signal(None),
+        "signal": world.signal(int(signal.SIGTERM) if rank == 2 else None),
+        "together": world.together(lambda: rank),
+        "main alone": world.together(lambda: rank, main_only=True),
+        "one fails": fail_in(1),
+        "two fail": fail_in(1, 2),
+        "a bug": fail_in(1, error=ZeroDivisionError("by zero")),
+        "main fails": caught(
+            lambda: world.together(lambda: fail(InputError("no")), main_only=True)
+        ),
+        "still together": world.gather(rank),
+        "told": told_by_joined(world),
+        "scores": scores(world),
+        "rows": rows(world),
+    }
+    if rank == 2:  # without a word
+        torch.distributed.destroy_process_group()
+        return found
+    found["left"] = caught(lambda: (world.gather(rank), world.gather(rank)))
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def told_by_joined(world: World) -> Any:
+    """What is raised in a training, and what torchrun is told."""
+    path = Path(os.environ["MYGPT_TOLD"]) / f"{world.rank}"
+    os.environ["TORCHELASTIC_ERROR_FILE"] = str(path)
+
+    def train() -> None:
+        with joined() as here:
+            here.together(lambda: fail(InputError("wrong")) if here.rank == 1 else None)
+
+    return (*caught(train), path.exists() and path.read_text())
+
+
+def scores(world: World) -> list[list[float]]:
+    """Losses whose rows are shared: of more rows than processes, and of fewer."""
+    seen: list[int] = []
+
+    def score(inputs: Any, targets: Any) -> Any:
+        seen.append(len(inputs))
+        return inputs + 0.5 * targets
+
+    found = []
+    for count in (1, 2, 3, 7):
+        ids = np.arange(count)[:, None]
+        found.append(shared_losses(world, score, ids, ids).ravel().tolist())
+    assert min(seen) > 0, "all must come where weights are put together"
+    return found
+
+
+def rows(world: World) -> dict[str, Any]:
+    """Seven rows among 3 processes, and fewer than there are processes."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = torch.distributed.init_device_mesh("cpu", (world.size,))
+    found = {}
+    for count in (7, 4, 2):
+        values = torch.arange(2.0 * count).reshape(count, 2)
+        tensor = distribute_tensor(values, mesh, [Shard(0)])
+        start, here = first_row(tensor, world), local(tensor)
+        assert torch.equal(here, values[start : start + len(here)])
+        other = like(tensor, (count, 3))
+        assert len(local(other)) == len(here)
+        put_rows(other, np.arange(3.0 * count, dtype=np.float32).reshape(count, 3), world)
+        assert torch.equal(whole(other), torch.arange(3.0 * count).reshape(count, 3))
+        found[str(count)] = (start, len(here))
+    return found
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(3, agree, MYGPT_TOLD=str(tmp_path_factory.mktemp("told")))
+
+
+Three = list[dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("what", "wanted"),
+    [
+        ("share", {"from": 0}),
+        ("gather", [0, 10, 20]),
+        ("exchange", [0.1, 1.1, 2.1]),
+        ("add", [3.0, 3.0]),
+        ("bytes", [[1.0, 1.0], [1.0, 1.0]]),
+        ("clock", 100.0),
+        ("no signal", None),
+        ("signal", signal.SIGTERM),
+        ("still together", [0, 1, 2]),
+        ("scores", [[1.5 * n for n in range(count)] for count in (1, 2, 3, 7)]),
+    ],
+)
+def test_all_hear_the_same(three: Three, what: str, wanted: Any) -> None:
+    """The first one's value, clock and bytes; everyone's numbers; any one's signal."""
+    assert [found[what] for found in three] == [wanted] * 3
+
+
+def test_a_loss_is_the_same_to_the_bit(three: Three) -> None:
+    losses = [found["sum of a loss"] for found in three]
+    assert all(loss.dtype == torch.float32 and torch.equal(loss, losses[0]) for loss in losses)
+    assert float(losses[0]) == pytest.approx(0.6)
+
+
+def test_arrays_come_as_they_are(three: Three) -> None:
+    for found in three:
+        arrays = found["arrays"]
+        assert list(arrays) == ["a/b", "none", "scalar"]
+        assert arrays["a/b"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert (arrays["none"].shape, arrays["none"].dtype) == ((0, 4), np.int16)
+        assert (arrays["scalar"].shape, arrays["scalar"].dtype) == ((), np.uint8)
+        assert arrays["scalar"] == 7
+
+
+def test_what_is_done_together_is_done_by_all_or_fails_for_all(three: Three) -> None:
+    """The first one that failed tells; the others end as it does, and are silent."""
+    assert [found["together"] for found in three] == [0, 1, 2]
+    assert [found["main alone"] for found in three] == [0, None, None]
+    silent = ("PeerError", "", 3)
+    assert [found["one fails"] for found in three] == [
+        silent, ("StorageError", "full in 1", 3), silent,
+    ]  # fmt: skip
+    assert [found["two fail"] for found in three] == [
+        silent, ("StorageError", "full in 1", 3), silent,
+    ]  # fmt: skip
+    assert [found["a bug"] for found in three] == [
+        ("PeerError", "", 1), ("ZeroDivisionError", "by zero", 1), ("PeerError", "", 1),
+    ]  # fmt: skip
+    assert [found["main fails"] for found in three] == [
+        ("InputError", "no", 2), ("PeerError", "", 2), ("PeerError", "", 2),
+    ]  # fmt: skip
+
+
+def test_an_error_says_whose_it_is_and_torchrun_is_told(three: Three) -> None:
+    main, who, other = (found["told"] for found in three)
+    assert main == other == ("PeerError", "", 2, False)
+    assert who[0] == "InputError"
+    assert who[1].startswith("process 1 of 3 on ")
+    assert who[1].endswith(": wrong")
+    assert '"message": "wrong"' in who[3]
+
+
+def test_who_finds_the_others_gone_is_a_silent_peer(three: Three) -> None:
+    """Not a traceback of torch's: the one that died has told why."""
+    assert [found["left"] for found in three[:2]] == [("PeerError", "", 1)] * 2
+
+
+def test_rows_are_shared_out_as_torch_does(three: Three) -> None:
+    """Also where the last processes get none."""
+    parts = [found["rows"] for found in three]
+    assert [part["7"] for part in parts] == [(0, 3), (3, 3), (6, 1)]
+    assert [part["4"] for part in parts] == [(0, 2), (2, 2), (4, 0)]
+    assert [part["2"] for part in parts] == [(0, 1), (1, 1), (2, 0)]
+
+
+# What a device computes in.
+
+SHAPE = GPTConfig(11, 12, 2, 2, max_seq_len=8)  # which the kernels do not take
+
+
+def config_of(**options: Any) -> TrainConfig:
+    return TrainConfig(**{"batch_size": 4, "seq_len": 8, "lr": 1e-3, "steps": 3, **options})
+
+
+def model_and_batch() -> tuple[GPT, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(0, 11, (4, 9))
+    return GPT.from_config(SHAPE), ids[:, :-1], ids[:, 1:]
+
+
+def gradients_of(model: GPT, batch: Any, **options: Any) -> dict[str, torch.Tensor]:
+    with Gradients(model, 1, config=config_of(**options)) as gradients:
+        gradients(*batch)
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_a_cpu_computes_in_what_is_asked(name: Any, dtype: torch.dtype) -> None:
+    assert compute_dtype(name, CPU) == dtype
+
+
+def test_tf32_is_for_cuda() -> None:
+    with pytest.raises(InputError, match="dtype=tf32 is for CUDA devices, not cpu: use float32"):
+        compute_dtype("tf32", CPU)
+    assert compute_dtype("tf32", torch.device("cuda")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "world", "said"),
+    [
+        ({}, ALONE, "float32, not compiled"),
+        ({"dtype": "bfloat16"}, ALONE, "bfloat16 by autocast, not compiled"),
+        ({"compile": True}, ALONE, "float32, torch.compile"),
+        (
+            {"checkpoint_activations": True},
+            World(0, 2),
+            "float32, not compiled, blocks computed anew on the way back, 2 processes (DDP, gloo)",
+        ),
+        (
+            {"dtype": "bfloat16", "shard": True},
+            World(0, 4),
+            "bfloat16, not compiled, 4 processes (FSDP, gloo)",
+        ),
+        ({"engine": "compiled"}, World(0, 2), "float32, compiled kernels of our own, 2 processes "
+         "(DDP, gloo)"),
+    ],
+)  # fmt: skip
+def test_every_choice_is_told(options: dict[str, Any], world: World, said: str) -> None:
+    config = config_of(**options)
+    found = described(config, CPU, world, is_compiled=config.compile)
+    assert found == f"cpu (1 thread), {said}"
+
+
+def test_bfloat16_learns_what_float32_does(tmp_path: Path) -> None:
+    """Products in bfloat16, weights in float32: within 2% after 60 steps, and not the same."""
+    text = tmp_path / "fox.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    losses: dict[str, list[float]] = {}
+    for name in ("float32", "bfloat16"):
+        heard: list[Any] = []
+        mygpt.train(
+            text, output=tmp_path / name, preset="nano", embed_dim=20, num_heads=2, num_layers=1,
+            max_seq_len=16, batch_size=8, steps=60, print_every=1, eval_every=60, dtype=name,
+            sample_tokens=0, listener=heard.append,
+        )  # fmt: skip
+        losses[name] = [e.loss for e in heard if isinstance(e, mygpt.training.events.StepDone)]
+        assert any(name in e.device for e in heard if hasattr(e, "device"))
+    assert losses["bfloat16"][-1] < 0.8 * losses["bfloat16"][0]
+    assert losses["bfloat16"][-1] == pytest.approx(losses["float32"][-1], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
+    known = mygpt.load(tmp_path / "bfloat16")
+    assert {p.dtype for p in known.model.parameters()} == {torch.float32}
+
+
+def test_what_torch_cannot_compile_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One note, the first line of what torch said, and the same gradients."""
+
+    def refuse(model: GPT) -> Any:
+        raise RuntimeError("no C++ compiler\nand many lines more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    model, *batch = model_and_batch()
+    found = Gradients(model, 1, config=config_of(compile=True))
+    assert found.note == "torch.compile failed (no C++ compiler): going on without it"
+    assert all(p.grad is None for p in model.parameters())
+    plain = gradients_of(model_and_batch()[0], batch)
+    for name, gradient in gradients_of(model, batch, compile=True).items():
+        assert torch.equal(gradient, plain[name]), name
+
+
+def test_a_trial_of_what_was_compiled_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    model = model_and_batch()[0]
+    made, note = hardware.compiled(model, (4, 8))
+    assert (made, note) == (model, None)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_precision_of_products_is_given_back() -> None:
+    """Also after an error: the program around may have chosen another."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with products_in("tf32"):
+            assert torch.get_float32_matmul_precision() == "high"
+        with products_in("auto"):
+            assert torch.get_float32_matmul_precision() == "highest"
+        with pytest.raises(ZeroDivisionError), products_in("auto"):
+            fail(ZeroDivisionError())
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_blocks_computed_anew_change_no_name_and_no_number() -> None:
+    model, *batch = model_and_batch()
+    twin = model_and_batch()[0]
+    runs: list[int] = []
+    model.blocks[0].attention_norm.register_forward_hook(lambda *_: runs.append(1))
+    wanted = gradients_of(twin, batch)
+    found = gradients_of(model, batch, checkpoint_activations=True)
+    assert len(runs) == 2, "once on the way forth, once on the way back"
+    assert list(model.state_dict()) == list(twin.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        assert torch.equal(gradient, wanted[name]), name
+
+
+def meet_twice() -> list[list[int]]:
+    """One process is still in the first meeting when the other goes to the second."""
+    found = []
+    for number in range(2):
+        with joined("cpu") as world:
+            found.append(world.gather(number))
+            if world.is_main and not number:
+                time.sleep(1)
+    return found
+
+
+def test_a_program_may_train_twice() -> None:
+    """The second meeting was sought at the first one's place, which was still open."""
+    assert run_ranks(2, meet_twice, group=False) == [[[0, 0], [1, 1]]] * 2
