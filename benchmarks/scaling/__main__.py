@@ -44,7 +44,7 @@ def main(
         held.write_text(_HELD * 20)
         quiet = ("--val-file", str(held), "--sample-tokens", "0", "--save-seconds", _ENDLESS)
         if what in ("processes", "all"):
-            medium = ("--preset", "medium", "--batch-size", "32", "--steps", "5", *quiet)
+            medium = ("--preset", "medium", "--batch-size", "32", "--steps", "4", *quiet)
             ways = [
                 Way("1 process, 1 thread", 1, 1, text, medium),
                 Way("2 processes, 1 thread each", 2, 1, text, medium),
@@ -58,7 +58,7 @@ def main(
             command = ["tokenize", str(text), "--out", str(store), "--tokenizer", "char"]
             mygpt([*command, "--quiet"], 1, 2)
             # Both hold the same tokens back: none is named to validate on.
-            small = ("--preset", "nano", "--steps", "2000", *quiet[2:], "--eval-every", _ENDLESS)
+            small = ("--preset", "nano", "--steps", "1200", *quiet[2:], "--eval-every", _ENDLESS)
             ways = [Way("memory", 1, 2, text, small), Way("store", 1, 2, store, small)]
             print("217,000 parameters (preset nano), 16 windows of 64 a step:")
             compare(ways, rounds)
