@@ -43,14 +43,14 @@ def test_a_store_and_the_line_about_it(here: Path, capsys: pytest.CaptureFixture
     store = TokenStore.open(here / "fox.store", check=True)
     assert (code, err) == (0, "")
     assert out.startswith(
-        f"fox.store: 1 documents, {len(store.tokens):,} tokens of {len(TEXT):,} bytes, "
+        f"fox.store: 1 document, {len(store.tokens):,} tokens of {len(TEXT):,} bytes, "
     )
     assert out.endswith("next: mygpt train fox.store\n")
     wanted = encode_documents(read_corpus(["fox.txt"]).documents, store.tokenizer)
     assert store.tokens[:].tolist() == wanted.tolist()
     code, out, err = run(capsys, "fox.txt", "--out", "fox.store")
     assert (code, err) == (0, "")
-    assert out.startswith("fox.store is there already: 1 documents")
+    assert out.startswith("fox.store is there already: 1 document")
     code, out, err = run(capsys, "fox.txt", "--out", "fox.store", "--overwrite", "-q")
     assert (code, out, err) == (0, "", "")
 

@@ -121,7 +121,8 @@ def _tokenizer(name: str) -> Tokenizer | str:
 
 def _summary(store: TokenStore, encoded: int, seconds: float) -> str:
     what = (
-        f"{store.num_documents:,} documents, {len(store.tokens):,} tokens of "
+        f"{store.num_documents:,} document{'s' * (store.num_documents != 1)}, "
+        f"{len(store.tokens):,} tokens of "
         f"{store.num_bytes:,} bytes"
     )
     if not encoded:
