@@ -42,7 +42,7 @@ def run_ranks(
     function: Callable[..., Any],
     *arguments: Any,
     group: bool = True,
-    timeout_s: float = 60,
+    timeout_s: float = 180,
     **environment: str,
 ) -> list[Any]:
     """Call a test module's function in `count` processes; return what each gave, by rank.
@@ -103,7 +103,7 @@ def torchrun(
     *arguments: str | Path,
     env: dict[str, str] | None = None,
     options: tuple[str, ...] = (),
-    timeout_s: float = 120,
+    timeout_s: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """`torchrun --standalone --nproc-per-node COUNT OPTIONS -m mygpt ARGUMENTS`, to its end.
 

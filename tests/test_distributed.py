@@ -120,7 +120,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(place: Path) -> list[Found]:
     """What 2 processes were refused; the runs that they made lie in `place`."""
     before = set(place.iterdir())
-    found: list[Found] = run_ranks(2, begin_and_fail, place, place / "fox.txt", timeout_s=120)
+    found: list[Found] = run_ranks(2, begin_and_fail, place, place / "fox.txt", timeout_s=300)
     made = {path.name for path in set(place.iterdir()) - before}
     assert made == {"undisturbed", "sharded", "of-a-job", "worse", "apart"}
     shutil.copytree(place / "undisturbed", place / "begun")
@@ -170,7 +170,7 @@ def test_two_processes_make_one_run(first: list[Found], place: Path, tmp_path: P
     np.testing.assert_allclose(losses(run), losses(tmp_path / "alone"), atol=1e-3, rtol=0)
 
 
-def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "it ended before"
@@ -197,7 +197,7 @@ def test_a_killed_worker_costs_what_was_not_saved(
     options = ("--max-restarts=2",)
     with torchrun_started(2, *arguments, into=tmp_path, options=options) as process:
         kill_in_the_middle(run, process, 0)
-        assert process.wait(90) == 0, (tmp_path / "err").read_text()
+        assert process.wait(180) == 0, (tmp_path / "err").read_text()
     out = (tmp_path / "out").read_text()
     assert out.count("was begun by this job, which was started again") == 1
     assert out.count("2 processes (DDP, gloo)") == 2  # once in each life
@@ -214,7 +214,7 @@ def killed(place: Path) -> tuple[float, str]:
     with torchrun_started(2, *arguments, into=place / "told") as process:
         kill_in_the_middle(run, process, 1)
         began = time.monotonic()
-        process.wait(60)
+        process.wait(120)
         seconds = time.monotonic() - began
     assert process.returncode
     return seconds, (place / "told" / "err").read_text()
@@ -226,7 +226,7 @@ def second(first: list[Found], killed: tuple[float, str], place: Path) -> list[A
     assert shards(place / "sharded") == named_shards(place / "sharded")
     training.resume(place / "sharded", steps=24, listener=silent)
     training.resume(place / "begun", steps=LENGTH + 20, listener=silent)
-    return run_ranks(2, end_runs, place, timeout_s=120)
+    return run_ranks(2, end_runs, place, timeout_s=300)
 
 
 @pytest.mark.parametrize(
