@@ -224,11 +224,13 @@ def begin_and_fail(folder: Path, text: Path) -> dict[str, Any]:
         "tutorial": [str(text), "--preset", "tutorial"],
         "too few": [str(text), "--preset", "nano", "--batch-size", "1"],
         "stdin": ["-"],
+        "what cannot change": ["--resume", str(folder / "undisturbed"), "--lr", "1"],
     }.items():
         os.dup2(os.open(text, os.O_RDONLY), 0)
-        if "-o" not in arguments:
-            arguments += ["-o", str(folder / "refused")]
-        refused[name] = said_by("train", *arguments, "--steps", "3")
+        if "--resume" not in arguments:
+            arguments += ["--steps", "3"]
+            arguments += ["-o", str(folder / "refused")] * ("-o" not in arguments)
+        refused[name] = said_by("train", *arguments)
     return {
         "refused": refused,
         "another text": another_text(folder / "refused", text),

@@ -145,7 +145,7 @@ def train(
         bool | None,
         _switch(
             "checkpoint-activations",
-            "Compute blocks anew on the way back: less memory, a third more time.",
+            "Compute blocks anew on the way back: less memory, more time.",
         ),
     ] = None,
     shard: Annotated[

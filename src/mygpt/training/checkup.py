@@ -127,8 +127,9 @@ def _report_best(
 def _report_last(
     run: RunFolder, at: Contents | None, last: Contents, *, training: bool
 ) -> Iterator[Finding]:
-    gathered = at is not None and "shards-" in at.text  # at the end of a sharded run, and no sooner
-    if at is not None and last.whole and last.step < at.step and not training and not gathered:
+    # A sharded run gathers its model at the end, and no sooner.
+    late = at is not None and last.whole and last.step < at.step and not at.sharded
+    if at is not None and late and not training:
         text = f"{last.text}: behind the state (step {at.step:,}), a save was cut short"
         last = replace(last, verdict="warning", text=text)
     yield _finding(last, _again(run, at))

@@ -16,7 +16,9 @@ from mygpt.config import require_path
 from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
+from mygpt.training.config import TrainConfig
 from mygpt.training.events import Listener, Note
+from mygpt.training.hardware import compute_dtype
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import (
     check_batch_fits,
@@ -144,15 +146,7 @@ def _restored(
         return state
 
     state = shared_state(world, load)
-    fixed = sorted(set(options) - set(RESUMABLE))
-    if fixed:
-        raise InputError(
-            f"{', '.join(fixed)} cannot change when a run goes on: start a new one with another "
-            "--output"
-        )
-    if {"steps", "tokens", "minutes"} & set(options):
-        options = {"steps": None, "tokens": None, "minutes": None, **options}
-    config = replace(state.training, **options)
+    world.together(lambda: _require_resumable(options), main_only=True)
     settings = dict(state.settings)
     if world.job is not None:
         settings["job"] = world.job
@@ -166,17 +160,14 @@ def _restored(
     source = _same_source_together(world, replace(state, settings=settings), run.folder)
     train_tokens, val_tokens = source.encode(state.tokenizer)
     where = world.choose_device(device)
-    whole = not world.shards(config.shard)
-    if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
-        config = replace(config, engine="torch")  # the kernels: whole models, a CPU, float32
-    check_model_fits(state.config, free_memory(where, world, config))
-    if "minutes" in options and config.minutes is not None:  # reading it all again takes time too
-        reserve_s = config.reserve_s + time.monotonic() - began
-        config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
-    config = world.share(config)
-    check_shareable(config, world)
+    # The first process decides, and alone tells what cannot be.
+    found = world.together(lambda: _how(world, state, options, where, began), main_only=True)
+    config = world.share(found)
+    assert config is not None
+    world.together(lambda: check_model_fits(state.config, free_memory(where, world, config)))
     model = empty_model(state.config, config, where, world)
-    check_batch_fits(model, config, free_memory(where, world), fixed=True, world=world)
+    free = free_memory(where, world)
+    world.together(lambda: check_batch_fits(model, config, free, fixed=True, world=world))
     sittings = state.provenance.get("sittings", 1) + 1
     same_length = not {"steps", "tokens", "minutes"} & set(options)
     trainer = Trainer(
@@ -198,6 +189,37 @@ def _restored(
     trainer.resume(state)
     tell_length(trainer, state)
     return trainer, source, train_tokens
+
+
+def _require_resumable(options: dict[str, Any]) -> None:
+    fixed = sorted(set(options) - set(RESUMABLE))
+    if fixed:
+        raise InputError(
+            f"{', '.join(fixed)} cannot change when a run goes on: start a new one with another "
+            "--output"
+        )
+
+
+def _how(
+    world: World, state: State, options: dict[str, Any], where: torch.device, began: float
+) -> TrainConfig:
+    """How a run goes on: as it was, but for what was asked for, and for where it is now.
+
+    Raises:
+        InputError: for what so many processes or the device cannot do.
+    """
+    if {"steps", "tokens", "minutes"} & set(options):
+        options = {"steps": None, "tokens": None, "minutes": None, **options}
+    config = replace(state.training, **options)
+    compute_dtype(config.dtype, where)
+    whole = not world.shards(config.shard)
+    if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
+        config = replace(config, engine="torch")  # the kernels: whole models, a CPU, float32
+    if "minutes" in options and config.minutes is not None:  # reading it all again takes time too
+        reserve_s = config.reserve_s + time.monotonic() - began
+        config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
+    check_shareable(config, world)
+    return config
 
 
 def _copied(plan: NDArray[np.float64] | None) -> NDArray[np.float64] | None:

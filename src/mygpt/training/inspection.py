@@ -34,6 +34,7 @@ class Contents:
         step: how far the model had come; 0 where it does not tell.
         run_id: the run that wrote it.
         course: a state's; a new one elsewhere.
+        sharded: a state's weights lie in a folder beside it.
         checked: False where there was too little memory to read it.
     """
 
@@ -44,6 +45,7 @@ class Contents:
     step: int = 0
     run_id: Any = None
     course: Course = field(default_factory=Course)
+    sharded: bool = False
     checked: bool = True
 
     @property
@@ -89,6 +91,7 @@ def _read_state(state: State, size: int) -> Contents:
         course.step,
         state.provenance.get("run_id"),
         course,
+        sharded=state.shards is not None,
     )
 
 

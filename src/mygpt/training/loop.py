@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from mygpt.data.batches import Tokens
 from mygpt.evaluation import Evaluation, evaluate
-from mygpt.generation.writer import Writer
 from mygpt.model import GPT
 from mygpt.novelty import measure_novelty
 from mygpt.text import Document
@@ -39,6 +38,7 @@ from mygpt.training.keeper import Keeper
 from mygpt.training.memory import out_of_memory
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.plan import Plan
+from mygpt.training.records import step_record, validation_record, write_sample
 from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate
 from mygpt.training.sharding import is_sharded
@@ -298,15 +298,7 @@ class Trainer:
         if not self._read_loss():
             return  # that it was left out has been told
         tokens = self._plan.tokens
-        self.run.append_log(
-            {
-                "step": course.step,
-                "loss": course.loss,
-                "lr": lr,
-                "tokens": tokens,
-                "elapsed_s": round(course.elapsed_s, 3),
-            }
-        )
+        self.run.append_log(step_record(course, lr, tokens))
         seconds = max(1e-9, course.elapsed_s - since[1])
         steps_a_second = (course.step - since[0]) / seconds
         self.tell(
@@ -356,36 +348,20 @@ class Trainer:
         return result
 
     def _tell_validation(self, result: Evaluation, *, best: bool) -> None:
-        course = self.course
-        self.run.append_log(
-            {
-                "step": course.step,
-                "val_loss": result.loss,
-                "val_bits_per_byte": result.bits_per_byte,
-                "val_bits_per_char": result.bits_per_char,
-                "val_standard_error": _finite(result.standard_error),
-                "val_window": result.seq_len,
-                "elapsed_s": round(course.elapsed_s, 3),
-            }
-        )
-        self.tell(Evaluated(course.step, result, best))
+        self.run.append_log(validation_record(self.course, result))
+        self.tell(Evaluated(self.course.step, result, best))
 
     def _show_sample(self, done: float) -> None:
         """Write a little from nothing; the seed keeps training's own random numbers as they are."""
         self._sampled = (self.course.step, done)
         if self.config.sample_tokens and self.world.is_main and not self._sharded:
-            shape = self.model.config
-            self.model.config = self._plan.as_trained(shape)
-            try:
-                writer = Writer(self.model, self.tokenizer)
-                text = writer.generate("", self.config.sample_tokens, seed=self.course.step)
-            finally:
-                self.model.config = shape
+            shape = self._plan.as_trained(self.model.config)
+            sample = write_sample(self.model, shape, self.tokenizer, self.config, self.course.step)
             self.model.train()
-            novelty = measure_novelty(text, self.documents) if self.documents else None
+            novelty = measure_novelty(sample, self.documents) if self.documents else None
             copied = [] if novelty is None else [[p.start, p.end] for p in novelty.passages]
-            self.run.append_log({"step": self.course.step, "sample": text, "copied": copied})
-            self.tell(Sampled(self.course.step, text, novelty))
+            self.run.append_log({"step": self.course.step, "sample": sample, "copied": copied})
+            self.tell(Sampled(self.course.step, sample, novelty))
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Write the new run's first state, and `settings` for people."""
@@ -405,8 +381,3 @@ class Trainer:
         self.course = course
         self._last_loss = None
         self._guard.reset(course)
-
-
-def _finite(value: float) -> float | None:
-    """A number that JSON has."""
-    return value if math.isfinite(value) else None

@@ -22,6 +22,7 @@ from mygpt.tokenization import Tokenizer
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
+from mygpt.training.hardware import compute_dtype
 from mygpt.training.large import stored_as
 from mygpt.training.memory import check_model_fits, free_memory
 from mygpt.training.origin import Origin, read_origin, require_as_it_is, require_elsewhere
@@ -194,6 +195,7 @@ def _settled(
     plain = planned.training.get("dtype", "auto") in ("auto", "float32")
     planned.training["engine"] = suitable_engine(shape, device) if whole and plain else "torch"
     config = TrainConfig(**planned.training)
+    compute_dtype(config.dtype, device)
     check_model_fits(shape, free_memory(device, world, config))
     if config.longest_window > shape.max_seq_len:
         if not config.stages:
