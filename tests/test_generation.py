@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import reference
-from mygpt import GPT, SamplingConfig, generate, stream
+from mygpt import GPT, CharTokenizer, SamplingConfig, Writer, generate, stream
 from mygpt.engines.torch_engine import CachedReader, PlainReader, choose_reader
 from mygpt.errors import InputError
 from shapes import CONFIGS, MODERN, TUTORIAL, build
@@ -297,11 +298,29 @@ def test_a_model_in_double_precision_is_drawn_from_as_the_chapter_does():
 # --- the model's state ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [Foreign, lambda: build(TUTORIAL)])
-def test_model_is_left_in_eval_mode(make):
+@pytest.mark.parametrize("make", [Foreign, lambda: build(TUTORIAL), own_forward])
+def test_every_module_is_afterwards_in_the_mode_it_was_in(make):
+    """A sample written in the middle of training must not switch dropout off from there on."""
     model = make().train()
+    next(reversed(list(model.modules()))).eval()  # frozen by its owner
+    modes = [module.training for module in model.modules()]
     generate(model, PROMPT, 2)
-    assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
+    for _ in stream(model, PROMPT, 2):  # nor between the steps
+        assert [module.training for module in model.modules()] == modes
+    if isinstance(model, GPT):
+        Writer(model, CharTokenizer("abcde"), engine="torch").generate("a", 2)
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("make", [Foreign, lambda: build(TUTORIAL), own_forward])
+def test_no_rows_give_no_rows(make):
+    empty = torch.zeros(0, 3, dtype=torch.int64)
+    for options in ({}, {"seed": 1}, {"top_k": 1}):
+        out = generate(make(), empty, 4, **options)
+        assert out.shape == (0, 7)
+        assert out.dtype == torch.int64
+        assert [ids.shape for ids in stream(make(), empty, 4, **options)] == [(0,)] * 4
 
 
 def test_dropout_does_not_act_while_writing():
@@ -362,6 +381,9 @@ def test_the_prompt_is_not_written_to_and_the_result_not_shared():
     ("prompt", "options", "message"),
     [
         (PROMPT[0], {}, r"must be \(B, T\) int64, not \(3,\).*unsqueeze\(0\)"),
+        ([[1, 4, 0]], {}, r"must be a \(B, T\) int64 tensor, not list: torch.tensor"),
+        (None, {}, "int64 tensor, not NoneType"),
+        (PROMPT.numpy(), {}, "int64 tensor, not ndarray"),
         (PROMPT[None], {}, r"must be \(B, T\) int64, not \(1, 1, 3\)"),
         (PROMPT.int(), {}, "int64, not .* torch.int32"),
         (PROMPT.float(), {}, "int64, not .* torch.float32"),
@@ -371,6 +393,7 @@ def test_the_prompt_is_not_written_to_and_the_result_not_shared():
         (PROMPT, {"max_new_tokens": -1}, "max_new_tokens=-1 must be a whole number of at least 0"),
         (PROMPT, {"max_new_tokens": 2.5}, "max_new_tokens=2.5 must be a whole number"),
         (PROMPT, {"temperature": -1.0}, "temperature=-1.0"),
+        (PROMPT, {"temperature": None}, "temperature=None must be a number"),
         (PROMPT, {"top_k": -1}, "top_k=-1"),
         (PROMPT, {"top_p": 0.0}, "top_p=0.0"),
         (PROMPT, {"min_p": 2.0}, "min_p=2.0"),
@@ -387,6 +410,20 @@ def test_wrong_arguments_are_refused_at_once(write, prompt, options, message):
         write(model, prompt, **{"max_new_tokens": 3, **options})
     assert isinstance(caught.value, ValueError)
     assert model.training, "a refused call changes nothing"
+
+
+def test_what_is_no_model_is_refused():
+    for model in (None, "runs/poems", nn.Linear(2, 2)):
+        with pytest.raises(InputError, match=r"model is a .*: give a GPT, or a torch module"):
+            generate(model, PROMPT, 2)
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "seed": np.uint64(7)}
+    plain = {"temperature": 0.5, "top_k": 3, "seed": 7}
+    model = model_of("tutorial")
+    out = generate(model, PROMPT, np.int32(5), **options)
+    assert torch.equal(out, generate(model, PROMPT, 5, **plain))
 
 
 def test_a_broken_model_is_named():

@@ -57,6 +57,15 @@ def test_which_stage_is_at_which_share() -> None:
     assert settings_of(stages=((0.5, 2, 8),)).longest_window == 4
 
 
+def test_numbers_of_numpy_become_json() -> None:
+    """A batch size or a rate that was computed with NumPy is written like any other."""
+    config = settings_of(batch_size=np.int64(4), lr=np.float32(0.5), seed=np.int64(3))
+    assert config == settings_of(batch_size=4, lr=0.5, seed=3)
+    assert json.loads(json.dumps(config.to_dict()))["seed"] == 3
+    shape = GPTConfig(np.int64(5), np.int32(8), 2, 1, dropout=np.float32(0.5))
+    assert json.loads(json.dumps(shape.to_dict()))["dropout"] == 0.5
+
+
 @pytest.mark.parametrize(
     "stages",
     [

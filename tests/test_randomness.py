@@ -101,6 +101,13 @@ def test_seeds_that_are_none_are_refused(seed):
             attempt(seed)
 
 
+@pytest.mark.parametrize("seed", [np.int64(7), np.uint64(2**64 - 1), np.int32(0)])
+def test_seeds_of_numpy_are_seeds(seed):
+    stream = Stream(seed, 2)
+    assert type(stream.seed) is int
+    assert stream.uniform(5) == Stream(int(seed), 2).uniform(5)
+
+
 def test_fresh_seeds_are_seeds_and_differ():
     seeds = {fresh_seed() for _ in range(20)}
     assert len(seeds) > 15

@@ -249,11 +249,18 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
             tokenizer.token_text(wrong)
 
 
-@pytest.mark.parametrize("ids", [[0.0], [True], ["a"], [[0, 1]], torch.tensor(1), [2**70]])
+@pytest.mark.parametrize("ids", [[0.0], [True], ["a"], [[0, 1]], torch.tensor(1), [2**70], None, 1])
 def test_ids_that_are_no_row_of_whole_numbers_are_refused(ids):
     for tokenizer in (BYTES, CharTokenizer("abc")):
         with pytest.raises(InputError, match="whole numbers in one row"):
             tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", [None, 3, ["a"]])
+def test_what_is_no_text_is_refused(text):
+    for tokenizer in (BYTES, CharTokenizer("abc")):
+        with pytest.raises(InputError, match="a text must be a string, not"):
+            tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("ids", [[], (), iter([]), torch.tensor([], dtype=torch.int64)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mygpt import GPT, VOCAB, generate, get_batch, set_seed, to_ids
+from mygpt.errors import InputError
 
 CYCLE = [0, 1, 2, 3]
 
@@ -25,6 +26,13 @@ def test_unknown_words_are_listed():
         to_ids(["I", "hate", "AI", "?"])
     assert isinstance(caught.value, ValueError)
     assert str(caught.value).startswith("['hate', '?'] not in the vocabulary ['I', 'love'")
+
+
+def test_what_is_no_list_of_words_is_refused():
+    with pytest.raises(InputError, match="tokens=None must be a list of words"):
+        to_ids(None)
+    with pytest.raises(InputError, match="seed=None must be a whole number"):
+        set_seed(None)
 
 
 def test_set_seed_seeds_torch():

@@ -325,8 +325,11 @@ def test_unknown_characters_of_a_prompt_are_listed():
         ({"num_samples": 1.5}, "num_samples=1.5"),
         ({"stop": "ab"}, "stop must be a list of strings"),
         ({"stop": ["ab", ""]}, "at least one character"),
-        ({"logprobs": -1}, "logprobs=-1 must be from 0 to the vocabulary's size, 4"),
-        ({"logprobs": 5}, "logprobs=5"),
+        ({"stop": [3]}, "stop must be a list of strings"),
+        ({"logprobs": -1}, "logprobs=-1 must be a whole number of at least 0"),
+        ({"logprobs": "2"}, "logprobs='2' must be a whole number"),
+        ({"topk": 3}, "unknown option topk: there are .*top_k"),
+        ({"logprobs": 5}, "logprobs=5 must be at most the vocabulary's size, 4"),
         ({"seed": -1}, "seed=-1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"overflow": "wrap"}, "overflow='wrap'"),
@@ -341,6 +344,12 @@ def test_wrong_options_are_refused_at_once(options, message):
     if "num_samples" not in options:
         with pytest.raises(InputError, match=message):
             w.stream("ab", **options)
+
+
+@pytest.mark.parametrize("prompt", [None, 3, b"ab", ["a"]])
+def test_a_prompt_that_is_no_text_is_refused(prompt):
+    with pytest.raises(InputError, match=r"prompt=.* must be text"):
+        writer("char").generate(prompt)
 
 
 def test_repr_says_what_it_is():

@@ -45,6 +45,16 @@ def require_number(name: str, value: Any) -> None:
         raise InputError(f"{name}={value!r} must be a number")
 
 
+def make_plain(config: Any) -> None:
+    """Replace NumPy's numbers in a dataclass's fields by Python's, which become JSON."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if type(value) in (bool, int, float) or not isinstance(value, Real):
+            continue
+        plain = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(config, field.name, plain)
+
+
 def require_path(name: str, value: Any) -> None:
     """Raise `InputError` unless `value` is a name that a file or folder can have."""
     if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
@@ -55,18 +65,6 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `InputError` unless `value` is one of `choices`."""
     if value not in choices:
         raise InputError(f"{name}={value!r} is not known: choose {', '.join(choices)}")
-
-
-_WHOLE = (
-    "vocab_size",
-    "embed_dim",
-    "num_heads",
-    "num_layers",
-    "max_seq_len",
-    "num_kv_heads",
-    "head_dim",
-    "mlp_dim",
-)
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ class GPTConfig:
         for name in ("num_kv_heads", "head_dim", "mlp_dim"):
             if getattr(self, name) is not None:
                 require_int(name, getattr(self, name), least=1)
-        for name in _WHOLE:
-            if getattr(self, name) is not None:  # a NumPy integer would not become JSON
-                object.__setattr__(self, name, int(getattr(self, name)))
+        make_plain(self)
         require_choice("norm", self.norm, ("layer", "rms"))
         require_choice("position", self.position, ("learned", "rotary"))
         require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
@@ -321,7 +317,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            if getattr(self, name) is not None:
+            if name == "temperature" or getattr(self, name) is not None:
                 require_number(name, getattr(self, name))
         if not (0.0 <= self.temperature < math.inf):
             raise InputError(

@@ -6,8 +6,7 @@ Letters: B batch, T time, W windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mygpt.errors import InputError
-from mygpt.model import GPT
+from mygpt.model import GPT, evaluating
 from mygpt.text import Document
 from mygpt.tokenization import Tokenizer
 
@@ -96,7 +95,7 @@ def evaluate(
     reach = np.arange(seq_len + 1)
     rows = rows_at_once(seq_len, len(byte_lengths))
     sums = []
-    with _evaluating(model):
+    with evaluating(model):
         for at in range(0, len(starts), rows):
             ids = tokens[starts[at : at + rows, None] + reach]  # (B, T + 1)
             found = score(ids[:, :-1], ids[:, 1:])
@@ -161,7 +160,7 @@ def evaluate_nanogpt(
     reach = np.arange(seq_len + 1)
     rows = rows_at_once(seq_len, len(byte_lengths))
     sums = []
-    with _evaluating(model):
+    with evaluating(model):
         for _ in range(NANOGPT_BATCHES):
             size = (NANOGPT_BATCH_SIZE,)
             starts = torch.randint(len(tokens) - seq_len, size, generator=generator).numpy()
@@ -199,18 +198,6 @@ def predicted_chars(
     first = int(tokens[0])
     known = len(tokenizer.decode([first])) if tokenizer.byte_lengths()[first] else 0
     return sum(map(len, documents)) - known
-
-
-@contextmanager
-def _evaluating(model: GPT) -> Iterator[None]:
-    """Without dropout and gradients; afterwards the model is in the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def _windows(

@@ -9,6 +9,8 @@ order of the data at any step is known without replaying the steps before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +47,12 @@ def philox(seed: int, counter: tuple[Words, Words, Words, Words]) -> tuple[Words
     return x0, x1, x2, x3
 
 
-def check_seed(seed: int) -> None:
-    """Raise `InputError` unless `seed` is a whole number that fits in 64 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+def check_seed(seed: Any) -> int:
+    """`seed` as an int; `InputError` unless it is a whole number that fits in 64 bits."""
+    # NumPy's integers are Integral too, and no int.
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
         raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
+    return int(seed)
 
 
 def _uniform(seed: int, first: int, second: int, purpose: int) -> float:
@@ -71,7 +75,7 @@ class Stream:
     index: int = 0
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.index < 0:
             raise InputError(f"index={self.index} of a stream must be at least 0")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -17,6 +17,8 @@ def to_ids(tokens: Sequence[str]) -> torch.Tensor:
     Raises:
         UnknownTokenError: for a word outside `VOCAB` (a KeyError and a ValueError).
     """
+    if not isinstance(tokens, Iterable):
+        raise InputError(f"tokens={tokens!r:.40} must be a list of words of {list(VOCAB)}")
     unknown = [token for token in tokens if token not in VOCAB]
     if unknown:
         raise UnknownTokenError(f"{unknown} not in the vocabulary {list(VOCAB)}")
@@ -25,7 +27,10 @@ def to_ids(tokens: Sequence[str]) -> torch.Tensor:
 
 def set_seed(seed: int = 0) -> None:
     """Seed torch's global generators, on CUDA and MPS too where they exist."""
-    torch.manual_seed(seed)
+    try:
+        torch.manual_seed(seed)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"seed={seed!r:.40} must be a whole number of 64 bits") from None
 
 
 def get_batch(

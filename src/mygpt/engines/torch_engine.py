@@ -20,7 +20,7 @@ from mygpt.config import Overflow
 from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request, Window
 from mygpt.kv_cache import FixedShapes, KVCache
-from mygpt.model import GPT
+from mygpt.model import GPT, evaluating
 from mygpt.sampling import next_ids
 
 _log = logging.getLogger("mygpt")
@@ -180,7 +180,7 @@ class TorchEngine:
     """Any model, on any device torch has.
 
     Args:
-        model: a `GPT`, or a module as `PlainReader` takes; in eval mode while it writes.
+        model: a `GPT`, or a module as `PlainReader` takes; in eval mode while it reads.
         compile: compile the step that reads one token, when it is first needed: it takes up to
             a minute, and then long texts are written faster. Only a `GPT` has such a step, and
             past the window "crop" reads all of it again instead.
@@ -196,7 +196,7 @@ class TorchEngine:
 
     def start(self, requests: Sequence[Request]) -> TorchDecoding:
         """Begin to decode; see `mygpt.engines.contract.Engine`."""
-        return TorchDecoding(self.model.eval(), requests, self._compiled)
+        return TorchDecoding(self.model, requests, self._compiled)
 
     def open(self, size: int) -> SeparateBatch:
         """A batch of rows of their own; see `mygpt.engines.contract.Engine`."""
@@ -244,7 +244,7 @@ class _Batch:
     def __init__(
         self, model: Any, requests: Sequence[Request], compiled: CompiledStep | None
     ) -> None:
-        self.requests = requests
+        self.model, self.requests = model, requests
         first = requests[0]
         self.length = len(first.prompt)
         self.room = first.room(model.max_seq_len)
@@ -284,7 +284,7 @@ class _Batch:
 
     def _step(self) -> list[int]:
         so_far = self.text[:, : self.length + self.drawn]
-        with torch.no_grad():
+        with evaluating(self.model):
             self._newest = self.reader.next_logits(so_far)
             streams = [request.stream for request in self.requests]
             sampling = self.requests[0].sampling

@@ -24,7 +24,7 @@ from mygpt.engines.torch_engine import choose_reader
 from mygpt.errors import InputError
 from mygpt.generation.multinomial import draws
 from mygpt.generation.packing import cpu_engine_of, numbers_to_pack
-from mygpt.model import GPT
+from mygpt.model import GPT, evaluating
 from mygpt.randomness import Stream
 from mygpt.sampling import next_ids
 
@@ -49,8 +49,8 @@ def generate(
 
     Args:
         model: a `GPT`, or any module whose forward returns `(logits, anything)` and that has
-            `max_seq_len`. It is left in eval mode.
-        prompt_ids: (B, T) int64; longer than the window is fine.
+            `max_seq_len`. It runs in eval mode and is afterwards in the mode it was in.
+        prompt_ids: (B, T) int64 tensor; longer than the window is fine, B may be 0.
         max_new_tokens: how many tokens to append.
         temperature: below 1 sharpens, above 1 flattens; 0 is argmax.
         top_k: draw from the k likeliest tokens alone; None or 0 is off.
@@ -99,6 +99,15 @@ def stream(
 
 
 def _check_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
+        raise InputError(
+            f"model is a {type(model).__name__}: give a GPT, or a torch module with max_seq_len"
+        )
+    if not isinstance(prompt_ids, torch.Tensor):
+        raise InputError(
+            f"prompt_ids must be a (B, T) int64 tensor, not {type(prompt_ids).__name__}: "
+            "torch.tensor([[0, 1]]) is one prompt of two ids"
+        )
     if prompt_ids.ndim != 2 or prompt_ids.dtype != torch.int64:
         raise InputError(
             f"prompt_ids must be (B, T) int64, not {tuple(prompt_ids.shape)} {prompt_ids.dtype}: "
@@ -142,8 +151,6 @@ class _Job:
         self.streams = None if seed is None else [Stream(seed, i) for i in range(self.batch)]
         self.model, self.prompt_ids, self.overflow = model, prompt_ids, overflow
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
-        if model.training:
-            model.eval()
 
     def all_at_once(self) -> torch.Tensor:
         """All new tokens, (B, new) int64."""
@@ -206,13 +213,15 @@ class _Job:
             yield torch.from_numpy(decoding.last_ids())
 
     def _torch_steps(self) -> Iterator[torch.Tensor]:
-        self.model.eval()
-        reader = choose_reader(self.model, self.batch, self.overflow)
         text = self.prompt_ids.new_empty(self.batch, self.length + self.max_new_tokens)
         text[:, : self.length] = self.prompt_ids
+        if self.batch == 0:  # no rows: nothing for the model to read
+            yield from text[:, self.length :].T
+            return
+        reader = choose_reader(self.model, self.batch, self.overflow)
         for step in range(self.max_new_tokens):
             so_far = text[:, : self.length + step]
-            with torch.no_grad():
+            with evaluating(self.model):  # not around the loop: the caller acts between steps
                 logits = reader.next_logits(so_far)
                 ids = next_ids(logits, self.sampling, so_far, self.streams, step)
             text[:, self.length + step] = ids

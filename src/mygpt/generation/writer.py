@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _BLOCK_S = 0.002
 _CACHE_BYTES = 2**30  # what the keys and values of samples written together may take
 _MOST_TOGETHER = 64
+_OPTIONS = ("seed", "stop", "logprobs", "overflow")
 
 
 class Writer:
@@ -167,8 +169,7 @@ class Writer:
         self, prompt: str = "", max_new_tokens: int = 200, num_samples: int = 1, **options: Any
     ) -> Iterator[Completion]:
         """What `complete` returns, one after another: as many together as memory allows."""
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise InputError(f"num_samples={num_samples!r} must be a whole number of at least 1")
+        require_int("num_samples", num_samples, least=1)
         return _Job(self, prompt, max_new_tokens, **options).samples(num_samples)
 
 
@@ -182,17 +183,28 @@ class _Job:
         max_new_tokens: int,
         *,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = None,
         logprobs: int | None = None,
         overflow: Overflow = "crop",
         **sampling: Any,
     ) -> None:
-        if isinstance(stop, str) or not all(stop):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt={prompt!r:.40} must be text")
+        stop = [] if stop is None else stop
+        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
             raise InputError("stop must be a list of strings of at least one character each")
         vocab_size = writer.tokenizer.vocab_size
-        if logprobs is not None and not 0 <= logprobs <= vocab_size:
+        if logprobs is not None:
+            require_int("logprobs", logprobs, least=0)
+            if logprobs > vocab_size:
+                raise InputError(
+                    f"logprobs={logprobs} must be at most the vocabulary's size, {vocab_size}"
+                )
+        unknown = sorted(set(sampling) - {field.name for field in fields(SamplingConfig)})
+        if unknown:
             raise InputError(
-                f"logprobs={logprobs} must be from 0 to the vocabulary's size, {vocab_size}"
+                f"unknown option {', '.join(unknown)}: there are {', '.join(_OPTIONS)} and "
+                f"{', '.join(field.name for field in fields(SamplingConfig))}"
             )
         check_max_new_tokens(max_new_tokens)
         check_overflow(overflow)

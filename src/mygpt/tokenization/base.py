@@ -89,6 +89,8 @@ class Tokenizer(Protocol):
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     """`ids` (a tensor, array or list) as a list; `InputError` for one outside the vocabulary."""
+    if not hasattr(ids, "__iter__"):
+        raise InputError(f"ids must be whole numbers in one row, not {type(ids).__name__}")
     array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))
     if array.size == 0:
         return []
@@ -104,8 +106,15 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     return values
 
 
+def require_text(text: object) -> None:
+    """Raise `InputError` unless `text` is a string."""
+    if not isinstance(text, str):
+        raise InputError(f"a text must be a string, not {type(text).__name__}")
+
+
 def pieces_of(text: str) -> Iterator[str]:
     """A text in pieces of about a million characters; none of no text."""
+    require_text(text)
     return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
 
 
@@ -125,6 +134,7 @@ def encode_strictly(piece: str, codec: str, start: int) -> bytes:
         codec: a Unicode encoding.
         start: where in the text the piece begins.
     """
+    require_text(piece)
     try:
         return piece.encode(codec)
     except UnicodeEncodeError as error:

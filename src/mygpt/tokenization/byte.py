@@ -31,7 +31,7 @@ class ByteTokenizer:
 
     def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
         """Ids of `text`'s UTF-8 bytes, or of any bytes, a 1-D int64 array."""
-        data = encode_strictly(text, "utf-8", 0) if isinstance(text, str) else text
+        data = text if isinstance(text, bytes) else encode_strictly(text, "utf-8", 0)
         return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:

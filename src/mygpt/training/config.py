@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
 
-from mygpt.config import SHAPES, require_choice, require_int, require_number
+from mygpt.config import SHAPES, make_plain, require_choice, require_int, require_number
 from mygpt.errors import InputError
 from mygpt.randomness import check_seed
 
@@ -145,6 +145,7 @@ class TrainConfig:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         check_seed(self.seed)
+        make_plain(self)
         self._check_stages()
         self._check_eval_shares()
 
