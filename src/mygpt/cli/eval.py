@@ -70,6 +70,15 @@ def eval(
     encoding: Annotated[
         str | None, typer.Option(help="Of the texts; without it UTF-8.", show_default=False)
     ] = None,
+    split_documents: Annotated[
+        bool | None,
+        typer.Option(
+            "--split-documents/--no-split-documents",
+            help="Whether <|endoftext|> in a file separates documents, or is text; without it as "
+            "the model was trained.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
@@ -88,7 +97,8 @@ def eval(
         )
     if stride is not None and protocol == "nanogpt":
         raise InputError("--stride is for the full pass: nanoGPT's protocol draws its windows")
-    text = _read_text(found, file, last, train, encoding)
+    split = _was_split(found) if split_documents is None else split_documents
+    text = _read_text(found, file, last, train, encoding=encoding, split=split)
     results = _evaluate(found, text, protocol, window, stride, device)
     baselines = _baselines(found, text)
     if json:
@@ -109,6 +119,7 @@ class _Text:
         learned: the other text; may be empty.
         learned_tokens: its ids.
         warning: what has to be known about it; may be empty.
+        notes: how it was read, one line each.
     """
 
     name: str
@@ -117,10 +128,23 @@ class _Text:
     learned: Sequence[Document]
     learned_tokens: NDArray[Any]
     warning: str
+    notes: list[str]
+
+
+def _was_split(found: Checkpoint) -> bool:
+    """Whether the model's own text was split at `SEPARATOR`; a model's from elsewhere is."""
+    corpus = found.provenance.get("corpus")
+    return bool(corpus.get("split_documents", False)) if isinstance(corpus, dict) else True
 
 
 def _read_text(
-    found: Checkpoint, file: Path, last: float | None, train: Path | None, encoding: str | None
+    found: Checkpoint,
+    file: Path,
+    last: float | None,
+    train: Path | None,
+    *,
+    encoding: str | None,
+    split: bool,
 ) -> _Text:
     from mygpt.data import encode_documents, is_store
     from mygpt.text import read_corpus, split_documents
@@ -133,6 +157,7 @@ def _read_text(
     options: dict[str, Any] = {
         "encoding": encoding,
         "allow_bytes": found.tokenizer.kind == "byte",
+        "split": split,
     }
     corpus = read_corpus([str(file)], **options)
     held, learned_before = corpus.documents, _learned(found, corpus.sha256, last)
@@ -147,7 +172,7 @@ def _read_text(
         raise InputError(f"the text has {len(tokens)} token: give at least 2, one to predict from")
     name = str(file) if last is None else f"the last {last:g} of {file}"
     learned_tokens = encode_documents(learned, found.tokenizer)
-    return _Text(name, held, tokens, learned, learned_tokens, learned_before)
+    return _Text(name, held, tokens, learned, learned_tokens, learned_before, corpus.notes)
 
 
 def _learned(found: Checkpoint, sha256: str, last: float | None) -> str:
@@ -234,8 +259,7 @@ def _lines(
     lines.append("the same text, from worst to best (bits per byte; nats per token):")
     for bits, name, loss in sorted(rows, key=lambda row: -row[0]):
         lines.append(f"  {name:<20}{bits:8.4f}" + ("" if loss is None else f"  {loss:8.4f}"))
-    if text.warning:
-        lines.append(f"note: {text.warning}")
+    lines += [f"note: {note}" for note in [*text.notes, *[text.warning] * bool(text.warning)]]
     if baselines.unigram is None:
         lines.append("give --train FILE, or --last, and n-gram models learn from it too")
     if baselines.bounds:

@@ -48,6 +48,15 @@ def tokenize(
             help="Of the files; without it UTF-8, or what a BOM says.", show_default=False
         ),
     ] = None,
+    split_documents: Annotated[
+        bool | None,
+        typer.Option(
+            "--split-documents/--no-split-documents",
+            help="Whether <|endoftext|> in a file, line or row separates documents (it does), or "
+            "is text.",
+            show_default=False,
+        ),
+    ] = None,
     shard_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens of a shard (16,777,216).", show_default=False),
@@ -69,7 +78,7 @@ def tokenize(
     Example: mygpt tokenize corpus/*.jsonl.zst --out corpus.store && mygpt train corpus.store
     """
     from mygpt.data.storing.build import SHARD_TOKENS, build_store
-    from mygpt.text import find_sources
+    from mygpt.text import SEPARATOR, find_sources
 
     if not out:  # a variable that is not set, in a script
         raise InputError("--out is empty: name the store's folder")
@@ -85,6 +94,7 @@ def tokenize(
                 tokenizer=_tokenizer(tokenizer),
                 field=field,
                 encoding=encoding,
+                split_documents=split_documents,
                 shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
                 workers=workers,
                 overwrite=overwrite,
@@ -94,6 +104,13 @@ def tokenize(
             display.stop()
             _say_how_to_go_on(out, display.committed)
             return 130
+    if display.separators and not quiet:
+        times = "once" if display.separators == 1 else f"{display.separators:,} times"
+        print(
+            f"{SEPARATOR} was found {times}, and separates documents (--no-split-documents "
+            "leaves it in the text)",
+            file=sys.stderr,
+        )
     if not quiet:
         print(visible(_summary(store, display.encoded, time.monotonic() - began), sys.stdout))
     return 0
@@ -143,10 +160,11 @@ class _Display:
     Attributes:
         committed: tokens that are safe.
         encoded: tokens that were encoded in this sitting.
+        separators: of documents within a file, a line or a row, that were read.
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        self.committed = self.encoded = 0
+        self.committed = self.encoded = self.separators = 0
         self._quiet = quiet
         self._first: int | None = None
         self._began = self._told = time.monotonic()
@@ -184,7 +202,7 @@ class _Display:
 
     def __call__(self, progress: StoreProgress) -> None:
         """Show how far it is."""
-        self.committed = progress.committed
+        self.committed, self.separators = progress.committed, progress.separators
         if self._first is None:
             self._first = progress.committed
         self.encoded = progress.tokens - self._first

@@ -105,6 +105,15 @@ def train(
             help="Of the files; without it UTF-8, or what a BOM says.", show_default=False
         ),
     ] = None,
+    split_documents: Annotated[
+        bool | None,
+        typer.Option(
+            "--split-documents/--no-split-documents",
+            help="Whether <|endoftext|> in a file separates documents, or is text (it separates, "
+            "but for --preset tutorial).",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     seed: Annotated[int | None, _help("Decides weights, data order and dropout (0).", "")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -180,9 +189,12 @@ def train(
         if given[name] == "":
             _refuse_empty(name)
     named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
-    source = ("preset", "tokenizer", "val_file", "encoding", "exportable", "init_from")
+    source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
+    source += ("exportable", "init_from")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
-    chosen = {name: given[name] for name in source if given[name] not in (None, False)}
+    chosen = {name: given[name] for name in source if given[name] is not None}
+    if not exportable:
+        del chosen["exportable"]
     if batch_size is not None:
         options["batch_size"] = _whole_or_auto(batch_size)
     from mygpt.text import require_there

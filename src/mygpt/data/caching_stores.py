@@ -121,6 +121,7 @@ def cached_store(
     tokenizer: str | Tokenizer,
     *,
     encoding: str | None = None,
+    split_documents: bool = False,
     progress: Callable[[StoreProgress], None] | None = None,
 ) -> CachedStore:
     """The store of some files, found in the cache or made there.
@@ -130,6 +131,7 @@ def cached_store(
         tokenizer: "auto" (characters where there are at most 512 distinct ones, else bytes), a
             name that `build_store` takes, a tokenizer's JSON file, or one that is there already.
         encoding: of the files; None is UTF-8, or what a byte-order mark says.
+        split_documents: whether `<|endoftext|>` separates documents of a file.
         progress: is told how far it is.
 
     Raises:
@@ -139,7 +141,7 @@ def cached_store(
     folder = stores_folder()
     if isinstance(tokenizer, str) and tokenizer.removeprefix("bpe:") == tokenizer:
         tokenizer = tokenizer if tokenizer in NAMES else load_tokenizer(tokenizer)
-    path = folder / _key(sources, tokenizer, encoding)
+    path = folder / _key(sources, tokenizer, encoding, split=split_documents)
     lock = _in_use.setdefault(path, SharedLock(folder / f"{path.name}.lock"))
     while True:
         lock.share()  # waits while another process makes it
@@ -149,12 +151,17 @@ def cached_store(
         if lock.own():
             break
         time.sleep(_POLL_S)
+    from mygpt.data.storing.build import build_store
+
     began = time.monotonic()
     try:
         if (found := opened(path)) is None:
             _make_room(folder, path, sum(map(_expected_bytes, sources)))
-            chosen = _by_characters(sources, encoding) if tokenizer == "auto" else tokenizer
-            found = _built(path, sources, chosen, encoding, progress)
+            how = partial(build_store, encoding=encoding, split_documents=split_documents)
+            chosen = tokenizer
+            if tokenizer == "auto":
+                chosen = _by_characters(sources, encoding, split=split_documents)
+            found = _built(path, sources, partial(how, tokenizer=chosen, progress=progress))
     except BaseException:
         lock.release()
         raise
@@ -163,11 +170,13 @@ def cached_store(
     return CachedStore(found, time.monotonic() - began)
 
 
-def _by_characters(sources: Sequence[TextSource], encoding: str | None) -> Tokenizer:
+def _by_characters(
+    sources: Sequence[TextSource], encoding: str | None, *, split: bool
+) -> Tokenizer:
     """Characters where few are distinct, else bytes; all of the text is read for that."""
     found: set[str] = set()
     for source in sources:
-        for piece in pieces(source, encoding=encoding):
+        for piece in pieces(source, encoding=encoding, split=split):
             found.update(piece.text)
             if len(found) > MOST_CHARACTERS:
                 return ByteTokenizer()
@@ -191,15 +200,21 @@ def stores_folder() -> Path:
     return folder
 
 
-def _key(sources: Sequence[TextSource], tokenizer: str | Tokenizer, encoding: str | None) -> str:
+def _key(
+    sources: Sequence[TextSource],
+    tokenizer: str | Tokenizer,
+    encoding: str | None,
+    *,
+    split: bool,
+) -> str:
     """The store's name."""
     places = [
         [os.fsencode(os.path.realpath(source.name)).hex(), source.size, source.modified_ns]
         for source in sources
     ]
     how: Any = tokenizer if isinstance(tokenizer, str) else tokenizer.to_state()
-    facts = json.dumps([_VERSION, version("tokenizers"), places, encoding, how], sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest()
+    facts = [_VERSION, version("tokenizers"), places, encoding, how, *["split"] * split]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def opened(path: Path) -> TokenStore | None:
@@ -241,24 +256,17 @@ def _make_room(folder: Path, path: Path, size: int) -> None:
 
 
 def _built(
-    path: Path,
-    sources: Sequence[TextSource],
-    tokenizer: str | Tokenizer,
-    encoding: str | None,
-    progress: Callable[[StoreProgress], None] | None,
+    path: Path, sources: Sequence[TextSource], build: Callable[..., TokenStore]
 ) -> TokenStore:
     """The store made at `path`, or a half-done one brought to its end."""
-    from mygpt.data.storing.build import build_store
-
     _keep_half_done(path)
     files = [os.path.realpath(source.name) for source in sources]
-    build = partial(build_store, files, path, tokenizer=tokenizer, encoding=encoding)
     try:
         try:
-            return build(progress=progress)
+            return build(files, path)
         except CheckpointError:  # what was begun there is damaged
             shutil.rmtree(path, ignore_errors=True)
-            return build(progress=progress)
+            return build(files, path)
     except StorageError as error:
         raise StorageError(f"{error}; {_REMEDY}") from None
 

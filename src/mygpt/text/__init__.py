@@ -6,11 +6,12 @@ same documents in pieces, however long they are.
 """
 
 from mygpt.text.corpus import BUILTIN, builtin_documents, name_of, read_corpus, require_there
-from mygpt.text.documents import Corpus, Document, as_bytes, split_documents
+from mygpt.text.documents import SEPARATOR, Corpus, Document, as_bytes, split_documents, split_note
 from mygpt.text.streams import Piece, TextSource, find_sources, pieces
 
 __all__ = [
     "BUILTIN",
+    "SEPARATOR",
     "Corpus",
     "Document",
     "Piece",
@@ -23,4 +24,5 @@ __all__ = [
     "read_corpus",
     "require_there",
     "split_documents",
+    "split_note",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mygpt.errors import InputError
 from mygpt.text.decoding import check_encoding, decode, text_bytes
-from mygpt.text.documents import Corpus, Document
+from mygpt.text.documents import SEPARATOR, Corpus, Document, parts_between_separators, split_note
 from mygpt.text.folder import Place, look_into
 from mygpt.text.reading import Reader, out_of_memory, shown
 
@@ -18,7 +18,11 @@ BUILTIN = "python-reference"
 
 
 def read_corpus(
-    paths: Sequence[str] = (), *, encoding: str | None = None, allow_bytes: bool = False
+    paths: Sequence[str] = (),
+    *,
+    encoding: str | None = None,
+    allow_bytes: bool = False,
+    split: bool = False,
 ) -> Corpus:
     """Read files, folders, glob patterns and "-" (standard input); nothing is the built-in corpus.
 
@@ -30,6 +34,7 @@ def read_corpus(
         paths: what to read.
         encoding: None is UTF-8, or what a byte-order mark says.
         allow_bytes: take a file that is not text as bytes instead of refusing it.
+        split: whether `SEPARATOR` separates documents of a file; else it is text as any other.
 
     Raises:
         InputError: for what is missing, empty, a device, or not text in that encoding.
@@ -50,7 +55,22 @@ def read_corpus(
         else:
             documents += _in_folder(place, reader, encoding)
     notes = [note for place in places for note in place.notes()]
+    if split:
+        documents, told = _split(documents)
+        notes += told
     return Corpus(name_of(paths), documents, notes + reader.notes)
+
+
+def _split(files: Sequence[Document]) -> tuple[list[Document], list[str]]:
+    """The files' documents, and a note where there are several in one."""
+    parts = [parts_between_separators(file) for file in files]
+    documents = [document for inside in parts for document in inside]
+    if not documents:
+        raise InputError(f"{shown(files[0].name)} holds no text, only {SEPARATOR}")
+    split = [inside for inside, file in zip(parts, files, strict=True) if inside != [file]]
+    if not split:
+        return documents, []
+    return documents, [split_note(len(split), sum(map(len, split)))]
 
 
 def require_there(paths: Sequence[str]) -> None:

@@ -6,10 +6,19 @@ A long text is dealt with in pieces: a second copy of it may be more than memory
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 _PIECE = 2**20  # characters or bytes
+
+# What separates the documents of one file: TinyStories has it in lines of its own, GPT-2's
+# exports between the texts. It goes together with the line ends behind it.
+SEPARATOR = "<|endoftext|>"
+LINE_ENDS = "\r\n"
+_SEPARATORS = re.compile(rf"{re.escape(SEPARATOR)}[{LINE_ENDS}]*")
+_SEPARATORS_IN_BYTES = re.compile(_SEPARATORS.pattern.encode())
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,8 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """One document's SHA-256 as a file's; of several, that of their digests in a row."""
-        digests = [_digest(document) for document in self.documents]
+        """One file's SHA-256; of several, that of their digests in a row."""
+        digests = [_digest(document) for document in _files(self.documents)]
         if len(digests) == 1:
             return digests[0].hex()
         return hashlib.sha256(b"".join(digests)).hexdigest()
@@ -79,11 +88,49 @@ def as_bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("utf-8")
 
 
+def _files(documents: Sequence[Document]) -> Iterator[Document]:
+    """The files that documents are, or are parts of."""
+    last: Document | None = None
+    for document in documents:
+        same = last is not None and (document.whole is last.whole and document.start > last.start)
+        last = document
+        if not same:
+            yield Document(document.name, document.whole)
+
+
 def _digest(document: Document) -> bytes:
     sha256 = hashlib.sha256()
     for piece in document.pieces():
         sha256.update(as_bytes(piece))
     return sha256.digest()
+
+
+def parts_between_separators(document: Document) -> list[Document]:
+    """The documents that `SEPARATOR` separates in a file; none of them is empty."""
+    whole = document.whole
+    parts: list[Document] = []
+    start = 0
+    pattern: re.Pattern[Any] = _SEPARATORS if isinstance(whole, str) else _SEPARATORS_IN_BYTES
+    for match in pattern.finditer(whole):
+        if match.start() > start:
+            parts.append(replace(document, start=start, end=match.start()))
+        start = match.end()
+    if not start:
+        return [document]
+    return parts + [replace(document, start=start)] * (start < len(whole))
+
+
+def without_separators(text: str) -> str:
+    """A text whose documents stand in lines of their own instead."""
+    return _SEPARATORS.sub("\n", text)
+
+
+def split_note(files: int, documents: int) -> str:
+    """What people should know of files that were split."""
+    return (
+        f"{SEPARATOR} separates the documents of {files:,} file{'s' * (files != 1)}: "
+        f"{documents:,} documents (--no-split-documents leaves it in the text)"
+    )
 
 
 def split_documents(

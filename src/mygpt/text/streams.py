@@ -11,13 +11,14 @@ import glob
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mygpt.errors import InputError
 from mygpt.text.decoding import begins_as_text, check_encoding
+from mygpt.text.documents import LINE_ENDS, SEPARATOR
 from mygpt.text.folder import Place, files_below
 from mygpt.text.reading import shown
 from mygpt.text.streams_files import blocks_of, reading, texts_of
@@ -151,8 +152,10 @@ def pieces(
     *,
     field: str = "text",
     encoding: str | None = None,
+    split: bool = False,
     skip_rows: int = 0,
     skip_characters: int = 0,
+    met: Callable[[int], None] | None = None,
 ) -> Iterator[Piece]:
     """A source's documents in pieces, in order; every document's last piece says that it ends.
 
@@ -160,18 +163,23 @@ def pieces(
         source: from `find_sources`.
         field: of an object or a table that holds the text.
         encoding: None is UTF-8, or what a byte-order mark says.
-        skip_rows: documents to leave out.
+        split: whether `SEPARATOR` separates documents of a file, or of a line or row.
+        skip_rows: documents to leave out; of those that are split the parts count.
         skip_characters: of the one after those, to leave out.
+        met: hears how many more separators were found, as they come.
 
     Raises:
         InputError: for what is no text, no whole file, or has no such field, with its place.
     """
+    skipped = 0 if split else skip_rows
     if source.kind == "text":
-        found = _whole(source, encoding) if not skip_rows else iter(())
+        found = _whole(source, encoding) if not skipped else iter(())
     elif source.kind == "lines":
-        found = _documents_of_lines(source, field, encoding, skip_rows)
+        found = _documents_of_lines(source, field, encoding, skipped)
     else:
-        found = _documents_of_table(source, field, skip_rows)
+        found = _documents_of_table(source, field, skipped)
+    if split:
+        found = _after(split_at_separators(found, met), skip_rows)
     left = skip_characters
     for piece in found:
         text = piece.text[left:]
@@ -179,6 +187,47 @@ def pieces(
         if piece.ends:
             left = 0
         yield piece._replace(text=text)
+
+
+def split_at_separators(
+    found: Iterator[Piece], met: Callable[[int], None] | None = None
+) -> Iterator[Piece]:
+    """Documents in pieces, each ended at a `SEPARATOR`, which goes with the line ends behind it.
+
+    Documents without text come too, as a piece that is empty. `met` hears how many separators
+    have come.
+    """
+    waiting, behind = "", False  # what may begin a separator; whether one has just ended
+    for text, ends, read in found:
+        *before, text = (waiting + text).split(SEPARATOR)
+        if before and met is not None:
+            met(len(before))
+        for part in before:
+            yield Piece(part.lstrip(LINE_ENDS) if behind else part, True, read)
+            behind = True
+        if behind:
+            text = text.lstrip(LINE_ENDS)
+            behind = not text
+        held = 0 if ends else _overlap(text)
+        waiting = text[len(text) - held :]
+        if held < len(text) or ends:
+            yield Piece(text[: len(text) - held], ends, read)
+        behind = behind and not ends
+
+
+def _overlap(text: str) -> int:
+    """How many characters at a text's end begin a separator."""
+    longest = min(len(text), len(SEPARATOR) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(SEPARATOR[:n])), 0)
+
+
+def _after(found: Iterator[Piece], skip: int) -> Iterator[Piece]:
+    """What comes after so many documents."""
+    for piece in found:
+        if skip:
+            skip -= piece.ends
+        else:
+            yield piece
 
 
 def _whole(source: TextSource, encoding: str | None) -> Iterator[Piece]:

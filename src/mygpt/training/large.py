@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mygpt.data.caching_stores import cached_store, large_sources
-from mygpt.text import find_sources, name_of
+from mygpt.text import find_sources, name_of, split_note
 from mygpt.tokenization import Tokenizer
 from mygpt.training.events import Listener, Note
-from mygpt.training.stored import StoredSource, source_of
+from mygpt.training.stored import StoredSource, source_of, splits
 
 if TYPE_CHECKING:
     from mygpt.data.storing.build import StoreProgress
@@ -78,15 +78,18 @@ def open_cached(
         sources,
         tokenizer,
         encoding=encoding,
+        split_documents=splits(settings),
         progress=None if tell is None else _telling(tell, name),
     )
     source = source_of(replace(cached.store, name=name), settings, val_fraction)
+    documents = cached.store.num_documents
     took = f", in {cached.built_s:.0f} s that no minutes count" if cached.built_s else ""
     note = (
         f"{name} has {size:,} bytes, so it is not read into memory: tokenized once into "
         f"{cached.store.path}{took} (MYGPT_CACHE moves it)"
     )
-    return replace(source, notes=[*notes, note, *source.notes])
+    split = [split_note(len(sources), documents)] if documents > len(sources) else []
+    return replace(source, notes=[*notes, note, *split, *source.notes])
 
 
 def _telling(tell: Listener, name: str) -> Callable[[StoreProgress], None]:

@@ -69,6 +69,7 @@ def prepare(
     tokenizer: str = "auto",
     val_file: str | Path | None = None,
     encoding: str | None = None,
+    split_documents: bool | None = None,
     device: str = "auto",
     exportable: bool = False,
     init_from: str | Path | None = None,
@@ -108,13 +109,17 @@ def prepare(
         "files": [resolved(name) for name in names],
         "val_file": None if val_file is None else resolved(str(val_file)),
         "encoding": encoding,
+        # The tutorial's way is its text as it is, without a token between documents.
+        "split_documents": config.data_order != "tutorial"
+        if split_documents is None
+        else split_documents,
         "preset": preset,
         "from": None if origin is None else origin.settings,
         "threads": torch.get_num_threads(),
     }
     known = None if origin is None else origin.checkpoint.tokenizer
     if stores := stores_among(names):
-        require_as_stored(stores[0], tokenizer, encoding, config.data_order, known)
+        require_as_stored(stores[0], tokenizer, encoding, config.data_order, known, split_documents)
     speed = cache(lambda: world.size * measured_speed(preset, options, where))
 
     def suitable(num_chars: int) -> str:

@@ -97,9 +97,7 @@ def replay(
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         run=run,
-        provenance=provenance_of(
-            source, state.settings["preset"], command, state.settings.get("from")
-        ),
+        provenance=provenance_of(source, state.settings["preset"], command, state.settings),
         settings=state.settings,
         listener=listener,
         given_plan=given[:steps].copy(),

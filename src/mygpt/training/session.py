@@ -51,6 +51,7 @@ def train(
     tokenizer: str = "auto",
     val_file: str | Path | None = None,
     encoding: str | None = None,
+    split_documents: bool | None = None,
     device: str = "auto",
     exportable: bool = False,
     init_from: str | Path | None = None,
@@ -69,6 +70,8 @@ def train(
         tokenizer: "auto", "char", "byte", "bpe", "bpe:SIZE", or the path of a tokenizer's JSON.
         val_file: text to validate on; None keeps the last tenth of `files`.
         encoding: of the files; None is UTF-8 or what a byte-order mark says.
+        split_documents: whether `<|endoftext|>` in a file separates documents (else it is text
+            as any other); None is true, but for the tutorial's preset.
         device: "auto", "cpu", "cuda" or "mps".
         exportable: leave out what other programs do not know: n-gram tables.
         init_from: a checkpoint or run to go on from with this text, in its shape and with its
@@ -90,8 +93,9 @@ def train(
     require_listener(listener)
     asked: dict[str, Any] = {
         "output": output, "overwrite": overwrite, "preset": preset, "tokenizer": tokenizer,
-        "val_file": val_file, "encoding": encoding, "exportable": exportable,
-        "init_from": init_from, "began": began, "listener": listener, **options,
+        "val_file": val_file, "encoding": encoding, "split_documents": split_documents,
+        "exportable": exportable, "init_from": init_from, "began": began, "listener": listener,
+        **options,
     }  # fmt: skip
     with joined(device) as world:
         told = listening(world, listener)
@@ -130,7 +134,7 @@ def _begin(
         train_tokens=ready.train_tokens,
         val_tokens=ready.val_tokens,
         run=ready.run,
-        provenance=provenance_of(ready.source, preset, command, ready.settings["from"], world.size),
+        provenance=provenance_of(ready.source, preset, command, settings, world.size),
         settings=settings,
         listener=listener,
         world=world,

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from mygpt.text import Corpus, Document, read_corpus, split_documents
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
-from mygpt.training.stored import StoredSource, open_stored, spoken, stores_among
+from mygpt.training.stored import StoredSource, open_stored, splits, spoken, stores_among
 
 # More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
 MOST_CHARACTERS = 512
@@ -108,8 +109,9 @@ def read_source(
     """Read the text that a run's settings name, or open its store.
 
     Args:
-        settings: "files", "val_file" and "encoding", as the state keeps them; and "stored_as",
-            the tokenizer's name, where the text goes through a store in the cache.
+        settings: "files", "val_file", "encoding" and "split_documents", as the state keeps
+            them; and "stored_as", the tokenizer's name, where the text goes through a store in
+            the cache.
         val_fraction: share to hold back for validation where there is no "val_file".
         allow_bytes: take what is not text as bytes.
         known: the model's tokenizer, where there is a model already.
@@ -130,8 +132,14 @@ def _read_text(
     settings: Mapping[str, Any], val_fraction: float, *, allow_bytes: bool
 ) -> ReadSource:
     """The text in memory."""
-    encoding, val_file = settings["encoding"], settings["val_file"]
-    corpus = read_corpus(settings["files"], encoding=encoding, allow_bytes=allow_bytes)
+    val_file = settings["val_file"]
+    read = partial(
+        read_corpus,
+        encoding=settings["encoding"],
+        allow_bytes=allow_bytes,
+        split=splits(settings),
+    )
+    corpus = read(settings["files"])
     length = sum(map(len, corpus.documents))
     if length < _SHORTEST:
         raise InputError(
@@ -146,7 +154,7 @@ def _read_text(
             f"{val_file} is a token store and {corpus.name} is not: name text to validate on, or "
             "train on a store too (mygpt tokenize FILES --out STORE)"
         )
-    kept = read_corpus([val_file], encoding=encoding, allow_bytes=allow_bytes)
+    kept = read([val_file])
     corpus = replace(corpus, notes=[*corpus.notes, *kept.notes])
     return ReadSource(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
 
@@ -235,12 +243,13 @@ def provenance_of(
     source: Source,
     preset: str,
     command: str,
-    origin: dict[str, Any] | None,
+    settings: Mapping[str, Any],
     processes: int = 1,
 ) -> dict[str, Any]:
     """Where a model is from: versions, machine, command, text, and the model it began from."""
     from mygpt import __version__
 
+    origin = settings.get("from")
     began_from = {} if origin is None else {"from": origin}
     together = {} if processes == 1 else {"processes": processes}
     return {
@@ -257,5 +266,6 @@ def provenance_of(
             "documents": source.num_documents,
             "bytes": source.num_bytes,
             "sha256": source.sha256,
+            "split_documents": splits(settings),
         },
     }

@@ -143,7 +143,9 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
         return None
     if not is_store(name):
         bytes_do = store.tokenizer.kind == "byte"
-        return read_corpus([name], encoding=settings["encoding"], allow_bytes=bytes_do)
+        return read_corpus(
+            [name], encoding=settings["encoding"], allow_bytes=bytes_do, split=splits(settings)
+        )
     other = TokenStore.open(name)
     if other.tokenizer.to_state() != store.tokenizer.to_state():
         raise InputError(
@@ -151,6 +153,11 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
             f"--tokenizer {store.path}"
         )
     return other
+
+
+def splits(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's text is split at `SEPARATOR`; runs from before that could be do not say."""
+    return bool(settings.get("split_documents", False))
 
 
 def _cut(store: TokenStore, val_fraction: float) -> int:
@@ -165,7 +172,12 @@ def _cut(store: TokenStore, val_fraction: float) -> int:
 
 
 def require_as_stored(
-    store: str, tokenizer: str, encoding: str | None, data_order: str, known: Tokenizer | None
+    store: str,
+    tokenizer: str,
+    encoding: str | None,
+    data_order: str,
+    known: Tokenizer | None,
+    split_documents: bool | None,
 ) -> None:
     """Raise `InputError` for what a store has decided already, or cannot do.
 
@@ -175,8 +187,10 @@ def require_as_stored(
         encoding: likewise.
         data_order: of the run.
         known: the tokenizer of the model that the run begins from, if there is one.
+        split_documents: as it was asked for; None is not at all.
     """
     asked = ["--tokenizer"] * (tokenizer != "auto") + ["--encoding"] * (encoding is not None)
+    asked += ["--[no-]split-documents"] * (split_documents is not None)
     if asked:
         raise InputError(
             f"{store} is a token store, its text is read: leave out {', '.join(asked)}"

@@ -33,7 +33,7 @@ from mygpt.data.storing.jobs import jobs_of
 from mygpt.data.storing.pool import Answer, Job, Workers
 from mygpt.data.storing.tokenizer import check_name, learned
 from mygpt.data.tokens import dtype_of
-from mygpt.errors import InputError, StorageError
+from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.storage import RunLock, holder, remove, strays, write_durably
 from mygpt.text import Piece, TextSource, find_sources, name_of, pieces
 from mygpt.tokenization import Tokenizer
@@ -54,6 +54,7 @@ class StoreProgress:
         read: bytes of the files that have been read.
         size: bytes of all files; 0 where that is not known.
         committed: tokens that are safe.
+        separators: that were read, of documents within a file, a line or a row.
     """
 
     documents: int
@@ -62,6 +63,7 @@ class StoreProgress:
     read: int
     size: int
     committed: int
+    separators: int = 0
 
 
 Listener = Callable[[StoreProgress], None]
@@ -74,6 +76,7 @@ def build_store(
     tokenizer: Tokenizer | str = "bpe",
     field: str = "text",
     encoding: str | None = None,
+    split_documents: bool | None = None,
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     overwrite: bool = False,
@@ -87,6 +90,8 @@ def build_store(
         tokenizer: one, or what is to be learned: "bpe", "bpe:SIZE", "char"; "byte".
         field: of an object or a table that holds the text.
         encoding: None is UTF-8, or what a byte-order mark says.
+        split_documents: whether `<|endoftext|>` in a file, a line or a row separates documents;
+            None is as the store that is there was begun, else true.
         shard_tokens: a shard ends as soon as it has so many.
         workers: processes that encode; 0 is this one; None is one a core.
         overwrite: replace a store that is there.
@@ -102,12 +107,15 @@ def build_store(
     sources, _ = find_sources(names, encoding=encoding)
     if not sources:
         raise InputError("no file is named: name text files, folders, or - for standard input")
+    if split_documents is None:
+        split_documents = _was_split(out) if not overwrite else True
     index = _request(
         name_of(names),
         sources,
         tokenizer,
         field=field,
         encoding=encoding,
+        split_documents=split_documents,
         shard_tokens=shard_tokens,
     )
     if workers is not None and workers < 0:
@@ -128,6 +136,7 @@ def _request(
     *,
     field: str,
     encoding: str | None,
+    split_documents: bool,
     shard_tokens: int,
 ) -> Index:
     """The index of a store of which nothing is done."""
@@ -139,7 +148,17 @@ def _request(
     if shard_tokens < 1:
         raise InputError(f"shard_tokens={shard_tokens} must be at least 1")
     states = tuple(SourceState(s.name, s.size, s.modified_ns) for s in sources)
-    return Index(name, False, asked, None, "uint16", shard_tokens, field, encoding, states)
+    return Index(
+        name, False, asked, None, "uint16", shard_tokens, field, encoding, states,
+        split_documents=split_documents,
+    )  # fmt: skip
+
+
+def _was_split(out: Path) -> bool:
+    """Whether the store there splits documents; a new one does."""
+    with contextlib.suppress(CheckpointError):  # which is said later
+        return not is_store(out) or Index.read(out).split_documents
+    return True
 
 
 def _state_of(tokenizer: Tokenizer) -> bytes:
@@ -236,7 +255,7 @@ class _Building:
         self._ids: list[bytes] = []  # in pieces: one that grows is copied, and is there twice
         self._num_bytes = 0
         self._starts: list[np.ndarray] = []
-        self._documents = self._bytes = 0
+        self._documents = self._bytes = self._separators = 0
         self._states = list(index.sources)
         sizes = [source.size for source in sources]
         self._size = sum(sizes) if min(sizes) >= 0 else 0
@@ -276,12 +295,13 @@ class _Building:
             self.sources,
             field=self.index.field,
             encoding=self.index.encoding,
+            split=self.index.split_documents,
             read=self._begin,
         )
 
     def _begin(self, source: TextSource) -> Iterator[Piece]:
         """A source that can be read only once; what is taken of it here comes again later."""
-        found = pieces(source, field=self.index.field, encoding=self.index.encoding)
+        found = self._pieces_of(source)
         self._begun[source.name] = found
         taken = self._taken.setdefault(source.name, [])
         for piece in found:
@@ -296,13 +316,21 @@ class _Building:
                 yield taken.pop(0)
             yield from self._begun.pop(source.name)
             return
-        yield from pieces(
+        yield from self._pieces_of(source, state.rows, state.characters)
+
+    def _pieces_of(self, source: TextSource, rows: int = 0, characters: int = 0) -> Iterator[Piece]:
+        return pieces(
             source,
             field=self.index.field,
             encoding=self.index.encoding,
-            skip_rows=state.rows,
-            skip_characters=state.characters,
+            split=self.index.split_documents,
+            skip_rows=rows,
+            skip_characters=characters,
+            met=self._count_separators,
         )
+
+    def _count_separators(self, more: int) -> None:
+        self._separators += more
 
     @property
     def _num_tokens(self) -> int:
@@ -354,5 +382,6 @@ class _Building:
                 read,
                 self._size,
                 self.index.tokens,
+                self._separators,
             )
         )

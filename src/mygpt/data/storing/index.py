@@ -84,6 +84,7 @@ class Index:
         encoding: of the text; None is UTF-8, or what a byte-order mark says.
         sources: in order.
         shards: in order.
+        split_documents: whether `SEPARATOR` separates documents of a file.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Index:
     encoding: str | None
     sources: tuple[SourceState, ...]
     shards: tuple[Shard, ...] = ()
+    split_documents: bool = False
 
     @property
     def tokens(self) -> int:
@@ -206,6 +208,8 @@ def _checked(content: Mapping[str, Any]) -> Index:
         encoding=None if encoding is None else _text(content, "encoding"),
         sources=sources,
         shards=shards,
+        # As before it could be chosen, where it is not said.
+        split_documents=_truth({"split_documents": False, **content}, "split_documents"),
     )
     if index.dtype not in DTYPES:
         raise ValueError(f"dtype={index.dtype!r:.20} is neither uint16 nor int32")
@@ -277,7 +281,7 @@ def require_request(there: Index, wanted: Index, store: Path) -> None:
         InputError: naming what differs.
     """
     remedy = f"give another --out, or start anew with --overwrite ({store} is then replaced)"
-    for what in ("asked", "field", "encoding", "shard_tokens"):
+    for what in ("asked", "field", "encoding", "shard_tokens", "split_documents"):
         old, new = getattr(there, what), getattr(wanted, what)
         if old != new:
             name = "tokenizer" if what == "asked" else what

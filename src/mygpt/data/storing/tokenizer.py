@@ -9,6 +9,7 @@ from itertools import chain
 
 from mygpt.errors import InputError
 from mygpt.text import Piece, TextSource, pieces
+from mygpt.text.documents import without_separators
 from mygpt.text.streams_files import reading
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -32,7 +33,13 @@ def check_name(name: str) -> None:
 
 
 def learned(
-    name: str, sources: Sequence[TextSource], *, field: str, encoding: str | None, read: Reader
+    name: str,
+    sources: Sequence[TextSource],
+    *,
+    field: str,
+    encoding: str | None,
+    split: bool,
+    read: Reader,
 ) -> Tokenizer:
     """The tokenizer called `name`, for these sources.
 
@@ -42,6 +49,7 @@ def learned(
         sources: of the store.
         field: of an object or a table that holds the text.
         encoding: of the text.
+        split: whether `SEPARATOR` is none of it (see `pieces`).
         read: begins a source that can be read only once; what is taken of it is not lost.
 
     Raises:
@@ -50,20 +58,23 @@ def learned(
     if name == "byte":
         return ByteTokenizer()
     if name == "char":
-        return CharTokenizer(sorted(_characters(sources, field, encoding)), end_of_text=True)
+        characters = _characters(sources, field, encoding, split=split)
+        return CharTokenizer(sorted(characters), end_of_text=True)
     size = name.removeprefix("bpe").removeprefix(":")
     length = sum(max(0, source.size) for source in sources)
     if any(not source.is_lasting for source in sources):
         length = BPE_SIZES[-1] * _EACH_TOKEN
     chosen = next((n for n in BPE_SIZES if n >= length / _EACH_TOKEN), BPE_SIZES[-1])
-    texts = _sample(sources, field, encoding, read)
+    texts = _sample(sources, field, encoding, read, split=split)
     first = next((text for text in texts if text), "")
     if not first:
         raise InputError("there is no text in these files: a tokenizer learns from text")
     return BPETokenizer.train(chain([first], texts), int(size) if size else chosen)
 
 
-def _characters(sources: Sequence[TextSource], field: str, encoding: str | None) -> set[str]:
+def _characters(
+    sources: Sequence[TextSource], field: str, encoding: str | None, *, split: bool
+) -> set[str]:
     found: set[str] = set()
     for source in sources:
         if not source.is_lasting:
@@ -71,13 +82,18 @@ def _characters(sources: Sequence[TextSource], field: str, encoding: str | None)
                 "the characters of standard input or a pipe are not known before its end: write "
                 "it to a file first, or give a tokenizer's file"
             )
-        for piece in pieces(source, field=field, encoding=encoding):
+        for piece in pieces(source, field=field, encoding=encoding, split=split):
             found.update(piece.text)
     return found
 
 
 def _sample(
-    sources: Sequence[TextSource], field: str, encoding: str | None, read: Reader
+    sources: Sequence[TextSource],
+    field: str,
+    encoding: str | None,
+    read: Reader,
+    *,
+    split: bool,
 ) -> Iterator[str]:
     """All of a short text; of a long one, blocks at even distances."""
     total = sum(max(0, source.size) for source in sources)
@@ -92,9 +108,10 @@ def _sample(
         if not source.is_lasting:
             yield from _first(read(source), _BLOCKS * _BLOCK // len(sources))
         elif offsets and source.is_plain and not whole and _is_utf8(source, encoding):
-            yield from _blocks(source, offsets, field)
+            blocks = _blocks(source, offsets, field)
+            yield from map(without_separators, blocks) if split else blocks
         elif offsets or whole:
-            found = pieces(source, field=field, encoding=encoding)
+            found = pieces(source, field=field, encoding=encoding, split=split)
             yield from _first(found, _BLOCK * (_BLOCKS if whole else len(offsets)))
 
 
