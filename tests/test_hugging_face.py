@@ -287,6 +287,164 @@ def test_shards_are_one_model(kind, tmp_path):
     assert shards[1].name in refused(tmp_path / "shards", "1 of .* shards .* missing")
 
 
+def in_torch_shards(folder: Path, state: dict, count: int = 3) -> None:
+    """What transformers wrote before there was safetensors: pickles, and an index of them."""
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
+    names = list(state)
+    places = {name: f"pytorch_model-{n % count + 1:05}-of-{count:05}.bin" for n, name in
+              enumerate(names)}  # fmt: skip
+    for file in set(places.values()):
+        torch.save({n: state[n].clone() for n in names if places[n] == file}, folder / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_shards_of_pytorch_files_are_one_model(kind, tmp_path):
+    model = theirs(kind)
+    model.save_pretrained(tmp_path)
+    wanted = read_hugging_face(tmp_path).arrays
+    in_torch_shards(tmp_path, model.state_dict())
+    same_arrays(read_hugging_face(tmp_path).arrays, wanted)
+    (tmp_path / "pytorch_model-00002-of-00003.bin").unlink()
+    assert "00002-of-00003.bin" in refused(tmp_path, "1 of 3 shards .* missing")
+
+
+def test_a_malicious_shard_runs_nothing(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder / "model.safetensors").rename(folder / "kept")
+    torch.save({"lm_head.weight": Evil()}, folder / "x.bin")
+    index = {"weight_map": {"lm_head.weight": "x.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    refused(folder, "x.bin")
+    assert not Path("ran").exists()
+
+
+def test_safetensors_come_before_pytorch_files(tmp_path):
+    model = theirs("llama")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
+    read_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("as_pickle", [False, True])
+def test_float64_is_rounded_to_float32_and_said(as_pickle, tmp_path):
+    model = theirs("llama").double()
+    model.save_pretrained(tmp_path)
+    if as_pickle:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    found = read_hugging_face(tmp_path)
+    wanted = model.state_dict()["model.embed_tokens.weight"].float().numpy()
+    assert np.array_equal(found.arrays["token_embedding.weight"], wanted)
+    assert any("float64" in note and "rounded" in note for note in found.notes)
+
+
+WRAPPED = {
+    "DataParallel": lambda name: f"module.{name}",
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "inside": lambda name: name.replace("layers.0.", "layers.0._orig_mod.").replace(
+        "h.1.", "h.1._checkpoint_wrapped_module."
+    ),
+    "Lightning": lambda name: f"model.{name}",
+    "a class around it": lambda name: f"net.gpt.{name}",
+    "no prefix": lambda name: name.removeprefix("transformer.").removeprefix("model."),
+    "a class without one": lambda name: (
+        f"net.{name.removeprefix('transformer.').removeprefix('model.')}"
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama grouped, tied", "qwen3"])
+def test_what_wraps_a_model_is_no_part_of_its_tensors_names(kind, wrap, tmp_path):
+    model = theirs(kind)
+    model.save_pretrained(tmp_path)
+    wanted = read_hugging_face(tmp_path).arrays
+    (tmp_path / "model.safetensors").unlink()
+    state = {wrap(name): tensor for name, tensor in model.state_dict().items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    same_arrays(read_hugging_face(tmp_path).arrays, wanted)
+
+
+def test_messages_name_tensors_as_the_file_does(tmp_path):
+    model = theirs("gpt2")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+
+    def message(change, match):
+        state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+        change(state)
+        torch.save(state, tmp_path / "pytorch_model.bin")
+        return refused(tmp_path, match)
+
+    norm = "module.transformer.ln_f.weight"
+    assert norm in message(lambda s: s.pop(norm), "has no tensor")
+    assert norm in message(lambda s: s.update({norm: torch.ones(3)}), r"has shape \(3,\)")
+    extra = "module.transformer.h.0.attn.c_attn.lora_A.weight"
+    found = message(lambda s: s.update({extra: torch.ones(3)}), "no place")
+    assert extra in found
+    assert "merge_and_unload" in found
+    both = {"transformer.ln_f.weight": torch.ones(12)}
+    assert "twice" in message(lambda s: s.update(both), "ln_f")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama grouped, tied", "qwen3 tied, biased"])
+def test_a_tied_model_without_its_head_has_the_embedding_for_one(kind, tmp_path):
+    model = theirs(kind)
+    model.save_pretrained(tmp_path / "whole")
+    model.base_model.save_pretrained(tmp_path / "base")
+    architecture = json.loads((tmp_path / "base" / "config.json").read_text())["architectures"]
+    assert architecture[0] in ("GPT2Model", "LlamaModel", "Qwen3Model")
+    found = read_hugging_face(tmp_path / "base")
+    same_arrays(found.arrays, read_hugging_face(tmp_path / "whole").arrays)
+    assert any(architecture[0] in note and "head" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("kind", ["gpt2 untied", "llama", "qwen3"])
+def test_an_untied_model_without_its_head_is_refused(kind, tmp_path):
+    theirs(kind).base_model.save_pretrained(tmp_path)
+    refused(tmp_path, "Model, without the head")
+
+
+def test_the_only_variant_of_the_weights_is_read_and_said(tmp_path):
+    model = theirs("llama").half()
+    model.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "model.fp16.safetensors").is_file()
+    found = read_hugging_face(tmp_path)
+    assert any("model.fp16.safetensors" in note for note in found.notes)
+    model.save_pretrained(tmp_path, variant="other")
+    assert "model.other.safetensors" in refused(tmp_path, "several variants")
+    model.save_pretrained(tmp_path)
+    assert not any("variant" in note for note in read_hugging_face(tmp_path).notes)
+
+
+def test_the_shards_of_a_variant_are_read(tmp_path):
+    theirs("llama").save_pretrained(tmp_path, variant="fp16", max_shard_size="4KB")
+    assert (tmp_path / "model.safetensors.index.fp16.json").is_file()
+    found = read_hugging_face(tmp_path)
+    assert any("index.fp16.json" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("tf_model.h5", "from_tf"),
+        ("flax_model.msgpack", "from_flax"),
+        ("model-q8_0.gguf", "GGUF"),
+        ("model.onnx", "ONNX"),
+        ("consolidated.00.pth", "conversion"),
+        ("weights.safetensors", "rename it"),
+    ],
+)
+def test_weights_of_other_programs_are_named_with_what_helps(name, remedy, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"x")
+    assert remedy in refused(folder, name)
+
+
 def test_rope_theta_is_found_wherever_transformers_keeps_it(tmp_path):
     """Version 5 writes "rope_parameters", before it was "rope_theta" beside "rope_scaling"."""
     model = theirs("llama")

@@ -165,7 +165,7 @@ def assert_same_logits(found: Imported, model: NanoGPT) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "model."])
 def test_a_checkpoint_imports_to_the_same_logits(tmp_path, bias, prefix):
     model = twin(bias)
     content = checkpoint(model, bias)
@@ -183,6 +183,14 @@ def test_a_checkpoint_imports_to_the_same_logits(tmp_path, bias, prefix):
     assert found.origin == {
         "format": "nanogpt", "file": "ckpt.pt", "step": 500, "val_loss": 1.5
     }  # fmt: skip
+
+
+def test_float64_is_rounded_and_said_as_it_is_of_other_folders(tmp_path):
+    model = twin().double()
+    content = checkpoint(model)
+    found = read_nanogpt(saved(tmp_path / "ckpt.pt", content))
+    assert any("float64" in note and "rounded" in note for note in found.notes)
+    assert found.arrays["token_embedding.weight"].dtype == np.float32
 
 
 @pytest.mark.parametrize(

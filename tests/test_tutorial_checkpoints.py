@@ -279,6 +279,20 @@ def test_a_head_that_is_the_embedding_is_tied_and_a_compiled_model_is_the_same(t
     assert detect(bare) == "tutorial"
 
 
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "model.", "net.gpt."])
+def test_what_wraps_a_model_is_no_part_of_its_tensors_names(tmp_path, prefix):
+    model = twin()
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    bundled = saved(tmp_path / "a.ckpt", bundle(model, model_state_dict=state))
+    bare = saved(tmp_path / "a.pt", state)
+    assert detect(bundled) == detect(bare) == "tutorial"
+    assert_same_logits(read_tutorial(bundled), model)
+    assert_same_logits(read_tutorial(bare, num_heads=H, tokenizer=CharTokenizer(CHARS)), model)
+    del state[f"{prefix}ln_f.weight"]
+    with pytest.raises(InputError, match=rf"tensor {prefix}ln_f.weight is missing: .* tensors"):
+        read_tutorial(saved(tmp_path / "b.ckpt", bundle(model, model_state_dict=state)))
+
+
 def test_other_number_types_are_told(tmp_path):
     model = twin().bfloat16()
     found = read_tutorial(saved(tmp_path / "a.ckpt", bundle(model)))

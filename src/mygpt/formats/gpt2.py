@@ -6,7 +6,6 @@ and values are one tensor there too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,10 @@ from mygpt.formats.safetensors_files import Part
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
+PREFIX = "transformer."  # which a model without a head, and GPT-2's first files, lack
+ANCHORS = ("wte.weight", "wpe.weight", "ln_f.weight")
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks of old files
+TIED = True  # where config.json does not say it
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -90,7 +93,7 @@ def read_config(values: dict[str, Any]) -> tuple[GPTConfig, list[str]]:
         norm_eps=eps,
         mlp="gelu" if _ACTIVATIONS[activation] == "gelu" else "gelu_tanh",
         attention_bias=True,
-        tied=values.get("tie_word_embeddings", True),
+        tied=values.get("tie_word_embeddings", TIED),
     ), notes
 
 
@@ -116,18 +119,6 @@ def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
         **dict.fromkeys(_DROPOUTS, config.dropout),
     }
     return settings, notes
-
-
-def rename(names: Iterable[str]) -> dict[str, str]:
-    """Their tensors' names, as files have them, to the names in `parts`; buffers are left out.
-
-    The first files of GPT-2 lack the prefix, and hold causal masks.
-    """
-    masks = (".attn.bias", ".attn.masked_bias")
-    named = {name: name for name in names if not name.endswith(masks)}
-    if not any(name.startswith("transformer.") for name in named):
-        return {name: name if name == HEAD else f"transformer.{name}" for name in named}
-    return named
 
 
 def parts(config: GPTConfig) -> dict[str, Part]:

@@ -33,6 +33,8 @@ from mygpt.formats.safetensors_files import (
     require_readable,
     write_safetensors,
 )
+from mygpt.formats.state_dict import number_notes
+from mygpt.formats.tensor_names import plain_names
 from mygpt.storage import write_durably
 from mygpt.tokenization import Tokenizer
 
@@ -78,9 +80,11 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
         raise InputError(f"{path / 'config.json'} has no {error}") from None
     except InputError as error:
         raise InputError(f"{path / 'config.json'}: {error}") from None
-    found = find_tensors(path)
-    tensors = {new: found[old] for old, new in family.rename(found).items()}
-    _settle_head(path, family, config, tensors)
+    found, variant = find_tensors(path)
+    kept = [name for name in found if not name.endswith(family.BUFFERS)]
+    named = plain_names(path, kept, family.ANCHORS, family.PREFIX)
+    tensors = {ours: found[theirs] for ours, theirs in named.items()}
+    notes += variant + _settle_head(path, values, family, config, tensors)
     if config.num_layers > len(tensors):  # said before that many names are made
         raise InputError(
             f"{path} has {len(tensors):,} tensors, and its config.json wants "
@@ -98,10 +102,13 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
         )
     arrays: Arrays = read_parameters(tensors, parts, shapes)
     config, arrays, dropped = _without_zeros(values, config, arrays)
+    dtypes = sorted({tensor.dtype for tensor in tensors.values()})
+    if "F64" in dtypes:
+        more += number_notes({"float64"})
     origin = {
         "format": "hugging_face",
         "architecture": family.architecture(config)[1],
-        "number_types": sorted({tensor.dtype for tensor in tensors.values()}),
+        "number_types": dtypes,
     }
     return Imported(_plain(config), arrays, tokenizer, [*notes, *more, *dropped], origin)
 
@@ -112,40 +119,69 @@ def _family(path: Path, values: dict[str, Any]) -> ModuleType:
     if named is not None and not (isinstance(named, list) and named):
         raise InputError(f"{path / 'config.json'}: architectures={named!r:.60} is no list of names")
     kinds = {name: kind for kind, (name, _) in _FAMILIES.items()}
+    kinds |= {_headless(name): kind for name, kind in kinds.items()}
     kind = values.setdefault("model_type", kinds.get(str(named[0])) if named else None)
     if not isinstance(kind, str) or kind not in _FAMILIES:
         told = kind or (named[0] if named else None)
         raise InputError(f"{path} is of the architecture {told!r:.60}; known are {_KNOWN}")
     name, family = _FAMILIES[kind]
-    if named and named[0] != name:
+    if named and named[0] not in (name, _headless(name)):
         raise InputError(f"{path} is of the architecture {named[0]!r:.60}; known are {_KNOWN}")
-    if values.get("quantization_config") is not None:
+    quantized = values.get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        named_method = f" ({method:.20})" if isinstance(method, str) else ""
         raise InputError(
-            f"{path} has a quantization_config: only weights in float32, float16 or bfloat16 can "
-            "be read"
+            f"{path} has a quantization_config{named_method}: only weights in float32, float64, "
+            "float16 or bfloat16 can be read: get the model that it was quantized from"
         )
     return family
 
 
+def _headless(name: str) -> str:
+    """The class of the same model without its head."""
+    return name.removesuffix("LMHeadModel").removesuffix("ForCausalLM") + "Model"
+
+
 def _settle_head(
-    path: Path, family: ModuleType, config: GPTConfig, tensors: dict[str, StoredTensor]
-) -> None:
-    """Of a tied head, which may be stored as well as the embedding or in its place, keep one."""
-    if not config.tied or family.HEAD not in tensors:
-        return
+    path: Path,
+    values: dict[str, Any],
+    family: ModuleType,
+    config: GPTConfig,
+    tensors: dict[str, StoredTensor],
+) -> list[str]:
+    """Of a tied head, which may be stored as well as the embedding or in its place, keep one.
+
+    Returns:
+        A line where a model was saved without its head, which is the embedding then.
+    """
+    if family.HEAD not in tensors:
+        without = (values.get("architectures") or [""])[0]
+        if without != _headless(_FAMILIES[values["model_type"]][0]):
+            return []
+        if config.tied:
+            return [f"it is a {without}, without a head: its head is the embedding (tied)"]
+        raise InputError(
+            f"{path} is a {without}, without the head that predicts tokens, and its config.json "
+            "does not tie the head to the embedding: save the whole model "
+            f"({_FAMILIES[values['model_type']][0]}) again"
+        )
+    if not config.tied:
+        return []
     head = tensors.pop(family.HEAD)
     embedding = tensors.setdefault(family.EMBEDDING, head)
     shape = config.vocab_size, config.embed_dim
     if embedding is head or embedding.shape != shape:  # which is said with the other shapes
-        return
+        return []
     for tensor in (head, embedding):
         require_readable(tensor)
     same = head.shape == shape and np.array_equal(_read(head), _read(embedding), equal_nan=True)
     if not same:
         raise InputError(
-            f"{path}: tensor {family.HEAD} is not {family.EMBEDDING}, and config.json ties them: "
+            f"{path}: tensor {head.name} is not {embedding.name}, and config.json ties them: "
             'say "tie_word_embeddings": false there, if the head is meant'
         )
+    return []
 
 
 def _read(tensor: StoredTensor) -> NDArray[np.float32]:

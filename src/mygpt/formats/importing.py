@@ -12,12 +12,21 @@ from mygpt.checkpoint import check_finite, write_checkpoint
 from mygpt.config import require_path
 from mygpt.errors import InputError, StorageError
 from mygpt.formats.imported import Imported
+from mygpt.formats.recognised import file_problem, folder_problem
 from mygpt.tokenization import Tokenizer, load_tokenizer
 
-_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf", ".json")
+_FILES = (
+    ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf", ".json", ".onnx", ".h5", ".msgpack",
+)  # fmt: skip
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# What of a model on the hub is needed here.
-_HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+_HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+(?:/[\w.-]+)?).*")
+# What of a model on the hub is needed here, and its weights: the first of these that it has.
+_HUB_FILES = ["*.json", "merges.txt", "tokenizer.model"]
+_HUB_WEIGHTS = (
+    ["model.safetensors", "model-*.safetensors"],
+    ["pytorch_model.bin", "pytorch_model-*.bin"],
+    ["model.*.safetensors"],  # variants
+)
 
 
 def import_checkpoint(
@@ -76,6 +85,8 @@ def read_foreign(
         return _read_folder(path, tokenizer, num_heads)
     if path.is_file():
         return _read_file(path, tokenizer, num_heads)
+    page = _HUB_PAGE.fullmatch(source)
+    source = page[1] if page else source
     if _HUB_NAME.fullmatch(source) and path.suffix not in _FILES:
         return _read_folder(_from_hub(source), tokenizer, num_heads)
     raise InputError(f"{source} does not exist: name a folder, a file, or a model on the hub")
@@ -84,6 +95,9 @@ def read_foreign(
 def _read_folder(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
     from mygpt.formats.hugging_face import read_hugging_face
 
+    problem = folder_problem(path)
+    if problem is not None:
+        raise InputError(problem)
     _require_unsaid(path, num_heads)
     return read_hugging_face(path, tokenizer=tokenizer)
 
@@ -98,6 +112,9 @@ def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -
     from mygpt.formats.torch_files import detect
     from mygpt.formats.tutorial import read_tutorial
 
+    problem = file_problem(path)
+    if problem is not None:
+        raise InputError(problem)
     if path.suffix == ".safetensors":
         raise InputError(
             f"{path} holds weights alone: name its folder, which has a config.json (a checkpoint "
@@ -116,7 +133,10 @@ def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -
 
 
 def _from_hub(name: str) -> Path:
-    """A model's folder, fetched by `huggingface_hub`, which keeps what it fetches."""
+    """A model's folder, fetched by `huggingface_hub`, which keeps what it fetches.
+
+    PyTorch's files are fetched only where there are no safetensors: most models have both.
+    """
     try:
         import huggingface_hub
     except ImportError:
@@ -124,10 +144,20 @@ def _from_hub(name: str) -> Path:
             f"{name} is no folder here; to fetch it: pip install huggingface_hub"
         ) from None
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        for weights in _HUB_WEIGHTS:
+            patterns = [*_HUB_FILES, *weights]
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+            if any(file for pattern in weights for file in folder.glob(pattern)):
+                break
     except Exception as error:  # of the library, of the network, of the hub: all end here
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{name} is no folder here, and was not fetched: {problem:.200}") from None
+    if not (folder / "config.json").is_file() and folder_problem(folder) is None:
+        raise InputError(
+            f"{name} on the hub has no config.json: it is no model of transformers' (perhaps of "
+            "GGUF files alone): name the model that it was made from"
+        )
+    return folder
 
 
 def _target(output: Path, *, overwrite: bool) -> Path:

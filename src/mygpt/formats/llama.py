@@ -6,7 +6,6 @@ keys and values are three tensors there and rows of one here, and so are gate an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from mygpt.config import GPTConfig, require_number
@@ -15,6 +14,10 @@ from mygpt.formats.safetensors_files import Part
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+PREFIX = "model."  # which a model without a head lacks
+ANCHORS = ("embed_tokens.weight", "norm.weight", "layers.0.mlp.down_proj.weight")
+BUFFERS = (".rotary_emb.inv_freq",)  # of old files
+TIED = False  # where config.json does not say it
 
 # What transformers takes for a setting that a config.json does not have.
 _ABSENT: dict[str, dict[str, Any]] = {
@@ -76,7 +79,7 @@ def read_config(values: dict[str, Any]) -> tuple[GPTConfig, list[str]]:
         attention_bias=values.get("attention_bias", False),
         mlp_bias=kind == "llama" and values.get("mlp_bias", False),
         qk_norm=kind == "qwen3",
-        tied=values.get("tie_word_embeddings", False),
+        tied=values.get("tie_word_embeddings", TIED),
     ), notes
 
 
@@ -168,11 +171,6 @@ def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
     else:
         settings |= {"mlp_bias": config.mlp_bias}
     return settings, notes
-
-
-def rename(names: Iterable[str]) -> dict[str, str]:
-    """Their tensors' names to the names in `parts`, the same; old files' buffers are left out."""
-    return {name: name for name in names if not name.endswith(".rotary_emb.inv_freq")}
 
 
 def parts(config: GPTConfig) -> dict[str, Part]:

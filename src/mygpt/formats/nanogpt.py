@@ -38,6 +38,7 @@ _SHAPE = {
 _OTHERS = {"bias", "dropout"}
 _GPT2_VOCABULARIES = (50257, 50304)  # the second is padded to a multiple of 64
 _PADDING = 64
+_ANCHORS = ("wte.weight", "wpe.weight", "ln_f.weight")
 
 
 def read_nanogpt(path: Path, *, tokenizer: Tokenizer | None = None) -> Imported:
@@ -61,7 +62,7 @@ def read_nanogpt(path: Path, *, tokenizer: Tokenizer | None = None) -> Imported:
                 "its train.py wrote"
             )
     values = plain_fields(path, content["model_args"], "model_args")
-    state = StateDict(path, content["model"])
+    state = StateDict(path, content["model"], anchors=_ANCHORS, prefix="transformer.")
     config, notes = _config(path, state, values)
     if tokenizer is None:
         tokenizer, line = _vocabulary(path, content, config.vocab_size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,19 +21,21 @@ from numpy.typing import NDArray
 
 from mygpt.container import Arrays, to_json
 from mygpt.errors import InputError, OutOfMemoryError
+from mygpt.formats.tensor_names import spelled
 from mygpt.machine import free_memory_bytes
 from mygpt.storage import write_durably
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _ONE_FILE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _TORCH_FILE = "pytorch_model.bin"
+_INDEX = ".index.json"  # after the file that it stands for
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 _LONGEST_JSON = 2**26  # bytes; an index names some ten thousand tensors
 _MOST_DIMENSIONS = 8
 _PIECE = 2**20  # numbers read at a time
-_READABLE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_TORCH_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_READABLE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+_TORCH_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ class StoredTensor:
 
     Attributes:
         path: the file.
+        name: its name there.
         dtype: its number type, as safetensors calls it.
         shape: its shape.
         fill: reads it into a float32 array of that shape, in C order.
     """
 
     path: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
     fill: Callable[[NDArray[np.float32]], None]
@@ -108,25 +113,81 @@ def require_readable(tensor: StoredTensor) -> None:
         )
 
 
-def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a folder by name: of one file, of its shards, or of a PyTorch file.
+def find_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
+    """All tensors of a folder by name, and what the user should know.
+
+    They are those of one file or of shards that an index names: safetensors before PyTorch's,
+    and a variant ("model.fp16.safetensors") where there is nothing else.
 
     Raises:
         InputError: where there is none, a shard is missing, or a file is damaged.
     """
-    if (folder / _ONE_FILE).is_file():
-        return _tensors(folder / _ONE_FILE)
-    if (folder / _INDEX).is_file():
-        return _sharded(folder)
-    if (folder / _TORCH_FILE).is_file():
-        return _torch_tensors(folder / _TORCH_FILE)
+    for name, read in ((_ONE_FILE, _tensors), (_TORCH_FILE, _torch_tensors)):
+        if (folder / name).is_file():
+            return read(folder / name), []
+        if (folder / (name + _INDEX)).is_file():
+            return _sharded(folder, folder / (name + _INDEX), read), []
+    variants = [file for name in (_ONE_FILE, _TORCH_FILE) for file in _variants(folder, name)]
+    if len(variants) == 1:
+        file = variants[0]
+        read = _tensors if ".safetensors" in file else _torch_tensors
+        is_index = file.endswith(".json")
+        found = _sharded(folder, folder / file, read) if is_index else read(folder / file)
+        return found, [f"the weights are those of {file}, the only variant there is"]
+    if variants:
+        raise InputError(
+            f"{folder} holds several variants of its weights ({', '.join(variants[:4])}) and no "
+            f"{_ONE_FILE}: copy the one that is meant to {_ONE_FILE}"
+        )
     raise InputError(
-        f"{folder} holds no weights: neither {_ONE_FILE}, nor {_INDEX}, nor {_TORCH_FILE}"
+        f"{folder} holds no weights: neither {_ONE_FILE} nor {_TORCH_FILE}, nor the shards of "
+        f"either with their index ({_ONE_FILE}{_INDEX}){_what_else(folder)}"
     )
 
 
-def _sharded(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / _INDEX
+def _variants(folder: Path, name: str) -> list[str]:
+    """Files as transformers names them with `variant="fp16"`: between the stem and the ending."""
+    stem, _, ending = name.rpartition(".")
+    whole = [
+        file.name
+        for file in folder.glob(f"{stem}.*.{ending}")
+        if file.is_file() and not _SHARD.search(file.name)
+    ]
+    indices = [file.name for file in folder.glob(f"{name}.index.*.json") if file.is_file()]
+    return sorted(whole) + sorted(indices)
+
+
+# Weights of other programs, by their files' names, and what turns them into ours.
+_OTHER_WEIGHTS = {
+    "adapter_model.*": "an adapter: merge it into its model first",
+    "tf_model*.h5": "TensorFlow's weights: load them with transformers 4 (from_tf=True) and "
+    "save_pretrained them",
+    "flax_model*.msgpack": "Flax's weights: load them with transformers 4 (from_flax=True) and "
+    "save_pretrained them",
+    "model.ckpt.*": "TensorFlow's weights: convert them with transformers 4 first",
+    "*.gguf": "GGUF, which is not read: get the model's original folder, with its safetensors",
+    "*.onnx": "ONNX, which is not read: get the model's original folder, with its safetensors",
+    "consolidated.*": "Meta's or Mistral's own layout: convert it with transformers'"
+    " conversion script first",
+    "*.safetensors": "not named as transformers names it: rename it to model.safetensors if it "
+    "holds the whole model",
+    "*.bin": "not named as transformers names it: rename it to pytorch_model.bin if it holds the "
+    "whole model",
+}
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without weights of a known name holds in their place, and the remedy."""
+    for pattern, what in _OTHER_WEIGHTS.items():
+        found = sorted(file.name for file in folder.glob(pattern) if file.is_file())
+        if found:
+            return f"; {found[0]!r:.80} is {what}"
+    return ""
+
+
+def _sharded(
+    folder: Path, index: Path, read: Callable[[Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f'{index} has no "weight_map" that names its shards')
@@ -140,10 +201,12 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
             f"{len(missing)} of {len(shards)} shards of {folder} are missing, first {missing[0]}: "
             "copy all of them into it"
         )
-    found = {file: _tensors(folder / file) for file in shards}
+    found = {file: read(folder / file) for file in shards}
     for name, file in places.items():
         if name not in found[file]:
-            raise InputError(f"{folder / file} has no tensor {name!r:.80}, which {_INDEX} names")
+            raise InputError(
+                f"{folder / file} has no tensor {name!r:.80}, which {index.name} names"
+            )
     return {name: found[file][name] for name, file in places.items()}
 
 
@@ -176,7 +239,9 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
             f"{8 + length + reached:,}"
         )
     return {
-        name: StoredTensor(path, dtype, shape, partial(_fill, path, 8 + length + begin, dtype))
+        name: StoredTensor(
+            path, name, dtype, shape, partial(_fill, path, 8 + length + begin, dtype)
+        )
         for name, dtype, shape, begin, _ in places
     }
 
@@ -212,7 +277,8 @@ def _fill(path: Path, begin: int, dtype: str, out: NDArray[np.float32]) -> None:
                     raise InputError(f"{path} was cut short while it was read")
                 if dtype == "BF16":  # float32's upper half
                     read = (read.astype(np.uint32) << 16).view(np.float32)
-                flat[start : start + count] = read
+                with np.errstate(over="ignore"):  # which is refused later, by the tensor's name
+                    flat[start : start + count] = read
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -236,7 +302,7 @@ def _torch_tensors(path: Path) -> dict[str, StoredTensor]:
             raise InputError(f"{path}: {name!r:.80} is no plain tensor")
         kind = str(tensor.dtype).removeprefix("torch.")
         dtype = _TORCH_TYPES.get(kind, kind)
-        found[name] = StoredTensor(path, dtype, tuple(tensor.shape), partial(_copy, tensor))
+        found[name] = StoredTensor(path, name, dtype, tuple(tensor.shape), partial(_copy, tensor))
     return found
 
 
@@ -292,24 +358,28 @@ def _misfits(
     for name, tensor in tensors.items():
         if name not in parts:
             yield (
-                f"{tensor.path}: tensor {name!r:.80} has no place in the model that config.json "
-                "describes"
+                f"{tensor.path}: tensor {tensor.name!r:.80} has no place in the model that "
+                f"config.json describes{_MERGE if 'lora_' in name else ''}"
             )
     for name, part in parts.items():
         if name not in tensors:
-            yield f"{folder} has no tensor {name!r:.80}, which its config.json wants"
+            there = spelled(name, {ours: tensor.name for ours, tensor in tensors.items()})
+            yield f"{folder} has no tensor {there!r:.80}, which its config.json wants"
             continue
         tensor, wanted = tensors[name], part.shape(shapes)
         if tensor.shape != wanted:
             yield (
-                f"{tensor.path}: tensor {name!r} has shape {tensor.shape!s:.80}, and config.json "
-                f"wants {wanted}"
+                f"{tensor.path}: tensor {tensor.name!r} has shape {tensor.shape!s:.80}, and "
+                f"config.json wants {wanted}"
             )
         if tensor.dtype not in _READABLE:
             yield (
-                f"{tensor.path}: tensor {name!r} holds numbers of type {tensor.dtype!r:.20}: "
-                f"{', '.join(_READABLE)} can be read"
+                f"{tensor.path}: tensor {tensor.name!r} holds numbers of type "
+                f"{tensor.dtype!r:.20}: {', '.join(_READABLE)} can be read"
             )
+
+
+_MERGE = ": it is an adapter's; merge it first (model.merge_and_unload().save_pretrained(...))"
 
 
 def write_safetensors(path: Path, arrays: Arrays, parts: Mapping[str, Part]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.errors import InputError, OutOfMemoryError
-from mygpt.formats.torch_files import COMPILED
+from mygpt.formats.tensor_names import plain_names, spelled
 from mygpt.machine import free_memory_bytes
 
 if TYPE_CHECKING:
@@ -23,27 +23,30 @@ class StateDict:
 
     Args:
         path: the file, for messages.
-        state: tensors by name; torch.compile's prefix is left out.
+        state: tensors by name, also with what wraps a model before or inside the names.
+        anchors: names without `prefix` that tell what stands before all (see `plain_names`).
+        prefix: what the names asked for have before all but the head's.
 
     Raises:
         InputError: where it holds anything but plain tensors of floating-point numbers.
         OutOfMemoryError: where they would not fit into memory as float32.
     """
 
-    def __init__(self, path: Path, state: Any) -> None:
+    def __init__(
+        self, path: Path, state: Any, *, anchors: Iterable[str] = (), prefix: str = ""
+    ) -> None:
         if not isinstance(state, Mapping) or not state:
             raise InputError(f"{path} holds no state dict: save model.state_dict() again")
         self._path = path
         self._left: dict[str, torch.Tensor] = {}
+        self._names: dict[str, str] = {}
         self._dtypes: set[str] = set()
         for key, tensor in state.items():
             if not isinstance(key, str):
                 raise InputError(f"{path}: {type(key).__name__} is no name of a tensor")
-            name = key.removeprefix(COMPILED)
-            if name in self._left:
-                raise InputError(f"{path} holds tensor {name!r:.80} twice: save it again")
-            self._check(name, tensor)
-            self._left[name] = tensor
+            self._check(key, tensor)
+        self._names = plain_names(path, state, anchors, prefix)  # as the file has them
+        self._left = {name: state[theirs] for name, theirs in self._names.items()}
         held = sum(tensor.nbytes for tensor in self._left.values())
         if held > 3 * path.stat().st_size:  # a tied head is one matrix under two names
             raise InputError(f"{path} is damaged: its tensors are larger than the file")
@@ -84,8 +87,8 @@ class StateDict:
         shape = tuple(self._tensor(name).shape)
         if len(shape) != 2:
             raise InputError(
-                f"{self._path}: tensor {name} has shape {shape}, and must be a matrix: "
-                "it is of another kind of model"
+                f"{self._path}: tensor {self._shown(name)} has shape {shape}, and must be a "
+                "matrix: it is of another kind of model"
             )
         return shape
 
@@ -96,8 +99,8 @@ class StateDict:
         missing = next((n for n in range(len(found)) if n not in found), None)
         if not found or missing is not None:
             raise InputError(
-                f"{self._path}: the tensors of {prefix}{missing or 0} are missing: the file is "
-                "not whole; save it again"
+                f"{self._path}: the tensors of {self._shown(f'{prefix}{missing or 0}')} are "
+                f"missing: {self._what_is_there()}"
             )
         return len(found)
 
@@ -108,13 +111,14 @@ class StateDict:
         tensor = self._tensor(name)
         if tuple(tensor.shape) != shape:
             raise InputError(
-                f"{self._path}: tensor {name} has shape {tuple(tensor.shape)}, and its "
-                f"configuration wants {shape}: they are of different models"
+                f"{self._path}: tensor {self._shown(name)} has shape {tuple(tensor.shape)}, and "
+                f"its configuration wants {shape}: they are of different models"
             )
         if not tensor.is_floating_point():
             raise InputError(
-                f"{self._path}: tensor {name} holds {str(tensor.dtype).removeprefix('torch.')}, "
-                "not floating-point numbers: save the model before it is quantized"
+                f"{self._path}: tensor {self._shown(name)} holds "
+                f"{str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers: save the "
+                "model before it is quantized"
             )
         self._dtypes.add(str(tensor.dtype).removeprefix("torch."))
         del self._left[name]
@@ -123,10 +127,20 @@ class StateDict:
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self._left:
             raise InputError(
-                f"{self._path}: tensor {name} is missing: the file is not whole, or of another "
-                "kind of model; save it again"
+                f"{self._path}: tensor {self._shown(name)} is missing: {self._what_is_there()}"
             )
         return self._left[name]
+
+    def _shown(self, name: str) -> str:
+        """A name as the file has it, or would have it."""
+        return self._names.get(name) or spelled(name, self._names)
+
+    def _what_is_there(self) -> str:
+        first = min(self._names.values())
+        return (
+            f"the file holds {len(self._names):,} tensors, {first!r:.80} among them; save "
+            "model.state_dict() of the whole model again, or it is of another kind of model"
+        )
 
     def is_floating(self, name: str) -> bool:
         """Whether a tensor that is there holds floating-point numbers."""
@@ -153,10 +167,16 @@ class StateDict:
     def finish(self) -> list[str]:
         """Notes on what was taken; `InputError` where a tensor is left that has no place."""
         if self._left:
-            shown = ", ".join(repr(name[:60]) for name in sorted(self._left)[:3])
+            shown = ", ".join(repr(self._names[name][:60]) for name in sorted(self._left)[:3])
             raise InputError(
                 f"{self._path} holds {len(self._left)} tensors that have no place in such a model "
                 f"({shown}): its code was changed, and mygpt does not know how"
             )
-        others = sorted(self._dtypes - {"float32"})
-        return [f"weights of {', '.join(others)} are kept as float32"] if others else []
+        return number_notes(self._dtypes)
+
+
+def number_notes(dtypes: Iterable[str]) -> list[str]:
+    """A line about weights that are no float32 in their file; none where all are."""
+    others = sorted(set(dtypes) - {"float32"})
+    done = "rounded to" if "float64" in others else "kept as"
+    return [f"weights of {', '.join(others)} are {done} float32"] if others else []

@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 from mygpt.errors import InputError, OutOfMemoryError
 
 _ZIP = b"PK\x03\x04"
-COMPILED = "_orig_mod."  # what torch.compile puts before every name
 _LARGEST_PLAIN = 2**26  # bytes; a vocabulary of all of Unicode has a third of that
 # All that dicts, lists, tuples, text, whole numbers, true, false and none are written with.
 _PLAIN = {
@@ -55,9 +54,15 @@ def detect(path: Path) -> str | None:
 
 
 def is_bare_tutorial(content: Any) -> bool:
-    """Whether this is a state dict with the tutorial's names."""
-    names = ("token_embedding.embedding.weight", f"{COMPILED}token_embedding.embedding.weight")
-    return isinstance(content, Mapping) and any(name in content for name in names)
+    """Whether this is a state dict with the tutorial's names, whatever stands before them."""
+    return has_tensor(content, "token_embedding.embedding.weight")
+
+
+def has_tensor(content: Any, name: str) -> bool:
+    """Whether this is a state dict with a name that ends so."""
+    return isinstance(content, Mapping) and any(
+        key == name or key.endswith(f".{name}") for key in content if isinstance(key, str)
+    )
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -26,6 +26,7 @@ _ROPE_BASE = 10_000.0
 _HEADS = {8: 2, 64: 4}  # of the tutorial's two models, by their width
 _WORDS = ("I", "love", "AI", "!")  # its vocabulary before there is a tokenizer
 _UNTIED = ("head.weight", "lm_head.weight")  # the tutorial's own head is always tied
+_ANCHORS = ("token_embedding.embedding.weight",)
 _NORMS = {"layer": "layer", "rms": "rms"}  # its name and ours
 _POSITIONS = {"learned": "learned", "rope": "rotary"}
 _FIELDS = {
@@ -51,10 +52,10 @@ def read_tutorial(
     """
     content = read_torch_file(path)
     if isinstance(content, Mapping) and "model_state_dict" in content:
-        state = StateDict(path, content["model_state_dict"])
+        state = StateDict(path, content["model_state_dict"], anchors=_ANCHORS)
         fields, notes = _bundle_fields(path, content, num_heads)
     elif is_bare_tutorial(content):
-        state = StateDict(path, content)
+        state = StateDict(path, content, anchors=_ANCHORS)
         fields, notes = _fields_of_tensors(path, state, num_heads)
     else:
         raise InputError(

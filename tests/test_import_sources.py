@@ -1,0 +1,205 @@
+"""What `mygpt import` is given: a path or a name, and what is said of those that are no model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mygpt import GPT, save_checkpoint
+from mygpt.checkpoint import read_checkpoint
+from mygpt.config import GPTConfig
+from mygpt.errors import InputError
+from mygpt.formats import read_foreign
+from mygpt.formats.hugging_face import write_hugging_face
+from mygpt.tokenization import CharTokenizer
+
+TOKENIZER = CharTokenizer("abcdefgh", end_of_text=True)
+
+
+def make_folder(path: Path) -> Path:
+    """A small Llama's folder, exported."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        9, 8, 2, 1, 16, norm="rms", position="rotary", mlp="swiglu", mlp_bias=False, mlp_dim=16
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.parent / f"{path.name}.safetensors"
+    save_checkpoint(file, GPT.from_config(config), TOKENIZER)
+    write_hugging_face(read_checkpoint(file), path)
+    file.unlink()
+    return path
+
+
+def refused(source: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read_foreign(str(source))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def write(path: Path, content: object = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("base", ["meta-llama/Llama-2-7b", None, 3, ["x"]])
+def test_an_adapter_is_said_to_be_one_with_how_to_merge_it(base, tmp_path):
+    write(tmp_path / "adapter_config.json", {"base_model_name_or_path": base})
+    weights = write(tmp_path / "adapter_model.safetensors")
+    for source in (tmp_path, weights):
+        message = refused(source)
+        assert "adapter" in message
+        assert "merge_and_unload" in message
+        assert ("meta-llama/Llama-2-7b" in message) is (base == "meta-llama/Llama-2-7b")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("x.gguf", "GGUF"), ("X.GGUF", "GGUF"), ("x.onnx", "ONNX"), ("tf_model.h5", "TensorFlow"),
+     ("flax_model.msgpack", "Flax"), ("weights.npz", "NumPy"),
+     ("pytorch_model-00001-of-00002.bin", "name its folder"),
+     ("pytorch_model.bin", "name its folder"), ("model.safetensors", "name its folder")],
+)  # fmt: skip
+def test_a_file_of_another_program_is_said_to_be_one(name, said, tmp_path):
+    message = refused(write(tmp_path / name))
+    assert said in message
+    assert name in message
+
+
+def test_a_folder_of_gguf_alone_is_said_to_be_one(tmp_path):
+    assert "GGUF" in refused(write(tmp_path / "m" / "x-q4.gguf").parent)
+
+
+def test_a_model_of_vectors_is_refused(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    write(folder / "modules.json", [])
+    assert "vectors" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+def test_quantized_weights_are_refused_by_their_own_file(name, tmp_path):
+    folder = make_folder(tmp_path / "m")
+    write(folder / name, {"bits": 4})
+    assert name in refused(folder)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", 3])
+def test_quantized_weights_are_refused_by_config_json(method, tmp_path):
+    folder = make_folder(tmp_path / "m")
+    values = json.loads((folder / "config.json").read_text())
+    write(folder / "config.json", values | {"quantization_config": {"quant_method": method}})
+    message = refused(folder)
+    assert "quantized" in message
+    assert (f"({method})" in message) is isinstance(method, str)
+
+
+def test_a_folder_one_level_too_high_names_the_one_below(tmp_path):
+    make_folder(tmp_path / "out" / "checkpoint-500")
+    make_folder(tmp_path / "out" / "checkpoint-1000")
+    message = refused(tmp_path / "out")
+    assert message.index("checkpoint-1000") < message.index("checkpoint-500")
+    assert "checkpoint-1000" in refused(tmp_path)  # two levels too high
+
+
+def test_a_cache_of_hugging_face_names_the_snapshot(tmp_path):
+    cache = tmp_path / "models--their--model"
+    write(cache / "refs" / "main", "b1b1\n")
+    make_folder(cache / "snapshots" / "a0a0")
+    snapshot = make_folder(cache / "snapshots" / "b1b1")
+    assert str(snapshot) in refused(cache)
+    assert "models--their--model" in refused(tmp_path)
+    read_foreign(str(snapshot))
+    (snapshot / "config.json").unlink()
+    assert "a0a0" in refused(cache)
+
+
+def test_an_empty_folder_misses_its_config(tmp_path):
+    assert "config.json" in refused(tmp_path)
+
+
+# --- names on the hub -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in for huggingface_hub, with one folder; what is fetched is recorded."""
+    there, here = tmp_path / "hub", tmp_path / "cache"
+    here.mkdir()
+
+    def snapshot_download(name, allow_patterns):
+        if name != "their/model":
+            raise OSError(f"404 Client Error: {name}\nmore")
+        for file in there.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                (here / file.name).write_bytes(file.read_bytes())
+        return str(here)
+
+    module = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.chdir(tmp_path)
+    make_folder(there)
+    return SimpleNamespace(there=there, here=here)
+
+
+def as_pickle(folder: Path, shards: int) -> None:
+    """The same weights as pickles alone."""
+    from safetensors.torch import load_file
+
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return
+    places = {n: f"pytorch_model-0000{k % shards + 1}.bin" for k, n in enumerate(state)}
+    for file in set(places.values()):
+        torch.save({n: state[n] for n in state if places[n] == file}, folder / file)
+    write(folder / "pytorch_model.bin.index.json", {"weight_map": places})
+
+
+def test_of_two_kinds_of_weights_on_the_hub_only_safetensors_are_fetched(hub):
+    write(hub.there / "pytorch_model.bin", "never fetched")
+    write(hub.there / "tf_model.h5", "never fetched")
+    write(hub.there / "merges.txt", "#version: 0.2")
+    found = read_foreign("their/model")
+    assert found.tokenizer.kind == "char"
+    names = {file.name for file in hub.here.iterdir()}
+    assert {"config.json", "generation_config.json", "merges.txt", "model.safetensors"} <= names
+    assert not {"pytorch_model.bin", "tf_model.h5"} & names
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickles_are_fetched_where_the_hub_has_nothing_else(shards, hub):
+    wanted = read_foreign(str(hub.there)).arrays
+    as_pickle(hub.there, shards)
+    found = read_foreign("their/model").arrays
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_variant_is_fetched_where_the_hub_has_nothing_else(hub):
+    (hub.there / "model.safetensors").rename(hub.there / "model.fp16.safetensors")
+    assert any("fp16" in note for note in read_foreign("their/model").notes)
+
+
+def test_the_address_of_a_models_page_is_its_name(hub):
+    read_foreign("https://huggingface.co/their/model/tree/main")
+    read_foreign("https://huggingface.co/their/model")
+    assert "other/model" in refused("https://huggingface.co/other/model")
+
+
+def test_a_name_on_the_hub_without_a_model_is_said(hub):
+    assert "404" in refused("their/other")
+    for file in hub.there.iterdir():
+        file.unlink()
+    write(hub.there / "x.gguf")
+    assert "no config.json" in refused("their/model")
+    write(hub.there / "adapter_config.json", {})
+    assert "merge_and_unload" in refused("their/model")
