@@ -16,12 +16,15 @@ import torch
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, Writer
 from mygpt.engines.numpy_network import Network
 from mygpt.engines.reading import read
+from mygpt.generation.completion import TokenLogprob
 from mygpt.generation.packing import arrays_of
 from mygpt.server.app import make_app
 from mygpt.server.openapi import openapi
 from mygpt.server.playground import Playground, told_logits
 from mygpt.server.requests import FIELDS
+from mygpt.server.samples import Entry
 from mygpt.server.settings import ServerSettings
+from mygpt.tokenization import END_OF_TEXT
 from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
 from shapes import CONFIGS, build
 
@@ -94,7 +97,9 @@ def test_end_of_text_ends_a_choice_and_is_not_shown():
     for choice, sample in zip(choices, expected, strict=True):
         assert choice["text"] == sample.text
         assert choice["finish_reason"] == ("stop" if sample.finish_reason == "end" else "length")
-        assert "".join(choice["logprobs"]["tokens"]) == sample.text
+        ended = [END_OF_TEXT] * (sample.finish_reason == "end")
+        assert choice["logprobs"]["tokens"] == [*sample.text, *ended]
+        assert len(choice["logprobs"]["tokens"]) == len(sample.token_ids)
 
 
 def test_a_seeded_sample_is_the_same_alone_and_among_others():
@@ -220,13 +225,78 @@ def test_logprobs_are_the_models_own(api):
         assert list(top.values())[:2] == sorted(top.values(), reverse=True)[:2]
 
 
-def test_a_stop_string_ends_the_told_tokens_too(api):
-    """Tokens are told as far as the text goes: none that is not in it."""
+def test_tokens_that_a_stop_string_cuts_off_have_entries_too(api):
+    """As many as were drawn; those whose text is gone are where it ends."""
     stop = WRITER.complete("ab", 40, seed=5)[0].text[20:23]
-    choice = complete(api, "ab", max_tokens=40, seed=5, stop=stop, logprobs=1)["choices"][0]
+    found = complete(api, "ab", max_tokens=40, seed=5, stop=stop, logprobs=1)
+    (choice,) = found["choices"]
     assert choice["finish_reason"] == "stop"
     assert choice["text"], "a case that shows nothing"
-    assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+    told, length = choice["logprobs"], len(choice["text"])
+    assert "".join(told["tokens"]) == choice["text"] + stop
+    assert len(told["tokens"]) == found["usage"]["completion_tokens"]
+    assert told["text_offset"] == [min(n, length) for n in range(length + len(stop))]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"echo": True}, {"echo": True, "stop": ["b"]}, {"n": 3, "stop": ["ab", "a"]}]
+)
+@pytest.mark.parametrize("prompt", ["", "a", "ab", [2, 0, 2, 1]], ids=str)
+def test_every_token_read_or_drawn_has_its_entry(streamed, options, prompt):
+    """Control tokens too, whatever ends a choice: harnesses count on it."""
+    tokenizer = CharTokenizer("ab", end_of_text=True)
+    ask = {"max_tokens": 12, "seed": 3, "logprobs": 2, **options}
+    with client(tiny_writer(tokenizer)) as api:
+        whole = complete(api, prompt, **ask)
+        if streamed:
+            chunks = stream(api, prompt, stream_options={"include_usage": True}, **ask)
+            usage = chunks[-1]["usage"]
+            parts = [choice for chunk in chunks for choice in chunk["choices"]]
+        else:
+            usage, parts = whole["usage"], whole["choices"]
+    read = usage["prompt_tokens"] if "echo" in options else 0
+    assert read == (max(1, len(prompt)) if "echo" in options else 0)
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        told = [value for part in parts for value in part["logprobs"][name]]
+        assert len(told) == read + usage["completion_tokens"]
+    for expected in whole["choices"]:
+        offsets = expected["logprobs"]["text_offset"]
+        assert offsets == sorted(offsets)
+        assert offsets[-1] <= len(expected["text"])
+
+
+def test_an_end_of_text_that_is_drawn_is_an_entry_at_the_texts_end():
+    """A sum over all but the last entry is the prompt's, as lm-evaluation-harness takes it."""
+    tokenizer = CharTokenizer("ab", end_of_text=True)
+    with client(tiny_writer(tokenizer)) as api:
+        found = [
+            complete(api, "ab", max_tokens=1, seed=seed, echo=True, logprobs=1)
+            for seed in range(12)
+        ]
+    ended = [a for a in found if a["choices"][0]["finish_reason"] == "stop"]
+    assert ended, "a case that shows nothing"
+    for answer in ended:
+        choice = answer["choices"][0]
+        told = choice["logprobs"]
+        assert choice["text"] == "ab"
+        assert told["tokens"] == ["a", "b", END_OF_TEXT]
+        assert told["text_offset"] == [0, 1, 2]
+        assert told["top_logprobs"][2][END_OF_TEXT] == told["token_logprobs"][2]
+        assert answer["usage"]["completion_tokens"] == 1
+
+
+def test_tokens_that_look_alike_keep_their_own_log_probabilities():
+    """Rows without a token all have the text "": the drawn one's entry is its own."""
+    top, ids = [("", -0.1), ("x", -2.0), ("", -3.0)], [7, 1, 8]
+    assert Entry.of(TokenLogprob(8, "", -3.0, top, ids), 0).top == {
+        "token_id:7": -0.1, "x": -2.0, "": -3.0
+    }  # fmt: skip
+    assert Entry.of(TokenLogprob(7, "", -0.1, top, ids), 0).top == {
+        "": -0.1, "x": -2.0, "token_id:8": -3.0
+    }  # fmt: skip
+    other = Entry.of(TokenLogprob(9, "", -5.0, top, ids), 0).top
+    assert other == {"token_id:7": -0.1, "x": -2.0, "token_id:8": -3.0, "": -5.0}
 
 
 def test_a_prompt_is_scored_as_evaluation_harnesses_ask(api):

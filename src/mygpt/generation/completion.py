@@ -16,15 +16,17 @@ class TokenLogprob:
 
     Attributes:
         id: the token.
-        text: the token as text.
+        text: the token as text; a control token's is its name.
         logprob: its log-probability.
         top: the likeliest tokens at this place, text and log-probability, best first.
+        top_ids: their ids.
     """
 
     id: int
     text: str
     logprob: float
     top: list[tuple[str, float]]
+    top_ids: list[int]
 
 
 @dataclass
@@ -34,11 +36,12 @@ class Completion:
     Attributes:
         prompt: the text it continues.
         text: the new text alone, without a stop string or end-of-text.
-        token_ids: the tokens drawn, all of them.
+        token_ids: the tokens drawn, all of them: also the end-of-text, and what a stop string
+            has cut off the text.
         finish_reason: "length", "stop" (a stop string), "end" (end-of-text) or "window".
         seed: the seed of its random numbers.
         index: its number among the samples of that seed.
-        logprobs: one entry a token where asked for, else None.
+        logprobs: one entry for each of `token_ids` where asked for, else None.
     """
 
     prompt: str
@@ -122,7 +125,7 @@ class Row:
         best = np.argsort(-logprobs, kind="stable")[: self.num_logprobs or 0].tolist()
         text = self.tokenizer.token_text
         top = [(text(i), float(logprobs[i])) for i in best]
-        return TokenLogprob(token_id, text(token_id), float(logprobs[token_id]), top)
+        return TokenLogprob(token_id, text(token_id), float(logprobs[token_id]), top, best)
 
 
 def _overlap(text: str, stop: str) -> int:

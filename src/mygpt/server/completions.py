@@ -36,7 +36,7 @@ class ReadPrompt:
         text: as it is echoed.
         ids: as the model reads it.
         given: how many tokens at its beginning are none of the text's.
-        entries: log-probabilities of the text's tokens, where they are told.
+        entries: log-probabilities of its tokens, where they are asked for.
     """
 
     text: str
@@ -230,10 +230,9 @@ class Completions:
                     "answer: send fewer prompts at once",
                 )
             for prompt in prompts:
-                if prompt.text:
-                    prompt.entries = await self.reader.run(
-                        self.reader.score, prompt.ids, prompt.given, wanted.logprobs, refill
-                    )
+                prompt.entries = await self.reader.run(
+                    self.reader.score, prompt.ids, prompt.given, wanted.logprobs, refill
+                )
         return prompts
 
     def _encode_all(self, prompts: Sequence[Prompt]) -> list[ReadPrompt]:
@@ -248,8 +247,8 @@ def encode(writer: Writer, prompt: Prompt, settings: ServerSettings, param: str)
     """
     try:
         if isinstance(prompt, str):
-            given = len(writer.tokenizer.beginning)
-            found = ReadPrompt(prompt, writer.prompt_ids(prompt), given)
+            ids = writer.prompt_ids(prompt)  # of an empty one, what the model starts from
+            found = ReadPrompt(prompt, ids, len(writer.tokenizer.beginning) if prompt else len(ids))
         else:
             found = ReadPrompt(writer.tokenizer.decode(prompt), list(prompt))
     except InputError as error:

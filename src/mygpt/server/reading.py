@@ -71,7 +71,7 @@ class Reader:
 
         Args:
             ids: the text, at least one token.
-            given: how many tokens at its beginning are none of the text's, and not told.
+            given: how many tokens at its beginning are none of the text's.
             top: how many alternatives to tell.
             refill: past the window, whether to go on from its newer half (see `Window`).
 
@@ -100,7 +100,7 @@ class Reader:
         for token, entry in zip(ids[given:], told[given:], strict=True):
             entry.offset = offset
             offset += len(decoder.push(token))
-        return told[given:]
+        return told
 
     def _entry(self, token: int, logits: NDArray[np.float32] | None, top: int) -> Entry:
         if logits is None:  # the text's first token comes after nothing

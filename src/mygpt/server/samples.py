@@ -14,13 +14,15 @@ from mygpt.tokenization import Tokenizer
 
 @dataclass
 class Entry:
-    """One token's log-probability, as the API tells it.
+    """One token's log-probability, as the API has it.
 
     Attributes:
-        text: the token as text.
+        text: the token as text; a control token's is its name.
         logprob: in nats; None where nothing came before.
-        top: log-probabilities of the likeliest tokens and of this one, or None.
-        offset: where the token begins in the choice's text, in characters.
+        top: log-probabilities of the likeliest tokens and of this one, or None. Of tokens that
+            look alike this one, else the likeliest, has the text; another is "token_id:" and
+            its number.
+        offset: where the token begins in the choice's text, in characters; at most its length.
     """
 
     text: str
@@ -32,8 +34,10 @@ class Entry:
     def of(cls, token: TokenLogprob, offset: int) -> Entry:
         """A token's entry at its place."""
         top: dict[str, float] = {}
-        for text, logprob in [*token.top, (token.text, token.logprob)]:
-            top.setdefault(text, logprob)  # tokens may look alike: the likelier one is told
+        for number, (text, logprob) in zip(token.top_ids, token.top, strict=True):
+            taken = number != token.id and (text in top or text == token.text)
+            top[f"token_id:{number}" if taken else text] = logprob
+        top.setdefault(token.text, token.logprob)
         return cls(token.text, token.logprob, top, offset)
 
 
@@ -120,10 +124,14 @@ class Sample:
         return piece
 
     def _released(self, reason: str) -> list[Entry]:
-        """Entries of tokens that begin in the text that is certain: none past a stop string."""
+        """Entries of tokens that begin in the text that is certain; at the end all of them."""
         certain = self.before + len(self.completion.text)
-        everything = reason in ("length", "window")
-        out = [entry for entry in self._entries if everything or entry.offset < certain]
+        if reason:
+            for entry in self._entries:  # a stop string may have cut off their text
+                entry.offset = min(entry.offset, certain)
+            out, self._entries = self._entries, []
+            return out
+        out = [entry for entry in self._entries if entry.offset < certain]
         self._entries = self._entries[len(out) :]
         return out
 
