@@ -27,7 +27,9 @@ from mygpt.errors import CheckpointError
 from mygpt.storage import RunLock
 from mygpt.training import checkup
 from mygpt.training.checkup import Finding, check
+from mygpt.training.replaying import replay
 from mygpt.training.run import RunFolder
+from mygpt.views.report import write_report
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 STATE, PREVIOUS = "last.state.safetensors", "previous.state.safetensors"
@@ -732,3 +734,75 @@ def test_help_imports_no_torch_and_has_an_example() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "Example: mygpt doctor runs/poems" in done.stdout
+
+
+# --- files that are none -------------------------------------------------------------------
+
+NAMES = [*FILES, "report.html", ".lock"]
+
+
+def become(path: Path, kind: str, victim: Path) -> None:
+    """Put a link or a pipe where a file is."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim) if kind == "link" else os.mkfifo(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_link_or_a_pipe_in_a_run_is_named_and_nothing_is_written(
+    place: Path, run: Path, kind: str, name: str
+) -> None:
+    """Report and --resume wrote through links to the user's files; pipes waited for ever."""
+    if kind == "pipe" and not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names")
+    victim = place / "victim"
+    victim.write_bytes(b"precious")
+    become(run / name, kind, victim)
+    before = {path.name: path.lstat().st_mtime_ns for path in run.iterdir()}
+    what = "is a symbolic link" if kind == "link" else "is no file, but a device or a pipe"
+    for action in (
+        lambda: write_report(run, overwrite=True),
+        lambda: mygpt.training.resume(run, steps=14, listener=lambda event: None),
+        lambda: replay(run, output=place / "again", listener=lambda event: None),
+    ):
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)} {what}"):
+            action()
+    assert what.removeprefix("is ") in by_name(check(run))[name].text
+    assert victim.read_bytes() == b"precious"
+    assert {path.name: path.lstat().st_mtime_ns for path in run.iterdir()} == before
+    assert not (place / "again").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_training_anew_refuses_a_folder_that_holds_only_a_lock_that_is_none(
+    tmp_path: Path, kind: str
+) -> None:
+    """A clone with a link runs/poems/.lock: plain `mygpt train poems.txt` emptied its target."""
+    if kind == "pipe" and not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "run").mkdir()
+    become(tmp_path / "run/.lock", kind, victim)
+    with pytest.raises(CheckpointError, match=r"\.lock is"):
+        train(tmp_path / "run")
+    assert victim.read_bytes() == b"precious"
+    assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+def test_a_folder_of_shards_that_is_a_link_is_neither_read_nor_emptied(
+    place: Path, run: Path
+) -> None:
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "__0_0.distcp").write_bytes(b"precious")
+    (run / "shards-00000001-aaaaaaaa").symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match="shards-00000001-aaaaaaaa is a symbolic link"):
+        mygpt.training.resume(run, steps=14, listener=lambda event: None)
+    assert (elsewhere / "__0_0.distcp").read_bytes() == b"precious"
+
+
+def test_a_run_folder_that_is_itself_a_link_may_be_named(place: Path, run: Path) -> None:
+    (place / "named").symlink_to(run)
+    mygpt.training.resume(place / "named", steps=14, listener=lambda event: None)
+    assert check(run)[0].text.startswith(f"{(run / STATE).stat().st_size:,} bytes, step 14")

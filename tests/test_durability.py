@@ -425,7 +425,7 @@ def test_what_a_dead_run_left_is_cleared_at_the_next_start(text: str, tmp_path: 
     from mygpt import storage
 
     mine, inside, foreign = (
-        storage._temporary(path)
+        storage.temporary_beside(path)
         for path in (output, run / "last.state.safetensors", tmp_path / "other.pt")
     )
     for path in (mine, inside, foreign):

@@ -169,15 +169,15 @@ def test_only_damage_falls_back(text: str, tmp_path: Path, monkeypatch: pytest.M
     """A state that could not be opened for another reason was renamed as damaged."""
     run = tmp_path / "run"
     fit(text, run)
-    inner = os.stat
+    inner = os.open
 
-    def busy(path: Any, *args: Any, **options: Any) -> os.stat_result:
-        if str(path).endswith("last.state.safetensors") and not options:
+    def busy(path: Any, *args: Any, **options: Any) -> int:
+        if str(path).endswith("last.state.safetensors"):
             raise OSError(errno.EMFILE, "Too many open files")
         return inner(path, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mygpt.container.os.stat", busy)
+        patch.setattr("mygpt.file_access.os.open", busy)
         with pytest.raises(CheckpointError, match="cannot be read: Too many open files"):
             RunFolder(run).load_state()
     assert (run / "last.state.safetensors").exists()
@@ -241,7 +241,7 @@ def test_strays_of_another_run_are_left(text: str, tmp_path: Path) -> None:
     from mygpt import storage
 
     fit(text, tmp_path / "c")
-    other = storage._temporary(tmp_path / "c" / "x.pt")
+    other = storage.temporary_beside(tmp_path / "c" / "x.pt")
     other.write_bytes(b"half")
     go_on(tmp_path / "c", steps=14)
     assert other.exists()

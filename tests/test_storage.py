@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from mygpt import storage
 from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError, StorageError
+from mygpt.file_access import read_inside
 from mygpt.storage import RunLock, append, cut, holder, strays, sync_length, write_durably
 
 ARRAYS = {
@@ -199,7 +201,7 @@ def test_strays_are_told_apart_by_their_file(tmp_path: Path) -> None:
     """Beside `ckpt.pt` another process may be writing another file."""
     marks = {}
     for name in ("a", "b"):
-        marks[name] = storage._temporary(tmp_path / name)
+        marks[name] = storage.temporary_beside(tmp_path / name)
         marks[name].write_bytes(b"half")
     (tmp_path / "mine.tmp").write_bytes(b"")
     assert strays(tmp_path, "a") == [marks["a"]]
@@ -211,6 +213,7 @@ def test_strays_are_told_apart_by_their_file(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
+from mygpt.file_access import read_inside
 from mygpt.storage import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
@@ -261,3 +264,101 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write to"):
         RunLock(tmp_path / "file" / "run").__enter__()
+
+
+# --- files that somebody else has placed ---------------------------------------------------
+
+PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+
+
+def test_a_link_inside_a_folder_is_refused_and_its_target_stays(tmp_path: Path) -> None:
+    """A run's folder out of an archive had links in it to the user's own files."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    link = tmp_path / "link"
+    for target in ("victim", "nowhere"):
+        link.symlink_to(target)
+        for action in (
+            lambda: write_durably(link, [b"x"], inside=True),
+            lambda: append(link, b"x"),
+            lambda: cut(link, 1),
+            lambda: sync_length(link),
+            lambda: read_inside(link),
+        ):
+            with pytest.raises(CheckpointError, match="link is a symbolic link"):
+                action()
+        link.unlink()
+    assert victim.read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["victim"]
+
+
+@PIPES
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_pipe_is_neither_replaced_nor_waited_for(tmp_path: Path, *, inside: bool) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for action in (
+        lambda: write_durably(path, [b"x"], inside=inside),
+        lambda: append(path, b"x"),
+        lambda: read_inside(path),
+    ):
+        with pytest.raises(CheckpointError, match="no file, but a device or a pipe"):
+            action()
+    assert path.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mknod") or os.geteuid(), reason="only root makes devices")
+def test_a_device_that_a_link_leads_to_is_not_replaced(tmp_path: Path) -> None:
+    """The rename of a privileged user took the place of the device itself."""
+    device, link = tmp_path / "null", tmp_path / "page.html"
+    try:
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("no devices in this container")
+    link.symlink_to(device)
+    for path in (link, device):
+        with pytest.raises(CheckpointError, match="no file, but a device or a pipe"):
+            write_durably(path, [b"x"])
+    assert stat.S_ISCHR(device.lstat().st_mode)
+
+
+def test_a_log_that_has_a_second_name_is_copied_before_it_is_written(tmp_path: Path) -> None:
+    """A hard link can be another file of the user."""
+    victim, log = tmp_path / "victim", tmp_path / "log"
+    victim.write_bytes(b"precious\n")
+    for action in (lambda: append(log, b"x\n"), lambda: cut(log, 3)):
+        os.link(victim, log)
+        action()
+        assert log.read_bytes() != b"precious\n"
+        assert victim.read_bytes() == b"precious\n"
+        log.unlink()
+
+
+def test_the_lock_writes_into_no_file_of_another_name(tmp_path: Path) -> None:
+    """The lock's file was emptied, through a link as well."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").symlink_to(victim)
+    with pytest.raises(CheckpointError, match=r"\.lock is a symbolic link"), RunLock(run):
+        pass
+    (run / ".lock").unlink()
+    os.link(victim, run / ".lock")
+    with RunLock(run):
+        assert holder(run) == "another process"
+    assert victim.read_bytes() == b"precious"
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_write_and_a_living_ones_stays(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x"
+    dead, living = storage.temporary_beside(path), storage.temporary_beside(path)
+    other = storage.temporary_beside(tmp_path / "y")
+    for stray in (dead, living, other):
+        stray.write_bytes(b"half")
+    with storage.in_use(living):
+        write_durably(path, [b"whole"])
+    assert sorted(tmp_path.iterdir()) == sorted([path, living, other])

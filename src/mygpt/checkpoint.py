@@ -7,6 +7,7 @@ Arrays are NumPy's; torch is imported only where a model is asked for.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from mygpt.config import GPTConfig, require_path
 from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError
+from mygpt.file_access import require_regular
 from mygpt.ngram_keys import check_keys
 from mygpt.tokenization import Tokenizer, from_state
 
@@ -155,12 +157,15 @@ def write_checkpoint(
     config: GPTConfig,
     tokenizer: Tokenizer,
     provenance: dict[str, Any],
+    *,
+    inside: bool = False,
 ) -> None:
-    """Write what a `Checkpoint` holds."""
+    """Write what a `Checkpoint` holds; `inside` as for `write_arrays`."""
     write_arrays(
         path,
         arrays,
         {"config": config.to_dict(), "tokenizer": tokenizer.to_state(), "provenance": provenance},
+        inside=inside,
     )
 
 
@@ -223,8 +228,13 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
 
 
 def _in_run(run: Path) -> Path | None:
+    """A run's best model, else its last; `CheckpointError` where that is a link or a pipe."""
     names = ("best.safetensors", "last.safetensors")
-    return next((run / name for name in names if (run / name).is_file()), None)
+    for path in (run / name for name in names):
+        status = require_regular(path)
+        if status is not None and stat.S_ISREG(status.st_mode):
+            return path
+    return None
 
 
 def _last_write(run: Path) -> float:

@@ -13,16 +13,15 @@ import hashlib
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
-from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.errors import CheckpointError, DamagedError, OutOfMemoryError, StorageError
+from mygpt.file_access import open_regular
 from mygpt.machine import free_memory_bytes
 from mygpt.storage import write_durably
 
@@ -45,7 +44,12 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 def write_arrays(
-    path: str | Path, arrays: Arrays, parts: dict[str, Any], *, keep_as: Path | None = None
+    path: str | Path,
+    arrays: Arrays,
+    parts: dict[str, Any],
+    *,
+    keep_as: Path | None = None,
+    inside: bool = False,
 ) -> None:
     """Write named arrays and JSON parts durably, and only once they have been read back.
 
@@ -54,6 +58,7 @@ def write_arrays(
         arrays: of the number types that safetensors and NumPy share.
         parts: JSON objects by name.
         keep_as: the name under which the file that was there is kept.
+        inside: the file is in a folder that somebody else may have filled: a link is refused.
 
     Raises:
         StorageError: when there is no space, or what was written reads back differently.
@@ -77,7 +82,7 @@ def write_arrays(
                 "failing; what was there before is kept"
             )
 
-    write_durably(path, [header, *views.values()], prove=prove, keep_as=keep_as)
+    write_durably(path, [header, *views.values()], prove=prove, keep_as=keep_as, inside=inside)
 
 
 def _header(
@@ -119,11 +124,13 @@ def _reads_back(path: Path, header: bytes, digest: bytes, place: int) -> bool:
     return whole.digest() == digest
 
 
-def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read_arrays(
+    path: str | Path, *, inside: bool = False
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Read what `write_arrays` wrote, checking every digest.
 
     Sizes and shapes are checked before memory is taken for them. The arrays share one piece of
-    memory, as long as the file.
+    memory, as long as the file. With `inside` a link is refused, as where the file is written.
 
     Raises:
         DamagedError: a CheckpointError, naming the file and the tensor whose bytes are not right.
@@ -132,7 +139,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, An
     """
     path = Path(path)
     try:
-        with _open_regular(path) as file:
+        with open_regular(path, inside=inside) as file:
             size = os.fstat(file.fileno()).st_size
             header = _read_header(path, file, size)
             entries, metadata = _parse_header(path, header)
@@ -169,15 +176,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, An
     return arrays, parts
 
 
-def _open_regular(path: Path) -> BufferedReader:
-    """Open a file that is one: a pipe would wait and a device might never end."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder has words of its own
-        raise CheckpointError(f"{path} is no file, but a device or a pipe")
-    return open(path, "rb")
-
-
-def _read_header(path: Path, file: BufferedReader, size: int) -> bytes:
+def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
     """The length and the JSON text, or an error that says what the file is instead."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
@@ -207,7 +206,7 @@ def _parse_header(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, 
 
 
 def _other_version(
-    path: Path, file: BufferedReader, header: bytes, metadata: dict[str, str]
+    path: Path, file: BinaryIO, header: bytes, metadata: dict[str, str]
 ) -> CheckpointError:
     """What to say of a version that is not ours: the file is newer, or damaged there."""
     place = _digest_place(header)

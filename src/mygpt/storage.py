@@ -12,16 +12,25 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mygpt.errors import InputError, StorageError
+from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.file_access import (
+    NO_LINK,
+    NO_WAIT,
+    open_descriptor,
+    open_regular,
+    read_inside,
+    require_regular,
+)
 
 _NO_LOCKS = ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL")
-_CREATE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_WRONLY | os.O_CREAT
 _PATIENCE_S = 0.2  # whoever only asks who holds the lock has it for a moment
 
 
@@ -31,10 +40,13 @@ def write_durably(
     *,
     prove: Callable[[Path], None] | None = None,
     keep_as: Path | None = None,
+    inside: bool = False,
+    mode: int = 0o666,
 ) -> None:
     """Replace a file by `pieces` in a row so that a crash leaves the old file or the new one.
 
-    The file's mode follows the umask; a link stays one, and what it points to is replaced.
+    A link that the user names stays one, and the file that it points to is replaced. A device or
+    a pipe is never replaced.
 
     Args:
         path: the file.
@@ -42,17 +54,25 @@ def write_durably(
         prove: is called with the synced temporary file before that takes the old one's place;
             what it raises ends the writing.
         keep_as: the name under which the old file is kept, in the same folder.
+        inside: the file is in a folder that somebody else may have filled: a link is refused.
+        mode: of the file, less what the umask takes.
 
     Raises:
         StorageError: when there is no space, or the place cannot be written to.
+        CheckpointError: for what is no regular file; nothing is written then.
     """
-    target = Path(os.path.realpath(path))
-    temporary = _temporary(target)
+    target = Path(path) if inside else Path(os.path.realpath(path))
+    temporary = temporary_beside(target)
     size = sum(memoryview(piece).nbytes for piece in pieces)
+    held = contextlib.ExitStack()
     try:
+        require_regular(target)
+        if not inside:
+            remove_abandoned(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, _CREATE | os.O_EXCL, 0o666)
+        descriptor = open_descriptor(temporary, _CREATE | os.O_EXCL, mode=mode)
         try:
+            held.enter_context(in_use(temporary, descriptor))
             for piece in pieces:
                 _write_all(descriptor, piece)
             os.fsync(descriptor)
@@ -60,7 +80,9 @@ def write_durably(
             os.close(descriptor)
         if prove is not None:
             prove(temporary)
+        require_regular(target)  # what is renamed onto a device takes its place
         if keep_as is not None:
+            require_regular(keep_as)
             _keep(target, keep_as)
         os.replace(temporary, target)
         sync_folder(target.parent)
@@ -73,20 +95,76 @@ def write_durably(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        held.close()
 
 
-def _temporary(target: Path) -> Path:
+def temporary_beside(target: Path, ending: str = ".tmp") -> Path:
     """A new name beside `target`, no longer than any system allows, that says whose it is."""
-    return target.with_name(f"{_mark(target.name)}{secrets.token_hex(6)}.tmp")
+    return target.with_name(f"{_mark(target.name)}{secrets.token_hex(6)}{ending}")
+
+
+@contextlib.contextmanager
+def in_use(temporary: Path, descriptor: int | None = None) -> Iterator[None]:
+    """Keep `remove_abandoned` from a temporary file or folder while its writer lives.
+
+    Raises:
+        FileNotFoundError: where another process has just removed it.
+    """
+    if os.name == "nt":  # an open file can neither be renamed nor removed there
+        yield
+        return
+    held = os.open(temporary, os.O_RDONLY) if descriptor is None else os.dup(descriptor)
+    try:
+        while _take(held, shared=True) is False:  # whoever holds it is removing the file
+            time.sleep(0.001)
+        if not os.path.lexists(temporary):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(temporary))
+        yield
+    finally:
+        os.close(held)
+
+
+def abandoned(path: Path, ending: str = ".tmp") -> Iterator[tuple[Path, bool]]:
+    """What killed writers of `path` left beside it, each with whether it is a folder.
+
+    A writer holds a lock on its temporary file or folder, which ends with the process; here it is
+    held until the next one is asked for. Another user's are passed over.
+    """
+    target = Path(os.path.realpath(path))
+    for stray in strays(target.parent, target.name, ending):
+        try:
+            descriptor = os.open(stray, os.O_RDONLY | NO_LINK | NO_WAIT)
+        except OSError:
+            continue
+        try:
+            status = os.fstat(descriptor)
+            ours = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+            folder = stat.S_ISDIR(status.st_mode)
+            if ours and (folder or stat.S_ISREG(status.st_mode)) and _take(descriptor) is True:
+                yield stray, folder
+        finally:
+            os.close(descriptor)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; of living ones nothing."""
+    import shutil
+
+    for stray, is_folder in abandoned(path):
+        if is_folder:
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                stray.unlink()
 
 
 def _mark(name: str) -> str:
     return f".mygpt-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
 
 
-def strays(folder: Path, name: str | None = None) -> list[Path]:
+def strays(folder: Path, name: str | None = None, ending: str = ".tmp") -> list[Path]:
     """Temporary files in `folder`, of the file called `name` or of all: dead writers' leavings."""
-    return sorted(folder.glob(f"{'.mygpt-' if name is None else _mark(name)}*.tmp"))
+    return sorted(folder.glob(f"{'.mygpt-' if name is None else _mark(name)}*{ending}"))
 
 
 def remove(*paths: Path) -> None:
@@ -99,7 +177,11 @@ def remove(*paths: Path) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to a file's end; `StorageError` where that cannot be done."""
+    """Add to a file's end; `StorageError` where that cannot be done.
+
+    As below, a link is not followed, and a file that has a second name is copied first: the other
+    name (a hard link) keeps what it has.
+    """
     _on_file(path, os.O_APPEND, lambda descriptor: _write_all(descriptor, data))
 
 
@@ -115,17 +197,24 @@ def sync_length(path: Path) -> int:
 
 def cut(path: Path, length: int) -> None:
     """Drop what stands in a file past `length` bytes."""
-    if path.exists() and path.stat().st_size > length:
+    status = require_regular(path)
+    if status is not None and status.st_size > length:
         _on_file(path, 0, lambda descriptor: os.ftruncate(descriptor, length))
 
 
 def _on_file(path: Path, flags: int, action: Callable[[int], Any]) -> Any:
     try:
-        descriptor = os.open(path, _CREATE | flags, 0o666)
+        descriptor = open_descriptor(path, _CREATE | flags)
+        if os.fstat(descriptor).st_nlink > 1:
+            os.close(descriptor)
+            write_durably(path, [read_inside(path)], inside=True)
+            descriptor = open_descriptor(path, _CREATE | flags)
         try:
             return action(descriptor)
         finally:
             os.close(descriptor)
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"cannot write {path}: {reason(error, path, 0)}") from error
 
@@ -140,7 +229,7 @@ def _keep(target: Path, keep_as: Path) -> None:
     """Give the file at `target`, if there is one, a second name, so that it always has one."""
     if not target.exists():
         return
-    temporary = _temporary(keep_as)
+    temporary = temporary_beside(keep_as)
     try:
         os.link(target, temporary)
         os.replace(temporary, keep_as)
@@ -200,10 +289,10 @@ class RunLock:
         """
         import socket
 
-        path = _lock_path(self.folder)
+        path = lock_path(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StorageError(
                 f"cannot write to {self.folder}: {error.strerror}: choose another --output"
@@ -219,6 +308,8 @@ class RunLock:
                 "choose another --output"
             )
         self.works = taken is not None
+        if os.fstat(self._descriptor).st_nlink > 1:  # somebody's other file, perhaps
+            return self
         with contextlib.suppress(OSError):  # only for people
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
@@ -239,10 +330,10 @@ class RunLock:
 
 def holder(folder: Path) -> str | None:
     """Who trains in `folder` now; None when nobody does. Changes nothing."""
-    path = _lock_path(folder)
+    path = lock_path(folder)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+        descriptor = open_descriptor(path, os.O_RDONLY)
+    except (OSError, CheckpointError):
         return None
     try:
         return _written_holder(path) if _take(descriptor, shared=True) is False else None
@@ -250,13 +341,16 @@ def holder(folder: Path) -> str | None:
         os.close(descriptor)
 
 
-def _lock_path(folder: Path) -> Path:
+def lock_path(folder: Path) -> Path:
+    """The file whose lock says that somebody writes in `folder`."""
     return folder / ".lock"
 
 
 def _written_holder(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+    with contextlib.suppress(OSError, CheckpointError), open_regular(path) as file:
+        if os.fstat(file.fileno()).st_nlink == 1:
+            words = file.read(200).decode("utf-8", "replace")
+            return words if words and words.isprintable() else "another process"
     return "another process"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from mygpt.errors import InputError, StorageError
+from mygpt.storage import abandoned, in_use, remove_abandoned, temporary_beside
+
+_OLD = ".old.tmp"  # of the folder that is being replaced
 
 
 @contextlib.contextmanager
@@ -26,14 +28,18 @@ def whole_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iter
         StorageError: where the place cannot be written to.
     """
     target = Path(os.path.realpath(folder))
+    _restore_abandoned(target, ours)
     _require_free(folder, target, ours, overwrite=overwrite)
-    mark = f".mygpt-{secrets.token_hex(6)}"
-    place, old = target.with_name(f"{mark}.tmp"), target.with_name(f"{mark}.old.tmp")
+    remove_abandoned(target)
+    place, old = temporary_beside(target), temporary_beside(target, _OLD)
+    held = contextlib.ExitStack()
     try:
         place.mkdir(parents=True)
+        held.enter_context(in_use(place))
         yield place
         _require_free(folder, target, ours, overwrite=overwrite)  # what came to be since
         if target.exists():
+            held.enter_context(in_use(target))
             target.rename(old)
         place.rename(target)
         _sync(target.parent)
@@ -48,13 +54,24 @@ def whole_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iter
         shutil.rmtree(place, ignore_errors=True)
         if os.path.lexists(target):
             shutil.rmtree(old, ignore_errors=True)
+        held.close()
+
+
+def _restore_abandoned(target: Path, ours: frozenset[str]) -> None:
+    """Put an export back that a writer had renamed when it was killed, before its own was there."""
+    if os.path.lexists(target):
+        return
+    for old, is_folder in abandoned(target, _OLD):
+        if is_folder and {entry.name for entry in old.iterdir()} <= ours:
+            old.rename(target)
+            return
 
 
 def _require_free(folder: Path, target: Path, ours: frozenset[str], *, overwrite: bool) -> None:
     """Raise `InputError` unless nothing is at `target`, or an export that may be replaced."""
     if not os.path.lexists(target):
         return
-    if not target.is_dir():
+    if target.is_symlink() or not target.is_dir():
         raise InputError(f"{folder} is a file: an export is a folder, choose another name")
     if not overwrite:
         raise InputError(f"{folder} is there already: --overwrite replaces it")

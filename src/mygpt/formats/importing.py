@@ -11,8 +11,10 @@ from typing import Any
 from mygpt.checkpoint import check_finite, write_checkpoint
 from mygpt.config import require_path
 from mygpt.errors import InputError, StorageError
+from mygpt.file_access import require_regular
 from mygpt.formats.imported import Imported
 from mygpt.formats.recognised import file_problem, folder_problem
+from mygpt.storage import remove_abandoned
 from mygpt.tokenization import Tokenizer, load_tokenizer
 
 _FILES = (
@@ -56,6 +58,8 @@ def import_checkpoint(
     """
     require_path("output", output)
     path = _target(Path(output), overwrite=overwrite)
+    inside = path != Path(output)  # else the user has named the file itself, a link perhaps
+    require_regular(path, inside=inside)
     if path.exists() and os.path.exists(source) and path.samefile(source):
         raise InputError(f"{source} is the file that is read: choose another --output")
     given = None if tokenizer is None else load_tokenizer(tokenizer)
@@ -64,9 +68,10 @@ def import_checkpoint(
     provenance = {**_here(command), "imported": {"from": source, **found.origin}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    write_checkpoint(path, found.arrays, found.config, found.tokenizer, provenance)
+    write_checkpoint(path, found.arrays, found.config, found.tokenizer, provenance, inside=inside)
     return path, found.notes
 
 

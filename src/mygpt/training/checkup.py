@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mygpt.errors import CheckpointError
-from mygpt.storage import holder, strays
+from mygpt.file_access import read_inside, require_regular
+from mygpt.storage import holder, lock_path, strays
 from mygpt.training.inspection import Contents, Verdict, examine, log_problems
 from mygpt.training.run import RunFolder
 
@@ -43,7 +45,7 @@ def check(path: str | Path) -> list[Finding]:
         run = RunFolder.at(path)
         if path.is_file() and not (run.file == path and run.folder.is_dir()):
             return [_check_file(path)]
-        if any(file.exists() for file in _models(run)):
+        if any(os.path.lexists(file) for file in _models(run)):
             return _check_run(run)
         lies = "holds no run" if path.is_dir() else "does not exist"
     except PermissionError as error:
@@ -58,7 +60,10 @@ def _models(run: RunFolder) -> tuple[Path, ...]:
 def _check_run(run: RunFolder) -> list[Finding]:
     trainer = holder(run.folder)
     # The log after the states: a training that goes on meanwhile only adds to it.
-    seen = [examine(path, "model" if n > 1 else "state") for n, path in enumerate(_models(run))]
+    seen = [
+        examine(path, "model" if n > 1 else "state", inside=True)
+        for n, path in enumerate(_models(run))
+    ]
     at = next((state for state in seen[:2] if state.whole), None)
     state, previous, best, last = (_of_this_run(found, at) for found in seen)
     own = None if run.file is None else _of_this_run(examine(run.file, "model"), at)
@@ -68,6 +73,7 @@ def _check_run(run: RunFolder) -> list[Finding]:
         *_report_last(run, at, last, training=trainer is not None),
         *_report_own(at, best, last, own, training=trainer is not None),
         _check_settings(run.config_path),
+        *_check_others(run),
         *_check_log(run, None if at is None else at.course.log_bytes),
         *([] if trainer else _leavings(run)),
         *_check_room(run.folder, state.size + last.size),
@@ -149,28 +155,49 @@ def _report_own(
     yield _finding(own, _copy(source.path, own.path) if source.whole else "put a copy of it back")
 
 
+def _check_others(run: RunFolder) -> Iterator[Finding]:
+    """Files whose contents nobody checks, where they are none."""
+    for path in (lock_path(run.folder), run.report_path):
+        try:
+            require_regular(path)
+        except CheckpointError as error:
+            yield _irregular(path, error)
+
+
+def _irregular(path: Path, error: CheckpointError) -> Finding:
+    """What to say of a link, a pipe or a device."""
+    text, _, remedy = str(error).removeprefix(f"{path} ").partition("; ")
+    return Finding(path, "damaged", text, remedy)
+
+
 def _check_settings(path: Path) -> Finding:
     import tomllib
 
     remedy = "it is for people: the state holds all settings"
     try:
-        count = len(tomllib.loads(path.read_text(encoding="utf-8")))
+        data = read_inside(path)
+        count = len(tomllib.loads(data.decode("utf-8")))
     except FileNotFoundError:
         return Finding(path, "warning", "is missing", remedy)
+    except CheckpointError as error:
+        return _irregular(path, error)
     except (OSError, ValueError) as error:
         return Finding(path, "damaged", f"is no TOML: {error}", remedy)
-    return Finding(path, "ok", f"{path.stat().st_size:,} bytes, {count} entries")
+    return Finding(path, "ok", f"{len(data):,} bytes, {count} entries")
 
 
 def _check_log(run: RunFolder, committed: int | None) -> Iterator[Finding]:
     """Every line; what stands past `committed` bytes came after the state and is dropped."""
     path = run.log_path
     try:
-        data = path.read_bytes()
+        data = read_inside(path)
     except FileNotFoundError:
         if committed:
             text = f"is missing: the state knows {committed:,} bytes of it"
             yield Finding(path, "damaged", text, "its records are lost, the training is not")
+        return
+    except CheckpointError as error:
+        yield _irregular(path, error)
         return
     except OSError as error:
         yield Finding(path, "damaged", f"cannot be read: {error.strerror}")
@@ -200,7 +227,7 @@ def _leavings(run: RunFolder) -> Iterator[Finding]:
     beside = [] if run.file is None else strays(run.file.absolute().parent, run.file.name)
     for path in (*strays(run.folder), *beside):
         with contextlib.suppress(OSError):
-            text = f"{path.stat().st_size:,} bytes of a save that was cut short"
+            text = f"{path.lstat().st_size:,} bytes of a save that was cut short"
             yield Finding(path, "warning", text, "delete it")
     for path in sorted(run.folder.glob("damaged.*")):
         yield Finding(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.errors import InputError
+from mygpt.file_access import read_inside
 
 _KINDS = ("loss", "val_loss")
 # Nats per token by which a loss may differ where other hardware adds in another order.
@@ -83,7 +84,7 @@ def read_losses(log: Path) -> Losses:
     """
     found: Losses = {}
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_inside(log).decode("utf-8", "replace").splitlines()
     except OSError as error:
         raise InputError(f"{log} cannot be read: {error.strerror}; its losses are lost") from None
     for line in lines:

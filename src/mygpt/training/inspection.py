@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from mygpt.checkpoint import Checkpoint
 from mygpt.container import Arrays, read_arrays
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
+from mygpt.file_access import require_regular
 from mygpt.training.run import check_shards_of
 from mygpt.training.state import Course, State
 
@@ -54,14 +56,20 @@ class Contents:
         return self.verdict == "ok"
 
 
-def examine(path: Path, kind: Literal["state", "model"] | None = None) -> Contents:
-    """Read a file whole; without a kind its content says which it is."""
-    if not path.exists():
+def examine(
+    path: Path, kind: Literal["state", "model"] | None = None, *, inside: bool = False
+) -> Contents:
+    """Read a file whole; without a kind its content says which it is.
+
+    With `inside` it is one of a run's folder: a link is damage.
+    """
+    if not os.path.lexists(path):
         return Contents(path, None)
     size = 0
     try:
-        size = path.stat().st_size
-        arrays, parts = read_arrays(path)
+        status = require_regular(path, inside=inside)
+        size = 0 if status is None else status.st_size
+        arrays, parts = read_arrays(path, inside=inside)
         if kind == "state" or (kind is None and "course" in parts):
             state = State.from_parts(path, arrays, parts)
             check_shards_of(state)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from mygpt.checkpoint import Checkpoint, write_checkpoint
 from mygpt.config import GPTConfig
 from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.errors import CheckpointError, DamagedError, InputError
-from mygpt.storage import append, cut, remove, strays, sync_length, write_durably
+from mygpt.file_access import open_regular, read_inside, require_folder, require_regular
+from mygpt.storage import (
+    append,
+    cut,
+    lock_path,
+    remove,
+    remove_abandoned,
+    strays,
+    sync_length,
+    write_durably,
+)
 from mygpt.tokenization import Tokenizer
 from mygpt.training.state import State
 
@@ -61,6 +72,7 @@ class RunFolder:
 
     def check_exists(self) -> None:
         """Raise `CheckpointError` where there is no run to go on with."""
+        self.check_regular()
         if self.exists:
             return
         if not self.folder.exists():
@@ -68,6 +80,17 @@ class RunFolder:
         inside = sorted(str(state.parent) for state in self.folder.glob("*/last.state.safetensors"))
         hint = f": it holds {', '.join(inside[:5])}" if inside else " (no last.state)"
         raise CheckpointError(f"{self.folder} holds no run to go on with{hint}")
+
+    def check_regular(self) -> None:
+        """Raise `CheckpointError` where one of the run's files is a link, a pipe or a device.
+
+        Somebody else may have placed it, in an archive or a clone; nothing in it is followed.
+        """
+        models = (self.state_path, self.previous_path, self.best_path, self.last_path)
+        for path in (*models, *self._derived(), lock_path(self.folder)):
+            require_regular(path)
+        for path in self.folder.glob("shards-*"):
+            require_folder(path)
 
     @property
     def name(self) -> Path:
@@ -105,6 +128,11 @@ class RunFolder:
         return self.folder / "config.toml"
 
     @property
+    def report_path(self) -> Path:
+        """The run as a page."""
+        return self.folder / "report.html"
+
+    @property
     def checkpoint_path(self) -> Path:
         """The file to generate from."""
         if self.file is not None:
@@ -117,6 +145,7 @@ class RunFolder:
             raise InputError(f"{self.file} exists: add --overwrite, or choose another --output")
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file: choose another --output")
+        self.check_regular()
         models = (self.state_path, self.previous_path, self.best_path, self.last_path)
         if not any(path.exists() for path in models):
             foreign = [path for path in self._derived() if path.exists()]
@@ -130,8 +159,9 @@ class RunFolder:
 
     def _derived(self) -> tuple[Path, ...]:
         """Everything but the states."""
-        report = self.folder / "report.html"
-        return (self.best_path, self.last_path, self.log_path, self.config_path, report)
+        return (
+            self.best_path, self.last_path, self.log_path, self.config_path, self.report_path
+        )  # fmt: skip
 
     def clear_derived(self) -> None:
         """Remove what an earlier run left beside a state that has just been replaced."""
@@ -156,16 +186,17 @@ class RunFolder:
     def clear_strays(self) -> None:
         """Remove the temporary files of a process that died; only under the run's lock."""
         ours = (self.state_path, self.previous_path, self.best_path, self.last_path)
-        for path in (*ours, self.config_path, *([] if self.file is None else [self.file])):
-            target = path.resolve()
-            remove(*strays(target.parent, target.name))
+        for path in (*ours, self.config_path):
+            remove(*strays(path.parent, path.name))
+        if self.file is not None:  # another process may be writing this one
+            remove_abandoned(self.file)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.toml."""
         import tomli_w
 
         text = tomli_w.dumps(_without_none(settings))
-        write_durably(self.config_path, [text.encode("utf-8", "backslashreplace")])
+        write_durably(self.config_path, [text.encode("utf-8", "backslashreplace")], inside=True)
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one record to the log."""
@@ -180,7 +211,8 @@ class RunFolder:
 
         It says that some of the log was dropped, or that some was missing.
         """
-        size = self.log_path.stat().st_size if self.log_path.exists() else 0
+        status = require_regular(self.log_path)
+        size = 0 if status is None else status.st_size
         if size >= length:
             lost = self._last_step(after=length) if size > length else None
             cut(self.log_path, length)
@@ -188,12 +220,12 @@ class RunFolder:
                 return None
             return f"what came after the last save, up to step {lost:,}, is made again"
         if size:  # the next record begins a line of its own
-            cut(self.log_path, self.log_path.read_bytes().rfind(b"\n") + 1)
+            cut(self.log_path, read_inside(self.log_path).rfind(b"\n") + 1)
         return f"{self.log_path} is shorter than the run left it: some of its records are missing"
 
     def _last_step(self, *, after: int) -> int | None:
         """The step of the log's last record behind so many bytes; None where there is none."""
-        with self.log_path.open("rb") as log:
+        with open_regular(self.log_path) as log:
             log.seek(after)
             lines = log.read().splitlines()
         for line in reversed(lines):
@@ -204,7 +236,8 @@ class RunFolder:
     def save_state(self, state: State, *, keep: bool) -> None:
         """Commit a state; with `keep` what was the last becomes the previous one."""
         keep_as = self.previous_path if keep else None
-        write_arrays(self.state_path, state.arrays, state.parts(), keep_as=keep_as)
+        parts = state.parts()
+        write_arrays(self.state_path, state.arrays, parts, keep_as=keep_as, inside=True)
 
     def load_state(self) -> tuple[State, str | None]:
         """The newest good state, and a line that says so if the last one was damaged.
@@ -242,6 +275,7 @@ class RunFolder:
     def set_aside(self, path: Path) -> None:
         """Give a damaged file another name, so that no later save keeps it as a good one."""
         with contextlib.suppress(FileNotFoundError):
+            require_regular(path)
             path.replace(path.with_name(f"damaged.{path.name}"))
 
     def mend_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
@@ -252,7 +286,7 @@ class RunFolder:
         """
         note, copy = None, None
         try:
-            best = _read_model(self.best_path, run_id)
+            best = _read_model(self.best_path, run_id, inside=True)
         except DamagedError as error:
             note = f"{error}: kept as damaged.{self.best_path.name}"
             self.set_aside(self.best_path)
@@ -262,7 +296,7 @@ class RunFolder:
                 copy = _read_model(self.file, run_id)
         if best is None and copy is not None and "val_loss" in copy.provenance:
             best = copy
-            _write_model(self.best_path, copy)
+            _write_model(self.best_path, copy, inside=True)
         elif best is None:
             remove(self.best_path)
         elif self.file is not None and (copy is None or copy.provenance != best.provenance):
@@ -278,26 +312,28 @@ class RunFolder:
         provenance: dict[str, Any],
     ) -> None:
         """Write a model's checkpoint, and the user's own file where it is the one to use."""
-        write_checkpoint(path, arrays, config, tokenizer, provenance)
+        write_checkpoint(path, arrays, config, tokenizer, provenance, inside=True)
         if self.file is not None and (path == self.best_path or not self.best_path.exists()):
             write_checkpoint(self.file, arrays, config, tokenizer, provenance)
 
 
-def _read_model(path: Path, run_id: object) -> Checkpoint | None:
+def _read_model(path: Path, run_id: object, *, inside: bool = False) -> Checkpoint | None:
     """The model there; None where there is none, or that of another run."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    model = Checkpoint.from_parts(path, *read_arrays(path))
+    model = Checkpoint.from_parts(path, *read_arrays(path, inside=inside))
     return model if model.provenance.get("run_id") == run_id else None
 
 
-def _write_model(path: Path, model: Checkpoint) -> None:
-    write_checkpoint(path, model.arrays, model.config, model.tokenizer, model.provenance)
+def _write_model(path: Path, model: Checkpoint, *, inside: bool = False) -> None:
+    write_checkpoint(
+        path, model.arrays, model.config, model.tokenizer, model.provenance, inside=inside
+    )
 
 
 def read_state(path: Path) -> State:
     """Read and check a state's file; `CheckpointError` where it is missing, damaged or none."""
-    arrays, parts = read_arrays(path)
+    arrays, parts = read_arrays(path, inside=True)
     return State.from_parts(path, arrays, parts)
 
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.errors import CheckpointError, DamagedError, MygptError, StorageError
+from mygpt.file_access import open_regular, read_inside, require_folder
 from mygpt.storage import reason, sync_folder
 from mygpt.training.shards_metadata import DTYPES, check_places, read_metadata
 from mygpt.training.world import ALONE, PeerError, World
@@ -135,6 +136,7 @@ def remove_shards(folder: Path) -> None:
         StorageError: where the folder holds what no save writes, or cannot be removed.
     """
     try:
+        require_folder(folder)
         names = sorted(os.listdir(folder))
         for name in names:
             if name not in (_METADATA, _HALF_WRITTEN) and not _SHARD.fullmatch(name):
@@ -222,7 +224,9 @@ def _settle(folder: Path, rank: int) -> dict[str, str]:
             shard = _SHARD.fullmatch(name)
             writer = int(shard[1]) if shard else 0
             if writer == rank:
-                with open(folder / name, "r+b") as file:  # some systems sync only what is writable
+                with open_regular(
+                    folder / name, "r+b"
+                ) as file:  # some systems sync only what is writable
                     digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
                     os.fsync(file.fileno())
     return digests
@@ -247,6 +251,7 @@ def _check_names(folder: Path, digests: Mapping[str, str]) -> None:
     for name in digests:  # they were read from a file
         if name != _METADATA and not _SHARD.fullmatch(name):
             raise CheckpointError(f"{folder} is not loaded: {name!r:.80} is no name of its files")
+    require_folder(folder)
     try:
         found = set(os.listdir(folder))
     except OSError as error:
@@ -259,7 +264,7 @@ def _check_names(folder: Path, digests: Mapping[str, str]) -> None:
 
 def _check_file(path: Path, digest: str) -> None:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
@@ -271,8 +276,8 @@ def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) ->
     """The metadata, once its digest is right and it has each tensor as it is wanted."""
     path = folder / _METADATA
     try:
-        data = path.read_bytes()
-        sizes = {name: (folder / name).stat().st_size for name in digests}
+        data = read_inside(path)
+        sizes = {name: (folder / name).lstat().st_size for name in digests}
     except OSError as error:
         raise DamagedError(f"{folder} cannot be read: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != digests[_METADATA]:  # these very bytes are unpickled

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mygpt.errors import CheckpointError
+from mygpt.file_access import read_inside
+
 # Nats per token: a rise of the validation loss that is more than chance, and a training loss so
 # far below it that the model knows its text better than texts of its kind.
 _RISE, _GAP = 0.01, 0.25
@@ -42,8 +45,8 @@ def read_history(log: Path) -> list[Seen]:
     seen: list[Seen] = []
     losses: list[float] = []
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_inside(log).decode("utf-8", "replace").splitlines()
+    except (OSError, CheckpointError):
         return []
     for line in lines:
         try:

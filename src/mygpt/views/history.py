@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
+from mygpt.file_access import open_regular
+
 _LARGEST = 1e18  # no number of a log comes near it
 
 
@@ -132,7 +134,7 @@ def read_log(log: Path) -> History:
 
 
 def _records(log: Path) -> Iterator[dict[str, Any]]:
-    with log.open(encoding="utf-8", errors="replace") as lines:
+    with open_regular(log, "r", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 record = json.loads(line)

@@ -12,7 +12,7 @@ from mygpt.baselines import Baselines, Row, uniform_loss
 from mygpt.errors import InputError, MygptError
 from mygpt.generation.writer import Writer
 from mygpt.novelty import COPIED_CHARS, measure_novelty
-from mygpt.storage import write_durably
+from mygpt.storage import remove_abandoned, write_durably
 from mygpt.text import Document
 from mygpt.training.events import Finished
 from mygpt.training.run import RunFolder
@@ -21,8 +21,6 @@ from mygpt.views.explain import about, explain, page_data
 from mygpt.views.history import History, Sample, medians, spread, thin
 from mygpt.views.page import make_page
 from mygpt.views.run import Run, baselines_of, read_run, standing_of, verdict_of
-
-NAME = "report.html"
 
 _MOST_POINTS, _MOST_RATES, _MOST_SAMPLES, _MOST_TROUBLES = 1200, 300, 12, 20
 _LONGEST_SAMPLE, _LONGEST_PASSAGE = 2000, 400  # characters
@@ -57,8 +55,10 @@ def write_report(
     page = make_page(
         "pages/report.js", report_data(read_run(folder, finished)), title="mygpt report"
     )
-    target = out or folder.folder / NAME
-    write_durably(target, [page.encode()])
+    target = out or folder.report_path
+    if out is None:
+        remove_abandoned(target)  # a report is written without the run's lock
+    write_durably(target, [page.encode()], inside=out is None)
     return target
 
 

@@ -54,6 +54,7 @@ def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
     Raises:
         InputError: where there is no run, or no log of it.
     """
+    run.check_regular()
     if not run.log_path.exists() and not run.exists:
         raise _no_log(run)
     state, note = run.load_state()
