@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 import mygpt
 from mygpt import evaluation
@@ -146,3 +150,52 @@ def test_a_text_that_was_learned_from_is_told(run: Path, shell: Shell) -> None:
     assert json.loads(shell(run, text, "--json"))["warning"] == warning
     (run.parent / "other.txt").write_text(TEXT[:-1])
     assert "was trained on" not in shell(run, run.parent / "other.txt")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose tokenizer lower-cases, and knows most words of its text but not all."""
+    folder = tmp_path_factory.mktemp("words")
+    text = "".join(f"The Cafés by  the sea, and {n} ships 🙂\n" for n in range(150))
+    known = ["<unk>", "the", "cafes", "by", "sea,", "and", "ships", "🙂", *map(str, range(100))]
+    library = tokenizers.Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>")
+    )
+    library.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(folder / "words.json"))
+    (folder / "cafe.txt").write_text(text)
+    return folder
+
+
+@pytest.mark.usefixtures("few")
+def test_bits_are_those_of_the_texts_own_bytes_everywhere(words: Path, shell: Shell) -> None:
+    """Unknown words had no bytes, so that the lines of training, its last table and the rows of
+    `eval` gave one model several figures and ranked it below uniform guessing."""
+    events: list[Any] = []
+    mygpt.train(
+        words / "cafe.txt", output=words / "run", tokenizer=str(words / "words.json"),
+        preset="nano", embed_dim=16, num_layers=1, max_seq_len=16, steps=20,
+        listener=events.append,
+    )  # fmt: skip
+    text = (words / "cafe.txt").read_text()
+    held = text[int(len(text) * 0.9) :]
+    rest = held[len(held.split()[0]) + held.index(held.split()[0]) :]
+    [*_, last] = (event for event in events if hasattr(event, "result"))
+    bits = last.result.loss * last.result.tokens / math.log(2)
+    assert last.result.bits_per_byte == pytest.approx(bits / len(rest.encode()))
+    assert last.result.bits_per_char == pytest.approx(bits / len(rest))
+    assert read_checkpoint(words / "run" / "last.safetensors").provenance
+    finished = events[-1]
+    lowest = min(e.result.bits_per_byte for e in events if hasattr(e, "result"))
+    assert f"this model {lowest:7.3f}" in str(finished)
+    arguments = (words / "run", words / "cafe.txt", "--last", 0.1, "--protocol", "both")
+    told = json.loads(shell(*arguments, "--stride", 4, "--json"))
+    per_nat = last.result.bits_per_byte / last.result.loss
+    for row in (*told["results"].values(), *told["baselines"]["rows"]):
+        if row["loss"] is not None:
+            assert row["bits_per_byte"] == pytest.approx(row["loss"] * per_nat)
+    table = shell(*arguments).split("per token):\n")[1].splitlines()
+    losses = [float(line[32:40]) for line in table if line.startswith("  ") and line[32:40]]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 6

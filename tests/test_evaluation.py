@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, normalizers, pre_tokenizers
 
 from mygpt import evaluation
+from mygpt.data import encode_documents, first_part, predicted_size
 from mygpt.errors import InputError
 from mygpt.evaluation import Evaluation, evaluate, evaluate_nanogpt, predicted_chars
 from mygpt.model import GPT
 from mygpt.text import Document
-from mygpt.tokenization import ByteTokenizer, CharTokenizer
+from mygpt.text.sizes import TextSize
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, of_description
 from mygpt.tutorial import set_seed
 
 
@@ -98,6 +103,59 @@ def test_characters_predicted() -> None:
     assert predicted_chars(documents, np.array([3, 0, 1, 2, 3, 2]), char) == 4
     assert predicted_chars(documents, np.array([0, 1, 2, 3, 2]), char) == 3
     assert predicted_chars([Document("", b"abc")], np.array([97]), ByteTokenizer()) is None
+
+
+def foreign(normalizer: object = None, pre_tokenizer: object = None) -> Tokenizer:
+    """A tokenizer of words, of which it knows three."""
+    library = tokenizers.Tokenizer(
+        models.WordLevel({"<unk>": 0, "the": 1, "cafe": 2, "sea": 3}, unk_token="<unk>")
+    )
+    library.normalizer = normalizer
+    library.pre_tokenizer = pre_tokenizer or pre_tokenizers.WhitespaceSplit()
+    return of_description(json.loads(library.to_str()))
+
+
+PLAIN = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text", "first"),
+    [
+        (None, "the quick🙂 sea the\n\ncafé ", "the"),
+        (None, "  🙂🙂 sea", "  🙂🙂"),
+        (PLAIN, "Café THE sea", "Café"),
+        (PLAIN, "Cafe\u0301 the", "Cafe"),
+        (normalizers.NFKC(), "ｔｈｅ ｓｅａ", "ｔｈｅ"),
+        (normalizers.Replace(tokenizers.Regex("[0-9]"), ""), "the 12 sea34", "the"),
+    ],
+)
+def test_the_bytes_and_characters_are_the_texts_own(
+    normalizer: object, text: str, first: str
+) -> None:
+    """A tokenizer with an unknown token, or that normalises, had those that its tokens decode to:
+    an unknown word had none, and bits per byte of it were several times too many."""
+    tokenizer = foreign(normalizer)
+    documents = [Document("", f"<{text}>", 1, len(text) + 1), Document("", "the 🙂")]
+    tokens = encode_documents(documents, tokenizer)
+    size = predicted_size(documents, tokens, tokenizer)
+    rest = text.removeprefix(first) + "the 🙂"
+    assert size == TextSize(len(tokens) - 1, len(rest.encode()), len(rest))
+    loss = evaluate(peaked(8), np.minimum(tokens, 3), 2, tokenizer.byte_lengths(), size=size)
+    bits = loss.loss / math.log(2) * (len(tokens) - 1)
+    assert loss.bits_per_byte == pytest.approx(bits / len(rest.encode()))
+    assert loss.bits_per_char == pytest.approx(bits / len(rest))
+
+
+def test_the_text_of_the_first_tokens_is_found_again() -> None:
+    """A long text is validated on its first tokens: their text is the documents' own."""
+    tokenizer = foreign(PLAIN)
+    documents = [Document("", "Thé  quick " * 900), Document("", "sea sea"), Document("", "the")]
+    total = len(encode_documents(documents, tokenizer))
+    for count in (0, 1, 2, 3, 1799, 1800, 1801, 1802, 1803):
+        found = first_part(documents, tokenizer, count, total)
+        assert len(encode_documents(found, tokenizer)) == count
+        assert all(whole.whole == part.whole for whole, part in zip(documents, found, strict=False))
+    assert "".join(str(document.text) for document in found) == "Thé  quick " * 900 + "sea seathe"
 
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 12, 25, 40])

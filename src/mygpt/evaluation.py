@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from mygpt.data import predicted_size
 from mygpt.errors import InputError
 from mygpt.model import GPT, evaluating
 from mygpt.text import Document
+from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer
 
 TOKENS_PER_BATCH, LOGITS_PER_BATCH = 8192, 2**25
@@ -63,6 +65,7 @@ def evaluate(
     *,
     stride: int | None = None,
     num_chars: int | None = None,
+    size: TextSize | None = None,
     token_losses: TokenLosses | None = None,
 ) -> Evaluation:
     """Predict every token but the first once, in windows of T that lie end to end.
@@ -81,6 +84,8 @@ def evaluate(
         byte_lengths: (V,), the bytes each token stands for.
         stride: from one window to the next, at most T; None is T.
         num_chars: characters that are predicted (see `predicted_chars`).
+        size: the text that is predicted (`mygpt.data.predicted_size`), whose bytes and characters
+            count instead of `byte_lengths` and `num_chars`.
         token_losses: a faster way to the loss of each target, from inputs and targets (B, T);
             None is the model's own forward pass.
 
@@ -114,7 +119,7 @@ def evaluate(
     return Evaluation(
         loss,
         predicted,
-        *_in_bits(loss, tokens, byte_lengths, num_chars),
+        *_in_bits(loss, size or _decoded_size(tokens, byte_lengths, num_chars)),
         _standard_error(off) * len(off) / predicted,
         seq_len,
         stride,
@@ -129,6 +134,7 @@ def evaluate_nanogpt(
     seq_len: int | None = None,
     seed: int = NANOGPT_SEED,
     num_chars: int | None = None,
+    size: TextSize | None = None,
     token_losses: TokenLosses | None = None,
 ) -> Evaluation:
     """The loss as nanoGPT's train.py estimates it: the mean over random windows.
@@ -144,6 +150,7 @@ def evaluate_nanogpt(
         seq_len: T; None is 256, or the model's window where that is smaller.
         seed: decides the windows.
         num_chars: characters that all of the text but its first token has.
+        size: as `evaluate` takes it; the windows' loss is scaled by its bytes a token.
         token_losses: as `evaluate` takes it.
 
     Raises:
@@ -162,8 +169,8 @@ def evaluate_nanogpt(
     sums = []
     with evaluating(model):
         for _ in range(NANOGPT_BATCHES):
-            size = (NANOGPT_BATCH_SIZE,)
-            starts = torch.randint(len(tokens) - seq_len, size, generator=generator).numpy()
+            count = (NANOGPT_BATCH_SIZE,)
+            starts = torch.randint(len(tokens) - seq_len, count, generator=generator).numpy()
             for start in range(0, NANOGPT_BATCH_SIZE, rows):
                 ids = tokens[starts[start : start + rows, None] + reach]  # (B, T + 1)
                 sums.append(score(ids[:, :-1], ids[:, 1:]).sum(axis=1, dtype=np.float64))
@@ -172,7 +179,7 @@ def evaluate_nanogpt(
     return Evaluation(
         loss,
         losses.size * seq_len,
-        *_in_bits(loss, tokens, byte_lengths, num_chars),
+        *_in_bits(loss, size or _decoded_size(tokens, byte_lengths, num_chars)),
         _standard_error(losses - loss),
         seq_len,
     )
@@ -193,11 +200,7 @@ def predicted_chars(
         tokens: its ids, at least one.
         tokenizer: that made them.
     """
-    if any(isinstance(document.whole, bytes) for document in documents):
-        return None
-    first = int(tokens[0])
-    known = len(tokenizer.decode([first])) if tokenizer.byte_lengths()[first] else 0
-    return sum(map(len, documents)) - known
+    return predicted_size(documents, tokens, tokenizer).num_chars
 
 
 def _windows(
@@ -236,14 +239,15 @@ def _standard_error(deviations: NDArray[np.float64]) -> float:
     return math.sqrt((deviations**2).sum() / (count - 1) / count) if count > 1 else math.nan
 
 
-def _in_bits(
-    loss: float,
-    tokens: NDArray[np.integer],
-    byte_lengths: NDArray[np.int64],
-    num_chars: int | None,
-) -> tuple[float, float | None]:
-    """A loss in nats per token as bits per byte and per character of all tokens but the first."""
+def _decoded_size(
+    tokens: NDArray[np.integer], byte_lengths: NDArray[np.int64], num_chars: int | None
+) -> TextSize:
+    """What all tokens but the first decode to."""
     pieces = (tokens[start : start + _PIECE] for start in range(1, len(tokens), _PIECE))
-    num_bytes = max(1, sum(int(byte_lengths[piece].sum()) for piece in pieces))
-    bits = loss / math.log(2) * (len(tokens) - 1)
-    return bits / num_bytes, None if num_chars is None else bits / max(1, num_chars)
+    num_bytes = sum(int(byte_lengths[piece].sum()) for piece in pieces)
+    return TextSize(len(tokens) - 1, num_bytes, num_chars)
+
+
+def _in_bits(loss: float, size: TextSize) -> tuple[float, float | None]:
+    """A loss in nats per token as bits per byte and per character."""
+    return size.bits_per_byte(loss), size.bits_per_char(loss)

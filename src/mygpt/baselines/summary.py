@@ -5,7 +5,6 @@ Letters: V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from mygpt.baselines import compression, ngram
 from mygpt.errors import InputError
 from mygpt.text import Document
-from mygpt.text.documents import as_bytes
+from mygpt.text.sizes import TextSize, bytes_of, chars_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class Baselines:
         num_chars: of the text; None where it is bytes.
         learned_tokens: how many the n-gram models learned from.
         scored_tokens: how many they were scored on.
+        predicted: what a model predicts of the text, all but its first token, by which losses are
+            bits; None is all of the text.
     """
 
     uniform: float
@@ -65,10 +66,12 @@ class Baselines:
     num_chars: int | None
     learned_tokens: int
     scored_tokens: int
+    predicted: TextSize | None = None
 
     def bits_per_byte(self, loss: float) -> float:
-        """A loss in nats per token as bits per byte of the text."""
-        return loss / math.log(2) * self.tokens / self.num_bytes
+        """A loss in nats per token as bits per byte of the text, a model's or a baseline's."""
+        size = self.predicted or TextSize(self.tokens, self.num_bytes, self.num_chars)
+        return size.bits_per_byte(loss)
 
     def bits_per_char(self, bits_per_byte: float) -> float | None:
         """Bits per byte of the text as bits per character; None where it is bytes."""
@@ -114,6 +117,7 @@ def measure_baselines(
     *,
     learned: Sequence[Document] = (),
     held: Sequence[Document],
+    predicted: TextSize | None = None,
 ) -> Baselines:
     """The baselines of a text: about a second for a megabyte, at most some four for any length.
 
@@ -123,11 +127,12 @@ def measure_baselines(
         vocab_size: V.
         learned: the training text itself, for xz.
         held: the text itself.
+        predicted: what a model predicts of it (`mygpt.data.predicted_size`).
 
     Raises:
         InputError: for a text without tokens or bytes.
     """
-    num_bytes = sum(len(as_bytes(piece)) for document in held for piece in document.pieces())
+    num_bytes = bytes_of(held)
     if not num_bytes or not len(test):
         raise InputError(f"a text of {len(test)} tokens, {num_bytes} bytes: give at least one")
     text = compression.first_bytes(held, compression.MOST_GZIP_BYTES)
@@ -135,7 +140,6 @@ def measure_baselines(
     unigram = bigram = fivegram = None
     if len(train):
         unigram, bigram, fivegram = ngram.ngram_losses(train, test, vocab_size, (1, 2, 5))
-    is_text = all(isinstance(document.whole, str) for document in held)
     return Baselines(
         uniform=ngram.uniform_loss(vocab_size),
         unigram=unigram,
@@ -146,7 +150,8 @@ def measure_baselines(
         zstd=compression.zstd_bits_per_byte(text, before),
         tokens=len(test),
         num_bytes=num_bytes,
-        num_chars=sum(map(len, held)) if is_text else None,
+        num_chars=chars_of(held),
         learned_tokens=min(len(train), ngram.MOST_LEARNED),
         scored_tokens=min(len(test), ngram.MOST_SCORED),
+        predicted=predicted,
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mygpt.checkpoint import Checkpoint
     from mygpt.evaluation import Evaluation
     from mygpt.text import Document
+    from mygpt.text.sizes import TextSize
 
 _PROTOCOLS = ("full", "nanogpt", "both")
 
@@ -120,6 +121,7 @@ class _Text:
         learned_tokens: its ids.
         warning: what has to be known about it; may be empty.
         notes: how it was read, one line each.
+        size: what is predicted of the text: all but its first token.
     """
 
     name: str
@@ -129,6 +131,7 @@ class _Text:
     learned_tokens: NDArray[Any]
     warning: str
     notes: list[str]
+    size: TextSize
 
 
 def _was_split(found: Checkpoint) -> bool:
@@ -146,7 +149,7 @@ def _read_text(
     encoding: str | None,
     split: bool,
 ) -> _Text:
-    from mygpt.data import encode_documents, is_store
+    from mygpt.data import encode_documents, is_store, predicted_size
     from mygpt.text import read_corpus, split_documents
 
     for place in (file, train):
@@ -172,7 +175,8 @@ def _read_text(
         raise InputError(f"the text has {len(tokens)} token: give at least 2, one to predict from")
     name = str(file) if last is None else f"the last {last:g} of {file}"
     learned_tokens = encode_documents(learned, found.tokenizer)
-    return _Text(name, held, tokens, learned, learned_tokens, learned_before, corpus.notes)
+    size = predicted_size(held, tokens, found.tokenizer, continued=continued)
+    return _Text(name, held, tokens, learned, learned_tokens, learned_before, corpus.notes, size)
 
 
 def _learned(found: Checkpoint, sha256: str, last: float | None) -> str:
@@ -198,15 +202,14 @@ def _evaluate(
     device: str,
 ) -> dict[str, Evaluation]:
     """The results by protocol."""
-    from mygpt.evaluation import evaluate, evaluate_nanogpt, predicted_chars
+    from mygpt.evaluation import evaluate, evaluate_nanogpt
     from mygpt.machine import choose_device
     from mygpt.training.gradients import compiled_token_losses
 
     model = found.build_model().to(choose_device(device)).eval()
     lengths = found.tokenizer.byte_lengths()
-    num_chars = predicted_chars(text.held, text.tokens, found.tokenizer)
     options: dict[str, Any] = {
-        "num_chars": num_chars,
+        "size": text.size,
         "token_losses": compiled_token_losses(model),
     }
     results = {}
@@ -229,6 +232,7 @@ def _baselines(found: Checkpoint, text: _Text) -> Baselines:
         found.config.vocab_size,
         learned=text.learned,
         held=text.held,
+        predicted=text.size,
     )
 
 

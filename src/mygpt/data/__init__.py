@@ -2,6 +2,7 @@
 
 from mygpt.data.batches import ShuffledWindows
 from mygpt.data.cache import cached_bpe, cached_tokens
+from mygpt.data.sizes import first_part, predicted_size
 from mygpt.data.stored import StoredTokens, TokenStore, is_store
 from mygpt.data.tokens import encode_documents
 
@@ -12,5 +13,7 @@ __all__ = [
     "cached_bpe",
     "cached_tokens",
     "encode_documents",
+    "first_part",
     "is_store",
+    "predicted_size",
 ]

@@ -30,6 +30,7 @@ from mygpt.data.storing.index import (
     shard_paths,
 )
 from mygpt.errors import CheckpointError, DamagedError
+from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer, from_state
 
 STARTS = np.dtype("<i8")  # of documents
@@ -203,6 +204,22 @@ class TokenStore:
         return cls(
             path, index.name, tokenizer, tokens, index.sha256, num_bytes, documents, index.shards
         )
+
+    def size_of(self, start: int, stop: int) -> TextSize:
+        """The text that the ids from `start` up to `stop` stand for, as the shards counted it.
+
+        Of a shard that is cut, as many bytes as its share of the ids; exact are whole shards.
+        """
+        num_bytes = num_chars = 0.0
+        counted, begin = True, 0
+        for shard in self.shards:
+            inside = min(stop, begin + shard.tokens) - max(start, begin)
+            begin += shard.tokens
+            if inside > 0:
+                num_bytes += shard.bytes * inside / shard.tokens
+                num_chars += (shard.characters or 0) * inside / shard.tokens
+                counted = counted and shard.characters is not None
+        return TextSize(stop - start, round(num_bytes), round(num_chars) if counted else None)
 
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Where documents begin, among the tokens from `start` up to `stop`: rising, int64.

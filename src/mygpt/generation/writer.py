@@ -131,7 +131,7 @@ class Writer:
             newline: list[int] = self.tokenizer.encode_array("\n").tolist()
         except InputError:
             return [0]
-        return newline
+        return newline or [0]  # some tokenizers drop white space
 
     def generate(self, prompt: str = "", max_new_tokens: int = 200, **options: Any) -> str:
         """`prompt` and its continuation as one text; options as for `complete`."""

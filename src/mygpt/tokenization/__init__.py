@@ -23,8 +23,14 @@ __all__ = [
     "IncrementalDecoder",
     "Tokenizer",
     "from_state",
+    "keeps_text",
     "load_tokenizer",
 ]
+
+
+def keeps_text(tokenizer: Tokenizer) -> bool:
+    """Whether the ids of any text decode to that text: nothing is unknown, changed or dropped."""
+    return not isinstance(tokenizer, ForeignTokenizer) or tokenizer.keeps_text
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:

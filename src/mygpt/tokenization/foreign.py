@@ -93,10 +93,7 @@ class ForeignTokenizer:
         if self._bpe is not None:
             yield from self._bpe.encode_pieces(pieces)
             return
-        text = "".join(_checked(pieces))
-        with refusals("the tokenizers library could not encode this text"):
-            found = self._parts.library.encode(text, add_special_tokens=False).ids
-        ids = np.array(found, np.int64)
+        ids = np.array(self._encoded("".join(_checked(pieces))).ids, np.int64)
         wrong = ids[self._is_control[ids]]
         if len(wrong):
             raise InputError(
@@ -104,6 +101,27 @@ class ForeignTokenizer:
                 f"{self._parts.names[int(wrong[0])]!r:.40}: leave out characters that it lacks"
             )
         yield ids
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the ids of any text decode to that text."""
+        return self._bpe is not None
+
+    def chars_of_first(self, text: str, count: int) -> tuple[int, int]:
+        """How many characters of a text its first `count` ids stand for, and how many ids it has.
+
+        What the tokenizer drops before a token counts as that token's.
+        """
+        encoding = self._encoded(text)
+        if count >= len(encoding):
+            return len(text), len(encoding)
+        place = encoding.token_to_chars(count - 1) if count > 0 else None
+        return 0 if place is None else place[1], len(encoding)
+
+    def _encoded(self, text: str) -> Any:
+        """The library's encoding of a text, which knows each token's place in it."""
+        with refusals("the tokenizers library could not encode this text"):
+            return self._parts.library.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` as the library decodes it, control tokens by their names."""

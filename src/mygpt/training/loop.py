@@ -19,6 +19,7 @@ from mygpt.evaluation import Evaluation, evaluate
 from mygpt.model import GPT
 from mygpt.novelty import measure_novelty
 from mygpt.text import Document
+from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import (
@@ -95,7 +96,7 @@ class Trainer:
         self.tell = listener
         self._sampled = (-1, 0.0)  # the step of the last sample, and the share then done
         self.documents: Sequence[Document] = ()  # what samples may have copied from
-        self.val_chars: int | None = None  # that all validation tokens but the first stand for
+        self.val_size: TextSize | None = None  # the text that is predicted in validation
         self.device = next(model.parameters()).device
         # Asked once: after a pass without a backward one FSDP leaves some weights put together.
         self._sharded = is_sharded(next(model.parameters()))
@@ -340,7 +341,7 @@ class Trainer:
                 self.val_tokens,
                 self._plan.window,
                 self.tokenizer.byte_lengths(),
-                num_chars=self.val_chars,
+                size=self.val_size,
                 token_losses=self._gradients.token_losses,
             )
         if not math.isfinite(result.loss):

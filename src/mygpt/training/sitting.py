@@ -7,19 +7,15 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mygpt.baselines import Baselines, measure_baselines, uniform_loss, unigram_loss
 from mygpt.baselines.compression import MOST_BEFORE_BYTES
 from mygpt.baselines.ngram import MOST_LEARNED
 from mygpt.data.batches import Tokens
 from mygpt.errors import interruption
-from mygpt.evaluation import predicted_chars
 from mygpt.generation.writer import Writer, load
 from mygpt.storage import RunLock
-from mygpt.text import Document
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.interrupt import StopOnSignal
 from mygpt.training.loop import Trainer
@@ -28,11 +24,9 @@ from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate, progress
 from mygpt.training.source import Source
 from mygpt.training.state import State
-from mygpt.training.stored import StoredSource, counted
+from mygpt.training.stored import Judged, counted
 from mygpt.training.verdict import read_history, verdict
 from mygpt.training.world import World
-
-_MOST_DECODED = 2**21  # tokens of a store: the text of more of them is not looked at
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,10 +77,10 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
     uniform, unigram = _references(trainer, train_tokens)
     trainer.documents = source.learned
+    judged = None
     if len(trainer.val_tokens):
-        judged, documents = _validated(trainer, source)
-        if len(judged) == len(trainer.val_tokens):
-            trainer.val_chars = predicted_chars(documents, judged, trainer.tokenizer)
+        judged = source.judged(trainer.val_tokens, trainer.held_tokens, trainer.tokenizer)
+        trainer.val_size = judged.size
     trainer.tell(
         Started(
             run=trainer.run.folder,
@@ -114,8 +108,8 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     course, ended_by = trainer.course, None if trainer.finished else interrupt.received
     validated = course.best_step > 0
     baselines = None
-    if validated and ended_by is None:
-        baselines = _baselines(trainer, source, train_tokens)
+    if validated and ended_by is None and judged is not None:
+        baselines = _baselines(trainer, source, train_tokens, judged)
     trainer.tell(
         Finished(
             run=trainer.run.name,
@@ -180,26 +174,16 @@ def _references(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
     return uniform_loss(vocab_size), unigram_loss(known, judged, vocab_size)
 
 
-def _baselines(trainer: Trainer, source: Source, train_tokens: Tokens) -> Baselines:
+def _baselines(trainer: Trainer, source: Source, train_tokens: Tokens, judged: Judged) -> Baselines:
     """What simpler models reach on what is validated on; they learn from the end of the text."""
-    judged, documents = _validated(trainer, source)
     return measure_baselines(
         train_tokens[max(0, len(train_tokens) - MOST_LEARNED) :],
-        judged,
+        judged.tokens,
         trainer.tokenizer.vocab_size,
         learned=source.text_before(MOST_BEFORE_BYTES, trainer.tokenizer),
-        held=documents,
+        held=judged.documents,
+        predicted=judged.size,
     )
-
-
-def _validated(trainer: Trainer, source: Source) -> tuple[NDArray[np.integer], list[Document]]:
-    """Tokens that are validated on and their text: what is held back, or its first part."""
-    tokens = trainer.val_tokens
-    if source.held and len(tokens) == len(trainer.held_tokens):
-        return tokens, source.held
-    if isinstance(source, StoredSource):
-        tokens = tokens[:_MOST_DECODED]
-    return tokens, [source.text_of(tokens, trainer.tokenizer)]
 
 
 def tell_lock(trainer: Trainer, lock: RunLock) -> None:

@@ -14,14 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.data import cached_bpe, cached_tokens
+from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size
+from mygpt.data.batches import Tokens
 from mygpt.data.storing.tokenizer import BPE_SIZES
 from mygpt.errors import InputError
 from mygpt.text import Corpus, Document, read_corpus, split_documents
-from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, keeps_text, load_tokenizer
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
-from mygpt.training.stored import StoredSource, open_stored, splits, spoken, stores_among
+from mygpt.training.stored import (
+    Judged,
+    StoredSource,
+    open_stored,
+    splits,
+    spoken,
+    stores_among,
+)
 
 # More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
 MOST_CHARACTERS = 512
@@ -76,11 +84,27 @@ class ReadSource:
 
     def encode(self, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """Tokens to learn from and tokens to validate on, each one row of ids."""
-        cut = self.learned != self.corpus.documents  # the held text goes on where the other ends
         return (
             cached_tokens(self.learned, tokenizer),
-            cached_tokens(self.held, tokenizer, continued=cut),
+            cached_tokens(self.held, tokenizer, continued=self.continued),
         )
+
+    @property
+    def continued(self) -> bool:
+        """Whether the held text goes on where the other ends."""
+        return self.learned != self.corpus.documents
+
+    def judged(self, tokens: Tokens, held_tokens: Tokens, tokenizer: Tokenizer) -> Judged:
+        """What is validated on: `tokens`, which are all of the held ones or the first of them."""
+        documents, continued = self.held, self.continued
+        if len(tokens) < len(held_tokens) and keeps_text(tokenizer):
+            documents = [self.text_of(tokens[:], tokenizer)]
+        elif len(tokens) < len(held_tokens):
+            documents = first_part(
+                documents, tokenizer, len(tokens), len(held_tokens), continued=continued
+            )
+        size = predicted_size(documents, tokens[:], tokenizer, continued=continued)
+        return Judged(tokens[:], documents, size)
 
     def text_of(self, tokens: NDArray[np.integer], tokenizer: Tokenizer) -> Document:
         """The text that some of its tokens stand for."""

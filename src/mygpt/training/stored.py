@@ -9,17 +9,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data import cached_tokens
+from mygpt.data import cached_tokens, first_part, predicted_size
 from mygpt.data.batches import Tokens
 from mygpt.data.stored import StoredTokens, TokenStore, is_store
 from mygpt.errors import InputError
 from mygpt.text import Corpus, Document, read_corpus
-from mygpt.tokenization import Tokenizer
+from mygpt.text.sizes import TextSize
+from mygpt.tokenization import Tokenizer, keeps_text
 
 # Of a store so many tokens are counted: a pass over all of it would take longer than it is worth.
 MOST_COUNTED = 2**24
+MOST_DECODED = 2**21  # tokens of a store: the text of more of them is not looked at
 _NEAR = 0.01  # of the tokens: a document that begins so near to where they are cut is not cut
 _SHORTEST = 2  # tokens: one to read and one to predict
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model is validated on.
+
+    Attributes:
+        tokens: its ids; of many the first ones.
+        documents: the text of these tokens.
+        size: the text that is predicted, of all the ids.
+    """
+
+    tokens: NDArray[np.integer]
+    documents: list[Document]
+    size: TextSize
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,24 @@ class StoredSource:
         if isinstance(self.validation, TokenStore):
             return learned, self.validation.tokens
         return learned, cached_tokens(self.validation.documents, tokenizer)
+
+    def judged(self, tokens: Tokens, held_tokens: Tokens, tokenizer: Tokenizer) -> Judged:
+        """What is validated on: `tokens`, which are all of the held ones or the first of them."""
+        if isinstance(self.validation, Corpus) and len(tokens) == len(held_tokens):
+            size = predicted_size(self.validation.documents, tokens, tokenizer)
+            return Judged(tokens[:], self.validation.documents, size)
+        some = tokens[:MOST_DECODED]
+        documents = [self.text_of(some, tokenizer)]
+        if keeps_text(tokenizer):
+            whole = documents if len(some) == len(tokens) else None
+            return Judged(some, documents, predicted_size(whole, tokens, tokenizer))
+        if isinstance(self.validation, Corpus):
+            documents = first_part(
+                self.validation.documents, tokenizer, len(some), len(held_tokens)
+            )
+            return Judged(some, documents, predicted_size(documents, some, tokenizer))
+        store, begin = (self.store, self.cut) if self.validation is None else (self.validation, 0)
+        return Judged(some, documents, store.size_of(begin + 1, begin + len(tokens)))
 
     def text_of(self, tokens: NDArray[np.integer], tokenizer: Tokenizer) -> Document:
         """The text that some of its tokens stand for; single bytes that are none stay bytes."""

@@ -12,7 +12,6 @@ from mygpt.checkpoint import Checkpoint, read_checkpoint
 from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.storage import holder
-from mygpt.text import Document
 from mygpt.training.events import Finished
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
@@ -174,17 +173,14 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
     learned, held = run.source.encode(tokenizer)
     if len(held) < 2:
         return None, len(learned)
-    documents = run.source.held
-    if most and most < len(held):
-        held = held[:most]
-        whole = (
-            tokenizer.decode(held.tolist())
-            if run.source.is_text
-            else bytes(held[held < 256].tolist())
-        )
-        documents = [Document("held", whole)]
+    judged = run.source.judged(held[: most or None], held, tokenizer)
     found = measure_baselines(
-        learned, held, run.state.config.vocab_size, learned=run.source.learned, held=documents
+        learned,
+        judged.tokens,
+        run.state.config.vocab_size,
+        learned=run.source.learned,
+        held=judged.documents,
+        predicted=judged.size,
     )
     return found, len(learned)
 

@@ -255,7 +255,7 @@ class _Building:
         self._ids: list[bytes] = []  # in pieces: one that grows is copied, and is there twice
         self._num_bytes = 0
         self._starts: list[np.ndarray] = []
-        self._documents = self._bytes = self._separators = 0
+        self._documents = self._bytes = self._characters = self._separators = 0
         self._states = list(index.sources)
         sizes = [source.size for source in sources]
         self._size = sum(sizes) if min(sizes) >= 0 else 0
@@ -343,6 +343,7 @@ class _Building:
         self._starts.append(starts.astype(STARTS))
         self._documents += len(starts)
         self._bytes += sum(map(len, job.texts))
+        self._characters += job.characters
         self._ids.append(ids)
         self._num_bytes += len(ids)
         for number, (rows, characters, done) in job.states.items():
@@ -356,18 +357,20 @@ class _Building:
         shards = self.index.shards
         if self._num_bytes:
             starts = [np.concatenate(self._starts).tobytes()]
-            digests = [_digest(pieces) for pieces in (self._ids, starts)]
+            digests = _digest(self._ids), _digest(starts)
             tokens, documents = shard_paths(self.out, len(shards))
             write_durably(tokens, self._ids)
             write_durably(documents, starts)
-            shard = Shard(self._num_tokens, self._documents, self._bytes, *digests)
+            shard = Shard(
+                self._num_tokens, self._documents, self._bytes, *digests, self._characters
+            )
             shards = (*shards, shard)
         self.index = replace(
             self.index, shards=shards, sources=tuple(self._states), finished=finished
         )
         self.index.write(self.out)
         self._ids, self._starts = [], []
-        self._num_bytes = self._documents = self._bytes = 0
+        self._num_bytes = self._documents = self._bytes = self._characters = 0
 
     def _tell(self, job: Job) -> None:
         if self._listener is None:

@@ -39,6 +39,7 @@ class Shard:
         bytes: of the text, in UTF-8.
         sha256: of the ids' file.
         documents_sha256: of the other.
+        characters: of the text; None in stores of before these were counted.
     """
 
     tokens: int
@@ -46,6 +47,7 @@ class Shard:
     bytes: int
     sha256: str
     documents_sha256: str
+    characters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ def _shard(entry: Mapping[str, Any]) -> Shard:
         _number(entry, "bytes"),
         _digest(entry, "sha256"),
         _digest(entry, "documents_sha256"),
+        None if entry.get("characters") is None else _number(entry, "characters"),
     )
 
 

@@ -92,6 +92,7 @@ def _job(parts: Sequence[_Part], sources: Sequence[TextSource]) -> Job:
         {part.source: (part.rows, part.characters, part.done) for part in parts},
         parts[-1].read,
         "standard input" if place == "-" else place,
+        sum(len(part.text) for part in parts),
     )
 
 

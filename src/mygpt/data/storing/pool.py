@@ -41,6 +41,7 @@ class Job:
             once this job is.
         read: bytes of the last source that had been read.
         place: what an error calls the place of these texts.
+        characters: of all texts.
     """
 
     texts: Sequence[bytes]
@@ -48,6 +49,7 @@ class Job:
     states: dict[int, tuple[int, int, bool]]
     read: int
     place: str
+    characters: int = 0
 
 
 Answer = tuple[NDArray[np.int64], bytes]
