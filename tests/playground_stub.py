@@ -58,7 +58,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/api/model":
             model = self.server.model
-            facts = {"name": model.name, "parameters": 1234, "shape": {}, "window": model.window}
+            facts = {
+                "name": model.name,
+                "checkpoint": "runs/stub",
+                "parameters": 1234,
+                "shape": {},
+                "window": model.window,
+            }
             facts |= {"vocab_size": len(model.texts), "tokenizer": "char", "ngrams": False}
             if len(model.texts) <= SMALL:
                 facts["tokens"] = model.texts

@@ -103,6 +103,13 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     assert "plan: 4 layers of width 64" in out
     assert "times the text" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.txt"]
+    shell(capsys, "train", text, "--steps", "1", "--preset", "nano")
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")}
+    code, out, err = shell(capsys, "train", text, "--tokens", "100000", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "note: runs/fox already holds a run: " in out, "which a real run would say, too"
+    assert "plan: 4 layers of width 64" in out
+    assert before == {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")}
     code, _, err = shell(capsys, "train", "--resume", "runs/fox", "--dry-run")
     assert code == 2
     assert "--dry-run" in err

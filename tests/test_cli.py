@@ -21,6 +21,7 @@ import pytest
 
 import mygpt
 from mygpt.cli import app, main
+from mygpt.text import name_of
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 TINY = [
@@ -118,9 +119,95 @@ def test_train_resume_goes_on(shell: Shell) -> None:
     assert code == 0
     assert "going on after step 4" in out
     assert "--output" in shell.refused("train", "--resume", "ckpt.pt", "--output", "x")
-    assert "batch_size cannot change" in shell.refused(
-        "train", "--resume", "ckpt.pt", "--batch-size", 2
-    )
+    assert "--overwrite" in shell.refused("train", "--resume", "ckpt.pt", "--overwrite")
+
+
+def test_train_resume_takes_the_options_that_the_run_has(shell: Shell) -> None:
+    """The command that began a run, with --resume before it, was refused for its own options."""
+    same = [*TINY, "--tokenizer", "char", "--lr", 0.01, "--output", "r"]
+    shell("train", "fox.txt", *same, "--steps", 4)
+    shell("train", "fox.txt", *TINY, "--steps", 1, "--output", "based", "--overwrite")
+    assert shell("train", "fox.txt", "--resume", "r", *same, "--steps", 6)[0] == 0
+    assert shell("train", "--resume", "r", "--steps", 6, "--batch-size", "auto", "-q")[0] == 0
+    for option, asked, has in (
+        ("--batch-size", 2, 4),
+        ("--lr", 0.5, 0.01),
+        ("--embed-dim", 32, 16),
+        ("--tokenizer", "byte", "char"),
+        ("--tokenizer", "bpe:300", "char"),
+        ("--preset", "small", "nano"),
+        ("--encoding", "latin-1", None),
+        ("--from", "based", None),
+    ):
+        said = shell.refused("train", "--resume", "r", option, asked)
+        name = {"--from": "init_from"}.get(option, option[2:].replace("-", "_"))
+        assert f"{name}={asked} cannot change when a run is resumed, and this one has {has}" in said
+    assert "batch_size='x' must be" in shell.refused("train", "--resume", "r", "--batch-size", "x")
+
+
+def test_a_finished_run_is_not_announced_again(shell: Shell) -> None:
+    """Its table came again, as if it had been trained; an exit code of 0 is right for scripts."""
+    shell("train", "fox.txt", *TINY, "--steps", 4, "--output", "r")
+    report = Path("r/report.html").stat().st_mtime_ns
+    code, out, err = shell("train", "--resume", "r")
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+    assert "r is finished, nothing to do: `mygpt report r` shows how it went" in out
+    assert Path("r/report.html").stat().st_mtime_ns == report
+    state = Path("r/last.state.safetensors").read_bytes()
+    said = shell.refused("train", "--resume", "r", "--steps", 3)
+    assert "steps=3 counts from the run's start, and it has had 4: give more" in said
+    assert Path("r/last.state.safetensors").read_bytes() == state, "its length stays as it was"
+
+
+def test_texts_of_one_name_and_other_endings_have_runs_of_their_own(shell: Shell) -> None:
+    for name, run in (
+        ("chat.txt", "chat"),
+        ("chat.TXT.gz", "chat"),
+        ("chat.csv", "chat-csv"),
+        ("chat.jsonl", "chat-jsonl"),
+        ("my.notes.txt", "my.notes"),
+        ("chat", "chat"),
+    ):
+        assert name_of([name]) == run
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"),
+    [
+        (0, "no step was made: nothing was learned"),
+        (1, "nothing was validated: whether it learned or memorised is not known"),
+    ],
+)
+def test_the_verdict_names_the_right_cause(shell: Shell, size: int, verdict: str) -> None:
+    """No step was made, and it said that there was no text to validate on."""
+    Path("short.txt").write_text("ab")
+    _, out, _ = shell("train", ["fox.txt", "short.txt"][size], *TINY, "--steps", 3 * size)
+    assert f"verdict: {verdict}\n" in out
+    assert "nan" not in out
+    if size:
+        assert "too short to keep a part of it for validation: none is kept" in out
+        assert "for validation (" not in out, "the line of its tokens says the same"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["generate", "hi", "you"], "give the text to continue with --prompt 'hi you'"),
+        (["generate", "fox.txt"], "name a model with --checkpoint fox.txt"),
+        (["gen"], "there is no command 'gen': did you mean generate?"),
+        (["traim"], "did you mean train?"),
+        (["fox.txt"], "mygpt train fox.txt learns from text"),
+        (["xyzzy"], "there is no command 'xyzzy': `mygpt --help` lists them"),
+        (["info", "a", "b"], "(b): `mygpt info --help` shows what it takes"),
+        (["train", "https://host.example/a.txt"], "is an address on the network"),
+        (["eval", "runs", "http://host.example/a.txt"], ""),
+        (["train", "fox.txt", "--minutes", 0], "minutes=0.0 must be above 0"),
+        (["train", "fox.txt", "--minutes", -3], "minutes=-3.0 must be above 0"),
+    ],
+)
+def test_a_wrong_command_names_the_way_on(shell: Shell, args: list[Any], said: str) -> None:
+    assert said in shell.refused(*args)
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def second(first: list[Found], killed: tuple[float, str], place: Path) -> list[A
         ("tutorial", r"mygpt: preset=tutorial draws its batches from one generator, .*"),
         ("too few", r"mygpt: batch_size=1 cannot be shared by 2 processes: choose at least 2"),
         ("stdin", r"mygpt: standard input cannot be read by 2 processes: name a file"),
-        ("what cannot change", r"mygpt: lr cannot change when a run goes on: .*"),
+        ("what cannot change", r"mygpt: lr=1.0 cannot change when a run is resumed, .*"),
     ],
 )
 def test_what_is_wrong_is_told_once(first: list[Found], name: str, said: str) -> None:

@@ -559,7 +559,7 @@ def test_the_number_of_threads_is_kept(
 def test_a_longer_run_says_what_happens_to_its_schedule(text: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(text, run)
-    assert "is finished: to go on, give --steps" in notes(go_on(run))
+    assert "is finished, nothing to do: `mygpt report" in notes(go_on(run))
     heard = go_on(run, steps=24)
     assert "the schedule is stretched to 24 steps: the learning rate, " in notes(heard)
     rates = [r["lr"] for r in log(run) if "lr" in r]

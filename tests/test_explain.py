@@ -498,6 +498,15 @@ def test_control_characters_do_not_reach_the_terminal():
     assert cli_bars.shown_token("") == "(empty)"
 
 
+def test_characters_that_join_others_reach_the_terminal():
+    """An emoji of a family came apart at its zero-width joiners."""
+    family = "\U0001f469\u200d\U0001f467"
+    assert cli_bars.shown_token(family) == family
+    assert cli_bars.shown_token("\u200d") == "U+200D", "alone it would be a gap"
+    assert cli_bars.shown_token("a\u202eb") == "a\ufffdb", "nothing turns the line around"
+    assert cli_bars.shown_token("\u202e") == "U+202E"
+
+
 def test_bytes_that_are_no_character_are_shown(tmp_path):
     made = checkpoint_of(GPTConfig(257, 8, 2, 1, max_seq_len=12), ByteTokenizer())
     found = explain(made, "é", max_new_tokens=5, seed=2)

@@ -556,38 +556,51 @@ GAP = history((100, 2.5, 2.5), (500, 1.9, 1.5), (1000, 1.8, 1.2))
 
 def test_each_verdict() -> None:
     more_text = "more text would help more than more"
-    assert verdict(FALLING, epochs=1.0, ended_early=False) == (
+    assert verdict(FALLING, steps=1000, epochs=1.0, ended_early=False) == (
         "learning to the end: more time would help"
     )
-    assert verdict(SETTLED, epochs=1.0, ended_early=False) == "it has settled"
-    turned = verdict(TURNED, epochs=30.0, ended_early=True)
+    assert verdict(SETTLED, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
+    turned = verdict(TURNED, steps=1000, epochs=30.0, ended_early=True)
     assert turned == (
         "memorising since step 400: the validation loss rose from 1.500 to 2.000 while the "
         f"training loss fell to 0.300; the best model is kept; ended early; {more_text} steps"
     )
-    assert "ended early" not in verdict(TURNED, epochs=30.0, ended_early=False)
-    assert verdict(GAP, epochs=12.34, ended_early=False) == (
+    assert "ended early" not in verdict(TURNED, steps=1000, epochs=30.0, ended_early=False)
+    assert verdict(GAP, steps=1000, epochs=12.34, ended_early=False) == (
         "it knows its own text (read 12.3 times, training loss 1.200) much better than new text "
         f"(1.800): {more_text} time"
     )
-    assert "not known" in verdict([], epochs=1.0, ended_early=False)
-    again = verdict(FALLING, epochs=40.0, ended_early=False)
+    assert "not known" in verdict([], steps=1000, epochs=1.0, ended_early=False)
+    again = verdict(FALLING, steps=1000, epochs=40.0, ended_early=False)
     assert again == f"learning to the end, by reading the same text 40 times: {more_text} time"
-    lost = verdict(SETTLED, epochs=1.0, ended_early=False, to_beat=1.5)
+    lost = verdict(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.5)
     assert lost.endswith("a 5-gram model does better (1.500)")
-    assert "5-gram" not in verdict(SETTLED, epochs=1.0, ended_early=False, to_beat=1.7)
+    assert "5-gram" not in verdict(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.7)
 
 
 def test_what_was_not_read_again_is_not_memorised() -> None:
     """It said "memorising" and "it knows its own text" of texts read a third of the way through."""
     for epochs in (0.1, 0.9, 1.5):
-        assert "knows its own text" not in verdict(GAP, epochs=epochs, ended_early=False)
-    assert "of another kind (1.800)" in verdict(GAP, epochs=0.5, ended_early=False)
-    turned = verdict(TURNED, epochs=0.5, ended_early=False)
+        assert "knows its own text" not in verdict(
+            GAP, steps=1000, epochs=epochs, ended_early=False
+        )
+    assert "of another kind (1.800)" in verdict(GAP, steps=1000, epochs=0.5, ended_early=False)
+    turned = verdict(TURNED, steps=1000, epochs=0.5, ended_early=False)
     assert "memorising" not in turned
     assert "of another kind" in turned
     diverging = history((100, 2.5, 2.5), (500, 2.0, 2.1), (1000, 3.0, 3.1))
-    assert "a lower --lr would help" in verdict(diverging, epochs=5.0, ended_early=False)
+    assert "a lower --lr would help" in verdict(
+        diverging, steps=1000, epochs=5.0, ended_early=False
+    )
+
+
+@pytest.mark.parametrize("points", [[(1, 9.0, 4.6)], [(1, 4.0, 4.6), (3, 9.0, 4.5)]])
+def test_a_few_steps_are_no_ground_for_a_verdict(points: list[tuple[int, float, float]]) -> None:
+    """After one step of a large model it said that the validation text was of another kind."""
+    said = verdict(history(*points), steps=points[-1][0], epochs=0.1, ended_early=False)
+    assert "too few" in said
+    assert "another kind" not in said
+    assert verdict([], steps=0, epochs=0.0, ended_early=False).startswith("no step was made")
 
 
 def test_a_rise_within_the_error_is_none() -> None:
@@ -595,7 +608,7 @@ def test_a_rise_within_the_error_is_none() -> None:
     points = [(100, 2.0, 2.0), (500, 0.735, 0.74), (1000, 0.747, 0.69)]
     for error, says in ((0.013, False), (0.0, True)):
         seen = [Seen(*point, error) for point in points]
-        assert ("memorising" in verdict(seen, epochs=5.0, ended_early=False)) == says
+        assert ("memorising" in verdict(seen, steps=1000, epochs=5.0, ended_early=False)) == says
 
 
 @pytest.mark.parametrize("count", range(1, 8))
@@ -603,17 +616,19 @@ def test_few_validations_do_not_hide_that_it_learns(count: int) -> None:
     """The recipe's shares of a short run leave the last validation alone in its last third."""
     shares = [(number / count) ** 1.5 for number in range(1, count + 1)]
     falling = [Seen(round(1000 * s), 3.0 - s, 3.0 - s) for s in shares]
-    assert verdict(falling, epochs=1.0, ended_early=False).startswith("learning to the end")
+    assert verdict(falling, steps=1000, epochs=1.0, ended_early=False).startswith(
+        "learning to the end"
+    )
     if count > 1:
         flat = [Seen(round(1000 * s), 1.6, 1.6) for s in shares]
-        assert verdict(flat, epochs=1.0, ended_early=False) == "it has settled"
+        assert verdict(flat, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
 
 
 def test_no_verdict_says_what_was_not_seen() -> None:
     """No training loss was reported between the validations: none is spoken of."""
     for points in (TURNED, GAP, FALLING, SETTLED):
         blind = [Seen(seen.step, seen.val_loss, math.nan) for seen in points]
-        assert "nan" not in verdict(blind, epochs=1.0, ended_early=False)
+        assert "nan" not in verdict(blind, steps=1000, epochs=1.0, ended_early=False)
 
 
 def test_a_history_from_a_log(tmp_path: Path) -> None:
@@ -665,7 +680,7 @@ def test_a_damaged_line_costs_no_other(damage: bytes, tmp_path: Path) -> None:
     for place in range(5):
         log.write_bytes(b"\n".join([*good[:place], damage, *good[place:]]))
         assert read_history(log) == wanted, place
-        assert verdict(read_history(log), epochs=1.0, ended_early=False)
+        assert verdict(read_history(log), steps=200, epochs=1.0, ended_early=False)
 
 
 def test_a_run_with_tables_is_made_again_to_the_bit(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_finished_run_says_how_to_make_it_again(trained):
     assert data["standing"] == "done"
     assert data["progress"].startswith("Done: 60 steps in ")
     assert ["This run was begun with", "mygpt train squares.txt --steps 60"] in data["commands"]
-    assert ["Make it again, step for step", f"mygpt reproduce {run}"] in data["commands"]
+    assert ["Make it again, step for step", f"mygpt reproduce {run.name}"] in data["commands"]
     facts = dict(data["facts"])
     state = RunFolder.of(run).load_state()[0]
     assert facts["model"] == f"{state.config.num_parameters():,} parameters"
@@ -190,7 +190,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     assert data["standing"] == "interrupted"
     assert data["progress"].startswith("Interrupted after 10 steps in ")
     assert data["progress"].endswith("17% of the run by its last save")
-    assert ["Go on", f"mygpt train --resume {run}"] in data["commands"]
+    assert ["Go on", f"mygpt train --resume {run.name}"] in data["commands"]
     assert data["verdict"].startswith("so far: ")
     assert data["table"] == []
     assert [name["name"] for name in data["curves"]["baselines"]] == [
@@ -222,7 +222,7 @@ def test_a_run_without_validation_says_so(tmp_path):
     data = data_of(run)
     assert data["curves"]["validation"] == []
     assert data["table"] == []
-    assert data["verdict"].startswith("there was no text to validate on")
+    assert data["verdict"].startswith("nothing was validated")
     assert data["reading"]["from"] == "the text it learned from"
     assert [one["name"] for one in data["curves"]["baselines"]] == ["uniform"]
     Page(write_report(run).read_text()).check()
@@ -253,6 +253,27 @@ def test_without_the_text_the_rest_is_told(trained, kind, tmp_path):
     assert data["reading"]["from"] == "its own sample"
     assert "novelty" not in data["written"]
     assert data["verdict"].split(";")[0] == full["verdict"].split(";")[0]
+
+
+def test_no_folder_of_this_machine_is_in_the_page(trained, tmp_path, monkeypatch):
+    """A report is sent to others: paths are relative to the current folder, or names alone."""
+    run = Path(shutil.copytree(trained[0].parent, tmp_path / "moved")) / "run"
+    command = f"mygpt train {tmp_path}/squares.txt --val-file={tmp_path}/v.txt -o 'my run'"
+    for state in run.glob("*.state.safetensors"):
+        arrays, parts = read_arrays(state)
+        parts["provenance"]["command"] = command
+        parts["settings"]["files"] = [str(tmp_path / "gone.txt")]
+        write_arrays(state, arrays, parts)
+    for folder, shown in ((tmp_path, "moved/run"), (trained[0], "run")):
+        monkeypatch.chdir(folder)
+        data = data_of(run)
+        assert str(tmp_path) not in json.dumps(data)
+        commands = dict(data["commands"])
+        assert commands["This run was begun with"] == (
+            "mygpt train squares.txt --val-file=v.txt -o 'my run'"
+        )
+        assert commands["Write with it"] == f"mygpt generate --checkpoint {shown}"
+        assert any("gone.txt does not exist" in note for note in data["notes"])
 
 
 def test_readings_of_a_text_are_reckoned_without_it(trained):

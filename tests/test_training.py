@@ -170,7 +170,9 @@ def test_going_on_can_lengthen_but_not_change(text: str, tmp_path: Path) -> None
     a, b = state(tmp_path / "run")[0], state(tmp_path / "whole")[0]
     for name in a.keys() - {"plan"}:  # what share was done was told otherwise
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    with pytest.raises(InputError, match="lr cannot change when a run goes on"):
+    with pytest.raises(
+        InputError, match=r"lr=0.1 cannot change when a run is resumed, and this one has \d"
+    ):
         training.resume(tmp_path / "run", lr=0.1)
 
 
@@ -273,7 +275,7 @@ def test_small_texts_shrink_the_window_and_say_so(tmp_path: Path) -> None:
     notes = [e.text for e in heard if isinstance(e, Note)]
     assert notes == [
         "the text has 10 tokens to learn from: windows of 9, not 16",
-        "the text is too short to keep some of it for validation: there is none",
+        "the text is too short to keep a part of it for validation: none is kept",
     ]
     with pytest.raises(InputError, match="seq_len=16 is longer than the 10 tokens"):
         fit(str(small), tmp_path / "other", seq_len=16)

@@ -166,7 +166,8 @@ def test_the_command_quotes_every_prompt_for_a_shell(modules):
     """What is copied into a terminal is one command with the prompt as one word."""
     prompts = ["ROMEO:", "", "it's", '$(reboot) `x` \\ "', "a\nb", "*", "--help", "é‮"]
     given = [
-        {"name": "runs/a b", "prompt": p, "seed": 5, "count": 9, "samples": 2} for p in prompts
+        {"checkpoint": "runs/a b", "prompt": p, "seed": 5, "count": 9, "samples": 2}
+        for p in prompts
     ]
     settings = {"temperature": 0.8, "top_k": 40, "top_p": None, "min_p": None}
     for one in given:

@@ -6,8 +6,10 @@ Nothing heavy is imported here: `mygpt --help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -15,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mygpt.cli.data import data_app
 from mygpt.cli.demo import demo
@@ -33,13 +36,32 @@ from mygpt.cli.terminal import visible
 from mygpt.cli.tokenize import tokenize
 from mygpt.cli.train import train
 from mygpt.cli.warmup import warmup
-from mygpt.errors import MygptError
+from mygpt.errors import InputError, MygptError
 
 # Typer's own usage errors: the base of the one it exports.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
+
+class _Commands(TyperGroup):
+    """The commands, with a way on for a name that none of them has."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first word names."""
+        name, known = args[0], self.list_commands(ctx)
+        if name in known or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        if os.path.exists(name):
+            quoted = shlex.quote(name)
+            raise InputError(f"{name} is a file or folder: mygpt train {quoted} learns from text")
+        alike = [each for each in known if each.startswith(name)]
+        alike = alike or difflib.get_close_matches(name, known, n=3)
+        meant = f"did you mean {' or '.join(alike)}? " if alike else ""
+        raise InputError(f"there is no command {name!r:.40}: {meant}`mygpt --help` lists them")
+
+
 app = typer.Typer(
     name="mygpt",
+    cls=_Commands,
     help="Train a GPT on a text file and write from it.",
     epilog="Try it: mygpt demo. Then: mygpt train FILE --minutes 5, and: mygpt generate -p TEXT",
     no_args_is_help=True,
@@ -54,7 +76,9 @@ for command in commands:
     # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.
     paragraphs = (command.__doc__ or "").split("\n\n")
     told = "\n\n".join(" ".join(text.split()) for text in paragraphs)
-    app.command(command.__name__.rstrip("_"), help=told)(command)
+    # `generate` says itself where a text that no option takes belongs.
+    settings = {"allow_extra_args": command is generate}
+    app.command(command.__name__.rstrip("_"), help=told, context_settings=settings)(command)
 app.add_typer(data_app, name="data")
 
 
@@ -95,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _say(error)
         code = error.exit_code
     except _UsageError as error:
-        _say(error.format_message())
+        _say(_usage(error))
         code = 2
     except OSError as error:  # a full disk behind stdout, say
         _say(f"cannot write: {error.strerror or error}")
@@ -110,6 +134,15 @@ def main(args: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command's words, and where it says which it takes."""
+    message: str = error.format_message()
+    context = getattr(error, "ctx", None)
+    if not message or context is None:  # `mygpt` alone shows its help, which says all
+        return message
+    return f"{message.rstrip('.')}: `{context.command_path} --help` shows what it takes"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mygpt.views.explain import Explanation, Place, Prediction
 
 _SIGNS = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d", " ": "\u2423"}
-_SHAPELESS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode that would move the rest
+_SHAPELESS = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode that would move the rest
+# Of the format characters (Cf) those that turn the direction of what comes after them. The
+# others have no width and join or part their neighbours: family emoji are made with U+200D.
+_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _NAME_WIDTH, _BAR_WIDTH = 12, 24
 # What is left of a bar behind its full cells, from nothing to a full one.
 _PARTS = ("", *(chr(0x2590 - n) for n in range(1, 9)))
@@ -96,13 +99,15 @@ def _bar_line(console: Console, name: str, before: float, after: float) -> Text:
 
 def shown_token(text: str) -> str:
     """A token as a word in a line: every sign without a shape has one."""
+    if text and all(unicodedata.category(char) == "Cf" for char in text):
+        return " ".join(f"U+{ord(char):04X}" for char in text)
     return "".join(_sign(char) for char in text) or "(empty)"
 
 
 def _sign(char: str, *, spaces: bool = False) -> str:
     if char in _SIGNS and not (spaces and char == " "):
         return _SIGNS[char]
-    return "\ufffd" if unicodedata.category(char) in _SHAPELESS else char
+    return "\ufffd" if unicodedata.category(char) in _SHAPELESS or char in _TURNING else char
 
 
 def _percent(probability: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+import os
+import shlex
 import signal
 import sys
 from dataclasses import asdict
@@ -26,6 +28,7 @@ def _sampling(text: str) -> Any:
 
 
 def generate(
+    ctx: typer.Context,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -115,6 +118,8 @@ def generate(
     """
     if hasattr(signal, "SIGPIPE"):  # whoever reads us may leave: end quietly
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if ctx.args:
+        raise InputError(_what_words_are(ctx.args))
     if greedy and temperature is not None:
         raise InputError(f"--greedy and --temperature {temperature} exclude each other")
     if logprobs is not None and not json:
@@ -159,6 +164,14 @@ def generate(
         for number, sample in enumerate(samples):
             shown = _shown(text + sample.text).removesuffix("\n")
             print("---\n" * (number > 0) + shown, flush=True)
+
+
+def _what_words_are(words: list[str]) -> str:
+    """What to say of words that no option takes."""
+    text = " ".join(words)
+    if len(words) == 1 and os.path.exists(text):
+        return f"{text!r} stands alone: name a model with --checkpoint {shlex.quote(text)}"
+    return f"{text!r} stands alone: give the text to continue with --prompt {shlex.quote(text)}"
 
 
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:

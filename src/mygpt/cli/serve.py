@@ -73,6 +73,7 @@ def serve(
     path = resolve(checkpoint)
     settings = ServerSettings(
         name=_name_of(path),
+        checkpoint=str(path.parent if _in_run(path) else path),
         slots=slots,
         max_waiting=max_waiting,
         max_tokens=max_tokens,
@@ -92,8 +93,11 @@ def serve(
 def _name_of(path: Path) -> str:
     """A run's model is called like its folder, another file like itself."""
     path = path.resolve()
-    in_run = path.name in ("best.safetensors", "last.safetensors")
-    return (path.parent.name if in_run else path.stem) or "mygpt"
+    return (path.parent.name if _in_run(path) else path.stem) or "mygpt"
+
+
+def _in_run(path: Path) -> bool:
+    return path.name in ("best.safetensors", "last.safetensors")
 
 
 def _tell(line: str) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mygpt.cli.terminal import Waiting
+from mygpt.errors import InputError
 from mygpt.machine import process_age_s
 
 
@@ -210,8 +211,12 @@ def train(
         shared |= {"output": _needed_output(output), "overwrite": overwrite, "command": command}
     elif resume is not None:
         shared |= {"val_file": chosen.pop("val_file")} if val_file is not None else {}
-        clashing = ["output"] * (output is not None) + ["overwrite"] * overwrite + list(chosen)
-        _refuse("--resume goes on with a run as it was begun", clashing)
+        _refuse("--resume never overwrites a run", ["overwrite"] * overwrite)
+        if output is not None and Path(output).resolve() != Path(resume).resolve():
+            raise InputError(
+                f"--resume {resume} and --output {output} name two runs: leave out --output"
+            )
+        options |= chosen
     else:
         shared |= {"output": output, "overwrite": overwrite, "began": began}
         if not dry_run:
@@ -248,8 +253,6 @@ def train(
 
 
 def _whole_or_auto(batch_size: str) -> int | str:
-    from mygpt.errors import InputError
-
     try:
         return "auto" if batch_size == "auto" else int(batch_size)
     except ValueError:
@@ -257,14 +260,10 @@ def _whole_or_auto(batch_size: str) -> int | str:
 
 
 def _refuse_empty(name: str) -> None:
-    from mygpt.errors import InputError
-
     raise InputError(f"{_flag(name)} is empty: name a folder, or a file such as ckpt.pt")
 
 
 def _refuse(why: str, clashing: list[str]) -> None:
-    from mygpt.errors import InputError
-
     if clashing:
         names = ", ".join(name if name == "files" else _flag(name) for name in clashing)
         raise InputError(f"{why}: leave out {names}")
@@ -275,8 +274,6 @@ def _flag(name: str) -> str:
 
 
 def _needed_output(output: str | None) -> str:
-    from mygpt.errors import InputError
-
     if output is None:
         raise InputError("--replay needs --output: the folder of the new run")
     return output

@@ -84,6 +84,7 @@ class Playground:
         small = tokenizer.vocab_size <= SMALL_VOCABULARY
         content = {
             "name": self.settings.name,
+            "checkpoint": self.settings.checkpoint or self.settings.name,
             "parameters": config.num_parameters(),
             "shape": {k: v for k, v in asdict(config).items() if k != "ngram_rows"},
             "vocab_size": tokenizer.vocab_size,

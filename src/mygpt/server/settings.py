@@ -27,6 +27,8 @@ class ServerSettings:
 
     Attributes:
         name: the model's id, which requests name.
+        checkpoint: what `--checkpoint` takes on this machine, for the command that the page
+            shows; empty is the name.
         slots: rows that decode together, beside one for the playground's looks; each has room
             for a whole window.
         max_waiting: requests that may wait for a slot; more are refused (429).
@@ -49,6 +51,7 @@ class ServerSettings:
     """
 
     name: str = "mygpt"
+    checkpoint: str = ""
     slots: int = 32
     max_waiting: int = 64
     max_tokens: int = 4096

@@ -148,13 +148,17 @@ def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool)
 
 
 def name_of(paths: Sequence[str]) -> str:
-    """What a run on these is called: the first one's name without its endings."""
+    """What a run on these is called: the first one's name, without .txt, .gz and .zst.
+
+    Any other ending stays in it, so that chat.txt and chat.csv are not called the same.
+    """
     if not paths:
         return BUILTIN
     if paths[0] == "-":
         return "stdin"
     path = Path(os.path.realpath(paths[0]))
     name = path.name.removesuffix(".gz").removesuffix(".zst")
-    stem = name if path.is_dir() else Path(name).stem
+    ending = "" if path.is_dir() else Path(name).suffix
+    stem = name.removesuffix(ending) + ending.lower().replace(".txt", "").replace(".", "-")
     cleaned = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-.")
     return cleaned or "text"

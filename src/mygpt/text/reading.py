@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import os
+import re
 import select
 import stat
 import sys
@@ -22,6 +23,7 @@ from mygpt.machine import free_memory_bytes
 _BLOCK = 2**20  # bytes
 _FIRST_LOOK = 2**16  # bytes
 _WRITER_WAIT_S = 10.0
+_ADDRESS = re.compile(r"(?i)(https?|ftp|s3|hf|gs):/")  # `Path` leaves one of the two slashes
 
 # What learning from a text takes of memory, apart from the model: the text as Python holds it,
 # and for each of its bytes two more, while it is decoded for the file, afterwards for its token.
@@ -121,6 +123,19 @@ def shown(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
+def no_such_file(name: str) -> InputError:
+    """What to say of a name that no file has."""
+    if _ADDRESS.match(name):
+        return InputError(
+            f"{shown(name)} is an address on the network, and only files are read: fetch it first "
+            "(curl -O ADDRESS), then name the file"
+        )
+    return InputError(
+        f"{shown(name)} does not exist: name a text file, a folder or a pattern, or - for "
+        "standard input"
+    )
+
+
 def _need(num_bytes: int, text_bytes: int) -> float:
     return _HEADROOM * (text_bytes + _PER_BYTE * num_bytes)
 
@@ -155,10 +170,7 @@ def _blocks(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
     except InputError:  # a ValueError, as some of those below
         raise
     except FileNotFoundError:
-        raise InputError(
-            f"{shown(name)} does not exist: name a text file, a folder or a pattern, or - for "
-            "standard input"
-        ) from None
+        raise no_such_file(name) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{shown(name)} is not a whole gzip file: {error}") from None
     except OSError as error:

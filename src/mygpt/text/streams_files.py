@@ -14,7 +14,7 @@ from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.text.decoding import codec_of
-from mygpt.text.reading import opened, shown
+from mygpt.text.reading import no_such_file, opened, shown
 
 _BLOCK = 2**18  # bytes that are read at a time, at least
 _PACKED = 2**11  # bytes of zstd at a time: they may unpack to some thousand times as much
@@ -140,10 +140,7 @@ def reading(name: str) -> Iterator[None]:
     except InputError:  # a ValueError, as some of those below
         raise
     except FileNotFoundError:
-        raise InputError(
-            f"{shown(name)} does not exist: name a text file, a folder or a pattern, or - for "
-            "standard input"
-        ) from None
+        raise no_such_file(name) from None
     except (gzip.BadGzipFile, EOFError, zlib.error, *packed) as error:
         kind = "zstd" if packed else "gzip"
         raise InputError(f"{shown(name)} is not a whole {kind} file: {error}") from None

@@ -133,12 +133,15 @@ class TrainConfig:
         for name in ("compile", "checkpoint_activations", "shard"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r:.40} must be true or false")
+        for name in ("lr", "minutes"):
+            value = getattr(self, name)
+            if value is not None:
+                require_number(name, value)
+                if value <= 0:
+                    raise InputError(f"{name}={value} must be above 0")
         for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds", "reserve_s"):
             if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)} must be a finite number")
-        if self.lr <= 0 or self.minutes == 0:
-            name = "lr" if self.lr <= 0 else "minutes"
-            raise InputError(f"{name}={getattr(self, name)} must be above 0")
         shares = ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2", "table_decay")
         for name in (*shares, "table_dropout"):
             require_number(name, getattr(self, name))
@@ -224,10 +227,8 @@ class TrainConfig:
 _LEAST = {
     "steps": 0,
     "tokens": 1,
-    "minutes": 0,
     "batch_size": 1,
     "seq_len": 1,
-    "lr": 0,
     "weight_decay": 0,
     "grad_clip": 0,
     "print_every": 1,

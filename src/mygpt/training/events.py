@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -231,11 +232,12 @@ class Finished:
                 f"stopped after step {self.step}{best}; saved in {self.run}\n"
                 f"go on with: mygpt train --resume {shlex.quote(str(self.run))}"
             )
+        loss = f", loss {self.loss:.4f}" * math.isfinite(self.loss)
         reached = self.loss if self.best_val_loss is None else self.best_val_loss
         worse = "\nworse than guessing: train again with a lower --lr" * (reached > self.uniform)
         verdict = f"\nverdict: {self.verdict}" * bool(self.verdict)
         return (
-            f"done: {self.step:,} steps in {clock(self.elapsed_s)}, loss {self.loss:.4f}{best}\n"
+            f"done: {self.step:,} steps in {clock(self.elapsed_s)}{loss}{best}\n"
             f"{self._beside()}{worse}{verdict}\n"
             f"write with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
         )

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.checkpoint import resolve
 from mygpt.config import require_path
 from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
-from mygpt.training.config import TrainConfig
+from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.events import Listener, Note
 from mygpt.training.hardware import compute_dtype
 from mygpt.training.loop import Trainer
@@ -36,10 +37,7 @@ from mygpt.training.sitting import (
     tell_length,
     tell_lock,
 )
-from mygpt.training.source import (
-    Source,
-    read_source,
-)
+from mygpt.training.source import Source, is_named, read_source
 from mygpt.training.state import State, shared_state
 from mygpt.training.together import (
     check_shareable,
@@ -49,7 +47,7 @@ from mygpt.training.together import (
 )
 from mygpt.training.world import World, joined
 
-# What may change when a run goes on.
+# What may change when a run is resumed.
 RESUMABLE = (
     "steps",
     "tokens",
@@ -87,11 +85,13 @@ def resume(
         began: from when new `minutes` count this sitting, as `time.monotonic` does; None is now.
         listener: is told every event.
         options: a new length (`steps`, `tokens` or `minutes`, counted from the run's start)
-            and how often to report, validate and save.
+            and how often to report, validate and save. Any other of `train`'s must have the
+            value that the run has.
 
     Raises:
         CheckpointError: when there is no run, or its state is damaged.
-        InputError: when the text is not the same any more, or an option cannot change.
+        InputError: when the text is not the same any more, an option cannot change, or the run
+            is past the length that is asked for.
     """
     require_path("run", output)
     require_listener(listener)
@@ -146,7 +146,8 @@ def _restored(
         return state
 
     state = shared_state(world, load)
-    world.together(lambda: _require_resumable(options), main_only=True)
+    world.together(lambda: _require_same(state, options), main_only=True)
+    options = {name: value for name, value in options.items() if name in RESUMABLE}
     settings = dict(state.settings)
     if world.job is not None:
         settings["job"] = world.job
@@ -191,13 +192,46 @@ def _restored(
     return trainer, source, train_tokens
 
 
-def _require_resumable(options: dict[str, Any]) -> None:
-    fixed = sorted(set(options) - set(RESUMABLE))
-    if fixed:
-        raise InputError(
-            f"{', '.join(fixed)} cannot change when a run goes on: start a new one with another "
-            "--output"
-        )
+def _require_same(state: State, options: dict[str, Any]) -> None:
+    """Refuse options that cannot change and have another value than the run's."""
+    for name in sorted(set(options) - set(RESUMABLE)):
+        asked, has = options[name], _value_in(state, name, options[name])
+        if asked != has:
+            raise InputError(
+                f"{name}={asked} cannot change when a run is resumed, and this one has {has}: "
+                "leave it out, or start a new run with another --output"
+            )
+
+
+def _value_in(state: State, name: str, asked: Any) -> Any:
+    """A run's value of one of `train`'s options, as it is written there.
+
+    Args:
+        state: the run's.
+        name: the option's.
+        asked: the value it is compared with.
+
+    Raises:
+        InputError: for a value or an option that does not exist.
+    """
+    if name in SHAPE_OPTIONS:
+        return getattr(state.config, name)
+    if name == "batch_size" and asked == "auto":  # what it chose is kept
+        return asked
+    if name in TRAIN_OPTIONS:
+        replace(state.training, **{name: asked})  # refuses a value of another type or range
+        return getattr(state.training, name)
+    if name == "tokenizer":
+        return asked if is_named(state.tokenizer, asked) else state.tokenizer.kind
+    if name == "exportable":
+        return not state.config.ngram_rows
+    if name == "init_from":
+        origin = state.settings.get("from")
+        same = origin is not None and str(resolve(asked).resolve()) == origin["path"]
+        return asked if same else None if origin is None else origin["path"]
+    if name not in state.settings:
+        raise InputError(f"unknown option {name}")
+    return state.settings[name]
 
 
 def _how(
@@ -211,6 +245,7 @@ def _how(
     if {"steps", "tokens", "minutes"} & set(options):
         options = {"steps": None, "tokens": None, "minutes": None, **options}
     config = replace(state.training, **options)
+    _require_longer(state, config)
     compute_dtype(config.dtype, where)
     whole = not world.shards(config.shard)
     if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
@@ -220,6 +255,18 @@ def _how(
         config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
     check_shareable(config, world)
     return config
+
+
+def _require_longer(state: State, config: TrainConfig) -> None:
+    """Refuse a new length that the run is past: the schedule would have nothing left to do."""
+    course = state.course
+    for name, done in (("steps", course.step), ("minutes", course.elapsed_s / 60)):
+        asked = getattr(config, name)
+        if asked is not None and asked != getattr(state.training, name) and asked < done:
+            raise InputError(
+                f"{name}={asked:g} counts from the run's start, and it has had {done:g}: give "
+                "more to train on, or nothing to leave its length as it is"
+            )
 
 
 def _copied(plan: NDArray[np.float64] | None) -> NDArray[np.float64] | None:

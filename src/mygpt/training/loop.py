@@ -145,6 +145,16 @@ class Trainer:
         return 0 < self.config.patience <= self.course.worse
 
     @property
+    def validates(self) -> bool:
+        """Whether there is a token to predict, and one before it, in the validation part."""
+        return len(self.val_tokens) > 1
+
+    @property
+    def validation_missing(self) -> bool:
+        """Whether the weights as they are have not been validated, and can be."""
+        return self.validates and self.course.step != self.course.validated_step
+
+    @property
     def tokens(self) -> int:
         """How many tokens have been read."""
         return self._plan.tokens
@@ -169,7 +179,7 @@ class Trainer:
         began = time.monotonic() - course.elapsed_s
         reported = (course.step, course.elapsed_s, self._plan.tokens)
         saved_s, first_step = course.elapsed_s, course.step
-        if course.step == 0 and self.settings.get("from") and len(self.val_tokens) > 1:
+        if course.step == 0 and self.settings.get("from") and self.validates:
             self._score()  # what is there to be gained, or lost
         self.model.train()
         while not self.finished and not should_stop():
@@ -200,7 +210,7 @@ class Trainer:
         self._look()
         if course.left_out and not self._learns():
             raise BlowUp("the loss is nan")
-        due = course.step != course.validated_step
+        due = self.validation_missing
         if self.finished and (due or course.step != first_step):
             if due:
                 self._validate()
@@ -316,7 +326,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Score the validation text; keep the model if it is the best so far."""
-        if len(self.val_tokens) < 2:
+        if not self.validates:
             return
         course = self.course
         self._read_loss()

@@ -168,7 +168,7 @@ def prepare(
         asked="seq_len" in options,
     )
     if source.held and len(val_tokens) < 2:
-        notes.append("the text is too short to keep some of it for validation: there is none")
+        notes.append("the text is too short to keep a part of it for validation: none is kept")
     shape, config = _settled(planned, chosen.vocab_size, where, world)
     notes += [] if planned.recipe is None else planned.recipe.lines()
     notes += _of_the_time(planned, config, len(val_tokens))

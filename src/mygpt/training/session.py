@@ -11,6 +11,7 @@ from typing import Any
 
 from mygpt.baselines import ngram_loss
 from mygpt.baselines.ngram import MOST_LEARNED, MOST_SCORED
+from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.model import GPT
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig
@@ -145,8 +146,13 @@ def _begin(
 @leaves_torch_alone
 def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: Any) -> str:
     """What `train` would do, in words; nothing is written. The arguments are `train`'s."""
-    ready = prepare(files, **arguments)
+    ready = prepare(files, **{**arguments, "overwrite": True})
     lines = [f"note: {note}" for note in ready.notes]
+    if not arguments.get("overwrite"):
+        try:
+            ready.run.check_free(overwrite=False)
+        except InputError as error:  # of the run, not of its plan
+            lines.append(f"note: {error}")
     lines.append(
         f"model: {ready.shape.num_parameters():,} parameters ({ready.tokenizer.kind}, vocabulary "
         f"{ready.shape.vocab_size}), to be written to {ready.run.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -74,6 +75,10 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     """One sitting: announce, train, announce the end; return the best model's writer."""
     if not trainer.world.is_main:
         return _sit_by(trainer)
+    resumed = trainer.course.step > 0
+    if resumed and trainer.finished and not trainer.validation_missing:  # which has been said
+        trainer.fit(lambda: False)  # writes the files that a kill may have kept from it
+        return _written(trainer)
     config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
     uniform, unigram = _references(trainer, train_tokens)
     trainer.documents = source.learned
@@ -88,7 +93,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
             parameters=trainer.model.config.num_parameters(),
             corpus=source.name,
             train_tokens=len(train_tokens),
-            val_tokens=len(trainer.val_tokens),
+            val_tokens=len(trainer.val_tokens) if trainer.validates else 0,
             tokenizer=trainer.tokenizer.kind,
             vocab_size=vocab_size,
             windows=tuple(config.window(stage)[0] for stage in range(len(config.stages) + 1)),
@@ -125,6 +130,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
             baselines=baselines,
             verdict=verdict(
                 read_history(trainer.run.log_path),
+                steps=course.step,
                 epochs=trainer.tokens / len(train_tokens),
                 ended_early=trainer.ended_early,
                 to_beat=None if baselines is None else baselines.fivegram,
@@ -133,6 +139,11 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     )
     if interrupt.received is not None:  # also where it came too late to end anything
         raise interruption(interrupt.received)
+    return _written(trainer)
+
+
+def _written(trainer: Trainer) -> Writer:
+    """The writer of the run's best model."""
     device = "cpu" if trainer.sharded else str(trainer.device)  # too large for it, perhaps
     return load(trainer.run.checkpoint_path, device=device)
 
@@ -170,7 +181,7 @@ def locked(world: World, run: RunFolder) -> Iterator[RunLock]:
 def _references(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
     """The losses of guessing every token alike, and by how often it occurs."""
     known, vocab_size = counted(train_tokens), trainer.tokenizer.vocab_size
-    judged = trainer.val_tokens if len(trainer.val_tokens) else known
+    judged = trainer.val_tokens if trainer.validates else known
     return uniform_loss(vocab_size), unigram_loss(known, judged, vocab_size)
 
 
@@ -208,8 +219,9 @@ def tell_length(trainer: Trainer, state: State) -> None:
     if trainer.finished:
         trainer.tell(
             Note(
-                f"{trainer.run.name} is finished: to go on, give --steps, --tokens or --minutes "
-                "counted from its start, more than it had"
+                f"{trainer.run.name} is finished, nothing to do: `mygpt report "
+                f"{shlex.quote(str(trainer.run.name))}` shows how it went; to train longer, give "
+                f"--steps, --tokens or --minutes above its length ({course.step:,} steps so far)"
             )
         )
         return

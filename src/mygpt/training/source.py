@@ -213,6 +213,15 @@ def choose_tokenizer(name: str, source: ReadSource, *, end_of_text: bool) -> Tok
     return load_tokenizer(name)
 
 
+def is_named(tokenizer: Tokenizer, name: str) -> bool:
+    """Whether `choose_tokenizer` may have given this tokenizer for `name`."""
+    if name in ("auto", tokenizer.kind):
+        return True
+    if name.startswith("bpe:"):
+        return tokenizer.kind == "bpe" and tokenizer.vocab_size == _bpe_size(name, 0)
+    return os.path.exists(name) and load_tokenizer(name).to_state() == tokenizer.to_state()
+
+
 def _bpe_size(name: str, length: int) -> int:
     """The size that is named, or one that suits a text of so many characters."""
     size = name.removeprefix("bpe").removeprefix(":")

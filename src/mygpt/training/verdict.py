@@ -18,6 +18,8 @@ _FALLING = 0.004  # what the last quarter of a run still gains where more time w
 # Readings of a text: from where on it may be known by heart, and where more add little.
 _AGAIN, _OFTEN = 2.0, 20.0
 _MORE_TEXT = "more text would help more than more"
+# With fewer steps the losses are still those of the first weights and of the warm-up.
+_FEW_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,26 @@ def _known(record: dict[str, Any], name: str) -> float | None:
 
 
 def verdict(
-    history: list[Seen], *, epochs: float, ended_early: bool, to_beat: float | None = None
+    history: list[Seen],
+    *,
+    steps: int,
+    epochs: float,
+    ended_early: bool,
+    to_beat: float | None = None,
 ) -> str:
     """What the validations say, and what would help most.
 
     Args:
         history: in order.
+        steps: how many were made.
         epochs: how often the text was read.
         ended_early: because the validation loss had turned.
         to_beat: the loss of a 5-gram model, nats per token; None where it is not known.
     """
+    if not steps:
+        return "no step was made: nothing was learned"
     if not history:
-        return "there was no text to validate on: whether it learned or memorised is not known"
+        return "nothing was validated: whether it learned or memorised is not known"
     origin = history[0] if history[0].step == 0 else None  # the model that the run began from
     history = history[1:] or history if origin else history
     last = history[-1]
@@ -101,6 +111,8 @@ def verdict(
             f"it knows its own text (read {epochs:.1f} times, training loss {last.loss:.3f}) much "
             f"better than new text ({last.val_loss:.3f}): {_MORE_TEXT} time"
         ]
+    elif gap and epochs <= 1 and last.step < _FEW_STEPS:
+        told = [f"{_counted(steps)} too few to tell how it learns: more time would help"]
     elif gap and epochs <= 1:
         told = [
             f"the text it is validated on is of another kind ({last.val_loss:.3f}) than what it "
@@ -128,6 +140,8 @@ def _risen(best: Seen, last: Seen, *, epochs: float, ended_early: bool) -> list[
             f"best at step {best.step:,}: {rose}, and so did the training loss, to "
             f"{last.loss:.3f}; {kept}; a lower --lr would help"
         ]
+    if last.step < _FEW_STEPS:
+        return [f"best at step {best.step:,}: {rose}; {_counted(last.step)} too few to say why"]
     if epochs <= 1:  # what is not read again is not memorised
         return [
             f"best at step {best.step:,}: {rose}; {kept}; the text was read once at most: what it "
@@ -135,6 +149,10 @@ def _risen(best: Seen, last: Seen, *, epochs: float, ended_early: bool) -> list[
         ]
     fell = f" while the training loss fell to {last.loss:.3f}" * math.isfinite(last.loss)
     return [f"memorising since step {best.step:,}: {rose}{fell}; {kept}; {_MORE_TEXT} steps"]
+
+
+def _counted(steps: int) -> str:
+    return "1 step is" if steps == 1 else f"{steps:,} steps are"
 
 
 def _learns(history: list[Seen]) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 from mygpt.training.events import clock
@@ -90,11 +92,47 @@ def _versions(provenance: dict[str, Any]) -> str:
 
 def commands_of(run: Run, standing: Standing) -> Lines:
     """What was typed, and what to type next; each with what it is for."""
-    name = shlex.quote(str(run.folder.name))
-    commands = [("This run was begun with", str(run.state.provenance.get("command", "")))]
+    name = shlex.quote(shown_path(run.folder.name))
+    begun = _without_folders(str(run.state.provenance.get("command", "")))
+    commands = [("This run was begun with", begun)]
     if standing.kind == "done":
         commands.append(("Make it again, step for step", f"mygpt reproduce {name}"))
     else:
         commands.append(("Go on", f"mygpt train --resume {name}"))
     commands.append(("Write with it", f"mygpt generate --checkpoint {name}"))
     return commands
+
+
+def shown_path(path: str | Path) -> str:
+    """A path as a page shows it that may be sent to others: no folders of this machine.
+
+    Relative to the current folder where it is inside that, else its last part.
+    """
+    if not os.path.isabs(path):
+        return str(path)
+    inside = os.path.relpath(path)
+    return os.path.basename(path) if inside.startswith(os.pardir) else inside
+
+
+def _without_folders(command: str) -> str:
+    """A command line with `shown_path` of every absolute path in it."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command line: an older version kept words of its own
+        return command
+    shown = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        shown.append(f"{name}={shown_path(value)}" if equals else shown_path(name))
+    return command if shown == words else shlex.join(shown)
+
+
+def notes_of(run: Run) -> list[str]:
+    """What had to be left out, and why, without folders of this machine."""
+    settings = run.state.settings
+    named = [*settings["files"], settings["val_file"], run.folder.folder, run.folder.file]
+    paths = {str(path) for path in named if path is not None and os.path.isabs(path)}
+    notes = list(run.notes)
+    for path in sorted(paths, key=len, reverse=True):
+        notes = [note.replace(path, shown_path(path)) for note in notes]
+    return notes

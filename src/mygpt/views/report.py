@@ -16,7 +16,14 @@ from mygpt.storage import remove_abandoned, write_durably
 from mygpt.text import Document
 from mygpt.training.events import Finished
 from mygpt.training.run import RunFolder
-from mygpt.views.account import commands_of, facts_of, plan_of, progress_of
+from mygpt.views.account import (
+    commands_of,
+    facts_of,
+    notes_of,
+    plan_of,
+    progress_of,
+    shown_path,
+)
 from mygpt.views.explain import about, explain, page_data
 from mygpt.views.history import History, Sample, medians, spread, thin
 from mygpt.views.page import make_page
@@ -69,7 +76,7 @@ def report_data(run: Run) -> dict[str, Any]:
     own = _written(run)
     samples = [_sample(one) for one in spread(run.history.samples, _MOST_SAMPLES)]
     return {
-        "name": str(run.folder.name),
+        "name": shown_path(run.folder.name),
         "standing": standing.kind,
         "progress": progress_of(standing),
         "verdict": verdict_of(run, standing, baselines, learned),
@@ -87,7 +94,7 @@ def report_data(run: Run) -> dict[str, Any]:
         "troubles": [[t.step, t.text] for t in spread(run.history.troubles, _MOST_TROUBLES)],
         "plan": plan_of(run.state),
         "commands": commands_of(run, standing),
-        "notes": run.notes,
+        "notes": notes_of(run),
     }
 
 

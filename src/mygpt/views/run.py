@@ -192,6 +192,7 @@ def verdict_of(run: Run, standing: Standing, baselines: Baselines | None, learne
     epochs = standing.tokens / learned if learned else _estimated_epochs(run, standing)
     told = verdict(
         read_history(run.folder.log_path),
+        steps=standing.step,
         epochs=epochs,
         ended_early=standing.ended_early,
         to_beat=None if baselines is None else baselines.fivegram,

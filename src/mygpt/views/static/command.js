@@ -1,8 +1,8 @@
 // The command line that writes what the page wrote.
 
 // `mygpt generate` with the page's settings; `count` tokens, `samples` continuations.
-export function generateCommand({ name, prompt, settings, seed, count, samples }) {
-  const words = ["mygpt", "generate", "--checkpoint", name, "--prompt", prompt];
+export function generateCommand({ checkpoint, prompt, settings, seed, count, samples }) {
+  const words = ["mygpt", "generate", "--checkpoint", checkpoint, "--prompt", prompt];
   words.push("--max-new-tokens", String(count));
   if (samples > 1) words.push("--num-samples", String(samples));
   if (settings.temperature !== 1) words.push("--temperature", String(settings.temperature));

@@ -238,7 +238,7 @@ class Playground {
     const written = loop.stories.flatMap((story) => story.written);
     const longest = Math.max(0, ...loop.stories.map((story) => story.written.length));
     const command = generateCommand({
-      name: loop.model.name,
+      checkpoint: loop.model.checkpoint,
       prompt: parts.prompt.value,
       settings: choices.settings,
       seed: choices.seed,
