@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import string
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -386,6 +389,24 @@ def test_pieces_give_the_ids_of_the_whole(case):
     for bad, words in ((b"bytes", "bytes"), ("a\ud800", "lone surrogate")):
         with pytest.raises(InputError, match=words):
             case.ours.encode_array(bad)
+
+
+def test_a_long_text_is_encoded_while_other_threads_run(case, monkeypatch):
+    """The library held Python for as long as it took: a second for a million characters."""
+    text, turns, over = TEXT * (200_000 // len(TEXT)), [], threading.Event()
+
+    def count() -> None:
+        while not over.wait(0.0005):
+            turns.append(time.perf_counter())
+
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        counting = other.submit(count)
+        ids = case.ours.encode_array(text).tolist()
+        over.set()
+        counting.result()
+    assert len(turns) > 5
+    monkeypatch.setattr("mygpt.tokenization.tokenizer_json._LONG", 10**9)
+    assert case.ours.encode_array(text).tolist() == ids
 
 
 def test_state_is_all_of_it(case):

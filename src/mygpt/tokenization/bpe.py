@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from mygpt.errors import InputError, StorageError
 from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, pieces_of
-from mygpt.tokenization.tokenizer_json import SYMBOLS, Contents, build, check, describe, refusals
+from mygpt.tokenization.tokenizer_json import (
+    SYMBOLS,
+    Contents,
+    build,
+    check,
+    describe,
+    library_ids,
+    refusals,
+)
 from mygpt.tokenization.words import WordSplitter, in_blocks
 
 if TYPE_CHECKING:
@@ -125,7 +133,7 @@ class BPETokenizer:
             return
         for text in _cut_at_spaces(texts) if self._contents.cut_at_spaces else ["".join(texts)]:
             with refusals("the tokenizers library could not encode this text"):
-                found = self._library.encode(text, add_special_tokens=False).ids
+                found = library_ids(self._library, text)
             yield np.array(found, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:

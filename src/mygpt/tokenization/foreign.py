@@ -22,7 +22,7 @@ from mygpt.errors import InputError
 from mygpt.tokenization.base import IncrementalDecoder, check_ids, encode_strictly
 from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.foreign_json import beginning_of, parts_of, special_ids
-from mygpt.tokenization.tokenizer_json import SYMBOLS, refusals
+from mygpt.tokenization.tokenizer_json import SYMBOLS, library_ids, refusals
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,10 @@ class ForeignTokenizer:
         if self._bpe is not None:
             yield from self._bpe.encode_pieces(pieces)
             return
-        ids = np.array(self._encoded("".join(_checked(pieces))).ids, np.int64)
+        text = "".join(_checked(pieces))
+        with refusals("the tokenizers library could not encode this text"):
+            found = library_ids(self._parts.library, text)
+        ids = np.array(found, np.int64)
         wrong = ids[self._is_control[ids]]
         if len(wrong):
             raise InputError(

@@ -24,6 +24,8 @@ _HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
 SYMBOLS = "".join(chr(b if b in _PRINTABLE else 256 + _HIDDEN.index(b)) for b in range(256))
 _BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 
+_LONG = 4096  # characters, which take the library a few ms
+
 _SPLIT = {
     "type": "Sequence",
     "pretokenizers": [
@@ -229,6 +231,20 @@ def build(description: dict[str, Any]) -> tokenizers.Tokenizer:
         built = Tokenizer.from_str(text)
     built.encode_special_tokens = True
     return built
+
+
+def library_ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Ids of a text as the library encodes it, without tokens of its own around them.
+
+    A long text is a batch of one: for a batch the library lets other threads of Python run, and
+    leaves out the offsets that nobody asks for.
+    """
+    if len(text) < _LONG:
+        found = library.encode(text, add_special_tokens=False)
+    else:
+        (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = found.ids
+    return ids
 
 
 @contextmanager
