@@ -38,12 +38,15 @@ def client(writer: Writer | None = None, **settings: Any) -> Iterator[TestClient
 
 
 class GatedBatch:
-    """A batch that draws one token a permit, until the gate is opened for good."""
+    """A batch that draws one token a permit, until the gate is opened for good.
+
+    What `error` holds it raises once, or always where it is `lasting`.
+    """
 
     def __init__(self, batch) -> None:
         self.batch, self.size = batch, batch.size
         self.permits = threading.Semaphore(0)
-        self.opened = False
+        self.opened = self.lasting = False
         self.error: BaseException | None = None
         self.ended: list[int] = []
 
@@ -72,10 +75,13 @@ class GatedBatch:
 
 
 class GatedWriter(Writer):
-    gate: GatedBatch
+    gate: GatedBatch | None = None
 
     def open_batch(self, size: int):
-        self.gate = GatedBatch(super().open_batch(size))
+        before, self.gate = self.gate, GatedBatch(super().open_batch(size))
+        if before is not None:  # it had failed
+            self.gate.opened, self.gate.lasting = before.opened, before.lasting
+            self.gate.error = before.error if before.lasting else None
         return self.gate
 
 

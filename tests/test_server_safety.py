@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -17,12 +18,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 
 from mygpt import Writer, save_checkpoint
 from mygpt.cli.serve import serve
+from mygpt.engines.contract import Request
 from mygpt.errors import InputError
 from mygpt.server.guards import host_name
-from mygpt.server.serving import listen
+from mygpt.server.samples import Sample
+from mygpt.server.serving import ServerDied, listen
 from mygpt.server.settings import ServerSettings
 from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
 
@@ -371,13 +375,36 @@ def test_after_many_clients_that_go_the_batch_is_empty():
 # --- ends ----------------------------------------------------------------------------------
 
 
-def test_when_the_thread_dies_everyone_is_told():
-    """Those at work, those that wait and those to come: 500 in the API's form; health says no."""
+class Panic(BaseException):
+    """As what a library written in Rust raises: no Exception."""
+
+
+def test_where_the_batch_fails_its_requests_end_and_the_next_ones_are_answered():
+    """The decoding thread died with the first error, and every request after it got a 500."""
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, slots=1) as server, ThreadPoolExecutor(2) as clients:
+        first = clients.submit(server.post, BODY)
+        wait_until(lambda: server.scheduler.running == 1)
+        second = clients.submit(server.post, BODY)
+        wait_until(lambda: server.scheduler.waiting == 1)
+        writer.gate.error = Panic("made up")
+        writer.gate.open()
+        assert first.result().status_code == 500
+        assert first.result().json()["error"]["code"] == "worker_died"
+        assert "made up" not in first.result().text
+        assert second.result().status_code == server.post(BODY).status_code == 200
+        health = server.get("/health")
+        assert (health.status_code, health.json()["restarts"]) == (200, 1)
+
+
+def test_where_no_batch_can_be_used_everyone_is_told_and_the_server_ends(monkeypatch):
+    """Those at work, those that wait and those to come: 500; health says no; and it ends."""
+    monkeypatch.setattr("mygpt.server.scheduler._PAUSES_S", (0.01, 0.01))
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=1) as server, ThreadPoolExecutor(2) as clients:
         answers = [clients.submit(server.post, BODY) for _ in range(2)]
         wait_until(lambda: server.scheduler.waiting == 1)
-        writer.gate.error = MemoryError("made up")
+        writer.gate.error, writer.gate.lasting = MemoryError("made up"), True
         writer.gate.open()
         found = [answer.result() for answer in answers] + [server.post(BODY)]
         for answer in found:
@@ -386,7 +413,82 @@ def test_when_the_thread_dies_everyone_is_told():
             assert "made up" not in answer.text
         health = server.get("/health")
         assert (health.status_code, health.json()["healthy"]) == (503, False)
-        assert "died" in health.json()["error"]["message"]
+        assert "for good" in health.json()["error"]["message"]
+        server.thread.join(5)
+        assert not server.thread.is_alive(), "a supervisor sees that it has ended"
+
+
+def test_a_server_that_cannot_decode_ends_with_an_exit_code(monkeypatch):
+    """1, and one line; not 0 as after Ctrl-C's clean end."""
+
+    def died(*_, **__):
+        raise ServerDied("made up")
+
+    monkeypatch.setattr("mygpt.server.serving.serve", died)
+    monkeypatch.setattr("mygpt.generation.writer.load", lambda *_, **__: tiny_writer())
+    monkeypatch.setattr("mygpt.checkpoint.resolve", lambda path: Path("a/best.safetensors"))
+    with pytest.raises(typer.Exit) as ended:
+        serve(None)
+    assert ended.value.exit_code == 1
+
+
+def test_whatever_one_row_raises_ends_its_request_alone(monkeypatch):
+    """In the decoding thread a library's panic ended the server for everybody."""
+    writer = tiny_writer()
+    kind = type(writer.open_batch(1))
+    places = [(kind, "join"), (kind, "logits")]
+    places += [(Sample, name) for name in ("take", "news", "finish")]
+    odd = {  # by seed
+        100 + number: (owner, name, error)
+        for number, ((owner, name), error) in enumerate(
+            itertools.product(places, (Panic, MemoryError, ValueError, SystemExit))
+        )
+    }
+
+    def seed_of(subject, *args):
+        if isinstance(subject, Sample):
+            return subject.request.stream.seed
+        request = args[0] if isinstance(args[0], Request) else subject._requests[args[0]]
+        return request.stream.seed
+
+    def watched(owner, name):
+        inner = getattr(owner, name)
+
+        def call(*args):
+            planned = odd.get(seed_of(*args))
+            if planned is not None and planned[:2] == (owner, name):
+                raise planned[2]("made up")
+            return inner(*args)
+
+        return call
+
+    for owner, name in places:
+        monkeypatch.setattr(owner, name, watched(owner, name))
+    with running(writer) as server, ThreadPoolExecutor(3) as clients:
+        good = [clients.submit(server.post, BODY | {"max_tokens": 4000}) for _ in range(3)]
+        for seed, (_, name, error) in odd.items():
+            answer = server.post(BODY | {"seed": seed, "logprobs": 0, "n": 2})
+            assert answer.status_code == 500, (name, error)
+            code = "out_of_memory" if error is MemoryError else "bug"
+            assert answer.json()["error"]["code"] == code
+        assert {answer.result().status_code for answer in good} == {200}
+        assert server.get("/health").json()["restarts"] == 0
+        wait_until(lambda: server.scheduler._batch.active == 0)
+
+
+def test_a_panic_on_the_event_loop_is_a_500(monkeypatch):
+    """Where a prompt is encoded, say: in the API's form, and others are answered."""
+
+    def panics(*_):
+        raise Panic("made up")
+
+    monkeypatch.setattr("mygpt.server.completions.encode", panics)
+    with running() as server:
+        for size in (1, 5000):
+            answer = server.post(BODY | {"prompt": "a" * size})
+            assert answer.status_code == 500
+            assert answer.json()["error"]["code"] == "bug"
+        assert server.get("/health").status_code == 200
 
 
 def test_one_request_does_not_keep_all_others_waiting():

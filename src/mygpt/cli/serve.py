@@ -82,12 +82,19 @@ def serve(
         log=None if quiet else _tell,
     )
     from mygpt.generation.writer import load
+    from mygpt.server.log import unblocked_stderr
+    from mygpt.server.serving import ServerDied
     from mygpt.server.serving import serve as run
 
     writer = load(path, device=device, dtype=dtype, engine=engine)
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         _tell(f"note: whoever reaches {host} can use this model; --api-key asks for a key")
-    run(writer, settings, host=host, port=port, tell=_tell)
+    with unblocked_stderr():
+        try:
+            run(writer, settings, host=host, port=port, tell=_tell)
+        except ServerDied as error:
+            _tell(f"mygpt: {error}")
+            raise typer.Exit(error.exit_code) from None
 
 
 def _name_of(path: Path) -> str:

@@ -15,15 +15,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mygpt.generation.writer import Writer
+from mygpt.server.bodies import Bodies
 from mygpt.server.completions import Completions
 from mygpt.server.guards import Guards, Telling
 from mygpt.server.openapi import openapi
 from mygpt.server.playground import Playground
-from mygpt.server.problems import ApiError, json_answer
+from mygpt.server.problems import ApiError, broken, closing, json_answer, to_json
 from mygpt.server.reading import Reader
 from mygpt.server.requests import unknown_model
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
+from mygpt.server.streaming import ClientGone
 
 
 def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
@@ -34,17 +36,18 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
     Raises:
         InputError: for an engine that cannot be had.
     """
-    scheduler = Scheduler(writer.open_batch(settings.slots + 1), settings.max_waiting)
-    reader = Reader(writer, settings.max_waiting)
+    scheduler = Scheduler(lambda: writer.open_batch(settings.slots + 1), settings.max_waiting)
+    reader, bodies = Reader(writer, settings.max_waiting), Bodies(settings.max_waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         scheduler.stop()
         reader.close()
+        bodies.close()
 
-    completions = Completions(writer, settings, scheduler, reader)
-    page = Playground(writer, settings, scheduler, reader)
+    completions = Completions(writer, settings, scheduler, reader, bodies)
+    page = Playground(writer, settings, scheduler, reader, bodies)
     about = About(writer, settings, scheduler)
     routes = [
         Route("/v1/completions", completions.answer, methods=["POST"]),
@@ -67,6 +70,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
             ApiError: _told,
             HTTPException: _http_error,
             ClientDisconnect: _gone,
+            ClientGone: _gone,
             Exception: _bug,
         },
     )
@@ -80,7 +84,7 @@ class About:
 
     def __init__(self, writer: Writer, settings: ServerSettings, scheduler: Scheduler) -> None:
         self.name, self.scheduler, self.created = settings.name, scheduler, int(time.time())
-        self.document = openapi(writer, settings)
+        self.document = to_json(openapi(writer, settings))
 
     def _model(self) -> dict[str, object]:
         return {
@@ -116,10 +120,11 @@ class About:
             "healthy": scheduler.healthy,
             "running": scheduler.running,
             "waiting": scheduler.waiting,
+            "restarts": scheduler.restarts,
         }
         if scheduler.healthy:
             return json_answer(content)
-        reason = "the model's thread has died" if scheduler.dead else "the server is shutting down"
+        reason = broken().message if scheduler.dead else closing().message
         problem = ApiError(503, reason, code="unhealthy")
         return json_answer(content | problem.to_dict(), problem.status)
 
@@ -145,7 +150,7 @@ async def _http_error(request: HttpRequest, error: Exception) -> Response:
 
 
 async def _gone(request: HttpRequest, error: Exception) -> Response:
-    return Response(status_code=499)  # half a request: nobody reads it
+    return Response(status_code=499)  # nobody reads it
 
 
 async def _bug(request: HttpRequest, error: Exception) -> Response:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -17,15 +18,21 @@ from mygpt.engines.contract import Request
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.randomness import Stream, fresh_seed
-from mygpt.server.problems import json_answer
+from mygpt.server.bodies import Bodies, json_pieces
+from mygpt.server.problems import ApiError, json_answer
 from mygpt.server.reading import Reader
-from mygpt.server.requests import CompletionRequest, Prompt, invalid, parse_completion, read_json
+from mygpt.server.requests import CompletionRequest, Prompt, invalid, parse_completion, parse_json
 from mygpt.server.samples import Entry, Piece, Sample
-from mygpt.server.scheduler import Scheduler, Ticket
+from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
-from mygpt.server.streaming import ClientGone, EventStream, while_connected
+from mygpt.server.streaming import EventStream, while_connected
+from mygpt.server.tickets import Ticket
+from mygpt.tokenization import ByteTokenizer, CharTokenizer
 
-_LONG = 10_000  # characters whose tokens are looked for beside the event loop
+_MOST_ENTRIES = 256  # of a prompt in one event of a stream
+_PIECE = 2**14  # characters of a long prompt that are encoded at a time
+_CHARACTERS_A_TOKEN = 64  # of a text with longer tokens nobody needs so many
+_LARGE = 2048  # tokens of an answer that is made beside the event loop
 
 
 @dataclass
@@ -34,13 +41,13 @@ class ReadPrompt:
 
     Attributes:
         text: as it is echoed.
-        ids: as the model reads it.
+        ids: (T,) as the model reads it.
         given: how many tokens at its beginning are none of the text's.
         entries: log-probabilities of its tokens, where they are asked for.
     """
 
     text: str
-    ids: list[int]
+    ids: NDArray[np.int64]
     given: int = 0
     entries: list[Entry] = field(default_factory=list)
 
@@ -116,7 +123,7 @@ class Job:
     def _sample(self, number: int, prompt: ReadPrompt, writer: Writer) -> Sample:
         wanted = self.wanted
         request = Request(
-            np.array(prompt.ids, np.int64),
+            prompt.ids,
             wanted.max_tokens,
             wanted.sampling,
             Stream(self.seed, number),
@@ -135,12 +142,14 @@ class Job:
 
     async def pieces(self, ticket: Ticket | None) -> AsyncIterator[list[Piece]]:
         """All pieces of all choices, those of the prompts first where they are echoed."""
-        if self.wanted.echo:
-            yield [
-                Piece(sample.number, prompt.text, prompt.entries)
-                for sample in self.samples
-                for prompt in [self.prompts[sample.number // self.wanted.n]]
-            ]
+        for sample in self.samples if self.wanted.echo else ():
+            prompt = self.prompts[sample.number // self.wanted.n]
+            yield [Piece(sample.number, prompt.text, prompt.entries[:_MOST_ENTRIES])]
+            for start in range(_MOST_ENTRIES, len(prompt.entries), _MOST_ENTRIES):
+                await asyncio.sleep(0)  # so that others get their turns
+                entries = prompt.entries[start : start + _MOST_ENTRIES]
+                yield [Piece(sample.number, entries=entries)]
+            await asyncio.sleep(0)
         if ticket is None:
             yield [Piece(sample.number, finish_reason="length") for sample in self.samples]
             return
@@ -179,23 +188,30 @@ class Completions:
         settings: what is allowed.
         scheduler: where rows decode.
         reader: where prompts are looked at.
+        bodies: where large ones are read, and large answers made.
     """
 
     def __init__(
-        self, writer: Writer, settings: ServerSettings, scheduler: Scheduler, reader: Reader
+        self,
+        writer: Writer,
+        settings: ServerSettings,
+        scheduler: Scheduler,
+        reader: Reader,
+        bodies: Bodies,
     ) -> None:
         self.writer, self.settings = writer, settings
-        self.scheduler, self.reader = scheduler, reader
+        self.scheduler, self.reader, self.bodies = scheduler, reader, bodies
 
     async def answer(self, request: HttpRequest) -> Response:
         """One request's answer; `ApiError` where there is none."""
-        wanted = parse_completion(await read_json(request), self.settings)
-        try:
-            prompts = await while_connected(request.receive, self._read(wanted))
-        except ClientGone:
-            return Response(status_code=499)  # nobody reads it
+        wanted, prompts = await self.bodies.read(request, self._parse)
+        if wanted.echo and wanted.logprobs is not None:
+            await while_connected(request.receive, self._score(wanted, prompts))
         job = Job(wanted, prompts, self.writer)
-        ticket = self.scheduler.submit(job.samples) if wanted.max_tokens else None
+        ticket = None
+        if wanted.max_tokens:
+            client = request.client.host if request.client else ""
+            ticket = self.scheduler.submit(job.samples, client=client)
 
         def finish() -> None:
             if ticket is not None:
@@ -205,38 +221,38 @@ class Completions:
         if wanted.stream:
             return EventStream(_events(job, ticket, head), finish)
         try:
-            choices = await while_connected(request.receive, job.whole(ticket))
-        except ClientGone:
-            return Response(status_code=499)  # nobody reads it
+            pieces = await while_connected(request.receive, job.whole(ticket))
         finally:
             finish()
-        return json_answer(
-            head.with_choices([choice_of(piece, told) for piece in choices], usage=job.usage())
-        )
 
-    async def _read(self, wanted: CompletionRequest) -> list[ReadPrompt]:
-        """The prompts' tokens, and their log-probabilities where they are to be told."""
-        if sum(len(prompt) for prompt in wanted.prompts) > _LONG:
-            prompts = await asyncio.to_thread(self._encode_all, wanted.prompts)
-        else:
-            prompts = self._encode_all(wanted.prompts)
-        if wanted.echo and wanted.logprobs is not None:
-            refill, most = wanted.overflow == "refill", self.settings.max_prompt_tokens
-            told = wanted.n * sum(len(prompt.ids) for prompt in prompts)
-            if told > most:
-                raise invalid(
-                    "prompt",
-                    f"log-probabilities of {told} prompt tokens are more than {most} in one "
-                    "answer: send fewer prompts at once",
-                )
-            for prompt in prompts:
-                prompt.entries = await self.reader.run(
-                    self.reader.score, prompt.ids, prompt.given, wanted.logprobs, refill
-                )
-        return prompts
+        def content() -> dict[str, Any]:
+            choices = [choice_of(piece, told) for piece in pieces]
+            return head.with_choices(choices, usage=job.usage())
 
-    def _encode_all(self, prompts: Sequence[Prompt]) -> list[ReadPrompt]:
-        return [encode(self.writer, prompt, self.settings, "prompt") for prompt in prompts]
+        if wanted.echo or job.drawn > _LARGE:
+            return await self.bodies.answer(request, lambda: json_pieces(content()))
+        return json_answer(content())
+
+    def _parse(self, body: bytes) -> tuple[CompletionRequest, list[ReadPrompt]]:
+        """What a request wants, and its prompts' tokens."""
+        wanted = parse_completion(parse_json(body), self.settings)
+        prompts = [encode(self.writer, p, self.settings, "prompt") for p in wanted.prompts]
+        return wanted, prompts
+
+    async def _score(self, wanted: CompletionRequest, prompts: Sequence[ReadPrompt]) -> None:
+        """Look up the log-probabilities of the prompts' tokens."""
+        refill, most = wanted.overflow == "refill", self.settings.max_prompt_tokens
+        told = wanted.n * sum(len(prompt.ids) for prompt in prompts)
+        if told > most:
+            raise invalid(
+                "prompt",
+                f"log-probabilities of {told} prompt tokens are more than {most} in one "
+                "answer: send fewer prompts at once",
+            )
+        for prompt in prompts:
+            prompt.entries = await self.reader.run(
+                self.reader.score, prompt.ids.tolist(), prompt.given, wanted.logprobs, refill
+            )
 
 
 def encode(writer: Writer, prompt: Prompt, settings: ServerSettings, param: str) -> ReadPrompt:
@@ -245,18 +261,52 @@ def encode(writer: Writer, prompt: Prompt, settings: ServerSettings, param: str)
     Raises:
         ApiError: for characters or ids that the model does not know, or too many of them.
     """
+    most = settings.max_prompt_tokens
     try:
         if isinstance(prompt, str):
-            ids = writer.prompt_ids(prompt)  # of an empty one, what the model starts from
+            ids = _ids_of(writer, prompt, most, param)  # of an empty one, what a text starts from
             found = ReadPrompt(prompt, ids, len(writer.tokenizer.beginning) if prompt else len(ids))
         else:
-            found = ReadPrompt(writer.tokenizer.decode(prompt), list(prompt))
+            if len(prompt) > most:
+                raise _too_long(param, str(len(prompt)), most)
+            found = ReadPrompt(writer.tokenizer.decode(prompt), np.array(prompt, np.int64))
     except InputError as error:
         raise invalid(param, str(error)) from None
-    most = settings.max_prompt_tokens
     if len(found.ids) > most:
-        raise invalid(param, f"{param} has {len(found.ids)} tokens, more than {most}: shorten it")
+        raise _too_long(param, str(len(found.ids)), most)
     return found
+
+
+def _ids_of(writer: Writer, text: str, most: int, param: str) -> NDArray[np.int64]:
+    """The ids of a text, (T,); of one with too many it is not all encoded to find that out.
+
+    A tokenizer of ours encodes piece by piece, and no further than it has to. Another one wants
+    the whole text: of that, characters have a limit too.
+    """
+    if len(text) <= most:
+        return np.array(writer.prompt_ids(text), np.int64)
+    tokenizer = writer.tokenizer
+    if isinstance(tokenizer, (CharTokenizer, ByteTokenizer)):
+        raise _too_long(param, str(len(text)), most)
+    if len(text) > most * _CHARACTERS_A_TOKEN:
+        raise invalid(
+            param,
+            f"{param} has {len(text)} characters, more than {most * _CHARACTERS_A_TOKEN} for "
+            f"{most} tokens: shorten it",
+        )
+    rows, count = [np.array(tokenizer.beginning, np.int64)], len(tokenizer.beginning)
+    for row in tokenizer.encode_pieces(
+        text[start : start + _PIECE] for start in range(0, len(text), _PIECE)
+    ):
+        rows.append(row)
+        count += len(row)
+        if count > most:
+            raise _too_long(param, f"at least {count}", most)
+    return np.concatenate(rows)
+
+
+def _too_long(param: str, count: str, most: int) -> ApiError:
+    return invalid(param, f"{param} has {count} tokens, more than {most}: shorten it")
 
 
 async def _events(job: Job, ticket: Ticket | None, head: Head) -> AsyncIterator[list[Any]]:

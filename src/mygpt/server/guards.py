@@ -7,6 +7,7 @@ the names that we answer to.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import time
@@ -43,7 +44,12 @@ class Guards:
         except ApiError as error:
             await error.answer()(scope, receive, send)
             return
-        await self.app(scope, limited(receive, self.settings.max_body_bytes), send)
+        try:
+            await self.app(scope, limited(receive, self.settings.max_body_bytes), send)
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a library's panic: it is answered as any bug is
+            raise RuntimeError(f"{type(error).__name__} in a request") from error
 
 
 def is_page(path: str) -> bool:

@@ -168,10 +168,11 @@ def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
         ),
         "Models": _object("object data", object={"const": "list"}, data=_list(_ref("Model"))),
         "Health": _object(
-            "healthy running waiting",
+            "healthy running waiting restarts",
             healthy={"type": "boolean"},
             running=_INTEGER,
             waiting=_INTEGER,
+            restarts={"type": "integer", "description": "How often decoding failed for all."},
         ),
         "Next": _object(
             "ids tokens window_start",

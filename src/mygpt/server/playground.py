@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,15 @@ from mygpt.config import SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.generation.writer import Writer
 from mygpt.randomness import Stream
+from mygpt.server.bodies import Bodies, Parts, grouped, json_pieces
 from mygpt.server.completions import encode
 from mygpt.server.problems import ApiError, json_answer, to_json
 from mygpt.server.reading import Reader
-from mygpt.server.requests import Fields, Prompt, check_prompt_ids, invalid, read_json
+from mygpt.server.requests import Fields, Prompt, check_prompt_ids, invalid, parse_json
 from mygpt.server.samples import Peek
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
-from mygpt.server.streaming import ClientGone, while_connected
+from mygpt.server.streaming import while_connected
 
 STATIC = Path(__file__).resolve().parent.parent / "views" / "static"
 TYPES = {
@@ -37,6 +40,7 @@ TYPES = {
 SMALL_VOCABULARY = 4096  # all logits are sent; of a larger one, these many
 LIKELIEST = 1024
 MOST_POSITIONS = 128  # of attention
+_LARGE = 2048  # tokens and logits of an answer that is made beside the event loop
 
 
 class Playground:
@@ -47,6 +51,7 @@ class Playground:
         settings: what is allowed.
         scheduler: where the next token's distribution comes from.
         reader: where attention comes from.
+        bodies: where large ones are read, and large answers made.
         static: the folder of the page's files.
     """
 
@@ -56,10 +61,11 @@ class Playground:
         settings: ServerSettings,
         scheduler: Scheduler,
         reader: Reader,
+        bodies: Bodies,
         static: Path = STATIC,
     ) -> None:
         self.writer, self.settings, self.static = writer, settings, static
-        self.scheduler, self.reader = scheduler, reader
+        self.scheduler, self.reader, self.bodies = scheduler, reader, bodies
 
     async def page(self, request: HttpRequest) -> Response:
         """GET /."""
@@ -80,6 +86,10 @@ class Playground:
 
     async def model(self, request: HttpRequest) -> Response:
         """GET /api/model."""
+        return json_answer(self._model)
+
+    @cached_property
+    def _model(self) -> bytes:
         config, tokenizer = self.writer.config, self.writer.tokenizer
         small = tokenizer.vocab_size <= SMALL_VOCABULARY
         content = {
@@ -95,54 +105,58 @@ class Playground:
         }
         if small:
             content["tokens"] = [tokenizer.token_text(i) for i in range(tokenizer.vocab_size)]
-        return json_answer(content)
+        return to_json(content)
 
     async def next(self, request: HttpRequest) -> Response:
         """POST /api/next: what the model predicts after a text or ids."""
-        ids = self._ids(await read_json(request))
-        peek = Peek(Request(np.array(ids, np.int64), 1, SamplingConfig(temperature=0.0), Stream(0)))
-        ticket = self.scheduler.submit([peek], urgent=True)
+        ids = await self.bodies.read(request, self._ids)
+        peek = Peek(Request(ids, 1, SamplingConfig(temperature=0.0), Stream(0)))
+        client = request.client.host if request.client else ""
+        ticket = self.scheduler.submit([peek], urgent=True, client=client)
 
         async def look() -> NDArray[np.float32]:
             async for found in ticket.news():
-                return found[0]
+                logits: NDArray[np.float32] = found[0]
+                return logits
             raise AssertionError("a look ended without a prediction")
 
         try:
             logits = await while_connected(request.receive, look())
-        except ClientGone:
-            return Response(status_code=499)  # nobody reads it
         finally:
             self.scheduler.cancel(ticket)
-        text = self.writer.tokenizer.token_text
-        content = {
-            "ids": ids,
-            "tokens": [{"id": i, "text": text(i)} for i in ids],
-            "window_start": max(0, len(ids) - self.writer.config.max_seq_len),
-        }
-        return json_answer(content | told_logits(logits, text))
+
+        def content() -> dict[str, Any]:
+            text = self.writer.tokenizer.token_text
+            return {
+                "ids": ids.tolist(),
+                "tokens": [{"id": i, "text": text(i)} for i in ids.tolist()],
+                "window_start": max(0, len(ids) - self.writer.config.max_seq_len),
+                **told_logits(logits, text),
+            }
+
+        if len(ids) + len(logits) > _LARGE:
+            return await self.bodies.answer(request, lambda: json_pieces(content()))
+        return json_answer(content())
 
     async def attention(self, request: HttpRequest) -> Response:
         """POST /api/attention: what each of the last positions looks at."""
-        ids = self._ids(await read_json(request))
-        look = self.reader.run(self._attention, ids)
-        try:
-            return json_answer(await while_connected(request.receive, look))
-        except ClientGone:
-            return Response(status_code=499)  # nobody reads it
+        ids = await self.bodies.read(request, self._ids)
+        look = self.reader.run(self._attention, ids.tolist())
+        return Parts(await while_connected(request.receive, look))
 
-    def _attention(self, ids: Sequence[int]) -> bytes:
-        """JSON, for making it takes long too; head by head, so that other threads get turns."""
+    def _attention(self, ids: Sequence[int]) -> list[bytes]:
+        """JSON in parts, for making it takes long too; other threads get turns in between."""
         config = self.writer.config
         start = max(0, len(ids) - min(MOST_POSITIONS, config.max_seq_len))
         weights = self.reader.attention(ids[start:])  # (N, H, T, T)
         content = {"layers": config.num_layers, "heads": config.num_heads, "start": start}
-        layers = (_listed(_rounded(head) for head in layer) for layer in weights)
-        return to_json(content)[:-1] + b',"weights":' + _listed(layers) + b"}"
+        before = [to_json(content)[:-1], b',"weights":']
+        layers = _listed(_listed(_rows(head) for head in layer) for layer in weights)
+        return list(grouped(chain(before, layers, [b"}"])))
 
-    def _ids(self, body: dict[str, Any]) -> list[int]:
-        """The ids of a body's "text" or "ids"; of an empty text those that a text starts from."""
-        fields = Fields(body, frozenset({"text", "ids"}))
+    def _ids(self, body: bytes) -> NDArray[np.int64]:
+        """Ids of a body's "text" or "ids", (T,); of an empty text those that a text starts from."""
+        fields = Fields(parse_json(body), frozenset({"text", "ids"}))
         text, given = fields.text("text"), fields.values.get("ids")
         if (text is None) == (given is None):
             raise invalid(None, 'send either "text" or "ids"')
@@ -156,12 +170,19 @@ class Playground:
         return encode(self.writer, prompt, self.settings, name).ids
 
 
-def _rounded(head: NDArray[np.float32]) -> bytes:
-    return to_json(np.round(head.astype(np.float64), 4).tolist())  # (T, T)
+def _rows(head: NDArray[np.float32]) -> Iterator[bytes]:
+    rows = np.round(head.astype(np.float64), 4).tolist()  # (T, T)
+    return json_pieces(rows)
 
 
-def _listed(parts: Iterable[bytes]) -> bytes:
-    return b"[" + b",".join(parts) + b"]"
+def _listed(items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """A list in JSON of items that are pieces of JSON themselves."""
+    yield b"["
+    for number, pieces in enumerate(items):
+        if number:
+            yield b","
+        yield from pieces
+    yield b"]"
 
 
 def told_logits(logits: NDArray[np.float32], text: Callable[[int], str]) -> dict[str, Any]:

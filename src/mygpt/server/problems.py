@@ -66,6 +66,44 @@ class ApiError(Exception):
         return json_answer(self.to_dict(), self.status, self.headers | SAFE_HEADERS)
 
 
+def busy(waiting: int) -> ApiError:
+    """What is answered where too many wait."""
+    return ApiError(
+        429,
+        f"{waiting} requests wait already: try again in a second",
+        code="queue_full",
+        headers={"Retry-After": "1"},
+    )
+
+
+def closing() -> ApiError:
+    """What is answered while the server ends."""
+    return ApiError(503, "the server is shutting down: ask another one", code="shutting_down")
+
+
+def restarted() -> ApiError:
+    """What is answered to requests that were in a batch when it failed."""
+    return ApiError(
+        500,
+        "decoding failed for this request or for one beside it, and begins anew: try again",
+        code="worker_died",
+    )
+
+
+def broken() -> ApiError:
+    """What is answered once decoding has ended for good."""
+    return ApiError(
+        500, "decoding has failed for good: the server has to be started anew", code="worker_died"
+    )
+
+
+def row_failed(error: BaseException) -> ApiError:
+    """What is answered where decoding this request raised something of the server's own."""
+    if isinstance(error, MemoryError):
+        return ApiError(500, "there is no memory left for this request", code="out_of_memory")
+    return ApiError(500, "this request failed: the server's log says more", code="bug")
+
+
 def to_json(content: Any) -> bytes:
     """JSON in ASCII: a text may hold what UTF-8 cannot."""
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -1,19 +1,25 @@
-"""uvicorn's connection with the time limits that it lacks: nobody holds one by doing nothing.
+"""uvicorn's connection with the limits that it lacks: nobody holds one by doing little.
 
-A request has to arrive whole within a time, what is written has to be read within a time, and
-where connections run out, those go first that have waited for a request longest.
+A request has to arrive whole within a time, what is written has to be read at a rate, and where
+connections run out, those go first that have waited for a request longest. It reads on while it
+answers, so that a client that goes is noticed whatever it has sent before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mygpt.server.problems import ApiError, to_json
 from mygpt.server.settings import ServerSettings
+
+_MOST_OF_HEAD = 2**16  # bytes of a request beside its body
+_CHECK_S = 1.0  # at most between two looks at what a client has read
+_SLOWEST = 8192  # bytes a second that a client has to read, once it is behind
+_LONGEST = 10  # times the limit: how long an answer may wait for its reader at any rate
 
 
 class GuardedProtocol(H11Protocol):
@@ -25,15 +31,19 @@ class GuardedProtocol(H11Protocol):
 
     _arriving: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _ahead = 0  # bytes of requests that wait while one is answered
+    _since, _size = 0.0, 0  # since when the client is behind, and by how many bytes it was then
+    _behind_s, _read = 0.0, 0  # how long it was before in this answer, and what it read meanwhile
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # what the system does not take is unread
         if len(self.connections) > self.settings.max_connections:
             if not self.awaiting:
                 self._refuse(ApiError(503, "too many connections: try again", code="full"))
                 return
-            next(iter(self.awaiting))._too_late()
+            self.end_oldest(1)
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -46,12 +56,22 @@ class GuardedProtocol(H11Protocol):
         """Some bytes of a request."""
         if self._arriving is None and not self._is_answering():
             self._await_request()
+        ahead = self._is_answering()
         super().data_received(data)
         self._look()
+        if ahead:
+            # Of the next request, which uvicorn would leave unread, and the client's end with it.
+            self._ahead += len(data)
+            if self._ahead > self.settings.max_body_bytes + _MOST_OF_HEAD:
+                self.transport.abort()
+            else:
+                self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """An answer has been sent; the next request may have begun."""
         super().on_response_complete()
+        self._behind_s, self._read = 0.0, 0
+        self._ahead = len(self.conn.trailing_data[0])
         if self.transport.is_closing() or self._is_answering():
             return
         if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
@@ -61,18 +81,29 @@ class GuardedProtocol(H11Protocol):
             self.awaiting[self] = None  # uvicorn ends it after the time for idleness
 
     def pause_writing(self) -> None:
-        """The client does not read what was written."""
+        """The client has not read all that was written."""
         super().pause_writing()
-        if self._unread is None:
-            limit = self.settings.write_limit_s
-            self._unread = self.loop.call_later(limit, self.transport.abort)
+        self._since, self._size = self.loop.time(), self.transport.get_write_buffer_size()
+        self._watch()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """It has read it."""
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+            self._behind_s += self.loop.time() - self._since
+            self._read += self._size
+
+    def _watch(self) -> None:
+        """Let a client go that reads too slowly."""
+        behind_s = self._behind_s + self.loop.time() - self._since
+        read = self._read + self._size - self.transport.get_write_buffer_size()
+        limit = self.settings.write_limit_s
+        if behind_s >= min(limit + read / _SLOWEST, _LONGEST * limit):
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(min(_CHECK_S, limit), self._watch)
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is told so in the API's form, as all errors are."""
@@ -119,8 +150,14 @@ class GuardedProtocol(H11Protocol):
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()
 
+    @classmethod
+    def end_oldest(cls, count: int) -> None:
+        """End so many of the connections on which a request is awaited, the oldest first."""
+        for connection in list(cls.awaiting)[:count]:
+            connection._too_late()
 
-def guarded(settings: ServerSettings) -> type[asyncio.Protocol]:
+
+def guarded(settings: ServerSettings) -> type[GuardedProtocol]:
     """The protocol under these limits, with connections of its own."""
     own: dict[str, Any] = {"settings": settings, "awaiting": {}}
-    return cast("type[asyncio.Protocol]", type("Guarded", (GuardedProtocol,), own))
+    return type("Guarded", (GuardedProtocol,), own)

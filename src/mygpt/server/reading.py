@@ -6,10 +6,8 @@ Letters: H heads, N layers, T time, V vocabulary.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -19,9 +17,9 @@ from numpy.typing import NDArray
 from mygpt.engines.contract import Window
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.writer import Writer
+from mygpt.server.offload import Offload
 from mygpt.server.problems import ApiError
 from mygpt.server.samples import Entry
-from mygpt.server.scheduler import busy
 
 
 class Reader:
@@ -34,8 +32,7 @@ class Reader:
 
     def __init__(self, writer: Writer, max_waiting: int) -> None:
         self.writer = writer
-        self._max_waiting, self._waiting = max_waiting, 0
-        self._thread = ThreadPoolExecutor(1, "mygpt-read")
+        self._offload = Offload("mygpt-read", max_waiting)
         self._over = threading.Event()  # of the look that the thread is at
 
     async def run(self, look: Callable[..., Any], *args: Any) -> Any:
@@ -43,20 +40,16 @@ class Reader:
 
         Cancelled, it ends a look that has begun as soon as that asks `_go_on`.
         """
-        if self._waiting >= self._max_waiting:
-            raise busy(self._waiting)
         over = threading.Event()
 
         def begin() -> Any:
             self._over = over
             return look(*args)
 
-        self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, begin)
+            return await self._offload.run(begin)
         finally:
             over.set()
-            self._waiting -= 1
 
     def _go_on(self) -> None:
         if self._over.is_set():
@@ -64,7 +57,7 @@ class Reader:
 
     def close(self) -> None:
         """Take no more looks."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._offload.close()
 
     def score(self, ids: Sequence[int], given: int, top: int, refill: bool) -> list[Entry]:
         """Each token's log-probability after those before it.

@@ -74,13 +74,18 @@ def invalid(param: str | None, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-async def read_json(request: HttpRequest) -> dict[str, Any]:
-    """The JSON object of a request's body; `ApiError` for anything else."""
+async def read_body(request: HttpRequest) -> bytes:
+    """A request's body; `ApiError` where it does not say that it is JSON."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "the body must be JSON: send Content-Type: application/json")
+    return await request.body()
+
+
+def parse_json(body_bytes: bytes) -> dict[str, Any]:
+    """The JSON object of a body; `ApiError` for anything else."""
     try:
-        text = (await request.body()).decode("utf-8")
+        text = body_bytes.decode("utf-8")
         body = json.loads(
             text, parse_constant=_refuse_constant, parse_int=_int, object_pairs_hook=_object
         )
@@ -113,12 +118,12 @@ class Fields:
     """A JSON object's fields by kind; null is the same as missing."""
 
     def __init__(self, body: dict[str, Any], known: frozenset[str]) -> None:
-        unknown = sorted(set(body) - known)
-        if unknown:
+        unknown = min(set(body) - known, default=None)
+        if unknown is not None:
             raise ApiError(
                 400,
-                f"unknown field {unknown[0]!r:.80}: fields are {', '.join(sorted(known))}",
-                param=ascii(unknown[0])[1:81].rstrip("'"),
+                f"unknown field {unknown!r:.80}: fields are {', '.join(sorted(known))}",
+                param=ascii(unknown)[1:81].rstrip("'"),
                 code="unknown_field",
             )
         self.values = {name: value for name, value in body.items() if value is not None}

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import logging
+import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
-from mygpt.errors import InputError
+from mygpt.errors import InputError, MygptError
 from mygpt.generation.writer import Writer
 from mygpt.server.app import make_app
-from mygpt.server.protocol import guarded
+from mygpt.server.log import Sparing
+from mygpt.server.problems import broken
+from mygpt.server.protocol import GuardedProtocol, guarded
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
 
@@ -26,6 +34,14 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 # The thread that decodes must not wait long for the one that answers to let go of Python.
 _SWITCH_S = 0.001
 _MOST_OF = 0.9  # of the time limit at the end: what is left is for telling
+_DEAD_S = 1.0  # for which /health says that decoding has ended for good
+_BACKLOG = 1024  # connections that the system keeps until they are accepted
+_AT_ONCE = 8  # accepted before any of them is looked at: each is an open file
+_RESERVE = 64  # open files for all that is no connection, or has just been accepted
+
+
+class ServerDied(MygptError):
+    """A server that has ended because it could not decode any more (exit code 1)."""
 
 
 class Server(uvicorn.Server):
@@ -34,35 +50,96 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         scheduler: what decodes.
-        tell: called once, when requests are taken.
-        limit_s: how long answers on their way may take at the end.
+        tell: takes lines for whoever runs the server.
+        settings: its time limits.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         scheduler: Scheduler,
-        tell: Callable[[], None],
-        limit_s: float,
+        tell: Callable[[str], None],
+        settings: ServerSettings,
     ) -> None:
         super().__init__(config)
-        self.scheduler, self._tell, self._limit_s = scheduler, tell, limit_s
+        self.scheduler, self.tell, self._limit_s = scheduler, tell, settings.shutdown_limit_s
+        self._name = settings.name
+        self._dead_since: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
+        asyncio.get_running_loop().set_exception_handler(self._on_error)
         await super().startup(sockets=sockets)
-        if not self.should_exit:
-            self._tell()
+        for bound in sockets or ():
+            bound.listen(_BACKLOG)
+            if not self.should_exit:
+                self.tell(f"serving {self._name} at {url_of(bound)} (Ctrl-C ends)")
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: also some time after decoding has ended for good."""
+        if self.scheduler.dead and self._dead_since is None:
+            self._dead_since = time.monotonic()
+        if self._dead_since is not None and time.monotonic() - self._dead_since > _DEAD_S:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what has begun; near the time limit the rest is told that it ends here."""
         self.scheduler.drain()
+        if self.scheduler.running:
+            self.tell(f"answers on their way have {self._limit_s:g} s (Ctrl-C ends them now)")
         stop = threading.Thread(target=self.scheduler.stop, daemon=True)
         timer = asyncio.get_running_loop().call_later(_MOST_OF * self._limit_s, stop.start)
         try:
             await super().shutdown(sockets=sockets)
         finally:
             timer.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, and at a second signal at once."""
+        if not self._captured_signals:
+            super().handle_exit(sig, frame)
+        elif sig == signal.SIGINT:
+            os._exit(128 + sig)
+        else:
+            signal.signal(sig, signal.SIG_DFL)
+            os.kill(os.getpid(), sig)
+
+    def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a callback raised: where no file can be opened any more, make room."""
+        if getattr(context.get("exception"), "errno", None) in (errno.EMFILE, errno.ENFILE):
+            cast("type[GuardedProtocol]", self.config.http_protocol_class).end_oldest(_AT_ONCE)
+        loop.default_exception_handler(context)
+
+
+def connections_within(wanted: int) -> int:
+    """How many connections the system's limit of open files allows, `wanted` at the most.
+
+    The limit is raised as far as that takes, and this process may.
+
+    Raises:
+        InputError: where it allows none.
+    """
+    try:
+        import resource
+    except ImportError:  # no such limit here
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    used = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else _RESERVE
+    needed = wanted + used + _RESERVE
+    if soft < needed:
+        raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    left = soft - used - min(_RESERVE, soft // 4)
+    if left < 1:
+        raise InputError(
+            f"the limit of {soft} open files leaves none for connections: raise it (ulimit -n)"
+        )
+    return min(wanted, left)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -82,7 +159,7 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
-        bound.listen(1024)
+        bound.listen(_BACKLOG)
     except OSError as error:
         bound.close()
         raise InputError(_why_not(host, port, error)) from None
@@ -111,13 +188,24 @@ def make_server(
     bound: socket.socket,
     tell: Callable[[str], None],
 ) -> Server:
-    """The server for a bound socket; `tell` takes the line that says where it listens."""
+    """The server for a bound socket; `tell` takes lines for whoever runs it.
+
+    Raises:
+        InputError: for an engine that cannot be had, or where no connection is possible.
+    """
     host = bound.getsockname()[0]
+    allowed = connections_within(settings.max_connections)
+    if allowed < settings.max_connections:
+        tell(
+            f"note: no more than {allowed} connections at a time, by this system's limit of open "
+            "files (ulimit -n)"
+        )
     everywhere = ipaddress.ip_address(host.split("%")[0]).is_unspecified
     settings = replace(
         settings,
         hosts=(*settings.hosts, host),
         any_address=settings.any_address or everywhere,
+        max_connections=allowed,
     )
     app = make_app(writer, settings)
     config = uvicorn.Config(
@@ -132,10 +220,14 @@ def make_server(
         proxy_headers=False,
         timeout_keep_alive=max(1, round(settings.idle_limit_s)),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_limit_s)),
+        backlog=_AT_ONCE,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    line = f"serving {settings.name} at {url_of(bound)} (Ctrl-C ends)"
-    return Server(config, app.state.scheduler, lambda: tell(line), settings.shutdown_limit_s)
+    for name in ("uvicorn.error", "asyncio", "mygpt.server"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(kept, Sparing) for kept in logger.filters):
+            logger.addFilter(Sparing())
+    return Server(config, app.state.scheduler, tell, settings)
 
 
 def serve(
@@ -150,6 +242,7 @@ def serve(
 
     Raises:
         InputError: for a host or port that cannot be listened on.
+        ServerDied: when decoding has failed for good.
     """
     with listen(host, port) as bound:
         named = replace(settings, hosts=(*settings.hosts, host))
@@ -160,3 +253,5 @@ def serve(
             asyncio.run(server.serve(sockets=[bound]))
         finally:
             sys.setswitchinterval(before)
+        if server.scheduler.dead:
+            raise ServerDied(broken().message)

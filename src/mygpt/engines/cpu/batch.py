@@ -79,7 +79,11 @@ class CpuBatch:
         assert self._free, "no slot is free: the caller counts"
         check_prompt_fits(len(request.prompt), self._window, request.overflow)
         slot = self._free[0]
-        self._memory.put(slot, request, shown=request.prompt[-self._window :])
+        try:
+            self._memory.put(slot, request, shown=request.prompt[-self._window :])
+        except BaseException:  # no memory, say: half a request must not draw
+            self._slots[slot, at.STATUS] = at.FREE
+            raise
         self._free.popleft()
         self._requests[slot] = request
         row = self._slots[slot]
