@@ -24,10 +24,12 @@ from mygpt import (
     container,
     load_checkpoint,
     save_checkpoint,
+    train,
 )
 from mygpt.checkpoint import model_arrays, read_checkpoint, resolve
 from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.json_objects import Limits
 from mygpt.storage import write_durably
 from shapes import CONFIGS, TUTORIAL, build
 
@@ -262,11 +264,65 @@ def test_a_torch_file_is_refused_and_not_run(tmp_path):
 
 def test_a_newer_version_says_upgrade(saved):
     header, rest = split(saved.read_bytes())
-    header["__metadata__"]["format_version"] = "2"
+    header["__metadata__"]["format_version"] = "3"
     header["__metadata__"]["more"] = '{"than": "we know"}'
     saved.write_bytes(joined(header, rest))
     message = refused(saved)
-    assert "format version 2 and this mygpt reads up to 1: upgrade" in message
+    assert "format version 3 and this mygpt reads up to 2: upgrade" in message
+
+
+def test_a_tokenizer_too_large_for_the_header_is_stored_as_a_tensor(tmp_path, monkeypatch):
+    """One of 260,000 tokens was written, and refused as damaged when it was read."""
+    path, plain = tmp_path / "large.safetensors", tmp_path / "small.safetensors"
+    large = CharTokenizer(map(chr, range(0x4E00, 0x4E00 + 9000)))
+    model = build(GPTConfig(9000, 4, 1, 1, max_seq_len=4))
+    save_checkpoint(plain, model, large, PROVENANCE)
+    monkeypatch.setattr(container, "_HEADER", Limits(2**16, 2**14))
+    save_checkpoint(path, model, large, PROVENANCE)
+    header = split(path.read_bytes())[0]
+    assert header["json/tokenizer"]["dtype"] == "U8"
+    assert header["__metadata__"]["format_version"] == "2", "older versions say: upgrade"
+    assert split(plain.read_bytes())[0]["__metadata__"]["format_version"] == "1"
+    found = read_checkpoint(path)
+    assert found.tokenizer.chars == large.chars
+    assert found.provenance == PROVENANCE
+    assert "json/tokenizer" not in found.arrays
+    assert found.arrays.keys() == model_arrays(model).keys()
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"chars"') + 20] ^= 1
+    path.write_bytes(data)
+    assert "tensor json/tokenizer does not match its digest" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "parts", "match"),
+    [
+        ({"a": np.zeros(1, np.complex64)}, {}, "numbers of type complex64"),
+        ({"a": np.zeros((1,) * 9, np.float32)}, {}, "9 dimensions: at most 8"),
+        ({"__metadata__": np.zeros(1, np.float32)}, {}, "cannot be named"),
+        ({"json/a": np.zeros(1, np.uint8)}, {}, "cannot be named"),
+        ({}, {"a": json.loads('{"x":' * 101 + "1" + "}" * 101)}, "nested more than 100 deep"),
+        ({}, {"a": [1]}, "holds no object"),
+        ({}, {"a": {"b": list(range(600))}}, "more than 500 values"),
+        ({f"{n:0500}": np.zeros(1, np.uint8) for n in range(99)}, {}, "too many for one file"),
+    ],
+)
+def test_what_cannot_be_read_is_not_written(tmp_path, monkeypatch, arrays, parts, match):
+    monkeypatch.setattr(container, "STATE", Limits(2**20, 500))
+    monkeypatch.setattr(container, "_HEADER", Limits(2**16, 2**12))
+    with pytest.raises(InputError, match=match) as caught:
+        write_arrays(tmp_path / "a.safetensors", arrays, parts)
+    assert len(str(caught.value)) < 300
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_whose_state_cannot_be_read_is_refused_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(container, "STATE", Limits(2**20, 40))
+    text = tmp_path / "text.txt"
+    text.write_text("".join(map(chr, range(200, 260))) * 40, encoding="utf-8")
+    with pytest.raises(InputError, match="the tokenizer cannot be written to a checkpoint"):
+        train([text], output=tmp_path / "run", tokenizer="char", steps=1)
+    assert not (tmp_path / "run" / "last.state.safetensors").exists()
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])

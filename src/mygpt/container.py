@@ -5,6 +5,9 @@ SHA-256 per tensor (to name a damaged one) and one SHA-256 of the whole file wit
 digits zeroed. It is written and read here, not by the safetensors library, for three reasons: the
 same content gives the same bytes, nothing is copied, and all sizes are checked before memory is
 taken. That library is the judge in the tests.
+
+Parts too large for the header (a tokenizer of a quarter of a million tokens) are tensors of bytes,
+`json/<part>`, in a file of format version 2; every other file is of version 1.
 """
 
 from __future__ import annotations
@@ -13,27 +16,35 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.errors import CheckpointError, DamagedError, OutOfMemoryError, StorageError
+from mygpt.errors import CheckpointError, DamagedError, InputError, OutOfMemoryError, StorageError
 from mygpt.file_access import open_regular
+from mygpt.json_objects import STATE, Limits, parse_object
 from mygpt.machine import free_memory_bytes
 from mygpt.storage import write_durably
 
 FORMAT_VERSION = 1
+PARTS_AS_TENSORS = 2  # the format version of a file with such tensors
+_VERSIONS = (str(FORMAT_VERSION), str(PARTS_AS_TENSORS))
 
 Arrays = Mapping[str, NDArray[Any]]
+Entries = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # number type and shape
 
+_METADATA = "__metadata__"
 _ZEROS = b"0" * 64
 _DIGEST_KEY = b'"sha256":"'
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_LONGEST_HEADER = 2**25  # bytes; ten times what a vocabulary of all of Unicode needs
+# What reading takes, and so what writing gives (`check_storable`); of each part that is `STATE`.
+_HEADER = Limits(2**25, 2**23)  # bytes: ten times what a vocabulary of all of Unicode needs
 _MOST_DIMENSIONS = 8
+_PREFIX = "json/"  # begins the names of tensors that are parts
+_SMALL_PART = 2**16  # bytes; a smaller one stays in the header
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
@@ -61,14 +72,20 @@ def write_arrays(
         inside: the file is in a folder that somebody else may have filled: a link is refused.
 
     Raises:
+        InputError: for what `read_arrays` would refuse; nothing is written then.
         StorageError: when there is no space, or what was written reads back differently.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    _check_arrays({name: (array.dtype, array.shape) for name, array in arrays.items()})
+    texts = _checked_texts(parts)
+    moved = _too_large(texts, arrays)
+    arrays |= {_PREFIX + name: np.frombuffer(texts.pop(name).encode(), np.uint8) for name in moved}
     # The widest numbers first: each array then begins on a multiple of its numbers' size.
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
     views = {name: arrays[name].reshape(-1).view(np.uint8).data for name in order}
     digests = {name: hashlib.sha256(view).hexdigest() for name, view in views.items()}
-    header = _header(arrays, order, parts, digests)
+    entries = {name: (arrays[name].dtype, arrays[name].shape) for name in order}
+    header = _header(entries, texts, digests, PARTS_AS_TENSORS if moved else FORMAT_VERSION)
     place = _digest_place(header)
     whole = hashlib.sha256(header)
     for view in views.values():
@@ -85,28 +102,83 @@ def write_arrays(
     write_durably(path, [header, *views.values()], prove=prove, keep_as=keep_as, inside=inside)
 
 
+def check_storable(parts: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `InputError` where a file of such parts and float32 arrays could not be read back.
+
+    Whoever computes for long before writing asks first.
+    """
+    entries = {name: (np.dtype(np.float32), shape) for name, shape in shapes.items()}
+    _check_arrays(entries)
+    _too_large(_checked_texts(parts), shapes)
+
+
+def _check_arrays(entries: Entries) -> None:
+    for name, (dtype, shape) in entries.items():
+        if name == _METADATA or name.startswith(_PREFIX):
+            raise InputError(f"a tensor cannot be named {name[:80]!r}: choose another name")
+        if dtype not in _NAMES:
+            raise InputError(
+                f"tensor {name[:80]} holds numbers of type {dtype!s:.40}: only "
+                f"{', '.join(map(str, _NAMES))} can be written"
+            )
+        if len(shape) > _MOST_DIMENSIONS:
+            raise InputError(
+                f"tensor {name[:80]} has {len(shape)} dimensions: at most {_MOST_DIMENSIONS} can "
+                "be written"
+            )
+
+
+def _checked_texts(parts: dict[str, Any]) -> dict[str, str]:
+    """The parts as JSON, each of which reading takes."""
+    texts = {name: to_json(part) for name, part in parts.items()}
+    for name, text in texts.items():
+        try:
+            parse_object(text, STATE)
+        except ValueError as error:
+            raise InputError(f"the {name} cannot be written to a checkpoint: {error}") from None
+    return texts
+
+
+def _too_large(texts: dict[str, str], names: Iterable[str]) -> list[str]:
+    """The parts that must be tensors, so that the header can be read."""
+    # A tensor's entry has at most 200 characters besides its name, its digest included.
+    fixed = 1000 + sum(200 + 2 * len(json.dumps(to_json(name))) for name in names)
+    kept = {name: len(json.dumps(text)) for name, text in texts.items()}
+    values = sum(text.count(mark) for text in texts.values() for mark in ",[{")
+    if fixed + sum(kept.values()) <= _HEADER.most_bytes and values <= _HEADER.most_values // 2:
+        return []
+    moved = sorted(name for name, length in kept.items() if length > _SMALL_PART)
+    if fixed + sum(length for name, length in kept.items() if name not in moved) > (
+        _HEADER.most_bytes
+    ):
+        raise InputError(
+            f"{len(list(names)):,} tensors are too many for one file, whose header has at most "
+            f"{_HEADER.most_bytes:,} bytes: choose fewer layers"
+        )
+    return moved
+
+
 def _header(
-    arrays: Arrays, order: list[str], parts: dict[str, Any], digests: dict[str, str]
+    entries: Entries, texts: dict[str, str], digests: dict[str, str], version: int
 ) -> bytearray:
-    """Length and JSON header, with zeros for the file's own digest."""
+    """Length and JSON header, with zeros for the file's own digest; tensors in their order."""
     metadata = {
         "format": "mygpt",
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(version),
         "sha256": _ZEROS.decode(),
-        **{name: to_json(part) for name, part in parts.items()},
+        **texts,
         "tensors": to_json(digests),
     }
-    entries: dict[str, Any] = {"__metadata__": metadata}
+    described: dict[str, Any] = {_METADATA: metadata}
     end = 0
-    for name in order:
-        array = arrays[name]
-        begin, end = end, end + array.nbytes
-        entries[name] = {
-            "dtype": _NAMES[array.dtype],
-            "shape": list(array.shape),
+    for name, (dtype, shape) in entries.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        described[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
             "data_offsets": [begin, end],
         }
-    text = to_json(entries).encode()
+    text = to_json(described).encode()
     text += b" " * (-len(text) % 8)
     return bytearray(len(text).to_bytes(8, "little") + text)
 
@@ -143,7 +215,7 @@ def read_arrays(
             size = os.fstat(file.fileno()).st_size
             header = _read_header(path, file, size)
             entries, metadata = _parse_header(path, header)
-            if metadata.get("format_version") != str(FORMAT_VERSION):
+            if metadata.get("format_version") not in _VERSIONS:
                 raise _other_version(path, file, header, metadata)
             body_bytes = size - len(header)
             places = _places(path, entries, body_bytes)
@@ -167,20 +239,28 @@ def read_arrays(
         name: np.frombuffer(body, dtype, math.prod(shape), begin).reshape(shape)
         for name, (dtype, shape, begin) in places.items()
     }
-    try:
-        parts = {name: json.loads(text) for name, text in metadata.items() if text[:1] == "{"}
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: {error}") from None
+    texts: dict[str, str | bytes] = {n: text for n, text in metadata.items() if text[:1] == "{"}
+    parts = _parsed(path, texts)
     if not intact:
         raise DamagedError(_name_damage(path, arrays, parts.get("tensors", {})))
+    if metadata["format_version"] == str(PARTS_AS_TENSORS):
+        moved = [name for name in arrays if name.startswith(_PREFIX)]
+        parts |= _parsed(path, {n.removeprefix(_PREFIX): arrays.pop(n).tobytes() for n in moved})
     return arrays, parts
+
+
+def _parsed(path: Path, texts: dict[str, str | bytes]) -> dict[str, Any]:
+    try:
+        return {name: parse_object(text, STATE) for name, text in texts.items()}
+    except ValueError as error:
+        raise DamagedError(f"{path} is damaged: {error}") from None
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
     """The length and the JSON text, or an error that says what the file is instead."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):
+    if len(start) < 8 or length > min(size - 8, _HEADER.most_bytes):
         if start.startswith(_PICKLE_STARTS):
             raise CheckpointError(
                 f"{path} is a pickle (a PyTorch file?), which can run code when it is opened: "
@@ -193,10 +273,10 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
 def _parse_header(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors' entries and the metadata."""
     try:
-        entries = json.loads(header[8:])
-        metadata = entries.pop("__metadata__")
+        entries = parse_object(header[8:], _HEADER)
+        metadata = entries.pop(_METADATA)
         ours = metadata["format"] == "mygpt" and all(isinstance(v, str) for v in metadata.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours:
         raise DamagedError(f"{path} is damaged, or no mygpt checkpoint: its header is not ours")
@@ -217,7 +297,7 @@ def _other_version(
         return DamagedError(f"{path} is damaged: its header does not match its digest")
     return CheckpointError(
         f"{path} has format version {metadata.get('format_version', 'none')[:9]} and this mygpt "
-        f"reads up to {FORMAT_VERSION}: upgrade mygpt"
+        f"reads up to {PARTS_AS_TENSORS}: upgrade mygpt"
     )
 
 
@@ -266,7 +346,7 @@ def _name_damage(path: Path, arrays: Arrays, digests: Any) -> str:
     wanted = digests if isinstance(digests, dict) else {}
     for name, array in arrays.items():
         if hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() != wanted.get(name):
-            return f"{path} is damaged: tensor {name} does not match its digest"
+            return f"{path} is damaged: tensor {name[:80]} does not match its digest"
     return f"{path} is damaged: its header does not match its digest"
 
 

@@ -30,11 +30,11 @@ from mygpt.data.storing.index import (
     shard_paths,
 )
 from mygpt.errors import CheckpointError, DamagedError
+from mygpt.json_objects import STATE, parse_object
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer, from_state
 
 STARTS = np.dtype("<i8")  # of documents
-_LONGEST_TOKENIZER = 2**28  # bytes
 _BLOCK = 2**20  # bytes
 _FIRST_LOOK = 2**12  # bytes; the format stands first
 AGAIN = "tokenize the text again, with --overwrite"
@@ -262,12 +262,12 @@ def _without_waiting(name: str, flags: int) -> int:
 def read_tokenizer(store: Path, sha256: str) -> Tokenizer:
     """A store's tokenizer; `DamagedError` where its file is not the one with that digest."""
     path = store / TOKENIZER
-    content = read_regular(path, _LONGEST_TOKENIZER)
+    content = read_regular(path, STATE.most_bytes)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedError(f"{path} is damaged: it does not match its digest")
     try:
-        return from_state(json.loads(content))
-    except (ValueError, AttributeError, RecursionError) as error:  # an InputError is a ValueError
+        return from_state(parse_object(content, STATE))
+    except (ValueError, AttributeError) as error:  # an InputError is a ValueError
         raise CheckpointError(f"{path}: {error}") from None
 
 

@@ -28,13 +28,13 @@ from mygpt.formats.safetensors_files import (
     StoredTensor,
     check_tensors,
     find_tensors,
-    read_object,
     read_parameters,
     require_readable,
     write_safetensors,
 )
 from mygpt.formats.state_dict import number_notes
 from mygpt.formats.tensor_names import plain_names
+from mygpt.json_objects import SETTINGS, read_object
 from mygpt.storage import write_durably
 from mygpt.tokenization import Tokenizer
 
@@ -72,7 +72,7 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is no folder: name the one that holds config.json")
-    values = read_object(path / "config.json")
+    values = read_object(path / "config.json", SETTINGS)
     family = _family(path, values)
     try:
         config, notes = family.read_config(values)

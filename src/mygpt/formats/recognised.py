@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mygpt.formats.safetensors_files import read_object
+from mygpt.json_objects import SETTINGS, read_object
 
 _FILES = {
     ".gguf": "is GGUF, llama.cpp's format, which mygpt writes and does not read: import the "
@@ -79,7 +79,7 @@ def folder_problem(path: Path) -> str | None:
 def _adapter(path: Path) -> str:
     base = None
     if (path / "adapter_config.json").is_file():
-        base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
+        base = read_object(path / "adapter_config.json", SETTINGS).get("base_model_name_or_path")
     of = f" of {base!r:.80}" if isinstance(base, str) and base else ""
     return (
         f"{path} is an adapter (LoRA or another of PEFT's){of}, no model: merge it first, with "

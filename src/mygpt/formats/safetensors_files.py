@@ -7,7 +7,6 @@ piece at a time and become float32. PyTorch's own files are read without running
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from mygpt.container import Arrays, to_json
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.formats.tensor_names import spelled
+from mygpt.json_objects import TENSORS, parse_object, read_object
 from mygpt.machine import free_memory_bytes
 from mygpt.storage import write_durably
 
@@ -31,7 +31,7 @@ _ONE_FILE = "model.safetensors"
 _TORCH_FILE = "pytorch_model.bin"
 _INDEX = ".index.json"  # after the file that it stands for
 _SHARD = re.compile(r"-\d+-of-\d+\.")
-_LONGEST_JSON = 2**26  # bytes; an index names some ten thousand tensors
+_MOST_WRITTEN = 100_000_000  # bytes of a header that the safetensors library reads
 _MOST_DIMENSIONS = 8
 _PIECE = 2**20  # numbers read at a time
 _READABLE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
@@ -83,25 +83,6 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     fill: Callable[[NDArray[np.float32]], None]
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds; `InputError` where there is none."""
-    try:
-        if not path.is_file():
-            raise InputError(f"{path} is missing, or no file")
-        if path.stat().st_size > _LONGEST_JSON:
-            raise InputError(f"{path} is larger than {_LONGEST_JSON:,} bytes, too long for a JSON")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except InputError:  # a ValueError too
-        raise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged, or no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return found
 
 
 def require_readable(tensor: StoredTensor) -> None:
@@ -188,7 +169,7 @@ def _what_else(folder: Path) -> str:
 def _sharded(
     folder: Path, index: Path, read: Callable[[Path], dict[str, StoredTensor]]
 ) -> dict[str, StoredTensor]:
-    places = read_object(index).get("weight_map")
+    places = read_object(index, TENSORS).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f'{index} has no "weight_map" that names its shards')
     for file in places.values():
@@ -217,16 +198,16 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
             size = path.stat().st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > min(size - 8, _LONGEST_JSON):
+            if len(start) < 8 or length > min(size - 8, TENSORS.most_bytes):
                 raise InputError(_no_safetensors(path, start))
-            entries = json.loads(file.read(length))
+            entries = parse_object(file.read(length), TENSORS)
         entries.pop("__metadata__", None)
         places = [(name, *_place(entry)) for name, entry in entries.items()]
     except InputError:  # a ValueError too
         raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is damaged: its header is none of safetensors") from None
     reached = 0
     for _, _, _, begin, end in sorted(places, key=lambda place: place[3:]):
@@ -386,6 +367,7 @@ def write_safetensors(path: Path, arrays: Arrays, parts: Mapping[str, Part]) -> 
     """Write our parameters as their tensors to one file, float32.
 
     Raises:
+        InputError: for more tensors than the safetensors library reads.
         StorageError: when there is no space, or the place cannot be written to.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -402,4 +384,9 @@ def write_safetensors(path: Path, arrays: Arrays, parts: Mapping[str, Part]) -> 
         pieces.append(array.reshape(-1).view(np.uint8).data)
     text = to_json(header).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > _MOST_WRITTEN:
+        raise InputError(
+            f"{len(parts):,} tensors take a header of {len(text):,} bytes, and the safetensors "
+            f"library reads up to {_MOST_WRITTEN:,}"
+        )
     write_durably(path, [len(text).to_bytes(8, "little") + text, *pieces])

@@ -7,6 +7,7 @@ from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.formats.tokenizer_export import own_tokenizer, write_tokenizer
+from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization import END_OF_TEXT, BPETokenizer, Tokenizer
 from mygpt.tokenization.bpe import read_json
 from mygpt.tokenization.foreign import ForeignTokenizer
@@ -123,7 +124,7 @@ def _end_of_text(folder: Path, parts: Parts, special: set[int]) -> tuple[int | N
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_object(path, TOKENIZER_SETTINGS) if path.is_file() else {}
 
 
 def _padding_notes(found: int, vocab_size: int) -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.errors import InputError, StorageError
+from mygpt.json_objects import TOKENIZER, read_object
 from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, pieces_of
 from mygpt.tokenization.tokenizer_json import (
     SYMBOLS,
@@ -188,15 +189,7 @@ class BPETokenizer:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object of a tokenizer's file; `InputError` where there is none."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a tokenizer's JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a tokenizer's JSON: it holds no object")
-    return content
+    return read_object(path, TOKENIZER, "is not a tokenizer's JSON")
 
 
 class _Words(dict[str, list[int]]):

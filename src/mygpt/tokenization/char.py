@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.errors import InputError, StorageError, UnknownTokenError
+from mygpt.json_objects import TOKENIZER, read_object
 from mygpt.tokenization.base import (
     END_OF_TEXT,
     check_ids,
@@ -172,14 +173,7 @@ class CharTokenizer:
     @classmethod
     def load(cls, path: str | Path) -> CharTokenizer:
         """Read what `save` or the tutorial wrote; `InputError` where it is not that."""
-        try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not a tokenizer's JSON: {error}") from error
-        if not isinstance(state, dict):
-            raise InputError(f"{path} is not a tokenizer's JSON: it holds no object")
+        state = read_object(path, TOKENIZER, "is not a tokenizer's JSON")
         try:
             return cls.from_state(state)
         except InputError as error:

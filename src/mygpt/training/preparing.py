@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig, require_path
+from mygpt.container import check_storable
 from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
@@ -170,6 +171,7 @@ def prepare(
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep a part of it for validation: none is kept")
     shape, config = _settled(planned, chosen.vocab_size, where, world)
+    _check_state(shape, chosen, settings)
     notes += [] if planned.recipe is None else planned.recipe.lines()
     notes += _of_the_time(planned, config, len(val_tokens))
     return Prepared(
@@ -213,6 +215,18 @@ def _settled(
             f"max_seq_len={config.longest_window}, not {shape.max_seq_len}"
         )
     return shape, config
+
+
+def _check_state(shape: GPTConfig, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    """Raise `InputError` where no state of the run could be read again: it is written late."""
+    parts = {
+        "config": shape.to_dict(),
+        "tokenizer": tokenizer.to_state(),
+        "settings": settings,
+    }
+    rooms = ("model", *(f"optimizer/{what}" for what in ("step", "average", "square")))
+    shapes = shape.parameter_shapes().items()
+    check_storable(parts, {f"{room}/{name}": size for room in rooms for name, size in shapes})
 
 
 def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:

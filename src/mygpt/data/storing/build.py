@@ -34,6 +34,7 @@ from mygpt.data.storing.pool import Answer, Job, Workers
 from mygpt.data.storing.tokenizer import check_name, learned
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.json_objects import STATE, check_size
 from mygpt.storage import RunLock, holder, remove, strays, write_durably
 from mygpt.text import Piece, TextSource, find_sources, name_of, pieces
 from mygpt.tokenization import Tokenizer
@@ -282,6 +283,10 @@ class _Building:
             return read_tokenizer(self.out, self.index.tokenizer)
         tokenizer = asked if not isinstance(asked, str) else self._learned(asked)
         state = _state_of(tokenizer)
+        try:
+            check_size(state, STATE)
+        except ValueError as error:
+            raise InputError(f"the tokenizer cannot be kept in a store: {error}") from None
         write_durably(self.out / TOKENIZER, [state])
         dtype = np.dtype(dtype_of(tokenizer)).name
         digest = hashlib.sha256(state).hexdigest()

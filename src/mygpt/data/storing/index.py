@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from mygpt.errors import CheckpointError, DamagedError, InputError
+from mygpt.json_objects import Limits, check_size, parse_object
 from mygpt.storage import write_durably
 
 INDEX, TOKENIZER, SHARDS = "index.json", "tokenizer.json", "shards"
 FORMAT, VERSION = "mygpt token store", 1
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
-_LONGEST = 2**28  # bytes; an index of a million shards
+_LIMITS = Limits(2**28, 2**23)  # an index of a million shards
 _MOST = 2**62  # of anything that is counted
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -132,7 +133,14 @@ class Index:
         """Replace a store's index; `StorageError` where that cannot be done."""
         totals = {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
         content = {"format": FORMAT, "version": VERSION, **totals, **asdict(self)}
-        write_durably(store / INDEX, [json.dumps(content, indent=1).encode() + b"\n"])
+        data = json.dumps(content, indent=1).encode() + b"\n"
+        try:
+            check_size(data, _LIMITS)
+        except ValueError as error:
+            raise InputError(
+                f"{store / INDEX} cannot be written: {error}; take larger shards, or fewer files"
+            ) from None
+        write_durably(store / INDEX, [data])
 
     @classmethod
     def read(cls, store: Path) -> Index:
@@ -185,14 +193,11 @@ def _object(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path.parent} is no token store: `mygpt tokenize` makes one")
     try:
-        content = json.loads(read_regular(path, _LONGEST))
+        return parse_object(read_regular(path, _LIMITS.most_bytes), _LIMITS)
     except DamagedError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(f"{path} is damaged, or no token store's: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no token store's: `mygpt tokenize` makes one")
-    return content
 
 
 def _checked(content: Mapping[str, Any]) -> Index:
