@@ -30,7 +30,7 @@ from mygpt.data.storing.index import Index
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.machine import free_memory_bytes
 from mygpt.text import TextSource, find_sources, pieces
-from mygpt.text.decoding import begins_as_text
+from mygpt.text.decoding import NotDecodedError, begins_as_text
 from mygpt.text.reading import Reader
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
@@ -82,7 +82,10 @@ def large_sources(names: Sequence[str], encoding: str | None) -> list[TextSource
     most = largest_in_memory()
     if not names or "-" in names or sum(map(_bytes_below, names)) <= most:
         return []
-    sources, _ = find_sources(names, encoding=encoding)
+    try:
+        sources, _ = find_sources(names, encoding=encoding)
+    except NotDecodedError:  # their bytes may be what is asked for
+        return []
     as_in_memory = all(source.is_lasting and source.kind == "text" for source in sources)
     if not as_in_memory or sum(source.size for source in sources) <= most:
         return []

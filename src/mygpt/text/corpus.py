@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mygpt.errors import InputError
-from mygpt.text.decoding import check_encoding, decode, text_bytes
+from mygpt.text.decoding import NotDecodedError, check_encoding, decode, remarks, text_bytes
 from mygpt.text.documents import SEPARATOR, Corpus, Document, parts_between_separators, split_note
 from mygpt.text.folder import Place, look_into
+from mygpt.text.kinds import FIRST_BYTES
 from mygpt.text.reading import Reader, out_of_memory, shown
+from mygpt.text.unpacking import without_packing
 
 BUILTIN = "python-reference"
 
@@ -23,18 +25,21 @@ def read_corpus(
     encoding: str | None = None,
     allow_bytes: bool = False,
     split: bool = False,
+    as_named: bool = False,
 ) -> Corpus:
     """Read files, folders, glob patterns and "-" (standard input); nothing is the built-in corpus.
 
     A folder gives every file below it that is text, in the order of their names, without hidden
-    ones and without runs of ours; the rest is passed over with a note. A *.gz is unpacked. A
-    file counts as it was read: one that changes meanwhile gets a note.
+    ones and without runs of ours; the rest is passed over with a note. What is packed with gzip
+    or zstd is unpacked. A file counts as it was read: one that changes meanwhile gets a note.
 
     Args:
         paths: what to read.
         encoding: None is UTF-8, or what a byte-order mark says.
         allow_bytes: take a file that is not text as bytes instead of refusing it.
         split: whether `SEPARATOR` separates documents of a file; else it is text as any other.
+        as_named: read files as mygpt 0.1 did, for runs that began with it: *.gz alone is
+            unpacked, and nothing but an encoding that does not fit is refused.
 
     Raises:
         InputError: for what is missing, empty, a device, or not text in that encoding.
@@ -45,7 +50,7 @@ def read_corpus(
     check_encoding(encoding)
     if not paths:
         return Corpus(BUILTIN, list(builtin_documents()))
-    reader = Reader()
+    reader = Reader(as_named=as_named)
     places = [_find(path, reader, encoding) for path in paths]
     reader.expect([name for place in places for name in place.names])
     documents: list[Document] = []
@@ -54,7 +59,7 @@ def read_corpus(
             documents += [_named(name, reader, encoding, allow_bytes) for name in place.names]
         else:
             documents += _in_folder(place, reader, encoding)
-    notes = [note for place in places for note in place.notes()]
+    notes = [note for place in places for note in place.notes(encoding)]
     if split:
         documents, told = _split(documents)
         notes += told
@@ -123,6 +128,9 @@ def _in_folder(place: Place, reader: Reader, encoding: str | None) -> list[Docum
     for name in place.names:
         try:
             document = _read(name, reader, encoding, allow_bytes=False)
+        except NotDecodedError as error:
+            place.pass_over(Path(name), error.start)
+            continue
         except InputError:
             document = Document(name, "")
         if not len(document) or "\0" in str(document.text):
@@ -130,8 +138,7 @@ def _in_folder(place: Place, reader: Reader, encoding: str | None) -> list[Docum
         else:
             documents.append(document)
     if not documents:
-        folder = shown(str(place.folder))
-        raise InputError(f"folder {folder} holds no text file (hidden ones are passed over)")
+        raise place.none_found(encoding)
     return documents
 
 
@@ -139,11 +146,13 @@ def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool)
     """One file's text, or its bytes; either only where there is memory for it."""
     data = reader.read(name)
     reader.check_text(name, len(data), text_bytes(data, encoding))
+    options: dict[str, bool] = {"allow_bytes": allow_bytes, "as_named": reader.as_named}
     try:
-        text = decode(data, shown(name), encoding, allow_bytes=allow_bytes)
+        text = decode(data, shown(name), encoding, **options)
     except MemoryError:
         raise out_of_memory(name) from None
     reader.keep(len(data), sys.getsizeof(text))
+    reader.remark(name, remarks(data[:FIRST_BYTES], encoding) if isinstance(text, str) else [])
     return Document(name, text)
 
 
@@ -157,7 +166,7 @@ def name_of(paths: Sequence[str]) -> str:
     if paths[0] == "-":
         return "stdin"
     path = Path(os.path.realpath(paths[0]))
-    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    name = without_packing(path.name)
     ending = "" if path.is_dir() else Path(name).suffix
     stem = name.removesuffix(ending) + ending.lower().replace(".txt", "").replace(".", "-")
     cleaned = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-.")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import sys
 from collections.abc import Iterator
 
 from mygpt.errors import InputError
+from mygpt.text.kinds import FIRST_BYTES, bom_of, why_no_text
 
-_BOMS = (  # the longer first: UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 _FOR_HOST_NAMES = ("idna", "punycode")  # their time grows with the square of the length
 _PIECE = 2**20  # bytes or characters
+
+
+class NotDecodedError(InputError):
+    """Bytes that are not text in the encoding that they were read in.
+
+    Attributes:
+        start: the first of them.
+    """
+
+    def __init__(self, problem: str, start: bytes) -> None:
+        super().__init__(problem)
+        self.start = start
 
 
 def check_encoding(encoding: str | None) -> None:
@@ -34,7 +41,9 @@ def check_encoding(encoding: str | None) -> None:
         )
 
 
-def decode(data: bytearray, name: str, encoding: str | None, *, allow_bytes: bool) -> str | bytes:
+def decode(
+    data: bytearray, name: str, encoding: str | None, *, allow_bytes: bool, as_named: bool = False
+) -> str | bytes:
     """The text of a file's bytes; those bytes where it has none in that encoding.
 
     Args:
@@ -42,11 +51,17 @@ def decode(data: bytearray, name: str, encoding: str | None, *, allow_bytes: boo
         name: how an error calls the file.
         encoding: None is UTF-8, or what a byte-order mark says; the mark is left out then.
         allow_bytes: take bytes that are not text as they are instead of refusing them.
+        as_named: believe the encoding, whatever the first bytes say, as an older mygpt did.
 
     Raises:
         InputError: for what is not text in that encoding, with its place.
     """
-    start, codec = codec_of(data, encoding)
+    why = None if as_named else why_no_text(data[:FIRST_BYTES], encoding)
+    if why is not None:
+        if allow_bytes:
+            return bytes(data)
+        raise InputError(f"{name} {why}")
+    start, codec = codec_of(data, encoding, as_named=as_named)
     try:
         text = str(memoryview(data)[start:], codec)
         if codec != "utf-8":
@@ -62,16 +77,55 @@ def decode(data: bytearray, name: str, encoding: str | None, *, allow_bytes: boo
         problem = str(error)
     if allow_bytes:
         return bytes(data)
-    raise InputError(f"{name} is not {codec}: {problem}")
+    raise NotDecodedError(f"{name} is not {codec}: {problem}", bytes(data[:FIRST_BYTES]))
 
 
 def begins_as_text(data: bytearray, encoding: str | None) -> bool:
     """Whether a file that begins so may be text: nothing here says that it is not."""
+    if why_no_text(data, encoding) is not None:
+        return False
     start, codec = codec_of(data, encoding)
     try:
         return not any("\0" in piece for piece in _pieces(data, start, codec))
     except UnicodeError:
         return False
+
+
+def remarks(data: bytearray, encoding: str | None) -> list[str]:
+    """What has to be known about a text that begins so, and is read all the same."""
+    start, codec = codec_of(data, encoding)
+    text = ""
+    with contextlib.suppress(UnicodeError):
+        for piece in _pieces(data[:FIRST_BYTES], start, codec):
+            text += piece
+    found = []
+    if "\r" in text and "\n" not in text:
+        found.append(
+            "lines end with carriage returns alone, which are learned as they are "
+            "(tr '\\r' '\\n' converts them)"
+        )
+    begin = text[:64].lstrip().lower()
+    if begin.startswith("{\\rtf"):
+        found.append("this is RTF, whose markup is learned too: save it as plain text")
+    if begin.startswith(("<!doctype html", "<html")):
+        found.append("this is HTML, whose tags are learned too")
+    if "\0" in text:
+        found.append("there are NUL characters in it, as in no plain text; they are learned too")
+    if encoding is not None and _is_utf8_read_as_bytes(data[:FIRST_BYTES], encoding):
+        found.append(f"this is valid UTF-8, and {encoding} gives other characters")
+    return found
+
+
+def _is_utf8_read_as_bytes(sample: bytearray, encoding: str) -> bool:
+    """Whether UTF-8 of more than ASCII is read in an encoding of one byte a character."""
+    name = codecs.lookup(encoding).name
+    if sample.isascii() or not name.startswith(("iso8859", "cp125", "mac")):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(bytes(sample))
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def text_bytes(data: bytearray, encoding: str | None) -> int:
@@ -90,11 +144,13 @@ def text_bytes(data: bytearray, encoding: str | None) -> int:
     return length * width
 
 
-def codec_of(data: bytearray, encoding: str | None) -> tuple[int, str]:
+def codec_of(data: bytearray, encoding: str | None, *, as_named: bool = False) -> tuple[int, str]:
     """Where the text begins, and what decodes it."""
-    if encoding is not None:
-        return 0, encoding
-    return next(((len(bom), codec) for bom, codec in _BOMS if data.startswith(bom)), (0, "utf-8"))
+    bom, codec = bom_of(data)
+    if encoding is None:
+        return len(bom), codec or "utf-8"
+    own = codec == codecs.lookup(encoding).name and not as_named
+    return (len(bom) if own else 0), encoding
 
 
 def _pieces(data: bytearray, start: int, codec: str) -> Iterator[str]:

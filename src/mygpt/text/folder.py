@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mygpt.errors import InputError
 from mygpt.text.decoding import begins_as_text
+from mygpt.text.kinds import may_be_encoded, unmarked_encoding
 from mygpt.text.reading import Reader, shown
 
 _RUN = "last.state.safetensors"  # what training writes beside this is no text to learn from
@@ -21,20 +23,55 @@ class Place:
         names: to be read, in order; in a folder, after a first look at each.
         folder: where they lie; None where they were named themselves.
         passed_over: files of the folder that are not text.
+        encoded: those of them that look like text in another encoding, and which, if that is known.
     """
 
     names: list[str]
     folder: Path | None = None
     passed_over: list[Path] = field(default_factory=list)
+    encoded: dict[Path, str | None] = field(default_factory=dict)
 
-    def notes(self) -> list[str]:
-        """One line about what was passed over, if anything."""
+    def pass_over(self, path: Path, start: bytes | bytearray) -> None:
+        """Leave a file out that begins so."""
+        self.passed_over.append(path)
+        if may_be_encoded(start):
+            self.encoded[path] = unmarked_encoding(start)
+
+    def notes(self, encoding: str | None = None) -> list[str]:
+        """A line about what was passed over, if anything, and one about other encodings."""
         if self.folder is None or not self.passed_over:
             return []
-        inside = [shown(str(path.relative_to(self.folder))) for path in sorted(self.passed_over)]
-        listed = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
         where = shown(str(self.folder))
-        return [f"passed over {len(inside)} files in {where} without text: {listed}"]
+        found = [
+            f"passed over {len(self.passed_over)} files in {where} without text: "
+            f"{self._listed(self.passed_over)}"
+        ]
+        return found + ([self.hint(encoding)] if self.encoded else [])
+
+    def hint(self, encoding: str | None) -> str:
+        """What to do about files in another encoding than the one that they were read in."""
+        many = len(self.encoded) > 1
+        known = {found for found in self.encoded.values() if found is not None}
+        guess = f" ({known.pop()}, it seems)" if len(known) == 1 else ""
+        return (
+            f"{len(self.encoded)} file{'s' * many} of {shown(str(self.folder))} "
+            f"{'are' if many else 'is'} not {encoding or 'UTF-8'}: {self._listed(self.encoded)}; "
+            f"name {'their' if many else 'its'} encoding with --encoding{guess}, or convert "
+            f"{'them' if many else 'it'} to UTF-8"
+        )
+
+    def none_found(self, encoding: str | None) -> InputError:
+        """The error for a folder of which nothing can be read."""
+        remedy = f"; {self.hint(encoding)}" if self.encoded else ""
+        return InputError(
+            f"folder {shown(str(self.folder))} holds no text file (hidden ones are passed over)"
+            f"{remedy}"
+        )
+
+    def _listed(self, paths: Iterable[Path]) -> str:
+        assert self.folder is not None
+        inside = [shown(str(path.relative_to(self.folder))) for path in sorted(paths)]
+        return ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
 
 
 def look_into(folder: Path, reader: Reader, encoding: str | None) -> Place:
@@ -45,14 +82,16 @@ def look_into(folder: Path, reader: Reader, encoding: str | None) -> Place:
     """
     place = Place([], folder)
     for path in sorted(files_below(folder)):
+        start = bytearray()
         try:
-            may_be_text = begins_as_text(reader.start_of(str(path)), encoding)
+            start = reader.start_of(str(path))
+            may_be_text = begins_as_text(start, encoding)
         except InputError:  # it cannot be read
             may_be_text = False
         if may_be_text:
             place.names.append(str(path))
         else:
-            place.passed_over.append(path)
+            place.pass_over(path, start)
     return place
 
 

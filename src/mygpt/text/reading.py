@@ -6,7 +6,6 @@ A file is read, not mapped: one that shrinks or vanishes meanwhile must not end 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import math
 import os
@@ -14,16 +13,17 @@ import re
 import select
 import stat
 import sys
-import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.machine import free_memory_bytes
+from mygpt.text.kinds import FIRST_BYTES
+from mygpt.text.unpacking import PackedError, packing_inside, packing_named, unpacked
 
 _BLOCK = 2**20  # bytes
-_FIRST_LOOK = 2**16  # bytes
 _WRITER_WAIT_S = 10.0
 _ADDRESS = re.compile(r"(?i)(https?|ftp|s3|hf|gs):/")  # `Path` leaves one of the two slashes
+_NAMED = 3  # files that a note names
 
 # What learning from a text takes of memory, apart from the model: the text as Python holds it,
 # and for each of its bytes two more, while it is decoded for the file, afterwards for its token.
@@ -32,16 +32,24 @@ _ADDRESS = re.compile(r"(?i)(https?|ftp|s3|hf|gs):/")  # `Path` leaves one of th
 _PER_BYTE = 2
 _HEADROOM = 1.25
 
+# Text packs to a third or a tenth, tables and logs to a fiftieth; gzip reaches a thousandth.
+_MOST_RATIO = 100
+_SMALL_UNPACKED = 2**26  # bytes: less is taken however well it was packed
+
 
 class Reader:
     """Reads files whole, within the memory that was free when it was made.
 
+    Args:
+        as_named: unpack what is named *.gz and nothing else, as runs of an older mygpt were read.
+
     Attributes:
-        notes: one line for each file that changed while it was read.
+        as_named: the same.
     """
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
+    def __init__(self, *, as_named: bool = False) -> None:
+        self.as_named = as_named
+        self._remarks: dict[str, list[str]] = {}
         self._free = free_memory_bytes()
         self._needed = 0.0  # by the texts so far
 
@@ -57,39 +65,54 @@ class Reader:
             self._check(f"{what} is", sum(sizes), sum(sizes))
 
     def read(self, name: str) -> bytearray:
-        """All of a file, of a *.gz unpacked, or of standard input ("-").
+        """All of a file, unpacked where it is packed, or of standard input ("-").
 
         Raises:
             InputError: for what is missing, cannot be read, or is no file of text.
             OutOfMemoryError: as soon as it is longer than what fits.
         """
         before = _regular(name)
+        packing = "" if before is None or self.as_named else packing_of_file(name)
+        if packing and not packing_named(name):
+            self.remark(name, [f"this is a {packing} file, whose text was unpacked"])
         data = bytearray()
-        for block in _blocks(name):
+        for block in _blocks_as_named(name) if self.as_named else _blocks(name):
             try:
                 data += block
             except MemoryError:
                 raise out_of_memory(name) from None
             self._check(f"{shown(name)} is more than", len(data), len(data))
+            if before is not None and not self.as_named:
+                require_sensible_ratio(name, len(data), before.st_size)
         after = _regular(name)
         if before and (
             after is None
             or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
         ):
-            self.notes.append(
-                f"{shown(name)} changed while it was read: --resume may not find the same text"
-            )
+            changed = " changed while it was read: --resume may not find the same text"
+            self._remarks.setdefault(changed, []).append(shown(name))
         return data
 
     def start_of(self, name: str) -> bytearray:
-        """The first 64 KiB of a file, for a look at what it is; raises as `read` does."""
+        """The first 64 KiB of a file, unpacked, to see what it is; raises as `read` does."""
         data = bytearray()
-        with contextlib.closing(_blocks(name, _FIRST_LOOK)) as blocks:
+        begin = _blocks_as_named if self.as_named else _blocks
+        with contextlib.closing(begin(name, FIRST_BYTES)) as blocks:
             for block in blocks:
                 data += block
-                if len(data) >= _FIRST_LOOK:
+                if len(data) >= FIRST_BYTES:
                     break
         return data
+
+    def remark(self, name: str, found: Iterable[str]) -> None:
+        """Keep what has to be known about a file."""
+        for remark in found:
+            self._remarks.setdefault(f": {remark}", []).append(shown(name))
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing that has to be known, with the files that it is true of."""
+        return notes_of(self._remarks)
 
     def check_text(self, name: str, num_bytes: int, text_bytes: int) -> None:
         """Refuse a text of that many bytes in its file and in memory, where it does not fit."""
@@ -109,6 +132,16 @@ class Reader:
             f"{what} {_size(num_bytes)}: to learn from {it} takes {_size(need)} of memory, and "
             f"{_size(self._free)} are free; train on a part of it, {_size(fits)} at most"
         )
+
+
+def notes_of(remarks: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each remark, which begins with the names of the files that it is about."""
+    found = []
+    for remark, names in remarks.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        about = ", ".join(names[:_NAMED]) + more
+        found.append(f"{about}{remark}")
+    return found
 
 
 def out_of_memory(name: str) -> OutOfMemoryError:
@@ -158,21 +191,49 @@ def _regular(name: str) -> os.stat_result | None:
 
 
 def _blocks(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
+    """A file's bytes as they come, unpacked where its name or its first bytes say so."""
+    with file_errors(name), opened(name) as file:
+        yield from unpacked(file, packing_named(name) or packing_inside(file), block)
+
+
+def _blocks_as_named(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
     """A file's bytes as they come, unpacked where its name ends in .gz."""
+    with file_errors(name), opened(name) as file:
+        yield from unpacked(file, "gzip" if name.endswith(".gz") else "", block)
+
+
+def packing_of_file(name: str) -> str:
+    """What unpacks a regular file: "gzip", "zstd", or "" for none."""
+    with file_errors(name), opened(name) as file:
+        return packing_named(name) or packing_inside(file)
+
+
+def require_sensible_ratio(name: str, unpacked_bytes: int, packed_bytes: int) -> None:
+    """Refuse a packed file that unpacks to far more than a text does.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if unpacked_bytes > _SMALL_UNPACKED and unpacked_bytes > _MOST_RATIO * packed_bytes:
+        raise InputError(
+            f"{shown(name)} has {_size(packed_bytes)} and unpacks to more than {_MOST_RATIO} times "
+            "as much, which no ordinary text does: unpack it and name the file, if it is meant"
+        )
+
+
+@contextlib.contextmanager
+def file_errors(name: str) -> Iterator[None]:
+    """Turn what opening, reading and unpacking raise into one `InputError`."""
     if "\0" in name:
         raise InputError(f"file name {name!r} holds a NUL: no file has such a name")
     try:
-        with opened(name) as file:
-            packed = name.endswith(".gz")
-            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if packed else file
-            while data := stream.read1(block):
-                yield data
+        yield
     except InputError:  # a ValueError, as some of those below
         raise
     except FileNotFoundError:
         raise no_such_file(name) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{shown(name)} is not a whole gzip file: {error}") from None
+    except PackedError as error:
+        raise InputError(f"{shown(name)} is not a whole {error}") from None
     except OSError as error:
         raise InputError(f"{shown(name)} cannot be read: {error.strerror or error}") from None
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mygpt.errors import InputError
-from mygpt.text.decoding import begins_as_text, check_encoding
+from mygpt.text.decoding import NotDecodedError, begins_as_text, check_encoding, remarks
 from mygpt.text.documents import LINE_ENDS, SEPARATOR
 from mygpt.text.folder import Place, files_below
-from mygpt.text.reading import shown
-from mygpt.text.streams_files import blocks_of, reading, texts_of
+from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.reading import file_errors, notes_of, packing_of_file, shown
+from mygpt.text.streams_files import blocks_of, texts_of
+from mygpt.text.unpacking import packing_named, without_packing
 
-_FIRST_LOOK = 2**16  # bytes
 _TABLE_ROWS = 256  # of a table that are in memory at a time
 
 
@@ -36,12 +37,14 @@ class TextSource:
         size: its bytes; -1 for standard input and pipes.
         modified_ns: when it was last changed; -1 for standard input and pipes.
         kind: "text" is one document, "lines" one a line, "table" one a row.
+        packing: "gzip", "zstd", or "" for none; of standard input and pipes what the name says.
     """
 
     name: str
     size: int
     modified_ns: int
     kind: str
+    packing: str = ""
 
     @property
     def is_lasting(self) -> bool:
@@ -51,7 +54,7 @@ class TextSource:
     @property
     def is_plain(self) -> bool:
         """Whether its bytes are the text's, neither packed nor in a table."""
-        return self.kind != "table" and not self.name.endswith((".gz", ".zst"))
+        return self.kind != "table" and not self.packing
 
 
 class Piece(NamedTuple):
@@ -82,16 +85,39 @@ def find_sources(
     check_encoding(encoding)
     found: list[TextSource] = []
     notes: list[str] = []
+    said = _Notes(encoding)
     for path in paths:
         if path != "-" and "\0" not in path and os.path.isdir(path):
-            inside, passed_over = _in_folder(path, encoding)
-            found += inside
-            notes += Place([], Path(path), passed_over).notes()
+            place = Place([], Path(path))
+            found += _in_folder(place, encoding, said)
+            notes += place.notes(encoding)
         else:
-            found += [_named(name) for name in _matches(path)]
+            for name in _matches(path):
+                found.append(_named(name))
+                said.take(found[-1], _start_of(found[-1], encoding))
     if sum(source.name == "-" for source in found) > 1:
         raise InputError("standard input is named twice: it can be read once")
-    return found, notes
+    return found, notes + said.lines()
+
+
+class _Notes:
+    """What has to be known about the files that are read, each thing said once."""
+
+    def __init__(self, encoding: str | None) -> None:
+        self._encoding = encoding
+        self._remarks: dict[str, list[str]] = {}
+
+    def take(self, source: TextSource, start: bytearray) -> None:
+        """Keep what there is to say about a file that begins so."""
+        found = remarks(start, self._encoding) if start else []
+        if source.packing != packing_named(source.name):
+            found.append(f"this is a {source.packing} file, whose text is unpacked")
+        for remark in found:
+            self._remarks.setdefault(f": {remark}", []).append(shown(source.name))
+
+    def lines(self) -> list[str]:
+        """A line for each thing."""
+        return notes_of(self._remarks)
 
 
 def _matches(path: str) -> list[str]:
@@ -106,45 +132,60 @@ def _matches(path: str) -> list[str]:
 
 
 def _named(name: str) -> TextSource:
-    with reading(name):
+    with file_errors(name):
         status = None if name == "-" else os.stat(name)
     kind = _kind(name)
     if status is None or not stat.S_ISREG(status.st_mode):
         if kind == "table":
             raise InputError(f"{shown(name)} is no file: a *.parquet cannot come through a pipe")
-        return TextSource(name, -1, -1, kind)
+        return TextSource(name, -1, -1, kind, packing_named(name))
     if not status.st_size:
         raise InputError(f"{shown(name)} is empty: there is no text in it")
-    return TextSource(name, status.st_size, status.st_mtime_ns, kind)
+    packing = "" if kind == "table" else packing_of_file(name)
+    return TextSource(name, status.st_size, status.st_mtime_ns, kind, packing)
 
 
 def _kind(name: str) -> str:
-    for ending in (".gz", ".zst"):
-        name = name.removesuffix(ending)
-    return {".jsonl": "lines", ".parquet": "table"}.get(Path(name).suffix, "text")
+    return {".jsonl": "lines", ".parquet": "table"}.get(Path(without_packing(name)).suffix, "text")
 
 
-def _in_folder(folder: str, encoding: str | None) -> tuple[list[TextSource], list[Path]]:
+def _in_folder(place: Place, encoding: str | None, said: _Notes) -> list[TextSource]:
+    """The sources of a folder; what is none joins the place's passed over."""
+    assert place.folder is not None
     sources: list[TextSource] = []
-    passed_over: list[Path] = []
-    for path in sorted(files_below(Path(folder))):
+    for path in sorted(files_below(place.folder)):
+        start = bytearray()
         try:
             source = _named(str(path))
-            may_be_text = source.kind == "table" or begins_as_text(_start_of(source), encoding)
+            start = _start_of(source, encoding)
+            may_be_text = source.kind == "table" or begins_as_text(start, encoding)
+        except NotDecodedError as error:
+            start, may_be_text = bytearray(error.start), False
         except InputError:  # it cannot be read, or is empty
             may_be_text = False
         if may_be_text:
             sources.append(source)
+            said.take(source, start)
         else:
-            passed_over.append(path)
+            place.pass_over(path, start)
     if not sources:
-        raise InputError(f"folder {shown(folder)} holds no text file (hidden ones are passed over)")
-    return sources, passed_over
+        raise place.none_found(encoding)
+    return sources
 
 
-def _start_of(source: TextSource) -> bytearray:
-    with contextlib.closing(blocks_of(source.name, _FIRST_LOOK)) as blocks:
-        return bytearray(next(blocks, (b"", 0))[0])
+def _start_of(source: TextSource, encoding: str | None) -> bytearray:
+    """The first bytes of a file's text, unpacked; none of a table and of what is read only once.
+
+    Raises:
+        NotDecodedError: where they say that it is not text.
+    """
+    if not source.is_lasting or source.kind == "table":
+        return bytearray()
+    with contextlib.closing(blocks_of(source.name, FIRST_BYTES)) as blocks:
+        start = next(blocks, (b"", 0))[0]
+    if (why := why_no_text(start, encoding)) is not None:
+        raise NotDecodedError(f"{shown(source.name)} {why}", start)
+    return bytearray(start)
 
 
 def pieces(

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
-import gzip
 import io
-import sys
-import zlib
 from collections.abc import Generator, Iterator
-from importlib import import_module
-from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.text.decoding import codec_of
-from mygpt.text.reading import no_such_file, opened, shown
+from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.reading import file_errors, opened, shown
+from mygpt.text.unpacking import packing_inside, packing_named, unpacked
 
 _BLOCK = 2**18  # bytes that are read at a time, at least
-_PACKED = 2**11  # bytes of zstd at a time: they may unpack to some thousand times as much
 
 
 def texts_of(name: str, encoding: str | None) -> Iterator[tuple[str, int]]:
@@ -26,6 +21,8 @@ def texts_of(name: str, encoding: str | None) -> Iterator[tuple[str, int]]:
     codec, reached, characters, read = "utf-8", 0, 0, 0
     for data, read in blocks_of(name):
         if decoder is None:
+            if (why := why_no_text(data[:FIRST_BYTES], encoding)) is not None:
+                raise InputError(f"{shown(name)} {why}")
             start, codec = codec_of(bytearray(data[:4]), encoding)
             decoder = codecs.getincrementaldecoder(codec)()
             data, reached = data[start:], start
@@ -70,9 +67,9 @@ def _decoded(
 
 def blocks_of(name: str, least: int = _BLOCK) -> Generator[tuple[bytes, int], None, None]:
     """A file's bytes, unpacked, `least` or more at a time, and how many of the file's were read."""
-    with reading(name), opened(name) as file:
+    with file_errors(name), opened(name) as file:
         gathered = bytearray()
-        for data in _unpacked(name, file):
+        for data in unpacked(file, packing_named(name) or packing_inside(file), _BLOCK):
             gathered += data
             if len(gathered) >= least:
                 yield bytes(gathered), _told(file)
@@ -86,63 +83,3 @@ def _told(file: io.BufferedIOBase) -> int:
         return file.tell()
     except OSError:  # a pipe
         return 0
-
-
-def _unpacked(name: str, file: io.BufferedIOBase) -> Iterator[bytes]:
-    if name.endswith(".zst"):
-        yield from _zstd_frames(file)
-        return
-    stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
-    while data := stream.read1(_BLOCK):
-        yield data
-
-
-def _zstd_frames(file: io.BufferedIOBase) -> Iterator[bytes]:
-    """All frames of a *.zst, one after another; the last one must be whole."""
-    begin = _zstd()
-    frame: Any = None
-    while data := file.read1(_PACKED):
-        while data:
-            frame = frame or begin()
-            yield frame.decompress(data)
-            data = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("it ends inside a frame")
-
-
-def _zstd() -> Any:
-    """What begins a frame: Python's own from 3.14 on, else zstandard's."""
-    if sys.version_info >= (3, 14):
-        return import_module("compression.zstd").ZstdDecompressor
-    import zstandard
-
-    return zstandard.ZstdDecompressor().decompressobj
-
-
-def _zstd_error() -> type[Exception]:
-    if sys.version_info >= (3, 14):
-        error: type[Exception] = import_module("compression.zstd").ZstdError
-        return error
-    import zstandard
-
-    return zstandard.ZstdError
-
-
-@contextlib.contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turn what opening and reading raise into one `InputError`."""
-    if "\0" in name:
-        raise InputError(f"file name {name!r} holds a NUL: no file has such a name")
-    packed = (_zstd_error(),) if name.endswith(".zst") else ()
-    try:
-        yield
-    except InputError:  # a ValueError, as some of those below
-        raise
-    except FileNotFoundError:
-        raise no_such_file(name) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error, *packed) as error:
-        kind = "zstd" if packed else "gzip"
-        raise InputError(f"{shown(name)} is not a whole {kind} file: {error}") from None
-    except OSError as error:
-        raise InputError(f"{shown(name)} cannot be read: {error.strerror or error}") from None

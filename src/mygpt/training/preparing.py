@@ -37,7 +37,7 @@ from mygpt.training.source import (
     read_source,
     undecoded,
 )
-from mygpt.training.stored import StoredSource, require_as_stored, stores_among
+from mygpt.training.stored import READING, StoredSource, require_as_stored, stores_among
 from mygpt.training.world import ALONE, World
 
 
@@ -110,6 +110,7 @@ def prepare(
         "files": [resolved(name) for name in names],
         "val_file": None if val_file is None else resolved(str(val_file)),
         "encoding": encoding,
+        "reading": READING,
         # The tutorial's way is its text as it is, without a token between documents.
         "split_documents": config.data_order != "tutorial"
         if split_documents is None
@@ -146,7 +147,7 @@ def prepare(
     if isinstance(source, StoredSource):
         chosen = source.store.tokenizer
     elif tokenizer == "auto":
-        notes += undecoded(source)
+        notes += undecoded(source, encoding)
     if chosen is None:
         assert isinstance(source, ReadSource)
         chosen = _chosen(tokenizer, source, config, suitable)

@@ -19,6 +19,8 @@ from mygpt.data.batches import Tokens
 from mygpt.data.storing.tokenizer import BPE_SIZES
 from mygpt.errors import InputError
 from mygpt.text import Corpus, Document, read_corpus, split_documents
+from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.reading import shown
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, keeps_text, load_tokenizer
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
@@ -26,6 +28,7 @@ from mygpt.training.stored import (
     Judged,
     StoredSource,
     open_stored,
+    reads_as_named,
     splits,
     spoken,
     stores_among,
@@ -162,6 +165,7 @@ def _read_text(
         encoding=settings["encoding"],
         allow_bytes=allow_bytes,
         split=splits(settings),
+        as_named=reads_as_named(settings),
     )
     corpus = read(settings["files"])
     length = sum(map(len, corpus.documents))
@@ -262,9 +266,18 @@ def fit_window(
     return [f"the text has {num_tokens} tokens to learn from: windows of {longest}, not {wanted}"]
 
 
-def undecoded(source: ReadSource) -> list[str]:
-    """A note where text was meant and bytes were found."""
-    names = [doc.name for doc in source.documents if isinstance(doc.whole, bytes)]
+def undecoded(source: ReadSource, encoding: str | None) -> list[str]:
+    """A note where text was meant and bytes were found.
+
+    Raises:
+        InputError: for bytes of a known kind: nobody means to learn those of an archive, say.
+    """
+    found = [doc for doc in source.documents if isinstance(doc.whole, bytes)]
+    for document in found:
+        assert isinstance(document.whole, bytes)
+        if (why := why_no_text(document.whole[:FIRST_BYTES], encoding)) is not None:
+            raise InputError(f"{shown(document.name)} {why}; --tokenizer byte learns its bytes")
+    names = [document.name for document in found]
     return [
         f"{name} is not text in UTF-8, so its bytes are learned "
         "(name its encoding with --encoding, latin-1 perhaps, to learn characters)"

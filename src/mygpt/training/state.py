@@ -170,6 +170,8 @@ def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
         raise InputError("the model it began from is none")
     if not isinstance(settings.get("job"), (str, type(None))):
         raise InputError("its job is none")
+    if type(settings.get("reading", 1)) is not int:
+        raise InputError("how its text is read is not known")
     if type(threads) is not int or not 1 <= threads <= 4096:
         raise InputError(f"threads={threads!r:.40} must be from 1 to 4096")
     return settings

@@ -21,6 +21,7 @@ from mygpt.tokenization import Tokenizer, keeps_text
 MOST_COUNTED = 2**24
 MOST_DECODED = 2**21  # tokens of a store: the text of more of them is not looked at
 _NEAR = 0.01  # of the tokens: a document that begins so near to where they are cut is not cut
+READING = 2  # how files are read now, which runs record: 2 judges them by their first bytes too
 _SHORTEST = 2  # tokens: one to read and one to predict
 
 
@@ -179,7 +180,11 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
     if not is_store(name):
         bytes_do = store.tokenizer.kind == "byte"
         return read_corpus(
-            [name], encoding=settings["encoding"], allow_bytes=bytes_do, split=splits(settings)
+            [name],
+            encoding=settings["encoding"],
+            allow_bytes=bytes_do,
+            split=splits(settings),
+            as_named=reads_as_named(settings),
         )
     other = TokenStore.open(name)
     if other.tokenizer.to_state() != store.tokenizer.to_state():
@@ -193,6 +198,11 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
 def splits(settings: Mapping[str, Any]) -> bool:
     """Whether a run's text is split at `SEPARATOR`; runs from before that could be do not say."""
     return bool(settings.get("split_documents", False))
+
+
+def reads_as_named(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's files are read by their names alone, as before `READING` was 2."""
+    return int(settings.get("reading", 1)) < 2
 
 
 def _cut(store: TokenStore, val_fraction: float) -> int:

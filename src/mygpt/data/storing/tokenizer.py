@@ -10,7 +10,7 @@ from itertools import chain
 from mygpt.errors import InputError
 from mygpt.text import Piece, TextSource, pieces
 from mygpt.text.documents import without_separators
-from mygpt.text.streams_files import reading
+from mygpt.text.reading import file_errors
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 BPE_SIZES = (512, 1024, 2048, 4096)  # tokens, where "bpe" names no size
@@ -128,12 +128,12 @@ def _is_utf8(source: TextSource, encoding: str | None) -> bool:
     """Whether the text can be read from any place on."""
     if encoding is not None and encoding.lower() not in ("utf-8", "utf8", "ascii"):
         return False
-    with reading(source.name), open(source.name, "rb") as file:
+    with file_errors(source.name), open(source.name, "rb") as file:
         return file.read(2) not in (b"\xff\xfe", b"\xfe\xff", b"\x00\x00")
 
 
 def _blocks(source: TextSource, offsets: Sequence[int], field: str) -> Iterator[str]:
-    with reading(source.name), open(source.name, "rb") as file:
+    with file_errors(source.name), open(source.name, "rb") as file:
         for offset in offsets:
             file.seek(offset)
             if source.kind == "text":

@@ -1,0 +1,254 @@
+"""What a file is by its first bytes, where it is not plain text in UTF-8.
+
+Every place that reads text asks here: packed files are unpacked whatever their name, documents of
+other programs are refused with a remedy, and UTF-16 without a byte-order mark is recognised.
+"""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
+
+FIRST_BYTES = 2**16  # of a file, enough to judge it by
+BOMS = (  # the longer first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_OWN_BOMS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-", "utf-32": "utf-32-"}  # they take it off
+_NAMES = 2**12  # bytes in which a zip archive's first names are
+
+# A packed file's first bytes, and what unpacks it.
+_PACKED = (
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    *((bytes([0x50 + n, 0x2A, 0x4D, 0x18]), "zstd") for n in range(16)),  # skippable frames
+)
+
+_UNPACK = "unpack it and name the text in it"
+_EXPORT = "export its text, as JSON lines say"
+_SAVE = "save it as plain text"
+_NO_TEXT = "name a text file"
+
+
+class Signature(NamedTuple):
+    """A kind of file that is not text.
+
+    Attributes:
+        what: as in "it is a PDF document".
+        remedy: how its text can be learned.
+    """
+
+    what: str
+    remedy: str
+
+
+# First bytes, and what else is in the beginning of such a file. None of them begins a plain text.
+_SIGNATURES: tuple[tuple[int, bytes, Signature], ...] = (
+    (0, b"%PDF-", Signature("a PDF document", f"{_SAVE} (pdftotext FILE)")),
+    (
+        0,
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        Signature("an old Microsoft Office document", _SAVE),
+    ),
+    (0, b"AT&TFORM", Signature("a DjVu document", _SAVE)),
+    (0, b"\x1f\x8b", Signature("a gzip file", _UNPACK)),
+    (0, b"BZh", Signature("a bzip2 file", f"{_UNPACK} (bunzip2 FILE)")),
+    (0, b"\xfd7zXZ\0", Signature("an xz file", f"{_UNPACK} (unxz FILE)")),
+    (0, b"\x5d\0\0", Signature("an LZMA file", f"{_UNPACK} (unlzma FILE)")),
+    (0, b"\x1f\x9d", Signature("a file of compress (.Z)", f"{_UNPACK} (uncompress FILE)")),
+    (0, b"\x04\x22\x4d\x18", Signature("an LZ4 file", f"{_UNPACK} (unlz4 FILE)")),
+    (0, b"\xff\x06\0\0sNaPpY", Signature("a Snappy file", _UNPACK)),
+    (0, b"LZIP\1", Signature("an lzip file", _UNPACK)),
+    (0, b"7z\xbc\xaf\x27\x1c", Signature("a 7-Zip archive", _UNPACK)),
+    (0, b"Rar!\x1a\x07", Signature("a RAR archive", _UNPACK)),
+    (0, b"MSCF\0\0\0\0", Signature("a cabinet archive", _UNPACK)),
+    (257, b"ustar", Signature("a tar archive", "unpack it and name the folder (tar xf FILE)")),
+    (0, b"\x89PNG", Signature("a PNG image", _NO_TEXT)),
+    (0, b"\xff\xd8\xff", Signature("a JPEG image", _NO_TEXT)),
+    (0, b"GIF87a", Signature("a GIF image", _NO_TEXT)),
+    (0, b"GIF89a", Signature("a GIF image", _NO_TEXT)),
+    (0, b"II*\0", Signature("a TIFF image", _NO_TEXT)),
+    (0, b"MM\0*", Signature("a TIFF image", _NO_TEXT)),
+    (0, b"\0\0\1\0", Signature("an icon", _NO_TEXT)),
+    (6, b"\0\0\0\0", Signature("a BMP image", _NO_TEXT)),
+    (8, b"WEBP", Signature("a WebP image", _NO_TEXT)),
+    (8, b"WAVE", Signature("a WAV sound", _NO_TEXT)),
+    (8, b"AVI ", Signature("an AVI film", _NO_TEXT)),
+    (4, b"ftyp", Signature("an MP4 film, or an image of its kind", _NO_TEXT)),
+    (0, b"ID3", Signature("an MP3 sound", _NO_TEXT)),
+    (0, b"\xff\xfb", Signature("an MP3 sound", _NO_TEXT)),
+    (0, b"OggS\0", Signature("an Ogg sound", _NO_TEXT)),
+    (0, b"fLaC\0", Signature("a FLAC sound", _NO_TEXT)),
+    (0, b"\x1a\x45\xdf\xa3", Signature("a Matroska or WebM film", _NO_TEXT)),
+    (0, b"wOF2", Signature("a font", _NO_TEXT)),
+    (0, b"OTTO\0", Signature("a font", _NO_TEXT)),
+    (0, b"\0\1\0\0\0", Signature("a font", _NO_TEXT)),
+    (0, b"\x7fELF", Signature("a program (ELF)", _NO_TEXT)),
+    (0, b"MZ", Signature("a Windows program", _NO_TEXT)),
+    (0, b"\xcf\xfa\xed\xfe", Signature("a macOS program", _NO_TEXT)),
+    (0, b"\xca\xfe\xba\xbe", Signature("a Java class or a macOS program", _NO_TEXT)),
+    (0, b"\0asm", Signature("a WebAssembly program", _NO_TEXT)),
+    (0, b"SQLite format 3\0", Signature("an SQLite database", _EXPORT)),
+    (0, b"PAR1", Signature("a Parquet table", "give its name the ending .parquet")),
+    (0, b"ARROW1\0", Signature("an Arrow table", _EXPORT)),
+    (0, b"FEA1", Signature("a Feather table", _EXPORT)),
+    (0, b"ORC", Signature("an ORC table", _EXPORT)),
+    (0, b"Obj\x01", Signature("an Avro file", _EXPORT)),
+    (0, b"\x89HDF", Signature("an HDF5 file", _EXPORT)),
+    (0, b"\x93NUMPY", Signature("a NumPy array", _NO_TEXT)),
+    (0, b"GGUF", Signature("a GGUF model", "name the text that is to be read")),
+    (8, b'{"', Signature("a safetensors model", "name the text that is to be read")),
+    (0, b"PACK\0\0\0", Signature("a pack of git", _NO_TEXT)),
+    (0, b"\x80\2", Signature("a Python pickle", _EXPORT)),
+    (0, b"\x80\3", Signature("a Python pickle", _EXPORT)),
+    (0, b"\x80\4", Signature("a Python pickle", _EXPORT)),
+    (0, b"\x80\5", Signature("a Python pickle", _EXPORT)),
+)
+# Some signatures are short or are letters: then there are such bytes, too, in the beginning.
+_FURTHER: dict[str, Callable[[bytes], bool]] = {
+    "a bzip2 file": lambda start: start[4:10] in (b"1AY&SY", b"\x17rE8P\x90"),
+    "a BMP image": lambda start: start[:2] == b"BM",
+    "a WebP image": lambda start: start[:4] == b"RIFF",
+    "a WAV sound": lambda start: start[:4] == b"RIFF",
+    "an AVI film": lambda start: start[:4] == b"RIFF",
+    "an MP4 film, or an image of its kind": lambda start: start[:3] == b"\0\0\0",
+    "an MP3 sound": lambda start: b"\0" in start[:64],
+    "a Windows program": lambda start: b"\0\0" in start[:64],
+    "a font": lambda start: b"\0\0" in start[:64],
+    "a Parquet table": lambda start: b"\0" in start or not _is_utf8(start),
+    "a Feather table": lambda start: b"\0" in start,
+    "an ORC table": lambda start: not _is_utf8(start) and b"\0" in start,
+    "a GGUF model": lambda start: b"\0" in start[4:24],
+    "a safetensors model": lambda start: start[5:8] == b"\0\0\0",
+    "a tar archive": lambda start: b"\0" in start[:257],
+}
+
+_ZIPPED = (
+    (b"word/", Signature("a Word document", _SAVE)),
+    (b"xl/", Signature("an Excel workbook", "save it as CSV")),
+    (b"ppt/", Signature("a PowerPoint document", _SAVE)),
+    (b"opendocument.text", Signature("an OpenDocument text", _SAVE)),
+    (b"opendocument.spreadsheet", Signature("an OpenDocument spreadsheet", "save it as CSV")),
+    (b"opendocument", Signature("an OpenDocument file", _SAVE)),
+    (b"application/epub+zip", Signature("an EPUB book", _SAVE)),
+    (b"/data.pkl", Signature("a PyTorch checkpoint", "name the text that is to be read")),
+    (b".npy", Signature("an archive of NumPy arrays", _NO_TEXT)),
+    (b"META-INF/", Signature("a Java archive", _NO_TEXT)),
+    (b"[Content_Types].xml", Signature("a Microsoft Office document", _SAVE)),
+)
+_ZIP = Signature("a zip archive", "unpack it and name the text or the folder (unzip FILE)")
+
+
+def packing_of(start: bytes | bytearray) -> str:
+    """What unpacks a file that begins so: "gzip", "zstd", or "" for none."""
+    return next((how for magic, how in _PACKED if start.startswith(magic)), "")
+
+
+def signature_of(start: bytes | bytearray) -> Signature | None:
+    """The kind of file that begins so, where it is one that is not text."""
+    start = bytes(start[:FIRST_BYTES])
+    if start[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08"):
+        return next((kind for name, kind in _ZIPPED if name in start[:_NAMES]), _ZIP)
+    for place, magic, kind in _SIGNATURES:
+        if start[place : place + len(magic)] == magic:
+            further = _FURTHER.get(kind.what)
+            if further is None or further(start):
+                return kind
+    if packing_of(start) == "zstd":
+        return Signature("a zstd file", f"{_UNPACK} (unzstd FILE)")
+    return None
+
+
+def unmarked_encoding(start: bytes | bytearray) -> str | None:
+    """UTF-16 or UTF-32 of a text that begins so without a byte-order mark; None for others.
+
+    Such a text has NULs, and all at the same place of each unit. Where they are few (Chinese, say)
+    the bytes must not pass for UTF-8, either.
+    """
+    sample = bytes(start[: FIRST_BYTES - FIRST_BYTES % 4])
+    if b"\0" not in sample or sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return None
+    for codec, high in (("utf-32-le", 3), ("utf-32-be", 0)):
+        units = len(sample) // 4
+        if units > 1 and sample[high : 4 * units : 4].count(0) == units and _reads(sample, codec):
+            return codec
+    units = len(sample) // 2
+    zeros = {"utf-16-be": sample[0::2].count(0), "utf-16-le": sample[1::2].count(0)}
+    likely = sorted(zeros, key=lambda codec: -zeros[codec])
+    if units < 2 or (
+        not (zeros[likely[0]] >= 0.25 * units and zeros[likely[1]] <= 0.01 * units)
+        and _passes_for_utf8(sample)
+    ):
+        return None
+    return next((codec for codec in likely if zeros[codec] and _reads(sample, codec)), None)
+
+
+def _is_utf8(sample: bytes) -> bool:
+    """Whether all of it is UTF-8, but for a character that is not complete at its end."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _passes_for_utf8(sample: bytes) -> bool:
+    """Whether it is UTF-8 with hardly a control character, NULs apart."""
+    controls = sum(sample.count(byte) for byte in range(1, 32) if byte not in b"\t\n\v\f\r\x1b")
+    return _is_utf8(sample) and controls <= 0.02 * len(sample)
+
+
+def _reads(sample: bytes, codec: str) -> bool:
+    """Whether the sample is text in that encoding: assigned characters, hardly a control."""
+    try:
+        text = codecs.getincrementaldecoder(codec)().decode(sample)
+    except UnicodeDecodeError:
+        return False
+    odd = sum(
+        unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs")
+        for character in text
+        if character not in "\t\n\v\f\r\x1b"
+    )
+    return bool(text) and odd <= 0.03 * len(text)
+
+
+def bom_of(start: bytes | bytearray) -> tuple[bytes, str]:
+    """The byte-order mark that a file begins with, and what it says; two empty ones for none."""
+    return next(((bom, codec) for bom, codec in BOMS if start.startswith(bom)), (b"", ""))
+
+
+def why_no_text(start: bytes | bytearray, encoding: str | None) -> str | None:
+    """Why a file that begins so is not read as text, and what to do; None where nothing says so.
+
+    Args:
+        start: the first bytes of the file, 64 KiB if it has so many.
+        encoding: as it was named; None is UTF-8, or what a byte-order mark says.
+    """
+    if (kind := signature_of(start)) is not None:
+        return f"is {kind.what}, not plain text: {kind.remedy}"
+    named = "" if encoding is None else codecs.lookup(encoding).name
+    marked = bom_of(start)[1]
+    if named and marked and not marked.startswith(_OWN_BOMS.get(named, named)):
+        return f"begins with the byte-order mark of {marked}: leave out --encoding {encoding}"
+    if not marked and not named.startswith(("utf-16", "utf-32")):
+        found = unmarked_encoding(start)
+        if found is not None:
+            family = found.rpartition("-")[0].upper()
+            return f"seems to be {family} without a byte-order mark: give --encoding {found}"
+    return None
+
+
+def may_be_encoded(start: bytes | bytearray) -> bool:
+    """Whether a file that begins so, and is no UTF-8, looks like text in another encoding."""
+    sample = bytes(start[:FIRST_BYTES])
+    if not sample or signature_of(sample) is not None:
+        return False
+    if unmarked_encoding(sample) is not None:
+        return True
+    controls = sum(sample.count(byte) for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
+    return not controls

@@ -1,0 +1,276 @@
+"""Files that are not what they seem: each is read as what it is, or refused with a remedy."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import pickle
+import sqlite3
+import struct
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from mygpt.cli import main
+from mygpt.errors import InputError
+from mygpt.text import find_sources, pieces, read_corpus
+from mygpt.text.kinds import signature_of, unmarked_encoding
+from mygpt.training.preparing import prepare
+
+PROSE = "First Citizen:\r\nBefore we proceed, hear me speak.\n"
+LANGUAGES = (
+    PROSE,
+    "Быть или не быть, вот в чём вопрос.\n" * 3,
+    "生存还是毁灭，这是一个值得考虑的问题。\n默然忍受命运的暴虐的毒箭。\n" * 3,
+    "صوت صفير البلبل\nهيج قلبي الثمل\n",
+    "naïve 🙂 café\n",
+    "hi",
+)
+
+
+def zipped(*names: str, first: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        if first:
+            archive.writestr("mimetype", first)
+        for name in names:
+            archive.writestr(name, "content " * 100)
+    return file.getvalue()
+
+
+def in_numpy() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros(3))
+    return file.getvalue()
+
+
+def in_a_database(folder: Path) -> bytes:
+    connection = sqlite3.connect(folder / "database")
+    connection.execute("create table a (b)")
+    connection.commit()
+    connection.close()
+    return (folder / "database").read_bytes()
+
+
+def in_tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        info = tarfile.TarInfo("a.txt")
+        info.size = len(PROSE)
+        archive.addfile(info, io.BytesIO(PROSE.encode()))
+    return file.getvalue()
+
+
+KINDS = {
+    "a Word document": zipped("[Content_Types].xml", "_rels/.rels", "word/document.xml"),
+    "an Excel workbook": zipped("[Content_Types].xml", "xl/workbook.xml"),
+    "an OpenDocument text": zipped(first=b"application/vnd.oasis.opendocument.text"),
+    "an EPUB book": zipped(first=b"application/epub+zip"),
+    "a zip archive": zipped("poems.txt"),
+    "a PyTorch checkpoint": zipped("archive/data.pkl"),
+    "an archive of NumPy arrays": in_numpy(),
+    "a tar archive": in_tar(),
+    "a PDF document": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n",
+    "a PNG image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "a JPEG image": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    "a bzip2 file": bz2.compress(PROSE.encode()),
+    "an xz file": lzma.compress(PROSE.encode()),
+    "a 7-Zip archive": b"7z\xbc\xaf\x27\x1c\0\4",
+    "a RAR archive": b"Rar!\x1a\x07\x01\0",
+    "a program (ELF)": b"\x7fELF\2\1\1\0",
+    "a Python pickle": pickle.dumps({"text": PROSE}),
+    "a safetensors model": struct.pack("<Q", 60) + b'{"weight":{"dtype":"F32"}}',
+    "a GGUF model": b"GGUF\3\0\0\0",
+    "a Parquet table": b"PAR1\x15\4\x15\0",
+    "a NumPy array": b"\x93NUMPY\1\0v\0{'descr': '<f4'}",
+}
+
+
+def write(path: Path, data: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
+
+
+def streamed(path: str, encoding: str | None = None) -> str:
+    source = find_sources([path], encoding=encoding)[0][0]
+    return "".join(piece.text for piece in pieces(source, encoding=encoding))
+
+
+def refusals(path: str, encoding: str | None = None) -> list[str]:
+    """What reading into memory and reading as a stream say."""
+    found = []
+    for read in (lambda: read_corpus([path], encoding=encoding), lambda: streamed(path, encoding)):
+        with pytest.raises(InputError) as refused:
+            read()
+        found.append(str(refused.value))
+    assert not any("\n" in line for line in found)
+    return found
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "an SQLite database"])
+def test_a_document_of_another_program_is_named_and_refused(kind: str, tmp_path: Path) -> None:
+    data = KINDS[kind] if kind in KINDS else in_a_database(tmp_path)
+    path = write(tmp_path / "a.txt", data + b"\0" * 40)
+    for told in refusals(path):
+        assert f"a.txt is {kind}, not plain text: " in told
+    packed = write(tmp_path / "a.txt.gz", gzip.compress(data))
+    assert f"a.txt.gz is {kind}" in refusals(packed)[0]
+    with pytest.raises(InputError, match="--tokenizer byte learns its bytes"):
+        prepare(path, output=tmp_path / "run", steps=1)
+    assert read_corpus([path], allow_bytes=True).documents[0].whole == data + b"\0" * 40
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *LANGUAGES,
+        "PK is short for pack",
+        "BZh and MZ and Rar! and GGUF, PAR1, ID3, RIFF, OggS",
+        "MZ is the mark of Mark Zbikowski",
+        "PAR1 PAR2",
+        "GGUF files hold models",
+        "ID3 tags",
+        "ORC and OTTO",
+        "one\r\ntwo\rthree\n\0four",
+        "\0\0",
+        "x" * 300 + "ustar",
+    ],
+)
+def test_plain_text_is_of_no_such_kind(text: str, tmp_path: Path) -> None:
+    data = text.encode()
+    assert signature_of(data) is None
+    assert unmarked_encoding(data) is None
+    path = write(tmp_path / "a.txt", data)
+    assert read_corpus([path]).documents[0].text == text
+    assert streamed(path) == text
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.bin"])
+@pytest.mark.parametrize("how", ["gzip", "zstd"])
+def test_packed_text_is_unpacked_whatever_its_name(how: str, name: str, tmp_path: Path) -> None:
+    pack = gzip.compress if how == "gzip" else zstandard.ZstdCompressor().compress
+    path = write(tmp_path / name, pack(PROSE.encode()))
+    assert read_corpus([path]).documents[0].text == PROSE
+    assert streamed(path) == PROSE
+    for notes in (read_corpus([path]).notes, find_sources([path])[1]):
+        assert len(notes) == 1
+        assert f"{name}: this is a {how} file, whose text" in notes[0]
+    inside = write(tmp_path / "folder" / name, pack(PROSE.encode()))
+    assert streamed(str(Path(inside).parent)) == PROSE
+    assert read_corpus([str(Path(inside).parent)]).documents[0].text == PROSE
+
+
+def test_packed_text_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = gzip.compress(PROSE.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert read_corpus(["-"]).documents[0].text == PROSE
+
+
+def test_a_packed_file_in_a_packed_file_is_named(tmp_path: Path) -> None:
+    twice = gzip.compress(gzip.compress(PROSE.encode()))
+    assert "is a gzip file, not plain text" in refusals(write(tmp_path / "a.gz", twice))[0]
+
+
+# --- encodings -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", LANGUAGES)
+def test_utf16_without_a_mark_is_refused_with_its_name(
+    text: str, codec: str, tmp_path: Path
+) -> None:
+    """It was learned with its NULs, as UTF-8."""
+    path = write(tmp_path / "a.txt", text.encode(codec))
+    family = codec.rpartition("-")[0].upper()
+    for told in refusals(path):
+        assert f"seems to be {family} without a byte-order mark: give --encoding {codec}" in told
+    assert "--encoding" in refusals(path, "utf-8")[0]
+    assert read_corpus([path], encoding=codec).documents[0].text == text
+    assert streamed(path, codec) == text
+    assert isinstance(read_corpus([path], allow_bytes=True).documents[0].whole, bytes)
+
+
+def test_a_mark_and_a_named_encoding(tmp_path: Path) -> None:
+    """The mark of that encoding is none of the text; that of another one is refused."""
+    for codec, bom in (("utf-8", b"\xef\xbb\xbf"), ("utf-16-le", b"\xff\xfe")):
+        path = write(tmp_path / "a.txt", bom + PROSE.encode(codec))
+        assert read_corpus([path], encoding=codec).documents[0].text == PROSE
+        assert streamed(path, codec) == PROSE
+        for told in refusals(path, "latin-1"):
+            assert f"byte-order mark of {codec}: leave out --encoding latin-1" in told
+    path = write(tmp_path / "a.txt", PROSE.encode("utf-16"))
+    assert read_corpus([path], encoding="utf-16").documents[0].text == PROSE
+
+
+def test_a_folder_says_which_files_need_an_encoding(tmp_path: Path) -> None:
+    """They were "without text", as an image is."""
+    write(tmp_path / "d/a.txt", b"text")
+    write(tmp_path / "d/b.txt", "café\n".encode("latin-1"))
+    write(tmp_path / "d/c.txt", PROSE.encode("utf-16-le"))
+    write(tmp_path / "d/d.txt", b"x" * 100_000 + b"\xe9")
+    write(tmp_path / "d/e.png", KINDS["a PNG image"])
+    folder = str(tmp_path / "d")
+    corpus, (sources, notes) = read_corpus([folder]), find_sources([folder])
+    assert [document.text for document in corpus.documents] == ["text"]
+    hint = "of {} {} not UTF-8: {}; name {} encoding with --encoding (utf-16-le, it seems), or"
+    assert hint.format(folder, "are", "b.txt, c.txt, d.txt", "their") in corpus.notes[1]
+    assert hint.format(folder, "are", "b.txt, c.txt", "their") in notes[1]
+    assert [Path(source.name).name for source in sources] == ["a.txt", "d.txt"]
+    for name in "ad":
+        (tmp_path / "d" / f"{name}.txt").unlink()
+    for told in refusals(folder):
+        assert "holds no text file (hidden ones are passed over); 2 files of" in told
+        assert "--encoding" in told
+
+
+def test_notes_on_text_that_is_read_as_it_is(tmp_path: Path) -> None:
+    for data, encoding, told in (
+        (b"old\rMac\rlines", None, "lines end with carriage returns alone"),
+        ("old\rMac".encode("utf-16"), None, "lines end with carriage returns alone"),
+        (b"{\\rtf1\\ansi text}", None, "this is RTF"),
+        (b"<!DOCTYPE html><p>text", None, "this is HTML"),
+        (b"a\0b", None, "NUL characters"),
+        ("café".encode(), "latin-1", "valid UTF-8, and latin-1 gives other characters"),
+    ):
+        path = write(tmp_path / "a.txt", data)
+        for notes in (
+            read_corpus([path], encoding=encoding).notes,
+            find_sources([path], encoding=encoding)[1],
+        ):
+            assert len(notes) == 1
+            assert notes[0].startswith(f"{path}: ")
+            assert told in notes[0]
+    for data in (b"one\r\ntwo\rthree\n", b"one line", b"caf\xc3\xa9"):
+        assert read_corpus([write(tmp_path / "a.txt", data)]).notes == []
+
+
+def test_the_same_thing_is_said_once_of_many_files(tmp_path: Path) -> None:
+    for number in range(6):
+        write(tmp_path / f"d/{number}.txt", b"old\rMac")
+    notes = read_corpus([str(tmp_path / "d")]).notes
+    assert len(notes) == 1
+    assert "2.txt and 3 more: lines end" in notes[0]
+
+
+def test_the_commands_refuse_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.txt", KINDS["a Word document"])
+    for command in (
+        ["train", path, "--dry-run"],
+        ["tokenize", path, "--out", str(tmp_path / "store")],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert "a.txt is a Word document, not plain text: save it as plain text" in lines[0]
