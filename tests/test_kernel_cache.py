@@ -130,12 +130,11 @@ def test_a_cache_that_cannot_be_written_is_no_error(compilations, monkeypatch, t
     choose_cache(monkeypatch, tmp_path / place)
     if place == "full":
 
-        def write_half(self, data):
-            with self.open("wb") as file:
-                file.write(data[: len(data) // 2])
+        def write_half(descriptor, data, write=os.write):
+            write(descriptor, data[: len(data) // 2])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_bytes", write_half)
+        monkeypatch.setattr("mygpt.storage.os.write", write_half)
     assert not build.is_compiled()
     digest(load())
     assert compilations == ["compiled"]
@@ -219,3 +218,81 @@ def test_every_file_that_holds_kernels_counts():
     kernels = {path.stem for path in folder.glob("*.py") if "@kernel(" in path.read_text()}
     assert kernels <= set(build._COMPILED)
     assert {"layout", "simd"} <= set(build._COMPILED)
+
+
+# --- a cache that another user can write to ------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o077])
+def test_the_cache_is_private_whatever_the_umask(compilations, tmp_path, mask):
+    """Under umask 000 another user rewrote the machine code, and this one ran it."""
+    before = os.umask(mask)
+    try:
+        load()
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "a", tmp_path / "a/cache"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert build._object_path().stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+def test_a_folder_that_others_can_write_to_is_neither_used_nor_written(
+    compilations, tmp_path, caplog, mode
+):
+    load()
+    path = build._object_path()
+    kept = path.read_bytes()
+    path.parent.chmod(mode)
+    build._linked.clear()
+    assert not build.is_compiled()
+    path.write_bytes(kept[:-1])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="mygpt"):
+        digest(load())
+    assert compilations == ["compiled"] * 2
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert f"others can write to {path.parent} (mode {mode:o}; chmod go-w it)" in note
+    assert "MYGPT_CACHE" in note
+    assert path.read_bytes() == kept[:-1], "nothing is kept there"
+
+
+def test_a_file_that_others_can_write_to_is_compiled_anew_and_made_private(compilations):
+    load()
+    path = build._object_path()
+    path.chmod(0o666)
+    load()
+    load()
+    assert compilations == ["compiled"] * 2
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives away")
+@pytest.mark.parametrize("whose", ["file", "folder", "above"])
+def test_what_another_user_owns_is_not_run(compilations, tmp_path, whose):
+    load()
+    path = build._object_path()
+    place = {"file": path, "folder": path.parent, "above": tmp_path / "a"}[whose]
+    os.chown(place, 65534, 65534)
+    load()
+    assert compilations == ["compiled"] * 2
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_in_the_cache_is_not_followed(compilations, monkeypatch, tmp_path, kind):
+    """A link to a file that this user owns passed for this user's own machine code."""
+    load()
+    path = build._object_path()
+    if kind == "file":
+        other = tmp_path / "other"
+        path.rename(other)
+        path.symlink_to(other)
+    else:
+        (tmp_path / "link").symlink_to(path.parent)
+        choose_cache(monkeypatch, tmp_path / "link")
+    load()
+    assert compilations == ["compiled"] * 2
+    if kind == "file":
+        assert not path.is_symlink()
+        load()
+        assert compilations == ["compiled"] * 2

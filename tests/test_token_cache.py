@@ -181,7 +181,7 @@ def test_anothers_files_pipes_and_folders_are_not_read(folder, monkeypatch):
     expected = cached_tokens(DOCUMENTS, BPE).tolist()
     (path,) = files(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "is_ours", lambda status: False)
+        patch.setattr(cache, "is_private", lambda status: False)
         assert cache._read(path) is None
     path.unlink()
     os.mkfifo(path)  # opening it must not wait for a writer
@@ -189,6 +189,28 @@ def test_anothers_files_pipes_and_folders_are_not_read(folder, monkeypatch):
     path.unlink()
     path.mkdir()
     assert cached_tokens(DOCUMENTS, BPE).tolist() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no modes of files")
+def test_the_cache_is_this_users_alone_whatever_the_umask(folder, work):
+    """Under umask 000 another user could change the tokens and their digest."""
+    before = os.umask(0)
+    try:
+        cached_tokens(DOCUMENTS, BPE)
+    finally:
+        os.umask(before)
+    (path,) = files(folder)
+    assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
+    for place, mode in ((path, 0o620), (folder, 0o777)):
+        kept = place.stat().st_mode
+        place.chmod(mode)
+        assert cache._read(path) is None
+        place.chmod(kept)
+    assert cache._read(path) is not None
+    other = folder.parent / "other"
+    path.rename(other)
+    path.symlink_to(other)
+    assert cache._read(path) is None
 
 
 # --- never in the way ----------------------------------------------------------------------

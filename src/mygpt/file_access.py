@@ -8,6 +8,7 @@ followed: it is only what is inside such a folder that is not.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -100,3 +101,64 @@ def _check(path: str | Path, status: os.stat_result) -> None:
         )
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise CheckpointError(f"{path} is no file, but a device or a pipe; remove it")
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder, and what is missing above it, that no other user can read or write."""
+    missing = []
+    while not os.path.lexists(folder):
+        missing.append(folder)
+        folder = folder.parent
+    for place in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            place.mkdir(PRIVATE_FOLDER)
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Whether a file or folder is this user's (or the system's), and no other can write to it."""
+    if not hasattr(os, "geteuid"):
+        return True
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
+
+
+def not_private(folder: Path, *, above: bool = True) -> str | None:
+    """Why another user may have written what is in a folder; None where none can have.
+
+    A link is not taken for the folder, since what it leads to can change. Whoever can write to a
+    folder above can put another one in this one's place, unless that has the sticky bit; those of
+    the system are trusted. Without `above` these are not checked.
+    """
+    if not hasattr(os, "geteuid"):
+        return None
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{folder} is a symbolic link or no folder"
+    if not is_private(status):
+        return _whose(folder, status)
+    for place in Path(os.path.realpath(folder)).parents if above else ():
+        status = os.stat(place)
+        if status.st_uid == 0 or status.st_mode & stat.S_ISVTX:
+            return None
+        shared = status.st_mode & 0o020 and not _is_own_group(status.st_gid)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o002 or shared:
+            return _whose(place, status)
+    return None
+
+
+def _whose(folder: Path, status: os.stat_result) -> str:
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{folder} is another user's"
+    return f"others can write to {folder} (mode {stat.S_IMODE(status.st_mode):o}; chmod go-w it)"
+
+
+def _is_own_group(number: int) -> bool:
+    """Whether a group is the one that many systems give each user, without other members."""
+    try:
+        import grp
+        import pwd
+
+        me, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
+    except (ImportError, KeyError):
+        return False
+    alone = set(group.gr_mem) <= {me.pw_name}
+    return number == me.pw_gid and group.gr_name == me.pw_name and alone

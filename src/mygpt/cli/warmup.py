@@ -15,13 +15,21 @@ def warmup() -> None:
     Example: mygpt warmup
     """
     from mygpt.engines.choice import compiled_engine_available
-    from mygpt.errors import InputError
+    from mygpt.errors import InputError, StorageError
 
     if not compiled_engine_available():
         raise InputError("the compiled engine needs Numba and a POSIX system: install numba")
-    from mygpt.engines.cpu.build import DECODING, cache_folder, compile_now, is_compiled
+    from mygpt.engines.cpu.build import (
+        DECODING,
+        cache_folder,
+        compile_now,
+        is_compiled,
+        unusable_cache,
+    )
     from mygpt.training.compiled.program import TRAINING
 
+    if (why := unusable_cache()) is not None:
+        raise StorageError(f"nothing is kept in the cache, since {why}")
     for program in (DECODING, TRAINING):
         if is_compiled(program):
             print(f"{program.purpose} is ready, in {cache_folder()}")

@@ -17,7 +17,6 @@ import json
 import mmap
 import os
 import shutil
-import stat
 import struct
 import time
 from collections.abc import Sequence
@@ -27,7 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.data.tokens import dtype_of, encode_documents
-from mygpt.errors import InputError, StorageError
+from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.file_access import (
+    PRIVATE_FILE,
+    is_private,
+    make_private_folder,
+    not_private,
+    open_descriptor,
+)
 from mygpt.storage import strays, write_durably
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, Tokenizer
@@ -130,15 +136,15 @@ def is_named_by_us(path: Path) -> bool:
 def _read(path: Path) -> memoryview | None:
     """The content of a kept file, mapped into memory; None where it is not to be trusted."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        descriptor = open_descriptor(path, os.O_RDONLY)
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or not is_ours(status):
+            if not is_private(status) or not_private(path.parent, above=False) is not None:
                 return None
             mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError):  # it is not there; it is empty
+    except (OSError, ValueError):  # it is not there, a link or a pipe; it is empty
         return None
     content = memoryview(mapped)[_HEADER.size :]
     if len(mapped) < _HEADER.size or mapped[: _HEADER.size] != _header(path, content):
@@ -146,11 +152,6 @@ def _read(path: Path) -> memoryview | None:
     with contextlib.suppress(OSError):
         os.utime(path)  # used last now
     return content
-
-
-def is_ours(status: os.stat_result) -> bool:
-    """Whether a file is this user's, or the system's."""
-    return not hasattr(os, "getuid") or status.st_uid in (os.getuid(), 0)
 
 
 def _header(path: Path, content: memoryview) -> bytes:
@@ -164,14 +165,16 @@ def _keep(path: Path, content: memoryview) -> None:
     """Write a file, where there is room for it."""
     size = _HEADER.size + len(content)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        if not_private(path.parent, above=False) is not None:
+            return
         if size > MOST_BYTES or shutil.disk_usage(path.parent).free < size + _SPARE_BYTES:
             return
         _make_room(path.parent, size)
         if path.is_symlink():  # writing would go to where it points
             path.unlink()
-        write_durably(path, [_header(path, content), content])
-    except (OSError, StorageError):
+        write_durably(path, [_header(path, content), content], inside=True, mode=PRIVATE_FILE)
+    except (OSError, StorageError, CheckpointError):
         return
 
 
@@ -179,12 +182,12 @@ def _make_room(folder: Path, size: int) -> None:
     """Remove dead writers' files, and what was used longest ago, until `size` bytes fit."""
     for stray in strays(folder):
         with contextlib.suppress(OSError):
-            if time.time() - stray.stat().st_mtime > _STRAY_S:
+            if time.time() - stray.lstat().st_mtime > _STRAY_S:
                 stray.unlink()
     kept = []
     for path in filter(is_named_by_us, folder.iterdir()):
         with contextlib.suppress(OSError):  # another process may be at the same work
-            status = path.stat()
+            status = path.lstat()
             kept.append((status.st_mtime_ns, status.st_size, path))
     total = size + sum(length for _, length, _ in kept)
     for _, length, path in sorted(kept):

@@ -23,11 +23,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mygpt.data.cache import cache_folder, is_named_by_us, is_ours
+from mygpt.data.cache import cache_folder, is_named_by_us
 from mygpt.data.shared_lock import SharedLock
 from mygpt.data.stored import TokenStore
 from mygpt.data.storing.index import Index
 from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.file_access import is_private, make_private_folder, not_private
 from mygpt.machine import free_memory_bytes
 from mygpt.text import TextSource, find_sources, pieces
 from mygpt.text.decoding import NotDecodedError, begins_as_text
@@ -194,12 +195,12 @@ def stores_folder() -> Path:
     """
     try:
         folder = cache_folder() / "stores"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ours = is_ours(folder.lstat()) and not folder.is_symlink()
+        make_private_folder(folder)
+        why = not_private(folder, above=False)
     except (OSError, RuntimeError) as error:
         raise StorageError(f"the cache cannot be written: {error}; {_REMEDY}") from None
-    if not ours:
-        raise StorageError(f"{folder} is another user's: {_REMEDY}")
+    if why is not None:
+        raise StorageError(f"{why}: {_REMEDY}")
     return folder
 
 
@@ -223,7 +224,7 @@ def _key(
 def opened(path: Path) -> TokenStore | None:
     """The store there; None where there is none, or none that is finished and whole."""
     with contextlib.suppress(CheckpointError, OSError):
-        if is_ours(path.lstat()) and not path.is_symlink():
+        if not path.is_symlink() and is_private(path.lstat()):
             return TokenStore.open(path)
     return None
 
@@ -263,12 +264,14 @@ def _built(
 ) -> TokenStore:
     """The store made at `path`, or a half-done one brought to its end."""
     _keep_half_done(path)
+    make_private_folder(path)
     files = [os.path.realpath(source.name) for source in sources]
     try:
         try:
             return build(files, path)
         except CheckpointError:  # what was begun there is damaged
             shutil.rmtree(path, ignore_errors=True)
+            make_private_folder(path)
             return build(files, path)
     except StorageError as error:
         raise StorageError(f"{error}; {_REMEDY}") from None
@@ -276,8 +279,8 @@ def _built(
 
 def _keep_half_done(path: Path) -> None:
     """Remove what lies where a store is to be made, unless it is one on its way."""
-    with contextlib.suppress(CheckpointError):
-        if not Index.read(path).finished:
+    with contextlib.suppress(CheckpointError, FileNotFoundError):
+        if is_private(path.lstat()) and not Index.read(path).finished:
             return
     if path.is_symlink():
         path.unlink()

@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from mygpt.file_access import PRIVATE_FILE, open_descriptor
+
 
 class SharedLock:
     """Held until it is released, or the process ends.
@@ -44,7 +46,7 @@ class SharedLock:
 
     def _lock(self, *, alone: bool) -> bool:
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._descriptor = open_descriptor(self.path, os.O_RDWR | os.O_CREAT, mode=PRIVATE_FILE)
         if os.name == "nt":  # files that are mapped cannot be removed there
             return True
         import fcntl

@@ -20,6 +20,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mygpt.errors import CheckpointError
+from mygpt.file_access import (
+    PRIVATE_FILE,
+    is_private,
+    make_private_folder,
+    not_private,
+    open_regular,
+    require_regular,
+)
+from mygpt.storage import remove_abandoned, write_durably
+
 # The files whose words end up in the machine code, besides this one.
 _COMPILED = (
     "layout", "simd", "arithmetic", "matmul", "attention", "ngrams", "forward", "sample", "loop",
@@ -72,7 +83,14 @@ _linked: set[str] = set()  # names of the programs that this process has
 
 def is_compiled(program: Program = DECODING) -> bool:
     """Whether a program's machine code is at hand, so that it starts at once."""
-    return program.name in _linked or _object_path(program).is_file()
+    if program.name in _linked:
+        return True
+    path = _object_path(program)
+    try:
+        status = require_regular(path)
+        return status is not None and is_private(status) and not_private(path.parent) is None
+    except (OSError, CheckpointError):
+        return False
 
 
 def compile_now(program: Program = DECODING) -> None:
@@ -93,19 +111,38 @@ def load_program(program: Program) -> tuple[Kernel, ...]:
     path = _object_path(program)
     try:
         return _link(_read(path), program)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, CheckpointError):
         # The last resort of `logging` shows this on stderr, and whoever minds can silence it.
-        _log.warning("compiling %s, once: about %d seconds", program.purpose, program.seconds)
+        often = "once" if (why := unusable_cache()) is None else f"in memory, since {why}"
+        _log.warning("compiling %s, %s: about %d seconds", program.purpose, often, program.seconds)
         code = _compile(program)
         _keep(path, code)
         return _link(code, program)
 
 
+def unusable_cache() -> str | None:
+    """Why nothing of the cache is used or kept: who can write machine code there can run it.
+
+    None where only this user can, or the folder is not there yet.
+    """
+    try:
+        why = not_private(cache_folder())
+    except OSError:
+        return None
+    return why and f"{why}; MYGPT_CACHE names another cache folder"
+
+
 def _read(path: Path) -> bytes:
-    """A kept object file; an OSError where it is damaged, or another user's."""
-    if path.stat().st_uid not in (os.getuid(), 0):
-        raise PermissionError(f"{path} is another user's")
-    data = path.read_bytes()
+    """A kept object file; an OSError where it is damaged, or another user can have written it.
+
+    What was checked is what is returned: all goes through one descriptor.
+    """
+    if not_private(path.parent) is not None:
+        raise PermissionError(f"others can write to {path.parent}")
+    with open_regular(path) as file:
+        if not is_private(os.fstat(file.fileno())):
+            raise PermissionError(f"others can write to {path}")
+        data: bytes = file.read()
     if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
         raise OSError(f"{path} is damaged")  # the linker would end the process
     return data[_DIGEST_BYTES:]
@@ -189,14 +226,15 @@ def _llvm_codes(program: Program) -> list[str]:
 
 def _keep(path: Path, code: bytes) -> None:
     """Write the object file whole or not at all; no cache is no error."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(code).digest() + code)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, CheckpointError):
+        make_private_folder(path.parent)
+        if not_private(path.parent) is not None:
+            return
+        if path.is_symlink():
+            path.unlink()
+        remove_abandoned(path)
+        pieces = [hashlib.sha256(code).digest(), code]
+        write_durably(path, pieces, inside=True, mode=PRIVATE_FILE)
 
 
 def _link(code: bytes, program: Program = DECODING) -> tuple[Kernel, ...]:
