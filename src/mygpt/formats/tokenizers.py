@@ -7,9 +7,9 @@ from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.formats.tokenizer_export import own_tokenizer, write_tokenizer
+from mygpt.formats.tokenizer_files import read_description
 from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization import END_OF_TEXT, BPETokenizer, Tokenizer
-from mygpt.tokenization.bpe import read_json
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.foreign_json import Parts, parts_of, special_ids, stands_for_character
 
@@ -19,7 +19,8 @@ __all__ = ["read_tokenizer", "write_tokenizer"]
 def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a model's folder.
 
-    From `tokenizer.json`, else from GPT-2's `vocab.json` and `merges.txt`. It is a
+    From `tokenizer.json`, else from `vocab.json` and `merges.txt`, with what is beside them
+    (`tokenizer_files.py`). It is a
     `CharTokenizer` or `ByteTokenizer` where we wrote it as one, a `BPETokenizer` where that holds
     it to the letter, and a `ForeignTokenizer` otherwise. `tokenizer.json` decides, where a class
     of transformers that `tokenizer_config.json` names would build other rules around its words.
@@ -34,12 +35,13 @@ def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, list[str]]
     Raises:
         InputError: where there is none, it cannot be read, or it has more ids than the model.
     """
-    description = _description(folder)
+    description, roles, left_out = read_description(folder, vocab_size)
     parts = parts_of(description)
     ours = own_tokenizer(description)
     if ours is not None and ours.vocab_size == vocab_size:
         return ours, []
-    end, notes = _end_of_text(folder, parts, special_ids(description))
+    end, notes = _end_of_text(folder, parts, special_ids(description), roles.get("eos"))
+    notes = left_out + notes
     notes += _padding_notes(max(parts.names) + 1, vocab_size)
     foreign = ForeignTokenizer(description, end_of_text=end, vocab_size=vocab_size)
     try:
@@ -52,49 +54,13 @@ def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, list[str]]
     return foreign, notes
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    if (folder / "tokenizer.json").is_file():
-        return read_json(folder / "tokenizer.json")
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _assembled(read_json(folder / "vocab.json"), folder / "merges.txt")
-    if (folder / "tokenizer.model").exists():
-        raise InputError(
-            f"{folder} has a tokenizer.model alone: let transformers write the tokenizer.json, "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    raise InputError(
-        f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json, merges.txt"
-    )
+def _end_of_text(
+    folder: Path, parts: Parts, special: set[int], implied: str | None
+) -> tuple[int | None, list[str]]:
+    """The id that ends a text, by the first of the folder's files that names a usable one.
 
-
-def _assembled(vocab: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The `tokenizer.json` of a GPT-2 folder from before there was one."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    # Only the first line is a comment: a merge may well begin with "#".
-    rows = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :]]
-    merges = [row.split(" ") for row in rows if row]
-    wrong = next((merge for merge in merges if len(merge) != 2), None)
-    if wrong is not None:
-        raise InputError(f"{path}: {' '.join(wrong)!r:.40} is no merge of two tokens")
-    end = {"id": vocab.get(END_OF_TEXT), "content": END_OF_TEXT, "special": True}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    return {
-        "version": "1.0",
-        "added_tokens": [{**end, **plain}] if END_OF_TEXT in vocab else [],
-        "normalizer": None,
-        "pre_tokenizer": {**as_bytes, "use_regex": True},
-        "post_processor": None,
-        "decoder": {**as_bytes, "use_regex": True},
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-    }
-
-
-def _end_of_text(folder: Path, parts: Parts, special: set[int]) -> tuple[int | None, list[str]]:
-    """The id that ends a text, by the first of the folder's files that names a usable one."""
+    Where none does, it is the token that the tokenizer's class implies, or `<|endoftext|>`.
+    """
     notes: list[str] = []
     ids = {name: number for number, name in parts.names.items()}
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -117,9 +83,9 @@ def _end_of_text(folder: Path, parts: Parts, special: set[int]) -> tuple[int | N
             return usable[0], notes
         if listed:
             notes.append(f"{file} ends texts with {listed!r:.60}, no special token: not used")
-    end = ids.get(END_OF_TEXT)
-    if end in special:
-        return end, notes
+    for name in (implied, END_OF_TEXT):
+        if name in ids and ids[name] in special:
+            return ids[name], notes
     return None, [*notes, "no token ends a text: the model writes until it is stopped"]
 
 
