@@ -435,7 +435,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(shell: Shell, run: Path) ->
     files = {
         "cut.safetensors": (data[:-10], "is damaged or cut short"),
         "flipped.safetensors": (bytes(flipped), "does not match its digest"),
-        "bomb.pt": (pickle.dumps(Bomb()), "is a pickle"),
+        "bomb.pt": (pickle.dumps(Bomb()), "a pickle: import it first"),
         "newer.safetensors": (newer, "header does not match its digest"),
         "text.txt": (b"Call me Ishmael. Some years ago", "no mygpt checkpoint"),
         "empty.pt": (b"", "damaged or cut short"),

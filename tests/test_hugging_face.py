@@ -66,6 +66,7 @@ def tokenizers(monkeypatch):
 
     module = SimpleNamespace(
         read_tokenizer=lambda folder, vocab_size: (characters(vocab_size), ["a note"]),
+        fit_tokenizer=lambda tokenizer, vocab_size: (tokenizer, []),
         write_tokenizer=write,
     )
     monkeypatch.setitem(sys.modules, "mygpt.formats.tokenizers", module)

@@ -14,11 +14,14 @@ import torch
 
 from mygpt import GPT, save_checkpoint
 from mygpt.checkpoint import read_checkpoint
+from mygpt.cli import main
 from mygpt.config import GPTConfig
 from mygpt.errors import InputError
-from mygpt.formats import read_foreign
+from mygpt.formats import import_checkpoint, read_foreign
 from mygpt.formats.hugging_face import write_hugging_face
+from mygpt.formats.tokenizers import fit_tokenizer, named_tokenizer
 from mygpt.tokenization import CharTokenizer
+from mygpt.training.source import choose_tokenizer, read_source
 
 TOKENIZER = CharTokenizer("abcdefgh", end_of_text=True)
 
@@ -203,3 +206,105 @@ def test_a_name_on_the_hub_without_a_model_is_said(hub):
     assert "no config.json" in refused("their/model")
     write(hub.there / "adapter_config.json", {})
     assert "merge_and_unload" in refused("their/model")
+
+
+# --- where a model of ours is wanted --------------------------------------------------------
+
+
+def said(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in args])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+WANT_A_MODEL = {
+    "generate": ["generate", "-p", "a", "-c"],
+    "info": ["info"],
+    "serve": ["serve"],
+    "train --from": ["train", "text.txt", "--from"],
+    "train --resume": ["train", "--resume"],
+    "eval": ["eval"],
+    "export": ["export", "--to", "hf", "out"],
+    "explain": ["explain", "--terminal", "-p", "a"],
+    "report": ["report"],
+    "reproduce": ["reproduce"],
+    "doctor": ["doctor"],
+}
+
+
+@pytest.mark.parametrize("command", WANT_A_MODEL)
+def test_a_folder_of_hugging_face_in_the_place_of_a_run_names_the_import(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "their model-0.6B")
+    write(tmp_path / "text.txt", "abcabc")
+    args = WANT_A_MODEL[command]
+    source = "their model-0.6B"
+    order = [args[0], source, *args[3:], *args[1:3]] if command == "export" else [*args, source]
+    rest = ["text.txt"] if command == "eval" else []
+    wanted = "mygpt import 'their model-0.6B' -o 'runs/their model-0.6B'"
+    assert wanted in said(capsys, *order, *rest)
+
+
+def test_files_of_other_programs_in_the_place_of_a_checkpoint_name_the_import(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "theirs")
+    torch.save({"a": torch.ones(2)}, "a.pt")
+    write(tmp_path / "nano" / "ckpt.pt")
+    write(tmp_path / "models--a--b" / "snapshots" / "x" / "y")
+    for source, wanted in {
+        "theirs/model.safetensors": "mygpt import theirs -o runs/theirs",
+        "a.pt": "mygpt import a.pt -o runs/a",
+        "nano": "mygpt import nano -o runs/nano",
+        "models--a--b": "mygpt import models--a--b",
+        "Qwen/Qwen3-0.6B": "mygpt import Qwen/Qwen3-0.6B -o runs/Qwen3-0.6B",
+    }.items():
+        assert wanted in said(capsys, "generate", "-p", "a", "-c", source)
+    assert "import" not in said(capsys, "generate", "-p", "a", "-c", "runs/poems")
+
+
+def imported(tmp_path: Path) -> Path:
+    make_folder(tmp_path / "theirs")
+    import_checkpoint(str(tmp_path / "theirs"), tmp_path / "imported")
+    return tmp_path / "imported"
+
+
+def test_an_imported_model_has_no_run_to_resume_and_the_way_on_is_said(tmp_path, capsys):
+    folder = imported(tmp_path)
+    message = said(capsys, "train", "--resume", folder)
+    assert f"mygpt train FILE --from {folder} --output OTHER" in message
+
+
+def test_train_takes_whatever_tokenize_takes_for_a_tokenizer(tmp_path, monkeypatch):
+    """A run, a checkpoint, a store, a Hugging Face folder or a JSON file: all the same ids."""
+    monkeypatch.chdir(tmp_path)
+    folder = imported(tmp_path)
+    write(tmp_path / "text.txt", "abcabcagfedh" * 20)
+    CharTokenizer("abcdefgh", end_of_text=True).save(tmp_path / "tokenizer.json")
+    for n, name in enumerate(["imported", "imported/last.safetensors", "theirs", "tokenizer.json"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["tokenize", "text.txt", "--out", f"store{n}", "--tokenizer", name, "-q"])
+        assert caught.value.code == 0
+        store = named_tokenizer(f"store{n}")
+        assert store.to_state() == TOKENIZER.to_state() == named_tokenizer(name).to_state()
+        settings = {"files": ["text.txt"], "val_file": None, "encoding": None}
+        source = read_source(settings | {"split_documents": False}, 0.1, allow_bytes=False)
+        assert choose_tokenizer(name, source, end_of_text=True).to_state() == TOKENIZER.to_state()
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize(("ids", "rows", "fits"), [(9, 9, True), (9, 64, True), (9, 200, False)])
+def test_a_given_tokenizer_may_have_fewer_ids_than_a_padded_model(ids, rows, fits):
+    if not fits:
+        with pytest.raises(InputError, match="9 ids and the model 200 rows"):
+            fit_tokenizer(TOKENIZER, rows)
+        return
+    found, notes = fit_tokenizer(TOKENIZER, rows)
+    assert found.vocab_size == rows
+    assert found.encode_array("abc").tolist() == TOKENIZER.encode_array("abc").tolist()
+    assert found.end_of_text == TOKENIZER.end_of_text
+    assert bool(notes) == (rows > ids)

@@ -6,7 +6,10 @@ Arrays are NumPy's; torch is imported only where a model is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +182,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         arrays, parts = read_arrays(path)
     except CheckpointError as error:
+        other = another_programs(path)
+        if other is not None:
+            raise CheckpointError(other) from None
         raise type(error)(f"{error}{_instead(path)}") from None
     return Checkpoint.from_parts(path, arrays, parts)
 
@@ -211,7 +217,10 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
     require_path("checkpoint", path)
     path = Path(path)
     if not os.path.exists(path):
-        raise CheckpointError(f"checkpoint {path} does not exist: `mygpt train FILE` writes one")
+        hub = f", or, of a name on the hub, {_import_command(path)}" * _is_hub_name(path)
+        raise CheckpointError(
+            f"checkpoint {path} does not exist: `mygpt train FILE` writes one{hub}"
+        )
     if not path.is_dir():
         return path
     inside = _in_run(path)
@@ -224,7 +233,51 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
 
     if is_store(path):
         raise CheckpointError(f"{path} is a token store, no model: mygpt train {path} makes one")
-    raise CheckpointError(f"{path}/ holds no best.safetensors and no last.safetensors")
+    other = another_programs(path)
+    raise CheckpointError(other or f"{path}/ holds no best.safetensors and no last.safetensors")
+
+
+# What of another program a folder is that holds such a file, and a file that begins so.
+_FOLDERS = {
+    "config.json": "a Hugging Face folder",
+    "adapter_config.json": "an adapter's folder",
+    "snapshots": "a folder of Hugging Face's cache",
+    "ckpt.pt": "an output folder of nanoGPT",
+}
+_FILES = {
+    b"PK\x03\x04": "a torch file, a pickle",
+    b"\x80": "a torch file, a pickle",
+    b"GGUF": "a GGUF file",
+}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def another_programs(path: Path) -> str | None:
+    """What to say of a model of another program, which is imported first; None of anything else."""
+    what, source = None, path
+    if path.is_dir():
+        what = next((what for name, what in _FOLDERS.items() if (path / name).exists()), None)
+    elif path.is_file():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            start = file.read(4)
+            what = next((what for mark, what in _FILES.items() if start.startswith(mark)), None)
+        if what is None and (path.parent / "config.json").is_file():
+            what, source = "a file of a Hugging Face folder", path.parent
+    if what is None:
+        return None
+    return f"{path} is {what}: import it first, {_import_command(source)}"
+
+
+def _import_command(source: Path) -> str:
+    named = Path(os.path.abspath(source))
+    name = named.stem if named.is_file() else named.name
+    return f"mygpt import {shlex.quote(str(source))} -o {shlex.quote(f'runs/{name}')}"
+
+
+def _is_hub_name(path: Path) -> bool:
+    """Whether a path that is not there may be a model's name: two parts, and no such folder."""
+    named = _HUB_NAME.fullmatch(str(path)) and path.suffix not in (".pt", ".safetensors", ".ckpt")
+    return bool(named) and not os.path.exists(path.parts[0]) and path.parts[0] != "runs"
 
 
 def _in_run(run: Path) -> Path | None:

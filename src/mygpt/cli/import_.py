@@ -27,7 +27,9 @@ def import_(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="A tokenizer's JSON, where the model comes without one.", show_default=False
+            help="A tokenizer's JSON, or a run or folder that has one, where the model comes "
+            "without one.",
+            show_default=False,
         ),
     ] = None,
     num_heads: Annotated[

@@ -36,7 +36,7 @@ def tokenize(
         str,
         typer.Option(
             help="bpe or bpe:SIZE (learned from the files), char, byte, a tokenizer's JSON file, "
-            "or a run, checkpoint or store whose tokenizer is taken."
+            "or a run, checkpoint, store or Hugging Face folder whose tokenizer is taken."
         ),
     ] = "bpe",
     field: Annotated[
@@ -118,22 +118,16 @@ def tokenize(
 
 def _tokenizer(name: str) -> Tokenizer | str:
     """What is asked for by name stays a name; what lies in a file is read."""
-    from mygpt.data import TokenStore, is_store
-    from mygpt.tokenization import load_tokenizer
-
     if name in ("bpe", "char", "byte") or name.startswith("bpe:"):
         return name
     if not os.path.exists(name):
         raise InputError(
-            f"tokenizer={name!r} is not known: choose bpe, bpe:SIZE, char, byte, or a file"
+            f"tokenizer={name!r} is not known: choose bpe, bpe:SIZE, char, byte, or a file, run "
+            "or folder that has one"
         )
-    if is_store(name):
-        return TokenStore.open(name).tokenizer
-    if os.path.isdir(name) or name.endswith(".safetensors"):
-        from mygpt.checkpoint import read_checkpoint, resolve
+    from mygpt.formats.tokenizers import named_tokenizer
 
-        return read_checkpoint(resolve(name)).tokenizer
-    return load_tokenizer(name)
+    return named_tokenizer(name)
 
 
 def _summary(store: TokenStore, encoded: int, seconds: float) -> str:

@@ -72,7 +72,8 @@ def train(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="auto (the default), char, byte, bpe, bpe:SIZE, or a tokenizer's JSON file.",
+            help="auto (the default), char, byte, bpe, bpe:SIZE, a tokenizer's JSON file, or a "
+            "run, checkpoint, store or Hugging Face folder whose tokenizer is taken.",
             show_default=False,
         ),
     ] = None,

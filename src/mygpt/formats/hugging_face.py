@@ -66,7 +66,7 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
             model cannot have; the line names it.
         OutOfMemoryError: when its weights take more memory than is free.
     """
-    from mygpt.formats.tokenizers import read_tokenizer
+    from mygpt.formats.tokenizers import fit_tokenizer, read_tokenizer
 
     require_path("path", path)
     path = Path(path)
@@ -95,11 +95,8 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
     more: list[str] = []
     if tokenizer is None:
         tokenizer, more = read_tokenizer(path, config.vocab_size)
-    elif tokenizer.vocab_size != config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} "
-            "rows: give the one that it was trained with"
-        )
+    else:
+        tokenizer, more = fit_tokenizer(tokenizer, config.vocab_size)
     arrays: Arrays = read_parameters(tensors, parts, shapes)
     config, arrays, dropped = _without_zeros(values, config, arrays)
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})

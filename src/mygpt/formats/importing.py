@@ -15,7 +15,7 @@ from mygpt.file_access import require_regular
 from mygpt.formats.imported import Imported
 from mygpt.formats.recognised import file_problem, folder_problem
 from mygpt.storage import remove_abandoned
-from mygpt.tokenization import Tokenizer, load_tokenizer
+from mygpt.tokenization import Tokenizer
 
 _FILES = (
     ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf", ".json", ".onnx", ".h5", ".msgpack",
@@ -46,7 +46,8 @@ def import_checkpoint(
         source: a Hugging Face folder, a tutorial's or nanoGPT's file, or a name on the hub.
         output: a folder, whose `last.safetensors` it becomes, or a checkpoint file.
         overwrite: also where something lies already.
-        tokenizer: a tokenizer's JSON, where the model comes without one.
+        tokenizer: a tokenizer's JSON, or a run or folder that has one, where the model comes
+            without one.
         num_heads: of a tutorial's bare weights, which do not say it.
         command: what the checkpoint says it came from.
 
@@ -56,13 +57,15 @@ def import_checkpoint(
     Raises:
         InputError: for what is no model that can be held here; nothing was written then.
     """
+    from mygpt.formats.tokenizers import named_tokenizer
+
     require_path("output", output)
     path = _target(Path(output), overwrite=overwrite)
     inside = path != Path(output)  # else the user has named the file itself, a link perhaps
     require_regular(path, inside=inside)
     if path.exists() and os.path.exists(source) and path.samefile(source):
         raise InputError(f"{source} is the file that is read: choose another --output")
-    given = None if tokenizer is None else load_tokenizer(tokenizer)
+    given = None if tokenizer is None else named_tokenizer(tokenizer)
     found = read_foreign(source, tokenizer=given, num_heads=num_heads)
     check_finite(found.arrays, source)
     provenance = {**_here(command), "imported": {"from": source, **found.origin}}

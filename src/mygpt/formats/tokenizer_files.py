@@ -9,6 +9,7 @@ text is cut into words. All of it is read as transformers reads it, which is the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,12 +87,13 @@ class Described(NamedTuple):
     notes: list[str]
 
 
-def read_description(folder: Path, rows: int) -> Described:
+def read_description(folder: Path, rows: int | None) -> Described:
     """The tokenizer of a folder, as one `tokenizer.json`.
 
     Args:
         folder: the model's.
-        rows: V, the model's: special tokens past these, to which no text leads, are left out.
+        rows: V, the model's: special tokens past these, to which no text leads, are left out;
+            None keeps all.
 
     Raises:
         InputError: where there is none, a file is damaged, or its class is not known.
@@ -106,7 +108,7 @@ def read_description(folder: Path, rows: int) -> Described:
     else:
         raise _nothing(folder)
     tokens = _tokens(folder, config, {} if rules is None else rules.defaults)
-    described = _with_added(folder, description, tokens, rows)
+    described = _with_added(folder, description, tokens, sys.maxsize if rows is None else rows)
     if rules is not None:
         _set_ends(described, rules, config)
     return described

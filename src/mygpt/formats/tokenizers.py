@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.errors import InputError
-from mygpt.formats.tokenizer_export import own_tokenizer, write_tokenizer
+from mygpt.formats.tokenizer_export import describe_tokenizer, own_tokenizer, write_tokenizer
 from mygpt.formats.tokenizer_files import read_description
 from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
-from mygpt.tokenization import END_OF_TEXT, BPETokenizer, Tokenizer
+from mygpt.tokenization import END_OF_TEXT, BPETokenizer, Tokenizer, load_tokenizer
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.foreign_json import Parts, parts_of, special_ids, stands_for_character
 
-__all__ = ["read_tokenizer", "write_tokenizer"]
+__all__ = ["fit_tokenizer", "named_tokenizer", "read_tokenizer", "write_tokenizer"]
 
 
-def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, list[str]]:
+_PADDING = 64  # rows, a multiple of which many models have
+
+
+def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a model's folder.
 
     From `tokenizer.json`, else from `vocab.json` and `merges.txt`, with what is beside them
@@ -27,7 +30,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, list[str]]
 
     Args:
         folder: the model's.
-        vocab_size: V, the model's; more than the tokenizer has is fine, and noted.
+        vocab_size: V, the model's; more than the tokenizer has is fine, and noted. None is what
+            the tokenizer has.
 
     Returns:
         The tokenizer, and lines that the user should read.
@@ -37,6 +41,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, list[str]]
     """
     description, roles, left_out = read_description(folder, vocab_size)
     parts = parts_of(description)
+    vocab_size = max(parts.names) + 1 if vocab_size is None else vocab_size
     ours = own_tokenizer(description)
     if ours is not None and ours.vocab_size == vocab_size:
         return ours, []
@@ -52,6 +57,49 @@ def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, list[str]]
     except InputError:  # it is something else
         pass
     return foreign, notes
+
+
+def named_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer that a path means: a JSON file's, or a store's, run's or other folder's.
+
+    Raises:
+        InputError: where there is none.
+    """
+    from mygpt.data import TokenStore, is_store
+
+    if is_store(path):
+        return TokenStore.open(path).tokenizer
+    folder = Path(path)
+    files = ("tokenizer.json", "vocab.json")
+    if folder.is_dir() and any((folder / name).is_file() for name in files):
+        return read_tokenizer(folder, None)[0]
+    if folder.is_dir() or path.endswith(".safetensors"):
+        from mygpt.checkpoint import read_checkpoint, resolve
+
+        return read_checkpoint(resolve(path)).tokenizer
+    return load_tokenizer(path)
+
+
+def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[Tokenizer, list[str]]:
+    """A tokenizer that was given for a model of so many rows, and what the user should know.
+
+    Raises:
+        InputError: where the two do not belong together.
+    """
+    found = tokenizer.vocab_size
+    if found == vocab_size:
+        return tokenizer, []
+    if found < vocab_size <= found + max(_PADDING, found // 8):
+        foreign = ForeignTokenizer(
+            describe_tokenizer(tokenizer),
+            end_of_text=tokenizer.end_of_text,
+            vocab_size=vocab_size,
+        )
+        return foreign, _padding_notes(found, vocab_size)
+    raise InputError(
+        f"the tokenizer has {found:,} ids and the model {vocab_size:,} rows: give the one that it "
+        "was trained with"
+    )
 
 
 def _end_of_text(

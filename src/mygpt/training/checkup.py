@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mygpt.checkpoint import another_programs
 from mygpt.errors import CheckpointError
 from mygpt.file_access import read_inside, require_regular
 from mygpt.storage import holder, lock_path, strays
@@ -50,6 +51,9 @@ def check(path: str | Path) -> list[Finding]:
         lies = "holds no run" if path.is_dir() else "does not exist"
     except PermissionError as error:
         lies = f"cannot be read: {error.strerror}"
+    other = another_programs(path)
+    if other is not None:
+        raise CheckpointError(other)
     raise CheckpointError(f"{path} {lies}: name a run's folder or a checkpoint")
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mygpt.data.caching_stores import cached_store, large_sources
+from mygpt.formats.tokenizers import named_tokenizer
 from mygpt.text import find_sources, name_of, split_note
 from mygpt.tokenization import Tokenizer
 from mygpt.training.events import Listener, Note
@@ -72,6 +73,8 @@ def open_cached(
     files, encoding = settings["files"], settings["encoding"]
     tokenizer = settings["stored_as"] if settings["stored_as"] != THE_MODELS else known
     assert tokenizer is not None
+    if isinstance(tokenizer, str) and os.path.isabs(tokenizer):  # as `stored_as` has a path
+        tokenizer = named_tokenizer(tokenizer)
     sources, notes = find_sources(files, encoding=encoding)
     name, size = name_of(files), sum(source.size for source in sources)
     cached = cached_store(

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mygpt.checkpoint import Checkpoint, write_checkpoint
+from mygpt.checkpoint import Checkpoint, another_programs, write_checkpoint
 from mygpt.config import GPTConfig
 from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.errors import CheckpointError, DamagedError, InputError
@@ -78,8 +79,18 @@ class RunFolder:
         if not self.folder.exists():
             raise CheckpointError(f"{self.name} is no run: there is no folder {self.folder}")
         inside = sorted(str(state.parent) for state in self.folder.glob("*/last.state.safetensors"))
-        hint = f": it holds {', '.join(inside[:5])}" if inside else " (no last.state)"
-        raise CheckpointError(f"{self.folder} holds no run to go on with{hint}")
+        if inside:
+            raise CheckpointError(
+                f"{self.folder} holds no run to go on with: it holds {', '.join(inside[:5])}"
+            )
+        if self.best_path.exists() or self.last_path.exists():
+            raise CheckpointError(
+                f"{self.folder} holds a model and no run to resume (an imported one has no "
+                "last.state): to train the model further, mygpt train FILE --from "
+                f"{shlex.quote(str(self.folder))} --output OTHER"
+            )
+        other = another_programs(self.folder)
+        raise CheckpointError(other or f"{self.folder} holds no run to go on with (no last.state)")
 
     def check_regular(self) -> None:
         """Raise `CheckpointError` where one of the run's files is a link, a pipe or a device.

@@ -18,10 +18,11 @@ from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size
 from mygpt.data.batches import Tokens
 from mygpt.data.storing.tokenizer import BPE_SIZES
 from mygpt.errors import InputError
+from mygpt.formats.tokenizers import named_tokenizer
 from mygpt.text import Corpus, Document, read_corpus, split_documents
 from mygpt.text.kinds import FIRST_BYTES, why_no_text
 from mygpt.text.reading import shown
-from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, keeps_text, load_tokenizer
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, keeps_text
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
 from mygpt.training.stored import (
@@ -192,7 +193,7 @@ def choose_tokenizer(name: str, source: ReadSource, *, end_of_text: bool) -> Tok
 
     "auto" takes characters where the text has at most 512 distinct ones, else bytes. "bpe" and
     "bpe:SIZE" learn merges from the text to learn from alone: the held text must not help. Anything
-    that is no name is the path of a tokenizer's JSON.
+    that is no name is a path, as `named_tokenizer` takes it.
 
     Raises:
         InputError: where the text does not fit it.
@@ -212,9 +213,10 @@ def choose_tokenizer(name: str, source: ReadSource, *, end_of_text: bool) -> Tok
         return CharTokenizer(sorted(characters), end_of_text=end_of_text)
     if not os.path.exists(name):
         raise InputError(
-            f"tokenizer={name!r} is not known: choose auto, char, byte, bpe, bpe:SIZE, or a file"
+            f"tokenizer={name!r} is not known: choose auto, char, byte, bpe, bpe:SIZE, or a file, "
+            "run or folder that has one"
         )
-    return load_tokenizer(name)
+    return named_tokenizer(name)
 
 
 def is_named(tokenizer: Tokenizer, name: str) -> bool:
@@ -223,7 +225,7 @@ def is_named(tokenizer: Tokenizer, name: str) -> bool:
         return True
     if name.startswith("bpe:"):
         return tokenizer.kind == "bpe" and tokenizer.vocab_size == _bpe_size(name, 0)
-    return os.path.exists(name) and load_tokenizer(name).to_state() == tokenizer.to_state()
+    return os.path.exists(name) and named_tokenizer(name).to_state() == tokenizer.to_state()
 
 
 def _bpe_size(name: str, length: int) -> int:

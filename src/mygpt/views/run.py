@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mygpt.baselines import Baselines, measure_baselines
 from mygpt.baselines.ngram import MOST_LEARNED
-from mygpt.checkpoint import Checkpoint, read_checkpoint
+from mygpt.checkpoint import Checkpoint, another_programs, read_checkpoint
 from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.storage import holder
@@ -75,6 +75,9 @@ def _no_log(run: RunFolder) -> InputError:
     model = next((path for path in (run.best_path, run.last_path) if path.exists()), run.name)
     if not model.exists():
         return CheckpointError(f"{run.name} does not exist: name a run's folder")
+    other = another_programs(run.folder)
+    if model == run.name and other is not None:
+        return CheckpointError(other)
     return InputError(
         f"{model} has no log.jsonl beside it, so there is no training to report on (an imported "
         f"model has none): `mygpt explain {shlex.quote(str(run.name))} --prompt TEXT --terminal` "
