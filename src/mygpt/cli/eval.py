@@ -80,6 +80,13 @@ def eval(
             show_default=False,
         ),
     ] = None,
+    unknown: Annotated[
+        str,
+        typer.Option(
+            help="What becomes of what the model's tokenizer does not know: error (refused, of a "
+            "tokenizer with an unknown token above a tenth), keep, or drop (left out of the text)."
+        ),
+    ] = "error",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
@@ -99,7 +106,7 @@ def eval(
     if stride is not None and protocol == "nanogpt":
         raise InputError("--stride is for the full pass: nanoGPT's protocol draws its windows")
     split = _was_split(found) if split_documents is None else split_documents
-    text = _read_text(found, file, last, train, encoding=encoding, split=split)
+    text = _read_text(found, file, last, train, encoding=encoding, split=split, unknown=unknown)
     results = _evaluate(found, text, protocol, window, stride, device)
     baselines = _baselines(found, text)
     if json:
@@ -148,9 +155,24 @@ def _read_text(
     *,
     encoding: str | None,
     split: bool,
+    unknown: str,
 ) -> _Text:
-    from mygpt.data import encode_documents, is_store, predicted_size
+    from mygpt.data import (
+        drop_unknown,
+        encode_documents,
+        is_store,
+        predicted_size,
+        unknown_in,
+    )
     from mygpt.text import read_corpus, split_documents
+    from mygpt.tokenization.unknown import (
+        CORPUS_POLICIES,
+        check_policy,
+        left_out_note,
+        naming_the_remedy,
+    )
+
+    check_policy(unknown, (*CORPUS_POLICIES, "drop"))
 
     for place in (file, train):
         if place is not None and is_store(place):
@@ -170,13 +192,22 @@ def _read_text(
     continued = bool(learned)
     if train is not None:
         learned = read_corpus([str(train)], **options).documents
-    tokens = encode_documents(held, found.tokenizer, continued=continued)
+    notes = list(corpus.notes)
+    if unknown == "drop":
+        held, left = drop_unknown(held, found.tokenizer)
+        learned, _ = drop_unknown(learned, found.tokenizer)
+        notes += [left_out_note(left)] * bool(left)
+    with naming_the_remedy("--unknown drop leaves them out"):
+        tokens = encode_documents(held, found.tokenizer, continued=continued)
+        learned_tokens = encode_documents(learned, found.tokenizer)
     if len(tokens) < 2:
         raise InputError(f"the text has {len(tokens)} token: give at least 2, one to predict from")
     name = str(file) if last is None else f"the last {last:g} of {file}"
-    learned_tokens = encode_documents(learned, found.tokenizer)
+    before = unknown_in(learned, learned_tokens, found.tokenizer) if continued else None
+    unknown_text = unknown_in(held, tokens, found.tokenizer, before)  # of all of the file
+    notes += unknown_text.notes(str(file), unknown)
     size = predicted_size(held, tokens, found.tokenizer, continued=continued)
-    return _Text(name, held, tokens, learned, learned_tokens, learned_before, corpus.notes, size)
+    return _Text(name, held, tokens, learned, learned_tokens, learned_before, notes, size)
 
 
 def _learned(found: Checkpoint, sha256: str, last: float | None) -> str:
@@ -295,6 +326,7 @@ def _print_json(
         "checkpoint": str(found.path),
         "text": text.name,
         "warning": text.warning,
+        "notes": text.notes,
         "results": {name: _plain(result) for name, result in results.items()},
         "baselines": {
             **asdict(baselines),

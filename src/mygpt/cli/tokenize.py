@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mygpt.data import TokenStore
     from mygpt.data.storing.build import StoreProgress
     from mygpt.tokenization import Tokenizer
+    from mygpt.tokenization.unknown import UnknownText
 
 _LINE_S = 10.0  # between plain lines
 
@@ -57,6 +58,13 @@ def tokenize(
             show_default=False,
         ),
     ] = None,
+    unknown: Annotated[
+        str,
+        typer.Option(
+            help="What becomes of a text of which the tokenizer does not know more than a tenth: "
+            "error (it is refused) or keep."
+        ),
+    ] = "error",
     shard_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens of a shard (16,777,216).", show_default=False),
@@ -95,6 +103,7 @@ def tokenize(
                 field=field,
                 encoding=encoding,
                 split_documents=split_documents,
+                unknown=unknown,
                 shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
                 workers=workers,
                 overwrite=overwrite,
@@ -111,6 +120,9 @@ def tokenize(
             "leaves it in the text)",
             file=sys.stderr,
         )
+    if display.unknown is not None and not quiet:
+        for note in display.unknown.notes("note", "keep"):
+            print(visible(note, sys.stderr), file=sys.stderr)
     if not quiet:
         print(visible(_summary(store, display.encoded, time.monotonic() - began), sys.stdout))
     return 0
@@ -154,11 +166,13 @@ class _Display:
     Attributes:
         committed: tokens that are safe.
         encoded: tokens that were encoded in this sitting.
+        unknown: what the tokenizer does not know of what was encoded; None before the first text.
         separators: of documents within a file, a line or a row, that were read.
     """
 
     def __init__(self, *, quiet: bool) -> None:
         self.committed = self.encoded = self.separators = 0
+        self.unknown: UnknownText | None = None
         self._quiet = quiet
         self._first: int | None = None
         self._began = self._told = time.monotonic()
@@ -197,6 +211,7 @@ class _Display:
     def __call__(self, progress: StoreProgress) -> None:
         """Show how far it is."""
         self.committed, self.separators = progress.committed, progress.separators
+        self.unknown = progress.unknown
         if self._first is None:
             self._first = progress.committed
         self.encoded = progress.tokens - self._first

@@ -116,6 +116,14 @@ def train(
             show_default=False,
         ),
     ] = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes of a text of which --tokenizer or --from does not know more than a "
+            "tenth: error (it is refused) or keep.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     seed: Annotated[int | None, _help("Decides weights, data order and dropout (0).", "")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -192,7 +200,7 @@ def train(
             _refuse_empty(name)
     named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
     source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
-    source += ("exportable", "init_from")
+    source += ("unknown", "exportable", "init_from")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
     chosen = {name: given[name] for name in source if given[name] is not None}
     if not exportable:

@@ -4,7 +4,7 @@ from mygpt.data.batches import ShuffledWindows
 from mygpt.data.cache import cached_bpe, cached_tokens
 from mygpt.data.sizes import first_part, predicted_size
 from mygpt.data.stored import StoredTokens, TokenStore, is_store
-from mygpt.data.tokens import encode_documents
+from mygpt.data.tokens import drop_unknown, encode_documents, unknown_in
 
 __all__ = [
     "ShuffledWindows",
@@ -12,8 +12,10 @@ __all__ = [
     "TokenStore",
     "cached_bpe",
     "cached_tokens",
+    "drop_unknown",
     "encode_documents",
     "first_part",
     "is_store",
     "predicted_size",
+    "unknown_in",
 ]

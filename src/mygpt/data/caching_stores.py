@@ -126,6 +126,7 @@ def cached_store(
     *,
     encoding: str | None = None,
     split_documents: bool = False,
+    unknown: str = "error",
     progress: Callable[[StoreProgress], None] | None = None,
 ) -> CachedStore:
     """The store of some files, found in the cache or made there.
@@ -136,6 +137,7 @@ def cached_store(
             name that `build_store` takes, a tokenizer's JSON file, or one that is there already.
         encoding: of the files; None is UTF-8, or what a byte-order mark says.
         split_documents: whether `<|endoftext|>` separates documents of a file.
+        unknown: as `build_store` takes it.
         progress: is told how far it is.
 
     Raises:
@@ -161,7 +163,9 @@ def cached_store(
     try:
         if (found := opened(path)) is None:
             _make_room(folder, path, sum(map(_expected_bytes, sources)))
-            how = partial(build_store, encoding=encoding, split_documents=split_documents)
+            how = partial(
+                build_store, encoding=encoding, split_documents=split_documents, unknown=unknown
+            )
             chosen = tokenizer
             if tokenizer == "auto":
                 chosen = _by_characters(sources, encoding, split=split_documents)

@@ -32,7 +32,7 @@ from mygpt.data.storing.index import (
 from mygpt.errors import CheckpointError, DamagedError
 from mygpt.json_objects import STATE, parse_object
 from mygpt.text.sizes import TextSize
-from mygpt.tokenization import Tokenizer, from_state
+from mygpt.tokenization import ForeignTokenizer, Tokenizer, from_state
 
 STARTS = np.dtype("<i8")  # of documents
 _BLOCK = 2**20  # bytes
@@ -208,18 +208,35 @@ class TokenStore:
     def size_of(self, start: int, stop: int) -> TextSize:
         """The text that the ids from `start` up to `stop` stand for, as the shards counted it.
 
-        Of a shard that is cut, as many bytes as its share of the ids; exact are whole shards.
+        Exact for whole shards. Of a shard that is cut: the bytes that the ids decode to, and what
+        these lack to the shard's bytes shared among its unknown tokens, where those stand for
+        characters, else among all its ids.
         """
         num_bytes = num_chars = 0.0
         counted, begin = True, 0
         for shard in self.shards:
-            inside = min(stop, begin + shard.tokens) - max(start, begin)
-            begin += shard.tokens
-            if inside > 0:
-                num_bytes += shard.bytes * inside / shard.tokens
-                num_chars += (shard.characters or 0) * inside / shard.tokens
+            first, end = max(start, begin), min(stop, begin + shard.tokens)
+            if first < end:
+                part = 1.0
+                if end - first < shard.tokens:
+                    part = self._share_of_bytes(first, end, begin, shard)
+                num_bytes += shard.bytes * part
+                num_chars += (shard.characters or 0) * part
                 counted = counted and shard.characters is not None
+            begin += shard.tokens
         return TextSize(stop - start, round(num_bytes), round(num_chars) if counted else None)
+
+    def _share_of_bytes(self, first: int, end: int, begin: int, shard: Shard) -> float:
+        """Which part of a shard's bytes its ids from `first` up to `end` stand for."""
+        ids = self.tokens[begin : begin + shard.tokens]
+        lengths = self.tokenizer.byte_lengths()[ids].astype(np.float64)
+        unknown = np.ones(len(ids), bool)
+        if isinstance(self.tokenizer, ForeignTokenizer) and self.tokenizer.knows_characters:
+            found = ids == self.tokenizer.unknown_id
+            unknown = found if found.any() else unknown
+        lengths[unknown] += (shard.bytes - lengths.sum()) / np.count_nonzero(unknown)
+        inside = lengths[first - begin : end - begin].sum()
+        return float(min(1.0, max(0.0, inside / max(1, shard.bytes))))
 
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Where documents begin, among the tokens from `start` up to `stop`: rising, int64.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mygpt.text import Document
 from mygpt.tokenization import Tokenizer
+from mygpt.tokenization.unknown import UnknownText, without_unknown
 
 
 def encode_documents(
@@ -35,6 +36,41 @@ def encode_documents(
         for ids in tokenizer.encode_pieces(document.pieces()):
             row += ids.astype(dtype).tobytes()
     return np.frombuffer(row, dtype)
+
+
+def unknown_in(
+    documents: Sequence[Document],
+    tokens: NDArray[np.integer],
+    tokenizer: Tokenizer,
+    before: UnknownText | None = None,
+) -> UnknownText:
+    """What the tokenizer does not know of documents, which became these tokens.
+
+    With `before` they are counted with the texts that it has counted.
+    """
+    found = before or UnknownText(tokenizer)
+    if found.counts:
+        found.add((piece for document in documents for piece in document.pieces()), tokens)
+    return found
+
+
+def drop_unknown(
+    documents: Sequence[Document], tokenizer: Tokenizer
+) -> tuple[list[Document], list[str]]:
+    """Documents without what the tokenizer does not know, and what that is, each once.
+
+    Those of which nothing is left go; the others are parts no longer.
+    """
+    kept: list[Document] = []
+    left: dict[str, None] = {}
+    for document in documents:
+        text = document.text
+        if isinstance(text, str):
+            text, lost = without_unknown(tokenizer, text)
+            left.update(dict.fromkeys(lost))
+        if text:
+            kept.append(Document(document.name, text))
+    return kept, list(left)
 
 
 def dtype_of(tokenizer: Tokenizer) -> type[np.uint16 | np.int32]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,48 @@ class ForeignTokenizer:
             return len(text), len(encoding)
         place = encoding.token_to_chars(count - 1) if count > 0 else None
         return 0 if place is None else place[1], len(encoding)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id of the token that stands for unknown text; None where there is none."""
+        names = self._parts.names
+        return next((n for n, name in names.items() if name == self._parts.unknown), None)
+
+    @cached_property
+    def knows_characters(self) -> bool:
+        """Whether it falls back to characters, wherever they are in a word."""
+        model = self._description["model"]
+        in_place = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        kind = model.get("type") or ("Unigram" if isinstance(model["vocab"], list) else "BPE")
+        return kind == "Unigram" or (kind == "BPE" and not in_place)
+
+    def loses(self, char: str) -> bool:
+        """Whether a character, alone, becomes no token: it is dropped, or the unknown token.
+
+        White space, control and format characters are never lost, for these are often dropped;
+        and for a tokenizer that knows whole words, a character that is none is not lost.
+        """
+        if char.isspace() or unicodedata.category(char) in ("Cc", "Cf"):
+            return False
+        try:
+            ids = self._encoded(char).ids
+        except InputError:  # it refuses what it does not know
+            return False
+        if self.unknown_id in ids:
+            return self.knows_characters
+        known = b"".join(self._bytes_of(self._parts.names[i]) for i in ids).strip()
+        if not self._in_bytes:
+            return not known
+        changed = self._parts.library.normalizer
+        whole = char if changed is None else changed.normalize_str(char)
+        return len(known) < len(whole.strip().encode())
+
+    def unknown_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in a text the unknown token stands for it: first character, and one past it."""
+        encoding, unknown = self._encoded(text), self.unknown_id
+        places = [n for n, number in enumerate(encoding.ids) if number == unknown]
+        spans = map(encoding.token_to_chars, places)
+        return [span for span in spans if span is not None and span[0] < span[1]]
 
     def _encoded(self, text: str) -> Any:
         """The library's encoding of a text, which knows each token's place in it."""

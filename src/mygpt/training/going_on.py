@@ -184,6 +184,10 @@ def _restored(
         given_plan=_copied(state.arrays.get("given_plan")) if same_length else None,
         world=world,
     )
+    if files or val_file is not None:  # another text may have been named to validate on
+        for name, part in source.unknown(state.tokenizer, train_tokens, val_tokens).items():
+            for told in part.notes(name, "keep"):
+                listener(Note(told))
     for note in notes:
         run.set_aside(run.state_path)
         listener(Note(note))

@@ -82,6 +82,7 @@ def open_cached(
         tokenizer,
         encoding=encoding,
         split_documents=splits(settings),
+        unknown=settings.get("unknown", "error"),
         progress=None if tell is None else _telling(tell, name),
     )
     source = source_of(replace(cached.store, name=name), settings, val_fraction)

@@ -20,6 +20,7 @@ from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
 from mygpt.tokenization import Tokenizer
+from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
@@ -71,6 +72,7 @@ def prepare(
     val_file: str | Path | None = None,
     encoding: str | None = None,
     split_documents: bool | None = None,
+    unknown: str = "error",
     device: str = "auto",
     exportable: bool = False,
     init_from: str | Path | None = None,
@@ -99,6 +101,7 @@ def prepare(
     if options.get("batch_size") == "auto":
         del options["batch_size"]
     config = TrainConfig(**preset_options(preset, options)[1])  # refuses before anything is read
+    check_policy(unknown, CORPUS_POLICIES)
     origin = None
     if init_from is not None:
         require_as_it_is(preset, tokenizer, options, exportable=exportable)
@@ -115,6 +118,7 @@ def prepare(
         "split_documents": config.data_order != "tutorial"
         if split_documents is None
         else split_documents,
+        **({} if unknown == "error" else {"unknown": unknown}),
         "preset": preset,
         "from": None if origin is None else origin.settings,
         "threads": torch.get_num_threads(),
@@ -152,6 +156,7 @@ def prepare(
         assert isinstance(source, ReadSource)
         chosen = _chosen(tokenizer, source, config, suitable)
     train_tokens, val_tokens = source.encode(chosen)
+    notes += _of_the_unknown(source, chosen, train_tokens, val_tokens, unknown)
     planned = plan_run(
         preset,
         options,
@@ -228,6 +233,20 @@ def _check_state(shape: GPTConfig, tokenizer: Tokenizer, settings: dict[str, Any
     rooms = ("model", *(f"optimizer/{what}" for what in ("step", "average", "square")))
     shapes = shape.parameter_shapes().items()
     check_storable(parts, {f"{room}/{name}": size for room in rooms for name, size in shapes})
+
+
+def _of_the_unknown(
+    source: Source, tokenizer: Tokenizer, train_tokens: Tokens, val_tokens: Tokens, policy: str
+) -> list[str]:
+    """Notes on what the tokenizer does not know; refused where it is too much.
+
+    What a store holds was decided on when it was made.
+    """
+    notes = []
+    for name, found in source.unknown(tokenizer, train_tokens, val_tokens).items():
+        decided = isinstance(source, StoredSource) and (name == source.name or not source.held)
+        notes += found.notes(name, "keep" if decided else policy)
+    return notes
 
 
 def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:

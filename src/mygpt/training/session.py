@@ -53,6 +53,7 @@ def train(
     val_file: str | Path | None = None,
     encoding: str | None = None,
     split_documents: bool | None = None,
+    unknown: str = "error",
     device: str = "auto",
     exportable: bool = False,
     init_from: str | Path | None = None,
@@ -73,6 +74,8 @@ def train(
         encoding: of the files; None is UTF-8 or what a byte-order mark says.
         split_documents: whether `<|endoftext|>` in a file separates documents (else it is text
             as any other); None is true, but for the tutorial's preset.
+        unknown: "error" refuses a text of which the tokenizer does not know more than a tenth,
+            "keep" takes it all the same.
         device: "auto", "cpu", "cuda" or "mps".
         exportable: leave out what other programs do not know: n-gram tables.
         init_from: a checkpoint or run to go on from with this text, in its shape and with its
@@ -95,6 +98,7 @@ def train(
     asked: dict[str, Any] = {
         "output": output, "overwrite": overwrite, "preset": preset, "tokenizer": tokenizer,
         "val_file": val_file, "encoding": encoding, "split_documents": split_documents,
+        "unknown": unknown,
         "exportable": exportable, "init_from": init_from, "began": began, "listener": listener,
         **options,
     }  # fmt: skip

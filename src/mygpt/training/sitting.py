@@ -134,6 +134,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
                 epochs=trainer.tokens / len(train_tokens),
                 ended_early=trainer.ended_early,
                 to_beat=None if baselines is None else baselines.fivegram,
+                unknown=_unknown(trainer, source, train_tokens),
             ),
         )
     )
@@ -195,6 +196,12 @@ def _baselines(trainer: Trainer, source: Source, train_tokens: Tokens, judged: J
         held=judged.documents,
         predicted=judged.size,
     )
+
+
+def _unknown(trainer: Trainer, source: Source, train_tokens: Tokens) -> float:
+    """The part of the text that the tokenizer does not know, of the worse of its two parts."""
+    found = source.unknown(trainer.tokenizer, train_tokens, trainer.held_tokens)
+    return max(part.share for part in found.values())
 
 
 def tell_lock(trainer: Trainer, lock: RunLock) -> None:

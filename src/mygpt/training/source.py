@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size
+from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size, unknown_in
 from mygpt.data.batches import Tokens
 from mygpt.data.storing.tokenizer import BPE_SIZES
 from mygpt.errors import InputError
@@ -23,6 +23,7 @@ from mygpt.text import Corpus, Document, read_corpus, split_documents
 from mygpt.text.kinds import FIRST_BYTES, why_no_text
 from mygpt.text.reading import shown
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, keeps_text
+from mygpt.tokenization.unknown import UnknownText
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
 from mygpt.training.stored import (
@@ -109,6 +110,16 @@ class ReadSource:
             )
         size = predicted_size(documents, tokens[:], tokenizer, continued=continued)
         return Judged(tokens[:], documents, size)
+
+    def unknown(
+        self, tokenizer: Tokenizer, train_tokens: Tokens, val_tokens: Tokens
+    ) -> dict[str, UnknownText]:
+        """What the tokenizer does not know of the text, and of another one to validate on."""
+        learned = unknown_in(self.learned, train_tokens[:], tokenizer)
+        if self.continued:  # one text, cut in two
+            return {self.name: unknown_in(self.held, val_tokens[:], tokenizer, learned)}
+        held = unknown_in(self.held, val_tokens[:], tokenizer)
+        return {self.name: learned, f"{self.name}, validation": held}
 
     def text_of(self, tokens: NDArray[np.integer], tokenizer: Tokenizer) -> Document:
         """The text that some of its tokens stand for."""

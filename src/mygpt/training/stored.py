@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data import cached_tokens, first_part, predicted_size
+from mygpt.data import cached_tokens, first_part, predicted_size, unknown_in
 from mygpt.data.batches import Tokens
 from mygpt.data.stored import StoredTokens, TokenStore, is_store
 from mygpt.errors import InputError
 from mygpt.text import Corpus, Document, read_corpus
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer, keeps_text
+from mygpt.tokenization.unknown import UnknownText
 
 # Of a store so many tokens are counted: a pass over all of it would take longer than it is worth.
 MOST_COUNTED = 2**24
@@ -115,6 +116,19 @@ class StoredSource:
             return Judged(some, documents, predicted_size(documents, some, tokenizer))
         store, begin = (self.store, self.cut) if self.validation is None else (self.validation, 0)
         return Judged(some, documents, store.size_of(begin + 1, begin + len(tokens)))
+
+    def unknown(
+        self, tokenizer: Tokenizer, train_tokens: Tokens, val_tokens: Tokens
+    ) -> dict[str, UnknownText]:
+        """What the tokenizer does not know: of a store its ids alone say that."""
+        learned, judged = UnknownText(tokenizer), UnknownText(tokenizer)
+        if learned.counts:
+            learned.add(None, counted(train_tokens))
+            if self.held:
+                judged = unknown_in(self.held, counted(val_tokens), tokenizer)
+            else:
+                judged.add(None, counted(val_tokens))
+        return {self.name: learned, f"{self.name}, validation": judged}
 
     def text_of(self, tokens: NDArray[np.integer], tokenizer: Tokenizer) -> Document:
         """The text that some of its tokens stand for; single bytes that are none stay bytes."""

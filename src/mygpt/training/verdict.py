@@ -10,6 +10,7 @@ from typing import Any
 
 from mygpt.errors import CheckpointError
 from mygpt.file_access import read_inside
+from mygpt.tokenization.unknown import MOST_UNKNOWN
 
 # Nats per token: a rise of the validation loss that is more than chance, and a training loss so
 # far below it that the model knows its text better than texts of its kind.
@@ -80,6 +81,7 @@ def verdict(
     epochs: float,
     ended_early: bool,
     to_beat: float | None = None,
+    unknown: float = 0.0,
 ) -> str:
     """What the validations say, and what would help most.
 
@@ -89,9 +91,15 @@ def verdict(
         epochs: how often the text was read.
         ended_early: because the validation loss had turned.
         to_beat: the loss of a 5-gram model, nats per token; None where it is not known.
+        unknown: the part of the text that the tokenizer does not know.
     """
     if not steps:
         return "no step was made: nothing was learned"
+    if unknown > MOST_UNKNOWN:
+        return (
+            f"the tokenizer does not know {unknown:.0%} of the text, so the losses say little "
+            "of it: train with a tokenizer that does (--tokenizer byte or bpe know all text)"
+        )
     if not history:
         return "nothing was validated: whether it learned or memorised is not known"
     origin = history[0] if history[0].step == 0 else None  # the model that the run began from

@@ -199,8 +199,18 @@ def verdict_of(run: Run, standing: Standing, baselines: Baselines | None, learne
         epochs=epochs,
         ended_early=standing.ended_early,
         to_beat=None if baselines is None else baselines.fivegram,
+        unknown=_unknown(run),
     )
     return told if standing.kind == "done" else f"so far: {told}"
+
+
+def _unknown(run: Run) -> float:
+    """The part of the text that the tokenizer does not know; 0 where the text is not there."""
+    if run.source is None:
+        return 0.0
+    tokens = run.source.encode(run.state.tokenizer)
+    found = run.source.unknown(run.state.tokenizer, *tokens)
+    return max(part.share for part in found.values())
 
 
 def _estimated_epochs(run: Run, standing: Standing) -> float:

@@ -38,6 +38,7 @@ from mygpt.json_objects import STATE, check_size
 from mygpt.storage import RunLock, holder, remove, strays, write_durably
 from mygpt.text import Piece, TextSource, find_sources, name_of, pieces
 from mygpt.tokenization import Tokenizer
+from mygpt.tokenization.unknown import CORPUS_POLICIES, UnknownText, check_policy
 
 SHARD_TOKENS = 2**24
 _SHORT = 2**20  # bytes: a shorter text is encoded before a process has started
@@ -56,6 +57,7 @@ class StoreProgress:
         size: bytes of all files; 0 where that is not known.
         committed: tokens that are safe.
         separators: that were read, of documents within a file, a line or a row.
+        unknown: what the tokenizer does not know of what this call has encoded.
     """
 
     documents: int
@@ -65,6 +67,7 @@ class StoreProgress:
     size: int
     committed: int
     separators: int = 0
+    unknown: UnknownText | None = None
 
 
 Listener = Callable[[StoreProgress], None]
@@ -78,6 +81,7 @@ def build_store(
     field: str = "text",
     encoding: str | None = None,
     split_documents: bool | None = None,
+    unknown: str = "error",
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     overwrite: bool = False,
@@ -93,6 +97,8 @@ def build_store(
         encoding: None is UTF-8, or what a byte-order mark says.
         split_documents: whether `<|endoftext|>` in a file, a line or a row separates documents;
             None is as the store that is there was begun, else true.
+        unknown: "error" refuses a text of which the tokenizer does not know more than a tenth,
+            before a shard of it is written; "keep" takes it all the same.
         shard_tokens: a shard ends as soon as it has so many.
         workers: processes that encode; 0 is this one; None is one a core.
         overwrite: replace a store that is there.
@@ -103,6 +109,7 @@ def build_store(
         StorageError: when there is no space, or the place cannot be written to.
         OutOfMemoryError: for a worker that the system has killed.
     """
+    check_policy(unknown, CORPUS_POLICIES)
     out = Path(out)
     names = [os.fspath(name) for name in files]
     sources, _ = find_sources(names, encoding=encoding)
@@ -125,7 +132,7 @@ def build_store(
     with _locked(out):
         index = _at_hand(out, index, overwrite=overwrite)
         if not index.finished:
-            building = _Building(out, index, sources, progress)
+            building = _Building(out, index, sources, progress, unknown)
             building.run(tokenizer, _number_of_workers(sources, workers))
     return TokenStore.open(out)
 
@@ -245,7 +252,12 @@ class _Building:
     """A store on its way."""
 
     def __init__(
-        self, out: Path, index: Index, sources: Sequence[TextSource], progress: Listener | None
+        self,
+        out: Path,
+        index: Index,
+        sources: Sequence[TextSource],
+        progress: Listener | None,
+        policy: str,
     ) -> None:
         self.out = out
         self.index = index
@@ -261,10 +273,12 @@ class _Building:
         sizes = [source.size for source in sources]
         self._size = sum(sizes) if min(sizes) >= 0 else 0
         self._read = sum(s.size for s in index.sources if s.done)  # of files that are done
+        self._policy = policy  # for text that the tokenizer does not know
 
     def run(self, tokenizer: Tokenizer | str, workers: int) -> None:
         """Encode what is not done yet."""
         encoding = self._tokenizer(tokenizer)
+        self._unknown = UnknownText(encoding)
         cutter = Cutter(encoding, max(1, min(_JOB, self.index.shard_tokens)))
         jobs = jobs_of(self.sources, self.index.sources, cutter, self._pieces)
         with Workers(encoding, workers) as processes:
@@ -343,6 +357,8 @@ class _Building:
 
     def _take(self, job: Job, answer: Answer) -> None:
         counts, ids = answer
+        if self._unknown.counts:
+            self._unknown.add(job.texts, np.frombuffer(ids, DTYPES[self.index.dtype]))
         places = self._num_tokens + np.concatenate([[0], np.cumsum(counts)])[:-1]
         starts = places[np.array(job.begins, bool)]
         self._starts.append(starts.astype(STARTS))
@@ -359,6 +375,7 @@ class _Building:
 
     def _commit(self, *, finished: bool = False) -> None:
         """Make the shard durable, and then the index that names it."""
+        self._unknown.notes(self.index.name, self._policy)
         shards = self.index.shards
         if self._num_bytes:
             starts = [np.concatenate(self._starts).tobytes()]
@@ -391,5 +408,6 @@ class _Building:
                 self._size,
                 self.index.tokens,
                 self._separators,
+                self._unknown,
             )
         )

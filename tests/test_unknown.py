@@ -1,0 +1,242 @@
+"""Text that a tokenizer does not know: how much of it is said, and too much of it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+import mygpt
+from mygpt.cli import main
+from mygpt.data import encode_documents, predicted_size
+from mygpt.data.storing.build import build_store
+from mygpt.errors import InputError
+from mygpt.text import Document
+from mygpt.tokenization import CharTokenizer, ForeignTokenizer, of_description
+from mygpt.tokenization.unknown import UnknownText, without_unknown
+from mygpt.training.events import Note
+from mygpt.training.verdict import Seen, verdict
+
+TEXT = "hello world 123 " * 20 + "🙂🙂é\n"
+SMALL: dict[str, Any] = {
+    "preset": "nano", "embed_dim": 16, "num_layers": 1, "max_seq_len": 16, "steps": 4,
+    "sample_tokens": 0, "listener": lambda event: None,
+}  # fmt: skip
+
+
+def bpe(unknown: str | None) -> Tokenizer:
+    library = Tokenizer(models.BPE(unk_token=unknown, fuse_unk=True))
+    special = [unknown] * (unknown is not None)
+    trainer = trainers.BpeTrainer(special_tokens=special, show_progress=False)
+    library.train_from_iterator(["hello world"], trainer)
+    return library
+
+
+def pieces(letters: str) -> Tokenizer:
+    """Unigram, as SentencePiece makes it: what is not among its pieces is unknown."""
+    known = [("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in letters)]
+    library = Tokenizer(models.Unigram(known, unk_id=0))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
+    return library
+
+
+def without_digits() -> Tokenizer:
+    library = pieces("helowrd\n")
+    library.normalizer = normalizers.Replace(Regex("[0-9]"), "")
+    return library
+
+
+def words() -> Tokenizer:
+    known = {"<unk>": 0, "hello": 1, "world": 2}
+    library = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return library
+
+
+def word_pieces() -> Tokenizer:
+    known = {"[UNK]": 0, "hello": 1, "wor": 2, "##ld": 3, "1": 4, "##2": 5, "##3": 6}
+    library = Tokenizer(models.WordPiece(known, unk_token="[UNK]"))
+    library.normalizer = normalizers.BertNormalizer()
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece()
+    return library
+
+
+def some_bytes() -> Tokenizer:
+    """Byte-level, of a vocabulary that lacks bytes: they are dropped in silence."""
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.normalizer = normalizers.NFC()
+    library.train_from_iterator(["hello world 123\n"], trainers.BpeTrainer(show_progress=False))
+    return library
+
+
+def foreign(library: Tokenizer) -> ForeignTokenizer:
+    found = of_description(json.loads(library.to_str()))
+    assert isinstance(found, ForeignTokenizer)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("library", "share", "shown"),
+    [
+        (bpe("<unk>"), 64 / 324, "'1'"),  # the line's end is white space
+        (bpe(None), 63 / 324, "'1'"),
+        (pieces("helowrd123\n"), 3 / 324, "'🙂' U+1F642, 'é' U+00E9"),
+        (without_digits(), 63 / 324, "'1', '2', '3'"),
+        (words(), 21 / 61, "'123', '🙂🙂é'"),
+        (word_pieces(), 1 / 122, "'🙂🙂é'"),
+        (some_bytes(), 3 / 324, "'🙂' U+1F642, 'é' U+00E9"),
+    ],
+)
+def test_what_becomes_the_unknown_token_or_nothing_is_counted(
+    library: Tokenizer, share: float, shown: str
+) -> None:
+    """Also characters that are dropped without any token, and runs that one token stands for."""
+    tokenizer = foreign(library)
+    found = UnknownText(tokenizer)
+    found.add([TEXT[:96], TEXT[96:]], tokenizer.encode_array(TEXT))
+    assert found.share == pytest.approx(share, rel=0.03)
+    assert shown in str(found)
+    known, left = without_unknown(tokenizer, TEXT)
+    assert left
+    again = UnknownText(tokenizer)
+    again.add([known], tokenizer.encode_array(known))
+    assert again.share == 0
+    assert without_unknown(tokenizer, known) == (known, [])
+
+
+def test_what_a_tokenizer_changes_is_not_unknown() -> None:
+    """Upper case, accents of composed letters, white space, joiners and controls."""
+    tokenizer = foreign(word_pieces())
+    text = "HELLO  Wörld\n\t12 \u200d\x00\u3000hello"
+    found = UnknownText(tokenizer)
+    found.add([text], tokenizer.encode_array(text))
+    assert (found.share, str(found), found.notes("x", "error")) == (0, "", [])
+    assert not UnknownText(CharTokenizer("ab")).counts
+
+
+def test_characters_are_left_out_of_a_text() -> None:
+    assert without_unknown(CharTokenizer("abc "), "a🙂 bé🙂c") == ("a bc", ["🙂", "é"])
+    assert without_unknown(foreign(words()), "hello  sea world") == ("hello   world", ["sea"])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unknown")
+    pieces("helowrdth,.\n").save(str(folder / "pieces.json"))
+    (folder / "emoji.txt").write_text("🙂🙃😀😁 hello\n" * 60)
+    (folder / "few.txt").write_text("hello world the word\n" * 60 + "🙂 hello world\n" * 4)
+    mygpt.train(
+        folder / "few.txt", output=folder / "run", tokenizer=str(folder / "pieces.json"), **SMALL
+    )
+    return folder
+
+
+REFUSED = r"36\.4 % of the characters are unknown to the tokenizer \('.' U\+1F6.*at most 10\.0 %"
+
+
+def test_a_text_that_is_mostly_unknown_is_refused_everywhere(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was trained on and scored in silence: "0.000 bits per byte, it has settled"."""
+    by_name = {"tokenizer": str(place / "pieces.json")}
+    for arguments in (by_name, {"init_from": place / "run"}):
+        options = {**SMALL, **arguments}
+        if "init_from" in arguments:
+            options = {"steps": 2, "listener": SMALL["listener"], **arguments}
+        with pytest.raises(InputError, match=REFUSED):
+            mygpt.train(place / "emoji.txt", output=tmp_path / "run", **options)
+    with pytest.raises(InputError, match="few, validation: " + REFUSED):
+        mygpt.train(
+            place / "few.txt", val_file=place / "emoji.txt", output=tmp_path / "run",
+            **SMALL, **by_name,
+        )  # fmt: skip
+    tokenizer = foreign(pieces("helowrdth,.\n"))
+    with pytest.raises(InputError, match=REFUSED):
+        build_store([place / "emoji.txt"], tmp_path / "store", tokenizer=tokenizer, workers=0)
+    assert not (tmp_path / "run").exists()
+    store = build_store(
+        [place / "emoji.txt"], tmp_path / "store", tokenizer=tokenizer, workers=0, unknown="keep"
+    )
+    assert store.num_documents == 1
+    with pytest.raises(SystemExit) as left:
+        main(["eval", str(place / "run"), str(place / "emoji.txt")])
+    assert left.value.code == 2
+    assert "--unknown keep to take the text all the same" in capsys.readouterr().err
+    with pytest.raises(InputError, match="unknown='perhaps' is not known: choose error or keep"):
+        mygpt.train(place / "few.txt", output=tmp_path / "run", unknown="perhaps", **SMALL)
+
+
+def test_a_share_is_told_and_may_be_kept(place: Path, tmp_path: Path) -> None:
+    events: list[Any] = []
+    mygpt.train(
+        place / "emoji.txt", output=tmp_path / "run", tokenizer=str(place / "pieces.json"),
+        unknown="keep", **{**SMALL, "listener": events.append},
+    )  # fmt: skip
+    notes = [str(event) for event in events if isinstance(event, Note)]
+    assert any("36.4 % of the characters are unknown to the tokenizer" in note for note in notes)
+    assert events[-1].verdict.startswith("the tokenizer does not know 36% of the text")
+    assert 'unknown = "keep"' in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_losses_of_unknown_text_are_not_praised() -> None:
+    history = [Seen(10, 0.1, 0.1), Seen(20, 0.0, 0.0)]
+    assert (
+        verdict(history, steps=20, epochs=3, ended_early=False)
+        == "learning to the end: more time would help"
+    )
+    told = verdict(history, steps=20, epochs=3, ended_early=False, unknown=0.8)
+    assert told.startswith("the tokenizer does not know 80% of the text, so the losses say little")
+
+
+def test_eval_leaves_out_what_the_model_does_not_know(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its figures are then those of the text that is left."""
+    for policy, size in (("drop", 60 * 21 + 4 * 13), ("keep", 60 * 21 + 4 * 17)):
+        with pytest.raises(SystemExit) as left:
+            main(
+                ["eval", str(place / "run"), str(place / "few.txt"), "--unknown", policy, "--json"]
+            )
+        told = json.loads(capsys.readouterr().out)
+        assert (left.value.code, told["baselines"]["num_bytes"]) == (0, size)
+        assert "'🙂' U+1F642" in told["notes"][0]
+
+
+def test_characters_outside_a_vocabulary_are_named_with_the_remedy(
+    place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    chars = tmp_path / "chars"
+    mygpt.train(place / "few.txt", output=chars, tokenizer="char", **SMALL)
+    (tmp_path / "new.txt").write_text("hello €world\n" * 9)
+    with pytest.raises(SystemExit):
+        main(["eval", str(chars), str(tmp_path / "new.txt")])
+    assert "'€' (U+20AC" in (told := capsys.readouterr().err)
+    assert told.endswith("; --unknown drop leaves them out\n")
+    with pytest.raises(SystemExit) as left:
+        main(["eval", str(chars), str(tmp_path / "new.txt"), "--unknown", "drop"])
+    assert left.value.code == 0
+    assert "note: the model does not know '€' U+20AC: left out" in capsys.readouterr().out
+
+
+def test_a_store_knows_the_bytes_of_its_validation_text(tmp_path: Path) -> None:
+    """Whole shards exactly, and a part of one as its unknown tokens are spread."""
+    text = "hello world the word\n" * 60 + "🙂 hello\n" * 20
+    (tmp_path / "text.txt").write_text(text)
+    tokenizer = foreign(pieces("helowrdth,.\n"))
+    store = build_store([tmp_path / "text.txt"], tmp_path / "store", tokenizer=tokenizer, workers=0)
+    count = len(store.tokens)
+    whole = store.size_of(0, count)
+    assert (whole.num_bytes, whole.num_chars) == (len(text.encode()), len(text))
+    cut = int(len(text) * 0.9)
+    held = [Document("", text, cut)]
+    tokens = encode_documents(held, tokenizer)
+    exact = predicted_size(held, tokens, tokenizer)
+    part = store.size_of(count - len(tokens) + 1, count)
+    assert part.num_bytes == pytest.approx(exact.num_bytes, abs=3)
