@@ -2,6 +2,7 @@
 
 Such files are pickles, which may ask for any function to be called. Torch's are read with
 `weights_only=True`, which calls a few of torch's own alone; a plain pickle may call none at all.
+What they would build is measured first (`pickles.py`).
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import pickletools
 import re
 import stat
+import struct
 import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from mygpt.errors import InputError, OutOfMemoryError
+from mygpt.formats.pickles import NotAllowed, check_pickle
+from mygpt.machine import free_memory_bytes
 
 _ZIP = b"PK\x03\x04"
 _LARGEST_PLAIN = 2**26  # bytes; a vocabulary of all of Unicode has a third of that
+_MOST_PLAIN = 2**10  # dicts, lists and tuples: a vocabulary is one dict or two
+_LARGEST_PICKLE = 2**26  # bytes, without the numbers of tensors; ten thousand of these have 3 MB
+_OLD_PICKLES = 5  # of torch before 1.6: magic number, protocol, system, contents, storages
+_LARGEST_DIRECTORY = 2**24  # bytes of a zip file's, some 100 a record
+_RECORD = 30  # bytes before a record's name, at the least
 # All that dicts, lists, tuples, text, whole numbers, true, false and none are written with.
 _PLAIN = {
     "PROTO", "FRAME", "MARK", "STOP", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST",
@@ -91,6 +99,8 @@ def read_torch_file(path: Path) -> Any:
     zipped = start.startswith(_ZIP)
     if zipped:
         _check_zip(path)
+    else:
+        _check_old(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats, which are no concern of the user's
@@ -117,10 +127,72 @@ def _begins_as_torch(start: bytes) -> bool:
     return start.startswith((_ZIP, b"\x80"))
 
 
+def _check_old(path: Path) -> None:
+    """Refuse a file of torch before 1.6 whose pickles are not to be loaded."""
+    try:
+        with open(path, "rb") as file:
+            start = io.BytesIO(file.read(_LARGEST_PICKLE))
+        size, free = path.stat().st_size, free_memory_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if free is not None and size > free:
+        raise OutOfMemoryError(f"{path} has {size:,} bytes, and {free:,} bytes of memory are free")
+    for _ in range(_OLD_PICKLES):
+        if start.tell() < len(start.getbuffer()):  # where some are missing, torch says so
+            _check_pickle(path, start)
+
+
+def _check_pickle(path: Path, stream: io.BytesIO) -> None:
+    try:
+        check_pickle(stream)
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors and plain values ({_brief(error)}): "
+            "copy it again, or ask its maker for model.state_dict() alone"
+        ) from None
+
+
+def _check_directory(file: BinaryIO) -> None:
+    """Raise `ValueError` unless a zip file ends with a directory of all that is before it.
+
+    Readers of zip files look for the directory's end in different ways. Here there is one only,
+    and so every reader reads the same records.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 98))
+    tail = file.read()
+    signature, length, begin, comment = struct.unpack("<4s8xLLH", tail[-22:])
+    after = 22
+    if begin == 0xFFFFFFFF or length == 0xFFFFFFFF or tail[-42:-38] == b"PK\x06\x07":
+        length, begin = struct.unpack("<QQ", tail[-98 + 40 : -98 + 56])
+        after = 98
+        if tail[:4] != b"PK\x06\x06" or tail[-42:-38] != b"PK\x06\x07":
+            raise ValueError("its directory has no end")
+    if signature != b"PK\x05\x06" or comment or begin + length + after != size:
+        raise ValueError("its directory is not at its end")
+    if length > _LARGEST_DIRECTORY:
+        raise ValueError(f"its directory has more than {_LARGEST_DIRECTORY:,} bytes")
+
+
+def _check_places(records: list[zipfile.ZipInfo]) -> None:
+    """Raise `ValueError` for records that overlap, or share a name."""
+    reached = 0
+    for record in sorted(records, key=lambda record: record.header_offset):
+        if record.header_offset < reached:
+            raise ValueError("its records overlap")
+        name = len(record.orig_filename.encode("utf-8", "replace"))
+        reached = record.header_offset + _RECORD + name + record.file_size
+    if len({record.filename.lower() for record in records}) < len(records):
+        raise ValueError("two of its records share a name")
+
+
 def _check_zip(path: Path) -> None:
     """Refuse a zip file that is damaged, or whose records would grow when they are read."""
     try:
+        with open(path, "rb") as whole:
+            _check_directory(whole)
         with zipfile.ZipFile(path) as file:
+            _check_places(file.infolist())
             packed = [r.filename for r in file.infolist() if r.compress_type != zipfile.ZIP_STORED]
             if packed:
                 raise InputError(
@@ -128,7 +200,14 @@ def _check_zip(path: Path) -> None:
                     "writes: give the file that torch.save wrote"
                 )
             wrong = file.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+            for record in file.infolist() if wrong is None else ():
+                if record.filename.lower().endswith(".pkl"):
+                    if record.file_size > _LARGEST_PICKLE:
+                        raise ValueError(f"a pickle has more than {_LARGEST_PICKLE:,} bytes")
+                    _check_pickle(path, io.BytesIO(file.read(record)))
+    except (
+        zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError
+    ) as error:  # fmt: skip
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -163,8 +242,8 @@ def _brief(error: Exception) -> str:
 def read_plain_pickle(path: Path) -> Any:
     """What a pickle of dicts, lists, tuples, text and whole numbers holds.
 
-    Every instruction of the pickle is looked at before any is followed: one that could call
-    something is refused.
+    Every instruction of the pickle is checked before any is followed: one that could call
+    something is refused, and so are values that would take for ever.
 
     Raises:
         InputError: for anything else, or what cannot be read.
@@ -178,17 +257,13 @@ def read_plain_pickle(path: Path) -> Any:
     if len(data) > _LARGEST_PLAIN:
         raise InputError(f"{path} has more than {_LARGEST_PLAIN:,} bytes: a vocabulary has fewer")
     try:
-        for code, argument, _ in pickletools.genops(data):
-            if code.name not in _PLAIN:
-                raise InputError(
-                    f"{path} holds more than text and whole numbers (pickle's {code.name}) and was "
-                    "not opened, since it could run code: give --tokenizer PATH instead"
-                )
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
-                raise ValueError("a place beyond its end")  # memory would be taken up to there
+        check_pickle(io.BytesIO(data), allowed=_PLAIN, most_containers=_MOST_PLAIN)
         return _PlainUnpickler(io.BytesIO(data)).load()
-    except InputError:
-        raise
+    except NotAllowed as error:
+        raise InputError(
+            f"{path} holds more than text and whole numbers (pickle's {error.instruction}) and "
+            "was not opened, since it could run code: give --tokenizer PATH instead"
+        ) from None
     except Exception as error:
         raise InputError(
             f"{path} is damaged ({_brief(error)}): make it again, or give --tokenizer PATH"

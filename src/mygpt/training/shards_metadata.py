@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mygpt.errors import CheckpointError
+from mygpt.formats.pickles import check_pickle
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
+_MOST_CONTAINERS, _MOST_STEPS = 2**22, 2**25  # a tensor's part takes some 20, and 100
 _CHECKPOINT = "torch.distributed.checkpoint"
 _NAMES = {
     (f"{_CHECKPOINT}.metadata", "Metadata"),
@@ -63,6 +65,7 @@ def read_metadata(folder: Path, data: bytes) -> Metadata:
     from torch.distributed.checkpoint.metadata import Metadata
 
     try:
+        check_pickle(io.BytesIO(data), most_containers=_MOST_CONTAINERS, most_steps=_MOST_STEPS)
         metadata = _Reader(io.BytesIO(data)).load()
     except CheckpointError as error:
         raise CheckpointError(f"{folder} is not loaded: {error}") from None
