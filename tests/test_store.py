@@ -538,10 +538,10 @@ def test_one_writer_at_a_time(small: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mygpt.data.storing import pool as storing_pool
+    from mygpt import processes
     from mygpt.errors import MygptError
 
-    monkeypatch.setattr(storing_pool, "_START", "import sys, json; {0!r}; sys.exit(7)")
+    monkeypatch.setattr(processes, "_PROGRAM", "import sys, json; {0!r}; sys.exit(7)")
     file = lines_of(tmp_path / "x.jsonl")
     with pytest.raises(MygptError, match="ended with 7"):
         build_store([file], tmp_path / "s", tokenizer=OURS, workers=1)

@@ -6,9 +6,10 @@ torch nor NumPy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing `typing` takes longer than all that is imported here
 if TYPE_CHECKING:
+    from typing import Any
+
     from mygpt.checkpoint import load_checkpoint, save_checkpoint
     from mygpt.cli import main
     from mygpt.config import GPTConfig, SamplingConfig

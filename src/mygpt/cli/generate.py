@@ -16,6 +16,7 @@ import typer
 from mygpt.cli.terminal import visible
 from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens, check_overflow
 from mygpt.errors import InputError
+from mygpt.signals import Abandoned, AtOnce, Postponed
 
 if TYPE_CHECKING:
     from mygpt.generation.writer import Writer
@@ -238,11 +239,15 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
         except EOFError:
             print(file=sys.stderr)
             return
-        try:
-            _note_crop(writer, text, options["overflow"])
-            _print_stream(writer, text, {"seed": seed, **options})
-        except InputError as error:
-            print(f"mygpt: {error}", file=sys.stderr)
-        except KeyboardInterrupt:  # enough of this text; the next prompt
-            print()
+        with Postponed(lambda name: None) as interrupt:
+            try:
+                with AtOnce():
+                    _note_crop(writer, text, options["overflow"])
+                    _print_stream(writer, text, {"seed": seed, **options})
+            except InputError as error:
+                print(f"mygpt: {error}", file=sys.stderr)
+            except Abandoned:  # enough of this text; the next prompt
+                print()
+        if interrupt.received != signal.SIGINT:
+            interrupt.end()
         seed = (seed + 1) % 2**64

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mygpt.cli.terminal import Waiting, visible
 from mygpt.errors import Interrupted
+from mygpt.signals import LastWords
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class TrainingDisplay:
     def __init__(self, *, quiet: bool = False, waiting: Waiting | None = None) -> None:
         self._waiting = waiting or Waiting("")
         self.signal: int | None = None
+        self._last_words = LastWords(self._say_how_to_resume)
         self.quiet = quiet
         self._bar: Bar | None = None
         self._run: Path | None = None
@@ -48,6 +50,7 @@ class TrainingDisplay:
     def __enter__(self) -> TrainingDisplay:
         if not self.quiet and sys.stdout.isatty():
             self._bar = Bar()
+        self._last_words.__enter__()
         return self
 
     def __exit__(
@@ -57,16 +60,25 @@ class TrainingDisplay:
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
+            self._bar = None
+        self._last_words.__exit__(kind)
         if not isinstance(error, KeyboardInterrupt) or self._run is None:
             return False
         self.signal = error.signal if isinstance(error, Interrupted) else signal.SIGINT
         if self.finished is None:  # a step may take minutes, and its threads would be waited for
-            with contextlib.suppress(OSError):
-                resume = shlex.join(["mygpt", "train", "--resume", str(self._run)])
-                print(f"left at once; go on from the last save with: {resume}", file=sys.stderr)
-                sys.stderr.flush()
             os._exit(128 + self.signal)
         return True
+
+    def _say_how_to_resume(self) -> None:
+        """After a second signal."""
+        if self._run is None or self.finished is not None:
+            return
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.stop()
+            resume = shlex.join(["mygpt", "train", "--resume", str(self._run)])
+            print(f"left at once; go on from the last save with: {resume}", file=sys.stderr)
+            sys.stderr.flush()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""

@@ -13,6 +13,7 @@ import typer
 
 from mygpt.cli.terminal import visible
 from mygpt.errors import InputError
+from mygpt.signals import LastWords
 
 if TYPE_CHECKING:
     from mygpt.data import TokenStore
@@ -96,22 +97,21 @@ def tokenize(
     began = time.monotonic()
     with _Display(quiet=quiet) as display:
         try:
-            store = build_store(
-                files,
-                out,
-                tokenizer=_tokenizer(tokenizer),
-                field=field,
-                encoding=encoding,
-                split_documents=split_documents,
-                unknown=unknown,
-                shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
-                workers=workers,
-                overwrite=overwrite,
-                progress=display,
-            )
+            with LastWords(lambda: _say_how_to_go_on(out, display)):
+                store = build_store(
+                    files,
+                    out,
+                    tokenizer=_tokenizer(tokenizer),
+                    field=field,
+                    encoding=encoding,
+                    split_documents=split_documents,
+                    unknown=unknown,
+                    shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
+                    workers=workers,
+                    overwrite=overwrite,
+                    progress=display,
+                )
         except KeyboardInterrupt:
-            display.stop()
-            _say_how_to_go_on(out, display.committed)
             return 130
     if display.separators and not quiet:
         times = "once" if display.separators == 1 else f"{display.separators:,} times"
@@ -154,7 +154,9 @@ def _summary(store: TokenStore, encoded: int, seconds: float) -> str:
     return f"{store.path}: {what}, {speed}\nnext: mygpt train {store.path}"
 
 
-def _say_how_to_go_on(out: str, committed: int) -> None:
+def _say_how_to_go_on(out: str, display: _Display) -> None:
+    display.stop()
+    committed = display.committed
     with contextlib.suppress(OSError):
         kept = f"{committed:,} tokens are kept in {out}" if committed else "no shard is done yet"
         print(f"stopped; {kept}: the same command goes on from there", file=sys.stderr)

@@ -13,13 +13,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 
+from mygpt import signals
 from mygpt.errors import InputError, MygptError
 from mygpt.generation.writer import Writer
 from mygpt.server.app import make_app
@@ -65,6 +67,12 @@ class Server(uvicorn.Server):
         self.scheduler, self.tell, self._limit_s = scheduler, tell, settings.shutdown_limit_s
         self._name = settings.name
         self._dead_since: float | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """uvicorn's handlers, unless a command's are there."""
+        with super().capture_signals() if signals.watch() is None else nullcontext():
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
@@ -240,6 +248,9 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, which is raised anew when all has ended.
 
+    As a command that `mygpt.signals` watches, until the first signal; a second one ends the
+    process at once.
+
     Raises:
         InputError: for a host or port that cannot be listened on.
         ServerDied: when decoding has failed for good.
@@ -250,8 +261,29 @@ def serve(
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         try:
-            asyncio.run(server.serve(sockets=[bound]))
+            with _until_signalled(server):
+                asyncio.run(server.serve(sockets=[bound]))
         finally:
             sys.setswitchinterval(before)
         if server.scheduler.dead:
             raise ServerDied(broken().message)
+
+
+@contextmanager
+def _until_signalled(server: Server) -> Iterator[None]:
+    """Inside, a command's first signal has the server finish, and is raised after that."""
+    watch = signals.watch()
+    if watch is None:  # uvicorn heeds signals itself
+        yield
+        return
+
+    def finish(name: str) -> None:
+        server.should_exit = True
+
+    unwinds, watch.unwinds = watch.unwinds, False  # a second one: uvicorn would report it at length
+    try:
+        with signals.Postponed(finish) as first:
+            yield
+    finally:
+        watch.unwinds = unwinds
+    first.end()

@@ -18,6 +18,7 @@ from mygpt.data.batches import Tokens
 from mygpt.evaluation import Evaluation, evaluate
 from mygpt.model import GPT
 from mygpt.novelty import measure_novelty
+from mygpt.signals import Abandoned
 from mygpt.text import Document
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer
@@ -367,8 +368,14 @@ class Trainer:
         self._sampled = (self.course.step, done)
         if self.config.sample_tokens and self.world.is_main and not self._sharded:
             shape = self._plan.as_trained(self.model.config)
-            sample = write_sample(self.model, shape, self.tokenizer, self.config, self.course.step)
-            self.model.train()
+            try:
+                sample = write_sample(
+                    self.model, shape, self.tokenizer, self.config, self.course.step
+                )
+            except Abandoned:  # a signal came while the kernels for it were compiled
+                return
+            finally:
+                self.model.train()
             novelty = measure_novelty(sample, self.documents) if self.documents else None
             copied = [] if novelty is None else [[p.start, p.end] for p in novelty.passages]
             self.run.append_log({"step": self.course.step, "sample": sample, "copied": copied})

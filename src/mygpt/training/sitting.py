@@ -16,9 +16,9 @@ from mygpt.baselines.ngram import MOST_LEARNED
 from mygpt.data.batches import Tokens
 from mygpt.errors import interruption
 from mygpt.generation.writer import Writer, load
+from mygpt.signals import Postponed
 from mygpt.storage import RunLock
 from mygpt.training.events import Finished, Note, Started
-from mygpt.training.interrupt import StopOnSignal
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import check_batch_fits, free_memory
 from mygpt.training.run import RunFolder
@@ -108,7 +108,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     def stopping(name: str) -> None:
         trainer.tell(Note(f"{name}: ending after this step (a second one leaves at once)"))
 
-    with StopOnSignal(stopping) as interrupt:
+    with Postponed(stopping) as interrupt:
         trainer.fit(_stops(trainer, interrupt))
     course, ended_by = trainer.course, None if trainer.finished else interrupt.received
     validated = course.best_step > 0
@@ -151,7 +151,7 @@ def _written(trainer: Trainer) -> Writer:
 
 def _sit_by(trainer: Trainer) -> Writer:
     """The sitting of all processes but the first: the same steps, and nothing is told."""
-    with StopOnSignal(lambda name: None) as interrupt:
+    with Postponed(lambda name: None) as interrupt:
         trainer.fit(_stops(trainer, interrupt))
     if interrupt.received is not None:
         raise interruption(interrupt.received)
@@ -160,7 +160,7 @@ def _sit_by(trainer: Trainer) -> Writer:
     return Writer(trainer.model, trainer.tokenizer)
 
 
-def _stops(trainer: Trainer, interrupt: StopOnSignal) -> Callable[[], bool]:
+def _stops(trainer: Trainer, interrupt: Postponed) -> Callable[[], bool]:
     """Whether any of the processes has received a signal."""
 
     def stops() -> bool:

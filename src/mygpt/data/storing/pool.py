@@ -1,14 +1,12 @@
 """Workers that encode parts of texts: processes, whose answers come in the order of the jobs.
 
-Processes, since most of our BPE's time is Python's. They are plain programs behind pipes: nothing
-of the caller is forked (it may have threads) or imported again (its script may have no guard).
+They are processes, since most of our BPE's time is Python's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -23,10 +21,10 @@ from numpy.typing import NDArray
 
 from mygpt.data.storing.worker import NUMBER, Encoder, read_answer, write_request
 from mygpt.errors import MygptError, OutOfMemoryError
+from mygpt.processes import start
 from mygpt.tokenization import Tokenizer
 
 _AHEAD = 6  # jobs a worker that are begun before the first of them is asked for
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import main; main()"
 _KILLED = -9
 
 
@@ -116,15 +114,7 @@ class Workers:
             yield _done(*begun.popleft())
 
     def _start(self, state: bytes) -> None:
-        folders = [folder or os.getcwd() for folder in sys.path]
-        program = _START.format("mygpt.data.storing.worker")
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program, json.dumps(folders)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-            process_group=0,  # a terminal's Ctrl-C is for this process alone
-        )
+        process = start("mygpt.data.storing.worker", env={"TOKENIZERS_PARALLELISM": "false"})
         self._processes.append(process)
         assert process.stdin is not None
         process.stdin.write(NUMBER.pack(len(state)) + state)

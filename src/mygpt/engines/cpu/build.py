@@ -187,6 +187,13 @@ def _target_machine() -> Any:
 
 
 def _compile(program: Program = DECODING) -> bytes:
+    """The object file of a program, from a process of its own, which a signal can end."""
+    from mygpt.engines.cpu.compiling import compile_apart
+
+    return compile_apart(program) or compile_here(program)
+
+
+def compile_here(program: Program) -> bytes:
     """The object file of all kernels, the ones that Python calls under their plain names."""
     import llvmlite.binding as llvm
 
