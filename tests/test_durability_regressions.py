@@ -22,12 +22,24 @@ import mygpt
 from mygpt import training
 from mygpt.checkpoint import read_checkpoint
 from mygpt.container import read_arrays
-from mygpt.errors import CheckpointError, InputError
+from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.training.events import Event, Finished, LeftOut, StepDone, WentBack
 from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, Guard
 from mygpt.training.keeper import Keeper
 from mygpt.training.run import RunFolder
-from test_durability import TINY, course, damage, fit, go_on, log, notes, plant, stop_at, text
+from test_durability import (
+    TINY,
+    assert_same,
+    course,
+    damage,
+    fit,
+    go_on,
+    log,
+    notes,
+    plant,
+    stop_at,
+    text,
+)
 
 __all__ = ["text"]  # a fixture
 
@@ -377,3 +389,35 @@ def test_wrong_types_are_told_in_one_line(
 def test_what_is_no_name_is_no_checkpoint(path: Any) -> None:
     with pytest.raises(InputError, match="must be the name of a file or folder"):
         mygpt.load(path)
+
+
+def test_a_run_whose_folder_is_renamed_ends_with_its_state_there(text: str, tmp_path: Path) -> None:
+    """Another run was begun under the old name, and both wrote into that folder."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    fit(text, tmp_path / "whole")
+
+    def rename(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 7:
+            run.rename(moved)
+            run.mkdir()
+
+    with pytest.raises(StorageError, match=r"run was renamed to .*moved while .* ended at step 7"):
+        mygpt.train(text, output=run, listener=rename, **TINY)
+    assert os.listdir(run) == []
+    assert RunFolder(moved).load_state()[0].course.step == 7
+    go_on(moved)
+    assert_same(moved, tmp_path / "whole")
+    assert log(moved) == log(tmp_path / "whole")
+
+
+def test_a_run_whose_folder_is_removed_writes_into_no_other(text: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def remove(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 7:
+            shutil.rmtree(run)
+            run.mkdir()
+
+    with pytest.raises(StorageError, match="was removed or moved away"):
+        mygpt.train(text, output=run, listener=remove, **TINY)
+    assert os.listdir(run) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from mygpt.data.storing import cuts as storing_cuts
 from mygpt.data.storing.build import StoreProgress, build_store
 from mygpt.data.storing.cuts import Cutter
 from mygpt.data.storing.words import Words, words_of
-from mygpt.errors import CheckpointError, DamagedError, InputError
+from mygpt.errors import CheckpointError, DamagedError, InputError, StorageError
 from mygpt.storage import RunLock
 from mygpt.text import Document, read_corpus
 from mygpt.tokenization import (
@@ -589,3 +590,42 @@ def test_a_store_is_no_text_of_a_folder(tmp_path: Path) -> None:
     build_store([tmp_path / "poem.txt"], tmp_path / "store", tokenizer="byte", workers=0)
     names = [document.name for document in read_corpus([str(tmp_path)]).documents]
     assert names == [str(tmp_path / "poem.txt")]
+
+
+@pytest.mark.parametrize("name", ["index.json", "tokenizer.json", "shards", "shards/000000.tokens"])
+def test_a_link_inside_a_store_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    """A store out of an archive had `tokenize` write through its links."""
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh\n" * 100)
+    store = tmp_path / "store"
+    build_store([text], store, tokenizer="byte", workers=0)
+    victim = tmp_path / "victim"
+    (store / name).rename(victim)
+    (store / name).symlink_to(victim)
+    before = victim.read_bytes() if victim.is_file() else sorted(victim.iterdir())
+    with pytest.raises(CheckpointError, match=f"{name} is a symbolic link"):
+        TokenStore.open(store).tokens[:]
+    with contextlib.suppress(InputError):  # the link itself may be replaced
+        build_store([text], store, tokenizer="byte", workers=0, overwrite=True)
+    assert (victim.read_bytes() if victim.is_file() else sorted(victim.iterdir())) == before
+
+
+def test_a_store_whose_folder_is_renamed_is_written_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, store, moved = tmp_path / "text.txt", tmp_path / "store", tmp_path / "moved"
+    text.write_text("abcdefgh\n" * 1000)
+    inner = storing_module._Building._take
+
+    def rename(self: Any, *how: Any) -> None:
+        inner(self, *how)
+        if store.exists():
+            store.rename(moved)
+            store.mkdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storing_module._Building, "_take", rename)
+        with pytest.raises(StorageError, match=r"store was renamed to .*moved"):
+            build_store([text], store, tokenizer="byte", workers=0, shard_tokens=1000)
+    assert os.listdir(store) == []
+    assert build_store([text], moved, tokenizer="byte", workers=0, shard_tokens=1000).num_documents

@@ -279,6 +279,7 @@ class RunLock:
         self.folder = folder
         self.works = True
         self._descriptor: int | None = None
+        self._place: int | None = None  # the folder itself, whatever it is called
 
     def __enter__(self) -> RunLock:
         """Take the lock.
@@ -308,6 +309,8 @@ class RunLock:
                 "choose another --output"
             )
         self.works = taken is not None
+        if os.name != "nt":  # a folder with an open file in it cannot be renamed there
+            self._place = os.open(self.folder, os.O_RDONLY)
         if os.fstat(self._descriptor).st_nlink > 1:  # somebody's other file, perhaps
             return self
         with contextlib.suppress(OSError):  # only for people
@@ -323,9 +326,47 @@ class RunLock:
 
     def _release(self) -> None:
         # The file stays: if it went, two could each hold a lock on a file of that name.
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        for descriptor in (self._descriptor, self._place):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._descriptor = self._place = None
+
+    def moved_to(self) -> Path | None:
+        """Where the locked folder is now, if another or none has its name; None where it is there.
+
+        Raises:
+            StorageError: where it has been removed, or cannot be found.
+        """
+        if self._place is None:
+            return None
+        ours = os.fstat(self._place)
+        try:
+            if os.path.samestat(os.stat(self.folder), ours):
+                return None
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:  # the system does not say
+            return None
+        found = _path_of(self._place)
+        if found is not None and os.path.realpath(self.folder) == str(found):
+            return None  # a file system that numbers its folders anew
+        if found is None or not found.is_dir() or not os.path.samestat(os.stat(found), ours):
+            raise StorageError(
+                f"{self.folder} was removed or moved away while this process wrote in it"
+            )
+        return found
+
+
+def _path_of(descriptor: int) -> Path | None:
+    """What an open folder is called now; None where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    import fcntl
+
+    with contextlib.suppress(OSError, AttributeError):
+        command = getattr(fcntl, "F_GETPATH")  # noqa: B009  # macOS alone has it
+        return Path(os.fsdecode(fcntl.fcntl(descriptor, command, bytes(1024)).rstrip(b"\0")))
+    return None
 
 
 def holder(folder: Path) -> str | None:

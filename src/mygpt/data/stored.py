@@ -23,6 +23,7 @@ from mygpt.data.storing.index import (
     DTYPES,
     FORMAT,
     INDEX,
+    SHARDS,
     TOKENIZER,
     Index,
     Shard,
@@ -30,6 +31,7 @@ from mygpt.data.storing.index import (
     shard_paths,
 )
 from mygpt.errors import CheckpointError, DamagedError
+from mygpt.file_access import open_regular, require_folder, require_regular
 from mygpt.json_objects import STATE, parse_object
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import ForeignTokenizer, Tokenizer, from_state
@@ -140,7 +142,8 @@ class StoredTokens:
 
 def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[np.integer]:
     try:
-        mapped = np.memmap(path, dtype, "r", shape=(length,))
+        with open_regular(path) as file:
+            mapped = np.memmap(file, dtype, "r", shape=(length,))
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from None
     return mapped.view(np.ndarray)  # plain arrays are sliced faster
@@ -194,6 +197,7 @@ class TokenStore:
             raise DamagedError(f"{path / INDEX} is damaged: its dtype is not the tokenizer's")
         for number, shard in enumerate(index.shards):
             _check_shard(path, number, shard, DTYPES[index.dtype].itemsize, check=check)
+        require_folder(path / SHARDS)
         paths = [shard_paths(path, number)[0] for number in range(len(index.shards))]
         lengths = [shard.tokens for shard in index.shards]
         tokens = StoredTokens(
@@ -264,16 +268,11 @@ def is_store(path: str | Path) -> bool:
     """Whether a folder is a token store, finished or not, whole or not."""
     index = Path(path) / INDEX
     try:
-        with open(index, "rb", opener=_without_waiting) as file:
-            start = file.read(_FIRST_LOOK) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+        with open_regular(index) as file:
+            start: bytes = file.read(_FIRST_LOOK)
     except (OSError, ValueError):  # it is not there; a NUL in its name
         return False
     return json.dumps(FORMAT).encode() in start
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    """Open; opening a pipe that nobody writes to would wait for ever."""
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_tokenizer(store: Path, sha256: str) -> Tokenizer:
@@ -294,7 +293,7 @@ def _check_shard(store: Path, number: int, shard: Shard, itemsize: int, *, check
     digests = shard.sha256, shard.documents_sha256
     for path, length, digest in zip(shard_paths(store, number), lengths, digests, strict=True):
         try:
-            status = os.stat(path)
+            status = require_regular(path) or os.stat(path)
         except FileNotFoundError:
             raise DamagedError(f"{path} does not exist: {AGAIN}") from None
         except OSError as error:
@@ -311,7 +310,7 @@ def _check_shard(store: Path, number: int, shard: Shard, itemsize: int, *, check
 def _digest_of(path: Path) -> str:
     sha256 = hashlib.sha256()
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             while data := file.read(_BLOCK):
                 sha256.update(data)
     except OSError as error:

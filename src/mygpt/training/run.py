@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import open_regular, read_inside, require_folder, require_regular
 from mygpt.storage import (
+    RunLock,
     append,
     cut,
     lock_path,
@@ -44,10 +46,13 @@ class RunFolder:
     Attributes:
         folder: where it lies.
         file: a checkpoint that is also written for the user (`--output ckpt.pt`), or None.
+        moved_from: what the folder was called when it was locked, where that has changed since.
     """
 
     folder: Path
     file: Path | None = None
+    moved_from: Path | None = field(default=None, init=False, compare=False)
+    _lock: RunLock | None = field(default=None, init=False, compare=False, repr=False)
 
     @classmethod
     def at(cls, output: str | Path) -> RunFolder:
@@ -102,6 +107,33 @@ class RunFolder:
             require_regular(path)
         for path in self.folder.glob("shards-*"):
             require_folder(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[RunLock]:
+        """Hold the folder's lock; a folder that is renamed meanwhile is written where it is.
+
+        Raises:
+            InputError, StorageError: as `RunLock`.
+        """
+        with RunLock(self.folder) as self._lock:
+            try:
+                yield self._lock
+            finally:
+                self._lock = None
+
+    def follow(self) -> bool:
+        """Whether the folder has another name than when it was locked; it is then known by that.
+
+        Another run may have been begun under the old name: nothing may be written there.
+
+        Raises:
+            StorageError: where it has been removed.
+        """
+        found = None if self._lock is None else self._lock.moved_to()
+        if found is not None and found != self.folder:
+            self.moved_from = self.moved_from or self.folder
+            self.folder = found
+        return self.moved_from is not None
 
     @property
     def name(self) -> Path:
@@ -204,6 +236,7 @@ class RunFolder:
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.toml."""
+        self.follow()
         import tomli_w
 
         text = tomli_w.dumps(_without_none(settings))
@@ -211,10 +244,12 @@ class RunFolder:
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one record to the log."""
+        self.follow()
         append(self.log_path, json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def sync_log(self) -> int:
         """Make the log durable; return its length in bytes."""
+        self.follow()
         return sync_length(self.log_path)
 
     def cut_log(self, length: int) -> str | None:
@@ -246,6 +281,7 @@ class RunFolder:
 
     def save_state(self, state: State, *, keep: bool) -> None:
         """Commit a state; with `keep` what was the last becomes the previous one."""
+        self.follow()
         keep_as = self.previous_path if keep else None
         parts = state.parts()
         write_arrays(self.state_path, state.arrays, parts, keep_as=keep_as, inside=True)
@@ -323,6 +359,8 @@ class RunFolder:
         provenance: dict[str, Any],
     ) -> None:
         """Write a model's checkpoint, and the user's own file where it is the one to use."""
+        self.follow()
+        path = self.folder / path.name
         write_checkpoint(path, arrays, config, tokenizer, provenance, inside=True)
         if self.file is not None and (path == self.best_path or not self.best_path.exists()):
             write_checkpoint(self.file, arrays, config, tokenizer, provenance)

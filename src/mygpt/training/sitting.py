@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -14,7 +15,7 @@ from mygpt.baselines import Baselines, measure_baselines, uniform_loss, unigram_
 from mygpt.baselines.compression import MOST_BEFORE_BYTES
 from mygpt.baselines.ngram import MOST_LEARNED
 from mygpt.data.batches import Tokens
-from mygpt.errors import interruption
+from mygpt.errors import StorageError, interruption
 from mygpt.generation.writer import Writer, load
 from mygpt.signals import Postponed
 from mygpt.storage import RunLock
@@ -110,6 +111,8 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
 
     with Postponed(stopping) as interrupt:
         trainer.fit(_stops(trainer, interrupt))
+    if trainer.run.moved_from is not None:
+        _tell_moved(trainer)
     course, ended_by = trainer.course, None if trainer.finished else interrupt.received
     validated = course.best_step > 0
     baselines = None
@@ -149,6 +152,23 @@ def _written(trainer: Trainer) -> Writer:
     return load(trainer.run.checkpoint_path, device=device)
 
 
+def _tell_moved(trainer: Trainer) -> None:
+    """Say that the run's folder was renamed; an error where training ended for that.
+
+    Raises:
+        StorageError: where the run is not finished.
+    """
+    run = trainer.run
+    renamed = f"{run.moved_from} was renamed to {run.folder} while it was being trained"
+    if trainer.finished:
+        trainer.tell(Note(renamed))
+        return
+    raise StorageError(
+        f"{renamed}: training has ended at step {trainer.course.step:,}, whose state is saved "
+        f"there; mygpt train --resume {shlex.quote(str(run.folder))} resumes it"
+    )
+
+
 def _sit_by(trainer: Trainer) -> Writer:
     """The sitting of all processes but the first: the same steps, and nothing is told."""
     with Postponed(lambda name: None) as interrupt:
@@ -161,11 +181,13 @@ def _sit_by(trainer: Trainer) -> Writer:
 
 
 def _stops(trainer: Trainer, interrupt: Postponed) -> Callable[[], bool]:
-    """Whether any of the processes has received a signal."""
+    """Whether any of the processes has received a signal, or the run's folder was renamed."""
 
     def stops() -> bool:
-        interrupt.received = trainer.world.signal(interrupt.received)
-        return interrupt.received is not None
+        moved = trainer.run.follow()
+        ends = signal.SIGTERM if moved and not trainer.world.alone else None  # the others'
+        interrupt.received = trainer.world.signal(interrupt.received or ends)
+        return moved or interrupt.received is not None
 
     return stops
 
@@ -173,10 +195,9 @@ def _stops(trainer: Trainer, interrupt: Postponed) -> Callable[[], bool]:
 @contextmanager
 def locked(world: World, run: RunFolder) -> Iterator[RunLock]:
     """The run's lock, held by the first process for all."""
-    lock = RunLock(run.folder)
     with ExitStack() as held:
-        world.together(lambda: held.enter_context(lock), main_only=True)
-        yield lock
+        lock = world.together(lambda: held.enter_context(run.locked()), main_only=True)
+        yield lock or RunLock(run.folder)
 
 
 def _references(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:

@@ -34,6 +34,7 @@ from mygpt.data.storing.pool import Answer, Job, Workers
 from mygpt.data.storing.tokenizer import check_name, learned
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.file_access import require_folder
 from mygpt.json_objects import STATE, check_size
 from mygpt.storage import RunLock, holder, remove, strays, write_durably
 from mygpt.text import Piece, TextSource, find_sources, name_of, pieces
@@ -129,10 +130,10 @@ def build_store(
     if workers is not None and workers < 0:
         raise InputError(f"workers={workers} must be at least 0: leave it out for one a core")
     _require_place(out)
-    with _locked(out):
+    with _locked(out) as lock:
         index = _at_hand(out, index, overwrite=overwrite)
         if not index.finished:
-            building = _Building(out, index, sources, progress, unknown)
+            building = _Building(out, index, sources, progress, unknown, lock)
             building.run(tokenizer, _number_of_workers(sources, workers))
     return TokenStore.open(out)
 
@@ -189,7 +190,7 @@ def _require_place(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[RunLock]:
     lock = RunLock(out)
     try:
         lock.__enter__()
@@ -201,13 +202,14 @@ def _locked(out: Path) -> Iterator[None]:
     except StorageError as error:
         raise StorageError(str(error).replace("--output", "--out")) from None
     try:
-        yield
+        yield lock
     finally:
         lock.__exit__(None, None, None)
 
 
 def _at_hand(out: Path, wanted: Index, *, overwrite: bool) -> Index:
     """The index to go on with: what is there, or the request."""
+    require_folder(out / SHARDS)
     remove(*strays(out), *strays(out / SHARDS))
     there = Index.read(out) if is_store(out) and not overwrite else None
     lasting = all(source.size >= 0 for source in wanted.sources)
@@ -258,7 +260,9 @@ class _Building:
         sources: Sequence[TextSource],
         progress: Listener | None,
         policy: str,
+        lock: RunLock,
     ) -> None:
+        self._lock = lock
         self.out = out
         self.index = index
         self.sources = sources
@@ -301,7 +305,7 @@ class _Building:
             check_size(state, STATE)
         except ValueError as error:
             raise InputError(f"the tokenizer cannot be kept in a store: {error}") from None
-        write_durably(self.out / TOKENIZER, [state])
+        write_durably(self.out / TOKENIZER, [state], inside=True)
         dtype = np.dtype(dtype_of(tokenizer)).name
         digest = hashlib.sha256(state).hexdigest()
         self.index = replace(self.index, tokenizer=digest, dtype=dtype)
@@ -376,13 +380,18 @@ class _Building:
     def _commit(self, *, finished: bool = False) -> None:
         """Make the shard durable, and then the index that names it."""
         self._unknown.notes(self.index.name, self._policy)
+        if (moved := self._lock.moved_to()) is not None:
+            raise StorageError(
+                f"{self.out} was renamed to {moved} while it was being written: what is finished "
+                "is there; the same command with that --out continues it"
+            )
         shards = self.index.shards
         if self._num_bytes:
             starts = [np.concatenate(self._starts).tobytes()]
             digests = _digest(self._ids), _digest(starts)
             tokens, documents = shard_paths(self.out, len(shards))
-            write_durably(tokens, self._ids)
-            write_durably(documents, starts)
+            write_durably(tokens, self._ids, inside=True)
+            write_durably(documents, starts, inside=True)
             shard = Shard(
                 self._num_tokens, self._documents, self._bytes, *digests, self._characters
             )

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mygpt.errors import CheckpointError, DamagedError, InputError
+from mygpt.file_access import open_regular
 from mygpt.json_objects import Limits, check_size, parse_object
 from mygpt.storage import write_durably
 
@@ -140,7 +140,7 @@ class Index:
             raise InputError(
                 f"{store / INDEX} cannot be written: {error}; take larger shards, or fewer files"
             ) from None
-        write_durably(store / INDEX, [data])
+        write_durably(store / INDEX, [data], inside=True)
 
     @classmethod
     def read(cls, store: Path) -> Index:
@@ -173,13 +173,15 @@ def shard_paths(store: Path, number: int) -> tuple[Path, Path]:
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """A file's bytes; `DamagedError` where it is not there, no file, or longer than that."""
+    """A file's bytes.
+
+    Raises:
+        DamagedError: where it is not there, or longer than that.
+        CheckpointError: for a link, a pipe or a device.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise DamagedError(f"{path} is no file")
-            data = file.read(most_bytes + 1)
+        with open_regular(path) as file:
+            data: bytes = file.read(most_bytes + 1)
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except OSError as error:
