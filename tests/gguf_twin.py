@@ -181,3 +181,24 @@ def merged_ids(values: dict[str, Any], word: str) -> list[int]:
             return [ids[part] for part in parts if part in ids]
         at = min(found)[1]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+def sentencepiece_ids(values: dict[str, Any], text: str) -> list[int]:
+    """The ids of a text: neighbours are joined, best score first; unknown characters are bytes."""
+    tokens, scores = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.scores"]
+    ids = {token: number for number, token in enumerate(tokens)}
+    if values["tokenizer.ggml.add_space_prefix"] and text:
+        text = f" {text}"
+    parts = list(text.replace(" ", "\u2581"))
+    while True:
+        pairs = [(a + b, -i) for i, (a, b) in enumerate(pairwise(parts))]
+        joined = [(scores[ids[token]], place) for token, place in pairs if token in ids]
+        if not joined:
+            break
+        at = -max(joined)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    found: list[int] = []
+    for part in parts:
+        in_bytes = [ids[f"<0x{byte:02X}>"] for byte in part.encode()]
+        found += [ids[part]] if part in ids else in_bytes
+    return found

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models
 
-from gguf_twin import BYTE, merged_ids
+from gguf_twin import BYTE, merged_ids, read_gguf, sentencepiece_ids
 from mygpt.errors import InputError
+from mygpt.formats.gguf_file import write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from mygpt.tokenization.foreign import ForeignTokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 CHARS = "\0\t\n\r \\<>|abendoftx\x85\xa0é\u0100Ġ漢字€\u2581\ufeff\uffff가😀𝄞\U0010ffff"
@@ -129,6 +135,14 @@ LLAMA_3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
         (split_at(QWEN2), False, "qwen2"),
         (split_at(LLAMA_3), False, "smaug-bpe"),
         (split_at(LLAMA_3), True, "llama-bpe"),
+        (
+            {
+                "type": "Sequence",
+                "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level(True)],
+            },
+            False,
+            "smollm",
+        ),
     ],
 )
 def test_rules_of_others_go_by_llama_cpp_s_names(pre: Any, whole: bool, name: str) -> None:
@@ -150,7 +164,7 @@ def test_rules_of_others_go_by_llama_cpp_s_names(pre: Any, whole: bool, name: st
         (
             {
                 "type": "Sequence",
-                "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level(True)],
+                "pretokenizers": [{"type": "Digits", "individual_digits": False}, byte_level(True)],
             },
             False,
         ),
@@ -177,4 +191,251 @@ def test_tokens_that_llama_cpp_would_take_for_one_are_refused() -> None:
     added.append({**added[0], "id": BPE.vocab_size, "content": "a\0", "special": False})
     tokenizer = BPETokenizer(description)
     with pytest.raises(InputError, match="NUL"):
+        tokenizer_values(tokenizer, tokenizer.vocab_size)
+
+
+# --- tokenizers that came with a model ------------------------------------------------------
+
+
+def of_a_model(
+    pre: Any, *, whole: bool = False, rows: int = 0, end: str = "<|im_end|>", first: str = ""
+) -> ForeignTokenizer:
+    """As of Qwen3 and Llama 3: another end of text, a token before texts, padded rows."""
+    description = of_another(pre, whole=whole, end=False).to_state()["tokenizer"]
+    size = len(description["model"]["vocab"]) + len(description["added_tokens"])
+    plain = {**description["added_tokens"][0], "special": True}
+    for name in filter(None, (end, first)):
+        if name not in [token["content"] for token in description["added_tokens"]]:
+            description["added_tokens"].append({**plain, "id": size, "content": name})
+            size += 1
+    ids = {token["content"]: token["id"] for token in description["added_tokens"]}
+    if first:
+        described = {"id": first, "ids": [ids[first]], "tokens": [first]}
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        description["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": first, "type_id": 0}}, text],
+            "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {first: described},
+        }
+    return ForeignTokenizer(description, end_of_text=ids[end], vocab_size=size + rows)
+
+
+@pytest.mark.parametrize(
+    ("pre", "whole", "first", "name"),
+    [
+        (split_at(QWEN2), False, "", "qwen2"),
+        (split_at(LLAMA_3), True, "<|begin_of_text|>", "llama-bpe"),
+        (byte_level(True), False, "", "gpt-2"),
+    ],
+    ids=["Qwen3", "Llama 3", "GPT-2"],
+)
+@pytest.mark.parametrize("rows", [0, 5])
+def test_a_models_own_tokenizer_goes_along(
+    pre: Any, whole: bool, first: str, name: str, rows: int
+) -> None:
+    tokenizer = of_a_model(pre, whole=whole, rows=rows, first=first)
+    values, notes = tokenizer_values(tokenizer, tokenizer.vocab_size)
+    assert notes == []
+    assert values["tokenizer.ggml.pre"] == name
+    tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    assert len(tokens) == len(types) == len(set(tokens)) == tokenizer.vocab_size
+    end = values["tokenizer.ggml.eos_token_id"]
+    assert end == tokenizer.end_of_text
+    assert tokens[end] == "<|im_end|>"
+    assert types[tokens.index("<tool>")] == USER_DEFINED
+    assert values["tokenizer.ggml.add_bos_token"] is bool(first)
+    assert tokens[values["tokenizer.ggml.bos_token_id"]] == (first or "<|im_end|>")
+    size = tokenizer.vocab_size - rows
+    assert tokens[size:] == [f"[PAD{n}]" for n in range(size, size + rows)]
+    assert types[size:] == [UNUSED] * rows
+    assert all(types[n] == CONTROL for n in (end, values["tokenizer.ggml.bos_token_id"]))
+    for word in ["the", " the", " cat", "漢字", "😀😀", "ïve", "zebra", "\n\n", " 1"]:
+        assert merged_ids(values, word) == tokenizer.encode_array(word).tolist()
+
+
+def test_a_padding_token_is_named() -> None:
+    tokenizer = of_a_model(split_at(QWEN2), first="<pad>")
+    values, _ = tokenizer_values(tokenizer, tokenizer.vocab_size)
+    number = values["tokenizer.ggml.padding_token_id"]
+    assert values["tokenizer.ggml.tokens"][number] == "<pad>"
+
+
+def test_an_added_token_that_takes_spaces_is_refused() -> None:
+    tokenizer = of_a_model(split_at(QWEN2))
+    description = tokenizer.to_state()["tokenizer"]
+    description["added_tokens"][-2] |= {"special": False, "lstrip": True}
+    odd = ForeignTokenizer(description, end_of_text=tokenizer.end_of_text)
+    with pytest.raises(InputError, match=r"llama.cpp knows no lstrip .* --to hf"):
+        tokenizer_values(odd, odd.vocab_size)
+
+
+@pytest.mark.parametrize("model", [models.Unigram([("a", -1.0)], 0), models.WordPiece({"a": 0})])
+def test_a_tokenizer_of_a_kind_without_a_name_is_refused_by_it(model: Any) -> None:
+    library = tokenizers.Tokenizer(model)
+    library.add_special_tokens(["</s>"])
+    tokenizer = ForeignTokenizer(json.loads(library.to_str()), end_of_text=1)
+    kind = type(model).__name__
+    with pytest.raises(InputError, match=rf"no tokenizer like this one here .*{kind}.*--to hf"):
+        tokenizer_values(tokenizer, tokenizer.vocab_size)
+
+
+SPACE = "\u2581"
+
+
+def llama_2(**changes: Any) -> dict[str, Any]:
+    """Llama 2's kind of tokenizer.json: every way to split every token, best token first."""
+    control = ["<unk>", "<s>", "</s>"]
+    made = ["th", "he", "the", "_t", "_the", "_th", "at", "cat", "_cat", "aa", "aaa", "__", "___"]
+    made = [name.replace("_", SPACE) for name in [*made, "ïve", "ve", "漢字"]]
+    characters = sorted({*"".join(made), *"xyz,.<>/s\n"})
+    names = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *made, *characters]
+    vocab = {name: number for number, name in enumerate(names)}
+    merges = [
+        [token[:n], token[n:]]
+        for token in made
+        for n in range(1, len(token))
+        if token[:n] in vocab and token[n:] in vocab
+    ]
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": n, "content": name, "special": True, **plain} for n, name in enumerate(control)]
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    } | changes
+
+
+METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
+_words = st.sampled_from(
+    [
+        "the",
+        " the",
+        "  the",
+        "cat",
+        " ",
+        "   ",
+        "a",
+        "aa",
+        "aaa",
+        "ïve",
+        "漢字",
+        "🙂",
+        "\n",
+        "x.",
+        "th",
+    ]
+)
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@given(words=st.lists(st.one_of(_words, st.text(max_size=3)), max_size=8))
+def test_merges_over_characters_are_scores(meta: bool, words: list[str]) -> None:
+    """Llama 2's: llama.cpp has no merges there, and joins by the scores of tokens."""
+    text = "".join(words).lstrip(f" {SPACE}") if meta else "".join(words)
+    changes = {"normalizer": None, "pre_tokenizer": METASPACE} if meta else {}
+    tokenizer = ForeignTokenizer(llama_2(**changes), end_of_text=2)
+    values, _ = tokenizer_values(tokenizer, tokenizer.vocab_size)
+    assert sentencepiece_ids(values, text) == tokenizer.encode_array(text).tolist()
+
+
+def test_what_is_said_of_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    tokenizer = ForeignTokenizer(llama_2(), end_of_text=2, vocab_size=320)
+    values, notes = tokenizer_values(tokenizer, 320)
+    assert notes == []
+    assert values["tokenizer.ggml.model"] == "llama"
+    assert values["tokenizer.ggml.pre"] == "default"
+    assert values["tokenizer.ggml.add_space_prefix"] is True
+    assert values["tokenizer.ggml.add_bos_token"] is True
+    assert values["tokenizer.ggml.unknown_token_id"] == 0
+    assert (values["tokenizer.ggml.bos_token_id"], values["tokenizer.ggml.eos_token_id"]) == (1, 2)
+    types = values["tokenizer.ggml.token_type"]
+    assert types[:3] == [2, CONTROL, CONTROL]
+    assert types[3:259] == [6] * 256
+    size = len(llama_2()["model"]["vocab"])
+    assert values["tokenizer.ggml.tokens"][size:] == [f"[PAD{n}]" for n in range(size, 320)]
+    assert len(values["tokenizer.ggml.scores"]) == 320
+    path = tmp_path / "a.gguf"
+    write_gguf_file(path, values, [])
+    read, _ = read_gguf(path)
+    assert read == values
+    package = pytest.importorskip("gguf")
+    field = package.GGUFReader(path).fields["tokenizer.ggml.scores"]
+    assert field.contents() == values["tokenizer.ggml.scores"]
+
+
+def test_text_that_spells_a_control_token_is_told() -> None:
+    """llama.cpp joins whatever spells a token's name, where mygpt lets text be text."""
+    description = llama_2()
+    vocab = description["model"]["vocab"]
+    vocab |= {"</": len(vocab), "s>": len(vocab) + 1}
+    description["model"]["merges"] += [["<", "/"], ["s", ">"]]
+    tokenizer = ForeignTokenizer(description, end_of_text=2)
+    _, notes = tokenizer_values(tokenizer, tokenizer.vocab_size)
+    assert any("'</s>'" in note for note in notes)
+
+
+def _without_merge(description: dict[str, Any]) -> None:
+    description["model"]["merges"].remove(["t", "he"])
+
+
+def _apart(description: dict[str, Any]) -> None:
+    merges = description["model"]["merges"]
+    merges.append(merges.pop(merges.index(["t", "he"])))
+
+
+def _without_byte(description: dict[str, Any]) -> None:
+    vocab = description["model"]["vocab"]
+    vocab["odd"] = vocab.pop("<0x0A>")
+
+
+WITHOUT_SCORES = {
+    "no merge of 't' and 'he'": _without_merge,
+    "the ways to 'the' apart": _apart,
+    "no token for byte 10": _without_byte,
+    "another rule for spaces": lambda d: d.update(normalizer={"type": "NFC"}),
+    "end at spaces, and tokens that have a space inside": lambda d: d.update(
+        normalizer=None, pre_tokenizer={**METASPACE, "split": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("said", WITHOUT_SCORES)
+def test_merges_that_no_scores_say_are_refused(said: str) -> None:
+    description = llama_2()
+    WITHOUT_SCORES[said](description)
+    tokenizer = ForeignTokenizer(description, end_of_text=2)
+    with pytest.raises(InputError, match=rf"no tokenizer like this .*{said}.* --to hf"):
         tokenizer_values(tokenizer, tokenizer.vocab_size)

@@ -36,7 +36,7 @@ def require_regular(path: str | Path, *, inside: bool = True) -> os.stat_result 
     """
     try:
         status = os.lstat(path) if inside else os.stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of the second whoever writes there tells
         return None
     _check(path, status)
     return status

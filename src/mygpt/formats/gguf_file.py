@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mygpt.storage import write_durably
 
-Value = str | bool | int | float | list[str] | list[int]
+Value = str | bool | int | float | list[str] | list[int] | list[float]
 
 F32, F16, Q8_0 = 0, 1, 8  # as ggml numbers its types
 BLOCK = 32  # numbers that share a scale in q8_0
@@ -89,7 +89,7 @@ def write_gguf_file(path: Path, values: Mapping[str, Value], tensors: Sequence[S
     Args:
         path: the file.
         values: by key. A whole number becomes a uint32, a list of them int32, another number a
-            float32; an empty list is one of strings.
+            float32, a list of those likewise; an empty list is one of strings.
         tensors: in the order in which they stand in the file.
 
     Raises:
@@ -132,4 +132,6 @@ def _value(value: Value) -> bytes:
     texts = [item for item in value if isinstance(item, str)]
     if len(texts) == len(value):
         return struct.pack("<IIQ", _ARRAY, _STRING, len(texts)) + b"".join(map(_string, texts))
-    return struct.pack("<IIQ", _ARRAY, _INT32, len(value)) + np.array(value, "<i4").tobytes()
+    floats = isinstance(value[0], float)
+    head = struct.pack("<IIQ", _ARRAY, _FLOAT32 if floats else _INT32, len(value))
+    return head + np.array(value, "<f4" if floats else "<i4").tobytes()
