@@ -459,7 +459,12 @@ def test_the_unknown_token_stands_for_no_bytes(tmp_path_factory):
         ({"tokenizer_config": {"eos_token": "</s>"}}, 416, "'</s>', which is no token"),
         ({"special_tokens_map": {"eos_token": END_OF_TEXT}}, 416, None),
         ({"generation_config": {"eos_token_id": 417}}, 417, "'<|im_end|>', id 417, of generation"),
-        ({"generation_config": {"eos_token_id": [417, 416]}}, 417, r"not with \[416\]"),
+        (
+            {"generation_config": {"eos_token_id": [417, 416]}},
+            417,
+            r"'<\|endoftext\|>' of generation_config.json ends a text too",
+        ),
+        ({"generation_config": {"eos_token_id": [416, {}, "417"]}}, 416, "id 416, of generation"),
         ({"config": {"eos_token_id": 417}}, 417, "of config.json"),
         ({"config": {"eos_token_id": 50256}}, 416, r"\[50256\], no special token: not used"),
         ({"config": {"eos_token_id": 5}}, 416, r"\[5\], no special token: not used"),

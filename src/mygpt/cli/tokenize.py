@@ -88,12 +88,16 @@ def tokenize(
     """
     from mygpt.data.storing.build import SHARD_TOKENS, build_store
     from mygpt.text import SEPARATOR, find_sources
+    from mygpt.tokenization import end_notes
 
     if not out:  # a variable that is not set, in a script
         raise InputError("--out is empty: name the store's folder")
     if not quiet:
         for note in find_sources(files, encoding=encoding)[1]:
             print(visible(note, sys.stderr), file=sys.stderr)
+    chosen = _tokenizer(tokenizer)
+    for note in [] if quiet or isinstance(chosen, str) else end_notes(chosen):
+        print(visible(note, sys.stderr), file=sys.stderr)
     began = time.monotonic()
     with _Display(quiet=quiet) as display:
         try:
@@ -101,7 +105,7 @@ def tokenize(
                 store = build_store(
                     files,
                     out,
-                    tokenizer=_tokenizer(tokenizer),
+                    tokenizer=chosen,
                     field=field,
                     encoding=encoding,
                     split_documents=split_documents,

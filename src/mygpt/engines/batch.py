@@ -24,7 +24,7 @@ class _Row:
 
     decoding: Decoding
     left: int
-    end: int | None
+    ends: frozenset[int]
 
 
 class SeparateBatch:
@@ -62,7 +62,7 @@ class SeparateBatch:
         check_prompt_fits(len(request.prompt), self._max_seq_len, request.overflow)
         if self._vocab_size is not None:
             check_prompt_ids(request.prompt, self._vocab_size)
-        row = _Row(self._engine.start([request]), request.room(self._max_seq_len), request.end)
+        row = _Row(self._engine.start([request]), request.room(self._max_seq_len), request.ends)
         slot = self._free.popleft()
         self._rows[slot] = row
         return slot
@@ -77,7 +77,7 @@ class SeparateBatch:
                 while row.left > 0 and len(new[slot]) < most:
                     (ids,) = row.decoding.advance(1)
                     new[slot] += ids
-                    row.left = 0 if row.end in ids else row.left - 1
+                    row.left = row.left - 1 if row.ends.isdisjoint(ids) else 0
             except InputError as error:
                 self._failures[slot], row.left = error, 0
         return new

@@ -30,7 +30,8 @@ class Request:
         sampling: how to draw them.
         stream: this row's random numbers; token n takes `stream.uniform(n)`.
         overflow: what happens past the window (see `Window`).
-        end: a token that ends the row once it is drawn (it is given out too); None for none.
+        end: a token, or several, that end the row once one is drawn (it is given out too); None
+            for none.
     """
 
     prompt: NDArray[np.int64]
@@ -38,7 +39,14 @@ class Request:
     sampling: SamplingConfig
     stream: Stream
     overflow: Overflow = "crop"
-    end: int | None = None
+    end: int | tuple[int, ...] | None = None
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end the row."""
+        if self.end is None:
+            return frozenset()
+        return frozenset({self.end} if isinstance(self.end, int) else self.end)
 
     def room(self, max_seq_len: int) -> int:
         """How many tokens can be drawn: "stop" ends at the window's end."""

@@ -31,7 +31,7 @@ class Row:
 
     def __init__(self, network: Network, request: Request) -> None:
         self.network = network
-        self.request = request
+        self.request, self.ends = request, request.ends
         self.text: list[int] = request.prompt.tolist()
         self.full = len(self.text) + request.room(network.config.max_seq_len)
         self.ended = len(self.text) >= self.full
@@ -66,7 +66,7 @@ class Row:
             step = len(self.text) - len(request.prompt)
             token = next_id(self.logits, request.sampling, self.text, request.stream, step)
             self.text.append(token)
-            self.ended = token == request.end or len(self.text) == self.full
+            self.ended = token in self.ends or len(self.text) == self.full
         return self.text[before:]
 
 

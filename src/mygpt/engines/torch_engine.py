@@ -245,6 +245,7 @@ class _Batch:
         self, model: Any, requests: Sequence[Request], compiled: CompiledStep | None
     ) -> None:
         self.model, self.requests = model, requests
+        self.ends = [request.ends for request in requests]
         first = requests[0]
         self.length = len(first.prompt)
         self.room = first.room(model.max_seq_len)
@@ -266,7 +267,7 @@ class _Batch:
             for row, token in enumerate(self._step()):
                 if not self.ended[row]:
                     new[row].append(token)
-                    if token == self.requests[row].end:
+                    if token in self.ends[row]:
                         self.end(row)
         if self.drawn == self.room:
             self.ended = [True] * len(self.ended)

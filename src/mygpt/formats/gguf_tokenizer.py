@@ -59,6 +59,7 @@ _QWEN2, _LLAMA_3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for numbers in (r"\p{N}", r"\p{N}{1,3}")
 )
+_MORE_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 _GPT_2 = "gpt-2"  # whose rule has no text of its own in a tokenizer.json
 _DIGITS = "each digit"  # nor has this one
 # llama.cpp's names, by rules and by whether a word that is a token is taken without merging.
@@ -108,8 +109,13 @@ def tokenizer_values(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, V
             f"a tokenizer of kind {tokenizer.kind!r:.20} does not go into GGUF: use --to hf"
         )
     end = _end(tokenizer, tokens, types)
-    types[end] = CONTROL
+    others = [number for number in tokenizer.other_ends if number != end]
+    if len(others) > len(_MORE_ENDS):
+        left_out = ", ".join(map(repr, others[len(_MORE_ENDS) :]))
+        notes.append(f"GGUF has no place for the ids {left_out:.80}, which end a text here too")
     _fill(tokens, types, vocab_size)
+    for token in (end, *others):
+        types[token] = CONTROL
     first = tokenizer.beginning
     if len(first) > 1:
         raise InputError(
@@ -124,6 +130,8 @@ def tokenizer_values(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, V
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.bos_token_id": first[0] if first else end,
         "tokenizer.ggml.eos_token_id": end,
+        # What ends a text too: llama.cpp has places for two more.
+        **dict(zip(_MORE_ENDS, others, strict=False)),
         "tokenizer.ggml.add_bos_token": bool(first),
         "tokenizer.ggml.add_eos_token": False,
     }

@@ -36,7 +36,7 @@ from mygpt.formats.state_dict import number_notes
 from mygpt.formats.tensor_names import plain_names
 from mygpt.json_objects import SETTINGS, read_object
 from mygpt.storage import write_durably
-from mygpt.tokenization import Tokenizer
+from mygpt.tokenization import Tokenizer, ends_of
 
 _FAMILIES: dict[str, tuple[str, ModuleType]] = {
     "gpt2": ("GPT2LMHeadModel", gpt2),
@@ -257,6 +257,8 @@ def write_hugging_face(
     # As `mygpt generate` draws: from everything.
     drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0}
     ids = {name: settings[name] for name in ("bos_token_id", "eos_token_id")}
+    if checkpoint.tokenizer.other_ends:
+        ids["eos_token_id"] = list(ends_of(checkpoint.tokenizer))
     ids["pad_token_id"] = end  # where none is named, transformers warns at each call
     with whole_folder(Path(folder), _OURS, overwrite=overwrite) as place:
         write_safetensors(place / "model.safetensors", arrays, family.parts(stored))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.formats.tokenizer_export import describe_tokenizer, own_tokenizer, write_tokenizer
 from mygpt.formats.tokenizer_files import read_description
-from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
-from mygpt.tokenization import END_OF_TEXT, BPETokenizer, Tokenizer, load_tokenizer
+from mygpt.tokenization import BPETokenizer, Tokenizer, load_tokenizer
+from mygpt.tokenization.ends import find_ends
 from mygpt.tokenization.foreign import ForeignTokenizer
-from mygpt.tokenization.foreign_json import Parts, parts_of, special_ids, stands_for_character
+from mygpt.tokenization.foreign_json import parts_of
 
 __all__ = ["fit_tokenizer", "named_tokenizer", "read_tokenizer", "write_tokenizer"]
 
@@ -45,14 +44,18 @@ def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, lis
     ours = own_tokenizer(description)
     if ours is not None and ours.vocab_size == vocab_size:
         return ours, []
-    end, notes = _end_of_text(folder, parts, special_ids(description), roles.get("eos"))
+    end, others, notes = find_ends(
+        description, parts, folder, vocab_size=vocab_size, implied=roles.get("eos")
+    )
     notes = left_out + notes
     notes += _padding_notes(max(parts.names) + 1, vocab_size)
-    foreign = ForeignTokenizer(description, end_of_text=end, vocab_size=vocab_size)
+    foreign = ForeignTokenizer(
+        description, end_of_text=end, other_ends=others, vocab_size=vocab_size
+    )
     try:
         bpe = BPETokenizer(description)
         same = bpe.vocab_size == vocab_size and bpe.end_of_text == end
-        if same and not foreign.beginning:
+        if same and not foreign.beginning and not others:
             return bpe, notes
     except InputError:  # it is something else
         pass
@@ -93,6 +96,7 @@ def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[Tokenizer, lis
         foreign = ForeignTokenizer(
             describe_tokenizer(tokenizer),
             end_of_text=tokenizer.end_of_text,
+            other_ends=tokenizer.other_ends,
             vocab_size=vocab_size,
         )
         return foreign, _padding_notes(found, vocab_size)
@@ -100,45 +104,6 @@ def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[Tokenizer, lis
         f"the tokenizer has {found:,} ids and the model {vocab_size:,} rows: give the one that it "
         "was trained with"
     )
-
-
-def _end_of_text(
-    folder: Path, parts: Parts, special: set[int], implied: str | None
-) -> tuple[int | None, list[str]]:
-    """The id that ends a text, by the first of the folder's files that names a usable one.
-
-    Where none does, it is the token that the tokenizer's class implies, or `<|endoftext|>`.
-    """
-    notes: list[str] = []
-    ids = {name: number for number, name in parts.names.items()}
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _optional(folder / file).get("eos_token")
-        name = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(name, str):
-            continue
-        if name in ids and (ids[name] in special or not stands_for_character(name)):
-            return ids[name], notes
-        what = "a character of text" if name in ids else "no token"
-        notes.append(f"{file} ends texts with {name!r:.40}, which is {what}: not used")
-    for file in ("generation_config.json", "config.json"):
-        found = _optional(folder / file).get("eos_token_id")
-        listed = found if isinstance(found, list) else [] if found is None else [found]
-        usable = [number for number in listed if type(number) is int and number in special]
-        if usable:
-            more = f", not with {usable[1:]}" if usable[1:] else ""
-            name = parts.names[usable[0]]
-            notes.append(f"texts end with {name!r:.40}, id {usable[0]}, of {file}{more}")
-            return usable[0], notes
-        if listed:
-            notes.append(f"{file} ends texts with {listed!r:.60}, no special token: not used")
-    for name in (implied, END_OF_TEXT):
-        if name in ids and ids[name] in special:
-            return ids[name], notes
-    return None, [*notes, "no token ends a text: the model writes until it is stopped"]
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_object(path, TOKENIZER_SETTINGS) if path.is_file() else {}
 
 
 def _padding_notes(found: int, vocab_size: int) -> list[str]:

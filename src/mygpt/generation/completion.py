@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.tokenization import Tokenizer
+from mygpt.tokenization import Tokenizer, ends_of
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Row:
         stop: tuple[str, ...],
         logprobs: int | None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.ends = tokenizer, ends_of(tokenizer)
         self.completion = completion
         # Some tokenizers drop the space before a text's first word, which this one's is not.
         self.decoder = tokenizer.decoder(continued=bool(completion.prompt))
@@ -85,7 +85,7 @@ class Row:
         self.completion.token_ids.append(token_id)
         if self.completion.logprobs is not None and logits is not None:
             self.completion.logprobs.append(self._logprob(token_id, logits))
-        if token_id == self.tokenizer.end_of_text:
+        if token_id in self.ends:
             return self._end("end", self.decoder.finish())
         return self._release(self.decoder.push(token_id))
 

@@ -18,7 +18,7 @@ from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.source import Source
 from mygpt.randomness import Stream, fresh_seed
-from mygpt.tokenization import Tokenizer
+from mygpt.tokenization import Tokenizer, ends_of
 
 if TYPE_CHECKING:
     from mygpt.config import GPTConfig
@@ -243,7 +243,7 @@ class _Job:
         ]
 
     def _requests(self, rows: list[Row]) -> list[Request]:
-        end = self.writer.tokenizer.end_of_text
+        ends = ends_of(self.writer.tokenizer)
         return [
             Request(
                 self.prompt_ids,
@@ -251,7 +251,7 @@ class _Job:
                 self.sampling,
                 Stream(self.seed, row.completion.index),
                 self.overflow,
-                end,
+                ends,
             )
             for row in rows
         ]

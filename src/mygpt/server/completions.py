@@ -27,7 +27,7 @@ from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
 from mygpt.server.streaming import EventStream, while_connected
 from mygpt.server.tickets import Ticket
-from mygpt.tokenization import ByteTokenizer, CharTokenizer
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, ends_of
 
 _MOST_ENTRIES = 256  # of a prompt in one event of a stream
 _PIECE = 2**14  # characters of a long prompt that are encoded at a time
@@ -128,7 +128,7 @@ class Job:
             wanted.sampling,
             Stream(self.seed, number),
             wanted.overflow,
-            writer.tokenizer.end_of_text,
+            ends_of(writer.tokenizer),
         )
         return Sample(
             number,

@@ -27,6 +27,7 @@ from mygpt.server.samples import Peek
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
 from mygpt.server.streaming import while_connected
+from mygpt.tokenization import ends_of
 
 STATIC = Path(__file__).resolve().parent.parent / "views" / "static"
 TYPES = {
@@ -102,6 +103,7 @@ class Playground:
             "window": config.max_seq_len,
             "ngrams": bool(config.ngram_rows),
             "end_of_text": tokenizer.end_of_text,
+            "ends": list(ends_of(tokenizer)),
         }
         if small:
             content["tokens"] = [tokenizer.token_text(i) for i in range(tokenizer.vocab_size)]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.errors import InputError
-from mygpt.tokenization.base import END_OF_TEXT, IncrementalDecoder, Tokenizer
+from mygpt.tokenization.base import END_OF_TEXT, IncrementalDecoder, Tokenizer, ends_of
 from mygpt.tokenization.bpe import BPETokenizer, read_json
 from mygpt.tokenization.byte import ByteTokenizer
 from mygpt.tokenization.char import CharTokenizer
+from mygpt.tokenization.ends import end_notes, find_ends
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.foreign_json import parts_of
 
@@ -22,6 +23,8 @@ __all__ = [
     "ForeignTokenizer",
     "IncrementalDecoder",
     "Tokenizer",
+    "end_notes",
+    "ends_of",
     "from_state",
     "keeps_text",
     "load_tokenizer",
@@ -68,15 +71,20 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         if "chars" in content:
             return CharTokenizer.from_state(content)
-        return of_description(content)
+        return of_description(content, Path(path).parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def of_description(content: dict[str, Any]) -> Tokenizer:
+def of_description(content: dict[str, Any], folder: Path) -> Tokenizer:
     """The tokenizer that a `tokenizer.json` is: byte-level BPE where that holds it, else foreign.
 
-    `BPETokenizer` has no room for what stands before every text.
+    `BPETokenizer` has no place for what stands before every text, nor for another end of text
+    than `<|endoftext|>`.
+
+    Args:
+        content: the JSON object.
+        folder: where files may be that say what ends a text.
 
     Raises:
         InputError: where it is neither.
@@ -85,15 +93,15 @@ def of_description(content: dict[str, Any]) -> Tokenizer:
         bpe = BPETokenizer(content)
     except InputError as as_bpe:
         try:
-            return _foreign(content)
+            return _foreign(content, folder)
         except InputError:
             raise as_bpe from None
-    if content.get("post_processor") and (foreign := _foreign(content)).beginning:
-        return foreign
-    return bpe
+    if bpe.is_ours:
+        return bpe
+    foreign = _foreign(content, folder)
+    return bpe if ends_of(foreign) == ends_of(bpe) and not foreign.beginning else foreign
 
 
-def _foreign(content: dict[str, Any]) -> ForeignTokenizer:
-    parts = parts_of(content)
-    ends = [n for n, name in parts.names.items() if name == END_OF_TEXT and n in parts.control]
-    return ForeignTokenizer(content, end_of_text=next(iter(ends), None))
+def _foreign(content: dict[str, Any], folder: Path) -> ForeignTokenizer:
+    end, others, _ = find_ends(content, parts_of(content), folder)
+    return ForeignTokenizer(content, end_of_text=end, other_ends=others)

@@ -50,6 +50,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def other_ends(self) -> tuple[int, ...]:
+        """Ids that end a text too once they are drawn; none in tokenizers of our own."""
+        ...
+
+    @property
     def beginning(self) -> tuple[int, ...]:
         """Ids that stand before every text; none in tokenizers of our own."""
         ...
@@ -85,6 +90,12 @@ class Tokenizer(Protocol):
     def to_state(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         ...
+
+
+def ends_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """All ids that end a text once they are drawn, `end_of_text` first."""
+    end = tokenizer.end_of_text
+    return (*(() if end is None else (end,)), *tokenizer.other_ends)
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -55,6 +55,7 @@ class BPETokenizer:
 
     kind = "bpe"
     beginning: tuple[int, ...] = ()
+    other_ends: tuple[int, ...] = ()
 
     def __init__(self, description: dict[str, Any]) -> None:
         contents = check(description)
@@ -109,6 +110,11 @@ class BPETokenizer:
     def vocab_size(self) -> int:
         """V, the number of ids, end-of-text included."""
         return len(self._contents.tokens)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether words are cut by our rule."""
+        return self._contents.ours
 
     def encode(self, text: str) -> torch.Tensor:
         """Ids of `text`, a 1-D int64 tensor; a lone surrogate is an `InputError`."""

@@ -20,6 +20,7 @@ class ByteTokenizer:
 
     kind = "byte"
     beginning: tuple[int, ...] = ()
+    other_ends: tuple[int, ...] = ()
     vocab_size = 257
     end_of_text = 256
 

@@ -44,6 +44,7 @@ class CharTokenizer:
 
     kind = "char"
     beginning: tuple[int, ...] = ()
+    other_ends: tuple[int, ...] = ()
 
     def __init__(self, chars: Iterable[str], *, end_of_text: bool = False) -> None:
         self.chars = list(chars)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mygpt.config import require_int
 from mygpt.errors import InputError
-from mygpt.tokenization.base import IncrementalDecoder, check_ids, encode_strictly
+from mygpt.tokenization.base import IncrementalDecoder, check_ids, encode_strictly, ends_of
 from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.foreign_json import beginning_of, parts_of, special_ids
 from mygpt.tokenization.tokenizer_json import SYMBOLS, library_ids, refusals
@@ -47,6 +47,7 @@ class ForeignTokenizer:
         description: a `tokenizer.json` as the JSON object it is.
         end_of_text: the id between documents, a control token from then on; None where there is
             none.
+        other_ends: ids that end a text too once they are drawn, control tokens likewise.
         vocab_size: V, where the model has more rows than there are tokens: ids past those, and
             ids that the tokenizer leaves out, decode to nothing.
 
@@ -62,17 +63,22 @@ class ForeignTokenizer:
         description: dict[str, Any],
         *,
         end_of_text: int | None = None,
+        other_ends: Iterable[int] = (),
         vocab_size: int | None = None,
     ) -> None:
-        self._parts = parts_of(description, end_of_text)
+        self.end_of_text, self.other_ends = end_of_text, tuple(other_ends)
+        self._parts = parts_of(description, end_of_text, self.other_ends)
         self._description = description
-        self.end_of_text = end_of_text
         self.beginning = beginning_of(description, self._parts)
         least = max(self._parts.names) + 1
         self.vocab_size = _checked_size(least if vocab_size is None else vocab_size, least)
+        for number in self.other_ends:
+            if type(number) is not int or not 0 <= number < self.vocab_size:
+                raise InputError(f"other_ends holds {number!r:.40}, no id of this tokenizer")
         self._is_control = np.zeros(self.vocab_size, bool)
         self._is_control[list(self._parts.control)] = True
-        self._bpe = _as_bpe(description, end_of_text)
+        ends = {number for number in ends_of(self) if number in self._parts.names}
+        self._bpe = _as_bpe(description, ends)
         self._library_decoder = self._parts.library.decoder
 
     def encode(self, text: str) -> torch.Tensor:
@@ -211,6 +217,7 @@ class ForeignTokenizer:
             "kind": self.kind,
             "tokenizer": self._description,
             "end_of_text": self.end_of_text,
+            **({"other_ends": list(self.other_ends)} if self.other_ends else {}),
             "vocab_size": self.vocab_size,
         }
 
@@ -220,7 +227,15 @@ class ForeignTokenizer:
         if not isinstance(state.get("tokenizer"), dict):
             raise InputError('a foreign tokenizer\'s state needs "tokenizer", a tokenizer.json')
         end, size = state.get("end_of_text"), state.get("vocab_size")
-        return cls(state["tokenizer"], end_of_text=end, vocab_size=size)
+        others = state.get("other_ends", [])
+        if not isinstance(others, list):
+            raise InputError(f"a foreign tokenizer's other_ends={others!r:.40} is no list of ids")
+        return cls(state["tokenizer"], end_of_text=end, other_ends=others, vocab_size=size)
+
+    @property
+    def is_bpe(self) -> bool:
+        """Whether `BPETokenizer` encodes as this does."""
+        return self._bpe is not None
 
     @cached_property
     def _in_bytes(self) -> bool:
@@ -292,9 +307,9 @@ def _checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
         start += len(piece)
 
 
-def _as_bpe(description: dict[str, Any], end_of_text: int | None) -> BPETokenizer | None:
+def _as_bpe(description: dict[str, Any], ends: set[int]) -> BPETokenizer | None:
     """The same as a `BPETokenizer`, which encodes a text piece by piece; None where it is none."""
-    if end_of_text is not None and end_of_text not in special_ids(description):
+    if not ends <= special_ids(description):
         return None
     try:
         return BPETokenizer(description)

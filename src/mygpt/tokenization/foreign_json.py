@@ -7,7 +7,8 @@ which of them are control tokens, and that no text spells one of those.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mygpt.errors import InputError
 from mygpt.tokenization.tokenizer_json import build
@@ -38,12 +39,15 @@ class Parts(NamedTuple):
     library: tokenizers.Tokenizer
 
 
-def parts_of(description: dict[str, Any], end_of_text: int | None = None) -> Parts:
+def parts_of(
+    description: dict[str, Any], end_of_text: int | None = None, other_ends: Sequence[int] = ()
+) -> Parts:
     """Read a `tokenizer.json`.
 
     Args:
         description: the JSON object it is.
         end_of_text: an id that is a control token, whether the file says so or not.
+        other_ends: ids likewise; some may have no token.
 
     Raises:
         InputError: where the library does not take it, it is not whole, or ids are not clear.
@@ -58,6 +62,7 @@ def parts_of(description: dict[str, Any], end_of_text: int | None = None) -> Par
         unknown = _unknown(model)
         control = {i for i in special_ids(description) if names[i] != unknown}
         control |= set() if end_of_text is None else {end_of_text}
+        control |= {number for number in other_ends if number in names}
         library = _library(description, {names[i] for i in control})
         # As the library understood it: it takes old and odd ways of writing a decoder too.
         decoder = library.decoder
@@ -79,28 +84,34 @@ def special_ids(description: dict[str, Any]) -> set[int]:
 
 def beginning_of(description: dict[str, Any], parts: Parts) -> tuple[int, ...]:
     """The ids that the file's post-processor puts before every text."""
-    step = description.get("post_processor") or {}
-    first: list[int] = []
-    try:
-        for each in step.get("processors", [step]):
-            first += _before(each)
-        wrong = [number for number in first if number not in parts.names]
-    except (LookupError, TypeError, AttributeError):
-        raise InputError("the tokenizer's post_processor is not whole") from None
+    first = _around(description, "cls")
+    wrong = [number for number in first if number not in parts.names]
     if wrong:
         raise InputError(f"the tokenizer begins texts with the id {wrong[0]!r:.40}, which it lacks")
     return tuple(first)
 
 
-def _before(step: dict[str, Any]) -> list[int]:
-    """What one step of a post-processor puts before a text."""
-    kind, found = step.get("type"), []
-    if kind in ("BertProcessing", "RobertaProcessing"):
-        found.append(step["cls"][1])
-    for piece in step["single"] if kind == "TemplateProcessing" else ():
-        if "SpecialToken" not in piece:
-            break
-        found += step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+def tokens_behind(description: dict[str, Any]) -> tuple[int, ...]:
+    """The ids that the file's post-processor puts behind every text, last first."""
+    return tuple(_around(description, "sep"))
+
+
+def _around(description: dict[str, Any], side: Literal["cls", "sep"]) -> list[Any]:
+    """What a post-processor puts before a text ("cls") or behind it ("sep"), outermost first."""
+    found: list[Any] = []
+    try:
+        step = description.get("post_processor") or {}
+        for each in step.get("processors", [step]):
+            kind = each.get("type")
+            if kind in ("BertProcessing", "RobertaProcessing"):
+                found.append(each[side][1])
+            template = each["single"] if kind == "TemplateProcessing" else []
+            for piece in template if side == "cls" else reversed(template):
+                if "SpecialToken" not in piece:
+                    break
+                found += each["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    except (LookupError, TypeError, AttributeError):
+        raise InputError("the tokenizer's post_processor is not whole") from None
     return found
 
 
@@ -140,6 +151,8 @@ def _unknown(model: dict[str, Any]) -> str | None:
 def _library(description: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
     vocab = description["model"]["vocab"]
     known = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+    # Added tokens that are special are found in no text already.
+    known |= {token["content"] for token in _added(description) if not token["special"]}
     # A single character's token must stay: without it the character would be lost in silence.
     names = {name for name in control & known if not stands_for_character(name)}
     hidden = _renamed(description, {name: _BEYOND + name for name in names})

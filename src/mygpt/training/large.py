@@ -74,7 +74,8 @@ def open_cached(
     tokenizer = settings["stored_as"] if settings["stored_as"] != THE_MODELS else known
     assert tokenizer is not None
     if isinstance(tokenizer, str) and os.path.isabs(tokenizer):  # as `stored_as` has a path
-        tokenizer = named_tokenizer(tokenizer)
+        # Of a run that is there its own: the file may have changed, or be read otherwise now.
+        tokenizer = named_tokenizer(tokenizer) if known is None else known
     sources, notes = find_sources(files, encoding=encoding)
     name, size = name_of(files), sum(source.size for source in sources)
     cached = cached_store(

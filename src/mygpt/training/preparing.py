@@ -19,7 +19,7 @@ from mygpt.container import check_storable
 from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
-from mygpt.tokenization import Tokenizer
+from mygpt.tokenization import Tokenizer, end_notes
 from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.events import Listener
@@ -155,6 +155,8 @@ def prepare(
     if chosen is None:
         assert isinstance(source, ReadSource)
         chosen = _chosen(tokenizer, source, config, suitable)
+    if known is None and not stores and os.path.exists(tokenizer):
+        notes += end_notes(chosen)
     train_tokens, val_tokens = source.encode(chosen)
     notes += _of_the_unknown(source, chosen, train_tokens, val_tokens, unknown)
     planned = plan_run(

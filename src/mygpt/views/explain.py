@@ -26,7 +26,7 @@ from mygpt.engines.numpy_sampling import probabilities, softmax
 from mygpt.engines.reading import positions_to_show, read
 from mygpt.generation.writer import Writer
 from mygpt.randomness import Stream
-from mygpt.tokenization import Tokenizer
+from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.views.page import make_page
 
 ALTERNATIVES = 12  # told of each token
@@ -191,7 +191,7 @@ class _Teller:
         """Draw up to `most` tokens."""
         request = Request(
             np.array(self.ids, np.int64), most, self.sampling, stream,
-            end=self.tokenizer.end_of_text,
+            end=ends_of(self.tokenizer),
         )  # fmt: skip
         decoding = self.engine.start([request])
         while new := decoding.advance(1)[0]:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import re
 
 from mygpt.errors import InputError
-from mygpt.tokenization import BPETokenizer, Tokenizer
-from mygpt.tokenization.foreign_json import special_ids
+from mygpt.tokenization import BPETokenizer, ForeignTokenizer, Tokenizer
 from mygpt.tokenization.tokenizer_json import check
 from mygpt.tokenization.words import LONGEST_RUN, WordSplitter
 
@@ -87,18 +86,12 @@ class Cutter:
 
 def library_json(tokenizer: Tokenizer) -> dict[str, object] | None:
     """The `tokenizer.json` of what the library encodes as byte-level BPE; None of all others."""
-    if tokenizer.kind not in ("bpe", "foreign"):
-        return None
-    state = tokenizer.to_state()
-    description: dict[str, object] = state["tokenizer"]
-    end = state.get("end_of_text")
-    if end is not None and end not in special_ids(description):
-        return None
-    try:
-        BPETokenizer(description)
-    except InputError:
-        return None
-    return description
+    if isinstance(tokenizer, BPETokenizer) or (
+        isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_bpe
+    ):
+        description: dict[str, object] = tokenizer.to_state()["tokenizer"]
+        return description
+    return None
 
 
 def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:

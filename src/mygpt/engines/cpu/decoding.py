@@ -192,7 +192,7 @@ class CpuDecoding:
         self._memory.reserve_text(1)
         rows = np.arange(len(ids))
         self._memory.text[rows, self._slots[:, at.LENGTH]] = ids
-        self._memory.seen[rows, ids] = 1
+        self._memory.seen[rows, ids] |= at.OCCURRED
         self._slots[:, at.LENGTH] += 1
         self._slots[:, at.DRAWN] += 1
 

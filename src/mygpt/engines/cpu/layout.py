@@ -70,11 +70,14 @@ W_QUERY, W_PAIR, W_MIXED, W_GATE, W_UP, W_DOWN = range(
 LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
 
 # One slot: a text on its way. TURN counts the steps of the current run it has taken part in.
-SLOT_SIZE = 14
+SLOT_SIZE = 13
 (
-    STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, TURN, OVERFLOW, END, TOP_K, GREEDY, SEED, INDEX,
+    STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, TURN, OVERFLOW, TOP_K, GREEDY, SEED, INDEX,
     LOGITS_ROW,
 ) = range(SLOT_SIZE)  # fmt: skip
+
+# SEEN: bits of each token of the vocabulary, for a slot.
+OCCURRED, ENDS = 1, 2  # it occurred in the text; it ends the text once it is drawn
 
 # SETTINGS: float32 numbers of a slot; MIN_P is its logarithm, 1 means off; PENALTY 1 is off.
 SETTINGS_SIZE = 4

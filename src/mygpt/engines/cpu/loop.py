@@ -72,10 +72,12 @@ def _plan(job, step):
 @kernel(INTS, WHOLE, INTS, WHOLE)
 def _append(job, number, slot, token):
     ints(job[at.TEXT])[number * job[at.TEXT_STRIDE] + slot[at.LENGTH]] = token
-    int8s(job[at.SEEN])[number * job[at.VOCAB] + token] = 1
+    mark = skip(int8s(job[at.SEEN]), number * job[at.VOCAB] + token)
+    ends = mark[0] & at.ENDS
+    mark[0] |= at.OCCURRED
     slot[at.LENGTH] += 1
     slot[at.DRAWN] += 1
-    if token == slot[at.END] or slot[at.DRAWN] >= slot[at.LIMIT]:
+    if ends or slot[at.DRAWN] >= slot[at.LIMIT]:
         slot[at.STATUS] = at.ENDED
         # Later steps of other slots reuse the row of logits; a slot that ended keeps its own
         # where nobody weighs any more.

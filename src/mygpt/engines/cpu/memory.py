@@ -32,7 +32,7 @@ class Memory:
         job: the job (see `layout`).
         slots: (B, SLOT_SIZE) int64.
         settings: (B, SETTINGS_SIZE) float32.
-        seen: (B, V) int8, 1 for tokens that occurred.
+        seen: (B, V) int8, which tokens occurred, and which end the row (see `layout`).
         text: (B, T) int64, prompts and what was drawn.
         keys: (B, N G, D, T) float32.
         values: (B, N G, T, D padded) float32.
@@ -87,7 +87,6 @@ class Memory:
         slot[at.STATUS] = at.ACTIVE if room else at.ENDED
         slot[at.LENGTH], slot[at.START], slot[at.LIMIT] = len(text), -1, room
         slot[at.OVERFLOW] = _OVERFLOWS[request.overflow]
-        slot[at.END] = -1 if request.end is None else request.end
         slot[at.TOP_K] = min(sampling.top_k or 0, self.config.vocab_size)
         slot[at.GREEDY] = sampling.greedy
         seed = request.stream.seed  # 64 bits without a sign, in the place of 64 with one
@@ -106,7 +105,9 @@ class Memory:
             )
         self.text[number, : len(text)] = text
         self.seen[number] = 0
-        self.seen[number, request.prompt] = 1
+        ends = [end for end in request.ends if 0 <= end < self.config.vocab_size]
+        self.seen[number, ends] = at.ENDS
+        self.seen[number, request.prompt] |= at.OCCURRED
 
     def _make_room(self, rows: int, threads: int, capacity: int) -> None:
         """Buffers that hold nothing between runs, and the results."""

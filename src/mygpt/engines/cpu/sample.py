@@ -190,7 +190,7 @@ def choose(logits, p, z, seen, vocab, slot, settings, drawing):
         logits: (V,) the model's; left as they are.
         p: (V,) room; afterwards the weights of the draw (summing to 1 when not drawing).
         z: (V,) room.
-        seen: (V,) int8, 1 for tokens that occurred.
+        seen: (V,) int8 (see `layout`).
         vocab: V.
         slot: its ints.
         settings: its float32 numbers.
@@ -201,7 +201,7 @@ def choose(logits, p, z, seen, vocab, slot, settings, drawing):
     penalty, temperature = settings[at.PENALTY], settings[at.TEMPERATURE]
     for i in range(vocab):
         value = logits[i]
-        if penalty != _ONE and seen[i]:
+        if penalty != _ONE and seen[i] & at.OCCURRED:
             value = value * penalty if value < _ZERO else value / penalty
         z[i] = value
     if slot[at.GREEDY]:

@@ -138,8 +138,7 @@ export class Loop {
   hasEnded(story) {
     const last = story.written[story.written.length - 1];
     if (!last) return false;
-    const end = this.model.end_of_text;
-    return Number.isInteger(end) ? last.id === end : last.text === END_OF_TEXT;
+    return this.model.ends ? this.model.ends.includes(last.id) : last.text === END_OF_TEXT;
   }
 
   append(story, id, { settings, key }, byHand) {
