@@ -7,6 +7,8 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
+from mygpt.cli.terminal import new_console
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -29,9 +31,7 @@ _PALE, _DEEP = (238, 240, 244), (116, 178, 236)
 
 def show(found: Explanation) -> None:
     """Print the text, a line for each token that was written, and what may come next."""
-    from rich.console import Console
-
-    console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
+    console = new_console(highlight=False, emoji=False, markup=False, soft_wrap=True)
     console.print(_coloured(found))
     if found.window_start:
         console.print(f"(the first {found.window_start:,} tokens are outside the window)")

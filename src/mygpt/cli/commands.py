@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import logging
 import os
 import shlex
 import signal
@@ -33,7 +34,7 @@ from mygpt.cli.plan import plan
 from mygpt.cli.report import report
 from mygpt.cli.reproduce import reproduce
 from mygpt.cli.serve import serve
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import VisibleFormatter, say
 from mygpt.cli.tokenize import tokenize
 from mygpt.cli.train import train
 from mygpt.cli.warmup import warmup
@@ -87,7 +88,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from mygpt import __version__
 
-        print(f"mygpt {__version__}")
+        say(f"mygpt {__version__}")
         raise typer.Exit
 
 
@@ -105,6 +106,8 @@ def run(args: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if logging.lastResort is not None:  # shows the warnings of `logging`, where nobody else does
+        logging.lastResort.setFormatter(VisibleFormatter())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
             stream.reconfigure(errors="replace")
@@ -167,4 +170,4 @@ def _say(problem: object) -> None:
     if watch is not None and watch.received is not None:
         return  # what a signal led to is no news
     if str(problem):  # `mygpt` alone shows its help, which says all
-        print(visible(f"mygpt: {problem}", sys.stderr), file=sys.stderr)
+        say(f"mygpt: {problem}", file=sys.stderr)

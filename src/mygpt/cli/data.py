@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mygpt.cli.terminal import new_console, say
 from mygpt.errors import InputError
 
 _URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -39,7 +41,7 @@ def shakespeare(
     """
     if output.exists():
         if output.is_file() and _digest(output.read_bytes()) == _SHA256:
-            print(f"{output} is here already, and whole")
+            say(f"{output} is here already, and whole")
             return
         raise InputError(f"{output} exists and is another file: choose another --output")
     data = _fetch(url)
@@ -51,7 +53,8 @@ def shakespeare(
     from mygpt.storage import write_durably
 
     write_durably(output, [data])
-    print(f"{output}: {len(data):,} bytes, digest checked\nnext: mygpt train {output}")
+    say(f"{output}: {len(data):,} bytes, digest checked")
+    say(f"next: mygpt train {shlex.quote(str(output))}")
 
 
 def _digest(data: bytes) -> str:
@@ -64,13 +67,12 @@ def _fetch(url: str) -> bytes:
     import urllib.error
     import urllib.request
 
-    from rich.console import Console
     from rich.progress import DownloadColumn, Progress
 
     if not url.startswith(("https://", "http://", "file://")):
         raise InputError(f"url={url!r} is not one: it begins with https://, http:// or file://")
     data = b""
-    console = Console(file=sys.stderr)
+    console = new_console(file=sys.stderr)
     try:
         with (
             urllib.request.urlopen(url, timeout=30) as answer,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mygpt.cli.terminal import say
 from mygpt.machine import process_age_s
 
 _TEMPERATURES = (0.5, 0.8, 1.1)
@@ -46,10 +47,10 @@ def demo(
         return 128 + display.signal
     for temperature in _TEMPERATURES:
         text = writer.generate("The ", 240, temperature=temperature, seed=0)
-        print(f"\n--- temperature {temperature} ---\n{text}")
+        say(f"\n--- temperature {temperature} ---\n{text}")
     if display.finished is not None:
         report_the_end(display.finished)
-    print(f'\nYour turn: mygpt generate --checkpoint {output} --prompt "The "')
+    say(f'\nYour turn: mygpt generate --checkpoint {output} --prompt "The "')
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import new_console, say, to_json, visible
 
 if TYPE_CHECKING:
     from mygpt.cli.environment import Environment
@@ -55,7 +54,7 @@ def doctor(
             "advice": advice(here, measured),
             "files": [{**asdict(found), "file": str(found.file)} for found in findings],
         }
-        print(json_module.dumps(values, ensure_ascii=False, indent=2))
+        say(to_json(values, indent=2))
         return _exit_code(findings)
     page = _Page()
     for name, value in _lines(here):
@@ -65,18 +64,18 @@ def doctor(
         page.say("measured:", _speeds(measured))
     _show_findings(page, findings)
     lines = advice(here, measured)
-    print("\n" * bool(lines), end="")
+    say("\n" * bool(lines), end="")
     for line in lines:
         page.say("advice:", line, style="yellow")
     if not lines and all(found.verdict == "ok" for found in findings):
-        print("\nnothing is wrong")
+        say("\nnothing is wrong")
     return _exit_code(findings)
 
 
 def _show_findings(page: _Page, findings: list[Finding]) -> None:
     names = [found.file.name or str(found.file) for found in findings]
     width = min(_WIDEST, max(map(len, names), default=0) + 2)
-    print("\n" * bool(findings), end="")
+    say("\n" * bool(findings), end="")
     for name, found in zip(names, findings, strict=True):
         page.say(name, found.text, verdict=found.verdict, width=width)
         if found.remedy:
@@ -164,9 +163,7 @@ class _Page:
     """Aligned lines; on a terminal wrapped below their own column, and the verdicts coloured."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
+        self.console = new_console(highlight=False, soft_wrap=True, emoji=False)
 
     def say(
         self, name: str, text: str, *, verdict: str | None = None, width: int = _NAME_WIDTH,

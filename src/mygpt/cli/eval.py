@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_module
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say, to_json
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,7 +111,7 @@ def eval(
         _print_json(found, text, results, baselines)
     else:
         for line in _lines(found, text, results, baselines):
-            print(visible(line, sys.stdout))
+            say(line)
 
 
 @dataclass(frozen=True)
@@ -333,7 +331,7 @@ def _print_json(
             "rows": [asdict(row) for row in baselines.rows()],
         },
     }
-    print(json_module.dumps(values, ensure_ascii=False, indent=2))
+    say(to_json(values, indent=2))
 
 
 def _plain(result: Evaluation) -> dict[str, Any]:

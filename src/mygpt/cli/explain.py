@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say
 from mygpt.config import SamplingConfig, check_max_new_tokens
 from mygpt.errors import InputError
 
@@ -79,7 +79,7 @@ def explain(
     if seed is None:
         seed = fresh_seed()
         if not sampling.greedy:
-            print(f"seed {seed}", file=sys.stderr)
+            say(f"seed {seed}", file=sys.stderr)
     check_seed(seed)
     from mygpt.views.explain import about, explain, explain_page
 
@@ -118,4 +118,4 @@ def _write(out: Path, page: str) -> None:
 
     data = page.encode()
     write_durably(out, [data])
-    print(visible(f"page: {out} ({len(data):,} bytes)", sys.stdout))
+    say(f"page: {out} ({len(data):,} bytes)")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say
 
 
 def export(
@@ -39,5 +39,5 @@ def export(
     found = read_checkpoint(resolve(checkpoint))
     notes = export_checkpoint(found, to, output, number_type=number_type, overwrite=overwrite)
     for note in notes:
-        print(visible(f"note: {note}", sys.stderr), file=sys.stderr)
-    print(visible(f"wrote {output}", sys.stdout))
+        say(f"note: {note}", file=sys.stderr)
+    say(f"wrote {output}")

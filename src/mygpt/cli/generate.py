@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import shlex
 import signal
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say, to_json, visible
 from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens, check_overflow
 from mygpt.errors import InputError
 from mygpt.signals import Abandoned, AtOnce, Postponed
@@ -143,7 +142,7 @@ def generate(
     if seed is None:
         seed = fresh_seed()
         if not sampling.greedy:
-            print(f"seed {seed}", file=sys.stderr)
+            say(f"seed {seed}", file=sys.stderr)
     check_seed(seed)
     from mygpt.generation.writer import load
 
@@ -164,7 +163,7 @@ def generate(
         samples = writer.samples(text, num_samples=num_samples, seed=seed, **options)
         for number, sample in enumerate(samples):
             shown = _shown(text + sample.text).removesuffix("\n")
-            print("---\n" * (number > 0) + shown, flush=True)
+            say("---\n" * (number > 0) + shown, flush=True)
 
 
 def _what_words_are(words: list[str]) -> str:
@@ -197,7 +196,7 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
 def _note_crop(writer: Writer, text: str, overflow: str) -> None:
     tokens, window = len(writer.prompt_ids(text)), writer.config.max_seq_len
     if tokens > window and overflow != "stop":
-        print(f"the prompt has {tokens} tokens: the model sees the last {window}", file=sys.stderr)
+        say(f"the prompt has {tokens} tokens: the model sees the last {window}", file=sys.stderr)
 
 
 def _shown(text: str) -> str:
@@ -207,12 +206,12 @@ def _shown(text: str) -> str:
 def _print_stream(writer: Writer, text: str, options: dict[str, Any]) -> None:
     pieces = writer.stream(text, **options)
     last = text
-    print(_shown(text), end="", flush=True)
+    say(_shown(text), end="", flush=True)
     for piece in pieces:
-        print(_shown(piece), end="", flush=True)
+        say(_shown(piece), end="", flush=True)
         last = piece
     if not last.endswith("\n"):
-        print()
+        say()
 
 
 def _print_json(
@@ -222,7 +221,7 @@ def _print_json(
         values = asdict(sample)
         if sample.logprobs is None:
             del values["logprobs"]
-        print(json_module.dumps(values, ensure_ascii=False), flush=True)
+        say(to_json(values), flush=True)
 
 
 def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
@@ -231,13 +230,13 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing for input())
-    print("a prompt a line; Ctrl-C ends a text, Ctrl-D all", file=sys.stderr)
+    say("a prompt a line; Ctrl-C ends a text, Ctrl-D all", file=sys.stderr)
     while True:
         try:
-            print("> ", end="", file=sys.stderr, flush=True)
+            say("> ", end="", file=sys.stderr, flush=True)
             text = input()
         except EOFError:
-            print(file=sys.stderr)
+            say(file=sys.stderr)
             return
         with Postponed(lambda name: None) as interrupt:
             try:
@@ -245,9 +244,9 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
                     _note_crop(writer, text, options["overflow"])
                     _print_stream(writer, text, {"seed": seed, **options})
             except InputError as error:
-                print(f"mygpt: {error}", file=sys.stderr)
+                say(f"mygpt: {error}", file=sys.stderr)
             except Abandoned:  # enough of this text; the next prompt
-                print()
+                say()
         if interrupt.received != signal.SIGINT:
             interrupt.end()
         seed = (seed + 1) % 2**64

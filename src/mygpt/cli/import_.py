@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say, visible
 
 
 def import_(
@@ -57,7 +57,7 @@ def import_(
         command=shlex.join(["mygpt", *sys.argv[1:]]),
     )
     for note in notes:
-        print(visible(f"note: {note}", sys.stderr), file=sys.stderr)
-    print(
+        say(f"note: {note}", file=sys.stderr)
+    say(
         visible(f"wrote {path}; write with: mygpt generate -c {shlex.quote(str(path))}", sys.stdout)
     )

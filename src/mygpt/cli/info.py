@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_module
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say, to_json
 
 _USUAL_TOKENS = 200  # what `mygpt generate` writes unless told
 
@@ -43,11 +41,11 @@ def info(
             "provenance": found.provenance,
             "engine": asdict(engine),
         }
-        print(json_module.dumps(values, ensure_ascii=False, indent=2))
+        say(to_json(values, indent=2))
         return
     for name, value in _lines(found):
-        print(visible(f"{name + ':':<13}{value}", sys.stdout))
-    print(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
+        say(f"{name + ':':<13}{value}")
+    say(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
 
 
 def _lines(found: Any) -> list[tuple[str, str]]:
@@ -76,9 +74,7 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         tables = f"tables of order {orders} with {rows} rows; such a model runs in mygpt alone"
         lines.append(("n-grams", tables))
     if tokenizer.kind == "char":
-        lines.append(
-            ("characters", json_module.dumps("".join(tokenizer.chars), ensure_ascii=False))
-        )
+        lines.append(("characters", to_json("".join(tokenizer.chars))))
     told = (
         ("trained", "{step:,} steps, {tokens:,} tokens"),
         ("loss", "{loss:.4f} nats per token, last batch"),

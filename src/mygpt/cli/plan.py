@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mygpt.cli.terminal import Waiting, say, to_json
 
 if TYPE_CHECKING:
     from mygpt.config import GPTConfig
@@ -140,7 +141,7 @@ def plan(
             "measured": measured and asdict(measured) | {"config": measured.config.to_dict()},
             "time": time and asdict(time),
         }
-        print(json_module.dumps(values, indent=2))
+        say(to_json(values, indent=2))
         return
     show(chosen, job, reckoning, nodes=nodes, time=time, measured=measured)
 
@@ -259,7 +260,6 @@ def _measure(job: Job, dtype: str | None, again: bool, device: str) -> Efficienc
     import sys
     from typing import cast
 
-    from mygpt.cli.terminal import Waiting
     from mygpt.machine import choose_device
 
     with Waiting("training a few steps" if sys.stdout.isatty() else ""):

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say, visible
 from mygpt.scaling.amounts import bytes_text, count_text, duration_text, flops_text, rate_text
 
 if TYPE_CHECKING:
@@ -41,15 +41,15 @@ def show(
     """Print all of it: wrapped on a terminal, one line each where it is piped."""
     for name, text in _model_lines(model, reckoning):
         _say(name, text)
-    print()
+    say()
     for name, text in _budget_lines(job, reckoning):
         _say(name, text)
-    print()
+    say()
     for line in _memory_table(job, reckoning, nodes):
-        print(line)
+        say(line)
     for name, text in _fit_lines(job, reckoning):
         _say(name, text)
-    print()
+    say()
     for name, text in _time_lines(job, time, measured):
         _say(name, text)
     what = "all other figures are" if measured else "all figures are"
@@ -63,7 +63,7 @@ def _say(name: str, text: str) -> None:
         lines = textwrap.wrap(
             lines[0], _WIDTH - _NAME, break_on_hyphens=False, break_long_words=False
         )
-    print(start + f"\n{' ' * _NAME}".join(lines))
+    say(start + f"\n{' ' * _NAME}".join(lines))
 
 
 def _model_lines(model: Model, reckoning: Reckoning) -> Iterator[tuple[str, str]]:

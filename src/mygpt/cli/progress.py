@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mygpt.cli.terminal import Waiting, visible
+from mygpt.cli.terminal import Waiting, new_console, say, visible
 from mygpt.errors import Interrupted
 from mygpt.signals import LastWords
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
@@ -77,7 +77,7 @@ class TrainingDisplay:
             if self._bar is not None:
                 self._bar.stop()
             resume = shlex.join(["mygpt", "train", "--resume", str(self._run)])
-            print(f"left at once; go on from the last save with: {resume}", file=sys.stderr)
+            say(f"left at once; go on from the last save with: {resume}", file=sys.stderr)
             sys.stderr.flush()
 
     def __call__(self, event: Event) -> None:
@@ -92,7 +92,7 @@ class TrainingDisplay:
             if self._bar is not None:
                 self._bar.show(event)
             else:
-                print(visible(str(event), sys.stdout), flush=True)
+                say(str(event), flush=True)
         except OSError:  # whoever read our lines has left, or the terminal; the training goes on
             self.quiet = True
 
@@ -101,9 +101,7 @@ class Bar:
     """The live line: how far, loss, validation loss, speed, time left; events scroll above it."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console: Console = Console(highlight=False, soft_wrap=True, emoji=False)
+        self.console: Console = new_console(highlight=False, soft_wrap=True, emoji=False)
         self.progress: Progress | None = None
         self.task: Any = None
         self.val_loss = ""

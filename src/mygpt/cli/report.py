@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mygpt.cli.terminal import Waiting, visible
+from mygpt.cli.terminal import Waiting, say
 
 if TYPE_CHECKING:
     from mygpt.training.events import Finished
@@ -43,7 +43,7 @@ def report(
         from mygpt.views.report import write_report
 
         written = write_report(run, out, overwrite=overwrite)
-    print(visible(f"report: {written} ({written.stat().st_size:,} bytes)", sys.stdout))
+    say(f"report: {written} ({written.stat().st_size:,} bytes)")
 
 
 def report_the_end(finished: Finished, *, quiet: bool = False) -> None:
@@ -65,4 +65,4 @@ def report_the_end(finished: Finished, *, quiet: bool = False) -> None:
         stream, quiet = sys.stderr, False
     if not quiet:
         with contextlib.suppress(OSError):  # whoever read our lines has left
-            print(visible(told, stream), file=stream, flush=True)
+            say(told, file=stream, flush=True)

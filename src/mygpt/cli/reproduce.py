@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from mygpt.cli.terminal import say
+
 
 def reproduce(
     run: Annotated[str, typer.Argument(help="The run's folder, or the checkpoint it wrote.")],
@@ -56,9 +58,9 @@ def reproduce(
     if display.signal is not None:
         return 128 + display.signal
     result = compare_losses(first_losses, read_losses(RunFolder.at(folder).log_path))
-    print(result)
+    say(result)
     if result.same and ours:
         shutil.rmtree(folder)
     elif output is None:
-        print(f"the second run is kept in {folder}")
+        say(f"the second run is kept in {folder}")
     return 0 if result.close else 1

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import say
 from mygpt.errors import InputError
 
 
@@ -109,4 +109,4 @@ def _in_run(path: Path) -> bool:
 
 def _tell(line: str) -> None:
     with contextlib.suppress(OSError):  # whoever read the log may have gone
-        print(visible(line, sys.stderr), file=sys.stderr, flush=True)
+        say(line, file=sys.stderr, flush=True)

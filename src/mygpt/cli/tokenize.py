@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import visible
+from mygpt.cli.terminal import new_console, say
 from mygpt.errors import InputError
 from mygpt.signals import LastWords
 
@@ -94,10 +94,10 @@ def tokenize(
         raise InputError("--out is empty: name the store's folder")
     if not quiet:
         for note in find_sources(files, encoding=encoding)[1]:
-            print(visible(note, sys.stderr), file=sys.stderr)
+            say(note, file=sys.stderr)
     chosen = _tokenizer(tokenizer)
     for note in [] if quiet or isinstance(chosen, str) else end_notes(chosen):
-        print(visible(note, sys.stderr), file=sys.stderr)
+        say(note, file=sys.stderr)
     began = time.monotonic()
     with _Display(quiet=quiet) as display:
         try:
@@ -119,16 +119,16 @@ def tokenize(
             return 130
     if display.separators and not quiet:
         times = "once" if display.separators == 1 else f"{display.separators:,} times"
-        print(
+        say(
             f"{SEPARATOR} was found {times}, and separates documents (--no-split-documents "
             "leaves it in the text)",
             file=sys.stderr,
         )
     if display.unknown is not None and not quiet:
         for note in display.unknown.notes("note", "keep"):
-            print(visible(note, sys.stderr), file=sys.stderr)
+            say(note, file=sys.stderr)
     if not quiet:
-        print(visible(_summary(store, display.encoded, time.monotonic() - began), sys.stdout))
+        say(_summary(store, display.encoded, time.monotonic() - began))
     return 0
 
 
@@ -163,7 +163,7 @@ def _say_how_to_go_on(out: str, display: _Display) -> None:
     committed = display.committed
     with contextlib.suppress(OSError):
         kept = f"{committed:,} tokens are kept in {out}" if committed else "no shard is done yet"
-        print(f"stopped; {kept}: the same command goes on from there", file=sys.stderr)
+        say(f"stopped; {kept}: the same command goes on from there", file=sys.stderr)
 
 
 class _Display:
@@ -187,14 +187,13 @@ class _Display:
 
     def __enter__(self) -> _Display:
         if not self._quiet and sys.stdout.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
                 BarColumn(bar_width=20),
                 TextColumn("{task.fields[told]}", markup=False),
                 TimeRemainingColumn(),
-                console=Console(highlight=False, soft_wrap=True, emoji=False),
+                console=new_console(highlight=False, soft_wrap=True, emoji=False),
                 refresh_per_second=4,
                 transient=True,
             )
@@ -233,6 +232,6 @@ class _Display:
             elif not self._quiet and now - self._told >= _LINE_S:
                 self._told = now
                 share = f"{100 * progress.read / progress.size:.0f} %: " if progress.size else ""
-                print(f"{share}{told}", flush=True)
+                say(f"{share}{told}", flush=True)
         except OSError:  # whoever read our lines has left
             self._quiet = True

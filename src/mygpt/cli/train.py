@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import Waiting
+from mygpt.cli.terminal import Waiting, say
 from mygpt.errors import InputError
 from mygpt.machine import process_age_s
 
@@ -243,7 +243,7 @@ def train(
         with waiting:
             told = training.plan(files or None, **shared, **chosen, **options)
         if main:
-            print(told)
+            say(told)
         return 0
 
     with TrainingDisplay(quiet=quiet, waiting=waiting) as display:

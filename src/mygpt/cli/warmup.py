@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from mygpt.cli.terminal import say
+
 
 def warmup() -> None:
     """Compile the decoding loop and the training step now, so that the first use need not wait.
@@ -32,10 +34,10 @@ def warmup() -> None:
         raise StorageError(f"nothing is kept in the cache, since {why}")
     for program in (DECODING, TRAINING):
         if is_compiled(program):
-            print(f"{program.purpose} is ready, in {cache_folder()}")
+            say(f"{program.purpose} is ready, in {cache_folder()}")
             continue
-        print(f"compiling {program.purpose}: about {program.seconds} seconds", file=sys.stderr)
+        say(f"compiling {program.purpose}: about {program.seconds} seconds", file=sys.stderr)
         began = time.monotonic()
         compile_now(program)
         seconds = time.monotonic() - began
-        print(f"compiled {program.purpose} in {seconds:.1f} s, kept in {cache_folder()}")
+        say(f"compiled {program.purpose} in {seconds:.1f} s, kept in {cache_folder()}")
