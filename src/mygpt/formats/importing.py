@@ -117,6 +117,7 @@ def _require_unsaid(path: Path, num_heads: int | None) -> None:
 
 def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
     from mygpt.formats.nanogpt import read_nanogpt
+    from mygpt.formats.own_weights import read_own
     from mygpt.formats.torch_files import detect
     from mygpt.formats.tutorial import read_tutorial
 
@@ -129,14 +130,16 @@ def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -
             "of ours needs no import)"
         )
     kind = detect(path)
+    if kind == "mygpt":
+        return read_own(path, num_heads=num_heads, tokenizer=tokenizer)
     if kind == "tutorial":
         return read_tutorial(path, num_heads=num_heads, tokenizer=tokenizer)
     if kind == "nanogpt":
         _require_unsaid(path, num_heads)
         return read_nanogpt(path, tokenizer=tokenizer)
     raise InputError(
-        f"{path} is no checkpoint that is known: neither a tutorial's (model_state_dict, or "
-        "weights alone) nor nanoGPT's (model, model_args)"
+        f"{path} is no checkpoint that is known: neither weights of mygpt.GPT, nor a tutorial's "
+        "(model_state_dict, or weights alone), nor nanoGPT's (model, model_args)"
     )
 
 

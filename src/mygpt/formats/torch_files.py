@@ -24,6 +24,7 @@ from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.formats.pickles import NotAllowed, check_pickle
 from mygpt.machine import free_memory_bytes
 
+OWN_EMBEDDING = "token_embedding.weight"  # of a `mygpt.GPT`
 _ZIP = b"PK\x03\x04"
 _LARGEST_PLAIN = 2**26  # bytes; a vocabulary of all of Unicode has a third of that
 _MOST_PLAIN = 2**10  # dicts, lists and tuples: a vocabulary is one dict or two
@@ -42,7 +43,7 @@ _PLAIN = {
 
 
 def detect(path: Path) -> str | None:
-    """Whose checkpoint a torch file is, by its keys: "tutorial", "nanogpt", or None.
+    """Whose checkpoint a torch file is, by its keys: "mygpt", "tutorial", "nanogpt", or None.
 
     A folder is nanoGPT's output folder where it holds a `ckpt.pt`. What is no torch file at
     all is None.
@@ -56,6 +57,8 @@ def detect(path: Path) -> str | None:
     content = read_torch_file(path)
     if not isinstance(content, Mapping):
         return None
+    if own_state(content) is not None:
+        return "mygpt"
     if "model_state_dict" in content or is_bare_tutorial(content):
         return "tutorial"
     return "nanogpt" if {"model", "model_args"} <= set(content) else None
@@ -64,6 +67,18 @@ def detect(path: Path) -> str | None:
 def is_bare_tutorial(content: Any) -> bool:
     """Whether this is a state dict with the tutorial's names, whatever stands before them."""
     return has_tensor(content, "token_embedding.embedding.weight")
+
+
+def own_state(content: Any) -> tuple[Any, Mapping[str, Any]] | None:
+    """The state dict of a `mygpt.GPT` in what a torch file holds, and what is beside it."""
+    if not isinstance(content, Mapping):
+        return None
+    if has_tensor(content, OWN_EMBEDDING) and has_tensor(content, "final_norm.weight"):
+        return content, {}
+    for name, value in content.items():
+        if has_tensor(value, OWN_EMBEDDING) and has_tensor(value, "final_norm.weight"):
+            return value, {k: v for k, v in content.items() if k != name}
+    return None
 
 
 def has_tensor(content: Any, name: str) -> bool:

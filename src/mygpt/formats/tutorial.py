@@ -23,7 +23,7 @@ from mygpt.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 from mygpt.tokenization.bpe import read_json
 
 _ROPE_BASE = 10_000.0
-_HEADS = {8: 2, 64: 4}  # of the tutorial's two models, by their width
+HEADS_BY_WIDTH = {8: 2, 64: 4}  # of the tutorial's two models, by their width
 _WORDS = ("I", "love", "AI", "!")  # its vocabulary before there is a tokenizer
 _UNTIED = ("head.weight", "lm_head.weight")  # the tutorial's own head is always tied
 _ANCHORS = ("token_embedding.embedding.weight",)
@@ -66,7 +66,7 @@ def read_tutorial(
     if tokenizer is None and "model_state_dict" in content:
         tokenizer = _bundle_tokenizer(path, content)
     elif tokenizer is None:
-        tokenizer, line = _tokenizer_beside(path, config.vocab_size)
+        tokenizer, line = tokenizer_beside(path, config.vocab_size)
         notes.append(line)
     if tokenizer.vocab_size != config.vocab_size:
         raise InputError(
@@ -113,7 +113,7 @@ def _fields_of_tensors(
     if num_heads is None:
         num_heads = _heads_of_table(state, "blocks.0.mha.rope_cos", width)
     if num_heads is None:
-        num_heads = _HEADS.get(width, 4)
+        num_heads = HEADS_BY_WIDTH.get(width, 4)
         notes.append(
             f"num_heads={num_heads} is assumed, as the tutorial has it: a bare state dict does "
             "not tell; if the text makes no sense, give --num-heads"
@@ -282,7 +282,7 @@ def _other_tokenizer(path: Path, kind: Any) -> InputError:
     return InputError(f"{path}: tokenizer_kind={kind!r:.40} is not known: the tutorial has char")
 
 
-def _tokenizer_beside(path: Path, vocab_size: int) -> tuple[Tokenizer, str]:
+def tokenizer_beside(path: Path, vocab_size: int) -> tuple[Tokenizer, str]:
     """The tokenizer's JSON in the folder of a bare state dict, and a note that says which."""
     stem = path.stem.removesuffix("_gpt")
     named = [f"{stem}_tokenizer.json", f"{path.stem}_tokenizer.json", f"{path.stem}.json"]
