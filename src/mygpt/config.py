@@ -67,6 +67,18 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name}={value!r} is not known: choose {', '.join(choices)}")
 
 
+_POSITIONS_AT_ONCE = 2**13
+
+
+def positions_for(window: int, needed: int = 0) -> int:
+    """For how many positions a table or a cache is made: all of a usual window's.
+
+    A window of millions costs memory only as far as it is read: `needed` positions, rounded up to
+    a power of two, so that what grows a token at a time is made again a few times.
+    """
+    return min(window, max(_POSITIONS_AT_ONCE, 1 << max(0, needed - 1).bit_length()))
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of one GPT; the defaults are the tutorial's block.

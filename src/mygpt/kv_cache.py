@@ -12,17 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, positions_for
 from mygpt.ngrams import NO_TOKEN
 
 
 @dataclass
 class KVCache:
-    """Room for L positions of every layer, filled from the left.
+    """Room for positions of every layer, filled from the left; it grows where they do not fit.
 
     Attributes:
-        keys: N tensors (B, G, L, D), one a layer.
+        keys: N tensors (B, G, L, D), one a layer; L is the room there is.
         values: N tensors (B, G, L, D).
         length: positions filled so far (P), the same in every layer and row.
         ids: (B, A + L) int64, the tokens of the positions, A empty places before them, where the
@@ -36,17 +37,33 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype
+        cls,
+        config: GPTConfig,
+        batch_size: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions: int | None = None,
     ) -> KVCache:
-        """A cache with nothing in it, for `batch_size` rows."""
-        shape = (batch_size, config.kv_heads, config.max_seq_len, config.head_size)
+        """A cache with nothing in it, for `batch_size` rows.
+
+        Args:
+            config: the model's.
+            batch_size: B.
+            device: where its tensors are.
+            dtype: the numbers' type.
+            positions: how many it has room for at first; None is all of a usual window's.
+        """
+        first = positions_for(config.max_seq_len) if positions is None else positions
+        first = max(1, min(first, config.max_seq_len))
+        shape = (batch_size, config.kv_heads, first, config.head_size)
         keys, values = (
             [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
             for _ in range(2)
         )
         ids = None
         if config.ngram_rows:
-            room = (batch_size, len(config.ngram_rows) + config.max_seq_len)
+            room = (batch_size, len(config.ngram_rows) + first)
             ids = torch.full(room, NO_TOKEN, device=device)
         return cls(keys, values, ids=ids)
 
@@ -70,6 +87,18 @@ class KVCache:
         shape, device = (time, self.length + time), self.keys[0].device
         return torch.ones(shape, dtype=torch.bool, device=device).tril(self.length)
 
+    def reserve(self, count: int) -> None:
+        """Have room for `count` positions: twice as many as before, or more."""
+        room = self.keys[0].shape[2]
+        if count <= room:
+            return
+        more = max(count, 2 * room) - room
+        for tensors in (self.keys, self.values):
+            for layer, held in enumerate(tensors):
+                tensors[layer] = F.pad(held, (0, 0, 0, more))
+        if self.ids is not None:
+            self.ids = F.pad(self.ids, (0, more), value=NO_TOKEN)
+
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,6 +107,7 @@ class KVCache:
         `length` itself moves on once every layer has stored its positions: see `advance`.
         """
         end = self.length + keys.shape[2]
+        self.reserve(end)
         self.keys[layer][:, :, self.length : end] = keys
         self.values[layer][:, :, self.length : end] = values
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
@@ -85,6 +115,7 @@ class KVCache:
     def remember(self, ids: torch.Tensor) -> torch.Tensor:
         """Store T new tokens (B, T); return those before them, (B, A), negative where none is."""
         assert self.ids is not None, "a cache of this model has room for its tokens"
+        self.reserve(self.length + ids.shape[1])
         first = self.length + self._looking_back
         self.ids[:, first : first + ids.shape[1]] = ids
         return self.ids[:, self.length : first]

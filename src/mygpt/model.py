@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, positions_for
 from mygpt.errors import InputError
 from mygpt.ngrams import NgramEmbedding
 
@@ -47,15 +47,17 @@ def make_norm(config: GPTConfig, size: int) -> nn.Module:
     return nn.LayerNorm(size, eps=config.eps)
 
 
-def rotary_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of every position's angles, each (L, D), float32 (Su et al., 2021).
+def rotary_table(
+    config: GPTConfig, positions: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the positions' angles, each (L, D), float32 (Su et al., 2021).
 
-    They are made on the CPU, so that they are the same everywhere.
+    They are made on the CPU, so that they are the same everywhere; `positions` makes fewer than L.
     """
     half = config.head_size // 2
     steps = torch.arange(half, dtype=torch.float32, device="cpu")
-    positions = torch.arange(config.max_seq_len, dtype=torch.float32, device="cpu")
-    angles = positions[:, None] * config.rope_base ** (-steps / half)
+    places = torch.arange(positions or config.max_seq_len, dtype=torch.float32, device="cpu")
+    angles = places[:, None] * config.rope_base ** (-steps / half)
     angles = torch.cat([angles, angles], dim=-1)  # (L, D): both halves turn alike
     return angles.cos(), angles.sin()
 
@@ -258,9 +260,15 @@ class GPT(nn.Module):
 
     def _tabulate_rotary(self) -> None:
         if self.config.position == "rotary":
-            cos, sin = rotary_table(self.config)
-            self.register_buffer("rotary_cos", cos, persistent=False)  # (L, D)
+            cos, sin = rotary_table(self.config, positions_for(self.max_seq_len))
+            self.register_buffer("rotary_cos", cos, persistent=False)  # (L, D), or fewer rows
             self.register_buffer("rotary_sin", sin, persistent=False)
+
+    def reserve_positions(self, count: int) -> None:
+        """Have rotary tables for `count` positions: of a long window they grow as it is read."""
+        if self.config.position == "rotary" and count > len(self.rotary_cos):
+            tables = rotary_table(self.config, positions_for(self.max_seq_len, count))
+            self.rotary_cos, self.rotary_sin = (table.to(self.rotary_cos) for table in tables)
 
     def _draw_as_gpt2(self) -> None:
         smaller = 0.02 / math.sqrt(2 * self.config.num_layers)
@@ -307,6 +315,8 @@ class GPT(nn.Module):
         if self.config.position == "learned":
             x = x + self.position_embedding.weight[at]
         else:
+            if isinstance(at, slice):
+                self.reserve_positions(at.stop)
             rotary = self.rotary_cos[at].to(x.dtype), self.rotary_sin[at].to(x.dtype)
         if self.config.ngram_rows:
             x = x + self.ngram_embedding(ids, None if cache is None else cache.remember(ids))

@@ -17,6 +17,8 @@ from mygpt.engines.contract import Request, Window
 from mygpt.engines.numpy_network import Arrays, Cache, Floats, Network
 from mygpt.engines.numpy_sampling import next_id
 
+_MOST_RESERVED = 2**12  # new tokens that a cache has room for from the start
+
 
 class Row:
     """One request on its way.
@@ -36,7 +38,7 @@ class Row:
         self.full = len(self.text) + request.room(network.config.max_seq_len)
         self.ended = len(self.text) >= self.full
         self.window = Window(network.config.max_seq_len, request.overflow)
-        self.cache = Cache(network.config)
+        self.cache = Cache(network.config, min(self.full, len(self.text) + _MOST_RESERVED))
         self.start = self.window.start(len(self.text))
 
     def visible_prompt(self) -> tuple[int, ...]:

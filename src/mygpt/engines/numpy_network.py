@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, positions_for
 from mygpt.ngram_keys import ngram_rows_of
 
 Floats = NDArray[np.float32]
@@ -129,17 +129,38 @@ def swiglu(x: Floats) -> Floats:
 ACTIVATIONS: dict[str, Layer] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "swiglu": swiglu}
 
 
-def rotary_table(config: GPTConfig) -> tuple[Floats, Floats]:
-    """Cosines and sines of every position's angles, each (L, 1, D) (Su et al., 2021).
+def rotary_table(config: GPTConfig, positions: int | None = None) -> tuple[Floats, Floats]:
+    """Cosines and sines of the positions' angles, each (L, 1, D) (Su et al., 2021).
 
-    The sines of the first half carry the minus of the rotation.
+    The sines of the first half carry the minus of the rotation. `positions` makes fewer than L.
     """
     half = config.head_size // 2
     exponents = np.arange(half, dtype=np.float32) / np.float32(-half)
     frequencies = np.float32(config.rope_base) ** exponents
-    angles = np.arange(config.max_seq_len, dtype=np.float32)[:, None, None] * frequencies
+    places = np.arange(positions or config.max_seq_len, dtype=np.float32)
+    angles = places[:, None, None] * frequencies
     cos, sin = np.cos(angles), np.sin(angles)  # (L, 1, D / 2)
     return np.concatenate([cos, cos], axis=-1), np.concatenate([np.negative(sin), sin], axis=-1)
+
+
+class Rotary:
+    """The tables of `rotary_table`, which all blocks share: of a long window as far as it is read.
+
+    Args:
+        config: the model's.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        self.config = config
+        self._tables = rotary_table(config, positions_for(config.max_seq_len))
+
+    def rows(self, first: int, end: int) -> tuple[Floats, Floats]:
+        """Cosines and sines of positions `first` to `end` - 1, each (T, 1, D)."""
+        tables = self._tables
+        if end > len(tables[0]):
+            window = self.config.max_seq_len
+            self._tables = tables = rotary_table(self.config, positions_for(window, end))
+        return tables[0][first:end], tables[1][first:end]
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
@@ -159,22 +180,44 @@ class Cache:
     """Keys and values of the positions that one row has read, filled from the left.
 
     Attributes:
-        keys: (N, G, 1, D, L), turned so that a query's product with them needs no turning.
+        keys: (N, G, 1, D, L), turned so that a query's product with them needs no turning; L is
+            the room there is, which grows.
         values: (N, G, 1, L, D).
         length: positions filled so far.
         ids: (A + L,), their tokens; A places before them say that there is none.
+
+    Args:
+        config: the model's.
+        positions: how many there is room for at first; None is all of a usual window's.
     """
 
-    def __init__(self, config: GPTConfig) -> None:
-        n, g, d, window = config.num_layers, config.kv_heads, config.head_size, config.max_seq_len
-        self.keys = np.empty((n, g, 1, d, window), dtype=np.float32)
-        self.values = np.empty((n, g, 1, window, d), dtype=np.float32)
+    def __init__(self, config: GPTConfig, positions: int | None = None) -> None:
+        n, g, d = config.num_layers, config.kv_heads, config.head_size
+        room = positions_for(config.max_seq_len) if positions is None else positions
+        room = max(1, min(room, config.max_seq_len))
+        self.keys = np.empty((n, g, 1, d, room), dtype=np.float32)
+        self.values = np.empty((n, g, 1, room, d), dtype=np.float32)
         self.length = 0
         self.looking_back = len(config.ngram_rows)
-        self.ids = np.full(self.looking_back + window, -1, dtype=np.int64)
+        self.ids = np.full(self.looking_back + room, -1, dtype=np.int64)
+
+    def reserve(self, count: int) -> None:
+        """Have room for `count` positions: twice as many as before, or more."""
+        room, length = self.keys.shape[-1], self.length
+        if count <= room:
+            return
+        room = max(count, 2 * room)
+        keys, values, ids = self.keys, self.values, self.ids
+        self.keys = np.empty((*keys.shape[:-1], room), dtype=np.float32)
+        self.values = np.empty((*values.shape[:-2], room, values.shape[-1]), dtype=np.float32)
+        self.ids = np.full(self.looking_back + room, -1, dtype=np.int64)
+        self.keys[..., :length] = keys[..., :length]
+        self.values[..., :length, :] = values[..., :length, :]
+        self.ids[: len(ids)] = ids
 
     def remember(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """Store T new tokens; return them and the A before them, (A + T,), -1 where none is."""
+        self.reserve(self.length + len(ids))
         end = self.looking_back + self.length + len(ids)
         self.ids[end - len(ids) : end] = ids
         return self.ids[self.length : end]
@@ -182,22 +225,26 @@ class Cache:
     def extend(self, layer: int, key: Floats, value: Floats) -> tuple[Floats, Floats]:
         """Store T new positions of a layer, each (T, G, D); return all: (.., P+T), (P+T, ..)."""
         end = self.length + len(key)
+        self.reserve(end)
         self.keys[layer, :, 0, :, self.length : end] = key.transpose(1, 2, 0)
         self.values[layer, :, 0, self.length : end] = value.transpose(1, 0, 2)
         return self.keys[layer, ..., :end], self.values[layer, :, :, :end]
 
     def copy_from(self, other: Cache) -> None:
         """Hold what `other` holds."""
+        self.length = 0
+        self.reserve(other.length)
         self.length = other.length
         self.keys[..., : self.length] = other.keys[..., : self.length]
         self.values[..., : self.length, :] = other.values[..., : self.length, :]
-        self.ids[:] = other.ids
+        known = self.looking_back + self.length
+        self.ids[:known] = other.ids[:known]
 
 
 class Attention:
     """Causal self-attention; groups of query heads may share keys and values."""
 
-    def __init__(self, config: GPTConfig, arrays: Arrays, at: str) -> None:
+    def __init__(self, config: GPTConfig, arrays: Arrays, at: str, rotary: Rotary | None) -> None:
         self.groups, self.d = config.kv_heads, config.head_size
         self.scale = constant(1 / math.sqrt(self.d))
         queries = config.num_heads * self.d
@@ -210,7 +257,7 @@ class Attention:
                 RMSNorm(arrays, at + "query_norm", config.eps),
                 RMSNorm(arrays, at + "key_norm", config.eps),
             )
-        self.rotary = rotary_table(config) if config.position == "rotary" else None
+        self.rotary = rotary
 
     def __call__(self, x: Floats, cache: Cache, layer: int, first: int) -> Floats:
         """Read (T, C); what positions from `first` on make of it, (T - first, C)."""
@@ -221,7 +268,7 @@ class Attention:
         if self.norms is not None:
             query, key = self.norms[0](query), self.norms[1](key)
         if self.rotary is not None:
-            cos, sin = (table[past : past + time] for table in self.rotary)
+            cos, sin = self.rotary.rows(past, past + time)
             query, key = rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin)
         keys, values = cache.extend(layer, key, value)  # (G, 1, D, P + T), (G, 1, P + T, D)
         grouped = query.reshape(time - first, self.groups, -1, self.d).transpose(1, 2, 0, 3)
@@ -245,9 +292,9 @@ def attend(query: Floats, keys: Floats, values: Floats) -> Floats:
 class Block:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPTConfig, arrays: Arrays, at: str) -> None:
+    def __init__(self, config: GPTConfig, arrays: Arrays, at: str, rotary: Rotary | None) -> None:
         self.attention_norm = make_norm(config, arrays, at + "attention_norm")
-        self.attention = Attention(config, arrays, at + "attention.")
+        self.attention = Attention(config, arrays, at + "attention.", rotary)
         self.mlp_norm = make_norm(config, arrays, at + "mlp_norm")
         self.mlp_input = Linear(arrays, at + "mlp.input")
         self.activation = ACTIVATIONS[config.mlp]
@@ -287,7 +334,10 @@ class Network:
         if config.position == "learned":
             self.position_embedding = np.array(arrays["position_embedding.weight"], np.float32)
         self.ngram_embedding = NgramEmbedding(config, arrays) if config.ngram_rows else None
-        self.blocks = [Block(config, arrays, f"blocks.{n}.") for n in range(config.num_layers)]
+        rotary = Rotary(config) if config.position == "rotary" else None
+        self.blocks = [
+            Block(config, arrays, f"blocks.{n}.", rotary) for n in range(config.num_layers)
+        ]
         self.final_norm = make_norm(config, arrays, "final_norm")
         head = self.token_embedding if config.tied else np.array(arrays["head.weight"], np.float32)
         self.head = head.T  # (C, V); BLAS reads it either way, and V may be large to copy

@@ -91,7 +91,7 @@ def _attend(attention: Attention, x: Floats) -> tuple[Floats, Floats]:
     if attention.norms is not None:
         query, key = attention.norms[0](query), attention.norms[1](key)
     if attention.rotary is not None:
-        cos, sin = (table[:time] for table in attention.rotary)
+        cos, sin = attention.rotary.rows(0, time)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     grouped = query.reshape(time, groups, -1, d).transpose(1, 2, 0, 3)  # (G, R, T, D)
     scores = grouped * attention.scale @ key.transpose(1, 2, 0)[:, None]  # (G, R, T, T)

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import Overflow
+from mygpt.config import Overflow, positions_for
 from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request, Window
 from mygpt.kv_cache import FixedShapes, KVCache
 from mygpt.model import GPT, evaluating
 from mygpt.sampling import next_ids
 
+_MOST_RESERVED = 2**12  # new tokens that a cache has room for from the start
 _log = logging.getLogger("mygpt")
 
 
@@ -64,12 +65,19 @@ class CachedReader:
         batch_size: int,
         overflow: Overflow = "crop",
         compiled: CompiledStep | None = None,
+        positions: int | None = None,
     ) -> None:
         self.model = model
         self.compiled = compiled
         weight = model.token_embedding.weight
+        if positions is not None and compiled is not None:  # a step is compiled for each room
+            positions = positions_for(model.max_seq_len, positions)
         self.cache = KVCache.empty(
-            model.config, batch_size, device=weight.device, dtype=weight.dtype
+            model.config,
+            batch_size,
+            device=weight.device,
+            dtype=weight.dtype,
+            positions=positions,
         )
         self.window = Window(model.max_seq_len, overflow)
         self._start = 0
@@ -90,11 +98,15 @@ class CachedReader:
 
 
 def choose_reader(
-    model: Any, batch_size: int, overflow: Overflow, compiled: CompiledStep | None = None
+    model: Any,
+    batch_size: int,
+    overflow: Overflow,
+    compiled: CompiledStep | None = None,
+    positions: int | None = None,
 ) -> Reader:
-    """Cached for our own forward, else the plain loop."""
+    """Cached for our own forward, else the plain loop; for texts of so many tokens."""
     if has_own_forward(model):
-        return CachedReader(model, batch_size, overflow, compiled)
+        return CachedReader(model, batch_size, overflow, compiled, positions)
     return PlainReader(model, overflow)
 
 
@@ -154,6 +166,8 @@ class CompiledStep:
 
     def _step(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
         on_cuda = ids.device.type == "cuda"
+        cache.reserve(cache.length + 1)
+        self.model.reserve_positions(cache.keys[0].shape[2])
         past_ids = () if cache.ids is None else (cache.ids,)
         if self._run is None:
             mode = "reduce-overhead" if on_cuda else None
@@ -253,7 +267,8 @@ class _Batch:
         self.ended = [self.room == 0] * len(requests)
         self._newest: torch.Tensor | None = None  # (B, V), the last step's logits
         self._final: dict[int, torch.Tensor] = {}  # (V,) logits of rows that ended before others
-        self.reader = choose_reader(model, len(requests), first.overflow, compiled)
+        positions = self.length + min(self.room, _MOST_RESERVED)
+        self.reader = choose_reader(model, len(requests), first.overflow, compiled, positions)
         device = next(model.parameters()).device
         prompts = torch.tensor(np.stack([request.prompt for request in requests]), device=device)
         self.text = prompts.new_empty(len(requests), self.length + self.room)  # (B, T)

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, positions_for
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.engines.torch_engine import has_own_forward
 from mygpt.model import GPT, MLP, Attention, Block, RMSNorm
@@ -22,6 +22,7 @@ _OURS = {
     GPT, Block, Attention, MLP, RMSNorm, torch.nn.LayerNorm, torch.nn.Linear, torch.nn.Embedding,
     torch.nn.Dropout, torch.nn.ModuleList, torch.nn.ParameterList, NgramEmbedding, NgramKeys,
 }  # fmt: skip
+_TABLES = frozenset({"rotary_cos", "rotary_sin"})  # which grow
 _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
 
@@ -41,6 +42,7 @@ def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
         return None
     found: dict[str, torch.Tensor] = {}
     shapes = _shapes(model.config)
+    tables = _TABLES if model.config.position == "rotary" else frozenset()
     waiting: list[tuple[str, Any]] = [("", model)]
     while waiting:
         prefix, module = waiting.pop()
@@ -54,12 +56,17 @@ def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
                 path = prefix + name
                 if tensor.dtype != dtype or not tensor.is_cpu:
                     return None
-                if tensor.shape != shapes.get(path):
+                if path in tables:
+                    if tensor.shape[1:] != (model.config.head_size,):
+                        return None
+                elif tensor.shape != shapes.get(path):
                     return None
                 found[path] = tensor
         for name, child in module._modules.items():
             waiting.append((f"{prefix}{name}.", child))
-    return found if len(found) == len(shapes) else None
+    rows = {len(found[name]) for name in tables & found.keys()}
+    enough = all(most >= positions_for(model.max_seq_len) for most in rows) and len(rows) <= 1
+    return found if enough and len(found) == len(shapes) + len(tables) else None
 
 
 def _is_as_made(module: Any, model: GPT) -> bool:
@@ -80,12 +87,8 @@ def _is_as_made(module: Any, model: GPT) -> bool:
 
 @functools.cache
 def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """What the model of a configuration holds, tables included."""
-    shapes = config.parameter_shapes() | config.key_shapes()
-    if config.position == "rotary":
-        table = (config.max_seq_len, config.head_size)
-        shapes |= {"rotary_cos": table, "rotary_sin": table}
-    return shapes
+    """What the model of a configuration holds, besides rotary tables."""
+    return config.parameter_shapes() | config.key_shapes()
 
 
 def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) -> CpuEngine:

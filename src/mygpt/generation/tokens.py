@@ -218,7 +218,8 @@ class _Job:
         if self.batch == 0:  # no rows: nothing for the model to read
             yield from text[:, self.length :].T
             return
-        reader = choose_reader(self.model, self.batch, self.overflow)
+        positions = self.length + self.max_new_tokens
+        reader = choose_reader(self.model, self.batch, self.overflow, positions=positions)
         for step in range(self.max_new_tokens):
             so_far = text[:, : self.length + step]
             with evaluating(self.model):  # not around the loop: the caller acts between steps

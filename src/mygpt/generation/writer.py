@@ -218,7 +218,8 @@ class _Job:
     def samples(self, count: int) -> Iterator[Completion]:
         """Samples 0 to count - 1, in groups that fit in memory."""
         config = self.writer.config
-        row_bytes = 8 * config.num_layers * config.kv_heads * config.head_size * config.max_seq_len
+        positions = min(config.max_seq_len, len(self.prompt_ids) + self.max_new_tokens)
+        row_bytes = 8 * config.num_layers * config.kv_heads * config.head_size * max(1, positions)
         together = max(1, min(_MOST_TOGETHER, _CACHE_BYTES // row_bytes))
         for first in range(0, count, together):
             group = range(first, min(first + together, count))

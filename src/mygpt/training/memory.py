@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, positions_for
 from mygpt.errors import OutOfMemoryError
 from mygpt.evaluation import rows_at_once
 from mygpt.machine import free_memory_bytes
@@ -82,8 +82,9 @@ def model_bytes(config: GPTConfig, *, threads: int = 1) -> int:
 
 def _window_floats(config: GPTConfig) -> int:
     """Floats that grow with L: learned positions in training, or rotary tables being made."""
-    learned = config.position == "learned"
-    return config.max_seq_len * (4 * config.embed_dim if learned else 5 * config.head_size)
+    if config.position == "learned":
+        return config.max_seq_len * 4 * config.embed_dim
+    return positions_for(config.max_seq_len) * 5 * config.head_size
 
 
 def row_bytes(model: GPT, seq_len: int) -> int:

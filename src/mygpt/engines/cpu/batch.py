@@ -21,6 +21,7 @@ from mygpt.engines.cpu.pack import PackedModel, padded
 from mygpt.engines.cpu.workers import usable_cores
 from mygpt.errors import InputError
 
+_POSITIONS = 1024  # that a slot has room for at first
 _SPARE_TEXT = 64  # tokens of a text beyond two windows
 _WORTH_SHARING = 16  # tokens of a prompt: fewer are read as fast as looked for
 # What others wait for at a time while prompts are read: a few ms; and tokens that it takes at
@@ -33,6 +34,7 @@ class CpuBatch:
 
     All memory is taken at the beginning and none later: `slot_bytes` a slot, nearly all of it
     keys and values for a whole window, of which the system gives only what texts have filled.
+    Of a window past 1,024 tokens it grows, to what the longest text has needed so far.
     A text keeps the window and some more, so it may be written on for ever.
 
     A long prompt is read in pieces between the others' tokens. One that begins as another
@@ -49,11 +51,12 @@ class CpuBatch:
     def __init__(self, model: PackedModel, size: int, threads: int | None) -> None:
         window = model.config.max_seq_len
         self._window = window
+        self._positions = min(window, _POSITIONS)  # that a text has room for
         self._memory = Memory(
             model,
             size,
-            capacity=padded(window),
-            text_width=_text_width(window),
+            capacity=padded(self._positions),
+            text_width=_text_width(self._positions),
             threads=threads or usable_cores(),
         )
         self._slots = self._memory.slots
@@ -78,6 +81,7 @@ class CpuBatch:
         """Take a free slot; see `Batch`."""
         assert self._free, "no slot is free: the caller counts"
         check_prompt_fits(len(request.prompt), self._window, request.overflow)
+        self._fit(len(request.prompt))
         slot = self._free[0]
         try:
             self._memory.put(slot, request, shown=request.prompt[-self._window :])
@@ -96,11 +100,12 @@ class CpuBatch:
         """Draw up to `most` tokens for every row; see `Batch`."""
         new: dict[int, list[int]] = {slot: [] for slot in self._requests}
         self._failures = {}
-        room = self._memory.text.shape[1] - self._window - 1
         if most > 0:
             self._read_prompts()
         while most > 0 and self._loop.active:
-            steps = min(self._loop.steps_at_once(most), room)
+            steps = min(self._loop.steps_at_once(most), self._positions + _SPARE_TEXT - 1)
+            if self._positions < self._window:
+                self._fit(self._longest() + steps)
             self._memory.slide_texts(steps)
             before = self._slots[:, at.LENGTH].tolist()
             self._loop.draw(steps)
@@ -111,6 +116,18 @@ class CpuBatch:
                     ids += self._memory.text[slot, before[slot] : ends[slot]].tolist()
             most -= steps
         return {slot: ids for slot, ids in new.items() if slot not in self._unread}
+
+    def _longest(self) -> int:
+        """Tokens that a row which draws sees, at the most."""
+        active = self._slots[self._slots[:, at.STATUS] == at.ACTIVE]
+        return int((active[:, at.LENGTH] - np.maximum(active[:, at.START], 0)).max(initial=0))
+
+    def _fit(self, positions: int) -> None:
+        """Have room for texts of so many tokens, though for no more than a window."""
+        positions = min(positions, self._window)
+        if positions > self._positions:
+            self._positions = min(self._window, max(positions, 2 * self._positions))
+            self._memory.grow(padded(self._positions), _text_width(self._positions))
 
     def failures(self) -> dict[int, InputError]:
         """The slots that failed in the last `advance`; see `Batch`."""

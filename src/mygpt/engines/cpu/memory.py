@@ -53,19 +53,41 @@ class Memory:
         pieces, size = config.num_layers * config.kv_heads, config.head_size
         self.keys = np.zeros((count, pieces, size, capacity), np.float32)
         self.values = np.zeros((count, pieces, capacity, padded(size)), np.float32)
-        job[at.SLOTS], job[at.TIME_STRIDE] = count, capacity
+        job[at.SLOTS], self._threads = count, threads
         job[at.MAX_ROWS] = rows = max(1, min(_MAX_ROWS, count * capacity))
-        self._make_room(rows, threads, capacity)
+        self._make_room(rows, threads)
         for place, array in (
             (at.SLOT_TABLE, self.slots),
             (at.SETTINGS, self.settings),
             (at.SEEN, self.seen),
-            (at.KEYS, self.keys),
-            (at.VALUES, self.values),
         ):
             job[place] = array.ctypes.data
+        self._place_cache()
         self._place_text()
         self.job_address: int = job.ctypes.data
+
+    def _place_cache(self) -> None:
+        """Tell the job where keys and values are, and give it what grows with their room."""
+        job, capacity = self.job, self.keys.shape[-1]
+        job[at.TIME_STRIDE] = capacity
+        job[at.KEYS], job[at.VALUES] = self.keys.ctypes.data, self.values.ctypes.data
+        count = self._threads * at.ROWS * capacity
+        self._scores = Arena(4 * count + 64).take(count)
+        job[at.SCORES] = self._scores.ctypes.data
+        self._model.place_rotary(job, min(capacity, self.config.max_seq_len))
+
+    def grow(self, capacity: int, text_width: int) -> None:
+        """Have room for longer texts in every slot; what was read and written is kept."""
+        keys, values, text = self.keys, self.values, self.text
+        self.keys = np.zeros((*keys.shape[:-1], capacity), np.float32)
+        self.values = np.zeros((*values.shape[:2], capacity, values.shape[-1]), np.float32)
+        self.text = np.zeros((len(text), text_width), np.int64)
+        for slot, cached in enumerate(self.slots[:, at.CACHED].tolist()):
+            self.keys[slot, :, :, :cached] = keys[slot, :, :, :cached]
+            self.values[slot, :, :cached] = values[slot, :, :cached]
+        self.text[:, : text.shape[1]] = text
+        self._place_cache()
+        self._place_text()
 
     def put(self, number: int, request: Request, shown: NDArray[np.int64] | None = None) -> None:
         """Have a request in a slot, whatever was there before.
@@ -109,7 +131,7 @@ class Memory:
         self.seen[number, ends] = at.ENDS
         self.seen[number, request.prompt] |= at.OCCURRED
 
-    def _make_room(self, rows: int, threads: int, capacity: int) -> None:
+    def _make_room(self, rows: int, threads: int) -> None:
         """Buffers that hold nothing between runs, and the results."""
         job, count = self.job, len(self.slots)
         width, vocab = int(job[at.WIDTH_STRIDE]), int(job[at.VOCAB_STRIDE])
@@ -122,7 +144,6 @@ class Memory:
             at.MIXED: rows * int(job[at.MIXED_STRIDE]),
             at.GATE: rows * int(job[at.HIDDEN_STRIDE]),
             at.UP: rows * int(job[at.HIDDEN_STRIDE]),
-            at.SCORES: threads * at.ROWS * capacity,
             at.SCRATCH: threads * vocab,
             at.BARRIER: 16,  # a line of its own
             at.PROBABILITIES: count * vocab,

@@ -5,13 +5,14 @@ Letters: C embedding, H heads, G key/value heads, D head size, N outputs, V voca
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.config import GPTConfig, positions_for
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.layout import LANES, PANEL
@@ -62,7 +63,7 @@ class PackedModel:
     Args:
         config: its shape.
         arrays: its parameters by name, as `GPT.state_dict` has them; also "rotary_cos" and
-            "rotary_sin", (L, D), where a model has tables of its own.
+            "rotary_sin", (L, D) or fewer rows, where a model has tables of its own.
         quantized: keep matrices as int8 with one float32 scale an output (the largest weight
             becomes 127); n-gram tables stay float32.
 
@@ -82,6 +83,7 @@ class PackedModel:
         self._alive: list[NDArray[Any]] = []  # what else the job's addresses point to
         self._waiting: list[tuple[NDArray[Any], NDArray[Any]]] = []  # matrices and their room
         self.job = np.zeros(at.JOB_SIZE, np.int64)
+        self._lock = threading.Lock()
         self._describe_shape()
         self._pack_ends()
         self._pack_ngrams()
@@ -149,9 +151,26 @@ class PackedModel:
         job[at.FINAL_WEIGHT] = self._vector("final_norm.weight")
         job[at.FINAL_BIAS] = self._vector("final_norm.bias")
         if config.position == "rotary":
-            cosines, sines = rotary_table(config)
-            job[at.COSINES] = self._keep(self._arrays.get("rotary_cos", cosines))
-            job[at.SINES] = self._keep(self._arrays.get("rotary_sin", sines))
+            cosines, sines = rotary_table(config, positions_for(config.max_seq_len))
+            self._rotary = (
+                np.ascontiguousarray(self._arrays.get("rotary_cos", cosines)),
+                np.ascontiguousarray(self._arrays.get("rotary_sin", sines)),
+            )
+            self.place_rotary(job, 1)
+
+    def place_rotary(self, job: NDArray[np.int64], positions: int) -> None:
+        """Give a job rotary tables for so many positions: of a long window they grow."""
+        if self.config.position != "rotary":
+            return
+        with self._lock:
+            held = len(self._rotary[0])
+            if positions > held:
+                made = rotary_table(self.config, positions_for(self.config.max_seq_len, positions))
+                both = zip(self._rotary, made, strict=True)
+                self._alive += self._rotary  # other jobs point there
+                cosines, sines = (np.concatenate([old, new[held:]]) for old, new in both)
+                self._rotary = cosines, sines
+            job[at.COSINES], job[at.SINES] = (table.ctypes.data for table in self._rotary)
 
     def _pack_ngrams(self) -> None:
         """The tables of n-grams: a copy of their keys and their rows."""
@@ -223,12 +242,12 @@ class PackedModel:
         self._waiting.clear()
 
 
-def rotary_table(config: GPTConfig) -> tuple[Floats, Floats]:
-    """Cosines and sines of every position's angles, each (L, D), as the model has them."""
+def rotary_table(config: GPTConfig, positions: int) -> tuple[Floats, Floats]:
+    """Cosines and sines of the first positions' angles, each (L, D), as the model has them."""
     half = config.head_size // 2
     powers = -np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.power(np.float32(config.rope_base), powers)
-    angles = np.arange(config.max_seq_len, dtype=np.float32)[:, None] * frequencies
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
     angles = np.concatenate([angles, angles], axis=1)
     return np.cos(angles), np.sin(angles)
 

@@ -175,8 +175,7 @@ class CompiledStep:
         job[at.POSITIONS] = self._address("position_embedding.weight")
         job[at.POSITIONS_GRADIENT] = self._offsets.get("position_embedding.weight", 0)
         if config.position == "rotary":
-            job[at.COSINES] = self.model.rotary_cos.data_ptr()
-            job[at.SINES] = self.model.rotary_sin.data_ptr()
+            self._place_rotary()
         for place, value in (
             (at.THREADS, self.threads),
             (at.LAYERS, config.num_layers),
@@ -210,6 +209,10 @@ class CompiledStep:
         job[at.LOSSES] = self._losses.ctypes.data
         self._shape = (batch, time)
 
+    def _place_rotary(self) -> None:
+        self._rotary = self.model.rotary_cos, self.model.rotary_sin  # the model's may be replaced
+        self._job[at.COSINES], self._job[at.SINES] = (table.data_ptr() for table in self._rotary)
+
     def _lay_batch(
         self, inputs: torch.Tensor, targets: torch.Tensor, *, table_dropout: float = 0.0
     ) -> None:
@@ -217,6 +220,9 @@ class CompiledStep:
             time, most = inputs.shape[1], self.model.max_seq_len
             if time > most:  # the kernels would read on behind the positions
                 raise InputError(f"input length T={time} exceeds max_seq_len={most}")
+            if self.model.config.position == "rotary":
+                self.model.reserve_positions(time)
+                self._place_rotary()
             self._lay_room(*inputs.shape)
         self._batch = inputs.contiguous(), targets.contiguous()
         job = self._job
