@@ -367,7 +367,9 @@ def test_drawn_bytes_have_offsets_in_characters_too():
     [
         ({"model": None}, 400, "model", "model is missing"),
         ({"model": "gpt-4"}, 404, "model", "this server's is mygpt"),
-        ({"prompt": None}, 400, "prompt", "must be a string"),
+        ({"prompt": 5}, 400, "prompt", "must be a string"),
+        ({"prompt": ["a"] * 41}, 400, "prompt", "a list of 41, more than 40 choices"),
+        ({"prompt": [0] * 16385}, 400, "prompt", "16385 tokens, more than 16384"),
         ({"prompt": []}, 400, "prompt", "must be a string"),
         ({"prompt": [[]]}, 400, "prompt", "at least one"),
         ({"prompt": ["a", 1]}, 400, "prompt", "mixes"),
@@ -386,15 +388,27 @@ def test_drawn_bytes_have_offsets_in_characters_too():
         ({"temperature": -1}, 400, "temperature", "at least 0"),
         ({"temperature": "hot"}, 400, "temperature", "must be a number"),
         ({"temperature": 10**400}, 400, "temperature", "finite"),
-        ({"top_p": 0}, 400, "top_p", "above 0"),
-        ({"top_k": -1}, 400, "top_k", "whole number"),
+        ({"top_p": -0.1}, 400, "top_p", "above 0"),
+        ({"top_p": False}, 400, "top_p", "must be a number"),
+        ({"top_k": -2}, 400, "top_k", "whole number"),
         ({"min_p": 2}, 400, "min_p", "between 0"),
-        ({"seed": -1}, 400, "seed", "2**64"),
+        ({"seed": -2}, 400, "seed", "2**64"),
         ({"seed": 2**64}, 400, "seed", "2**64"),
-        ({"stop": ["a"] * 5}, 400, "stop", "up to 4 strings"),
+        ({"stop": ["a"] * 65}, 400, "stop", "up to 64 strings"),
         ({"stop": ""}, 400, "stop", "1 to 256 characters"),
         ({"stop": "a" * 257}, 400, "stop", "1 to 256 characters"),
         ({"logprobs": 6}, 400, "logprobs", "from 0 to 5"),
+        ({"logprobs": True}, 400, "logprobs", "a number of alternatives"),
+        (
+            {"logprobs": 0, "n": 17, "max_tokens": 4096},
+            400,
+            "logprobs",
+            "69632 tokens are more than 65536",
+        ),
+        ({"stream": True, "stream_options": {"x": 1}}, 400, "x", "unknown field 'x'"),
+        ({"ignore_eos": True}, 400, "ignore_eos", "leave it out"),
+        ({"min_tokens": False}, 400, "min_tokens", "leave it out"),
+        ({"repeat_penalty": 1.1}, 400, "repeat_penalty", "leave it out"),
         ({"echo": 1}, 400, "echo", "true or false"),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
         ({"suffix": "x"}, 400, "suffix", "leave it out"),
@@ -419,6 +433,53 @@ def test_wrong_fields_are_refused_by_name(api, change, status, param, message):
 
 
 JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"top_k": -1}, {}),
+        ({"top_p": 0}, {"temperature": 0}),
+        ({"top_p": 0.0}, {"top_k": 1}),
+        ({"logprobs": False}, {}),
+        ({"stop": ["never"] * 63 + ["ab"]}, {"stop": "ab"}),
+        ({"prompt": None}, {"prompt": ""}),
+        ({"skip_special_tokens": True, "repeat_penalty": 1.0, "cache_prompt": False}, {}),
+    ],
+    ids=str,
+)
+def test_values_of_other_servers_mean_what_they_mean_there(api, theirs, ours):
+    """OpenAI's, vLLM's and llama.cpp's own words for what has another one here."""
+    options = {"prompt": "ab", "max_tokens": 30, "seed": 3, "n": 2}
+    found, expected = (complete(api, **(options | more)) for more in (theirs, ours))
+    assert found["choices"] == expected["choices"]
+
+
+def test_a_seed_of_minus_one_is_a_fresh_one(api):
+    seeds = {complete(api, "ab", seed=-1)["seed"] for _ in range(3)}
+    assert len(seeds) == 3
+    assert min(seeds) >= 0
+
+
+def test_a_prompt_may_be_left_out(api):
+    """As by OpenAI: the model writes as from the beginning of a text."""
+    answer = api.post("/v1/completions", json={"model": "mygpt", "seed": 3, "echo": True})
+    expected = complete(api, "", seed=3, echo=True)
+    assert answer.json()["choices"] == expected["choices"]
+
+
+def test_many_prompts_come_at_once(api):
+    """A harness sends as many as its batch has."""
+    with client(WRITER) as wide:
+        found = complete(wide, ["ab", "c"] * 50, max_tokens=3, temperature=0)["choices"]
+    assert len(found) == 100
+    assert len({choice["text"] for choice in found}) <= 2
+
+
+def test_openais_obfuscation_is_taken(api):
+    for wanted in (True, False, None):
+        options = {"include_obfuscation": wanted, "include_usage": True}
+        assert stream(api, "ab", stream_options=options)[-1]["usage"]
 
 
 def test_neutral_values_of_fields_that_are_not_had_are_taken(api):
@@ -549,8 +610,8 @@ def test_openais_client_reads_logprobs(theirs):
 
 
 def test_openais_client_raises_our_errors(server, theirs):
-    with pytest.raises(openai.BadRequestError, match="from 1 to 16") as caught:
-        theirs.completions.create(model="poems", prompt="ab", n=99)
+    with pytest.raises(openai.BadRequestError, match="from 1 to 128") as caught:
+        theirs.completions.create(model="poems", prompt="ab", n=999)
     assert caught.value.param == "n"
     with pytest.raises(openai.NotFoundError, match="this server's is poems"):
         theirs.completions.create(model="davinci-002", prompt="ab")

@@ -43,6 +43,14 @@ def serve(
     ] = 64,
     max_tokens: Annotated[int, typer.Option(help="The most new tokens of one text.")] = 4096,
     slots: Annotated[int, typer.Option(help="Texts that are written at the same time.")] = 32,
+    max_choices: Annotated[
+        int, typer.Option(help="The most texts of one request, all its prompts together.")
+    ] = 128,
+    max_stops: Annotated[int, typer.Option(help="The most stop strings of one request.")] = 64,
+    max_prompt_tokens: Annotated[int, typer.Option(help="The longest prompt.")] = 16384,
+    max_connections: Annotated[
+        int, typer.Option(help="Open connections; the system's limit of open files may say fewer.")
+    ] = 640,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16 (torch), int8 (cpu engine), or auto.")
@@ -77,6 +85,10 @@ def serve(
         slots=slots,
         max_waiting=max_waiting,
         max_tokens=max_tokens,
+        max_choices=max_choices,
+        max_stops=max_stops,
+        max_prompt_tokens=max_prompt_tokens,
+        max_connections=max_connections,
         api_key=api_key,
         hosts=tuple(allow_host or ()),
         log=None if quiet else _tell,

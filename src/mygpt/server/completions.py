@@ -19,9 +19,16 @@ from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.randomness import Stream, fresh_seed
 from mygpt.server.bodies import Bodies, json_pieces
-from mygpt.server.problems import ApiError, json_answer
+from mygpt.server.problems import json_answer
 from mygpt.server.reading import Reader
-from mygpt.server.requests import CompletionRequest, Prompt, invalid, parse_completion, parse_json
+from mygpt.server.requests import (
+    CompletionRequest,
+    Prompt,
+    invalid,
+    parse_completion,
+    parse_json,
+    too_long,
+)
 from mygpt.server.samples import Entry, Piece, Sample
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
@@ -31,7 +38,7 @@ from mygpt.tokenization import ByteTokenizer, CharTokenizer, ends_of
 
 _MOST_ENTRIES = 256  # of a prompt in one event of a stream
 _PIECE = 2**14  # characters of a long prompt that are encoded at a time
-_CHARACTERS_A_TOKEN = 64  # of a text with longer tokens nobody needs so many
+_CHARACTERS_A_TOKEN = 16  # on average; four are usual
 _LARGE = 2048  # tokens of an answer that is made beside the event loop
 
 
@@ -267,13 +274,11 @@ def encode(writer: Writer, prompt: Prompt, settings: ServerSettings, param: str)
             ids = _ids_of(writer, prompt, most, param)  # of an empty one, what a text starts from
             found = ReadPrompt(prompt, ids, len(writer.tokenizer.beginning) if prompt else len(ids))
         else:
-            if len(prompt) > most:
-                raise _too_long(param, str(len(prompt)), most)
             found = ReadPrompt(writer.tokenizer.decode(prompt), np.array(prompt, np.int64))
     except InputError as error:
         raise invalid(param, str(error)) from None
     if len(found.ids) > most:
-        raise _too_long(param, str(len(found.ids)), most)
+        raise too_long(param, str(len(found.ids)), most)
     return found
 
 
@@ -287,7 +292,7 @@ def _ids_of(writer: Writer, text: str, most: int, param: str) -> NDArray[np.int6
         return np.array(writer.prompt_ids(text), np.int64)
     tokenizer = writer.tokenizer
     if isinstance(tokenizer, (CharTokenizer, ByteTokenizer)):
-        raise _too_long(param, str(len(text)), most)
+        raise too_long(param, str(len(text)), most)
     if len(text) > most * _CHARACTERS_A_TOKEN:
         raise invalid(
             param,
@@ -301,12 +306,8 @@ def _ids_of(writer: Writer, text: str, most: int, param: str) -> NDArray[np.int6
         rows.append(row)
         count += len(row)
         if count > most:
-            raise _too_long(param, f"at least {count}", most)
+            raise too_long(param, f"at least {count}", most)
     return np.concatenate(rows)
-
-
-def _too_long(param: str, count: str, most: int) -> ApiError:
-    return invalid(param, f"{param} has {count} tokens, more than {most}: shorten it")
 
 
 async def _events(job: Job, ticket: Ticket | None, head: Head) -> AsyncIterator[list[Any]]:

@@ -11,7 +11,8 @@ from mygpt.server.requests import (
     DEFAULT_MAX_TOKENS,
     MAX_LOGPROBS,
     MAX_STOP_CHARACTERS,
-    MAX_STOPS,
+    NEUTRAL,
+    STREAM_OPTIONS,
 )
 from mygpt.server.settings import ServerSettings
 from mygpt.tokenization import CharTokenizer
@@ -209,34 +210,38 @@ def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> 
     stop = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
     many = {"minItems": 1, "maxItems": most}
     default = min(DEFAULT_MAX_TOKENS, settings.max_tokens)
-    return _closed(
-        "model prompt",
-        model={"type": "string", "const": settings.name},
-        prompt={"anyOf": [text, _list(text, **many), ids, _list(ids, **many)]},
-        n=_or_null("integer", default=1, **count),
-        best_of=_or_null("integer", description="Only n itself.", **count),
-        max_tokens=_or_null("integer", default=default, minimum=0, maximum=settings.max_tokens),
-        temperature=_or_null("number", default=1, minimum=0, description="0 is greedy."),
-        top_p=_or_null("number", exclusiveMinimum=0, maximum=1),
-        top_k=_or_null("integer", minimum=0, maximum=2**31, description="0 is off."),
-        min_p=_or_null("number", minimum=0, maximum=1),
-        repetition_penalty=_or_null("number", exclusiveMinimum=0),
-        seed=_or_null("integer", minimum=0, maximum=2**64 - 1),
-        stop={"anyOf": [stop, _list(stop, maxItems=MAX_STOPS), {"type": "null"}]},
-        logprobs=_or_null("integer", minimum=0, maximum=MAX_LOGPROBS),
-        echo=_or_null("boolean", default=False),
-        stream=_or_null("boolean", default=False),
-        stream_options={
-            "description": "Only with stream.",
-            "anyOf": [_closed("", include_usage=_or_null("boolean")), {"type": "null"}],
+    options = {name: _or_null("boolean") for name in sorted(STREAM_OPTIONS)}
+    fields: Schema = {
+        "model": {"type": "string", "const": settings.name},
+        "prompt": {
+            "description": "Without one, from the beginning of a text.",
+            "anyOf": [text, _list(text, **many), ids, _list(ids, **many), {"type": "null"}],
         },
-        overflow={"enum": [*OVERFLOW_POLICIES, None], "description": "Past the window."},
-        user=_or_null("string"),
-        suffix=_or_null("string", maxLength=0),
-        logit_bias=_or_null("object", maxProperties=0),
-        presence_penalty=_or_null("number", minimum=0, maximum=0),
-        frequency_penalty=_or_null("number", minimum=0, maximum=0),
-    )
+        "n": _or_null("integer", default=1, **count),
+        "best_of": _or_null("integer", description="Only n itself.", **count),
+        "max_tokens": _or_null("integer", default=default, minimum=0, maximum=settings.max_tokens),
+        "temperature": _or_null("number", default=1, minimum=0, description="0 is greedy."),
+        "top_p": _or_null("number", minimum=0, maximum=1, description="0 is greedy."),
+        "top_k": _or_null("integer", minimum=-1, maximum=2**31, description="0 and -1: off."),
+        "min_p": _or_null("number", minimum=0, maximum=1),
+        "repetition_penalty": _or_null("number", exclusiveMinimum=0),
+        "seed": _or_null("integer", minimum=-1, maximum=2**64 - 1, description="-1: a fresh one."),
+        "stop": {"anyOf": [stop, _list(stop, maxItems=settings.max_stops), {"type": "null"}]},
+        "logprobs": {
+            "description": "How many alternatives; null and false for none at all.",
+            "anyOf": [_or_null("integer", minimum=0, maximum=MAX_LOGPROBS), {"const": False}],
+        },
+        "echo": _or_null("boolean", default=False),
+        "stream": _or_null("boolean", default=False),
+        "stream_options": {
+            "description": "Only with stream.",
+            "anyOf": [_closed("", **options), {"type": "null"}],
+        },
+        "overflow": {"enum": [*OVERFLOW_POLICIES, None], "description": "Past the window."},
+        "user": _or_null("string"),
+        **{name: {"enum": [*values, None]} for name, values in NEUTRAL.items()},
+    }
+    return _closed("model", **fields)
 
 
 def _completion() -> Schema:

@@ -166,7 +166,7 @@ class Playground:
         if text is not None:
             prompt, name = text, "text"
         elif isinstance(given, list):
-            prompt, name = check_prompt_ids(given, "ids"), "ids"
+            prompt, name = check_prompt_ids(given, "ids", self.settings.max_prompt_tokens), "ids"
         else:
             raise invalid("ids", "ids must be a list of token ids")
         return encode(self.writer, prompt, self.settings, name).ids

@@ -15,16 +15,33 @@ from mygpt.randomness import check_seed
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
 
-MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGPROBS, DEFAULT_MAX_TOKENS = 4, 256, 5, 16
-_MOST_DIGITS = 4000  # of a whole number: Python reads few more
+MAX_STOP_CHARACTERS, MAX_LOGPROBS, DEFAULT_MAX_TOKENS = 256, 5, 16
+_MOST_CHOICES_WITH_LOGPROBS = 16  # of as many tokens as may be: an answer of some ten megabytes
+_SMALLEST_NUCLEUS = 1e-9  # of top_p = 0: the likeliest token alone
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
-# Fields of OpenAI's that these models do not have, with the values that ask for nothing.
+# Fields that these models do not have, with the values that ask for nothing: OpenAI's, then those
+# that clients of vLLM and of llama.cpp send with the values that those servers have anyway.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "add_special_tokens": (True,),
+    "response_format": ({"type": "text"},),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "n_probs": (0,),
+    "cache_prompt": (True, False),  # what was read before is never read again, nor seen
 }
 FIELDS = frozenset(
     {
@@ -34,6 +51,8 @@ FIELDS = frozenset(
         *NEUTRAL,
     }
 )
+
+STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 
 Prompt = str | tuple[int, ...]
 
@@ -86,20 +105,13 @@ def parse_json(body_bytes: bytes) -> dict[str, Any]:
     """The JSON object of a body; `ApiError` for anything else."""
     try:
         text = body_bytes.decode("utf-8")
-        body = json.loads(
-            text, parse_constant=_refuse_constant, parse_int=_int, object_pairs_hook=_object
-        )
+        body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise invalid(None, f"the body is not JSON: {error}") from None
+        why = str(error).partition("; use sys")[0]  # of a number with thousands of digits
+        raise invalid(None, f"the body is not JSON: {why}") from None
     if not isinstance(body, dict):
         raise invalid(None, "the body must be a JSON object")
     return body
-
-
-def _int(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"a number has {len(digits)} digits")
-    return int(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -176,7 +188,7 @@ def parse_completion(body: dict[str, Any], settings: ServerSettings) -> Completi
     fields.text("user")
     for name, neutral in NEUTRAL.items():
         value = fields.values.get(name)
-        if value is not None and (isinstance(value, bool) or value not in neutral):
+        if value is not None and not any(_same(value, accepted) for accepted in neutral):
             raise invalid(
                 name, f"{name}={_shown(value)} is nothing that these models have: leave it out"
             )
@@ -185,26 +197,39 @@ def parse_completion(body: dict[str, Any], settings: ServerSettings) -> Completi
     best_of = fields.whole("best_of", n, 1, settings.max_choices)
     if best_of != n:
         raise invalid("best_of", f"best_of={best_of} must be n, which is {n}: all are returned")
-    prompts = _prompts(fields.values.get("prompt"))
+    prompts = _prompts(fields.values.get("prompt", ""), settings)
     if n * len(prompts) > settings.max_choices:
         raise invalid(
             "n",
             f"n={n} for {len(prompts)} prompts is more than {settings.max_choices} choices: "
             "send fewer at once",
         )
+    max_tokens, logprobs = _max_tokens(fields, settings.max_tokens), _logprobs(fields)
+    told, most = n * len(prompts) * max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
+    if logprobs is not None and told > most:
+        raise invalid(
+            "logprobs",
+            f"log-probabilities of {told} tokens are more than {most} in one answer: send fewer "
+            "prompts at once, or a smaller max_tokens",
+        )
     return CompletionRequest(
         prompts=prompts,
         n=n,
-        max_tokens=_max_tokens(fields, settings.max_tokens),
+        max_tokens=max_tokens,
         sampling=_sampling(fields),
         seed=_seed(fields),
-        stop=_stop(fields.values.get("stop")),
-        logprobs=fields.whole("logprobs", None, 0, MAX_LOGPROBS),
+        stop=_stop(fields.values.get("stop"), settings.max_stops),
+        logprobs=logprobs,
         echo=fields.flag("echo"),
         stream=stream,
         include_usage=_include_usage(fields.values.get("stream_options"), stream),
         overflow=_overflow(fields),
     )
+
+
+def _same(value: Any, accepted: Any) -> bool:
+    """Whether two values are the same in JSON, where 1 is 1.0 and not true."""
+    return isinstance(value, bool) == isinstance(accepted, bool) and bool(value == accepted)
 
 
 def check_model(fields: Fields, name: str) -> None:
@@ -226,8 +251,15 @@ def unknown_model(model: str, name: str) -> ApiError:
     )
 
 
-def check_prompt_ids(value: Any, param: str) -> tuple[int, ...]:
+def too_long(param: str, count: str, most: int) -> ApiError:
+    """What is answered where a text has too many tokens."""
+    return invalid(param, f"{param} has {count} tokens, more than {most}: shorten it")
+
+
+def check_prompt_ids(value: Any, param: str, most: int) -> tuple[int, ...]:
     """Token ids as whole numbers; whether the model has them is for its tokenizer to say."""
+    if len(value) > most:
+        raise too_long(param, str(len(value)), most)
     if set(map(type, value)) == {int} and 0 <= min(value) <= max(value) < 2**31:
         return tuple(value)
     ids = []
@@ -242,7 +274,7 @@ def check_prompt_ids(value: Any, param: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _prompts(value: Any) -> tuple[Prompt, ...]:
+def _prompts(value: Any, settings: ServerSettings) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
@@ -251,13 +283,20 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
             f"prompt={_shown(value)} must be a string, a list of strings, a list of token ids or "
             "a list of such lists",
         )
-    if all(isinstance(part, str) for part in value):
-        return tuple(value)
-    if all(isinstance(part, list) for part in value):
-        return tuple(check_prompt_ids(part, "prompt") for part in value)
-    if any(isinstance(part, (str, list)) for part in value):
+    kinds, most = set(map(type, value)), settings.max_prompt_tokens
+    if not kinds & {str, list}:
+        return (check_prompt_ids(value, "prompt", most),)
+    if len(kinds) > 1:
         raise invalid("prompt", "prompt mixes strings, numbers and lists: send one kind")
-    return (check_prompt_ids(value, "prompt"),)
+    if len(value) > settings.max_choices:
+        raise invalid(
+            "prompt",
+            f"prompt is a list of {len(value)}, more than {settings.max_choices} choices: send "
+            "fewer at once",
+        )
+    if kinds == {str}:
+        return tuple(value)
+    return tuple(check_prompt_ids(part, "prompt", most) for part in value)
 
 
 def _max_tokens(fields: Fields, most: int) -> int:
@@ -272,9 +311,11 @@ def _sampling(fields: Fields) -> SamplingConfig:
         if value is None:
             continue
         if name == "top_k":
-            value = fields.whole(name, None, 0, 2**31)
+            value = max(0, fields.whole(name, None, -1, 2**31) or 0)  # -1 is off too
         elif isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**63 else float("inf")
+        if name == "top_p" and _same(value, 0):
+            value = _SMALLEST_NUCLEUS
         try:
             SamplingConfig(**{name: value})
         except InputError as error:
@@ -287,26 +328,40 @@ def _seed(fields: Fields) -> int | None:
     value = fields.values.get("seed")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None:
+    if value is None or _same(value, -1):  # llama.cpp's word for none
         return None
     try:
         check_seed(value)
     except InputError:
         raise invalid(
-            "seed", f"seed={_shown(value)} must be a whole number from 0 to 2**64 - 1"
+            "seed",
+            f"seed={_shown(value)} must be a whole number from 0 to 2**64 - 1, or -1 for a fresh "
+            "one",
         ) from None
     return int(value)
 
 
-def _stop(value: Any) -> tuple[str, ...]:
+def _logprobs(fields: Fields) -> int | None:
+    value = fields.values.get("logprobs")
+    if value is False:
+        return None
+    if value is True:
+        raise invalid(
+            "logprobs",
+            f"logprobs=true must be a number of alternatives, from 0 to {MAX_LOGPROBS}",
+        )
+    return fields.whole("logprobs", None, 0, MAX_LOGPROBS)
+
+
+def _stop(value: Any, most: int) -> tuple[str, ...]:
     found = [value] if isinstance(value, str) else [] if value is None else value
-    good = isinstance(found, list) and len(found) <= MAX_STOPS
+    good = isinstance(found, list) and len(found) <= most
     for text in found if good else ():
         good = good and isinstance(text, str) and 1 <= len(text) <= MAX_STOP_CHARACTERS
     if not good:
         raise invalid(
             "stop",
-            f"stop={_shown(value)} must be a string or up to {MAX_STOPS} strings, of 1 to "
+            f"stop={_shown(value)} must be a string or up to {most} strings, of 1 to "
             f"{MAX_STOP_CHARACTERS} characters each",
         )
     return tuple(found)
@@ -317,7 +372,9 @@ def _include_usage(value: Any, stream: bool) -> bool:
         return False
     if not isinstance(value, dict):
         raise invalid("stream_options", f"stream_options={_shown(value)} must be an object")
-    wanted = Fields(value, frozenset({"include_usage"})).flag("include_usage")
+    fields = Fields(value, STREAM_OPTIONS)
+    wanted = fields.flag("include_usage")
+    fields.flag("include_obfuscation")  # it would make the events larger, and says nothing
     if not stream:
         raise invalid("stream_options", "stream_options are for streams: add stream=true")
     return wanted

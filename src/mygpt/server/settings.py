@@ -14,6 +14,7 @@ _COUNTS = (
     "max_waiting",
     "max_tokens",
     "max_choices",
+    "max_stops",
     "max_prompt_tokens",
     "max_body_bytes",
     "max_connections",
@@ -31,9 +32,11 @@ class ServerSettings:
             shows; empty is the name.
         slots: rows that decode together, beside one for the playground's looks; each has room
             for a whole window.
-        max_waiting: requests that may wait for a slot; more are refused (429).
+        max_waiting: requests that may wait for a slot, and looks of the page, for a thread or a
+            slot; more are refused (429).
         max_tokens: the most that a request may ask for, for each choice.
         max_choices: the most choices of one request, all its prompts together.
+        max_stops: the most stop strings of one request.
         max_prompt_tokens: the longest prompt.
         max_body_bytes: the largest body of a request.
         max_connections: open connections; past it those go that wait for a request longest.
@@ -41,7 +44,8 @@ class ServerSettings:
         hosts: names by which the server may be called, beside this machine's own loopback.
         any_address: whether it may be called by any IP address too (not by any name).
         request_limit_s: from a request's first byte to its last.
-        write_limit_s: how long a client may leave what was written to it unread.
+        write_limit_s: how long a client may be behind with what was written to it, and the more
+            the more it reads meanwhile.
         idle_limit_s: how long a connection is kept between two requests.
         shutdown_limit_s: how long answers on their way may take once the server is to end.
         log: takes one line for each request; None keeps no log.
@@ -55,7 +59,8 @@ class ServerSettings:
     slots: int = 32
     max_waiting: int = 64
     max_tokens: int = 4096
-    max_choices: int = 16
+    max_choices: int = 128
+    max_stops: int = 64
     max_prompt_tokens: int = 16384
     max_body_bytes: int = 2**20
     max_connections: int = 640

@@ -1,0 +1,229 @@
+"""`mygpt serve` under odd clients, with eight streaming clients beside them.
+
+The streams must go on, /health must answer, and what an odd client held must be free again soon
+after it has gone: see `odd_clients` for what each does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mygpt
+from torture import Figure
+from torture.odd_clients import CLIENTS, MODEL, completion
+
+STREAMS, GAP_S, HEALTH_S, BACK_S = 8, 0.5, 0.1, 5.0
+SPARE_BYTES = 96 * 2**20  # of memory, which the allocator may keep
+SECONDS = 10.0  # under each odd client
+FILES = 256  # that the server may open
+_TESTS = Path(__file__).resolve().parent.parent
+_SOURCES = Path(mygpt.__file__).resolve().parent.parent
+
+
+@dataclass
+class Seen:
+    """What was measured under one odd client.
+
+    Attributes:
+        gaps_s: between two pieces of a stream, and before its first.
+        health_s: how long /health took.
+        back_s: until slots and memory were free again; None where they were not.
+        grown: bytes of memory that the server then had more than before.
+    """
+
+    gaps_s: list[float] = field(default_factory=list)
+    health_s: list[float] = field(default_factory=list)
+    back_s: float | None = None
+    grown: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether all was as it must be."""
+        enough = len(self.gaps_s) > 100 and len(self.health_s) > 10
+        kept = p99(self.gaps_s) <= GAP_S and p99(self.health_s) <= HEALTH_S
+        return enough and kept and self.back_s is not None
+
+    def __str__(self) -> str:
+        back = f"free after {self.back_s:.1f} s" if self.back_s is not None else "not free"
+        return (
+            f"gaps {1000 * p99(self.gaps_s):.0f} ms (largest {1000 * max(self.gaps_s):.0f}), "
+            f"/health {1000 * p99(self.health_s):.0f} ms (largest "
+            f"{1000 * max(self.health_s):.0f}), {back}, memory +{self.grown / 2**20:.0f} MiB"
+        )
+
+
+def p99(values: list[float]) -> float:
+    """99 of 100 are no larger; infinite where there is none."""
+    ranked = sorted(values)
+    return ranked[int(0.99 * (len(ranked) - 1))] if ranked else float("inf")
+
+
+def odd_clients(count: int, folder: Path) -> Figure:
+    """Each odd client for some seconds, `count` times; one server for each."""
+    figure = Figure("odd clients: streams, /health, slots and memory of the server beside them")
+    if not count:
+        figure.note = "not run: tests/test_server_safety.py has a short form of each"
+        return figure
+    model = make_model(folder)
+    for name in [*CLIENTS, "unread log"] * count:
+        with serving(model, unread=name == "unread log") as server:
+            seen = watch(server, name)
+        print(f"  {name}: {seen}", flush=True)
+        figure.count(seen.good, f"{name}: {seen}")
+    return figure
+
+
+def make_model(folder: Path) -> Path:
+    """A small model with a tokenizer of the `tokenizers` library's, which wants texts whole."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from mygpt import GPT, GPTConfig, save_checkpoint
+    from mygpt.tokenization.foreign import ForeignTokenizer
+
+    library = Tokenizer(models.Unigram())
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
+    text = (_TESTS.parent / "README.md").read_text()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
+    library.train_from_iterator([text], trainer)
+    tokenizer = ForeignTokenizer(json.loads(library.to_str()))
+    config = GPTConfig(
+        tokenizer.vocab_size, embed_dim=64, num_heads=4, num_layers=4, max_seq_len=256
+    )
+    path = folder / f"{MODEL}.safetensors"
+    save_checkpoint(path, GPT.from_config(config), tokenizer)
+    return path
+
+
+@dataclass
+class Served:
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    def memory(self) -> int:
+        """Bytes that it has in memory."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def health(self) -> dict[str, int]:
+        """What /health says, on a connection of its own."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=30) as answer:
+            found: dict[str, int] = json.load(answer)
+            return found
+
+
+@contextmanager
+def serving(model: Path, *, unread: bool) -> Iterator[Served]:
+    """`mygpt serve`, whose standard error somebody reads, or nobody."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+
+    command = [sys.executable, "-m", "mygpt", "serve", str(model), "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(_SOURCES)},
+        preexec_fn=limit,
+    )
+    assert process.stderr is not None
+    try:
+        line = b""
+        while b"serving" not in line:
+            line = process.stderr.readline()
+            assert line, "the server did not start"
+        if not unread:
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+        port = int(line.split(b":")[2].split()[0])
+        yield Served(process, port)
+        process.send_signal(signal.SIGTERM)
+        process.wait(40)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def watch(server: Served, name: str) -> Seen:
+    """What streams and /health are like under an odd client, and how soon it is forgotten."""
+    seen, over = Seen(), threading.Event()
+    for _ in range(3):
+        stream(server.port, 2.0, Seen())  # warm
+    before = server.memory()
+    command = [sys.executable, "-m", "torture.odd_clients", name, str(server.port)]
+    if name == "unread log":
+        command[3] = "looks"
+    environment = os.environ | {"PYTHONPATH": str(_TESTS)}
+    odd = subprocess.Popen(command, env=environment)
+
+    def ask() -> None:
+        while not over.wait(0.05):
+            began = time.perf_counter()
+            server.health()
+            seen.health_s.append(time.perf_counter() - began)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        stream(server.port, SECONDS, seen)
+    finally:
+        over.set()
+        odd.kill()
+        odd.wait()
+    asking.join()
+    began = time.monotonic()
+    while time.monotonic() - began < BACK_S:
+        health, seen.grown = server.health(), server.memory() - before
+        if not health["running"] and not health["waiting"] and seen.grown < SPARE_BYTES:
+            seen.back_s = time.monotonic() - began
+            break
+        time.sleep(0.05)
+    return seen
+
+
+def stream(port: int, seconds: float, seen: Seen) -> None:
+    """Eight clients that stream one completion after another."""
+    chooser = selectors.DefaultSelector()
+
+    def begin() -> None:
+        sock = socket.create_connection(("127.0.0.1", port), timeout=30)
+        sock.sendall(completion(max_tokens=400, stream=True))
+        chooser.register(sock, selectors.EVENT_READ, [time.perf_counter(), b""])
+
+    for _ in range(STREAMS):
+        begin()
+    ends = time.perf_counter() + seconds
+    while (now := time.perf_counter()) < ends:
+        for key, _ in chooser.select(timeout=0.1):
+            assert isinstance(key.fileobj, socket.socket)
+            data = key.fileobj.recv(65536)
+            now = time.perf_counter()
+            seen.gaps_s.append(now - key.data[0])
+            key.data[0], key.data[1] = now, (key.data[1] + data)[-20:]
+            if not data or b"[DONE]" in key.data[1]:
+                chooser.unregister(key.fileobj)
+                key.fileobj.close()
+                begin()
+    for key in list(chooser.get_map().values()):
+        seen.gaps_s.append(time.perf_counter() - key.data[0])
+        with contextlib.suppress(OSError):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
