@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import fcntl
 import itertools
 import json
+import logging
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import typer
 
-from mygpt import Writer, save_checkpoint
+from mygpt import BPETokenizer, CharTokenizer, Writer, save_checkpoint
 from mygpt.cli.serve import serve
 from mygpt.engines.contract import Request
 from mygpt.errors import InputError
+from mygpt.server.bodies import grouped, json_pieces
+from mygpt.server.completions import encode
 from mygpt.server.guards import host_name
+from mygpt.server.log import Sparing, Unblocked
+from mygpt.server.problems import ApiError, to_json
 from mygpt.server.samples import Sample
-from mygpt.server.serving import ServerDied, listen
+from mygpt.server.serving import ServerDied, connections_within, listen
 from mygpt.server.settings import ServerSettings
+from mygpt.server.tickets import Queue, Ticket
 from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
 
 BODY = {"model": "mygpt", "prompt": "ab", "max_tokens": 6, "seed": 1}
@@ -372,6 +383,332 @@ def test_after_many_clients_that_go_the_batch_is_empty():
         assert server.post(BODY).status_code == 200
 
 
+# --- shares --------------------------------------------------------------------------------
+
+
+class Nothing:
+    """A work of which nothing but its turn matters."""
+
+
+def tickets(kinds: str, works: int = 1) -> list[Ticket]:
+    """One for each letter: u urgent, others named by their client."""
+
+    async def make() -> list[Ticket]:
+        return [Ticket([Nothing()] * works, urgent=k == "u", client=k) for k in kinds]
+
+    return asyncio.run(make())
+
+
+def test_looks_and_completions_take_turns_and_the_oldest_comes_first():
+    """Looks went before all completions into all slots, the newest first."""
+    queue, running, waits = Queue(33, 100), [], {True: [], False: []}
+    arrived = {}
+    for ticket in tickets("u" * 90 + "a" * 90):
+        queue.add(ticket, running)
+        arrived[ticket] = 0
+    order = []
+    for turn in range(60):
+        while found := queue.next(running):
+            running.append(found[0])
+            order.append(found[0])
+            waits[found[0].urgent].append(turn - arrived[found[0]])
+        held = sum(ticket.urgent for ticket in running)
+        assert held <= 4
+        assert len(running) - held <= 32
+        running = [ticket for ticket in running if not ticket.urgent and turn % 10]
+        for ticket in tickets("u" * held):  # whoever has had a look wants another
+            queue.add(ticket, running)
+            arrived[ticket] = turn
+    assert len(waits[False]) == 90
+    assert max(waits[False]) <= 31, "32 slots that are free again after ten turns"
+    assert max(waits[True]) <= 40, "90 looks, with one slot of their own and a share of the others"
+    for urgent in (True, False):
+        of_kind = [ticket for ticket in order if ticket.urgent == urgent]
+        assert of_kind == sorted(of_kind, key=lambda t: list(arrived).index(t))
+
+
+def test_looks_that_wait_leave_completions_their_places():
+    """Each kind has a queue of its own, and fills no other."""
+    queue = Queue(9, 5)
+    looks = tickets("u" * 7)
+    for ticket in looks[:6]:  # one more for the slot that is free
+        queue.add(ticket, [])
+    with pytest.raises(ApiError, match="6 requests wait"):
+        queue.add(looks[6], [])
+    for ticket in tickets("a" * 5):
+        queue.add(ticket, [])
+    for ticket in tickets("a" * 8):
+        queue.add(ticket, [])
+
+
+def test_the_client_that_holds_least_comes_first():
+    queue = Queue(9, 50)
+    first, second, third = tickets("aab", works=6)
+    for ticket in (first, second, third):
+        queue.add(ticket, [])
+    running = []
+    while found := queue.next(running):
+        running.append(found[0])
+    held = [running.count(ticket) for ticket in (first, second, third)]
+    assert sum(held) == 8, "the last slot is for looks"
+    assert held[2] == 4
+    assert held[0] + held[1] == 4
+
+
+def test_one_request_has_so_many_slots_at_the_most():
+    """Of many choices the others wait, so that who comes next need not."""
+    queue, running = Queue(33, 5), []
+    (many,) = tickets("a", works=100)
+    queue.add(many, running)
+    while found := queue.next(running):
+        running.append(found[0])
+    assert len(running) == 16
+    (one,) = tickets("b")
+    queue.add(one, running)
+    assert queue.next(running)[0] is one
+
+
+def test_a_storm_of_looks_leaves_completions_their_time():
+    """90 clients of /api/next held up requests of a few tokens for half a minute."""
+    with running(slots=4) as server, ThreadPoolExecutor(30) as clients:
+        over = threading.Event()
+
+        def look(number: int) -> None:
+            with httpx.Client(base_url=server.url, timeout=30) as http:
+                while not over.is_set():
+                    http.post("/api/next", json={"text": "abc" * (number % 5)})
+
+        looking = [clients.submit(look, number) for number in range(30)]
+        wait_until(lambda: server.scheduler.waiting > 5)
+        began = time.monotonic()
+        for _ in range(5):
+            assert server.post(BODY).status_code == 200
+        took = time.monotonic() - began
+        over.set()
+        for done in looking:
+            done.result()
+        assert took < 5.0
+
+
+# --- the event loop ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", BODY | {"prompt": "ab" * 4000}),
+        ("/v1/completions", BODY | {"prompt": [0, 1] * 4000}),
+        ("/api/next", {"text": "ab" * 4000}),
+        ("/api/attention", {"ids": [0] * 4000}),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_large_bodies_are_read_beside_the_event_loop(path, body, monkeypatch):
+    """A text of a megabyte stopped everybody's streams while it was encoded."""
+    held = threading.Event()
+
+    def slow(*args):
+        assert held.wait(10)
+        return encode(*args)
+
+    monkeypatch.setattr("mygpt.server.completions.encode", slow)
+    monkeypatch.setattr("mygpt.server.playground.encode", slow)
+    with running() as server, ThreadPoolExecutor(2) as clients:
+        large = [clients.submit(server.post, body, path) for _ in range(2)]
+        time.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            large[0].result(0.1)
+        assert server.get("/health").status_code == 200
+        held.set()
+        assert {answer.result().status_code for answer in large} == {200}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        (
+            "/v1/completions",
+            BODY | {"n": 16, "max_tokens": 200, "logprobs": 1},
+            "mygpt.server.completions.choice_of",
+        ),
+        (
+            "/v1/completions",
+            BODY | {"prompt": "ab", "echo": True, "logprobs": 1},
+            "mygpt.server.completions.choice_of",
+        ),
+        ("/api/next", {"ids": [0] * 3000}, "mygpt.server.playground.told_logits"),
+        ("/api/attention", {"ids": [0] * 16}, "mygpt.server.playground.json_pieces"),
+    ],
+    ids=["many tokens", "a scored prompt", "a long text", "attention"],
+)
+def test_large_answers_are_made_beside_the_event_loop(path, body, place, monkeypatch):
+    held = threading.Event()
+    module, _, name = place.rpartition(".")
+    inner = getattr(sys.modules[module], name)
+
+    def slow(*args):
+        assert held.wait(10)
+        return inner(*args)
+
+    monkeypatch.setattr(place, slow)
+    with running() as server, ThreadPoolExecutor(1) as clients:
+        large = clients.submit(server.post, body, path)
+        with pytest.raises(TimeoutError):
+            large.result(0.3)
+        assert server.get("/health").status_code == 200
+        held.set()
+        answer = large.result()
+        assert answer.status_code == 200
+        assert answer.headers["content-length"] == str(len(answer.content))
+        assert answer.json()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        {"a": [], "b": {}, "c": None},
+        {"a": list(range(1000)), "b": [{"c": [0.5] * 600}, {"d": "e\u00e9"}], "f": [[1, [2]], 3]},
+        [{"g": n} for n in range(700)],
+        "text",
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_json_in_pieces_is_the_same_json(content):
+    assert b"".join(json_pieces(content)) == to_json(content)
+    assert b"".join(grouped(json_pieces(content))) == to_json(content)
+
+
+def test_no_piece_of_json_takes_long():
+    entries = [{f"token {k}": -0.5 for k in range(5)} for _ in range(4096)]
+    content = {"choices": [{"text": "a", "logprobs": {"top": entries}} for _ in range(4)]}
+    assert max(map(len, json_pieces(content))) < 40_000
+    assert max(map(len, grouped(json_pieces(content)))) < 2**17
+
+
+def test_a_text_that_is_too_long_is_not_all_encoded(monkeypatch):
+    """Of characters their number says it, of BPE the first pieces, of others a limit."""
+    settings = ServerSettings(max_prompt_tokens=100)
+    seen = []
+
+    def counted(self, pieces):
+        for piece in pieces:
+            seen.append(len(piece))
+            yield np.zeros(len(piece) // 4, np.int64)
+
+    bpe = BPETokenizer.train(["abc ab " * 50], 270)
+    monkeypatch.setattr(BPETokenizer, "encode_pieces", counted)
+    monkeypatch.setattr(CharTokenizer, "encode_pieces", counted)
+    monkeypatch.setattr("mygpt.server.completions._CHARACTERS_A_TOKEN", 10**6)
+    for tokenizer in (CHARS, bpe):
+        with pytest.raises(ApiError, match="more than 100: shorten it"):
+            encode(tiny_writer(tokenizer), "ab" * 10**6, settings, "prompt")
+    assert seen == [2**14]
+    monkeypatch.undo()
+    with pytest.raises(ApiError, match="2000 characters, more than 1600 for 100 tokens"):
+        encode(tiny_writer(bpe), "ab" * 1000, settings, "prompt")
+    found = encode(tiny_writer(bpe), "abc ab " * 20, settings, "prompt")
+    assert found.ids.tolist() == bpe.encode_array("abc ab " * 20).tolist()
+
+
+# --- clients that are odd ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_behind_a_second_request_frees_its_slot(stream):
+    """uvicorn stopped reading at the second request, and never saw that the client had gone."""
+    writer = tiny_writer(kind=GatedWriter)
+    with running(writer, slots=4) as server:
+        with contextlib.ExitStack() as clients:
+            body = request_bytes(BODY | {"max_tokens": 4000, "stream": stream})
+            for more in (body, body[:20], body * 5):
+                connection = clients.enter_context(connect(server.port))
+                connection.sendall(body)
+                count = server.scheduler.running + server.scheduler.waiting
+                time.sleep(0.05)
+                connection.sendall(more)
+                assert count < 4
+            wait_until(lambda: server.scheduler.running + server.scheduler.waiting == 3)
+            time.sleep(0.1)
+        wait_until(lambda: not server.server.server_state.connections)
+        writer.gate.open()
+        wait_until(lambda: server.scheduler.running + server.scheduler.waiting == 0)
+
+
+def test_requests_that_come_ahead_are_all_answered():
+    """Pipelined, more than a buffer of them; and more than that ends the connection."""
+    with running() as server:
+        with connect(server.port) as connection:
+            connection.sendall(request_bytes(BODY) * 300)
+            found = b""
+            while found.count(b"HTTP/1.1 200") < 300:
+                found += connection.recv(2**20)
+        writer = tiny_writer(kind=GatedWriter)
+    with running(writer, max_body_bytes=1000) as server, connect(server.port) as connection:
+        connection.sendall(request_bytes(BODY))
+        wait_until(lambda: server.scheduler.running == 1)
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                connection.sendall(request_bytes(BODY))
+        wait_until(lambda: not server.server.server_state.connections)
+        writer.gate.open()
+        wait_until(lambda: server.scheduler.running == 0)
+
+
+@pytest.mark.parametrize("size", [100, 10**6])
+def test_a_client_that_reads_too_slowly_is_let_go(size):
+    """It read something all the time, so that no limit on silence ended it."""
+    with running(write_limit_s=0.4, max_tokens=10**6) as server:
+        for listener in server.server.servers:  # a small buffer is full soon
+            listener.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        with connection:
+            body = BODY | {"max_tokens": 10**6, "stream": True, "logprobs": 5}
+            connection.sendall(request_bytes(body))
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                while time.monotonic() - began < (15 if size == 100 else 2):
+                    if not connection.recv(size) or not server.server.server_state.connections:
+                        break
+                    time.sleep(0.05 if size == 100 else 0)
+            gone = not server.server.server_state.connections
+            assert gone == (size == 100), "who reads fast enough stays"
+
+
+def test_lines_that_nobody_reads_are_dropped_and_counted():
+    """A full pipe behind standard error stopped every request, and SIGTERM too."""
+    reading, writing = os.pipe()
+    stream = Unblocked(writing, "ascii")
+    began = time.monotonic()
+    for number in range(50_000):
+        print(f"line {number} of a log, with an é", file=stream, flush=True)
+    assert time.monotonic() - began < 5.0
+    found = b""
+    with open(reading, "rb", buffering=0) as pipe:
+        while b"dropped" not in found:
+            found += pipe.read(2**20)
+        lines = found.decode().splitlines()
+        assert lines[0] == "line 0 of a log, with an \\xe9"
+        dropped = int(lines[-1].split()[0][1:].replace(",", ""))
+        assert len(lines) - 1 + dropped == 50_000
+        print("again", file=stream)
+        assert pipe.read(100) == b"again\n"
+        stream.end()
+        os.close(writing)
+
+
+def test_an_error_that_repeats_is_logged_a_few_times(caplog):
+    """44 megabytes of tracebacks came from one limit that was reached."""
+    logger = logging.getLogger("mygpt.server.repeats")
+    logger.addFilter(Sparing())
+    for _ in range(100):
+        logger.error("too many")
+    assert len(caplog.records) == 5
+
+
 # --- ends ----------------------------------------------------------------------------------
 
 
@@ -631,24 +968,36 @@ def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch):
         serve(Path("no such run"))
 
 
+@contextlib.contextmanager
+def served(folder: Path, *options: str, **popen) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The command in a process of its own that serves a run called "poems"; and its URL."""
+    run = folder / "poems"
+    run.mkdir()
+    save_checkpoint(run / "best.safetensors", tiny_writer().model, CHARS)
+    code = "import sys; from mygpt.cli import main; main(['serve', *sys.argv[1:]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(run), "--port", "0", "--slots", "2", *options],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)} | popen.pop("env", {}),
+        bufsize=0,  # so that what is read stops at the end of a line
+        **popen,
+    )
+    try:
+        line = b""
+        while not line.startswith(b"serving poems at http://127.0.0.1:"):
+            line = process.stderr.readline()
+            assert line
+        yield process, line.split()[3].decode()
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_a_run_and_ends_by_signal(tmp_path, number):
     """It says where it listens; its model is called like the run's folder; keys come by name."""
-    writer = tiny_writer()
-    run = tmp_path / "poems"
-    run.mkdir()
-    save_checkpoint(run / "best.safetensors", writer.model, CHARS)
-    code = "import typer; from mygpt.cli.serve import serve; typer.run(serve)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(run), "--port", "0", "--slots", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"MYGPT_API_KEY": "k", "PYTHONPATH": str(SOURCE)},
-    )
-    try:
-        line = process.stderr.readline()
-        assert line.startswith("serving poems at http://127.0.0.1:")
-        url = line.split()[3]
+    with served(tmp_path, env={"MYGPT_API_KEY": "k"}) as (process, url):
         assert httpx.get(f"{url}/v1/models").status_code == 401
         answer = httpx.post(
             f"{url}/v1/completions",
@@ -656,14 +1005,76 @@ def test_the_command_serves_a_run_and_ends_by_signal(tmp_path, number):
             headers={"authorization": "Bearer k"},
             timeout=30,
         )
-        assert answer.json()["choices"][0]["text"] == writer.complete("ab", 6, seed=1)[0].text
+        expected = tiny_writer().complete("ab", 6, seed=1)[0].text
+        assert answer.json()["choices"][0]["text"] == expected
         process.send_signal(number)
         rest = process.communicate(timeout=20)[1]
-    finally:
-        process.kill()
-    assert "POST /v1/completions 200" in rest
-    assert "Traceback" not in rest
+    assert b"POST /v1/completions 200" in rest
+    assert b"Traceback" not in rest
     assert process.returncode == (-15 if number == signal.SIGTERM else 130)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_and_quietly(tmp_path, number):
+    """It printed the tracebacks of all requests that were under way."""
+    with served(tmp_path, "--max-tokens", "1000000000") as (process, url):
+        with connect(int(url.rpartition(":")[2])) as connection:
+            body = BODY | {"model": "poems", "max_tokens": 10**9, "stream": True}
+            connection.sendall(request_bytes(body))
+            assert connection.recv(100)
+            process.send_signal(number)
+            assert b"30 s" in process.stderr.readline()
+            time.sleep(0.3)
+            assert process.poll() is None, "what streams is to be finished"
+            process.send_signal(number)
+            began = time.monotonic()
+            assert process.wait(5) == (-15 if number == signal.SIGTERM else 130)
+            assert time.monotonic() - began < 1.0
+        assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it sets limits of Linux's")
+def test_a_log_that_nobody_reads_stops_nothing(tmp_path):
+    """A pipe of 64 KiB was full after 2,719 requests; then nobody was answered any more."""
+    with served(tmp_path) as (process, url):
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        with httpx.Client(base_url=url, timeout=5) as http:
+            for _ in range(300):
+                assert http.get("/health").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it sets limits of Linux's")
+def test_connections_are_fewer_than_the_files_that_may_be_open(tmp_path):
+    """With more of them no connection could be accepted, and the log filled with tracebacks."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+
+    with served(tmp_path, "--quiet", preexec_fn=limit) as (process, url):
+        with contextlib.ExitStack() as idle:
+            for _ in range(150):
+                idle.enter_context(connect(int(url.rpartition(":")[2])))
+            for _ in range(5):
+                began = time.monotonic()
+                assert httpx.get(f"{url}/health", timeout=5).status_code == 200
+                assert time.monotonic() - began < 1.0
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=10)[1]
+    assert b"Traceback" not in rest
+    assert len(rest) < 1000
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        assert connections_within(300) == min(300, before[1] - 200)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 300
+        assert connections_within(10) == 10
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"

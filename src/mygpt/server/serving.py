@@ -38,7 +38,7 @@ _SWITCH_S = 0.001
 _MOST_OF = 0.9  # of the time limit at the end: what is left is for telling
 _DEAD_S = 1.0  # for which /health says that decoding has ended for good
 _BACKLOG = 1024  # connections that the system keeps until they are accepted
-_AT_ONCE = 8  # accepted before any of them is looked at: each is an open file
+_AT_ONCE = 8  # accepted in a turn of the event loop; it has closed one too many after four turns
 _RESERVE = 64  # open files for all that is no connection, or has just been accepted
 
 
@@ -228,7 +228,7 @@ def make_server(
         proxy_headers=False,
         timeout_keep_alive=max(1, round(settings.idle_limit_s)),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_limit_s)),
-        backlog=_AT_ONCE,
+        backlog=max(1, min(_AT_ONCE, allowed // 12)),
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     for name in ("uvicorn.error", "asyncio", "mygpt.server"):

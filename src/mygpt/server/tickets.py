@@ -174,6 +174,8 @@ class Queue:
         held = Counter(id(ticket) for ticket in running)
         clients = Counter(ticket.client for ticket in running if not ticket.urgent)
         free = [ticket for ticket in waiting if held[id(ticket)] < self._most_of_one]
-        within = [ticket for ticket in free if held[id(ticket)] < share]
-        # The first of several that hold alike, which is the oldest.
-        return min(within or free, key=lambda ticket: clients[ticket.client], default=None)
+        # Of several that hold alike, the one whose ticket is the oldest.
+        client = min((t.client for t in free), key=clients.__getitem__, default=None)
+        own = [ticket for ticket in free if ticket.client == client]
+        within = [ticket for ticket in own if held[id(ticket)] < share]
+        return next(iter(within or own), None)
