@@ -136,7 +136,7 @@ def test_a_folder_without_what_is_ours(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert name_of(["x/some.jsonl.zst"]) == "some"
+    assert name_of(["x/some.jsonl.zst"]) == "some-jsonl"
     assert name_of(["x/some.txt.gz", "other"]) == "some"
     assert name_of(["-"]) == "stdin"
 

@@ -13,7 +13,7 @@ import pytest
 
 from mygpt import cli
 from mygpt.cli.progress import Bar
-from mygpt.cli.terminal import VisibleFormatter, new_console, say, to_json
+from mygpt.cli.terminal import VisibleFormatter, VisiblePieces, new_console, say, to_json, visible
 from mygpt.training.events import Note
 
 HOSTILE = "a\x1b]0;owned\x07b\x9b31mc\x7f"
@@ -71,3 +71,29 @@ def test_logged_warnings_show_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     record = logging.LogRecord("mygpt", logging.WARNING, "", 0, "%s", (HOSTILE,), None)
     assert VisibleFormatter().format(record) == SHOWN
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["one\rtwo\rthree"],
+        ["one\r\ntwo\r\nthree"],
+        ["one", "\r", "two", "\r", "three"],
+        ["one", "\r", "\n", "two\r", "\nthree"],
+        ["one\r", "", "\ntwo\n", "three"],
+    ],
+)
+def test_carriage_returns_end_lines_and_write_over_nothing(pieces: list[str]) -> None:
+    """However the text is cut into pieces: "\\r" and "\\n" may be two tokens."""
+    shown = VisiblePieces(Terminal())
+    assert "".join(map(shown, pieces)) == "one\ntwo\nthree"
+    as_it_is = VisiblePieces(io.StringIO())
+    assert list(map(as_it_is, pieces)) == pieces
+
+
+def test_control_characters_are_replaced_on_a_terminal_alone() -> None:
+    text = "a\tb\n\x1b[2J\x07\x9b\r"
+    assert visible(text, Terminal()) == "a\tb\n\ufffd[2J\ufffd\ufffd\n"
+    assert visible(text, io.StringIO()) == text
+    shown = VisiblePieces(Terminal())
+    assert [shown(piece) for piece in ("a\r", "\n", "\n")] == ["a\n", "", "\n"]

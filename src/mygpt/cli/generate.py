@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import say, to_json, visible
+from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
 from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens, check_overflow
 from mygpt.errors import InputError
 from mygpt.signals import Abandoned, AtOnce, Postponed
@@ -206,9 +206,10 @@ def _shown(text: str) -> str:
 def _print_stream(writer: Writer, text: str, options: dict[str, Any]) -> None:
     pieces = writer.stream(text, **options)
     last = text
-    say(_shown(text), end="", flush=True)
+    shown = VisiblePieces(sys.stdout)
+    say(shown(text), end="", flush=True)
     for piece in pieces:
-        say(_shown(piece), end="", flush=True)
+        say(shown(piece), end="", flush=True)
         last = piece
     if not last.endswith("\n"):
         say()

@@ -14,15 +14,36 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # A model trained on control characters, or a file from elsewhere, must not drive the terminal.
-# Tab, line feed and carriage return stay.
-_VISIBLE = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if n not in (9, 10, 13)}
+# Tab and line feed stay; a carriage return, which would write over the line, is a line's end.
+_VISIBLE = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
 
 _ESCAPED_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def visible(text: str, stream: IO[str]) -> str:
     """`text` with its control characters replaced where `stream` is a terminal."""
-    return text.translate(_VISIBLE) if stream.isatty() else text
+    return VisiblePieces(stream)(text)
+
+
+class VisiblePieces:
+    """A text's pieces, as `visible` shows them; a piece may begin inside a line's end.
+
+    Args:
+        stream: where they are written.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._is_terminal = stream.isatty()
+        self._after_return = False
+
+    def __call__(self, piece: str) -> str:
+        """The next piece."""
+        if not self._is_terminal or not piece:
+            return piece
+        line_feed_shown = self._after_return and piece.startswith("\n")
+        self._after_return = piece.endswith("\r")
+        lines = piece[line_feed_shown:].replace("\r\n", "\n").replace("\r", "\n")
+        return lines.translate(_VISIBLE)
 
 
 def say(*values: object, file: IO[str] | None = None, end: str = "\n", flush: bool = False) -> None:
