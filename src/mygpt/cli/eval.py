@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mygpt.baselines import Baselines
     from mygpt.checkpoint import Checkpoint
     from mygpt.evaluation import Evaluation
-    from mygpt.text import Document
+    from mygpt.text import Document, Records
     from mygpt.text.sizes import TextSize
 
 _PROTOCOLS = ("full", "nanogpt", "both")
@@ -69,6 +69,14 @@ def eval(
     encoding: Annotated[
         str | None, typer.Option(help="Of the texts; without it UTF-8.", show_default=False)
     ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the records in *.jsonl, *.json, *.csv, *.tsv and *.parquet, that holds the "
+            "text; without it as the model was trained.",
+            show_default=False,
+        ),
+    ] = None,
     split_documents: Annotated[
         bool | None,
         typer.Option(
@@ -104,7 +112,10 @@ def eval(
     if stride is not None and protocol == "nanogpt":
         raise InputError("--stride is for the full pass: nanoGPT's protocol draws its windows")
     split = _was_split(found) if split_documents is None else split_documents
-    text = _read_text(found, file, last, train, encoding=encoding, split=split, unknown=unknown)
+    if field == "":
+        raise InputError("--field is empty: name the field that holds the text, or leave it out")
+    how = {"encoding": encoding, "split": split, "records": _records(found, field)}
+    text = _read_text(found, file, last, train, how, unknown=unknown)
     results = _evaluate(found, text, protocol, window, stride, device)
     baselines = _baselines(found, text)
     if json:
@@ -145,14 +156,24 @@ def _was_split(found: Checkpoint) -> bool:
     return bool(corpus.get("split_documents", False)) if isinstance(corpus, dict) else True
 
 
+def _records(found: Checkpoint, field: str | None) -> Records | None:
+    """How files of records are read: as the model's own were, but for a field that is named."""
+    from mygpt.text import Records
+
+    corpus = found.provenance.get("corpus")
+    own = corpus.get("field") if isinstance(corpus, dict) else ""
+    if field is None and not isinstance(own, str):
+        return None
+    return Records(field or own or None, lines_too=True, demanded=field is not None)
+
+
 def _read_text(
     found: Checkpoint,
     file: Path,
     last: float | None,
     train: Path | None,
+    how: dict[str, Any],
     *,
-    encoding: str | None,
-    split: bool,
     unknown: str,
 ) -> _Text:
     from mygpt.data import (
@@ -177,11 +198,7 @@ def _read_text(
             raise InputError(f"{place} is a token store: name the text that it was made from")
     if last is not None and not 0 < last <= 1:
         raise InputError(f"last={last} must be a share of the text: above 0, at most 1")
-    options: dict[str, Any] = {
-        "encoding": encoding,
-        "allow_bytes": found.tokenizer.kind == "byte",
-        "split": split,
-    }
+    options: dict[str, Any] = {**how, "allow_bytes": found.tokenizer.kind == "byte"}
     corpus = read_corpus([str(file)], **options)
     held, learned_before = corpus.documents, _learned(found, corpus.sha256, last)
     learned: list[Document] = []

@@ -29,7 +29,8 @@ def tokenize(
         list[str],
         typer.Argument(
             help="Text files, folders, patterns, or - for standard input; *.gz and *.zst are "
-            "unpacked; *.jsonl has a document a line, *.parquet one a row.",
+            "unpacked; *.jsonl has a document a line, *.csv, *.tsv and *.parquet one a row, *.json "
+            "one an object.",
             show_default=False,
         ),
     ],
@@ -42,8 +43,11 @@ def tokenize(
         ),
     ] = "bpe",
     field: Annotated[
-        str, typer.Option(help="Of a line's object, or the column, that holds the text.")
-    ] = "text",
+        str | None,
+        typer.Option(
+            help="Of an object, or the column, that holds the text (text).", show_default=False
+        ),
+    ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
@@ -87,13 +91,13 @@ def tokenize(
     Example: mygpt tokenize corpus/*.jsonl.zst --out corpus.store && mygpt train corpus.store
     """
     from mygpt.data.storing.build import SHARD_TOKENS, build_store
-    from mygpt.text import SEPARATOR, find_sources
+    from mygpt.text import SEPARATOR, Records, find_sources
     from mygpt.tokenization import end_notes
 
     if not out:  # a variable that is not set, in a script
         raise InputError("--out is empty: name the store's folder")
     if not quiet:
-        for note in find_sources(files, encoding=encoding)[1]:
+        for note in find_sources(files, encoding=encoding, records=Records(field))[1]:
             say(note, file=sys.stderr)
     chosen = _tokenizer(tokenizer)
     for note in [] if quiet or isinstance(chosen, str) else end_notes(chosen):

@@ -33,7 +33,7 @@ def train(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files, folders, patterns, *.gz, or - for standard input; "
+            help="Text files, folders, patterns, *.gz, *.jsonl, *.csv, or - for standard input; "
             "nothing is the built-in corpus.",
             show_default=False,
         ),
@@ -105,6 +105,14 @@ def train(
         str | None,
         typer.Option(
             help="Of the files; without it UTF-8, or what a BOM says.", show_default=False
+        ),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the records in *.jsonl, *.json, *.csv, *.tsv and *.parquet, that holds the "
+            "text; without it text, and a file without that field is plain text.",
+            show_default=False,
         ),
     ] = None,
     split_documents: Annotated[
@@ -200,7 +208,7 @@ def train(
             _refuse_empty(name)
     named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
     source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
-    source += ("unknown", "exportable", "init_from")
+    source += ("field", "unknown", "exportable", "init_from")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
     chosen = {name: given[name] for name in source if given[name] is not None}
     if not exportable:

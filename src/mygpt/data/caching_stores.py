@@ -13,11 +13,12 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +31,11 @@ from mygpt.data.storing.index import Index
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import is_private, make_private_folder, not_private
 from mygpt.machine import free_memory_bytes
-from mygpt.text import TextSource, find_sources, pieces
+from mygpt.text import Records, TextSource, find_sources, pieces
 from mygpt.text.decoding import NotDecodedError, begins_as_text
-from mygpt.text.reading import Reader
+from mygpt.text.reading import Reader, require_sensible_ratio
+from mygpt.text.streams_files import blocks_of
+from mygpt.text.unpacking import packing_named
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ _POLL_S = 0.1
 _VERSION = 1
 _REMEDY = "MYGPT_CACHE=FOLDER moves the cache, MYGPT_STORE_ABOVE=off does without"
 NAMES = ("auto", "bpe", "char", "byte")
+_PLAIN = Records(by_name=True)
 _in_use: dict[Path, SharedLock] = {}  # by this process, until it ends
 
 
@@ -71,40 +75,69 @@ def largest_in_memory() -> float:
     return ABOVE if free is None else min(ABOVE, free // _OF_MEMORY)
 
 
-def large_sources(names: Sequence[str], encoding: str | None) -> list[TextSource]:
+def large_sources(
+    names: Sequence[str], encoding: str | None, records: Records | None = None
+) -> list[TextSource]:
     """The files that names mean, where together they go through a store; none where they do not.
 
-    Standard input cannot be read twice. Lines of objects and tables, of which a store takes one
-    field, and what begins as no text are read as ever.
+    A packed file counts as what it unpacks to. Standard input cannot be read twice. What begins as
+    no text is read as ever, and so are files of records where they are plain text.
 
     Raises:
-        InputError: for what is missing or empty, and for a MYGPT_STORE_ABOVE that is no number.
+        InputError: for what is missing or empty, for what unpacks to too much, and for a
+            MYGPT_STORE_ABOVE that is no number.
     """
     most = largest_in_memory()
-    if not names or "-" in names or sum(map(_bytes_below, names)) <= most:
+    if not names or "-" in names or most == math.inf:
+        return []
+    below = list(_files_below(names))
+    if sum(map(_size_of, below)) <= most and not any(map(packing_named, below)):
         return []
     try:
-        sources, _ = find_sources(names, encoding=encoding)
+        sources, _ = find_sources(names, encoding=encoding, records=records or _PLAIN)
     except NotDecodedError:  # their bytes may be what is asked for
         return []
-    as_in_memory = all(source.is_lasting and source.kind == "text" for source in sources)
-    if not as_in_memory or sum(source.size for source in sources) <= most:
+    kinds = {source.kind for source in sources}
+    if not all(source.is_lasting for source in sources) or (records is None and kinds != {"text"}):
         return []
-    texts = (begins_as_text(Reader().start_of(source.name), encoding) for source in sources)
-    return sources if all(texts) else []
+    measured: list[TextSource] = []
+    for source in sources:
+        left = most - sum(found.num_bytes for found in measured)
+        measured.append(_measured(source, left) if source.packing and left >= 0 else source)
+    if sum(source.num_bytes for source in measured) <= most:
+        return []
+    texts = (source for source in sources if source.kind != "table")
+    as_text = (begins_as_text(Reader().start_of(source.name), encoding) for source in texts)
+    return measured if all(as_text) else []
 
 
-def _bytes_below(name: str) -> int:
-    """Bytes on disk of what a name means, at most: of a folder every file counts."""
-    total = 0
-    for place in [name] if os.path.exists(name) else glob.iglob(name, recursive=True):
-        below = [place]
-        if os.path.isdir(place):
-            below = [os.path.join(at, file) for at, _, files in os.walk(place) for file in files]
-        for path in below:
-            with contextlib.suppress(OSError, ValueError):
-                total += os.path.getsize(path)
-    return total
+def _measured(source: TextSource, most: float) -> TextSource:
+    """A packed file with the length of what is in it, as far as that matters."""
+    length = 0
+    with contextlib.closing(blocks_of(source.name)) as blocks:
+        for block, _ in blocks:
+            length += len(block)
+            require_sensible_ratio(source.name, length, source.size)
+            if length > most:
+                break
+    return replace(source, unpacked_bytes=length)
+
+
+def _size_of(path: str) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return os.path.getsize(path)
+    return 0
+
+
+def _files_below(names: Sequence[str]) -> Iterator[str]:
+    """Every file that names may mean: of a folder all below it."""
+    for name in names:
+        for place in [name] if os.path.exists(name) else glob.iglob(name, recursive=True):
+            if not os.path.isdir(place):
+                yield place
+                continue
+            for at, _, files in os.walk(place):
+                yield from (os.path.join(at, file) for file in files)
 
 
 @dataclass(frozen=True)
@@ -125,6 +158,7 @@ def cached_store(
     tokenizer: str | Tokenizer,
     *,
     encoding: str | None = None,
+    records: Records = _PLAIN,
     split_documents: bool = False,
     unknown: str = "error",
     progress: Callable[[StoreProgress], None] | None = None,
@@ -136,6 +170,7 @@ def cached_store(
         tokenizer: "auto" (characters where there are at most 512 distinct ones, else bytes), a
             name that `build_store` takes, a tokenizer's JSON file, or one that is there already.
         encoding: of the files; None is UTF-8, or what a byte-order mark says.
+        records: how files of records are read.
         split_documents: whether `<|endoftext|>` separates documents of a file.
         unknown: as `build_store` takes it.
         progress: is told how far it is.
@@ -147,7 +182,7 @@ def cached_store(
     folder = stores_folder()
     if isinstance(tokenizer, str) and tokenizer.removeprefix("bpe:") == tokenizer:
         tokenizer = tokenizer if tokenizer in NAMES else load_tokenizer(tokenizer)
-    path = folder / _key(sources, tokenizer, encoding, split=split_documents)
+    path = folder / _key(sources, tokenizer, encoding, records, split=split_documents)
     lock = _in_use.setdefault(path, SharedLock(folder / f"{path.name}.lock"))
     while True:
         lock.share()  # waits while another process makes it
@@ -164,11 +199,15 @@ def cached_store(
         if (found := opened(path)) is None:
             _make_room(folder, path, sum(map(_expected_bytes, sources)))
             how = partial(
-                build_store, encoding=encoding, split_documents=split_documents, unknown=unknown
+                build_store,
+                encoding=encoding,
+                records=records,
+                split_documents=split_documents,
+                unknown=unknown,
             )
             chosen = tokenizer
             if tokenizer == "auto":
-                chosen = _by_characters(sources, encoding, split=split_documents)
+                chosen = _by_characters(sources, encoding, records.used, split=split_documents)
             found = _built(path, sources, partial(how, tokenizer=chosen, progress=progress))
     except BaseException:
         lock.release()
@@ -179,12 +218,12 @@ def cached_store(
 
 
 def _by_characters(
-    sources: Sequence[TextSource], encoding: str | None, *, split: bool
+    sources: Sequence[TextSource], encoding: str | None, field: str, *, split: bool
 ) -> Tokenizer:
     """Characters where few are distinct, else bytes; all of the text is read for that."""
     found: set[str] = set()
     for source in sources:
-        for piece in pieces(source, encoding=encoding, split=split):
+        for piece in pieces(source, field=field, encoding=encoding, split=split):
             found.update(piece.text)
             if len(found) > MOST_CHARACTERS:
                 return ByteTokenizer()
@@ -212,6 +251,7 @@ def _key(
     sources: Sequence[TextSource],
     tokenizer: str | Tokenizer,
     encoding: str | None,
+    records: Records,
     *,
     split: bool,
 ) -> str:
@@ -222,6 +262,8 @@ def _key(
     ]
     how: Any = tokenizer if isinstance(tokenizer, str) else tokenizer.to_state()
     facts = [_VERSION, version("tokenizers"), places, encoding, how, *["split"] * split]
+    kinds = [source.kind for source in sources]
+    facts += [] if set(kinds) == {"text"} else [records.used, kinds]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -234,7 +276,8 @@ def opened(path: Path) -> TokenStore | None:
 
 
 def _expected_bytes(source: TextSource) -> int:
-    return source.size * _BYTES_PER_TOKEN * (1 if source.is_plain else _UNPACKED)
+    packed = bool(source.packing) or source.kind == "table"
+    return max(source.num_bytes, source.size * (_UNPACKED if packed else 1)) * _BYTES_PER_TOKEN
 
 
 def _make_room(folder: Path, path: Path, size: int) -> None:
@@ -244,7 +287,7 @@ def _make_room(folder: Path, path: Path, size: int) -> None:
         with contextlib.suppress(OSError):  # another process may be at the same work
             if place != path and not place.is_symlink():
                 used = folder.joinpath(f"{place.name}.lock").stat().st_mtime_ns
-                kept.append((used, _bytes_below(str(place)), place))
+                kept.append((used, sum(map(_size_of, _files_below([str(place)]))), place))
     total = size + sum(length for _, length, _ in kept)
     for _, length, place in sorted(kept):
         disk = shutil.disk_usage(folder)

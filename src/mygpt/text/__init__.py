@@ -7,14 +7,16 @@ same documents in pieces, however long they are.
 
 from mygpt.text.corpus import BUILTIN, builtin_documents, name_of, read_corpus, require_there
 from mygpt.text.documents import SEPARATOR, Corpus, Document, as_bytes, split_documents, split_note
-from mygpt.text.streams import Piece, TextSource, find_sources, pieces
+from mygpt.text.streams import READING, Piece, Records, TextSource, find_sources, pieces
 
 __all__ = [
     "BUILTIN",
+    "READING",
     "SEPARATOR",
     "Corpus",
     "Document",
     "Piece",
+    "Records",
     "TextSource",
     "as_bytes",
     "builtin_documents",

@@ -14,6 +14,15 @@ from mygpt.text.documents import SEPARATOR, Corpus, Document, parts_between_sepa
 from mygpt.text.folder import Place, look_into
 from mygpt.text.kinds import FIRST_BYTES
 from mygpt.text.reading import Reader, out_of_memory, shown
+from mygpt.text.records import kind_of
+from mygpt.text.streams import (
+    Records,
+    TextSource,
+    pieces,
+    read_as_plain,
+    require_records,
+    source_of,
+)
 from mygpt.text.unpacking import without_packing
 
 BUILTIN = "python-reference"
@@ -26,6 +35,7 @@ def read_corpus(
     allow_bytes: bool = False,
     split: bool = False,
     as_named: bool = False,
+    records: Records | None = None,
 ) -> Corpus:
     """Read files, folders, glob patterns and "-" (standard input); nothing is the built-in corpus.
 
@@ -40,6 +50,7 @@ def read_corpus(
         split: whether `SEPARATOR` separates documents of a file; else it is text as any other.
         as_named: read files as mygpt 0.1 did, for runs that began with it: *.gz alone is
             unpacked, and nothing but an encoding that does not fit is refused.
+        records: how files of records are read, a document each; None takes them for plain text.
 
     Raises:
         InputError: for what is missing, empty, a device, or not text in that encoding.
@@ -51,14 +62,25 @@ def read_corpus(
     if not paths:
         return Corpus(BUILTIN, list(builtin_documents()))
     reader = Reader(as_named=as_named)
-    places = [_find(path, reader, encoding) for path in paths]
-    reader.expect([name for place in places for name in place.names])
+    places = [_find(path, reader, encoding, records) for path in paths]
+    names = [name for place in places for name in place.names]
+    if records is not None:
+        require_records(records, [records.kind(name) for name in names])
+    reader.expect(names)
     documents: list[Document] = []
     for place in places:
-        if place.folder is None:
-            documents += [_named(name, reader, encoding, allow_bytes) for name in place.names]
-        else:
-            documents += _in_folder(place, reader, encoding)
+        texts: list[Document] = []
+        for name in place.names:
+            source = None if records is None else _records_in(name, reader, encoding, records)
+            if records is not None and source is not None:
+                texts += _read_records(source, reader, encoding, records.used)
+            elif place.folder is None:
+                texts.append(_named(name, reader, encoding, allow_bytes))
+            else:
+                texts += _in_folder(name, place, reader, encoding)
+        if not texts and place.folder is not None:
+            raise place.none_found(encoding)
+        documents += texts
     notes = [note for place in places for note in place.notes(encoding)]
     if split:
         documents, told = _split(documents)
@@ -87,7 +109,7 @@ def require_there(paths: Sequence[str]) -> None:
     for path in paths:
         if path != "-" and not os.path.exists(path):
             reader = Reader()
-            for name in _find(path, reader, None).names:
+            for name in _find(path, reader, None, None).names:
                 reader.start_of(name)
 
 
@@ -98,13 +120,16 @@ def builtin_documents() -> Iterable[Document]:
     return (Document(name, topics[name]) for name in sorted(topics))
 
 
-def _find(path: str, reader: Reader, encoding: str | None) -> Place:
+def _find(path: str, reader: Reader, encoding: str | None, records: Records | None) -> Place:
     if not path:
         raise InputError("a file name is empty: name a text file, or - for standard input")
     if path == "-":
         return Place([path])
     if os.path.isdir(path):
-        return look_into(Path(path), reader, encoding)
+        tables = records is not None
+        return look_into(
+            Path(path), reader, encoding, is_table=lambda name: tables and kind_of(name) == "table"
+        )
     if os.path.exists(path) or not glob.has_magic(path):
         return Place([path])
     found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
@@ -122,23 +147,52 @@ def _named(name: str, reader: Reader, encoding: str | None, allow_bytes: bool) -
     return document
 
 
-def _in_folder(place: Place, reader: Reader, encoding: str | None) -> list[Document]:
-    """The folder's texts; what proves to be none joins the place's passed over."""
+def _in_folder(name: str, place: Place, reader: Reader, encoding: str | None) -> list[Document]:
+    """A file's text; what proves to be none joins its place's passed over."""
+    try:
+        document = _read(name, reader, encoding, allow_bytes=False)
+    except NotDecodedError as error:
+        place.pass_over(Path(name), error.start)
+        return []
+    except InputError:
+        document = Document(name, "")
+    if not len(document) or "\0" in str(document.whole):
+        place.passed_over.append(Path(name))
+        return []
+    return [document]
+
+
+def _records_in(
+    name: str, reader: Reader, encoding: str | None, records: Records
+) -> TextSource | None:
+    """A file of records; None for one that is plain text."""
+    if records.kind(name) == "text":
+        return None
+    source = source_of(name, records)
+    why = records.agrees(source, encoding)
+    if why is None:
+        return source
+    reader.say(read_as_plain(why))
+    return None
+
+
+def _read_records(
+    source: TextSource, reader: Reader, encoding: str | None, field: str
+) -> list[Document]:
+    """The texts of a file's records; an empty one is none."""
     documents: list[Document] = []
-    for name in place.names:
-        try:
-            document = _read(name, reader, encoding, allow_bytes=False)
-        except NotDecodedError as error:
-            place.pass_over(Path(name), error.start)
-            continue
-        except InputError:
-            document = Document(name, "")
-        if not len(document) or "\0" in str(document.text):
-            place.passed_over.append(Path(name))
-        else:
-            documents.append(document)
+    num_bytes = in_memory = 0
+    with reader.noting_change(source.name):
+        for number, piece in enumerate(pieces(source, field=field, encoding=encoding), start=1):
+            if piece.text:
+                documents.append(Document(f"{source.name}, record {number:,}", piece.text))
+                num_bytes += len(piece.text.encode("utf-8"))
+                in_memory += sys.getsizeof(piece.text) + sys.getsizeof(documents[-1])
+                reader.check_text(source.name, num_bytes, in_memory)
     if not documents:
-        raise place.none_found(encoding)
+        raise InputError(f"{shown(source.name)} has no text in the field {field!r} of any record")
+    reader.keep(num_bytes, in_memory)
+    reader.remark(source.name, [f"of each record the field {field!r} is read (--field)"])
     return documents
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,17 +74,19 @@ class Place:
         return ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
 
 
-def look_into(folder: Path, reader: Reader, encoding: str | None) -> Place:
+def look_into(
+    folder: Path, reader: Reader, encoding: str | None, is_table: Callable[[str], bool]
+) -> Place:
     """Files below a folder, in the order of their names, without hidden ones, runs and stores.
 
     A look at its first bytes decides whether a file may be text: a large one that is none is
-    not read. Pipes, sockets, devices and broken links are no files.
+    not read. Pipes, sockets, devices and broken links are no files. Tables are taken by name.
     """
     place = Place([], folder)
     for path in sorted(files_below(folder)):
         start = bytearray()
         try:
-            start = reader.start_of(str(path))
+            start = bytearray() if is_table(str(path)) else reader.start_of(str(path))
             may_be_text = begins_as_text(start, encoding)
         except InputError:  # it cannot be read
             may_be_text = False

@@ -50,6 +50,7 @@ class Reader:
     def __init__(self, *, as_named: bool = False) -> None:
         self.as_named = as_named
         self._remarks: dict[str, list[str]] = {}
+        self._plain: list[str] = []
         self._free = free_memory_bytes()
         self._needed = 0.0  # by the texts so far
 
@@ -76,14 +77,22 @@ class Reader:
         if packing and not packing_named(name):
             self.remark(name, [f"this is a {packing} file, whose text was unpacked"])
         data = bytearray()
-        for block in _blocks_as_named(name) if self.as_named else _blocks(name):
-            try:
-                data += block
-            except MemoryError:
-                raise out_of_memory(name) from None
-            self._check(f"{shown(name)} is more than", len(data), len(data))
-            if before is not None and not self.as_named:
-                require_sensible_ratio(name, len(data), before.st_size)
+        with self.noting_change(name):
+            for block in _blocks_as_named(name) if self.as_named else _blocks(name):
+                try:
+                    data += block
+                except MemoryError:
+                    raise out_of_memory(name) from None
+                self._check(f"{shown(name)} is more than", len(data), len(data))
+                if before is not None and not self.as_named:
+                    require_sensible_ratio(name, len(data), before.st_size)
+        return data
+
+    @contextlib.contextmanager
+    def noting_change(self, name: str) -> Iterator[None]:
+        """Keep a note where a file is another after this than before."""
+        before = _regular(name)
+        yield
         after = _regular(name)
         if before and (
             after is None
@@ -91,7 +100,6 @@ class Reader:
         ):
             changed = " changed while it was read: --resume may not find the same text"
             self._remarks.setdefault(changed, []).append(shown(name))
-        return data
 
     def start_of(self, name: str) -> bytearray:
         """The first 64 KiB of a file, unpacked, to see what it is; raises as `read` does."""
@@ -109,10 +117,14 @@ class Reader:
         for remark in found:
             self._remarks.setdefault(f": {remark}", []).append(shown(name))
 
+    def say(self, note: str) -> None:
+        """Keep a note."""
+        self._plain.append(note)
+
     @property
     def notes(self) -> list[str]:
         """A line for each thing that has to be known, with the files that it is true of."""
-        return notes_of(self._remarks)
+        return self._plain + notes_of(self._remarks)
 
     def check_text(self, name: str, num_bytes: int, text_bytes: int) -> None:
         """Refuse a text of that many bytes in its file and in memory, where it does not fit."""

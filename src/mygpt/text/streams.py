@@ -1,6 +1,6 @@
-"""Documents as a stream, however long the text: plain files, *.gz, *.zst, *.jsonl, *.parquet.
+"""Documents as a stream, however long the text: plain files, packed ones, files of records.
 
-A plain file is one document; a line of a *.jsonl and a row of a *.parquet are one each. Little of
+A plain file is one document; a record (a line of a *.jsonl, a row of a *.csv) is one. Little of
 them is in memory at a time. What is no text is refused with its place, as `read_corpus` does.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mygpt.errors import InputError
 from mygpt.text.decoding import NotDecodedError, begins_as_text, check_encoding, remarks
@@ -22,10 +22,20 @@ from mygpt.text.documents import LINE_ENDS, SEPARATOR
 from mygpt.text.folder import Place, files_below
 from mygpt.text.kinds import FIRST_BYTES, why_no_text
 from mygpt.text.reading import file_errors, notes_of, packing_of_file, shown
+from mygpt.text.records import (
+    FIELD,
+    kind_of,
+    texts_of_csv,
+    texts_of_json,
+    texts_of_lines,
+    texts_of_table,
+)
 from mygpt.text.streams_files import blocks_of, texts_of
-from mygpt.text.unpacking import packing_named, without_packing
+from mygpt.text.unpacking import packing_named
 
-_TABLE_ROWS = 256  # of a table that are in memory at a time
+# How files are read, which runs and stores record: since 2 they are judged by their first bytes
+# too, and files of records are read as such.
+READING = 2
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,10 @@ class TextSource:
         name: its path, or "-" for standard input.
         size: its bytes; -1 for standard input and pipes.
         modified_ns: when it was last changed; -1 for standard input and pipes.
-        kind: "text" is one document, "lines" one a line, "table" one a row.
+        kind: "text" is one document, "lines" one a line, "csv" and "table" one a row, "json" one
+            an object.
         packing: "gzip", "zstd", or "" for none; of standard input and pipes what the name says.
+        unpacked_bytes: of a packed file that was measured, at least.
     """
 
     name: str
@@ -45,6 +57,7 @@ class TextSource:
     modified_ns: int
     kind: str
     packing: str = ""
+    unpacked_bytes: int = 0
 
     @property
     def is_lasting(self) -> bool:
@@ -52,9 +65,14 @@ class TextSource:
         return self.size >= 0
 
     @property
+    def num_bytes(self) -> int:
+        """Its bytes, unpacked as far as that is known."""
+        return max(self.size, self.unpacked_bytes)
+
+    @property
     def is_plain(self) -> bool:
-        """Whether its bytes are the text's, neither packed nor in a table."""
-        return self.kind != "table" and not self.packing
+        """Whether it is neither packed nor a table: its text can be read from any line on."""
+        return self.kind in ("text", "lines") and not self.packing
 
 
 class Piece(NamedTuple):
@@ -71,16 +89,64 @@ class Piece(NamedTuple):
     read: int
 
 
+@dataclass(frozen=True)
+class Records:
+    """How files of records (JSON lines, JSON, CSV, Parquet) are read.
+
+    Attributes:
+        field: that holds the text; None is "text" where a file's first record has it, and else the
+            file is plain text, with a note.
+        lines_too: whether the latter is so for JSON lines, which otherwise must have the field.
+        demanded: whether a field that is named is refused where no file has records.
+        by_name: whether the names *.jsonl and *.parquet alone are files of records, as for what
+            mygpt 0.1 began.
+    """
+
+    field: str | None = None
+    lines_too: bool = False
+    demanded: bool = True
+    by_name: bool = False
+
+    @property
+    def used(self) -> str:
+        """The field that is read."""
+        return FIELD if self.field is None else self.field
+
+    def kind(self, name: str) -> str:
+        """How a file of that name holds documents, if its content agrees."""
+        if name == "-":
+            return "text" if self.field is None else "lines"
+        if self.by_name:
+            ending = Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
+            return {".jsonl": "lines", ".parquet": "table"}.get(ending, "text")
+        return kind_of(name)
+
+    def agrees(self, source: TextSource, encoding: str | None) -> str | None:
+        """Why a file that is named as one of records is none; None where it is one."""
+        strict = self.by_name or self.field is not None or source.kind in ("text", "table")
+        if strict or not source.is_lasting or (source.kind == "lines" and not self.lines_too):
+            return None
+        try:
+            some = next(_documents(source, FIELD, encoding, 0), None)
+        except InputError as error:
+            return str(error)
+        return None if some is not None else f"{shown(source.name)} has no record"
+
+
+_ANY = Records()
+
+
 def find_sources(
-    paths: Sequence[str], *, encoding: str | None = None
+    paths: Sequence[str], *, encoding: str | None = None, records: Records = _ANY
 ) -> tuple[list[TextSource], list[str]]:
     """The files that names, folders, patterns and "-" stand for, in order, and notes.
 
     A folder gives its files as for `read_corpus`: no hidden ones, no runs and stores of ours, and
-    only what begins as text, *.jsonl, *.parquet or packed text. Nothing is read but beginnings.
+    only what begins as text, *.parquet or packed text. Nothing is read but beginnings.
 
     Raises:
-        InputError: for what is missing, empty, or a device.
+        InputError: for what is missing, empty, or a device, and for a field where there are no
+            records.
     """
     check_encoding(encoding)
     found: list[TextSource] = []
@@ -89,15 +155,26 @@ def find_sources(
     for path in paths:
         if path != "-" and "\0" not in path and os.path.isdir(path):
             place = Place([], Path(path))
-            found += _in_folder(place, encoding, said)
+            found += _in_folder(place, encoding, records, said)
             notes += place.notes(encoding)
         else:
             for name in _matches(path):
-                found.append(_named(name))
-                said.take(found[-1], _start_of(found[-1], encoding))
+                source = source_of(name, records)
+                start = _start_of(source, encoding)
+                found.append(said.take(source, start, records))
     if sum(source.name == "-" for source in found) > 1:
         raise InputError("standard input is named twice: it can be read once")
+    require_records(records, [source.kind for source in found])
     return found, notes + said.lines()
+
+
+def require_records(records: Records, kinds: Sequence[str]) -> None:
+    """Refuse a field that was named where no file has fields: it would be ignored."""
+    if records.field is not None and records.demanded and kinds and set(kinds) == {"text"}:
+        raise InputError(
+            f"--field {records.field} is for *.jsonl, *.ndjson, *.json, *.csv, *.tsv and "
+            "*.parquet, and plain text was named: leave it out"
+        )
 
 
 class _Notes:
@@ -106,18 +183,28 @@ class _Notes:
     def __init__(self, encoding: str | None) -> None:
         self._encoding = encoding
         self._remarks: dict[str, list[str]] = {}
+        self._single: list[str] = []
 
-    def take(self, source: TextSource, start: bytearray) -> None:
-        """Keep what there is to say about a file that begins so."""
+    def take(self, source: TextSource, start: bytearray, records: Records) -> TextSource:
+        """Keep what there is to say about a file that begins so; returns it as it is read."""
         found = remarks(start, self._encoding) if start else []
         if source.packing != packing_named(source.name):
             found.append(f"this is a {source.packing} file, whose text is unpacked")
         for remark in found:
             self._remarks.setdefault(f": {remark}", []).append(shown(source.name))
+        if (why := records.agrees(source, self._encoding)) is None:
+            return source
+        self._single.append(read_as_plain(why))
+        return replace(source, kind="text")
 
     def lines(self) -> list[str]:
         """A line for each thing."""
-        return notes_of(self._remarks)
+        return notes_of(self._remarks) + self._single
+
+
+def read_as_plain(why: str) -> str:
+    """The note on a file that is named as one of records, and is none of these."""
+    return f"{why}; it is read as plain text, with all that is in it"
 
 
 def _matches(path: str) -> list[str]:
@@ -131,10 +218,11 @@ def _matches(path: str) -> list[str]:
     return found
 
 
-def _named(name: str) -> TextSource:
+def source_of(name: str, records: Records) -> TextSource:
+    """A file, or standard input ("-"), as it is named; raises as `find_sources` does."""
     with file_errors(name):
         status = None if name == "-" else os.stat(name)
-    kind = _kind(name)
+    kind = records.kind(name)
     if status is None or not stat.S_ISREG(status.st_mode):
         if kind == "table":
             raise InputError(f"{shown(name)} is no file: a *.parquet cannot come through a pipe")
@@ -145,18 +233,16 @@ def _named(name: str) -> TextSource:
     return TextSource(name, status.st_size, status.st_mtime_ns, kind, packing)
 
 
-def _kind(name: str) -> str:
-    return {".jsonl": "lines", ".parquet": "table"}.get(Path(without_packing(name)).suffix, "text")
-
-
-def _in_folder(place: Place, encoding: str | None, said: _Notes) -> list[TextSource]:
+def _in_folder(
+    place: Place, encoding: str | None, records: Records, said: _Notes
+) -> list[TextSource]:
     """The sources of a folder; what is none joins the place's passed over."""
     assert place.folder is not None
     sources: list[TextSource] = []
     for path in sorted(files_below(place.folder)):
         start = bytearray()
         try:
-            source = _named(str(path))
+            source = source_of(str(path), records)
             start = _start_of(source, encoding)
             may_be_text = source.kind == "table" or begins_as_text(start, encoding)
         except NotDecodedError as error:
@@ -164,8 +250,7 @@ def _in_folder(place: Place, encoding: str | None, said: _Notes) -> list[TextSou
         except InputError:  # it cannot be read, or is empty
             may_be_text = False
         if may_be_text:
-            sources.append(source)
-            said.take(source, start)
+            sources.append(said.take(source, start, records))
         else:
             place.pass_over(path, start)
     if not sources:
@@ -215,10 +300,8 @@ def pieces(
     skipped = 0 if split else skip_rows
     if source.kind == "text":
         found = _whole(source, encoding) if not skipped else iter(())
-    elif source.kind == "lines":
-        found = _documents_of_lines(source, field, encoding, skipped)
     else:
-        found = _documents_of_table(source, field, skipped)
+        found = _documents(source, field, encoding, skipped)
     if split:
         found = _after(split_at_separators(found, met), skip_rows)
     left = skip_characters
@@ -278,110 +361,12 @@ def _whole(source: TextSource, encoding: str | None) -> Iterator[Piece]:
     yield Piece("", True, read)
 
 
-def _documents_of_lines(
-    source: TextSource, field: str, encoding: str | None, skip: int
-) -> Iterator[Piece]:
-    """One object a line; a line of white space is none."""
-    for number, (line, read) in enumerate(_lines(texts_of(source.name, encoding)), start=1):
-        if not line or line.isspace():
-            continue
-        if skip:
-            skip -= 1
-            continue
-        yield Piece(_field_of(line, field, f"{shown(source.name)}, line {number:,}"), True, read)
-
-
-def _lines(texts: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    waiting: list[str] = []
-    read = 0
-    for text, read in texts:
-        first, *others = text.split("\n")
-        waiting.append(first)
-        for line in others:
-            yield "".join(waiting), read
-            waiting = [line]
-    if any(waiting):
-        yield "".join(waiting), read
-
-
-def _field_of(line: str, field: str, place: str) -> str:
-    """The text in a line's object."""
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f'{place} is no object: each line is one, as {{"{field}": "..."}}')
-    if field not in content:
-        has = ", ".join(map(repr, list(content)[:5])) or "none"
-        raise InputError(f"{place} has no field {field!r} (it has {has}): name it with --field")
-    text = content[field]
-    if not isinstance(text, str):
-        raise InputError(f"{place}: field {field!r} is no text, but {text!r:.40}")
-    return _whole_characters(text, place)
-
-
-def _whole_characters(text: str, place: str) -> str:
-    """`text`, or `InputError` for a lone surrogate in it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        wrong = ord(text[error.start])
-        raise InputError(
-            f"{place}: character {error.start:,} is the lone surrogate U+{wrong:04X}: remove it"
-        ) from None
-    return text
-
-
-def _documents_of_table(source: TextSource, field: str, skip: int) -> Iterator[Piece]:
-    """One document a row of a *.parquet."""
-    place = shown(source.name)
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise InputError(
-            f"{place}: reading *.parquet needs pyarrow: pip install 'mygpt[parquet]'"
-        ) from None
-    try:
-        with parquet.ParquetFile(source.name) as table:
-            _check_column(table.schema_arrow, field, place, arrow)
-            rows = max(1, table.metadata.num_rows)
-            first = 0
-            for group in range(table.num_row_groups):
-                length = table.metadata.row_group(group).num_rows
-                if first + length > skip:
-                    for row, text in _rows_of_group(table, group, field, first):
-                        if row >= skip:
-                            read = source.size * (row + 1) // rows
-                            yield Piece(_cell(text, field, f"{place}, row {row + 1:,}"), True, read)
-                first += length
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, InputError):
-            raise
-        told = (str(error).splitlines() or ["unknown"])[0]
-        raise InputError(f"{place} is no whole Parquet file: {told:.120}") from None
-
-
-def _rows_of_group(table: Any, group: int, field: str, first: int) -> Iterator[tuple[int, Any]]:
-    row = first
-    for batch in table.iter_batches(_TABLE_ROWS, row_groups=[group], columns=[field]):
-        for text in batch.column(0).to_pylist():
-            yield row, text
-            row += 1
-
-
-def _check_column(schema: Any, field: str, place: str, arrow: Any) -> None:
-    if field not in schema.names:
-        has = ", ".join(map(repr, schema.names[:5]))
-        raise InputError(f"{place} has no column {field!r} (it has {has}): name it with --field")
-    kind = schema.field(field).type
-    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-        raise InputError(f"{place}: column {field!r} holds {kind}, no text: name one with --field")
-
-
-def _cell(text: Any, field: str, place: str) -> str:
-    if not isinstance(text, str):
-        raise InputError(f"{place}: column {field!r} is no text, but {text!r:.40}")
-    return text
+def _documents(source: TextSource, field: str, encoding: str | None, skip: int) -> Iterator[Piece]:
+    """A record's text each, but for the first `skip`."""
+    if source.kind == "table":
+        found = texts_of_table(source.name, field, source.size, skip)
+    else:
+        read = {"lines": texts_of_lines, "json": texts_of_json, "csv": texts_of_csv}[source.kind]
+        found = islice(read(texts_of(source.name, encoding), field, source.name), skip, None)
+    for text, place in found:
+        yield Piece(text, True, place)

@@ -233,6 +233,10 @@ def _value_in(state: State, name: str, asked: Any) -> Any:
         origin = state.settings.get("from")
         same = origin is not None and str(resolve(asked).resolve()) == origin["path"]
         return asked if same else None if origin is None else origin["path"]
+    if name == "field":
+        return state.settings.get("field") or None
+    if name in ("split_documents", "unknown"):  # older runs do not say
+        return state.settings.get(name)
     if name not in state.settings:
         raise InputError(f"unknown option {name}")
     return state.settings[name]

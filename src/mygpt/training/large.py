@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mygpt.data.caching_stores import cached_store, large_sources
 from mygpt.formats.tokenizers import named_tokenizer
-from mygpt.text import find_sources, name_of, split_note
+from mygpt.text import Records, find_sources, name_of, split_note
 from mygpt.tokenization import Tokenizer
 from mygpt.training.events import Listener, Note
-from mygpt.training.stored import StoredSource, source_of, splits
+from mygpt.training.stored import StoredSource, records_of, source_of, splits
 
 if TYPE_CHECKING:
     from mygpt.data.storing.build import StoreProgress
@@ -23,31 +23,31 @@ _TOLD_EVERY_S = 15.0
 
 
 def stored_as(
+    settings: Mapping[str, Any],
     names: Sequence[str],
     tokenizer: str,
-    encoding: str | None,
     known: Tokenizer | None,
     suitable: Callable[[int], str],
 ) -> str | None:
     """The tokenizer's name, where a text is so large that it goes through a store; else None.
 
     Args:
+        settings: as `read_source` takes them.
         names: of files, folders and patterns.
         tokenizer: as it was asked for.
-        encoding: likewise.
         known: the tokenizer of the model that the run begins from, if there is one.
         suitable: the rule's choice for so many characters.
 
     Raises:
         InputError: as `large_sources` does.
     """
-    sources = large_sources(names, encoding)
+    sources = large_sources(names, settings["encoding"], records_of(settings))
     if not sources:
         return None
     if known is not None:
         return THE_MODELS
     if tokenizer == "auto":
-        return suitable(sum(source.size for source in sources))
+        return suitable(sum(source.num_bytes for source in sources))
     return os.path.realpath(tokenizer) if os.path.exists(tokenizer) else tokenizer
 
 
@@ -76,12 +76,14 @@ def open_cached(
     if isinstance(tokenizer, str) and os.path.isabs(tokenizer):  # as `stored_as` has a path
         # Of a run that is there its own: the file may have changed, or be read otherwise now.
         tokenizer = named_tokenizer(tokenizer) if known is None else known
-    sources, notes = find_sources(files, encoding=encoding)
+    records = records_of(settings) or Records(by_name=True)
+    sources, notes = find_sources(files, encoding=encoding, records=records)
     name, size = name_of(files), sum(source.size for source in sources)
     cached = cached_store(
         sources,
         tokenizer,
         encoding=encoding,
+        records=records,
         split_documents=splits(settings),
         unknown=settings.get("unknown", "error"),
         progress=None if tell is None else _telling(tell, name),
@@ -89,8 +91,9 @@ def open_cached(
     source = source_of(replace(cached.store, name=name), settings, val_fraction)
     documents = cached.store.num_documents
     took = f", in {cached.built_s:.0f} s that no minutes count" if cached.built_s else ""
+    packed = " when packed" * any(source.packing for source in sources)
     note = (
-        f"{name} has {size:,} bytes, so it is not read into memory: tokenized once into "
+        f"{name} has {size:,} bytes{packed}, so it is not read into memory: tokenized once into "
         f"{cached.store.path}{took} (MYGPT_CACHE moves it)"
     )
     split = [split_note(len(sources), documents)] if documents > len(sources) else []

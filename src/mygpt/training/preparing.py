@@ -19,6 +19,7 @@ from mygpt.container import check_storable
 from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
+from mygpt.text import READING
 from mygpt.tokenization import Tokenizer, end_notes
 from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
@@ -38,7 +39,7 @@ from mygpt.training.source import (
     read_source,
     undecoded,
 )
-from mygpt.training.stored import READING, StoredSource, require_as_stored, stores_among
+from mygpt.training.stored import StoredSource, require_as_stored, stores_among
 from mygpt.training.world import ALONE, World
 
 
@@ -71,6 +72,7 @@ def prepare(
     tokenizer: str = "auto",
     val_file: str | Path | None = None,
     encoding: str | None = None,
+    field: str | None = None,
     split_documents: bool | None = None,
     unknown: str = "error",
     device: str = "auto",
@@ -114,6 +116,7 @@ def prepare(
         "val_file": None if val_file is None else resolved(str(val_file)),
         "encoding": encoding,
         "reading": READING,
+        **_field(field, plain=config.data_order == "tutorial"),
         # The tutorial's way is its text as it is, without a token between documents.
         "split_documents": config.data_order != "tutorial"
         if split_documents is None
@@ -125,7 +128,9 @@ def prepare(
     }
     known = None if origin is None else origin.checkpoint.tokenizer
     if stores := stores_among(names):
-        require_as_stored(stores[0], tokenizer, encoding, config.data_order, known, split_documents)
+        require_as_stored(
+            stores[0], tokenizer, encoding, config.data_order, known, split_documents, field
+        )
     speed = cache(lambda: world.size * measured_speed(preset, options, where))
 
     def suitable(num_chars: int) -> str:
@@ -134,7 +139,7 @@ def prepare(
         )
 
     if not stores and config.data_order != "tutorial":
-        settings["stored_as"] = stored_as(names, tokenizer, encoding, known, suitable)
+        settings["stored_as"] = stored_as(settings, names, tokenizer, known, suitable)
     as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
     bytes_do = tokenizer in ("auto", "byte") if known is None else known.kind == "byte"
     reading = time.monotonic()
@@ -267,6 +272,16 @@ def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:
             "that it takes little of the time"
         )
     return notes
+
+
+def _field(asked: str | None, *, plain: bool) -> dict[str, str]:
+    """The setting of the field that files of records are read by; none where they are plain text.
+
+    The tutorial's way is its text as it is. No name ("") is what `Records` makes of none.
+    """
+    if asked == "":
+        raise InputError("field is empty: name the field that holds the text, or leave it out")
+    return {} if asked is None and plain else {"field": asked or ""}
 
 
 def named(files: object) -> list[str]:

@@ -52,6 +52,7 @@ def train(
     tokenizer: str = "auto",
     val_file: str | Path | None = None,
     encoding: str | None = None,
+    field: str | None = None,
     split_documents: bool | None = None,
     unknown: str = "error",
     device: str = "auto",
@@ -72,6 +73,8 @@ def train(
         tokenizer: "auto", "char", "byte", "bpe", "bpe:SIZE", or the path of a tokenizer's JSON.
         val_file: text to validate on; None keeps the last tenth of `files`.
         encoding: of the files; None is UTF-8 or what a byte-order mark says.
+        field: of the records in *.jsonl, *.json, *.csv, *.tsv and *.parquet, that holds the text;
+            None is "text" where there is such a field, else such a file is plain text.
         split_documents: whether `<|endoftext|>` in a file separates documents (else it is text
             as any other); None is true, but for the tutorial's preset.
         unknown: "error" refuses a text of which the tokenizer does not know more than a tenth,
@@ -97,7 +100,8 @@ def train(
     require_listener(listener)
     asked: dict[str, Any] = {
         "output": output, "overwrite": overwrite, "preset": preset, "tokenizer": tokenizer,
-        "val_file": val_file, "encoding": encoding, "split_documents": split_documents,
+        "val_file": val_file, "encoding": encoding, "field": field,
+        "split_documents": split_documents,
         "unknown": unknown,
         "exportable": exportable, "init_from": init_from, "began": began, "listener": listener,
         **options,

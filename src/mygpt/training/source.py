@@ -31,6 +31,7 @@ from mygpt.training.stored import (
     StoredSource,
     open_stored,
     reads_as_named,
+    records_of,
     splits,
     spoken,
     stores_among,
@@ -148,9 +149,9 @@ def read_source(
     """Read the text that a run's settings name, or open its store.
 
     Args:
-        settings: "files", "val_file", "encoding" and "split_documents", as the state keeps
-            them; and "stored_as", the tokenizer's name, where the text goes through a store in
-            the cache.
+        settings: "files", "val_file", "encoding", "reading", "field" and "split_documents", as the
+            state keeps them; and "stored_as", the tokenizer's name, where the text goes through a
+            store in the cache.
         val_fraction: share to hold back for validation where there is no "val_file".
         allow_bytes: take what is not text as bytes.
         known: the model's tokenizer, where there is a model already.
@@ -178,6 +179,7 @@ def _read_text(
         allow_bytes=allow_bytes,
         split=splits(settings),
         as_named=reads_as_named(settings),
+        records=records_of(settings),
     )
     corpus = read(settings["files"])
     length = sum(map(len, corpus.documents))
@@ -194,7 +196,7 @@ def _read_text(
             f"{val_file} is a token store and {corpus.name} is not: name text to validate on, or "
             "train on a store too (mygpt tokenize FILES --out STORE)"
         )
-    kept = read([val_file])
+    kept = read([val_file], records=records_of(settings, demanded=False))
     corpus = replace(corpus, notes=[*corpus.notes, *kept.notes])
     return ReadSource(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
 
@@ -326,5 +328,6 @@ def provenance_of(
             "bytes": source.num_bytes,
             "sha256": source.sha256,
             "split_documents": splits(settings),
+            **({} if settings.get("field") is None else {"field": settings["field"]}),
         },
     }

@@ -158,7 +158,7 @@ class State:
 
 def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
     files, threads = settings["files"], settings.get("threads", 1)
-    texts = [settings["val_file"], settings["encoding"], settings["preset"]]
+    texts = [settings["val_file"], settings["encoding"], settings["preset"], settings.get("field")]
     right = isinstance(files, list) and all(isinstance(name, str) for name in files)
     if not right or not all(text is None or isinstance(text, str) for text in texts):
         raise InputError("its settings are none")

@@ -13,7 +13,7 @@ from mygpt.data import cached_tokens, first_part, predicted_size, unknown_in
 from mygpt.data.batches import Tokens
 from mygpt.data.stored import StoredTokens, TokenStore, is_store
 from mygpt.errors import InputError
-from mygpt.text import Corpus, Document, read_corpus
+from mygpt.text import READING, Corpus, Document, Records, read_corpus
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer, keeps_text
 from mygpt.tokenization.unknown import UnknownText
@@ -22,7 +22,6 @@ from mygpt.tokenization.unknown import UnknownText
 MOST_COUNTED = 2**24
 MOST_DECODED = 2**21  # tokens of a store: the text of more of them is not looked at
 _NEAR = 0.01  # of the tokens: a document that begins so near to where they are cut is not cut
-READING = 2  # how files are read now, which runs record: 2 judges them by their first bytes too
 _SHORTEST = 2  # tokens: one to read and one to predict
 
 
@@ -199,6 +198,7 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
             allow_bytes=bytes_do,
             split=splits(settings),
             as_named=reads_as_named(settings),
+            records=records_of(settings, demanded=False),
         )
     other = TokenStore.open(name)
     if other.tokenizer.to_state() != store.tokenizer.to_state():
@@ -215,8 +215,14 @@ def splits(settings: Mapping[str, Any]) -> bool:
 
 
 def reads_as_named(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's files are read by their names alone, as before `READING` was 2."""
-    return int(settings.get("reading", 1)) < 2
+    """Whether a run's files are read by their names alone, as mygpt 0.1 read them."""
+    return int(settings.get("reading", 1)) < READING
+
+
+def records_of(settings: Mapping[str, Any], *, demanded: bool = True) -> Records | None:
+    """How a run's files of records are read; None where they are plain text to it."""
+    field = settings.get("field")
+    return None if field is None else Records(field or None, lines_too=True, demanded=demanded)
 
 
 def _cut(store: TokenStore, val_fraction: float) -> int:
@@ -237,6 +243,7 @@ def require_as_stored(
     data_order: str,
     known: Tokenizer | None,
     split_documents: bool | None,
+    field: str | None,
 ) -> None:
     """Raise `InputError` for what a store has decided already, or cannot do.
 
@@ -247,9 +254,11 @@ def require_as_stored(
         data_order: of the run.
         known: the tokenizer of the model that the run begins from, if there is one.
         split_documents: as it was asked for; None is not at all.
+        field: likewise.
     """
     asked = ["--tokenizer"] * (tokenizer != "auto") + ["--encoding"] * (encoding is not None)
     asked += ["--[no-]split-documents"] * (split_documents is not None)
+    asked += ["--field"] * (field is not None)
     if asked:
         raise InputError(
             f"{store} is a token store, its text is read: leave out {', '.join(asked)}"

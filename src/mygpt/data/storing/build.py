@@ -37,7 +37,7 @@ from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import require_folder
 from mygpt.json_objects import STATE, check_size
 from mygpt.storage import RunLock, holder, remove, strays, write_durably
-from mygpt.text import Piece, TextSource, find_sources, name_of, pieces
+from mygpt.text import READING, Piece, Records, TextSource, find_sources, name_of, pieces
 from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.unknown import CORPUS_POLICIES, UnknownText, check_policy
 
@@ -79,9 +79,10 @@ def build_store(
     out: str | Path,
     *,
     tokenizer: Tokenizer | str = "bpe",
-    field: str = "text",
+    field: str | None = None,
     encoding: str | None = None,
     split_documents: bool | None = None,
+    records: Records | None = None,
     unknown: str = "error",
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
@@ -94,7 +95,9 @@ def build_store(
         files: names, folders, patterns, or "-" for standard input, which begins anew every time.
         out: the store's folder.
         tokenizer: one, or what is to be learned: "bpe", "bpe:SIZE", "char"; "byte".
-        field: of an object or a table that holds the text.
+        field: of a record (of JSON, CSV, Parquet) that holds the text; None is "text", and a
+            *.csv, *.tsv or *.json that has no such field is plain text.
+        records: the same with all that can be said of it; overrides `field`.
         encoding: None is UTF-8, or what a byte-order mark says.
         split_documents: whether `<|endoftext|>` in a file, a line or a row separates documents;
             None is as the store that is there was begun, else true.
@@ -113,18 +116,23 @@ def build_store(
     check_policy(unknown, CORPUS_POLICIES)
     out = Path(out)
     names = [os.fspath(name) for name in files]
-    sources, _ = find_sources(names, encoding=encoding)
+    began = None if overwrite else _begun(out)
+    reading = READING if began is None else began.reading
+    if records is None:
+        records = Records(field, by_name=reading < READING)
+    sources, _ = find_sources(names, encoding=encoding, records=records)
     if not sources:
         raise InputError("no file is named: name text files, folders, or - for standard input")
     if split_documents is None:
-        split_documents = _was_split(out) if not overwrite else True
+        split_documents = True if began is None else began.split_documents
     index = _request(
         name_of(names),
         sources,
         tokenizer,
-        field=field,
+        field=records.used,
         encoding=encoding,
         split_documents=split_documents,
+        reading=reading,
         shard_tokens=shard_tokens,
     )
     if workers is not None and workers < 0:
@@ -146,6 +154,7 @@ def _request(
     field: str,
     encoding: str | None,
     split_documents: bool,
+    reading: int,
     shard_tokens: int,
 ) -> Index:
     """The index of a store of which nothing is done."""
@@ -159,15 +168,15 @@ def _request(
     states = tuple(SourceState(s.name, s.size, s.modified_ns) for s in sources)
     return Index(
         name, False, asked, None, "uint16", shard_tokens, field, encoding, states,
-        split_documents=split_documents,
+        split_documents=split_documents, reading=reading,
     )  # fmt: skip
 
 
-def _was_split(out: Path) -> bool:
-    """Whether the store there splits documents; a new one does."""
+def _begun(out: Path) -> Index | None:
+    """How the store there was begun, if there is one."""
     with contextlib.suppress(CheckpointError):  # which is said later
-        return not is_store(out) or Index.read(out).split_documents
-    return True
+        return Index.read(out) if is_store(out) else None
+    return None
 
 
 def _state_of(tokenizer: Tokenizer) -> bytes:

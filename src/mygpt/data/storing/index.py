@@ -88,6 +88,7 @@ class Index:
         sources: in order.
         shards: in order.
         split_documents: whether `SEPARATOR` separates documents of a file.
+        reading: 1 took *.jsonl and *.parquet alone for files of records; 2 is `READING`.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Index:
     sources: tuple[SourceState, ...]
     shards: tuple[Shard, ...] = ()
     split_documents: bool = False
+    reading: int = 1
 
     @property
     def tokens(self) -> int:
@@ -219,6 +221,7 @@ def _checked(content: Mapping[str, Any]) -> Index:
         shards=shards,
         # As before it could be chosen, where it is not said.
         split_documents=_truth({"split_documents": False, **content}, "split_documents"),
+        reading=_number({"reading": 1, **content}, "reading", 1),
     )
     if index.dtype not in DTYPES:
         raise ValueError(f"dtype={index.dtype!r:.20} is neither uint16 nor int32")

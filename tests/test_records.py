@@ -1,0 +1,263 @@
+"""Files of records (JSON lines, JSON, CSV, Parquet): a record's text is a document, everywhere."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mygpt.cli import main
+from mygpt.data import TokenStore, caching_stores
+from mygpt.data.stored import StoredTokens
+from mygpt.data.storing import build as storing
+from mygpt.data.storing.build import build_store
+from mygpt.errors import InputError
+from mygpt.text import Records, find_sources, pieces, read_corpus
+from mygpt.text.records import texts_of_csv, texts_of_json
+from mygpt.training import resume, train
+from mygpt.training.preparing import prepare
+from mygpt.training.run import RunFolder
+
+TEXTS = ["The sea, wide.", 'A "ship"\nsails\r\non; far', "日本語 é", "last"]
+SMALL = {"preset": "nano", "embed_dim": 16, "num_heads": 2, "num_layers": 1, "steps": 2}
+SMALL |= {"max_seq_len": 8, "batch_size": 2, "tokenizer": "byte"}
+LENIENT = Records(lines_too=True)
+
+
+def in_csv(texts: list[str], field: str = "text", **how: str) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, **how)  # type: ignore[arg-type]
+    writer.writerows([["id", field], *([n, text] for n, text in enumerate(texts))])
+    return file.getvalue().encode()
+
+
+def in_json(texts: list[str], field: str = "text", indent: int | None = None) -> bytes:
+    return json.dumps([{"id": 1, field: text} for text in texts], indent=indent).encode()
+
+
+def in_lines(texts: list[str], field: str = "text") -> bytes:
+    return b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in texts)
+
+
+FILES = {
+    "a.jsonl": in_lines(TEXTS),
+    "a.NDJSON": in_lines(TEXTS),
+    "a.JSONL": in_lines(TEXTS),
+    "a.ndjson.gz": gzip.compress(in_lines(TEXTS)),
+    "a.json": in_json(TEXTS),
+    "pretty.json": in_json(TEXTS, indent=2),
+    "texts.Json": json.dumps(TEXTS).encode(),
+    "lines.json": in_lines(TEXTS),
+    "a.csv": in_csv(TEXTS),
+    "a.CSV.GZ": gzip.compress(in_csv(TEXTS)),
+    "semicolons.csv": in_csv(TEXTS, delimiter=";"),
+    "a.tsv": in_csv(TEXTS, delimiter="\t"),
+    "marked.csv": b"\xef\xbb\xbf" + in_csv(TEXTS),
+    "wide.csv": in_csv(TEXTS).decode().encode("utf-16"),
+    "line-feeds.csv": in_csv(TEXTS, lineterminator="\n"),
+    "old-mac.csv": in_csv(TEXTS, lineterminator="\r"),
+}
+
+
+def write(path: Path, data: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
+
+
+def documents(*paths: str, records: Records = LENIENT, **options: str) -> list[str]:
+    """The documents of a stream, each whole."""
+    found = [""]
+    for source in find_sources(paths, records=records)[0]:
+        for text, ends, _ in pieces(source, field=records.used, **options):  # type: ignore[arg-type]
+            found[-1] += text
+            found += [""] * ends
+    return found[:-1]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_gives_its_records(name: str, tmp_path: Path) -> None:
+    """Whatever its ending's case; *.ndjson and *.json were prose, a field of a CSV was ignored."""
+    path = write(tmp_path / name, FILES[name])
+    corpus = read_corpus([path], records=LENIENT)
+    assert [document.text for document in corpus.documents] == TEXTS
+    assert corpus.notes == [f"{path}: of each record the field 'text' is read (--field)"]
+    for records in (LENIENT, Records(), Records("text")):
+        assert documents(path, records=records) == TEXTS
+    source = find_sources([path])[0][0]
+    assert [piece.text for piece in pieces(source, skip_rows=2)] == TEXTS[2:]
+    assert [document.text for document in read_corpus([path]).documents] != TEXTS  # as older runs
+
+
+def test_records_of_a_table_in_memory(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "d" / "a.PARQUET"
+    path.parent.mkdir()
+    parquet.write_table(pa.table({"body": TEXTS}), path)
+    for place in (path, path.parent):
+        corpus = read_corpus([str(place)], records=Records("body"))
+        assert [document.text for document in corpus.documents] == TEXTS
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1))
+def test_csv_and_json_are_read_in_pieces_of_any_length(texts: list[str]) -> None:
+    for data, read in ((in_csv(texts), texts_of_csv), (in_json(texts, indent=1), texts_of_json)):
+        content = data.decode()
+        for length in (1, 3, 7, 10**6):
+            cut = [(content[at : at + length], 1) for at in range(0, len(content), length)]
+            assert [text for text, _ in read(cut, "text", "name")] == texts
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path: Path) -> None:
+    """So `train` has always read it; the note names `--field` and what fields there are."""
+    make = {"jsonl": in_lines, "json": in_json}.get(name.rpartition(".")[2], in_csv)
+    path = write(tmp_path / name, make(TEXTS, field="answer"))
+    corpus = read_corpus([path], records=LENIENT)
+    plain = read_corpus([path]).documents[0].text
+    assert [document.text for document in corpus.documents] == [plain]
+    assert "".join(documents(path)) == plain
+    for notes in (corpus.notes, find_sources([path], records=LENIENT)[1]):
+        assert len(notes) == 1
+        assert "'answer'): name it with --field; it is read as plain text" in notes[0]
+    assert documents(path, records=Records("answer")) == TEXTS
+    with pytest.raises(InputError, match=r"'body' \(it has 'id', 'answer'\)"):
+        documents(path, records=Records("body"))
+    with pytest.raises(InputError, match=r"'body' \(it has 'id', 'answer'\)"):
+        read_corpus([path], records=Records("body"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.json", b'[{"text": "a"}, 5]', "record 2 is neither an object nor a text, but 5"),
+        ("a.json", b'[{"text": "a"}, {"text": null}]', "record 2: field 'text' is no text"),
+        ("a.json", b'[{"text": "a"}', "ends inside its array"),
+        ("a.json", b'[{"text": "a"}] more', "there is more behind its array"),
+        ("a.json", b'["a" "b"]', "no comma after record 1"),
+        ("a.json", b'["a", "b\\ud800"]', "record 2: character 1 is the lone surrogate U+D800"),
+        ("a.json", b'["a", ' + b"[" * 100_000, "is no JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{', "line 2 is no JSON"),
+        ("a.csv", b"id,text\n1,a\n2\n", "line 3 has 1 columns, and 'text' is column 2"),
+    ],
+)
+def test_what_is_wrong_further_on_is_refused_with_its_place(
+    name: str, data: bytes, told: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / name, data)
+    for read in (lambda: read_corpus([path], records=LENIENT), lambda: documents(path)):
+        with pytest.raises(InputError) as refused:
+            read()
+        assert told in str(refused.value)
+        assert name in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_field_of_plain_text_is_refused(tmp_path: Path) -> None:
+    """It was ignored."""
+    plain, lines = write(tmp_path / "a.txt", b"text"), write(tmp_path / "b.jsonl", in_lines(TEXTS))
+    for read in (lambda f: read_corpus([plain], records=f), lambda f: documents(plain, records=f)):
+        with pytest.raises(InputError, match=r"--field text is for \*\.jsonl.*leave it out"):
+            read(Records("text"))
+    assert documents(plain, lines, records=Records("text")) == ["text", *TEXTS]
+
+
+def test_standard_input_is_lines_where_a_field_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for records, expected in ((Records("text"), TEXTS), (Records(), [in_lines(TEXTS).decode()])):
+        stream = io.TextIOWrapper(io.BytesIO(in_lines(TEXTS)))
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert documents("-", records=records) == expected
+
+
+# --- runs and stores -----------------------------------------------------------------------
+
+
+def test_a_run_on_records_is_resumed_and_one_of_an_older_mygpt_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", in_lines(TEXTS * 20))
+    train(path, output=tmp_path / "new", listener=lambda _: None, **SMALL)
+    state, _ = RunFolder.of(tmp_path / "new").load_state()
+    assert state.settings["field"] == ""
+    assert state.provenance["corpus"]["documents"] == 80
+    resume(tmp_path / "new", steps=3, listener=lambda _: None)
+    with pytest.raises(InputError, match="field=answer cannot change"):
+        resume(tmp_path / "new", steps=4, field="answer", listener=lambda _: None)
+
+    settings = {name: state.settings[name] for name in ("files", "val_file", "encoding")}
+    from mygpt.training.source import read_source
+
+    old = read_source(settings, 0.1, allow_bytes=True)
+    assert next(document.text for document in old.documents).startswith('{"id": 1')  # type: ignore[union-attr]
+    plain = prepare(path, output=tmp_path / "tutorial", preset="tutorial")
+    assert plain.source.num_documents == 1
+
+
+def test_a_val_file_of_records_and_one_of_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", in_lines(TEXTS * 20, field="body"))
+    lines = write(tmp_path / "v.csv", in_csv(["one text", "two texts"], field="body"))
+    text = write(tmp_path / "v.txt", b"one plain text")
+    for val_file, count in ((lines, 2), (text, 1)):
+        ready = prepare(path, output=tmp_path / "run", field="body", val_file=val_file, **SMALL)
+        assert len(ready.source.held) == count
+
+
+def test_large_files_of_records_go_through_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "a.csv", in_csv(TEXTS * 100))
+    short = prepare(path, output=tmp_path / "run", tokenizer="byte", steps=1)
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", "2000")
+    large = prepare(path, output=tmp_path / "run", tokenizer="byte", steps=1)
+    assert isinstance(large.train_tokens, StoredTokens)
+    assert large.source.num_documents == short.source.num_documents == 400
+    assert large.source.num_bytes == short.source.num_bytes
+    without = write(tmp_path / "b.jsonl", in_lines(TEXTS * 100, field="body"))
+    plain = prepare(without, output=tmp_path / "run", tokenizer="byte", steps=1)
+    assert isinstance(plain.train_tokens, StoredTokens)
+    assert plain.source.num_documents == 1
+
+
+def test_packed_text_that_is_large_unpacked_goes_through_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2.9 MB became 3 GB in memory, three times over."""
+    monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
+    text = b"".join(b"%d bottles of beer\n" % n for n in range(20_000))
+    path = write(tmp_path / "a.txt.gz", gzip.compress(text))
+    size = Path(path).stat().st_size
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", str(2 * size))
+    ready = prepare(path, output=tmp_path / "run", tokenizer="byte", steps=1)
+    assert isinstance(ready.train_tokens, StoredTokens)
+    assert ready.source.num_bytes == len(text)
+    assert any("bytes when packed, so it is not read into memory" in note for note in ready.notes)
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", str(len(text)))
+    assert not caching_stores.large_sources([path], None)
+
+
+def test_tokenize_reads_a_csv_and_a_store_begun_before_stays_prose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.csv", in_csv(TEXTS * 10, field="body"))
+    command = ["tokenize", path, "--tokenizer", "byte", "--out"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, str(tmp_path / "new"), "--field", "body"])
+    assert not ended.value.code
+    assert "40 documents" in capsys.readouterr().out
+    monkeypatch.setattr(storing, "READING", 1)
+    store = build_store([path], tmp_path / "old", tokenizer="byte")
+    monkeypatch.undo()
+    index = json.loads((tmp_path / "old" / "index.json").read_text())
+    del index["reading"]
+    (tmp_path / "old" / "index.json").write_text(json.dumps(index))
+    again = build_store([path], tmp_path / "old", tokenizer="byte")
+    assert again.sha256 == store.sha256 == TokenStore.open(tmp_path / "old").sha256
+    assert again.num_documents == 1
