@@ -19,6 +19,7 @@ from mygpt.data.batches import Tokens
 from mygpt.data.stored import StoredTokens
 from mygpt.ngrams import count_ngrams
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
+from mygpt.training.durations import file_s
 from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.recipe import Budget, Recipe, choose, continuing, flops_per_token
 from mygpt.training.stored import counted
@@ -32,9 +33,10 @@ _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
 _CHARACTERS = 100  # distinct ones, about
 _REPORT_S, _REPORTS = 1.0, 20  # from one report to the next, or so many
-_BYTES_PER_S = 2e8  # of a file that is written, synced and read back
 _FLOPS_AN_EXP = 100  # what an exponential costs beside a multiplication
 _DEVICE_RATE = 1e13  # a guess for accelerators, which are not measured yet
+_MOST_VALIDATING = 0.25  # of the time that training has, for a pass over all held tokens
+_LEAST_VALIDATED = 2**12
 MOST_ROWS = 2**17  # of an n-gram table
 # Of a store's held tokens so many are validated on where nobody asks for more: a tenth of a
 # huge one would take longer than the training.
@@ -106,6 +108,8 @@ def plan_run(
         keys = _keys(recipe, train_tokens, vocab_size)
         if keys:
             shape["ngram_rows"] = tuple(len(key) + 1 for key in keys)
+    if recipe is None and lengths["minutes"] is not None and not training.get("val_tokens"):
+        val_tokens = _validated_in_time(val_tokens, GPTConfig(vocab_size, **shape), budget)
     if val_tokens < held and not training.get("val_tokens"):
         training["val_tokens"] = val_tokens
     if recipe is not None:
@@ -127,6 +131,14 @@ def plan_run(
 def _affordable(held: int, train_tokens: Tokens) -> int:
     """How many of the held tokens to validate on at most, where nobody asked for a number."""
     return min(held, _MOST_HELD) if isinstance(train_tokens, StoredTokens) else held
+
+
+def _validated_in_time(held: int, config: GPTConfig, budget: Budget) -> int:
+    """How many of the held tokens a pass reads in a twentieth of the time, where all take much."""
+    token_s = flops_per_token(config, config.max_seq_len) / 3 / budget.flops_per_s
+    if held * token_s <= _MOST_VALIDATING * budget.seconds:
+        return held
+    return min(held, max(_LEAST_VALIDATED, int(0.05 * budget.seconds / token_s)))
 
 
 def _keys(recipe: Recipe, train_tokens: Tokens, vocab_size: int) -> list[NDArray[np.int64]]:
@@ -157,12 +169,7 @@ def _save_seconds(minutes: float, config: GPTConfig) -> float:
 
     A save, of the state and of the model, takes a twentieth of the time at most.
     """
-    return max(20 * 2 * _file_s(config), min(60.0, max(5.0, 12.0 * minutes)))
-
-
-def _file_s(config: GPTConfig) -> float:
-    """Seconds to write a model's file and read it back."""
-    return 4.0 * config.num_parameters() / _BYTES_PER_S
+    return max(20 * 2 * file_s(config), min(60.0, max(5.0, 12.0 * minutes)))
 
 
 def _lengths(preset: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -225,5 +232,5 @@ def _ending_s(
     forward = flops_per_token(config, config.max_seq_len) / 3 + _FLOPS_AN_EXP * config.vocab_size
     corpus = train_tokens + val_tokens
     baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0
-    files_s = 3 * _file_s(config)  # the state, the last model and the best
+    files_s = 3 * file_s(config)  # the state, the last model and the best
     return _ENDING_S + validated * forward / budget.flops_per_s + baselines_s + files_s

@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from mygpt.config import GPTConfig, require_path
 from mygpt.container import check_storable
 from mygpt.data.batches import Tokens
+from mygpt.engines.choice import compiled_engine_available
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
 from mygpt.text import READING
 from mygpt.tokenization import Tokenizer, end_notes
 from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
+from mygpt.training.durations import fit_budget, long_steps
 from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
 from mygpt.training.hardware import compute_dtype
 from mygpt.training.large import stored_as
+from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.memory import check_model_fits, free_memory
 from mygpt.training.origin import Origin, read_origin, require_as_it_is, require_elsewhere
 from mygpt.training.planning import Planned, measured_speed, plan_run, suitable_tokens
@@ -186,6 +189,8 @@ def prepare(
     shape, config = _settled(planned, chosen.vocab_size, where, world)
     _check_state(shape, chosen, settings)
     notes += [] if planned.recipe is None else planned.recipe.lines()
+    config, told = _with_steps_in_time(shape, config, options, speed, where, world)
+    notes += told
     notes += _of_the_time(planned, config, len(val_tokens))
     return Prepared(
         run, source, chosen, train_tokens, val_tokens, shape, config, in_pieces, where,
@@ -254,6 +259,24 @@ def _of_the_unknown(
         decided = isinstance(source, StoredSource) and (name == source.name or not source.held)
         notes += found.notes(name, "keep" if decided else policy)
     return notes
+
+
+def _with_steps_in_time(
+    shape: GPTConfig,
+    config: TrainConfig,
+    options: dict[str, Any],
+    speed: Callable[[], float],
+    device: torch.device,
+    world: World,
+) -> tuple[TrainConfig, list[str]]:
+    """The recipe with steps that its minutes have time for, and notes on long ones; on a CPU."""
+    if device.type != "cpu" or not compiled_engine_available():  # what is not measured
+        return config, []
+    if config.minutes is None:
+        threads = torch.get_num_threads()
+        return config, long_steps(shape, config, lambda: world.size * training_flops_per_s(threads))
+    least = None if "batch_size" in options else world.size
+    return fit_budget(shape, config, speed(), least_batch=least)
 
 
 def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:

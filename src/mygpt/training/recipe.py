@@ -59,6 +59,7 @@ SIZES = (
     Size(256, 6, 8e14),
 )
 TOKENS_PER_STEP = 2048
+_MOST_PER_STEP = 2**16  # where longer windows are asked for, and no batch size
 _SPREAD = 0.07  # of the expected loss, to either side
 MOST_EPOCHS = 40.0  # read more often than that, a text is only learned by heart
 _MOST_EVALUATIONS = 20
@@ -217,7 +218,11 @@ def choose(
     asked = asked or {}
     for size in reversed(SIZES):
         shape, windows = _shape_and_windows(size, asked)
-        stages = ((0.0, windows["seq_len"], windows["batch_size"]), *windows["stages"])
+        first = windows["seq_len"]
+        if "batch_size" not in asked and first * windows["batch_size"] > _MOST_PER_STEP:
+            first = min(first, num_tokens)  # no window is longer than the text
+            windows["batch_size"] = min(windows["batch_size"], _MOST_PER_STEP // first or 1)
+        stages = ((0.0, first, windows["batch_size"]), *windows["stages"])
         config = GPTConfig(vocab_size, **shape)
         tokens = budget.tokens_for(config, stages)
         if tokens * mean_flops_per_token(config, stages) >= size.least_flops:
