@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -127,6 +128,40 @@ def test_a_cache_of_hugging_face_names_the_snapshot(tmp_path):
 
 def test_an_empty_folder_misses_its_config(tmp_path):
     assert "config.json" in refused(tmp_path)
+
+
+def test_what_mygpt_wrote_itself_needs_no_import(tmp_path):
+    folder = imported(tmp_path)
+    other = tmp_path / "model.safetensors"
+    other.write_bytes((folder / "last.safetensors").read_bytes())
+    for source in (folder, folder / "last.safetensors", other):
+        assert "needs no import" in refused(source)
+
+
+def test_one_file_of_a_folder_names_the_folder(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        assert "name" in refused(folder / name)
+        assert "folder" in refused(folder / name)
+
+
+def test_a_folder_with_a_checkpoint_names_it(tmp_path):
+    write(tmp_path / "m" / "trained_gpt.pt")
+    assert "trained_gpt.pt" in refused(tmp_path / "m")
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    for name in ("model.zip", "model.tar.gz"):
+        assert "unpack it" in refused(write(tmp_path / name))
+
+
+def test_what_is_neither_file_nor_folder_is_looked_for_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace())
+    os.mkfifo("pipe")
+    os.symlink("nowhere", "link")
+    for name in ("pipe", "link"):
+        assert "neither a folder nor a file" in refused(name)
 
 
 # --- names on the hub -----------------------------------------------------------------------

@@ -93,6 +93,8 @@ def read_foreign(
         return _read_folder(path, tokenizer, num_heads)
     if path.is_file():
         return _read_file(path, tokenizer, num_heads)
+    if os.path.lexists(path):
+        raise InputError(f"{source} is neither a folder nor a file: name a folder or a file")
     page = _HUB_PAGE.fullmatch(source)
     source = page[1] if page else source
     if _HUB_NAME.fullmatch(source) and path.suffix not in _FILES:

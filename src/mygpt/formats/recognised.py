@@ -5,8 +5,10 @@ Folders one level too high, caches, adapters, models of vectors, weights of othe
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+from mygpt.data import is_store
 from mygpt.json_objects import SETTINGS, read_object
 
 _FILES = {
@@ -22,6 +24,9 @@ _FILES = {
     ".npz": "holds NumPy's arrays, which do not say what model they are: save the model with "
     "torch.save, or as a Hugging Face folder",
 }
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_OURS = ("best.safetensors", "last.safetensors", "last.state.safetensors")
+_OWN_MARK = b'"format":"mygpt"'  # in the header of a checkpoint of ours
 _MOST_ENTRIES = 64  # of a folder that are named or searched
 
 
@@ -30,8 +35,14 @@ def file_problem(path: Path) -> str | None:
     name = path.name.lower()
     if path.suffix.lower() in _FILES:
         return f"{path} {_FILES[path.suffix.lower()]}"
+    if path.suffix.lower() in _ARCHIVES:
+        return f"{path} is an archive: unpack it, and name the folder or file that is in it"
     if name.startswith("adapter_model"):
         return _adapter(path.parent)
+    if name in _OURS or (path.suffix == ".safetensors" and _is_ours(path)):
+        return _no_import(path)
+    if path.suffix == ".json" and (path.parent / "config.json").is_file():
+        return f"{path} is one file of a Hugging Face folder: name the folder, {path.parent}"
     if name in ("pytorch_model.bin", "model.safetensors") or name.startswith("pytorch_model-"):
         return f"{path} holds weights alone: name its folder, which has a config.json"
     return None
@@ -39,6 +50,10 @@ def file_problem(path: Path) -> str | None:
 
 def folder_problem(path: Path) -> str | None:
     """Why a folder is no model that can be read, and what helps; None where nothing is known."""
+    if any((path / name).is_file() for name in _OURS):
+        return _no_import(path)
+    if is_store(path):
+        return f"{path} is a token store, no model: mygpt train {path} makes one"
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         return _adapter(path)
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
@@ -68,12 +83,29 @@ def folder_problem(path: Path) -> str | None:
         found = sorted(path.glob(pattern))
         if found:
             return file_problem(found[0])
+    found = sorted(file for end in ("pt", "pth", "ckpt") for file in path.glob(f"*.{end}"))
+    if found:
+        names = ", ".join(str(file) for file in found[:5])
+        return f"{path} has no config.json: name the checkpoint in it ({names})"
     if (path / "params.json").is_file():
         return (
             f"{path} is in Meta's or Mistral's own layout (params.json): convert it with "
             "transformers' conversion script, and import the folder that it writes"
         )
     return None
+
+
+def _no_import(path: Path) -> str:
+    return (
+        f"{path} is of mygpt itself, and needs no import: generate -c, info, eval, export and "
+        "train --from take it as it is"
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return _OWN_MARK in file.read(2**16)
+    return False
 
 
 def _adapter(path: Path) -> str:
