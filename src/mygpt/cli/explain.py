@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mygpt.cli.prompts import (
+    ENCODING,
+    PROMPT_FILE,
+    UNKNOWN,
+    check_unknown,
+    known_prompt,
+    read_prompt,
+)
 from mygpt.cli.terminal import say
 from mygpt.config import SamplingConfig, check_max_new_tokens
 from mygpt.errors import InputError
@@ -26,9 +34,17 @@ def _sampling(text: str) -> Any:
 def explain(
     run: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint.")],
     prompt: Annotated[
-        str,
-        typer.Option("--prompt", "-p", help="The text to continue; - reads standard input."),
-    ],
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="The text to continue; - reads standard input, as what is piped in without it.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_file: Annotated[Path | None, PROMPT_FILE] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
+    unknown: Annotated[str, UNKNOWN] = "error",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The page to write.", show_default=False),
@@ -71,7 +87,13 @@ def explain(
         raise InputError(f"{out} exists: add --overwrite, or choose another --out")
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     check_max_new_tokens(max_new_tokens)
-    text = _read_prompt(prompt)
+    check_unknown(unknown)
+    text = read_prompt(prompt, prompt_file, encoding)
+    if text is None:
+        raise InputError(
+            "explain needs a prompt: --prompt TEXT, --prompt-file FILE, or --prompt - for "
+            "standard input"
+        )
     from mygpt.checkpoint import read_checkpoint, resolve
     from mygpt.randomness import check_seed, fresh_seed
 
@@ -84,6 +106,7 @@ def explain(
     from mygpt.views.explain import about, explain, explain_page
 
     checkpoint = read_checkpoint(path)
+    text = known_prompt(checkpoint.tokenizer, text, unknown)
     found = explain(checkpoint, text, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     if terminal:
         from mygpt.cli.bars import show
@@ -92,15 +115,6 @@ def explain(
     if out is not None:
         command = _command(run, text, max_new_tokens, found)
         _write(out, explain_page(found, about=about(checkpoint, name=str(run), command=command)))
-
-
-def _read_prompt(prompt: str) -> str:
-    if prompt != "-":
-        return prompt
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the prompt is not UTF-8: byte at position {error.start}") from None
 
 
 def _command(run: Path, prompt: str, most: int, found: Explanation) -> str:

@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mygpt.cli.prompts import (
+    ENCODING,
+    PROMPT_FILE,
+    UNKNOWN,
+    check_unknown,
+    known_prompt,
+    read_prompt,
+)
 from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
 from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens, check_overflow
 from mygpt.errors import InputError
@@ -43,14 +51,14 @@ def generate(
         typer.Option(
             "--prompt",
             "-p",
-            help="The text to continue; - reads standard input. Without one, "
-            "a terminal asks for prompts line by line.",
+            help="The text to continue; - reads standard input, as what is piped in without it. "
+            "Without one, a terminal asks for prompts line by line.",
             show_default=False,
         ),
     ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option(help="Read the prompt from a file.", show_default=False)
-    ] = None,
+    prompt_file: Annotated[Path | None, PROMPT_FILE] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
+    unknown: Annotated[str, UNKNOWN] = "error",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Where to end at the latest.")
     ] = 200,
@@ -134,7 +142,8 @@ def generate(
     sampling = SamplingConfig(**options)  # refuses wrong values before anything is loaded
     check_max_new_tokens(max_new_tokens)
     check_overflow(overflow)
-    text = _read_prompt(prompt, prompt_file)
+    check_unknown(unknown)
+    text = read_prompt(prompt, prompt_file, encoding)
     from mygpt.checkpoint import resolve
     from mygpt.randomness import check_seed, fresh_seed
 
@@ -148,12 +157,12 @@ def generate(
 
     writer = load(path, device=device, dtype=dtype, engine=engine, compile=compile)
     options |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
-    if text is None and sys.stdin.isatty():
+    if text is None and sys.stdin is not None and sys.stdin.isatty():
         if json or num_samples != 1:
             raise InputError("--json and --num-samples need a --prompt")
-        _converse(writer, seed, options)
+        _converse(writer, seed, options, unknown)
         return
-    text = text or ""
+    text = known_prompt(writer.tokenizer, text or "", unknown)
     _note_crop(writer, text, overflow)
     if json:
         _print_json(writer, text, num_samples, logprobs, {"seed": seed, **options})
@@ -172,25 +181,6 @@ def _what_words_are(words: list[str]) -> str:
     if len(words) == 1 and os.path.exists(text):
         return f"{text!r} stands alone: name a model with --checkpoint {shlex.quote(text)}"
     return f"{text!r} stands alone: give the text to continue with --prompt {shlex.quote(text)}"
-
-
-def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
-    """The prompt as text; None where none was given."""
-    if prompt_file is not None:
-        if prompt is not None:
-            raise InputError("--prompt and --prompt-file exclude each other")
-        try:
-            data = prompt_file.read_bytes()
-        except OSError as error:
-            raise InputError(f"{prompt_file} cannot be read: {error.strerror}") from None
-    elif prompt == "-":
-        data = sys.stdin.buffer.read()
-    else:
-        return prompt
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the prompt is not UTF-8: byte at position {error.start}") from None
 
 
 def _note_crop(writer: Writer, text: str, overflow: str) -> None:
@@ -225,7 +215,7 @@ def _print_json(
         say(to_json(values), flush=True)
 
 
-def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
+def _converse(writer: Writer, seed: int, options: dict[str, Any], unknown: str) -> None:
     """Ask for prompts until the end of input; each answer has the next seed."""
     import contextlib
 
@@ -242,6 +232,7 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any]) -> None:
         with Postponed(lambda name: None) as interrupt:
             try:
                 with AtOnce():
+                    text = known_prompt(writer.tokenizer, text, unknown)
                     _note_crop(writer, text, options["overflow"])
                     _print_stream(writer, text, {"seed": seed, **options})
             except InputError as error:

@@ -19,6 +19,12 @@ from mygpt.generation.completion import Completion, Row
 from mygpt.generation.source import Source
 from mygpt.randomness import Stream, fresh_seed
 from mygpt.tokenization import Tokenizer, ends_of
+from mygpt.tokenization.unknown import (
+    PROMPT_POLICIES,
+    check_policy,
+    naming_the_remedy,
+    without_unknown,
+)
 
 if TYPE_CHECKING:
     from mygpt.config import GPTConfig
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
 _BLOCK_S = 0.002
 _CACHE_BYTES = 2**30  # what the keys and values of samples written together may take
 _MOST_TOGETHER = 64
-_OPTIONS = ("seed", "stop", "logprobs", "overflow")
+_OPTIONS = ("seed", "stop", "logprobs", "overflow", "unknown")
 
 
 class Writer:
@@ -135,7 +141,8 @@ class Writer:
 
     def generate(self, prompt: str = "", max_new_tokens: int = 200, **options: Any) -> str:
         """`prompt` and its continuation as one text; options as for `complete`."""
-        return prompt + self.complete(prompt, max_new_tokens, **options)[0].text
+        completion = self.complete(prompt, max_new_tokens, **options)[0]
+        return completion.prompt + completion.text
 
     def stream(self, prompt: str = "", max_new_tokens: int = 200, **options: Any) -> Iterator[str]:
         """The continuation in pieces, as they become certain; options as for `complete`.
@@ -157,7 +164,8 @@ class Writer:
             options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` and
                 `overflow` as for `generate`; `seed` (None draws a fresh one, told in the
                 result); `stop`, strings that end the text and are not part of it;
-                `logprobs`, how many alternatives to tell for each token.
+                `logprobs`, how many alternatives to tell for each token; `unknown`, "drop" to
+                leave out of the prompt what the tokenizer does not know ("error").
 
         Raises:
             InputError: for a value outside its range.
@@ -186,10 +194,14 @@ class _Job:
         stop: Sequence[str] | None = None,
         logprobs: int | None = None,
         overflow: Overflow = "crop",
+        unknown: str = "error",
         **sampling: Any,
     ) -> None:
         if not isinstance(prompt, str):
             raise InputError(f"prompt={prompt!r:.40} must be text")
+        check_policy(unknown, PROMPT_POLICIES)
+        if unknown == "drop":
+            prompt, _ = without_unknown(writer.tokenizer, prompt)
         stop = [] if stop is None else stop
         if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
             raise InputError("stop must be a list of strings of at least one character each")
@@ -200,10 +212,10 @@ class _Job:
                 raise InputError(
                     f"logprobs={logprobs} must be at most the vocabulary's size, {vocab_size}"
                 )
-        unknown = sorted(set(sampling) - {field.name for field in fields(SamplingConfig)})
-        if unknown:
+        others = sorted(set(sampling) - {field.name for field in fields(SamplingConfig)})
+        if others:
             raise InputError(
-                f"unknown option {', '.join(unknown)}: there are {', '.join(_OPTIONS)} and "
+                f"unknown option {', '.join(others)}: there are {', '.join(_OPTIONS)} and "
                 f"{', '.join(field.name for field in fields(SamplingConfig))}"
             )
         check_max_new_tokens(max_new_tokens)
@@ -212,7 +224,8 @@ class _Job:
         self.seed = Stream(fresh_seed() if seed is None else seed).seed
         self.stop, self.logprobs, self.overflow = tuple(stop), logprobs, overflow
         self.sampling = SamplingConfig(**sampling)
-        self.prompt_ids = np.array(writer.prompt_ids(prompt), np.int64)
+        with naming_the_remedy('unknown="drop" leaves them out'):
+            self.prompt_ids = np.array(writer.prompt_ids(prompt), np.int64)
         check_prompt_fits(len(self.prompt_ids), writer.config.max_seq_len, overflow)
 
     def samples(self, count: int) -> Iterator[Completion]:

@@ -5,7 +5,14 @@ what does not fit there is refused before it is read, or as soon as that shows. 
 same documents in pieces, however long they are.
 """
 
-from mygpt.text.corpus import BUILTIN, builtin_documents, name_of, read_corpus, require_there
+from mygpt.text.corpus import (
+    BUILTIN,
+    builtin_documents,
+    name_of,
+    read_corpus,
+    read_text,
+    require_there,
+)
 from mygpt.text.documents import SEPARATOR, Corpus, Document, as_bytes, split_documents, split_note
 from mygpt.text.streams import READING, Piece, Records, TextSource, find_sources, pieces
 
@@ -24,6 +31,7 @@ __all__ = [
     "name_of",
     "pieces",
     "read_corpus",
+    "read_text",
     "require_there",
     "split_documents",
     "split_note",

@@ -120,6 +120,25 @@ def builtin_documents() -> Iterable[Document]:
     return (Document(name, topics[name]) for name in sorted(topics))
 
 
+def read_text(name: str, *, encoding: str | None = None) -> tuple[str, list[str]]:
+    """The text of one file, or of standard input ("-"), which may be empty; and notes.
+
+    It is read as `read_corpus` reads it.
+
+    Raises:
+        InputError: for what is missing, no file of text, or not text in that encoding.
+        OutOfMemoryError: for more text than there is memory for.
+    """
+    check_encoding(encoding)
+    if not name:
+        raise InputError("a file name is empty: name a text file, or - for standard input")
+    reader = Reader()
+    document = _read(name, reader, encoding, allow_bytes=False)
+    if not len(document):
+        _require_writer(name)
+    return str(document.whole), reader.notes
+
+
 def _find(path: str, reader: Reader, encoding: str | None, records: Records | None) -> Place:
     if not path:
         raise InputError("a file name is empty: name a text file, or - for standard input")
@@ -141,10 +160,15 @@ def _find(path: str, reader: Reader, encoding: str | None, records: Records | No
 def _named(name: str, reader: Reader, encoding: str | None, allow_bytes: bool) -> Document:
     document = _read(name, reader, encoding, allow_bytes=allow_bytes)
     if not len(document):
-        if Path(name).is_fifo():
-            raise InputError(f"nobody wrote to the pipe {shown(name)}: start its writer first")
+        _require_writer(name)
         raise InputError(f"{shown(name)} is empty: there is no text in it")
     return document
+
+
+def _require_writer(name: str) -> None:
+    """Refuse a pipe that gave nothing."""
+    if name != "-" and Path(name).is_fifo():
+        raise InputError(f"nobody wrote to the pipe {shown(name)}: start its writer first")
 
 
 def _in_folder(name: str, place: Place, reader: Reader, encoding: str | None) -> list[Document]:
