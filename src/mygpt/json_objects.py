@@ -7,6 +7,7 @@ So the values are counted, from above, before the text is parsed.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,10 @@ SETTINGS = Limits(2**22, 2**16)  # config.json and its like: some dozens of valu
 TOKENIZER_SETTINGS = Limits(2**25, 2**20)  # tokenizer_config.json lists all added tokens
 TENSORS = Limits(2**26, 2**21)  # a header or an index: ten thousand tensors, six values each
 TOKENIZER = Limits(2**28, 2**23)  # a million tokens and their merges: four million values
+LOG_LINE = Limits(2**22, 2**16)  # a record of a run's log: numbers, or a sample's text
 STATE = Limits(2**29, 2**23)  # what mygpt writes of a tokenizer, in ASCII, or of a store
 
+_MOST_STEPS = 2**53  # of a run
 _DEEPEST = 100  # objects and lists inside each other; tokenizers have about ten
 
 
@@ -108,3 +111,38 @@ def read_object(
         return parse_object(data, limits)
     except ValueError as error:
         raise InputError(f"{path} {refused}: {error}") from None
+
+
+def read_records(log: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
+    """The records of a run's log, a line each; lines that are none are passed over.
+
+    Args:
+        log: in a run's folder.
+        after: bytes that are passed over first.
+
+    Raises:
+        CheckpointError: where it is a link, a pipe or a device.
+        OSError: where it cannot be read.
+    """
+    with open_regular(log) as file:
+        file.seek(after)
+        goes_on = False  # the line that was begun
+        while line := file.readline(LOG_LINE.most_bytes):
+            record = None if goes_on else parse_record(line)
+            goes_on = not line.endswith(b"\n")
+            if record is not None:
+                yield record
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record that a log's line is; None where it is none."""
+    try:
+        return parse_object(line.decode("utf-8", "replace"), LOG_LINE)
+    except ValueError:
+        return None
+
+
+def step_of(record: dict[str, Any]) -> int | None:
+    """The step of a record; None where it has none that a run can reach."""
+    step = record.get("step")
+    return step if type(step) is int and 0 <= step < _MOST_STEPS else None

@@ -174,19 +174,25 @@ def _irregular(path: Path, error: CheckpointError) -> Finding:
     return Finding(path, "damaged", text, remedy)
 
 
+_LONGEST_SETTINGS, _LONGEST_LOG = 2**22, 2**30  # bytes
+
+
 def _check_settings(path: Path) -> Finding:
     import tomllib
 
     remedy = "it is for people: the state holds all settings"
     try:
+        status = require_regular(path)
+        if status is not None and status.st_size > _LONGEST_SETTINGS:
+            return Finding(path, "damaged", f"has {status.st_size:,} bytes", remedy)
         data = read_inside(path)
         count = len(tomllib.loads(data.decode("utf-8")))
     except FileNotFoundError:
         return Finding(path, "warning", "is missing", remedy)
     except CheckpointError as error:
         return _irregular(path, error)
-    except (OSError, ValueError) as error:
-        return Finding(path, "damaged", f"is no TOML: {error}", remedy)
+    except (OSError, ValueError, RecursionError) as error:
+        return Finding(path, "damaged", f"is no TOML: {error!s:.200}", remedy)
     return Finding(path, "ok", f"{len(data):,} bytes, {count} entries")
 
 
@@ -194,6 +200,10 @@ def _check_log(run: RunFolder, committed: int | None) -> Iterator[Finding]:
     """Every line; what stands past `committed` bytes came after the state and is dropped."""
     path = run.log_path
     try:
+        status = require_regular(path)
+        if status is not None and status.st_size > _LONGEST_LOG:
+            yield Finding(path, "warning", f"has {status.st_size:,} bytes: not checked")
+            return
         data = read_inside(path)
     except FileNotFoundError:
         if committed:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mygpt.errors import InputError
-from mygpt.file_access import read_inside
+from mygpt.json_objects import read_records, step_of
 
 _KINDS = ("loss", "val_loss")
 # Nats per token by which a loss may differ where other hardware adds in another order.
@@ -84,17 +83,15 @@ def read_losses(log: Path) -> Losses:
     """
     found: Losses = {}
     try:
-        lines = read_inside(log).decode("utf-8", "replace").splitlines()
+        for record in read_records(log):
+            step = step_of(record)
+            if step is None:
+                continue
+            for kind in _KINDS:
+                with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
+                    found[step, kind] = float(record[kind])
     except OSError as error:
         raise InputError(f"{log} cannot be read: {error.strerror}; its losses are lost") from None
-    for line in lines:
-        try:
-            record: dict[str, Any] = json.loads(line)
-            for kind in _KINDS:
-                if kind in record:
-                    found[int(record["step"]), kind] = float(record[kind])
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from mygpt.checkpoint import Checkpoint
 from mygpt.container import Arrays, read_arrays
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
 from mygpt.file_access import require_regular
+from mygpt.json_objects import parse_record, step_of
 from mygpt.training.run import check_shards_of
 from mygpt.training.state import Course, State
 
@@ -139,24 +139,16 @@ def log_problems(data: bytes) -> Iterator[tuple[int, str]]:
     seen: dict[bytes, int] = {}
     place, reached = 0, 0
     for number, line in enumerate(io.BytesIO(data), 1):
-        record = _record(line)
+        record = parse_record(line)
         if not line.endswith(b"\n"):
             yield place, f"line {number:,} is cut short"
         elif record is None:
             yield place, f"line {number:,} is no JSON object"
         elif line in seen:
             yield place, f"line {number:,} is line {seen[line]:,} again"
-        elif isinstance(step := record.get("step", reached), int):
+        elif (step := step_of(record)) is not None:
             if step < reached:
                 yield place, f"line {number:,} goes back to step {step:,} from step {reached:,}"
             reached = step
         seen.setdefault(line, number)
         place += len(line)
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

@@ -21,7 +21,8 @@ from mygpt.checkpoint import Checkpoint, another_programs, write_checkpoint
 from mygpt.config import GPTConfig
 from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.errors import CheckpointError, DamagedError, InputError
-from mygpt.file_access import open_regular, read_inside, require_folder, require_regular
+from mygpt.file_access import read_inside, require_folder, require_regular
+from mygpt.json_objects import read_records, step_of
 from mygpt.storage import (
     RunLock,
     append,
@@ -271,13 +272,8 @@ class RunFolder:
 
     def _last_step(self, *, after: int) -> int | None:
         """The step of the log's last record behind so many bytes; None where there is none."""
-        with open_regular(self.log_path) as log:
-            log.seek(after)
-            lines = log.read().splitlines()
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                return int(json.loads(line)["step"])
-        return None
+        steps = map(step_of, read_records(self.log_path, after=after))
+        return next(reversed([step for step in steps if step is not None]), None)
 
     def save_state(self, state: State, *, keep: bool) -> None:
         """Commit a state; with `keep` what was the last becomes the previous one."""

@@ -6,6 +6,7 @@ A state may come from anywhere, so everything in it is checked before it is used
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -156,6 +157,18 @@ class State:
         return {n.removeprefix(start): a for n, a in self.arrays.items() if n.startswith(start)}
 
 
+def _require_name(name: str | None) -> None:
+    """Raise `InputError` for what no file can be called: half a character, or with a NUL in it."""
+    if name is None:
+        return
+    try:
+        possible = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise InputError(f"{name[:40]!r} is no name of a file, nor of an encoding")
+
+
 def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
     files, threads = settings["files"], settings.get("threads", 1)
     texts = [settings["val_file"], settings["encoding"], settings["preset"], settings.get("field")]
@@ -168,6 +181,8 @@ def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
         and all(isinstance(began_from.get(name), str) for name in ("path", "sha256"))
     ):
         raise InputError("the model it began from is none")
+    for name in [*files, *texts, None if began_from is None else began_from["path"]]:
+        _require_name(name)
     if not isinstance(settings.get("job"), (str, type(None))):
         raise InputError("its job is none")
     if type(settings.get("reading", 1)) is not int:
@@ -185,6 +200,8 @@ def _checked_shards(shards: Any) -> dict[str, Any] | None:
     texts = [*files, *files.values(), *names] if kinds else [None]
     if not all(isinstance(text, str) for text in texts) or not _SHARDS.fullmatch(folder):
         raise InputError("its shards are none")
+    for name in files:
+        _require_name(name)
     return {"folder": folder, "files": dict(files), "optimizer": list(names)}
 
 

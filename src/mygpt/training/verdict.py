@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mygpt.errors import CheckpointError
-from mygpt.file_access import read_inside
+from mygpt.json_objects import read_records, step_of
 from mygpt.tokenization.unknown import MOST_UNKNOWN
 
 # Nats per token: a rise of the validation loss that is more than chance, and a training loss so
@@ -21,6 +20,9 @@ _AGAIN, _OFTEN = 2.0, 20.0
 _MORE_TEXT = "more text would help more than more"
 # With fewer steps the losses are still those of the first weights and of the warm-up.
 _FEW_STEPS = 20
+
+
+_LARGEST = 1e300  # a whole number of JSON may be too large for a float
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,13 @@ def read_history(log: Path) -> list[Seen]:
     seen: list[Seen] = []
     losses: list[float] = []
     try:
-        lines = read_inside(log).decode("utf-8", "replace").splitlines()
+        records = list(read_records(log))
     except (OSError, CheckpointError):
         return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if not isinstance(record, dict):
-            continue
-        step, val_loss = record.get("step"), _known(record, "val_loss")
+    for record in records:
+        step, val_loss = step_of(record), _known(record, "val_loss")
         loss = _known(record, "loss")
-        if type(step) is int and val_loss is not None:
+        if step is not None and val_loss is not None:
             mean = sum(losses) / len(losses) if losses else math.nan
             seen.append(Seen(step, val_loss, mean, _known(record, "val_standard_error") or 0.0))
             losses = []
@@ -71,7 +67,8 @@ def read_history(log: Path) -> list[Seen]:
 
 def _known(record: dict[str, Any], name: str) -> float | None:
     value = record.get(name)
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    known = isinstance(value, (int, float)) and abs(value) < _LARGEST
+    return value if known else None
 
 
 def verdict(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
-from mygpt.file_access import open_regular
+from mygpt.json_objects import read_records, step_of
 
 _LARGEST = 1e18  # no number of a log comes near it
 
@@ -125,23 +124,11 @@ def read_log(log: Path) -> History:
         OSError: where it cannot be read.
     """
     history = History()
-    for record in _records(log):
-        step = record.get("step")
-        if type(step) is not int or step < 0:
-            continue
-        _take(history, step, record)
+    for record in read_records(log):
+        step = step_of(record)
+        if step is not None:
+            _take(history, step, record)
     return history
-
-
-def _records(log: Path) -> Iterator[dict[str, Any]]:
-    with open_regular(log, "r", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
-                yield record
 
 
 def _take(history: History, step: int, record: dict[str, Any]) -> None:
