@@ -25,6 +25,18 @@ def reproduce(
             show_default=False,
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            help="Where the text is now; without it where the run found it. Repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
+    val_file: Annotated[
+        str | None,
+        typer.Option(help="Where the validation file is now, likewise.", show_default=False),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew where a run lies already.")
     ] = False,
@@ -53,7 +65,7 @@ def reproduce(
     with TrainingDisplay(quiet=quiet) as display:
         training.replay(
             run, output=folder, overwrite=overwrite, device=device, listener=display,
-            command=command,
+            command=command, files=text or (), val_file=val_file,
         )  # fmt: skip
     if display.signal is not None:
         return 128 + display.signal

@@ -11,6 +11,7 @@ from pathlib import Path
 from mygpt.baselines import Baselines, Row
 from mygpt.evaluation import Evaluation
 from mygpt.novelty import Novelty
+from mygpt.text.reading import shown
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Started:
         device: where the model runs.
         total_steps: None when the clock decides.
         budget_s: None when steps decide.
+        read_from: the files of a resumed run, as its state or the user names them.
     """
 
     run: Path
@@ -58,14 +60,16 @@ class Started:
     device: str
     total_steps: int | None
     budget_s: float | None
+    read_from: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        read = "".join(f"text: {shown(name)}\n" for name in self.read_from)
         kept = f" + {self.val_tokens:,} for validation" if self.val_tokens else ""
         goes_on = f", going on after step {self.step}" if self.step else ""
         windows = ", then ".join(map(str, self.windows))
         return (
-            f"{self.corpus}: {self.train_tokens:,} tokens{kept} ({self.tokenizer}, vocabulary "
-            f"{self.vocab_size})\n"
+            f"{read}{self.corpus}: {self.train_tokens:,} tokens{kept} ({self.tokenizer}, "
+            f"vocabulary {self.vocab_size})\n"
             f"model: {self.parameters:,} parameters, windows of {windows}, on {self.device}"
             f"{goes_on}\n"
             f"to beat: uniform {self.uniform:.4f}, unigram {self.unigram:.4f} nats per token"

@@ -26,6 +26,7 @@ from mygpt.training.memory import (
     check_model_fits,
     free_memory,
 )
+from mygpt.training.named import require_seen, seen
 from mygpt.training.origin import empty_model
 from mygpt.training.preparing import resolved
 from mygpt.training.run import RunFolder
@@ -155,6 +156,12 @@ def _restored(
         settings["val_file"] = resolved(str(val_file))
     if files:
         settings["files"] = [resolved(str(name)) for name in files]
+    if world.job is None or state.settings.get("job") != world.job:
+        way = ["mygpt", "train", "--resume", str(run.name)]
+        by_user = bool(files), val_file is not None
+        world.together(lambda: require_seen(state.settings, run.name, by_user, way=way))
+    if files or val_file is not None:
+        settings["seen"] = seen(settings)
     threads = settings.setdefault("threads", torch.get_num_threads())
     if world.alone and "processes" not in state.provenance:  # torchrun gives each process one
         torch.set_num_threads(threads)

@@ -31,6 +31,7 @@ from mygpt.training.hardware import compute_dtype
 from mygpt.training.large import stored_as
 from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.memory import check_model_fits, free_memory
+from mygpt.training.named import seen
 from mygpt.training.origin import Origin, read_origin, require_as_it_is, require_elsewhere
 from mygpt.training.planning import Planned, measured_speed, plan_run, suitable_tokens
 from mygpt.training.run import RunFolder
@@ -129,6 +130,7 @@ def prepare(
         "from": None if origin is None else origin.settings,
         "threads": torch.get_num_threads(),
     }
+    settings["seen"] = seen(settings)
     known = None if origin is None else origin.checkpoint.tokenizer
     if stores := stores_among(names):
         require_as_stored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mygpt.config import require_path
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
+from mygpt.text.reading import shown
 from mygpt.training.events import Listener
 from mygpt.training.going_on import same_source
 from mygpt.training.loop import Trainer
@@ -18,7 +20,9 @@ from mygpt.training.memory import (
     check_model_fits,
     free_memory,
 )
+from mygpt.training.named import names_in, require_seen, seen
 from mygpt.training.origin import first_model, same_origin
+from mygpt.training.preparing import resolved
 from mygpt.training.run import RunFolder
 from mygpt.training.shards import read_shards
 from mygpt.training.sitting import (
@@ -40,6 +44,8 @@ def replay(
     original: str | Path,
     *,
     output: str | Path,
+    files: Sequence[str | Path] = (),
+    val_file: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
     listener: Listener = print,
@@ -54,6 +60,8 @@ def replay(
     Args:
         original: the run's folder, or the checkpoint file it was given as `output`.
         output: the new run's folder, or a checkpoint file.
+        files: where the text is now; nothing takes it from where the run found it.
+        val_file: where the validation file is now, likewise.
         overwrite: start anew where a run lies already.
         device: "auto", "cpu", "cuda" or "mps".
         listener: is told every event.
@@ -83,6 +91,17 @@ def replay(
     config = state.training
     if where.type != "cpu":
         config = replace(config, engine="torch")  # the compiled kernels are a CPU's
+    settings = dict(state.settings)
+    if files:
+        settings["files"] = [resolved(str(name)) for name in files]
+    if val_file is not None:
+        settings["val_file"] = resolved(str(val_file))
+    way = ["mygpt", "reproduce", str(original)]
+    by_user = bool(files), val_file is not None
+    require_seen(state.settings, original, by_user, way=way, option="--text")
+    if files or val_file is not None:
+        settings["seen"] = seen(settings)
+        state = replace(state, settings=settings)
     source = same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
     weights = _weights(state)
@@ -103,6 +122,7 @@ def replay(
         given_plan=given[:steps].copy(),
     )
     notes = [] if note is None else [note]
+    notes += [f"the text is read from {shown(name)}" for name in names_in(state.settings)]
     del state, weights  # as large as all that is trained
     return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
 

@@ -22,6 +22,7 @@ from mygpt.storage import RunLock
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import check_batch_fits, free_memory
+from mygpt.training.named import names_in
 from mygpt.training.run import RunFolder
 from mygpt.training.schedule import learning_rate, progress
 from mygpt.training.source import Source
@@ -103,6 +104,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
             device=trainer.described,
             total_steps=config.total_steps,
             budget_s=None if config.minutes is None else 60.0 * config.minutes,
+            read_from=tuple(names_in(trainer.settings)) if course.step else (),
         )
     )
 

@@ -13,6 +13,7 @@ from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.storage import holder
 from mygpt.training.events import Finished
+from mygpt.training.named import require_seen
 from mygpt.training.plan import Plan
 from mygpt.training.run import RunFolder
 from mygpt.training.source import ReadSource, read_source
@@ -107,6 +108,14 @@ def _read_source(run: Run) -> ReadSource | None:
         return None
     if settings.get("stored_as") is not None or any(map(is_store, settings["files"])):
         run.notes.append("the text is in a token store, so it is not looked at again")
+        return None
+    try:
+        if run.finished is None:
+            require_seen(settings, run.folder.name, way=["mygpt", "train", "--resume"])
+    except MygptError:
+        run.notes.append(
+            "the text has changed since the run began, or is not its text, so it is not looked at"
+        )
         return None
     try:
         bytes_do = run.state.tokenizer.kind == "byte"
