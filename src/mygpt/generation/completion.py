@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.errors import InputError
 from mygpt.tokenization import Tokenizer, ends_of
+from mygpt.tokenization.base import shared_start
+
+_CONTEXT = 64  # tokens of a prompt that are decoded again to see how it ends
 
 
 @dataclass
@@ -54,7 +59,15 @@ class Completion:
 
 
 class Row:
-    """One sample on its way: decodes, watches for stop strings, collects log-probabilities."""
+    """One sample on its way: decodes, watches for stop strings, collects log-probabilities.
+
+    Args:
+        tokenizer: the model's.
+        completion: what it fills.
+        stop: strings that end the text.
+        logprobs: how many alternatives each token's entry has; None for no entries.
+        after: (T,) int64 ids of the prompt's text.
+    """
 
     def __init__(
         self,
@@ -62,11 +75,14 @@ class Row:
         completion: Completion,
         stop: tuple[str, ...],
         logprobs: int | None,
+        after: NDArray[np.int64] | None = None,
     ) -> None:
         self.tokenizer, self.ends = tokenizer, ends_of(tokenizer)
         self.completion = completion
         # Some tokenizers drop the space before a text's first word, which this one's is not.
-        self.decoder = tokenizer.decoder(continued=bool(completion.prompt))
+        before = [] if after is None else after[-_CONTEXT:].tolist()
+        self.decoder = tokenizer.decoder(continued=bool(completion.prompt), after=before)
+        self.given = _undecoded_space(tokenizer, completion.prompt, before)
         self.stop = stop
         self.num_logprobs = logprobs
         self.held_back = ""
@@ -106,6 +122,9 @@ class Row:
 
     def _release(self, new: str) -> str:
         """Add `new`; give out what can no longer become part of a stop string."""
+        if self.given and new:
+            shared = shared_start(self.given, new)
+            new, self.given = new[shared:], "" if new[shared:] else self.given[shared:]
         waiting = self.held_back + new
         found = [(waiting.find(s), s) for s in self.stop if s in waiting]
         if found:
@@ -126,6 +145,19 @@ class Row:
         text = self.tokenizer.token_text
         top = [(text(i), float(logprobs[i])) for i in best]
         return TokenLogprob(token_id, text(token_id), float(logprobs[token_id]), top, best)
+
+
+def _undecoded_space(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> str:
+    """White space at a prompt's end that is in none of its ids, but may come with the next."""
+    space = prompt[len(prompt.rstrip()) :]
+    if not space or not ids:
+        return ""
+    try:
+        decoded = tokenizer.decode(ids)
+    except InputError:  # its decoder fails; the new tokens will say so
+        return ""
+    own = decoded[len(decoded.rstrip()) :]
+    return space[len(own) :] if space.startswith(own) else ""
 
 
 def _overlap(text: str, stop: str) -> int:

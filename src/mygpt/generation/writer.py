@@ -226,6 +226,8 @@ class _Job:
         self.sampling = SamplingConfig(**sampling)
         with naming_the_remedy('unknown="drop" leaves them out'):
             self.prompt_ids = np.array(writer.prompt_ids(prompt), np.int64)
+        given = len(writer.tokenizer.beginning) if prompt else len(self.prompt_ids)
+        self.text_ids = self.prompt_ids[given:]
         check_prompt_fits(len(self.prompt_ids), writer.config.max_seq_len, overflow)
 
     def samples(self, count: int) -> Iterator[Completion]:
@@ -252,6 +254,7 @@ class _Job:
                 Completion(self.prompt, seed=self.seed, index=index),
                 self.stop,
                 self.logprobs,
+                self.text_ids,
             )
             for index in indices
         ]

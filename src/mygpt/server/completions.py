@@ -39,6 +39,7 @@ from mygpt.tokenization import ByteTokenizer, CharTokenizer, ends_of
 _MOST_ENTRIES = 256  # of a prompt in one event of a stream
 _PIECE = 2**14  # characters of a long prompt that are encoded at a time
 _CHARACTERS_A_TOKEN = 16  # on average; four are usual
+_CONTEXT = 64  # tokens of a prompt that decide how it ends
 _LARGE = 2048  # tokens of an answer that is made beside the event loop
 
 
@@ -145,6 +146,7 @@ class Job:
             stop=wanted.stop,
             logprobs=wanted.logprobs,
             before=len(prompt.text) if wanted.echo else 0,
+            given=prompt.given,
         )
 
     async def pieces(self, ticket: Ticket | None) -> AsyncIterator[list[Piece]]:
@@ -244,6 +246,11 @@ class Completions:
         """What a request wants, and its prompts' tokens."""
         wanted = parse_completion(parse_json(body), self.settings)
         prompts = [encode(self.writer, p, self.settings, "prompt") for p in wanted.prompts]
+        for given, prompt in zip(wanted.prompts, prompts, strict=True):
+            if wanted.max_tokens and not isinstance(given, str):
+                # A character that is unfinished there is the choice's.
+                decoder = self.writer.tokenizer.decoder(after=prompt.ids[-_CONTEXT:].tolist())
+                prompt.text = prompt.text.removesuffix(decoder.finish())
         return wanted, prompts
 
     async def _score(self, wanted: CompletionRequest, prompts: Sequence[ReadPrompt]) -> None:

@@ -71,6 +71,7 @@ class Sample:
         stop: strings that end the text.
         logprobs: how many alternatives to tell for each token, or None.
         before: how many characters of the choice's text come before its new ones.
+        given: how many tokens at the request's beginning are none of the prompt's text.
     """
 
     def __init__(
@@ -83,11 +84,12 @@ class Sample:
         stop: tuple[str, ...],
         logprobs: int | None,
         before: int,
+        given: int = 0,
     ) -> None:
         self.number, self.request, self.before = number, request, before
         completion = Completion(prompt, seed=request.stream.seed, index=number)
         self.completion = completion
-        self.row = Row(tokenizer, completion, stop, logprobs)
+        self.row = Row(tokenizer, completion, stop, logprobs, request.prompt[given:])
         self.wants_logits = logprobs is not None
         self._text = ""
         self._entries: list[Entry] = []

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
 
 # The token between documents. It is an id of its own: text that spells it stays text.
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 2**20  # characters
+LONGEST_CHARACTER = 8  # tokens: a character has four bytes, and some tokens may have none
 
 
 class IncrementalDecoder(Protocol):
@@ -75,8 +76,15 @@ class Tokenizer(Protocol):
         """The text of `ids`; end-of-text shows as `<|endoftext|>`."""
         ...
 
-    def decoder(self, *, continued: bool = False) -> IncrementalDecoder:
-        """A fresh decoder for ids that come one by one; `continued` says: after others."""
+    def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> IncrementalDecoder:
+        """A fresh decoder for ids that come one by one.
+
+        Args:
+            continued: whether others come before, of which nothing is known.
+            after: those that come before, where they are known. What the decoder gives is what
+                `decode` makes of all ids, behind what it makes of these; of an unfinished
+                character at their end all of it.
+        """
         ...
 
     def token_text(self, token_id: int) -> str:
@@ -96,6 +104,19 @@ def ends_of(tokenizer: Tokenizer) -> tuple[int, ...]:
     """All ids that end a text once they are drawn, `end_of_text` first."""
     end = tokenizer.end_of_text
     return (*(() if end is None else (end,)), *tokenizer.other_ends)
+
+
+def primed(decoder: IncrementalDecoder, after: Sequence[int]) -> Any:
+    """A decoder of bytes that has taken in the end of what comes before."""
+    for token_id in after[-LONGEST_CHARACTER:]:
+        decoder.push(token_id)
+    return decoder
+
+
+def shared_start(one: str, other: str) -> int:
+    """How many characters two texts share at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mygpt.errors import InputError, StorageError
 from mygpt.json_objects import TOKENIZER, read_object
-from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, pieces_of
+from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, pieces_of, primed
 from mygpt.tokenization.tokenizer_json import (
     SYMBOLS,
     Contents,
@@ -149,9 +149,10 @@ class BPETokenizer:
         text = "".join([decoder.push(i) for i in check_ids(ids, self.vocab_size)])
         return text + decoder.finish()
 
-    def decoder(self, *, continued: bool = False) -> _BPEDecoder:
-        """A decoder for ids that come one by one, the same after others as at the beginning."""
-        return _BPEDecoder(self._contents)
+    def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> _BPEDecoder:
+        """A decoder for ids that come one by one; see `Tokenizer`."""
+        found: _BPEDecoder = primed(_BPEDecoder(self._contents), after)
+        return found
 
     def token_text(self, token_id: int) -> str:
         """One token as text; bytes that are no whole character as \\xNN."""

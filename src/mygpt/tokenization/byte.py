@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly
+from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, primed
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +56,10 @@ class ByteTokenizer:
             return END_OF_TEXT
         return chr(token_id) if token_id < 128 else f"\\x{token_id:02x}"
 
-    def decoder(self, *, continued: bool = False) -> _ByteDecoder:
-        """A decoder for ids that come one by one, the same after others as at the beginning."""
-        return _ByteDecoder()
+    def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> _ByteDecoder:
+        """A decoder for ids that come one by one; see `Tokenizer`."""
+        found: _ByteDecoder = primed(_ByteDecoder(), after)
+        return found
 
     def byte_lengths(self) -> NDArray[np.int64]:
         """One byte each, (V,) int64; end-of-text has none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -136,7 +136,7 @@ class CharTokenizer:
         """One token as text."""
         return self.decode([token_id])
 
-    def decoder(self, *, continued: bool = False) -> _CharDecoder:
+    def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> _CharDecoder:
         """A decoder for ids that come one by one, the same after others as at the beginning."""
         return _CharDecoder(self)
 

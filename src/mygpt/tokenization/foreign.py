@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from mygpt.config import require_int
 from mygpt.errors import InputError
-from mygpt.tokenization.base import IncrementalDecoder, check_ids, encode_strictly, ends_of
+from mygpt.tokenization.base import (
+    IncrementalDecoder,
+    check_ids,
+    encode_strictly,
+    ends_of,
+    primed,
+    shared_start,
+)
 from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.foreign_json import beginning_of, parts_of, special_ids
 from mygpt.tokenization.tokenizer_json import SYMBOLS, library_ids, refusals
@@ -30,7 +37,8 @@ if TYPE_CHECKING:
 
 _BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser takes a sign
-_ANCHOR = "x"  # a token before those to be decoded, so that these do not begin the text
+_ANCHOR = "x"  # a token beside those to be decoded, so that these do not begin the text, or end it
+_CONTEXT = 64  # tokens of what comes before that are decoded again
 # Decoders that turn each token into text without looking at its neighbours, bytes aside.
 _LOCAL = {"Replace", "Metaspace", "ByteFallback", "WordPiece", "Strip"}
 
@@ -180,16 +188,24 @@ class ForeignTokenizer:
         names = self._parts.names
         return self._spell([names[i] for i in check_ids(ids, self.vocab_size) if i in names])
 
-    def decoder(self, *, continued: bool = False) -> IncrementalDecoder:
-        """A decoder for ids that come one by one.
+    def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> IncrementalDecoder:
+        """A decoder for ids that come one by one; see `Tokenizer`.
 
-        Args:
-            continued: whether the ids come after others: some tokenizers drop the space before
-                a text's first word.
+        What comes before matters: some tokenizers drop the space before a text's first word, some
+        write one behind each word but the last.
         """
         if self._in_bytes:
-            return _ByteDecoder(self._parts.names)
-        return _TokenDecoder(self, begun=continued and self._is_local)
+            decoder: IncrementalDecoder = primed(_ByteDecoder(self._parts.names), after)
+            return decoder
+        found = map(self._parts.names.get, after[-_CONTEXT:])
+        names = [name for name in found if name is not None]
+        if not self._is_local:
+            return _WholeDecoder(self, names)
+        try:
+            begun = bool(self._spell(names)) if names else continued
+        except InputError:  # which the ids to come will say
+            begun = True
+        return _TokenDecoder(self, begun=begun, waiting=self._unfinished(names))
 
     def token_text(self, token_id: int) -> str:
         """One token as text, as it stands inside a text; bytes that are no character as \\xNN."""
@@ -256,6 +272,26 @@ class ForeignTokenizer:
         alone = set(kinds[:fused]) <= _LOCAL and all(harmless)
         return alone and self._spell([_ANCHOR]) == _ANCHOR
 
+    @property
+    def _is_suffixed(self) -> bool:
+        """Whether tokens end words, behind which a space comes if anything does."""
+        return self._kinds == ["BPEDecoder"]
+
+    def _unfinished(self, names: list[str]) -> list[str]:
+        """The bytes at the end of tokens that are no UTF-8 yet."""
+        start = len(names)
+        while start and self._is_byte(names[start - 1]):
+            start -= 1
+        try:
+            bytes(int(name[3:5], 16) for name in names[start:]).decode("utf-8")
+        except UnicodeDecodeError:
+            return names[start:]
+        return []
+
+    def _spell_before_others(self, name: str) -> str:
+        """A token's text with another token behind it."""
+        return self._spell([name, _ANCHOR])[: -len(_ANCHOR)]
+
     @cached_property
     def _falls_back(self) -> bool:
         """Whether some tokens are single bytes by their names."""
@@ -281,6 +317,8 @@ class ForeignTokenizer:
             return _symbols_to_bytes(name)
         if self._is_byte(name):
             return bytes([int(name[3:5], 16)])
+        if self._is_suffixed:
+            return self._spell_before_others(name).encode("utf-8")
         if not self._is_local:
             return self._spell([name]).encode("utf-8")
         return self._spell([_ANCHOR, name])[len(_ANCHOR) :].encode("utf-8")
@@ -340,18 +378,40 @@ class _ByteDecoder:
         return self._utf8.decode(b"", final=True)
 
 
+class _WholeDecoder:
+    """For tokens whose text any later token may change: all of it waits for the end."""
+
+    def __init__(self, tokenizer: ForeignTokenizer, before: list[str]) -> None:
+        self._tokenizer, self._before = tokenizer, before
+        self._waiting: list[str] = []
+
+    def push(self, token_id: int) -> str:
+        """Nothing is certain yet."""
+        name = self._tokenizer._parts.names.get(token_id)
+        if name is not None:
+            self._waiting.append(name)
+        return ""
+
+    def finish(self) -> str:
+        """All that waited, without what comes before."""
+        if not self._waiting:
+            return ""
+        before = self._tokenizer._spell(self._before) if self._before else ""
+        whole = self._tokenizer._spell(self._before + self._waiting)
+        return whole[shared_start(before, whole) :]
+
+
 class _TokenDecoder:
     """For tokens that are text or single bytes.
 
     Bytes wait for what comes after them: where a run of them is not UTF-8, the library makes
-    each a U+FFFD, whole characters too. Where any later token may change the text, all of it
-    waits for the end.
+    each a U+FFFD, whole characters too.
     """
 
-    def __init__(self, tokenizer: ForeignTokenizer, *, begun: bool) -> None:
+    def __init__(self, tokenizer: ForeignTokenizer, *, begun: bool, waiting: list[str]) -> None:
         self._tokenizer = tokenizer
         self._begun = begun
-        self._waiting: list[str] = []
+        self._waiting = waiting
 
     def push(self, token_id: int) -> str:
         """What the tokens so far spell for certain."""
@@ -359,8 +419,7 @@ class _TokenDecoder:
         if name is None:
             return ""
         self._waiting.append(name)
-        waits = self._tokenizer._is_byte(name) or not self._tokenizer._is_local
-        return "" if waits else self._spelled()
+        return "" if self._tokenizer._is_byte(name) else self._spelled()
 
     def finish(self) -> str:
         """The text that waited."""
