@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 import tracemalloc
 import weakref
 from collections import Counter
@@ -605,6 +606,7 @@ def test_the_number_of_threads_follows_the_work(monkeypatch):
     free = CpuEngine(engine.model.config, arrays_of(model_of("modern")))
     products = engine.model.config.num_multiplied()
     monkeypatch.setattr("mygpt.engines.cpu.decoding._MANY_PRODUCTS", 3 * products)
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._SHORTEST_S", 60.0)  # however busy it is here
     batch, used = free.open(5), []
     slots = [batch.join(request([1], 9, seed=1))]
     for rows in (1, 2, 3, 5):
@@ -614,6 +616,27 @@ def test_the_number_of_threads_follows_the_work(monkeypatch):
     assert used == [1, 1, 2, 2]
     expected = alone(engine, request([1], 9, seed=1)).ids
     assert batch.advance(9)[slots[0]] == expected[4:]
+
+
+def test_one_thread_goes_on_where_others_want_the_cores(monkeypatch):
+    """Threads that meet waited for each other's turn at every meeting, seconds for a block."""
+    monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
+    monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._MANY_PRODUCTS", 1)
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._SHORTEST_S", 0.0)
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._ALONE_S", (0.05, 0.05))
+    engine = engine_of("modern")
+    batch = CpuEngine(engine.model.config, arrays_of(model_of("modern"))).open(1)
+    slot, found, used = batch.join(request([1], 30, seed=1)), [], []
+    for share in (1.0, 0.1, 0.1, 1.0, 1.0):
+        clock = lambda share=share: share * time.perf_counter()  # noqa: E731
+        monkeypatch.setattr("mygpt.engines.cpu.decoding.time.thread_time", clock)
+        if len(found) == 3:
+            time.sleep(0.06)
+        found += batch.advance(1)[slot]
+        used.append(batch._loop._threads)
+    assert used == [2, 2, 1, 2, 2]
+    assert found + batch.advance(25)[slot] == alone(engine, request([1], 30, seed=1)).ids
 
 
 # --- the Writer ----------------------------------------------------------------------------

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import torch
 
-from torture import Figure, damage, hosts, inputs, kills, numbers, places, signals, stores, strings
+from torture import (
+    Figure,
+    damage,
+    hosts,
+    inputs,
+    kills,
+    numbers,
+    places,
+    serving,
+    signals,
+    stores,
+    strings,
+)
 
 # What is done, how often by `make torture`, and how often by `make test`.
 ALL: list[tuple[Callable[[int, Path], Figure], int, int]] = [
@@ -31,6 +43,7 @@ ALL: list[tuple[Callable[[int, Path], Figure], int, int]] = [
     (strings.strings, 100000, 200),
     (inputs.text_inputs, 100, 12),
     (hosts.hosts, 7, 0),
+    (serving.odd_clients, 1, 0),
 ]
 
 

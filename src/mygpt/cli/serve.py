@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +74,8 @@ def serve(
             "serving needs Starlette and uvicorn, which are not installed: "
             "pip install 'mygpt[serve]'"
         ) from None
+    if engine in ("auto", "cpu") and find_spec("numba"):
+        _spare_cores()
     from mygpt.checkpoint import resolve
     from mygpt.server.settings import ServerSettings
 
@@ -107,6 +110,15 @@ def serve(
         except ServerDied as error:
             _tell(f"mygpt: {error}")
             raise typer.Exit(error.exit_code) from None
+
+
+def _spare_cores() -> None:
+    """Have NumPy, which reads prompts beside the thread that decodes, take half of the cores.
+
+    Its threads spin while they wait for each other. It reads this when it is first imported.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (cores or 1) // 2)))
 
 
 def _name_of(path: Path) -> str:

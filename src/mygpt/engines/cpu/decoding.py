@@ -23,6 +23,11 @@ from mygpt.errors import InputError
 _PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signals
 # Products of one step that are worth one thread more: the threads meet five times a layer.
 _MANY_PRODUCTS = 1_500_000
+# Where other processes want the cores too, each of those meetings may wait until a thread has its
+# core back, some milliseconds: eight steps of a small model took 0.4 s. One thread waits for none.
+_MEETING_STEPS = 8  # that several threads take in a run; a run costs some 30 us
+_SHORTEST_S, _LEAST_SHARE = 0.005, 0.5  # of a run that had too little of the processor's time
+_ALONE_S = (0.25, 2.0)  # for how long one thread goes on then: the first time, and at the most
 _STEPS_BETWEEN_LOOKS = 32  # at how much work a step is: it grows where the window is full
 
 
@@ -41,6 +46,7 @@ class Loop:
         self._run = load_kernels().run
         self._threads = 0
         self._step_s = 0.0
+        self._alone_s = self._alone_until = 0.0
 
     @property
     def active(self) -> int:
@@ -48,14 +54,16 @@ class Loop:
         return int(np.count_nonzero(self._slots[:, at.STATUS] == at.ACTIVE))
 
     def steps_at_once(self, most: int) -> int:
-        """How many steps to draw before Python looks at signals again."""
+        """How many steps to draw before Python looks at signals again; and by how many threads."""
+        self.choose_threads()
         if not self._step_s:
             return 1
+        if self._threads > 1:
+            most = min(most, 1 if self._alone_s else _MEETING_STEPS)
         return max(1, min(most, int(_PATIENCE_S / self._step_s)))
 
     def draw(self, steps: int) -> None:
-        """Draw up to so many tokens for each row that goes on; texts have room for them."""
-        self.choose_threads()
+        """Draw up to so many tokens, as `steps_at_once` says, for each row that goes on."""
         began = time.perf_counter()
         self.do(at.DRAW, steps)
         self._step_s = (time.perf_counter() - began) / steps
@@ -80,6 +88,8 @@ class Loop:
                     unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
                     rows += window if crops else unread
             threads = min(usable_cores(), 1 + rows * self._products // _MANY_PRODUCTS)
+            if threads > 1 and time.perf_counter() < self._alone_until:
+                threads = 1
         if threads != self._threads:
             self._threads = self._job[at.THREADS] = threads
             self._memory.reset_barrier()
@@ -89,9 +99,21 @@ class Loop:
         self._job[at.MODE], self._job[at.STEPS] = mode, steps
         address = self._memory.job_address
         if self._threads > 1 and steps:
+            began, used = time.perf_counter(), time.thread_time()
             run_together(self._run, address, self._threads)
+            self._judge(time.perf_counter() - began, time.thread_time() - used)
         else:
             self._run(address, 0)
+
+    def _judge(self, took_s: float, used_s: float) -> None:
+        """Have one thread go on where several had too little of the processor's time."""
+        if took_s < _SHORTEST_S:
+            return
+        if used_s < _LEAST_SHARE * took_s:
+            self._alone_s = min(_ALONE_S[1], 2 * self._alone_s or _ALONE_S[0])
+            self._alone_until = time.perf_counter() + self._alone_s
+        else:
+            self._alone_s = 0.0
 
     def take_failures(self, settings_of: Callable[[int], SamplingConfig]) -> dict[int, InputError]:
         """The rows that failed in the last run, each with its error; they have ended."""
