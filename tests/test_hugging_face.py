@@ -437,6 +437,7 @@ def test_the_shards_of_a_variant_are_read(tmp_path):
         ("model-q8_0.gguf", "GGUF"),
         ("model.onnx", "ONNX"),
         ("consolidated.00.pth", "conversion"),
+        ("zero_to_fp32.py", "pytorch_model.bin"),
         ("weights.safetensors", "rename it"),
     ],
 )

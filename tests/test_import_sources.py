@@ -89,7 +89,9 @@ def test_a_model_of_vectors_is_refused(tmp_path):
     assert "vectors" in refused(folder)
 
 
-@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+@pytest.mark.parametrize(
+    "name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"]
+)
 def test_quantized_weights_are_refused_by_their_own_file(name, tmp_path):
     folder = make_folder(tmp_path / "m")
     write(folder / name, {"bits": 4})
@@ -104,6 +106,34 @@ def test_quantized_weights_are_refused_by_config_json(method, tmp_path):
     message = refused(folder)
     assert "quantized" in message
     assert (f"({method})" in message) is isinstance(method, str)
+
+
+def test_mlx_s_quantized_weights_are_refused(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    values = json.loads((folder / "config.json").read_text())
+    write(folder / "config.json", values | {"quantization": {"group_size": 64, "bits": 4}})
+    assert "has a quantization: only weights" in refused(folder)
+
+
+def test_an_adapter_below_a_folder_is_said_to_be_one(tmp_path):
+    for step in (5, 10):
+        write(tmp_path / f"checkpoint-{step}" / "adapter_config.json", {})
+    message = refused(tmp_path)
+    assert "checkpoint-10 is an adapter" in message
+
+
+def test_files_of_a_cache_are_links_and_are_read(tmp_path):
+    """As huggingface_hub keeps them: a snapshot's files lead to blobs."""
+    folder = make_folder(tmp_path / "m")
+    cache = tmp_path / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots" / "s").mkdir(parents=True)
+    for file in folder.iterdir():
+        blob = cache / "blobs" / f"blob-{file.name}"
+        file.rename(blob)
+        os.symlink(f"../../blobs/{blob.name}", cache / "snapshots" / "s" / file.name)
+    found = read_foreign(str(cache / "snapshots" / "s"))
+    assert found.tokenizer.to_state() == TOKENIZER.to_state()
 
 
 def test_a_folder_one_level_too_high_names_the_one_below(tmp_path):

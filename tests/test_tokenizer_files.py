@@ -114,6 +114,25 @@ FOLDERS = {
         "gpt2",
         {"special_tokens_map": {"eos_token": "</s>", "bos_token": token("</s>")}},
     ),
+    "gpt2, two ends, of which the older file's counts": (
+        [END_OF_TEXT, "</s>"],
+        "gpt2",
+        {
+            "tokenizer_config": {"eos_token": END_OF_TEXT},
+            "special_tokens_map": {"eos_token": "</s>"},
+        },
+    ),
+    "gpt2, two ends, of which the newer file's counts": (
+        [END_OF_TEXT, "</s>"],
+        "gpt2",
+        {
+            "tokenizer_config": {
+                "eos_token": END_OF_TEXT,
+                "added_tokens_decoder": {str(SIZE): token(END_OF_TEXT)},
+            },
+            "special_tokens_map": {"eos_token": "</s>"},
+        },
+    ),
     "gpt2, added tokens": (
         [END_OF_TEXT],
         "gpt2",

@@ -81,7 +81,7 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
     except InputError as error:
         raise InputError(f"{path / 'config.json'}: {error}") from None
     found, variant = find_tensors(path)
-    kept = [name for name in found if not name.endswith(family.BUFFERS)]
+    kept = [name for name in found if not f".{name}".endswith(family.BUFFERS)]
     named = plain_names(path, kept, family.ANCHORS, family.PREFIX)
     tensors = {ours: found[theirs] for ours, theirs in named.items()}
     notes += variant + _settle_head(path, values, family, config, tensors)
@@ -124,12 +124,13 @@ def _family(path: Path, values: dict[str, Any]) -> ModuleType:
     name, family = _FAMILIES[kind]
     if named and named[0] not in (name, _headless(name)):
         raise InputError(f"{path} is of the architecture {named[0]!r:.60}; known are {_KNOWN}")
-    quantized = values.get("quantization_config")
-    if quantized is not None:
+    key = next((k for k in ("quantization_config", "quantization") if values.get(k)), None)
+    if key is not None:  # the second is MLX's
+        quantized = values[key]
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         named_method = f" ({method:.20})" if isinstance(method, str) else ""
         raise InputError(
-            f"{path} has a quantization_config{named_method}: only weights in float32, float64, "
+            f"{path} has a {key}{named_method}: only weights in float32, float64, "
             "float16 or bfloat16 can be read: get the model that it was quantized from"
         )
     return family

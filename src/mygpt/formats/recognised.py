@@ -27,6 +27,7 @@ _FILES = {
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _OURS = ("best.safetensors", "last.safetensors", "last.state.safetensors")
 _OWN_MARK = b'"format":"mygpt"'  # in the header of a checkpoint of ours
+_QUANTIZED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _MOST_ENTRIES = 64  # of a folder that are named or searched
 
 
@@ -61,7 +62,11 @@ def folder_problem(path: Path) -> str | None:
             f"{path} is a model of sentence-transformers, which turns text into vectors and "
             "predicts no tokens: there is nothing to write with"
         )
-    for name in ("quantize_config.json", "quant_config.json"):  # GPTQ's and AWQ's own
+    for name in (
+        "quantize_config.json",
+        "quant_config.json",
+        "hf_quant_config.json",
+    ):  # GPTQ's and AWQ's own
         if (path / name).is_file():
             return (
                 f"{path} holds quantized weights ({name}): only weights in float32, float64, "
@@ -75,6 +80,9 @@ def folder_problem(path: Path) -> str | None:
     if inside:
         names = ", ".join(str(folder) for folder in inside[:5])
         return f"{path} is no model: name the folder that has a config.json in it ({names})"
+    adapters = sorted(file.parent for file in path.glob("*/adapter_config.json"))
+    if adapters:
+        return _adapter(max(adapters, key=_step))
     cached = sorted(path.glob("models--*"))[:5] + sorted(path.glob("hub/models--*"))[:5]
     if cached:
         names = ", ".join(str(folder) for folder in cached[:5])

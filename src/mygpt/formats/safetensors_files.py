@@ -140,6 +140,8 @@ def _variants(folder: Path, name: str) -> list[str]:
 
 # Weights of other programs, by their files' names, and what turns them into ours.
 _OTHER_WEIGHTS = {
+    "zero_to_fp32.py": "DeepSpeed's, which gathers the weights of its shards: python "
+    "zero_to_fp32.py . pytorch_model.bin",
     "adapter_model.*": "an adapter: merge it into its model first",
     "tf_model*.h5": "TensorFlow's weights: load them with transformers 4 (from_tf=True) and "
     "save_pretrained them",
@@ -147,6 +149,7 @@ _OTHER_WEIGHTS = {
     "save_pretrained them",
     "model.ckpt.*": "TensorFlow's weights: convert them with transformers 4 first",
     "*.gguf": "GGUF, which is not read: get the model's original folder, with its safetensors",
+    "onnx/*.onnx": "ONNX, which is not read: get the model's original folder, with its safetensors",
     "*.onnx": "ONNX, which is not read: get the model's original folder, with its safetensors",
     "consolidated.*": "Meta's or Mistral's own layout: convert it with transformers'"
     " conversion script first",
@@ -157,10 +160,14 @@ _OTHER_WEIGHTS = {
 }
 
 
+_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "openvino_model.bin")
+
+
 def _what_else(folder: Path) -> str:
     """What a folder without weights of a known name holds in their place, and the remedy."""
     for pattern, what in _OTHER_WEIGHTS.items():
         found = sorted(file.name for file in folder.glob(pattern) if file.is_file())
+        found = [name for name in found if name not in _NO_WEIGHTS]
         if found:
             return f"; {found[0]!r:.80} is {what}"
     return ""

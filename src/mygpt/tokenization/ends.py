@@ -11,7 +11,7 @@ from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.foreign_json import Parts, special_ids, stands_for_character, tokens_behind
 
 # Files that name the end of a text by its token, and by ids.
-_BY_TOKEN = ("tokenizer_config.json", "special_tokens_map.json")
+_CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _BY_ID = ("generation_config.json", "config.json")
 # What families of models call it, where only the tokenizer itself is there.
 _NAMES = (
@@ -67,7 +67,9 @@ def find_ends(
         return number in special or not stands_for_character(parts.names[number])
 
     end = None
-    for file in _BY_TOKEN:
+    # As in transformers, where the older file comes first unless the newer one lists added tokens.
+    listing = "added_tokens_decoder" in _optional(folder / _CONFIG)
+    for file in (_CONFIG, _MAP) if listing else (_MAP, _CONFIG):
         token = _optional(folder / file).get("eos_token")
         name = token.get("content") if isinstance(token, dict) else token
         if end is not None or not isinstance(name, str):
