@@ -26,6 +26,10 @@ WINDOW = 8
 SMALL = 4096  # of larger vocabularies the likeliest logits are sent
 
 
+class UnknownError(ValueError):
+    """A text has characters that the model does not know."""
+
+
 class MadeUp:
     """A model of a few tokens whose logits hang on the last two ids; by hand or from a seed."""
 
@@ -36,7 +40,7 @@ class MadeUp:
         ids = {text: n for n, text in enumerate(self.texts)}
         unknown = sorted(set(text) - set(ids))
         if unknown:
-            raise ValueError(f"unknown character {unknown[0]!r}: the model never saw it")
+            raise UnknownError(f"unknown character {unknown[0]!r}: the model never saw it")
         return [ids[char] for char in text] or [0]
 
     def logits(self, ids: list[int]) -> list[float]:
@@ -80,10 +84,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         model = self.server.model
+        left = []
+        if asked.get("unknown") == "drop":
+            left = sorted(set(asked["text"]) - set(model.texts))
+            asked["text"] = "".join(c for c in asked["text"] if c in model.texts)
         try:
             ids = asked["ids"] if "ids" in asked else model.encode(asked["text"])
-        except ValueError as error:
-            self.answer(400, {"error": {"message": str(error)}})
+        except UnknownError as error:
+            told = {"message": str(error), "code": "unknown_characters"}
+            self.answer(400, {"error": told})
             return
         if self.path == "/api/attention":
             shown = ids[-model.window :]
@@ -94,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
         tokens = [{"id": i, "text": model.texts[i]} for i in ids]
         start = max(0, len(ids) - model.window)
         answer = {"ids": ids, "tokens": tokens, "window_start": start}
+        if left:
+            answer |= {"text": asked["text"], "left_out": left}
         self.answer(200, answer | told_logits(model, model.logits(ids)))
 
     def answer(self, status: int, values: dict) -> None:

@@ -327,6 +327,19 @@ def test_an_unknown_character_shows_the_servers_line(browser):
         check_bars(page, LETTERS.encode("ab"), {})
 
 
+def test_what_the_model_does_not_know_can_be_left_out(browser):
+    """One unknown character kept a text from being read at all."""
+    with opened(browser) as page:
+        page.type_prompt("ca")
+        page.find("#prompt").send_keys("fé§ a")
+        page.until(lambda: page.find(".notice-drop").is_displayed())
+        page.find(".notice-drop").click()
+        page.until(lambda: page.texts() == list("caf a"))
+        assert page.find("#prompt").get_attribute("value") == "caf a"
+        page.until(lambda: not page.find("#notice").is_displayed())
+        assert "‘§’ ‘é’" in page.find("#status").text
+
+
 def test_a_late_answer_to_an_older_prompt_is_dropped(browser):
     """What stands in the field is what is shown, however long the server took over less."""
     model = MadeUp(LETTERS.texts)

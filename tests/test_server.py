@@ -415,6 +415,9 @@ def test_drawn_bytes_have_offsets_in_characters_too():
         ({"logit_bias": {"5": 1}}, 400, "logit_bias", "leave it out"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty", "leave it out"),
         ({"frequency_penalty": False}, 400, "frequency_penalty", "leave it out"),
+        ({"prompt": "a🙂b"}, 400, "prompt", '"unknown": "drop" leaves them out'),
+        ({"unknown": "keep"}, 400, "unknown", "error, drop"),
+        ({"unknown": {}}, 400, "unknown", "error, drop"),
         ({"overflow": "wrap"}, 400, "overflow", "crop, refill, stop"),
         ({"overflow": "stop", "prompt": "a" * 17}, 400, None, "the window 16"),
         ({"user": 5}, 400, "user", "must be a string"),
@@ -801,3 +804,23 @@ def test_health_tells_what_runs():
         wait_until(lambda: server.get("/health").json() == wanted)
         writer.gate.open()
         assert [answer.result().status_code for answer in answers] == [200, 200]
+
+
+def test_what_the_model_does_not_know_can_be_left_out(api):
+    """One unknown character ended a request; the answer says what was left out."""
+    options = {"max_tokens": 4, "seed": 3, "echo": True}
+    dropped = complete(api, ["a🙂b", "§ab"], unknown="drop", **options)
+    assert dropped["left_out"] == ["🙂", "§"]
+    plain = complete(api, ["ab", "ab"], unknown="drop", **options)
+    assert dropped["choices"] == plain["choices"]
+    assert "left_out" not in plain
+    assert all(chunk["left_out"] == ["🙂"] for chunk in stream(api, "a🙂b", unknown="drop"))
+    found = api.post("/api/next", json={"text": "a🙂b", "unknown": "drop"}).json()
+    assert (found["text"], found["left_out"]) == ("ab", ["🙂"])
+    assert api.post("/api/next", json={"text": "ab"}).json().items() <= found.items()
+    for path in ("/api/next", "/api/attention"):
+        refused = api.post(path, json={"text": "a🙂b"}).json()["error"]
+        assert (refused["code"], refused["param"]) == ("unknown_characters", "text")
+    with client(WRITER, max_prompt_tokens=8) as small:  # it is not gone through to find that out
+        long = small.post("/api/next", json={"text": "🙂" * 129, "unknown": "drop"})
+        assert (long.status_code, "shorten it" in long.text) == (400, True)

@@ -15,11 +15,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from mygpt.engines.contract import Request
-from mygpt.errors import InputError
+from mygpt.errors import InputError, UnknownTokenError
 from mygpt.generation.writer import Writer
 from mygpt.randomness import Stream, fresh_seed
 from mygpt.server.bodies import Bodies, json_pieces
-from mygpt.server.problems import json_answer
+from mygpt.server.problems import ApiError, json_answer
 from mygpt.server.reading import Reader
 from mygpt.server.requests import (
     CompletionRequest,
@@ -35,11 +35,13 @@ from mygpt.server.settings import ServerSettings
 from mygpt.server.streaming import EventStream, while_connected
 from mygpt.server.tickets import Ticket
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, ends_of
+from mygpt.tokenization.unknown import without_unknown
 
 _MOST_ENTRIES = 256  # of a prompt in one event of a stream
 _PIECE = 2**14  # characters of a long prompt that are encoded at a time
 _CHARACTERS_A_TOKEN = 16  # on average; four are usual
 _CONTEXT = 64  # tokens of a prompt that decide how it ends
+UNKNOWN_CHARACTERS = "unknown_characters"  # the code of an error, by which the page knows it
 _LARGE = 2048  # tokens of an answer that is made beside the event loop
 
 
@@ -51,12 +53,14 @@ class ReadPrompt:
         text: as it is echoed.
         ids: (T,) as the model reads it.
         given: how many tokens at its beginning are none of the text's.
+        left_out: what the tokenizer does not know, and was left out of the text.
         entries: log-probabilities of its tokens, where they are asked for.
     """
 
     text: str
     ids: NDArray[np.int64]
     given: int = 0
+    left_out: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
 
@@ -227,6 +231,9 @@ class Completions:
                 self.scheduler.cancel(ticket)
 
         head, told = Head(self.settings.name, job.seed), wanted.logprobs is not None
+        left_out = list(dict.fromkeys(part for prompt in prompts for part in prompt.left_out))
+        if left_out:
+            head.values["left_out"] = left_out
         if wanted.stream:
             return EventStream(_events(job, ticket, head), finish)
         try:
@@ -245,7 +252,10 @@ class Completions:
     def _parse(self, body: bytes) -> tuple[CompletionRequest, list[ReadPrompt]]:
         """What a request wants, and its prompts' tokens."""
         wanted = parse_completion(parse_json(body), self.settings)
-        prompts = [encode(self.writer, p, self.settings, "prompt") for p in wanted.prompts]
+        prompts = [
+            encode(self.writer, prompt, self.settings, "prompt", wanted.unknown)
+            for prompt in wanted.prompts
+        ]
         for given, prompt in zip(wanted.prompts, prompts, strict=True):
             if wanted.max_tokens and not isinstance(given, str):
                 # A character that is unfinished there is the choice's.
@@ -269,24 +279,44 @@ class Completions:
             )
 
 
-def encode(writer: Writer, prompt: Prompt, settings: ServerSettings, param: str) -> ReadPrompt:
-    """A prompt's text and tokens.
+def encode(
+    writer: Writer, prompt: Prompt, settings: ServerSettings, param: str, unknown: str = "error"
+) -> ReadPrompt:
+    """A prompt's text and tokens; with "drop" without what the tokenizer does not know.
 
     Raises:
         ApiError: for characters or ids that the model does not know, or too many of them.
     """
     most = settings.max_prompt_tokens
+    left_out: list[str] = []
     try:
+        if isinstance(prompt, str) and unknown == "drop":
+            if len(prompt) > most * _CHARACTERS_A_TOKEN:
+                raise too_many_characters(param, prompt, most)
+            prompt, left_out = without_unknown(writer.tokenizer, prompt)
         if isinstance(prompt, str):
             ids = _ids_of(writer, prompt, most, param)  # of an empty one, what a text starts from
             found = ReadPrompt(prompt, ids, len(writer.tokenizer.beginning) if prompt else len(ids))
         else:
             found = ReadPrompt(writer.tokenizer.decode(prompt), np.array(prompt, np.int64))
+    except UnknownTokenError as error:
+        message = f'{error}; "unknown": "drop" leaves them out'
+        raise ApiError(400, message, param=param, code=UNKNOWN_CHARACTERS) from None
     except InputError as error:
         raise invalid(param, str(error)) from None
     if len(found.ids) > most:
         raise too_long(param, str(len(found.ids)), most)
+    found.left_out = left_out
     return found
+
+
+def too_many_characters(param: str, text: str, most: int) -> ApiError:
+    """What is answered to a text that is not encoded, for it has too many characters."""
+    return invalid(
+        param,
+        f"{param} has {len(text)} characters, more than {most * _CHARACTERS_A_TOKEN} for "
+        f"{most} tokens: shorten it",
+    )
 
 
 def _ids_of(writer: Writer, text: str, most: int, param: str) -> NDArray[np.int64]:
@@ -301,11 +331,7 @@ def _ids_of(writer: Writer, text: str, most: int, param: str) -> NDArray[np.int6
     if isinstance(tokenizer, (CharTokenizer, ByteTokenizer)):
         raise too_long(param, str(len(text)), most)
     if len(text) > most * _CHARACTERS_A_TOKEN:
-        raise invalid(
-            param,
-            f"{param} has {len(text)} characters, more than {most * _CHARACTERS_A_TOKEN} for "
-            f"{most} tokens: shorten it",
-        )
+        raise too_many_characters(param, text, most)
     rows, count = [np.array(tokenizer.beginning, np.int64)], len(tokenizer.beginning)
     for row in tokenizer.encode_pieces(
         text[start : start + _PIECE] for start in range(0, len(text), _PIECE)

@@ -16,6 +16,7 @@ from mygpt.server.requests import (
 )
 from mygpt.server.settings import ServerSettings
 from mygpt.tokenization import CharTokenizer
+from mygpt.tokenization.unknown import PROMPT_POLICIES
 
 Schema = dict[str, Any]
 
@@ -153,11 +154,10 @@ def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
     return {
         "CompletionRequest": _completion_request(settings, text, ids),
         "Text": {
-            "type": "object",
-            "minProperties": 1,
-            "maxProperties": 1,
-            "properties": {"text": text, "ids": ids},
-            "additionalProperties": False,
+            "anyOf": [
+                _closed("text", text=text, unknown=_UNKNOWN),
+                _closed("ids", ids=ids, unknown=_UNKNOWN),
+            ]
         },
         "Completion": _completion(),
         "Model": _object(
@@ -183,6 +183,8 @@ def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
             logits=_list(_NUMBER),
             top=_list(_list({"type": ["number", "string"]})),  # id, logit, text
             rest=_NUMBER,
+            text={"type": "string", "description": "As it was read, where something was left out."},
+            left_out=_list(_STRING),
         ),
         "Attention": _object(
             "layers heads start weights",
@@ -202,6 +204,12 @@ def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
             ),
         ),
     }
+
+
+_UNKNOWN: Schema = {
+    "enum": [*PROMPT_POLICIES, None],
+    "description": "What the model does not know of a text: error, or drop, which leaves it out.",
+}
 
 
 def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> Schema:
@@ -238,6 +246,7 @@ def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> 
             "anyOf": [_closed("", **options), {"type": "null"}],
         },
         "overflow": {"enum": [*OVERFLOW_POLICIES, None], "description": "Past the window."},
+        "unknown": _UNKNOWN,
         "user": _or_null("string"),
         **{name: {"enum": [*values, None]} for name, values in NEUTRAL.items()},
     }
@@ -276,4 +285,5 @@ def _completion() -> Schema:
         seed={"type": "integer", "description": "Of the random numbers: it repeats the answer."},
         choices=_list(choice),
         usage=usage,
+        left_out=_list(_STRING, description='Of the prompts, by "unknown": "drop".'),
     )

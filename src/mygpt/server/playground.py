@@ -19,10 +19,17 @@ from mygpt.engines.contract import Request
 from mygpt.generation.writer import Writer
 from mygpt.randomness import Stream
 from mygpt.server.bodies import Bodies, Parts, grouped, json_pieces
-from mygpt.server.completions import encode
+from mygpt.server.completions import ReadPrompt, encode
 from mygpt.server.problems import ApiError, json_answer, to_json
 from mygpt.server.reading import Reader
-from mygpt.server.requests import Fields, Prompt, check_prompt_ids, invalid, parse_json
+from mygpt.server.requests import (
+    Fields,
+    Prompt,
+    check_prompt_ids,
+    invalid,
+    parse_json,
+    unknown_policy,
+)
 from mygpt.server.samples import Peek
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
@@ -111,7 +118,8 @@ class Playground:
 
     async def next(self, request: HttpRequest) -> Response:
         """POST /api/next: what the model predicts after a text or ids."""
-        ids = await self.bodies.read(request, self._ids)
+        prompt = await self.bodies.read(request, self._prompt)
+        ids = prompt.ids
         peek = Peek(Request(ids, 1, SamplingConfig(temperature=0.0), Stream(0)))
         client = request.client.host if request.client else ""
         ticket = self.scheduler.submit([peek], urgent=True, client=client)
@@ -129,7 +137,9 @@ class Playground:
 
         def content() -> dict[str, Any]:
             text = self.writer.tokenizer.token_text
+            left = {"text": prompt.text, "left_out": prompt.left_out} if prompt.left_out else {}
             return {
+                **left,
                 "ids": ids.tolist(),
                 "tokens": [{"id": i, "text": text(i)} for i in ids.tolist()],
                 "window_start": max(0, len(ids) - self.writer.config.max_seq_len),
@@ -142,7 +152,7 @@ class Playground:
 
     async def attention(self, request: HttpRequest) -> Response:
         """POST /api/attention: what each of the last positions looks at."""
-        ids = await self.bodies.read(request, self._ids)
+        ids = (await self.bodies.read(request, self._prompt)).ids
         look = self.reader.run(self._attention, ids.tolist())
         return Parts(await while_connected(request.receive, look))
 
@@ -156,9 +166,9 @@ class Playground:
         layers = _listed(_listed(_rows(head) for head in layer) for layer in weights)
         return list(grouped(chain(before, layers, [b"}"])))
 
-    def _ids(self, body: bytes) -> NDArray[np.int64]:
-        """Ids of a body's "text" or "ids", (T,); of an empty text those that a text starts from."""
-        fields = Fields(parse_json(body), frozenset({"text", "ids"}))
+    def _prompt(self, body: bytes) -> ReadPrompt:
+        """A body's "text" or "ids"; of an empty text the ids are those that a text starts from."""
+        fields = Fields(parse_json(body), frozenset({"text", "ids", "unknown"}))
         text, given = fields.text("text"), fields.values.get("ids")
         if (text is None) == (given is None):
             raise invalid(None, 'send either "text" or "ids"')
@@ -169,7 +179,7 @@ class Playground:
             prompt, name = check_prompt_ids(given, "ids", self.settings.max_prompt_tokens), "ids"
         else:
             raise invalid("ids", "ids must be a list of token ids")
-        return encode(self.writer, prompt, self.settings, name).ids
+        return encode(self.writer, prompt, self.settings, name, unknown_policy(fields))
 
 
 def _rows(head: NDArray[np.float32]) -> Iterator[bytes]:

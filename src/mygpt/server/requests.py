@@ -14,6 +14,7 @@ from mygpt.errors import InputError
 from mygpt.randomness import check_seed
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
+from mygpt.tokenization.unknown import PROMPT_POLICIES
 
 MAX_STOP_CHARACTERS, MAX_LOGPROBS, DEFAULT_MAX_TOKENS = 256, 5, 16
 _MOST_CHOICES_WITH_LOGPROBS = 16  # of as many tokens as may be: an answer of some ten megabytes
@@ -46,7 +47,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 FIELDS = frozenset(
     {
         *("model", "prompt", "n", "best_of", "max_tokens", "seed", "stop", "logprobs", "echo"),
-        *("stream", "stream_options", "user", "overflow"),
+        *("stream", "stream_options", "user", "overflow", "unknown"),
         *SAMPLING_FIELDS,
         *NEUTRAL,
     }
@@ -73,6 +74,7 @@ class CompletionRequest:
         stream: whether pieces are sent as they come.
         include_usage: whether a stream ends with the numbers of tokens.
         overflow: what happens past the window.
+        unknown: what becomes of what the tokenizer does not know of a prompt: error or drop.
     """
 
     prompts: tuple[Prompt, ...]
@@ -86,6 +88,7 @@ class CompletionRequest:
     stream: bool
     include_usage: bool
     overflow: Overflow
+    unknown: str = "error"
 
 
 def invalid(param: str | None, message: str) -> ApiError:
@@ -224,6 +227,7 @@ def parse_completion(body: dict[str, Any], settings: ServerSettings) -> Completi
         stream=stream,
         include_usage=_include_usage(fields.values.get("stream_options"), stream),
         overflow=_overflow(fields),
+        unknown=unknown_policy(fields),
     )
 
 
@@ -378,6 +382,16 @@ def _include_usage(value: Any, stream: bool) -> bool:
     if not stream:
         raise invalid("stream_options", "stream_options are for streams: add stream=true")
     return wanted
+
+
+def unknown_policy(fields: Fields) -> str:
+    """What the field "unknown" says: "error", or "drop"."""
+    value: str = fields.values.get("unknown", PROMPT_POLICIES[0])
+    if value not in PROMPT_POLICIES:
+        raise invalid(
+            "unknown", f"unknown={_shown(value)} must be one of {', '.join(PROMPT_POLICIES)}"
+        )
+    return value
 
 
 def _overflow(fields: Fields) -> Overflow:

@@ -7,9 +7,10 @@ const MOST_LIKELIEST = 20; // that are told apart in the bars
 
 // What the server refused (status 4xx or 5xx), or that it is gone (status 0).
 export class ServerError extends Error {
-  constructor(message, status) {
+  constructor(message, status, code = null) {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -28,6 +29,12 @@ export class Client {
   // The prediction behind `question`, { text } or { ids }.
   async next(question, signal) {
     return predictionOf(await this.send("next", question, signal), this.facts.vocab_size);
+  }
+
+  // A text without the characters that the model does not know: { text, left_out }, or {} where
+  // it knows them all.
+  async known(text) {
+    return this.send("next", { text, unknown: "drop" });
   }
 
   // { layers, heads, start, weights } for the last tokens of `ids` (T,).
@@ -69,7 +76,8 @@ function parsedAnswer(text, response) {
   if (response.ok && answer !== null) return answer;
   const { status } = response;
   const told = answer?.error?.message;
-  throw new ServerError(told ?? `The server answered with status ${status}.`, status);
+  const words = told ?? `The server answered with status ${status}.`;
+  throw new ServerError(words, status, answer?.error?.code);
 }
 
 // What the page keeps of an answer: tokens (T,), logits (V,), and what follows from them alone.

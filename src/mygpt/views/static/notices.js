@@ -7,18 +7,23 @@ const GONE =
   "The server does not answer. Start it again with `mygpt serve`, then try again; " +
   "your text stays here.";
 
+const UNKNOWN = "unknown_characters"; // the server's code for them
+
 export class Notices {
-  // `onRetry()` tries again; `onKey(key)` takes the key that was typed.
-  constructor(element, { onRetry, onKey }) {
+  // `onRetry()` tries again; `onKey(key)` takes the key that was typed; `onDrop()` leaves out what
+  // the model does not know.
+  constructor(element, { onRetry, onKey, onDrop }) {
     this.element = element;
     this.words = make("p", { class: "notice-words" });
     this.retry = make("button", { type: "button" }, "Try again");
+    this.drop = make("button", { type: "button", class: "notice-drop" }, "Leave them out");
     this.key = make("input", { type: "password", id: "api-key", autocomplete: "off" });
     const use = make("button", { type: "submit" }, "Use this key");
     const label = make("label", { for: "api-key" }, "API key");
     this.keyRow = make("form", { class: "notice-key" }, label, this.key, use);
-    element.replaceChildren(this.words, this.retry, this.keyRow);
+    element.replaceChildren(this.words, this.retry, this.drop, this.keyRow);
     this.retry.addEventListener("click", onRetry);
+    this.drop.addEventListener("click", onDrop);
     this.keyRow.addEventListener("submit", (event) => {
       event.preventDefault();
       onKey(this.key.value);
@@ -34,7 +39,7 @@ export class Notices {
   error(error) {
     if (error.status === 401) this.show("This server asks for a key.", { key: true });
     else if (error.status === 0) this.show(GONE, { retry: true });
-    else this.show(error.message, { retry: error.status > 400 });
+    else this.show(error.message, { retry: error.status > 400, drop: error.code === UNKNOWN });
     if (error.status === 401) this.key.focus();
   }
 
@@ -42,9 +47,10 @@ export class Notices {
     this.element.hidden = true;
   }
 
-  show(words, { retry = false, key = false }) {
+  show(words, { retry = false, key = false, drop = false }) {
     setText(this.words, words);
     this.retry.hidden = !retry;
+    this.drop.hidden = !drop;
     this.keyRow.hidden = !key;
     this.element.hidden = false;
   }

@@ -11,7 +11,7 @@ import { Loop } from "./loop.js";
 import { Notices } from "./notices.js";
 import { freshSeed, parseSeed } from "./randomness.js";
 import { renderStrip } from "./strip.js";
-import { counted, grouped, percent, tokenName } from "./text.js";
+import { counted, grouped, percent, tokenName, visibleText } from "./text.js";
 
 const TYPING_MS = 200;
 const COPIED_MS = 1500;
@@ -34,6 +34,7 @@ class Playground {
     });
     this.notices = new Notices(this.parts.notice, {
       onRetry: () => this.retry(),
+      onDrop: () => this.leaveOut(),
       onKey: (key) => {
         this.client.key = key.trim();
         this.retry();
@@ -118,6 +119,23 @@ class Playground {
     if (!this.loop.model) await this.start();
     else if (!this.loop.stories.length) await this.begin();
     else await this.loop.catchUp();
+  }
+
+  // Take out of the prompt what the model does not know.
+  async leaveOut() {
+    const { prompt, status } = this.parts;
+    const asked = prompt.value;
+    try {
+      const { text = asked, left_out: left = [] } = await this.client.known(asked);
+      if (prompt.value !== asked) return; // typed on meanwhile
+      prompt.value = text;
+      await this.begin();
+      const shown = left.map((part) => `‘${visibleText(part)}’`).join(" ");
+      setText(status, `Left out, for the model does not know them: ${shown}.`);
+      prompt.focus();
+    } catch (error) {
+      this.notices.error(error);
+    }
   }
 
   async stepOnce() {
