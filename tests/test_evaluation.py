@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ def foreign(normalizer: object = None, pre_tokenizer: object = None) -> Tokenize
     )
     library.normalizer = normalizer
     library.pre_tokenizer = pre_tokenizer or pre_tokenizers.WhitespaceSplit()
-    return of_description(json.loads(library.to_str()))
+    return of_description(json.loads(library.to_str()), Path("no folder"))
 
 
 PLAIN = normalizers.BertNormalizer(lowercase=True, strip_accents=True)

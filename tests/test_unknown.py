@@ -77,7 +77,7 @@ def some_bytes() -> Tokenizer:
 
 
 def foreign(library: Tokenizer) -> ForeignTokenizer:
-    found = of_description(json.loads(library.to_str()))
+    found = of_description(json.loads(library.to_str()), Path("no folder"))
     assert isinstance(found, ForeignTokenizer)
     return found
 

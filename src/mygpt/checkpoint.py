@@ -270,7 +270,7 @@ def another_programs(path: Path) -> str | None:
 
 def _import_command(source: Path) -> str:
     named = Path(os.path.abspath(source))
-    name = named.stem if named.is_file() else named.name
+    name = named.stem if os.path.isfile(named) else named.name
     return f"mygpt import {shlex.quote(str(source))} -o {shlex.quote(f'runs/{name}')}"
 
 

@@ -38,6 +38,10 @@ def require_regular(path: str | Path, *, inside: bool = True) -> os.stat_result 
         status = os.lstat(path) if inside else os.stat(path)
     except (FileNotFoundError, NotADirectoryError):  # of the second whoever writes there tells
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file has such a name
+            return None
+        raise
     _check(path, status)
     return status
 

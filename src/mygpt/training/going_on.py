@@ -275,11 +275,15 @@ def _how(
 def _require_longer(state: State, config: TrainConfig) -> None:
     """Refuse a new length that the run is past: the schedule would have nothing left to do."""
     course = state.course
-    for name, done in (("steps", course.step), ("minutes", course.elapsed_s / 60)):
+    # A run by the clock ends a little before or after its minutes.
+    for name, done, least in (
+        ("steps", course.step, course.step),
+        ("minutes", course.elapsed_s / 60, 0.9 * course.elapsed_s / 60),
+    ):
         asked = getattr(config, name)
-        if asked is not None and asked != getattr(state.training, name) and asked < done:
+        if asked is not None and asked != getattr(state.training, name) and asked < least:
             raise InputError(
-                f"{name}={asked:g} counts from the run's start, and it has had {done:g}: give "
+                f"{name}={asked:g} counts from the run's start, and it has had {done:.3g}: give "
                 "more to train on, or nothing to leave its length as it is"
             )
 
