@@ -21,6 +21,7 @@ from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer
 from mygpt.text import Corpus, Document, read_corpus, split_documents
 from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.overlap import overlap_note
 from mygpt.text.reading import shown
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, keeps_text
 from mygpt.tokenization.unknown import UnknownText
@@ -197,7 +198,8 @@ def _read_text(
             "train on a store too (mygpt tokenize FILES --out STORE)"
         )
     kept = read([val_file], records=records_of(settings, demanded=False))
-    corpus = replace(corpus, notes=[*corpus.notes, *kept.notes])
+    seen = overlap_note(corpus.documents, kept.documents, shown(str(val_file)))
+    corpus = replace(corpus, notes=[*corpus.notes, *kept.notes, *seen])
     return ReadSource(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
 
 

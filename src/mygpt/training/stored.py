@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data import cached_tokens, first_part, predicted_size, unknown_in
+from mygpt.data import cached_tokens, encode_documents, first_part, predicted_size, unknown_in
 from mygpt.data.batches import Tokens
 from mygpt.data.stored import StoredTokens, TokenStore, is_store
 from mygpt.errors import InputError
 from mygpt.text import READING, Corpus, Document, Records, read_corpus
+from mygpt.text.overlap import seen_note
+from mygpt.text.reading import shown
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer, keeps_text
 from mygpt.tokenization.unknown import UnknownText
@@ -22,6 +25,9 @@ from mygpt.tokenization.unknown import UnknownText
 MOST_COUNTED = 2**24
 MOST_DECODED = 2**21  # tokens of a store: the text of more of them is not looked at
 _NEAR = 0.01  # of the tokens: a document that begins so near to where they are cut is not cut
+_PROBED = 2**12  # tokens or characters of a text to validate on that are searched for
+_LEAST_PROBED = 32  # tokens: fewer may be there by chance
+_UNSURE = 16  # tokens at a cut, which may be others where the text goes on
 _SHORTEST = 2  # tokens: one to read and one to predict
 
 
@@ -181,6 +187,8 @@ def source_of(store: TokenStore, settings: Mapping[str, Any], val_fraction: floa
     validation = _validation(store, settings)
     if isinstance(validation, Corpus):
         notes += validation.notes
+    if validation is not None and _is_learned(store, validation):
+        notes.append(seen_note(shown(str(settings["val_file"]))))
     cut = length if validation is not None else _cut(store, val_fraction)
     return StoredSource(store, cut, validation, notes)
 
@@ -207,6 +215,32 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
             f"--tokenizer {store.path}"
         )
     return other
+
+
+def _is_learned(store: TokenStore, validation: TokenStore | Corpus) -> bool:
+    """Whether a text to validate on begins as some of the store's tokens go on.
+
+    The first tokens of it are searched for among the first of the store.
+    """
+    tokenizer, ids = store.tokenizer, np.zeros(0, store.tokens.dtype)
+    if isinstance(validation, TokenStore):
+        ids = validation.tokens[:_PROBED]
+    else:
+        start = next(validation.documents[0].pieces())[:_PROBED]
+        with contextlib.suppress(InputError):  # it is said where all of it is encoded
+            ids = encode_documents([Document("start", start)], tokenizer)
+            ids = ids[: len(ids) - _UNSURE * (len(start) == _PROBED)]
+    ids = ids[np.cumsum(tokenizer.byte_lengths()[ids]) > 0]  # without what begins every text
+    ids = ids[_UNSURE:] if len(ids) >= _LEAST_PROBED + _UNSURE else ids  # it may begin in a word
+    return len(ids) >= _LEAST_PROBED and _contains(store.tokens[:MOST_COUNTED], ids)
+
+
+def _contains(tokens: NDArray[np.integer], some: NDArray[np.integer]) -> bool:
+    whole, part = tokens.tobytes(), some.astype(tokens.dtype).tobytes()
+    place = whole.find(part)
+    while place > 0 and place % tokens.itemsize:  # between two tokens
+        place = whole.find(part, place + 1)
+    return place >= 0
 
 
 def splits(settings: Mapping[str, Any]) -> bool:

@@ -1,0 +1,74 @@
+"""A text to validate on that is learned from, too, is said: its loss says nothing of new text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from mygpt.data.storing.build import build_store
+from mygpt.text import Document
+from mygpt.text.overlap import overlap_note
+from mygpt.training.preparing import prepare
+
+TEXT = "".join(f"Line {n} of the sea, the ship and the shore {n * n}.\n" for n in range(400))
+OTHER = "".join(f"Nothing of {n} is in the first text, {n * 7} times.\n" for n in range(60))
+SAME = "is in the text that is learned from: the validation loss says"
+
+
+def write(path: Path, text: str) -> str:
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def notes(text: str, val_file: str, folder: Path, **options: object) -> str:
+    ready = prepare(text, val_file=val_file, output=folder / "run", steps=1, **options)  # type: ignore[arg-type]
+    return "\n".join(ready.notes)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])
+def test_a_val_file_that_is_learned_from_is_said(tokenizer: str, tmp_path: Path) -> None:
+    """The same file, a copy, a link, a packed copy, other line ends, a part, and a text around."""
+    text = write(tmp_path / "a.txt", TEXT)
+    (tmp_path / "link.txt").symlink_to(text)
+    (tmp_path / "copy.gz").write_bytes(gzip.compress(TEXT.encode()))
+    write(tmp_path / "crlf.txt", TEXT.replace("\n", "\r\n"))
+    write(tmp_path / "part.txt", TEXT[1000:3000])
+    write(tmp_path / "around.txt", f"Before.\n{TEXT}After.\n")
+    write(tmp_path / "other.txt", OTHER)
+    for name in ("a.txt", "link.txt", "copy.gz", "crlf.txt", "part.txt", "around.txt"):
+        val_file = str(tmp_path / name)
+        assert f"{val_file} {SAME}" in notes(text, val_file, tmp_path, tokenizer=tokenizer)
+    told = notes(text, str(tmp_path / "other.txt"), tmp_path, tokenizer=tokenizer)
+    assert "learned from" not in told
+
+
+def test_documents_that_are_in_both(tmp_path: Path) -> None:
+    documents = OTHER.splitlines()
+    both = [json.dumps({"text": text}) for text in documents]
+    text = write(tmp_path / "a.jsonl", "\n".join(both[:40]))
+    val_file = write(tmp_path / "v.jsonl", "\n".join(both[30:]))
+    told = notes(text, val_file, tmp_path)
+    assert f"10 of the 30 documents of {val_file} are in the text that is learned from" in told
+
+
+def test_short_documents_are_the_same_by_chance() -> None:
+    learned = [Document(str(n), text) for n, text in enumerate(["yes", "no", TEXT])]
+    held = [Document("a", "yes"), Document("b", OTHER)]
+    assert overlap_note(learned, held, "v") == []
+    assert overlap_note(learned, [Document("a", "yes")], "v")  # but all that there is
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
+def test_a_store_is_validated_on_what_it_holds(tokenizer: str, tmp_path: Path) -> None:
+    text, other = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", OTHER)
+    part = write(tmp_path / "part.txt", TEXT[1000:9000])
+    store = build_store([text], tmp_path / "store", tokenizer=tokenizer)
+    build_store([text], tmp_path / "same", tokenizer=store.tokenizer)
+    build_store([other], tmp_path / "other", tokenizer=store.tokenizer)
+    for name in (text, part, str(tmp_path / "same")):
+        assert f"{name} {SAME}" in notes(str(store.path), name, tmp_path)
+    for name in (other, str(tmp_path / "other")):
+        assert SAME not in notes(str(store.path), name, tmp_path)
