@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from mygpt.training.run import RunFolder
 from torture import Figure
@@ -67,6 +68,7 @@ class _End:
 def interrupted_at_random(count: int, folder: Path) -> Figure:
     """A third while kernels compile, a third inside long steps, the rest anywhere."""
     figure = Figure("interrupted: ended within a second, the right code, no traceback, a state")
+    wait_s = 8.0 if count > 20 else 1.0
     _set_up(folder)
     chance, slowest, finished, early = random.Random(0), 0.0, 0, 0
     for trial in range(count):
@@ -74,7 +76,7 @@ def interrupted_at_random(count: int, folder: Path) -> Figure:
         command = chance.choice((_COMPILING, _LONG, _OTHERS)[kind])
         number = chance.choice((signal.SIGINT, signal.SIGTERM))
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        end = _interrupted(command, number, folder, chance, kind)
+        end = _interrupted(command, number, folder, chance, kind, wait_s)
         before_ours = end.started_s < _STARTING_S and end.code == -number and not end.out
         early += before_ours
         finished += end.code in (0, -number) and not before_ours
@@ -101,7 +103,7 @@ def interrupted_at_random(count: int, folder: Path) -> Figure:
 def _set_up(folder: Path) -> None:
     (folder / "text.txt").write_text(TEXT * 6)  # 50,000 characters
     (folder / "long.txt").write_text(TEXT * 2000)
-    _run([*_TRAIN[:-2], "runs/old", "--steps", "5", "--quiet"], folder).wait()
+    _run([*_TRAIN[:-2], "runs/old", "--steps", "5", "--quiet"], folder).communicate()
 
 
 def _run(args: list[str], folder: Path, **environment: str) -> subprocess.Popen[bytes]:
@@ -116,7 +118,12 @@ def _run(args: list[str], folder: Path, **environment: str) -> subprocess.Popen[
 
 
 def _interrupted(
-    command: list[str], number: int, folder: Path, chance: random.Random, kind: int
+    command: list[str],
+    number: int,
+    folder: Path,
+    chance: random.Random,
+    kind: int,
+    wait_s: float,
 ) -> _End:
     empty = {"MYGPT_CACHE": str(folder / "cache")} if kind == 0 else {}
     process = _run(command, folder, **empty)
@@ -131,9 +138,9 @@ def _interrupted(
     if kind == 1:  # the line before the first step
         while b"to beat" not in printed[0] and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(0.2 + 8 * chance.random())
+        time.sleep(0.2 + wait_s * chance.random())
     else:
-        time.sleep(0.05 + chance.random() * chance.choice((0.2, 2.0, 7.0)))
+        time.sleep(0.05 + chance.random() * min(wait_s, chance.choice((0.2, 2.0, 7.0))))
     last = time.monotonic()
     started_s = last - began
     sent = 0
@@ -163,10 +170,11 @@ def _has_a_state(command: list[str]) -> bool:
     return command[0] in ("train", "demo", "reproduce")
 
 
-def _read(stream: object, text: bytearray) -> None:
-    while data := os.read(stream.fileno(), 1 << 16):  # type: ignore[attr-defined]
-        text += data
-        del text[:-20_000]
+def _read(stream: IO[bytes], text: bytearray) -> None:
+    with stream:
+        while data := stream.read1():  # type: ignore[attr-defined]
+            text += data
+            del text[:-20_000]
 
 
 def _state_problem(runs: Path) -> str:
