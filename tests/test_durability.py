@@ -24,6 +24,7 @@ from mygpt import training
 from mygpt.checkpoint import read_checkpoint
 from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError, DivergedError, InputError, Interrupted
+from mygpt.signals import AtOnce
 from mygpt.storage import RunLock
 from mygpt.training.events import (
     Evaluated,
@@ -473,6 +474,29 @@ def test_signals_end_with_a_save_and_say_so(name: str, text: str, tmp_path: Path
         assert left.value.signal == number
     assert f"{name}: ending after this step" in notes(heard)
     assert course(tmp_path / "run")["step"] == 6
+
+
+def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for the compiler, ten seconds and more."""
+
+    from mygpt.training import loop
+
+    def compile_first(*_: object) -> str:
+        with AtOnce():
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError
+
+    monkeypatch.setattr(loop, "write_sample", compile_first)
+    with pytest.raises(Interrupted):
+        mygpt.train(text, output=tmp_path / "run", **{**TINY, "sample_tokens": 5})
+    step = course(tmp_path / "run")["step"]
+    assert 0 < step < TINY["steps"]
+    assert not any("sample" in record for record in log(tmp_path / "run"))
+    monkeypatch.undo()
+    go_on(tmp_path / "run")
+    assert course(tmp_path / "run")["step"] == TINY["steps"]
 
 
 def test_an_ignored_signal_stays_ignored(text: str, tmp_path: Path) -> None:

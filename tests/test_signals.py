@@ -76,10 +76,11 @@ main()
 """
 
 
-def begin(program: str) -> subprocess.Popen[str]:
+def begin(program: str, **environment: str) -> subprocess.Popen[str]:
     """A command in a process of its own, once it runs."""
     process = subprocess.Popen(
         [sys.executable, "-c", program],
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -128,6 +129,16 @@ def test_a_signal_that_is_sent_twice_at_once_is_one(tmp_path: Path) -> None:
         assert process.poll() is None
         code, out, _ = ends(process, signal.SIGINT)
         assert (code, out.count("first")) == (130, 1)
+
+
+def test_what_torchrun_repeats_is_no_second_signal() -> None:
+    """A terminal sends Ctrl-C to all, and torchrun sends it again to each."""
+    process = begin(TWICE, TORCHELASTIC_RUN_ID="none")
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert process.poll() is None
+    assert ends(process, signal.SIGTERM)[0] == 128 + signal.SIGTERM
 
 
 def test_a_command_leaves_a_programs_signals_as_they_were(capsys: pytest.CaptureFixture) -> None:

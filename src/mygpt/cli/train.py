@@ -190,7 +190,7 @@ def train(
     """Train a GPT on text.
 
     The best model by validation loss is kept, beside the newest. Ctrl-C finishes the step,
-    saves, and says how to go on.
+    saves, and says how to resume; a second one ends the command at once, at its last save.
 
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
 
