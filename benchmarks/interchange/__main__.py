@@ -1,9 +1,10 @@
 """A trained model in mygpt, transformers and llama.cpp: the same tokens from the same prompts?
 
 Usage: python -m benchmarks.interchange RUN TEXT [--prompts 20] [--tokens 64]
-       [--out docs/benchmarks]
+       [--only-server] [--out docs/benchmarks]
 in the folder above `benchmarks`; needs transformers and llama-cpp-python (benchmarks/peers.txt)
-and, for the last figure, lm-eval (left out where it is missing). RUN was trained with --exportable.
+and, for the last figures, lm-eval[api] (left out where it is missing). RUN was trained with
+--exportable. --only-server measures `mygpt serve` alone and keeps the other figures.
 
 All continue passages of TEXT greedily. Where one chooses another token, its two best logits are
 looked at: within 1e-3 the order is a matter of rounding. Then all go on from mygpt's token.
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.interchange.harness import judge_by_harness
+from benchmarks.interchange.harness import judge_by_harness, judge_server
 from benchmarks.interchange.programs import by_llama_cpp, by_mygpt, by_transformers
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import read_checkpoint, resolve
+from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
 from mygpt.formats import export_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,10 +69,10 @@ class Verdict:
                 self.wrong += 1
 
 
-def passages(text: str, count: int) -> list[str]:
+def passages(text: str, count: int, length: int = PROMPT_CHARS) -> list[str]:
     """Beginnings of so many passages, spread evenly over a text."""
-    apart = (len(text) - PROMPT_CHARS) // count
-    return [text[start : start + PROMPT_CHARS] for start in range(0, apart * count, apart)]
+    apart = (len(text) - length) // count
+    return [text[start : start + length] for start in range(0, apart * count, apart)]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,12 +97,29 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             verdicts.append(vars(verdict))
         harness = judge_by_harness(found, folder, prompts, Path(work))
     return {
-        "model": f"{found.config.num_parameters():,} parameters, {found.tokenizer.kind}",
+        "model": described(found),
         "prompts": options.prompts,
         "tokens": options.tokens,
         "programs": verdicts,
         "harness": harness,
+        "server": measure_server(options),
     }
+
+
+def described(found: Checkpoint) -> str:
+    return f"{found.config.num_parameters():,} parameters, {found.tokenizer.kind}"
+
+
+def measure_server(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Our server beside the exported folder, as the harness asks them, on longer passages."""
+    found = read_checkpoint(resolve(options.run))
+    length = min(4 * PROMPT_CHARS, found.config.max_seq_len)
+    texts = passages(options.text.read_text(encoding="utf-8"), options.prompts, length)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "hf"
+        export_checkpoint(found, "hf", folder)
+        judged = judge_server(found, folder, texts, Path(work))
+    return None if judged is None else {"model": described(found), **judged}
 
 
 def page(results: dict[str, Any]) -> str:
@@ -132,6 +150,16 @@ def page(results: dict[str, Any]) -> str:
             f"after its first character), `mygpt eval`'s evaluation {harness['ours']:.4f}; the "
             f"largest difference of one is {harness['furthest']:.1e}.",
         ]
+    server = results.get("server")
+    if server is not None:
+        lines += [
+            "",
+            f"{server['program']} asks `mygpt serve` (model type local-completions) and "
+            f"transformers, on the exported folder, for the loglikelihoods of {server['pairs']} "
+            f"continuations ({server['model']}), {server['greedy']} of which are the greedy ones: "
+            f"the largest difference of one is {server['furthest']:.1e}, and "
+            f"{server['flags_alike']} of {server['pairs']} flags of greediness are the same.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -143,10 +171,15 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="a text of its kind")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--only-server", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     options = parser.parse_args()
-    results = measure(options)
-    (options.out / "interchange.json").write_text(json.dumps(results, indent=1) + "\n")
+    file = options.out / "interchange.json"
+    if options.only_server:
+        results = {**json.loads(file.read_text()), "server": measure_server(options)}
+    else:
+        results = measure(options)
+    file.write_text(json.dumps(results, indent=1) + "\n")
     (options.out / "interchange.md").write_text(page(results), encoding="utf-8")
     print(page(results))
 
