@@ -330,6 +330,8 @@ def test_files_of_other_programs_in_the_place_of_a_checkpoint_name_the_import(
     }.items():
         assert wanted in said(capsys, "generate", "-p", "a", "-c", source)
     assert "import" not in said(capsys, "generate", "-p", "a", "-c", "runs/poems")
+    write(tmp_path / "a.gguf", "GGUF and more")
+    assert "does not read" in said(capsys, "generate", "-p", "a", "-c", "a.gguf")
 
 
 def imported(tmp_path: Path) -> Path:
@@ -340,8 +342,11 @@ def imported(tmp_path: Path) -> Path:
 
 def test_an_imported_model_has_no_run_to_resume_and_the_way_on_is_said(tmp_path, capsys):
     folder = imported(tmp_path)
-    message = said(capsys, "train", "--resume", folder)
-    assert f"mygpt train FILE --from {folder} --output OTHER" in message
+    for name in (folder, folder / "last.safetensors"):
+        message = said(capsys, "train", "--resume", name)
+        assert f"mygpt train FILE --from {name} --output OTHER" in message
+    message = said(capsys, "train", "--resume", tmp_path / "theirs" / "model.safetensors")
+    assert f"mygpt import {tmp_path / 'theirs'}" in message
 
 
 def test_train_takes_whatever_tokenize_takes_for_a_tokenizer(tmp_path, monkeypatch):

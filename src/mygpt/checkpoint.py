@@ -247,7 +247,6 @@ _FOLDERS = {
 _FILES = {
     b"PK\x03\x04": "a torch file, a pickle",
     b"\x80": "a torch file, a pickle",
-    b"GGUF": "a GGUF file",
 }
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -260,6 +259,11 @@ def another_programs(path: Path) -> str | None:
     elif path.is_file():
         with contextlib.suppress(OSError), open(path, "rb") as file:
             start = file.read(4)
+            if start == b"GGUF":
+                return (
+                    f"{path} is a GGUF file, llama.cpp's, which mygpt writes and does not read: "
+                    "import the folder that it was made from"
+                )
             what = next((what for mark, what in _FILES.items() if start.startswith(mark)), None)
         if what is None and (path.parent / "config.json").is_file():
             what, source = "a file of a Hugging Face folder", path.parent

@@ -83,6 +83,8 @@ class RunFolder:
         if self.exists:
             return
         if not self.folder.exists():
+            if self.name.is_file():
+                raise CheckpointError(another_programs(self.name) or self._no_run(self.name))
             raise CheckpointError(f"{self.name} is no run: there is no folder {self.folder}")
         inside = sorted(str(state.parent) for state in self.folder.glob("*/last.state.safetensors"))
         if inside:
@@ -90,13 +92,17 @@ class RunFolder:
                 f"{self.folder} holds no run to go on with: it holds {', '.join(inside[:5])}"
             )
         if self.best_path.exists() or self.last_path.exists():
-            raise CheckpointError(
-                f"{self.folder} holds a model and no run to resume (an imported one has no "
-                "last.state): to train the model further, mygpt train FILE --from "
-                f"{shlex.quote(str(self.folder))} --output OTHER"
-            )
+            raise CheckpointError(self._no_run(self.folder))
         other = another_programs(self.folder)
         raise CheckpointError(other or f"{self.folder} holds no run to go on with (no last.state)")
+
+    @staticmethod
+    def _no_run(path: Path) -> str:
+        return (
+            f"{path} holds a model and no run to resume (an imported one has no last.state): to "
+            f"train the model further, mygpt train FILE --from {shlex.quote(str(path))} "
+            "--output OTHER"
+        )
 
     def check_regular(self) -> None:
         """Raise `CheckpointError` where one of the run's files is a link, a pipe or a device.
