@@ -8,6 +8,7 @@ from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.tokenization.base import END_OF_TEXT, IncrementalDecoder, Tokenizer, ends_of
+from mygpt.tokenization.bounds import check_bounds
 from mygpt.tokenization.bpe import BPETokenizer, read_json
 from mygpt.tokenization.byte import ByteTokenizer
 from mygpt.tokenization.char import CharTokenizer
@@ -89,6 +90,7 @@ def of_description(content: dict[str, Any], folder: Path) -> Tokenizer:
     Raises:
         InputError: where it is neither.
     """
+    check_bounds(content)
     try:
         bpe = BPETokenizer(content)
     except InputError as as_bpe:

@@ -22,6 +22,8 @@ from mygpt.errors import InputError, StorageError
 from mygpt.json_objects import TOKENIZER, read_object
 from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, pieces_of, primed
 from mygpt.tokenization.tokenizer_json import (
+    BRIEF,
+    CANNOT_ENCODE,
     SYMBOLS,
     Contents,
     build,
@@ -100,7 +102,7 @@ class BPETokenizer:
         )
         library = Tokenizer(models.BPE())
         library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        with refusals("the tokenizers library could not learn from this text"):
+        with refusals("the tokenizers library could not learn from this text", quiet=False):
             library.train_from_iterator(_sample(_checked(pieces)), trainer)
         model = json.loads(library.to_str())["model"]
         ranked = sorted(model["vocab"], key=model["vocab"].__getitem__)
@@ -139,7 +141,7 @@ class BPETokenizer:
                 yield np.fromiter(ids, np.int64)
             return
         for text in _cut_at_spaces(texts) if self._contents.cut_at_spaces else ["".join(texts)]:
-            with refusals("the tokenizers library could not encode this text"):
+            with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
                 found = library_ids(self._library, text)
             yield np.array(found, np.int64)
 

@@ -30,13 +30,14 @@ from mygpt.tokenization.base import (
 )
 from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.foreign_json import beginning_of, parts_of, special_ids
-from mygpt.tokenization.tokenizer_json import SYMBOLS, library_ids, refusals
+from mygpt.tokenization.tokenizer_json import BRIEF, CANNOT_ENCODE, SYMBOLS, library_ids, refusals
 
 if TYPE_CHECKING:
     import torch
 
 _BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser takes a sign
+_CANNOT_DECODE = "the tokenizers library could not decode these ids"
 _ANCHOR = "x"  # a token beside those to be decoded, so that these do not begin the text, or end it
 _CONTEXT = 64  # tokens of what comes before that are decoded again
 # Decoders that turn each token into text without looking at its neighbours, bytes aside.
@@ -109,7 +110,7 @@ class ForeignTokenizer:
             yield from self._bpe.encode_pieces(pieces)
             return
         text = "".join(_checked(pieces))
-        with refusals("the tokenizers library could not encode this text"):
+        with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
             found = library_ids(self._parts.library, text)
         ids = np.array(found, np.int64)
         wrong = ids[self._is_control[ids]]
@@ -180,7 +181,7 @@ class ForeignTokenizer:
 
     def _encoded(self, text: str) -> Any:
         """The library's encoding of a text, which knows each token's place in it."""
-        with refusals("the tokenizers library could not encode this text"):
+        with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
             return self._parts.library.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -293,6 +294,11 @@ class ForeignTokenizer:
         return self._spell([name, _ANCHOR])[: -len(_ANCHOR)]
 
     @cached_property
+    def _may_panic(self) -> bool:
+        """Whether the decoder strips ends: the library panics where a token is shorter."""
+        return any(step["type"] == "Strip" and step["stop"] for step in self._parts.steps or [])
+
+    @cached_property
     def _falls_back(self) -> bool:
         """Whether some tokens are single bytes by their names."""
         return "ByteFallback" in self._kinds
@@ -305,7 +311,7 @@ class ForeignTokenizer:
         """The text of tokens in a row."""
         if self._library_decoder is None:
             return " ".join(tokens)
-        with refusals("the tokenizers library could not decode these ids"):
+        with refusals(_CANNOT_DECODE, quiet=self._may_panic):
             return str(self._library_decoder.decode(tokens))
 
     def _is_byte(self, name: str) -> bool:

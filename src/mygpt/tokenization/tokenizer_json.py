@@ -7,12 +7,18 @@ checked here, before the `tokenizers` library sees it.
 from __future__ import annotations
 
 import json
+import os
+import re
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mygpt.errors import InputError
 from mygpt.tokenization.base import END_OF_TEXT
+from mygpt.tokenization.bounds import check_bounds
 from mygpt.tokenization.words import LIBRARY_PATTERN
 
 if TYPE_CHECKING:
@@ -24,6 +30,8 @@ _HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
 SYMBOLS = "".join(chr(b if b in _PRINTABLE else 256 + _HIDDEN.index(b)) for b in range(256))
 _BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 
+CANNOT_ENCODE = "the tokenizers library could not encode this text"
+BRIEF = 2**16  # characters: encoding fewer is over before anybody else has something to write
 _LONG = 4096  # characters, which take the library a few ms
 
 _SPLIT = {
@@ -226,6 +234,7 @@ def build(description: dict[str, Any]) -> tokenizers.Tokenizer:
     """
     from tokenizers import Tokenizer
 
+    check_bounds(description)
     text = json.dumps({**description, "truncation": None, "padding": None})
     with refusals("the tokenizers library does not take this tokenizer's JSON"):
         built = Tokenizer.from_str(text)
@@ -248,12 +257,63 @@ def library_ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 @contextmanager
-def refusals(what: str) -> Iterator[None]:
-    """Turn what the library raises, its panics too, into one `InputError`."""
+def refusals(what: str, *, quiet: bool = True) -> Iterator[None]:
+    """Turn what the library raises, its panics too, into one `InputError`.
+
+    Args:
+        what: the error's beginning.
+        quiet: keep what a panic itself writes from standard error, where this is the main thread
+            (others may write at the same time).
+    """
     try:
-        yield
+        with _without_panics() if quiet else nullcontext():
+            yield
     except BaseException as error:
         # A panic of Rust is no Exception, so that nobody catches it by mistake.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(f"{what}: {str(error).splitlines()[0][:120]}") from None
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"{what}: {lines[0][:120]}") from None
+
+
+_PANIC = re.compile(rb"\n?thread '.*", re.DOTALL)  # how a panic's own lines begin
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Keep what the library's panics write from standard error; anything else is written after.
+
+    A panic of Rust writes to the file itself, past `sys.stderr`, before anybody can catch it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    sink = _sink()
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        length = os.fstat(sink).st_size
+        if length:
+            os.lseek(sink, 0, os.SEEK_SET)
+            written = _PANIC.sub(b"", os.read(sink, length))
+            os.lseek(sink, 0, os.SEEK_SET)
+            os.ftruncate(sink, 0)
+            with suppress(OSError):
+                os.write(2, written)
+
+
+@cache
+def _sink() -> int:
+    """The descriptor of a file without a name, for what is written meanwhile."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("mygpt-stderr")
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return os.dup(file.fileno())

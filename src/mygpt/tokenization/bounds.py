@@ -1,0 +1,197 @@
+"""What a tokenizer.json from anybody may cost: checked before the library builds it.
+
+A file of a kilobyte can make a text a billion times as long (nine replacements of one character
+by ten), or a word's encoding take hours. All that is read here bounds what a text of a given
+length can become.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mygpt.errors import InputError
+
+_MOST_STEPS = 100  # of a normaliser, or of another part; others have ten
+_MOST_GROWTH = 64  # how many characters one may become
+_LONGEST_TOKEN = 2**12  # characters; others have some hundred, of spaces
+_LONGEST_WORD = 1000  # characters that WordPiece tries to cut: a cube of them; others have 100
+_LONGEST_TEXT = 1000  # characters of a text that a step puts in
+_LONGEST_REGEX = 2**14
+_MOST_AROUND = 1000  # tokens and texts that a post-processor puts together
+_MOST_ADDED, _MOST_ADDED_CHARACTERS = 2**18, 2**24  # of added tokens: each is searched for
+_PARTS = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "decoder": "decoders",
+    "post_processor": "processors",
+}  # and where the steps of a Sequence are
+
+
+def check_bounds(description: dict[str, Any]) -> None:
+    """Raise `InputError` for a tokenizer.json whose texts or times have no sensible bound.
+
+    What is not as it should be otherwise is left to the library, which refuses it.
+    """
+    steps = {part: _steps(part, description.get(part)) for part in _PARTS}
+    for part in ("normalizer", "decoder"):
+        _check_growth(part, steps[part])
+    for part, own in steps.items():
+        for step in own:
+            _check_step(part, step)
+    added = description.get("added_tokens")
+    listed = added if isinstance(added, list) else []
+    names = [token.get("content") for token in listed if isinstance(token, dict)]
+    if len(names) > _MOST_ADDED or sum(map(_length, names)) > _MOST_ADDED_CHARACTERS:
+        raise _refused(f"has {len(names):,} added tokens, more than can be searched for")
+    _check_lengths(names)
+    model = description.get("model")
+    if isinstance(model, dict):
+        _check_model(model)
+
+
+def _refused(what: str) -> InputError:
+    return InputError(f"the tokenizer {what}: it is broken, or made to do harm")
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str) else 0
+
+
+def _steps(part: str, whole: Any) -> list[dict[str, Any]]:
+    """The steps of a part one after another."""
+    found: list[dict[str, Any]] = []
+    waiting = [whole]
+    while waiting:
+        step = waiting.pop()
+        if not isinstance(step, dict):
+            continue
+        inner = step.get(_PARTS[part])
+        if step.get("type") == "Sequence" and isinstance(inner, list):
+            waiting += reversed(inner)
+        else:
+            found.append(step)
+        if len(found) + len(waiting) > _MOST_STEPS:
+            raise _refused(f"has a {part} of more than {_MOST_STEPS} steps")
+    return found
+
+
+def _check_growth(part: str, steps: list[dict[str, Any]]) -> None:
+    """Refuse replacements that make a text much longer, one after another."""
+    before: list[tuple[float, set[str]]] = []  # the growth up to a step, and what it puts in
+    for step in steps:
+        factor, content, pattern = _replacement(step)
+        linked = [g for g, put in before if pattern is None or put & set(pattern)]
+        growth = factor * max(linked, default=1.0)
+        if growth > _MOST_GROWTH:
+            raise _refused(f"has a {part} that makes texts more than {_MOST_GROWTH} times as long")
+        # Of any other kind of step nothing is known but that it may touch all.
+        put = set().union(*(put for _, put in before)) if pattern is None else set()
+        before.append((growth, put | set(content)))
+
+
+def _replacement(step: dict[str, Any]) -> tuple[float, str, str | None]:
+    """How much longer a step makes a text, with what, and in the place of what; None is any."""
+    kind = step.get("type")
+    if kind == "ByteLevel":  # a character of other alphabets becomes one for each byte
+        return 4.0, "", None
+    if kind != "Replace":
+        return 1.0, "", ""
+    content, pattern = step.get("content"), step.get("pattern")
+    if not isinstance(content, str) or not isinstance(pattern, dict):
+        return 1.0, "", ""
+    literal = pattern.get("String")
+    if isinstance(literal, str) and literal:
+        return max(1.0, len(content) / len(literal)), content, literal
+    regex = pattern.get("Regex")
+    empty = not isinstance(regex, str) or _matches_nothing(regex)
+    return float(max(1, len(content) + empty)), content, None
+
+
+def _matches_nothing(regex: str) -> bool:
+    """Whether a pattern matches between characters; True where the library does not say."""
+    from tokenizers import Regex, normalizers
+
+    from mygpt.tokenization.tokenizer_json import refusals
+
+    if len(regex) > _LONGEST_REGEX:
+        return True
+    with refusals("the tokenizer has a pattern that the tokenizers library does not take"):
+        probe = normalizers.Replace(Regex(regex), "\ue001")
+        return any(len(probe.normalize_str(text)) > len(text) for text in ("\ue000\ue000", "a b1"))
+
+
+def _check_step(part: str, step: dict[str, Any]) -> None:
+    kind = step.get("type")
+    for name in ("prepend", "content", "prefix", "suffix", "replacement", "word_delimiter_token"):
+        if _length(step.get(name)) > _LONGEST_TEXT:
+            raise _refused(f"has a {part} that puts in {_length(step[name]):,} characters")
+    pattern = step.get("pattern")
+    if isinstance(pattern, dict) and max(map(_length, pattern.values()), default=0) > (
+        _LONGEST_REGEX
+    ):
+        raise _refused(f"has a {part} with a pattern of more than {_LONGEST_REGEX:,} characters")
+    if kind == "FixedLength" and step.get("length") == 0:
+        raise _refused("cuts words of no characters")
+    if kind == "Precompiled":
+        _check_charsmap(step.get("precompiled_charsmap"))
+    if kind == "TemplateProcessing":
+        _check_template(step)
+
+
+def _check_charsmap(packed: Any) -> None:
+    """Refuse a table in which a character becomes a long text."""
+    try:
+        data = base64.b64decode(packed) if isinstance(packed, str) else b""
+    except (ValueError, binascii.Error):
+        raise _refused("has a normalizer whose table cannot be read") from None
+    texts = data[4 + int.from_bytes(data[:4], "little") :]  # the trie's length, and the trie
+    if max(map(len, texts.split(b"\0")), default=0) > 4 * _MOST_GROWTH:
+        raise _refused(f"has a normalizer that makes texts more than {_MOST_GROWTH} times as long")
+
+
+def _check_template(step: dict[str, Any]) -> None:
+    """Refuse what puts a text in twice, or many tokens around it."""
+    special = step.get("special_tokens")
+    ids = {
+        name: len(token["ids"])
+        for name, token in (special.items() if isinstance(special, dict) else ())
+        if isinstance(token, dict) and isinstance(token.get("ids"), list)
+    }
+    for pieces in (step.get("single"), step.get("pair")):
+        found = [p for p in pieces if isinstance(p, dict)] if isinstance(pieces, list) else []
+        put = sum(ids.get(name, 0) for name in _special_names(found))
+        if len(found) > _MOST_AROUND or put > _MOST_AROUND:
+            raise _refused(f"puts more than {_MOST_AROUND:,} tokens around a text")
+        texts = [str(p["Sequence"])[:99] for p in found if "Sequence" in p]
+        if len(set(texts)) < len(texts):
+            raise _refused("puts a text in twice")
+
+
+def _special_names(pieces: list[dict[str, Any]]) -> Iterator[str]:
+    for piece in pieces:
+        token = piece.get("SpecialToken")
+        if isinstance(token, dict) and isinstance(token.get("id"), str):
+            yield token["id"]
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    longest = model.get("max_input_chars_per_word")
+    if isinstance(longest, int) and longest > _LONGEST_WORD:
+        raise _refused(
+            f"tries words of up to max_input_chars_per_word={longest!s:.20}, more than "
+            f"{_LONGEST_WORD:,}"
+        )
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        _check_lengths(vocab)
+    elif isinstance(vocab, list):
+        _check_lengths(pair[0] for pair in vocab if isinstance(pair, list) and pair)
+
+
+def _check_lengths(names: Iterable[Any]) -> None:
+    longest = max(map(_length, names), default=0)
+    if longest > _LONGEST_TOKEN:
+        raise _refused(f"has a token of {longest:,} characters, more than {_LONGEST_TOKEN:,}")
