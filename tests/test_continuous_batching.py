@@ -618,7 +618,7 @@ def test_the_number_of_threads_follows_the_work(monkeypatch):
     assert batch.advance(9)[slots[0]] == expected[4:]
 
 
-def test_one_thread_goes_on_where_others_want_the_cores(monkeypatch):
+def test_one_thread_decodes_where_others_want_the_cores(monkeypatch):
     """Threads that meet waited for each other's turn at every meeting, seconds for a block."""
     monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
     monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)

@@ -30,7 +30,7 @@ from mygpt import BPETokenizer, CharTokenizer, Writer, save_checkpoint
 from mygpt.cli.serve import serve
 from mygpt.engines.contract import Request
 from mygpt.errors import InputError
-from mygpt.server.bodies import grouped, json_pieces
+from mygpt.server.bodies import free_memory, grouped, json_pieces
 from mygpt.server.completions import encode
 from mygpt.server.guards import host_name
 from mygpt.server.log import Sparing, Unblocked
@@ -399,8 +399,8 @@ def tickets(kinds: str, works: int = 1) -> list[Ticket]:
     return asyncio.run(make())
 
 
-def test_looks_and_completions_take_turns_and_the_oldest_comes_first():
-    """Looks went before all completions into all slots, the newest first."""
+def test_urgent_works_and_completions_take_turns_and_the_oldest_comes_first():
+    """Urgent works took all slots before any completion, the newest first."""
     queue, running, waits = Queue(33, 100), [], {True: [], False: []}
     arrived = {}
     for ticket in tickets("u" * 90 + "a" * 90):
@@ -416,25 +416,27 @@ def test_looks_and_completions_take_turns_and_the_oldest_comes_first():
         assert held <= 4
         assert len(running) - held <= 32
         running = [ticket for ticket in running if not ticket.urgent and turn % 10]
-        for ticket in tickets("u" * held):  # whoever has had a look wants another
+        for ticket in tickets("u" * held):  # whoever has an answer asks again
             queue.add(ticket, running)
             arrived[ticket] = turn
     assert len(waits[False]) == 90
     assert max(waits[False]) <= 31, "32 slots that are free again after ten turns"
-    assert max(waits[True]) <= 40, "90 looks, with one slot of their own and a share of the others"
+    assert max(waits[True]) <= 40, (
+        "90 of them, with one slot of their own and a share of the others"
+    )
     for urgent in (True, False):
         of_kind = [ticket for ticket in order if ticket.urgent == urgent]
         assert of_kind == sorted(of_kind, key=lambda t: list(arrived).index(t))
 
 
-def test_looks_that_wait_leave_completions_their_places():
+def test_urgent_works_that_wait_leave_completions_their_places():
     """Each kind has a queue of its own, and fills no other."""
     queue = Queue(9, 5)
-    looks = tickets("u" * 7)
-    for ticket in looks[:6]:  # one more for the slot that is free
+    urgent = tickets("u" * 7)
+    for ticket in urgent[:6]:  # one more for the slot that is free
         queue.add(ticket, [])
     with pytest.raises(ApiError, match="6 requests wait"):
-        queue.add(looks[6], [])
+        queue.add(urgent[6], [])
     for ticket in tickets("a" * 5):
         queue.add(ticket, [])
     for ticket in tickets("a" * 8):
@@ -450,7 +452,7 @@ def test_the_client_that_holds_least_comes_first():
     while found := queue.next(running):
         running.append(found[0])
     held = [running.count(ticket) for ticket in (first, second, third)]
-    assert sum(held) == 8, "the last slot is for looks"
+    assert sum(held) == 8, "the last slot is for urgent works"
     assert held[2] == 4
     assert held[0] + held[1] == 4
 
@@ -468,24 +470,24 @@ def test_one_request_has_so_many_slots_at_the_most():
     assert queue.next(running)[0] is one
 
 
-def test_a_storm_of_looks_leaves_completions_their_time():
+def test_a_storm_of_predictions_leaves_completions_their_time():
     """90 clients of /api/next held up requests of a few tokens for half a minute."""
     with running(slots=4) as server, ThreadPoolExecutor(30) as clients:
         over = threading.Event()
 
-        def look(number: int) -> None:
+        def predict(number: int) -> None:
             with httpx.Client(base_url=server.url, timeout=30) as http:
                 while not over.is_set():
                     http.post("/api/next", json={"text": "abc" * (number % 5)})
 
-        looking = [clients.submit(look, number) for number in range(30)]
+        asking = [clients.submit(predict, number) for number in range(30)]
         wait_until(lambda: server.scheduler.waiting > 5)
         began = time.monotonic()
         for _ in range(5):
             assert server.post(BODY).status_code == 200
         took = time.monotonic() - began
         over.set()
-        for done in looking:
+        for done in asking:
             done.result()
         assert took < 5.0
 
@@ -610,6 +612,20 @@ def test_a_text_that_is_too_long_is_not_all_encoded(monkeypatch):
         encode(tiny_writer(bpe), "ab" * 1000, settings, "prompt")
     found = encode(tiny_writer(bpe), "abc ab " * 20, settings, "prompt")
     assert found.ids.tolist() == bpe.encode_array("abc ab " * 20).tolist()
+
+
+def test_memory_of_large_bodies_is_given_back(monkeypatch):
+    """Once for many of them, and soon: the C library kept 150 MB of a text of one."""
+    given = []
+    monkeypatch.setattr("mygpt.server.bodies.free_memory", lambda: given.append(1))
+    monkeypatch.setattr("mygpt.server.bodies._TIDY_S", 0.5)
+    with running() as server:
+        for _ in range(3):
+            assert server.post(BODY | {"prompt": "a" * 2**18}).status_code == 400
+        wait_until(lambda: given)
+    assert len(given) < 3
+    monkeypatch.undo()
+    free_memory()
 
 
 # --- clients that are odd ------------------------------------------------------------------

@@ -194,7 +194,9 @@ def _large_json(number: int) -> list[bytes]:
 
 # What each does, by its name.
 CLIENTS: dict[str, Callable[[int], None]] = {
-    "looks": asking(90, lambda number: [post("/api/next", {"text": "the sea " * (number % 9)})]),
+    "predictions": asking(
+        90, lambda number: [post("/api/next", {"text": "the sea " * (number % 9)})]
+    ),
     "large texts": asking(6, _large_texts),
     "large JSON": asking(6, _large_json),
     "large answers": asking(4, lambda _: [completion(n=16, max_tokens=2048, logprobs=5)]),

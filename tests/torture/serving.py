@@ -1,6 +1,6 @@
 """`mygpt serve` under odd clients, with eight streaming clients beside them.
 
-The streams must go on, /health must answer, and what an odd client held must be free again soon
+The streams must continue, /health must answer, and what an odd client held must be free again soon
 after it has gone: see `odd_clients` for what each does.
 """
 
@@ -170,7 +170,7 @@ def watch(server: Served, name: str) -> Seen:
     before = server.memory()
     command = [sys.executable, "-m", "torture.odd_clients", name, str(server.port)]
     if name == "unread log":
-        command[3] = "looks"
+        command[3] = "predictions"
     environment = os.environ | {"PYTHONPATH": str(_TESTS)}
     odd = subprocess.Popen(command, env=environment)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +23,7 @@ Found = TypeVar("Found")
 _SMALL = 4096  # bytes of a body that is parsed, and its text encoded, within a few ms
 _SLICE = 256  # entries of a list that become JSON in one go, for Python stands still meanwhile
 _PART = 2**16  # bytes sent at once
+_TIDY, _TIDY_S = 2**17, 1.5  # bytes of a body after which memory is given back, and when
 
 
 class Bodies:
@@ -32,6 +36,7 @@ class Bodies:
     def __init__(self, max_waiting: int) -> None:
         self._readers = Offload("mygpt-bodies", max_waiting)
         self._makers = Offload("mygpt-answers")
+        self._tidying = False
 
     async def read(self, request: HttpRequest, parse: Callable[[bytes], Found]) -> Found:
         """What `parse` makes of a request's body.
@@ -43,6 +48,8 @@ class Bodies:
         body = await read_body(request)
         if len(body) <= _SMALL:
             return parse(body)
+        if len(body) > _TIDY:
+            self._tidy_soon()
         found: Found = await while_connected(request.receive, self._readers.run(parse, body))
         return found
 
@@ -52,13 +59,29 @@ class Bodies:
         Raises:
             ClientGone: once nobody waits for it.
         """
+        self._tidy_soon()
         parts = self._makers.run(lambda: list(grouped(make())))
         return Parts(await while_connected(request.receive, parts))
+
+    def _tidy_soon(self) -> None:
+        if not self._tidying:
+            self._tidying = True
+            asyncio.get_running_loop().call_later(_TIDY_S, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidying = False
+        threading.Thread(target=free_memory, name="mygpt-tidy", daemon=True).start()
 
     def close(self) -> None:
         """Take nothing more."""
         self._readers.close()
         self._makers.close()
+
+
+def free_memory() -> None:
+    """Return free memory that the C library keeps to the system, where that has a call for it."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def json_pieces(content: Any) -> Iterator[bytes]:

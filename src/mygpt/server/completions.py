@@ -264,7 +264,7 @@ class Completions:
         return wanted, prompts
 
     async def _score(self, wanted: CompletionRequest, prompts: Sequence[ReadPrompt]) -> None:
-        """Look up the log-probabilities of the prompts' tokens."""
+        """Compute the log-probabilities of the prompts' tokens."""
         refill, most = wanted.overflow == "refill", self.settings.max_prompt_tokens
         told = wanted.n * sum(len(prompt.ids) for prompt in prompts)
         if told > most:

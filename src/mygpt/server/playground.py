@@ -153,8 +153,8 @@ class Playground:
     async def attention(self, request: HttpRequest) -> Response:
         """POST /api/attention: what each of the last positions looks at."""
         ids = (await self.bodies.read(request, self._prompt)).ids
-        look = self.reader.run(self._attention, ids.tolist())
-        return Parts(await while_connected(request.receive, look))
+        parts = self.reader.run(self._attention, ids.tolist())
+        return Parts(await while_connected(request.receive, parts))
 
     def _attention(self, ids: Sequence[int]) -> list[bytes]:
         """JSON in parts, for making it takes long too; other threads get turns in between."""

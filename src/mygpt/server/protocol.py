@@ -17,7 +17,7 @@ from mygpt.server.problems import ApiError, to_json
 from mygpt.server.settings import ServerSettings
 
 _MOST_OF_HEAD = 2**16  # bytes of a request beside its body
-_CHECK_S = 1.0  # at most between two looks at what a client has read
+_CHECK_S = 1.0  # at most between two checks of what a client has read
 _SLOWEST = 8192  # bytes a second that a client has to read, once it is behind
 _LONGEST = 10  # times the limit: how long an answer may wait for its reader at any rate
 

@@ -208,11 +208,11 @@ def parse_completion(body: dict[str, Any], settings: ServerSettings) -> Completi
             "send fewer at once",
         )
     max_tokens, logprobs = _max_tokens(fields, settings.max_tokens), _logprobs(fields)
-    told, most = n * len(prompts) * max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
-    if logprobs is not None and told > most:
+    tokens, most = n * len(prompts) * max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
+    if logprobs is not None and tokens > most:
         raise invalid(
             "logprobs",
-            f"log-probabilities of {told} tokens are more than {most} in one answer: send fewer "
+            f"log-probabilities of {tokens} tokens are more than {most} in one answer: send fewer "
             "prompts at once, or a smaller max_tokens",
         )
     return CompletionRequest(

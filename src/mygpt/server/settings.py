@@ -32,8 +32,8 @@ class ServerSettings:
             shows; empty is the name.
         slots: rows that decode together, beside one for the playground's looks; each has room
             for a whole window.
-        max_waiting: requests that may wait for a slot, and looks of the page, for a thread or a
-            slot; more are refused (429).
+        max_waiting: requests that may wait for a slot, and requests of the page that may wait for
+            a slot or a thread; more are refused (429).
         max_tokens: the most that a request may ask for, for each choice.
         max_choices: the most choices of one request, all its prompts together.
         max_stops: the most stop strings of one request.

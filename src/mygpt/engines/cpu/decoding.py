@@ -26,8 +26,8 @@ _MANY_PRODUCTS = 1_500_000
 # Where other processes want the cores too, each of those meetings may wait until a thread has its
 # core back, some milliseconds: eight steps of a small model took 0.4 s. One thread waits for none.
 _MEETING_STEPS = 8  # that several threads take in a run; a run costs some 30 us
-_SHORTEST_S, _LEAST_SHARE = 0.005, 0.5  # of a run that had too little of the processor's time
-_ALONE_S = (0.25, 2.0)  # for how long one thread goes on then: the first time, and at the most
+_SHORTEST_S, _LEAST_SHARE = 0.005, 0.5  # of a run whose threads had too little processor time
+_ALONE_S = (0.25, 2.0)  # how long one thread is used then: at first, and at the most
 _STEPS_BETWEEN_LOOKS = 32  # at how much work a step is: it grows where the window is full
 
 
@@ -63,7 +63,7 @@ class Loop:
         return max(1, min(most, int(_PATIENCE_S / self._step_s)))
 
     def draw(self, steps: int) -> None:
-        """Draw up to so many tokens, as `steps_at_once` says, for each row that goes on."""
+        """Draw up to so many tokens, as `steps_at_once` says, for each active row."""
         began = time.perf_counter()
         self.do(at.DRAW, steps)
         self._step_s = (time.perf_counter() - began) / steps
@@ -106,7 +106,7 @@ class Loop:
             self._run(address, 0)
 
     def _judge(self, took_s: float, used_s: float) -> None:
-        """Have one thread go on where several had too little of the processor's time."""
+        """Use one thread for a while where several had too little processor time."""
         if took_s < _SHORTEST_S:
             return
         if used_s < _LEAST_SHARE * took_s:
