@@ -40,13 +40,15 @@ class Seen:
     """What was measured under one odd client.
 
     Attributes:
-        gaps_s: between two pieces of a stream, and before its first.
+        gaps_s: between two pieces of a stream.
+        waits_s: from a stream's request to its first piece.
         health_s: how long /health took.
         back_s: until slots and memory were free again; None where they were not.
         grown: bytes of memory that the server then had more than before.
     """
 
     gaps_s: list[float] = field(default_factory=list)
+    waits_s: list[float] = field(default_factory=list)
     health_s: list[float] = field(default_factory=list)
     back_s: float | None = None
     grown: int = 0
@@ -62,6 +64,7 @@ class Seen:
         back = f"free after {self.back_s:.1f} s" if self.back_s is not None else "not free"
         return (
             f"gaps {1000 * p99(self.gaps_s):.0f} ms (largest {1000 * max(self.gaps_s):.0f}), "
+            f"first pieces after {1000 * p99(self.waits_s):.0f} ms, "
             f"/health {1000 * p99(self.health_s):.0f} ms (largest "
             f"{1000 * max(self.health_s):.0f}), {back}, memory +{self.grown / 2**20:.0f} MiB"
         )
@@ -216,14 +219,15 @@ def stream(port: int, seconds: float, seen: Seen) -> None:
             assert isinstance(key.fileobj, socket.socket)
             data = key.fileobj.recv(65536)
             now = time.perf_counter()
-            seen.gaps_s.append(now - key.data[0])
+            (seen.gaps_s if key.data[1] else seen.waits_s).append(now - key.data[0])
             key.data[0], key.data[1] = now, (key.data[1] + data)[-20:]
             if not data or b"[DONE]" in key.data[1]:
                 chooser.unregister(key.fileobj)
                 key.fileobj.close()
                 begin()
     for key in list(chooser.get_map().values()):
-        seen.gaps_s.append(time.perf_counter() - key.data[0])
+        if key.data[1]:
+            seen.gaps_s.append(time.perf_counter() - key.data[0])
         with contextlib.suppress(OSError):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
