@@ -195,7 +195,8 @@ def _instead(path: Path) -> str:
     other = path.with_name(others.get(path.name, path.name))
     if other == path or not (path.exists() and other.exists()):
         return ""
-    return f"; the run's other model is {other} (mygpt doctor {path.parent} checks all its files)"
+    doctor = f"mygpt doctor {shlex.quote(str(path.parent))}"
+    return f"; the run's other model is {other} ({doctor} checks all its files)"
 
 
 def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
@@ -232,7 +233,8 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
     from mygpt.data import is_store
 
     if is_store(path):
-        raise CheckpointError(f"{path} is a token store, no model: mygpt train {path} makes one")
+        train = f"mygpt train {shlex.quote(str(path))}"
+        raise CheckpointError(f"{path} is a token store, no model: {train} makes one")
     other = another_programs(path)
     raise CheckpointError(other or f"{path}/ holds no best.safetensors and no last.safetensors")
 

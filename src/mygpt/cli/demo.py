@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +51,7 @@ def demo(
         say(f"\n--- temperature {temperature} ---\n{text}")
     if display.finished is not None:
         report_the_end(display.finished)
-    say(f'\nYour turn: mygpt generate --checkpoint {output} --prompt "The "')
+    say(f'\nYour turn: mygpt generate --checkpoint {shlex.quote(str(output))} --prompt "The "')
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from types import TracebackType
@@ -159,7 +160,7 @@ def _summary(store: TokenStore, encoded: int, seconds: float) -> str:
     if not encoded:
         return f"{store.path} is there already: {what}"
     speed = f"{encoded / max(seconds, 1e-9):,.0f} tokens/s"
-    return f"{store.path}: {what}, {speed}\nnext: mygpt train {store.path}"
+    return f"{store.path}: {what}, {speed}\nnext: mygpt train {shlex.quote(str(store.path))}"
 
 
 def _say_how_to_go_on(out: str, display: _Display) -> None:

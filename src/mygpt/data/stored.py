@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import stat
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ class TokenStore:
         if not index.finished or index.tokenizer is None:
             raise CheckpointError(
                 f"{path} is not finished: go on with the command that began it, "
-                f"mygpt tokenize ... --out {path}"
+                f"mygpt tokenize ... --out {shlex.quote(str(path))}"
             )
         tokenizer = read_tokenizer(path, index.tokenizer)
         if index.dtype == "uint16" and tokenizer.vocab_size > 2**16:

@@ -6,6 +6,7 @@ Folders one level too high, caches, adapters, models of vectors, weights of othe
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 
 from mygpt.data import is_store
@@ -54,7 +55,7 @@ def folder_problem(path: Path) -> str | None:
     if any((path / name).is_file() for name in _OURS):
         return _no_import(path)
     if is_store(path):
-        return f"{path} is a token store, no model: mygpt train {path} makes one"
+        return f"{path} is a token store, no model: mygpt train {shlex.quote(str(path))} makes one"
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         return _adapter(path)
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():

@@ -203,7 +203,8 @@ class RunFolder:
                 raise InputError(f"{foreign[0]} is no run's: choose another --output")
         elif not overwrite:
             raise InputError(
-                f"{self.folder} already holds a run: go on with --resume {self.name}, start anew "
+                f"{self.folder} already holds a run: go on with --resume "
+                f"{shlex.quote(str(self.name))}, start anew "
                 "with --overwrite, or choose another --output"
             )
 
@@ -309,7 +310,7 @@ class RunFolder:
         except CheckpointError as error:
             raise CheckpointError(
                 f"{problem}; and so is the state before it: {error}; "
-                f"`mygpt doctor {self.folder}` says which of its models are whole"
+                f"`mygpt doctor {shlex.quote(str(self.folder))}` says which of its models are whole"
             ) from None
         return state, f"{problem}: going on from the state before it, of step {state.course.step}"
 

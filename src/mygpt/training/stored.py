@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -212,7 +213,7 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
     if other.tokenizer.to_state() != store.tokenizer.to_state():
         raise InputError(
             f"{name} was tokenized in another way than {store.path}: tokenize it again with "
-            f"--tokenizer {store.path}"
+            f"--tokenizer {shlex.quote(str(store.path))}"
         )
     return other
 

@@ -124,7 +124,8 @@ def _without_folders(command: str) -> str:
     for word in words:
         name, equals, value = word.partition("=")
         shown.append(f"{name}={shown_path(value)}" if equals else shown_path(name))
-    return command if shown == words else shlex.join(shown)
+    # Of a hostile state all that would be more than one command is quoted.
+    return shlex.join(shown) if shown != words or words[:1] == ["mygpt"] else command
 
 
 def notes_of(run: Run) -> list[str]:

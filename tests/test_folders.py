@@ -1,0 +1,91 @@
+"""Folders that are complete or not there, and what killed writers of them left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mygpt.errors import InputError
+from mygpt.formats.folders import whole_folder
+from mygpt.storage import in_use, temporary_beside
+
+OURS = frozenset({"a", "b"})
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+def kill(monkeypatch: pytest.MonkeyPatch, target: Path, *, at: str, overwrite: bool) -> None:
+    """Write a folder as a process does that dies; its cleaning up is not done."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        rename = Path.rename
+
+        def dying(self: Path, to: Path) -> Path:
+            if at == "rename" and to == target:
+                raise Killed
+            return rename(self, to)
+
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(Killed):
+            export(target, at, overwrite=overwrite)
+
+
+def export(target: Path, at: str, *, overwrite: bool) -> None:
+    with whole_folder(target, OURS, overwrite=overwrite) as place:
+        (place / "a").write_text("half")
+        if at == "writing":
+            raise Killed
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_killed_export_left_goes_at_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders called .mygpt-*.tmp stayed for ever; those of a living one stay now too."""
+    target = tmp_path / "out"
+    kill(monkeypatch, target, at="writing", overwrite=False)
+    assert len(names(tmp_path)) == 1
+    living, other = temporary_beside(target), temporary_beside(tmp_path / "another")
+    for folder in (living, other):
+        folder.mkdir()
+    with in_use(living), whole_folder(target, OURS, overwrite=False) as place:
+        (place / "b").write_text("whole")
+    assert names(tmp_path) == sorted([living.name, other.name, "out"])
+    assert names(target) == ["b"]
+
+
+def test_an_export_that_was_being_replaced_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two renamings, the old one was hidden under a temporary name."""
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    kill(monkeypatch, target, at="rename", overwrite=True)
+    assert not target.exists()
+    with (
+        pytest.raises(InputError, match="is there already"),
+        whole_folder(target, OURS, overwrite=False),
+    ):
+        pass
+    assert (target / "a").read_text() == "old"
+
+
+def test_a_link_in_the_place_of_a_temporary_folder_is_not_followed(tmp_path: Path) -> None:
+    target, victim = tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "a").write_text("precious")
+    os.symlink(victim, temporary_beside(target))
+    os.symlink(victim, temporary_beside(target, ".old.tmp"))
+    with whole_folder(target, OURS, overwrite=False) as place:
+        (place / "b").write_text("whole")
+    assert names(victim) == ["a"]
+    assert names(target) == ["b"]
