@@ -28,6 +28,7 @@ from mygpt.randomness import Stream
 from mygpt.tokenization import (
     END_OF_TEXT,
     BPETokenizer,
+    CharTokenizer,
     ForeignTokenizer,
     end_notes,
     ends_of,
@@ -280,6 +281,60 @@ def test_tokenize_says_what_ends_documents(
     tokens = TokenStore.open(tmp_path / "s").tokens[:]
     assert (tokens == 281).sum() == 2
     assert tokens[0] == 281
+
+
+def test_info_names_the_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library = llama_like()
+    several = ForeignTokenizer(
+        json.loads(library.to_str()), end_of_text=281, other_ends=[282], vocab_size=290
+    )
+    none = CharTokenizer("ab")
+    for tokenizer, line in (
+        (several, "texts end:   with </s> (id 281), <unk> (id 282); <s> (id 280) before each\n"),
+        (none, "texts end:   nowhere by themselves: no token ends one\n"),
+    ):
+        config = GPTConfig(
+            tokenizer.vocab_size, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=32
+        )
+        mygpt.save_checkpoint(tmp_path / "m.safetensors", build(config), tokenizer)
+        with pytest.raises(SystemExit):
+            main(["info", str(tmp_path / "m.safetensors")])
+        assert line in capsys.readouterr().out
+
+
+def test_a_row_without_a_token_has_no_text() -> None:
+    """Whatever the decoder writes between tokens; it is drawn, counted, and not seen."""
+    for decoder in (None, decoders.WordPiece(), decoders.Metaspace(), decoders.BPEDecoder()):
+        library = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+        if decoder is not None:
+            library.decoder = decoder
+        tokenizer = ForeignTokenizer(json.loads(library.to_str()), vocab_size=4)
+        assert [tokenizer.token_text(n) for n in (2, 3)] == ["", ""]
+        assert tokenizer.byte_lengths()[2:].tolist() == [0, 0]
+        assert tokenizer.decode([0, 3, 1, 2]) == tokenizer.decode([0, 1])
+        stream = tokenizer.decoder()
+        pieces = [stream.push(n) for n in (0, 3, 1, 2)]
+        assert pieces[1] == pieces[3] == ""
+        assert "".join(pieces) + stream.finish() == tokenizer.decode([0, 1])
+
+
+def test_going_on_from_a_model_that_no_token_ends_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abba " * 60)
+    notes: list[str] = []
+
+    def listener(event: Event) -> None:
+        notes.extend([event.text] if isinstance(event, Note) else [])
+
+    mygpt.train(
+        tmp_path / "a.txt", output=tmp_path / "first", preset="tutorial", listener=listener, **TINY
+    )
+    assert not any("ends documents" in note for note in notes)
+    (tmp_path / "b.txt").write_text(f"abba {END_OF_TEXT}ab ba" * 40)
+    mygpt.train(
+        tmp_path / "b.txt", output=tmp_path / "second", init_from=tmp_path / "first",
+        listener=listener, steps=1, batch_size=2, device="cpu",
+    )  # fmt: skip
+    assert any("no token that ends documents" in note for note in notes)
 
 
 def test_gpt2s_own_tokenizer_stays_byte_level_bpe(tmp_path: Path) -> None:

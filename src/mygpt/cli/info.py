@@ -11,6 +11,7 @@ import typer
 
 from mygpt.cli.terminal import say, to_json
 
+_MOST_ENDS = 8  # tokens that are named
 _USUAL_TOKENS = 200  # what `mygpt generate` writes unless told
 
 
@@ -48,6 +49,19 @@ def info(
     say(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
 
 
+def _ends(tokenizer: Any) -> str:
+    """The tokens that end a text, and those that begin one."""
+    from mygpt.tokenization import ends_of
+
+    def shown(ids: tuple[int, ...]) -> str:
+        named = [f"{tokenizer.token_text(n)} (id {n})".lstrip() for n in ids[:_MOST_ENDS]]
+        return ", ".join(named) + ", ..." * (len(ids) > _MOST_ENDS)
+
+    begun = f"; {shown(tokenizer.beginning)} before each" if tokenizer.beginning else ""
+    ends = ends_of(tokenizer)
+    return (f"with {shown(ends)}" if ends else "nowhere by themselves: no token ends one") + begun
+
+
 def _lines(found: Any) -> list[tuple[str, str]]:
     """What a person wants to know first, name and value."""
     config, tokenizer, origin = found.config, found.tokenizer, found.provenance
@@ -66,6 +80,7 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         ("block", block),
         ("window", f"{config.max_seq_len} tokens"),
         ("tokenizer", f"{tokenizer.kind}, vocabulary {tokenizer.vocab_size}"),
+        ("texts end", _ends(tokenizer)),
     ]
     if config.ngram_rows:
         *earlier, last = (f"{count:,}" for count in config.ngram_rows)

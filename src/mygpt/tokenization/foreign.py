@@ -212,7 +212,7 @@ class ForeignTokenizer:
         """One token as text, as it stands inside a text; bytes that are no character as \\xNN."""
         check_ids([token_id], self.vocab_size)
         name = self._parts.names.get(token_id, "")
-        if token_id in self._parts.control:
+        if token_id in self._parts.control or not name:
             return name
         return self._bytes_of(name).decode("utf-8", "backslashreplace")
 

@@ -167,6 +167,8 @@ def prepare(
         chosen = _chosen(tokenizer, source, config, suitable)
     if known is None and not stores and os.path.exists(tokenizer):
         notes += end_notes(chosen)
+    elif known is not None and known.end_of_text is None and source.num_documents > 1:
+        notes += end_notes(known)
     train_tokens, val_tokens = source.encode(chosen)
     notes += _of_the_unknown(source, chosen, train_tokens, val_tokens, unknown)
     planned = plan_run(
