@@ -32,6 +32,8 @@ LANGUAGES = (
     "صوت صفير البلبل\nهيج قلبي الثمل\n",
     "naïve 🙂 café\n",
     "hi",
+    "… and “so” on … • €\n",
+    "色は匂へど ひらがなとカタカナ OK, この世は夢の中。\n" * 5,
 )
 
 
@@ -125,7 +127,9 @@ def test_a_document_of_another_program_is_named_and_refused(kind: str, tmp_path:
     assert f"a.txt.gz is {kind}" in refusals(packed)[0]
     with pytest.raises(InputError, match="--tokenizer byte learns its bytes"):
         prepare(path, output=tmp_path / "run", steps=1)
-    assert read_corpus([path], allow_bytes=True).documents[0].whole == data + b"\0" * 40
+    corpus = read_corpus([path], allow_bytes=True)
+    assert corpus.documents[0].whole == data + b"\0" * 40
+    assert f"its bytes are read as they are, though it is {kind}" in corpus.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +145,9 @@ def test_a_document_of_another_program_is_named_and_refused(kind: str, tmp_path:
         "ORC and OTTO",
         "one\r\ntwo\rthree\n\0four",
         "\0\0",
+        "abc\0def\n" * 20,
+        "abc\0" * 20,
+        "NUL\0is\0between\0words\0" * 20,
         "x" * 300 + "ustar",
     ],
 )

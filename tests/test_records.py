@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,8 @@ from mygpt.data.stored import StoredTokens
 from mygpt.data.storing import build as storing
 from mygpt.data.storing.build import build_store
 from mygpt.errors import InputError
-from mygpt.text import Records, find_sources, pieces, read_corpus
+from mygpt.text import Records, find_sources, pieces, read_corpus, reading
+from mygpt.text import records as records_module
 from mygpt.text.records import texts_of_csv, texts_of_json
 from mygpt.training import resume, train
 from mygpt.training.preparing import prepare
@@ -261,3 +263,34 @@ def test_tokenize_reads_a_csv_and_a_store_begun_before_stays_prose(
     again = build_store([path], tmp_path / "old", tokenizer="byte")
     assert again.sha256 == store.sha256 == TokenStore.open(tmp_path / "old").sha256
     assert again.num_documents == 1
+
+
+def test_packed_files_that_unpack_to_far_more_than_text_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain or of records, of one member or many, gzip or zstd: in one line, before the end."""
+    monkeypatch.setattr(reading, "_SMALL_UNPACKED", 2**18)
+    line = in_lines(["again and again " * 8])
+    member = gzip.compress(line * 2**14)
+    frames = zstandard.ZstdCompressor().compress(line * 2**15)
+    for name, data in (
+        ("a.txt.gz", member * 8),
+        ("a.jsonl.gz", member * 8),
+        ("named.txt", member * 8),
+        ("a.txt.zst", frames * 4),
+        ("a.jsonl.zst", frames * 4),
+    ):
+        path = write(tmp_path / name, data)
+        with pytest.raises(InputError, match=r"unpacks to more than 100 times its size.*unpack it"):
+            read_corpus([path], records=LENIENT)
+        monkeypatch.setenv("MYGPT_STORE_ABOVE", str(2**22))
+        if name != "named.txt":  # not seen to be packed before it is read
+            with pytest.raises(InputError, match="unpacks to more than 100 times its size"):
+                caching_stores.large_sources([path], None, LENIENT)
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_module, "_LONGEST", 1000)
+    path = write(tmp_path / "a.jsonl", b'{"text": "' + b"x" * 600_000)
+    with pytest.raises(InputError, match=r"a\.jsonl has a line of more than 1,000 characters"):
+        documents(path, records=Records("text"))

@@ -115,9 +115,9 @@ def _measured(source: TextSource, most: float) -> TextSource:
     """A packed file with the length of what is in it, as far as that matters."""
     length = 0
     with contextlib.closing(blocks_of(source.name)) as blocks:
-        for block, _ in blocks:
+        for block, read in blocks:
             length += len(block)
-            require_sensible_ratio(source.name, length, source.size)
+            require_sensible_ratio(source.name, length, min(read, source.size))
             if length > most:
                 break
     return replace(source, unpacked_bytes=length)

@@ -12,8 +12,8 @@ from mygpt.errors import InputError
 from mygpt.text.decoding import NotDecodedError, check_encoding, decode, remarks, text_bytes
 from mygpt.text.documents import SEPARATOR, Corpus, Document, parts_between_separators, split_note
 from mygpt.text.folder import Place, look_into
-from mygpt.text.kinds import FIRST_BYTES
-from mygpt.text.reading import Reader, out_of_memory, shown
+from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.reading import Reader, out_of_memory, require_sensible_ratio, shown
 from mygpt.text.records import kind_of
 from mygpt.text.streams import (
     Records,
@@ -213,6 +213,8 @@ def _read_records(
                 num_bytes += len(piece.text.encode("utf-8"))
                 in_memory += sys.getsizeof(piece.text) + sys.getsizeof(documents[-1])
                 reader.check_text(source.name, num_bytes, in_memory)
+                if source.packing:
+                    require_sensible_ratio(source.name, num_bytes, source.size)
     if not documents:
         raise InputError(f"{shown(source.name)} has no text in the field {field!r} of any record")
     reader.keep(num_bytes, in_memory)
@@ -230,7 +232,11 @@ def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool)
     except MemoryError:
         raise out_of_memory(name) from None
     reader.keep(len(data), sys.getsizeof(text))
-    reader.remark(name, remarks(data[:FIRST_BYTES], encoding) if isinstance(text, str) else [])
+    start = data[:FIRST_BYTES]
+    if isinstance(text, str):
+        reader.remark(name, remarks(start, encoding))
+    elif (why := why_no_text(start, encoding)) is not None:
+        reader.remark(name, [f"its bytes are read as they are, though it {why}"])
     return Document(name, text)
 
 

@@ -29,6 +29,8 @@ _PACKED = (
     *((bytes([0x50 + n, 0x2A, 0x4D, 0x18]), "zstd") for n in range(16)),  # skippable frames
 )
 
+_PLAIN_ASCII = bytes(32 <= byte < 127 or byte in b"\n\r" for byte in range(256))
+
 _UNPACK = "unpack it and name the text in it"
 _EXPORT = "export its text, as JSON lines say"
 _SAVE = "save it as plain text"
@@ -180,12 +182,18 @@ def unmarked_encoding(start: bytes | bytearray) -> str | None:
     units = len(sample) // 2
     zeros = {"utf-16-be": sample[0::2].count(0), "utf-16-le": sample[1::2].count(0)}
     likely = sorted(zeros, key=lambda codec: -zeros[codec])
-    if units < 2 or (
-        not (zeros[likely[0]] >= 0.25 * units and zeros[likely[1]] <= 0.01 * units)
-        and _passes_for_utf8(sample)
-    ):
+    certain = zeros[likely[0]] >= 0.25 * units and zeros[likely[1]] <= 0.01 * units
+    if units < 2 or _letters_in_pairs(sample) >= 0.45 * units:
+        return None
+    if not certain and _passes_for_utf8(sample):
         return None
     return next((codec for codec in likely if zeros[codec] and _reads(sample, codec)), None)
+
+
+def _letters_in_pairs(sample: bytes) -> int:
+    """How many units of two bytes are both plain ASCII: text with NULs in it is mostly these."""
+    plain = sample.translate(_PLAIN_ASCII)
+    return sum(first & second for first, second in zip(plain[0::2], plain[1::2], strict=False))
 
 
 def _is_utf8(sample: bytes) -> bool:

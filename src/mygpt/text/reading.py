@@ -228,8 +228,8 @@ def require_sensible_ratio(name: str, unpacked_bytes: int, packed_bytes: int) ->
     """
     if unpacked_bytes > _SMALL_UNPACKED and unpacked_bytes > _MOST_RATIO * packed_bytes:
         raise InputError(
-            f"{shown(name)} has {_size(packed_bytes)} and unpacks to more than {_MOST_RATIO} times "
-            "as much, which no ordinary text does: unpack it and name the file, if it is meant"
+            f"{shown(name)} unpacks to more than {_MOST_RATIO} times its size, which no "
+            "ordinary text does: unpack it and name the file, if it is meant"
         )
 
 

@@ -43,17 +43,21 @@ def kind_of(name: str) -> str:
 
 def texts_of_lines(texts: Texts, field: str, name: str) -> Iterator[Record]:
     """One object a line; a line of white space is none."""
-    for number, (line, read) in enumerate(_lines(texts), start=1):
+    for number, (line, read) in enumerate(_lines(texts, name), start=1):
         if line and not line.isspace():
             yield _text_in(line, field, f"{shown(name)}, line {number:,}"), read
 
 
-def _lines(texts: Texts) -> Iterator[tuple[str, int]]:
+def _lines(texts: Texts, name: str) -> Iterator[tuple[str, int]]:
     waiting: list[str] = []
     read = 0
     for text, read in texts:
         first, *others = text.split("\n")
         waiting.append(first)
+        if sum(map(len, waiting)) > _LONGEST:
+            raise InputError(
+                f"{shown(name)} has a line of more than {_LONGEST:,} characters, which is no record"
+            )
         for line in others:
             yield "".join(waiting), read
             waiting = [line]
