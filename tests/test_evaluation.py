@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from mygpt.evaluation import Evaluation, evaluate, evaluate_nanogpt, predicted_c
 from mygpt.model import GPT
 from mygpt.text import Document
 from mygpt.text.sizes import TextSize
-from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, of_description
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, ForeignTokenizer, Tokenizer
 from mygpt.tutorial import set_seed
 
 
@@ -113,7 +112,7 @@ def foreign(normalizer: object = None, pre_tokenizer: object = None) -> Tokenize
     )
     library.normalizer = normalizer
     library.pre_tokenizer = pre_tokenizer or pre_tokenizers.WhitespaceSplit()
-    return of_description(json.loads(library.to_str()), Path("no folder"))
+    return ForeignTokenizer(json.loads(library.to_str()))
 
 
 PLAIN = normalizers.BertNormalizer(lowercase=True, strip_accents=True)

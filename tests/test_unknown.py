@@ -15,7 +15,7 @@ from mygpt.data import encode_documents, predicted_size
 from mygpt.data.storing.build import build_store
 from mygpt.errors import InputError
 from mygpt.text import Document
-from mygpt.tokenization import CharTokenizer, ForeignTokenizer, of_description
+from mygpt.tokenization import CharTokenizer, ForeignTokenizer
 from mygpt.tokenization.unknown import UnknownText, without_unknown
 from mygpt.training.events import Note
 from mygpt.training.verdict import Seen, verdict
@@ -77,9 +77,7 @@ def some_bytes() -> Tokenizer:
 
 
 def foreign(library: Tokenizer) -> ForeignTokenizer:
-    found = of_description(json.loads(library.to_str()), Path("no folder"))
-    assert isinstance(found, ForeignTokenizer)
-    return found
+    return ForeignTokenizer(json.loads(library.to_str()))
 
 
 @pytest.mark.parametrize(
@@ -240,3 +238,10 @@ def test_a_store_knows_the_bytes_of_its_validation_text(tmp_path: Path) -> None:
     exact = predicted_size(held, tokens, tokenizer)
     part = store.size_of(count - len(tokens) + 1, count)
     assert part.num_bytes == pytest.approx(exact.num_bytes, abs=3)
+    assert part.num_chars is None  # how many of them are the unknown tokens' is not known
+    (tmp_path / "ascii.txt").write_text("hello world the word 1\n" * 60)
+    store = build_store(
+        [tmp_path / "ascii.txt"], tmp_path / "other", tokenizer=tokenizer, workers=0
+    )
+    part = store.size_of(7, len(store.tokens))
+    assert part.num_chars == part.num_bytes

@@ -215,7 +215,8 @@ class TokenStore:
 
         Exact for whole shards. Of a shard that is cut: the bytes that the ids decode to, and what
         these lack to the shard's bytes shared among its unknown tokens, where those stand for
-        characters, else among all its ids.
+        characters, else among all its ids. Of such a part characters are known where all are a
+        byte each.
         """
         num_bytes = num_chars = 0.0
         counted, begin = True, 0
@@ -225,6 +226,7 @@ class TokenStore:
                 part = 1.0
                 if end - first < shard.tokens:
                     part = self._share_of_bytes(first, end, begin, shard)
+                    counted = counted and shard.characters == shard.bytes
                 num_bytes += shard.bytes * part
                 num_chars += (shard.characters or 0) * part
                 counted = counted and shard.characters is not None
