@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,15 @@ def test_a_store_knows_the_bytes_of_its_validation_text(tmp_path: Path) -> None:
     )
     part = store.size_of(7, len(store.tokens))
     assert part.num_chars == part.num_bytes
+
+
+def test_a_store_in_the_cache_does_not_answer_for_its_text(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been made when the text was kept: without that the text is refused again."""
+    monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", "100")
+    options = {**SMALL, "tokenizer": str(place / "pieces.json")}
+    for policy, name in (("error", "1"), ("keep", "2"), ("error", "3")):
+        with nullcontext() if policy == "keep" else pytest.raises(InputError, match="at most 10"):
+            mygpt.train(place / "emoji.txt", output=tmp_path / name, unknown=policy, **options)

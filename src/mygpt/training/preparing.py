@@ -170,7 +170,10 @@ def prepare(
     elif known is not None and known.end_of_text is None and source.num_documents > 1:
         notes += end_notes(known)
     train_tokens, val_tokens = source.encode(chosen)
-    notes += _of_the_unknown(source, chosen, train_tokens, val_tokens, unknown)
+    found = source.unknown(chosen, train_tokens, val_tokens)
+    for name, part in found.items():  # what a store holds was decided on when it was made
+        decided = bool(stores) and (name == source.name or not source.held)
+        notes += part.notes(name, "keep" if decided else unknown)
     planned = plan_run(
         preset,
         options,
@@ -249,20 +252,6 @@ def _check_state(shape: GPTConfig, tokenizer: Tokenizer, settings: dict[str, Any
     rooms = ("model", *(f"optimizer/{what}" for what in ("step", "average", "square")))
     shapes = shape.parameter_shapes().items()
     check_storable(parts, {f"{room}/{name}": size for room in rooms for name, size in shapes})
-
-
-def _of_the_unknown(
-    source: Source, tokenizer: Tokenizer, train_tokens: Tokens, val_tokens: Tokens, policy: str
-) -> list[str]:
-    """Notes on what the tokenizer does not know; refused where it is too much.
-
-    What a store holds was decided on when it was made.
-    """
-    notes = []
-    for name, found in source.unknown(tokenizer, train_tokens, val_tokens).items():
-        decided = isinstance(source, StoredSource) and (name == source.name or not source.held)
-        notes += found.notes(name, "keep" if decided else policy)
-    return notes
 
 
 def _with_steps_in_time(
