@@ -388,6 +388,8 @@ def test_messages_name_tensors_as_the_file_does(tmp_path):
     found = message(lambda s: s.update({extra: torch.ones(3)}), "no place")
     assert extra in found
     assert "merge_and_unload" in found
+    one = torch.ones(1).expand(12)  # one number on the disk, as many as the shape says in memory
+    message(lambda s: s.update({norm: one}), "larger than its numbers")
     both = {"transformer.ln_f.weight": torch.ones(12)}
     assert "twice" in message(lambda s: s.update(both), "ln_f")
 

@@ -16,6 +16,7 @@ from mygpt.engines.contract import Engine, Request
 from mygpt.engines.cpu import CpuEngine, pack
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import TorchEngine
+from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
 from mygpt.randomness import Stream
 from shapes import build
@@ -116,3 +117,11 @@ def test_generate_reads_a_long_window_by_torch_and_by_machine_code(monkeypatch):
         assert "rotary_cos" not in model.state_dict()
         assert generate(model, prompt, new, seed=1).shape == (1, 40 + new)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["rope_base", "norm_eps", "dropout", "embed_dim"])
+def test_numbers_past_all_ranges_are_refused_in_a_short_line(name):
+    """A base of 401 digits was a traceback, and the message had as many."""
+    with pytest.raises(InputError, match=f"{name}=10000") as refused:
+        GPTConfig(**{**MODERN.to_dict(), name: 10**400})
+    assert len(str(refused.value)) < 150

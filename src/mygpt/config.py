@@ -34,15 +34,19 @@ def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
     """Raise `InputError` unless `value` is a whole number of at least `least`."""
     # NumPy's integers are Integral too, and no int.
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}{unit}")
+        raise InputError(f"{name}={value!r:.80} must be a whole number of at least {least}{unit}")
     if int(value) > _MOST:
-        raise InputError(f"{name}={value!r} must be at most {_MOST:,}")
+        raise InputError(f"{name}={value!r:.80} must be at most {_MOST:,}")
 
 
 def require_number(name: str, value: Any) -> None:
     """Raise `InputError` unless `value` is a number that can be compared with others."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{name}={value!r} must be a number")
+        raise InputError(f"{name}={value!r:.80} must be a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise InputError(f"{name}={value!r:.40}... is past the range of numbers") from None
 
 
 def make_plain(config: Any) -> None:
@@ -58,13 +62,13 @@ def make_plain(config: Any) -> None:
 def require_path(name: str, value: Any) -> None:
     """Raise `InputError` unless `value` is a name that a file or folder can have."""
     if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
-        raise InputError(f"{name}={value!r} must be the name of a file or folder")
+        raise InputError(f"{name}={value!r:.300} must be the name of a file or folder")
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `InputError` unless `value` is one of `choices`."""
     if value not in choices:
-        raise InputError(f"{name}={value!r} is not known: choose {', '.join(choices)}")
+        raise InputError(f"{name}={value!r:.80} is not known: choose {', '.join(choices)}")
 
 
 _POSITIONS_AT_ONCE = 2**13
@@ -154,7 +158,7 @@ class GPTConfig:
             raise InputError(f"rope_base={self.rope_base} must be a finite number above 0")
         for name in ("attention_bias", "mlp_bias", "qk_norm", "tied"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name}={getattr(self, name)!r} must be true or false")
+                raise InputError(f"{name}={getattr(self, name)!r:.80} must be true or false")
         self._check_heads()
         self._check_ngram_rows()
 

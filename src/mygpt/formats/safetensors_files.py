@@ -288,6 +288,8 @@ def _torch_tensors(path: Path) -> dict[str, StoredTensor]:
         plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
         if not plain or tensor.device.type != "cpu":
             raise InputError(f"{path}: {name!r:.80} is no plain tensor")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():  # its numbers repeat
+            raise InputError(f"{path}: {name!r:.80} is a tensor that is larger than its numbers")
         kind = str(tensor.dtype).removeprefix("torch.")
         dtype = _TORCH_TYPES.get(kind, kind)
         found[name] = StoredTensor(path, name, dtype, tuple(tensor.shape), partial(_copy, tensor))
