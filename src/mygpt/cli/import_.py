@@ -18,7 +18,8 @@ def import_(
         typer.Argument(
             metavar="PATH",
             help="A Hugging Face folder (GPT-2, Llama, Qwen3), a checkpoint of the tutorial or "
-            "of nanoGPT, or, with huggingface_hub, a name on the hub.",
+            "of nanoGPT, torch.save of a mygpt.GPT's weights, or, with huggingface_hub, a name on "
+            "the hub.",
         ),
     ],
     output: Annotated[
