@@ -193,3 +193,9 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path):
     assert "--tokenizer" in refused(saved(tmp_path / "b" / "b.pt", model.state_dict()))
     (tmp_path / "b" / "b_tokenizer.json").write_text(json.dumps({"chars": list("abcde")}))
     read_foreign(str(tmp_path / "b" / "b.pt"))
+
+
+def test_matrices_of_nothing_are_no_model(tmp_path):
+    model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=16)
+    state = {name: tensor[:0] for name, tensor in model.state_dict().items()}
+    assert "no model" in refused(saved(tmp_path / "a.pt", state), tokenizer=CharTokenizer("abcd"))

@@ -372,3 +372,12 @@ def test_a_vocabulary_of_another_kind_is_named_with_the_remedy(name, tmp_path):
     (tmp_path / name).write_text("x")
     with pytest.raises(InputError, match=f"has a {name} and no tokenizer.json: let transformers"):
         read_tokenizer(tmp_path, 5)
+
+
+def test_merges_of_another_vocabulary_are_refused(tmp_path):
+    """The library would panic over them, and print its own lines."""
+    folder = two_files(tmp_path, [END_OF_TEXT])
+    with (folder / "merges.txt").open("a") as file:
+        file.write("a zzzz\n")
+    with pytest.raises(InputError, match=r"joins 'a' and 'zzzz', and vocab.json lacks one"):
+        read_tokenizer(folder, SIZE + 1)

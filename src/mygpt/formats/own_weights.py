@@ -86,6 +86,8 @@ def _config(
     hidden = state.matrix(f"{_BLOCK}mlp.output.weight")[1]
     heads_width = state.matrix(f"{_BLOCK}attention.output.weight")[1]  # H * D
     grouped = state.matrix(f"{_BLOCK}attention.query_key_value.weight")[0] - heads_width  # 2 G D
+    if min(vocab_size, width, inner, hidden, heads_width, grouped) < 1:
+        raise InputError(f"{path}: its matrices have no rows or columns: it is no model")
     normed = f"{_BLOCK}attention.query_norm.weight"
     learned = "position_embedding.weight" in state
     seen: dict[str, Any] = {
@@ -116,7 +118,7 @@ def _config(
             '"config": model.config.to_dict()'
         )
     heads, notes = _heads(path, state, normed, heads_width, width, said, num_heads)
-    if heads_width % heads or grouped % (2 * heads_width // heads):
+    if heads_width % heads or heads > heads_width or grouped % (2 * heads_width // heads):
         raise InputError(
             f"{path}: queries of {heads_width} and keys of {grouped // 2} rows are no whole heads "
             f"with num_heads={heads}: give another --num-heads"

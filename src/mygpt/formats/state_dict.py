@@ -152,7 +152,7 @@ class StateDict:
     def _what_is_there(self) -> str:
         first = min(self._names.values())
         return (
-            f"the file holds {len(self._names):,} tensors, {first!r:.80} among them; save "
+            f"of the tensors in the file ({len(self._names):,}) {first!r:.80} is the first; save "
             "model.state_dict() of the whole model again, or it is of another kind of model"
         )
 

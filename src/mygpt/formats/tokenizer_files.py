@@ -153,6 +153,13 @@ def _rules(folder: Path, config: dict[str, Any]) -> _Rules:
 
 def _assembled(folder: Path, rules: _Rules, config: dict[str, Any]) -> dict[str, Any]:
     """The `tokenizer.json` of a vocabulary, merges and the rules of a class."""
+    vocab, merges = read_json(folder / "vocab.json"), _merges(folder / "merges.txt")
+    for pair in merges:
+        if not {*pair, "".join(pair)} <= vocab.keys():
+            raise InputError(
+                f"{folder / 'merges.txt'} joins {pair[0]!r:.40} and {pair[1]!r:.40}, and "
+                "vocab.json lacks one of them or what they make: the files do not belong together"
+            )
     spaced = bool(config.get("add_prefix_space"))
     as_bytes = {"type": "ByteLevel", "add_prefix_space": spaced, "trim_offsets": True}
     words: dict[str, Any] = {**as_bytes, "use_regex": rules.pattern is None}
@@ -173,11 +180,7 @@ def _assembled(folder: Path, rules: _Rules, config: dict[str, Any]) -> dict[str,
             "trim_offsets": True,
             "use_regex": True,
         },
-        "model": {
-            "type": "BPE",
-            "vocab": read_json(folder / "vocab.json"),
-            "merges": _merges(folder / "merges.txt"),
-        },
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
 
 
@@ -225,7 +228,7 @@ def _tokens(folder: Path, config: dict[str, Any], defaults: dict[str, str]) -> _
         place = folder / "added_tokens.json"
         files = files | _optional(folder / "special_tokens_map.json")
     named = {f"{role}_token": content for role, content in defaults.items()} | files
-    special = [_entry(place, value, special=True) for value in _named(named)]
+    special = [_entry(folder, value, special=True) for value in _named(named)]
     contents = {token["content"] for token in special}
     if listed is None:
         for content, number in _optional(place).items():
@@ -244,7 +247,7 @@ def _tokens(folder: Path, config: dict[str, Any], defaults: dict[str, str]) -> _
         text = named_role.get("content") if isinstance(named_role, dict) else named_role
         if isinstance(text, str):
             roles[role] = text
-    by_files = [_entry(place, v, special=True)["content"] for v in _named(files)]
+    by_files = [_entry(folder, v, special=True)["content"] for v in _named(files)]
     implied = frozenset(defaults.values()) - set(by_files)
     numbered.sort(key=lambda token: int(token["id"]))
     return _Tokens(numbered, special, roles, implied)
