@@ -20,13 +20,12 @@ LIMIT_S = 5.0  # a second on an idle machine
 
 # A command whose main thread is inside a C function that gives up Python's lock, as kernels do.
 IN_A_KERNEL = """
-import ctypes
+import hashlib
 import mygpt.cli.commands as commands
 from mygpt.cli import main
 def run(args):
     print("running", flush=True)
-    ctypes.CDLL(None).poll(None, 0, 60000)
-    ctypes.CDLL(None).poll(None, 0, 60000)  # a signal ends the first
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 commands.run = run
 main()
 """
@@ -60,7 +59,7 @@ commands.run = run
 main()
 """
 TWICE = """
-import ctypes, sys, time
+import hashlib
 import mygpt.cli.commands as commands
 from mygpt.cli import main
 from mygpt.signals import LastWords, Postponed
@@ -68,9 +67,7 @@ def run(args):
     with LastWords(lambda: print("last words", flush=True)):
         with Postponed(lambda name: print("first", name, flush=True)):
             print("running", flush=True)
-            end = time.monotonic() + 60
-            while time.monotonic() < end:
-                ctypes.CDLL(None).poll(None, 0, 60000)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 commands.run = run
 main()
 """
@@ -139,6 +136,32 @@ def test_what_torchrun_repeats_is_no_second_signal() -> None:
         time.sleep(0.3)
     assert process.poll() is None
     assert ends(process, signal.SIGTERM)[0] == 128 + signal.SIGTERM
+
+
+FILL_THE_PIPE = """
+            import os
+            os.set_blocking(1, False)
+            try:
+                while True:
+                    os.write(1, b".")
+            except BlockingIOError:
+                os.set_blocking(1, True)
+"""
+
+
+def test_output_that_nobody_reads_keeps_no_command_alive() -> None:
+    """Neither the report of a first signal nor the last words are waited for."""
+    program = TWICE.replace("            hashlib", f"{FILL_THE_PIPE[1:]}            hashlib")
+    process = begin(program)
+    time.sleep(0.3)  # it fills the pipe
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert time.monotonic() - began < LIMIT_S
+    process.communicate()
 
 
 def test_a_command_leaves_a_programs_signals_as_they_were(capsys: pytest.CaptureFixture) -> None:

@@ -93,13 +93,16 @@ class Postponed:
             self.received = number
         return True
 
+    def is_news(self) -> bool:
+        """Whether a first signal is to be announced; from then on it is not."""
+        news = self._own is not None and not self._announced
+        self._announced |= news
+        return news
+
     def announce(self) -> None:
-        """Report the first signal, once."""
-        if self._own is None or self._announced:
-            return
-        self._announced = True
+        """Report the first signal."""
         try:
-            self._on_first(signal.Signals(self._own).name)
+            self._on_first(signal.Signals(self._own or signal.SIGINT).name)
         except (RuntimeError, OSError):  # in the middle of printing, or to nobody
             return
 
@@ -258,7 +261,10 @@ class Watch:
             poll.poll(None if self.received is None else max(0.0, 1000 * left_s))
             self._read()
             for postponed in tuple(_postponed):
-                postponed.announce()
+                if (
+                    postponed.is_news()
+                ):  # in a thread, since whoever reads our lines may have stopped
+                    _thread.start_new_thread(postponed.announce, ())
             with self._lock:
                 due = self.received is not None and time.monotonic() >= self._ends_at
                 if due and not self._stopped:
@@ -318,7 +324,8 @@ def _handler(number: int, frame: FrameType | None) -> None:
         return
     if not _postponed or not _postponed[-1].takes(number):
         raise interruption(number)
-    _postponed[-1].announce()
+    if _postponed[-1].is_news():
+        _postponed[-1].announce()
     if AtOnce.depth:
         _postponed[-1].abandon()
 

@@ -43,12 +43,12 @@ def main(args: Sequence[str] | None = None) -> None:
         if watch is None or watch.received is None:
             raise
     finally:
-        if watch is not None and (args is not None or watch.received is not None):
+        if watch is not None and args is not None:
             signals.uninstall()
     if watch is not None and watch.received is not None:
         code = 128 + watch.received
         if args is None:  # half imported libraries do not always end well
-            _flush()
+            _flush()  # the watch ends the process where nobody reads its output
             os._exit(code)
     sys.exit(code)
 
