@@ -98,7 +98,7 @@ def test_the_digest_is_the_files_split_or_not(tmp_path: Path, stories: str) -> N
         read_corpus([stories], split=True)
         .notes[0]
         .startswith(
-            "<|endoftext|> separates the documents of 1 file: 60 documents (--no-split-documents"
+            "<|endoftext|> separates the documents of 1 text: 60 documents (--no-split-documents"
         )
     )
     assert read_corpus([str(other)], split=True).notes == []

@@ -125,10 +125,10 @@ def without_separators(text: str) -> str:
     return _SEPARATORS.sub("\n", text)
 
 
-def split_note(files: int, documents: int) -> str:
-    """What people should know of files that were split."""
+def split_note(texts: int, documents: int) -> str:
+    """What people should know of texts that were split."""
     return (
-        f"{SEPARATOR} separates the documents of {files:,} file{'s' * (files != 1)}: "
+        f"{SEPARATOR} separates the documents of {texts:,} text{'s' * (texts != 1)}: "
         f"{documents:,} documents (--no-split-documents leaves it in the text)"
     )
 
