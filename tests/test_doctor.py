@@ -806,3 +806,12 @@ def test_a_run_folder_that_is_itself_a_link_may_be_named(place: Path, run: Path)
     (place / "named").symlink_to(run)
     mygpt.training.resume(place / "named", steps=14, listener=lambda event: None)
     assert check(run)[0].text.startswith(f"{(run / STATE).stat().st_size:,} bytes, step 14")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_or_a_device_that_is_named_is_called_so(tmp_path: Path) -> None:
+    """It was said not to exist."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(CheckpointError, match="is no file, but a device or a pipe"):
+            check(path)

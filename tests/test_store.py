@@ -629,3 +629,18 @@ def test_a_store_whose_folder_is_renamed_is_written_no_further(
             build_store([text], store, tokenizer="byte", workers=0, shard_tokens=1000)
     assert os.listdir(store) == []
     assert build_store([text], moved, tokenizer="byte", workers=0, shard_tokens=1000).num_documents
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no modes of files")
+def test_the_files_of_a_private_store_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    """As those in the cache are made: another user could change the tokens."""
+    text, store = tmp_path / "text.txt", tmp_path / "store"
+    text.write_text("abcdefgh\n" * 100)
+    store.mkdir(0o700)
+    before = os.umask(0)
+    try:
+        build_store([text], store, tokenizer="byte", workers=0)
+    finally:
+        os.umask(before)
+    modes = {path.lstat().st_mode & 0o777 for path in store.rglob("*") if path.is_file()}
+    assert (modes, (store / "shards").stat().st_mode & 0o777) == ({0o600}, 0o700)

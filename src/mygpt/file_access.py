@@ -104,7 +104,7 @@ def _check(path: str | Path, status: os.stat_result) -> None:
             "or put the file itself there"
         )
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise CheckpointError(f"{path} is no file, but a device or a pipe; remove it")
+        raise CheckpointError(f"{path} is no file, but a device or a pipe: a file is expected")
 
 
 def make_private_folder(folder: Path) -> None:
@@ -116,6 +116,11 @@ def make_private_folder(folder: Path) -> None:
     for place in reversed(missing):
         with contextlib.suppress(FileExistsError):
             place.mkdir(PRIVATE_FOLDER)
+
+
+def file_mode(folder: Path) -> int:
+    """The mode for files of a folder, less what the umask takes; private in a private folder."""
+    return 0o666 if os.stat(folder).st_mode & 0o077 else PRIVATE_FILE
 
 
 def is_private(status: os.stat_result) -> bool:

@@ -23,6 +23,7 @@ from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import (
     NO_LINK,
     NO_WAIT,
+    file_mode,
     open_descriptor,
     open_regular,
     read_inside,
@@ -293,7 +294,9 @@ class RunLock:
         path = lock_path(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
+            self._descriptor = open_descriptor(
+                path, os.O_RDWR | os.O_CREAT, mode=file_mode(self.folder)
+            )
         except OSError as error:
             raise StorageError(
                 f"cannot write to {self.folder}: {error.strerror}: choose another --output"

@@ -43,6 +43,7 @@ def check(path: str | Path) -> list[Finding]:
     """
     path = Path(path)
     try:
+        require_regular(path, inside=False)  # one that is named itself may be a link
         run = RunFolder.at(path)
         if path.is_file() and not (run.file == path and run.folder.is_dir()):
             return [_check_file(path)]
@@ -171,7 +172,7 @@ def _check_others(run: RunFolder) -> Iterator[Finding]:
 def _irregular(path: Path, error: CheckpointError) -> Finding:
     """What to say of a link, a pipe or a device."""
     text, _, remedy = str(error).removeprefix(f"{path} ").partition("; ")
-    return Finding(path, "damaged", text, remedy)
+    return Finding(path, "damaged", text, remedy or "remove it")
 
 
 _LONGEST_SETTINGS, _LONGEST_LOG = 2**22, 2**30  # bytes

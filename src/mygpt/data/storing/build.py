@@ -34,7 +34,7 @@ from mygpt.data.storing.pool import Answer, Job, Workers
 from mygpt.data.storing.tokenizer import check_name, learned
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.file_access import require_folder
+from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder, require_folder
 from mygpt.json_objects import STATE, check_size
 from mygpt.storage import RunLock, holder, remove, strays, write_durably
 from mygpt.text import READING, Piece, Records, TextSource, find_sources, name_of, pieces
@@ -314,7 +314,7 @@ class _Building:
             check_size(state, STATE)
         except ValueError as error:
             raise InputError(f"the tokenizer cannot be kept in a store: {error}") from None
-        write_durably(self.out / TOKENIZER, [state], inside=True)
+        write_durably(self.out / TOKENIZER, [state], inside=True, mode=file_mode(self.out))
         dtype = np.dtype(dtype_of(tokenizer)).name
         digest = hashlib.sha256(state).hexdigest()
         self.index = replace(self.index, tokenizer=digest, dtype=dtype)
@@ -399,8 +399,11 @@ class _Building:
             starts = [np.concatenate(self._starts).tobytes()]
             digests = _digest(self._ids), _digest(starts)
             tokens, documents = shard_paths(self.out, len(shards))
-            write_durably(tokens, self._ids, inside=True)
-            write_durably(documents, starts, inside=True)
+            mode = file_mode(self.out)
+            if mode == PRIVATE_FILE:
+                make_private_folder(tokens.parent)
+            write_durably(tokens, self._ids, inside=True, mode=mode)
+            write_durably(documents, starts, inside=True, mode=mode)
             shard = Shard(
                 self._num_tokens, self._documents, self._bytes, *digests, self._characters
             )

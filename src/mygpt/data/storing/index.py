@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mygpt.errors import CheckpointError, DamagedError, InputError
-from mygpt.file_access import open_regular
+from mygpt.file_access import file_mode, open_regular
 from mygpt.json_objects import Limits, check_size, parse_object
 from mygpt.storage import write_durably
 
@@ -142,7 +142,7 @@ class Index:
             raise InputError(
                 f"{store / INDEX} cannot be written: {error}; take larger shards, or fewer files"
             ) from None
-        write_durably(store / INDEX, [data], inside=True)
+        write_durably(store / INDEX, [data], inside=True, mode=file_mode(store))
 
     @classmethod
     def read(cls, store: Path) -> Index:
