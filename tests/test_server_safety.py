@@ -897,6 +897,16 @@ def test_logprobs_of_many_prompts_at_once_are_refused():
         assert "24 prompt tokens are more than 20" in answer.json()["error"]["message"]
 
 
+def test_echoes_of_a_long_prompt_have_a_limit_together():
+    """A body of a megabyte with 128 choices asked for an answer of 128."""
+    with client(max_body_bytes=1000) as api:
+        body = BODY | {"prompt": "ab" * 300, "echo": True, "max_tokens": 0}
+        assert api.post("/v1/completions", json=body | {"n": 26}).status_code == 200
+        answer = api.post("/v1/completions", json=body | {"n": 27})
+        assert answer.status_code == 400
+        assert "16200 characters of prompts are more than 16000" in answer.text
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [('{"model": "mygpt", "model": "x"}', "'model' is there twice"),

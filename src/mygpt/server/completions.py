@@ -42,6 +42,7 @@ _PIECE = 2**14  # characters of a long prompt that are encoded at a time
 _CHARACTERS_A_TOKEN = 16  # on average; four are usual
 _CONTEXT = 64  # tokens of a prompt that decide how it ends
 UNKNOWN_CHARACTERS = "unknown_characters"  # the code of an error, by which the page knows it
+_MOST_ECHOES = 16  # of the largest prompt that a body holds, in one answer
 _LARGE = 2048  # tokens of an answer that is made beside the event loop
 
 
@@ -261,6 +262,14 @@ class Completions:
                 # A character that is unfinished there is the choice's.
                 decoder = self.writer.tokenizer.decoder(after=prompt.ids[-_CONTEXT:].tolist())
                 prompt.text = prompt.text.removesuffix(decoder.finish())
+        echoed = wanted.n * sum(len(prompt.text) for prompt in prompts)
+        most = _MOST_ECHOES * self.settings.max_body_bytes
+        if wanted.echo and echoed > most:
+            raise invalid(
+                "echo",
+                f"{echoed} characters of prompts are more than {most} in one answer: send fewer "
+                "prompts, or a smaller n",
+            )
         return wanted, prompts
 
     async def _score(self, wanted: CompletionRequest, prompts: Sequence[ReadPrompt]) -> None:
