@@ -38,8 +38,8 @@ _SWITCH_S = 0.001
 _MOST_OF = 0.9  # of the time limit at the end: what is left is for telling
 _DEAD_S = 1.0  # for which /health says that decoding has ended for good
 _BACKLOG = 1024  # connections that the system keeps until they are accepted
-_AT_ONCE = 8  # accepted in a turn of the event loop; it has closed one too many after four turns
-_RESERVE = 64  # open files for all that is no connection, or has just been accepted
+_AT_ONCE = 32  # accepted in a turn of the event loop; it has closed one too many after four turns
+_RESERVE = 160  # open files for all that is no connection, or has just been accepted
 
 
 class ServerDied(MygptError):
