@@ -68,8 +68,8 @@ def _text_of(name: str, encoding: str | None) -> str:
     missing = name != "-" and not os.path.lexists(name) and "://" not in name
     if missing and "\0" not in name:
         raise InputError(
-            f"{shown(name)} cannot be read: it does not exist; name a text file, or - for standard "
-            "input"
+            f"{shown(name)} cannot be read: {shown(name)} does not exist; name a text file, or "
+            "- for standard input"
         )
     text, notes = read_text(name, encoding=encoding)
     for note in notes:
