@@ -141,7 +141,8 @@ def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -
         return read_nanogpt(path, tokenizer=tokenizer)
     raise InputError(
         f"{path} is no checkpoint that is known: neither weights of mygpt.GPT, nor a tutorial's "
-        "(model_state_dict, or weights alone), nor nanoGPT's (model, model_args)"
+        "(model_state_dict, or weights alone), nor nanoGPT's (model, model_args); weights alone of "
+        "another model do not say its shape: save it as a Hugging Face folder, with its config.json"
     )
 
 
