@@ -43,12 +43,12 @@ _OTHERS = [
     ["serve", "runs/old", "--port", "0"],
     ["eval", "runs/old", "text.txt"],
     ["tokenize", "long.txt", "--out", "store", "--tokenizer", "bpe:1000", "--overwrite"],
-    ["explain", "runs/old", "-p", "abc"],
+    ["explain", "runs/old", "-p", "abc", "--terminal"],
     ["report", "runs/old"],
     ["reproduce", "runs/old"],
     ["doctor", "runs/old"],
     ["demo", "-o", "runs/demo", "--overwrite"],
-    ["export", "runs/old", "exported", "--overwrite"],
+    ["plan", "runs/old"],
     ["info", "runs/old"],
 ]
 
@@ -114,6 +114,8 @@ def _run(args: list[str], folder: Path, **environment: str) -> subprocess.Popen[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TORTURE": str(folder), **environment},
+        # A shell that starts us in the background has us ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
