@@ -406,7 +406,7 @@ def test_an_empty_prompt_starts_from_nothing(shell: Shell, run: Path) -> None:
         (["--greedy", "--temperature", "1"], "exclude each other"),
         (["--logprobs", "2"], "add --json"),
         (["--json", "--logprobs", "-1"], "logprobs=-1 must be"),
-        (["--prompt-file", "nowhere"], "nowhere cannot be read: it does not exist"),
+        (["--prompt-file", "nowhere"], "nowhere does not exist: name a text file"),
         (["-c", "nowhere"], "nowhere does not exist"),
         (["-c", "."], "holds no best.safetensors"),
     ],

@@ -63,14 +63,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None, encoding: str | No
 
 def _text_of(name: str, encoding: str | None) -> str:
     from mygpt.text import read_text
-    from mygpt.text.reading import shown
 
-    missing = name != "-" and not os.path.lexists(name) and "://" not in name
-    if missing and "\0" not in name:
-        raise InputError(
-            f"{shown(name)} cannot be read: {shown(name)} does not exist; name a text file, or "
-            "- for standard input"
-        )
     text, notes = read_text(name, encoding=encoding)
     for note in notes:
         _note(note)
