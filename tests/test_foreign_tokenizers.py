@@ -326,6 +326,22 @@ def test_text_never_becomes_a_control_token(llama, tmp_path_factory):
         assert found.ours.byte_lengths()[end] == 0
 
 
+def test_bytes_that_the_file_calls_special_are_text_all_the_same(tmp_path):
+    """Training with the library can have them as special tokens only."""
+    llama2(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    pattern = description["added_tokens"][0]
+    description["added_tokens"] += [
+        {**pattern, "id": number, "content": name}
+        for name, number in description["model"]["vocab"].items()
+        if name.startswith("<0x")
+    ]
+    tokenizer = ForeignTokenizer(description)
+    text = "caf\u00e9 \U0001f389, and <0x41> is no A"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.token_text(int(tokenizer.encode("\x07")[-1])) == "\x07"
+
+
 def test_a_control_token_that_is_a_character_refuses_its_text(tmp_path):
     """Its token cannot be hidden from text: the character would be dropped in silence."""
     library = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))

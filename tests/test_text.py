@@ -461,3 +461,9 @@ def test_from_file_to_tokens_takes_the_memory_that_is_reckoned(
         tracemalloc.stop()
     assert abs(sum(map(len, rows)) - length) <= 2
     assert 3 * length < peak < (1 + 2 * 1.125) * length + 24 * 2**20
+
+
+def test_a_models_folder_as_the_text_is_answered_with_the_options_for_it(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"\0")
+    with pytest.raises(InputError, match="holds a model: name a text, and the model with --from"):
+        read_corpus([str(tmp_path)])

@@ -62,7 +62,13 @@ class Place:
 
     def none_found(self, encoding: str | None) -> InputError:
         """The error for a folder of which nothing can be read."""
+        assert self.folder is not None
         remedy = f"; {self.hint(encoding)}" if self.encoded else ""
+        if any(self.folder.glob("*.safetensors")):
+            remedy = (
+                "; it holds a model: name a text, and the model with --from to train it on that "
+                "text, or a run with --resume"
+            )
         return InputError(
             f"folder {shown(str(self.folder))} holds no text file (hidden ones are passed over)"
             f"{remedy}"

@@ -57,6 +57,7 @@ def parts_of(
         if end_of_text is not None and (type(end_of_text) is not int or end_of_text not in names):
             raise InputError(f"end_of_text={end_of_text!r} is no id of this tokenizer")
         model = description["model"]
+        description = _with_plain_bytes(description)
         if model.get("dropout"):
             raise InputError("a tokenizer with dropout encodes at random: set it to null")
         unknown = _unknown(model)
@@ -122,6 +123,22 @@ def stands_for_character(name: str) -> bool:
 
 def _added(description: dict[str, Any]) -> list[dict[str, Any]]:
     return description.get("added_tokens") or []
+
+
+def _with_plain_bytes(description: dict[str, Any]) -> dict[str, Any]:
+    """The file with its bytes (<0x00> to <0xFF>) as tokens of the vocabulary alone.
+
+    Training with the library adds them as special tokens. As such they would be control tokens,
+    and characters that are spelled in bytes would be refused.
+    """
+    model = description["model"]
+    if not model.get("byte_fallback"):
+        return description
+    vocab = model["vocab"]
+    known = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+    bytes_of_text = known & {f"<0x{byte:02X}>" for byte in range(256)}
+    added = [token for token in _added(description) if token["content"] not in bytes_of_text]
+    return {**description, "added_tokens": added}
 
 
 def _names(description: dict[str, Any]) -> dict[int, str]:
