@@ -23,7 +23,13 @@ import mygpt
 from mygpt import training
 from mygpt.checkpoint import read_checkpoint
 from mygpt.container import read_arrays, write_arrays
-from mygpt.errors import CheckpointError, DivergedError, InputError, Interrupted
+from mygpt.errors import (
+    CheckpointError,
+    DivergedError,
+    InputError,
+    Interrupted,
+    StorageError,
+)
 from mygpt.signals import AtOnce
 from mygpt.storage import RunLock
 from mygpt.training.events import (
@@ -396,6 +402,21 @@ def test_a_run_that_is_being_trained_is_refused(text: str, tmp_path: Path) -> No
             with pytest.raises(InputError, match="is being trained by process"):
                 begin()
     assert (run / "last.state.safetensors").read_bytes() == before
+
+
+def test_a_run_that_cannot_be_written_names_a_way_that_resume_takes(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It recommended another --output, which is refused beside --resume."""
+    run = tmp_path / "run"
+    fit(text, run)
+
+    def refused(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("mygpt.storage.open_descriptor", refused)
+    with pytest.raises(StorageError, match="Permission denied: copy the run and resume the copy"):
+        go_on(run, steps=20)
 
 
 def test_two_that_begin_at_once(text: str, tmp_path: Path) -> None:

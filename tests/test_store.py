@@ -533,6 +533,16 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "x.jsonl"]
 
 
+def test_a_store_whose_lock_is_a_link_names_the_link(tmp_path: Path) -> None:
+    """It said that another process was writing there, which nobody was."""
+    file = lines_of(tmp_path / "x.jsonl")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a symbolic link"):
+        build_store([file], tmp_path / "s", tokenizer="byte")
+    assert not os.path.lexists(tmp_path / "elsewhere")
+
+
 def test_one_writer_at_a_time(small: Path, tmp_path: Path) -> None:
     with RunLock(small), pytest.raises(InputError, match="is being written by"):
         build_store([str(tmp_path / "x.jsonl")], small, tokenizer=OURS, shard_tokens=500)

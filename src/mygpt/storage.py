@@ -272,12 +272,17 @@ def reason(error: OSError, target: Path, size: int) -> str:
 class RunLock:
     """One writer for a folder: the lock is held until it is left, or its holder dies.
 
+    Args:
+        folder: what is locked.
+        otherwise: what to do where it cannot be, for messages.
+
     Attributes:
         works: False on a file system without locks, where nothing is held.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, otherwise: str = "choose another --output") -> None:
         self.folder = folder
+        self.otherwise = otherwise
         self.works = True
         self._descriptor: int | None = None
         self._place: int | None = None  # the folder itself, whatever it is called
@@ -299,7 +304,7 @@ class RunLock:
             )
         except OSError as error:
             raise StorageError(
-                f"cannot write to {self.folder}: {error.strerror}: choose another --output"
+                f"cannot write to {self.folder}: {error.strerror}: {self.otherwise}"
             ) from error
         until = time.monotonic() + _PATIENCE_S
         while (taken := _take(self._descriptor)) is False and time.monotonic() < until:
@@ -309,7 +314,7 @@ class RunLock:
             self._release()
             raise InputError(
                 f"{self.folder} is being trained by {holder}: wait until it ends, stop it, or "
-                "choose another --output"
+                f"{self.otherwise}"
             )
         self.works = taken is not None
         if os.name != "nt":  # a folder with an open file in it cannot be renamed there

@@ -122,7 +122,10 @@ class RunFolder:
         Raises:
             InputError, StorageError: as `RunLock`.
         """
-        with RunLock(self.folder) as self._lock:
+        way = "choose another --output"
+        if self.state_path.exists():  # --resume takes no --output
+            way = f"copy the run and resume the copy (or begin a run: {way})"
+        with RunLock(self.folder, way) as self._lock:
             try:
                 yield self._lock
             finally:

@@ -200,16 +200,16 @@ def _require_place(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[RunLock]:
-    lock = RunLock(out)
+    lock = RunLock(out, "give another --out")
     try:
         lock.__enter__()
+    except CheckpointError:  # the lock is a link or a pipe: nobody may be writing
+        raise
     except InputError:
         raise InputError(
             f"{out} is being written by {holder(out) or 'another process'}: wait until it ends, "
             "stop it, or give another --out"
         ) from None
-    except StorageError as error:
-        raise StorageError(str(error).replace("--output", "--out")) from None
     try:
         yield lock
     finally:
