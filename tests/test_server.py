@@ -383,7 +383,7 @@ def test_drawn_bytes_have_offsets_in_characters_too():
         ({"n": 41}, 400, "n", "from 1 to 40"),
         ({"n": 21, "prompt": ["a", "b"]}, 400, "n", "more than 40 choices"),
         ({"best_of": 2}, 400, "best_of", "must be n"),
-        ({"max_tokens": 4097}, 400, "max_tokens", "from 0 to 4096"),
+        ({"max_tokens": 4097}, 400, "max_tokens", "from -1 to 4096"),
         ({"max_tokens": 1.5}, 400, "max_tokens", "whole number"),
         ({"temperature": -1}, 400, "temperature", "at least 0"),
         ({"temperature": "hot"}, 400, "temperature", "must be a number"),
@@ -479,9 +479,17 @@ def test_many_prompts_come_at_once(api):
     assert len({choice["text"] for choice in found}) <= 2
 
 
+def test_minus_one_token_is_as_many_as_may_be():
+    """As llama.cpp's clients ask for a text without a length."""
+    with client(WRITER, max_tokens=23) as small:
+        found = complete(small, "ab", max_tokens=-1, seed=1)
+        assert found["usage"] == complete(small, "ab", max_tokens=23, seed=1)["usage"]
+
+
 def test_openais_obfuscation_is_taken(api):
     for wanted in (True, False, None):
         options = {"include_obfuscation": wanted, "include_usage": True}
+        options["continuous_usage_stats"] = False  # vLLM's
         assert stream(api, "ab", stream_options=options)[-1]["usage"]
 
 

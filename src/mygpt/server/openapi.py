@@ -219,6 +219,7 @@ def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> 
     many = {"minItems": 1, "maxItems": most}
     default = min(DEFAULT_MAX_TOKENS, settings.max_tokens)
     options = {name: _or_null("boolean") for name in sorted(STREAM_OPTIONS)}
+    options["continuous_usage_stats"] = {"enum": [False, None]}
     fields: Schema = {
         "model": {"type": "string", "const": settings.name},
         "prompt": {
@@ -227,7 +228,13 @@ def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> 
         },
         "n": _or_null("integer", default=1, **count),
         "best_of": _or_null("integer", description="Only n itself.", **count),
-        "max_tokens": _or_null("integer", default=default, minimum=0, maximum=settings.max_tokens),
+        "max_tokens": _or_null(
+            "integer",
+            default=default,
+            minimum=-1,
+            maximum=settings.max_tokens,
+            description="-1: the most.",
+        ),
         "temperature": _or_null("number", default=1, minimum=0, description="0 is greedy."),
         "top_p": _or_null("number", minimum=0, maximum=1, description="0 is greedy."),
         "top_k": _or_null("integer", minimum=-1, maximum=2**31, description="0 and -1: off."),

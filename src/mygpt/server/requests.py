@@ -53,7 +53,7 @@ FIELDS = frozenset(
     }
 )
 
-STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
+STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"})
 
 Prompt = str | tuple[int, ...]
 
@@ -304,8 +304,8 @@ def _prompts(value: Any, settings: ServerSettings) -> tuple[Prompt, ...]:
 
 
 def _max_tokens(fields: Fields, most: int) -> int:
-    found = fields.whole("max_tokens", min(DEFAULT_MAX_TOKENS, most), 0, most)
-    return 0 if found is None else found
+    found = fields.whole("max_tokens", min(DEFAULT_MAX_TOKENS, most), -1, most) or 0
+    return most if found == -1 else found  # as llama.cpp's: until the text ends
 
 
 def _sampling(fields: Fields) -> SamplingConfig:
@@ -379,6 +379,11 @@ def _include_usage(value: Any, stream: bool) -> bool:
     fields = Fields(value, STREAM_OPTIONS)
     wanted = fields.flag("include_usage")
     fields.flag("include_obfuscation")  # it would make the events larger, and says nothing
+    if fields.flag("continuous_usage_stats"):
+        raise invalid(
+            "stream_options",
+            "continuous_usage_stats=true is not known here: include_usage counts at the end",
+        )
     if not stream:
         raise invalid("stream_options", "stream_options are for streams: add stream=true")
     return wanted
