@@ -25,7 +25,6 @@ _PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signa
 _MANY_PRODUCTS = 1_500_000
 # Where other processes want the cores too, each of those meetings may wait until a thread has its
 # core back, some milliseconds: eight steps of a small model took 0.4 s. One thread waits for none.
-_MEETING_STEPS = 8  # that several threads take in a run; a run costs some 30 us
 _SHORTEST_S, _LEAST_SHARE = 0.005, 0.5  # of a run whose threads had too little processor time
 _ALONE_S = (0.25, 2.0)  # how long one thread is used then: at first, and at the most
 _STEPS_BETWEEN_LOOKS = 32  # at how much work a step is: it grows where the window is full
@@ -53,13 +52,18 @@ class Loop:
         """How many rows go on."""
         return int(np.count_nonzero(self._slots[:, at.STATUS] == at.ACTIVE))
 
-    def steps_at_once(self, most: int) -> int:
-        """How many steps to draw before Python looks at signals again; and by how many threads."""
+    def steps_at_once(self, most: int, together: int | None = None) -> int:
+        """How many steps to draw before Python looks at signals again; and by how many threads.
+
+        Args:
+            most: at the most.
+            together: at the most by several threads, where others wait for the end of the run.
+        """
         self.choose_threads()
         if not self._step_s:
             return 1
         if self._threads > 1:
-            most = min(most, 1 if self._alone_s else _MEETING_STEPS)
+            most = min(most, 1 if self._alone_s else together or most)
         return max(1, min(most, int(_PATIENCE_S / self._step_s)))
 
     def draw(self, steps: int) -> None:
