@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -49,7 +50,7 @@ class Bodies:
         if len(body) <= _SMALL:
             return parse(body)
         if len(body) > _TIDY:
-            self._tidy_soon()
+            self.tidy_soon()
         found: Found = await while_connected(request.receive, self._readers.run(parse, body))
         return found
 
@@ -59,11 +60,11 @@ class Bodies:
         Raises:
             ClientGone: once nobody waits for it.
         """
-        self._tidy_soon()
         parts = self._makers.run(lambda: list(grouped(make())))
-        return Parts(await while_connected(request.receive, parts))
+        return Parts(await while_connected(request.receive, parts), self.tidy_soon)
 
-    def _tidy_soon(self) -> None:
+    def tidy_soon(self) -> None:
+        """Return memory in a moment: something large is not needed any more."""
         if not self._tidying:
             self._tidying = True
             asyncio.get_running_loop().call_later(_TIDY_S, self._tidy)
@@ -79,7 +80,8 @@ class Bodies:
 
 
 def free_memory() -> None:
-    """Return free memory that the C library keeps to the system, where that has a call for it."""
+    """Collect garbage; return free memory that the C library keeps to the system, where it can."""
+    gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -119,18 +121,26 @@ def grouped(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Parts(Response):
-    """An answer of JSON that is sent in parts, so that others are served in between."""
+    """An answer of JSON that is sent in parts, so that others are served in between.
+
+    Args:
+        parts: of its body.
+        finish: called at the end, however it comes.
+    """
 
     media_type = "application/json"
 
-    def __init__(self, parts: list[bytes]) -> None:
+    def __init__(self, parts: list[bytes], finish: Callable[[], None] = lambda: None) -> None:
         super().__init__(headers={"content-length": str(sum(map(len, parts)))})
-        self._parts = parts
+        self._parts, self._finish = parts, finish
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it all."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        for part in self._parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-            await asyncio.sleep(0)
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            for part in self._parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._finish()

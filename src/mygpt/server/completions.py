@@ -230,6 +230,8 @@ class Completions:
         def finish() -> None:
             if ticket is not None:
                 self.scheduler.cancel(ticket)
+            if wanted.logprobs is not None and len(job.samples) * wanted.max_tokens > _LARGE:
+                self.bodies.tidy_soon()
 
         head, told = Head(self.settings.name, job.seed), wanted.logprobs is not None
         left_out = list(dict.fromkeys(part for prompt in prompts for part in prompt.left_out))
