@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
+
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)

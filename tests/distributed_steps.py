@@ -1,4 +1,4 @@
-"""What every process does in tests/test_distributed.py: steps in a few worlds at once, and runs.
+"""What every process does in training/test_distributed.py: steps in a few worlds at once, and runs.
 
 Here and not there, so that the ranks import it without pytest. The steps go the way that
 training goes: the model is shared out by `fill`, the batch by its share, gradients by

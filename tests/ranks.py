@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import os
 import pickle
 import secrets
@@ -26,8 +27,8 @@ from typing import Any
 import torch
 
 import mygpt
+from paths import TESTS
 
-_TESTS = Path(__file__).resolve().parent
 _SOURCES = Path(mygpt.__file__).resolve().parent.parent
 _MARK = "MYGPT_TEST_RANKS"  # stands in the environment of all that was started, and of theirs
 _GRACE_S = 0.5  # for the other ranks to say what they have to say when one has failed
@@ -53,7 +54,7 @@ def run_ranks(
 
     Args:
         count: number of processes.
-        function: at the top level of a module in tests/.
+        function: at the top level of a module under tests/.
         arguments: for the function; they are pickled, as what it returns is.
         group: make the gloo group before the call; False leaves that to the function.
         timeout_s: for all of it.
@@ -70,7 +71,8 @@ def run_ranks(
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there: rank 0 starts none
     }
-    call = (count, function.__module__, function.__name__, arguments, group, timeout_s)
+    home = str(Path(inspect.getfile(function)).parent)
+    call = (count, home, function.__module__, function.__name__, arguments, group, timeout_s)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "call").write_bytes(pickle.dumps(call))
@@ -152,7 +154,7 @@ def _started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a session of its own, and the end of it and of all that it started."""
     mark = secrets.token_hex(16)
-    paths = [str(_TESTS), str(_SOURCES), os.environ.get("PYTHONPATH", "")]
+    paths = [str(TESTS), str(_SOURCES), os.environ.get("PYTHONPATH", "")]
     inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     env = {
         **inherited,
@@ -193,7 +195,9 @@ def _main(folder: Path) -> int:
     import torch._dynamo  # sharding and optimizers would, in every rank  # noqa: F401
 
     parent = os.getppid()
-    count, module, name, arguments, group, timeout_s = pickle.loads((folder / "call").read_bytes())
+    call = pickle.loads((folder / "call").read_bytes())
+    count, home, module, name, arguments, group, timeout_s = call
+    sys.path.insert(0, home)
     function = getattr(importlib.import_module(module), name)
     ranks: dict[int, int] = {}
     for rank in range(count):

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 
 import torch
 
 from mygpt.config import GPTConfig, SamplingConfig
+from paths import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden" / "filters.json"
+FILTERS = GOLDEN / "filters.json"
 INF = math.inf
 
 # --- the chapter's loop --------------------------------------------------------------------
@@ -274,5 +274,5 @@ if __name__ == "__main__":
 
     if sys.argv[1:] != ["--write-golden"]:
         sys.exit("usage: python tests/reference.py --write-golden")
-    GOLDEN.write_text(golden_text(), encoding="utf-8")
-    print(f"wrote {GOLDEN}")
+    FILTERS.write_text(golden_text(), encoding="utf-8")
+    print(f"wrote {FILTERS}")

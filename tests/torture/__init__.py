@@ -2,7 +2,7 @@
 
 Each torture is a function `(count, folder) -> Figure` that does a thing `count` times in an
 empty folder and counts how often it went well. `make test` runs each with a small count
-(`tests/test_torture.py`), `make torture` with the full one (`python -m torture`).
+(`tests/torture/test_torture.py`), `make torture` with the full one (`python -m torture`).
 What they show is what survives the death of a process; the loss of power they cannot show.
 """
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mygpt
+from paths import ROOT, TESTS
 from torture import Figure
 from torture.odd_clients import CLIENTS, MODEL, completion
 
@@ -31,7 +32,6 @@ STREAMS, GAP_S, HEALTH_S, BACK_S = 8, 0.5, 0.1, 5.0
 SPARE_BYTES = 96 * 2**20  # of memory, which the allocator may keep
 SECONDS = 10.0  # under each odd client
 FILES = 256  # that the server may open
-_TESTS = Path(__file__).resolve().parent.parent
 _SOURCES = Path(mygpt.__file__).resolve().parent.parent
 
 
@@ -80,7 +80,7 @@ def odd_clients(count: int, folder: Path) -> Figure:
     """Each odd client for some seconds, `count` times; one server for each."""
     figure = Figure("odd clients: streams, /health, slots and memory of the server beside them")
     if not count:
-        figure.note = "not run: tests/test_server_safety.py has a short form of each"
+        figure.note = "not run: tests/server/test_server_safety.py has a short form of each"
         return figure
     model = make_model(folder)
     for name in [*CLIENTS, "unread log"] * count:
@@ -101,7 +101,7 @@ def make_model(folder: Path) -> Path:
     library = Tokenizer(models.Unigram())
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.decoder = decoders.Metaspace()
-    text = (_TESTS.parent / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     trainer = trainers.UnigramTrainer(
         vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
     )
@@ -174,7 +174,7 @@ def watch(server: Served, name: str) -> Seen:
     command = [sys.executable, "-m", "torture.odd_clients", name, str(server.port)]
     if name == "unread log":
         command[3] = "predictions"
-    environment = os.environ | {"PYTHONPATH": str(_TESTS)}
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
     odd = subprocess.Popen(command, env=environment)
 
     def ask() -> None:

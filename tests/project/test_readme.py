@@ -10,8 +10,8 @@ import pytest
 
 import mygpt
 from mygpt.cli import main
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 30
 

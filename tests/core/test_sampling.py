@@ -26,7 +26,7 @@ from mygpt.sampling import (
     probabilities,
 )
 
-GOLDEN = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))
+GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
 NO_TEXT = torch.zeros(1, 0, dtype=torch.int64)
 
 
@@ -43,7 +43,7 @@ def kept(logits: torch.Tensor) -> set[int]:
 
 def test_golden_file_is_what_the_reference_writes():
     """Protects the table that every sampler is tested on from edits by hand."""
-    written = reference.GOLDEN.read_text(encoding="utf-8")
+    written = reference.FILTERS.read_text(encoding="utf-8")
     assert written == golden_text(), "run `python tests/reference.py --write-golden`"
 
 

@@ -41,6 +41,7 @@ from mygpt.server.serving import ServerDied, connections_within, listen
 from mygpt.server.serving import serve as serve_writer
 from mygpt.server.settings import ServerSettings
 from mygpt.server.tickets import Queue, Ticket
+from paths import SOURCES
 from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
 
 BODY = {"model": "mygpt", "prompt": "ab", "max_tokens": 6, "seed": 1}
@@ -1030,7 +1031,7 @@ def served(folder: Path, *options: str, **popen) -> Iterator[tuple[subprocess.Po
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(run), "--port", "0", "--slots", "2", *options],
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(SOURCE)} | popen.pop("env", {}),
+        env=os.environ | {"PYTHONPATH": str(SOURCES)} | popen.pop("env", {}),
         bufsize=0,  # so that what is read stops at the end of a line
         **popen,
     )
@@ -1127,6 +1128,3 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be():
         assert connections_within(10) == 10
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-SOURCE = Path(__file__).resolve().parent.parent / "src"

@@ -17,16 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-import mygpt
-from mygpt import training
-from mygpt.checkpoint import read_checkpoint
-from mygpt.container import read_arrays
-from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.training.events import Event, Finished, LeftOut, StepDone, WentBack
-from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, Guard
-from mygpt.training.keeper import Keeper
-from mygpt.training.run import RunFolder
 from test_durability import (
     TINY,
     assert_same,
@@ -40,6 +30,16 @@ from test_durability import (
     stop_at,
     text,
 )
+
+import mygpt
+from mygpt import training
+from mygpt.checkpoint import read_checkpoint
+from mygpt.container import read_arrays
+from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.training.events import Event, Finished, LeftOut, StepDone, WentBack
+from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, Guard
+from mygpt.training.keeper import Keeper
+from mygpt.training.run import RunFolder
 
 __all__ = ["text"]  # a fixture
 

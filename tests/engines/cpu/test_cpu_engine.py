@@ -16,7 +16,6 @@ from collections import deque
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,9 +33,10 @@ from mygpt.errors import InputError
 from mygpt.generation import writer as writer_module
 from mygpt.randomness import DRAW_TOKEN, Stream, philox
 from mygpt.sampling import probabilities as torch_probabilities
+from paths import TESTS
 from shapes import CONFIGS, LLAMA, MODERN, TUTORIAL, build
 
-GOLDEN = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))
+GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
 NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]
 SAMPLINGS = [
     SamplingConfig(),
@@ -400,7 +400,7 @@ big_model = cache(lambda name: build(BIG[name], spread=0.05))
 
 
 def double_logits(model, ids: list[int]) -> np.ndarray:
-    """The torch model in double precision, which tests/test_model.py holds to the reference."""
+    """The torch model in double precision, which core/test_model.py holds to the reference."""
     wide = type(model).from_config(model.config).double().eval()
     wide.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -1088,7 +1088,7 @@ def assert_runs(program: str, *arguments: str) -> str:
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent,
+        cwd=TESTS,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

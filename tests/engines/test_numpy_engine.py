@@ -34,7 +34,7 @@ from mygpt.errors import InputError
 from mygpt.randomness import Stream
 from shapes import CONFIGS, TUTORIAL, build
 
-GOLDEN = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))
+GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
 NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]
 
 model_of = cache(lambda name: build(CONFIGS[name], spread=0.7))

@@ -46,6 +46,7 @@ from mygpt.training.gradients import Gradients
 from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, TRIES, Guard
 from mygpt.training.loop import Trainer
 from mygpt.training.state import Course
+from paths import GOLDEN
 
 TEXT = "".join(f"{n} times {n} is {n * n}, as far as anybody knows. " for n in range(200))
 TINY: dict[str, Any] = {
@@ -61,7 +62,7 @@ TINY: dict[str, Any] = {
     "save_every": 4,
     "sample_tokens": 0,
 }
-FORMAT_1 = Path(__file__).parent / "golden" / "format-1"
+FORMAT_1 = GOLDEN / "format-1"
 
 
 def silent(event: Event) -> None:

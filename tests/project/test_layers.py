@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import mygpt
-
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
 
 
 def run(*command: str) -> str:

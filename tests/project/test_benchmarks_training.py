@@ -15,8 +15,8 @@ import mygpt
 from mygpt.evaluation import evaluate
 from mygpt.text import read_corpus, split_documents
 from mygpt.training.config import TrainConfig
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 30
 
 

@@ -19,7 +19,7 @@ from mygpt.randomness import Stream
 from mygpt.sampling import probabilities
 
 STATIC = Path(mygpt.views.__file__).parent / "static"
-GOLDEN = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))
+GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
 NODE = shutil.which("node")
 
 pytestmark = pytest.mark.skipif(NODE is None, reason="node is not here")

@@ -50,7 +50,7 @@ def browser(tmp_path_factory) -> Iterator:
 
 def test_golden_table_in_the_browser(browser):
     """Chromium computes what the golden table says, draws included."""
-    golden = reference.GOLDEN.read_text(encoding="utf-8")
+    golden = reference.FILTERS.read_text(encoding="utf-8")
     with opened(browser) as page:
         found = page.browser.execute_async_script(
             "const [golden, done] = arguments;"
@@ -89,7 +89,7 @@ NEUTRAL = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_pen
 
 def test_each_slider_moves_the_bars_to_what_sampling_computes(browser):
     """The numbers beside the bars are mygpt.sampling's, for the golden table's settings."""
-    golden = json.loads(reference.GOLDEN.read_text(encoding="utf-8"))["filters"]
+    golden = json.loads(reference.FILTERS.read_text(encoding="utf-8"))["filters"]
     logits = next(case["logits"] for case in golden if case["name"] == "top-k")
     model = MadeUp([*"abcdefgh"], fixed=logits)
     with opened(browser, model) as page:

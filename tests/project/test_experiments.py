@@ -19,7 +19,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
+
 EXPERIMENTS = ROOT / "experiments"
 SCRIPTS = {path.stem: path for path in sorted(EXPERIMENTS.glob("[0-9]*.py"))}
 CORPUS = ("38_shakespeare_corpus", "39_train_shakespeare")

@@ -496,7 +496,7 @@ def test_a_long_prompt_is_read_in_several_passes():
 
 @every_model
 def test_int8_weights_leave_the_tables_as_they_are(name):
-    """Against float32 engines of the rounded matrices: see tests/test_cpu_engine.py."""
+    """Against float32 engines of the rounded matrices: see test_cpu_engine.py."""
     from test_cpu_engine import dequantized
 
     model, _ = model_and_judge(name)
