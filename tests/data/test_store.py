@@ -18,12 +18,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mygpt.data import TokenStore, encode_documents, is_store
-from mygpt.data.stored import StoredTokens
-from mygpt.data.storing import build as storing_module
-from mygpt.data.storing import cuts as storing_cuts
-from mygpt.data.storing.build import StoreProgress, build_store
-from mygpt.data.storing.cuts import Cutter
-from mygpt.data.storing.words import Words, words_of
+from mygpt.data.store_builder import build as storing_module
+from mygpt.data.store_builder import cuts as chunking
+from mygpt.data.store_builder.build import StoreProgress, build_store
+from mygpt.data.store_builder.chunking import Chunker
+from mygpt.data.store_builder.words import Words, words_of
+from mygpt.data.token_store import StoredTokens
 from mygpt.errors import CheckpointError, DamagedError, InputError, StorageError
 from mygpt.storage import RunLock
 from mygpt.text import Document, read_corpus
@@ -166,7 +166,7 @@ def test_a_process_that_encodes_has_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, mygpt.data.storing.worker; print('torch' in sys.modules)"
+    code = "import sys, mygpt.data.store_builder.worker; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -187,7 +187,7 @@ ODD = st.text(st.sampled_from("aZé 1.'\n\r\t日。\u00a0\u180e\u3099s!½\U0001f
 def test_a_cut_changes_no_word(name: str, text: str, length: int) -> None:
     """The rules for cuts, on texts made of what the rules for words look at."""
     tokenizer = _CUT[name]
-    cutter = Cutter(tokenizer, length)
+    cutter = Chunker(tokenizer, length)
     parts = _parts(cutter, [text])
     assert "".join(parts) == text
     words = words_of(tokenizer, np.dtype("<u2"))  # the same words are the same ids
@@ -200,7 +200,7 @@ def test_a_cut_changes_no_word(name: str, text: str, length: int) -> None:
 _CUT: dict[str, Tokenizer] = {"ours": OURS, "gpt-2's rule": gpt2_like()}
 
 
-def _parts(cutter: Cutter, pieces: list[str]) -> list[str]:
+def _parts(cutter: Chunker, pieces: list[str]) -> list[str]:
     parts, waiting, seen = [], "", 0
     for piece in pieces:
         waiting += piece
@@ -255,9 +255,9 @@ def test_what_comes_later_can_change_more_than_the_last_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A line's end joins the white space before it, which was two words until it came."""
-    monkeypatch.setattr(storing_cuts, "_SLACK", 1279)
+    monkeypatch.setattr(chunking, "_SLACK", 1279)
     text = "a" * 1024 + "\n" * 10 + "\t" * 246 + "\n" + "x" * 3000
-    parts = _parts(Cutter(OURS, 1), [text])
+    parts = _parts(Chunker(OURS, 1), [text])
     assert len(parts) > 2
     split = WordSplitter().split
     assert [word for part in parts for word in split(part)] == split(text)

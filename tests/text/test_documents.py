@@ -18,7 +18,7 @@ from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
 from mygpt.container import read_arrays, write_arrays
 from mygpt.data import TokenStore, encode_documents
-from mygpt.data.storing.build import StoreProgress, build_store
+from mygpt.data.store_builder.build import StoreProgress, build_store
 from mygpt.errors import InputError
 from mygpt.text import SEPARATOR, Document, find_sources, pieces, read_corpus
 from mygpt.text.documents import parts_between_separators

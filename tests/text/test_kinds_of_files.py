@@ -21,7 +21,7 @@ import zstandard
 from mygpt.cli import main
 from mygpt.errors import InputError
 from mygpt.text import find_sources, pieces, read_corpus
-from mygpt.text.kinds import signature_of, unmarked_encoding
+from mygpt.text.file_types import signature_of, unmarked_encoding
 from mygpt.training.preparing import prepare
 
 PROSE = "First Citizen:\r\nBefore we proceed, hear me speak.\n"

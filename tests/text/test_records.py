@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mygpt.cli import main
-from mygpt.data import TokenStore, caching_stores
-from mygpt.data.stored import StoredTokens
-from mygpt.data.storing import build as storing
-from mygpt.data.storing.build import build_store
+from mygpt.data import TokenStore, store_cache
+from mygpt.data.store_builder import build as storing
+from mygpt.data.store_builder.build import build_store
+from mygpt.data.token_store import StoredTokens
 from mygpt.errors import InputError
-from mygpt.text import Records, find_sources, pieces, read_corpus, reading
+from mygpt.text import RecordOptions, find_sources, pieces, read_corpus, reading
 from mygpt.text import records as records_module
 from mygpt.text.records import texts_of_csv, texts_of_json
 from mygpt.training import resume, train
@@ -30,7 +30,7 @@ from mygpt.training.run import RunFolder
 TEXTS = ["The sea, wide.", 'A "ship"\nsails\r\non; far', "日本語 é", "last"]
 SMALL = {"preset": "nano", "embed_dim": 16, "num_heads": 2, "num_layers": 1, "steps": 2}
 SMALL |= {"max_seq_len": 8, "batch_size": 2, "tokenizer": "byte"}
-LENIENT = Records(lines_too=True)
+LENIENT = RecordOptions(lines_may_be_plain=True)
 
 
 def in_csv(texts: list[str], field: str = "text", **how: str) -> bytes:
@@ -74,7 +74,7 @@ def write(path: Path, data: bytes) -> str:
     return str(path)
 
 
-def documents(*paths: str, records: Records = LENIENT, **options: str) -> list[str]:
+def documents(*paths: str, records: RecordOptions = LENIENT, **options: str) -> list[str]:
     """The documents of a stream, each whole."""
     found = [""]
     for source in find_sources(paths, records=records)[0]:
@@ -91,7 +91,7 @@ def test_every_kind_of_file_gives_its_records(name: str, tmp_path: Path) -> None
     corpus = read_corpus([path], records=LENIENT)
     assert [document.text for document in corpus.documents] == TEXTS
     assert corpus.notes == [f"{path}: of each record the field 'text' is read (--field)"]
-    for records in (LENIENT, Records(), Records("text")):
+    for records in (LENIENT, RecordOptions(), RecordOptions("text")):
         assert documents(path, records=records) == TEXTS
     source = find_sources([path])[0][0]
     assert [piece.text for piece in pieces(source, skip_rows=2)] == TEXTS[2:]
@@ -106,7 +106,7 @@ def test_records_of_a_table_in_memory(tmp_path: Path) -> None:
     path.parent.mkdir()
     parquet.write_table(pa.table({"body": TEXTS}), path)
     for place in (path, path.parent):
-        corpus = read_corpus([str(place)], records=Records("body"))
+        corpus = read_corpus([str(place)], records=RecordOptions("body"))
         assert [document.text for document in corpus.documents] == TEXTS
 
 
@@ -131,11 +131,11 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
     for notes in (corpus.notes, find_sources([path], records=LENIENT)[1]):
         assert len(notes) == 1
         assert "'answer'): name it with --field; it is read as plain text" in notes[0]
-    assert documents(path, records=Records("answer")) == TEXTS
+    assert documents(path, records=RecordOptions("answer")) == TEXTS
     with pytest.raises(InputError, match=r"'body' \(it has 'id', 'answer'\)"):
-        documents(path, records=Records("body"))
+        documents(path, records=RecordOptions("body"))
     with pytest.raises(InputError, match=r"'body' \(it has 'id', 'answer'\)"):
-        read_corpus([path], records=Records("body"))
+        read_corpus([path], records=RecordOptions("body"))
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,15 @@ def test_a_field_of_plain_text_is_refused(tmp_path: Path) -> None:
     plain, lines = write(tmp_path / "a.txt", b"text"), write(tmp_path / "b.jsonl", in_lines(TEXTS))
     for read in (lambda f: read_corpus([plain], records=f), lambda f: documents(plain, records=f)):
         with pytest.raises(InputError, match=r"--field text is for \*\.jsonl.*leave it out"):
-            read(Records("text"))
-    assert documents(plain, lines, records=Records("text")) == ["text", *TEXTS]
+            read(RecordOptions("text"))
+    assert documents(plain, lines, records=RecordOptions("text")) == ["text", *TEXTS]
 
 
 def test_standard_input_is_lines_where_a_field_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for records, expected in ((Records("text"), TEXTS), (Records(), [in_lines(TEXTS).decode()])):
+    for records, expected in (
+        (RecordOptions("text"), TEXTS),
+        (RecordOptions(), [in_lines(TEXTS).decode()]),
+    ):
         stream = io.TextIOWrapper(io.BytesIO(in_lines(TEXTS)))
         monkeypatch.setattr(sys, "stdin", stream)
         assert documents("-", records=records) == expected
@@ -242,7 +245,7 @@ def test_packed_text_that_is_large_unpacked_goes_through_a_store(
     assert ready.source.num_bytes == len(text)
     assert any("bytes when packed, so it is not read into memory" in note for note in ready.notes)
     monkeypatch.setenv("MYGPT_STORE_ABOVE", str(len(text)))
-    assert not caching_stores.large_sources([path], None)
+    assert not store_cache.large_sources([path], None)
 
 
 def test_tokenize_reads_a_csv_and_a_store_begun_before_stays_prose(
@@ -254,7 +257,7 @@ def test_tokenize_reads_a_csv_and_a_store_begun_before_stays_prose(
         main([*command, str(tmp_path / "new"), "--field", "body"])
     assert not ended.value.code
     assert "40 documents" in capsys.readouterr().out
-    monkeypatch.setattr(storing, "READING", 1)
+    monkeypatch.setattr(storing, "READING_VERSION", 1)
     store = build_store([path], tmp_path / "old", tokenizer="byte")
     monkeypatch.undo()
     index = json.loads((tmp_path / "old" / "index.json").read_text())
@@ -286,11 +289,11 @@ def test_packed_files_that_unpack_to_far_more_than_text_are_refused(
         monkeypatch.setenv("MYGPT_STORE_ABOVE", str(2**22))
         if name != "named.txt":  # not seen to be packed before it is read
             with pytest.raises(InputError, match="unpacks to more than 100 times its size"):
-                caching_stores.large_sources([path], None, LENIENT)
+                store_cache.large_sources([path], None, LENIENT)
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "_LONGEST", 1000)
     path = write(tmp_path / "a.jsonl", b'{"text": "' + b"x" * 600_000)
     with pytest.raises(InputError, match=r"a\.jsonl has a line of more than 1,000 characters"):
-        documents(path, records=Records("text"))
+        documents(path, records=RecordOptions("text"))

@@ -456,7 +456,7 @@ def test_tokenizers_of_others_give_their_own_ids_in_any_pieces(pieces):
         tokenizer = BPETokenizer(description)
         judge = tokenizers.Tokenizer.from_str(json.dumps(description))
         judge.encode_special_tokens = True
-        assert tokenizer._contents.cut_at_spaces is known
+        assert tokenizer._contents.splits_at_spaces is known
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bpe, "_CUT_FROM", 5)
             assert ids_of(tokenizer, pieces) == judge.encode(whole).ids

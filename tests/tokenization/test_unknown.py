@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 import mygpt
 from mygpt.cli import main
 from mygpt.data import encode_documents, predicted_size
-from mygpt.data.storing.build import build_store
+from mygpt.data.store_builder.build import build_store
 from mygpt.errors import InputError
 from mygpt.text import Document
 from mygpt.tokenization import CharTokenizer, ForeignTokenizer

@@ -24,11 +24,11 @@ from mygpt.data import (
     ShuffledWindows,
     StoredTokens,
     TokenStore,
-    caching_stores,
     encode_documents,
+    store_cache,
 )
-from mygpt.data.storing import build as storing
-from mygpt.data.storing.index import Index, Shard, SourceState
+from mygpt.data.store_builder import build as storing
+from mygpt.data.store_builder.index import Index, Shard, SourceState
 from mygpt.errors import InputError
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
@@ -431,7 +431,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "10000")
     monkeypatch.delenv("MYGPT_TOKEN_CACHE", raising=False)
-    monkeypatch.setattr(caching_stores, "_in_use", {})
+    monkeypatch.setattr(store_cache, "_in_use", {})
     return tmp_path / "cache" / "stores"
 
 
@@ -477,7 +477,7 @@ def test_a_run_goes_on_from_the_cached_store(cache, built, plain, monkeypatch):
     training.resume(plain / "run", steps=13, listener=QUIET)
     assert len(built) == 1
     shutil.rmtree(cache)
-    caching_stores._in_use.clear()
+    store_cache._in_use.clear()
     training.resume(plain / "run", steps=14, listener=QUIET)
     assert len(built) == 2
     os.utime(plain / "a.txt")
@@ -489,12 +489,12 @@ def test_a_run_goes_on_from_the_cached_store(cache, built, plain, monkeypatch):
 
 
 def test_the_bound_is_a_variable(cache, plain, monkeypatch, capsys):
-    names, sources = [str(plain / "a.txt")], caching_stores.large_sources
+    names, sources = [str(plain / "a.txt")], store_cache.large_sources
     assert len(sources(names, None)) == 1
     for value, large in (("17999", True), ("18000", False), ("off", False), ("", False)):
         monkeypatch.setenv("MYGPT_STORE_ABOVE", value)
         assert bool(sources(names, None)) == large
-    monkeypatch.setattr(caching_stores, "free_memory_bytes", lambda: 8 * 17_000)
+    monkeypatch.setattr(store_cache, "free_memory_bytes", lambda: 8 * 17_000)
     assert sources(names, None)  # more than an eighth of what is free
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "1GB")
     assert "MYGPT_STORE_ABOVE='1GB': give bytes" in refusal([plain / "a.txt"], capsys)
@@ -505,8 +505,8 @@ def test_what_a_store_would_read_otherwise_is_read_into_memory(cache, plain):
     (plain / "c.jsonl").write_text('{"text": "a"}\n' * 2000)
     (plain / "d.bin").write_bytes(b"\xff\xfe\0\1" * 5000 + b"\x80")
     for names in (["-"], [plain / "c.jsonl"], [plain / "a.txt", plain / "c.jsonl"]):
-        assert not caching_stores.large_sources([str(name) for name in names], None)
-    assert not caching_stores.large_sources([str(plain / "d.bin")], "utf-8")
+        assert not store_cache.large_sources([str(name) for name in names], None)
+    assert not store_cache.large_sources([str(plain / "d.bin")], "utf-8")
     ready = prepare(plain / "a.txt", output=plain / "run", preset="tutorial")
     assert isinstance(ready.train_tokens, np.ndarray)
 
@@ -545,21 +545,21 @@ def test_the_least_recently_used_store_goes(cache, plain, monkeypatch):
 
     def use(number, *, keep=False):
         before = stores() if cache.exists() else set()
-        sources = caching_stores.large_sources([str(plain / f"{number}.txt")], None)
-        path = caching_stores.cached_store(sources, "char").store.path
+        sources = store_cache.large_sources([str(plain / f"{number}.txt")], None)
+        path = store_cache.cached_store(sources, "char").store.path
         if not keep:  # as where the process has ended
-            caching_stores._in_use.pop(path).release()
+            store_cache._in_use.pop(path).release()
         return path.name, stores() - before
 
     first, second = use(0)[0], use(1)[0]
     third = use(2, keep=True)[0]
     for age, name in ((300, third), (200, second), (100, first)):
         os.utime(cache / f"{name}.lock", (time.time() - age,) * 2)
-    monkeypatch.setattr(caching_stores, "MOST_BYTES", 4 * 24_000)
+    monkeypatch.setattr(store_cache, "MOST_BYTES", 4 * 24_000)
     fourth = use(3)[0]
     assert stores() == {first, third, fourth}
     assert use(0) == (first, set())
-    monkeypatch.setattr(caching_stores, "DISK_KEPT", 1.1)  # the disk never has so much free
+    monkeypatch.setattr(store_cache, "DISK_KEPT", 1.1)  # the disk never has so much free
     assert use(1)[0] == second
     assert stores() == {second, third}
 
@@ -577,7 +577,7 @@ def test_a_damaged_store_is_made_again(cache, built, plain):
 def test_processes_make_one_store_together(cache, plain):
     """As torchrun starts them: one makes it, the others wait and find it; none is refused."""
     program = (
-        "import sys; from mygpt.data import caching_stores as c; "
+        "import sys; from mygpt.data import store_cache as c; "
         "f = c.cached_store(c.large_sources([sys.argv[1]], None), 'bpe:300'); "
         "print(f.built_s > 0, f.store.sha256)"
     )
@@ -595,6 +595,6 @@ def test_processes_make_one_store_together(cache, plain):
 
 def test_a_cache_without_room_says_what_to_do(cache, plain, monkeypatch, capsys):
     full = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(caching_stores.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(store_cache.shutil, "disk_usage", lambda _: full)
     assert command("train", plain / "a.txt", "-o", plain / "run") == 3
     assert "MYGPT_CACHE=FOLDER moves the cache" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mygpt.data.storing.build import build_store
+from mygpt.data.store_builder.build import build_store
 from mygpt.text import Document
 from mygpt.text.overlap import overlap_note
 from mygpt.training.preparing import prepare

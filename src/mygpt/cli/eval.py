@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mygpt.baselines import Baselines
     from mygpt.checkpoint import Checkpoint
     from mygpt.evaluation import Evaluation
-    from mygpt.text import Document, Records
+    from mygpt.text import Document, RecordOptions
     from mygpt.text.sizes import TextSize
 
 _PROTOCOLS = ("full", "nanogpt", "both")
@@ -156,15 +156,17 @@ def _was_split(found: Checkpoint) -> bool:
     return bool(corpus.get("split_documents", False)) if isinstance(corpus, dict) else True
 
 
-def _records(found: Checkpoint, field: str | None) -> Records | None:
+def _records(found: Checkpoint, field: str | None) -> RecordOptions | None:
     """How files of records are read: as the model's own were, but for a field that is named."""
-    from mygpt.text import Records
+    from mygpt.text import RecordOptions
 
     corpus = found.provenance.get("corpus")
     own = corpus.get("field") if isinstance(corpus, dict) else ""
     if field is None and not isinstance(own, str):
         return None
-    return Records(field or own or None, lines_too=True, demanded=field is not None)
+    return RecordOptions(
+        field or own or None, lines_may_be_plain=True, refuse_unused=field is not None
+    )
 
 
 def _read_text(
@@ -186,9 +188,9 @@ def _read_text(
     from mygpt.text import read_corpus, split_documents
     from mygpt.tokenization.unknown import (
         CORPUS_POLICIES,
+        adding_remedy,
         check_policy,
-        left_out_note,
-        naming_the_remedy,
+        dropped_note,
     )
 
     check_policy(unknown, (*CORPUS_POLICIES, "drop"))
@@ -211,8 +213,8 @@ def _read_text(
     if unknown == "drop":
         held, left = drop_unknown(held, found.tokenizer)
         learned, _ = drop_unknown(learned, found.tokenizer)
-        notes += [left_out_note(left)] * bool(left)
-    with naming_the_remedy("--unknown drop leaves them out"):
+        notes += [dropped_note(left)] * bool(left)
+    with adding_remedy("--unknown drop leaves them out"):
         tokens = encode_documents(held, found.tokenizer, continued=continued)
         learned_tokens = encode_documents(learned, found.tokenizer)
     if len(tokens) < 2:

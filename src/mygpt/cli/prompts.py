@@ -125,18 +125,18 @@ def known_prompt(tokenizer: Tokenizer, text: str, unknown: str) -> str:
     Raises:
         UnknownTokenError: for characters that it does not take, unless these are dropped.
     """
-    from mygpt.tokenization.unknown import left_out_note, naming_the_remedy, without_unknown
+    from mygpt.tokenization.unknown import adding_remedy, dropped_note, without_unknown
 
     known, left = without_unknown(tokenizer, text)
     if unknown == "drop":
         if left:
-            _note(left_out_note(left))
+            _note(dropped_note(left))
         return known
-    with naming_the_remedy("--unknown drop leaves them out"):
+    with adding_remedy("--unknown drop leaves them out"):
         tokenizer.encode_array(text)
     if left:
         read = "it reads the unknown token for them, or nothing (--unknown drop leaves them out)"
-        _note(left_out_note(left, kept=read))
+        _note(dropped_note(left, kept=read))
     return text
 
 

@@ -18,7 +18,7 @@ from mygpt.signals import LastWords
 
 if TYPE_CHECKING:
     from mygpt.data import TokenStore
-    from mygpt.data.storing.build import StoreProgress
+    from mygpt.data.store_builder.build import StoreProgress
     from mygpt.tokenization import Tokenizer
     from mygpt.tokenization.unknown import UnknownText
 
@@ -91,14 +91,14 @@ def tokenize(
 
     Example: mygpt tokenize corpus/*.jsonl.zst --out corpus.store && mygpt train corpus.store
     """
-    from mygpt.data.storing.build import SHARD_TOKENS, build_store
-    from mygpt.text import SEPARATOR, Records, find_sources
+    from mygpt.data.store_builder.build import SHARD_TOKENS, build_store
+    from mygpt.text import SEPARATOR, RecordOptions, find_sources
     from mygpt.tokenization import end_notes
 
     if not out:  # a variable that is not set, in a script
         raise InputError("--out is empty: name the store's folder")
     if not quiet:
-        for note in find_sources(files, encoding=encoding, records=Records(field))[1]:
+        for note in find_sources(files, encoding=encoding, records=RecordOptions(field))[1]:
             say(note, file=sys.stderr)
     chosen = _tokenizer(tokenizer)
     for note in [] if quiet or isinstance(chosen, str) else end_notes(chosen):

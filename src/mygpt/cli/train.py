@@ -215,11 +215,11 @@ def train(
         del chosen["exportable"]
     if batch_size is not None:
         options["batch_size"] = _whole_or_auto(batch_size)
-    from mygpt.text import require_there
+    from mygpt.text import require_existing
 
     main = os.environ.get("RANK", "0") == "0"  # of several processes the first one tells
     if main:
-        require_there([*(files or []), *([] if val_file is None else [str(val_file)])])
+        require_existing([*(files or []), *([] if val_file is None else [str(val_file)])])
     command = shlex.join(["mygpt", *sys.argv[1:]])
     shared: dict[str, Any] = {"device": device}
     if replay is not None:

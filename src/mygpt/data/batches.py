@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data.stored import StoredTokens
+from mygpt.data.token_store import StoredTokens
 from mygpt.errors import InputError
 from mygpt.randomness import epoch_offset, permute
 

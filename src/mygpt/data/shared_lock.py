@@ -22,11 +22,11 @@ class SharedLock:
         self.path = path
         self._descriptor: int | None = None
 
-    def share(self) -> None:
+    def acquire_shared(self) -> None:
         """Hold it together with others; waits while one holds it alone."""
         self._lock(alone=False)
 
-    def own(self) -> bool:
+    def try_exclusive(self) -> bool:
         """Hold it alone, if nobody else holds it; else it is not held at all."""
         if self._lock(alone=True):
             return True

@@ -18,7 +18,7 @@ from mygpt.errors import InputError
 from mygpt.json_objects import TOKENIZER, TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization import END_OF_TEXT
 from mygpt.tokenization.bpe import read_json
-from mygpt.tokenization.foreign_json import stands_for_character
+from mygpt.tokenization.foreign_json import is_single_character
 
 # The order in which transformers adds those that are not there yet.
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -313,7 +313,7 @@ def _with_added(folder: Path, description: dict[str, Any], tokens: _Tokens, rows
         if content in added:
             if "id" in token:  # its flags there are the later word
                 added[content] |= {**token, "id": added[content]["id"]}
-        elif not stands_for_character(content):
+        elif not is_single_character(content):
             number = known.get(content, token.get("id", _following(reached, len(known))))
             added[content] = {"id": number, **token}
             reached = max(reached, number)

@@ -21,8 +21,8 @@ from mygpt.randomness import Stream, fresh_seed
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.tokenization.unknown import (
     PROMPT_POLICIES,
+    adding_remedy,
     check_policy,
-    naming_the_remedy,
     without_unknown,
 )
 
@@ -224,7 +224,7 @@ class _Job:
         self.seed = Stream(fresh_seed() if seed is None else seed).seed
         self.stop, self.logprobs, self.overflow = tuple(stop), logprobs, overflow
         self.sampling = SamplingConfig(**sampling)
-        with naming_the_remedy('unknown="drop" leaves them out'):
+        with adding_remedy('unknown="drop" leaves them out'):
             self.prompt_ids = np.array(writer.prompt_ids(prompt), np.int64)
         given = len(writer.tokenizer.beginning) if prompt else len(self.prompt_ids)
         self.text_ids = self.prompt_ids[given:]

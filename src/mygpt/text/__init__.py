@@ -11,19 +11,26 @@ from mygpt.text.corpus import (
     name_of,
     read_corpus,
     read_text,
-    require_there,
+    require_existing,
 )
 from mygpt.text.documents import SEPARATOR, Corpus, Document, as_bytes, split_documents, split_note
-from mygpt.text.streams import READING, Piece, Records, TextSource, find_sources, pieces
+from mygpt.text.streams import (
+    READING_VERSION,
+    Piece,
+    RecordOptions,
+    TextSource,
+    find_sources,
+    pieces,
+)
 
 __all__ = [
     "BUILTIN",
-    "READING",
+    "READING_VERSION",
     "SEPARATOR",
     "Corpus",
     "Document",
     "Piece",
-    "Records",
+    "RecordOptions",
     "TextSource",
     "as_bytes",
     "builtin_documents",
@@ -32,7 +39,7 @@ __all__ = [
     "pieces",
     "read_corpus",
     "read_text",
-    "require_there",
+    "require_existing",
     "split_documents",
     "split_note",
 ]

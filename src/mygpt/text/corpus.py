@@ -9,21 +9,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mygpt.errors import InputError
+from mygpt.text.compression import without_compression_suffix
 from mygpt.text.decoding import NotDecodedError, check_encoding, decode, remarks, text_bytes
 from mygpt.text.documents import SEPARATOR, Corpus, Document, parts_between_separators, split_note
-from mygpt.text.folder import Place, look_into
-from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.file_types import FIRST_BYTES, why_not_text
+from mygpt.text.folder import FileGroup, list_folder
 from mygpt.text.reading import Reader, out_of_memory, require_sensible_ratio, shown
 from mygpt.text.records import kind_of
 from mygpt.text.streams import (
-    Records,
+    RecordOptions,
     TextSource,
     pieces,
-    read_as_plain,
-    require_records,
+    plain_text_note,
+    require_field_used,
     source_of,
 )
-from mygpt.text.unpacking import without_packing
 
 BUILTIN = "python-reference"
 
@@ -34,22 +34,22 @@ def read_corpus(
     encoding: str | None = None,
     allow_bytes: bool = False,
     split: bool = False,
-    as_named: bool = False,
-    records: Records | None = None,
+    legacy: bool = False,
+    records: RecordOptions | None = None,
 ) -> Corpus:
     """Read files, folders, glob patterns and "-" (standard input); nothing is the built-in corpus.
 
     A folder gives every file below it that is text, in the order of their names, without hidden
     ones and without runs of ours; the rest is passed over with a note. What is packed with gzip
-    or zstd is unpacked. A file counts as it was read: one that changes meanwhile gets a note.
+    or zstd is decompressed. A file counts as it was read: one that changes meanwhile gets a note.
 
     Args:
         paths: what to read.
         encoding: None is UTF-8, or what a byte-order mark says.
         allow_bytes: take a file that is not text as bytes instead of refusing it.
         split: whether `SEPARATOR` separates documents of a file; else it is text as any other.
-        as_named: read files as mygpt 0.1 did, for runs that began with it: *.gz alone is
-            unpacked, and nothing but an encoding that does not fit is refused.
+        legacy: read files as mygpt 0.1 did, for runs that began with it: *.gz alone is
+            decompressed, and nothing but an encoding that does not fit is refused.
         records: how files of records are read, a document each; None takes them for plain text.
 
     Raises:
@@ -61,11 +61,11 @@ def read_corpus(
     check_encoding(encoding)
     if not paths:
         return Corpus(BUILTIN, list(builtin_documents()))
-    reader = Reader(as_named=as_named)
+    reader = Reader(legacy=legacy)
     places = [_find(path, reader, encoding, records) for path in paths]
     names = [name for place in places for name in place.names]
     if records is not None:
-        require_records(records, [records.kind(name) for name in names])
+        require_field_used(records, [records.kind(name) for name in names])
     reader.expect(names)
     documents: list[Document] = []
     for place in places:
@@ -73,7 +73,7 @@ def read_corpus(
         for name in place.names:
             source = None if records is None else _records_in(name, reader, encoding, records)
             if records is not None and source is not None:
-                texts += _read_records(source, reader, encoding, records.used)
+                texts += _read_records(source, reader, encoding, records.field_name)
             elif place.folder is None:
                 texts.append(_named(name, reader, encoding, allow_bytes))
             else:
@@ -100,7 +100,7 @@ def _split(files: Sequence[Document]) -> tuple[list[Document], list[str]]:
     return documents, [split_note(len(split), sum(map(len, split)))]
 
 
-def require_there(paths: Sequence[str]) -> None:
+def require_existing(paths: Sequence[str]) -> None:
     """Refuse, as `read_corpus` would, names of what is not there; nothing is read.
 
     Raises:
@@ -139,22 +139,24 @@ def read_text(name: str, *, encoding: str | None = None) -> tuple[str, list[str]
     return str(document.whole), reader.notes
 
 
-def _find(path: str, reader: Reader, encoding: str | None, records: Records | None) -> Place:
+def _find(
+    path: str, reader: Reader, encoding: str | None, records: RecordOptions | None
+) -> FileGroup:
     if not path:
         raise InputError("a file name is empty: name a text file, or - for standard input")
     if path == "-":
-        return Place([path])
+        return FileGroup([path])
     if os.path.isdir(path):
         tables = records is not None
-        return look_into(
+        return list_folder(
             Path(path), reader, encoding, is_table=lambda name: tables and kind_of(name) == "table"
         )
     if os.path.exists(path) or not glob.has_magic(path):
-        return Place([path])
+        return FileGroup([path])
     found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
     if not found:
         raise InputError(f"no file matches {path!r}")
-    return Place(found)
+    return FileGroup(found)
 
 
 def _named(name: str, reader: Reader, encoding: str | None, allow_bytes: bool) -> Document:
@@ -171,32 +173,32 @@ def _require_writer(name: str) -> None:
         raise InputError(f"nobody wrote to the pipe {shown(name)}: start its writer first")
 
 
-def _in_folder(name: str, place: Place, reader: Reader, encoding: str | None) -> list[Document]:
+def _in_folder(name: str, place: FileGroup, reader: Reader, encoding: str | None) -> list[Document]:
     """A file's text; what proves to be none joins its place's passed over."""
     try:
         document = _read(name, reader, encoding, allow_bytes=False)
     except NotDecodedError as error:
-        place.pass_over(Path(name), error.start)
+        place.skip(Path(name), error.start)
         return []
     except InputError:
         document = Document(name, "")
     if not len(document) or "\0" in str(document.whole):
-        place.passed_over.append(Path(name))
+        place.skipped.append(Path(name))
         return []
     return [document]
 
 
 def _records_in(
-    name: str, reader: Reader, encoding: str | None, records: Records
+    name: str, reader: Reader, encoding: str | None, records: RecordOptions
 ) -> TextSource | None:
     """A file of records; None for one that is plain text."""
     if records.kind(name) == "text":
         return None
     source = source_of(name, records)
-    why = records.agrees(source, encoding)
+    why = records.why_plain(source, encoding)
     if why is None:
         return source
-    reader.say(read_as_plain(why))
+    reader.say(plain_text_note(why))
     return None
 
 
@@ -213,7 +215,7 @@ def _read_records(
                 num_bytes += len(piece.text.encode("utf-8"))
                 in_memory += sys.getsizeof(piece.text) + sys.getsizeof(documents[-1])
                 reader.check_text(source.name, num_bytes, in_memory)
-                if source.packing:
+                if source.compression:
                     require_sensible_ratio(source.name, num_bytes, source.size)
     if not documents:
         raise InputError(f"{shown(source.name)} has no text in the field {field!r} of any record")
@@ -226,7 +228,7 @@ def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool)
     """One file's text, or its bytes; either only where there is memory for it."""
     data = reader.read(name)
     reader.check_text(name, len(data), text_bytes(data, encoding))
-    options: dict[str, bool] = {"allow_bytes": allow_bytes, "as_named": reader.as_named}
+    options: dict[str, bool] = {"allow_bytes": allow_bytes, "legacy": reader.legacy}
     try:
         text = decode(data, shown(name), encoding, **options)
     except MemoryError:
@@ -235,7 +237,7 @@ def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool)
     start = data[:FIRST_BYTES]
     if isinstance(text, str):
         reader.remark(name, remarks(start, encoding))
-    elif (why := why_no_text(start, encoding)) is not None:
+    elif (why := why_not_text(start, encoding)) is not None:
         reader.remark(name, [f"its bytes are read as they are, though it {why}"])
     return Document(name, text)
 
@@ -250,7 +252,7 @@ def name_of(paths: Sequence[str]) -> str:
     if paths[0] == "-":
         return "stdin"
     path = Path(os.path.realpath(paths[0]))
-    name = without_packing(path.name)
+    name = without_compression_suffix(path.name)
     ending = "" if path.is_dir() else Path(name).suffix
     stem = name.removesuffix(ending) + ending.lower().replace(".txt", "").replace(".", "-")
     cleaned = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-.")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from mygpt.errors import InputError
-from mygpt.text.kinds import FIRST_BYTES, bom_of, why_no_text
+from mygpt.text.file_types import FIRST_BYTES, bom_of, why_not_text
 
 _FOR_HOST_NAMES = ("idna", "punycode")  # their time grows with the square of the length
 _PIECE = 2**20  # bytes or characters
@@ -42,7 +42,7 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def decode(
-    data: bytearray, name: str, encoding: str | None, *, allow_bytes: bool, as_named: bool = False
+    data: bytearray, name: str, encoding: str | None, *, allow_bytes: bool, legacy: bool = False
 ) -> str | bytes:
     """The text of a file's bytes; those bytes where it has none in that encoding.
 
@@ -51,17 +51,17 @@ def decode(
         name: how an error calls the file.
         encoding: None is UTF-8, or what a byte-order mark says; the mark is left out then.
         allow_bytes: take bytes that are not text as they are instead of refusing them.
-        as_named: believe the encoding, whatever the first bytes say, as an older mygpt did.
+        legacy: believe the encoding, whatever the first bytes say, as an older mygpt did.
 
     Raises:
         InputError: for what is not text in that encoding, with its place.
     """
-    why = None if as_named else why_no_text(data[:FIRST_BYTES], encoding)
+    why = None if legacy else why_not_text(data[:FIRST_BYTES], encoding)
     if why is not None:
         if allow_bytes:
             return bytes(data)
         raise InputError(f"{name} {why}")
-    start, codec = codec_of(data, encoding, as_named=as_named)
+    start, codec = codec_of(data, encoding, legacy=legacy)
     try:
         text = str(memoryview(data)[start:], codec)
         if codec != "utf-8":
@@ -82,7 +82,7 @@ def decode(
 
 def begins_as_text(data: bytearray, encoding: str | None) -> bool:
     """Whether a file that begins so may be text: nothing here says that it is not."""
-    if why_no_text(data, encoding) is not None:
+    if why_not_text(data, encoding) is not None:
         return False
     start, codec = codec_of(data, encoding)
     try:
@@ -144,12 +144,12 @@ def text_bytes(data: bytearray, encoding: str | None) -> int:
     return length * width
 
 
-def codec_of(data: bytearray, encoding: str | None, *, as_named: bool = False) -> tuple[int, str]:
+def codec_of(data: bytearray, encoding: str | None, *, legacy: bool = False) -> tuple[int, str]:
     """Where the text begins, and what decodes it."""
     bom, codec = bom_of(data)
     if encoding is None:
         return len(bom), codec or "utf-8"
-    own = codec == codecs.lookup(encoding).name and not as_named
+    own = codec == codecs.lookup(encoding).name and not legacy
     return (len(bom) if own else 0), encoding
 
 

@@ -9,42 +9,42 @@ from pathlib import Path
 
 from mygpt.errors import InputError
 from mygpt.text.decoding import begins_as_text
-from mygpt.text.kinds import may_be_encoded, unmarked_encoding
+from mygpt.text.file_types import may_be_encoded, unmarked_encoding
 from mygpt.text.reading import Reader, shown
 
 _RUN = "last.state.safetensors"  # what training writes beside this is no text to learn from
 
 
 @dataclass
-class Place:
+class FileGroup:
     """Files that were named together.
 
     Attributes:
         names: to be read, in order; in a folder, after a first look at each.
         folder: where they lie; None where they were named themselves.
-        passed_over: files of the folder that are not text.
+        skipped: files of the folder that are not text.
         encoded: those of them that look like text in another encoding, and which, if that is known.
     """
 
     names: list[str]
     folder: Path | None = None
-    passed_over: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
     encoded: dict[Path, str | None] = field(default_factory=dict)
 
-    def pass_over(self, path: Path, start: bytes | bytearray) -> None:
+    def skip(self, path: Path, start: bytes | bytearray) -> None:
         """Leave a file out that begins so."""
-        self.passed_over.append(path)
+        self.skipped.append(path)
         if may_be_encoded(start):
             self.encoded[path] = unmarked_encoding(start)
 
     def notes(self, encoding: str | None = None) -> list[str]:
         """A line about what was passed over, if anything, and one about other encodings."""
-        if self.folder is None or not self.passed_over:
+        if self.folder is None or not self.skipped:
             return []
         where = shown(str(self.folder))
         found = [
-            f"passed over {len(self.passed_over)} files in {where} without text: "
-            f"{self._listed(self.passed_over)}"
+            f"passed over {len(self.skipped)} files in {where} without text: "
+            f"{self._listed(self.skipped)}"
         ]
         return found + ([self.hint(encoding)] if self.encoded else [])
 
@@ -80,15 +80,15 @@ class Place:
         return ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
 
 
-def look_into(
+def list_folder(
     folder: Path, reader: Reader, encoding: str | None, is_table: Callable[[str], bool]
-) -> Place:
+) -> FileGroup:
     """Files below a folder, in the order of their names, without hidden ones, runs and stores.
 
     A look at its first bytes decides whether a file may be text: a large one that is none is
     not read. Pipes, sockets, devices and broken links are no files. Tables are taken by name.
     """
-    place = Place([], folder)
+    place = FileGroup([], folder)
     for path in sorted(files_below(folder)):
         start = bytearray()
         try:
@@ -99,7 +99,7 @@ def look_into(
         if may_be_text:
             place.names.append(str(path))
         else:
-            place.pass_over(path, start)
+            place.skip(path, start)
     return place
 
 

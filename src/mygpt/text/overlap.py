@@ -28,7 +28,7 @@ def overlap_note(learned: Sequence[Document], held: Sequence[Document], name: st
         inside = [_is_in(as_bytes(document.text), texts) for document in others]
         same += [document for document, found in zip(others, inside, strict=True) if found]
     if not others or len(same) == len(held):
-        return [seen_note(name)]
+        return [validation_seen_note(name)]
     long = sum(len(document) >= _SHORTEST for document in same)
     if not long:
         return []
@@ -38,7 +38,7 @@ def overlap_note(learned: Sequence[Document], held: Sequence[Document], name: st
     ]
 
 
-def seen_note(name: str) -> str:
+def validation_seen_note(name: str) -> str:
     """What to say of a text to validate on that is learned from."""
     return (
         f"{name} is in the text that is learned from: the validation loss says how well that is "

@@ -17,8 +17,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.machine import free_memory_bytes
-from mygpt.text.kinds import FIRST_BYTES
-from mygpt.text.unpacking import PackedError, packing_inside, packing_named, unpacked
+from mygpt.text.compression import (
+    CompressionError,
+    compression_by_content,
+    compression_by_name,
+    decompressed,
+)
+from mygpt.text.file_types import FIRST_BYTES
 
 _BLOCK = 2**20  # bytes
 _WRITER_WAIT_S = 10.0
@@ -41,14 +46,14 @@ class Reader:
     """Reads files whole, within the memory that was free when it was made.
 
     Args:
-        as_named: unpack what is named *.gz and nothing else, as runs of an older mygpt were read.
+        legacy: unpack what is named *.gz and nothing else, as runs of an older mygpt were read.
 
     Attributes:
-        as_named: the same.
+        legacy: the same.
     """
 
-    def __init__(self, *, as_named: bool = False) -> None:
-        self.as_named = as_named
+    def __init__(self, *, legacy: bool = False) -> None:
+        self.legacy = legacy
         self._remarks: dict[str, list[str]] = {}
         self._plain: list[str] = []
         self._free = free_memory_bytes()
@@ -66,25 +71,25 @@ class Reader:
             self._check(f"{what} is", sum(sizes), sum(sizes))
 
     def read(self, name: str) -> bytearray:
-        """All of a file, unpacked where it is packed, or of standard input ("-").
+        """All of a file, decompressed where it is packed, or of standard input ("-").
 
         Raises:
             InputError: for what is missing, cannot be read, or is no file of text.
             OutOfMemoryError: as soon as it is longer than what fits.
         """
         before = _regular(name)
-        packing = "" if before is None or self.as_named else packing_of_file(name)
-        if packing and not packing_named(name):
-            self.remark(name, [f"this is a {packing} file, whose text was unpacked"])
+        compression = "" if before is None or self.legacy else compression_of_file(name)
+        if compression and not compression_by_name(name):
+            self.remark(name, [f"this is a {compression} file, whose text was decompressed"])
         data = bytearray()
         with self.noting_change(name):
-            for block in _blocks_as_named(name) if self.as_named else _blocks(name):
+            for block in _blocks_as_named(name) if self.legacy else _blocks(name):
                 try:
                     data += block
                 except MemoryError:
                     raise out_of_memory(name) from None
                 self._check(f"{shown(name)} is more than", len(data), len(data))
-                if before is not None and not self.as_named:
+                if before is not None and not self.legacy:
                     require_sensible_ratio(name, len(data), before.st_size)
         return data
 
@@ -102,9 +107,9 @@ class Reader:
             self._remarks.setdefault(changed, []).append(shown(name))
 
     def start_of(self, name: str) -> bytearray:
-        """The first 64 KiB of a file, unpacked, to see what it is; raises as `read` does."""
+        """The first 64 KiB of a file, decompressed, to see what it is; raises as `read` does."""
         data = bytearray()
-        begin = _blocks_as_named if self.as_named else _blocks
+        begin = _blocks_as_named if self.legacy else _blocks
         with contextlib.closing(begin(name, FIRST_BYTES)) as blocks:
             for block in blocks:
                 data += block
@@ -203,30 +208,32 @@ def _regular(name: str) -> os.stat_result | None:
 
 
 def _blocks(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
-    """A file's bytes as they come, unpacked where its name or its first bytes say so."""
+    """A file's bytes as they come, decompressed where its name or its first bytes say so."""
     with file_errors(name), opened(name) as file:
-        yield from unpacked(file, packing_named(name) or packing_inside(file), block)
+        yield from decompressed(
+            file, compression_by_name(name) or compression_by_content(file), block
+        )
 
 
 def _blocks_as_named(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
-    """A file's bytes as they come, unpacked where its name ends in .gz."""
+    """A file's bytes as they come, decompressed where its name ends in .gz."""
     with file_errors(name), opened(name) as file:
-        yield from unpacked(file, "gzip" if name.endswith(".gz") else "", block)
+        yield from decompressed(file, "gzip" if name.endswith(".gz") else "", block)
 
 
-def packing_of_file(name: str) -> str:
+def compression_of_file(name: str) -> str:
     """What unpacks a regular file: "gzip", "zstd", or "" for none."""
     with file_errors(name), opened(name) as file:
-        return packing_named(name) or packing_inside(file)
+        return compression_by_name(name) or compression_by_content(file)
 
 
-def require_sensible_ratio(name: str, unpacked_bytes: int, packed_bytes: int) -> None:
+def require_sensible_ratio(name: str, uncompressed_bytes: int, packed_bytes: int) -> None:
     """Refuse a packed file that unpacks to far more than a text does.
 
     Raises:
         InputError: with the remedy.
     """
-    if unpacked_bytes > _SMALL_UNPACKED and unpacked_bytes > _MOST_RATIO * packed_bytes:
+    if uncompressed_bytes > _SMALL_UNPACKED and uncompressed_bytes > _MOST_RATIO * packed_bytes:
         raise InputError(
             f"{shown(name)} unpacks to more than {_MOST_RATIO} times its size, which no "
             "ordinary text does: unpack it and name the file, if it is meant"
@@ -244,7 +251,7 @@ def file_errors(name: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise no_such_file(name) from None
-    except PackedError as error:
+    except CompressionError as error:
         raise InputError(f"{shown(name)} is not a whole {error}") from None
     except OSError as error:
         raise InputError(f"{shown(name)} cannot be read: {error.strerror or error}") from None

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.errors import InputError
+from mygpt.text.compression import without_compression_suffix
 from mygpt.text.reading import shown
-from mygpt.text.unpacking import without_packing
 
 FIELD = "text"  # that holds the text where none is named
 _KINDS = {
@@ -38,7 +38,7 @@ Record = tuple[str, int]
 
 def kind_of(name: str) -> str:
     """How a file of that name holds documents: "lines", "json", "csv", "table", else "text"."""
-    return _KINDS.get(Path(without_packing(name)).suffix.lower(), "text")
+    return _KINDS.get(Path(without_compression_suffix(name)).suffix.lower(), "text")
 
 
 def texts_of_lines(texts: Texts, field: str, name: str) -> Iterator[Record]:

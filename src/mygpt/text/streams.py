@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mygpt.errors import InputError
+from mygpt.text.compression import compression_by_name
 from mygpt.text.decoding import NotDecodedError, begins_as_text, check_encoding, remarks
 from mygpt.text.documents import LINE_ENDS, SEPARATOR
-from mygpt.text.folder import Place, files_below
-from mygpt.text.kinds import FIRST_BYTES, why_no_text
-from mygpt.text.reading import file_errors, notes_of, packing_of_file, shown
+from mygpt.text.file_stream import blocks_of, texts_of
+from mygpt.text.file_types import FIRST_BYTES, why_not_text
+from mygpt.text.folder import FileGroup, files_below
+from mygpt.text.reading import compression_of_file, file_errors, notes_of, shown
 from mygpt.text.records import (
     FIELD,
     kind_of,
@@ -30,12 +32,10 @@ from mygpt.text.records import (
     texts_of_lines,
     texts_of_table,
 )
-from mygpt.text.streams_files import blocks_of, texts_of
-from mygpt.text.unpacking import packing_named
 
 # How files are read, which runs and stores record: since 2 they are judged by their first bytes
 # too, and files of records are read as such.
-READING = 2
+READING_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class TextSource:
         modified_ns: when it was last changed; -1 for standard input and pipes.
         kind: "text" is one document, "lines" one a line, "csv" and "table" one a row, "json" one
             an object.
-        packing: "gzip", "zstd", or "" for none; of standard input and pipes what the name says.
-        unpacked_bytes: of a packed file that was measured, at least.
+        compression: "gzip", "zstd", or "" for none; of standard input and pipes what the name says.
+        uncompressed_bytes: of a packed file that was measured, at least.
     """
 
     name: str
     size: int
     modified_ns: int
     kind: str
-    packing: str = ""
-    unpacked_bytes: int = 0
+    compression: str = ""
+    uncompressed_bytes: int = 0
 
     @property
     def is_lasting(self) -> bool:
@@ -66,13 +66,13 @@ class TextSource:
 
     @property
     def num_bytes(self) -> int:
-        """Its bytes, unpacked as far as that is known."""
-        return max(self.size, self.unpacked_bytes)
+        """Its bytes, decompressed as far as that is known."""
+        return max(self.size, self.uncompressed_bytes)
 
     @property
     def is_plain(self) -> bool:
         """Whether it is neither packed nor a table: its text can be read from any line on."""
-        return self.kind in ("text", "lines") and not self.packing
+        return self.kind in ("text", "lines") and not self.compression
 
 
 class Piece(NamedTuple):
@@ -90,41 +90,45 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Records:
+class RecordOptions:
     """How files of records (JSON lines, JSON, CSV, Parquet) are read.
 
     Attributes:
-        field: that holds the text; None is "text" where a file's first record has it, and else the
-            file is plain text, with a note.
-        lines_too: whether the latter is so for JSON lines, which otherwise must have the field.
-        demanded: whether a field that is named is refused where no file has records.
-        by_name: whether the names *.jsonl and *.parquet alone are files of records, as for what
-            mygpt 0.1 began.
+        field: the field that holds the text. None means "text"; a file whose first record has no
+            field "text" is then read as plain text, with a note.
+        lines_may_be_plain: whether that also applies to JSON lines, which otherwise must have
+            the field.
+        refuse_unused: whether to refuse a `field` when no file contains records.
+        legacy_names: whether only *.jsonl and *.parquet are files of records, as in mygpt 0.1.
     """
 
     field: str | None = None
-    lines_too: bool = False
-    demanded: bool = True
-    by_name: bool = False
+    lines_may_be_plain: bool = False
+    refuse_unused: bool = True
+    legacy_names: bool = False
 
     @property
-    def used(self) -> str:
+    def field_name(self) -> str:
         """The field that is read."""
         return FIELD if self.field is None else self.field
 
     def kind(self, name: str) -> str:
-        """How a file of that name holds documents, if its content agrees."""
+        """How a file of that name holds documents, if its content why_plain."""
         if name == "-":
             return "text" if self.field is None else "lines"
-        if self.by_name:
+        if self.legacy_names:
             ending = Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
             return {".jsonl": "lines", ".parquet": "table"}.get(ending, "text")
         return kind_of(name)
 
-    def agrees(self, source: TextSource, encoding: str | None) -> str | None:
+    def why_plain(self, source: TextSource, encoding: str | None) -> str | None:
         """Why a file that is named as one of records is none; None where it is one."""
-        strict = self.by_name or self.field is not None or source.kind in ("text", "table")
-        if strict or not source.is_lasting or (source.kind == "lines" and not self.lines_too):
+        strict = self.legacy_names or self.field is not None or source.kind in ("text", "table")
+        if (
+            strict
+            or not source.is_lasting
+            or (source.kind == "lines" and not self.lines_may_be_plain)
+        ):
             return None
         try:
             some = next(_documents(source, FIELD, encoding, 0), None)
@@ -133,11 +137,11 @@ class Records:
         return None if some is not None else f"{shown(source.name)} has no record"
 
 
-_ANY = Records()
+_ANY = RecordOptions()
 
 
 def find_sources(
-    paths: Sequence[str], *, encoding: str | None = None, records: Records = _ANY
+    paths: Sequence[str], *, encoding: str | None = None, records: RecordOptions = _ANY
 ) -> tuple[list[TextSource], list[str]]:
     """The files that names, folders, patterns and "-" stand for, in order, and notes.
 
@@ -154,7 +158,7 @@ def find_sources(
     said = _Notes(encoding)
     for path in paths:
         if path != "-" and "\0" not in path and os.path.isdir(path):
-            place = Place([], Path(path))
+            place = FileGroup([], Path(path))
             found += _in_folder(place, encoding, records, said)
             notes += place.notes(encoding)
         else:
@@ -164,13 +168,13 @@ def find_sources(
                 found.append(said.take(source, start, records))
     if sum(source.name == "-" for source in found) > 1:
         raise InputError("standard input is named twice: it can be read once")
-    require_records(records, [source.kind for source in found])
+    require_field_used(records, [source.kind for source in found])
     return found, notes + said.lines()
 
 
-def require_records(records: Records, kinds: Sequence[str]) -> None:
+def require_field_used(records: RecordOptions, kinds: Sequence[str]) -> None:
     """Refuse a field that was named where no file has fields: it would be ignored."""
-    if records.field is not None and records.demanded and kinds and set(kinds) == {"text"}:
+    if records.field is not None and records.refuse_unused and kinds and set(kinds) == {"text"}:
         raise InputError(
             f"--field {records.field} is for *.jsonl, *.ndjson, *.json, *.csv, *.tsv and "
             "*.parquet, and plain text was named: leave it out"
@@ -185,16 +189,16 @@ class _Notes:
         self._remarks: dict[str, list[str]] = {}
         self._single: list[str] = []
 
-    def take(self, source: TextSource, start: bytearray, records: Records) -> TextSource:
+    def take(self, source: TextSource, start: bytearray, records: RecordOptions) -> TextSource:
         """Keep what there is to say about a file that begins so; returns it as it is read."""
         found = remarks(start, self._encoding) if start else []
-        if source.packing != packing_named(source.name):
-            found.append(f"this is a {source.packing} file, whose text is unpacked")
+        if source.compression != compression_by_name(source.name):
+            found.append(f"this is a {source.compression} file, whose text is decompressed")
         for remark in found:
             self._remarks.setdefault(f": {remark}", []).append(shown(source.name))
-        if (why := records.agrees(source, self._encoding)) is None:
+        if (why := records.why_plain(source, self._encoding)) is None:
             return source
-        self._single.append(read_as_plain(why))
+        self._single.append(plain_text_note(why))
         return replace(source, kind="text")
 
     def lines(self) -> list[str]:
@@ -202,7 +206,7 @@ class _Notes:
         return notes_of(self._remarks) + self._single
 
 
-def read_as_plain(why: str) -> str:
+def plain_text_note(why: str) -> str:
     """The note on a file that is named as one of records, and is none of these."""
     return f"{why}; it is read as plain text, with all that is in it"
 
@@ -218,7 +222,7 @@ def _matches(path: str) -> list[str]:
     return found
 
 
-def source_of(name: str, records: Records) -> TextSource:
+def source_of(name: str, records: RecordOptions) -> TextSource:
     """A file, or standard input ("-"), as it is named; raises as `find_sources` does."""
     with file_errors(name):
         status = None if name == "-" else os.stat(name)
@@ -226,15 +230,15 @@ def source_of(name: str, records: Records) -> TextSource:
     if status is None or not stat.S_ISREG(status.st_mode):
         if kind == "table":
             raise InputError(f"{shown(name)} is no file: a *.parquet cannot come through a pipe")
-        return TextSource(name, -1, -1, kind, packing_named(name))
+        return TextSource(name, -1, -1, kind, compression_by_name(name))
     if not status.st_size:
         raise InputError(f"{shown(name)} is empty: there is no text in it")
-    packing = "" if kind == "table" else packing_of_file(name)
-    return TextSource(name, status.st_size, status.st_mtime_ns, kind, packing)
+    compression = "" if kind == "table" else compression_of_file(name)
+    return TextSource(name, status.st_size, status.st_mtime_ns, kind, compression)
 
 
 def _in_folder(
-    place: Place, encoding: str | None, records: Records, said: _Notes
+    place: FileGroup, encoding: str | None, records: RecordOptions, said: _Notes
 ) -> list[TextSource]:
     """The sources of a folder; what is none joins the place's passed over."""
     assert place.folder is not None
@@ -252,14 +256,14 @@ def _in_folder(
         if may_be_text:
             sources.append(said.take(source, start, records))
         else:
-            place.pass_over(path, start)
+            place.skip(path, start)
     if not sources:
         raise place.none_found(encoding)
     return sources
 
 
 def _start_of(source: TextSource, encoding: str | None) -> bytearray:
-    """The first bytes of a file's text, unpacked; none of a table and of what is read only once.
+    """The first decompressed bytes of a file; empty for a table and for a pipe.
 
     Raises:
         NotDecodedError: where they say that it is not text.
@@ -268,7 +272,7 @@ def _start_of(source: TextSource, encoding: str | None) -> bytearray:
         return bytearray()
     with contextlib.closing(blocks_of(source.name, FIRST_BYTES)) as blocks:
         start = next(blocks, (b"", 0))[0]
-    if (why := why_no_text(start, encoding)) is not None:
+    if (why := why_not_text(start, encoding)) is not None:
         raise NotDecodedError(f"{shown(source.name)} {why}", start)
     return bytearray(start)
 
@@ -281,7 +285,7 @@ def pieces(
     split: bool = False,
     skip_rows: int = 0,
     skip_characters: int = 0,
-    met: Callable[[int], None] | None = None,
+    on_separators: Callable[[int], None] | None = None,
 ) -> Iterator[Piece]:
     """A source's documents in pieces, in order; every document's last piece says that it ends.
 
@@ -292,7 +296,7 @@ def pieces(
         split: whether `SEPARATOR` separates documents of a file, or of a line or row.
         skip_rows: documents to leave out; of those that are split the parts count.
         skip_characters: of the one after those, to leave out.
-        met: hears how many more separators were found, as they come.
+        on_separators: called with the number of separators found in each piece.
 
     Raises:
         InputError: for what is no text, no whole file, or has no such field, with its place.
@@ -303,7 +307,7 @@ def pieces(
     else:
         found = _documents(source, field, encoding, skipped)
     if split:
-        found = _after(split_at_separators(found, met), skip_rows)
+        found = _after(split_at_separators(found, on_separators), skip_rows)
     left = skip_characters
     for piece in found:
         text = piece.text[left:]
@@ -314,18 +318,18 @@ def pieces(
 
 
 def split_at_separators(
-    found: Iterator[Piece], met: Callable[[int], None] | None = None
+    found: Iterator[Piece], on_separators: Callable[[int], None] | None = None
 ) -> Iterator[Piece]:
-    """Documents in pieces, each ended at a `SEPARATOR`, which goes with the line ends behind it.
+    """Split documents that arrive in pieces at each `SEPARATOR`.
 
-    Documents without text come too, as a piece that is empty. `met` hears how many separators
-    have come.
+    The separator and the line ends after it are removed. An empty document yields one empty
+    piece. `on_separators` is called with the number of separators found in each piece.
     """
     waiting, behind = "", False  # what may begin a separator; whether one has just ended
     for text, ends, read in found:
         *before, text = (waiting + text).split(SEPARATOR)
-        if before and met is not None:
-            met(len(before))
+        if before and on_separators is not None:
+            on_separators(len(before))
         for part in before:
             yield Piece(part.lstrip(LINE_ENDS) if behind else part, True, read)
             behind = True

@@ -27,14 +27,14 @@ __all__ = [
     "end_notes",
     "ends_of",
     "from_state",
-    "keeps_text",
+    "is_lossless",
     "load_tokenizer",
 ]
 
 
-def keeps_text(tokenizer: Tokenizer) -> bool:
+def is_lossless(tokenizer: Tokenizer) -> bool:
     """Whether the ids of any text decode to that text: nothing is unknown, changed or dropped."""
-    return not isinstance(tokenizer, ForeignTokenizer) or tokenizer.keeps_text
+    return not isinstance(tokenizer, ForeignTokenizer) or tokenizer.is_lossless
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
@@ -72,12 +72,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         if "chars" in content:
             return CharTokenizer.from_state(content)
-        return of_description(content, Path(path).parent)
+        return from_tokenizer_json(content, Path(path).parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def of_description(content: dict[str, Any], folder: Path) -> Tokenizer:
+def from_tokenizer_json(content: dict[str, Any], folder: Path) -> Tokenizer:
     """The tokenizer that a `tokenizer.json` is: byte-level BPE where that holds it, else foreign.
 
     `BPETokenizer` has no place for what stands before every text, nor for another end of text
@@ -98,7 +98,7 @@ def of_description(content: dict[str, Any], folder: Path) -> Tokenizer:
             return _foreign(content, folder)
         except InputError:
             raise as_bpe from None
-    if bpe.is_ours:
+    if bpe.uses_own_rule:
         return bpe
     foreign = _foreign(content, folder)
     return bpe if ends_of(foreign) == ends_of(bpe) and not foreign.beginning else foreign

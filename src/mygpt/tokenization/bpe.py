@@ -114,9 +114,9 @@ class BPETokenizer:
         return len(self._contents.tokens)
 
     @property
-    def is_ours(self) -> bool:
+    def uses_own_rule(self) -> bool:
         """Whether words are cut by our rule."""
-        return self._contents.ours
+        return self._contents.own_rule
 
     def encode(self, text: str) -> torch.Tensor:
         """Ids of `text`, a 1-D int64 tensor; a lone surrogate is an `InputError`."""
@@ -135,12 +135,12 @@ class BPETokenizer:
         Of a tokenizer whose rule for words is not known here, the whole text in one row.
         """
         texts = _checked(pieces)
-        if self._contents.ours:
+        if self._contents.own_rule:
             for words in self._splitter.split_pieces(texts):
                 ids = chain.from_iterable(map(self._words.__getitem__, words))
                 yield np.fromiter(ids, np.int64)
             return
-        for text in _cut_at_spaces(texts) if self._contents.cut_at_spaces else ["".join(texts)]:
+        for text in _cut_at_spaces(texts) if self._contents.splits_at_spaces else ["".join(texts)]:
             with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
                 found = library_ids(self._library, text)
             yield np.array(found, np.int64)

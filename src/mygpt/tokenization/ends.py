@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization.base import END_OF_TEXT, Tokenizer
 from mygpt.tokenization.bpe import BPETokenizer
-from mygpt.tokenization.foreign_json import Parts, special_ids, stands_for_character, tokens_behind
+from mygpt.tokenization.foreign_json import Parts, is_single_character, special_ids, suffix_ids
 
 # Files that name the end of a text by its token, and by ids.
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -64,7 +64,7 @@ def find_ends(
             return False
         if number not in parts.names:
             return number < (vocab_size or 0)
-        return number in special or not stands_for_character(parts.names[number])
+        return number in special or not is_single_character(parts.names[number])
 
     end = None
     # As in transformers, where the older file comes first unless the newer one lists added tokens.
@@ -97,7 +97,7 @@ def find_ends(
             notes.append(f"{file} ends texts with {listed!r:.60}, no special token: not used")
     if end is not None:
         return Ends(end, (), notes)
-    behind = map(parts.names.get, tokens_behind(description))
+    behind = map(parts.names.get, suffix_ids(description))
     for name in (implied, *behind, *_NAMES):
         if name is not None and ids.get(name) in special:
             if name != END_OF_TEXT:
@@ -109,7 +109,7 @@ def find_ends(
 def end_notes(tokenizer: Tokenizer) -> list[str]:
     """Which token ends documents and which begins them; nothing of tokenizers as ours are."""
     ours = tokenizer.kind in ("char", "byte") or (
-        isinstance(tokenizer, BPETokenizer) and tokenizer.is_ours
+        isinstance(tokenizer, BPETokenizer) and tokenizer.uses_own_rule
     )
     if ours and tokenizer.end_of_text is not None:
         return []

@@ -29,7 +29,7 @@ from mygpt.tokenization.base import (
     shared_start,
 )
 from mygpt.tokenization.bpe import BPETokenizer
-from mygpt.tokenization.foreign_json import beginning_of, parts_of, special_ids
+from mygpt.tokenization.foreign_json import parts_of, prefix_ids, special_ids
 from mygpt.tokenization.tokenizer_json import BRIEF, CANNOT_ENCODE, SYMBOLS, library_ids, refusals
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ForeignTokenizer:
         self.end_of_text, self.other_ends = end_of_text, tuple(other_ends)
         self._parts = parts_of(description, end_of_text, self.other_ends)
         self._description = description
-        self.beginning = beginning_of(description, self._parts)
+        self.beginning = prefix_ids(description, self._parts)
         least = max(self._parts.names) + 1
         self.vocab_size = _checked_size(least if vocab_size is None else vocab_size, least)
         for number in self.other_ends:
@@ -122,7 +122,7 @@ class ForeignTokenizer:
         yield ids
 
     @property
-    def keeps_text(self) -> bool:
+    def is_lossless(self) -> bool:
         """Whether the ids of any text decode to that text."""
         return self._bpe is not None
 
@@ -144,14 +144,14 @@ class ForeignTokenizer:
         return next((n for n, name in names.items() if name == self._parts.unknown), None)
 
     @cached_property
-    def knows_characters(self) -> bool:
+    def falls_back_to_characters(self) -> bool:
         """Whether it falls back to characters, wherever they are in a word."""
         model = self._description["model"]
         in_place = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
         kind = model.get("type") or ("Unigram" if isinstance(model["vocab"], list) else "BPE")
         return kind == "Unigram" or (kind == "BPE" and not in_place)
 
-    def loses(self, char: str) -> bool:
+    def cannot_encode(self, char: str) -> bool:
         """Whether a character, alone, becomes no token: it is dropped, or the unknown token.
 
         White space, control and format characters are never lost, for these are often dropped;
@@ -164,7 +164,7 @@ class ForeignTokenizer:
         except InputError:  # it refuses what it does not know
             return False
         if self.unknown_id in ids:
-            return self.knows_characters
+            return self.falls_back_to_characters
         known = b"".join(self._bytes_of(self._parts.names[i]) for i in ids).strip()
         if not self._in_bytes:
             return not known

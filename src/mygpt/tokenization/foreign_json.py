@@ -83,7 +83,7 @@ def special_ids(description: dict[str, Any]) -> set[int]:
     return {token["id"] for token in _added(description) if token["special"]}
 
 
-def beginning_of(description: dict[str, Any], parts: Parts) -> tuple[int, ...]:
+def prefix_ids(description: dict[str, Any], parts: Parts) -> tuple[int, ...]:
     """The ids that the file's post-processor puts before every text."""
     first = _around(description, "cls")
     wrong = [number for number in first if number not in parts.names]
@@ -92,7 +92,7 @@ def beginning_of(description: dict[str, Any], parts: Parts) -> tuple[int, ...]:
     return tuple(first)
 
 
-def tokens_behind(description: dict[str, Any]) -> tuple[int, ...]:
+def suffix_ids(description: dict[str, Any]) -> tuple[int, ...]:
     """The ids that the file's post-processor puts behind every text, last first."""
     return tuple(_around(description, "sep"))
 
@@ -116,7 +116,7 @@ def _around(description: dict[str, Any], side: Literal["cls", "sep"]) -> list[An
     return found
 
 
-def stands_for_character(name: str) -> bool:
+def is_single_character(name: str) -> bool:
     """Whether a token is one character, or one byte of it."""
     return len(name) == 1 or name.startswith("<0x")
 
@@ -171,7 +171,7 @@ def _library(description: dict[str, Any], control: set[str]) -> tokenizers.Token
     # Added tokens that are special are found in no text already.
     known |= {token["content"] for token in _added(description) if not token["special"]}
     # A single character's token must stay: without it the character would be lost in silence.
-    names = {name for name in control & known if not stands_for_character(name)}
+    names = {name for name in control & known if not is_single_character(name)}
     hidden = _renamed(description, {name: _BEYOND + name for name in names})
     built = build(hidden)
     for token in _added(hidden):

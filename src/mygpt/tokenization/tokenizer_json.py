@@ -65,16 +65,16 @@ class Contents(NamedTuple):
         added: ids that are no outcome of merges, with their text; control tokens among them.
         control: ids that stand for no text.
         end_of_text: the id of `<|endoftext|>`, where that is one of them.
-        ours: whether words are cut by our rule.
-        cut_at_spaces: whether it is known that a word begins at a space after a letter.
+        own_rule: whether words are cut by our rule.
+        splits_at_spaces: whether it is known that a word begins at a space after a letter.
     """
 
     tokens: list[bytes]
     added: dict[int, str]
     control: frozenset[int]
     end_of_text: int | None
-    ours: bool
-    cut_at_spaces: bool
+    own_rule: bool
+    splits_at_spaces: bool
 
 
 def describe(learned: Sequence[str], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -155,10 +155,12 @@ def _checked(description: dict[str, Any]) -> Contents:
     tokens = _tokens(model["vocab"], added)
     _check_control(model, {added[number] for number in control})
     ends = [number for number in control if added[number] == END_OF_TEXT]
-    ours = normalizer is None and description["pre_tokenizer"] == _SPLIT and len(added) == len(ends)
+    own_rule = (
+        normalizer is None and description["pre_tokenizer"] == _SPLIT and len(added) == len(ends)
+    )
     words_alone = all(t["special"] or not _takes_spaces(t) for t in listed)
     spaces = words_alone and _begins_words_at_spaces(description["pre_tokenizer"])
-    return Contents(tokens, added, control, ends[0] if ends else None, ours, spaces)
+    return Contents(tokens, added, control, ends[0] if ends else None, own_rule, spaces)
 
 
 def _refused(what: str) -> InputError:

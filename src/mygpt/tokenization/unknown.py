@@ -38,7 +38,7 @@ class UnknownText:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._foreign = (
             tokenizer
-            if isinstance(tokenizer, ForeignTokenizer) and not tokenizer.keeps_text
+            if isinstance(tokenizer, ForeignTokenizer) and not tokenizer.is_lossless
             else None
         )
         self._known: set[str] = set()
@@ -57,7 +57,9 @@ class UnknownText:
             return
         unknown = self._foreign.unknown_id
         more = 0
-        if unknown is not None and not (texts is not None and self._foreign.knows_characters):
+        if unknown is not None and not (
+            texts is not None and self._foreign.falls_back_to_characters
+        ):
             self._ids += len(ids)
             more = int(np.count_nonzero(ids == unknown))
             self._unknown_ids += more
@@ -75,7 +77,7 @@ class UnknownText:
         self._chars += len(text)
         distinct = set(text)
         for char in distinct - self._known - self._lost:
-            (self._lost if self._foreign.loses(char) else self._known).add(char)
+            (self._lost if self._foreign.cannot_encode(char) else self._known).add(char)
         lost = distinct & self._lost
         if not lost:
             return
@@ -138,12 +140,12 @@ def without_unknown(tokenizer: Tokenizer, text: str) -> tuple[str, list[str]]:
         known = tokenizer.stoi
         others = list(dict.fromkeys(char for char in text if char not in known))
         return text.translate(dict.fromkeys(map(ord, others))), others
-    if not isinstance(tokenizer, ForeignTokenizer) or tokenizer.keeps_text:
+    if not isinstance(tokenizer, ForeignTokenizer) or tokenizer.is_lossless:
         return text, []
     kept: list[str] = []
     left: dict[str, None] = {}
     reached = 0
-    lost = set(filter(tokenizer.loses, set(text)))
+    lost = set(filter(tokenizer.cannot_encode, set(text)))
     dropped = ((n, n + 1) for n, char in enumerate(text) if char in lost)
     for begin, end in sorted({*tokenizer.unknown_spans(text), *dropped}):
         if end <= reached:
@@ -156,7 +158,7 @@ def without_unknown(tokenizer: Tokenizer, text: str) -> tuple[str, list[str]]:
 
 
 @contextlib.contextmanager
-def naming_the_remedy(remedy: str) -> Iterator[None]:
+def adding_remedy(remedy: str) -> Iterator[None]:
     """Add what helps here to the error of a text that a tokenizer refuses."""
     try:
         yield
@@ -164,7 +166,7 @@ def naming_the_remedy(remedy: str) -> Iterator[None]:
         raise UnknownTokenError(f"{error}; {remedy}") from None
 
 
-def left_out_note(left: list[str], *, kept: str = "") -> str:
+def dropped_note(left: list[str], *, kept: str = "") -> str:
     """A note on what was left out of a text, or on what of it is unknown."""
     shown = ", ".join(map(shown_unknown, left[:_SHOWN])) + ", ..." * (len(left) > _SHOWN)
     return f"the model does not know {shown}: {kept or 'left out'}"

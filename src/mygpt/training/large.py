@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mygpt.data.caching_stores import cached_store, large_sources
+from mygpt.data.store_cache import cached_store, large_sources
 from mygpt.formats.tokenizers import named_tokenizer
-from mygpt.text import Records, find_sources, name_of, split_note
+from mygpt.text import RecordOptions, find_sources, name_of, split_note
 from mygpt.tokenization import Tokenizer
 from mygpt.training.events import Listener, Note
 from mygpt.training.stored import StoredSource, records_of, source_of, splits
 
 if TYPE_CHECKING:
-    from mygpt.data.storing.build import StoreProgress
+    from mygpt.data.store_builder.build import StoreProgress
 
 THE_MODELS = ""  # stands for the tokenizer of the model that a run begins from
 _TOLD_EVERY_S = 15.0
@@ -76,7 +76,7 @@ def open_cached(
     if isinstance(tokenizer, str) and os.path.isabs(tokenizer):  # as `stored_as` has a path
         # Of a run that is there its own: the file may have changed, or be read otherwise now.
         tokenizer = named_tokenizer(tokenizer) if known is None else known
-    records = records_of(settings) or Records(by_name=True)
+    records = records_of(settings) or RecordOptions(legacy_names=True)
     sources, notes = find_sources(files, encoding=encoding, records=records)
     name, size = name_of(files), sum(source.size for source in sources)
     cached = cached_store(
@@ -91,7 +91,7 @@ def open_cached(
     source = source_of(replace(cached.store, name=name), settings, val_fraction)
     documents = cached.store.num_documents
     took = f", in {cached.built_s:.0f} s that no minutes count" if cached.built_s else ""
-    packed = " when packed" * any(source.packing for source in sources)
+    packed = " when packed" * any(source.compression for source in sources)
     note = (
         f"{name} has {size:,} bytes{packed}, so it is not read into memory: tokenized once into "
         f"{cached.store.path}{took} (MYGPT_CACHE moves it)"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
 from mygpt.data.batches import Tokens
-from mygpt.data.stored import StoredTokens
+from mygpt.data.token_store import StoredTokens
 from mygpt.ngrams import count_ngrams
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.durations import file_s

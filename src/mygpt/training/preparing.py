@@ -20,7 +20,7 @@ from mygpt.data.batches import Tokens
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
-from mygpt.text import READING
+from mygpt.text import READING_VERSION
 from mygpt.tokenization import Tokenizer, end_notes
 from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
@@ -119,7 +119,7 @@ def prepare(
         "files": [resolved(name) for name in names],
         "val_file": None if val_file is None else resolved(str(val_file)),
         "encoding": encoding,
-        "reading": READING,
+        "reading": READING_VERSION,
         **_field(field, plain=config.data_order == "tutorial"),
         # The tutorial's way is its text as it is, without a token between documents.
         "split_documents": config.data_order != "tutorial"
@@ -145,11 +145,11 @@ def prepare(
 
     if not stores and config.data_order != "tutorial":
         settings["stored_as"] = stored_as(settings, names, tokenizer, known, suitable)
-    as_named = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
+    legacy = {**settings, "files": names, "val_file": None if val_file is None else str(val_file)}
     bytes_do = tokenizer in ("auto", "byte") if known is None else known.kind == "byte"
     reading = time.monotonic()
     source = read_source(
-        as_named, config.val_fraction, allow_bytes=bytes_do, known=known, tell=listener
+        legacy, config.val_fraction, allow_bytes=bytes_do, known=known, tell=listener
     )
     if settings.get("stored_as") is not None:  # which is done once, so it is none of the minutes
         began += time.monotonic() - reading
@@ -293,7 +293,7 @@ def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:
 def _field(asked: str | None, *, plain: bool) -> dict[str, str]:
     """The setting of the field that files of records are read by; none where they are plain text.
 
-    The tutorial's way is its text as it is. No name ("") is what `Records` makes of none.
+    The tutorial's way is its text as it is. No name ("") is what `RecordOptions` makes of none.
     """
     if asked == "":
         raise InputError("field is empty: name the field that holds the text, or leave it out")

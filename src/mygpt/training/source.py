@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size, unknown_in
 from mygpt.data.batches import Tokens
-from mygpt.data.storing.tokenizer import BPE_SIZES
+from mygpt.data.store_builder.tokenizer import BPE_SIZES
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer
 from mygpt.text import Corpus, Document, read_corpus, split_documents
-from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.file_types import FIRST_BYTES, why_not_text
 from mygpt.text.overlap import overlap_note
 from mygpt.text.reading import shown
-from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, keeps_text
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, is_lossless
 from mygpt.tokenization.unknown import UnknownText
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
@@ -104,7 +104,7 @@ class ReadSource:
     def judged(self, tokens: Tokens, held_tokens: Tokens, tokenizer: Tokenizer) -> Judged:
         """What is validated on: `tokens`, which are all of the held ones or the first of them."""
         documents, continued = self.held, self.continued
-        if len(tokens) < len(held_tokens) and keeps_text(tokenizer):
+        if len(tokens) < len(held_tokens) and is_lossless(tokenizer):
             documents = [self.text_of(tokens[:], tokenizer)]
         elif len(tokens) < len(held_tokens):
             documents = first_part(
@@ -179,7 +179,7 @@ def _read_text(
         encoding=settings["encoding"],
         allow_bytes=allow_bytes,
         split=splits(settings),
-        as_named=reads_as_named(settings),
+        legacy=reads_as_named(settings),
         records=records_of(settings),
     )
     corpus = read(settings["files"])
@@ -197,7 +197,7 @@ def _read_text(
             f"{val_file} is a token store and {corpus.name} is not: name text to validate on, or "
             "train on a store too (mygpt tokenize FILES --out STORE)"
         )
-    kept = read([val_file], records=records_of(settings, demanded=False))
+    kept = read([val_file], records=records_of(settings, refuse_unused=False))
     seen = overlap_note(corpus.documents, kept.documents, shown(str(val_file)))
     corpus = replace(corpus, notes=[*corpus.notes, *kept.notes, *seen])
     return ReadSource(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
@@ -292,7 +292,7 @@ def undecoded(source: ReadSource, encoding: str | None) -> list[str]:
     found = [doc for doc in source.documents if isinstance(doc.whole, bytes)]
     for document in found:
         assert isinstance(document.whole, bytes)
-        if (why := why_no_text(document.whole[:FIRST_BYTES], encoding)) is not None:
+        if (why := why_not_text(document.whole[:FIRST_BYTES], encoding)) is not None:
             raise InputError(f"{shown(document.name)} {why}; --tokenizer byte learns its bytes")
     names = [document.name for document in found]
     return [

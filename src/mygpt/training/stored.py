@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from mygpt.data import cached_tokens, encode_documents, first_part, predicted_size, unknown_in
 from mygpt.data.batches import Tokens
-from mygpt.data.stored import StoredTokens, TokenStore, is_store
+from mygpt.data.token_store import StoredTokens, TokenStore, is_store
 from mygpt.errors import InputError
-from mygpt.text import READING, Corpus, Document, Records, read_corpus
-from mygpt.text.overlap import seen_note
+from mygpt.text import READING_VERSION, Corpus, Document, RecordOptions, read_corpus
+from mygpt.text.overlap import validation_seen_note
 from mygpt.text.reading import shown
 from mygpt.text.sizes import TextSize
-from mygpt.tokenization import Tokenizer, keeps_text
+from mygpt.tokenization import Tokenizer, is_lossless
 from mygpt.tokenization.unknown import UnknownText
 
 # Of a store so many tokens are counted: a pass over all of it would take longer than it is worth.
@@ -112,7 +112,7 @@ class StoredSource:
             return Judged(tokens[:], self.validation.documents, size)
         some = tokens[:MOST_DECODED]
         documents = [self.text_of(some, tokenizer)]
-        if keeps_text(tokenizer):
+        if is_lossless(tokenizer):
             whole = documents if len(some) == len(tokens) else None
             return Judged(some, documents, predicted_size(whole, tokens, tokenizer))
         if isinstance(self.validation, Corpus):
@@ -189,7 +189,7 @@ def source_of(store: TokenStore, settings: Mapping[str, Any], val_fraction: floa
     if isinstance(validation, Corpus):
         notes += validation.notes
     if validation is not None and _is_learned(store, validation):
-        notes.append(seen_note(shown(str(settings["val_file"]))))
+        notes.append(validation_seen_note(shown(str(settings["val_file"]))))
     cut = length if validation is not None else _cut(store, val_fraction)
     return StoredSource(store, cut, validation, notes)
 
@@ -206,8 +206,8 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
             encoding=settings["encoding"],
             allow_bytes=bytes_do,
             split=splits(settings),
-            as_named=reads_as_named(settings),
-            records=records_of(settings, demanded=False),
+            legacy=reads_as_named(settings),
+            records=records_of(settings, refuse_unused=False),
         )
     other = TokenStore.open(name)
     if other.tokenizer.to_state() != store.tokenizer.to_state():
@@ -251,13 +251,17 @@ def splits(settings: Mapping[str, Any]) -> bool:
 
 def reads_as_named(settings: Mapping[str, Any]) -> bool:
     """Whether a run's files are read by their names alone, as mygpt 0.1 read them."""
-    return int(settings.get("reading", 1)) < READING
+    return int(settings.get("reading", 1)) < READING_VERSION
 
 
-def records_of(settings: Mapping[str, Any], *, demanded: bool = True) -> Records | None:
+def records_of(settings: Mapping[str, Any], *, refuse_unused: bool = True) -> RecordOptions | None:
     """How a run's files of records are read; None where they are plain text to it."""
     field = settings.get("field")
-    return None if field is None else Records(field or None, lines_too=True, demanded=demanded)
+    return (
+        None
+        if field is None
+        else RecordOptions(field or None, lines_may_be_plain=True, refuse_unused=refuse_unused)
+    )
 
 
 def _cut(store: TokenStore, val_fraction: float) -> int:

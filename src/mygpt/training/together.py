@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.config import GPTConfig
-from mygpt.data.stored import TokenStore
+from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError
 from mygpt.text import name_of
 from mygpt.tokenization import from_state

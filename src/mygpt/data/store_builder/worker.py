@@ -20,8 +20,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data.storing.cuts import library_json
-from mygpt.data.storing.words import words_of
+from mygpt.data.store_builder.chunking import library_json
+from mygpt.data.store_builder.words import words_of
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import InputError
 from mygpt.tokenization import Tokenizer, from_state
@@ -77,7 +77,7 @@ def _library_of(tokenizer: Tokenizer) -> Any:
     if description is None:
         return None
     contents = check(description)
-    if not contents.cut_at_spaces:
+    if not contents.splits_at_spaces:
         return None
     library = build(description)
     return getattr(library, "encode_batch_fast", library.encode_batch)

@@ -88,7 +88,7 @@ class Index:
         sources: in order.
         shards: in order.
         split_documents: whether `SEPARATOR` separates documents of a file.
-        reading: 1 took *.jsonl and *.parquet alone for files of records; 2 is `READING`.
+        reading: 1 took *.jsonl and *.parquet alone for files of records; 2 is `READING_VERSION`.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Index:
         facts = json.dumps([VERSION, self.tokenizer, self.dtype, shards])
         return hashlib.sha256(facts.encode()).hexdigest()
 
-    def unbegun(self) -> Index:
+    def without_progress(self) -> Index:
         """The same request, of which nothing is done."""
         sources = tuple(SourceState(s.name, s.size, s.modified_ns) for s in self.sources)
         return replace(self, finished=False, tokenizer=None, sources=sources, shards=())

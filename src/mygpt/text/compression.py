@@ -1,4 +1,4 @@
-"""Packed files as they are unpacked: gzip and zstd, by their name or by their first bytes."""
+"""Packed files as they are decompressed: gzip and zstd, by their name or by their first bytes."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from mygpt.text.kinds import packing_of
+from mygpt.text.file_types import compression_of
 
 _PACKED = 2**11  # bytes of zstd at a time: they may unpack to some thousand times as much
 _ENDINGS = {".gz": "gzip", ".zst": "zstd"}
 
 
-def packing_named(name: str) -> str:
+def compression_by_name(name: str) -> str:
     """What unpacks a file of that name: "gzip", "zstd", or "" for none."""
     return next((how for end, how in _ENDINGS.items() if name.lower().endswith(end)), "")
 
 
-def without_packing(name: str) -> str:
+def without_compression_suffix(name: str) -> str:
     """A file's name without the ending that says how it is packed."""
     ending = next((end for end in _ENDINGS if name.lower().endswith(end)), "")
     return name[: len(name) - len(ending)]
 
 
-class PackedError(Exception):
+class CompressionError(Exception):
     """A packed file that is damaged or cut short."""
 
 
-def unpacked(file: io.BufferedIOBase, packing: str, block: int) -> Iterator[bytes]:
+def decompressed(file: io.BufferedIOBase, compression: str, block: int) -> Iterator[bytes]:
     """A file's bytes as they come, at most about a block at a time.
 
     Args:
         file: at its beginning.
-        packing: "gzip", "zstd", or "" for none.
+        compression: "gzip", "zstd", or "" for none.
         block: bytes; what is packed as zstd may come in larger pieces.
 
     Raises:
-        PackedError: for a file that is damaged or cut short.
+        CompressionError: for a file that is damaged or cut short.
     """
     errors: tuple[type[Exception], ...] = ()
-    if packing:
+    if compression:
         errors = (gzip.BadGzipFile, EOFError, zlib.error)
-        errors = (*errors, _zstd_error()) if packing == "zstd" else errors
+        errors = (*errors, _zstd_error()) if compression == "zstd" else errors
     try:
-        if packing == "zstd":
+        if compression == "zstd":
             yield from _zstd_frames(file)
             return
-        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if packing == "gzip" else file
+        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if compression == "gzip" else file
         while data := stream.read1(block):
             yield data
     except errors as error:
-        raise PackedError(f"{packing} file: {error}") from None
+        raise CompressionError(f"{compression} file: {error}") from None
 
 
-def packing_inside(file: io.BufferedIOBase) -> str:
+def compression_by_content(file: io.BufferedIOBase) -> str:
     """What unpacks an open file, by its first bytes; none of them is taken."""
     if file.seekable():
         place = file.tell()
         if hasattr(os, "pread") and isinstance(file, io.BufferedReader):
-            return packing_of(os.pread(file.fileno(), 4, place))  # nothing is buffered
+            return compression_of(os.pread(file.fileno(), 4, place))  # nothing is buffered
         start = file.read(4)
         file.seek(place)
-        return packing_of(start)
-    return packing_of(file.peek(4)[:4]) if isinstance(file, io.BufferedReader) else ""
+        return compression_of(start)
+    return compression_of(file.peek(4)[:4]) if isinstance(file, io.BufferedReader) else ""
 
 
 def _zstd_frames(file: io.BufferedIOBase) -> Iterator[bytes]:

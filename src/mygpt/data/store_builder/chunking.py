@@ -26,7 +26,7 @@ _REACH = 2 * LONGEST_RUN + 1  # how far the rule for words looks
 _LONGEST = 2**28  # characters of a document that must be whole
 
 
-class Cutter:
+class Chunker:
     """Finds cuts; they depend on the text from the last cut on alone, not on how it comes.
 
     Args:
@@ -37,7 +37,7 @@ class Cutter:
     def __init__(self, tokenizer: Tokenizer, length: int) -> None:
         self.length = length
         self._anywhere = tokenizer.kind in ("char", "byte")
-        self._pattern, self._ours = _rule(tokenizer)
+        self._pattern, self._own_rule = _rule(tokenizer)
         self._words = WordSplitter()
 
     def find(self, text: str, begin: int, seen: int) -> int | None:
@@ -59,11 +59,11 @@ class Cutter:
         if self._pattern is None:
             self._check_whole(len(text) - begin)
             return None
-        last = least + _SLACK if self._ours else len(text)
+        last = least + _SLACK if self._own_rule else len(text)
         found = self._pattern.search(text, max(least, seen - 2), last)
         if found is not None:
             return found.end()
-        if not self._ours:
+        if not self._own_rule:
             self._check_whole(len(text) - begin)
             return None
         return self._before_a_word(text, begin, last) if len(text) > last else None
@@ -100,9 +100,9 @@ def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
     if description is None:
         return None, False
     contents = check(description)
-    if contents.ours:
+    if contents.own_rule:
         return _OURS, True
-    if not contents.cut_at_spaces:
+    if not contents.splits_at_spaces:
         return None, False
     lines = any("\n" in name for name in contents.added.values())
     return (_SPACES if lines else _SPACES_AND_LINES), False

@@ -24,22 +24,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mygpt.data.cache import cache_folder, is_named_by_us
 from mygpt.data.shared_lock import SharedLock
-from mygpt.data.stored import TokenStore
-from mygpt.data.storing.index import Index
+from mygpt.data.store_builder.index import Index
+from mygpt.data.token_cache import cache_folder, is_named_by_us
+from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import is_private, make_private_folder, not_private
 from mygpt.machine import free_memory_bytes
-from mygpt.text import Records, TextSource, find_sources, pieces
+from mygpt.text import RecordOptions, TextSource, find_sources, pieces
+from mygpt.text.compression import compression_by_name
 from mygpt.text.decoding import NotDecodedError, begins_as_text
+from mygpt.text.file_stream import blocks_of
 from mygpt.text.reading import Reader, require_sensible_ratio
-from mygpt.text.streams_files import blocks_of
-from mygpt.text.unpacking import packing_named
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from mygpt.data.storing.build import StoreProgress
+    from mygpt.data.store_builder.build import StoreProgress
 
 MOST_BYTES = 2**36  # of all stores together
 DISK_KEPT = 0.1  # of the disk, which is left to others
@@ -52,11 +52,11 @@ _POLL_S = 0.1
 _VERSION = 1
 _REMEDY = "MYGPT_CACHE=FOLDER moves the cache, MYGPT_STORE_ABOVE=off does without"
 NAMES = ("auto", "bpe", "char", "byte")
-_PLAIN = Records(by_name=True)
+_PLAIN = RecordOptions(legacy_names=True)
 _in_use: dict[Path, SharedLock] = {}  # by this process, until it ends
 
 
-def largest_in_memory() -> float:
+def in_memory_limit() -> float:
     """Bytes of files above which a text goes through a store: MYGPT_STORE_ABOVE, or the rule.
 
     Raises:
@@ -76,7 +76,7 @@ def largest_in_memory() -> float:
 
 
 def large_sources(
-    names: Sequence[str], encoding: str | None, records: Records | None = None
+    names: Sequence[str], encoding: str | None, records: RecordOptions | None = None
 ) -> list[TextSource]:
     """The files that names mean, where together they go through a store; none where they do not.
 
@@ -87,11 +87,11 @@ def large_sources(
         InputError: for what is missing or empty, for what unpacks to too much, and for a
             MYGPT_STORE_ABOVE that is no number.
     """
-    most = largest_in_memory()
+    most = in_memory_limit()
     if not names or "-" in names or most == math.inf:
         return []
     below = list(_files_below(names))
-    if sum(map(_size_of, below)) <= most and not any(map(packing_named, below)):
+    if sum(map(_size_of, below)) <= most and not any(map(compression_by_name, below)):
         return []
     try:
         sources, _ = find_sources(names, encoding=encoding, records=records or _PLAIN)
@@ -103,7 +103,7 @@ def large_sources(
     measured: list[TextSource] = []
     for source in sources:
         left = most - sum(found.num_bytes for found in measured)
-        measured.append(_measured(source, left) if source.packing and left >= 0 else source)
+        measured.append(_measured(source, left) if source.compression and left >= 0 else source)
     if sum(source.num_bytes for source in measured) <= most:
         return []
     texts = (source for source in sources if source.kind != "table")
@@ -120,7 +120,7 @@ def _measured(source: TextSource, most: float) -> TextSource:
             require_sensible_ratio(source.name, length, min(read, source.size))
             if length > most:
                 break
-    return replace(source, unpacked_bytes=length)
+    return replace(source, uncompressed_bytes=length)
 
 
 def _size_of(path: str) -> int:
@@ -158,7 +158,7 @@ def cached_store(
     tokenizer: str | Tokenizer,
     *,
     encoding: str | None = None,
-    records: Records = _PLAIN,
+    records: RecordOptions = _PLAIN,
     split_documents: bool = False,
     unknown: str = "error",
     progress: Callable[[StoreProgress], None] | None = None,
@@ -185,14 +185,14 @@ def cached_store(
     path = folder / _key(sources, tokenizer, encoding, records, split=split_documents)
     lock = _in_use.setdefault(path, SharedLock(folder / f"{path.name}.lock"))
     while True:
-        lock.share()  # waits while another process makes it
+        lock.acquire_shared()  # waits while another process makes it
         if (found := opened(path)) is not None:
             lock.touch()
             return CachedStore(found, 0.0)
-        if lock.own():
+        if lock.try_exclusive():
             break
         time.sleep(_POLL_S)
-    from mygpt.data.storing.build import build_store
+    from mygpt.data.store_builder.build import build_store
 
     began = time.monotonic()
     try:
@@ -207,12 +207,14 @@ def cached_store(
             )
             chosen = tokenizer
             if tokenizer == "auto":
-                chosen = _by_characters(sources, encoding, records.used, split=split_documents)
+                chosen = _by_characters(
+                    sources, encoding, records.field_name, split=split_documents
+                )
             found = _built(path, sources, partial(how, tokenizer=chosen, progress=progress))
     except BaseException:
         lock.release()
         raise
-    lock.share()
+    lock.acquire_shared()
     lock.touch()
     return CachedStore(found, time.monotonic() - began)
 
@@ -251,7 +253,7 @@ def _key(
     sources: Sequence[TextSource],
     tokenizer: str | Tokenizer,
     encoding: str | None,
-    records: Records,
+    records: RecordOptions,
     *,
     split: bool,
 ) -> str:
@@ -263,7 +265,7 @@ def _key(
     how: Any = tokenizer if isinstance(tokenizer, str) else tokenizer.to_state()
     facts = [_VERSION, version("tokenizers"), places, encoding, how, *["split"] * split]
     kinds = [source.kind for source in sources]
-    facts += [] if set(kinds) == {"text"} else [records.used, kinds]
+    facts += [] if set(kinds) == {"text"} else [records.field_name, kinds]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -276,7 +278,7 @@ def opened(path: Path) -> TokenStore | None:
 
 
 def _expected_bytes(source: TextSource) -> int:
-    packed = bool(source.packing) or source.kind == "table"
+    packed = bool(source.compression) or source.kind == "table"
     return max(source.num_bytes, source.size * (_UNPACKED if packed else 1)) * _BYTES_PER_TOKEN
 
 
@@ -294,7 +296,7 @@ def _make_room(folder: Path, path: Path, size: int) -> None:
         if total <= MOST_BYTES and disk.free - size >= DISK_KEPT * disk.total:
             break
         lock = SharedLock(folder / f"{place.name}.lock")
-        if lock.own():
+        if lock.try_exclusive():
             shutil.rmtree(place, ignore_errors=True)
             total -= length
         lock.release()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mygpt.data.storing.cuts import library_json
+from mygpt.data.store_builder.chunking import library_json
 from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.tokenizer_json import SYMBOLS, build, check
 from mygpt.tokenization.words import CLASSES, WordSplitter, classified, ranges
@@ -72,9 +72,9 @@ def words_of(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Words | None:
         return None
     contents = check(description)
     model = build(description).model
-    if contents.ours:
+    if contents.own_rule:
         return Words(WordSplitter().split, model, dtype)
-    if not contents.cut_at_spaces or set(contents.added) - contents.control:
+    if not contents.splits_at_spaces or set(contents.added) - contents.control:
         return None
     *cuts, _ = description["pre_tokenizer"].get("pretokenizers", [description["pre_tokenizer"]])
     rule = cuts[0]["pattern"]["Regex"] if cuts else _GPT2

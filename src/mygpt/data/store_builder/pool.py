@@ -19,7 +19,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data.storing.worker import NUMBER, Encoder, read_answer, write_request
+from mygpt.data.store_builder.worker import NUMBER, Encoder, read_answer, write_request
 from mygpt.errors import MygptError, OutOfMemoryError
 from mygpt.processes import start
 from mygpt.tokenization import Tokenizer
@@ -114,7 +114,7 @@ class Workers:
             yield _done(*begun.popleft())
 
     def _start(self, state: bytes) -> None:
-        process = start("mygpt.data.storing.worker", env={"TOKENIZERS_PARALLELISM": "false"})
+        process = start("mygpt.data.store_builder.worker", env={"TOKENIZERS_PARALLELISM": "false"})
         self._processes.append(process)
         assert process.stdin is not None
         process.stdin.write(NUMBER.pack(len(state)) + state)

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from mygpt.data.storing.cuts import Cutter
-from mygpt.data.storing.index import SourceState
-from mygpt.data.storing.pool import Job
+from mygpt.data.store_builder.chunking import Chunker
+from mygpt.data.store_builder.index import SourceState
+from mygpt.data.store_builder.pool import Job
 from mygpt.errors import InputError
 from mygpt.text import Piece, TextSource
 
@@ -31,7 +31,7 @@ class _Part(NamedTuple):
 
 
 def jobs_of(
-    sources: Sequence[TextSource], states: Sequence[SourceState], cutter: Cutter, read: Pieces
+    sources: Sequence[TextSource], states: Sequence[SourceState], cutter: Chunker, read: Pieces
 ) -> Iterator[Job]:
     """What is not done yet of all sources, in order.
 
@@ -61,7 +61,7 @@ def jobs_of(
 
 
 def _parts(
-    number: int, state: SourceState, cutter: Cutter, found: Iterator[Piece]
+    number: int, state: SourceState, cutter: Chunker, found: Iterator[Piece]
 ) -> Iterator[_Part]:
     """The parts of a source's documents; the last one is empty, and says that all is done."""
     rows, reached, read = state.rows, state.characters, 0

@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
         )
 
 
-def learned(
+def make_tokenizer(
     name: str,
     sources: Sequence[TextSource],
     *,

@@ -1,4 +1,4 @@
-"""A file's bytes and its text as they come, unpacked and decoded, for `streams.py`."""
+"""A file's bytes and its text as they come, decompressed and decoded, for `streams.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import io
 from collections.abc import Generator, Iterator
 
 from mygpt.errors import InputError
+from mygpt.text.compression import compression_by_content, compression_by_name, decompressed
 from mygpt.text.decoding import codec_of
-from mygpt.text.kinds import FIRST_BYTES, why_no_text
+from mygpt.text.file_types import FIRST_BYTES, why_not_text
 from mygpt.text.reading import file_errors, opened, shown
-from mygpt.text.unpacking import packing_inside, packing_named, unpacked
 
 _BLOCK = 2**18  # bytes that are read at a time, at least
 
@@ -21,7 +21,7 @@ def texts_of(name: str, encoding: str | None) -> Iterator[tuple[str, int]]:
     codec, reached, characters, read = "utf-8", 0, 0, 0
     for data, read in blocks_of(name):
         if decoder is None:
-            if (why := why_no_text(data[:FIRST_BYTES], encoding)) is not None:
+            if (why := why_not_text(data[:FIRST_BYTES], encoding)) is not None:
                 raise InputError(f"{shown(name)} {why}")
             start, codec = codec_of(bytearray(data[:4]), encoding)
             decoder = codecs.getincrementaldecoder(codec)()
@@ -66,10 +66,17 @@ def _decoded(
 
 
 def blocks_of(name: str, least: int = _BLOCK) -> Generator[tuple[bytes, int], None, None]:
-    """A file's bytes, unpacked, `least` or more at a time, and how many of the file's were read."""
+    """A file's decompressed bytes in blocks, each with the position reached in the file.
+
+    Args:
+        name: of the file; "-" is standard input.
+        least: bytes that a block has at least, the last one apart.
+    """
     with file_errors(name), opened(name) as file:
         gathered = bytearray()
-        for data in unpacked(file, packing_named(name) or packing_inside(file), _BLOCK):
+        for data in decompressed(
+            file, compression_by_name(name) or compression_by_content(file), _BLOCK
+        ):
             gathered += data
             if len(gathered) >= least:
                 yield bytes(gathered), _told(file)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data.storing.index import (
+from mygpt.data.store_builder.index import (
     DTYPES,
     FORMAT,
     INDEX,
@@ -37,10 +37,10 @@ from mygpt.json_objects import STATE, parse_object
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import ForeignTokenizer, Tokenizer, from_state
 
-STARTS = np.dtype("<i8")  # of documents
+START_DTYPE = np.dtype("<i8")  # of documents
 _BLOCK = 2**20  # bytes
 _FIRST_LOOK = 2**12  # bytes; the format stands first
-AGAIN = "tokenize the text again, with --overwrite"
+RETOKENIZE = "tokenize the text again, with --overwrite"
 _MOST_MAPPED = 256  # shards at a time: each keeps a file open, and a process may have 1,024
 
 
@@ -137,7 +137,7 @@ class StoredTokens:
         if ids.size and (int(ids.max()) >= self._vocab_size or int(ids.min()) < 0):
             raise DamagedError(
                 f"{self._paths[0].parent} is damaged: it holds ids outside the vocabulary of "
-                f"{self._vocab_size:,}; {AGAIN}"
+                f"{self._vocab_size:,}; {RETOKENIZE}"
             )
 
 
@@ -238,7 +238,7 @@ class TokenStore:
         ids = self.tokens[begin : begin + shard.tokens]
         lengths = self.tokenizer.byte_lengths()[ids].astype(np.float64)
         unknown = np.ones(len(ids), bool)
-        if isinstance(self.tokenizer, ForeignTokenizer) and self.tokenizer.knows_characters:
+        if isinstance(self.tokenizer, ForeignTokenizer) and self.tokenizer.falls_back_to_characters:
             found = ids == self.tokenizer.unknown_id
             unknown = found if found.any() else unknown
         lengths[unknown] += (shard.bytes - lengths.sum()) / np.count_nonzero(unknown)
@@ -257,7 +257,7 @@ class TokenStore:
             end = begin + shard.tokens
             if begin < stop and end > start and shard.documents:
                 path = shard_paths(self.path, number)[1]
-                starts = _mapped(path, STARTS, shard.documents).astype(np.int64)
+                starts = _mapped(path, START_DTYPE, shard.documents).astype(np.int64)
                 rising = bool((np.diff(starts) >= 0).all())
                 if not rising or starts[0] < 0 or starts[-1] > shard.tokens:
                     raise DamagedError(f"{path} is damaged: documents begin outside the shard")
@@ -292,22 +292,22 @@ def read_tokenizer(store: Path, sha256: str) -> Tokenizer:
 
 def _check_shard(store: Path, number: int, shard: Shard, itemsize: int, *, check: bool) -> None:
     """Refuse a shard whose files are not there, or not as long; with `check`, not the same."""
-    lengths = shard.tokens * itemsize, shard.documents * STARTS.itemsize
+    lengths = shard.tokens * itemsize, shard.documents * START_DTYPE.itemsize
     digests = shard.sha256, shard.documents_sha256
     for path, length, digest in zip(shard_paths(store, number), lengths, digests, strict=True):
         try:
             status = require_regular(path) or os.stat(path)
         except FileNotFoundError:
-            raise DamagedError(f"{path} does not exist: {AGAIN}") from None
+            raise DamagedError(f"{path} does not exist: {RETOKENIZE}") from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         if not stat.S_ISREG(status.st_mode) or status.st_size != length:
             raise DamagedError(
                 f"{path} is damaged: it has {status.st_size:,} bytes and the index says "
-                f"{length:,}; {AGAIN}"
+                f"{length:,}; {RETOKENIZE}"
             )
         if check and _digest_of(path) != digest:
-            raise DamagedError(f"{path} is damaged: it does not match its digest; {AGAIN}")
+            raise DamagedError(f"{path} is damaged: it does not match its digest; {RETOKENIZE}")
 
 
 def _digest_of(path: Path) -> str:

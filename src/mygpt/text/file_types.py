@@ -146,7 +146,7 @@ _ZIPPED = (
 _ZIP = Signature("a zip archive", "unpack it and name the text or the folder (unzip FILE)")
 
 
-def packing_of(start: bytes | bytearray) -> str:
+def compression_of(start: bytes | bytearray) -> str:
     """What unpacks a file that begins so: "gzip", "zstd", or "" for none."""
     return next((how for magic, how in _PACKED if start.startswith(magic)), "")
 
@@ -161,7 +161,7 @@ def signature_of(start: bytes | bytearray) -> Signature | None:
             further = _FURTHER.get(kind.what)
             if further is None or further(start):
                 return kind
-    if packing_of(start) == "zstd":
+    if compression_of(start) == "zstd":
         return Signature("a zstd file", f"{_UNPACK} (unzstd FILE)")
     return None
 
@@ -230,7 +230,7 @@ def bom_of(start: bytes | bytearray) -> tuple[bytes, str]:
     return next(((bom, codec) for bom, codec in BOMS if start.startswith(bom)), (b"", ""))
 
 
-def why_no_text(start: bytes | bytearray, encoding: str | None) -> str | None:
+def why_not_text(start: bytes | bytearray, encoding: str | None) -> str | None:
     """Why a file that begins so is not read as text, and what to do; None where nothing says so.
 
     Args:

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mygpt.data.stored import STARTS, TokenStore, is_store, read_tokenizer
-from mygpt.data.storing.cuts import Cutter
-from mygpt.data.storing.index import (
+from mygpt.data.store_builder.chunking import Chunker
+from mygpt.data.store_builder.index import (
     DTYPES,
     SHARDS,
     TOKENIZER,
@@ -29,15 +28,24 @@ from mygpt.data.storing.index import (
     require_request,
     shard_paths,
 )
-from mygpt.data.storing.jobs import jobs_of
-from mygpt.data.storing.pool import Answer, Job, Workers
-from mygpt.data.storing.tokenizer import check_name, learned
+from mygpt.data.store_builder.jobs import jobs_of
+from mygpt.data.store_builder.pool import Answer, Job, Workers
+from mygpt.data.store_builder.tokenizer import check_name, make_tokenizer
+from mygpt.data.token_store import START_DTYPE, TokenStore, is_store, read_tokenizer
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder, require_folder
 from mygpt.json_objects import STATE, check_size
 from mygpt.storage import RunLock, holder, remove, strays, write_durably
-from mygpt.text import READING, Piece, Records, TextSource, find_sources, name_of, pieces
+from mygpt.text import (
+    READING_VERSION,
+    Piece,
+    RecordOptions,
+    TextSource,
+    find_sources,
+    name_of,
+    pieces,
+)
 from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.unknown import CORPUS_POLICIES, UnknownText, check_policy
 
@@ -82,7 +90,7 @@ def build_store(
     field: str | None = None,
     encoding: str | None = None,
     split_documents: bool | None = None,
-    records: Records | None = None,
+    records: RecordOptions | None = None,
     unknown: str = "error",
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
@@ -117,9 +125,9 @@ def build_store(
     out = Path(out)
     names = [os.fspath(name) for name in files]
     began = None if overwrite else _begun(out)
-    reading = READING if began is None else began.reading
+    reading = READING_VERSION if began is None else began.reading
     if records is None:
-        records = Records(field, by_name=reading < READING)
+        records = RecordOptions(field, legacy_names=reading < READING_VERSION)
     sources, _ = find_sources(names, encoding=encoding, records=records)
     if not sources:
         raise InputError("no file is named: name text files, folders, or - for standard input")
@@ -129,7 +137,7 @@ def build_store(
         name_of(names),
         sources,
         tokenizer,
-        field=records.used,
+        field=records.field_name,
         encoding=encoding,
         split_documents=split_documents,
         reading=reading,
@@ -230,7 +238,7 @@ def _at_hand(out: Path, wanted: Index, *, overwrite: bool) -> Index:
                 "known: give another --out, or --overwrite"
             )
         index = there
-    elif there is not None and there.unbegun() == wanted and lasting:
+    elif there is not None and there.without_progress() == wanted and lasting:
         index = there
     else:
         index = wanted
@@ -292,7 +300,7 @@ class _Building:
         """Encode what is not done yet."""
         encoding = self._tokenizer(tokenizer)
         self._unknown = UnknownText(encoding)
-        cutter = Cutter(encoding, max(1, min(_JOB, self.index.shard_tokens)))
+        cutter = Chunker(encoding, max(1, min(_JOB, self.index.shard_tokens)))
         jobs = jobs_of(self.sources, self.index.sources, cutter, self._pieces)
         with Workers(encoding, workers) as processes:
             for job, answer in processes.encoded(jobs):
@@ -308,7 +316,7 @@ class _Building:
         """The store's tokenizer, made and kept where there is none yet."""
         if self.index.tokenizer is not None:
             return read_tokenizer(self.out, self.index.tokenizer)
-        tokenizer = asked if not isinstance(asked, str) else self._learned(asked)
+        tokenizer = asked if not isinstance(asked, str) else self._make_tokenizer(asked)
         state = _state_of(tokenizer)
         try:
             check_size(state, STATE)
@@ -321,8 +329,8 @@ class _Building:
         self.index.write(self.out)
         return tokenizer
 
-    def _learned(self, name: str) -> Tokenizer:
-        return learned(
+    def _make_tokenizer(self, name: str) -> Tokenizer:
+        return make_tokenizer(
             name,
             self.sources,
             field=self.index.field,
@@ -358,7 +366,7 @@ class _Building:
             split=self.index.split_documents,
             skip_rows=rows,
             skip_characters=characters,
-            met=self._count_separators,
+            on_separators=self._count_separators,
         )
 
     def _count_separators(self, more: int) -> None:
@@ -374,7 +382,7 @@ class _Building:
             self._unknown.add(job.texts, np.frombuffer(ids, DTYPES[self.index.dtype]))
         places = self._num_tokens + np.concatenate([[0], np.cumsum(counts)])[:-1]
         starts = places[np.array(job.begins, bool)]
-        self._starts.append(starts.astype(STARTS))
+        self._starts.append(starts.astype(START_DTYPE))
         self._documents += len(starts)
         self._bytes += sum(map(len, job.texts))
         self._characters += job.characters
