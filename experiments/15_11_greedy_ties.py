@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mygpt.sampling import keep_top_k
+from mygpt.core.sampling import keep_top_k
 
 
 def main() -> None:

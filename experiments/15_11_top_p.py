@@ -2,7 +2,7 @@
 
 import torch
 
-from mygpt.sampling import keep_top_k, keep_top_p
+from mygpt.core.sampling import keep_top_k, keep_top_p
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ import mygpt
 import mygpt.training.compiled.step  # likewise
 from mygpt import training
 from mygpt.cli import main
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.data import ShuffledWindows
-from mygpt.model import GPT
 from mygpt.ngrams import count_ngrams
 from mygpt.training import together
 from mygpt.training.config import TrainConfig

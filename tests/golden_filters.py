@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from mygpt.config import SamplingConfig
+from mygpt.core.config import SamplingConfig
 from reference import INF, distribution, draw
 
 MARGIN = 1e-4

@@ -14,9 +14,9 @@ from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from mygpt.config import SamplingConfig
-from mygpt.randomness import Stream
-from mygpt.sampling import draw, probabilities
+from mygpt.core.config import SamplingConfig
+from mygpt.core.random import Stream
+from mygpt.core.sampling import draw, probabilities
 from playground_stub import MadeUp, Stub
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -125,13 +125,13 @@ class Page:
 
 
 def expected(model: MadeUp, ids: list[int], settings: dict) -> list[float]:
-    """The next token's distribution as mygpt.sampling defines it, in float64."""
+    """The next token's distribution as mygpt.core.sampling defines it, in float64."""
     logits = torch.tensor([model.logits(ids)], dtype=torch.float64)
     return probabilities(logits, SamplingConfig(**settings), torch.tensor([ids]))[0].tolist()
 
 
 def check_bars(page: Page, ids: list[int], settings: dict) -> None:
-    """The bars become what mygpt.sampling computes."""
+    """The bars become what mygpt.core.sampling computes."""
     before = expected(page.stub.model, ids, {})
     after = expected(page.stub.model, ids, settings)
 

@@ -14,7 +14,7 @@ import sys
 
 import torch
 
-from mygpt.config import GPTConfig, SamplingConfig
+from mygpt.core.config import GPTConfig, SamplingConfig
 from paths import GOLDEN
 
 FILTERS = GOLDEN / "filters.json"

@@ -13,14 +13,14 @@ import torch
 from tokenizers import models, normalizers, pre_tokenizers
 
 from mygpt import evaluation
+from mygpt.core.model import GPT
+from mygpt.core.tutorial import set_seed
 from mygpt.data import encode_documents, first_part, predicted_size
 from mygpt.errors import InputError
 from mygpt.evaluation import Evaluation, evaluate, evaluate_nanogpt, predicted_chars
-from mygpt.model import GPT
 from mygpt.text import Document
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, ForeignTokenizer, Tokenizer
-from mygpt.tutorial import set_seed
 
 
 @pytest.mark.parametrize("length", [2, 7, 8, 9, 25, 1030])

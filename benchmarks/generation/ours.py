@@ -19,10 +19,10 @@ def cpu(
 ) -> Run:
     """The compiled CPU engine, greedy."""
     from mygpt.checkpoint import model_arrays
-    from mygpt.config import SamplingConfig
+    from mygpt.core.config import SamplingConfig
+    from mygpt.core.random import Stream
     from mygpt.engines.contract import Request
     from mygpt.engines.cpu import CpuEngine
-    from mygpt.randomness import Stream
 
     engine = CpuEngine(CONFIGS[size], model_arrays(build(size)), weights=weights, threads=threads)
     greedy = SamplingConfig(temperature=0.0)

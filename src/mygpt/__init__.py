@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from mygpt.checkpoint import load_checkpoint, save_checkpoint
     from mygpt.cli import main
-    from mygpt.config import GPTConfig, SamplingConfig
+    from mygpt.core.config import GPTConfig, SamplingConfig
+    from mygpt.core.model import GPT
+    from mygpt.core.tutorial import VOCAB, get_batch, set_seed, to_ids
     from mygpt.errors import MygptError
     from mygpt.generation.tokens import generate, stream
     from mygpt.generation.writer import Writer, load
-    from mygpt.model import GPT
     from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
     from mygpt.training import replay, resume, train
-    from mygpt.tutorial import VOCAB, get_batch, set_seed, to_ids
 
 __version__ = "0.1.0"
 
@@ -50,14 +50,14 @@ __all__ = [
 _HOMES = {
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
     "cli": ("main",),
-    "config": ("GPTConfig", "SamplingConfig"),
+    "core.config": ("GPTConfig", "SamplingConfig"),
     "errors": ("MygptError",),
     "generation.tokens": ("generate", "stream"),
     "generation.writer": ("Writer", "load"),
-    "model": ("GPT",),
+    "core.model": ("GPT",),
     "tokenization": ("BPETokenizer", "ByteTokenizer", "CharTokenizer"),
     "training": ("replay", "resume", "train"),
-    "tutorial": ("VOCAB", "get_batch", "set_seed", "to_ids"),
+    "core.tutorial": ("VOCAB", "get_batch", "set_seed", "to_ids"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig, require_path
 from mygpt.container import Arrays, read_arrays, write_arrays
+from mygpt.core.config import GPTConfig, require_path
 from mygpt.errors import CheckpointError, InputError
 from mygpt.file_access import require_regular
 from mygpt.ngram_keys import check_keys
 from mygpt.tokenization import Tokenizer, from_state
 
 if TYPE_CHECKING:
-    from mygpt.model import GPT
+    from mygpt.core.model import GPT
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Checkpoint:
         """The model, on the CPU; `CheckpointError` where arrays and shape do not agree."""
         import torch
 
-        from mygpt.model import GPT
+        from mygpt.core.model import GPT
 
         self.check_shapes()
         model = GPT.unfilled(self.config)

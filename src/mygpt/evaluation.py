@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from mygpt.core.model import GPT, evaluating
 from mygpt.data import predicted_size
 from mygpt.errors import InputError
-from mygpt.model import GPT, evaluating
 from mygpt.text import Document
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer

@@ -11,8 +11,8 @@ from torch import nn
 
 import reference
 from mygpt import GPT, GPTConfig, set_seed
+from mygpt.core.kv_cache import KVCache
 from mygpt.errors import InputError
-from mygpt.kv_cache import KVCache
 from shapes import CONFIGS, GPT2, LLAMA, MODERN, TUTORIAL, build
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

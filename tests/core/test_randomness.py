@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from mygpt.core.random import Stream, check_seed, epoch_offset, fresh_seed, permute, philox
 from mygpt.errors import InputError
-from mygpt.randomness import Stream, check_seed, epoch_offset, fresh_seed, permute, philox
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result.
 KNOWN = [

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 import reference
 from golden_filters import golden_text
-from mygpt.config import SamplingConfig
-from mygpt.errors import InputError
-from mygpt.randomness import Stream
-from mygpt.sampling import (
+from mygpt.core.config import SamplingConfig
+from mygpt.core.random import Stream
+from mygpt.core.sampling import (
     draw,
     filter_logits,
     keep_min_p,
@@ -25,6 +24,7 @@ from mygpt.sampling import (
     penalize_repetition,
     probabilities,
 )
+from mygpt.errors import InputError
 
 GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
 NO_TEXT = torch.zeros(1, 0, dtype=torch.int64)

@@ -16,6 +16,8 @@ from torch import nn
 
 import reference
 from mygpt import GPT, GPTConfig, SamplingConfig, Writer, generate, stream
+from mygpt.core.model import MLP
+from mygpt.core.random import Stream
 from mygpt.engines import choice
 from mygpt.engines.choice import DTYPES, ENGINES, choose
 from mygpt.engines.contract import Request
@@ -24,8 +26,6 @@ from mygpt.engines.cpu import build as kernels
 from mygpt.errors import InputError
 from mygpt.generation import packing
 from mygpt.generation.packing import can_pack, cpu_engine_of
-from mygpt.model import MLP
-from mygpt.randomness import Stream
 from mygpt.tokenization import CharTokenizer
 from shapes import LLAMA, MODERN, TUTORIAL, build
 
@@ -132,7 +132,7 @@ def test_each_choice_has_its_reason(machine):
 def test_choosing_imports_neither_torch_nor_numba():
     program = """
 import sys
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.engines.choice import choose
 print(choose(GPTConfig(5, 8, 2, 2), tokens=10**9, device="cpu").name)
 assert not {"torch", "numba"} & set(sys.modules)

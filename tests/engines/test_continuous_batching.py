@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mygpt import CharTokenizer, GPTConfig, Writer
-from mygpt.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.core.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.core.random import Stream
 from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuBatch, CpuEngine
@@ -33,7 +34,6 @@ from mygpt.engines.torch_engine import PlainReader, TorchEngine
 from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
 from mygpt.ngrams import count_ngrams
-from mygpt.randomness import Stream
 from shapes import LLAMA, MODERN, TUTORIAL, build
 
 WIDE = {  # windows in which prompts are long enough to share

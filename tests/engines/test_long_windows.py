@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mygpt import GPT, GPTConfig, generate
-from mygpt import model as torch_model
-from mygpt.config import SamplingConfig
+from mygpt.core import model as torch_model
+from mygpt.core.config import SamplingConfig
+from mygpt.core.random import Stream
 from mygpt.engines import numpy_network
 from mygpt.engines.contract import Engine, Request
 from mygpt.engines.cpu import CpuEngine, pack
@@ -18,7 +19,6 @@ from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import TorchEngine
 from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
-from mygpt.randomness import Stream
 from shapes import build
 
 MODERN = GPTConfig(
@@ -65,7 +65,7 @@ def decoded(engine: Engine, overflow: str) -> list[object]:
 def test_tables_and_caches_that_grow_give_the_same_bits(monkeypatch, start, config, overflow):
     model = build(config)
     wanted = decoded(start(model), overflow)
-    monkeypatch.setattr("mygpt.config._POSITIONS_AT_ONCE", 4)
+    monkeypatch.setattr("mygpt.core.config._POSITIONS_AT_ONCE", 4)
     monkeypatch.setattr("mygpt.engines.torch_engine._MOST_RESERVED", 2)
     monkeypatch.setattr("mygpt.engines.numpy_engine._MOST_RESERVED", 2)
     monkeypatch.setattr("mygpt.engines.cpu.batch._POSITIONS", 16)
@@ -109,7 +109,7 @@ def test_generate_reads_a_long_window_by_torch_and_by_machine_code(monkeypatch):
     prompt = torch.arange(40)[None]
     for new in (3, 200):
         wanted = generate(build(MODERN), prompt, 3, seed=1)
-        monkeypatch.setattr("mygpt.config._POSITIONS_AT_ONCE", 4)
+        monkeypatch.setattr("mygpt.core.config._POSITIONS_AT_ONCE", 4)
         model = GPT.unfilled(config)
         model.load_state_dict(build(MODERN).state_dict())
         assert torch.equal(generate(model, prompt, new, seed=1)[:, :43], wanted)

@@ -16,8 +16,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import reference
-from mygpt import model as torch_model
-from mygpt.config import OVERFLOW_POLICIES, GPTConfig, SamplingConfig
+from mygpt.core import model as torch_model
+from mygpt.core.config import OVERFLOW_POLICIES, GPTConfig, SamplingConfig
+from mygpt.core.random import Stream
 from mygpt.engines import numpy_network
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
@@ -31,7 +32,6 @@ from mygpt.engines.numpy_sampling import (
     probabilities,
 )
 from mygpt.errors import InputError
-from mygpt.randomness import Stream
 from shapes import CONFIGS, TUTORIAL, build
 
 GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
@@ -184,7 +184,7 @@ EXTREMES = [
 @pytest.mark.parametrize("values", [[5.0, -math.inf, 2.0], [-5.0, -1.0, -2.0], [1e9, 1.0, -1e9]])
 def test_extreme_settings_do_what_torchs_version_does(values, options):
     """Draw a living token, or refuse in the same words; and no warning is printed."""
-    from mygpt.sampling import next_ids
+    from mygpt.core.sampling import next_ids
 
     sampling, seen, streams = SamplingConfig(**options), [0, 1, 2], [Stream(0)]
 
@@ -546,10 +546,10 @@ def test_it_runs_without_torch(name, tmp_path):
     program = f"""
 import sys
 import numpy as np
-from mygpt.config import GPTConfig, SamplingConfig
+from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
-from mygpt.randomness import Stream
+from mygpt.core.random import Stream
 
 config = GPTConfig.from_dict({asdict(CONFIGS[name])!r})
 engine = NumpyEngine(config, np.load({str(tmp_path / "weights.npz")!r}))

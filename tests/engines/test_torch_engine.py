@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, SamplingConfig, Writer, save_checkpoint
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
+from mygpt.core.kv_cache import FixedShapes, KVCache
+from mygpt.core.random import Stream
+from mygpt.core.sampling import _only_where_probable, draw, next_ids
 from mygpt.engines import torch_engine
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
@@ -32,10 +35,7 @@ from mygpt.engines.torch_engine import (
 from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
 from mygpt.generation.writer import load
-from mygpt.kv_cache import FixedShapes, KVCache
 from mygpt.machine import DTYPES, choose_dtype
-from mygpt.randomness import Stream
-from mygpt.sampling import _only_where_probable, draw, next_ids
 from shapes import CONFIGS, LLAMA, MODERN, TUTORIAL, build
 
 model_of = cache(lambda name: build(CONFIGS[name], spread=0.5))

@@ -16,7 +16,7 @@ import torch
 from mygpt import GPT, save_checkpoint
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.formats import import_checkpoint, read_foreign
 from mygpt.formats.hugging_face import write_hugging_face

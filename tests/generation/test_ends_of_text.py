@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 import mygpt
 from mygpt import GPTConfig, SamplingConfig, Writer
 from mygpt.cli import main
+from mygpt.core.random import Stream
 from mygpt.data import TokenStore
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
@@ -24,7 +25,6 @@ from mygpt.errors import InputError
 from mygpt.formats.gguf_tokenizer import tokenizer_values
 from mygpt.formats.tokenizers import read_tokenizer
 from mygpt.generation.packing import arrays_of
-from mygpt.randomness import Stream
 from mygpt.tokenization import (
     END_OF_TEXT,
     BPETokenizer,

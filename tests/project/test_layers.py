@@ -25,14 +25,14 @@ def test_a_room_imports_only_from_floors_below_its_own():
     assert "floors KEPT" in shown
 
 
-@pytest.mark.parametrize("module", ["mygpt", "mygpt.errors", "mygpt.config"])
+@pytest.mark.parametrize("module", ["mygpt", "mygpt.errors", "mygpt.core.config"])
 def test_import_loads_neither_torch_nor_numpy(module):
     """`import mygpt` and `mygpt --help` answer at once."""
     heavy = "{'torch', 'numpy', 'safetensors', 'transformers'}"
     run(sys.executable, "-c", f"import sys, {module}; assert not {heavy} & set(sys.modules)")
 
 
-@pytest.mark.parametrize("module", ["randomness", "tokenization", "checkpoint", "machine"])
+@pytest.mark.parametrize("module", ["core.random", "tokenization", "checkpoint", "machine"])
 def test_the_lower_floors_do_without_torch(module):
     """What the NumPy engine and `tokenize` need; torch comes where a tensor is asked for."""
     run(sys.executable, "-c", f"import sys, mygpt.{module}; assert 'torch' not in sys.modules")

@@ -19,7 +19,7 @@ import torch
 import mygpt
 from mygpt import GPT, GPTConfig
 from mygpt.cli import main
-from mygpt.config import SHAPES
+from mygpt.core.config import SHAPES
 from mygpt.errors import InputError
 from mygpt.scaling import (
     PUBLISHED,

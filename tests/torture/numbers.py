@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mygpt import training
-from mygpt.model import GPT
+from mygpt.core.model import GPT
 from mygpt.training.events import Event, LeftOut
 from mygpt.training.gradients import make_gradients
 from mygpt.training.guard import Guard

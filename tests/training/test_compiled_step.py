@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
+from mygpt.core.tutorial import set_seed
 from mygpt.errors import InputError
-from mygpt.model import GPT
 from mygpt.training.compiled.step import CompiledStep, suits
 from mygpt.training.compiled_gradients import CompiledGradients
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients
 from mygpt.training.optimizer import Optimizer, update_table
-from mygpt.tutorial import set_seed
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -12,7 +12,7 @@ import pytest
 import mygpt
 from mygpt import training
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve, write_checkpoint
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.data import encode_documents
 from mygpt.errors import InputError
 from mygpt.evaluation import evaluate

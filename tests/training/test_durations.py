@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mygpt.cli import main
-from mygpt.config import SHAPES, GPTConfig
+from mygpt.core.config import SHAPES, GPTConfig
 from mygpt.errors import InputError
 from mygpt.training import planning, preparing
 from mygpt.training.config import TrainConfig, preset_options

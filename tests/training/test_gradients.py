@@ -11,9 +11,9 @@ import torch
 import mygpt
 from mygpt import training
 from mygpt.container import read_arrays
-from mygpt.model import GPT
+from mygpt.core.model import GPT
+from mygpt.core.tutorial import set_seed
 from mygpt.training.gradients import Gradients
-from mygpt.tutorial import set_seed
 
 
 def model_and_batch(rows: int) -> tuple[GPT, torch.Tensor, torch.Tensor]:

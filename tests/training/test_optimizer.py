@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mygpt.config import GPTConfig
-from mygpt.model import GPT
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.training import muon
 from mygpt.training.compiled.step import CompiledStep
 from mygpt.training.config import TrainConfig

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 import mygpt
 from mygpt import training
-from mygpt.config import GPTConfig
 from mygpt.container import read_arrays
+from mygpt.core.config import GPTConfig
+from mygpt.core.random import epoch_offset, permute
 from mygpt.data import ShuffledWindows, batches
 from mygpt.errors import InputError
-from mygpt.randomness import epoch_offset, permute
 from mygpt.training import planning, recipe
 from mygpt.training.config import TrainConfig
 from mygpt.training.feed import Feed

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import mygpt
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.errors import InputError, StorageError
-from mygpt.model import GPT
 from mygpt.training import hardware
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients

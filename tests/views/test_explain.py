@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, sampling
+from mygpt import ByteTokenizer, CharTokenizer, GPTConfig
 from mygpt.checkpoint import Checkpoint, model_arrays, read_checkpoint, save_checkpoint
 from mygpt.cli import bars as cli_bars
 from mygpt.cli import main
 from mygpt.cli.explain import explain as explain_command
-from mygpt.config import SamplingConfig
+from mygpt.core import sampling
+from mygpt.core.config import SamplingConfig
 from mygpt.engines.numpy_network import Network
 from mygpt.engines.reading import positions_to_show, read
 from mygpt.errors import InputError
@@ -147,7 +148,7 @@ def test_it_writes_what_generate_writes_and_tells_the_same_chances(prompt, new, 
 
 @pytest.mark.parametrize("how", [SamplingConfig(), WILD, SamplingConfig(0.0)])
 def test_chances_after_the_filters_are_the_samplers(how):
-    """All places, the prompt's too, in and past the window, against torch and mygpt.sampling."""
+    """All places, the prompt's too, in and past the window, against torch and core.sampling."""
     made = checkpoint_of(SHAPE)
     model = made.build_model().eval()
     found = explain(made, "abca dcb", max_new_tokens=20, sampling=how, seed=5)

@@ -1,4 +1,4 @@
-"""The playground in headless Chromium: its numbers are mygpt.sampling's, and no text runs."""
+"""The playground in headless Chromium: its numbers are mygpt.core.sampling's, and no text runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import reference
-from mygpt.randomness import Stream
+from mygpt.core.random import Stream
 from playground_stub import MadeUp, Stub
 
 pytest.importorskip("selenium", reason="selenium is not here")
@@ -88,7 +88,7 @@ NEUTRAL = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_pen
 
 
 def test_each_slider_moves_the_bars_to_what_sampling_computes(browser):
-    """The numbers beside the bars are mygpt.sampling's, for the golden table's settings."""
+    """The numbers beside the bars are mygpt.core.sampling's, for the golden table's settings."""
     golden = json.loads(reference.FILTERS.read_text(encoding="utf-8"))["filters"]
     logits = next(case["logits"] for case in golden if case["name"] == "top-k")
     model = MadeUp([*"abcdefgh"], fixed=logits)
@@ -171,7 +171,7 @@ def test_a_hundred_bars_update_within_5_ms(browser):
 
 
 def test_step_run_back_and_the_seed(browser):
-    """The page writes what mygpt.sampling draws from the seed; a step back and on is the same."""
+    """The page writes what core.sampling draws from the seed; a step back and on is the same."""
     settings = {"temperature": 0.9, "top_k": 6}
     with opened(browser) as page:
         page.type_prompt("abc")

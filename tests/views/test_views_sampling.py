@@ -14,9 +14,9 @@ import torch
 
 import mygpt.views
 import reference
-from mygpt.config import SamplingConfig
-from mygpt.randomness import Stream
-from mygpt.sampling import probabilities
+from mygpt.core.config import SamplingConfig
+from mygpt.core.random import Stream
+from mygpt.core.sampling import probabilities
 
 STATIC = Path(mygpt.views.__file__).parent / "static"
 GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))

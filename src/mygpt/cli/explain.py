@@ -18,7 +18,7 @@ from mygpt.cli.prompts import (
     read_prompt,
 )
 from mygpt.cli.terminal import say
-from mygpt.config import SamplingConfig, check_max_new_tokens
+from mygpt.core.config import SamplingConfig, check_max_new_tokens
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def explain(
             "standard input"
         )
     from mygpt.checkpoint import read_checkpoint, resolve
-    from mygpt.randomness import check_seed, fresh_seed
+    from mygpt.core.random import check_seed, fresh_seed
 
     path = resolve(run)
     if seed is None:

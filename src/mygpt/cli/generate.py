@@ -21,7 +21,12 @@ from mygpt.cli.prompts import (
     read_prompt,
 )
 from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
-from mygpt.config import OVERFLOW_POLICIES, SamplingConfig, check_max_new_tokens, check_overflow
+from mygpt.core.config import (
+    OVERFLOW_POLICIES,
+    SamplingConfig,
+    check_max_new_tokens,
+    check_overflow,
+)
 from mygpt.errors import InputError
 from mygpt.signals import Abandoned, AtOnce, Postponed
 
@@ -145,7 +150,7 @@ def generate(
     check_unknown(unknown)
     text = read_prompt(prompt, prompt_file, encoding)
     from mygpt.checkpoint import resolve
-    from mygpt.randomness import check_seed, fresh_seed
+    from mygpt.core.random import check_seed, fresh_seed
 
     path = resolve(checkpoint)
     if seed is None:

@@ -11,7 +11,7 @@ import typer
 from mygpt.cli.terminal import Waiting, say, to_json
 
 if TYPE_CHECKING:
-    from mygpt.config import GPTConfig
+    from mygpt.core.config import GPTConfig
     from mygpt.scaling import Job, Time
     from mygpt.scaling.memory import Dtype
     from mygpt.training.efficiency import Efficiency
@@ -148,7 +148,7 @@ def plan(
 
 def _model(name: str | None, changes: dict[str, Any]) -> Model:
     """The shape that is meant, with the user's changes."""
-    from mygpt.config import SHAPES
+    from mygpt.core.config import SHAPES
     from mygpt.errors import InputError
     from mygpt.scaling import PUBLISHED
 
@@ -184,7 +184,7 @@ def _model(name: str | None, changes: dict[str, Any]) -> Model:
 
 
 def _preset(name: str, changes: dict[str, Any]) -> Model:
-    from mygpt.config import SHAPES, GPTConfig
+    from mygpt.core.config import SHAPES, GPTConfig
     from mygpt.errors import InputError
     from mygpt.training.config import preset_options
 
@@ -199,7 +199,7 @@ def _preset(name: str, changes: dict[str, Any]) -> Model:
 
 
 def _formats(dtype: str | None) -> tuple[Dtype, ...]:
-    from mygpt.config import require_choice
+    from mygpt.core.config import require_choice
 
     if dtype is None:
         return ("float32", "bfloat16")
@@ -208,7 +208,7 @@ def _formats(dtype: str | None) -> tuple[Dtype, ...]:
 
 
 def _job(model: Model, given: dict[str, Any]) -> Job:
-    from mygpt.config import require_int
+    from mygpt.core.config import require_int
     from mygpt.errors import InputError
     from mygpt.scaling import Job
     from mygpt.scaling.amounts import parse_bytes, parse_count

@@ -10,9 +10,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.core.random import epoch_offset, permute
 from mygpt.data.token_store import StoredTokens
 from mygpt.errors import InputError
-from mygpt.randomness import epoch_offset, permute
 
 # A row of ids in memory, or in a store on disk, of which a slice is an array.
 Tokens: TypeAlias = NDArray[np.integer] | StoredTokens

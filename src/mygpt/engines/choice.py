@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from mygpt.config import GPTConfig, require_choice
+from mygpt.core.config import GPTConfig, require_choice
 from mygpt.errors import InputError
 from mygpt.machine import DTYPES
 

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import Overflow, SamplingConfig
+from mygpt.core.config import Overflow, SamplingConfig
+from mygpt.core.random import Stream
 from mygpt.errors import InputError
-from mygpt.randomness import Stream
 
 
 @dataclass(frozen=True)

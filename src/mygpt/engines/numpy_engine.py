@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request, Window
 from mygpt.engines.numpy_network import Arrays, Cache, Floats, Network
@@ -114,7 +114,7 @@ class NumpyEngine:
 
     Args:
         config: the shape.
-        arrays: float32 parameters by the names of `mygpt.model.GPT`'s state_dict; weights
+        arrays: float32 parameters by the names of `mygpt.core.model.GPT`'s state_dict; weights
             (out, in).
     """
 

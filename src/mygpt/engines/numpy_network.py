@@ -1,4 +1,4 @@
-"""The GPT's forward pass in NumPy for one sequence and its last position: `mygpt.model` again.
+"""The GPT's forward pass in NumPy for one sequence and its last position: `mygpt.core.model` again.
 
 Small parts first, as there; parameters come as arrays under the names of the torch model's.
 Letters: A how far n-grams look back, T time, C embedding, H heads, G key/value heads, R = H / G
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig, positions_for
+from mygpt.core.config import GPTConfig, positions_for
 from mygpt.ngram_keys import ngram_rows_of
 
 Floats = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""From one row of logits to its next token, in NumPy: `mygpt.sampling` without torch.
+"""From one row of logits to its next token, in NumPy: `mygpt.core.sampling` without torch.
 
 Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
 Letters: T time, V vocabulary. Logits are (V,) float32; a token that is filtered out has logit
@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import SamplingConfig, broken_model, overflowing_settings
-from mygpt.randomness import Stream
+from mygpt.core.config import SamplingConfig, broken_model, overflowing_settings
+from mygpt.core.random import Stream
 
 Floats = NDArray[np.float32]
 Float = TypeVar("Float", np.float32, np.float64)

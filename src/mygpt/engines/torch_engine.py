@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import Overflow, positions_for
+from mygpt.core.config import Overflow, positions_for
+from mygpt.core.kv_cache import FixedShapes, KVCache
+from mygpt.core.model import GPT, evaluating
+from mygpt.core.sampling import next_ids
 from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request, Window
-from mygpt.kv_cache import FixedShapes, KVCache
-from mygpt.model import GPT, evaluating
-from mygpt.sampling import next_ids
 
 _MOST_RESERVED = 2**12  # new tokens that a cache has room for from the start
 _log = logging.getLogger("mygpt")

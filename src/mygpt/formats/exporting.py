@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mygpt.checkpoint import Checkpoint, check_finite
-from mygpt.config import require_choice, require_path
+from mygpt.core.config import require_choice, require_path
 from mygpt.errors import InputError
 
 KINDS = ("hf", "gguf")

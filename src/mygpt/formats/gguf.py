@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint
-from mygpt.config import GPTConfig, require_choice, require_path
 from mygpt.container import Arrays
+from mygpt.core.config import GPTConfig, require_choice, require_path
 from mygpt.errors import InputError
 from mygpt.formats.gguf_file import BLOCK, F16, F32, Q8_0, Stored, Value, store, write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mygpt.config import GPTConfig, require_number
+from mygpt.core.config import GPTConfig, require_number
 from mygpt.errors import InputError
 from mygpt.formats.safetensors_files import Part
 

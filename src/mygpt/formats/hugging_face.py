@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint
-from mygpt.config import GPTConfig, require_path
 from mygpt.container import Arrays
+from mygpt.core.config import GPTConfig, require_path
 from mygpt.errors import InputError
 from mygpt.formats import gpt2, llama
 from mygpt.formats.folders import whole_folder

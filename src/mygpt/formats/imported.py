@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mygpt.config import GPTConfig
 from mygpt.container import Arrays
+from mygpt.core.config import GPTConfig
 from mygpt.tokenization import Tokenizer
 
 

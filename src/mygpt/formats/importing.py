@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.checkpoint import check_finite, write_checkpoint
-from mygpt.config import require_path
+from mygpt.core.config import require_path
 from mygpt.errors import InputError, StorageError
 from mygpt.file_access import require_regular
 from mygpt.formats.imported import Imported

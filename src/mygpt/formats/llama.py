@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mygpt.config import GPTConfig, require_number
+from mygpt.core.config import GPTConfig, require_number
 from mygpt.errors import InputError
 from mygpt.formats.safetensors_files import Part
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
 from mygpt.formats.state_dict import StateDict

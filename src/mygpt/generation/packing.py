@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig, positions_for
+from mygpt.core.config import GPTConfig, positions_for
+from mygpt.core.model import GPT, MLP, Attention, Block, RMSNorm
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.engines.torch_engine import has_own_forward
-from mygpt.model import GPT, MLP, Attention, Block, RMSNorm
 from mygpt.ngrams import NgramEmbedding, NgramKeys
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from mygpt.engines.choice import Choice, choose
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
+    from mygpt.core.model import GPT
     from mygpt.engines.contract import Batch, Engine
     from mygpt.engines.numpy_network import Network
-    from mygpt.model import GPT
 
 _LONG_JOB = 10**9  # tokens: all that a server will ever write
 

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mygpt.config import (
+from mygpt.core.config import (
     COLDEST,
     Overflow,
     SamplingConfig,
     check_max_new_tokens,
     check_overflow,
 )
+from mygpt.core.model import GPT, evaluating
+from mygpt.core.random import Stream
+from mygpt.core.sampling import next_ids
 from mygpt.engines.choice import choose, tokens_to_read
 from mygpt.engines.contract import Request, check_prompt_fits
 from mygpt.engines.torch_engine import choose_reader
 from mygpt.errors import InputError
 from mygpt.generation.multinomial import draws
 from mygpt.generation.packing import cpu_engine_of, numbers_to_pack
-from mygpt.model import GPT, evaluating
-from mygpt.randomness import Stream
-from mygpt.sampling import next_ids
 
 if TYPE_CHECKING:
     from mygpt.engines.cpu import CpuDecoding

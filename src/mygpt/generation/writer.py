@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
-from mygpt.config import Overflow, SamplingConfig, check_max_new_tokens, check_overflow, require_int
+from mygpt.core.config import (
+    Overflow,
+    SamplingConfig,
+    check_max_new_tokens,
+    check_overflow,
+    require_int,
+)
+from mygpt.core.random import Stream, fresh_seed
 from mygpt.engines.choice import Choice, tokens_to_read
 from mygpt.engines.contract import Batch, Decoding, Request, check_prompt_fits
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.source import Source
-from mygpt.randomness import Stream, fresh_seed
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.tokenization.unknown import (
     PROMPT_POLICIES,
@@ -27,9 +33,9 @@ from mygpt.tokenization.unknown import (
 )
 
 if TYPE_CHECKING:
-    from mygpt.config import GPTConfig
+    from mygpt.core.config import GPTConfig
+    from mygpt.core.model import GPT
     from mygpt.engines.reading import Reading
-    from mygpt.model import GPT
 
 # The compiled engine's steps are so short that asking for each alone would cost: it is asked
 # for as many as fit in this time.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 
 CHINCHILLA = 20.0  # tokens a parameter
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mygpt.config import GPTConfig, require_int, require_number
+from mygpt.core.config import GPTConfig, require_int, require_number
 from mygpt.errors import InputError
 from mygpt.scaling.compute import Flops, chinchilla_ratio, flops_per_token
 from mygpt.scaling.memory import (

@@ -2,7 +2,7 @@
 
 States (weights, gradients, AdamW's means) as Rajbhandari et al. 2020 (ZeRO) count them, but
 weights and gradients are float32 here also where products are in bfloat16: 16 bytes a parameter.
-Activations in the manner of Korthikanti et al. 2022, for the operations of `mygpt.model`; fused
+Activations in the manner of Korthikanti et al. 2022, for the operations of `core/model.py`; fused
 attention (Dao et al. 2022) keeps one number a query and no scores, so nothing grows with T squared.
 Not counted: masks of dropout, tables of rotary positions, what the libraries take for themselves.
 Letters: C embedding, D head size, G key/value heads, H heads, M MLP width, T time, V vocabulary.
@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 
 Sharding = Literal["ddp", "fsdp"]
 Dtype = Literal["float32", "bfloat16"]

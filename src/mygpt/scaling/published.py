@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from mygpt.core.random import Stream, fresh_seed
 from mygpt.engines.contract import Request
 from mygpt.errors import InputError, UnknownTokenError
 from mygpt.generation.writer import Writer
-from mygpt.randomness import Stream, fresh_seed
 from mygpt.server.bodies import Bodies, json_pieces
 from mygpt.server.problems import ApiError, json_answer
 from mygpt.server.reading import Reader

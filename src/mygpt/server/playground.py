@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mygpt.config import SamplingConfig
+from mygpt.core.config import SamplingConfig
+from mygpt.core.random import Stream
 from mygpt.engines.contract import Request
 from mygpt.generation.writer import Writer
-from mygpt.randomness import Stream
 from mygpt.server.bodies import Bodies, Parts, grouped, json_pieces
 from mygpt.server.completions import ReadPrompt, encode
 from mygpt.server.problems import ApiError, json_answer, to_json

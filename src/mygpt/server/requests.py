@@ -9,9 +9,9 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from mygpt.config import OVERFLOW_POLICIES, Overflow, SamplingConfig
+from mygpt.core.config import OVERFLOW_POLICIES, Overflow, SamplingConfig
+from mygpt.core.random import check_seed
 from mygpt.errors import InputError
-from mygpt.randomness import check_seed
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
 from mygpt.tokenization.unknown import PROMPT_POLICIES

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mygpt.config import require_int, require_number
+from mygpt.core.config import require_int, require_number
 from mygpt.errors import InputError
 
 _COUNTS = (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import require_int
+from mygpt.core.config import require_int
 from mygpt.errors import InputError
 from mygpt.tokenization.base import (
     IncrementalDecoder,

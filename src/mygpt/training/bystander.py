@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.checkpoint import Checkpoint
-from mygpt.config import GPTConfig
 from mygpt.container import Arrays
+from mygpt.core.config import GPTConfig
 from mygpt.tokenization import Tokenizer
 from mygpt.training.run import RunFolder
 from mygpt.training.state import State

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.model import GPT
+from mygpt.core.model import GPT
 from mygpt.training.compiled.step import CompiledStep
 from mygpt.training.config import TrainConfig
 from mygpt.training.shared_losses import shared_losses

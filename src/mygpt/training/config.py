@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
 
-from mygpt.config import SHAPES, make_plain, require_choice, require_int, require_number
+from mygpt.core.config import SHAPES, make_plain, require_choice, require_int, require_number
+from mygpt.core.random import check_seed
 from mygpt.errors import InputError
-from mygpt.randomness import check_seed
 
 DataOrder = Literal["shuffled", "tutorial"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -256,7 +256,7 @@ _WHOLE = (
     "save_every",
 )
 
-# Beside a preset's shape (mygpt.config.SHAPES): how it is trained where nothing else is said.
+# Beside a preset's shape (mygpt.core.config.SHAPES): how it is trained where nothing else is said.
 _RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {
         "steps": 2000,

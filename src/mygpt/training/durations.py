@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
 from mygpt.training.recipe import flops_per_token

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.errors import InputError
 from mygpt.machine import gemm_rate
-from mygpt.model import GPT
 from mygpt.scaling import flops_per_token
 from mygpt.scaling.memory import activation_bytes
 from mygpt.training.compiled_gradients import CompiledGradients

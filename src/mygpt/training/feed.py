@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.core.tutorial import get_batch
 from mygpt.data.batches import ShuffledWindows, Tokens
 from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
-from mygpt.tutorial import get_batch
 
 _NEXT_SEED = 0x9E3779B97F4A7C15  # the golden ratio's
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import resolve
-from mygpt.config import require_path
+from mygpt.core.config import require_path
 from mygpt.data.batches import Tokens
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.evaluation import TokenLosses, model_token_losses
-from mygpt.model import GPT
 from mygpt.training.config import Engine, TrainConfig
 from mygpt.training.hardware import (
     autocast,

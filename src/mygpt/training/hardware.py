@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from mygpt.core.model import GPT
 from mygpt.errors import InputError
 from mygpt.machine import choose_dtype
-from mygpt.model import GPT
 from mygpt.training.config import DtypeName, TrainConfig
 from mygpt.training.world import World
 

@@ -11,9 +11,9 @@ import secrets
 from typing import Any
 
 from mygpt.checkpoint import model_arrays
+from mygpt.core.model import GPT
 from mygpt.errors import DivergedError
 from mygpt.evaluation import Evaluation
-from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Listener, Note, WentBack

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.core.model import GPT
 from mygpt.data.batches import Tokens
 from mygpt.evaluation import Evaluation, evaluate
-from mygpt.model import GPT
 from mygpt.novelty import measure_novelty
 from mygpt.signals import Abandoned
 from mygpt.text import Document

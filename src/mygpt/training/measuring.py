@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from mygpt.config import GPTConfig
-from mygpt.model import GPT
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.training.recipe import flops_per_token, shape_of
 
 _WIDTH, _LAYERS, _WINDOW, _BATCH = 96, 2, 64, 32

@@ -16,11 +16,11 @@ from dataclasses import replace
 
 import torch
 
-from mygpt.config import GPTConfig, positions_for
+from mygpt.core.config import GPTConfig, positions_for
+from mygpt.core.model import GPT
 from mygpt.errors import OutOfMemoryError
 from mygpt.evaluation import rows_at_once
 from mygpt.machine import free_memory_bytes
-from mygpt.model import GPT
 from mygpt.training.compiled.room import step_bytes
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients

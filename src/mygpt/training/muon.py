@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 
 MOMENTUM = 0.95
 ITERATIONS = 3

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 
-from mygpt.model import GPT
+from mygpt.core.model import GPT
 from mygpt.training import muon
 from mygpt.training.config import TrainConfig
 from mygpt.training.sharding import first_row, is_sharded, like, local, put_rows, whole

@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint, check_finite, read_checkpoint, resolve
-from mygpt.config import GPTConfig, require_path
+from mygpt.core.config import GPTConfig, require_path
+from mygpt.core.model import GPT
+from mygpt.core.tutorial import set_seed
 from mygpt.errors import CheckpointError, InputError
-from mygpt.model import GPT
 from mygpt.training.config import AUTO, TrainConfig
 from mygpt.training.recipe import draw_weights
 from mygpt.training.run import RunFolder
 from mygpt.training.sharding import fill, sharded_model
 from mygpt.training.world import ALONE, World
-from mygpt.tutorial import set_seed
 
 # The tutorial seeds the model with 0 and the data with 42.
 _DATA_SEED = 42

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.training.config import TrainConfig
 from mygpt.training.schedule import progress
 from mygpt.training.state import Arrays, Course

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.data.batches import Tokens
 from mygpt.data.token_store import StoredTokens
 from mygpt.ngrams import count_ngrams

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig, require_path
 from mygpt.container import check_storable
+from mygpt.core.config import GPTConfig, require_path
 from mygpt.data.batches import Tokens
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.errors import InputError

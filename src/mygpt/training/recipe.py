@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from mygpt.config import GPTConfig
-from mygpt.model import GPT
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, Stage
 
 Stages = tuple[Stage, ...]

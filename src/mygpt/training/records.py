@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.evaluation import Evaluation
 from mygpt.generation.writer import Writer
-from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
 from mygpt.training.state import Course

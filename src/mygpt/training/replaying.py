@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mygpt.config import require_path
+from mygpt.core.config import require_path
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device

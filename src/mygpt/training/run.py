@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.checkpoint import Checkpoint, another_programs, write_checkpoint
-from mygpt.config import GPTConfig
 from mygpt.container import Arrays, read_arrays, write_arrays
+from mygpt.core.config import GPTConfig
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import read_records, step_of

@@ -11,9 +11,9 @@ from typing import Any
 
 from mygpt.baselines import ngram_loss
 from mygpt.baselines.ngram import MOST_LEARNED, MOST_SCORED
+from mygpt.core.model import GPT
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
-from mygpt.model import GPT
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig
 from mygpt.training.events import Listener, Note
 from mygpt.training.going_on import go_on

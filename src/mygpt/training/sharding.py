@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
-from mygpt.model import GPT
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.training.config import TrainConfig
 from mygpt.training.hardware import checkpoint_blocks, compute_dtype, why_not_compiled
 from mygpt.training.world import World

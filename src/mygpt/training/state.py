@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint, model_arrays
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.errors import CheckpointError, InputError
-from mygpt.model import GPT
 from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer, memory_shape

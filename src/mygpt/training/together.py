@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError
 from mygpt.text import name_of

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint
-from mygpt.config import (
+from mygpt.core.config import (
     SamplingConfig,
     broken_model,
     check_max_new_tokens,
     overflowing_settings,
 )
+from mygpt.core.random import Stream
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.numpy_network import Floats
 from mygpt.engines.numpy_sampling import probabilities, softmax
 from mygpt.engines.reading import positions_to_show, read
 from mygpt.generation.writer import Writer
-from mygpt.randomness import Stream
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.views.page import make_page
 

@@ -25,14 +25,14 @@ from hypothesis import strategies as st
 
 import reference
 from mygpt import CharTokenizer, GPTConfig, Writer, save_checkpoint
-from mygpt.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.core.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.core.random import DRAW_TOKEN, Stream, philox
+from mygpt.core.sampling import probabilities as torch_probabilities
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.errors import InputError
 from mygpt.generation import writer as writer_module
-from mygpt.randomness import DRAW_TOKEN, Stream, philox
-from mygpt.sampling import probabilities as torch_probabilities
 from paths import TESTS
 from shapes import CONFIGS, LLAMA, MODERN, TUTORIAL, build
 
@@ -727,10 +727,10 @@ def test_a_decoding_outlives_its_engine():
     """
     program = """
 import numpy as np
-from mygpt.config import GPTConfig, SamplingConfig
+from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
-from mygpt.randomness import Stream
+from mygpt.core.random import Stream
 
 config = GPTConfig(50, 256, 4, 4, max_seq_len=64)
 generator = np.random.default_rng(0)
@@ -972,7 +972,7 @@ EXTREMES = [
 @pytest.mark.parametrize("values", [[5.0, -math.inf, 2.0], [-5.0, -1.0, -2.0], [1e9, 1.0, -1e9]])
 def test_extreme_settings_do_what_torchs_version_does(values, options):
     """Draw a living token, or refuse in the same words; and no warning is printed."""
-    from mygpt.sampling import next_ids
+    from mygpt.core.sampling import next_ids
 
     sampling, seen, streams = SamplingConfig(**options), [0, 1, 2], [Stream(0)]
 
@@ -1065,10 +1065,10 @@ def test_weighing_many_rows_twice_writes_nowhere_else():
     """With more rows than a pass has room for, lists of outputs ran over; in its own process."""
     program = """
 import numpy as np
-from mygpt.config import GPTConfig, SamplingConfig
+from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
-from mygpt.randomness import Stream
+from mygpt.core.random import Stream
 
 config = GPTConfig(2, 1, 1, 1, max_seq_len=1)
 arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
@@ -1101,10 +1101,10 @@ def test_pushing_past_the_last_token_asked_for_writes_nowhere_else():
     """
     program = """
 import numpy as np
-from mygpt.config import GPTConfig, SamplingConfig
+from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
-from mygpt.randomness import Stream
+from mygpt.core.random import Stream
 
 config = GPTConfig(5, 16, 2, 2, max_seq_len=600)
 arrays = {name: np.ones(shape, "f4") for name, shape in config.parameter_shapes().items()}

@@ -33,8 +33,10 @@ from mygpt import (
 )
 from mygpt.checkpoint import model_arrays, read_checkpoint
 from mygpt.cli import main
-from mygpt.config import SamplingConfig
 from mygpt.container import write_arrays
+from mygpt.core.config import SamplingConfig
+from mygpt.core.kv_cache import KVCache
+from mygpt.core.random import Stream
 from mygpt.engines.choice import choose
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
@@ -42,9 +44,7 @@ from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import TorchEngine
 from mygpt.errors import CheckpointError, InputError
 from mygpt.generation.packing import arrays_of, can_pack, cpu_engine_of
-from mygpt.kv_cache import KVCache
 from mygpt.ngrams import NgramEmbedding, count_ngrams, ngram_rows_of
-from mygpt.randomness import Stream
 from shapes import GPT2, LLAMA, MODERN, TUTORIAL, build
 
 # --- the twin ------------------------------------------------------------------------------

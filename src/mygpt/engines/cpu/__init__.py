@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig, require_choice
+from mygpt.core.config import GPTConfig, require_choice
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu.batch import CpuBatch, slot_bytes
 from mygpt.engines.cpu.build import load_kernels

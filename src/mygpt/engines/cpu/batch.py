@@ -12,7 +12,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.engines.contract import Request, check_prompt_fits
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.decoding import Loop

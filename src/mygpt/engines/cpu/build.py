@@ -163,7 +163,7 @@ def _object_path(program: Program = DECODING) -> Path:
 
     told = hashlib.sha256()
     package = Path(__file__).parents[2]
-    compiled = [*program.sources, f"{_HERE}.build", "mygpt.randomness"]
+    compiled = [*program.sources, f"{_HERE}.build", "mygpt.core.random"]
     for module in compiled:
         told.update(package.joinpath(*module.split(".")[1:]).with_suffix(".py").read_bytes())
     features = sorted(name for name, on in llvm.get_host_cpu_features().items() if on)

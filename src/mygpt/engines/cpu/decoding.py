@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import SamplingConfig, broken_model, overflowing_settings
+from mygpt.core.config import SamplingConfig, broken_model, overflowing_settings
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.build import load_kernels

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import COLDEST
+from mygpt.core.config import COLDEST
 from mygpt.engines.contract import Request, check_prompt_ids
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.pack import Arena, PackedModel, padded

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig, positions_for
+from mygpt.core.config import GPTConfig, positions_for
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.layout import LANES, PANEL

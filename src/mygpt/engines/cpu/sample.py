@@ -1,4 +1,4 @@
-"""From one slot's logits to its next token: the compiled twin of `mygpt.sampling`.
+"""From one slot's logits to its next token: the compiled twin of `mygpt.core.sampling`.
 
 Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw. Nothing is sorted:
 cuts are found by halving the range of float32 itself, 32 counts over the vocabulary each.
@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from mygpt.core.random import DRAW_TOKEN
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.arithmetic import exp, f32, largest_of
 from mygpt.engines.cpu.simd import (
@@ -25,7 +26,6 @@ from mygpt.engines.cpu.simd import (
     bits_of_float,
     kernel,
 )
-from mygpt.randomness import DRAW_TOKEN
 
 _ZERO, _ONE = f32(0), f32(1)
 _OUT = f32(-math.inf)
@@ -40,7 +40,7 @@ _32, _5, _6 = np.uint64(32), np.uint64(5), np.uint64(6)
 
 @kernel(WHOLE, WHOLE, WHOLE, returns=DOUBLE)
 def uniform(seed, index, step):
-    """`Stream(seed, index).uniform(step)`: Philox4x32-10, 53 bits; see `mygpt.randomness`."""
+    """`Stream(seed, index).uniform(step)`: Philox4x32-10, 53 bits; see `mygpt.core.random`."""
     key = np.uint64(seed)
     key_0, key_1 = key & _MASK32, key >> _32
     x0, x1 = np.uint64(step), np.uint64(index) & _MASK32

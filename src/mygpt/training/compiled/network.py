@@ -1,7 +1,7 @@
 """One training step of a GPT as machine code: losses and gradients of a batch, chunk by chunk.
 
 Each thread takes its share of the sequences, a few at a time, through the whole model and back,
-so that what lies between stays in the cache. The twin of `mygpt.model` and torch's autograd.
+so that what lies between stays in the cache. The twin of `mygpt.core.model` and torch's autograd.
 Letters: B batch, T time, C embedding, D head size, G key/value heads, H heads, M MLP width,
 N layers, Q width of query, key and value together, R rows of a chunk (whole sequences),
 V vocabulary.

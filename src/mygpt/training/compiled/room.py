@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.training.compiled import layout as at
 
 _ROWS = 128  # of a chunk: few enough to stay in the cache, many enough for the tiles

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.config import GPTConfig
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.engines.cpu import layout as kinds
 from mygpt.engines.cpu.build import Kernel, load_program
 from mygpt.engines.cpu.pack import Arena
 from mygpt.engines.cpu.workers import run_together
 from mygpt.errors import InputError
-from mygpt.model import GPT
 from mygpt.training import muon
 from mygpt.training.compiled import layout as at
 from mygpt.training.compiled.program import TRAINING

@@ -1,4 +1,4 @@
-// The uniform numbers of one sequence, as mygpt.randomness makes them, so that the page and
+// The uniform numbers of one sequence, as mygpt.core.random makes them, so that the page and
 // the command line write the same text from the same seed.
 // Philox4x32-10 (Salmon, Moraes, Dror & Shaw, 2011): key is the seed, the counter says what
 // the number is for.

@@ -1,9 +1,9 @@
-// From logits to the next token, in the browser: what mygpt.sampling defines, in float64.
+// From logits to the next token, in the browser: what mygpt.core.sampling defines, in float64.
 // Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
 // Letters: T time, V vocabulary. Logits are V numbers; a token that is filtered out has
 // logit -Infinity. Nothing is changed in place. Settings carry SamplingConfig's names.
 
-// Below this temperature the distribution is its own argmax (mygpt.config.COLDEST).
+// Below this temperature the distribution is its own argmax (mygpt.core.config.COLDEST).
 export const COLDEST = 1e-30;
 
 export const NEUTRAL = {

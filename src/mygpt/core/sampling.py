@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mygpt.config import COLDEST, SamplingConfig, broken_model, overflowing_settings
-from mygpt.randomness import Stream
+from mygpt.core.config import COLDEST, SamplingConfig, broken_model, overflowing_settings
+from mygpt.core.random import Stream
 
 
 def penalize_repetition(logits: torch.Tensor, ids: torch.Tensor, penalty: float) -> torch.Tensor:

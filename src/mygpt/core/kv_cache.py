@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from mygpt.config import GPTConfig, positions_for
+from mygpt.core.config import GPTConfig, positions_for
 from mygpt.ngrams import NO_TOKEN
 
 

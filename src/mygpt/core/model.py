@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mygpt.config import GPTConfig, positions_for
+from mygpt.core.config import GPTConfig, positions_for
 from mygpt.errors import InputError
 from mygpt.ngrams import NgramEmbedding
 
 if TYPE_CHECKING:
-    from mygpt.kv_cache import KVCache
+    from mygpt.core.kv_cache import KVCache
 
 
 class RMSNorm(nn.Module):
