@@ -197,9 +197,9 @@ def test_the_verdict_names_the_right_cause(shell: Shell, size: int, verdict: str
         (["generate", "fox.txt"], "name a model with --checkpoint fox.txt"),
         (["gen"], "there is no command 'gen': did you mean generate?"),
         (["traim"], "did you mean train?"),
-        (["fox.txt"], "mygpt train fox.txt learns from text"),
+        (["fox.txt"], "to train on it, mygpt train fox.txt"),
         (["xyzzy"], "there is no command 'xyzzy': `mygpt --help` lists them"),
-        (["info", "a", "b"], "(b): `mygpt info --help` shows what it takes"),
+        (["info", "a", "b"], "(b): `mygpt info --help` lists the options"),
         (["train", "https://host.example/a.txt"], "is an address on the network"),
         (["eval", "runs", "http://host.example/a.txt"], ""),
         (["train", "fox.txt", "--minutes", 0], "minutes=0.0 must be above 0"),
@@ -507,13 +507,13 @@ def test_data_fetches_checks_and_writes_only_the_right_bytes(
     err = shell.refused("data", "shakespeare", "--url", f"{url}/other")
     assert "nothing was written" in err
     assert "404" in shell.refused("data", "shakespeare", "--url", f"{url}/nowhere")
-    assert "begins with https://" in shell.refused("data", "shakespeare", "--url", "gopher://x")
+    assert "must begin with https://" in shell.refused("data", "shakespeare", "--url", "gopher://x")
     assert "cannot fetch" in shell.refused("data", "shakespeare", "--url", "http://127.0.0.1:9/")
     assert not Path("tinyshakespeare.txt").exists()
     code, _, _ = shell("data", "shakespeare", "--url", f"{url}/play")
     assert code == 0
     assert Path("tinyshakespeare.txt").read_bytes() == play
-    assert "here already" in shell("data", "shakespeare", "--url", f"{url}/nowhere")[1]
+    assert "exists already" in shell("data", "shakespeare", "--url", f"{url}/nowhere")[1]
     Path("mine.txt").write_text("mine")
     assert "another file" in shell.refused("data", "shakespeare", "-o", "mine.txt")
 

@@ -475,34 +475,33 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
     [
         (
             {"torch": replace(TORCH, threads=1), "variables": {"OMP_NUM_THREADS": "1"}},
-            "OMP_NUM_THREADS=1 leaves 7 of 8 cores idle in training: unset OMP_NUM_THREADS",
+            "OMP_NUM_THREADS=1 leaves 7 of 8 cores idle during training: unset OMP_NUM_THREADS",
         ),
         (
             {"torch": replace(TORCH, threads=4)},
-            "torch uses 4 threads, 4 of 8 cores idle in training: export OMP_NUM_THREADS=8",
-        ),
-        (
-            {"cores": 1.5, "quota": 1.5},
-            "torch starts 8 threads, and 2 cores is all its control group grants: "
-            "export OMP_NUM_THREADS=2",
-        ),
-        (
-            {"torch": replace(TORCH, threads=64)},
-            "torch starts 64 threads, and 8 cores is all this process has: "
+            "torch uses 4 threads and leaves 4 of 8 cores idle during training: "
             "export OMP_NUM_THREADS=8",
         ),
         (
+            {"cores": 1.5, "quota": 1.5},
+            "torch starts 8 threads, but its control group has 2 cores: export OMP_NUM_THREADS=2",
+        ),
+        (
+            {"torch": replace(TORCH, threads=64)},
+            "torch starts 64 threads, but this process has 8 cores: export OMP_NUM_THREADS=8",
+        ),
+        (
             {"compiled": False},
-            "the decoding loop is not compiled: `mygpt warmup` does that once, in ten seconds",
+            "the decoding loop is not compiled: run `mygpt warmup` once, it takes ten seconds",
         ),
         (
             {"compiled": False, "cache_writable": False},
-            "/home/u/.cache/mygpt cannot be written to, so each start compiles the decoding "
-            "loop: set MYGPT_CACHE to a folder that can",
+            "/home/u/.cache/mygpt is not writable, so each start compiles the decoding loop: "
+            "set MYGPT_CACHE to a writable folder",
         ),
         (
             {"compiled": False, "variables": {"NUMBA_DISABLE_JIT": "1"}},
-            "NUMBA_DISABLE_JIT keeps the decoding loop from being compiled: unset it",
+            "NUMBA_DISABLE_JIT prevents compiling the decoding loop: unset it",
         ),
         (
             {"numba": None, "outdated": (("numba", "missing", "0.61"),)},
@@ -510,20 +509,19 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
         ),
         (
             {"numba": None},
-            "the compiled engine needs 64 bits and a POSIX system: the NumPy engine writes",
+            "the machine-code engine needs a 64-bit POSIX system: the NumPy engine is used instead",
         ),
         (
             {"outdated": (("torch", "2.1.0", "2.5"),)},
-            "torch 2.1.0 is older than 2.5, the least that mygpt runs with: "
-            "pip install --upgrade torch",
+            "torch 2.1.0 is older than 2.5, the minimum for mygpt: pip install --upgrade torch",
         ),
         (
             {"torch": None, "torch_error": "libgomp.so.1 is missing"},
-            "torch cannot be imported (libgomp.so.1 is missing): install it again",
+            "torch cannot be imported (libgomp.so.1 is missing): reinstall it",
         ),
         (
             {"nvidia": True},
-            "there is an NVIDIA GPU, and torch is the CPU build: install the CUDA build "
+            "there is an NVIDIA GPU, but torch is the CPU build: install the CUDA build "
             "(https://pytorch.org/get-started/locally/)",
         ),
         (
@@ -544,7 +542,8 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
         ),
         (
             {"disk_free_bytes": GIB // 2},
-            "0.5 GiB is free where runs/ lies: make room, or train with --output elsewhere",
+            "0.5 GiB of disk is free where runs/ is: delete files, or train with --output on "
+            "another disk",
         ),
     ],
 )
@@ -556,8 +555,8 @@ def test_slow_products_are_blamed_on_whom_they_should() -> None:
     """Threads that share cores with other programs wait for each other: a hundredth is seen."""
     probe = {"float32_gflop_per_s": 12.0}
     (line,) = advice(replace(HEALTHY, load=12.5), probe)
-    slow = "12.0 GFLOP/s is far too little for 8 cores: "
-    busy = "other programs keep them busy (load 12.5 in the last minute), so look again later"
+    slow = "12.0 GFLOP/s is very slow for 8 cores: "
+    busy = "other programs may use them (load 12.5 in the last minute); measure again later"
     assert line == slow + busy
     (line,) = advice(replace(HEALTHY, torch=replace(TORCH, libraries=("generic",))), probe)
     assert line.startswith(f"{slow}install torch")
@@ -604,21 +603,21 @@ class Shell:
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
     """On a healthy machine; the real one is looked at in a process of its own."""
-    monkeypatch.setattr(environment, "look", lambda: HEALTHY)
+    monkeypatch.setattr(environment, "inspect_environment", lambda: HEALTHY)
     monkeypatch.setattr("mygpt.machine.memory_bandwidth", lambda budget_s: 31.44)
     monkeypatch.setattr("mygpt.machine.gemm_rate", lambda budget_s: 456.78)
     return Shell(capsys)
 
 
-def test_a_healthy_run_ends_with_nothing_is_wrong(doctor: Shell, run: Path) -> None:
+def test_a_healthy_run_ends_with_no_problems_found(doctor: Shell, run: Path) -> None:
     code, out, err = doctor(run)
     assert (code, err) == (0, "")
     assert "cores:       8 usable, 16 hardware threads; load 0.2\n" in out
     assert "torch:       2.13.0 (CPU build, MKL, OpenMP, AVX2, 8 threads)\n" in out
-    speeds = "memory is read at 31.4 GB/s, float32 products at 456.8 GFLOP/s"
+    speeds = "memory bandwidth 31.4 GB/s, float32 matrix products 456.8 GFLOP/s"
     assert f"measured:    {speeds}\n" in out
     assert re.search(r"^last\.state\.safetensors      ok       [\d,]+ bytes, step 12,", out, re.M)
-    assert out.endswith("\n\nnothing is wrong\n")
+    assert out.endswith("\n\nno problems found\n")
 
 
 def test_damage_is_shown_with_its_remedy_and_exit_code_2(doctor: Shell, run: Path) -> None:
@@ -629,15 +628,17 @@ def test_damage_is_shown_with_its_remedy_and_exit_code_2(doctor: Shell, run: Pat
     name = r"^last\.state\.safetensors      damaged  tensor \S+ does not match its digest\n"
     assert re.search(rf"{name} +{remedy}$", out, re.M)
     assert "measured:" not in out
-    assert "nothing is wrong" not in out
+    assert "no problems found" not in out
 
 
 def test_advice_alone_is_exit_code_0(doctor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "look", lambda: replace(HEALTHY, compiled=False))
+    monkeypatch.setattr(
+        environment, "inspect_environment", lambda: replace(HEALTHY, compiled=False)
+    )
     code, out, _ = doctor()
     assert code == 0
-    assert "\n\nadvice:      the decoding loop is not compiled: `mygpt warmup`" in out
-    assert "nothing is wrong" not in out
+    assert "\n\nadvice:      the decoding loop is not compiled: run `mygpt warmup`" in out
+    assert "no problems found" not in out
 
 
 def test_json_tells_all(doctor: Shell, run: Path) -> None:
@@ -662,11 +663,11 @@ def test_torch_that_cannot_be_imported_is_told(
     doctor: Shell, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    told, error = environment._look_at_torch()
+    told, error = environment._inspect_torch()
     assert told is None
     assert "torch" in error
     broken = replace(HEALTHY, torch=None, torch_error=error)
-    monkeypatch.setattr(environment, "look", lambda: broken)
+    monkeypatch.setattr(environment, "inspect_environment", lambda: broken)
     code, out, _ = doctor()
     assert code == 0
     assert f"torch:       cannot be imported: {error}\n" in out

@@ -1,6 +1,6 @@
-"""The command `mygpt`: one file per command; the only place that parses flags and prints.
+"""The command `mygpt`: one file per command. Flags are parsed and text is printed only here.
 
-Next to nothing is imported here: until `main` runs, a signal ends Python with a traceback.
+This file imports as little as possible: before `main` runs, a signal ends Python with a traceback.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command and leave with its exit code.
+    """Run the command, then exit the process with the command's exit code.
 
-    0 done; 1 our bug; 2 wrong input or usage; 3 no space or not writable; 4 out of memory;
+    0 done; 1 a bug in mygpt; 2 wrong input or usage; 3 no space or not writable; 4 out of memory;
     5 training diverged; 128 + n ended by signal n.
 
     Args:
-        args: of the command; None is those of this process, which is the command's alone then.
+        args: arguments of the command. None takes those of this process; the process then has no
+            other purpose than to run the command.
     """
     if args is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, _exit_at_once)
     code, watch = 1, None
     try:
         from mygpt import signals
 
-        watch = signals.install(instead_of=_leave)
+        watch = signals.install(instead_of=_exit_at_once)
         from mygpt.cli.commands import run
 
         if watch is not None:
@@ -39,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if watch is not None:
             watch.unwinds = False
     except BaseException:
-        # Whatever a library has made of the exception that ends the command.
+        # A library may have replaced the exception that ends the command by another one.
         if watch is None or watch.received is None:
             raise
     finally:
@@ -47,13 +48,13 @@ def main(args: Sequence[str] | None = None) -> None:
             signals.uninstall()
     if watch is not None and watch.received is not None:
         code = 128 + watch.received
-        if args is None:  # half imported libraries do not always end well
-            _flush()  # the watch ends the process where nobody reads its output
+        if args is None:  # partly imported libraries may fail while the interpreter shuts down
+            _flush()  # if this blocks because nobody reads the output, the watch ends the process
             os._exit(code)
     sys.exit(code)
 
 
-def _leave(number: int, frame: object) -> None:
+def _exit_at_once(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
@@ -61,7 +62,7 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # nobody reads it, or it is closed
+        except (OSError, ValueError):  # its reader has ended, or the stream is closed
             continue
 
 

@@ -1,6 +1,4 @@
-"""An explanation in the terminal: probabilities as coloured bars, or as plain ones where there
-are no colours.
-"""
+"""`mygpt explain` in the terminal: next-token probabilities as bars, coloured where possible."""
 
 from __future__ import annotations
 
@@ -16,21 +14,21 @@ if TYPE_CHECKING:
     from mygpt.views.explain import Explanation, Place, Prediction
 
 _SIGNS = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d", " ": "\u2423"}
-_SHAPELESS = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode that would move the rest
-# Of the format characters (Cf) those that turn the direction of what comes after them. The
-# others have no width and join or part their neighbours: family emoji are made with U+200D.
-_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories that would break the line's layout
+# The format characters (Cf) that change the direction of the text after them. The other format
+# characters have no width and join or separate their neighbours, as U+200D does in emoji.
+_DIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _NAME_WIDTH, _BAR_WIDTH = 12, 24
-# What is left of a bar behind its full cells, from nothing to a full one.
+# The last cell of a bar, from empty to full, in eighths.
 _PARTS = ("", *(chr(0x2590 - n) for n in range(1, 9)))
 _PLAIN_PARTS = ("", "#")
-_OTHERS, _NEXT = 3, 10  # alternatives told of each token; bars for what may come next
-# From a token that the model held impossible to one it was sure of; black is read on all of them.
+_OTHERS, _NEXT = 3, 10  # alternatives shown for each token; bars for the next token
+# Background colours for probability 0 and 1. Black text is readable on both.
 _PALE, _DEEP = (238, 240, 244), (116, 178, 236)
 
 
 def show(found: Explanation) -> None:
-    """Print the text, a line for each token that was written, and what may come next."""
+    """Print the text, a line for each generated token, and the candidates for the next one."""
     console = new_console(highlight=False, emoji=False, markup=False, soft_wrap=True)
     console.print(_coloured(found))
     if found.window_start:
@@ -51,7 +49,7 @@ def _head(name: str) -> str:
 
 
 def _coloured(found: Explanation) -> Text:
-    """The text with each token's probability under the model behind it."""
+    """The text; each token's background colour shows its probability under the model."""
     from rich.text import Text
 
     text = Text()
@@ -63,17 +61,19 @@ def _coloured(found: Explanation) -> Text:
 
 
 def _line(console: Console, place: Place) -> Text:
-    """A token that was written, its two probabilities, a bar, and what else was likely."""
+    """A generated token: its probability under the model and after sampling settings, a bar, and
+    the most probable alternatives.
+    """
     line = _bar_line(console, shown_token(place.text), place.before or 0.0, place.after or 0.0)
     if place.prediction is not None:
         others = [one for one in place.prediction.likeliest if one.id != place.id][:_OTHERS]
-        told = "  ".join(f"{shown_token(one.text)} {_percent(one.before)}" for one in others)
-        line.append(f"  else  {told}" if told else "")
+        listed = "  ".join(f"{shown_token(one.text)} {_percent(one.before)}" for one in others)
+        line.append(f"  else  {listed}" if listed else "")
     return line
 
 
 def _next(prediction: Prediction) -> list[tuple[str, float, float]]:
-    """Name and probabilities of the likeliest tokens, and of all others together."""
+    """Name and probabilities of the most probable tokens, and of all others in total."""
     first = prediction.likeliest[:_NEXT]
     rows = [(shown_token(one.text), one.before, one.after) for one in first]
     count = prediction.others + len(prediction.likeliest) - len(first)
@@ -91,14 +91,14 @@ def _bar_line(console: Console, name: str, before: float, after: float) -> Text:
     parts = _PARTS if "utf" in console.encoding.lower() else _PLAIN_PARTS
     steps = round((len(parts) - 1) * _BAR_WIDTH * after)
     bar = parts[-1] * (steps // (len(parts) - 1)) + parts[steps % (len(parts) - 1)]
-    told = "out" if after == 0 else _percent(after)
-    line = Text(f"{set_cell_size(name, _NAME_WIDTH)} {_percent(before):>7} {told:>9} ")
+    shown = "out" if after == 0 else _percent(after)
+    line = Text(f"{set_cell_size(name, _NAME_WIDTH)} {_percent(before):>7} {shown:>9} ")
     line.append(f"{bar:<{_BAR_WIDTH}}", "blue")
     return line
 
 
 def shown_token(text: str) -> str:
-    """A token as a word in a line: every sign without a shape has one."""
+    """A token as text on one line; invisible characters are replaced by visible symbols."""
     if text and all(unicodedata.category(char) == "Cf" for char in text):
         return " ".join(f"U+{ord(char):04X}" for char in text)
     return "".join(_sign(char) for char in text) or "(empty)"
@@ -107,7 +107,8 @@ def shown_token(text: str) -> str:
 def _sign(char: str, *, spaces: bool = False) -> str:
     if char in _SIGNS and not (spaces and char == " "):
         return _SIGNS[char]
-    return "\ufffd" if unicodedata.category(char) in _SHAPELESS or char in _TURNING else char
+    hidden = unicodedata.category(char) in _INVISIBLE or char in _DIRECTIONAL
+    return "\ufffd" if hidden else char
 
 
 def _percent(probability: float) -> str:

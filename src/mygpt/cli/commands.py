@@ -1,6 +1,6 @@
-"""All commands, and how they end.
+"""The list of all commands, and their exit codes and error messages.
 
-Nothing heavy is imported here: `mygpt --help` answers at once.
+No heavy library is imported here, so that `mygpt --help` is fast.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from mygpt.cli.train import train
 from mygpt.cli.warmup import warmup
 from mygpt.errors import InputError, MygptError
 
-# Typer's own usage errors: the base of the one it exports.
+# The class of Typer's usage errors. Typer does not export it, but it is the base of BadParameter.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class _Commands(TyperGroup):
-    """The commands, with a way on for a name that none of them has."""
+    """The group of commands; an unknown command name gets an error with suggestions."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first word names."""
+        """Return the command that the first argument names."""
         name, known = args[0], self.list_commands(ctx)
         if name in known or name.startswith("-"):
             return super().resolve_command(ctx, args)
         if os.path.exists(name):
             quoted = shlex.quote(name)
-            raise InputError(f"{name} is a file or folder: mygpt train {quoted} learns from text")
+            raise InputError(f"{name} is a file or folder: to train on it, mygpt train {quoted}")
         alike = [each for each in known if each.startswith(name)]
         alike = alike or difflib.get_close_matches(name, known, n=3)
         meant = f"did you mean {' or '.join(alike)}? " if alike else ""
@@ -64,7 +64,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="mygpt",
     cls=_Commands,
-    help="Train a GPT on a text file and write from it.",
+    help="Train a GPT on a text file and generate text with it.",
     epilog="Try it: mygpt demo. Then: mygpt train FILE --minutes 5, and: mygpt generate -p TEXT",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -75,12 +75,13 @@ commands = (
     demo, warmup, doctor, tokenize,
 )  # fmt: skip
 for command in commands:
-    # Paragraphs of a docstring are one line each on the screen, however they are wrapped here.
+    # Each paragraph of a docstring becomes one line, which Typer wraps to the terminal's width.
     paragraphs = (command.__doc__ or "").split("\n\n")
-    told = "\n\n".join(" ".join(text.split()) for text in paragraphs)
-    # `generate` says itself where a text that no option takes belongs.
+    description = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+    # `generate` has its own error message for arguments that belong to no option.
     settings = {"allow_extra_args": command is generate}
-    app.command(command.__name__.rstrip("_"), help=told, context_settings=settings)(command)
+    name = command.__name__.rstrip("_")
+    app.command(name, help=description, context_settings=settings)(command)
 app.add_typer(data_app, name="data")
 
 
@@ -95,24 +96,28 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Train a GPT on a text file and write from it."""
+    """Train a GPT on a text file and generate text with it."""
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name; its exit code (see `mygpt.cli.main`)."""
+    """Run the command that the arguments name and return its exit code (see `mygpt.cli.main`)."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
+        if getattr(sys, name) is None:  # the calling process closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if logging.lastResort is not None:  # shows the warnings of `logging`, where nobody else does
+    if logging.lastResort is not None:  # prints warnings of `logging` if no handler is configured
         logging.lastResort.setFormatter(VisibleFormatter())
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
+        # A character that the stream's encoding lacks must not raise an error during training.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        with _pipes_as_before():
+        with _sigpipe_restored():
             code = app(args=args, prog_name="mygpt", standalone_mode=False)
             sys.stdout.flush()
     except MygptError as error:
@@ -121,9 +126,9 @@ def run(args: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         _say(_usage(error))
         code = 2
-    except OSError as error:  # a full disk behind stdout, say
+    except OSError as error:  # for example, stdout is a file on a full disk
         _say(f"cannot write: {error.strerror or error}")
-        with contextlib.suppress(OSError, ValueError):  # what is left has nowhere to go
+        with contextlib.suppress(OSError, ValueError):  # discard what is still buffered
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 3
     except (MemoryError, RuntimeError) as error:
@@ -137,17 +142,17 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with a command's words, and where it says which it takes."""
+    """The message for wrong arguments, with the help command to look them up."""
     message: str = error.format_message()
     context = getattr(error, "ctx", None)
-    if not message or context is None:  # `mygpt` alone shows its help, which says all
+    if not message or context is None:  # `mygpt` without arguments prints only its help
         return message
-    return f"{message.rstrip('.')}: `{context.command_path} --help` shows what it takes"
+    return f"{message.rstrip('.')}: `{context.command_path} --help` lists the options"
 
 
 @contextlib.contextmanager
-def _pipes_as_before() -> Iterator[None]:
-    """What a broken pipe does to a program that calls `main` is after it as it was before."""
+def _sigpipe_restored() -> Iterator[None]:
+    """Restore the handler of SIGPIPE afterwards, for programs that call `main`."""
     number = getattr(signal, "SIGPIPE", None)
     if number is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -160,14 +165,14 @@ def _pipes_as_before() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python or torch (whose error for it is a RuntimeError) had no memory left."""
-    told = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+    """Whether the error means that memory ran out; torch raises a RuntimeError for that."""
+    phrases = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def _say(problem: object) -> None:
     watch = signals.watch()
     if watch is not None and watch.received is not None:
-        return  # what a signal led to is no news
-    if str(problem):  # `mygpt` alone shows its help, which says all
+        return  # errors that follow from a signal are not reported
+    if str(problem):  # empty if `mygpt` without arguments has printed its help
         say(f"mygpt: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`mygpt data`: texts to train on, fetched and checked."""
+"""`mygpt data`: download texts to train on and check their digests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshak
 _SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _BYTES = 1_115_394
 
-data_app = typer.Typer(help="Fetch texts to train on.", no_args_is_help=True)
+data_app = typer.Typer(help="Download texts to train on.", no_args_is_help=True)
 
 
 @data_app.callback()
 def _root() -> None:
-    """Fetch texts to train on.
+    """Download texts to train on.
 
     Example: mygpt data shakespeare
     """
@@ -33,15 +33,15 @@ def shakespeare(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path(
         "tinyshakespeare.txt"
     ),
-    url: Annotated[str, typer.Option(help="Where to get it; the digest must match.")] = _URL,
+    url: Annotated[str, typer.Option(help="Where to download it; its SHA-256 is checked.")] = _URL,
 ) -> None:
-    """Fetch Tiny Shakespeare (1.1 MB, 40,000 lines of the plays), and check its SHA-256.
+    """Download Tiny Shakespeare (1.1 MB, 40,000 lines of the plays) and check its SHA-256.
 
     Example: mygpt data shakespeare && mygpt train tinyshakespeare.txt
     """
     if output.exists():
         if output.is_file() and _digest(output.read_bytes()) == _SHA256:
-            say(f"{output} is here already, and whole")
+            say(f"{output} exists already; its digest is correct")
             return
         raise InputError(f"{output} exists and is another file: choose another --output")
     data = _fetch(url)
@@ -70,7 +70,7 @@ def _fetch(url: str) -> bytes:
     from rich.progress import DownloadColumn, Progress
 
     if not url.startswith(("https://", "http://", "file://")):
-        raise InputError(f"url={url!r} is not one: it begins with https://, http:// or file://")
+        raise InputError(f"url={url!r} must begin with https://, http:// or file://")
     data = b""
     console = new_console(file=sys.stderr)
     try:
@@ -96,4 +96,6 @@ def _fetch(url: str) -> bytes:
 
 
 def _cannot_fetch(url: str, reason: object) -> InputError:
-    return InputError(f"cannot fetch {url}: {reason}; try again, or name another place with --url")
+    return InputError(
+        f"cannot fetch {url}: {reason}; try again, or give another address with --url"
+    )

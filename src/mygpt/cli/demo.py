@@ -20,13 +20,13 @@ def demo(
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 0.8,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = _OUTPUT,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew where another run lies.")
+        bool, typer.Option("--overwrite", help="Replace another run in this folder.")
     ] = False,
 ) -> int:
-    """Train a small GPT on the built-in text for about a minute, and let it write.
+    """Train a small GPT on the built-in text for about a minute, then print samples.
 
-    The text is the Python language reference that every CPython carries. An earlier demo's run
-    is replaced.
+    The text is the Python language reference, which is part of every CPython. The run of an
+    earlier demo is replaced.
 
     Example: mygpt demo --minutes 2
     """
@@ -56,7 +56,7 @@ def demo(
 
 
 def _is_demo(run: Path) -> bool:
-    """Whether this folder holds an earlier demo that nobody went on with: it may be replaced."""
+    """Whether this folder holds an earlier demo that was never resumed: it may be replaced."""
     from mygpt.checkpoint import read_checkpoint
     from mygpt.errors import CheckpointError
 

@@ -1,4 +1,4 @@
-"""`mygpt doctor`: what mygpt runs on here, how fast, and whether a run's files are whole."""
+"""`mygpt doctor`: this machine's set-up and speed, and whether a run's files are intact."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ def doctor(
         Path | None,
         typer.Argument(
             metavar="RUN|CKPT",
-            help="A run's folder or a checkpoint, whose files are checked too.",
+            help="A run's folder or a checkpoint. Its files are checked too.",
             show_default=False,
         ),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="Measure the speed, for up to five seconds.")
+        bool,
+        typer.Option("--probe/--no-probe", help="Measure the speed; takes up to five seconds."),
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> int:
-    """Show what mygpt runs on here, how fast it is, and how to mend what is wrong.
+    """Show this machine's set-up and speed, and how to fix what is wrong.
 
-    With a run or a checkpoint every file of it is read and checked; none is changed. The exit
-    code is 2 where one is damaged, else 0.
+    With a run or a checkpoint, all its files are read and checked; none is changed. The exit
+    code is 2 if one is damaged, else 0.
 
     Example: mygpt doctor runs/poems
     """
-    from mygpt.cli.environment import advice, look
+    from mygpt.cli.environment import advice, inspect_environment
 
-    here = look()
-    findings = _check(path, here)  # before a word is printed: the path may be wrong
+    here = inspect_environment()
+    findings = _check(path, here)  # before anything is printed, since the path may be wrong
     if json:
         measured = _measure(here) if probe else {}
         values = {
@@ -68,7 +69,7 @@ def doctor(
     for line in lines:
         page.say("advice:", line, style="yellow")
     if not lines and all(found.verdict == "ok" for found in findings):
-        say("\nnothing is wrong")
+        say("\nno problems found")
     return _exit_code(findings)
 
 
@@ -94,7 +95,7 @@ def _check(path: Path | None, here: Environment) -> list[Finding]:
     if here.torch is None:
         raise InputError(
             f"{path} is not checked, because torch cannot be imported ({here.torch_error}): "
-            "install it again"
+            "reinstall it"
         )
     from mygpt.training.checkup import check
 
@@ -118,9 +119,9 @@ def _measure(here: Environment) -> dict[str, float]:
 
 def _speeds(measured: dict[str, float]) -> str:
     forms = {
-        "memory_gb_per_s": "memory is read at {:.1f} GB/s",
-        "float32_gflop_per_s": "float32 products at {:,.1f} GFLOP/s",
-        "cuda_bfloat16_gflop_per_s": "bfloat16 on the GPU at {:,.0f} GFLOP/s",
+        "memory_gb_per_s": "memory bandwidth {:.1f} GB/s",
+        "float32_gflop_per_s": "float32 matrix products {:,.1f} GFLOP/s",
+        "cuda_bfloat16_gflop_per_s": "bfloat16 matrix products on the GPU {:,.0f} GFLOP/s",
     }
     return ", ".join(forms[name].format(value) for name, value in measured.items())
 
@@ -130,8 +131,8 @@ def _lines(here: Environment) -> Iterator[tuple[str, str]]:
     from mygpt.cli.environment import gib
 
     yield "python", f"{here.python} on {here.system}"
-    yield "cpu", f"{here.cpu} ({', '.join(here.vectors) or 'vector extensions not told'})"
-    granted = "" if here.quota is None else f"; the control group grants {here.quota:g}"
+    yield "cpu", f"{here.cpu} ({', '.join(here.vectors) or 'vector extensions unknown'})"
+    granted = "" if here.quota is None else f"; the control group's quota is {here.quota:g}"
     load = "" if here.load is None else f"; load {here.load:.1f}"
     yield "cores", f"{here.cores:g} usable, {_threads(here.threads, 'hardware ')}{granted}{load}"
     if here.memory_bytes is not None and here.free_memory_bytes is not None:
@@ -140,17 +141,17 @@ def _lines(here: Environment) -> Iterator[tuple[str, str]]:
     if here.torch is None:
         yield "torch", f"cannot be imported: {here.torch_error}"
     else:
-        told = here.torch
-        parts = [f"{told.build} build", *told.libraries, told.capability, _threads(told.threads)]
-        yield "torch", f"{told.version} ({', '.join(parts)})"
-        for name, memory_bytes in told.devices:
+        torch = here.torch
+        parts = [f"{torch.build} build", *torch.libraries, torch.capability]
+        yield "torch", f"{torch.version} ({', '.join([*parts, _threads(torch.threads)])})"
+        for name, memory_bytes in torch.devices:
             yield "device", name if memory_bytes is None else f"{name}, {gib(memory_bytes)}"
-        if not told.devices:
-            yield "device", "the CPU alone"
+        if not torch.devices:
+            yield "device", "only the CPU"
     numba = f"{here.numba}, decoding loop {'compiled' if here.compiled else 'not compiled'}"
-    yield "numba", numba if here.numba else "of no use here"
+    yield "numba", numba if here.numba else "not used on this machine"
     yield "cache", f"{here.cache} ({'writable' if here.cache_writable else 'not writable'})"
-    yield "disk", f"{gib(here.disk_free_bytes)} free where runs/ lies"
+    yield "disk", f"{gib(here.disk_free_bytes)} free where runs/ is"
     for number, (name, value) in enumerate(here.variables.items()):
         yield "" if number else "variables", f"{name}={value}"
 
@@ -160,7 +161,7 @@ def _threads(count: int, kind: str = "") -> str:
 
 
 class _Page:
-    """Aligned lines; on a terminal wrapped below their own column, and the verdicts coloured."""
+    """Prints aligned lines. On a terminal they are wrapped and the verdicts are coloured."""
 
     def __init__(self) -> None:
         self.console = new_console(highlight=False, soft_wrap=True, emoji=False)
@@ -169,7 +170,7 @@ class _Page:
         self, name: str, text: str, *, verdict: str | None = None, width: int = _NAME_WIDTH,
         style: str = "",
     ) -> None:  # fmt: skip
-        """One line: a name, perhaps a verdict, and a text."""
+        """Print one line: a name, an optional verdict, and a text."""
         import textwrap
 
         from rich.text import Text

@@ -1,4 +1,4 @@
-"""What mygpt runs on here: the facts `mygpt doctor` shows, and what is wrong with them."""
+"""Facts about this machine and its software for `mygpt doctor`, with advice on problems."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any
 _GIB = 2**30
 _LEAST_DISK_BYTES = _GIB
 _LEAST_MEMORY_BYTES = _GIB // 2  # torch alone takes most of it
-# A core with AVX2 multiplies at 20 GFLOP/s and more, also when it is old and shares its time;
-# plain loops, which run where no BLAS was found, at 1 to 4.
+# A core with AVX2 reaches 20 GFLOP/s or more in matrix products, even if it is old and shared.
+# Without a BLAS library torch uses plain loops, at 1 to 4 GFLOP/s.
 _LEAST_GFLOP_PER_S, _LEAST_WITHOUT_AVX2 = 6.0, 0.5
 _VARIABLES = (
     "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "ATEN_", "NUMBA_", "TORCH_", "PYTORCH_", "CUDA_",
@@ -31,16 +31,16 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Torch:
-    """The torch that is installed.
+    """The installed torch.
 
     Attributes:
-        version: its own.
-        build: "CPU", or what it was built for, such as "CUDA 12.8".
-        libraries: what multiplies matrices on a CPU, and what starts threads.
-        capability: the vector instructions its own kernels use.
-        threads: how many it uses.
-        devices: GPUs it can use, name and bytes of memory (None where it does not tell).
-        problem: why it sees no GPU, in its own words; empty where it said nothing.
+        version: its version.
+        build: "CPU", or the platform it was built for, such as "CUDA 12.8".
+        libraries: the library for matrix products on a CPU, and the one for threads.
+        capability: the vector instructions that torch's kernels use.
+        threads: how many threads it uses.
+        devices: name and memory in bytes of each usable GPU; None for memory if it is unknown.
+        problem: torch's message on why no GPU is usable; empty if there was none.
     """
 
     version: str
@@ -54,29 +54,30 @@ class Torch:
 
 @dataclass(frozen=True)
 class Environment:
-    """Facts about this machine and what is installed, before anything is measured.
+    """Facts about this machine and the installed software; nothing here is a measured speed.
 
     Attributes:
-        python: its version.
-        system: the operating system and the kind of processor.
+        python: Python's version.
+        system: the operating system and the processor's architecture.
         cpu: the processor's name.
         vectors: its vector extensions.
-        threads: hardware threads this process may run on.
-        cores: cores this process may keep busy; a control group's quota may leave a fraction.
-        quota: what the control group grants of them; None without a limit.
-        load: processes that wanted to run during the last minute; None where nobody counts.
-        memory_bytes: main memory, None where the system does not tell; and what is free of it.
-        mygpt: its version.
-        torch: None where it cannot be imported.
-        torch_error: why it cannot.
-        numba: its version; None where it is missing or of no use here.
-        compiled: whether the decoding loop's machine code is at hand.
-        cache: where that is kept.
-        cache_writable: whether it could be.
-        disk_free_bytes: where `runs/` lies or would lie.
+        threads: hardware threads that this process may run on.
+        cores: cores that this process can use; a fraction if a control group's quota says so.
+        quota: the control group's limit in cores; None without one.
+        load: the load average of the last minute; None if the system does not report it.
+        memory_bytes: main memory; None if the system does not report it.
+        free_memory_bytes: the part of it that is free.
+        mygpt: mygpt's version.
+        torch: the installed torch; None if it cannot be imported.
+        torch_error: why it cannot be imported.
+        numba: its version; None if it is missing or cannot be used on this machine.
+        compiled: whether the decoding loop's machine code is in the cache.
+        cache: the folder of that cache.
+        cache_writable: whether it can be written to.
+        disk_free_bytes: free space on the disk of `runs/`.
         nvidia: whether an NVIDIA driver is loaded.
-        variables: those of the process's environment that change speed or place.
-        outdated: (package, version here, least version) of what is too old or missing.
+        variables: environment variables that affect speed or locations.
+        outdated: (package, installed version, minimum version) of what is too old or missing.
     """
 
     python: str
@@ -102,16 +103,17 @@ class Environment:
     outdated: tuple[tuple[str, str, str], ...]
 
 
-def look(runs: Path = Path("runs")) -> Environment:
-    """Gather the facts; imports torch, changes nothing."""
+def inspect_environment(runs: Path = Path("runs")) -> Environment:
+    """Collect the facts. Imports torch and changes nothing."""
     from mygpt import __version__, machine
     from mygpt.engines.choice import compiled_engine_available, may_have_gpu
     from mygpt.engines.cpu.build import cache_folder, is_compiled
     from mygpt.engines.cpu.workers import usable_cores
 
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before torch's own start
+    # Read before torch is imported, since the import itself adds to the load.
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     available, quota = compiled_engine_available(), machine.cpu_quota()
-    told, problem = _look_at_torch()
+    torch, problem = _inspect_torch()
     return Environment(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -124,7 +126,7 @@ def look(runs: Path = Path("runs")) -> Environment:
         memory_bytes=machine.total_memory_bytes(),
         free_memory_bytes=machine.free_memory_bytes(),
         mygpt=__version__,
-        torch=told,
+        torch=torch,
         torch_error=problem,
         numba=metadata.version("numba") if available else None,
         compiled=available and is_compiled(),
@@ -139,10 +141,10 @@ def look(runs: Path = Path("runs")) -> Environment:
     )
 
 
-def _look_at_torch() -> tuple[Torch | None, str]:
+def _inspect_torch() -> tuple[Torch | None, str]:
     try:
         import torch
-    except (ImportError, OSError) as error:  # OSError: a library that torch links is missing
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing
         return None, (str(error).splitlines() or [type(error).__name__])[0]
     build = "CPU"
     if torch.version.cuda:
@@ -154,16 +156,16 @@ def _look_at_torch() -> tuple[Torch | None, str]:
     libraries = [*(_BLAS.get(name, name) for name in blas)]
     libraries += ["OpenMP"] * backends.openmp.is_available()
     devices: list[tuple[str, int | None]] = []
-    with warnings.catch_warnings(record=True) as said:  # an old driver is told in a warning
+    with warnings.catch_warnings(record=True) as caught:  # torch warns if the driver is too old
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             for number in range(torch.cuda.device_count()):
-                found = torch.cuda.get_device_properties(number)
-                devices.append((found.name, found.total_memory))
+                device = torch.cuda.get_device_properties(number)
+                devices.append((device.name, device.total_memory))
         if torch.backends.mps.is_available():
             devices.append(("MPS", None))
-    problem = "" if devices or not said else str(said[0].message).splitlines()[0]
-    told = Torch(
+    problem = "" if devices or not caught else str(caught[0].message).splitlines()[0]
+    found = Torch(
         version=torch.__version__,
         build=build,
         libraries=tuple(libraries),
@@ -172,7 +174,7 @@ def _look_at_torch() -> tuple[Torch | None, str]:
         devices=tuple(devices),
         problem=problem,
     )
-    return told, ""
+    return found, ""
 
 
 def _hardware_threads() -> int:
@@ -182,7 +184,7 @@ def _hardware_threads() -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above `path`, or itself, that is there."""
+    """`path`, or the nearest folder above it that exists."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if os.path.exists(place))
 
@@ -193,7 +195,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _outdated() -> list[tuple[str, str, str]]:
-    """What pyproject.toml asks for and this environment does not have."""
+    """The packages that pyproject.toml requires in a newer version than is installed."""
     found = []
     with contextlib.suppress(metadata.PackageNotFoundError):
         for requirement in metadata.requires("mygpt") or ():
@@ -216,15 +218,15 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def advice(here: Environment, probe: dict[str, Any]) -> list[str]:
-    """One line, with its remedy, for each thing that is wrong.
+    """One line for each problem, with its remedy.
 
     Args:
         here: the facts.
-        probe: what was measured (see `mygpt.cli.doctor`); empty for nothing.
+        probe: measured speeds by name (see `mygpt.cli.doctor`); empty if nothing was measured.
     """
     return [
         *(
-            f"{name} {version} is older than {least}, the least that mygpt runs with: "
+            f"{name} {version} is older than {least}, the minimum for mygpt: "
             f"pip install --upgrade {name}"
             if version != "missing"
             else f"{name} is missing: pip install {name}"
@@ -232,38 +234,38 @@ def advice(here: Environment, probe: dict[str, Any]) -> list[str]:
         ),
         *_torch_advice(here),
         *_kernel_advice(here),
-        *_room_advice(here),
+        *_capacity_advice(here),
         *_speed_advice(here, probe),
     ]
 
 
 def _torch_advice(here: Environment) -> list[str]:
     if here.torch is None:
-        return [f"torch cannot be imported ({here.torch_error}): install it again"]
+        return [f"torch cannot be imported ({here.torch_error}): reinstall it"]
     lines = []
     threads, cores = here.torch.threads, max(1, math.ceil(here.cores))
     named = [name for name in _THREAD_VARIABLES if name in here.variables]
     settings = " and ".join(f"{name}={here.variables[name]}" for name in named)
     remedy = f"export OMP_NUM_THREADS={cores}"
-    # Elsewhere hardware threads and slow cores count as cores, and torch is right to use fewer.
+    # On other systems the count includes hardware threads and slow cores; torch uses fewer.
     if threads < cores and here.system.startswith("Linux"):
-        idle = f"{cores - threads} of {cores} cores idle in training"
+        idle = f"{cores - threads} of {cores} cores idle during training"
         if named:
             leaves = "leaves" if len(named) == 1 else "leave"
             lines.append(f"{settings} {leaves} {idle}: unset {' '.join(named)}")
         else:
-            lines.append(f"torch uses {threads} threads, {idle}: {remedy}")
+            lines.append(f"torch uses {threads} threads and leaves {idle}: {remedy}")
     elif threads > (max(cores, here.threads) if here.quota is None else cores):
-        whose = "this process has" if here.quota is None else "its control group grants"
-        lines.append(f"torch starts {threads} threads, and {cores} cores is all {whose}: {remedy}")
+        whose = "this process" if here.quota is None else "its control group"
+        lines.append(f"torch starts {threads} threads, but {whose} has {cores} cores: {remedy}")
     if here.nvidia and not here.torch.devices:
         if here.torch.build == "CPU":
             remedy = "install the CUDA build (https://pytorch.org/get-started/locally/)"
-            lines.append(f"there is an NVIDIA GPU, and torch is the CPU build: {remedy}")
+            lines.append(f"there is an NVIDIA GPU, but torch is the CPU build: {remedy}")
         elif here.variables.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
             lines.append("CUDA_VISIBLE_DEVICES hides the GPU: unset it")
         else:
-            why = here.torch.problem or "nvidia-smi should show it"
+            why = here.torch.problem or "check that nvidia-smi lists the GPU"
             lines.append(f"torch cannot use the NVIDIA GPU: update its driver ({why})")
     return lines
 
@@ -271,21 +273,23 @@ def _torch_advice(here: Environment) -> list[str]:
 def _kernel_advice(here: Environment) -> list[str]:
     if here.numba is None:
         if any(name == "numba" for name, _, _ in here.outdated):
-            return []  # told already
-        return ["the compiled engine needs 64 bits and a POSIX system: the NumPy engine writes"]
+            return []  # reported above
+        return [
+            "the machine-code engine needs a 64-bit POSIX system: the NumPy engine is used instead"
+        ]
     if here.compiled:
         return []
     if here.variables.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        return ["NUMBA_DISABLE_JIT keeps the decoding loop from being compiled: unset it"]
+        return ["NUMBA_DISABLE_JIT prevents compiling the decoding loop: unset it"]
     if not here.cache_writable:
         return [
-            f"{here.cache} cannot be written to, so each start compiles the decoding loop: "
-            "set MYGPT_CACHE to a folder that can"
+            f"{here.cache} is not writable, so each start compiles the decoding loop: "
+            "set MYGPT_CACHE to a writable folder"
         ]
-    return ["the decoding loop is not compiled: `mygpt warmup` does that once, in ten seconds"]
+    return ["the decoding loop is not compiled: run `mygpt warmup` once, it takes ten seconds"]
 
 
-def _room_advice(here: Environment) -> list[str]:
+def _capacity_advice(here: Environment) -> list[str]:
     lines = []
     free = here.free_memory_bytes
     if free is not None and free < _LEAST_MEMORY_BYTES:
@@ -293,14 +297,14 @@ def _room_advice(here: Environment) -> list[str]:
         lines.append(f"{gib(free)} of memory is free: {remedy}")
     if here.disk_free_bytes < _LEAST_DISK_BYTES:
         lines.append(
-            f"{gib(here.disk_free_bytes)} is free where runs/ lies: make room, or train with "
-            "--output elsewhere"
+            f"{gib(here.disk_free_bytes)} of disk is free where runs/ is: delete files, or train "
+            "with --output on another disk"
         )
     return lines
 
 
 def _speed_advice(here: Environment, probe: dict[str, Any]) -> list[str]:
-    """A warning only where a product is several times slower than any working machine's."""
+    """A warning only if matrix products are several times slower than on any working machine."""
     rate = probe.get("float32_gflop_per_s")
     if rate is None or here.torch is None:
         return []
@@ -308,13 +312,13 @@ def _speed_advice(here: Environment, probe: dict[str, Any]) -> list[str]:
     least = _LEAST_GFLOP_PER_S if "avx2" in here.vectors else _LEAST_WITHOUT_AVX2
     if rate >= least * cores:
         return []
-    slow = f"{rate:.1f} GFLOP/s is far too little for {cores:g} cores"
+    slow = f"{rate:.1f} GFLOP/s is very slow for {cores:g} cores"
     if not set(_BLAS.values()) & set(here.torch.libraries):
-        return [f"{slow}: install torch from pytorch.org, whose builds have a fast BLAS"]
+        return [f"{slow}: install torch from pytorch.org, whose builds include a fast BLAS"]
     load = "" if here.load is None else f" (load {here.load:.1f} in the last minute)"
-    return [f"{slow}: other programs keep them busy{load}, so look again later"]
+    return [f"{slow}: other programs may use them{load}; measure again later"]
 
 
 def gib(count: int) -> str:
-    """Bytes as GiB."""
+    """A number of bytes as text in GiB."""
     return f"{count / _GIB:.1f} GiB"
