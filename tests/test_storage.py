@@ -17,7 +17,8 @@ from mygpt import storage
 from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError, StorageError
 from mygpt.file_access import read_inside
-from mygpt.storage import RunLock, append, cut, holder, strays, sync_length, write_durably
+from mygpt.locks import RunLock, holder
+from mygpt.storage import append, sync_length, temporary_files, truncate, write_durably
 
 ARRAYS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -171,7 +172,7 @@ def test_a_refused_proof_leaves_everything(tmp_path: Path) -> None:
         raise StorageError("no")
 
     with pytest.raises(StorageError, match="no"):
-        write_durably(path, [b"two"], prove=refuse, keep_as=kept)
+        write_durably(path, [b"two"], verify=refuse, keep_as=kept)
     assert path.read_bytes() == b"one"
     assert os.listdir(tmp_path) == ["x"]
 
@@ -186,14 +187,14 @@ def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_log_is_added_to_and_cut(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    cut(path, 3)
+    truncate(path, 3)
     assert not path.exists()
     append(path, b"one\n")
     assert sync_length(path) == 4
     append(path, b"two")
-    cut(path, 100)
+    truncate(path, 100)
     assert path.read_bytes() == b"one\ntwo"
-    cut(path, 4)
+    truncate(path, 4)
     assert path.read_bytes() == b"one\n"
 
 
@@ -201,11 +202,11 @@ def test_strays_are_told_apart_by_their_file(tmp_path: Path) -> None:
     """Beside `ckpt.pt` another process may be writing another file."""
     marks = {}
     for name in ("a", "b"):
-        marks[name] = storage.temporary_beside(tmp_path / name)
+        marks[name] = storage.temporary_name(tmp_path / name)
         marks[name].write_bytes(b"half")
     (tmp_path / "mine.tmp").write_bytes(b"")
-    assert strays(tmp_path, "a") == [marks["a"]]
-    assert strays(tmp_path) == sorted(marks.values())
+    assert temporary_files(tmp_path, "a") == [marks["a"]]
+    assert temporary_files(tmp_path) == sorted(marks.values())
 
 
 # --- the lock ------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from mygpt.file_access import read_inside
-from mygpt.storage import RunLock
+from mygpt.locks import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -281,7 +282,7 @@ def test_a_link_inside_a_folder_is_refused_and_its_target_stays(tmp_path: Path) 
         for action in (
             lambda: write_durably(link, [b"x"], inside=True),
             lambda: append(link, b"x"),
-            lambda: cut(link, 1),
+            lambda: truncate(link, 1),
             lambda: sync_length(link),
             lambda: read_inside(link),
         ):
@@ -327,7 +328,7 @@ def test_a_log_that_has_a_second_name_is_copied_before_it_is_written(tmp_path: P
     """A hard link can be another file of the user."""
     victim, log = tmp_path / "victim", tmp_path / "log"
     victim.write_bytes(b"precious\n")
-    for action in (lambda: append(log, b"x\n"), lambda: cut(log, 3)):
+    for action in (lambda: append(log, b"x\n"), lambda: truncate(log, 3)):
         os.link(victim, log)
         action()
         assert log.read_bytes() != b"precious\n"
@@ -355,8 +356,8 @@ def test_what_a_killed_writer_left_goes_at_the_next_write_and_a_living_ones_stay
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "x"
-    dead, living = storage.temporary_beside(path), storage.temporary_beside(path)
-    other = storage.temporary_beside(tmp_path / "y")
+    dead, living = storage.temporary_name(path), storage.temporary_name(path)
+    other = storage.temporary_name(tmp_path / "y")
     for stray in (dead, living, other):
         stray.write_bytes(b"half")
     with storage.in_use(living):

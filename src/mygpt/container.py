@@ -99,7 +99,7 @@ def write_arrays(
                 "failing; what was there before is kept"
             )
 
-    write_durably(path, [header, *views.values()], prove=prove, keep_as=keep_as, inside=inside)
+    write_durably(path, [header, *views.values()], verify=prove, keep_as=keep_as, inside=inside)
 
 
 def check_storable(parts: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -24,7 +24,7 @@ from mygpt.checkpoint import read_checkpoint, write_checkpoint
 from mygpt.cli import environment, main
 from mygpt.cli.environment import Environment, Torch, advice
 from mygpt.errors import CheckpointError
-from mygpt.storage import RunLock
+from mygpt.locks import RunLock
 from mygpt.training import checkup
 from mygpt.training.checkup import Finding, check
 from mygpt.training.replaying import replay

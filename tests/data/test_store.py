@@ -25,7 +25,7 @@ from mygpt.data.store_builder.chunking import Chunker
 from mygpt.data.store_builder.words import Words, words_of
 from mygpt.data.token_store import StoredTokens
 from mygpt.errors import CheckpointError, DamagedError, InputError, StorageError
-from mygpt.storage import RunLock
+from mygpt.locks import RunLock
 from mygpt.text import Document, read_corpus
 from mygpt.tokenization import (
     BPETokenizer,

@@ -10,7 +10,7 @@ import pytest
 
 from mygpt.errors import InputError
 from mygpt.formats.folders import whole_folder
-from mygpt.storage import in_use, temporary_beside
+from mygpt.storage import in_use, temporary_name
 
 OURS = frozenset({"a", "b"})
 
@@ -53,7 +53,7 @@ def test_what_a_killed_export_left_goes_at_the_next_one(
     target = tmp_path / "out"
     kill(monkeypatch, target, at="writing", overwrite=False)
     assert len(names(tmp_path)) == 1
-    living, other = temporary_beside(target), temporary_beside(tmp_path / "another")
+    living, other = temporary_name(target), temporary_name(tmp_path / "another")
     for folder in (living, other):
         folder.mkdir()
     with in_use(living), whole_folder(target, OURS, overwrite=False) as place:
@@ -83,8 +83,8 @@ def test_a_link_in_the_place_of_a_temporary_folder_is_not_followed(tmp_path: Pat
     target, victim = tmp_path / "out", tmp_path / "victim"
     victim.mkdir()
     (victim / "a").write_text("precious")
-    os.symlink(victim, temporary_beside(target))
-    os.symlink(victim, temporary_beside(target, ".old.tmp"))
+    os.symlink(victim, temporary_name(target))
+    os.symlink(victim, temporary_name(target, ".old.tmp"))
     with whole_folder(target, OURS, overwrite=False) as place:
         (place / "b").write_text("whole")
     assert names(victim) == ["a"]

@@ -30,8 +30,8 @@ from mygpt.errors import (
     Interrupted,
     StorageError,
 )
+from mygpt.locks import RunLock
 from mygpt.signals import AtOnce
-from mygpt.storage import RunLock
 from mygpt.training.events import (
     Evaluated,
     Event,
@@ -415,7 +415,7 @@ def test_a_run_that_cannot_be_written_names_a_way_that_resume_takes(
     def refused(*_: object, **__: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("mygpt.storage.open_descriptor", refused)
+    monkeypatch.setattr("mygpt.locks.open_descriptor", refused)
     with pytest.raises(StorageError, match="Permission denied: copy the run and resume the copy"):
         go_on(run, steps=20)
 
@@ -448,7 +448,7 @@ def test_what_a_dead_run_left_is_cleared_at_the_next_start(text: str, tmp_path: 
     from mygpt import storage
 
     mine, inside, foreign = (
-        storage.temporary_beside(path)
+        storage.temporary_name(path)
         for path in (output, run / "last.state.safetensors", tmp_path / "other.pt")
     )
     for path in (mine, inside, foreign):

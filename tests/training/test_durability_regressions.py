@@ -253,7 +253,7 @@ def test_strays_of_another_run_are_left(text: str, tmp_path: Path) -> None:
     from mygpt import storage
 
     fit(text, tmp_path / "c")
-    other = storage.temporary_beside(tmp_path / "c" / "x.pt")
+    other = storage.temporary_name(tmp_path / "c" / "x.pt")
     other.write_bytes(b"half")
     go_on(tmp_path / "c", steps=14)
     assert other.exists()

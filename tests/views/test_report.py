@@ -19,7 +19,7 @@ from mygpt.cli.report import report as report_command
 from mygpt.cli.report import report_the_end
 from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import InputError, StorageError
-from mygpt.storage import RunLock
+from mygpt.locks import RunLock
 from mygpt.training.events import Finished, StepDone
 from mygpt.training.run import RunFolder
 from mygpt.views import report as report_module

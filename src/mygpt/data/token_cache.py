@@ -34,7 +34,7 @@ from mygpt.file_access import (
     not_private,
     open_descriptor,
 )
-from mygpt.storage import strays, write_durably
+from mygpt.storage import temporary_files, write_durably
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, Tokenizer
 from mygpt.tokenization.words import LIBRARY_PATTERN
@@ -180,7 +180,7 @@ def _keep(path: Path, content: memoryview) -> None:
 
 def _make_room(folder: Path, size: int) -> None:
     """Remove dead writers' files, and what was used longest ago, until `size` bytes fit."""
-    for stray in strays(folder):
+    for stray in temporary_files(folder):
         with contextlib.suppress(OSError):
             if time.time() - stray.lstat().st_mtime > _STRAY_S:
                 stray.unlink()

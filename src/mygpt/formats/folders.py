@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mygpt.errors import InputError, StorageError
-from mygpt.storage import abandoned, in_use, remove_abandoned, temporary_beside
+from mygpt.storage import abandoned, in_use, remove_abandoned, temporary_name
 
 _OLD = ".old.tmp"  # of the folder that is being replaced
 
@@ -31,7 +31,7 @@ def whole_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iter
     _restore_abandoned(target, ours)
     _require_free(folder, target, ours, overwrite=overwrite)
     remove_abandoned(target)
-    place, old = temporary_beside(target), temporary_beside(target, _OLD)
+    place, old = temporary_name(target), temporary_name(target, _OLD)
     held = contextlib.ExitStack()
     try:
         place.mkdir(parents=True)

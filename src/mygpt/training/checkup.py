@@ -13,7 +13,8 @@ from pathlib import Path
 from mygpt.checkpoint import another_programs
 from mygpt.errors import CheckpointError
 from mygpt.file_access import read_inside, require_regular
-from mygpt.storage import holder, lock_path, strays
+from mygpt.locks import holder, lock_path
+from mygpt.storage import temporary_files
 from mygpt.training.inspection import Contents, Verdict, examine, log_problems
 from mygpt.training.run import RunFolder
 
@@ -239,8 +240,8 @@ def _check_log(run: RunFolder, committed: int | None) -> Iterator[Finding]:
 
 def _leavings(run: RunFolder) -> Iterator[Finding]:
     """Files that nobody uses any more."""
-    beside = [] if run.file is None else strays(run.file.absolute().parent, run.file.name)
-    for path in (*strays(run.folder), *beside):
+    beside = [] if run.file is None else temporary_files(run.file.absolute().parent, run.file.name)
+    for path in (*temporary_files(run.folder), *beside):
         with contextlib.suppress(OSError):
             text = f"{path.lstat().st_size:,} bytes of a save that was cut short"
             yield Finding(path, "warning", text, "delete it")

@@ -23,15 +23,14 @@ from mygpt.core.config import GPTConfig
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import read_records, step_of
+from mygpt.locks import RunLock, lock_path
 from mygpt.storage import (
-    RunLock,
     append,
-    cut,
-    lock_path,
     remove,
     remove_abandoned,
-    strays,
     sync_length,
+    temporary_files,
+    truncate,
     write_durably,
 )
 from mygpt.tokenization import Tokenizer
@@ -241,7 +240,7 @@ class RunFolder:
         """Remove the temporary files of a process that died; only under the run's lock."""
         ours = (self.state_path, self.previous_path, self.best_path, self.last_path)
         for path in (*ours, self.config_path):
-            remove(*strays(path.parent, path.name))
+            remove(*temporary_files(path.parent, path.name))
         if self.file is not None:  # another process may be writing this one
             remove_abandoned(self.file)
 
@@ -272,12 +271,12 @@ class RunFolder:
         size = 0 if status is None else status.st_size
         if size >= length:
             lost = self._last_step(after=length) if size > length else None
-            cut(self.log_path, length)
+            truncate(self.log_path, length)
             if lost is None:
                 return None
             return f"what came after the last save, up to step {lost:,}, is made again"
         if size:  # the next record begins a line of its own
-            cut(self.log_path, read_inside(self.log_path).rfind(b"\n") + 1)
+            truncate(self.log_path, read_inside(self.log_path).rfind(b"\n") + 1)
         return f"{self.log_path} is shorter than the run left it: some of its records are missing"
 
     def _last_step(self, *, after: int) -> int | None:

@@ -17,8 +17,8 @@ from mygpt.baselines.ngram import MOST_LEARNED
 from mygpt.data.batches import Tokens
 from mygpt.errors import StorageError, interruption
 from mygpt.generation.writer import Writer, load
+from mygpt.locks import RunLock
 from mygpt.signals import Postponed
-from mygpt.storage import RunLock
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import check_batch_fits, free_memory

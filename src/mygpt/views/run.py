@@ -11,7 +11,7 @@ from mygpt.baselines.ngram import MOST_LEARNED
 from mygpt.checkpoint import Checkpoint, another_programs, read_checkpoint
 from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
-from mygpt.storage import holder
+from mygpt.locks import holder
 from mygpt.training.events import Finished
 from mygpt.training.named import require_seen
 from mygpt.training.plan import Plan

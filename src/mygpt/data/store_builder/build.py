@@ -36,7 +36,8 @@ from mygpt.data.tokens import dtype_of
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder, require_folder
 from mygpt.json_objects import STATE, check_size
-from mygpt.storage import RunLock, holder, remove, strays, write_durably
+from mygpt.locks import RunLock, holder
+from mygpt.storage import remove, temporary_files, write_durably
 from mygpt.text import (
     READING_VERSION,
     Piece,
@@ -227,7 +228,7 @@ def _locked(out: Path) -> Iterator[RunLock]:
 def _at_hand(out: Path, wanted: Index, *, overwrite: bool) -> Index:
     """The index to go on with: what is there, or the request."""
     require_folder(out / SHARDS)
-    remove(*strays(out), *strays(out / SHARDS))
+    remove(*temporary_files(out), *temporary_files(out / SHARDS))
     there = Index.read(out) if is_store(out) and not overwrite else None
     lasting = all(source.size >= 0 for source in wanted.sources)
     if there is not None and (there.finished or (there.shards and lasting)):
