@@ -26,7 +26,6 @@ from mygpt.cli import main
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.data import ShuffledWindows
-from mygpt.ngrams import count_ngrams
 from mygpt.training import together
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Note
@@ -51,15 +50,13 @@ _MODERN: dict[str, Any] = {
 WORDS = (1, 2, 3, 0), (4, 5, 0), (6, 7, 2, 8, 0), (9, 10, 0), (3, 6, 0)  # 0 parts them
 _ORDER = np.random.default_rng(5).integers(len(WORDS), size=800)
 TOKENS = np.array([token for word in _ORDER for token in WORDS[word]], np.uint16)
-KEYS = count_ngrams(TOKENS, VOCAB, 3, max_rows=60)
-ROWS = tuple(len(keys) + 1 for keys in KEYS)
 SHAPES = {
     "gpt2": GPTConfig(
         VOCAB, 32, 2, 2, max_seq_len=TIME, mlp="gelu_tanh", attention_bias=True, tied=True
     ),
     "grouped": GPTConfig(VOCAB, 32, 4, 2, num_kv_heads=2, head_dim=16, mlp_dim=48, **_MODERN),
     "small": GPTConfig(VOCAB, 32, 2, 1, **_MODERN),
-    "tables": GPTConfig(VOCAB, 32, 2, 1, tied=False, ngram_rows=ROWS, **_MODERN),
+    "untied": GPTConfig(VOCAB, 32, 2, 1, tied=False, **_MODERN),
 }
 
 
@@ -91,17 +88,17 @@ class Case:
 UNEVEN = {"batch_size": 6}  # among 4
 FIRST_STEPS = [
     *(Case("gpt2", way) for way in WAYS),
-    *(Case(shape, way, UNEVEN) for shape in ("gpt2", "grouped", "tables") for way in WAYS),
+    *(Case(shape, way, UNEVEN) for shape in ("gpt2", "grouped", "untied") for way in WAYS),
     # The kernels have neither; they are the same for every shape.
     *(Case("grouped", way, {**UNEVEN, "micro_batch": 1}) for way in WAYS[:2]),
     *(Case("grouped", way, {**UNEVEN, "checkpoint_activations": True}) for way in WAYS[:2]),
 ]
 THREE_STEPS = [
     Case("grouped", "fsdp", {"batch_size": 6, "weight_decay": 0.3}),
-    Case("tables", "fsdp", {"table_decay": 0.1}),
-    Case("tables", "compiled", {"batch_size": 6, "table_decay": 0.1}),
+    Case("untied", "fsdp"),
+    Case("untied", "compiled", {"batch_size": 6}),
     Case("grouped", "fsdp", {"optimizer": "muon", "lr": 0.02, "weight_decay": 0.1}),
-    Case("tables", "compiled", {"optimizer": "muon", "lr": 0.02, "weight_decay": 0.1}),
+    Case("untied", "compiled", {"optimizer": "muon", "lr": 0.02, "weight_decay": 0.1}),
 ]
 HUNDRED_STEPS = [Case("small", way, {"batch_size": 16}) for way in WAYS]
 
@@ -113,10 +110,6 @@ def drawn(shape: GPTConfig) -> GPT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    if shape.ngram_rows:
-        model.ngram_embedding.set_keys(KEYS)
-        for table in model.ngram_embedding.tables:
-            table.data[0] = 0
     return model
 
 
@@ -154,7 +147,7 @@ class Learner:
         return {n: whole(p.detach()).numpy().copy() for n, p in self.model.named_parameters()}
 
     def whole_gradients(self) -> dict[str, np.ndarray]:
-        """Likewise; of the tables the kernels have none."""
+        """Likewise, of the gradients."""
         named = {n: p.grad for n, p in self.model.named_parameters()}
         return {n: whole(g).numpy().copy() for n, g in named.items() if g is not None}
 
@@ -185,17 +178,7 @@ def first_step(case: Case, world: World) -> dict[str, Any]:
     learner = Learner(case, world)
     with learner.gradients:
         loss, norm = learner.learn(0)
-        found = {"loss": loss, "norm": float(norm), "gradients": learner.whole_gradients()}
-        if case.shape == "tables":  # whose gradients the kernels do not lay out
-            before = learner.weights()
-            learner.optimizer.step()
-            known = {
-                n: a - before[n] for n, a in learner.weights().items() if n.startswith("ngram")
-            }
-            seen = {n: whole(t).numpy() for n, t in learner.optimizer.tensors().items()}
-            known |= {n: array for n, array in seen.items() if n.startswith("visits")}
-            found["tables"] = known
-    return found
+        return {"loss": loss, "norm": float(norm), "gradients": learner.whole_gradients()}
 
 
 def weights_after(steps: int, case: Case, world: World) -> dict[str, np.ndarray]:

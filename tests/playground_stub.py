@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
                 "shape": {},
                 "window": model.window,
             }
-            facts |= {"vocab_size": len(model.texts), "tokenizer": "char", "ngrams": False}
+            facts |= {"vocab_size": len(model.texts), "tokenizer": "char"}
             if len(model.texts) <= SMALL:
                 facts["tokens"] = model.texts
             self.answer(200, facts)

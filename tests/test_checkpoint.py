@@ -27,6 +27,7 @@ from mygpt import (
     train,
 )
 from mygpt.checkpoint import model_arrays, read_checkpoint, resolve
+from mygpt.cli import main
 from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.json_objects import Limits
@@ -269,6 +270,51 @@ def test_a_newer_version_says_upgrade(saved):
     saved.write_bytes(joined(header, rest))
     message = refused(saved)
     assert "format version 3 and this mygpt reads up to 2: upgrade" in message
+
+
+def with_ngram_rows(path, rows):
+    """Rewrite a file as version 0.1 wrote models with n-gram input tables of so many rows."""
+    header, rest = split(path.read_bytes())
+    config = json.loads(header["__metadata__"]["config"])
+    header["__metadata__"]["config"] = json.dumps(config | {"ngram_rows": rows})
+    path.write_bytes(joined(header, rest))
+
+
+@pytest.mark.parametrize("command", ["info", "generate", "resume", "export"])
+def test_n_gram_tables_are_refused_in_one_line(tmp_path, capsys, command):
+    """Models of version 0.1 could have them; as a model and as a run to resume."""
+    run = tmp_path / "run"
+    options = {"embed_dim": 32, "num_layers": 1, "tokenizer": "byte", "sample_tokens": 0}
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox. " * 50)
+    train(text, output=run, steps=1, listener=lambda event: None, **options)
+    files = sorted(run.glob("*.safetensors"))
+    assert [path.name for path in files] == [
+        "best.safetensors", "last.safetensors", "last.state.safetensors",
+    ]  # fmt: skip
+    for path in files:
+        with_ngram_rows(path, [5, 4])
+    arguments = {
+        "info": [run],
+        "generate": ["the", "--checkpoint", run],
+        "resume": ["--resume", run, "--steps", 2],
+        "export": [run, tmp_path / "exported", "--to", "hf"],
+    }[command]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(["train" if command == "resume" else command, *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert (left.value.code, out, err.count("\n")) == (2, "", 1)
+    assert "ngram_rows=[5, 4]: the model has n-gram input tables, which this version does" in err
+    assert "train it again" in err
+
+
+def test_an_empty_list_of_n_gram_tables_is_accepted(saved):
+    found = read_checkpoint(saved)
+    with_ngram_rows(saved, [])
+    again = read_checkpoint(saved)
+    assert again.config == found.config
+    assert again.build_model().config.to_dict() == found.config.to_dict()
 
 
 def test_a_tokenizer_too_large_for_the_header_is_stored_as_a_tensor(tmp_path, monkeypatch):

@@ -22,7 +22,6 @@ from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.core.config import GPTConfig, require_path
 from mygpt.errors import CheckpointError, InputError
 from mygpt.file_access import require_regular
-from mygpt.ngram_keys import check_keys
 from mygpt.tokenization import Tokenizer, from_state
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class Checkpoint:
         path: where it was read from.
         config: the model's shape.
         tokenizer: the model's tokenizer.
-        arrays: the model's parameters by name, and the keys of its n-grams.
+        arrays: the model's parameters by name.
         provenance: versions, command, corpus, step and losses, as plain JSON values.
     """
 
@@ -77,38 +76,20 @@ class Checkpoint:
         return model
 
     def check_shapes(self) -> None:
-        """Raise `CheckpointError` where arrays and shape, or keys and tables, do not agree."""
+        """Raise `CheckpointError` where arrays and shape do not agree."""
         held = sum(array.size for array in self.arrays.values())
         if self.config.num_parameters() > 2 * held:  # said before anything of that size is made
             raise CheckpointError(
                 f"{self.path}: {held:,} parameters, and its configuration wants "
                 f"{self.config.num_parameters():,}"
             )
-        wanted = self.config.parameter_shapes() | self.config.key_shapes()
+        wanted = self.config.parameter_shapes()
         for name in sorted(set(wanted) | set(self.arrays)):
             found = self.arrays[name].shape if name in self.arrays else None
             if wanted.get(name) != found:
                 raise CheckpointError(
                     f"{self.path}: tensor {name} has shape {found or 'none'}, and its "
                     f"configuration wants {wanted.get(name) or 'none'}"
-                )
-        self._check_ngrams()
-
-    def _check_ngrams(self) -> None:
-        """Raise `CheckpointError` for keys or tables that would be read wrongly."""
-        keys = {name: self.arrays[name] for name in self.config.key_shapes()}
-        for name, array in keys.items():
-            if array.dtype != np.int64:
-                raise CheckpointError(f"{self.path}: tensor {name} is {array.dtype}, not int64")
-        try:
-            check_keys(list(keys.values()), self.config.vocab_size)
-        except InputError as error:
-            raise CheckpointError(f"{self.path}: {error}") from None
-        for number in range(len(keys)):
-            name = f"ngram_embedding.tables.{number}"
-            if self.arrays[name][0].any():
-                raise CheckpointError(
-                    f"{self.path}: row 0 of tensor {name} holds other numbers than 0"
                 )
 
 
@@ -146,12 +127,9 @@ def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
 
 
 def model_arrays(model: GPT) -> dict[str, NDArray[Any]]:
-    """A model's parameters by name, on the CPU, in float32; n-grams' keys stay int64."""
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in state.items()
-    }
+    """A model's parameters by name, on the CPU, in float32."""
+    state = model.state_dict()
+    return {name: tensor.detach().cpu().float().numpy() for name, tensor in state.items()}
 
 
 def write_checkpoint(

@@ -33,12 +33,11 @@ from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import PlainReader, TorchEngine
 from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
-from mygpt.ngrams import count_ngrams
 from shapes import LLAMA, MODERN, TUTORIAL, build
 
 WIDE = {  # windows in which prompts are long enough to share
     "modern": replace(MODERN, max_seq_len=40),
-    "ngrams": replace(TUTORIAL, max_seq_len=40),
+    "learned": replace(TUTORIAL, max_seq_len=40),
     "broken": replace(LLAMA, max_seq_len=40, num_layers=2),
 }
 WILD = SamplingConfig(repetition_penalty=1e-39)
@@ -57,19 +56,10 @@ SAMPLINGS = [
 def model_of(name: str):
     """ "broken" cannot read token 5: a row fails where it stands in the text."""
     config = TUTORIAL if name == "tutorial" else WIDE[name]
-    if name != "ngrams":
-        model = build(config, spread=0.7)
-        if name == "broken":
-            with torch.no_grad():
-                model.token_embedding.weight[5] = math.nan
-        return model
-    text = np.random.default_rng(1).integers(config.vocab_size, size=60).astype(np.uint16)
-    keys = count_ngrams(text, config.vocab_size, 3)
-    model = build(replace(config, ngram_rows=tuple(len(k) + 1 for k in keys)), spread=0.7)
-    model.ngram_embedding.set_keys(keys)
-    with torch.no_grad():
-        for table in model.ngram_embedding.tables:
-            table[0] = 0
+    model = build(config, spread=0.7)
+    if name == "broken":
+        with torch.no_grad():
+            model.token_embedding.weight[5] = math.nan
     return model
 
 
@@ -252,8 +242,8 @@ CPU_CASES = [
     ("modern", "cpu", 1),
     ("modern", "cpu", 2),
     ("modern", "int8", 1),
-    ("ngrams", "cpu", 1),
-    ("ngrams", "int8", 2),
+    ("learned", "cpu", 1),
+    ("learned", "int8", 2),
     ("broken", "cpu", 1),
 ]
 
@@ -372,7 +362,7 @@ def test_a_long_prompt_is_read_at_once_where_nobody_waits(pieces):
     assert judge.told["waits"] == 1
 
 
-@pytest.mark.parametrize("name", ["modern", "ngrams", "broken"])
+@pytest.mark.parametrize("name", ["modern", "learned", "broken"])
 def test_reading_in_pieces_changes_no_row(name, pieces, shared):
     """The schedules of above, with much waiting in them."""
     engine, told = engine_of(name), Counter()
@@ -414,7 +404,7 @@ def test_a_prompt_is_read_once(shared):
 def test_only_what_is_the_same_is_taken_over(shared):
     """Up to the first other token; nothing where that is soon, or the window has moved away."""
     text = base_texts(5)[0]
-    judge = Judge(engine_of("ngrams"), 8)
+    judge = Judge(engine_of("learned"), 8)
     judge.join(request(text[:30], 20, seed=3))
     judge.advance(1)
     judge.join(request([*text[:20], (text[20] + 1) % 5, *text[21:30]], 5))

@@ -25,7 +25,7 @@ MODERN = GPTConfig(
     50, 16, 2, 2, max_seq_len=100, num_kv_heads=1, norm="rms", position="rotary", mlp="swiglu",
     mlp_bias=False, qk_norm=True,
 )  # fmt: skip
-NGRAMS = GPTConfig(50, 16, 2, 2, max_seq_len=100, ngram_rows=(9, 5))
+LEARNED = GPTConfig(50, 16, 2, 2, max_seq_len=100)
 ENGINES: dict[str, Callable[[GPT], Engine]] = {
     "torch": TorchEngine,
     "numpy": lambda model: NumpyEngine(model.config, arrays_of(model)),
@@ -60,7 +60,7 @@ def decoded(engine: Engine, overflow: str) -> list[object]:
 
 
 @engines
-@pytest.mark.parametrize("config", [MODERN, NGRAMS], ids=["modern", "ngrams"])
+@pytest.mark.parametrize("config", [MODERN, LEARNED], ids=["modern", "learned"])
 @pytest.mark.parametrize("overflow", ["crop", "refill"])
 def test_tables_and_caches_that_grow_give_the_same_bits(monkeypatch, start, config, overflow):
     model = build(config)

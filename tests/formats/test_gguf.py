@@ -193,7 +193,6 @@ def test_a_run_of_another_model_s_name_is_renamed(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mlp=gelu_tanh, and this model mlp=gelu, the tutorial's exact GELU": (
         {"config": CONFIGS["tutorial"]}, "--to hf"),
-    "tables of n-grams": ({"config": replace(MODERN, ngram_rows=(3,))}, "train with --exportable"),
     "norm=layer, and this model norm=rms": ({"config": CONFIGS["mixed"]}, "--preset"),
     "norm=rms, and this model norm=layer": ({"config": CONFIGS["rotary_layer_norm"]}, "--preset"),
     "attention_bias=False, and this model attention_bias=True": (

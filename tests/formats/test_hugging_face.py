@@ -666,7 +666,6 @@ def test_an_exports_notes(tmp_path):
         (replace(MODERN, mlp="gelu", mlp_dim=8), "mlp=gelu"),
         (replace(MODERN, mlp_bias=True), "mlp_bias=True"),
         (replace(LLAMA, embed_dim=22, head_dim=6), "embed_dim=22"),
-        (replace(MODERN, ngram_rows=(4,)), "--exportable"),
     ],
     ids=str,
 )

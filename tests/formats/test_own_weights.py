@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +85,14 @@ def test_what_wraps_a_model_is_no_part_of_its_tensors_names(prefix, tmp_path):
     same(read_foreign(str(path), tokenizer=CharTokenizer(CHARS), num_heads=2), model)
 
 
-def test_tables_of_ngrams_come_along(tmp_path):
-    config = replace(MODERN, ngram_rows=(5, 4))
-    model = GPT.from_config(config)
-    content = {"model": model.state_dict(), "config": config.to_dict()}
-    found = read_foreign(str(saved(tmp_path / "a.pt", content)), tokenizer=characters(config))
-    same(found, model)
-    assert found.config.ngram_rows == (5, 4)
-    name = "ngram_embedding.keys.0"
-    content["model"] = {**content["model"], name: content["model"][name].float()}
-    message = refused(saved(tmp_path / "b.pt", content), tokenizer=characters(config))
-    assert name in message
+def test_a_model_with_n_gram_tables_is_refused(tmp_path):
+    """Models of version 0.1 could have them."""
+    model = GPT.from_config(MODERN)
+    tables = {"ngram_embedding.tables.0": torch.zeros(5, MODERN.embed_dim)}
+    path = saved(tmp_path / "a.pt", {"model": {**model.state_dict(), **tables}})
+    message = refused(path, tokenizer=characters(MODERN))
+    assert "tensor ngram_embedding.tables.0 is an n-gram input table" in message
+    assert "train the model again" in message
 
 
 def test_the_model_of_experiment_28_is_imported(tmp_path):

@@ -75,14 +75,13 @@ def test_samples_are_shown_with_what_they_copied(finished: tuple[Path, list[Even
     assert "copied" in str(samples[-1])
 
 
-def test_tables_of_ngrams_unless_exportable(text: str, tmp_path: Path) -> None:
-    heard_from(text, tmp_path / "own", tokens=8_192, sample_tokens=0)
-    heard_from(text, tmp_path / "all", tokens=8_192, sample_tokens=0, exportable=True)
-    own, everywhere = (
-        read_checkpoint(tmp_path / name / "best.safetensors").config for name in ("own", "all")
-    )
-    assert own.ngram_rows
-    assert not everywhere.ngram_rows
+def test_what_train_writes_by_default_can_be_exported(
+    finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished[0]
+    for kind, output in (("hf", tmp_path / "folder"), ("gguf", tmp_path / "model.gguf")):
+        assert shell(capsys, "export", str(run), str(output), "--to", kind)[0] == 0
+        assert output.exists()
 
 
 def test_the_same_command_is_the_same_run(text: str, tmp_path: Path) -> None:

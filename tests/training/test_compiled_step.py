@@ -24,7 +24,7 @@ from mygpt.training.compiled.step import CompiledStep, suits
 from mygpt.training.compiled_gradients import CompiledGradients
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients
-from mygpt.training.optimizer import Optimizer, update_table
+from mygpt.training.optimizer import Optimizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -42,7 +42,6 @@ MODERN = GPTConfig(65, 32, 2, 2, tied=False, **_MODERN)
 GROUPED = GPTConfig(11, 32, 6, 1, num_kv_heads=2, head_dim=16, mlp_dim=48, **_MODERN)
 # Sums over more than one piece of every kind: over C, over the MLP's width, over V.
 WIDE = GPTConfig(600, 528, 1, 1, head_dim=80, mlp_dim=544, max_seq_len=8, tied=False)
-TABLES = GPTConfig(7, 32, 2, 1, tied=False, ngram_rows=(30, 60, 50), **_MODERN)
 FAMILIES = {"tutorial": TUTORIAL, "gpt2": GPT2, "modern": MODERN, "grouped": GROUPED}
 
 
@@ -53,8 +52,6 @@ def build(config: GPTConfig, seed: int = 0) -> GPT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
-        for table in model.ngram_embedding.tables if config.ngram_rows else ():
-            table[0] = 0
     return model
 
 
@@ -95,11 +92,10 @@ def assert_agree(model: GPT, batch: Batch, threads: int) -> None:
     loss, gradients = by_us(CompiledStep(model, threads), batch)
     wanted_loss, wanted = by_torch(model, batch)
     assert_near(loss, wanted_loss, "loss", 3e-6)
-    without_tables = {n for n in wanted if not n.startswith("ngram")}
-    assert gradients.keys() == without_tables
+    assert gradients.keys() == wanted.keys()
     # Where there is one key, nothing can change its weight: gradients are rounding alone.
     least = 0.02 if batch[0].shape[1] == 1 else 1e-30
-    for name in without_tables:
+    for name in wanted:
         assert_near(gradients[name], wanted[name], name, least=least)
 
 
@@ -194,11 +190,11 @@ def test_weights_changed_in_place_are_seen() -> None:
     assert_near(step.gradients(*batch), wanted, "loss", 3e-6)
 
 
-@pytest.mark.parametrize("config", [TUTORIAL, MODERN, TABLES], ids=["tutorial", "modern", "tables"])
+@pytest.mark.parametrize("config", [TUTORIAL, MODERN], ids=["tutorial", "modern"])
 def test_losses_alone_leave_everything_as_it_is(config: GPTConfig) -> None:
     """Also of a model that drops in training: validation is without, and draws nothing."""
     model = build(with_dropout(config, 0.3)).train()
-    step = CompiledStep(model, 2, table_dropout=0.5)
+    step = CompiledStep(model, 2)
     batch = draw_batch(config, 5, 30)
     _, before = by_us(step, batch)
     state = torch.get_rng_state()
@@ -235,9 +231,8 @@ def test_the_norm_is_that_of_all_gradients() -> None:
 
 
 def test_both_engines_clip_by_the_same_norm() -> None:
-    """A table's row moves as far whatever its gradient is: the tables are left out of the norm."""
-    model, config = build(TABLES), TrainConfig(batch_size=3, seq_len=9, lr=0.1, steps=1)
-    batch = draw_batch(TABLES, 3, 9)
+    model, config = build(MODERN), TrainConfig(batch_size=3, seq_len=9, lr=0.1, steps=1)
+    batch = draw_batch(MODERN, 3, 9)
     norms = []
     for gradients in (Gradients(model, 1), CompiledGradients(model, config)):
         model.zero_grad(set_to_none=True)
@@ -334,7 +329,7 @@ def test_dropout_is_by_the_rule(
 ) -> None:
     """The embedding is site 0; a block's output sites are 4n + 1, 4n + 2, its weights 4n + 3."""
     rate = 0.25
-    config = with_dropout({**FAMILIES, "tables": TABLES}[name], rate)
+    config = with_dropout(FAMILIES[name], rate)
     model, ids = build(config).train(), draw_batch(config, batch, time)
     torch.manual_seed(17)
     seed = int(torch.randint(2**31, ()))
@@ -380,86 +375,6 @@ def test_dropout_follows_torchs_generator() -> None:
     model.eval()
     wanted, _ = by_torch(model, batch)
     assert_near(step.gradients(*batch), wanted, "loss without dropout", 3e-6)
-
-
-# The n-gram tables.
-
-
-@pytest.mark.parametrize(("batch", "time", "threads"), [(6, 40, 1), (5, 33, 3), (1, 1, 2)])
-def test_tables_learn_as_their_slow_twin(batch: int, time: int, threads: int) -> None:
-    """Rows that a batch meets often, once and never; their gradients come from each token's."""
-    model, twin = build(TABLES), build(TABLES)
-    step = CompiledStep(model, threads)
-    names = [name for name, _ in model.named_parameters() if name.startswith("ngram")]
-    ours = {n: torch.zeros(rows, 2) for n, rows in zip(names, TABLES.ngram_rows, strict=True)}
-    theirs = {name: visits.clone() for name, visits in ours.items()}
-    tables, twins = dict(model.named_parameters()), dict(twin.named_parameters())
-    fresh = {name: tables[name].detach().clone() for name in names}
-    for number in range(4):
-        ids = draw_batch(TABLES, batch, time, seed=number)
-        _, wanted = by_torch(twin, ids)
-        step.gradients(*ids)
-        step.update_tables(ours, rate=0.05, decay=0.1)
-        for name in names:
-            update_table(twins[name], wanted[name], theirs[name], rate=0.05, decay=0.1)
-            assert torch.equal(ours[name][:, 0], theirs[name][:, 0]), "visits"
-            assert_near(ours[name][:, 1], theirs[name][:, 1], name)
-            assert_near(tables[name].detach(), twins[name].detach(), name)
-            assert not tables[name][0].any(), "row 0 stands for what is not known"
-    visits = torch.cat([ours[name][1:, 0] for name in names])
-    assert visits.max() <= 4, "several meetings in one batch are one visit"
-    if time > 1:
-        assert not torch.equal(fresh[names[0]], tables[names[0]])
-        unmet = ours[names[2]][:, 0] == 0
-        assert unmet[1:].any(), "some rows are never met"
-        assert torch.equal(fresh[names[2]][unmet], tables[names[2]].detach()[unmet])
-
-
-def test_a_row_without_a_gradient_is_not_visited() -> None:
-    """The first steps of a run, whose head begins at zero, said that all rows had been met."""
-    model = build(TABLES)
-    with torch.no_grad():
-        model.head.weight.zero_()
-    step, names = CompiledStep(model, 2), [n for n, _ in model.named_parameters() if "ngram" in n]
-    visits = {n: torch.zeros(rows, 2) for n, rows in zip(names, TABLES.ngram_rows, strict=True)}
-    step.gradients(*draw_batch(TABLES, 4, 30))
-    step.update_tables(visits, rate=0.1, decay=0.0)
-    assert not any(seen.any() for seen in visits.values())
-
-
-def test_a_batch_of_many_tokens_fits_the_tables_chains() -> None:
-    """Those behind the 131,072nd were once written behind the end of the chains."""
-    config = GPTConfig(3, 16, 1, 1, mlp_dim=16, tied=False, ngram_rows=(10,))
-    model, twin = build(config), build(config)
-    ours, theirs = torch.zeros(10, 2), torch.zeros(10, 2)
-    step, ids = CompiledStep(model, 2), draw_batch(config, 2052, 64)
-    step.gradients(*draw_batch(config, 1, 2))
-    step.gradients(*ids)
-    step.update_tables({"ngram_embedding.tables.0": ours}, rate=0.1, decay=0.1)
-    _, wanted = by_torch(twin, ids)
-    table, other = (m.ngram_embedding.tables[0] for m in (model, twin))
-    gradient = wanted["ngram_embedding.tables.0"]
-    update_table(other, gradient, theirs, rate=0.1, decay=0.1)
-    assert torch.equal(ours[:, 0], theirs[:, 0])
-    assert_near(table.detach(), other.detach(), "table", 1e-3)
-
-
-def test_pairs_are_never_left_out() -> None:
-    """`table_dropout` leaves longer n-grams out, in training alone."""
-    model = build(TABLES).train()
-    ids, targets = draw_batch(TABLES, 8, 50)
-    rows = model.ngram_embedding.rows(ids)
-    step = CompiledStep(model, 1, table_dropout=0.4)
-    torch.manual_seed(3)
-    step.gradients(ids, targets)
-    assert torch.equal(step._rows[0], rows[0])
-    known = rows[1:] > 0
-    kept = step._rows[1:][known] == rows[1:][known]
-    assert ((step._rows[1:] == rows[1:]) | (step._rows[1:] == 0)).all()
-    assert abs(float(kept.float().mean()) - 0.6) < 0.1
-    model.eval()
-    step.gradients(ids, targets)
-    assert torch.equal(step._rows, rows)
 
 
 # Muon's step, as the optimizer has it done.

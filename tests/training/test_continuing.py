@@ -146,7 +146,6 @@ def test_a_broken_model_is_refused(base: Path, text: Path, tmp_path: Path) -> No
         ({"embed_dim": 32, "num_layers": 1}, "--embed-dim, --num-layers"),
         ({"preset": "nano"}, "--preset"),
         ({"tokenizer": "char"}, "--tokenizer"),
-        ({"exportable": True}, "--exportable"),
         ({"max_seq_len": 8}, "--max-seq-len"),
     ],
 )
@@ -227,23 +226,6 @@ def test_it_goes_on_and_is_made_again(base: Path, text: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="has changed since"):
         training.replay(tmp_path / "whole", output=tmp_path / "no", listener=silent)
     assert not (tmp_path / "no").exists()
-
-
-def test_tables_of_ngrams_go_on_too(text: Path, tmp_path: Path) -> None:
-    """A model of our own has rows for the n-grams of its text; they keep their places."""
-    (tmp_path / "fox.txt").write_text(FOX)
-    options = {"tokenizer": "byte", "sample_tokens": 0, "listener": silent}
-    training.train(tmp_path / "fox.txt", output=tmp_path / "run", steps=2, **options)
-    first = last(tmp_path / "run")
-    assert first.config.ngram_rows
-    del options["tokenizer"]
-    training.train(text, init_from=tmp_path / "run", output=tmp_path / "on", steps=4, **options)
-    then = last(tmp_path / "on")
-    for name in first.config.key_shapes():
-        assert np.array_equal(first.arrays[name], then.arrays[name])
-    assert not np.array_equal(
-        first.arrays["ngram_embedding.tables.0"], then.arrays["ngram_embedding.tables.0"]
-    )
 
 
 def test_pieces_of_a_batch_give_the_same_run(base: Path, text: Path, tmp_path: Path) -> None:

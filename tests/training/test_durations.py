@@ -84,13 +84,13 @@ def test_durations_in_words(seconds: float, told: str) -> None:
 def test_a_window_longer_than_the_text_makes_no_batch_of_millions() -> None:
     """`--max-seq-len 999999` took batches of 32 windows of 54,008: 9 minutes a step, 14 GB."""
     asked = {"max_seq_len": 999_999}
-    found = choose(54_009, 6000, 63, Budget(steps=3), exportable=False, asked=asked)
+    found = choose(54_009, 6000, 63, Budget(steps=3), asked=asked)
     assert found.training["batch_size"] == 1
     assert found.tokens == 3 * 54_009
-    found = choose(10**6, 6000, 63, Budget(steps=3), exportable=False, asked={"max_seq_len": 8192})
+    found = choose(10**6, 6000, 63, Budget(steps=3), asked={"max_seq_len": 8192})
     assert found.training["batch_size"] == 8
     asked |= {"batch_size": 32}
-    found = choose(54_009, 6000, 63, Budget(steps=3), exportable=False, asked=asked)
+    found = choose(54_009, 6000, 63, Budget(steps=3), asked=asked)
     assert found.training["batch_size"] == 32
 
 
@@ -128,7 +128,6 @@ def test_validation_of_a_named_preset_fits_into_its_minutes() -> None:
         plan = planning.plan_run(
             "large", {"minutes": minutes}, train_tokens=np.zeros(300_000, np.uint8),
             val_tokens=30_000, vocab_size=63, flops_per_s=speed, began=time.monotonic(),
-            exportable=False,
         )  # fmt: skip
         return plan.training.get("val_tokens", 0)
 

@@ -16,13 +16,12 @@ from mygpt.core.model import GPT
 from mygpt.training import muon
 from mygpt.training.compiled.step import CompiledStep
 from mygpt.training.config import TrainConfig
-from mygpt.training.optimizer import TABLE_MEMORY, Optimizer, _adamw_by_hand, update_table
+from mygpt.training.optimizer import Optimizer, _adamw_by_hand
 
 TUTORIAL = GPTConfig(7, 16, 2, 2, max_seq_len=8)
 MODERN = GPTConfig(
     9, 32, 4, 2, max_seq_len=16, num_kv_heads=2, head_dim=16, mlp_dim=48, norm="rms",
     position="rotary", mlp="swiglu", mlp_bias=False, qk_norm=True, tied=False,
-    ngram_rows=(20, 30),
 )  # fmt: skip
 
 
@@ -36,13 +35,10 @@ def build(config: GPTConfig, seed: int = 0) -> GPT:
 
 
 def draw_gradients(model: GPT, number: int) -> None:
-    """Any gradients; of tables, some rows have none."""
+    """Any gradients."""
     generator = torch.Generator().manual_seed(number)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
-        if name.startswith("ngram"):
-            parameter.grad[torch.rand(len(parameter), generator=generator) < 0.5] = 0
-            parameter.grad[0] = 0
 
 
 def copied(model: GPT) -> dict[str, torch.Tensor]:
@@ -216,42 +212,6 @@ def test_muons_momentum_is_nesterovs() -> None:
     torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-5)
 
 
-# The n-gram tables' rows
-
-
-def test_tables_rows_by_a_slow_twin() -> None:
-    generator = torch.Generator().manual_seed(0)
-    table, visits = torch.randn(12, 16, generator=generator), torch.zeros(12, 2)
-    table[0] = 0
-    rows = table.double().numpy().copy()
-    counts, squares = [0] * 12, [0.0] * 12
-    for _ in range(6):
-        gradient = torch.randn(12, 16, generator=generator) * 1e-3
-        gradient[torch.rand(12, generator=generator) < 0.6] = 0
-        update_table(table, gradient, visits, rate=0.1, decay=0.2)
-        for row in range(1, 12):
-            own = gradient[row].double().numpy()
-            if own.any():
-                counts[row] += 1
-                squares[row] = 0.95 * squares[row] + 0.05 * float((own**2).mean())
-                usual = math.sqrt(squares[row] / (1 - 0.95 ** counts[row]))
-                rows[row] = 0.8 * rows[row] - 0.1 * own / usual
-    assert TABLE_MEMORY == 0.95
-    assert min(counts[1:]) < max(counts)
-    np.testing.assert_allclose(table.numpy(), rows, rtol=1e-5, atol=1e-6)
-    assert visits[:, 0].tolist() == counts
-    assert not table[0].any()
-
-
-def test_the_first_visit_of_a_row_moves_it_as_far_as_any() -> None:
-    table, visits = torch.zeros(3, 16), torch.zeros(3, 2)
-    gradient = torch.zeros(3, 16)
-    gradient[1], gradient[2] = 1e-6, -1e-2
-    update_table(table, gradient, visits, rate=0.1, decay=0.0)
-    torch.testing.assert_close(table[1], torch.full((16,), -0.1))
-    torch.testing.assert_close(table[2], torch.full((16,), 0.1))
-
-
 # All of it
 
 
@@ -261,7 +221,7 @@ def test_the_first_visit_of_a_row_moves_it_as_far_as_any() -> None:
 def test_a_state_that_is_put_back_goes_on_to_the_bit(
     optimizer: str, config: GPTConfig, compiled: bool
 ) -> None:
-    train = settings_of(optimizer=optimizer, weight_decay=0.1, table_decay=0.01)
+    train = settings_of(optimizer=optimizer, weight_decay=0.1)
     ids = torch.randint(0, 7, (6, 2, 8), generator=torch.Generator().manual_seed(4))
 
     def go(model: GPT, ours: Optimizer, step: CompiledStep | None, numbers: range) -> None:
@@ -295,7 +255,7 @@ def test_a_state_that_is_put_back_goes_on_to_the_bit(
 
 
 def test_the_memory_that_is_kept_of_each() -> None:
-    """AdamW keeps two arrays and a count, Muon one, a table two numbers a row."""
+    """AdamW keeps two arrays and a count, Muon one array."""
     for optimizer in ("adamw", "muon"):
         model = build(MODERN)
         ours = Optimizer(model, settings_of(optimizer=optimizer))
@@ -305,10 +265,7 @@ def test_the_memory_that_is_kept_of_each() -> None:
         arrays = ours.arrays()
         for name, parameter in model.named_parameters():
             kinds = {key.split("/")[0]: array for key, array in arrays.items() if name in key}
-            if name.startswith("ngram"):
-                assert kinds["visits"].shape == (len(parameter), 2)
-                wanted = {"visits"}
-            elif optimizer == "muon" and muon.parts(name, MODERN):
+            if optimizer == "muon" and muon.parts(name, MODERN):
                 assert kinds["momentum"].shape == parameter.shape
                 wanted = {"momentum"}
             else:

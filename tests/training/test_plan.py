@@ -106,8 +106,6 @@ def test_stages_survive_json_and_the_tutorial_has_none() -> None:
         {"eval_shares": 0.5},
         {"eval_shares": (1.5,)},
         {"eval_shares": ("half",)},
-        {"table_decay": 1.0},
-        {"table_dropout": -0.1},
         {"optimizer": "sgd"},
         {"engine": "cuda"},
     ],
@@ -323,12 +321,11 @@ budgets = st.one_of(
     val_tokens=st.integers(0, 10**9),
     vocab_size=st.integers(1, 100_000),
     budget=budgets,
-    exportable=st.booleans(),
 )
 def test_every_choice_can_be_trained(
-    num_tokens: int, val_tokens: int, vocab_size: int, budget: Budget, exportable: bool
+    num_tokens: int, val_tokens: int, vocab_size: int, budget: Budget
 ) -> None:
-    recipe = choose(num_tokens, val_tokens, vocab_size, budget, exportable=exportable)
+    recipe = choose(num_tokens, val_tokens, vocab_size, budget)
     note = fit_window(recipe.shape, recipe.training, num_tokens, asked=False)
     shape = GPTConfig(vocab_size, **recipe.shape)
     config = TrainConfig(minutes=1.0, **recipe.training)
@@ -339,10 +336,7 @@ def test_every_choice_can_be_trained(
     assert recipe.epochs == pytest.approx(recipe.tokens / num_tokens)
     assert list(config.eval_shares) == sorted(config.eval_shares)
     assert all(0 < share < 1 for share in config.eval_shares)
-    assert recipe.orders == 1 or not exportable
-    assert not shape.ngram_rows
-    if recipe.orders == 1 and not shape.dropout:
-        assert recipe.lines()[0].startswith(f"plan: {shape.num_layers} layers")
+    assert recipe.lines()[0].startswith(f"plan: {shape.num_layers} layers")
 
 
 @given(
@@ -355,7 +349,7 @@ def test_more_time_never_gives_a_narrower_model(
     tokens = None if low.tokens is None else low.tokens * more
     steps = None if low.steps is None else int(low.steps * more)
     high = Budget(steps, tokens, low.seconds * more, low.flops_per_s)
-    first, second = (choose(num_tokens, 0, vocab_size, b, exportable=False) for b in (low, high))
+    first, second = (choose(num_tokens, 0, vocab_size, b) for b in (low, high))
     assert first.shape["embed_dim"] <= second.shape["embed_dim"]
     assert first.shape["num_layers"] <= second.shape["num_layers"]
     assert first.shape["dropout"] <= second.shape["dropout"] or tokens is None
@@ -366,7 +360,7 @@ def test_validation_takes_a_twentieth_of_the_time() -> None:
     """A validation costs a third of training on as many tokens; the end is one more."""
     for val_tokens, most in ((0, 20), (10**5, 20), (10**6, 15), (10**7, 3), (10**9, 3)):
         budget = Budget(tokens=1e8)
-        recipe = choose(10**8, val_tokens, 65, budget, exportable=False)
+        recipe = choose(10**8, val_tokens, 65, budget)
         assert len(recipe.training["eval_shares"]) + 1 == most
         kept = recipe.training["val_tokens"] or val_tokens
         assert kept == min(val_tokens, 4_500_000), "a pass takes 1.5% of the time"
@@ -391,11 +385,11 @@ def test_operations_are_those_of_the_products() -> None:
 
 
 def plan_of(
-    num_tokens: int = 5000, *, exportable: bool = False, preset: str = "auto", **options: Any
+    num_tokens: int = 5000, *, preset: str = "auto", **options: Any
 ) -> tuple[planning.Planned, GPTConfig, TrainConfig]:
     planned = plan_run(
         preset, options, train_tokens=np.arange(num_tokens) % 50, val_tokens=500, vocab_size=50,
-        flops_per_s=5e10, began=time.monotonic(), exportable=exportable,
+        flops_per_s=5e10, began=time.monotonic(),
     )  # fmt: skip
     fit_window(planned.shape, planned.training, num_tokens, asked="seq_len" in options)
     return planned, GPTConfig(50, **planned.shape), TrainConfig(**planned.training)
@@ -427,14 +421,12 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("steps", [50, 100_000])
 def test_what_the_user_asks_for_is_what_is_done(options: dict[str, Any], steps: int) -> None:
     """Whatever the rule would have chosen; and the rest is made to fit."""
-    planned, shape, config = plan_of(steps=steps, **options)
+    _, shape, config = plan_of(steps=steps, **options)
     for name, value in options.items():
         home = shape if hasattr(shape, name) else config
         assert getattr(home, name) == value, name
     assert config.total_steps == steps
     assert config.longest_window <= shape.max_seq_len
-    rows = tuple(len(keys) + 1 for keys in planned.ngrams)
-    assert shape.ngram_rows == rows
 
 
 def test_a_budget_in_minutes_is_the_whole_commands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,18 +507,6 @@ def test_a_short_text_is_not_read_for_as_long_as_there_is_time(
     assert "by heart" in planned.recipe.lines()[0]
     _, _, config = plan_of(5000, tokens=10**7)
     assert config.tokens == 10**7
-
-
-def test_tables_only_where_other_programs_need_not_read_them() -> None:
-    planned, shape, _ = plan_of(200_000, steps=50)
-    assert len(planned.ngrams) == 3
-    assert len(shape.ngram_rows) == 3
-    planned, shape, _ = plan_of(200_000, steps=50, exportable=True)
-    assert planned.ngrams == []
-    assert shape.ngram_rows == ()
-    planned, shape, _ = plan_of(preset="nano", steps=50)
-    assert planned.recipe is None
-    assert shape.ngram_rows == ()
 
 
 @pytest.mark.parametrize("num_tokens", [2, 3, 40, 64, 65, 66, 129, 200, 257, 258])
@@ -683,8 +663,7 @@ def test_a_damaged_line_costs_no_other(damage: bytes, tmp_path: Path) -> None:
         assert verdict(read_history(log), steps=200, epochs=1.0, ended_early=False)
 
 
-def test_a_run_with_tables_is_made_again_to_the_bit(tmp_path: Path) -> None:
-    """The n-grams that its tables knew were not put back: another model was trained."""
+def test_a_run_by_the_default_recipe_is_replayed_bit_for_bit(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     numbers = np.random.default_rng(0).integers(0, 300, 30_000)
     text.write_text(" ".join(map(str, numbers)))
@@ -698,6 +677,5 @@ def test_a_run_with_tables_is_made_again_to_the_bit(tmp_path: Path) -> None:
     one, again = (
         read_arrays(tmp_path / name / "last.state.safetensors")[0] for name in ("one", "again")
     )
-    assert "model/ngram_embedding.tables.2" in one
     for name, array in one.items():
         np.testing.assert_array_equal(array, again[name], err_msg=name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -85,25 +84,6 @@ def test_the_last_positions_are_a_corner_of_all():
     np.testing.assert_array_equal(corner.weights, whole.weights[:, :, 4:, 4:])
     np.testing.assert_array_equal(corner.logits, whole.logits)
     np.testing.assert_allclose(whole.weights.sum(-1), 1, atol=1e-6)
-
-
-def test_n_gram_tables_are_read_too():
-    config = replace(MODERN, ngram_rows=(9, 5))
-    model = build(replace(MODERN, ngram_rows=()))
-    arrays = dict(model_arrays(model))
-    rng = np.random.default_rng(0)
-    arrays["ngram_embedding.keys.0"] = np.sort(rng.choice(25, 8, replace=False)).astype(np.int64)
-    arrays["ngram_embedding.keys.1"] = np.sort(rng.choice(40, 4, replace=False)).astype(np.int64)
-    for n, rows in enumerate(config.ngram_rows):
-        table = rng.normal(size=(rows, 8)).astype(np.float32)
-        table[0] = 0
-        arrays[f"ngram_embedding.tables.{n}"] = table
-    made = Checkpoint(Path("model"), config, CHARS, arrays, {})
-    ids = [0, 1, 2, 3, 4, 0, 1, 2]
-    with torch.no_grad():
-        expected = made.build_model().eval()(torch.tensor([ids]))[0][0]
-    found = read(Network(config, arrays), ids).logits
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("layers", "heads", "shown"), [(4, 4, 128), (12, 12, 43), (80, 64, 7)])

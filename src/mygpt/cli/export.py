@@ -29,7 +29,7 @@ def export(
     """Write a model so that other programs run it: transformers, vLLM, llama.cpp, Ollama.
 
     The tutorial's block and GPT-2's become GPT-2, the modern block Qwen3 or Llama, without code of
-    its own. Models with n-gram tables run in mygpt alone: train with --exportable.
+    its own.
 
     Example: mygpt export runs/poems poems-hf --to hf
     """

@@ -82,12 +82,6 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         ("tokenizer", f"{tokenizer.kind}, vocabulary {tokenizer.vocab_size}"),
         ("texts end", _ends(tokenizer)),
     ]
-    if config.ngram_rows:
-        *earlier, last = (f"{count:,}" for count in config.ngram_rows)
-        rows = f"{', '.join(earlier)} and {last}" if earlier else last
-        orders = f"2 to {len(config.ngram_rows) + 1}" if earlier else "2"
-        tables = f"tables of order {orders} with {rows} rows; such a model runs in mygpt alone"
-        lines.append(("n-grams", tables))
     if tokenizer.kind == "char":
         lines.append(("characters", to_json("".join(tokenizer.chars))))
     told = (

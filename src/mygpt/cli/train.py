@@ -77,12 +77,6 @@ def train(
             show_default=False,
         ),
     ] = None,
-    exportable: Annotated[
-        bool,
-        typer.Option(
-            "--exportable", help="Leave out what other programs do not know: n-gram tables."
-        ),
-    ] = False,
     init_from: Annotated[
         str | None,
         typer.Option(
@@ -208,11 +202,9 @@ def train(
             _refuse_empty(name)
     named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
     source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
-    source += ("field", "unknown", "exportable", "init_from")
+    source += ("field", "unknown", "init_from")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
     chosen = {name: given[name] for name in source if given[name] is not None}
-    if not exportable:
-        del chosen["exportable"]
     if batch_size is not None:
         options["batch_size"] = _whole_or_auto(batch_size)
     from mygpt.text import require_existing

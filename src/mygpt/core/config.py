@@ -22,7 +22,6 @@ Overflow = Literal["crop", "refill", "stop"]
 
 OVERFLOW_POLICIES: tuple[Overflow, ...] = ("crop", "refill", "stop")
 
-_MOST_NGRAM_TABLES = 4
 _MOST = 2**31  # no width, window or vocabulary comes near it
 
 # Below this temperature, two float32 logits that differ at all differ past any probability:
@@ -109,8 +108,6 @@ class GPTConfig:
         mlp_bias: biases in the MLP.
         qk_norm: RMSNorm on each head's queries and keys (Qwen3).
         tied: the head shares the token embedding's matrix.
-        ngram_rows: rows of the input tables of bigrams, trigrams, ... (`mygpt.ngrams`), row 0
-            included; empty is none. No other program knows such tables.
 
     Raises:
         InputError: for a shape that cannot be, naming what would fit.
@@ -134,7 +131,6 @@ class GPTConfig:
     mlp_bias: bool = True
     qk_norm: bool = False
     tied: bool = True
-    ngram_rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len"):
@@ -160,7 +156,6 @@ class GPTConfig:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r:.80} must be true or false")
         self._check_heads()
-        self._check_ngram_rows()
 
     def _check_heads(self) -> None:
         c, h = self.embed_dim, self.num_heads
@@ -174,25 +169,6 @@ class GPTConfig:
             )
         if self.position == "rotary" and self.head_size % 2:
             raise InputError(f"rotary positions need an even head size, not {self.head_size}")
-
-    def _check_ngram_rows(self) -> None:
-        rows = self.ngram_rows
-        if not isinstance(rows, (tuple, list)) or len(rows) > _MOST_NGRAM_TABLES:
-            raise InputError(
-                f"ngram_rows={rows!r:.80} must be a list of at most {_MOST_NGRAM_TABLES} numbers: "
-                "the rows of bigrams, trigrams, ..."
-            )
-        contexts = self.vocab_size
-        for count in rows:
-            require_int("ngram_rows", count, least=1)
-            most = contexts * self.vocab_size + 1
-            if count > most:
-                raise InputError(
-                    f"ngram_rows={tuple(rows)}: {contexts:,} contexts and {self.vocab_size:,} "
-                    f"tokens make at most {most:,} rows, not {int(count):,}"
-                )
-            contexts = int(count) - 1
-        object.__setattr__(self, "ngram_rows", tuple(int(count) for count in rows))
 
     @property
     def head_size(self) -> int:
@@ -224,18 +200,10 @@ class GPTConfig:
     def is_tutorial_block(self) -> bool:
         """Whether the block is the tutorial's: learned positions, LayerNorm, exact GELU."""
         free = {"vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len", "dropout"}
-        free.add("ngram_rows")  # which lie before the blocks
         return all(getattr(self, f.name) == f.default for f in fields(self) if f.name not in free)
 
     def num_parameters(self) -> int:
-        """Number of trained numbers, each counted once (a tied head adds none).
-
-        Rows 0 of n-gram tables are counted, though they stay zeros.
-        """
-        return self.num_multiplied() + sum(self.ngram_rows) * self.embed_dim
-
-    def num_multiplied(self) -> int:
-        """Number of parameters that each token costs a product: all but the n-gram tables."""
+        """Number of parameters, each counted once (a tied head adds none)."""
         c, d, m = self.embed_dim, self.head_size, self.mlp_hidden
         q, kv = self.num_heads * d, self.kv_heads * d
         norm = 2 * c if self.norm == "layer" else c
@@ -256,8 +224,6 @@ class GPTConfig:
         shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (self.vocab_size, c)}
         if self.position == "learned":
             shapes["position_embedding.weight"] = (self.max_seq_len, c)
-        for n, rows in enumerate(self.ngram_rows):
-            shapes[f"ngram_embedding.tables.{n}"] = (rows, c)
         for n in range(self.num_layers):
             at = f"blocks.{n}."
             shapes |= {f"{at}attention_norm.{part}": (c,) for part in norms}
@@ -278,23 +244,23 @@ class GPTConfig:
             shapes["head.weight"] = (self.vocab_size, c)
         return shapes
 
-    def key_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of what a model keeps beside its parameters: its n-grams' keys, int64."""
-        return {f"ngram_embedding.keys.{n}": (rows - 1,) for n, rows in enumerate(self.ngram_rows)}
-
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; no `ngram_rows` where there are none.
-
-        So a model without them can be read by versions that do not know them.
-        """
-        values = asdict(self) | {"ngram_rows": list(self.ngram_rows)}
-        if not self.ngram_rows:
-            del values["ngram_rows"]
-        return values
+        """The fields as plain JSON values."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
-        """Rebuild from `to_dict`; a field this version does not know is an `InputError`."""
+        """Rebuild from `to_dict`; a field this version does not know is an `InputError`.
+
+        `ngram_rows`, the sizes of n-gram input tables in models of version 0.1, is accepted only
+        where it is empty: the tables themselves are no longer supported.
+        """
+        values = dict(values)
+        if rows := values.pop("ngram_rows", None):
+            raise InputError(
+                f"ngram_rows={rows!r:.80}: the model has n-gram input tables, which this version "
+                "does not support: train it again, or use the mygpt version that wrote it"
+            )
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(

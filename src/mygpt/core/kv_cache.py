@@ -3,8 +3,8 @@
 A cache tells the model where the new tokens stand, what they may look at, and keeps their keys
 and values. `KVCache` hands out the part that is filled, which grows; `FixedShapes` always hands
 out all of it, and so serves compiled steps.
-Letters: A how far n-grams look back, B batch, T time, G key/value heads, D head size, L window,
-N layers, P positions read before.
+Letters: B batch, T time, G key/value heads, D head size, L window, N layers, P positions read
+before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from mygpt.core.config import GPTConfig, positions_for
-from mygpt.ngrams import NO_TOKEN
 
 
 @dataclass
@@ -26,14 +25,11 @@ class KVCache:
         keys: N tensors (B, G, L, D), one a layer; L is the room there is.
         values: N tensors (B, G, L, D).
         length: positions filled so far (P), the same in every layer and row.
-        ids: (B, A + L) int64, the tokens of the positions, A empty places before them, where the
-            model looks A tokens back (for its n-grams); else None.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     length: int = 0
-    ids: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -61,11 +57,7 @@ class KVCache:
             [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
             for _ in range(2)
         )
-        ids = None
-        if config.ngram_rows:
-            room = (batch_size, len(config.ngram_rows) + first)
-            ids = torch.full(room, NO_TOKEN, device=device)
-        return cls(keys, values, ids=ids)
+        return cls(keys, values)
 
     @property
     def batch_size(self) -> int:
@@ -96,8 +88,6 @@ class KVCache:
         for tensors in (self.keys, self.values):
             for layer, held in enumerate(tensors):
                 tensors[layer] = F.pad(held, (0, 0, 0, more))
-        if self.ids is not None:
-            self.ids = F.pad(self.ids, (0, more), value=NO_TOKEN)
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
@@ -111,19 +101,6 @@ class KVCache:
         self.keys[layer][:, :, self.length : end] = keys
         self.values[layer][:, :, self.length : end] = values
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def remember(self, ids: torch.Tensor) -> torch.Tensor:
-        """Store T new tokens (B, T); return those before them, (B, A), negative where none is."""
-        assert self.ids is not None, "a cache of this model has room for its tokens"
-        self.reserve(self.length + ids.shape[1])
-        first = self.length + self._looking_back
-        self.ids[:, first : first + ids.shape[1]] = ids
-        return self.ids[:, self.length : first]
-
-    @property
-    def _looking_back(self) -> int:
-        """A, places before the first token's."""
-        return 0 if self.ids is None else self.ids.shape[1] - self.keys[0].shape[2]
 
     def advance(self, steps: int) -> None:
         """Count `steps` positions as read, after the last layer stored them."""
@@ -159,10 +136,3 @@ class FixedShapes(KVCache):
         self.keys[layer].index_copy_(2, self.place, keys)
         self.values[layer].index_copy_(2, self.place, values)
         return self.keys[layer], self.values[layer]
-
-    def remember(self, ids: torch.Tensor) -> torch.Tensor:
-        """Store one token (B, 1); return those before it, (B, A), negative where none is."""
-        assert self.ids is not None, "a cache of this model has room for its tokens"
-        self.ids.index_copy_(1, self.place + self._looking_back, ids)
-        before = self.place + torch.arange(self._looking_back, device=self.place.device)
-        return self.ids.index_select(1, before)

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.errors import InputError
-from mygpt.ngrams import NgramEmbedding
 
 if TYPE_CHECKING:
     from mygpt.core.kv_cache import KVCache
@@ -247,10 +246,6 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.embed_dim)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len, config.embed_dim)
-        if config.ngram_rows:
-            self.ngram_embedding = NgramEmbedding(
-                config.vocab_size, config.embed_dim, config.ngram_rows
-            )
         self._tabulate_rotary()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
@@ -275,7 +270,7 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif parameter.ndim == 2 and not name.startswith("ngram_embedding"):
+            elif parameter.ndim == 2:
                 nn.init.normal_(parameter, std=smaller if "output" in name else 0.02)
 
     @property
@@ -318,8 +313,6 @@ class GPT(nn.Module):
             if isinstance(at, slice):
                 self.reserve_positions(at.stop)
             rotary = self.rotary_cos[at].to(x.dtype), self.rotary_sin[at].to(x.dtype)
-        if self.config.ngram_rows:
-            x = x + self.ngram_embedding(ids, None if cache is None else cache.remember(ids))
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache, layer)

@@ -66,7 +66,7 @@ def choose(
         return Choice("torch", f"{dtype} is torch's")
     if device not in ("auto", "cpu"):
         return Choice("torch", f"device {device} is torch's")
-    if device == "auto" and may_have_gpu() and config.num_multiplied() >= _WORTH_A_GPU:
+    if device == "auto" and may_have_gpu() and config.num_parameters() >= _WORTH_A_GPU:
         return Choice("torch", "there may be a GPU, and the model is large enough to repay it")
     return _choose_on_cpu(config, tokens, tokens if reads is None else reads)
 
@@ -88,7 +88,7 @@ def _choose_on_cpu(config: GPTConfig, tokens: int, reads: int) -> Choice:
 
     if is_compiled():
         return Choice("cpu", "its machine code is ready")
-    products_s = reads * config.num_multiplied() / _NUMPY_PRODUCTS_PER_S
+    products_s = reads * config.num_parameters() / _NUMPY_PRODUCTS_PER_S
     if tokens * _NUMPY_STEP_S + products_s < _WORTH_COMPILING_S:
         return Choice("numpy", "the job is shorter than compiling (`mygpt warmup` does that ahead)")
     return Choice("cpu", "the job is long enough to compile for")

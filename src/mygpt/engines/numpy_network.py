@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
-from mygpt.ngram_keys import ngram_rows_of
 
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]  # float32, and int64 keys of n-grams
@@ -184,7 +183,6 @@ class Cache:
             the room there is, which grows.
         values: (N, G, 1, L, D).
         length: positions filled so far.
-        ids: (A + L,), their tokens; A places before them say that there is none.
 
     Args:
         config: the model's.
@@ -198,8 +196,6 @@ class Cache:
         self.keys = np.empty((n, g, 1, d, room), dtype=np.float32)
         self.values = np.empty((n, g, 1, room, d), dtype=np.float32)
         self.length = 0
-        self.looking_back = len(config.ngram_rows)
-        self.ids = np.full(self.looking_back + room, -1, dtype=np.int64)
 
     def reserve(self, count: int) -> None:
         """Have room for `count` positions: twice as many as before, or more."""
@@ -207,20 +203,11 @@ class Cache:
         if count <= room:
             return
         room = max(count, 2 * room)
-        keys, values, ids = self.keys, self.values, self.ids
+        keys, values = self.keys, self.values
         self.keys = np.empty((*keys.shape[:-1], room), dtype=np.float32)
         self.values = np.empty((*values.shape[:-2], room, values.shape[-1]), dtype=np.float32)
-        self.ids = np.full(self.looking_back + room, -1, dtype=np.int64)
         self.keys[..., :length] = keys[..., :length]
         self.values[..., :length, :] = values[..., :length, :]
-        self.ids[: len(ids)] = ids
-
-    def remember(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        """Store T new tokens; return them and the A before them, (A + T,), -1 where none is."""
-        self.reserve(self.length + len(ids))
-        end = self.looking_back + self.length + len(ids)
-        self.ids[end - len(ids) : end] = ids
-        return self.ids[self.length : end]
 
     def extend(self, layer: int, key: Floats, value: Floats) -> tuple[Floats, Floats]:
         """Store T new positions of a layer, each (T, G, D); return all: (.., P+T), (P+T, ..)."""
@@ -237,8 +224,6 @@ class Cache:
         self.length = other.length
         self.keys[..., : self.length] = other.keys[..., : self.length]
         self.values[..., : self.length, :] = other.values[..., : self.length, :]
-        known = self.looking_back + self.length
-        self.ids[:known] = other.ids[:known]
 
 
 class Attention:
@@ -306,24 +291,6 @@ class Block:
         return x + self.mlp_output(self.activation(self.mlp_input(self.mlp_norm(x))))
 
 
-class NgramEmbedding:
-    """Rows of n-gram tables, added up; see `mygpt.ngrams`."""
-
-    def __init__(self, config: GPTConfig, arrays: Arrays) -> None:
-        self.vocab_size = config.vocab_size
-        at, numbers = "ngram_embedding.", range(len(config.ngram_rows))
-        self.keys = [np.array(arrays[f"{at}keys.{n}"], dtype=np.int64) for n in numbers]
-        self.tables = [np.array(arrays[f"{at}tables.{n}"], dtype=np.float32) for n in numbers]
-
-    def __call__(self, text: NDArray[np.int64], time: int) -> Floats:
-        """What to add to the last T of these tokens, (T, C)."""
-        rows = ngram_rows_of(text, self.keys, self.vocab_size)  # each (A + T,)
-        total: Floats = self.tables[0][rows[0][-time:]]
-        for table, row in zip(self.tables[1:], rows[1:], strict=True):
-            total += table[row[-time:]]
-        return total
-
-
 class Network:
     """The GPT of some arrays, which are copied: training on does not change it."""
 
@@ -333,7 +300,6 @@ class Network:
         self.position_embedding: Floats | None = None
         if config.position == "learned":
             self.position_embedding = np.array(arrays["position_embedding.weight"], np.float32)
-        self.ngram_embedding = NgramEmbedding(config, arrays) if config.ngram_rows else None
         rotary = Rotary(config) if config.position == "rotary" else None
         self.blocks = [
             Block(config, arrays, f"blocks.{n}.", rotary) for n in range(config.num_layers)
@@ -348,8 +314,6 @@ class Network:
         x = self.token_embedding[ids]  # (T, C)
         if self.position_embedding is not None:
             x = x + self.position_embedding[past : past + time]
-        if self.ngram_embedding is not None:
-            x = x + self.ngram_embedding(cache.remember(ids), time)
         *others, last = self.blocks
         for layer, block in enumerate(others):
             x = block(x, cache, layer, 0)

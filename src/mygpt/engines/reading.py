@@ -65,14 +65,11 @@ def read(network: Network, ids: Sequence[int], shown: int | None = None) -> Read
 
 
 def _embed(network: Network, ids: Sequence[int]) -> Floats:
-    """(T, C): tokens, positions and n-grams, added up."""
+    """(T, C): tokens and positions, added up."""
     places = np.asarray(ids, dtype=np.int64)
     x: Floats = network.token_embedding[places]
     if network.position_embedding is not None:
         x = x + network.position_embedding[: len(places)]
-    if network.ngram_embedding is not None:
-        before = np.full(len(network.config.ngram_rows), -1, dtype=np.int64)  # there is none
-        x = x + network.ngram_embedding(np.concatenate([before, places]), len(places))
     return x
 
 

@@ -125,13 +125,12 @@ def read_token(
     keys: list[torch.Tensor],
     values: list[torch.Tensor],
     place: torch.Tensor,
-    past_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The step that is compiled: logits (B, V) after `ids` (B, 1) at position `place` (1,).
 
-    `keys`, `values` and `past_ids` are a `KVCache`'s; they take in the token's.
+    `keys` and `values` are a `KVCache`'s; they take in the token's.
     """
-    cache = FixedShapes(keys, values, ids=past_ids, place=place)
+    cache = FixedShapes(keys, values, place=place)
     logits, _ = model(ids, cache=cache, last_only=True)
     return logits[:, -1, :]
 
@@ -168,19 +167,18 @@ class CompiledStep:
         on_cuda = ids.device.type == "cuda"
         cache.reserve(cache.length + 1)
         self.model.reserve_positions(cache.keys[0].shape[2])
-        past_ids = () if cache.ids is None else (cache.ids,)
         if self._run is None:
             mode = "reduce-overhead" if on_cuda else None
             self._run = torch.compile(read_token, fullgraph=True, mode=mode)
         if on_cuda:  # its graphs write to the cache where it lies, which has to be told
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            for tensor in [*cache.keys, *cache.values, *past_ids]:
+            for tensor in [*cache.keys, *cache.values]:
                 torch._dynamo.mark_static_address(tensor, guard=False)
         place = torch.full((1,), cache.length, device=ids.device)
         # A copy of the ids, whose strides are its own and the same for every text; and of the
         # logits, which the next replay of a CUDA graph overwrites.
         ids = ids.clone(memory_format=torch.contiguous_format)
-        return self._run(self.model, ids, cache.keys, cache.values, place, *past_ids).clone()
+        return self._run(self.model, ids, cache.keys, cache.values, place).clone()
 
 
 def _reason(error: Exception) -> str:

@@ -104,11 +104,6 @@ def write_gguf(
 
 def _architecture(config: GPTConfig) -> str:
     """llama.cpp's name for the block; `InputError` naming the switch that it does not know."""
-    if config.ngram_rows:
-        raise InputError(
-            "this model has tables of n-grams, which no other program knows: "
-            "train with --exportable"
-        )
     modern = config.position == "rotary"
     name, wanted = ("Qwen3 and Llama", _MODERN) if modern else ("GPT-2", _GPT2)
     for switch, value in wanted.items():

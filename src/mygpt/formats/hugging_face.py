@@ -272,11 +272,6 @@ def write_hugging_face(
 
 def _require_family(config: GPTConfig, family: ModuleType) -> None:
     """Raise `InputError` for a switch that the family does not have, naming it."""
-    if config.ngram_rows:
-        raise InputError(
-            f"ngram_rows={config.ngram_rows}: no other program has tables of n-grams: train with "
-            "--exportable"
-        )
     name = family.architecture(config)[1]
     for switch, fits in family.limits(config).items():
         value = getattr(config, switch)

@@ -50,6 +50,11 @@ def read_own(
         raise InputError(f"{path} holds no weights of mygpt: it has no {OWN_EMBEDDING}")
     weights, beside = found
     state = StateDict(path, weights, anchors=(OWN_EMBEDDING,))
+    if (table := "ngram_embedding.tables.0") in state:
+        raise InputError(
+            f"{path}: its tensor {table} is an n-gram input table, which this version of mygpt "
+            "does not support: train the model again"
+        )
     config, notes = _config(path, state, _settings(beside), num_heads)
     if tokenizer is None:
         tokenizer, line = _vocabulary(path, beside, config.vocab_size)
@@ -62,8 +67,6 @@ def read_own(
     arrays: dict[str, NDArray[Any]] = {
         name: state.take(name, shape) for name, shape in config.parameter_shapes().items()
     }
-    keys = config.key_shapes().items()
-    arrays |= {name: state.take_whole_numbers(name, shape) for name, shape in keys}
     notes += state.finish()
     return Imported(config, arrays, tokenizer, notes, {"format": "mygpt", "file": path.name})
 
@@ -100,7 +103,6 @@ def _config(
         "mlp_bias": f"{_BLOCK}mlp.output.bias" in state,
         "qk_norm": normed in state,
         "tied": "head.weight" not in state,
-        "ngram_rows": _ngram_rows(state),
     }
     if learned:
         seen["max_seq_len"] = state.matrix("position_embedding.weight")[0]
@@ -151,13 +153,6 @@ def _shorter(shape: GPTConfig) -> GPTConfig:
     values = shape.to_dict() | {"mlp_dim": None}
     plain = GPTConfig.from_dict(values)
     return plain if plain.mlp_hidden == shape.mlp_hidden else shape
-
-
-def _ngram_rows(state: StateDict) -> tuple[int, ...]:
-    rows: list[int] = []
-    while (name := f"ngram_embedding.tables.{len(rows)}") in state:
-        rows.append(state.matrix(name)[0])
-    return tuple(rows)
 
 
 def _heads(

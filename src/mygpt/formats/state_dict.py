@@ -124,20 +124,6 @@ class StateDict:
         del self._left[name]
         return np.array(tensor.detach().resolve_neg().to(torch.float32).numpy(), order="C")
 
-    def take_whole_numbers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """A copy as int64; `InputError` where it is missing or of another shape or kind."""
-        import torch
-
-        tensor = self._tensor(name)
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.int64:
-            raise InputError(
-                f"{self._path}: tensor {self._shown(name)} holds {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)}, and its configuration wants int64 of {shape}: they are "
-                "of different models"
-            )
-        del self._left[name]
-        return np.array(tensor.detach().numpy(), order="C")
-
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self._left:
             raise InputError(

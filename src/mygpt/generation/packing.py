@@ -13,14 +13,13 @@ from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.model import GPT, MLP, Attention, Block, RMSNorm
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.engines.torch_engine import has_own_forward
-from mygpt.ngrams import NgramEmbedding, NgramKeys
 
 if TYPE_CHECKING:
     from mygpt.engines.cpu import CpuEngine
 
 _OURS = {
     GPT, Block, Attention, MLP, RMSNorm, torch.nn.LayerNorm, torch.nn.Linear, torch.nn.Embedding,
-    torch.nn.Dropout, torch.nn.ModuleList, torch.nn.ParameterList, NgramEmbedding, NgramKeys,
+    torch.nn.Dropout, torch.nn.ModuleList,
 }  # fmt: skip
 _TABLES = frozenset({"rotary_cos", "rotary_sin"})  # which grow
 _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
@@ -48,13 +47,11 @@ def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
         prefix, module = waiting.pop()
         if not _is_as_made(module, model):
             return None
-        of_keys = type(module) is NgramKeys
-        held = module._parameters if prefix and not of_keys else module._buffers
-        dtype = torch.int64 if of_keys else torch.float32
+        held = module._parameters if prefix else module._buffers
         for name, tensor in held.items():
             if tensor is not None:
                 path = prefix + name
-                if tensor.dtype != dtype or not tensor.is_cpu:
+                if tensor.dtype != torch.float32 or not tensor.is_cpu:
                     return None
                 if path in tables:
                     if tensor.shape[1:] != (model.config.head_size,):
@@ -80,15 +77,13 @@ def _is_as_made(module: Any, model: GPT) -> bool:
         return bool(module.eps == config.eps)
     if kind is Attention:
         return module.config is config or bool(module.config == config)
-    if kind is NgramEmbedding:
-        return bool(module.vocab_size == config.vocab_size)
     return kind is not MLP or bool(module.kind == config.mlp)
 
 
 @functools.cache
 def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """What the model of a configuration holds, besides rotary tables."""
-    return config.parameter_shapes() | config.key_shapes()
+    """Shapes of the parameters; kept, since every call of `numbers_to_pack` reads them."""
+    return config.parameter_shapes()
 
 
 def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) -> CpuEngine:
@@ -111,10 +106,8 @@ def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) ->
 
 
 def arrays_of(model: GPT) -> dict[str, NDArray[Any]]:
-    """A model's parameters and keys by name; no copy where they lie well on the CPU."""
+    """A model's parameters by name; no copy where they lie well on the CPU."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         arrays[name] = p.detach().float().cpu().contiguous().numpy()
-    for name in model.config.key_shapes():
-        arrays[name] = model.get_buffer(name).cpu().contiguous().numpy()
     return arrays

@@ -38,11 +38,11 @@ def flops_per_token(config: GPTConfig, window: int) -> Flops:
     """Operations of a training step for each token: 6N, and 12 * blocks * C * L for attention.
 
     Kaplan et al. 2020 (section 2.1) and Chowdhery et al. 2022 (PaLM, appendix B). N counts every
-    parameter, embeddings too, as published figures do; rows of n-gram tables cost no product.
+    parameter, embeddings too, as published figures do.
     Causal attention needs half of the products that are counted here.
     """
     width = config.num_heads * config.head_size
-    return Flops(6.0 * config.num_multiplied(), 12.0 * config.num_layers * width * window)
+    return Flops(6.0 * config.num_parameters(), 12.0 * config.num_layers * width * window)
 
 
 def chinchilla_ratio(config: GPTConfig, tokens: int) -> float:

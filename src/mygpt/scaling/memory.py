@@ -21,7 +21,6 @@ Dtype = Literal["float32", "bfloat16"]
 
 FLOAT = 4  # bytes of a float32
 _SIZES: dict[str, int] = {"float32": 4, "bfloat16": 2}
-_TABLE = "ngram_embedding.tables."
 # Of a device's memory: the rest is for its libraries, NCCL's buffers, and holes in the heap.
 USABLE = 0.9
 
@@ -33,7 +32,7 @@ class States:
     Attributes:
         weights: float32.
         gradients: float32.
-        optimizer: AdamW's two means and its count of steps; two numbers a row of n-gram tables.
+        optimizer: AdamW's two means and its count of steps.
     """
 
     weights: int
@@ -73,10 +72,8 @@ def states(config: GPTConfig) -> States:
     """What one copy of a model in training takes: the sizes of its real tensors, exactly."""
     numbers = config.num_parameters()
     optimizer = 0
-    for name, shape in config.parameter_shapes().items():
-        size = math.prod(shape)
-        optimizer += 2 * FLOAT * (shape[0] if name.startswith(_TABLE) else size)
-        optimizer += 0 if name.startswith(_TABLE) else FLOAT
+    for shape in config.parameter_shapes().values():
+        optimizer += 2 * FLOAT * math.prod(shape) + FLOAT
     return States(FLOAT * numbers, FLOAT * numbers, optimizer)
 
 

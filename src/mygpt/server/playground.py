@@ -104,11 +104,10 @@ class Playground:
             "name": self.settings.name,
             "checkpoint": self.settings.checkpoint or self.settings.name,
             "parameters": config.num_parameters(),
-            "shape": {k: v for k, v in asdict(config).items() if k != "ngram_rows"},
+            "shape": asdict(config),
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.kind,
             "window": config.max_seq_len,
-            "ngrams": bool(config.ngram_rows),
             "end_of_text": tokenizer.end_of_text,
             "ends": list(ends_of(tokenizer)),
         }

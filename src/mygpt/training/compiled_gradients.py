@@ -43,7 +43,7 @@ class CompiledGradients:
             self.note = f"{' and '.join(asked)}: the CPU's own kernels have no need of it"
         self._before = torch.get_num_threads()
         threads = min(self._before, world.rows(config.batch_size))
-        self.step = CompiledStep(model, threads, config.table_dropout)
+        self.step = CompiledStep(model, threads)
         self._entered = False
 
     def __enter__(self) -> CompiledGradients:
@@ -74,11 +74,10 @@ class CompiledGradients:
             return loss
         share = len(inputs) / (batch_size or len(inputs))
         self.world.add(self.step.scaled_gradients(share))
-        self.step.take_tables(self.world.gather(self.step.own_tables()))
         return self.world.sum_loss(share * loss)
 
     def norm(self) -> torch.Tensor:
-        """The norm of all gradients but the n-gram tables', a scalar."""
+        """The norm of all gradients, a scalar."""
         return self.step.gradient_norm()
 
     def token_losses(

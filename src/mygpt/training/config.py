@@ -45,9 +45,6 @@ class TrainConfig:
         shard: of several processes each holds a part of weights, gradients and optimizer
             (FSDP), where otherwise each holds all (DDP).
         optimizer: "adamw", or "muon" for the blocks' matrices and AdamW for the rest.
-        table_decay: what n-gram tables' rows lose of themselves at each update, at the
-            highest rate.
-        table_dropout: probability that a token's n-grams beyond pairs are left out in training.
         schedule: "cosine" and "linear" warm up and fall to `min_lr_ratio`; "constant" is the
             tutorial's.
         warmup_ratio: share of the run in which the rate rises.
@@ -56,7 +53,7 @@ class TrainConfig:
         decay_all: decay every parameter (torch's default) instead of the matrices alone.
         beta1: AdamW's decay of the mean gradient.
         beta2: AdamW's decay of the squared gradient.
-        grad_clip: largest norm of the gradient, n-gram tables left out; 0 is off.
+        grad_clip: largest norm of the gradient; 0 is off.
         data_order: "shuffled" shows every window once an epoch; "tutorial" draws windows from
             torch's global generator, as chapter 14 does.
         val_fraction: share of the text, from its end, that is kept for validation.
@@ -89,8 +86,6 @@ class TrainConfig:
     checkpoint_activations: bool = False
     shard: bool = False
     optimizer: OptimizerName = "adamw"
-    table_decay: float = 0.0
-    table_dropout: float = 0.0
     schedule: Schedule = "cosine"
     warmup_ratio: float = 0.02
     min_lr_ratio: float = 0.05
@@ -142,8 +137,7 @@ class TrainConfig:
         for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds", "reserve_s"):
             if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)} must be a finite number")
-        shares = ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2", "table_decay")
-        for name in (*shares, "table_dropout"):
+        for name in ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2"):
             require_number(name, getattr(self, name))
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")

@@ -234,8 +234,6 @@ def _value_in(state: State, name: str, asked: Any) -> Any:
         return getattr(state.training, name)
     if name == "tokenizer":
         return asked if is_named(state.tokenizer, asked) else state.tokenizer.kind
-    if name == "exportable":
-        return not state.config.ngram_rows
     if name == "init_from":
         origin = state.settings.get("from")
         same = origin is not None and str(resolve(asked).resolve()) == origin["path"]

@@ -36,7 +36,6 @@ from mygpt.training.hardware import (
     products_in,
     why_not_compiled,
 )
-from mygpt.training.optimizer import TABLE
 from mygpt.training.sharding import is_sharded, local
 from mygpt.training.shared_losses import shared_losses
 from mygpt.training.world import ALONE, World
@@ -67,15 +66,9 @@ def make_gradients(
     return Gradients(model, threads, config.micro_batch, config=config, world=world)
 
 
-def clippable(model: GPT) -> list[torch.nn.Parameter]:
-    """All parameters but the n-gram tables, whose rows' steps do not grow with their gradients."""
-    named = model.named_parameters()
-    return [parameter for name, parameter in named if not name.startswith(TABLE)]
-
-
 def gradient_norm(model: GPT, world: World = ALONE) -> torch.Tensor:
-    """The norm of all gradients but the n-gram tables', a scalar; the same on all processes."""
-    gradients = [p.grad for p in clippable(model) if p.grad is not None]
+    """The norm of all gradients, a scalar; the same on all processes."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if not any(map(is_sharded, gradients)):
         return torch.nn.utils.get_total_norm(gradients)
     total = torch.nn.utils.get_total_norm([local(gradient) for gradient in gradients]).square()
@@ -84,8 +77,8 @@ def gradient_norm(model: GPT, world: World = ALONE) -> torch.Tensor:
 
 
 def clip(model: GPT, limit: float, norm: torch.Tensor) -> None:
-    """Shorten all gradients but the n-gram tables' together, where `norm` exceeds `limit`."""
-    parameters = clippable(model)
+    """Scale all gradients by one factor where their `norm` exceeds `limit`."""
+    parameters = list(model.parameters())
     if not any(map(is_sharded, parameters)):
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return
@@ -269,7 +262,7 @@ class Gradients:
         return loss
 
     def norm(self) -> torch.Tensor:
-        """The norm of all gradients but the n-gram tables', a scalar."""
+        """The norm of all gradients, a scalar."""
         return gradient_norm(self.model, self.world)
 
     def _share(

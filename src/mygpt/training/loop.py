@@ -254,7 +254,7 @@ class Trainer:
 
     def _seed_dropout(self) -> None:
         """Several processes draw different numbers, each step's a function of step and process."""
-        if self.world.alone or not (self.model.config.dropout or self.config.table_dropout):
+        if self.world.alone or not self.model.config.dropout:
             return
         place = self.course.step * self.world.size + self.world.rank
         torch.manual_seed((self.config.seed + _STEP_SEED * (place + 1)) % 2**63)

@@ -180,7 +180,7 @@ class _Need:
         """Buffers of a size that the shape tells; gradients are no torch tensors of their own."""
         shape, threads = self.model.config, min(torch.get_num_threads(), batch_size)
         optimizer = 2 * _FLOAT * shape.num_parameters()
-        gradients = threads * _FLOAT * shape.num_multiplied()
+        gradients = threads * _FLOAT * shape.num_parameters()
         rows = [(batch_size, self.config.seq_len)]
         rows += [(b, t) for _, t, b in self.config.stages]
         longest = self.config.longest_window  # which validation takes

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from mygpt.training.compiled.step import CompiledStep
 
 # Beside Muon: the rates of what AdamW updates, as multiples of Muon's (docs/lab-notes.md).
-_EMBEDDING_RATE, _HEAD_RATE, _NORM_RATE, TABLE_RATE = 1.0, 0.5, 0.5, 2.5
+_EMBEDDING_RATE, _HEAD_RATE, _NORM_RATE = 1.0, 0.5, 0.5
 _MUON_BETA1, _MUON_BETA2, _MUON_EPS = 0.9, 0.95, 1e-10
 _EPS = 1e-8
-TABLE = "ngram_embedding.tables."
-TABLE_MEMORY = 0.95  # what a visit keeps of a row's mean square
 
 
 class Optimizer:
@@ -37,7 +35,7 @@ class Optimizer:
     Args:
         model: whose.
         config: which optimizer, its decay and its betas.
-        compiled: the kernels that do Muon's and the tables' part; None is torch's operations.
+        compiled: the kernels that do Muon's part; None is torch's operations.
         world: the processes that hold parts of the parameters, where these are sharded.
 
     Attributes:
@@ -64,11 +62,8 @@ class Optimizer:
         self._memory: dict[tuple[str, str], torch.Tensor] = {}
         self._groups: dict[tuple[float, float], list[str]] = {}
         self._matrices: list[str] = []
-        self._tables: list[str] = []
         for name, parameter in self._parameters.items():
-            if name.startswith(TABLE):
-                self._tables.append(name)
-            elif config.optimizer == "muon" and muon.parts(name, model.config) is not None:
+            if config.optimizer == "muon" and muon.parts(name, model.config) is not None:
                 self._matrices.append(name)
             else:
                 self._groups.setdefault(self._rate_and_decay(name, parameter), []).append(name)
@@ -89,8 +84,6 @@ class Optimizer:
             self._adamw(names, rate * self.lr, decay)
         if self._matrices:
             self._muon()
-        if self._tables:
-            self._update_tables()
 
     def _adamw(self, names: list[str], rate: float, decay: float) -> None:
         plain = self.config.optimizer == "adamw"
@@ -154,21 +147,6 @@ class Optimizer:
             here = local(sharded)
             here.copy_(matrix[start : start + len(here)])
 
-    def _update_tables(self) -> None:
-        rate, decay = TABLE_RATE * self.lr, self.config.table_decay * self.lr / self.config.lr
-        memory = {name: self._kept("visits", name) for name in self._tables}
-        if self._compiled is not None:
-            self._compiled.update_tables(memory, rate=rate, decay=decay)
-            return
-        if self.found_inf is not None and bool(self.found_inf):
-            return
-        for name in self._tables:
-            parameter = self._parameters[name]
-            assert parameter.grad is not None
-            tensors = (local(t) for t in (parameter, parameter.grad, memory[name]))
-            start = first_row(parameter, self.world)
-            update_table(*tensors, rate=rate, decay=decay, first_row=start)
-
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self._parameters.values():
@@ -206,36 +184,7 @@ class Optimizer:
 
 def memory_shape(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what is remembered of a parameter of this shape."""
-    if what == "step":
-        return ()
-    return (shape[0], 2) if what == "visits" else shape
-
-
-@torch.no_grad()
-def update_table(
-    table: torch.Tensor,
-    gradient: torch.Tensor,
-    visits: torch.Tensor,
-    *,
-    rate: float,
-    decay: float,
-    first_row: int = 0,
-) -> None:
-    """The rows of an n-gram table (rows, C) that a batch has met, in place.
-
-    A row moves by its gradient over the root of the mean square of its recent ones (RMSProp,
-    Tieleman & Hinton, 2012), with one number a row and time counted in visits: a row that is met
-    for the first time moves as far as one that is met in every batch. `visits` (rows, 2) holds
-    their number and the mean square. These may be the table's rows from `first_row` on.
-    """
-    rows = gradient.any(dim=1).nonzero()[:, 0]
-    rows = rows[rows + first_row > 0]  # row 0 stands for n-grams that are not in the table
-    own, seen = gradient[rows], visits[rows]
-    seen[:, 0] += 1
-    seen[:, 1] = TABLE_MEMORY * seen[:, 1] + (1 - TABLE_MEMORY) * own.square().mean(dim=1)
-    visits[rows] = seen
-    usual = (seen[:, 1] / (1 - TABLE_MEMORY ** seen[:, 0])).add(1e-20).sqrt()
-    table[rows] = table[rows] * (1 - decay) - rate * own / usual[:, None]
+    return () if what == "step" else shape
 
 
 def _adamw_by_hand(

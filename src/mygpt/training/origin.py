@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint, check_finite, read_checkpoint, resolve
 from mygpt.core.config import GPTConfig, require_path
@@ -93,12 +91,10 @@ def same_origin(settings: dict[str, Any], run: str | Path) -> Origin | None:
     return origin
 
 
-def require_as_it_is(
-    preset: str, tokenizer: str, options: dict[str, Any], *, exportable: bool
-) -> None:
+def require_as_it_is(preset: str, tokenizer: str, options: dict[str, Any]) -> None:
     """Raise `InputError` for what a model that is there already has decided."""
     clashing = ["preset"] * (preset != AUTO) + ["tokenizer"] * (tokenizer != "auto")
-    clashing += ["exportable"] * exportable + [n for n in _OF_THE_MODEL if n in options]
+    clashing += [name for name in _OF_THE_MODEL if name in options]
     if clashing:
         names = ", ".join("--" + name.replace("_", "-") for name in clashing)
         raise InputError(f"--from goes on with a model as it is: leave out {names}")
@@ -109,7 +105,6 @@ def first_model(
     config: TrainConfig,
     device: torch.device,
     *,
-    ngrams: Sequence[NDArray[np.int64]] = (),
     origin: Origin | None = None,
     world: World = ALONE,
 ) -> GPT:
@@ -123,8 +118,6 @@ def first_model(
         drawn = replace(origin.checkpoint, config=shape).build_model()
     elif world.is_main:
         drawn = GPT.from_config(shape)
-        if ngrams:
-            drawn.ngram_embedding.set_keys(ngrams)
         if config.optimizer == "muon":
             draw_weights(drawn)
     set_seed((config.seed + _DATA_SEED) % 2**64)

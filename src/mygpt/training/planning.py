@@ -10,19 +10,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.data.batches import Tokens
 from mygpt.data.token_store import StoredTokens
-from mygpt.ngrams import count_ngrams
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.durations import file_s
 from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.recipe import Budget, Recipe, choose, continuing, flops_per_token
-from mygpt.training.stored import counted
 
 # What `minutes` keeps for after the last step: saving, the report and the end of the process,
 # validating, and the simpler models that the loss is shown beside.
@@ -37,7 +33,6 @@ _FLOPS_AN_EXP = 100  # what an exponential costs beside a multiplication
 _DEVICE_RATE = 1e13  # a guess for accelerators, which are not measured yet
 _MOST_VALIDATING = 0.25  # of the time that training has, for a pass over all held tokens
 _LEAST_VALIDATED = 2**12
-MOST_ROWS = 2**17  # of an n-gram table
 # Of a store's held tokens so many are validated on where nobody asks for more: a tenth of a
 # huge one would take longer than the training.
 _MOST_HELD = 2**20
@@ -51,7 +46,6 @@ class Planned:
         shape: of the model.
         training: options of `TrainConfig`.
         recipe: what the rule chose; None for a named preset.
-        ngrams: the keys of the model's n-gram tables.
         late_s: by how much the command will take longer than its `minutes`, since beginning and
             ending take so long.
     """
@@ -59,7 +53,6 @@ class Planned:
     shape: dict[str, Any]
     training: dict[str, Any]
     recipe: Recipe | None
-    ngrams: list[NDArray[np.int64]]
     late_s: float = 0.0
 
 
@@ -72,7 +65,6 @@ def plan_run(
     vocab_size: int,
     flops_per_s: float,
     began: float,
-    exportable: bool,
     known: GPTConfig | None = None,
 ) -> Planned:
     """Shape and training options of a new run.
@@ -86,13 +78,12 @@ def plan_run(
         flops_per_s: what `measured_speed` gave.
         began: when the command began, as `time.monotonic` counts: `minutes` are the whole
             command's.
-        exportable: leave out what other programs do not know.
         known: the shape of the model to go on from; None is a fresh one.
     """
     shape, training = preset_options(preset, options)
     lengths = _lengths(preset, options)
     budget = _budget(lengths, flops_per_s, began)
-    recipe, keys, late_s = None, [], 0.0
+    recipe, late_s = None, 0.0
     held, val_tokens = val_tokens, _affordable(val_tokens, train_tokens)
     if preset == AUTO:
         asked = {name: value for name, value in options.items() if name not in lengths}
@@ -100,14 +91,11 @@ def plan_run(
         if known is not None:
             recipe = continuing(known, *sizes, budget, asked=asked)
         else:
-            recipe = choose(*sizes, vocab_size, budget, exportable=exportable, asked=asked)
+            recipe = choose(*sizes, vocab_size, budget, asked=asked)
         shape, training = recipe.shape, recipe.training
         if recipe.bounded:
             lengths = {"steps": None, "tokens": math.ceil(recipe.tokens), "minutes": None}
         training |= lengths
-        keys = _keys(recipe, train_tokens, vocab_size)
-        if keys:
-            shape["ngram_rows"] = tuple(len(key) + 1 for key in keys)
     if recipe is None and lengths["minutes"] is not None and not training.get("val_tokens"):
         val_tokens = _validated_in_time(val_tokens, GPTConfig(vocab_size, **shape), budget)
     if val_tokens < held and not training.get("val_tokens"):
@@ -125,7 +113,7 @@ def plan_run(
         most_s = 30.0 * lengths["minutes"]
         training.setdefault("reserve_s", min(reserve_s, most_s))
         late_s = max(0.0, reserve_s - most_s)
-    return Planned(shape, training, recipe, keys, late_s)
+    return Planned(shape, training, recipe, late_s)
 
 
 def _affordable(held: int, train_tokens: Tokens) -> int:
@@ -139,19 +127,6 @@ def _validated_in_time(held: int, config: GPTConfig, budget: Budget) -> int:
     if held * token_s <= _MOST_VALIDATING * budget.seconds:
         return held
     return min(held, max(_LEAST_VALIDATED, int(0.05 * budget.seconds / token_s)))
-
-
-def _keys(recipe: Recipe, train_tokens: Tokens, vocab_size: int) -> list[NDArray[np.int64]]:
-    """The n-grams that have rows, by order from pairs on; none where the rule has no tables."""
-    if recipe.orders < 2:
-        return []
-    return count_ngrams(
-        counted(train_tokens),
-        vocab_size,
-        recipe.orders,
-        min_count=recipe.least_count,
-        max_rows=MOST_ROWS,
-    )
 
 
 def _report_every(recipe: Recipe, budget: Budget) -> int:
@@ -212,7 +187,7 @@ def suitable_tokens(
         return "auto"
     budget = _budget(lengths, flops_per_s, began)
     asked = {name: value for name, value in options.items() if name not in lengths}
-    recipe = choose(num_chars, 0, _CHARACTERS, budget, exportable=True, asked=asked)
+    recipe = choose(num_chars, 0, _CHARACTERS, budget, asked=asked)
     few = num_chars < _BPE_FROM or recipe.epochs > _BPE_BELOW
     return "auto" if few else f"bpe:{_BPE_SIZE}"
 

@@ -10,9 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mygpt.container import check_storable
 from mygpt.core.config import GPTConfig, require_path
@@ -62,7 +60,6 @@ class Prepared:
     device: torch.device
     settings: dict[str, Any]
     notes: list[str]
-    ngrams: list[NDArray[np.int64]]
     expected_tokens: float
     origin: Origin | None = None
 
@@ -80,7 +77,6 @@ def prepare(
     split_documents: bool | None = None,
     unknown: str = "error",
     device: str = "auto",
-    exportable: bool = False,
     init_from: str | Path | None = None,
     began: float | None = None,
     listener: Listener | None = None,
@@ -110,7 +106,7 @@ def prepare(
     check_policy(unknown, CORPUS_POLICIES)
     origin = None
     if init_from is not None:
-        require_as_it_is(preset, tokenizer, options, exportable=exportable)
+        require_as_it_is(preset, tokenizer, options)
         origin = read_origin(init_from)
     if output is not None:
         RunFolder.at(output).check_free(overwrite=overwrite)  # before a long text is read
@@ -182,7 +178,6 @@ def prepare(
         vocab_size=chosen.vocab_size,
         flops_per_s=speed(),
         began=began,
-        exportable=exportable,
         known=None if origin is None else origin.checkpoint.config,
     )
     notes += fit_window(
@@ -201,7 +196,7 @@ def prepare(
     notes += _of_the_time(planned, config, len(val_tokens))
     return Prepared(
         run, source, chosen, train_tokens, val_tokens, shape, config, in_pieces, where,
-        settings, notes, planned.ngrams,
+        settings, notes,
         planned.recipe.tokens if planned.recipe is not None and origin is None else 0.0, origin,
     )  # fmt: skip
 

@@ -116,14 +116,14 @@ def draw_weights(model: GPT) -> None:
     """First weights for Muon, in place, from torch's global generator.
 
     The embedding is N(0, 0.5); matrices that read the stream N(0, 0.7 / sqrt(C)); what writes to
-    it, the head and the n-gram tables begin at zero, so that every block begins as nothing.
+    it and the head begin at zero, so that every block begins as nothing.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim != 2:
             continue
         if name == "token_embedding.weight":
             parameter.normal_(0.0, 0.5)
-        elif "output" in name or name.startswith(("head", "ngram")):
+        elif "output" in name or name.startswith("head"):
             parameter.zero_()
         else:
             parameter.normal_(0.0, 0.7 / math.sqrt(parameter.shape[1]))
@@ -167,8 +167,6 @@ class Recipe:
     Attributes:
         shape: of the model, as `GPTConfig` takes it.
         training: options of `TrainConfig`, but for the length.
-        orders: of the longest n-grams that have tables; 1 is none.
-        least_count: how often an n-gram has to occur to have a row.
         tokens: about how many will be read.
         epochs: how often that is the whole corpus.
         bounded: whether the text is too short for the time.
@@ -176,8 +174,6 @@ class Recipe:
 
     shape: dict[str, Any]
     training: dict[str, Any]
-    orders: int
-    least_count: int
     tokens: float
     epochs: float
     bounded: bool
@@ -187,10 +183,9 @@ class Recipe:
         shape, stages = self.shape, [self.training["seq_len"]]
         stages += [seq_len for _, seq_len, _ in self.training["stages"]]
         dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
-        tables = f", tables of n-grams up to {self.orders}" if self.orders > 1 else ""
         short = "; ends then, since more time would only teach it by heart" if self.bounded else ""
         return [
-            f"plan: {shape['num_layers']} layers of width {shape['embed_dim']}{tables}, windows of "
+            f"plan: {shape['num_layers']} layers of width {shape['embed_dim']}, windows of "
             f"{', then '.join(map(str, stages))}, about {self.tokens:,.0f} tokens "
             f"({self.epochs:.1f} times the text){dropout}{short}"
         ]
@@ -202,7 +197,6 @@ def choose(
     vocab_size: int,
     budget: Budget,
     *,
-    exportable: bool,
     asked: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """The recipe for N tokens to learn from, some to validate on, and a budget.
@@ -212,7 +206,6 @@ def choose(
         val_tokens: how many are held back.
         vocab_size: V.
         budget: how long the run may be.
-        exportable: without tables of n-grams.
         asked: what the user wants in the rule's place, as `GPTConfig` and `TrainConfig` call it.
     """
     asked = asked or {}
@@ -248,8 +241,7 @@ def choose(
     }
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
     shape.setdefault("dropout", _dropout(epochs))
-    orders, least_count = _tables(epochs, exportable=exportable)
-    return Recipe(shape, training, orders, least_count, tokens, epochs, bounded)
+    return Recipe(shape, training, tokens, epochs, bounded)
 
 
 def continuing(
@@ -300,7 +292,7 @@ def continuing(
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
     shape = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
     shape["dropout"] = asked.get("dropout", _dropout(tokens / num_tokens))
-    return Recipe(shape, training, 1, 1, tokens, tokens / num_tokens, bounded)
+    return Recipe(shape, training, tokens, tokens / num_tokens, bounded)
 
 
 def _shape_and_windows(
@@ -359,16 +351,6 @@ def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
     count = int(min(0.05 * tokens * 3 / max(1, val_tokens), tokens / TOKENS_PER_STEP / _APART))
     count = max(1, min(_MOST_EVALUATIONS, count))
     return tuple((number / count) ** 1.5 for number in range(1, count))
-
-
-def _tables(epochs: float, *, exportable: bool) -> tuple[int, int]:
-    """The order of the longest n-grams with tables (1 is none), and the count they need.
-
-    A row that is met a few times an epoch has its own targets by heart in the next ones.
-    """
-    if exportable or epochs > 2.6:
-        return 1, 1
-    return 4, 1 if epochs < 2.2 else 8
 
 
 def _dropout(epochs: float) -> float:

@@ -24,7 +24,6 @@ from mygpt.training.named import names_in, require_seen, seen
 from mygpt.training.origin import first_model, same_origin
 from mygpt.training.preparing import resolved
 from mygpt.training.run import RunFolder
-from mygpt.training.shards import read_shards
 from mygpt.training.sitting import (
     from_the_start,
     leaves_torch_alone,
@@ -32,7 +31,6 @@ from mygpt.training.sitting import (
 from mygpt.training.source import (
     provenance_of,
 )
-from mygpt.training.state import Arrays, State
 from mygpt.training.together import (
     require_listener,
 )
@@ -104,11 +102,7 @@ def replay(
         state = replace(state, settings=settings)
     source = same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
-    weights = _weights(state)
-    ngrams = [weights[name].copy() for name in state.config.key_shapes()]
-    first = first_model(
-        state.config, config, where, ngrams=ngrams, origin=same_origin(state.settings, original)
-    )
+    first = first_model(state.config, config, where, origin=same_origin(state.settings, original))
     trainer = Trainer(
         first,
         state.tokenizer,
@@ -123,13 +117,5 @@ def replay(
     )
     notes = [] if note is None else [note]
     notes += [f"the text is read from {shown(name)}" for name in names_in(state.settings)]
-    del state, weights  # as large as all that is trained
+    del state  # as large as all that is trained
     return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
-
-
-def _weights(state: State) -> Arrays:
-    """A state's weights by name, wherever they lie."""
-    if state.shards is None:
-        return state.part("model")
-    arrays = read_shards(state.path.parent / state.shards["folder"], state.shards["files"])
-    return {n.removeprefix("model/"): a for n, a in arrays.items() if n.startswith("model/")}

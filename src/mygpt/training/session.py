@@ -56,7 +56,6 @@ def train(
     split_documents: bool | None = None,
     unknown: str = "error",
     device: str = "auto",
-    exportable: bool = False,
     init_from: str | Path | None = None,
     began: float | None = None,
     listener: Listener = print,
@@ -80,7 +79,6 @@ def train(
         unknown: "error" refuses a text of which the tokenizer does not know more than a tenth,
             "keep" takes it all the same.
         device: "auto", "cpu", "cuda" or "mps".
-        exportable: leave out what other programs do not know: n-gram tables.
         init_from: a checkpoint or run to go on from with this text, in its shape and with its
             tokenizer, at a lower rate; its own run stays as it is.
         began: from when `minutes` count, as `time.monotonic` does; None is now.
@@ -103,7 +101,7 @@ def train(
         "val_file": val_file, "encoding": encoding, "field": field,
         "split_documents": split_documents,
         "unknown": unknown,
-        "exportable": exportable, "init_from": init_from, "began": began, "listener": listener,
+        "init_from": init_from, "began": began, "listener": listener,
         **options,
     }  # fmt: skip
     with joined(device) as world:
@@ -126,10 +124,7 @@ def _begin(
     world: World, ready: Prepared, preset: str, command: str, listener: Listener, *, overwrite: bool
 ) -> Writer:
     """Train what was prepared, from its beginning."""
-    model = first_model(
-        ready.shape, ready.config, ready.device, ngrams=ready.ngrams, origin=ready.origin,
-        world=world,
-    )  # fmt: skip
+    model = first_model(ready.shape, ready.config, ready.device, origin=ready.origin, world=world)
     ready = replace(ready, origin=None)  # its weights, which take as much memory as the model's
     config, notes = ready.config, ready.notes
     if ready.in_pieces and world.alone:

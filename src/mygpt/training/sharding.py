@@ -92,9 +92,8 @@ def sharded_model(shape: GPTConfig, config: TrainConfig, device: torch.device, w
 
 def fill(model: GPT, source: GPT | None, world: World) -> None:
     """Make a sharded model's numbers those of the first process's `source`, one by one."""
-    known = {} if source is None else {**dict(source.named_buffers()), **source.state_dict()}
-    buffers = {name: tensor for name, tensor in model.named_buffers() if "rotary" not in name}
-    for name, tensor in {**dict(model.named_parameters()), **buffers}.items():
+    known = {} if source is None else source.state_dict()
+    for name, tensor in model.named_parameters():
         array = np.empty(tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
         if source is not None:
             array[...] = known[name].detach().cpu().numpy()

@@ -138,7 +138,7 @@ class State:
                 path,
                 GPTConfig.from_dict(parts["config"]),
                 from_state(parts["tokenizer"]),
-                TrainConfig(**{"dtype": "float32", **parts["training"]}),  # as before it had a name
+                _training_config(parts["training"]),
                 _checked_settings(parts["settings"]),
                 _checked_provenance(parts["provenance"]),
                 Course.from_dict(parts["course"]),
@@ -155,6 +155,13 @@ class State:
         """The arrays whose names begin with `room/`, without it."""
         start = f"{room}/"
         return {n.removeprefix(start): a for n, a in self.arrays.items() if n.startswith(start)}
+
+
+def _training_config(values: dict[str, Any]) -> TrainConfig:
+    """How a run is trained, also of states that were written before or after an option existed."""
+    removed = ("table_decay", "table_dropout")  # of n-gram input tables
+    known = {name: value for name, value in values.items() if name not in removed}
+    return TrainConfig(**{"dtype": "float32", **known})
 
 
 def _require_name(name: str | None) -> None:

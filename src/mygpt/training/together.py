@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mygpt.core.config import GPTConfig
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError
@@ -39,7 +36,6 @@ class _Told:
     config: TrainConfig
     in_pieces: bool
     settings: dict[str, Any]
-    ngrams: list[NDArray[np.int64]]
     expected_tokens: float
 
 
@@ -72,7 +68,7 @@ def prepare_together(world: World, device: str, prepare: Callable[[], Prepared])
 def _told(ready: Prepared) -> _Told:
     return _Told(
         ready.run, ready.tokenizer.to_state(), ready.source.sha256, ready.shape, ready.config,
-        ready.in_pieces, ready.settings, ready.ngrams, ready.expected_tokens,
+        ready.in_pieces, ready.settings, ready.expected_tokens,
     )  # fmt: skip
 
 
@@ -113,7 +109,7 @@ def _follow(told: _Told, world: World, device: str) -> Prepared | None:
     return Prepared(
         Bystander(told.run.folder, told.run.file), source, tokenizer, train_tokens, val_tokens,
         told.shape, told.config, told.in_pieces, world.choose_device(device), told.settings, [],
-        told.ngrams, told.expected_tokens,
+        told.expected_tokens,
     )  # fmt: skip
 
 

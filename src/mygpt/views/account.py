@@ -58,7 +58,6 @@ def plan_of(state: State) -> Lines:
     windows = [f"{config.batch_size} windows of {config.seq_len} tokens"]
     windows += [f"from {share:.0%} on {batch} of {time}" for share, time, batch in config.stages]
     block = "the tutorial's" if shape.is_tutorial_block else f"{shape.norm} norm, {shape.mlp}"
-    tables = f", {len(shape.ngram_rows)} n-gram tables" if shape.ngram_rows else ""
     return [
         ("length", _length(state)),
         (
@@ -66,7 +65,7 @@ def plan_of(state: State) -> Lines:
             f"{shape.num_layers} layers of {shape.num_heads} heads, width {shape.embed_dim}, "
             f"window {shape.max_seq_len}",
         ),
-        ("block", f"{block}, {shape.position} positions{tables}"),
+        ("block", f"{block}, {shape.position} positions"),
         ("each step", ", ".join(windows)),
         ("optimizer", f"{config.optimizer}, highest rate {config.lr:g}, {config.schedule}"),
         ("against memorising", f"weight decay {config.weight_decay:g}, dropout {shape.dropout:g}"),

@@ -144,7 +144,7 @@ def _written(run: Run) -> dict[str, Any] | None:
     model = run.model
     if model is None:
         return None
-    large = model.config.num_multiplied() > _LARGE
+    large = model.config.num_parameters() > _LARGE
     try:
         writer = Writer(model, model.tokenizer, device="cpu")
         text = writer.complete(

@@ -1,7 +1,7 @@
 """The compiled engine for CPUs: the whole decoding loop as machine code over packed weights.
 
 `layout` says where everything lies and `pack` puts it there. Numba compiles `simd`, `arithmetic`,
-`matmul`, `attention`, `ngrams`, `forward`, `sample`, `digest`, `panels` and `loop`; `build` keeps
+`matmul`, `attention`, `forward`, `sample`, `digest`, `panels` and `loop`; `build` keeps
 the machine code. `decoding` runs it on the arrays of `memory` with the threads of `workers`; in a
 `batch` requests come and go meanwhile.
 """

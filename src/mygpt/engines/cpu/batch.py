@@ -67,7 +67,7 @@ class CpuBatch:
         self._requests: dict[int, Request] = {}  # by slot
         self._free = deque(range(size))
         self._unread: list[int] = []  # slots whose prompts are still to be read, oldest first
-        self._piece = max(_LEAST_PIECE, _PIECE_PRODUCTS // model.config.num_multiplied())
+        self._piece = max(_LEAST_PIECE, _PIECE_PRODUCTS // model.config.num_parameters())
         self._failures: dict[int, InputError] = {}
 
     @property

@@ -33,7 +33,7 @@ from mygpt.storage import remove_abandoned, write_durably
 
 # The files whose words end up in the machine code, besides this one.
 _COMPILED = (
-    "layout", "simd", "arithmetic", "matmul", "attention", "ngrams", "forward", "sample", "loop",
+    "layout", "simd", "arithmetic", "matmul", "attention", "forward", "sample", "loop",
     "digest", "panels",
 )  # fmt: skip
 _DIGEST_BYTES = 32  # of SHA-256, before the code

@@ -41,7 +41,7 @@ class Loop:
     def __init__(self, memory: Memory, threads: int | None) -> None:
         self._memory, self._slots, self._job = memory, memory.slots, memory.job
         self._wanted = threads
-        self._products = memory.config.num_multiplied()  # of a row
+        self._products = memory.config.num_parameters()  # of a row
         self._run = load_kernels().run
         self._threads = 0
         self._step_s = 0.0

@@ -15,7 +15,6 @@ from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.arithmetic import activate, normalize, share
 from mygpt.engines.cpu.attention import attend, prepare_queries, store_pairs
 from mygpt.engines.cpu.matmul import copy_row, linear
-from mygpt.engines.cpu.ngrams import add_ngrams
 from mygpt.engines.cpu.simd import (
     FLOATS,
     INTS,
@@ -68,9 +67,8 @@ def _my_rows(rows, thread, threads):
 
 @kernel(INTS, FLOATS, WHOLE, WHOLE)
 def _embed(job, x, first, last):
-    """x = the token's embedding, plus the position's and the n-grams' where the model has them."""
+    """x = the token's embedding, plus the position's where the model has learned ones."""
     width, tokens, positions = job[at.WIDTH], ints(job[at.ROW_TOKEN]), ints(job[at.ROW_POSITION])
-    slots = ints(job[at.ROW_SLOT])
     for row in range(first, last):
         out = skip(x, row * job[at.WIDTH_STRIDE])
         copy_row(out, ints(job[at.EMBEDDING]), tokens[row], job[at.QUANTIZED])
@@ -78,8 +76,6 @@ def _embed(job, x, first, last):
             here = skip(floats(job[at.POSITIONS]), positions[row] * width)
             for c in range(width):
                 out[c] += here[c]
-        if job[at.NGRAM_ORDERS] > 0:
-            add_ngrams(job, out, slots[row], positions[row])
 
 
 @kernel(INTS, WHOLE, returns=FLOATS)

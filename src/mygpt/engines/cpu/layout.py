@@ -28,20 +28,19 @@ CROP, REFILL, STOP = 0, 1, 2
 LAYER_NORM, RMS_NORM = 0, 1
 GELU, GELU_TANH, SWIGLU = 0, 1, 2
 
-JOB_SIZE = 67
+JOB_SIZE = 65
 (
     # the run
     THREADS, MODE, STEPS, SLOTS, MAX_ROWS, NUM_ROWS, OUTPUTS, OUTPUTS_BEFORE, BARRIER, FAILED,
     REALS,
     # the shape
     LAYERS, WIDTH, HEADS, GROUPS, HEAD, VOCAB, WINDOW, NORM, ROTARY, MLP, QK_NORM,
-    QUANTIZED, NGRAM_ORDERS,
+    QUANTIZED,
     # strides
     WIDTH_STRIDE, QUERY_STRIDE, PAIR_STRIDE, MIXED_STRIDE, HIDDEN_STRIDE, VOCAB_STRIDE,
     TIME_STRIDE, HEAD_STRIDE, TEXT_STRIDE,
     # the model: addresses
     LAYER_TABLE, EMBEDDING, HEAD_MATRIX, POSITIONS, COSINES, SINES, FINAL_WEIGHT, FINAL_BIAS,
-    NGRAM_TABLES,
     # what is remembered between steps: addresses
     KEYS, VALUES, SLOT_TABLE, SETTINGS, TEXT, SEEN,
     # room to work in: addresses
@@ -56,10 +55,6 @@ EPS, SCORE_SCALE = range(2)
 # bias (0 for none), its inner dimension, and its outputs rounded up to whole vectors.
 MATRIX_SIZE = 5
 DATA, SCALES, BIAS, DEPTH, OUTPUTS_PADDED = range(MATRIX_SIZE)
-
-# An n-gram table: addresses of its sorted keys and of its rows (C numbers each), how many keys.
-TABLE_SIZE = 3
-TABLE_KEYS, TABLE_DATA, TABLE_COUNT = range(TABLE_SIZE)
 
 # One layer: addresses of its vectors, then its matrices.
 _VECTORS = 6

@@ -65,7 +65,7 @@ class PackedModel:
         arrays: its parameters by name, as `GPT.state_dict` has them; also "rotary_cos" and
             "rotary_sin", (L, D) or fewer rows, where a model has tables of its own.
         quantized: keep matrices as int8 with one float32 scale an output (the largest weight
-            becomes 127); n-gram tables stay float32.
+            becomes 127).
 
     Attributes:
         job: the model's part of a job (see `layout`); zeros elsewhere.
@@ -78,15 +78,13 @@ class PackedModel:
         self.weight_bytes = 0
         self._arrays = arrays
         width = 1 if quantized else 4
-        tables = config.num_parameters() - config.num_multiplied()
-        self._arena = Arena(config.num_multiplied() * width * 9 // 8 + tables * 4 + 2**16)
+        self._arena = Arena(config.num_parameters() * width * 9 // 8 + 2**16)
         self._alive: list[NDArray[Any]] = []  # what else the job's addresses point to
         self._waiting: list[tuple[NDArray[Any], NDArray[Any]]] = []  # matrices and their room
         self.job = np.zeros(at.JOB_SIZE, np.int64)
         self._lock = threading.Lock()
         self._describe_shape()
         self._pack_ends()
-        self._pack_ngrams()
         table = np.stack([self._layer(n) for n in range(config.num_layers)])
         self.job[at.LAYER_TABLE] = self._keep(table)
         self._lay_waiting()
@@ -171,16 +169,6 @@ class PackedModel:
                 cosines, sines = (np.concatenate([old, new[held:]]) for old, new in both)
                 self._rotary = cosines, sines
             job[at.COSINES], job[at.SINES] = (table.ctypes.data for table in self._rotary)
-
-    def _pack_ngrams(self) -> None:
-        """The tables of n-grams: a copy of their keys and their rows."""
-        orders = len(self.config.ngram_rows)
-        described = np.zeros((orders, at.TABLE_SIZE), np.int64)
-        for number, table in enumerate(described):
-            keys = np.array(self._arrays[f"ngram_embedding.keys.{number}"], np.int64)
-            table[at.TABLE_KEYS], table[at.TABLE_COUNT] = self._keep(keys), len(keys)
-            table[at.TABLE_DATA] = self._vector(f"ngram_embedding.tables.{number}")
-        self.job[at.NGRAM_ORDERS], self.job[at.NGRAM_TABLES] = orders, self._keep(described)
 
     def _layer(self, number: int) -> NDArray[np.int64]:
         """One row of the layer table."""

@@ -13,23 +13,23 @@ from mygpt.engines.cpu.layout import LANES, PANEL, ROWS
 # Queries whose scores are held at once on the way back: whole tiles.
 QUERIES = 16 * ROWS
 
-JOB_SIZE = 47
+JOB_SIZE = 43
 (
     # the run; whether losses alone are wanted
     THREADS, BATCH, TIME, CHUNK, LOSSES_ONLY, SEED,
     # the shape
-    LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCAB, NORM, ROTARY, MLP, QK_NORM, ORDERS,
+    LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCAB, NORM, ROTARY, MLP, QK_NORM,
     # numbers that are no whole ones
     REALS,
-    # ids: (B T) each, then (orders, B T) rows of the tables
-    IDS, TARGETS, NGRAMS,
+    # ids: (B T) each
+    IDS, TARGETS,
     # the model
     LAYER_TABLE, EMBEDDING, EMBEDDING_GRADIENT, POSITIONS, POSITIONS_GRADIENT, COSINES, SINES,
-    FINAL_NORM, HEAD_MATRIX, TABLES,
+    FINAL_NORM, HEAD_MATRIX,
     # gradients: the address of the first thread's, the floats of each thread's
     GRADIENTS, GRADIENTS_SIZE,
-    # what comes out, row by row: losses, and gradients of the embedded tokens
-    LOSSES, EMBEDDED,
+    # what comes out: the loss of each row
+    LOSSES,
     # room to work in: the address of the first thread's, the floats of each thread's, where in it
     # the fields below begin, the floats of a layer's
     ROOM, ROOM_SIZE, ROOM_TABLE, LAYER_ROOM,
@@ -40,10 +40,8 @@ JOB_SIZE = 47
 ) = range(JOB_SIZE)  # fmt: skip
 
 # REALS: float32.
-REALS_SIZE = 8
-(
-    EPS, DROPOUT, GRADIENT_SCALE, TABLE_RATE, TABLE_DECAY, MUON_RATE, MUON_DECAY, MOMENTUM,
-) = range(REALS_SIZE)  # fmt: skip
+REALS_SIZE = 6
+EPS, DROPOUT, GRADIENT_SCALE, MUON_RATE, MUON_DECAY, MOMENTUM = range(REALS_SIZE)
 
 # A matrix of a linear layer: addresses of its (O, I) rows, of its bias (0 for none), of its
 # panels for the way forward and for the way back; O and I; where in a thread's gradients its own
@@ -61,11 +59,6 @@ W_ATTENTION, W_MIXED, W_MLP_IN, W_MLP_OUT = range(
     4 * NORM_SIZE, 4 * NORM_SIZE + 4 * MATRIX_SIZE, MATRIX_SIZE
 )
 LAYER_SIZE = 4 * NORM_SIZE + 4 * MATRIX_SIZE
-
-# One table of n-grams: addresses of its (rows, C) numbers, of what its updates remember of each
-# row (rows, 2), of the last token of each row's chain (rows, int64), and its rows.
-TABLE_SIZE = 4
-TABLE, MEMORY, CHAIN, TABLE_ROWS = range(TABLE_SIZE)
 
 # A matrix that Muon updates, which may be some rows of a parameter: addresses of its weights,
 # of its momentum, of its gradient; its rows and columns.

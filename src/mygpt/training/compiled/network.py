@@ -61,7 +61,7 @@ def _drop_rows(job, site, first_row, rows, x):
 
 @kernel(INTS, WHOLE, WHOLE, FLOATS)
 def _embed(job, first_row, rows, x):
-    """x (R, C) = token, position and n-gram embeddings."""
+    """x (R, C) = token plus position embeddings."""
     width, time = job[at.WIDTH], job[at.TIME]
     ids, embedding = ints(job[at.IDS]), floats(job[at.EMBEDDING])
     for row in range(rows):
@@ -73,12 +73,6 @@ def _embed(job, first_row, rows, x):
             position = skip(floats(job[at.POSITIONS]), (first_row + row) % time * width)
             for i in range(width):
                 out[i] += position[i]
-        for order in range(job[at.ORDERS]):
-            table = skip(ints(job[at.TABLES]), order * at.TABLE_SIZE)
-            number = ints(job[at.NGRAMS])[order * job[at.BATCH] * time + first_row + row]
-            entry = skip(floats(table[at.TABLE]), number * width)
-            for i in range(width):
-                out[i] += entry[i]
     _drop_rows(job, 0, first_row, rows, x)
 
 
@@ -269,7 +263,7 @@ def _head_and_back(job, thread, first_row, rows, gradients):
 
 @kernel(INTS, WHOLE, WHOLE, WHOLE, FLOATS)
 def _embed_back(job, thread, first_row, rows, gradients):
-    """Gradients of the embeddings, and of each row as the n-grams' tables want them."""
+    """Gradients of the token and position embeddings from D_X."""
     width, time = job[at.WIDTH], job[at.TIME]
     d_x, ids = _room(job, thread, 0, at.D_X), ints(job[at.IDS])
     _drop_rows(job, 0, first_row, rows, d_x)
@@ -280,8 +274,6 @@ def _embed_back(job, thread, first_row, rows, gradients):
         _add(skip(tokens, ids[first_row + row] * width), own, width)
         if job[at.POSITIONS] != 0:
             _add(skip(positions, (first_row + row) % time * width), own, width)
-    if job[at.ORDERS] > 0:
-        _copy(skip(floats(job[at.EMBEDDED]), first_row * width), d_x, rows * width)
 
 
 @kernel(WHOLE, WHOLE, returns=WHOLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mygpt.engines.cpu.build import Program
 
 _OURS, _THEIRS = "mygpt.training.compiled", "mygpt.engines.cpu"
-_COMPILED = "layout", "products", "arithmetic", "attention", "network", "tables", "orthogonal"
+_COMPILED = "layout", "products", "arithmetic", "attention", "network", "orthogonal"
 _SHARED = "layout", "simd", "arithmetic", "matmul", "panels"
 TRAINING = Program(
     "training",
@@ -15,7 +15,6 @@ TRAINING = Program(
     (
         (f"{_OURS}.network", "prepare"),
         (f"{_OURS}.network", "learn"),
-        (f"{_OURS}.tables", "update_tables"),
         (f"{_OURS}.orthogonal", "update_matrices"),
     ),
 )

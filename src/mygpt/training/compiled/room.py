@@ -66,9 +66,7 @@ def room_for(config: GPTConfig, batch: int, time: int, threads: int) -> Room:
 
 def step_bytes(config: GPTConfig, batch: int, time: int, threads: int) -> int:
     """What a step takes beside weights, optimizer and gradients."""
-    tokens, tables = batch * time, len(config.ngram_rows)
     room = _FLOAT * threads * room_for(config, batch, time, threads).floats
-    panels = 2 * _FLOAT * config.num_multiplied()
-    # Ids, losses and gradients row by row; chains of the tables' rows and of a batch's tokens.
-    rows = tokens * (16 + _FLOAT + (_FLOAT * config.embed_dim + 32 * tables if tables else 0))
-    return room + panels + rows + 8 * sum(config.ngram_rows)
+    panels = 2 * _FLOAT * config.num_parameters()
+    rows = batch * time * (16 + _FLOAT)  # two ids and a loss each
+    return room + panels + rows

@@ -25,7 +25,6 @@ from mygpt.training.compiled.room import room_for
 
 _NORMS = {"layer": kinds.LAYER_NORM, "rms": kinds.RMS_NORM}
 _MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGLU}
-_TABLES = "ngram_embedding.tables."
 
 
 def suits(config: GPTConfig) -> bool:
@@ -39,7 +38,6 @@ class Kernels(NamedTuple):
 
     prepare: Kernel
     learn: Kernel
-    update_tables: Kernel
     update_matrices: Kernel
 
 
@@ -49,46 +47,20 @@ class CompiledStep:
     Args:
         model: float32, on the CPU, of a shape that `suits`.
         threads: how many share a batch.
-        table_dropout: probability that a token's n-grams beyond pairs are left out.
     """
 
-    def __init__(self, model: GPT, threads: int, table_dropout: float = 0.0) -> None:
+    def __init__(self, model: GPT, threads: int) -> None:
         self.model = model
         self.threads = threads
-        self.table_dropout = table_dropout
         self._muon_of: dict[str, int] = {}
-        self._chained = 0  # tokens that the tables' chains have room for
         self._kernels = Kernels(*load_program(TRAINING))
         self._job = np.zeros(at.JOB_SIZE, np.int64)
         self._reals = np.zeros(at.REALS_SIZE, np.float32)
         self._alive: list[Any] = []
         self._shape = (0, 0)
-        self._tables = [p for n, p in model.named_parameters() if n.startswith(_TABLES)]
-        self._parameters = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if not name.startswith(_TABLES)
-        }
+        self._parameters = dict(model.named_parameters())
         self._lay_gradients()
         self._lay_model()
-        self._lay_tables()
-
-    def _lay_tables(self) -> None:
-        """The n-gram tables, whose gradients are a batch's rows, not arrays of their size."""
-        job = self._job
-        job[at.ORDERS] = len(self._tables)
-        rows = [[table.data_ptr(), 0, 0, len(table)] for table in self._tables]
-        self._table_rows = np.array(rows, np.int64).reshape(-1, at.TABLE_SIZE)
-        job[at.TABLES] = self._table_rows.ctypes.data
-
-    def _lay_chains(self, tokens: int) -> None:
-        """For each table, a place for each of its rows and then for each token of a batch."""
-        if tokens <= self._chained:
-            return
-        self._chained = tokens
-        self._chains = [np.zeros(len(table) + tokens, np.int64) for table in self._tables]
-        for number, chain in enumerate(self._chains):
-            self._table_rows[number, at.CHAIN] = chain.ctypes.data
 
     def _lay_gradients(self) -> None:
         """One row of floats a thread; the first thread's are the parameters' gradients."""
@@ -200,9 +172,6 @@ class CompiledStep:
         self._room = Arena(4 * room.floats * self.threads + 64).take(room.floats * self.threads)
         self._starts = room.starts
         self._losses = np.zeros(batch * time, np.float32)
-        if self._tables:
-            self._embedded = np.zeros(batch * time * self.model.config.embed_dim, np.float32)
-            self._lay_chains(batch * time)
         job[at.ROOM], job[at.ROOM_SIZE] = self._room.ctypes.data, room.floats
         job[at.ROOM_TABLE], job[at.LAYER_ROOM] = self._starts.ctypes.data, room.layer
         job[at.CHUNK] = room.chunk
@@ -213,9 +182,7 @@ class CompiledStep:
         self._rotary = self.model.rotary_cos, self.model.rotary_sin  # the model's may be replaced
         self._job[at.COSINES], self._job[at.SINES] = (table.data_ptr() for table in self._rotary)
 
-    def _lay_batch(
-        self, inputs: torch.Tensor, targets: torch.Tensor, *, table_dropout: float = 0.0
-    ) -> None:
+    def _lay_batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         if self._shape != tuple(inputs.shape):
             time, most = inputs.shape[1], self.model.max_seq_len
             if time > most:  # the kernels would read on behind the positions
@@ -228,13 +195,6 @@ class CompiledStep:
         job = self._job
         job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
         job[at.BATCH], job[at.TIME] = self._shape
-        if self._tables:
-            job[at.EMBEDDED] = self._embedded.ctypes.data
-            rows = self.model.ngram_embedding.rows(inputs)  # (orders, B, T)
-            if table_dropout:
-                rows[1:] *= torch.rand(rows[1:].shape) >= table_dropout
-            self._rows = rows.contiguous()
-            job[at.NGRAMS] = self._rows.data_ptr()
 
     def _run(self, kernel: Kernel) -> None:
         run_together(kernel, int(self._job.ctypes.data), self.threads)
@@ -244,8 +204,7 @@ class CompiledStep:
 
         Dropout's numbers are drawn from a seed that torch's generator gives.
         """
-        table_dropout = self.table_dropout if self.model.training else 0.0
-        self._lay_batch(inputs, targets, table_dropout=table_dropout)
+        self._lay_batch(inputs, targets)
         job, reals = self._job, self._reals
         dropout = self.model.config.dropout if self.model.training else 0.0
         job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0
@@ -260,29 +219,8 @@ class CompiledStep:
         return torch.tensor(self._losses.mean(dtype=np.float64), dtype=torch.float32)
 
     def scaled_gradients(self, share: float) -> torch.Tensor:
-        """All gradients but the tables' in one row, made this process's share of a batch's."""
-        if self._tables:
-            self._embedded *= np.float32(share)
+        """All gradients in one row, made this process's share of a batch's."""
         return self._gradients[0].mul_(share)
-
-    def own_tables(self) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
-        """The rows of the tables that the last batch met, and the gradients of their sums."""
-        return (self._rows.numpy(), self._embedded) if self._tables else None
-
-    def take_tables(
-        self, parts: list[tuple[NDArray[np.int64], NDArray[np.float32]] | None]
-    ) -> None:
-        """Let the next update of the tables be that of all processes' parts of a batch."""
-        known = [part for part in parts if part is not None]
-        if not known:
-            return
-        orders = len(self._tables)
-        rows = np.concatenate([rows.reshape(orders, -1) for rows, _ in known], axis=1)
-        self._met = np.ascontiguousarray(rows), np.concatenate([floats for _, floats in known])
-        self._lay_chains(rows.shape[1])
-        job = self._job
-        job[at.NGRAMS], job[at.EMBEDDED] = (array.ctypes.data for array in self._met)
-        job[at.BATCH], job[at.TIME] = 1, rows.shape[1]  # until the next batch is laid
 
     def losses(self, inputs: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float32]:
         """The loss of each token, (B T,), without dropout; gradients stay as they are."""
@@ -300,7 +238,7 @@ class CompiledStep:
         return self.losses(ids, wanted).reshape(inputs.shape)
 
     def gradient_norm(self) -> torch.Tensor:
-        """The norm of all gradients but the tables', a scalar."""
+        """The norm of all gradients, a scalar."""
         return self._gradients[0].norm()
 
     def update_matrices(
@@ -335,10 +273,3 @@ class CompiledStep:
         job[at.MUON_TABLE], job[at.MUON_COUNT] = self._muon_table.ctypes.data, len(entries)
         job[at.MUON_ROOM], job[at.MUON_ROOM_SIZE] = self._muon_room.ctypes.data, size
         job[at.MUON_ITERATIONS] = muon.ITERATIONS
-
-    def update_tables(self, visits: dict[str, torch.Tensor], *, rate: float, decay: float) -> None:
-        """The n-gram tables' step; see `mygpt.training.optimizer.update_table`."""
-        for number, name in enumerate(visits):
-            self._table_rows[number, at.MEMORY] = visits[name].data_ptr()
-        self._reals[at.TABLE_RATE], self._reals[at.TABLE_DECAY] = rate, decay
-        self._run(self._kernels.update_tables)

@@ -20,7 +20,7 @@ export class Client {
     this.key = "";
   }
 
-  // { name, parameters, shape, vocab_size, tokenizer, window, tokens, ngrams }
+  // { name, parameters, shape, vocab_size, tokenizer, window, tokens }
   async model() {
     this.facts = await this.send("model");
     return this.facts;
