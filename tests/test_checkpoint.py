@@ -288,15 +288,11 @@ def test_n_gram_tables_are_refused_in_one_line(tmp_path, capsys, command):
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox. " * 50)
     train(text, output=run, steps=1, listener=lambda event: None, **options)
-    files = sorted(run.glob("*.safetensors"))
-    assert [path.name for path in files] == [
-        "best.safetensors", "last.safetensors", "last.state.safetensors",
-    ]  # fmt: skip
-    for path in files:
+    for path in run.glob("*.safetensors"):
         with_ngram_rows(path, [5, 4])
     arguments = {
         "info": [run],
-        "generate": ["the", "--checkpoint", run],
+        "generate": ["--prompt", "the", "--seed", 1, "--checkpoint", run],
         "resume": ["--resume", run, "--steps", 2],
         "export": [run, tmp_path / "exported", "--to", "hf"],
     }[command]

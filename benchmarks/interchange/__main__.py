@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.interchange RUN TEXT [--prompts 20] [--tokens 64]
        [--only-server] [--out docs/benchmarks]
 in the folder above `benchmarks`; needs transformers and llama-cpp-python (benchmarks/peers.txt)
-and, for the last figures, lm-eval[api] (left out where it is missing). RUN was trained with
---exportable. --only-server measures `mygpt serve` alone and keeps the other figures.
+and, for the last figures, lm-eval[api] (left out where it is missing).
+--only-server measures `mygpt serve` alone and keeps the other figures.
 
 All continue passages of TEXT greedily. Where one chooses another token, its two best logits are
 looked at: within 1e-3 the order is a matter of rounding. Then all go on from mygpt's token.

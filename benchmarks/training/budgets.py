@@ -2,10 +2,11 @@
 
 The whole command is timed, from its start to its end. `last.safetensors` is scored, which no
 validation has chosen, in windows of 64 and in the model's own. Results of several calls are
-kept together in one JSON file, by budget, variant and seed.
+kept together in one JSON file, by budget and seed. (There, "plain" and "exportable" are runs of
+versions that had n-gram input tables, with and without these.)
 
 Usage: python -m benchmarks.training.budgets PATH [--seconds 30,150] [--seeds 0,1,2]
-       [--variants plain,exportable] [--out docs/benchmarks/training-budgets.json]
+       [--out docs/benchmarks/training-budgets.json]
 """
 
 from __future__ import annotations
@@ -24,17 +25,15 @@ from benchmarks.training.load import Others
 from benchmarks.training.report import describe_machine
 from benchmarks.training.scoring import cut_of, saved_loss
 
-VARIANTS = {"plain": [], "exportable": ["--exportable"]}
 
-
-def run(path: Path, seconds: float, seed: int, flags: list[str]) -> dict[str, Any]:
+def run(path: Path, seconds: float, seed: int) -> dict[str, Any]:
     """One command: its wall time, and the losses of the model it left."""
     text = path.read_text(encoding="utf-8")
     held = text[cut_of(text) :]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         command = ["-m", "mygpt", "train", str(path), "--minutes", str(seconds / 60)]
-        command += ["--seed", str(seed), "--output", str(output), *flags]
+        command += ["--seed", str(seed), "--output", str(output)]
         others, began = Others(), time.monotonic()
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
         wall_s, busy = time.monotonic() - began, others.cores()
@@ -59,23 +58,21 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--seconds", default="30,150")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--variants", default="plain,exportable")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/training-budgets.json"))
     options = parser.parse_args()
     kept: dict[str, Any] = {"machine": describe_machine(), "runs": {}}
     if options.out.exists():
         kept["runs"] = json.loads(options.out.read_text())["runs"]
     for seconds in options.seconds.split(","):
-        for variant in options.variants.split(","):
-            found = kept["runs"].setdefault(f"{seconds} s, {variant}", {})
-            for seed in options.seeds.split(","):
-                found[seed] = run(options.path, float(seconds), int(seed), VARIANTS[variant])
-                shown = {k: round(v, 4) for k, v in found[seed].items()}
-                print(f"{seconds} s, {variant}, seed {seed}: {json.dumps(shown)}", flush=True)
-                options.out.write_text(json.dumps(kept, indent=1) + "\n")
-            for name in ("loss", "own_loss", "wall_s"):
-                median = statistics.median(one[name] for one in found.values())
-                print(f"{seconds} s, {variant}: median {name} {median:.4f}", flush=True)
+        found = kept["runs"].setdefault(f"{seconds} s", {})
+        for seed in options.seeds.split(","):
+            found[seed] = run(options.path, float(seconds), int(seed))
+            shown = {k: round(v, 4) for k, v in found[seed].items()}
+            print(f"{seconds} s, seed {seed}: {json.dumps(shown)}", flush=True)
+            options.out.write_text(json.dumps(kept, indent=1) + "\n")
+        for name in ("loss", "own_loss", "wall_s"):
+            median = statistics.median(one[name] for one in found.values())
+            print(f"{seconds} s: median {name} {median:.4f}", flush=True)
 
 
 if __name__ == "__main__":

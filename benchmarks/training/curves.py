@@ -1,7 +1,7 @@
 """Validation loss against seconds: `mygpt train`, the tutorial's recipe and nanoGPT's.
 
 Usage: python -m benchmarks.training.curves PATH [--seconds 150] [--rounds 1] [--tuning]
-       [--only mygpt,nanogpt,tutorial] [--flags="--exportable"] [--out docs/benchmarks]
+       [--only mygpt,nanogpt,tutorial] [--flags="--lr 0.01"] [--out docs/benchmarks]
 in the folder above `benchmarks`, on a machine that does nothing else; needs matplotlib. Each
 gets the same seconds, importing its libraries included, one after the other, `rounds` times
 with other seeds. The first 90% of the text are to learn from, the last 10% are what all are
