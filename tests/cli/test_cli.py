@@ -376,7 +376,7 @@ def test_generate_says_when_a_prompt_is_longer_than_the_window(shell: Shell, run
     long = ["generate", "-c", run, "-p", "the quick brown fox jumps", "-n", 3, "--seed", 1]
     code, _, err = shell(*long)
     assert code == 0
-    assert err == "the prompt has 25 tokens: the model sees the last 16\n"
+    assert err == "the prompt has 25 tokens: the model reads the last 16\n"
     assert "the window 16" in shell.refused(*long, "--overflow", "stop")
 
 

@@ -290,8 +290,8 @@ def test_info_names_the_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     none = CharTokenizer("ab")
     for tokenizer, line in (
-        (several, "texts end:   with </s> (id 281), <unk> (id 282); <s> (id 280) before each\n"),
-        (none, "texts end:   nowhere by themselves: no token ends one\n"),
+        (several, "end of text: </s> (id 281), <unk> (id 282); <s> (id 280) before each text\n"),
+        (none, "end of text: none: the model never ends a text by itself\n"),
     ):
         config = GPTConfig(
             tokenizer.vocab_size, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=32

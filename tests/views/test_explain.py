@@ -421,7 +421,7 @@ def test_somewhere_to_show_it_is_needed(saved, shell):
     code, _, told = shell(saved, "-p", "ab")
     assert (code, told) == (
         2,
-        "explain writes a page or to the terminal: add --out PAGE or --terminal",
+        "explain needs an output: add --out PAGE or --terminal",
     )
 
 

@@ -1,11 +1,11 @@
-"""`mygpt explain`: how a model came to write what it wrote, as a page or in the terminal."""
+"""`mygpt explain`: the probabilities behind a generated text, as a page or in the terminal."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,18 +17,21 @@ from mygpt.cli.prompts import (
     known_prompt,
     read_prompt,
 )
+from mygpt.cli.sampling_options import (
+    MAX_NEW_TOKENS,
+    MIN_P,
+    REPETITION_PENALTY,
+    SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+)
 from mygpt.cli.terminal import say
 from mygpt.core.config import SamplingConfig, check_max_new_tokens
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
     from mygpt.views.explain import Explanation
-
-_SAMPLING = "Sampling"
-
-
-def _sampling(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=_SAMPLING, show_default=False)
 
 
 def explain(
@@ -38,7 +41,8 @@ def explain(
         typer.Option(
             "--prompt",
             "-p",
-            help="The text to continue; - reads standard input, as what is piped in without it.",
+            help="The text to continue. - reads standard input; a pipe or file on standard input "
+            "is also read if no prompt is given.",
             show_default=False,
         ),
     ] = None,
@@ -47,42 +51,30 @@ def explain(
     unknown: Annotated[str, UNKNOWN] = "error",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page to write.", show_default=False),
+        typer.Option("--out", "-o", help="The HTML page to write.", show_default=False),
     ] = None,
     terminal: Annotated[
-        bool, typer.Option("--terminal", help="Show it here, as coloured bars.")
+        bool, typer.Option("--terminal", help="Print coloured bars in the terminal.")
     ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", help="Where to end at the latest.")
-    ] = 40,
-    temperature: Annotated[
-        float, _sampling("Below 1 sharpens, above 1 flattens, 0 is greedy (1).")
-    ] = 1.0,
-    top_k: Annotated[int | None, _sampling("Draw from the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, _sampling("Draw from the smallest set with this probability.")
-    ] = None,
-    min_p: Annotated[
-        float | None, _sampling("Drop tokens below this share of the likeliest one's.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, _sampling("Above 1 makes tokens that occurred less likely.")
-    ] = None,
-    seed: Annotated[
-        int | None, _sampling("The same seed writes the same text; drawn and shown if missing.")
-    ] = None,
+    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 40,
+    temperature: Annotated[float, TEMPERATURE] = 1.0,
+    top_k: Annotated[int | None, TOP_K] = None,
+    top_p: Annotated[float | None, TOP_P] = None,
+    min_p: Annotated[float | None, MIN_P] = None,
+    repetition_penalty: Annotated[float | None, REPETITION_PENALTY] = None,
+    seed: Annotated[int | None, SEED] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a page that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing page.")
     ] = False,
 ) -> None:
-    """Show how a model writes: each token's chance, what else it might have been, where it looks.
+    """Show how a model generates: each token's probability, its alternatives, and the attention.
 
     The page needs no network and no other file.
 
     Example: mygpt explain runs/poems -p "The sea" --out sea.html
     """
     if out is None and not terminal:
-        raise InputError("explain writes a page or to the terminal: add --out PAGE or --terminal")
+        raise InputError("explain needs an output: add --out PAGE or --terminal")
     if out is not None and out.exists() and not overwrite:
         raise InputError(f"{out} exists: add --overwrite, or choose another --out")
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
@@ -118,7 +110,7 @@ def explain(
 
 
 def _command(run: Path, prompt: str, most: int, found: Explanation) -> str:
-    """The `mygpt generate` that writes the same text."""
+    """The `mygpt generate` command that generates the same text."""
     words = ["mygpt", "generate", "-c", str(run), "-p", prompt, "-n", str(most)]
     for name, default in vars(SamplingConfig()).items():
         value = getattr(found.sampling, name)

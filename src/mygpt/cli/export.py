@@ -1,4 +1,4 @@
-"""`mygpt export`: a model for other programs."""
+"""`mygpt export`: write a model in another program's format."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ def export(
     ],
     number_type: Annotated[
         str | None,
-        typer.Option("--type", help="Of a gguf's matrices: f32, f16 or q8_0.", show_default=False),
+        typer.Option(
+            "--type",
+            help="Number format of a GGUF file's matrices: f32, f16 or q8_0.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also where something lies already.")
+        bool, typer.Option("--overwrite", help="Replace an existing file or folder.")
     ] = False,
 ) -> None:
-    """Write a model so that other programs run it: transformers, vLLM, llama.cpp, Ollama.
+    """Write a model for other programs: transformers, vLLM, llama.cpp, Ollama.
 
     The tutorial's block and GPT-2's become GPT-2, the modern block Qwen3 or Llama, without code of
     its own.

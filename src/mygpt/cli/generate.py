@@ -1,4 +1,4 @@
-"""`mygpt generate`: write from a checkpoint. Text goes to stdout, and nothing else does."""
+"""`mygpt generate`: generate text from a checkpoint. Only the text is printed to stdout."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ from mygpt.cli.prompts import (
     known_prompt,
     read_prompt,
 )
+from mygpt.cli.sampling_options import (
+    MAX_NEW_TOKENS,
+    MIN_P,
+    PANEL,
+    REPETITION_PENALTY,
+    SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+)
 from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
 from mygpt.core.config import (
     OVERFLOW_POLICIES,
@@ -33,12 +43,6 @@ from mygpt.signals import Abandoned, AtOnce, Postponed
 if TYPE_CHECKING:
     from mygpt.generation.writer import Writer
 
-_SAMPLING = "Sampling"
-
-
-def _sampling(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=_SAMPLING, show_default=False)
-
 
 def generate(
     ctx: typer.Context,
@@ -47,7 +51,7 @@ def generate(
         typer.Option(
             "--checkpoint",
             "-c",
-            help="A run's folder or a file; without it the newest run.",
+            help="A run's folder or a checkpoint file. Default: the newest run.",
             show_default=False,
         ),
     ] = None,
@@ -56,87 +60,88 @@ def generate(
         typer.Option(
             "--prompt",
             "-p",
-            help="The text to continue; - reads standard input, as what is piped in without it. "
-            "Without one, a terminal asks for prompts line by line.",
+            help="The text to continue. - reads standard input; a pipe or file on standard input "
+            "is also read if no prompt is given. On a terminal, without a prompt, the command "
+            "asks for prompts line by line.",
             show_default=False,
         ),
     ] = None,
     prompt_file: Annotated[Path | None, PROMPT_FILE] = None,
     encoding: Annotated[str | None, ENCODING] = None,
     unknown: Annotated[str, UNKNOWN] = "error",
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", help="Where to end at the latest.")
-    ] = 200,
-    num_samples: Annotated[int, typer.Option(help="How many continuations.")] = 1,
+    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 200,
+    num_samples: Annotated[int, typer.Option(help="The number of samples.")] = 1,
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="End before this text; may be given again.", show_default=False),
+        typer.Option(help="End before this text. May be repeated.", show_default=False),
     ] = None,
-    temperature: Annotated[
-        float | None, _sampling("Below 1 sharpens, above 1 flattens, 0 is greedy (1).")
-    ] = None,
+    temperature: Annotated[float | None, TEMPERATURE] = None,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Always the likeliest.", rich_help_panel=_SAMPLING)
+        bool,
+        typer.Option(
+            "--greedy", help="Always take the most probable token.", rich_help_panel=PANEL
+        ),
     ] = False,
-    top_k: Annotated[int | None, _sampling("Draw from the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, _sampling("Draw from the smallest set with this probability.")
-    ] = None,
-    min_p: Annotated[
-        float | None, _sampling("Drop tokens below this share of the likeliest one's.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, _sampling("Above 1 makes tokens that occurred less likely.")
-    ] = None,
-    seed: Annotated[
-        int | None, _sampling("The same seed writes the same text; drawn and shown if missing.")
-    ] = None,
+    top_k: Annotated[int | None, TOP_K] = None,
+    top_p: Annotated[float | None, TOP_P] = None,
+    min_p: Annotated[float | None, MIN_P] = None,
+    repetition_penalty: Annotated[float | None, REPETITION_PENALTY] = None,
+    seed: Annotated[int | None, SEED] = None,
     overflow: Annotated[
         str,
         typer.Option(
-            help="Past the window: crop re-reads the last window each step, refill keeps its "
-            "newer half, stop ends.",
-            rich_help_panel=_SAMPLING,
+            help="What to do past the context window. crop: each step reads the last window of "
+            "tokens. refill: read the newer half of the window again and continue from there. "
+            "stop: end.",
+            rich_help_panel=PANEL,
         ),
     ] = OVERFLOW_POLICIES[0],
     stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Show text as it is written.")
+        bool, typer.Option("--stream/--no-stream", help="Print tokens as they are generated.")
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a sample.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for each sample.")
+    ] = False,
     logprobs: Annotated[
         int | None,
-        typer.Option(help="With --json: this many alternatives a token.", show_default=False),
+        typer.Option(
+            help="With --json: log-probabilities, with this many alternatives for each token.",
+            show_default=False,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16 or float16 (torch), int8 (cpu engine); auto is bfloat16 on "
-            "a GPU that has it, else float32."
+            help="float32, bfloat16 or float16 (torch engine), int8 (cpu engine). auto is "
+            "bfloat16 on a GPU that supports it, else float32."
         ),
     ] = "auto",
     engine: Annotated[
-        str, typer.Option(help="auto, numpy, cpu or torch; `mygpt info` says which auto is.")
+        str, typer.Option(help="auto, numpy, cpu or torch. `mygpt info` shows what auto chooses.")
     ] = "auto",
     compile: Annotated[
-        bool, typer.Option("--compile", help="For torch; pays for long texts.")
+        bool,
+        typer.Option(
+            "--compile", help="torch engine: use torch.compile, which is worth it for long texts."
+        ),
     ] = False,
 ) -> None:
-    """Write from a trained model: the prompt and its continuation.
+    """Generate text from a trained model: print the prompt and its continuation.
 
-    The text is the only thing on standard output; a seed that was drawn is shown on standard
-    error.
+    Only the text is printed to standard output. If no seed is given, a random one is used and
+    printed to standard error.
 
     Example: mygpt generate -c runs/poems -p "The sea" --temperature 0.8 --top-k 40
     """
-    if hasattr(signal, "SIGPIPE"):  # whoever reads us may leave: end quietly
+    if hasattr(signal, "SIGPIPE"):  # end without a message if the reader of the output ends
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if ctx.args:
-        raise InputError(_what_words_are(ctx.args))
+        raise InputError(_unexpected_arguments(ctx.args))
     if greedy and temperature is not None:
         raise InputError(f"--greedy and --temperature {temperature} exclude each other")
     if logprobs is not None and not json:
-        raise InputError("--logprobs are shown with --json alone: add --json")
+        raise InputError("--logprobs needs --json: add --json")
     options: dict[str, Any] = {
         "temperature": 0.0 if greedy else 1.0 if temperature is None else temperature,
         "top_k": top_k,
@@ -144,7 +149,7 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    sampling = SamplingConfig(**options)  # refuses wrong values before anything is loaded
+    sampling = SamplingConfig(**options)  # wrong values are refused before anything is loaded
     check_max_new_tokens(max_new_tokens)
     check_overflow(overflow)
     check_unknown(unknown)
@@ -180,18 +185,20 @@ def generate(
             say("---\n" * (number > 0) + shown, flush=True)
 
 
-def _what_words_are(words: list[str]) -> str:
-    """What to say of words that no option takes."""
+def _unexpected_arguments(words: list[str]) -> str:
+    """The error message for arguments that belong to no option."""
     text = " ".join(words)
     if len(words) == 1 and os.path.exists(text):
-        return f"{text!r} stands alone: name a model with --checkpoint {shlex.quote(text)}"
-    return f"{text!r} stands alone: give the text to continue with --prompt {shlex.quote(text)}"
+        return f"unexpected argument {text!r}: name a model with --checkpoint {shlex.quote(text)}"
+    return (
+        f"unexpected argument {text!r}: give the text to continue with --prompt {shlex.quote(text)}"
+    )
 
 
 def _note_crop(writer: Writer, text: str, overflow: str) -> None:
     tokens, window = len(writer.prompt_ids(text)), writer.config.max_seq_len
     if tokens > window and overflow != "stop":
-        say(f"the prompt has {tokens} tokens: the model sees the last {window}", file=sys.stderr)
+        say(f"the prompt has {tokens} tokens: the model reads the last {window}", file=sys.stderr)
 
 
 def _shown(text: str) -> str:
@@ -221,12 +228,12 @@ def _print_json(
 
 
 def _converse(writer: Writer, seed: int, options: dict[str, Any], unknown: str) -> None:
-    """Ask for prompts until the end of input; each answer has the next seed."""
+    """Read prompts from the terminal until the end of input; the seed increases by 1 each time."""
     import contextlib
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing for input())
-    say("a prompt a line; Ctrl-C ends a text, Ctrl-D all", file=sys.stderr)
+    say("one prompt per line; Ctrl-C ends the current text, Ctrl-D the program", file=sys.stderr)
     while True:
         try:
             say("> ", end="", file=sys.stderr, flush=True)
@@ -242,7 +249,7 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any], unknown: str) 
                     _print_stream(writer, text, {"seed": seed, **options})
             except InputError as error:
                 say(f"mygpt: {error}", file=sys.stderr)
-            except Abandoned:  # enough of this text; the next prompt
+            except Abandoned:  # Ctrl-C: ask for the next prompt
                 say()
         if interrupt.received != signal.SIGINT:
             interrupt.end()

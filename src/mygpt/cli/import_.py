@@ -1,4 +1,4 @@
-"""`mygpt import`: a model of another program as a checkpoint of ours."""
+"""`mygpt import`: convert another program's model into a mygpt checkpoint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def import_(
         typer.Argument(
             metavar="PATH",
             help="A Hugging Face folder (GPT-2, Llama, Qwen3), a checkpoint of the tutorial or "
-            "of nanoGPT, torch.save of a mygpt.GPT's weights, or, with huggingface_hub, a name on "
-            "the hub.",
+            "of nanoGPT, a mygpt.GPT's state dict written by torch.save, or, with huggingface_hub "
+            "installed, a model's name on the hub.",
         ),
     ],
     output: Annotated[
@@ -28,22 +28,25 @@ def import_(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="A tokenizer's JSON, or a run or folder that has one, where the model comes "
-            "without one.",
+            help="A tokenizer's JSON file, or a run or folder that contains one, if the model has "
+            "no tokenizer.",
             show_default=False,
         ),
     ] = None,
     num_heads: Annotated[
         int | None,
-        typer.Option(help="Attention heads, where the file does not say them.", show_default=False),
+        typer.Option(
+            help="The number of attention heads, if the file does not contain it.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also where something lies already.")
+        bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")
     ] = False,
 ) -> None:
-    """Read a model of another program; afterwards generate, eval, export and train --from take it.
+    """Convert another program's model for use with generate, eval, export and train --from.
 
-    No code of the file is run.
+    No code in the file is run.
 
     Example: mygpt import gpt2-folder --output runs/gpt2
     """
@@ -59,6 +62,4 @@ def import_(
     )
     for note in notes:
         say(f"note: {note}", file=sys.stderr)
-    say(
-        visible(f"wrote {path}; write with: mygpt generate -c {shlex.quote(str(path))}", sys.stdout)
-    )
+    say(visible(f"wrote {path}; next: mygpt generate -c {shlex.quote(str(path))}", sys.stdout))

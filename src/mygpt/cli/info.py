@@ -11,20 +11,21 @@ import typer
 
 from mygpt.cli.terminal import say, to_json
 
-_MOST_ENDS = 8  # tokens that are named
-_USUAL_TOKENS = 200  # what `mygpt generate` writes unless told
+_MOST_ENDS = 8  # at most so many end-of-text tokens are listed
+_USUAL_TOKENS = 200  # the default of `mygpt generate --max-new-tokens`
 
 
 def info(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A run's folder or a file; without it the newest run.", show_default=False
+            help="A run's folder or a checkpoint file. Default: the newest run.",
+            show_default=False,
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show what is in a checkpoint, after checking every digest, and which engine would run it.
+    """Check all digests of a checkpoint and show its contents and the engine that would run it.
 
     Example: mygpt info runs/poems
     """
@@ -57,13 +58,13 @@ def _ends(tokenizer: Any) -> str:
         named = [f"{tokenizer.token_text(n)} (id {n})".lstrip() for n in ids[:_MOST_ENDS]]
         return ", ".join(named) + ", ..." * (len(ids) > _MOST_ENDS)
 
-    begun = f"; {shown(tokenizer.beginning)} before each" if tokenizer.beginning else ""
+    begun = f"; {shown(tokenizer.beginning)} before each text" if tokenizer.beginning else ""
     ends = ends_of(tokenizer)
-    return (f"with {shown(ends)}" if ends else "nowhere by themselves: no token ends one") + begun
+    return (shown(ends) if ends else "none: the model never ends a text by itself") + begun
 
 
 def _lines(found: Any) -> list[tuple[str, str]]:
-    """What a person wants to know first, name and value."""
+    """The contents as pairs of name and text, the most useful ones first."""
     config, tokenizer, origin = found.config, found.tokenizer, found.provenance
     block = (
         "the tutorial's"
@@ -80,11 +81,11 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         ("block", block),
         ("window", f"{config.max_seq_len} tokens"),
         ("tokenizer", f"{tokenizer.kind}, vocabulary {tokenizer.vocab_size}"),
-        ("texts end", _ends(tokenizer)),
+        ("end of text", _ends(tokenizer)),
     ]
     if tokenizer.kind == "char":
         lines.append(("characters", to_json("".join(tokenizer.chars))))
-    told = (
+    provenance_lines = (
         ("trained", "{step:,} steps, {tokens:,} tokens"),
         ("loss", "{loss:.4f} nats per token, last batch"),
         ("validation", "{val_loss:.4f} nats per token, {val_bits_per_byte:.3f} bits per byte"),
@@ -95,8 +96,8 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         ("command", "{command}"),
         ("made with", "mygpt {mygpt}, torch {torch}"),
     )
-    for name, form in told:
-        # Whoever saved the file may have told less, or something else.
+    for name, form in provenance_lines:
+        # A checkpoint's provenance may lack some of these entries or have other types.
         with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
             lines.append((name, form.format(**origin)))
     return lines
