@@ -78,9 +78,9 @@ def test_what_is_no_text_is_refused_as_in_training(
     (tmp_path / "broken.gz").write_bytes(gzip.compress(b"hi" * 99)[:20])
     cases = [
         (["--prompt-file", tmp_path / "latin.txt"], "is not utf-8: byte 0xf6 at position 1"),
-        (["--prompt-file", tmp_path / "broken.gz"], "is not a whole gzip file"),
+        (["--prompt-file", tmp_path / "broken.gz"], "is not a complete gzip file"),
         (["--prompt-file", tmp_path], "cannot be read: Is a directory"),
-        (["--prompt-file", "/dev/zero"], "is a device and holds no text"),
+        (["--prompt-file", "/dev/zero"], "is a device, not a text file"),
         (["--prompt-file", tmp_path / "none.txt"], "does not exist"),
         (["--prompt-file", "a\0b"], "null byte"),
         (["-p", "x", "--prompt-file", "y"], "exclude each other"),

@@ -129,7 +129,7 @@ def test_a_field_and_what_was_passed_over(here: Path, capsys: pytest.CaptureFixt
     code, _, err = run(
         capsys, "d", "--out", "s", "--tokenizer", "byte", "--field", "body", "--workers", 0
     )
-    assert (code, err) == (0, "passed over 1 files in d without text: noise\n")
+    assert (code, err) == (0, "skipped 1 files in d that are not text: noise\n")
     assert TokenStore.open(here / "s").tokens[:].tolist() == [256, *b"one"]
     code, _, err = run(capsys, "d/x.jsonl", "--out", "t", "--tokenizer", "byte")
     assert code == 2

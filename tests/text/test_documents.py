@@ -104,7 +104,7 @@ def test_the_digest_is_the_files_split_or_not(tmp_path: Path, stories: str) -> N
     assert read_corpus([str(other)], split=True).notes == []
     empty = tmp_path / "empty.txt"
     empty.write_text(f"{SEPARATOR}\n")
-    with pytest.raises(InputError, match=r"empty\.txt holds no text, only <\|endoftext\|>"):
+    with pytest.raises(InputError, match=r"empty\.txt contains only <\|endoftext\|> and no text"):
         read_corpus([str(empty)], split=True)
 
 

@@ -129,7 +129,7 @@ def test_a_document_of_another_program_is_named_and_refused(kind: str, tmp_path:
         prepare(path, output=tmp_path / "run", steps=1)
     corpus = read_corpus([path], allow_bytes=True)
     assert corpus.documents[0].whole == data + b"\0" * 40
-    assert f"its bytes are read as they are, though it is {kind}" in corpus.notes[0]
+    assert f"it is read as bytes although it is {kind}" in corpus.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_packed_text_is_unpacked_whatever_its_name(how: str, name: str, tmp_path
     assert streamed(path) == PROSE
     for notes in (read_corpus([path]).notes, find_sources([path])[1]):
         assert len(notes) == 1
-        assert f"{name}: this is a {how} file, whose text" in notes[0]
+        assert f"{name}: this is a {how} file; it " in notes[0]
     inside = write(tmp_path / "folder" / name, pack(PROSE.encode()))
     assert streamed(str(Path(inside).parent)) == PROSE
     assert read_corpus([str(Path(inside).parent)]).documents[0].text == PROSE
@@ -212,7 +212,7 @@ def test_a_mark_and_a_named_encoding(tmp_path: Path) -> None:
         assert read_corpus([path], encoding=codec).documents[0].text == PROSE
         assert streamed(path, codec) == PROSE
         for told in refusals(path, "latin-1"):
-            assert f"byte-order mark of {codec}: leave out --encoding latin-1" in told
+            assert f"byte-order mark of {codec}: do not give --encoding latin-1" in told
     path = write(tmp_path / "a.txt", PROSE.encode("utf-16"))
     assert read_corpus([path], encoding="utf-16").documents[0].text == PROSE
 
@@ -234,18 +234,18 @@ def test_a_folder_says_which_files_need_an_encoding(tmp_path: Path) -> None:
     for name in "ad":
         (tmp_path / "d" / f"{name}.txt").unlink()
     for told in refusals(folder):
-        assert "holds no text file (hidden ones are passed over); 2 files of" in told
+        assert "contains no text file (hidden files are skipped); 2 files of" in told
         assert "--encoding" in told
 
 
 def test_notes_on_text_that_is_read_as_it_is(tmp_path: Path) -> None:
     for data, encoding, told in (
-        (b"old\rMac\rlines", None, "lines end with carriage returns alone"),
-        ("old\rMac".encode("utf-16"), None, "lines end with carriage returns alone"),
+        (b"old\rMac\rlines", None, "lines end with carriage returns only"),
+        ("old\rMac".encode("utf-16"), None, "lines end with carriage returns only"),
         (b"{\\rtf1\\ansi text}", None, "this is RTF"),
         (b"<!DOCTYPE html><p>text", None, "this is HTML"),
         (b"a\0b", None, "NUL characters"),
-        ("café".encode(), "latin-1", "valid UTF-8, and latin-1 gives other characters"),
+        ("café".encode(), "latin-1", "valid UTF-8, and latin-1 decodes it to other characters"),
     ):
         path = write(tmp_path / "a.txt", data)
         for notes in (

@@ -78,7 +78,7 @@ def documents(*paths: str, records: RecordOptions = LENIENT, **options: str) -> 
     """The documents of a stream, each whole."""
     found = [""]
     for source in find_sources(paths, records=records)[0]:
-        for text, ends, _ in pieces(source, field=records.used, **options):  # type: ignore[arg-type]
+        for text, ends, _ in pieces(source, field=records.field_name, **options):  # type: ignore[arg-type]
             found[-1] += text
             found += [""] * ends
     return found[:-1]
@@ -90,7 +90,7 @@ def test_every_kind_of_file_gives_its_records(name: str, tmp_path: Path) -> None
     path = write(tmp_path / name, FILES[name])
     corpus = read_corpus([path], records=LENIENT)
     assert [document.text for document in corpus.documents] == TEXTS
-    assert corpus.notes == [f"{path}: of each record the field 'text' is read (--field)"]
+    assert corpus.notes == [f"{path}: the field 'text' of each record is read (--field)"]
     for records in (LENIENT, RecordOptions(), RecordOptions("text")):
         assert documents(path, records=records) == TEXTS
     source = find_sources([path])[0][0]
@@ -130,7 +130,7 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
     assert "".join(documents(path)) == plain
     for notes in (corpus.notes, find_sources([path], records=LENIENT)[1]):
         assert len(notes) == 1
-        assert "'answer'): name it with --field; it is read as plain text" in notes[0]
+        assert "'answer'): name it with --field; the whole file is read as plain text" in notes[0]
     assert documents(path, records=RecordOptions("answer")) == TEXTS
     with pytest.raises(InputError, match=r"'body' \(it has 'id', 'answer'\)"):
         documents(path, records=RecordOptions("body"))
@@ -141,14 +141,14 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
-        ("a.json", b'[{"text": "a"}, 5]', "record 2 is neither an object nor a text, but 5"),
-        ("a.json", b'[{"text": "a"}, {"text": null}]', "record 2: field 'text' is no text"),
+        ("a.json", b'[{"text": "a"}, 5]', "record 2 must be an object or a string, not 5"),
+        ("a.json", b'[{"text": "a"}, {"text": null}]', "record 2: field 'text' must be a string"),
         ("a.json", b'[{"text": "a"}', "ends inside its array"),
-        ("a.json", b'[{"text": "a"}] more', "there is more behind its array"),
+        ("a.json", b'[{"text": "a"}] more', "there is more after its array"),
         ("a.json", b'["a" "b"]', "no comma after record 1"),
         ("a.json", b'["a", "b\\ud800"]', "record 2: character 1 is the lone surrogate U+D800"),
-        ("a.json", b'["a", ' + b"[" * 100_000, "is no JSON"),
-        ("a.jsonl", b'{"text": "a"}\n{', "line 2 is no JSON"),
+        ("a.json", b'["a", ' + b"[" * 100_000, "is not valid JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{', "line 2 is not valid JSON"),
         ("a.csv", b"id,text\n1,a\n2\n", "line 3 has 1 columns, and 'text' is column 2"),
     ],
 )
@@ -168,7 +168,9 @@ def test_a_field_of_plain_text_is_refused(tmp_path: Path) -> None:
     """It was ignored."""
     plain, lines = write(tmp_path / "a.txt", b"text"), write(tmp_path / "b.jsonl", in_lines(TEXTS))
     for read in (lambda f: read_corpus([plain], records=f), lambda f: documents(plain, records=f)):
-        with pytest.raises(InputError, match=r"--field text is for \*\.jsonl.*leave it out"):
+        with pytest.raises(
+            InputError, match=r"--field text applies to \*\.jsonl.*remove the option"
+        ):
             read(RecordOptions("text"))
     assert documents(plain, lines, records=RecordOptions("text")) == ["text", *TEXTS]
 
@@ -272,7 +274,7 @@ def test_packed_files_that_unpack_to_far_more_than_text_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain or of records, of one member or many, gzip or zstd: in one line, before the end."""
-    monkeypatch.setattr(reading, "_SMALL_UNPACKED", 2**18)
+    monkeypatch.setattr(reading, "_SMALL_UNCOMPRESSED", 2**18)
     line = in_lines(["again and again " * 8])
     member = gzip.compress(line * 2**14)
     frames = zstandard.ZstdCompressor().compress(line * 2**15)
@@ -284,11 +286,15 @@ def test_packed_files_that_unpack_to_far_more_than_text_are_refused(
         ("a.jsonl.zst", frames * 4),
     ):
         path = write(tmp_path / name, data)
-        with pytest.raises(InputError, match=r"unpacks to more than 100 times its size.*unpack it"):
+        with pytest.raises(
+            InputError, match=r"expands to more than 100 times its compressed size.*decompress it"
+        ):
             read_corpus([path], records=LENIENT)
         monkeypatch.setenv("MYGPT_STORE_ABOVE", str(2**22))
         if name != "named.txt":  # not seen to be packed before it is read
-            with pytest.raises(InputError, match="unpacks to more than 100 times its size"):
+            with pytest.raises(
+                InputError, match="expands to more than 100 times its compressed size"
+            ):
                 store_cache.large_sources([path], None, LENIENT)
 
 

@@ -131,7 +131,7 @@ def test_a_folder_without_what_is_ours(tmp_path: Path) -> None:
     (tmp_path / "store" / "shards" / "notes.txt").write_text("x")
     assert documents(tmp_path) == ["a", "b"]
     _, notes = find_sources([str(tmp_path)])
-    assert notes == [f"passed over 2 files in {tmp_path} without text: noise.bin, noise.zst"]
+    assert notes == [f"skipped 2 files in {tmp_path} that are not text: noise.bin, noise.zst"]
     assert documents(tmp_path / "*.txt") == ["b"]
 
 
@@ -161,13 +161,13 @@ def test_a_bad_byte_has_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "line 2 is no JSON"),
-        ("[1]", "line 2 is no object"),
+        ("{", "line 2 is not valid JSON"),
+        ("[1]", "line 2 is not an object"),
         ('{"body": "x"}', "line 2 has no field 'text' (it has 'body'): name it with --field"),
-        ('{"text": 5}', "line 2: field 'text' is no text, but 5"),
-        ('{"text": null}', "is no text, but None"),
+        ('{"text": 5}', "line 2: field 'text' must be a string, not 5"),
+        ('{"text": null}', "must be a string, not None"),
         ('{"text": "a\\ud800"}', "line 2: character 1 is the lone surrogate U+D800"),
-        ("[" * 100_000, "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is not valid JSON"),
     ],
 )
 def test_a_line_that_is_no_document(line: str, told: str, tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_packed_files_that_are_not_whole(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.txt{ending}"
     whole = packed(os.urandom(50_000).hex().encode(), ending)
     path.write_bytes(whole[:-10])
-    assert f"{path} is not a whole" in refused(path)
+    assert f"{path} is not a complete" in refused(path)
     path.write_bytes(whole + b"and more")
-    assert f"{path} is not a whole" in refused(path)
+    assert f"{path} is not a complete" in refused(path)
 
 
 def test_tables_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,11 +195,11 @@ def test_tables_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     path = tmp_path / "x.parquet"
     parquet.write_table(pa.table({"n": [1, 2], "text": ["a", None]}), path)
-    assert "row 2: column 'text' is no text, but None" in refused(path)
+    assert "row 2: column 'text' must be text, not None" in refused(path)
     assert "has no column 'body' (it has 'n', 'text')" in refused(path, field="body")
-    assert "column 'n' holds int64, no text" in refused(path, field="n")
+    assert "column 'n' contains int64, not text" in refused(path, field="n")
     path.write_bytes(path.read_bytes()[:-9])
-    assert "is no whole Parquet file" in refused(path)
+    assert "is not a complete Parquet file" in refused(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'mygpt[parquet]'" in refused(path)
 
@@ -209,11 +209,11 @@ def test_names_of_nothing(tmp_path: Path) -> None:
     assert "is empty" in refused(tmp_path / "empty.txt")
     assert "does not exist" in refused(tmp_path / "nowhere.txt")
     assert "no file matches" in refused(tmp_path / "*.md")
-    assert "holds a NUL" in refused("a\0b")
+    assert "contains a NUL" in refused("a\0b")
     assert "a file name is empty" in refused("")
     assert "is a device" in refused("/dev/zero")
     (tmp_path / "folder").mkdir()
-    assert "holds no text file" in refused(tmp_path / "folder")
+    assert "contains no text file" in refused(tmp_path / "folder")
 
 
 def test_little_is_in_memory(tmp_path: Path) -> None:

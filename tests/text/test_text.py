@@ -73,7 +73,7 @@ def test_gzip_is_unpacked_and_a_cut_one_refused(tmp_path: Path) -> None:
     packed = gzip.compress(b"packed text")
     assert texts(write(tmp_path / "a.txt.gz", packed)) == ["packed text"]
     for broken in (packed[:-9], b"not gzip", packed[:12] + b"\xff" + packed[13:]):
-        with pytest.raises(InputError, match=r"b\.gz is not a whole gzip file"):
+        with pytest.raises(InputError, match=r"b\.gz is not a complete gzip file"):
             texts(write(tmp_path / "b.gz", broken))
 
 
@@ -97,13 +97,13 @@ def test_a_folder_gives_its_text_files_in_order_and_tells_what_it_passed_over(
     corpus = read_corpus([str(tmp_path / "d")])
     assert [document.text for document in corpus.documents] == ["first", "second", "third"]
     assert corpus.notes == [
-        f"passed over 3 files in {tmp_path / 'd'} without text: empty.txt, image.png, zeros.bin"
+        f"skipped 3 files in {tmp_path / 'd'} that are not text: empty.txt, image.png, zeros.bin"
     ]
 
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "d/zeros.bin", b"\0\0")
-    with pytest.raises(InputError, match="holds no text file"):
+    with pytest.raises(InputError, match="contains no text file"):
         read_corpus([str(tmp_path / "d")])
 
 
@@ -217,7 +217,7 @@ def test_a_lone_surrogate_that_a_codec_lets_through_is_refused_by_position(tmp_p
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
 def test_devices_are_refused_before_they_are_read() -> None:
     """/dev/zero has no end."""
-    with pytest.raises(InputError, match="/dev/zero is a device and holds no text"):
+    with pytest.raises(InputError, match="/dev/zero is a device, not a text file"):
         read_corpus(["/dev/zero"])
     with pytest.raises(InputError, match="/dev/null is empty"):
         read_corpus(["/dev/null"])
@@ -246,7 +246,9 @@ def test_a_pipe_is_read_to_its_end_and_a_silent_one_refused(
     assert texts(str(pipe)) == ["x" * 300_000]
     writer.join()
     monkeypatch.setattr(reading, "_WRITER_WAIT_S", 0.05)
-    with pytest.raises(InputError, match=r"nobody wrote to the pipe .*pipe: start its writer"):
+    with pytest.raises(
+        InputError, match=r"no process wrote to the pipe .*pipe: start the writing process"
+    ):
         read_corpus([str(pipe)])
 
 
@@ -282,7 +284,7 @@ def test_a_folder_passes_over_what_is_no_file(tmp_path: Path) -> None:
     os.truncate(write(tmp_path / "d/sparse", b"\x89"), 10**13)
     corpus = read_corpus([str(tmp_path / "d")])
     assert [document.text for document in corpus.documents] == ["text"]
-    assert corpus.notes == [f"passed over 1 files in {tmp_path / 'd'} without text: sparse"]
+    assert corpus.notes == [f"skipped 1 files in {tmp_path / 'd'} that are not text: sparse"]
 
 
 def test_text_that_ends_as_none_is_passed_over_after_the_first_look(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_text_that_ends_as_none_is_passed_over_after_the_first_look(tmp_path: Pa
     write(tmp_path / "d/2.gz", gzip.compress(os.urandom(200_000))[:-9])
     corpus = read_corpus([str(tmp_path / "d")])
     assert [document.text for document in corpus.documents] == ["text"]
-    assert corpus.notes[0].endswith("without text: 0.bin, 1.bin, 2.gz")
+    assert corpus.notes[0].endswith("that are not text: 0.bin, 1.bin, 2.gz")
 
 
 def test_names_are_shown_on_one_line(tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_names_are_shown_on_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError) as refused:
             read_corpus([str(tmp_path / name)])
         assert str(refused.value).isprintable()
-    with pytest.raises(InputError, match="holds a NUL"):
+    with pytest.raises(InputError, match="contains a NUL"):
         read_corpus(["a\0b"])
 
 
@@ -335,7 +337,7 @@ def test_a_file_that_changes_while_it_is_read_counts_as_read_and_gets_a_note(
             corpus = read_corpus([str(path)])
         assert len(corpus.documents[0]) == length
         assert corpus.notes == [
-            f"{path} changed while it was read: --resume may not find the same text"
+            f"{path} changed while it was read: --resume may read different text"
         ]
     assert read_corpus([write(path, b"a")]).notes == []
 
@@ -356,7 +358,7 @@ def test_a_file_that_does_not_fit_is_refused_before_it_is_read(
     say_free(monkeypatch, 3 * 10**9)
     monkeypatch.setattr(reading, "_blocks", None)
     message = (
-        r"a\.txt is 10\.0 GB: to learn from it takes 37\.5 GB of memory, and 3\.0 GB are free; "
+        r"a\.txt is 10\.0 GB: training on it needs 37\.5 GB of memory, and 3\.0 GB are free; "
         r"train on a part of it, 800\.0 MB at most"
     )
     with pytest.raises(OutOfMemoryError, match=message):
@@ -385,7 +387,7 @@ def test_files_are_refused_by_their_sum_and_by_what_was_read_before(
         with pytest.raises(OutOfMemoryError, match=r"the text in \d files is 2\.0 kB"):
             read_corpus(paths)
     with pytest.raises(
-        OutOfMemoryError, match=r"c\.gz is more than 1\.0 kB: .* before, .* 8[56]\d bytes"
+        OutOfMemoryError, match=r"c\.gz is more than 1\.0 kB: .* before needs .* 8[56]\d bytes"
     ):
         read_corpus([a, packed])
     assert len(texts(packed)) == 1
@@ -437,7 +439,7 @@ def test_memory_that_ends_all_the_same_is_told_by_the_file(
         raise MemoryError
 
     monkeypatch.setattr("mygpt.text.corpus.decode", no_memory)
-    with pytest.raises(OutOfMemoryError, match=r"memory ended while .*a\.txt was read"):
+    with pytest.raises(OutOfMemoryError, match=r"out of memory while reading .*a\.txt"):
         read_corpus([path])
 
 
@@ -465,5 +467,7 @@ def test_from_file_to_tokens_takes_the_memory_that_is_reckoned(
 
 def test_a_models_folder_as_the_text_is_answered_with_the_options_for_it(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"\0")
-    with pytest.raises(InputError, match="holds a model: name a text, and the model with --from"):
+    with pytest.raises(
+        InputError, match="contains a model: name a text file, and give the model with --from"
+    ):
         read_corpus([str(tmp_path)])

@@ -76,8 +76,8 @@ def _refused() -> Iterator[Case]:
     yield refused("a long name", "nnn cannot be read", args=("n" * 300,))
     yield refused("no name", "file name is empty", args=("",))
     yield refused("no match", "no file matches", args=("*.txt",))
-    yield refused("an empty folder", "holds no text", prepare=lambda f: (f / "text").mkdir())
-    yield refused("a folder of oddities", "holds no text", prepare=_oddities)
+    yield refused("an empty folder", "contains no text", prepare=lambda f: (f / "text").mkdir())
+    yield refused("a folder of oddities", "contains no text", prepare=_oddities)
     yield refused("a socket", "cannot be read", args=("text/socket",), prepare=_oddities)
     yield refused("zeros for ever", "is a device", args=("/dev/zero",))
     yield refused("noise for ever", "is a device", args=("/dev/urandom",))
@@ -96,8 +96,8 @@ def _refused() -> Iterator[Case]:
     whole = gzip.compress(TEXT)
     for data in (TEXT, whole[:-9], whole + b"rest", whole[:30] + b"\xff" + whole[31:]):
         bad = partial(_put, name="text.gz", data=data)
-        yield refused("a bad gzip", "is not a whole gzip", args=PACKED, prepare=bad)
-    yield refused("a silent pipe", "nobody wrote", prepare=_pipe(None), inside=_wait_less)
+        yield refused("a bad gzip", "is not a complete gzip", args=PACKED, prepare=bad)
+    yield refused("a silent pipe", "no process wrote", prepare=_pipe(None), inside=_wait_less)
     if os.geteuid():
         locked = {"data": TEXT, "prepare": lambda f: (f / "text").chmod(0)}
         yield refused("a locked file", "cannot be read", **locked)
@@ -126,7 +126,7 @@ def _learned() -> Iterator[Case]:
     for name in ("-", "/dev/stdin", "/dev/fd/0"):
         yield learned(f"a pipe as {name}", args=(name,), stdin="pipe", feed=_haltingly)
     yield learned("a named pipe", prepare=_pipe(_haltingly), inside=_wait_less)
-    yield learned("a folder", "passed over 2 files", prepare=_text_and_oddities)
+    yield learned("a folder", "skipped 2 files", prepare=_text_and_oddities)
     yield learned("two parts", args=PACKED, prepare=_packed(TEXT[:9], TEXT[9:]))
     odd = partial(_put, name="a\nb", data=TEXT)
     yield learned("a name of two lines", args=("a\nb",), prepare=odd)
@@ -159,7 +159,7 @@ def _too_long() -> Iterator[Case]:
     zeros = partial(long, says="is more than", inside=some, holds=500 * MB)
     yield zeros("a pipe without end", args=STDIN, stdin="pipe", feed=lambda: iter(bytes, None))
     yield zeros("10 GB, packed", args=PACKED, prepare=_packed(bytes(10 * MB), times=1000))
-    most = partial(long, "few addresses", "memory ended", inside=_limit(150 * MB))
+    most = partial(long, "few addresses", "out of memory", inside=_limit(150 * MB))
     yield most(prepare=partial(_sparse, size=300 * MB), holds=150 * MB)
 
 

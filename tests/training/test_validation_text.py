@@ -15,7 +15,7 @@ from mygpt.training.preparing import prepare
 
 TEXT = "".join(f"Line {n} of the sea, the ship and the shore {n * n}.\n" for n in range(400))
 OTHER = "".join(f"Nothing of {n} is in the first text, {n * 7} times.\n" for n in range(60))
-SAME = "is in the text that is learned from: the validation loss says"
+SAME = "is in the training text: the validation loss measures"
 
 
 def write(path: Path, text: str) -> str:
@@ -51,7 +51,7 @@ def test_documents_that_are_in_both(tmp_path: Path) -> None:
     text = write(tmp_path / "a.jsonl", "\n".join(both[:40]))
     val_file = write(tmp_path / "v.jsonl", "\n".join(both[30:]))
     told = notes(text, val_file, tmp_path)
-    assert f"10 of the 30 documents of {val_file} are in the text that is learned from" in told
+    assert f"10 of the 30 documents of {val_file} are also in the training text" in told
 
 
 def test_short_documents_are_the_same_by_chance() -> None:

@@ -1,8 +1,8 @@
-"""Reading text: files, folders, globs, standard input, packed or not; or the built-in corpus.
+"""Reading text: files, folders, glob patterns, standard input, or the built-in corpus.
 
-Text is taken as it is: line ends stay what they are. A corpus is a list of documents in memory:
-what does not fit there is refused before it is read, or as soon as that shows. A stream gives the
-same documents in pieces, however long they are.
+Text is not changed: line ends are kept. gzip and zstd files are decompressed. A corpus is a list
+of documents in memory; a text too large for memory is refused, before it is read where its size
+is known. A stream yields the same documents in pieces, so that they need not fit into memory.
 """
 
 from mygpt.text.corpus import (

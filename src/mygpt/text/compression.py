@@ -1,4 +1,4 @@
-"""Packed files as they are decompressed: gzip and zstd, by their name or by their first bytes."""
+"""Decompress gzip and zstd files, recognised by their name or by their first bytes."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from typing import Any
 
 from mygpt.text.file_types import compression_of
 
-_PACKED = 2**11  # bytes of zstd at a time: they may unpack to some thousand times as much
+_ZSTD_BLOCK = 2**11  # compressed bytes at a time: they may expand some thousand times
 _ENDINGS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def compression_by_name(name: str) -> str:
-    """What unpacks a file of that name: "gzip", "zstd", or "" for none."""
+    """The compression that a file name indicates: "gzip", "zstd", or "" for none."""
     return next((how for end, how in _ENDINGS.items() if name.lower().endswith(end)), "")
 
 
 def without_compression_suffix(name: str) -> str:
-    """A file's name without the ending that says how it is packed."""
+    """A file's name without its .gz or .zst."""
     ending = next((end for end in _ENDINGS if name.lower().endswith(end)), "")
     return name[: len(name) - len(ending)]
 
 
 class CompressionError(Exception):
-    """A packed file that is damaged or cut short."""
+    """Raised for a compressed file that is damaged or truncated."""
 
 
 def decompressed(file: io.BufferedIOBase, compression: str, block: int) -> Iterator[bytes]:
-    """A file's bytes as they come, at most about a block at a time.
+    """A file's decompressed bytes in blocks.
 
     Args:
-        file: at its beginning.
+        file: open, at its beginning.
         compression: "gzip", "zstd", or "" for none.
-        block: bytes; what is packed as zstd may come in larger pieces.
+        block: in bytes; blocks of a zstd file may be larger.
 
     Raises:
-        CompressionError: for a file that is damaged or cut short.
+        CompressionError: if the file is damaged or truncated.
     """
     errors: tuple[type[Exception], ...] = ()
     if compression:
@@ -59,7 +59,7 @@ def decompressed(file: io.BufferedIOBase, compression: str, block: int) -> Itera
 
 
 def compression_by_content(file: io.BufferedIOBase) -> str:
-    """What unpacks an open file, by its first bytes; none of them is taken."""
+    """The compression of an open file, by its first bytes, which are not consumed."""
     if file.seekable():
         place = file.tell()
         if hasattr(os, "pread") and isinstance(file, io.BufferedReader):
@@ -71,10 +71,10 @@ def compression_by_content(file: io.BufferedIOBase) -> str:
 
 
 def _zstd_frames(file: io.BufferedIOBase) -> Iterator[bytes]:
-    """All frames of a *.zst, one after another; the last one must be complete."""
+    """The decompressed frames of a zstd file; the last one must be complete."""
     begin = _zstd()
     frame: Any = None
-    while data := file.read1(_PACKED):
+    while data := file.read1(_ZSTD_BLOCK):
         while data:
             frame = frame or begin()
             yield frame.decompress(data)
@@ -85,7 +85,7 @@ def _zstd_frames(file: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _zstd() -> Any:
-    """What begins a frame: Python's own from 3.14 on, else zstandard's."""
+    """The constructor of a frame decompressor: the standard library's from Python 3.14 on."""
     if sys.version_info >= (3, 14):
         return import_module("compression.zstd").ZstdDecompressor
     import zstandard

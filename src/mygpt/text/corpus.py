@@ -1,4 +1,4 @@
-"""What was named to documents: files, folders, patterns, standard input; the built-in corpus."""
+"""Read files, folders, glob patterns, standard input or the built-in corpus into documents."""
 
 from __future__ import annotations
 
@@ -37,24 +37,25 @@ def read_corpus(
     legacy: bool = False,
     records: RecordOptions | None = None,
 ) -> Corpus:
-    """Read files, folders, glob patterns and "-" (standard input); nothing is the built-in corpus.
+    """Read files, folders, glob patterns and "-" (standard input); no path is the built-in corpus.
 
-    A folder gives every file below it that is text, in the order of their names, without hidden
-    ones and without runs of ours; the rest is passed over with a note. What is packed with gzip
-    or zstd is decompressed. A file counts as it was read: one that changes meanwhile gets a note.
+    A folder stands for every text file below it, sorted by name. Hidden files, run directories and
+    token stores in it are skipped silently, other files that are not text with a note. gzip and
+    zstd files are decompressed. A file that changes while it is read gets a note.
 
     Args:
         paths: what to read.
-        encoding: None is UTF-8, or what a byte-order mark says.
-        allow_bytes: take a file that is not text as bytes instead of refusing it.
-        split: whether `SEPARATOR` separates documents of a file; else it is text as any other.
-        legacy: read files as mygpt 0.1 did, for runs that began with it: *.gz alone is
-            decompressed, and nothing but an encoding that does not fit is refused.
-        records: how files of records are read, a document each; None takes them for plain text.
+        encoding: None is UTF-8, or the encoding that a byte-order mark names.
+        allow_bytes: read a file that is not text as bytes instead of refusing it.
+        split: whether `SEPARATOR` separates the documents of a file; else it is ordinary text.
+        legacy: read files as mygpt 0.1 did, to resume its runs: only *.gz is decompressed, and
+            only bytes that are invalid in the encoding are refused.
+        records: how files of records are read, one document per record; None reads them as plain
+            text.
 
     Raises:
-        InputError: for what is missing, empty, a device, or not text in that encoding.
-        OutOfMemoryError: for more text than there is memory to learn from it.
+        InputError: if a path is missing, empty, a device, or not text in that encoding.
+        OutOfMemoryError: if training on the text would need more memory than is free.
     """
     if isinstance(paths, (str, Path)):
         paths = [str(paths)]
@@ -62,38 +63,40 @@ def read_corpus(
     if not paths:
         return Corpus(BUILTIN, list(builtin_documents()))
     reader = Reader(legacy=legacy)
-    places = [_find(path, reader, encoding, records) for path in paths]
-    names = [name for place in places for name in place.names]
+    groups = [_find(path, reader, encoding, records) for path in paths]
+    names = [name for group in groups for name in group.names]
     if records is not None:
         require_field_used(records, [records.kind(name) for name in names])
-    reader.expect(names)
+    reader.check_sizes(names)
     documents: list[Document] = []
-    for place in places:
+    for group in groups:
         texts: list[Document] = []
-        for name in place.names:
+        for name in group.names:
             source = None if records is None else _records_in(name, reader, encoding, records)
             if records is not None and source is not None:
                 texts += _read_records(source, reader, encoding, records.field_name)
-            elif place.folder is None:
+            elif group.folder is None:
                 texts.append(_named(name, reader, encoding, allow_bytes))
             else:
-                texts += _in_folder(name, place, reader, encoding)
-        if not texts and place.folder is not None:
-            raise place.none_found(encoding)
+                texts += _in_folder(name, group, reader, encoding)
+        if not texts and group.folder is not None:
+            raise group.none_found(encoding)
         documents += texts
-    notes = [note for place in places for note in place.notes(encoding)]
+    notes = [note for group in groups for note in group.notes(encoding)]
     if split:
-        documents, told = _split(documents)
-        notes += told
+        documents, split_notes = _split(documents)
+        notes += split_notes
     return Corpus(name_of(paths), documents, notes + reader.notes)
 
 
 def _split(files: Sequence[Document]) -> tuple[list[Document], list[str]]:
-    """The files' documents, and a note where there are several in one."""
+    """The documents in the files, and a note if a file contains several."""
     parts = [parts_between_separators(file) for file in files]
     documents = [document for inside in parts for document in inside]
     if not documents:
-        raise InputError(f"{shown(files[0].name)} holds no text, only {SEPARATOR}")
+        raise InputError(
+            f"{shown(files[0].name)} contains only {SEPARATOR} and no text: name a file with text"
+        )
     split = [inside for inside, file in zip(parts, files, strict=True) if inside != [file]]
     if not split:
         return documents, []
@@ -101,10 +104,10 @@ def _split(files: Sequence[Document]) -> tuple[list[Document], list[str]]:
 
 
 def require_existing(paths: Sequence[str]) -> None:
-    """Refuse, as `read_corpus` would, names of what is not there; nothing is read.
+    """Check that every path exists, without reading the files.
 
     Raises:
-        InputError: naming the first of them.
+        InputError: for the first path that does not exist, with `read_corpus`'s message.
     """
     for path in paths:
         if path != "-" and not os.path.exists(path):
@@ -114,20 +117,20 @@ def require_existing(paths: Sequence[str]) -> None:
 
 
 def builtin_documents() -> Iterable[Document]:
-    """The Python language reference that every CPython carries, one document a topic."""
+    """The Python language reference that CPython contains, one document per topic."""
     from pydoc_data.topics import topics
 
     return (Document(name, topics[name]) for name in sorted(topics))
 
 
 def read_text(name: str, *, encoding: str | None = None) -> tuple[str, list[str]]:
-    """The text of one file, or of standard input ("-"), which may be empty; and notes.
+    """The text of one file or of standard input ("-"), and notes for the user.
 
-    It is read as `read_corpus` reads it.
+    Unlike in `read_corpus`, the text may be empty.
 
     Raises:
-        InputError: for what is missing, no file of text, or not text in that encoding.
-        OutOfMemoryError: for more text than there is memory for.
+        InputError: if the file is missing, not a text file, or not text in that encoding.
+        OutOfMemoryError: if the text does not fit into memory.
     """
     check_encoding(encoding)
     if not name:
@@ -163,27 +166,29 @@ def _named(name: str, reader: Reader, encoding: str | None, allow_bytes: bool) -
     document = _read(name, reader, encoding, allow_bytes=allow_bytes)
     if not len(document):
         _require_writer(name)
-        raise InputError(f"{shown(name)} is empty: there is no text in it")
+        raise InputError(f"{shown(name)} is empty: name a file with text")
     return document
 
 
 def _require_writer(name: str) -> None:
-    """Refuse a pipe that gave nothing."""
+    """Raise `InputError` if the empty file `name` is a pipe: no process has written to it."""
     if name != "-" and Path(name).is_fifo():
-        raise InputError(f"nobody wrote to the pipe {shown(name)}: start its writer first")
+        raise InputError(
+            f"no process wrote to the pipe {shown(name)}: start the writing process first"
+        )
 
 
-def _in_folder(name: str, place: FileGroup, reader: Reader, encoding: str | None) -> list[Document]:
-    """A file's text; what proves to be none joins its place's passed over."""
+def _in_folder(name: str, group: FileGroup, reader: Reader, encoding: str | None) -> list[Document]:
+    """The text of a file in a folder; a file that is not text is added to `group.skipped`."""
     try:
         document = _read(name, reader, encoding, allow_bytes=False)
     except NotDecodedError as error:
-        place.skip(Path(name), error.start)
+        group.skip(Path(name), error.start)
         return []
     except InputError:
         document = Document(name, "")
     if not len(document) or "\0" in str(document.whole):
-        place.skipped.append(Path(name))
+        group.skipped.append(Path(name))
         return []
     return [document]
 
@@ -191,21 +196,21 @@ def _in_folder(name: str, place: FileGroup, reader: Reader, encoding: str | None
 def _records_in(
     name: str, reader: Reader, encoding: str | None, records: RecordOptions
 ) -> TextSource | None:
-    """A file of records; None for one that is plain text."""
+    """The source for a file of records; None if the file is read as plain text."""
     if records.kind(name) == "text":
         return None
     source = source_of(name, records)
     why = records.why_plain(source, encoding)
     if why is None:
         return source
-    reader.say(plain_text_note(why))
+    reader.add_note(plain_text_note(why))
     return None
 
 
 def _read_records(
     source: TextSource, reader: Reader, encoding: str | None, field: str
 ) -> list[Document]:
-    """The texts of a file's records; an empty one is none."""
+    """The texts of a file's records; empty ones are skipped."""
     documents: list[Document] = []
     num_bytes = in_memory = 0
     with reader.noting_change(source.name):
@@ -218,14 +223,21 @@ def _read_records(
                 if source.compression:
                     require_sensible_ratio(source.name, num_bytes, source.size)
     if not documents:
-        raise InputError(f"{shown(source.name)} has no text in the field {field!r} of any record")
-    reader.keep(num_bytes, in_memory)
-    reader.remark(source.name, [f"of each record the field {field!r} is read (--field)"])
+        raise InputError(
+            f"{shown(source.name)}: the field {field!r} is empty in every record; name another "
+            "with --field"
+        )
+    reader.count_in_memory(num_bytes, in_memory)
+    reader.remark(source.name, [f"the field {field!r} of each record is read (--field)"])
     return documents
 
 
 def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool) -> Document:
-    """One file's text, or its bytes; either only where there is memory for it."""
+    """One file's text, or its bytes where `allow_bytes` is true and it is not text.
+
+    Raises:
+        OutOfMemoryError: if it does not fit into memory.
+    """
     data = reader.read(name)
     reader.check_text(name, len(data), text_bytes(data, encoding))
     options: dict[str, bool] = {"allow_bytes": allow_bytes, "legacy": reader.legacy}
@@ -233,19 +245,19 @@ def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool)
         text = decode(data, shown(name), encoding, **options)
     except MemoryError:
         raise out_of_memory(name) from None
-    reader.keep(len(data), sys.getsizeof(text))
+    reader.count_in_memory(len(data), sys.getsizeof(text))
     start = data[:FIRST_BYTES]
     if isinstance(text, str):
         reader.remark(name, remarks(start, encoding))
     elif (why := why_not_text(start, encoding)) is not None:
-        reader.remark(name, [f"its bytes are read as they are, though it {why}"])
+        reader.remark(name, [f"it is read as bytes although it {why}"])
     return Document(name, text)
 
 
 def name_of(paths: Sequence[str]) -> str:
-    """What a run on these is called: the first one's name, without .txt, .gz and .zst.
+    """The name of a run on these paths: the first one's file name without .txt, .gz and .zst.
 
-    Any other ending stays in it, so that chat.txt and chat.csv are not called the same.
+    Any other suffix is kept, so that chat.txt and chat.csv give different names.
     """
     if not paths:
         return BUILTIN

@@ -1,4 +1,4 @@
-"""Bytes to text: byte-order marks, named encodings, and where a file is not text."""
+"""Decode bytes to text: byte-order marks, named encodings, and checks that a file is text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PIECE = 2**20  # bytes or characters
 
 
 class NotDecodedError(InputError):
-    """Bytes that are not text in the encoding that they were read in.
+    """Raised for bytes that are not text in the encoding used.
 
     Attributes:
-        start: the first of them.
+        start: the first bytes of the file, at most `FIRST_BYTES`.
     """
 
     def __init__(self, problem: str, start: bytes) -> None:
@@ -27,7 +27,7 @@ class NotDecodedError(InputError):
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Raise `InputError` where Python knows no encoding of texts by this name; None is one."""
+    """Raise `InputError` unless `encoding` is None or a text encoding that Python knows."""
     if encoding is None:
         return
     try:
@@ -44,17 +44,18 @@ def check_encoding(encoding: str | None) -> None:
 def decode(
     data: bytearray, name: str, encoding: str | None, *, allow_bytes: bool, legacy: bool = False
 ) -> str | bytes:
-    """The text of a file's bytes; those bytes where it has none in that encoding.
+    """Decode a file's content.
 
     Args:
-        data: all that the file holds.
-        name: how an error calls the file.
-        encoding: None is UTF-8, or what a byte-order mark says; the mark is left out then.
-        allow_bytes: take bytes that are not text as they are instead of refusing them.
-        legacy: believe the encoding, whatever the first bytes say, as an older mygpt did.
+        data: the whole content.
+        name: of the file, for error messages.
+        encoding: None is UTF-8, or the encoding that a byte-order mark names; the mark is then
+            removed.
+        allow_bytes: return the bytes unchanged where they are not text, instead of raising.
+        legacy: do not check the first bytes for other file types, as mygpt 0.1 did not.
 
     Raises:
-        InputError: for what is not text in that encoding, with its place.
+        InputError: if the content is not text in that encoding, with the position.
     """
     why = None if legacy else why_not_text(data[:FIRST_BYTES], encoding)
     if why is not None:
@@ -81,7 +82,7 @@ def decode(
 
 
 def begins_as_text(data: bytearray, encoding: str | None) -> bool:
-    """Whether a file that begins so may be text: nothing here says that it is not."""
+    """Whether a file with these first bytes may be text in that encoding."""
     if why_not_text(data, encoding) is not None:
         return False
     start, codec = codec_of(data, encoding)
@@ -92,7 +93,7 @@ def begins_as_text(data: bytearray, encoding: str | None) -> bool:
 
 
 def remarks(data: bytearray, encoding: str | None) -> list[str]:
-    """What has to be known about a text that begins so, and is read all the same."""
+    """Notes for the user on a text with these first bytes, such as HTML or odd line ends."""
     start, codec = codec_of(data, encoding)
     text = ""
     with contextlib.suppress(UnicodeError):
@@ -101,23 +102,27 @@ def remarks(data: bytearray, encoding: str | None) -> list[str]:
     found = []
     if "\r" in text and "\n" not in text:
         found.append(
-            "lines end with carriage returns alone, which are learned as they are "
-            "(tr '\\r' '\\n' converts them)"
+            "lines end with carriage returns only, and the model is trained on them as they "
+            "are (tr '\\r' '\\n' converts them)"
         )
     begin = text[:64].lstrip().lower()
     if begin.startswith("{\\rtf"):
-        found.append("this is RTF, whose markup is learned too: save it as plain text")
+        found.append(
+            "this is RTF, and the model is trained on its markup too: save it as plain text"
+        )
     if begin.startswith(("<!doctype html", "<html")):
-        found.append("this is HTML, whose tags are learned too")
+        found.append("this is HTML, and the model is trained on its tags too")
     if "\0" in text:
-        found.append("there are NUL characters in it, as in no plain text; they are learned too")
+        found.append(
+            "it contains NUL characters, which is unusual; the model is trained on them too"
+        )
     if encoding is not None and _is_utf8_read_as_bytes(data[:FIRST_BYTES], encoding):
-        found.append(f"this is valid UTF-8, and {encoding} gives other characters")
+        found.append(f"this is valid UTF-8, and {encoding} decodes it to other characters")
     return found
 
 
 def _is_utf8_read_as_bytes(sample: bytearray, encoding: str) -> bool:
-    """Whether UTF-8 of more than ASCII is read in an encoding of one byte a character."""
+    """Whether valid non-ASCII UTF-8 is decoded with a single-byte encoding."""
     name = codecs.lookup(encoding).name
     if sample.isascii() or not name.startswith(("iso8859", "cp125", "mac")):
         return False
@@ -129,9 +134,9 @@ def _is_utf8_read_as_bytes(sample: bytearray, encoding: str) -> bool:
 
 
 def text_bytes(data: bytearray, encoding: str | None) -> int:
-    """Bytes of memory that the decoded text will take, or what of it can be decoded.
+    """Bytes of memory that the decoded text takes, up to the first undecodable byte.
 
-    All characters of a text take what its widest one needs: 1, 2 or 4 bytes.
+    CPython stores every character of a string in the width of its widest one: 1, 2 or 4 bytes.
     """
     start, codec = codec_of(data, encoding)
     length = width = 0
@@ -140,12 +145,12 @@ def text_bytes(data: bytearray, encoding: str | None) -> int:
             length += len(piece)
             width = max(width, min(4, sys.getsizeof(piece) // max(1, len(piece))))
     except UnicodeError:
-        pass  # decoding it will say where
+        pass  # `decode` reports the position
     return length * width
 
 
 def codec_of(data: bytearray, encoding: str | None, *, legacy: bool = False) -> tuple[int, str]:
-    """Where the text begins, and what decodes it."""
+    """The length of the byte-order mark to remove, and the codec to decode with."""
     bom, codec = bom_of(data)
     if encoding is None:
         return len(bom), codec or "utf-8"
@@ -154,14 +159,14 @@ def codec_of(data: bytearray, encoding: str | None, *, legacy: bool = False) -> 
 
 
 def _pieces(data: bytearray, start: int, codec: str) -> Iterator[str]:
-    """The text piece by piece, up to a character that is not whole yet."""
+    """The decoded text in pieces; an incomplete character at the end is not yielded."""
     decoder = codecs.getincrementaldecoder(codec)()
     for place in range(start, len(data), _PIECE):
         yield decoder.decode(bytes(data[place : min(place + _PIECE, len(data))]))
 
 
 def _refuse_surrogates(text: str) -> None:
-    """Raise `UnicodeError` at a lone surrogate: some codecs let them through."""
+    """Raise `UnicodeError` for a lone surrogate, which some codecs accept."""
     for start in range(0, len(text), _PIECE):
         piece = text[start : start + _PIECE]
         try:

@@ -1,6 +1,6 @@
-"""Documents, a corpus of them, and its split in two.
+"""Documents, the corpus they form, and its train/validation split.
 
-A long text is dealt with in pieces: a second copy of it may be more than memory holds.
+Long texts are processed in pieces, since a second copy may not fit into memory.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 _PIECE = 2**20  # characters or bytes
 
-# What separates the documents of one file: TinyStories has it in lines of its own, GPT-2's
-# exports between the texts. It goes together with the line ends behind it.
+# Separates the documents of one file: TinyStories has it on lines of its own, GPT-2's exports
+# between the texts. It is removed together with the line ends after it.
 SEPARATOR = "<|endoftext|>"
 LINE_ENDS = "\r\n"
 _SEPARATORS = re.compile(rf"{re.escape(SEPARATOR)}[{LINE_ENDS}]*")
@@ -23,15 +23,15 @@ _SEPARATORS_IN_BYTES = re.compile(_SEPARATORS.pattern.encode())
 
 @dataclass(frozen=True)
 class Document:
-    """One text with its name; bytes where it could not be decoded and bytes were asked for.
+    """One text and its name, as a range of a string (or of bytes, if it could not be decoded).
 
-    A part of a text shares the whole with the other parts: cutting copies nothing.
+    Documents of the same file share its string, so that splitting copies nothing.
 
     Attributes:
-        name: the file it is, or the topic.
-        whole: the text that it is, or is a part of.
-        start: where it begins in the whole, in characters (of bytes: in bytes).
-        end: where it ends there; None is the whole's end.
+        name: of the file or topic.
+        whole: the string that contains the document.
+        start: index of its first character (of bytes: byte) in `whole`.
+        end: index after its last one; None is the end of `whole`.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Document:
 
     @property
     def text(self) -> str | bytes:
-        """The text; of a part a copy, so long texts are better taken in `pieces()`."""
+        """The text. This copies a part of `whole`; use `pieces()` for long texts."""
         return self.whole[self.start : self.end]
 
     def __len__(self) -> int:
-        """Its characters; of bytes, bytes."""
+        """Its length in characters (of bytes: in bytes)."""
         return (len(self.whole) if self.end is None else self.end) - self.start
 
     def pieces(self) -> Iterator[str | bytes]:
@@ -57,12 +57,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in order, and what was passed over while reading them.
+    """Documents in order, and notes on how they were read.
 
     Attributes:
-        name: what a run on it is called.
+        name: of a run on this corpus.
         documents: at least one, none of them empty.
-        notes: one line each about what was left out.
+        notes: one line each, for instance about skipped files.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """One file's SHA-256; of several, that of their digests in a row."""
+        """SHA-256 of the file; of several files, that of their concatenated digests."""
         digests = [_digest(document) for document in _files(self.documents)]
         if len(digests) == 1:
             return digests[0].hex()
@@ -79,17 +79,17 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int:
-        """Length of all documents in UTF-8 bytes."""
+        """Total length of the documents in UTF-8 bytes."""
         return sum(len(as_bytes(piece)) for doc in self.documents for piece in doc.pieces())
 
 
 def as_bytes(text: str | bytes) -> bytes:
-    """Text as UTF-8; bytes as they are."""
+    """Text encoded as UTF-8; bytes are returned unchanged."""
     return text if isinstance(text, bytes) else text.encode("utf-8")
 
 
 def _files(documents: Sequence[Document]) -> Iterator[Document]:
-    """The files that documents are, or are parts of."""
+    """One document per file that the documents come from."""
     last: Document | None = None
     for document in documents:
         same = last is not None and (document.whole is last.whole and document.start > last.start)
@@ -106,7 +106,7 @@ def _digest(document: Document) -> bytes:
 
 
 def parts_between_separators(document: Document) -> list[Document]:
-    """The documents that `SEPARATOR` separates in a file; none of them is empty."""
+    """The non-empty documents that `SEPARATOR` separates in a file."""
     whole = document.whole
     parts: list[Document] = []
     start = 0
@@ -121,12 +121,12 @@ def parts_between_separators(document: Document) -> list[Document]:
 
 
 def without_separators(text: str) -> str:
-    """A text whose documents stand in lines of their own instead."""
+    """The text with each `SEPARATOR`, and the line ends after it, replaced by a newline."""
     return _SEPARATORS.sub("\n", text)
 
 
 def split_note(texts: int, documents: int) -> str:
-    """What people should know of texts that were split."""
+    """The note for the user that texts were split into documents."""
     return (
         f"{SEPARATOR} separates the documents of {texts:,} text{'s' * (texts != 1)}: "
         f"{documents:,} documents (--no-split-documents leaves it in the text)"
@@ -136,9 +136,10 @@ def split_note(texts: int, documents: int) -> str:
 def split_documents(
     documents: Sequence[Document], fraction: float
 ) -> tuple[list[Document], list[Document]]:
-    """Cut off the last `fraction` of the text, counted in characters, inside a document if need be.
+    """Split off the last `fraction` of the text, measured in characters.
 
-    Returns the documents before the cut and those after it; either may be empty.
+    The split may fall inside a document, which then becomes two. Returns the documents before
+    and after it; either list may be empty.
     """
     left = int(sum(map(len, documents)) * (1.0 - fraction))
     before: list[Document] = []

@@ -1,4 +1,4 @@
-"""A file's bytes and its text as they come, decompressed and decoded, for `streams.py`."""
+"""A file's decompressed bytes and decoded text, block by block, for `streams.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _BLOCK = 2**18  # bytes that are read at a time, at least
 
 
 def texts_of(name: str, encoding: str | None) -> Iterator[tuple[str, int]]:
-    """A file's text as it comes, and the bytes of the file that have been read."""
+    """A file's decoded text in pieces, each with the number of bytes read of the file so far.
+
+    Raises:
+        InputError: if it is not text in that encoding, with the position.
+    """
     decoder: codecs.IncrementalDecoder | None = None
     codec, reached, characters, read = "utf-8", 0, 0, 0
     for data, read in blocks_of(name):
@@ -42,8 +46,11 @@ def _decoded(
     reached: int,
     characters: int,
 ) -> str:
-    """The next characters; no `data` is the end."""
-    waiting = decoder.getstate()[0]  # bytes of a character that was not whole
+    """The next characters; empty `data` marks the end.
+
+    `reached` and `characters` are the position of `data` in the file, for error messages.
+    """
+    waiting = decoder.getstate()[0]  # bytes of an incomplete character
     held = len(waiting) if isinstance(waiting, bytes) else 0
     try:
         text = decoder.decode(data, final=not data)
@@ -79,13 +86,14 @@ def blocks_of(name: str, least: int = _BLOCK) -> Generator[tuple[bytes, int], No
         ):
             gathered += data
             if len(gathered) >= least:
-                yield bytes(gathered), _told(file)
+                yield bytes(gathered), _position(file)
                 gathered.clear()
         if gathered:
-            yield bytes(gathered), _told(file)
+            yield bytes(gathered), _position(file)
 
 
-def _told(file: io.BufferedIOBase) -> int:
+def _position(file: io.BufferedIOBase) -> int:
+    """The position in a file; 0 for a pipe."""
     try:
         return file.tell()
     except OSError:  # a pipe

@@ -1,7 +1,8 @@
-"""What a file is by its first bytes, where it is not plain text in UTF-8.
+"""Recognise by its first bytes a file that is not plain UTF-8 text.
 
-Every place that reads text asks here: packed files are unpacked whatever their name, documents of
-other programs are refused with a remedy, and UTF-16 without a byte-order mark is recognised.
+All code that reads text uses this: compressed files are decompressed whatever their name is,
+documents of other programs are refused with a remedy, and UTF-16 without a byte-order mark is
+recognised.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-FIRST_BYTES = 2**16  # of a file, enough to judge it by
-BOMS = (  # the longer first: UTF-32's begins with UTF-16's
+FIRST_BYTES = 2**16  # of a file: enough to recognise its type
+BOMS = (  # UTF-32's begins with UTF-16's, so it must be tried first
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_OWN_BOMS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-", "utf-32": "utf-32-"}  # they take it off
-_NAMES = 2**12  # bytes in which a zip archive's first names are
+_OWN_BOMS = {
+    "utf-8-sig": "utf-8",
+    "utf-16": "utf-16-",
+    "utf-32": "utf-32-",
+}  # these codecs remove it
+_NAMES = 2**12  # bytes at a zip archive's start that contain its first file names
 
-# A packed file's first bytes, and what unpacks it.
+# A compressed file's first bytes, and its format.
 _PACKED = (
     (b"\x1f\x8b\x08", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -38,18 +43,18 @@ _NO_TEXT = "name a text file"
 
 
 class Signature(NamedTuple):
-    """A kind of file that is not text.
+    """A file type that is not text.
 
     Attributes:
-        what: as in "it is a PDF document".
-        remedy: how its text can be learned.
+        what: the type, with its article ("a PDF document").
+        remedy: what the user can do to train on its text.
     """
 
     what: str
     remedy: str
 
 
-# First bytes, and what else is in the beginning of such a file. None of them begins a plain text.
+# Offset, magic bytes there, and the file type. No plain text begins like one of these.
 _SIGNATURES: tuple[tuple[int, bytes, Signature], ...] = (
     (0, b"%PDF-", Signature("a PDF document", f"{_SAVE} (pdftotext FILE)")),
     (
@@ -111,7 +116,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Signature], ...] = (
     (0, b"\x80\4", Signature("a Python pickle", _EXPORT)),
     (0, b"\x80\5", Signature("a Python pickle", _EXPORT)),
 )
-# Some signatures are short or are letters: then there are such bytes, too, in the beginning.
+# Magic bytes that are short or printable could begin a text: these types need a second check.
 _FURTHER: dict[str, Callable[[bytes], bool]] = {
     "a bzip2 file": lambda start: start[4:10] in (b"1AY&SY", b"\x17rE8P\x90"),
     "a BMP image": lambda start: start[:2] == b"BM",
@@ -147,12 +152,12 @@ _ZIP = Signature("a zip archive", "unpack it and name the text or the folder (un
 
 
 def compression_of(start: bytes | bytearray) -> str:
-    """What unpacks a file that begins so: "gzip", "zstd", or "" for none."""
+    """The compression of a file with these first bytes: "gzip", "zstd", or "" for none."""
     return next((how for magic, how in _PACKED if start.startswith(magic)), "")
 
 
 def signature_of(start: bytes | bytearray) -> Signature | None:
-    """The kind of file that begins so, where it is one that is not text."""
+    """The type of a file with these first bytes; None if it is not a known type."""
     start = bytes(start[:FIRST_BYTES])
     if start[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08"):
         return next((kind for name, kind in _ZIPPED if name in start[:_NAMES]), _ZIP)
@@ -167,10 +172,10 @@ def signature_of(start: bytes | bytearray) -> Signature | None:
 
 
 def unmarked_encoding(start: bytes | bytearray) -> str | None:
-    """UTF-16 or UTF-32 of a text that begins so without a byte-order mark; None for others.
+    """The UTF-16 or UTF-32 encoding of a text without a byte-order mark; None if it is neither.
 
-    Such a text has NULs, and all at the same place of each unit. Where they are few (Chinese, say)
-    the bytes must not pass for UTF-8, either.
+    Such a text contains NUL bytes, all at the same position within a code unit. If there are few
+    of them (as in Chinese), the bytes must also be invalid as UTF-8.
     """
     sample = bytes(start[: FIRST_BYTES - FIRST_BYTES % 4])
     if b"\0" not in sample or sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -191,13 +196,13 @@ def unmarked_encoding(start: bytes | bytearray) -> str | None:
 
 
 def _letters_in_pairs(sample: bytes) -> int:
-    """How many units of two bytes are both plain ASCII: text with NULs in it is mostly these."""
+    """The number of byte pairs that are both ASCII letters: high in text that contains NULs."""
     plain = sample.translate(_PLAIN_ASCII)
     return sum(first & second for first, second in zip(plain[0::2], plain[1::2], strict=False))
 
 
 def _is_utf8(sample: bytes) -> bool:
-    """Whether all of it is UTF-8, but for a character that is not complete at its end."""
+    """Whether it is valid UTF-8, apart from an incomplete character at its end."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
     except UnicodeDecodeError:
@@ -206,13 +211,13 @@ def _is_utf8(sample: bytes) -> bool:
 
 
 def _passes_for_utf8(sample: bytes) -> bool:
-    """Whether it is UTF-8 with hardly a control character, NULs apart."""
+    """Whether it is UTF-8 with at most 2 % control characters, not counting NULs."""
     controls = sum(sample.count(byte) for byte in range(1, 32) if byte not in b"\t\n\v\f\r\x1b")
     return _is_utf8(sample) and controls <= 0.02 * len(sample)
 
 
 def _reads(sample: bytes, codec: str) -> bool:
-    """Whether the sample is text in that encoding: assigned characters, hardly a control."""
+    """Whether at most 3 % of its characters in that encoding are unassigned or control ones."""
     try:
         text = codecs.getincrementaldecoder(codec)().decode(sample)
     except UnicodeDecodeError:
@@ -226,23 +231,23 @@ def _reads(sample: bytes, codec: str) -> bool:
 
 
 def bom_of(start: bytes | bytearray) -> tuple[bytes, str]:
-    """The byte-order mark that a file begins with, and what it says; two empty ones for none."""
+    """The byte-order mark that a file begins with, and its encoding; both empty for none."""
     return next(((bom, codec) for bom, codec in BOMS if start.startswith(bom)), (b"", ""))
 
 
 def why_not_text(start: bytes | bytearray, encoding: str | None) -> str | None:
-    """Why a file that begins so is not read as text, and what to do; None where nothing says so.
+    """Why a file with these first bytes is not read as text, with the remedy; None if it may be.
 
     Args:
-        start: the first bytes of the file, 64 KiB if it has so many.
-        encoding: as it was named; None is UTF-8, or what a byte-order mark says.
+        start: the first `FIRST_BYTES` bytes of the file, or all of a shorter one.
+        encoding: the encoding that the user gave; None is UTF-8, or that of a byte-order mark.
     """
     if (kind := signature_of(start)) is not None:
         return f"is {kind.what}, not plain text: {kind.remedy}"
     named = "" if encoding is None else codecs.lookup(encoding).name
     marked = bom_of(start)[1]
     if named and marked and not marked.startswith(_OWN_BOMS.get(named, named)):
-        return f"begins with the byte-order mark of {marked}: leave out --encoding {encoding}"
+        return f"begins with the byte-order mark of {marked}: do not give --encoding {encoding}"
     if not marked and not named.startswith(("utf-16", "utf-32")):
         found = unmarked_encoding(start)
         if found is not None:
@@ -252,7 +257,7 @@ def why_not_text(start: bytes | bytearray, encoding: str | None) -> str | None:
 
 
 def may_be_encoded(start: bytes | bytearray) -> bool:
-    """Whether a file that begins so, and is no UTF-8, looks like text in another encoding."""
+    """Whether a file with these first bytes, not UTF-8, may be text in another encoding."""
     sample = bytes(start[:FIRST_BYTES])
     if not sample or signature_of(sample) is not None:
         return False

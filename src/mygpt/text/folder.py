@@ -1,4 +1,4 @@
-"""Which files below a folder may be text."""
+"""Find the text files in a folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mygpt.text.decoding import begins_as_text
 from mygpt.text.file_types import may_be_encoded, unmarked_encoding
 from mygpt.text.reading import Reader, shown
 
-_RUN = "last.state.safetensors"  # what training writes beside this is no text to learn from
+_RUN = "last.state.safetensors"  # a folder with this file is a run directory
 
 
 @dataclass
 class FileGroup:
-    """Files that were named together.
+    """The files that one path, glob pattern or folder stands for.
 
     Attributes:
-        names: to be read, in order; in a folder, after a first look at each.
-        folder: where they lie; None where they were named themselves.
+        names: the files to read, in order; of a folder, those whose first bytes may be text.
+        folder: the folder that was named; None if files were named.
         skipped: files of the folder that are not text.
-        encoded: those of them that look like text in another encoding, and which, if that is known.
+        encoded: skipped files that may be text in another encoding, with that encoding if known.
     """
 
     names: list[str]
@@ -32,24 +32,24 @@ class FileGroup:
     encoded: dict[Path, str | None] = field(default_factory=dict)
 
     def skip(self, path: Path, start: bytes | bytearray) -> None:
-        """Leave a file out that begins so."""
+        """Skip a file with these first bytes."""
         self.skipped.append(path)
         if may_be_encoded(start):
             self.encoded[path] = unmarked_encoding(start)
 
     def notes(self, encoding: str | None = None) -> list[str]:
-        """A line about what was passed over, if anything, and one about other encodings."""
+        """A note on skipped files, if there are any, and one on files in other encodings."""
         if self.folder is None or not self.skipped:
             return []
         where = shown(str(self.folder))
         found = [
-            f"passed over {len(self.skipped)} files in {where} without text: "
+            f"skipped {len(self.skipped)} files in {where} that are not text: "
             f"{self._listed(self.skipped)}"
         ]
         return found + ([self.hint(encoding)] if self.encoded else [])
 
     def hint(self, encoding: str | None) -> str:
-        """What to do about files in another encoding than the one that they were read in."""
+        """The note on files that may be text in another encoding, with the remedy."""
         many = len(self.encoded) > 1
         known = {found for found in self.encoded.values() if found is not None}
         guess = f" ({known.pop()}, it seems)" if len(known) == 1 else ""
@@ -61,16 +61,16 @@ class FileGroup:
         )
 
     def none_found(self, encoding: str | None) -> InputError:
-        """The error for a folder of which nothing can be read."""
+        """The error for a folder without a readable text file."""
         assert self.folder is not None
         remedy = f"; {self.hint(encoding)}" if self.encoded else ""
         if any(self.folder.glob("*.safetensors")):
             remedy = (
-                "; it holds a model: name a text, and the model with --from to train it on that "
-                "text, or a run with --resume"
+                "; it contains a model: name a text file, and give the model with --from to train "
+                "it on that text, or continue a run with --resume"
             )
         return InputError(
-            f"folder {shown(str(self.folder))} holds no text file (hidden ones are passed over)"
+            f"folder {shown(str(self.folder))} contains no text file (hidden files are skipped)"
             f"{remedy}"
         )
 
@@ -83,10 +83,11 @@ class FileGroup:
 def list_folder(
     folder: Path, reader: Reader, encoding: str | None, is_table: Callable[[str], bool]
 ) -> FileGroup:
-    """Files below a folder, in the order of their names, without hidden ones, runs and stores.
+    """The text files below a folder, sorted by name, and those that are skipped.
 
-    A look at its first bytes decides whether a file may be text: a large one that is none is
-    not read. Pipes, sockets, devices and broken links are no files. Tables are taken by name.
+    Whether a file may be text is decided by its first bytes, so that large binary files are not
+    read; *.parquet tables are recognised by name. Hidden files, run directories, token stores,
+    pipes, sockets, devices and broken links are ignored.
     """
     place = FileGroup([], folder)
     for path in sorted(files_below(folder)):
@@ -104,7 +105,7 @@ def list_folder(
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, in no order; without hidden ones, runs and stores of ours."""
+    """All files below a folder, unsorted, without hidden files, run directories and stores."""
     files: list[Path] = []
     waiting = [folder]
     while waiting:
@@ -112,7 +113,7 @@ def files_below(folder: Path) -> list[Path]:
         try:
             with os.scandir(here) as listing:
                 entries = {entry.name: entry for entry in listing if entry.name[0] != "."}
-        except OSError:  # no permission to look into it
+        except OSError:  # no permission to list it
             continue
         if _RUN in entries or ("index.json" in entries and "shards" in entries):
             continue

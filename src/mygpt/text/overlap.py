@@ -1,4 +1,4 @@
-"""Whether a text to validate on is among the text that is learned from."""
+"""Detect validation text that is also in the training text."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from collections.abc import Sequence
 
 from mygpt.text.documents import Document, as_bytes
 
-_SHORTEST = 20  # characters: shorter documents are the same by chance
-_MOST_SEARCHED = 2**26  # characters of either text, in which the other is searched for
-_MOST_PAIRS = 64  # of documents that are searched for in each other
+_SHORTEST = 20  # characters: shorter documents can be equal by coincidence
+_MOST_SEARCHED = 2**26  # characters: longer texts are compared by digest only
+_MOST_PAIRS = 64  # of documents: with more pairs they are compared by digest only
 
 
-def overlap_note(learned: Sequence[Document], held: Sequence[Document], name: str) -> list[str]:
-    """A note where documents to validate on are learned from too, or are parts of those.
+def overlap_note(train: Sequence[Document], validation: Sequence[Document], name: str) -> list[str]:
+    """A note if validation documents equal, contain or are contained in training documents.
 
     Args:
-        learned: documents to learn from.
-        held: documents to validate on.
-        name: of the file that the latter are in.
+        train: the training documents.
+        validation: the validation documents.
+        name: of the validation file.
     """
-    known = {_digest(document) for document in learned}
-    same = [document for document in held if _digest(document) in known]
-    others = [document for document in held if _digest(document) not in known]
-    if others and _searchable(learned, held):
-        texts = [as_bytes(document.text) for document in learned]
+    known = {_digest(document) for document in train}
+    same = [document for document in validation if _digest(document) in known]
+    others = [document for document in validation if _digest(document) not in known]
+    if others and _searchable(train, validation):
+        texts = [as_bytes(document.text) for document in train]
         inside = [_is_in(as_bytes(document.text), texts) for document in others]
         same += [document for document, found in zip(others, inside, strict=True) if found]
-    if not others or len(same) == len(held):
+    if not others or len(same) == len(validation):
         return [validation_seen_note(name)]
     long = sum(len(document) >= _SHORTEST for document in same)
     if not long:
         return []
     return [
-        f"{long:,} of the {len(held):,} documents of {name} are in the text that is learned from: "
-        "the validation loss is too low for what is new"
+        f"{long:,} of the {len(validation):,} documents of {name} are also in the training text: "
+        "the validation loss is lower than it would be on new text"
     ]
 
 
 def validation_seen_note(name: str) -> str:
-    """What to say of a text to validate on that is learned from."""
+    """The note for a validation text that is wholly in the training text."""
     return (
-        f"{name} is in the text that is learned from: the validation loss says how well that is "
-        "known by heart, and nothing about other text"
+        f"{name} is in the training text: the validation loss measures how well the model has "
+        "memorised it, not how it does on other text"
     )
 
 
@@ -53,13 +53,13 @@ def _digest(document: Document) -> bytes:
     return sha256.digest()
 
 
-def _searchable(learned: Sequence[Document], held: Sequence[Document]) -> bool:
-    longest = max(sum(map(len, learned)), sum(map(len, held)))
-    return len(learned) * len(held) <= _MOST_PAIRS and longest <= _MOST_SEARCHED
+def _searchable(train: Sequence[Document], validation: Sequence[Document]) -> bool:
+    longest = max(sum(map(len, train)), sum(map(len, validation)))
+    return len(train) * len(validation) <= _MOST_PAIRS and longest <= _MOST_SEARCHED
 
 
 def _is_in(text: bytes, others: Sequence[bytes]) -> bool:
-    """Whether a text is a part of another, or another one of it; ends of lines apart."""
+    """Whether a text contains, or is contained in, one of the others, up to outer white space."""
     text = text.strip()
     return len(text) >= _SHORTEST and any(
         text in other or (len(other.strip()) >= _SHORTEST and other.strip() in text)

@@ -1,7 +1,7 @@
-"""Files of records, each with a text: lines of JSON, JSON, CSV, TSV and Parquet tables.
+"""Read one field of the records in a JSON-lines, JSON, CSV, TSV or Parquet file.
 
-Each function yields the texts of one field, in order, and the bytes of the file that have been
-read. What is no such record is refused with its place.
+Each `texts_of_*` function yields, in order, the text of that field and the number of bytes read of
+the file so far. An invalid record raises `InputError` with its line, row or number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mygpt.errors import InputError
 from mygpt.text.compression import without_compression_suffix
 from mygpt.text.reading import shown
 
-FIELD = "text"  # that holds the text where none is named
+FIELD = "text"  # the default field
 _KINDS = {
     ".jsonl": "lines",
     ".ndjson": "lines",
@@ -27,7 +27,7 @@ _KINDS = {
     ".parquet": "table",
 }
 _TABLE_ROWS = 256  # of a table that are in memory at a time
-_LONGEST = 2**28  # characters of a record
+_LONGEST = 2**28  # characters of a record; more are refused
 _DELIMITERS = ",;\t|"
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -37,12 +37,12 @@ Record = tuple[str, int]
 
 
 def kind_of(name: str) -> str:
-    """How a file of that name holds documents: "lines", "json", "csv", "table", else "text"."""
+    """The format that a file name indicates: "lines", "json", "csv", "table", else "text"."""
     return _KINDS.get(Path(without_compression_suffix(name)).suffix.lower(), "text")
 
 
 def texts_of_lines(texts: Texts, field: str, name: str) -> Iterator[Record]:
-    """One object a line; a line of white space is none."""
+    """The texts in JSON lines, one object per line; blank lines are skipped."""
     for number, (line, read) in enumerate(_lines(texts, name), start=1):
         if line and not line.isspace():
             yield _text_in(line, field, f"{shown(name)}, line {number:,}"), read
@@ -56,7 +56,8 @@ def _lines(texts: Texts, name: str) -> Iterator[tuple[str, int]]:
         waiting.append(first)
         if sum(map(len, waiting)) > _LONGEST:
             raise InputError(
-                f"{shown(name)} has a line of more than {_LONGEST:,} characters, which is no record"
+                f"{shown(name)} has a line of more than {_LONGEST:,} characters, the limit for a "
+                "record: split it into shorter records"
             )
         for line in others:
             yield "".join(waiting), read
@@ -66,13 +67,15 @@ def _lines(texts: Texts, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _text_in(line: str, field: str, place: str) -> str:
-    """The text in a line's object."""
+    """The text in the JSON object on a line."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is no JSON: {error}") from None
+        raise InputError(f"{place} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise InputError(f'{place} is no object: each line is one, as {{"{field}": "..."}}')
+        raise InputError(
+            f'{place} is not an object: each line must be one, for instance {{"{field}": "..."}}'
+        )
     return _field_of(content, field, place)
 
 
@@ -82,24 +85,25 @@ def _field_of(content: dict[str, Any], field: str, place: str) -> str:
         raise InputError(f"{place} has no field {field!r} (it has {has}): name it with --field")
     text = content[field]
     if not isinstance(text, str):
-        raise InputError(f"{place}: field {field!r} is no text, but {text!r:.40}")
+        raise InputError(f"{place}: field {field!r} must be a string, not {text!r:.40}")
     return _complete_characters(text, place)
 
 
 def _complete_characters(text: str, place: str) -> str:
-    """`text`, or `InputError` for a lone surrogate in it."""
+    """Return `text`; raise `InputError` if it contains a lone surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         wrong = ord(text[error.start])
         raise InputError(
-            f"{place}: character {error.start:,} is the lone surrogate U+{wrong:04X}: remove it"
+            f"{place}: character {error.start:,} is the lone surrogate U+{wrong:04X}, which is "
+            "not a character: remove it"
         ) from None
     return text
 
 
 def texts_of_json(texts: Texts, field: str, name: str) -> Iterator[Record]:
-    """The texts or objects of an array, or objects one after another."""
+    """The texts in a JSON array of objects or strings, or in a sequence of such values."""
     values = _Values(texts, shown(name))
     for number, value in enumerate(values, start=1):
         place = f"{shown(name)}, record {number:,}"
@@ -109,16 +113,16 @@ def texts_of_json(texts: Texts, field: str, name: str) -> Iterator[Record]:
             yield _field_of(value, field, place), values.read
         else:
             raise InputError(
-                f"{place} is neither an object nor a text, but {value!r:.40}: give an array of "
-                f'objects, as [{{"{field}": "..."}}]'
+                f"{place} must be an object or a string, not {value!r:.40}: give an array of "
+                f'objects, for instance [{{"{field}": "..."}}]'
             )
 
 
 class _Values:
-    """The values of a JSON file, one after another; an array's elements where it is one.
+    """Iterates over the elements of a JSON array, or over a sequence of JSON values.
 
     Attributes:
-        read: bytes of the file that have been read.
+        read: number of bytes read of the file so far.
     """
 
     def __init__(self, texts: Texts, place: str) -> None:
@@ -136,27 +140,31 @@ class _Values:
             if in_array and character == "]":
                 self._at += 1
                 if self._next_character():
-                    raise InputError(f"{self._place} is no JSON: there is more behind its array")
+                    raise InputError(
+                        f"{self._place} is not valid JSON: there is more after its array"
+                    )
                 return
             if in_array and count:
                 if character != ",":
-                    raise InputError(f"{self._place} is no JSON: no comma after record {count:,}")
+                    raise InputError(
+                        f"{self._place} is not valid JSON: no comma after record {count:,}"
+                    )
                 self._at += 1
                 self._next_character()
             yield self._value()
             count += 1
         if in_array:
-            raise InputError(f"{self._place} is no complete JSON: it ends inside its array")
+            raise InputError(f"{self._place} is not complete JSON: it ends inside its array")
 
     def _value(self) -> Any:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except RecursionError as error:
-                raise InputError(f"{self._place} is no JSON: {error}") from None
+                raise InputError(f"{self._place} is not valid JSON: {error}") from None
             except ValueError as error:
                 if self._ended or len(self._buffer) - self._at > _LONGEST:
-                    raise InputError(f"{self._place} is no JSON: {error}") from None
+                    raise InputError(f"{self._place} is not valid JSON: {error}") from None
             else:
                 if end < len(self._buffer) or self._ended:  # a number may have more digits
                     self._at = end
@@ -164,7 +172,7 @@ class _Values:
             self._fill()
 
     def _next_character(self) -> str:
-        """The next character that is no white space, which stays; "" at the end."""
+        """The next character after white space, without consuming it; "" at the end."""
         while True:
             found = _SPACE.match(self._buffer, self._at)
             assert found is not None
@@ -174,7 +182,7 @@ class _Values:
             self._fill()
 
     def _fill(self) -> None:
-        """Read as much again as is waiting, so that a long record is not tried at every block."""
+        """Double the buffer, so that the time for a long record stays linear in its length."""
         parts = [self._buffer[self._at :]]
         least, length = len(parts[0]), 0
         self._at = 0
@@ -187,7 +195,7 @@ class _Values:
 
 
 def texts_of_csv(texts: Texts, field: str, name: str) -> Iterator[Record]:
-    """One row each; the first row has the columns' names."""
+    """The texts in a column of a CSV or TSV file, whose first row has the columns' names."""
     csv.field_size_limit(_LONGEST)
     place = shown(name)
     lines = _LinesWithEnds(texts)
@@ -212,14 +220,14 @@ def texts_of_csv(texts: Texts, field: str, name: str) -> Iterator[Record]:
                 )
             yield row[column], lines.read
     except csv.Error as error:
-        raise InputError(f"{place} is no CSV: {error}") from None
+        raise InputError(f"{place} is not valid CSV: {error}") from None
 
 
 class _LinesWithEnds:
-    """A text's lines with their ends, of which a carriage return alone is one.
+    """Iterates over lines with their line ends: \\n, \\r\\n or \\r.
 
     Attributes:
-        read: bytes of the file that have been read.
+        read: number of bytes read of the file so far.
     """
 
     def __init__(self, texts: Texts) -> None:
@@ -232,7 +240,7 @@ class _LinesWithEnds:
     def _found(self, texts: Texts) -> Iterator[str]:
         waiting: list[str] = []
         for text, self.read in texts:
-            if waiting and waiting[-1].endswith("\r"):  # its line's end may be in two pieces
+            if waiting and waiting[-1].endswith("\r"):  # a \r\n may be split between two pieces
                 text = waiting.pop() + text
             end = max(text.rfind("\n"), text.rfind("\r", 0, max(0, len(text) - 1))) + 1
             if end:
@@ -245,7 +253,14 @@ class _LinesWithEnds:
 
 
 def texts_of_table(name: str, field: str, size: int, skip: int) -> Iterator[Record]:
-    """One row each of a *.parquet of that size, but for the first `skip`."""
+    """The texts in a column of a *.parquet file.
+
+    Args:
+        name: of the file.
+        field: the column.
+        size: of the file in bytes, from which the position after a row is estimated.
+        skip: rows to skip.
+    """
     place = shown(name)
     try:
         import pyarrow as arrow
@@ -270,8 +285,8 @@ def texts_of_table(name: str, field: str, size: int, skip: int) -> Iterator[Reco
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, InputError):
             raise
-        told = (str(error).splitlines() or ["unknown"])[0]
-        raise InputError(f"{place} is no whole Parquet file: {told:.120}") from None
+        reason = (str(error).splitlines() or ["unknown error"])[0]
+        raise InputError(f"{place} is not a complete Parquet file: {reason:.120}") from None
 
 
 def _rows_of_group(table: Any, group: int, field: str, first: int) -> Iterator[tuple[int, Any]]:
@@ -289,10 +304,12 @@ def _check_column(schema: Any, field: str, place: str, arrow: Any) -> None:
     kind = schema.field(field).type
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
     if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-        raise InputError(f"{place}: column {field!r} holds {kind}, no text: name one with --field")
+        raise InputError(
+            f"{place}: column {field!r} contains {kind}, not text: name a text column with --field"
+        )
 
 
 def _cell(text: Any, field: str, place: str) -> str:
     if not isinstance(text, str):
-        raise InputError(f"{place}: column {field!r} is no text, but {text!r:.40}")
+        raise InputError(f"{place}: column {field!r} must be text, not {text!r:.40}")
     return text

@@ -1,4 +1,4 @@
-"""How much text a loss is about, and that loss in bits of it: the one conversion there is."""
+"""The size of a text that a loss was measured on, and the loss in bits per byte and character."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mygpt.text.documents import Document, as_bytes
 
 @dataclass(frozen=True)
 class TextSize:
-    """Predicted tokens, and the text that they stand for.
+    """The number of predicted tokens, and the size of the text that was encoded to them.
 
-    The bytes and characters are the text's own, not those that the tokens decode to: a tokenizer
-    that has an unknown token, or that normalises, decodes to another text.
+    The text is the original one, which the tokens need not decode to: a tokenizer may normalise
+    text or have an unknown token.
 
     Attributes:
-        tokens: that are predicted.
-        num_bytes: of their text, in UTF-8.
-        num_chars: of their text; None where it is bytes, or where it was not counted.
+        tokens: number of predicted tokens.
+        num_bytes: of their text in UTF-8.
+        num_chars: of their text; None if it is bytes or was not counted.
     """
 
     tokens: int
@@ -27,23 +27,23 @@ class TextSize:
     num_chars: int | None = None
 
     def bits_per_byte(self, loss: float) -> float:
-        """A loss in nats per token as bits per byte of the text."""
+        """Convert a loss in nats per token to bits per byte of the text."""
         return loss / math.log(2) * self.tokens / max(1, self.num_bytes)
 
     def bits_per_char(self, loss: float) -> float | None:
-        """A loss in nats per token as bits per character; None where they were not counted."""
+        """Convert a loss in nats per token to bits per character; None if `num_chars` is None."""
         if self.num_chars is None:
             return None
         return loss / math.log(2) * self.tokens / max(1, self.num_chars)
 
 
 def bytes_of(documents: Iterable[Document]) -> int:
-    """Length of all documents in UTF-8 bytes."""
+    """Total length of the documents in UTF-8 bytes."""
     return sum(len(as_bytes(piece)) for document in documents for piece in document.pieces())
 
 
 def chars_of(documents: Iterable[Document]) -> int | None:
-    """Characters of all documents; None where one is bytes."""
+    """Total number of characters in the documents; None if one of them is bytes."""
     lengths = [None if isinstance(each.whole, bytes) else len(each) for each in documents]
     known = [length for length in lengths if length is not None]
     return sum(known) if len(known) == len(lengths) else None

@@ -1,7 +1,8 @@
-"""Documents as a stream, however long the text: plain files, packed ones, files of records.
+"""Read documents as a stream, so that the text need not fit into memory.
 
-A plain file is one document; a record (a line of a *.jsonl, a row of a *.csv) is one. Little of
-them is in memory at a time. What is no text is refused with its place, as `read_corpus` does.
+A plain file is one document, and so is each record of a file of records (a line of a *.jsonl, a
+row of a *.csv). Only a few blocks are in memory at a time. Input that is not text is refused with
+its position, as by `read_corpus`.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from mygpt.text.records import (
     texts_of_table,
 )
 
-# How files are read, which runs and stores record: since 2 they are judged by their first bytes
-# too, and files of records are read as such.
+# The version of the rules for reading files, which runs and stores record. Since version 2 the
+# first bytes are checked too, and files of records are read as such.
 READING_VERSION = 2
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """A file of documents.
+    """A file, or standard input, that contains documents.
 
     Attributes:
-        name: its path, or "-" for standard input.
-        size: its bytes; -1 for standard input and pipes.
-        modified_ns: when it was last changed; -1 for standard input and pipes.
-        kind: "text" is one document, "lines" one a line, "csv" and "table" one a row, "json" one
-            an object.
-        compression: "gzip", "zstd", or "" for none; of standard input and pipes what the name says.
-        uncompressed_bytes: of a packed file that was measured, at least.
+        name: path, or "-" for standard input.
+        size: of the file in bytes; -1 for standard input and pipes.
+        modified_ns: time of the last change in ns; -1 for standard input and pipes.
+        kind: the format: "text" (one document), "lines" (one per line), "csv" and "table" (one per
+            row), "json" (one per object).
+        compression: "gzip", "zstd", or "" for none; for standard input and pipes by name only.
+        uncompressed_bytes: a lower bound on the uncompressed size, if it was measured; else 0.
     """
 
     name: str
@@ -61,17 +62,17 @@ class TextSource:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether it can be read a second time."""
+        """Whether it can be read more than once: a regular file."""
         return self.size >= 0
 
     @property
     def num_bytes(self) -> int:
-        """Its bytes, decompressed as far as that is known."""
+        """Its size in bytes, uncompressed where that was measured; -1 if unknown."""
         return max(self.size, self.uncompressed_bytes)
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is neither packed nor a table: its text can be read from any line on."""
+        """Whether reading can start at any line: neither compressed nor CSV, JSON or Parquet."""
         return self.kind in ("text", "lines") and not self.compression
 
 
@@ -80,8 +81,8 @@ class Piece(NamedTuple):
 
     Attributes:
         text: may be empty.
-        ends: whether the document ends with it.
-        read: bytes of the file that have been read; 0 where that is not known.
+        ends: whether it is the document's last piece.
+        read: number of bytes read of the file so far; 0 if unknown.
     """
 
     text: str
@@ -91,7 +92,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """How files of records (JSON lines, JSON, CSV, Parquet) are read.
+    """Options for reading files of records (JSON lines, JSON, CSV, Parquet).
 
     Attributes:
         field: the field that holds the text. None means "text"; a file whose first record has no
@@ -109,11 +110,11 @@ class RecordOptions:
 
     @property
     def field_name(self) -> str:
-        """The field that is read."""
+        """The field to read: `field`, or "text" if that is None."""
         return FIELD if self.field is None else self.field
 
     def kind(self, name: str) -> str:
-        """How a file of that name holds documents, if its content why_plain."""
+        """The format that a file name indicates, as in `TextSource.kind`."""
         if name == "-":
             return "text" if self.field is None else "lines"
         if self.legacy_names:
@@ -122,7 +123,7 @@ class RecordOptions:
         return kind_of(name)
 
     def why_plain(self, source: TextSource, encoding: str | None) -> str | None:
-        """Why a file that is named as one of records is none; None where it is one."""
+        """Why a file is read as plain text despite its name; None if it is read as records."""
         strict = self.legacy_names or self.field is not None or source.kind in ("text", "table")
         if (
             strict
@@ -143,57 +144,59 @@ _ANY = RecordOptions()
 def find_sources(
     paths: Sequence[str], *, encoding: str | None = None, records: RecordOptions = _ANY
 ) -> tuple[list[TextSource], list[str]]:
-    """The files that names, folders, patterns and "-" stand for, in order, and notes.
+    """The files that paths, folders, glob patterns and "-" stand for, in order, and notes.
 
-    A folder gives its files as for `read_corpus`: no hidden ones, no runs and stores of ours, and
-    only what begins as text, *.parquet or packed text. Nothing is read but beginnings.
+    A folder is searched as by `read_corpus`. Only the first bytes of files are read, and the
+    first record of files of records.
 
     Raises:
-        InputError: for what is missing, empty, or a device, and for a field where there are no
-            records.
+        InputError: if a path is missing, empty or a device, or if a field is named and no file
+            contains records.
     """
     check_encoding(encoding)
     found: list[TextSource] = []
     notes: list[str] = []
-    said = _Notes(encoding)
+    file_notes = _Notes(encoding)
     for path in paths:
         if path != "-" and "\0" not in path and os.path.isdir(path):
-            place = FileGroup([], Path(path))
-            found += _in_folder(place, encoding, records, said)
-            notes += place.notes(encoding)
+            group = FileGroup([], Path(path))
+            found += _in_folder(group, encoding, records, file_notes)
+            notes += group.notes(encoding)
         else:
             for name in _matches(path):
                 source = source_of(name, records)
                 start = _start_of(source, encoding)
-                found.append(said.take(source, start, records))
+                found.append(file_notes.check(source, start, records))
     if sum(source.name == "-" for source in found) > 1:
-        raise InputError("standard input is named twice: it can be read once")
+        raise InputError(
+            "standard input (-) is named twice, but can be read only once: name it once"
+        )
     require_field_used(records, [source.kind for source in found])
-    return found, notes + said.lines()
+    return found, notes + file_notes.lines()
 
 
 def require_field_used(records: RecordOptions, kinds: Sequence[str]) -> None:
-    """Refuse a field that was named where no file has fields: it would be ignored."""
+    """Raise `InputError` if a field is named but no file has fields: it would be ignored."""
     if records.field is not None and records.refuse_unused and kinds and set(kinds) == {"text"}:
         raise InputError(
-            f"--field {records.field} is for *.jsonl, *.ndjson, *.json, *.csv, *.tsv and "
-            "*.parquet, and plain text was named: leave it out"
+            f"--field {records.field} applies to *.jsonl, *.ndjson, *.json, *.csv, *.tsv and "
+            "*.parquet, and only plain text is named: remove the option"
         )
 
 
 class _Notes:
-    """What has to be known about the files that are read, each thing said once."""
+    """Collects notes on files; the same remark on several files becomes one note."""
 
     def __init__(self, encoding: str | None) -> None:
         self._encoding = encoding
         self._remarks: dict[str, list[str]] = {}
         self._single: list[str] = []
 
-    def take(self, source: TextSource, start: bytearray, records: RecordOptions) -> TextSource:
-        """Keep what there is to say about a file that begins so; returns it as it is read."""
+    def check(self, source: TextSource, start: bytearray, records: RecordOptions) -> TextSource:
+        """Add notes on a file with these first bytes; returns the source with its actual kind."""
         found = remarks(start, self._encoding) if start else []
         if source.compression != compression_by_name(source.name):
-            found.append(f"this is a {source.compression} file, whose text is decompressed")
+            found.append(f"this is a {source.compression} file; it is decompressed")
         for remark in found:
             self._remarks.setdefault(f": {remark}", []).append(shown(source.name))
         if (why := records.why_plain(source, self._encoding)) is None:
@@ -202,13 +205,13 @@ class _Notes:
         return replace(source, kind="text")
 
     def lines(self) -> list[str]:
-        """A line for each thing."""
+        """The notes, one line each."""
         return notes_of(self._remarks) + self._single
 
 
 def plain_text_note(why: str) -> str:
-    """The note on a file that is named as one of records, and is none of these."""
-    return f"{why}; it is read as plain text, with all that is in it"
+    """The note on a file that is named like a file of records but is read as plain text."""
+    return f"{why}; the whole file is read as plain text"
 
 
 def _matches(path: str) -> list[str]:
@@ -223,27 +226,29 @@ def _matches(path: str) -> list[str]:
 
 
 def source_of(name: str, records: RecordOptions) -> TextSource:
-    """A file, or standard input ("-"), as it is named; raises as `find_sources` does."""
+    """The source for a file or standard input ("-"); raises as `find_sources` does."""
     with file_errors(name):
         status = None if name == "-" else os.stat(name)
     kind = records.kind(name)
     if status is None or not stat.S_ISREG(status.st_mode):
         if kind == "table":
-            raise InputError(f"{shown(name)} is no file: a *.parquet cannot come through a pipe")
+            raise InputError(
+                f"{shown(name)} is not a regular file: *.parquet cannot be read from a pipe"
+            )
         return TextSource(name, -1, -1, kind, compression_by_name(name))
     if not status.st_size:
-        raise InputError(f"{shown(name)} is empty: there is no text in it")
+        raise InputError(f"{shown(name)} is empty: name a file with text")
     compression = "" if kind == "table" else compression_of_file(name)
     return TextSource(name, status.st_size, status.st_mtime_ns, kind, compression)
 
 
 def _in_folder(
-    place: FileGroup, encoding: str | None, records: RecordOptions, said: _Notes
+    group: FileGroup, encoding: str | None, records: RecordOptions, file_notes: _Notes
 ) -> list[TextSource]:
-    """The sources of a folder; what is none joins the place's passed over."""
-    assert place.folder is not None
+    """The sources in a folder; other files are added to `group.skipped`."""
+    assert group.folder is not None
     sources: list[TextSource] = []
-    for path in sorted(files_below(place.folder)):
+    for path in sorted(files_below(group.folder)):
         start = bytearray()
         try:
             source = source_of(str(path), records)
@@ -254,11 +259,11 @@ def _in_folder(
         except InputError:  # it cannot be read, or is empty
             may_be_text = False
         if may_be_text:
-            sources.append(said.take(source, start, records))
+            sources.append(file_notes.check(source, start, records))
         else:
-            place.skip(path, start)
+            group.skip(path, start)
     if not sources:
-        raise place.none_found(encoding)
+        raise group.none_found(encoding)
     return sources
 
 
@@ -266,7 +271,7 @@ def _start_of(source: TextSource, encoding: str | None) -> bytearray:
     """The first decompressed bytes of a file; empty for a table and for a pipe.
 
     Raises:
-        NotDecodedError: where they say that it is not text.
+        NotDecodedError: if they show that it is not text.
     """
     if not source.is_lasting or source.kind == "table":
         return bytearray()
@@ -287,19 +292,20 @@ def pieces(
     skip_characters: int = 0,
     on_separators: Callable[[int], None] | None = None,
 ) -> Iterator[Piece]:
-    """A source's documents in pieces, in order; every document's last piece says that it ends.
+    """A source's documents in pieces, in order; `Piece.ends` marks each document's last piece.
 
     Args:
         source: from `find_sources`.
-        field: of an object or a table that holds the text.
-        encoding: None is UTF-8, or what a byte-order mark says.
-        split: whether `SEPARATOR` separates documents of a file, or of a line or row.
-        skip_rows: documents to leave out; of those that are split the parts count.
-        skip_characters: of the one after those, to leave out.
+        field: the field of a record that contains the text.
+        encoding: None is UTF-8, or the encoding that a byte-order mark names.
+        split: whether `SEPARATOR` separates documents within a file, line or row.
+        skip_rows: number of documents to skip, counted after splitting.
+        skip_characters: number of characters to skip in the document after those.
         on_separators: called with the number of separators found in each piece.
 
     Raises:
-        InputError: for what is no text, no whole file, or has no such field, with its place.
+        InputError: if the source is not text, is incomplete, or lacks the field, with the
+            position.
     """
     skipped = 0 if split else skip_rows
     if source.kind == "text":
@@ -325,7 +331,7 @@ def split_at_separators(
     The separator and the line ends after it are removed. An empty document yields one empty
     piece. `on_separators` is called with the number of separators found in each piece.
     """
-    waiting, behind = "", False  # what may begin a separator; whether one has just ended
+    waiting, behind = "", False  # a possible start of a separator; whether one has just ended
     for text, ends, read in found:
         *before, text = (waiting + text).split(SEPARATOR)
         if before and on_separators is not None:
@@ -344,13 +350,13 @@ def split_at_separators(
 
 
 def _overlap(text: str) -> int:
-    """How many characters at a text's end begin a separator."""
+    """The length of the longest prefix of `SEPARATOR` that the text ends with."""
     longest = min(len(text), len(SEPARATOR) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(SEPARATOR[:n])), 0)
 
 
 def _after(found: Iterator[Piece], skip: int) -> Iterator[Piece]:
-    """What comes after so many documents."""
+    """The pieces after the first `skip` documents."""
     for piece in found:
         if skip:
             skip -= piece.ends
@@ -366,7 +372,7 @@ def _whole(source: TextSource, encoding: str | None) -> Iterator[Piece]:
 
 
 def _documents(source: TextSource, field: str, encoding: str | None, skip: int) -> Iterator[Piece]:
-    """A record's text each, but for the first `skip`."""
+    """The text of each record, without the first `skip`."""
     if source.kind == "table":
         found = texts_of_table(source.name, field, source.size, skip)
     else:
