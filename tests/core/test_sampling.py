@@ -1,13 +1,15 @@
-"""sampling.py against the golden table, the plain-Python twins, and transformers."""
+"""core/sampling.py: properties of each filter, transformers, and the draws' distribution.
+
+engines/test_samplers.py holds it to the golden table, as all backends.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
@@ -26,7 +28,6 @@ from mygpt.core.sampling import (
 )
 from mygpt.errors import InputError
 
-GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
 NO_TEXT = torch.zeros(1, 0, dtype=torch.int64)
 
 
@@ -45,21 +46,6 @@ def test_golden_file_is_what_the_reference_writes():
     """Protects the table that every sampler is tested on from edits by hand."""
     written = reference.FILTERS.read_text(encoding="utf-8")
     assert written == golden_text(), "run `python tests/reference.py --write-golden`"
-
-
-@pytest.mark.parametrize("case", GOLDEN["filters"], ids=lambda case: case["name"])
-def test_golden_filters(case):
-    sampling = SamplingConfig(**case["settings"])
-    seen = torch.tensor([case["seen"]], dtype=torch.int64)
-    found = probabilities(row(case["logits"]), sampling, seen)[0]
-    assert found.nonzero()[:, 0].tolist() == case["kept"]
-    assert found.tolist() == pytest.approx(case["probabilities"], abs=2e-6)
-
-
-@pytest.mark.parametrize("case", GOLDEN["draws"])
-def test_golden_draws(case):
-    probs = torch.tensor([case["probabilities"]])
-    assert draw(probs, [case["uniform"]]).tolist() == [case["id"]]
 
 
 def test_rows_of_a_batch_are_filtered_each_for_itself():
@@ -105,21 +91,6 @@ def test_probabilities_are_a_distribution_that_keeps_the_likeliest(values, sampl
     best = reference.likeliest_first(after)[0]
     assert probs[best] > 0
     assert probs[best] == probs.max()
-
-
-@given(logit_rows, settings_, st.data())
-def test_same_as_the_reference(values, sampling, data):
-    """Ties, dead tokens and all, wherever no rounding decides what stays."""
-    seen = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=5))
-    expected = reference.distribution(values, sampling, seen)
-    for name in ("top_p", "min_p"):
-        value = getattr(sampling, name) or 0.0
-        for factor in (1 - 1e-5, 1 + 1e-5):
-            other = vars(sampling) | {name: min(1.0, value * factor) or None}
-            near = reference.distribution(values, SamplingConfig(**other), seen)
-            assume(value == 1.0 or near == expected)
-    found = probabilities(row(values), sampling, torch.tensor([seen], dtype=torch.int64))[0]
-    assert found.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @given(logit_rows, st.integers(1, 14))
@@ -169,23 +140,6 @@ def test_penalty_lowers_what_was_seen_and_nothing_else(values, penalty, data):
             assert lower[i] < value < higher[i]
         else:
             assert lower[i] == value == higher[i]
-
-
-weights = st.lists(st.sampled_from([0.0, 1e-12, 0.1, 0.25, 1.0]), min_size=1, max_size=8)
-
-
-@given(
-    weights.filter(any),
-    st.one_of(
-        st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 1 - 2**-53, 2**-53, 0.5, 0.25])
-    ),
-)
-def test_draw_is_the_inverse_of_the_running_sum(probs, uniform):
-    """It never lands on a token of probability 0 and takes float64's own sums."""
-    probs = torch.tensor([probs])
-    found = int(draw(probs, [uniform]))
-    assert probs[0, found] > 0
-    assert found == reference.draw(probs[0].double().tolist(), uniform)
 
 
 # --- against transformers ------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -16,6 +15,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import reference
+from decoding import (
+    NAMES,
+    SAMPLINGS,
+    arrays_of,
+    assert_close,
+    floats,
+    model_of,
+    prompts,
+    request,
+    written,
+)
 from mygpt.core import model as torch_model
 from mygpt.core.config import OVERFLOW_POLICIES, GPTConfig, SamplingConfig
 from mygpt.core.random import Stream
@@ -24,95 +34,22 @@ from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.numpy_network import Cache, Network
 from mygpt.engines.numpy_sampling import (
-    draw,
     keep_top_k,
     keep_top_p,
     next_id,
     penalize_repetition,
-    probabilities,
 )
 from mygpt.errors import InputError
 from shapes import CONFIGS, TUTORIAL, build
 
-GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
-NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]
-
-model_of = cache(lambda name: build(CONFIGS[name], spread=0.7))
 engine_of = cache(lambda name: engine(model_of(name)))
 
 
-def arrays(model) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-
-
 def engine(model) -> NumpyEngine:
-    return NumpyEngine(model.config, arrays(model))
-
-
-def floats(values) -> np.ndarray:
-    return np.array([-math.inf if v is None else v for v in values], dtype=np.float32)
-
-
-def request(prompt, new=12, sampling=None, seed=0, index=0, overflow="crop", end=None) -> Request:
-    prompt = np.array(prompt, dtype=np.int64)
-    return Request(prompt, new, sampling or SamplingConfig(), Stream(seed, index), overflow, end)
-
-
-def prompts(vocab_size: int, lengths, seed: int = 0) -> list[list[int]]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(vocab_size, size=length).tolist() for length in lengths]
-
-
-def written(engine: NumpyEngine, *requests: Request) -> list[list[int]]:
-    return engine.start(requests).advance(max(r.max_new_tokens for r in requests) + 1)
+    return NumpyEngine(model.config, arrays_of(model))
 
 
 # --- sampling ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", GOLDEN["filters"], ids=lambda case: case["name"])
-def test_golden_filters(case):
-    sampling = SamplingConfig(**case["settings"])
-    found = probabilities(floats(case["logits"]), sampling, case["seen"])
-    assert found.dtype == np.float32
-    assert np.flatnonzero(found).tolist() == case["kept"]
-    assert found.tolist() == pytest.approx(case["probabilities"], abs=2e-6)
-
-
-@pytest.mark.parametrize("case", GOLDEN["draws"])
-def test_golden_draws(case):
-    assert draw(floats(case["probabilities"]), case["uniform"]) == case["id"]
-
-
-# Quarters are exact in float32 and make many ties.
-logit = st.one_of(st.integers(-40, 40).map(lambda n: n / 4), st.just(-math.inf))
-logit_rows = st.lists(logit, min_size=1, max_size=12).filter(lambda v: max(v) > -math.inf)
-settings_ = st.builds(
-    SamplingConfig,
-    temperature=st.sampled_from([0.0, 1e-40, 0.1, 0.5, 1.0, 2.0, 50.0]),
-    top_k=st.none() | st.integers(0, 14),
-    top_p=st.none() | st.sampled_from([1e-6, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0]),
-    min_p=st.none() | st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
-    repetition_penalty=st.none() | st.sampled_from([0.5, 1.0, 1.25, 2.0]),
-)
-
-
-@given(logit_rows, settings_, st.data())
-def test_same_as_the_reference(values, sampling, data):
-    """Ties, dead tokens and all, wherever no rounding decides; no argument is written to."""
-    seen = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=5))
-    expected = reference.distribution(values, sampling, seen)
-    for name in ("top_p", "min_p"):
-        value = getattr(sampling, name) or 0.0
-        for factor in (1 - 1e-5, 1 + 1e-5):
-            other = vars(sampling) | {name: min(1.0, value * factor) or None}
-            near = reference.distribution(values, SamplingConfig(**other), seen)
-            assume(value == 1.0 or near == expected)
-    logits, before = floats(values), list(seen)
-    found = probabilities(logits, sampling, seen)
-    assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    assert np.array_equal(logits, floats(values))
-    assert seen == before
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.floats(0.01, 0.99), st.integers(1, 40))
@@ -128,29 +65,12 @@ def test_filters_of_longer_rows_are_the_references(seed, size, p, k):
     assert found == pytest.approx(reference.penalized(logits.tolist(), ids, 1.5))
 
 
-def test_top_p_at_its_edges():
-    """Exactly p is enough, sums are float64's, 1 is off to the last token, nothing is written to.
-
-    -18 has a probability of 1.5e-8, which a float32 sum would not see.
-    """
+def test_top_p_sums_in_float64_and_writes_to_no_argument():
+    """-18 has a probability of 1.5e-8, which a float32 sum would not see."""
     logits = floats([0.0] * 4)
     assert np.flatnonzero(np.isfinite(keep_top_p(logits, 0.5))).tolist() == [0, 1]
     assert logits.tolist() == [0.0] * 4
     assert keep_top_p(floats([0.0, -18.0]), 1 - 1e-8).tolist() == [0.0, -18.0]
-    assert (probabilities(floats([0.0, -50.0]), SamplingConfig(top_p=1.0), []) > 0).all()
-
-
-weights = st.lists(st.sampled_from([0.0, 1e-12, 0.1, 0.25, 1.0]), min_size=1, max_size=8)
-uniforms = st.floats(0, 1, exclude_max=True) | st.sampled_from([1 - 2**-53, 2**-53, 0.5, 0.25])
-
-
-@given(weights.filter(any), uniforms)
-def test_draw_is_the_inverse_of_the_running_sum(values, uniform):
-    """It never lands on a token of probability 0 and takes float64's own sums."""
-    probs = floats(values)
-    found = draw(probs, uniform)
-    assert probs[found] > 0
-    assert found == reference.draw(probs.astype(np.float64).tolist(), uniform)
 
 
 def test_next_id_draws_with_the_rows_stream_at_its_step():
@@ -162,54 +82,7 @@ def test_next_id_draws_with_the_rows_stream_at_its_step():
             assert found == reference.draw(probs, reference.uniform(11, index, step))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(
-    "values", [[1.0, math.nan], [math.nan, 1.0], [1.0, math.inf], [-math.inf, -math.inf]]
-)
-def test_logits_that_are_not_numbers_are_refused(values, temperature):
-    with pytest.raises(InputError, match="NaN or infinity"):
-        next_id(floats(values), SamplingConfig(temperature), [], Stream(0), 0)
-
-
-EXTREMES = [
-    {"temperature": 1e39},
-    {"temperature": 2e-30},
-    {"repetition_penalty": 1e-39},
-    {"repetition_penalty": 1e39},
-    {"repetition_penalty": 1e-39, "temperature": 0.0},
-]
-
-
-@pytest.mark.parametrize("options", EXTREMES, ids=str)
-@pytest.mark.parametrize("values", [[5.0, -math.inf, 2.0], [-5.0, -1.0, -2.0], [1e9, 1.0, -1e9]])
-def test_extreme_settings_do_what_torchs_version_does(values, options):
-    """Draw a living token, or refuse in the same words; and no warning is printed."""
-    from mygpt.core.sampling import next_ids
-
-    sampling, seen, streams = SamplingConfig(**options), [0, 1, 2], [Stream(0)]
-
-    def outcome(draw_one) -> str:
-        try:
-            return f"token {int(draw_one())}"
-        except InputError as error:
-            return str(error)
-
-    theirs = outcome(
-        lambda: next_ids(torch.tensor([values]), sampling, torch.tensor([seen]), streams, 0)
-    )
-    ours = outcome(lambda: next_id(floats(values), sampling, seen, streams[0], 0))
-    assert ours == theirs
-    assert ours in {f"token {i}" for i in seen if values[i] > -math.inf} or "milder" in ours
-
-
 # --- the network ---------------------------------------------------------------------------
-
-
-def assert_close(found, expected):
-    expected = np.asarray(expected)
-    assert found.dtype == np.float32
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -319,16 +192,7 @@ def test_rotary_table_is_torchs_in_a_long_window():
     name=st.sampled_from(NAMES),
     length=st.integers(1, 20),
     new=st.integers(0, 14),
-    sampling=st.sampled_from(
-        [
-            SamplingConfig(),
-            SamplingConfig(temperature=0.0),
-            SamplingConfig(temperature=0.0, repetition_penalty=1.4),
-            SamplingConfig(0.7, 3),
-            SamplingConfig(1.5, top_p=0.8, repetition_penalty=0.7),
-            SamplingConfig(1.1, 4, 0.95, 0.05, 1.2),
-        ]
-    ),
+    sampling=st.sampled_from(SAMPLINGS),
     overflow=st.sampled_from(OVERFLOW_POLICIES),
     seed=st.integers(0, 2**64 - 1),
     index=st.integers(0, 2**40),
@@ -378,40 +242,6 @@ def test_rows_do_not_depend_on_their_neighbours(name):
     assert len({len(row) for row in ids}) > 4, "the rows end at different places"
 
 
-def test_a_row_that_is_ended_leaves_the_others_alone():
-    """Before anything was drawn (the reader of a shared prompt too), and later."""
-    requests = [request([1, 2, 3], 20, seed=1, index=i) for i in range(4)]
-    expected = written(engine_of("modern"), *requests)
-    decoding = engine_of("modern").start(requests)
-    decoding.end(0)
-    first = decoding.advance(4)
-    decoding.end(2)
-    rest = decoding.advance(50)
-    found = [a + b for a, b in zip(first, rest, strict=True)]
-    assert found == [[], expected[1], expected[2][:4], expected[3]]
-    assert decoding.advance(1) == [[], [], [], []]
-
-
-def test_the_end_token_is_given_out_and_ends_its_row():
-    plain = request([1, 2], 30, seed=3)
-    (ids,) = written(engine_of("tutorial"), plain)
-    for end in range(5):
-        upto = ids[: ids.index(end) + 1] if end in ids else ids
-        assert written(engine_of("tutorial"), replace(plain, end=end)) == [upto]
-
-
-def test_rows_stop_at_their_room():
-    """No tokens, fewer than the call's, and the window's end under "stop"."""
-    lengths = {"crop": [0, 3, 20], "stop": [0, 3, 9]}
-    for overflow, expected in lengths.items():
-        requests = [request([1, 2, 3], new, overflow=overflow) for new in (0, 3, 20)]
-        decoding = engine_of("tutorial").start(requests)
-        assert [len(row) for row in decoding.advance(100)] == expected
-        assert decoding.advance(100) == [[], [], []]
-    assert written(engine_of("tutorial"), request([1] * 12, 5, overflow="stop")) == [[]]
-    assert engine_of("tutorial").start([]).advance(3) == []
-
-
 def test_logits_belong_to_the_last_drawn_token():
     """After each step, as the model gave them, before the filters."""
     decoding = engine_of("llama").start([request([1, 2], 8, SamplingConfig(0.0))])
@@ -422,14 +252,6 @@ def test_logits_belong_to_the_last_drawn_token():
         assert_close(decoding.logits(0), expected)
         assert new == [int(expected.argmax())]
         text += new
-
-
-def test_logits_are_the_callers_own_to_write_to():
-    """Rows that share a prompt share what was read; the caller does not."""
-    decoding = engine_of("llama").start([request([1, 2], 8, index=i) for i in range(2)])
-    decoding.advance(1)
-    decoding.logits(0)[:] = math.nan
-    assert np.isfinite([decoding.logits(0), decoding.logits(1)]).all()
 
 
 # --- what is computed, and when ------------------------------------------------------------
@@ -507,18 +329,9 @@ def spy(monkeypatch, owner, name, seen):
 
 
 @pytest.mark.parametrize("name", ["tutorial", "llama"])
-def test_weights_are_taken_once_and_laid_out_for_reading(name):
-    """Training on does not change an engine, nor does the engine write to the weights."""
-    model = build(CONFIGS[name])
-    before = {key: value.copy() for key, value in arrays(model).items()}
-    made = engine(model)
-    expected = written(made, request([1, 2], 20))
-    assert all(np.array_equal(before[key], value) for key, value in arrays(model).items())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(torch.nan)
-    assert written(made, request([1, 2], 20)) == expected
-    for block in made.network.blocks:
+def test_weights_are_laid_out_for_reading(name):
+    """A row of the product reads consecutive memory."""
+    for block in engine(build(CONFIGS[name])).network.blocks:
         assert block.mlp_input.weight.flags.c_contiguous
         assert block.mlp_input.weight.shape[0] == CONFIGS[name].embed_dim
 
@@ -533,16 +346,10 @@ def test_broken_weights_are_named(value, temperature):
         written(engine(model), request([1, 2], 3, SamplingConfig(temperature)))
 
 
-def test_settings_that_overflow_are_named():
-    wild = SamplingConfig(repetition_penalty=1e-39)
-    with pytest.raises(InputError, match=r"repetition_penalty=1e-39 .* milder"):
-        written(engine_of("tutorial"), request(range(5), 3, wild))
-
-
 @pytest.mark.parametrize("name", ["tutorial", "modern"])
 def test_it_runs_without_torch(name, tmp_path):
     """Importing torch takes longer than writing a page; no other compiler is loaded either."""
-    np.savez(tmp_path / "weights.npz", **arrays(model_of(name)))
+    np.savez(tmp_path / "weights.npz", **arrays_of(model_of(name)))
     program = f"""
 import sys
 import numpy as np

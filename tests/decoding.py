@@ -1,0 +1,255 @@
+"""Models, requests and engines that the tests of decoding share.
+
+Letters: B rows, L window, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections import deque
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+
+from mygpt import GPTConfig
+from mygpt.core.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.core.random import Stream
+from mygpt.engines.contract import Request
+from mygpt.engines.cpu import CpuEngine
+from paths import TESTS
+from shapes import CONFIGS, LLAMA, MODERN, build
+
+NAMES = [name for name, config in CONFIGS.items() if config.vocab_size > 1]
+SAMPLINGS = [
+    SamplingConfig(),
+    SamplingConfig(temperature=0.0),
+    SamplingConfig(temperature=0.0, repetition_penalty=1.4),
+    SamplingConfig(0.7, 3),
+    SamplingConfig(1.5, top_p=0.8, repetition_penalty=0.7),
+    SamplingConfig(1.1, 4, 0.95, 0.05, 1.2),
+]
+# Wider than a panel of outputs and a block of inputs, no size a whole number of vectors, and
+# a window of several passes and of more than a block of positions.
+BIG = {
+    "big_learned": GPTConfig(
+        150, 75, 3, 2, max_seq_len=600, mlp_dim=530, attention_bias=True, norm_eps=1e-3
+    ),
+    "big_rotary": replace(
+        MODERN, vocab_size=130, embed_dim=40, head_dim=18, mlp_dim=90, max_seq_len=600
+    ),
+    "big_llama": replace(LLAMA, vocab_size=65, max_seq_len=600, num_layers=2),
+}
+
+model_of = cache(lambda name: build(CONFIGS[name], spread=0.7))
+big_model = cache(lambda name: build(BIG[name], spread=0.05))
+
+
+# --- requests ------------------------------------------------------------------------------
+
+
+def request(prompt, new=12, sampling=None, seed=0, index=0, overflow="crop", end=None) -> Request:
+    prompt = np.array(prompt, dtype=np.int64)
+    return Request(prompt, new, sampling or SamplingConfig(), Stream(seed, index), overflow, end)
+
+
+def prompts(vocab_size: int, lengths, seed: int = 0) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(vocab_size, size=length).tolist() for length in lengths]
+
+
+def written(engine, *requests: Request) -> list[list[int]]:
+    return engine.start(requests).advance(max(r.max_new_tokens for r in requests) + 1)
+
+
+def steps_of(decoding, row=0):
+    """Its tokens one by one, each with the logits behind it."""
+    while (ids := decoding.advance(1)[row]) != []:
+        yield ids[0], decoding.logits(row).copy()
+
+
+def random_requests(generator: np.random.Generator, config: GPTConfig) -> list[Request]:
+    """Ragged and equal prompts, all settings and policies, some that end early."""
+    texts: list[list[int]] = []
+    requests = []
+    for index in range(generator.integers(1, 8)):
+        overflow = OVERFLOW_POLICIES[generator.integers(3)]
+        if texts and generator.random() < 0.4:
+            text = texts[generator.integers(len(texts))]
+        else:
+            length = generator.integers(1, config.max_seq_len + 6)
+            text = generator.integers(config.vocab_size, size=length).tolist()
+        if overflow == "stop":
+            text = text[-config.max_seq_len :]
+        texts.append(text)
+        requests.append(
+            request(
+                text,
+                int(generator.integers(0, 14)),
+                SAMPLINGS[generator.integers(len(SAMPLINGS))],
+                seed=int(generator.integers(2**40)),
+                index=index,
+                overflow=overflow,
+                end=None if generator.random() < 0.6 else int(generator.integers(2)),
+            )
+        )
+    return requests
+
+
+# --- weights -------------------------------------------------------------------------------
+
+
+def arrays_of(model) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def floats(values) -> np.ndarray:
+    return np.array([-math.inf if v is None else v for v in values], dtype=np.float32)
+
+
+def random_config(generator: np.random.Generator) -> GPTConfig:
+    """Any point of the space of small models, some wider than a panel."""
+    one_of = lambda *values: values[generator.integers(len(values))]  # noqa: E731
+    groups, shared, d = one_of(1, 2, 3), one_of(1, 2), one_of(2, 4, 6, 18)
+    heads, own_size = groups * shared, one_of(True, False)
+    return GPTConfig(
+        vocab_size=one_of(2, 7, 70),
+        embed_dim=heads * (one_of(1, 3) if own_size else d),
+        num_heads=heads,
+        num_layers=one_of(1, 2, 3),
+        max_seq_len=one_of(1, 2, 5, 8, 40),
+        num_kv_heads=groups,
+        head_dim=d if own_size else None,
+        mlp_dim=one_of(None, 1, 9, 70),
+        norm=one_of("layer", "rms"),
+        norm_eps=one_of(None, 0.01),
+        position=one_of("learned", "rotary"),
+        rope_base=one_of(10_000.0, 30.0),
+        mlp=one_of("gelu", "gelu_tanh", "swiglu"),
+        attention_bias=one_of(True, False),
+        mlp_bias=one_of(True, False),
+        qk_norm=one_of(True, False),
+        tied=one_of(True, False),
+    )
+
+
+def random_arrays(config: GPTConfig, seed: int = 0, spread: float = 0.5) -> dict[str, np.ndarray]:
+    """Parameters of their own for any shape; norms scale by about 1."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: (generator.normal(size=shape) * spread + name.endswith("norm.weight")).astype("f4")
+        for name, shape in config.parameter_shapes().items()
+    }
+
+
+def dequantized(arrays) -> dict[str, np.ndarray]:
+    """Each matrix in 255 steps a row, its largest weight 127 of them; vectors as they are."""
+    out = {}
+    for name, weight in arrays.items():
+        out[name] = weight
+        if weight.ndim == 2 and name != "position_embedding.weight":
+            step = np.abs(weight).max(axis=1, keepdims=True).astype(np.float32) / np.float32(127)
+            step[step == 0] = 1
+            out[name] = np.rint(weight / step).astype(np.float32) * step
+    return out
+
+
+def double_logits(model, ids: list[int]) -> np.ndarray:
+    """The torch model in double precision, which core/test_model.py holds to the reference."""
+    wide = type(model).from_config(model.config).double().eval()
+    wide.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        return wide(torch.tensor([ids]))[0][0].numpy()
+
+
+# --- the engine of machine code ------------------------------------------------------------
+
+# The last engines made: one test alone is about decodings whose engine is gone.
+KEPT: deque[CpuEngine] = deque(maxlen=4)
+
+
+def engine(model, **options) -> CpuEngine:
+    KEPT.append(CpuEngine(model.config, arrays_of(model), **{"threads": 1, **options}))
+    return KEPT[-1]
+
+
+@cache
+def engine_of(name: str, threads: int = 1) -> CpuEngine:
+    return engine(model_of(name), threads=threads)
+
+
+def constant(logits, window: int = 1, kind=CpuEngine, **options):
+    """A model that predicts these logits whatever it reads."""
+    config = GPTConfig(len(logits), 1, 1, 1, max_seq_len=window, tied=False)
+    arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
+    arrays["final_norm.bias"][:] = 1
+    arrays["head.weight"][:, 0] = floats(logits)
+    if kind is not CpuEngine:
+        return kind(config, arrays)
+    KEPT.append(CpuEngine(config, arrays, **{"threads": 1, **options}))
+    return KEPT[-1]
+
+
+def weighed(logits, sampling: SamplingConfig, seen) -> np.ndarray:
+    """The engine's distribution over these logits after a text of these tokens.
+
+    A text has at least one token; where none may count as seen, it is one more, dead token.
+    """
+    if len(seen):
+        return constant(logits).start([request(seen, 1, sampling)]).weigh()[0].copy()
+    engine_ = constant([*logits, None])
+    found = engine_.start([request([len(logits)], 1, sampling)]).weigh()[0]
+    assert found[-1] == 0
+    return found[:-1].copy()
+
+
+# --- checks --------------------------------------------------------------------------------
+
+
+def assert_close(found, expected, within=1e-5):
+    expected = np.asarray(expected)
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= within * max(1.0, np.abs(expected).max())
+
+
+def assert_rows_are_as_alone(generator, engine_, requests, alone) -> int:
+    """Ids and logits, bitwise, in calls of any length, while rows end or are ended."""
+    decoding, compared = engine_.start(requests), 0
+    found: list[list[int]] = [[] for _ in requests]
+    ended: set[int] = set()
+    while True:
+        if generator.random() < 0.15:
+            row = int(generator.integers(len(requests)))
+            decoding.end(row)
+            ended.add(row)
+        most = int(generator.choice([1, 1, 2, 5, 30]))
+        new = decoding.advance(most)
+        if not any(new):
+            break
+        for row, ids in enumerate(new):
+            assert row not in ended or ids == []
+            found[row] += ids
+            if len(ids) == most:  # the logits behind the last of them are those of this step
+                expected = alone[row][len(found[row]) - 1][1]
+                assert decoding.logits(row).tobytes() == expected.tobytes()
+                compared += 1
+    for row, ids in enumerate(found):
+        expected_ids = [token for token, _ in alone[row]]
+        assert ids == (expected_ids[: len(ids)] if row in ended else expected_ids)
+    return compared
+
+
+def assert_runs(program: str, *arguments: str) -> str:
+    """Run Python on a program in this folder; its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=TESTS,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
