@@ -594,7 +594,7 @@ def test_the_number_of_threads_follows_the_work(monkeypatch):
     monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
     engine = engine_of("modern")
     free = CpuEngine(engine.model.config, arrays_of(model_of("modern")))
-    products = engine.model.config.num_multiplied()
+    products = engine.model.config.num_parameters()
     monkeypatch.setattr("mygpt.engines.cpu.decoding._MANY_PRODUCTS", 3 * products)
     monkeypatch.setattr("mygpt.engines.cpu.decoding._SHORTEST_S", 60.0)  # however busy it is here
     batch, used = free.open(5), []

@@ -1,9 +1,8 @@
 """The GPT's forward pass in NumPy for one sequence and its last position: `mygpt.core.model` again.
 
 Small parts first, as there; parameters come as arrays under the names of the torch model's.
-Letters: A how far n-grams look back, T time, C embedding, H heads, G key/value heads, R = H / G
-query heads that share one, D head size, M MLP width, L window, N layers, V vocabulary, P positions
-read before.
+Letters: T time, C embedding, H heads, G key/value heads, R = H / G query heads that share one,
+D head size, M MLP width, L window, N layers, V vocabulary, P positions read before.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from mygpt.core.config import GPTConfig, positions_for
 
 Floats = NDArray[np.float32]
-Arrays = Mapping[str, NDArray[Any]]  # float32, and int64 keys of n-grams
+Arrays = Mapping[str, NDArray[Any]]  # float32
 Layer = Callable[[Floats], Floats]
 
 

@@ -182,8 +182,7 @@ def source_of(store: TokenStore, settings: Mapping[str, Any], val_fraction: floa
     notes = []
     if length > MOST_COUNTED:
         notes.append(
-            f"the frequencies of tokens, and of n-grams, are those of the first {MOST_COUNTED:,} "
-            f"of {length:,}"
+            f"the frequencies of tokens are those of the first {MOST_COUNTED:,} of {length:,}"
         )
     validation = _validation(store, settings)
     if isinstance(validation, Corpus):
