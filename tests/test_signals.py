@@ -13,7 +13,7 @@ import pytest
 
 from mygpt import signals
 from mygpt.cli import main
-from mygpt.signals import Abandoned, AtOnce, Postponed
+from mygpt.signals import Abandonable, Abandoned, DeferredSignals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 LIMIT_S = 5.0  # a second on an idle machine
@@ -62,10 +62,10 @@ TWICE = """
 import hashlib
 import mygpt.cli.commands as commands
 from mygpt.cli import main
-from mygpt.signals import LastWords, Postponed
+from mygpt.signals import ExitAction, DeferredSignals
 def run(args):
-    with LastWords(lambda: print("last words", flush=True)):
-        with Postponed(lambda name: print("first", name, flush=True)):
+    with ExitAction(lambda: print("last words", flush=True)):
+        with DeferredSignals(lambda name: print("first", name, flush=True)):
             print("running", flush=True)
             hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 commands.run = run
@@ -188,7 +188,7 @@ def test_an_ignored_signal_stays_ignored_in_a_command() -> None:
         watch = signals.install()
         assert watch is not None
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        with Postponed(lambda name: None):
+        with DeferredSignals(lambda name: None):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signals.uninstall()
@@ -213,18 +213,18 @@ def test_a_signal_of_a_forked_child_does_not_end_its_parent() -> None:
 
 
 def test_a_first_signal_abandons_what_leaves_nothing_half_done() -> None:
-    with Postponed(lambda name: None) as interrupt:
+    with DeferredSignals(lambda name: None) as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.received == signal.SIGINT
-    with Postponed(lambda name: None) as interrupt:
-        with pytest.raises(Abandoned), AtOnce():
+    with DeferredSignals(lambda name: None) as interrupt:
+        with pytest.raises(Abandoned), Abandonable():
             os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.received == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-    with Postponed(lambda name: None):
+    with DeferredSignals(lambda name: None):
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(Abandoned), AtOnce():
+        with pytest.raises(Abandoned), Abandonable():
             pytest.fail("nothing is begun after a signal")
 
 

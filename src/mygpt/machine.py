@@ -1,4 +1,4 @@
-"""What this machine has: devices and number formats, memory, cores, and how fast they are."""
+"""Facts about this machine: devices and number formats, memory, cores, and measured speeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
-# Of all that a processor can do, what products of matrices run on.
+# The instruction set extensions that matrix products use.
 _VECTOR_EXTENSIONS = (
     "sse4_2", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
     "amx_bf16", "amx_int8", "asimd", "asimddp", "sve", "sve2", "i8mm",
@@ -55,7 +55,7 @@ def choose_device(name: str = "auto") -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The torch number format called `name`, for a model on `device`.
 
-    "auto" is bfloat16 where CUDA computes in it, else float32.
+    "auto" is bfloat16 on a CUDA device that supports it in hardware, else float32.
 
     Raises:
         InputError: for a format that is not one of `DTYPES`, or not torch's.
@@ -65,9 +65,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} is not known: choose {', '.join(DTYPES)}")
     if name == "int8":
-        raise InputError("dtype=int8 is the cpu engine's: use --engine cpu, or float32")
+        raise InputError("dtype=int8 works only with the cpu engine: use --engine cpu, or float32")
     if name == "auto":
-        # Older GPUs imitate bfloat16, and are slower for it.
+        # Older GPUs emulate bfloat16, which is slower than float32.
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if native else "float32"
     dtype: torch.dtype = getattr(torch, name)
@@ -75,9 +75,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def free_memory_bytes() -> int | None:
-    """Main memory that a program can still take here; None where the system does not tell.
+    """Main memory in bytes that a program can still allocate; None if that is unknown.
 
-    What the system calls available, or what the limit of this process's control group leaves.
+    The smaller of the system's available memory and what the limits of this process's control
+    groups leave.
     """
     free = _meminfo("MemAvailable")
     for _, left in _control_groups():
@@ -86,7 +87,7 @@ def free_memory_bytes() -> int | None:
 
 
 def total_memory_bytes() -> int | None:
-    """Main memory of this machine, or of this process's control group where that is less."""
+    """Main memory of this machine in bytes, or this process's control group's limit if smaller."""
     total = _meminfo("MemTotal")
     for limit, _ in _control_groups():
         total = limit if total is None else min(total, limit)
@@ -94,14 +95,14 @@ def total_memory_bytes() -> int | None:
 
 
 def cpu_quota(proc: Path = _PROC, root: Path = _GROUPS) -> float | None:
-    """Cores' worth of time that this process's control groups grant; None where they do not say."""
+    """The CPU limit of this process's control groups, in cores; None if there is no limit."""
     quotas: list[float] = []
     for version, folder in _group_folders("cpu", proc, root):
         names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         try:
             words = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
             quota_us, period_us = map(int, words)
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # the file does not exist, or it contains "max"
             continue
         if quota_us > 0 and period_us > 0:
             quotas.append(quota_us / period_us)
@@ -109,7 +110,7 @@ def cpu_quota(proc: Path = _PROC, root: Path = _GROUPS) -> float | None:
 
 
 def cpu_name(cpuinfo: Path = _PROC / "cpuinfo") -> str:
-    """What the processor calls itself, as far as the system tells."""
+    """The processor's model name, or its architecture if the system does not report the name."""
     import platform
 
     name = _cpuinfo(cpuinfo).get("model name")
@@ -123,44 +124,44 @@ def cpu_name(cpuinfo: Path = _PROC / "cpuinfo") -> str:
 
 
 def vector_extensions(cpuinfo: Path = _PROC / "cpuinfo") -> tuple[str, ...]:
-    """The processor's vector and matrix instructions by Linux's names; empty where it is silent."""
+    """The processor's vector and matrix extensions, by Linux's names; empty if unknown."""
     facts = _cpuinfo(cpuinfo)
     has = set(facts.get("flags", facts.get("Features", "")).split())
     return tuple(name for name in _VECTOR_EXTENSIONS if name in has)
 
 
 def memory_bandwidth(budget_s: float = 1.0) -> float:
-    """How fast main memory is read, in GB/s (10^9 bytes), with all of torch's threads.
+    """Measure the bandwidth of reading main memory in GB/s (10^9 bytes) with all torch threads.
 
-    The median over repeated sums of one float32 array, which is larger than any cache: 512 MiB,
-    or a quarter of what is free.
+    The median over repeated sums of one float32 array that is larger than any cache: 512 MiB, or
+    a quarter of the free memory.
 
     Args:
-        budget_s: seconds of repeating; a slow machine takes as long as three repeats.
+        budget_s: seconds of repeating; at least three repeats are made, however long they take.
     """
     import torch
 
     free = free_memory_bytes()
     size = 2**29 if free is None else min(2**29, max(2**20, free // 4))
-    array = torch.ones(size // 4)  # written, so that every page is memory of its own
+    array = torch.ones(size // 4)  # written, so that every page is backed by physical memory
     return 4 * len(array) / _median_s(array.sum, budget_s) / 1e9
 
 
 def gemm_rate(device: str = "cpu", dtype: str = "float32", budget_s: float = 1.0) -> float:
-    """How fast torch multiplies matrices, in GFLOP/s (10^9 sums or products a second).
+    """Measure torch's matrix products in GFLOP/s (10^9 floating-point operations a second).
 
-    The median over repeated products of two square matrices: the largest, up to 2048 rows on a
-    CPU and 8192 elsewhere, of which about five fit into the budget.
+    The median over repeated products of two square matrices. Their size is the largest power of
+    two, up to 2048 on a CPU and 8192 elsewhere, of which about five products fit in the budget.
 
     Args:
         device: "cpu", "cuda" or "cuda:<number>".
         dtype: torch's name of a number format.
-        budget_s: seconds of repeating; a slow machine takes as long as three repeats.
+        budget_s: seconds of repeating; at least three repeats are made, however long they take.
     """
     import torch
 
     where = torch.device(device)
-    generator = torch.Generator(where).manual_seed(0)  # nobody else's draws change
+    generator = torch.Generator(where).manual_seed(0)  # leaves torch's global generator unchanged
 
     def product(size: int) -> Callable[[], None]:
         one, other = (
@@ -177,7 +178,7 @@ def gemm_rate(device: str = "cpu", dtype: str = "float32", budget_s: float = 1.0
 
     size, largest = 256, 2048 if where.type == "cpu" else 8192
     multiply = product(size)
-    multiply()  # the first loads libraries
+    multiply()  # the first product loads libraries
     while size < largest and 8 * _seconds(multiply) < budget_s / 5:
         size *= 2
         multiply = product(size)
@@ -185,7 +186,7 @@ def gemm_rate(device: str = "cpu", dtype: str = "float32", budget_s: float = 1.0
 
 
 def _median_s(action: Callable[[], object], budget_s: float) -> float:
-    """The median time of an action, after one that does not count."""
+    """The median time of an action in seconds, after one call that is not measured."""
     import statistics
 
     action()
@@ -206,7 +207,7 @@ def _meminfo(field: str) -> int | None:
     try:
         lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
-        try:  # no Linux: what is there, for want of what is free
+        try:  # not Linux: use the total memory instead of the free memory
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):
             return None
@@ -215,7 +216,7 @@ def _meminfo(field: str) -> int | None:
 
 
 def _cpuinfo(path: Path) -> dict[str, str]:
-    """Linux's facts about the first processor."""
+    """The entries of /proc/cpuinfo for the first processor."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -225,7 +226,7 @@ def _cpuinfo(path: Path) -> dict[str, str]:
 
 
 def _control_groups(proc: Path = _PROC, root: Path = _GROUPS) -> list[tuple[int, int]]:
-    """Each memory limit above this process, in bytes, and what it leaves."""
+    """The limit and the free memory, in bytes, of each control group of this process."""
     found: list[tuple[int, int]] = []
     for version, folder in _group_folders("memory", proc, root):
         names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
@@ -233,26 +234,26 @@ def _control_groups(proc: Path = _PROC, root: Path = _GROUPS) -> list[tuple[int,
             limit, used = (
                 int((folder / f"memory.{name}").read_text(encoding="ascii")) for name in names
             )
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # the file does not exist, or it contains "max"
             continue
-        found.append((limit, max(0, limit - max(0, used - _droppable(folder)))))
+        found.append((limit, max(0, limit - max(0, used - _page_cache_bytes(folder)))))
     return found
 
 
-def _droppable(group: Path) -> int:
-    """Bytes of files that a group keeps in memory for speed: they count as used, and make way."""
+def _page_cache_bytes(group: Path) -> int:
+    """Bytes of a group's page cache: counted as used, but freed when programs need memory."""
     try:
         lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
         facts = {name: int(value) for name, value in map(str.split, lines)}
     except (OSError, ValueError):
         return 0
-    # In version 1 the plain fields leave out the groups below this one.
+    # In version 1 the fields without "total_" do not include the groups below this one.
     lists = ("inactive_file", "active_file")
     return sum(facts.get(f"total_{name}", facts.get(name, 0)) for name in lists)
 
 
 def _group_folders(controller: str, proc: Path, root: Path) -> Iterator[tuple[int, Path]]:
-    """The control groups (Linux's limits; version 1 or 2) that hold this process, inmost first."""
+    """The control groups of this process (version 1 or 2), with folders, innermost first."""
     try:
         groups = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -273,7 +274,7 @@ def _group_folders(controller: str, proc: Path, root: Path) -> Iterator[tuple[in
 
 
 def process_age_s() -> float:
-    """Seconds since this process began; since this module was loaded where Linux does not tell."""
+    """Seconds since this process started; without /proc, since this module was imported."""
     try:
         with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime") as uptime:
             began = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")

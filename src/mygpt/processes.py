@@ -1,7 +1,7 @@
-"""Helper processes: a module of this package as a program behind pipes.
+"""Helper processes: run a module of this package in a new process, connected by pipes.
 
-Nothing of the caller is forked (it may have threads) or imported again (its script may have no
-guard).
+The caller is not forked, because it may have threads. Its script is not imported again, because
+it may lack an `if __name__ == "__main__"` guard.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} imp
 def start(
     module: str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """A process that runs the `main` of `module`, with this process's import path.
+    """Start a process that runs the `main` of `module`, with this process's import path.
 
-    It is to end when its standard input does, which also this process's end closes.
+    `main` must return when its standard input ends; that also happens if this process ends.
 
     Args:
-        module: its full name.
-        arguments: what it finds in `sys.argv[2:]`.
+        module: the module's full name.
+        arguments: strings that `main` finds in `sys.argv[2:]`.
         env: additions to the environment.
     """
     folders = [folder or os.getcwd() for folder in sys.path]
@@ -33,5 +33,5 @@ def start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, **(env or {})},
-        process_group=0,  # a terminal's Ctrl-C is for this process alone
+        process_group=0,  # so that Ctrl-C in a terminal reaches only the calling process
     )

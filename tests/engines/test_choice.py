@@ -60,7 +60,7 @@ WANTED = {
     ("cpu", "auto", "float16"): "engine=cpu has no dtype float16: use float32 or int8",
     ("torch", "auto", "float32"): "torch",
     ("torch", "cuda", "bfloat16"): "torch",
-    ("torch", "cpu", "int8"): "dtype=int8 is the cpu engine's",
+    ("torch", "cpu", "int8"): "dtype=int8 works only with the cpu engine",
     ("auto", "auto", "int8"): "cpu",
     ("auto", "cuda", "int8"): "engine=cpu runs on the CPU",
     ("auto", "auto", "bfloat16"): "torch",

@@ -486,7 +486,9 @@ def test_auto_is_bfloat16_where_cuda_computes_in_it(monkeypatch, device, native,
 
 
 def test_formats_that_torch_lacks_are_refused():
-    with pytest.raises(InputError, match="int8 is the cpu engine's: use --engine cpu, or float32"):
+    with pytest.raises(
+        InputError, match="int8 works only with the cpu engine: use --engine cpu, or float32"
+    ):
         choose_dtype("int8", torch.device("cpu"))
     with pytest.raises(InputError, match=f"dtype='int4' is not known: choose {', '.join(DTYPES)}"):
         choose_dtype("int4", torch.device("cpu"))

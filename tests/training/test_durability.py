@@ -31,7 +31,7 @@ from mygpt.errors import (
     StorageError,
 )
 from mygpt.locks import RunLock
-from mygpt.signals import AtOnce
+from mygpt.signals import Abandonable
 from mygpt.training.events import (
     Evaluated,
     Event,
@@ -506,7 +506,7 @@ def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(
     from mygpt.training import loop
 
     def compile_first(*_: object) -> str:
-        with AtOnce():
+        with Abandonable():
             os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError
 

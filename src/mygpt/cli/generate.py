@@ -38,7 +38,7 @@ from mygpt.core.config import (
     check_overflow,
 )
 from mygpt.errors import InputError
-from mygpt.signals import Abandoned, AtOnce, Postponed
+from mygpt.signals import Abandonable, Abandoned, DeferredSignals
 
 if TYPE_CHECKING:
     from mygpt.generation.writer import Writer
@@ -241,9 +241,9 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any], unknown: str) 
         except EOFError:
             say(file=sys.stderr)
             return
-        with Postponed(lambda name: None) as interrupt:
+        with DeferredSignals(lambda name: None) as interrupt:
             try:
-                with AtOnce():
+                with Abandonable():
                     text = known_prompt(writer.tokenizer, text, unknown)
                     _note_crop(writer, text, options["overflow"])
                     _print_stream(writer, text, {"seed": seed, **options})

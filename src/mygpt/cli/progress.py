@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mygpt.cli.terminal import Waiting, new_console, say, visible
 from mygpt.errors import Interrupted
-from mygpt.signals import LastWords
+from mygpt.signals import ExitAction
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TrainingDisplay:
     def __init__(self, *, quiet: bool = False, waiting: Waiting | None = None) -> None:
         self._waiting = waiting or Waiting("")
         self.signal: int | None = None
-        self._last_words = LastWords(self._say_how_to_resume)
+        self._exit_action = ExitAction(self._say_how_to_resume)
         self.quiet = quiet
         self._bar: Bar | None = None
         self._run: Path | None = None
@@ -50,7 +50,7 @@ class TrainingDisplay:
     def __enter__(self) -> TrainingDisplay:
         if not self.quiet and sys.stdout.isatty():
             self._bar = Bar()
-        self._last_words.__enter__()
+        self._exit_action.__enter__()
         return self
 
     def __exit__(
@@ -61,7 +61,7 @@ class TrainingDisplay:
             with contextlib.suppress(OSError):
                 self._bar.stop()
             self._bar = None
-        self._last_words.__exit__(kind)
+        self._exit_action.__exit__(kind)
         if not isinstance(error, KeyboardInterrupt) or self._run is None:
             return False
         self.signal = error.signal if isinstance(error, Interrupted) else signal.SIGINT

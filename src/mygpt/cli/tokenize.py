@@ -14,7 +14,7 @@ import typer
 
 from mygpt.cli.terminal import new_console, say
 from mygpt.errors import InputError
-from mygpt.signals import LastWords
+from mygpt.signals import ExitAction
 
 if TYPE_CHECKING:
     from mygpt.data import TokenStore
@@ -106,7 +106,7 @@ def tokenize(
     began = time.monotonic()
     with _Display(quiet=quiet) as display:
         try:
-            with LastWords(lambda: _say_how_to_go_on(out, display)):
+            with ExitAction(lambda: _say_how_to_resume(out, display)):
                 store = build_store(
                     files,
                     out,
@@ -163,7 +163,7 @@ def _summary(store: TokenStore, encoded: int, seconds: float) -> str:
     return f"{store.path}: {what}, {speed}\nnext: mygpt train {shlex.quote(str(store.path))}"
 
 
-def _say_how_to_go_on(out: str, display: _Display) -> None:
+def _say_how_to_resume(out: str, display: _Display) -> None:
     display.stop()
     committed = display.committed
     with contextlib.suppress(OSError):

@@ -98,7 +98,9 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
     """The engine asked for, or an error that says what it lacks."""
     if wanted == "torch":
         if dtype == "int8":
-            raise InputError("dtype=int8 is the cpu engine's: use --engine cpu, or float32")
+            raise InputError(
+                "dtype=int8 works only with the cpu engine: use --engine cpu, or float32"
+            )
         return Choice("torch", "it was asked for")
     if device not in ("auto", "cpu"):
         raise InputError(f"engine={wanted} runs on the CPU: use --engine torch for {device}")

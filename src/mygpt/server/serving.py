@@ -291,7 +291,7 @@ def _until_signalled(server: Server) -> Iterator[None]:
 
     unwinds, watch.unwinds = watch.unwinds, False  # a second one: uvicorn would report it at length
     try:
-        with signals.Postponed(finish) as first:
+        with signals.DeferredSignals(finish) as first:
             yield
     finally:
         watch.unwinds = unwinds

@@ -18,7 +18,7 @@ from mygpt.data.batches import Tokens
 from mygpt.errors import StorageError, interruption
 from mygpt.generation.writer import Writer, load
 from mygpt.locks import RunLock
-from mygpt.signals import Postponed
+from mygpt.signals import DeferredSignals
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.loop import Trainer
 from mygpt.training.memory import check_batch_fits, free_memory
@@ -111,7 +111,7 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     def stopping(name: str) -> None:
         trainer.tell(Note(f"{name}: ending after this step (a second one leaves at once)"))
 
-    with Postponed(stopping) as interrupt:
+    with DeferredSignals(stopping) as interrupt:
         trainer.fit(_stops(trainer, interrupt))
     if trainer.run.moved_from is not None:
         _tell_moved(trainer)
@@ -173,7 +173,7 @@ def _tell_moved(trainer: Trainer) -> None:
 
 def _sit_by(trainer: Trainer) -> Writer:
     """The sitting of all processes but the first: the same steps, and nothing is told."""
-    with Postponed(lambda name: None) as interrupt:
+    with DeferredSignals(lambda name: None) as interrupt:
         trainer.fit(_stops(trainer, interrupt))
     if interrupt.received is not None:
         raise interruption(interrupt.received)
@@ -182,7 +182,7 @@ def _sit_by(trainer: Trainer) -> Writer:
     return Writer(trainer.model, trainer.tokenizer)
 
 
-def _stops(trainer: Trainer, interrupt: Postponed) -> Callable[[], bool]:
+def _stops(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bool]:
     """Whether any of the processes has received a signal, or the run's folder was renamed."""
 
     def stops() -> bool:

@@ -16,7 +16,7 @@ import threading
 from mygpt.engines.cpu.build import Program, compile_here
 from mygpt.errors import OutOfMemoryError
 from mygpt.processes import start
-from mygpt.signals import AtOnce
+from mygpt.signals import Abandonable
 
 
 def compile_apart(program: Program) -> bytes | None:
@@ -28,7 +28,7 @@ def compile_apart(program: Program) -> bytes | None:
     """
     if not sys.executable:
         return None
-    with AtOnce():
+    with Abandonable():
         try:
             process = start(__name__, json.dumps(program))
         except OSError:
