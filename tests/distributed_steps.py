@@ -24,12 +24,12 @@ import mygpt.training.compiled.step  # likewise
 from mygpt import training
 from mygpt.cli import main
 from mygpt.core.config import GPTConfig
+from mygpt.core.data import ShuffledWindows
 from mygpt.core.model import GPT
-from mygpt.data import ShuffledWindows
 from mygpt.training import together
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Note
-from mygpt.training.gradients import clip, make_gradients
+from mygpt.training.gradients import make_gradients
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.origin import empty_model
 from mygpt.training.sharding import fill, whole
@@ -127,19 +127,18 @@ class Learner:
         self.optimizer = Optimizer(self.model, self.config, compiled, world)
         self.windows = ShuffledWindows(TOKENS, TIME, 0)
 
-    def learn(self, number: int) -> tuple[float, torch.Tensor]:
-        """Gradients of a batch; its loss and their norm."""
+    def learn(self, number: int, max_norm: float = 0.0) -> tuple[float, torch.Tensor]:
+        """Gradients of a batch, clipped; its loss and their norm."""
         share = (self.world.rank, self.world.size)
         batch = torch.from_numpy(self.windows.batch(number, self.config.batch_size, share))
-        self.optimizer.zero_grad()
-        loss = self.gradients(batch[:, :-1], batch[:, 1:], self.config.batch_size)
-        return float(loss), self.gradients.norm()
+        self.gradients.expect_rows(self.config.batch_size)
+        loss = self.gradients(batch[:, :-1], batch[:, 1:])
+        return float(loss), self.gradients.clip(max_norm)
 
     def step(self, number: int) -> float:
         """A batch's loss; the weights are updated."""
-        loss, norm = self.learn(number)
-        clip(self.model, self.config.grad_clip, norm)
-        self.optimizer.step()
+        loss, _ = self.learn(number, self.config.grad_clip)
+        self.optimizer.step(self.config.lr)
         return loss
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mygpt.data import ShuffledWindows, encode_documents
+from mygpt.core.data import ShuffledWindows
+from mygpt.data import encode_documents
 from mygpt.errors import InputError
 from mygpt.text import Document
 from mygpt.tokenization import ByteTokenizer, CharTokenizer

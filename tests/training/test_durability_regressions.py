@@ -58,15 +58,14 @@ def test_going_back_twice_never_goes_forward(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Back at the previous state, the spoilt last one was kept as previous, and gone to next."""
-    inner, spoilt = Guard.apply, 6
+    inner, spoilt = Guard.step, 6
 
-    def spoiling(self: Guard, at: Any, loss: Any, norm: Any) -> float | None:
-        result = inner(self, at, loss, norm)
-        if at.step == spoilt and at.lr_scale > 0.25:
+    def spoiling(self: Guard, lr: float) -> None:
+        inner(self, lr)
+        if self.progress.step == spoilt and self.progress.lr_scale > 0.25:
             spoil(self)
-        return result
 
-    monkeypatch.setattr(Guard, "apply", spoiling)
+    monkeypatch.setattr(Guard, "step", spoiling)
     run = tmp_path / "run"
     heard = fit(text, run, save_every=1, eval_every=100)
     assert [(e.step, e.lr_scale) for e in heard if isinstance(e, WentBack)] == [(5, 0.5), (5, 0.25)]
@@ -77,17 +76,16 @@ def test_a_death_while_going_back_leaves_no_hole_in_the_log(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log was cut for the state gone back to while the state that had more still held."""
-    inner = Guard.apply
+    inner = Guard.step
 
-    def spoiling(self: Guard, at: Any, loss: Any, norm: Any) -> float | None:
-        result = inner(self, at, loss, norm)
-        if at.step == 6:
+    def spoiling(self: Guard, lr: float) -> None:
+        inner(self, lr)
+        if self.progress.step == 6:
             spoil(self)
-        return result
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Guard, "apply", spoiling)
+        patch.setattr(Guard, "step", spoiling)
         commits = []
         commit = Keeper._commit
 
@@ -199,15 +197,14 @@ def test_a_run_that_ends_in_left_out_steps_keeps_good_weights(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer than it takes to go back: the spoilt weights were the run's result."""
-    inner = Guard.apply
+    inner = Guard.step
 
-    def spoiling(self: Guard, at: Any, loss: Any, norm: Any) -> float | None:
-        result = inner(self, at, loss, norm)
-        if at.step == 10 and at.lr_scale == 1.0:
+    def spoiling(self: Guard, lr: float) -> None:
+        inner(self, lr)
+        if self.progress.step == 10 and self.progress.lr_scale == 1.0:
             spoil(self)
-        return result
 
-    monkeypatch.setattr(Guard, "apply", spoiling)
+    monkeypatch.setattr(Guard, "step", spoiling)
     heard = fit(text, tmp_path / "run", val_fraction=0.0)
     assert [e.step for e in heard if isinstance(e, WentBack)] == [8]
     arrays = read_checkpoint(tmp_path / "run" / "last.safetensors").arrays
@@ -235,15 +232,14 @@ def test_a_device_that_is_not_waited_for_is_looked_at_before_a_save(
     assert steps["optimizer/step/final_norm.weight"] == 10, "two of twelve were left out"
     monkeypatch.undo()
     monkeypatch.setattr(Guard, "__init__", unread)
-    apply = Guard.apply
+    inner_step = Guard.step
 
-    def spoiling(self: Guard, at: Any, loss: Any, norm: Any) -> float | None:
-        result = apply(self, at, loss, norm)
-        if at.step == 9 and at.lr_scale == 1.0:
+    def spoiling(self: Guard, lr: float) -> None:
+        inner_step(self, lr)
+        if self.progress.step == 9 and self.progress.lr_scale == 1.0:
             spoil(self)
-        return result
 
-    monkeypatch.setattr(Guard, "apply", spoiling)
+    monkeypatch.setattr(Guard, "step", spoiling)
     heard = fit(text, tmp_path / "spoilt", steps=40, eval_every=100)
     assert [e.step for e in heard if isinstance(e, WentBack)] == [8]
 
@@ -310,17 +306,16 @@ def test_stopped_while_steps_are_left_out_good_weights_are_saved(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped twice in the middle of trouble, both states were spoilt and the run was lost."""
-    inner = Guard.apply
+    inner = Guard.step
 
-    def spoiling(self: Guard, at: Any, loss: Any, norm: Any) -> float | None:
-        result = inner(self, at, loss, norm)
-        if at.step == 6 and at.lr_scale == 1.0:
+    def spoiling(self: Guard, lr: float) -> None:
+        inner(self, lr)
+        if self.progress.step == 6 and self.progress.lr_scale == 1.0:
             spoil(self)
-        return result
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Guard, "apply", spoiling)
+        patch.setattr(Guard, "step", spoiling)
         stop_at(8, patch)
         fit(text, run, eval_every=100)
     end = go_on(run)[-1]

@@ -75,10 +75,10 @@ def test_adamw_is_torchs_to_the_bit(decay_all: bool) -> None:
     for number in range(5):
         draw_gradients(model, number)
         draw_gradients(other, number)
-        ours.lr = 0.01 * (number + 1)
+        lr = 0.01 * (number + 1)
         for group in theirs.param_groups:
-            group["lr"] = ours.lr
-        ours.step()
+            group["lr"] = lr
+        ours.step(lr)
         theirs.step()
     assert_same(copied(model), copied(other))
 
@@ -109,15 +109,13 @@ def test_a_step_that_a_device_leaves_out_changes_nothing() -> None:
         model = build(MODERN)
         ours = Optimizer(model, settings_of(optimizer=optimizer, weight_decay=0.1))
         draw_gradients(model, 0)
-        ours.found_inf = torch.tensor(0.0)
-        ours.step()
+        ours.step(0.01, torch.tensor(0.0))
         weights = copied(model)
         memory = {key: value.copy() for key, value in ours.arrays().items()}
         for parameter in model.parameters():
             assert parameter.grad is not None
             parameter.grad.fill_(math.nan)
-        ours.found_inf = torch.tensor(1.0)
-        ours.step()
+        ours.step(0.01, torch.tensor(1.0))
         assert_same(weights, copied(model))
         for key, value in ours.arrays().items():
             np.testing.assert_array_equal(memory[key], value, err_msg=key)
@@ -186,7 +184,7 @@ def test_a_step_of_muon(compiled: bool) -> None:
         draw_gradients(model, 0)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     before = copied(model)
-    Optimizer(model, config, step).step()
+    Optimizer(model, config, step).step(config.lr)
     for name, parameter in model.named_parameters():
         for number, rows in enumerate(muon.parts(name, MODERN) or []):
             start = sum((muon.parts(name, MODERN) or [])[:number])
@@ -230,8 +228,7 @@ def test_a_state_that_is_put_back_goes_on_to_the_bit(
                 draw_gradients(model, number)
             else:
                 step.gradients(ids[number], ids[number])
-            ours.lr = 0.01 / (1 + number)
-            ours.step()
+            ours.step(0.01 / (1 + number))
 
     def begin(seed: int) -> tuple[GPT, Optimizer, CompiledStep | None]:
         model = build(config, seed)
@@ -261,7 +258,7 @@ def test_the_memory_that_is_kept_of_each() -> None:
         ours = Optimizer(model, settings_of(optimizer=optimizer))
         assert ours.arrays() == {}
         draw_gradients(model, 0)
-        ours.step()
+        ours.step(0.01)
         arrays = ours.arrays()
         for name, parameter in model.named_parameters():
             kinds = {key.split("/")[0]: array for key, array in arrays.items() if name in key}
@@ -287,13 +284,13 @@ def test_muon_learns_a_text_by_heart(compiled: bool) -> None:
     losses = []
     for _ in range(30):
         if step is None:
-            ours.zero_grad()
+            model.zero_grad()
             _, loss = model(inputs, targets)
             assert loss is not None
             loss.backward()
         else:
             loss = step.gradients(inputs, targets)
         losses.append(float(loss.detach()))
-        ours.step()
+        ours.step(train.lr)
     assert losses[0] > 2.0
     assert losses[-1] < 0.1

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 import mygpt
 from mygpt import training
 from mygpt.container import read_arrays
+from mygpt.core import data as core_data
 from mygpt.core.config import GPTConfig
+from mygpt.core.data import ShuffledWindows
 from mygpt.core.random import epoch_offset, permute
-from mygpt.data import ShuffledWindows, batches
 from mygpt.errors import InputError
 from mygpt.training import planning, recipe
 from mygpt.training.config import TrainConfig
@@ -30,7 +31,6 @@ from mygpt.training.feed import Feed
 from mygpt.training.plan import Plan
 from mygpt.training.planning import plan_run
 from mygpt.training.recipe import SIZES, Budget, choose, flops_per_token, mean_flops_per_token
-from mygpt.training.schedule import learning_rate, progress
 from mygpt.training.source import fit_window
 from mygpt.training.state import Course
 from mygpt.training.verdict import Seen, read_history, verdict
@@ -252,21 +252,21 @@ def test_the_linear_schedule() -> None:
     config = settings_of(schedule="linear", warmup_ratio=0.2, min_lr_ratio=0.1)
     rates = {0.0: 0.01, 0.1: 0.055, 0.2: 0.1, 0.6: 0.055, 1.0: 0.01}
     for done, rate in rates.items():
-        assert learning_rate(config, done) == pytest.approx(rate)
+        assert config.learning_rate(done) == pytest.approx(rate)
     plain = settings_of(schedule="linear", warmup_ratio=0.0, min_lr_ratio=0.0)
     for done in (0.0, 0.25, 1.0):
-        assert learning_rate(plain, done) == pytest.approx(0.1 * (1 - done))
+        assert plain.learning_rate(done) == pytest.approx(0.1 * (1 - done))
 
 
 def test_the_end_is_kept_free_by_what_is_reserved() -> None:
     config = settings_of(minutes=1.0, reserve_s=12.0)
-    assert progress(config, 0, 24.0) == 0.5
-    assert progress(config, 0, 48.0) == progress(config, 0, 50.0) == 1.0
+    assert config.fraction_done(0, 24.0) == 0.5
+    assert config.fraction_done(0, 48.0) == config.fraction_done(0, 50.0) == 1.0
     assert Plan(config).remaining_s(Course(elapsed_s=40.0), 1.0) == 8.0
     assert Plan(config).remaining_s(Course(elapsed_s=50.0), 1.0) == 0.0
     nothing = settings_of(minutes=1.0, reserve_s=60.0)
-    assert progress(nothing, 0, 0.0) == 0.0, "one step is always made"
-    assert progress(nothing, 0, 0.1) == 1.0
+    assert nothing.fraction_done(0, 0.0) == 0.0, "one step is always made"
+    assert nothing.fraction_done(0, 0.1) == 1.0
 
 
 # Windows
@@ -296,7 +296,7 @@ def test_blocks_do_not_change_the_order(
     length: int, seq_len: int, batch_size: int, block: int, steps: list[int], seed: int
 ) -> None:
     """Over the ends of blocks and epochs, several in one batch, and back again."""
-    before, batches._BLOCK = batches._BLOCK, block
+    before, core_data._BLOCK = core_data._BLOCK, block
     try:
         windows = ShuffledWindows(np.arange(max(length, seq_len + 1)), seq_len, seed)
         for step in steps:
@@ -304,7 +304,7 @@ def test_blocks_do_not_change_the_order(
             assert windows.starts(step, batch_size).tolist() == wanted
             assert windows.batch(step, batch_size)[:, 0].tolist() == wanted
     finally:
-        batches._BLOCK = before
+        core_data._BLOCK = before
 
 
 # The default recipe

@@ -18,7 +18,7 @@ from mygpt import training
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
 from mygpt.container import read_arrays
-from mygpt.data import ShuffledWindows
+from mygpt.core.data import ShuffledWindows
 from mygpt.errors import DivergedError, InputError, StorageError
 from mygpt.training.events import Event, Finished, StepDone, WentBack
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import mygpt
 from mygpt import training
 from mygpt.cli import main
+from mygpt.core.data import ShuffledWindows
 from mygpt.data import (
-    ShuffledWindows,
     StoredTokens,
     TokenStore,
     encode_documents,

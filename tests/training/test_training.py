@@ -31,7 +31,6 @@ from mygpt.evaluation import evaluate
 from mygpt.text import read_corpus
 from mygpt.training.config import PRESETS, TrainConfig, preset_options
 from mygpt.training.events import Evaluated, Event, Finished, Note, Sampled, Started, StepDone
-from mygpt.training.schedule import learning_rate, progress
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 TINY: dict[str, Any] = {
@@ -358,7 +357,7 @@ def test_tokens_are_rounded_up_to_steps() -> None:
 
 def test_the_schedule_rises_falls_and_ends_where_it_says() -> None:
     config = TrainConfig(batch_size=1, seq_len=8, lr=1.0, steps=1000, warmup_ratio=0.1)
-    rates = [learning_rate(config, progress(config, step, 0.0)) for step in range(1001)]
+    rates = [config.learning_rate(config.fraction_done(step, 0.0)) for step in range(1001)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[100] == pytest.approx(1.0)
     assert rates[550] == pytest.approx(0.525)  # halfway down the cosine, from 1 to 0.05
@@ -366,7 +365,7 @@ def test_the_schedule_rises_falls_and_ends_where_it_says() -> None:
     assert sorted(rates[:101]) == rates[:101]
     assert sorted(rates[100:], reverse=True) == rates[100:]
     constant = replace(config, schedule="constant")
-    assert {learning_rate(constant, done / 10) for done in range(11)} == {1.0}
+    assert {constant.learning_rate(done / 10) for done in range(11)} == {1.0}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

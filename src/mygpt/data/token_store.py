@@ -15,7 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +148,10 @@ def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[np.integer
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from None
     return mapped.view(np.ndarray)  # plain arrays are sliced faster
+
+
+# A row of ids in memory, or in a store on disk: a slice of either is an array.
+Tokens: TypeAlias = NDArray[np.integer] | StoredTokens
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.core.model import GPT
+from mygpt.core.training import clip_gradients
 from mygpt.training.compiled.step import CompiledStep
 from mygpt.training.config import TrainConfig
 from mygpt.training.shared_losses import shared_losses
@@ -33,6 +34,8 @@ class CompiledGradients:
 
     def __init__(self, model: GPT, config: TrainConfig, world: World = ALONE) -> None:
         self.world = world
+        self._parameters = list(model.parameters())
+        self._batch_size: int | None = None
         self.is_compiled = False  # by torch
         self.note = None
         flags = {
@@ -65,20 +68,22 @@ class CompiledGradients:
         finally:
             torch.set_num_threads(1 if self._entered else self._before)
 
-    def __call__(
-        self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int | None = None
-    ) -> torch.Tensor:
+    def expect_rows(self, batch_size: int) -> None:
+        """As `Gradients.expect_rows`."""
+        self._batch_size = batch_size
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token (a scalar); arguments as for `Gradients`."""
         loss = self.step.gradients(inputs, targets)
         if self.world.alone:
             return loss
-        share = len(inputs) / (batch_size or len(inputs))
+        share = len(inputs) / (self._batch_size or len(inputs))
         self.world.add(self.step.scaled_gradients(share))
         return self.world.sum_loss(share * loss)
 
-    def norm(self) -> torch.Tensor:
-        """The norm of all gradients, a scalar."""
-        return self.step.gradient_norm()
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """As `Gradients.clip`."""
+        return clip_gradients(self._parameters, max_norm, self.step.gradient_norm())
 
     def token_losses(
         self, inputs: NDArray[np.integer], targets: NDArray[np.integer]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mygpt.core.config import SHAPES, make_plain, require_choice, require_int, require_number
 from mygpt.core.random import check_seed
+from mygpt.core.training import scheduled_rate
 from mygpt.errors import InputError
 
 DataOrder = Literal["shuffled", "tutorial"]
@@ -193,6 +194,23 @@ class TrainConfig:
         if self.engine == "compiled":
             return self.batch_size
         return min(self.batch_size, self.micro_batch or self.batch_size)
+
+    def fraction_done(self, step: int, elapsed_s: float) -> float:
+        """How much of the run is done, in [0, 1], after `step` steps and `elapsed_s` seconds."""
+        if self.minutes is not None:
+            return min(1.0, elapsed_s / max(1e-3, 60.0 * self.minutes - self.reserve_s))
+        total_steps = self.total_steps or 0
+        return step / total_steps if step < total_steps else 1.0
+
+    def learning_rate(self, done: float) -> float:
+        """The learning rate when a fraction `done` of the run is done."""
+        return scheduled_rate(
+            done,
+            self.lr,
+            shape=self.schedule,
+            warmup=self.warmup_ratio,
+            final=self.min_lr_ratio,
+        )
 
     @property
     def longest_window(self) -> int:

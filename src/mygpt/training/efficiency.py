@@ -6,6 +6,7 @@ fewer blocks of the same width; what was trained stands beside the figures.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
+from mygpt.core.training import train_steps
 from mygpt.errors import InputError
 from mygpt.machine import gemm_rate
 from mygpt.scaling import flops_per_token
@@ -131,6 +133,8 @@ def _step_times(
     gradients = make_gradients(model, recipe)
     compiled = gradients.step if isinstance(gradients, CompiledGradients) else None
     optimizer = Optimizer(model, recipe, compiled)
+    batches = itertools.repeat((inputs, targets))
+    steps = train_steps(batches, gradients, optimizer, lambda _: recipe.lr, recipe.grad_clip)
     times: list[float] = []
     with gradients:
         model.train()
@@ -138,12 +142,7 @@ def _step_times(
             sum(times[1:]) < budget_s and len(times) <= _MOST_STEPS
         ):
             began = time.perf_counter()
-            optimizer.zero_grad()
-            gradients(inputs, targets)
-            norm = gradients.norm()
-            torch.nn.utils.clip_grads_with_norm_(model.parameters(), recipe.grad_clip, norm)
-            optimizer.step()
-            norm.item()  # waits for the device
+            next(steps).norm.item()  # waits for the device
             _wait(device)
             times.append(time.perf_counter() - began)
     return times[1:]  # the first makes buffers, and compiles

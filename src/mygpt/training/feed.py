@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.core.tutorial import get_batch
-from mygpt.data.batches import ShuffledWindows, Tokens
+from mygpt.core.data import Batch, ShuffledWindows, random_batches
+from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
 
@@ -45,25 +45,25 @@ class Feed:
         self._windows: list[ShuffledWindows] = []
         self._place: tuple[ShuffledWindows, int, int]
         if config.data_order == "tutorial":
-            self._all = _all_of(tokens, processes=share[1])
+            seq_len, batch_size = config.window(0)
+            self._drawn = random_batches(_all_of(tokens, processes=share[1]), batch_size, seq_len)
             return
         for stage in range(len(config.stages) + 1):
             # Each stage shuffles in its own way; the first as a run without stages does.
             seed = (config.seed + stage * _NEXT_SEED) % 2**64
             self._windows.append(ShuffledWindows(tokens, config.window(stage)[0], seed))
 
-    def batch(self, stage: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, stage: int, number: int) -> Batch:
         """Inputs and targets, each (B, T) int64, of a stage's step number `number` (from 0).
 
         Where processes share it, B is this one's part: the whole batch is the same for any
         number of them. The tutorial's order draws from torch's global generator, whatever the
         number.
         """
-        seq_len, batch_size = self.config.window(stage)
         if not self._windows:
-            inputs, targets = get_batch(self._all, batch_size, seq_len)
+            inputs, targets = next(self._drawn)
             return inputs.to(self.device), targets.to(self.device)
-        windows = self._windows[stage]
+        windows, (_, batch_size) = self._windows[stage], self.config.window(stage)
         batch = torch.from_numpy(windows.batch(number, batch_size, self.share)).to(self.device)
         self._place = (windows, number, batch_size)
         return batch[:, :-1], batch[:, 1:]

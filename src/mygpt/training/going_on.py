@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mygpt.checkpoint import resolve
 from mygpt.core.config import require_path
-from mygpt.data.batches import Tokens
+from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig

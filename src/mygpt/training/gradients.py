@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
+from mygpt.core.training import clip_gradients
 from mygpt.evaluation import TokenLosses, model_token_losses
 from mygpt.training.config import Engine, TrainConfig
 from mygpt.training.hardware import (
@@ -66,26 +67,6 @@ def make_gradients(
     return Gradients(model, threads, config.micro_batch, config=config, world=world)
 
 
-def gradient_norm(model: GPT, world: World = ALONE) -> torch.Tensor:
-    """The norm of all gradients, a scalar; the same on all processes."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if not any(map(is_sharded, gradients)):
-        return torch.nn.utils.get_total_norm(gradients)
-    total = torch.nn.utils.get_total_norm([local(gradient) for gradient in gradients]).square()
-    world.add(total)
-    return total.sqrt()
-
-
-def clip(model: GPT, limit: float, norm: torch.Tensor) -> None:
-    """Scale all gradients by one factor where their `norm` exceeds `limit`."""
-    parameters = list(model.parameters())
-    if not any(map(is_sharded, parameters)):
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return
-    shorter = torch.clamp(limit / (norm + 1e-6), max=1.0)  # as torch has it
-    torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], shorter)
-
-
 class Gradients:
     """Computes a batch's loss and leaves its gradients in `parameter.grad`.
 
@@ -119,6 +100,7 @@ class Gradients:
         self.parameters = list(model.parameters())
         self.threads = threads
         self.world = world
+        self._batch_size: int | None = None
         self.note: str | None = None
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
@@ -191,17 +173,20 @@ class Gradients:
         finally:
             torch.set_num_threads(1)
 
-    def __call__(
-        self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int | None = None
-    ) -> torch.Tensor:
+    def expect_rows(self, batch_size: int) -> None:
+        """From here on a batch has so many rows in all processes; without this, those given."""
+        self._batch_size = batch_size
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token (a scalar).
 
         Args:
             inputs: this process's rows of the batch, (B, T) int64.
             targets: likewise.
-            batch_size: rows of the whole batch; None where these are all.
         """
-        batch_size = batch_size or len(inputs)
+        for parameter in self.parameters:
+            parameter.grad = None
+        batch_size = self._batch_size or len(inputs)
         most = self.world.rows(batch_size)
         rows = self.micro_batch or most
         pieces = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
@@ -261,9 +246,21 @@ class Gradients:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return loss
 
-    def norm(self) -> torch.Tensor:
-        """The norm of all gradients, a scalar."""
-        return gradient_norm(self.model, self.world)
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Scale the gradients down to a norm of `max_norm` (0: not); their norm before, a scalar.
+
+        It is the norm of all gradients together, in all processes.
+        """
+        if not self._sharded:
+            return clip_gradients(self.parameters, max_norm)
+        gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
+        squares = torch.nn.utils.get_total_norm(gradients).square()
+        self.world.add(squares)
+        norm = squares.sqrt()
+        if max_norm:
+            scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # as torch clips
+            torch._foreach_mul_(gradients, scale)
+        return norm
 
     def _share(
         self, inputs: torch.Tensor, targets: torch.Tensor, weight: float

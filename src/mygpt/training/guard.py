@@ -1,7 +1,7 @@
-"""What stands between a bad step and the weights: updates left out, jumps of the loss noticed.
+"""The guard against losses and gradients that are NaN or infinite; and the detection of spikes.
 
-A step whose loss or gradient is no finite number is not applied. Where several follow each
-other, the weights themselves are at fault: the trainer then goes back to the last good state.
+A step whose loss or gradient norm is not finite is not applied. Where several such steps follow
+each other, the weights themselves are the cause: the trainer then returns to the last good state.
 """
 
 from __future__ import annotations
@@ -11,87 +11,108 @@ from collections.abc import Iterable
 
 import torch
 
+from mygpt.core.training import Gradients
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.state import Course
 
 LEFT_OUT_BEFORE_GOING_BACK = 5
-TRIES = 3  # times to go back to before the same place of trouble
+TRIES = 3  # returns to an earlier state on account of the same step
 
-# A loss is a spike when it lies this many times the usual distance above the usual loss, and
-# at least this share of it. Batches of text differ by 3% or so; both were set on real runs.
+# A loss is a spike when it is this many times the usual deviation above the usual loss, and at
+# least this fraction of it. The losses of batches differ by about 3%; both were set on real runs.
 _SPREADS, _SHARE = 8.0, 0.15
-_MEMORY = 0.98  # the running means look back over about 50 steps
-READ_EVERY = 16  # steps between looks at a device that would have to be waited for
+_MEMORY = 0.98  # the running means cover about 50 steps
+READ_EVERY = 16  # steps between synchronisations with a device that runs asynchronously
 
 
 class BlowUp(Exception):
-    """Training that does not go on from here; the message says why."""
+    """Training cannot continue from these weights; the message says why."""
 
 
 class Guard:
-    """Applies updates, or leaves them out.
+    """Gradients and optimizer of `train_steps` in one: updates that are not finite are skipped.
 
     Args:
-        optimizer: whose updates they are.
-        device: where; what it computes is read after each step on a CPU only.
+        gradients: computes losses and gradients.
+        optimizer: makes the updates.
+        device: of the model. CUDA runs asynchronously: there the update itself is told what is
+            not finite, and `read` finds out how many were skipped.
+        progress: of the run; steps are counted in it, and how many in a row were skipped.
+
+    Attributes:
+        value: the last step's loss, or NaN or infinity where it was skipped; None where it has
+            not been read from the device.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+    def __init__(
+        self, gradients: Gradients, optimizer: Optimizer, device: torch.device, progress: Course
+    ) -> None:
+        self.gradients = gradients
         self.optimizer = optimizer
+        self.progress = progress
+        self.value: float | None = None
         self.reads_every_step = device.type != "cuda"
+        self._loss = self._norm = torch.zeros(())
         self._in_a_row = torch.zeros((), device=device)
         self._since_read = torch.zeros((), device=device)
 
-    def apply(self, course: Course, loss: torch.Tensor, norm: torch.Tensor) -> float | None:
-        """Update the weights if `loss` and the gradient's `norm` (scalars) are finite.
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The batch's loss; its gradients are in place."""
+        self._loss = self.gradients(inputs, targets)
+        return self._loss
 
-        Returns the loss, as far as it is known: NaN or infinite where the step was left out,
-        None where the device was not waited for (`read` does).
-        """
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Clip the gradients; their norm before that."""
+        self._norm = self.gradients.clip(max_norm)
+        return self._norm
+
+    def step(self, lr: float) -> None:
+        """Update the weights if loss and norm are finite; count the step."""
+        self.progress.step += 1
         if not self.reads_every_step:
-            bad = (~torch.isfinite(loss + norm)).float()
-            self.optimizer.found_inf = bad
-            self.optimizer.step()
-            self._in_a_row = (self._in_a_row + bad) * bad
-            self._since_read = self._since_read + bad
-            return None
-        value, size = loss.item(), norm.item()
-        if math.isfinite(value) and math.isfinite(size):
-            self.optimizer.step()
-            course.left_out = 0
-            return value
-        course.left_out += 1
-        return value if not math.isfinite(value) else size
+            skipped = (~torch.isfinite(self._loss + self._norm)).float()  # 0 or 1
+            self.optimizer.step(lr, found_inf=skipped)
+            self._in_a_row = (self._in_a_row + skipped) * skipped
+            self._since_read = self._since_read + skipped
+            return
+        loss, norm = self._loss.item(), self._norm.item()
+        self.value = norm if math.isfinite(loss) and not math.isfinite(norm) else loss
+        if math.isfinite(self.value):
+            self.optimizer.step(lr)
+            self.progress.left_out = 0
+        else:
+            self.progress.left_out += 1
 
-    def read(self, course: Course) -> int:
-        """Wait for the device, where that was not done; how many steps it has left out."""
+    def read(self) -> int:
+        """Synchronise with a device that runs asynchronously; how many steps it has skipped."""
         if self.reads_every_step:
             return 0
-        course.left_out = int(self._in_a_row.item())
+        self.progress.left_out = int(self._in_a_row.item())
         since = int(self._since_read.item())
         self._since_read.zero_()
         return since
 
-    def reset(self, course: Course) -> None:
-        """Go back to what a state knew."""
-        self._in_a_row.fill_(course.left_out)
+    def reset(self, progress: Course) -> None:
+        """Continue from a saved state."""
+        self.progress = progress
+        self._in_a_row.fill_(progress.left_out)
         self._since_read.zero_()
 
-    @staticmethod
-    def spikes(course: Course, loss: float) -> bool:
-        """Whether `loss` jumps out of the usual; it becomes part of what is usual."""
-        if not math.isfinite(course.usual_loss):
-            course.usual_loss, course.usual_spread = loss, loss  # nothing is a spike at first
+    def spikes(self, loss: float) -> bool:
+        """Whether `loss` is far above the usual one; updates the running means of the usual."""
+        progress = self.progress
+        if not math.isfinite(progress.usual_loss):
+            progress.usual_loss, progress.usual_spread = loss, loss  # at first nothing is a spike
             return False
-        usual, spread = course.usual_loss, course.usual_spread
+        usual, spread = progress.usual_loss, progress.usual_spread
         limit = usual + max(_SPREADS * spread, _SHARE * usual)
         known = min(loss, limit)  # one spike does not make the next one usual
-        course.usual_loss = _MEMORY * usual + (1.0 - _MEMORY) * known
-        course.usual_spread = _MEMORY * spread + (1.0 - _MEMORY) * abs(known - usual)
+        progress.usual_loss = _MEMORY * usual + (1.0 - _MEMORY) * known
+        progress.usual_spread = _MEMORY * spread + (1.0 - _MEMORY) * abs(known - usual)
         return loss > limit
 
 
 def largest(arrays: Iterable[torch.Tensor]) -> float:
-    """The largest magnitude in all of them; NaN where one is none."""
+    """The largest magnitude in all of them; NaN where one holds a NaN."""
     sizes = [array.detach().abs().max() for array in arrays if array.numel()]
     return float(torch.stack(sizes).max().item()) if sizes else 0.0

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.core.data import Batch
 from mygpt.core.model import GPT
-from mygpt.data.batches import Tokens
+from mygpt.core.training import Step, train_steps
+from mygpt.data.token_store import Tokens
 from mygpt.evaluation import Evaluation, evaluate
 from mygpt.novelty import measure_novelty
 from mygpt.signals import Abandoned
@@ -33,7 +35,7 @@ from mygpt.training.events import (
     StepDone,
 )
 from mygpt.training.feed import Feed
-from mygpt.training.gradients import clip, make_gradients
+from mygpt.training.gradients import make_gradients
 from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, READ_EVERY, BlowUp, Guard
 from mygpt.training.hardware import described
 from mygpt.training.keeper import Keeper
@@ -42,7 +44,6 @@ from mygpt.training.optimizer import Optimizer
 from mygpt.training.plan import Plan
 from mygpt.training.records import step_record, validation_record, write_sample
 from mygpt.training.run import RunFolder
-from mygpt.training.schedule import learning_rate
 from mygpt.training.sharding import is_sharded
 from mygpt.training.state import Course, State
 from mygpt.training.world import ALONE, World
@@ -109,7 +110,8 @@ class Trainer:
         self.course = Course()
         self._feed = Feed(train_tokens, config, self.device, share=(world.rank, world.size))
         self._plan = Plan(config, given_plan)
-        self._guard = Guard(self.optimizer, self.device)
+        self._guard = Guard(self._gradients, self.optimizer, self.device, self.course)
+        self._done = 0.0  # fraction of the run that was done before the last step
         self._last_loss: torch.Tensor | None = None
         self._keeper = Keeper(
             model,
@@ -183,20 +185,21 @@ class Trainer:
         if course.step == 0 and self.settings.get("from") and self.validates:
             self._score()  # what is there to be gained, or lost
         self.model.train()
-        while not self.finished and not should_stop():
-            done = self._plan.done(course)
-            lr = self._step(done)
+        for step in self._steps(should_stop):
+            self._last_loss = step.loss
+            if self._guard.value is not None:
+                self._watch(self._guard.value)
             course.elapsed_s = self.world.clock(time.monotonic() - began)
             if course.step % READ_EVERY == 0:
                 self._look()
             if course.step == 1 or course.step % config.print_every == 0:
-                self._report(lr, since=reported)
+                self._report(step.lr, since=reported)
                 reported = (course.step, course.elapsed_s, self._plan.tokens)
             if self._validation_due():
                 self._look()
                 self._validate()
-                if config.eval_every or done >= self._sampled[1] + _SAMPLES_APART:
-                    self._show_sample(done)
+                if config.eval_every or self._done >= self._sampled[1] + _SAMPLES_APART:
+                    self._show_sample(self._done)
                 seconds = self.world.clock(time.monotonic() - began) - course.elapsed_s
                 # The speed that is shown is training's alone.
                 reported = (reported[0], reported[1] + seconds, reported[2])
@@ -226,31 +229,32 @@ class Trainer:
             return self.course.step % self.config.eval_every == 0
         return self._plan.crossed(self.config.eval_shares)
 
-    def _step(self, done: float) -> float:
-        """One step, when the share `done` of the run is done; returns the learning rate."""
-        course = self.course
-        stage, number = self._plan.next_batch(done)
-        inputs, targets = self._feed.batch(stage, number)
-        self._seed_dropout()
-        lr = self._plan.note(done, course) * learning_rate(self.config, done)
-        self.optimizer.lr = lr
-        self.optimizer.zero_grad()
+    def _steps(self, should_stop: Callable[[], bool]) -> Iterator[Step]:
+        """The run's steps, with an error for users where one has too little memory."""
+        batches, guard = self._batches(should_stop), self._guard
         try:
-            loss = self._gradients(inputs, targets, self.config.window(stage)[1])
-            norm = self._gradients.norm()
-            if self.config.grad_clip:
-                clip(self.model, self.config.grad_clip, norm)
-            course.step += 1
-            value = self._guard.apply(course, loss, norm)
+            yield from train_steps(
+                batches, guard, guard, self._learning_rate, self.config.grad_clip
+            )
         except (MemoryError, RuntimeError) as error:
-            told = out_of_memory(error, self.model, self.config)
-            if told is None:
+            problem = out_of_memory(error, self.model, self.config)
+            if problem is None:
                 raise
-            raise told from error
-        self._last_loss = loss
-        if value is not None:
-            self._watch(value)
-        return lr
+            raise problem from error
+
+    def _batches(self, should_stop: Callable[[], bool]) -> Iterator[Batch]:
+        """The batches from here on, until the run is finished or `should_stop()`."""
+        while not self.finished and not should_stop():
+            self._done = self._plan.done(self.course)
+            stage, number = self._plan.next_batch(self._done)
+            self._gradients.expect_rows(self.config.window(stage)[1])
+            batch = self._feed.batch(stage, number)
+            self._seed_dropout()
+            yield batch
+
+    def _learning_rate(self, _: int) -> float:
+        """The rate of the next step: a function of the fraction done, by steps or by the clock."""
+        return self._plan.note(self._done, self.course) * self.config.learning_rate(self._done)
 
     def _seed_dropout(self) -> None:
         """Several processes draw different numbers, each step's a function of step and process."""
@@ -269,7 +273,7 @@ class Trainer:
 
     def _look(self) -> None:
         """Where the device is not waited for after each step: see what it has left out since."""
-        left_out = self._guard.read(self.course)
+        left_out = self._guard.read()
         if left_out:
             self._tell_left_out(math.nan, left_out)
 
@@ -277,9 +281,9 @@ class Trainer:
         """Whether the weights as they are give a loss and a gradient at all."""
         window = torch.from_numpy(self._feed.first_window().astype(np.int64)).to(self.device)
         with torch.random.fork_rng(devices=[]):  # dropout
-            loss = self._gradients(window[None, :-1], window[None, 1:], self.world.size)
-        norm = self._gradients.norm()
-        self.optimizer.zero_grad()
+            self._gradients.expect_rows(self.world.size)
+            loss = self._gradients(window[None, :-1], window[None, 1:])
+        norm = self._gradients.clip(0.0)
         return math.isfinite(loss.item() + norm.item())
 
     def _tell_left_out(self, loss: float, count: int) -> None:
@@ -298,7 +302,7 @@ class Trainer:
             self._tell_left_out(loss, 1)
             return
         usual = course.usual_loss
-        if self._guard.spikes(course, loss):
+        if self._guard.spikes(loss):
             spiked = Spiked(course.step, loss, usual, self._feed.starts())
             self.run.append_log(
                 {"step": course.step, "spike": loss, "usual": usual, "batch": spiked.batch}

@@ -37,11 +37,6 @@ class Optimizer:
         config: which optimizer, its decay and its betas.
         compiled: the kernels that do Muon's part; None is torch's operations.
         world: the processes that hold parts of the parameters, where these are sharded.
-
-    Attributes:
-        lr: the rate of the next step.
-        found_inf: on a device that is not waited for: a scalar, 1 where the next step is to be
-            left out.
     """
 
     def __init__(
@@ -54,8 +49,6 @@ class Optimizer:
         self.model = model
         self.world = world
         self.config = config
-        self.lr = config.lr
-        self.found_inf: torch.Tensor | None = None
         self._compiled = compiled
         self._parameters = dict(model.named_parameters())
         # What is remembered, by (what, name); made at the first step.
@@ -78,14 +71,22 @@ class Optimizer:
         return (_HEAD_RATE if name.startswith("head") else _NORM_RATE), 0.0
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
-        for (rate, decay), names in self._groups.items():
-            self._adamw(names, rate * self.lr, decay)
-        if self._matrices:
-            self._muon()
+    def step(self, lr: float, found_inf: torch.Tensor | None = None) -> None:
+        """Update every parameter from its gradient.
 
-    def _adamw(self, names: list[str], rate: float, decay: float) -> None:
+        Args:
+            lr: the learning rate.
+            found_inf: 1 skips the update, 0 does not (a scalar): on a device that runs
+                asynchronously, which is not waited for; None where that was decided before.
+        """
+        for (rate, decay), names in self._groups.items():
+            self._adamw(names, rate * lr, decay, found_inf)
+        if self._matrices:
+            self._muon(lr, found_inf)
+
+    def _adamw(
+        self, names: list[str], rate: float, decay: float, found_inf: torch.Tensor | None
+    ) -> None:
         plain = self.config.optimizer == "adamw"
         moments = ("exp_avg", "exp_avg_sq")
         kept = {what: [local(self._kept(what, n)) for n in names] for what in moments}
@@ -106,51 +107,44 @@ class Optimizer:
             return
         torch._fused_adamw_(
             parameters, gradients, kept["exp_avg"], kept["exp_avg_sq"], [], steps,
-            amsgrad=False, maximize=False, grad_scale=None, found_inf=self.found_inf, **arguments,
+            amsgrad=False, maximize=False, grad_scale=None, found_inf=found_inf, **arguments,
         )  # fmt: skip
-        if self.found_inf is not None:
-            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+        if found_inf is not None:
+            torch._foreach_sub_(steps, [found_inf] * len(steps))
 
-    def _muon(self) -> None:
+    def _muon(self, lr: float, found_inf: torch.Tensor | None) -> None:
         decay = self.config.weight_decay
         if self._compiled is not None:
             momenta = {name: self._kept("momentum", name) for name in self._matrices}
-            self._compiled.update_matrices(momenta, rate=self.lr, decay=decay)
+            self._compiled.update_matrices(momenta, rate=lr, decay=decay)
             return
         for name in self._matrices:
             parameter, momentum = self._parameters[name], self._kept("momentum", name)
             assert parameter.grad is not None
             gradient = parameter.grad
             if is_sharded(parameter):
-                self._sharded_muon(name, parameter, gradient, momentum)
+                self._sharded_muon(name, lr, found_inf)
                 continue
             rows = muon.parts(name, self.model.config) or []
             shared = (torch.split(t, rows) for t in (parameter, gradient, momentum))
             for weight, own, memory in zip(*shared, strict=True):
-                muon.update(
-                    weight, own, memory, rate=self.lr, decay=decay, found_inf=self.found_inf
-                )
+                muon.update(weight, own, memory, rate=lr, decay=decay, found_inf=found_inf)
 
-    def _sharded_muon(
-        self, name: str, parameter: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor
-    ) -> None:
-        """A matrix is made orthogonal whole: every process does it, and keeps its rows."""
+    def _sharded_muon(self, name: str, lr: float, found_inf: torch.Tensor | None) -> None:
+        """A matrix is made orthogonal as a whole: every process does it, and keeps its rows."""
+        parameter, momentum = self._parameters[name], self._kept("momentum", name)
+        gradient = parameter.grad
+        assert gradient is not None
         matrices = [whole(parameter.detach()).clone(), whole(gradient), whole(momentum).clone()]
         rows = muon.parts(name, self.model.config) or []
         for weight, own, memory in zip(*(torch.split(m, rows) for m in matrices), strict=True):
             muon.update(
-                weight, own, memory, rate=self.lr, decay=self.config.weight_decay,
-                found_inf=self.found_inf,
-            )  # fmt: skip
+                weight, own, memory, rate=lr, decay=self.config.weight_decay, found_inf=found_inf
+            )
         start = first_row(parameter, self.world)
         for sharded, matrix in ((parameter, matrices[0]), (momentum, matrices[2])):
             here = local(sharded)
             here.copy_(matrix[start : start + len(here)])
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
 
     def _kept(self, what: str, name: str) -> torch.Tensor:
         """What is remembered of a parameter: zeros at first."""

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.training.config import TrainConfig
-from mygpt.training.schedule import progress
 from mygpt.training.state import Arrays, Course
 
 
@@ -37,7 +36,7 @@ class Plan:
         """The share that is done now, in [0, 1]; 1 is the end."""
         if self.given is not None:
             return float(self.given[course.step, 0]) if course.step < len(self.given) else 1.0
-        return progress(self.config, course.step, course.elapsed_s)
+        return self.config.fraction_done(course.step, course.elapsed_s)
 
     def next_batch(self, done: float) -> tuple[int, int]:
         """The stage of the next step, and how many steps that stage has had."""

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from mygpt.core.config import GPTConfig
-from mygpt.data.batches import Tokens
-from mygpt.data.token_store import StoredTokens
+from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.durations import file_s
 from mygpt.training.measuring import training_flops_per_s

@@ -14,7 +14,7 @@ import torch
 
 from mygpt.container import check_storable
 from mygpt.core.config import GPTConfig, require_path
-from mygpt.data.batches import Tokens
+from mygpt.data.token_store import Tokens
 from mygpt.engines.choice import compiled_engine_available
 from mygpt.errors import InputError
 from mygpt.machine import choose_device

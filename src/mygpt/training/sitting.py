@@ -14,7 +14,7 @@ import torch
 from mygpt.baselines import Baselines, measure_baselines, uniform_loss, unigram_loss
 from mygpt.baselines.compression import MOST_BEFORE_BYTES
 from mygpt.baselines.ngram import MOST_LEARNED
-from mygpt.data.batches import Tokens
+from mygpt.data.token_store import Tokens
 from mygpt.errors import StorageError, interruption
 from mygpt.generation.writer import Writer, load
 from mygpt.locks import RunLock
@@ -24,7 +24,6 @@ from mygpt.training.loop import Trainer
 from mygpt.training.memory import check_batch_fits, free_memory
 from mygpt.training.named import names_in
 from mygpt.training.run import RunFolder
-from mygpt.training.schedule import learning_rate, progress
 from mygpt.training.source import Source
 from mygpt.training.state import State
 from mygpt.training.stored import Judged, counted
@@ -259,7 +258,7 @@ def tell_length(trainer: Trainer, state: State) -> None:
     if lengths[0] == lengths[1] or config.schedule == "constant":
         return
     was, now = (
-        course.lr_scale * learning_rate(c, progress(c, course.step, course.elapsed_s))
+        course.lr_scale * c.learning_rate(c.fraction_done(course.step, course.elapsed_s))
         for c in (old, config)
     )
     steps, minutes = lengths[1]

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size, unknown_in
-from mygpt.data.batches import Tokens
 from mygpt.data.store_builder.tokenizer import BPE_SIZES
+from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer
 from mygpt.text import Corpus, Document, read_corpus, split_documents

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.core.data import split_point
 from mygpt.data import cached_tokens, encode_documents, first_part, predicted_size, unknown_in
-from mygpt.data.batches import Tokens
-from mygpt.data.token_store import StoredTokens, TokenStore, is_store
+from mygpt.data.token_store import StoredTokens, Tokens, TokenStore, is_store
 from mygpt.errors import InputError
 from mygpt.text import READING_VERSION, Corpus, Document, RecordOptions, read_corpus
 from mygpt.text.overlap import validation_seen_note
@@ -266,7 +266,7 @@ def records_of(settings: Mapping[str, Any], *, refuse_unused: bool = True) -> Re
 def _cut(store: TokenStore, val_fraction: float) -> int:
     """Where the held tokens begin: with a document, if one begins near."""
     length = len(store.tokens)
-    cut = int(length * (1.0 - val_fraction))
+    cut = split_point(length, val_fraction)
     reach = int(length * _NEAR)
     if cut == length:
         return cut

@@ -1,0 +1,99 @@
+"""`mygpt/core/` and `errors.py`, copied into an empty folder, train the tutorial's models."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mygpt
+
+PACKAGE = Path(mygpt.__file__).parent
+
+CYCLE = """
+import torch
+from mygpt.core.data import random_batches
+from mygpt.core.model import GPT
+from mygpt.core.training import AdamW, TorchGradients, train_steps
+from mygpt.core.tutorial import set_seed
+
+data = torch.tensor([0, 1, 2, 3] * 64)
+set_seed(0)
+model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=2, max_seq_len=64)
+set_seed(42)
+batches = (batch for batch, _ in zip(random_batches(data, 4, 8), range(200)))
+for step in train_steps(batches, TorchGradients(model), AdamW(model), lambda step: 1e-2):
+    if step.number in (1, 10, 50, 100, 200):
+        print(f"step {step.number:>3}  loss {step.loss.item():.4f}")
+"""
+
+SHUFFLED = """
+import math
+from itertools import islice
+import numpy as np
+import torch
+from mygpt.core.data import ShuffledWindows, shuffled_batches, split_point
+from mygpt.core.model import GPT
+from mygpt.core.training import AdamW, TorchGradients, scheduled_rate, train_steps
+from mygpt.core.tutorial import set_seed
+
+tokens = np.array([0, 1, 2, 3] * 100)
+cut = split_point(len(tokens), 0.1)
+windows = ShuffledWindows(tokens[:cut], seq_len=8, seed=0)
+
+def rate(step):
+    return scheduled_rate(step / 60, 1e-2, shape="cosine", warmup=0.1, final=0.05)
+
+def train(steps, model, optimizer, first=0):
+    batches = islice(shuffled_batches(windows, 4, first), steps)
+    return list(train_steps(batches, TorchGradients(model), optimizer, rate, max_norm=1.0))
+
+set_seed(0)
+model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=2, max_seq_len=64)
+taken = train(60, model, AdamW(model))
+with torch.no_grad():
+    ids = torch.from_numpy(tokens[cut:][None, :33])
+    _, loss = model(ids[:, :-1], ids[:, 1:])
+assert loss < 1.0 < taken[0].loss, (loss, taken[0].loss)
+assert all(math.isfinite(step.norm) for step in taken)
+assert [step.number for step in taken] == list(range(1, 61))
+assert max(step.lr for step in taken) == rate(6) == 1e-2
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds mygpt/core/ and mygpt/errors.py, and nothing else."""
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(PACKAGE / "core", folder / "mygpt" / "core")
+    shutil.copy(PACKAGE / "errors.py", folder / "mygpt")
+    (folder / "mygpt" / "__init__.py").touch()  # else Python prefers the installed mygpt
+    return folder
+
+
+def run(folder: Path, script: str) -> str:
+    """What a script prints that finds mygpt in this folder alone."""
+    file = folder / "script.py"
+    file.write_text(script)
+    command = [sys.executable, "-W", "error", str(file)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_tutorials_losses_are_printed_to_the_digit(alone: Path) -> None:
+    """Experiment 28 of chapter 14, whose model chapter 15 generates from."""
+    assert run(alone, CYCLE).splitlines() == [
+        "step   1  loss 5.2739",
+        "step  10  loss 1.6107",
+        "step  50  loss 0.3453",
+        "step 100  loss 0.0162",
+        "step 200  loss 0.0035",
+    ]
+
+
+def test_shuffled_batches_a_schedule_and_clipping_train_too(alone: Path) -> None:
+    run(alone, SHUFFLED)
