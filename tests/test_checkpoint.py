@@ -339,12 +339,16 @@ def test_a_tokenizer_too_large_for_the_header_is_stored_as_a_tensor(tmp_path, mo
 @pytest.mark.parametrize(
     ("arrays", "parts", "match"),
     [
-        ({"a": np.zeros(1, np.complex64)}, {}, "numbers of type complex64"),
+        ({"a": np.zeros(1, np.complex64)}, {}, "has the number type complex64"),
         ({"a": np.zeros((1,) * 9, np.float32)}, {}, "9 dimensions: at most 8"),
         ({"__metadata__": np.zeros(1, np.float32)}, {}, "cannot be named"),
         ({"json/a": np.zeros(1, np.uint8)}, {}, "cannot be named"),
-        ({}, {"a": json.loads('{"x":' * 101 + "1" + "}" * 101)}, "nested more than 100 deep"),
-        ({}, {"a": [1]}, "holds no object"),
+        (
+            {},
+            {"a": json.loads('{"x":' * 101 + "1" + "}" * 101)},
+            "nested more than 100 levels deep",
+        ),
+        ({}, {"a": [1]}, "is not a JSON object"),
         ({}, {"a": {"b": list(range(600))}}, "more than 500 values"),
         ({f"{n:0500}": np.zeros(1, np.uint8) for n in range(99)}, {}, "too many for one file"),
     ],
@@ -373,7 +377,7 @@ def test_foreign_safetensors_are_refused(tmp_path, metadata):
 
     path = tmp_path / "x.safetensors"
     save_file({"a": np.zeros(3, np.float32)}, path, metadata=metadata)
-    assert "no mygpt checkpoint" in refused(path)
+    assert "not a mygpt checkpoint" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +387,7 @@ def test_foreign_safetensors_are_refused(tmp_path, metadata):
 def test_any_other_file_is_refused(tmp_path, content):
     path = tmp_path / "x"
     path.write_bytes(content)
-    refused(path, "no mygpt checkpoint")
+    refused(path, "not a mygpt checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -393,7 +397,7 @@ def test_any_other_file_is_refused(tmp_path, content):
 def test_any_other_header_is_refused(tmp_path, header):
     path = tmp_path / "x"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
-    refused(path, "no mygpt checkpoint")
+    refused(path, "not a mygpt checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -462,7 +466,7 @@ def test_arrays_that_do_not_fit_the_shape_are_named(tmp_path):
     arrays = model_arrays(model)
     del arrays["token_embedding.weight"]
     write_arrays(path, arrays, {"config": TUTORIAL.to_dict(), "tokenizer": state})
-    with pytest.raises(CheckpointError, match=r"token_embedding.weight has shape none.*\(5, 8\)"):
+    with pytest.raises(CheckpointError, match=r"token_embedding.weight is missing.*\(5, 8\)"):
         load_checkpoint(path)
 
 
@@ -477,7 +481,7 @@ def test_a_missing_checkpoint_says_how_one_is_made(tmp_path):
 
 
 def test_a_folder_gives_its_best_else_its_last(tmp_path, saved):
-    with pytest.raises(CheckpointError, match=r"holds no best.safetensors and no last.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no best.safetensors and no last.safetensors"):
         load_checkpoint(tmp_path)
     saved.rename(tmp_path / "last.safetensors")
     assert resolve(tmp_path) == tmp_path / "last.safetensors"

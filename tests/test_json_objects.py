@@ -48,8 +48,8 @@ def test_any_bytes_are_an_object_or_refused_in_a_line(data):
         ('{"a": "' + "x" * 1000 + '"}', "longer than 1,000 bytes"),
         ('{"a": [' + "{}," * 60 + "{}]}", "more than 50 values"),
         ('{"a": ' * 40 + "{}" + "}" * 40, None),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', "two values named 'c'"),
-        ("[1]", "holds no object"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "two values for the key 'c'"),
+        ("[1]", "is not a JSON object"),
         ("{} {}", "Extra data"),
     ],
 )
@@ -63,7 +63,7 @@ def test_what_is_past_a_limit_is_refused(text, match):
 
 @pytest.mark.parametrize("depth", [101, 5000, 200_000])
 def test_values_nested_too_deep_are_refused(depth):
-    with pytest.raises(ValueError, match="nested more than 100 deep"):
+    with pytest.raises(ValueError, match="nested more than 100 levels deep"):
         parse_object('{"a":' * depth + "1" + "}" * depth, Limits(2**22, 2**20))
 
 

@@ -77,7 +77,7 @@ def test_what_reads_back_differently_never_takes_the_place(
         return real(descriptor, changed)
 
     monkeypatch.setattr(os, "write", flipping)
-    with pytest.raises(StorageError, match="reads back differently"):
+    with pytest.raises(StorageError, match="bytes read back are not those that were written"):
         write_arrays(path, {"b": ARRAYS["b"] + 1}, {})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["x"]
@@ -87,7 +87,7 @@ def test_what_reads_back_differently_never_takes_the_place(
 def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(CheckpointError, match="no file, but a device or a pipe"):
+        with pytest.raises(CheckpointError, match="is a device or a pipe, and a file is expected"):
             read_arrays(path)
 
 
@@ -105,7 +105,7 @@ def test_a_huge_file_of_nothing_is_refused_at_once(tmp_path: Path) -> None:
     with open(tmp_path / "x", "wb") as file:
         file.truncate(2**40)
     began = time.monotonic()
-    with pytest.raises(CheckpointError, match="no mygpt checkpoint"):
+    with pytest.raises(CheckpointError, match="not a mygpt checkpoint"):
         read_arrays(tmp_path / "x")
     assert time.monotonic() - began < 1.0
 
@@ -303,7 +303,7 @@ def test_a_pipe_is_neither_replaced_nor_waited_for(tmp_path: Path, *, inside: bo
         lambda: append(path, b"x"),
         lambda: read_inside(path),
     ):
-        with pytest.raises(CheckpointError, match="no file, but a device or a pipe"):
+        with pytest.raises(CheckpointError, match="is a device or a pipe, and a file is expected"):
             action()
     assert path.is_fifo()
     assert os.listdir(tmp_path) == ["pipe"]
@@ -319,7 +319,7 @@ def test_a_device_that_a_link_leads_to_is_not_replaced(tmp_path: Path) -> None:
         pytest.skip("no devices in this container")
     link.symlink_to(device)
     for path in (link, device):
-        with pytest.raises(CheckpointError, match="no file, but a device or a pipe"):
+        with pytest.raises(CheckpointError, match="is a device or a pipe, and a file is expected"):
             write_durably(path, [b"x"])
     assert stat.S_ISCHR(device.lstat().st_mode)
 

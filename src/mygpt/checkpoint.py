@@ -1,7 +1,7 @@
-"""One self-describing file for a trained model: weights, shape, tokenizer and where it is from.
+"""The checkpoint: one self-describing file with a model's weights, configuration and tokenizer.
 
-Its parts are the `GPTConfig`, the tokenizer and the provenance; `container.py` is its format.
-Arrays are NumPy's; torch is imported only where a model is asked for.
+Its JSON parts are the `GPTConfig`, the tokenizer and the provenance; `container.py` defines the
+format. Arrays are NumPy arrays; torch is imported only to build a model.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        path: where it was read from.
-        config: the model's shape.
+        path: the file that it was read from.
+        config: the model's configuration.
         tokenizer: the model's tokenizer.
         arrays: the model's parameters by name.
-        provenance: versions, command, corpus, step and losses, as plain JSON values.
+        provenance: versions, command, corpus, step and losses, as JSON values.
     """
 
     path: Path
@@ -48,24 +48,29 @@ class Checkpoint:
 
     @classmethod
     def from_parts(cls, path: Path, arrays: Arrays, parts: dict[str, Any]) -> Checkpoint:
-        """What a file's arrays and parts are; `CheckpointError` where they are no model's."""
+        """Make a checkpoint of a file's content; `CheckpointError` if it is not a model's."""
         if "course" in parts:
             raise CheckpointError(
-                f"{path} is a run's state, to go on from; its models are in {path.parent}/"
+                f"{path} is the state of a training run, which --resume continues: the run's "
+                f"models are best.safetensors and last.safetensors in {path.parent}/"
             )
         try:
             config = GPTConfig.from_dict(parts["config"])
             tokenizer = from_state(parts["tokenizer"])
         except KeyError as error:
             raise CheckpointError(
-                f"{path} is not a model's checkpoint: it has no {error}"
+                f"{path} is not a checkpoint of a model: it has no {error}"
             ) from None
         except InputError as error:
             raise CheckpointError(f"{path}: {error}") from None
         return cls(path, config, tokenizer, arrays, parts.get("provenance", {}))
 
     def build_model(self) -> GPT:
-        """The model, on the CPU; `CheckpointError` where arrays and shape do not agree."""
+        """The model, on the CPU, in float32.
+
+        Raises:
+            CheckpointError: if the arrays do not have the shapes that the configuration gives.
+        """
         import torch
 
         from mygpt.core.model import GPT
@@ -76,11 +81,11 @@ class Checkpoint:
         return model
 
     def check_shapes(self) -> None:
-        """Raise `CheckpointError` where arrays and shape do not agree."""
+        """Raise `CheckpointError` if the arrays do not fit the configuration."""
         held = sum(array.size for array in self.arrays.values())
-        if self.config.num_parameters() > 2 * held:  # said before anything of that size is made
+        if self.config.num_parameters() > 2 * held:  # before memory of that size is allocated
             raise CheckpointError(
-                f"{self.path}: {held:,} parameters, and its configuration wants "
+                f"{self.path} is damaged: it has {held:,} parameters, and its configuration needs "
                 f"{self.config.num_parameters():,}"
             )
         wanted = self.config.parameter_shapes()
@@ -88,17 +93,19 @@ class Checkpoint:
             found = self.arrays[name].shape if name in self.arrays else None
             if wanted.get(name) != found:
                 raise CheckpointError(
-                    f"{self.path}: tensor {name} has shape {found or 'none'}, and its "
-                    f"configuration wants {wanted.get(name) or 'none'}"
+                    f"{self.path} is damaged: tensor {name} "
+                    f"{'is missing' if found is None else f'has shape {found}'}, and its "
+                    f"configuration needs {wanted.get(name) or 'no such tensor'}"
                 )
 
 
 def check_finite(arrays: Arrays, name: str) -> None:
-    """Raise `InputError` for weights that are infinite or no numbers, naming the tensor."""
+    """Raise `InputError` if a weight is infinite or NaN, naming the model and the tensor."""
     for tensor, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(
-                f"{name}: tensor {tensor} holds numbers that are not finite: the model is broken"
+                f"{name}: tensor {tensor} has infinite or NaN values, so the model cannot be used: "
+                "use an earlier checkpoint"
             )
 
 
@@ -108,19 +115,25 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     provenance: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model and its tokenizer to one file: the whole file or none of it.
+    """Write a model and its tokenizer to one file, atomically.
+
+    Args:
+        path: the file; one that exists is replaced.
+        model: the model; its weights are stored as float32.
+        tokenizer: the model's tokenizer.
+        provenance: JSON values to store with it: versions, command, losses and the like.
 
     Raises:
-        StorageError: when there is no space, or the place cannot be written to.
+        StorageError: if there is no space, or the folder cannot be written to.
     """
     write_checkpoint(path, model_arrays(model), model.config, tokenizer, provenance or {})
 
 
 def load_checkpoint(path: str | Path) -> tuple[GPT, Tokenizer]:
-    """The model (on the CPU, in eval mode) and tokenizer of a file or run folder.
+    """Read the model (on the CPU, in eval mode) and the tokenizer of a file or run folder.
 
     Raises:
-        CheckpointError: when it is missing, damaged, foreign or newer than this program.
+        CheckpointError: if it is missing, damaged, of another program or of a newer version.
     """
     checkpoint = read_checkpoint(resolve(path))
     return checkpoint.build_model().eval(), checkpoint.tokenizer
@@ -141,7 +154,7 @@ def write_checkpoint(
     *,
     inside: bool = False,
 ) -> None:
-    """Write what a `Checkpoint` holds; `inside` as for `write_arrays`."""
+    """Write a checkpoint file; `inside` and errors as for `write_arrays`."""
     write_arrays(
         path,
         arrays,
@@ -154,7 +167,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint file.
 
     Raises:
-        CheckpointError: naming the file, and the tensor where one is damaged.
+        CheckpointError: naming the file and, if one is damaged, the tensor.
     """
     path = Path(path)
     try:
@@ -163,12 +176,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         other = another_programs(path)
         if other is not None:
             raise CheckpointError(other) from None
-        raise type(error)(f"{error}{_instead(path)}") from None
+        raise type(error)(f"{error}{_other_model(path)}") from None
     return Checkpoint.from_parts(path, arrays, parts)
 
 
-def _instead(path: Path) -> str:
-    """Where a run's other model lies, if there is one."""
+def _other_model(path: Path) -> str:
+    """The end of a message about a damaged model: the run's other model, if there is one."""
     others = {"best.safetensors": "last.safetensors", "last.safetensors": "best.safetensors"}
     other = path.with_name(others.get(path.name, path.name))
     if other == path or not (path.exists() and other.exists()):
@@ -178,12 +191,15 @@ def _instead(path: Path) -> str:
 
 
 def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
-    """The checkpoint file meant by a file, a run folder (its best, else its last), or None.
+    """Find the checkpoint file for a path.
 
-    None is the newest run under `runs`.
+    Args:
+        path: a file, or a run folder (its best model, or else its last); None is the newest run
+            under `runs`.
+        runs: the folder of runs.
 
     Raises:
-        CheckpointError: when there is none.
+        CheckpointError: if there is none.
     """
     if path is None:
         found = [run for run in runs.glob("*/") if _in_run(run) is not None]
@@ -196,7 +212,7 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
     require_path("checkpoint", path)
     path = Path(path)
     if not os.path.exists(path):
-        hub = f", or, of a name on the hub, {_import_command(path)}" * _is_hub_name(path)
+        hub = f"; for a model on the Hugging Face hub: {_import_command(path)}" * _is_hub_name(path)
         raise CheckpointError(
             f"checkpoint {path} does not exist: `mygpt train FILE` writes one{hub}"
         )
@@ -207,21 +223,27 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
         return inside
     runs_inside = sorted(str(run) for run in path.glob("*/") if _in_run(run) is not None)
     if runs_inside:
-        raise CheckpointError(f"{path}/ holds several runs, name one: {', '.join(runs_inside[:5])}")
+        raise CheckpointError(
+            f"{path}/ holds {len(runs_inside)} runs: give one of them, {', '.join(runs_inside[:5])}"
+        )
     from mygpt.data import is_store
 
     if is_store(path):
         train = f"mygpt train {shlex.quote(str(path))}"
-        raise CheckpointError(f"{path} is a token store, no model: {train} makes one")
+        raise CheckpointError(f"{path} is a token store, not a model: {train} trains a model on it")
     other = another_programs(path)
-    raise CheckpointError(other or f"{path}/ holds no best.safetensors and no last.safetensors")
+    raise CheckpointError(
+        other
+        or f"{path}/ has no best.safetensors and no last.safetensors: give a run folder that "
+        "`mygpt train` wrote"
+    )
 
 
-# What of another program a folder is that holds such a file, and a file that begins so.
+# Folders of other programs, by a file or folder in them, and files by their first bytes.
 _FOLDERS = {
     "config.json": "a Hugging Face folder",
-    "adapter_config.json": "an adapter's folder",
-    "snapshots": "a folder of Hugging Face's cache",
+    "adapter_config.json": "a folder with an adapter",
+    "snapshots": "a folder of the Hugging Face cache",
     "ckpt.pt": "an output folder of nanoGPT",
 }
 _FILES = {
@@ -232,7 +254,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def another_programs(path: Path) -> str | None:
-    """What to say of a model of another program, which is imported first; None of anything else."""
+    """The message for a model of another program; None if `path` is none that is recognised."""
     what, source = None, path
     if path.is_dir():
         what = next((what for name, what in _FOLDERS.items() if (path / name).exists()), None)
@@ -241,12 +263,12 @@ def another_programs(path: Path) -> str | None:
             start = file.read(4)
             if start == b"GGUF":
                 return (
-                    f"{path} is a GGUF file, llama.cpp's, which mygpt writes and does not read: "
+                    f"{path} is a GGUF file (llama.cpp), which mygpt can write but not read: "
                     "import the folder that it was made from"
                 )
             what = next((what for mark, what in _FILES.items() if start.startswith(mark)), None)
         if what is None and (path.parent / "config.json").is_file():
-            what, source = "a file of a Hugging Face folder", path.parent
+            what, source = "a file in a Hugging Face folder", path.parent
     if what is None:
         return None
     return f"{path} is {what}: import it first, {_import_command(source)}"
@@ -259,13 +281,13 @@ def _import_command(source: Path) -> str:
 
 
 def _is_hub_name(path: Path) -> bool:
-    """Whether a path that is not there may be a model's name: two parts, and no such folder."""
+    """Whether a path that does not exist may be a model's name on the hub: owner/name."""
     named = _HUB_NAME.fullmatch(str(path)) and path.suffix not in (".pt", ".safetensors", ".ckpt")
     return bool(named) and not os.path.exists(path.parts[0]) and path.parts[0] != "runs"
 
 
 def _in_run(run: Path) -> Path | None:
-    """A run's best model, else its last; `CheckpointError` where that is a link or a pipe."""
+    """A run's best model, or else its last; `CheckpointError` if that is a link or a pipe."""
     names = ("best.safetensors", "last.safetensors")
     for path in (run / name for name in names):
         status = require_regular(path)

@@ -1,13 +1,17 @@
-"""The file format of everything that is saved: named arrays and JSON parts, with digests.
+"""The file format of checkpoints and training states: named arrays and JSON parts, with digests.
 
-It is safetensors (no pickle: opening it runs nothing). Its metadata holds the parts as JSON, a
-SHA-256 per tensor (to name a damaged one) and one SHA-256 of the whole file with its own 64
-digits zeroed. It is written and read here, not by the safetensors library, for three reasons: the
-same content gives the same bytes, nothing is copied, and all sizes are checked before memory is
-taken. That library is the judge in the tests.
+A file is a safetensors file (not a pickle: opening it runs no code). Its metadata holds the parts
+as JSON, a SHA-256 for each tensor (which identifies a damaged one), and one SHA-256 of the whole
+file, computed with its own 64 digits set to "0". The format is written and read here, not by the
+safetensors library, for three reasons: equal content gives equal bytes, arrays are not copied, and
+all sizes are checked before memory is allocated. The tests compare with that library.
 
-Parts too large for the header (a tokenizer of a quarter of a million tokens) are tensors of bytes,
-`json/<part>`, in a file of format version 2; every other file is of version 1.
+    8 bytes   length N of the header, little-endian
+    N bytes   header: JSON, padded with spaces to a multiple of 8
+    the rest  the tensors' bytes, without gaps, those of the widest number types first
+
+Parts that do not fit into the header (a tokenizer of a quarter of a million tokens) are stored as
+tensors of bytes named `json/<part>`, and the file's format version is 2; otherwise it is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from mygpt.machine import free_memory_bytes
 from mygpt.storage import write_durably
 
 FORMAT_VERSION = 1
-PARTS_AS_TENSORS = 2  # the format version of a file with such tensors
+PARTS_AS_TENSORS = 2  # the format version of a file with `json/<part>` tensors
 _VERSIONS = (str(FORMAT_VERSION), str(PARTS_AS_TENSORS))
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -40,11 +44,11 @@ _METADATA = "__metadata__"
 _ZEROS = b"0" * 64
 _DIGEST_KEY = b'"sha256":"'
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# What reading takes, and so what writing gives (`check_storable`); of each part that is `STATE`.
+# The reader's limits, which the writer keeps too (`check_storable`). A part's limit is `STATE`.
 _HEADER = Limits(2**25, 2**23)  # bytes: ten times what a vocabulary of all of Unicode needs
 _MOST_DIMENSIONS = 8
-_PREFIX = "json/"  # begins the names of tensors that are parts
-_SMALL_PART = 2**16  # bytes; a smaller one stays in the header
+_PREFIX = "json/"  # of the names of tensors that hold a JSON part
+_SMALL_PART = 2**16  # bytes; a part of at most this length stays in the header
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
@@ -62,50 +66,50 @@ def write_arrays(
     keep_as: Path | None = None,
     inside: bool = False,
 ) -> None:
-    """Write named arrays and JSON parts durably, and only once they have been read back.
+    """Write named arrays and JSON parts to a file, atomically and verified by reading it back.
 
     Args:
         path: the file.
-        arrays: of the number types that safetensors and NumPy share.
+        arrays: arrays by name, of number types that safetensors and NumPy share.
         parts: JSON objects by name.
-        keep_as: the name under which the file that was there is kept.
-        inside: the file is in a folder that somebody else may have filled: a link is refused.
+        keep_as: the name under which the previous file is kept.
+        inside: the file is in a folder whose content is not trusted: a link is an error.
 
     Raises:
-        InputError: for what `read_arrays` would refuse; nothing is written then.
-        StorageError: when there is no space, or what was written reads back differently.
+        InputError: for content that `read_arrays` would refuse; nothing is written then.
+        StorageError: if there is no space, or the file reads back with other bytes.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     _check_arrays({name: (array.dtype, array.shape) for name, array in arrays.items()})
     texts = _checked_texts(parts)
     moved = _too_large(texts, arrays)
     arrays |= {_PREFIX + name: np.frombuffer(texts.pop(name).encode(), np.uint8) for name in moved}
-    # The widest numbers first: each array then begins on a multiple of its numbers' size.
+    # The widest numbers first, so that each array is aligned to the size of its numbers.
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
     views = {name: arrays[name].reshape(-1).view(np.uint8).data for name in order}
     digests = {name: hashlib.sha256(view).hexdigest() for name, view in views.items()}
     entries = {name: (arrays[name].dtype, arrays[name].shape) for name in order}
     header = _header(entries, texts, digests, PARTS_AS_TENSORS if moved else FORMAT_VERSION)
-    place = _digest_place(header)
-    whole = hashlib.sha256(header)
+    position = _digest_position(header)
+    file_digest = hashlib.sha256(header)
     for view in views.values():
-        whole.update(view)
-    header[place : place + 64] = whole.hexdigest().encode()
+        file_digest.update(view)
+    header[position : position + 64] = file_digest.hexdigest().encode()
 
-    def prove(written: Path) -> None:
-        if not _reads_back(written, bytes(header), whole.digest(), place):
+    def verify(written: Path) -> None:
+        if not _reads_back(written, bytes(header), file_digest.digest(), position):
             raise StorageError(
-                f"cannot write {path}: what was written reads back differently, the disk may be "
-                "failing; what was there before is kept"
+                f"cannot write {path}: the bytes read back are not those that were written, the "
+                "disk may be failing: the previous file is kept; write to another disk"
             )
 
-    write_durably(path, [header, *views.values()], verify=prove, keep_as=keep_as, inside=inside)
+    write_durably(path, [header, *views.values()], verify=verify, keep_as=keep_as, inside=inside)
 
 
 def check_storable(parts: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `InputError` where a file of such parts and float32 arrays could not be read back.
+    """Raise `InputError` if a file of these parts and float32 arrays could not be read back.
 
-    Whoever computes for long before writing asks first.
+    Training calls this before the first step, so that it does not fail at its first save.
     """
     entries = {name: (np.dtype(np.float32), shape) for name, shape in shapes.items()}
     _check_arrays(entries)
@@ -118,7 +122,7 @@ def _check_arrays(entries: Entries) -> None:
             raise InputError(f"a tensor cannot be named {name[:80]!r}: choose another name")
         if dtype not in _NAMES:
             raise InputError(
-                f"tensor {name[:80]} holds numbers of type {dtype!s:.40}: only "
+                f"tensor {name[:80]} has the number type {dtype!s:.40}: only "
                 f"{', '.join(map(str, _NAMES))} can be written"
             )
         if len(shape) > _MOST_DIMENSIONS:
@@ -129,7 +133,7 @@ def _check_arrays(entries: Entries) -> None:
 
 
 def _checked_texts(parts: dict[str, Any]) -> dict[str, str]:
-    """The parts as JSON, each of which reading takes."""
+    """The parts as JSON texts; `InputError` if one exceeds the reader's limits."""
     texts = {name: to_json(part) for name, part in parts.items()}
     for name, text in texts.items():
         try:
@@ -140,8 +144,8 @@ def _checked_texts(parts: dict[str, Any]) -> dict[str, str]:
 
 
 def _too_large(texts: dict[str, str], names: Iterable[str]) -> list[str]:
-    """The parts that must be tensors, so that the header can be read."""
-    # A tensor's entry has at most 200 characters besides its name, its digest included.
+    """The names of the parts to store as tensors, so that the header keeps the reader's limits."""
+    # A tensor's entry has at most 200 characters in addition to its name, its digest included.
     fixed = 1000 + sum(200 + 2 * len(json.dumps(to_json(name))) for name in names)
     kept = {name: len(json.dumps(text)) for name, text in texts.items()}
     values = sum(text.count(mark) for text in texts.values() for mark in ",[{")
@@ -161,7 +165,7 @@ def _too_large(texts: dict[str, str], names: Iterable[str]) -> list[str]:
 def _header(
     entries: Entries, texts: dict[str, str], digests: dict[str, str], version: int
 ) -> bytearray:
-    """Length and JSON header, with zeros for the file's own digest; tensors in their order."""
+    """The length and the JSON header; the file's own digest is all zeros."""
     metadata = {
         "format": "mygpt",
         "format_version": str(version),
@@ -183,31 +187,42 @@ def _header(
     return bytearray(len(text).to_bytes(8, "little") + text)
 
 
-def _reads_back(path: Path, header: bytes, digest: bytes, place: int) -> bool:
-    """Whether the file on the disk has this header and, with its digits zeroed, this digest."""
+def _reads_back(path: Path, header: bytes, digest: bytes, position: int) -> bool:
+    """Whether the file has this header and, with its digest's digits zeroed, this digest."""
     with open(path, "rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):  # from the disk, not from memory
+        if hasattr(os, "posix_fadvise"):  # drop cached pages: read from the disk
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if file.read(len(header)) != header:
             return False
-        whole = hashlib.sha256(header[:place] + _ZEROS + header[place + 64 :])
+        found = hashlib.sha256(_zeroed(header, position))
         while piece := file.read(1 << 20):
-            whole.update(piece)
-    return whole.digest() == digest
+            found.update(piece)
+    return found.digest() == digest
+
+
+def _zeroed(header: bytes, position: int) -> bytes:
+    """A header with the file's own digest, which begins at `position`, set to zeros."""
+    return header[:position] + _ZEROS + header[position + 64 :]
 
 
 def read_arrays(
     path: str | Path, *, inside: bool = False
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `write_arrays` wrote, checking every digest.
+    """Read a file that `write_arrays` wrote, and check its digests.
 
-    Sizes and shapes are checked before memory is taken for them. The arrays share one piece of
-    memory, as long as the file. With `inside` a link is refused, as where the file is written.
+    Sizes and shapes are checked before memory is allocated. The arrays are views of one buffer.
+
+    Args:
+        path: the file.
+        inside: the file is in a folder whose content is not trusted: a link is an error.
+
+    Returns:
+        The arrays by name, and the JSON parts by name.
 
     Raises:
-        DamagedError: a CheckpointError, naming the file and the tensor whose bytes are not right.
-        CheckpointError: for a file that is foreign, newer, or cannot be read.
-        OutOfMemoryError: when it is larger than what is free.
+        DamagedError: naming the file and, if only a tensor's bytes are wrong, that tensor.
+        CheckpointError: for a file of another program or a newer version, or an unreadable one.
+        OutOfMemoryError: if the file is larger than the free memory.
     """
     path = Path(path)
     try:
@@ -218,26 +233,24 @@ def read_arrays(
             if metadata.get("format_version") not in _VERSIONS:
                 raise _other_version(path, file, header, metadata)
             body_bytes = size - len(header)
-            places = _places(path, entries, body_bytes)
+            tensors = _checked_entries(path, entries, body_bytes)
             free = free_memory_bytes()
             if free is not None and body_bytes > free:
                 raise OutOfMemoryError(
-                    f"{path} has {size:,} bytes, and {free:,} bytes of memory are free"
+                    f"{path} has {size:,} bytes, and only {free:,} bytes of memory are free: "
+                    "close other programs, or use a machine with more memory"
                 )
             body = bytearray(body_bytes)
             if file.readinto(body) != body_bytes:
-                raise DamagedError(f"{path} was cut short while it was read")
+                raise DamagedError(f"{path} was truncated while it was read: try again")
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    place = _digest_place(header)
-    whole = hashlib.sha256(header[:place] + _ZEROS + header[place + 64 :])
-    whole.update(body)
-    intact = header[place : place + 64] == whole.hexdigest().encode()
+    intact = _has_own_digest(header, [body])
     arrays = {
         name: np.frombuffer(body, dtype, math.prod(shape), begin).reshape(shape)
-        for name, (dtype, shape, begin) in places.items()
+        for name, (dtype, shape, begin) in tensors.items()
     }
     texts: dict[str, str | bytes] = {n: text for n, text in metadata.items() if text[:1] == "{"}
     parts = _parsed(path, texts)
@@ -249,6 +262,15 @@ def read_arrays(
     return arrays, parts
 
 
+def _has_own_digest(header: bytes, body: Iterable[bytes | bytearray]) -> bool:
+    """Whether header and body give the digest that the header states."""
+    position = _digest_position(header)
+    found = hashlib.sha256(_zeroed(header, position))
+    for piece in body:
+        found.update(piece)
+    return header[position : position + 64] == found.hexdigest().encode()
+
+
 def _parsed(path: Path, texts: dict[str, str | bytes]) -> dict[str, Any]:
     try:
         return {name: parse_object(text, STATE) for name, text in texts.items()}
@@ -257,7 +279,7 @@ def _parsed(path: Path, texts: dict[str, str | bytes]) -> dict[str, Any]:
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
-    """The length and the JSON text, or an error that says what the file is instead."""
+    """The length and the JSON text; an error if the file is of another kind."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, _HEADER.most_bytes):
@@ -266,12 +288,12 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
                 f"{path} is a pickle (a PyTorch file?), which can run code when it is opened: "
                 "mygpt reads only the safetensors files it writes"
             )
-        raise DamagedError(f"{path} is damaged or cut short, or no mygpt checkpoint")
+        raise DamagedError(f"{path} is damaged or truncated, or not a mygpt checkpoint")
     return start + file.read(length)
 
 
 def _parse_header(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors' entries and the metadata."""
+    """The tensors' entries by name, and the metadata."""
     try:
         entries = parse_object(header[8:], _HEADER)
         metadata = entries.pop(_METADATA)
@@ -279,8 +301,10 @@ def _parse_header(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, 
     except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours:
-        raise DamagedError(f"{path} is damaged, or no mygpt checkpoint: its header is not ours")
-    if _digest_place(header) < 0:
+        raise DamagedError(
+            f"{path} is damaged, or not a mygpt checkpoint: its header is not one that mygpt writes"
+        )
+    if _digest_position(header) < 0:
         raise DamagedError(f"{path} is damaged: its digest is missing")
     return entries, metadata
 
@@ -288,12 +312,8 @@ def _parse_header(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, 
 def _other_version(
     path: Path, file: BinaryIO, header: bytes, metadata: dict[str, str]
 ) -> CheckpointError:
-    """What to say of a version that is not ours: the file is newer, or damaged there."""
-    place = _digest_place(header)
-    whole = hashlib.sha256(header[:place] + _ZEROS + header[place + 64 :])
-    while piece := file.read(1 << 20):
-        whole.update(piece)
-    if header[place : place + 64] != whole.hexdigest().encode():
+    """The error for an unknown format version: the file is newer, or its header is damaged."""
+    if not _has_own_digest(header, iter(lambda: file.read(1 << 20), b"")):
         return DamagedError(f"{path} is damaged: its header does not match its digest")
     return CheckpointError(
         f"{path} has format version {metadata.get('format_version', 'none')[:9]} and this mygpt "
@@ -301,10 +321,10 @@ def _other_version(
     )
 
 
-def _places(
+def _checked_entries(
     path: Path, entries: dict[str, Any], body_bytes: int
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
-    """Each tensor's number type, shape and first byte; together they fill the body exactly."""
+    """Each tensor's number type, shape and offset; an error unless they fill the body exactly."""
     found: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
     spans: list[tuple[int, int]] = []
     for name, entry in entries.items():
@@ -317,10 +337,13 @@ def _places(
         except (ValueError, KeyError, TypeError):
             right = False
         if right and dtype is None:
-            raise CheckpointError(f"{path} holds numbers of type {kind!r:.20}, which are not ours")
+            raise CheckpointError(
+                f"{path} has a tensor of the number type {kind!r:.20}, which mygpt does not write: "
+                f"known are {', '.join(_DTYPES)}"
+            )
         if not right or dtype is None or end - begin != math.prod(shape) * dtype.itemsize:
             raise DamagedError(
-                f"{path} is damaged: the shape or place of tensor {name[:80]} is not right"
+                f"{path} is damaged: the shape or the offsets of tensor {name[:80]} are not valid"
             )
         found[name] = dtype, tuple(shape), begin
         spans.append((begin, end))
@@ -331,18 +354,21 @@ def _places(
             break
         reached = end
     if reached != body_bytes:
-        raise DamagedError(f"{path} is damaged or cut short: its tensors do not fill it")
+        raise DamagedError(
+            f"{path} is damaged or truncated: its tensors and its length do not agree"
+        )
     return found
 
 
-def _digest_place(header: bytes | bytearray) -> int:
-    """Where the file's own 64 digits begin; negative when they are not there."""
+def _digest_position(header: bytes | bytearray) -> int:
+    """The position of the file's own digest, 64 digits; negative if there is none."""
     found = header.find(_DIGEST_KEY, 8)
     begin = found + len(_DIGEST_KEY)
     return begin if found >= 0 and begin + 64 <= len(header) else -1
 
 
 def _name_damage(path: Path, arrays: Arrays, digests: Any) -> str:
+    """The message for a damaged file: names the first tensor whose digest differs."""
     wanted = digests if isinstance(digests, dict) else {}
     for name, array in arrays.items():
         if hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() != wanted.get(name):
@@ -351,5 +377,5 @@ def _name_damage(path: Path, arrays: Arrays, digests: Any) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON in ASCII: a path may hold odd bytes."""
+    """Compact JSON in ASCII; ASCII, since a path may hold bytes that are not UTF-8."""
     return json.dumps(value, separators=(",", ":"))

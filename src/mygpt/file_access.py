@@ -1,9 +1,9 @@
-"""Opening files that somebody else may have placed: no links, pipes or devices, no waiting.
+"""Opening files in folders that are not trusted: no links, pipes or devices, and no blocking.
 
-A run's folder, a token store, an export or a cache may come out of an archive, or be in a folder
-that others write to. A symbolic link in it would direct what is written to another file of the
-user, a pipe would wait for ever, and a device may have no end. A link that the user names is
-followed: it is only what is inside such a folder that is not.
+A run folder, a token store, an export or a cache may come from an archive, or other users may be
+able to write to it. A symbolic link in it could redirect a write to another file of the user, a
+pipe could block for ever, and a device may be endless. A path that the user gives may be a link;
+a path inside such a folder may not.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
 
 def require_regular(path: str | Path, *, inside: bool = True) -> os.stat_result | None:
-    """What the system knows of a file; None where nothing has that name. A folder is accepted.
+    """The status of a regular file or folder; None if nothing has that name.
 
     Args:
         path: the file.
-        inside: it is in a folder that somebody else may have filled, so a link is refused too.
+        inside: the file is in a folder whose content is not trusted: a link is an error.
 
     Raises:
-        CheckpointError: for a link, a pipe, a socket or a device, naming it.
-        OSError: where the system does not say.
+        CheckpointError: for a link (with `inside`), a pipe, a socket or a device.
+        OSError: if the status cannot be read.
     """
     try:
         status = os.lstat(path) if inside else os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):  # of the second whoever writes there tells
+    except (FileNotFoundError, NotADirectoryError):  # the second is reported when writing fails
         return None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # no file has such a name
@@ -47,10 +47,10 @@ def require_regular(path: str | Path, *, inside: bool = True) -> os.stat_result 
 
 
 def require_folder(path: str | Path) -> None:
-    """Refuse a folder inside another that is not one itself, but a link; a missing one is fine.
+    """Check that a path inside an untrusted folder is a folder, or does not exist.
 
     Raises:
-        CheckpointError: naming it.
+        CheckpointError: if it is a file, a link, a pipe or a device.
     """
     status = require_regular(path)
     if status is not None and not stat.S_ISDIR(status.st_mode):
@@ -58,17 +58,17 @@ def require_folder(path: str | Path) -> None:
 
 
 def open_descriptor(path: str | Path, flags: int, *, inside: bool = True, mode: int = 0o666) -> int:
-    """`os.open` for regular files alone; never waits, and with `inside` follows no link.
+    """`os.open` for regular files only; it never blocks, and with `inside` follows no link.
 
     Raises:
         CheckpointError: as `require_regular`.
         OSError: as `os.open`; IsADirectoryError for a folder.
     """
-    require_regular(path, inside=inside)  # opening some devices has effects
+    require_regular(path, inside=inside)  # before opening: opening a device can have side effects
     try:
         descriptor = os.open(path, flags | _BINARY | NO_WAIT | (NO_LINK if inside else 0), mode)
     except OSError:
-        require_regular(path, inside=inside)  # it has become one since
+        require_regular(path, inside=inside)  # it may have been replaced since the first check
         raise
     try:
         status = os.fstat(descriptor)
@@ -82,7 +82,7 @@ def open_descriptor(path: str | Path, flags: int, *, inside: bool = True, mode: 
 
 
 def open_regular(path: str | Path, mode: str = "rb", *, inside: bool = True, **how: Any) -> Any:
-    """`open` for regular files alone, as `open_descriptor`."""
+    """`open` for regular files only; arguments and errors as `open_descriptor`."""
 
     def opener(name: str, flags: int) -> int:
         return open_descriptor(name, flags, inside=inside)
@@ -91,7 +91,7 @@ def open_regular(path: str | Path, mode: str = "rb", *, inside: bool = True, **h
 
 
 def read_inside(path: str | Path) -> bytes:
-    """All of a regular file; raises as `open_descriptor`."""
+    """The content of a regular file in an untrusted folder; raises as `open_descriptor`."""
     with open_regular(path) as file:
         data: bytes = file.read()
     return data
@@ -104,11 +104,13 @@ def _check(path: str | Path, status: os.stat_result) -> None:
             "or put the file itself there"
         )
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise CheckpointError(f"{path} is no file, but a device or a pipe: a file is expected")
+        raise CheckpointError(
+            f"{path} is a device or a pipe, and a file is expected: give another path"
+        )
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder, and what is missing above it, that no other user can read or write."""
+    """Create a folder and its missing parents; other users can neither read nor write them."""
     missing = []
     while not os.path.lexists(folder):
         missing.append(folder)
@@ -119,29 +121,32 @@ def make_private_folder(folder: Path) -> None:
 
 
 def file_mode(folder: Path) -> int:
-    """The mode for files of a folder, less what the umask takes; private in a private folder."""
+    """The permissions, before the umask, for a new file: private if its folder is private."""
     return 0o666 if os.stat(folder).st_mode & 0o077 else PRIVATE_FILE
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether a file or folder is this user's (or the system's), and no other can write to it."""
+    """Whether a file or folder belongs to this user or root, and no other user can write to it."""
     if not hasattr(os, "geteuid"):
         return True
     return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
 
 
 def not_private(folder: Path, *, above: bool = True) -> str | None:
-    """Why another user may have written what is in a folder; None where none can have.
+    """Why another user could have written files in a folder; None if no other user could.
 
-    A link is not taken for the folder, since what it leads to can change. Whoever can write to a
-    folder above can put another one in this one's place, unless that has the sticky bit; those of
-    the system are trusted. Without `above` these are not checked.
+    A link is not accepted, since its target can change. A user who can write to a parent folder
+    can replace this folder, unless the parent has the sticky bit; parents of root are trusted.
+
+    Args:
+        folder: the folder.
+        above: whether to check its parents too.
     """
     if not hasattr(os, "geteuid"):
         return None
     status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode):
-        return f"{folder} is a symbolic link or no folder"
+        return f"{folder} is a symbolic link, or not a folder"
     if not is_private(status):
         return _whose(folder, status)
     for place in Path(os.path.realpath(folder)).parents if above else ():
@@ -156,12 +161,13 @@ def not_private(folder: Path, *, above: bool = True) -> str | None:
 
 def _whose(folder: Path, status: os.stat_result) -> str:
     if status.st_uid not in (os.geteuid(), 0):
-        return f"{folder} is another user's"
-    return f"others can write to {folder} (mode {stat.S_IMODE(status.st_mode):o}; chmod go-w it)"
+        return f"{folder} belongs to another user"
+    mode = stat.S_IMODE(status.st_mode)
+    return f"other users can write to {folder} (mode {mode:o}; run chmod go-w on it)"
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is the one that many systems give each user, without other members."""
+    """Whether a group is this user's own: of the same name, and without other members."""
     try:
         import grp
         import pwd

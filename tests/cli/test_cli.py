@@ -408,7 +408,7 @@ def test_an_empty_prompt_starts_from_nothing(shell: Shell, run: Path) -> None:
         (["--json", "--logprobs", "-1"], "logprobs=-1 must be"),
         (["--prompt-file", "nowhere"], "nowhere does not exist: name a text file"),
         (["-c", "nowhere"], "nowhere does not exist"),
-        (["-c", "."], "holds no best.safetensors"),
+        (["-c", "."], "has no best.safetensors"),
     ],
 )
 def test_generate_refuses_in_one_line(
@@ -433,12 +433,12 @@ def test_damaged_and_foreign_checkpoints_are_refused(shell: Shell, run: Path) ->
     flipped[-9] ^= 1
     newer = data.replace(b'"format_version":"1"', b'"format_version":"9"')
     files = {
-        "cut.safetensors": (data[:-10], "is damaged or cut short"),
+        "cut.safetensors": (data[:-10], "is damaged or truncated"),
         "flipped.safetensors": (bytes(flipped), "does not match its digest"),
         "bomb.pt": (pickle.dumps(Bomb()), "a pickle: import it first"),
         "newer.safetensors": (newer, "header does not match its digest"),
-        "text.txt": (b"Call me Ishmael. Some years ago", "no mygpt checkpoint"),
-        "empty.pt": (b"", "damaged or cut short"),
+        "text.txt": (b"Call me Ishmael. Some years ago", "not a mygpt checkpoint"),
+        "empty.pt": (b"", "damaged or truncated"),
     }
     for name, (content, message) in files.items():
         Path(name).write_bytes(content)

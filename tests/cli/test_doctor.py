@@ -155,7 +155,7 @@ def test_a_damaged_file_is_named_with_its_tensor_and_remedy(
     assert re.match(REMEDIES[name], one.remedy)
     assert str(path) not in one.text
     if harm is cut:
-        assert "cut short" in one.text
+        assert "truncated" in one.text
     else:
         assert re.match(r"tensor \S+ does not match its digest", one.text)
 
@@ -405,8 +405,8 @@ def test_a_single_file_is_checked_by_its_content(run: Path, tmp_path: Path, name
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     for content, text in (
         (pickle.dumps([1]), "is a pickle"),
-        (b"Call me Ishmael. Some years ago", "no mygpt checkpoint"),
-        (b"", "damaged or cut short"),
+        (b"Call me Ishmael. Some years ago", "not a mygpt checkpoint"),
+        (b"", "damaged or truncated"),
     ):
         (tmp_path / "x.pt").write_bytes(content)
         (found,) = check(tmp_path / "x.pt")
@@ -760,7 +760,9 @@ def test_a_link_or_a_pipe_in_a_run_is_named_and_nothing_is_written(
     victim.write_bytes(b"precious")
     become(run / name, kind, victim)
     before = {path.name: path.lstat().st_mtime_ns for path in run.iterdir()}
-    what = "is a symbolic link" if kind == "link" else "is no file, but a device or a pipe"
+    what = (
+        "is a symbolic link" if kind == "link" else "is a device or a pipe, and a file is expected"
+    )
     for action in (
         lambda: write_report(run, overwrite=True),
         lambda: mygpt.training.resume(run, steps=14, listener=lambda event: None),
@@ -814,5 +816,5 @@ def test_a_pipe_or_a_device_that_is_named_is_called_so(tmp_path: Path) -> None:
     """It was said not to exist."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path(os.devnull)):
-        with pytest.raises(CheckpointError, match="is no file, but a device or a pipe"):
+        with pytest.raises(CheckpointError, match="is a device or a pipe, and a file is expected"):
             check(path)

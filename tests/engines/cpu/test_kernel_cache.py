@@ -252,7 +252,7 @@ def test_a_folder_that_others_can_write_to_is_neither_used_nor_written(
         digest(load())
     assert compilations == ["compiled"] * 2
     (note,) = [record.getMessage() for record in caplog.records]
-    assert f"others can write to {path.parent} (mode {mode:o}; chmod go-w it)" in note
+    assert f"other users can write to {path.parent} (mode {mode:o}; run chmod go-w on it)" in note
     assert "MYGPT_CACHE" in note
     assert path.read_bytes() == kept[:-1], "nothing is kept there"
 
