@@ -154,7 +154,7 @@ def test_characters_that_the_model_does_not_know(shell: Shell, command: str) -> 
     assert err.endswith("; --unknown drop leaves them out\n")
     code, out, err = shell(command, "-p", "Die 🙂Bären§", "--unknown", "drop")
     assert (code, out[:9]) == (0, "Die Bären")
-    assert err == "note: the model does not know '🙂' U+1F642, '§' U+00A7: left out\n"
+    assert err == "note: the model does not know '🙂' U+1F642, '§' U+00A7: removed from the text\n"
 
 
 def test_the_writer_leaves_them_out_where_it_is_asked_to(run: Path) -> None:
@@ -178,7 +178,7 @@ def test_lines_of_a_conversation(
     code, out, err = shell("generate", "--unknown", "drop")
     assert code == 0
     assert [line[:4] for line in out.splitlines()] == ["Die ", "zu" + out.splitlines()[1][2:4]]
-    assert "note: the model does not know '🙂' U+1F642: left out" in err
+    assert "note: the model does not know '🙂' U+1F642: removed from the text" in err
     lines = iter(["Die 🙂"])
     code, out, err = shell("generate")
     assert (code, out) == (0, "")

@@ -115,7 +115,7 @@ def test_only_what_takes_time_is_kept(folder, monkeypatch):
 
 
 def test_wrong_text_is_refused_as_without_a_cache():
-    for text, message in (("ab\ud800" * 100, "position 2"), (b"ab" * 100, "takes text")):
+    for text, message in (("ab\ud800" * 100, "position 2"), (b"ab" * 100, "needs text")):
         for use in (lambda d: cached_tokens(d, BPE), lambda d: cached_bpe(d, 300)):
             with pytest.raises(InputError, match=message):
                 use([Document("a", text)])

@@ -349,7 +349,7 @@ def test_a_control_token_that_is_a_character_refuses_its_text(tmp_path):
     save(tmp_path, library, {}, "llama")
     tokenizer, _ = read_tokenizer(tmp_path, 3)
     assert tokenizer.encode("aab").tolist() == [0, 2]
-    with pytest.raises(InputError, match="for the control token 'b': leave out"):
+    with pytest.raises(InputError, match="as the control token 'b': remove"):
         tokenizer.encode("ba")
 
 
@@ -361,7 +361,7 @@ def test_an_unknown_character_that_would_end_the_text_is_refused(tmp_path):
     tokenizer, _ = read_tokenizer(tmp_path, 300)
     assert tokenizer.end_of_text == 0
     assert tokenizer.encode_array("the quick").tolist()
-    with pytest.raises(InputError, match=r"for the control token '\[UNK\]': leave out characters"):
+    with pytest.raises(InputError, match=r"as the control token '\[UNK\]': remove characters"):
         tokenizer.encode("the \u4e00")
 
 
@@ -469,21 +469,29 @@ def test_the_unknown_token_stands_for_no_bytes(tmp_path_factory):
     ("files", "end", "note"),
     [
         ({}, 416, None),
-        ({"tokenizer_config": {"eos_token": "a"}}, 416, "'a', which is a character of text: not"),
+        (
+            {"tokenizer_config": {"eos_token": "a"}},
+            416,
+            "'a', which is an ordinary character: ignored",
+        ),
         ({"tokenizer_config": {"eos_token": "Ġthe"}}, " the", None),
         ({"tokenizer_config": {"eos_token": {"content": END_OF_TEXT}}}, 416, None),
-        ({"tokenizer_config": {"eos_token": "</s>"}}, 416, "'</s>', which is no token"),
+        (
+            {"tokenizer_config": {"eos_token": "</s>"}},
+            416,
+            "'</s>', which is not in the vocabulary",
+        ),
         ({"special_tokens_map": {"eos_token": END_OF_TEXT}}, 416, None),
         ({"generation_config": {"eos_token_id": 417}}, 417, "'<|im_end|>', id 417, of generation"),
         (
             {"generation_config": {"eos_token_id": [417, 416]}},
             417,
-            r"'<\|endoftext\|>' of generation_config.json ends a text too",
+            r"'<\|endoftext\|>' in generation_config.json also ends a text",
         ),
-        ({"generation_config": {"eos_token_id": [416, {}, "417"]}}, 416, "id 416, of generation"),
-        ({"config": {"eos_token_id": 417}}, 417, "of config.json"),
-        ({"config": {"eos_token_id": 50256}}, 416, r"\[50256\], no special token: not used"),
-        ({"config": {"eos_token_id": 5}}, 416, r"\[5\], no special token: not used"),
+        ({"generation_config": {"eos_token_id": [416, {}, "417"]}}, 416, "id 416, from generation"),
+        ({"config": {"eos_token_id": 417}}, 417, "from config.json"),
+        ({"config": {"eos_token_id": 50256}}, 416, r"\[50256\], not a special token: ignored"),
+        ({"config": {"eos_token_id": 5}}, 416, r"\[5\], not a special token: ignored"),
     ],
 )
 def test_what_ends_a_text(tmp_path, files, end, note):
@@ -515,23 +523,23 @@ def change(folder, do):
 
 WRONG = [
     (lambda d: d["added_tokens"].append({**d["added_tokens"][0], "id": 600, "content": "<z>"}),
-     "'<z>' for id 5.., the file says 600: its ids must go on"),
+     "'<z>' the id 5.., the file 600: ids of added tokens must follow"),
     (lambda d: d["added_tokens"].append({**d["added_tokens"][0], "content": "<z>"}),
      "'<unk>' and '<z>' share an id"),
     (lambda d: d["model"].update(dropout=0.1), "dropout encodes at random"),
     (lambda d: d["model"]["vocab"].update({"zz": -1}), "has the id -1 for 'zz'"),
     (lambda d: d["model"]["vocab"].update({"zz": "1"}), "has the id '1' for 'zz'"),
-    (lambda d: d["model"].pop("vocab"), r"not whole \(KeyError"),
-    (lambda d: d["added_tokens"][0].pop("special"), "not whole"),
-    (lambda d: d.update(added_tokens=["<z>"]), "not whole"),
-    (lambda d: d["model"].update(merges=[7]), "not whole"),
-    (lambda d: d["model"].update(merges=[["qq", "zz"]]), "does not take this tokenizer's JSON"),
-    (lambda d: d.update(decoder={"type": "Magic"}), "does not take this tokenizer's JSON"),
-    (lambda d: d.update(decoder=7), "not whole|does not take"),
-    (lambda d: d.update(post_processor={"type": "TemplateProcessing"}), "does not take"),
+    (lambda d: d["model"].pop("vocab"), r"incomplete \(KeyError"),
+    (lambda d: d["added_tokens"][0].pop("special"), "incomplete"),
+    (lambda d: d.update(added_tokens=["<z>"]), "incomplete"),
+    (lambda d: d["model"].update(merges=[7]), "incomplete"),
+    (lambda d: d["model"].update(merges=[["qq", "zz"]]), "rejects this tokenizer's JSON"),
+    (lambda d: d.update(decoder={"type": "Magic"}), "rejects this tokenizer's JSON"),
+    (lambda d: d.update(decoder=7), "incomplete|rejects"),
+    (lambda d: d.update(post_processor={"type": "TemplateProcessing"}), "rejects"),
     (lambda d: d.update(model={"type": "BPE", "vocab": {}, "merges": []}, added_tokens=[]),
      "has no tokens"),
-    (lambda d: d.update(model=7), "not whole"),
+    (lambda d: d.update(model=7), "incomplete"),
 ]  # fmt: skip
 
 
@@ -556,7 +564,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(case):
-    with pytest.raises(InputError, match="only 100 rows: take the tokenizer that belongs"):
+    with pytest.raises(InputError, match="only 100 rows: use the tokenizer that belongs"):
         read_tokenizer(case.folder, 100)
 
 

@@ -348,7 +348,7 @@ def test_an_end_of_text_past_the_rows_is_none(tmp_path):
         ({"added_tokens_decoder": {"x": "y"}}, "the id 'x', which is no whole number"),
         ({"added_tokens_decoder": {"9": 3}}, "the token 3, which is no text"),
         ({"added_tokens_decoder": {"9": {"content": "a", "lstrip": 3}}}, "lstrip=3 of the token"),
-        ({"added_tokens_decoder": {"9999": token("<z>")}}, "'<z>'.* the file says 9999"),
+        ({"added_tokens_decoder": {"9999": token("<z>")}}, "'<z>'.* the file 9999"),
         ({"eos_token": 3}, "the token 3, which is no text"),
         ({"extra_special_tokens": [3]}, "the token 3, which is no text"),
     ],

@@ -117,7 +117,7 @@ def test_every_end_that_a_generation_config_lists_ends_a_text(tmp_path: Path) ->
     tokenizer, notes = read_tokenizer(folder, 283)
     assert ends_of(tokenizer) == (282, 280, 281)
     assert notes == [
-        "'<|end_of_text|>', '<|eom_id|>' of generation_config.json end a text too",
+        "'<|end_of_text|>', '<|eom_id|>' in generation_config.json also end a text",
     ]
     assert ends_of(from_state(tokenizer.to_state())) == (282, 280, 281)
     config = GPTConfig(283, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=32)
@@ -141,9 +141,14 @@ def test_every_end_that_a_generation_config_lists_ends_a_text(tmp_path: Path) ->
     ("listed", "rows", "ends", "note"),
     [
         ([282, 283], 284, (282, 283), None),
-        ([282, 280], 284, (282, 280), "' stop' of generation_config.json ends a text too"),
+        ([282, 280], 284, (282, 280), "' stop' in generation_config.json also ends a text"),
         ([282, 5], 284, (282,), None),  # a character of text
-        ([282, 290], 300, (282, 290), "290 of generation_config.json ends"),  # a row for padding
+        (
+            [282, 290],
+            300,
+            (282, 290),
+            "290 in generation_config.json also ends",
+        ),  # a row for padding
         ([282, 300, -1, "281", None, True], 300, (282,), None),
     ],
 )
@@ -232,7 +237,7 @@ def test_a_tokenizer_named_by_hand_has_an_end_of_text(
     found = tokenizer.end_of_text
     assert (None if found is None else tokenizer.token_text(found)) == end
     assert (f"{end!r} (id {found}) ends documents" in end_notes(tokenizer)[0]) == (end is not None)
-    assert ("writes until it is stopped" in end_notes(tokenizer)[0]) == (end is None)
+    assert ("generates until a limit" in end_notes(tokenizer)[0]) == (end is None)
 
 
 def test_what_a_post_processor_puts_behind_a_text_ends_it(tmp_path: Path) -> None:

@@ -100,13 +100,13 @@ def test_what_becomes_the_unknown_token_or_nothing_is_counted(
     tokenizer = foreign(library)
     found = UnknownText(tokenizer)
     found.add([TEXT[:96], TEXT[96:]], tokenizer.encode_array(TEXT))
-    assert found.share == pytest.approx(share, rel=0.03)
+    assert found.fraction == pytest.approx(share, rel=0.03)
     assert shown in str(found)
     known, left = without_unknown(tokenizer, TEXT)
     assert left
     again = UnknownText(tokenizer)
     again.add([known], tokenizer.encode_array(known))
-    assert again.share == 0
+    assert again.fraction == 0
     assert without_unknown(tokenizer, known) == (known, [])
 
 
@@ -116,7 +116,7 @@ def test_what_a_tokenizer_changes_is_not_unknown() -> None:
     text = "HELLO  Wörld\n\t12 \u200d\x00\u3000hello"
     found = UnknownText(tokenizer)
     found.add([text], tokenizer.encode_array(text))
-    assert (found.share, str(found), found.notes("x", "error")) == (0, "", [])
+    assert (found.fraction, str(found), found.notes("x", "error")) == (0, "", [])
     assert not UnknownText(CharTokenizer("ab")).counts
 
 
@@ -137,7 +137,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-REFUSED = r"36\.4 % of the characters are unknown to the tokenizer \('.' U\+1F6.*at most 10\.0 %"
+REFUSED = (
+    r"36\.4 % of the characters are unknown to the tokenizer \('.' U\+1F6.*the limit is 10\.0 %"
+)
 
 
 def test_a_text_that_is_mostly_unknown_is_refused_everywhere(
@@ -167,7 +169,7 @@ def test_a_text_that_is_mostly_unknown_is_refused_everywhere(
     with pytest.raises(SystemExit) as left:
         main(["eval", str(place / "run"), str(place / "emoji.txt")])
     assert left.value.code == 2
-    assert "--unknown keep to take the text all the same" in capsys.readouterr().err
+    assert "give --unknown keep to use the text anyway" in capsys.readouterr().err
     with pytest.raises(InputError, match="unknown='perhaps' is not known: choose error or keep"):
         mygpt.train(place / "few.txt", output=tmp_path / "run", unknown="perhaps", **SMALL)
 
@@ -221,7 +223,9 @@ def test_characters_outside_a_vocabulary_are_named_with_the_remedy(
     with pytest.raises(SystemExit) as left:
         main(["eval", str(chars), str(tmp_path / "new.txt"), "--unknown", "drop"])
     assert left.value.code == 0
-    assert "note: the model does not know '€' U+20AC: left out" in capsys.readouterr().out
+    assert (
+        "note: the model does not know '€' U+20AC: removed from the text" in capsys.readouterr().out
+    )
 
 
 def test_a_store_knows_the_bytes_of_its_validation_text(tmp_path: Path) -> None:
@@ -256,5 +260,9 @@ def test_a_store_in_the_cache_does_not_answer_for_its_text(
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "100")
     options = {**SMALL, "tokenizer": str(place / "pieces.json")}
     for policy, name in (("error", "1"), ("keep", "2"), ("error", "3")):
-        with nullcontext() if policy == "keep" else pytest.raises(InputError, match="at most 10"):
+        with (
+            nullcontext()
+            if policy == "keep"
+            else pytest.raises(InputError, match="the limit is 10")
+        ):
             mygpt.train(place / "emoji.txt", output=tmp_path / name, unknown=policy, **options)

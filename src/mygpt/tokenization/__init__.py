@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, bytes, BPE or another's, behind one `Tokenizer`."""
+"""Tokenizers: characters, bytes, BPE and imported ones, all with the `Tokenizer` protocol."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ __all__ = [
 
 
 def is_lossless(tokenizer: Tokenizer) -> bool:
-    """Whether the ids of any text decode to that text: nothing is unknown, changed or dropped."""
+    """Whether decoding the ids of any text gives that text: nothing is unknown or normalised."""
     return not isinstance(tokenizer, ForeignTokenizer) or tokenizer.is_lossless
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
-    """Rebuild a tokenizer from its `to_state()`, told apart by its "kind".
+    """Rebuild a tokenizer from its `to_state()`, whose "kind" names the class.
 
     Raises:
-        InputError: for a kind this version does not know, or a state that is not whole.
+        InputError: if this version does not know the kind, or if the state is incomplete.
     """
     kinds: dict[str, Any] = {
         known.kind: known
@@ -57,17 +57,18 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer's file: a character tokenizer's JSON, or a `tokenizer.json` of any kind.
+    """Read a tokenizer from a file: a character tokenizer's JSON or any `tokenizer.json`.
 
     Raises:
-        InputError: where it is neither, naming the file.
+        InputError: if the file is neither; the message names it.
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name a tokenizer's JSON file")
     content = read_json(path)
     if not {"chars", "model"} & set(content):
         raise InputError(
-            f'{path} is no tokenizer: it has neither "chars" (characters) nor "model" (others)'
+            f'{path} is not a tokenizer: it has neither "chars" (of a character tokenizer) nor '
+            '"model" (of a tokenizer.json)'
         )
     try:
         if "chars" in content:
@@ -78,17 +79,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def from_tokenizer_json(content: dict[str, Any], folder: Path) -> Tokenizer:
-    """The tokenizer that a `tokenizer.json` is: byte-level BPE where that holds it, else foreign.
+    """Build the tokenizer that a `tokenizer.json` describes.
 
-    `BPETokenizer` has no place for what stands before every text, nor for another end of text
-    than `<|endoftext|>`.
+    It is a `BPETokenizer` if that class can represent it, else a `ForeignTokenizer`. The former
+    cannot represent tokens before every text, nor an end-of-text token other than
+    `<|endoftext|>`.
 
     Args:
         content: the JSON object.
-        folder: where files may be that say what ends a text.
+        folder: the folder of the file, whose configuration files may name the end-of-text token.
 
     Raises:
-        InputError: where it is neither.
+        InputError: if neither class supports it.
     """
     check_bounds(content)
     try:

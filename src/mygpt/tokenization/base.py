@@ -1,4 +1,7 @@
-"""What every tokenizer can do, and what they share."""
+"""The `Tokenizer` protocol, and functions that the tokenizers share.
+
+Letters: V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,30 @@ if TYPE_CHECKING:
 
     import torch
 
-# The token between documents. It is an id of its own: text that spells it stays text.
+# The token between documents. It has its own id: encoding text that spells it does not give it.
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 2**20  # characters
-LONGEST_CHARACTER = 8  # tokens: a character has four bytes, and some tokens may have none
+LONGEST_CHARACTER = 8  # tokens: UTF-8 has at most 4 bytes, and some tokens have no bytes
 
 
 class IncrementalDecoder(Protocol):
-    """Turns ids into text as they come, never showing half a character."""
+    """Decodes ids one at a time, without emitting incomplete characters."""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain once `token_id` has come; may be empty."""
+        """The text that is complete after `token_id`; may be empty."""
         ...
 
     def finish(self) -> str:
-        """What is left at the end: a replacement character for an unfinished one, or nothing."""
+        """The rest at the end: U+FFFD for an incomplete character, or the empty string."""
         ...
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Encodes text to token ids and decodes them."""
 
     @property
     def kind(self) -> str:
-        """The name under which checkpoints keep it."""
+        """The name of the tokenizer's class in checkpoints."""
         ...
 
     @property
@@ -52,12 +55,12 @@ class Tokenizer(Protocol):
 
     @property
     def other_ends(self) -> tuple[int, ...]:
-        """Ids that end a text too once they are drawn; none in tokenizers of our own."""
+        """Further ids that end a text when they are sampled; only imported tokenizers have any."""
         ...
 
     @property
     def beginning(self) -> tuple[int, ...]:
-        """Ids that stand before every text; none in tokenizers of our own."""
+        """Ids that precede every text; only imported tokenizers have any."""
         ...
 
     def encode(self, text: str) -> torch.Tensor:
@@ -65,11 +68,11 @@ class Tokenizer(Protocol):
         ...
 
     def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
-        """Ids of `text`, 1-D int64, without torch."""
+        """Ids of `text`, a 1-D int64 array, without importing torch."""
         ...
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
-        """Ids of a text that comes in pieces, in rows: `encode_array`'s, with little memory."""
+        """Encode a text given in pieces: the concatenated rows are `encode_array`'s ids."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -77,57 +80,63 @@ class Tokenizer(Protocol):
         ...
 
     def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> IncrementalDecoder:
-        """A fresh decoder for ids that come one by one.
+        """A new decoder for ids that arrive one at a time.
 
         Args:
-            continued: whether others come before, of which nothing is known.
-            after: those that come before, where they are known. What the decoder gives is what
-                `decode` makes of all ids, behind what it makes of these; of an unfinished
-                character at their end all of it.
+            continued: whether the ids continue a text whose earlier ids are unknown.
+            after: the earlier ids, if they are known. The decoder then returns what `decode`
+                of all ids returns after `decode(after)`; a character that `after` leaves
+                incomplete is returned whole.
         """
         ...
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, for people to look at."""
+        """One token as text, for display."""
         ...
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """UTF-8 bytes each id stands for, (V,) int64; end-of-text stands for none."""
+        """The number of UTF-8 bytes that each id decodes to, (V,) int64; 0 for end-of-text."""
         ...
 
     def to_state(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The tokenizer's complete state as JSON values."""
         ...
 
 
 def ends_of(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """All ids that end a text once they are drawn, `end_of_text` first."""
+    """All ids that end a text when they are sampled, `end_of_text` first."""
     end = tokenizer.end_of_text
     return (*(() if end is None else (end,)), *tokenizer.other_ends)
 
 
 def primed(decoder: IncrementalDecoder, after: Sequence[int]) -> Any:
-    """A decoder of bytes that has taken in the end of what comes before."""
+    """A byte-level decoder that has processed the last ids of the preceding text."""
     for token_id in after[-LONGEST_CHARACTER:]:
         decoder.push(token_id)
     return decoder
 
 
 def shared_start(one: str, other: str) -> int:
-    """How many characters two texts share at their beginning."""
+    """The length of the longest common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
-    """`ids` (a tensor, array or list) as a list; `InputError` for one outside the vocabulary."""
+    """`ids` (a tensor, array or list) as a list.
+
+    Raises:
+        InputError: if they are not 1-D integers, or one is outside the vocabulary.
+    """
     if not hasattr(ids, "__iter__"):
-        raise InputError(f"ids must be whole numbers in one row, not {type(ids).__name__}")
+        raise InputError(f"ids must be a sequence of integers, not {type(ids).__name__}")
     array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))
     if array.size == 0:
         return []
     if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise InputError(f"ids must be whole numbers in one row, not {array.dtype} {array.shape}")
+        raise InputError(
+            f"ids must be a 1-D sequence of integers, not {array.dtype} of shape {array.shape}"
+        )
     outside = (array < 0) | (array >= vocab_size)
     if outside.any():
         raise InputError(
@@ -145,13 +154,13 @@ def require_text(text: object) -> None:
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """A text in pieces of about a million characters; none of no text."""
+    """A text in pieces of about a million characters; no piece for the empty text."""
     require_text(text)
     return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
 
 
 def check_surrogates(text: str) -> None:
-    """Raise `InputError` at a lone surrogate, which no file can hold and no byte spells."""
+    """Raise `InputError` for a lone surrogate, which has no encoding in UTF-8."""
     start = 0
     for piece in pieces_of(text):
         encode_strictly(piece, "utf-8", start)
@@ -159,12 +168,15 @@ def check_surrogates(text: str) -> None:
 
 
 def encode_strictly(piece: str, codec: str, start: int) -> bytes:
-    """A piece of text in `codec`; `InputError` at a lone surrogate, as `check_surrogates`.
+    """Encode a piece of text.
 
     Args:
         piece: characters.
         codec: a Unicode encoding.
-        start: where in the text the piece begins.
+        start: the position of the piece in the text, for the error message.
+
+    Raises:
+        InputError: for a lone surrogate.
     """
     require_text(piece)
     try:

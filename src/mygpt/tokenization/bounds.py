@@ -1,8 +1,8 @@
-"""What a tokenizer.json from anybody may cost: checked before the library builds it.
+"""Limits on a tokenizer.json from an untrusted source, checked before the library builds it.
 
-A file of a kilobyte can make a text a billion times as long (nine replacements of one character
-by ten), or a word's encoding take hours. All that is read here bounds what a text of a given
-length can become.
+A tokenizer.json of one kilobyte can make a text a billion times as long (nine replacements of one
+character by ten), or let encoding a word take hours. The checks here bound the time for encoding
+and the length of the result, given the length of the text.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from typing import Any
 
 from mygpt.errors import InputError
 
-_MOST_STEPS = 100  # of a normaliser, or of another part; others have ten
-_MOST_GROWTH = 64  # how many characters one may become
-_LONGEST_TOKEN = 2**12  # characters; others have some hundred, of spaces
-_LONGEST_WORD = 1000  # characters that WordPiece tries to cut: a cube of them; others have 100
-_LONGEST_TEXT = 1000  # characters of a text that a step puts in
+# "Usual" is the maximum in published tokenizers.
+_MOST_STEPS = 100  # of a normaliser or another part; usual: 10
+_MOST_GROWTH = 64  # characters that one character may become
+_LONGEST_TOKEN = 2**12  # characters; usual: some hundred, for runs of spaces
+_LONGEST_WORD = 1000  # characters; WordPiece's time grows with their cube; usual: 100
+_LONGEST_TEXT = 1000  # characters of a text that a step inserts
 _LONGEST_REGEX = 2**14
-_MOST_AROUND = 1000  # tokens and texts that a post-processor puts together
-_MOST_ADDED, _MOST_ADDED_CHARACTERS = 2**18, 2**24  # of added tokens: each is searched for
+_MOST_AROUND = 1000  # tokens and texts in a post-processor's template
+_MOST_ADDED, _MOST_ADDED_CHARACTERS = 2**18, 2**24  # added tokens: each is searched for in a text
 _PARTS = {
     "normalizer": "normalizers",
     "pre_tokenizer": "pretokenizers",
     "decoder": "decoders",
     "post_processor": "processors",
-}  # and where the steps of a Sequence are
+}  # parts of a tokenizer.json, and the key of the steps in a part of type Sequence
 
 
 def check_bounds(description: dict[str, Any]) -> None:
-    """Raise `InputError` for a tokenizer.json whose texts or times have no sensible bound.
+    """Raise `InputError` if a tokenizer.json exceeds a limit of this module.
 
-    What is not as it should be otherwise is left to the library, which refuses it.
+    Other errors in the file are not checked here: the library refuses them.
     """
     steps = {part: _steps(part, description.get(part)) for part in _PARTS}
     for part in ("normalizer", "decoder"):
@@ -45,7 +46,10 @@ def check_bounds(description: dict[str, Any]) -> None:
     listed = added if isinstance(added, list) else []
     names = [token.get("content") for token in listed if isinstance(token, dict)]
     if len(names) > _MOST_ADDED or sum(map(_length, names)) > _MOST_ADDED_CHARACTERS:
-        raise _refused(f"has {len(names):,} added tokens, more than can be searched for")
+        raise _refused(
+            f"has {len(names):,} added tokens, more than the limits of {_MOST_ADDED:,} tokens and "
+            f"{_MOST_ADDED_CHARACTERS:,} characters"
+        )
     _check_lengths(names)
     model = description.get("model")
     if isinstance(model, dict):
@@ -53,7 +57,7 @@ def check_bounds(description: dict[str, Any]) -> None:
 
 
 def _refused(what: str) -> InputError:
-    return InputError(f"the tokenizer {what}: it is broken, or made to do harm")
+    return InputError(f"the tokenizer {what}: the file is damaged or malicious; use another one")
 
 
 def _length(value: Any) -> int:
@@ -61,7 +65,7 @@ def _length(value: Any) -> int:
 
 
 def _steps(part: str, whole: Any) -> list[dict[str, Any]]:
-    """The steps of a part one after another."""
+    """The steps of a part, with nested sequences flattened."""
     found: list[dict[str, Any]] = []
     waiting = [whole]
     while waiting:
@@ -79,23 +83,23 @@ def _steps(part: str, whole: Any) -> list[dict[str, Any]]:
 
 
 def _check_growth(part: str, steps: list[dict[str, Any]]) -> None:
-    """Refuse replacements that make a text much longer, one after another."""
-    before: list[tuple[float, set[str]]] = []  # the growth up to a step, and what it puts in
+    """Refuse replacements whose combination makes a text much longer."""
+    before: list[tuple[float, set[str]]] = []  # the growth up to a step, the characters inserted
     for step in steps:
         factor, content, pattern = _replacement(step)
         linked = [g for g, put in before if pattern is None or put & set(pattern)]
         growth = factor * max(linked, default=1.0)
         if growth > _MOST_GROWTH:
             raise _refused(f"has a {part} that makes texts more than {_MOST_GROWTH} times as long")
-        # Of any other kind of step nothing is known but that it may touch all.
+        # Any other kind of step may change every character.
         put = set().union(*(put for _, put in before)) if pattern is None else set()
         before.append((growth, put | set(content)))
 
 
 def _replacement(step: dict[str, Any]) -> tuple[float, str, str | None]:
-    """How much longer a step makes a text, with what, and in the place of what; None is any."""
+    """A step's growth factor, the text it inserts, and the text it replaces (None: any text)."""
     kind = step.get("type")
-    if kind == "ByteLevel":  # a character of other alphabets becomes one for each byte
+    if kind == "ByteLevel":  # a non-ASCII character becomes one character per byte
         return 4.0, "", None
     if kind != "Replace":
         return 1.0, "", ""
@@ -111,14 +115,14 @@ def _replacement(step: dict[str, Any]) -> tuple[float, str, str | None]:
 
 
 def _matches_nothing(regex: str) -> bool:
-    """Whether a pattern matches between characters; True where the library does not say."""
+    """Whether a pattern matches the empty string; True if it is too long to test."""
     from tokenizers import Regex, normalizers
 
     from mygpt.tokenization.tokenizer_json import refusals
 
     if len(regex) > _LONGEST_REGEX:
         return True
-    with refusals("the tokenizer has a pattern that the tokenizers library does not take"):
+    with refusals("the tokenizer has a pattern that the tokenizers library rejects"):
         probe = normalizers.Replace(Regex(regex), "\ue001")
         return any(len(probe.normalize_str(text)) > len(text) for text in ("\ue000\ue000", "a b1"))
 
@@ -153,7 +157,7 @@ def _check_charsmap(packed: Any) -> None:
 
 
 def _check_template(step: dict[str, Any]) -> None:
-    """Refuse what puts a text in twice, or many tokens around it."""
+    """Refuse templates that insert a text twice, or many tokens around it."""
     special = step.get("special_tokens")
     ids = {
         name: len(token["ids"])
@@ -164,10 +168,10 @@ def _check_template(step: dict[str, Any]) -> None:
         found = [p for p in pieces if isinstance(p, dict)] if isinstance(pieces, list) else []
         put = sum(ids.get(name, 0) for name in _special_names(found))
         if len(found) > _MOST_AROUND or put > _MOST_AROUND:
-            raise _refused(f"puts more than {_MOST_AROUND:,} tokens around a text")
+            raise _refused(f"adds more than {_MOST_AROUND:,} tokens around a text")
         texts = [str(p["Sequence"])[:99] for p in found if "Sequence" in p]
         if len(set(texts)) < len(texts):
-            raise _refused("puts a text in twice")
+            raise _refused("inserts a text twice")
 
 
 def _special_names(pieces: list[dict[str, Any]]) -> Iterator[str]:

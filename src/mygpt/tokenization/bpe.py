@@ -1,8 +1,8 @@
-"""Byte-level BPE over the `tokenizers` library: common words become one token, any text fits.
+"""Byte-level BPE with the `tokenizers` library: frequent words become one token.
 
-Sennrich et al. 2016 (arXiv:1508.07909), on bytes as GPT-2 has it. The library learns the merges
-and applies them; where words begin and end is found in Python (`words.py`), which takes a fifth
-of the library's time, and each distinct word is merged once.
+Sennrich et al. 2016 (arXiv:1508.07909), on bytes as in GPT-2, so that any text can be encoded. The
+library learns the merges and applies them. Text is split into words in Python (`words.py`), which
+takes a fifth of the library's time, and each distinct word is merged only once.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from mygpt.tokenization.words import WordSplitter, in_blocks
 if TYPE_CHECKING:
     import torch
 
-SMALLEST = 257  # every byte, and end-of-text
+SMALLEST = 257  # all bytes, and end-of-text
 LARGEST = 2**20
-_MOST_BLOCKS = 128  # of 65,536 characters, that training learns from: 8 MB
-_MOST_WORDS = 2**18  # whose tokens are kept in memory
+_MOST_BLOCKS = 128  # of 65,536 characters, used for training: 8 MB
+_MOST_WORDS = 2**18  # whose tokens are cached
 _LETTER_AND_SPACE = re.compile(r"[^\W\d_] ")
-_CUT_FROM = 2**16  # characters: where a text of another's tokenizer is first cut
+_CHUNK = 2**16  # characters, at least, that the library encodes in one call
 
 
 class BPETokenizer:
     """Byte-level BPE.
 
     Args:
-        description: a `tokenizer.json` as the JSON object it is; `train` makes one.
+        description: the JSON object in a `tokenizer.json`; `train` creates one.
 
     Raises:
-        InputError: where it is no byte-level BPE, or not whole.
+        InputError: if it is not byte-level BPE, or incomplete.
     """
 
     kind = "bpe"
@@ -73,23 +73,24 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, pieces: Iterable[str | bytes], vocab_size: int) -> BPETokenizer:
-        """Learn merges from a text that comes in pieces; the same text gives the same tokenizer.
+        """Learn merges from a text given in pieces; the result is deterministic.
 
-        Of a text of more than 8 MB, blocks that lie evenly in it are learned from: at least 4 MB.
-        A pair must occur twice to be merged, so a short text gives a smaller vocabulary.
+        Of a text of more than 8 MB, 4 to 8 MB are used, in evenly spaced blocks. Only pairs that
+        occur at least twice are merged, so a short text gives a smaller vocabulary.
 
         Args:
-            pieces: the text, cut anywhere.
-            vocab_size: V to reach, from 257 (every byte, and end-of-text) to 1,048,576.
+            pieces: the text, split at any positions.
+            vocab_size: V to reach, from 257 (all bytes, and end-of-text) to 1,048,576.
 
         Raises:
-            InputError: for a size outside that range, bytes, or a lone surrogate.
+            InputError: if the size is outside that range, a piece is bytes, or the text has a
+                lone surrogate.
         """
         whole = isinstance(vocab_size, int) and not isinstance(vocab_size, bool)
         if not whole or not SMALLEST <= vocab_size <= LARGEST:
             raise InputError(
-                f"vocab_size={vocab_size!r} must be a whole number from {SMALLEST:,} (every byte, "
-                f"and end-of-text) to {LARGEST:,}: 4096 suits some megabytes of text"
+                f"vocab_size={vocab_size!r} must be an integer from {SMALLEST:,} (all bytes, and "
+                f"end-of-text) to {LARGEST:,}: 4096 suits a few megabytes of text"
             )
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -102,7 +103,7 @@ class BPETokenizer:
         )
         library = Tokenizer(models.BPE())
         library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        with refusals("the tokenizers library could not learn from this text", quiet=False):
+        with refusals("the tokenizers library could not train on this text", quiet=False):
             library.train_from_iterator(_sample(_checked(pieces)), trainer)
         model = json.loads(library.to_str())["model"]
         ranked = sorted(model["vocab"], key=model["vocab"].__getitem__)
@@ -115,7 +116,7 @@ class BPETokenizer:
 
     @property
     def uses_own_rule(self) -> bool:
-        """Whether words are cut by our rule."""
+        """Whether text is split into words by the rule in `words.py`."""
         return self._contents.own_rule
 
     def encode(self, text: str) -> torch.Tensor:
@@ -130,9 +131,9 @@ class BPETokenizer:
         return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
-        """Ids of a text that comes in pieces, in rows: the whole's ids, wherever it is cut.
+        """Encode a text given in pieces; the ids do not depend on where it is split.
 
-        Of a tokenizer whose rule for words is not known here, the whole text in one row.
+        Yields several rows, or one row if the tokenizer's rule for words is not known here.
         """
         texts = _checked(pieces)
         if self._contents.own_rule:
@@ -140,7 +141,7 @@ class BPETokenizer:
                 ids = chain.from_iterable(map(self._words.__getitem__, words))
                 yield np.fromiter(ids, np.int64)
             return
-        for text in _cut_at_spaces(texts) if self._contents.splits_at_spaces else ["".join(texts)]:
+        for text in _chunks(texts) if self._contents.splits_at_spaces else ["".join(texts)]:
             with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
                 found = library_ids(self._library, text)
             yield np.array(found, np.int64)
@@ -152,28 +153,28 @@ class BPETokenizer:
         return text + decoder.finish()
 
     def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> _BPEDecoder:
-        """A decoder for ids that come one by one; see `Tokenizer`."""
+        """A decoder for ids that arrive one at a time; see `Tokenizer.decoder`."""
         found: _BPEDecoder = primed(_BPEDecoder(self._contents), after)
         return found
 
     def token_text(self, token_id: int) -> str:
-        """One token as text; bytes that are no whole character as \\xNN."""
+        """One token as text; bytes that are not a complete character as \\xNN."""
         check_ids([token_id], self.vocab_size)
         return self._contents.tokens[token_id].decode("utf-8", "backslashreplace")
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """UTF-8 bytes each id stands for, (V,) int64; control tokens stand for none."""
+        """The number of UTF-8 bytes of each id, (V,) int64; 0 for control tokens."""
         control = self._contents.control
         lengths = [0 if i in control else len(t) for i, t in enumerate(self._contents.tokens)]
         return np.array(lengths, dtype=np.int64)
 
     def to_state(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The tokenizer's complete state as JSON values."""
         return {"kind": self.kind, "tokenizer": self._description}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> BPETokenizer:
-        """Rebuild from `to_state()`; `InputError` where it is damaged."""
+        """Rebuild from `to_state()`; `InputError` if it is damaged."""
         if not isinstance(state.get("tokenizer"), dict):
             raise InputError('a BPE tokenizer\'s state needs "tokenizer", a tokenizer.json')
         return cls(state["tokenizer"])
@@ -188,7 +189,7 @@ class BPETokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> BPETokenizer:
-        """Read a `tokenizer.json`; `InputError` where it is not that of a byte-level BPE."""
+        """Read a `tokenizer.json`; `InputError` if it is not byte-level BPE."""
         description = read_json(path)
         try:
             return cls(description)
@@ -197,12 +198,12 @@ class BPETokenizer:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object of a tokenizer's file; `InputError` where there is none."""
+    """The JSON object in a tokenizer's file; `InputError` if there is none."""
     return read_object(path, TOKENIZER, "is not a tokenizer's JSON")
 
 
 class _Words(dict[str, list[int]]):
-    """The tokens of words met before; others are merged when they are asked for."""
+    """A cache from word to token ids; a missing word is merged by the library."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -219,23 +220,23 @@ _SYMBOL_OF_BYTE = dict(enumerate(SYMBOLS))
 
 
 def _in_symbols(word: str) -> str:
-    """A word's bytes as the library's alphabet has them, which holds no white space."""
+    """A word's bytes in GPT-2's alphabet of 256 printable characters."""
     return word.encode("utf-8").decode("latin-1").translate(_SYMBOL_OF_BYTE)
 
 
 def _checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
-    """The pieces, once it is sure that they are text."""
+    """Yield the pieces; raise `InputError` for bytes or a lone surrogate."""
     start = 0
     for piece in pieces:
         if isinstance(piece, bytes):
-            raise InputError("a BPE tokenizer takes text: bytes are --tokenizer byte's")
+            raise InputError("a BPE tokenizer needs text, not bytes: use --tokenizer byte")
         encode_strictly(piece, "utf-8", start)
         yield piece
         start += len(piece)
 
 
 class _Symbols(dict[str, str]):
-    """Words in symbols, of which a text repeats most."""
+    """A cache from word to `_in_symbols(word)`."""
 
     def __missing__(self, word: str) -> str:
         self[word] = symbols = _in_symbols(word)
@@ -243,7 +244,7 @@ class _Symbols(dict[str, str]):
 
 
 def _sample(texts: Iterable[str]) -> Iterator[str]:
-    """Words in symbols, of at most `_MOST_BLOCKS` blocks that lie evenly in the text."""
+    """The words, in symbols, of at most `_MOST_BLOCKS` evenly spaced blocks of the text."""
     kept: list[str] = []
     stride = 1
     for number, block in enumerate(in_blocks(texts)):
@@ -253,17 +254,17 @@ def _sample(texts: Iterable[str]) -> Iterator[str]:
             kept = kept[::2]
             stride *= 2
     symbols, splitter = _Symbols(), WordSplitter()
-    for block in kept:  # a word that lies across the end of one counts as two
+    for block in kept:  # a word across a block's end counts as two
         yield " ".join(map(symbols.__getitem__, splitter.split(block)))
 
 
-def _cut_at_spaces(texts: Iterable[str]) -> Iterator[str]:
-    """The text cut before spaces that follow letters, as soon as it is long enough."""
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
+    """The text in chunks of at least `_CHUNK` characters, split before a space after a letter."""
     waiting = ""
     for text in texts:
         waiting += text
         begin = 0
-        while found := _LETTER_AND_SPACE.search(waiting, begin + _CUT_FROM):
+        while found := _LETTER_AND_SPACE.search(waiting, begin + _CHUNK):
             yield waiting[begin : found.end() - 1]
             begin = found.end() - 1
         waiting = waiting[begin:]
@@ -277,7 +278,7 @@ class _BPEDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """What the bytes so far spell for certain."""
+        """The characters that are complete so far."""
         data = self._contents.tokens[token_id]
         if token_id in self._contents.control:
             rest = self.finish()
@@ -286,5 +287,5 @@ class _BPEDecoder:
         return self._utf8.decode(data)
 
     def finish(self) -> str:
-        """U+FFFD where a character was left unfinished."""
+        """U+FFFD for an incomplete character, else the empty string."""
         return self._utf8.decode(b"", final=True)

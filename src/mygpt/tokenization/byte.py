@@ -1,4 +1,4 @@
-"""The 256 bytes of UTF-8 as tokens: any input at all, no vocabulary to learn."""
+"""Bytes as tokens: any input can be encoded, and there is no vocabulary to learn."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ByteTokenizer:
         return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
-        """Ids of a text or of bytes that come in pieces, a row for each."""
+        """Ids of a text, or of bytes, given in pieces; one row per piece."""
         start = 0
         for piece in pieces:
             data = encode_strictly(piece, "utf-8", start) if isinstance(piece, str) else piece
@@ -57,16 +57,16 @@ class ByteTokenizer:
         return chr(token_id) if token_id < 128 else f"\\x{token_id:02x}"
 
     def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> _ByteDecoder:
-        """A decoder for ids that come one by one; see `Tokenizer`."""
+        """A decoder for ids that arrive one at a time; see `Tokenizer.decoder`."""
         found: _ByteDecoder = primed(_ByteDecoder(), after)
         return found
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """One byte each, (V,) int64; end-of-text has none."""
+        """The number of bytes of each id, (V,) int64: 1, but 0 for end-of-text."""
         return np.array([1] * 256 + [0], dtype=np.int64)
 
     def to_state(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The tokenizer's complete state as JSON values."""
         return {"kind": self.kind}
 
     @classmethod
@@ -80,7 +80,7 @@ class _ByteDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """What the bytes so far spell for certain."""
+        """The characters that are complete so far."""
         if token_id == ByteTokenizer.end_of_text:
             rest = self._utf8.decode(b"", final=True)
             self._utf8.reset()
@@ -88,5 +88,5 @@ class _ByteDecoder:
         return self._utf8.decode(bytes((token_id,)))
 
     def finish(self) -> str:
-        """U+FFFD where a character was left unfinished."""
+        """U+FFFD for an incomplete character, else the empty string."""
         return self._utf8.decode(b"", final=True)

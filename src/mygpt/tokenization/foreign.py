@@ -1,9 +1,9 @@
-"""Any tokenizer that the `tokenizers` library reads, behind the `Tokenizer` protocol.
+"""Any tokenizer that the `tokenizers` library reads, with the `Tokenizer` protocol.
 
-It is what an imported model brings along, wherever `BPETokenizer` cannot hold it: merges over
-characters with bytes for the rest (Llama 2), Unigram, WordPiece, normalisers, another end of
-text, more rows in the model than there are tokens. Encoding and decoding are the library's; what
-is added is that text never becomes a control token, and that ids decode as they come.
+It is used for an imported model whose tokenizer `BPETokenizer` cannot represent: character merges
+with byte fallback (Llama 2), Unigram, WordPiece, normalisers, another end-of-text token, or more
+rows in the model than there are tokens. The library encodes and decodes; this class ensures that
+text never becomes a control token, and decodes ids one at a time.
 """
 
 from __future__ import annotations
@@ -36,32 +36,31 @@ if TYPE_CHECKING:
     import torch
 
 _BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser takes a sign
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser accepts a sign
 _CANNOT_DECODE = "the tokenizers library could not decode these ids"
-_ANCHOR = "x"  # a token beside those to be decoded, so that these do not begin the text, or end it
-_CONTEXT = 64  # tokens of what comes before that are decoded again
-# Decoders that turn each token into text without looking at its neighbours, bytes aside.
+# A token decoded together with others, so that these are not at the beginning or end of the text.
+_ANCHOR = "x"
+_CONTEXT = 64  # preceding tokens that are decoded again
+# Decoder steps that decode each token independently of its neighbours, apart from byte tokens.
 _LOCAL = {"Replace", "Metaspace", "ByteFallback", "WordPiece", "Strip"}
 
 
 class ForeignTokenizer:
-    """A tokenizer of somebody else's.
+    """An imported tokenizer.
 
-    Text that spells a control token stays text, and encoding adds none to it; what the file puts
-    before every text (Llama's `<s>`) is `beginning`. A character
-    that the tokenizer lacks becomes its unknown token, or is dropped, or is an `InputError`: as
-    the tokenizer has it.
+    Text that spells a control token is encoded as ordinary text, and encoding adds no tokens; the
+    tokens that the file puts before every text (Llama's `<s>`) are in `beginning`. For a character
+    outside its vocabulary the tokenizer gives its unknown token, nothing, or an `InputError`.
 
     Args:
-        description: a `tokenizer.json` as the JSON object it is.
-        end_of_text: the id between documents, a control token from then on; None where there is
-            none.
-        other_ends: ids that end a text too once they are drawn, control tokens likewise.
-        vocab_size: V, where the model has more rows than there are tokens: ids past those, and
-            ids that the tokenizer leaves out, decode to nothing.
+        description: the JSON object in a `tokenizer.json`.
+        end_of_text: the id between documents, treated as a control token; None if there is none.
+        other_ends: further ids that end a text when they are sampled, also control tokens.
+        vocab_size: V of the model, if that has more rows than there are tokens; ids without a
+            token decode to the empty string.
 
     Raises:
-        InputError: where the library does not read it, where encoding would be random, or for
+        InputError: if the library does not read the file, encoding would be random, or there are
             more ids than `vocab_size`.
     """
 
@@ -83,7 +82,9 @@ class ForeignTokenizer:
         self.vocab_size = _checked_size(least if vocab_size is None else vocab_size, least)
         for number in self.other_ends:
             if type(number) is not int or not 0 <= number < self.vocab_size:
-                raise InputError(f"other_ends holds {number!r:.40}, no id of this tokenizer")
+                raise InputError(
+                    f"other_ends contains {number!r:.40}: ids run from 0 to {self.vocab_size - 1:,}"
+                )
         self._is_control = np.zeros(self.vocab_size, bool)
         self._is_control[list(self._parts.control)] = True
         ends = {number for number in ends_of(self) if number in self._parts.names}
@@ -101,10 +102,10 @@ class ForeignTokenizer:
         return np.concatenate([np.empty(0, np.int64), *self.encode_pieces([text])])
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
-        """Ids of a text that comes in pieces.
+        """Encode a text given in pieces.
 
-        In one row, for the library wants the whole text; in several where the tokenizer is a
-        byte-level BPE whose rule for words is known.
+        Yields one row, since the library needs the whole text; but several rows if a
+        `BPETokenizer` encodes in the same way.
         """
         if self._bpe is not None:
             yield from self._bpe.encode_pieces(pieces)
@@ -116,20 +117,21 @@ class ForeignTokenizer:
         wrong = ids[self._is_control[ids]]
         if len(wrong):
             raise InputError(
-                "this tokenizer takes some of the text for the control token "
-                f"{self._parts.names[int(wrong[0])]!r:.40}: leave out characters that it lacks"
+                "this tokenizer encodes part of the text as the control token "
+                f"{self._parts.names[int(wrong[0])]!r:.40}: remove characters that are not in its "
+                "vocabulary"
             )
         yield ids
 
     @property
     def is_lossless(self) -> bool:
-        """Whether the ids of any text decode to that text."""
+        """Whether decoding the ids of any text gives that text."""
         return self._bpe is not None
 
     def chars_of_first(self, text: str, count: int) -> tuple[int, int]:
-        """How many characters of a text its first `count` ids stand for, and how many ids it has.
+        """The number of characters that a text's first `count` ids cover, and its number of ids.
 
-        What the tokenizer drops before a token counts as that token's.
+        Characters that the tokenizer drops count as part of the next token.
         """
         encoding = self._encoded(text)
         if count >= len(encoding):
@@ -139,29 +141,29 @@ class ForeignTokenizer:
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The id of the token that stands for unknown text; None where there is none."""
+        """The id of the unknown token; None if there is none."""
         names = self._parts.names
         return next((n for n, name in names.items() if name == self._parts.unknown), None)
 
     @cached_property
     def falls_back_to_characters(self) -> bool:
-        """Whether it falls back to characters, wherever they are in a word."""
+        """Whether words outside the vocabulary are encoded as characters: BPE and Unigram."""
         model = self._description["model"]
         in_place = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
         kind = model.get("type") or ("Unigram" if isinstance(model["vocab"], list) else "BPE")
         return kind == "Unigram" or (kind == "BPE" and not in_place)
 
     def cannot_encode(self, char: str) -> bool:
-        """Whether a character, alone, becomes no token: it is dropped, or the unknown token.
+        """Whether a single character is encoded as nothing or as the unknown token.
 
-        White space, control and format characters are never lost, for these are often dropped;
-        and for a tokenizer that knows whole words, a character that is none is not lost.
+        False for white space, control and format characters, which many tokenizers drop, and for
+        tokenizers without character fallback, which encode whole words only.
         """
         if char.isspace() or unicodedata.category(char) in ("Cc", "Cf"):
             return False
         try:
             ids = self._encoded(char).ids
-        except InputError:  # it refuses what it does not know
+        except InputError:  # it raises for unknown characters
             return False
         if self.unknown_id in ids:
             return self.falls_back_to_characters
@@ -173,27 +175,27 @@ class ForeignTokenizer:
         return len(known) < len(whole.strip().encode())
 
     def unknown_spans(self, text: str) -> list[tuple[int, int]]:
-        """Where in a text the unknown token stands for it: first character, and one past it."""
+        """The ranges (start, end) of characters that are encoded as the unknown token."""
         encoding, unknown = self._encoded(text), self.unknown_id
         places = [n for n, number in enumerate(encoding.ids) if number == unknown]
         spans = map(encoding.token_to_chars, places)
         return [span for span in spans if span is not None and span[0] < span[1]]
 
     def _encoded(self, text: str) -> Any:
-        """The library's encoding of a text, which knows each token's place in it."""
+        """The library's `Encoding` of a text, with each token's position in it."""
         with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
             return self._parts.library.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` as the library decodes it, control tokens by their names."""
+        """The text of `ids`, decoded by the library; control tokens appear by their names."""
         names = self._parts.names
         return self._spell([names[i] for i in check_ids(ids, self.vocab_size) if i in names])
 
     def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> IncrementalDecoder:
-        """A decoder for ids that come one by one; see `Tokenizer`.
+        """A decoder for ids that arrive one at a time; see `Tokenizer.decoder`.
 
-        What comes before matters: some tokenizers drop the space before a text's first word, some
-        write one behind each word but the last.
+        The preceding ids matter: some tokenizers drop the space before a text's first word, some
+        add a space after each word but the last.
         """
         if self._in_bytes:
             decoder: IncrementalDecoder = primed(_ByteDecoder(self._parts.names), after)
@@ -204,12 +206,12 @@ class ForeignTokenizer:
             return _WholeDecoder(self, names)
         try:
             begun = bool(self._spell(names)) if names else continued
-        except InputError:  # which the ids to come will say
+        except InputError:  # decoding the next ids raises it again
             begun = True
         return _TokenDecoder(self, begun=begun, waiting=self._unfinished(names))
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, as it stands inside a text; bytes that are no character as \\xNN."""
+        """One token as text, as within a text; bytes that are not a character as \\xNN."""
         check_ids([token_id], self.vocab_size)
         name = self._parts.names.get(token_id, "")
         if token_id in self._parts.control or not name:
@@ -217,10 +219,10 @@ class ForeignTokenizer:
         return self._bytes_of(name).decode("utf-8", "backslashreplace")
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """UTF-8 bytes that each id decodes to inside a text, (V,) int64.
+        """The number of UTF-8 bytes that each id decodes to within a text, (V,) int64.
 
-        Control tokens, the unknown token and ids without a token stand for none. What the
-        tokenizer changes (normalises, drops, puts before a text) counts as it decodes.
+        0 for control tokens, the unknown token and ids without a token. If the tokenizer changes
+        text (normalises, drops or adds characters), the decoded text counts.
         """
         lengths = np.zeros(self.vocab_size, np.int64)
         for number, name in self._parts.names.items():
@@ -229,7 +231,7 @@ class ForeignTokenizer:
         return lengths
 
     def to_state(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The tokenizer's complete state as JSON values."""
         return {
             "kind": self.kind,
             "tokenizer": self._description,
@@ -240,32 +242,34 @@ class ForeignTokenizer:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ForeignTokenizer:
-        """Rebuild from `to_state()`; `InputError` where it is damaged."""
+        """Rebuild from `to_state()`; `InputError` if it is damaged."""
         if not isinstance(state.get("tokenizer"), dict):
             raise InputError('a foreign tokenizer\'s state needs "tokenizer", a tokenizer.json')
         end, size = state.get("end_of_text"), state.get("vocab_size")
         others = state.get("other_ends", [])
         if not isinstance(others, list):
-            raise InputError(f"a foreign tokenizer's other_ends={others!r:.40} is no list of ids")
+            raise InputError(
+                f"a foreign tokenizer's other_ends={others!r:.40} must be a list of ids"
+            )
         return cls(state["tokenizer"], end_of_text=end, other_ends=others, vocab_size=size)
 
     @property
     def is_bpe(self) -> bool:
-        """Whether `BPETokenizer` encodes as this does."""
+        """Whether a `BPETokenizer` encodes text in the same way."""
         return self._bpe is not None
 
     @cached_property
     def _in_bytes(self) -> bool:
-        """Whether tokens are bytes in GPT-2's alphabet, put together before they are decoded."""
+        """Whether tokens are bytes in GPT-2's alphabet, concatenated and then decoded."""
         kinds = self._kinds
         return kinds[:1] == ["ByteLevel"] and set(kinds[1:]) <= {"Fuse"}
 
     @cached_property
     def _is_local(self) -> bool:
-        """Whether tokens behind others decode to the same text whatever stands around them."""
+        """Whether tokens after the first decode to the same text whatever their neighbours are."""
         steps, kinds = self._parts.steps or [], self._kinds
         fused = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
-        # What comes after sees one text: it may do something to its beginning, no more.
+        # Steps after "Fuse" see the joined text: they may change its beginning only.
         harmless = [
             step["type"] == "Fuse" or (step["type"] == "Strip" and step["stop"] == 0)
             for step in steps[fused:]
@@ -275,11 +279,11 @@ class ForeignTokenizer:
 
     @property
     def _is_suffixed(self) -> bool:
-        """Whether tokens end words, behind which a space comes if anything does."""
+        """Whether tokens mark the end of words, after which the decoder inserts a space."""
         return self._kinds == ["BPEDecoder"]
 
     def _unfinished(self, names: list[str]) -> list[str]:
-        """The bytes at the end of tokens that are no UTF-8 yet."""
+        """The trailing byte tokens that are not valid UTF-8 yet."""
         start = len(names)
         while start and self._is_byte(names[start - 1]):
             start -= 1
@@ -290,17 +294,17 @@ class ForeignTokenizer:
         return []
 
     def _spell_before_others(self, name: str) -> str:
-        """A token's text with another token behind it."""
+        """A token's text when another token follows."""
         return self._spell([name, _ANCHOR])[: -len(_ANCHOR)]
 
     @cached_property
     def _may_panic(self) -> bool:
-        """Whether the decoder strips ends: the library panics where a token is shorter."""
+        """Whether the decoder strips the end: the library panics if a token is shorter."""
         return any(step["type"] == "Strip" and step["stop"] for step in self._parts.steps or [])
 
     @cached_property
     def _falls_back(self) -> bool:
-        """Whether some tokens are single bytes by their names."""
+        """Whether tokens named <0xNN> are single bytes."""
         return "ByteFallback" in self._kinds
 
     @cached_property
@@ -308,7 +312,7 @@ class ForeignTokenizer:
         return [step["type"] for step in self._parts.steps or []]
 
     def _spell(self, tokens: list[str]) -> str:
-        """The text of tokens in a row."""
+        """The text of consecutive tokens."""
         if self._library_decoder is None:
             return " ".join(tokens)
         with refusals(_CANNOT_DECODE, quiet=self._may_panic):
@@ -318,7 +322,7 @@ class ForeignTokenizer:
         return self._falls_back and _BYTE_TOKEN.fullmatch(name) is not None
 
     def _bytes_of(self, name: str) -> bytes:
-        """What a token stands for inside a text."""
+        """The UTF-8 bytes of a token within a text."""
         if self._in_bytes:
             return _symbols_to_bytes(name)
         if self._is_byte(name):
@@ -334,25 +338,25 @@ def _checked_size(vocab_size: int, least: int) -> int:
     require_int("vocab_size", vocab_size, least=1)
     if vocab_size < least:
         raise InputError(
-            f"the tokenizer has ids up to {least - 1:,}, the model only {vocab_size:,} rows: "
-            "take the tokenizer that belongs to the model"
+            f"the tokenizer has ids up to {least - 1:,}, but the model only {vocab_size:,} rows: "
+            "use the tokenizer that belongs to the model"
         )
     return int(vocab_size)
 
 
 def _checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
-    """The pieces, once it is sure that they are text."""
+    """Yield the pieces; raise `InputError` for bytes or a lone surrogate."""
     start = 0
     for piece in pieces:
         if isinstance(piece, bytes):
-            raise InputError("this tokenizer takes text: bytes are --tokenizer byte's")
+            raise InputError("this tokenizer needs text, not bytes: use --tokenizer byte")
         encode_strictly(piece, "utf-8", start)
         yield piece
         start += len(piece)
 
 
 def _as_bpe(description: dict[str, Any], ends: set[int]) -> BPETokenizer | None:
-    """The same as a `BPETokenizer`, which encodes a text piece by piece; None where it is none."""
+    """A `BPETokenizer` that encodes in the same way, but piece by piece; None if impossible."""
     if not ends <= special_ids(description):
         return None
     try:
@@ -362,44 +366,44 @@ def _as_bpe(description: dict[str, Any], ends: set[int]) -> BPETokenizer | None:
 
 
 def _symbols_to_bytes(name: str) -> bytes:
-    """A token in GPT-2's alphabet as its bytes; one that is not, an added one, as it is written."""
+    """The bytes of a token in GPT-2's alphabet; of another (an added token) its UTF-8."""
     if all(symbol in _BYTES for symbol in name):
         return bytes([_BYTES[symbol] for symbol in name])
     return name.encode("utf-8")
 
 
 class _ByteDecoder:
-    """For tokens that are bytes: text is certain once its characters are whole."""
+    """For tokens that are bytes: emits each character once all of its bytes have arrived."""
 
     def __init__(self, names: dict[int, str]) -> None:
         self._names = names
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """What the bytes so far spell for certain."""
+        """The characters that are complete so far."""
         return self._utf8.decode(_symbols_to_bytes(self._names.get(token_id, "")))
 
     def finish(self) -> str:
-        """U+FFFD where a character was left unfinished."""
+        """U+FFFD for an incomplete character, else the empty string."""
         return self._utf8.decode(b"", final=True)
 
 
 class _WholeDecoder:
-    """For tokens whose text any later token may change: all of it waits for the end."""
+    """For tokens whose text any later token may change: emits all text at the end."""
 
     def __init__(self, tokenizer: ForeignTokenizer, before: list[str]) -> None:
         self._tokenizer, self._before = tokenizer, before
         self._waiting: list[str] = []
 
     def push(self, token_id: int) -> str:
-        """Nothing is certain yet."""
+        """Always the empty string."""
         name = self._tokenizer._parts.names.get(token_id)
         if name is not None:
             self._waiting.append(name)
         return ""
 
     def finish(self) -> str:
-        """All that waited, without what comes before."""
+        """The text of all tokens, without that of the preceding ones."""
         if not self._waiting:
             return ""
         before = self._tokenizer._spell(self._before) if self._before else ""
@@ -410,8 +414,8 @@ class _WholeDecoder:
 class _TokenDecoder:
     """For tokens that are text or single bytes.
 
-    Bytes wait for what comes after them: where a run of them is not UTF-8, the library makes
-    each a U+FFFD, whole characters too.
+    Byte tokens are held back until another token follows: if a run of bytes is not valid UTF-8,
+    the library decodes each byte of it to U+FFFD, complete characters included.
     """
 
     def __init__(self, tokenizer: ForeignTokenizer, *, begun: bool, waiting: list[str]) -> None:
@@ -420,7 +424,7 @@ class _TokenDecoder:
         self._waiting = waiting
 
     def push(self, token_id: int) -> str:
-        """What the tokens so far spell for certain."""
+        """The text of the tokens so far that later tokens cannot change."""
         name = self._tokenizer._parts.names.get(token_id)
         if name is None:
             return ""
@@ -428,13 +432,13 @@ class _TokenDecoder:
         return "" if self._tokenizer._is_byte(name) else self._spelled()
 
     def finish(self) -> str:
-        """The text that waited."""
+        """The text that was held back."""
         return self._spelled() if self._waiting else ""
 
     def _spelled(self) -> str:
         before = [_ANCHOR] if self._begun else []
         text = self._tokenizer._spell(before + self._waiting)[len("".join(before)) :]
-        # While there is no text, what comes next may still be at its beginning.
+        # Until there is text, the next token is still at its beginning.
         if text or self._begun:
             self._begun = True
             self._waiting.clear()

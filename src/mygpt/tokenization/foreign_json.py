@@ -1,7 +1,7 @@
-"""What a `tokenizer.json` of any kind holds, and the library's tokenizer that is built of it.
+"""Parse any `tokenizer.json`, and build the library's tokenizer from it.
 
-The file may come from anybody. The library reads it; what is looked at here are the ids' names,
-which of them are control tokens, and that no text spells one of those.
+The file is untrusted. The library reads it; this module determines the token of each id and which
+ids are control tokens, and ensures that no text is encoded as a control token.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from mygpt.tokenization.tokenizer_json import build
 if TYPE_CHECKING:
     import tokenizers
 
-_BEYOND = "\uffff" * 8  # begins the names of control tokens where the library looks for text
+_BEYOND = (
+    "\uffff" * 8
+)  # prefix of control tokens' names in the library's vocabulary: no text has it
 
 
 class Parts(NamedTuple):
-    """What a `tokenizer.json` holds.
+    """The contents of a `tokenizer.json`.
 
     Attributes:
-        names: the token of each id, added ones included.
-        control: ids that text must not become: special tokens and the end of text, but not the
-            token of unknown characters.
-        unknown: the token that characters become which the tokenizer does not know.
-        steps: the decoder's steps one after another; None where there is no decoder.
-        library: the library's tokenizer, in which no text spells a control token, unless that is
-            a single character.
+        names: the token of each id, including added tokens.
+        control: ids that text must not be encoded as: special tokens and the end of text, but not
+            the unknown token.
+        unknown: the unknown token; None if there is none.
+        steps: the decoder's steps, flattened; None if there is no decoder.
+        library: the library's tokenizer, changed so that no text is encoded as a control token,
+            unless that token is a single character.
     """
 
     names: dict[int, str]
@@ -45,17 +47,17 @@ def parts_of(
     """Read a `tokenizer.json`.
 
     Args:
-        description: the JSON object it is.
-        end_of_text: an id that is a control token, whether the file says so or not.
-        other_ends: ids likewise; some may have no token.
+        description: the JSON object in the file.
+        end_of_text: an id to treat as a control token, even if the file does not.
+        other_ends: more such ids; some may have no token.
 
     Raises:
-        InputError: where the library does not take it, it is not whole, or ids are not clear.
+        InputError: if the library rejects the file, it is incomplete, or ids are ambiguous.
     """
     try:
         names = _names(description)
         if end_of_text is not None and (type(end_of_text) is not int or end_of_text not in names):
-            raise InputError(f"end_of_text={end_of_text!r} is no id of this tokenizer")
+            raise InputError(f"end_of_text={end_of_text!r} is not an id of this tokenizer")
         model = description["model"]
         description = _with_plain_bytes(description)
         if model.get("dropout"):
@@ -65,7 +67,7 @@ def parts_of(
         control |= set() if end_of_text is None else {end_of_text}
         control |= {number for number in other_ends if number in names}
         library = _library(description, {names[i] for i in control})
-        # As the library understood it: it takes old and odd ways of writing a decoder too.
+        # As the library parsed it, since it also accepts older forms of a decoder.
         decoder = library.decoder
         steps = None if decoder is None else _steps(json.loads(decoder.__getstate__()))
         return Parts(names, frozenset(control), unknown, steps, library)
@@ -73,32 +75,34 @@ def parts_of(
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"the tokenizer's JSON is not whole ({type(error).__name__}: {str(error)[:80]}): "
-            "take the tokenizer.json that the tokenizers library wrote"
+            f"the tokenizer's JSON is incomplete ({type(error).__name__}: {str(error)[:80]}): "
+            "use a tokenizer.json that the tokenizers library wrote"
         ) from None
 
 
 def special_ids(description: dict[str, Any]) -> set[int]:
-    """The ids of tokens that the file calls special."""
+    """The ids of tokens that the file marks as special."""
     return {token["id"] for token in _added(description) if token["special"]}
 
 
 def prefix_ids(description: dict[str, Any], parts: Parts) -> tuple[int, ...]:
-    """The ids that the file's post-processor puts before every text."""
+    """The ids that the file's post-processor adds before every text."""
     first = _around(description, "cls")
     wrong = [number for number in first if number not in parts.names]
     if wrong:
-        raise InputError(f"the tokenizer begins texts with the id {wrong[0]!r:.40}, which it lacks")
+        raise InputError(
+            f"the tokenizer begins texts with the id {wrong[0]!r:.40}, which has no token"
+        )
     return tuple(first)
 
 
 def suffix_ids(description: dict[str, Any]) -> tuple[int, ...]:
-    """The ids that the file's post-processor puts behind every text, last first."""
+    """The ids that the file's post-processor adds after every text, last first."""
     return tuple(_around(description, "sep"))
 
 
 def _around(description: dict[str, Any], side: Literal["cls", "sep"]) -> list[Any]:
-    """What a post-processor puts before a text ("cls") or behind it ("sep"), outermost first."""
+    """The ids that a post-processor adds before ("cls") or after ("sep") a text, outer first."""
     found: list[Any] = []
     try:
         step = description.get("post_processor") or {}
@@ -112,12 +116,15 @@ def _around(description: dict[str, Any], side: Literal["cls", "sep"]) -> list[An
                     break
                 found += each["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
     except (LookupError, TypeError, AttributeError):
-        raise InputError("the tokenizer's post_processor is not whole") from None
+        raise InputError(
+            "the tokenizer's post_processor is incomplete: use a tokenizer.json that the "
+            "tokenizers library wrote"
+        ) from None
     return found
 
 
 def is_single_character(name: str) -> bool:
-    """Whether a token is one character, or one byte of it."""
+    """Whether a token is a single character or a single byte (<0xNN>)."""
     return len(name) == 1 or name.startswith("<0x")
 
 
@@ -126,10 +133,10 @@ def _added(description: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_plain_bytes(description: dict[str, Any]) -> dict[str, Any]:
-    """The file with its bytes (<0x00> to <0xFF>) as tokens of the vocabulary alone.
+    """The file without its byte tokens (<0x00> to <0xFF>) among the added tokens.
 
-    Training with the library adds them as special tokens. As such they would be control tokens,
-    and characters that are spelled in bytes would be refused.
+    The library's trainer adds them as special tokens. They would then count as control tokens, and
+    characters encoded as bytes would be refused.
     """
     model = description["model"]
     if not model.get("byte_fallback"):
@@ -145,12 +152,15 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
     vocab = description["model"]["vocab"]
     if isinstance(vocab, dict):
         pairs = [(number, token) for token, number in vocab.items()]
-    else:  # Unigram's: pieces and their log-probabilities
+    else:  # Unigram: pairs of a token and its log-probability
         pairs = [(number, piece) for number, (piece, _) in enumerate(vocab)]
     names: dict[int, str] = {}
     for number, token in pairs + [(token["id"], token["content"]) for token in _added(description)]:
         if type(number) is not int or number < 0 or not isinstance(token, str):
-            raise InputError(f"the tokenizer has the id {number!r:.40} for {token!r:.40}")
+            raise InputError(
+                f"the tokenizer has the id {number!r:.40} for {token!r:.40}: ids must be integers "
+                "from 0, tokens strings"
+            )
         if names.setdefault(number, token) != token:
             raise InputError(f"the tokenizer's {names[number]!r:.40} and {token!r:.40} share an id")
     if not names:
@@ -168,9 +178,9 @@ def _unknown(model: dict[str, Any]) -> str | None:
 def _library(description: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
     vocab = description["model"]["vocab"]
     known = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
-    # Added tokens that are special are found in no text already.
+    # With `encode_special_tokens` the library finds no special added token in a text.
     known |= {token["content"] for token in _added(description) if not token["special"]}
-    # A single character's token must stay: without it the character would be lost in silence.
+    # A single character's token must stay, or the character could not be encoded.
     names = {name for name in control & known if not is_single_character(name)}
     hidden = _renamed(description, {name: _BEYOND + name for name in names})
     built = build(hidden)
@@ -179,14 +189,14 @@ def _library(description: dict[str, Any], control: set[str]) -> tokenizers.Token
         if number != token["id"]:
             name = token["content"].removeprefix(_BEYOND)
             raise InputError(
-                f"the tokenizers library takes the added token {name!r:.40} for id {number}, "
-                f"the file says {token['id']}: its ids must go on from the vocabulary's"
+                f"the tokenizers library gives the added token {name!r:.40} the id {number}, "
+                f"the file {token['id']}: ids of added tokens must follow those of the vocabulary"
             )
     return built
 
 
 def _renamed(description: dict[str, Any], hidden: dict[str, str]) -> dict[str, Any]:
-    """The file with other names for some tokens, and without the merges that make them."""
+    """The file with some tokens renamed, and without the merges that produce them."""
     if not hidden:
         return description
     model = dict(description["model"])
@@ -204,7 +214,7 @@ def _renamed(description: dict[str, Any], hidden: dict[str, str]) -> dict[str, A
 
 
 def _involved(merge: str | list[str], prefix: str) -> set[str]:
-    """The two tokens of a merge, and the one they become."""
+    """The two tokens of a merge, and the merged one."""
     first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
     return {first, second, first + second.removeprefix(prefix)}
 

@@ -1,7 +1,7 @@
-"""The `tokenizer.json` of byte-level BPE: how ours is written, and what is taken from others.
+"""Write and validate the `tokenizer.json` of byte-level BPE.
 
-Such a file is held as the JSON object it is. It may come from anybody: all of it that matters is
-checked here, before the `tokenizers` library sees it.
+The file is kept as a JSON object. It is untrusted: everything that encoding depends on is checked
+here before the `tokenizers` library reads it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from mygpt.tokenization.words import LIBRARY_PATTERN
 if TYPE_CHECKING:
     import tokenizers
 
-# GPT-2's alphabet: bytes that are printable stand for themselves, the others for U+0100 on.
+# GPT-2's alphabet: a printable byte is the character of that code point, the others are the
+# characters from U+0100 on.
 _PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
 _HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
 SYMBOLS = "".join(chr(b if b in _PRINTABLE else 256 + _HIDDEN.index(b)) for b in range(256))
 _BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 
 CANNOT_ENCODE = "the tokenizers library could not encode this text"
-BRIEF = 2**16  # characters: encoding fewer is over before anybody else has something to write
-_LONG = 4096  # characters, which take the library a few ms
+BRIEF = 2**16  # characters: standard error is redirected only for shorter texts (see `refusals`)
+_LONG = 4096  # characters: the library needs a few ms for them
 
 _SPLIT = {
     "type": "Sequence",
@@ -48,7 +49,7 @@ _SPLIT = {
 }
 
 
-# The rules of GPT-2, Llama 3 and Qwen2: all of them begin a word at a space after a letter.
+# The rules for words of Llama 3 and Qwen2; as in GPT-2's, a word begins at a space after a letter.
 _NUMBERS = {"Llama 3": r"\p{N}{1,3}", "Qwen2": r"\p{N}"}
 _RULES_OF_OTHERS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + "|"
@@ -58,15 +59,15 @@ _RULES_OF_OTHERS = {
 
 
 class Contents(NamedTuple):
-    """What a `tokenizer.json` holds, once checked.
+    """The checked contents of a `tokenizer.json`.
 
     Attributes:
         tokens: the bytes of each id.
-        added: ids that are no outcome of merges, with their text; control tokens among them.
-        control: ids that stand for no text.
-        end_of_text: the id of `<|endoftext|>`, where that is one of them.
-        own_rule: whether words are cut by our rule.
-        splits_at_spaces: whether it is known that a word begins at a space after a letter.
+        added: added tokens: ids that merges do not produce, with their text.
+        control: ids of control tokens, which no text is encoded as; a subset of `added`.
+        end_of_text: the id of `<|endoftext|>` if that is a control token, else None.
+        own_rule: whether text is split into words by the rule in `words.py`.
+        splits_at_spaces: whether a word is known to begin at a space after a letter.
     """
 
     tokens: list[bytes]
@@ -77,14 +78,16 @@ class Contents(NamedTuple):
     splits_at_spaces: bool
 
 
-def describe(learned: Sequence[str], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Our `tokenizer.json`: ids 0 to 255 are the bytes, 256 is end-of-text, then what is learned.
+def describe(merged: Sequence[str], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The `tokenizer.json` of a BPE that mygpt trained.
+
+    Ids 0 to 255 are the bytes, 256 is end-of-text, and the merged tokens follow.
 
     Args:
-        learned: tokens in the library's alphabet, in the order of their merges.
-        merges: pairs of tokens, first to be merged first.
+        merged: tokens in GPT-2's alphabet, in the order of their merges.
+        merges: pairs of tokens, in order of priority.
     """
-    tokens = [*SYMBOLS, END_OF_TEXT, *learned]
+    tokens = [*SYMBOLS, END_OF_TEXT, *merged]
     end = {"id": 256, "content": END_OF_TEXT, "special": True, "normalized": False}
     return {
         "version": "1.0",
@@ -116,10 +119,10 @@ def describe(learned: Sequence[str], merges: Sequence[Sequence[str]]) -> dict[st
 
 
 def check(description: Any) -> Contents:
-    """What a `tokenizer.json` holds.
+    """Validate a `tokenizer.json` and return its contents.
 
     Raises:
-        InputError: where it is no byte-level BPE, or not whole.
+        InputError: if it is not byte-level BPE, or is incomplete.
     """
     try:
         return _checked(description)
@@ -127,8 +130,8 @@ def check(description: Any) -> Contents:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"the tokenizer's JSON is not whole ({type(error).__name__}: {str(error)[:80]}): "
-            "take the tokenizer.json that the tokenizers library wrote"
+            f"the tokenizer's JSON is incomplete ({type(error).__name__}: {str(error)[:80]}): "
+            "use a tokenizer.json that the tokenizers library wrote"
         ) from None
 
 
@@ -164,17 +167,17 @@ def _checked(description: dict[str, Any]) -> Contents:
 
 
 def _refused(what: str) -> InputError:
-    return InputError(f"a tokenizer {what} is not supported: mygpt takes byte-level BPE alone")
+    return InputError(f"a tokenizer {what} is not supported: only byte-level BPE is")
 
 
 def _check_splitting(splitter: Any) -> None:
-    """Refuse what does not end in bytes, or adds or drops text."""
+    """Refuse pre-tokenizers that do not end with ByteLevel, or that add or drop text."""
     if not isinstance(splitter, dict):
         raise _refused("without the pre-tokenizer ByteLevel")
     steps = splitter["pretokenizers"] if splitter.get("type") == "Sequence" else [splitter]
     *cuts, last = steps or [{}]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True):
-        raise _refused("whose text is not the bytes as they are")
+        raise _refused("that does not encode the text's bytes unchanged")
     for cut in cuts:
         harmless = cut.get("type") == "Digits" or (
             cut.get("type") == "Split" and cut["behavior"] == "Isolated" and not cut["invert"]
@@ -184,7 +187,7 @@ def _check_splitting(splitter: Any) -> None:
 
 
 def _begins_words_at_spaces(splitter: dict[str, Any]) -> bool:
-    """Whether the rule is one of those known here; a checked pre-tokenizer."""
+    """Whether a checked pre-tokenizer's rule is GPT-2's, Llama 3's or Qwen2's."""
     *cuts, last = splitter.get("pretokenizers", [splitter])
     if not cuts:
         return bool(last.get("use_regex", True))
@@ -197,7 +200,7 @@ def _takes_spaces(token: dict[str, Any]) -> bool:
 
 
 def _tokens(vocab: Mapping[str, int], added: Mapping[int, str]) -> list[bytes]:
-    """The bytes of each id; every id and every byte must be there."""
+    """The bytes of each id. Ids must have no gaps, and every byte must have a token."""
     names = {**{number: token for token, number in vocab.items()}, **added}
     for number, name in names.items():
         if type(number) is not int or not isinstance(name, str):
@@ -215,40 +218,40 @@ def _tokens(vocab: Mapping[str, int], added: Mapping[int, str]) -> list[bytes]:
         elif name and all(symbol in _BYTES for symbol in name):
             tokens.append(bytes([_BYTES[symbol] for symbol in name]))
         else:
-            raise _refused(f"whose token {number} is {name!r:.40}, no row of bytes,")
+            raise _refused(f"whose token {number}, {name!r:.40}, is not a sequence of bytes,")
     return tokens
 
 
 def _check_control(model: dict[str, Any], names: set[str]) -> None:
-    """Refuse a vocabulary in which text can become a control token."""
+    """Refuse a vocabulary in which text can be encoded as a control token."""
     merges = model["merges"]
     joined = {m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges}
     reached = names & {*joined, *SYMBOLS, *(model["vocab"] if model.get("ignore_merges") else ())}
     if reached:
-        raise _refused(f"in which text can become the control token {min(reached)!r:.40}")
+        raise _refused(f"in which text can be encoded as the control token {min(reached)!r:.40}")
 
 
 def build(description: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The library's own tokenizer, for which text that spells a control token is text.
+    """Build the library's tokenizer; it encodes text that spells a special token as text.
 
     Raises:
-        InputError: where the library refuses it.
+        InputError: if the library rejects the JSON.
     """
     from tokenizers import Tokenizer
 
     check_bounds(description)
     text = json.dumps({**description, "truncation": None, "padding": None})
-    with refusals("the tokenizers library does not take this tokenizer's JSON"):
+    with refusals("the tokenizers library rejects this tokenizer's JSON"):
         built = Tokenizer.from_str(text)
     built.encode_special_tokens = True
     return built
 
 
 def library_ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Ids of a text as the library encodes it, without tokens of its own around them.
+    """Ids of a text as the library encodes it, without the post-processor's tokens.
 
-    A long text is a batch of one: for a batch the library lets other threads of Python run, and
-    leaves out the offsets that nobody asks for.
+    A long text is encoded as a batch of one: for a batch the library releases Python's global
+    lock, and `encode_batch_fast` does not compute offsets.
     """
     if len(text) < _LONG:
         found = library.encode(text, add_special_tokens=False)
@@ -260,32 +263,33 @@ def library_ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
 
 @contextmanager
 def refusals(what: str, *, quiet: bool = True) -> Iterator[None]:
-    """Turn what the library raises, its panics too, into one `InputError`.
+    """Turn the library's exceptions and panics into an `InputError`.
 
     Args:
-        what: the error's beginning.
-        quiet: keep what a panic itself writes from standard error, where this is the main thread
-            (others may write at the same time).
+        what: the beginning of the error message.
+        quiet: suppress the message that a panic writes to standard error. This redirects the
+            process's standard error, so it applies in the main thread only.
     """
     try:
         with _without_panics() if quiet else nullcontext():
             yield
     except BaseException as error:
-        # A panic of Rust is no Exception, so that nobody catches it by mistake.
+        # A panic in Rust arrives as a BaseException that is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{what}: {lines[0][:120]}") from None
 
 
-_PANIC = re.compile(rb"\n?thread '.*", re.DOTALL)  # how a panic's own lines begin
+_PANIC = re.compile(rb"\n?thread '.*", re.DOTALL)  # the lines that a panic writes
 
 
 @contextmanager
 def _without_panics() -> Iterator[None]:
-    """Keep what the library's panics write from standard error; anything else is written after.
+    """Suppress panic messages on standard error; other output is written afterwards.
 
-    A panic of Rust writes to the file itself, past `sys.stderr`, before anybody can catch it.
+    A panic in Rust writes to file descriptor 2 directly, not through `sys.stderr`, and does so
+    before the exception reaches Python.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -314,7 +318,7 @@ def _without_panics() -> Iterator[None]:
 
 @cache
 def _sink() -> int:
-    """The descriptor of a file without a name, for what is written meanwhile."""
+    """The descriptor of an anonymous file that collects standard error."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("mygpt-stderr")
     with tempfile.TemporaryFile(buffering=0) as file:

@@ -1,9 +1,9 @@
-"""What of a text a tokenizer does not know: what becomes its unknown token, or nothing at all.
+"""Count the text that a tokenizer encodes as its unknown token, or as nothing at all.
 
-Of tokenizers that fall back to characters (BPE, Unigram) the unknown characters are counted: each
-distinct one is encoded once, alone. Of those that know whole words (WordLevel, WordPiece) the
-unknown tokens are counted. White space, control and format characters that a tokenizer drops are
-not counted as unknown, nor is what it changes (letters' case, accents of composed letters).
+For tokenizers with character fallback (BPE, Unigram), unknown characters are counted: each
+distinct character is encoded once by itself. For tokenizers of whole words (WordLevel, WordPiece),
+unknown tokens are counted. Not counted are white space, control and format characters that a
+tokenizer drops, and characters that it normalises (case, accents of composed letters).
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from mygpt.tokenization.base import Tokenizer
 from mygpt.tokenization.char import CharTokenizer
 from mygpt.tokenization.foreign import ForeignTokenizer
 
-MOST_UNKNOWN = 0.1  # of a text that is learned from or scored; more is refused
-CORPUS_POLICIES = ("error", "keep")  # for texts to learn from
+MOST_UNKNOWN = 0.1  # fraction of a training or evaluation text; more is refused
+CORPUS_POLICIES = ("error", "keep")  # for training texts
 PROMPT_POLICIES = ("error", "drop")
 _SHOWN = 5  # unknown characters or words in a message
-_FEW = 16  # characters that are counted one by one
-_SEARCHED = 2**16  # characters in which unknown words are looked for, to be shown
+_FEW = 16  # up to so many distinct characters, `str.count` is faster than `Counter`
+_SEARCHED = 2**16  # characters searched for unknown words to show as examples
 
 
 class UnknownText:
-    """Counts what a tokenizer does not know, as texts and their ids come.
+    """Accumulates counts of unknown characters and tokens over texts.
 
     Args:
-        tokenizer: any; one that knows every text, or refuses what it does not, counts nothing.
+        tokenizer: any. For one that encodes every text, or raises for unknown characters, all
+            counts stay 0.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -43,16 +44,21 @@ class UnknownText:
         )
         self._known: set[str] = set()
         self._lost: set[str] = set()
-        self._found: Counter[str] = Counter()  # unknown characters; of words those to be shown
+        self._found: Counter[str] = Counter()  # unknown characters, and examples of unknown words
         self._chars = self._lost_chars = self._ids = self._unknown_ids = self._searched = 0
 
     @property
     def counts(self) -> bool:
-        """Whether the tokenizer may have unknown text at all."""
+        """Whether text can be unknown to the tokenizer."""
         return self._foreign is not None
 
     def add(self, texts: Iterable[str | bytes] | None, ids: NDArray[np.integer]) -> None:
-        """Count texts, and the ids that they became; of a text that is not at hand, these alone."""
+        """Count texts and the ids they were encoded to.
+
+        Args:
+            texts: strings or UTF-8; None if only the ids are available.
+            ids: 1-D.
+        """
         if self._foreign is None:
             return
         unknown = self._foreign.unknown_id
@@ -90,13 +96,13 @@ class UnknownText:
         self._found += counts
 
     @property
-    def share(self) -> float:
-        """The part of the text that is unknown, from 0 to 1."""
+    def fraction(self) -> float:
+        """The unknown fraction of the text, from 0 to 1."""
         return max(self._lost_chars / max(1, self._chars), self._unknown_ids / max(1, self._ids))
 
     def __str__(self) -> str:
-        """What is unknown, for people; empty where nothing is."""
-        if not self.share:
+        """The unknown fraction with examples, for a message; empty if nothing is unknown."""
+        if not self.fraction:
             return ""
         by_token = self._unknown_ids / max(1, self._ids) > self._lost_chars / max(1, self._chars)
         unit = "tokens" if by_token else "characters"
@@ -104,28 +110,28 @@ class UnknownText:
         shown = [shown_unknown(text) for text in often[:_SHOWN]]
         more = ", ..." * (len(often) > _SHOWN)
         examples = f" ({', '.join(shown)}{more})" * bool(shown)
-        return f"{_percent(self.share)} of the {unit} are unknown to the tokenizer{examples}"
+        return f"{_percent(self.fraction)} of the {unit} are unknown to the tokenizer{examples}"
 
     def notes(self, name: str, policy: str) -> list[str]:
-        """A note where something is unknown; refused where it is too much, unless it is kept.
+        """A note if part of the text is unknown, else an empty list.
 
         Args:
-            name: what the text is called.
-            policy: "error", or "keep" to take any share.
+            name: of the text, for the message.
+            policy: "error" to refuse a text of which more than 10 % is unknown, or "keep".
 
         Raises:
-            InputError: for a share above 10 %, or a policy that is not known.
+            InputError: if the text is refused, or the policy is not known.
         """
         check_policy(policy, (*CORPUS_POLICIES, "drop"))
-        if not self.share:
+        if not self.fraction:
             return []
-        if self.share > MOST_UNKNOWN and policy == "error":
+        if self.fraction > MOST_UNKNOWN and policy == "error":
             raise InputError(
-                f"{name}: {self}, and at most {_percent(MOST_UNKNOWN)} may be, for a loss over "
-                "them says nothing of the text; take a tokenizer that knows them, or "
-                "--unknown keep to take the text all the same"
+                f"{name}: {self}, and the limit is {_percent(MOST_UNKNOWN)}, since the loss would "
+                "not measure how well the text is predicted; use a tokenizer that knows them, or "
+                "give --unknown keep to use the text anyway"
             )
-        return [f"{name}: {self}; the model reads the unknown token for them, or nothing"]
+        return [f"{name}: {self}; they are encoded as the unknown token, or dropped"]
 
 
 def check_policy(policy: object, known: tuple[str, ...]) -> None:
@@ -135,7 +141,11 @@ def check_policy(policy: object, known: tuple[str, ...]) -> None:
 
 
 def without_unknown(tokenizer: Tokenizer, text: str) -> tuple[str, list[str]]:
-    """A text without what the tokenizer does not know, and what that is, each once, in order."""
+    """Remove unknown characters and words from a text.
+
+    Returns:
+        The remaining text, and the distinct removed strings in order.
+    """
     if isinstance(tokenizer, CharTokenizer):
         known = tokenizer.stoi
         others = list(dict.fromkeys(char for char in text if char not in known))
@@ -159,7 +169,7 @@ def without_unknown(tokenizer: Tokenizer, text: str) -> tuple[str, list[str]]:
 
 @contextlib.contextmanager
 def adding_remedy(remedy: str) -> Iterator[None]:
-    """Add what helps here to the error of a text that a tokenizer refuses."""
+    """Append a remedy to the message of an `UnknownTokenError` raised in the `with` body."""
     try:
         yield
     except UnknownTokenError as error:
@@ -167,13 +177,13 @@ def adding_remedy(remedy: str) -> Iterator[None]:
 
 
 def dropped_note(left: list[str], *, kept: str = "") -> str:
-    """A note on what was left out of a text, or on what of it is unknown."""
+    """A note on unknown strings that were dropped from a text; `kept` says what happened else."""
     shown = ", ".join(map(shown_unknown, left[:_SHOWN])) + ", ..." * (len(left) > _SHOWN)
-    return f"the model does not know {shown}: {kept or 'left out'}"
+    return f"the model does not know {shown}: {kept or 'removed from the text'}"
 
 
 def shown_unknown(text: str) -> str:
-    """An unknown character or word, as messages show it."""
+    """An unknown character or word as messages show it."""
     point = f" U+{ord(text):04X}" if len(text) == 1 and not text.isascii() else ""
     return f"{text!r:.40}{point}"
 

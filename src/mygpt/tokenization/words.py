@@ -1,13 +1,15 @@
-"""Where the words of BPE begin and end: one rule, for the `tokenizers` library and for Python.
+"""Split text into the words of BPE by one rule, for the `tokenizers` library and for Python.
 
-Merges happen inside a word only, so a text may be cut between words and its words be encoded one
-by one. The rule is Qwen2's, which other programs know by name: a word takes the space before it,
-a contraction ('s, 'll) is cut off, every digit stands alone, punctuation keeps the newlines after
-it. What is ours is a bound on every run, far beyond any real word: it bounds memory and the time
-for a hostile text, and it makes the cuts of a text's beginning independent of what comes later.
+BPE merges only within a word, so a text can be split between words, and each word be encoded by
+itself. The rule is Qwen2's, which other programs know by name: a word includes the space before
+it, a contraction ('s, 'll) and every digit are words, and punctuation includes the newlines after
+it. In addition, every run is limited to 256 characters, far more than any real word has. This
+bounds memory and time on hostile text, and makes the words at a text's beginning independent of
+what follows.
 
-Python's `re` knows no \\p{L}, and its tables of Unicode may be older or newer than the library's:
-the library is asked, in blocks of 256 code points, and only about blocks that a text touches.
+Python's `re` has no \\p{L}, and its Unicode tables may be older or newer than the library's. The
+classes of characters are therefore determined with the library, in blocks of 256 code points, and
+only for blocks that occur in a text.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 LONGEST_RUN = 256  # characters
-_REACH = 2 * LONGEST_RUN + 1  # how far the rule looks, from the first character of a word
+_REACH = 2 * LONGEST_RUN + 1  # characters from a word's first one on that the rule depends on
 _BLOCK = 2**16  # characters split at a time
 
-# L, N and S stand for letters, numbers and white space, as they are written inside [].
+# {L}, {N} and {S} are placeholders for letters, numbers and white space within [].
 _RULE = (
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
     r"|[^\r\n{L}{N}]?[{L}]{1,R}"
@@ -44,13 +46,13 @@ LIBRARY_PATTERN = _filled(CLASSES)
 
 
 class WordSplitter:
-    """Cuts text into words, each as the library cuts it."""
+    """Splits text into the same words as the library does."""
 
     def __init__(self) -> None:
         self._state = _compiled(frozenset([0]))
 
     def split(self, text: str) -> list[str]:
-        """The words of `text`; put together they are the text."""
+        """The words of `text`; their concatenation is the text."""
         blocks, pattern = self._state
         if not text.isascii():
             touched = {ord(char) >> 8 for char in set(text)}
@@ -61,13 +63,13 @@ class WordSplitter:
         return words
 
     def split_pieces(self, pieces: Iterable[str]) -> Iterator[list[str]]:
-        """The words of a text that comes in pieces, in lists that do not depend on those."""
+        """The words of a text given in pieces; they do not depend on where it is split."""
         waiting = ""
         for block in in_blocks(pieces):
             words = self.split(waiting + block)
             final = len(words)
             open_length = 0
-            while final and open_length < _REACH:  # what comes next may change these
+            while final and open_length < _REACH:  # the following text may change these words
                 final -= 1
                 open_length += len(words[final])
             waiting = "".join(words[final:])
@@ -78,7 +80,7 @@ class WordSplitter:
 
 
 def in_blocks(pieces: Iterable[str]) -> Iterator[str]:
-    """The text in blocks of `_BLOCK` characters; the last one is what is left."""
+    """The text in blocks of `_BLOCK` characters; the last one may be shorter."""
     waiting = ""
     for piece in pieces:
         waiting += piece
@@ -91,7 +93,7 @@ def in_blocks(pieces: Iterable[str]) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(blocks: frozenset[int]) -> tuple[frozenset[int], re.Pattern[str]]:
-    """The rule for text of these blocks of code points, and the blocks."""
+    """The blocks of code points, and the rule for text within them."""
     members: dict[str, list[int]] = {name: [] for name in CLASSES}
     for block in sorted(blocks):
         for name, points in classified(block).items():
@@ -101,7 +103,7 @@ def _compiled(blocks: frozenset[int]) -> tuple[frozenset[int], re.Pattern[str]]:
 
 @functools.cache
 def classified(block: int) -> dict[str, list[int]]:
-    """Which code points of a block are in each class, as the library has it."""
+    """The code points of a block that are in each of the library's classes."""
     from tokenizers import Regex, pre_tokenizers
 
     points = [p for p in range(block << 8, (block + 1) << 8) if not 0xD800 <= p <= 0xDFFF]
@@ -115,7 +117,7 @@ def classified(block: int) -> dict[str, list[int]]:
 
 
 def ranges(points: list[int]) -> str:
-    """Rising code points as ranges of a regular expression's []."""
+    """Ascending code points as ranges within a regular expression's []."""
     written = []
     first = last = points[0]
     for point in [*points[1:], 0x110001]:  # the last one closes the range before it

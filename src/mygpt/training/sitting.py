@@ -223,7 +223,7 @@ def _baselines(trainer: Trainer, source: Source, train_tokens: Tokens, judged: J
 def _unknown(trainer: Trainer, source: Source, train_tokens: Tokens) -> float:
     """The part of the text that the tokenizer does not know, of the worse of its two parts."""
     found = source.unknown(trainer.tokenizer, train_tokens, trainer.held_tokens)
-    return max(part.share for part in found.values())
+    return max(part.fraction for part in found.values())
 
 
 def tell_lock(trainer: Trainer, lock: RunLock) -> None:

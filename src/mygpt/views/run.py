@@ -219,7 +219,7 @@ def _unknown(run: Run) -> float:
         return 0.0
     tokens = run.source.encode(run.state.tokenizer)
     found = run.source.unknown(run.state.tokenizer, *tokens)
-    return max(part.share for part in found.values())
+    return max(part.fraction for part in found.values())
 
 
 def _estimated_epochs(run: Run, standing: Standing) -> float:
