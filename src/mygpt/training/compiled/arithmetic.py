@@ -1,6 +1,8 @@
-"""Norms, activations, rotation, dropout and cross-entropy, forward and back, row by row.
+"""Norms, activations, rotation, dropout and cross-entropy, forward and backward, row by row.
 
-Letters: C width of a row, D head size.
+In all formulas dX is the gradient of the loss with respect to X. "+=" says that a function adds to
+a gradient: a weight's is summed over rows, a residual stream's over its branches.
+Letters: C width of a row, D head size, M MLP width.
 """
 
 from __future__ import annotations
@@ -15,8 +17,13 @@ from mygpt.engines.cpu.simd import FLOATS, INTS, REAL, SUMMING, WHOLE, floats, k
 from mygpt.training.compiled import layout as at
 
 _ZERO, _HALF, _ONE, _TWO, _THREE = f32(0), f32(0.5), f32(1), f32(2), f32(3)
-_SQRT_HALF, _DENSITY = f32(math.sqrt(0.5)), f32(1 / math.sqrt(2 * math.pi))
+_SQRT_HALF = f32(math.sqrt(0.5))
+_DENSITY = f32(1 / math.sqrt(2 * math.pi))  # the standard normal density at 0
+# GELU's approximation by tanh: Hendrycks & Gimpel, "Gaussian error linear units", 2016.
 _TANH_GELU, _CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
+# The finaliser of MurmurHash3 (Appleby, 2011): two factors, shifts of 16, 13 and 16 bits. _PLACE is
+# 2**32 / golden ratio, odd: its multiples are spread evenly over 32 bits (Knuth, The Art of
+# Computer Programming, volume 3, 6.4).
 _FACTOR_1, _FACTOR_2, _PLACE = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.uint32(0x9E3779B1)
 _13, _16 = np.uint32(13), np.uint32(16)
 
@@ -32,6 +39,7 @@ def dot(x, y, count):
 
 @kernel(FLOATS, FLOATS, FLOATS, WHOLE, REAL, returns=REAL, extra=SUMMING)
 def _dot_centred(g, w, x, count, centre):
+    """The sum of g[i] w[i] (x[i] - centre)."""
     total = _ZERO
     for i in range(count):
         total += g[i] * w[i] * (x[i] - centre)
@@ -39,21 +47,22 @@ def _dot_centred(g, w, x, count, centre):
 
 
 @kernel(FLOATS, WHOLE, WHOLE, REAL, FLOATS)
-def _moments(x, count, kind, eps, kept):
-    """kept = (centre, 1 / spread) of a row: LayerNorm's, or RMSNorm's with centre 0."""
+def _moments(x, count, kind, eps, saved):
+    """saved = (m, f) of a row x: m its mean (RMSNorm: 0), f = 1 / sqrt(mean((x - m)**2) + eps)."""
     centre = _ZERO
     if kind != kinds.RMS_NORM:
         centre = total_of(x, count) / f32(count)
-    kept[0] = centre
-    kept[1] = _ONE / f32(math.sqrt(sum_of_squares(x, count, centre) / f32(count) + eps))
+    saved[0] = centre
+    saved[1] = _ONE / f32(math.sqrt(sum_of_squares(x, count, centre) / f32(count) + eps))
 
 
 @kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE, INTS, REAL, FLOATS)
-def norm_rows(out, x, rows, count, kind, norm, eps, kept):
-    """out = the norm of each row of x; `kept` (rows, 2) is what the way back needs."""
+def norm_rows(out, x, rows, count, kind, norm, eps, saved):
+    """out = LayerNorm or RMSNorm of each row of x; `saved` (rows, 2) is for the backward pass."""
+    # y = n * weight (+ bias) with the normalised row n = (x - m) * f.
     weight = floats(norm[at.SCALE])
     for row in range(rows):
-        y, own, moments = skip(out, row * count), skip(x, row * count), skip(kept, 2 * row)
+        y, own, moments = skip(out, row * count), skip(x, row * count), skip(saved, 2 * row)
         _moments(own, count, kind, eps, moments)
         centre, factor = moments[0], moments[1]
         if norm[at.SHIFT] != 0:
@@ -65,14 +74,28 @@ def norm_rows(out, x, rows, count, kind, norm, eps, kept):
                 y[i] = own[i] * factor * weight[i]
 
 
+# The backward pass of a norm. With n = (x - m) f, y = n w + b, and a = dy w = dn:
+#
+#     dL/dw = sum over rows of dy n            dL/db = sum over rows of dy
+#     dL/dx = f (a - mean(a) - n mean(a n))    LayerNorm
+#     dL/dx = f (a - n mean(a n))              RMSNorm
+#
+# Derivation. dL/dx_j = sum_i a_i dn_i/dx_j, where
+#     dn_i/dx_j = f ((i == j) - dm/dx_j) + (x_i - m) df/dx_j,
+#     dm/dx_j = 1 / C   (RMSNorm: m is the constant 0, so this term and mean(a) are not there),
+#     df/dx_j = -1/2 f**3 d(variance)/dx_j = -f**3 (x_j - m) / C = -f**2 n_j / C
+# (the mean's own change drops out of the variance's, since sum_i (x_i - m) = 0). Together
+#     dL/dx_j = f a_j - f mean(a) - n_j f (1/C) sum_i a_i (x_i - m) f
+#             = f (a_j - mean(a) - n_j mean(a n)).
+# The code has `far` = x - m and `along` = mean(a far) f**2, so that far * along = n mean(a n).
 @kernel(FLOATS, FLOATS, FLOATS, WHOLE, WHOLE, WHOLE, INTS, FLOATS, FLOATS)
-def norm_rows_back(dx, dy, x, rows, count, kind, norm, kept, gradients):
-    """dx += the norm's gradient for each row; adds to its weight's and bias's gradients."""
+def norm_rows_backward(dx, dy, x, rows, count, kind, norm, saved, gradients):
+    """dx += the gradient of each row of x; adds to the gradients of weight and bias."""
     weight = floats(norm[at.SCALE])
     weight_gradient = skip(gradients, norm[at.SCALE_GRADIENT])
     for row in range(rows):
         out, g, own = skip(dx, row * count), skip(dy, row * count), skip(x, row * count)
-        centre, factor = kept[2 * row], kept[2 * row + 1]
+        centre, factor = saved[2 * row], saved[2 * row + 1]
         mean = _ZERO
         if kind != kinds.RMS_NORM:
             mean = dot(g, weight, count) / f32(count)
@@ -88,21 +111,22 @@ def norm_rows_back(dx, dy, x, rows, count, kind, norm, kept, gradients):
 
 
 @kernel(FLOATS, FLOATS, WHOLE, INTS, WHOLE, WHOLE, FLOATS, FLOATS, REAL, FLOATS)
-def ready_head(out, x, size, norm, normed, turned, cosines, sines, eps, kept):
-    """out = one query's or key's head x, normalised and turned where the model does."""
+def prepare_head(out, x, size, norm, has_norm, rotary, cosines, sines, eps, saved):
+    """out = one query or key head x (D,), normalised and rotated as far as the model does so."""
     factor = _ONE
     weight = out  # any address: read only where there is a norm
-    if normed:
+    if has_norm:
         factor = _ONE / f32(math.sqrt(sum_of_squares(x, size, _ZERO) / f32(size) + eps))
         weight = floats(norm[at.SCALE])
-    kept[0] = factor
-    if normed:
+    saved[0] = factor
+    if has_norm:
         for i in range(size):
             out[i] = x[i] * factor * weight[i]
     else:
         for i in range(size):
             out[i] = x[i]
-    if turned:
+    # Elements i and i + D/2 are rotated by the position's angle (RoPE: Su et al., 2021).
+    if rotary:
         half = size // 2
         for i in range(half):
             first, second = out[i], out[i + half]
@@ -110,18 +134,27 @@ def ready_head(out, x, size, norm, normed, turned, cosines, sines, eps, kept):
             out[i + half] = second * cosines[i] + first * sines[i]
 
 
+# y = R n, n = norm(x). A rotation R is orthogonal, so its transpose is the rotation by the negative
+# angle, and
+#
+#     dL/dn = R^T dy:   dn[i]       =  dy[i] cos a + dy[i + D/2] sin a
+#                       dn[i + D/2] =  dy[i + D/2] cos a - dy[i] sin a
+#     dL/dx = f (dn w - n mean(dn w n))   RMSNorm, see `norm_rows_backward`
+#     dL/dw = dn n, summed over rows and heads, which share one weight (D,)
 @kernel(FLOATS, FLOATS, FLOATS, WHOLE, INTS, WHOLE, WHOLE, FLOATS, FLOATS, FLOATS, FLOATS)
-def ready_head_back(dx, dy, x, size, norm, normed, turned, cosines, sines, kept, gradients):
-    """dx = the gradient of one head before `ready_head`; dy is turned back in place."""
-    if turned:
+def prepare_head_backward(
+    dx, dy, x, size, norm, has_norm, rotary, cosines, sines, saved, gradients
+):
+    """dx = the gradient of a head before `prepare_head`; dy becomes dn in place."""
+    if rotary:
         half = size // 2
         for i in range(half):
             first, second = dy[i], dy[i + half]
             dy[i] = first * cosines[i] + second * sines[i]
             dy[i + half] = second * cosines[i] - first * sines[i]
-    if normed:
+    if has_norm:
         weight, own = floats(norm[at.SCALE]), skip(gradients, norm[at.SCALE_GRADIENT])
-        factor = kept[0]
+        factor = saved[0]
         along = _dot_centred(dy, weight, x, size, _ZERO) * factor * factor / f32(size)
         for i in range(size):
             dx[i] = factor * (dy[i] * weight[i] - x[i] * along)
@@ -133,7 +166,9 @@ def ready_head_back(dx, dy, x, size, norm, normed, turned, cosines, sines, kept,
 
 @kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
 def activate_rows(out, x, rows, hidden, kind):
-    """out (rows, M) = GELU(x), or SiLU(gate) * up with both side by side in x."""
+    """out (rows, M) = GELU(x) of x (rows, M), or SiLU(gate) * up of rows | gate (M) | up (M) |."""
+    # The formulas are those of `mygpt.engines.cpu.arithmetic.activate`, which works in place; here
+    # x is kept for the backward pass.
     for row in range(rows):
         y = skip(out, row * hidden)
         if kind == kinds.SWIGLU:
@@ -151,17 +186,25 @@ def activate_rows(out, x, rows, hidden, kind):
                 y[i] = own[i] * (_ONE - _ONE / (_ONE + exp(_TWO * inner)))
 
 
+# With s(x) = 1 / (1 + e**-x), the logistic function, s' = s (1 - s):
+#
+#     SwiGLU  y = g s(g) u      dL/dg = dy u (s + g s (1 - s)),  dL/du = dy g s
+#     GELU    y = x P(x)        dL/dx = dy (P(x) + x p(x))
+#             P the standard normal distribution (1 + erf(x / sqrt 2)) / 2, and
+#             p = P' its density e**(-x**2 / 2) / sqrt(2 pi)
+#     tanh    y = x s(2 u)      dL/dx = dy (s + x s (1 - s) 2 u'),  as (1 + tanh u) / 2 = s(2 u)
+#             u = sqrt(2 / pi) (x + 0.044715 x**3),  u' = sqrt(2 / pi) (1 + 3 * 0.044715 x**2)
 @kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
-def activate_rows_back(x, dy, rows, hidden, kind):
-    """x = the gradient of what `activate_rows` was given, in its place."""
+def activate_rows_backward(x, dy, rows, hidden, kind):
+    """x, the input of `activate_rows`, is replaced by its gradient."""
     for row in range(rows):
         g = skip(dy, row * hidden)
         if kind == kinds.SWIGLU:
             gate, up = skip(x, 2 * row * hidden), skip(x, (2 * row + 1) * hidden)
             for i in range(hidden):
-                share = _ONE / (_ONE + exp(-gate[i]))
-                value = gate[i] * share
-                slope = share + value * (_ONE - share)
+                logistic = _ONE / (_ONE + exp(-gate[i]))
+                value = gate[i] * logistic
+                slope = logistic + value * (_ONE - logistic)
                 gate[i] = g[i] * up[i] * slope
                 up[i] = g[i] * value
         elif kind == kinds.GELU:
@@ -174,14 +217,18 @@ def activate_rows_back(x, dy, rows, hidden, kind):
             for i in range(hidden):
                 square = own[i] * own[i]
                 inner = _TANH_GELU * own[i] * (_ONE + _CUBIC * square)
-                share = _ONE - _ONE / (_ONE + exp(_TWO * inner))
+                logistic = _ONE - _ONE / (_ONE + exp(_TWO * inner))
                 rise = _TWO * _TANH_GELU * (_ONE + _THREE * _CUBIC * square)
-                own[i] = g[i] * (share + own[i] * share * (_ONE - share) * rise)
+                own[i] = g[i] * (logistic + own[i] * logistic * (_ONE - logistic) * rise)
 
 
+# Dropout (Srivastava et al., 2014), scaled in training: y = x m / (1 - p), where m is 0 with
+# probability p and else 1. So dL/dx = dy m / (1 - p): `drop` with the same key and positions is its
+# own backward pass. No mask is stored: m is a hash of seed, site (which dropout of the model) and
+# position, so it is the same in both passes, for any number of threads and any chunks.
 @kernel(WHOLE, WHOLE, returns=WHOLE)
 def dropout_key(seed, site):
-    """What a site's random numbers begin with: 32 bits."""
+    """32 bits from which all random numbers of one site (a dropout of the model) derive."""
     h = np.uint32(np.uint32(seed) ^ np.uint32(np.uint32(site) * _PLACE))
     h = np.uint32(np.uint32(h ^ (h >> _16)) * _FACTOR_1)
     h = np.uint32(np.uint32(h ^ (h >> _13)) * _FACTOR_2)
@@ -190,11 +237,11 @@ def dropout_key(seed, site):
 
 @kernel(FLOATS, WHOLE, WHOLE, WHOLE, REAL)
 def drop(x, count, key, first, rate):
-    """Drop each of x's numbers with probability `rate`, and make up for it in the others.
+    """Set each of x's numbers to 0 with probability `rate`, and divide the others by 1 - rate.
 
-    Which go is a function of `key` and of their place, counted from `first`: MurmurHash3's
-    last step (Appleby, 2011).
+    The choice is a function of `key` and the position, counted from `first`.
     """
+    # A hash is uniform over 0 to 2**32 - 1, so it is below rate * 2**32 with probability `rate`.
     least = np.uint32(np.int64(np.float64(rate) * 4294967296.0))
     scale = _ONE / (_ONE - rate)
     start, place = np.uint32(key), np.uint32(first)
@@ -206,9 +253,15 @@ def drop(x, count, key, first, rate):
         x[i] = x[i] * scale if h >= least else _ZERO
 
 
+# Loss of one row: L = -log softmax(z)[target] = log(sum_i e**z_i) - z_target, so
+#
+#     dL/dz_i = e**z_i / sum_j e**z_j - (i == target) = softmax(z)_i - (i == target)
+#
+# times `scale`, 1 / (rows of the batch) for a mean. Both are computed with the largest logit
+# subtracted, which changes neither and keeps e**z from overflowing.
 @kernel(FLOATS, WHOLE, WHOLE, REAL, returns=REAL, extra=SUMMING)
 def cross_entropy_row(logits, count, target, scale):
-    """The loss of one row in nats; its logits become the loss's gradient, times `scale`."""
+    """The loss of one row in nats; its logits are replaced by scale * dL/dz."""
     largest = largest_of(logits, count)
     chosen = logits[target] - largest
     total = _ZERO

@@ -1,7 +1,8 @@
-"""Muon's step as machine code: momentum, made nearly orthogonal by a Newton-Schulz iteration.
+"""Muon's step as machine code: momentum, orthogonalised by a Newton-Schulz iteration.
 
-The twin of `mygpt.training.muon`. Threads take matrices in turn.
-Letters: A rows, B columns, A at most B once turned.
+It does what `mygpt.training.muon` does in torch, which is its reference implementation. Each thread
+takes every n-th matrix.
+Letters: A rows, B columns of a matrix that is transposed where needed so that A <= B.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from mygpt.training.compiled import layout as at
 from mygpt.training.compiled.arithmetic import dot
 
 _ONE = f32(1)
-# The polynomial of Jordan et al., "Muon" (2024).
+# Coefficients of Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+# They are tuned there for a steep slope at 0 (3.4445), so that small singular values grow fast;
+# the price is that values end near 1, not at 1.
 _LINEAR, _CUBIC, _FIFTH = f32(3.4445), f32(-4.7750), f32(2.0315)
 
 
 @kernel(FLOATS, FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
 def _product(y, x, w, rows, depth, columns):
-    """y (rows, columns) = x (rows, depth) w (depth, columns), all of them as they lie."""
+    """y (rows, columns) = x (rows, depth) w (depth, columns), all row-major, not packed."""
+    # w's rows are `columns` apart, so a tile's steps do not follow each other in memory. Packing is
+    # for weights, which many rows are multiplied by; these matrices are used once each.
     for first in range(0, columns, at.PANEL):
         vectors = min(at.PANEL, columns - first) // at.LANES
         for k in range(0, depth, DEPTH_BLOCK):
@@ -34,60 +39,77 @@ def _product(y, x, w, rows, depth, columns):
 
 
 @kernel(FLOATS, FLOATS, WHOLE, WHOLE)
-def _turn(out, x, rows, columns):
+def _transpose(out, x, rows, columns):
     for row in range(rows):
         own = skip(x, row * columns)
         for column in range(columns):
             out[column * rows + row] = own[column]
 
 
+# One iteration maps X to a X + b (X X^T) X + c (X X^T)**2 X. With the singular value decomposition
+# X = U S V^T that is U (a S + b S**3 + c S**5) V^T: the singular vectors stay, and each singular
+# value s becomes p(s) = a s + b s**3 + c s**5. Divided by its Frobenius norm first, a matrix has
+# all s <= 1, where p brings them towards 1. The result is near U V^T, the closest orthogonal matrix.
+# Computed as (a I + b Q + c Q Q) X with Q = X X^T: 2 A A B + A A A multiply-adds, which is why the
+# shorter side is A.
 @kernel(FLOATS, FLOATS, FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
-def _orthogonalize(x, turned, square, other, a, b, iterations):
-    """x (A, B) becomes nearly orthogonal; A is at most B."""
-    norm = f32(math.sqrt(dot(x, x, a * b))) + f32(1e-7)
+def _orthogonalize(x, transposed, square, other, a, b, iterations):
+    """x (A, B), A <= B, is replaced by a nearly orthogonal matrix; the others are buffers."""
+    norm = f32(math.sqrt(dot(x, x, a * b))) + f32(1e-7)  # of a zero matrix: 0 / 1e-7
     factor = _ONE / norm
     for i in range(a * b):
         x[i] *= factor
     for _ in range(iterations):
-        _turn(turned, x, a, b)
-        _product(square, x, turned, a, b, a)
-        _product(other, square, square, a, a, a)
+        _transpose(transposed, x, a, b)
+        _product(square, x, transposed, a, b, a)  # Q = X X^T
+        _product(other, square, square, a, a, a)  # Q Q
         for i in range(a * a):
             other[i] = _CUBIC * square[i] + _FIFTH * other[i]
         for i in range(a):
             other[i * a + i] += _LINEAR
-        _product(turned, other, x, a, a, b)
+        _product(transposed, other, x, a, a, b)
         for i in range(a * b):
-            x[i] = turned[i]
+            x[i] = transposed[i]
 
 
+# A step of Muon on a weight W with its gradient G and momentum M (m = MOMENTUM):
+#
+#     M <- m M + (1 - m) G
+#     U  = orthogonalised (m M + (1 - m) G)     Nesterov's look-ahead: M once more towards G
+#     W <- (1 - rate decay) W - rate sqrt(max(1, rows / columns)) U
+#
+# The root keeps the size of an update's effect on activations the same for tall matrices (Jordan et
+# al., 2024). Buffers of a thread, with count = rows * columns and a = min(rows, columns):
+#
+#     | x (count) | transposed (count) | square (a, a) | other (a, a) |
 @kernel(WHOLE, WHOLE, returns=WHOLE)
 def update_matrices(job_address, part):
-    """Momentum and step of every matrix that is this part's."""
+    """Momentum and update of every matrix of part number `part`."""
     job = ints(job_address)
     reals = floats(job[at.REALS])
-    room = skip(floats(job[at.MUON_ROOM]), part * job[at.MUON_ROOM_SIZE])
+    buffers = skip(floats(job[at.MUON_WORKSPACE]), part * job[at.MUON_WORKSPACE_SIZE])
     momentum = reals[at.MOMENTUM]
     for number in range(part, job[at.MUON_COUNT], job[at.THREADS]):
         entry = skip(ints(job[at.MUON_TABLE]), number * at.MUON_SIZE)
-        weight, memory = floats(entry[at.MUON_WEIGHT]), floats(entry[at.MUON_MEMORY])
+        weight, memory = floats(entry[at.MUON_WEIGHT]), floats(entry[at.MUON_MOMENTUM])
         gradient = floats(entry[at.MUON_GRADIENT])
         rows, columns = entry[at.MUON_ROWS], entry[at.MUON_COLUMNS]
         a, b, count = min(rows, columns), max(rows, columns), rows * columns
-        x, turned = room, skip(room, count)
-        square, other = skip(turned, count), skip(turned, count + a * a)
-        out = turned if rows > columns else x
+        x, transposed = buffers, skip(buffers, count)
+        square, other = skip(transposed, count), skip(transposed, count + a * a)
+        # A tall matrix is written to the second buffer, then transposed into x; afterwards back.
+        out = transposed if rows > columns else x
         for i in range(count):
             memory[i] = momentum * memory[i] + (_ONE - momentum) * gradient[i]
             out[i] = momentum * memory[i] + (_ONE - momentum) * gradient[i]
         if rows > columns:
-            _turn(x, turned, rows, columns)
-        _orthogonalize(x, turned, square, other, a, b, job[at.MUON_ITERATIONS])
+            _transpose(x, transposed, rows, columns)
+        _orthogonalize(x, transposed, square, other, a, b, job[at.MUON_ITERATIONS])
         if rows > columns:
-            _turn(turned, x, a, b)
+            _transpose(transposed, x, a, b)
         step = reals[at.MUON_RATE] * f32(math.sqrt(max(_ONE, f32(rows) / f32(columns))))
         keep = _ONE - reals[at.MUON_RATE] * reals[at.MUON_DECAY]
-        out = turned if rows > columns else x
+        out = transposed if rows > columns else x
         for i in range(count):
             weight[i] = weight[i] * keep - step * out[i]
     return 0

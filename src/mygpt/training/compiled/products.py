@@ -1,8 +1,12 @@
-"""Products of matrices for a training step, all made of the decoding engine's tiles.
+"""Matrix products of a training step, all made of the decoding engine's tiles.
 
-A weight (O, I) lies in panels (see `mygpt.engines.cpu.matmul`): transposed for y = x W^T, as it
-is for dx = dy W. The third product, dW = dy^T x, reads both operands where they lie.
-Letters: I inputs, O outputs.
+A linear layer with a weight W (O, I) has three of them (x, y and their gradients have R rows):
+
+    forward   y (R, O) = x (R, I) W^T + b
+    backward  dL/dx (R, I) = dL/dy (R, O) W
+              dL/dW (O, I) += dL/dy^T (O, R) x (R, I),   dL/db (O,) += sum over rows of dL/dy
+
+Letters: I inputs, O outputs, R rows.
 """
 
 from __future__ import annotations
@@ -14,16 +18,28 @@ from mygpt.training.compiled import layout as at
 
 _outer_tiles = make_tiles(quantized=False, transposed=True)
 
+# A tile computes y = x w for a w whose columns follow each other in memory (see `simd`). So W is
+# packed twice at the beginning of each step, into panels (P = PANEL columns wide, see `matmul`):
+#
+#     FORWARD    panels of W^T (I, O):  for each block of P outputs, all inputs:  w[o..o+P-1, i]
+#     BACKWARD   panels of W (O, I):    for each block of P inputs, all outputs:  w[o, i..i+P-1]
+#
+# That reads and writes O * I numbers twice for 6 R O I operations of the products. dL/dW has both
+# operands as they are: the rows of x follow each other as its columns must, and dL/dy is read
+# transposed, one number at a time, which a tile's broadcast does anyway.
+
 
 @kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
-def times_panels(y, y_stride, x, x_stride, rows, panels, outputs, depth, adding):
-    """y = x w, or y += x w, for `rows` rows; w (depth, outputs) lies in panels.
+def multiply_panels(y, y_stride, x, x_stride, rows, panels, outputs, depth, adding):
+    """y = x w, or y += x w, for `rows` rows; w (depth, outputs) is packed into panels.
 
-    Of y, whole vectors are written: as many columns as `outputs` rounded up to them.
+    Whole vectors of y are written: as many columns as `outputs` rounded up to them.
     """
-    room = (outputs + at.LANES - 1) // at.LANES * at.LANES
-    for first in range(0, room, at.PANEL):
-        width = min(at.PANEL, room - first)
+    padded = (outputs + at.LANES - 1) // at.LANES * at.LANES
+    # The same loops as `mygpt.engines.cpu.matmul.linear`: a piece of a panel stays in the cache
+    # while all rows pass over it.
+    for first in range(0, padded, at.PANEL):
+        width = min(at.PANEL, padded - first)
         for k in range(0, depth, DEPTH_BLOCK):
             deep = min(DEPTH_BLOCK, depth - k)
             w = skip(panels, first * depth + k * width)
@@ -37,7 +53,8 @@ def times_panels(y, y_stride, x, x_stride, rows, panels, outputs, depth, adding)
 
 @kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
 def add_outer(y, y_stride, a, a_stride, a_columns, b, b_stride, b_columns, rows):
-    """y (a_columns, b_columns) += a^T b, over `rows` rows; b_columns are whole vectors."""
+    """y (a_columns, b_columns) += a^T b, summed over `rows` rows; b_columns are whole vectors."""
+    # A sum of outer products, one a row. The depth is not cut: a chunk has few rows.
     for first in range(0, b_columns, at.PANEL):
         vectors = min(at.PANEL, b_columns - first) // at.LANES
         for m in range(0, a_columns, at.ROWS):
@@ -50,10 +67,11 @@ def add_outer(y, y_stride, a, a_stride, a_columns, b, b_stride, b_columns, rows)
 
 
 @kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, INTS, WHOLE)
-def forward(y, y_stride, x, x_stride, rows, matrix, adding):
+def linear_forward(y, y_stride, x, x_stride, rows, matrix, adding):
     """y = x W^T + b, or y += x W^T + b."""
     outputs = matrix[at.OUTPUTS]
     if matrix[at.BIAS] != 0:
+        # The bias first, then the products are added to it.
         bias = floats(matrix[at.BIAS])
         for row in range(rows):
             out = skip(y, row * y_stride)
@@ -63,22 +81,27 @@ def forward(y, y_stride, x, x_stride, rows, matrix, adding):
             else:
                 for i in range(outputs):
                     out[i] = bias[i]
-        if not adding:  # whole vectors are read and written
+        if not adding:
+            # Tiles add to whole vectors: the columns after the last output must be numbers.
             for row in range(rows):
                 for i in range(outputs, (outputs + at.LANES - 1) // at.LANES * at.LANES):
                     y[row * y_stride + i] = 0
         adding = 1
-    times_panels(
+    multiply_panels(
         y, y_stride, x, x_stride, rows, floats(matrix[at.FORWARD]), outputs, matrix[at.INPUTS],
         adding,
     )  # fmt: skip
 
 
+# y_ro = sum_i x_ri W_oi + b_o, so by the chain rule
+#     dL/dx_ri = sum_o dL/dy_ro W_oi      dL/dx = dL/dy W
+#     dL/dW_oi = sum_r dL/dy_ro x_ri      dL/dW = dL/dy^T x
+#     dL/db_o  = sum_r dL/dy_ro
 @kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, INTS, FLOATS)
-def backward(dx, dx_stride, dy, dy_stride, x, x_stride, rows, matrix, gradients):
-    """dx = dy W; adds dy^T x to W's gradient, and dy's sum over rows to the bias's."""
+def linear_backward(dx, dx_stride, dy, dy_stride, x, x_stride, rows, matrix, gradients):
+    """dx = dy W; adds to the gradients of W and b."""
     outputs, inputs = matrix[at.OUTPUTS], matrix[at.INPUTS]
-    times_panels(
+    multiply_panels(
         dx, dx_stride, dy, dy_stride, rows, floats(matrix[at.BACKWARD]), inputs, outputs, 0
     )
     own = skip(gradients, matrix[at.GRADIENT])
@@ -92,14 +115,15 @@ def backward(dx, dx_stride, dy, dy_stride, x, x_stride, rows, matrix, gradients)
 
 
 @kernel(INTS)
-def lay_out(matrix):
-    """Put a matrix into its panels, for both ways."""
+def pack_matrix(matrix):
+    """Pack a weight into its panels for the forward and the backward pass."""
     rows, outputs, inputs = floats(matrix[at.WEIGHT]), matrix[at.OUTPUTS], matrix[at.INPUTS]
-    room = (outputs + at.LANES - 1) // at.LANES * at.LANES
+    padded = (outputs + at.LANES - 1) // at.LANES * at.LANES
     panels = floats(matrix[at.FORWARD])
     for first in range(0, outputs, at.PANEL):
-        here, width = min(at.PANEL, outputs - first), min(at.PANEL, room - first)
+        here, width = min(at.PANEL, outputs - first), min(at.PANEL, padded - first)
         fill_panel(skip(panels, first * inputs), skip(rows, first * inputs), here, width, inputs)
+    # Not transposed: a panel's line k is a piece of row k. I is whole vectors (see `suits`).
     panels = floats(matrix[at.BACKWARD])
     for first in range(0, inputs, at.PANEL):
         width = min(at.PANEL, inputs - first)
