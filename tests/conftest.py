@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels before the tests' own processes start, once for all of them."""
     if not hasattr(config, "workerinput"):
         from mygpt.engines.cpu.build import compile_now
-        from mygpt.training.compiled.program import TRAINING
+        from mygpt.training.compiled.library import TRAINING
 
         compile_now()
         compile_now(TRAINING)

@@ -40,8 +40,8 @@ def machine(monkeypatch):
     """Sets what the machine is like."""
 
     def is_(*, compiled=True, available=True, gpu=False):
-        monkeypatch.setattr(kernels, "is_compiled", lambda: compiled)
-        monkeypatch.setattr(choice, "compiled_engine_available", lambda: available)
+        monkeypatch.setattr(kernels, "has_machine_code", lambda: compiled)
+        monkeypatch.setattr(choice, "cpu_engine_available", lambda: available)
         monkeypatch.setattr(choice, "may_have_gpu", lambda: gpu)
 
     is_()
@@ -301,7 +301,7 @@ def test_other_number_formats_and_missing_engines_are_not_packed(monkeypatch):
     partly = build(TUTORIAL)
     partly.final_norm.double()
     assert not can_pack(partly)
-    monkeypatch.setattr(packing, "compiled_engine_available", lambda: False)
+    monkeypatch.setattr(packing, "cpu_engine_available", lambda: False)
     assert not can_pack(build(TUTORIAL))
 
 

@@ -651,7 +651,7 @@ def test_a_writers_batch_writes_its_samples(engine):
 
 def test_a_writer_opens_what_long_jobs_run_on(monkeypatch):
     """Even where the machine code is still to be compiled; and a batch needs a slot."""
-    monkeypatch.setattr("mygpt.engines.cpu.build.is_compiled", lambda: False)
+    monkeypatch.setattr("mygpt.engines.cpu.build.has_machine_code", lambda: False)
     writer = Writer(model_of("tutorial"), CHARS)
     assert isinstance(writer.open_batch(1), CpuBatch)
     for size in (0, -1, 1.5, True):

@@ -27,8 +27,8 @@ from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import (
     CachedReader,
-    CompiledStep,
     PlainReader,
+    TorchCompiledStep,
     TorchEngine,
     read_token,
 )
@@ -123,7 +123,7 @@ def test_a_reader_with_a_compiled_step_reads_as_the_plain_loop(uncompiled, name,
     end = window if overflow == "stop" else window + 8
     text = some_ids(model.config.vocab_size, 2, end, seed=1)
     for first in range(1, min(end, window + 3) + 1, 2):
-        step = CompiledStep(model)
+        step = TorchCompiledStep(model)
         step.read, read = counted(step.read)
         cached, plain = CachedReader(model, 2, overflow, step), PlainReader(model, overflow)
         with torch.no_grad():
@@ -381,7 +381,7 @@ def test_cuda_graphs_are_asked_for_on_cuda(monkeypatch, uncompiled, device, mode
     model = model_of("modern")
     ids = SimpleNamespace(device=torch.device(device), clone=lambda **_: torch.tensor([[1]]))
     with torch.no_grad():
-        assert CompiledStep(model).read(ids, empty_cache(model, 1)) is not None
+        assert TorchCompiledStep(model).read(ids, empty_cache(model, 1)) is not None
     assert [options["mode"] for options in uncompiled] == [mode]
 
 

@@ -20,9 +20,9 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.core.tutorial import set_seed
 from mygpt.errors import InputError
-from mygpt.training.compiled.step import CompiledStep, suits
-from mygpt.training.compiled_gradients import CompiledGradients
+from mygpt.training.compiled.step import CpuTrainingStep, suits
 from mygpt.training.config import TrainConfig
+from mygpt.training.cpu_gradients import CpuGradients
 from mygpt.training.gradients import Gradients
 from mygpt.training.optimizer import Optimizer
 
@@ -72,7 +72,7 @@ def by_torch(model: GPT, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Te
     return loss.detach(), found
 
 
-def by_us(step: CompiledStep, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def by_us(step: CpuTrainingStep, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     loss = step.gradients(*batch)
     named = step.model.named_parameters()
     return loss, {n: p.grad.clone() for n, p in named if p.grad is not None}
@@ -89,7 +89,7 @@ def assert_near(
 
 
 def assert_agree(model: GPT, batch: Batch, threads: int) -> None:
-    loss, gradients = by_us(CompiledStep(model, threads), batch)
+    loss, gradients = by_us(CpuTrainingStep(model, threads), batch)
     wanted_loss, wanted = by_torch(model, batch)
     assert_near(loss, wanted_loss, "loss", 3e-6)
     assert gradients.keys() == wanted.keys()
@@ -163,7 +163,7 @@ def test_what_is_no_whole_vectors_does_not_suit(name: str) -> None:
 def test_the_same_bits_whatever_came_between(threads: int) -> None:
     """Another batch's shape and numbers leave nothing behind in the buffers."""
     model = build(MODERN)
-    step = CompiledStep(model, threads)
+    step = CpuTrainingStep(model, threads)
     batch, other = draw_batch(MODERN, 7, 40), draw_batch(MODERN, 3, 131, seed=1)
     loss, first = by_us(step, batch)
     for between in (batch, other, draw_batch(MODERN, 1, 1)):
@@ -172,7 +172,7 @@ def test_the_same_bits_whatever_came_between(threads: int) -> None:
         again, second = by_us(step, batch)
         assert torch.equal(loss, again)
         assert all(torch.equal(first[name], second[name]) for name in first)
-    fresh_loss, fresh = by_us(CompiledStep(model, threads), other)
+    fresh_loss, fresh = by_us(CpuTrainingStep(model, threads), other)
     other_loss, gradients = by_us(step, other)
     assert torch.equal(fresh_loss, other_loss)
     assert all(torch.equal(fresh[name], gradients[name]) for name in fresh)
@@ -180,7 +180,7 @@ def test_the_same_bits_whatever_came_between(threads: int) -> None:
 
 def test_weights_changed_in_place_are_seen() -> None:
     model = build(MODERN)
-    step = CompiledStep(model, 2)
+    step = CpuTrainingStep(model, 2)
     batch = draw_batch(MODERN, 4, 20)
     before = step.gradients(*batch)
     model.load_state_dict(build(MODERN, seed=5).state_dict())
@@ -194,7 +194,7 @@ def test_weights_changed_in_place_are_seen() -> None:
 def test_losses_alone_leave_everything_as_it_is(config: GPTConfig) -> None:
     """Also of a model that drops in training: validation is without, and draws nothing."""
     model = build(with_dropout(config, 0.3)).train()
-    step = CompiledStep(model, 2)
+    step = CpuTrainingStep(model, 2)
     batch = draw_batch(config, 5, 30)
     _, before = by_us(step, batch)
     state = torch.get_rng_state()
@@ -213,7 +213,7 @@ def test_losses_alone_leave_everything_as_it_is(config: GPTConfig) -> None:
 def test_losses_of_windows() -> None:
     model = build(MODERN).eval()
     ids, targets = draw_batch(MODERN, 5, 30)
-    gradients = CompiledGradients(model, TrainConfig(batch_size=5, seq_len=30, lr=0.1, steps=1))
+    gradients = CpuGradients(model, TrainConfig(batch_size=5, seq_len=30, lr=0.1, steps=1))
     found = gradients.token_losses(ids.int().numpy(), targets.int().numpy())
     assert found.dtype == np.float32
     found = found.sum(axis=1, dtype=np.float64)
@@ -224,7 +224,7 @@ def test_losses_of_windows() -> None:
 
 def test_the_norm_is_that_of_all_gradients() -> None:
     model = build(GPT2)
-    step = CompiledStep(model, 3)
+    step = CpuTrainingStep(model, 3)
     _, gradients = by_us(step, draw_batch(GPT2, 4, 20))
     wanted = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
     assert float(step.gradient_norm()) == pytest.approx(wanted, rel=1e-6)
@@ -234,7 +234,7 @@ def test_both_engines_clip_by_the_same_norm() -> None:
     model, config = build(MODERN), TrainConfig(batch_size=3, seq_len=9, lr=0.1, steps=1)
     batch = draw_batch(MODERN, 3, 9)
     norms = []
-    for gradients in (Gradients(model, 1), CompiledGradients(model, config)):
+    for gradients in (Gradients(model, 1), CpuGradients(model, config)):
         gradients(*batch)
         norms.append(float(gradients.clip(0.0)))
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
@@ -248,7 +248,7 @@ def test_what_is_no_number_does_not_pass(config: GPTConfig, value: float) -> Non
     The kernels compare as if there were no NaN, so that one could get lost on the way.
     """
     model = build(config)
-    step = CompiledStep(model, 2)
+    step = CpuTrainingStep(model, 2)
     ids = torch.arange(2 * 40).view(2, 40) % config.vocab_size
     batch = ids, ids.roll(1, 1)
     for name, parameter in model.named_parameters():
@@ -265,7 +265,7 @@ def test_what_is_no_number_does_not_pass(config: GPTConfig, value: float) -> Non
 def test_windows_that_do_not_fit_are_refused() -> None:
     """Positions were read from behind their tables: any numbers, or the end of the process."""
     config = GPTConfig(5, 16, 1, 1, max_seq_len=8)
-    step = CompiledStep(build(config), 1)
+    step = CpuTrainingStep(build(config), 1)
     step.gradients(*draw_batch(config, 1, 8))
     for call in (step.gradients, step.losses):
         with pytest.raises(InputError, match="T=9 exceeds max_seq_len=8"):
@@ -333,7 +333,7 @@ def test_dropout_is_by_the_rule(
     torch.manual_seed(17)
     seed = int(torch.randint(2**31, ()))
     torch.manual_seed(17)
-    loss, gradients = by_us(CompiledStep(model, 3), ids)
+    loss, gradients = by_us(CpuTrainingStep(model, 3), ids)
 
     layers = range(config.num_layers)
     model.dropout = Masked(iter([0]), seed, rate)  # type: ignore[assignment]
@@ -364,7 +364,7 @@ def test_the_share_that_dropout_drops(rate: float) -> None:
 
 def test_dropout_follows_torchs_generator() -> None:
     model = build(with_dropout(MODERN, 0.1)).train()
-    step, batch = CompiledStep(model, 2), draw_batch(MODERN, 4, 20)
+    step, batch = CpuTrainingStep(model, 2), draw_batch(MODERN, 4, 20)
     losses = []
     for seed in (1, 2, 1):
         set_seed(seed)
@@ -387,7 +387,7 @@ def test_matrices_move_as_their_slow_twin(config: GPTConfig, threads: int) -> No
         batch_size=4, seq_len=20, steps=5, optimizer="muon", lr=0.05, weight_decay=0.2
     )
     model, twin = build(config), build(config)
-    step = CompiledStep(model, threads)
+    step = CpuTrainingStep(model, threads)
     ours, theirs = Optimizer(model, train, step), Optimizer(twin, train)
     for number in range(5):
         step.gradients(*draw_batch(config, 4, 20, seed=number))

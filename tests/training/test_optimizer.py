@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.training import muon
-from mygpt.training.compiled.step import CompiledStep
+from mygpt.training.compiled.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer, _adamw_by_hand
 
@@ -175,7 +175,7 @@ def test_a_step_of_muon(compiled: bool) -> None:
     """From zero: the rate times an orthogonal matrix, more for tall ones; decay is apart."""
     model = build(MODERN)
     config = settings_of(optimizer="muon", lr=0.1, weight_decay=0.5)
-    step = CompiledStep(model, 2) if compiled else None
+    step = CpuTrainingStep(model, 2) if compiled else None
     if step is not None:
         ids = torch.arange(32).view(2, 16) % 9
         step.gradients(ids, ids)
@@ -222,7 +222,7 @@ def test_a_state_that_is_put_back_goes_on_to_the_bit(
     train = settings_of(optimizer=optimizer, weight_decay=0.1)
     ids = torch.randint(0, 7, (6, 2, 8), generator=torch.Generator().manual_seed(4))
 
-    def go(model: GPT, ours: Optimizer, step: CompiledStep | None, numbers: range) -> None:
+    def go(model: GPT, ours: Optimizer, step: CpuTrainingStep | None, numbers: range) -> None:
         for number in numbers:
             if step is None:
                 draw_gradients(model, number)
@@ -230,9 +230,9 @@ def test_a_state_that_is_put_back_goes_on_to_the_bit(
                 step.gradients(ids[number], ids[number])
             ours.step(0.01 / (1 + number))
 
-    def begin(seed: int) -> tuple[GPT, Optimizer, CompiledStep | None]:
+    def begin(seed: int) -> tuple[GPT, Optimizer, CpuTrainingStep | None]:
         model = build(config, seed)
-        step = CompiledStep(model, 2) if compiled else None
+        step = CpuTrainingStep(model, 2) if compiled else None
         return model, Optimizer(model, train, step), step
 
     model, ours, step = begin(0)
@@ -279,7 +279,7 @@ def test_muon_learns_a_text_by_heart(compiled: bool) -> None:
     train = settings_of(optimizer="muon", lr=0.03)
     ids = torch.randint(0, 9, (4, 17), generator=torch.Generator().manual_seed(4))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    step = CompiledStep(model, 2) if compiled else None
+    step = CpuTrainingStep(model, 2) if compiled else None
     ours = Optimizer(model, train, step)
     losses = []
     for _ in range(30):

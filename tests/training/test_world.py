@@ -354,7 +354,7 @@ def test_tf32_is_for_cuda() -> None:
 )  # fmt: skip
 def test_every_choice_is_told(options: dict[str, Any], world: World, said: str) -> None:
     config = config_of(**options)
-    found = described(config, CPU, world, is_compiled=config.compile)
+    found = described(config, CPU, world, uses_torch_compile=config.compile)
     assert found == f"cpu (1 thread), {said}"
 
 

@@ -106,13 +106,13 @@ class Environment:
 def inspect_environment(runs: Path = Path("runs")) -> Environment:
     """Collect the facts. Imports torch and changes nothing."""
     from mygpt import __version__, machine
-    from mygpt.engines.choice import compiled_engine_available, may_have_gpu
-    from mygpt.engines.cpu.build import cache_folder, is_compiled
+    from mygpt.engines.choice import cpu_engine_available, may_have_gpu
+    from mygpt.engines.cpu.build import cache_folder, has_machine_code
     from mygpt.engines.cpu.workers import usable_cores
 
     # Read before torch is imported, since the import itself adds to the load.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    available, quota = compiled_engine_available(), machine.cpu_quota()
+    available, quota = cpu_engine_available(), machine.cpu_quota()
     torch, problem = _inspect_torch()
     return Environment(
         python=platform.python_version(),
@@ -129,7 +129,7 @@ def inspect_environment(runs: Path = Path("runs")) -> Environment:
         torch=torch,
         torch_error=problem,
         numba=metadata.version("numba") if available else None,
-        compiled=available and is_compiled(),
+        compiled=available and has_machine_code(),
         cache=str(cache_folder()),
         cache_writable=_is_writable(cache_folder()),
         disk_free_bytes=shutil.disk_usage(_existing(runs)).free,

@@ -252,13 +252,13 @@ def _evaluate(
     """The results by protocol."""
     from mygpt.evaluation import evaluate, evaluate_nanogpt
     from mygpt.machine import choose_device
-    from mygpt.training.gradients import compiled_token_losses
+    from mygpt.training.gradients import cpu_token_losses
 
     model = found.build_model().to(choose_device(device)).eval()
     lengths = found.tokenizer.byte_lengths()
     options: dict[str, Any] = {
         "size": text.size,
-        "token_losses": compiled_token_losses(model),
+        "token_losses": cpu_token_losses(model),
     }
     results = {}
     if protocol != "nanogpt":

@@ -16,24 +16,24 @@ def warmup() -> None:
 
     Example: mygpt warmup
     """
-    from mygpt.engines.choice import compiled_engine_available
+    from mygpt.engines.choice import cpu_engine_available
     from mygpt.errors import InputError, StorageError
 
-    if not compiled_engine_available():
+    if not cpu_engine_available():
         raise InputError("the compiled engine needs Numba and a POSIX system: install numba")
     from mygpt.engines.cpu.build import (
         DECODING,
         cache_folder,
         compile_now,
-        is_compiled,
+        has_machine_code,
         unusable_cache,
     )
-    from mygpt.training.compiled.program import TRAINING
+    from mygpt.training.compiled.library import TRAINING
 
     if (why := unusable_cache()) is not None:
         raise StorageError(f"nothing is kept in the cache, since {why}")
     for program in (DECODING, TRAINING):
-        if is_compiled(program):
+        if has_machine_code(program):
             say(f"{program.purpose} is ready, in {cache_folder()}")
             continue
         say(f"compiling {program.purpose}: about {program.seconds} seconds", file=sys.stderr)

@@ -82,11 +82,11 @@ def tokens_to_read(prompt: int, new: int, window: int, overflow: str) -> int:
 
 
 def _choose_on_cpu(config: GPTConfig, tokens: int, reads: int) -> Choice:
-    if not compiled_engine_available():
+    if not cpu_engine_available():
         return Choice("numpy", "Numba is missing, or this system has no POSIX threads")
-    from mygpt.engines.cpu.build import is_compiled
+    from mygpt.engines.cpu.build import has_machine_code
 
-    if is_compiled():
+    if has_machine_code():
         return Choice("cpu", "its machine code is ready")
     products_s = reads * config.num_parameters() / _NUMPY_PRODUCTS_PER_S
     if tokens * _NUMPY_STEP_S + products_s < _WORTH_COMPILING_S:
@@ -110,7 +110,7 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
         raise InputError(f"engine={wanted} has no dtype {dtype}: use {fit}, or --engine {other}")
     if wanted == "numpy":
         return Choice("numpy", "it was asked for")
-    if not compiled_engine_available():
+    if not cpu_engine_available():
         raise InputError(
             "engine=cpu needs Numba and a POSIX system: install numba, or use --engine numpy"
         )
@@ -118,7 +118,7 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
 
 
 @functools.cache
-def compiled_engine_available() -> bool:
+def cpu_engine_available() -> bool:
     """Whether this system has what the compiled engine needs."""
     from importlib.util import find_spec
 

@@ -64,7 +64,7 @@ class CachedReader:
         model: GPT,
         batch_size: int,
         overflow: Overflow = "crop",
-        compiled: CompiledStep | None = None,
+        compiled: TorchCompiledStep | None = None,
         positions: int | None = None,
     ) -> None:
         self.model = model
@@ -101,7 +101,7 @@ def choose_reader(
     model: Any,
     batch_size: int,
     overflow: Overflow,
-    compiled: CompiledStep | None = None,
+    compiled: TorchCompiledStep | None = None,
     positions: int | None = None,
 ) -> Reader:
     """Cached for our own forward, else the plain loop; for texts of so many tokens."""
@@ -135,7 +135,7 @@ def read_token(
     return logits[:, -1, :]
 
 
-class CompiledStep:
+class TorchCompiledStep:
     """`read_token` by torch.compile, when first used; after any failure of it, nothing more.
 
     Args:
@@ -202,7 +202,7 @@ class TorchEngine:
 
     def __init__(self, model: Any, compile: bool = False) -> None:
         self.model = model
-        self._compiled = CompiledStep(model) if compile and has_own_forward(model) else None
+        self._compiled = TorchCompiledStep(model) if compile and has_own_forward(model) else None
         if compile and self._compiled is None:
             _log.warning("only mygpt's own GPT has a step to compile: this model runs uncompiled")
 
@@ -220,7 +220,7 @@ class TorchDecoding:
     """Requests that are alike but for their prompts' tokens and seeds go in one batch."""
 
     def __init__(
-        self, model: Any, requests: Sequence[Request], compiled: CompiledStep | None = None
+        self, model: Any, requests: Sequence[Request], compiled: TorchCompiledStep | None = None
     ) -> None:
         alike: dict[Any, list[int]] = {}
         for row, request in enumerate(requests):
@@ -254,7 +254,7 @@ class _Batch:
     """Rows of one length and one way of drawing, decoded together until the last has ended."""
 
     def __init__(
-        self, model: Any, requests: Sequence[Request], compiled: CompiledStep | None
+        self, model: Any, requests: Sequence[Request], compiled: TorchCompiledStep | None
     ) -> None:
         self.model, self.requests = model, requests
         self.ends = [request.ends for request in requests]

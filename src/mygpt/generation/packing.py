@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.model import GPT, MLP, Attention, Block, RMSNorm
-from mygpt.engines.choice import compiled_engine_available
+from mygpt.engines.choice import cpu_engine_available
 from mygpt.engines.torch_engine import has_own_forward
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
     passes), or modules that were set up otherwise than the configuration says. One walk of our
     own: torch's take several times as long, more than many a job.
     """
-    if not has_own_forward(model) or not compiled_engine_available():
+    if not has_own_forward(model) or not cpu_engine_available():
         return None
     found: dict[str, torch.Tensor] = {}
     shapes = _shapes(model.config)

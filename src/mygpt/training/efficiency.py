@@ -20,8 +20,8 @@ from mygpt.errors import InputError
 from mygpt.machine import gemm_rate
 from mygpt.scaling import flops_per_token
 from mygpt.scaling.memory import activation_bytes
-from mygpt.training.compiled_gradients import CompiledGradients
 from mygpt.training.config import DtypeName, TrainConfig
+from mygpt.training.cpu_gradients import CpuGradients
 from mygpt.training.gradients import (
     make_gradients,
     suitable_engine,
@@ -131,7 +131,7 @@ def _step_times(
         ids = torch.randint(0, config.vocab_size, (recipe.batch_size, recipe.seq_len + 1))
     inputs, targets = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
     gradients = make_gradients(model, recipe)
-    compiled = gradients.step if isinstance(gradients, CompiledGradients) else None
+    compiled = gradients.step if isinstance(gradients, CpuGradients) else None
     optimizer = Optimizer(model, recipe, compiled)
     batches = itertools.repeat((inputs, targets))
     steps = train_steps(batches, gradients, optimizer, lambda _: recipe.lr, recipe.grad_clip)

@@ -42,27 +42,27 @@ from mygpt.training.shared_losses import shared_losses
 from mygpt.training.world import ALONE, World
 
 if TYPE_CHECKING:
-    from mygpt.training.compiled_gradients import CompiledGradients
+    from mygpt.training.cpu_gradients import CpuGradients
 
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
     """The compiled kernels where they can, else torch."""
-    from mygpt.engines.choice import compiled_engine_available
+    from mygpt.engines.choice import cpu_engine_available
     from mygpt.training.compiled.step import suits
 
-    if not compiled_engine_available():
+    if not cpu_engine_available():
         return "torch"
     return "compiled" if device.type == "cpu" and suits(shape) else "torch"
 
 
 def make_gradients(
     model: GPT, config: TrainConfig, world: World = ALONE
-) -> Gradients | CompiledGradients:
+) -> Gradients | CpuGradients:
     """What `config.engine` names, with as many threads as suit it."""
     if config.engine == "compiled":
-        from mygpt.training.compiled_gradients import CompiledGradients
+        from mygpt.training.cpu_gradients import CpuGradients
 
-        return CompiledGradients(model, config, world)
+        return CpuGradients(model, config, world)
     threads = Gradients.suitable_threads(model, config.piece) if world.alone else 1
     return Gradients(model, threads, config.micro_batch, config=config, world=world)
 
@@ -83,7 +83,7 @@ class Gradients:
 
     Attributes:
         note: a line for people, where something that was asked for cannot be done.
-        is_compiled: whether `torch.compile` makes the forward pass.
+        uses_torch_compile: whether `torch.compile` makes the forward pass.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Gradients:
         self._autocast = partial(autocast, device, torch.float32 if self._sharded else dtype)
         self._plain = world.alone and dtype == torch.float32
         self._forward: Callable[..., Any] = model
-        self.is_compiled = config is not None and config.compile
+        self.uses_torch_compile = config is not None and config.compile
         if config is not None and not self._sharded:
             self._prepare_forward(config)
-        elif self.is_compiled:
+        elif self.uses_torch_compile:
             self.note = why_not_compiled(device)
-        self.is_compiled &= self.note is None
+        self.uses_torch_compile &= self.note is None
 
     def _prepare_forward(self, config: TrainConfig) -> None:
         if config.checkpoint_activations:
@@ -281,10 +281,10 @@ def _data_parallel(forward: Callable[..., Any]) -> Callable[..., Any]:
     return DistributedDataParallel(forward, **options)
 
 
-def compiled_token_losses(model: GPT) -> TokenLosses | None:
+def cpu_token_losses(model: GPT) -> TokenLosses | None:
     """A faster way to each target's loss than the model's own; None where there is none."""
     if suitable_engine(model.config, next(model.parameters()).device) != "compiled":
         return None
-    from mygpt.training.compiled.step import CompiledStep
+    from mygpt.training.compiled.step import CpuTrainingStep
 
-    return CompiledStep(model, torch.get_num_threads()).token_losses
+    return CpuTrainingStep(model, torch.get_num_threads()).token_losses

@@ -102,7 +102,7 @@ def _left_out(error: Exception) -> str:
 
 
 def described(
-    config: TrainConfig, device: torch.device, world: World, *, is_compiled: bool = False
+    config: TrainConfig, device: torch.device, world: World, *, uses_torch_compile: bool = False
 ) -> str:
     """Each choice that was made for the device, on one line."""
     parts = [_name(device)]
@@ -113,7 +113,7 @@ def described(
         products = "TF32 products" if config.dtype == "tf32" else str(dtype).removeprefix("torch.")
         mixed = dtype != torch.float32 and not world.shards(config.shard)
         parts.append(f"{products} by autocast" if mixed else products)
-        parts.append("torch.compile" if is_compiled else "not compiled")
+        parts.append("torch.compile" if uses_torch_compile else "not compiled")
         parts += ["blocks computed anew on the way back"] * config.checkpoint_activations
     if device.type == "cuda":
         parts.append("attention by SDPA (flash where it fits), fused AdamW")

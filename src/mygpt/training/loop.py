@@ -129,8 +129,8 @@ class Trainer:
     @property
     def described(self) -> str:
         """Each choice that was made for the device, on one line."""
-        compiled = self._gradients.is_compiled
-        return described(self.config, self.device, self.world, is_compiled=compiled)
+        compiled = self._gradients.uses_torch_compile
+        return described(self.config, self.device, self.world, uses_torch_compile=compiled)
 
     @property
     def sharded(self) -> bool:

@@ -19,12 +19,12 @@ def training_flops_per_s(threads: int) -> float:
 
     The best of some steps of a small model, since other programs only ever slow one down.
     """
-    from mygpt.training.compiled.step import CompiledStep
+    from mygpt.training.compiled.step import CpuTrainingStep
 
     config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
     with torch.random.fork_rng(devices=[]):
         model = GPT.from_config(config)
-    step = CompiledStep(model, threads)
+    step = CpuTrainingStep(model, threads)
     ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
     step.gradients(ids, ids)
     best, end = float("inf"), time.monotonic() + _SECONDS

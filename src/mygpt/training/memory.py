@@ -21,7 +21,7 @@ from mygpt.core.model import GPT
 from mygpt.errors import OutOfMemoryError
 from mygpt.evaluation import rows_at_once
 from mygpt.machine import free_memory_bytes
-from mygpt.training.compiled.room import step_bytes
+from mygpt.training.compiled.workspace import step_bytes
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients
 from mygpt.training.world import ALONE, World

@@ -21,7 +21,7 @@ from mygpt.training.sharding import first_row, is_sharded, like, local, put_rows
 from mygpt.training.world import ALONE, World
 
 if TYPE_CHECKING:
-    from mygpt.training.compiled.step import CompiledStep
+    from mygpt.training.compiled.step import CpuTrainingStep
 
 # Beside Muon: the rates of what AdamW updates, as multiples of Muon's (docs/lab-notes.md).
 _EMBEDDING_RATE, _HEAD_RATE, _NORM_RATE = 1.0, 0.5, 0.5
@@ -43,7 +43,7 @@ class Optimizer:
         self,
         model: GPT,
         config: TrainConfig,
-        compiled: CompiledStep | None = None,
+        compiled: CpuTrainingStep | None = None,
         world: World = ALONE,
     ) -> None:
         self.model = model

@@ -15,7 +15,7 @@ import torch
 from mygpt.container import check_storable
 from mygpt.core.config import GPTConfig, require_path
 from mygpt.data.token_store import Tokens
-from mygpt.engines.choice import compiled_engine_available
+from mygpt.engines.choice import cpu_engine_available
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
 from mygpt.text import READING_VERSION
@@ -258,7 +258,7 @@ def _with_steps_in_time(
     world: World,
 ) -> tuple[TrainConfig, list[str]]:
     """The recipe with steps that its minutes have time for, and notes on long ones; on a CPU."""
-    if device.type != "cpu" or not compiled_engine_available():  # what is not measured
+    if device.type != "cpu" or not cpu_engine_available():  # what is not measured
         return config, []
     if config.minutes is None:
         threads = torch.get_num_threads()

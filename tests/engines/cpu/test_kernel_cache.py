@@ -26,7 +26,7 @@ def compilations(monkeypatch, tmp_path):
     """A cache of its own in a process that has linked nothing; what was compiled is counted."""
     code, calls = build._object_path().read_bytes()[build._DIGEST_BYTES :], []
 
-    def compile_at_once(program: build.Program) -> bytes:
+    def compile_at_once(program: build.KernelLibrary) -> bytes:
         assert program == build.DECODING
         calls.append("compiled")
         return code
@@ -47,7 +47,7 @@ def choose_cache(monkeypatch, folder: Path) -> None:
 
 def load() -> build.Kernels:
     """As a process does that has not asked before."""
-    return build.Kernels(*build.load_program.__wrapped__(build.DECODING))
+    return build.Kernels(*build.load_library.__wrapped__(build.DECODING))
 
 
 def digest(kernels: build.Kernels) -> int:
@@ -74,14 +74,14 @@ def test_cache_folder_is_the_chosen_one_or_the_users(monkeypatch):
 
 def test_machine_code_is_compiled_once_and_kept_whole(compilations, tmp_path, caplog):
     """Which is said once, before a user wonders what takes ten seconds."""
-    assert not build.is_compiled()
+    assert not build.has_machine_code()
     with caplog.at_level(logging.WARNING, logger="mygpt"):
         first = digest(load())
     assert [record.getMessage() for record in caplog.records] == [
         "compiling the decoding loop, once: about 10 seconds"
     ]
     assert files(tmp_path / "a" / "cache") == [build._object_path().name]
-    assert build.is_compiled()
+    assert build.has_machine_code()
     caplog.clear()
     assert digest(load()) == first
     assert compilations == ["compiled"]
@@ -90,7 +90,7 @@ def test_machine_code_is_compiled_once_and_kept_whole(compilations, tmp_path, ca
 
 def test_compiling_ahead_is_done_once(compilations):
     build.compile_now()
-    assert build.is_compiled()
+    assert build.has_machine_code()
     build.compile_now()
     load()
     assert compilations == ["compiled"]
@@ -99,7 +99,7 @@ def test_compiling_ahead_is_done_once(compilations):
 def test_a_process_that_has_the_code_needs_no_file(compilations, tmp_path):
     load()
     shutil.rmtree(tmp_path / "a")
-    assert build.is_compiled()
+    assert build.has_machine_code()
 
 
 def test_other_sources_or_another_processor_are_other_machine_code(monkeypatch, tmp_path):
@@ -135,7 +135,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(compilations, monkeypatch, t
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("mygpt.storage.os.write", write_half)
-    assert not build.is_compiled()
+    assert not build.has_machine_code()
     digest(load())
     assert compilations == ["compiled"]
     if place == "full":
@@ -184,7 +184,7 @@ path.parent.mkdir(parents=True)
 for number, damaged in enumerate([{damages[damage]}]):
     path.write_bytes(damaged)
     build.load_kernels.cache_clear()
-    build.load_program.cache_clear()
+    build.load_library.cache_clear()
     build.load_kernels()
     assert path.read_bytes()[build._DIGEST_BYTES :] == code, number
     print("whole again")
@@ -245,7 +245,7 @@ def test_a_folder_that_others_can_write_to_is_neither_used_nor_written(
     kept = path.read_bytes()
     path.parent.chmod(mode)
     build._linked.clear()
-    assert not build.is_compiled()
+    assert not build.has_machine_code()
     path.write_bytes(kept[:-1])
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mygpt"):

@@ -1,7 +1,7 @@
 """Elementary functions, norms, activations and softmax on rows of float32.
 
 The loops are written so that LLVM vectorises them: no calls into the C library, no branches that
-depend on the data, and sums that may be reordered (`SUMMING`).
+depend on the data, and sums that may be reordered (`REASSOCIATE`).
 Letters: C width of a row.
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.simd import (
-    COMPARING,
+    FLOAT32,
     FLOATS,
-    REAL,
-    SUMMING,
-    WHOLE,
+    INT64,
+    NO_NANS,
+    REASSOCIATE,
     bits_of_float,
     float_of_bits,
     kernel,
@@ -54,7 +54,7 @@ _P, _A1, _A2 = f32(0.3275911), f32(0.254829592), f32(-0.284496736)
 _A3, _A4, _A5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
 
 
-@kernel(REAL, returns=REAL)
+@kernel(FLOAT32, returns=FLOAT32)
 def exp(x):
     """e**x with a relative error of about 1e-7, for x from -87 to 88; x is clipped to that range.
 
@@ -73,7 +73,7 @@ def exp(x):
     return power * float_of_bits(np.int32((bits_of_float(shifted) << _23) + _BIAS))
 
 
-@kernel(REAL, returns=REAL)
+@kernel(FLOAT32, returns=FLOAT32)
 def erf(x):
     """The error function, with an absolute error of at most 2e-7."""
     # For x >= 0: erf(x) = 1 - (a1 t + ... + a5 t**5) exp(-x**2) with t = 1 / (1 + p x);
@@ -85,7 +85,7 @@ def erf(x):
     return value if x >= _ZERO else -value
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE)
+@kernel(FLOATS, FLOATS, INT64, INT64)
 def activate(gate, up, count, kind):
     """gate[i] = GELU(gate[i]) (exact or tanh), or SiLU(gate[i]) * up[i] (SwiGLU)."""
     # The kind is tested outside of the loops, so that each loop has no branch.
@@ -105,7 +105,7 @@ def activate(gate, up, count, kind):
             gate[i] = gate[i] * (_ONE - _ONE / (_ONE + exp(_TWO * inner)))
 
 
-@kernel(FLOATS, WHOLE, returns=REAL, extra=SUMMING)
+@kernel(FLOATS, INT64, returns=FLOAT32, extra=REASSOCIATE)
 def total_of(x, count):
     """The sum of x[:count]."""
     total = _ZERO
@@ -114,7 +114,7 @@ def total_of(x, count):
     return total
 
 
-@kernel(FLOATS, WHOLE, REAL, returns=REAL, extra=SUMMING)
+@kernel(FLOATS, INT64, FLOAT32, returns=FLOAT32, extra=REASSOCIATE)
 def sum_of_squares(x, count, centre):
     """The sum of (x[i] - centre)**2."""
     total = _ZERO
@@ -123,7 +123,7 @@ def sum_of_squares(x, count, centre):
     return total
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE, FLOATS, FLOATS, REAL)
+@kernel(FLOATS, FLOATS, INT64, INT64, FLOATS, FLOATS, FLOAT32)
 def normalize(out, x, count, kind, weight, bias, eps):
     """out = LayerNorm or RMSNorm of the row x of C numbers; `out` may be `x`.
 
@@ -143,7 +143,7 @@ def normalize(out, x, count, kind, weight, bias, eps):
             out[i] = (x[i] - centre) * factor * weight[i] + bias[i]
 
 
-@kernel(FLOATS, WHOLE, returns=REAL, extra=COMPARING)
+@kernel(FLOATS, INT64, returns=FLOAT32, extra=NO_NANS)
 def largest_of(x, count):
     """The largest of x[:count]; any of them where one is NaN."""
     # Declared free of NaN, the comparison becomes one vector instruction (`max`).
@@ -153,7 +153,7 @@ def largest_of(x, count):
     return largest
 
 
-@kernel(FLOATS, WHOLE, WHOLE, REAL)
+@kernel(FLOATS, INT64, INT64, FLOAT32)
 def softmax(x, count, capacity, scale):
     """x[:count] = softmax(scale * x[:count]) and x[count:capacity] = 0; all NaN where one is.
 
@@ -177,8 +177,8 @@ def softmax(x, count, capacity, scale):
         x[i] *= factor
 
 
-@kernel(WHOLE, WHOLE, WHOLE, returns=WHOLE)
-def share(count, part, parts):
+@kernel(INT64, INT64, INT64, returns=INT64)
+def part_start(count, part, parts):
     """Where part number `part` of `count` items begins when `parts` divide them: its end is that
     of the next part's beginning.
     """

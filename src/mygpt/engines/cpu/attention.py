@@ -10,8 +10,8 @@ from mygpt.engines.cpu.arithmetic import normalize, softmax
 from mygpt.engines.cpu.matmul import DEPTH_BLOCK, multiply
 from mygpt.engines.cpu.simd import (
     FLOATS,
+    INT64,
     INTS,
-    WHOLE,
     floats,
     kernel,
     skip,
@@ -32,13 +32,13 @@ from mygpt.engines.cpu.simd import (
 # the store of a new key, whose D numbers go T apart: measured as 4% of a cropped window's time.
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, returns=WHOLE)
+@kernel(INTS, INT64, INT64, INT64, returns=INT64)
 def _cache_offset(job, slot, layer, group):
     """The number of a piece of the cache, (slots, layers, G) in row-major order."""
     return (slot * job[at.LAYERS] + layer) * job[at.GROUPS] + group
 
 
-@kernel(FLOATS, WHOLE, INTS)
+@kernel(FLOATS, INT64, INTS)
 def _rotate(x, position, job):
     """Rotary position embedding (Su et al., "RoFormer", 2021) of one head x (D,), in place."""
     # Elements i and i + D/2 are a point of the plane, turned by the angle a = position * frequency:
@@ -55,7 +55,7 @@ def _rotate(x, position, job):
         x[i + half] = second * cosines[i] + first * sines[i]
 
 
-@kernel(FLOATS, WHOLE, INTS, WHOLE)
+@kernel(FLOATS, INT64, INTS, INT64)
 def _prepare_head(x, position, job, norm):
     """Normalise and rotate one query or key head in place, as far as the model does so."""
     if job[at.QK_NORM]:
@@ -66,7 +66,7 @@ def _prepare_head(x, position, job, norm):
         _rotate(x, position, job)
 
 
-@kernel(INTS, INTS, WHOLE, WHOLE, WHOLE, WHOLE, INTS)
+@kernel(INTS, INTS, INT64, INT64, INT64, INT64, INTS)
 def prepare_queries(job, layer, first_row, last_row, first_head, last_head, positions):
     """Normalise and rotate the queries of some rows and heads in place."""
     for row in range(first_row, last_row):
@@ -76,7 +76,7 @@ def prepare_queries(job, layer, first_row, last_row, first_head, last_head, posi
             _prepare_head(own, positions[row], job, layer[at.QUERY_NORM])
 
 
-@kernel(INTS, INTS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, INTS, INTS)
+@kernel(INTS, INTS, INT64, INT64, INT64, INT64, INT64, INTS, INTS)
 def store_keys_values(
     job, layer, number, first_row, last_row, first_group, last_group, slots, positions
 ):
@@ -98,7 +98,7 @@ def store_keys_values(
                 keys[d * time] = key[d]
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(INTS, INT64, INT64, INT64, INT64, INT64, INT64, INT64)
 def _attend_tile(job, thread, number, row, rows, head, slot, position):
     """One head of `rows` rows of one text, the first of them at `position`."""
     size, wide, time = job[at.HEAD], job[at.HEAD_STRIDE], job[at.TIME_STRIDE]
@@ -136,7 +136,7 @@ def _attend_tile(job, thread, number, row, rows, head, slot, position):
             )  # fmt: skip
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, INTS, INTS)
+@kernel(INTS, INT64, INT64, INT64, INT64, INT64, INT64, INTS, INTS)
 def attend(job, thread, number, first_row, last_row, first_head, last_head, slots, positions):
     """ATTENDED = softmax(q K^T / sqrt D) V of each row and head, up to the row's own position."""
     row = first_row

@@ -48,10 +48,10 @@ class Kernels(NamedTuple):
 
     run: Kernel
     digest: Kernel
-    lay_panels: Kernel
+    pack_matrices: Kernel
 
 
-class Program(NamedTuple):
+class KernelLibrary(NamedTuple):
     """Kernels that are compiled and kept together.
 
     Attributes:
@@ -70,18 +70,18 @@ class Program(NamedTuple):
 
 
 _HERE = "mygpt.engines.cpu"
-DECODING = Program(
+DECODING = KernelLibrary(
     "kernels",
     "the decoding loop",
     10,
     tuple(f"{_HERE}.{name}" for name in _COMPILED),
-    ((f"{_HERE}.loop", "run"), (f"{_HERE}.digest", "digest"), (f"{_HERE}.panels", "lay_panels")),
+    ((f"{_HERE}.loop", "run"), (f"{_HERE}.digest", "digest"), (f"{_HERE}.panels", "pack_matrices")),
 )
 _alive: list[Any] = []  # the linker owns the code's memory
 _linked: set[str] = set()  # names of the programs that this process has
 
 
-def is_compiled(program: Program = DECODING) -> bool:
+def has_machine_code(program: KernelLibrary = DECODING) -> bool:
     """Whether a program's machine code is at hand, so that it starts at once."""
     if program.name in _linked:
         return True
@@ -93,20 +93,20 @@ def is_compiled(program: Program = DECODING) -> bool:
         return False
 
 
-def compile_now(program: Program = DECODING) -> None:
+def compile_now(program: KernelLibrary = DECODING) -> None:
     """Compile a program and keep its machine code, unless that was done before."""
-    if not is_compiled(program):
+    if not has_machine_code(program):
         _keep(_object_path(program), _compile(program))
 
 
 @functools.cache
 def load_kernels() -> Kernels:
     """The decoding loop's functions; compiles them first where need be, and says so."""
-    return Kernels(*load_program(DECODING))
+    return Kernels(*load_library(DECODING))
 
 
 @functools.cache
-def load_program(program: Program) -> tuple[Kernel, ...]:
+def load_library(program: KernelLibrary) -> tuple[Kernel, ...]:
     """A program's functions, in its order; compiles them first where need be, and says so."""
     path = _object_path(program)
     try:
@@ -158,7 +158,7 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _object_path(program: Program = DECODING) -> Path:
+def _object_path(program: KernelLibrary = DECODING) -> Path:
     import llvmlite.binding as llvm
 
     told = hashlib.sha256()
@@ -186,14 +186,14 @@ def _target_machine() -> Any:
     )
 
 
-def _compile(program: Program = DECODING) -> bytes:
+def _compile(program: KernelLibrary = DECODING) -> bytes:
     """The object file of a program, from a process of its own, which a signal can end."""
-    from mygpt.engines.cpu.compiling import compile_apart
+    from mygpt.engines.cpu.compile_process import compile_in_process
 
-    return compile_apart(program) or compile_here(program)
+    return compile_in_process(program) or compile_here(program)
 
 
-def compile_here(program: Program) -> bytes:
+def compile_here(program: KernelLibrary) -> bytes:
     """The object file of all kernels, the ones that Python calls under their plain names."""
     import llvmlite.binding as llvm
 
@@ -213,7 +213,7 @@ def compile_here(program: Program) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _llvm_codes(program: Program) -> list[str]:
+def _llvm_codes(program: KernelLibrary) -> list[str]:
     """The kernels as Numba sees them, not optimised: we do that once, for all together."""
     import numba
 
@@ -244,7 +244,7 @@ def _keep(path: Path, code: bytes) -> None:
         write_durably(path, pieces, inside=True, mode=PRIVATE_FILE)
 
 
-def _link(code: bytes, program: Program = DECODING) -> tuple[Kernel, ...]:
+def _link(code: bytes, program: KernelLibrary = DECODING) -> tuple[Kernel, ...]:
     import llvmlite.binding as llvm
 
     linker = llvm.create_lljit_compiler(_target_machine())

@@ -17,7 +17,7 @@ from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.memory import Memory
 from mygpt.engines.cpu.pack import PackedModel, padded
-from mygpt.engines.cpu.workers import run_together, usable_cores
+from mygpt.engines.cpu.workers import run_on_threads, usable_cores
 from mygpt.errors import InputError
 
 _PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signals
@@ -78,7 +78,7 @@ class Loop:
         self._slots[:, at.STATUS] = at.ENDED
         self._slots[rows, at.STATUS] = at.ACTIVE
         self.choose_threads()
-        self.do(at.READ, 1)
+        self.do(at.PREFILL, 1)
         self._slots[:, at.STATUS] = status
 
     def choose_threads(self) -> None:
@@ -104,7 +104,7 @@ class Loop:
         address = self._memory.job_address
         if self._threads > 1 and steps:
             began, used = time.perf_counter(), time.thread_time()
-            run_together(self._run, address, self._threads)
+            run_on_threads(self._run, address, self._threads)
             self._judge(time.perf_counter() - began, time.thread_time() - used)
         else:
             self._run(address, 0)
@@ -180,7 +180,7 @@ class CpuDecoding:
     def weigh(self) -> NDArray[np.float32]:
         """Each row's next-token probabilities, (B, V), a view that the next call overwrites."""
         self._prepare(1)
-        self._do(at.WEIGH, 1)
+        self._do(at.PREDICT, 1)
         return self._memory.probabilities[:, : self._config.vocab_size]
 
     def race(self, steps: int, fill_noise: Callable[[], object]) -> Iterator[None]:
@@ -190,12 +190,12 @@ class CpuDecoding:
         this draws from the probabilities. Yields after each step.
         """
         self._prepare(_STEPS_BETWEEN_LOOKS + 1)
-        self._do(at.WEIGH, 1)
+        self._do(at.PREDICT, 1)
         for step in range(steps):
             if step and step % _STEPS_BETWEEN_LOOKS == 0:
                 self._prepare(_STEPS_BETWEEN_LOOKS + 1)
             fill_noise()
-            self._do(at.TAKE, int(step < steps - 1))  # then weigh the next, if there is one
+            self._do(at.RACE, int(step < steps - 1))  # then weigh the next, if there is one
             yield
 
     def _prepare(self, steps: int) -> None:

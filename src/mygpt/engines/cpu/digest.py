@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mygpt.engines.cpu.simd import WHOLE, WORDS, ints, kernel, words
+from mygpt.engines.cpu.simd import INT64, WORDS, ints, kernel, words
 
-# 2**32 / golden ratio, odd: products with 0, 1, 2, ... are spread evenly (Knuth, The Art of Computer
-# Programming, volume 3, 6.4). Position i of a word is mixed in by it, so that two words that
-# change places change the sum.
+# 2**32 / golden ratio, odd: products with 0, 1, 2, ... are spread evenly (Knuth, The Art of
+# Computer Programming, volume 3, 6.4). Position i of a word is mixed in by it, so that two words
+# that change places change the sum.
 _PLACE = np.uint32(0x9E3779B1)
 # The finaliser of MurmurHash3 (Appleby, 2011), with its two factors and its shifts of 16, 13 and 16
 # bits: each bit of a word influences each bit of its hash. It maps words one to one, so a change of
@@ -17,7 +17,7 @@ _FACTOR_1, _FACTOR_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 _13, _16 = np.uint32(13), np.uint32(16)
 
 
-@kernel(WORDS, WHOLE, returns=WHOLE)
+@kernel(WORDS, INT64, returns=INT64)
 def _digest_array(data, size):
     """The sum of the hashes of all words, each with its position; modulo 2**32."""
     # A sum, not a chain in which each hash depends on the one before: so the loop vectorises, and
@@ -31,7 +31,7 @@ def _digest_array(data, size):
     return np.int64(total)
 
 
-@kernel(WHOLE, WHOLE, returns=WHOLE)
+@kernel(INT64, INT64, returns=INT64)
 def digest(table_address, count):
     """A hash of `count` arrays of 32-bit words; the table holds address and words of each."""
     table = ints(table_address)

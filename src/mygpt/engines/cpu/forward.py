@@ -12,13 +12,13 @@ from __future__ import annotations
 from numba import types
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.arithmetic import activate, normalize, share
-from mygpt.engines.cpu.attention import attend, prepare_queries, store_pairs
+from mygpt.engines.cpu.arithmetic import activate, normalize, part_start
+from mygpt.engines.cpu.attention import attend, prepare_queries, store_keys_values
 from mygpt.engines.cpu.matmul import copy_row, linear
 from mygpt.engines.cpu.simd import (
     FLOATS,
+    INT64,
     INTS,
-    WHOLE,
     atomic_add,
     atomic_load,
     floats,
@@ -34,7 +34,7 @@ sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 @kernel(INTS)
-def meet(job):
+def barrier(job):
     """Wait until every thread is here."""
     threads = job[at.THREADS]
     if threads == 1:
@@ -48,24 +48,24 @@ def meet(job):
             sched_yield()
 
 
-@kernel(INTS, WHOLE)
-def _meet_if(job, parts):
+@kernel(INTS, INT64)
+def _barrier_if(job, parts):
     if parts > 1:
-        meet(job)
+        barrier(job)
 
 
-@kernel(WHOLE, WHOLE, WHOLE, returns=types.UniTuple(WHOLE, 4))
+@kernel(INT64, INT64, INT64, returns=types.UniTuple(INT64, 4))
 def _my_rows(rows, thread, threads):
     """This thread's rows in whole tiles, and all columns: first, last, part, parts."""
     tiles = (rows + at.ROWS - 1) // at.ROWS
     first, last = (
-        share(tiles, thread, threads) * at.ROWS,
-        share(tiles, thread + 1, threads) * at.ROWS,
+        part_start(tiles, thread, threads) * at.ROWS,
+        part_start(tiles, thread + 1, threads) * at.ROWS,
     )
     return first, min(last, rows), 0, 1
 
 
-@kernel(INTS, FLOATS, WHOLE, WHOLE)
+@kernel(INTS, FLOATS, INT64, INT64)
 def _embed(job, x, first, last):
     """x = the token's embedding, plus the position's where the model has learned ones."""
     width, tokens, positions = job[at.WIDTH], ints(job[at.ROW_TOKEN]), ints(job[at.ROW_POSITION])
@@ -78,13 +78,13 @@ def _embed(job, x, first, last):
                 out[c] += here[c]
 
 
-@kernel(INTS, WHOLE, returns=FLOATS)
+@kernel(INTS, INT64, returns=FLOATS)
 def _my_normed(job, thread):
     """This thread's own room for normalised rows: sharing it would cost a meeting."""
     return skip(floats(job[at.NORMED]), thread * job[at.MAX_ROWS] * job[at.WIDTH_STRIDE])
 
 
-@kernel(INTS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(INTS, INT64, FLOATS, INT64, INT64, INT64, INT64)
 def _normalize(job, thread, x, weight, bias, first, last):
     normed, stride = _my_normed(job, thread), job[at.WIDTH_STRIDE]
     for row in range(first, last):
@@ -94,7 +94,7 @@ def _normalize(job, thread, x, weight, bias, first, last):
         )  # fmt: skip
 
 
-@kernel(INTS, WHOLE, INTS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(INTS, INT64, INTS, INT64, INT64, INT64, INT64, INT64, INT64, INT64)
 def _project(job, thread, layer, matrix, out, out_stride, first, last, part, parts):
     """out = normed rows times one of the layer's matrices."""
     stride = job[at.WIDTH_STRIDE]
@@ -106,7 +106,7 @@ def _project(job, thread, layer, matrix, out, out_stride, first, last, part, par
     )  # fmt: skip
 
 
-@kernel(INTS, INTS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(INTS, INTS, INT64, FLOATS, INT64, INT64, INT64, INT64, INT64, INT64)
 def _add_projection(job, layer, matrix, x, source, source_stride, first, last, part, parts):
     """x += rows of a buffer times one of the layer's matrices."""
     stride = job[at.WIDTH_STRIDE]
@@ -117,47 +117,51 @@ def _add_projection(job, layer, matrix, x, source, source_stride, first, last, p
     )  # fmt: skip
 
 
-@kernel(INTS, WHOLE, INTS, WHOLE, FLOATS, INTS, INTS, WHOLE, WHOLE, WHOLE, WHOLE)
-def _attend_and_think(job, thread, layer, number, x, slots, positions, first, last, part, parts):
+@kernel(INTS, INT64, INTS, INT64, FLOATS, INTS, INTS, INT64, INT64, INT64, INT64)
+def attention_and_mlp(job, thread, layer, number, x, slots, positions, first, last, part, parts):
     """From queries on to the end of a block: x += attention, x += MLP."""
     heads_a_group = job[at.HEADS] // job[at.GROUPS]
-    head = share(job[at.GROUPS], part, parts) * heads_a_group
-    next_head = share(job[at.GROUPS], part + 1, parts) * heads_a_group
+    head = part_start(job[at.GROUPS], part, parts) * heads_a_group
+    next_head = part_start(job[at.GROUPS], part + 1, parts) * heads_a_group
     prepare_queries(job, layer, first, last, head, next_head, positions)
     attend(job, thread, number, first, last, head, next_head, slots, positions)
-    _meet_if(job, parts)
-    _add_projection(job, layer, at.W_MIXED, x, at.MIXED, at.MIXED_STRIDE, first, last, part, parts)
-    _meet_if(job, parts)
+    _barrier_if(job, parts)
+    _add_projection(
+        job, layer, at.W_OUTPUT, x, at.ATTENDED, at.ATTENDED_STRIDE, first, last, part, parts
+    )
+    _barrier_if(job, parts)
     _normalize(job, thread, x, layer[at.NORM_2], layer[at.NORM_2_BIAS], first, last)
     _project(job, thread, layer, at.W_GATE, at.GATE, at.HIDDEN_STRIDE, first, last, part, parts)
     if job[at.MLP] == at.SWIGLU:
         _project(job, thread, layer, at.W_UP, at.UP, at.HIDDEN_STRIDE, first, last, part, parts)
     panels = (job[at.HIDDEN_STRIDE] + at.PANEL - 1) // at.PANEL
-    begin = share(panels, part, parts) * at.PANEL
-    end = min(share(panels, part + 1, parts) * at.PANEL, job[at.HIDDEN_STRIDE])
+    begin = part_start(panels, part, parts) * at.PANEL
+    end = min(part_start(panels, part + 1, parts) * at.PANEL, job[at.HIDDEN_STRIDE])
     gate, up = skip(floats(job[at.GATE]), begin), skip(floats(job[at.UP]), begin)
     for row in range(first, last):
         away = row * job[at.HIDDEN_STRIDE]
         activate(skip(gate, away), skip(up, away), end - begin, job[at.MLP])
-    _meet_if(job, parts)
+    _barrier_if(job, parts)
     _add_projection(job, layer, at.W_DOWN, x, at.GATE, at.HIDDEN_STRIDE, first, last, part, parts)
-    _meet_if(job, parts)
+    _barrier_if(job, parts)
 
 
-@kernel(INTS, WHOLE, WHOLE, INTS)
+@kernel(INTS, INT64, INT64, INTS)
 def _predict(job, thread, threads, layer):
     """The rest of the last block and the head, for the outputs alone."""
     stride, outputs = job[at.WIDTH_STRIDE], job[at.OUTPUTS]
     x, last_x, chosen = floats(job[at.X]), floats(job[at.X_LAST]), ints(job[at.OUTPUT_ROW])
-    for row in range(share(outputs, thread, threads), share(outputs, thread + 1, threads)):
+    for row in range(
+        part_start(outputs, thread, threads), part_start(outputs, thread + 1, threads)
+    ):
         for c in range(job[at.WIDTH]):
             last_x[row * stride + c] = x[chosen[row] * stride + c]
-    meet(job)
+    barrier(job)
     _normalize(job, thread, last_x, layer[at.NORM_1], layer[at.NORM_1_BIAS], 0, outputs)
     _project(job, thread, layer, at.W_QUERY, at.QUERY, at.QUERY_STRIDE, 0, outputs, thread, threads)
-    meet(job)
+    barrier(job)
     slots, positions = ints(job[at.OUTPUT_SLOT]), ints(job[at.OUTPUT_POSITION])
-    _attend_and_think(
+    attention_and_mlp(
         job,
         thread,
         layer,
@@ -178,7 +182,7 @@ def _predict(job, thread, threads, layer):
     )  # fmt: skip
 
 
-@kernel(INTS, WHOLE)
+@kernel(INTS, INT64)
 def forward(job, thread):
     """Read the job's rows; logits of its outputs go to LOGITS, from row OUTPUTS_BEFORE on."""
     rows, threads = job[at.NUM_ROWS], job[at.THREADS]
@@ -188,26 +192,40 @@ def forward(job, thread):
     if rows >= _MANY_ROWS * threads:
         first, last, part, parts = _my_rows(rows, thread, threads)
     if parts > 1:
-        _embed(job, x, share(rows, thread, threads), share(rows, thread + 1, threads))
-        meet(job)
+        _embed(job, x, part_start(rows, thread, threads), part_start(rows, thread + 1, threads))
+        barrier(job)
     else:
         _embed(job, x, first, last)
-    groups, next_groups = share(job[at.GROUPS], part, parts), share(job[at.GROUPS], part + 1, parts)
+    groups, next_groups = (
+        part_start(job[at.GROUPS], part, parts),
+        part_start(job[at.GROUPS], part + 1, parts),
+    )
     for number in range(job[at.LAYERS]):
         layer = skip(ints(job[at.LAYER_TABLE]), number * at.LAYER_SIZE)
         top = number == job[at.LAYERS] - 1
         _normalize(job, thread, x, layer[at.NORM_1], layer[at.NORM_1_BIAS], first, last)
-        _project(job, thread, layer, at.W_PAIR, at.PAIR, at.PAIR_STRIDE, first, last, part, parts)
+        _project(
+            job,
+            thread,
+            layer,
+            at.W_KEY_VALUE,
+            at.KEY_VALUE,
+            at.KEY_VALUE_STRIDE,
+            first,
+            last,
+            part,
+            parts,
+        )
         if not top:
             _project(
                 job, thread, layer, at.W_QUERY, at.QUERY, at.QUERY_STRIDE, first, last, part, parts
             )
-        _meet_if(job, parts)
-        store_pairs(job, layer, number, first, last, groups, next_groups, slots, positions)
+        _barrier_if(job, parts)
+        store_keys_values(job, layer, number, first, last, groups, next_groups, slots, positions)
         if top or parts == 1:
-            meet(job)
+            barrier(job)
         if not top:
-            _attend_and_think(
+            attention_and_mlp(
                 job, thread, layer, number, x, slots, positions, first, last, part, parts
             )
     if job[at.OUTPUTS] > 0:

@@ -19,10 +19,10 @@ PANEL = VECTORS * LANES  # outputs of a packed matrix that lie side by side
 
 # What a run does with the slots that go on.
 # fill caches only; draw tokens; leave probabilities for the caller; take the caller's draw first
-READ, DRAW, WEIGH, TAKE = 0, 1, 2, 3
+PREFILL, DRAW, PREDICT, RACE = 0, 1, 2, 3
 
 # Why a slot draws nothing more, or may.
-FREE, ACTIVE, ENDED, BROKEN_MODEL, WILD_SETTINGS = 0, 1, 2, 3, 4
+FREE, ACTIVE, ENDED, BROKEN_MODEL, OVERFLOWING_SETTINGS = 0, 1, 2, 3, 4
 
 CROP, REFILL, STOP = 0, 1, 2
 LAYER_NORM, RMS_NORM = 0, 1
@@ -37,14 +37,15 @@ JOB_SIZE = 65
     LAYERS, WIDTH, HEADS, GROUPS, HEAD, VOCAB, WINDOW, NORM, ROTARY, MLP, QK_NORM,
     QUANTIZED,
     # strides
-    WIDTH_STRIDE, QUERY_STRIDE, PAIR_STRIDE, MIXED_STRIDE, HIDDEN_STRIDE, VOCAB_STRIDE,
+    WIDTH_STRIDE, QUERY_STRIDE, KEY_VALUE_STRIDE, ATTENDED_STRIDE, HIDDEN_STRIDE, VOCAB_STRIDE,
     TIME_STRIDE, HEAD_STRIDE, TEXT_STRIDE,
     # the model: addresses
     LAYER_TABLE, EMBEDDING, HEAD_MATRIX, POSITIONS, COSINES, SINES, FINAL_WEIGHT, FINAL_BIAS,
     # what is remembered between steps: addresses
     KEYS, VALUES, SLOT_TABLE, SETTINGS, TEXT, SEEN,
     # room to work in: addresses
-    X, X_LAST, NORMED, QUERY, PAIR, MIXED, GATE, UP, SCORES, LOGITS, PROBABILITIES, NOISE, SCRATCH,
+    X, X_LAST, NORMED, QUERY, KEY_VALUE, ATTENDED, GATE, UP, SCORES, LOGITS, PROBABILITIES, NOISE,
+    SCRATCH,
     ROW_SLOT, ROW_POSITION, ROW_TOKEN, OUTPUT_ROW, OUTPUT_SLOT, OUTPUT_POSITION,
 ) = range(JOB_SIZE)  # fmt: skip
 
@@ -59,7 +60,7 @@ DATA, SCALES, BIAS, DEPTH, OUTPUTS_PADDED = range(MATRIX_SIZE)
 # One layer: addresses of its vectors, then its matrices.
 _VECTORS = 6
 NORM_1, NORM_1_BIAS, NORM_2, NORM_2_BIAS, QUERY_NORM, KEY_NORM = range(_VECTORS)
-W_QUERY, W_PAIR, W_MIXED, W_GATE, W_UP, W_DOWN = range(
+W_QUERY, W_KEY_VALUE, W_OUTPUT, W_GATE, W_UP, W_DOWN = range(
     _VECTORS, _VECTORS + 6 * MATRIX_SIZE, MATRIX_SIZE
 )
 LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
@@ -67,7 +68,7 @@ LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
 # One slot: a text on its way. TURN counts the steps of the current run it has taken part in.
 SLOT_SIZE = 13
 (
-    STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, TURN, OVERFLOW, TOP_K, GREEDY, SEED, INDEX,
+    STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, STEPS_DONE, OVERFLOW, TOP_K, GREEDY, SEED, INDEX,
     LOGITS_ROW,
 ) = range(SLOT_SIZE)  # fmt: skip
 

@@ -6,13 +6,13 @@ Letters: L window, V vocabulary.
 from __future__ import annotations
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.arithmetic import share
-from mygpt.engines.cpu.forward import forward, meet
-from mygpt.engines.cpu.sample import choose, likeliest
-from mygpt.engines.cpu.simd import INTS, WHOLE, floats, int8s, ints, kernel, skip
+from mygpt.engines.cpu.arithmetic import part_start
+from mygpt.engines.cpu.forward import barrier, forward
+from mygpt.engines.cpu.sample import argmax, choose
+from mygpt.engines.cpu.simd import INT64, INTS, floats, int8s, ints, kernel, skip
 
 
-@kernel(INTS, WHOLE)
+@kernel(INTS, INT64)
 def _move_window(slot, window):
     """What `Window.start` does; a window that moved is read anew."""
     length, start = slot[at.LENGTH], slot[at.START]
@@ -25,11 +25,11 @@ def _move_window(slot, window):
         slot[at.CACHED] = 0
 
 
-@kernel(INTS, WHOLE, WHOLE, INTS)
+@kernel(INTS, INT64, INT64, INTS)
 def _plan_slot(job, step, number, slot):
     start, cached, first = slot[at.START], slot[at.CACHED], job[at.NUM_ROWS]
     wanted = slot[at.LENGTH] - start - cached
-    if job[at.MODE] == at.READ:
+    if job[at.MODE] == at.PREFILL:
         wanted -= 1  # the last token is read when its prediction is asked for
     elif wanted == 0:  # it was weighed, and nothing was taken: its prediction is asked for again
         cached, wanted = cached - 1, 1
@@ -42,17 +42,17 @@ def _plan_slot(job, step, number, slot):
         ints(job[at.ROW_TOKEN])[first + i] = text[i]
     slot[at.CACHED] += rows
     job[at.NUM_ROWS] = first + rows
-    if rows == wanted and job[at.MODE] != at.READ:
+    if rows == wanted and job[at.MODE] != at.PREFILL:
         output = job[at.OUTPUTS]
         ints(job[at.OUTPUT_SLOT])[output] = number
         ints(job[at.OUTPUT_ROW])[output] = first + rows - 1
         ints(job[at.OUTPUT_POSITION])[output] = cached + rows - 1
         slot[at.LOGITS_ROW] = job[at.OUTPUTS_BEFORE] + output
-        slot[at.TURN] = step + 1
+        slot[at.STEPS_DONE] = step + 1
         job[at.OUTPUTS] = output + 1
 
 
-@kernel(INTS, WHOLE)
+@kernel(INTS, INT64)
 def _plan(job, step):
     """List the rows to read next: of each slot whose turn it is, as many as there is room for."""
     job[at.OUTPUTS_BEFORE] += job[at.OUTPUTS]
@@ -62,14 +62,14 @@ def _plan(job, step):
         slot = skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)
         if (
             slot[at.STATUS] == at.ACTIVE
-            and slot[at.TURN] <= step
+            and slot[at.STEPS_DONE] <= step
             and job[at.NUM_ROWS] < job[at.MAX_ROWS]
         ):
             _move_window(slot, job[at.WINDOW])
             _plan_slot(job, step, number, slot)
 
 
-@kernel(INTS, WHOLE, INTS, WHOLE)
+@kernel(INTS, INT64, INTS, INT64)
 def _append(job, number, slot, token):
     ints(job[at.TEXT])[number * job[at.TEXT_STRIDE] + slot[at.LENGTH]] = token
     mark = skip(int8s(job[at.SEEN]), number * job[at.VOCAB] + token)
@@ -103,15 +103,17 @@ def _take(job):
             noise = skip(floats(job[at.NOISE]), number * vocab)
             for i in range(vocab):
                 weights[i] /= noise[i]
-            _append(job, number, slot, likeliest(weights, vocab))
+            _append(job, number, slot, argmax(weights, vocab))
 
 
-@kernel(INTS, WHOLE)
+@kernel(INTS, INT64)
 def _sample(job, thread):
     """Draw for this thread's share of the outputs, or only weigh the tokens."""
     vocab, stride = job[at.VOCAB], job[at.VOCAB_STRIDE]
     outputs, threads = job[at.OUTPUTS], job[at.THREADS]
-    for output in range(share(outputs, thread, threads), share(outputs, thread + 1, threads)):
+    for output in range(
+        part_start(outputs, thread, threads), part_start(outputs, thread + 1, threads)
+    ):
         number = ints(job[at.OUTPUT_SLOT])[output]
         slot = skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)
         seen = skip(int8s(job[at.SEEN]), number * vocab)
@@ -132,30 +134,30 @@ def _sample(job, thread):
             _append(job, number, slot, token)
 
 
-@kernel(WHOLE, WHOLE)
+@kernel(INT64, INT64)
 def run(job_address, thread):
     """Do the job's steps, a token for every active slot each; all threads call this at once."""
     job = ints(job_address)
     if thread == 0:
-        if job[at.MODE] == at.TAKE:
+        if job[at.MODE] == at.RACE:
             _take(job)
         for number in range(job[at.SLOTS]):
-            skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)[at.TURN] = 0
+            skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)[at.STEPS_DONE] = 0
     for step in range(job[at.STEPS]):
         if thread == 0:
             job[at.OUTPUTS] = 0
             job[at.OUTPUTS_BEFORE] = 0
             _plan(job, step)
-        meet(job)
+        barrier(job)
         while job[at.NUM_ROWS] > 0:
             forward(job, thread)
-            meet(job)
-            if job[at.MODE] != at.READ:
+            barrier(job)
+            if job[at.MODE] != at.PREFILL:
                 _sample(job, thread)
-            meet(job)
+            barrier(job)
             if thread == 0:
                 _plan(job, step)
-            meet(job)
+            barrier(job)
         if job[at.OUTPUTS_BEFORE] == 0:
             return  # no slot goes on
-        meet(job)  # nobody plans the next step before all have seen this one's end
+        barrier(job)  # nobody plans the next step before all have seen this one's end

@@ -8,12 +8,12 @@ Letters: C inner dimension (depth), N outputs.
 from __future__ import annotations
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.arithmetic import f32, share
+from mygpt.engines.cpu.arithmetic import f32, part_start
 from mygpt.engines.cpu.simd import (
     BYTES,
     FLOATS,
+    INT64,
     INTS,
-    WHOLE,
     floats,
     int8s,
     kernel,
@@ -46,20 +46,20 @@ _float_tiles = make_tiles(quantized=False)
 _int8_tiles = make_tiles(quantized=True)
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64, INT64)
 def multiply(y, y_stride, x, x_stride, w, w_stride, depth, rows, vectors, adding):
     """y = x w, or y += x w, for one tile of float32; see `make_tiles`."""
     # The place of `scales` is taken by any pointer (y): float32 tiles do not read it.
     _float_tiles(y, y_stride, x, x_stride, w, w_stride, depth, y, rows, vectors, adding)
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, BYTES, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, BYTES, INT64, INT64, FLOATS, INT64, INT64, INT64)
 def _multiply_int8(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding):
     """The same with w as int8 and one scale for each output."""
     _int8_tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding)
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64)
 def _panel(y, y_stride, x, x_stride, w, width, depth, rows, adding):
     """y (rows, width) (+)= x times one panel of float32 that starts at `w`."""
     # Tiles of ROWS rows and one last lower tile: no row's sum depends on its tile's height.
@@ -71,7 +71,7 @@ def _panel(y, y_stride, x, x_stride, w, width, depth, rows, adding):
         )  # fmt: skip
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, BYTES, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, BYTES, INT64, INT64, FLOATS, INT64, INT64)
 def _panel_int8(y, y_stride, x, x_stride, w, width, depth, scales, rows, adding):
     """The same for a panel of int8."""
     for row in range(0, rows, at.ROWS):
@@ -82,7 +82,7 @@ def _panel_int8(y, y_stride, x, x_stride, w, width, depth, scales, rows, adding)
         )  # fmt: skip
 
 
-@kernel(FLOATS, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, INT64, FLOATS, INT64, INT64, INT64)
 def _set_bias(y, y_stride, rows, bias, adding, begin, end):
     """Set the columns from `begin` to `end` of y to the bias, or add the bias to them."""
     for row in range(rows):
@@ -95,7 +95,7 @@ def _set_bias(y, y_stride, rows, bias, adding, begin, end):
                 out[i] = bias[i]
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, INTS, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INTS, INT64, INT64, INT64, INT64)
 def linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, parts):
     """y = x W + b, or y += x W + b, for the outputs of part number `part` of `parts`.
 
@@ -104,7 +104,7 @@ def linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, part
     """
     outputs, depth = matrix[at.OUTPUTS_PADDED], matrix[at.DEPTH]
     panels = (outputs + at.PANEL - 1) // at.PANEL
-    first, last = share(panels, part, parts), share(panels, part + 1, parts)
+    first, last = part_start(panels, part, parts), part_start(panels, part + 1, parts)
     if matrix[at.BIAS] != 0:
         begin, end = first * at.PANEL, min(last * at.PANEL, outputs)
         _set_bias(y, y_stride, rows, floats(matrix[at.BIAS]), adding, begin, end)
@@ -128,7 +128,7 @@ def linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, part
                 _panel(y_panel, y_stride, x_part, x_stride, w, width, deep, rows, keep)
 
 
-@kernel(FLOATS, INTS, WHOLE, WHOLE)
+@kernel(FLOATS, INTS, INT64, INT64)
 def copy_row(out, matrix, row, quantized):
     """out = the C weights of output number `row`: a token's embedding."""
     # An embedding (V, C) is a packed matrix with V outputs, which a tied head multiplies by. Its

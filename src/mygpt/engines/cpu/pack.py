@@ -108,8 +108,8 @@ class PackedModel:
             at.QUANTIZED: self.quantized,
             at.WIDTH_STRIDE: padded(config.embed_dim),
             at.QUERY_STRIDE: padded(config.num_heads * config.head_size),
-            at.PAIR_STRIDE: padded(2 * config.kv_heads * config.head_size),
-            at.MIXED_STRIDE: config.num_heads * wide,
+            at.KEY_VALUE_STRIDE: padded(2 * config.kv_heads * config.head_size),
+            at.ATTENDED_STRIDE: config.num_heads * wide,
             at.HIDDEN_STRIDE: padded(config.mlp_hidden),
             at.VOCAB_STRIDE: padded(config.vocab_size),
             at.HEAD_STRIDE: wide,
@@ -186,9 +186,9 @@ class PackedModel:
         mixed[:, :, :d] = self._arrays[name + "attention.output.weight"].reshape(-1, heads, d)
         for place, weight, bias, rows in (
             (at.W_QUERY, self._arrays[fused + ".weight"], fused, slice(0, heads * d)),
-            (at.W_PAIR, self._arrays[fused + ".weight"], fused, slice(heads * d, None)),
+            (at.W_KEY_VALUE, self._arrays[fused + ".weight"], fused, slice(heads * d, None)),
             (
-                at.W_MIXED,
+                at.W_OUTPUT,
                 mixed.reshape(config.embed_dim, -1),
                 name + "attention.output",
                 slice(None),
@@ -221,12 +221,12 @@ class PackedModel:
         return [room.ctypes.data, scales, bias_address, depth, padded(outputs)]
 
     def _lay_waiting(self) -> None:
-        """Lay out all float32 matrices with one call of the compiled `lay_panels`."""
+        """Lay out all float32 matrices with one call of the compiled `pack_matrices`."""
         matrices = [(np.ascontiguousarray(weight), room) for weight, room in self._waiting]
         table = np.array(
             [(w.ctypes.data, room.ctypes.data, *w.shape) for w, room in matrices], np.int64
         )
-        load_kernels().lay_panels(table.ctypes.data, len(table))
+        load_kernels().pack_matrices(table.ctypes.data, len(table))
         self._waiting.clear()
 
 
@@ -255,7 +255,7 @@ def quantize(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], Floats]:
 def fill_panels(room: NDArray[Any], weight: NDArray[Any]) -> None:
     """Lay a matrix (N, C) out as panels, each (C, PANEL), the last one narrower.
 
-    What `lay_panels` does, for any number format.
+    What `pack_matrices` does, for any number format.
     """
     outputs, depth = weight.shape
     whole = outputs // PANEL

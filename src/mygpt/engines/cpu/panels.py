@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mygpt.engines.cpu import layout as at
-from mygpt.engines.cpu.simd import FLOATS, WHOLE, floats, ints, kernel, skip
+from mygpt.engines.cpu.simd import FLOATS, INT64, floats, ints, kernel, skip
 
 # A transposition either reads or writes with a long stride. In blocks of 16 x 16 both sides stay
 # within 16 cache lines (16 float32 are one line of 64 bytes), so each line is fetched once. Larger
@@ -11,7 +11,7 @@ from mygpt.engines.cpu.simd import FLOATS, WHOLE, floats, ints, kernel, skip
 _BLOCK = 16
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, FLOATS, INT64, INT64, INT64)
 def fill_panel(panel, rows, count, width, depth):
     """panel (C, width) = rows (count, C) transposed; columns past `count` stay as they are."""
     for k in range(0, depth, _BLOCK):
@@ -21,7 +21,7 @@ def fill_panel(panel, rows, count, width, depth):
                     panel[line * width + column] = rows[column * depth + line]
 
 
-@kernel(WHOLE, WHOLE, returns=WHOLE)
+@kernel(INT64, INT64, returns=INT64)
 def pack_matrices(table_address, count):
     """Pack `count` matrices.
 

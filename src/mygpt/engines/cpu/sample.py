@@ -17,13 +17,13 @@ from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.arithmetic import exp, f32, largest_of
 from mygpt.engines.cpu.simd import (
     BYTES,
-    DOUBLE,
+    FLOAT32,
+    FLOAT64,
     FLOATS,
+    INT32,
+    INT64,
     INTS,
-    REAL,
-    SUMMING,
-    WHOLE,
-    WORD,
+    REASSOCIATE,
     bits_of_float,
     kernel,
 )
@@ -34,15 +34,15 @@ _EXCLUDED = f32(-math.inf)  # the logit of a token that a filter has removed
 _NEGLIGIBLE = f32(-87.0)
 _SMALLEST, _LARGEST = np.int32(-(2**31)), np.int32(2**31 - 1)
 
-# Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011, with the paper's
-# two multipliers and two Weyl constants (the key's increments).
+# Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011, with the
+# paper's two multipliers and two Weyl constants (the key's increments).
 _MASK32 = np.uint64(0xFFFFFFFF)
 _MULTIPLY_0, _MULTIPLY_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _32, _5, _6 = np.uint64(32), np.uint64(5), np.uint64(6)
 
 
-@kernel(WHOLE, WHOLE, WHOLE, returns=DOUBLE)
+@kernel(INT64, INT64, INT64, returns=FLOAT64)
 def uniform(seed, index, step):
     """`Stream(seed, index).uniform(step)`, from 0 to below 1; see `mygpt.core.random`."""
     # The key is the seed; the counter's four words are step, index (low), purpose, index (high).
@@ -61,7 +61,7 @@ def uniform(seed, index, step):
     return (high * 67108864.0 + low) / 9007199254740992.0
 
 
-@kernel(REAL, returns=WORD)
+@kernel(FLOAT32, returns=INT32)
 def _rank(value):
     """An int32 for each float32 such that larger numbers have larger ranks."""
     # The bits of positive floats, read as integers, are already in the floats' order; those of
@@ -72,7 +72,7 @@ def _rank(value):
     return bits if bits >= np.int32(0) else np.int32(bits ^ _LARGEST)
 
 
-@kernel(FLOATS, WHOLE, WORD, returns=WHOLE, extra=SUMMING)
+@kernel(FLOATS, INT64, INT32, returns=INT64, extra=REASSOCIATE)
 def _count_from(z, vocab, rank):
     """How many logits have at least this rank."""
     count = np.int64(0)
@@ -81,7 +81,7 @@ def _count_from(z, vocab, rank):
     return count
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WORD, returns=DOUBLE, extra=SUMMING)
+@kernel(FLOATS, FLOATS, INT64, INT32, returns=FLOAT64, extra=REASSOCIATE)
 def _mass_above(p, z, vocab, rank):
     """The sum of the weights of all tokens with a higher rank, in float64."""
     mass = 0.0
@@ -90,13 +90,13 @@ def _mass_above(p, z, vocab, rank):
     return mass
 
 
-@kernel(WORD, WORD, returns=WORD)
+@kernel(INT32, INT32, returns=INT32)
 def _middle(low, high):
     """ceil((low + high) / 2), added in 64 bits, where it cannot overflow."""
     return np.int32((np.int64(low) + np.int64(high) + np.int64(1)) >> np.int64(1))
 
 
-@kernel(FLOATS, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, INT64)
 def keep_top_k(z, vocab, k):
     """Keep exactly the k largest; of equal ones at the cut, those of lower ids."""
     # `_count_from` falls as the rank rises. The k-th largest logit has the highest rank with a
@@ -118,11 +118,11 @@ def keep_top_k(z, vocab, k):
             z[i] = _EXCLUDED
 
 
-@kernel(FLOATS, FLOATS, WHOLE, REAL, returns=DOUBLE)
+@kernel(FLOATS, FLOATS, INT64, FLOAT32, returns=FLOAT64)
 def _exponentiate(z, p, vocab, largest):
     """p = exp(z - largest), 0 where that is negligible; returns the sum of p in float64."""
     # p are weights: the probabilities times their sum. The sum runs in the order of ids, without
-    # SUMMING: a draw compares it with partial sums in the same order.
+    # REASSOCIATE: a draw compares it with partial sums in the same order.
     total = 0.0
     for i in range(vocab):
         distance = z[i] - largest
@@ -132,7 +132,7 @@ def _exponentiate(z, p, vocab, largest):
     return total
 
 
-@kernel(FLOATS, FLOATS, WHOLE, REAL, REAL)
+@kernel(FLOATS, FLOATS, INT64, FLOAT32, FLOAT32)
 def keep_top_p(z, p, vocab, largest, top_p):
     """Keep a token when the more probable ones before it sum to less than `top_p`."""
     # Nucleus sampling: Holtzman et al., "The curious case of neural text degeneration", 2019.
@@ -156,7 +156,7 @@ def keep_top_p(z, p, vocab, largest, top_p):
             z[i] = _EXCLUDED
 
 
-@kernel(FLOATS, WHOLE, returns=WHOLE)
+@kernel(FLOATS, INT64, returns=INT64)
 def argmax(z, vocab):
     """The id of the largest; the lowest id of several."""
     largest = largest_of(z, vocab)
@@ -166,7 +166,7 @@ def argmax(z, vocab):
     return 0
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE, FLOATS, returns=DOUBLE)
+@kernel(FLOATS, FLOATS, INT64, INT64, FLOATS, returns=FLOAT64)
 def _filter(z, p, vocab, top_k, settings):
     """Set logits that a filter removes to -inf, p to the weights; returns the sum of p."""
     largest = largest_of(z, vocab)
@@ -182,7 +182,7 @@ def _filter(z, p, vocab, top_k, settings):
     return _exponentiate(z, p, vocab, largest)
 
 
-@kernel(FLOATS, WHOLE, DOUBLE, returns=WHOLE)
+@kernel(FLOATS, INT64, FLOAT64, returns=INT64)
 def _invert(p, vocab, target):
     """The first token at which the float64 sum of the weights exceeds `target`."""
     # Inverse transform sampling: with a uniform number u below 1 and target = u * (sum of p), token
@@ -198,7 +198,7 @@ def _invert(p, vocab, target):
     return last
 
 
-@kernel(FLOATS, WHOLE, returns=WHOLE)
+@kernel(FLOATS, INT64, returns=INT64)
 def _has_finite_top(z, vocab):
     """Whether no logit is NaN and the largest is finite."""
     odd = np.int64(0)
@@ -207,7 +207,7 @@ def _has_finite_top(z, vocab):
     return odd == 0 and abs(largest_of(z, vocab)) < f32(math.inf)
 
 
-@kernel(FLOATS, FLOATS, FLOATS, BYTES, WHOLE, INTS, FLOATS, WHOLE, returns=WHOLE)
+@kernel(FLOATS, FLOATS, FLOATS, BYTES, INT64, INTS, FLOATS, INT64, returns=INT64)
 def choose(logits, p, z, seen, vocab, slot, settings, drawing):
     """The next token's id, or minus the status that ends the slot.
 

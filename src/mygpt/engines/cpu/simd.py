@@ -23,15 +23,15 @@ FLOATS = types.CPointer(types.float32)
 INTS = types.CPointer(types.int64)
 BYTES = types.CPointer(types.int8)
 WORDS = types.CPointer(types.uint32)
-WHOLE, WORD = types.int64, types.int32
-REAL, DOUBLE = types.float32, types.float64
+INT64, INT32 = types.int64, types.int32
+FLOAT32, FLOAT64 = types.float32, types.float64
 
 # LLVM's fast-math flags (LangRef, "Fast-Math Flags"), granted function by function. "reassoc" lets
 # it keep several partial sums, one in each lane: the order is then fixed by the compiled loop, so
 # it is the same for every row and every run. "nnan" lets it compare as if there were no NaN.
 NOTHING: frozenset[str] = frozenset()
-SUMMING = frozenset({"reassoc"})
-COMPARING = frozenset({"nnan"})
+REASSOCIATE = frozenset({"reassoc"})
+NO_NANS = frozenset({"nnan"})
 
 
 def kernel(*arguments: Any, returns: Any = types.void, extra: frozenset[str] = NOTHING) -> Any:
@@ -39,7 +39,7 @@ def kernel(*arguments: Any, returns: Any = types.void, extra: frozenset[str] = N
 
     Nothing in a kernel allocates, raises or calls Python: it needs nothing of Numba's runtime,
     so its machine code can be stored and run without Numba. `extra` adds to the compiler's
-    freedom: SUMMING or COMPARING.
+    freedom: REASSOCIATE or NO_NANS.
     """
     # "contract": a * b + c may be one fused multiply-add, which rounds once. "nsz": -0.0 and 0.0
     # may be exchanged. error_model "numpy": a division by zero gives infinity, no exception.

@@ -55,7 +55,7 @@ class _Worker:
 _workers: dict[tuple[int, int, int], _Worker] = {}
 
 
-def run_together(run: Run, address: int, threads: int) -> None:
+def run_on_threads(run: Run, address: int, threads: int) -> None:
     """Call run(address, n) for n from 0 to threads - 1 at once; return when all have."""
     helpers = []
     for number in range(1, threads):

@@ -13,7 +13,7 @@ import numpy as np
 
 from mygpt.engines.cpu import layout as kinds
 from mygpt.engines.cpu.arithmetic import erf, exp, f32, largest_of, sum_of_squares, total_of
-from mygpt.engines.cpu.simd import FLOATS, INTS, REAL, SUMMING, WHOLE, floats, kernel, skip
+from mygpt.engines.cpu.simd import FLOAT32, FLOATS, INT64, INTS, REASSOCIATE, floats, kernel, skip
 from mygpt.training.compiled import layout as at
 
 _ZERO, _HALF, _ONE, _TWO, _THREE = f32(0), f32(0.5), f32(1), f32(2), f32(3)
@@ -28,7 +28,7 @@ _FACTOR_1, _FACTOR_2, _PLACE = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.
 _13, _16 = np.uint32(13), np.uint32(16)
 
 
-@kernel(FLOATS, FLOATS, WHOLE, returns=REAL, extra=SUMMING)
+@kernel(FLOATS, FLOATS, INT64, returns=FLOAT32, extra=REASSOCIATE)
 def dot(x, y, count):
     """The sum of x[i] y[i]."""
     total = _ZERO
@@ -37,7 +37,7 @@ def dot(x, y, count):
     return total
 
 
-@kernel(FLOATS, FLOATS, FLOATS, WHOLE, REAL, returns=REAL, extra=SUMMING)
+@kernel(FLOATS, FLOATS, FLOATS, INT64, FLOAT32, returns=FLOAT32, extra=REASSOCIATE)
 def _dot_centred(g, w, x, count, centre):
     """The sum of g[i] w[i] (x[i] - centre)."""
     total = _ZERO
@@ -46,7 +46,7 @@ def _dot_centred(g, w, x, count, centre):
     return total
 
 
-@kernel(FLOATS, WHOLE, WHOLE, REAL, FLOATS)
+@kernel(FLOATS, INT64, INT64, FLOAT32, FLOATS)
 def _moments(x, count, kind, eps, saved):
     """saved = (m, f) of a row x: m its mean (RMSNorm: 0), f = 1 / sqrt(mean((x - m)**2) + eps)."""
     centre = _ZERO
@@ -56,7 +56,7 @@ def _moments(x, count, kind, eps, saved):
     saved[1] = _ONE / f32(math.sqrt(sum_of_squares(x, count, centre) / f32(count) + eps))
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE, INTS, REAL, FLOATS)
+@kernel(FLOATS, FLOATS, INT64, INT64, INT64, INTS, FLOAT32, FLOATS)
 def norm_rows(out, x, rows, count, kind, norm, eps, saved):
     """out = LayerNorm or RMSNorm of each row of x; `saved` (rows, 2) is for the backward pass."""
     # y = n * weight (+ bias) with the normalised row n = (x - m) * f.
@@ -88,7 +88,7 @@ def norm_rows(out, x, rows, count, kind, norm, eps, saved):
 #     dL/dx_j = f a_j - f mean(a) - n_j f (1/C) sum_i a_i (x_i - m) f
 #             = f (a_j - mean(a) - n_j mean(a n)).
 # The code has `far` = x - m and `along` = mean(a far) f**2, so that far * along = n mean(a n).
-@kernel(FLOATS, FLOATS, FLOATS, WHOLE, WHOLE, WHOLE, INTS, FLOATS, FLOATS)
+@kernel(FLOATS, FLOATS, FLOATS, INT64, INT64, INT64, INTS, FLOATS, FLOATS)
 def norm_rows_backward(dx, dy, x, rows, count, kind, norm, saved, gradients):
     """dx += the gradient of each row of x; adds to the gradients of weight and bias."""
     weight = floats(norm[at.SCALE])
@@ -110,7 +110,7 @@ def norm_rows_backward(dx, dy, x, rows, count, kind, norm, saved, gradients):
                 bias_gradient[i] += g[i]
 
 
-@kernel(FLOATS, FLOATS, WHOLE, INTS, WHOLE, WHOLE, FLOATS, FLOATS, REAL, FLOATS)
+@kernel(FLOATS, FLOATS, INT64, INTS, INT64, INT64, FLOATS, FLOATS, FLOAT32, FLOATS)
 def prepare_head(out, x, size, norm, has_norm, rotary, cosines, sines, eps, saved):
     """out = one query or key head x (D,), normalised and rotated as far as the model does so."""
     factor = _ONE
@@ -141,7 +141,7 @@ def prepare_head(out, x, size, norm, has_norm, rotary, cosines, sines, eps, save
 #                       dn[i + D/2] =  dy[i + D/2] cos a - dy[i] sin a
 #     dL/dx = f (dn w - n mean(dn w n))   RMSNorm, see `norm_rows_backward`
 #     dL/dw = dn n, summed over rows and heads, which share one weight (D,)
-@kernel(FLOATS, FLOATS, FLOATS, WHOLE, INTS, WHOLE, WHOLE, FLOATS, FLOATS, FLOATS, FLOATS)
+@kernel(FLOATS, FLOATS, FLOATS, INT64, INTS, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS)
 def prepare_head_backward(
     dx, dy, x, size, norm, has_norm, rotary, cosines, sines, saved, gradients
 ):
@@ -164,7 +164,7 @@ def prepare_head_backward(
             dx[i] = dy[i]
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, FLOATS, INT64, INT64, INT64)
 def activate_rows(out, x, rows, hidden, kind):
     """out (rows, M) = GELU(x) of x (rows, M), or SiLU(gate) * up of rows | gate (M) | up (M) |."""
     # The formulas are those of `mygpt.engines.cpu.arithmetic.activate`, which works in place; here
@@ -194,7 +194,7 @@ def activate_rows(out, x, rows, hidden, kind):
 #             p = P' its density e**(-x**2 / 2) / sqrt(2 pi)
 #     tanh    y = x s(2 u)      dL/dx = dy (s + x s (1 - s) 2 u'),  as (1 + tanh u) / 2 = s(2 u)
 #             u = sqrt(2 / pi) (x + 0.044715 x**3),  u' = sqrt(2 / pi) (1 + 3 * 0.044715 x**2)
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, FLOATS, INT64, INT64, INT64)
 def activate_rows_backward(x, dy, rows, hidden, kind):
     """x, the input of `activate_rows`, is replaced by its gradient."""
     for row in range(rows):
@@ -226,7 +226,7 @@ def activate_rows_backward(x, dy, rows, hidden, kind):
 # probability p and else 1. So dL/dx = dy m / (1 - p): `drop` with the same key and positions is its
 # own backward pass. No mask is stored: m is a hash of seed, site (which dropout of the model) and
 # position, so it is the same in both passes, for any number of threads and any chunks.
-@kernel(WHOLE, WHOLE, returns=WHOLE)
+@kernel(INT64, INT64, returns=INT64)
 def dropout_key(seed, site):
     """32 bits from which all random numbers of one site (a dropout of the model) derive."""
     h = np.uint32(np.uint32(seed) ^ np.uint32(np.uint32(site) * _PLACE))
@@ -235,7 +235,7 @@ def dropout_key(seed, site):
     return np.int64(np.uint32(h ^ (h >> _16)))
 
 
-@kernel(FLOATS, WHOLE, WHOLE, WHOLE, REAL)
+@kernel(FLOATS, INT64, INT64, INT64, FLOAT32)
 def drop(x, count, key, first, rate):
     """Set each of x's numbers to 0 with probability `rate`, and divide the others by 1 - rate.
 
@@ -259,7 +259,7 @@ def drop(x, count, key, first, rate):
 #
 # times `scale`, 1 / (rows of the batch) for a mean. Both are computed with the largest logit
 # subtracted, which changes neither and keeps e**z from overflowing.
-@kernel(FLOATS, WHOLE, WHOLE, REAL, returns=REAL, extra=SUMMING)
+@kernel(FLOATS, INT64, INT64, FLOAT32, returns=FLOAT32, extra=REASSOCIATE)
 def cross_entropy_row(logits, count, target, scale):
     """The loss of one row in nats; its logits are replaced by scale * dL/dz."""
     largest = largest_of(logits, count)

@@ -11,7 +11,7 @@ import math
 
 from mygpt.engines.cpu.arithmetic import exp, f32, largest_of
 from mygpt.engines.cpu.matmul import DEPTH_BLOCK, multiply
-from mygpt.engines.cpu.simd import FLOATS, INTS, REAL, SUMMING, WHOLE, floats, kernel, skip
+from mygpt.engines.cpu.simd import FLOAT32, FLOATS, INT64, INTS, REASSOCIATE, floats, kernel, skip
 from mygpt.training.compiled import layout as at
 from mygpt.training.compiled.arithmetic import dot, drop, dropout_key
 from mygpt.training.compiled.products import add_outer
@@ -34,7 +34,7 @@ _ZERO, _ONE = f32(0), f32(1)
 # positions follow each other in memory, as a tile's columns must.
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64)
 def _times_transposed(out, out_stride, x, x_stride, columns_first, rows, size, columns, stride):
     """out (rows, columns) = x (rows, D) times transposed keys or values (D, T)."""
     for t in range(0, columns, at.PANEL):
@@ -45,7 +45,7 @@ def _times_transposed(out, out_stride, x, x_stride, columns_first, rows, size, c
         )  # fmt: skip
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64)
 def _weighted_sums(
     out, out_stride, weights, weights_stride, values, values_stride, rows, size, seen
 ):
@@ -60,7 +60,7 @@ def _weighted_sums(
             )  # fmt: skip
 
 
-@kernel(FLOATS, WHOLE, WHOLE, REAL, returns=REAL, extra=SUMMING)
+@kernel(FLOATS, INT64, INT64, FLOAT32, returns=FLOAT32, extra=REASSOCIATE)
 def _softmax(x, count, capacity, scale):
     """x = softmax(scale x[:count]), then zeros up to `capacity`; returns log sum exp(scale x)."""
     # As `mygpt.engines.cpu.arithmetic.softmax`, but the filling of the last vector is x[0] and left
@@ -82,7 +82,7 @@ def _softmax(x, count, capacity, scale):
     return largest * scale + f32(math.log(total))
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INT64)
 def _transpose(out, out_stride, rows, stride, count, size):
     """out (D, T) = rows (T, D) transposed."""
     for t in range(count):
@@ -91,14 +91,14 @@ def _transpose(out, out_stride, rows, stride, count, size):
             out[d * out_stride + t] = own[d]
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, returns=WHOLE)
+@kernel(INTS, INT64, INT64, INT64, returns=INT64)
 def _weights_position(job, sequence, head, position):
     """Where a row of weights begins among all of a step's, (B, H, T, T): dropout's position."""
     time = job[at.TIME]
     return ((sequence * job[at.HEADS] + head) * time + position) * time
 
 
-@kernel(INTS, WHOLE, WHOLE, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)
+@kernel(INTS, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)
 def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
     """attended (T, H D) = the attention of one sequence; log_sums is for the backward pass."""
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
@@ -129,9 +129,7 @@ def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
                         place = _weights_position(job, sequence, head, row)
                         drop(own, row + 1, key, place, rate)
                 out = skip(attended, first * heads * size + head * size)
-                _weighted_sums(
-                    out, heads * size, weights, columns, values, wide, rows, size, seen
-                )
+                _weighted_sums(out, heads * size, weights, columns, values, wide, rows, size, seen)
 
 
 # The backward pass of one head, with all indices over the causal triangle j <= i:
@@ -154,7 +152,7 @@ def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
 
 
 @kernel(
-    INTS, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS,
+    INTS, INT64, INT64, INT64, INT64, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS,
     FLOATS, FLOATS, FLOATS,
 )  # fmt: skip
 def _queries_backward(
@@ -218,7 +216,7 @@ def _queries_backward(
 #
 # Rows and keys are cut at the same multiples of ROWS, so row t is the first of its tile, whose
 # zeros reach to the end of the tile of keys.
-@kernel(INTS, WHOLE, WHOLE, WHOLE, WHOLE, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)
+@kernel(INTS, INT64, INT64, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)
 def _keys_values_backward(
     job, head, group, first, last, prepared, d_attended, d_prepared, d_qkv, scratch
 ):
@@ -243,7 +241,7 @@ def _keys_values_backward(
         )  # fmt: skip
 
 
-@kernel(INTS, WHOLE, WHOLE, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)
+@kernel(INTS, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)
 def attend_backward(
     job, layer, sequence, prepared, qkv, attended, log_sums, d_attended, d_prepared, d_qkv, scratch
 ):

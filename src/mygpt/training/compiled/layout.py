@@ -32,11 +32,11 @@ JOB_SIZE = 43
     LOSSES,
     # room to work in: the address of the first thread's, the floats of each thread's, where in it
     # the fields below begin, the floats of a layer's
-    ROOM, ROOM_SIZE, ROOM_TABLE, LAYER_ROOM,
+    WORKSPACE, WORKSPACE_SIZE, WORKSPACE_TABLE, LAYER_WORKSPACE,
     # all matrices' addresses, and how many
     MATRICES, MATRIX_COUNT,
     # Muon: the matrices, how many, its iterations, and a thread's room
-    MUON_TABLE, MUON_COUNT, MUON_ITERATIONS, MUON_ROOM, MUON_ROOM_SIZE,
+    MUON_TABLE, MUON_COUNT, MUON_ITERATIONS, MUON_WORKSPACE, MUON_WORKSPACE_SIZE,
 ) = range(JOB_SIZE)  # fmt: skip
 
 # REALS: float32.
@@ -55,7 +55,7 @@ SCALE, SHIFT, SCALE_GRADIENT, SHIFT_GRADIENT = range(NORM_SIZE)
 
 # One layer: its norms, then its matrices.
 ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM = range(0, 4 * NORM_SIZE, NORM_SIZE)
-W_ATTENTION, W_MIXED, W_MLP_IN, W_MLP_OUT = range(
+W_ATTENTION, W_OUTPUT, W_MLP_IN, W_MLP_OUT = range(
     4 * NORM_SIZE, 4 * NORM_SIZE + 4 * MATRIX_SIZE, MATRIX_SIZE
 )
 LAYER_SIZE = 4 * NORM_SIZE + 4 * MATRIX_SIZE
@@ -63,7 +63,7 @@ LAYER_SIZE = 4 * NORM_SIZE + 4 * MATRIX_SIZE
 # A matrix that Muon updates, which may be some rows of a parameter: addresses of its weights,
 # of its momentum, of its gradient; its rows and columns.
 MUON_SIZE = 5
-MUON_WEIGHT, MUON_MEMORY, MUON_GRADIENT, MUON_ROWS, MUON_COLUMNS = range(MUON_SIZE)
+MUON_WEIGHT, MUON_MOMENTUM, MUON_GRADIENT, MUON_ROWS, MUON_COLUMNS = range(MUON_SIZE)
 
 # A thread's room. What every layer keeps for the way back: the residual stream before it, its
 # norm's moments, the normed; query, key and value; ready queries and keys, their norms'
@@ -71,15 +71,15 @@ MUON_WEIGHT, MUON_MEMORY, MUON_GRADIENT, MUON_ROWS, MUON_COLUMNS = range(MUON_SI
 # normed; the MLP's inner numbers and what they activate.
 LAYER_FIELDS = 13
 (
-    X, MOMENTS, NORMED, COMBINED, TURNED, FACTORS, SUMS, MIXED, X_BETWEEN, MOMENTS_BETWEEN,
-    NORMED_BETWEEN, INNER, HIDDEN_ROWS,
+    X, MOMENTS, NORMED, QKV, PREPARED, HEAD_FACTORS, LOG_SUMS, ATTENDED, X_MIDDLE, MOMENTS_MIDDLE,
+    NORMED_MIDDLE, PRE_ACTIVATION, ACTIVATED,
 ) = range(LAYER_FIELDS)  # fmt: skip
 # What there is once: the end of the stream, and the gradients on the way back.
-ROOM_FIELDS = LAYER_FIELDS + 12
+WORKSPACE_FIELDS = LAYER_FIELDS + 12
 (
-    X_LAST, MOMENTS_LAST, NORMED_LAST, LOGITS, D_X, D_NORMED, D_COMBINED, D_TURNED, D_MIXED,
-    D_HIDDEN, PROJECTED, ATTENTION,
-) = range(LAYER_FIELDS, ROOM_FIELDS)  # fmt: skip
+    X_LAST, MOMENTS_LAST, NORMED_LAST, LOGITS, D_X, D_NORMED, D_QKV, D_PREPARED, D_ATTENDED,
+    D_ACTIVATED, PROJECTED, ATTENTION_SCRATCH,
+) = range(LAYER_FIELDS, WORKSPACE_FIELDS)  # fmt: skip
 
 
 def padded(count: int) -> int:

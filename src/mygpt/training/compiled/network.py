@@ -10,48 +10,48 @@ V vocabulary.
 from __future__ import annotations
 
 from mygpt.engines.cpu import layout as kinds
-from mygpt.engines.cpu.arithmetic import f32, share
-from mygpt.engines.cpu.simd import FLOATS, INTS, WHOLE, floats, ints, kernel, skip
+from mygpt.engines.cpu.arithmetic import f32, part_start
+from mygpt.engines.cpu.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip
 from mygpt.training.compiled import layout as at
 from mygpt.training.compiled.arithmetic import (
     activate_rows,
-    activate_rows_back,
+    activate_rows_backward,
     cross_entropy_row,
     drop,
     dropout_key,
     norm_rows,
-    norm_rows_back,
-    ready_head,
-    ready_head_back,
+    norm_rows_backward,
+    prepare_head,
+    prepare_head_backward,
 )
-from mygpt.training.compiled.attention import attend, attend_back
-from mygpt.training.compiled.products import backward, forward, lay_out
+from mygpt.training.compiled.attention import attend, attend_backward
+from mygpt.training.compiled.products import linear_backward, linear_forward, pack_matrix
 
 _ZERO = f32(0)
 
 
-@kernel(FLOATS, FLOATS, WHOLE)
+@kernel(FLOATS, FLOATS, INT64)
 def _copy(out, x, count):
     for i in range(count):
         out[i] = x[i]
 
 
-@kernel(FLOATS, FLOATS, WHOLE)
+@kernel(FLOATS, FLOATS, INT64)
 def _add(out, x, count):
     for i in range(count):
         out[i] += x[i]
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, returns=FLOATS)
-def _room(job, thread, layer, field):
+@kernel(INTS, INT64, INT64, INT64, returns=FLOATS)
+def workspace(job, thread, layer, field):
     """A thread's buffer: a layer's own, or one that there is once."""
-    start = ints(job[at.ROOM_TABLE])[field] + thread * job[at.ROOM_SIZE]
+    start = ints(job[at.WORKSPACE_TABLE])[field] + thread * job[at.WORKSPACE_SIZE]
     if field < at.LAYER_FIELDS:
-        start += layer * job[at.LAYER_ROOM]
-    return skip(floats(job[at.ROOM]), start)
+        start += layer * job[at.LAYER_WORKSPACE]
+    return skip(floats(job[at.WORKSPACE]), start)
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, FLOATS)
+@kernel(INTS, INT64, INT64, INT64, FLOATS)
 def _drop_rows(job, site, first_row, rows, x):
     rate = floats(job[at.REALS])[at.DROPOUT]
     if rate > _ZERO:
@@ -59,7 +59,7 @@ def _drop_rows(job, site, first_row, rows, x):
         drop(x, rows * width, dropout_key(job[at.SEED], site), first_row * width, rate)
 
 
-@kernel(INTS, WHOLE, WHOLE, FLOATS)
+@kernel(INTS, INT64, INT64, FLOATS)
 def _embed(job, first_row, rows, x):
     """x (R, C) = token plus position embeddings."""
     width, time = job[at.WIDTH], job[at.TIME]
@@ -76,8 +76,8 @@ def _embed(job, first_row, rows, x):
     _drop_rows(job, 0, first_row, rows, x)
 
 
-@kernel(INTS, WHOLE, FLOATS, FLOATS, FLOATS, INTS)
-def _ready(job, rows, turned, combined, kept, layer):
+@kernel(INTS, INT64, FLOATS, FLOATS, FLOATS, INTS)
+def prepare_heads(job, rows, turned, combined, kept, layer):
     """turned (R, (H + G) D) = queries and keys, normalised and turned where the model does."""
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
     stride, wide = (heads + groups) * size, (heads + 2 * groups) * size
@@ -88,15 +88,15 @@ def _ready(job, rows, turned, combined, kept, layer):
         sines = skip(floats(job[at.SINES]), angle)
         for head in range(heads + groups):
             norm = skip(layer, at.QUERY_NORM if head < heads else at.KEY_NORM)
-            ready_head(
+            prepare_head(
                 skip(turned, row * stride + head * size), skip(combined, row * wide + head * size),
                 size, norm, job[at.QK_NORM], job[at.ROTARY], cosines, sines, eps,
                 skip(kept, row * (heads + groups) + head),
             )  # fmt: skip
 
 
-@kernel(INTS, WHOLE, FLOATS, FLOATS, FLOATS, FLOATS, INTS, FLOATS)
-def _ready_back(job, rows, d_combined, d_turned, combined, kept, layer, gradients):
+@kernel(INTS, INT64, FLOATS, FLOATS, FLOATS, FLOATS, INTS, FLOATS)
+def prepare_heads_backward(job, rows, d_combined, d_turned, combined, kept, layer, gradients):
     """The queries' and keys' columns of d_combined from d_turned."""
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
     stride, wide = (heads + groups) * size, (heads + 2 * groups) * size
@@ -107,69 +107,74 @@ def _ready_back(job, rows, d_combined, d_turned, combined, kept, layer, gradient
         for head in range(heads + groups):
             norm = skip(layer, at.QUERY_NORM if head < heads else at.KEY_NORM)
             place = row * wide + head * size
-            ready_head_back(
+            prepare_head_backward(
                 skip(d_combined, place), skip(d_turned, row * stride + head * size),
                 skip(combined, place), size, norm, job[at.QK_NORM], job[at.ROTARY], cosines,
                 sines, skip(kept, row * (heads + groups) + head), gradients,
             )  # fmt: skip
 
 
-@kernel(INTS, INTS, FLOATS, FLOATS, WHOLE, WHOLE, WHOLE, WHOLE, FLOATS)
+@kernel(INTS, INTS, FLOATS, FLOATS, INT64, INT64, INT64, INT64, FLOATS)
 def _project(job, matrix, out, x, x_stride, first_row, rows, site, scratch):
     """out += dropout(x W^T + b): what a block adds to the residual stream."""
     width = job[at.WIDTH]
     if floats(job[at.REALS])[at.DROPOUT] > _ZERO:
-        forward(scratch, width, x, x_stride, rows, matrix, 0)
+        linear_forward(scratch, width, x, x_stride, rows, matrix, 0)
         _drop_rows(job, site, first_row, rows, scratch)
         _add(out, scratch, rows * width)
     else:
-        forward(out, width, x, x_stride, rows, matrix, 1)
+        linear_forward(out, width, x, x_stride, rows, matrix, 1)
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, WHOLE)
-def _block(job, thread, number, first_row, rows):
+@kernel(INTS, INT64, INT64, INT64, INT64)
+def block_forward(job, thread, number, first_row, rows):
     """One block, from its X to the next one's (or X_LAST)."""
     width, size, heads, groups = job[at.WIDTH], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
     time, hidden, wide = job[at.TIME], job[at.HIDDEN], (heads + 2 * groups) * size
     inner = 2 * hidden if job[at.MLP] == kinds.SWIGLU else hidden
     layer = skip(ints(job[at.LAYER_TABLE]), number * at.LAYER_SIZE)
     eps = floats(job[at.REALS])[at.EPS]
-    x, normed = _room(job, thread, number, at.X), _room(job, thread, number, at.NORMED)
+    x, normed = workspace(job, thread, number, at.X), workspace(job, thread, number, at.NORMED)
     combined, turned = (
-        _room(job, thread, number, at.COMBINED),
-        _room(job, thread, number, at.TURNED),
+        workspace(job, thread, number, at.QKV),
+        workspace(job, thread, number, at.PREPARED),
     )
-    mixed, scratch = _room(job, thread, number, at.MIXED), _room(job, thread, 0, at.PROJECTED)
+    mixed, scratch = (
+        workspace(job, thread, number, at.ATTENDED),
+        workspace(job, thread, 0, at.PROJECTED),
+    )
     norm = skip(layer, at.ATTENTION_NORM)
-    moments = _room(job, thread, number, at.MOMENTS)
+    moments = workspace(job, thread, number, at.MOMENTS)
     norm_rows(normed, x, rows, width, job[at.NORM], norm, eps, moments)
-    forward(combined, wide, normed, width, rows, skip(layer, at.W_ATTENTION), 0)
-    _ready(job, rows, turned, combined, _room(job, thread, number, at.FACTORS), layer)
+    linear_forward(combined, wide, normed, width, rows, skip(layer, at.W_ATTENTION), 0)
+    prepare_heads(
+        job, rows, turned, combined, workspace(job, thread, number, at.HEAD_FACTORS), layer
+    )
     for window in range(rows // time):
         start = window * time
         attend(
             job, number, first_row // time + window,
             skip(turned, start * (heads + groups) * size), skip(combined, start * wide),
             skip(mixed, start * heads * size),
-            skip(_room(job, thread, number, at.SUMS), start * heads),
-            _room(job, thread, 0, at.ATTENTION),
+            skip(workspace(job, thread, number, at.LOG_SUMS), start * heads),
+            workspace(job, thread, 0, at.ATTENTION_SCRATCH),
         )  # fmt: skip
-    between = _room(job, thread, number, at.X_BETWEEN)
+    between = workspace(job, thread, number, at.X_MIDDLE)
     _copy(between, x, rows * width)
     _project(
-        job, skip(layer, at.W_MIXED), between, mixed, heads * size, first_row, rows,
+        job, skip(layer, at.W_OUTPUT), between, mixed, heads * size, first_row, rows,
         4 * number + 1, scratch,
     )  # fmt: skip
-    normed = _room(job, thread, number, at.NORMED_BETWEEN)
-    moments = _room(job, thread, number, at.MOMENTS_BETWEEN)
+    normed = workspace(job, thread, number, at.NORMED_MIDDLE)
+    moments = workspace(job, thread, number, at.MOMENTS_MIDDLE)
     norm_rows(normed, between, rows, width, job[at.NORM], skip(layer, at.MLP_NORM), eps, moments)
-    numbers = _room(job, thread, number, at.INNER)
-    active = _room(job, thread, number, at.HIDDEN_ROWS)
-    forward(numbers, inner, normed, width, rows, skip(layer, at.W_MLP_IN), 0)
+    numbers = workspace(job, thread, number, at.PRE_ACTIVATION)
+    active = workspace(job, thread, number, at.ACTIVATED)
+    linear_forward(numbers, inner, normed, width, rows, skip(layer, at.W_MLP_IN), 0)
     activate_rows(active, numbers, rows, hidden, job[at.MLP])
-    after = _room(job, thread, 0, at.X_LAST)
+    after = workspace(job, thread, 0, at.X_LAST)
     if number + 1 < job[at.LAYERS]:
-        after = _room(job, thread, number + 1, at.X)
+        after = workspace(job, thread, number + 1, at.X)
     _copy(after, between, rows * width)
     _project(
         job, skip(layer, at.W_MLP_OUT), after, active, hidden, first_row, rows, 4 * number + 2,
@@ -177,76 +182,88 @@ def _block(job, thread, number, first_row, rows):
     )  # fmt: skip
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, WHOLE, FLOATS)
-def _block_back(job, thread, number, first_row, rows, gradients):
+@kernel(INTS, INT64, INT64, INT64, INT64, FLOATS)
+def block_backward(job, thread, number, first_row, rows, gradients):
     """D_X becomes the gradient of the block's X."""
     width, size, heads, groups = job[at.WIDTH], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
     time, hidden, wide = job[at.TIME], job[at.HIDDEN], (heads + 2 * groups) * size
     inner = 2 * hidden if job[at.MLP] == kinds.SWIGLU else hidden
     layer = skip(ints(job[at.LAYER_TABLE]), number * at.LAYER_SIZE)
-    d_x, d_normed = _room(job, thread, 0, at.D_X), _room(job, thread, 0, at.D_NORMED)
-    d_hidden, d_mixed = _room(job, thread, 0, at.D_HIDDEN), _room(job, thread, 0, at.D_MIXED)
-    d_combined, d_turned = _room(job, thread, 0, at.D_COMBINED), _room(job, thread, 0, at.D_TURNED)
-    projected = _room(job, thread, 0, at.PROJECTED)
+    d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)
+    d_hidden, d_mixed = (
+        workspace(job, thread, 0, at.D_ACTIVATED),
+        workspace(job, thread, 0, at.D_ATTENDED),
+    )
+    d_combined, d_turned = (
+        workspace(job, thread, 0, at.D_QKV),
+        workspace(job, thread, 0, at.D_PREPARED),
+    )
+    projected = workspace(job, thread, 0, at.PROJECTED)
 
-    numbers = _room(job, thread, number, at.INNER)
+    numbers = workspace(job, thread, number, at.PRE_ACTIVATION)
     _copy(projected, d_x, rows * width)
     _drop_rows(job, 4 * number + 2, first_row, rows, projected)
-    backward(
-        d_hidden, hidden, projected, width, _room(job, thread, number, at.HIDDEN_ROWS), hidden,
+    linear_backward(
+        d_hidden, hidden, projected, width, workspace(job, thread, number, at.ACTIVATED), hidden,
         rows, skip(layer, at.W_MLP_OUT), gradients,
     )  # fmt: skip
-    activate_rows_back(numbers, d_hidden, rows, hidden, job[at.MLP])
-    backward(
-        d_normed, width, numbers, inner, _room(job, thread, number, at.NORMED_BETWEEN), width,
+    activate_rows_backward(numbers, d_hidden, rows, hidden, job[at.MLP])
+    linear_backward(
+        d_normed, width, numbers, inner, workspace(job, thread, number, at.NORMED_MIDDLE), width,
         rows, skip(layer, at.W_MLP_IN), gradients,
     )  # fmt: skip
-    norm_rows_back(
-        d_x, d_normed, _room(job, thread, number, at.X_BETWEEN), rows, width, job[at.NORM],
-        skip(layer, at.MLP_NORM), _room(job, thread, number, at.MOMENTS_BETWEEN), gradients,
+    norm_rows_backward(
+        d_x, d_normed, workspace(job, thread, number, at.X_MIDDLE), rows, width, job[at.NORM],
+        skip(layer, at.MLP_NORM), workspace(job, thread, number, at.MOMENTS_MIDDLE), gradients,
     )  # fmt: skip
 
-    mixed, turned = _room(job, thread, number, at.MIXED), _room(job, thread, number, at.TURNED)
-    combined = _room(job, thread, number, at.COMBINED)
+    mixed, turned = (
+        workspace(job, thread, number, at.ATTENDED),
+        workspace(job, thread, number, at.PREPARED),
+    )
+    combined = workspace(job, thread, number, at.QKV)
     _copy(projected, d_x, rows * width)
     _drop_rows(job, 4 * number + 1, first_row, rows, projected)
-    backward(
+    linear_backward(
         d_mixed, heads * size, projected, width, mixed, heads * size, rows,
-        skip(layer, at.W_MIXED), gradients,
+        skip(layer, at.W_OUTPUT), gradients,
     )  # fmt: skip
     for window in range(rows // time):
         start = window * time
         pair, narrow = start * (heads + groups) * size, start * heads * size
-        attend_back(
+        attend_backward(
             job, number, first_row // time + window, skip(turned, pair),
             skip(combined, start * wide), skip(mixed, narrow),
-            skip(_room(job, thread, number, at.SUMS), start * heads), skip(d_mixed, narrow),
+            skip(workspace(job, thread, number, at.LOG_SUMS), start * heads), skip(d_mixed, narrow),
             skip(d_turned, pair), skip(d_combined, start * wide),
-            _room(job, thread, 0, at.ATTENTION),
+            workspace(job, thread, 0, at.ATTENTION_SCRATCH),
         )  # fmt: skip
-    factors = _room(job, thread, number, at.FACTORS)
-    _ready_back(job, rows, d_combined, d_turned, combined, factors, layer, gradients)
-    backward(
-        d_normed, width, d_combined, wide, _room(job, thread, number, at.NORMED), width, rows,
+    factors = workspace(job, thread, number, at.HEAD_FACTORS)
+    prepare_heads_backward(job, rows, d_combined, d_turned, combined, factors, layer, gradients)
+    linear_backward(
+        d_normed, width, d_combined, wide, workspace(job, thread, number, at.NORMED), width, rows,
         skip(layer, at.W_ATTENTION), gradients,
     )  # fmt: skip
-    norm_rows_back(
-        d_x, d_normed, _room(job, thread, number, at.X), rows, width, job[at.NORM],
-        skip(layer, at.ATTENTION_NORM), _room(job, thread, number, at.MOMENTS), gradients,
+    norm_rows_backward(
+        d_x, d_normed, workspace(job, thread, number, at.X), rows, width, job[at.NORM],
+        skip(layer, at.ATTENTION_NORM), workspace(job, thread, number, at.MOMENTS), gradients,
     )  # fmt: skip
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, FLOATS)
-def _head_and_back(job, thread, first_row, rows, gradients):
+@kernel(INTS, INT64, INT64, INT64, FLOATS)
+def head_forward_and_backward(job, thread, first_row, rows, gradients):
     """Losses of the rows, and D_X: the gradient of X_LAST."""
     width, vocab = job[at.WIDTH], job[at.VOCAB]
     room = (vocab + at.LANES - 1) // at.LANES * at.LANES
     reals, losses = floats(job[at.REALS]), floats(job[at.LOSSES])
-    x, normed = _room(job, thread, 0, at.X_LAST), _room(job, thread, 0, at.NORMED_LAST)
-    moments, logits = _room(job, thread, 0, at.MOMENTS_LAST), _room(job, thread, 0, at.LOGITS)
+    x, normed = workspace(job, thread, 0, at.X_LAST), workspace(job, thread, 0, at.NORMED_LAST)
+    moments, logits = (
+        workspace(job, thread, 0, at.MOMENTS_LAST),
+        workspace(job, thread, 0, at.LOGITS),
+    )
     norm, matrix = ints(job[at.FINAL_NORM]), ints(job[at.HEAD_MATRIX])
     norm_rows(normed, x, rows, width, job[at.NORM], norm, reals[at.EPS], moments)
-    forward(logits, room, normed, width, rows, matrix, 0)
+    linear_forward(logits, room, normed, width, rows, matrix, 0)
     targets = ints(job[at.TARGETS])
     for row in range(rows):
         losses[first_row + row] = cross_entropy_row(
@@ -254,18 +271,18 @@ def _head_and_back(job, thread, first_row, rows, gradients):
         )
     if job[at.LOSSES_ONLY]:
         return
-    d_x, d_normed = _room(job, thread, 0, at.D_X), _room(job, thread, 0, at.D_NORMED)
-    backward(d_normed, width, logits, room, normed, width, rows, matrix, gradients)
+    d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)
+    linear_backward(d_normed, width, logits, room, normed, width, rows, matrix, gradients)
     for i in range(rows * width):
         d_x[i] = _ZERO
-    norm_rows_back(d_x, d_normed, x, rows, width, job[at.NORM], norm, moments, gradients)
+    norm_rows_backward(d_x, d_normed, x, rows, width, job[at.NORM], norm, moments, gradients)
 
 
-@kernel(INTS, WHOLE, WHOLE, WHOLE, FLOATS)
-def _embed_back(job, thread, first_row, rows, gradients):
+@kernel(INTS, INT64, INT64, INT64, FLOATS)
+def embed_backward(job, thread, first_row, rows, gradients):
     """Gradients of the token and position embeddings from D_X."""
     width, time = job[at.WIDTH], job[at.TIME]
-    d_x, ids = _room(job, thread, 0, at.D_X), ints(job[at.IDS])
+    d_x, ids = workspace(job, thread, 0, at.D_X), ints(job[at.IDS])
     _drop_rows(job, 0, first_row, rows, d_x)
     tokens = skip(gradients, job[at.EMBEDDING_GRADIENT])
     positions = skip(gradients, job[at.POSITIONS_GRADIENT])
@@ -276,18 +293,18 @@ def _embed_back(job, thread, first_row, rows, gradients):
             _add(skip(positions, (first_row + row) % time * width), own, width)
 
 
-@kernel(WHOLE, WHOLE, returns=WHOLE)
-def prepare(job_address, part):
+@kernel(INT64, INT64, returns=INT64)
+def pack_weights(job_address, part):
     """Lay out this part's share of the matrices for the step."""
     job = ints(job_address)
     count, parts = job[at.MATRIX_COUNT], job[at.THREADS]
     for number in range(part, count, parts):
-        lay_out(ints(ints(job[at.MATRICES])[number]))
+        pack_matrix(ints(ints(job[at.MATRICES])[number]))
     return 0
 
 
-@kernel(WHOLE, WHOLE, returns=WHOLE)
-def learn(job_address, part):
+@kernel(INT64, INT64, returns=INT64)
+def losses_and_gradients(job_address, part):
     """Losses of this part's sequences, and their gradients into this part's own, unless losses
     alone are wanted.
     """
@@ -297,17 +314,17 @@ def learn(job_address, part):
     if not job[at.LOSSES_ONLY]:
         for i in range(job[at.GRADIENTS_SIZE]):
             gradients[i] = _ZERO
-    first, last = share(batch, part, parts), share(batch, part + 1, parts)
+    first, last = part_start(batch, part, parts), part_start(batch, part + 1, parts)
     for sequence in range(first, last, job[at.CHUNK]):
         row, rows = sequence * time, (min(sequence + job[at.CHUNK], last) - sequence) * time
-        x = _room(job, part, 0, at.X)
+        x = workspace(job, part, 0, at.X)
         _embed(job, row, rows, x)
         for layer in range(job[at.LAYERS]):
-            _block(job, part, layer, row, rows)
-        _head_and_back(job, part, row, rows, gradients)
+            block_forward(job, part, layer, row, rows)
+        head_forward_and_backward(job, part, row, rows, gradients)
         if job[at.LOSSES_ONLY]:
             continue
         for layer in range(job[at.LAYERS] - 1, -1, -1):
-            _block_back(job, part, layer, row, rows, gradients)
-        _embed_back(job, part, row, rows, gradients)
+            block_backward(job, part, layer, row, rows, gradients)
+        embed_backward(job, part, row, rows, gradients)
     return 0

@@ -11,7 +11,7 @@ import math
 
 from mygpt.engines.cpu.arithmetic import f32
 from mygpt.engines.cpu.matmul import DEPTH_BLOCK, multiply
-from mygpt.engines.cpu.simd import FLOATS, WHOLE, floats, ints, kernel, skip
+from mygpt.engines.cpu.simd import FLOATS, INT64, floats, ints, kernel, skip
 from mygpt.training.compiled import layout as at
 from mygpt.training.compiled.arithmetic import dot
 
@@ -22,7 +22,7 @@ _ONE = f32(1)
 _LINEAR, _CUBIC, _FIFTH = f32(3.4445), f32(-4.7750), f32(2.0315)
 
 
-@kernel(FLOATS, FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, FLOATS, FLOATS, INT64, INT64, INT64)
 def _product(y, x, w, rows, depth, columns):
     """y (rows, columns) = x (rows, depth) w (depth, columns), all row-major, not packed."""
     # w's rows are `columns` apart, so a tile's steps do not follow each other in memory. Packing is
@@ -38,7 +38,7 @@ def _product(y, x, w, rows, depth, columns):
                 )  # fmt: skip
 
 
-@kernel(FLOATS, FLOATS, WHOLE, WHOLE)
+@kernel(FLOATS, FLOATS, INT64, INT64)
 def _transpose(out, x, rows, columns):
     for row in range(rows):
         own = skip(x, row * columns)
@@ -49,10 +49,11 @@ def _transpose(out, x, rows, columns):
 # One iteration maps X to a X + b (X X^T) X + c (X X^T)**2 X. With the singular value decomposition
 # X = U S V^T that is U (a S + b S**3 + c S**5) V^T: the singular vectors stay, and each singular
 # value s becomes p(s) = a s + b s**3 + c s**5. Divided by its Frobenius norm first, a matrix has
-# all s <= 1, where p brings them towards 1. The result is near U V^T, the closest orthogonal matrix.
+# all s <= 1, where p brings them towards 1. The result is near U V^T, the orthogonal matrix that is
+# closest to X.
 # Computed as (a I + b Q + c Q Q) X with Q = X X^T: 2 A A B + A A A multiply-adds, which is why the
 # shorter side is A.
-@kernel(FLOATS, FLOATS, FLOATS, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, FLOATS, FLOATS, FLOATS, INT64, INT64, INT64)
 def _orthogonalize(x, transposed, square, other, a, b, iterations):
     """x (A, B), A <= B, is replaced by a nearly orthogonal matrix; the others are buffers."""
     norm = f32(math.sqrt(dot(x, x, a * b))) + f32(1e-7)  # of a zero matrix: 0 / 1e-7
@@ -82,7 +83,7 @@ def _orthogonalize(x, transposed, square, other, a, b, iterations):
 # al., 2024). Buffers of a thread, with count = rows * columns and a = min(rows, columns):
 #
 #     | x (count) | transposed (count) | square (a, a) | other (a, a) |
-@kernel(WHOLE, WHOLE, returns=WHOLE)
+@kernel(INT64, INT64, returns=INT64)
 def update_matrices(job_address, part):
     """Momentum and update of every matrix of part number `part`."""
     job = ints(job_address)

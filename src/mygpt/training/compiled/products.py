@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from mygpt.engines.cpu.matmul import DEPTH_BLOCK, multiply
 from mygpt.engines.cpu.panels import fill_panel
-from mygpt.engines.cpu.simd import FLOATS, INTS, WHOLE, floats, kernel, make_tiles, skip
+from mygpt.engines.cpu.simd import FLOATS, INT64, INTS, floats, kernel, make_tiles, skip
 from mygpt.training.compiled import layout as at
 
 _outer_tiles = make_tiles(quantized=False, transposed=True)
@@ -29,7 +29,7 @@ _outer_tiles = make_tiles(quantized=False, transposed=True)
 # transposed, one number at a time, which a tile's broadcast does anyway.
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, FLOATS, INT64, INT64, INT64)
 def multiply_panels(y, y_stride, x, x_stride, rows, panels, outputs, depth, adding):
     """y = x w, or y += x w, for `rows` rows; w (depth, outputs) is packed into panels.
 
@@ -51,7 +51,7 @@ def multiply_panels(y, y_stride, x, x_stride, rows, panels, outputs, depth, addi
                 )  # fmt: skip
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, FLOATS, WHOLE, WHOLE, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, FLOATS, INT64, INT64, INT64)
 def add_outer(y, y_stride, a, a_stride, a_columns, b, b_stride, b_columns, rows):
     """y (a_columns, b_columns) += a^T b, summed over `rows` rows; b_columns are whole vectors."""
     # A sum of outer products, one a row. The depth is not cut: a chunk has few rows.
@@ -66,7 +66,7 @@ def add_outer(y, y_stride, a, a_stride, a_columns, b, b_stride, b_columns, rows)
             )  # fmt: skip
 
 
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, INTS, WHOLE)
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INTS, INT64)
 def linear_forward(y, y_stride, x, x_stride, rows, matrix, adding):
     """y = x W^T + b, or y += x W^T + b."""
     outputs = matrix[at.OUTPUTS]
@@ -97,7 +97,7 @@ def linear_forward(y, y_stride, x, x_stride, rows, matrix, adding):
 #     dL/dx_ri = sum_o dL/dy_ro W_oi      dL/dx = dL/dy W
 #     dL/dW_oi = sum_r dL/dy_ro x_ri      dL/dW = dL/dy^T x
 #     dL/db_o  = sum_r dL/dy_ro
-@kernel(FLOATS, WHOLE, FLOATS, WHOLE, FLOATS, WHOLE, WHOLE, INTS, FLOATS)
+@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INTS, FLOATS)
 def linear_backward(dx, dx_stride, dy, dy_stride, x, x_stride, rows, matrix, gradients):
     """dx = dy W; adds to the gradients of W and b."""
     outputs, inputs = matrix[at.OUTPUTS], matrix[at.INPUTS]

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.engines.cpu import layout as kinds
-from mygpt.engines.cpu.build import Kernel, load_program
+from mygpt.engines.cpu.build import Kernel, load_library
 from mygpt.engines.cpu.pack import Arena
-from mygpt.engines.cpu.workers import run_together
+from mygpt.engines.cpu.workers import run_on_threads
 from mygpt.errors import InputError
 from mygpt.training import muon
 from mygpt.training.compiled import layout as at
-from mygpt.training.compiled.program import TRAINING
-from mygpt.training.compiled.room import room_for
+from mygpt.training.compiled.library import TRAINING
+from mygpt.training.compiled.workspace import room_for
 
 _NORMS = {"layer": kinds.LAYER_NORM, "rms": kinds.RMS_NORM}
 _MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGLU}
@@ -41,7 +41,7 @@ class Kernels(NamedTuple):
     update_matrices: Kernel
 
 
-class CompiledStep:
+class CpuTrainingStep:
     """Computes a batch's loss and leaves its gradients in `parameter.grad`.
 
     Args:
@@ -53,7 +53,7 @@ class CompiledStep:
         self.model = model
         self.threads = threads
         self._muon_of: dict[str, int] = {}
-        self._kernels = Kernels(*load_program(TRAINING))
+        self._kernels = Kernels(*load_library(TRAINING))
         self._job = np.zeros(at.JOB_SIZE, np.int64)
         self._reals = np.zeros(at.REALS_SIZE, np.float32)
         self._alive: list[Any] = []
@@ -172,8 +172,8 @@ class CompiledStep:
         self._room = Arena(4 * room.floats * self.threads + 64).take(room.floats * self.threads)
         self._starts = room.starts
         self._losses = np.zeros(batch * time, np.float32)
-        job[at.ROOM], job[at.ROOM_SIZE] = self._room.ctypes.data, room.floats
-        job[at.ROOM_TABLE], job[at.LAYER_ROOM] = self._starts.ctypes.data, room.layer
+        job[at.WORKSPACE], job[at.WORKSPACE_SIZE] = self._room.ctypes.data, room.floats
+        job[at.WORKSPACE_TABLE], job[at.LAYER_WORKSPACE] = self._starts.ctypes.data, room.layer
         job[at.CHUNK] = room.chunk
         job[at.LOSSES] = self._losses.ctypes.data
         self._shape = (batch, time)
@@ -197,7 +197,7 @@ class CompiledStep:
         job[at.BATCH], job[at.TIME] = self._shape
 
     def _run(self, kernel: Kernel) -> None:
-        run_together(kernel, int(self._job.ctypes.data), self.threads)
+        run_on_threads(kernel, int(self._job.ctypes.data), self.threads)
 
     def gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token; `inputs` and `targets` are (B, T) int64.
@@ -271,5 +271,5 @@ class CompiledStep:
         self._muon_room = Arena(4 * size * self.threads + 64).take(size * self.threads)
         job = self._job
         job[at.MUON_TABLE], job[at.MUON_COUNT] = self._muon_table.ctypes.data, len(entries)
-        job[at.MUON_ROOM], job[at.MUON_ROOM_SIZE] = self._muon_room.ctypes.data, size
+        job[at.MUON_WORKSPACE], job[at.MUON_WORKSPACE_SIZE] = self._muon_room.ctypes.data, size
         job[at.MUON_ITERATIONS] = muon.ITERATIONS

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from mygpt.core.model import GPT
 from mygpt.core.training import clip_gradients
-from mygpt.training.compiled.step import CompiledStep
+from mygpt.training.compiled.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
 from mygpt.training.shared_losses import shared_losses
 from mygpt.training.world import ALONE, World
 
 
-class CompiledGradients:
+class CpuGradients:
     """A batch's loss and gradients from the compiled kernels, where `suits` says that they can.
 
     Args:
@@ -36,7 +36,7 @@ class CompiledGradients:
         self.world = world
         self._parameters = list(model.parameters())
         self._batch_size: int | None = None
-        self.is_compiled = False  # by torch
+        self.uses_torch_compile = False  # by torch
         self.note = None
         flags = {
             "--compile": config.compile,
@@ -46,10 +46,10 @@ class CompiledGradients:
             self.note = f"{' and '.join(asked)}: the CPU's own kernels have no need of it"
         self._before = torch.get_num_threads()
         threads = min(self._before, world.rows(config.batch_size))
-        self.step = CompiledStep(model, threads)
+        self.step = CpuTrainingStep(model, threads)
         self._entered = False
 
-    def __enter__(self) -> CompiledGradients:
+    def __enter__(self) -> CpuGradients:
         self._before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._entered = True

@@ -2,7 +2,7 @@
 
 Compiling takes seconds in which a signal would strike in LLVM's callbacks, and be lost there; a
 process can be waited for and killed. Numba and LLVM's compiler stay out of the caller's memory.
-It is started by `compile_apart`, and ends when its input does.
+It is started by `compile_in_process`, and ends when its input does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import signal
 import sys
 import threading
 
-from mygpt.engines.cpu.build import Program, compile_here
+from mygpt.engines.cpu.build import KernelLibrary, compile_here
 from mygpt.errors import OutOfMemoryError
 from mygpt.processes import start
 from mygpt.signals import Abandonable
 
 
-def compile_apart(program: Program) -> bytes | None:
+def compile_in_process(program: KernelLibrary) -> bytes | None:
     """A program's object file; None where the process cannot be had, or has failed.
 
     Raises:
@@ -55,7 +55,7 @@ def main() -> None:
     name, purpose, seconds, sources, exports = json.loads(sys.argv[2])
     exported = tuple((module, function) for module, function in exports)
     try:
-        code = compile_here(Program(name, purpose, seconds, tuple(sources), exported))
+        code = compile_here(KernelLibrary(name, purpose, seconds, tuple(sources), exported))
     except Exception:  # the caller meets it itself, where it can be shown
         os._exit(1)
     answer.write(code)

@@ -23,7 +23,7 @@ class Room:
 
     Attributes:
         chunk: windows that go through the model together.
-        starts: (ROOM_FIELDS,) int64, where each field begins; a layer's are the first layer's.
+        starts: (WORKSPACE_FIELDS,) int64, where each field begins; a layer's are the first layer's.
         layer: floats of a layer's own.
         floats: of all of it.
     """
@@ -43,22 +43,22 @@ def room_for(config: GPTConfig, batch: int, time: int, threads: int) -> Room:
     mixed, hidden = heads * config.head_size, config.mlp_hidden
     inner = hidden * (2 if config.mlp == "swiglu" else 1)
     sizes = {
-        at.X: width, at.MOMENTS: 2, at.NORMED: width, at.COMBINED: wide, at.TURNED: stride,
-        at.FACTORS: pairs, at.SUMS: heads, at.MIXED: mixed, at.X_BETWEEN: width,
-        at.MOMENTS_BETWEEN: 2, at.NORMED_BETWEEN: width, at.INNER: inner,
-        at.HIDDEN_ROWS: hidden, at.X_LAST: width, at.MOMENTS_LAST: 2, at.NORMED_LAST: width,
+        at.X: width, at.MOMENTS: 2, at.NORMED: width, at.QKV: wide, at.PREPARED: stride,
+        at.HEAD_FACTORS: pairs, at.LOG_SUMS: heads, at.ATTENDED: mixed, at.X_MIDDLE: width,
+        at.MOMENTS_MIDDLE: 2, at.NORMED_MIDDLE: width, at.PRE_ACTIVATION: inner,
+        at.ACTIVATED: hidden, at.X_LAST: width, at.MOMENTS_LAST: 2, at.NORMED_LAST: width,
         at.LOGITS: at.padded(config.vocab_size), at.D_X: width, at.D_NORMED: width,
-        at.D_COMBINED: wide, at.D_TURNED: stride, at.D_MIXED: mixed, at.D_HIDDEN: hidden,
+        at.D_QKV: wide, at.D_PREPARED: stride, at.D_ATTENDED: mixed, at.D_ACTIVATED: hidden,
         at.PROJECTED: width,
     }  # fmt: skip
     floats = {field: at.padded(rows * size) for field, size in sizes.items()}
-    floats[at.ATTENTION] = 2 * (config.head_size + at.QUERIES) * at.padded(time)
-    starts, layer = np.zeros(at.ROOM_FIELDS, np.int64), 0
+    floats[at.ATTENTION_SCRATCH] = 2 * (config.head_size + at.QUERIES) * at.padded(time)
+    starts, layer = np.zeros(at.WORKSPACE_FIELDS, np.int64), 0
     for field in range(at.LAYER_FIELDS):
         starts[field] = layer
         layer += floats[field]
     end = config.num_layers * layer
-    for field in range(at.LAYER_FIELDS, at.ROOM_FIELDS):
+    for field in range(at.LAYER_FIELDS, at.WORKSPACE_FIELDS):
         starts[field] = end
         end += floats[field]
     return Room(chunk, starts, layer, -(-end // 1024) * 1024)
