@@ -112,7 +112,7 @@ def test_other_sources_or_another_processor_are_other_machine_code(monkeypatch, 
     name = build._object_path.__wrapped__
     assert name() == build._object_path(), "the same sources elsewhere"
     names = {name()}
-    for source in ("engines/cpu/sample.py", "engines/cpu/layout.py", "randomness.py"):
+    for source in ("engines/cpu/sample.py", "engines/cpu/layout.py", "core/random.py"):
         with (package / source).open("a") as file:
             file.write("# changed\n")
         names.add(name())
