@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from mygpt import GPTConfig
-from mygpt.core.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
+from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
 from paths import TESTS

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.container import Arrays, read_arrays, write_arrays
-from mygpt.core.config import GPTConfig, require_path
+from mygpt.core.config import GPTConfig
 from mygpt.errors import CheckpointError, InputError
-from mygpt.file_access import require_regular
+from mygpt.file_access import require_path, require_regular
 from mygpt.tokenization import Tokenizer, from_state
 
 if TYPE_CHECKING:

@@ -15,12 +15,18 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from mygpt.errors import CheckpointError
+from mygpt.errors import CheckpointError, InputError
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+
+
+def require_path(name: str, value: Any) -> None:
+    """Raise `InputError` unless `value` is a name that a file or folder can have."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+        raise InputError(f"{name}={value!r:.300} must be the name of a file or folder")
 
 
 def require_regular(path: str | Path, *, inside: bool = True) -> os.stat_result | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import reference
 from mygpt import GPT, CharTokenizer, SamplingConfig, Writer, generate, stream
-from mygpt.engines.torch_engine import CachedReader, PlainReader, choose_reader
+from mygpt.core.generation import CachedDecoder, UncachedDecoder, torch_decoder
 from mygpt.errors import InputError
 from shapes import CONFIGS, MODERN, TUTORIAL, build
 
@@ -244,9 +244,9 @@ def test_refill_reads_one_token_a_step_but_when_it_moves_on():
 
 
 def test_our_model_is_decoded_with_a_cache_and_others_in_the_plain_loop():
-    assert isinstance(choose_reader(model_of("modern"), 1, "crop"), CachedReader)
-    assert isinstance(choose_reader(Foreign(), 1, "crop"), PlainReader)
-    assert isinstance(choose_reader(own_forward(), 1, "crop"), PlainReader)
+    assert isinstance(torch_decoder(model_of("modern"), 1, "crop"), CachedDecoder)
+    assert isinstance(torch_decoder(Foreign(), 1, "crop"), UncachedDecoder)
+    assert isinstance(torch_decoder(own_forward(), 1, "crop"), UncachedDecoder)
 
 
 def test_inside_the_window_our_model_reads_each_token_once():
@@ -388,8 +388,8 @@ def test_the_prompt_is_not_written_to_and_the_result_not_shared():
         (PROMPT.int(), {}, "int64, not .* torch.int32"),
         (PROMPT.float(), {}, "int64, not .* torch.float32"),
         (PROMPT[:, :0], {}, "no tokens: start from at least one"),
-        (torch.tensor([[0, 5]]), {}, "id 5: this model's ids run from 0 to 4"),
-        (torch.tensor([[0, 1], [-1, 2]]), {}, "id -1: this model's ids run from 0 to 4"),
+        (torch.tensor([[0, 5]]), {}, "id 5: this model's ids are 0 to 4"),
+        (torch.tensor([[0, 1], [-1, 2]]), {}, "id -1: this model's ids are 0 to 4"),
         (PROMPT, {"max_new_tokens": -1}, "max_new_tokens=-1 must be a whole number of at least 0"),
         (PROMPT, {"max_new_tokens": 2.5}, "max_new_tokens=2.5 must be a whole number"),
         (PROMPT, {"temperature": -1.0}, "temperature=-1.0"),

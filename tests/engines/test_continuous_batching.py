@@ -21,8 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mygpt import CharTokenizer, GPTConfig, Writer
-from mygpt.core.config import OVERFLOW_POLICIES, SamplingConfig
+from mygpt.core.config import SamplingConfig
+from mygpt.core.generation import UncachedDecoder
 from mygpt.core.random import Stream
+from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.engines.batch import SeparateBatch
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuBatch, CpuEngine
@@ -30,7 +32,7 @@ from mygpt.engines.cpu import batch as cpu_batch
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.memory import Memory
 from mygpt.engines.numpy_engine import NumpyEngine
-from mygpt.engines.torch_engine import PlainReader, TorchEngine
+from mygpt.engines.torch_engine import TorchEngine
 from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
 from shapes import LLAMA, MODERN, TUTORIAL, build
@@ -677,4 +679,4 @@ def test_a_foreign_module_needs_no_configuration():
     one = request([1, 2], 20, seed=3)
     slot = batch.join(one)
     assert batch.advance(20)[slot] == engine.start([one]).advance(20)[0]
-    assert isinstance(engine.start([one])._batches[0].reader, PlainReader)
+    assert isinstance(engine.start([one])._batches[0].decoder, UncachedDecoder)

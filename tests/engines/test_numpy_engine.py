@@ -27,8 +27,9 @@ from decoding import (
     written,
 )
 from mygpt.core import model as torch_model
-from mygpt.core.config import OVERFLOW_POLICIES, GPTConfig, SamplingConfig
+from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.core.random import Stream
+from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.engines import numpy_network
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, SamplingConfig, Writer, save_checkpoint
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
+from mygpt.core.generation import UncachedDecoder
 from mygpt.core.kv_cache import FixedShapes, KVCache
 from mygpt.core.random import Stream
 from mygpt.core.sampling import _only_where_probable, draw, next_ids
@@ -26,8 +27,7 @@ from mygpt.engines import torch_engine
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import (
-    CachedReader,
-    PlainReader,
+    CompiledDecoder,
     TorchCompiledStep,
     TorchEngine,
     read_token,
@@ -125,7 +125,8 @@ def test_a_reader_with_a_compiled_step_reads_as_the_plain_loop(uncompiled, name,
     for first in range(1, min(end, window + 3) + 1, 2):
         step = TorchCompiledStep(model)
         step.read, read = counted(step.read)
-        cached, plain = CachedReader(model, 2, overflow, step), PlainReader(model, overflow)
+        cached = CompiledDecoder(model, 2, overflow, step, window)
+        plain = UncachedDecoder(model, overflow)
         with torch.no_grad():
             for length in range(first, end + 1):
                 found = cached.next_logits(text[:, :length])

@@ -19,7 +19,6 @@ import torch
 import mygpt
 from mygpt import GPT, GPTConfig
 from mygpt.cli import main
-from mygpt.core.config import SHAPES
 from mygpt.errors import InputError
 from mygpt.scaling import (
     PUBLISHED,
@@ -32,6 +31,7 @@ from mygpt.scaling import (
 )
 from mygpt.scaling.amounts import bytes_text, count_text, duration_text, parse_bytes, parse_count
 from mygpt.scaling.memory import activation_bytes, fits, step_traffic
+from mygpt.scaling.presets import SHAPES
 from mygpt.training import efficiency
 from mygpt.training.config import TrainConfig
 from mygpt.training.efficiency import measure

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mygpt.cli import main
-from mygpt.core.config import SHAPES, GPTConfig
+from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
+from mygpt.scaling.presets import SHAPES
 from mygpt.training import planning, preparing
 from mygpt.training.config import TrainConfig, preset_options
 from mygpt.training.durations import fit_budget, long_steps, shown_s, step_flops

@@ -31,12 +31,8 @@ from mygpt.cli.sampling_options import (
     TOP_P,
 )
 from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
-from mygpt.core.config import (
-    OVERFLOW_POLICIES,
-    SamplingConfig,
-    check_max_new_tokens,
-    check_overflow,
-)
+from mygpt.core.config import SamplingConfig, check_max_new_tokens
+from mygpt.core.window import OVERFLOW_POLICIES, check_overflow
 from mygpt.errors import InputError
 from mygpt.signals import Abandonable, Abandoned, DeferredSignals
 

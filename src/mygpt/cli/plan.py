@@ -148,9 +148,9 @@ def plan(
 
 def _model(name: str | None, changes: dict[str, Any]) -> Model:
     """The shape that is meant, with the user's changes."""
-    from mygpt.core.config import SHAPES
     from mygpt.errors import InputError
     from mygpt.scaling import PUBLISHED
+    from mygpt.scaling.presets import SHAPES
 
     if name in PUBLISHED:
         known = PUBLISHED[name]
@@ -184,8 +184,9 @@ def _model(name: str | None, changes: dict[str, Any]) -> Model:
 
 
 def _preset(name: str, changes: dict[str, Any]) -> Model:
-    from mygpt.core.config import SHAPES, GPTConfig
+    from mygpt.core.config import GPTConfig
     from mygpt.errors import InputError
+    from mygpt.scaling.presets import SHAPES
     from mygpt.training.config import preset_options
 
     if "vocab_size" not in changes:

@@ -8,7 +8,6 @@ Letters: C embedding, H heads, D head size, L window, N layers, V vocabulary.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -18,15 +17,12 @@ from mygpt.errors import InputError
 Norm = Literal["layer", "rms"]
 Position = Literal["learned", "rotary"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
-Overflow = Literal["crop", "refill", "stop"]
-
-OVERFLOW_POLICIES: tuple[Overflow, ...] = ("crop", "refill", "stop")
 
 _MOST = 2**31  # no width, window or vocabulary comes near it
 
 # Below this temperature, two float32 logits that differ at all differ past any probability:
 # the distribution is its own argmax, and dividing would overflow.
-COLDEST = 1e-30
+GREEDY_BELOW = 1e-30
 
 
 def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
@@ -56,12 +52,6 @@ def make_plain(config: Any) -> None:
             continue
         plain = int(value) if isinstance(value, Integral) else float(value)
         object.__setattr__(config, field.name, plain)
-
-
-def require_path(name: str, value: Any) -> None:
-    """Raise `InputError` unless `value` is a name that a file or folder can have."""
-    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
-        raise InputError(f"{name}={value!r:.300} must be the name of a file or folder")
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -319,7 +309,7 @@ class SamplingConfig:
     @property
     def greedy(self) -> bool:
         """Whether the draw is argmax: no randomness can change it."""
-        return self.temperature < COLDEST or self.top_k == 1
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
 
 
 def broken_model() -> InputError:
@@ -337,30 +327,6 @@ def overflowing_settings(sampling: SamplingConfig) -> InputError:
     )
 
 
-def check_overflow(overflow: str) -> None:
-    """Raise `InputError` unless `overflow` names what to do past the window."""
-    require_choice("overflow", overflow, OVERFLOW_POLICIES)
-
-
 def check_max_new_tokens(max_new_tokens: int) -> None:
     """Raise `InputError` unless the number of tokens to write is a whole number from 0."""
     require_int("max_new_tokens", max_new_tokens, least=0)
-
-
-_MODERN: dict[str, Any] = {
-    "norm": "rms",
-    "position": "rotary",
-    "mlp": "swiglu",
-    "mlp_bias": False,
-    "qk_norm": True,
-}
-
-# Shapes by name. "tutorial" is the model of the tutorial's chapter 17; the others are the
-# modern block (Qwen3's) in growing sizes, window included.
-SHAPES: dict[str, dict[str, Any]] = {
-    "tutorial": {"embed_dim": 64, "num_heads": 4, "num_layers": 4, "max_seq_len": 64},
-    "nano": {"embed_dim": 64, "num_heads": 2, "num_layers": 4, "max_seq_len": 64, **_MODERN},
-    "small": {"embed_dim": 128, "num_heads": 4, "num_layers": 4, "max_seq_len": 128, **_MODERN},
-    "medium": {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "max_seq_len": 256, **_MODERN},
-    "large": {"embed_dim": 768, "num_heads": 12, "num_layers": 12, "max_seq_len": 1024, **_MODERN},
-}

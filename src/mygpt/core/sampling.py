@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mygpt.core.config import COLDEST, SamplingConfig, broken_model, overflowing_settings
+from mygpt.core.config import GREEDY_BELOW, SamplingConfig, broken_model, overflowing_settings
 from mygpt.core.random import Stream
 
 
@@ -142,7 +142,7 @@ def next_ids(
     finite = logits.max(dim=-1).values.isfinite().all()
     if streams is not None:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if sampling.temperature < COLDEST or (streams is not None and sampling.greedy):
+    if sampling.temperature < GREEDY_BELOW or (streams is not None and sampling.greedy):
         ids = argmax(logits, sampling, ids)
         _check(sampling, finite)
         return ids

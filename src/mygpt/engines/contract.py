@@ -15,8 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.core.config import Overflow, SamplingConfig
+from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
+from mygpt.core.window import Overflow
 from mygpt.errors import InputError
 
 
@@ -144,28 +145,6 @@ class Engine(Protocol):
         ...
 
 
-class Window:
-    """Where the part of a growing text that the model sees begins.
-
-    "crop" shows the last L tokens, always. "refill" shows a fixed start until the window is
-    full, then moves on so that the newer half stays. "stop" never gets past L tokens.
-    """
-
-    def __init__(self, max_seq_len: int, overflow: Overflow) -> None:
-        self.max_seq_len = max_seq_len
-        self.overflow = overflow
-        self._start: int | None = None
-
-    def start(self, length: int) -> int:
-        """First visible position of a text of `length` tokens; lengths never shrink."""
-        newest = max(0, length - self.max_seq_len)
-        if self._start is None or self.overflow == "crop":
-            self._start = newest
-        elif length - self._start > self.max_seq_len:
-            self._start = length - max(1, self.max_seq_len // 2)
-        return self._start
-
-
 def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
     """Raise `InputError` for a prompt without tokens, or with ids that the model does not know."""
     if not len(prompt):
@@ -174,13 +153,4 @@ def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
     if outside.any():
         raise InputError(
             f"prompt holds id {prompt[outside][0]}: this model's ids run from 0 to {vocab_size - 1}"
-        )
-
-
-def check_prompt_fits(length: int, max_seq_len: int, overflow: Overflow) -> None:
-    """Raise `InputError` for a prompt longer than the window where nothing may be cropped."""
-    if overflow == "stop" and length > max_seq_len:
-        raise InputError(
-            f"the prompt has {length} tokens and the window {max_seq_len}: shorten it, or choose "
-            "overflow crop or refill"
         )

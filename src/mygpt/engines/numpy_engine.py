@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from mygpt.core.config import GPTConfig
+from mygpt.core.window import Window
 from mygpt.engines.batch import SeparateBatch
-from mygpt.engines.contract import Request, Window
+from mygpt.engines.contract import Request
 from mygpt.engines.numpy_network import Arrays, Cache, Floats, Network
 from mygpt.engines.numpy_sampling import next_id
 
-_MOST_RESERVED = 2**12  # new tokens that a cache has room for from the start
+_RESERVED_TOKENS = 2**12  # new tokens for which a cache has capacity from the start
 
 
 class Row:
@@ -38,7 +39,7 @@ class Row:
         self.full = len(self.text) + request.room(network.config.max_seq_len)
         self.ended = len(self.text) >= self.full
         self.window = Window(network.config.max_seq_len, request.overflow)
-        self.cache = Cache(network.config, min(self.full, len(self.text) + _MOST_RESERVED))
+        self.cache = Cache(network.config, min(self.full, len(self.text) + _RESERVED_TOKENS))
         self.start = self.window.start(len(self.text))
 
     def visible_prompt(self) -> tuple[int, ...]:

@@ -1,8 +1,5 @@
-"""Decoding with torch, on any device: with a KV cache for our GPT, or the plain loop.
+"""The torch engine: `core.generation`'s decoders on any device, a compiled step, and batches.
 
-A reader is called with all text so far, one token longer at each call, and returns the logits
-after it. What it remembers between calls is its own business; the answer depends on the text
-alone (and, for "refill", on where the text began).
 Letters: B batch, T time, L window, V vocabulary.
 """
 
@@ -10,113 +7,53 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.core.config import Overflow, positions_for
+from mygpt.core.config import positions_for
+from mygpt.core.generation import (
+    CachedDecoder,
+    Decoder,
+    decode,
+    has_own_forward,
+    torch_decoder,
+)
 from mygpt.core.kv_cache import FixedShapes, KVCache
-from mygpt.core.model import GPT, evaluating
-from mygpt.core.sampling import next_ids
+from mygpt.core.model import GPT
+from mygpt.core.window import Overflow
 from mygpt.engines.batch import SeparateBatch
-from mygpt.engines.contract import Request, Window
+from mygpt.engines.contract import Request
 
-_MOST_RESERVED = 2**12  # new tokens that a cache has room for from the start
+_RESERVED_TOKENS = 2**12  # new tokens for which a cache has capacity from the start
 _log = logging.getLogger("mygpt")
 
 
-class Reader(Protocol):
-    """What turns text into the next token's logits."""
+class CompiledDecoder(CachedDecoder):
+    """A cached decoder whose steps of one token are compiled by `torch.compile`.
 
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) of the token after `ids` (B, T), int64; T grows by one a call."""
-        ...
-
-
-class PlainReader:
-    """Any module whose forward returns (logits, anything) and that has `max_seq_len`.
-
-    Reads the window anew for every token: the chapter's loop, and the cached reader's twin.
-    """
-
-    def __init__(self, model: Any, overflow: Overflow = "crop") -> None:
-        self.model = model
-        self.window = Window(model.max_seq_len, overflow)
-
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read all of the window; see `Reader`."""
-        visible = ids[:, self.window.start(ids.shape[1]) :]
-        logits, _ = self.model(visible.contiguous())  # a foreign model may want to view it
-        return logits[:, -1, :]
-
-
-class CachedReader:
-    """Our GPT with a KV cache: inside the window, one token is read per step.
-
-    The cache's filled part is read, which is the least work; with a `compiled` step, single
-    tokens go through that.
+    Args:
+        compiled: the step, which several decoders may share.
+        positions: rounded as `positions_for` rounds: a step is compiled for each capacity.
     """
 
     def __init__(
         self,
         model: GPT,
         batch_size: int,
-        overflow: Overflow = "crop",
-        compiled: TorchCompiledStep | None = None,
-        positions: int | None = None,
+        overflow: Overflow,
+        compiled: TorchCompiledStep,
+        positions: int,
     ) -> None:
-        self.model = model
+        super().__init__(model, batch_size, overflow, positions_for(model.max_seq_len, positions))
         self.compiled = compiled
-        weight = model.token_embedding.weight
-        if positions is not None and compiled is not None:  # a step is compiled for each room
-            positions = positions_for(model.max_seq_len, positions)
-        self.cache = KVCache.empty(
-            model.config,
-            batch_size,
-            device=weight.device,
-            dtype=weight.dtype,
-            positions=positions,
-        )
-        self.window = Window(model.max_seq_len, overflow)
-        self._start = 0
 
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read what the cache does not hold; see `Reader`."""
-        start = self.window.start(ids.shape[1])
-        if start != self._start:
-            self._start = start
-            self.cache.length = 0
-        unread = ids[:, start + self.cache.length :]
-        if self.compiled is not None and unread.shape[1] == 1:
-            stepped = self.compiled.read(unread, self.cache)
-            if stepped is not None:
-                return stepped
-        logits, _ = self.model(unread, cache=self.cache, last_only=True)
-        return logits[:, -1, :]
-
-
-def choose_reader(
-    model: Any,
-    batch_size: int,
-    overflow: Overflow,
-    compiled: TorchCompiledStep | None = None,
-    positions: int | None = None,
-) -> Reader:
-    """Cached for our own forward, else the plain loop; for texts of so many tokens."""
-    if has_own_forward(model):
-        return CachedReader(model, batch_size, overflow, compiled, positions)
-    return PlainReader(model, overflow)
-
-
-def has_own_forward(model: Any) -> bool:
-    """Whether this is our GPT with the forward we gave it."""
-    return (
-        isinstance(model, GPT)
-        and type(model).forward is GPT.forward
-        and "forward" not in vars(model)
-    )
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `CachedDecoder`; more than one token, or a step that fails, runs uncompiled."""
+        logits = self.compiled.read(ids, self.cache) if ids.shape[1] == 1 else None
+        return super().read(ids) if logits is None else logits
 
 
 def read_token(
@@ -256,54 +193,46 @@ class _Batch:
     def __init__(
         self, model: Any, requests: Sequence[Request], compiled: TorchCompiledStep | None
     ) -> None:
-        self.model, self.requests = model, requests
+        first, rows = requests[0], len(requests)
         self.ends = [request.ends for request in requests]
-        first = requests[0]
-        self.length = len(first.prompt)
-        self.room = first.room(model.max_seq_len)
-        self.drawn = 0
-        self.ended = [self.room == 0] * len(requests)
+        self.remaining = first.room(model.max_seq_len)  # steps
+        self.ended = [self.remaining == 0] * rows
         self._newest: torch.Tensor | None = None  # (B, V), the last step's logits
         self._final: dict[int, torch.Tensor] = {}  # (V,) logits of rows that ended before others
-        positions = self.length + min(self.room, _MOST_RESERVED)
-        self.reader = choose_reader(model, len(requests), first.overflow, compiled, positions)
         device = next(model.parameters()).device
         prompts = torch.tensor(np.stack([request.prompt for request in requests]), device=device)
-        self.text = prompts.new_empty(len(requests), self.length + self.room)  # (B, T)
-        self.text[:, : self.length] = prompts
+        positions = len(first.prompt) + min(self.remaining, _RESERVED_TOKENS)
+        if compiled is not None:
+            self.decoder: Decoder = CompiledDecoder(
+                model, rows, first.overflow, compiled, positions
+            )
+        else:
+            self.decoder = torch_decoder(model, rows, first.overflow, positions)
+        streams = [request.stream for request in requests]
+        self._steps = decode(self.decoder, prompts, self.remaining, first.sampling, streams)
 
     def advance(self, most: int) -> list[list[int]]:
-        new: list[list[int]] = [[] for _ in self.requests]
-        for _ in range(min(most, self.room - self.drawn)):
+        new: list[list[int]] = [[] for _ in self.ends]
+        for _ in range(min(most, self.remaining)):
             if all(self.ended):
                 break
-            for row, token in enumerate(self._step()):
+            ids, self._newest = next(self._steps)
+            self.remaining -= 1
+            for row, token in enumerate(ids.tolist()):
                 if not self.ended[row]:
                     new[row].append(token)
                     if token in self.ends[row]:
                         self.end(row)
-        if self.drawn == self.room:
+        if self.remaining == 0:
             self.ended = [True] * len(self.ended)
         return new
 
     def end(self, row: int) -> None:
         if not self.ended[row] and self._newest is not None:
-            self._final[row] = self._newest[row]  # the others' steps go on to change it
+            self._final[row] = self._newest[row]  # later steps of other rows replace `_newest`
         self.ended[row] = True
 
     def logits(self, row: int) -> torch.Tensor:
         if self._newest is None:
             raise ValueError("no token was drawn yet")
         return self._final.get(row, self._newest[row])
-
-    def _step(self) -> list[int]:
-        so_far = self.text[:, : self.length + self.drawn]
-        with evaluating(self.model):
-            self._newest = self.reader.next_logits(so_far)
-            streams = [request.stream for request in self.requests]
-            sampling = self.requests[0].sampling
-            ids = next_ids(self._newest, sampling, so_far, streams, self.drawn)
-        self.text[:, self.length + self.drawn] = ids
-        self.drawn += 1
-        tokens: list[int] = ids.tolist()
-        return tokens

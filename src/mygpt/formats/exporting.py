@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from mygpt.checkpoint import Checkpoint, check_finite
-from mygpt.core.config import require_choice, require_path
+from mygpt.core.config import require_choice
 from mygpt.errors import InputError
+from mygpt.file_access import require_path
 
 KINDS = ("hf", "gguf")
 GGUF_TYPES = ("f32", "f16", "q8_0")

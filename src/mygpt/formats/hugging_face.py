@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint
 from mygpt.container import Arrays
-from mygpt.core.config import GPTConfig, require_path
+from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
+from mygpt.file_access import require_path
 from mygpt.formats import gpt2, llama
 from mygpt.formats.folders import whole_folder
 from mygpt.formats.imported import Imported

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.checkpoint import check_finite, write_checkpoint
-from mygpt.core.config import require_path
 from mygpt.errors import InputError, StorageError
-from mygpt.file_access import require_regular
+from mygpt.file_access import require_path, require_regular
 from mygpt.formats.imported import Imported
 from mygpt.formats.recognised import file_problem, folder_problem
 from mygpt.storage import remove_abandoned

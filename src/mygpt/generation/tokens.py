@@ -1,32 +1,24 @@
-"""`generate` and `stream`: from token ids to more token ids.
+"""`mygpt.generate` and `mygpt.stream`: `core.generation` with the fastest decoder.
 
 Letters: B batch, T time, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mygpt.core.config import (
-    COLDEST,
-    Overflow,
-    SamplingConfig,
-    check_max_new_tokens,
-    check_overflow,
-)
-from mygpt.core.model import GPT, evaluating
+from mygpt.core import generation
+from mygpt.core.config import GREEDY_BELOW, SamplingConfig
+from mygpt.core.generation import Decoder, GenerationCall, new_tokens
 from mygpt.core.random import Stream
-from mygpt.core.sampling import next_ids
+from mygpt.core.window import Overflow
 from mygpt.engines.choice import choose, tokens_to_read
-from mygpt.engines.contract import Request, check_prompt_fits
-from mygpt.engines.torch_engine import choose_reader
-from mygpt.errors import InputError
-from mygpt.generation.multinomial import draws
-from mygpt.generation.packing import cpu_engine_of, numbers_to_pack
+from mygpt.engines.contract import Request
+from mygpt.generation.packing import cpu_engine_of, packable_parameters
 
 if TYPE_CHECKING:
     from mygpt.engines.cpu import CpuDecoding
@@ -47,21 +39,8 @@ def generate(
 ) -> torch.Tensor:
     """Append `max_new_tokens` tokens to each row of `prompt_ids` (chapter 15, section 15.7).
 
-    Args:
-        model: a `GPT`, or any module whose forward returns `(logits, anything)` and that has
-            `max_seq_len`. It runs in eval mode and is afterwards in the mode it was in.
-        prompt_ids: (B, T) int64 tensor; longer than the window is fine, B may be 0.
-        max_new_tokens: how many tokens to append.
-        temperature: below 1 sharpens, above 1 flattens; 0 is argmax.
-        top_k: draw from the k likeliest tokens alone; None or 0 is off.
-        top_p: draw from the smallest set of likeliest tokens that reaches this probability.
-        min_p: drop tokens below this share of the likeliest one's probability.
-        repetition_penalty: above 1 makes tokens that occurred before less likely.
-        seed: None draws from torch's global generator, as the chapter does. A seed gives row
-            i the numbers of `Stream(seed, i)`: the same text for any batch size.
-        overflow: past the window, "crop" reads the last `max_seq_len` tokens at each step (the
-            chapter's way), "refill" keeps the newer half when the window is full, "stop" ends
-            when the window is full.
+    This is `mygpt.core.generation.generate`, which describes the arguments, with the fastest
+    decoder for the model and the length: machine code on the CPU, or torch.
 
     Returns:
         (B, T + max_new_tokens) int64 on the prompt's device, prompt included; shorter only
@@ -70,10 +49,19 @@ def generate(
     Raises:
         InputError: for a value outside its range, naming the range (a ValueError).
     """
-    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-    job = _Job(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
-    new = job.all_at_once()
-    return torch.cat([prompt_ids, new], dim=1)
+    return generation.generate(
+        model,
+        prompt_ids,
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        overflow=overflow,
+        make_decoder=fastest_decoder,
+    )
 
 
 def stream(
@@ -95,135 +83,91 @@ def stream(
     step.
     """
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-    return _Job(model, prompt_ids, max_new_tokens, sampling, seed, overflow).steps()
+    call = GenerationCall.checked(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
+    return (block[:, 0] for block in new_tokens(call, fastest_decoder, 1))
 
 
-def _check_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
-    if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
-        raise InputError(
-            f"model is a {type(model).__name__}: give a GPT, or a torch module with max_seq_len"
+def fastest_decoder(call: GenerationCall) -> Decoder:
+    """Machine code where it computes what the model does and compiling it is worth it."""
+    parameters = packable_parameters(call.model)
+    if parameters is None:
+        return call.torch_decoder()
+    config, (rows, length) = call.model.config, call.prompt_ids.shape
+    reads = tokens_to_read(length, call.max_new_tokens, config.max_seq_len, call.overflow)
+    choice = choose(config, tokens=rows * call.max_new_tokens, reads=rows * reads, device="cpu")
+    if choice.name != "cpu":
+        return call.torch_decoder()
+    requests = [
+        Request(prompt, call.max_new_tokens, call.sampling, row_stream, call.overflow)
+        for prompt, row_stream in zip(
+            call.prompt_ids.cpu().numpy(), call.streams or [Stream(0)] * rows, strict=True
         )
-    if not isinstance(prompt_ids, torch.Tensor):
-        raise InputError(
-            f"prompt_ids must be a (B, T) int64 tensor, not {type(prompt_ids).__name__}: "
-            "torch.tensor([[0, 1]]) is one prompt of two ids"
-        )
-    if prompt_ids.ndim != 2 or prompt_ids.dtype != torch.int64:
-        raise InputError(
-            f"prompt_ids must be (B, T) int64, not {tuple(prompt_ids.shape)} {prompt_ids.dtype}: "
-            "one prompt of T ids becomes (1, T) with .unsqueeze(0)"
-        )
-    if prompt_ids.shape[1] == 0:
-        raise InputError("prompt_ids has no tokens: start from at least one")
-    if isinstance(model, GPT) and prompt_ids.numel():
-        vocab_size = model.config.vocab_size
-        least, most = int(prompt_ids.min()), int(prompt_ids.max())
-        if least < 0 or most >= vocab_size:
-            raise InputError(
-                f"prompt_ids holds id {least if least < 0 else most}: "
-                f"this model's ids run from 0 to {vocab_size - 1}"
-            )
+    ]
+    decoding = cpu_engine_of(call.model, parameters).start(requests)
+    if call.streams is not None or call.sampling.temperature < GREEDY_BELOW:
+        return CpuSeeded(decoding)
+    if is_exponential_race():
+        return CpuMultinomial(decoding, call.max_new_tokens)
+    return CpuLogits(decoding)
 
 
-class _Job:
-    """One call of `generate` or `stream`: checked at once, worked on lazily.
+class CpuLogits:
+    """Logits from machine code; torch draws (see `mygpt.core.generation.Decoder`)."""
 
-    The compiled engine decodes our own models on the CPU; torch decodes all others, and jobs
-    too short to compile for.
+    def __init__(self, decoding: CpuDecoding) -> None:
+        self.decoding = decoding
+        self._length: int | None = None
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, V) float32; `ids` are the prompt, and later one token more at each call."""
+        if self._length is not None:
+            self.decoding.push(ids[:, -1].numpy())
+        self._length = ids.shape[1]
+        return torch.from_numpy(self.decoding.next_logits())
+
+
+class CpuSeeded(CpuLogits):
+    """Draws in machine code with each row's own stream of random numbers, or by argmax."""
+
+    def advance(self, count: int) -> torch.Tensor:
+        """(B, count) int64; see `mygpt.core.generation.LoopDecoder`."""
+        self.decoding.advance(count)
+        return torch.from_numpy(self.decoding.last_ids(count))
+
+
+class CpuMultinomial(CpuLogits):
+    """Draws in machine code what `torch.multinomial` would draw from the global generator."""
+
+    def __init__(self, decoding: CpuDecoding, steps: int) -> None:
+        super().__init__(decoding)
+        self._steps = decoding.race(steps, torch.from_numpy(decoding.noise).exponential_)
+
+    def advance(self, count: int) -> torch.Tensor:
+        """(B, count) int64; see `mygpt.core.generation.LoopDecoder`."""
+        for _ in range(count):
+            next(self._steps)
+        return torch.from_numpy(self.decoding.last_ids(count))
+
+
+@functools.cache
+def is_exponential_race() -> bool:
+    """Whether this torch draws one token by the exponential race; checked once a process.
+
+    `torch.multinomial` draws noise q from Exp(1) and takes the argmax of p / q. Where it does,
+    asking torch for the noise alone takes a fifth of the time, and gives the same token and
+    leaves the generator in the same state. The check leaves the generator as it was.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        prompt_ids: torch.Tensor,
-        max_new_tokens: int,
-        sampling: SamplingConfig,
-        seed: int | None,
-        overflow: Overflow,
-    ) -> None:
-        _check_prompt(model, prompt_ids)
-        check_max_new_tokens(max_new_tokens)
-        check_overflow(overflow)
-        self.batch, self.length = prompt_ids.shape
-        check_prompt_fits(self.length, model.max_seq_len, overflow)
-        if overflow == "stop":
-            max_new_tokens = min(max_new_tokens, model.max_seq_len - self.length)
-        self.streams = None if seed is None else [Stream(seed, i) for i in range(self.batch)]
-        self.model, self.prompt_ids, self.overflow = model, prompt_ids, overflow
-        self.max_new_tokens, self.sampling = max_new_tokens, sampling
-
-    def all_at_once(self) -> torch.Tensor:
-        """All new tokens, (B, new) int64."""
-        if not self._compiled_can:
-            new = self.prompt_ids.new_empty(self.batch, self.max_new_tokens)
-            for number, ids in enumerate(self._torch_steps()):
-                new[:, number] = ids
-            return new
-        decoding = self._start_compiled()
-        if self._draws_by_itself:
-            decoding.advance(self.max_new_tokens)
-        else:
-            for _ in draws(decoding, self.max_new_tokens):
-                pass
-        return torch.from_numpy(decoding.texts()[:, self.length :])
-
-    def steps(self) -> Iterator[torch.Tensor]:
-        """The new tokens step by step, each (B,) int64."""
-        if not self._compiled_can:
-            return self._torch_steps()
-        if self._draws_by_itself:
-            return self._compiled_steps()
-        return self._multinomial_steps()
-
-    @property
-    def _draws_by_itself(self) -> bool:
-        """Whether no draw is torch's: with a seed, or where nothing is drawn."""
-        return self.streams is not None or self.sampling.temperature < COLDEST
-
-    @cached_property
-    def _compiled_can(self) -> bool:
-        if self.batch == 0 or self.max_new_tokens == 0:
-            return False
-        self.numbers = numbers_to_pack(self.model)
-        if self.numbers is None:
-            return False
-        config, new = self.model.config, self.max_new_tokens
-        reads = tokens_to_read(self.length, new, config.max_seq_len, self.overflow)
-        tokens, reads = self.batch * new, self.batch * reads
-        return choose(config, tokens=tokens, reads=reads, device="cpu").name == "cpu"
-
-    def _start_compiled(self) -> CpuDecoding:
-        prompts = self.prompt_ids.cpu().numpy()
-        streams = self.streams or [Stream(0)] * self.batch
-        requests = [
-            Request(prompt, self.max_new_tokens, self.sampling, stream, self.overflow)
-            for prompt, stream in zip(prompts, streams, strict=True)
-        ]
-        return cpu_engine_of(self.model, self.numbers).start(requests)
-
-    def _compiled_steps(self) -> Iterator[torch.Tensor]:
-        decoding = self._start_compiled()
-        for _ in range(self.max_new_tokens):
-            yield torch.tensor([new[0] for new in decoding.advance(1)])
-
-    def _multinomial_steps(self) -> Iterator[torch.Tensor]:
-        """The chapter's draw from torch's global generator between compiled steps."""
-        decoding = self._start_compiled()
-        for _ in draws(decoding, self.max_new_tokens):
-            yield torch.from_numpy(decoding.last_ids())
-
-    def _torch_steps(self) -> Iterator[torch.Tensor]:
-        text = self.prompt_ids.new_empty(self.batch, self.length + self.max_new_tokens)
-        text[:, : self.length] = self.prompt_ids
-        if self.batch == 0:  # no rows: nothing for the model to read
-            yield from text[:, self.length :].T
-            return
-        positions = self.length + self.max_new_tokens
-        reader = choose_reader(self.model, self.batch, self.overflow, positions=positions)
-        for step in range(self.max_new_tokens):
-            so_far = text[:, : self.length + step]
-            with evaluating(self.model):  # not around the loop: the caller acts between steps
-                logits = reader.next_logits(so_far)
-                ids = next_ids(logits, self.sampling, so_far, self.streams, step)
-            text[:, self.length + step] = ids
-            yield ids
+    before = torch.get_rng_state()
+    try:
+        for rows, tokens in ((1, 4), (1, 65), (3, 50), (2, 1000)):
+            p = torch.rand(rows, tokens).softmax(dim=-1)
+            start = torch.get_rng_state()
+            expected = torch.multinomial(p, num_samples=1)[:, 0]
+            after = torch.get_rng_state()
+            torch.set_rng_state(start)
+            raced = (p / torch.empty_like(p).exponential_()).argmax(dim=-1)
+            if not torch.equal(raced, expected) or not torch.equal(torch.get_rng_state(), after):
+                return False
+    finally:
+        torch.set_rng_state(before)
+    return True

@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
-from mygpt.core.config import (
-    Overflow,
-    SamplingConfig,
-    check_max_new_tokens,
-    check_overflow,
-    require_int,
-)
+from mygpt.core.config import SamplingConfig, check_max_new_tokens, require_int
 from mygpt.core.random import Stream, fresh_seed
+from mygpt.core.window import Overflow, check_overflow, check_prompt_fits
 from mygpt.engines.choice import Choice, tokens_to_read
-from mygpt.engines.contract import Batch, Decoding, Request, check_prompt_fits
+from mygpt.engines.contract import Batch, Decoding, Request
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.source import Source

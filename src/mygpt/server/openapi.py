@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mygpt import __version__
-from mygpt.core.config import OVERFLOW_POLICIES
+from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.generation.writer import Writer
 from mygpt.server.requests import (
     DEFAULT_MAX_TOKENS,

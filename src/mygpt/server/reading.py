@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.engines.contract import Window
+from mygpt.core.window import Window
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.writer import Writer
 from mygpt.server.offload import Offload

@@ -9,8 +9,9 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from mygpt.core.config import OVERFLOW_POLICIES, Overflow, SamplingConfig
+from mygpt.core.config import SamplingConfig
 from mygpt.core.random import check_seed
+from mygpt.core.window import OVERFLOW_POLICIES, Overflow
 from mygpt.errors import InputError
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
 
-from mygpt.core.config import SHAPES, make_plain, require_choice, require_int, require_number
+from mygpt.core.config import make_plain, require_choice, require_int, require_number
 from mygpt.core.random import check_seed
 from mygpt.core.training import scheduled_rate
 from mygpt.errors import InputError
+from mygpt.scaling.presets import SHAPES
 
 DataOrder = Literal["shuffled", "tutorial"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -268,7 +269,7 @@ _WHOLE = (
     "save_every",
 )
 
-# Beside a preset's shape (mygpt.core.config.SHAPES): how it is trained where nothing else is said.
+# How a preset is trained; its shape is in mygpt.scaling.presets.
 _RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {
         "steps": 2000,

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import resolve
-from mygpt.core.config import require_path
 from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
+from mygpt.file_access import require_path
 from mygpt.generation.writer import Writer
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.events import Listener, Note

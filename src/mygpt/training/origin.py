@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from mygpt.checkpoint import Checkpoint, check_finite, read_checkpoint, resolve
-from mygpt.core.config import GPTConfig, require_path
+from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.core.tutorial import set_seed
 from mygpt.errors import CheckpointError, InputError
+from mygpt.file_access import require_path
 from mygpt.training.config import AUTO, TrainConfig
 from mygpt.training.recipe import draw_weights
 from mygpt.training.run import RunFolder

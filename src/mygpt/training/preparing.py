@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from mygpt.container import check_storable
-from mygpt.core.config import GPTConfig, require_path
+from mygpt.core.config import GPTConfig
 from mygpt.data.token_store import Tokens
 from mygpt.engines.choice import cpu_engine_available
 from mygpt.errors import InputError
+from mygpt.file_access import require_path
 from mygpt.machine import choose_device
 from mygpt.text import READING_VERSION
 from mygpt.tokenization import Tokenizer, end_notes

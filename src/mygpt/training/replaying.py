@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from mygpt.core.config import require_path
 from mygpt.errors import InputError
+from mygpt.file_access import require_path
 from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
 from mygpt.text.reading import shown

@@ -222,15 +222,15 @@ class CpuDecoding:
         self._slots[:, at.LENGTH] += 1
         self._slots[:, at.DRAWN] += 1
 
-    def last_ids(self) -> NDArray[np.int64]:
-        """(B,) the last token of each row."""
-        rows = np.arange(len(self._slots))
-        last: NDArray[np.int64] = self._memory.text[rows, self._slots[:, at.LENGTH] - 1]
-        return last
+    def next_logits(self) -> NDArray[np.float32]:
+        """(B, V) the model's own prediction of each row's next token, before filters."""
+        self.weigh()
+        return np.stack([self._memory.logits_of(row) for row in range(len(self._slots))])
 
-    def texts(self) -> NDArray[np.int64]:
-        """(B, T) all tokens, prompts included, of rows that are equally long."""
-        return self._memory.text[:, : self._slots[0, at.LENGTH]]
+    def last_ids(self, count: int) -> NDArray[np.int64]:
+        """(B, count) the last tokens of rows that are equally long, a copy."""
+        length = self._slots[0, at.LENGTH]
+        return self._memory.text[:, length - count : length].copy()
 
     def end(self, row: int) -> None:
         """Draw nothing more for this row."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.core.config import COLDEST
+from mygpt.core.config import GREEDY_BELOW
 from mygpt.engines.contract import Request, check_prompt_ids
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.pack import Arena, PackedModel, padded
@@ -120,7 +120,7 @@ class Memory:
         penalty = sampling.repetition_penalty
         with np.errstate(over="ignore"):  # past float32 a temperature is infinite, as in torch
             self.settings[number] = (
-                max(sampling.temperature, COLDEST),
+                max(sampling.temperature, GREEDY_BELOW),
                 1.0 if sampling.top_p is None else sampling.top_p,
                 np.log(min_p) if min_p > 0 else -np.inf,
                 1.0 if penalty is None else penalty,

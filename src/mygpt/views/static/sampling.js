@@ -3,8 +3,8 @@
 // Letters: T time, V vocabulary. Logits are V numbers; a token that is filtered out has
 // logit -Infinity. Nothing is changed in place. Settings carry SamplingConfig's names.
 
-// Below this temperature the distribution is its own argmax (mygpt.core.config.COLDEST).
-export const COLDEST = 1e-30;
+// Below this temperature the distribution is its own argmax (mygpt.core.config.GREEDY_BELOW).
+export const GREEDY_BELOW = 1e-30;
 
 export const NEUTRAL = {
   temperature: 1,
@@ -16,7 +16,7 @@ export const NEUTRAL = {
 
 // Whether the draw is argmax: no randomness can change it.
 export function isGreedy(settings) {
-  return temperatureOf(settings) < COLDEST || settings.top_k === 1;
+  return temperatureOf(settings) < GREEDY_BELOW || settings.top_k === 1;
 }
 
 // The line that tells what is wrong with the settings; empty when nothing is.

@@ -1,0 +1,307 @@
+"""Generation: from token ids to more token ids (chapter 15).
+
+First the loop of section 15.1, then the same loop as the package runs it: with a KV cache, and
+with the two protocols that faster decoders implement. `generate` of section 15.7 is at the end.
+Letters: B batch (rows), T tokens so far, V vocabulary, L window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from mygpt.core.config import SamplingConfig, require_int
+from mygpt.core.kv_cache import KVCache
+from mygpt.core.model import GPT, evaluating
+from mygpt.core.random import Stream
+from mygpt.core.sampling import next_ids
+from mygpt.core.window import Overflow, Window, check_overflow, check_prompt_fits
+from mygpt.errors import InputError
+
+
+def autoregressive_loop(
+    model: Any,
+    prompt_ids: torch.Tensor,
+    max_new_tokens: int,
+    pick_one: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """The loop of section 15.1, line by line; `pick_one` maps logits (B, V) to ids (B, 1)."""
+    ids = prompt_ids
+    for _ in range(max_new_tokens):
+        logits, _ = model(ids)  # (B, T, V)
+        next_logits = logits[:, -1, :]  # (B, V): the prediction after the last position
+        new_ids = pick_one(next_logits)  # (B, 1)
+        ids = torch.cat([ids, new_ids], dim=1)  # (B, T + 1)
+    return ids
+
+
+def decode(
+    decoder: Decoder,
+    prompt_ids: torch.Tensor,
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    streams: list[Stream] | None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The loop of section 15.1 with any decoder and way of drawing.
+
+    Args:
+        decoder: predicts the next token.
+        prompt_ids: (B, T) int64.
+        max_new_tokens: how many steps.
+        sampling: how to draw.
+        streams: see `GenerationCall`.
+
+    Yields:
+        At each step the new ids (B,) int64 and the logits (B, V) they were drawn from.
+    """
+    rows, length = prompt_ids.shape
+    text = prompt_ids.new_empty(rows, length + max_new_tokens)
+    text[:, :length] = prompt_ids
+    for step in range(max_new_tokens):
+        ids = text[:, : length + step]  # (B, T), no copy
+        next_logits = decoder.next_logits(ids)  # (B, V)
+        new_ids = next_ids(next_logits, sampling, ids, streams, step)  # (B,)
+        text[:, length + step] = new_ids
+        yield new_ids, next_logits
+
+
+class Decoder(Protocol):
+    """Predicts the next token of texts that grow by one token at each call.
+
+    It may keep state between calls, as a KV cache does. Its answer depends on the text alone.
+    """
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) of the token after `ids` (B, T) int64, all text so far."""
+        ...
+
+
+class LoopDecoder(Decoder, Protocol):
+    """A decoder that also draws, so that the whole loop can be machine code."""
+
+    def advance(self, count: int) -> torch.Tensor:
+        """Draw `count` tokens for each row and append them: (B, count) int64."""
+        ...
+
+
+class UncachedDecoder:
+    """Reads the whole window for every token, as the chapter does.
+
+    Works for any module whose forward returns (logits, anything), and judges `CachedDecoder`.
+    """
+
+    def __init__(self, model: Any, overflow: Overflow = "crop") -> None:
+        self.model = model
+        self.window = Window(model.max_seq_len, overflow)
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Decoder`."""
+        visible = ids[:, self.window.start(ids.shape[1]) :]
+        with evaluating(self.model):
+            logits, _ = self.model(visible.contiguous())  # a model may call `view` on its input
+        return logits[:, -1, :]
+
+
+class CachedDecoder:
+    """Reads each token of a `GPT` once: keys and values of earlier tokens are in a cache.
+
+    Args:
+        model: a `GPT` with its own forward.
+        batch_size: B.
+        overflow: what to read past the window (see `Window`).
+        positions: tokens that the cache has capacity for at first; None is the window.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        batch_size: int,
+        overflow: Overflow = "crop",
+        positions: int | None = None,
+    ) -> None:
+        self.model = model
+        weight = model.token_embedding.weight
+        self.cache = KVCache.empty(
+            model.config,
+            batch_size,
+            device=weight.device,
+            dtype=weight.dtype,
+            positions=positions,
+        )
+        self.window = Window(model.max_seq_len, overflow)
+        self._start = 0  # index in the text of the cache's first token
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Decoder`."""
+        start = self.window.start(ids.shape[1])
+        if start != self._start:  # every token has another position now
+            self._start = start
+            self.cache.length = 0
+        unread = ids[:, start + self.cache.length :]  # the prompt; later one token
+        with evaluating(self.model):
+            return self.read(unread)
+
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) after `ids` (B, T), which follow the tokens in the cache and join it."""
+        logits, _ = self.model(ids, cache=self.cache, last_only=True)
+        return logits[:, -1, :]
+
+
+def torch_decoder(
+    model: Any, batch_size: int, overflow: Overflow, positions: int | None = None
+) -> Decoder:
+    """A `CachedDecoder` where the model is a `GPT` with its own forward, else without a cache."""
+    if has_own_forward(model):
+        return CachedDecoder(model, batch_size, overflow, positions)
+    return UncachedDecoder(model, overflow)
+
+
+def has_own_forward(model: Any) -> bool:
+    """Whether this is a `GPT` whose forward was not replaced."""
+    return (
+        isinstance(model, GPT)
+        and type(model).forward is GPT.forward
+        and "forward" not in vars(model)
+    )
+
+
+@dataclass(frozen=True)
+class GenerationCall:
+    """The checked arguments of one call of `generate`, from which a decoder is made.
+
+    Attributes:
+        model: a `GPT`, or a module whose forward returns (logits, anything).
+        prompt_ids: (B, T) int64.
+        max_new_tokens: tokens to append; under "stop" no more than fit in the window.
+        sampling: how to draw.
+        streams: the random numbers of each row; None draws from torch's global generator.
+        overflow: what to read past the window.
+    """
+
+    model: Any
+    prompt_ids: torch.Tensor
+    max_new_tokens: int
+    sampling: SamplingConfig
+    streams: list[Stream] | None
+    overflow: Overflow
+
+    @classmethod
+    def checked(
+        cls,
+        model: Any,
+        prompt_ids: torch.Tensor,
+        max_new_tokens: int,
+        sampling: SamplingConfig,
+        seed: int | None,
+        overflow: Overflow,
+    ) -> GenerationCall:
+        """Raises `InputError` for a value outside its range."""
+        _check_prompt(model, prompt_ids)
+        require_int("max_new_tokens", max_new_tokens, least=0)
+        check_overflow(overflow)
+        rows, length = prompt_ids.shape
+        check_prompt_fits(length, model.max_seq_len, overflow)
+        if overflow == "stop":
+            max_new_tokens = min(max_new_tokens, model.max_seq_len - length)
+        streams = None if seed is None else [Stream(seed, row) for row in range(rows)]
+        return cls(model, prompt_ids, int(max_new_tokens), sampling, streams, overflow)
+
+    def torch_decoder(self) -> Decoder:
+        """The decoder of this file for the call."""
+        rows, length = self.prompt_ids.shape
+        return torch_decoder(self.model, rows, self.overflow, length + self.max_new_tokens)
+
+
+def generate(
+    model: Any,
+    prompt_ids: torch.Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    *,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    overflow: Overflow = "crop",
+    make_decoder: Callable[[GenerationCall], Decoder] = GenerationCall.torch_decoder,
+) -> torch.Tensor:
+    """Append `max_new_tokens` tokens to each row of `prompt_ids` (section 15.7).
+
+    Args:
+        model: a `GPT`, or any module whose forward returns `(logits, anything)` and that has
+            `max_seq_len`. It runs in eval mode; afterwards its mode is what it was.
+        prompt_ids: (B, T) int64 tensor; longer than the window is fine, B may be 0.
+        max_new_tokens: how many tokens to append.
+        temperature: below 1 sharpens, above 1 flattens; 0 is argmax.
+        top_k: draw from the k likeliest tokens alone; None or 0 is off.
+        top_p: draw from the smallest set of likeliest tokens that reaches this probability.
+        min_p: drop tokens below this fraction of the likeliest token's probability.
+        repetition_penalty: above 1 makes tokens that occurred before less likely.
+        seed: None draws from torch's global generator, as the chapter does. A seed gives row
+            i the numbers of `Stream(seed, i)`: the same text for any batch size.
+        overflow: past the window, "crop" reads the last `max_seq_len` tokens at each step (the
+            chapter's way), "refill" keeps the newer half when the window is full, "stop" ends
+            when the window is full.
+        make_decoder: what predicts, and may draw. `mygpt.generate` chooses the fastest.
+
+    Returns:
+        (B, T + max_new_tokens) int64 on the prompt's device, prompt included; shorter only
+        where "stop" ended it.
+
+    Raises:
+        InputError: for a value outside its range, naming the range (a ValueError).
+    """
+    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+    call = GenerationCall.checked(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
+    blocks = list(new_tokens(call, make_decoder, call.max_new_tokens))
+    return torch.cat([prompt_ids, *blocks], dim=1)
+
+
+def new_tokens(
+    call: GenerationCall, make_decoder: Callable[[GenerationCall], Decoder], most: int
+) -> Iterator[torch.Tensor]:
+    """The new tokens (B, n) in blocks: of one step, or of `most` where the decoder draws."""
+    prompt_ids, steps = call.prompt_ids, call.max_new_tokens
+    if len(prompt_ids) == 0:  # nothing for a model to read
+        yield from (prompt_ids.new_empty(0, 1) for _ in range(steps))
+        return
+    if steps == 0:
+        return
+    decoder = make_decoder(call)
+    if hasattr(decoder, "advance"):
+        for _ in range(0, steps, most):
+            yield decoder.advance(most)
+        return
+    for new_ids, _ in decode(decoder, prompt_ids, steps, call.sampling, call.streams):
+        yield new_ids[:, None]
+
+
+def _check_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
+        raise InputError(
+            f"model is a {type(model).__name__}: give a GPT, or a torch module with max_seq_len"
+        )
+    if not isinstance(prompt_ids, torch.Tensor):
+        raise InputError(
+            f"prompt_ids must be a (B, T) int64 tensor, not {type(prompt_ids).__name__}: "
+            "torch.tensor([[0, 1]]) is one prompt of two ids"
+        )
+    if prompt_ids.ndim != 2 or prompt_ids.dtype != torch.int64:
+        raise InputError(
+            f"prompt_ids must be (B, T) int64, not {tuple(prompt_ids.shape)} {prompt_ids.dtype}: "
+            "one prompt of T ids becomes (1, T) with .unsqueeze(0)"
+        )
+    if prompt_ids.shape[1] == 0:
+        raise InputError("prompt_ids has no tokens: start from at least one")
+    if isinstance(model, GPT) and prompt_ids.numel():
+        vocab_size = model.config.vocab_size
+        lowest, highest = int(prompt_ids.min()), int(prompt_ids.max())
+        if lowest < 0 or highest >= vocab_size:
+            raise InputError(
+                f"prompt_ids has id {lowest if lowest < 0 else highest}: "
+                f"this model's ids are 0 to {vocab_size - 1}"
+            )
