@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
+from mygpt.core.generation import has_own_forward
 from mygpt.core.model import GPT, MLP, Attention, Block, RMSNorm
 from mygpt.engines.choice import cpu_engine_available
-from mygpt.engines.torch_engine import has_own_forward
 
 if TYPE_CHECKING:
     from mygpt.engines.cpu import CpuEngine
@@ -27,10 +27,10 @@ _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
 def can_pack(model: Any) -> bool:
     """Whether the compiled engine would do all that the model's own forward does."""
-    return numbers_to_pack(model) is not None
+    return packable_parameters(model) is not None
 
 
-def numbers_to_pack(model: Any) -> dict[str, torch.Tensor] | None:
+def packable_parameters(model: Any) -> dict[str, torch.Tensor] | None:
     """All parameters and tables by name, or None where the engine would not do as the model.
 
     It would not for a changed forward, other modules, hooks (which may look at or change what
@@ -82,19 +82,19 @@ def _is_as_made(module: Any, model: GPT) -> bool:
 
 @functools.cache
 def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters; kept, since every call of `numbers_to_pack` reads them."""
+    """Shapes of the parameters; kept, since every call of `packable_parameters` reads them."""
     return config.parameter_shapes()
 
 
 def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) -> CpuEngine:
     """The model's engine; packed again when any number was changed, by whatever way.
 
-    `numbers` are `numbers_to_pack`'s, where the caller has them already.
+    `numbers` are `packable_parameters`'s, where the caller has them already.
     """
     from mygpt.engines.cpu import CpuEngine, digest_of
 
     if numbers is None:
-        numbers = numbers_to_pack(model) or {}
+        numbers = packable_parameters(model) or {}
     laid = [p if p.is_contiguous() else p.detach().contiguous() for p in numbers.values()]
     key = (model.config, digest_of([(p.data_ptr(), p.nbytes // 4) for p in laid]))
     known = _engines.get(model)
