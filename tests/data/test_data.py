@@ -71,3 +71,11 @@ def test_recorded_order() -> None:
     """A recorded run can be repeated only as long as this order stays what it is."""
     windows = ShuffledWindows(np.arange(1000), 8, seed=0)
     assert windows.batch(0, 6)[:, 0].tolist() == [255, 911, 983, 79, 967, 87]
+
+
+def test_every_token_of_the_text_is_learned_at_some_time() -> None:
+    """The windows' offsets stopped short of the last tokens, a third of a small text."""
+    for length, seq_len in ((191, 64), (1000, 64), (100, 50), (65, 64)):
+        windows = ShuffledWindows(np.arange(length), seq_len, seed=0)
+        seen = {int(t) for step in range(3000) for t in windows.batch(step, 1)[0, 1:]}
+        assert seen == set(range(1, length))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import mygpt
 from mygpt import training
@@ -425,3 +426,74 @@ def test_a_tokenizer_of_ones_own(text: str, tmp_path: Path) -> None:
     mygpt.CharTokenizer("xyz").save(tmp_path / "tok.json")
     with pytest.raises(InputError, match="characters that are not in the vocabulary of 3"):
         fit(text, tmp_path / "other", tokenizer=str(tmp_path / "tok.json"))
+
+
+def test_the_loss_at_the_end_is_the_last_steps(text: str, tmp_path: Path) -> None:
+    """With the last step validated but not printed, the first step's loss was told."""
+    end = fit(text, tmp_path / "run", steps=10, eval_every=10, print_every=1000)[-1]
+    seen = [
+        e for e in fit(text, tmp_path / "all", steps=10, print_every=1) if isinstance(e, StepDone)
+    ]
+    assert isinstance(end, Finished)
+    assert end.loss == seen[-1].loss
+
+
+def test_the_callers_random_numbers_stay_their_own(text: str, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    fit(text, tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_options_of_another_kind_are_refused(text: str, tmp_path: Path) -> None:
+    """They were taken, and silently meant something else."""
+    for options in ({"schedule": "square"}, {"data_order": "random"}, {"print_every": 1.5}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            fit(text, tmp_path / "run", **options)
+
+
+def test_the_largest_seed_trains(text: str, tmp_path: Path) -> None:
+    fit(text, tmp_path / "run", seed=2**64 - 1)
+
+
+def test_bytes_are_not_learned_without_a_word(tmp_path: Path) -> None:
+    """A Latin-1 file quietly became a byte model."""
+    (tmp_path / "latin.txt").write_bytes(TEXT.encode() + b"caf\xe9")
+    heard = fit(str(tmp_path / "latin.txt"), tmp_path / "run", steps=1)
+    assert "latin.txt is not text in UTF-8, so its bytes are learned" in str(heard[0])
+
+
+def test_worse_than_guessing_is_said(text: str, tmp_path: Path) -> None:
+    """With --lr 100 a run ended in "done", with a loss of 225."""
+    end = fit(text, tmp_path / "run")[-1]
+    assert isinstance(end, Finished)
+    assert "worse than guessing" not in str(end)
+    told = "worse than guessing: train again with a lower --lr"
+    assert told in str(replace(end, best_val_loss=224.9))
+    assert told in str(replace(end, best_val_loss=None, loss=224.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": "5"}, "steps='5' must be a number"),
+        ({"lr": "x"}, "lr='x' must be a number"),
+        ({"dropout": "0.1"}, "dropout='0.1' must be a number"),
+        ({"beta1": None, "minutes": "1", "steps": None}, "minutes='1' must be a number"),
+        ({"output": 3}, "output=3 must be the name of a file or folder"),
+        ({"output": "a\0b"}, "must be the name of a file or folder"),
+        ({"listener": None}, "listener=None must be callable"),
+        ({"files": 3}, "files=3 must be a name or several"),
+        ({"files": b"x.txt"}, "files=b'x.txt' must be a name or several"),
+    ],
+)
+def test_wrong_types_are_told_in_one_line(
+    text: str, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    """They were raw TypeErrors from within."""
+    given = {**TINY, "files": text, "output": tmp_path / "run", **options}
+    with pytest.raises(InputError) as caught:
+        training.train(**given)
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,112 @@
+"""Odd input, closed pipes and narrow encodings end in one line at most, never in a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mygpt
+from mygpt import training
+from mygpt.cli import main
+from training_runs import (
+    silent,
+)
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 40
+
+
+def test_a_narrow_encoding_does_not_end_a_training(tmp_path: Path) -> None:
+    """Samples of Russian text killed the run where stdout was ASCII."""
+    (tmp_path / "text.txt").write_text("Все счастливые семьи похожи друг на друга. " * 40)
+    command = [sys.executable, "-m", "mygpt", "train", "text.txt", "--preset", "nano"]
+    command += ["--steps", "2", "--eval-every", "1", "--max-seq-len", "16"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_info_of_a_file_that_tells_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in the provenance, `info` shows what it understands."""
+    model, tokenizer = mygpt.GPT(3, 8, 2, 1), mygpt.CharTokenizer("abc")
+    for odd in ({"command": "x"}, {"step": 5}, {"corpus": {}}, {"loss": "low"}, {"val_loss": []}):
+        mygpt.save_checkpoint(tmp_path / "x.pt", model, tokenizer, odd)
+        with pytest.raises(SystemExit) as left:
+            main(["info", str(tmp_path / "x.pt")])
+        assert left.value.code == 0, odd
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "fox.txt", "--encoding", "hex"],
+        ["train", "x" * 300],
+        ["train", ""],
+        ["generate", "-p", "x", "-c", "x" * 300],
+        ["train", "fox.txt", "--tokenizer", "x" * 300],
+        ["train", "--resume", "plain"],
+    ],
+)
+def test_odd_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+) -> None:
+    """Each of these ended with a traceback, or read the whole folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.txt").write_text(TEXT)
+    (tmp_path / "plain").mkdir()
+    model, tokenizer = mygpt.GPT(3, 8, 2, 1), mygpt.CharTokenizer("abc")
+    mygpt.save_checkpoint(tmp_path / "plain" / "last.state.safetensors", model, tokenizer)
+    with pytest.raises(SystemExit) as left:
+        main(args)
+    out, err = capsys.readouterr()
+    assert (left.value.code, out, err.count("\n")) == (2, "", 1), err
+
+
+def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    options = {"preset": "nano", "embed_dim": 16, "max_seq_len": 16, "steps": 2}
+    mygpt.train(tmp_path / "fox.txt", output=tmp_path / "run", listener=silent, **options)
+    command = f"{sys.executable} -m mygpt generate -c run -p the --seed 1 -n 2 >&-"
+    done = subprocess.run(
+        command, cwd=tmp_path, shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_program_that_calls_main_survives_a_broken_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate` let a broken pipe end the process, and whoever had called `main` with it."""
+    before = signal.getsignal(signal.SIGPIPE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["generate", "--prompt", "a"])
+    assert signal.getsignal(signal.SIGPIPE) is before
+
+
+def test_a_demo_that_was_gone_on_with_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It still counted as a demo, and the next demo deleted it."""
+    monkeypatch.chdir(tmp_path)
+    for expected in (0, 2):
+        with pytest.raises(SystemExit) as left:
+            main(["demo", "--minutes", "0.01"])
+        assert left.value.code == expected
+        training.resume("runs/demo", minutes=0.02, listener=silent)
+    assert "already holds a run" in capsys.readouterr().err
