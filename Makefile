@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test lint torture clean
+.PHONY: demo test test-fast lint torture clean
 .PHONY: bench bench-training bench-generation bench-serving bench-tokenizing bench-scaling
 
 demo: .venv/ready
@@ -13,6 +13,10 @@ demo: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest -n 2
+
+# Without browsers, other processes, machine code and whatever is slow: under a minute.
+test-fast: .venv/ready-dev
+	$(BIN)/python -m pytest --fast -n 2
 
 lint: .venv/ready-dev
 	$(BIN)/ruff format --check .

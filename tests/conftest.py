@@ -1,9 +1,10 @@
-"""Shared by all tests: a fixed number of threads, and examples that are the same every time."""
+"""Shared by all tests: one thread, the same examples every time, and the fast tests."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +22,52 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 torch.set_num_threads(1)
 
 
+MARKS_LEFT_OUT = ("browser", "kernels", "processes", "slow")  # of `--fast`; see pyproject.toml
+_CACHE = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help=f"leave out tests that are marked {', '.join(MARKS_LEFT_OUT)}",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels before the tests' own processes start, once for all of them."""
-    if not hasattr(config, "workerinput"):
+    """Compile the kernels before the tests' own processes start, once for all of them.
+
+    With `--fast` no machine code is compiled, and none is found: its folder is an empty one.
+    """
+    if config.getoption("--fast"):
+        folder = tempfile.TemporaryDirectory(prefix="mygpt-tests-")
+        config.add_cleanup(folder.cleanup)
+        config.stash[_CACHE] = Path(folder.name)
+        os.environ["MYGPT_CACHE"] = folder.name
+    elif not hasattr(config, "workerinput"):
         from mygpt.engines.cpu.build import compile_now
         from mygpt.training.compiled.library import TRAINING
 
         compile_now()
         compile_now(TRAINING)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        slow = [i for i in items if any(map(i.get_closest_marker, MARKS_LEFT_OUT))]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--fast`, a test that compiles machine code fails, in a process of its own too."""
+    yield
+    cache = request.config.stash.get(_CACHE, None)
+    if cache is not None and (kept := list(cache.glob("*.o"))):
+        for path in kept:
+            path.unlink()
+        pytest.fail("this test compiles machine code: mark it with `kernels`")
 
 
 @pytest.fixture(autouse=True)
