@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mygpt.errors import InputError
-from mygpt.formats.folders import whole_folder
+from mygpt.formats.folders import atomic_folder
 from mygpt.storage import in_use, temporary_name
 
 OURS = frozenset({"a", "b"})
@@ -36,7 +36,7 @@ def kill(monkeypatch: pytest.MonkeyPatch, target: Path, *, at: str, overwrite: b
 
 
 def export(target: Path, at: str, *, overwrite: bool) -> None:
-    with whole_folder(target, OURS, overwrite=overwrite) as place:
+    with atomic_folder(target, OURS, overwrite=overwrite) as place:
         (place / "a").write_text("half")
         if at == "writing":
             raise Killed
@@ -56,7 +56,7 @@ def test_what_a_killed_export_left_goes_at_the_next_one(
     living, other = temporary_name(target), temporary_name(tmp_path / "another")
     for folder in (living, other):
         folder.mkdir()
-    with in_use(living), whole_folder(target, OURS, overwrite=False) as place:
+    with in_use(living), atomic_folder(target, OURS, overwrite=False) as place:
         (place / "b").write_text("whole")
     assert names(tmp_path) == sorted([living.name, other.name, "out"])
     assert names(target) == ["b"]
@@ -72,8 +72,8 @@ def test_an_export_that_was_being_replaced_is_put_back(
     kill(monkeypatch, target, at="rename", overwrite=True)
     assert not target.exists()
     with (
-        pytest.raises(InputError, match="is there already"),
-        whole_folder(target, OURS, overwrite=False),
+        pytest.raises(InputError, match="exists already"),
+        atomic_folder(target, OURS, overwrite=False),
     ):
         pass
     assert (target / "a").read_text() == "old"
@@ -85,7 +85,7 @@ def test_a_link_in_the_place_of_a_temporary_folder_is_not_followed(tmp_path: Pat
     (victim / "a").write_text("precious")
     os.symlink(victim, temporary_name(target))
     os.symlink(victim, temporary_name(target, ".old.tmp"))
-    with whole_folder(target, OURS, overwrite=False) as place:
+    with atomic_folder(target, OURS, overwrite=False) as place:
         (place / "b").write_text("whole")
     assert names(victim) == ["a"]
     assert names(target) == ["b"]

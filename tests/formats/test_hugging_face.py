@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from mygpt import CharTokenizer, GPTConfig, save_checkpoint
 from mygpt.checkpoint import Checkpoint, model_arrays, read_checkpoint
 from mygpt.errors import InputError, OutOfMemoryError, StorageError
-from mygpt.formats import safetensors_files
+from mygpt.formats import parts, weight_files
 from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
 from shapes import CONFIGS, GPT2, LLAMA, MIXED, MODERN, ROTARY_LAYER_NORM, TUTORIAL, build
 
@@ -264,7 +264,7 @@ def test_half_precision_becomes_the_same_numbers_in_float32(dtype, tmp_path):
 
 
 def test_numbers_that_come_in_many_pieces_are_all_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_files, "_PIECE", 7)
+    monkeypatch.setattr(weight_files, "_PIECE", 7)
     for n, dtype in enumerate((torch.bfloat16, torch.float32)):
         model = theirs("qwen3").to(dtype)
         model.save_pretrained(tmp_path / str(n))
@@ -385,11 +385,11 @@ def test_messages_name_tensors_as_the_file_does(tmp_path):
     assert norm in message(lambda s: s.pop(norm), "has no tensor")
     assert norm in message(lambda s: s.update({norm: torch.ones(3)}), r"has shape \(3,\)")
     extra = "module.transformer.h.0.attn.c_attn.lora_A.weight"
-    found = message(lambda s: s.update({extra: torch.ones(3)}), "no place")
+    found = message(lambda s: s.update({extra: torch.ones(3)}), "is not part of the model")
     assert extra in found
     assert "merge_and_unload" in found
     one = torch.ones(1).expand(12)  # one number on the disk, as many as the shape says in memory
-    message(lambda s: s.update({norm: one}), "larger than its numbers")
+    message(lambda s: s.update({norm: one}), "larger than its stored values")
     both = {"transformer.ln_f.weight": torch.ones(12)}
     assert "twice" in message(lambda s: s.update(both), "ln_f")
 
@@ -709,11 +709,17 @@ def test_a_saved_checkpoint_goes_out_and_comes_back_with_its_tokenizer(tmp_path,
     ("changes", "match"),
     [
         ({"model_type": "mistral"}, "mistral.*GPT2LMHeadModel.*LlamaForCausalLM.*Qwen3ForCausalLM"),
-        ({"model_type": ..., "architectures": ...}, "None.*known are"),
-        ({"model_type": ..., "architectures": ["FalconForCausalLM"]}, "FalconForCausalLM.*known"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "SequenceClassification.*known"),
-        ({"architectures": "LlamaForCausalLM"}, "no list of names"),
-        ({"model_type": ["llama"]}, "known are"),
+        ({"model_type": ..., "architectures": ...}, "None.*only GPT2LMHeadModel"),
+        (
+            {"model_type": ..., "architectures": ["FalconForCausalLM"]},
+            "FalconForCausalLM.*only GPT2LMHeadModel",
+        ),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "SequenceClassification.*only GPT2LMHeadModel",
+        ),
+        ({"architectures": "LlamaForCausalLM"}, "must be a list of names"),
+        ({"model_type": ["llama"]}, "only GPT2LMHeadModel"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'.*silu"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.*'llama3'"),
@@ -735,7 +741,10 @@ def test_a_saved_checkpoint_goes_out_and_comes_back_with_its_tokenizer(tmp_path,
         ({"num_key_value_heads": 3}, "num_kv_heads=3"),
         ({"attention_bias": True}, "no tensor 'model.layers.0.self_attn.q_proj.bias'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"vocab_size": 7}, r"'model.embed_tokens.weight' has shape \(6, 24\).*wants \(7, 24\)"),
+        (
+            {"vocab_size": 7},
+            r"'model.embed_tokens.weight' has shape \(6, 24\).*describes \(7, 24\)",
+        ),
         ({"vocab_size": 2**31}, "has shape"),
         ({"num_hidden_layers": 2}, "no tensor 'model.layers.1."),
         ({"num_hidden_layers": 2**31}, "12 tensors.*2,147,483,648 layers"),
@@ -821,7 +830,7 @@ def drop_last(header: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (drop_last, "q_proj.bias' has no place"),
+        (drop_last, "q_proj.bias' is not part of the model"),
         (lambda h: h["lm_head.weight"].update(dtype="I32"), "'I32'.*F32, F16, BF16"),
         (lambda h: h["lm_head.weight"].update(dtype="F16"), "damaged"),
         (lambda h: h["lm_head.weight"].update(shape=[24, 6]), r"has shape \(24, 6\)"),
@@ -829,7 +838,7 @@ def drop_last(header: dict) -> None:
         (lambda h: h["lm_head.weight"].update(shape=[6.0, 24]), "damaged"),
         (lambda h: h["lm_head.weight"].update(data_offsets=[4, 580]), "damaged"),
         (lambda h: h.update(x=3), "damaged"),
-        (lambda h: b"short", "cut short"),
+        (lambda h: b"short", "truncated"),
     ],
     ids=[
         "unknown", "dtype", "dtype of another size", "shape", "negative", "float", "overlap",
@@ -844,14 +853,14 @@ def test_a_file_that_does_not_fit_is_refused_by_its_tensor(change, match, folder
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "cut short"),
-        (b"\xff" * 64, "cut short"),
+        (b"", "truncated"),
+        (b"\xff" * 64, "truncated"),
         (b"version https://git-lfs.example/spec/v1\noid sha256:00\n", "git lfs pull"),
         ((5).to_bytes(8, "little") + b"[[[[[", "damaged"),
         ((2).to_bytes(8, "little") + b"[]", "damaged"),
         ((60_000).to_bytes(8, "little") + b"[" * 60_000, "damaged"),
     ],
-    ids=["empty", "noise", "git lfs", "no JSON", "a list", "deep"],
+    ids=["empty", "noise", "git lfs", "not a JSON object", "a list", "deep"],
 )
 def test_what_is_no_safetensors_file_is_refused(content, match, folder):
     (folder / "model.safetensors").write_bytes(content)
@@ -859,15 +868,15 @@ def test_what_is_no_safetensors_file_is_refused(content, match, folder):
 
 
 def test_folders_that_are_not_whole_are_refused(folder, tmp_path):
-    refused(tmp_path / "nowhere", "no folder")
-    refused(folder / "config.json", "no folder")
+    refused(tmp_path / "nowhere", "is not a folder")
+    refused(folder / "config.json", "is not a folder")
     refused(tmp_path, "config.json is missing")
     (folder / "model.safetensors").unlink()
-    refused(folder, "holds no weights")
+    refused(folder, "has no weights")
     (folder / "config.json").write_text("{")
-    refused(folder, "no JSON")
+    refused(folder, "not a JSON object")
     (folder / "config.json").write_text("[" * 100_000)
-    refused(folder, "no JSON")
+    refused(folder, "not a JSON object")
     (folder / "config.json").write_text("[1]")
     refused(folder, "no JSON object")
     (folder / "config.json").unlink()
@@ -878,10 +887,16 @@ def test_folders_that_are_not_whole_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("index", "match"),
     [
-        ({"weight_map": {"a": "../model.safetensors"}}, "no file beside it"),
-        ({"weight_map": {"a": 3}}, "no file beside it"),
+        (
+            {"weight_map": {"a": "../model.safetensors"}},
+            "not the name of a file in the same folder",
+        ),
+        ({"weight_map": {"a": 3}}, "not the name of a file in the same folder"),
         ({"weight_map": {}}, "weight_map"),
-        ({"weight_map": {"a": "b.safetensors"}}, "1 of 1 shards .* missing, first b.safetensors"),
+        (
+            {"weight_map": {"a": "b.safetensors"}},
+            "1 of 1 shards .* missing, the first is b.safetensors",
+        ),
         ({"weight_map": {"a": "shard"}}, "no tensor 'a'"),
     ],
     ids=str,
@@ -907,6 +922,6 @@ def test_a_malicious_pickle_runs_nothing(write, folder, monkeypatch):
 
 
 def test_more_than_fits_into_memory_is_said_before_it_is_taken(folder, monkeypatch):
-    monkeypatch.setattr(safetensors_files, "free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(parts, "free_memory_bytes", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match="1,000 bytes of memory are free"):
         read_hugging_face(folder)

@@ -70,8 +70,8 @@ def test_an_adapter_is_said_to_be_one_with_how_to_merge_it(base, tmp_path):
     ("name", "said"),
     [("x.gguf", "GGUF"), ("X.GGUF", "GGUF"), ("x.onnx", "ONNX"), ("tf_model.h5", "TensorFlow"),
      ("flax_model.msgpack", "Flax"), ("weights.npz", "NumPy"),
-     ("pytorch_model-00001-of-00002.bin", "name its folder"),
-     ("pytorch_model.bin", "name its folder"), ("model.safetensors", "name its folder")],
+     ("pytorch_model-00001-of-00002.bin", "give its folder"),
+     ("pytorch_model.bin", "give its folder"), ("model.safetensors", "give its folder")],
 )  # fmt: skip
 def test_a_file_of_another_program_is_said_to_be_one(name, said, tmp_path):
     message = refused(write(tmp_path / name))
@@ -112,7 +112,7 @@ def test_mlx_s_quantized_weights_are_refused(tmp_path):
     folder = make_folder(tmp_path / "m")
     values = json.loads((folder / "config.json").read_text())
     write(folder / "config.json", values | {"quantization": {"group_size": 64, "bits": 4}})
-    assert "has a quantization: only weights" in refused(folder)
+    assert "is quantized (quantization): only weights" in refused(folder)
 
 
 def test_an_adapter_below_a_folder_is_said_to_be_one(tmp_path):
@@ -331,7 +331,7 @@ def test_files_of_other_programs_in_the_place_of_a_checkpoint_name_the_import(
         assert wanted in said(capsys, "generate", "-p", "a", "-c", source)
     assert "import" not in said(capsys, "generate", "-p", "a", "-c", "runs/poems")
     write(tmp_path / "a.gguf", "GGUF and more")
-    assert "does not read" in said(capsys, "generate", "-p", "a", "-c", "a.gguf")
+    assert "but not read" in said(capsys, "generate", "-p", "a", "-c", "a.gguf")
 
 
 def imported(tmp_path: Path) -> Path:

@@ -360,7 +360,7 @@ STATES = {
     "'ln_f.weight' is a tensor without numbers": with_tensor(
         "ln_f.weight", torch.ones(C, device="meta")
     ),
-    "'ln_f.weight' is a tensor that is larger than its numbers": with_tensor(
+    "'ln_f.weight' is a tensor that is larger than its stored values": with_tensor(
         "ln_f.weight", torch.ones(1).expand(C)
     ),
     "tensors that have no place in such a model ('gate.weight')": with_tensor(

@@ -1,6 +1,7 @@
-"""Models of other programs here, and ours there: one mapping file for each format.
+"""Import of models from other programs, and export to them: one mapping file for each format.
 
-Nothing foreign is trusted: no pickled code is run, every shape is checked before it is used.
+Files of other programs are not trusted: no pickled code is run, and every shape is checked before
+it is used.
 """
 
 from mygpt.formats.exporting import KINDS, export_checkpoint

@@ -1,4 +1,4 @@
-"""From a checkpoint of ours to what other programs read."""
+"""Export: from a mygpt checkpoint to the files that other programs read."""
 
 from __future__ import annotations
 
@@ -26,26 +26,30 @@ def export_checkpoint(
 
     Args:
         checkpoint: the model.
-        to: "hf", a folder that transformers and vLLM load, or "gguf", a file for llama.cpp.
-        output: the folder or file.
-        number_type: of a gguf's matrices: "f32", "f16" or "q8_0"; None is f32.
-        overwrite: also where something lies already.
+        to: "hf" writes a folder that transformers and vLLM load, "gguf" a file for llama.cpp.
+        output: the folder or file to write.
+        number_type: of the matrices in a GGUF file: "f32", "f16" or "q8_0"; None is "f32".
+        overwrite: whether an earlier export may be replaced.
 
     Returns:
-        What the user should know.
+        Notes for the user, one line each.
 
     Raises:
-        InputError: for a model that the format cannot hold; nothing was written then.
+        InputError: if the format cannot represent the model; nothing is written then.
+        StorageError: if there is no space, or the folder cannot be written to.
     """
     require_choice("to", to, KINDS)
     require_path("output", output)
     checkpoint.check_shapes()
     check_finite(checkpoint.arrays, str(checkpoint.path))
     if os.path.exists(output) and os.path.samefile(output, checkpoint.path):
-        raise InputError(f"{output} is the checkpoint itself: choose another name")
+        raise InputError(f"{output} is the checkpoint itself: choose another --output")
     if to == "hf":
         if number_type is not None:
-            raise InputError("--type is for --to gguf: a Hugging Face folder holds float32")
+            raise InputError(
+                f"--type {number_type} is for --to gguf only: a Hugging Face folder is written in "
+                "float32; leave --type out"
+            )
         from mygpt.formats.hugging_face import write_hugging_face
 
         return write_hugging_face(checkpoint, Path(output), overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: made beside their place, and renamed into it at the end."""
+"""Atomic creation of folders: a folder is filled under a temporary name and renamed at the end."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 from mygpt.errors import InputError, StorageError
 from mygpt.storage import abandoned, in_use, remove_abandoned, temporary_name
 
-_OLD = ".old.tmp"  # of the folder that is being replaced
+_OLD = ".old.tmp"  # ending of the temporary name of the folder that is being replaced
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that takes its place under `folder` at the end, if nothing was raised.
+def atomic_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder to fill; on exit without an error it is renamed to `folder`.
 
     Args:
-        folder: what it will be called.
-        ours: names of files; a folder of such alone may be replaced.
-        overwrite: whether it may.
+        folder: the final name.
+        ours: the file names that an export writes: only a folder without other files is replaced.
+        overwrite: whether an existing folder may be replaced.
 
     Raises:
-        InputError: where something is there that may not be replaced.
-        StorageError: where the place cannot be written to.
+        InputError: if `folder` exists and may not be replaced.
+        StorageError: if it cannot be written.
     """
     target = Path(os.path.realpath(folder))
     _restore_abandoned(target, ours)
@@ -37,7 +37,7 @@ def whole_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iter
         place.mkdir(parents=True)
         held.enter_context(in_use(place))
         yield place
-        _require_free(folder, target, ours, overwrite=overwrite)  # what came to be since
+        _require_free(folder, target, ours, overwrite=overwrite)  # it may have been created since
         if target.exists():
             held.enter_context(in_use(target))
             target.rename(old)
@@ -47,7 +47,7 @@ def whole_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iter
         raise
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:  # also where a signal came between the two renamings
+    finally:  # restore the old folder if a signal arrived between the two renames
         if not os.path.lexists(target) and old.exists():
             with contextlib.suppress(OSError):
                 old.rename(target)
@@ -58,7 +58,7 @@ def whole_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iter
 
 
 def _restore_abandoned(target: Path, ours: frozenset[str]) -> None:
-    """Put an export back that a writer had renamed when it was killed, before its own was there."""
+    """Restore an export that a killed writer had renamed, but not yet replaced by a new one."""
     if os.path.lexists(target):
         return
     for old, is_folder in abandoned(target, _OLD):
@@ -68,13 +68,13 @@ def _restore_abandoned(target: Path, ours: frozenset[str]) -> None:
 
 
 def _require_free(folder: Path, target: Path, ours: frozenset[str], *, overwrite: bool) -> None:
-    """Raise `InputError` unless nothing is at `target`, or an export that may be replaced."""
+    """Raise `InputError` if `target` exists, unless it is an export that may be replaced."""
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir():
         raise InputError(f"{folder} is a file: an export is a folder, choose another name")
     if not overwrite:
-        raise InputError(f"{folder} is there already: --overwrite replaces it")
+        raise InputError(f"{folder} exists already: add --overwrite, or choose another name")
     others = sorted(entry.name for entry in target.iterdir() if entry.name not in ours)
     if others:
         raise InputError(
@@ -83,7 +83,7 @@ def _require_free(folder: Path, target: Path, ours: frozenset[str], *, overwrite
 
 
 def _sync(folder: Path) -> None:
-    """Make a renaming durable, where the system can."""
+    """Sync a folder, so that a rename survives a power failure, if the system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mygpt.core.config import GPTConfig, require_number
 from mygpt.errors import InputError
-from mygpt.formats.safetensors_files import Part
+from mygpt.formats.parts import Part
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"

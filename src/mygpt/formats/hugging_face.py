@@ -1,8 +1,8 @@
-"""Folders as Hugging Face's programs write and read them: a model of theirs into ours, and back.
+"""Hugging Face folders: import and export.
 
-`read_hugging_face` takes a folder of the GPT-2, Llama or Qwen3 family, `write_hugging_face` makes
-one that transformers loads with no code of ours. What differs by family is in `gpt2.py` and
-`llama.py`; no library of theirs is needed here.
+`read_hugging_face` reads a folder of the GPT-2, Llama or Qwen3 family; `write_hugging_face` writes
+one that transformers loads without remote code. What differs between families is in `gpt2.py` and
+`llama.py`. No library of Hugging Face is needed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,12 @@ from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.formats import gpt2, llama
-from mygpt.formats.folders import whole_folder
+from mygpt.formats.folders import atomic_folder
 from mygpt.formats.imported import Imported
-from mygpt.formats.safetensors_files import (
-    StoredTensor,
-    check_tensors,
-    find_tensors,
-    read_parameters,
-    require_readable,
-    write_safetensors,
-)
+from mygpt.formats.parts import check_tensors, read_parameters, write_safetensors
 from mygpt.formats.state_dict import number_notes
 from mygpt.formats.tensor_names import plain_names
+from mygpt.formats.weight_files import StoredTensor, find_tensors, require_readable
 from mygpt.json_objects import SETTINGS, read_object
 from mygpt.storage import write_durably
 from mygpt.tokenization import Tokenizer, ends_of
@@ -45,7 +39,7 @@ _FAMILIES: dict[str, tuple[str, ModuleType]] = {
     "qwen3": ("Qwen3ForCausalLM", llama),
 }
 _KNOWN = ", ".join(f"{name} ({kind})" for kind, (name, _) in _FAMILIES.items())
-# The files of an exported folder: all that an export may replace.
+# The files that an export writes, and the only ones that it replaces.
 _OURS = frozenset(
     {
         "README.md", "config.json", "generation_config.json", "model.safetensors",
@@ -56,29 +50,31 @@ _OURS = frozenset(
 
 
 def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Imported:
-    """A model of a local folder: its configuration, weights as float32, and tokenizer.
+    """Read a model from a local folder: configuration, weights as float32, and tokenizer.
 
     Args:
         path: the folder.
-        tokenizer: in the place of the folder's.
+        tokenizer: used in place of the folder's own.
 
     Raises:
-        InputError: for a folder that is not whole, of another family, or with a setting that our
-            model cannot have; the line names it.
-        OutOfMemoryError: when its weights take more memory than is free.
+        InputError: if files are missing or damaged, the model is of another family, or it has a
+            setting that `GPTConfig` cannot represent; the message names it.
+        OutOfMemoryError: if the weights need more memory than is free.
     """
     from mygpt.formats.tokenizers import fit_tokenizer, read_tokenizer
 
     require_path("path", path)
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path} is no folder: name the one that holds config.json")
+        raise InputError(f"{path} is not a folder: give the folder that has the config.json")
     values = read_object(path / "config.json", SETTINGS)
     family = _family(path, values)
     try:
         config, notes = family.read_config(values)
     except KeyError as error:
-        raise InputError(f"{path / 'config.json'} has no {error}") from None
+        raise InputError(
+            f"{path / 'config.json'} has no {error}: get the model's complete config.json"
+        ) from None
     except InputError as error:
         raise InputError(f"{path / 'config.json'}: {error}") from None
     found, variant = find_tensors(path)
@@ -86,10 +82,10 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
     named = plain_names(path, kept, family.ANCHORS, family.PREFIX)
     tensors = {ours: found[theirs] for ours, theirs in named.items()}
     notes += variant + _settle_head(path, values, family, config, tensors)
-    if config.num_layers > len(tensors):  # said before that many names are made
+    if config.num_layers > len(tensors):  # before a name is made for each of that many tensors
         raise InputError(
-            f"{path} has {len(tensors):,} tensors, and its config.json wants "
-            f"{config.num_layers:,} layers"
+            f"{path} has {len(tensors):,} tensors, too few for the {config.num_layers:,} layers of "
+            "its config.json: copy the whole folder again"
         )
     parts, shapes = family.parts(config), config.parameter_shapes()
     check_tensors(path, tensors, parts, shapes)
@@ -112,33 +108,40 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
 
 
 def _family(path: Path, values: dict[str, Any]) -> ModuleType:
-    """The mapping of a config.json's family; its "model_type" is set where it was not."""
+    """The mapping module for a config.json; sets its "model_type" if that is missing."""
     named = values.get("architectures")
     if named is not None and not (isinstance(named, list) and named):
-        raise InputError(f"{path / 'config.json'}: architectures={named!r:.60} is no list of names")
+        raise InputError(
+            f"{path / 'config.json'}: architectures={named!r:.60} must be a list of names: get the "
+            "model's own config.json"
+        )
     kinds = {name: kind for kind, (name, _) in _FAMILIES.items()}
     kinds |= {_headless(name): kind for name, kind in kinds.items()}
     kind = values.setdefault("model_type", kinds.get(str(named[0])) if named else None)
     if not isinstance(kind, str) or kind not in _FAMILIES:
-        told = kind or (named[0] if named else None)
-        raise InputError(f"{path} is of the architecture {told!r:.60}; known are {_KNOWN}")
+        stated = kind or (named[0] if named else None)
+        raise _unknown_architecture(path, stated)
     name, family = _FAMILIES[kind]
     if named and named[0] not in (name, _headless(name)):
-        raise InputError(f"{path} is of the architecture {named[0]!r:.60}; known are {_KNOWN}")
+        raise _unknown_architecture(path, named[0])
     key = next((k for k in ("quantization_config", "quantization") if values.get(k)), None)
-    if key is not None:  # the second is MLX's
+    if key is not None:  # MLX uses the second
         quantized = values[key]
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         named_method = f" ({method:.20})" if isinstance(method, str) else ""
         raise InputError(
-            f"{path} has a {key}{named_method}: only weights in float32, float64, "
+            f"{path} is quantized ({key}{named_method}): only weights in float32, float64, "
             "float16 or bfloat16 can be read: get the model that it was quantized from"
         )
     return family
 
 
+def _unknown_architecture(path: Path, stated: Any) -> InputError:
+    return InputError(f"{path} has the architecture {stated!r:.60}: only {_KNOWN} can be imported")
+
+
 def _headless(name: str) -> str:
-    """The class of the same model without its head."""
+    """The name of the class for the same model without its output head."""
     return name.removesuffix("LMHeadModel").removesuffix("ForCausalLM") + "Model"
 
 
@@ -149,36 +152,36 @@ def _settle_head(
     config: GPTConfig,
     tensors: dict[str, StoredTensor],
 ) -> list[str]:
-    """Of a tied head, which may be stored as well as the embedding or in its place, keep one.
+    """Keep one tensor of a tied head and embedding: either or both of them may be stored.
 
     Returns:
-        A line where a model was saved without its head, which is the embedding then.
+        A note if the model was saved without its head, so that the embedding is used as its head.
     """
     if family.HEAD not in tensors:
         without = (values.get("architectures") or [""])[0]
         if without != _headless(_FAMILIES[values["model_type"]][0]):
             return []
         if config.tied:
-            return [f"it is a {without}, without a head: its head is the embedding (tied)"]
+            return [f"it is a {without}, without a head: the embedding is used as the head (tied)"]
         raise InputError(
             f"{path} is a {without}, without the head that predicts tokens, and its config.json "
-            "does not tie the head to the embedding: save the whole model "
-            f"({_FAMILIES[values['model_type']][0]}) again"
+            "does not tie the head to the embedding: save the model with its head "
+            f"({_FAMILIES[values['model_type']][0]})"
         )
     if not config.tied:
         return []
     head = tensors.pop(family.HEAD)
     embedding = tensors.setdefault(family.EMBEDDING, head)
     shape = config.vocab_size, config.embed_dim
-    if embedding is head or embedding.shape != shape:  # which is said with the other shapes
+    if embedding is head or embedding.shape != shape:  # `check_tensors` reports a wrong shape
         return []
     for tensor in (head, embedding):
         require_readable(tensor)
     same = head.shape == shape and np.array_equal(_read(head), _read(embedding), equal_nan=True)
     if not same:
         raise InputError(
-            f"{path}: tensor {head.name} is not {embedding.name}, and config.json ties them: "
-            'say "tie_word_embeddings": false there, if the head is meant'
+            f"{path}: tensors {head.name} and {embedding.name} differ, and config.json ties them: "
+            'set "tie_word_embeddings": false there to use the separate head'
         )
     return []
 
@@ -192,7 +195,11 @@ def _read(tensor: StoredTensor) -> NDArray[np.float32]:
 def _without_zeros(
     values: dict[str, Any], config: GPTConfig, arrays: Arrays
 ) -> tuple[GPTConfig, Arrays, list[str]]:
-    """Drop the biases that our export added as zeros, unless they were trained since."""
+    """Drop the biases that an export of mygpt added as zeros, unless they were trained since.
+
+    Returns:
+        The configuration, the arrays, and notes for the user.
+    """
     ours, notes = values.get("mygpt"), []
     for switch in ("attention_bias", "mlp_bias"):
         if not isinstance(ours, dict) or ours.get(switch) is not False:
@@ -201,14 +208,17 @@ def _without_zeros(
         without = replace(config, **change)
         kept = without.parameter_shapes()
         if any(array.any() for name, array in arrays.items() if name not in kept):
-            notes.append(f"{switch}=false was exported, and these biases are no zeros now: kept")
+            notes.append(
+                f"the model was exported with {switch}=false, and these biases are not zero any "
+                f"more: they are kept ({switch}=true)"
+            )
             continue
         config, arrays = without, {name: arrays[name] for name in kept}
     return config, arrays, notes
 
 
 def _plain(config: GPTConfig) -> GPTConfig:
-    """The configuration with None wherever that means the same: equal shapes, equal fields."""
+    """The configuration with None for each default value: equal models get equal fields."""
     meanings = {
         "num_kv_heads": "kv_heads",
         "head_dim": "head_size",
@@ -216,7 +226,7 @@ def _plain(config: GPTConfig) -> GPTConfig:
         "norm_eps": "eps",
     }
     for name, meaning in meanings.items():
-        with contextlib.suppress(InputError):  # some widths need a head size of their own
+        with contextlib.suppress(InputError):  # some widths have no default head size
             change: dict[str, Any] = {name: None}
             shorter = replace(config, **change)
             if getattr(shorter, meaning) == getattr(config, meaning):
@@ -227,19 +237,19 @@ def _plain(config: GPTConfig) -> GPTConfig:
 def write_hugging_face(
     checkpoint: Checkpoint, folder: Path, *, overwrite: bool = False
 ) -> list[str]:
-    """Write a folder that transformers, and what reads its files, loads; the whole or none of it.
+    """Write a folder that transformers loads, atomically.
 
     Args:
-        checkpoint: the model, its tokenizer and where it is from.
-        folder: the folder to make.
-        overwrite: whether a folder that an export made is replaced.
+        checkpoint: the model, its tokenizer and its provenance.
+        folder: the folder to create.
+        overwrite: whether an earlier export may be replaced.
 
     Returns:
-        What the user should know, a line each.
+        Notes for the user, one line each.
 
     Raises:
-        InputError: for a shape that none of the families has, or a folder that is there.
-        StorageError: when there is no space, or the place cannot be written to.
+        InputError: if none of the families can represent the model, or `folder` exists.
+        StorageError: if there is no space, or the folder cannot be written to.
     """
     from mygpt.formats.tokenizers import write_tokenizer
 
@@ -255,39 +265,42 @@ def write_hugging_face(
     settings, notes = _settings(checkpoint, family)
     end = checkpoint.tokenizer.end_of_text
     if end is None:
-        notes.append("no end-of-text token: other programs write until their limit is reached")
-    # As `mygpt generate` draws: from everything.
-    drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0}
+        notes.append(
+            "the tokenizer has no end-of-text token: other programs generate until their limit "
+            "of tokens"
+        )
+    # The sampling of `mygpt generate`: no filter.
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0}
     ids = {name: settings[name] for name in ("bos_token_id", "eos_token_id")}
     if checkpoint.tokenizer.other_ends:
         ids["eos_token_id"] = list(ends_of(checkpoint.tokenizer))
-    ids["pad_token_id"] = end  # where none is named, transformers warns at each call
-    with whole_folder(Path(folder), _OURS, overwrite=overwrite) as place:
+    ids["pad_token_id"] = end  # without one, transformers warns at each call
+    with atomic_folder(Path(folder), _OURS, overwrite=overwrite) as place:
         write_safetensors(place / "model.safetensors", arrays, family.parts(stored))
         write_tokenizer(checkpoint.tokenizer, place, config.max_seq_len)
         _write_text(place / "config.json", json.dumps(settings, indent=2))
-        _write_text(place / "generation_config.json", json.dumps(ids | drawing, indent=2))
+        _write_text(place / "generation_config.json", json.dumps(ids | sampling, indent=2))
         _write_text(place / "README.md", _card(checkpoint, settings["architectures"][0]))
     return notes
 
 
 def _require_family(config: GPTConfig, family: ModuleType) -> None:
-    """Raise `InputError` for a switch that the family does not have, naming it."""
+    """Raise `InputError` for a setting that the family cannot represent, naming it."""
     name = family.architecture(config)[1]
     for switch, fits in family.limits(config).items():
         value = getattr(config, switch)
         if value not in fits:
             raise InputError(
-                f"{switch}={value} with position={config.position} is no shape that Hugging Face "
-                f"has ({name} wants {' or '.join(str(fit) for fit in fits)}): train with "
-                f"--preset {'tutorial' if family is gpt2 else 'nano'} or another one that has"
+                f"{switch}={value} with position={config.position} cannot be exported: {name} "
+                f"needs {switch}={' or '.join(str(fit) for fit in fits)}: train with --preset "
+                f"{'tutorial' if family is gpt2 else 'nano'} or another one that has it"
             )
 
 
 def _settings(checkpoint: Checkpoint, family: ModuleType) -> tuple[dict[str, Any], list[str]]:
-    """The content of config.json, and what the user should know."""
+    """The content of config.json, and notes for the user."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    own = tokenizer.kind in ("char", "byte", "bpe")  # others may begin their texts otherwise
+    own = tokenizer.kind in ("char", "byte", "bpe")  # imported ones may have another first token
     kind, name = family.architecture(config)
     shape, notes = family.write_config(config)
     kept = ("attention_bias", "mlp_bias", "dropout")
@@ -295,7 +308,7 @@ def _settings(checkpoint: Checkpoint, family: ModuleType) -> tuple[dict[str, Any
         "architectures": [name],
         "model_type": kind,
         **shape,
-        # None too is said: a family's own default may be one of our characters.
+        # None is written too: a family's default id may be one of our characters.
         "bos_token_id": tokenizer.end_of_text if own else next(iter(tokenizer.beginning), None),
         "eos_token_id": tokenizer.end_of_text,
         "dtype": "float32",
@@ -304,7 +317,7 @@ def _settings(checkpoint: Checkpoint, family: ModuleType) -> tuple[dict[str, Any
 
 
 def _card(checkpoint: Checkpoint, architecture: str) -> str:
-    """The model card: what it is, the run's figures, how to load it."""
+    """The model card: the model's shape, the training run's figures, and how to load it."""
     config, origin = checkpoint.config, checkpoint.provenance
     corpus = origin.get("corpus")
     corpus = corpus if isinstance(corpus, dict) else {}
@@ -321,14 +334,14 @@ def _card(checkpoint: Checkpoint, architecture: str) -> str:
         "command": origin.get("command"),
         "imported from": imported.get("from") if isinstance(imported, dict) else None,
     }
-    told = [f"    {name:<34}{_shown(v)}" for name, v in figures.items() if v is not None]
+    known = [f"    {name:<34}{_shown(v)}" for name, v in figures.items() if v is not None]
     lines = [
         "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
         f"# A GPT of {config.num_parameters():,} parameters, from mygpt", "",
         f"A `{architecture}`: layers {config.num_layers}, width {config.embed_dim}, heads "
         f"{config.num_heads}, window {config.max_seq_len:,} tokens, vocabulary "
         f"{config.vocab_size:,} ({checkpoint.tokenizer.kind}).", "",
-        *([*told, ""] if told else []),
+        *([*known, ""] if known else []),
         "To load it, with this folder in the place of FOLDER:", "",
         "    from transformers import AutoModelForCausalLM, AutoTokenizer",
         '    model = AutoModelForCausalLM.from_pretrained("FOLDER")',
@@ -338,7 +351,7 @@ def _card(checkpoint: Checkpoint, architecture: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A figure or a name on one line; a checkpoint of somebody else's may hold anything."""
+    """A value on one printable line: the provenance of a checkpoint is not trusted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     text = f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What an importer hands over: a model of somebody else's, in our names and shapes."""
+"""The result of an importer: a model of another program, in mygpt's names and shapes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mygpt.tokenization import Tokenizer
 
 @dataclass(frozen=True)
 class Imported:
-    """A model from elsewhere.
+    """A model of another program.
 
     Attributes:
-        config: its shape.
-        arrays: its parameters under our names, float32 (see `GPTConfig.parameter_shapes`).
+        config: its configuration.
+        arrays: its parameters, float32, by the names of `GPTConfig.parameter_shapes`.
         tokenizer: its tokenizer.
-        notes: lines that the user should read: what was left out, or assumed.
-        origin: where it is from, as plain JSON values, for the checkpoint's provenance.
+        notes: lines for the user: what was dropped or assumed.
+        origin: its source, as JSON values, for the checkpoint's provenance.
     """
 
     config: GPTConfig

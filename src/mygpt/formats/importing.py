@@ -1,4 +1,4 @@
-"""From a path to a model of ours: which format it is, and the checkpoint it becomes."""
+"""Import: detect the format of a model and write it as a mygpt checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mygpt.checkpoint import check_finite, write_checkpoint
 from mygpt.errors import InputError, StorageError
 from mygpt.file_access import require_path, require_regular
 from mygpt.formats.imported import Imported
-from mygpt.formats.recognised import file_problem, folder_problem
+from mygpt.formats.unsupported import file_problem, folder_problem
 from mygpt.storage import remove_abandoned
 from mygpt.tokenization import Tokenizer
 
@@ -21,7 +21,7 @@ _FILES = (
 )  # fmt: skip
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+(?:/[\w.-]+)?).*")
-# What of a model on the hub is needed here, and its weights: the first of these that it has.
+# The files to download from the hub, and the weights: the first of these patterns that exists.
 _HUB_FILES = ["*.json", "merges.txt", "tokenizer.model"]
 _HUB_WEIGHTS = (
     ["model.safetensors", "model-*.safetensors"],
@@ -39,35 +39,37 @@ def import_checkpoint(
     num_heads: int | None = None,
     command: str = "mygpt.formats.import_checkpoint(...)",
 ) -> tuple[Path, list[str]]:
-    """Read a model of another program and write it as a checkpoint of ours.
+    """Read a model of another program and write it as a mygpt checkpoint.
 
     Args:
-        source: a Hugging Face folder, a tutorial's or nanoGPT's file, or a name on the hub.
-        output: a folder, whose `last.safetensors` it becomes, or a checkpoint file.
-        overwrite: also where something lies already.
-        tokenizer: a tokenizer's JSON, or a run or folder that has one, where the model comes
-            without one.
-        num_heads: of a tutorial's bare weights, which do not say it.
-        command: what the checkpoint says it came from.
+        source: a Hugging Face folder, a file of the tutorial or of nanoGPT, or a model's name on
+            the Hugging Face hub.
+        output: a checkpoint file, or a folder, in which `last.safetensors` is written.
+        overwrite: whether an earlier import may be replaced.
+        tokenizer: a tokenizer's JSON file, or a run or folder that has one, for a model that
+            comes without a tokenizer.
+        num_heads: the number of heads, for a state dict without a configuration.
+        command: the command to record in the checkpoint's provenance.
 
     Returns:
-        The file that was written, and what the user should know.
+        The file that was written, and notes for the user, one line each.
 
     Raises:
-        InputError: for what is no model that can be held here; nothing was written then.
+        InputError: if the model cannot be imported; nothing is written then.
+        StorageError: if there is no space, or the folder cannot be written to.
     """
     from mygpt.formats.tokenizers import named_tokenizer
 
     require_path("output", output)
     path = _target(Path(output), overwrite=overwrite)
-    inside = path != Path(output)  # else the user has named the file itself, a link perhaps
+    inside = path != Path(output)  # a file that the user names may be a link
     require_regular(path, inside=inside)
     if path.exists() and os.path.exists(source) and path.samefile(source):
-        raise InputError(f"{source} is the file that is read: choose another --output")
+        raise InputError(f"--output is {source}, the file to read: choose another --output")
     given = None if tokenizer is None else named_tokenizer(tokenizer)
     found = read_foreign(source, tokenizer=given, num_heads=num_heads)
     check_finite(found.arrays, source)
-    provenance = {**_here(command), "imported": {"from": source, **found.origin}}
+    provenance = {**_versions(command), "imported": {"from": source, **found.origin}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
@@ -80,10 +82,11 @@ def import_checkpoint(
 def read_foreign(
     source: str, *, tokenizer: Tokenizer | None = None, num_heads: int | None = None
 ) -> Imported:
-    """The model that a path or a name on the hub means.
+    """Read a model of another program; arguments as `import_checkpoint`.
 
     Raises:
-        InputError: where it is none that is known.
+        InputError: if it does not exist, or is of no known format.
+        OutOfMemoryError: if its weights need more memory than is free.
     """
     path = Path(source)
     if path.is_dir():
@@ -93,12 +96,15 @@ def read_foreign(
     if path.is_file():
         return _read_file(path, tokenizer, num_heads)
     if os.path.lexists(path):
-        raise InputError(f"{source} is neither a folder nor a file: name a folder or a file")
+        raise InputError(f"{source} is neither a folder nor a file: give a folder or a file")
     page = _HUB_PAGE.fullmatch(source)
     source = page[1] if page else source
     if _HUB_NAME.fullmatch(source) and path.suffix not in _FILES:
         return _read_folder(_from_hub(source), tokenizer, num_heads)
-    raise InputError(f"{source} does not exist: name a folder, a file, or a model on the hub")
+    raise InputError(
+        f"{source} does not exist: give a folder, a file, or a model on the Hugging Face hub "
+        "(owner/name)"
+    )
 
 
 def _read_folder(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
@@ -107,13 +113,13 @@ def _read_folder(path: Path, tokenizer: Tokenizer | None, num_heads: int | None)
     problem = folder_problem(path)
     if problem is not None:
         raise InputError(problem)
-    _require_unsaid(path, num_heads)
+    _require_no_heads(path, num_heads)
     return read_hugging_face(path, tokenizer=tokenizer)
 
 
-def _require_unsaid(path: Path, num_heads: int | None) -> None:
+def _require_no_heads(path: Path, num_heads: int | None) -> None:
     if num_heads is not None:
-        raise InputError(f"{path} says how many heads its model has: leave out --num-heads")
+        raise InputError(f"{path} states its number of heads: leave out --num-heads {num_heads}")
 
 
 def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
@@ -127,8 +133,8 @@ def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -
         raise InputError(problem)
     if path.suffix == ".safetensors":
         raise InputError(
-            f"{path} holds weights alone: name its folder, which has a config.json (a checkpoint "
-            "of ours needs no import)"
+            f"{path} holds weights only: give its folder, which has a config.json (a checkpoint "
+            "of mygpt needs no import)"
         )
     kind = detect(path)
     if kind == "mygpt":
@@ -136,25 +142,27 @@ def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -
     if kind == "tutorial":
         return read_tutorial(path, num_heads=num_heads, tokenizer=tokenizer)
     if kind == "nanogpt":
-        _require_unsaid(path, num_heads)
+        _require_no_heads(path, num_heads)
         return read_nanogpt(path, tokenizer=tokenizer)
     raise InputError(
-        f"{path} is no checkpoint that is known: neither weights of mygpt.GPT, nor a tutorial's "
-        "(model_state_dict, or weights alone), nor nanoGPT's (model, model_args); weights alone of "
-        "another model do not say its shape: save it as a Hugging Face folder, with its config.json"
+        f"{path} is of no known format: known are state dicts of mygpt.GPT, checkpoints of the "
+        "tutorial (model_state_dict, or a state dict) and of nanoGPT (model, model_args); a state "
+        "dict of another model has no configuration: save it as a Hugging Face folder, with its "
+        "config.json"
     )
 
 
 def _from_hub(name: str) -> Path:
-    """A model's folder, fetched by `huggingface_hub`, which keeps what it fetches.
+    """The folder of a model on the hub, downloaded into the cache of `huggingface_hub`.
 
-    PyTorch's files are fetched only where there are no safetensors: most models have both.
+    PyTorch's files are downloaded only if there are no safetensors files: most models have both.
     """
     try:
         import huggingface_hub
     except ImportError:
         raise InputError(
-            f"{name} is no folder here; to fetch it: pip install huggingface_hub"
+            f"there is no folder {name}; to download it from the Hugging Face hub: pip install "
+            "huggingface_hub"
         ) from None
     try:
         for weights in _HUB_WEIGHTS:
@@ -162,34 +170,37 @@ def _from_hub(name: str) -> Path:
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
             if any(file for pattern in weights for file in folder.glob(pattern)):
                 break
-    except Exception as error:  # of the library, of the network, of the hub: all end here
+    except Exception as error:  # the library raises many kinds, of its own and of the network
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name} is no folder here, and was not fetched: {problem:.200}") from None
+        raise InputError(
+            f"there is no folder {name}, and it cannot be downloaded from the Hugging Face hub: "
+            f"{problem:.200}"
+        ) from None
     if not (folder / "config.json").is_file() and folder_problem(folder) is None:
         raise InputError(
-            f"{name} on the hub has no config.json: it is no model of transformers' (perhaps of "
-            "GGUF files alone): name the model that it was made from"
+            f"{name} on the hub has no config.json, so it is not a model for transformers (it may "
+            "have GGUF files only): give the model that it was made from"
         )
     return folder
 
 
 def _target(output: Path, *, overwrite: bool) -> Path:
-    """The file to write; refused where something lies that it would hide or replace."""
+    """The file to write; `InputError` if that would replace or hide an existing model."""
     if output.suffix in (".pt", ".pth", ".ckpt", ".safetensors") and not output.is_dir():
-        path, lies = output, [output]
+        path, conflicts = output, [output]
     else:
         path = output / "last.safetensors"
-        lies = [path, output / "best.safetensors", output / "last.state.safetensors"]
-    existing = [file for file in lies if file.exists()]
+        conflicts = [path, output / "best.safetensors", output / "last.state.safetensors"]
+    existing = [file for file in conflicts if file.exists()]
     if existing and (not overwrite or existing != [path]):
-        way = "choose another --output" + " or add --overwrite" * (existing == [path])
-        raise InputError(f"{existing[-1]} exists: {way}")
+        remedy = "choose another --output" + " or add --overwrite" * (existing == [path])
+        raise InputError(f"{existing[-1]} exists: {remedy}")
     if output.exists() and not output.is_dir() and path != output:
         raise InputError(f"{output} is a file: choose another --output")
     return path
 
 
-def _here(command: str) -> dict[str, Any]:
+def _versions(command: str) -> dict[str, Any]:
     from mygpt import __version__
 
     return {"mygpt": __version__, "python": platform.python_version(), "command": command}

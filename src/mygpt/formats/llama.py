@@ -10,7 +10,7 @@ from typing import Any
 
 from mygpt.core.config import GPTConfig, require_number
 from mygpt.errors import InputError
-from mygpt.formats.safetensors_files import Part
+from mygpt.formats.parts import Part
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -68,7 +68,7 @@ class StateDict:
         elif tensor.device.type != "cpu":
             what = "a tensor without numbers"
         elif tensor.nbytes > tensor.untyped_storage().nbytes():
-            what = "a tensor that is larger than its numbers"
+            what = "an expanded view, larger than its stored values"
         if what is not None:
             raise InputError(
                 f"{self._path}: {name!r:.80} is {what}, not a plain tensor: "
