@@ -101,7 +101,7 @@ def test_both_protocols_for_people(run: Path, shell: Shell) -> None:
     bits = [float(line[22:30]) for line in table if line.startswith("  ")]
     assert bits == sorted(bits, reverse=True)
     assert sum("this model" in line for line in table) == 2
-    assert table[-1] == "give --train FILE, or --last, and n-gram models learn from it too"
+    assert table[-1] == "add --train FILE or --last to compare with trained n-gram models too"
 
 
 def test_a_text_for_the_n_gram_models(run: Path, shell: Shell, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_refusals_are_one_line(run: Path, shell: Shell, tmp_path: Path) -> None:
 def test_a_text_that_was_learned_from_is_told(run: Path, shell: Shell) -> None:
     """Its loss says little: scored whole, the model came out above what is better than it."""
     text = run.parent / "squares.txt"
-    warning = "the model was trained on this text: --last 0.1 is what it has not seen"
+    warning = "the model was trained on this text: --last 0.1 selects its validation split"
     assert warning in shell(run, text)
     assert warning in shell(run, text, "--last", "0.5")
     assert "was trained on" not in shell(run, text, "--last", "0.1")

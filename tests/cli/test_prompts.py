@@ -143,7 +143,7 @@ def test_a_pipe_that_never_ends_in_a_process(run: Path) -> None:
     ) as process:
         assert process.wait(timeout=120) == 0
         assert process.stderr is not None
-        assert b"nothing came through standard input" in process.stderr.read()
+        assert b"standard input is empty" in process.stderr.read()
 
 
 @pytest.mark.parametrize("command", ["generate", "explain"])

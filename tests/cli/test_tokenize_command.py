@@ -50,7 +50,7 @@ def test_a_store_and_the_line_about_it(here: Path, capsys: pytest.CaptureFixture
     assert store.tokens[:].tolist() == wanted.tolist()
     code, out, err = run(capsys, "fox.txt", "--out", "fox.store")
     assert (code, err) == (0, "")
-    assert out.startswith("fox.store is there already: 1 document")
+    assert out.startswith("fox.store exists already: 1 document")
     code, out, err = run(capsys, "fox.txt", "--out", "fox.store", "--overwrite", "-q")
     assert (code, out, err) == (0, "", "")
 
@@ -155,7 +155,7 @@ def test_ctrl_c_keeps_what_is_there(here: Path) -> None:
     assert child.returncode == 130, err
     assert out == ""
     assert err.startswith("stopped; ")
-    assert err.endswith("tokens are kept in s: the same command goes on from there\n")
+    assert err.endswith("tokens are in s: the same command continues from there\n")
     assert err.count("\n") == 1
     kept = json.loads((here / "s/index.json").read_text())
     assert kept["tokens"] > 0

@@ -24,8 +24,8 @@ from mygpt.scaling import (
     PUBLISHED,
     Job,
     device_memory,
+    estimate,
     flops_per_token,
-    reckon,
     smallest_devices,
     states,
 )
@@ -78,7 +78,7 @@ def test_parameters_are_those_that_were_published(name: str) -> None:
 def test_flops_and_bytes_are_those_that_were_published(
     name: str, tokens: int, flops: float, weights: float, bits_16: float
 ) -> None:
-    found = reckon(Job(PUBLISHED[name].config, tokens, 512), dtypes=("float32",))
+    found = estimate(Job(PUBLISHED[name].config, tokens, 512), dtypes=("float32",))
     assert found.flops.weights == pytest.approx(flops, rel=0.02)
     assert found.weights_bytes == pytest.approx(weights, rel=0.02)
     assert found.weights_16bit_bytes == pytest.approx(bits_16, rel=0.02)
@@ -324,8 +324,8 @@ def test_the_page_is_plain_where_it_is_piped(plan: Plan) -> None:
     assert "7.47e18 FLOPs" in out
     assert "19,074 steps of 524,288" in out
     assert "4.02 times the 20 of Chinchilla's rule" in out
-    assert "time:         not told: --measure" in out
-    assert "nothing; all figures are computed" in out
+    assert "time:         unknown: add --measure" in out
+    assert "all numbers are computed; nothing was run" in out
     assert "\x1b" not in out
     table = out[out.index("memory of") : out.index("fits:")].splitlines()
     assert max(map(len, table)) <= 80
@@ -399,22 +399,22 @@ def test_a_checkpoint_tells_its_shape(plan: Plan, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "no model is named: choose gpt2"),
+        ([], "name a model: choose gpt2"),
         (["gtp2"], "model 'gtp2' is not known: choose gpt2"),
-        (["small"], "give --vocab-size"),
+        (["small"], "add --vocab-size"),
         (["gpt2", "--tokens", "many"], "tokens='many'"),
         (["gpt2", "--device-memory", "80 apples"], "80GB"),
         (["gpt2", "--devices", "0"], "devices=0"),
         (["gpt2", "--nodes", "-1"], "nodes=-1"),
         (["gpt2", "--devices", "600"], "--batch-size 600"),
         (["gpt2", "--batch-size", "0"], "batch_size=0"),
-        (["gpt2", "--batch-size", "1", "--batch-tokens", "1M"], "leave one out"),
+        (["gpt2", "--batch-size", "1", "--batch-tokens", "1M"], "omit one"),
         (["gpt2", "--micro-batch", "0"], "micro_batch=0"),
         (["gpt2", "--efficiency", "0.4"], "--peak-tflops"),
         (["gpt2", "--efficiency", "40", "--peak-tflops", "312"], "at most 1"),
         (["gpt2", "--efficiency", "nan", "--peak-tflops", "312"], "at most 1"),
         (["gpt2", "--peak-tflops", "312"], "--efficiency"),
-        (["gpt2", "--measure", "--efficiency", "0.4"], "leave out --peak-tflops and --efficiency"),
+        (["gpt2", "--measure", "--efficiency", "0.4"], "omit --peak-tflops and --efficiency"),
         (["gpt2", "--link-gbps", "0"], "link_gbps=0"),
         (["gpt2", "--dtype", "float8"], "float32, tf32, bfloat16"),
         (["gpt2", "--embed-dim", "100"], "not a multiple of num_heads"),
@@ -472,9 +472,9 @@ def test_measuring_says_what_it_ran(plan: Plan) -> None:
     assert code == 0
     assert "steps of the whole model, 2 windows at once, float32" in out
     assert "tokens/s" in out
-    assert "of what plain products reach here" in out
-    assert "on 2 devices at this efficiency and no loss to communication, computed" in out
-    assert "the lines marked measured; all other figures are computed" in out
+    assert "of the speed of plain matrix products here" in out
+    assert "on 2 devices at this efficiency without communication costs, computed" in out
+    assert "the lines named measured were run here; all other numbers are computed" in out
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -147,7 +147,7 @@ def test_a_second_signal_leaves_at_once(text: str, tmp_path: Path) -> None:
     assert time.monotonic() - began < 10
     assert code == 128 + signal.SIGTERM
     assert told == (
-        "left at once; go on from the last save with: mygpt train --resume runs/times\n"
+        "ended at once; resume from the last save with: mygpt train --resume runs/times\n"
     )
     assert progress_of(tmp_path / "runs" / "times").get("step") == 0
 

@@ -1,4 +1,4 @@
-"""`mygpt eval`: how well a model predicts a text, and how well simpler ones do."""
+"""`mygpt eval`: a model's loss on a text, compared with n-gram models and compressors."""
 
 from __future__ import annotations
 
@@ -26,54 +26,57 @@ _PROTOCOLS = ("full", "nanogpt", "both")
 
 
 def eval(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a file.")],
-    file: Annotated[Path, typer.Argument(help="The text to predict; - is standard input.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint file.")],
+    file: Annotated[Path, typer.Argument(help="The text to evaluate on; - is standard input.")],
     last: Annotated[
         float | None,
         typer.Option(
-            help="Only this share of the text, from its end, cut as training cuts it: 0.1 is "
-            "what `mygpt train` validates on.",
+            help="Evaluate only on this fraction of the text, taken from its end as training does: "
+            "0.1 is the validation split of `mygpt train`.",
             show_default=False,
         ),
     ] = None,
     protocol: Annotated[
         str,
         typer.Option(
-            help="full: every token once, in windows end to end. nanogpt: 200 random batches of "
-            "64 windows of 256, noisy and slow. both."
+            help="full: each token once, in consecutive windows. nanogpt: 200 random batches of "
+            "64 windows of 256 tokens, noisy and slow. both: the two of them."
         ),
     ] = "full",
     window: Annotated[
         int | None,
         typer.Option(
-            help="How far a prediction may look back; without it the model's window (under "
-            "nanogpt at most 256).",
+            help="Window length in tokens. Default: the model's context window (for nanogpt at "
+            "most 256).",
             show_default=False,
         ),
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
-            help="From one window to the next, so that they overlap and each prediction sees at "
-            "least the window less the stride; slower. Without it windows lie end to end.",
+            help="Distance in tokens from one window to the next. Windows then overlap, and each "
+            "prediction has a context of at least window minus stride tokens; slower. Default: "
+            "the window length, so that windows do not overlap.",
             show_default=False,
         ),
     ] = None,
     train: Annotated[
         Path | None,
         typer.Option(
-            help="The text that the n-gram models learn from; without it, what --last leaves.",
+            help="The text that the n-gram models are trained on. Default: the part that --last "
+            "does not select.",
             show_default=False,
         ),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of the texts; without it UTF-8.", show_default=False)
+        str | None,
+        typer.Option(help="The texts' encoding. Default: UTF-8.", show_default=False),
     ] = None,
     field: Annotated[
         str | None,
         typer.Option(
-            help="Of the records in *.jsonl, *.json, *.csv, *.tsv and *.parquet, that holds the "
-            "text; without it as the model was trained.",
+            help="The field that contains the text in *.jsonl, *.json, *.csv, *.tsv and *.parquet "
+            "records. Default: the one used in the model's training.",
             show_default=False,
         ),
     ] = None,
@@ -81,22 +84,23 @@ def eval(
         bool | None,
         typer.Option(
             "--split-documents/--no-split-documents",
-            help="Whether <|endoftext|> in a file separates documents, or is text; without it as "
-            "the model was trained.",
+            help="Whether <|endoftext|> in a file separates documents or is ordinary text. "
+            "Default: as in the model's training.",
             show_default=False,
         ),
     ] = None,
     unknown: Annotated[
         str,
         typer.Option(
-            help="What becomes of what the model's tokenizer does not know: error (refused, of a "
-            "tokenizer with an unknown token above a tenth), keep, or drop (left out of the text)."
+            help="What to do with characters that the model's tokenizer does not know. error: "
+            "refuse the text (if the tokenizer has an unknown token, only above a tenth of the "
+            "text). keep: encode them as the unknown token. drop: remove them from the text."
         ),
     ] = "error",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Measure how well a model predicts a text, and how well n-gram models and compressors do.
+    """Measure a model's loss on a text, and compare it with n-gram models and compressors.
 
     Example: mygpt eval runs/poems poems.txt --last 0.1 --protocol both
     """
@@ -110,10 +114,10 @@ def eval(
             f"window={window} does not fit the model: choose 1 to {found.config.max_seq_len}"
         )
     if stride is not None and protocol == "nanogpt":
-        raise InputError("--stride is for the full pass: nanoGPT's protocol draws its windows")
+        raise InputError("--stride is for --protocol full: nanoGPT's protocol uses random windows")
     split = _was_split(found) if split_documents is None else split_documents
     if field == "":
-        raise InputError("--field is empty: name the field that holds the text, or leave it out")
+        raise InputError("--field is empty: name the field that contains the text, or omit it")
     how = {"encoding": encoding, "split": split, "records": _records(found, field)}
     text = _read_text(found, file, last, train, how, unknown=unknown)
     results = _evaluate(found, text, protocol, window, stride, device)
@@ -127,31 +131,31 @@ def eval(
 
 @dataclass(frozen=True)
 class _Text:
-    """What is predicted, and what the n-gram models learn from.
+    """The evaluated text, and the text that the n-gram models are trained on.
 
     Attributes:
-        name: for people.
-        held: the text.
+        name: the evaluated text's name, as it is shown.
+        documents: the evaluated text.
         tokens: its ids.
-        learned: the other text; may be empty.
-        learned_tokens: its ids.
-        warning: what has to be known about it; may be empty.
-        notes: how it was read, one line each.
-        size: what is predicted of the text: all but its first token.
+        train_documents: the n-gram models' training text; may be empty.
+        train_tokens: its ids.
+        warning: a warning if the model was trained on the evaluated text; else empty.
+        notes: remarks on how the text was read, one line each.
+        size: bytes and characters of the predicted text, which is all but its first token.
     """
 
     name: str
-    held: Sequence[Document]
+    documents: Sequence[Document]
     tokens: NDArray[Any]
-    learned: Sequence[Document]
-    learned_tokens: NDArray[Any]
+    train_documents: Sequence[Document]
+    train_tokens: NDArray[Any]
     warning: str
     notes: list[str]
     size: TextSize
 
 
 def _was_split(found: Checkpoint) -> bool:
-    """Whether the model's own text was split at `SEPARATOR`; a model's from elsewhere is."""
+    """Whether the model's training text was split at `SEPARATOR`; True for imported models."""
     corpus = found.provenance.get("corpus")
     return bool(corpus.get("split_documents", False)) if isinstance(corpus, dict) else True
 
@@ -199,36 +203,36 @@ def _read_text(
         if place is not None and is_store(place):
             raise InputError(f"{place} is a token store: name the text that it was made from")
     if last is not None and not 0 < last <= 1:
-        raise InputError(f"last={last} must be a share of the text: above 0, at most 1")
+        raise InputError(f"last={last} must be a fraction of the text: above 0, at most 1")
     options: dict[str, Any] = {**how, "allow_bytes": found.tokenizer.kind == "byte"}
     corpus = read_corpus([str(file)], **options)
-    held, learned_before = corpus.documents, _learned(found, corpus.sha256, last)
-    learned: list[Document] = []
+    documents, warning = corpus.documents, _overlap_warning(found, corpus.sha256, last)
+    train_documents: list[Document] = []
     if last is not None and last < 1:
-        learned, held = split_documents(held, last)
-    continued = bool(learned)
+        train_documents, documents = split_documents(documents, last)
+    continued = bool(train_documents)
     if train is not None:
-        learned = read_corpus([str(train)], **options).documents
+        train_documents = read_corpus([str(train)], **options).documents
     notes = list(corpus.notes)
     if unknown == "drop":
-        held, left = drop_unknown(held, found.tokenizer)
-        learned, _ = drop_unknown(learned, found.tokenizer)
+        documents, left = drop_unknown(documents, found.tokenizer)
+        train_documents, _ = drop_unknown(train_documents, found.tokenizer)
         notes += [dropped_note(left)] * bool(left)
     with adding_remedy("--unknown drop leaves them out"):
-        tokens = encode_documents(held, found.tokenizer, continued=continued)
-        learned_tokens = encode_documents(learned, found.tokenizer)
+        tokens = encode_documents(documents, found.tokenizer, continued=continued)
+        train_tokens = encode_documents(train_documents, found.tokenizer)
     if len(tokens) < 2:
-        raise InputError(f"the text has {len(tokens)} token: give at least 2, one to predict from")
+        raise InputError(f"the text has {len(tokens)} token: at least 2 are needed")
     name = str(file) if last is None else f"the last {last:g} of {file}"
-    before = unknown_in(learned, learned_tokens, found.tokenizer) if continued else None
-    unknown_text = unknown_in(held, tokens, found.tokenizer, before)  # of all of the file
+    before = unknown_in(train_documents, train_tokens, found.tokenizer) if continued else None
+    unknown_text = unknown_in(documents, tokens, found.tokenizer, before)  # of the whole file
     notes += unknown_text.notes(str(file), unknown)
-    size = predicted_size(held, tokens, found.tokenizer, continued=continued)
-    return _Text(name, held, tokens, learned, learned_tokens, learned_before, notes, size)
+    size = predicted_size(documents, tokens, found.tokenizer, continued=continued)
+    return _Text(name, documents, tokens, train_documents, train_tokens, warning, notes, size)
 
 
-def _learned(found: Checkpoint, sha256: str, last: float | None) -> str:
-    """A warning where the model has learned from the very text that it is to predict."""
+def _overlap_warning(found: Checkpoint, sha256: str, last: float | None) -> str:
+    """A warning if the model was trained on text that it is evaluated on; else empty."""
     origin = found.provenance
     corpus, training = origin.get("corpus"), origin.get("training")
     same = isinstance(corpus, dict) and corpus.get("sha256") == sha256
@@ -237,7 +241,7 @@ def _learned(found: Checkpoint, sha256: str, last: float | None) -> str:
     kept = training.get("val_fraction")
     if not isinstance(kept, (int, float)) or (last is not None and last <= kept):
         return ""
-    advice = f"--last {kept:g} is what it has not seen" if kept else "it has seen all of it"
+    advice = f"--last {kept:g} selects its validation split" if kept else "on all of it"
     return f"the model was trained on this text: {advice}"
 
 
@@ -275,11 +279,11 @@ def _baselines(found: Checkpoint, text: _Text) -> Baselines:
     from mygpt.baselines import measure_baselines
 
     return measure_baselines(
-        text.learned_tokens,
+        text.train_tokens,
         text.tokens,
         found.config.vocab_size,
-        learned=text.learned,
-        held=text.held,
+        learned=text.train_documents,
+        held=text.documents,
         predicted=text.size,
     )
 
@@ -287,7 +291,7 @@ def _baselines(found: Checkpoint, text: _Text) -> Baselines:
 def _lines(
     found: Checkpoint, text: _Text, results: dict[str, Evaluation], baselines: Baselines
 ) -> list[str]:
-    """What a person wants to know."""
+    """The results as lines of text."""
     characters = "" if baselines.num_chars is None else f"{baselines.num_chars:,} characters, "
     lines = [
         f"{found.path} on {text.name}: {baselines.tokens:,} tokens, {characters}"
@@ -299,7 +303,7 @@ def _lines(
         lines += [
             f"{_described(protocol, result)}:",
             f"  loss {result.loss:.4f} nats per token (standard error"
-            f"{' of the draw alone' * (protocol == 'nanogpt')} {_error(result)}), "
+            f"{' of the random windows' * (protocol == 'nanogpt')} {_error(result)}), "
             f"perplexity {result.perplexity:.3f}",
             f"  {in_characters}{result.bits_per_byte:.4f} bits per byte",
         ]
@@ -313,9 +317,9 @@ def _lines(
         lines.append(f"  {name:<20}{bits:8.4f}" + ("" if loss is None else f"  {loss:8.4f}"))
     lines += [f"note: {note}" for note in [*text.notes, *[text.warning] * bool(text.warning)]]
     if baselines.unigram is None:
-        lines.append("give --train FILE, or --last, and n-gram models learn from it too")
+        lines.append("add --train FILE or --last to compare with trained n-gram models too")
     if baselines.bounds:
-        lines.append(f"the text is long: {baselines.bounds}")
+        lines.append(f"note: the text is long: {baselines.bounds}")
     return lines
 
 
@@ -333,7 +337,7 @@ def _described(protocol: str, result: Evaluation) -> str:
 
 
 def _error(result: Evaluation) -> str:
-    return "not known" if math.isnan(result.standard_error) else f"{result.standard_error:.4f}"
+    return "unknown" if math.isnan(result.standard_error) else f"{result.standard_error:.4f}"
 
 
 def _print_json(
@@ -354,7 +358,7 @@ def _print_json(
 
 
 def _plain(result: Evaluation) -> dict[str, Any]:
-    """A result for JSON, which has no NaN and no infinity."""
+    """A result as JSON values; NaN and infinity, which JSON lacks, become None."""
     values = {**asdict(result), "perplexity": result.perplexity}
     return {
         name: None if value is None or not math.isfinite(value) else value

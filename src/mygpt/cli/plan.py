@@ -1,4 +1,4 @@
-"""`mygpt plan`: what a training takes, before anything is bought or begun."""
+"""`mygpt plan`: estimate the compute, memory and time of a training before it starts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 _SHAPE = ("embed_dim", "num_heads", "num_kv_heads", "num_layers", "mlp_dim", "max_seq_len")
 _FORMATS = ("float32", "tf32", "bfloat16")
-_BATCH = 16  # windows a step of a model of which nobody said how it is trained
+_BATCH = 16  # windows in a step, for models without a known batch size
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is planned for.
+    """The model to estimate for.
 
     Attributes:
         name: as the user gave it.
         config: its shape.
         source: where the shape comes from.
-        published: parameters as others count them; None where nobody does.
-        tokens: a budget that was published.
-        batch_size: windows a step.
+        published: the published number of parameters; None if there is none.
+        tokens: the published number of training tokens; None if there is none.
+        batch_size: windows in a step.
     """
 
     name: str
@@ -61,68 +61,77 @@ def plan(
     tokens: Annotated[
         str | None,
         _help(
-            "Tokens to read: 10M, 2.5B, 1T; without it what was published, else 20 a parameter.",
+            "Training tokens: 10M, 2.5B, 1T. Default: the published number, else 20 for each "
+            "parameter.",
             _BUDGET,
         ),
     ] = None,
     batch_tokens: Annotated[
-        str | None, _help("Tokens a step, rounded to whole windows.", _BUDGET)
+        str | None, _help("Tokens in a step, rounded to whole windows.", _BUDGET)
     ] = None,
-    batch_size: Annotated[int | None, _help("Or windows a step.", _BUDGET)] = None,
-    devices: Annotated[int, _help("On each machine (1).", _DEVICES)] = 1,
+    batch_size: Annotated[
+        int | None, _help("Windows in a step, instead of --batch-tokens.", _BUDGET)
+    ] = None,
+    devices: Annotated[int, _help("Devices on each machine (1).", _DEVICES)] = 1,
     nodes: Annotated[int, _help("Machines (1).", _DEVICES)] = 1,
     device_memory: Annotated[
-        str | None, _help("Of each device: 80GB, 24GiB; says what fits.", _DEVICES)
+        str | None,
+        _help("Memory of each device: 80GB, 24GiB. Shows which set-ups fit.", _DEVICES),
     ] = None,
     micro_batch: Annotated[
-        int | None, _help("Windows at once on a device (about 4,096 tokens).", _DEVICES)
+        int | None,
+        _help("Windows that a device processes at once (about 4,096 tokens).", _DEVICES),
     ] = None,
     dtype: Annotated[
-        str | None, _help("float32, tf32 or bfloat16; without it memory for both sizes.", _DEVICES)
+        str | None,
+        _help("float32, tf32 or bfloat16. Default: memory for 32 and 16 bits.", _DEVICES),
     ] = None,
     checkpoint_activations: Annotated[
         bool,
-        _help("Recompute blocks on the way back.", _DEVICES, "--checkpoint-activations"),
+        _help("Recompute blocks in the backward pass.", _DEVICES, "--checkpoint-activations"),
     ] = False,
     link_gbps: Annotated[
-        float | None, _help("Gigabits a second that each device can send.", _DEVICES)
+        float | None, _help("Each device's network bandwidth in gigabits a second.", _DEVICES)
     ] = None,
-    embed_dim: Annotated[int | None, _help("Width C.", _MODEL)] = None,
+    embed_dim: Annotated[int | None, _help("The embedding's width C.", _MODEL)] = None,
     num_heads: Annotated[int | None, _help("Attention heads.", _MODEL)] = None,
-    num_kv_heads: Annotated[int | None, _help("Heads of keys and values.", _MODEL)] = None,
-    num_layers: Annotated[int | None, _help("Blocks.", _MODEL)] = None,
+    num_kv_heads: Annotated[int | None, _help("Key and value heads.", _MODEL)] = None,
+    num_layers: Annotated[int | None, _help("Transformer blocks.", _MODEL)] = None,
     mlp_dim: Annotated[int | None, _help("Hidden width of the MLP.", _MODEL)] = None,
-    max_seq_len: Annotated[int | None, _help("The window in tokens.", _MODEL)] = None,
-    vocab_size: Annotated[int | None, _help("Number of token ids.", _MODEL)] = None,
+    max_seq_len: Annotated[int | None, _help("The context window in tokens.", _MODEL)] = None,
+    vocab_size: Annotated[int | None, _help("The number of token ids.", _MODEL)] = None,
     peak_tflops: Annotated[
-        float | None, _help("What a device could reach, 10^12 operations a second.", _TIME)
+        float | None, _help("A device's peak speed in 10^12 operations a second.", _TIME)
     ] = None,
     efficiency: Annotated[
-        float | None, _help("The share of it that training reaches (MFU): 0.4.", _TIME)
+        float | None, _help("The fraction of the peak that training reaches (MFU): 0.4.", _TIME)
     ] = None,
     measure: Annotated[
-        bool, _help("Train a few steps here, and reckon the time from them.", _TIME, "--measure")
+        bool,
+        _help("Train a few steps on this machine and estimate the time.", _TIME, "--measure"),
     ] = False,
-    device: Annotated[str, _help("Of --measure: auto, cpu, cuda or mps.", _TIME)] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    device: Annotated[
+        str, _help("The device of --measure: auto, cpu, cuda or mps.", _TIME)
+    ] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show what a training takes: parameters, operations, memory of each device, steps, time.
+    """Estimate a training: parameters, operations, memory of each device, steps and time.
 
-    All of it is computed from the shape, by formulas that docs/scaling.md names; only --measure
-    runs anything. No time is told without an efficiency that is measured or given.
+    Everything is computed from the model's shape by the formulas in docs/scaling.md. Only
+    --measure runs anything. The time is estimated only if an efficiency is measured or given.
 
     Example: mygpt plan gpt2 --tokens 10B --devices 8 --device-memory 24GB
     """  # fmt: skip
     given = locals()
     from mygpt.cli.plan_page import show
-    from mygpt.scaling import reckon
+    from mygpt.scaling import estimate
 
     changes = {name: given[name] for name in (*_SHAPE, "vocab_size") if given[name] is not None}
     chosen = _model(model, changes)
     rate = _given_rate(peak_tflops, efficiency, measure)
     formats = _formats(dtype)
     job = _job(chosen, given)
-    reckoning = reckon(
+    estimated = estimate(
         job, dtypes=formats, checkpointings=(True,) if checkpoint_activations else (False, True)
     )
     measured = _measure(job, dtype, checkpoint_activations, device) if measure else None
@@ -137,17 +146,17 @@ def plan(
             },
             "job": {name: value for name, value in asdict(job).items() if name != "config"}
             | {"batch_tokens": job.batch_tokens, "micro_batch": job.piece, "pieces": job.pieces},
-            "computed": asdict(reckoning),
+            "computed": asdict(estimated),
             "measured": measured and asdict(measured) | {"config": measured.config.to_dict()},
             "time": time and asdict(time),
         }
         say(to_json(values, indent=2))
         return
-    show(chosen, job, reckoning, nodes=nodes, time=time, measured=measured)
+    show(chosen, job, estimated, nodes=nodes, time=time, measured=measured)
 
 
 def _model(name: str | None, changes: dict[str, Any]) -> Model:
-    """The shape that is meant, with the user's changes."""
+    """The model that the name means, with the user's changes."""
     from mygpt.errors import InputError
     from mygpt.scaling import PUBLISHED
     from mygpt.scaling.presets import SHAPES
@@ -168,17 +177,17 @@ def _model(name: str | None, changes: dict[str, Any]) -> Model:
         found = Model(name, config, f"the shape in {path}", None, None, _BATCH)
     else:
         raise InputError(
-            f"{'no model is named' if name is None else f'model {name!r} is not known'}: choose "
+            f"{'name a model' if name is None else f'model {name!r} is not known'}: choose "
             f"{', '.join(PUBLISHED)}; {', '.join(SHAPES)}; or a run or checkpoint that exists"
         )
     changed = {key: new for key, new in changes.items() if getattr(found.config, key) != new}
     if not changed:
         return found
-    told = ", ".join(f"{key} {new:,}" for key, new in changed.items())
+    listed = ", ".join(f"{key} {new:,}" for key, new in changed.items())
     config = replace(found.config, **changed)
     batch_size = max(1, round(found.batch_size * found.config.max_seq_len / config.max_seq_len))
     return replace(
-        found, config=config, source=f"{found.source}; changed: {told}", published=None,
+        found, config=config, source=f"{found.source}; changed: {listed}", published=None,
         batch_size=batch_size,
     )  # fmt: skip
 
@@ -191,8 +200,8 @@ def _preset(name: str, changes: dict[str, Any]) -> Model:
 
     if "vocab_size" not in changes:
         raise InputError(
-            f"{name} has no vocabulary of its own: give --vocab-size, 257 for bytes, 50257 for "
-            "GPT-2's tokens"
+            f"preset {name} has no vocabulary size: add --vocab-size, 257 for bytes or 50257 for "
+            "GPT-2's tokenizer"
         )
     config = GPTConfig(changes["vocab_size"], **SHAPES[name])
     batch_size = preset_options(name, {})[1]["batch_size"]
@@ -220,7 +229,7 @@ def _job(model: Model, given: dict[str, Any]) -> Job:
     batch_size, window = model.batch_size, model.config.max_seq_len
     if given["batch_tokens"] is not None:
         if given["batch_size"] is not None:
-            raise InputError("--batch-tokens and --batch-size say the same: leave one out")
+            raise InputError("--batch-tokens and --batch-size exclude each other: omit one")
         batch_size = max(1, round(parse_count("batch_tokens", given["batch_tokens"]) / window))
     elif given["batch_size"] is not None:
         batch_size = given["batch_size"]
@@ -239,7 +248,7 @@ def _job(model: Model, given: dict[str, Any]) -> Job:
 
 
 def _given_rate(peak_tflops: float | None, efficiency: float | None, measure: bool) -> float | None:
-    """Operations a second of a device, where the user knows them."""
+    """Operations a second of a device from the user's options; None without them."""
     from mygpt.errors import InputError
 
     if peak_tflops is not None and not 0 < peak_tflops < 1e9:
@@ -247,11 +256,11 @@ def _given_rate(peak_tflops: float | None, efficiency: float | None, measure: bo
     if efficiency is not None and not 0 < efficiency <= 1:
         raise InputError(f"efficiency={efficiency} must be above 0 and at most 1, such as 0.4")
     if measure and (efficiency is not None or peak_tflops is not None):
-        raise InputError("--measure finds the rate: leave out --peak-tflops and --efficiency")
+        raise InputError("--measure measures the speed: omit --peak-tflops and --efficiency")
     if efficiency is not None and peak_tflops is None:
-        raise InputError("--efficiency is a share of --peak-tflops: give both, or --measure")
+        raise InputError("--efficiency is a fraction of --peak-tflops: add it, or use --measure")
     if peak_tflops is not None and efficiency is None:
-        raise InputError("--peak-tflops needs --efficiency, the share that is reached: give both")
+        raise InputError("--peak-tflops needs --efficiency, the fraction that training reaches")
     if peak_tflops is None or efficiency is None:
         return None
     return 1e12 * peak_tflops * efficiency

@@ -1,4 +1,4 @@
-"""What `mygpt plan` prints: lines of a name and a text, and one table."""
+"""Print the result of `mygpt plan`: lines of a name and a text, and one table."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mygpt.scaling.amounts import bytes_text, count_text, duration_text, flops_t
 
 if TYPE_CHECKING:
     from mygpt.cli.plan import Model
-    from mygpt.scaling import Job, Reckoning, Time
+    from mygpt.scaling import Estimate, Job, Time
     from mygpt.scaling.job import Fewest, Placement, Traffic
     from mygpt.training.efficiency import Efficiency
 
 _NAME, _WIDTH = 14, 80
-_FIRST, _COLUMN = 24, 14  # of the table
+_FIRST, _COLUMN = 24, 14  # widths of the table's first and other columns
 _ROWS = ("weights", "gradients", "optimizer", "gathered", "activations", "working")
-_TOLD = {
+_ROW_NAMES = {
     "weights": "weights",
     "gradients": "gradients",
-    "optimizer": "AdamW's two means",
-    "gathered": "whole or copied layers",
+    "optimizer": "AdamW's two moments",
+    "gathered": "gathered weights",
     "activations": "activations",
     "working": "logits, gradients",
 }
@@ -32,28 +32,30 @@ _TOLD = {
 def show(
     model: Model,
     job: Job,
-    reckoning: Reckoning,
+    estimate: Estimate,
     *,
     nodes: int,
     time: Time | None,
     measured: Efficiency | None,
 ) -> None:
-    """Print all of it: wrapped on a terminal, one line each where it is piped."""
-    for name, text in _model_lines(model, reckoning):
+    """Print everything: wrapped on a terminal, one line for each entry otherwise."""
+    for name, text in _model_lines(model, estimate):
         _say(name, text)
     say()
-    for name, text in _budget_lines(job, reckoning):
+    for name, text in _budget_lines(job, estimate):
         _say(name, text)
     say()
-    for line in _memory_table(job, reckoning, nodes):
+    for line in _memory_table(job, estimate, nodes):
         say(line)
-    for name, text in _fit_lines(job, reckoning):
+    for name, text in _fit_lines(job, estimate):
         _say(name, text)
     say()
     for name, text in _time_lines(job, time, measured):
         _say(name, text)
-    what = "all other figures are" if measured else "all figures are"
-    _say("run here", f"{'the lines marked measured; ' if measured else 'nothing; '}{what} computed")
+    if measured:
+        _say("note", "the lines named measured were run here; all other numbers are computed")
+    else:
+        _say("note", "all numbers are computed; nothing was run")
 
 
 def _say(name: str, text: str) -> None:
@@ -66,63 +68,63 @@ def _say(name: str, text: str) -> None:
     say(start + f"\n{' ' * _NAME}".join(lines))
 
 
-def _model_lines(model: Model, reckoning: Reckoning) -> Iterator[tuple[str, str]]:
+def _model_lines(model: Model, estimate: Estimate) -> Iterator[tuple[str, str]]:
     config = model.config
     heads = f"{config.num_heads} heads"
     if config.kv_heads != config.num_heads:
-        heads += f" ({config.kv_heads} of keys and values)"
+        heads += f" ({config.kv_heads} key and value heads)"
     yield "model", f"{model.name} ({model.source})"
     yield (
         "shape",
         f"{config.num_layers} blocks of width {config.embed_dim:,}, {heads}, MLP "
         f"{config.mlp_hidden:,}, window {config.max_seq_len:,}, vocabulary {config.vocab_size:,}",
     )
-    told = "" if model.published is None else f" (published: {model.published:,.0f})"
-    yield "parameters", f"{reckoning.parameters:,}{told}"
+    published = "" if model.published is None else f" (published: {model.published:,.0f})"
+    yield "parameters", f"{estimate.parameters:,}{published}"
     yield (
         "weights",
-        f"{bytes_text(reckoning.weights_bytes)} in float32, "
-        f"{bytes_text(reckoning.weights_16bit_bytes)} in 16 bits",
+        f"{bytes_text(estimate.weights_bytes)} in float32, "
+        f"{bytes_text(estimate.weights_16bit_bytes)} in 16 bits",
     )
     yield (
         "checkpoints",
-        f"{bytes_text(reckoning.state_bytes)} for all that going on needs; a run's folder "
-        f"{bytes_text(reckoning.run_bytes)} (two models, two states)",
+        f"{bytes_text(estimate.state_bytes)} for the state that --resume needs; a run's folder "
+        f"{bytes_text(estimate.run_bytes)} (two models, two states)",
     )
 
 
-def _budget_lines(job: Job, reckoning: Reckoning) -> Iterator[tuple[str, str]]:
+def _budget_lines(job: Job, estimate: Estimate) -> Iterator[tuple[str, str]]:
     yield (
         "budget",
         f"{count_text(job.tokens)} tokens in {job.steps:,} steps of {job.batch_tokens:,} "
         f"({job.batch_size:,} window{'s' * (job.batch_size > 1)} of {job.config.max_seq_len:,})",
     )
-    ratio, each = reckoning.times_chinchilla, reckoning.tokens_a_parameter
+    ratio, each = estimate.times_chinchilla, estimate.tokens_a_parameter
     if 0.95 <= ratio <= 1.05:
-        verdict = "what Chinchilla's rule advises"
+        comparison = "as Chinchilla's rule advises"
     elif ratio < 1:
-        verdict = (
-            f"{ratio:.2g} of the 20 of Chinchilla's rule: a smaller model on more tokens would "
-            "learn more by as many operations"
+        comparison = (
+            f"{ratio:.2g} times the 20 of Chinchilla's rule: a smaller model on more tokens would "
+            "reach a lower loss with the same number of operations"
         )
     else:
-        verdict = (
+        comparison = (
             f"{ratio:,.3g} times the 20 of Chinchilla's rule: a larger model on fewer tokens would "
-            "learn more by as many operations, and be slower to use"
+            "reach a lower loss with the same number of operations, but be slower to use"
         )
-    yield "", f"{each:,.{1 if each < 100 else 0}f} tokens a parameter, {verdict}"
-    flops = reckoning.flops
+    yield "", f"{each:,.{1 if each < 100 else 0}f} tokens for each parameter, {comparison}"
+    flops = estimate.flops
     yield (
         "operations",
-        f"{flops_text(flops.weights)} FLOPs (6ND, as papers publish); {flops_text(flops.total)} "
-        f"with attention's products ({flops.attention / flops.weights:+.1%})",
+        f"{flops_text(flops.weights)} FLOPs (6ND, as in papers); {flops_text(flops.total)} "
+        f"including attention scores ({flops.attention / flops.weights:+.1%})",
     )
 
 
-def _memory_table(job: Job, reckoning: Reckoning, nodes: int) -> Iterator[str]:
-    """Bytes by purpose, one column for each way to train."""
+def _memory_table(job: Job, estimate: Estimate, nodes: int) -> Iterator[str]:
+    """Bytes by purpose, with one column for each sharding and number format."""
     first = [
-        p for p in reckoning.placements if p.checkpointing == reckoning.placements[0].checkpointing
+        p for p in estimate.placements if p.checkpointing == estimate.placements[0].checkpointing
     ]
     where = "the device" if job.devices == 1 else f"each of {job.devices:,} devices"
     where += f" on {nodes:,} machines" if nodes > 1 else ""
@@ -131,23 +133,23 @@ def _memory_table(job: Job, reckoning: Reckoning, nodes: int) -> Iterator[str]:
     yield _row("", [_column(p, job) for p in first])
     again = first[0].checkpointing
     for name in _ROWS:
-        told = _TOLD[name] + (", recomputed" if name == "activations" and again else "")
-        yield _row(told, [bytes_text(getattr(p.memory, name)) for p in first])
+        title = _ROW_NAMES[name] + (", recomputed" if name == "activations" and again else "")
+        yield _row(title, [bytes_text(getattr(p.memory, name)) for p in first])
     yield _row("total", [bytes_text(p.total) for p in first])
-    others = [p for p in reckoning.placements if p not in first]
+    others = [p for p in estimate.placements if p not in first]
     if others:
         yield _row("total, recomputing", [bytes_text(p.total) for p in others])
-    if reckoning.traffic:
-        yield _row("sent in a step", [bytes_text(t.bytes) for t in _by_column(first, reckoning)])
-        times = [t.seconds for t in _by_column(first, reckoning)]
+    if estimate.traffic:
+        yield _row("sent in a step", [bytes_text(t.bytes) for t in _by_column(first, estimate)])
+        times = [t.seconds for t in _by_column(first, estimate)]
         if job.link_gbps is not None:
             shown = ["" if s is None else f"{duration_text(s)} or more" for s in times]
             yield _row(f"at {job.link_gbps:g} Gbit/s", shown)
 
 
-def _by_column(columns: list[Placement], reckoning: Reckoning) -> list[Traffic]:
+def _by_column(columns: list[Placement], estimate: Estimate) -> list[Traffic]:
     return [
-        next(t for t in reckoning.traffic if (t.sharding, t.dtype) == (p.sharding, p.dtype))
+        next(t for t in estimate.traffic if (t.sharding, t.dtype) == (p.sharding, p.dtype))
         for p in columns
     ]
 
@@ -161,20 +163,20 @@ def _row(name: str, cells: list[str]) -> str:
     return f"  {name:<{_FIRST - 2}}{''.join(f'{cell:>{_COLUMN}}' for cell in cells)}".rstrip()
 
 
-def _fit_lines(job: Job, reckoning: Reckoning) -> Iterator[tuple[str, str]]:
+def _fit_lines(job: Job, estimate: Estimate) -> Iterator[tuple[str, str]]:
     if job.device_memory is None:
-        yield "fits", "not told: give --device-memory, such as 80GB"
+        yield "fits", "unknown: add --device-memory, such as 80GB"
         return
     memory = bytes_text(job.device_memory)
     here = "one device" if job.devices == 1 else f"{job.devices:,} devices"
     parts = []
-    for sharding in dict.fromkeys(p.sharding for p in reckoning.placements):
-        ways = [p for p in reckoning.placements if p.sharding == sharding]
+    for sharding in dict.fromkeys(p.sharding for p in estimate.placements):
+        ways = [p for p in estimate.placements if p.sharding == sharding]
         fitting = [_way(p.dtype, p.checkpointing) for p in ways if p.fits]
         how = "" if job.devices == 1 else f"under {sharding.upper()} "
         parts.append(how + _fitting(fitting, len(ways)))
-    yield "fits", f"{here} of {memory} (a tenth left over): {'; '.join(parts)}"
-    yield "fewest", f"devices of {memory}, from two on with FSDP: {_fewest(reckoning.fewest)}"
+    yield "fits", f"{here} of {memory} (with a tenth to spare): {'; '.join(parts)}"
+    yield "fewest", f"devices of {memory}, with FSDP if several: {_fewest(estimate.fewest)}"
 
 
 def _fitting(fitting: list[str], count: int) -> str:
@@ -188,17 +190,17 @@ def _way(dtype: str, checkpointing: bool) -> str:
 
 
 def _fewest(found: tuple[Fewest, ...]) -> str:
-    """The numbers, those that are equal together."""
+    """The numbers of devices, with equal ones combined."""
     ways: dict[int | None, list[str]] = {}
     for each in found:
         ways.setdefault(each.devices, []).append(_way(each.dtype, each.checkpointing))
     if len(ways) == 1 and None not in ways:
         return f"{found[0].devices:,}"
-    told = [f"{count:,} in {' and '.join(names)}" for count, names in ways.items() if count]
+    parts = [f"{count:,} in {' and '.join(names)}" for count, names in ways.items() if count]
     if None in ways:
-        cause = "what is not shared is too large: a smaller --micro-batch or --max-seq-len"
-        told.append(f"never in {' and '.join(ways[None])} ({cause})")
-    return "; ".join(told)
+        cause = "what FSDP cannot shard is too large: lower --micro-batch or --max-seq-len"
+        parts.append(f"impossible in {' and '.join(ways[None])} ({cause})")
+    return "; ".join(parts)
 
 
 def _time_lines(
@@ -210,7 +212,7 @@ def _time_lines(
     if time is None:
         yield (
             "time",
-            "not told: --measure finds it on this device, or give --peak-tflops and --efficiency",
+            "unknown: add --measure for this device, or --peak-tflops and --efficiency",
         )
         return
     basis = "at the measured rate" if time.basis == "measured" else "at the efficiency given"
@@ -223,12 +225,12 @@ def _time_lines(
         yield (
             "",
             f"{duration_text(time.all_devices_s)} on {job.devices:,} devices at this efficiency "
-            "and no loss to communication, computed",
+            "without communication costs, computed",
         )
 
 
 def _measured(job: Job, measured: Efficiency) -> str:
-    """What was trained, and where it differs from what was asked for."""
+    """What was trained for the measurement."""
     blocks, whole = measured.config.num_layers, job.config.num_layers
     model = "the whole model" if blocks == whole else f"{blocks} of its {whole} blocks"
     windows = f"{measured.micro_batch} window{'s' * (measured.micro_batch > 1)} at once"
@@ -239,10 +241,10 @@ def _measured(job: Job, measured: Efficiency) -> str:
 
 
 def _rates(measured: Efficiency) -> str:
-    told = f"{measured.tokens_per_s:,.0f} tokens/s, {rate_text(measured.flops_per_s)}"
+    speed = f"{measured.tokens_per_s:,.0f} tokens/s, {rate_text(measured.flops_per_s)}"
     if measured.share_of_products is None or measured.products_per_s is None:
-        return told
+        return speed
     return (
-        f"{told}: {measured.share_of_products:.0%} of what plain products reach here "
+        f"{speed}: {measured.share_of_products:.0%} of the speed of plain matrix products here "
         f"({rate_text(measured.products_per_s)})"
     )

@@ -1,4 +1,4 @@
-"""How training shows itself: a live bar on a terminal, plain lines elsewhere, or nothing."""
+"""Show training's progress: a progress bar on a terminal, plain lines otherwise, or nothing."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-# Columns of the terminal from which on the live line has room for them.
-_ROOM_FOR_VALIDATION, _ROOM_FOR_SPEED = 80, 96
+# The terminal widths, in columns, from which the progress bar shows these two fields.
+_WIDTH_FOR_VALIDATION, _WIDTH_FOR_SPEED = 80, 96
 
 
 class TrainingDisplay:
     """A listener for training's events.
 
     Args:
-        quiet: shows nothing.
-        waiting: a line that goes with the first event.
+        quiet: show nothing.
+        waiting: a status line that is removed at the first event.
 
     Attributes:
-        signal: the signal that ended the run early, once it has been left.
-        finished: what the training told at its end; None before.
+        signal: the signal that ended the run early; set when the context is left.
+        finished: training's last event; None before it.
     """
 
     def __init__(self, *, quiet: bool = False, waiting: Waiting | None = None) -> None:
@@ -65,19 +65,20 @@ class TrainingDisplay:
         if not isinstance(error, KeyboardInterrupt) or self._run is None:
             return False
         self.signal = error.signal if isinstance(error, Interrupted) else signal.SIGINT
-        if self.finished is None:  # a step may take minutes, and its threads would be waited for
+        # Without this exit Python would wait for the threads of a step, which may take minutes.
+        if self.finished is None:
             os._exit(128 + self.signal)
         return True
 
     def _say_how_to_resume(self) -> None:
-        """After a second signal."""
+        """Called after a second signal."""
         if self._run is None or self.finished is not None:
             return
         with contextlib.suppress(OSError):
             if self._bar is not None:
                 self._bar.stop()
             resume = shlex.join(["mygpt", "train", "--resume", str(self._run)])
-            say(f"left at once; go on from the last save with: {resume}", file=sys.stderr)
+            say(f"ended at once; resume from the last save with: {resume}", file=sys.stderr)
             sys.stderr.flush()
 
     def __call__(self, event: Event) -> None:
@@ -93,12 +94,12 @@ class TrainingDisplay:
                 self._bar.show(event)
             else:
                 say(str(event), flush=True)
-        except OSError:  # whoever read our lines has left, or the terminal; the training goes on
+        except OSError:  # the reader or the terminal is gone; training continues
             self.quiet = True
 
 
 class Bar:
-    """The live line: how far, loss, validation loss, speed, time left; events scroll above it."""
+    """The progress bar with losses, speed and time left; other events are printed above it."""
 
     def __init__(self) -> None:
         self.console: Console = new_console(highlight=False, soft_wrap=True, emoji=False)
@@ -107,7 +108,7 @@ class Bar:
         self.val_loss = ""
 
     def show(self, event: Event) -> None:
-        """Move the bar, or print above it."""
+        """Update the bar, or print the event above it."""
         if isinstance(event, Started):
             self.console.print(str(event), style="dim", markup=False)
             self._start(event)
@@ -140,7 +141,7 @@ class Bar:
         budget_s = event.budget_s
 
         class ClockBar(BarColumn):
-            """Follows the clock, where the clock decides the end."""
+            """Shows elapsed time instead of steps if training has a time budget."""
 
             def render(self, task: Task) -> ProgressBar:
                 if budget_s is not None and task.fields["ends"]:
@@ -149,7 +150,7 @@ class Bar:
                 return super().render(task)
 
         class TimeLeft(ProgressColumn):
-            """Counts down from what the last report said."""
+            """Counts down from the remaining time of the last report."""
 
             def render(self, task: Task) -> Text:
                 ends = task.fields["ends"]
@@ -158,11 +159,11 @@ class Bar:
 
         texts = dict.fromkeys(("step", "loss", "val", "speed"), "")
         texts["step"] = f"step {event.step:,}"
-        # What does not fit in one line is left out, the least first.
-        room = {"step": 0, "loss": 0, "val": _ROOM_FOR_VALIDATION, "speed": _ROOM_FOR_SPEED}
-        shown = [name for name in texts if self.console.width >= room[name]]
+        # Fields that do not fit on one line are not shown.
+        widths = {"step": 0, "loss": 0, "val": _WIDTH_FOR_VALIDATION, "speed": _WIDTH_FOR_SPEED}
+        shown = [name for name in texts if self.console.width >= widths[name]]
         self.progress = Progress(
-            ClockBar(bar_width=20 if self.console.width >= _ROOM_FOR_VALIDATION else 8),
+            ClockBar(bar_width=20 if self.console.width >= _WIDTH_FOR_VALIDATION else 8),
             *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in shown),
             TimeLeft(),
             console=self.console,
@@ -178,7 +179,7 @@ class Bar:
         )
 
     def stop(self) -> None:
-        """Leave the last line as it is."""
+        """Stop updating; the last line stays on the screen."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

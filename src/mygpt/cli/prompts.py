@@ -1,4 +1,4 @@
-"""Where a prompt comes from, the same for every command that takes one."""
+"""Read a prompt from an option, a file or standard input, for all commands that take one."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ from mygpt.errors import InputError
 if TYPE_CHECKING:
     from mygpt.tokenization import Tokenizer
 
-# A program that writes into a pipe has begun by then, since Python itself took longer to start. A
-# pipe that nobody writes to (of a scheduler, say) must not be waited for without end.
+# How long to wait for the first byte of a pipe. A program that writes to it has started by then,
+# since Python itself took longer to start. Some pipes, of schedulers for example, never get data.
 _PIPE_WAIT_S = 0.5
-_PAUSE_S = 10.0  # of a writer that has begun
+_PAUSE_S = 10.0  # how long to wait for more bytes after the first ones
 _BLOCK = 2**16  # bytes
 
 PROMPT_FILE: Any = typer.Option(
-    help="Read the prompt from a file, as texts to train on are read.", show_default=False
+    help="Read the prompt from a file; gzip and all encodings of training texts are supported.",
+    show_default=False,
 )
 ENCODING: Any = typer.Option(
-    help="Of --prompt-file or standard input; without it UTF-8, or what a BOM says.",
+    help="The encoding of --prompt-file or standard input. Default: by its byte-order mark, else "
+    "UTF-8.",
     show_default=False,
 )
 UNKNOWN: Any = typer.Option(
-    help="What becomes of characters of the prompt that the model does not know: error, or drop "
-    "(they are left out, with a note)."
+    help="What to do with characters that the model does not know. error: refuse the prompt. "
+    "drop: remove them, with a note."
 )
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None, encoding: str | None) -> str | None:
-    """The prompt as text; None where none was given.
+    """Return the prompt as text, or None if there is none.
 
-    Standard input is read where it is asked for ("-"), and without any prompt also where a file
-    or a pipe that has been written to stands behind it.
+    Standard input is read if the prompt is "-". If no prompt is given, it is also read if it is a
+    file, or a pipe that contains data.
 
     Raises:
-        InputError: for what cannot be read or is no text, and for two prompts.
+        InputError: if the input cannot be read or is not text, or if two prompts are given.
     """
     if prompt is not None and prompt_file is not None:
         raise InputError("--prompt and --prompt-file exclude each other")
@@ -54,7 +56,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None, encoding: str | No
     if name is None and prompt != "-":
         if prompt is not None:
             if encoding is not None:
-                raise InputError("--encoding is for --prompt-file and standard input: leave it out")
+                raise InputError("--encoding is for --prompt-file and standard input: omit it")
             return prompt
         with _ready_input() as ready:
             return _text_of("-", encoding) if ready else None
@@ -72,9 +74,10 @@ def _text_of(name: str, encoding: str | None) -> str:
 
 @contextlib.contextmanager
 def _ready_input() -> Iterator[bool]:
-    """Whether standard input has text that was not asked for; reading it does not wait for ever.
+    """Whether standard input contains text although `--prompt -` was not given.
 
-    A file that somebody has read from already is not ours: a shell's loop reads its lines.
+    Reading never blocks forever. A file that was read from already does not count: it may be the
+    input of a shell loop around this command.
     """
     buffer = getattr(sys.stdin, "buffer", None)
     if isinstance(buffer, io.BytesIO):
@@ -83,7 +86,7 @@ def _ready_input() -> Iterator[bool]:
     try:
         descriptor = sys.stdin.fileno()
         kind = os.fstat(descriptor).st_mode
-    except (OSError, ValueError, AttributeError):  # closed, or none
+    except (OSError, ValueError, AttributeError):  # standard input is closed
         yield False
         return
     if stat.S_ISREG(kind):
@@ -92,11 +95,11 @@ def _ready_input() -> Iterator[bool]:
     if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)) or os.name != "posix":
         yield False
         return
-    data = _gathered(descriptor)
+    data = _read_available(descriptor)
     if not data:
         yield False
         return
-    _note("the prompt is what came through standard input (-p - waits for all of it)")
+    _note("the prompt was read from standard input (-p - waits for its end)")
     stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(data))
     try:
         yield True
@@ -104,8 +107,8 @@ def _ready_input() -> Iterator[bool]:
         sys.stdin = stdin
 
 
-def _gathered(descriptor: int) -> bytes:
-    """What a pipe's writer has written, up to its end or a long pause."""
+def _read_available(descriptor: int) -> bytes:
+    """Read a pipe up to its end or a long pause."""
     data = bytearray()
     while select.select([descriptor], [], [], _PAUSE_S if data else _PIPE_WAIT_S)[0]:
         block = os.read(descriptor, _BLOCK)
@@ -113,17 +116,18 @@ def _gathered(descriptor: int) -> bytes:
             return bytes(data)
         data += block
     if not data:
-        _note("nothing came through standard input: there is no prompt (-p - waits for one)")
+        _note("standard input is empty, so there is no prompt (-p - waits for one)")
     return bytes(data)
 
 
 def known_prompt(tokenizer: Tokenizer, text: str, unknown: str) -> str:
-    """A prompt of which the tokenizer knows all; what it does not know is left out, or an error.
+    """Return the prompt, without unknown characters if `unknown` is "drop".
 
-    Where a tokenizer reads its unknown token instead, that is said.
+    If the tokenizer encodes unknown characters as its unknown token, a note is printed.
 
     Raises:
-        UnknownTokenError: for characters that it does not take, unless these are dropped.
+        UnknownTokenError: for characters that the tokenizer cannot encode, unless `unknown` is
+            "drop".
     """
     from mygpt.tokenization.unknown import adding_remedy, dropped_note, without_unknown
 
@@ -135,13 +139,13 @@ def known_prompt(tokenizer: Tokenizer, text: str, unknown: str) -> str:
     with adding_remedy("--unknown drop leaves them out"):
         tokenizer.encode_array(text)
     if left:
-        read = "it reads the unknown token for them, or nothing (--unknown drop leaves them out)"
+        read = "they become its unknown token, or nothing (--unknown drop removes them)"
         _note(dropped_note(left, kept=read))
     return text
 
 
 def check_unknown(unknown: str) -> None:
-    """Raise `InputError` for another word than error and drop."""
+    """Raise `InputError` unless `unknown` is error or drop."""
     from mygpt.tokenization.unknown import PROMPT_POLICIES, check_policy
 
     check_policy(unknown, PROMPT_POLICIES)

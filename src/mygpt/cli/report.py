@@ -1,4 +1,4 @@
-"""`mygpt report`: a run as one offline page."""
+"""`mygpt report`: write a run's report as one offline page."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="The run's folder, or the checkpoint it wrote.")],
+    run: Annotated[str, typer.Argument(help="The run's folder, or its checkpoint file.")],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="The page; without it report.html in the run's folder.",
+            help="The page to write. Default: report.html in the run's folder.",
             show_default=False,
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
 ) -> None:
     """Write a run's report: one page that needs no network and no other file.
 
-    It shows the verdict, the losses beside what simpler models reach, the speed, samples and what
-    they copied, where the best model looks, and how to make the run again. The run may be
-    finished, interrupted, or still going on.
+    It shows a diagnosis, the losses compared with simpler models, the speed, samples with the
+    passages that they copied, the best model's attention, and how to reproduce the run. The run
+    may be finished, interrupted, or still in progress.
 
     Example: mygpt report runs/poems
     """
@@ -47,22 +47,22 @@ def report(
 
 
 def report_the_end(finished: Finished, *, quiet: bool = False) -> None:
-    """Write the report of a training that has just ended.
+    """Write the report of a run that has just finished.
 
-    Whatever goes wrong costs a line on standard error: the run is saved, and has not failed.
+    An error is printed to standard error and not raised: the run itself is saved and complete.
 
     Args:
-        finished: what the training told.
-        quiet: say nothing but what went wrong.
+        finished: training's last event.
+        quiet: print only errors.
     """
     try:
         from mygpt.views.report import write_report
 
-        told, stream = f"report: {write_report(finished.run, finished=finished)}", sys.stdout
+        line, stream = f"report: {write_report(finished.run, finished=finished)}", sys.stdout
     except (Exception, KeyboardInterrupt) as error:
         again = f"mygpt report {shlex.quote(str(finished.run))}"
-        told = f"no report: {str(error) or type(error).__name__}; `{again}` writes it"
+        line = f"no report: {str(error) or type(error).__name__}; `{again}` writes it"
         stream, quiet = sys.stderr, False
     if not quiet:
-        with contextlib.suppress(OSError):  # whoever read our lines has left
-            say(told, file=stream, flush=True)
+        with contextlib.suppress(OSError):  # the reader of the output is gone
+            say(line, file=stream, flush=True)

@@ -1,4 +1,4 @@
-"""`mygpt reproduce`: make a run again from its own file, and compare the losses."""
+"""`mygpt reproduce`: repeat a run from its saved settings and compare the losses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mygpt.cli.terminal import say
 
 
 def reproduce(
-    run: Annotated[str, typer.Argument(help="The run's folder, or the checkpoint it wrote.")],
+    run: Annotated[str, typer.Argument(help="The run's folder, or its checkpoint file.")],
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
-            help="Where the second run goes; without it it is kept, as RUN-reproduced, only where "
-            "it came out as another.",
+            help="The folder of the second run. Default: RUN-reproduced, which is deleted if all "
+            "losses are the same.",
             show_default=False,
         ),
     ] = None,
@@ -29,25 +29,25 @@ def reproduce(
         list[str] | None,
         typer.Option(
             "--text",
-            help="Where the text is now; without it where the run found it. Repeat it for more.",
+            help="The text's present path. Default: the path in the run. May be repeated.",
             show_default=False,
         ),
     ] = None,
     val_file: Annotated[
         str | None,
-        typer.Option(help="Where the validation file is now, likewise.", show_default=False),
+        typer.Option(help="The validation file's present path, likewise.", show_default=False),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew where a run lies already.")
+        bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
 ) -> int:
-    """Make a run again, step for step, and compare its losses with the first's.
+    """Repeat a run step by step and compare its losses with those of the first run.
 
-    Seed, text (by its SHA-256), recipe and the rate of every step are taken from the run. On the
-    same kind of machine all losses are the same to the bit. Ends with 1 where the last loss is
-    another.
+    The seed, the text (checked by its SHA-256), the recipe and every step's learning rate are
+    taken from the run. On the same kind of machine all losses are bitwise equal. The exit code is
+    1 if the last loss differs.
 
     Example: mygpt reproduce runs/poems
     """
@@ -58,9 +58,9 @@ def reproduce(
 
     first = RunFolder.of(run)
     first.check_exists()
-    first_losses = read_losses(first.log_path)  # before hours are spent on the second's
+    first_losses = read_losses(first.log_path)  # first, so that an error costs no training time
     folder = Path(output) if output else first.folder.with_name(f"{first.folder.name}-reproduced")
-    ours = output is None and not folder.exists()
+    is_temporary = output is None and not folder.exists()
     command = shlex.join(["mygpt", *sys.argv[1:]])
     with TrainingDisplay(quiet=quiet) as display:
         training.replay(
@@ -71,8 +71,8 @@ def reproduce(
         return 128 + display.signal
     result = compare_losses(first_losses, read_losses(RunFolder.at(folder).log_path))
     say(result)
-    if result.same and ours:
+    if result.same and is_temporary:
         shutil.rmtree(folder)
     elif output is None:
-        say(f"the second run is kept in {folder}")
+        say(f"the second run is in {folder}")
     return 0 if result.close else 1

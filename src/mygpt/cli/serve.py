@@ -1,4 +1,4 @@
-"""`mygpt serve`: a model behind OpenAI's completions API, and the playground."""
+"""`mygpt serve`: serve a model by OpenAI's completions API, with a playground page."""
 
 from __future__ import annotations
 
@@ -18,51 +18,67 @@ from mygpt.errors import InputError
 def serve(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(help="A run's folder or a file; without it the newest run."),
+        typer.Argument(
+            help="A run's folder or a checkpoint file. Default: the newest run.",
+            show_default=False,
+        ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine's.")
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is every network interface.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 chooses a free one.")
+    ] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="MYGPT_API_KEY",
-            help="Ask every request for it, as a bearer token.",
+            help="Require this key as a bearer token in every request.",
             show_default=False,
         ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name that the server may be called by; may be given again.",
+            help="A further host name that requests may use. May be repeated.",
             show_default=False,
         ),
     ] = None,
     max_waiting: Annotated[
-        int, typer.Option(help="Requests that may wait; more are told to come back.")
+        int,
+        typer.Option(help="Requests that may wait in the queue; further ones get status 429."),
     ] = 64,
-    max_tokens: Annotated[int, typer.Option(help="The most new tokens of one text.")] = 4096,
-    slots: Annotated[int, typer.Option(help="Texts that are written at the same time.")] = 32,
+    max_tokens: Annotated[
+        int, typer.Option(help="The largest number of new tokens for each completion.")
+    ] = 4096,
+    slots: Annotated[
+        int, typer.Option(help="Completions that are generated at the same time.")
+    ] = 32,
     max_choices: Annotated[
-        int, typer.Option(help="The most texts of one request, all its prompts together.")
+        int, typer.Option(help="The largest number of completions for each request.")
     ] = 128,
-    max_stops: Annotated[int, typer.Option(help="The most stop strings of one request.")] = 64,
-    max_prompt_tokens: Annotated[int, typer.Option(help="The longest prompt.")] = 16384,
+    max_stops: Annotated[
+        int, typer.Option(help="The largest number of stop strings for each request.")
+    ] = 64,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(help="The largest prompt length in tokens.")
+    ] = 16384,
     max_connections: Annotated[
-        int, typer.Option(help="Open connections; the system's limit of open files may say fewer.")
+        int, typer.Option(help="Open connections; the system's limit of open files may lower it.")
     ] = 640,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16 (torch), int8 (cpu engine), or auto.")
     ] = "auto",
     engine: Annotated[str, typer.Option(help="auto, numpy, cpu or torch.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Do not log a line for each request.")
+    ] = False,
 ) -> None:
-    """Serve a model: OpenAI's /v1/completions, and a page that shows how tokens are picked.
+    """Serve a model: OpenAI's /v1/completions, and a page that shows how tokens are sampled.
 
-    Programs that speak that API work with it: give them http://127.0.0.1:8000/v1 as the base URL.
-    The page is at http://127.0.0.1:8000. Only this machine can reach it unless --host says more.
+    Programs for that API can use it with http://127.0.0.1:8000/v1 as the base URL. The page is at
+    http://127.0.0.1:8000. By default only this machine can reach the server (see --host).
 
     Example: mygpt serve runs/poems --port 8001 --api-key "$KEY"
     """
@@ -80,7 +96,7 @@ def serve(
     from mygpt.server.settings import ServerSettings
 
     if api_key is None and os.environ.get("MYGPT_API_KEY") == "":
-        raise InputError("MYGPT_API_KEY is set and empty: give it a key, or unset it for none")
+        raise InputError("MYGPT_API_KEY is empty: set it to a key, or unset it to require none")
     path = resolve(checkpoint)
     settings = ServerSettings(
         name=_name_of(path),
@@ -94,7 +110,7 @@ def serve(
         max_connections=max_connections,
         api_key=api_key,
         hosts=tuple(allow_host or ()),
-        log=None if quiet else _tell,
+        log=None if quiet else _log,
     )
     from mygpt.generation.writer import load
     from mygpt.server.log import unblocked_stderr
@@ -103,26 +119,27 @@ def serve(
 
     writer = load(path, device=device, dtype=dtype, engine=engine)
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
-        _tell(f"note: whoever reaches {host} can use this model; --api-key asks for a key")
+        _log(f"note: everyone who can reach {host} can use this model; --api-key requires a key")
     with unblocked_stderr():
         try:
-            run(writer, settings, host=host, port=port, tell=_tell)
+            run(writer, settings, host=host, port=port, tell=_log)
         except ServerDied as error:
-            _tell(f"mygpt: {error}")
+            _log(f"mygpt: {error}")
             raise typer.Exit(error.exit_code) from None
 
 
 def _spare_cores() -> None:
-    """Have NumPy, which reads prompts beside the thread that decodes, take half of the cores.
+    """Limit NumPy, which reads prompts while another thread decodes, to half of the cores.
 
-    Its threads spin while they wait for each other. It reads this when it is first imported.
+    OpenBLAS's threads use CPU time even while they wait for each other. OpenBLAS reads this
+    variable when NumPy is first imported.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (cores or 1) // 2)))
 
 
 def _name_of(path: Path) -> str:
-    """A run's model is called like its folder, another file like itself."""
+    """The model's name: the folder's name for a run's checkpoint, else the file's name."""
     path = path.resolve()
     return (path.parent.name if _in_run(path) else path.stem) or "mygpt"
 
@@ -131,6 +148,6 @@ def _in_run(path: Path) -> bool:
     return path.name in ("best.safetensors", "last.safetensors")
 
 
-def _tell(line: str) -> None:
-    with contextlib.suppress(OSError):  # whoever read the log may have gone
+def _log(line: str) -> None:
+    with contextlib.suppress(OSError):  # the reader of the log may be gone
         say(line, file=sys.stderr, flush=True)

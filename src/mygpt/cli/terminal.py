@@ -1,4 +1,4 @@
-"""Text on its way to a terminal."""
+"""Printing for all commands, safe for terminals: control characters are replaced."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# A model trained on control characters, or a file from elsewhere, must not drive the terminal.
-# Tab and line feed stay; a carriage return, which would write over the line, is a line's end.
+# Control characters in generated text or in files must not control the terminal. Tab and line feed
+# are kept. A carriage return, which would overwrite the line, is replaced by a line feed.
 _VISIBLE = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
 
 _ESCAPED_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def visible(text: str, stream: IO[str]) -> str:
-    """`text` with its control characters replaced where `stream` is a terminal."""
+    """`text`, with control characters replaced if `stream` is a terminal."""
     return VisiblePieces(stream)(text)
 
 
 class VisiblePieces:
-    """A text's pieces, as `visible` shows them; a piece may begin inside a line's end.
+    """`visible` for a text that comes in pieces; "\\r" and "\\n" of one line end may be apart.
 
     Args:
-        stream: where they are written.
+        stream: the stream that the pieces are written to.
     """
 
     def __init__(self, stream: IO[str]) -> None:
@@ -37,7 +37,7 @@ class VisiblePieces:
         self._after_return = False
 
     def __call__(self, piece: str) -> str:
-        """The next piece."""
+        """Return the next piece as it is to be printed."""
         if not self._is_terminal or not piece:
             return piece
         line_feed_shown = self._after_return and piece.startswith("\n")
@@ -47,13 +47,13 @@ class VisiblePieces:
 
 
 def say(*values: object, file: IO[str] | None = None, end: str = "\n", flush: bool = False) -> None:
-    """`print`, by which every command prints: a terminal gets no control characters."""
+    """Like `print`, but a terminal gets no control characters. All commands use it."""
     stream = sys.stdout if file is None else file
     print(*(visible(str(value), stream) for value in values), file=stream, end=end, flush=flush)
 
 
 def new_console(**options: Any) -> Console:
-    """Rich's console, with its own colours alone: what is shown has no control characters."""
+    """A Rich console that removes control characters from what it prints."""
     from rich.console import Console
     from rich.text import Text
 
@@ -61,7 +61,7 @@ def new_console(**options: Any) -> Console:
         """Prints texts without control characters."""
 
         def print(self, *objects: Any, **how: Any) -> None:
-            """As Rich's, for strings and texts."""
+            """Print strings and texts as Rich does."""
             for shown in objects:
                 if isinstance(shown, Text):
                     shown.plain = visible(shown.plain, self.file)
@@ -72,27 +72,27 @@ def new_console(**options: Any) -> Console:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON with the letters of all scripts as they are, and control characters escaped.
+    """Return JSON text with non-ASCII letters unescaped and all control characters escaped.
 
-    JSON itself escapes those up to U+001F; U+009B begins a command to some terminals as well.
+    `json.dumps` escapes only those up to U+001F. Some terminals also act on U+009B.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return _ESCAPED_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class VisibleFormatter(logging.Formatter):
-    """Messages of the `logging` module as `say` would print them."""
+    """Formats messages of the `logging` module as `say` prints them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One message."""
+        """Format one message."""
         return visible(super().format(record), sys.stderr)
 
 
 class Waiting:
-    """A line that moves while nothing else can be shown; it is gone afterwards.
+    """An animated status line, removed at the end.
 
     Args:
-        text: what is being done; empty shows nothing.
+        text: describes the work; empty shows nothing.
     """
 
     def __init__(self, text: str) -> None:
@@ -110,7 +110,7 @@ class Waiting:
         self.stop()
 
     def stop(self) -> None:
-        """Leave the line empty."""
+        """Remove the line."""
         if self._status is not None:
             with contextlib.suppress(OSError):
                 self._status.stop()

@@ -1,4 +1,4 @@
-"""`mygpt tokenize`: any amount of text into a token store, which training reads piece by piece."""
+"""`mygpt tokenize`: convert text of any size into a token store on disk, to train on."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from mygpt.tokenization import Tokenizer
     from mygpt.tokenization.unknown import UnknownText
 
-_LINE_S = 10.0  # between plain lines
+_LINE_S = 10.0  # seconds between progress lines if there is no terminal
 
 
 def tokenize(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Text files, folders, patterns, or - for standard input; *.gz and *.zst are "
-            "unpacked; *.jsonl has a document a line, *.csv, *.tsv and *.parquet one a row, *.json "
-            "one an object.",
+            help="Text files, folders, patterns, or - for standard input. *.gz and *.zst are "
+            "decompressed. Each line of *.jsonl, row of *.csv, *.tsv and *.parquet, and object of "
+            "*.json is a document.",
             show_default=False,
         ),
     ],
@@ -39,55 +39,54 @@ def tokenize(
     tokenizer: Annotated[
         str,
         typer.Option(
-            help="bpe or bpe:SIZE (learned from the files), char, byte, a tokenizer's JSON file, "
-            "or a run, checkpoint, store or Hugging Face folder whose tokenizer is taken."
+            help="bpe or bpe:SIZE (trained on the files), char, byte, a tokenizer's JSON file, "
+            "or a run, checkpoint, store or Hugging Face folder whose tokenizer is used."
         ),
     ] = "bpe",
     field: Annotated[
         str | None,
-        typer.Option(
-            help="Of an object, or the column, that holds the text (text).", show_default=False
-        ),
+        typer.Option(help="The field or column that contains the text (text).", show_default=False),
     ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="Of the files; without it UTF-8, or what a BOM says.", show_default=False
+            help="The files' encoding. Default: by their byte-order marks, else UTF-8.",
+            show_default=False,
         ),
     ] = None,
     split_documents: Annotated[
         bool | None,
         typer.Option(
             "--split-documents/--no-split-documents",
-            help="Whether <|endoftext|> in a file, line or row separates documents (it does), or "
-            "is text.",
+            help="Whether <|endoftext|> in a file, line or row separates documents (the default) "
+            "or is ordinary text.",
             show_default=False,
         ),
     ] = None,
     unknown: Annotated[
         str,
         typer.Option(
-            help="What becomes of a text of which the tokenizer does not know more than a tenth: "
-            "error (it is refused) or keep."
+            help="If the tokenizer does not know more than a tenth of the text: error refuses the "
+            "text, keep accepts it."
         ),
     ] = "error",
     shard_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of a shard (16,777,216).", show_default=False),
+        typer.Option(help="Tokens in each shard (16,777,216).", show_default=False),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that encode; without it one a core.", show_default=False),
+        typer.Option(help="Processes that encode. Default: one for each core.", show_default=False),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a store that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing store.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> int:
-    """Turn any amount of text into a store of tokens on disk.
+    """Convert text of any size into a token store on disk.
 
-    It takes the same memory however long the text is. Whatever ends it, the same command goes on
-    from the last shard.
+    Memory use does not depend on the text's size. If the command is interrupted, the same command
+    continues after the last complete shard.
 
     Example: mygpt tokenize corpus/*.jsonl.zst --out corpus.store && mygpt train corpus.store
     """
@@ -95,7 +94,7 @@ def tokenize(
     from mygpt.text import SEPARATOR, RecordOptions, find_sources
     from mygpt.tokenization import end_notes
 
-    if not out:  # a variable that is not set, in a script
+    if not out:  # an unset variable in a script
         raise InputError("--out is empty: name the store's folder")
     if not quiet:
         for note in find_sources(files, encoding=encoding, records=RecordOptions(field))[1]:
@@ -125,8 +124,8 @@ def tokenize(
     if display.separators and not quiet:
         times = "once" if display.separators == 1 else f"{display.separators:,} times"
         say(
-            f"{SEPARATOR} was found {times}, and separates documents (--no-split-documents "
-            "leaves it in the text)",
+            f"{SEPARATOR} was found {times}; it separates documents (with --no-split-documents it "
+            "is text)",
             file=sys.stderr,
         )
     if display.unknown is not None and not quiet:
@@ -138,13 +137,13 @@ def tokenize(
 
 
 def _tokenizer(name: str) -> Tokenizer | str:
-    """What is asked for by name stays a name; what lies in a file is read."""
+    """A tokenizer type's name as it is, or the tokenizer that a file or folder contains."""
     if name in ("bpe", "char", "byte") or name.startswith("bpe:"):
         return name
     if not os.path.exists(name):
         raise InputError(
             f"tokenizer={name!r} is not known: choose bpe, bpe:SIZE, char, byte, or a file, run "
-            "or folder that has one"
+            "or folder that contains a tokenizer"
         )
     from mygpt.formats.tokenizers import named_tokenizer
 
@@ -158,7 +157,7 @@ def _summary(store: TokenStore, encoded: int, seconds: float) -> str:
         f"{store.num_bytes:,} bytes"
     )
     if not encoded:
-        return f"{store.path} is there already: {what}"
+        return f"{store.path} exists already: {what}"
     speed = f"{encoded / max(seconds, 1e-9):,.0f} tokens/s"
     return f"{store.path}: {what}, {speed}\nnext: mygpt train {shlex.quote(str(store.path))}"
 
@@ -167,18 +166,18 @@ def _say_how_to_resume(out: str, display: _Display) -> None:
     display.stop()
     committed = display.committed
     with contextlib.suppress(OSError):
-        kept = f"{committed:,} tokens are kept in {out}" if committed else "no shard is done yet"
-        say(f"stopped; {kept}: the same command goes on from there", file=sys.stderr)
+        kept = f"{committed:,} tokens are in {out}" if committed else "no shard is complete yet"
+        say(f"stopped; {kept}: the same command continues from there", file=sys.stderr)
 
 
 class _Display:
-    """How far it is: a bar on a terminal, a line now and then elsewhere, or nothing.
+    """Shows progress: a bar on a terminal, a line at intervals otherwise, or nothing.
 
     Attributes:
-        committed: tokens that are safe.
-        encoded: tokens that were encoded in this sitting.
-        unknown: what the tokenizer does not know of what was encoded; None before the first text.
-        separators: of documents within a file, a line or a row, that were read.
+        committed: tokens in complete shards.
+        encoded: tokens encoded by this command.
+        unknown: counts of characters that the tokenizer does not know; None before the first text.
+        separators: the number of document separators read within files, lines or rows.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -186,7 +185,7 @@ class _Display:
         self.unknown: UnknownText | None = None
         self._quiet = quiet
         self._first: int | None = None
-        self._began = self._told = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
@@ -196,13 +195,13 @@ class _Display:
 
             self._bar = Progress(
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[told]}", markup=False),
+                TextColumn("{task.fields[status]}", markup=False),
                 TimeRemainingColumn(),
                 console=new_console(highlight=False, soft_wrap=True, emoji=False),
                 refresh_per_second=4,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=None, told="reading")
+            self._task = self._bar.add_task("", total=None, status="reading")
             self._bar.start()
         return self
 
@@ -212,31 +211,31 @@ class _Display:
         self.stop()
 
     def stop(self) -> None:
-        """Leave the line empty."""
+        """Remove the bar."""
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
             self._bar = None
 
     def __call__(self, progress: StoreProgress) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         self.committed, self.separators = progress.committed, progress.separators
         self.unknown = progress.unknown
         if self._first is None:
             self._first = progress.committed
         self.encoded = progress.tokens - self._first
         now = time.monotonic()
-        told = (
+        status = (
             f"{progress.documents:,} documents, {progress.tokens:,} tokens, "
             f"{self.encoded / max(now - self._began, 1e-9):,.0f} tokens/s"
         )
         try:
             if self._bar is not None:
                 total = progress.size or None
-                self._bar.update(self._task, completed=progress.read, total=total, told=told)
-            elif not self._quiet and now - self._told >= _LINE_S:
-                self._told = now
-                share = f"{100 * progress.read / progress.size:.0f} %: " if progress.size else ""
-                say(f"{share}{told}", flush=True)
-        except OSError:  # whoever read our lines has left
+                self._bar.update(self._task, completed=progress.read, total=total, status=status)
+            elif not self._quiet and now - self._printed >= _LINE_S:
+                self._printed = now
+                done = f"{100 * progress.read / progress.size:.0f} %: " if progress.size else ""
+                say(f"{done}{status}", flush=True)
+        except OSError:  # the reader of the output is gone
             self._quiet = True

@@ -33,8 +33,8 @@ def train(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files, folders, patterns, *.gz, *.jsonl, *.csv, or - for standard input; "
-            "nothing is the built-in corpus.",
+            help="Text files, folders, patterns, *.gz, *.jsonl, *.csv, or - for standard input. "
+            "Default: the built-in corpus.",
             show_default=False,
         ),
     ] = None,
@@ -43,29 +43,27 @@ def train(
         typer.Option(
             "--output",
             "-o",
-            help="The run's folder, or a checkpoint file such as ckpt.pt (its run then lies in "
-            "ckpt.pt.run). Without it: runs/<name of the text>.",
+            help="The run's folder, or a checkpoint file such as ckpt.pt (the run's folder is then "
+            "ckpt.pt.run). Default: runs/<name of the text>.",
             show_default=False,
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew where a run lies already.")
+        bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")
     ] = False,
-    resume: Annotated[
-        str | None, typer.Option(help="Go on with this run.", show_default=False)
-    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Resume this run.", show_default=False)] = None,
     replay: Annotated[
         str | None,
         typer.Option(
-            help="Make this run again from its beginning, step for step, into --output.",
+            help="Repeat this run from its beginning, step by step, in the folder --output.",
             show_default=False,
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="tutorial, nano, small, medium or large; without it shape and recipe follow "
-            "from the text, the budget and the measured speed.",
+            help="tutorial, nano, small, medium or large. Default: the shape and the recipe are "
+            "chosen by the text's size, the budget and the measured speed.",
             show_default=False,
         ),
     ] = None,
@@ -73,7 +71,7 @@ def train(
         str | None,
         typer.Option(
             help="auto (the default), char, byte, bpe, bpe:SIZE, a tokenizer's JSON file, or a "
-            "run, checkpoint, store or Hugging Face folder whose tokenizer is taken.",
+            "run, checkpoint, store or Hugging Face folder whose tokenizer is used.",
             show_default=False,
         ),
     ] = None,
@@ -81,31 +79,33 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="Go on from this checkpoint or run with the text, in its shape and with its "
-            "tokenizer, at a lower rate.",
+            help="Fine-tune the model of this checkpoint or run, with its shape and tokenizer and "
+            "a lower learning rate.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and the expected loss; train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the recipe and the expected loss, without training."),
     ] = False,
     val_file: Annotated[
         Path | None,
         typer.Option(
-            help="Text to validate on; without it, the last tenth of the text.", show_default=False
+            help="The validation text. Default: the last tenth of the text.", show_default=False
         ),
     ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="Of the files; without it UTF-8, or what a BOM says.", show_default=False
+            help="The files' encoding. Default: by their byte-order marks, else UTF-8.",
+            show_default=False,
         ),
     ] = None,
     field: Annotated[
         str | None,
         typer.Option(
-            help="Of the records in *.jsonl, *.json, *.csv, *.tsv and *.parquet, that holds the "
-            "text; without it text, and a file without that field is plain text.",
+            help="The field that contains the text in *.jsonl, *.json, *.csv, *.tsv and *.parquet "
+            "records. Default: text; a file without a field of that name is read as plain text.",
             show_default=False,
         ),
     ] = None,
@@ -113,51 +113,63 @@ def train(
         bool | None,
         typer.Option(
             "--split-documents/--no-split-documents",
-            help="Whether <|endoftext|> in a file separates documents, or is text (it separates, "
-            "but for --preset tutorial).",
+            help="Whether <|endoftext|> in a file separates documents or is ordinary text. "
+            "Default: it separates, except with --preset tutorial.",
             show_default=False,
         ),
     ] = None,
     unknown: Annotated[
         str | None,
         typer.Option(
-            help="What becomes of a text of which --tokenizer or --from does not know more than a "
-            "tenth: error (it is refused) or keep.",
+            help="If the tokenizer of --tokenizer or --from does not know more than a tenth of the "
+            "text: error refuses the text, keep accepts it.",
             show_default=False,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    seed: Annotated[int | None, _help("Decides weights, data order and dropout (0).", "")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
-    steps: Annotated[int | None, _help("Train this many steps.", _LENGTH)] = None,
-    tokens: Annotated[int | None, _help("Train on this many tokens.", _LENGTH)] = None,
-    minutes: Annotated[
-        float | None, _help("Take this long, from the command's start to its end (5).", _LENGTH)
+    seed: Annotated[
+        int | None, _help("The seed of weights, data order and dropout (0).", "")
     ] = None,
-    embed_dim: Annotated[int | None, _help("Width C.", _MODEL)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    steps: Annotated[int | None, _help("The number of training steps.", _LENGTH)] = None,
+    tokens: Annotated[int | None, _help("The number of training tokens.", _LENGTH)] = None,
+    minutes: Annotated[
+        float | None, _help("The whole command's time, from its start to its end (5).", _LENGTH)
+    ] = None,
+    embed_dim: Annotated[int | None, _help("The embedding's width C.", _MODEL)] = None,
     num_heads: Annotated[int | None, _help("Attention heads.", _MODEL)] = None,
-    num_layers: Annotated[int | None, _help("Blocks.", _MODEL)] = None,
+    num_layers: Annotated[int | None, _help("Transformer blocks.", _MODEL)] = None,
     max_seq_len: Annotated[int | None, _help("The context window in tokens.", _MODEL)] = None,
     dropout: Annotated[
-        float | None, _help("Probability of dropping an activation.", _MODEL)
+        float | None, _help("The dropout probability of an activation.", _MODEL)
     ] = None,
     batch_size: Annotated[
         str | None,
-        _help("Windows a step; auto is the preset's, in pieces if memory is short.", _RECIPE),
+        _help(
+            "Windows in a training step. auto: the preset's, with gradient accumulation if memory "
+            "is short.",
+            _RECIPE,
+        ),
     ] = None,
     micro_batch: Annotated[
         int | None,
-        _help("Windows at once, their gradients added up to a step's; 0 is all.", _RECIPE),
+        _help(
+            "Gradient accumulation: windows that are processed at once. 0: all of a step.", _RECIPE
+        ),
     ] = None,
-    seq_len: Annotated[int | None, _help("Tokens a window.", _RECIPE)] = None,
-    lr: Annotated[float | None, _help("The highest learning rate.", _RECIPE)] = None,
-    weight_decay: Annotated[float | None, _help("AdamW's decay of matrices.", _RECIPE)] = None,
-    grad_clip: Annotated[float | None, _help("Largest gradient norm; 0 is off.", _RECIPE)] = None,
+    seq_len: Annotated[int | None, _help("Tokens in a training window.", _RECIPE)] = None,
+    lr: Annotated[float | None, _help("The peak learning rate.", _RECIPE)] = None,
+    weight_decay: Annotated[
+        float | None, _help("AdamW's weight decay of matrices.", _RECIPE)
+    ] = None,
+    grad_clip: Annotated[
+        float | None, _help("The largest gradient norm; 0 disables clipping.", _RECIPE)
+    ] = None,
     dtype: Annotated[
         str | None,
         _help(
-            "auto (bfloat16 on CUDA, else float32), float32, tf32 or bfloat16: what products are "
-            "computed in.",
+            "The number format of matrix products: auto (bfloat16 on CUDA, else float32), "
+            "float32, tf32 or bfloat16.",
             _DEVICE,
         ),
     ] = None,
@@ -166,25 +178,30 @@ def train(
         bool | None,
         _switch(
             "checkpoint-activations",
-            "Compute blocks anew on the way back: less memory, more time.",
+            "Recompute blocks in the backward pass: less memory, more time.",
         ),
     ] = None,
     shard: Annotated[
         bool | None,
         _switch(
-            "shard", "Under torchrun each process holds a part of the model (FSDP), not all (DDP)."
+            "shard",
+            "Under torchrun: each process stores a part of the model (FSDP) instead of all of it "
+            "(DDP).",
         ),
     ] = None,
-    print_every: Annotated[int | None, _help("Steps between reports.", _REPORTS)] = None,
+    print_every: Annotated[int | None, _help("Steps between loss lines.", _REPORTS)] = None,
     eval_every: Annotated[int | None, _help("Steps between validations.", _REPORTS)] = None,
-    sample_tokens: Annotated[int | None, _help("Length of samples; 0 is off.", _REPORTS)] = None,
+    sample_tokens: Annotated[
+        int | None, _help("The length of samples in tokens; 0 disables them.", _REPORTS)
+    ] = None,
     save_every: Annotated[int | None, _help("Steps between saves.", _REPORTS)] = None,
     save_seconds: Annotated[float | None, _help("Seconds between saves (60).", _REPORTS)] = None,
 ) -> int:
     """Train a GPT on text.
 
-    The best model by validation loss is kept, beside the newest. Ctrl-C finishes the step,
-    saves, and says how to resume; a second one ends the command at once, at its last save.
+    Both the model with the best validation loss and the newest one are kept. Ctrl-C finishes the
+    current step, saves, and prints how to resume. A second Ctrl-C ends the command at once; the
+    run can then be resumed from its last save.
 
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
 
@@ -192,13 +209,8 @@ def train(
     """
     given = locals()
     began = time.monotonic() - process_age_s()
-    for name in (
-        "output",
-        "resume",
-        "replay",
-        "init_from",
-    ):  # a variable that is not set, in a script
-        if given[name] == "":
+    for name in ("output", "resume", "replay", "init_from"):
+        if given[name] == "":  # an unset variable in a script
             _refuse_empty(name)
     named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
     source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
@@ -209,21 +221,21 @@ def train(
         options["batch_size"] = _whole_or_auto(batch_size)
     from mygpt.text import require_existing
 
-    main = os.environ.get("RANK", "0") == "0"  # of several processes the first one tells
+    main = os.environ.get("RANK", "0") == "0"  # of several processes only the first one prints
     if main:
         require_existing([*(files or []), *([] if val_file is None else [str(val_file)])])
     command = shlex.join(["mygpt", *sys.argv[1:]])
     shared: dict[str, Any] = {"device": device}
     if replay is not None:
         clashing = [*options, *chosen, *["files"] * bool(files), *["resume"] * (resume is not None)]
-        _refuse("--replay makes a run again as it was", clashing)
+        _refuse("--replay repeats a run without changes", clashing)
         shared |= {"output": _needed_output(output), "overwrite": overwrite, "command": command}
     elif resume is not None:
         shared |= {"val_file": chosen.pop("val_file")} if val_file is not None else {}
         _refuse("--resume never overwrites a run", ["overwrite"] * overwrite)
         if output is not None and Path(output).resolve() != Path(resume).resolve():
             raise InputError(
-                f"--resume {resume} and --output {output} name two runs: leave out --output"
+                f"--resume {resume} and --output {output} are different runs: omit --output"
             )
         options |= chosen
     else:
@@ -241,9 +253,9 @@ def train(
 
     if dry_run:
         with waiting:
-            told = training.plan(files or None, **shared, **chosen, **options)
+            description = training.plan(files or None, **shared, **chosen, **options)
         if main:
-            say(told)
+            say(description)
         return 0
 
     with TrainingDisplay(quiet=quiet, waiting=waiting) as display:
@@ -275,7 +287,7 @@ def _refuse_empty(name: str) -> None:
 def _refuse(why: str, clashing: list[str]) -> None:
     if clashing:
         names = ", ".join(name if name == "files" else _flag(name) for name in clashing)
-        raise InputError(f"{why}: leave out {names}")
+        raise InputError(f"{why}: omit {names}")
 
 
 def _flag(name: str) -> str:

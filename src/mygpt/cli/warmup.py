@@ -1,4 +1,4 @@
-"""`mygpt warmup`: compile the kernels ahead of their first use."""
+"""`mygpt warmup`: compile the machine-code kernels before their first use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mygpt.cli.terminal import say
 
 
 def warmup() -> None:
-    """Compile the decoding loop and the training step now, so that the first use need not wait.
+    """Compile the decoding loop and the training step now, so that their first use is fast.
 
-    Once after installing or upgrading is enough: the machine code is kept in the user's cache
-    folder (or in the one that MYGPT_CACHE names).
+    Once after installing or upgrading is enough. The machine code is kept in the user's cache
+    folder, or in the folder that MYGPT_CACHE names.
 
     Example: mygpt warmup
     """
@@ -20,7 +20,7 @@ def warmup() -> None:
     from mygpt.errors import InputError, StorageError
 
     if not cpu_engine_available():
-        raise InputError("the compiled engine needs Numba and a POSIX system: install numba")
+        raise InputError("the machine-code engine needs Numba and a POSIX system: install numba")
     from mygpt.engines.cpu.build import (
         DECODING,
         cache_folder,
@@ -31,10 +31,10 @@ def warmup() -> None:
     from mygpt.training.compiled.library import TRAINING
 
     if (why := unusable_cache()) is not None:
-        raise StorageError(f"nothing is kept in the cache, since {why}")
+        raise StorageError(f"machine code cannot be kept in the cache: {why}")
     for program in (DECODING, TRAINING):
         if has_machine_code(program):
-            say(f"{program.purpose} is ready, in {cache_folder()}")
+            say(f"{program.purpose} is already compiled, in {cache_folder()}")
             continue
         say(f"compiling {program.purpose}: about {program.seconds} seconds", file=sys.stderr)
         began = time.monotonic()

@@ -5,7 +5,7 @@ Formulas alone, each with its source: nothing is run here, and no torch is impor
 """
 
 from mygpt.scaling.compute import Flops, flops_per_token
-from mygpt.scaling.job import Job, Reckoning, Time, reckon
+from mygpt.scaling.job import Estimate, Job, Time, estimate
 from mygpt.scaling.memory import DeviceMemory, States, device_memory, smallest_devices, states
 from mygpt.scaling.published import PUBLISHED, Published
 
@@ -15,12 +15,12 @@ __all__ = [
     "Flops",
     "Job",
     "Published",
-    "Reckoning",
+    "Estimate",
     "States",
     "Time",
     "device_memory",
     "flops_per_token",
-    "reckon",
+    "estimate",
     "smallest_devices",
     "states",
 ]

@@ -1,4 +1,4 @@
-"""A training that is planned (`Job`), and everything that follows from it (`Reckoning`).
+"""A training that is planned (`Job`), and everything that follows from it (`Estimate`).
 
 Letters: N parameters.
 """
@@ -157,7 +157,7 @@ class Time:
 
 
 @dataclass(frozen=True)
-class Reckoning:
+class Estimate:
     """What follows from a job; all of it computed, nothing run.
 
     Attributes:
@@ -189,15 +189,15 @@ class Reckoning:
     traffic: tuple[Traffic, ...]
 
 
-def reckon(
+def estimate(
     job: Job, *, dtypes: tuple[Dtype, ...], checkpointings: tuple[bool, ...] = (False, True)
-) -> Reckoning:
+) -> Estimate:
     """Everything that follows from a job, for each of the formats and ways to keep activations."""
     whole, numbers = states(job.config), job.config.num_parameters()
     state_bytes = whole.weights + whole.optimizer
     shardings: tuple[Sharding, ...] = ("ddp", "fsdp") if job.devices > 1 else ("ddp",)
     ways = [(dtype, again) for dtype in dtypes for again in checkpointings]
-    return Reckoning(
+    return Estimate(
         parameters=numbers,
         weights_bytes=whole.weights,
         weights_16bit_bytes=2 * numbers,
