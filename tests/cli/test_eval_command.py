@@ -93,7 +93,7 @@ def test_both_protocols_for_people(run: Path, shell: Shell) -> None:
     assert f"full pass, {len(TEXT):,} tokens in windows of 16:" in shown
     assert "nanoGPT's protocol, 2 x 64 random windows of 16 (not 256), seed 1337" in shown
     assert "nats per token (standard error 0." in shown
-    assert "nats per token (standard error of the draw alone 0." in shown
+    assert "nats per token (standard error of the random windows 0." in shown
     shorter = shell(run, run.parent / "squares.txt", "--protocol", "nanogpt", "--window", 8)
     assert "random windows of 8 (not 256)" in shorter
     assert "full pass" not in shorter
@@ -118,7 +118,7 @@ def test_one_window_is_no_nan_in_json(run: Path, shell: Shell, tmp_path: Path) -
     told = shell(run, tmp_path / "short.txt", "--json")
     assert "NaN" not in told
     assert json.loads(told)["results"]["full"]["standard_error"] is None
-    assert "(standard error not known)" in shell(run, tmp_path / "short.txt")
+    assert "(standard error unknown)" in shell(run, tmp_path / "short.txt")
 
 
 def test_refusals_are_one_line(run: Path, shell: Shell, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_refusals_are_one_line(run: Path, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("12 squared")
     told = shell.refused(run, tmp_path / "short.txt", "--protocol", "nanogpt")
     assert "too short for windows of 16: choose at most 10" in told
-    assert "give at least 2" in shell.refused(run, tmp_path / "short.txt", "--last", 0.1)
+    assert "at least 2 are needed" in shell.refused(run, tmp_path / "short.txt", "--last", 0.1)
 
 
 def test_a_text_that_was_learned_from_is_told(run: Path, shell: Shell) -> None:

@@ -122,7 +122,7 @@ def test_states_are_the_sizes_of_real_tensors(config: GPTConfig) -> None:
     optimizer = Optimizer(model, TrainConfig(batch_size=1, seq_len=2, lr=1e-3, steps=1))
     ids = torch.zeros(1, 2, dtype=torch.int64)
     model(ids, ids)[1].backward()
-    optimizer.step()
+    optimizer.step(1e-3)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     reckoned = states(config)
     assert reckoned.weights == sum(p.nbytes for p in model.parameters())
