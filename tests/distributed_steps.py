@@ -1,4 +1,4 @@
-"""What every process does in training/test_distributed.py: steps in a few worlds at once, and runs.
+"""What every process does in training/test_distributed.py: steps in a few groups at once, and runs.
 
 Here and not there, so that the ranks import it without pytest. The steps go the way that
 training goes: the model is shared out by `fill`, the batch by its share, gradients by
@@ -26,14 +26,14 @@ from mygpt.cli import main
 from mygpt.core.config import GPTConfig
 from mygpt.core.data import ShuffledWindows
 from mygpt.core.model import GPT
-from mygpt.training import together
+from mygpt.training import shared_start
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Note
 from mygpt.training.gradients import make_gradients
+from mygpt.training.initial_model import empty_model
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.origin import empty_model
+from mygpt.training.process_group import ProcessGroup
 from mygpt.training.sharding import fill, whole
-from mygpt.training.world import World
 
 COUNTS = (1, 2, 4)
 LENGTH = 160  # steps of the runs that torchrun begins
@@ -114,22 +114,22 @@ def drawn(shape: GPTConfig) -> GPT:
 
 
 class Learner:
-    """A model with its gradients and optimizer, in one process of a world."""
+    """A model with its gradients and optimizer, in one process of a group."""
 
-    def __init__(self, case: Case, world: World) -> None:
+    def __init__(self, case: Case, group: ProcessGroup) -> None:
         shape = SHAPES[case.shape]
-        self.config, self.world = case.config, world
-        self.model = empty_model(shape, self.config, torch.device("cpu"), world)
-        fill(self.model, drawn(shape) if world.is_main else None, world)
+        self.config, self.group = case.config, group
+        self.model = empty_model(shape, self.config, torch.device("cpu"), group)
+        fill(self.model, drawn(shape) if group.is_main else None, group)
         self.model.train()
-        self.gradients = make_gradients(self.model, self.config, world)
+        self.gradients = make_gradients(self.model, self.config, group)
         compiled = getattr(self.gradients, "step", None)
-        self.optimizer = Optimizer(self.model, self.config, compiled, world)
+        self.optimizer = Optimizer(self.model, self.config, compiled, group)
         self.windows = ShuffledWindows(TOKENS, TIME, 0)
 
     def learn(self, number: int, max_norm: float = 0.0) -> tuple[float, torch.Tensor]:
         """Gradients of a batch, clipped; its loss and their norm."""
-        share = (self.world.rank, self.world.size)
+        share = (self.group.rank, self.group.size)
         batch = torch.from_numpy(self.windows.batch(number, self.config.batch_size, share))
         self.gradients.expect_rows(self.config.batch_size)
         loss = self.gradients(batch[:, :-1], batch[:, 1:])
@@ -151,45 +151,45 @@ class Learner:
         return {n: whole(g).numpy().copy() for n, g in named.items() if g is not None}
 
 
-def join_world() -> World:
+def join_group() -> ProcessGroup:
     """Worlds of 1, 2 and 4 at once: a process's own one, and its number there."""
     distributed, rank = torch.distributed, int(os.environ["RANK"])
     count = next(count for count in COUNTS if rank < 2 * count - 1)
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.PrefixStore(f"{count}", distributed.TCPStore(*address, is_master=False))
-    world = World(rank - (count - 1), count)
-    distributed.init_process_group("gloo", store=store, rank=world.rank, world_size=count)
-    return world
+    group = ProcessGroup(rank - (count - 1), count)
+    distributed.init_process_group("gloo", store=store, rank=group.rank, world_size=count)
+    return group
 
 
 def live() -> dict[str, Any]:
-    """What every process of the three worlds does; tests look at what it returns."""
-    world = join_world()
+    """What every process of the three groups does; tests look at what it returns."""
+    group = join_group()
     return {
-        "world": world,
-        "first step": {str(case): first_step(case, world) for case in FIRST_STEPS},
-        "weights": {str(case): weights_after(3, case, world) for case in THREE_STEPS},
-        "losses": {str(case): losses_of(100, case, world) for case in HUNDRED_STEPS},
+        "group": group,
+        "first step": {str(case): first_step(case, group) for case in FIRST_STEPS},
+        "weights": {str(case): weights_after(3, case, group) for case in THREE_STEPS},
+        "losses": {str(case): losses_of(100, case, group) for case in HUNDRED_STEPS},
     }
 
 
-def first_step(case: Case, world: World) -> dict[str, Any]:
-    learner = Learner(case, world)
+def first_step(case: Case, group: ProcessGroup) -> dict[str, Any]:
+    learner = Learner(case, group)
     with learner.gradients:
         loss, norm = learner.learn(0)
         return {"loss": loss, "norm": float(norm), "gradients": learner.whole_gradients()}
 
 
-def weights_after(steps: int, case: Case, world: World) -> dict[str, np.ndarray]:
-    learner = Learner(case, world)
+def weights_after(steps: int, case: Case, group: ProcessGroup) -> dict[str, np.ndarray]:
+    learner = Learner(case, group)
     with learner.gradients:
         for number in range(steps):
             learner.step(number)
     return learner.weights()
 
 
-def losses_of(steps: int, case: Case, world: World) -> list[float]:
-    learner = Learner(case, world)
+def losses_of(steps: int, case: Case, group: ProcessGroup) -> list[float]:
+    learner = Learner(case, group)
     with learner.gradients:
         return [learner.step(number) for number in range(steps)]
 
@@ -279,16 +279,16 @@ def heard(action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 def another_text(output: Path, text: Path) -> str | None:
     """The second process reads something else in the first one's place."""
-    read = together.read_source
+    read = shared_start.read_source
     if os.environ["RANK"] == "1":
         other = text.with_name("other.txt")
-        together.read_source = lambda settings, *a, **k: read(
+        shared_start.read_source = lambda settings, *a, **k: read(
             {**settings, "files": [str(other)]}, *a, **k
         )
     try:
         return train(text, output=output, **TINY)[0]
     finally:
-        together.read_source = read
+        shared_start.read_source = read
 
 
 def apart(here: Path, text: Path) -> str | None:

@@ -19,7 +19,7 @@ from mygpt.training.events import (
     Note,
 )
 from mygpt.training.gradients import Gradients
-from mygpt.training.loop import Trainer
+from mygpt.training.trainer import Trainer
 
 TEXT = "".join(f"{n} times {n} is {n * n}, as far as anybody knows. " for n in range(200))
 TINY: dict[str, Any] = {
@@ -77,7 +77,7 @@ def assert_same(one: Path, other: Path) -> None:
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Trainer.fit
     monkeypatch.setattr(
-        Trainer, "fit", lambda self, should_stop: inner(self, lambda: self.course.step >= step)
+        Trainer, "fit", lambda self, should_stop: inner(self, lambda: self.progress.step >= step)
     )
 
 

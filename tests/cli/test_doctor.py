@@ -164,7 +164,7 @@ def test_what_the_remedy_for_a_state_says_is_what_resuming_does(run: Path) -> No
     flip(run / STATE)
     state, note = RunFolder.at(run).load_state()
     assert state.path == run / PREVIOUS
-    assert f"step {state.course.step})" in by_name(check(run))[STATE].remedy
+    assert f"step {state.progress.step})" in by_name(check(run))[STATE].remedy
     assert note is not None
     assert by_name(check(run))["log.jsonl"].text.endswith(" newer than the state")
 

@@ -18,8 +18,8 @@ from mygpt.errors import InputError
 from mygpt.text import Document
 from mygpt.tokenization import CharTokenizer, ForeignTokenizer
 from mygpt.tokenization.unknown import UnknownText, without_unknown
+from mygpt.training.diagnosis import Seen, verdict
 from mygpt.training.events import Note
-from mygpt.training.verdict import Seen, verdict
 
 TEXT = "hello world 123 " * 20 + "🙂🙂é\n"
 SMALL: dict[str, Any] = {

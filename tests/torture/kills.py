@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mygpt.training.loop import Trainer
 from mygpt.training.run import RunFolder
+from mygpt.training.trainer import Trainer
 from torture import Figure
 from torture.runs import Child, Flag, differs, fresh, in_child, resume, train
 
@@ -81,12 +81,12 @@ def stop_at_every_step(count: int, folder: Path) -> Figure:
             fit = Trainer.fit
 
             def stopped(self: Trainer, should_stop: Callable[[], bool]) -> None:
-                fit(self, lambda: self.course.step >= step)
+                fit(self, lambda: self.progress.step >= step)
 
             Trainer.fit = stopped  # type: ignore[method-assign]
             train(run, **options)
             Trainer.fit = fit  # type: ignore[method-assign]
-            assert RunFolder(run).load_state()[0].course.step == step
+            assert RunFolder(run).load_state()[0].progress.step == step
             resume(run)
 
         code = in_child(stop_then_go_on)
@@ -134,7 +134,7 @@ def faults_in_a_save(count: int, folder: Path) -> Figure:
         # The run of 12 steps as it is after `steps` of them.
         fit = Trainer.fit
         Trainer.fit = lambda self, should_stop: fit(  # type: ignore[method-assign]
-            self, lambda: self.course.step >= steps
+            self, lambda: self.progress.step >= steps
         )
         train(run, steps=12) if not run.exists() else resume(run)
         Trainer.fit = fit  # type: ignore[method-assign]
@@ -159,7 +159,7 @@ def faults_in_a_save(count: int, folder: Path) -> Figure:
             continue
         writes += half
         state = (run / "last.state.safetensors").read_bytes()
-        step = RunFolder(run).load_state()[0].course.step
+        step = RunFolder(run).load_state()[0].progress.step
         whole = state == old if step == 6 else step == 9
         code = in_child(lambda run=run: resume(run))  # type: ignore[misc]
         problem = differs(run, reference) if code == 0 else f"going on ended with {code}"
@@ -171,7 +171,7 @@ def faults_in_a_save(count: int, folder: Path) -> Figure:
 def _save_after_three_steps(run: Path) -> None:
     fit = Trainer.fit
     Trainer.fit = lambda self, should_stop: fit(  # type: ignore[method-assign]
-        self, lambda: self.course.step >= 9
+        self, lambda: self.progress.step >= 9
     )
     resume(run)
 

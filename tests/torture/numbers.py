@@ -12,9 +12,9 @@ import torch
 
 from mygpt import training
 from mygpt.core.model import GPT
-from mygpt.training.events import Event, LeftOut
+from mygpt.training.events import Event, StepsSkipped
 from mygpt.training.gradients import make_gradients
-from mygpt.training.guard import Guard
+from mygpt.training.non_finite import NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
 from torture import Figure
 from torture.runs import OPTIONS, fresh, in_child, log, silent, text_file, train
@@ -55,26 +55,26 @@ def planted_nans(count: int, folder: Path) -> Figure:
         gradients.__class__ = Planting
         return gradients
 
-    inner = Guard.step
+    inner = NonFiniteGuard.step
 
-    def watched(self: Guard, lr: float) -> None:
+    def watched(self: NonFiniteGuard, lr: float) -> None:
         before = _everything(self.optimizer)
         inner(self, lr)
         if _everything(self.optimizer) == before:
             untouched.append(self.progress.step)
 
-    import mygpt.training.loop as loop
+    import mygpt.training.trainer as loop
 
-    Guard.step = watched  # type: ignore[method-assign]
+    NonFiniteGuard.step = watched  # type: ignore[method-assign]
     loop.make_gradients = planting
     run = fresh(folder)
     try:
         options = {**OPTIONS, "steps": steps, "save_every": 0, "eval_every": steps}
         training.train(text_file(folder), output=run, listener=heard.append, **options)
     finally:
-        Guard.step = inner  # type: ignore[method-assign]
+        NonFiniteGuard.step = inner  # type: ignore[method-assign]
         loop.make_gradients = make_gradients
-    told = {event.step for event in heard if isinstance(event, LeftOut)}
+    told = {event.step for event in heard if isinstance(event, StepsSkipped)}
     logged = {record["step"] for record in log(run) if "left_out" in record}
     for number in sorted(planted):
         ok = number in untouched and number in told and number in logged

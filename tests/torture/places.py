@@ -54,7 +54,7 @@ def full_disk(count: int, folder: Path) -> Figure:
             code = in_child(lambda run=run: _until_full(run))  # type: ignore[misc]
             kept = ""
             if (run / "last.state.safetensors").exists():
-                kept = f"kept step {RunFolder(run).load_state()[0].course.step}"
+                kept = f"kept step {RunFolder(run).load_state()[0].progress.step}"
             left = [path.name for path in run.glob(".mygpt-*")] if run.exists() else []
             filler.unlink()
             if kept:

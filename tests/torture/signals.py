@@ -17,7 +17,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 def _until_signalled(run: Path, flag: Flag) -> None:
     """What the command line does: a run that a signal ended has exit code 128 + its number."""
-    from mygpt.training.loop import Trainer
+    from mygpt.training.trainer import Trainer
 
     for number in _NUMBERS:  # whoever started us in the background may have had some ignored
         default = number == signal.SIGINT and signal.default_int_handler

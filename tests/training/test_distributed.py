@@ -57,22 +57,22 @@ def assert_near(got: dict[str, Any], want: dict[str, Any], within: float = 1e-5)
 
 
 @pytest.fixture(scope="module")
-def worlds() -> dict[int, list[Found]]:
+def groups() -> dict[int, list[Found]]:
     """What each process of 1, of 2 and of 4 found."""
     found = run_ranks(sum(COUNTS), live, group=False, timeout_s=240)
-    return {size: [f for f in found if f["world"].size == size] for size in COUNTS}
+    return {size: [f for f in found if f["group"].size == size] for size in COUNTS}
 
 
 @pytest.mark.parametrize("case", FIRST_STEPS, ids=str)
-def test_gradients_are_those_of_one_process(worlds: dict[int, list[Found]], case: Any) -> None:
+def test_gradients_are_those_of_one_process(groups: dict[int, list[Found]], case: Any) -> None:
     """Issue 8: within 1e-5 on 1, 2 and 4, whoever adds them up, whatever share each has.
 
     4 processes that share 6 rows in pieces of one make 1 or 2 pieces each: under FSDP they
     once waited for each other's blocks out of step.
     """
-    one = worlds[1][0]["first step"][str(case)]
+    one = groups[1][0]["first step"][str(case)]
     for size in COUNTS[1:]:
-        for found in worlds[size]:
+        for found in groups[size]:
             several = found["first step"][str(case)]
             assert_near(several["gradients"], one["gradients"])
             assert several["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -80,23 +80,23 @@ def test_gradients_are_those_of_one_process(worlds: dict[int, list[Found]], case
 
 
 @pytest.mark.parametrize("case", THREE_STEPS, ids=str)
-def test_updates_are_those_of_one_process(worlds: dict[int, list[Found]], case: Any) -> None:
+def test_updates_are_those_of_one_process(groups: dict[int, list[Found]], case: Any) -> None:
     """AdamW and Muon, each on the rows at hand, with decay and clipping."""
-    one = worlds[1][0]["weights"][str(case)]
+    one = groups[1][0]["weights"][str(case)]
     for size in COUNTS[1:]:
-        for found in worlds[size]:
+        for found in groups[size]:
             assert_near(found["weights"][str(case)], one)
 
 
 @pytest.mark.parametrize("case", HUNDRED_STEPS, ids=str)
 def test_losses_stay_together_for_a_hundred_steps(
-    worlds: dict[int, list[Found]], case: Any
+    groups: dict[int, list[Found]], case: Any
 ) -> None:
     """Issue 8: within 1e-3."""
-    one = worlds[1][0]["losses"][str(case)]
+    one = groups[1][0]["losses"][str(case)]
     assert one[-1] < 0.5 * one[0]
     for size in COUNTS[1:]:
-        losses = [found["losses"][str(case)] for found in worlds[size]]
+        losses = [found["losses"][str(case)] for found in groups[size]]
         assert all(told == losses[0] for told in losses), "all are told the same"
         np.testing.assert_allclose(losses[0], one, atol=1e-3, rtol=0)
 

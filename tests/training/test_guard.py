@@ -16,17 +16,17 @@ from mygpt.container import read_arrays
 from mygpt.errors import (
     DivergedError,
 )
+from mygpt.training.checkpointer import Checkpointer
 from mygpt.training.events import (
     Evaluated,
     Event,
     Finished,
-    LeftOut,
+    RolledBack,
     Spiked,
     StepDone,
-    WentBack,
+    StepsSkipped,
 )
-from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK, TRIES, Guard
-from mygpt.training.keeper import Keeper
+from mygpt.training.non_finite import SKIPS_BEFORE_ROLLBACK, TRIES, NonFiniteGuard
 from mygpt.training.run import RunFolder
 from training_runs import (
     TEXT,
@@ -48,26 +48,26 @@ def spoil_after(patch: pytest.MonkeyPatch, step: int, *, above: float) -> None:
     Only while the learning rate is scaled by more than `above`; each return to an earlier state
     halves that scale.
     """
-    inner = Guard.step
+    inner = NonFiniteGuard.step
 
-    def spoiling(self: Guard, lr: float) -> None:
+    def spoiling(self: NonFiniteGuard, lr: float) -> None:
         inner(self, lr)
         if self.progress.step == step and self.progress.lr_scale > above:
             with torch.no_grad():
                 next(self.optimizer.model.parameters()).fill_(1e30)
 
-    patch.setattr(Guard, "step", spoiling)
+    patch.setattr(NonFiniteGuard, "step", spoiling)
 
 
 def test_after_some_in_a_row_the_run_goes_back_and_halves_the_rate(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = 7
-    last = first + LEFT_OUT_BEFORE_GOING_BACK - 1
+    last = first + SKIPS_BEFORE_ROLLBACK - 1
     plant(monkeypatch, lambda n: math.nan if first <= n <= last else 1.0)
     run = tmp_path / "run"
     heard = fit(text, run, steps=20)
-    went = [event for event in heard if isinstance(event, WentBack)]
+    went = [event for event in heard if isinstance(event, RolledBack)]
     assert [(w.step, w.failed_step, w.lr_scale) for w in went] == [(4, last, 0.5)]
     assert "the loss is nan; back to step 4, with 0.5 times the learning rate" in str(went[0])
     records = log(run)
@@ -87,11 +87,11 @@ def test_after_some_in_a_row_the_run_goes_back_and_halves_the_rate(
 def test_a_run_that_went_back_goes_on_with_its_lower_rate(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(monkeypatch, lambda n: math.nan if 7 <= n < 7 + LEFT_OUT_BEFORE_GOING_BACK else 1.0)
+    plant(monkeypatch, lambda n: math.nan if 7 <= n < 7 + SKIPS_BEFORE_ROLLBACK else 1.0)
     fit(text, tmp_path / "whole", steps=20)
     monkeypatch.undo()
     with monkeypatch.context() as patch:
-        plant(patch, lambda n: math.nan if 7 <= n < 7 + LEFT_OUT_BEFORE_GOING_BACK else 1.0)
+        plant(patch, lambda n: math.nan if 7 <= n < 7 + SKIPS_BEFORE_ROLLBACK else 1.0)
         stop_at(14, patch)
         fit(text, tmp_path / "run", steps=20)
     resume(tmp_path / "run")
@@ -106,7 +106,7 @@ def test_weights_saved_just_after_the_bad_update_are_no_good_state(
     spoil_after(monkeypatch, spoilt, above=0.5)
     run = tmp_path / "run"
     heard = fit(text, run, save_every=1, eval_every=100)
-    went = [event for event in heard if isinstance(event, WentBack)]
+    went = [event for event in heard if isinstance(event, RolledBack)]
     assert [w.step for w in went] == [spoilt - 1]
     assert isinstance(heard[-1], Finished)
     assert math.isfinite(heard[-1].loss)
@@ -123,7 +123,7 @@ def test_what_blows_up_again_and_again_ends_with_code_5_and_its_best(
     ) as left:
         mygpt.train(text, output=run, listener=heard.append, **{**TINY, "steps": 30})
     assert left.value.exit_code == 5
-    assert [e.lr_scale for e in heard if isinstance(e, WentBack)] == [0.5, 0.25, 0.125]
+    assert [e.lr_scale for e in heard if isinstance(e, RolledBack)] == [0.5, 0.25, 0.125]
     lowest = min(e.result.loss for e in heard if isinstance(e, Evaluated))
     assert read_checkpoint(run / "best.safetensors").provenance["val_loss"] == lowest
     assert all(
@@ -135,7 +135,7 @@ def test_a_validation_that_is_no_number_goes_back_too(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mygpt.evaluation import Evaluation
-    from mygpt.training import loop
+    from mygpt.training import trainer
 
     calls = []
 
@@ -143,10 +143,10 @@ def test_a_validation_that_is_no_number_goes_back_too(
         calls.append(args)
         return Evaluation(math.nan, 1, math.nan) if len(calls) == 2 else inner(*args, **options)
 
-    inner = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", evaluated)
+    inner = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", evaluated)
     heard = fit(text, tmp_path / "run")
-    assert [e.problem for e in heard if isinstance(e, WentBack)] == ["the validation loss is nan"]
+    assert [e.problem for e in heard if isinstance(e, RolledBack)] == ["the validation loss is nan"]
     assert isinstance(heard[-1], Finished)
 
 
@@ -171,7 +171,7 @@ def test_a_step_that_is_left_out_is_told_with_its_batch(
 ) -> None:
     plant(monkeypatch, lambda n: math.inf if n == 5 else 1.0)
     heard = fit(text, tmp_path / "run")
-    told = [event for event in heard if isinstance(event, LeftOut)]
+    told = [event for event in heard if isinstance(event, StepsSkipped)]
     assert [(e.step, e.loss, e.count, len(e.batch)) for e in told] == [(5, math.inf, 1, 4)]
     assert [e.step for e in heard if isinstance(e, StepDone)] == [*range(1, 5), *range(6, 13)]
 
@@ -184,7 +184,10 @@ def test_going_back_twice_never_goes_forward(
     spoil_after(monkeypatch, spoilt, above=0.25)
     run = tmp_path / "run"
     heard = fit(text, run, save_every=1, eval_every=100)
-    assert [(e.step, e.lr_scale) for e in heard if isinstance(e, WentBack)] == [(5, 0.5), (5, 0.25)]
+    assert [(e.step, e.lr_scale) for e in heard if isinstance(e, RolledBack)] == [
+        (5, 0.5),
+        (5, 0.25),
+    ]
     assert [r["step"] for r in log(run) if "loss" in r] == list(range(1, 13)), "and no line is cut"
 
 
@@ -196,20 +199,20 @@ def test_a_death_while_going_back_leaves_no_hole_in_the_log(
     with monkeypatch.context() as patch:
         spoil_after(patch, 6, above=0.0)
         commits = []
-        commit = Keeper._commit
+        commit = Checkpointer._commit
 
-        def dying(self: Keeper, at: Any, *, keep: bool) -> None:
+        def dying(self: Checkpointer, at: Any, *, keep: bool) -> None:
             if at.lr_scale < 1:
                 raise Dead
             commits.append(at.step)
             commit(self, at, keep=keep)
 
-        patch.setattr(Keeper, "_commit", dying)
+        patch.setattr(Checkpointer, "_commit", dying)
         with pytest.raises(Dead):
             fit(text, run, save_every=1, eval_every=100)
     assert commits[-1] == 6
     state, _ = RunFolder(run).load_state()
-    assert (run / "log.jsonl").stat().st_size >= state.course.log_bytes
+    assert (run / "log.jsonl").stat().st_size >= state.progress.log_bytes
 
 
 def test_an_overwritten_runs_state_is_not_gone_back_to(
@@ -227,9 +230,9 @@ def test_an_overwritten_runs_state_is_not_gone_back_to(
         with pytest.raises(Dead):
             fit(text, run, overwrite=True, seed=7)
     assert (run / "previous.state.safetensors").exists()
-    plant(monkeypatch, lambda n: math.nan if n <= LEFT_OUT_BEFORE_GOING_BACK else 1.0)
+    plant(monkeypatch, lambda n: math.nan if n <= SKIPS_BEFORE_ROLLBACK else 1.0)
     heard = resume(run)
-    assert [e.step for e in heard if isinstance(e, WentBack)] == [0]
+    assert [e.step for e in heard if isinstance(e, RolledBack)] == [0]
     assert progress_of(run)["step"] == 12
 
 
@@ -239,7 +242,7 @@ def test_a_run_that_ends_in_left_out_steps_keeps_good_weights(
     """Fewer than it takes to go back: the spoilt weights were the run's result."""
     spoil_after(monkeypatch, 10, above=0.5)
     heard = fit(text, tmp_path / "run", val_fraction=0.0)
-    assert [e.step for e in heard if isinstance(e, WentBack)] == [8]
+    assert [e.step for e in heard if isinstance(e, RolledBack)] == [8]
     arrays = read_checkpoint(tmp_path / "run" / "last.safetensors").arrays
     assert max(np.abs(array).max() for array in arrays.values()) < 1e3
 
@@ -248,26 +251,26 @@ def test_a_device_that_is_not_waited_for_is_looked_at_before_a_save(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on CUDA: the fused update looks itself; spoilt weights were saved between two looks."""
-    inner = Guard.__init__
+    inner = NonFiniteGuard.__init__
 
-    def unread(self: Guard, *args: Any) -> None:
+    def unread(self: NonFiniteGuard, *args: Any) -> None:
         inner(self, *args)
         self.reads_every_step = False
 
-    monkeypatch.setattr(Guard, "__init__", unread)
+    monkeypatch.setattr(NonFiniteGuard, "__init__", unread)
     whole, run = tmp_path / "whole", tmp_path / "run"
     fit(text, whole)
     plant(monkeypatch, lambda n: math.nan if n in (6, 7) else 1.0)
     heard = fit(text, run)
-    told = [(e.step, e.count) for e in heard if isinstance(e, LeftOut)]
+    told = [(e.step, e.count) for e in heard if isinstance(e, StepsSkipped)]
     assert told == [(8, 2)]
     steps = read_arrays(run / "last.state.safetensors")[0]
     assert steps["optimizer/step/final_norm.weight"] == 10, "two of twelve were left out"
     monkeypatch.undo()
-    monkeypatch.setattr(Guard, "__init__", unread)
+    monkeypatch.setattr(NonFiniteGuard, "__init__", unread)
     spoil_after(monkeypatch, 9, above=0.5)
     heard = fit(text, tmp_path / "spoilt", steps=40, eval_every=100)
-    assert [e.step for e in heard if isinstance(e, WentBack)] == [8]
+    assert [e.step for e in heard if isinstance(e, RolledBack)] == [8]
 
 
 def test_stopped_while_steps_are_left_out_good_weights_are_saved(
@@ -290,7 +293,7 @@ def test_weights_that_are_no_numbers_are_never_saved(text: str, tmp_path: Path) 
     options = {"lr": 1e38, "grad_clip": 0.0, "save_every": 1, "schedule": "constant"}
     with pytest.raises(DivergedError):
         mygpt.train(text, output=tmp_path / "run", listener=heard.append, **TINY | options)
-    problems = {event.problem for event in heard if isinstance(event, WentBack)}
+    problems = {event.problem for event in heard if isinstance(event, RolledBack)}
     assert "the largest weight is inf" in problems
     kept = read_arrays(tmp_path / "run" / "last.state.safetensors")[0]
     assert all(np.isfinite(array).all() for array in kept.values())

@@ -14,9 +14,9 @@ from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError
 from mygpt.json_objects import LOG_LINE, read_records
 from mygpt.training.comparison import read_losses
+from mygpt.training.diagnosis import read_history
 from mygpt.training.inspection import log_problems
 from mygpt.training.run import RunFolder, read_state
-from mygpt.training.verdict import read_history
 from mygpt.views.history import read_log
 
 ODD = [

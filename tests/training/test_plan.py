@@ -26,14 +26,14 @@ from mygpt.core.data import ShuffledWindows
 from mygpt.core.random import epoch_offset, permute
 from mygpt.errors import InputError
 from mygpt.training import planning, recipe
+from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
-from mygpt.training.feed import Feed
-from mygpt.training.plan import Plan
+from mygpt.training.diagnosis import Seen, diagnose, read_history
 from mygpt.training.planning import plan_run
 from mygpt.training.recipe import SIZES, Budget, choose, flops_per_token, mean_flops_per_token
 from mygpt.training.source import fit_window
-from mygpt.training.state import Course
-from mygpt.training.verdict import Seen, read_history, verdict
+from mygpt.training.state import Progress
+from mygpt.training.step_log import StepLog
 
 CPU = torch.device("cpu")
 STAGES = ((0.5, 8, 3), (0.8, 16, 2))
@@ -115,14 +115,14 @@ def test_other_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
         settings_of(**options)
 
 
-def run_plan(plan: Plan, course: Course, steps: int) -> list[tuple[int, int]]:
+def run_plan(plan: StepLog, progress: Progress, steps: int) -> list[tuple[int, int]]:
     """(stage, number) of each step, as the trainer asks for them."""
     asked = []
     for _ in range(steps):
-        done = plan.done(course)
+        done = plan.done(progress)
         asked.append(plan.next_batch(done))
-        plan.note(done, course)
-        course.step += 1
+        plan.note(done, progress)
+        progress.step += 1
     return asked
 
 
@@ -137,9 +137,9 @@ def test_each_stage_counts_its_own_batches_also_across_a_break(
     """A run that is saved at any step, in any stage, reads on where it was."""
     stages = tuple((share, 4 * (n + 2), n + 2) for n, share in enumerate(shares))
     config = settings_of(steps=steps, stages=stages)
-    course, plan = Course(), Plan(config)
-    whole = run_plan(plan, course, steps)
-    assert plan.done(course) == 1.0
+    progress, plan = Progress(), StepLog(config)
+    whole = run_plan(plan, progress, steps)
+    assert plan.done(progress) == 1.0
     counts = [0] * (len(stages) + 1)
     tokens = 0
     for step, (stage, number) in enumerate(whole):
@@ -150,15 +150,15 @@ def test_each_stage_counts_its_own_batches_also_across_a_break(
     assert plan.tokens == tokens
 
     cut = min(cut, steps)
-    course, plan = Course(), Plan(config)
-    run_plan(plan, course, cut)
+    progress, plan = Progress(), StepLog(config)
+    run_plan(plan, progress, cut)
     arrays = plan.arrays()
-    run_plan(plan, course, steps - cut)  # what was done since is forgotten
-    course, other = Course(step=cut), Plan(config)
+    run_plan(plan, progress, steps - cut)  # what was done since is forgotten
+    progress, other = Progress(step=cut), StepLog(config)
     for restored in (other, plan):
-        course.step = cut
+        progress.step = cut
         restored.restore(arrays, cut)
-        assert run_plan(restored, course, steps - cut) == whole[cut:]
+        assert run_plan(restored, progress, steps - cut) == whole[cut:]
         assert restored.tokens == tokens
 
 
@@ -166,19 +166,19 @@ def test_batches_go_on_in_the_middle_of_a_stage() -> None:
     tokens = np.random.default_rng(0).integers(0, 99, 700)
     config = settings_of(stages=STAGES, steps=20, seed=3)
 
-    def read(plan: Plan, course: Course, steps: int) -> list[torch.Tensor]:
-        feed = Feed(tokens, config, CPU)
-        return [torch.stack(feed.batch(*asked)) for asked in run_plan(plan, course, steps)]
+    def read(plan: StepLog, progress: Progress, steps: int) -> list[torch.Tensor]:
+        feed = TrainingBatches(tokens, config, CPU)
+        return [torch.stack(feed.batch(*asked)) for asked in run_plan(plan, progress, steps)]
 
-    whole = read(Plan(config), Course(), 20)
+    whole = read(StepLog(config), Progress(), 20)
     assert [tuple(batch.shape) for batch in whole] == (
         [(2, 4, 4)] * 10 + [(2, 3, 8)] * 6 + [(2, 2, 16)] * 4
     )
-    first = Plan(config)
-    read(first, Course(), 13)
-    again = Plan(config)
+    first = StepLog(config)
+    read(first, Progress(), 13)
+    again = StepLog(config)
     again.restore(first.arrays(), 13)
-    for one, other in zip(whole[13:], read(again, Course(step=13), 7), strict=True):
+    for one, other in zip(whole[13:], read(again, Progress(step=13), 7), strict=True):
         assert torch.equal(one, other)
     for batch in whole:
         assert torch.equal(batch[0][:, 1:], batch[1][:, :-1])
@@ -187,31 +187,31 @@ def test_batches_go_on_in_the_middle_of_a_stage() -> None:
 def test_each_stage_shuffles_in_its_own_way() -> None:
     """Two stages of one window size do not show the same windows in the same order."""
     config = settings_of(stages=((0.5, 4, 4),))
-    feed = Feed(np.arange(5000), config, CPU)
+    feed = TrainingBatches(np.arange(5000), config, CPU)
     first = [feed.batch(0, n)[0][:, 0].tolist() for n in range(5)]
     assert feed.starts() == first[-1]
     second = [feed.batch(1, n)[0][:, 0].tolist() for n in range(5)]
     assert first != second
-    plain = Feed(np.arange(5000), settings_of(), CPU)
+    plain = TrainingBatches(np.arange(5000), settings_of(), CPU)
     assert first == [plain.batch(0, n)[0][:, 0].tolist() for n in range(5)]
 
 
 def test_a_plan_that_is_made_again_decides_by_what_was_noted() -> None:
     """The clock of the second run is another; shares and scales are the first one's."""
     config = settings_of(minutes=1.0, stages=STAGES)
-    course, plan = Course(), Plan(config)
+    progress, plan = Progress(), StepLog(config)
     asked = []
     for elapsed_s in (0.0, 29.0, 31.0, 47.0, 49.0, 59.0):
-        course.elapsed_s = elapsed_s
-        course.lr_scale = 0.5 if elapsed_s > 47.0 else 1.0
-        asked += run_plan(plan, course, 1)
+        progress.elapsed_s = elapsed_s
+        progress.lr_scale = 0.5 if elapsed_s > 47.0 else 1.0
+        asked += run_plan(plan, progress, 1)
     noted = plan.arrays()["plan"]
     assert asked == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
-    again, course = Plan(config, noted), Course(elapsed_s=1e6)
-    assert run_plan(again, course, 6) == asked
+    again, progress = StepLog(config, noted), Progress(elapsed_s=1e6)
+    assert run_plan(again, progress, 6) == asked
     np.testing.assert_array_equal(again.arrays()["plan"], noted)
-    assert again.done(course) == 1.0
-    assert again.remaining_s(Course(step=2), steps_a_second=2.0) == 2.0
+    assert again.done(progress) == 1.0
+    assert again.remaining_s(Progress(step=2), steps_a_second=2.0) == 2.0
 
 
 @given(
@@ -221,11 +221,11 @@ def test_a_plan_that_is_made_again_decides_by_what_was_noted() -> None:
 def test_each_share_is_crossed_once(shares: tuple[float, ...], elapsed: list[float]) -> None:
     """However unevenly the clock goes; several at once make one validation."""
     config = settings_of(minutes=1.0)
-    course, plan = Course(), Plan(config)
+    progress, plan = Progress(), StepLog(config)
     told, before = 0, -1.0
     for seconds in elapsed:
-        course.elapsed_s = seconds
-        run_plan(plan, course, 1)
+        progress.elapsed_s = seconds
+        run_plan(plan, progress, 1)
         now = min(1.0, seconds / 60)
         fresh = {share for share in shares if before < share <= now}
         assert plan.crossed(shares) == bool(fresh)
@@ -238,9 +238,9 @@ def test_each_share_is_crossed_once(shares: tuple[float, ...], elapsed: list[flo
 @pytest.mark.parametrize("tokens", [1, 100, 12_345])
 def test_tokens_are_read_to_within_a_step(stages: Any, tokens: int) -> None:
     config = settings_of(tokens=tokens, stages=stages)
-    plan, steps = Plan(config), config.total_steps
+    plan, steps = StepLog(config), config.total_steps
     assert steps is not None
-    run_plan(plan, Course(), steps)
+    run_plan(plan, Progress(), steps)
     largest = max(math.prod(config.window(n)) for n in range(len(stages) + 1))
     assert abs(plan.tokens - tokens) <= (len(stages) + 1) * largest
     if not stages:
@@ -262,8 +262,8 @@ def test_the_end_is_kept_free_by_what_is_reserved() -> None:
     config = settings_of(minutes=1.0, reserve_s=12.0)
     assert config.fraction_done(0, 24.0) == 0.5
     assert config.fraction_done(0, 48.0) == config.fraction_done(0, 50.0) == 1.0
-    assert Plan(config).remaining_s(Course(elapsed_s=40.0), 1.0) == 8.0
-    assert Plan(config).remaining_s(Course(elapsed_s=50.0), 1.0) == 0.0
+    assert StepLog(config).remaining_s(Progress(elapsed_s=40.0), 1.0) == 8.0
+    assert StepLog(config).remaining_s(Progress(elapsed_s=50.0), 1.0) == 0.0
     nothing = settings_of(minutes=1.0, reserve_s=60.0)
     assert nothing.fraction_done(0, 0.0) == 0.0, "one step is always made"
     assert nothing.fraction_done(0, 0.1) == 1.0
@@ -515,7 +515,7 @@ def test_a_small_text_has_windows_for_every_stage(num_tokens: int, steps: int) -
     """A long run on a text shorter than its last stage's windows ended before it began."""
     _, shape, config = plan_of(num_tokens, steps=steps)
     assert config.longest_window <= shape.max_seq_len
-    feed = Feed(np.arange(num_tokens) % 50, config, CPU)
+    feed = TrainingBatches(np.arange(num_tokens) % 50, config, CPU)
     for stage in range(len(config.stages) + 1):
         inputs, _ = feed.batch(stage, 0)
         assert tuple(inputs.shape) == config.window(stage)[::-1]
@@ -536,40 +536,40 @@ GAP = history((100, 2.5, 2.5), (500, 1.9, 1.5), (1000, 1.8, 1.2))
 
 def test_each_verdict() -> None:
     more_text = "more text would help more than more"
-    assert verdict(FALLING, steps=1000, epochs=1.0, ended_early=False) == (
+    assert diagnose(FALLING, steps=1000, epochs=1.0, ended_early=False) == (
         "learning to the end: more time would help"
     )
-    assert verdict(SETTLED, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
-    turned = verdict(TURNED, steps=1000, epochs=30.0, ended_early=True)
+    assert diagnose(SETTLED, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
+    turned = diagnose(TURNED, steps=1000, epochs=30.0, ended_early=True)
     assert turned == (
         "memorising since step 400: the validation loss rose from 1.500 to 2.000 while the "
         f"training loss fell to 0.300; the best model is kept; ended early; {more_text} steps"
     )
-    assert "ended early" not in verdict(TURNED, steps=1000, epochs=30.0, ended_early=False)
-    assert verdict(GAP, steps=1000, epochs=12.34, ended_early=False) == (
+    assert "ended early" not in diagnose(TURNED, steps=1000, epochs=30.0, ended_early=False)
+    assert diagnose(GAP, steps=1000, epochs=12.34, ended_early=False) == (
         "it knows its own text (read 12.3 times, training loss 1.200) much better than new text "
         f"(1.800): {more_text} time"
     )
-    assert "not known" in verdict([], steps=1000, epochs=1.0, ended_early=False)
-    again = verdict(FALLING, steps=1000, epochs=40.0, ended_early=False)
+    assert "not known" in diagnose([], steps=1000, epochs=1.0, ended_early=False)
+    again = diagnose(FALLING, steps=1000, epochs=40.0, ended_early=False)
     assert again == f"learning to the end, by reading the same text 40 times: {more_text} time"
-    lost = verdict(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.5)
+    lost = diagnose(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.5)
     assert lost.endswith("a 5-gram model does better (1.500)")
-    assert "5-gram" not in verdict(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.7)
+    assert "5-gram" not in diagnose(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.7)
 
 
 def test_what_was_not_read_again_is_not_memorised() -> None:
     """It said "memorising" and "it knows its own text" of texts read a third of the way through."""
     for epochs in (0.1, 0.9, 1.5):
-        assert "knows its own text" not in verdict(
+        assert "knows its own text" not in diagnose(
             GAP, steps=1000, epochs=epochs, ended_early=False
         )
-    assert "of another kind (1.800)" in verdict(GAP, steps=1000, epochs=0.5, ended_early=False)
-    turned = verdict(TURNED, steps=1000, epochs=0.5, ended_early=False)
+    assert "of another kind (1.800)" in diagnose(GAP, steps=1000, epochs=0.5, ended_early=False)
+    turned = diagnose(TURNED, steps=1000, epochs=0.5, ended_early=False)
     assert "memorising" not in turned
     assert "of another kind" in turned
     diverging = history((100, 2.5, 2.5), (500, 2.0, 2.1), (1000, 3.0, 3.1))
-    assert "a lower --lr would help" in verdict(
+    assert "a lower --lr would help" in diagnose(
         diverging, steps=1000, epochs=5.0, ended_early=False
     )
 
@@ -577,10 +577,10 @@ def test_what_was_not_read_again_is_not_memorised() -> None:
 @pytest.mark.parametrize("points", [[(1, 9.0, 4.6)], [(1, 4.0, 4.6), (3, 9.0, 4.5)]])
 def test_a_few_steps_are_no_ground_for_a_verdict(points: list[tuple[int, float, float]]) -> None:
     """After one step of a large model it said that the validation text was of another kind."""
-    said = verdict(history(*points), steps=points[-1][0], epochs=0.1, ended_early=False)
+    said = diagnose(history(*points), steps=points[-1][0], epochs=0.1, ended_early=False)
     assert "too few" in said
     assert "another kind" not in said
-    assert verdict([], steps=0, epochs=0.0, ended_early=False).startswith("no step was made")
+    assert diagnose([], steps=0, epochs=0.0, ended_early=False).startswith("no step was made")
 
 
 def test_a_rise_within_the_error_is_none() -> None:
@@ -588,7 +588,7 @@ def test_a_rise_within_the_error_is_none() -> None:
     points = [(100, 2.0, 2.0), (500, 0.735, 0.74), (1000, 0.747, 0.69)]
     for error, says in ((0.013, False), (0.0, True)):
         seen = [Seen(*point, error) for point in points]
-        assert ("memorising" in verdict(seen, steps=1000, epochs=5.0, ended_early=False)) == says
+        assert ("memorising" in diagnose(seen, steps=1000, epochs=5.0, ended_early=False)) == says
 
 
 @pytest.mark.parametrize("count", range(1, 8))
@@ -596,19 +596,19 @@ def test_few_validations_do_not_hide_that_it_learns(count: int) -> None:
     """The recipe's shares of a short run leave the last validation alone in its last third."""
     shares = [(number / count) ** 1.5 for number in range(1, count + 1)]
     falling = [Seen(round(1000 * s), 3.0 - s, 3.0 - s) for s in shares]
-    assert verdict(falling, steps=1000, epochs=1.0, ended_early=False).startswith(
+    assert diagnose(falling, steps=1000, epochs=1.0, ended_early=False).startswith(
         "learning to the end"
     )
     if count > 1:
         flat = [Seen(round(1000 * s), 1.6, 1.6) for s in shares]
-        assert verdict(flat, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
+        assert diagnose(flat, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
 
 
 def test_no_verdict_says_what_was_not_seen() -> None:
     """No training loss was reported between the validations: none is spoken of."""
     for points in (TURNED, GAP, FALLING, SETTLED):
         blind = [Seen(seen.step, seen.val_loss, math.nan) for seen in points]
-        assert "nan" not in verdict(blind, steps=1000, epochs=1.0, ended_early=False)
+        assert "nan" not in diagnose(blind, steps=1000, epochs=1.0, ended_early=False)
 
 
 def test_a_history_from_a_log(tmp_path: Path) -> None:
@@ -660,7 +660,7 @@ def test_a_damaged_line_costs_no_other(damage: bytes, tmp_path: Path) -> None:
     for place in range(5):
         log.write_bytes(b"\n".join([*good[:place], damage, *good[place:]]))
         assert read_history(log) == wanted, place
-        assert verdict(read_history(log), steps=200, epochs=1.0, ended_early=False)
+        assert diagnose(read_history(log), steps=200, epochs=1.0, ended_early=False)
 
 
 def test_a_run_by_the_default_recipe_is_replayed_bit_for_bit(tmp_path: Path) -> None:

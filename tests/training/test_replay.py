@@ -16,7 +16,7 @@ from mygpt.container import read_arrays
 from mygpt.errors import (
     InputError,
 )
-from mygpt.training.guard import LEFT_OUT_BEFORE_GOING_BACK
+from mygpt.training.non_finite import SKIPS_BEFORE_ROLLBACK
 from paths import GOLDEN
 from training_runs import (
     assert_same,
@@ -104,7 +104,7 @@ def test_a_run_that_was_lengthened_and_went_back_can_be_made_again(
     """Steps, then the clock, then steps again, and a blow-up on the way."""
     run, again = tmp_path / "run", tmp_path / "again"
     with monkeypatch.context() as patch:
-        plant(patch, lambda n: math.nan if 7 <= n < 7 + LEFT_OUT_BEFORE_GOING_BACK else 1.0)
+        plant(patch, lambda n: math.nan if 7 <= n < 7 + SKIPS_BEFORE_ROLLBACK else 1.0)
         fit(text, run)
     resume(run, minutes=progress_of(run)["elapsed_s"] / 60 + 0.002)
     resume(run, steps=progress_of(run)["step"] + 10)

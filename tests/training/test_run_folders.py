@@ -145,7 +145,7 @@ def test_a_run_whose_folder_is_renamed_ends_with_its_state_there(text: str, tmp_
     with pytest.raises(StorageError, match=r"run was renamed to .*moved while .* ended at step 7"):
         mygpt.train(text, output=run, listener=rename, **TINY)
     assert os.listdir(run) == []
-    assert RunFolder(moved).load_state()[0].course.step == 7
+    assert RunFolder(moved).load_state()[0].progress.step == 7
     resume(moved)
     assert_same(moved, tmp_path / "whole")
     assert log(moved) == log(tmp_path / "whole")

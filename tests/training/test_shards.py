@@ -51,7 +51,7 @@ def wholes(model: GPT) -> dict[str, torch.Tensor]:
     return {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
 
 
-def join_world(rank: int) -> tuple[int, int]:
+def join_group(rank: int) -> tuple[int, int]:
     """Worlds of 1, 2 and 4 at once: a process's own one, and its number there."""
     distributed = torch.distributed
     count = next(count for count in COUNTS if rank < 2 * count - 1)
@@ -63,17 +63,17 @@ def join_world(rank: int) -> tuple[int, int]:
 
 
 def meet(store: torch.distributed.Store, count: int) -> None:
-    """Wait for the other worlds."""
+    """Wait for the other groups."""
     torch.distributed.barrier()
     store.set(f"{count} is here", "")
     store.wait([f"{other} is here" for other in COUNTS])
 
 
 def live(folder: Path) -> dict[str, Any]:
-    """What every process of the three worlds does; tests look at what it returns."""
+    """What every process of the three groups does; tests look at what it returns."""
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     common = torch.distributed.TCPStore(*address, is_master=False)
-    count, place = join_world(int(os.environ["RANK"]))
+    count, place = join_group(int(os.environ["RANK"]))
     model = sharded_model(count)
     digests = save_shards(folder / f"{count}", model.state_dict())
     parts = [tensor.to_local().shape[0] for tensor in model.state_dict().values()]
@@ -99,7 +99,7 @@ def live(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("worlds")
+    folder = tmp_path_factory.mktemp("groups")
     return folder, run_ranks(sum(COUNTS), live, folder, group=False)
 
 

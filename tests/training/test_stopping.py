@@ -76,14 +76,14 @@ def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(
 ) -> None:
     """It waited for the compiler, ten seconds and more."""
 
-    from mygpt.training import loop
+    from mygpt.training import trainer
 
     def compile_first(*_: object) -> str:
         with Abandonable():
             os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError
 
-    monkeypatch.setattr(loop, "write_sample", compile_first)
+    monkeypatch.setattr(trainer, "write_sample", compile_first)
     with pytest.raises(Interrupted):
         mygpt.train(text, output=tmp_path / "run", **{**TINY, "sample_tokens": 5})
     step = progress_of(tmp_path / "run")["step"]
@@ -212,7 +212,7 @@ def test_a_new_length_is_not_forgotten(
     run = tmp_path / "run"
     fit(text, run)
     with monkeypatch.context() as patch:
-        patch.setattr("mygpt.training.going_on.sit", lambda *_: (_ for _ in ()).throw(Dead))
+        patch.setattr("mygpt.training.resuming.sit", lambda *_: (_ for _ in ()).throw(Dead))
         with pytest.raises(Dead):
             resume(run, steps=20)
     end = resume(run)[-1]
@@ -232,7 +232,7 @@ def test_a_crash_in_the_last_validation_does_not_lose_it(
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr("mygpt.training.loop.evaluate", crash)
+        patch.setattr("mygpt.training.trainer.evaluate", crash)
         with pytest.raises(Crash):
             fit(text, tmp_path / "cut", save_every=1, eval_every=100)
     assert not (tmp_path / "cut" / "best.safetensors").exists()

@@ -33,9 +33,9 @@ from mygpt.errors import InputError
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
 from mygpt.training import planning, sitting, stored
+from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import StepDone
-from mygpt.training.feed import Feed
 from mygpt.training.preparing import prepare
 from mygpt.training.source import read_source
 from mygpt.training.stored import open_stored
@@ -142,7 +142,9 @@ def config_of(**options):
 def test_every_stage_of_a_store_is_that_of_memory(store, texts):
     ids = encode_documents([Document("", text) for text in texts], ALPHABET)
     config = config_of(stages=((0.5, 40, 3), (0.8, 200, 2)), seed=3)
-    stored, memory = (Feed(row, config, CPU) for row in (TokenStore.open(store).tokens, ids))
+    stored, memory = (
+        TrainingBatches(row, config, CPU) for row in (TokenStore.open(store).tokens, ids)
+    )
     for stage in range(3):
         for number in range(50):
             for ours, theirs in zip(
@@ -168,9 +170,11 @@ def test_processes_share_the_batch_of_one(batch_size, seq_len, seed, stage, numb
         batch_size=batch_size, seq_len=seq_len, seed=seed, stages=((0.5, 2 * seq_len, 5),)
     )
     tokens = np.arange(900)
-    whole = Feed(tokens, config, CPU)
+    whole = TrainingBatches(tokens, config, CPU)
     inputs, targets = whole.batch(stage, number)
-    feeds = [Feed(tokens, config, CPU, share=(rank, processes)) for rank in range(processes)]
+    feeds = [
+        TrainingBatches(tokens, config, CPU, share=(rank, processes)) for rank in range(processes)
+    ]
     parts = [feed.batch(stage, number) for feed in feeds]
     assert torch.equal(torch.cat([part[0] for part in parts]), inputs)
     assert torch.equal(torch.cat([part[1] for part in parts]), targets)
@@ -188,16 +192,16 @@ def test_a_process_reads_its_own_rows_alone(store, monkeypatch):
         return cut(self, starts, length)
 
     monkeypatch.setattr(StoredTokens, "cut", counting)
-    Feed(tokens, config_of(), CPU, share=(1, 3)).batch(0, 0)
+    TrainingBatches(tokens, config_of(), CPU, share=(1, 3)).batch(0, 0)
     assert read == [2]
 
 
 def test_the_tutorials_order_is_not_shared(store):
     config = config_of(data_order="tutorial")
     with pytest.raises(InputError, match="leave out torchrun, or choose --preset"):
-        Feed(np.arange(100), config, CPU, share=(0, 2))
+        TrainingBatches(np.arange(100), config, CPU, share=(0, 2))
     with pytest.raises(InputError, match="needs all tokens in memory"):
-        Feed(TokenStore.open(store).tokens, config, CPU)
+        TrainingBatches(TokenStore.open(store).tokens, config, CPU)
 
 
 # --- runs ----------------------------------------------------------------------------------

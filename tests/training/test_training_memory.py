@@ -307,13 +307,13 @@ torch.set_num_threads(2)
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 told = {}
-build = session.first_model
+build = session.initial_model
 def building(config, recipe, *others, **more):
     told["before"] = status("VmRSS")
     model = build(config, recipe, *others, **more)
     told["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
     return model
-session.first_model = building
+session.initial_model = building
 options = {"batch_size": 128, "steps": 3}
 with tempfile.TemporaryDirectory() as folder:
     text = folder + "/text.txt"

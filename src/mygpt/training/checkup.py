@@ -80,7 +80,7 @@ def _check_run(run: RunFolder) -> list[Finding]:
         *_report_own(at, best, last, own, training=trainer is not None),
         _check_settings(run.config_path),
         *_check_others(run),
-        *_check_log(run, None if at is None else at.course.log_bytes),
+        *_check_log(run, None if at is None else at.progress.log_bytes),
         *([] if trainer else _leavings(run)),
         *_check_room(run.folder, state.size + last.size),
         Finding(run.folder, "ok", f"trained now by {trainer}" if trainer else "nobody trains here"),
@@ -123,7 +123,7 @@ def _report_best(
     run: RunFolder, at: Contents | None, best: Contents, last: Contents, own: Contents | None
 ) -> Iterator[Finding]:
     missing = best.verdict is None
-    at_step = 0 if at is None else at.course.best_step
+    at_step = 0 if at is None else at.progress.best_step
     if missing and not at_step:
         return  # nothing was validated
     if own is not None and own.whole and own.step == at_step:
@@ -153,7 +153,7 @@ def _report_own(
     """The file that `--output ckpt.pt` asked for: the best model, else the newest."""
     if own is None:
         return
-    validated = best.verdict is not None or (at is not None and at.course.best_step > 0)
+    validated = best.verdict is not None or (at is not None and at.progress.best_step > 0)
     source = best if validated else last
     if own.whole and source.whole and own.step != source.step and not training:
         text = f"{own.text}: {source.path.name} is of step {source.step:,}, a save was cut short"

@@ -17,8 +17,8 @@ from mygpt.core.model import GPT
 from mygpt.core.training import clip_gradients
 from mygpt.training.compiled.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
+from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.shared_losses import shared_losses
-from mygpt.training.world import ALONE, World
 
 
 class CpuGradients:
@@ -27,13 +27,15 @@ class CpuGradients:
     Args:
         model: what is trained, on the CPU.
         config: how.
-        world: the processes that share a batch.
+        group: the processes that share a batch.
 
     Enter it as a context: torch's own operations, small ones, have one thread inside.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig, world: World = ALONE) -> None:
-        self.world = world
+    def __init__(
+        self, model: GPT, config: TrainConfig, group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        self.group = group
         self._parameters = list(model.parameters())
         self._batch_size: int | None = None
         self.uses_torch_compile = False  # by torch
@@ -45,7 +47,7 @@ class CpuGradients:
         if asked := [flag for flag, wanted in flags.items() if wanted]:
             self.note = f"{' and '.join(asked)}: the CPU's own kernels have no need of it"
         self._before = torch.get_num_threads()
-        threads = min(self._before, world.rows(config.batch_size))
+        threads = min(self._before, group.rows_per_process(config.batch_size))
         self.step = CpuTrainingStep(model, threads)
         self._entered = False
 
@@ -75,11 +77,11 @@ class CpuGradients:
     def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token (a scalar); arguments as for `Gradients`."""
         loss = self.step.gradients(inputs, targets)
-        if self.world.alone:
+        if self.group.is_single:
             return loss
         share = len(inputs) / (self._batch_size or len(inputs))
-        self.world.add(self.step.scaled_gradients(share))
-        return self.world.sum_loss(share * loss)
+        self.group.all_reduce(self.step.scaled_gradients(share))
+        return self.group.sum_loss(share * loss)
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """As `Gradients.clip`."""
@@ -89,4 +91,4 @@ class CpuGradients:
         self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
     ) -> NDArray[np.float32]:
         """The loss of each target, (B, T), from (B, T) ids; without dropout."""
-        return shared_losses(self.world, self.step.token_losses, inputs, targets)
+        return shared_losses(self.group, self.step.token_losses, inputs, targets)

@@ -112,7 +112,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class StepsSkipped:
     """A step that was not applied: its loss, or its gradient's norm, is no finite number.
 
     Attributes:
@@ -159,7 +159,7 @@ class Spiked:
 
 
 @dataclass(frozen=True)
-class WentBack:
+class RolledBack:
     """The run blew up and goes on from the last good state with half the rate.
 
     Attributes:
@@ -261,7 +261,9 @@ class Finished:
         return "\n".join(lines)
 
 
-Event = Note | Started | StepDone | Evaluated | LeftOut | Spiked | WentBack | Sampled | Finished
+Event = (
+    Note | Started | StepDone | Evaluated | StepsSkipped | Spiked | RolledBack | Sampled | Finished
+)
 Listener = Callable[[Event], None]
 
 

@@ -37,9 +37,9 @@ from mygpt.training.hardware import (
     products_in,
     why_not_compiled,
 )
+from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.sharding import is_sharded, local
 from mygpt.training.shared_losses import shared_losses
-from mygpt.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from mygpt.training.cpu_gradients import CpuGradients
@@ -56,15 +56,15 @@ def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
 
 
 def make_gradients(
-    model: GPT, config: TrainConfig, world: World = ALONE
+    model: GPT, config: TrainConfig, group: ProcessGroup = SINGLE_PROCESS
 ) -> Gradients | CpuGradients:
     """What `config.engine` names, with as many threads as suit it."""
     if config.engine == "compiled":
         from mygpt.training.cpu_gradients import CpuGradients
 
-        return CpuGradients(model, config, world)
-    threads = Gradients.suitable_threads(model, config.piece) if world.alone else 1
-    return Gradients(model, threads, config.micro_batch, config=config, world=world)
+        return CpuGradients(model, config, group)
+    threads = Gradients.suitable_threads(model, config.piece) if group.is_single else 1
+    return Gradients(model, threads, config.micro_batch, config=config, group=group)
 
 
 class Gradients:
@@ -76,7 +76,7 @@ class Gradients:
         micro_batch: rows that go through the model at once; 0 is all of a batch. The gradients
             of all pieces are added up: a batch too large for the memory takes more time instead.
         config: number format, `torch.compile`, blocks computed anew; None is plain float32.
-        world: the processes that share a batch; of several, each has one thread here and
+        group: the processes that share a batch; of several, each has one thread here and
             torch's own.
 
     Enter it as a context: with several threads, torch's own are set to one each inside.
@@ -93,13 +93,13 @@ class Gradients:
         micro_batch: int = 0,
         *,
         config: TrainConfig | None = None,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.model = model
         self.micro_batch = micro_batch
         self.parameters = list(model.parameters())
         self.threads = threads
-        self.world = world
+        self.group = group
         self._batch_size: int | None = None
         self.note: str | None = None
         self._before = torch.get_num_threads()
@@ -110,7 +110,7 @@ class Gradients:
         dtype = torch.float32 if config is None else compute_dtype(config.dtype, device)
         self._sharded = is_sharded(self.parameters[0])  # it has a policy of its own
         self._autocast = partial(autocast, device, torch.float32 if self._sharded else dtype)
-        self._plain = world.alone and dtype == torch.float32
+        self._plain = group.is_single and dtype == torch.float32
         self._forward: Callable[..., Any] = model
         self.uses_torch_compile = config is not None and config.compile
         if config is not None and not self._sharded:
@@ -123,11 +123,11 @@ class Gradients:
         if config.checkpoint_activations:
             checkpoint_blocks(self.model)
         if config.compile:
-            rows = self.world.rows(config.batch_size)
+            rows = self.group.rows_per_process(config.batch_size)
             with self._autocast():
                 batch = min(rows, self.micro_batch or rows), config.seq_len
                 self._forward, self.note = compiled(self.model, batch)
-        if not self.world.alone:
+        if not self.group.is_single:
             self._forward = _data_parallel(self._forward)
 
     @staticmethod
@@ -187,7 +187,7 @@ class Gradients:
         for parameter in self.parameters:
             parameter.grad = None
         batch_size = self._batch_size or len(inputs)
-        most = self.world.rows(batch_size)
+        most = self.group.rows_per_process(batch_size)
         rows = self.micro_batch or most
         pieces = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
         sizes: list[float] = [batch_size] * len(pieces)
@@ -200,11 +200,11 @@ class Gradients:
             last = number == len(pieces)
             with nullcontext() if last else self._without_sums():
                 losses.append(self._add(*piece, size))
-        return self.world.sum_loss(reduce(torch.add, losses))
+        return self.group.sum_loss(reduce(torch.add, losses))
 
     def _without_sums(self) -> Any:
         """Inside, DDP does not add up what the processes have: the last piece of a batch does."""
-        if self.world.alone or not hasattr(self._forward, "no_sync"):
+        if self.group.is_single or not hasattr(self._forward, "no_sync"):
             return nullcontext()
         return self._forward.no_sync()
 
@@ -213,7 +213,7 @@ class Gradients:
         """A better way to each target's loss than the model's own pass; None for that."""
         if self._plain:
             return None
-        return partial(shared_losses, self.world, self._losses)
+        return partial(shared_losses, self.group, self._losses)
 
     def _losses(
         self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
@@ -228,7 +228,7 @@ class Gradients:
                 _, loss = self._forward(inputs, targets)
             loss = len(inputs) / batch_size * loss
             # DDP and FSDP take the mean over the processes, not the sum.
-            (loss if self.world.alone else self.world.size * loss).backward()
+            (loss if self.group.is_single else self.group.size * loss).backward()
             return loss.detach()
         threads = min(self.threads, len(inputs))
         shares = list(zip(inputs.tensor_split(threads), targets.tensor_split(threads), strict=True))
@@ -255,7 +255,7 @@ class Gradients:
             return clip_gradients(self.parameters, max_norm)
         gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
         squares = torch.nn.utils.get_total_norm(gradients).square()
-        self.world.add(squares)
+        self.group.all_reduce(squares)
         norm = squares.sqrt()
         if max_norm:
             scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # as torch clips

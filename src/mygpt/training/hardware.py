@@ -14,7 +14,7 @@ from mygpt.core.model import GPT
 from mygpt.errors import InputError
 from mygpt.machine import choose_dtype
 from mygpt.training.config import DtypeName, TrainConfig
-from mygpt.training.world import World
+from mygpt.training.process_group import ProcessGroup
 
 
 def compute_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
@@ -102,7 +102,11 @@ def _left_out(error: Exception) -> str:
 
 
 def described(
-    config: TrainConfig, device: torch.device, world: World, *, uses_torch_compile: bool = False
+    config: TrainConfig,
+    device: torch.device,
+    group: ProcessGroup,
+    *,
+    uses_torch_compile: bool = False,
 ) -> str:
     """Each choice that was made for the device, on one line."""
     parts = [_name(device)]
@@ -111,15 +115,15 @@ def described(
     else:
         dtype = compute_dtype(config.dtype, device)
         products = "TF32 products" if config.dtype == "tf32" else str(dtype).removeprefix("torch.")
-        mixed = dtype != torch.float32 and not world.shards(config.shard)
+        mixed = dtype != torch.float32 and not group.shards_model(config.shard)
         parts.append(f"{products} by autocast" if mixed else products)
         parts.append("torch.compile" if uses_torch_compile else "not compiled")
         parts += ["blocks computed anew on the way back"] * config.checkpoint_activations
     if device.type == "cuda":
         parts.append("attention by SDPA (flash where it fits), fused AdamW")
-    if not world.alone:
-        how = "FSDP" if world.shards(config.shard) else "DDP"
-        parts.append(f"{world.size} processes ({how}, {_backend(device)})")
+    if not group.is_single:
+        how = "FSDP" if group.shards_model(config.shard) else "DDP"
+        parts.append(f"{group.size} processes ({how}, {_backend(device)})")
     return ", ".join(parts)
 
 

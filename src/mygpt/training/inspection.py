@@ -19,7 +19,7 @@ from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
 from mygpt.file_access import require_regular
 from mygpt.json_objects import parse_record, step_of
 from mygpt.training.run import check_shards_of
-from mygpt.training.state import Course, State
+from mygpt.training.state import Progress, State
 
 Verdict = Literal["ok", "warning", "damaged"]
 
@@ -35,7 +35,7 @@ class Contents:
         size: bytes.
         step: how far the model had come; 0 where it does not tell.
         run_id: the run that wrote it.
-        course: a state's; a new one elsewhere.
+        progress: a state's; a new one elsewhere.
         sharded: a state's weights lie in a folder beside it.
         checked: False where there was too little memory to read it.
     """
@@ -46,7 +46,7 @@ class Contents:
     size: int = 0
     step: int = 0
     run_id: Any = None
-    course: Course = field(default_factory=Course)
+    progress: Progress = field(default_factory=Progress)
     sharded: bool = False
     checked: bool = True
 
@@ -83,22 +83,24 @@ def examine(
 
 
 def _read_state(state: State, size: int) -> Contents:
-    course = state.course
-    told = [f"{size:,} bytes", f"step {course.step:,}"]
+    progress = state.progress
+    told = [f"{size:,} bytes", f"step {progress.step:,}"]
     if state.shards is not None:
         told.append(f"weights in {state.shards['folder']}")
-    if math.isfinite(course.loss):
-        told.append(f"loss {course.loss:.4f}")
-    if course.best_step:
-        told.append(f"best validation loss {course.best_val_loss:.4f} at step {course.best_step:,}")
+    if math.isfinite(progress.loss):
+        told.append(f"loss {progress.loss:.4f}")
+    if progress.best_step:
+        told.append(
+            f"best validation loss {progress.best_val_loss:.4f} at step {progress.best_step:,}"
+        )
     return Contents(
         state.path,
         "ok",
         ", ".join(told),
         size,
-        course.step,
+        progress.step,
         state.provenance.get("run_id"),
-        course,
+        progress,
         sharded=state.shards is not None,
     )
 

@@ -24,7 +24,7 @@ from mygpt.machine import free_memory_bytes
 from mygpt.training.compiled.workspace import step_bytes
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients
-from mygpt.training.world import ALONE, World
+from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 _FLOAT = 4  # bytes of a float32, in which everything is trained
 # The first steps bring code of the math libraries, the end the engine that writes: 22 to 25 MB,
@@ -49,19 +49,19 @@ _ASKED = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+) (bytes|[KMGT]i
 
 
 def free_memory(
-    device: torch.device, world: World = ALONE, config: TrainConfig | None = None
+    device: torch.device, group: ProcessGroup = SINGLE_PROCESS, config: TrainConfig | None = None
 ) -> int | None:
     """Bytes that training on `device` can still take; None where the system does not tell.
 
     Args:
         device: where.
-        world: the processes that train together: those of one machine share its memory.
+        group: the processes that train together: those of one machine share its memory.
         config: where it shards the model, what all of them can take together.
     """
-    together = world.size if config is not None and world.shards(config.shard) else 1
+    together = group.size if config is not None and group.shards_model(config.shard) else 1
     if device.type != "cuda":
         free = free_memory_bytes()
-        return None if free is None else together * free // world.local_size
+        return None if free is None else together * free // group.local_size
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return together * (torch.cuda.mem_get_info(device)[0] + kept)  # what torch keeps is free to it
 
@@ -242,7 +242,7 @@ def check_batch_fits(
     free_bytes: int | None,
     *,
     fixed: bool = False,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
     """Refuse a batch that does not fit, before the first one is read.
 
@@ -251,15 +251,15 @@ def check_batch_fits(
         config: with its batch size.
         free_bytes: None checks nothing.
         fixed: the batch size cannot change any more, so that no other is advised.
-        world: the processes that share a batch. Of a sharded model the need is not reckoned.
+        group: the processes that share a batch. Of a sharded model the need is not reckoned.
 
     Raises:
         OutOfMemoryError: when `free_bytes` are too few; it names what fits.
     """
-    if free_bytes is None or world.shards(config.shard):
+    if free_bytes is None or group.shards_model(config.shard):
         return
-    if not world.alone:
-        config = _own_part(config, world)
+    if not group.is_single:
+        config = _own_part(config, group)
     need = _Need(model, config)
     fits = need.fitting(free_bytes, at_most=config.piece)
     if fits < config.piece:
@@ -271,10 +271,10 @@ def check_batch_fits(
         )
 
 
-def _own_part(config: TrainConfig, world: World) -> TrainConfig:
+def _own_part(config: TrainConfig, group: ProcessGroup) -> TrainConfig:
     """The recipe with the rows that one process takes."""
-    stages = tuple((share, t, world.rows(b)) for share, t, b in config.stages)
-    return replace(config, batch_size=world.rows(config.batch_size), stages=stages)
+    stages = tuple((share, t, group.rows_per_process(b)) for share, t, b in config.stages)
+    return replace(config, batch_size=group.rows_per_process(config.batch_size), stages=stages)
 
 
 def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutOfMemoryError | None:

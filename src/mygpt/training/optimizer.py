@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mygpt.core.model import GPT
 from mygpt.training import muon
 from mygpt.training.config import TrainConfig
+from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.sharding import first_row, is_sharded, like, local, put_rows, whole
-from mygpt.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from mygpt.training.compiled.step import CpuTrainingStep
@@ -36,7 +36,7 @@ class Optimizer:
         model: whose.
         config: which optimizer, its decay and its betas.
         compiled: the kernels that do Muon's part; None is torch's operations.
-        world: the processes that hold parts of the parameters, where these are sharded.
+        group: the processes that hold parts of the parameters, where these are sharded.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Optimizer:
         model: GPT,
         config: TrainConfig,
         compiled: CpuTrainingStep | None = None,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.model = model
-        self.world = world
+        self.group = group
         self.config = config
         self._compiled = compiled
         self._parameters = dict(model.named_parameters())
@@ -141,7 +141,7 @@ class Optimizer:
             muon.update(
                 weight, own, memory, rate=lr, decay=self.config.weight_decay, found_inf=found_inf
             )
-        start = first_row(parameter, self.world)
+        start = first_row(parameter, self.group)
         for sharded, matrix in ((parameter, matrices[0]), (momentum, matrices[2])):
             here = local(sharded)
             here.copy_(matrix[start : start + len(here)])
@@ -173,7 +173,7 @@ class Optimizer:
         self._memory.clear()
         for key, array in arrays.items():
             what, name = key.split("/", 1)
-            put_rows(self._kept(what, name), array, self.world)
+            put_rows(self._kept(what, name), array, self.group)
 
 
 def memory_shape(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:

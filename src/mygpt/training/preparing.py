@@ -27,12 +27,18 @@ from mygpt.training.durations import fit_budget, long_steps
 from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
 from mygpt.training.hardware import compute_dtype
+from mygpt.training.initial_model import (
+    Initial,
+    read_initial,
+    require_elsewhere,
+    require_unchanged_model,
+)
 from mygpt.training.large import stored_as
 from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.memory import check_model_fits, free_memory
-from mygpt.training.named import seen
-from mygpt.training.origin import Origin, read_origin, require_as_it_is, require_elsewhere
 from mygpt.training.planning import Planned, measured_speed, plan_run, suitable_tokens
+from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.recorded_files import seen
 from mygpt.training.run import RunFolder
 from mygpt.training.source import (
     ReadSource,
@@ -43,7 +49,6 @@ from mygpt.training.source import (
     undecoded,
 )
 from mygpt.training.stored import StoredSource, require_as_stored, stores_among
-from mygpt.training.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Prepared:
     settings: dict[str, Any]
     notes: list[str]
     expected_tokens: float
-    origin: Origin | None = None
+    origin: Initial | None = None
 
 
 def prepare(
@@ -81,7 +86,7 @@ def prepare(
     init_from: str | Path | None = None,
     began: float | None = None,
     listener: Listener | None = None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     **options: Any,
 ) -> Prepared:
     """What `train`'s arguments ask for; nothing is written but a large text's store in the cache.
@@ -94,8 +99,8 @@ def prepare(
     """
     began = time.monotonic() if began is None else began
     names = named(files)
-    if not world.alone and "-" in names:
-        raise InputError(f"standard input cannot be read by {world.size} processes: name a file")
+    if not group.is_single and "-" in names:
+        raise InputError(f"standard input cannot be read by {group.size} processes: name a file")
     for name, value in (("output", output), ("val_file", val_file)):
         if value is not None:
             require_path(name, value)
@@ -107,8 +112,8 @@ def prepare(
     check_policy(unknown, CORPUS_POLICIES)
     origin = None
     if init_from is not None:
-        require_as_it_is(preset, tokenizer, options)
-        origin = read_origin(init_from)
+        require_unchanged_model(preset, tokenizer, options)
+        origin = read_initial(init_from)
     if output is not None:
         RunFolder.at(output).check_free(overwrite=overwrite)  # before a long text is read
     where = choose_device(device)
@@ -133,7 +138,7 @@ def prepare(
         require_as_stored(
             stores[0], tokenizer, encoding, config.data_order, known, split_documents, field
         )
-    speed = cache(lambda: world.size * measured_speed(preset, options, where))
+    speed = cache(lambda: group.size * measured_speed(preset, options, where))
 
     def suitable(num_chars: int) -> str:
         return suitable_tokens(
@@ -189,10 +194,10 @@ def prepare(
     )
     if source.held and len(val_tokens) < 2:
         notes.append("the text is too short to keep a part of it for validation: none is kept")
-    shape, config = _settled(planned, chosen.vocab_size, where, world)
+    shape, config = _settled(planned, chosen.vocab_size, where, group)
     _check_state(shape, chosen, settings)
     notes += [] if planned.recipe is None else planned.recipe.lines()
-    config, told = _with_steps_in_time(shape, config, options, speed, where, world)
+    config, told = _with_steps_in_time(shape, config, options, speed, where, group)
     notes += told
     notes += _of_the_time(planned, config, len(val_tokens))
     return Prepared(
@@ -215,16 +220,16 @@ def _chosen(
 
 
 def _settled(
-    planned: Planned, vocab_size: int, device: torch.device, world: World
+    planned: Planned, vocab_size: int, device: torch.device, group: ProcessGroup
 ) -> tuple[GPTConfig, TrainConfig]:
     """The model's shape and how it is trained; refused where they cannot be, or do not fit."""
     shape = GPTConfig(vocab_size, **planned.shape)
-    whole = not world.shards(planned.training.get("shard", False))
+    whole = not group.shards_model(planned.training.get("shard", False))
     plain = planned.training.get("dtype", "auto") in ("auto", "float32")
     planned.training["engine"] = suitable_engine(shape, device) if whole and plain else "torch"
     config = TrainConfig(**planned.training)
     compute_dtype(config.dtype, device)
-    check_model_fits(shape, free_memory(device, world, config))
+    check_model_fits(shape, free_memory(device, group, config))
     if config.longest_window > shape.max_seq_len:
         if not config.stages:
             raise InputError(
@@ -256,15 +261,15 @@ def _with_steps_in_time(
     options: dict[str, Any],
     speed: Callable[[], float],
     device: torch.device,
-    world: World,
+    group: ProcessGroup,
 ) -> tuple[TrainConfig, list[str]]:
     """The recipe with steps that its minutes have time for, and notes on long ones; on a CPU."""
     if device.type != "cpu" or not cpu_engine_available():  # what is not measured
         return config, []
     if config.minutes is None:
         threads = torch.get_num_threads()
-        return config, long_steps(shape, config, lambda: world.size * training_flops_per_s(threads))
-    least = None if "batch_size" in options else world.size
+        return config, long_steps(shape, config, lambda: group.size * training_flops_per_s(threads))
+    least = None if "batch_size" in options else group.size
     return fit_budget(shape, config, speed(), least_batch=least)
 
 

@@ -11,30 +11,30 @@ from mygpt.evaluation import Evaluation
 from mygpt.generation.writer import Writer
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
-from mygpt.training.state import Course
+from mygpt.training.state import Progress
 
 
-def step_record(course: Course, lr: float, tokens: int) -> dict[str, Any]:
+def step_record(progress: Progress, lr: float, tokens: int) -> dict[str, Any]:
     """A reported step: its loss (nats per token), rate, tokens read and seconds so far."""
     return {
-        "step": course.step,
-        "loss": course.loss,
+        "step": progress.step,
+        "loss": progress.loss,
         "lr": lr,
         "tokens": tokens,
-        "elapsed_s": round(course.elapsed_s, 3),
+        "elapsed_s": round(progress.elapsed_s, 3),
     }
 
 
-def validation_record(course: Course, result: Evaluation) -> dict[str, Any]:
+def validation_record(progress: Progress, result: Evaluation) -> dict[str, Any]:
     """A validation: losses in nats per token and in bits."""
     return {
-        "step": course.step,
+        "step": progress.step,
         "val_loss": result.loss,
         "val_bits_per_byte": result.bits_per_byte,
         "val_bits_per_char": result.bits_per_char,
         "val_standard_error": _finite(result.standard_error),
         "val_window": result.seq_len,
-        "elapsed_s": round(course.elapsed_s, 3),
+        "elapsed_s": round(progress.elapsed_s, 3),
     }
 
 

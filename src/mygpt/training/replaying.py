@@ -14,30 +14,30 @@ from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
 from mygpt.text.reading import shown
 from mygpt.training.events import Listener
-from mygpt.training.going_on import same_source
-from mygpt.training.loop import Trainer
+from mygpt.training.initial_model import initial_model, same_initial
+from mygpt.training.lifecycle import (
+    keeping_torch_state,
+    run_from_start,
+)
 from mygpt.training.memory import (
     check_model_fits,
     free_memory,
 )
-from mygpt.training.named import names_in, require_seen, seen
-from mygpt.training.origin import first_model, same_origin
 from mygpt.training.preparing import resolved
+from mygpt.training.process_group import PeerError, from_environment
+from mygpt.training.recorded_files import names_in, require_unchanged_files, seen
+from mygpt.training.resuming import same_source
 from mygpt.training.run import RunFolder
-from mygpt.training.sitting import (
-    from_the_start,
-    leaves_torch_alone,
+from mygpt.training.shared_start import (
+    require_listener,
 )
 from mygpt.training.source import (
     provenance_of,
 )
-from mygpt.training.together import (
-    require_listener,
-)
-from mygpt.training.world import PeerError, place
+from mygpt.training.trainer import Trainer
 
 
-@leaves_torch_alone
+@keeping_torch_state
 def replay(
     original: str | Path,
     *,
@@ -72,13 +72,13 @@ def replay(
     for name, value in (("original", original), ("output", output)):
         require_path(name, value)
     require_listener(listener)
-    world = place()
-    if not world.is_main:
+    group = from_environment()
+    if not group.is_main:
         raise PeerError(InputError.exit_code)
-    if not world.alone:
+    if not group.is_single:
         raise InputError("a run is made again by one process: leave out torchrun")
     state, note = RunFolder.of(original).load_state()
-    given, steps = state.arrays.get("plan"), state.course.step
+    given, steps = state.arrays.get("plan"), state.progress.step
     if given is None or len(given) < steps:
         raise InputError(f"{original} was begun by an older mygpt, which kept no plan of its steps")
     run = RunFolder.at(output)
@@ -96,13 +96,15 @@ def replay(
         settings["val_file"] = resolved(str(val_file))
     way = ["mygpt", "reproduce", str(original)]
     by_user = bool(files), val_file is not None
-    require_seen(state.settings, original, by_user, way=way, option="--text")
+    require_unchanged_files(state.settings, original, by_user, way=way, option="--text")
     if files or val_file is not None:
         settings["seen"] = seen(settings)
         state = replace(state, settings=settings)
     source = same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
-    first = first_model(state.config, config, where, origin=same_origin(state.settings, original))
+    first = initial_model(
+        state.config, config, where, origin=same_initial(state.settings, original)
+    )
     trainer = Trainer(
         first,
         state.tokenizer,
@@ -118,4 +120,4 @@ def replay(
     notes = [] if note is None else [note]
     notes += [f"the text is read from {shown(name)}" for name in names_in(state.settings)]
     del state  # as large as all that is trained
-    return from_the_start(trainer, source, train_tokens, notes, overwrite=overwrite)
+    return run_from_start(trainer, source, train_tokens, notes, overwrite=overwrite)

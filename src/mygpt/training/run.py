@@ -302,24 +302,24 @@ class RunFolder:
         """
         self.check_exists()
         try:
-            return read_whole_state(self.state_path), None
+            return read_checked_state(self.state_path), None
         except DamagedError as error:
             problem = error
         if not self.previous_path.exists():
             raise problem
         try:
-            state = read_whole_state(self.previous_path)
+            state = read_checked_state(self.previous_path)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{problem}; and so is the state before it: {error}; "
                 f"`mygpt doctor {shlex.quote(str(self.folder))}` says which of its models are whole"
             ) from None
-        return state, f"{problem}: going on from the state before it, of step {state.course.step}"
+        return state, f"{problem}: going on from the state before it, of step {state.progress.step}"
 
     def load_previous_state(self, run_id: object) -> State | None:
         """The state before the last one, if there is a good one and it is of that run."""
         with contextlib.suppress(CheckpointError):
-            state = read_whole_state(self.previous_path)
+            state = read_checked_state(self.previous_path)
             if state.provenance.get("run_id") == run_id:
                 return state
         return None
@@ -330,7 +330,7 @@ class RunFolder:
             require_regular(path)
             path.replace(path.with_name(f"damaged.{path.name}"))
 
-    def mend_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
+    def repair_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
         """The best model of the run with that id, and a line about it if it was damaged.
 
         The user's own file is a copy of it, so each is made again from the other. A best model
@@ -391,7 +391,7 @@ def read_state(path: Path) -> State:
     return State.from_parts(path, arrays, parts)
 
 
-def read_whole_state(path: Path) -> State:
+def read_checked_state(path: Path) -> State:
     """The same; what it says lies in a folder beside it is checked too."""
     state = read_state(path)
     check_shards_of(state)

@@ -17,7 +17,7 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.training.config import TrainConfig
 from mygpt.training.hardware import checkpoint_blocks, compute_dtype, why_not_compiled
-from mygpt.training.world import World
+from mygpt.training.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -33,10 +33,10 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def first_row(tensor: torch.Tensor, world: World) -> int:
+def first_row(tensor: torch.Tensor, group: ProcessGroup) -> int:
     """The number of the first row that is here."""
-    rows = -(-len(tensor) // world.size)  # torch.chunk's
-    return min(world.rank * rows, len(tensor)) if is_sharded(tensor) else 0
+    rows = -(-len(tensor) // group.size)  # torch.chunk's
+    return min(group.rank * rows, len(tensor)) if is_sharded(tensor) else 0
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,17 +59,19 @@ def like(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     )  # fmt: skip
 
 
-def put_rows(tensor: torch.Tensor, array: NDArray[Any], world: World) -> None:
+def put_rows(tensor: torch.Tensor, array: NDArray[Any], group: ProcessGroup) -> None:
     """Fill a tensor with the rows of a whole array that belong here."""
     here, rows = local(tensor), array
     if is_sharded(tensor):
-        start = first_row(tensor, world)
+        start = first_row(tensor, group)
         rows = array[start : start + len(here)]
     with torch.no_grad():
         here.copy_(torch.from_numpy(np.array(rows)).view(here.shape))
 
 
-def sharded_model(shape: GPTConfig, config: TrainConfig, device: torch.device, world: World) -> GPT:
+def sharded_model(
+    shape: GPTConfig, config: TrainConfig, device: torch.device, group: ProcessGroup
+) -> GPT:
     """A model of this shape whose weights are shared out and wait to be filled."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -79,7 +81,7 @@ def sharded_model(shape: GPTConfig, config: TrainConfig, device: torch.device, w
     policy = MixedPrecisionPolicy()
     if dtype != torch.float32:
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    mesh = init_device_mesh(device.type, (world.size,))
+    mesh = init_device_mesh(device.type, (group.size,))
     if config.checkpoint_activations:
         checkpoint_blocks(model)
     for block in model.blocks:
@@ -90,22 +92,22 @@ def sharded_model(shape: GPTConfig, config: TrainConfig, device: torch.device, w
     return model.allot(device)
 
 
-def fill(model: GPT, source: GPT | None, world: World) -> None:
+def fill(model: GPT, source: GPT | None, group: ProcessGroup) -> None:
     """Make a sharded model's numbers those of the first process's `source`, one by one."""
     known = {} if source is None else source.state_dict()
     for name, tensor in model.named_parameters():
         array = np.empty(tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
         if source is not None:
             array[...] = known[name].detach().cpu().numpy()
-        world.share_bytes(array)
-        put_rows(tensor, array, world)
+        group.broadcast_bytes(array)
+        put_rows(tensor, array, group)
 
 
-def whole_arrays(model: GPT, world: World) -> dict[str, NDArray[Any]]:
+def gathered_arrays(model: GPT, group: ProcessGroup) -> dict[str, NDArray[Any]]:
     """All weights on the first process's CPU, put together one by one; the others get none."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, tensor in model.state_dict().items():
         array = whole(tensor.detach())
-        if world.is_main:
+        if group.is_main:
             arrays[name] = array.cpu().numpy()
     return arrays

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from mygpt.errors import CheckpointError, DamagedError, MygptError, StorageError
 from mygpt.file_access import open_regular, read_inside, require_folder
 from mygpt.storage import reason, sync_folder
+from mygpt.training.process_group import SINGLE_PROCESS, PeerError, ProcessGroup
 from mygpt.training.shards_metadata import DTYPES, check_places, read_metadata
-from mygpt.training.world import ALONE, PeerError, World
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -53,18 +53,18 @@ def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
     """
     for name, tensor in tensors.items():
         assert tensor.dtype in DTYPES, f"{name} is {tensor.dtype}"
-    world = _world()
-    world.together(lambda: _make_way(folder), main_only=True)
-    world.together(lambda: _require_here(folder))
+    group = _current_group()
+    group.run_on_all(lambda: _make_way(folder), main_only=True)
+    group.run_on_all(lambda: _require_here(folder))
     try:
-        _write(folder, tensors, world)
-        mine = world.together(lambda: _settle(folder, world.rank))
+        _write(folder, tensors, group)
+        mine = group.run_on_all(lambda: _settle(folder, group.rank))
         digests = {
-            name: digest for part in world.gather(mine or {}) for name, digest in part.items()
+            name: digest for part in group.gather(mine or {}) for name, digest in part.items()
         }
-        world.together(lambda: _sync_folders(folder), main_only=True)
+        group.run_on_all(lambda: _sync_folders(folder), main_only=True)
     except MygptError:
-        if world.is_main:  # what it took is free again
+        if group.is_main:  # what it took is free again
             with suppress(StorageError):
                 remove_shards(folder)
         raise
@@ -84,17 +84,17 @@ def load_shards(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> N
         CheckpointError: for a foreign folder, or a tensor that is not in it as it is wanted.
         PeerError: when another process has raised one of these.
     """
-    world = _world()
+    group = _current_group()
 
     def check() -> Metadata:
         _check_names(folder, digests)
-        for name in sorted(digests)[world.rank :: world.size]:
+        for name in sorted(digests)[group.rank :: group.size]:
             _check_file(folder / name, digests[name])
         return _read_checked(folder, tensors, digests)
 
-    metadata = world.together(check)
+    metadata = group.run_on_all(check)
     assert metadata is not None  # done in every process
-    _read(folder, metadata, tensors, world)
+    _read(folder, metadata, tensors, group)
 
 
 def read_shards(folder: Path, digests: Mapping[str, str]) -> dict[str, NDArray[Any]]:
@@ -113,7 +113,7 @@ def read_shards(folder: Path, digests: Mapping[str, str]) -> dict[str, NDArray[A
         name: torch.zeros(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
     }
-    _read(folder, metadata, tensors, ALONE)
+    _read(folder, metadata, tensors, SINGLE_PROCESS)
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
@@ -154,12 +154,12 @@ def remove_shards(folder: Path) -> None:
         raise StorageError(f"cannot remove {folder}: {error.strerror}") from error
 
 
-def _world() -> World:
+def _current_group() -> ProcessGroup:
     """The processes of torch's default group; alone where there is none."""
     group = torch.distributed
     if not group.is_available() or not group.is_initialized():
-        return ALONE
-    return World(group.get_rank(), group.get_world_size())
+        return SINGLE_PROCESS
+    return ProcessGroup(group.get_rank(), group.get_world_size())
 
 
 def _make_way(folder: Path) -> None:
@@ -177,7 +177,7 @@ def _require_here(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, tensors: Tensors, world: World) -> None:
+def _write(folder: Path, tensors: Tensors, group: ProcessGroup) -> None:
     """All that torch writes; nothing of it is durable yet."""
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -185,8 +185,8 @@ def _write(folder: Path, tensors: Tensors, world: World) -> None:
     # Names stay as they are: nothing is nested, and every value is a tensor, never a pickle.
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     parts = {name: tensor.detach() for name, tensor in tensors.items()}
-    with _torch_at_work(folder, world, StorageError, "cannot be written"):
-        save(parts, storage_writer=_writer(folder), planner=planner, no_dist=world.alone)
+    with _torch_at_work(folder, group, StorageError, "cannot be written"):
+        save(parts, storage_writer=_writer(folder), planner=planner, no_dist=group.is_single)
 
 
 def _writer(folder: Path) -> FileSystemWriter:
@@ -297,18 +297,18 @@ def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) ->
     return metadata
 
 
-def _read(folder: Path, metadata: Metadata, tensors: Tensors, world: World) -> None:
+def _read(folder: Path, metadata: Metadata, tensors: Tensors, group: ProcessGroup) -> None:
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import load
 
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     parts = {name: tensor.detach() for name, tensor in tensors.items()}  # share their memory
-    with _torch_at_work(folder, world, CheckpointError, "is not loaded"):
+    with _torch_at_work(folder, group, CheckpointError, "is not loaded"):
         load(
             parts,
             storage_reader=_reader(folder, metadata),
             planner=planner,
-            no_dist=world.alone,
+            no_dist=group.is_single,
         )
 
 
@@ -325,7 +325,9 @@ def _reader(folder: Path, metadata: Metadata) -> FileSystemReader:
 
 
 @contextmanager
-def _torch_at_work(folder: Path, world: World, kind: type[MygptError], what: str) -> Iterator[None]:
+def _torch_at_work(
+    folder: Path, group: ProcessGroup, kind: type[MygptError], what: str
+) -> Iterator[None]:
     """Call what torch raises by our names: one process tells, the others know that it does."""
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -338,12 +340,12 @@ def _torch_at_work(folder: Path, world: World, kind: type[MygptError], what: str
         cause = error.failures[first][0]
         if not isinstance(cause, Exception):  # a signal
             raise cause from None
-        if first != world.rank:
+        if first != group.rank:
             raise PeerError from None
         why = reason(cause, folder, 0) if isinstance(cause, OSError) else str(cause)
         why = why.split("\n")[0] or type(cause).__name__
         raise kind(f"{folder} {what}: {why:.200}") from cause
     except RuntimeError as error:  # the connection: all else comes in torch's own
-        if world.alone:
+        if group.is_single:
             raise
         raise PeerError from error

@@ -1,4 +1,4 @@
-"""What a run saves so that it can go on: `Course`, `State`, and their way to arrays and JSON.
+"""What a run saves so that it can go on: `Progress`, `State`, and their way to arrays and JSON.
 
 A state may come from anywhere, so everything in it is checked before it is used.
 """
@@ -24,15 +24,15 @@ from mygpt.errors import CheckpointError, InputError
 from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer, memory_shape
+from mygpt.training.process_group import ProcessGroup
 from mygpt.training.sharding import put_rows
-from mygpt.training.world import World
 
 Arrays = dict[str, NDArray[Any]]
 _SHARDS = re.compile(r"shards-\d+-[0-9a-f]+")
 
 
 @dataclass
-class Course:
+class Progress:
     """How far a run has come; all of it is saved with every state.
 
     Attributes:
@@ -72,7 +72,7 @@ class Course:
         return {name: value for name, value in vars(self).items() if math.isfinite(value)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Course:
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
         """What `to_dict` gave; `InputError` for anything else."""
         kinds = {field.name: field.type for field in fields(cls)}
         for name, value in values.items():
@@ -80,10 +80,10 @@ class Course:
             number = type(value) is float and math.isfinite(value)
             if name not in kinds or not (whole or (number and kinds[name] == "float")):
                 raise InputError(f"course {name}={value!r:.40} is not of this version")
-        course = cls()
+        progress = cls()
         for name, value in values.items():
-            setattr(course, name, float(value) if kinds[name] == "float" else value)
-        return course
+            setattr(progress, name, float(value) if kinds[name] == "float" else value)
+        return progress
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class State:
         settings: how to read the text again ("files", "val_file", "encoding"), the "preset",
             and the "threads" between which sums are shared.
         provenance: what every checkpoint tells of its origin.
-        course: how far it has come.
+        progress: how far it has come.
         arrays: weights, optimizer, generators; `plan` (steps, 2) float64, the share done and
             the scale of the rate at each step; `given_plan`, that of the run made again.
         shards: where weights and optimizer lie instead, if several processes wrote them:
@@ -111,7 +111,7 @@ class State:
     training: TrainConfig
     settings: dict[str, Any]
     provenance: dict[str, Any]
-    course: Course
+    progress: Progress
     arrays: Arrays
     shards: dict[str, Any] | None = None
 
@@ -123,7 +123,7 @@ class State:
             "training": self.training.to_dict(),
             "settings": self.settings,
             "provenance": self.provenance,
-            "course": self.course.to_dict(),
+            "course": self.progress.to_dict(),
         }
 
     @classmethod
@@ -141,7 +141,7 @@ class State:
                 _training_config(parts["training"]),
                 _checked_settings(parts["settings"]),
                 _checked_provenance(parts["provenance"]),
-                Course.from_dict(parts["course"]),
+                Progress.from_dict(parts["course"]),
                 arrays,
                 _checked_shards(parts.get("shards")),
             )
@@ -290,18 +290,18 @@ def sharded_tensors(
     return tensors | {f"optimizer/{name}": value for name, value in memory.items()}
 
 
-def shared_state(world: World, load: Callable[[], State]) -> State:
+def broadcast_state(group: ProcessGroup, load: Callable[[], State]) -> State:
     """A state that the first process reads, on all."""
-    state = world.together(load, main_only=True)
-    if world.alone and state is not None:
+    state = group.run_on_all(load, main_only=True)
+    if group.is_single and state is not None:
         return state
-    told = world.share(None if state is None else (state.path, state.parts()))
+    told = group.broadcast(None if state is None else (state.path, state.parts()))
     assert told is not None
-    arrays = world.share_arrays(None if state is None else state.arrays)
+    arrays = group.broadcast_arrays(None if state is None else state.arrays)
     return State.from_parts(told[0], arrays, told[1])
 
 
-def put_back(state: State, model: GPT, optimizer: Optimizer) -> None:
+def restore_model(state: State, model: GPT, optimizer: Optimizer) -> None:
     """Make weights, optimizer and generators what they were.
 
     Raises:
@@ -309,7 +309,7 @@ def put_back(state: State, model: GPT, optimizer: Optimizer) -> None:
     """
     held = model.state_dict()
     for name, array in state.part("model").items():
-        put_rows(held[name], array, optimizer.world)
+        put_rows(held[name], array, optimizer.group)
     if state.shards is None:
         optimizer.load(state.part("optimizer"))
     device = next(model.parameters()).device

@@ -12,13 +12,13 @@ from mygpt.checkpoint import Checkpoint, another_programs, read_checkpoint
 from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.locks import holder
+from mygpt.training.diagnosis import diagnose, read_history
 from mygpt.training.events import Finished
-from mygpt.training.named import require_seen
-from mygpt.training.plan import Plan
+from mygpt.training.recorded_files import require_unchanged_files
 from mygpt.training.run import RunFolder
 from mygpt.training.source import ReadSource, read_source
 from mygpt.training.state import State
-from mygpt.training.verdict import read_history, verdict
+from mygpt.training.step_log import StepLog
 from mygpt.views.history import History, read_log
 
 # Bytes of a text that is read again for a report: more would take longer than it is worth.
@@ -111,7 +111,7 @@ def _read_source(run: Run) -> ReadSource | None:
         return None
     try:
         if run.finished is None:
-            require_seen(settings, run.folder.name, way=["mygpt", "train", "--resume"])
+            require_unchanged_files(settings, run.folder.name, way=["mygpt", "train", "--resume"])
     except MygptError:
         run.notes.append(
             "the text has changed since the run began, or is not its text, so it is not looked at"
@@ -152,8 +152,8 @@ class Standing:
 
 def standing_of(run: Run) -> Standing:
     """How far the run has come, and whether it is over."""
-    state, course = run.state, run.state.course
-    plan = Plan(state.training, state.arrays.get("given_plan"))
+    state, course = run.state, run.state.progress
+    plan = StepLog(state.training, state.arrays.get("given_plan"))
     plan.restore(state.arrays, course.step)
     share = plan.done(course)
     early = 0 < state.training.patience <= course.worse
@@ -202,7 +202,7 @@ def verdict_of(run: Run, standing: Standing, baselines: Baselines | None, learne
     if run.finished is not None and run.finished.verdict:
         return run.finished.verdict
     epochs = standing.tokens / learned if learned else _estimated_epochs(run, standing)
-    told = verdict(
+    told = diagnose(
         read_history(run.folder.log_path),
         steps=standing.step,
         epochs=epochs,

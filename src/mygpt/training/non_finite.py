@@ -13,9 +13,9 @@ import torch
 
 from mygpt.core.training import Gradients
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.state import Course
+from mygpt.training.state import Progress
 
-LEFT_OUT_BEFORE_GOING_BACK = 5
+SKIPS_BEFORE_ROLLBACK = 5
 TRIES = 3  # returns to an earlier state on account of the same step
 
 # A loss is a spike when it is this many times the usual deviation above the usual loss, and at
@@ -25,11 +25,11 @@ _MEMORY = 0.98  # the running means cover about 50 steps
 READ_EVERY = 16  # steps between synchronisations with a device that runs asynchronously
 
 
-class BlowUp(Exception):
+class Diverging(Exception):
     """Training cannot continue from these weights; the message says why."""
 
 
-class Guard:
+class NonFiniteGuard:
     """Gradients and optimizer of `train_steps` in one: updates that are not finite are skipped.
 
     Args:
@@ -45,7 +45,7 @@ class Guard:
     """
 
     def __init__(
-        self, gradients: Gradients, optimizer: Optimizer, device: torch.device, progress: Course
+        self, gradients: Gradients, optimizer: Optimizer, device: torch.device, progress: Progress
     ) -> None:
         self.gradients = gradients
         self.optimizer = optimizer
@@ -92,7 +92,7 @@ class Guard:
         self._since_read.zero_()
         return since
 
-    def reset(self, progress: Course) -> None:
+    def reset(self, progress: Progress) -> None:
         """Continue from a saved state."""
         self.progress = progress
         self._in_a_row.fill_(progress.left_out)

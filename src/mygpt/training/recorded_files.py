@@ -37,7 +37,7 @@ def names_in(settings: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name is not None and name != "-"]
 
 
-def require_seen(
+def require_unchanged_files(
     settings: Mapping[str, Any],
     run: str | Path,
     by_user: tuple[bool, bool] = (False, False),

@@ -17,7 +17,7 @@ from mygpt.training.config import TrainConfig
 _NEXT_SEED = 0x9E3779B97F4A7C15  # the golden ratio's
 
 
-class Feed:
+class TrainingBatches:
     """The batches of a run, by stage and number.
 
     Args:

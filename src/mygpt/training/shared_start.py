@@ -15,14 +15,14 @@ from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError
 from mygpt.text import name_of
 from mygpt.tokenization import from_state
-from mygpt.training.bystander import Bystander
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Event, Listener
 from mygpt.training.preparing import Prepared, named
+from mygpt.training.process_group import ProcessGroup
+from mygpt.training.read_only import ReadOnlyRunFolder
 from mygpt.training.run import RunFolder, read_state
 from mygpt.training.source import Source, read_source
 from mygpt.training.stored import stores_among
-from mygpt.training.world import World
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,32 @@ class _Told:
     expected_tokens: float
 
 
-def prepare_together(world: World, device: str, prepare: Callable[[], Prepared]) -> Prepared:
+def prepare_on_all(group: ProcessGroup, device: str, prepare: Callable[[], Prepared]) -> Prepared:
     """What `prepare` gives in the first process, on all; each reads the text itself.
 
     Raises:
         InputError: for what several processes cannot share, or where their texts differ.
         PeerError: where another process failed.
     """
-    ready = world.together(prepare, main_only=True)
-    if world.alone and ready is not None:
+    ready = group.run_on_all(prepare, main_only=True)
+    if group.is_single and ready is not None:
         return ready
     prepared_s = time.monotonic()
-    world.together(lambda: _check_prepared(ready, world), main_only=True)
-    told = world.share(None if ready is None else _told(ready))
+    group.run_on_all(lambda: _check_prepared(ready, group), main_only=True)
+    told = group.broadcast(None if ready is None else _told(ready))
     assert told is not None
     # On each machine one process first: it may have to write to the cache what the others read.
-    first = world.together(lambda: _follow(told, world, device) if world.local_rank == 0 else None)
+    first = group.run_on_all(
+        lambda: _follow(told, group, device) if group.local_rank == 0 else None
+    )
     if ready is None:
-        other = world.together(lambda: first or _follow(told, world, device))
+        other = group.run_on_all(lambda: first or _follow(told, group, device))
     else:
-        world.together(lambda: None)
+        group.run_on_all(lambda: None)
         late_s = time.monotonic() - prepared_s
         other = replace(ready, config=_with_reserve(ready.config, late_s))
     assert other is not None
-    return replace(other, config=world.share(other.config))
+    return replace(other, config=group.broadcast(other.config))
 
 
 def _told(ready: Prepared) -> _Told:
@@ -72,15 +74,15 @@ def _told(ready: Prepared) -> _Told:
     )  # fmt: skip
 
 
-def _check_prepared(ready: Prepared | None, world: World) -> None:
+def _check_prepared(ready: Prepared | None, group: ProcessGroup) -> None:
     if ready is None:
         return
-    check_shareable(ready.config, world)
+    check_shareable(ready.config, group)
 
 
-def check_shareable(config: TrainConfig, world: World) -> None:
+def check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
     """Raise `InputError` for a recipe that so many processes cannot share."""
-    if world.alone:
+    if group.is_single:
         return
     if config.data_order == "tutorial":
         raise InputError(
@@ -88,16 +90,16 @@ def check_shareable(config: TrainConfig, world: World) -> None:
             "leave out torchrun, or choose --preset nano"
         )
     smallest = min(config.window(stage)[1] for stage in range(len(config.stages) + 1))
-    if smallest < world.size:
+    if smallest < group.size:
         raise InputError(
-            f"batch_size={smallest} cannot be shared by {world.size} processes: choose at least "
-            f"{world.size}"
+            f"batch_size={smallest} cannot be shared by {group.size} processes: choose at least "
+            f"{group.size}"
         )
 
 
-def _follow(told: _Told, world: World, device: str) -> Prepared | None:
+def _follow(told: _Told, group: ProcessGroup, device: str) -> Prepared | None:
     """The same run in another process; nothing in the first, which knows it."""
-    if world.is_main:
+    if group.is_main:
         return None
     tokenizer = from_state(told.tokenizer)
     source = read_source(
@@ -107,9 +109,9 @@ def _follow(told: _Told, world: World, device: str) -> Prepared | None:
     require_same(source, told.sha256)
     train_tokens, val_tokens = source.encode(tokenizer)
     return Prepared(
-        Bystander(told.run.folder, told.run.file), source, tokenizer, train_tokens, val_tokens,
-        told.shape, told.config, told.in_pieces, world.choose_device(device), told.settings, [],
-        told.expected_tokens,
+        ReadOnlyRunFolder(told.run.folder, told.run.file),
+        source, tokenizer, train_tokens, val_tokens, told.shape, told.config, told.in_pieces,
+        group.choose_device(device), told.settings, [], told.expected_tokens,
     )  # fmt: skip
 
 
@@ -129,21 +131,21 @@ def _with_reserve(config: TrainConfig, seconds: float) -> TrainConfig:
     return replace(config, reserve_s=min(config.reserve_s + seconds, 30.0 * config.minutes))
 
 
-def begun_before(
-    world: World, files: object, output: str | Path | None, command: str
+def run_begun_by_job(
+    group: ProcessGroup, files: object, output: str | Path | None, command: str
 ) -> RunFolder | None:
     """The run that this job has begun with this command already, if it was started again.
 
     Raises:
         InputError: where the run lies on another machine than the first process's.
     """
-    if world.job is None:
+    if group.job is None:
         return None
     run = RunFolder.at(_default_output(named(files)) if output is None else output)
-    found = world.gather(world.local_rank == 0 and _is_of(run, world.job, command))
+    found = group.gather(group.local_rank == 0 and _is_of(run, group.job, command))
     if any(found) and not found[0]:
         raise InputError(
-            f"{run.name} was begun by {world.job} and is not here: --output must be a folder that "
+            f"{run.name} was begun by {group.job} and is not here: --output must be a folder that "
             "all machines share"
         )
     return run if found[0] else None
@@ -177,18 +179,18 @@ def require_listener(listener: object) -> None:
         )
 
 
-def listening(world: World, listener: Listener) -> Listener:
+def main_listener(group: ProcessGroup, listener: Listener) -> Listener:
     """The listener in the first process; the others tell nothing."""
-    return listener if world.is_main else _hears_nothing
+    return listener if group.is_main else _ignore
 
 
-def _hears_nothing(event: Event) -> None:
+def _ignore(event: Event) -> None:
     """What the first process tells is told once."""
 
 
-def seen_by(world: World, run: RunFolder) -> RunFolder:
+def folder_for(group: ProcessGroup, run: RunFolder) -> RunFolder:
     """A run's folder as this process may use it."""
-    return run if world.is_main else Bystander(run.folder, run.file)
+    return run if group.is_main else ReadOnlyRunFolder(run.folder, run.file)
 
 
 def _default_output(files: list[str]) -> Path:

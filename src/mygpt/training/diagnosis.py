@@ -71,7 +71,7 @@ def _known(record: dict[str, Any], name: str) -> float | None:
     return value if known else None
 
 
-def verdict(
+def diagnose(
     history: list[Seen],
     *,
     steps: int,
@@ -123,7 +123,7 @@ def verdict(
             f"the text it is validated on is of another kind ({last.val_loss:.3f}) than what it "
             f"learned from ({last.loss:.3f}, read once at most): give a --val-file, or mix the two"
         ]
-    elif not _learns(history):
+    elif not _is_trainable(history):
         told = ["it has settled"]
     elif epochs > _OFTEN:
         told = [
@@ -160,7 +160,7 @@ def _counted(steps: int) -> str:
     return "1 step is" if steps == 1 else f"{steps:,} steps are"
 
 
-def _learns(history: list[Seen]) -> bool:
+def _is_trainable(history: list[Seen]) -> bool:
     """Whether the validation loss still fell at the end."""
     last = history[-1]
     # Of few validations, the last alone lies in the last third.

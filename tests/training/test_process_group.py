@@ -21,9 +21,9 @@ from mygpt.training import hardware
 from mygpt.training.config import TrainConfig
 from mygpt.training.gradients import Gradients
 from mygpt.training.hardware import compute_dtype, described, products_in
+from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup, from_environment, joined
 from mygpt.training.sharding import first_row, like, local, put_rows, whole
 from mygpt.training.shared_losses import shared_losses
-from mygpt.training.world import ALONE, World, joined, place
 from ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -47,13 +47,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_torchrun_tells_each_its_place(started: Callable[..., None]) -> None:
     started()
-    assert place() == World(2, 4, 1, 2)
+    assert from_environment() == ProcessGroup(2, 4, 1, 2)
     started(LOCAL_RANK=None, LOCAL_WORLD_SIZE=None)
-    assert place() == World(2, 4, 0, 1)
+    assert from_environment() == ProcessGroup(2, 4, 0, 1)
     started(WORLD_SIZE=None)
-    assert place() is ALONE
-    assert ALONE.alone
-    assert ALONE.is_main
+    assert from_environment() is SINGLE_PROCESS
+    assert SINGLE_PROCESS.is_single
+    assert SINGLE_PROCESS.is_main
 
 
 @pytest.mark.parametrize(
@@ -72,35 +72,39 @@ def test_a_place_that_cannot_be_is_refused(
 ) -> None:
     started(**changes)
     with pytest.raises(InputError) as raised:
-        place()
+        from_environment()
     assert str(raised.value) == said
 
 
 def test_a_job_has_one_name_for_all_its_attempts(started: Callable[..., None]) -> None:
     """torchrun's own, or where it has none the process that started this one, and when."""
     started(TORCHELASTIC_RUN_ID="night-7")
-    assert place().job == "job night-7"
+    assert from_environment().job == "job night-7"
     started(TORCHELASTIC_RUN_ID="none")
-    job = place().job
+    job = from_environment().job
     assert job is not None
     assert f" {os.getppid()} " in job
-    assert place().job == job
+    assert from_environment().job == job
     started(TORCHELASTIC_RUN_ID=None)
-    assert place().job is None
+    assert from_environment().job is None
 
 
 def test_a_process_alone_agrees_with_itself() -> None:
-    with joined() as world:
-        assert world is ALONE
-    assert ALONE.share([1]) == [1]
-    assert ALONE.gather("a") == ["a"]
-    assert ALONE.together(lambda: 3) == ALONE.together(lambda: 3, main_only=True) == 3
-    assert ALONE.clock(2.5) == 2.5
-    assert (ALONE.signal(None), ALONE.signal(15)) == (None, 15)
+    with joined() as group:
+        assert group is SINGLE_PROCESS
+    assert SINGLE_PROCESS.broadcast([1]) == [1]
+    assert SINGLE_PROCESS.gather("a") == ["a"]
+    assert (
+        SINGLE_PROCESS.run_on_all(lambda: 3)
+        == SINGLE_PROCESS.run_on_all(lambda: 3, main_only=True)
+        == 3
+    )
+    assert SINGLE_PROCESS.main_clock(2.5) == 2.5
+    assert (SINGLE_PROCESS.any_signal(None), SINGLE_PROCESS.any_signal(15)) == (None, 15)
     part = torch.tensor(0.5)
-    assert ALONE.sum_loss(part) is part
+    assert SINGLE_PROCESS.sum_loss(part) is part
     with pytest.raises(StorageError, match="full"):
-        ALONE.together(lambda: fail(StorageError("full")))
+        SINGLE_PROCESS.run_on_all(lambda: fail(StorageError("full")))
 
 
 def fail(error: Exception) -> int:
@@ -118,66 +122,66 @@ def caught(action: Callable[[], Any]) -> tuple[str, str, int]:
 
 def agree() -> dict[str, Any]:
     """What each of 3 processes does; the last one leaves before the end."""
-    world = place()
-    rank = world.rank
+    group = from_environment()
+    rank = group.rank
 
     def fail_in(*ranks: int, error: Exception | None = None) -> tuple[str, str, int]:
         def action() -> int:
             return fail(error or StorageError(f"full in {rank}")) if rank in ranks else rank
 
-        return caught(lambda: world.together(action))
+        return caught(lambda: group.run_on_all(action))
 
     arrays = {"a/b": np.arange(6.0).reshape(2, 3), "none": np.empty((0, 4), np.int16)}
     arrays["scalar"] = np.array(7, np.uint8)
     tensor = torch.full((2,), float(rank))
-    world.add(tensor)
+    group.all_reduce(tensor)
     bytes_ = np.full((2, 2), rank + 1, np.float64)
-    world.share_bytes(bytes_)
+    group.broadcast_bytes(bytes_)
     found = {
-        "share": world.share({"from": rank}),
-        "gather": world.gather(rank * 10),
-        "exchange": world.exchange(rank + 0.1).tolist(),
-        "sum of a loss": world.sum_loss(torch.tensor(0.1 * (rank + 1))),
+        "share": group.broadcast({"from": rank}),
+        "gather": group.gather(rank * 10),
+        "exchange": group.all_gather(rank + 0.1).tolist(),
+        "sum of a loss": group.sum_loss(torch.tensor(0.1 * (rank + 1))),
         "add": tensor.tolist(),
         "bytes": bytes_.tolist(),
-        "arrays": world.share_arrays(arrays if world.is_main else None),
-        "clock": world.clock(100.0 + rank),
-        "no signal": world.signal(None),
-        "signal": world.signal(int(signal.SIGTERM) if rank == 2 else None),
-        "together": world.together(lambda: rank),
-        "main alone": world.together(lambda: rank, main_only=True),
+        "arrays": group.broadcast_arrays(arrays if group.is_main else None),
+        "clock": group.main_clock(100.0 + rank),
+        "no signal": group.any_signal(None),
+        "signal": group.any_signal(int(signal.SIGTERM) if rank == 2 else None),
+        "together": group.run_on_all(lambda: rank),
+        "main alone": group.run_on_all(lambda: rank, main_only=True),
         "one fails": fail_in(1),
         "two fail": fail_in(1, 2),
         "a bug": fail_in(1, error=ZeroDivisionError("by zero")),
         "main fails": caught(
-            lambda: world.together(lambda: fail(InputError("no")), main_only=True)
+            lambda: group.run_on_all(lambda: fail(InputError("no")), main_only=True)
         ),
-        "still together": world.gather(rank),
-        "told": told_by_joined(world),
-        "scores": scores(world),
-        "rows": rows(world),
+        "still together": group.gather(rank),
+        "told": told_by_joined(group),
+        "scores": scores(group),
+        "rows": rows(group),
     }
     if rank == 2:  # without a word
         torch.distributed.destroy_process_group()
         return found
-    found["left"] = caught(lambda: (world.gather(rank), world.gather(rank)))
+    found["left"] = caught(lambda: (group.gather(rank), group.gather(rank)))
     torch.distributed.destroy_process_group()
     return found
 
 
-def told_by_joined(world: World) -> Any:
+def told_by_joined(group: ProcessGroup) -> Any:
     """What is raised in a training, and what torchrun is told."""
-    path = Path(os.environ["MYGPT_TOLD"]) / f"{world.rank}"
+    path = Path(os.environ["MYGPT_TOLD"]) / f"{group.rank}"
     os.environ["TORCHELASTIC_ERROR_FILE"] = str(path)
 
     def train() -> None:
         with joined() as here:
-            here.together(lambda: fail(InputError("wrong")) if here.rank == 1 else None)
+            here.run_on_all(lambda: fail(InputError("wrong")) if here.rank == 1 else None)
 
     return (*caught(train), path.exists() and path.read_text())
 
 
-def scores(world: World) -> list[list[float]]:
+def scores(group: ProcessGroup) -> list[list[float]]:
     """Losses whose rows are shared: of more rows than processes, and of fewer."""
     seen: list[int] = []
 
@@ -188,25 +192,25 @@ def scores(world: World) -> list[list[float]]:
     found = []
     for count in (1, 2, 3, 7):
         ids = np.arange(count)[:, None]
-        found.append(shared_losses(world, score, ids, ids).ravel().tolist())
+        found.append(shared_losses(group, score, ids, ids).ravel().tolist())
     assert min(seen) > 0, "all must come where weights are put together"
     return found
 
 
-def rows(world: World) -> dict[str, Any]:
+def rows(group: ProcessGroup) -> dict[str, Any]:
     """Seven rows among 3 processes, and fewer than there are processes."""
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = torch.distributed.init_device_mesh("cpu", (world.size,))
+    mesh = torch.distributed.init_device_mesh("cpu", (group.size,))
     found = {}
     for count in (7, 4, 2):
         values = torch.arange(2.0 * count).reshape(count, 2)
         tensor = distribute_tensor(values, mesh, [Shard(0)])
-        start, here = first_row(tensor, world), local(tensor)
+        start, here = first_row(tensor, group), local(tensor)
         assert torch.equal(here, values[start : start + len(here)])
         other = like(tensor, (count, 3))
         assert len(local(other)) == len(here)
-        put_rows(other, np.arange(3.0 * count, dtype=np.float32).reshape(count, 3), world)
+        put_rows(other, np.arange(3.0 * count, dtype=np.float32).reshape(count, 3), group)
         assert torch.equal(whole(other), torch.arange(3.0 * count).reshape(count, 3))
         found[str(count)] = (start, len(here))
     return found
@@ -333,28 +337,28 @@ def test_tf32_is_for_cuda() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "world", "said"),
+    ("options", "group", "said"),
     [
-        ({}, ALONE, "float32, not compiled"),
-        ({"dtype": "bfloat16"}, ALONE, "bfloat16 by autocast, not compiled"),
-        ({"compile": True}, ALONE, "float32, torch.compile"),
+        ({}, SINGLE_PROCESS, "float32, not compiled"),
+        ({"dtype": "bfloat16"}, SINGLE_PROCESS, "bfloat16 by autocast, not compiled"),
+        ({"compile": True}, SINGLE_PROCESS, "float32, torch.compile"),
         (
             {"checkpoint_activations": True},
-            World(0, 2),
+            ProcessGroup(0, 2),
             "float32, not compiled, blocks computed anew on the way back, 2 processes (DDP, gloo)",
         ),
         (
             {"dtype": "bfloat16", "shard": True},
-            World(0, 4),
+            ProcessGroup(0, 4),
             "bfloat16, not compiled, 4 processes (FSDP, gloo)",
         ),
-        ({"engine": "compiled"}, World(0, 2), "float32, compiled kernels of our own, 2 processes "
-         "(DDP, gloo)"),
+        ({"engine": "compiled"}, ProcessGroup(0, 2),
+         "float32, compiled kernels of our own, 2 processes (DDP, gloo)"),
     ],
 )  # fmt: skip
-def test_every_choice_is_told(options: dict[str, Any], world: World, said: str) -> None:
+def test_every_choice_is_told(options: dict[str, Any], group: ProcessGroup, said: str) -> None:
     config = config_of(**options)
-    found = described(config, CPU, world, uses_torch_compile=config.compile)
+    found = described(config, CPU, group, uses_torch_compile=config.compile)
     assert found == f"cpu (1 thread), {said}"
 
 
@@ -439,9 +443,9 @@ def meet_twice() -> list[list[int]]:
     """One process is still in the first meeting when the other goes to the second."""
     found = []
     for number in range(2):
-        with joined("cpu") as world:
-            found.append(world.gather(number))
-            if world.is_main and not number:
+        with joined("cpu") as group:
+            found.append(group.gather(number))
+            if group.is_main and not number:
                 time.sleep(1)
     return found
 

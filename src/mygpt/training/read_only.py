@@ -13,7 +13,7 @@ from mygpt.training.run import RunFolder
 from mygpt.training.state import State
 
 
-class Bystander(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """The folder of a run that another process writes."""
 
     def clear_derived(self) -> None:
@@ -45,7 +45,7 @@ class Bystander(RunFolder):
     def set_aside(self, path: Path) -> None:
         """Nothing."""
 
-    def mend_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
+    def repair_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
         """Nothing: the first process tells what there is."""
         return None, None
 

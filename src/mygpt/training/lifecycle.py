@@ -19,22 +19,22 @@ from mygpt.errors import StorageError, interruption
 from mygpt.generation.writer import Writer, load
 from mygpt.locks import RunLock
 from mygpt.signals import DeferredSignals
+from mygpt.training.diagnosis import diagnose, read_history
 from mygpt.training.events import Finished, Note, Started
-from mygpt.training.loop import Trainer
 from mygpt.training.memory import check_batch_fits, free_memory
-from mygpt.training.named import names_in
+from mygpt.training.process_group import ProcessGroup
+from mygpt.training.recorded_files import names_in
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source
 from mygpt.training.state import State
 from mygpt.training.stored import Judged, counted
-from mygpt.training.verdict import read_history, verdict
-from mygpt.training.world import World
+from mygpt.training.trainer import Trainer
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def leaves_torch_alone(function: Callable[P, R]) -> Callable[P, R]:
+def keeping_torch_state(function: Callable[P, R]) -> Callable[P, R]:
     """The caller's torch generator and threads are after the call as they were before."""
 
     @wraps(function)
@@ -49,7 +49,7 @@ def leaves_torch_alone(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def from_the_start(
+def run_from_start(
     trainer: Trainer,
     source: Source,
     train_tokens: Tokens,
@@ -58,39 +58,39 @@ def from_the_start(
     overwrite: bool,
 ) -> Writer:
     """Take the folder, write the run's first state, and train."""
-    run, world = trainer.run, trainer.world
-    free = free_memory(trainer.device, world)
-    world.together(lambda: check_batch_fits(trainer.model, trainer.config, free, world=world))
-    with locked(world, run) as lock:
+    run, group = trainer.run, trainer.group
+    free = free_memory(trainer.device, group)
+    group.run_on_all(lambda: check_batch_fits(trainer.model, trainer.config, free, group=group))
+    with locked(group, run) as lock:
         # Since it was looked at, somebody may have trained.
-        world.together(lambda: run.check_free(overwrite=overwrite), main_only=True)
-        world.together(run.clear_strays)
-        tell_lock(trainer, lock)
+        group.run_on_all(lambda: run.check_free(overwrite=overwrite), main_only=True)
+        group.run_on_all(run.clear_strays)
+        report_lock(trainer, lock)
         for note in notes:
-            trainer.tell(Note(note))
-        trainer.begin(for_people(trainer, source))
+            trainer.notify(Note(note))
+        trainer.begin(readable_settings(trainer, source))
         return sit(trainer, source, train_tokens)
 
 
 def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
     """One sitting: announce, train, announce the end; return the best model's writer."""
-    if not trainer.world.is_main:
-        return _sit_by(trainer)
-    resumed = trainer.course.step > 0
+    if not trainer.group.is_main:
+        return _run_other_rank(trainer)
+    resumed = trainer.progress.step > 0
     if resumed and trainer.finished and not trainer.validation_missing:  # which has been said
         trainer.fit(lambda: False)  # writes the files that a kill may have kept from it
         return _written(trainer)
-    config, course, vocab_size = trainer.config, trainer.course, trainer.tokenizer.vocab_size
+    config, progress, vocab_size = trainer.config, trainer.progress, trainer.tokenizer.vocab_size
     uniform, unigram = _references(trainer, train_tokens)
     trainer.documents = source.learned
     judged = None
     if len(trainer.val_tokens):
         judged = source.judged(trainer.val_tokens, trainer.held_tokens, trainer.tokenizer)
         trainer.val_size = judged.size
-    trainer.tell(
+    trainer.notify(
         Started(
             run=trainer.run.folder,
-            step=course.step,
+            step=progress.step,
             parameters=trainer.model.config.num_parameters(),
             corpus=source.name,
             train_tokens=len(train_tokens),
@@ -103,38 +103,38 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
             device=trainer.described,
             total_steps=config.total_steps,
             budget_s=None if config.minutes is None else 60.0 * config.minutes,
-            read_from=tuple(names_in(trainer.settings)) if course.step else (),
+            read_from=tuple(names_in(trainer.settings)) if progress.step else (),
         )
     )
 
     def stopping(name: str) -> None:
-        trainer.tell(Note(f"{name}: ending after this step (a second one leaves at once)"))
+        trainer.notify(Note(f"{name}: ending after this step (a second one leaves at once)"))
 
     with DeferredSignals(stopping) as interrupt:
         trainer.fit(_stops(trainer, interrupt))
     if trainer.run.moved_from is not None:
-        _tell_moved(trainer)
-    course, ended_by = trainer.course, None if trainer.finished else interrupt.received
-    validated = course.best_step > 0
+        _report_moved(trainer)
+    progress, ended_by = trainer.progress, None if trainer.finished else interrupt.received
+    validated = progress.best_step > 0
     baselines = None
     if validated and ended_by is None and judged is not None:
         baselines = _baselines(trainer, source, train_tokens, judged)
-    trainer.tell(
+    trainer.notify(
         Finished(
             run=trainer.run.name,
             checkpoint=trainer.run.checkpoint_path,
-            step=course.step,
-            loss=course.loss,
-            best_val_loss=course.best_val_loss if validated else None,
-            best_step=course.best_step,
+            step=progress.step,
+            loss=progress.loss,
+            best_val_loss=progress.best_val_loss if validated else None,
+            best_step=progress.best_step,
             uniform=uniform,
             unigram=unigram,
-            elapsed_s=course.elapsed_s,
+            elapsed_s=progress.elapsed_s,
             signal=ended_by,
             baselines=baselines,
-            verdict=verdict(
+            verdict=diagnose(
                 read_history(trainer.run.log_path),
-                steps=course.step,
+                steps=progress.step,
                 epochs=trainer.tokens / len(train_tokens),
                 ended_early=trainer.ended_early,
                 to_beat=None if baselines is None else baselines.fivegram,
@@ -153,7 +153,7 @@ def _written(trainer: Trainer) -> Writer:
     return load(trainer.run.checkpoint_path, device=device)
 
 
-def _tell_moved(trainer: Trainer) -> None:
+def _report_moved(trainer: Trainer) -> None:
     """Say that the run's folder was renamed; an error where training ended for that.
 
     Raises:
@@ -162,15 +162,15 @@ def _tell_moved(trainer: Trainer) -> None:
     run = trainer.run
     renamed = f"{run.moved_from} was renamed to {run.folder} while it was being trained"
     if trainer.finished:
-        trainer.tell(Note(renamed))
+        trainer.notify(Note(renamed))
         return
     raise StorageError(
-        f"{renamed}: training has ended at step {trainer.course.step:,}, whose state is saved "
+        f"{renamed}: training has ended at step {trainer.progress.step:,}, whose state is saved "
         f"there; mygpt train --resume {shlex.quote(str(run.folder))} resumes it"
     )
 
 
-def _sit_by(trainer: Trainer) -> Writer:
+def _run_other_rank(trainer: Trainer) -> Writer:
     """The sitting of all processes but the first: the same steps, and nothing is told."""
     with DeferredSignals(lambda name: None) as interrupt:
         trainer.fit(_stops(trainer, interrupt))
@@ -186,18 +186,18 @@ def _stops(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bool]:
 
     def stops() -> bool:
         moved = trainer.run.follow()
-        ends = signal.SIGTERM if moved and not trainer.world.alone else None  # the others'
-        interrupt.received = trainer.world.signal(interrupt.received or ends)
+        ends = signal.SIGTERM if moved and not trainer.group.is_single else None  # the others'
+        interrupt.received = trainer.group.any_signal(interrupt.received or ends)
         return moved or interrupt.received is not None
 
     return stops
 
 
 @contextmanager
-def locked(world: World, run: RunFolder) -> Iterator[RunLock]:
+def locked(group: ProcessGroup, run: RunFolder) -> Iterator[RunLock]:
     """The run's lock, held by the first process for all."""
     with ExitStack() as held:
-        lock = world.together(lambda: held.enter_context(run.locked()), main_only=True)
+        lock = group.run_on_all(lambda: held.enter_context(run.locked()), main_only=True)
         yield lock or RunLock(run.folder)
 
 
@@ -226,19 +226,19 @@ def _unknown(trainer: Trainer, source: Source, train_tokens: Tokens) -> float:
     return max(part.fraction for part in found.values())
 
 
-def tell_lock(trainer: Trainer, lock: RunLock) -> None:
+def report_lock(trainer: Trainer, lock: RunLock) -> None:
     """Say where nobody is kept from training in the same run."""
     if not lock.works:
-        trainer.tell(
+        trainer.notify(
             Note(f"no locks on this file system: let one process alone train in {lock.folder}")
         )
 
 
-def tell_length(trainer: Trainer, state: State) -> None:
+def report_length(trainer: Trainer, state: State) -> None:
     """Say what a new length does to the schedule, or that the old one is spent."""
-    config, course, old = trainer.config, trainer.course, state.training
+    config, progress, old = trainer.config, trainer.progress, state.training
     if trainer.ended_early:
-        trainer.tell(
+        trainer.notify(
             Note(
                 f"{trainer.run.name} ended early, since its validation loss had turned for good: "
                 "more steps do not help; train anew with more text, or another --output"
@@ -246,11 +246,11 @@ def tell_length(trainer: Trainer, state: State) -> None:
         )
         return
     if trainer.finished:
-        trainer.tell(
+        trainer.notify(
             Note(
                 f"{trainer.run.name} is finished, nothing to do: `mygpt report "
                 f"{shlex.quote(str(trainer.run.name))}` shows how it went; to train longer, give "
-                f"--steps, --tokens or --minutes above its length ({course.step:,} steps so far)"
+                f"--steps, --tokens or --minutes above its length ({progress.step:,} steps so far)"
             )
         )
         return
@@ -258,12 +258,12 @@ def tell_length(trainer: Trainer, state: State) -> None:
     if lengths[0] == lengths[1] or config.schedule == "constant":
         return
     was, now = (
-        course.lr_scale * c.learning_rate(c.fraction_done(course.step, course.elapsed_s))
+        progress.lr_scale * c.learning_rate(c.fraction_done(progress.step, progress.elapsed_s))
         for c in (old, config)
     )
     steps, minutes = lengths[1]
     length = f"{minutes:g} minutes" if minutes is not None else f"{steps:,} steps"
-    trainer.tell(
+    trainer.notify(
         Note(
             f"the schedule is stretched to {length}: the learning rate, {was:.3g} at this step "
             f"before, is {now:.3g} now and falls to {config.lr * config.min_lr_ratio:.3g}"
@@ -271,7 +271,7 @@ def tell_length(trainer: Trainer, state: State) -> None:
     )
 
 
-def for_people(trainer: Trainer, source: Source) -> dict[str, Any]:
+def readable_settings(trainer: Trainer, source: Source) -> dict[str, Any]:
     """What config.toml shows."""
     return {
         **trainer.settings,

@@ -16,33 +16,33 @@ from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig
 from mygpt.training.events import Listener, Note
-from mygpt.training.going_on import go_on
-from mygpt.training.loop import Trainer
+from mygpt.training.initial_model import initial_model
+from mygpt.training.lifecycle import (
+    keeping_torch_state,
+    run_from_start,
+)
 from mygpt.training.memory import (
     fitting_piece,
     free_memory,
 )
-from mygpt.training.origin import first_model
 from mygpt.training.preparing import Prepared, prepare
+from mygpt.training.process_group import ProcessGroup, joined
 from mygpt.training.recipe import expected_loss
-from mygpt.training.sitting import (
-    from_the_start,
-    leaves_torch_alone,
+from mygpt.training.resuming import go_on
+from mygpt.training.shared_start import (
+    advice,
+    main_listener,
+    prepare_on_all,
+    require_listener,
+    run_begun_by_job,
 )
 from mygpt.training.source import (
     provenance_of,
 )
-from mygpt.training.together import (
-    advice,
-    begun_before,
-    listening,
-    prepare_together,
-    require_listener,
-)
-from mygpt.training.world import World, joined
+from mygpt.training.trainer import Trainer
 
 
-@leaves_torch_alone
+@keeping_torch_state
 def train(
     files: str | Path | Sequence[str | Path] | None = None,
     *,
@@ -104,33 +104,39 @@ def train(
         "init_from": init_from, "began": began, "listener": listener,
         **options,
     }  # fmt: skip
-    with joined(device) as world:
-        told = listening(world, listener)
-        begun = begun_before(world, files, output, command)
+    with joined(device) as group:
+        told = main_listener(group, listener)
+        begun = run_begun_by_job(group, files, output, command)
         if begun is not None:
             told(Note(f"{begun.name} was begun by this job, which was started again: going on"))
-            return go_on(world, begun, (), None, device, time.monotonic(), told, {})
+            return go_on(group, begun, (), None, device, time.monotonic(), told, {})
         for line in advice():
             told(Note(line))
-        where = world.choose_device(device)
-        ready = prepare_together(
-            world, device, partial(prepare, files, device=str(where), world=world, **asked)
+        where = group.choose_device(device)
+        ready = prepare_on_all(
+            group, device, partial(prepare, files, device=str(where), group=group, **asked)
         )
-        world.expect_steps()
-        return _begin(world, ready, preset, command, told, overwrite=overwrite)
+        group.shorten_timeout()
+        return _begin(group, ready, preset, command, told, overwrite=overwrite)
 
 
 def _begin(
-    world: World, ready: Prepared, preset: str, command: str, listener: Listener, *, overwrite: bool
+    group: ProcessGroup,
+    ready: Prepared,
+    preset: str,
+    command: str,
+    listener: Listener,
+    *,
+    overwrite: bool,
 ) -> Writer:
     """Train what was prepared, from its beginning."""
-    model = first_model(ready.shape, ready.config, ready.device, origin=ready.origin, world=world)
+    model = initial_model(ready.shape, ready.config, ready.device, origin=ready.origin, group=group)
     ready = replace(ready, origin=None)  # its weights, which take as much memory as the model's
     config, notes = ready.config, ready.notes
-    if ready.in_pieces and world.alone:
+    if ready.in_pieces and group.is_single:
         config, told = _in_pieces(model, config)
         notes = [*notes, *told]
-    settings = ready.settings if world.job is None else {**ready.settings, "job": world.job}
+    settings = ready.settings if group.job is None else {**ready.settings, "job": group.job}
     trainer = Trainer(
         model,
         ready.tokenizer,
@@ -138,15 +144,15 @@ def _begin(
         train_tokens=ready.train_tokens,
         val_tokens=ready.val_tokens,
         run=ready.run,
-        provenance=provenance_of(ready.source, preset, command, settings, world.size),
+        provenance=provenance_of(ready.source, preset, command, settings, group.size),
         settings=settings,
         listener=listener,
-        world=world,
+        group=group,
     )
-    return from_the_start(trainer, ready.source, ready.train_tokens, notes, overwrite=overwrite)
+    return run_from_start(trainer, ready.source, ready.train_tokens, notes, overwrite=overwrite)
 
 
-@leaves_torch_alone
+@keeping_torch_state
 def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: Any) -> str:
     """What `train` would do, in words; nothing is written. The arguments are `train`'s."""
     ready = prepare(files, **{**arguments, "overwrite": True})

@@ -18,10 +18,10 @@ from mygpt.core.tutorial import set_seed
 from mygpt.errors import CheckpointError, InputError
 from mygpt.file_access import require_path
 from mygpt.training.config import AUTO, TrainConfig
+from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.recipe import draw_weights
 from mygpt.training.run import RunFolder
 from mygpt.training.sharding import fill, sharded_model
-from mygpt.training.world import ALONE, World
 
 # The tutorial seeds the model with 0 and the data with 42.
 _DATA_SEED = 42
@@ -29,7 +29,7 @@ _OF_THE_MODEL = ("embed_dim", "num_heads", "num_layers", "max_seq_len")
 
 
 @dataclass(frozen=True)
-class Origin:
+class Initial:
     """A checkpoint that a run begins from.
 
     Attributes:
@@ -46,7 +46,7 @@ class Origin:
         return {"path": str(self.checkpoint.path.resolve()), "sha256": self.sha256}
 
 
-def read_origin(path: str | Path) -> Origin:
+def read_initial(path: str | Path) -> Initial:
     """Read the model that a run is to begin from.
 
     Raises:
@@ -60,10 +60,10 @@ def read_origin(path: str | Path) -> Origin:
     for name in sorted(found.arrays):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(found.arrays[name]).reshape(-1).view(np.uint8).data)
-    return Origin(found, digest.hexdigest())
+    return Initial(found, digest.hexdigest())
 
 
-def require_elsewhere(run: RunFolder, origin: Origin) -> None:
+def require_elsewhere(run: RunFolder, origin: Initial) -> None:
     """Raise `InputError` where a run would write over the model that it begins from."""
     read = Path(os.path.realpath(origin.checkpoint.path))
     written = [run.checkpoint_path, run.best_path, run.last_path]
@@ -72,7 +72,7 @@ def require_elsewhere(run: RunFolder, origin: Origin) -> None:
         raise InputError(f"{run.name} holds the model that --from names: choose another --output")
 
 
-def same_origin(settings: dict[str, Any], run: str | Path) -> Origin | None:
+def same_initial(settings: dict[str, Any], run: str | Path) -> Initial | None:
     """The model that a run was begun from, read again; None where its weights were fresh.
 
     Raises:
@@ -82,7 +82,7 @@ def same_origin(settings: dict[str, Any], run: str | Path) -> Origin | None:
     if kept is None:
         return None
     try:
-        origin = read_origin(kept["path"])
+        origin = read_initial(kept["path"])
     except CheckpointError as error:
         raise InputError(f"{run} began from {kept['path']}, which must be there: {error}") from None
     if origin.sha256 != kept["sha256"]:
@@ -92,7 +92,7 @@ def same_origin(settings: dict[str, Any], run: str | Path) -> Origin | None:
     return origin
 
 
-def require_as_it_is(preset: str, tokenizer: str, options: dict[str, Any]) -> None:
+def require_unchanged_model(preset: str, tokenizer: str, options: dict[str, Any]) -> None:
     """Raise `InputError` for what a model that is there already has decided."""
     clashing = ["preset"] * (preset != AUTO) + ["tokenizer"] * (tokenizer != "auto")
     clashing += [name for name in _OF_THE_MODEL if name in options]
@@ -101,13 +101,13 @@ def require_as_it_is(preset: str, tokenizer: str, options: dict[str, Any]) -> No
         raise InputError(f"--from goes on with a model as it is: leave out {names}")
 
 
-def first_model(
+def initial_model(
     shape: GPTConfig,
     config: TrainConfig,
     device: torch.device,
     *,
-    origin: Origin | None = None,
-    world: World = ALONE,
+    origin: Initial | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> GPT:
     """The model before its first step, and the generators seeded for the data.
 
@@ -117,21 +117,23 @@ def first_model(
     drawn: GPT | None = None
     if origin is not None:
         drawn = replace(origin.checkpoint, config=shape).build_model()
-    elif world.is_main:
+    elif group.is_main:
         drawn = GPT.from_config(shape)
         if config.optimizer == "muon":
             draw_weights(drawn)
     set_seed((config.seed + _DATA_SEED) % 2**64)
-    if world.alone:
+    if group.is_single:
         assert drawn is not None
         return drawn.to(device)
-    model = empty_model(shape, config, device, world)
-    fill(model, drawn, world)
+    model = empty_model(shape, config, device, group)
+    fill(model, drawn, group)
     return model
 
 
-def empty_model(shape: GPTConfig, config: TrainConfig, device: torch.device, world: World) -> GPT:
+def empty_model(
+    shape: GPTConfig, config: TrainConfig, device: torch.device, group: ProcessGroup
+) -> GPT:
     """A model whose weights wait to be loaded; of several processes each may hold a part."""
-    if world.shards(config.shard):
-        return sharded_model(shape, config, device, world)
+    if group.shards_model(config.shard):
+        return sharded_model(shape, config, device, group)
     return GPT.unfilled(shape).to(device)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.training.config import TrainConfig
-from mygpt.training.state import Arrays, Course
+from mygpt.training.state import Arrays, Progress
 
 
-class Plan:
+class StepLog:
     """The share of the run that is done, by step.
 
     Args:
@@ -32,11 +32,11 @@ class Plan:
         self._noted = array("d")
         self._steps_in = [0] * (len(config.stages) + 1)
 
-    def done(self, course: Course) -> float:
+    def done(self, progress: Progress) -> float:
         """The share that is done now, in [0, 1]; 1 is the end."""
         if self.given is not None:
-            return float(self.given[course.step, 0]) if course.step < len(self.given) else 1.0
-        return self.config.fraction_done(course.step, course.elapsed_s)
+            return float(self.given[progress.step, 0]) if progress.step < len(self.given) else 1.0
+        return self.config.fraction_done(progress.step, progress.elapsed_s)
 
     def next_batch(self, done: float) -> tuple[int, int]:
         """The stage of the next step, and how many steps that stage has had."""
@@ -49,21 +49,21 @@ class Plan:
         before = self._noted[-4] if len(self._noted) > 2 else -1.0
         return any(before < share <= now for share in shares)
 
-    def note(self, done: float, course: Course) -> float:
+    def note(self, done: float, progress: Progress) -> float:
         """Keep what decides this step's rate; return the scale of the rate."""
         self._steps_in[self.config.stage(done)] += 1
-        scale = course.lr_scale if self.given is None else float(self.given[course.step, 1])
+        scale = progress.lr_scale if self.given is None else float(self.given[progress.step, 1])
         self._noted.extend((done, scale))
         return scale
 
-    def remaining_s(self, course: Course, steps_a_second: float) -> float:
+    def remaining_s(self, progress: Progress, steps_a_second: float) -> float:
         """Seconds to the end."""
         if self.given is not None:
-            return max(0, len(self.given) - course.step) / steps_a_second
+            return max(0, len(self.given) - progress.step) / steps_a_second
         if self.config.minutes is not None:
             end = 60.0 * self.config.minutes - self.config.reserve_s
-            return max(0.0, end - course.elapsed_s)
-        return ((self.config.total_steps or 0) - course.step) / steps_a_second
+            return max(0.0, end - progress.elapsed_s)
+        return ((self.config.total_steps or 0) - progress.step) / steps_a_second
 
     def arrays(self) -> Arrays:
         """What a state keeps of it."""

@@ -20,33 +20,33 @@ from mygpt.generation.writer import Writer
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.events import Listener, Note
 from mygpt.training.hardware import compute_dtype
-from mygpt.training.loop import Trainer
+from mygpt.training.initial_model import empty_model
+from mygpt.training.lifecycle import (
+    keeping_torch_state,
+    locked,
+    readable_settings,
+    report_length,
+    report_lock,
+    sit,
+)
 from mygpt.training.memory import (
     check_batch_fits,
     check_model_fits,
     free_memory,
 )
-from mygpt.training.named import require_seen, seen
-from mygpt.training.origin import empty_model
 from mygpt.training.preparing import resolved
+from mygpt.training.process_group import ProcessGroup, joined
+from mygpt.training.recorded_files import require_unchanged_files, seen
 from mygpt.training.run import RunFolder
-from mygpt.training.sitting import (
-    for_people,
-    leaves_torch_alone,
-    locked,
-    sit,
-    tell_length,
-    tell_lock,
+from mygpt.training.shared_start import (
+    check_shareable,
+    folder_for,
+    main_listener,
+    require_listener,
 )
 from mygpt.training.source import Source, is_named, read_source
-from mygpt.training.state import State, shared_state
-from mygpt.training.together import (
-    check_shareable,
-    listening,
-    require_listener,
-    seen_by,
-)
-from mygpt.training.world import World, joined
+from mygpt.training.state import State, broadcast_state
+from mygpt.training.trainer import Trainer
 
 # What may change when a run is resumed.
 RESUMABLE = (
@@ -65,7 +65,7 @@ RESUMABLE = (
 )
 
 
-@leaves_torch_alone
+@keeping_torch_state
 def resume(
     output: str | Path,
     files: Sequence[str | Path] = (),
@@ -98,14 +98,14 @@ def resume(
     require_listener(listener)
     began = time.monotonic() if began is None else began
     options = {name: value for name, value in options.items() if value is not None}
-    with joined(device) as world:
-        told = listening(world, listener)
+    with joined(device) as group:
+        told = main_listener(group, listener)
         run = RunFolder.of(output)
-        return go_on(world, run, files, val_file, device, began, told, options)
+        return go_on(group, run, files, val_file, device, began, told, options)
 
 
 def go_on(
-    world: World,
+    group: ProcessGroup,
     run: RunFolder,
     files: Sequence[str | Path],
     val_file: str | Path | None,
@@ -115,21 +115,21 @@ def go_on(
     options: dict[str, Any],
 ) -> Writer:
     """Go on with a run, in one process or several."""
-    run = seen_by(world, run)
-    world.together(run.check_exists, main_only=True)  # also: no lock is left where no run is
-    with locked(world, run) as lock:
-        world.together(run.clear_strays)
-        trainer, source, train_tokens = _restored(
-            world, run, files, val_file, device, began, listener, options
+    run = folder_for(group, run)
+    group.run_on_all(run.check_exists, main_only=True)  # also: no lock is left where no run is
+    with locked(group, run) as lock:
+        group.run_on_all(run.clear_strays)
+        trainer, source, train_tokens = _restored_trainer(
+            group, run, files, val_file, device, began, listener, options
         )
-        world.expect_steps()
-        tell_lock(trainer, lock)
-        run.write_settings(for_people(trainer, source))
+        group.shorten_timeout()
+        report_lock(trainer, lock)
+        run.write_settings(readable_settings(trainer, source))
         return sit(trainer, source, train_tokens)
 
 
-def _restored(
-    world: World,
+def _restored_trainer(
+    group: ProcessGroup,
     run: RunFolder,
     files: Sequence[str | Path],
     val_file: str | Path | None,
@@ -146,36 +146,40 @@ def _restored(
         notes.extend([] if note is None else [note])
         return state
 
-    state = shared_state(world, load)
-    world.together(lambda: _require_same(state, options), main_only=True)
+    state = broadcast_state(group, load)
+    group.run_on_all(lambda: _require_same(state, options), main_only=True)
     options = {name: value for name, value in options.items() if name in RESUMABLE}
     settings = dict(state.settings)
-    if world.job is not None:
-        settings["job"] = world.job
+    if group.job is not None:
+        settings["job"] = group.job
     if val_file is not None:
         settings["val_file"] = resolved(str(val_file))
     if files:
         settings["files"] = [resolved(str(name)) for name in files]
-    if world.job is None or state.settings.get("job") != world.job:
+    if group.job is None or state.settings.get("job") != group.job:
         way = ["mygpt", "train", "--resume", str(run.name)]
         by_user = bool(files), val_file is not None
-        world.together(lambda: require_seen(state.settings, run.name, by_user, way=way))
+        group.run_on_all(
+            lambda: require_unchanged_files(state.settings, run.name, by_user, way=way)
+        )
     if files or val_file is not None:
         settings["seen"] = seen(settings)
     threads = settings.setdefault("threads", torch.get_num_threads())
-    if world.alone and "processes" not in state.provenance:  # torchrun gives each process one
+    if group.is_single and "processes" not in state.provenance:  # torchrun gives each process one
         torch.set_num_threads(threads)
-    source = _same_source_together(world, replace(state, settings=settings), run.folder)
+    source = _same_source_on_all(group, replace(state, settings=settings), run.folder)
     train_tokens, val_tokens = source.encode(state.tokenizer)
-    where = world.choose_device(device)
+    where = group.choose_device(device)
     # The first process decides, and alone tells what cannot be.
-    found = world.together(lambda: _how(world, state, options, where, began), main_only=True)
-    config = world.share(found)
+    found = group.run_on_all(
+        lambda: _resumed_config(group, state, options, where, began), main_only=True
+    )
+    config = group.broadcast(found)
     assert config is not None
-    world.together(lambda: check_model_fits(state.config, free_memory(where, world, config)))
-    model = empty_model(state.config, config, where, world)
-    free = free_memory(where, world)
-    world.together(lambda: check_batch_fits(model, config, free, fixed=True, world=world))
+    group.run_on_all(lambda: check_model_fits(state.config, free_memory(where, group, config)))
+    model = empty_model(state.config, config, where, group)
+    free = free_memory(where, group)
+    group.run_on_all(lambda: check_batch_fits(model, config, free, fixed=True, group=group))
     sittings = state.provenance.get("sittings", 1) + 1
     same_length = not {"steps", "tokens", "minutes"} & set(options)
     trainer = Trainer(
@@ -189,7 +193,7 @@ def _restored(
         settings=settings,
         listener=listener,
         given_plan=_copied(state.arrays.get("given_plan")) if same_length else None,
-        world=world,
+        group=group,
     )
     if files or val_file is not None:  # another text may have been named to validate on
         for name, part in source.unknown(state.tokenizer, train_tokens, val_tokens).items():
@@ -199,7 +203,7 @@ def _restored(
         run.set_aside(run.state_path)
         listener(Note(note))
     trainer.resume(state)
-    tell_length(trainer, state)
+    report_length(trainer, state)
     return trainer, source, train_tokens
 
 
@@ -247,8 +251,8 @@ def _value_in(state: State, name: str, asked: Any) -> Any:
     return state.settings[name]
 
 
-def _how(
-    world: World, state: State, options: dict[str, Any], where: torch.device, began: float
+def _resumed_config(
+    group: ProcessGroup, state: State, options: dict[str, Any], where: torch.device, began: float
 ) -> TrainConfig:
     """How a run goes on: as it was, but for what was asked for, and for where it is now.
 
@@ -260,23 +264,23 @@ def _how(
     config = replace(state.training, **options)
     _require_longer(state, config)
     compute_dtype(config.dtype, where)
-    whole = not world.shards(config.shard)
+    whole = not group.shards_model(config.shard)
     if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
         config = replace(config, engine="torch")  # the kernels: whole models, a CPU, float32
     if "minutes" in options and config.minutes is not None:  # reading it all again takes time too
         reserve_s = config.reserve_s + time.monotonic() - began
         config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
-    check_shareable(config, world)
+    check_shareable(config, group)
     return config
 
 
 def _require_longer(state: State, config: TrainConfig) -> None:
     """Refuse a new length that the run is past: the schedule would have nothing left to do."""
-    course = state.course
+    progress = state.progress
     # A run by the clock ends a little before or after its minutes.
     for name, done, least in (
-        ("steps", course.step, course.step),
-        ("minutes", course.elapsed_s / 60, 0.9 * course.elapsed_s / 60),
+        ("steps", progress.step, progress.step),
+        ("minutes", progress.elapsed_s / 60, 0.9 * progress.elapsed_s / 60),
     ):
         asked = getattr(config, name)
         if asked is not None and asked != getattr(state.training, name) and asked < least:
@@ -291,10 +295,10 @@ def _copied(plan: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
     return None if plan is None else plan.copy()
 
 
-def _same_source_together(world: World, state: State, run: str | Path) -> Source:
+def _same_source_on_all(group: ProcessGroup, state: State, run: str | Path) -> Source:
     """The same, read by every process: on each machine by one of them first."""
-    first = world.together(lambda: same_source(state, run) if world.local_rank == 0 else None)
-    source = world.together(lambda: first or same_source(state, run))
+    first = group.run_on_all(lambda: same_source(state, run) if group.local_rank == 0 else None)
+    source = group.run_on_all(lambda: first or same_source(state, run))
     assert source is not None
     return source
 

@@ -47,7 +47,7 @@ class PeerError(MygptError):
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process's place among those that train together.
 
     Attributes:
@@ -65,7 +65,7 @@ class World:
     job: str | None = None
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether this is the only process."""
         return self.size == 1
 
@@ -77,7 +77,7 @@ class World:
     def choose_device(self, name: str) -> torch.device:
         """As `machine.choose_device`; of several CUDA devices each process takes its own."""
         device = choose_device(name)
-        if self.alone:
+        if self.is_single:
             return device
         if device.type == "mps":  # gloo does not carry its tensors
             if name == "auto":
@@ -91,9 +91,9 @@ class World:
             )
         return device if ":" in name else choose_device(f"cuda:{self.local_rank}")
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, on all; it goes through pickle, between our own processes."""
-        if self.alone:
+        if self.is_single:
             return value
         held = [value]
         with _peers():
@@ -102,14 +102,14 @@ class World:
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of their numbers, on all."""
-        if self.alone:
+        if self.is_single:
             return [value]
         found: list[Any] = [None] * self.size
         with _peers():
             torch.distributed.all_gather_object(found, value)
         return found
 
-    def together(self, action: Callable[[], T], *, main_only: bool = False) -> T | None:
+    def run_on_all(self, action: Callable[[], T], *, main_only: bool = False) -> T | None:
         """Do something everywhere, or in the first process alone; if one fails, all do.
 
         Returns what the action gave here; None where it was not done.
@@ -117,7 +117,7 @@ class World:
         Raises:
             PeerError: where another process failed.
         """
-        if self.alone:
+        if self.is_single:
             return action()
         result: T | None = None
         problem: Exception | None = None
@@ -134,17 +134,17 @@ class World:
             raise problem
         raise PeerError(codes[first] or 1)
 
-    def clock(self, seconds: float) -> float:
+    def main_clock(self, seconds: float) -> float:
         """The first process's reading of its clock, on all."""
-        return seconds if self.alone else float(self.exchange(seconds)[0])
+        return seconds if self.is_single else float(self.all_gather(seconds)[0])
 
-    def signal(self, number: int | None) -> int | None:
+    def any_signal(self, number: int | None) -> int | None:
         """A signal that any process has received; None for none."""
-        if self.alone:
+        if self.is_single:
             return number
-        return int(self.exchange(number or 0).max()) or None
+        return int(self.all_gather(number or 0).max()) or None
 
-    def exchange(self, number: float) -> NDArray[np.float64]:
+    def all_gather(self, number: float) -> NDArray[np.float64]:
         """One number from each process, (N,) float64, the same on all."""
         found = list(torch.empty(self.size, 1, dtype=torch.float64))
         with _peers():
@@ -153,56 +153,58 @@ class World:
 
     def sum_loss(self, part: torch.Tensor) -> torch.Tensor:
         """The sum of every process's part of a loss (scalars), the same on all."""
-        if self.alone:
+        if self.is_single:
             return part
         if part.device.type == "cpu":  # added in one order everywhere
-            return torch.tensor(self.exchange(part.item()).sum(), dtype=torch.float32)
+            return torch.tensor(self.all_gather(part.item()).sum(), dtype=torch.float32)
         total = part.clone()
         torch.distributed.all_reduce(total)
         return total
 
-    def add(self, tensor: torch.Tensor) -> None:
+    def all_reduce(self, tensor: torch.Tensor) -> None:
         """Make a tensor the sum of every process's, in place."""
-        if not self.alone:
+        if not self.is_single:
             with _peers():
                 torch.distributed.all_reduce(tensor)
 
-    def share_arrays(self, arrays: Mapping[str, NDArray[Any]] | None) -> dict[str, NDArray[Any]]:
+    def broadcast_arrays(
+        self, arrays: Mapping[str, NDArray[Any]] | None
+    ) -> dict[str, NDArray[Any]]:
         """The first process's arrays, on all; the others give None. One at a time is copied."""
         known = arrays or {}
-        if self.alone:
+        if self.is_single:
             return dict(known)
-        shapes = self.share({name: (a.shape, a.dtype) for name, a in known.items()})
+        shapes = self.broadcast({name: (a.shape, a.dtype) for name, a in known.items()})
         found: dict[str, NDArray[Any]] = {}
         for name, (shape, dtype) in shapes.items():
             array = np.array(known[name], order="C") if known else np.empty(shape, dtype)
-            self.share_bytes(array)
+            self.broadcast_bytes(array)
             found[name] = known[name] if known else array
         return found
 
-    def share_bytes(self, array: NDArray[Any]) -> None:
+    def broadcast_bytes(self, array: NDArray[Any]) -> None:
         """Make an array, contiguous and of one shape everywhere, what the first process's is."""
-        if array.size and not self.alone:
+        if array.size and not self.is_single:
             data = torch.from_numpy(array.reshape(-1).view(np.uint8))
             with _peers():
                 torch.distributed.broadcast(data, 0)
 
-    def expect_steps(self) -> None:
+    def shorten_timeout(self) -> None:
         """From here on nobody waits long for another: a machine that vanished is noticed then."""
         shorten = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
-        if not self.alone and shorten is not None:
+        if not self.is_single and shorten is not None:
             shorten(_STEP_PATIENCE)
 
-    def shards(self, wanted: bool) -> bool:
+    def shards_model(self, wanted: bool) -> bool:
         """Whether a model is shared out, where that is wanted: not to one process."""
-        return wanted and not self.alone
+        return wanted and not self.is_single
 
-    def rows(self, batch_size: int) -> int:
+    def rows_per_process(self, batch_size: int) -> int:
         """The most rows of a batch that one process takes."""
         return -(-batch_size // self.size)
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
@@ -216,14 +218,14 @@ def _peers() -> Iterator[None]:
         raise PeerError from error
 
 
-def place() -> World:
+def from_environment() -> ProcessGroup:
     """Where `torchrun` has put this process; alone where it was not started by it.
 
     Raises:
         InputError: for a place that cannot be.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return ALONE
+        return SINGLE_PROCESS
     numbers = {}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         text = os.environ.get(name, "1" if name.endswith("SIZE") else "0")
@@ -235,7 +237,7 @@ def place() -> World:
         raise InputError(
             f"RANK={rank} in the environment is not below WORLD_SIZE={size}: use torchrun"
         )
-    return World(rank, size, numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"], _job())
+    return ProcessGroup(rank, size, numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"], _job())
 
 
 def _job() -> str | None:
@@ -254,30 +256,30 @@ def _job() -> str | None:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def joined(device: str = "auto") -> Iterator[ProcessGroup]:
     """The processes of this training, in touch with each other until the end of the block.
 
     What is raised inside is told with the number of its process, and to `torchrun`.
     """
-    world = place()
-    if world.alone:
-        yield world
+    group = from_environment()
+    if group.is_single:
+        yield group
         return
-    where = world.choose_device(device)
+    where = group.choose_device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     began = not torch.distributed.is_initialized()
     try:
         if began:
-            _meet(world, where)
-        yield world
+            _meet(group, where)
+        yield group
     except MygptError as error:
         if isinstance(error, PeerError):
             raise
         _tell_torchrun(error)
-        if world.is_main:
+        if group.is_main:
             raise
-        told = f"process {world.rank} of {world.size} on {socket.gethostname()}: {error}"
+        told = f"process {group.rank} of {group.size} on {socket.gethostname()}: {error}"
         raise type(error)(told) from error
     except RuntimeError as error:  # FSDP sends in the middle of a step
         if not _tells_of_peers(error):
@@ -288,7 +290,7 @@ def joined(device: str = "auto") -> Iterator[World]:
             torch.distributed.destroy_process_group()
 
 
-def _meet(world: World, where: torch.device) -> None:
+def _meet(group: ProcessGroup, where: torch.device) -> None:
     """Get in touch with the other processes.
 
     Raises:
@@ -298,14 +300,14 @@ def _meet(world: World, where: torch.device) -> None:
     meeting: dict[str, Any] = {}
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = _meeting_place(world)
-            meeting = {"store": store, "rank": world.rank, "world_size": world.size}
+            store = _meeting_place(group)
+            meeting = {"store": store, "rank": group.rank, "world_size": group.size}
         torch.distributed.init_process_group(backend, timeout=_PATIENCE, **meeting)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, MygptError):
             raise
         raise InputError(
-            f"the {world.size} processes do not reach each other ({error!s:.200}): if all of them "
+            f"the {group.size} processes do not reach each other ({error!s:.200}): if all of them "
             "run, name the network device between the machines, GLOO_SOCKET_IFNAME=eth0 perhaps"
         ) from error
 
@@ -315,7 +317,7 @@ def _tells_of_peers(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
-def _meeting_place(world: World) -> Store:
+def _meeting_place(group: ProcessGroup) -> Store:
     """A store of this attempt's own, whose port is told in the one that `torchrun` holds.
 
     That one outlives the processes, and keeps where those of an earlier attempt listened: new
@@ -326,7 +328,7 @@ def _meeting_place(world: World) -> Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     key = f"{_MEETING}/{next(_meetings)}"
     agents = TCPStore(host, port, is_master=False, timeout=_PATIENCE)
-    if world.is_main:
+    if group.is_main:
         own = TCPStore(host, 0, is_master=True, timeout=_PATIENCE, wait_for_workers=False)
         agents.set(key, str(own.port))
         return own
