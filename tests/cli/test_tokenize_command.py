@@ -85,7 +85,7 @@ def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixtur
     ("args", "told"),
     [
         (["nowhere.txt", "--out", "s"], "nowhere.txt does not exist"),
-        (["fox.txt", "--out", "."], "holds other files ('fox.txt')"),
+        (["fox.txt", "--out", "."], "contains other files ('fox.txt')"),
         (["fox.txt", "--out", "fox.txt"], "give another --out"),
         (["fox.txt", "--out", ""], "--out is empty"),
         (["fox.txt", "--out", "s", "--tokenizer", "bpa"], "tokenizer='bpa' is not known"),
@@ -119,7 +119,7 @@ def test_standard_input(
     code, _, err = run(capsys, "-", "--out", "s", "--tokenizer", "bpe:300")
     assert (code, "--overwrite" in err) == (2, True)
     code, _, err = run(capsys, "-", "--out", "c", "--tokenizer", "char")
-    assert (code, "not known before its end" in err) == (2, True)
+    assert (code, "write the text to a file first" in err) == (2, True)
 
 
 def test_a_field_and_what_was_passed_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

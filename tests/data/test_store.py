@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mygpt.data import TokenStore, encode_documents, is_store
 from mygpt.data.store_builder import build as storing_module
-from mygpt.data.store_builder import cuts as chunking
+from mygpt.data.store_builder import chunking
 from mygpt.data.store_builder.build import StoreProgress, build_store
 from mygpt.data.store_builder.chunking import Chunker
 from mygpt.data.store_builder.words import Words, words_of
@@ -329,7 +329,7 @@ def test_a_flipped_bit_is_named(small: Path) -> None:
     data[20] ^= 1
     path.write_bytes(data)
     TokenStore.open(small)
-    with pytest.raises(DamagedError, match=r"000001\.tokens is damaged: it does not match"):
+    with pytest.raises(DamagedError, match=r"000001\.tokens is damaged: its SHA-256 is not"):
         TokenStore.open(small, check=True)
 
 
@@ -352,7 +352,7 @@ def test_cut_and_lost_shards(small: Path, name: str) -> None:
         path.write_bytes(b"x")
     else:
         os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(DamagedError, match="bytes and the index says"):
+    with pytest.raises(DamagedError, match="bytes, but the index says"):
         TokenStore.open(small)
     path.unlink()
     with pytest.raises(DamagedError, match="does not exist"):
@@ -361,17 +361,17 @@ def test_cut_and_lost_shards(small: Path, name: str) -> None:
 
 WRONG: list[tuple[str, Any, str]] = [
     ("version", 2, "upgrade mygpt"),
-    ("format", "another", "no token store"),
+    ("format", "another", "not a token store"),
     ("dtype", "float64", "neither uint16 nor int32"),
     ("tokens", 5, "not the sum"),
-    ("name", 5, "no text"),
-    ("finished", 1, "neither true nor false"),
+    ("name", 5, "must be a string"),
+    ("finished", 1, "must be true or false"),
     ("finished", False, "not finished"),
-    ("tokenizer", "../x", "no SHA-256"),
-    ("tokenizer", "0" * 64, "does not match its digest"),
-    ("sources", [5], "no list of objects"),
-    ("shards", {}, "no list of objects"),
-    ("shard_tokens", True, "no count"),
+    ("tokenizer", "../x", "must be a SHA-256"),
+    ("tokenizer", "0" * 64, "is not the one in the index"),
+    ("sources", [5], "must be a list of objects"),
+    ("shards", {}, "must be a list of objects"),
+    ("shard_tokens", True, "must be an integer of at least"),
 ]
 
 
@@ -480,7 +480,7 @@ def test_a_second_start_takes_the_learned_tokenizer(
         build_store(
             [file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0, progress=stop
         )
-    monkeypatch.setattr(storing_module, "learned", None)
+    monkeypatch.setattr(storing_module, "make_tokenizer", None)
     made = build_store([file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0)
     assert made.tokenizer.vocab_size == 300
     np.testing.assert_array_equal(made.tokens[:], twin(made.tokenizer))
@@ -525,7 +525,7 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path) -> None:
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
     file = lines_of(tmp_path / "x.jsonl")
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="contains other files"):
         build_store([file], tmp_path, tokenizer="byte")
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="give another --out"):
@@ -554,7 +554,7 @@ def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(processes, "_PROGRAM", "import sys, json; {0!r}; sys.exit(7)")
     file = lines_of(tmp_path / "x.jsonl")
-    with pytest.raises(MygptError, match="ended with 7"):
+    with pytest.raises(MygptError, match="ended with code 7"):
         build_store([file], tmp_path / "s", tokenizer=OURS, workers=1)
 
 
@@ -625,7 +625,7 @@ def test_a_store_whose_folder_is_renamed_is_written_no_further(
 ) -> None:
     text, store, moved = tmp_path / "text.txt", tmp_path / "store", tmp_path / "moved"
     text.write_text("abcdefgh\n" * 1000)
-    inner = storing_module._Building._take
+    inner = storing_module._Building._add
 
     def rename(self: Any, *how: Any) -> None:
         inner(self, *how)
@@ -634,7 +634,7 @@ def test_a_store_whose_folder_is_renamed_is_written_no_further(
             store.mkdir()
 
     with monkeypatch.context() as patch:
-        patch.setattr(storing_module._Building, "_take", rename)
+        patch.setattr(storing_module._Building, "_add", rename)
         with pytest.raises(StorageError, match=r"store was renamed to .*moved"):
             build_store([text], store, tokenizer="byte", workers=0, shard_tokens=1000)
     assert os.listdir(store) == []

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from mygpt.data import cache, cached_bpe, cached_tokens, encode_documents
+from mygpt.data import cached_bpe, cached_tokens, encode_documents, token_cache
 from mygpt.errors import InputError
 from mygpt.text import Document, split_documents
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
     """A cache of the test's own, that keeps short texts too."""
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path))
     monkeypatch.delenv("MYGPT_TOKEN_CACHE", raising=False)
-    monkeypatch.setattr(cache, "SHORTEST", 100)
+    monkeypatch.setattr(token_cache, "SHORTEST", 100)
     return tmp_path / "tokens"
 
 
@@ -45,7 +45,7 @@ def work(monkeypatch):
         return encode(*arguments, **options)
 
     monkeypatch.setattr(BPETokenizer, "train", learned)
-    monkeypatch.setattr(cache, "encode_documents", encoded)
+    monkeypatch.setattr(token_cache, "encode_documents", encoded)
     return done
 
 
@@ -108,7 +108,7 @@ def test_only_what_takes_time_is_kept(folder, monkeypatch):
         cached_bpe(DOCUMENTS, 290)
         cached_tokens(DOCUMENTS, BPE)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "SHORTEST", 10**6)
+        patch.setattr(token_cache, "SHORTEST", 10**6)
         cached_bpe(DOCUMENTS, 290)
         cached_tokens(DOCUMENTS, BPE)
     assert files(folder) == []
@@ -173,7 +173,7 @@ def test_content_that_cannot_be_is_not_taken(folder, forged):
         expected = use()
         for path in files(folder):
             content = memoryview(forged)
-            path.write_bytes(cache._header(path, content) + forged)
+            path.write_bytes(token_cache._header(path, content) + forged)
         assert use() == expected
 
 
@@ -181,11 +181,11 @@ def test_anothers_files_pipes_and_folders_are_not_read(folder, monkeypatch):
     expected = cached_tokens(DOCUMENTS, BPE).tolist()
     (path,) = files(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "is_private", lambda status: False)
-        assert cache._read(path) is None
+        patch.setattr(token_cache, "is_private", lambda status: False)
+        assert token_cache._read(path) is None
     path.unlink()
     os.mkfifo(path)  # opening it must not wait for a writer
-    assert cache._read(path) is None
+    assert token_cache._read(path) is None
     path.unlink()
     path.mkdir()
     assert cached_tokens(DOCUMENTS, BPE).tolist() == expected
@@ -204,13 +204,13 @@ def test_the_cache_is_this_users_alone_whatever_the_umask(folder, work):
     for place, mode in ((path, 0o620), (folder, 0o777)):
         kept = place.stat().st_mode
         place.chmod(mode)
-        assert cache._read(path) is None
+        assert token_cache._read(path) is None
         place.chmod(kept)
-    assert cache._read(path) is not None
+    assert token_cache._read(path) is not None
     other = folder.parent / "other"
     path.rename(other)
     path.symlink_to(other)
-    assert cache._read(path) is None
+    assert token_cache._read(path) is None
 
 
 # --- never in the way ----------------------------------------------------------------------
@@ -230,15 +230,17 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch, work):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(cache.Path, "home", homeless)
+    monkeypatch.setattr(token_cache.Path, "home", homeless)
     assert cached_bpe(DOCUMENTS, 290).vocab_size == 290
 
 
 def test_a_full_disk_is_no_error_and_is_not_filled(folder, monkeypatch):
     """The last gigabyte is left to others; a write that fails all the same leaves nothing."""
-    real = cache.shutil.disk_usage
+    real = token_cache.shutil.disk_usage
     with monkeypatch.context() as patch:
-        patch.setattr(cache.shutil, "disk_usage", lambda path: real(path)._replace(free=2**30))
+        patch.setattr(
+            token_cache.shutil, "disk_usage", lambda path: real(path)._replace(free=2**30)
+        )
         cached_tokens(DOCUMENTS, BPE)
         assert files(folder) == []
 
@@ -267,7 +269,7 @@ def test_what_was_used_longest_ago_goes_first(folder, monkeypatch):
     os.utime(mine, (0, 0))
     os.utime(stray, (time.time() - 7200,) * 2)
     cached_tokens(texts[0], BPE)  # used now
-    monkeypatch.setattr(cache, "MOST_BYTES", 3 * size + 50)
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * size + 50)
     cached_tokens(texts[3], BPE)
     assert own[0].exists()
     assert not own[1].exists()
@@ -275,7 +277,7 @@ def test_what_was_used_longest_ago_goes_first(folder, monkeypatch):
     assert mine.exists()
     assert fresh.exists()  # its writer may be at work
     assert not stray.exists()
-    monkeypatch.setattr(cache, "MOST_BYTES", size // 2)
+    monkeypatch.setattr(token_cache, "MOST_BYTES", size // 2)
     before = files(folder)
     cached_tokens([Document("a", f"5 {TEXT}")], BPE)  # larger than all that may be kept
     assert files(folder) == before
@@ -294,9 +296,9 @@ def test_several_processes_at_once_agree(tmp_path, folder):
     """All begin at the same empty cache; each gets the right tokens, and one file is left each."""
     script = (
         "import sys, json\n"
-        "from mygpt.data import cache, cached_bpe, cached_tokens\n"
+        "from mygpt.data import cached_bpe, cached_tokens, token_cache\n"
         "from mygpt.text import Document\n"
-        "cache.SHORTEST = 100\n"
+        "token_cache.SHORTEST = 100\n"
         "documents = [Document('a', sys.stdin.read())]\n"
         "for _ in range(20):\n"
         "    tokenizer = cached_bpe(documents, 300)\n"

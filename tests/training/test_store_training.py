@@ -492,7 +492,7 @@ def test_the_bound_is_a_variable(cache, plain, monkeypatch, capsys):
     monkeypatch.setattr(store_cache, "free_memory_bytes", lambda: 8 * 17_000)
     assert sources(names, None)  # more than an eighth of what is free
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "1GB")
-    assert "MYGPT_STORE_ABOVE='1GB': give bytes" in refusal([plain / "a.txt"], capsys)
+    assert "MYGPT_STORE_ABOVE='1GB' must be a number of bytes" in refusal([plain / "a.txt"], capsys)
 
 
 def test_what_a_store_would_read_otherwise_is_read_into_memory(cache, plain):

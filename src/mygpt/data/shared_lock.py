@@ -1,4 +1,4 @@
-"""A lock that many may hold together, or one alone: on a file that stays empty."""
+"""A readers-writer lock between processes, on an empty file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from mygpt.file_access import PRIVATE_FILE, open_descriptor
 
 
 class SharedLock:
-    """Held until it is released, or the process ends.
+    """A lock that many processes can hold as shared, or one as exclusive.
 
-    Where the system or the file system has no such locks it is always had.
+    It is held until it is released or the process ends. On a system or file system without such
+    locks, acquiring it always succeeds.
 
     Args:
-        path: the file, which is made.
+        path: the lock's file, which is created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,28 +24,32 @@ class SharedLock:
         self._descriptor: int | None = None
 
     def acquire_shared(self) -> None:
-        """Hold it together with others; waits while one holds it alone."""
-        self._lock(alone=False)
+        """Acquire it as shared; waits while another process holds it as exclusive."""
+        self._lock(exclusive=False)
 
     def try_exclusive(self) -> bool:
-        """Hold it alone, if nobody else holds it; else it is not held at all."""
-        if self._lock(alone=True):
+        """Acquire it as exclusive, if no other process holds it; otherwise release it.
+
+        Returns:
+            Whether it was acquired.
+        """
+        if self._lock(exclusive=True):
             return True
         self.release()
         return False
 
     def touch(self) -> None:
-        """Say on the file that it was used now."""
+        """Set the file's modification time to now, which records the last use."""
         with contextlib.suppress(OSError):
             os.utime(self.path)
 
     def release(self) -> None:
-        """Hold it no more."""
+        """Release it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _lock(self, *, alone: bool) -> bool:
+    def _lock(self, *, exclusive: bool) -> bool:
         if self._descriptor is None:
             self._descriptor = open_descriptor(self.path, os.O_RDWR | os.O_CREAT, mode=PRIVATE_FILE)
         if os.name == "nt":  # files that are mapped cannot be removed there
@@ -52,7 +57,7 @@ class SharedLock:
         import fcntl
 
         try:
-            how = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
+            how = fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH
             fcntl.flock(self._descriptor, how)
         except BlockingIOError:
             return False

@@ -1,4 +1,4 @@
-"""The text that tokens stand for, also where they do not decode to it."""
+"""The size of the text that tokens were encoded from, even if they do not decode to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mygpt.tokenization import Tokenizer, is_lossless
 from mygpt.tokenization.foreign import ForeignTokenizer
 
 _PIECE = 2**20  # tokens whose lengths are looked up at once
-_SPARE = 1024  # characters that are encoded beyond those that are expected to do
+_SPARE = 1024  # characters encoded in addition to the estimated number
 
 
 def predicted_size(
@@ -25,14 +25,14 @@ def predicted_size(
     *,
     continued: bool = False,
 ) -> TextSize:
-    """The text that all tokens but the first stand for: the first one is read, not predicted.
+    """The size of the text of all tokens but the first, which is an input and not predicted.
 
     Args:
-        documents: the text of all the tokens; None where it is not in memory (then a tokenizer
-            that decodes to another text gives an estimate, and characters are not counted).
+        documents: the text of the tokens; None if it is not in memory. The size is then an
+            estimate for a tokenizer that is not lossless, and characters are not counted.
         tokens: its ids, 1-D, at least one.
-        tokenizer: that made them.
-        continued: as `encode_documents` took it.
+        tokenizer: encoded the text.
+        continued: as passed to `encode_documents`.
     """
     predicted = len(tokens) - 1
     chars = None if documents is None else chars_of(documents)
@@ -59,14 +59,14 @@ def first_part(
     *,
     continued: bool = False,
 ) -> list[Document]:
-    """The documents that the first `count` of their ids stand for, the last of them cut.
+    """The text that the first `count` ids of documents cover; the last document may be cut.
 
     Args:
-        documents: text.
-        tokenizer: one whose tokens do not decode to the text.
-        count: how many ids.
-        total: ids of all documents, by which the length of the text is guessed.
-        continued: as `encode_documents` takes it.
+        documents: the text.
+        tokenizer: an imported one, which need not be lossless.
+        count: number of ids.
+        total: number of ids of all documents, from which the length of the text is estimated.
+        continued: as passed to `encode_documents`.
     """
     assert isinstance(tokenizer, ForeignTokenizer)
     chars_per_token = sum(map(len, documents)) / max(1, total)

@@ -1,10 +1,11 @@
-"""Stores of texts too large for memory, kept in the user's cache: each is tokenized once.
+"""A cache of token stores for texts too large for memory, so that each is tokenized once.
 
-They lie in `stores/` of MYGPT_CACHE, else of `mygpt/` in the user's cache folder. A store's name
-is a digest of what it follows from: the files (paths, sizes, times of the last change), their
-encoding and the tokenizer. Before one is made, those that were not used for longest go, until
-the disk keeps a tenth of itself free and all take 64 GiB at most. Whoever uses a store holds a
-shared lock on the file beside it until the process ends; whoever makes or removes it, all of it.
+The stores are in `stores/` in the folder MYGPT_CACHE, or in `mygpt/stores/` in the user's cache
+folder. A store's name is a digest of everything that it depends on: the files (paths, sizes,
+modification times), their encoding and the tokenizer. Before a store is built, the least recently
+used ones are removed until a tenth of the disk is free and all stores together take at most
+64 GiB. A process that uses a store holds a shared lock on NAME.lock until it ends; a process that
+builds or removes the store holds that lock as exclusive.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mygpt.data.shared_lock import SharedLock
 from mygpt.data.store_builder.index import Index
-from mygpt.data.token_cache import cache_folder, is_named_by_us
+from mygpt.data.token_cache import cache_folder, is_digest
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import is_private, make_private_folder, not_private
@@ -42,32 +43,35 @@ if TYPE_CHECKING:
     from mygpt.data.store_builder.build import StoreProgress
 
 MOST_BYTES = 2**36  # of all stores together
-DISK_KEPT = 0.1  # of the disk, which is left to others
-ABOVE = 2**28  # bytes of files; more go through a store
-_OF_MEMORY = 8  # or more than this part of what is free
-MOST_CHARACTERS = 512  # distinct ones that make a vocabulary; where there are more, bytes do
-_UNPACKED = 4  # times its size a packed file may well have
-_BYTES_PER_TOKEN = 2  # on disk; and no token is less than a byte of text
+DISK_KEPT = 0.1  # fraction of the disk that must stay free
+ABOVE = 2**28  # bytes of text files: larger texts are tokenized into a store
+_OF_MEMORY = 8  # and so are texts of more than 1/8 of the free memory
+MOST_CHARACTERS = 512  # distinct ones: "auto" chooses bytes for texts with more
+_EXPANSION = 4  # expected ratio of uncompressed to compressed size
+_BYTES_PER_TOKEN = 2  # on disk; each token stands for at least one byte of text
 _POLL_S = 0.1
 _VERSION = 1
-_REMEDY = "MYGPT_CACHE=FOLDER moves the cache, MYGPT_STORE_ABOVE=off does without"
+_REMEDY = "MYGPT_CACHE=FOLDER moves the cache, MYGPT_STORE_ABOVE=off avoids it"
 NAMES = ("auto", "bpe", "char", "byte")
 _PLAIN = RecordOptions(legacy_names=True)
 _in_use: dict[Path, SharedLock] = {}  # by this process, until it ends
 
 
 def in_memory_limit() -> float:
-    """Bytes of files above which a text goes through a store: MYGPT_STORE_ABOVE, or the rule.
+    """The size in bytes above which a text is tokenized into a store.
+
+    It is MYGPT_STORE_ABOVE, or by default 256 MiB or an eighth of the free memory, whichever is
+    less.
 
     Raises:
-        InputError: where the variable is no number.
+        InputError: if the variable is neither a number nor "off".
     """
     chosen = os.environ.get("MYGPT_STORE_ABOVE", "")
     if chosen == "off" or os.environ.get("MYGPT_TOKEN_CACHE") == "off":
         return float("inf")
     if chosen and not (chosen.isascii() and chosen.isdigit() and len(chosen) < 20):
         raise InputError(
-            f"MYGPT_STORE_ABOVE={chosen!r}: give bytes, as in {ABOVE}, or off for never"
+            f"MYGPT_STORE_ABOVE={chosen!r} must be a number of bytes, for instance {ABOVE}, or off"
         )
     if chosen:
         return int(chosen)
@@ -78,14 +82,15 @@ def in_memory_limit() -> float:
 def large_sources(
     names: Sequence[str], encoding: str | None, records: RecordOptions | None = None
 ) -> list[TextSource]:
-    """The files that names mean, where together they go through a store; none where they do not.
+    """The files that paths stand for, if the text is large enough for a store; else no files.
 
-    A packed file counts as what it unpacks to. Standard input cannot be read twice. What begins as
-    no text is read as ever, and so are files of records where they are plain text.
+    A compressed file counts with its uncompressed size. The result is empty for standard input,
+    which cannot be read twice, for files that are not text, and, without `records`, for files of
+    records.
 
     Raises:
-        InputError: for what is missing or empty, for what unpacks to too much, and for a
-            MYGPT_STORE_ABOVE that is no number.
+        InputError: if a file is missing or empty, or expands too much, or if MYGPT_STORE_ABOVE is
+            invalid.
     """
     most = in_memory_limit()
     if not names or "-" in names or most == math.inf:
@@ -95,7 +100,7 @@ def large_sources(
         return []
     try:
         sources, _ = find_sources(names, encoding=encoding, records=records or _PLAIN)
-    except NotDecodedError:  # their bytes may be what is asked for
+    except NotDecodedError:  # the caller may want to read them as bytes
         return []
     kinds = {source.kind for source in sources}
     if not all(source.is_lasting for source in sources) or (records is None and kinds != {"text"}):
@@ -112,7 +117,7 @@ def large_sources(
 
 
 def _measured(source: TextSource, most: float) -> TextSource:
-    """A packed file with the length of what is in it, as far as that matters."""
+    """A compressed file's source with `uncompressed_bytes`, measured up to just above `most`."""
     length = 0
     with contextlib.closing(blocks_of(source.name)) as blocks:
         for block, read in blocks:
@@ -130,7 +135,7 @@ def _size_of(path: str) -> int:
 
 
 def _files_below(names: Sequence[str]) -> Iterator[str]:
-    """Every file that names may mean: of a folder all below it."""
+    """All files that paths and glob patterns match; of a folder all below it."""
     for name in names:
         for place in [name] if os.path.exists(name) else glob.iglob(name, recursive=True):
             if not os.path.isdir(place):
@@ -145,8 +150,8 @@ class CachedStore:
     """A store in the cache.
 
     Attributes:
-        store: open, and kept from being removed until this process ends.
-        built_s: seconds that making it took; 0 where it was there already.
+        store: open, and locked against removal until this process ends.
+        built_s: seconds that building it took; 0 if it was in the cache.
     """
 
     store: TokenStore
@@ -163,21 +168,21 @@ def cached_store(
     unknown: str = "error",
     progress: Callable[[StoreProgress], None] | None = None,
 ) -> CachedStore:
-    """The store of some files, found in the cache or made there.
+    """The store for some files, from the cache; it is built if it is not there.
 
     Args:
-        sources: plain files.
-        tokenizer: "auto" (characters where there are at most 512 distinct ones, else bytes), a
-            name that `build_store` takes, a tokenizer's JSON file, or one that is there already.
-        encoding: of the files; None is UTF-8, or what a byte-order mark says.
+        sources: the files.
+        tokenizer: "auto" (characters if there are at most 512 distinct ones, else bytes), a name
+            as for `build_store`, the path of a tokenizer's JSON file, or a tokenizer.
+        encoding: of the files; None is UTF-8, or the encoding that a byte-order mark names.
         records: how files of records are read.
-        split_documents: whether `<|endoftext|>` separates documents of a file.
-        unknown: as `build_store` takes it.
-        progress: is told how far it is.
+        split_documents: whether `<|endoftext|>` separates documents within a file.
+        unknown: as for `build_store`.
+        progress: called with the progress of building, several times per second.
 
     Raises:
-        InputError: as reading and tokenizing do.
-        StorageError: where there is no room.
+        InputError: as `build_store` does.
+        StorageError: if there is not enough disk space, or the cache is not writable.
     """
     folder = stores_folder()
     if isinstance(tokenizer, str) and tokenizer.removeprefix("bpe:") == tokenizer:
@@ -185,7 +190,7 @@ def cached_store(
     path = folder / _key(sources, tokenizer, encoding, records, split=split_documents)
     lock = _in_use.setdefault(path, SharedLock(folder / f"{path.name}.lock"))
     while True:
-        lock.acquire_shared()  # waits while another process makes it
+        lock.acquire_shared()  # waits while another process builds it
         if (found := opened(path)) is not None:
             lock.touch()
             return CachedStore(found, 0.0)
@@ -197,7 +202,7 @@ def cached_store(
     began = time.monotonic()
     try:
         if (found := opened(path)) is None:
-            _make_room(folder, path, sum(map(_expected_bytes, sources)))
+            _free_space(folder, path, sum(map(_expected_bytes, sources)))
             how = partial(
                 build_store,
                 encoding=encoding,
@@ -222,7 +227,7 @@ def cached_store(
 def _by_characters(
     sources: Sequence[TextSource], encoding: str | None, field: str, *, split: bool
 ) -> Tokenizer:
-    """Characters where few are distinct, else bytes; all of the text is read for that."""
+    """A character tokenizer if the text has few distinct ones, else bytes; reads all the text."""
     found: set[str] = set()
     for source in sources:
         for piece in pieces(source, field=field, encoding=encoding, split=split):
@@ -233,17 +238,17 @@ def _by_characters(
 
 
 def stores_folder() -> Path:
-    """Where the stores lie.
+    """The folder of the stores, which is created.
 
     Raises:
-        StorageError: where it cannot be made, or another user's folder is there.
+        StorageError: if it cannot be created, or is another user's or writable by others.
     """
     try:
         folder = cache_folder() / "stores"
         make_private_folder(folder)
         why = not_private(folder, above=False)
     except (OSError, RuntimeError) as error:
-        raise StorageError(f"the cache cannot be written: {error}; {_REMEDY}") from None
+        raise StorageError(f"cannot write to the cache: {error}; {_REMEDY}") from None
     if why is not None:
         raise StorageError(f"{why}: {_REMEDY}")
     return folder
@@ -270,7 +275,7 @@ def _key(
 
 
 def opened(path: Path) -> TokenStore | None:
-    """The store there; None where there is none, or none that is finished and whole."""
+    """The store at `path`; None if there is none, or if it is unfinished or damaged."""
     with contextlib.suppress(CheckpointError, OSError):
         if not path.is_symlink() and is_private(path.lstat()):
             return TokenStore.open(path)
@@ -278,15 +283,20 @@ def opened(path: Path) -> TokenStore | None:
 
 
 def _expected_bytes(source: TextSource) -> int:
-    packed = bool(source.compression) or source.kind == "table"
-    return max(source.num_bytes, source.size * (_UNPACKED if packed else 1)) * _BYTES_PER_TOKEN
+    """The estimated size of a source's tokens on disk."""
+    compressed = bool(source.compression) or source.kind == "table"
+    return max(source.num_bytes, source.size * (_EXPANSION if compressed else 1)) * _BYTES_PER_TOKEN
 
 
-def _make_room(folder: Path, path: Path, size: int) -> None:
-    """Remove what was used longest ago and is not in use, until `size` bytes fit."""
+def _free_space(folder: Path, path: Path, size: int) -> None:
+    """Remove the least recently used stores that are not in use until `size` bytes fit.
+
+    Raises:
+        StorageError: if they do not fit even then.
+    """
     kept = []
-    for place in filter(is_named_by_us, folder.iterdir()):
-        with contextlib.suppress(OSError):  # another process may be at the same work
+    for place in filter(is_digest, folder.iterdir()):
+        with contextlib.suppress(OSError):  # another process may be removing stores too
             if place != path and not place.is_symlink():
                 used = folder.joinpath(f"{place.name}.lock").stat().st_mtime_ns
                 kept.append((used, sum(map(_size_of, _files_below([str(place)]))), place))
@@ -303,22 +313,22 @@ def _make_room(folder: Path, path: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise StorageError(
-            f"{folder} has {free:,} bytes free, and the text's tokens may take {size:,}: make "
-            f"room; {_REMEDY}"
+            f"{folder} has {free:,} bytes free, and the text's tokens may take {size:,}: free disk "
+            f"space; {_REMEDY}"
         )
 
 
 def _built(
     path: Path, sources: Sequence[TextSource], build: Callable[..., TokenStore]
 ) -> TokenStore:
-    """The store made at `path`, or a half-done one brought to its end."""
-    _keep_half_done(path)
+    """Build the store at `path`, or complete an unfinished one there."""
+    _remove_unless_resumable(path)
     make_private_folder(path)
     files = [os.path.realpath(source.name) for source in sources]
     try:
         try:
             return build(files, path)
-        except CheckpointError:  # what was begun there is damaged
+        except CheckpointError:  # the unfinished store is damaged
             shutil.rmtree(path, ignore_errors=True)
             make_private_folder(path)
             return build(files, path)
@@ -326,8 +336,8 @@ def _built(
         raise StorageError(f"{error}; {_REMEDY}") from None
 
 
-def _keep_half_done(path: Path) -> None:
-    """Remove what lies where a store is to be made, unless it is one on its way."""
+def _remove_unless_resumable(path: Path) -> None:
+    """Remove a file or folder at `path`, unless it is an unfinished store, which can be resumed."""
     with contextlib.suppress(CheckpointError, FileNotFoundError):
         if is_private(path.lstat()) and not Index.read(path).finished:
             return

@@ -1,12 +1,14 @@
-"""Tokens and tokenizers kept in the user's cache, so that a second run on a text starts at once.
+"""A cache of tokens and BPE tokenizers on disk, so that a second run on a text starts at once.
 
-Only what takes time is kept: BPE of a long text. A file's name is a digest of all that its
-content follows from: the documents (and so where they were split), the tokenizer, the version of
-the `tokenizers` library. What is read is checked to the last byte; what is damaged or foreign
-counts as not there. Nothing that goes wrong with the cache is an error: there is then no cache.
+Only results that take time are cached: BPE of a long text. A file's name is a SHA-256 digest of
+everything that its content depends on: the documents (and so how they were split), the tokenizer,
+and the version of the `tokenizers` library. A file's digest is verified when it is read; a damaged
+file, or one that belongs to another user, is ignored. Errors of the cache are never reported: the
+result is then computed.
 
-The files lie in `tokens/` of MYGPT_CACHE, else of `mygpt/` in the user's cache folder. They take
-2 GiB at most: those that were not used for longest go. MYGPT_TOKEN_CACHE=off keeps and reads none.
+The files are in `tokens/` in the folder MYGPT_CACHE, or in `mygpt/tokens/` in the user's cache
+folder. They take at most 2 GiB; the least recently used are removed. MYGPT_TOKEN_CACHE=off disables
+the cache.
 """
 
 from __future__ import annotations
@@ -40,19 +42,22 @@ from mygpt.tokenization import BPETokenizer, Tokenizer
 from mygpt.tokenization.words import LIBRARY_PATTERN
 
 MOST_BYTES = 2**31  # of all files together
-SHORTEST = 2**18  # characters; less is encoded faster than anybody notices
-_SPARE_BYTES = 2**30  # of the disk, which are left to others
-_STRAY_S = 3600.0  # a temporary file older than this has no writer any more
+SHORTEST = 2**18  # characters; encoding a shorter text takes no noticeable time
+_SPARE_BYTES = 2**30  # of the disk that must stay free
+_STRAY_S = 3600.0  # an older temporary file was left by a process that died
 _NAME_LENGTH = 64  # SHA-256 in hexadecimal
 _VERSION = 1
 _MAGIC = b"mygptTOK"
-_HEADER = struct.Struct("<8sIIQ32s32s8x")  # magic, version, 0, content's bytes, key, its digest
+_HEADER = struct.Struct("<8sIIQ32s32s8x")  # magic, version, 0, size, key, digest of the content
 
 
 def cached_tokens(
     documents: Sequence[Document], tokenizer: Tokenizer, *, continued: bool = False
 ) -> NDArray[np.integer]:
-    """What `encode_documents` returns, read-only, and of a long BPE text from the cache.
+    """The result of `encode_documents`, from the cache if it is a long text's and BPE's.
+
+    Returns:
+        1-D, read-only, uint16 or int32.
 
     Raises:
         InputError: as the tokenizer does.
@@ -61,15 +66,15 @@ def cached_tokens(
     if tokenizer.kind in ("bpe", "foreign"):
         state = json.dumps(tokenizer.to_state(), sort_keys=True).encode()
         facts = [b"tokens", b"continued" if continued else b"", hashlib.sha256(state).digest()]
-        path = _place(documents, facts)
+        path = _cache_file(documents, facts)
     kept = None if path is None else _read(path)
     tokens = None if kept is None else _tokens_in(kept, tokenizer)
     if tokens is not None:
         return tokens
     tokens = encode_documents(documents, tokenizer, continued=continued)
-    tokens.flags.writeable = False  # whether they come from the cache or not
+    tokens.flags.writeable = False  # as tokens from the cache are
     if path is not None:
-        _keep(path, tokens.view(np.uint8).data)
+        _write(path, tokens.view(np.uint8).data)
     return tokens
 
 
@@ -83,12 +88,12 @@ def _tokens_in(content: memoryview, tokenizer: Tokenizer) -> NDArray[np.integer]
 
 
 def cached_bpe(documents: Sequence[Document], vocab_size: int) -> BPETokenizer:
-    """`BPETokenizer.train` on documents; of a long text from the cache.
+    """The result of `BPETokenizer.train` on documents, for a long text from the cache.
 
     Raises:
-        InputError: as `train` does.
+        InputError: as `BPETokenizer.train` does.
     """
-    path = _place(documents, [b"bpe", str(vocab_size).encode(), LIBRARY_PATTERN.encode()])
+    path = _cache_file(documents, [b"bpe", str(vocab_size).encode(), LIBRARY_PATTERN.encode()])
     content = None if path is None else _read(path)
     if content is not None:
         with contextlib.suppress(InputError, ValueError, RecursionError):
@@ -96,12 +101,12 @@ def cached_bpe(documents: Sequence[Document], vocab_size: int) -> BPETokenizer:
     pieces = (piece for document in documents for piece in document.pieces())
     tokenizer = BPETokenizer.train(pieces, vocab_size)
     if path is not None:
-        _keep(path, memoryview(json.dumps(tokenizer.to_state()["tokenizer"]).encode()))
+        _write(path, memoryview(json.dumps(tokenizer.to_state()["tokenizer"]).encode()))
     return tokenizer
 
 
-def _place(documents: Sequence[Document], facts: list[bytes]) -> Path | None:
-    """The file for what follows from `documents` and `facts`; None where nothing is kept."""
+def _cache_file(documents: Sequence[Document], facts: list[bytes]) -> Path | None:
+    """The cache file for `documents` and `facts`; None if the result is not cached."""
     if sum(map(len, documents)) < SHORTEST or os.environ.get("MYGPT_TOKEN_CACHE") == "off":
         return None
     from importlib.metadata import version
@@ -116,25 +121,25 @@ def _place(documents: Sequence[Document], facts: list[bytes]) -> Path | None:
             for piece in document.pieces():
                 here.update(as_bytes(piece))
             key.update(here.digest())
-    except (UnicodeEncodeError, RuntimeError):  # a lone surrogate; a user without a home
+    except (UnicodeEncodeError, RuntimeError):  # a lone surrogate; a user without home directory
         return None
     return folder / key.hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where all that is kept lies; RuntimeError for a user without a home."""
+    """The root folder of all caches; `RuntimeError` for a user without a home directory."""
     chosen = os.environ.get("MYGPT_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(chosen) if chosen else Path(home) / "mygpt"
 
 
-def is_named_by_us(path: Path) -> bool:
-    """Whether a name is a digest."""
+def is_digest(path: Path) -> bool:
+    """Whether a file name is a SHA-256 digest, as those of cached files and stores are."""
     return len(path.name) == _NAME_LENGTH and set(path.name) <= set("0123456789abcdef")
 
 
 def _read(path: Path) -> memoryview | None:
-    """The content of a kept file, mapped into memory; None where it is not to be trusted."""
+    """The content of a cached file, memory-mapped; None if missing, damaged or not private."""
     try:
         descriptor = open_descriptor(path, os.O_RDONLY)
         try:
@@ -144,25 +149,25 @@ def _read(path: Path) -> memoryview | None:
             mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError):  # it is not there, a link or a pipe; it is empty
+    except (OSError, ValueError):  # it is missing, a link, a pipe or empty
         return None
     content = memoryview(mapped)[_HEADER.size :]
     if len(mapped) < _HEADER.size or mapped[: _HEADER.size] != _header(path, content):
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # used last now
+        os.utime(path)  # record the last use
     return content
 
 
 def _header(path: Path, content: memoryview) -> bytes:
-    """What must stand before `content`: it says which file of which text this is."""
+    """The header for `content`: its key and its digest."""
     digest = hashlib.sha256(content).digest()
     key = bytes.fromhex(path.name)
     return _HEADER.pack(_MAGIC, _VERSION, 0, len(content), key, digest)
 
 
-def _keep(path: Path, content: memoryview) -> None:
-    """Write a file, where there is room for it."""
+def _write(path: Path, content: memoryview) -> None:
+    """Write a file to the cache, if there is enough space."""
     size = _HEADER.size + len(content)
     try:
         make_private_folder(path.parent)
@@ -170,23 +175,23 @@ def _keep(path: Path, content: memoryview) -> None:
             return
         if size > MOST_BYTES or shutil.disk_usage(path.parent).free < size + _SPARE_BYTES:
             return
-        _make_room(path.parent, size)
-        if path.is_symlink():  # writing would go to where it points
+        _free_space(path.parent, size)
+        if path.is_symlink():  # writing would follow it
             path.unlink()
         write_durably(path, [_header(path, content), content], inside=True, mode=PRIVATE_FILE)
     except (OSError, StorageError, CheckpointError):
         return
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Remove dead writers' files, and what was used longest ago, until `size` bytes fit."""
+def _free_space(folder: Path, size: int) -> None:
+    """Remove old temporary files and the least recently used files until `size` bytes fit."""
     for stray in temporary_files(folder):
         with contextlib.suppress(OSError):
             if time.time() - stray.lstat().st_mtime > _STRAY_S:
                 stray.unlink()
     kept = []
-    for path in filter(is_named_by_us, folder.iterdir()):
-        with contextlib.suppress(OSError):  # another process may be at the same work
+    for path in filter(is_digest, folder.iterdir()):
+        with contextlib.suppress(OSError):  # another process may be removing files too
             status = path.lstat()
             kept.append((status.st_mtime_ns, status.st_size, path))
     total = size + sum(length for _, length, _ in kept)

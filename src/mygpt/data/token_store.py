@@ -1,7 +1,9 @@
-"""Token stores: ids on disk, mapped into memory, of which as much is read as is asked for.
+"""Read token stores: token ids on disk, memory-mapped, so that only what is used is read.
 
-A store is a folder; `docs/stores.md` says what its files hold, `storing/` writes them. An index
-comes from anywhere: all of it that matters is checked before it is believed. Letters: B batch.
+A store is a folder. `docs/stores.md` describes its files, `store_builder/` writes them. A store may
+come from an untrusted source: its index is validated before it is used.
+
+Letters: B batch.
 """
 
 from __future__ import annotations
@@ -37,21 +39,21 @@ from mygpt.json_objects import STATE, parse_object
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import ForeignTokenizer, Tokenizer, from_state
 
-START_DTYPE = np.dtype("<i8")  # of documents
+START_DTYPE = np.dtype("<i8")  # of the positions where documents start
 _BLOCK = 2**20  # bytes
-_FIRST_LOOK = 2**12  # bytes; the format stands first
+_FIRST_BYTES = 2**12  # of an index: they contain its format
 RETOKENIZE = "tokenize the text again, with --overwrite"
-_MOST_MAPPED = 256  # shards at a time: each keeps a file open, and a process may have 1,024
+_MOST_MAPPED = 256  # shards at a time: each keeps a file open, of which a process may have 1,024
 
 
 class StoredTokens:
-    """Ids in shards on disk, mapped into memory: as much of them is read as is asked for.
+    """A 1-D sequence of ids in memory-mapped shards on disk.
 
     Args:
         paths: the shards' files, in order.
-        lengths: how many ids each holds.
-        dtype: their numbers.
-        vocab_size: ids are below it; others are damage.
+        lengths: the number of ids in each shard.
+        dtype: the integer type of the ids on disk.
+        vocab_size: V; an id outside 0..V-1 means that a file is damaged.
 
     Attributes:
         dtype: uint16 or int32, little-endian on disk.
@@ -68,11 +70,15 @@ class StoredTokens:
         self._start, self._stop = 0, int(self._bounds[-1])
 
     def __len__(self) -> int:
-        """How many ids."""
+        """The number of ids."""
         return self._stop - self._start
 
     def part(self, start: int, stop: int) -> StoredTokens:
-        """The ids from `start` up to `stop` (0 <= start <= stop <= len), without a copy."""
+        """The ids from `start` to `stop`, as `StoredTokens` that share the mapping.
+
+        Raises:
+            IndexError: unless 0 <= start <= stop <= len(self).
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"part({start}, {stop}) of {len(self)} tokens")
         inside = object.__new__(StoredTokens)
@@ -81,10 +87,10 @@ class StoredTokens:
         return inside
 
     def __getitem__(self, key: slice) -> NDArray[np.integer]:
-        """A copy of some ids in a row, (n,).
+        """A copy of consecutive ids, (n,).
 
         Raises:
-            DamagedError: for an id that the vocabulary lacks.
+            DamagedError: for an id outside the vocabulary.
         """
         if not isinstance(key, slice) or key.step not in (None, 1):
             raise TypeError("stored tokens are read in slices of step 1")
@@ -96,10 +102,13 @@ class StoredTokens:
         return ids
 
     def cut(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """Windows of `length` ids that begin at `starts` (B,): (B, length) int64.
+        """The windows of `length` ids that begin at `starts` (B,).
+
+        Returns:
+            (B, length) int64.
 
         Raises:
-            DamagedError: for an id that the vocabulary lacks.
+            DamagedError: for an id outside the vocabulary.
         """
         starts = np.asarray(starts, np.int64)
         if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
@@ -118,7 +127,7 @@ class StoredTokens:
         return windows
 
     def _copy(self, start: int, ids: NDArray[np.integer]) -> None:
-        """Fill `ids` with those from `start` on, counted from the store's first."""
+        """Fill `ids` with the store's ids from position `start` on."""
         number = int(np.searchsorted(self._bounds, start, "right")) - 1
         filled = 0
         while filled < len(ids):
@@ -136,8 +145,8 @@ class StoredTokens:
     def _check(self, ids: NDArray[np.integer]) -> None:
         if ids.size and (int(ids.max()) >= self._vocab_size or int(ids.min()) < 0):
             raise DamagedError(
-                f"{self._paths[0].parent} is damaged: it holds ids outside the vocabulary of "
-                f"{self._vocab_size:,}; {RETOKENIZE}"
+                f"{self._paths[0].parent} is damaged: it contains ids outside the vocabulary of "
+                f"{self._vocab_size:,} tokens; {RETOKENIZE}"
             )
 
 
@@ -160,13 +169,13 @@ class TokenStore:
 
     Attributes:
         path: its folder.
-        name: what a run on it is called.
-        tokenizer: what made the ids.
-        tokens: all ids in one row, as `encode_documents` puts them.
-        sha256: of what it holds: the ids, where documents begin, and the tokenizer.
-        num_bytes: of the text, in UTF-8.
-        num_documents: documents, none of them empty.
-        shards: its parts.
+        name: of a run on it.
+        tokenizer: encoded the text.
+        tokens: all ids, as `encode_documents` returns them.
+        sha256: of its content: the ids, the documents' starts, and the tokenizer.
+        num_bytes: of the text in UTF-8.
+        num_documents: number of documents, which are not empty.
+        shards: in order.
     """
 
     path: Path
@@ -184,22 +193,25 @@ class TokenStore:
 
         Args:
             path: its folder.
-            check: read every shard and compare it with its digest.
+            check: read every shard and verify its digest.
 
         Raises:
-            DamagedError: for a file that is cut, changed or gone.
-            CheckpointError: for a folder that is no store, or one that is not finished.
+            DamagedError: if a file is truncated, changed or missing.
+            CheckpointError: if the folder is not a store, or the store is not finished.
         """
         path = Path(path)
         index = Index.read(path)
         if not index.finished or index.tokenizer is None:
             raise CheckpointError(
-                f"{path} is not finished: go on with the command that began it, "
-                f"mygpt tokenize ... --out {shlex.quote(str(path))}"
+                f"{path} is not finished: repeat the command that began it, "
+                f"mygpt tokenize ... --out {shlex.quote(str(path))}, which continues it"
             )
         tokenizer = read_tokenizer(path, index.tokenizer)
         if index.dtype == "uint16" and tokenizer.vocab_size > 2**16:
-            raise DamagedError(f"{path / INDEX} is damaged: its dtype is not the tokenizer's")
+            raise DamagedError(
+                f"{path / INDEX} is damaged: its dtype is too small for the tokenizer's "
+                f"vocabulary; {RETOKENIZE}"
+            )
         for number, shard in enumerate(index.shards):
             _check_shard(path, number, shard, DTYPES[index.dtype].itemsize, check=check)
         require_folder(path / SHARDS)
@@ -215,12 +227,12 @@ class TokenStore:
         )
 
     def size_of(self, start: int, stop: int) -> TextSize:
-        """The text that the ids from `start` up to `stop` stand for, as the shards counted it.
+        """The size of the text that the ids from `start` to `stop` were encoded from.
 
-        Exact for whole shards. Of a shard that is cut: the bytes that the ids decode to, and what
-        these lack to the shard's bytes shared among its unknown tokens, where those stand for
-        characters, else among all its ids. Of such a part characters are known where all are a
-        byte each.
+        It is exact for complete shards, whose sizes the index has. For a part of a shard the bytes
+        are estimated: each id counts with the bytes it decodes to, and the difference to the
+        shard's bytes is divided equally among its unknown tokens, or among all ids if there are
+        none. The characters of such a part are known only if the shard's text is ASCII.
         """
         num_bytes = num_chars = 0.0
         counted, begin = True, 0
@@ -229,7 +241,7 @@ class TokenStore:
             if first < end:
                 part = 1.0
                 if end - first < shard.tokens:
-                    part = self._share_of_bytes(first, end, begin, shard)
+                    part = self._fraction_of_bytes(first, end, begin, shard)
                     counted = counted and shard.characters == shard.bytes
                 num_bytes += shard.bytes * part
                 num_chars += (shard.characters or 0) * part
@@ -237,8 +249,11 @@ class TokenStore:
             begin += shard.tokens
         return TextSize(stop - start, round(num_bytes), round(num_chars) if counted else None)
 
-    def _share_of_bytes(self, first: int, end: int, begin: int, shard: Shard) -> float:
-        """Which part of a shard's bytes its ids from `first` up to `end` stand for."""
+    def _fraction_of_bytes(self, first: int, end: int, begin: int, shard: Shard) -> float:
+        """The fraction of a shard's bytes that its ids from `first` to `end` account for.
+
+        `first`, `end` and `begin`, the shard's first id, are positions in the store.
+        """
         ids = self.tokens[begin : begin + shard.tokens]
         lengths = self.tokenizer.byte_lengths()[ids].astype(np.float64)
         unknown = np.ones(len(ids), bool)
@@ -250,10 +265,13 @@ class TokenStore:
         return float(min(1.0, max(0.0, inside / max(1, shard.bytes))))
 
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Where documents begin, among the tokens from `start` up to `stop`: rising, int64.
+        """The positions from `start` to `stop` where documents begin.
+
+        Returns:
+            1-D int64, ascending.
 
         Raises:
-            DamagedError: for places outside their shard.
+            DamagedError: for a position outside its shard.
         """
         found = [np.empty(0, np.int64)]
         begin = 0
@@ -264,7 +282,9 @@ class TokenStore:
                 starts = _mapped(path, START_DTYPE, shard.documents).astype(np.int64)
                 rising = bool((np.diff(starts) >= 0).all())
                 if not rising or starts[0] < 0 or starts[-1] > shard.tokens:
-                    raise DamagedError(f"{path} is damaged: documents begin outside the shard")
+                    raise DamagedError(
+                        f"{path} is damaged: documents begin outside the shard; {RETOKENIZE}"
+                    )
                 starts += begin
                 found.append(starts[(starts >= start) & (starts < stop)])
             begin = end
@@ -272,22 +292,29 @@ class TokenStore:
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a folder is a token store, finished or not, whole or not."""
+    """Whether a folder is a token store; it may be unfinished or damaged."""
     index = Path(path) / INDEX
     try:
         with open_regular(index) as file:
-            start: bytes = file.read(_FIRST_LOOK)
-    except (OSError, ValueError):  # it is not there; a NUL in its name
+            start: bytes = file.read(_FIRST_BYTES)
+    except (OSError, ValueError):  # it does not exist; its name contains a NUL
         return False
     return json.dumps(FORMAT).encode() in start
 
 
 def read_tokenizer(store: Path, sha256: str) -> Tokenizer:
-    """A store's tokenizer; `DamagedError` where its file is not the one with that digest."""
+    """Read a store's tokenizer.
+
+    Raises:
+        DamagedError: if the file does not have the digest `sha256`.
+        CheckpointError: if its content is not a valid tokenizer.
+    """
     path = store / TOKENIZER
     content = read_regular(path, STATE.most_bytes)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise DamagedError(f"{path} is damaged: it does not match its digest")
+        raise DamagedError(
+            f"{path} is damaged: its SHA-256 is not the one in the index; {RETOKENIZE}"
+        )
     try:
         return from_state(parse_object(content, STATE))
     except (ValueError, AttributeError) as error:  # an InputError is a ValueError
@@ -295,7 +322,7 @@ def read_tokenizer(store: Path, sha256: str) -> Tokenizer:
 
 
 def _check_shard(store: Path, number: int, shard: Shard, itemsize: int, *, check: bool) -> None:
-    """Refuse a shard whose files are not there, or not as long; with `check`, not the same."""
+    """Check that a shard's files exist with the right length, and with `check` their digests."""
     lengths = shard.tokens * itemsize, shard.documents * START_DTYPE.itemsize
     digests = shard.sha256, shard.documents_sha256
     for path, length, digest in zip(shard_paths(store, number), lengths, digests, strict=True):
@@ -307,11 +334,13 @@ def _check_shard(store: Path, number: int, shard: Shard, itemsize: int, *, check
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         if not stat.S_ISREG(status.st_mode) or status.st_size != length:
             raise DamagedError(
-                f"{path} is damaged: it has {status.st_size:,} bytes and the index says "
+                f"{path} is damaged: it has {status.st_size:,} bytes, but the index says "
                 f"{length:,}; {RETOKENIZE}"
             )
         if check and _digest_of(path) != digest:
-            raise DamagedError(f"{path} is damaged: it does not match its digest; {RETOKENIZE}")
+            raise DamagedError(
+                f"{path} is damaged: its SHA-256 is not the one in the index; {RETOKENIZE}"
+            )
 
 
 def _digest_of(path: Path) -> str:

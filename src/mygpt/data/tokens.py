@@ -1,4 +1,4 @@
-"""Documents to one row of token ids."""
+"""Encode documents to one array of token ids."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from mygpt.tokenization.unknown import UnknownText, without_unknown
 def encode_documents(
     documents: Sequence[Document], tokenizer: Tokenizer, *, continued: bool = False
 ) -> NDArray[np.integer]:
-    """Ids of all documents in one row, end-of-text before each where the tokenizer has it.
+    """The concatenated ids of documents.
 
-    After it comes what the tokenizer puts before every text.
+    Before each document come the end-of-text token, if the tokenizer has one, and the tokens that
+    it puts before every text (`Tokenizer.beginning`).
 
     Args:
         documents: in order.
-        tokenizer: what encodes them.
-        continued: the first document goes on from text that came before: nothing before it.
+        tokenizer: encodes them.
+        continued: whether the first document continues earlier text; no tokens then precede it.
 
     Returns:
-        1-D, uint16 where the vocabulary fits, else int32.
+        1-D, uint16 if the vocabulary has at most 65,536 tokens, else int32.
+
+    Raises:
+        InputError: as the tokenizer does.
     """
     dtype = dtype_of(tokenizer)
-    row = bytearray()  # it grows in place: parts put together at the end would be there twice
+    row = bytearray()  # grows in place: concatenating arrays at the end would need twice the memory
     for number, document in enumerate(documents):
         if not (continued and number == 0):
             ends = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
@@ -44,9 +48,13 @@ def unknown_in(
     tokenizer: Tokenizer,
     before: UnknownText | None = None,
 ) -> UnknownText:
-    """What the tokenizer does not know of documents, which became these tokens.
+    """Count the text in documents that is unknown to the tokenizer.
 
-    With `before` they are counted with the texts that it has counted.
+    Args:
+        documents: the text.
+        tokens: its ids, 1-D.
+        tokenizer: encoded it.
+        before: earlier counts to add to; it is changed and returned.
     """
     found = before or UnknownText(tokenizer)
     if found.counts:
@@ -57,9 +65,10 @@ def unknown_in(
 def drop_unknown(
     documents: Sequence[Document], tokenizer: Tokenizer
 ) -> tuple[list[Document], list[str]]:
-    """Documents without what the tokenizer does not know, and what that is, each once.
+    """Remove unknown characters and words from documents.
 
-    Those of which nothing is left go; the others are parts no longer.
+    Returns:
+        The documents that are not empty afterwards, and the distinct removed strings in order.
     """
     kept: list[Document] = []
     left: dict[str, None] = {}
@@ -74,5 +83,5 @@ def drop_unknown(
 
 
 def dtype_of(tokenizer: Tokenizer) -> type[np.uint16 | np.int32]:
-    """The numbers that tokens are kept in."""
+    """The integer type that a tokenizer's ids are stored in."""
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32

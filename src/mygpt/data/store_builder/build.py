@@ -1,8 +1,9 @@
-"""Token stores are made here: any amount of text into shards, in parallel, however often stopped.
+"""Encode text of any length into a token store, in parallel, resumable after any interruption.
 
-A shard's files are durable before the index names them, and with them it says how far each source
-is done: what dies in between is done again, the same to the bit. Where shards and jobs end follows
-from the text alone, not from the number of processes or from how fast they are.
+A shard's files are durable before the index lists them, and the same write of the index records
+the position reached in each source. Work after the last such write is repeated with identical
+results, because shards and jobs end at positions that depend on the text only, not on the number
+or speed of processes.
 """
 
 from __future__ import annotations
@@ -51,23 +52,23 @@ from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.unknown import CORPUS_POLICIES, UnknownText, check_policy
 
 SHARD_TOKENS = 2**24
-_SHORT = 2**20  # bytes: a shorter text is encoded before a process has started
-_JOB = 2**18  # characters that are encoded together
+_SHORT = 2**20  # bytes: encoding a shorter text takes less time than starting a process
+_JOB = 2**18  # characters that a process encodes at a time
 
 
 @dataclass(frozen=True)
 class StoreProgress:
-    """How far a store is.
+    """The progress of building a store.
 
     Attributes:
-        documents: begun.
-        tokens: encoded.
-        bytes: of their text, in UTF-8.
-        read: bytes of the files that have been read.
-        size: bytes of all files; 0 where that is not known.
-        committed: tokens that are safe.
-        separators: that were read, of documents within a file, a line or a row.
-        unknown: what the tokenizer does not know of what this call has encoded.
+        documents: number of documents begun.
+        tokens: number of ids encoded.
+        bytes: of their text in UTF-8.
+        read: number of bytes read of the files.
+        size: of all files in bytes; 0 if unknown.
+        committed: number of ids in shards that the index lists, which survive an interruption.
+        separators: number of `<|endoftext|>` found within files, lines or rows.
+        unknown: counts of unknown text in what this call has encoded.
     """
 
     documents: int
@@ -98,29 +99,29 @@ def build_store(
     overwrite: bool = False,
     progress: Listener | None = None,
 ) -> TokenStore:
-    """Encode files into a store, or go on with one that was begun; one that is there is opened.
+    """Encode files into a store. An unfinished store in `out` is continued, a finished one opened.
 
     Args:
-        files: names, folders, patterns, or "-" for standard input, which begins anew every time.
+        files: paths, folders, glob patterns, or "-" for standard input, which cannot be continued.
         out: the store's folder.
-        tokenizer: one, or what is to be learned: "bpe", "bpe:SIZE", "char"; "byte".
-        field: of a record (of JSON, CSV, Parquet) that holds the text; None is "text", and a
-            *.csv, *.tsv or *.json that has no such field is plain text.
-        records: the same with all that can be said of it; overrides `field`.
-        encoding: None is UTF-8, or what a byte-order mark says.
-        split_documents: whether `<|endoftext|>` in a file, a line or a row separates documents;
-            None is as the store that is there was begun, else true.
-        unknown: "error" refuses a text of which the tokenizer does not know more than a tenth,
-            before a shard of it is written; "keep" takes it all the same.
-        shard_tokens: a shard ends as soon as it has so many.
-        workers: processes that encode; 0 is this one; None is one a core.
-        overwrite: replace a store that is there.
-        progress: is told how far it is, some times a second.
+        tokenizer: a tokenizer, or the kind to train: "bpe", "bpe:SIZE", "char" or "byte".
+        field: the field of a record (JSON, CSV, Parquet) that contains the text. None is "text";
+            a *.csv, *.tsv or *.json without that field is then plain text.
+        records: all options for reading records; overrides `field`.
+        encoding: None is UTF-8, or the encoding that a byte-order mark names.
+        split_documents: whether `<|endoftext|>` separates documents within a file, line or row.
+            None is the setting of an existing store, else true.
+        unknown: "error" refuses, before the first shard is written, a text of which more than a
+            tenth is unknown to the tokenizer; "keep" accepts it.
+        shard_tokens: a shard ends as soon as it has this number of ids.
+        workers: number of encoding processes; 0 encodes in this process; None is one per core.
+        overwrite: replace an existing store.
+        progress: called several times per second.
 
     Raises:
-        InputError: for what is no text, with its place; for a store of other text.
-        StorageError: when there is no space, or the place cannot be written to.
-        OutOfMemoryError: for a worker that the system has killed.
+        InputError: if a file is not text, with the position, or if `out` is a store of other text.
+        StorageError: if the disk is full or the folder not writable.
+        OutOfMemoryError: if the system killed a worker process.
     """
     check_policy(unknown, CORPUS_POLICIES)
     out = Path(out)
@@ -145,10 +146,12 @@ def build_store(
         shard_tokens=shard_tokens,
     )
     if workers is not None and workers < 0:
-        raise InputError(f"workers={workers} must be at least 0: leave it out for one a core")
+        raise InputError(
+            f"workers={workers} must be at least 0: remove the option for one process per core"
+        )
     _require_place(out)
     with _locked(out) as lock:
-        index = _at_hand(out, index, overwrite=overwrite)
+        index = _index_to_continue(out, index, overwrite=overwrite)
         if not index.finished:
             building = _Building(out, index, sources, progress, unknown, lock)
             building.run(tokenizer, _number_of_workers(sources, workers))
@@ -166,7 +169,7 @@ def _request(
     reading: int,
     shard_tokens: int,
 ) -> Index:
-    """The index of a store of which nothing is done."""
+    """The index of a store with this request, without progress."""
     if isinstance(tokenizer, str):
         check_name(tokenizer)
         asked = tokenizer
@@ -182,8 +185,8 @@ def _request(
 
 
 def _begun(out: Path) -> Index | None:
-    """How the store there was begun, if there is one."""
-    with contextlib.suppress(CheckpointError):  # which is said later
+    """The index of an existing store; None if there is none or it is damaged."""
+    with contextlib.suppress(CheckpointError):  # which `_index_to_continue` reports
         return Index.read(out) if is_store(out) else None
     return None
 
@@ -193,7 +196,7 @@ def _state_of(tokenizer: Tokenizer) -> bytes:
 
 
 def _require_place(out: Path) -> None:
-    """Refuse to write over what is no store."""
+    """Raise `InputError` if `out` contains files that are not a store's."""
     try:
         there = sorted(os.listdir(out))
     except FileNotFoundError:
@@ -203,7 +206,8 @@ def _require_place(out: Path) -> None:
     ours = all(name == ".lock" or name.startswith(".mygpt-") for name in there)
     if not ours and not is_store(out):
         raise InputError(
-            f"{out} holds other files ({there[0]!r:.60}), and no token store: give another --out"
+            f"{out} contains other files ({there[0]!r:.60}) and is not a token store: give another "
+            "--out"
         )
 
 
@@ -212,7 +216,7 @@ def _locked(out: Path) -> Iterator[RunLock]:
     lock = RunLock(out, "give another --out")
     try:
         lock.__enter__()
-    except CheckpointError:  # the lock is a link or a pipe: nobody may be writing
+    except CheckpointError:  # the lock file is a link or a pipe, which does not show a writer
         raise
     except InputError:
         raise InputError(
@@ -225,8 +229,12 @@ def _locked(out: Path) -> Iterator[RunLock]:
         lock.__exit__(None, None, None)
 
 
-def _at_hand(out: Path, wanted: Index, *, overwrite: bool) -> Index:
-    """The index to go on with: what is there, or the request."""
+def _index_to_continue(out: Path, wanted: Index, *, overwrite: bool) -> Index:
+    """The index to continue with: that of an existing store, or the new request.
+
+    Raises:
+        InputError: if the existing store has another request.
+    """
     require_folder(out / SHARDS)
     remove(*temporary_files(out), *temporary_files(out / SHARDS))
     there = Index.read(out) if is_store(out) and not overwrite else None
@@ -235,8 +243,8 @@ def _at_hand(out: Path, wanted: Index, *, overwrite: bool) -> Index:
         require_request(there, wanted, out)
         if not lasting:
             raise InputError(
-                f"{out} is finished, and whether what comes through a pipe is its text cannot be "
-                "known: give another --out, or --overwrite"
+                f"{out} is finished, and text from a pipe cannot be compared with its text: give "
+                "another --out, or --overwrite to replace it"
             )
         index = there
     elif there is not None and there.without_progress() == wanted and lasting:
@@ -244,7 +252,7 @@ def _at_hand(out: Path, wanted: Index, *, overwrite: bool) -> Index:
     else:
         index = wanted
         index.write(out)
-    for path in (out / SHARDS).glob("*"):  # of a store before, or not committed
+    for path in (out / SHARDS).glob("*"):  # of an earlier store, or not in the index
         if path.suffix in (".tokens", ".documents") and not path.is_dir():
             number = path.stem
             if not (number.isdigit() and int(number) < len(index.shards)):
@@ -269,7 +277,7 @@ def _digest(pieces: Sequence[bytes]) -> str:
 
 
 class _Building:
-    """A store on its way."""
+    """Builds one store."""
 
     def __init__(
         self,
@@ -285,9 +293,9 @@ class _Building:
         self.index = index
         self.sources = sources
         self._listener = progress
-        self._begun: dict[str, Iterator[Piece]] = {}  # sources that can be read only once
-        self._taken: dict[str, list[Piece]] = {}  # and what was taken of them
-        self._ids: list[bytes] = []  # in pieces: one that grows is copied, and is there twice
+        self._begun: dict[str, Iterator[Piece]] = {}  # sources that can be read only once,
+        self._taken: dict[str, list[Piece]] = {}  # and their pieces that were read for training
+        self._ids: list[bytes] = []  # a list, since growing one array would need twice the memory
         self._num_bytes = 0
         self._starts: list[np.ndarray] = []
         self._documents = self._bytes = self._characters = self._separators = 0
@@ -295,26 +303,26 @@ class _Building:
         sizes = [source.size for source in sources]
         self._size = sum(sizes) if min(sizes) >= 0 else 0
         self._read = sum(s.size for s in index.sources if s.done)  # of files that are done
-        self._policy = policy  # for text that the tokenizer does not know
+        self._policy = policy  # for text that is unknown to the tokenizer
 
     def run(self, tokenizer: Tokenizer | str, workers: int) -> None:
-        """Encode what is not done yet."""
+        """Encode everything that is not encoded yet, and finish the store."""
         encoding = self._tokenizer(tokenizer)
         self._unknown = UnknownText(encoding)
         cutter = Chunker(encoding, max(1, min(_JOB, self.index.shard_tokens)))
         jobs = jobs_of(self.sources, self.index.sources, cutter, self._pieces)
         with Workers(encoding, workers) as processes:
             for job, answer in processes.encoded(jobs):
-                self._take(job, answer)
+                self._add(job, answer)
                 if self._num_tokens >= self.index.shard_tokens:
                     self._commit()
-                self._tell(job)
+                self._report_progress(job)
         if not self._num_bytes and not self.index.shards:
-            raise InputError("there is no text in these files: nothing to tokenize")
+            raise InputError("there is no text in these files: name files with text")
         self._commit(finished=True)
 
     def _tokenizer(self, asked: Tokenizer | str) -> Tokenizer:
-        """The store's tokenizer, made and kept where there is none yet."""
+        """The store's tokenizer; it is trained and stored if there is none yet."""
         if self.index.tokenizer is not None:
             return read_tokenizer(self.out, self.index.tokenizer)
         tokenizer = asked if not isinstance(asked, str) else self._make_tokenizer(asked)
@@ -322,7 +330,7 @@ class _Building:
         try:
             check_size(state, STATE)
         except ValueError as error:
-            raise InputError(f"the tokenizer cannot be kept in a store: {error}") from None
+            raise InputError(f"the tokenizer is too large for a store: {error}") from None
         write_durably(self.out / TOKENIZER, [state], inside=True, mode=file_mode(self.out))
         dtype = np.dtype(dtype_of(tokenizer)).name
         digest = hashlib.sha256(state).hexdigest()
@@ -341,7 +349,7 @@ class _Building:
         )
 
     def _begin(self, source: TextSource) -> Iterator[Piece]:
-        """A source that can be read only once; what is taken of it here comes again later."""
+        """Start reading a source that can be read only once, keeping the pieces for later."""
         found = self._pieces_of(source)
         self._begun[source.name] = found
         taken = self._taken.setdefault(source.name, [])
@@ -350,7 +358,7 @@ class _Building:
             yield piece
 
     def _pieces(self, source: TextSource, state: SourceState) -> Iterator[Piece]:
-        """What is not done yet of a source."""
+        """The pieces of a source that are not encoded yet."""
         if source.name in self._begun:
             taken = self._taken.pop(source.name)
             while taken:
@@ -377,7 +385,8 @@ class _Building:
     def _num_tokens(self) -> int:
         return self._num_bytes // DTYPES[self.index.dtype].itemsize
 
-    def _take(self, job: Job, answer: Answer) -> None:
+    def _add(self, job: Job, answer: Answer) -> None:
+        """Add an encoded job's ids to the current shard."""
         counts, ids = answer
         if self._unknown.counts:
             self._unknown.add(job.texts, np.frombuffer(ids, DTYPES[self.index.dtype]))
@@ -396,12 +405,12 @@ class _Building:
             )
 
     def _commit(self, *, finished: bool = False) -> None:
-        """Make the shard durable, and then the index that names it."""
+        """Write the shard durably, and then the index that lists it."""
         self._unknown.notes(self.index.name, self._policy)
         if (moved := self._lock.moved_to()) is not None:
             raise StorageError(
-                f"{self.out} was renamed to {moved} while it was being written: what is finished "
-                "is there; the same command with that --out continues it"
+                f"{self.out} was renamed to {moved} while it was being written: its finished "
+                "shards are there; the same command with that --out continues"
             )
         shards = self.index.shards
         if self._num_bytes:
@@ -424,7 +433,7 @@ class _Building:
         self._ids, self._starts = [], []
         self._num_bytes = self._documents = self._bytes = self._characters = 0
 
-    def _tell(self, job: Job) -> None:
+    def _report_progress(self, job: Job) -> None:
         if self._listener is None:
             return
         current = max(job.states, default=0)

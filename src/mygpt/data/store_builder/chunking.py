@@ -1,10 +1,10 @@
-"""Where a text may be cut so that the parts' ids in a row are the whole's.
+"""Split a text into chunks whose concatenated ids are the ids of the whole text.
 
-Characters and bytes may be cut anywhere. Byte-level BPE may be cut where a word begins whatever
-stands around it. For the rules of words known here that is so before a space that follows a
-letter, and after a line's end between two ordinary characters; for our own rule (`words.py`) also
-before a space that follows any ordinary character, and between a line's end and one. Any other
-tokenizer must have each document whole.
+With characters and bytes as tokens, a text can be split anywhere. With byte-level BPE it can be
+split where a word begins regardless of context. For the rules for words known here that is before
+a space that follows a letter, and after a line end between two ordinary characters; for mygpt's own
+rule (`words.py`) also before a space that follows any ordinary character, and between a line end
+and an ordinary character. Any other tokenizer needs complete documents.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ from mygpt.tokenization import BPETokenizer, ForeignTokenizer, Tokenizer
 from mygpt.tokenization.tokenizer_json import check
 from mygpt.tokenization.words import LONGEST_RUN, WordSplitter
 
-# No white space in any version of Unicode: ASCII, Latin, Cyrillic, Chinese, Japanese, Korean.
-_SURE = "!-~\u00c0-\u024f\u0400-\u04ff\u3001-\u30fa\u4e00-\u9fa5\uac00-\ud7a3\uff01-\uff5e"
-_OURS = re.compile(rf"[{_SURE}](?= )|\n(?=[{_SURE}])")
+# Ordinary characters, which are not white space in any version of Unicode: ASCII, Latin, Cyrillic,
+# Chinese, Japanese, Korean.
+_ORDINARY = "!-~\u00c0-\u024f\u0400-\u04ff\u3001-\u30fa\u4e00-\u9fa5\uac00-\ud7a3\uff01-\uff5e"
+_OURS = re.compile(rf"[{_ORDINARY}](?= )|\n(?=[{_ORDINARY}])")
 _SPACES = re.compile(r"[^\W\d_](?= )")
-_SPACES_AND_LINES = re.compile(rf"[^\W\d_](?= )|[{_SURE}]\n(?=[{_SURE}])")
-_SLACK = 2**16  # characters in which a cut is looked for, before words are counted
-_REACH = 2 * LONGEST_RUN + 1  # how far the rule for words looks
-_LONGEST = 2**28  # characters of a document that must be whole
+_SPACES_AND_LINES = re.compile(rf"[^\W\d_](?= )|[{_ORDINARY}]\n(?=[{_ORDINARY}])")
+_SLACK = 2**16  # characters in which a split point is searched for, before words are counted
+_REACH = 2 * LONGEST_RUN + 1  # characters from a word's first one on that the rule depends on
+_LONGEST = 2**28  # characters of a document that cannot be split
 
 
 class Chunker:
-    """Finds cuts; they depend on the text from the last cut on alone, not on how it comes.
+    """Finds the ends of chunks.
+
+    A chunk's end depends only on the text from the chunk's beginning on, not on how much of it is
+    read at a time.
 
     Args:
-        tokenizer: what will encode the parts.
-        length: characters that a part has at least, the document's last one apart.
+        tokenizer: will encode the chunks.
+        length: minimum number of characters of a chunk, except for a document's last one.
     """
 
     def __init__(self, tokenizer: Tokenizer, length: int) -> None:
@@ -41,15 +45,15 @@ class Chunker:
         self._words = WordSplitter()
 
     def find(self, text: str, begin: int, seen: int) -> int | None:
-        """Where the part that begins at `begin` ends; None where more text must come.
+        """The end of the chunk that begins at `begin`; None if more text is needed.
 
         Args:
-            text: what has come of the document.
-            begin: where the part begins in it.
-            seen: how much of `text` had come when this found no end before.
+            text: the part of the document that has been read.
+            begin: the index of the chunk's first character in `text`.
+            seen: the length of `text` at the previous call, which returned None; else 0.
 
         Raises:
-            InputError: for more text than a tokenizer can have that must have it whole.
+            InputError: if the tokenizer needs complete documents and this one is too long.
         """
         least = begin + self.length
         if len(text) <= least:
@@ -69,7 +73,7 @@ class Chunker:
         return self._before_a_word(text, begin, last) if len(text) > last else None
 
     def _before_a_word(self, text: str, begin: int, last: int) -> int:
-        """The last place up to which no text that comes can change the words."""
+        """The last position up to which the words do not depend on the text that follows."""
         words = self._words.split(text[begin:last])
         end = last
         while words and last - end < _REACH:
@@ -79,13 +83,13 @@ class Chunker:
     def _check_whole(self, length: int) -> None:
         if length > _LONGEST:
             raise InputError(
-                f"a document of more than {_LONGEST:,} characters: this tokenizer must have each "
-                "whole; give it in documents, as lines of a *.jsonl, say"
+                f"a document has more than {_LONGEST:,} characters, the limit for a tokenizer that "
+                "needs complete documents: split it into several, for instance lines of a *.jsonl"
             )
 
 
 def library_json(tokenizer: Tokenizer) -> dict[str, object] | None:
-    """The `tokenizer.json` of what the library encodes as byte-level BPE; None of all others."""
+    """The `tokenizer.json` of a byte-level BPE; None for any other tokenizer."""
     if isinstance(tokenizer, BPETokenizer) or (
         isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_bpe
     ):
@@ -95,7 +99,7 @@ def library_json(tokenizer: Tokenizer) -> dict[str, object] | None:
 
 
 def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
-    """What finds cuts, and whether words are cut by our own rule."""
+    """The pattern before which a text can be split, and whether `words.py`'s rule applies."""
     description = library_json(tokenizer)
     if description is None:
         return None, False

@@ -1,7 +1,7 @@
-"""A token store's `index.json`: what is in it, and how far each source is done.
+"""A token store's `index.json`: its shards, and the position reached in each source.
 
-The index is the store's one truth: a shard that it does not name is not there. It is replaced
-whole, once what it names is durable.
+Only shards listed in the index are part of the store. The index is replaced atomically, after the
+files that it lists are durable.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ INDEX, TOKENIZER, SHARDS = "index.json", "tokenizer.json", "shards"
 FORMAT, VERSION = "mygpt token store", 1
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
 _LIMITS = Limits(2**28, 2**23)  # an index of a million shards
-_MOST = 2**62  # of anything that is counted
+_MOST = 2**62  # upper limit of every count
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Two files of a store: ids, and where documents begin among them.
+    """Two files of a store: ids, and the positions where documents begin among them.
 
     Attributes:
-        tokens: how many ids; at least one.
-        documents: how many documents begin here.
-        bytes: of the text, in UTF-8.
-        sha256: of the ids' file.
-        documents_sha256: of the other.
-        characters: of the text; None in stores of before these were counted.
+        tokens: number of ids; at least one.
+        documents: number of documents that begin in the shard.
+        bytes: of the text in UTF-8.
+        sha256: of the file of ids.
+        documents_sha256: of the file of positions.
+        characters: of the text; None in stores written before mygpt counted them.
     """
 
     tokens: int
@@ -53,15 +53,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class SourceState:
-    """A source, and how far it is done.
+    """A source, and the position reached in it.
 
     Attributes:
-        name: as it was named.
-        size: bytes of the file; -1 for standard input.
-        modified_ns: when the file was last changed; -1 for standard input.
-        rows: documents, or rows that were empty, that are done.
-        characters: of the next document that are done.
-        done: whether all of it is.
+        name: path, as the user named it.
+        size: of the file in bytes; -1 for standard input.
+        modified_ns: time of the file's last change in ns; -1 for standard input.
+        rows: number of documents encoded, including empty ones.
+        characters: number of characters encoded of the next document.
+        done: whether all of the source is encoded.
     """
 
     name: str
@@ -74,21 +74,22 @@ class SourceState:
 
 @dataclass(frozen=True)
 class Index:
-    """All of an index.
+    """The contents of an index. The attributes are the keys in the file.
 
     Attributes:
-        name: what a run on the store is called.
+        name: of a run on the store.
         finished: whether every source is done.
-        asked: the tokenizer as it was asked for: a name, or a digest.
-        tokenizer: SHA-256 of the tokenizer's file; None while there is none yet.
+        asked: the requested tokenizer: a name, or a digest of its state.
+        tokenizer: SHA-256 of the tokenizer's file; None if it is not written yet.
         dtype: uint16 or int32.
-        shard_tokens: a shard ends as soon as it has so many.
-        field: of an object or a table that holds the text.
-        encoding: of the text; None is UTF-8, or what a byte-order mark says.
+        shard_tokens: a shard ends as soon as it has this number of ids.
+        field: the field of a record that contains the text.
+        encoding: of the text; None is UTF-8, or the encoding that a byte-order mark names.
         sources: in order.
         shards: in order.
-        split_documents: whether `SEPARATOR` separates documents of a file.
-        reading: 1 took *.jsonl and *.parquet alone for files of records; 2 is `READING_VERSION`.
+        split_documents: whether `SEPARATOR` separates documents within a file.
+        reading: the `READING_VERSION` of the mygpt that began the store. With 1, only *.jsonl and
+            *.parquet are files of records.
     """
 
     name: str
@@ -106,12 +107,12 @@ class Index:
 
     @property
     def tokens(self) -> int:
-        """Ids in all shards."""
+        """The number of ids in all shards."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def documents(self) -> int:
-        """Documents that begin in all shards."""
+        """The number of documents in all shards."""
         return sum(shard.documents for shard in self.shards)
 
     @property
@@ -121,18 +122,23 @@ class Index:
 
     @property
     def sha256(self) -> str:
-        """What the store holds: the ids, where documents begin, the tokenizer."""
+        """SHA-256 of the store's content: the ids, the documents' starts, the tokenizer."""
         shards = [[s.tokens, s.documents, s.sha256, s.documents_sha256] for s in self.shards]
         facts = json.dumps([VERSION, self.tokenizer, self.dtype, shards])
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def without_progress(self) -> Index:
-        """The same request, of which nothing is done."""
+        """The same request, with nothing encoded."""
         sources = tuple(SourceState(s.name, s.size, s.modified_ns) for s in self.sources)
         return replace(self, finished=False, tokenizer=None, sources=sources, shards=())
 
     def write(self, store: Path) -> None:
-        """Replace a store's index; `StorageError` where that cannot be done."""
+        """Write the index of a store atomically.
+
+        Raises:
+            StorageError: if it cannot be written.
+            InputError: if it is larger than what `read` accepts.
+        """
         totals = {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
         content = {"format": FORMAT, "version": VERSION, **totals, **asdict(self)}
         data = json.dumps(content, indent=1).encode() + b"\n"
@@ -140,22 +146,25 @@ class Index:
             check_size(data, _LIMITS)
         except ValueError as error:
             raise InputError(
-                f"{store / INDEX} cannot be written: {error}; take larger shards, or fewer files"
+                f"{store / INDEX} cannot be written: {error}; use larger shards (--shard-tokens) "
+                "or fewer files"
             ) from None
         write_durably(store / INDEX, [data], inside=True, mode=file_mode(store))
 
     @classmethod
     def read(cls, store: Path) -> Index:
-        """A store's index, each field checked.
+        """Read and validate the index of a store.
 
         Raises:
-            DamagedError: where it is one, and not whole.
-            CheckpointError: where it is none, or newer than this program.
+            DamagedError: if it is damaged.
+            CheckpointError: if there is none, or it was written by a newer mygpt.
         """
         path = store / INDEX
         content = _object(path)
         if content.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no token store's: `mygpt tokenize` makes one")
+            raise CheckpointError(
+                f"{path} is not a token store's index: `mygpt tokenize` creates a token store"
+            )
         if content.get("version") != VERSION:
             raise CheckpointError(
                 f"{path} has version {content.get('version')!r:.20} and this mygpt reads "
@@ -169,17 +178,17 @@ class Index:
 
 
 def shard_paths(store: Path, number: int) -> tuple[Path, Path]:
-    """The files of a shard: ids, and the starts of documents."""
+    """The paths of a shard's two files: ids, and the documents' starts."""
     folder = store / SHARDS
     return folder / f"{number:06d}.tokens", folder / f"{number:06d}.documents"
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """A file's bytes.
+    """Read a regular file.
 
     Raises:
-        DamagedError: where it is not there, or longer than that.
-        CheckpointError: for a link, a pipe or a device.
+        DamagedError: if it does not exist, or has more than `most_bytes` bytes.
+        CheckpointError: if it is a link, a pipe or a device.
     """
     try:
         with open_regular(path) as file:
@@ -195,13 +204,13 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
 
 def _object(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
-        raise CheckpointError(f"{path.parent} is no token store: `mygpt tokenize` makes one")
+        raise CheckpointError(f"{path.parent} is not a token store: `mygpt tokenize` creates one")
     try:
         return parse_object(read_regular(path, _LIMITS.most_bytes), _LIMITS)
     except DamagedError:
         raise
     except ValueError as error:
-        raise DamagedError(f"{path} is damaged, or no token store's: {error}") from None
+        raise DamagedError(f"{path} is damaged, or not a token store's index: {error}") from None
 
 
 def _checked(content: Mapping[str, Any]) -> Index:
@@ -210,7 +219,7 @@ def _checked(content: Mapping[str, Any]) -> Index:
     tokenizer, encoding = content["tokenizer"], content["encoding"]
     index = Index(
         name=_text(content, "name"),
-        finished=_truth(content, "finished"),
+        finished=_boolean(content, "finished"),
         asked=_text(content, "asked"),
         tokenizer=None if tokenizer is None else _digest(content, "tokenizer"),
         dtype=_text(content, "dtype"),
@@ -219,8 +228,8 @@ def _checked(content: Mapping[str, Any]) -> Index:
         encoding=None if encoding is None else _text(content, "encoding"),
         sources=sources,
         shards=shards,
-        # As before it could be chosen, where it is not said.
-        split_documents=_truth({"split_documents": False, **content}, "split_documents"),
+        # Stores written before these keys existed were built with these values.
+        split_documents=_boolean({"split_documents": False, **content}, "split_documents"),
         reading=_number({"reading": 1, **content}, "reading", 1),
     )
     if index.dtype not in DTYPES:
@@ -242,7 +251,7 @@ def _source(entry: Mapping[str, Any]) -> SourceState:
         _number(entry, "modified_ns", -_MOST),
         _number(entry, "rows"),
         _number(entry, "characters"),
-        _truth(entry, "done"),
+        _boolean(entry, "done"),
     )
 
 
@@ -259,41 +268,41 @@ def _shard(entry: Mapping[str, Any]) -> Shard:
 
 def _list(content: Mapping[str, Any], name: str) -> list[Any]:
     if not isinstance(content[name], list) or not all(isinstance(e, dict) for e in content[name]):
-        raise ValueError(f"{name} is no list of objects")
+        raise ValueError(f"{name} must be a list of objects")
     return content[name]
 
 
 def _text(content: Mapping[str, Any], name: str) -> str:
     if not isinstance(content[name], str):
-        raise ValueError(f"{name}={content[name]!r:.40} is no text")
+        raise ValueError(f"{name}={content[name]!r:.40} must be a string")
     return content[name]
 
 
-def _truth(content: Mapping[str, Any], name: str) -> bool:
+def _boolean(content: Mapping[str, Any], name: str) -> bool:
     if not isinstance(content[name], bool):
-        raise ValueError(f"{name}={content[name]!r:.40} is neither true nor false")
+        raise ValueError(f"{name}={content[name]!r:.40} must be true or false")
     return content[name]
 
 
 def _number(content: Mapping[str, Any], name: str, least: int = 0) -> int:
     if type(content[name]) is not int or not least <= content[name] < _MOST:
-        raise ValueError(f"{name}={content[name]!r:.40} is no count")
+        raise ValueError(f"{name}={content[name]!r:.40} must be an integer of at least {least}")
     return content[name]
 
 
 def _digest(content: Mapping[str, Any], name: str) -> str:
     if not isinstance(content[name], str) or not _DIGEST.fullmatch(content[name]):
-        raise ValueError(f"{name}={content[name]!r:.40} is no SHA-256")
+        raise ValueError(f"{name}={content[name]!r:.40} must be a SHA-256")
     return content[name]
 
 
 def require_request(there: Index, wanted: Index, store: Path) -> None:
-    """Refuse to go on with a store that was begun with other sources or another tokenizer.
+    """Check that an existing store was begun with the same sources and settings.
 
     Raises:
-        InputError: naming what differs.
+        InputError: naming the first difference.
     """
-    remedy = f"give another --out, or start anew with --overwrite ({store} is then replaced)"
+    remedy = f"give another --out, or --overwrite to replace {store}"
     for what in ("asked", "field", "encoding", "shard_tokens", "split_documents"):
         old, new = getattr(there, what), getattr(wanted, what)
         if old != new:

@@ -1,6 +1,7 @@
-"""Sources to jobs: parts of documents, so many that a process is busy with them for a moment.
+"""Split sources into jobs: chunks of documents that a worker process encodes at once.
 
-Where a job ends follows from the text from its beginning on, and so does all after it.
+Where a job ends depends only on the text from its beginning on, so that a resumed build makes the
+same jobs.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from mygpt.text import Piece, TextSource
 Pieces = Callable[[TextSource, SourceState], Iterator[Piece]]
 
 
-class _Part(NamedTuple):
-    """A part of a document, and how far its source is done with it."""
+class _Chunk(NamedTuple):
+    """A chunk of a document, and the position after it in its source, as in `SourceState`."""
 
     text: str
     begins: bool
@@ -31,28 +32,28 @@ class _Part(NamedTuple):
 
 
 def jobs_of(
-    sources: Sequence[TextSource], states: Sequence[SourceState], cutter: Chunker, read: Pieces
+    sources: Sequence[TextSource], states: Sequence[SourceState], chunker: Chunker, read: Pieces
 ) -> Iterator[Job]:
-    """What is not done yet of all sources, in order.
+    """The jobs for everything that is not encoded yet, in order.
 
     Args:
         sources: the files.
-        states: how far each is done.
-        cutter: says where a document may be cut; a job has about one part's characters.
-        read: gives a source's pieces from its state on.
+        states: the position reached in each source.
+        chunker: finds where documents can be split; a job has about one chunk's characters.
+        read: returns a source's pieces from a position on.
 
     Raises:
-        InputError: for a source that cannot be read, or changes meanwhile.
+        InputError: if a source cannot be read, or changes while it is read.
     """
-    gathered: list[_Part] = []
+    gathered: list[_Chunk] = []
     length = 0
     for number, (source, state) in enumerate(zip(sources, states, strict=True)):
         if state.done:
             continue
-        for part in _parts(number, state, cutter, read(source, state)):
-            gathered.append(part)
-            length += len(part.text)
-            if length >= cutter.length:
+        for chunk in _chunks(number, state, chunker, read(source, state)):
+            gathered.append(chunk)
+            length += len(chunk.text)
+            if length >= chunker.length:
                 yield _job(gathered, sources)
                 gathered, length = [], 0
         _require_unchanged(source)
@@ -60,39 +61,38 @@ def jobs_of(
         yield _job(gathered, sources)
 
 
-def _parts(
-    number: int, state: SourceState, cutter: Chunker, found: Iterator[Piece]
-) -> Iterator[_Part]:
-    """The parts of a source's documents; the last one is empty, and says that all is done."""
+def _chunks(
+    number: int, state: SourceState, chunker: Chunker, found: Iterator[Piece]
+) -> Iterator[_Chunk]:
+    """The chunks of a source's documents; an empty last one marks the source as done."""
     rows, reached, read = state.rows, state.characters, 0
     waiting, seen = "", 0
     for text, ends, read in found:
         waiting += text
         begin = 0
-        while (end := cutter.find(waiting, begin, seen)) is not None:
+        while (end := chunker.find(waiting, begin, seen)) is not None:
             before, reached = reached, reached + end - begin
-            yield _Part(waiting[begin:end], before == 0, number, rows, reached, False, read)
+            yield _Chunk(waiting[begin:end], before == 0, number, rows, reached, False, read)
             begin = end
         waiting = waiting[begin:]
         seen = len(waiting)
         if ends:
             rows += 1
             if waiting:
-                yield _Part(waiting, reached == 0, number, rows, 0, False, read)
+                yield _Chunk(waiting, reached == 0, number, rows, 0, False, read)
             waiting, seen, reached = "", 0, 0
-    yield _Part("", False, number, rows, 0, True, read)
+    yield _Chunk("", False, number, rows, 0, True, read)
 
 
-def _job(parts: Sequence[_Part], sources: Sequence[TextSource]) -> Job:
-    first = parts[0]
-    place = sources[first.source].name
+def _job(chunks: Sequence[_Chunk], sources: Sequence[TextSource]) -> Job:
+    name = sources[chunks[0].source].name
     return Job(
-        [part.text.encode("utf-8") for part in parts],
-        [part.begins for part in parts],
-        {part.source: (part.rows, part.characters, part.done) for part in parts},
-        parts[-1].read,
-        "standard input" if place == "-" else place,
-        sum(len(part.text) for part in parts),
+        [chunk.text.encode("utf-8") for chunk in chunks],
+        [chunk.begins for chunk in chunks],
+        {chunk.source: (chunk.rows, chunk.characters, chunk.done) for chunk in chunks},
+        chunks[-1].read,
+        "standard input" if name == "-" else name,
+        sum(len(chunk.text) for chunk in chunks),
     )
 
 
@@ -106,6 +106,6 @@ def _require_unchanged(source: TextSource) -> None:
         now = (-1, -1)
     if now != (source.size, source.modified_ns):
         raise InputError(
-            f"{source.name!r} changed while it was read: start anew with --overwrite once it is "
+            f"{source.name!r} changed while it was read: start over with --overwrite once it is "
             "complete"
         )

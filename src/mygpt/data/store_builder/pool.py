@@ -1,6 +1,6 @@
-"""Workers that encode parts of texts: processes, whose answers come in the order of the jobs.
+"""Worker processes that encode jobs; the results are returned in the order of the jobs.
 
-They are processes, since most of our BPE's time is Python's.
+They are processes and not threads, since most of the time of mygpt's BPE is spent in Python.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.data.store_builder.worker import NUMBER, Encoder, read_answer, write_request
-from mygpt.errors import MygptError, OutOfMemoryError
+from mygpt.errors import InputError, MygptError, OutOfMemoryError
 from mygpt.processes import start
 from mygpt.tokenization import Tokenizer
 
-_AHEAD = 6  # jobs a worker that are begun before the first of them is asked for
-_KILLED = -9
+_AHEAD = 6  # jobs per worker that are submitted before the first result is needed
+_KILLED = -9  # the exit code after SIGKILL, which the kernel sends when memory runs out
 
 
 @dataclass(frozen=True)
 class Job:
-    """Parts of documents that are encoded together.
+    """Chunks of documents that are encoded together.
 
     Attributes:
-        texts: of each part, its UTF-8.
-        begins: whether it is its document's first.
-        states: by the number of a source: rows, characters of the next, and whether all is done,
-            once this job is.
-        read: bytes of the last source that had been read.
-        place: what an error calls the place of these texts.
-        characters: of all texts.
+        texts: the UTF-8 of each chunk.
+        begins: whether each chunk is the first of its document.
+        states: for each source number the position after this job: rows, characters of the next
+            row, and whether the source is done.
+        read: number of bytes read of the last source.
+        place: the name of the source, for error messages.
+        characters: in all chunks.
     """
 
     texts: Sequence[bytes]
@@ -50,15 +50,16 @@ class Job:
     characters: int = 0
 
 
+# The number of ids of each chunk, and the bytes of all ids.
 Answer = tuple[NDArray[np.int64], bytes]
 
 
 class Workers:
-    """Encoding processes; with none of them, this process encodes.
+    """A pool of encoding processes, as a context manager.
 
     Args:
-        tokenizer: theirs.
-        number: how many.
+        tokenizer: encodes.
+        number: of processes; with 0, this process encodes.
     """
 
     def __init__(self, tokenizer: Tokenizer, number: int) -> None:
@@ -91,17 +92,18 @@ class Workers:
             process.wait()
 
     def encoded(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Answer]]:
-        """The jobs in order, each with the number of ids of each part, and the ids' bytes.
+        """Encode jobs; yields each job and its result, in order.
 
         Raises:
             InputError: as the tokenizer does.
-            OutOfMemoryError: for a worker that the system has killed.
+            OutOfMemoryError: if the system killed a worker.
+            MygptError: if a worker ended otherwise.
         """
         if self._threads is None:
             encoder = Encoder(self._tokenizer)
             for job in jobs:
                 texts = [text.decode("utf-8") for text in job.texts]
-                with _placed(job):
+                with _naming_source(job):
                     counts, ids = encoder.encode(texts, job.begins)
                 yield job, (np.array(counts, np.int64), bytes(ids))
             return
@@ -122,7 +124,7 @@ class Workers:
         self._idle.put(process)
 
     def _ask(self, job: Job) -> Answer:
-        """Have an idle process encode a job; runs in a thread."""
+        """Have an idle process encode a job and wait for the result; runs in a thread."""
         process = self._idle.get()
         try:
             assert process.stdin is not None
@@ -131,26 +133,26 @@ class Workers:
             return read_answer(process.stdout, len(job.texts))
         except (EOFError, BrokenPipeError):
             code = process.wait()
-            told = f"a process that encodes ended with {code}"
+            what = f"an encoding process ended with code {code}"
             if code == _KILLED:
                 raise OutOfMemoryError(
-                    f"{told}: memory may be short; give fewer --workers and the same command again"
+                    f"{what}, probably for lack of memory: repeat the command with fewer --workers"
                 ) from None
-            raise MygptError(f"{told}: the same command goes on from the last shard") from None
+            raise MygptError(
+                f"{what}: repeat the command to continue from the last shard"
+            ) from None
         finally:
             self._idle.put(process)
 
 
 def _done(job: Job, future: Future[Answer]) -> tuple[Job, Answer]:
-    with _placed(job):
+    with _naming_source(job):
         return job, future.result()
 
 
 @contextlib.contextmanager
-def _placed(job: Job) -> Iterator[None]:
-    """Say where the text is that a tokenizer refuses."""
-    from mygpt.errors import InputError
-
+def _naming_source(job: Job) -> Iterator[None]:
+    """Prefix an `InputError` of the tokenizer with the job's source."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The tokenizer of a new store: learned from blocks that lie evenly in all of its sources."""
+"""Train the tokenizer of a new store on blocks at equal distances in all of its sources."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mygpt.text.documents import without_separators
 from mygpt.text.reading import file_errors
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
-BPE_SIZES = (512, 1024, 2048, 4096)  # tokens, where "bpe" names no size
-_EACH_TOKEN = 250  # bytes of text for each token: it is to occur some hundreds of times
-_BLOCKS = 128  # that are learned from
-_BLOCK = 2**16  # bytes or characters of one
-_LONGEST_LINE = 2**22  # bytes of a line that is learned from
+BPE_SIZES = (512, 1024, 2048, 4096)  # vocabulary sizes to choose from if "bpe" has no size
+_EACH_TOKEN = 250  # bytes of text per token of the vocabulary, so that tokens occur often enough
+_BLOCKS = 128  # blocks to train on
+_BLOCK = 2**16  # bytes or characters per block
+_LONGEST_LINE = 2**22  # bytes of a line to train on
 
 Reader = Callable[[TextSource], Iterator[Piece]]
 
 
 def check_name(name: str) -> None:
-    """Raise `InputError` for a tokenizer that has no such name."""
+    """Raise `InputError` unless `name` is bpe, bpe:SIZE, char or byte."""
     size = name.removeprefix("bpe:")
     known = name in ("bpe", "char", "byte")
     if not known and not (size != name and size.isascii() and size.isdigit() and len(size) < 20):
@@ -41,19 +41,19 @@ def make_tokenizer(
     split: bool,
     read: Reader,
 ) -> Tokenizer:
-    """The tokenizer called `name`, for these sources.
+    """Create, and if needed train, the tokenizer called `name`.
 
     Args:
-        name: "byte"; "char", for which all text is read; "bpe" or "bpe:SIZE", for which at most
-            128 blocks of 64 KiB are.
+        name: "byte"; "char", which reads all of the text; or "bpe" or "bpe:SIZE", which reads at
+            most 128 blocks of 64 KiB.
         sources: of the store.
-        field: of an object or a table that holds the text.
+        field: the field of a record that contains the text.
         encoding: of the text.
-        split: whether `SEPARATOR` is none of it (see `pieces`).
-        read: begins a source that can be read only once; what is taken of it is not lost.
+        split: whether `SEPARATOR` separates documents and is not part of the text.
+        read: starts reading a source that can be read only once, keeping what was read.
 
     Raises:
-        InputError: for a text that has no characters to learn from.
+        InputError: if the text is empty, or all of a pipe would have to be read.
     """
     if name == "byte":
         return ByteTokenizer()
@@ -68,7 +68,9 @@ def make_tokenizer(
     texts = _sample(sources, field, encoding, read, split=split)
     first = next((text for text in texts if text), "")
     if not first:
-        raise InputError("there is no text in these files: a tokenizer learns from text")
+        raise InputError(
+            "there is no text in these files: name files with text to train a tokenizer"
+        )
     return BPETokenizer.train(chain([first], texts), int(size) if size else chosen)
 
 
@@ -79,8 +81,8 @@ def _characters(
     for source in sources:
         if not source.is_lasting:
             raise InputError(
-                "the characters of standard input or a pipe are not known before its end: write "
-                "it to a file first, or give a tokenizer's file"
+                "a character tokenizer needs all of the text before encoding starts, which a pipe "
+                "does not allow: write the text to a file first, or give a tokenizer's file"
             )
         for piece in pieces(source, field=field, encoding=encoding, split=split):
             found.update(piece.text)
@@ -95,12 +97,12 @@ def _sample(
     *,
     split: bool,
 ) -> Iterator[str]:
-    """All of a short text; of a long one, blocks at even distances."""
+    """All of a short text; of a long one, blocks at equal distances."""
     total = sum(max(0, source.size) for source in sources)
     begin = 0
     for source in sources:
         end = begin + max(0, source.size)
-        # Block number k lies at (k + 1/2) / _BLOCKS of the whole.
+        # Block number k begins at (k + 1/2) / _BLOCKS of the total length.
         places = [(2 * k + 1) * total // (2 * _BLOCKS) for k in range(_BLOCKS)]
         offsets = [place - begin for place in places if begin <= place < end]
         begin = end
@@ -116,7 +118,7 @@ def _sample(
 
 
 def _first(found: Iterator[Piece], length: int) -> Iterator[str]:
-    """The first characters, with an end of line between documents."""
+    """The first `length` characters or more, with a newline after each document."""
     for piece in found:
         yield piece.text + "\n" * piece.ends
         length -= len(piece.text)
@@ -125,7 +127,7 @@ def _first(found: Iterator[Piece], length: int) -> Iterator[str]:
 
 
 def _is_utf8(source: TextSource, encoding: str | None) -> bool:
-    """Whether the text can be read from any place on."""
+    """Whether the text is UTF-8, so that decoding can start at any position."""
     if encoding is not None and encoding.lower() not in ("utf-8", "utf8", "ascii"):
         return False
     with file_errors(source.name), open(source.name, "rb") as file:
@@ -139,7 +141,7 @@ def _blocks(source: TextSource, offsets: Sequence[int], field: str) -> Iterator[
             if source.kind == "text":
                 yield file.read(_BLOCK).decode("utf-8", "ignore")
                 continue
-            file.readline(_LONGEST_LINE)  # what is left of the line before
+            file.readline(_LONGEST_LINE)  # the rest of the line that `offset` is in
             length = 0
             while length < _BLOCK and (line := file.readline(_LONGEST_LINE)):
                 text = _text_in(line, field)
@@ -148,7 +150,7 @@ def _blocks(source: TextSource, offsets: Sequence[int], field: str) -> Iterator[
 
 
 def _text_in(line: bytes, field: str) -> str:
-    """The text of a line; none of one that is wrong, which encoding will say."""
+    """The text of a line; empty for an invalid one, which is reported when it is encoded."""
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         text = json.loads(line)[field]
         if isinstance(text, str):

@@ -1,7 +1,8 @@
-"""Words in Python, for BPE whose rule for them is known: each distinct one is merged once.
+"""Encode BPE word by word in Python, merging each distinct word only once.
 
-The rules are ours (`words.py`), and GPT-2's, Llama 3's and Qwen2's, with the library's own classes
-of characters. What is kept of a word are its ids' bytes, which are put together fastest.
+It knows the rules for words of mygpt (`tokenization/words.py`), GPT-2, Llama 3 and Qwen2, and uses
+the library's classes of characters. The cache has the bytes of a word's ids, since concatenating
+bytes is fastest.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.tokenizer_json import SYMBOLS, build, check
 from mygpt.tokenization.words import CLASSES, WordSplitter, classified, ranges
 
-_MOST_WORDS = 2**17  # whose tokens are kept in memory
+_MOST_WORDS = 2**17  # whose ids are cached
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _BYTES = dict(enumerate(SYMBOLS))
 
 
 class Words(dict[str, bytes]):
-    """The ids' bytes of words met before; others are merged when they are asked for.
+    """A cache from word to the bytes of its ids; a missing word is merged by the library.
 
     Args:
-        split: cuts a text into words.
-        model: the library's, which merges.
-        dtype: the ids' numbers.
+        split: splits a text into words.
+        model: the library's BPE model, which merges.
+        dtype: the integer type of the ids.
     """
 
     def __init__(self, split: Callable[[str], list[str]], model: Any, dtype: np.dtype[Any]) -> None:
@@ -47,7 +48,7 @@ class Words(dict[str, bytes]):
 
 
 class _Rule:
-    """A rule of others; its pattern knows the blocks of code points that were met."""
+    """The rule of GPT-2, Llama 3 or Qwen2, compiled for the blocks of code points seen so far."""
 
     def __init__(self, rule: str) -> None:
         self._rule = rule
@@ -55,7 +56,7 @@ class _Rule:
         self._pattern = _compiled(rule, self._blocks)
 
     def split(self, text: str) -> list[str]:
-        """The words of a text that begins and ends where words do."""
+        """The words of a text that begins and ends at word boundaries."""
         if not text.isascii():
             touched = {ord(char) >> 8 for char in set(text)}
             if not touched <= self._blocks:
@@ -66,7 +67,7 @@ class _Rule:
 
 
 def words_of(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Words | None:
-    """The words of a tokenizer whose rule is one of those; None of any other."""
+    """The word cache for a tokenizer with a known rule for words; None for any other."""
     description: Any = library_json(tokenizer)
     if description is None or description.get("normalizer") is not None:
         return None
@@ -82,7 +83,7 @@ def words_of(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Words | None:
 
 
 def _compiled(rule: str, blocks: set[int]) -> re.Pattern[str]:
-    """The rule for text of these blocks of 256 code points."""
+    """The rule as a Python pattern, for text within these blocks of 256 code points."""
     members: dict[str, list[int]] = {written: [] for written in CLASSES.values()}
     for block in sorted(blocks):
         for name, points in classified(block).items():
@@ -100,6 +101,6 @@ def _compiled(rule: str, blocks: set[int]) -> re.Pattern[str]:
 
 
 def _any_case(found: re.Match[str]) -> str:
-    """ASCII letters in both cases, spelled out: Python's and the library's folding may differ."""
+    """ASCII letters in both cases, spelled out: case folding in Python and the library differs."""
     both = re.sub("[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", found[1])
     return f"(?:{both})"

@@ -1,9 +1,13 @@
-"""A process that encodes: parts of texts on its standard input, their ids on its standard output.
+"""An encoding process: chunks of text on its standard input, their ids on its standard output.
 
-It is started by `pool.py`, ends when its input does, and never imports torch. A request
-is the number of parts, their lengths in bytes, which of them begin a document, and their UTF-8;
-an answer is 0, the number of bytes, the number of ids of each part, and all ids; or 1 and what is
-wrong. The first request's text is the tokenizer's state instead, and has no answer.
+`pool.py` starts it, and it ends when its input ends. It does not import torch. The protocol, with
+numbers as little-endian 64-bit integers:
+
+    first request   length, the tokenizer's state as JSON; no answer
+    request         number of chunks, their lengths in bytes, for each a byte that is 1 if it
+                    begins a document, their UTF-8
+    answer          0, number of bytes of ids, number of ids of each chunk, the ids
+    or              1, length, an error message
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ from mygpt.tokenization import Tokenizer, from_state
 from mygpt.tokenization.tokenizer_json import build, check, refusals
 
 NUMBER = struct.Struct("<q")
-_LENGTH = 2000  # characters that the library gets at a time: less and more are slower
+_LENGTH = 2000  # characters per text of the library's batch; shorter and longer ones are slower
 _SPACE = re.compile(r"[^\W\d_](?= )")
 
 
 class Encoder:
-    """Encodes parts of documents, as `encode_documents` encodes those."""
+    """Encodes chunks of documents to the same ids as `encode_documents`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -44,7 +48,14 @@ class Encoder:
         self._library = None if self._words is not None else _library_of(tokenizer)
 
     def encode(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[list[int], bytearray]:
-        """Of each part, how many ids; and the ids' bytes.
+        """Encode chunks.
+
+        Args:
+            texts: the chunks.
+            begins: whether each begins a document, and so gets the tokens before a document.
+
+        Returns:
+            The number of ids of each chunk, and the bytes of all ids.
 
         Raises:
             InputError: as the tokenizer does.
@@ -72,7 +83,7 @@ class Encoder:
 
 
 def _library_of(tokenizer: Tokenizer) -> Any:
-    """The library's batch, where it encodes and a text may be cut before it."""
+    """The library's batch encoder, if it can encode a text in chunks; else None."""
     description = library_json(tokenizer)
     if description is None:
         return None
@@ -93,7 +104,7 @@ def _in_chunks(text: str) -> list[str]:
 
 
 def read_exactly(file: IO[bytes], length: int) -> bytes:
-    """That many bytes; `EOFError` where the other side has ended."""
+    """Read `length` bytes; `EOFError` if the other process has ended."""
     data = file.read(length)
     if len(data) < length:
         raise EOFError
@@ -101,20 +112,24 @@ def read_exactly(file: IO[bytes], length: int) -> bytes:
 
 
 def write_request(file: IO[bytes], texts: Sequence[bytes], begins: Sequence[bool]) -> None:
-    """Ask for the ids of parts."""
+    """Write a request to encode chunks."""
     lengths = np.array([len(text) for text in texts], "<i8")
     file.write(NUMBER.pack(len(texts)) + lengths.tobytes() + bytes(begins))
     file.writelines(texts)
     file.flush()
 
 
-def read_answer(file: IO[bytes], parts: int) -> tuple[NDArray[np.int64], bytes]:
-    """How many ids each part has, and the ids' bytes; `InputError` for what cannot be encoded."""
+def read_answer(file: IO[bytes], chunks: int) -> tuple[NDArray[np.int64], bytes]:
+    """Read the number of ids of each chunk, and the bytes of all ids.
+
+    Raises:
+        InputError: if the worker could not encode the text.
+    """
     wrong, length = NUMBER.unpack(read_exactly(file, 8))[0], 0
     length = NUMBER.unpack(read_exactly(file, 8))[0]
     if wrong:
         raise InputError(read_exactly(file, length).decode("utf-8", "replace"))
-    counts = np.frombuffer(read_exactly(file, 8 * parts), "<i8")
+    counts = np.frombuffer(read_exactly(file, 8 * chunks), "<i8")
     return counts, read_exactly(file, length)
 
 
@@ -122,15 +137,15 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     length = NUMBER.unpack(read_exactly(requests, 8))[0]
     encoder = Encoder(from_state(json.loads(read_exactly(requests, length))))
     while True:
-        parts = NUMBER.unpack(read_exactly(requests, 8))[0]
-        lengths = np.frombuffer(read_exactly(requests, 8 * parts), "<i8").tolist()
-        begins = [bool(flag) for flag in read_exactly(requests, parts)]
+        chunks = NUMBER.unpack(read_exactly(requests, 8))[0]
+        lengths = np.frombuffer(read_exactly(requests, 8 * chunks), "<i8").tolist()
+        begins = [bool(flag) for flag in read_exactly(requests, chunks)]
         texts = [read_exactly(requests, length).decode("utf-8") for length in lengths]
         try:
             counts, ids = encoder.encode(texts, begins)
         except InputError as error:
-            told = str(error).encode("utf-8", "replace")
-            answers.write(NUMBER.pack(1) + NUMBER.pack(len(told)) + told)
+            message = str(error).encode("utf-8", "replace")
+            answers.write(NUMBER.pack(1) + NUMBER.pack(len(message)) + message)
         else:
             answers.write(NUMBER.pack(0) + NUMBER.pack(len(ids)))
             answers.write(np.array(counts, "<i8").tobytes())
@@ -139,10 +154,10 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """Serve until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's affair
+    """Answer requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get among the answers
+    os.dup2(2, 1)  # output that a library prints must not mix with the answers
     try:
         _serve(sys.stdin.buffer, answers)
     except (EOFError, BrokenPipeError):
