@@ -1,4 +1,4 @@
-"""`mygpt plan`: what is reckoned is what others publish, and what real tensors take here."""
+"""`mygpt plan`: estimates agree with published figures and with the sizes of real tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mygpt.scaling import (
     Job,
     device_memory,
     estimate,
-    flops_per_token,
+    palm_flops_per_token,
     smallest_devices,
     states,
 )
@@ -57,13 +57,15 @@ def plan(capsys: pytest.CaptureFixture[str]) -> Plan:
     return run
 
 
-# What papers say
+# Published figures
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_those_that_were_published(name: str) -> None:
+def test_parameter_counts_agree_with_published_ones(name: str) -> None:
     known = PUBLISHED[name]
-    within = 1e-4 if name == "gpt3" else 0.0  # of GPT-3 the paper alone tells, in four digits
+    within = (
+        1e-4 if name == "gpt3" else 0.0
+    )  # for GPT-3 there is only the paper's figure, in four digits
     assert known.config.num_parameters() == pytest.approx(known.parameters, rel=within)
 
 
@@ -75,7 +77,7 @@ def test_parameters_are_those_that_were_published(name: str) -> None:
         ("llama-2-7b", 2 * 10**12, 8.09e22, 26.95e9, 13.5e9),
     ],
 )
-def test_flops_and_bytes_are_those_that_were_published(
+def test_flops_and_bytes_agree_with_published_ones(
     name: str, tokens: int, flops: float, weights: float, bits_16: float
 ) -> None:
     found = estimate(Job(PUBLISHED[name].config, tokens, 512), dtypes=("float32",))
@@ -84,14 +86,14 @@ def test_flops_and_bytes_are_those_that_were_published(
     assert found.weights_16bit_bytes == pytest.approx(bits_16, rel=0.02)
 
 
-def test_attention_is_counted_as_palm_counts_it() -> None:
-    """Chowdhery et al. 2022, appendix B: 12 L H Q T a token."""
+def test_attention_is_counted_as_in_palm() -> None:
+    """Chowdhery et al. 2022, appendix B: 12 L H Q T per token."""
     palm = GPTConfig(256_000, 18_432, 48, 118, 2048, head_dim=256, num_kv_heads=1)
-    assert flops_per_token(palm, 2048).attention == 12 * 118 * 48 * 256 * 2048
+    assert palm_flops_per_token(palm, 2048).attention == 12 * 118 * 48 * 256 * 2048
 
 
 def test_transformers_counts_the_same_parameters() -> None:
-    """Their models of these names, built without memory."""
+    """transformers' models of these names, built on the meta device."""
     transformers = pytest.importorskip("transformers")
     llama = {
         "vocab_size": 32_000, "hidden_size": 8192, "intermediate_size": 28_672,
@@ -112,28 +114,28 @@ def test_transformers_counts_the_same_parameters() -> None:
         assert model.num_parameters() == PUBLISHED[name].config.num_parameters(), name
 
 
-# What real tensors take
+# Sizes of real tensors
 
 
 @pytest.mark.parametrize("config", [TEN_MILLION, *CONFIGS.values()])
-def test_states_are_the_sizes_of_real_tensors(config: GPTConfig) -> None:
-    """Weights, gradients and what AdamW remembers, to the byte."""
+def test_training_states_have_the_sizes_of_real_tensors(config: GPTConfig) -> None:
+    """Weights, gradients and AdamW's state, to the byte."""
     model = GPT.from_config(config)
     optimizer = Optimizer(model, TrainConfig(batch_size=1, seq_len=2, lr=1e-3, steps=1))
     ids = torch.zeros(1, 2, dtype=torch.int64)
     model(ids, ids)[1].backward()
     optimizer.step(1e-3)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    reckoned = states(config)
-    assert reckoned.weights == sum(p.nbytes for p in model.parameters())
-    assert reckoned.gradients == sum(g.nbytes for g in gradients)
-    assert reckoned.optimizer == sum(a.nbytes for a in optimizer.arrays().values())
+    estimated = states(config)
+    assert estimated.weights == sum(p.nbytes for p in model.parameters())
+    assert estimated.gradients == sum(g.nbytes for g in gradients)
+    assert estimated.optimizer == sum(a.nbytes for a in optimizer.arrays().values())
 
 
 def kept_bytes(model: GPT, rows: int, mixed: bool) -> tuple[int, int]:
-    """Bytes that a forward pass keeps for the way back: activations, and copies of parameters.
+    """Bytes that a forward pass keeps for the backward pass: activations, and copies of parameters.
 
-    Autocast's bfloat16 copies of the matrices are known by their sizes, which no activation has.
+    Autocast's bfloat16 copies of the matrices are recognised by size: no activation has that size.
     """
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     found: dict[int, torch.Tensor] = {}
@@ -166,55 +168,55 @@ def kept_bytes(model: GPT, rows: int, mixed: bool) -> tuple[int, int]:
         {"embed_dim": 72, "num_heads": 3, "qk_norm": True, "mlp": "swiglu"},
     ],
 )  # fmt: skip
-def test_activations_are_what_a_forward_pass_keeps(shape: dict[str, Any], mode: str) -> None:
-    """Each kind of block and format, to a hundredth (bfloat16 norms keep smaller statistics)."""
+def test_activations_agree_with_what_a_forward_pass_keeps(shape: dict[str, Any], mode: str) -> None:
+    """Within 1%, for each kind of block and dtype (bfloat16 norms keep smaller statistics)."""
     config = GPTConfig(301, **{**shape, "num_layers": 3, "max_seq_len": 48})
     model = GPT.from_config(config)
     if mode == "bfloat16":
         model = model.to(torch.bfloat16)  # as FSDP2's mixed precision has it
     kept, copies = kept_bytes(model, 5, mode == "autocast")
-    reckoned, _ = activation_bytes(
+    estimated, _ = activation_bytes(
         config,
         "float32" if mode == "float32" else "bfloat16",
         stream=2 if mode == "bfloat16" else 4,
     )
-    assert 5 * 48 * reckoned == pytest.approx(kept, rel=0.01)
+    assert 5 * 48 * estimated == pytest.approx(kept, rel=0.01)
     if mode == "autocast":
         placed = device_memory(
             config, sharding="ddp", devices=2, micro_batch=5, seq_len=48, dtype="bfloat16"
         )
-        assert (placed.activations, placed.gathered) == (5 * 48 * reckoned, copies)
+        assert (placed.activations, placed.gathered) == (5 * 48 * estimated, copies)
 
 
-def test_ten_million_parameters_are_as_the_run_reckons_them() -> None:
-    """`training.memory` measures a row by itself; the two bounds lie within a tenth."""
+def test_estimates_agree_with_those_of_a_training_run() -> None:
+    """`training.memory` measures a row itself; the two bounds differ by at most a tenth."""
     model = build(TEN_MILLION, spread=None)
     kept, working = activation_bytes(TEN_MILLION, "float32", stream=4)
     window = TEN_MILLION.max_seq_len
     assert window * (kept + working) == pytest.approx(row_bytes(model, window), rel=0.1)
 
 
-def test_recomputing_keeps_the_inputs_of_the_blocks() -> None:
+def test_checkpointing_keeps_only_the_inputs_of_the_blocks() -> None:
     shape = PUBLISHED["gpt2"].config
-    whole, _ = activation_bytes(shape, "float32", stream=4)
-    again, _ = activation_bytes(shape, "float32", stream=4, checkpointing=True)
+    full, _ = activation_bytes(shape, "float32", stream=4)
+    checkpointed, _ = activation_bytes(shape, "float32", stream=4, checkpointing=True)
     one, _ = activation_bytes(replace(shape, num_layers=1), "float32", stream=4)
-    assert again == 12 * 4 * 768 + one
-    assert again - one < (whole - one) / 10
+    assert checkpointed == 12 * 4 * 768 + one
+    assert checkpointed - one < (full - one) / 10
 
 
 # Devices
 
 
-def test_fsdp_shares_the_states_and_ddp_does_not() -> None:
+def test_fsdp_shards_the_states_and_ddp_does_not() -> None:
     config = PUBLISHED["gpt2"].config
     options = {"devices": 8, "micro_batch": 2, "seq_len": 1024}
     ddp = device_memory(config, sharding="ddp", **options)
     fsdp = device_memory(config, sharding="fsdp", **options)
-    whole = states(config)
-    assert (ddp.weights, ddp.gradients, ddp.optimizer) == tuple(vars(whole).values())
+    replica = states(config)
+    assert (ddp.weights, ddp.gradients, ddp.optimizer) == tuple(vars(replica).values())
     for name in ("weights", "gradients", "optimizer"):
-        assert getattr(fsdp, name) == math.ceil(getattr(whole, name) / 8)
+        assert getattr(fsdp, name) == math.ceil(getattr(replica, name) / 8)
     assert ddp.gathered == 0 < fsdp.gathered
     assert ddp.total == sum(vars(ddp).values())
     assert fsdp.activations == ddp.activations
@@ -229,14 +231,14 @@ def test_bfloat16_keeps_its_states_in_float32() -> None:
         )
         assert (wide.weights, wide.optimizer) == (narrow.weights, narrow.optimizer)
         assert narrow.activations < 0.75 * wide.activations
-        # Autocast leaves the stream between the blocks in float32, FSDP2 does not.
+        # Autocast leaves the residual stream in float32, FSDP2 does not.
         stream = 4 if sharding == "ddp" else 2
         kept, _ = activation_bytes(PUBLISHED["gpt2"].config, "bfloat16", stream=stream)
         assert narrow.activations == 1024 * kept
 
 
-def test_no_more_devices_are_advised_than_a_step_has_windows() -> None:
-    """`plan` named a number of devices that it refused itself."""
+def test_no_more_devices_are_proposed_than_a_step_has_windows() -> None:
+    """`plan` proposed a number of devices that it refused as an option."""
     config = PUBLISHED["gpt3"].config
     options: dict[str, Any] = {
         "micro_batch": 1, "seq_len": 2048, "dtype": "bfloat16", "checkpointing": True,
@@ -249,7 +251,7 @@ def test_no_more_devices_are_advised_than_a_step_has_windows() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2-xl", "gpt3", "llama-2-7b"])
 @pytest.mark.parametrize("gigabytes", [24, 40, 80])
-def test_the_smallest_number_of_devices_fits_and_one_less_does_not(
+def test_the_smallest_number_of_devices_fits_and_one_fewer_does_not(
     name: str, gigabytes: int
 ) -> None:
     config, memory = PUBLISHED[name].config, gigabytes * 10**9
@@ -268,16 +270,16 @@ def test_the_smallest_number_of_devices_fits_and_one_less_does_not(
     assert count == 1 or not fits(device_memory(config, **fewer, **options), memory)
 
 
-def test_traffic_is_that_of_rings() -> None:
+def test_traffic_is_that_of_ring_collectives() -> None:
     config = PUBLISHED["gpt2"].config
-    numbers = config.num_parameters()
+    parameters = config.num_parameters()
     ddp = step_traffic(config, sharding="ddp", devices=8, dtype="bfloat16", pieces=3)
-    assert ddp == round(2 * 7 / 8 * 4 * numbers)  # once a step, whatever the pieces
+    assert ddp == round(2 * 7 / 8 * 4 * parameters)  # once per step, whatever the number of pieces
     one, three = (
         step_traffic(config, sharding="fsdp", devices=8, dtype="float32", pieces=n) for n in (1, 3)
     )
-    rest = numbers - 12 * 7_087_872  # of one of GPT-2's blocks
-    assert one == round(7 / 8 * 4 * (3 * numbers - rest))
+    rest = parameters - 12 * 7_087_872  # parameters of a block of GPT-2
+    assert one == round(7 / 8 * 4 * (3 * parameters - rest))
     assert three == pytest.approx(3 * one)
 
 
@@ -290,10 +292,10 @@ def test_a_job_counts_steps_and_pieces() -> None:
         replace(job, devices=1000)
 
 
-# Numbers as people write them
+# Numbers with units
 
 
-def test_amounts_are_read_and_written() -> None:
+def test_amounts_are_parsed_and_formatted() -> None:
     assert [parse_count("tokens", t) for t in ("10M", "2.5b", "1T", "3e11", "1_000", "7,000")] == [
         10**7, 25 * 10**8, 10**12, 3 * 10**11, 1000, 7000,
     ]  # fmt: skip
@@ -314,7 +316,7 @@ def test_amounts_are_read_and_written() -> None:
 # The command
 
 
-def test_the_page_is_plain_where_it_is_piped(plan: Plan) -> None:
+def test_piped_output_is_plain_text(plan: Plan) -> None:
     code, out, err = plan(
         "gpt2", "--tokens", "10B", "--devices", "8", "--device-memory", "24GB",
         "--link-gbps", "100",
@@ -331,7 +333,7 @@ def test_the_page_is_plain_where_it_is_piped(plan: Plan) -> None:
     assert max(map(len, table)) <= 80
 
 
-def test_the_page_is_as_wide_as_a_terminal() -> None:
+def test_terminal_output_is_at_most_80_columns_wide() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -355,7 +357,7 @@ def test_no_time_without_an_efficiency(plan: Plan) -> None:
     assert time["all_devices_s"] == pytest.approx(time["one_device_s"] / 1024)
 
 
-def test_json_keeps_its_names(plan: Plan) -> None:
+def test_the_keys_of_the_json_output(plan: Plan) -> None:
     """Scripts rely on them."""
     code, out, _ = plan("llama-2-7b", "--devices", "2", "--device-memory", "80GB", "--json")
     values = json.loads(out)
@@ -389,7 +391,7 @@ def test_options_change_the_shape(plan: Plan) -> None:
     assert "max_seq_len 512" in values["model"]["source"]
 
 
-def test_a_checkpoint_tells_its_shape(plan: Plan, tmp_path: Path) -> None:
+def test_the_shape_can_be_that_of_a_checkpoint(plan: Plan, tmp_path: Path) -> None:
     model = build(CONFIGS["modern"])
     mygpt.save_checkpoint(tmp_path / "x.safetensors", model, mygpt.CharTokenizer(list("abcde")))
     _, out, _ = plan(str(tmp_path / "x.safetensors"), "--json")
@@ -397,7 +399,7 @@ def test_a_checkpoint_tells_its_shape(plan: Plan, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "name a model: choose gpt2"),
         (["gtp2"], "model 'gtp2' is not known: choose gpt2"),
@@ -421,10 +423,12 @@ def test_a_checkpoint_tells_its_shape(plan: Plan, tmp_path: Path) -> None:
         (["gpt2", "--measure", "--device", "tpu"], "device='tpu'"),
     ],
 )
-def test_wrong_values_are_one_line(plan: Plan, arguments: list[str], told: str) -> None:
+def test_wrong_values_are_errors_of_one_line(
+    plan: Plan, arguments: list[str], message: str
+) -> None:
     code, out, err = plan(*arguments)
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -441,7 +445,7 @@ def test_a_plan_of_a_published_model_needs_no_torch() -> None:
 # Measuring
 
 
-def test_measuring_trains_the_model_itself(plan: Plan) -> None:
+def test_measure_trains_the_named_model(plan: Plan) -> None:
     code, out, _ = plan(
         "small", "--vocab-size", "65", "--tokens", "1M", "--devices", "4", "--measure",
         "--device", "cpu", "--json",
@@ -455,15 +459,15 @@ def test_measuring_trains_the_model_itself(plan: Plan) -> None:
     assert measured["tokens_per_s"] == pytest.approx(
         measured["micro_batch"] * 128 / measured["step_s"]
     )
-    each = flops_per_token(config, 128).total
+    each = palm_flops_per_token(config, 128).total
     assert measured["flops_per_s"] == pytest.approx(each * measured["tokens_per_s"])
     assert time["basis"] == "measured"
     assert time["one_device_s"] == pytest.approx(1e6 / measured["tokens_per_s"])
     assert time["all_devices_s"] == pytest.approx(time["one_device_s"] / 4)
 
 
-def test_measuring_says_what_it_ran(plan: Plan) -> None:
-    """And leaves torch's generator as it was."""
+def test_measure_reports_what_it_ran(plan: Plan) -> None:
+    """And does not change the state of torch's generator."""
     before = torch.get_rng_state()
     code, out, _ = plan(
         "tutorial", "--vocab-size", "65", "--devices", "2", "--batch-size", "4", "--measure",
@@ -481,7 +485,7 @@ def test_measuring_says_what_it_ran(plan: Plan) -> None:
 def test_a_model_that_does_not_fit_is_measured_with_fewer_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And where not one block fits, that is said."""
+    """Where not even one block fits, the error says so."""
     config = replace(TEN_MILLION, num_layers=40)
     monkeypatch.setattr(efficiency, "gemm_rate", lambda *_, **__: 1e6)
     monkeypatch.setattr(efficiency, "free_memory", lambda _: 500_000_000)

@@ -1,4 +1,4 @@
-"""Large numbers as people write them: 300B tokens, 80 GB, 3.1 days."""
+"""Parse and format large numbers with units: 300B tokens, 80 GB, 3.1 days."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MOST = 10**18
 
 
 def parse_count(name: str, text: str) -> int:
-    """A number such as 10M, 2.5B, 1T, 3e11 or 300_000.
+    """Parse a number such as 10M, 2.5B, 1T, 3e11 or 300_000.
 
     Raises:
-        InputError: naming the option, where `text` is none, or is below 1.
+        InputError: naming the option, where `text` is not a number or is below 1.
     """
     found = re.fullmatch(_NUMBER + r"\s*([KMBGT]?)", text.strip(), re.IGNORECASE)
     if found is None:
@@ -27,10 +27,10 @@ def parse_count(name: str, text: str) -> int:
 
 
 def parse_bytes(name: str, text: str) -> int:
-    """A size such as 80GB (10^9 each), 80GiB (2^30 each) or a number of bytes.
+    """Parse a size such as 80GB (10^9 each), 80GiB (2^30 each) or a number of bytes.
 
     Raises:
-        InputError: naming the option, where `text` is none, or is below 1.
+        InputError: naming the option, where `text` is not a size or is below 1.
     """
     found = re.fullmatch(_NUMBER + r"\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if found is None or (found[3] and not found[2]):
@@ -50,12 +50,12 @@ def _checked(name: str, text: str, value: float) -> int:
 
 
 def count_text(value: float) -> str:
-    """A number in three digits: 124M, 2.5B, 1.4T."""
+    """Format a number with three digits: 124M, 2.5B, 1.4T."""
     return _scaled(value, ("", "K", "M", "B", "T"), "")
 
 
 def bytes_text(value: float) -> str:
-    """Bytes in three digits, decimal: 498 MB, 2.09 TB."""
+    """Format bytes with three digits and decimal units: 498 MB, 2.09 TB."""
     return _scaled(value, ("B", "KB", "MB", "GB", "TB", "PB"), " ")
 
 
@@ -71,18 +71,18 @@ def _scaled(value: float, units: tuple[str, ...], gap: str) -> str:
 
 
 def flops_text(value: float) -> str:
-    """Operations: 3.14e23."""
+    """Format a number of operations: 3.14e23."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
 def rate_text(flops_per_s: float) -> str:
-    """Operations a second: 69.6 GFLOP/s, 125 TFLOP/s."""
+    """Format operations per second: 69.6 GFLOP/s, 125 TFLOP/s."""
     return _scaled(flops_per_s, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s"), " ")
 
 
 def duration_text(seconds: float) -> str:
-    """A time in the unit that suits it: 41 s, 12 minutes, 5.2 hours, 34 days, 310 years."""
+    """Format a duration in a unit of its size: 41 s, 12 minutes, 5.2 hours, 34 days, 310 years."""
     if not math.isfinite(seconds):
         return "for ever"
     for unit, size in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training, and how a budget compares with what others found.
+"""Floating-point operations of a training run, and Chinchilla's compute-optimal token count.
 
 Letters: C width of attention (heads times head size), D tokens, L window, N parameters.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mygpt.core.config import GPTConfig
 
-CHINCHILLA = 20.0  # tokens a parameter
+CHINCHILLA = 20.0  # compute-optimal tokens per parameter (Hoffmann et al. 2022, table 3)
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Flops:
     """Operations of training, forward and backward.
 
     Attributes:
-        weights: 6 for each weight and token ("6ND").
-        attention: of queries with keys, and of their weights with values.
+        weights: 6 for each parameter and token ("6ND").
+        attention: the products of queries with keys, and of attention weights with values.
     """
 
     weights: float
@@ -26,25 +26,26 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """Both together: what an efficiency is reckoned from."""
+        """Both together: the numerator of model FLOPs utilization."""
         return self.weights + self.attention
 
     def times(self, count: float) -> Flops:
-        """Of so many."""
+        """The operations of `count` tokens, of one token's."""
         return Flops(count * self.weights, count * self.attention)
 
 
-def flops_per_token(config: GPTConfig, window: int) -> Flops:
-    """Operations of a training step for each token: 6N, and 12 * blocks * C * L for attention.
+def palm_flops_per_token(config: GPTConfig, window: int) -> Flops:
+    """Operations of a training step per token: 6N, plus 12 * blocks * C * L for attention.
 
-    Kaplan et al. 2020 (section 2.1) and Chowdhery et al. 2022 (PaLM, appendix B). N counts every
-    parameter, embeddings too, as published figures do.
-    Causal attention needs half of the products that are counted here.
+    Kaplan et al. 2020 (section 2.1) and Chowdhery et al. 2022 (PaLM, appendix B). N is the number
+    of all parameters, embeddings included, as in published figures. The masked half of attention
+    is counted too: a causal implementation needs half of these products. (The recipe's
+    `causal_flops_per_token` counts only products that are computed.)
     """
     width = config.num_heads * config.head_size
     return Flops(6.0 * config.num_parameters(), 12.0 * config.num_layers * width * window)
 
 
 def chinchilla_ratio(config: GPTConfig, tokens: int) -> float:
-    """Tokens over the 20 a parameter that use compute best (Hoffmann et al. 2022, table 3)."""
+    """`tokens` divided by the compute-optimal 20 tokens per parameter."""
     return tokens / (CHINCHILLA * config.num_parameters())

@@ -1,4 +1,4 @@
-"""A training that is planned (`Job`), and everything that follows from it (`Estimate`).
+"""A training run to be estimated (`Job`), and its cost (`Estimate`).
 
 Letters: N parameters.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 from mygpt.core.config import GPTConfig, require_int, require_number
 from mygpt.errors import InputError
-from mygpt.scaling.compute import Flops, chinchilla_ratio, flops_per_token
+from mygpt.scaling.compute import Flops, chinchilla_ratio, palm_flops_per_token
 from mygpt.scaling.memory import (
     DeviceMemory,
     Dtype,
@@ -23,21 +23,21 @@ from mygpt.scaling.memory import (
     step_traffic,
 )
 
-_PIECE_TOKENS = 4096  # of the windows at once, where nobody says how many
+_PIECE_TOKENS = 4096  # tokens of a device's micro-batch where `micro_batch` is not given
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, on what.
+    """What is to be trained, and on which devices.
 
     Attributes:
         config: the model.
-        tokens: to read.
-        batch_size: windows a step, of all devices together.
-        devices: of all machines together.
-        micro_batch: windows at once on a device; None is about 4,096 tokens' worth.
-        device_memory: bytes of each; None where it is not known.
-        link_gbps: gigabits a second that each device can send; None where it is not known.
+        tokens: training tokens.
+        batch_size: windows per step, over all devices.
+        devices: number of devices, over all machines.
+        micro_batch: windows per forward pass of a device; None is about 4,096 tokens.
+        device_memory: bytes of memory of each device; None where it is not known.
+        link_gbps: gigabits per second that each device can send; None where it is not known.
 
     Raises:
         InputError: for a value outside its range.
@@ -69,47 +69,47 @@ class Job:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens a step."""
+        """Tokens per step."""
         return self.batch_size * self.config.max_seq_len
 
     @property
     def steps(self) -> int:
-        """How many steps read all tokens."""
+        """Number of steps."""
         return math.ceil(self.tokens / self.batch_tokens)
 
     @property
     def windows(self) -> int:
-        """Windows a step on the device that has most."""
+        """Windows per step of the device with the most."""
         return math.ceil(self.batch_size / self.devices)
 
     @property
     def piece(self) -> int:
-        """Windows at once on a device."""
-        usual = max(1, _PIECE_TOKENS // self.config.max_seq_len)
-        return min(self.windows, self.micro_batch or usual)
+        """Windows per forward pass of a device."""
+        default = max(1, _PIECE_TOKENS // self.config.max_seq_len)
+        return min(self.windows, self.micro_batch or default)
 
     @property
     def pieces(self) -> int:
-        """How often a device goes through the model in a step."""
+        """Forward passes of a device per step."""
         return math.ceil(self.windows / self.piece)
 
     @property
     def flops(self) -> Flops:
-        """Of the whole training."""
-        return flops_per_token(self.config, self.config.max_seq_len).times(self.tokens)
+        """Operations of the whole training run."""
+        return palm_flops_per_token(self.config, self.config.max_seq_len).times(self.tokens)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One way to train, and what it needs of each device.
+    """One way to train, and the memory that it needs on each device.
 
     Attributes:
         sharding: "ddp" or "fsdp"; on one device "ddp" is plain training.
-        dtype: of products.
-        checkpointing: whether activations are computed again.
+        dtype: of matrix products.
+        checkpointing: whether activations are recomputed in the backward pass.
         memory: bytes by purpose.
         total: their sum.
-        fits: whether a tenth of the device is left; None where its memory is not known.
+        fits: whether it leaves a tenth of the device free; None where its memory is not known.
     """
 
     sharding: Sharding
@@ -122,7 +122,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Fewest:
-    """The least number of devices for one way to train; None where no number a batch allows is."""
+    """The smallest number of devices for one way to train; None where no number suffices."""
 
     dtype: Dtype
     checkpointing: bool
@@ -131,7 +131,7 @@ class Fewest:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What each device sends in a step, and the seconds that takes at least (None: no link)."""
+    """Bytes that each device sends per step, and the least seconds for it (None: no link given)."""
 
     sharding: Sharding
     dtype: Dtype
@@ -141,13 +141,13 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Time:
-    """How long the whole training takes at a rate that somebody measured.
+    """How long the whole training run takes at a measured or given rate.
 
     Attributes:
-        basis: "measured" here, or "given" as an efficiency and a peak.
+        basis: "measured" on this machine, or "given" as an efficiency and a peak rate.
         flops_per_s: of one device.
-        one_device_s: on one device.
-        all_devices_s: on all, at this rate and without loss to communication.
+        one_device_s: seconds on one device.
+        all_devices_s: seconds on all devices, at this rate and without communication time.
     """
 
     basis: Literal["measured", "given"]
@@ -158,21 +158,22 @@ class Time:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What follows from a job; all of it computed, nothing run.
+    """Cost of a job, computed from formulas.
 
     Attributes:
         parameters: N.
-        weights_bytes: float32, as the model's file has them.
-        weights_16bit_bytes: as an export in 16 bits has them.
-        state_bytes: of the file that going on needs: weights and AdamW's means.
-        run_bytes: of a run's folder: two models and two states.
-        steps: to make.
-        flops: 6ND and attention's products.
+        weights_bytes: size of the weights in float32, as in the model's file.
+        weights_16bit_bytes: size of the weights in 16 bits, as in an export.
+        state_bytes: size of the file that resuming needs: weights and AdamW's moments.
+        run_bytes: size of a run's folder: two models and two states.
+        steps: number of steps.
+        flops: 6ND and the attention products.
         tokens_a_parameter: D / N.
-        times_chinchilla: the tokens over 20 N.
-        placements: each way to train.
-        fewest: the least devices for each; empty where a device's memory is not known.
-        traffic: of a step; empty on one device.
+        times_chinchilla: D / 20N.
+        placements: memory of each way to train.
+        fewest: the smallest number of devices for each; empty where a device's memory is not
+            known.
+        traffic: bytes sent per step; empty on one device.
     """
 
     parameters: int
@@ -192,27 +193,27 @@ class Estimate:
 def estimate(
     job: Job, *, dtypes: tuple[Dtype, ...], checkpointings: tuple[bool, ...] = (False, True)
 ) -> Estimate:
-    """Everything that follows from a job, for each of the formats and ways to keep activations."""
-    whole, numbers = states(job.config), job.config.num_parameters()
-    state_bytes = whole.weights + whole.optimizer
+    """The cost of a job, for each dtype of products, with and without checkpointing."""
+    replica, parameters = states(job.config), job.config.num_parameters()
+    state_bytes = replica.weights + replica.optimizer
     shardings: tuple[Sharding, ...] = ("ddp", "fsdp") if job.devices > 1 else ("ddp",)
-    ways = [(dtype, again) for dtype in dtypes for again in checkpointings]
+    ways = [(dtype, checkpointing) for dtype in dtypes for checkpointing in checkpointings]
     return Estimate(
-        parameters=numbers,
-        weights_bytes=whole.weights,
-        weights_16bit_bytes=2 * numbers,
+        parameters=parameters,
+        weights_bytes=replica.weights,
+        weights_16bit_bytes=2 * parameters,
         state_bytes=state_bytes,
-        run_bytes=2 * (whole.weights + state_bytes),
+        run_bytes=2 * (replica.weights + state_bytes),
         steps=job.steps,
         flops=job.flops,
-        tokens_a_parameter=job.tokens / numbers,
+        tokens_a_parameter=job.tokens / parameters,
         times_chinchilla=chinchilla_ratio(job.config, job.tokens),
         placements=tuple(
-            _placement(job, sharding, dtype, again)
+            _placement(job, sharding, dtype, checkpointing)
             for sharding in shardings
-            for dtype, again in ways
+            for dtype, checkpointing in ways
         ),
-        fewest=tuple(_fewest(job, dtype, again) for dtype, again in ways if job.device_memory),
+        fewest=tuple(_fewest(job, *way) for way in ways if job.device_memory),
         traffic=tuple(
             _traffic(job, sharding, dtype)
             for sharding in shardings
@@ -223,27 +224,27 @@ def estimate(
 
 
 def time_for(job: Job, flops_per_s: float, basis: Literal["measured", "given"]) -> Time:
-    """How long a job takes where each device reaches so many operations a second."""
-    one = job.flops.total / flops_per_s
-    return Time(basis, flops_per_s, one, one / job.devices)
+    """How long a job takes where each device reaches `flops_per_s`."""
+    one_device_s = job.flops.total / flops_per_s
+    return Time(basis, flops_per_s, one_device_s, one_device_s / job.devices)
 
 
-def _placement(job: Job, sharding: Sharding, dtype: Dtype, again: bool) -> Placement:
+def _placement(job: Job, sharding: Sharding, dtype: Dtype, checkpointing: bool) -> Placement:
     need = device_memory(
         job.config, sharding=sharding, devices=job.devices, micro_batch=job.piece,
-        seq_len=job.config.max_seq_len, dtype=dtype, checkpointing=again,
+        seq_len=job.config.max_seq_len, dtype=dtype, checkpointing=checkpointing,
     )  # fmt: skip
-    told = None if job.device_memory is None else fits(need, job.device_memory)
-    return Placement(sharding, dtype, again, need, need.total, told)
+    enough = None if job.device_memory is None else fits(need, job.device_memory)
+    return Placement(sharding, dtype, checkpointing, need, need.total, enough)
 
 
-def _fewest(job: Job, dtype: Dtype, again: bool) -> Fewest:
+def _fewest(job: Job, dtype: Dtype, checkpointing: bool) -> Fewest:
     assert job.device_memory is not None
     devices = smallest_devices(
         job.config, job.device_memory, micro_batch=job.piece, seq_len=job.config.max_seq_len,
-        dtype=dtype, checkpointing=again, most=job.batch_size,
+        dtype=dtype, checkpointing=checkpointing, most=job.batch_size,
     )  # fmt: skip
-    return Fewest(dtype, again, devices)
+    return Fewest(dtype, checkpointing, devices)
 
 
 def _traffic(job: Job, sharding: Sharding, dtype: Dtype) -> Traffic:

@@ -1,10 +1,11 @@
-"""Bytes that training takes on each device, under DDP and FSDP, from the shape alone.
+"""Memory that training takes on each device, under DDP and FSDP, from the model's shape.
 
-States (weights, gradients, AdamW's means) as Rajbhandari et al. 2020 (ZeRO) count them, but
-weights and gradients are float32 here also where products are in bfloat16: 16 bytes a parameter.
-Activations in the manner of Korthikanti et al. 2022, for the operations of `core/model.py`; fused
-attention (Dao et al. 2022) keeps one number a query and no scores, so nothing grows with T squared.
-Not counted: masks of dropout, tables of rotary positions, what the libraries take for themselves.
+Training states (weights, gradients, AdamW's moments) are counted as by Rajbhandari et al. 2020
+(ZeRO), except that weights and gradients are float32 also where products are in bfloat16: 16 bytes
+per parameter. Activations are counted as by Korthikanti et al. 2022, for the operations of
+`core/model.py`; fused attention (Dao et al. 2022) keeps one number per query and no scores, so
+nothing grows with T squared.
+Not counted: dropout masks, rotary tables, memory of the libraries themselves.
 Letters: C embedding, D head size, G key/value heads, H heads, M MLP width, T time, V vocabulary.
 """
 
@@ -21,18 +22,18 @@ Dtype = Literal["float32", "bfloat16"]
 
 FLOAT = 4  # bytes of a float32
 _SIZES: dict[str, int] = {"float32": 4, "bfloat16": 2}
-# Of a device's memory: the rest is for its libraries, NCCL's buffers, and holes in the heap.
+# Fraction of a device's memory: the rest is for libraries, NCCL's buffers and fragmentation.
 USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class States:
-    """Bytes that live through the whole run, of one whole copy.
+    """Bytes of one unsharded replica that are kept for the whole run.
 
     Attributes:
         weights: float32.
         gradients: float32.
-        optimizer: AdamW's two means and its count of steps.
+        optimizer: AdamW's two moments and its step count.
     """
 
     weights: int
@@ -42,16 +43,16 @@ class States:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on one device at the moment when a step needs most.
+    """Bytes on one device at the peak of a step.
 
     Attributes:
-        weights: this device's part.
-        gradients: the same.
-        optimizer: the same.
-        gathered: under FSDP, layers that are whole for a moment and their gradients; under
+        weights: this device's shard.
+        gradients: this device's shard.
+        optimizer: this device's shard.
+        gathered: under FSDP, the layers that are gathered at one time and their gradients; under
             autocast, bfloat16 copies of the matrices.
-        activations: what the forward pass keeps for the way back.
-        working: the logits and their gradients, or a block's where these are larger.
+        activations: what the forward pass keeps for the backward pass.
+        working: the logits and their gradients, or a block's temporaries where these are larger.
     """
 
     weights: int
@@ -69,12 +70,12 @@ class DeviceMemory:
 
 
 def states(config: GPTConfig) -> States:
-    """What one copy of a model in training takes: the sizes of its real tensors, exactly."""
-    numbers = config.num_parameters()
+    """Bytes of the training states: exactly the sizes of the tensors."""
+    parameters = config.num_parameters()
     optimizer = 0
     for shape in config.parameter_shapes().values():
         optimizer += 2 * FLOAT * math.prod(shape) + FLOAT
-    return States(FLOAT * numbers, FLOAT * numbers, optimizer)
+    return States(FLOAT * parameters, FLOAT * parameters, optimizer)
 
 
 def device_memory(
@@ -87,29 +88,29 @@ def device_memory(
     dtype: Dtype = "float32",
     checkpointing: bool = False,
 ) -> DeviceMemory:
-    """Bytes on each device.
+    """Peak memory of each device.
 
     Args:
         config: the model.
-        sharding: "ddp" keeps everything on each device (as training on one does); "fsdp" shares
-            the states between them (`fully_shard` of each block, and of the rest).
-        devices: how many.
-        micro_batch: windows that go through the model at once on a device.
+        sharding: "ddp" keeps all states on each device (as training on one does); "fsdp" shards
+            them (`fully_shard` of each block, and of the rest).
+        devices: number of devices.
+        micro_batch: windows per forward pass of a device.
         seq_len: T.
-        dtype: of products; bfloat16 is autocast under DDP, and FSDP2's mixed precision.
-        checkpointing: keep each block's input alone, and compute the rest again.
+        dtype: of matrix products; bfloat16 is autocast under DDP, and FSDP2's mixed precision.
+        checkpointing: keep only each block's input, and recompute the rest.
     """
-    whole = states(config)
-    parts = devices if sharding == "fsdp" else 1
-    gathered = _whole_layers(config, dtype) if sharding == "fsdp" else _copies(config, dtype)
+    replica = states(config)
+    shards = devices if sharding == "fsdp" else 1
+    gathered = (_gathered_bytes if sharding == "fsdp" else _autocast_bytes)(config, dtype)
     tokens = micro_batch * seq_len
-    # Autocast leaves the stream between blocks in float32; FSDP2 computes all in bfloat16.
+    # Autocast leaves the residual stream in float32; FSDP2 computes all in bfloat16.
     stream = FLOAT if sharding == "ddp" else _SIZES[dtype]
     kept, working = activation_bytes(config, dtype, stream=stream, checkpointing=checkpointing)
     return DeviceMemory(
-        weights=math.ceil(whole.weights / parts),
-        gradients=math.ceil(whole.gradients / parts),
-        optimizer=math.ceil(whole.optimizer / parts),
+        weights=math.ceil(replica.weights / shards),
+        gradients=math.ceil(replica.gradients / shards),
+        optimizer=math.ceil(replica.optimizer / shards),
         gathered=gathered,
         activations=tokens * kept,
         working=tokens * working,
@@ -126,10 +127,10 @@ def smallest_devices(
     checkpointing: bool,
     most: int = 2**20,
 ) -> int | None:
-    """How many devices of this memory it takes at least (more than one: with FSDP).
+    """The smallest number of devices of this memory (with FSDP where it is more than one).
 
-    None where no number up to `most` is enough: what is not shared is too large already, or a step
-    has no window for so many.
+    None where no number up to `most` suffices: what is not sharded is too large for one device, or
+    a step has fewer windows than devices would be needed.
     """
 
     def need(sharding: Sharding, devices: int) -> DeviceMemory:
@@ -141,59 +142,59 @@ def smallest_devices(
     if fits(need("ddp", 1), memory_bytes):
         return 1
     one = need("fsdp", 1)
-    shared = one.weights + one.gradients + one.optimizer
-    left = USABLE * memory_bytes - (one.total - shared)
+    sharded = one.weights + one.gradients + one.optimizer
+    left = USABLE * memory_bytes - (one.total - sharded)
     if left <= 0:
         return None
-    devices = max(2, math.ceil(shared / left))
-    while devices <= most and not fits(need("fsdp", devices), memory_bytes):  # parts are rounded up
+    devices = max(2, math.ceil(sharded / left))
+    while devices <= most and not fits(need("fsdp", devices), memory_bytes):  # shards round up
         devices += 1
     return devices if devices <= most else None
 
 
 def fits(need: DeviceMemory, memory_bytes: int) -> bool:
-    """Whether it fits with a tenth of the device left over."""
+    """Whether it leaves a tenth of the device free."""
     return need.total <= USABLE * memory_bytes
 
 
 def activation_bytes(
     config: GPTConfig, dtype: Dtype, *, stream: int, checkpointing: bool = False
 ) -> tuple[int, int]:
-    """Bytes a token that are kept for the way back, and that live for a moment only.
+    """Bytes per token that are kept for the backward pass, and bytes of temporaries at the peak.
 
     Args:
         config: the model.
-        dtype: of products.
-        stream: bytes of a number in the stream between the blocks.
-        checkpointing: whether blocks keep their input alone.
+        dtype: of matrix products.
+        stream: bytes of a number in the residual stream.
+        checkpointing: whether blocks keep only their input.
     """
     size, blocks = _SIZES[dtype], config.num_layers
     block = _block_bytes(config, size, stream)
     kept = blocks * stream * config.embed_dim + block if checkpointing else blocks * block
-    # The final norm, logarithms of probabilities (float32), and the targets (int64).
+    # The final norm, log-probabilities (float32), and the targets (int64).
     kept += _norm_bytes(config, size, stream) + FLOAT * config.vocab_size + 8
-    # The logits, and two gradients in float32: of the logarithms and of the logits.
+    # The logits, and two gradients in float32: of the log-probabilities and of the logits.
     head = (size + 2 * FLOAT) * config.vocab_size
     inner = config.mlp_hidden * (2 if config.mlp == "swiglu" else 1)
     return kept, max(head, 2 * size * max(inner, _fused(config)))
 
 
 def _block_bytes(config: GPTConfig, size: int, stream: int) -> int:
-    """What one block keeps of a token."""
+    """Bytes per token that one block keeps for the backward pass."""
     d, heads = config.head_size, config.num_heads
-    turned = (heads + config.kv_heads) * d  # queries and keys
+    queries_keys = (heads + config.kv_heads) * d
     attention = size * (_fused(config) + heads * d) + FLOAT * heads
     if config.qk_norm:
-        attention += size * turned + FLOAT * (heads + config.kv_heads)
-        attention += FLOAT * turned if size < FLOAT else 0  # the norm is in float32
+        attention += size * queries_keys + FLOAT * (heads + config.kv_heads)
+        attention += FLOAT * queries_keys if size < FLOAT else 0  # the norm is in float32
     if config.qk_norm or config.position == "rotary":
-        attention += size * turned
+        attention += size * queries_keys
     mlp = size * config.mlp_hidden * (4 if config.mlp == "swiglu" else 2)
     return 2 * _norm_bytes(config, size, stream) + attention + mlp
 
 
 def _norm_bytes(config: GPTConfig, size: int, stream: int) -> int:
-    """A norm's input, statistics and result, which the product after it keeps."""
+    """Bytes per token of a norm's input, statistics and result (kept by the product after it)."""
     c = config.embed_dim
     if config.norm == "layer":
         return stream * c + 2 * FLOAT + size * c
@@ -201,19 +202,19 @@ def _norm_bytes(config: GPTConfig, size: int, stream: int) -> int:
 
 
 def _fused(config: GPTConfig) -> int:
-    """Queries, keys and values of a token."""
+    """Width of queries, keys and values together."""
     return (config.num_heads + 2 * config.kv_heads) * config.head_size
 
 
-def _numbers(config: GPTConfig) -> tuple[int, int]:
-    """Parameters of one block, and of all that is no block."""
+def _parameter_counts(config: GPTConfig) -> tuple[int, int]:
+    """Parameters of one block, and of everything outside the blocks."""
     shapes = config.parameter_shapes()
     in_blocks = sum(math.prod(s) for name, s in shapes.items() if name.startswith("blocks."))
     return in_blocks // config.num_layers, config.num_parameters() - in_blocks
 
 
-def _copies(config: GPTConfig, dtype: Dtype) -> int:
-    """The matrices in bfloat16, which autocast makes once a pass and the way back needs."""
+def _autocast_bytes(config: GPTConfig, dtype: Dtype) -> int:
+    """The bfloat16 copies of the matrices, made once per forward pass and kept for the backward."""
     if dtype == "float32":
         return 0
     shapes = config.parameter_shapes()
@@ -222,31 +223,31 @@ def _copies(config: GPTConfig, dtype: Dtype) -> int:
     return 2 * (matrices + head)
 
 
-def _whole_layers(config: GPTConfig, dtype: Dtype) -> int:
-    """What FSDP has whole at its worst moment: the rest of the model, two blocks, gradients.
+def _gathered_bytes(config: GPTConfig, dtype: Dtype) -> int:
+    """What FSDP has gathered at the peak: two blocks, what is outside the blocks, gradients.
 
-    The next block is gathered while one is computed with; gradients are as the products are, and
-    once more in float32 on their way to the others.
+    The next block is gathered while the current one is computed. Gradients are in the products'
+    dtype, and once more in float32 where they are being reduced.
     """
-    block, rest = _numbers(config)
+    block, rest = _parameter_counts(config)
     size = _SIZES[dtype]
-    sent = FLOAT * max(block, rest)
-    return size * (rest + 2 * block) + size * (rest + block) + sent
+    reduced = FLOAT * max(block, rest)
+    return size * (rest + 2 * block) + size * (rest + block) + reduced
 
 
 def step_traffic(
     config: GPTConfig, *, sharding: Sharding, devices: int, dtype: Dtype, pieces: int = 1
 ) -> int:
-    """Bytes that each device sends in a step, in rings (Patarasuk & Yuan 2009).
+    """Bytes that each device sends per step, with ring collectives (Patarasuk & Yuan 2009).
 
-    DDP adds up float32 gradients, 2(n-1)/n of their size, once a step. FSDP gathers each block's
-    weights for the way there and again for the way back, the rest once, and scatters the sum of
-    the gradients, (n-1)/n of their sizes each, for every piece of the batch.
+    DDP all-reduces the float32 gradients once per step: 2(n-1)/n of their size. FSDP all-gathers
+    each block's weights in the forward and again in the backward pass, what is outside the blocks
+    once, and reduce-scatters the gradients: (n-1)/n of each size, for every micro-batch.
     """
-    numbers = config.num_parameters()
-    share = (devices - 1) / devices
+    parameters = config.num_parameters()
+    fraction = (devices - 1) / devices
     if sharding == "ddp":
-        return round(2 * share * FLOAT * numbers)
-    rest = _numbers(config)[1]
-    gathered = _SIZES[dtype] * (2 * numbers - rest)
-    return round(pieces * share * (gathered + FLOAT * numbers))
+        return round(2 * fraction * FLOAT * parameters)
+    rest = _parameter_counts(config)[1]
+    gathered = _SIZES[dtype] * (2 * parameters - rest)
+    return round(pieces * fraction * (gathered + FLOAT * parameters))

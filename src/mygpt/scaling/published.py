@@ -1,6 +1,6 @@
-"""Shapes and budgets that others have published, as data with their sources.
+"""Published models: shapes, parameter counts and training budgets, with their sources.
 
-Each count of parameters is that of the released weights, or the paper's where none were released.
+Parameter counts are those of the released weights, or the paper's where none were released.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from mygpt.core.config import GPTConfig
 
 @dataclass(frozen=True)
 class Published:
-    """A model that others have trained.
+    """A published model.
 
     Attributes:
-        config: its shape, in our terms.
-        parameters: as published.
-        source: where shape and budget stand.
-        tokens: that it was trained on; None where that was not published.
-        batch_tokens: of a step.
+        config: its shape.
+        parameters: the published number of parameters.
+        source: where shape and budget are published.
+        tokens: training tokens; None where the number was not published.
+        batch_tokens: tokens per step.
     """
 
     config: GPTConfig
@@ -63,7 +63,7 @@ PUBLISHED: dict[str, Published] = {
     "gpt2-medium": _gpt2(1024, 24, 16, 354_823_168),
     "gpt2-large": _gpt2(1280, 36, 20, 774_030_080),
     "gpt2-xl": _gpt2(1600, 48, 25, 1_557_611_200),
-    # Its layers alternate between dense and sparse attention; here all are dense.
+    # Its layers alternate between dense and sparse attention; all are taken as dense here.
     "gpt3": Published(
         GPTConfig(50_257, 12_288, 96, 96, 2048, **_GPT2),
         174.6e9,

@@ -18,7 +18,7 @@ from mygpt.core.model import GPT
 from mygpt.core.training import train_steps
 from mygpt.errors import InputError
 from mygpt.machine import gemm_rate
-from mygpt.scaling import flops_per_token
+from mygpt.scaling import palm_flops_per_token
 from mygpt.scaling.memory import activation_bytes
 from mygpt.training.config import DtypeName, TrainConfig
 from mygpt.training.cpu_gradients import CpuGradients
@@ -112,7 +112,7 @@ def measure(
         steps=len(times),
         step_s=statistics.median(times),
         tokens_per_s=tokens_per_s,
-        flops_per_s=tokens_per_s * flops_per_token(trained, trained.max_seq_len).total,
+        flops_per_s=tokens_per_s * palm_flops_per_token(trained, trained.max_seq_len).total,
         products_per_s=rate,
     )
 
@@ -163,7 +163,7 @@ def _measurable(
         return free is None or need <= _SHARE * free
 
     def suits(shape: GPTConfig, windows: int) -> bool:
-        flops = windows * shape.max_seq_len * flops_per_token(shape, shape.max_seq_len).total
+        flops = windows * shape.max_seq_len * palm_flops_per_token(shape, shape.max_seq_len).total
         return fits(shape, windows) and (rate is None or flops <= _STEP_S * rate)
 
     windows = micro_batch

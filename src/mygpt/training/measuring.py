@@ -8,7 +8,7 @@ import torch
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
-from mygpt.training.recipe import flops_per_token, shape_of
+from mygpt.training.recipe import causal_flops_per_token, shape_of
 
 _WIDTH, _LAYERS, _WINDOW, _BATCH = 96, 2, 64, 32
 _SECONDS = 0.5
@@ -32,4 +32,4 @@ def training_flops_per_s(threads: int) -> float:
         began = time.perf_counter()
         step.gradients(ids, ids)
         best = min(best, time.perf_counter() - began)
-    return ids.numel() * flops_per_token(config, _WINDOW) / best
+    return ids.numel() * causal_flops_per_token(config, _WINDOW) / best

@@ -17,7 +17,7 @@ from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.durations import file_s
 from mygpt.training.measuring import training_flops_per_s
-from mygpt.training.recipe import Budget, Recipe, choose, continuing, flops_per_token
+from mygpt.training.recipe import Budget, Recipe, causal_flops_per_token, choose, continuing
 
 # What `minutes` keeps for after the last step: saving, the report and the end of the process,
 # validating, and the simpler models that the loss is shown beside.
@@ -122,7 +122,7 @@ def _affordable(held: int, train_tokens: Tokens) -> int:
 
 def _validated_in_time(held: int, config: GPTConfig, budget: Budget) -> int:
     """How many of the held tokens a pass reads in a twentieth of the time, where all take much."""
-    token_s = flops_per_token(config, config.max_seq_len) / 3 / budget.flops_per_s
+    token_s = causal_flops_per_token(config, config.max_seq_len) / 3 / budget.flops_per_s
     if held * token_s <= _MOST_VALIDATING * budget.seconds:
         return held
     return min(held, max(_LEAST_VALIDATED, int(0.05 * budget.seconds / token_s)))
@@ -203,7 +203,9 @@ def _ending_s(
     config: GPTConfig, budget: Budget, train_tokens: int, val_tokens: int, validated: int
 ) -> float:
     """Seconds from the last step to the command's end."""
-    forward = flops_per_token(config, config.max_seq_len) / 3 + _FLOPS_AN_EXP * config.vocab_size
+    forward = (
+        causal_flops_per_token(config, config.max_seq_len) / 3 + _FLOPS_AN_EXP * config.vocab_size
+    )
     corpus = train_tokens + val_tokens
     baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0
     files_s = 3 * file_s(config)  # the state, the last model and the best

@@ -271,8 +271,8 @@ def fit_window(
             f"the text gives {num_tokens} tokens to learn from: it needs at least {1 + spare}"
         )
     if wanted <= longest:
-        if cut and not recipe["stages"]:
-            shape["max_seq_len"] = wanted  # no stage is left that would learn a longer one
+        if cut:  # longer windows than those of the remaining stages are not trained
+            shape["max_seq_len"] = max(wanted, *(t for _, t, _ in recipe["stages"]), 1)
         return []
     if asked:
         raise InputError(
