@@ -597,7 +597,7 @@ def test_the_number_of_threads_follows_the_work(monkeypatch):
     engine = engine_of("modern")
     free = CpuEngine(engine.model.config, arrays_of(model_of("modern")))
     products = engine.model.config.num_parameters()
-    monkeypatch.setattr("mygpt.engines.cpu.decoding._MANY_PRODUCTS", 3 * products)
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._PRODUCTS_A_THREAD", 3 * products)
     monkeypatch.setattr("mygpt.engines.cpu.decoding._SHORTEST_S", 60.0)  # however busy it is here
     batch, used = free.open(5), []
     slots = [batch.join(request([1], 9, seed=1))]
@@ -614,9 +614,9 @@ def test_one_thread_decodes_where_others_want_the_cores(monkeypatch):
     """Threads that meet waited for each other's turn at every meeting, seconds for a block."""
     monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
     monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
-    monkeypatch.setattr("mygpt.engines.cpu.decoding._MANY_PRODUCTS", 1)
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._PRODUCTS_A_THREAD", 1)
     monkeypatch.setattr("mygpt.engines.cpu.decoding._SHORTEST_S", 0.0)
-    monkeypatch.setattr("mygpt.engines.cpu.decoding._ALONE_S", (0.05, 0.05))
+    monkeypatch.setattr("mygpt.engines.cpu.decoding._ONE_THREAD_S", (0.05, 0.05))
     engine = engine_of("modern")
     batch = CpuEngine(engine.model.config, arrays_of(model_of("modern"))).open(1)
     slot, found, used = batch.join(request([1], 30, seed=1)), [], []

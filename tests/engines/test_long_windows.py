@@ -68,7 +68,7 @@ def test_tables_and_caches_that_grow_give_the_same_bits(monkeypatch, start, conf
     monkeypatch.setattr("mygpt.core.config._POSITIONS_AT_ONCE", 4)
     monkeypatch.setattr("mygpt.engines.torch_engine._RESERVED_TOKENS", 2)
     monkeypatch.setattr("mygpt.engines.numpy_engine._RESERVED_TOKENS", 2)
-    monkeypatch.setattr("mygpt.engines.cpu.batch._POSITIONS", 16)
+    monkeypatch.setattr("mygpt.engines.cpu.batch._FIRST_CAPACITY", 16)
     small = GPT.unfilled(config)
     small.load_state_dict(model.state_dict())
     if config.position == "rotary":

@@ -1,9 +1,10 @@
-"""The compiled engine for CPUs: the whole decoding loop as machine code over packed weights.
+"""The `cpu` engine: the whole decoding loop as machine code, compiled by Numba.
 
-`layout` says where everything lies and `pack` puts it there. Numba compiles `simd`, `arithmetic`,
-`matmul`, `attention`, `forward`, `sample`, `digest`, `panels` and `loop`; `build` keeps
-the machine code. `decoding` runs it on the arrays of `memory` with the threads of `workers`; in a
-`batch` requests come and go meanwhile.
+README.md in this folder describes the memory layout, the threads and the cache of machine code.
+`layout` names all fields, `pack` fills those of a model. Numba compiles `simd`, `arithmetic`,
+`matmul`, `attention`, `forward`, `sample`, `digest`, `panels` and `loop`; `build` stores the
+machine code. `decoding` runs it on the arrays of `memory` with the threads of `workers`; `batch`
+lets requests join and leave between tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class CpuEngine:
         config: the model's shape.
         arrays: its parameters by name, as `GPT.state_dict` has them.
         weights: "float32", or "int8" for a quarter of the memory and its traffic.
-        threads: how many to use; None lets the size of the work decide.
+        threads: how many to use; None chooses by the amount of work.
     """
 
     name = "cpu"
@@ -51,17 +52,17 @@ class CpuEngine:
         return CpuDecoding(self.model, requests, self.threads)
 
     def open(self, size: int) -> CpuBatch:
-        """A batch that decodes its rows together; see `mygpt.engines.contract.Engine`."""
+        """A batch that requests join and leave; see `mygpt.engines.contract.Engine`."""
         return CpuBatch(self.model, size, self.threads)
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of memory that each slot of a batch takes at the most."""
+        """The most bytes of memory that a slot of a batch takes."""
         return slot_bytes(self.model.config)
 
 
 def digest_of(places: Sequence[tuple[int, int]]) -> int:
-    """A hash of arrays of 32-bit numbers, given as (address, how many): equal means unchanged."""
+    """A hash of arrays of 32-bit numbers, given as (address, count): equal means unchanged."""
     table = np.array(places, np.int64).reshape(-1, 2)
     return load_kernels().digest(table.ctypes.data, len(table))
 

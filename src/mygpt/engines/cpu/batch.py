@@ -1,7 +1,7 @@
 """A batch that requests join and leave between tokens ("continuous batching").
 
 After Yu et al., "Orca: a distributed serving system for transformer-based generative models",
-2022: the compiled loop lists its rows anew at each step, so that a row may come at any.
+2022: the decoding loop lists the rows of each pass, so a request can join at any step.
 Letters: B slots, D head size, G key/value heads, L window, N layers, V vocabulary.
 """
 
@@ -22,80 +22,85 @@ from mygpt.engines.cpu.pack import PackedModel, padded
 from mygpt.engines.cpu.workers import usable_cores
 from mygpt.errors import InputError
 
-# Steps that several threads take in a run, which costs some 30 us and up to a tenth of the speed of
-# one text alone; but a run whose threads wait for their cores holds up all who want to join.
-_TOGETHER = 8
-_POSITIONS = 1024  # that a slot has room for at first
-_SPARE_TEXT = 64  # tokens of a text beyond two windows
-_WORTH_SHARING = 16  # tokens of a prompt: fewer are read as fast as looked for
-# What others wait for at a time while prompts are read: a few ms; and tokens that it takes at
-# the least, as each piece passes over all weights.
+# Steps of a run by several threads at most. Starting a run costs about 30 us: one text of a model
+# of 10.7 million parameters had 0.86 to 0.98 of the speed of long runs (docs/lab-notes.md). That is
+# accepted here, where a run whose threads wait for their cores keeps other requests from joining.
+_STEPS_OF_SEVERAL_THREADS = 8
+# Tokens that fit into a slot's cache at first; longer windows grow to what is needed.
+_FIRST_CAPACITY = 1024
+_SPARE_TEXT = 64  # tokens of a slot's text beyond two windows
+# Tokens of a prompt from which on another slot's cache is searched for them: to read fewer takes no
+# longer than to search and copy. An estimate: no measurement is recorded.
+_LEAST_SHARED_PREFIX = 16
+# Multiply-adds that a piece of a prompt may take, for which all other requests wait: 5 ms at
+# 100 GFLOP/s a thread with two threads. And its least number of tokens, as each piece reads all
+# weights once. Less would be a shorter wait and a lower throughput; no measurement is recorded.
 _PIECE_PRODUCTS, _LEAST_PIECE = 500_000_000, 32
 
 
 class CpuBatch:
     """See `mygpt.engines.contract.Batch`.
 
-    All memory is taken at the beginning and none later: `slot_bytes` a slot, nearly all of it
-    keys and values for a whole window, of which the system gives only what texts have filled.
-    Of a window past 1,024 tokens it grows, to what the longest text has needed so far.
-    A text keeps the window and some more, so it may be written on for ever.
+    All memory is allocated at the beginning: `slot_bytes` a slot, nearly all of it keys and values
+    of a full window; the system provides pages only as texts fill them. With a window of more than
+    1,024 tokens the caches grow to what the longest text has needed so far. Of a text the window
+    and some more tokens are kept, so its length has no limit.
 
-    A long prompt is read in pieces between the others' tokens. One that begins as another
-    slot's text did is not read again as far as they agree: as when one prompt has many samples,
-    or grows a token at a time. Slots that are free again still count, and are taken in the
-    order in which they became so.
+    A long prompt is read in pieces between the other requests' tokens. Where it begins as the text
+    of another slot does, that part of the cache is copied instead of computed: one prompt may have
+    many samples, or grow a token at a time. The texts of freed slots are used for this too; free
+    slots are reused in the order in which they were freed.
 
     Args:
-        model: the model; it stays as it is now.
-        size: B, how many slots.
-        threads: how many to use; None lets the work of each step decide.
+        model: the model; later changes of its weights have no effect.
+        size: B, the number of slots.
+        threads: how many to use; None chooses by the work of each step.
     """
 
     def __init__(self, model: PackedModel, size: int, threads: int | None) -> None:
         window = model.config.max_seq_len
         self._window = window
-        self._positions = min(window, _POSITIONS)  # that a text has room for
+        self._capacity = min(window, _FIRST_CAPACITY)  # tokens that fit into a slot's cache
         self._memory = Memory(
             model,
             size,
-            capacity=padded(self._positions),
-            text_width=_text_width(self._positions),
+            capacity=padded(self._capacity),
+            text_width=_text_width(self._capacity),
             threads=threads or usable_cores(),
         )
         self._slots = self._memory.slots
         self._loop = Loop(self._memory, threads)
         self._requests: dict[int, Request] = {}  # by slot
         self._free = deque(range(size))
-        self._unread: list[int] = []  # slots whose prompts are still to be read, oldest first
+        self._unread: list[int] = []  # slots whose prompts are not read yet, oldest first
         self._piece = max(_LEAST_PIECE, _PIECE_PRODUCTS // model.config.num_parameters())
         self._failures: dict[int, InputError] = {}
 
     @property
     def size(self) -> int:
-        """How many slots there are."""
+        """The number of slots."""
         return len(self._slots)
 
     @property
     def active(self) -> int:
-        """How many rows still draw."""
+        """The number of rows that have not ended."""
         return self._loop.active + len(self._unread)
 
     def join(self, request: Request) -> int:
         """Take a free slot; see `Batch`."""
-        assert self._free, "no slot is free: the caller counts"
+        assert self._free, "no slot is free: the caller has to count them"
         check_prompt_fits(len(request.prompt), self._window, request.overflow)
-        self._fit(len(request.prompt))
+        self._reserve(len(request.prompt))
         slot = self._free[0]
         try:
             self._memory.put(slot, request, shown=request.prompt[-self._window :])
-        except BaseException:  # no memory, say: half a request must not draw
+        except BaseException:  # such as MemoryError: half a request must not become active
             self._slots[slot, at.STATUS] = at.FREE
             raise
         self._free.popleft()
         self._requests[slot] = request
         row = self._slots[slot]
-        if row[at.STATUS] == at.ACTIVE and row[at.LENGTH] > _WORTH_SHARING:
+        if row[at.STATUS] == at.ACTIVE and row[at.LENGTH] > _LEAST_SHARED_PREFIX:
             row[at.STATUS] = at.ENDED  # until it is read
             self._unread.append(slot)
         return slot
@@ -108,10 +113,11 @@ class CpuBatch:
             self._read_prompts()
         while most > 0 and self._loop.active:
             steps = min(
-                self._loop.steps_at_once(most, _TOGETHER), self._positions + _SPARE_TEXT - 1
+                self._loop.steps_at_once(most, _STEPS_OF_SEVERAL_THREADS),
+                self._capacity + _SPARE_TEXT - 1,
             )
-            if self._positions < self._window:
-                self._fit(self._longest() + steps)
+            if self._capacity < self._window:
+                self._reserve(self._longest() + steps)
             self._memory.slide_texts(steps)
             before = self._slots[:, at.LENGTH].tolist()
             self._loop.draw(steps)
@@ -124,16 +130,16 @@ class CpuBatch:
         return {slot: ids for slot, ids in new.items() if slot not in self._unread}
 
     def _longest(self) -> int:
-        """Tokens that a row which draws sees, at the most."""
+        """The largest number of tokens in any active row's window."""
         active = self._slots[self._slots[:, at.STATUS] == at.ACTIVE]
         return int((active[:, at.LENGTH] - np.maximum(active[:, at.START], 0)).max(initial=0))
 
-    def _fit(self, positions: int) -> None:
-        """Have room for texts of so many tokens, though for no more than a window."""
+    def _reserve(self, positions: int) -> None:
+        """Make the caches large enough for so many tokens of a text, at most a window."""
         positions = min(positions, self._window)
-        if positions > self._positions:
-            self._positions = min(self._window, max(positions, 2 * self._positions))
-            self._memory.grow(padded(self._positions), _text_width(self._positions))
+        if positions > self._capacity:
+            self._capacity = min(self._window, max(positions, 2 * self._capacity))
+            self._memory.grow(padded(self._capacity), _text_width(self._capacity))
 
     def failures(self) -> dict[int, InputError]:
         """The slots that failed in the last `advance`; see `Batch`."""
@@ -153,25 +159,25 @@ class CpuBatch:
         return self._memory.logits_of(slot)
 
     def _read_prompts(self) -> None:
-        """Read a piece of the prompts that wait, or more while no row draws."""
-        room = self._piece
-        while self._unread and (room > 0 or not self._loop.active):
-            room -= self._read_piece(room if room > 0 else self._piece)
+        """Read a piece of the waiting prompts, or several while no row is active."""
+        budget = self._piece
+        while self._unread and (budget > 0 or not self._loop.active):
+            budget -= self._read_piece(budget if budget > 0 else self._piece)
 
-    def _read_piece(self, room: int) -> int:
-        """Read up to `room` tokens of prompts, first come, first served; how many they were.
+    def _read_piece(self, budget: int) -> int:
+        """Read up to `budget` tokens of prompts, the oldest first, and return their number.
 
-        Of prompts that begin alike one is read, and the others wait to take over from it.
-        Rows whose prompt is read draw from now on.
+        Of prompts with the same beginning one is read; the others wait and copy its cache.
+        Rows whose prompt is completely read become active.
         """
         lengths: dict[int, int] = {}
-        beginnings, left = set(), room
+        beginnings, left = set(), budget
         for slot in self._unread:
-            beginning = self._memory.text[slot, :_WORTH_SHARING].tobytes()
+            beginning = self._memory.text[slot, :_LEAST_SHARED_PREFIX].tobytes()
             if left == 0 or beginning in beginnings:
                 continue
             if not self._slots[slot, at.CACHED]:
-                self._take_over(slot)
+                self._copy_cached_prefix(slot)
             length, cached = self._slots[slot, [at.LENGTH, at.CACHED]].tolist()
             unread = min(left, length - 1 - cached)
             if unread:
@@ -179,23 +185,25 @@ class CpuBatch:
             left -= unread
             lengths[slot] = length
             self._slots[slot, at.LENGTH] = cached + unread + 1  # all but the last token is read
-        if left < room:
+        if left < budget:
             self._loop.read(list(lengths))
         for slot, length in lengths.items():
             self._slots[slot, at.LENGTH] = length
             if self._slots[slot, at.CACHED] == length - 1:
                 self._slots[slot, at.STATUS] = at.ACTIVE
                 self._unread.remove(slot)
-        return room - left
+        return budget - left
 
-    def _take_over(self, slot: int) -> None:
-        """Copy what some slot has read of this one's prompt, but for the last token."""
+    def _copy_cached_prefix(self, slot: int) -> None:
+        """Copy the longest beginning of this slot's prompt, except for the last token, that the
+        cache of another slot has.
+        """
         last = self._slots[slot, at.LENGTH] - 1
-        known = self._memory.known_prefixes(self._memory.text[slot, :last])
-        best = int(known.argmax())
-        count = int(known[best])
-        # What a broken model made of a later token may have spoilt an earlier one's.
-        if count >= _WORTH_SHARING and self._memory.is_sound(best, count):
+        cached = self._memory.cached_prefixes(self._memory.text[slot, :last])
+        best = int(cached.argmax())
+        count = int(cached[best])
+        # A model with weights that are not finite may have left NaN, which must not spread.
+        if count >= _LEAST_SHARED_PREFIX and self._memory.is_finite(best, count):
             self._memory.share_cache(best, [slot], count)
 
 
@@ -204,7 +212,7 @@ def _text_width(window: int) -> int:
 
 
 def slot_bytes(config: GPTConfig) -> int:
-    """Bytes of memory that each slot of a `CpuBatch` takes at the most."""
+    """The most bytes of memory that a slot of a `CpuBatch` takes."""
     window, vocab = config.max_seq_len, config.vocab_size
     head = config.head_size + padded(config.head_size)  # a key and a value
     floats = config.num_layers * config.kv_heads * padded(window) * head

@@ -1,9 +1,9 @@
-"""Compiling kernels once, keeping the machine code, and running it without Numba.
+"""Compiles kernels once, stores their machine code, and runs it without Numba.
 
-Numba turns a program's functions into LLVM code, LLVM into an object file, and that is kept in
-the user's cache. Later processes hand the file to LLVM's linker (llvmlite alone, a fifth of Numba's
-import) and call it through ctypes, which lets other Python threads run meanwhile.
-The file's name carries a digest of the kernels' sources, the versions and the processor.
+Numba turns a library's functions into LLVM code, LLVM turns that into an object file, and the file
+is stored in the user's cache folder. Later processes link it by llvmlite alone, whose import takes
+a fifth of Numba's, and call it through ctypes, which lets other Python threads run meanwhile.
+The file's name contains a digest of the kernels' sources, the versions and the processor.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from mygpt.file_access import (
 )
 from mygpt.storage import remove_abandoned, write_durably
 
-# The files whose words end up in the machine code, besides this one.
-_COMPILED = (
+# The files that the machine code is made from, besides this one.
+_SOURCES = (
     "layout", "simd", "arithmetic", "matmul", "attention", "forward", "sample", "loop",
     "digest", "panels",
 )  # fmt: skip
@@ -52,13 +52,13 @@ class Kernels(NamedTuple):
 
 
 class KernelLibrary(NamedTuple):
-    """Kernels that are compiled and kept together.
+    """Kernels that are compiled into one object file.
 
     Attributes:
-        name: what its files' names begin with.
-        purpose: what is being compiled, for the line that says so.
-        seconds: about how long that takes.
-        sources: modules whose words end up in the machine code.
+        name: the first part of the file's name.
+        purpose: what is being compiled, for the message about it.
+        seconds: about how long compiling takes.
+        sources: modules that the machine code is made from.
         exports: the functions that Python calls, each as (module, name).
     """
 
@@ -74,18 +74,19 @@ DECODING = KernelLibrary(
     "kernels",
     "the decoding loop",
     10,
-    tuple(f"{_HERE}.{name}" for name in _COMPILED),
+    tuple(f"{_HERE}.{name}" for name in _SOURCES),
     ((f"{_HERE}.loop", "run"), (f"{_HERE}.digest", "digest"), (f"{_HERE}.panels", "pack_matrices")),
 )
-_alive: list[Any] = []  # the linker owns the code's memory
-_linked: set[str] = set()  # names of the programs that this process has
+# Objects that must not be collected: the linker owns the memory of the machine code.
+_alive: list[Any] = []
+_linked: set[str] = set()  # names of the libraries that this process has linked
 
 
-def has_machine_code(program: KernelLibrary = DECODING) -> bool:
-    """Whether a program's machine code is at hand, so that it starts at once."""
-    if program.name in _linked:
+def has_machine_code(library: KernelLibrary = DECODING) -> bool:
+    """Whether a library's machine code is linked or in the cache, so that it starts at once."""
+    if library.name in _linked:
         return True
-    path = _object_path(program)
+    path = _object_path(library)
     try:
         status = require_regular(path)
         return status is not None and is_private(status) and not_private(path.parent) is None
@@ -93,37 +94,37 @@ def has_machine_code(program: KernelLibrary = DECODING) -> bool:
         return False
 
 
-def compile_now(program: KernelLibrary = DECODING) -> None:
-    """Compile a program and keep its machine code, unless that was done before."""
-    if not has_machine_code(program):
-        _keep(_object_path(program), _compile(program))
+def compile_now(library: KernelLibrary = DECODING) -> None:
+    """Compile a library and store its machine code, unless that was done before."""
+    if not has_machine_code(library):
+        _store(_object_path(library), _compile(library))
 
 
 @functools.cache
 def load_kernels() -> Kernels:
-    """The decoding loop's functions; compiles them first where need be, and says so."""
+    """The decoding loop's functions; compiled first where needed, with a warning in the log."""
     return Kernels(*load_library(DECODING))
 
 
 @functools.cache
-def load_library(program: KernelLibrary) -> tuple[Kernel, ...]:
-    """A program's functions, in its order; compiles them first where need be, and says so."""
-    path = _object_path(program)
+def load_library(library: KernelLibrary) -> tuple[Kernel, ...]:
+    """A library's functions in the order of `exports`; compiled first where needed."""
+    path = _object_path(library)
     try:
-        return _link(_read(path), program)
+        return _link(_read(path), library)
     except (OSError, RuntimeError, CheckpointError):
-        # The last resort of `logging` shows this on stderr, and whoever minds can silence it.
+        # Without a handler `logging` prints warnings on stderr; a program can set another level.
         often = "once" if (why := unusable_cache()) is None else f"in memory, since {why}"
-        _log.warning("compiling %s, %s: about %d seconds", program.purpose, often, program.seconds)
-        code = _compile(program)
-        _keep(path, code)
-        return _link(code, program)
+        _log.warning("compiling %s, %s: about %d seconds", library.purpose, often, library.seconds)
+        code = _compile(library)
+        _store(path, code)
+        return _link(code, library)
 
 
 def unusable_cache() -> str | None:
-    """Why nothing of the cache is used or kept: who can write machine code there can run it.
+    """Why the cache is neither read nor written: another user could put machine code into it.
 
-    None where only this user can, or the folder is not there yet.
+    None where only this user can write to it, or the folder does not exist yet.
     """
     try:
         why = not_private(cache_folder())
@@ -133,9 +134,9 @@ def unusable_cache() -> str | None:
 
 
 def _read(path: Path) -> bytes:
-    """A kept object file; an OSError where it is damaged, or another user can have written it.
+    """A stored object file; an OSError where it is damaged, or another user may have written it.
 
-    What was checked is what is returned: all goes through one descriptor.
+    All checks and the read go through one descriptor, so the file that was checked is the one read.
     """
     if not_private(path.parent) is not None:
         raise PermissionError(f"others can write to {path.parent}")
@@ -144,12 +145,12 @@ def _read(path: Path) -> bytes:
             raise PermissionError(f"others can write to {path}")
         data: bytes = file.read()
     if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
-        raise OSError(f"{path} is damaged")  # the linker would end the process
+        raise OSError(f"{path} is damaged")  # the linker would abort the process
     return data[_DIGEST_BYTES:]
 
 
 def cache_folder() -> Path:
-    """Where machine code is kept: MYGPT_CACHE, else the user's cache folder."""
+    """The folder of machine code: MYGPT_CACHE, else `mygpt` in the user's cache folder."""
     chosen = os.environ.get("MYGPT_CACHE")
     if chosen:
         return Path(chosen)
@@ -158,18 +159,20 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _object_path(program: KernelLibrary = DECODING) -> Path:
+def _object_path(library: KernelLibrary = DECODING) -> Path:
     import llvmlite.binding as llvm
 
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     package = Path(__file__).parents[2]
-    compiled = [*program.sources, f"{_HERE}.build", "mygpt.core.random"]
-    for module in compiled:
-        told.update(package.joinpath(*module.split(".")[1:]).with_suffix(".py").read_bytes())
+    # `sample` takes a constant from `core.random`. Any change of a source, even of a comment, gives
+    # another name: comparing more cleverly would save little and could be wrong.
+    sources = [*library.sources, f"{_HERE}.build", "mygpt.core.random"]
+    for module in sources:
+        digest.update(package.joinpath(*module.split(".")[1:]).with_suffix(".py").read_bytes())
     features = sorted(name for name, on in llvm.get_host_cpu_features().items() if on)
     for fact in (version("numba"), version("llvmlite"), llvm.get_host_cpu_name(), *features):
-        told.update(fact.encode() + b"\n")
-    return cache_folder() / f"{program.name}-{told.hexdigest()[:32]}.o"
+        digest.update(fact.encode() + b"\n")
+    return cache_folder() / f"{library.name}-{digest.hexdigest()[:32]}.o"
 
 
 def _target_machine() -> Any:
@@ -186,22 +189,24 @@ def _target_machine() -> Any:
     )
 
 
-def _compile(program: KernelLibrary = DECODING) -> bytes:
-    """The object file of a program, from a process of its own, which a signal can end."""
+def _compile(library: KernelLibrary = DECODING) -> bytes:
+    """The object file of a library, compiled in another process, which a signal can end."""
     from mygpt.engines.cpu.compile_process import compile_in_process
 
-    return compile_in_process(program) or compile_here(program)
+    return compile_in_process(library) or compile_here(library)
 
 
-def compile_here(program: KernelLibrary) -> bytes:
-    """The object file of all kernels, the ones that Python calls under their plain names."""
+def compile_here(library: KernelLibrary) -> bytes:
+    """The object file of all kernels; those that Python calls have their plain names."""
     import llvmlite.binding as llvm
 
     module = llvm.parse_assembly("")
-    for code in _llvm_codes(program):
+    for code in _llvm_codes(library):
         module.link_in(llvm.parse_assembly(code))
     module.verify()
-    exported = {name for _, name in program.exports}
+    # Functions that are not exported become internal: LLVM may then inline them everywhere and
+    # drop them. Then one pass over all kernels together, with the vectorisers on.
+    exported = {name for _, name in library.exports}
     for function in module.functions:
         if not function.is_declaration and function.name not in exported:
             function.linkage = "internal"
@@ -213,26 +218,27 @@ def compile_here(program: KernelLibrary) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _llvm_codes(program: KernelLibrary) -> list[str]:
-    """The kernels as Numba sees them, not optimised: we do that once, for all together."""
+def _llvm_codes(library: KernelLibrary) -> list[str]:
+    """LLVM code of the kernels, not optimised: that is done once, for all together."""
+    # Numba would optimise each function at its definition: 37 s of CPU instead of 10 in all.
     import numba
 
     config: Any = numba.config
     level, config.OPT = config.OPT, type(config.OPT)(0)
     try:
-        modules = [importlib.import_module(module) for module, _ in program.exports]
+        modules = [importlib.import_module(module) for module, _ in library.exports]
     finally:
         config.OPT = level
     codes = []
-    for module, (_, name) in zip(modules, program.exports, strict=True):
+    for module, (_, name) in zip(modules, library.exports, strict=True):
         (result,) = getattr(module, name).overloads.values()
         code: str = result.library.get_llvm_str()
         codes.append(code.replace(result.fndesc.llvm_func_name, name))
     return codes
 
 
-def _keep(path: Path, code: bytes) -> None:
-    """Write the object file whole or not at all; no cache is no error."""
+def _store(path: Path, code: bytes) -> None:
+    """Write the object file completely or not at all; a failure is ignored: the code still runs."""
     with contextlib.suppress(OSError, CheckpointError):
         make_private_folder(path.parent)
         if not_private(path.parent) is not None:
@@ -244,23 +250,24 @@ def _keep(path: Path, code: bytes) -> None:
         write_durably(path, pieces, inside=True, mode=PRIVATE_FILE)
 
 
-def _link(code: bytes, program: KernelLibrary = DECODING) -> tuple[Kernel, ...]:
+def _link(code: bytes, library: KernelLibrary = DECODING) -> tuple[Kernel, ...]:
+    """Put an object file's code into memory and return the exported functions."""
     import llvmlite.binding as llvm
 
     linker = llvm.create_lljit_compiler(_target_machine())
     parts = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
-    names = [name for _, name in program.exports]
+    names = [name for _, name in library.exports]
     for name in names:
         parts.export_symbol(name)
-    library = parts.link(linker, f"mygpt-{program.name}")
-    _alive.extend([linker, library])
-    _linked.add(program.name)
-    return tuple(_caller(library[name]) for name in names)
+    linked = parts.link(linker, f"mygpt-{library.name}")
+    _alive.extend([linker, linked])
+    _linked.add(library.name)
+    return tuple(_caller(linked[name]) for name in names)
 
 
 def _caller(address: int) -> Kernel:
     """A function of two int64 that follows Numba's calling convention, for Python."""
-    # Room for the result, room for an exception, the arguments.
+    # int32 status f(int64 *result, void **exception, int64 first, int64 second)
     prototype = ctypes.CFUNCTYPE(
         ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
     )

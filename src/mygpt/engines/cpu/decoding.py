@@ -1,4 +1,4 @@
-"""Texts on their way through the compiled loop.
+"""Runs of the decoding kernels: how many steps and threads, and texts that are decoded at once.
 
 Letters: B slots (one a request), V vocabulary.
 """
@@ -20,22 +20,33 @@ from mygpt.engines.cpu.pack import PackedModel, padded
 from mygpt.engines.cpu.workers import run_on_threads, usable_cores
 from mygpt.errors import InputError
 
-_PATIENCE_S = 0.05  # a run lasts about this long, then Python may look at signals
-# Products of one step that are worth one thread more: the threads meet five times a layer.
-_MANY_PRODUCTS = 1_500_000
-# Where other processes want the cores too, each of those meetings may wait until a thread has its
-# core back, some milliseconds: eight steps of a small model took 0.4 s. One thread waits for none.
-_SHORTEST_S, _LEAST_SHARE = 0.005, 0.5  # of a run whose threads had too little processor time
-_ALONE_S = (0.25, 2.0)  # how long one thread is used then: at first, and at the most
-_STEPS_BETWEEN_LOOKS = 32  # at how much work a step is: it grows where the window is full
+# A run lasts about this long; between runs Python can react to signals. 50 ms are not felt by
+# somebody who presses a key, and make the start of a run (some 30 us) negligible.
+_RUN_S = 0.05
+# Multiply-adds of one step for which one more thread is used. Threads wait for each other five
+# times a layer, so less work is done sooner by one: a second thread gains nothing at the tutorial's
+# 207,296 parameters and one row (25 barriers a token cost what it brings, docs/lab-notes.md).
+_PRODUCTS_A_THREAD = 1_500_000
+# Where other processes need the cores too, each barrier may wait until a thread has its core back,
+# some milliseconds: eight steps of a small model took 0.4 s. One thread does not wait. A run of
+# several threads is too slow when it lasted at least _SHORTEST_S and this thread had less than
+# _LEAST_FRACTION of that time on a core.
+_SHORTEST_S, _LEAST_FRACTION = 0.005, 0.5
+# For how long one thread is used then: at first, and at most; the time doubles as long as the next
+# try is too slow as well. Short times waste tries, long ones the speed of free cores; no
+# measurement is recorded.
+_ONE_THREAD_S = (0.25, 2.0)
+# Steps of `race` after which the number of threads is chosen again: a step becomes more work when
+# the window is full.
+_STEPS_BETWEEN_CHOICES = 32
 
 
 class Loop:
-    """Runs of the compiled loop over one memory, by as many threads as the work is worth.
+    """Runs of the decoding kernels on one memory, with a number of threads that suits the work.
 
     Args:
-        memory: what it works on.
-        threads: how many; None lets the next step's work decide, each time.
+        memory: the texts and buffers.
+        threads: how many to use; None chooses by the next step's work, at each run.
     """
 
     def __init__(self, memory: Memory, threads: int | None) -> None:
@@ -45,35 +56,35 @@ class Loop:
         self._run = load_kernels().run
         self._threads = 0
         self._step_s = 0.0
-        self._alone_s = self._alone_until = 0.0
+        self._one_thread_s = self._one_thread_until = 0.0
 
     @property
     def active(self) -> int:
-        """How many rows go on."""
+        """The number of rows that have not ended."""
         return int(np.count_nonzero(self._slots[:, at.STATUS] == at.ACTIVE))
 
-    def steps_at_once(self, most: int, together: int | None = None) -> int:
-        """How many steps to draw before Python looks at signals again; and by how many threads.
+    def steps_at_once(self, most: int, most_of_several: int | None = None) -> int:
+        """Choose the number of threads, and return how many steps the next run should have.
 
         Args:
-            most: at the most.
-            together: at the most by several threads, where others wait for the end of the run.
+            most: the largest number of steps.
+            most_of_several: the same for a run by several threads; None is no other limit.
         """
         self.choose_threads()
         if not self._step_s:
             return 1
         if self._threads > 1:
-            most = min(most, 1 if self._alone_s else together or most)
-        return max(1, min(most, int(_PATIENCE_S / self._step_s)))
+            most = min(most, 1 if self._one_thread_s else most_of_several or most)
+        return max(1, min(most, int(_RUN_S / self._step_s)))
 
     def draw(self, steps: int) -> None:
-        """Draw up to so many tokens, as `steps_at_once` says, for each active row."""
+        """Draw up to `steps` tokens for each active row; `steps` is from `steps_at_once`."""
         began = time.perf_counter()
         self.do(at.DRAW, steps)
         self._step_s = (time.perf_counter() - began) / steps
 
     def read(self, rows: list[int]) -> None:
-        """Read all but the last token of some rows' texts."""
+        """Read all but the last token of some rows' texts into the caches (prefill)."""
         status = self._slots[:, at.STATUS].copy()
         self._slots[:, at.STATUS] = at.ENDED
         self._slots[rows, at.STATUS] = at.ACTIVE
@@ -82,7 +93,7 @@ class Loop:
         self._slots[:, at.STATUS] = status
 
     def choose_threads(self) -> None:
-        """As many as the next step's work is worth."""
+        """Choose the number of threads by the work of the next step."""
         threads = self._wanted or 0
         if not threads:
             rows, window = 0, self._memory.config.max_seq_len
@@ -91,36 +102,37 @@ class Loop:
                     crops = slot[at.OVERFLOW] == at.CROP and slot[at.LENGTH] > window
                     unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
                     rows += window if crops else unread
-            threads = min(usable_cores(), 1 + rows * self._products // _MANY_PRODUCTS)
-            if threads > 1 and time.perf_counter() < self._alone_until:
+            threads = min(usable_cores(), 1 + rows * self._products // _PRODUCTS_A_THREAD)
+            if threads > 1 and time.perf_counter() < self._one_thread_until:
                 threads = 1
         if threads != self._threads:
             self._threads = self._job[at.THREADS] = threads
             self._memory.reset_barrier()
 
     def do(self, mode: int, steps: int) -> None:
-        """One run."""
+        """One run of the kernels by the chosen number of threads."""
         self._job[at.MODE], self._job[at.STEPS] = mode, steps
         address = self._memory.job_address
         if self._threads > 1 and steps:
             began, used = time.perf_counter(), time.thread_time()
             run_on_threads(self._run, address, self._threads)
-            self._judge(time.perf_counter() - began, time.thread_time() - used)
+            self._check_processor_time(time.perf_counter() - began, time.thread_time() - used)
         else:
             self._run(address, 0)
 
-    def _judge(self, took_s: float, used_s: float) -> None:
-        """Use one thread for a while where several had too little processor time."""
+    def _check_processor_time(self, took_s: float, used_s: float) -> None:
+        """Use one thread for some time where several had too little processor time."""
         if took_s < _SHORTEST_S:
             return
-        if used_s < _LEAST_SHARE * took_s:
-            self._alone_s = min(_ALONE_S[1], 2 * self._alone_s or _ALONE_S[0])
-            self._alone_until = time.perf_counter() + self._alone_s
+        if used_s < _LEAST_FRACTION * took_s:
+            first_s, most_s = _ONE_THREAD_S
+            self._one_thread_s = min(most_s, 2 * self._one_thread_s or first_s)
+            self._one_thread_until = time.perf_counter() + self._one_thread_s
         else:
-            self._alone_s = 0.0
+            self._one_thread_s = 0.0
 
     def take_failures(self, settings_of: Callable[[int], SamplingConfig]) -> dict[int, InputError]:
-        """The rows that failed in the last run, each with its error; they have ended."""
+        """The rows that failed in the last run, each with its error; they become ended."""
         if not self._job[at.FAILED]:
             return {}
         self._job[at.FAILED] = 0
@@ -136,8 +148,9 @@ class Loop:
 class CpuDecoding:
     """See `mygpt.engines.contract.Decoding`.
 
-    Besides, for draws that are the caller's: `weigh` leaves the probabilities; then `push`
-    appends the caller's ids. Or `race` draws with what the caller puts into `noise`.
+    For callers that draw with random numbers of their own: `weigh` returns the probabilities, then
+    `push` appends the caller's ids. Or `race` draws with the numbers that the caller puts into
+    `noise`.
     """
 
     def __init__(
@@ -189,17 +202,17 @@ class CpuDecoding:
         `fill_noise` puts new numbers into `noise` before each step; with numbers from Exp(1)
         this draws from the probabilities. Yields after each step.
         """
-        self._prepare(_STEPS_BETWEEN_LOOKS + 1)
+        self._prepare(_STEPS_BETWEEN_CHOICES + 1)
         self._do(at.PREDICT, 1)
         for step in range(steps):
-            if step and step % _STEPS_BETWEEN_LOOKS == 0:
-                self._prepare(_STEPS_BETWEEN_LOOKS + 1)
+            if step and step % _STEPS_BETWEEN_CHOICES == 0:
+                self._prepare(_STEPS_BETWEEN_CHOICES + 1)
             fill_noise()
-            self._do(at.RACE, int(step < steps - 1))  # then weigh the next, if there is one
+            self._do(at.RACE, int(step < steps - 1))  # then predict the next token, if any
             yield
 
     def _prepare(self, steps: int) -> None:
-        """Room and threads for some steps whose draws are the caller's."""
+        """Memory and threads for some steps that the caller draws."""
         self._share_prompts()
         self._memory.reserve_text(steps)
         self._loop.choose_threads()
@@ -208,7 +221,7 @@ class CpuDecoding:
         """Append one token, drawn by the caller, to every row.
 
         Raises:
-            InputError: when a row has had all the tokens that were asked for.
+            InputError: when a row already has `max_new_tokens` new tokens.
         """
         if (self._slots[:, at.DRAWN] >= self._slots[:, at.LIMIT]).any():
             raise InputError(
@@ -233,7 +246,7 @@ class CpuDecoding:
         return self._memory.text[:, length - count : length].copy()
 
     def end(self, row: int) -> None:
-        """Draw nothing more for this row."""
+        """End this row: it gets no further tokens."""
         if self._slots[row, at.STATUS] == at.ACTIVE:
             self._memory.keep_logits(row)
             self._slots[row, at.STATUS] = at.ENDED
@@ -243,7 +256,7 @@ class CpuDecoding:
         return self._memory.logits_of(row)
 
     def _share_prompts(self) -> None:
-        """Once: read a prompt that several rows have for the first of them alone."""
+        """At the first call: read a prompt that several rows have only once, and copy its cache."""
         if self._shared:
             return
         self._shared = True

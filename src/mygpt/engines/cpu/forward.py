@@ -1,10 +1,15 @@
 """One pass of the model over some rows: each row is one token at one position of one text.
 
-Threads run this together. With few rows each takes a share of every matrix's outputs, and they
-meet after each product; with many rows each takes a share of the rows, and they meet once a
-layer, when keys and values are stored. Only the rows whose prediction is wanted ("outputs")
-go through the last block beyond its keys and values.
-Letters: R rows, C embedding, H heads, G key/value heads, M at.MLP width.
+All threads run this at once and divide the work in one of two ways:
+
+- With few rows (decoding) each thread computes a part of every matrix's outputs for all rows, and
+  of the heads. The threads have to wait for each other after each product: five barriers a layer.
+- With many rows (a prompt) each thread takes whole rows through the layers. They wait once a layer,
+  when keys and values are stored, since a row attends to those of other threads' rows.
+
+Only the rows whose prediction is wanted ("outputs": the last one of a prompt) go through the last
+block beyond its keys and values, and through the head.
+Letters: R rows, C embedding, H heads, G key/value heads, M MLP width.
 """
 
 from __future__ import annotations
@@ -27,12 +32,28 @@ from mygpt.engines.cpu.simd import (
     skip,
 )
 
-_MANY_ROWS = 4 * at.ROWS  # from here on a thread's own rows fill its tiles
+# Rows per thread from which on threads divide the rows. Below, most tiles of a thread would not be
+# full, and every thread would read all weights for a few rows; above, barriers after each product
+# would cost more. Four tiles are an estimate between the two: no measurement is recorded.
+_MANY_ROWS = 4 * at.ROWS
+# Reads of the barrier's counter (about a nanosecond each) before a waiting thread offers its core
+# to others. A thread that is this late has probably lost its core, and the core it needs may be
+# ours. Fewer would call the system in ordinary waits; no measurement of the number is recorded.
 _SPINS = 2000
 
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
+# The barrier is one counter that only grows. Arrivals 0 to n - 1 (n threads) belong to the first
+# barrier, n to 2n - 1 to the second, and so on:
+#
+#     counter   0 ... n-1 | n ... 2n-1 | 2n ...
+#     waits for     n     |     2n     |  3n       = (arrival // n + 1) * n
+#
+# As it is never set back during a run, a fast thread that already waits at the next barrier cannot
+# disturb a slow one that has not yet left this one. `Memory.reset_barrier` sets it to 0 between
+# runs when n changes. What was written before the barrier is visible after it: see `atomic_add` and
+# `atomic_load`.
 @kernel(INTS)
 def barrier(job):
     """Wait until every thread is here."""
@@ -44,19 +65,24 @@ def barrier(job):
     spins = 0
     while atomic_load(counter) < goal:
         spins += 1
-        if spins > _SPINS:  # a thread has lost its core to someone: leave ours to them too
+        if spins > _SPINS:
             sched_yield()
 
 
 @kernel(INTS, INT64)
 def _barrier_if(job, parts):
+    """A barrier where outputs are divided between threads; none where each has rows of its own."""
     if parts > 1:
         barrier(job)
 
 
 @kernel(INT64, INT64, INT64, returns=types.UniTuple(INT64, 4))
 def _my_rows(rows, thread, threads):
-    """This thread's rows in whole tiles, and all columns: first, last, part, parts."""
+    """This thread's rows, in whole tiles, and of the outputs all (part 0 of 1).
+
+    Returns:
+        (first row, last row, part, parts)
+    """
     tiles = (rows + at.ROWS - 1) // at.ROWS
     first, last = (
         part_start(tiles, thread, threads) * at.ROWS,
@@ -80,12 +106,14 @@ def _embed(job, x, first, last):
 
 @kernel(INTS, INT64, returns=FLOATS)
 def _my_normed(job, thread):
-    """This thread's own room for normalised rows: sharing it would cost a meeting."""
+    """This thread's own buffer of normalised rows, (MAX_ROWS, C)."""
+    # With few rows each thread normalises all of them for itself: that is less work than a barrier.
     return skip(floats(job[at.NORMED]), thread * job[at.MAX_ROWS] * job[at.WIDTH_STRIDE])
 
 
 @kernel(INTS, INT64, FLOATS, INT64, INT64, INT64, INT64)
 def _normalize(job, thread, x, weight, bias, first, last):
+    """This thread's normalised rows = LayerNorm or RMSNorm of the rows of x."""
     normed, stride = _my_normed(job, thread), job[at.WIDTH_STRIDE]
     for row in range(first, last):
         normalize(
@@ -96,7 +124,7 @@ def _normalize(job, thread, x, weight, bias, first, last):
 
 @kernel(INTS, INT64, INTS, INT64, INT64, INT64, INT64, INT64, INT64, INT64)
 def _project(job, thread, layer, matrix, out, out_stride, first, last, part, parts):
-    """out = normed rows times one of the layer's matrices."""
+    """The buffer `out` = normalised rows times one of the layer's matrices."""
     stride = job[at.WIDTH_STRIDE]
     y = skip(floats(job[out]), first * job[out_stride])
     x = skip(_my_normed(job, thread), first * stride)
@@ -108,7 +136,7 @@ def _project(job, thread, layer, matrix, out, out_stride, first, last, part, par
 
 @kernel(INTS, INTS, INT64, FLOATS, INT64, INT64, INT64, INT64, INT64, INT64)
 def _add_projection(job, layer, matrix, x, source, source_stride, first, last, part, parts):
-    """x += rows of a buffer times one of the layer's matrices."""
+    """x += rows of the buffer `source` times one of the layer's matrices."""
     stride = job[at.WIDTH_STRIDE]
     rows = skip(floats(job[source]), first * job[source_stride])
     linear(
@@ -119,7 +147,16 @@ def _add_projection(job, layer, matrix, x, source, source_stride, first, last, p
 
 @kernel(INTS, INT64, INTS, INT64, FLOATS, INTS, INTS, INT64, INT64, INT64, INT64)
 def attention_and_mlp(job, thread, layer, number, x, slots, positions, first, last, part, parts):
-    """From queries on to the end of a block: x += attention, x += MLP."""
+    """A block from its queries to its end: x += attention, x += MLP."""
+    # A barrier (B) is needed wherever a product reads columns that other threads have written:
+    #
+    #     own columns of q, k, v (by the caller)                    B
+    #     own heads: k and v stored (by the caller), attended       B
+    #     own columns: x += W_OUTPUT attended                       B
+    #     norm of all of x; own panels of gate and up, activated    B
+    #     own columns: x += W_DOWN activated                        B
+    #
+    # Heads are divided by key/value groups, so that a thread attends to keys it has stored itself.
     heads_a_group = job[at.HEADS] // job[at.GROUPS]
     head = part_start(job[at.GROUPS], part, parts) * heads_a_group
     next_head = part_start(job[at.GROUPS], part + 1, parts) * heads_a_group
@@ -138,6 +175,7 @@ def attention_and_mlp(job, thread, layer, number, x, slots, positions, first, la
     begin = part_start(panels, part, parts) * at.PANEL
     end = min(part_start(panels, part + 1, parts) * at.PANEL, job[at.HIDDEN_STRIDE])
     gate, up = skip(floats(job[at.GATE]), begin), skip(floats(job[at.UP]), begin)
+    # The panels that `linear` has computed in this thread (it divides them in the same way).
     for row in range(first, last):
         away = row * job[at.HIDDEN_STRIDE]
         activate(skip(gate, away), skip(up, away), end - begin, job[at.MLP])
@@ -148,7 +186,10 @@ def attention_and_mlp(job, thread, layer, number, x, slots, positions, first, la
 
 @kernel(INTS, INT64, INT64, INTS)
 def _predict(job, thread, threads, layer):
-    """The rest of the last block and the head, for the outputs alone."""
+    """The last block from its queries on, the last norm and the head, for the outputs alone."""
+    # Other rows of the last block are needed only as keys and values. When a cropped window is read
+    # again for each token, that saves nearly all of one block. The outputs are few, so here threads
+    # always divide the columns.
     stride, outputs = job[at.WIDTH_STRIDE], job[at.OUTPUTS]
     x, last_x, chosen = floats(job[at.X]), floats(job[at.X_LAST]), ints(job[at.OUTPUT_ROW])
     for row in range(
@@ -188,6 +229,8 @@ def forward(job, thread):
     rows, threads = job[at.NUM_ROWS], job[at.THREADS]
     slots, positions = ints(job[at.ROW_SLOT]), ints(job[at.ROW_POSITION])
     x = floats(job[at.X])
+    # What this thread computes: part number `part` of `parts` of the outputs for the rows from
+    # `first` to `last`: all rows and a part of the outputs, or some rows and all outputs.
     first, last, part, parts = 0, rows, thread, threads
     if rows >= _MANY_ROWS * threads:
         first, last, part, parts = _my_rows(rows, thread, threads)
@@ -222,6 +265,8 @@ def forward(job, thread):
             )
         _barrier_if(job, parts)
         store_keys_values(job, layer, number, first, last, groups, next_groups, slots, positions)
+        # Rows of other threads: where rows are divided, their keys are attended to; in the last
+        # block, `_predict` divides the work differently.
         if top or parts == 1:
             barrier(job)
         if not top:

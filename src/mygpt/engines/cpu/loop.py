@@ -1,4 +1,11 @@
-"""The compiled loop: choose the tokens to read, pass them through the model, draw the next.
+"""The decoding loop: list the tokens to read, pass them through the model, draw the next ones.
+
+A run does some steps; in a step each active slot gets one token. A step consists of one pass or
+several, each over at most MAX_ROWS rows:
+
+    thread 0:     _list_rows            _list_rows             ...
+    all threads:             | forward            | forward
+                             | _sample            | _sample
 
 Letters: L window, V vocabulary.
 """
@@ -14,7 +21,9 @@ from mygpt.engines.cpu.simd import INT64, INTS, floats, int8s, ints, kernel, ski
 
 @kernel(INTS, INT64)
 def _move_window(slot, window):
-    """What `Window.start` does; a window that moved is read anew."""
+    """Sets START as `mygpt.engines.contract.Window.start`; a window that moved is read again."""
+    # "crop" (and any text at first): the last L tokens. "refill", once full: the newer half of the
+    # window. "stop" never gets past L tokens.
     length, start = slot[at.LENGTH], slot[at.START]
     if start < 0 or slot[at.OVERFLOW] == at.CROP:
         start = max(0, length - window)
@@ -26,12 +35,14 @@ def _move_window(slot, window):
 
 
 @kernel(INTS, INT64, INT64, INTS)
-def _plan_slot(job, step, number, slot):
+def _list_slot_rows(job, step, number, slot):
+    """Append rows for one slot: its unread tokens, as many as MAX_ROWS leaves space for."""
     start, cached, first = slot[at.START], slot[at.CACHED], job[at.NUM_ROWS]
     wanted = slot[at.LENGTH] - start - cached
     if job[at.MODE] == at.PREFILL:
         wanted -= 1  # the last token is read when its prediction is asked for
-    elif wanted == 0:  # it was weighed, and nothing was taken: its prediction is asked for again
+    elif wanted == 0:
+        # Its probabilities were computed and no token was appended: compute the last token again.
         cached, wanted = cached - 1, 1
         slot[at.CACHED] = cached
     rows = max(0, min(wanted, job[at.MAX_ROWS] - first))
@@ -42,6 +53,8 @@ def _plan_slot(job, step, number, slot):
         ints(job[at.ROW_TOKEN])[first + i] = text[i]
     slot[at.CACHED] += rows
     job[at.NUM_ROWS] = first + rows
+    # The row of the text's last token is an output: its logits are the prediction. A prompt of more
+    # than MAX_ROWS tokens has it in a later pass.
     if rows == wanted and job[at.MODE] != at.PREFILL:
         output = job[at.OUTPUTS]
         ints(job[at.OUTPUT_SLOT])[output] = number
@@ -53,8 +66,8 @@ def _plan_slot(job, step, number, slot):
 
 
 @kernel(INTS, INT64)
-def _plan(job, step):
-    """List the rows to read next: of each slot whose turn it is, as many as there is room for."""
+def _list_rows(job, step):
+    """List the rows of the next pass: of each slot that has no prediction in this step yet."""
     job[at.OUTPUTS_BEFORE] += job[at.OUTPUTS]
     job[at.NUM_ROWS] = 0
     job[at.OUTPUTS] = 0
@@ -66,11 +79,12 @@ def _plan(job, step):
             and job[at.NUM_ROWS] < job[at.MAX_ROWS]
         ):
             _move_window(slot, job[at.WINDOW])
-            _plan_slot(job, step, number, slot)
+            _list_slot_rows(job, step, number, slot)
 
 
 @kernel(INTS, INT64, INTS, INT64)
 def _append(job, number, slot, token):
+    """Append a token to a slot's text; the slot ends at its limit or at a token that ends it."""
     ints(job[at.TEXT])[number * job[at.TEXT_STRIDE] + slot[at.LENGTH]] = token
     mark = skip(int8s(job[at.SEEN]), number * job[at.VOCAB] + token)
     ends = mark[0] & at.ENDS
@@ -79,8 +93,8 @@ def _append(job, number, slot, token):
     slot[at.DRAWN] += 1
     if ends or slot[at.DRAWN] >= slot[at.LIMIT]:
         slot[at.STATUS] = at.ENDED
-        # Later steps of other slots reuse the row of logits; a slot that ended keeps its own
-        # where nobody weighs any more.
+        # Later steps of other slots overwrite this row of logits. The slot needs no probabilities
+        # any more, so its logits are kept in their place.
         kept = skip(floats(job[at.PROBABILITIES]), number * job[at.VOCAB_STRIDE])
         logits = skip(floats(job[at.LOGITS]), slot[at.LOGITS_ROW] * job[at.VOCAB_STRIDE])
         for i in range(job[at.VOCAB]):
@@ -89,12 +103,13 @@ def _append(job, number, slot, token):
 
 
 @kernel(INTS)
-def _take(job):
+def _race(job):
     """Append to each active slot the token with the largest probability / noise.
 
-    With noise drawn from Exp(1) this draws from the probabilities: it is how torch.multinomial
-    draws one token (the "exponential race").
+    With noise from Exp(1) this draws from the probabilities, as torch.multinomial draws one token.
     """
+    # The "exponential race": noise[i] / p[i] is exponential with rate p[i], and of independent
+    # exponential numbers the smallest is number i with probability p[i] / (sum of p).
     vocab = job[at.VOCAB]
     for number in range(job[at.SLOTS]):
         slot = skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)
@@ -108,7 +123,7 @@ def _take(job):
 
 @kernel(INTS, INT64)
 def _sample(job, thread):
-    """Draw for this thread's share of the outputs, or only weigh the tokens."""
+    """For this thread's part of the outputs: draw, or only compute the probabilities."""
     vocab, stride = job[at.VOCAB], job[at.VOCAB_STRIDE]
     outputs, threads = job[at.OUTPUTS], job[at.THREADS]
     for output in range(
@@ -136,18 +151,20 @@ def _sample(job, thread):
 
 @kernel(INT64, INT64)
 def run(job_address, thread):
-    """Do the job's steps, a token for every active slot each; all threads call this at once."""
+    """Do the job's steps, in each a token for every active slot; all threads call this at once."""
+    # Thread 0 alone changes the job and the slots between passes. Before anyone reads what it has
+    # listed, and before it lists again, there is a barrier.
     job = ints(job_address)
     if thread == 0:
         if job[at.MODE] == at.RACE:
-            _take(job)
+            _race(job)
         for number in range(job[at.SLOTS]):
             skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)[at.STEPS_DONE] = 0
     for step in range(job[at.STEPS]):
         if thread == 0:
             job[at.OUTPUTS] = 0
             job[at.OUTPUTS_BEFORE] = 0
-            _plan(job, step)
+            _list_rows(job, step)
         barrier(job)
         while job[at.NUM_ROWS] > 0:
             forward(job, thread)
@@ -156,8 +173,8 @@ def run(job_address, thread):
                 _sample(job, thread)
             barrier(job)
             if thread == 0:
-                _plan(job, step)
+                _list_rows(job, step)
             barrier(job)
         if job[at.OUTPUTS_BEFORE] == 0:
-            return  # no slot goes on
-        barrier(job)  # nobody plans the next step before all have seen this one's end
+            return  # no slot is active
+        barrier(job)  # all threads have read OUTPUTS_BEFORE before thread 0 sets it to 0

@@ -1,4 +1,4 @@
-"""What a decoding remembers between steps, and its room to work in, as the kernels want it.
+"""The arrays that the decoding kernels work on: texts, caches, settings, and buffers of one pass.
 
 Letters: B slots (one a request), C embedding, D head size, G key/value heads, N layers, R rows,
 T time, V vocabulary.
@@ -15,29 +15,33 @@ from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.pack import Arena, PackedModel, padded
 
 _OVERFLOWS = {"crop": at.CROP, "refill": at.REFILL, "stop": at.STOP}
-_MAX_ROWS = 240  # rows of one pass: whole tiles for two threads, and few enough to stay in cache
+# Rows of one pass at most. 240 = 2 threads x 20 tiles of 6 rows (40 of 3): all tiles are full, and
+# the buffers stay in a core's cache for small models: all buffers of one row of the tutorial's
+# model (C = 64, M = 256) take 4 KB, those of 240 rows 1 MB.
+_MAX_ROWS = 240
 
 
 class Memory:
-    """Everything that a job's addresses point to, besides the model; slots are free at first.
+    """Everything that a job's addresses point to, except for the model; slots are free at first.
 
     Args:
         model: the model.
         count: B, how many slots there are.
-        capacity: tokens that a slot's cache has room for, a whole number of vectors.
-        text_width: tokens that a slot's text has room for.
-        threads: how many will work at the most.
+        capacity: tokens that fit into a slot's cache, a whole number of vectors.
+        text_width: tokens that fit into a slot's text.
+        threads: the largest number of threads that a run will have.
 
     Attributes:
         job: the job (see `layout`).
         slots: (B, SLOT_SIZE) int64.
         settings: (B, SETTINGS_SIZE) float32.
         seen: (B, V) int8, which tokens occurred, and which end the row (see `layout`).
-        text: (B, T) int64, prompts and what was drawn.
+        text: (B, T) int64, prompts and drawn tokens.
         keys: (B, N G, D, T) float32.
         values: (B, N G, T, D padded) float32.
-        probabilities: (B, V padded) float32; `logits` likewise, in an order of its own.
-        noise: (B, V) float32, the caller's.
+        probabilities: (B, V padded) float32.
+        logits: (B, V padded) float32, in the order of the last step's outputs (see LOGITS_ROW).
+        noise: (B, V) float32, filled by the caller of `CpuDecoding.race`.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Memory:
         self.values = np.zeros((count, pieces, capacity, padded(size)), np.float32)
         job[at.SLOTS], self._threads = count, threads
         job[at.MAX_ROWS] = rows = max(1, min(_MAX_ROWS, count * capacity))
-        self._make_room(rows, threads)
+        self._allocate_buffers(rows, threads)
         for place, array in (
             (at.SLOT_TABLE, self.slots),
             (at.SETTINGS, self.settings),
@@ -67,7 +71,7 @@ class Memory:
         self.job_address: int = job.ctypes.data
 
     def _place_cache(self) -> None:
-        """Tell the job where keys and values are, and give it what grows with their room."""
+        """Put the caches' addresses into the job, with all that grows with their capacity."""
         job, capacity = self.job, self.keys.shape[-1]
         job[at.TIME_STRIDE] = capacity
         job[at.KEYS], job[at.VALUES] = self.keys.ctypes.data, self.values.ctypes.data
@@ -77,7 +81,7 @@ class Memory:
         self._model.place_rotary(job, min(capacity, self.config.max_seq_len))
 
     def grow(self, capacity: int, text_width: int) -> None:
-        """Have room for longer texts in every slot; what was read and written is kept."""
+        """Make caches and texts of every slot longer; their contents are kept."""
         keys, values, text = self.keys, self.values, self.text
         self.keys = np.zeros((*keys.shape[:-1], capacity), np.float32)
         self.values = np.zeros((*values.shape[:2], capacity, values.shape[-1]), np.float32)
@@ -90,28 +94,28 @@ class Memory:
         self._place_text()
 
     def put(self, number: int, request: Request, shown: NDArray[np.int64] | None = None) -> None:
-        """Have a request in a slot, whatever was there before.
+        """Put a request into a slot and overwrite what was there.
 
         Args:
             number: the slot.
             request: what to continue.
-            shown: the prompt's end alone, of a window's length at least, where nobody will ask
-                for what stands before it.
+            shown: the last tokens of the prompt, a window or more, where the earlier ones will
+                never be read.
 
         Raises:
-            InputError: for a prompt that is empty or holds an unknown id; nothing was changed.
+            InputError: for a prompt that is empty or has an unknown id; nothing was changed.
         """
         check_prompt_ids(request.prompt, self.config.vocab_size)
         text = request.prompt if shown is None else shown
         sampling, slot = request.sampling, self.slots[number]
-        room = request.room(self.config.max_seq_len)
+        limit = request.room(self.config.max_seq_len)
         slot[:] = 0
-        slot[at.STATUS] = at.ACTIVE if room else at.ENDED
-        slot[at.LENGTH], slot[at.START], slot[at.LIMIT] = len(text), -1, room
+        slot[at.STATUS] = at.ACTIVE if limit else at.ENDED
+        slot[at.LENGTH], slot[at.START], slot[at.LIMIT] = len(text), -1, limit
         slot[at.OVERFLOW] = _OVERFLOWS[request.overflow]
         slot[at.TOP_K] = min(sampling.top_k or 0, self.config.vocab_size)
         slot[at.GREEDY] = sampling.greedy
-        seed = request.stream.seed  # 64 bits without a sign, in the place of 64 with one
+        seed = request.stream.seed  # uint64; the field is int64 with the same bits
         slot[at.SEED] = seed - 2**64 if seed >= 2**63 else seed
         slot[at.INDEX] = request.stream.index
         slot[at.LOGITS_ROW] = -1  # the slot's own, in `probabilities`
@@ -131,8 +135,13 @@ class Memory:
         self.seen[number, ends] = at.ENDS
         self.seen[number, request.prompt] |= at.OCCURRED
 
-    def _make_room(self, rows: int, threads: int) -> None:
-        """Buffers that hold nothing between runs, and the results."""
+    # One array holds all buffers, each a whole number of cache lines (16 float32), so that no two
+    # threads write to one line at a border:
+    #
+    #     | X (R, C) | X_LAST | NORMED, one for each thread | QUERY | ... | LOGITS (B, V) | ... |
+    #       ... | ROW_SLOT (R int64, twice as many floats) | ... | OUTPUT_POSITION |
+    def _allocate_buffers(self, rows: int, threads: int) -> None:
+        """Allocate the buffers of one pass, and the results."""
         job, count = self.job, len(self.slots)
         width, vocab = int(job[at.WIDTH_STRIDE]), int(job[at.VOCAB_STRIDE])
         sizes = {
@@ -145,47 +154,51 @@ class Memory:
             at.GATE: rows * int(job[at.HIDDEN_STRIDE]),
             at.UP: rows * int(job[at.HIDDEN_STRIDE]),
             at.SCRATCH: threads * vocab,
-            at.BARRIER: 16,  # a line of its own
+            at.BARRIER: 16,  # alone on a cache line: all threads read it while they wait
             at.PROBABILITIES: count * vocab,
             at.LOGITS: count * vocab,
             at.NOISE: count * self.config.vocab_size,
         } | dict.fromkeys(range(at.ROW_SLOT, at.OUTPUT_POSITION + 1), 2 * rows)
-        # Sizes are in floats; every buffer is rounded up to whole lines.
+        # Sizes are in float32; every buffer is rounded up to whole cache lines.
         starts = np.cumsum([0, *(-(-size // 16) * 16 for size in sizes.values())])
-        self._room = Arena(int(starts[-1]) * 4 + 64).take(int(starts[-1]))
-        address = self._room.ctypes.data
+        self._buffers = Arena(int(starts[-1]) * 4 + 64).take(int(starts[-1]))
+        address = self._buffers.ctypes.data
         for place, start in zip(sizes, starts.tolist(), strict=False):
             job[place] = address + 4 * start
         places = dict(zip(sizes, starts.tolist(), strict=False))
 
         def view(place: int, columns: int) -> NDArray[np.float32]:
-            return self._room[places[place] :][: count * columns].reshape(count, columns)
+            return self._buffers[places[place] :][: count * columns].reshape(count, columns)
 
         self.probabilities, self.logits = view(at.PROBABILITIES, vocab), view(at.LOGITS, vocab)
         self.noise = view(at.NOISE, self.config.vocab_size)
-        self._barrier = self._room[places[at.BARRIER] :][:16]
+        self._barrier = self._buffers[places[at.BARRIER] :][:16]
 
     def reset_barrier(self) -> None:
-        """Count meetings from nothing: needed where the number of threads has changed."""
+        """Set the barrier's counter to 0: needed where the number of threads has changed."""
         self._barrier.fill(0)
 
     def _place_text(self) -> None:
         self.job[at.TEXT], self.job[at.TEXT_STRIDE] = self.text.ctypes.data, self.text.shape[1]
 
     def reserve_text(self, steps: int) -> None:
-        """Have room for `steps` more tokens in every row: texts grow."""
+        """Make the texts longer where `steps` more tokens would not fit."""
         needed = int(self.slots[:, at.LENGTH].max(initial=0)) + steps
         if needed > self.text.shape[1]:
-            room = np.zeros((len(self.text), needed + needed // 2), np.int64)
-            room[:, : self.text.shape[1]] = self.text
-            self.text = room
+            # Half as much again, so that a long text is copied a number of times that grows only
+            # with the logarithm of its length.
+            longer = np.zeros((len(self.text), needed + needed // 2), np.int64)
+            longer[:, : self.text.shape[1]] = self.text
+            self.text = longer
             self._place_text()
 
     def slide_texts(self, steps: int) -> None:
-        """Have room for `steps` more tokens in every row that draws: texts forget.
+        """Drop tokens before the window of active rows where `steps` more would not fit.
 
-        What lies before a row's window goes. There must be room for a window and `steps` + 1.
+        The width must be at least a window and `steps` + 1.
         """
+        #     | forgotten | window ... | free |   ->   | window ... |        free        |
+        #                START       LENGTH           START = 0   LENGTH
         slots = self.slots
         full = slots[:, at.LENGTH] + steps > self.text.shape[1]
         if not full.any():
@@ -195,31 +208,31 @@ class Memory:
             self.text[row, : length - start] = self.text[row, start:length]
             slots[row, at.START], slots[row, at.LENGTH] = 0, length - start
 
-    def known_prefixes(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B,) how many of these tokens, from the first on, each slot has read first."""
+    def cached_prefixes(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) how many of these tokens, from the first on, each slot's cache begins with."""
         counts = np.arange(len(ids))
         places = np.maximum(self.slots[:, at.START], 0)[:, None] + counts  # (B, T)
         places = np.minimum(places, self.text.shape[1] - 1)
         same = np.take_along_axis(self.text, places, axis=1) == ids
         same &= counts < self.slots[:, at.CACHED, None]
-        known: NDArray[np.int64] = np.logical_and.accumulate(same, axis=1).sum(axis=1)
-        return known
+        lengths: NDArray[np.int64] = np.logical_and.accumulate(same, axis=1).sum(axis=1)
+        return lengths
 
     def share_cache(self, first: int, others: list[int], count: int) -> None:
-        """Give rows that have read nothing the first `count` tokens of what another has read."""
+        """Copy keys and values of row `first`'s first `count` tokens to rows with empty caches."""
         self.keys[others, :, :, :count] = self.keys[first, :, :, :count]
         self.values[others, :, :count] = self.values[first, :, :count]
         self.slots[others, at.CACHED] = count
         hidden = self.slots[others, at.LENGTH] - self.config.max_seq_len
         self.slots[others, at.START] = np.maximum(0, hidden)  # as `Window` begins
 
-    def is_sound(self, row: int, count: int) -> bool:
-        """Whether the first `count` tokens' keys and values are numbers."""
+    def is_finite(self, row: int, count: int) -> bool:
+        """Whether keys and values of the first `count` tokens are finite."""
         keys, values = self.keys[row, :, :, :count], self.values[row, :, :count]
         return bool(np.isfinite(keys).all() and np.isfinite(values).all())
 
     def keep_logits(self, row: int) -> None:
-        """Put a row's logits where later steps of others leave them alone."""
+        """Copy a row's logits to its own row of `probabilities`: later steps overwrite `logits`."""
         self.probabilities[row, : self.config.vocab_size] = self.logits_of(row)
         self.slots[row, at.LOGITS_ROW] = -1
 

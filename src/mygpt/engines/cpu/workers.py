@@ -1,4 +1,4 @@
-"""Threads that run their part of a compiled job beside the caller; kept between jobs."""
+"""Threads that run kernels at the same time as the caller; they are kept from run to run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Run = Callable[[int, int], int]
 
 @functools.cache
 def usable_cores() -> int:
-    """Cores this process may run on, and no more than its control group's share of time.
+    """Cores this process may run on, at most as many as its control group's quota allows.
 
-    Two hardware threads of one core count once: a product keeps a core's arithmetic or its
-    memory busy by itself, and a second thread on it only makes the others wait.
+    Two hardware threads of one core count once: a matrix product alone keeps a core's arithmetic
+    units or its memory busy, and a second thread on it only makes the others wait.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
@@ -31,7 +31,7 @@ def usable_cores() -> int:
 
 
 def _siblings(cpu: int) -> str:
-    """What Linux calls the core that this hardware thread belongs to."""
+    """The list of hardware threads, as Linux writes it, that share this one's core."""
     try:
         path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
         return Path(path).read_text().strip()
@@ -40,6 +40,8 @@ def _siblings(cpu: int) -> str:
 
 
 class _Worker:
+    """A thread that waits for tasks. A queue puts it to sleep between runs; in a run it spins."""
+
     def __init__(self) -> None:
         self.tasks: SimpleQueue[tuple[Run, int, int]] = SimpleQueue()
         self.done: SimpleQueue[None] = SimpleQueue()
@@ -56,11 +58,12 @@ _workers: dict[tuple[int, int, int], _Worker] = {}
 
 
 def run_on_threads(run: Run, address: int, threads: int) -> None:
-    """Call run(address, n) for n from 0 to threads - 1 at once; return when all have."""
+    """Call run(address, n) for n from 0 to threads - 1 at the same time; return when all have."""
     helpers = []
     for number in range(1, threads):
-        # The process too is part of the key: threads do not survive a fork. And two callers
-        # never share a worker: they would wait for each other's jobs.
+        # The process is part of the key since threads do not survive a fork. Two callers never
+        # share a worker: kernels of one run wait for each other at barriers, so a worker that is
+        # still busy with another run would make both wait.
         key = (os.getpid(), threading.get_ident(), number)
         if key not in _workers:
             _workers[key] = _Worker()
