@@ -200,9 +200,9 @@ def weighed(logits, sampling: SamplingConfig, seen) -> np.ndarray:
     A text has at least one token; where none may count as seen, it is one more, dead token.
     """
     if len(seen):
-        return constant(logits).start([request(seen, 1, sampling)]).weigh()[0].copy()
+        return constant(logits).start([request(seen, 1, sampling)]).next_probabilities()[0].copy()
     engine_ = constant([*logits, None])
-    found = engine_.start([request([len(logits)], 1, sampling)]).weigh()[0]
+    found = engine_.start([request([len(logits)], 1, sampling)]).next_probabilities()[0]
     assert found[-1] == 0
     return found[:-1].copy()
 

@@ -242,7 +242,7 @@ def test_little_is_imported_before_a_signal_has_its_handler() -> None:
 COMPILING = """
 import os, signal, threading, time
 from mygpt import processes
-from mygpt.engines.cpu import build, compiling
+from mygpt.engines.cpu import build, compile_process
 def start(*args):
     process = processes.start(*args)
     print(process.pid, flush=True)
@@ -250,7 +250,7 @@ def start(*args):
     timer.daemon = True
     timer.start()
     return process
-compiling.start = start
+compile_process.start = start
 try:
     build.compile_now()
     print("compiled")

@@ -40,7 +40,7 @@ def test_broken_weights_are_named(name, value, temperature, weights):
         decoding = engine_.start([request([1, 2], 3, SamplingConfig(temperature))])
         getattr(decoding, name)(*arguments)
 
-    for arguments in (("advance", 3), ("weigh",)):
+    for arguments in (("advance", 3), ("next_probabilities",)):
         with pytest.raises(InputError, match=r"NaN or infinity.*weights are broken"):
             act(*arguments)
 

@@ -36,7 +36,9 @@ def test_probabilities_are_those_of_the_readable_definition(vocab_size, sampling
     generator = np.random.default_rng(vocab_size)
     logits = (generator.normal(size=vocab_size) * 3).astype(np.float32)
     texts = prompts(vocab_size, [1, 4, 9, 30], vocab_size)
-    found = constant(logits).start([request(text, 1, sampling) for text in texts]).weigh()
+    found = (
+        constant(logits).start([request(text, 1, sampling) for text in texts]).next_probabilities()
+    )
     assert found.dtype == np.float32
     assert found.shape == (4, vocab_size)
     for row, text in zip(found, texts, strict=True):

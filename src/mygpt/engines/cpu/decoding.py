@@ -148,9 +148,8 @@ class Loop:
 class CpuDecoding:
     """See `mygpt.engines.contract.Decoding`.
 
-    For callers that draw with random numbers of their own: `weigh` returns the probabilities, then
-    `push` appends the caller's ids. Or `race` draws with the numbers that the caller puts into
-    `noise`.
+    For callers that draw with random numbers of their own: `next_probabilities`, then `push`
+    appends the caller's ids. Or `race` draws with the numbers that the caller puts into `noise`.
     """
 
     def __init__(
@@ -190,7 +189,7 @@ class CpuDecoding:
             self._memory.text[row, start : ends[row]].tolist() for row, start in enumerate(before)
         ]
 
-    def weigh(self) -> NDArray[np.float32]:
+    def next_probabilities(self) -> NDArray[np.float32]:
         """Each row's next-token probabilities, (B, V), a view that the next call overwrites."""
         self._prepare(1)
         self._do(at.PREDICT, 1)
@@ -237,7 +236,7 @@ class CpuDecoding:
 
     def next_logits(self) -> NDArray[np.float32]:
         """(B, V) the model's own prediction of each row's next token, before filters."""
-        self.weigh()
+        self.next_probabilities()
         return np.stack([self._memory.logits_of(row) for row in range(len(self._slots))])
 
     def last_ids(self, count: int) -> NDArray[np.int64]:

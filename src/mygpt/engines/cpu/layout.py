@@ -38,7 +38,7 @@ PREFILL, DRAW, PREDICT, RACE = 0, 1, 2, 3
 # temperature or penalty has made overflow.
 FREE, ACTIVE, ENDED, BROKEN_MODEL, OVERFLOWING_SETTINGS = 0, 1, 2, 3, 4
 
-# OVERFLOW (see `mygpt.engines.contract.Window`), NORM and MLP.
+# OVERFLOW (see `mygpt.core.window.Window`), NORM and MLP.
 CROP, REFILL, STOP = 0, 1, 2
 LAYER_NORM, RMS_NORM = 0, 1
 GELU, GELU_TANH, SWIGLU = 0, 1, 2

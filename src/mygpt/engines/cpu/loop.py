@@ -21,7 +21,7 @@ from mygpt.engines.cpu.simd import INT64, INTS, floats, int8s, ints, kernel, ski
 
 @kernel(INTS, INT64)
 def _move_window(slot, window):
-    """Sets START as `mygpt.engines.contract.Window.start`; a window that moved is read again."""
+    """Sets START as `mygpt.core.window.Window.start`; a window that moved is read again."""
     # "crop" (and any text at first): the last L tokens. "refill", once full: the newer half of the
     # window. "stop" never gets past L tokens.
     length, start = slot[at.LENGTH], slot[at.START]

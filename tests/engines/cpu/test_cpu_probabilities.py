@@ -1,4 +1,4 @@
-"""`weigh` and `push` in machine code: the caller draws from the probabilities."""
+"""`next_probabilities` and `push` in machine code: the caller draws from the probabilities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_weighing_and_pushing_is_the_readable_loop(name, threads):
         for text, overflow in zip(texts, overflows, strict=True)
     ]
     for step in range(12):
-        found = decoding.weigh()
+        found = decoding.next_probabilities()
         assert found.shape == (6, 5)
         for row, text in enumerate(texts):
             shown = text[parts[row][step].start : parts[row][step].stop]
@@ -63,12 +63,12 @@ def test_weighing_and_pushing_is_the_readable_loop(name, threads):
 def test_weighing_twice_is_weighing_once():
     """Nothing is read twice."""
     decoding = engine_of("modern").start([request([i % 5, 1], 3) for i in range(5)])
-    first = decoding.weigh().copy()
-    assert np.array_equal(decoding.weigh(), first)
+    first = decoding.next_probabilities().copy()
+    assert np.array_equal(decoding.next_probabilities(), first)
     decoding.push(np.zeros(5, np.int64))
-    second = decoding.weigh().copy()
+    second = decoding.next_probabilities().copy()
     assert not np.array_equal(second, first)
-    assert np.array_equal(decoding.weigh(), second)
+    assert np.array_equal(decoding.next_probabilities(), second)
 
 
 def test_weighing_many_rows_twice_writes_nowhere_else():
@@ -86,8 +86,8 @@ requests = [Request(np.array([1]), 3, SamplingConfig(), Stream(0))] * 700
 engine = CpuEngine(config, arrays)
 for _ in range(20):
     decoding = engine.start(requests)
-    first = decoding.weigh().copy()
-    assert np.array_equal(decoding.weigh(), first)
+    first = decoding.next_probabilities().copy()
+    assert np.array_equal(decoding.next_probabilities(), first)
 """
     assert_runs(program)
 
@@ -113,11 +113,11 @@ short, long = (
 )
 for step in range(300):
     try:
-        found = short.weigh().copy()
+        found = short.next_probabilities().copy()
         short.push(np.array([step % 5]))
     except (ValueError, IndexError):
         break
-    assert np.array_equal(found, long.weigh())
+    assert np.array_equal(found, long.next_probabilities())
     long.push(np.array([step % 5]))
 """
     assert_runs(program)
@@ -129,6 +129,6 @@ def test_drawing_goes_on_after_weighing():
     expected = written(engine_of("modern"), *requests)
     decoding = engine_of("modern").start(requests)
     first = decoding.advance(2)
-    decoding.weigh()
+    decoding.next_probabilities()
     rest = decoding.advance(9)
     assert [a + b for a, b in zip(first, rest, strict=True)] == expected
