@@ -878,10 +878,10 @@ def test_folders_that_are_not_whole_are_refused(folder, tmp_path):
     (folder / "config.json").write_text("[" * 100_000)
     refused(folder, "not a JSON object")
     (folder / "config.json").write_text("[1]")
-    refused(folder, "no JSON object")
+    refused(folder, "not a JSON object")
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")  # reading it would wait for ever
-    refused(folder, "no file")
+    refused(folder, "a file is expected")
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_a_checkpoint_imports_to_the_same_logits(tmp_path, bias, prefix):
     assert found.config.mlp == "gelu"
     assert found.config.dropout == 0.2
     assert found.tokenizer.to_state() == CharTokenizer(CHARS).to_state()
-    assert found.notes == [f"the vocabulary is that of {tmp_path / 'meta.pkl'}"]
+    assert found.notes == [f"the vocabulary was read from {tmp_path / 'meta.pkl'}"]
     assert found.origin == {
         "format": "nanogpt", "file": "ckpt.pt", "step": 500, "val_loss": 1.5
     }  # fmt: skip
@@ -245,7 +245,7 @@ def test_rows_that_pad_the_vocabulary_are_left_out(tmp_path):
     found = read_nanogpt(path, tokenizer=ByteTokenizer())
     assert found.config.vocab_size == 257
     assert found.arrays["token_embedding.weight"].shape == (257, 24)
-    assert found.notes == ["ids 257 to 319 pad the vocabulary and were left out"]
+    assert found.notes == ["ids 257 to 319 only pad the vocabulary and were dropped"]
     assert_same_logits(found, model)
 
 
@@ -282,27 +282,27 @@ def state(**changes) -> dict:
 WRONG = {
     "it has no 'model'": {"model": None},
     "it has no 'model_args'": {"model_args": None},
-    "holds no state dict": {"model": {}},
+    "does not hold a state dict": {"model": {}},
     "of type list": {"model_args": SHAPE | {"bias": [1]}},
-    "holds no model_args": {"model_args": [1]},
+    "has no model_args": {"model_args": [1]},
     "its model_args has no n_head": args(n_head=None),
-    "its model_args has 'use_rmsnorm', which nanoGPT has not": args(use_rmsnorm=True),
+    "its model_args has 'use_rmsnorm', which nanoGPT does not have": args(use_rmsnorm=True),
     "bias='yes'": args(bias="yes"),
-    "n_layer=3, and it holds 2 blocks": args(n_layer=3),
+    "n_layer=3, and it has 2 blocks": args(n_layer=3),
     "embed_dim=24 is not a multiple of num_heads=5": args(n_head=5),
     "num_heads='3'": args(n_head="3"),
-    "transformer.wpe.weight has shape (11, 24), and its configuration wants (12, 24)": (
+    "transformer.wpe.weight has shape (11, 24), and its configuration needs (12, 24)": (
         args(block_size=12)
     ),
-    "wants (1000000000, 24)": args(block_size=10**9),
+    "needs (1000000000, 24)": args(block_size=10**9),
     "dropout=2.0 must be": args(dropout=2.0),
-    "no place in such a model ('transformer.h.0.attn.c_attn.bias'": args(bias=False),
+    "not part of this kind of model ('transformer.h.0.attn.c_attn.bias'": args(bias=False),
     "tensor transformer.ln_f.bias is missing": state(transformer__ln_f__bias=None),
     "tensor transformer.wte.weight is missing": state(transformer__wte__weight=None),
     "tensor transformer.h.1.attn.c_attn.weight has shape (24, 72)": (
         state(transformer__h__1__attn__c_attn__weight=torch.zeros(24, 72))
     ),
-    "no place in such a model ('transformer.h.0.attn.rotary')": (
+    "not part of this kind of model ('transformer.h.0.attn.rotary')": (
         state(transformer__h__0__attn__rotary=torch.ones(2))
     ),
     "'iter' is int, not a plain tensor": state(iter=3),
@@ -337,15 +337,15 @@ def test_a_vocabulary_must_be_somewhere(tmp_path):
     path = saved(tmp_path / "ckpt.pt", checkpoint(twin()))
     (tmp_path / "meta.pkl").unlink()
     message = refused(read_nanogpt, path)
-    assert "copy the meta.pkl of its dataset ('shakespeare_char') beside it" in message
+    assert "copy the meta.pkl of its dataset ('shakespeare_char') into its folder" in message
 
 
 METAS = {
     "has no itos": [{"stoi": {}}, [1], "text", {"itos": {}}, {"itos": 3}],
-    "do not run from 0": [meta(itos={1: "a"}), meta(itos={0: "a", "1": "b"})],
+    "the ids of itos are not 0 to": [meta(itos={1: "a"}), meta(itos={0: "a", "1": "b"})],
     "are not single characters": [meta(["a", "bc"]), meta(["a", 5]), meta(["a", ""])],
     "stoi and itos do not agree": [meta(stoi={}), meta(stoi=[[[]]])],
-    "its vocab_size is not the 10": [meta(vocab_size=11), meta(vocab_size="ten")],
+    "and itos has 10 ids": [meta(vocab_size=11), meta(vocab_size="ten")],
     "distinct single characters": [meta(["a", "a"], stoi=None)],
     "lone surrogate": [meta(["a", "\ud800"])],
     "the tokenizer has 2 ids and the model 10": [meta("ab")],
@@ -381,7 +381,7 @@ def test_a_malicious_vocabulary_runs_nothing(tmp_path, protocol, inside):
     hostile = pickle.dumps(meta(extra=evil) if inside else evil, protocol)
     (tmp_path / "meta.pkl").write_bytes(hostile)
     message = refused(read_nanogpt, path)
-    assert "was not opened, since it could run code" in message
+    assert "was not loaded, since it could run code" in message
     assert not (tmp_path / "ran").exists()
     pickle.loads(hostile)
     assert (tmp_path / "ran").exists()  # so the test could have failed
@@ -392,7 +392,7 @@ def test_the_second_guard_of_a_vocabulary_holds_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("mygpt.formats.torch_files.check_pickle", lambda *a, **k: None)
     path = tmp_path / "meta.pkl"
     path.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
-    assert "it asks for posix.mkdir" in refused(read_plain_pickle, path)
+    assert "it would load posix.mkdir" in refused(read_plain_pickle, path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -412,7 +412,7 @@ PICKLES = {
     "pickle's EXT1": b"\x80\x02\x82\x01.",
     "pickle's BINFLOAT": pickle.dumps({0.5: "a"}),
     "is damaged (expected 1099511627776 bytes": b"\x80\x04\x8d" + (2**40).to_bytes(8, "little"),
-    "is damaged (a place beyond its end)": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "is damaged (it has a memo index that is out of range)": b"\x80\x02}r\xff\xff\xff\x7f.",
     "is damaged (": b"\x80\x04}(X\x01",
     "is damaged (u": b"\x80\x02}]K\x01s.",
 }
@@ -467,9 +467,9 @@ def test_a_damaged_vocabulary_ends_in_one_line(tmp_path):
 
 def test_what_is_no_file_of_nanogpt_is_refused(tmp_path):
     assert "No such file" in refused(read_nanogpt, tmp_path / "ckpt.pt")
-    assert "is no file" in refused(read_nanogpt, tmp_path)
+    assert "is not a file" in refused(read_nanogpt, tmp_path)
     (tmp_path / "ckpt.pt").write_bytes(b"text")
-    assert "is no torch file" in refused(read_nanogpt, tmp_path)
+    assert "is not a torch file" in refused(read_nanogpt, tmp_path)
     torch.save([1], tmp_path / "ckpt.pt")
-    assert "no checkpoint of nanoGPT" in refused(read_nanogpt, tmp_path)
+    assert "not a checkpoint of nanoGPT" in refused(read_nanogpt, tmp_path)
     assert detect(tmp_path) is None

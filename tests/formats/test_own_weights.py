@@ -64,7 +64,7 @@ def test_any_shape_with_its_configuration_comes_back(name, place, tmp_path):
     tokenizer = characters(config)
     if place == "bare" and config.position == "rotary":
         message = refused(path, tokenizer=tokenizer, num_heads=config.num_heads)
-        assert "does not say its window" in message
+        assert "does not state its window" in message
         return
     heads = config.num_heads if place == "bare" else None
     if place == "bare" and (config.norm_eps or config.mlp == "gelu_tanh"):
@@ -145,11 +145,11 @@ def test_words_without_letters_of_their_own_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"vocab_size": 5}, "vocab_size=5, and its tensors are for 4"),
+        ({"vocab_size": 5}, "vocab_size=5, and its tensors have 4"),
         ({"num_layers": 9}, "num_layers=9"),
         ({"max_seq_len": 32}, "max_seq_len=32"),
         ({"position": "rotary"}, "position='rotary'"),
-        ({"num_heads": 3}, "no whole heads"),
+        ({"num_heads": 3}, "into heads of one size"),
         ({"num_heads": "x"}, "num_heads='x'"),
         ({"num_heads": 0}, "num_heads=0"),
         ({"mlp": "swiglu"}, "mlp='swiglu'"),
@@ -176,7 +176,7 @@ def test_what_is_missing_or_too_much_is_named(tmp_path):
     assert f"tensor {norm} is missing" in message(lambda s: s.pop(norm), num_heads=2)
     assert norm in message(lambda s: s.update({norm: torch.ones(3)}), num_heads=2)
     odd = {"module.blocks.1.gate.weight": torch.ones(3)}
-    assert "no place in such a model" in message(lambda s: s.update(odd), num_heads=2)
+    assert "not part of this kind of model" in message(lambda s: s.update(odd), num_heads=2)
     assert "give another --num-heads" in message(lambda s: None, num_heads=3)
     assert "at least 1" in message(lambda s: None, num_heads=0)
 
@@ -194,4 +194,7 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path):
 def test_matrices_of_nothing_are_no_model(tmp_path):
     model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=16)
     state = {name: tensor[:0] for name, tensor in model.state_dict().items()}
-    assert "no model" in refused(saved(tmp_path / "a.pt", state), tokenizer=CharTokenizer("abcd"))
+    path = saved(tmp_path / "a.pt", state)
+    assert "not a model" in refused(path, tokenizer=CharTokenizer("abcd"))
+        saved(tmp_path / "a.pt", state), tokenizer=CharTokenizer("abcd")
+    )

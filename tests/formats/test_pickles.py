@@ -180,7 +180,7 @@ def test_zip_files_that_readers_take_differently_are_refused(tmp_path: Path, how
     path = tmp_path / "ckpt.pt"
     torch.save({"x": torch.zeros(9), "y": torch.zeros(9)}, path)
     path.write_bytes(damaged(path, how))
-    with pytest.raises(InputError, match="is cut short or damaged"):
+    with pytest.raises(InputError, match="is damaged or truncated"):
         read_torch_file(path)
 
 
@@ -190,5 +190,5 @@ def test_records_of_one_name_are_refused(tmp_path: Path):
     torch.save({"x": 1}, path)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("ckpt/DATA.PKL", KEY)
-    with pytest.raises(InputError, match="two of its records share a name"):
+    with pytest.raises(InputError, match="two of its records have the same name"):
         read_torch_file(path)

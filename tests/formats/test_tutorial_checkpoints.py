@@ -214,7 +214,7 @@ def test_a_bare_state_dict_imports_with_the_number_of_heads(tmp_path, options):
     assert detect(path) == "tutorial"
     found = read_tutorial(path, num_heads=H)
     assert_same_logits(found, model)
-    assert found.notes == ["the tokenizer is shakespeare_tokenizer.json, which lies beside it"]
+    assert found.notes == ["the tokenizer is shakespeare_tokenizer.json in the same folder"]
 
 
 def test_the_first_bundles_had_neither_kinds_nor_groups(tmp_path):
@@ -296,7 +296,7 @@ def test_what_wraps_a_model_is_no_part_of_its_tensors_names(tmp_path, prefix):
 def test_other_number_types_are_told(tmp_path):
     model = twin().bfloat16()
     found = read_tutorial(saved(tmp_path / "a.ckpt", bundle(model)))
-    assert found.notes == ["weights of bfloat16 are kept as float32"]
+    assert found.notes == ["weights of type bfloat16 are converted to float32"]
     name = "position_embedding.weight"
     assert np.array_equal(found.arrays[name], model.state_dict()[name].float().numpy())
 
@@ -351,31 +351,33 @@ def with_tensor(name: str, value) -> dict:
 STATES = {
     "tensor blocks.1.mha.W_V.weight is missing": without("blocks.1.mha.W_V.weight"),
     "tensor ln_f.bias is missing": without("ln_f.bias"),
-    "tensor blocks.0.mlp.fc1.weight has shape (96, 23), and its configuration wants (96, 24)": (
+    "tensor blocks.0.mlp.fc1.weight has shape (96, 23), and its configuration needs (96, 24)": (
         with_tensor("blocks.0.mlp.fc1.weight", torch.zeros(96, 23))
     ),
     "'ln_f.weight' is list, not a plain tensor": with_tensor("ln_f.weight", [1.0] * C),
-    "tensor ln_f.weight holds int64": with_tensor("ln_f.weight", torch.zeros(C, dtype=torch.int64)),
+    "tensor ln_f.weight is of type int64": with_tensor(
+        "ln_f.weight", torch.zeros(C, dtype=torch.int64)
+    ),
     "'ln_f.weight' is a sparse": with_tensor("ln_f.weight", torch.ones(C).to_sparse()),
-    "'ln_f.weight' is a tensor without numbers": with_tensor(
+    "'ln_f.weight' is a tensor without values": with_tensor(
         "ln_f.weight", torch.ones(C, device="meta")
     ),
-    "'ln_f.weight' is a tensor that is larger than its stored values": with_tensor(
+    "'ln_f.weight' is an expanded view, larger than its stored values": with_tensor(
         "ln_f.weight", torch.ones(1).expand(C)
     ),
-    "tensors that have no place in such a model ('gate.weight')": with_tensor(
+    "tensors that are not part of this kind of model ('gate.weight')": with_tensor(
         "gate.weight", torch.ones(3)
     ),
-    "num_layers=2, and it holds 3 blocks": with_tensor("blocks.2.ln1.weight", torch.ones(C)),
+    "num_layers=2, and it has 3 blocks": with_tensor("blocks.2.ln1.weight", torch.ones(C)),
     "blocks.1 are missing": {
         k.replace("blocks.1", "blocks.7"): v for k, v in twin().state_dict().items()
     },
-    "max_seq_len=10, and its tensors are for 9": with_tensor(
+    "max_seq_len=10, and its tensors have 9": with_tensor(
         "position_embedding.weight", torch.ones(9, C)
     ),
-    "holds no state dict": {},
+    "does not hold a state dict": {},
     "twice": with_tensor("_orig_mod.ln_f.weight", torch.ones(C)),
-    "int is no name of a tensor": twin().state_dict() | {3: torch.ones(3)},
+    "a key of its state dict is of type int": twin().state_dict() | {3: torch.ones(3)},
 }
 
 
@@ -390,22 +392,22 @@ def shape(**changes) -> dict:
 
 
 FIELDS = {
-    "holds no config": {"config": None},
+    "has no config": {"config": None},
     "its config has no embed_dim": {"config": {"vocab_size": V, "num_heads": H}},
-    "norm_type='batch' is not known: the tutorial has layer, rms": shape(norm_type="batch"),
-    "position_type='alibi' is not known": shape(position_type="alibi"),
+    "norm_type='batch' is not supported: the tutorial has layer, rms": shape(norm_type="batch"),
+    "position_type='alibi' is not supported": shape(position_type="alibi"),
     "embed_dim=24 is not a multiple of num_heads=5": shape(num_heads=5),
     "num_heads=4 is not a multiple of num_kv_heads=3": shape(num_kv_heads=3),
     "num_heads='four' must be a whole number": shape(num_heads="four"),
     "'num_heads' in its config is of type Tensor": shape(num_heads=torch.ones(2)),
-    "num_layers=1000000000, and it holds 2 blocks": shape(num_layers=10**9),
-    "max_seq_len=1000000000, and its tensors are for 10": shape(max_seq_len=10**9),
-    "wants (8, 24)": shape(vocab_size=8) | {"tokenizer_state": {"chars": list("abcdefgh")}},
+    "num_layers=1000000000, and it has 2 blocks": shape(num_layers=10**9),
+    "max_seq_len=1000000000, and its tensors have 10": shape(max_seq_len=10**9),
+    "needs (8, 24)": shape(vocab_size=8) | {"tokenizer_state": {"chars": list("abcdefgh")}},
     "the tokenizer has 3 ids and the model 7": {"tokenizer_state": {"chars": list("abc")}},
     "chars must be distinct single characters": {"tokenizer_state": {"chars": list("aabcdef")}},
-    "holds no tokenizer_chars": {"tokenizer_state": None, "tokenizer_chars": 7},
+    "has no tokenizer_chars": {"tokenizer_state": None, "tokenizer_chars": 7},
     "the tutorial's BPE, which merges characters": {"tokenizer_kind": "bpe"},
-    "tokenizer_kind='words' is not known": {"tokenizer_kind": "words"},
+    "tokenizer_kind='words' is not supported": {"tokenizer_kind": "words"},
 }  # fmt: skip
 
 
@@ -424,8 +426,8 @@ def test_heads_that_cannot_be_are_refused(tmp_path):
     for number in (5, 0, -4, True, 2.0):
         message = refused(read_tutorial, bare, num_heads=number, tokenizer=tokenizer)
         assert "one of 1, 2, 3, 4, 6, 8, 12, 24" in message
-    assert "heads of 24" in refused(read_tutorial, bare, num_heads=1, tokenizer=tokenizer)
-    assert "num_heads=2 is not what" in refused(read_tutorial, whole, num_heads=2)
+    assert "head size 24" in refused(read_tutorial, bare, num_heads=1, tokenizer=tokenizer)
+    assert "--num-heads 2 differs from the 4 heads" in refused(read_tutorial, whole, num_heads=2)
 
 
 def test_a_bare_state_dict_needs_a_window(tmp_path):
@@ -435,7 +437,7 @@ def test_a_bare_state_dict_needs_a_window(tmp_path):
         if not name.endswith("causal_mask")
     }
     message = refused(read_tutorial, saved(tmp_path / "a.pt", state), num_heads=H)
-    assert "does not tell its window" in message
+    assert "does not show its window" in message
 
 
 def test_the_tokenizer_beside_a_bare_state_dict_must_be_plain(tmp_path):
@@ -445,7 +447,7 @@ def test_the_tokenizer_beside_a_bare_state_dict_must_be_plain(tmp_path):
     assert "the tokenizer has 1 ids and the model 7" in refused(read_tutorial, path)
     (tmp_path / "b_tokenizer.json").write_text('{"chars": ["b"]}')
     message = refused(read_tutorial, path)
-    assert "several tokenizers beside it (a_tokenizer.json, b_tokenizer.json)" in message
+    assert "has several tokenizers (a_tokenizer.json, b_tokenizer.json)" in message
     (tmp_path / "model_tokenizer.json").write_text('{"chars": ["a"], "merges": []}')
     assert "the tutorial's BPE" in refused(read_tutorial, path)
     (tmp_path / "model_tokenizer.json").write_text("[")
@@ -489,7 +491,7 @@ def test_a_malicious_file_runs_nothing(tmp_path, way):
         message = refused(call, path)
         said = {"plain": "Unsupported operand", "object": "Linear, code that"}
         assert (
-            said.get(way, "mkdir, code that a model does not need, and was not opened") in message
+            said.get(way, "mkdir, code that a model does not need, and was not loaded") in message
         )
     assert not marker.exists()
 
@@ -499,17 +501,17 @@ def test_files_of_other_kinds_are_refused(tmp_path):
     for content in (b"", b"x", b"cos\nsystem\n", b"hello, world", b"GGUF1234"):
         path.write_bytes(content)
         assert detect(path) is None
-        assert "is no torch file" in refused(read_tutorial, path)
+        assert "is not a torch file" in refused(read_tutorial, path)
     for content in ([1, 2], {"weights": torch.ones(2)}, torch.ones(2), "text"):
         saved(path, content)
         assert detect(path) is None
-        assert "no checkpoint of the tutorial" in refused(read_tutorial, path)
+        assert "not a checkpoint of the tutorial" in refused(read_tutorial, path)
     assert detect(tmp_path) is None
-    assert "is no file" in refused(read_tutorial, tmp_path)
+    assert "is not a file" in refused(read_tutorial, tmp_path)
     assert "No such file" in refused(read_tutorial, tmp_path / "none.pt")
     assert "No such file" in refused(detect, tmp_path / "none.pt")
     os.mkfifo(tmp_path / "pipe.pt")
-    assert "is no file" in refused(detect, tmp_path / "pipe.pt")
+    assert "is not a file" in refused(detect, tmp_path / "pipe.pt")
 
 
 def test_a_compressed_file_is_not_unpacked(tmp_path):

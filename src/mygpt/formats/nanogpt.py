@@ -1,7 +1,7 @@
-"""nanoGPT's `ckpt.pt`, with its vocabulary from `meta.pkl`.
+"""Import of nanoGPT's `ckpt.pt`, with the vocabulary from `meta.pkl`.
 
-Its block is GPT-2's with exact GELU. Its matrices lie as ours do (`nn.Linear`, not Conv1D), and
-query, key and value are one matrix in both.
+Its block is GPT-2's with exact GELU. Its matrices have mygpt's layout (`nn.Linear`, not Conv1D),
+and query, key and value are one matrix in both.
 Letters: C embedding, V vocabulary.
 """
 
@@ -34,7 +34,7 @@ _SHAPE = {
     "n_head": "num_heads",
     "n_layer": "num_layers",
     "block_size": "max_seq_len",
-}  # nanoGPT's name and ours
+}  # nanoGPT's name: mygpt's name
 _OTHERS = {"bias", "dropout"}
 _GPT2_VOCABULARIES = (50257, 50304)  # the second is padded to a multiple of 64
 _PADDING = 64
@@ -46,19 +46,19 @@ def read_nanogpt(path: Path, *, tokenizer: Tokenizer | None = None) -> Imported:
 
     Args:
         path: its `ckpt.pt`, or the folder with it.
-        tokenizer: None is the vocabulary of `meta.pkl`, beside the checkpoint or in
+        tokenizer: None is the vocabulary of `meta.pkl`, in the folder of the checkpoint or in
             `data/<dataset>/`.
 
     Raises:
-        InputError: naming what is wrong with the file, and what to do.
-        OutOfMemoryError: where it does not fit into memory.
+        InputError: naming the problem with the file, and the remedy.
+        OutOfMemoryError: if it needs more memory than is free.
     """
     path = checkpoint_file(path)
     content = read_torch_file(path)
     for key in ("model", "model_args"):
         if not isinstance(content, Mapping) or key not in content:
             raise InputError(
-                f"{path} is no checkpoint of nanoGPT: it has no {key!r}; give the ckpt.pt that "
+                f"{path} is not a checkpoint of nanoGPT: it has no {key!r}; give the ckpt.pt that "
                 "its train.py wrote"
             )
     values = plain_fields(path, content["model_args"], "model_args")
@@ -74,28 +74,31 @@ def read_nanogpt(path: Path, *, tokenizer: Tokenizer | None = None) -> Imported:
 
 
 def _config(path: Path, state: StateDict, values: Mapping[str, Any]) -> tuple[GPTConfig, list[str]]:
-    """Our configuration of nanoGPT's `model_args`."""
+    """The `GPTConfig` for nanoGPT's `model_args`, and notes for the user."""
     missing = [name for name in _SHAPE if name not in values]
     if missing:
-        raise InputError(f"{path}: its model_args has no {missing[0]}: it is not nanoGPT's")
+        raise InputError(
+            f"{path}: its model_args has no {missing[0]}: give the ckpt.pt that nanoGPT's train.py "
+            "wrote"
+        )
     unknown = sorted(str(k)[:40] for k, v in values.items() if k not in {*_SHAPE, *_OTHERS} and v)
     if unknown:
         raise InputError(
-            f"{path}: its model_args has {unknown[0]!r}, which nanoGPT has not: its code was "
-            "changed, and mygpt does not know how"
+            f"{path}: its model_args has {unknown[0]!r}, which nanoGPT does not have: its code was "
+            "changed, and it cannot be imported"
         )
     bias = values.get("bias", True)
     if not isinstance(bias, bool):
         raise InputError(f"{path}: bias={bias!r:.40} in its model_args must be true or false")
-    blocks = state.numbered("transformer.h.")
+    blocks = state.count_blocks("transformer.h.")
     if values["n_layer"] != blocks:
         raise InputError(
-            f"{path}: its model_args says n_layer={values['n_layer']!r:.20}, and it holds "
-            f"{blocks} blocks: they are of different models"
+            f"{path}: its model_args says n_layer={values['n_layer']!r:.20}, and it has {blocks} "
+            "blocks: they are of different models"
         )
-    # Without "bias" it is from before February 2023, when nanoGPT's GELU was GPT-2's.
+    # A file without "bias" is from before February 2023, when nanoGPT used GPT-2's tanh GELU.
     early = "bias" not in values
-    notes = ["it is from early 2023: its GELU is taken for the tanh one"] if early else []
+    notes = ["the file is of nanoGPT from early 2023, whose GELU is the tanh one"] if early else []
     try:
         config = GPTConfig(
             **{ours: values[theirs] for theirs, ours in _SHAPE.items()},
@@ -111,7 +114,7 @@ def _config(path: Path, state: StateDict, values: Mapping[str, Any]) -> tuple[GP
 
 
 def _arrays(state: StateDict, config: GPTConfig) -> dict[str, NDArray[np.float32]]:
-    """The tensors under our names; a LayerNorm without bias gets zeros."""
+    """The tensors by mygpt's names; a LayerNorm without bias gets a bias of zeros."""
     state.ignore(".attn.bias", ".attn.masked_bias")  # causal masks of early versions
     names = {
         "token_embedding.weight": "transformer.wte.weight",
@@ -148,26 +151,26 @@ def _without_padding(
     tokenizer: Tokenizer,
     notes: list[str],
 ) -> GPTConfig:
-    """The configuration for the tokenizer's ids; rows that pad the vocabulary are left out."""
+    """The configuration for the tokenizer's ids; drops the rows that pad the vocabulary."""
     rows, ids = config.vocab_size, tokenizer.vocab_size
     if rows == ids:
         return config
     if rows != ids + -ids % _PADDING:
         raise InputError(
             f"{path}: the tokenizer has {ids} ids and the model {rows}: give the model's own "
-            "with --tokenizer PATH"
+            "tokenizer with --tokenizer PATH"
         )
     for name in ("token_embedding.weight", "head.weight"):
         if name in arrays:
             arrays[name] = arrays[name][:ids].copy()
-    notes.append(f"ids {ids} to {rows - 1} pad the vocabulary and were left out")
+    notes.append(f"ids {ids} to {rows - 1} only pad the vocabulary and were dropped")
     return replace(config, vocab_size=ids)
 
 
 def _vocabulary(
     path: Path, content: Mapping[str, Any], vocab_size: int
 ) -> tuple[CharTokenizer, str]:
-    """The characters of `meta.pkl`, and a note that says which."""
+    """The tokenizer of the `meta.pkl` that belongs to the checkpoint, and a note with its path."""
     places = [path.with_name("meta.pkl")]
     settings = content.get("config")
     dataset = settings.get("dataset") if isinstance(settings, Mapping) else None
@@ -176,34 +179,36 @@ def _vocabulary(
         places += [path.parent / inside, path.parent.parent / inside, inside]
     found = next((place for place in places if place.is_file()), None)
     if found is not None:
-        return _characters(found), f"the vocabulary is that of {found}"
+        return _characters(found), f"the vocabulary was read from {found}"
     if vocab_size in _GPT2_VOCABULARIES:
         raise InputError(
-            f"{path}: its {vocab_size} ids are those of GPT-2's BPE, which is not in the file: "
-            "give GPT-2's tokenizer.json with --tokenizer PATH"
+            f"{path}: it has {vocab_size} ids, as GPT-2's BPE, which is not in the file: give "
+            "GPT-2's tokenizer.json with --tokenizer PATH"
         )
     raise InputError(
         f"{path} has no vocabulary: copy the meta.pkl of its dataset "
-        f"({str(dataset)[:60]!r}) beside it, or give --tokenizer PATH"
+        f"({str(dataset)[:60]!r}) into its folder, or give --tokenizer PATH"
     )
 
 
 def _stays_below(dataset: str) -> bool:
-    """Whether a name from the file leads to no place but a folder below."""
+    """Whether a path from the file is relative and stays below its folder."""
     parts = PurePosixPath(dataset.replace("\\", "/")).parts
     return bool(parts) and not any(p in ("..", "/") or ":" in p or "\0" in p for p in parts)
 
 
 def _characters(path: Path) -> CharTokenizer:
-    """The tokenizer of a `meta.pkl`: its `itos` and `stoi` must say the same."""
+    """The tokenizer of a `meta.pkl`, whose `itos` and `stoi` must agree."""
     meta = read_plain_pickle(path)
     itos = meta.get("itos") if isinstance(meta, dict) else None
     if isinstance(itos, (list, tuple)):
         itos = dict(enumerate(itos))
     if not isinstance(itos, dict) or not itos:
-        raise InputError(f"{path} has no itos, the characters by id: give --tokenizer PATH")
+        raise InputError(f"{path} has no itos (characters by id): give --tokenizer PATH")
     if any(type(i) is not int for i in itos) or sorted(itos) != list(range(len(itos))):
-        raise InputError(f"{path}: the ids of itos do not run from 0: give --tokenizer PATH")
+        raise InputError(
+            f"{path}: the ids of itos are not 0 to {len(itos) - 1}: give --tokenizer PATH"
+        )
     chars = [itos[i] for i in range(len(itos))]
     if any(not isinstance(char, str) or len(char) != 1 for char in chars):
         raise InputError(
@@ -211,9 +216,14 @@ def _characters(path: Path) -> CharTokenizer:
             "--tokenizer PATH"
         )
     if meta.get("stoi", None) not in (None, {char: i for i, char in enumerate(chars)}):
-        raise InputError(f"{path}: its stoi and itos do not agree: make it again")
+        raise InputError(
+            f"{path}: its stoi and itos do not agree: run the dataset's prepare.py again"
+        )
     if meta.get("vocab_size", len(chars)) != len(chars):
-        raise InputError(f"{path}: its vocab_size is not the {len(chars)} of itos: make it again")
+        raise InputError(
+            f"{path}: its vocab_size is {str(meta['vocab_size'])[:20]}, and itos has {len(chars)} "
+            "ids: run the dataset's prepare.py again"
+        )
     try:
         return CharTokenizer(chars)
     except InputError as error:
@@ -221,7 +231,7 @@ def _characters(path: Path) -> CharTokenizer:
 
 
 def _origin(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the model is from; its step and loss where they are plain numbers."""
+    """The provenance: format, file, and the step and loss if they are numbers."""
     import torch
 
     origin: dict[str, Any] = {"format": "nanogpt", "file": path.name}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mygpt.container import Arrays, to_json
 from mygpt.errors import InputError, OutOfMemoryError
-from mygpt.formats.tensor_names import spelled
+from mygpt.formats.tensor_names import name_in_file
 from mygpt.formats.weight_files import READABLE, StoredTensor
 from mygpt.machine import free_memory_bytes
 from mygpt.storage import write_durably
@@ -110,7 +110,7 @@ def _mismatches(
             )
     for name, part in parts.items():
         if name not in tensors:
-            there = spelled(name, {ours: tensor.name for ours, tensor in tensors.items()})
+            there = name_in_file(name, {ours: tensor.name for ours, tensor in tensors.items()})
             yield (
                 f"{folder} has no tensor {there!r:.80}, which the model that its config.json "
                 "describes needs"

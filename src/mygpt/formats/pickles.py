@@ -1,9 +1,9 @@
-"""What a pickle from elsewhere would build, found out before any of it is built.
+"""A check of what a pickle would build, before anything of it is built.
 
-A pickle of 300 bytes can hash for ever: a tuple that holds the one before it twice, thirty times,
-is a billion values to whoever walks through it, and walking is what hashing, printing and
-comparing do. Loading then cannot even be interrupted. So the instructions are followed here with
-placeholders: how many values there are, how deep they lie, and how many a walk would meet.
+A pickle of 300 bytes can take for ever to load: a tuple that holds the previous tuple twice,
+nested thirty times, has a billion values for any traversal, and hashing, printing and comparing
+traverse. Loading it cannot even be interrupted. So the instructions are executed here on
+placeholders, which count the values, their depth, and the values that a traversal would visit.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import pickletools
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
-_MOST_STEPS = 2**23  # instructions: 40,000 tensors have a million
-_MOST_CONTAINERS = 2**20  # a dict is 64 bytes of memory and one of the file
-_DEEPEST = 100
-_LARGEST_KEY = 200  # values that a walk through a dict's key meets
-_LEAST_WALK = 2**20  # values that a walk through everything may meet, and more in a large file
-_WALK_A_STEP = 10
+_MOST_STEPS = 2**23  # instructions; 40,000 tensors need a million
+_MOST_CONTAINERS = 2**20  # an empty dict takes 64 bytes of memory and one byte of the file
+_DEEPEST = 100  # levels of nesting
+_LARGEST_KEY = 200  # values that a traversal of a dict's key visits
+# A traversal of everything may visit this many values, plus some for each instruction.
+_LEAST_WALK = 2**20
+_WALK_PER_STEP = 10
 _LONGEST_INT = 128  # bits; Python refuses to print much longer ones
-_CHARACTERS_A_VALUE = 32  # printing text costs by its length
+_CHARACTERS_PER_VALUE = 32  # a long text counts as one value for each so many characters
 
 _NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}
 _PLAIN = {
@@ -31,18 +32,18 @@ _EMPTY = {"EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_SET"}
 _COLLECTED = {"LIST", "TUPLE", "DICT", "FROZENSET"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
-_SIZED = ("bytearray", "Storage", "Tensor")  # what these are called with may be a size
+_SIZED = ("bytearray", "Storage", "Tensor")  # types whose constructors allocate a given size
 
 
 class _Value:
-    """A placeholder.
+    """A placeholder for a value.
 
     Attributes:
-        own: what it costs a walk by itself.
-        parts: what it holds, or is made of.
-        name: of a function or class, where it is one; "int" for a number.
-        walk: how many values a walk through it meets; 0 while that is not known.
-        depth: how deep its parts lie.
+        own: what it alone adds to a traversal.
+        parts: the values that it contains or is built from.
+        name: the name of a function or class; "int" for a number; else empty.
+        walk: the number of values that a traversal of it visits; 0 while unknown.
+        depth: the depth of its nesting.
     """
 
     __slots__ = ("depth", "name", "own", "parts", "walk")
@@ -62,30 +63,30 @@ def check_pickle(
     most_containers: int = _MOST_CONTAINERS,
     most_steps: int = _MOST_STEPS,
 ) -> None:
-    """Read one pickle, up to its end, and refuse it where loading it could take for ever.
+    """Check one pickle, without loading it: an error if loading it could take too long.
 
     Args:
-        stream: is at the pickle's beginning, and at its end afterwards.
-        allowed: names of the instructions that may occur; None is all that are known here.
-        most_containers: dicts, lists, tuples and objects that it may build.
-        most_steps: instructions that it may have.
+        stream: at the beginning of the pickle; afterwards it is at its end.
+        allowed: the names of the allowed instructions; None allows all that are known here.
+        most_containers: how many dicts, lists, tuples and objects it may build.
+        most_steps: how many instructions it may have.
 
     Raises:
-        ValueError: in one short line.
-        NotAllowed: for an instruction that may not occur.
+        ValueError: with one short line.
+        NotAllowed: for an instruction that is not allowed.
     """
     _Machine(allowed, most_containers, most_steps).run(stream)
 
 
 class NotAllowed(ValueError):
-    """A pickle with an instruction that may not occur.
+    """A pickle has an instruction that is not allowed.
 
     Attributes:
         instruction: its name.
     """
 
     def __init__(self, instruction: str) -> None:
-        super().__init__(f"it has pickle's {instruction}")
+        super().__init__(f"it has the pickle instruction {instruction}")
         self.instruction = instruction
 
 
@@ -96,8 +97,8 @@ class _Machine:
         self._allowed, self._most, self._most_steps = allowed, most_containers, most_steps
         self._stack: list[_Value] = []
         self._memo: dict[int, _Value] = {}
-        self._built: list[_Value] = []  # all that have parts
-        self._given: list[_Value] = []  # what functions are called with
+        self._built: list[_Value] = []  # all values that have parts
+        self._given: list[_Value] = []  # arguments of calls
         self._steps = 0
 
     def run(self, stream: BinaryIO) -> None:
@@ -110,18 +111,18 @@ class _Machine:
                     raise ValueError(f"it has more than {self._most_steps:,} instructions")
                 self._follow(code.name, argument)
         except (IndexError, KeyError):
-            raise ValueError("its instructions do not fit together") from None
+            raise ValueError("its instructions are not valid") from None
         self._measure()
 
     def _follow(self, name: str, argument: Any) -> None:
         stack = self._stack
         if name in _NUMBERS:
             if int(argument).bit_length() > _LONGEST_INT:
-                raise ValueError("it has a number of more than 128 bits")
+                raise ValueError(f"it has an integer of more than {_LONGEST_INT} bits")
             stack.append(_NUMBER)
         elif name in _PLAIN:
             length = len(argument) if isinstance(argument, (str, bytes, bytearray)) else 0
-            stack.append(_Value(1 + length // _CHARACTERS_A_VALUE) if length > 100 else _ONE)
+            stack.append(_Value(1 + length // _CHARACTERS_PER_VALUE) if length > 100 else _ONE)
         elif name == "GLOBAL":
             stack.append(_Value(name=str(argument).replace(" ", ".")))
         elif name in _EMPTY:
@@ -132,8 +133,8 @@ class _Machine:
             self._collect(name)
         elif name in _PUT or name == "MEMOIZE":
             place = len(self._memo) if name == "MEMOIZE" else int(argument)
-            if place > self._steps:  # memory would be taken up to there
-                raise ValueError("a place beyond its end")
+            if place > self._steps:  # the unpickler would allocate a memo of that length
+                raise ValueError("it has a memo index that is out of range")
             self._memo[place] = stack[-1]
         elif name in _GET:
             stack.append(self._memo[int(argument)])
@@ -141,7 +142,7 @@ class _Machine:
             self._change(name)
 
     def _change(self, name: str) -> None:
-        """What takes values off the stack, and puts them into others."""
+        """Execute an instruction that removes values from the stack or adds them to others."""
         stack = self._stack
         if name == "MARK":
             stack.append(_MARK)
@@ -162,7 +163,7 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             stack.pop()
             stack.pop()
-            stack.append(_ONE)  # torch's own reader knows no such instruction
+            stack.append(_ONE)  # torch's weights_only reader does not support this instruction
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             parts = [stack.pop() for _ in range(3 if name == "NEWOBJ_EX" else 2)]
             self._check_call(parts)
@@ -200,7 +201,7 @@ class _Machine:
 
     def _extend(self, value: _Value, parts: list[_Value]) -> None:
         if value.parts is None:
-            raise ValueError("it adds to what holds nothing")
+            raise ValueError("it adds items to a value that is not a container")
         value.parts += parts
 
     def _set(self, value: _Value, items: list[_Value]) -> None:
@@ -208,7 +209,7 @@ class _Machine:
         self._extend(value, items)
 
     def _check_keys(self, keys: list[_Value]) -> None:
-        """Refuse keys that are large: they are hashed as soon as they are there."""
+        """Raise for large keys: they are hashed when they are inserted."""
         for key in keys:
             count, waiting = 0, [key]
             while waiting:
@@ -218,28 +219,28 @@ class _Machine:
                     raise ValueError(f"it has a key of more than {_LARGEST_KEY} values")
 
     def _check_call(self, parts: list[_Value]) -> None:
-        """Refuse memory of a size that the pickle names, without anything in it."""
+        """Raise for a call that allocates memory of a size that the pickle gives as a number."""
         function, given = parts[-1], [p for part in parts[:-1] for p in part.parts or ()]
         if function.name.endswith(_SIZED) and _NUMBER in given:
-            raise ValueError(f"it asks for a {function.name[:60]} of a size of its own")
+            raise ValueError(f"it allocates a {function.name[:60]} by size, without content")
 
     def _measure(self) -> None:
-        """Refuse what a walk through all of it would take for ever."""
-        most = _LEAST_WALK + _WALK_A_STEP * self._steps
+        """Raise if a traversal of the arguments of calls would visit too many values."""
+        most = _LEAST_WALK + _WALK_PER_STEP * self._steps
         for value in self._built:
             value.walk = 0
         for value in self._built:
             _measure_one(value, most)
         if sum(value.walk for value in self._given) > most:
-            raise ValueError("its values repeat each other without end")
+            raise ValueError("its values contain each other too many times")
 
 
 def _measure_one(value: _Value, most: int) -> None:
-    """Fill in `walk` and `depth` of a value and its parts, without recursion."""
+    """Compute `walk` and `depth` of a value and its parts, without recursion."""
     if value.walk:
         return
     waiting: list[tuple[_Value, Iterator[_Value]]] = [(value, iter(value.parts or ()))]
-    value.walk = -1  # it is being measured: who meets it again has met a circle
+    value.walk = -1  # in progress: visiting it again means that it contains itself
     while waiting:
         here, parts = waiting[-1]
         below = next((part for part in parts if part.walk <= 0), None)
@@ -248,14 +249,14 @@ def _measure_one(value: _Value, most: int) -> None:
             here.walk = here.own + sum(part.walk for part in own)
             here.depth = 1 + max((part.depth for part in own), default=0)
             if here.walk > most:
-                raise ValueError("its values repeat each other without end")
+                raise ValueError("its values contain each other too many times")
             if here.depth > _DEEPEST:
-                raise ValueError(f"its values are nested more than {_DEEPEST} deep")
+                raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")
             waiting.pop()
             continue
         if below.walk < 0:
-            raise ValueError("one of its values holds itself")
+            raise ValueError("one of its values contains itself")
         below.walk = -1
         waiting.append((below, iter(below.parts or ())))
         if len(waiting) > _DEEPEST + 1:
-            raise ValueError(f"its values are nested more than {_DEEPEST} deep")
+            raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")

@@ -1,7 +1,7 @@
-"""Names of tensors without what wraps a model: DataParallel, torch.compile, FSDP, Lightning.
+"""Tensor names without the prefixes of wrappers: DataParallel, torch.compile, FSDP, Lightning.
 
-A wrapper puts its own attribute into every name ("module.", "_orig_mod."), a class around the
-model one before it ("model."), and a model that is saved without its head leaves one out.
+A wrapper adds a part to every name ("module.", "_orig_mod."), a class that contains the model adds
+an outer prefix ("model."), and a model that is saved without its head lacks the family's prefix.
 """
 
 from __future__ import annotations
@@ -16,56 +16,57 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 def plain_names(
     where: object, names: Iterable[str], anchors: Iterable[str] = (), prefix: str = ""
 ) -> dict[str, str]:
-    """The name in a mapping of ours for each name in a file: {ours: theirs}.
+    """Remove the prefixes of wrappers from tensor names.
 
     Args:
         where: the file or folder, for messages.
-        names: of the file's tensors.
-        anchors: names without `prefix`, of which the first that is there tells what else stands
-            before all names.
-        prefix: what our mapping has before the names of all but the head.
+        names: the names in the file.
+        anchors: names without `prefix`; the first of them that is found shows the outer prefix.
+        prefix: the family's prefix, which all names but the head's get in the result.
+
+    Returns:
+        The name in the file for each name without wrappers.
 
     Raises:
-        InputError: where two names become one.
+        InputError: if two names in the file become equal.
     """
     found: dict[str, str] = {}
     for name in names:
         plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if plain in found:
             raise InputError(
-                f"{where} holds tensor {name!r:.80} twice, with another name around it: save "
+                f"{where} has tensor {plain!r:.80} twice, once as {name!r:.80}: save "
                 "model.state_dict() of the plain model"
             )
         found[plain] = name
-    before = _before(found, anchors, prefix)
-    if before is None:
+    outer = _outer_prefix(found, anchors, prefix)
+    if outer is None:
         return found
-    outer, whole = before
-    return {_renamed(plain, outer, whole, prefix): name for plain, name in found.items()}
+    return {_renamed(plain, *outer, prefix): name for plain, name in found.items()}
 
 
-def _before(
+def _outer_prefix(
     names: Mapping[str, str], anchors: Iterable[str], prefix: str
 ) -> tuple[str, bool] | None:
-    """What stands before all names, and whether `prefix` follows it; None where it is not clear."""
+    """The prefix before all names, and whether `prefix` follows it; None if it is ambiguous."""
     for anchor in anchors:
         ends = [name for name in names if name == anchor or name.endswith(f".{anchor}")]
         if len(ends) == 1:
-            before = ends[0].removesuffix(anchor)
-            whole = f".{before}".endswith(f".{prefix}")
-            return before.removesuffix(prefix) if whole else before, whole
+            outer = ends[0].removesuffix(anchor)
+            has_prefix = f".{outer}".endswith(f".{prefix}")
+            return outer.removesuffix(prefix) if has_prefix else outer, has_prefix
     return None
 
 
-def _renamed(name: str, outer: str, whole: bool, prefix: str) -> str:
+def _renamed(name: str, outer: str, has_prefix: bool, prefix: str) -> str:
     if not name.startswith(outer):
         return name
     inner = name.removeprefix(outer)
-    return inner if whole or inner.startswith("lm_head.") else prefix + inner
+    return inner if has_prefix or inner.startswith("lm_head.") else prefix + inner
 
 
-def spelled(name: str, names: Mapping[str, str]) -> str:
-    """A name of our mapping as the file that has `names` (`plain_names`) would have it."""
+def name_in_file(name: str, names: Mapping[str, str]) -> str:
+    """The name that a file would use for a tensor, given `names` of `plain_names`."""
     for ours, theirs in names.items():
         if theirs.endswith(ours):
             return theirs.removesuffix(ours) + name

@@ -1,8 +1,8 @@
-"""Torch's files and pickles from elsewhere, read so that nothing in them runs.
+"""Reading untrusted torch files and pickles without running code from them.
 
-Such files are pickles, which may ask for any function to be called. Torch's are read with
-`weights_only=True`, which calls a few of torch's own alone; a plain pickle may call none at all.
-What they would build is measured first (`pickles.py`).
+Loading a pickle can call any function. Torch files are read with `weights_only=True`, which allows
+a few of torch's own functions; other pickles may not call any. The size of the objects that a
+pickle would build is checked first (`pickles.py`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ OWN_EMBEDDING = "token_embedding.weight"  # of a `mygpt.GPT`
 _ZIP = b"PK\x03\x04"
 _LARGEST_PLAIN = 2**26  # bytes; a vocabulary of all of Unicode has a third of that
 _MOST_PLAIN = 2**10  # dicts, lists and tuples: a vocabulary is one dict or two
-_LARGEST_PICKLE = 2**26  # bytes, without the numbers of tensors; ten thousand of these have 3 MB
-_OLD_PICKLES = 5  # of torch before 1.6: magic number, protocol, system, contents, storages
-_LARGEST_DIRECTORY = 2**24  # bytes of a zip file's, some 100 a record
-_RECORD = 30  # bytes before a record's name, at the least
-# All that dicts, lists, tuples, text, whole numbers, true, false and none are written with.
+_LARGEST_PICKLE = 2**26  # bytes, without tensors' values; that of 10,000 tensors has 3 MB
+_OLD_PICKLES = 5  # in a file of torch before 1.6: magic, protocol, system, contents, storages
+_LARGEST_DIRECTORY = 2**24  # bytes of a zip file's directory, which has about 100 per record
+_RECORD = 30  # bytes of a record before its name, at least
+# The pickle instructions that dicts, lists, tuples, text, integers, booleans and None need.
 _PLAIN = {
     "PROTO", "FRAME", "MARK", "STOP", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST",
     "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "INT",
@@ -43,13 +43,13 @@ _PLAIN = {
 
 
 def detect(path: Path) -> str | None:
-    """Whose checkpoint a torch file is, by its keys: "mygpt", "tutorial", "nanogpt", or None.
+    """The format of a torch file by its keys: "mygpt", "tutorial", "nanogpt", or None if unknown.
 
-    A folder is nanoGPT's output folder where it holds a `ckpt.pt`. What is no torch file at
-    all is None.
+    A folder with a `ckpt.pt` is nanoGPT's output folder. The result is None also for a path that
+    is not a torch file.
 
     Raises:
-        InputError: for a torch file that cannot be read.
+        InputError: if it is a torch file that cannot be read.
     """
     path = checkpoint_file(path)
     if path.is_dir() or not _begins_as_torch(_first_bytes(path)):
@@ -65,12 +65,12 @@ def detect(path: Path) -> str | None:
 
 
 def is_bare_tutorial(content: Any) -> bool:
-    """Whether this is a state dict with the tutorial's names, whatever stands before them."""
+    """Whether `content` is a state dict with the tutorial's names, with or without a prefix."""
     return has_tensor(content, "token_embedding.embedding.weight")
 
 
 def own_state(content: Any) -> tuple[Any, Mapping[str, Any]] | None:
-    """The state dict of a `mygpt.GPT` in what a torch file holds, and what is beside it."""
+    """The state dict of a `mygpt.GPT` in a torch file's content, and the file's other entries."""
     if not isinstance(content, Mapping):
         return None
     if has_tensor(content, OWN_EMBEDDING) and has_tensor(content, "final_norm.weight"):
@@ -82,35 +82,38 @@ def own_state(content: Any) -> tuple[Any, Mapping[str, Any]] | None:
 
 
 def has_tensor(content: Any, name: str) -> bool:
-    """Whether this is a state dict with a name that ends so."""
+    """Whether `content` is a dict with a key that is `name`, or ends with it after a dot."""
     return isinstance(content, Mapping) and any(
         key == name or key.endswith(f".{name}") for key in content if isinstance(key, str)
     )
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The file itself, or the `ckpt.pt` of a folder that has one."""
+    """`path`, or the `ckpt.pt` in it if it is a folder that has one."""
     inside = path / "ckpt.pt"
     return inside if path.is_dir() and inside.is_file() else path
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote: tensors on the CPU, in plain containers.
+    """Load a file of `torch.save`: tensors on the CPU, in plain containers.
 
-    Tensors of a zip file (torch's since 1.6) stay on the disk until they are used.
+    The tensors of a zip file (torch's format since 1.6) are memory-mapped.
 
     Raises:
-        InputError: where it is no torch file, is damaged, or asks for code.
-        OutOfMemoryError: where it is larger than what is free.
+        InputError: if it is not a torch file, is damaged, or would run code.
+        OutOfMemoryError: if it needs more memory than is free.
     """
     import torch
     from torch.torch_version import TorchVersion
 
-    if TorchVersion(torch.__version__) < "2.6":  # CVE-2025-32434: weights_only ran code before
-        raise InputError(f"{path} is a pickle, which needs torch 2.6, not {torch.__version__}")
+    if TorchVersion(torch.__version__) < "2.6":  # CVE-2025-32434: weights_only could run code
+        raise InputError(
+            f"{path} is a pickle, which is read safely from torch 2.6 on, and this is torch "
+            f"{torch.__version__}: upgrade torch"
+        )
     start = _first_bytes(path)
     if not _begins_as_torch(start):
-        raise InputError(f"{path} is no torch file: give what torch.save wrote")
+        raise InputError(f"{path} is not a torch file: give a file that torch.save wrote")
     zipped = start.startswith(_ZIP)
     if zipped:
         _check_zip(path)
@@ -118,22 +121,27 @@ def read_torch_file(path: Path) -> Any:
         _check_old(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats, which are no concern of the user's
+            warnings.simplefilter("ignore")  # about old formats, which are supported
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except MemoryError:
-        raise OutOfMemoryError(f"{path} asks for more memory than is free") from None
-    except Exception as error:  # torch raises what its parts raise
-        raise InputError(f"{path} {_what_is_wrong(error)}") from None
+        raise OutOfMemoryError(
+            f"{path} needs more memory than is free: close other programs, or use a machine with "
+            "more memory"
+        ) from None
+    except Exception as error:  # torch raises many kinds
+        raise InputError(f"{path} {_problem(error)}") from None
 
 
 def _first_bytes(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path} is no file: name the checkpoint itself")
+            raise InputError(f"{path} is not a file: give the checkpoint file itself")
         with open(path, "rb") as file:
             return file.read(4)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except InputError:  # which is a ValueError, too
+        raise
     except ValueError as error:  # a NUL in the name
         raise InputError(f"{str(path)!r} cannot be read: {error}") from None
 
@@ -143,7 +151,7 @@ def _begins_as_torch(start: bytes) -> bool:
 
 
 def _check_old(path: Path) -> None:
-    """Refuse a file of torch before 1.6 whose pickles are not to be loaded."""
+    """Check the pickles in a file of torch before 1.6."""
     try:
         with open(path, "rb") as file:
             start = io.BytesIO(file.read(_LARGEST_PICKLE))
@@ -151,9 +159,12 @@ def _check_old(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if free is not None and size > free:
-        raise OutOfMemoryError(f"{path} has {size:,} bytes, and {free:,} bytes of memory are free")
+        raise OutOfMemoryError(
+            f"{path} has {size:,} bytes, and only {free:,} bytes of memory are free: close other "
+            "programs, or use a machine with more memory"
+        )
     for _ in range(_OLD_PICKLES):
-        if start.tell() < len(start.getbuffer()):  # where some are missing, torch says so
+        if start.tell() < len(start.getbuffer()):  # torch reports missing ones
             _check_pickle(path, start)
 
 
@@ -162,16 +173,16 @@ def _check_pickle(path: Path, stream: io.BytesIO) -> None:
         check_pickle(stream)
     except ValueError as error:
         raise InputError(
-            f"{path} is damaged, or holds more than tensors and plain values ({_brief(error)}): "
-            "copy it again, or ask its maker for model.state_dict() alone"
+            f"{path} is damaged, or has more than tensors and plain values ({_brief(error)}): "
+            "copy it again, or ask its author for a file with only model.state_dict()"
         ) from None
 
 
 def _check_directory(file: BinaryIO) -> None:
-    """Raise `ValueError` unless a zip file ends with a directory of all that is before it.
+    """Raise `ValueError` unless a zip file ends with its directory, without a comment.
 
-    Readers of zip files look for the directory's end in different ways. Here there is one only,
-    and so every reader reads the same records.
+    Zip readers search for the end of the directory in different ways. A file that passes this
+    check has only one candidate, so that torch reads the same records that were checked here.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 98))
@@ -182,14 +193,14 @@ def _check_directory(file: BinaryIO) -> None:
         length, begin = struct.unpack("<QQ", tail[-98 + 40 : -98 + 56])
         after = 98
         if tail[:4] != b"PK\x06\x06" or tail[-42:-38] != b"PK\x06\x07":
-            raise ValueError("its directory has no end")
+            raise ValueError("its zip directory is incomplete")
     if signature != b"PK\x05\x06" or comment or begin + length + after != size:
-        raise ValueError("its directory is not at its end")
+        raise ValueError("its zip directory is not at the end of the file")
     if length > _LARGEST_DIRECTORY:
-        raise ValueError(f"its directory has more than {_LARGEST_DIRECTORY:,} bytes")
+        raise ValueError(f"its zip directory has more than {_LARGEST_DIRECTORY:,} bytes")
 
 
-def _check_places(records: list[zipfile.ZipInfo]) -> None:
+def _check_records(records: list[zipfile.ZipInfo]) -> None:
     """Raise `ValueError` for records that overlap, or share a name."""
     reached = 0
     for record in sorted(records, key=lambda record: record.header_offset):
@@ -198,20 +209,20 @@ def _check_places(records: list[zipfile.ZipInfo]) -> None:
         name = len(record.orig_filename.encode("utf-8", "replace"))
         reached = record.header_offset + _RECORD + name + record.file_size
     if len({record.filename.lower() for record in records}) < len(records):
-        raise ValueError("two of its records share a name")
+        raise ValueError("two of its records have the same name")
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse a zip file that is damaged, or whose records would grow when they are read."""
+    """Check that a zip file is intact, and that its records are not compressed."""
     try:
         with open(path, "rb") as whole:
             _check_directory(whole)
         with zipfile.ZipFile(path) as file:
-            _check_places(file.infolist())
+            _check_records(file.infolist())
             packed = [r.filename for r in file.infolist() if r.compress_type != zipfile.ZIP_STORED]
             if packed:
                 raise InputError(
-                    f"{path} holds a compressed record, {packed[0]!r:.80}, which torch never "
+                    f"{path} has a compressed record, {packed[0]!r:.80}, which torch never "
                     "writes: give the file that torch.save wrote"
                 )
             wrong = file.testzip()
@@ -226,7 +237,7 @@ def _check_zip(path: Path) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{path} is cut short or damaged ({_brief(error)}): copy it again"
+            f"{path} is damaged or truncated ({_brief(error)}): copy it again"
         ) from None
     if wrong is not None:
         raise InputError(
@@ -234,34 +245,34 @@ def _check_zip(path: Path) -> None:
         )
 
 
-def _what_is_wrong(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)|instantiate ([\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and asked:
         return (
-            f"asks for {(asked[1] or asked[2])[:80]}, code that a model does not need, and was not "
-            "opened: ask its maker for a file of tensors and plain values alone"
+            f"would run {(asked[1] or asked[2])[:80]}, code that a model does not need, and was "
+            "not loaded: ask its author for a file with only tensors and plain values"
         )
     return (
-        f"is damaged, or holds more than tensors and plain values ({_brief(error)}): "
-        "copy it again, or ask its maker for model.state_dict() alone"
+        f"is damaged, or has more than tensors and plain values ({_brief(error)}): "
+        "copy it again, or ask its author for a file with only model.state_dict()"
     )
 
 
 def _brief(error: Exception) -> str:
-    """The first line of a message, or the one where torch's unpickler says what it met."""
+    """The first line of an error's message, or the line with the reason of torch's unpickler."""
     lines = str(error).partition("WeightsUnpickler error:")[2].strip().splitlines()
     lines = lines or str(error).splitlines() or [type(error).__name__]
     return "".join(c if c.isprintable() else "?" for c in lines[0])[:80]
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What a pickle of dicts, lists, tuples, text and whole numbers holds.
+    """Load a pickle of dicts, lists, tuples, text and integers.
 
-    Every instruction of the pickle is checked before any is followed: one that could call
-    something is refused, and so are values that would take for ever.
+    Every instruction of the pickle is checked before any is executed: one that could call a
+    function is an error, and so are values that would take too long to build.
 
     Raises:
-        InputError: for anything else, or what cannot be read.
+        InputError: if it has other values, or cannot be read.
     """
     _first_bytes(path)
     try:
@@ -270,32 +281,35 @@ def read_plain_pickle(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > _LARGEST_PLAIN:
-        raise InputError(f"{path} has more than {_LARGEST_PLAIN:,} bytes: a vocabulary has fewer")
+        raise InputError(
+            f"{path} has more than {_LARGEST_PLAIN:,} bytes, too many for a vocabulary: give "
+            "--tokenizer PATH instead"
+        )
     try:
         check_pickle(io.BytesIO(data), allowed=_PLAIN, most_containers=_MOST_PLAIN)
         return _PlainUnpickler(io.BytesIO(data)).load()
     except NotAllowed as error:
         raise InputError(
-            f"{path} holds more than text and whole numbers (pickle's {error.instruction}) and "
-            "was not opened, since it could run code: give --tokenizer PATH instead"
+            f"{path} has more than text and integers (pickle's {error.instruction}) and was not "
+            "loaded, since it could run code: give --tokenizer PATH instead"
         ) from None
     except Exception as error:
         raise InputError(
-            f"{path} is damaged ({_brief(error)}): make it again, or give --tokenizer PATH"
+            f"{path} is damaged ({_brief(error)}): write it again, or give --tokenizer PATH"
         ) from None
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """The second guard: no name is ever looked up."""
+    """A second check, besides that of the instructions: no class or function can be loaded."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it would load {module}.{name}")
 
 
 def plain_fields(path: Path, fields: Any, what: str) -> dict[str, Any]:
-    """A configuration from elsewhere; `InputError` unless it is plain values by name."""
+    """The configuration in another program's file; `InputError` unless it has plain values only."""
     if not isinstance(fields, Mapping):
-        raise InputError(f"{path} holds no {what}: give a checkpoint with its configuration")
+        raise InputError(f"{path} has no {what}: give a checkpoint that has its configuration")
     for name, value in fields.items():
         if not isinstance(name, str) or not isinstance(value, (int, float, str, type(None))):
             raise InputError(

@@ -1,7 +1,7 @@
-"""Checkpoints of the tutorial: bare state dicts, and `.ckpt` bundles with config and tokenizer.
+"""Import of the tutorial's checkpoints: state dicts, and `.ckpt` bundles with configuration.
 
-Its block is ours under other names. Two things differ: query, key and value are three matrices
-there, and its rotary positions turn dimensions 2i and 2i+1 together where ours turn i and i + D/2.
+Its block is mygpt's with other names. Two things differ: query, key and value are three matrices
+there, and its rotary positions rotate dimensions (2i, 2i + 1) together, mygpt's (i, i + D/2).
 Letters: C embedding, H heads, G key/value heads, D head size, L window, V vocabulary.
 """
 
@@ -24,10 +24,10 @@ from mygpt.tokenization.bpe import read_json
 
 _ROPE_BASE = 10_000.0
 HEADS_BY_WIDTH = {8: 2, 64: 4}  # of the tutorial's two models, by their width
-_WORDS = ("I", "love", "AI", "!")  # its vocabulary before there is a tokenizer
-_UNTIED = ("head.weight", "lm_head.weight")  # the tutorial's own head is always tied
+_WORDS = ("I", "love", "AI", "!")  # its vocabulary in the chapters before the tokenizer
+_UNTIED = ("head.weight", "lm_head.weight")  # names of the head; the tutorial's is always tied
 _ANCHORS = ("token_embedding.embedding.weight",)
-_NORMS = {"layer": "layer", "rms": "rms"}  # its name and ours
+_NORMS = {"layer": "layer", "rms": "rms"}  # the tutorial's name: mygpt's name
 _POSITIONS = {"learned": "learned", "rope": "rotary"}
 _FIELDS = {
     "vocab_size", "embed_dim", "num_heads", "num_kv_heads", "num_layers", "max_seq_len",
@@ -42,13 +42,13 @@ def read_tutorial(
 
     Args:
         path: a `.ckpt` bundle, or a bare state dict (`.pt`).
-        num_heads: H, which a bare state dict does not tell. None is what its rotary table says,
-            or else what the tutorial has, with a note.
-        tokenizer: None is the bundle's own, or the JSON beside a bare state dict.
+        num_heads: H, which a state dict does not state. With None it is taken from the rotary
+            table, or else assumed to be the tutorial's, with a note.
+        tokenizer: None is the bundle's own, or the JSON file in the folder of a state dict.
 
     Raises:
-        InputError: naming what is wrong with the file, and what to do.
-        OutOfMemoryError: where it does not fit into memory.
+        InputError: naming the problem with the file, and the remedy.
+        OutOfMemoryError: if it needs more memory than is free.
     """
     content = read_torch_file(path)
     if isinstance(content, Mapping) and "model_state_dict" in content:
@@ -59,19 +59,19 @@ def read_tutorial(
         fields, notes = _fields_of_tensors(path, state, num_heads)
     else:
         raise InputError(
-            f"{path} is no checkpoint of the tutorial: it has neither model_state_dict nor "
+            f"{path} is not a checkpoint of the tutorial: it has neither model_state_dict nor "
             "token_embedding.embedding.weight"
         )
     config = _config(path, state, fields)
     if tokenizer is None and "model_state_dict" in content:
         tokenizer = _bundle_tokenizer(path, content)
     elif tokenizer is None:
-        tokenizer, line = tokenizer_beside(path, config.vocab_size)
+        tokenizer, line = adjacent_tokenizer(path, config.vocab_size)
         notes.append(line)
     if tokenizer.vocab_size != config.vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids and the model "
-            f"{config.vocab_size}: give the model's own with --tokenizer PATH"
+            f"{config.vocab_size}: give the model's own tokenizer with --tokenizer PATH"
         )
     arrays = _arrays(state, config)
     notes += state.finish()
@@ -81,19 +81,19 @@ def read_tutorial(
 def _bundle_fields(
     path: Path, content: Mapping[str, Any], num_heads: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The shape as a bundle's config has it."""
+    """The fields of a bundle's configuration, and notes for the user."""
     fields = plain_fields(path, content.get("config"), "config")
-    told = fields.setdefault("num_heads", num_heads)
-    if num_heads is not None and num_heads != told:
+    stated = fields.setdefault("num_heads", num_heads)
+    if num_heads is not None and num_heads != stated:
         raise InputError(
-            f"num_heads={num_heads} is not what {path} says, {told!r:.20}: leave it out"
+            f"--num-heads {num_heads} differs from the {stated!r:.20} heads of {path}: leave it out"
         )
     unknown = sorted(str(name)[:40] for name in fields if name not in _FIELDS)
     notes = []
     if unknown:
         notes.append(
-            f"the config's {', '.join(map(repr, unknown[:5]))} is not the tutorial's and was left "
-            "out: if the model's code was changed, this import is wrong"
+            f"the config has {', '.join(map(repr, unknown[:5]))}, which the tutorial does not "
+            "have; it was ignored: if the model's code was changed, this import is wrong"
         )
     return fields, notes
 
@@ -101,13 +101,13 @@ def _bundle_fields(
 def _fields_of_tensors(
     path: Path, state: StateDict, num_heads: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The shape as a bare state dict's tensors tell it."""
+    """The fields of a configuration inferred from a state dict's tensors, and notes."""
     vocab_size, width = state.matrix("token_embedding.embedding.weight")  # (V, C)
     window = _window(state)
     if window is None:
         raise InputError(
-            f"{path} does not tell its window: it has neither position_embedding.weight nor "
-            "blocks.0.mha.causal_mask; save it as a bundle with its config"
+            f"{path} does not show its window: it has neither position_embedding.weight nor "
+            "blocks.0.mha.causal_mask: save it as a bundle with its config"
         )
     notes = []
     if num_heads is None:
@@ -115,15 +115,15 @@ def _fields_of_tensors(
     if num_heads is None:
         num_heads = HEADS_BY_WIDTH.get(width, 4)
         notes.append(
-            f"num_heads={num_heads} is assumed, as the tutorial has it: a bare state dict does "
-            "not tell; if the text makes no sense, give --num-heads"
+            f"num_heads={num_heads} is assumed, as in the tutorial: a state dict does not state "
+            "it; if the generated text makes no sense, give --num-heads"
         )
     _check_heads(path, width, num_heads)
     fields: dict[str, Any] = {
         "vocab_size": vocab_size,
         "embed_dim": width,
         "num_heads": num_heads,
-        "num_layers": state.numbered("blocks."),
+        "num_layers": state.count_blocks("blocks."),
         "max_seq_len": window,
         "norm_type": "layer" if "ln_f.bias" in state else "rms",
         "position_type": "learned" if "position_embedding.weight" in state else "rope",
@@ -131,14 +131,14 @@ def _fields_of_tensors(
     rows, size = state.matrix("blocks.0.mha.W_K.weight")[0], width // num_heads  # G * D, D
     if rows % size:
         raise InputError(
-            f"{path}: tensor blocks.0.mha.W_K.weight has {rows} rows, and num_heads={num_heads} "
-            f"makes heads of {size}: give another --num-heads"
+            f"{path}: tensor blocks.0.mha.W_K.weight has {rows} rows, which is not a multiple of "
+            f"the head size {size} of num_heads={num_heads}: give another --num-heads"
         )
     return fields | {"num_kv_heads": rows // size}, notes
 
 
 def _window(state: StateDict) -> int | None:
-    """L, by the learned positions or the causal mask; None where both are missing."""
+    """L, from the learned positions or the causal mask; None if both are missing."""
     if "position_embedding.weight" in state:
         return state.matrix("position_embedding.weight")[0]
     mask = "blocks.0.mha.causal_mask"
@@ -147,7 +147,7 @@ def _window(state: StateDict) -> int | None:
 
 def _check_heads(path: Path, width: int, num_heads: Any) -> None:
     if width < 1:
-        raise InputError(f"{path}: the embedding has no columns: it is no model")
+        raise InputError(f"{path}: the embedding is empty: it is not a model")
     if type(num_heads) is not int or num_heads < 1 or width % num_heads:
         divisors = ", ".join(str(n) for n in range(1, min(width, 1024) + 1) if width % n == 0)
         raise InputError(
@@ -157,7 +157,7 @@ def _check_heads(path: Path, width: int, num_heads: Any) -> None:
 
 
 def _heads_of_table(state: StateDict, name: str, width: int) -> int | None:
-    """H by the width of a table of cosines, where that is the tutorial's: (L, D / 2)."""
+    """H from the width of the tutorial's table of cosines, (L, D / 2); None if it is another."""
     if name not in state:
         return None
     if not state.is_floating(name):
@@ -171,24 +171,26 @@ def _heads_of_table(state: StateDict, name: str, width: int) -> int | None:
 
 
 def _config(path: Path, state: StateDict, fields: Mapping[str, Any]) -> GPTConfig:
-    """Our configuration of the tutorial's fields."""
+    """The `GPTConfig` for the tutorial's fields."""
     needed = ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len")
     missing = [name for name in needed if fields.get(name) is None]
     if missing:
-        raise InputError(f"{path}: its config has no {missing[0]}: save it with all of the shape")
+        raise InputError(
+            f"{path}: its config has no {missing[0]}: save it with the complete configuration"
+        )
     norm = _chosen(path, "norm_type", fields.get("norm_type", "layer"), _NORMS)
     position = _chosen(path, "position_type", fields.get("position_type", "learned"), _POSITIONS)
     groups = fields.get("num_kv_heads")
-    blocks = state.numbered("blocks.")
+    blocks = state.count_blocks("blocks.")
     if fields["num_layers"] != blocks:
         raise InputError(
-            f"{path}: its config says num_layers={fields['num_layers']!r:.20}, and it holds "
+            f"{path}: its config says num_layers={fields['num_layers']!r:.20}, and it has "
             f"{blocks} blocks: they are of different models"
         )
     if _window(state) not in (None, fields["max_seq_len"]):
         raise InputError(
             f"{path}: its config says max_seq_len={fields['max_seq_len']!r:.20}, and its tensors "
-            f"are for {_window(state)}: they are of different models"
+            f"have {_window(state)}: they are of different models"
         )
     try:
         return GPTConfig(
@@ -208,13 +210,13 @@ def _config(path: Path, state: StateDict, fields: Mapping[str, Any]) -> GPTConfi
 def _chosen(path: Path, name: str, value: Any, known: Mapping[str, str]) -> Any:
     if not isinstance(value, str) or value not in known:
         raise InputError(
-            f"{path}: {name}={value!r:.40} is not known: the tutorial has {', '.join(known)}"
+            f"{path}: {name}={value!r:.40} is not supported: the tutorial has {', '.join(known)}"
         )
     return known[value]
 
 
 def _arrays(state: StateDict, config: GPTConfig) -> dict[str, NDArray[np.float32]]:
-    """The tensors under our names."""
+    """The tensors by mygpt's names."""
     c, d = config.embed_dim, config.head_size
     norm = ("weight", "bias") if config.norm == "layer" else ("weight",)
     state.ignore(".causal_mask", ".rope_cos", ".rope_sin")
@@ -246,16 +248,18 @@ def _arrays(state: StateDict, config: GPTConfig) -> dict[str, NDArray[np.float32
 
 
 def halves_from_pairs(rows: NDArray[np.float32], head_size: int) -> NDArray[np.float32]:
-    """Each head's even rows, then its odd ones: (H * D, C) for rotation by halves.
+    """Reorder the rows (H * D, C) of each head: the even ones first, then the odd ones.
 
-    Queries and keys are only ever multiplied with each other, so one order for both is free.
+    Rotating the pairs (i, i + D/2) of the result is rotating the pairs (2i, 2i + 1) of `rows`.
+    Attention scores do not change, since they are dot products of queries and keys that are
+    reordered alike.
     """
     heads = rows.reshape(-1, head_size // 2, 2, rows.shape[1])  # (H, D/2, even or odd, C)
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def _bundle_tokenizer(path: Path, content: Mapping[str, Any]) -> Tokenizer:
-    """A bundle's tokenizer; before `tokenizer_kind` came, it was always of characters."""
+    """A bundle's tokenizer; without `tokenizer_kind` (older bundles) it is of characters."""
     kind = content.get("tokenizer_kind", content["config"].get("tokenizer_kind", "char"))
     if kind != "char":
         raise _other_tokenizer(path, kind)
@@ -264,7 +268,7 @@ def _bundle_tokenizer(path: Path, content: Mapping[str, Any]) -> Tokenizer:
     chars = content.get("tokenizer_chars") if chars is None else chars
     if not isinstance(chars, (list, tuple, str)):
         raise InputError(
-            f"{path} holds no tokenizer_chars, a list of characters: give --tokenizer PATH"
+            f"{path} has no tokenizer_chars (a list of characters): give --tokenizer PATH"
         )
     try:
         return CharTokenizer(chars)
@@ -275,35 +279,37 @@ def _bundle_tokenizer(path: Path, content: Mapping[str, Any]) -> Tokenizer:
 def _other_tokenizer(path: Path, kind: Any) -> InputError:
     if kind == "bpe":
         return InputError(
-            f"{path}: its tokenizer is the tutorial's BPE, which merges characters where mygpt's "
-            "merges bytes, so its ids cannot be kept: import a model of characters, or train "
-            "anew with --tokenizer bpe"
+            f"{path}: its tokenizer is the tutorial's BPE, which merges characters, and mygpt's "
+            "merges bytes, so its ids cannot be kept: import a model of characters, or train a "
+            "new model with --tokenizer bpe"
         )
-    return InputError(f"{path}: tokenizer_kind={kind!r:.40} is not known: the tutorial has char")
+    return InputError(
+        f"{path}: tokenizer_kind={kind!r:.40} is not supported: only char can be imported"
+    )
 
 
-def tokenizer_beside(path: Path, vocab_size: int) -> tuple[Tokenizer, str]:
-    """The tokenizer's JSON in the folder of a bare state dict, and a note that says which."""
+def adjacent_tokenizer(path: Path, vocab_size: int) -> tuple[Tokenizer, str]:
+    """The tokenizer's JSON file in the folder of a state dict, and a note with its name."""
     stem = path.stem.removesuffix("_gpt")
     named = [f"{stem}_tokenizer.json", f"{path.stem}_tokenizer.json", f"{path.stem}.json"]
     found = [path.with_name(name) for name in named if path.with_name(name).is_file()][:1]
     found = found or sorted(path.parent.glob("*tokenizer*.json"))
     if len(found) > 1:
         raise InputError(
-            f"{path} has several tokenizers beside it ({', '.join(f.name for f in found[:5])}): "
-            "give the model's own with --tokenizer PATH"
+            f"the folder of {path} has several tokenizers "
+            f"({', '.join(f.name for f in found[:5])}): give the model's own with --tokenizer PATH"
         )
     if found:
         if "merges" in read_json(found[0]) and "chars" in read_json(found[0]):
             raise _other_tokenizer(found[0], "bpe")
-        return load_tokenizer(found[0]), f"the tokenizer is {found[0].name}, which lies beside it"
+        return load_tokenizer(found[0]), f"the tokenizer is {found[0].name} in the same folder"
     if vocab_size == len(_WORDS):
         letters = [word[0] for word in _WORDS]
         return CharTokenizer(letters), (
-            f"no tokenizer lies beside it: its 4 tokens are taken for the tutorial's words "
-            f"{' '.join(_WORDS)}, and shown as {' '.join(letters)}"
+            "there is no tokenizer in its folder: its 4 tokens are assumed to be the tutorial's "
+            f"words {' '.join(_WORDS)}, and are shown as {' '.join(letters)}"
         )
     raise InputError(
-        f"{path} has no tokenizer beside it: copy the tutorial's {named[0]} there, "
-        "or give --tokenizer PATH"
+        f"the folder of {path} has no tokenizer: copy the tutorial's {named[0]} there, or give "
+        "--tokenizer PATH"
     )
