@@ -196,5 +196,3 @@ def test_matrices_of_nothing_are_no_model(tmp_path):
     state = {name: tensor[:0] for name, tensor in model.state_dict().items()}
     path = saved(tmp_path / "a.pt", state)
     assert "not a model" in refused(path, tokenizer=CharTokenizer("abcd"))
-        saved(tmp_path / "a.pt", state), tokenizer=CharTokenizer("abcd")
-    )
