@@ -259,7 +259,7 @@ def test_a_page_refuses_scripts_that_would_end_early(text, tmp_path, monkeypatch
     write(tmp_path, main=text)
     monkeypatch.setattr("mygpt.views.page.VIEWS", tmp_path)
     monkeypatch.setattr("mygpt.views.page._STYLES", ())
-    with pytest.raises(ValueError, match="a page cannot hold"):
+    with pytest.raises(ValueError, match="a page's script or style cannot contain"):
         make_page("main.js", {})
 
 
@@ -333,15 +333,15 @@ def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
         assert shown_bars(driver) == expected_bars(found.next)
         tokens[-1].click()
         assert shown_bars(driver) == expected_bars(found.places[-1].prediction)
-        assert "In place of" in driver.find_element("css selector", ".chosen").text
+        assert "Alternatives to" in driver.find_element("css selector", ".chosen").text
         tokens[3].click()
-        assert "longer than its window" in driver.find_element("css selector", "#text").text
-        driver.find_element("xpath", "//button[.='What may come next']").click()
+        assert "longer than its context window" in driver.find_element("css selector", "#text").text
+        driver.find_element("xpath", "//button[.='Show the next token']").click()
         assert shown_bars(driver) == expected_bars(found.next)
         assert len(driver.find_elements("css selector", "#attention svg path.grid-cells")) > 3
         told = driver.find_element("css selector", "#attention .readout").text
         assert told.endswith(f": {farthest_weight(found.attention.weights):.1%}")
-        assert "Forgotten: the first 14" in driver.find_element("css selector", "#window").text
+        assert "Outside: the first 14" in driver.find_element("css selector", "#window").text
         check_quiet(driver)
 
 

@@ -191,7 +191,7 @@ def test_step_run_back_and_the_seed(browser):
         check_bars(page, ids, settings)
         page.click("step")
         assert page.written(10) == shown(texts[:10])
-        assert "Forgotten: the first 5" in page.find(".window-words").text
+        assert "Outside: the first 5" in page.find(".window-words").text
         assert len(page.all(".token.is-forgotten")) == 5
         command = page.find("#command").text
         assert "--max-new-tokens 10" in command
@@ -296,7 +296,7 @@ def test_a_large_vocabulary_shows_its_likeliest(browser):
         for settings in ({}, {"top_k": 40, "temperature": 0.7}, {"min_p": 0.2, "top_p": 0.5}):
             page.set(**{**NEUTRAL, **settings})
             check_bars(page, [0, 1], settings)
-        assert "1,024 likeliest of 5,000" in page.find("#known").text
+        assert "1,024 most probable of 5,000" in page.find("#known").text
         page.set(temperature=0)
         page.click("step")
         best = int(np.argmax(model.logits([0, 1])))
@@ -310,7 +310,7 @@ def test_a_model_without_numbers_is_told_in_words(browser):
     model.logits = lambda ids: [-reference.INF] * 4 if ids[-1] == 3 else broken(ids)
     with opened(browser, model) as page:
         page.type_prompt("abd")
-        page.until(lambda: "nothing to draw from" in page.find("#notice").text)
+        page.until(lambda: "probabilities are not finite" in page.find("#notice").text)
         page.type_prompt("ab")
         check_bars(page, [0, 1], {})
         assert not page.find("#notice").is_displayed()
@@ -380,7 +380,7 @@ def test_a_key_is_asked_for(browser):
     with opened(browser, key="se cret") as page:
         page.until(lambda: page.find("#api-key").is_displayed())
         page.find("#api-key").send_keys("wrong", Keys.ENTER)
-        page.until(lambda: "asks for a key" in page.find("#notice").text)
+        page.until(lambda: "needs an API key" in page.find("#notice").text)
         page.find("#api-key").clear()
         page.find("#api-key").send_keys("se cret", Keys.ENTER)
         page.until(lambda: page.bars())

@@ -121,8 +121,8 @@ def test_a_finished_run_says_how_to_make_it_again(trained):
     data = data_of(run)
     assert data["standing"] == "done"
     assert data["progress"].startswith("Done: 60 steps in ")
-    assert ["This run was begun with", "mygpt train squares.txt --steps 60"] in data["commands"]
-    assert ["Make it again, step for step", f"mygpt reproduce {run.name}"] in data["commands"]
+    assert ["This run was started with", "mygpt train squares.txt --steps 60"] in data["commands"]
+    assert ["Reproduce it step by step", f"mygpt reproduce {run.name}"] in data["commands"]
     facts = dict(data["facts"])
     state = RunFolder.of(run).load_state()[0]
     assert facts["model"] == f"{state.config.num_parameters():,} parameters"
@@ -189,8 +189,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     data = data_of(run)
     assert data["standing"] == "interrupted"
     assert data["progress"].startswith("Interrupted after 10 steps in ")
-    assert data["progress"].endswith("17% of the run by its last save")
-    assert ["Go on", f"mygpt train --resume {run.name}"] in data["commands"]
+    assert data["progress"].endswith("17% of the run at its last save")
+    assert ["Resume it", f"mygpt train --resume {run.name}"] in data["commands"]
     assert data["verdict"].startswith("so far: ")
     assert data["table"] == []
     assert [name["name"] for name in data["curves"]["baselines"]] == [
@@ -213,7 +213,7 @@ def test_a_run_that_goes_on_is_told_up_to_its_last_report(tmp_path):
     with RunLock(run):
         data = data_of(run)
     assert data["standing"] == "training"
-    assert data["progress"].startswith("Training now: 15 steps in 1:01 so far")
+    assert data["progress"].startswith("In progress: 15 steps in 1:01 so far")
     assert data["curves"]["training"][-1] == [15, 61.0, 3.0]
 
 
@@ -223,7 +223,7 @@ def test_a_run_without_validation_says_so(tmp_path):
     assert data["curves"]["validation"] == []
     assert data["table"] == []
     assert data["verdict"].startswith("nothing was validated")
-    assert data["reading"]["from"] == "the text it learned from"
+    assert data["reading"]["from"] == "the training text"
     assert [one["name"] for one in data["curves"]["baselines"]] == ["uniform"]
     Page(write_report(run).read_text()).check()
 
@@ -247,7 +247,7 @@ def test_without_the_text_the_rest_is_told(trained, kind, tmp_path):
         data = data_of(run)
     finally:
         text.write_text(whole)
-    words = {"gone": "the text is not to be had: ", "changed": "the text has changed since"}
+    words = {"gone": "the text is unavailable: ", "changed": "the text has changed since"}
     assert data["notes"][0].startswith(words[kind])
     assert data["curves"]["training"] == full["curves"]["training"]
     assert data["reading"]["from"] == "its own sample"
@@ -269,10 +269,10 @@ def test_no_folder_of_this_machine_is_in_the_page(trained, tmp_path, monkeypatch
         data = data_of(run)
         assert str(tmp_path) not in json.dumps(data)
         commands = dict(data["commands"])
-        assert commands["This run was begun with"] == (
+        assert commands["This run was started with"] == (
             "mygpt train squares.txt --val-file=v.txt -o 'my run'"
         )
-        assert commands["Write with it"] == f"mygpt generate --checkpoint {shown}"
+        assert commands["Generate text"] == f"mygpt generate --checkpoint {shown}"
         assert any("gone.txt does not exist" in note for note in data["notes"])
 
 
@@ -292,7 +292,7 @@ def test_text_from_standard_input_is_not_waited_for(run, monkeypatch):
     write_arrays(path, arrays, parts)
     monkeypatch.setattr("sys.stdin", None)
     assert data_of(run)["notes"] == [
-        "the text came from standard input, so it is not looked at again"
+        "the text came from standard input, so it cannot be read again"
     ]
 
 
@@ -307,7 +307,9 @@ def test_a_damaged_best_model_leaves_the_newest(run):
 def test_a_model_without_a_training_is_refused_in_one_line(tmp_path):
     path = tmp_path / "imported.safetensors"
     save_checkpoint(path, build(TUTORIAL), mygpt.CharTokenizer("abcde"))
-    with pytest.raises(InputError, match=r"has no log.jsonl beside it, so there is no training"):
+    with pytest.raises(
+        InputError, match=r"there is no log.jsonl in the folder of .*, so there is no training"
+    ):
         write_report(path)
     with pytest.raises(InputError, match="does not exist: name a run's folder"):
         write_report(tmp_path / "nothing")
@@ -321,7 +323,7 @@ def test_troubles_are_told(run):
         {"step": 62, "spike": 9.5, "usual": 2.25, "batch": []},
     )
     assert data_of(run)["troubles"] == [
-        [61, "its loss or gradient was no number: it was left out"],
+        [61, "skipped because its loss or gradient was not finite"],
         [62, "the loss jumped to 9.5000 from about 2.2500"],
     ]
 

@@ -1,1 +1,1 @@
-"""Pictures and pages: one set of views (`static/`), used by the playground and by reports."""
+"""Charts and pages: one set of JavaScript views (`static/`) for the playground and the reports."""

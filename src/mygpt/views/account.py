@@ -1,4 +1,4 @@
-"""A run in words: how far it has come, what it is made of, and what to type next."""
+"""A run described in text: its progress, its settings, and the commands to continue with."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Lines = list[tuple[str, str]]  # name and value
 
 
 def progress_of(standing: Standing) -> str:
-    """How far it has come."""
+    """The run's progress in one sentence."""
     did = f"{standing.step:,} steps in {clock(standing.elapsed_s)}"
     if standing.kind == "done":
         return f"Done: {did}" + ", ended early" * standing.ended_early
-    share = f"{standing.share:.0%} of the run by its last save"
+    fraction = f"{standing.share:.0%} of the run at its last save"
     if standing.kind == "training":
-        return f"Training now: {did} so far, {share}"
-    return f"Interrupted after {did}, {share}"
+        return f"In progress: {did} so far, {fraction}"
+    return f"Interrupted after {did}, {fraction}"
 
 
 def facts_of(run: Run, standing: Standing, learned: int) -> Lines:
-    """What a person wants to know first.
+    """The most important facts about a run, as pairs of name and text.
 
     Args:
         run: the run.
-        standing: how far it has come.
-        learned: tokens of the text that it learns from; 0 where that is not known.
+        standing: its progress.
+        learned: the number of tokens in the training split; 0 if it is unknown.
     """
     state, best = run.state, run.history.best
     corpus = state.provenance["corpus"]
-    times = f", the text {standing.tokens / learned:.1f} times" if learned else ""
+    epochs = f", {standing.tokens / learned:.1f} epochs" if learned else ""
     facts = [
         ("text", f"{corpus.get('name', '?')}, {corpus.get('bytes', 0):,} bytes"),
-        ("tokens", f"{state.tokenizer.kind}, vocabulary {state.tokenizer.vocab_size:,}"),
+        ("tokenizer", f"{state.tokenizer.kind}, vocabulary {state.tokenizer.vocab_size:,}"),
         ("model", f"{state.config.num_parameters():,} parameters"),
-        ("read", f"{standing.tokens:,} tokens{times}"),
+        ("trained on", f"{standing.tokens:,} tokens{epochs}"),
     ]
     if speeds := medians(run.history.speeds(), 1):
         facts.append(("speed", f"{speeds[-1][1]:,.0f} tokens/s"))
@@ -52,23 +52,26 @@ def facts_of(run: Run, standing: Standing, learned: int) -> Lines:
     return facts
 
 
-def plan_of(state: State) -> Lines:
-    """How it is trained."""
+def settings_of(state: State) -> Lines:
+    """The model's shape and the training settings, as pairs of name and text."""
     shape, config = state.config, state.training
     windows = [f"{config.batch_size} windows of {config.seq_len} tokens"]
-    windows += [f"from {share:.0%} on {batch} of {time}" for share, time, batch in config.stages]
+    windows += [f"after {share:.0%}: {batch} of {time}" for share, time, batch in config.stages]
     block = "the tutorial's" if shape.is_tutorial_block else f"{shape.norm} norm, {shape.mlp}"
     return [
         ("length", _length(state)),
         (
             "shape",
             f"{shape.num_layers} layers of {shape.num_heads} heads, width {shape.embed_dim}, "
-            f"window {shape.max_seq_len}",
+            f"context window {shape.max_seq_len}",
         ),
         ("block", f"{block}, {shape.position} positions"),
         ("each step", ", ".join(windows)),
-        ("optimizer", f"{config.optimizer}, highest rate {config.lr:g}, {config.schedule}"),
-        ("against memorising", f"weight decay {config.weight_decay:g}, dropout {shape.dropout:g}"),
+        (
+            "optimizer",
+            f"{config.optimizer}, peak learning rate {config.lr:g}, {config.schedule} schedule",
+        ),
+        ("regularization", f"weight decay {config.weight_decay:g}, dropout {shape.dropout:g}"),
         ("seed", f"{config.seed}"),
         ("made with", _versions(state.provenance)),
     ]
@@ -85,27 +88,27 @@ def _length(state: State) -> str:
 
 def _versions(provenance: dict[str, Any]) -> str:
     named = ((name, provenance.get(name)) for name in ("mygpt", "torch", "python"))
-    told = [f"{name} {version}" for name, version in named if version]
-    return ", ".join([*told, str(provenance.get("platform", ""))]).removesuffix(", ")
+    versions = [f"{name} {version}" for name, version in named if version]
+    return ", ".join([*versions, str(provenance.get("platform", ""))]).removesuffix(", ")
 
 
 def commands_of(run: Run, standing: Standing) -> Lines:
-    """What was typed, and what to type next; each with what it is for."""
+    """The command that started the run and commands to continue with, each with its purpose."""
     name = shlex.quote(shown_path(run.folder.name))
     begun = _without_folders(str(run.state.provenance.get("command", "")))
-    commands = [("This run was begun with", begun)]
+    commands = [("This run was started with", begun)]
     if standing.kind == "done":
-        commands.append(("Make it again, step for step", f"mygpt reproduce {name}"))
+        commands.append(("Reproduce it step by step", f"mygpt reproduce {name}"))
     else:
-        commands.append(("Go on", f"mygpt train --resume {name}"))
-    commands.append(("Write with it", f"mygpt generate --checkpoint {name}"))
+        commands.append(("Resume it", f"mygpt train --resume {name}"))
+    commands.append(("Generate text", f"mygpt generate --checkpoint {name}"))
     return commands
 
 
 def shown_path(path: str | Path) -> str:
-    """A path as a page shows it that may be sent to others: no folders of this machine.
+    """A path as pages show it: without this machine's folders, since pages may be published.
 
-    Relative to the current folder where it is inside that, else its last part.
+    It is relative to the current folder if it is inside it, else only its last part.
     """
     if not os.path.isabs(path):
         return str(path)
@@ -114,21 +117,21 @@ def shown_path(path: str | Path) -> str:
 
 
 def _without_folders(command: str) -> str:
-    """A command line with `shown_path` of every absolute path in it."""
+    """A command line with every absolute path replaced by its `shown_path`."""
     try:
         words = shlex.split(command)
-    except ValueError:  # no command line: an older version kept words of its own
+    except ValueError:  # not a command line: older versions stored other text here
         return command
     shown = []
     for word in words:
         name, equals, value = word.partition("=")
         shown.append(f"{name}={shown_path(value)}" if equals else shown_path(name))
-    # Of a hostile state all that would be more than one command is quoted.
+    # A manipulated state may contain several commands; quoting makes them one.
     return shlex.join(shown) if shown != words or words[:1] == ["mygpt"] else command
 
 
 def notes_of(run: Run) -> list[str]:
-    """What had to be left out, and why, without folders of this machine."""
+    """Notes on what the report cannot show and why, without this machine's folders."""
     settings = run.state.settings
     named = [*settings["files"], settings["val_file"], run.folder.folder, run.folder.file]
     paths = {str(path) for path in named if path is not None and os.path.isabs(path)}

@@ -1,5 +1,4 @@
-"""How a model wrote what it wrote: every token's chance, what else it might have been, and where
-the model looked.
+"""Explain a generated text: each token's probability, its alternatives, and the attention.
 
 Letters: T time, S positions shown, H heads, L window, N layers, V vocabulary.
 """
@@ -29,20 +28,20 @@ from mygpt.generation.writer import Writer
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.views.page import make_page
 
-ALTERNATIVES = 12  # told of each token
-_AT_THE_END = 100  # told of what may come next
-_DIGITS = 6  # of a probability
+ALTERNATIVES = 12  # alternatives listed for each token
+_AT_THE_END = 100  # candidates listed for the token after the text
+_DIGITS = 6  # significant digits of a probability in a page
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that may come at some place.
+    """A candidate for the token at some position.
 
     Attributes:
         id: the token.
         text: the token as text.
-        before: its probability under the model itself.
-        after: its probability after penalty, temperature and filters; 0 where they drop it.
+        before: its probability under the model.
+        after: its probability after penalty, temperature and filters; 0 if they exclude it.
     """
 
     id: int
@@ -53,12 +52,12 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What may come at one place.
+    """The distribution of the token at one position.
 
     Attributes:
-        likeliest: tokens, the likeliest under the model first.
-        others: how many more there are.
-        kept: how many tokens the filters leave.
+        likeliest: the most probable tokens under the model, in descending order.
+        others: the number of tokens that are not listed.
+        kept: the number of tokens that the filters keep.
     """
 
     likeliest: list[Alternative]
@@ -73,11 +72,11 @@ class Place:
     Attributes:
         id: the token.
         text: the token as text.
-        written: whether the model wrote it; else it is the prompt's.
-        window_start: the first token that the model saw when it predicted this one.
-        before: the token's probability under the model itself; None where nothing predicted it.
-        after: its probability after the filters.
-        prediction: what else might have come; None likewise.
+        written: True if the model generated it, False if it belongs to the prompt.
+        window_start: index of the first token in the context that predicted this one.
+        before: the token's probability under the model; None if it was not predicted.
+        after: its probability after the filters; None likewise.
+        prediction: the distribution at this position; None likewise.
     """
 
     id: int
@@ -91,10 +90,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Attention:
-    """Who looks at whom as the model predicts what comes after the text.
+    """The attention weights of the pass that predicts the token after the text.
 
     Attributes:
-        start: the first token that is shown.
+        start: index of the first token that is shown.
         weights: (N, H, S, S) float32 over the text's last S tokens; see `engines.reading`.
     """
 
@@ -102,24 +101,24 @@ class Attention:
     weights: Floats
 
     def to_data(self) -> dict[str, Any]:
-        """Thousandths of each row's weights up to its own place, row after row."""
+        """The lower triangle of the weights, row by row, in thousandths."""
         shown = self.weights.shape[-1]
         rows, columns = np.tril_indices(shown)
-        whole = np.rint(1000 * self.weights[:, :, rows, columns]).astype(int)
-        return {"start": self.start, "size": shown, "thousandths": whole.tolist()}
+        rounded = np.rint(1000 * self.weights[:, :, rows, columns]).astype(int)
+        return {"start": self.start, "size": shown, "thousandths": rounded.tolist()}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A prompt, its continuation, and how it came about.
+    """A prompt and its continuation, with probabilities and attention.
 
     Attributes:
         places: all tokens.
-        next: what may come after them.
-        attention: of the pass behind `next`.
-        window_start: the first token that this pass saw.
-        seed: of the draws.
-        sampling: how they were made.
+        next: the distribution of the token after them.
+        attention: the attention of the pass that computed `next`.
+        window_start: index of the first token in that pass's context.
+        seed: the seed of the sampling.
+        sampling: the sampling settings.
     """
 
     places: list[Place]
@@ -131,7 +130,7 @@ class Explanation:
 
     @property
     def written(self) -> list[Place]:
-        """The tokens that the model wrote."""
+        """The tokens that the model generated."""
         return [place for place in self.places if place.written]
 
 
@@ -143,32 +142,32 @@ def explain(
     sampling: SamplingConfig | None = None,
     seed: int = 0,
 ) -> Explanation:
-    """Continue `prompt` as `mygpt generate --engine numpy` does, and keep what it rests on.
+    """Continue `prompt` as `mygpt generate --engine numpy` does, and record the probabilities.
 
-    Past the window the model sees the last L tokens.
+    Past the window the model reads the last L tokens.
 
     Args:
         checkpoint: the model.
-        prompt: the text to continue; empty starts from nothing.
-        max_new_tokens: where to end at the latest; 0 looks at the prompt alone.
-        sampling: how to draw; None draws from the model's own distribution.
-        seed: decides the draws.
+        prompt: the text to continue; may be empty.
+        max_new_tokens: the largest number of new tokens; 0 explains only the prompt.
+        sampling: the sampling settings; None samples from the model's distribution.
+        seed: the seed of the sampling.
 
     Raises:
-        InputError: when a value is out of range, or the model predicts no numbers.
-        UnknownTokenError: for characters the model never saw.
+        InputError: if a value is out of range, or the model's logits are not finite.
+        UnknownTokenError: for characters that the tokenizer does not know.
     """
     check_max_new_tokens(max_new_tokens)
     checkpoint.check_shapes()
     writer = Writer(checkpoint, checkpoint.tokenizer, engine="numpy")
-    teller = _Teller(checkpoint, sampling or SamplingConfig())
-    teller.read_prompt(writer.prompt_ids(prompt))
-    teller.write(max_new_tokens, Stream(seed))
-    return teller.end(seed)
+    recorder = _Recorder(checkpoint, sampling or SamplingConfig())
+    recorder.read_prompt(writer.prompt_ids(prompt))
+    recorder.generate(max_new_tokens, Stream(seed))
+    return recorder.finish(seed)
 
 
-class _Teller:
-    """Follows a text from token to token and notes what is to be told."""
+class _Recorder:
+    """Reads and generates a text token by token and records each token's probabilities."""
 
     def __init__(self, checkpoint: Checkpoint, sampling: SamplingConfig) -> None:
         self.tokenizer: Tokenizer = checkpoint.tokenizer
@@ -179,16 +178,16 @@ class _Teller:
         self.places: list[Place] = []
 
     def read_prompt(self, ids: list[int]) -> None:
-        """Take in the prompt; its tokens inside the window are judged in one pass."""
+        """Read the prompt; one pass gives the probabilities of its tokens inside the window."""
         start = max(0, len(ids) - self.window)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             logits = read(self.engine.network, ids[start:], 1).logits  # (T, V)
         for at, token in enumerate(ids):
-            seen = logits[at - start - 1] if at > start else None
-            self._take(token, seen, written=False, window_start=min(at, start))
+            predicted = logits[at - start - 1] if at > start else None
+            self._record(token, predicted, written=False, window_start=min(at, start))
 
-    def write(self, most: int, stream: Stream) -> None:
-        """Draw up to `most` tokens."""
+    def generate(self, most: int, stream: Stream) -> None:
+        """Sample up to `most` tokens."""
         request = Request(
             np.array(self.ids, np.int64), most, self.sampling, stream,
             end=ends_of(self.tokenizer),
@@ -196,10 +195,10 @@ class _Teller:
         decoding = self.engine.start([request])
         while new := decoding.advance(1)[0]:
             start = max(0, len(self.ids) - self.window)
-            self._take(new[0], decoding.logits(0), written=True, window_start=start)
+            self._record(new[0], decoding.logits(0), written=True, window_start=start)
 
-    def end(self, seed: int) -> Explanation:
-        """Look once more, at what would come next."""
+    def finish(self, seed: int) -> Explanation:
+        """Compute the distribution and the attention after the last token."""
         start = max(0, len(self.ids) - self.window)
         shown = positions_to_show(self.engine.network, len(self.ids) - start)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -214,19 +213,21 @@ class _Teller:
             self.sampling,
         )
 
-    def _take(self, token: int, logits: Floats | None, *, written: bool, window_start: int) -> None:
+    def _record(
+        self, token: int, logits: Floats | None, *, written: bool, window_start: int
+    ) -> None:
         text = self.tokenizer.token_text(token)
         if logits is None:
             self.places.append(Place(token, text, written, window_start, None, None, None))
         else:
             before, after = self._distributions(logits)
-            told = self._prediction(before, after, ALTERNATIVES)
-            chances = float(before[token]), float(after[token])
-            self.places.append(Place(token, text, written, window_start, *chances, told))
+            prediction = self._prediction(before, after, ALTERNATIVES)
+            both = float(before[token]), float(after[token])
+            self.places.append(Place(token, text, written, window_start, *both, prediction))
         self.ids.append(token)
 
     def _distributions(self, logits: Floats) -> tuple[Floats, Floats]:
-        """The model's own (V,), and the one that is drawn from."""
+        """The model's distribution (V,), and the one that tokens are sampled from (V,)."""
         if not math.isfinite(logits.max()):
             raise broken_model()
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -243,7 +244,7 @@ class _Teller:
 
 
 def about(checkpoint: Checkpoint, *, name: str, command: str) -> dict[str, Any]:
-    """What a page says of the model; `command` writes the same text."""
+    """Facts about the model for a page; `command` is a command that generates the same text."""
     return {
         "name": name,
         "command": command,
@@ -259,16 +260,16 @@ def explain_page(explanation: Explanation, *, about: dict[str, Any]) -> str:
 
     Args:
         explanation: what to show.
-        about: what `about` gives.
+        about: the result of `about`.
     """
     return make_page("pages/explain.js", page_data(explanation, about), title="mygpt explain")
 
 
 def page_data(explanation: Explanation, about: dict[str, Any]) -> dict[str, Any]:
-    """What the page is made of, as plain JSON values."""
+    """The page's data as plain JSON values."""
     return {
         "about": about,
-        "seed": str(explanation.seed),  # 64 bits are more than a number of JavaScript's holds
+        "seed": str(explanation.seed),  # JavaScript's numbers cannot represent all 64-bit integers
         "sampling": asdict(explanation.sampling),
         "tokens": [_token(place) for place in explanation.places],
         "next": _listed(explanation.next),
@@ -301,5 +302,5 @@ def _listed(prediction: Prediction) -> dict[str, Any]:
 
 
 def _short(probability: float | None) -> float | None:
-    """With the digits that a page shows, and those that tell a small one from nothing."""
+    """Rounded to significant digits, so that small probabilities differ from 0."""
     return None if probability is None else float(f"{probability:.{_DIGITS}g}")

@@ -1,4 +1,4 @@
-"""What a run's log tells of its course, thinned to what a page has room for."""
+"""Read a run's log into losses, samples and incidents, thinned to what a page can show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from mygpt.json_objects import read_records, step_of
 
-_LARGEST = 1e18  # no number of a log comes near it
+_LARGEST = 1e18  # far above every valid number in a log
 
 
 class _OfAStep(Protocol):
@@ -26,13 +26,13 @@ S = TypeVar("S", bound=_OfAStep)
 
 @dataclass(frozen=True)
 class Report:
-    """A reported step.
+    """A step with a loss line.
 
     Attributes:
-        step: which.
-        loss: of its batch, nats per token.
+        step: the step.
+        loss: the loss of its batch in nats per token.
         lr: the learning rate.
-        tokens: read so far.
+        tokens: training tokens so far.
         elapsed_s: seconds of training so far.
     """
 
@@ -48,9 +48,9 @@ class Validation:
     """A validation pass.
 
     Attributes:
-        step: when.
-        val_loss: nats per token.
-        bits_per_byte: the same in bits per byte; NaN where the log does not tell.
+        step: the step after which it was made.
+        val_loss: in nats per token.
+        bits_per_byte: the same in bits per byte; NaN if the log does not contain it.
         elapsed_s: seconds of training so far.
     """
 
@@ -62,13 +62,12 @@ class Validation:
 
 @dataclass(frozen=True)
 class Sample:
-    """A piece of text that the model wrote on its way.
+    """A sample that the model generated during training.
 
     Attributes:
-        step: when.
+        step: the step after which it was generated.
         text: the text.
-        copied: passages that the text learned from has too: first character, and the one after
-            the last.
+        copied: (start, end) character offsets of passages that are also in the training text.
     """
 
     step: int
@@ -78,11 +77,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A step that was left out, or a loss that jumped.
+    """A skipped step, or a jump of the loss.
 
     Attributes:
-        step: when.
-        text: what happened.
+        step: the step.
+        text: a description.
     """
 
     step: int
@@ -91,7 +90,7 @@ class Trouble:
 
 @dataclass
 class History:
-    """A run's course, in the order of its steps; what was gone back behind is not part of it."""
+    """A run's log by kind, in the order of steps, without steps that were rolled back."""
 
     reports: list[Report] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
@@ -100,7 +99,7 @@ class History:
 
     @property
     def step(self) -> int:
-        """The last step that is told of."""
+        """The last step in the log."""
         return max((own[-1].step for own in (self.reports, self.validations) if own), default=0)
 
     @property
@@ -109,7 +108,7 @@ class History:
         return min(self.validations, key=lambda seen: seen.val_loss, default=None)
 
     def speeds(self) -> list[tuple[int, float]]:
-        """Tokens per second up to each reported step from the one before, by step."""
+        """(step, tokens per second since the report before) for each report."""
         return [
             (after.step, (after.tokens - before.tokens) / (after.elapsed_s - before.elapsed_s))
             for before, after in pairwise(self.reports)
@@ -118,20 +117,20 @@ class History:
 
 
 def read_log(log: Path) -> History:
-    """What a log tells; lines that are none, and a last one still being written, are passed over.
+    """Read a log; invalid lines and an incomplete last line are skipped.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: if it cannot be read.
     """
     history = History()
     for record in read_records(log):
         step = step_of(record)
         if step is not None:
-            _take(history, step, record)
+            _add(history, step, record)
     return history
 
 
-def _take(history: History, step: int, record: dict[str, Any]) -> None:
+def _add(history: History, step: int, record: dict[str, Any]) -> None:
     elapsed_s = _number(record, "elapsed_s", math.nan)
     loss, val_loss = _number(record, "loss"), _number(record, "val_loss")
     if math.isfinite(loss):
@@ -145,9 +144,9 @@ def _take(history: History, step: int, record: dict[str, Any]) -> None:
         _append(history.samples, Sample(step, text, _spans(record.get("copied"))))
     if "left_out" in record:
         count = int(_number(record, "steps", 1.0))
-        told = "its loss or gradient was no number: it was left out"
-        several = f"{count} steps up to here had no finite loss or gradient: they were left out"
-        history.troubles.append(Trouble(step, several if count > 1 else told))
+        one = "skipped because its loss or gradient was not finite"
+        several = f"{count} steps up to this one were skipped: no finite loss or gradient"
+        history.troubles.append(Trouble(step, several if count > 1 else one))
     if math.isfinite(spike := _number(record, "spike")):
         usual = _number(record, "usual")
         history.troubles.append(
@@ -156,7 +155,7 @@ def _take(history: History, step: int, record: dict[str, Any]) -> None:
 
 
 def _append(points: list[S], point: S) -> None:
-    """Add a point; a step behind the last one means that the run went back."""
+    """Add a point; if its step is not after the last one, the run was rolled back to there."""
     while points and points[-1].step >= point.step:
         points.pop()
     points.append(point)
@@ -166,7 +165,7 @@ def _number(record: dict[str, Any], name: str, missing: float = math.nan) -> flo
     value = record.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return missing
-    # A whole number may be too large for a float.
+    # An integer in JSON may be too large for a float.
     return float(value) if abs(value) < _LARGEST else missing
 
 
@@ -181,23 +180,23 @@ def _spans(copied: object) -> list[tuple[int, int]]:
 
 
 def thin(points: Sequence[P], most: int, value: Callable[[P], float]) -> list[P]:
-    """At most `most` points: of each stretch the lowest and the highest, and both ends.
+    """At most `most` points: the first, the last, and the minimum and maximum of equal intervals.
 
     So no peak and no dip is lost, however many points there are.
     """
     if len(points) <= most:
         return list(points)
-    stretches = max(1, most // 2 - 1)
+    intervals = max(1, most // 2 - 1)
     kept = {0, len(points) - 1}
-    for n in range(stretches):
-        own = range(n * len(points) // stretches, (n + 1) * len(points) // stretches)
+    for n in range(intervals):
+        own = range(n * len(points) // intervals, (n + 1) * len(points) // intervals)
         kept.add(min(own, key=lambda place: value(points[place])))
         kept.add(max(own, key=lambda place: value(points[place])))
     return [points[place] for place in sorted(kept)]
 
 
 def medians(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
-    """At most `most` points: of each stretch its last step and the median of its values."""
+    """At most `most` points: the last step and the median value of equal intervals."""
     if len(points) <= most:
         return list(points)
     bounds = [n * len(points) // most for n in range(most + 1)]
@@ -208,7 +207,7 @@ def medians(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, f
 
 
 def spread(points: Sequence[P], most: int) -> list[P]:
-    """At most `most` of the points, evenly from the first to the last."""
+    """At most `most` of the points, evenly spaced from the first to the last."""
     if len(points) <= most:
         return list(points)
     return [points[n * (len(points) - 1) // (most - 1)] for n in range(most)]

@@ -1,8 +1,8 @@
-"""One HTML file that holds its data, its scripts and its style, and loads nothing.
+"""Make one HTML file that contains its data, scripts and styles, and loads nothing.
 
-Its markup is the same for all data: what a model wrote, or a user named, is JSON in the page,
-and gets in front of people as text alone. A Content-Security-Policy lets the page's own script
-and style run, known by their digests, and nothing else.
+The markup does not depend on the data. Generated text and names are JSON in the page, and the
+scripts show them only as text, never as markup. A Content-Security-Policy allows only the page's
+own script and style, identified by their digests.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ _STYLES = ("static/style.css", "pages/page.css")
 
 _IMPORT = re.compile(r'^import \{([\w$\s,]*)\} from "(\.{1,2}/[\w./-]+\.js)";[ \t]*$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:(?:async )?function|const|class) ([\w$]+))", re.MULTILINE)
-# What is left of such statements once the two above are out: other ways to write them.
+# Import and export statements in other forms than the two above.
 _OTHER = re.compile(r"^\s*(?:import|export)\b|\bimport\s*[(.]", re.MULTILINE)
 _NAME = re.compile(r"([\w$]+)(?:\s+as\s+([\w$]+))?")
-_NO_SCRIPT = re.compile(
-    r"</script|<script|<!--", re.IGNORECASE
-)  # they would end it, or hide its end
+# These would end the script element, or hide its end from the HTML parser.
+_NO_SCRIPT = re.compile(r"</script|<script|<!--", re.IGNORECASE)
 _NO_STYLE = re.compile(r"</style|@import|url\(", re.IGNORECASE)
 
 _PAGE = """<!doctype html>
@@ -41,7 +40,7 @@ _PAGE = """<!doctype html>
 <style>{style}</style>
 </head>
 <body>
-<noscript>This page draws its pictures with JavaScript, which is off.</noscript>
+<noscript>This page needs JavaScript, which is disabled.</noscript>
 <main id="page"></main>
 <script type="application/json" id="data">{data}</script>
 <script>{script}</script>
@@ -51,19 +50,19 @@ _PAGE = """<!doctype html>
 
 
 def make_page(entry: str, data: Any, *, title: str = "mygpt") -> str:
-    """The page that `entry` makes of `data`.
+    """Return the HTML of a page that runs `entry` on `data`.
 
     Args:
-        entry: the module that fills the page's `main`, a path inside this folder.
+        entry: the JavaScript module that fills the page's `main`, a path inside this folder.
         data: plain JSON values, without NaN.
-        title: until the script names the page; letters, digits, spaces and dots.
+        title: the title until the script sets one; letters, digits, spaces and dots.
     """
     assert re.fullmatch(r"[\w .]+", title), title
     script = bundle(VIEWS / entry)
     style = "\n".join(_read(VIEWS / name) for name in _STYLES)
     for text, forbidden in ((script, _NO_SCRIPT), (style, _NO_STYLE)):
         if found := forbidden.search(text):
-            raise ValueError(f"a page cannot hold {found.group()!r} in its script or style")
+            raise ValueError(f"a page's script or style cannot contain {found.group()!r}")
     policy = (
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
@@ -74,7 +73,7 @@ def make_page(entry: str, data: Any, *, title: str = "mygpt") -> str:
 
 
 def embedded_json(data: Any) -> str:
-    """JSON that no parser of HTML or JavaScript takes for an end of what it stands in."""
+    """JSON text without characters that could end the surrounding HTML or JavaScript."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII: no U+2028 either
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -83,12 +82,12 @@ def embedded_json(data: Any) -> str:
 
 @dataclass
 class _Module:
-    """One module on its way into the bundle.
+    """One module of the bundle.
 
     Attributes:
-        name: the constant that holds its exports.
-        exports: their names.
-        text: the expression that runs it, once what it imports stands before it.
+        name: the JavaScript constant for its exports.
+        exports: the exported names.
+        text: the expression that runs it, after the modules that it imports.
     """
 
     name: str
@@ -97,13 +96,13 @@ class _Module:
 
 
 def bundle(entry: Path) -> str:
-    """One classic script that does what the ES module `entry` and its imports do.
+    """Bundle the ES module `entry` and its imports into one classic script.
 
-    It knows `import {a, b as c} from "./x.js";` and `export` before function, const and class,
-    each at the beginning of a line, and refuses all else.
+    Supported are `import {a, b as c} from "./x.js";` and `export` before function, const and
+    class, each at the beginning of a line.
 
     Raises:
-        ValueError: for another import or export, a missing name, or modules in a circle.
+        ValueError: for other forms of import or export, a missing name, or circular imports.
     """
     done: dict[Path, _Module] = {}
     _add(entry.resolve(), done, ())
@@ -112,21 +111,21 @@ def bundle(entry: Path) -> str:
 
 
 def _add(path: Path, done: dict[Path, _Module], within: tuple[Path, ...]) -> _Module:
-    """Put a module into `done`, behind those that it imports."""
+    """Append a module to `done`, after the modules that it imports."""
     if path in done:
         return done[path]
     if path in within:
-        raise ValueError(f"{path.name} imports itself, by way of {within[-1].name}")
+        raise ValueError(f"{path.name} imports itself through {within[-1].name}")
     text = _read(path)
     lines = []
     for match in _IMPORT.finditer(text):
         module = _add((path.parent / match.group(2)).resolve(), done, (*within, path))
-        lines.append(f"const {{ {_picked(match.group(1), module, path)} }} = {module.name};")
+        lines.append(f"const {{ {_destructured(match.group(1), module, path)} }} = {module.name};")
     exports = _EXPORT.findall(text)
     body = _EXPORT.sub("", _IMPORT.sub("", text))
     if found := _OTHER.search(body):
         line = body[found.start() :].lstrip().partition("\n")[0]
-        raise ValueError(f"{path.name}: {line!r} is an import or export of a kind not known here")
+        raise ValueError(f"{path.name}: {line!r} is an unsupported form of import or export")
     name = f"module${len(done)}"
     given = f"return {{ {', '.join(exports)} }};"
     module = _Module(name, exports, "(() => {\n" + "\n".join([*lines, body, given]) + "\n})()")
@@ -134,17 +133,17 @@ def _add(path: Path, done: dict[Path, _Module], within: tuple[Path, ...]) -> _Mo
     return module
 
 
-def _picked(names: str, module: _Module, importer: Path) -> str:
-    """The names in an import's braces, as a pattern that takes them out of an object."""
-    picked = []
+def _destructured(names: str, module: _Module, importer: Path) -> str:
+    """The names in an import's braces as a destructuring pattern."""
+    patterns = []
     for part in names.split(","):
         if not part.strip():
             continue
         match = _NAME.fullmatch(part.strip())
         if match is None or match.group(1) not in module.exports:
             raise ValueError(f"{importer.name} imports {part.strip()!r}, which is not exported")
-        picked.append(match.group(1) + (f": {match.group(2)}" if match.group(2) else ""))
-    return ", ".join(picked)
+        patterns.append(match.group(1) + (f": {match.group(2)}" if match.group(2) else ""))
+    return ", ".join(patterns)
 
 
 def _read(path: Path) -> str:
@@ -152,5 +151,5 @@ def _read(path: Path) -> str:
 
 
 def _digest(text: str) -> str:
-    """How a Content-Security-Policy names a text."""
+    """The digest that identifies a text in a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""A run as one page: what it learned, how fast, against what, and how to make it again."""
+"""A run's report as one page: losses, baselines, speed, samples, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mygpt.views.account import (
     commands_of,
     facts_of,
     notes_of,
-    plan_of,
     progress_of,
+    settings_of,
     shown_path,
 )
 from mygpt.views.explain import about, explain, page_data
 from mygpt.views.history import History, Sample, medians, spread, thin
 from mygpt.views.page import make_page
-from mygpt.views.run import Run, baselines_of, read_run, standing_of, verdict_of
+from mygpt.views.run import Run, baselines_of, diagnosis_of, read_run, standing_of
 
 _MOST_POINTS, _MOST_RATES, _MOST_SAMPLES, _MOST_TROUBLES = 1200, 300, 12, 20
 _LONGEST_SAMPLE, _LONGEST_PASSAGE = 2000, 400  # characters
 _MOST_PASSAGES = 8
-_READ_CHARS = 160  # of the text whose reading is shown
-# Tokens that the best model writes for a report; a large model takes its time for each.
+_READ_CHARS = 160  # length of the passage whose token probabilities are shown
+# Tokens that the best model generates for a report; fewer for a large model, which is slow.
 _WRITTEN, _WRITTEN_BY_LARGE, _LARGE = 400, 100, 20_000_000
 
 
@@ -44,17 +44,17 @@ def write_report(
     overwrite: bool = False,
     finished: Finished | None = None,
 ) -> Path:
-    """Write a run's report, and tell where it is.
+    """Write a run's report and return its path.
 
     Args:
-        path: the run's folder, or the checkpoint it wrote.
-        out: the page; None is report.html in the run's folder, which is replaced.
-        overwrite: replace `out` too.
-        finished: what the training told at its end, which then is not found out again.
+        path: the run's folder, or its checkpoint file.
+        out: the page to write; None replaces report.html in the run's folder.
+        overwrite: replace `out` if it exists.
+        finished: training's last event; its results are then used and not computed again.
 
     Raises:
-        InputError: where there is no run, no log of it, or `out` is there already.
-        StorageError: when there is no space, or the place cannot be written to.
+        InputError: if there is no run or no log, or `out` exists.
+        StorageError: if there is no space or no permission to write.
     """
     folder = RunFolder.of(path)
     if out is not None and out.exists() and not overwrite:
@@ -64,13 +64,13 @@ def write_report(
     )
     target = out or folder.report_path
     if out is None:
-        remove_abandoned(target)  # a report is written without the run's lock
+        remove_abandoned(target)  # temporary files of killed reports, which take no lock
     write_durably(target, [page.encode()], inside=out is None)
     return target
 
 
 def report_data(run: Run) -> dict[str, Any]:
-    """What the page is made of, as plain JSON values."""
+    """The page's data as plain JSON values."""
     standing = standing_of(run)
     baselines, learned = baselines_of(run)
     own = _written(run)
@@ -79,7 +79,7 @@ def report_data(run: Run) -> dict[str, Any]:
         "name": shown_path(run.folder.name),
         "standing": standing.kind,
         "progress": progress_of(standing),
-        "verdict": verdict_of(run, standing, baselines, learned),
+        "verdict": diagnosis_of(run, standing, baselines, learned),
         "facts": facts_of(run, standing, learned),
         "curves": _curves(run.history, baselines, run.state.config.vocab_size),
         "table": _table(run.history, baselines),
@@ -92,7 +92,7 @@ def report_data(run: Run) -> dict[str, Any]:
         "copied_chars": COPIED_CHARS,
         "reading": _reading(run, own),
         "troubles": [[t.step, t.text] for t in spread(run.history.troubles, _MOST_TROUBLES)],
-        "plan": plan_of(run.state),
+        "plan": settings_of(run.state),
         "commands": commands_of(run, standing),
         "notes": notes_of(run),
     }
@@ -104,7 +104,7 @@ def _rate(history: History) -> list[tuple[int, float]]:
 
 
 def _curves(history: History, baselines: Baselines | None, vocab_size: int) -> dict[str, Any]:
-    """Losses in nats per token, as [step, seconds, loss], with what there is to beat."""
+    """Losses in nats per token, as [step, seconds, loss], and the baselines' losses."""
     seconds = [
         (r.step, None if math.isnan(r.elapsed_s) else r.elapsed_s, r.loss) for r in history.reports
     ]
@@ -124,7 +124,7 @@ def _curves(history: History, baselines: Baselines | None, vocab_size: int) -> d
 
 
 def _table(history: History, baselines: Baselines | None) -> list[tuple[str, float, float | None]]:
-    """Name, bits per byte and nats per token of what was measured, from worst to best."""
+    """Name, bits per byte and nats per token of the model and the baselines, worst first."""
     if baselines is None or history.best is None:
         return []
     loss = history.best.val_loss
@@ -140,7 +140,7 @@ def _sample(sample: Sample) -> dict[str, Any]:
 
 
 def _written(run: Run) -> dict[str, Any] | None:
-    """What the best model writes, and what of it is copied."""
+    """A sample of the best model, with the passages that it copied."""
     model = run.model
     if model is None:
         return None
@@ -151,15 +151,15 @@ def _written(run: Run) -> dict[str, Any] | None:
             "", _WRITTEN_BY_LARGE if large else _WRITTEN, seed=0, overflow="refill"
         )[0].text[:_LONGEST_SAMPLE]
     except MygptError as error:
-        run.notes.append(f"the model writes nothing: {error}")
+        run.notes.append(f"the model cannot generate text: {error}")
         return None
-    told: dict[str, Any] = {"text": text, "copied": [], "step": model.provenance.get("step")}
+    written: dict[str, Any] = {"text": text, "copied": [], "step": model.provenance.get("step")}
     if run.source is not None:
         novelty = measure_novelty(text, run.source.learned)
-        told["copied"] = [(passage.start, passage.end) for passage in novelty.passages]
-        told["from"] = [passage.document for passage in novelty.passages]
-        told["novelty"] = str(novelty)
-    return told
+        written["copied"] = [(passage.start, passage.end) for passage in novelty.passages]
+        written["from"] = [passage.document for passage in novelty.passages]
+        written["novelty"] = str(novelty)
+    return written
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class _Copy:
 
 
 def _passages(samples: Sequence[Sample], own: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The longest copied passages of all samples, the longest first, each once."""
+    """The longest copied passages of all samples without duplicates, longest first."""
     copies = [
         _Copy(sample.text[start:end], sample.step, "")
         for sample in samples
@@ -196,15 +196,15 @@ def _passages(samples: Sequence[Sample], own: dict[str, Any] | None) -> list[dic
 
 
 def _reading(run: Run, own: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The best model reading a passage: each token's chance, and attention."""
+    """Token probabilities and attention of the best model on a passage of the text."""
     if run.model is None or own is None:
         return None
-    most = min(_READ_CHARS, run.model.config.max_seq_len)  # so that it sees all of it
+    most = min(_READ_CHARS, run.model.config.max_seq_len)  # so that it fits in the window
     text, name = own["text"][:most], "its own sample"
     if run.source is not None:
         kept = bool(run.source.held)
         text = _passage(run.source.held if kept else run.source.learned, most)
-        name = "the text kept for validation" if kept else "the text it learned from"
+        name = "the validation text" if kept else "the training text"
     try:
         seen = explain(run.model, text, max_new_tokens=0)
     except MygptError as error:
@@ -214,7 +214,7 @@ def _reading(run: Run, own: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _passage(documents: Sequence[Document], most: int) -> str:
-    """`most` characters of the first text, from a line's beginning where one is near."""
+    """`most` characters of the first document, from the start of a line if one is near."""
     if not documents:
         return ""
     first = documents[0]

@@ -1,4 +1,4 @@
-"""A run as a report finds it: its files, how far it has come, and what it has to beat."""
+"""Read a run for its report: files, progress, baselines and diagnosis."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from mygpt.training.state import State
 from mygpt.training.step_log import StepLog
 from mygpt.views.history import History, read_log
 
-# Bytes of a text that is read again for a report: more would take longer than it is worth.
+# A report reads the text again only up to this number of bytes; more would take too long.
 _MOST_TEXT = 2**27
 
 
 @dataclass
 class Run:
-    """A run's files, read.
+    """The contents of a run's files.
 
     Attributes:
-        folder: where they lie.
-        state: the newest good one.
-        history: of the log.
-        model: the best one, else the newest; None where neither is whole.
-        source: the text; None where it is not to be had, or not in memory.
-        finished: the end of a training that has just ended; None later.
-        notes: what had to be left out, and why.
+        folder: the run's folder.
+        state: the newest intact state.
+        history: the log.
+        model: the best model, else the newest; None if neither is intact.
+        source: the text; None if it is unavailable or too large.
+        finished: training's last event, if training has just ended; else None.
+        notes: what the report cannot show, and why.
     """
 
     folder: RunFolder
@@ -49,10 +49,10 @@ class Run:
 
 
 def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
-    """Read what a report is made of.
+    """Read everything that a report needs.
 
     Raises:
-        InputError: where there is no run, or no log of it.
+        InputError: if there is no run, or it has no log.
     """
     run.check_regular()
     if not run.log_path.exists() and not run.exists:
@@ -63,7 +63,7 @@ def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
     except OSError as error:
         if error.errno is None or run.log_path.exists():
             raise InputError(f"{run.log_path} cannot be read: {error.strerror}") from None
-        history = History()  # a run that has only begun
+        history = History()  # the run has just started
     found = Run(run, state, history, None, None, finished)
     found.notes += [] if note is None else [note]
     found.model = _read_model(found)
@@ -72,7 +72,7 @@ def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
 
 
 def _no_log(run: RunFolder) -> InputError:
-    """What to say of a model without a training of ours behind it."""
+    """The error for a path without a log of a mygpt training run."""
     model = next((path for path in (run.best_path, run.last_path) if path.exists()), run.name)
     if not model.exists():
         return CheckpointError(f"{run.name} does not exist: name a run's folder")
@@ -80,9 +80,9 @@ def _no_log(run: RunFolder) -> InputError:
     if model == run.name and other is not None:
         return CheckpointError(other)
     return InputError(
-        f"{model} has no log.jsonl beside it, so there is no training to report on (an imported "
-        f"model has none): `mygpt explain {shlex.quote(str(run.name))} --prompt TEXT --terminal` "
-        "shows how it writes"
+        f"there is no log.jsonl in the folder of {model}, so there is no training to report on (an "
+        f"imported model has none): `mygpt explain {shlex.quote(str(run.name))} --prompt TEXT "
+        "--terminal` shows how it generates text"
     )
 
 
@@ -97,49 +97,49 @@ def _read_model(run: Run) -> Checkpoint | None:
 
 
 def _read_source(run: Run) -> ReadSource | None:
-    """The text that the run learns from, if it is there, unchanged, and not too long."""
+    """The run's text; None if it is unavailable, has changed, or is too large."""
     settings, known = run.state.settings, run.state.provenance["corpus"]
     size = known.get("bytes", 0)
     if "-" in settings["files"]:
-        run.notes.append("the text came from standard input, so it is not looked at again")
+        run.notes.append("the text came from standard input, so it cannot be read again")
         return None
     if not isinstance(size, int) or size > _MOST_TEXT:
-        run.notes.append(f"the text has {size:,} bytes, so it is not looked at again")
+        run.notes.append(f"the text has {size:,} bytes, which is too much to read it again")
         return None
     if settings.get("stored_as") is not None or any(map(is_store, settings["files"])):
-        run.notes.append("the text is in a token store, so it is not looked at again")
+        run.notes.append("the text is in a token store, so it is not read again")
         return None
     try:
         if run.finished is None:
             require_unchanged_files(settings, run.folder.name, way=["mygpt", "train", "--resume"])
     except MygptError:
         run.notes.append(
-            "the text has changed since the run began, or is not its text, so it is not looked at"
+            "the text has changed since the run began, or is another one, so it is not used"
         )
         return None
     try:
         bytes_do = run.state.tokenizer.kind == "byte"
         source = read_source(settings, run.state.training.val_fraction, allow_bytes=bytes_do)
     except MygptError as error:
-        run.notes.append(f"the text is not to be had: {error}")
+        run.notes.append(f"the text is unavailable: {error}")
         return None
     if not isinstance(source, ReadSource) or source.sha256 != known["sha256"]:
-        run.notes.append("the text has changed since the run began, so it is not looked at")
+        run.notes.append("the text has changed since the run began, so it is not used")
         return None
     return source
 
 
 @dataclass
 class Standing:
-    """How far a run has come.
+    """A run's progress.
 
     Attributes:
         kind: "done", "training" or "interrupted".
-        step: steps done.
-        tokens: read so far.
+        step: completed steps.
+        tokens: training tokens so far.
         elapsed_s: seconds of training.
-        share: of the run, 0 to 1.
-        ended_early: because the validation loss had turned.
+        share: the completed fraction of the run, 0 to 1.
+        ended_early: whether training ended early because the validation loss had risen.
     """
 
     kind: str
@@ -151,18 +151,18 @@ class Standing:
 
 
 def standing_of(run: Run) -> Standing:
-    """How far the run has come, and whether it is over."""
-    state, course = run.state, run.state.progress
-    plan = StepLog(state.training, state.arrays.get("given_plan"))
-    plan.restore(state.arrays, course.step)
-    share = plan.done(course)
-    early = 0 < state.training.patience <= course.worse
+    """Return the run's progress."""
+    state, progress = run.state, run.state.progress
+    steps = StepLog(state.training, state.arrays.get("given_plan"))
+    steps.restore(state.arrays, progress.step)
+    share = steps.done(progress)
+    early = 0 < state.training.patience <= progress.worse
     kind = "interrupted"
     if share >= 1.0 or early:
         kind = "done"
     elif run.finished is None and holder(run.folder.folder) is not None:
         kind = "training"
-    step, tokens, elapsed_s = course.step, plan.tokens, course.elapsed_s
+    step, tokens, elapsed_s = progress.step, steps.tokens, progress.elapsed_s
     reports = run.history.reports
     if kind == "training" and reports and reports[-1].step > step:  # ahead of its last save
         last = reports[-1]
@@ -171,9 +171,9 @@ def standing_of(run: Run) -> Standing:
 
 
 def baselines_of(run: Run) -> tuple[Baselines | None, int]:
-    """What simpler models reach on the validation text, and the tokens that are learned from.
+    """The baselines on the validation text, and the number of training tokens.
 
-    None where there is no such text, or none is to be had; 0 where the text is not.
+    The baselines are None without a validation text; the number is 0 if the text is unavailable.
     """
     if run.finished is not None and run.finished.baselines is not None:
         found = run.finished.baselines
@@ -197,12 +197,12 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
     return found, len(learned)
 
 
-def verdict_of(run: Run, standing: Standing, baselines: Baselines | None, learned: int) -> str:
-    """How it went, or goes, in plain words."""
+def diagnosis_of(run: Run, standing: Standing, baselines: Baselines | None, learned: int) -> str:
+    """The diagnosis of the run in plain words."""
     if run.finished is not None and run.finished.verdict:
         return run.finished.verdict
     epochs = standing.tokens / learned if learned else _estimated_epochs(run, standing)
-    told = diagnose(
+    diagnosis = diagnose(
         read_history(run.folder.log_path),
         steps=standing.step,
         epochs=epochs,
@@ -210,11 +210,11 @@ def verdict_of(run: Run, standing: Standing, baselines: Baselines | None, learne
         to_beat=None if baselines is None else baselines.fivegram,
         unknown=_unknown(run),
     )
-    return told if standing.kind == "done" else f"so far: {told}"
+    return diagnosis if standing.kind == "done" else f"so far: {diagnosis}"
 
 
 def _unknown(run: Run) -> float:
-    """The part of the text that the tokenizer does not know; 0 where the text is not there."""
+    """The fraction of the text that the tokenizer does not know; 0 if the text is unavailable."""
     if run.source is None:
         return 0.0
     tokens = run.source.encode(run.state.tokenizer)
@@ -223,7 +223,7 @@ def _unknown(run: Run) -> float:
 
 
 def _estimated_epochs(run: Run, standing: Standing) -> float:
-    """How often the text was read, from its bytes and how many of them a token stands for."""
+    """Epochs so far, estimated from the text's bytes and the number of bytes in a token."""
     best = run.history.best
     size = run.state.provenance["corpus"].get("bytes")
     if best is None or not isinstance(size, int) or not size or not best.bits_per_byte > 0:

@@ -5,8 +5,8 @@ import { makeSvg, setAttribute, stateOf } from "../static/dom.js";
 
 const MARGIN = { left: 52, right: 10, top: 10, bottom: 22 };
 
-// Draw the line into `element`, or change what is there.
-// data: { points: [[step, value], ...], words: what the picture shows, for those who do not see it }
+// Draw the line into `element`, or update it.
+// data: { points: [[step, value], ...], words: a description for screen readers }
 // options: { height (150), width (the element's) }
 export function renderLine(element, data, options = {}) {
   const picture = stateOf("line", element, buildLine);

@@ -1,5 +1,5 @@
-// The page of `mygpt report`: a run's verdict, its curves, its samples, what it copied, where it
-// looks, and how to make it again.
+// The page of `mygpt report`: a run's diagnosis, loss curves, samples, copied passages, attention,
+// and the commands to reproduce it.
 
 import { renderAttention } from "../static/attention.js";
 import { renderCurves } from "../static/curves.js";
@@ -42,9 +42,9 @@ function showReport(data) {
 function showCurves({ curves, troubles, standing }) {
   const box = addSection(
     "curves",
-    "What it learned",
-    "The loss is how surprised the model is by the next token: lower is better. The lines across " +
-      "are what simpler models reach.",
+    "Loss",
+    "The loss is the mean negative log-probability of the next token; lower is better. Horizontal " +
+      "lines are the losses of simpler models.",
   );
   if (!curves.training.length && !curves.validation.length) {
     const words = standing === "training" ? "Nothing has been reported yet." : "The log is empty.";
@@ -66,8 +66,8 @@ function showCurves({ curves, troubles, standing }) {
 
 function showTable({ table, bounds }) {
   if (!table.length) return;
-  const words = "On the text kept for validation, from worst to best.";
-  const box = addSection("table", "Beside others", bounds ? `${words} (${bounds})` : words);
+  const words = "On the validation text, from worst to best.";
+  const box = addSection("table", "Baselines", bounds ? `${words} (${bounds})` : words);
   const most = Math.max(...table.map(([, bits]) => bits));
   const rows = table.map(([name, bits, loss]) => tableRow(name, bits, loss, most));
   const head = ["", "bits per byte", "", "nats per token"].map((name) =>
@@ -94,7 +94,7 @@ function tableRow(name, bits, loss, most) {
 
 function showPace({ rate, speed }) {
   if (rate.length < 2) return;
-  const box = addSection("pace", "Rate and speed");
+  const box = addSection("pace", "Learning rate and speed");
   const pair = make("div", { class: "pair" });
   box.append(pair);
   const charts = [["Learning rate, by step", rate], ["Tokens a second, by step", speed]];
@@ -114,20 +114,20 @@ function showSamples({ samples, written, copied_chars: copiedChars }) {
     all.push({ ...written, title: `The best model${step}` });
   }
   if (!all.length) return;
-  const words = "Written from nothing: no prompt, and a seed of its own each time.";
-  const box = addSection("samples", samples.length ? "How its writing grew" : "What it writes", words);
+  const words = "Generated without a prompt, each with another seed.";
+  const box = addSection("samples", "Samples", words);
   renderSamples(addBox(box), all, { copiedChars });
 }
 
 function showPassages({ passages, written, copied_chars: least }) {
   if (!written && !passages.length) return;
-  const box = addSection("copied", "What it copied");
+  const box = addSection("copied", "Copied passages");
   const words = [];
   if (!passages.length && written && written.novelty) {
-    words.push(`No sample has ${least} characters or more word for word from the text it read.`);
+    words.push(`No sample contains a passage of ${least} or more characters of the training text.`);
   }
   if (!passages.length && written && !written.novelty) {
-    words.push("Not known: the text it learned from is not to be had.");
+    words.push("Unknown: the training text is unavailable.");
   }
   if (written && written.novelty) words.push(`Best model's sample: ${visibleText(written.novelty, true)}.`);
   for (const line of words) box.append(make("p", { class: "section-words" }, line));
@@ -148,16 +148,16 @@ function showReading({ reading }) {
   if (!reading) return;
   const box = addSection(
     "reading",
-    "How the best model reads",
-    `A passage from ${reading.from}: the deeper a token's colour, the likelier the model held it.`,
+    "Token probabilities of the best model",
+    `A passage from ${reading.from}. The darker a token's colour, the higher its probability.`,
   );
   renderTokens(addBox(box), tokenData(reading.tokens, reading.window_start, false));
   const surprise = leastExpected(reading.tokens);
   if (surprise) {
-    const words = `It expected ${quoted(surprise)} least: ${percent(surprise.before)}.`;
+    const words = `The least probable token is ${quoted(surprise)}: ${percent(surprise.before)}.`;
     box.append(make("p", { class: "section-words" }, words));
   }
-  const view = addBox(box, "Where it looks");
+  const view = addBox(box, "Attention");
   const shown = attentionData(reading.attention, reading.tokens);
   renderAttention(view, shown, farthestHead(shown));
   keepDrawn(() => renderAttention(view, shown));
@@ -169,7 +169,7 @@ function leastExpected(tokens) {
 }
 
 function showPlan({ plan, commands }) {
-  const box = addSection("plan", "How it was made");
+  const box = addSection("plan", "Settings");
   box.append(factList(plan));
   for (const [words, command] of commands) {
     if (command) box.append(commandBox(`${words}:`, command));
@@ -182,7 +182,7 @@ function showNotes({ notes }) {
   box.append(make("ul", {}, ...notes.map((note) => make("li", {}, sentence(note)))));
 }
 
-// Words that begin and end as a sentence does.
+// The words with a capital letter and a full stop.
 function sentence(words) {
   const text = words.charAt(0).toUpperCase() + words.slice(1);
   return /[.!?]$/.test(text) ? text : `${text}.`;

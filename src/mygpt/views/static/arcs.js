@@ -1,4 +1,4 @@
-// Attention of one token as arcs to the tokens it looks at, over the text in one line.
+// One token's attention weights as arcs to earlier tokens, above the text on one line.
 
 import { makeSvg, setAttribute, setText } from "./dom.js";
 import { percent, tokenName } from "./text.js";
@@ -9,8 +9,8 @@ const BASELINE = 104;
 const MOST_HEIGHT = 80;
 const LEAST_DRAWN = 0.004;
 
-// Draw into `svg` how `tokens[from]` looks back with weights `row` (T,).
-// options: { from, to: the token to stress or null, width: in pixels }
+// Draw the attention weights `row` (T,) of `tokens[from]` into `svg`.
+// options: { from, to: index of the highlighted token or null, width: in pixels }
 export function drawArcs(svg, tokens, row, { from, to, width }) {
   const names = tokens.map((token) => arcName(token));
   const first = firstShown(names, from, width);
@@ -31,7 +31,7 @@ export function drawArcs(svg, tokens, row, { from, to, width }) {
   );
 }
 
-// The first token that still fits in the line, whose last one is `from`.
+// The first token that fits on the line if `from` is its last one.
 function firstShown(names, from, width) {
   let first = from;
   let used = 2 * ARC_PADDING + cellWidth(names[from] ?? "");
@@ -63,7 +63,7 @@ function arcPaths(row, { first, from, to, centers }) {
   return paths;
 }
 
-// A cubic whose middle is `height` above its ends.
+// A cubic curve whose middle is `height` above its ends.
 function arcOf(start, end, height) {
   const y = BASELINE - 4;
   const top = (y - height / 0.75).toFixed(1);
@@ -87,10 +87,10 @@ function arcTexts(names, { first, from, to, centers }) {
   return texts;
 }
 
-// How much goes to tokens that did not fit in the line.
+// The total weight of the tokens that do not fit on the line.
 function hiddenWords(row, first) {
   const hidden = row.slice(0, first).reduce((sum, weight) => sum + weight, 0);
-  const words = first > 0 ? `← ${percent(hidden)} on the ${first} before` : "";
+  const words = first > 0 ? `← ${percent(hidden)} to the ${first} before` : "";
   return makeSvg("text", { class: "arc-note", x: ARC_PADDING, y: 14 }, words);
 }
 

@@ -1,5 +1,5 @@
-// Attention of a chosen layer and head: arcs from one token to those it looks at, and a grid
-// of all of them. Letters: T time; weights are [layer][head][T][T], row looks at column.
+// Attention weights of a chosen layer and head: arcs from one token to earlier ones, and a grid
+// of all tokens. Letters: T time; weights are [layer][head][T][T], row attends to column.
 
 import { make, makeSvg, setAttribute, setText, stateOf } from "./dom.js";
 import { drawArcs } from "./arcs.js";
@@ -7,11 +7,11 @@ import { percent, tokenName } from "./text.js";
 
 const GRID_LEVELS = 16;
 const MOST_LABELLED = 40;
-const LABEL_ROOM = 5; // cells
+const LABEL_WIDTH = 5; // cells
 
-// Draw attention into `element`, or change what is there.
+// Draw the attention into `element`, or update it.
 // data: { tokens: [{ id, text }] (T), weights: [layer][head][T][T] }
-// options: { layer, head: which to show first (0, 0); from: the token that looks (the last);
+// options: { layer, head: the first ones to show (0, 0); from: the attending token (the last);
 //            onChange({ layer, head, from }) }
 export function renderAttention(element, data, options = {}) {
   const state = stateOf("attention", element, buildAttention);
@@ -91,8 +91,8 @@ function showAttention(state) {
 function drawGrid(state) {
   const weights = weightsOf(state);
   const count = weights.length;
-  const room = count <= MOST_LABELLED ? LABEL_ROOM : 0;
-  setAttribute(state.grid, "viewBox", `${-room} 0 ${count + room} ${Math.max(1, count)}`);
+  const labelWidth = count <= MOST_LABELLED ? LABEL_WIDTH : 0;
+  setAttribute(state.grid, "viewBox", `${-labelWidth} 0 ${count + labelWidth} ${Math.max(1, count)}`);
   const shades = Array.from({ length: GRID_LEVELS + 1 }, () => []);
   weights.forEach((row, y) => {
     for (let x = 0; x <= y; x += 1) {
@@ -108,7 +108,7 @@ function drawGrid(state) {
   );
   state.rowMark = makeSvg("rect", { class: "grid-row", x: 0, height: 1 });
   state.cellMark = makeSvg("rect", { class: "grid-cell", width: 1, height: 1 });
-  const labels = room ? state.data.tokens.map((token, y) => gridLabel(token, y)) : [];
+  const labels = labelWidth ? state.data.tokens.map((token, y) => gridLabel(token, y)) : [];
   state.grid.replaceChildren(...paths, ...labels, state.rowMark, state.cellMark);
 }
 
@@ -117,7 +117,7 @@ function gridLabel(token, y) {
   return makeSvg("text", { class: "grid-label", x: -0.4, y: y + 0.75 }, name);
 }
 
-// Mark the token that looks and the one looked at, and tell the weight.
+// Mark the attending and the attended token, and show the weight.
 function markCell(state) {
   const row = weightsOf(state)[state.from] ?? [];
   setAttribute(state.rowMark, "y", state.from);
@@ -141,7 +141,7 @@ function attentionWords(state, row, to) {
   const back = state.from - to;
   const where = back === 0 ? "itself" : `${name(to)}, ${back} back`;
   const most = state.to === null ? " most" : "";
-  return `${name(state.from)} looks${most} at ${where}: ${percent(row[to])}`;
+  return `${name(state.from)} attends${most} to ${where}: ${percent(row[to])}`;
 }
 
 function selectCell(state, from, to) {

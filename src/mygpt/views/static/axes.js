@@ -1,4 +1,4 @@
-// Numbers along the side of a picture: where ticks stand, how they read, where words find room.
+// Axes of charts: positions of ticks, their labels, and columns for labels that would overlap.
 
 // At most about `most` round numbers from `low` to `high`.
 export function niceTicks(low, high, most) {
@@ -12,14 +12,14 @@ export function niceTicks(low, high, most) {
   return Array.from({ length: last - first + 1 }, (_, n) => (first + n) * step);
 }
 
-// A number in few digits: 1.5k, 2M, 0.25.
+// A number with few digits: 1.5k, 2M, 0.25.
 export function shortNumber(value) {
   const [divisor, sign] = value >= 1e6 ? [1e6, "M"] : value >= 1e4 ? [1e3, "k"] : [1, ""];
   return `${Number((value / divisor).toPrecision(4))}${sign}`;
 }
 
-// In which column (0, 1, ...) each word stands at its height, so that words of one column are at
-// least `space` apart.
+// The column (0, 1, ...) of each label at its height, so that labels of one column are at least
+// `space` apart.
 export function labelColumns(heights, space) {
   const columns = [];
   return heights.map((height) => {

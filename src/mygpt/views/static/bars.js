@@ -1,14 +1,14 @@
-// The distribution of the next token as bars: an outline for the model's own probability, a
-// filled bar for the one after the filters. A click or Enter picks a token by hand.
+// The distribution of the next token as bars: an outline for the model's probability, a filled
+// bar for the probability after the filters. A click or Enter chooses a token by hand.
 
 import { make, makeSvg, moved, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
 import { counted, percent, tokenName } from "./text.js";
 
-// What the full width of a bar may stand for.
+// The probabilities that the full width of a bar may represent.
 const BAR_SCALES = [1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
 
-// What renderBars takes, from distributions (V,) `before` and `after` the filters, the ids to show
-// (likeliest first) and the tokens' texts by id.
+// The data of renderBars, from distributions (V,) `before` and `after` the filters, the ids to
+// show (most probable first) and the tokens' texts by id.
 export function barData(before, after, shown, texts) {
   const tokens = shown.map((id) => ({
     id,
@@ -27,10 +27,10 @@ function sumOfOthers(probs, shown) {
   return others.reduce((sum, prob) => sum + prob, 0);
 }
 
-// Draw the bars into `element`, or change those that are there.
+// Draw the bars into `element`, or update them.
 // data: { tokens: [{ id, text, before, after }], others: { count, before, after } or null }
-// options: { onPick(id): bars become buttons; next: the id that the seed draws next;
-//            label: the list's name; beforeName, afterName: what the two bars show }
+// options: { onPick(id): bars become buttons; next: the id that is sampled next;
+//            label: the list's name; beforeName, afterName: names of the two bars }
 export function renderBars(element, data, options = {}) {
   const state = stateOf("bars", element, (box) => buildBars(box, options));
   state.onPick = options.onPick;
@@ -109,7 +109,7 @@ function fillBar(state, place, row, scale, next) {
   );
 }
 
-// The smallest step of the scale that holds every bar.
+// The smallest scale in which every bar fits.
 function barScale(rows) {
   const largest = rows.reduce((most, row) => Math.max(most, row.before, row.after), 0);
   return BAR_SCALES.findLast((scale) => scale >= largest * 0.999999) ?? 1;

@@ -1,11 +1,11 @@
-// The server's side of the playground: its model, predictions, attention.
+// Requests to the playground's server: the model, predictions, attention.
 // Letters: T time, V vocabulary.
 
 import { likeliestFirst, softmax, spreadRest } from "./sampling.js";
 
-const MOST_LIKELIEST = 20; // that are told apart in the bars
+const MOST_LIKELIEST = 20; // tokens with a bar of their own
 
-// What the server refused (status 4xx or 5xx), or that it is gone (status 0).
+// An error response (status 4xx or 5xx), or no response at all (status 0).
 export class ServerError extends Error {
   constructor(message, status, code = null) {
     super(message);
@@ -26,13 +26,13 @@ export class Client {
     return this.facts;
   }
 
-  // The prediction behind `question`, { text } or { ids }.
+  // The prediction of the token after `question`, { text } or { ids }.
   async next(question, signal) {
     return predictionOf(await this.send("next", question, signal), this.facts.vocab_size);
   }
 
-  // A text without the characters that the model does not know: { text, left_out }, or {} where
-  // it knows them all.
+  // A text without the characters that the model does not know: { text, left_out }, or {} if it
+  // knows all of them.
   async known(text) {
     return this.send("next", { text, unknown: "drop" });
   }
@@ -75,12 +75,13 @@ function parsedAnswer(text, response) {
   }
   if (response.ok && answer !== null) return answer;
   const { status } = response;
-  const told = answer?.error?.message;
-  const words = told ?? `The server answered with status ${status}.`;
+  const message = answer?.error?.message;
+  const words = message ?? `The server answered with status ${status}.`;
   throw new ServerError(words, status, answer?.error?.code);
 }
 
-// What the page keeps of an answer: tokens (T,), logits (V,), and what follows from them alone.
+// The part of a response that the page keeps: tokens (T,), logits (V,), and values derived from
+// them.
 function predictionOf(answer, vocabSize) {
   const top = answer.top ?? [];
   const logits = answer.logits

@@ -1,12 +1,12 @@
-// Several continuations side by side; the chosen one's distribution is the one shown in bars.
+// Several continuations side by side; the bars show the distribution of the chosen one.
 
 import { make, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
 import { counted, percent } from "./text.js";
 import { renderTokens } from "./tokens.js";
 import { renderWindow } from "./window.js";
 
-// Draw the stories into `element`, or change those that are there.
-// options: { active: the chosen one's index, window: the model's, onChoose(index) }
+// Draw the continuations into `element`, or update them.
+// options: { active: the chosen one's index, window: the model's window, onChoose(index) }
 export function renderColumns(element, stories, options) {
   const state = stateOf("columns", element, () => ({ parts: new WeakMap() }));
   state.onChoose = options.onChoose;
@@ -66,5 +66,5 @@ function storyTokens(story, window) {
 function writtenNote(token) {
   const dropped = token.after === 0;
   const after = dropped ? "dropped by the filters" : `${percent(token.after)} after the filters`;
-  return token.byHand ? `${after}, picked by hand` : after;
+  return token.byHand ? `${after}, chosen by hand` : after;
 }

@@ -1,6 +1,6 @@
-// The command line that writes what the page wrote.
+// The command line that generates the same text as the page.
 
-// `mygpt generate` with the page's settings; `count` tokens, `samples` continuations.
+// `mygpt generate` with the page's settings, for `count` tokens and `samples` continuations.
 export function generateCommand({ checkpoint, prompt, settings, seed, count, samples }) {
   const words = ["mygpt", "generate", "--checkpoint", checkpoint, "--prompt", prompt];
   words.push("--max-new-tokens", String(count));
@@ -16,7 +16,7 @@ export function generateCommand({ checkpoint, prompt, settings, seed, count, sam
   return prompt === "-" ? `printf %s - | ${command}` : command;
 }
 
-// One word for a POSIX shell.
+// A string quoted as one word for a POSIX shell.
 export function shellQuoted(word) {
   if (/^[\w@%+=:,./-]+$/.test(word)) return word;
   return `'${word.replaceAll("'", "'\\''")}'`;

@@ -1,4 +1,4 @@
-// The sliders: each with its number, and one sentence on what it does.
+// The sliders of the sampling settings, each with a number field and an explanation.
 
 import { make, setText } from "./dom.js";
 import { NEUTRAL, settingsError } from "./sampling.js";
@@ -11,46 +11,46 @@ const CONTROLS = [
     label: "Temperature",
     range: [0, 3, 0.05],
     neutral: 1,
-    words: "Below 1 the favourites gain, above 1 the outsiders do; 0 always takes the likeliest.",
+    words: "Below 1 sharpens the distribution, above 1 flattens it; 0 takes the most probable token.",
   },
   {
     name: "top_k",
     label: "Top-k",
     range: [0, MOST_TOP_K, 1],
     neutral: 0,
-    words: "Keeps the k likeliest tokens, however likely they are; 0 keeps all.",
+    words: "Keeps only the k most probable tokens; 0 keeps all.",
   },
   {
     name: "top_p",
     label: "Top-p",
     range: [0.01, 1, 0.01],
     neutral: 1,
-    words: "Keeps as few of the likeliest as together reach this probability; 1 keeps all.",
+    words: "Keeps the smallest set of tokens with this total probability; 1 keeps all.",
   },
   {
     name: "min_p",
     label: "Min-p",
     range: [0, 1, 0.01],
     neutral: 0,
-    words: "Drops tokens below this share of the likeliest one's probability; 0 keeps all.",
+    words: "Drops tokens below this fraction of the highest probability; 0 keeps all.",
   },
   {
     name: "repetition_penalty",
     label: "Repetition penalty",
     range: [0.5, 2, 0.05],
     neutral: 1,
-    words: "Works before the others: above 1, tokens the text already has lose; 1 changes nothing.",
+    words: "Applied first: above 1 makes tokens of the text so far less probable; 1 changes nothing.",
   },
 ];
 
 const PRESETS = [
-  ["Plain", {}, "Draw from the model's own distribution"],
-  ["Greedy", { temperature: 0 }, "Always take the likeliest token"],
-  ["Focused", { temperature: 0.8, top_k: 10 }, "Temperature 0.8, the 10 likeliest"],
+  ["Plain", {}, "Sample from the model's distribution"],
+  ["Greedy", { temperature: 0 }, "Always take the most probable token"],
+  ["Focused", { temperature: 0.8, top_k: 10 }, "Temperature 0.8, the 10 most probable tokens"],
 ];
 
 // Build the sliders into `element`; `onChange()` is called after each change.
-// Returns { settings(): SamplingConfig's fields, or null where a value is wrong }.
+// Returns { settings(): SamplingConfig's fields, or null if a value is invalid }.
 export function buildControls(element, { vocabSize, onChange }) {
   const fields = new Map();
   const error = make("p", { class: "error-line", role: "alert" });
@@ -108,7 +108,7 @@ function setFields(fields, values) {
   }
 }
 
-// A field at its neutral value is off; an empty one too.
+// A field that is empty or at its neutral value is off.
 function settingsOf(fields) {
   const settings = { ...NEUTRAL };
   for (const [name, { number, neutral }] of fields) {

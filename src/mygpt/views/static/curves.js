@@ -5,10 +5,10 @@ import { labelColumns, niceTicks, shortNumber } from "./axes.js";
 import { grouped } from "./text.js";
 
 const MARGIN = { left: 44, right: 12, top: 14, bottom: 34 };
-const BASELINE_SPACE = 14; // pixels between the words of two baselines
+const BASELINE_SPACE = 14; // pixels between the labels of two baselines
 const NAME_WIDTH = 100;
 
-// Draw the curves into `element`, or change what is there.
+// Draw the curves into `element`, or update them.
 // data: { series: [{ name, role: "training" or "validation",
 //                    points: [{ step, seconds, loss }, ...] }],
 //         best: { step, seconds, loss } or null, baselines: [{ name, loss }], unit }
@@ -77,7 +77,7 @@ function drawCurves(state) {
   tellPoint(state, null);
 }
 
-// Where steps and losses stand: functions from values to pixels.
+// Functions from steps and losses to pixels.
 function curveScale({ data, axis, width, height }) {
   const points = data.series.flatMap((one) => one.points);
   const losses = [...points, ...(data.baselines ?? [])].map((p) => p.loss).filter(Number.isFinite);
@@ -111,7 +111,7 @@ function axisMarks({ scale, axis, data }) {
   return marks;
 }
 
-// A line across the picture at one loss.
+// A horizontal line at one loss.
 function levelLine(name, scale, loss) {
   const y = scale.y(loss);
   return makeSvg("line", { class: name, x1: MARGIN.left, x2: scale.right, y1: y, y2: y });
@@ -149,7 +149,7 @@ function bestMark({ scale, axis, data }) {
   ];
 }
 
-// All points that can be told, in the order of the axis.
+// All points with a readout, in the order of the axis.
 function tellable(state) {
   const all = state.data.series.flatMap((one) => one.points.map((p) => ({ ...p, name: one.name })));
   return all

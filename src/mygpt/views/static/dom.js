@@ -1,5 +1,5 @@
-// Making and changing elements. Text goes in as text, never as markup, and styles only through
-// classes, attributes of SVG and CSSOM, so that the strictest Content-Security-Policy holds.
+// Create and change elements. Text is inserted as text, never as markup, and styles only through
+// classes, SVG attributes and CSSOM, so that a strict Content-Security-Policy is possible.
 
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 const statesByKind = new Map();
@@ -14,7 +14,7 @@ export function makeSvg(name, attributes = {}, ...children) {
   return finished(document.createElementNS(SVG_NAMESPACE, name), attributes, children);
 }
 
-// Set an attribute where it differs; null and false take it away, true leaves it empty.
+// Set an attribute if it differs; null and false remove it, true sets it to the empty string.
 export function setAttribute(element, name, value) {
   if (value === null || value === undefined || value === false) {
     element.removeAttribute(name);
@@ -24,12 +24,12 @@ export function setAttribute(element, name, value) {
   if (element.getAttribute(name) !== text) element.setAttribute(name, text);
 }
 
-// Set an element's text where it differs.
+// Set an element's text if it differs.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// What a view of this kind keeps for an element; `build` makes it the first time.
+// The state of a view of this kind for an element; `build` creates it at the first call.
 export function stateOf(kind, element, build) {
   if (!statesByKind.has(kind)) statesByKind.set(kind, new WeakMap());
   const states = statesByKind.get(kind);
@@ -40,13 +40,13 @@ export function stateOf(kind, element, build) {
   return states.get(element);
 }
 
-// Make `parent` have exactly `count` children, made by `create` and dropped from the end.
+// Give `parent` exactly `count` children: `create` makes missing ones, surplus ones are removed.
 export function resizeChildren(parent, count, create) {
   while (parent.children.length > count) parent.lastElementChild.remove();
   while (parent.children.length < count) parent.append(create(parent.children.length));
 }
 
-// Where an arrow, Home or End key leads from `index` in a row of `count`; null for other keys.
+// The index after an arrow, Home or End key, from `index` of `count`; null for other keys.
 export function moved(key, index, count) {
   const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
   if (key === "Home") return 0;

@@ -1,16 +1,16 @@
-// The loop of generation: predict, pick, append, again, for several continuations in step.
-// It asks the server for predictions, draws in the browser, and knows nothing of the page.
+// The generation loop for several continuations: predict, sample, append, repeat.
+// It requests predictions from the server, samples in the browser, and does not use the page.
 
 import { Story } from "./story.js";
 
-const PAUSE_MS = 12; // between the steps of a run, for the page to be drawn
+const PAUSE_MS = 12; // between the steps of a run, so that the page is redrawn
 const MOST_STEPS = 1000;
 const END_OF_TEXT = "<|endoftext|>";
 
 export class Loop {
-  // `choices()` gives { settings, seed, key } as they are now, or null where one is wrong;
-  // `onChange()` follows each change, `onToken(token, uniform)` each token of the active story,
-  // `onError(error)` each answer that could not be had, `onAnswer()` the others.
+  // `choices()` returns the present { settings, seed, key }, or null if one is invalid.
+  // Callbacks: `onChange()` after each change, `onToken(token, uniform)` for each token of the
+  // active continuation, `onError(error)` for a failed request, `onAnswer()` for a successful one.
   constructor(client, { choices, onChange, onToken, onError, onAnswer }) {
     Object.assign(this, { client, choices, onChange, onToken, onError, onAnswer });
     this.model = null;
@@ -25,7 +25,7 @@ export class Loop {
     return this.stories[this.active] ?? null;
   }
 
-  // Ask for the model; false when that failed.
+  // Request the model's description; false if that failed.
   async load() {
     try {
       this.model = await this.client.model();
@@ -37,7 +37,7 @@ export class Loop {
     }
   }
 
-  // Give up what is on its way.
+  // Cancel pending requests.
   leave() {
     this.running = false;
     this.pending?.abort();
@@ -45,7 +45,7 @@ export class Loop {
     this.queue = Promise.resolve(true);
   }
 
-  // Forget what was written, and read a prompt for `count` continuations.
+  // Discard all continuations and read a prompt for `count` new ones.
   begin(prompt, count) {
     this.leave();
     this.queue = this.read(prompt, count);
@@ -67,7 +67,7 @@ export class Loop {
     this.onChange();
   }
 
-  // Have `count` continuations; new ones start at the prompt.
+  // Change the number of continuations; new ones start at the prompt.
   resize(count) {
     if (!this.stories.length) return;
     const { first } = this.stories[0];
@@ -78,7 +78,7 @@ export class Loop {
     this.onChange();
   }
 
-  // One more token for every continuation; false when that could not be.
+  // Add a token to every continuation; false if that failed.
   step() {
     return this.inTurn(() => {
       const choices = this.choices();
@@ -93,7 +93,7 @@ export class Loop {
     });
   }
 
-  // Step `count` times, or until `stop` is called or all have ended.
+  // Step `count` times, or until `stop` is called or all continuations have ended.
   async run(count) {
     this.running = true;
     const { signal } = this.pending;
@@ -110,7 +110,7 @@ export class Loop {
     this.onChange();
   }
 
-  // Take the last token of every continuation away.
+  // Remove the last token of every continuation.
   back() {
     this.running = false;
     return this.inTurn(() => {
@@ -130,7 +130,7 @@ export class Loop {
     });
   }
 
-  // Ask again for predictions that could not be had.
+  // Repeat failed requests for predictions.
   catchUp() {
     return this.inTurn(() => true);
   }
@@ -145,7 +145,7 @@ export class Loop {
     return story.append(id, this.texts[id] ?? null, settings, { byHand, key });
   }
 
-  // Once all before it is done: have every prediction, do `change`, have them again.
+  // After all earlier changes: load missing predictions, apply `change`, load missing ones again.
   inTurn(change) {
     const { signal } = this.pending;
     const turn = this.queue.then(async () => {
@@ -170,7 +170,7 @@ export class Loop {
     }
   }
 
-  // Ask for every prediction that is missing; false when one could not be had.
+  // Request every missing prediction; false if one failed.
   async predict() {
     const { signal } = this.pending;
     const missing = this.stories.filter((story) => !story.prediction);

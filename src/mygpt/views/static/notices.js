@@ -1,22 +1,21 @@
-// What stands in the playground's way: loading, a server that is gone, a key that is asked for,
-// a line of the server's.
+// The playground's notices: loading, no server, a missing API key, and the server's errors.
 
 import { make, setText } from "./dom.js";
 
 const GONE =
-  "The server does not answer. Start it again with `mygpt serve`, then try again; " +
-  "your text stays here.";
+  "The server does not answer. Restart it with `mygpt serve`, then try again; " +
+  "your text is kept.";
 
 const UNKNOWN = "unknown_characters"; // the server's code for them
 
 export class Notices {
-  // `onRetry()` tries again; `onKey(key)` takes the key that was typed; `onDrop()` leaves out what
-  // the model does not know.
+  // `onRetry()` repeats the request; `onKey(key)` takes the typed key; `onDrop()` removes the
+  // characters that the model does not know.
   constructor(element, { onRetry, onKey, onDrop }) {
     this.element = element;
     this.words = make("p", { class: "notice-words" });
     this.retry = make("button", { type: "button" }, "Try again");
-    this.drop = make("button", { type: "button", class: "notice-drop" }, "Leave them out");
+    this.drop = make("button", { type: "button", class: "notice-drop" }, "Remove them");
     this.key = make("input", { type: "password", id: "api-key", autocomplete: "off" });
     const use = make("button", { type: "submit" }, "Use this key");
     const label = make("label", { for: "api-key" }, "API key");
@@ -35,9 +34,9 @@ export class Notices {
     this.show("Loading the model…", {});
   }
 
-  // Show what an error of the server's says; what else may have gone wrong is shown as it is.
+  // Show a server error, with a remedy if there is one; other errors are shown unchanged.
   error(error) {
-    if (error.status === 401) this.show("This server asks for a key.", { key: true });
+    if (error.status === 401) this.show("This server needs an API key.", { key: true });
     else if (error.status === 0) this.show(GONE, { retry: true });
     else this.show(error.message, { retry: error.status > 400, drop: error.code === UNKNOWN });
     if (error.status === 401) this.key.focus();

@@ -1,4 +1,4 @@
-// The playground: reads the page's controls, runs the loop, hands everything to the views.
+// The playground: reads the page's controls, runs the generation loop, and updates the views.
 
 import { barData, renderBars } from "./bars.js";
 import { Client } from "./client.js";
@@ -6,7 +6,7 @@ import { renderColumns } from "./columns.js";
 import { generateCommand } from "./command.js";
 import { buildControls } from "./controls.js";
 import { setAttribute, setText } from "./dom.js";
-import { AttentionPanel } from "./look.js";
+import { AttentionPanel } from "./attention_panel.js";
 import { Loop } from "./loop.js";
 import { Notices } from "./notices.js";
 import { freshSeed, parseSeed } from "./randomness.js";
@@ -110,7 +110,7 @@ class Playground {
     if (this.loop.model) await this.loop.begin(prompt.value, Number(samples.value));
   }
 
-  // Read a prompt that was typed just now.
+  // Read the prompt that was just typed.
   async settle() {
     if (this.typing) await this.begin();
   }
@@ -121,17 +121,17 @@ class Playground {
     else await this.loop.catchUp();
   }
 
-  // Take out of the prompt what the model does not know.
+  // Remove characters from the prompt that the model does not know.
   async leaveOut() {
     const { prompt, status } = this.parts;
     const asked = prompt.value;
     try {
       const { text = asked, left_out: left = [] } = await this.client.known(asked);
-      if (prompt.value !== asked) return; // typed on meanwhile
+      if (prompt.value !== asked) return; // the prompt was changed meanwhile
       prompt.value = text;
       await this.begin();
       const shown = left.map((part) => `‘${visibleText(part)}’`).join(" ");
-      setText(status, `Left out, for the model does not know them: ${shown}.`);
+      setText(status, `Removed characters that the model does not know: ${shown}.`);
       prompt.focus();
     } catch (error) {
       this.notices.error(error);
@@ -163,7 +163,7 @@ class Playground {
     return Math.max(1, Math.floor(Number(this.parts.count.value) || 1));
   }
 
-  // The settings and the seed as they stand in the page; null where one of them is wrong.
+  // The page's settings and seed; null if one of them is invalid.
   choices() {
     const settings = this.sampling?.settings() ?? null;
     const seed = parseSeed(this.parts.seed.value);
@@ -223,7 +223,7 @@ class Playground {
     }
   }
 
-  // The bars and the draw; fast, since it runs while a slider moves.
+  // The bars and the sampled number. This runs while a slider moves, so it must be fast.
   drawDistribution(choices, prediction) {
     const { loop, parts } = this;
     const { before, after } = loop.story.distribution(choices.settings);
@@ -231,21 +231,21 @@ class Playground {
     renderBars(parts.bars, barData(before, after, prediction.likeliest, loop.texts), {
       next: next.id,
       onPick: (id) => loop.pick(id),
-      label: "The next token; Enter picks one by hand",
+      label: "The next token; Enter chooses one by hand",
     });
     renderStrip(parts.strip, { after, texts: loop.texts, ...next });
     const about =
-      `The page knows the ${grouped(prediction.known)} likeliest of ${grouped(before.length)} ` +
-      "tokens and takes the others as equally likely.";
+      `The page has the ${grouped(prediction.known)} most probable of ${grouped(before.length)} ` +
+      "tokens and treats the others as equally probable.";
     setText(parts.known, prediction.known < before.length ? about : "");
   }
 
   tell(token, uniform) {
     const name = `‘${tokenName(token.text, token.id)}’`;
     const after = percent(token.after);
-    let words = `Drew ${name} (${after}): ${uniform?.toFixed(4)} fell on it.`;
+    let words = `Sampled ${name} (${after}) with the random number ${uniform?.toFixed(4)}.`;
     if (uniform === null) words = `Took ${name}, the likeliest.`;
-    if (token.byHand) words = `Picked ${name} by hand (${percent(token.before)} from the model).`;
+    if (token.byHand) words = `Chose ${name} by hand (${percent(token.before)} from the model).`;
     setText(this.parts.status, words);
   }
 
@@ -280,16 +280,16 @@ class Playground {
   }
 }
 
-// How the command's text stands to the one on the page.
+// How the text of the command differs from the one on the page.
 function commandNote(written, key) {
   if (!written.length) return "";
   if (written.some((token) => token.byHand)) {
-    return "Tokens were picked by hand; the command writes without that.";
+    return "Tokens were chosen by hand; the command generates the text without that.";
   }
   if (written.some((token) => token.key !== key)) {
-    return "The settings changed on the way; the command writes with those of now from the start.";
+    return "The settings were changed; the command uses the present ones from the start.";
   }
-  return "It writes the text above: the same seed draws the same numbers.";
+  return "It generates the text above, since the seed is the same.";
 }
 
 new Playground().start();

@@ -1,5 +1,5 @@
-// The uniform numbers of one sequence, as mygpt.core.random makes them, so that the page and
-// the command line write the same text from the same seed.
+// The uniform numbers of one sequence, computed as in mygpt.core.random, so that the page and
+// the command line generate the same text from the same seed.
 // Philox4x32-10 (Salmon, Moraes, Dror & Shaw, 2011): key is the seed, the counter says what
 // the number is for.
 
@@ -26,7 +26,7 @@ export function uniform(seed, index, step) {
   return (Number(x0 >> 5n) * 2 ** 26 + Number(x1 >> 6n)) / 2 ** 53;
 }
 
-// The seed that a field's text means, as a BigInt; null where it is none.
+// The seed in a field's text as a BigInt; null if the text is not a seed.
 export function parseSeed(text) {
   if (!/^\d{1,20}$/.test(text.trim())) return null;
   const seed = BigInt(text.trim());

@@ -1,12 +1,12 @@
-// Samples of a model's writing, with the passages copied from its corpus underlined.
+// Samples of a model, with passages that were copied from the corpus underlined.
 
 import { make, resizeChildren, setText, stateOf } from "./dom.js";
 import { grouped, percent, visibleText } from "./text.js";
 
-// Draw the samples into `element`, or change those that are there.
+// Draw the samples into `element`, or update them.
 // data: [{ title (or step), text, prompt: its beginning, copied: [[start, end], ...] }]
-//   Places are in characters (code points) of `text`, as Python counts them.
-// options: { copiedChars: from what length on a passage counts as copied }
+//   Offsets count characters (code points) of `text`, as Python does.
+// options: { copiedChars: the minimum length of a copied passage }
 export function renderSamples(element, data, options = {}) {
   const state = stateOf("samples", element, buildSamples);
   const any = data.some((sample) => (sample.copied ?? []).length > 0);
@@ -16,7 +16,7 @@ export function renderSamples(element, data, options = {}) {
   data.forEach((sample, place) => fillSample(state.parts.get(state.list.children[place]), sample));
 }
 
-// The stretches of [[start, end], ...] without overlaps, in order, within `length`.
+// The intervals [[start, end], ...] merged, in order, and clipped to `length`.
 export function mergedSpans(spans, length) {
   const merged = [];
   const sorted = [...spans].sort((a, b) => a[0] - b[0]);
@@ -71,7 +71,7 @@ function fillSample(parts, sample) {
   parts.text.replaceChildren(...pieces);
 }
 
-// Line ends stay line ends here: a sample is read, not studied.
+// Line ends are kept, since samples are shown as running text.
 function shownSample(chars) {
   return chars.map((char) => (char === "\n" ? char : visibleText(char, true))).join("");
 }

@@ -1,4 +1,4 @@
-// From logits to the next token, in the browser: what mygpt.core.sampling defines, in float64.
+// From logits to the next token, in the browser: mygpt.core.sampling in float64.
 // Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
 // Letters: T time, V vocabulary. Logits are V numbers; a token that is filtered out has
 // logit -Infinity. Nothing is changed in place. Settings carry SamplingConfig's names.
@@ -19,7 +19,7 @@ export function isGreedy(settings) {
   return temperatureOf(settings) < GREEDY_BELOW || settings.top_k === 1;
 }
 
-// The line that tells what is wrong with the settings; empty when nothing is.
+// An error message for invalid settings; empty if they are valid.
 export function settingsError(settings) {
   const { top_k: k, top_p: p, min_p: least, repetition_penalty: penalty } = settings;
   const temperature = temperatureOf(settings);
@@ -52,18 +52,18 @@ export function penalizeRepetition(logits, ids, penalty) {
 export function keepTopK(logits, k) {
   if (k >= logits.length) return logits;
   const cut = Float64Array.from(logits).sort()[logits.length - k];
-  let room = k - logits.reduce((above, logit) => above + (logit > cut ? 1 : 0), 0);
+  let remaining = k - logits.reduce((above, logit) => above + (logit > cut ? 1 : 0), 0);
   return logits.map((logit) => {
     if (logit > cut) return logit;
-    if (logit < cut || room === 0) return -Infinity;
-    room -= 1;
+    if (logit < cut || remaining === 0) return -Infinity;
+    remaining -= 1;
     return logit;
   });
 }
 
-// Keep the smallest set of likeliest tokens whose probability reaches p (nucleus).
-// A token stays when those before it, likeliest first and lower ids before equal ones, have
-// not reached p yet; the likeliest always stays.
+// Keep the smallest set of most probable tokens whose total probability reaches p (nucleus).
+// In descending order of probability (lower ids first among equals), a token is kept if the sum
+// of those before it is below p; the first one is always kept.
 export function keepTopP(logits, p) {
   const probs = softmax(Float64Array.from(logits).sort().reverse());
   let kept = 0;
@@ -76,14 +76,14 @@ export function keepTopP(logits, p) {
   return keepTopK(logits, kept);
 }
 
-// Keep tokens with at least `minP` times the probability of the likeliest.
+// Keep tokens with at least `minP` times the highest probability.
 export function keepMinP(logits, minP) {
   const least = largestOf(logits) + Math.log(minP);
   return logits.map((logit) => (logit < least ? -Infinity : logit));
 }
 
 // Logits (V,) after penalty, temperature and filters; `ids` (T,) is all text so far.
-// The temperature must be above 0: argmax has no logits to show.
+// The temperature must be above 0, since temperature 0 (argmax) has no finite logits.
 export function filterLogits(logits, settings, ids) {
   const temperature = temperatureOf(settings);
   let kept = afterPenalty(logits, settings, ids).map((logit) => logit / temperature);
@@ -93,7 +93,7 @@ export function filterLogits(logits, settings, ids) {
   return kept;
 }
 
-// The distribution (V,) the next token is drawn from; one-hot when the draw is argmax.
+// The distribution (V,) that the next token is sampled from; one-hot for argmax.
 export function probabilities(logits, settings, ids) {
   if (!isGreedy(settings)) return softmax(filterLogits(logits, settings, ids));
   const oneHot = new Float64Array(logits.length);
@@ -101,7 +101,7 @@ export function probabilities(logits, settings, ids) {
   return oneHot;
 }
 
-// Where the largest logit stands; of equals the lowest id.
+// The index of the largest logit; the lowest one among equals.
 export function argmax(logits) {
   let best = 0;
   for (let id = 1; id < logits.length; id += 1) if (logits[id] > logits[best]) best = id;
@@ -125,7 +125,7 @@ export function draw(probs, uniform) {
     cumulative += probs[id];
     if (cumulative > target) return id;
   }
-  throw new RangeError("probabilities that are no numbers, or all 0");
+  throw new RangeError("probabilities are not finite, or all are 0");
 }
 
 // Ids of the `count` largest logits, largest first, and lower ids before equal ones.
@@ -136,7 +136,7 @@ export function likeliestFirst(logits, count) {
 }
 
 // All V logits from the known ones, `top` [[id, logit], ...], and the log-sum-exp of the others,
-// which are taken to be equal among themselves. `rest` may be null where nothing is left.
+// which are assumed to be equal. `rest` is null if there are no others.
 export function spreadRest(top, rest, vocabSize) {
   const others = vocabSize - top.length;
   const each = others && rest !== null ? rest - Math.log(others) : -Infinity;

@@ -1,11 +1,11 @@
-// One continuation: the prompt's tokens, those written after it, and the predictions on the way.
+// One continuation: the prompt's tokens, the generated tokens, and their predictions.
 
 import { draw, isGreedy, probabilities } from "./sampling.js";
 import { uniform } from "./randomness.js";
 
 const NO_NUMBERS =
-  "There is nothing to draw from: choose milder settings, or a model that predicts numbers.";
-const MOST_KEPT = 256; // predictions, the prompt's aside
+  "The probabilities are not finite: choose less extreme settings, or another model.";
+const MOST_KEPT = 256; // predictions, not counting the prompt's
 
 export class Story {
   // `index` numbers the sample among those of a seed; `prediction` is the prompt's.
@@ -26,7 +26,7 @@ export class Story {
     return this.prompt.length + this.written.length;
   }
 
-  // The prediction of the next token; null while the server has not told it.
+  // The prediction of the next token; null until the server has sent it.
   get prediction() {
     return this.predictions.get(this.written.length) ?? null;
   }
@@ -36,7 +36,7 @@ export class Story {
     return this.predictions.get(0);
   }
 
-  // Probabilities (V,) before and after the filters. Throws where they are no numbers.
+  // Probabilities (V,) before and after the filters. Throws if they are not finite.
   distribution(settings) {
     const { logits, before } = this.prediction;
     const key = JSON.stringify(settings);
@@ -48,7 +48,7 @@ export class Story {
     return { before, after: this.latest.after };
   }
 
-  // What the seed draws next: { id, uniform: null where nothing is drawn }.
+  // The next sampled token: { id, uniform: the random number, null for greedy }.
   nextDraw(settings, seed) {
     const { after } = this.distribution(settings);
     if (isGreedy(settings)) return { id: after.indexOf(1), uniform: null };
@@ -56,7 +56,7 @@ export class Story {
     return { id: draw(after, number), uniform: number };
   }
 
-  // Take a token, drawn or picked by hand, and keep what was known of it.
+  // Append a token, sampled or chosen by hand, with its probabilities.
   append(id, text, settings, { byHand, key }) {
     const { before, after } = this.distribution(settings);
     const place = { id, text, before: before[id], after: after[id], byHand, key };
@@ -64,7 +64,7 @@ export class Story {
     return place;
   }
 
-  // The prediction for `length` written tokens has come.
+  // Store the prediction after `length` generated tokens.
   receive(length, prediction) {
     this.predictions.set(length, prediction);
     const spare = this.predictions.size - 1 - MOST_KEPT;
@@ -72,7 +72,7 @@ export class Story {
     for (const kept of old.slice(0, Math.max(0, spare))) this.predictions.delete(kept);
   }
 
-  // Take the last written token away.
+  // Remove the last generated token.
   back() {
     this.predictions.delete(this.written.length);
     this.written.pop();

@@ -1,5 +1,5 @@
-// The draw made visible: all kept tokens side by side from 0 to 1, each as wide as it is likely,
-// and the seed's next number as a needle that falls on one of them.
+// Sampling as a picture: all kept tokens side by side from 0 to 1, each as wide as its
+// probability, and the next random number as a marker on one of them.
 
 import { make, makeSvg, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
 import { tokenName } from "./text.js";
@@ -8,9 +8,9 @@ const STRIP_WIDTH = 1000;
 const LEAST_NAMED = 0.035;
 const LEAST_SHOWN = 0.0005;
 
-// Draw the strip into `element`, or change what is there.
+// Draw the strip into `element`, or update it.
 // data: { after: probabilities (V,), texts: by id, id: the token drawn,
-//         uniform: the number in [0, 1), or null where the likeliest is simply taken }
+//         uniform: the number in [0, 1), or null for greedy }
 export function renderStrip(element, data) {
   const state = stateOf("strip", element, buildStrip);
   const parts = stripParts(data.after);
@@ -32,13 +32,13 @@ export function renderStrip(element, data) {
   setText(
     state.words,
     drawn
-      ? `The seed's next number is ${data.uniform.toFixed(4)}; it falls on ${name}.`
-      : `Nothing is drawn: the likeliest, ${name}, is taken.`,
+      ? `The next random number is ${data.uniform.toFixed(4)}; it selects ${name}.`
+      : `Greedy: the most probable token, ${name}, is taken.`,
   );
 }
 
-// Stretches in the order of ids: one for each token likely enough to be seen, one (id null) for
-// each crowd of others between them.
+// Segments in the order of ids: one for each token that is wide enough to be visible, and one
+// (id null) for each group of tokens between them.
 function stripParts(after) {
   const parts = [];
   after.forEach((share, id) => {

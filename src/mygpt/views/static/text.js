@@ -1,4 +1,4 @@
-// Texts and numbers as people read them: control characters as signs, probabilities as percent.
+// Format texts and numbers: control characters as symbols, probabilities as percentages.
 
 const NAMED_SIGNS = new Map([
   ["\n", "⏎"],
@@ -6,10 +6,10 @@ const NAMED_SIGNS = new Map([
   [" ", "␣"],
 ]);
 
-// Control and format characters, which have no shape of their own and may reorder a line.
+// Control and format characters, which are invisible and may reorder a line.
 const SHAPELESS = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\u00a0]/u;
 
-// A token's text with every shapeless character as a sign; spaces stay where `spaces` is true.
+// A token's text with symbols for invisible characters; spaces are kept if `spaces` is true.
 export function visibleText(text, spaces = false) {
   return Array.from(text, (char) => (spaces && char === " " ? " " : visibleChar(char))).join("");
 }
@@ -22,7 +22,7 @@ export function tokenName(text, id) {
   return shown.length > 18 ? `${shown.slice(0, 17).join("")}…` : shown.join("");
 }
 
-// A probability in percent, with digits enough to tell small ones from nothing.
+// A probability in percent, with enough digits to distinguish small ones from 0.
 export function percent(probability) {
   if (probability === 0) return "0%";
   const value = 100 * probability;

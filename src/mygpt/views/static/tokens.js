@@ -1,13 +1,13 @@
-// Text with each token's probability behind it; the number is told on hover and on focus.
+// Text with each token's probability as its background; hover and focus show the number.
 
 import { make, moved, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
 import { percent, tokenName, visibleText } from "./text.js";
 
-// Draw the text into `element`, or change what is there.
+// Draw the text into `element`, or update it.
 // data: { tokens: [{ text, id, probability (null: none is known), note, kind }],
-//         seenFrom: how many tokens at the beginning the model no longer sees (0) }
-//   kind: "prompt", "written" or "picked"; note: more words for the line below.
-// options: { label, legend (true), waiting: what stands there while there are no tokens,
+//         seenFrom: the number of first tokens that are outside the window (0) }
+//   kind: "prompt", "written" or "picked"; note: a remark for the line below.
+// options: { label, legend (true), waiting: the text to show while there are no tokens,
 //            onSelect(index) }
 export function renderTokens(element, data, options = {}) {
   const state = stateOf("tokens", element, (box) => buildTokens(box, options));
@@ -19,7 +19,7 @@ export function renderTokens(element, data, options = {}) {
   const spans = state.text.children;
   data.tokens.forEach((token, place) => fillToken(state, spans[place], token, place));
   setAttribute(state.text, "data-waiting", data.tokens.length ? null : (options.waiting ?? ""));
-  tellToken(state, state.told);
+  showToken(state, state.shown);
 }
 
 function buildTokens(box, options) {
@@ -27,12 +27,12 @@ function buildTokens(box, options) {
   setAttribute(text, "aria-label", options.label ?? "Text, token by token");
   const readout = make("p", { class: "readout" });
   box.append(text, make("div", { class: "tokens-foot" }, readout, ...legendOf(options)));
-  const state = { text, readout, tokens: [], at: 0, told: null, probabilities: new WeakMap() };
+  const state = { text, readout, tokens: [], at: 0, shown: null, probabilities: new WeakMap() };
   const placeOf = (event) => Array.prototype.indexOf.call(text.children, event.target);
-  text.addEventListener("pointerover", (event) => tellToken(state, placeOf(event)));
-  text.addEventListener("pointerleave", () => tellToken(state, null));
-  text.addEventListener("focusin", (event) => tellToken(state, placeOf(event)));
-  text.addEventListener("focusout", () => tellToken(state, null));
+  text.addEventListener("pointerover", (event) => showToken(state, placeOf(event)));
+  text.addEventListener("pointerleave", () => showToken(state, null));
+  text.addEventListener("focusin", (event) => showToken(state, placeOf(event)));
+  text.addEventListener("focusout", () => showToken(state, null));
   text.addEventListener("click", (event) => selectToken(state, placeOf(event)));
   text.addEventListener("keydown", (event) => moveInTokens(state, event, placeOf(event)));
   return state;
@@ -61,9 +61,9 @@ function fillToken(state, span, token, place) {
   setAttribute(span, "tabindex", place === state.at ? 0 : -1);
 }
 
-function tellToken(state, place) {
+function showToken(state, place) {
   const token = place === null || place < 0 ? null : state.tokens[place];
-  state.told = token ? place : null;
+  state.shown = token ? place : null;
   if (!token) {
     setText(state.readout, "");
     return;
@@ -73,7 +73,7 @@ function tellToken(state, place) {
     words.push(percent(token.probability));
   }
   if (token.note) words.push(token.note);
-  if (place < state.seenFrom) words.push("forgotten: outside the window");
+  if (place < state.seenFrom) words.push("outside the window");
   setText(state.readout, words.join(" · "));
 }
 

@@ -1,11 +1,11 @@
-// The context window over the text: what the model sees, and what it has forgotten.
+// The context window on the text: the tokens that the model reads, and those outside.
 
 import { make, makeSvg, setAttribute, setText, stateOf } from "./dom.js";
 import { counted, grouped } from "./text.js";
 
-// Draw the window into `element`, or change what is there.
-// data: { length: tokens of the text, start: how many of them are before the window,
-//         window: how many places it has }
+// Draw the window into `element`, or update it.
+// data: { length: tokens of the text, start: the number of tokens before the window,
+//         window: its length in tokens }
 export function renderWindow(element, data) {
   const state = stateOf("window", element, buildWindow);
   const seen = data.length - data.start;
@@ -17,12 +17,12 @@ export function renderWindow(element, data) {
   setText(state.words, windowWords(data, seen));
 }
 
-// The window in words, for those who do not see the picture.
+// The window as text, for screen readers.
 export function windowWords(data, seen) {
-  const filled = `The model sees ${seen === 1 ? "1 token" : `the last ${grouped(seen)} tokens`}`;
-  const places = `its window has ${counted(data.window, "place")}`;
-  if (!data.start) return `The model sees all ${counted(data.length, "token")}; ${places}.`;
-  return `${filled}; ${places}. Forgotten: the first ${grouped(data.start)}.`;
+  const filled = `The model reads ${seen === 1 ? "1 token" : `the last ${grouped(seen)} tokens`}`;
+  const places = `its context window has ${counted(data.window, "token")}`;
+  if (!data.start) return `The model reads all ${counted(data.length, "token")}; ${places}.`;
+  return `${filled}; ${places}. Outside: the first ${grouped(data.start)}.`;
 }
 
 function buildWindow(box) {

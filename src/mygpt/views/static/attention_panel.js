@@ -1,4 +1,4 @@
-// The attention panel of the playground: asks the server while it is open and the text rests.
+// The playground's attention panel: requests the weights while it is open and the text is unchanged.
 
 import { setText } from "./dom.js";
 import { renderAttention } from "./attention.js";
@@ -6,8 +6,8 @@ import { renderAttention } from "./attention.js";
 const REST_MS = 150;
 
 export class AttentionPanel {
-  // `details` holds the panel, `box` the picture, `words` what is said instead of one;
-  // `ask(ids, signal)` gives { start, weights }.
+  // `details` is the panel's element, `box` that of the picture, `words` that of messages;
+  // `ask(ids, signal)` returns { start, weights }.
   constructor({ details, box, words, ask }) {
     Object.assign(this, { details, box, words, ask, shown: "", wanted: null, timer: 0 });
     this.pending = null;
