@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 
 from mygpt import GPTConfig
@@ -44,6 +45,8 @@ BIG = {
     ),
     "big_llama": replace(LLAMA, vocab_size=65, max_seq_len=600, num_layers=2),
 }
+
+CPU = pytest.param("cpu", marks=pytest.mark.kernels)  # the engine of machine code, by its name
 
 model_of = cache(lambda name: build(CONFIGS[name], spread=0.7))
 big_model = cache(lambda name: build(BIG[name], spread=0.05))

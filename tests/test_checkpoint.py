@@ -280,6 +280,7 @@ def with_ngram_rows(path, rows):
     path.write_bytes(joined(header, rest))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("command", ["info", "generate", "resume", "export"])
 def test_n_gram_tables_are_refused_in_one_line(tmp_path, capsys, command):
     """Models of version 0.1 could have them; as a model and as a run to resume."""

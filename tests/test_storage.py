@@ -110,6 +110,7 @@ def test_a_huge_file_of_nothing_is_refused_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 1.0
 
 
+@pytest.mark.processes
 def test_saving_takes_no_second_copy(tmp_path: Path) -> None:
     """64 MiB are saved by a process that may take 16 more."""
     resource = pytest.importorskip("resource")

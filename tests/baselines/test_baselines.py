@@ -213,6 +213,7 @@ def measured() -> Baselines:
     return measure_baselines(train, test, 257, learned=learned, held=held)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_builtin_corpus_goes_from_worst_to_best(measured: Baselines) -> None:
     rows = measured.rows()
     names = [row.name for row in rows]

@@ -113,6 +113,7 @@ def test_train_quiet_prints_nothing(shell: Shell) -> None:
     assert shell("train", "fox.txt", *TINY, "--steps", 2, "--quiet") == (0, "", "")
 
 
+@pytest.mark.slow
 def test_train_resume_goes_on(shell: Shell) -> None:
     shell("train", "fox.txt", *TINY, "--steps", 4, "--output", "ckpt.pt")
     code, out, _ = shell("train", "--resume", "ckpt.pt", "--steps", 6)
@@ -122,6 +123,7 @@ def test_train_resume_goes_on(shell: Shell) -> None:
     assert "--overwrite" in shell.refused("train", "--resume", "ckpt.pt", "--overwrite")
 
 
+@pytest.mark.slow
 def test_train_resume_takes_the_options_that_the_run_has(shell: Shell) -> None:
     """The command that began a run, with --resume before it, was refused for its own options."""
     same = [*TINY, "--tokenizer", "char", "--lr", 0.01, "--output", "r"]
@@ -210,6 +212,7 @@ def test_a_wrong_command_names_the_way_on(shell: Shell, args: list[Any], said: s
     assert said in shell.refused(*args)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -270,6 +273,7 @@ def test_train_without_memory_ends_with_code_4(shell: Shell) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.processes
 def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> None:
     (tmp_path / "fox.txt").write_text(TEXT)
     command = [*COMMAND, "train", "fox.txt", *TINY, "--steps", "1000000", "--print-every", "1"]
@@ -288,6 +292,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> Non
     assert (tmp_path / "runs/fox/last.state.safetensors").exists()
 
 
+@pytest.mark.processes
 def test_training_outlives_whoever_reads_its_lines(tmp_path: Path) -> None:
     """`mygpt train file | head -1` must not lose the run."""
     (tmp_path / "fox.txt").write_text(TEXT)
@@ -305,6 +310,7 @@ def test_training_outlives_whoever_reads_its_lines(tmp_path: Path) -> None:
 # --- generate ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_generate_prints_the_text_and_nothing_else(shell: Shell, run: Path) -> None:
     args = ["generate", "-c", run, "-p", "the ", "-n", 30, "--seed", 7]
     code, out, err = shell(*args)
@@ -332,6 +338,7 @@ def test_generate_takes_the_newest_run(
     assert (code, out[:3]) == (0, "fox")
 
 
+@pytest.mark.processes
 def test_generate_prompt_from_stdin_and_file(shell: Shell, run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_bytes(b"the fox\n")
     args = ["-n", "10", "--greedy"]
@@ -449,6 +456,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(shell: Shell, run: Path) ->
     assert not Path("executed").exists()
 
 
+@pytest.mark.processes
 def test_a_reader_that_leaves_ends_generation_quietly(run: Path) -> None:
     command = [*COMMAND, "generate", "-c", str(run), "-p", "the ", "-n", "100000", "--seed", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -494,6 +502,7 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         thread.join()
 
 
+@pytest.mark.processes
 def test_data_fetches_checks_and_writes_only_the_right_bytes(
     shell: Shell, web: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,6 +527,7 @@ def test_data_fetches_checks_and_writes_only_the_right_bytes(
     assert "another file" in shell.refused("data", "shakespeare", "-o", "mine.txt")
 
 
+@pytest.mark.kernels
 def test_demo_trains_and_writes_at_three_temperatures(shell: Shell) -> None:
     for _ in range(2):  # an earlier demo may be replaced
         code, out, err = shell("demo", "--minutes", 0.02)

@@ -700,6 +700,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("damaged", [[], [STATE, "log.jsonl"], [STATE, PREVIOUS, BEST, LAST]])
 def test_nothing_is_ever_changed(place: Path, damaged: list[str]) -> None:
     """The real command, probe and all, in a working directory and with a cache of its own."""

@@ -20,6 +20,7 @@ from training_runs import (
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
 
+@pytest.mark.processes
 def test_a_narrow_encoding_does_not_end_a_training(tmp_path: Path) -> None:
     """Samples of Russian text killed the run where stdout was ASCII."""
     (tmp_path / "text.txt").write_text("Все счастливые семьи похожи друг на друга. " * 40)
@@ -77,6 +78,7 @@ def test_odd_input_is_one_line(
     assert (left.value.code, out, err.count("\n")) == (2, "", 1), err
 
 
+@pytest.mark.processes
 def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "fox.txt").write_text(TEXT)
     options = {"preset": "nano", "embed_dim": 16, "max_seq_len": 16, "steps": 2}
@@ -99,6 +101,7 @@ def test_a_program_that_calls_main_survives_a_broken_pipe(
     assert signal.getsignal(signal.SIGPIPE) is before
 
 
+@pytest.mark.kernels
 def test_a_demo_that_was_gone_on_with_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def test_what_is_piped_in_is_the_prompt_and_nothing_is_waited_for(
     assert given(file, monkeypatch) is None
 
 
+@pytest.mark.processes
 def test_a_pipe_that_never_ends_in_a_process(run: Path) -> None:
     command = [sys.executable, "-m", "mygpt", "generate", "-c", run, "-n", "2", "--greedy"]
     with subprocess.Popen(

@@ -55,6 +55,7 @@ def test_a_store_and_the_line_about_it(here: Path, capsys: pytest.CaptureFixture
     assert (code, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name, a tokenizer's JSON, another store, a run: all give the tokenizer they say."""
     mygpt.train(
@@ -108,6 +109,7 @@ def test_refusals_are_one_line(
     assert told in err
 
 
+@pytest.mark.processes
 def test_standard_input(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_field_and_what_was_passed_over(here: Path, capsys: pytest.CaptureFixt
     )
 
 
+@pytest.mark.processes
 def test_ctrl_c_keeps_what_is_there(here: Path) -> None:
     """Two signals of a terminal: to the command and to its processes."""
     with open("long.txt", "w") as file:

@@ -11,6 +11,8 @@ import pytest
 
 import mygpt
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(mygpt.__file__).parent
 
 CYCLE = """

@@ -73,6 +73,7 @@ def test_recorded_order() -> None:
     assert windows.batch(0, 6)[:, 0].tolist() == [255, 911, 983, 79, 967, 87]
 
 
+@pytest.mark.slow
 def test_every_token_of_the_text_is_learned_at_some_time() -> None:
     """The windows' offsets stopped short of the last tokens, a third of a small text."""
     for length, seq_len in ((191, 64), (1000, 64), (100, 50), (65, 64)):

@@ -150,6 +150,7 @@ def test_ids_are_those_of_encode_documents(name: str, shard_tokens: int, tmp_pat
     assert (len(made.shards) > 1) == (shard_tokens == 100)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["ours", "gpt-2's rule", "unigram"])
 def test_processes_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     """However many encode, and without torch in them."""
@@ -576,6 +577,7 @@ def test_shards_of_wide_numbers(tmp_path: Path) -> None:
     assert isinstance(made.tokens, StoredTokens)
 
 
+@pytest.mark.processes
 def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
     """A store of a thousand shards kept a file open for each, and died in mid-training."""
     text = tmp_path / "text.txt"

@@ -292,6 +292,7 @@ def test_tokens_in_use_outlive_their_file(folder):
     assert tokens.tolist() == encode_documents(DOCUMENTS, BPE).tolist()
 
 
+@pytest.mark.processes
 def test_several_processes_at_once_agree(tmp_path, folder):
     """All begin at the same empty cache; each gets the right tokens, and one file is left each."""
     script = (

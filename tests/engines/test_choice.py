@@ -157,6 +157,7 @@ def decoded(monkeypatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("config", [TUTORIAL, MODERN], ids=["tutorial", "modern"])
 def test_the_compiled_engine_does_the_chapters_loop(decoded, config):
     """After `set_seed`, with torch's own draws between its steps, past the window."""
@@ -336,6 +337,7 @@ def with_other_angles() -> GPT:
     return model
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     "make",
     [with_shared_mlp, with_tied_head, with_fewer_blocks, with_another_eps, with_other_angles],
@@ -406,6 +408,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_weights_write(change):
     """By whatever way they were changed."""
@@ -423,6 +426,7 @@ def test_changed_weights_write(change):
     assert cpu_engine_of(model) is second, "unchanged weights are not packed again"
 
 
+@pytest.mark.kernels
 def test_every_number_of_weights_that_lie_apart_counts():
     """Every second column of a wider tensor: what lies between does not belong to the model."""
     model = build(TUTORIAL, spread=0.7)
@@ -446,6 +450,7 @@ def test_a_writer_sees_new_weights_too():
     assert found != before
 
 
+@pytest.mark.kernels
 def test_each_model_has_an_engine_of_its_own_that_ends_with_it():
     """Copies too; nothing keeps weights of a model that is gone."""
     import copy
@@ -473,6 +478,7 @@ def digest(*arrays: np.ndarray) -> int:
 sizes = st.lists(st.integers(1, 70), min_size=1, max_size=4)
 
 
+@pytest.mark.kernels
 @given(sizes, st.integers(0, 2**32), st.data())
 def test_any_change_of_any_number_shows(lengths, seed, data):
     """One bit, two numbers or two arrays exchanged; what lies around them does not matter."""
@@ -509,6 +515,7 @@ def double_and_halve(weights, places) -> None:
     weights[places[1]] /= 2
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("count", [2, 3, 8])
 @pytest.mark.parametrize("change", [negate, exchange, double_and_halve])
 def test_changes_of_several_numbers_do_not_cancel(change, count):
@@ -525,6 +532,7 @@ def test_changes_of_several_numbers_do_not_cancel(change, count):
     assert unseen == 0
 
 
+@pytest.mark.kernels
 def test_numbers_around_an_array_do_not_count():
     weights = np.arange(10, dtype=np.float32)
     before = digest(weights[2:8])

@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding import CPU
 from mygpt import CharTokenizer, GPTConfig, Writer
 from mygpt.core.config import SamplingConfig
 from mygpt.core.generation import UncachedDecoder
@@ -250,6 +251,7 @@ CPU_CASES = [
 ]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("name", "kind", "threads"), CPU_CASES)
 def test_a_row_is_bitwise_what_it_is_alone(name, kind, threads, shared):
     """Whoever joins, leaves, fails or shares its prompt meanwhile, in a slot used before or not.
@@ -272,6 +274,7 @@ def test_a_row_is_bitwise_what_it_is_alone(name, kind, threads, shared):
     assert name == "tutorial" or len(shared) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_rows_of_other_engines_are_what_they_are_alone(kind):
     """By the same judge: one contract."""
@@ -292,7 +295,7 @@ def test_rows_of_other_engines_are_what_they_are_alone(kind):
 # --- failures ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [CpuEngine, NumpyEngine])
+@pytest.mark.parametrize("kind", [pytest.param(CpuEngine, marks=pytest.mark.kernels), NumpyEngine])
 @pytest.mark.parametrize("most", [1, 5])
 def test_what_was_drawn_before_a_failure_is_given_out(most, kind):
     """Token 1 is drawn first; then it counts as seen, and its penalty overflows."""
@@ -306,7 +309,7 @@ def test_what_was_drawn_before_a_failure_is_given_out(most, kind):
     assert "repetition_penalty=1e-39" in judge.rows[1].alone.error
 
 
-@pytest.mark.parametrize("kind", ["cpu", "numpy", "torch"])
+@pytest.mark.parametrize("kind", [CPU, "numpy", "torch"])
 def test_a_text_that_breaks_the_model_fails_alone(kind):
     """A server's other clients lose no token when one row's prediction is no number."""
     batch = engine_of("broken", kind).open(3)
@@ -334,6 +337,7 @@ def pieces(monkeypatch) -> None:
     monkeypatch.setattr(cpu_batch, "_LEAST_PIECE", 7)
 
 
+@pytest.mark.kernels
 def test_a_long_prompt_does_not_keep_others_waiting(pieces):
     """They get each call's tokens while it is read; short prompts pass it, alike ones wait."""
     text, other, _ = base_texts(5)
@@ -350,6 +354,7 @@ def test_a_long_prompt_does_not_keep_others_waiting(pieces):
     assert waits == [3, 3, 3, 3, 2, 1, 0, 0, 0]
 
 
+@pytest.mark.kernels
 def test_a_long_prompt_is_read_at_once_where_nobody_waits(pieces):
     """And no further than that of the first row that can draw."""
     text, other, _ = base_texts(5)
@@ -364,6 +369,7 @@ def test_a_long_prompt_is_read_at_once_where_nobody_waits(pieces):
     assert judge.told["waits"] == 1
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["modern", "learned", "broken"])
 def test_reading_in_pieces_changes_no_row(name, pieces, shared):
     """The schedules of above, with much waiting in them."""
@@ -385,6 +391,7 @@ def test_reading_in_pieces_changes_no_row(name, pieces, shared):
 # --- prompts that begin alike --------------------------------------------------------------
 
 
+@pytest.mark.kernels
 def test_a_prompt_is_read_once(shared):
     """By the first of rows that join together, for later ones, and after all have left."""
     text = base_texts(5)[0][:30]
@@ -403,6 +410,7 @@ def test_a_prompt_is_read_once(shared):
     assert shared == [29, 29, 29, 30]
 
 
+@pytest.mark.kernels
 def test_only_what_is_the_same_is_taken_over(shared):
     """Up to the first other token; nothing where that is soon, or the window has moved away."""
     text = base_texts(5)[0]
@@ -420,6 +428,7 @@ def test_only_what_is_the_same_is_taken_over(shared):
     assert shared == [20]
 
 
+@pytest.mark.kernels
 def test_a_window_that_moved_is_known_where_it_now_begins(shared):
     """A prompt longer than the window is what the model sees of it."""
     text = base_texts(5)[0]
@@ -431,6 +440,7 @@ def test_a_window_that_moved_is_known_where_it_now_begins(shared):
     assert shared == [34]
 
 
+@pytest.mark.kernels
 def test_what_a_broken_token_spoilt_is_read_anew(shared):
     """Tokens before it had been read in one tile with it, and then gave NaN to others."""
     text = base_texts(6)[0][:17]
@@ -442,6 +452,7 @@ def test_what_a_broken_token_spoilt_is_read_anew(shared):
     assert judge.told == {"ids": 3, "failures": 1}
 
 
+@pytest.mark.kernels
 def test_a_penalty_counts_what_the_window_does_not_show():
     """A prompt is cut for the text, not for what occurred in it."""
     greedy = SamplingConfig(0.0, repetition_penalty=2.0)
@@ -454,6 +465,7 @@ def test_a_penalty_counts_what_the_window_does_not_show():
 # --- nothing is left behind ----------------------------------------------------------------
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("overflow", ["crop", "refill"])
 def test_a_text_may_go_on_for_ever(overflow):
     """Its room stays as it was, though each token would once have taken more."""
@@ -466,7 +478,7 @@ def test_a_text_may_go_on_for_ever(overflow):
     assert batch._memory.text.shape[1] == width
 
 
-@pytest.mark.parametrize("kind", ["cpu", "numpy"])
+@pytest.mark.parametrize("kind", [CPU, "numpy"])
 def test_two_thousand_rows_leave_nothing_behind(kind):
     """Memory is as it was, whether rows had ended, failed, or were left in the middle."""
     engine = engine_of("tutorial", kind)
@@ -506,6 +518,7 @@ def test_a_row_that_leaves_frees_its_decoding():
     assert kept() is None
 
 
+@pytest.mark.kernels
 def test_slot_bytes_are_what_the_arrays_take():
     """A server decides by them how many slots fit."""
     for name in ("tutorial", "modern"):
@@ -518,7 +531,8 @@ def test_slot_bytes_are_what_the_arrays_take():
 
 # --- the contract --------------------------------------------------------------------------
 
-ENGINES = pytest.mark.parametrize("kind", ["cpu", "int8", "numpy", "torch"])
+INT8 = pytest.param("int8", marks=pytest.mark.kernels)
+ENGINES = pytest.mark.parametrize("kind", [CPU, INT8, "numpy", "torch"])
 
 
 @ENGINES
@@ -563,6 +577,7 @@ def test_slots_are_counted(kind):
     assert batch.advance(5) == {slot: [] for slot in slots}
 
 
+@pytest.mark.kernels
 def test_a_row_that_leaves_before_its_first_step_reads_nothing(shared):
     """Its slot may be taken again at once, by a prompt that begins alike."""
     text = base_texts(5)[0][:30]
@@ -575,6 +590,7 @@ def test_a_row_that_leaves_before_its_first_step_reads_nothing(shared):
     assert shared == [29]
 
 
+@pytest.mark.kernels
 def test_logits_are_the_callers_own():
     """To write to and to keep; those of a row that drew nothing yet are not another's."""
     batch = engine_of("tutorial").open(2)
@@ -590,6 +606,7 @@ def test_logits_are_the_callers_own():
     assert np.isfinite(batch.logits(first)).all()
 
 
+@pytest.mark.kernels
 def test_the_number_of_threads_follows_the_work(monkeypatch):
     """As rows come and go; what a row gives does not change by it."""
     monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
@@ -610,6 +627,7 @@ def test_the_number_of_threads_follows_the_work(monkeypatch):
     assert batch.advance(9)[slots[0]] == expected[4:]
 
 
+@pytest.mark.kernels
 def test_one_thread_decodes_where_others_want_the_cores(monkeypatch):
     """Threads that meet waited for each other's turn at every meeting, seconds for a block."""
     monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
@@ -636,7 +654,7 @@ def test_one_thread_decodes_where_others_want_the_cores(monkeypatch):
 CHARS = CharTokenizer("abcde")
 
 
-@pytest.mark.parametrize("engine", ["cpu", "numpy", "torch"])
+@pytest.mark.parametrize("engine", [CPU, "numpy", "torch"])
 def test_a_writers_batch_writes_its_samples(engine):
     """Sample i of a seeded request is row i of `complete`, whenever it joins."""
     writer = Writer(model_of("tutorial"), CHARS, engine=engine)
@@ -651,6 +669,7 @@ def test_a_writers_batch_writes_its_samples(engine):
     assert found == [sample.token_ids for sample in writer.complete("abc", 20, 2, seed=5)]
 
 
+@pytest.mark.kernels
 def test_a_writer_opens_what_long_jobs_run_on(monkeypatch):
     """Even where the machine code is still to be compiled; and a batch needs a slot."""
     monkeypatch.setattr("mygpt.engines.cpu.build.has_machine_code", lambda: False)

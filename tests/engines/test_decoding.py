@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoding import arrays_of, engine, floats, model_of, request, written
+from decoding import CPU, arrays_of, engine, floats, model_of, request, written
 from decoding import constant as constant_engine
 from mygpt.core.config import SamplingConfig
 from mygpt.engines.numpy_engine import NumpyEngine
@@ -18,7 +18,7 @@ from mygpt.engines.torch_engine import TorchEngine
 from mygpt.errors import InputError
 from shapes import LLAMA, build
 
-KINDS = ["numpy", pytest.param("cpu", marks=pytest.mark.kernels), "torch"]
+KINDS = ["numpy", CPU, "torch"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -31,7 +31,13 @@ ENGINES: dict[str, Callable[[GPT], Engine]] = {
     "numpy": lambda model: NumpyEngine(model.config, arrays_of(model)),
     "cpu": lambda model: CpuEngine(model.config, arrays_of(model)),
 }
-engines = pytest.mark.parametrize("start", ENGINES.values(), ids=ENGINES)
+engines = pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(start, id=name, marks=pytest.mark.kernels if name == "cpu" else ())
+        for name, start in ENGINES.items()
+    ],
+)
 LENGTHS = {3: 60, 9: 10, 40: 70, 150: 4}  # prompts' tokens, and how many are drawn
 
 

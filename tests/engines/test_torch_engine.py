@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from decoding import CPU
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, SamplingConfig, Writer, save_checkpoint
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
@@ -275,6 +276,7 @@ def stats():
     return counters["stats"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++")
 def test_a_compiled_step_writes_the_same_and_is_compiled_once(monkeypatch, tmp_path, stats, caplog):
@@ -297,6 +299,7 @@ def test_a_compiled_step_writes_the_same_and_is_compiled_once(monkeypatch, tmp_p
     assert lines(caplog) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["modern", "gpt2"])
 def test_few_graphs_serve_all_batch_sizes(monkeypatch, stats, name, caplog):
@@ -502,7 +505,7 @@ def saved(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("engine", ["numpy", "cpu", "torch"])
+@pytest.mark.parametrize("engine", ["numpy", CPU, "torch"])
 def test_every_engine_takes_auto_and_on_the_cpu_it_is_float32(saved, engine):
     texts = {
         load(saved, device="cpu", engine=engine, **options).generate("ab", 20, seed=3)

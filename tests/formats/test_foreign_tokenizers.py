@@ -230,6 +230,7 @@ def streamed(decoder, ids):
 # --- import: the same ids and text as transformers ----------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(many_texts)
 @example(NASTY)
@@ -597,6 +598,7 @@ def exported(request, tmp_path_factory):
     return folder, OURS[request.param], auto(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(char_texts.map("".join), min_size=10, max_size=10))
 @example([text for text in NASTY if set(text) <= set(CHARS)])

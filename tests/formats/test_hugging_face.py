@@ -187,6 +187,7 @@ KINDS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_import_has_the_logits_that_transformers_has(kind, tmp_path):
     """And export gives transformers the tensors back, bit for bit."""

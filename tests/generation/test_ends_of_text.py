@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import mygpt
+from decoding import CPU
 from mygpt import GPTConfig, SamplingConfig, Writer
 from mygpt.cli import main
 from mygpt.core.random import Stream
@@ -71,7 +72,7 @@ def folder_of(place: Path, library: tokenizers.Tokenizer, **files: Any) -> Path:
 # --- engines -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["numpy", "cpu", "torch"])
+@pytest.mark.parametrize("name", ["numpy", CPU, "torch"])
 def test_any_of_several_ends_ends_a_row(name: str) -> None:
     """Alone, among rows with other ends, and in a batch; ids that the model lacks end none."""
     config = GPTConfig(40, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=64)
@@ -105,6 +106,7 @@ def test_any_of_several_ends_ends_a_row(name: str) -> None:
 # --- import, use, export -------------------------------------------------------------------
 
 
+@pytest.mark.kernels
 def test_every_end_that_a_generation_config_lists_ends_a_text(tmp_path: Path) -> None:
     """In `Writer`, streams and the server; and an exported folder lists them again."""
     names = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
@@ -249,6 +251,7 @@ def test_what_a_post_processor_puts_behind_a_text_ends_it(tmp_path: Path) -> Non
     assert load_tokenizer(tmp_path / "tokenizer.json").end_of_text == 281
 
 
+@pytest.mark.kernels
 def test_training_with_anothers_tokenizer_learns_where_documents_end(tmp_path: Path) -> None:
     """Each document stands after its end and beginning tokens; a note says which they are."""
     path = folder_of(tmp_path / "llama", llama_like()) / "tokenizer.json"
@@ -323,6 +326,7 @@ def test_a_row_without_a_token_has_no_text() -> None:
         assert "".join(pieces) + stream.finish() == tokenizer.decode([0, 1])
 
 
+@pytest.mark.kernels
 def test_going_on_from_a_model_that_no_token_ends_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abba " * 60)
     notes: list[str] = []

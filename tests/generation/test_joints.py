@@ -116,6 +116,7 @@ def model_of(tokenizer: ForeignTokenizer) -> GPT:
     return build(GPTConfig(tokenizer.vocab_size, **shape), 0, 0.02)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("prompt", ["First Citizen", "First Citizen ", "F", " a ", ""])
 def test_a_space_comes_between_a_prompts_last_word_and_the_next(prompt: str, tmp_path: Any) -> None:
     """In `Writer`, its streams, the command and the server, and once alone where it is given."""

@@ -94,6 +94,7 @@ def test_text_ends_before_the_first_stop_string(kind, seed, stop, new):
         assert not cut_at_stop(pieces[: len(found.token_ids) - 1], stop)[1]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.sampled_from(["char", "pieces", "byte"]), st.integers(0, 2**20), stops)
 def test_streamed_pieces_are_the_text_and_are_never_taken_back(kind, seed, stop):
@@ -144,6 +145,7 @@ def test_nothing_is_computed_after_the_end():
         assert len(calls) == 2
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12))
 @example("aé€😀ü!")
 def test_streaming_shows_whole_characters_alone(text):

@@ -67,6 +67,7 @@ words = st.one_of(
 texts = st.lists(words, max_size=6).map("".join)
 
 
+@pytest.mark.slow
 @given(texts, st.lists(texts, max_size=4), st.integers(1, 40), st.booleans())
 @example("", ["abc"], 1, False)
 @example("abc", [], 1, False)
@@ -80,6 +81,7 @@ def test_every_passage_is_found(text: str, corpus: list[str], least: int, as_byt
     check(text, documents, least)
 
 
+@pytest.mark.slow
 @given(texts, texts, st.integers(1, 30))
 def test_no_passage_is_cut_where_a_long_text_is(text: str, whole: str, least: int) -> None:
     """Pieces of 16 characters and a few anchors at a time must give what large ones give."""

@@ -38,6 +38,7 @@ def recipe(name: str, text: str = TEXT) -> Any:
     return made(known.learned, len(known.chars))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("tutorial", 6), ("nanogpt", 12)])
 def test_a_recipe_learns(name: str, steps: int) -> None:
     one = recipe(name)
@@ -167,6 +168,7 @@ def test_watching_a_run_keeps_each_model_and_when_it_came(tmp_path: Path) -> Non
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.kernels
 def test_speed_of_both_is_that_of_the_same_steps(tmp_path: Path) -> None:
     """The tutorial's loop and ours make the same batches and updates: equal losses say so."""
     from benchmarks.training import ours
@@ -185,6 +187,7 @@ def test_speed_of_both_is_that_of_the_same_steps(tmp_path: Path) -> None:
     assert own.tokens_per_s > 0.0
 
 
+@pytest.mark.slow
 def test_the_page_tells_who_passed_whom_and_when(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks.training import report

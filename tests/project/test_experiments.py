@@ -125,6 +125,7 @@ def test_prints_what_is_recorded(name, trained, tmp_path):
     assert run(name, folder) == Run(0, expected(name), "")
 
 
+@pytest.mark.processes
 def test_a_real_process_prints_the_same(trained):
     assert run_process("30_greedy", trained[0]) == Run(0, expected("30_greedy"), "")
 
@@ -182,6 +183,7 @@ def test_without_the_corpus_one_line_says_how_to_get_it(name, arguments, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.processes
 def test_a_real_process_ends_with_exit_code_2(tmp_path):
     done = run_process("38_shakespeare_corpus", tmp_path)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)

@@ -19,6 +19,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_room_imports_only_from_floors_below_its_own():
     """pyproject.toml's contract, read by import-linter; new rooms have to be given a floor."""
     shown = run(str(Path(sys.executable).parent / "lint-imports"), "--no-cache")
@@ -47,6 +48,7 @@ def test_every_public_name_is_there():
         _ = mygpt.nonsense
 
 
+@pytest.mark.slow
 def test_importing_any_module_prints_nothing():
     """Habit 11: importing does nothing that can be seen."""
     names = [m.name for m in pkgutil.walk_packages(mygpt.__path__, "mygpt.")]

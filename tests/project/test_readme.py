@@ -23,6 +23,7 @@ def test_the_table_names_every_room_and_no_other() -> None:
     assert named == {r for r in rooms if not r.startswith("_") and r != "py.typed"}
 
 
+@pytest.mark.kernels
 def test_the_python_snippets_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -37,6 +38,7 @@ def test_the_python_snippets_run(
     assert "The sea" in capsys.readouterr().out
 
 
+@pytest.mark.kernels
 def test_the_commands_are_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

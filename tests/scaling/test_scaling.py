@@ -92,6 +92,7 @@ def test_attention_is_counted_as_in_palm() -> None:
     assert palm_flops_per_token(palm, 2048).attention == 12 * 118 * 48 * 256 * 2048
 
 
+@pytest.mark.slow
 def test_transformers_counts_the_same_parameters() -> None:
     """transformers' models of these names, built on the meta device."""
     transformers = pytest.importorskip("transformers")
@@ -445,6 +446,7 @@ def test_a_plan_of_a_published_model_needs_no_torch() -> None:
 # Measuring
 
 
+@pytest.mark.kernels
 def test_measure_trains_the_named_model(plan: Plan) -> None:
     code, out, _ = plan(
         "small", "--vocab-size", "65", "--tokens", "1M", "--devices", "4", "--measure",
@@ -466,6 +468,7 @@ def test_measure_trains_the_named_model(plan: Plan) -> None:
     assert time["all_devices_s"] == pytest.approx(time["one_device_s"] / 4)
 
 
+@pytest.mark.kernels
 def test_measure_reports_what_it_ran(plan: Plan) -> None:
     """And does not change the state of torch's generator."""
     before = torch.get_rng_state()
@@ -482,6 +485,7 @@ def test_measure_reports_what_it_ran(plan: Plan) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.kernels
 def test_a_model_that_does_not_fit_is_measured_with_fewer_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

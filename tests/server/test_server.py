@@ -28,6 +28,8 @@ from mygpt.tokenization import END_OF_TEXT
 from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
 from shapes import CONFIGS, build
 
+pytestmark = pytest.mark.kernels
+
 WRITER = tiny_writer()
 
 

@@ -19,6 +19,8 @@ from mygpt.server.openapi import openapi
 from mygpt.server.settings import ServerSettings
 from servers import running, tiny_writer
 
+pytestmark = pytest.mark.processes
+
 CASES = int(os.environ.get("MYGPT_FUZZ_CASES", "300"))
 LIMITS: dict[str, Any] = {"max_tokens": 200, "max_choices": 6, "max_prompt_tokens": 17}
 WRITER = tiny_writer()

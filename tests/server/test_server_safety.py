@@ -44,6 +44,8 @@ from mygpt.server.tickets import Queue, Ticket
 from paths import SOURCES
 from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until
 
+pytestmark = pytest.mark.processes
+
 BODY = {"model": "mygpt", "prompt": "ab", "max_tokens": 6, "seed": 1}
 JSON = {"content-type": "application/json"}
 

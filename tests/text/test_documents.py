@@ -108,6 +108,7 @@ def test_the_digest_is_the_files_split_or_not(tmp_path: Path, stories: str) -> N
         read_corpus([str(empty)], split=True)
 
 
+@pytest.mark.kernels
 def test_a_run_learns_documents_and_not_the_separators_characters(
     stories: str, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_run_learns_documents_and_not_the_separators_characters(
     assert "|" in as_text.tokenizer.chars  # type: ignore[attr-defined]
 
 
+@pytest.mark.kernels
 def test_the_tutorials_text_stays_as_it_is(stories: str, tmp_path: Path) -> None:
     writer = mygpt.train(
         stories, output=tmp_path / "run", preset="tutorial", listener=silent, **TINY
@@ -139,6 +141,7 @@ def test_the_tutorials_text_stays_as_it_is(stories: str, tmp_path: Path) -> None
     assert "|" in writer.tokenizer.chars  # type: ignore[attr-defined]
 
 
+@pytest.mark.kernels
 def test_a_run_from_before_resumes_with_its_text_as_it_was(stories: str, tmp_path: Path) -> None:
     """Its state does not say whether documents are split: they were not."""
     for name, steps in (("old", 4), ("new", 8)):
@@ -156,6 +159,7 @@ def test_a_run_from_before_resumes_with_its_text_as_it_was(stories: str, tmp_pat
         np.testing.assert_array_equal(old.arrays[name], array)
 
 
+@pytest.mark.kernels
 def test_eval_splits_as_the_model_was_trained(
     stories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +253,7 @@ def test_a_store_from_before_stays_as_it_was(
     assert "<|endoftext|> was found 59 times, and separates documents" in told.err
 
 
+@pytest.mark.kernels
 def test_a_text_in_the_cache_is_split_as_one_in_memory(
     stories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

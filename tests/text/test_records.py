@@ -270,6 +270,7 @@ def test_tokenize_reads_a_csv_and_a_store_begun_before_stays_prose(
     assert again.num_documents == 1
 
 
+@pytest.mark.slow
 def test_packed_files_that_unpack_to_far_more_than_text_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

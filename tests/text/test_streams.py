@@ -216,6 +216,7 @@ def test_names_of_nothing(tmp_path: Path) -> None:
     assert "contains no text file" in refused(tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_little_is_in_memory(tmp_path: Path) -> None:
     """A piece is a block, of a file of many."""
     path = tmp_path / "x.txt.zst"

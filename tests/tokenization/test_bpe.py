@@ -71,6 +71,7 @@ def fast(saved):
 # --- the same ids as others ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=250)
 @given(st.lists(texts, min_size=8, max_size=8))
 @example(
@@ -97,6 +98,7 @@ def test_ids_are_those_of_the_library_and_of_transformers(library, fast, many):
     assert not any(END in row for row in ids)
 
 
+@pytest.mark.slow
 def test_every_character_is_of_the_class_that_the_library_has_it_in(library):
     """All of Unicode, whatever the age of Python's tables: each in front of and behind a letter."""
     points = [p for p in range(0x110000) if not 0xD800 <= p <= 0xDFFF]
@@ -256,6 +258,7 @@ def test_the_same_text_gives_the_same_tokenizer_in_any_pieces():
         assert BPETokenizer.train(pieces, 400).to_state() == BPE.to_state()
 
 
+@pytest.mark.processes
 def test_the_same_text_gives_the_same_tokenizer_on_any_threads():
     """Ties between pairs are broken by the pairs, not by who counted first."""
     script = (

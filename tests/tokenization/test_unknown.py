@@ -196,6 +196,7 @@ def test_losses_of_unknown_text_are_not_praised() -> None:
     assert told.startswith("the tokenizer does not know 80% of the text, so the losses say little")
 
 
+@pytest.mark.slow
 def test_eval_leaves_out_what_the_model_does_not_know(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

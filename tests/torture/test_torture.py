@@ -11,7 +11,10 @@ import pytest
 from torture import Figure
 from torture.__main__ import ALL
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="they fork and send signals")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(sys.platform == "win32", reason="they fork and send signals"),
+]
 
 
 @pytest.mark.parametrize(

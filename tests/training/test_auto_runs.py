@@ -18,6 +18,8 @@ from mygpt.cli import main
 from mygpt.training.comparison import compare_losses, read_losses
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, StepDone
 
+pytestmark = pytest.mark.kernels
+
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs.\n" * 200
 
 

@@ -26,6 +26,8 @@ from mygpt.training.cpu_gradients import CpuGradients
 from mygpt.training.gradients import Gradients
 from mygpt.training.optimizer import Optimizer
 
+pytestmark = pytest.mark.kernels
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 TUTORIAL = GPTConfig(19, 32, 2, 2, max_seq_len=600)

@@ -40,6 +40,8 @@ from mygpt.container import read_arrays
 from mygpt.training.run import read_state
 from ranks import ranks_of, run_ranks, torchrun, torchrun_started
 
+pytestmark = pytest.mark.processes
+
 Found = dict[str, Any]
 
 

@@ -150,6 +150,7 @@ def test_a_validation_that_is_no_number_goes_back_too(
     assert isinstance(heard[-1], Finished)
 
 
+@pytest.mark.slow
 def test_a_jump_of_the_loss_is_told_with_step_and_batch(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

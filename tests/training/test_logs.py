@@ -73,6 +73,7 @@ def test_every_reader_of_a_log_passes_odd_records_over(tmp_path: Path, odd: byte
     assert "up to step" in str(RunFolder.at(tmp_path).cut_log(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["report", "info", "doctor", "train --resume"])
 def test_commands_on_a_run_with_an_odd_log_end_with_a_line(run: Path, capsys, command):
     """{"step": 1e999} was a traceback."""
@@ -90,6 +91,7 @@ def exit_code(args: list[str]) -> object:
     return ended.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["\ud800.txt", "a\0b"])
 @pytest.mark.parametrize("place", ["files", "val_file", "encoding", "from"])
 def test_a_state_that_names_what_no_file_can_be_called_is_refused(run: Path, name, place, capsys):

@@ -25,6 +25,11 @@ MODERN = GPTConfig(
 )  # fmt: skip
 
 
+both_ways = pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.kernels)]
+)
+
+
 def settings_of(**options: Any) -> TrainConfig:
     return TrainConfig(**{"batch_size": 2, "seq_len": 8, "lr": 0.01, "steps": 9, **options})
 
@@ -170,7 +175,7 @@ def test_which_rows_are_matrices_of_their_own() -> None:
         assert rows is None or sum(rows) == len(dict(model.named_parameters())[name])
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@both_ways
 def test_a_step_of_muon(compiled: bool) -> None:
     """From zero: the rate times an orthogonal matrix, more for tall ones; decay is apart."""
     model = build(MODERN)
@@ -215,7 +220,7 @@ def test_muons_momentum_is_nesterovs() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("config", [TUTORIAL, MODERN], ids=["tutorial", "modern"])
-@pytest.mark.parametrize("compiled", [False, True])
+@both_ways
 def test_a_state_that_is_put_back_goes_on_to_the_bit(
     optimizer: str, config: GPTConfig, compiled: bool
 ) -> None:
@@ -273,7 +278,7 @@ def test_the_memory_that_is_kept_of_each() -> None:
         assert ours.arrays() == {}, "what is put back is all that is known"
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@both_ways
 def test_muon_learns_a_text_by_heart(compiled: bool) -> None:
     model = build(MODERN).train()
     train = settings_of(optimizer="muon", lr=0.03)

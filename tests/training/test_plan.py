@@ -289,6 +289,7 @@ def slow_starts(windows: ShuffledWindows, step: int, batch_size: int) -> list[in
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     length=st.integers(2, 300),

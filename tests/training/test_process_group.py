@@ -224,6 +224,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 Three = list[dict[str, Any]]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("what", "wanted"),
     [
@@ -244,12 +245,14 @@ def test_all_hear_the_same(three: Three, what: str, wanted: Any) -> None:
     assert [found[what] for found in three] == [wanted] * 3
 
 
+@pytest.mark.processes
 def test_a_loss_is_the_same_to_the_bit(three: Three) -> None:
     losses = [found["sum of a loss"] for found in three]
     assert all(loss.dtype == torch.float32 and torch.equal(loss, losses[0]) for loss in losses)
     assert float(losses[0]) == pytest.approx(0.6)
 
 
+@pytest.mark.processes
 def test_arrays_come_as_they_are(three: Three) -> None:
     for found in three:
         arrays = found["arrays"]
@@ -260,6 +263,7 @@ def test_arrays_come_as_they_are(three: Three) -> None:
         assert arrays["scalar"] == 7
 
 
+@pytest.mark.processes
 def test_what_is_done_together_is_done_by_all_or_fails_for_all(three: Three) -> None:
     """The first one that failed tells; the others end as it does, and are silent."""
     assert [found["together"] for found in three] == [0, 1, 2]
@@ -279,6 +283,7 @@ def test_what_is_done_together_is_done_by_all_or_fails_for_all(three: Three) -> 
     ]  # fmt: skip
 
 
+@pytest.mark.processes
 def test_an_error_says_whose_it_is_and_torchrun_is_told(three: Three) -> None:
     main, who, other = (found["told"] for found in three)
     assert main == other == ("PeerError", "", 2, False)
@@ -288,11 +293,13 @@ def test_an_error_says_whose_it_is_and_torchrun_is_told(three: Three) -> None:
     assert '"message": "wrong"' in who[3]
 
 
+@pytest.mark.processes
 def test_who_finds_the_others_gone_is_a_silent_peer(three: Three) -> None:
     """Not a traceback of torch's: the one that died has told why."""
     assert [found["left"] for found in three[:2]] == [("PeerError", "", 1)] * 2
 
 
+@pytest.mark.processes
 def test_rows_are_shared_out_as_torch_does(three: Three) -> None:
     """Also where the last processes get none."""
     parts = [found["rows"] for found in three]
@@ -450,6 +457,7 @@ def meet_twice() -> list[list[int]]:
     return found
 
 
+@pytest.mark.processes
 def test_a_program_may_train_twice() -> None:
     """The second meeting was sought at the first one's place, which was still open."""
     assert run_ranks(2, meet_twice, group=False) == [[[0, 0], [1, 1]]] * 2

@@ -34,6 +34,8 @@ from mygpt.training.shards import (
 )
 from ranks import RankError, run_ranks
 
+pytestmark = pytest.mark.processes
+
 COUNTS = (1, 2, 4)
 
 

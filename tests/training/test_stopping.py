@@ -127,6 +127,7 @@ main(["train", *sys.argv[1:]])
 """
 
 
+@pytest.mark.processes
 def test_a_second_signal_leaves_at_once(text: str, tmp_path: Path) -> None:
     shape = ["--embed-dim", "24", "--steps", "3"]  # which torch itself computes
     command = [sys.executable, "-c", SLOW_STEP, text, "--preset", "nano", *shape]
@@ -167,6 +168,7 @@ def test_two_hangups_are_one(text: str, tmp_path: Path) -> None:
     assert progress_of(tmp_path / "run")["step"] == 6
 
 
+@pytest.mark.processes
 def test_a_terminal_that_closes_ends_in_a_save(text: str, tmp_path: Path) -> None:
     """Writing to it failed first: exit code 3, and all since the last save was lost."""
     pty = pytest.importorskip("pty")

@@ -155,6 +155,7 @@ def test_every_stage_of_a_store_is_that_of_memory(store, texts):
     assert stored.first_window().tolist() == memory.first_window().tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     batch_size=st.integers(1, 13),
@@ -244,6 +245,7 @@ def test_a_store_is_validated_on_a_text_or_another_store(store, plain, texts):
     training.resume(plain / "by-store", steps=14, listener=QUIET)
 
 
+@pytest.mark.kernels
 def test_the_default_recipe_learns_from_a_store(store, tmp_path, capsys):
     assert command("train", store, "--tokens", "20000", "-o", tmp_path / "run") == 0
     shown = capsys.readouterr().out
@@ -326,6 +328,7 @@ def test_a_store_is_cut_where_a_document_begins(tmp_path):
     assert [len(part) for part in source_of(tmp_path / "far", 0.0).encode(ALPHABET)] == [20_002, 0]
 
 
+@pytest.mark.kernels
 def test_a_huge_store_is_counted_and_validated_on_in_part(store, tmp_path, monkeypatch, capsys):
     """What would take a pass over the store takes its first tokens, and says so."""
     monkeypatch.setattr(stored, "MOST_COUNTED", 4096)
@@ -339,6 +342,7 @@ def test_a_huge_store_is_counted_and_validated_on_in_part(store, tmp_path, monke
         assert ready.config.val_tokens == used
 
 
+@pytest.mark.kernels
 def test_no_store_comes_into_memory(tmp_path, monkeypatch):
     """A store of 2.4 MB, and never more than 100 kB of it at once: training reads what it needs.
 
@@ -569,6 +573,7 @@ def test_a_damaged_store_is_made_again(cache, built, plain):
     assert losses(plain / "one") == losses(plain / "three")
 
 
+@pytest.mark.processes
 def test_processes_make_one_store_together(cache, plain):
     """As torchrun starts them: one makes it, the others wait and find it; none is refused."""
     program = (
@@ -588,6 +593,7 @@ def test_processes_make_one_store_together(cache, plain):
     assert len({line[1] for line in told}) == 1
 
 
+@pytest.mark.kernels
 def test_a_cache_without_room_says_what_to_do(cache, plain, monkeypatch, capsys):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(store_cache.shutil, "disk_usage", lambda _: full)

@@ -84,6 +84,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert log(one) == log(other)
 
 
+@pytest.mark.kernels
 def test_the_tutorials_first_losses(shakespeare: Path, tmp_path: Path) -> None:
     """41.0367 is the tutorial's printed first loss; the others were recorded from a plain loop."""
     heard: list[Event] = []
@@ -339,6 +340,7 @@ def test_a_full_disk_leaves_the_previous_state(
     assert (tmp_path / "run" / "last.state.safetensors").read_bytes() == before
 
 
+@pytest.mark.kernels
 def test_minutes_end_on_time_and_the_rate_falls_with_the_clock(text: str, tmp_path: Path) -> None:
     """Half of so short a time is kept for what comes before and after the steps, and told so."""
     heard = fit(text, tmp_path / "run", steps=None, minutes=0.02, eval_every=10**6)

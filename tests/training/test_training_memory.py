@@ -289,6 +289,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
 def test_a_real_allocation_that_fails() -> None:
     printed = subprocess.run(
@@ -323,6 +324,7 @@ print(json.dumps({**told, "peak": status("VmHWM")}))
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks as Linux tells them")
 def test_a_training_takes_no_more_than_was_reckoned() -> None:
     """And not much less: docs/lab-notes.md has the two for many shapes."""

@@ -316,6 +316,7 @@ def test_the_markup_is_the_same_for_all_data():
     assert cut[0] == cut[1]
 
 
+@pytest.mark.browser
 def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
     made = checkpoint_of(SHAPE)
     found = explain(made, "abcd" * 5, max_new_tokens=6, sampling=WILD, seed=4)
@@ -365,6 +366,7 @@ def expected_bars(prediction) -> list[tuple[object, object]]:
     ]
 
 
+@pytest.mark.browser
 def test_hostile_texts_are_shown_and_none_runs(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(hostile_page())

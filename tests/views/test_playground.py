@@ -33,6 +33,7 @@ from playground_page import (
 )
 
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium is not here"),
     # selenium's own connections, closed when they are collected
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

@@ -80,6 +80,7 @@ def add_to_log(run: Path, *records: dict | str) -> None:
 # --- the numbers -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_curves_are_the_logs(trained):
     run, _ = trained
     data, log = data_of(run), log_of(run)
@@ -331,6 +332,7 @@ def test_troubles_are_told(run):
 # --- the log -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_are_thinned_and_no_peak_is_lost(run):
     """The page stays under 2 MB, and the one high loss and the one low one are in it."""
     losses = [2 + math.sin(n) / 3 for n in range(100_000)]
@@ -434,6 +436,7 @@ def test_no_text_becomes_markup(run, trained):
     assert hostile_text.endswith(cut[1])
 
 
+@pytest.mark.browser
 def test_hostile_texts_are_shown_and_none_runs(run, tmp_path):
     page = write_report(hostile(run), tmp_path / "page.html")
     with chromium(tmp_path / "profile") as driver:
@@ -444,6 +447,7 @@ def test_hostile_texts_are_shown_and_none_runs(run, tmp_path):
         check_quiet(driver)
 
 
+@pytest.mark.browser
 def test_the_page_opens_from_its_file_and_shows_its_pictures(trained, tmp_path):
     run, finished = trained
     page = write_report(run, tmp_path / "page.html")

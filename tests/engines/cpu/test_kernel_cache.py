@@ -18,6 +18,8 @@ import pytest
 
 from mygpt.engines.cpu import build
 
+pytestmark = pytest.mark.kernels
+
 LINKED: list[list] = []  # the linker's objects own machine code: they outlive each test
 
 
