@@ -1,4 +1,4 @@
-"""Tokens and batches: every window once an epoch, in an order that is a function of the seed."""
+"""Tokens and batches: every window once per epoch, in an order that depends on the seed only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mygpt.text import Document
 from mygpt.tokenization import ByteTokenizer, CharTokenizer
 
 
-def test_documents_are_separated_where_there_is_a_separator() -> None:
+def test_documents_are_separated_by_the_end_of_text_token() -> None:
     documents = [Document("1", "ab"), Document("2", "ba")]
     plain, reserved = CharTokenizer("ab"), CharTokenizer("ab", end_of_text=True)
     assert encode_documents(documents, plain).tolist() == [0, 1, 1, 0]
@@ -31,7 +31,7 @@ def test_documents_are_separated_where_there_is_a_separator() -> None:
     seed=st.integers(0, 2**64 - 1),
     batch_size=st.integers(1, 9),
 )
-def test_an_epoch_shows_every_window_once(
+def test_an_epoch_contains_every_window_once(
     length: int, seq_len: int, seed: int, batch_size: int
 ) -> None:
     if length < seq_len + 1:
@@ -46,11 +46,11 @@ def test_an_epoch_shows_every_window_once(
     for epoch in range(2):
         starts = np.sort(rows[epoch * windows.windows : (epoch + 1) * windows.windows, 0])
         assert (np.diff(starts) == seq_len).all()
-    # No more than two windows' worth of text is left out of an epoch.
+    # An epoch omits at most two windows' length of text.
     assert windows.windows * seq_len > length - 2 * seq_len - 1
 
 
-def test_a_batch_depends_on_its_step_alone() -> None:
+def test_a_batch_depends_only_on_its_step() -> None:
     tokens = np.arange(5000)
     first, second = (ShuffledWindows(tokens, 16, seed=7) for _ in range(2))
     forwards = [first.batch(step, 4) for step in range(200)]
@@ -67,15 +67,15 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(set(orders)) == 5
 
 
-def test_recorded_order() -> None:
-    """A recorded run can be repeated only as long as this order stays what it is."""
+def test_the_order_of_windows_is_the_recorded_one() -> None:
+    """If this order changes, recorded runs can no longer be reproduced."""
     windows = ShuffledWindows(np.arange(1000), 8, seed=0)
     assert windows.batch(0, 6)[:, 0].tolist() == [255, 911, 983, 79, 967, 87]
 
 
 @pytest.mark.slow
-def test_every_token_of_the_text_is_learned_at_some_time() -> None:
-    """The windows' offsets stopped short of the last tokens, a third of a small text."""
+def test_every_token_of_the_text_is_in_some_window() -> None:
+    """The windows' offsets once excluded the last tokens, a third of a short text."""
     for length, seq_len in ((191, 64), (1000, 64), (100, 50), (65, 64)):
         windows = ShuffledWindows(np.arange(length), seq_len, seed=0)
         seen = {int(t) for step in range(3000) for t in windows.batch(step, 1)[0, 1:]}

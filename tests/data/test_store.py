@@ -1,4 +1,4 @@
-"""Token stores: what they hold is what `encode_documents` gives, however they were made."""
+"""Token stores: their ids are those of `encode_documents`, however they were built."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mygpt.tokenization import (
     ForeignTokenizer,
     Tokenizer,
 )
-from mygpt.tokenization.tokenizer_json import _RULES_OF_OTHERS
+from mygpt.tokenization.tokenizer_json import _KNOWN_RULES
 from mygpt.tokenization.words import WordSplitter
 
 CHANCE = random.Random(1)
@@ -44,7 +44,7 @@ OURS = BPETokenizer.train(TEXTS, 400)
 
 
 def gpt2_like(kind: str = "foreign") -> Tokenizer:
-    """A tokenizer with GPT-2's rule, which the library applies."""
+    """A tokenizer with GPT-2's rule for words, applied by the library."""
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -65,7 +65,7 @@ def gpt2_like(kind: str = "foreign") -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """One that must have each document whole, and begins each with a token."""
+    """One that needs complete documents, and begins each with a token."""
     pieces = [["<unk>", 0.0], ["<s>", 0.0], ["▁", -3.0]]
     pieces += [[char, -4.0] for char in sorted(set("".join(TEXTS)) - {" "})]
     description: dict[str, Any] = {
@@ -106,7 +106,7 @@ def lines_of(path: Path, texts: list[str] = TEXTS) -> str:
     return str(path)
 
 
-def twin(tokenizer: Tokenizer, texts: list[str] = TEXTS) -> np.ndarray[Any, Any]:
+def reference_ids(tokenizer: Tokenizer, texts: list[str] = TEXTS) -> np.ndarray[Any, Any]:
     return encode_documents([Document("", text) for text in texts], tokenizer)
 
 
@@ -120,30 +120,30 @@ def bytes_of(store: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """Many small shards; tests only read it."""
+    """A store of many small shards, which tests only read."""
     folder = tmp_path_factory.mktemp("stores")
     file = lines_of(folder / "texts.jsonl")
     return build_store([file], folder / "store", tokenizer=OURS, shard_tokens=500, workers=0)
 
 
-# --- what is in it -------------------------------------------------------------------------
+# --- content -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shard_tokens", [100, 2**24])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_ids_are_those_of_encode_documents(name: str, shard_tokens: int, tmp_path: Path) -> None:
-    """Cut into parts or not, the ids in a row are the whole's; so are documents' starts."""
+    """Split into shards or not; the positions where documents begin are the same too."""
     tokenizer = TOKENIZERS[name]()
     file = lines_of(tmp_path / "x.jsonl")
     made = build_store(
         [file], tmp_path / "s", tokenizer=tokenizer, shard_tokens=shard_tokens, workers=0
     )
-    wanted = twin(tokenizer)
+    wanted = reference_ids(tokenizer)
     np.testing.assert_array_equal(made.tokens[:], wanted)
     assert made.tokens.dtype == wanted.dtype
     assert made.num_documents == len(TEXTS)
     assert made.num_bytes == sum(len(text.encode()) for text in TEXTS)
-    lengths = [len(twin(tokenizer, [text])) for text in TEXTS]
+    lengths = [len(reference_ids(tokenizer, [text])) for text in TEXTS]
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     np.testing.assert_array_equal(made.document_starts(0, len(made.tokens)), starts)
     np.testing.assert_array_equal(made.document_starts(1, int(starts[2])), starts[1:2])
@@ -152,8 +152,8 @@ def test_ids_are_those_of_encode_documents(name: str, shard_tokens: int, tmp_pat
 
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["ours", "gpt-2's rule", "unigram"])
-def test_processes_give_the_same_bytes(name: str, tmp_path: Path) -> None:
-    """However many encode, and without torch in them."""
+def test_any_number_of_processes_gives_the_same_files(name: str, tmp_path: Path) -> None:
+    """However many processes encode."""
     tokenizer = TOKENIZERS[name]()
     plain = tmp_path / "x.txt"
     plain.write_text("\n".join(TEXTS))
@@ -163,7 +163,7 @@ def test_processes_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "s0") == bytes_of(tmp_path / "s2")
 
 
-def test_a_process_that_encodes_has_no_torch() -> None:
+def test_an_encoding_process_does_not_import_torch() -> None:
     import subprocess
     import sys
 
@@ -172,8 +172,8 @@ def test_a_process_that_encodes_has_no_torch() -> None:
     assert done.stdout == "False\n"
 
 
-def test_others_can_map_a_shard(store: TokenStore) -> None:
-    """nanoGPT's way: `np.memmap` of 16-bit numbers, with nothing before them."""
+def test_other_programs_can_map_a_shard(store: TokenStore) -> None:
+    """As nanoGPT does: `np.memmap` of 16-bit integers without a header."""
     shard = np.memmap(store.path / "shards" / "000000.tokens", "<u2", "r")
     np.testing.assert_array_equal(shard, store.tokens[: len(shard)])
 
@@ -185,28 +185,28 @@ ODD = st.text(st.sampled_from("aZé 1.'\n\r\t日。\u00a0\u180e\u3099s!½\U0001f
 @example("a" * 700 + " b" + " " * 600 + "\n\nc", 3)
 @example("x\n\ny\n z!\n\n\nw'll 12 34\r\n\r\nA", 1)
 @pytest.mark.parametrize("name", ["ours", "gpt-2's rule"])
-def test_a_cut_changes_no_word(name: str, text: str, length: int) -> None:
-    """The rules for cuts, on texts made of what the rules for words look at."""
+def test_chunk_boundaries_are_word_boundaries(name: str, text: str, length: int) -> None:
+    """On texts of characters that the rules for words distinguish."""
     tokenizer = _CUT[name]
-    cutter = Chunker(tokenizer, length)
-    parts = _parts(cutter, [text])
+    chunker = Chunker(tokenizer, length)
+    parts = _chunks(chunker, [text])
     assert "".join(parts) == text
     words = words_of(tokenizer, np.dtype("<u2"))  # the same words are the same ids
     assert words is not None
     assert [word for part in parts for word in words.split(part)] == words.split(text)
-    # The same cuts, however the text comes.
-    assert _parts(cutter, list(text)) == parts
+    # The chunks do not depend on the pieces the text arrives in.
+    assert _chunks(chunker, list(text)) == parts
 
 
 _CUT: dict[str, Tokenizer] = {"ours": OURS, "gpt-2's rule": gpt2_like()}
 
 
-def _parts(cutter: Chunker, pieces: list[str]) -> list[str]:
+def _chunks(chunker: Chunker, pieces: list[str]) -> list[str]:
     parts, waiting, seen = [], "", 0
     for piece in pieces:
         waiting += piece
         begin = 0
-        while (end := cutter.find(waiting, begin, seen)) is not None:
+        while (end := chunker.find(waiting, begin, seen)) is not None:
             parts.append(waiting[begin:end])
             begin = end
         waiting = waiting[begin:]
@@ -222,8 +222,8 @@ MIXED = st.text(
 @given(MIXED)
 @example("".join(f"a{chr(c)}b {chr(c)} '{chr(c)}x\n" for c in range(0x3000)))
 @pytest.mark.parametrize("rule", range(3))
-def test_others_words_are_the_librarys(rule: int, text: str) -> None:
-    """GPT-2's, Llama 3's and Qwen2's rules, read by Python, give the library's own ids."""
+def test_the_words_of_known_rules_are_the_librarys(rule: int, text: str) -> None:
+    """GPT-2's, Llama 3's and Qwen2's rules, applied in Python, give the library's ids."""
     tokenizer, words = _OTHERS[rule]
     assert words is not None
     data = b"".join(words[word] for word in words.split(text))
@@ -240,25 +240,25 @@ def _with_rule(rule: str | None) -> tuple[Tokenizer, Words | None]:
     return tokenizer, words_of(tokenizer, np.dtype("<u2"))
 
 
-_OTHERS = [_with_rule(rule) for rule in (None, *sorted(_RULES_OF_OTHERS))]
+_OTHERS = [_with_rule(rule) for rule in (None, *sorted(_KNOWN_RULES))]
 
 
-def test_a_text_without_any_place_to_cut(tmp_path: Path) -> None:
-    """A million letters in a row: our rule's own bound is where it can be cut."""
+def test_a_text_without_a_word_boundary(tmp_path: Path) -> None:
+    """A million consecutive letters: mygpt's rule limits a run, and so can split there."""
     text = "a" * 300_000
     file = lines_of(tmp_path / "x.jsonl", [text])
     made = build_store([file], tmp_path / "s", tokenizer=OURS, shard_tokens=1000, workers=0)
     assert len(made.shards) > 2
-    np.testing.assert_array_equal(made.tokens[:], twin(OURS, [text]))
+    np.testing.assert_array_equal(made.tokens[:], reference_ids(OURS, [text]))
 
 
-def test_what_comes_later_can_change_more_than_the_last_word(
+def test_later_text_can_change_more_than_the_last_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A line's end joins the white space before it, which was two words until it came."""
+    """A line end joins the white space before it, which would otherwise be two words."""
     monkeypatch.setattr(chunking, "_SLACK", 1279)
     text = "a" * 1024 + "\n" * 10 + "\t" * 246 + "\n" + "x" * 3000
-    parts = _parts(Chunker(OURS, 1), [text])
+    parts = _chunks(Chunker(OURS, 1), [text])
     assert len(parts) > 2
     split = WordSplitter().split
     assert [word for part in parts for word in split(part)] == split(text)
@@ -267,8 +267,8 @@ def test_what_comes_later_can_change_more_than_the_last_word(
 # --- reading -------------------------------------------------------------------------------
 
 
-def test_parts_slices_and_windows(store: TokenStore) -> None:
-    """Across shards too, against the row in memory."""
+def test_parts_slices_and_windows_are_those_of_the_array(store: TokenStore) -> None:
+    """Across shards too, compared with the ids in memory."""
     row = store.tokens[:].astype(np.int64)
     assert len(store.shards) > 3
     inside = store.tokens.part(37, len(row) - 5).part(3, 1000)
@@ -287,7 +287,7 @@ def test_parts_slices_and_windows(store: TokenStore) -> None:
     np.testing.assert_array_equal(wide, [row[:-3], row[3:]])
 
 
-def test_what_cannot_be_cut(store: TokenStore) -> None:
+def test_windows_and_parts_outside_the_store_are_refused(store: TokenStore) -> None:
     with pytest.raises(IndexError):
         store.tokens.cut(np.array([len(store.tokens) - 3]), 4)
     with pytest.raises(IndexError):
@@ -298,8 +298,8 @@ def test_what_cannot_be_cut(store: TokenStore) -> None:
         store.tokens[::2]
 
 
-def test_the_digest_says_what_it_holds(store: TokenStore, tmp_path: Path) -> None:
-    """The same text has it from any file; another text, order or tokenizer has another."""
+def test_the_digest_depends_on_the_content_only(store: TokenStore, tmp_path: Path) -> None:
+    """The file does not matter; another text, order or tokenizer gives another digest."""
     found = {}
     for name, texts, tokenizer in (
         ("same", TEXTS, OURS),
@@ -324,7 +324,7 @@ def small(tmp_path: Path) -> Path:
     return out
 
 
-def test_a_flipped_bit_is_named(small: Path) -> None:
+def test_a_flipped_bit_is_reported_with_its_file(small: Path) -> None:
     path = small / "shards" / "000001.tokens"
     data = bytearray(path.read_bytes())
     data[20] ^= 1
@@ -334,7 +334,7 @@ def test_a_flipped_bit_is_named(small: Path) -> None:
         TokenStore.open(small, check=True)
 
 
-def test_an_id_outside_the_vocabulary_is_no_index_error(small: Path) -> None:
+def test_an_id_outside_the_vocabulary_is_reported_as_damage(small: Path) -> None:
     path = small / "shards" / "000000.tokens"
     data = bytearray(path.read_bytes())
     data[1] = 0xFF
@@ -347,7 +347,7 @@ def test_an_id_outside_the_vocabulary_is_no_index_error(small: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["000000.tokens", "000001.documents"])
-def test_cut_and_lost_shards(small: Path, name: str) -> None:
+def test_truncated_and_missing_shards_are_refused(small: Path, name: str) -> None:
     path = small / "shards" / name
     if path.stat().st_size == 0:
         path.write_bytes(b"x")
@@ -376,12 +376,12 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "told"), WRONG)
-def test_an_index_from_anywhere(small: Path, field: str, value: Any, told: str) -> None:
+@pytest.mark.parametrize(("field", "value", "message"), WRONG)
+def test_an_invalid_index_is_refused(small: Path, field: str, value: Any, message: str) -> None:
     path = small / "index.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {field: value}))
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         TokenStore.open(small)
     del content[field]
     path.write_text(json.dumps(content))
@@ -390,7 +390,7 @@ def test_an_index_from_anywhere(small: Path, field: str, value: Any, told: str) 
 
 
 @pytest.mark.parametrize("value", [-1, 2**70, 1.5, None, "9", True])
-def test_a_shard_with_odd_counts(small: Path, value: Any) -> None:
+def test_a_shard_with_invalid_counts_is_refused(small: Path, value: Any) -> None:
     path = small / "index.json"
     content = json.loads(path.read_text())
     content["shards"][0]["tokens"] = value
@@ -400,14 +400,14 @@ def test_a_shard_with_odd_counts(small: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"[" * 100_000, b"\xff", b"{}"])
-def test_an_index_that_is_none(small: Path, data: bytes) -> None:
+def test_a_file_that_is_not_an_index_is_refused(small: Path, data: bytes) -> None:
     (small / "index.json").write_bytes(data)
     with pytest.raises(CheckpointError):
         TokenStore.open(small)
     assert not is_store(small)
 
 
-def test_what_is_a_store(small: Path, tmp_path: Path) -> None:
+def test_is_store_recognises_stores(small: Path, tmp_path: Path) -> None:
     assert is_store(small)
     assert not is_store(tmp_path)
     assert not is_store(tmp_path / "x.jsonl")
@@ -417,15 +417,15 @@ def test_what_is_a_store(small: Path, tmp_path: Path) -> None:
     assert not is_store(tmp_path)
 
 
-# --- going on ------------------------------------------------------------------------------
+# --- resuming ------------------------------------------------------------------------------
 
 
 class Stopped(Exception):
     pass
 
 
-def test_stopped_after_every_job(small: Path, tmp_path: Path) -> None:
-    """At each of its jobs it is stopped once, and the next start goes on: same bytes."""
+def test_a_build_stopped_after_every_job_gives_the_same_store(small: Path, tmp_path: Path) -> None:
+    """It is stopped once at each job and then continued; the files are the same."""
     out, starts = tmp_path / "again", 0
     file = str(tmp_path / "x.jsonl")
 
@@ -446,10 +446,10 @@ def test_stopped_after_every_job(small: Path, tmp_path: Path) -> None:
     assert bytes_of(out) == bytes_of(small)
 
 
-def test_a_dead_process_leaves_what_was_committed(
+def test_a_killed_process_leaves_the_committed_shards(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Death between a shard's files and the index: the shard is made again, none is doubled."""
+    """Between writing a shard and the index: the shard is built once more, none is duplicated."""
     out, file = tmp_path / "again", str(tmp_path / "x.jsonl")
     real, calls = storing_module.write_durably, []
 
@@ -469,7 +469,7 @@ def test_a_dead_process_leaves_what_was_committed(
     assert bytes_of(out) == bytes_of(small)
 
 
-def test_a_second_start_takes_the_learned_tokenizer(
+def test_a_resumed_build_uses_the_trained_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = lines_of(tmp_path / "x.jsonl")
@@ -484,7 +484,7 @@ def test_a_second_start_takes_the_learned_tokenizer(
     monkeypatch.setattr(storing_module, "make_tokenizer", None)
     made = build_store([file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0)
     assert made.tokenizer.vocab_size == 300
-    np.testing.assert_array_equal(made.tokens[:], twin(made.tokenizer))
+    np.testing.assert_array_equal(made.tokens[:], reference_ids(made.tokenizer))
 
 
 def test_another_request_is_refused(small: Path, tmp_path: Path) -> None:
@@ -492,7 +492,7 @@ def test_another_request_is_refused(small: Path, tmp_path: Path) -> None:
     other = lines_of(tmp_path / "other.jsonl", ["other"])
     same: dict[str, Any] = {"tokenizer": OURS, "shard_tokens": 500, "workers": 0}
     before = bytes_of(small)
-    for files, changed, told in (
+    for files, changed, message in (
         ([other], {}, "other sources"),
         ([file, other], {}, "other sources"),
         ([file], {"tokenizer": "byte"}, "tokenizer"),
@@ -500,7 +500,7 @@ def test_another_request_is_refused(small: Path, tmp_path: Path) -> None:
         ([file], {"encoding": "latin-1"}, "encoding"),
         ([file], {"field": "body"}, "field"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             build_store(files, small, **same | changed)
     os.utime(file, ns=(0, 0))
     with pytest.raises(InputError, match="has changed since"):
@@ -511,7 +511,7 @@ def test_another_request_is_refused(small: Path, tmp_path: Path) -> None:
     assert len(list((small / "shards").iterdir())) == 2
 
 
-def test_a_source_that_changes_meanwhile(tmp_path: Path) -> None:
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     file = lines_of(tmp_path / "x.jsonl")
 
     def change(progress: StoreProgress) -> None:
@@ -524,7 +524,7 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path) -> None:
         )
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_overwritten(tmp_path: Path) -> None:
     file = lines_of(tmp_path / "x.jsonl")
     with pytest.raises(InputError, match="contains other files"):
         build_store([file], tmp_path, tokenizer="byte")
@@ -534,8 +534,8 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "x.jsonl"]
 
 
-def test_a_store_whose_lock_is_a_link_names_the_link(tmp_path: Path) -> None:
-    """It said that another process was writing there, which nobody was."""
+def test_a_store_whose_lock_is_a_link_is_refused_with_the_link(tmp_path: Path) -> None:
+    """The error once said that another process was writing, which was wrong."""
     file = lines_of(tmp_path / "x.jsonl")
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / ".lock").symlink_to(tmp_path / "elsewhere")
@@ -544,12 +544,12 @@ def test_a_store_whose_lock_is_a_link_names_the_link(tmp_path: Path) -> None:
     assert not os.path.lexists(tmp_path / "elsewhere")
 
 
-def test_one_writer_at_a_time(small: Path, tmp_path: Path) -> None:
+def test_only_one_process_can_write_a_store(small: Path, tmp_path: Path) -> None:
     with RunLock(small), pytest.raises(InputError, match="is being written by"):
         build_store([str(tmp_path / "x.jsonl")], small, tokenizer=OURS, shard_tokens=500)
 
 
-def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mygpt import processes
     from mygpt.errors import MygptError
 
@@ -559,27 +559,27 @@ def test_a_worker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         build_store([file], tmp_path / "s", tokenizer=OURS, workers=1)
 
 
-def test_what_a_tokenizer_refuses_names_the_file(tmp_path: Path) -> None:
+def test_the_error_for_text_that_cannot_be_encoded_names_the_file(tmp_path: Path) -> None:
     file = lines_of(tmp_path / "x.jsonl")
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"x\.jsonl: characters that are not in"):
             build_store([file], tmp_path / "s", tokenizer=CharTokenizer("ab"), workers=workers)
 
 
-def test_shards_of_wide_numbers(tmp_path: Path) -> None:
+def test_large_vocabularies_have_32_bit_shards(tmp_path: Path) -> None:
     """More than 65,536 ids need 32 bits."""
     tokenizer = CharTokenizer([chr(0x10000 + n) for n in range(70_000)])
     text = "".join(chr(0x10000 + n) for n in range(0, 70_000, 7))
     file = lines_of(tmp_path / "x.jsonl", [text])
     made = build_store([file], tmp_path / "s", tokenizer=tokenizer, workers=0, shard_tokens=3000)
     assert made.tokens.dtype == np.int32
-    np.testing.assert_array_equal(made.tokens[:], twin(tokenizer, [text]))
+    np.testing.assert_array_equal(made.tokens[:], reference_ids(tokenizer, [text]))
     assert isinstance(made.tokens, StoredTokens)
 
 
 @pytest.mark.processes
 def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
-    """A store of a thousand shards kept a file open for each, and died in mid-training."""
+    """A store of a thousand shards once kept a file open for each, and failed during training."""
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh\n" * 40_000)
     store = build_store([text], tmp_path / "store", tokenizer="byte", shard_tokens=1000, workers=0)
@@ -596,8 +596,8 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()[-500:]
 
 
-def test_a_store_is_no_text_of_a_folder(tmp_path: Path) -> None:
-    """Its index was learned as text, when the folder that it lies in was named."""
+def test_a_folder_of_text_is_read_without_stores_in_it(tmp_path: Path) -> None:
+    """A store's index was once read as text when its parent folder was named."""
     (tmp_path / "poem.txt").write_text("One poem alone.")
     build_store([tmp_path / "poem.txt"], tmp_path / "store", tokenizer="byte", workers=0)
     names = [document.name for document in read_corpus([str(tmp_path)]).documents]
@@ -605,8 +605,8 @@ def test_a_store_is_no_text_of_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["index.json", "tokenizer.json", "shards", "shards/000000.tokens"])
-def test_a_link_inside_a_store_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    """A store out of an archive had `tokenize` write through its links."""
+def test_a_link_inside_a_store_is_refused_with_its_name(tmp_path: Path, name: str) -> None:
+    """`tokenize` once wrote through links in a store from an archive."""
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh\n" * 100)
     store = tmp_path / "store"
@@ -622,7 +622,7 @@ def test_a_link_inside_a_store_is_refused_by_name(tmp_path: Path, name: str) -> 
     assert (victim.read_bytes() if victim.is_file() else sorted(victim.iterdir())) == before
 
 
-def test_a_store_whose_folder_is_renamed_is_written_no_further(
+def test_a_build_stops_if_its_folder_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, store, moved = tmp_path / "text.txt", tmp_path / "store", tmp_path / "moved"
@@ -645,7 +645,7 @@ def test_a_store_whose_folder_is_renamed_is_written_no_further(
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no modes of files")
 def test_the_files_of_a_private_store_are_private_whatever_the_umask(tmp_path: Path) -> None:
-    """As those in the cache are made: another user could change the tokens."""
+    """Stores in the cache are private; else another user could change the tokens."""
     text, store = tmp_path / "text.txt", tmp_path / "store"
     text.write_text("abcdefgh\n" * 100)
     store.mkdir(0o700)

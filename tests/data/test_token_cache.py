@@ -1,4 +1,4 @@
-"""The cache of tokens and tokenizers: found again, never trusted, never in the way."""
+"""The cache of tokens and tokenizers: results are reused, verified, and never cause errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BPE = BPETokenizer.train([TEXT], 300)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A cache of the test's own, that keeps short texts too."""
+    """The folder of a separate cache for the test, which also caches short texts."""
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path))
     monkeypatch.delenv("MYGPT_TOKEN_CACHE", raising=False)
     monkeypatch.setattr(token_cache, "SHORTEST", 100)
@@ -32,19 +32,19 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def work(monkeypatch):
-    """How often something was encoded or learned, rather than found."""
+    """A list that records each encoding and training, which the cache should avoid."""
     done = []
-    learn, encode = BPETokenizer.train, encode_documents
+    train, encode = BPETokenizer.train, encode_documents
 
-    def learned(pieces, vocab_size):
-        done.append("learned")
-        return learn(pieces, vocab_size)
+    def trained(pieces, vocab_size):
+        done.append("trained")
+        return train(pieces, vocab_size)
 
     def encoded(*arguments, **options):
         done.append("encoded")
         return encode(*arguments, **options)
 
-    monkeypatch.setattr(BPETokenizer, "train", learned)
+    monkeypatch.setattr(BPETokenizer, "train", trained)
     monkeypatch.setattr(token_cache, "encode_documents", encoded)
     return done
 
@@ -53,7 +53,7 @@ def files(folder):
     return sorted(path for path in folder.iterdir()) if folder.exists() else []
 
 
-# --- found again ---------------------------------------------------------------------------
+# --- reuse ---------------------------------------------------------------------------------
 
 
 def test_tokens_are_encoded_once(work, folder):
@@ -67,17 +67,17 @@ def test_tokens_are_encoded_once(work, folder):
     assert len(files(folder)) == 1
 
 
-def test_tokenizers_are_learned_once(work):
+def test_tokenizers_are_trained_once(work):
     states = [cached_bpe(DOCUMENTS, 290).to_state() for _ in range(3)]
     assert states[0] == states[1] == states[2]
-    assert work == ["learned"]
+    assert work == ["trained"]
     assert cached_bpe(DOCUMENTS, 280).vocab_size == 280
     assert cached_bpe(DOCUMENTS[:1], 290).to_state() != states[0]
-    assert work == ["learned"] * 3
+    assert work == ["trained"] * 3
 
 
-def test_whatever_changes_the_tokens_changes_the_name(work):
-    """The text, its split, its division into documents, the tokenizer: no two share a file."""
+def test_everything_that_changes_the_tokens_changes_the_file_name(work):
+    """The text, its split, its division into documents, and the tokenizer."""
     whole = [Document("a", TEXT * 2)]
     parts = [split_documents(whole, fraction) for fraction in (0.1, 0.2)]
     cases = [(whole, BPE, False), (DOCUMENTS, BPE, False), ([DOCUMENTS[0]] * 2, BPE, False)]
@@ -91,7 +91,7 @@ def test_whatever_changes_the_tokens_changes_the_name(work):
     assert work.count("encoded") == len(cases)
 
 
-def test_large_vocabularies_are_kept_in_wider_numbers(monkeypatch):
+def test_large_vocabularies_are_cached_with_32_bits(monkeypatch):
     monkeypatch.setattr(BPETokenizer, "vocab_size", 2**16 + 1)
     for _ in range(2):
         tokens = cached_tokens(DOCUMENTS, BPE)
@@ -99,8 +99,8 @@ def test_large_vocabularies_are_kept_in_wider_numbers(monkeypatch):
         assert tokens.tolist() == encode_documents(DOCUMENTS, BPE).tolist()
 
 
-def test_only_what_takes_time_is_kept(folder, monkeypatch):
-    """Not characters, not bytes, not short texts; and nothing where it is switched off."""
+def test_only_results_that_take_time_are_cached(folder, monkeypatch):
+    """Not characters, bytes or short texts; and nothing if the cache is disabled."""
     for tokenizer in (ByteTokenizer(), CharTokenizer.from_text(TEXT)):
         cached_tokens(DOCUMENTS, tokenizer)
     with monkeypatch.context() as patch:
@@ -121,7 +121,7 @@ def test_wrong_text_is_refused_as_without_a_cache():
                 use([Document("a", text)])
 
 
-# --- never trusted -------------------------------------------------------------------------
+# --- verification --------------------------------------------------------------------------
 
 
 def flipped(data, place):
@@ -145,7 +145,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_written_anew(work, folder, damage):
+def test_damaged_files_are_replaced(work, folder, damage):
     expected = cached_tokens(DOCUMENTS, BPE).tolist()
     (path,) = files(folder)
     whole = path.read_bytes()
@@ -155,8 +155,8 @@ def test_damaged_files_are_written_anew(work, folder, damage):
     assert path.read_bytes() == whole
 
 
-def test_another_texts_file_under_this_name_is_not_taken(folder):
-    """A file that is whole, and of another text: its key says so."""
+def test_a_valid_file_of_another_text_is_ignored(folder):
+    """Its header contains another key."""
     expected = cached_tokens(DOCUMENTS, BPE).tolist()
     (path,) = files(folder)
     cached_tokens(DOCUMENTS[:1], BPE)
@@ -166,8 +166,8 @@ def test_another_texts_file_under_this_name_is_not_taken(folder):
 
 
 @pytest.mark.parametrize("forged", [b"\xff\xff", b"\0", b"", b"[]", b'{"kind": "bpe"}'])
-def test_content_that_cannot_be_is_not_taken(folder, forged):
-    """Whole by all its digests, and yet no tokens of this vocabulary, or no tokenizer."""
+def test_invalid_content_with_a_valid_digest_is_ignored(folder, forged):
+    """Ids outside the vocabulary, or JSON that is not a tokenizer."""
     for use in (lambda: cached_tokens(DOCUMENTS, BPE).tolist(),
                 lambda: cached_bpe(DOCUMENTS, 290).to_state()):  # fmt: skip
         expected = use()
@@ -177,7 +177,7 @@ def test_content_that_cannot_be_is_not_taken(folder, forged):
         assert use() == expected
 
 
-def test_anothers_files_pipes_and_folders_are_not_read(folder, monkeypatch):
+def test_files_of_other_users_pipes_and_folders_are_not_read(folder, monkeypatch):
     expected = cached_tokens(DOCUMENTS, BPE).tolist()
     (path,) = files(folder)
     with monkeypatch.context() as patch:
@@ -192,7 +192,7 @@ def test_anothers_files_pipes_and_folders_are_not_read(folder, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no modes of files")
-def test_the_cache_is_this_users_alone_whatever_the_umask(folder, work):
+def test_the_cache_is_private_whatever_the_umask(folder, work):
     """Under umask 000 another user could change the tokens and their digest."""
     before = os.umask(0)
     try:
@@ -213,11 +213,11 @@ def test_the_cache_is_this_users_alone_whatever_the_umask(folder, work):
     assert token_cache._read(path) is None
 
 
-# --- never in the way ----------------------------------------------------------------------
+# --- no errors ----------------------------------------------------------------------------
 
 
-def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch, work):
-    """A file where the folder should be, a folder in no place, a user without a home."""
+def test_a_cache_that_cannot_be_written_is_not_used(tmp_path, monkeypatch, work):
+    """A file in place of the folder, an impossible path, a user without a home directory."""
     (tmp_path / "file").write_bytes(b"")
     for chosen in (str(tmp_path / "file"), "/proc/none", "/dev/null/x"):
         monkeypatch.setenv("MYGPT_CACHE", chosen)
@@ -234,8 +234,8 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch, work):
     assert cached_bpe(DOCUMENTS, 290).vocab_size == 290
 
 
-def test_a_full_disk_is_no_error_and_is_not_filled(folder, monkeypatch):
-    """The last gigabyte is left to others; a write that fails all the same leaves nothing."""
+def test_a_full_disk_is_not_an_error_and_is_not_filled(folder, monkeypatch):
+    """The last gigabyte stays free; a write that fails leaves no file."""
     real = token_cache.shutil.disk_usage
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -252,8 +252,8 @@ def test_a_full_disk_is_no_error_and_is_not_filled(folder, monkeypatch):
     assert files(folder) == []
 
 
-def test_what_was_used_longest_ago_goes_first(folder, monkeypatch):
-    """Reading counts as use. Files that are not the cache's own stay, whatever their age."""
+def test_the_least_recently_used_files_are_removed_first(folder, monkeypatch):
+    """Reading counts as use. Other files in the folder stay, whatever their age."""
     texts = [[Document("a", f"{n} {TEXT}")] for n in range(4)]
     own = []
     for number, documents in enumerate(texts[:3]):
@@ -275,16 +275,16 @@ def test_what_was_used_longest_ago_goes_first(folder, monkeypatch):
     assert not own[1].exists()
     assert own[2].exists()
     assert mine.exists()
-    assert fresh.exists()  # its writer may be at work
+    assert fresh.exists()  # its writer may still be running
     assert not stray.exists()
     monkeypatch.setattr(token_cache, "MOST_BYTES", size // 2)
     before = files(folder)
-    cached_tokens([Document("a", f"5 {TEXT}")], BPE)  # larger than all that may be kept
+    cached_tokens([Document("a", f"5 {TEXT}")], BPE)  # larger than the whole cache may be
     assert files(folder) == before
 
 
-def test_tokens_in_use_outlive_their_file(folder):
-    """Another process may make room meanwhile."""
+def test_tokens_in_use_remain_valid_after_their_file_is_removed(folder):
+    """Another process may remove it to free space."""
     cached_tokens(DOCUMENTS, BPE)
     tokens = cached_tokens(DOCUMENTS, BPE)
     for path in files(folder):
@@ -293,8 +293,8 @@ def test_tokens_in_use_outlive_their_file(folder):
 
 
 @pytest.mark.processes
-def test_several_processes_at_once_agree(tmp_path, folder):
-    """All begin at the same empty cache; each gets the right tokens, and one file is left each."""
+def test_several_processes_can_use_the_cache_at_once(tmp_path, folder):
+    """All start with an empty cache; each gets the right tokens, and each result has one file."""
     script = (
         "import sys, json\n"
         "from mygpt.data import cached_bpe, cached_tokens, token_cache\n"

@@ -1,4 +1,4 @@
-"""`<|endoftext|>` in a text: it separates documents, alike in memory and from disk, or is text."""
+"""`<|endoftext|>` separates documents, in memory and in streams alike, unless it is text."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def parts(text: str | bytes) -> list[str | bytes]:
         ("<|endoftext|>\n", []),
     ],
 )
-def test_a_separator_goes_with_the_line_ends_behind_it(
+def test_a_separator_is_removed_with_the_line_ends_after_it(
     text: str | bytes, wanted: list[str | bytes]
 ) -> None:
     assert parts(text) == wanted
@@ -72,8 +72,8 @@ def test_a_separator_goes_with_the_line_ends_behind_it(
     st.lists(st.sampled_from([SEPARATOR, "\n", "\r", "a", "é", "<|endof", "<"]), max_size=30),
     st.integers(1, 9),
 )
-def test_a_stream_has_the_documents_that_memory_has(words: list[str], width: int) -> None:
-    """However it is cut into pieces, no document differs and no separator is seen."""
+def test_a_stream_has_the_documents_of_the_text_in_memory(words: list[str], width: int) -> None:
+    """The documents do not depend on the pieces, and contain no separator."""
     text = "".join(words)
     cut = [text[start : start + width] for start in range(0, len(text), width)]
     found, counts = [""], []
@@ -86,7 +86,9 @@ def test_a_stream_has_the_documents_that_memory_has(words: list[str], width: int
     assert sum(counts) == text.count(SEPARATOR)
 
 
-def test_the_digest_is_the_files_split_or_not(tmp_path: Path, stories: str) -> None:
+def test_the_digest_is_that_of_the_file_whether_it_is_split_or_not(
+    tmp_path: Path, stories: str
+) -> None:
     other = tmp_path / "other.txt"
     other.write_text("x")
     for names in ([stories], [stories, str(other), str(other)]):
@@ -109,22 +111,20 @@ def test_the_digest_is_the_files_split_or_not(tmp_path: Path, stories: str) -> N
 
 
 @pytest.mark.kernels
-def test_a_run_learns_documents_and_not_the_separators_characters(
-    stories: str, tmp_path: Path
-) -> None:
-    told: list[str] = []
+def test_a_run_trains_on_documents_without_the_separators(stories: str, tmp_path: Path) -> None:
+    notes: list[str] = []
 
     def listener(event: Event) -> None:
-        told.extend([event.text] if isinstance(event, Note) else [])
+        notes.extend([event.text] if isinstance(event, Note) else [])
 
     writer = mygpt.train(stories, output=tmp_path / "run", listener=listener, **TINY)
     assert isinstance(writer.tokenizer, CharTokenizer)
     assert "|" not in writer.tokenizer.chars
-    assert any("60 documents" in note for note in told)
+    assert any("60 documents" in note for note in notes)
     corpus = read_checkpoint(tmp_path / "run" / "last.safetensors").provenance["corpus"]
     assert corpus["documents"] == 60
     assert corpus["split_documents"] is True
-    # Resumed and reproduced it is the same text.
+    # Resuming and reproducing use the same text.
     training.resume(tmp_path / "run", steps=6, listener=silent)
     training.replay(tmp_path / "run", output=tmp_path / "again", listener=silent)
     as_text = mygpt.train(
@@ -134,7 +134,7 @@ def test_a_run_learns_documents_and_not_the_separators_characters(
 
 
 @pytest.mark.kernels
-def test_the_tutorials_text_stays_as_it_is(stories: str, tmp_path: Path) -> None:
+def test_a_text_for_the_tutorials_training_is_not_split(stories: str, tmp_path: Path) -> None:
     writer = mygpt.train(
         stories, output=tmp_path / "run", preset="tutorial", listener=silent, **TINY
     )
@@ -142,8 +142,10 @@ def test_the_tutorials_text_stays_as_it_is(stories: str, tmp_path: Path) -> None
 
 
 @pytest.mark.kernels
-def test_a_run_from_before_resumes_with_its_text_as_it_was(stories: str, tmp_path: Path) -> None:
-    """Its state does not say whether documents are split: they were not."""
+def test_a_run_begun_before_documents_were_split_resumes_without_splitting(
+    stories: str, tmp_path: Path
+) -> None:
+    """Its state does not record whether documents are split."""
     for name, steps in (("old", 4), ("new", 8)):
         mygpt.train(
             stories, output=tmp_path / name, split_documents=False, listener=silent,
@@ -163,7 +165,7 @@ def test_a_run_from_before_resumes_with_its_text_as_it_was(stories: str, tmp_pat
 def test_eval_splits_as_the_model_was_trained(
     stories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--last 0.1` is the text that training validated on, and has its loss."""
+    """`--last 0.1` evaluates the validation text of training, with the same loss."""
     for flag in (True, False):
         run = tmp_path / f"run{flag}"
         mygpt.train(stories, output=run, split_documents=flag, listener=silent, **TINY)
@@ -183,7 +185,7 @@ class Stopped(Exception):
 
 
 def stopped_at_a_shard(build: Callable[..., TokenStore], out: Path) -> TokenStore | None:
-    """None where it was stopped, as soon as there was a shard more."""
+    """Build until the next shard is committed; None if the build was stopped there."""
     index = out / "index.json"
     seen = json.loads(index.read_text())["tokens"] if index.exists() else 0
 
@@ -197,8 +199,8 @@ def stopped_at_a_shard(build: Callable[..., TokenStore], out: Path) -> TokenStor
         return None
 
 
-def test_a_store_has_the_ids_that_memory_has(stories: str, tmp_path: Path) -> None:
-    """Also where it was stopped after each of its jobs, and of lines whose texts are joined."""
+def test_a_store_has_the_ids_of_the_text_in_memory(stories: str, tmp_path: Path) -> None:
+    """Also if it is stopped after every job, and for JSON lines with several documents each."""
     lines = tmp_path / "x.jsonl"
     rows = [SEPARATOR.join(STORIES[n : n + 7]) for n in range(0, 60, 7)]
     lines.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
@@ -217,8 +219,8 @@ def test_a_store_has_the_ids_that_memory_has(stories: str, tmp_path: Path) -> No
         assert store.num_bytes == corpus.num_bytes
 
 
-def test_tokenizers_are_learned_without_separators(stories: str, tmp_path: Path) -> None:
-    """Of packed and of plain text: its characters, and merges of them, are none of the text's."""
+def test_tokenizers_are_trained_without_separators(stories: str, tmp_path: Path) -> None:
+    """From compressed and plain text: the separator's characters are not in the vocabulary."""
     sources = find_sources([stories])[0]
     assert sum(piece.ends for piece in pieces(sources[0], split=True)) == 60
     for name in ("bpe:300", "char"):
@@ -232,10 +234,10 @@ def test_tokenizers_are_learned_without_separators(stories: str, tmp_path: Path)
         assert SEPARATOR in kept.tokenizer.decode(kept.tokens[:100].tolist())
 
 
-def test_a_store_from_before_stays_as_it_was(
+def test_a_store_begun_before_documents_were_split_is_opened_unchanged(
     stories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same command opens it; only another wish that is said is refused."""
+    """The same command opens it; it is refused only if --split-documents is given explicitly."""
     out = tmp_path / "old.store"
     build_store([stories], out, split_documents=False, workers=0)
     index = json.loads((out / "index.json").read_text())
@@ -248,13 +250,13 @@ def test_a_store_from_before_stays_as_it_was(
     with pytest.raises(SystemExit) as left:
         main(["tokenize", stories, "--out", str(tmp_path / "new.store")])
     assert left.value.code == 0
-    told = capsys.readouterr()
-    assert "60 documents" in told.out
-    assert "<|endoftext|> was found 59 times, and separates documents" in told.err
+    captured = capsys.readouterr()
+    assert "60 documents" in captured.out
+    assert "<|endoftext|> was found 59 times; it separates documents" in captured.err
 
 
 @pytest.mark.kernels
-def test_a_text_in_the_cache_is_split_as_one_in_memory(
+def test_a_text_in_the_store_cache_is_split_like_one_in_memory(
     stories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))

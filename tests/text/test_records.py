@@ -1,4 +1,4 @@
-"""Files of records (JSON lines, JSON, CSV, Parquet): a record's text is a document, everywhere."""
+"""Files of records (JSON lines, JSON, CSV, Parquet): the text of each record is a document."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write(path: Path, data: bytes) -> str:
 
 
 def documents(*paths: str, records: RecordOptions = LENIENT, **options: str) -> list[str]:
-    """The documents of a stream, each whole."""
+    """The complete documents of a stream."""
     found = [""]
     for source in find_sources(paths, records=records)[0]:
         for text, ends, _ in pieces(source, field=records.field_name, **options):  # type: ignore[arg-type]
@@ -85,8 +85,8 @@ def documents(*paths: str, records: RecordOptions = LENIENT, **options: str) -> 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_file_gives_its_records(name: str, tmp_path: Path) -> None:
-    """Whatever its ending's case; *.ndjson and *.json were prose, a field of a CSV was ignored."""
+def test_every_format_gives_its_records(name: str, tmp_path: Path) -> None:
+    """Suffixes are case-insensitive; *.ndjson and *.json were once read as plain text."""
     path = write(tmp_path / name, FILES[name])
     corpus = read_corpus([path], records=LENIENT)
     assert [document.text for document in corpus.documents] == TEXTS
@@ -121,7 +121,7 @@ def test_csv_and_json_are_read_in_pieces_of_any_length(texts: list[str]) -> None
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
 def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path: Path) -> None:
-    """So `train` has always read it; the note names `--field` and what fields there are."""
+    """The note names `--field` and the existing fields."""
     make = {"jsonl": in_lines, "json": in_json}.get(name.rpartition(".")[2], in_csv)
     path = write(tmp_path / name, make(TEXTS, field="answer"))
     corpus = read_corpus([path], records=LENIENT)
@@ -139,7 +139,7 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("a.json", b'[{"text": "a"}, 5]', "record 2 must be an object or a string, not 5"),
         ("a.json", b'[{"text": "a"}, {"text": null}]', "record 2: field 'text' must be a string"),
@@ -152,20 +152,20 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
         ("a.csv", b"id,text\n1,a\n2\n", "line 3 has 1 columns, and 'text' is column 2"),
     ],
 )
-def test_what_is_wrong_further_on_is_refused_with_its_place(
-    name: str, data: bytes, told: str, tmp_path: Path
+def test_an_invalid_later_record_is_refused_with_its_position(
+    name: str, data: bytes, message: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / name, data)
     for read in (lambda: read_corpus([path], records=LENIENT), lambda: documents(path)):
         with pytest.raises(InputError) as refused:
             read()
-        assert told in str(refused.value)
+        assert message in str(refused.value)
         assert name in str(refused.value)
         assert "\n" not in str(refused.value)
 
 
-def test_a_field_of_plain_text_is_refused(tmp_path: Path) -> None:
-    """It was ignored."""
+def test_a_field_is_refused_if_only_plain_text_is_named(tmp_path: Path) -> None:
+    """It was once ignored."""
     plain, lines = write(tmp_path / "a.txt", b"text"), write(tmp_path / "b.jsonl", in_lines(TEXTS))
     for read in (lambda f: read_corpus([plain], records=f), lambda f: documents(plain, records=f)):
         with pytest.raises(
@@ -175,7 +175,7 @@ def test_a_field_of_plain_text_is_refused(tmp_path: Path) -> None:
     assert documents(plain, lines, records=RecordOptions("text")) == ["text", *TEXTS]
 
 
-def test_standard_input_is_lines_where_a_field_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_json_lines_if_a_field_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for records, expected in (
         (RecordOptions("text"), TEXTS),
         (RecordOptions(), [in_lines(TEXTS).decode()]),
@@ -188,7 +188,7 @@ def test_standard_input_is_lines_where_a_field_is_named(monkeypatch: pytest.Monk
 # --- runs and stores -----------------------------------------------------------------------
 
 
-def test_a_run_on_records_is_resumed_and_one_of_an_older_mygpt_too(tmp_path: Path) -> None:
+def test_runs_on_records_of_this_and_older_versions_are_resumed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", in_lines(TEXTS * 20))
     train(path, output=tmp_path / "new", listener=lambda _: None, **SMALL)
     state, _ = RunFolder.of(tmp_path / "new").load_state()
@@ -207,7 +207,7 @@ def test_a_run_on_records_is_resumed_and_one_of_an_older_mygpt_too(tmp_path: Pat
     assert plain.source.num_documents == 1
 
 
-def test_a_val_file_of_records_and_one_of_text(tmp_path: Path) -> None:
+def test_a_validation_file_can_be_records_or_text(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", in_lines(TEXTS * 20, field="body"))
     lines = write(tmp_path / "v.csv", in_csv(["one text", "two texts"], field="body"))
     text = write(tmp_path / "v.txt", b"one plain text")
@@ -216,7 +216,7 @@ def test_a_val_file_of_records_and_one_of_text(tmp_path: Path) -> None:
         assert len(ready.source.held) == count
 
 
-def test_large_files_of_records_go_through_a_store(
+def test_large_files_of_records_are_tokenized_into_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
@@ -233,10 +233,10 @@ def test_large_files_of_records_go_through_a_store(
     assert plain.source.num_documents == 1
 
 
-def test_packed_text_that_is_large_unpacked_goes_through_a_store(
+def test_compressed_text_that_is_large_uncompressed_is_tokenized_into_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2.9 MB became 3 GB in memory, three times over."""
+    """A file of 2.9 MB once became 3 GB in memory, three times."""
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
     text = b"".join(b"%d bottles of beer\n" % n for n in range(20_000))
     path = write(tmp_path / "a.txt.gz", gzip.compress(text))
@@ -250,7 +250,7 @@ def test_packed_text_that_is_large_unpacked_goes_through_a_store(
     assert not store_cache.large_sources([path], None)
 
 
-def test_tokenize_reads_a_csv_and_a_store_begun_before_stays_prose(
+def test_tokenize_reads_csv_records_but_continues_an_older_store_as_plain_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "a.csv", in_csv(TEXTS * 10, field="body"))
@@ -271,10 +271,10 @@ def test_tokenize_reads_a_csv_and_a_store_begun_before_stays_prose(
 
 
 @pytest.mark.slow
-def test_packed_files_that_unpack_to_far_more_than_text_are_refused(
+def test_compressed_files_that_expand_far_more_than_text_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain or of records, of one member or many, gzip or zstd: in one line, before the end."""
+    """With a one-line error and before all of it is read: text or records, gzip or zstd."""
     monkeypatch.setattr(reading, "_SMALL_UNCOMPRESSED", 2**18)
     line = in_lines(["again and again " * 8])
     member = gzip.compress(line * 2**14)
@@ -292,14 +292,16 @@ def test_packed_files_that_unpack_to_far_more_than_text_are_refused(
         ):
             read_corpus([path], records=LENIENT)
         monkeypatch.setenv("MYGPT_STORE_ABOVE", str(2**22))
-        if name != "named.txt":  # not seen to be packed before it is read
+        if name != "named.txt":  # compression is not detected before reading
             with pytest.raises(
                 InputError, match="expands to more than 100 times its compressed size"
             ):
                 store_cache.large_sources([path], None, LENIENT)
 
 
-def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_beyond_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(records_module, "_LONGEST", 1000)
     path = write(tmp_path / "a.jsonl", b'{"text": "' + b"x" * 600_000)
     with pytest.raises(InputError, match=r"a\.jsonl has a line of more than 1,000 characters"):

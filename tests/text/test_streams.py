@@ -1,4 +1,4 @@
-"""Documents as a stream: every kind of file gives the same text, and what is wrong is named."""
+"""Reading documents as a stream: every format gives the same text, and errors have a position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = ["first\u2028line é\r\nnext", "日本語 " * 3, "", "last\n"]
 def documents(
     *paths: object, field: str = "text", encoding: str | None = None, **skip: int
 ) -> list[str]:
-    """All documents of these files, each whole."""
+    """All complete documents of these files."""
     found = [""]
     for source in find_sources([str(path) for path in paths], encoding=encoding)[0]:
         for text, ends, read in pieces(source, field=field, encoding=encoding, **skip):
@@ -49,7 +49,7 @@ def refused(*paths: object, **options: str) -> str:
 # --- what is read --------------------------------------------------------------------------
 
 
-def packed(data: bytes, ending: str) -> bytes:
+def compressed(data: bytes, ending: str) -> bytes:
     if ending == ".gz":
         half = len(data) // 2  # two members, one after the other
         return gzip.compress(data[:half]) + gzip.compress(data[half:])
@@ -61,28 +61,28 @@ def packed(data: bytes, ending: str) -> bytes:
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_plain_and_packed(ending: str, tmp_path: Path) -> None:
-    """Longer than the blocks that are read; cut in the middle of characters."""
+def test_plain_and_compressed_text(ending: str, tmp_path: Path) -> None:
+    """Longer than the blocks that are read, which split characters."""
     text = "é日\r\n" * 200_000
     path = tmp_path / f"x.txt{ending}"
-    path.write_bytes(packed(text.encode(), ending))
+    path.write_bytes(compressed(text.encode(), ending))
     assert documents(path) == [text]
     for skip in (1, 300_001, len(text)):
         assert documents(path, skip_characters=skip) == [text[skip:]]
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_a_document_a_line(ending: str, tmp_path: Path) -> None:
+def test_each_json_line_is_a_document(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.jsonl{ending}"
     content = "\n \t\n" + as_lines(TEXTS) + as_lines(["no end of line"]).rstrip("\n")
-    path.write_bytes(packed(content.encode(), ending))
+    path.write_bytes(compressed(content.encode(), ending))
     texts = [*TEXTS, "no end of line"]
     assert documents(path) == texts
     assert documents(path, skip_rows=1, skip_characters=2) == [texts[1][2:], *texts[2:]]
 
 
-def test_a_document_a_row(tmp_path: Path) -> None:
-    """Over several row groups, plain, wide and as a dictionary."""
+def test_each_table_row_is_a_document(tmp_path: Path) -> None:
+    """In several row groups, as string, large string and dictionary columns."""
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -97,7 +97,7 @@ def test_a_document_a_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
 def test_byte_order_marks(codec: str, tmp_path: Path) -> None:
-    """As `read_corpus` takes them."""
+    """They are handled as by `read_corpus`."""
     path = tmp_path / "x.txt"
     path.write_bytes("é日 text".encode(codec))
     assert documents(path) == ["é日 text"] == [read_corpus([str(path)]).documents[0].text]
@@ -116,10 +116,10 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "named twice" in refused("-", "-")
 
 
-def test_a_folder_without_what_is_ours(tmp_path: Path) -> None:
-    """Hidden files, runs and stores of ours, and what is no text, are left out."""
+def test_a_folder_is_read_without_runs_stores_and_hidden_files(tmp_path: Path) -> None:
+    """Files that are not text are skipped with a note, the others silently."""
     (tmp_path / "b.txt").write_text("b")
-    (tmp_path / "a.jsonl.zst").write_bytes(packed(as_lines(["a"]).encode(), ".zst"))
+    (tmp_path / "a.jsonl.zst").write_bytes(compressed(as_lines(["a"]).encode(), ".zst"))
     (tmp_path / ".hidden").write_text("hidden")
     (tmp_path / "noise.bin").write_bytes(b"\0\1\2")
     (tmp_path / "noise.zst").write_bytes(b"no zstd")
@@ -135,7 +135,7 @@ def test_a_folder_without_what_is_ours(tmp_path: Path) -> None:
     assert documents(tmp_path / "*.txt") == ["b"]
 
 
-def test_names() -> None:
+def test_name_of_paths() -> None:
     assert name_of(["x/some.jsonl.zst"]) == "some-jsonl"
     assert name_of(["x/some.txt.gz", "other"]) == "some"
     assert name_of(["-"]) == "stdin"
@@ -144,8 +144,8 @@ def test_names() -> None:
 # --- what is refused -----------------------------------------------------------------------
 
 
-def test_a_bad_byte_has_its_place(tmp_path: Path) -> None:
-    """Behind blocks that were fine, and inside a character that was not whole."""
+def test_an_undecodable_byte_is_refused_with_its_position(tmp_path: Path) -> None:
+    """After valid blocks, and within an incomplete character."""
     good = "é".encode() * 300_000
     path = tmp_path / "x.txt"
     path.write_bytes(b"\xef\xbb\xbf" + good + b"\xff more")
@@ -159,7 +159,7 @@ def test_a_bad_byte_has_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("{", "line 2 is not valid JSON"),
         ("[1]", "line 2 is not an object"),
@@ -170,26 +170,28 @@ def test_a_bad_byte_has_its_place(tmp_path: Path) -> None:
         ("[" * 100_000, "line 2 is not valid JSON"),
     ],
 )
-def test_a_line_that_is_no_document(line: str, told: str, tmp_path: Path) -> None:
+def test_an_invalid_json_line_is_refused_with_its_number(
+    line: str, expected: str, tmp_path: Path
+) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(as_lines(["fine"]) + line + "\n")
     message = refused(path)
-    assert told in message
+    assert expected in message
     assert str(path) in message
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_packed_files_that_are_not_whole(ending: str, tmp_path: Path) -> None:
-    """zstandard's own reader takes a file that was cut for a shorter text."""
+def test_truncated_compressed_files_are_refused(ending: str, tmp_path: Path) -> None:
+    """zstandard's own reader returns a shorter text for a truncated file."""
     path = tmp_path / f"x.txt{ending}"
-    whole = packed(os.urandom(50_000).hex().encode(), ending)
+    whole = compressed(os.urandom(50_000).hex().encode(), ending)
     path.write_bytes(whole[:-10])
     assert f"{path} is not a complete" in refused(path)
     path.write_bytes(whole + b"and more")
     assert f"{path} is not a complete" in refused(path)
 
 
-def test_tables_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -204,7 +206,7 @@ def test_tables_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "pip install 'mygpt[parquet]'" in refused(path)
 
 
-def test_names_of_nothing(tmp_path: Path) -> None:
+def test_missing_and_invalid_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     assert "is empty" in refused(tmp_path / "empty.txt")
     assert "does not exist" in refused(tmp_path / "nowhere.txt")
@@ -217,13 +219,13 @@ def test_names_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_little_is_in_memory(tmp_path: Path) -> None:
-    """A piece is a block, of a file of many."""
+def test_a_piece_is_at_most_one_block(tmp_path: Path) -> None:
+    """So that little of a long file is in memory."""
     path = tmp_path / "x.txt.zst"
     path.write_bytes(zstandard.ZstdCompressor(level=19).compress(bytes(2**26)))  # 64 MB in 2 kB
     source = find_sources([str(path)])[0][0]
     longest = max(len(piece.text) for piece in streams_module.pieces(source))
-    assert longest <= 2**26  # all of it came out of one read of the file
+    assert longest <= 2**26  # one read of the file gives all of it
     path.write_bytes(zstandard.ZstdCompressor(level=1).compress(os.urandom(2**21).hex().encode()))
     longest = max(len(piece.text) for piece in streams_module.pieces(source))
     assert longest < 2**19

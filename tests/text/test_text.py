@@ -1,4 +1,4 @@
-"""Reading text: what comes in comes in as it is, and what cannot is refused in one line."""
+"""Reading text into memory: it is not changed, and what cannot be read is refused in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def texts(*paths: str, **options: object) -> list[str | bytes]:
     return [document.text for document in read_corpus(paths, **options).documents]  # type: ignore[arg-type]
 
 
-def test_line_ends_stay_what_they_are(tmp_path: Path) -> None:
+def test_line_ends_are_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"one\r\ntwo\rthree\n\0four")
     assert texts(path) == ["one\r\ntwo\rthree\n\0four"]
 
@@ -48,7 +48,7 @@ def test_line_ends_stay_what_they_are(tmp_path: Path) -> None:
         ("utf-32-be", b"\0\0\xfe\xff"),
     ],
 )
-def test_byte_order_marks_are_understood_and_left_out(
+def test_byte_order_marks_select_the_encoding_and_are_removed(
     tmp_path: Path, codec: str, bom: bytes
 ) -> None:
     path = write(tmp_path / "a.txt", bom + "naïve 🙂".encode(codec))
@@ -62,17 +62,17 @@ def test_named_encoding(tmp_path: Path) -> None:
         texts(path, encoding="klingon")
 
 
-def test_what_is_not_utf8_is_refused_with_its_place_and_the_remedy(tmp_path: Path) -> None:
+def test_invalid_utf8_is_refused_with_its_position_and_a_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"good\xff")
     with pytest.raises(InputError, match=r"a\.txt is not utf-8: byte 0xff at position 4.*latin-1"):
         texts(path)
     assert texts(path, allow_bytes=True) == [b"good\xff"]
 
 
-def test_gzip_is_unpacked_and_a_cut_one_refused(tmp_path: Path) -> None:
-    packed = gzip.compress(b"packed text")
-    assert texts(write(tmp_path / "a.txt.gz", packed)) == ["packed text"]
-    for broken in (packed[:-9], b"not gzip", packed[:12] + b"\xff" + packed[13:]):
+def test_gzip_is_decompressed_and_a_truncated_file_refused(tmp_path: Path) -> None:
+    compressed = gzip.compress(b"some text")
+    assert texts(write(tmp_path / "a.txt.gz", compressed)) == ["some text"]
+    for broken in (compressed[:-9], b"not gzip", compressed[:12] + b"\xff" + compressed[13:]):
         with pytest.raises(InputError, match=r"b\.gz is not a complete gzip file"):
             texts(write(tmp_path / "b.gz", broken))
 
@@ -84,7 +84,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert corpus.documents[0].text == "from a pipe\r\n"
 
 
-def test_a_folder_gives_its_text_files_in_order_and_tells_what_it_passed_over(
+def test_a_folder_gives_its_text_files_in_order_and_a_note_on_skipped_files(
     tmp_path: Path,
 ) -> None:
     write(tmp_path / "d/b.txt", b"second")
@@ -126,15 +126,15 @@ def test_missing_and_empty_files_are_refused_by_name(tmp_path: Path) -> None:
         read_corpus([write(tmp_path / "empty.txt", b"")])
 
 
-def test_nothing_named_is_the_built_in_corpus() -> None:
+def test_no_path_is_the_built_in_corpus() -> None:
     corpus = read_corpus()
     assert corpus.name == "python-reference"
     assert corpus.num_bytes > 300_000
     assert "assert" in [document.name for document in corpus.documents]
 
 
-def test_the_digest_sees_text_and_borders(tmp_path: Path) -> None:
-    """["ab", "c"] and ["a", "bc"] are the same bytes in a row, and not the same corpus."""
+def test_the_digest_depends_on_text_and_document_boundaries(tmp_path: Path) -> None:
+    """["ab", "c"] and ["a", "bc"] have the same concatenation and are different corpora."""
     ab, c = write(tmp_path / "1", b"ab"), write(tmp_path / "2", b"c")
     a, bc = write(tmp_path / "3", b"a"), write(tmp_path / "4", b"bc")
     digests = {read_corpus(pair).sha256 for pair in ([ab, c], [a, bc], [c, ab], [ab], [a, bc])}
@@ -147,8 +147,10 @@ def test_the_digest_of_one_file_is_the_files_own(shakespeare: Path) -> None:
 
 
 @given(st.lists(st.one_of(st.text(), st.binary()), min_size=1), st.integers(1, 5))
-def test_pieces_make_the_text_and_its_digest(parts: list[str | bytes], length: int) -> None:
-    """The digest of several is that of their digests in a row, however they are cut."""
+def test_pieces_concatenate_to_the_text_and_its_digest(
+    parts: list[str | bytes], length: int
+) -> None:
+    """The digest of several files is that of their concatenated digests, however they are split."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "_PIECE", length)
         docs = [Document(str(i), part) for i, part in enumerate(parts)]
@@ -164,7 +166,9 @@ def test_pieces_make_the_text_and_its_digest(parts: list[str | bytes], length: i
 
 
 @given(st.lists(st.text(min_size=1), min_size=1), st.floats(0.0, 0.99))
-def test_a_split_loses_nothing_and_cuts_where_it_says(parts: list[str], fraction: float) -> None:
+def test_a_split_keeps_all_text_and_has_the_requested_fraction(
+    parts: list[str], fraction: float
+) -> None:
     documents = [Document(str(i), part) for i, part in enumerate(parts)]
     before, after = split_documents(documents, fraction)
     joined = ["".join(str(document.text) for document in half) for half in (before, after)]
@@ -174,7 +178,7 @@ def test_a_split_loses_nothing_and_cuts_where_it_says(parts: list[str], fraction
 
 
 def test_a_split_copies_no_text() -> None:
-    """A second copy of a long text may be more than memory holds."""
+    """A second copy of a long text may not fit into memory."""
     whole = Document("long", "first second third")
     (before,), (after,) = split_documents([whole], 0.5)
     assert (before.text, after.text) == ("first sec", "ond third")
@@ -188,7 +192,7 @@ def test_a_split_copies_no_text() -> None:
 
 
 @pytest.mark.parametrize("codec", ["utf-7", "utf-16", "utf-32-be", "unicode_escape", "hz", "cp037"])
-def test_odd_encodings_are_read(tmp_path: Path, codec: str) -> None:
+def test_unusual_encodings_are_read(tmp_path: Path, codec: str) -> None:
     path = write(tmp_path / "a.txt", "one two\r\nthree".encode(codec))
     assert texts(path, encoding=codec) == ["one two\r\nthree"]
 
@@ -196,13 +200,13 @@ def test_odd_encodings_are_read(tmp_path: Path, codec: str) -> None:
 @pytest.mark.parametrize(
     "codec", ["", "rot13", "zlib", "idna", "punycode", "undefined", "a\0b", "é"]
 )
-def test_what_is_no_encoding_of_texts_is_refused(codec: str) -> None:
-    """Codecs from text to text or from bytes to bytes, and those of host names, too."""
+def test_codecs_that_are_not_text_encodings_are_refused(codec: str) -> None:
+    """Codecs from text to text, from bytes to bytes, and those for host names."""
     with pytest.raises(InputError, match=r"encoding=.* is not known: try utf-8"):
         read_corpus(["nowhere.txt"], encoding=codec)
 
 
-def test_a_lone_surrogate_that_a_codec_lets_through_is_refused_by_position(tmp_path: Path) -> None:
+def test_a_lone_surrogate_that_a_codec_accepts_is_refused_with_its_position(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"ab+2AA-c")
     with pytest.raises(
         InputError, match=r"is not utf-7: character 2 is the lone surrogate U\+D800"
@@ -211,7 +215,7 @@ def test_a_lone_surrogate_that_a_codec_lets_through_is_refused_by_position(tmp_p
     assert texts(path, encoding="utf-7", allow_bytes=True) == [b"ab+2AA-c"]
 
 
-# --- what is no file of text ---------------------------------------------------------------
+# --- files that are not text ---------------------------------------------------------------
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
@@ -235,10 +239,10 @@ def test_standard_input_that_is_closed_or_a_device_is_refused(
             read_corpus(["-"])
 
 
-def test_a_pipe_is_read_to_its_end_and_a_silent_one_refused(
+def test_a_pipe_is_read_to_its_end_and_one_without_a_writer_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening a pipe that nobody writes to would wait for ever, without a word."""
+    """Opening a pipe without a writer would otherwise wait for ever, without a message."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(b"x" * 300_000,), daemon=True)
@@ -252,7 +256,7 @@ def test_a_pipe_is_read_to_its_end_and_a_silent_one_refused(
         read_corpus([str(pipe)])
 
 
-def test_a_pause_of_the_writer_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_of_a_pipes_writer_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe that another program made non-blocking gives b"" both at a pause and at the end."""
     reading_end, writing_end = os.pipe()
     os.set_blocking(reading_end, False)
@@ -271,8 +275,8 @@ def test_a_pause_of_the_writer_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -
         writer.join()
 
 
-def test_a_folder_passes_over_what_is_no_file(tmp_path: Path) -> None:
-    """A large file that is no text is not even read."""
+def test_a_folder_skips_what_is_not_a_regular_file(tmp_path: Path) -> None:
+    """A large file that is not text is not read completely."""
     write(tmp_path / "d/a.txt", b"text")
     os.mkfifo(tmp_path / "d/pipe")
     (tmp_path / "d/zeros").symlink_to("/dev/zero")
@@ -287,7 +291,7 @@ def test_a_folder_passes_over_what_is_no_file(tmp_path: Path) -> None:
     assert corpus.notes == [f"skipped 1 files in {tmp_path / 'd'} that are not text: sparse"]
 
 
-def test_text_that_ends_as_none_is_passed_over_after_the_first_look(tmp_path: Path) -> None:
+def test_a_file_whose_later_bytes_are_not_text_is_skipped(tmp_path: Path) -> None:
     write(tmp_path / "d/a.txt", b"text")
     write(tmp_path / "d/0.bin", b"x" * 100_000 + b"\xff")
     write(tmp_path / "d/1.bin", b"x" * 100_000 + b"\0")
@@ -321,10 +325,10 @@ def after_the_first_block(monkeypatch: pytest.MonkeyPatch, action: Callable[[], 
     monkeypatch.setattr(reading, "_blocks", watched)
 
 
-def test_a_file_that_changes_while_it_is_read_counts_as_read_and_gets_a_note(
+def test_a_file_that_changes_while_it_is_read_gets_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that shrinks would end the program if it were mapped."""
+    """If it were memory-mapped, shrinking would end the process."""
     path = tmp_path / "a.txt"
     for action, length in (
         (lambda: os.truncate(path, 1500), 1500),
@@ -352,7 +356,7 @@ def say_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int | None) -> None:
 def test_a_file_that_does_not_fit_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what it needs, what is free, and how much of it would fit."""
+    """The error names the memory needed, the memory free, and how much of the text fits."""
     path = write(tmp_path / "a.txt", b"")
     os.truncate(path, 10**10)
     say_free(monkeypatch, 3 * 10**9)
@@ -365,7 +369,7 @@ def test_a_file_that_does_not_fit_is_refused_before_it_is_read(
         read_corpus([path])
 
 
-def test_what_fits_is_the_same_whatever_is_free(
+def test_a_text_that_fits_is_read_the_same_whatever_memory_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.txt", b"a" * 1000)
@@ -377,11 +381,11 @@ def test_what_fits_is_the_same_whatever_is_free(
         read_corpus([path])
 
 
-def test_files_are_refused_by_their_sum_and_by_what_was_read_before(
+def test_files_are_refused_by_their_total_size_including_those_read_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = (write(tmp_path / "d" / name, b"a" * 1000) for name in "ab")
-    packed = write(tmp_path / "d/c.gz", gzip.compress(b"a" * 1000))
+    compressed = write(tmp_path / "d/c.gz", gzip.compress(b"a" * 1000))
     say_free(monkeypatch, 7000)
     for paths in ([a, b], [str(tmp_path / "d")], [str(tmp_path / "d/[ab]")]):
         with pytest.raises(OutOfMemoryError, match=r"the text in \d files is 2\.0 kB"):
@@ -389,14 +393,14 @@ def test_files_are_refused_by_their_sum_and_by_what_was_read_before(
     with pytest.raises(
         OutOfMemoryError, match=r"c\.gz is more than 1\.0 kB: .* before needs .* 8[56]\d bytes"
     ):
-        read_corpus([a, packed])
-    assert len(texts(packed)) == 1
+        read_corpus([a, compressed])
+    assert len(texts(compressed)) == 1
 
 
-def test_unpacking_and_pipes_end_where_memory_would(
+def test_decompression_and_pipes_stop_at_the_memory_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While they are read, not after: a thousandth of a bomb's length is its file's."""
+    """While they are read, not after: a file can expand to a thousand times its size."""
     say_free(monkeypatch, 10**7)
     bomb = write(tmp_path / "a.gz", gzip.compress(bytes(10**6)) * 100)
     seen: list[int] = []
@@ -416,10 +420,10 @@ def test_unpacking_and_pipes_end_where_memory_would(
     assert sum(seen) < 10**7
 
 
-def test_one_wide_character_makes_all_of_a_text_wide(
+def test_one_wide_character_widens_the_whole_string(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python holds every character in the bytes that the widest needs: 1, 2 or 4."""
+    """Python stores all characters of a string in the width of the widest: 1, 2 or 4 bytes."""
     for char, needed in (("€", 2), ("🙂", 4)):
         length = 100_000 + len(char.encode())
         path = write(tmp_path / "a.txt", b"a" * 100_000 + char.encode())
@@ -430,7 +434,7 @@ def test_one_wide_character_makes_all_of_a_text_wide(
             read_corpus([path])
 
 
-def test_memory_that_ends_all_the_same_is_told_by_the_file(
+def test_a_memory_error_while_reading_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.txt", b"text")
@@ -444,10 +448,10 @@ def test_memory_that_ends_all_the_same_is_told_by_the_file(
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("ab \n")], ids="bc")
-def test_from_file_to_tokens_takes_the_memory_that_is_reckoned(
+def test_memory_from_file_to_tokens_is_at_most_the_estimate(
     tmp_path: Path, tokenizer: ByteTokenizer | CharTokenizer
 ) -> None:
-    """The text and two bytes for each of its own; beside them copies of pieces alone."""
+    """The string, two bytes per byte of the text, and copies of single pieces."""
     length = 24 * 2**20
     path = write(tmp_path / "a.txt", b"ab \n" * (length // 4))
     encode_documents([Document("warm", "ab \n")], tokenizer)
@@ -465,7 +469,9 @@ def test_from_file_to_tokens_takes_the_memory_that_is_reckoned(
     assert 3 * length < peak < (1 + 2 * 1.125) * length + 24 * 2**20
 
 
-def test_a_models_folder_as_the_text_is_answered_with_the_options_for_it(tmp_path: Path) -> None:
+def test_a_model_folder_given_as_text_is_refused_with_the_options_for_models(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"\0")
     with pytest.raises(
         InputError, match="contains a model: name a text file, and give the model with --from"

@@ -1,4 +1,4 @@
-"""BPE: the library's ids from our own words, round trips, pieces, and what is refused."""
+"""BPE: splitting into words in Python gives the library's ids; round trips, pieces, refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT = (
 BPE = BPETokenizer.train([TEXT], 400)
 END = 256
 
-# Mostly what the rule for words looks at; the rest is any character at all.
+# Mostly characters that the rule for words distinguishes; the rest is any character.
 _parts = st.sampled_from(
     [" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "'re", "the", " quick", "12", "½", "²", "Ⅷ", "é",
      "e\u0301", "\u0301", "ſ", "'ſ", "\u00a0", "\u2028", "\u0085", "\x1c", "\u180e", "\u200b",
@@ -55,7 +55,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def library(saved):
-    """The judge: the library's own pipeline on the file we write."""
+    """The reference: the library's own pipeline on the file that mygpt writes."""
     judge = tokenizers.Tokenizer.from_file(str(saved))
     judge.encode_special_tokens = True
     return judge
@@ -68,7 +68,7 @@ def fast(saved):
     return PreTrainedTokenizerFast(tokenizer_file=str(saved), clean_up_tokenization_spaces=False)
 
 
-# --- the same ids as others ----------------------------------------------------------------
+# --- the library's ids ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def fast(saved):
     ]
 )
 def test_ids_are_those_of_the_library_and_of_transformers(library, fast, many):
-    """Words are found by Python's `re`: it must cut wherever the library's own rule cuts.
+    """Words are found by Python's `re`: it must split where the library's own rule splits.
 
     2,000 texts; and they decode to the text, there and here.
     """
@@ -99,8 +99,8 @@ def test_ids_are_those_of_the_library_and_of_transformers(library, fast, many):
 
 
 @pytest.mark.slow
-def test_every_character_is_of_the_class_that_the_library_has_it_in(library):
-    """All of Unicode, whatever the age of Python's tables: each in front of and behind a letter."""
+def test_every_character_has_the_same_class_as_in_the_library(library):
+    """All of Unicode, whatever the version of Python's tables: each before and after a letter."""
     points = [p for p in range(0x110000) if not 0xD800 <= p <= 0xDFFF]
     for start in range(0, len(points), 2**14):
         block = points[start : start + 2**14]
@@ -111,8 +111,8 @@ def test_every_character_is_of_the_class_that_the_library_has_it_in(library):
             assert ours == [text[begin:end] for _, (begin, end) in found]
 
 
-def test_learning_gives_the_merges_of_the_librarys_own_trainer(library):
-    """On the words of its own rule; ids are ordered our way."""
+def test_training_gives_the_merges_of_the_librarys_own_trainer(library):
+    """On words split by the library; only the order of ids differs."""
     judge = tokenizers.Tokenizer(tokenizers.models.BPE())  # no added token: it would be a word
     judge.pre_tokenizer = library.pre_tokenizer
     judge.train_from_iterator(
@@ -131,8 +131,8 @@ def test_learning_gives_the_merges_of_the_librarys_own_trainer(library):
     assert len(ours["merges"]) > 100
 
 
-def test_ids_begin_with_the_bytes():
-    """As the byte tokenizer has them, end-of-text included; merged tokens come after."""
+def test_the_first_ids_are_the_bytes():
+    """As in the byte tokenizer, with end-of-text; merged tokens come after them."""
     assert BPE.vocab_size == 400
     assert [BPE.token_text(i) for i in (65, 10, 128, END)] == ["A", "\n", "\\x80", END_OF_TEXT]
     assert BPE.encode_array("\x01\x7f").tolist() == [1, 127]
@@ -149,8 +149,8 @@ def ids_of(tokenizer, pieces):
 
 
 @given(st.lists(texts, max_size=6), st.integers(1, 40))
-def test_pieces_give_the_ids_of_the_whole(pieces, block):
-    """Wherever a text is cut, in words and between them; a small block makes many seams."""
+def test_ids_do_not_depend_on_how_a_text_is_split_into_pieces(pieces, block):
+    """Wherever a text is split, within words or between them; small blocks give many boundaries."""
     whole = "".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
         expected = BPE.encode_array(whole).tolist()
@@ -169,8 +169,8 @@ def test_pieces_give_the_ids_of_the_whole(pieces, block):
 )
 @example([(" ", 300), ("\n", 1)], 300)
 @example([("a", 1), (" ", 256), ("x", 3)], 257)
-def test_long_runs_are_cut_alike_in_any_pieces(runs, block):
-    """A run of spaces looks for a newline far behind it: a cut must not hide that from it."""
+def test_long_runs_are_split_the_same_in_any_pieces(runs, block):
+    """The word that a run of spaces is in depends on a newline long after it."""
     whole = "".join(text * count for text, count in runs)
     with pytest.MonkeyPatch.context() as patch:
         expected = BPE.encode_array(whole).tolist()
@@ -178,8 +178,8 @@ def test_long_runs_are_cut_alike_in_any_pieces(runs, block):
         assert ids_of(BPE, [whole[:50], whole[50:]]) == expected
 
 
-def test_a_word_without_end_takes_neither_long_nor_much():
-    """Runs are bounded, so that no text is one word: merging is fast and memory bounded."""
+def test_an_endless_word_takes_little_time_and_memory():
+    """Runs are limited in length, so that no text is a single word."""
     text = "ab" * 200_000
     rows = list(BPE.encode_pieces([text]))
     assert max(map(len, rows)) < 2**17
@@ -187,7 +187,7 @@ def test_a_word_without_end_takes_neither_long_nor_much():
     assert BPETokenizer.train([text], 300).decode([ord("a")]) == "a"
 
 
-def test_words_kept_in_memory_are_bounded(monkeypatch):
+def test_the_cache_of_words_is_bounded(monkeypatch):
     monkeypatch.setattr(bpe, "_MOST_WORDS", 3)
     small = BPETokenizer(BPE.to_state()["tokenizer"])
     assert small.encode_array(TEXT).tolist() == BPE.encode_array(TEXT).tolist()
@@ -200,8 +200,8 @@ def test_words_kept_in_memory_are_bounded(monkeypatch):
 @given(st.lists(st.integers(0, BPE.vocab_size - 1), max_size=24))
 @example([0xE2, 0x82, END, 0xAC])
 @example([0xF0, 0x9F, 65, 0x80])
-def test_decoding_one_by_one_is_decoding_at_once(library, ids):
-    """For any ids: broken characters become U+FFFD as the library has it."""
+def test_decoding_one_id_at_a_time_equals_decoding_at_once(library, ids):
+    """For any ids: invalid bytes become U+FFFD as in the library."""
     decoder = BPE.decoder()
     expected = library.decode(ids, skip_special_tokens=False)
     assert BPE.decode(ids) == expected
@@ -209,8 +209,8 @@ def test_decoding_one_by_one_is_decoding_at_once(library, ids):
 
 
 @given(texts)
-def test_a_decoder_gives_out_whole_characters(text):
-    """Every piece is what the text goes on with: nothing is ever taken back."""
+def test_a_decoder_emits_complete_characters(text):
+    """The pieces concatenate to prefixes of the text: nothing emitted changes later."""
     decoder, shown = BPE.decoder(), ""
     for i in BPE.encode_array(text).tolist():
         shown += decoder.push(i)
@@ -220,7 +220,7 @@ def test_a_decoder_gives_out_whole_characters(text):
 
 
 @given(texts)
-def test_byte_lengths_add_up_to_the_texts(text):
+def test_byte_lengths_add_up_to_the_texts_length(text):
     lengths = BPE.byte_lengths()
     assert lengths.shape == (BPE.vocab_size,)
     assert lengths[BPE.encode_array(text)].sum() == len(text.encode())
@@ -230,8 +230,8 @@ def test_byte_lengths_add_up_to_the_texts(text):
 # --- end of text ---------------------------------------------------------------------------
 
 
-def test_text_that_spells_end_of_text_stays_text():
-    """However often the training text spells it, and at any vocabulary."""
+def test_text_that_spells_end_of_text_is_encoded_as_text():
+    """However often the training text contains it, and with any vocabulary."""
     spelled = f"a {END_OF_TEXT}{END_OF_TEXT} b"
     for tokenizer in (BPE, BPETokenizer.train([END_OF_TEXT * 1000], 400)):
         ids = tokenizer.encode_array(spelled).tolist()
@@ -240,11 +240,11 @@ def test_text_that_spells_end_of_text_stays_text():
         assert tokenizer.decode([*ids, END]) == spelled + END_OF_TEXT
 
 
-# --- learning ------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------
 
 
-def test_a_text_too_small_gives_a_smaller_vocabulary():
-    """Every byte and end-of-text are always there."""
+def test_a_short_text_gives_a_smaller_vocabulary():
+    """All bytes and end-of-text are always in it."""
     for text, most in (("", 257), ("abab", 258), ("one", 257)):
         tokenizer = BPETokenizer.train([text] if text else [], 1000)
         assert 257 <= tokenizer.vocab_size <= most
@@ -260,7 +260,7 @@ def test_the_same_text_gives_the_same_tokenizer_in_any_pieces():
 
 @pytest.mark.processes
 def test_the_same_text_gives_the_same_tokenizer_on_any_threads():
-    """Ties between pairs are broken by the pairs, not by who counted first."""
+    """Ties between pairs are broken by the pairs, not by the order of threads."""
     script = (
         "import sys, hashlib, json\n"
         "from mygpt.tokenization import BPETokenizer\n"
@@ -280,8 +280,8 @@ def test_the_same_text_gives_the_same_tokenizer_on_any_threads():
     assert len(digests) == 1
 
 
-def test_of_a_long_text_blocks_that_lie_evenly_are_learned(monkeypatch):
-    """Memory is bounded; the end of the text counts as much as its beginning."""
+def test_training_on_a_long_text_uses_evenly_spaced_blocks(monkeypatch):
+    """Memory is bounded, and the end of the text counts as much as its beginning."""
     monkeypatch.setattr(words, "_BLOCK", 100)
     monkeypatch.setattr(bpe, "_MOST_BLOCKS", 8)
     blocks = [f"{n:03}" * 33 + "\n" for n in range(30)]
@@ -290,7 +290,7 @@ def test_of_a_long_text_blocks_that_lie_evenly_are_learned(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [256, 0, -1, 2**20 + 1, 1000.0, "1000", None, True])
-def test_sizes_that_are_none_are_refused(size):
+def test_invalid_vocabulary_sizes_are_refused(size):
     with pytest.raises(InputError, match=r"integer from 257 .* to 1,048,576"):
         BPETokenizer.train([TEXT], size)
 
@@ -324,7 +324,7 @@ def test_bytes_and_wrong_ids_are_refused():
 # --- files and states ----------------------------------------------------------------------
 
 
-def test_state_goes_through_json_and_files(saved):
+def test_a_tokenizer_survives_its_state_and_its_file(saved):
     again = [from_state(json.loads(json.dumps(BPE.to_state()))), BPETokenizer.load(saved)]
     for tokenizer in [*again, load_tokenizer(saved)]:
         assert type(tokenizer) is BPETokenizer
@@ -334,7 +334,7 @@ def test_state_goes_through_json_and_files(saved):
     assert protocol.kind == "bpe"
 
 
-def test_a_tokenizers_file_is_told_by_its_content(tmp_path):
+def test_a_tokenizers_file_is_recognised_by_its_content(tmp_path):
     path = tmp_path / "anything"
     CharTokenizer("ab", end_of_text=True).save(path)
     assert type(load_tokenizer(path)) is CharTokenizer
@@ -351,8 +351,8 @@ def test_a_tokenizers_file_is_told_by_its_content(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
-def test_tokenizers_of_another_kind_are_foreign(tmp_path, kind):
-    """`BPETokenizer` refuses them by name; a file of such is read as what it is."""
+def test_tokenizers_of_another_kind_are_read_as_foreign(tmp_path, kind):
+    """`BPETokenizer` refuses them with their kind; `load_tokenizer` reads them."""
     model = getattr(tokenizers.models, kind)
     tokenizers.Tokenizer(model() if kind == "Unigram" else model({"a": 0}, unk_token="a")).save(
         str(tmp_path / "t.json")
@@ -363,7 +363,7 @@ def test_tokenizers_of_another_kind_are_foreign(tmp_path, kind):
 
 
 def broken(*path, value):
-    """Our state with `value` at a place in it."""
+    """A valid state with `value` at the given path in it."""
     description = copy.deepcopy(BPE.to_state()["tokenizer"])
     here = description
     for key in path[:-1]:
@@ -421,22 +421,22 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_hostile_states_are_one_line(number):
-    """Never a traceback, a panic of Rust, or a tokenizer that loses text or forges control."""
+def test_hostile_states_are_refused_in_one_line(number):
+    """Never a traceback or panic, or a tokenizer that loses text or forges control tokens."""
     with pytest.raises(InputError) as caught:
         from_state({"kind": "bpe", "tokenizer": HOSTILE[number]})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-def test_hostile_rules_that_never_end_are_one_line():
-    """A rule that backtracks for ever makes the library panic, which is no Exception."""
+def test_hostile_patterns_that_backtrack_for_ever_are_refused_in_one_line():
+    """Such a pattern makes the library panic, which is not an `Exception` in Python."""
     endless = BPETokenizer(broken(*REGEX, "pattern", value={"Regex": "(a|a|aa)+$"}))
     with pytest.raises(InputError, match="could not encode"):
         endless.encode_array("a" * 100 + "b")
 
 
-# --- tokenizers of others ------------------------------------------------------------------
+# --- other programs' tokenizers ------------------------------------------------------------
 
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 QWEN2 = (
@@ -447,8 +447,8 @@ QWEN2 = (
 
 @settings(max_examples=50)
 @given(st.lists(texts, max_size=6))
-def test_tokenizers_of_others_give_their_own_ids_in_any_pieces(pieces):
-    """GPT-2's and Qwen2's rules, and one that nobody knows, which is given the whole text."""
+def test_other_programs_tokenizers_give_the_librarys_ids_in_any_pieces(pieces):
+    """GPT-2's and Qwen2's rules, and an unknown one, whose library gets the whole text."""
     whole = "".join(pieces)
     rules = [
         broken("pre_tokenizer", value=GPT2),
@@ -468,8 +468,8 @@ def test_tokenizers_of_others_give_their_own_ids_in_any_pieces(pieces):
 
 @given(texts)
 @example("I'LLx they'Rex 'Sx 'sx 't2 x's'd")
-def test_our_rule_is_that_of_qwen2_for_all_runs_of_real_text(text):
-    """Programs that know rules by name (llama.cpp) can be told `qwen2`.
+def test_the_rule_for_words_is_qwen2s_for_all_runs_of_real_text(text):
+    """Programs that know rules by name (llama.cpp) can use `qwen2`.
 
     Such a program takes the seven contractions letter by letter; Qwen2's own file, ignoring case,
     takes the old long s for one too.

@@ -1,4 +1,4 @@
-"""Tokenizers: the tutorial's numbers, round trips, streaming, and what is refused."""
+"""Tokenizers: the tutorial's figures, round trips, incremental decoding, and refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decoded_one_by_one(tokenizer, ids) -> str:
     return "".join([decoder.push(i) for i in ids]) + decoder.finish()
 
 
-# --- the tutorial's numbers ----------------------------------------------------------------
+# --- the tutorial's figures ----------------------------------------------------------------
 
 
 def test_experiment_34_char_tokenizer():
@@ -42,7 +42,7 @@ def test_experiment_34_char_tokenizer():
     assert tokenizer.end_of_text is None
 
 
-def test_the_saved_file_is_the_tutorials_to_the_byte(tmp_path):
+def test_the_saved_file_is_byte_for_byte_the_tutorials(tmp_path):
     path = tmp_path / "tokenizer.json"
     CharTokenizer.from_text("I love AI !").save(path)
     assert path.read_bytes() == b'{"chars": [" ", "!", "A", "I", "e", "l", "o", "v"]}'
@@ -51,8 +51,8 @@ def test_the_saved_file_is_the_tutorials_to_the_byte(tmp_path):
     assert loaded.end_of_text is None
 
 
-def test_unknown_characters_fail_loudly():
-    """A KeyError as in the tutorial; all of them are listed, once, and where the first stands."""
+def test_unknown_characters_raise_an_error():
+    """A KeyError as in the tutorial; it lists each of them once, and the position of the first."""
     tokenizer = CharTokenizer.from_text("abc")
     with pytest.raises(KeyError) as caught:
         tokenizer.encode("abzcqz\n")
@@ -77,7 +77,7 @@ def test_unknown_characters_fail_loudly():
 @example("é\u0301 e\u0301 \U0001f600\u200d", False)
 @example(END_OF_TEXT, True)
 def test_char_round_trip(text, end):
-    """Any characters, unchanged (no normalisation), through encode, decode and the decoder."""
+    """Any characters, without normalisation, by `decode` and by the incremental decoder."""
     if not text:
         text = "\0"
     tokenizer = CharTokenizer.from_text(text, end_of_text=end)
@@ -92,7 +92,7 @@ def test_char_round_trip(text, end):
 
 
 def test_ids_are_positions_in_any_order_of_characters():
-    """A vocabulary that somebody else wrote need not be sorted."""
+    """A vocabulary in a file need not be sorted."""
     tokenizer = CharTokenizer("c😀a\n")
     assert tokenizer.encode_array("a\nc😀ca").tolist() == [2, 3, 0, 1, 0, 2]
     assert tokenizer.decode([2, 3, 0, 1]) == "a\nc😀"
@@ -114,8 +114,8 @@ def test_byte_round_trip(text):
 @given(st.lists(st.integers(0, 256), max_size=20))
 @example([0xE2, 0x82, 256, 0xAC])
 @example([0xF0, 0x9F, 65, 0x80])
-def test_decoding_one_by_one_is_decoding_at_once_for_any_bytes(ids):
-    """What is not UTF-8 becomes U+FFFD as Python has it; end-of-text cuts a character off."""
+def test_decoding_one_id_at_a_time_equals_decoding_at_once_for_any_bytes(ids):
+    """Invalid UTF-8 becomes U+FFFD as in Python; end-of-text ends an incomplete character."""
     parts = [[]]
     for i in ids:
         parts.append([]) if i == 256 else parts[-1].append(i)
@@ -125,8 +125,8 @@ def test_decoding_one_by_one_is_decoding_at_once_for_any_bytes(ids):
 
 
 @given(st.text(min_size=1, max_size=8))
-def test_a_byte_decoder_gives_out_whole_characters(text):
-    """Nothing before a character's last byte, and all of it then."""
+def test_a_byte_decoder_emits_complete_characters(text):
+    """Nothing before a character's last byte, and then the character."""
     decoder = BYTES.decoder()
     for char in text:
         *first, last = char.encode()
@@ -139,8 +139,8 @@ def test_a_byte_decoder_gives_out_whole_characters(text):
 
 
 @given(st.lists(texts, min_size=1))
-def test_pieces_give_the_ids_of_the_whole(pieces):
-    """Wherever a text is cut."""
+def test_ids_do_not_depend_on_how_a_text_is_split_into_pieces(pieces):
+    """Wherever the text is split."""
     whole = "".join(pieces)
     for tokenizer in (BYTES, CharTokenizer.from_text(whole + "a")):
         rows = list(tokenizer.encode_pieces(pieces))
@@ -149,7 +149,7 @@ def test_pieces_give_the_ids_of_the_whole(pieces):
 
 
 @given(st.lists(texts), st.integers(0, 5), st.sampled_from("\ud800\udfff"))
-def test_refusals_in_pieces_say_what_they_say_of_the_whole(pieces, number, surrogate):
+def test_errors_do_not_depend_on_how_a_text_is_split_into_pieces(pieces, number, surrogate):
     """Positions count from the text's beginning; unknown characters of all pieces are listed."""
     known = CharTokenizer("ab01é")
     pieces = [*pieces, "é\u2603b"]
@@ -165,8 +165,8 @@ def test_refusals_in_pieces_say_what_they_say_of_the_whole(pieces, number, surro
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("ab🙂")], ids="bc")
-def test_a_long_text_is_encoded_in_little_memory(tokenizer):
-    """Beside the ids, 8 bytes each, a few copies of one piece and not of the text."""
+def test_encoding_a_long_text_takes_little_memory(tokenizer):
+    """The ids, 8 bytes each, and a few copies of one piece, not of the whole text."""
     length = 2**23
     text = "ab" * (length // 2)
     tokenizer.encode_array("a")
@@ -184,8 +184,8 @@ def test_a_long_text_is_encoded_in_little_memory(tokenizer):
 # --- end of text ---------------------------------------------------------------------------
 
 
-def test_end_of_text_has_an_id_of_its_own():
-    """It shows as <|endoftext|>; text that spells it stays text."""
+def test_end_of_text_has_a_separate_id():
+    """It decodes to <|endoftext|>; text that contains that is encoded as text."""
     chars = CharTokenizer.from_text(END_OF_TEXT, end_of_text=True)
     for tokenizer, end in ((BYTES, 256), (chars, len(set(END_OF_TEXT)))):
         assert tokenizer.end_of_text == end
@@ -197,7 +197,7 @@ def test_end_of_text_has_an_id_of_its_own():
         assert tokenizer.token_text(end) == END_OF_TEXT
 
 
-def test_tokens_as_text_for_people():
+def test_tokens_as_text_for_display():
     assert [BYTES.token_text(i) for i in (65, 10, 127, 128, 255)] == [
         "A",
         "\n",
@@ -209,8 +209,8 @@ def test_tokens_as_text_for_people():
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("aé€😀", end_of_text=True)], ids="bc")
-def test_byte_lengths_add_up_to_the_texts(tokenizer):
-    """What bits per byte are counted with; end-of-text stands for no byte."""
+def test_byte_lengths_add_up_to_the_texts_length(tokenizer):
+    """Bits per byte are computed with them; end-of-text has no bytes."""
     lengths = tokenizer.byte_lengths()
     assert lengths.shape == (tokenizer.vocab_size,)
     assert lengths.dtype == np.int64
@@ -231,14 +231,14 @@ def test_lone_surrogates_are_refused_with_their_position(tokenizer, surrogate):
 
 
 def test_a_vocabulary_of_a_text_with_a_lone_surrogate_is_refused():
-    """The position is the text's, so that it can be found there."""
+    """The error names the position in the text."""
     with pytest.raises(InputError, match=r"U\+DC80 at position 5"):
         CharTokenizer.from_text("aaaaa\udc80")
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("abc")], ids="bc")
 def test_ids_outside_the_vocabulary_are_refused(tokenizer):
-    """By id, position and range, in any kind of row; never decoded from the end of a list."""
+    """With id, position and range, for any sequence; a negative id does not count from the end."""
     most = tokenizer.vocab_size - 1
     for wrong in (-1, most + 1, 2**40):
         for ids in ([0, 0, wrong], np.array([0, 0, wrong]), torch.tensor([0, 0, wrong])):
@@ -250,21 +250,21 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
 
 
 @pytest.mark.parametrize("ids", [[0.0], [True], ["a"], [[0, 1]], torch.tensor(1), [2**70], None, 1])
-def test_ids_that_are_no_row_of_whole_numbers_are_refused(ids):
+def test_ids_that_are_not_a_sequence_of_integers_are_refused(ids):
     for tokenizer in (BYTES, CharTokenizer("abc")):
         with pytest.raises(InputError, match="sequence of integers"):
             tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("text", [None, 3, ["a"]])
-def test_what_is_no_text_is_refused(text):
+def test_encoding_a_value_that_is_not_text_is_refused(text):
     for tokenizer in (BYTES, CharTokenizer("abc")):
         with pytest.raises(InputError, match="a text must be a string, not"):
             tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("ids", [[], (), iter([]), torch.tensor([], dtype=torch.int64)])
-def test_no_ids_are_no_text(ids):
+def test_an_empty_sequence_of_ids_decodes_to_the_empty_text(ids):
     assert BYTES.decode(ids) == ""
     assert BYTES.encode("").tolist() == []
     assert CharTokenizer("a").encode("").dtype == torch.int64
@@ -275,12 +275,12 @@ def test_ids_may_come_from_a_generator():
 
 
 @pytest.mark.parametrize("chars", ["", "aba", ["ab"], ["a", ""], ["a", 1], ["a", None], "a\ud800"])
-def test_vocabularies_that_are_none_are_refused(chars):
+def test_invalid_vocabularies_are_refused(chars):
     with pytest.raises(InputError, match=r"at least one character|single characters|surrogate"):
         CharTokenizer(chars)
 
 
-def test_characters_of_bytes_are_refused():
+def test_a_character_tokenizer_refuses_bytes():
     with pytest.raises(InputError, match="needs text"):
         CharTokenizer("abc").encode_array(b"abc")
 
@@ -289,8 +289,8 @@ def test_characters_of_bytes_are_refused():
 
 
 @pytest.mark.parametrize("end", [False, True])
-def test_a_saved_tokenizer_comes_back(tmp_path, end):
-    """Non-ASCII, quotes and control characters too."""
+def test_a_saved_tokenizer_is_loaded_unchanged(tmp_path, end):
+    """With non-ASCII characters, quotes and control characters."""
     path = tmp_path / "t.json"
     tokenizer = CharTokenizer.from_text('ab"\\\n\x00é😀', end_of_text=end)
     tokenizer.save(path)
@@ -313,8 +313,8 @@ def test_a_saved_tokenizer_comes_back(tmp_path, end):
         (b'{"chars": []}', "at least one character"),
     ],
 )
-def test_files_that_are_no_tokenizer_are_refused(tmp_path, content, message):
-    """Whatever is in them, as an InputError that names the file."""
+def test_files_that_are_not_a_tokenizers_are_refused(tmp_path, content, message):
+    """Whatever they contain, with an `InputError` that names the file."""
     path = tmp_path / "t.json"
     if content is not None:
         path.write_bytes(content)
@@ -326,7 +326,7 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     "tokenizer", [BYTES, CharTokenizer("ba\n"), CharTokenizer("é", end_of_text=True)], ids="bce"
 )
-def test_state_goes_through_json(tokenizer):
+def test_a_state_survives_json(tokenizer):
     again = from_state(json.loads(json.dumps(tokenizer.to_state())))
     assert type(again) is type(tokenizer)
     assert again.to_state() == tokenizer.to_state()
@@ -340,6 +340,6 @@ def test_states_of_unknown_kind_are_refused(kind):
         from_state({"kind": kind})
 
 
-def test_states_that_are_not_whole_are_refused():
+def test_incomplete_states_are_refused():
     with pytest.raises(InputError, match="chars"):
         from_state({"kind": "char"})

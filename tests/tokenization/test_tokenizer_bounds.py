@@ -1,4 +1,4 @@
-"""Tokenizers from anybody: what one costs is bounded, and what the library panics at is a line."""
+"""Tokenizers from untrusted files: their cost is bounded, and the library's panics are errors."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def saved(path: Path, **parts) -> Path:
 
 
 @pytest.mark.parametrize("parts", HOSTILE.values(), ids=HOSTILE)
-def test_tokenizers_without_bounds_are_refused(tmp_path: Path, parts: dict):
-    """Nine chained replacements of one character by ten took 6 GB for a prompt."""
+def test_tokenizers_beyond_a_limit_are_refused(tmp_path: Path, parts: dict):
+    """Nine chained replacements of one character by ten once took 6 GB for a prompt."""
     path = saved(tmp_path / "tokenizer.json", **parts)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"the file is damaged or malicious") as refused:
@@ -133,7 +133,7 @@ HONEST = {
 
 
 @pytest.mark.parametrize("parts", HONEST.values(), ids=HONEST)
-def test_what_others_have_is_taken(parts: dict):
+def test_published_tokenizers_are_within_the_limits(parts: dict):
     check_bounds(description(**parts))
 
 
@@ -145,7 +145,7 @@ def test_what_others_have_is_taken(parts: dict):
     st.text("abc", min_size=1, max_size=4),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_normaliser_that_is_taken_grows_a_text_past_the_limit(steps, text):
+def test_no_accepted_normaliser_lengthens_a_text_beyond_the_limit(steps, text):
     from tokenizers import Tokenizer
 
     made = description(normalizer=chain(*(replace(*step) for step in steps)))
@@ -172,8 +172,8 @@ def use(path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", PANICS.values(), ids=PANICS)
-def test_a_panic_of_the_library_is_one_line_of_ours(tmp_path: Path, capfd, parts: dict):
-    """The library writes "thread '<unnamed>' panicked at" and more, past sys.stderr."""
+def test_a_panic_of_the_library_is_a_one_line_error(tmp_path: Path, capfd, parts: dict):
+    """The library writes "thread '<unnamed>' panicked at" and more to file descriptor 2."""
     path = saved(tmp_path / "tokenizer.json", **parts)
     with pytest.raises(InputError, match=r"the tokenizers library|is not supported") as refused:
         use(path)

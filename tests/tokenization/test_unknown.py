@@ -1,4 +1,4 @@
-"""Text that a tokenizer does not know: how much of it is said, and too much of it is refused."""
+"""Text that is unknown to a tokenizer: it is counted, reported, and beyond a limit refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bpe(unknown: str | None) -> Tokenizer:
 
 
 def pieces(letters: str) -> Tokenizer:
-    """Unigram, as SentencePiece makes it: what is not among its pieces is unknown."""
+    """Unigram as in SentencePiece: characters outside its pieces are unknown."""
     known = [("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in letters)]
     library = Tokenizer(models.Unigram(known, unk_id=0))
     library.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -68,7 +68,7 @@ def word_pieces() -> Tokenizer:
 
 
 def some_bytes() -> Tokenizer:
-    """Byte-level, of a vocabulary that lacks bytes: they are dropped in silence."""
+    """Byte-level, with a vocabulary that lacks some bytes, which the library drops."""
     library = Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -93,10 +93,10 @@ def foreign(library: Tokenizer) -> ForeignTokenizer:
         (some_bytes(), 3 / 324, "'🙂' U+1F642, 'é' U+00E9"),
     ],
 )
-def test_what_becomes_the_unknown_token_or_nothing_is_counted(
+def test_unknown_and_dropped_characters_are_counted(
     library: Tokenizer, share: float, shown: str
 ) -> None:
-    """Also characters that are dropped without any token, and runs that one token stands for."""
+    """Including runs of characters that become a single unknown token."""
     tokenizer = foreign(library)
     found = UnknownText(tokenizer)
     found.add([TEXT[:96], TEXT[96:]], tokenizer.encode_array(TEXT))
@@ -110,8 +110,8 @@ def test_what_becomes_the_unknown_token_or_nothing_is_counted(
     assert without_unknown(tokenizer, known) == (known, [])
 
 
-def test_what_a_tokenizer_changes_is_not_unknown() -> None:
-    """Upper case, accents of composed letters, white space, joiners and controls."""
+def test_normalised_text_is_not_unknown() -> None:
+    """Upper case, accents of composed letters, white space, joiners and control characters."""
     tokenizer = foreign(word_pieces())
     text = "HELLO  Wörld\n\t12 \u200d\x00\u3000hello"
     found = UnknownText(tokenizer)
@@ -120,7 +120,7 @@ def test_what_a_tokenizer_changes_is_not_unknown() -> None:
     assert not UnknownText(CharTokenizer("ab")).counts
 
 
-def test_characters_are_left_out_of_a_text() -> None:
+def test_unknown_characters_are_removed_from_a_text() -> None:
     assert without_unknown(CharTokenizer("abc "), "a🙂 bé🙂c") == ("a bc", ["🙂", "é"])
     assert without_unknown(foreign(words()), "hello  sea world") == ("hello   world", ["sea"])
 
@@ -145,7 +145,7 @@ REFUSED = (
 def test_a_text_that_is_mostly_unknown_is_refused_everywhere(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It was trained on and scored in silence: "0.000 bits per byte, it has settled"."""
+    """It was once accepted without a message, with a loss of "0.000 bits per byte"."""
     by_name = {"tokenizer": str(place / "pieces.json")}
     for arguments in (by_name, {"init_from": place / "run"}):
         options = {**SMALL, **arguments}
@@ -174,7 +174,9 @@ def test_a_text_that_is_mostly_unknown_is_refused_everywhere(
         mygpt.train(place / "few.txt", output=tmp_path / "run", unknown="perhaps", **SMALL)
 
 
-def test_a_share_is_told_and_may_be_kept(place: Path, tmp_path: Path) -> None:
+def test_a_small_unknown_fraction_is_noted_and_a_large_one_can_be_kept(
+    place: Path, tmp_path: Path
+) -> None:
     events: list[Any] = []
     mygpt.train(
         place / "emoji.txt", output=tmp_path / "run", tokenizer=str(place / "pieces.json"),
@@ -186,32 +188,30 @@ def test_a_share_is_told_and_may_be_kept(place: Path, tmp_path: Path) -> None:
     assert 'unknown = "keep"' in (tmp_path / "run" / "config.toml").read_text()
 
 
-def test_losses_of_unknown_text_are_not_praised() -> None:
+def test_the_diagnosis_does_not_rely_on_losses_of_unknown_text() -> None:
     history = [Seen(10, 0.1, 0.1), Seen(20, 0.0, 0.0)]
     assert (
         verdict(history, steps=20, epochs=3, ended_early=False)
         == "learning to the end: more time would help"
     )
-    told = verdict(history, steps=20, epochs=3, ended_early=False, unknown=0.8)
-    assert told.startswith("the tokenizer does not know 80% of the text, so the losses say little")
+    text = verdict(history, steps=20, epochs=3, ended_early=False, unknown=0.8)
+    assert text.startswith("the tokenizer does not know 80% of the text, so the losses say little")
 
 
 @pytest.mark.slow
-def test_eval_leaves_out_what_the_model_does_not_know(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its figures are then those of the text that is left."""
+def test_eval_can_drop_unknown_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures are then those of the remaining text."""
     for policy, size in (("drop", 60 * 21 + 4 * 13), ("keep", 60 * 21 + 4 * 17)):
         with pytest.raises(SystemExit) as left:
             main(
                 ["eval", str(place / "run"), str(place / "few.txt"), "--unknown", policy, "--json"]
             )
-        told = json.loads(capsys.readouterr().out)
-        assert (left.value.code, told["baselines"]["num_bytes"]) == (0, size)
-        assert "'🙂' U+1F642" in told["notes"][0]
+        result = json.loads(capsys.readouterr().out)
+        assert (left.value.code, result["baselines"]["num_bytes"]) == (0, size)
+        assert "'🙂' U+1F642" in result["notes"][0]
 
 
-def test_characters_outside_a_vocabulary_are_named_with_the_remedy(
+def test_characters_outside_the_vocabulary_are_refused_with_a_remedy(
     place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     chars = tmp_path / "chars"
@@ -219,8 +219,8 @@ def test_characters_outside_a_vocabulary_are_named_with_the_remedy(
     (tmp_path / "new.txt").write_text("hello €world\n" * 9)
     with pytest.raises(SystemExit):
         main(["eval", str(chars), str(tmp_path / "new.txt")])
-    assert "'€' (U+20AC" in (told := capsys.readouterr().err)
-    assert told.endswith("; --unknown drop leaves them out\n")
+    assert "'€' (U+20AC" in (error := capsys.readouterr().err)
+    assert error.endswith("; --unknown drop leaves them out\n")
     with pytest.raises(SystemExit) as left:
         main(["eval", str(chars), str(tmp_path / "new.txt"), "--unknown", "drop"])
     assert left.value.code == 0
@@ -229,8 +229,8 @@ def test_characters_outside_a_vocabulary_are_named_with_the_remedy(
     )
 
 
-def test_a_store_knows_the_bytes_of_its_validation_text(tmp_path: Path) -> None:
-    """Whole shards exactly, and a part of one as its unknown tokens are spread."""
+def test_a_store_has_the_byte_counts_of_its_validation_text(tmp_path: Path) -> None:
+    """Exact for complete shards; for a part of one, estimated with the shard's unknown tokens."""
     text = "hello world the word\n" * 60 + "🙂 hello\n" * 20
     (tmp_path / "text.txt").write_text(text)
     tokenizer = foreign(pieces("helowrdth,.\n"))
@@ -244,7 +244,7 @@ def test_a_store_knows_the_bytes_of_its_validation_text(tmp_path: Path) -> None:
     exact = predicted_size(held, tokens, tokenizer)
     part = store.size_of(count - len(tokens) + 1, count)
     assert part.num_bytes == pytest.approx(exact.num_bytes, abs=3)
-    assert part.num_chars is None  # how many of them are the unknown tokens' is not known
+    assert part.num_chars is None  # how many of them are unknown tokens' is unknown
     (tmp_path / "ascii.txt").write_text("hello world the word 1\n" * 60)
     store = build_store(
         [tmp_path / "ascii.txt"], tmp_path / "other", tokenizer=tokenizer, workers=0
@@ -253,10 +253,10 @@ def test_a_store_knows_the_bytes_of_its_validation_text(tmp_path: Path) -> None:
     assert part.num_chars == part.num_bytes
 
 
-def test_a_store_in_the_cache_does_not_answer_for_its_text(
+def test_a_cached_store_does_not_bypass_the_check_for_unknown_text(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have been made when the text was kept: without that the text is refused again."""
+    """It may have been built with --unknown keep; without that the text is refused again."""
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "100")
     options = {**SMALL, "tokenizer": str(place / "pieces.json")}

@@ -37,7 +37,7 @@ _PACKED = (
 _PLAIN_ASCII = bytes(32 <= byte < 127 or byte in b"\n\r" for byte in range(256))
 
 _UNPACK = "unpack it and name the text in it"
-_EXPORT = "export its text, as JSON lines say"
+_EXPORT = "export its text, for instance as JSON lines"
 _SAVE = "save it as plain text"
 _NO_TEXT = "name a text file"
 
@@ -84,14 +84,14 @@ _SIGNATURES: tuple[tuple[int, bytes, Signature], ...] = (
     (0, b"\0\0\1\0", Signature("an icon", _NO_TEXT)),
     (6, b"\0\0\0\0", Signature("a BMP image", _NO_TEXT)),
     (8, b"WEBP", Signature("a WebP image", _NO_TEXT)),
-    (8, b"WAVE", Signature("a WAV sound", _NO_TEXT)),
-    (8, b"AVI ", Signature("an AVI film", _NO_TEXT)),
-    (4, b"ftyp", Signature("an MP4 film, or an image of its kind", _NO_TEXT)),
-    (0, b"ID3", Signature("an MP3 sound", _NO_TEXT)),
-    (0, b"\xff\xfb", Signature("an MP3 sound", _NO_TEXT)),
-    (0, b"OggS\0", Signature("an Ogg sound", _NO_TEXT)),
-    (0, b"fLaC\0", Signature("a FLAC sound", _NO_TEXT)),
-    (0, b"\x1a\x45\xdf\xa3", Signature("a Matroska or WebM film", _NO_TEXT)),
+    (8, b"WAVE", Signature("a WAV audio file", _NO_TEXT)),
+    (8, b"AVI ", Signature("an AVI video", _NO_TEXT)),
+    (4, b"ftyp", Signature("an MP4 video or HEIF image", _NO_TEXT)),
+    (0, b"ID3", Signature("an MP3 audio file", _NO_TEXT)),
+    (0, b"\xff\xfb", Signature("an MP3 audio file", _NO_TEXT)),
+    (0, b"OggS\0", Signature("an Ogg audio file", _NO_TEXT)),
+    (0, b"fLaC\0", Signature("a FLAC audio file", _NO_TEXT)),
+    (0, b"\x1a\x45\xdf\xa3", Signature("a Matroska or WebM video", _NO_TEXT)),
     (0, b"wOF2", Signature("a font", _NO_TEXT)),
     (0, b"OTTO\0", Signature("a font", _NO_TEXT)),
     (0, b"\0\1\0\0\0", Signature("a font", _NO_TEXT)),
@@ -110,7 +110,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Signature], ...] = (
     (0, b"\x93NUMPY", Signature("a NumPy array", _NO_TEXT)),
     (0, b"GGUF", Signature("a GGUF model", "name the text that is to be read")),
     (8, b'{"', Signature("a safetensors model", "name the text that is to be read")),
-    (0, b"PACK\0\0\0", Signature("a pack of git", _NO_TEXT)),
+    (0, b"PACK\0\0\0", Signature("a Git pack file", _NO_TEXT)),
     (0, b"\x80\2", Signature("a Python pickle", _EXPORT)),
     (0, b"\x80\3", Signature("a Python pickle", _EXPORT)),
     (0, b"\x80\4", Signature("a Python pickle", _EXPORT)),
@@ -121,10 +121,10 @@ _FURTHER: dict[str, Callable[[bytes], bool]] = {
     "a bzip2 file": lambda start: start[4:10] in (b"1AY&SY", b"\x17rE8P\x90"),
     "a BMP image": lambda start: start[:2] == b"BM",
     "a WebP image": lambda start: start[:4] == b"RIFF",
-    "a WAV sound": lambda start: start[:4] == b"RIFF",
-    "an AVI film": lambda start: start[:4] == b"RIFF",
-    "an MP4 film, or an image of its kind": lambda start: start[:3] == b"\0\0\0",
-    "an MP3 sound": lambda start: b"\0" in start[:64],
+    "a WAV audio file": lambda start: start[:4] == b"RIFF",
+    "an AVI video": lambda start: start[:4] == b"RIFF",
+    "an MP4 video or HEIF image": lambda start: start[:3] == b"\0\0\0",
+    "an MP3 audio file": lambda start: b"\0" in start[:64],
     "a Windows program": lambda start: b"\0\0" in start[:64],
     "a font": lambda start: b"\0\0" in start[:64],
     "a Parquet table": lambda start: b"\0" in start or not _is_utf8(start),

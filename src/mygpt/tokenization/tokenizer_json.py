@@ -51,7 +51,7 @@ _SPLIT = {
 
 # The rules for words of Llama 3 and Qwen2; as in GPT-2's, a word begins at a space after a letter.
 _NUMBERS = {"Llama 3": r"\p{N}{1,3}", "Qwen2": r"\p{N}"}
-_RULES_OF_OTHERS = {
+_KNOWN_RULES = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + "|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for numbers in _NUMBERS.values()
@@ -192,7 +192,7 @@ def _begins_words_at_spaces(splitter: dict[str, Any]) -> bool:
     if not cuts:
         return bool(last.get("use_regex", True))
     rules = [cut["pattern"].get("Regex") for cut in cuts if cut["type"] == "Split"]
-    return len(cuts) == 1 and len(rules) == 1 and rules[0] in _RULES_OF_OTHERS
+    return len(cuts) == 1 and len(rules) == 1 and rules[0] in _KNOWN_RULES
 
 
 def _takes_spaces(token: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are not what they seem: each is read as what it is, or refused with a remedy."""
+"""Files that are not plain UTF-8 text are recognised, and read or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def streamed(path: str, encoding: str | None = None) -> str:
 
 
 def refusals(path: str, encoding: str | None = None) -> list[str]:
-    """What reading into memory and reading as a stream say."""
+    """The errors of reading into memory and of reading as a stream."""
     found = []
     for read in (lambda: read_corpus([path], encoding=encoding), lambda: streamed(path, encoding)):
         with pytest.raises(InputError) as refused:
@@ -118,13 +118,13 @@ def refusals(path: str, encoding: str | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "an SQLite database"])
-def test_a_document_of_another_program_is_named_and_refused(kind: str, tmp_path: Path) -> None:
+def test_a_file_of_another_type_is_refused_with_its_type(kind: str, tmp_path: Path) -> None:
     data = KINDS[kind] if kind in KINDS else in_a_database(tmp_path)
     path = write(tmp_path / "a.txt", data + b"\0" * 40)
-    for told in refusals(path):
-        assert f"a.txt is {kind}, not plain text: " in told
-    packed = write(tmp_path / "a.txt.gz", gzip.compress(data))
-    assert f"a.txt.gz is {kind}" in refusals(packed)[0]
+    for message in refusals(path):
+        assert f"a.txt is {kind}, not plain text: " in message
+    compressed = write(tmp_path / "a.txt.gz", gzip.compress(data))
+    assert f"a.txt.gz is {kind}" in refusals(compressed)[0]
     with pytest.raises(InputError, match="--tokenizer byte learns its bytes"):
         prepare(path, output=tmp_path / "run", steps=1)
     corpus = read_corpus([path], allow_bytes=True)
@@ -151,7 +151,7 @@ def test_a_document_of_another_program_is_named_and_refused(kind: str, tmp_path:
         "x" * 300 + "ustar",
     ],
 )
-def test_plain_text_is_of_no_such_kind(text: str, tmp_path: Path) -> None:
+def test_plain_text_is_not_taken_for_another_type(text: str, tmp_path: Path) -> None:
     data = text.encode()
     assert signature_of(data) is None
     assert unmarked_encoding(data) is None
@@ -162,7 +162,9 @@ def test_plain_text_is_of_no_such_kind(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.bin"])
 @pytest.mark.parametrize("how", ["gzip", "zstd"])
-def test_packed_text_is_unpacked_whatever_its_name(how: str, name: str, tmp_path: Path) -> None:
+def test_compressed_text_is_decompressed_whatever_its_name(
+    how: str, name: str, tmp_path: Path
+) -> None:
     pack = gzip.compress if how == "gzip" else zstandard.ZstdCompressor().compress
     path = write(tmp_path / name, pack(PROSE.encode()))
     assert read_corpus([path]).documents[0].text == PROSE
@@ -175,13 +177,15 @@ def test_packed_text_is_unpacked_whatever_its_name(how: str, name: str, tmp_path
     assert read_corpus([str(Path(inside).parent)]).documents[0].text == PROSE
 
 
-def test_packed_text_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressed_text_from_standard_input_is_decompressed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = gzip.compress(PROSE.encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert read_corpus(["-"]).documents[0].text == PROSE
 
 
-def test_a_packed_file_in_a_packed_file_is_named(tmp_path: Path) -> None:
+def test_a_compressed_file_in_a_compressed_file_is_refused_with_its_type(tmp_path: Path) -> None:
     twice = gzip.compress(gzip.compress(PROSE.encode()))
     assert "is a gzip file, not plain text" in refusals(write(tmp_path / "a.gz", twice))[0]
 
@@ -191,34 +195,34 @@ def test_a_packed_file_in_a_packed_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("text", LANGUAGES)
-def test_utf16_without_a_mark_is_refused_with_its_name(
+def test_utf16_without_a_byte_order_mark_is_refused_with_the_encoding(
     text: str, codec: str, tmp_path: Path
 ) -> None:
-    """It was learned with its NULs, as UTF-8."""
+    """It was once read as UTF-8 with NUL characters."""
     path = write(tmp_path / "a.txt", text.encode(codec))
     family = codec.rpartition("-")[0].upper()
-    for told in refusals(path):
-        assert f"seems to be {family} without a byte-order mark: give --encoding {codec}" in told
+    for message in refusals(path):
+        assert f"seems to be {family} without a byte-order mark: give --encoding {codec}" in message
     assert "--encoding" in refusals(path, "utf-8")[0]
     assert read_corpus([path], encoding=codec).documents[0].text == text
     assert streamed(path, codec) == text
     assert isinstance(read_corpus([path], allow_bytes=True).documents[0].whole, bytes)
 
 
-def test_a_mark_and_a_named_encoding(tmp_path: Path) -> None:
-    """The mark of that encoding is none of the text; that of another one is refused."""
+def test_a_byte_order_mark_must_agree_with_the_encoding_given(tmp_path: Path) -> None:
+    """The mark of the same encoding is removed; that of another one is refused."""
     for codec, bom in (("utf-8", b"\xef\xbb\xbf"), ("utf-16-le", b"\xff\xfe")):
         path = write(tmp_path / "a.txt", bom + PROSE.encode(codec))
         assert read_corpus([path], encoding=codec).documents[0].text == PROSE
         assert streamed(path, codec) == PROSE
-        for told in refusals(path, "latin-1"):
-            assert f"byte-order mark of {codec}: do not give --encoding latin-1" in told
+        for message in refusals(path, "latin-1"):
+            assert f"byte-order mark of {codec}: do not give --encoding latin-1" in message
     path = write(tmp_path / "a.txt", PROSE.encode("utf-16"))
     assert read_corpus([path], encoding="utf-16").documents[0].text == PROSE
 
 
-def test_a_folder_says_which_files_need_an_encoding(tmp_path: Path) -> None:
-    """They were "without text", as an image is."""
+def test_files_of_a_folder_in_another_encoding_get_a_note(tmp_path: Path) -> None:
+    """They were once skipped like images, without a remedy."""
     write(tmp_path / "d/a.txt", b"text")
     write(tmp_path / "d/b.txt", "café\n".encode("latin-1"))
     write(tmp_path / "d/c.txt", PROSE.encode("utf-16-le"))
@@ -233,13 +237,13 @@ def test_a_folder_says_which_files_need_an_encoding(tmp_path: Path) -> None:
     assert [Path(source.name).name for source in sources] == ["a.txt", "d.txt"]
     for name in "ad":
         (tmp_path / "d" / f"{name}.txt").unlink()
-    for told in refusals(folder):
-        assert "contains no text file (hidden files are skipped); 2 files of" in told
-        assert "--encoding" in told
+    for message in refusals(folder):
+        assert "contains no text file (hidden files are skipped); 2 files of" in message
+        assert "--encoding" in message
 
 
-def test_notes_on_text_that_is_read_as_it_is(tmp_path: Path) -> None:
-    for data, encoding, told in (
+def test_notes_on_unusual_text(tmp_path: Path) -> None:
+    for data, encoding, message in (
         (b"old\rMac\rlines", None, "lines end with carriage returns only"),
         ("old\rMac".encode("utf-16"), None, "lines end with carriage returns only"),
         (b"{\\rtf1\\ansi text}", None, "this is RTF"),
@@ -254,12 +258,12 @@ def test_notes_on_text_that_is_read_as_it_is(tmp_path: Path) -> None:
         ):
             assert len(notes) == 1
             assert notes[0].startswith(f"{path}: ")
-            assert told in notes[0]
+            assert message in notes[0]
     for data in (b"one\r\ntwo\rthree\n", b"one line", b"caf\xc3\xa9"):
         assert read_corpus([write(tmp_path / "a.txt", data)]).notes == []
 
 
-def test_the_same_thing_is_said_once_of_many_files(tmp_path: Path) -> None:
+def test_the_same_remark_on_several_files_is_one_note(tmp_path: Path) -> None:
     for number in range(6):
         write(tmp_path / f"d/{number}.txt", b"old\rMac")
     notes = read_corpus([str(tmp_path / "d")]).notes
@@ -267,7 +271,7 @@ def test_the_same_thing_is_said_once_of_many_files(tmp_path: Path) -> None:
     assert "2.txt and 3 more: lines end" in notes[0]
 
 
-def test_the_commands_refuse_in_one_line(
+def test_the_commands_print_the_error_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "a.txt", KINDS["a Word document"])
