@@ -281,7 +281,7 @@ def test_invalid_vocabularies_are_refused(chars):
 
 
 def test_a_character_tokenizer_refuses_bytes():
-    with pytest.raises(InputError, match="needs text"):
+    with pytest.raises(InputError, match="takes text"):
         CharTokenizer("abc").encode_array(b"abc")
 
 
@@ -305,7 +305,7 @@ def test_a_saved_tokenizer_is_loaded_unchanged(tmp_path, end):
         (b"", "is not a tokenizer's JSON"),
         (b"{chars", "is not a tokenizer's JSON"),
         (b"\xff\xfe{}", "is not a tokenizer's JSON"),
-        (b"[1, 2]", "it holds no object"),
+        (b"[1, 2]", "it is not a JSON object"),
         (b"{}", 'needs "chars"'),
         (b'{"chars": "abc"}', 'needs "chars"'),
         (b'{"chars": ["a", "a"]}', "distinct single characters"),

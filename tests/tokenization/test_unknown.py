@@ -18,7 +18,7 @@ from mygpt.errors import InputError
 from mygpt.text import Document
 from mygpt.tokenization import CharTokenizer, ForeignTokenizer
 from mygpt.tokenization.unknown import UnknownText, without_unknown
-from mygpt.training.diagnosis import Seen, verdict
+from mygpt.training.diagnosis import Seen, diagnose
 from mygpt.training.events import Note
 
 TEXT = "hello world 123 " * 20 + "🙂🙂é\n"
@@ -191,10 +191,10 @@ def test_a_small_unknown_fraction_is_noted_and_a_large_one_can_be_kept(
 def test_the_diagnosis_does_not_rely_on_losses_of_unknown_text() -> None:
     history = [Seen(10, 0.1, 0.1), Seen(20, 0.0, 0.0)]
     assert (
-        verdict(history, steps=20, epochs=3, ended_early=False)
+        diagnose(history, steps=20, epochs=3, ended_early=False)
         == "learning to the end: more time would help"
     )
-    text = verdict(history, steps=20, epochs=3, ended_early=False, unknown=0.8)
+    text = diagnose(history, steps=20, epochs=3, ended_early=False, unknown=0.8)
     assert text.startswith("the tokenizer does not know 80% of the text, so the losses say little")
 
 
