@@ -1,4 +1,4 @@
-"""The n-gram models against dictionaries, the compressors against the tools, and the table."""
+"""Baselines: n-gram models against a slow implementation, compressors against their tools."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ HAS_XZ = importlib.util.find_spec("_lzma") is not None
 
 
 def slow_probability(train: list[int], context: list[int], token: int, size: int, n: int) -> float:
-    """Interpolated modified Kneser-Ney, as Chen & Goodman (1998) write it down."""
+    """Interpolated modified Kneser-Ney with dictionaries, as in Chen & Goodman (1998)."""
 
     def grams(k: int) -> list[tuple[int, ...]]:
-        row = [-1] * (k - 1) + train  # -1 is what stands before the text
+        row = [-1] * (k - 1) + train  # -1: before the beginning of the text
         return [tuple(row[i : i + k]) for i in range(len(train))]
 
     def probability(k: int, top: bool) -> float:
@@ -67,12 +67,12 @@ def slow_probability(train: list[int], context: list[int], token: int, size: int
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.data(), st.integers(1, 5))
-def test_probabilities_are_those_of_dictionaries(
+def test_probabilities_agree_with_the_slow_implementation(
     train: list[int], data: st.DataObject, order: int
 ) -> None:
     context = data.draw(st.lists(st.integers(0, 4), min_size=5, max_size=5))
     for token in range(5):
-        # Contexts lie in the text that is scored, so that any context can be asked for.
+        # The context is a part of the test text, so that it can be any.
         fast = ngram_probabilities(np.array(train, int), np.array([*context, token]), 5, order)[-1]
         assert fast == pytest.approx(slow_probability(train, context, token, 5, order), rel=1e-12)
 
@@ -80,10 +80,10 @@ def test_probabilities_are_those_of_dictionaries(
 @pytest.mark.parametrize(("size", "tokens"), [(7, 300), (65, 5000), (2**17, 3000)])
 @pytest.mark.parametrize("order", [1, 2, 5])
 def test_probabilities_sum_to_one(size: int, tokens: int, order: int) -> None:
-    """Over all of a small vocabulary; of a large one over the tokens seen, and one that was not."""
+    """Over a small vocabulary; of a large one over tokens that occur, and one for all others."""
     generator = np.random.default_rng(order)
     train = (size * generator.random(tokens) ** 6).astype(np.int64)
-    train[tokens // 2 :] = train[: len(train) - tokens // 2]  # so that long contexts return
+    train[tokens // 2 :] = train[: len(train) - tokens // 2]  # so that long contexts occur again
     tried = np.arange(size) if size < 100 else np.unique(train)
     unseen = size - len(tried)
     if unseen:
@@ -98,22 +98,22 @@ def test_probabilities_sum_to_one(size: int, tokens: int, order: int) -> None:
         assert probs @ weights == pytest.approx(1, abs=1e-9)
 
 
-def test_something_is_always_taken_off_a_count() -> None:
-    """Twos among many threes: the formula gives -3, and what was never seen would be impossible."""
+def test_discounts_are_always_above_zero() -> None:
+    """With few twos and many threes the formula gives -3; unseen tokens would be impossible."""
     discounts = ngram._discounts(np.array([1, 2, 3, 3, 3, 3, 3]))
     assert (discounts > 0).tolist() == [False, True, True, True]
     assert (discounts <= 0.95 * np.arange(4)).all()
 
 
-def test_keys_too_wide_for_one_word_are_numbered_the_same() -> None:
-    """N-grams of a vocabulary so large that one and its place do not fit 64 bits together."""
+def test_keys_too_wide_for_one_word_get_the_same_ids() -> None:
+    """N-grams of a vocabulary so large that a key and an index do not fit 64 bits together."""
     keys = (np.random.default_rng(0).random(3000) ** 3 * 50).astype(np.int64) * 2**56
     assert int(keys.max()).bit_length() + len(keys).bit_length() > 63
-    _, firsts, ranks = np.unique(keys, return_index=True, return_inverse=True)
-    found_ranks, kinds, found_firsts = ngram._number(keys)
-    assert kinds == len(firsts)
+    _, firsts, ids = np.unique(keys, return_index=True, return_inverse=True)
+    found_ids, num_ids, found_firsts = ngram._unique_ids(keys)
+    assert num_ids == len(firsts)
     assert (found_firsts == firsts).all()
-    assert (found_ranks == ranks).all()
+    assert (found_ids == ids).all()
 
 
 def test_baselines_by_hand() -> None:
@@ -125,27 +125,27 @@ def test_baselines_by_hand() -> None:
     assert ngram_loss(train, test, 3, 1) == unigram_loss(train, test, 3)
     with pytest.raises(InputError, match="at least one token"):
         ngram_loss(train, test[:0], 3, 2)
-    with pytest.raises(InputError, match="from 1"):
+    with pytest.raises(InputError, match="of at least 1"):
         ngram_loss(train, test, 3, 0)
 
 
-def test_without_a_training_text_the_models_guess() -> None:
+def test_without_a_training_text_predictions_are_uniform() -> None:
     test = np.arange(10, dtype=np.uint16)
     empty = np.zeros(0, np.uint16)
     assert ngram_losses(empty, test, 10, [1, 2, 5]) == pytest.approx([math.log(10)] * 3)
 
 
-def test_a_long_text_costs_no_more_than_its_bounds() -> None:
-    """The end of the training text and the beginning of the other: they lie side by side."""
+def test_long_texts_are_cut() -> None:
+    """To the end of the training text and the beginning of the test text, which are adjacent."""
     row = np.random.default_rng(0).integers(0, 9, 1000)
     train, test = row[:800], row[800:]
-    bounded = ngram_losses(train, test, 9, [1, 3], most_learned=300, most_scored=50)
+    bounded = ngram_losses(train, test, 9, [1, 3], most_train_tokens=300, most_test_tokens=50)
     assert bounded == ngram_losses(train[-300:], test[:50], 9, [1, 3])
     assert bounded != ngram_losses(train[:300], test[:50], 9, [1, 3])
 
 
 def test_tiny_shakespeare(shakespeare: Path) -> None:
-    """Figures that other runs are compared with; the text's last tenth is not looked at."""
+    """Losses that other runs are compared with; the last tenth of the text is not read."""
     text = shakespeare.read_bytes()
     ids = np.unique(np.frombuffer(text, np.uint8), return_inverse=True)[1]
     began = time.monotonic()
@@ -155,7 +155,7 @@ def test_tiny_shakespeare(shakespeare: Path) -> None:
     assert time.monotonic() - began < 10  # 0.6 s on an idle machine
 
 
-def test_compressors_give_the_tools_sizes() -> None:
+def test_sizes_are_those_of_the_compression_tools() -> None:
     text = b"It was the best of times, it was the worst of times. " * 20
     assert gzip_bits_per_byte(text) == len(gzip.compress(text, 9)) * 8 / len(text)
     if HAS_XZ:
@@ -164,7 +164,7 @@ def test_compressors_give_the_tools_sizes() -> None:
 
 
 @pytest.mark.skipif(not HAS_XZ, reason="this Python was built without lzma")
-def test_xz_learns_from_the_text_before() -> None:
+def test_xz_uses_the_text_before() -> None:
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, 20_000, np.uint8).tobytes()
     alone = xz_bits_per_byte(noise)
@@ -175,29 +175,29 @@ def test_xz_learns_from_the_text_before() -> None:
     assert again < 0.2
 
 
-def test_zstd_is_zstds_and_learns_from_the_text_before() -> None:
-    """The library's own size; a text that was there before costs next to nothing."""
-    zstandard = pytest.importorskip("zstandard")  # from Python 3.14 on it is Python's own
+def test_zstd_gives_its_librarys_size_and_uses_the_text_before() -> None:
+    """A text that repeats the text before it adds almost nothing."""
+    zstandard = pytest.importorskip("zstandard")  # Python 3.14 has a module of its own
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, 20_000, np.uint8).tobytes()
-    whole = compression._zstd()
-    assert whole is not None
-    assert zstd_bits_per_byte(noise) == len(whole(noise)) * 8 / len(noise)
+    compress = compression._zstd()
+    assert compress is not None
+    assert zstd_bits_per_byte(noise) == len(compress(noise)) * 8 / len(noise)
     assert zstd_bits_per_byte(noise, before=noise) == pytest.approx(0.0, abs=0.2)
-    assert zstandard.ZstdDecompressor().decompress(whole(noise)) == noise
+    assert zstandard.ZstdDecompressor().decompress(compress(noise)) == noise
 
 
 def test_a_python_without_lzma_has_no_xz(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compression, "find_spec", lambda name: None)  # neither is zstd found
+    monkeypatch.setattr(compression, "find_spec", lambda name: None)  # zstd is not found either
     document = Document("", "abcabcabc")
     ids = ByteTokenizer().encode_array("abcabcabc")
-    rows = measure_baselines(ids, ids, 257, held=[document]).rows()
+    rows = measure_baselines(ids, ids, 257, test_documents=[document]).rows()
     assert not {"xz -9e", "zstd -19"} & {row.name for row in rows}
 
 
 @given(st.lists(st.text("aé日🙂", max_size=5), max_size=5), st.integers(0, 20))
-def test_ends_of_documents(texts: list[str], most: int) -> None:
-    """A document may be a part of a whole, and a cut may go through a character."""
+def test_first_and_last_bytes_of_documents(texts: list[str], most: int) -> None:
+    """A document may be a part of a longer string, and a cut may split a character."""
     documents = [Document("", f"<{text}>", 1, len(text) + 1) for text in texts]
     whole = "".join(texts).encode()
     assert compression.first_bytes(documents, most) == whole[:most]
@@ -206,15 +206,15 @@ def test_ends_of_documents(texts: list[str], most: int) -> None:
 
 @pytest.fixture(scope="module")
 def measured() -> Baselines:
-    learned, held = split_documents(read_corpus().documents, 0.1)
+    parts = split_documents(read_corpus().documents, 0.1)
     tokenizer = ByteTokenizer()
-    text = [b"".join(str(document.text).encode() for document in part) for part in (learned, held)]
+    text = [b"".join(str(document.text).encode() for document in part) for part in parts]
     train, test = (tokenizer.encode_array(part) for part in text)
-    return measure_baselines(train, test, 257, learned=learned, held=held)
+    return measure_baselines(train, test, 257, train_documents=parts[0], test_documents=parts[1])
 
 
 @pytest.mark.slow
-def test_the_table_of_the_builtin_corpus_goes_from_worst_to_best(measured: Baselines) -> None:
+def test_rows_are_sorted_from_worst_to_best(measured: Baselines) -> None:
     rows = measured.rows()
     names = [row.name for row in rows]
     assert [name for name in names if name not in ("xz -9e", "zstd -19")] == [
@@ -235,30 +235,30 @@ def test_the_table_of_the_builtin_corpus_goes_from_worst_to_best(measured: Basel
     assert measured.bounds == ""
 
 
-def test_units_of_a_text_of_wide_characters() -> None:
-    """Two bytes a character, and a token for two characters: each unit with its own count."""
+def test_units_where_characters_have_two_bytes() -> None:
+    """And tokens two characters: bits per byte and per character use their own counts."""
     document = Document("", "éè" * 50)
     tokens = np.zeros(50, np.uint16)
-    measured = measure_baselines(tokens[:0], tokens, 4, held=[document])
+    measured = measure_baselines(tokens[:0], tokens, 4, test_documents=[document])
     assert (measured.tokens, measured.num_bytes, measured.num_chars) == (50, 200, 100)
     assert measured.bits_per_byte(math.log(4)) == pytest.approx(50 * 2 / 200)
     assert measured.bits_per_char(0.5) == pytest.approx(1)
     assert [row.name for row in measured.rows() if row.loss is not None] == ["uniform"]
     assert measured.fivegram is None
-    as_bytes = measure_baselines(tokens[:0], tokens, 4, held=[Document("", b"\xff\xfe")])
+    as_bytes = measure_baselines(tokens[:0], tokens, 4, test_documents=[Document("", b"\xff\xfe")])
     assert as_bytes.num_chars is None
     assert as_bytes.bits_per_char(0.5) is None
     with pytest.raises(InputError, match="at least one"):
-        measure_baselines(tokens, tokens[:0], 4, held=[document])
+        measure_baselines(tokens, tokens[:0], 4, test_documents=[document])
 
 
-def test_bounds_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngram, "MOST_LEARNED", 5)
-    monkeypatch.setattr(ngram, "MOST_SCORED", 4)
+def test_bounds_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngram, "MOST_TRAIN_TOKENS", 5)
+    monkeypatch.setattr(ngram, "MOST_TEST_TOKENS", 4)
     monkeypatch.setattr(compression, "MOST_XZ_BYTES", 3)
     ids = np.zeros(10, np.uint16)
-    told = measure_baselines(ids, ids, 4, held=[Document("", "abcdefghij")]).bounds
+    bounds = measure_baselines(ids, ids, 4, test_documents=[Document("", "abcdefghij")]).bounds
     assert (
-        told == "n-grams of the last 5 tokens, scored on the first 4 tokens, "
+        bounds == "n-grams of the last 5 tokens, scored on the first 4 tokens, "
         "xz and zstd on the first 3 bytes"
     )

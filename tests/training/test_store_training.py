@@ -351,7 +351,7 @@ def test_no_store_comes_into_memory(tmp_path, monkeypatch):
     write_store(tmp_path / "large", [prose(600_000, n) for n in (1, 2)], shard_tokens=400_000)
     most = 50_000  # tokens
     monkeypatch.setattr(stored, "MOST_COUNTED", most)
-    for module, name in ((planning, "_MOST_HELD"), (sitting, "MOST_LEARNED")):
+    for module, name in ((planning, "_MOST_HELD"), (sitting, "MOST_TRAIN_TOKENS")):
         monkeypatch.setattr(module, name, most)
     monkeypatch.setattr(sitting, "MOST_BEFORE_BYTES", most)
     read = []

@@ -1,4 +1,4 @@
-"""What simpler models and compressors reach on the same text: a loss means little without them."""
+"""Baselines for a validation loss: n-gram models and compressors on the same text."""
 
 from mygpt.baselines.compression import (
     gzip_bits_per_byte,

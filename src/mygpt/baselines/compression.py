@@ -1,7 +1,7 @@
-"""What compressors reach on a text, in bits per byte: a model that predicts well would do better.
+"""Compressed size of a text in bits per byte, a baseline: a model that predicts compresses.
 
-gzip sees the text alone, so `gzip -9 < FILE | wc -c` gives the same number. xz and zstd are given
-the training text too, as a model is: they are charged for what the text adds to it.
+gzip compresses the text alone, so `gzip -9 < FILE | wc -c` gives the same number. xz and zstd also
+get the training text, as a model does: counted is by how much the text makes the result longer.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from importlib.util import find_spec
 from mygpt.text import Document
 from mygpt.text.documents import as_bytes
 
-# xz takes about 0.7 s a megabyte, and the training text is compressed twice.
-MOST_BEFORE_BYTES = 2**20  # of the training text, its end
-MOST_XZ_BYTES = 2**18  # of the text, its beginning
-MOST_GZIP_BYTES = 2**22  # of the text, its beginning
+# xz takes about 0.7 s per megabyte, and the training text is compressed twice.
+MOST_BEFORE_BYTES = 2**20  # the last bytes of the training text
+MOST_XZ_BYTES = 2**18  # the first bytes of the text
+MOST_GZIP_BYTES = 2**22  # the first bytes of the text
 _ZSTD_LEVEL = 19
-_DICTIONARY_BYTES = 2**21  # holds both; the preset's own 64 MiB take ten times that in memory
+_DICTIONARY_BYTES = 2**21  # holds both texts; the preset's 64 MiB would take 640 MiB of memory
 
 
 def gzip_bits_per_byte(text: bytes) -> float:
-    """The size `gzip -9` makes of a text that is not empty (beyond 4 MiB: of its beginning)."""
+    """Size after `gzip -9`, in bits per byte of a non-empty text (of its first 4 MiB)."""
     text = text[:MOST_GZIP_BYTES]
     return len(gzip.compress(text, 9, mtime=0)) * 8 / len(text)
 
 
 def xz_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
-    """What a text that is not empty adds to the size `xz -9e` makes of the text before it.
+    """What a non-empty text adds to the size of `before` after `xz -9e`, in bits per byte.
 
     None where this Python was built without lzma.
 
     Args:
-        text: beyond 256 KiB its beginning counts.
-        before: beyond 1 MiB its end counts; empty gives the size of the text alone.
+        text: its first 256 KiB are compressed.
+        before: the text before it, of which the last 1 MiB are compressed; empty: `text` alone.
     """
     if find_spec("_lzma") is None:
         return None
@@ -52,7 +52,7 @@ def xz_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
 
 
 def zstd_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
-    """The same of `zstd -19`; None where neither Python (from 3.14 on) nor `zstandard` has it."""
+    """The same for `zstd -19`; None without Python 3.14 or later and without `zstandard`."""
     compress = _zstd()
     if compress is None:
         return None
@@ -80,7 +80,7 @@ def _xz_size(data: bytes) -> int:
 
 
 def first_bytes(documents: Iterable[Document], most: int) -> bytes:
-    """The first bytes of documents in a row, at most `most`."""
+    """The first `most` bytes of the concatenated documents."""
     found = bytearray()
     for document in documents:
         for piece in document.pieces():
@@ -91,7 +91,7 @@ def first_bytes(documents: Iterable[Document], most: int) -> bytes:
 
 
 def last_bytes(documents: Sequence[Document], most: int) -> bytes:
-    """The last bytes of documents in a row, at most `most`."""
+    """The last `most` bytes of the concatenated documents."""
     found: list[bytes] = []
     left = most
     for document in reversed(documents):

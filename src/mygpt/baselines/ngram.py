@@ -1,10 +1,10 @@
-"""What n-gram models reach on a text: the next token from the one to four before it.
+"""Losses of n-gram models, which predict a token from the n - 1 tokens before it.
 
-The model is modified Kneser-Ney, interpolated (Chen & Goodman, "An empirical study of smoothing
-techniques for language modeling", 1998). Every n-gram gets a number (its rank), so that any
-vocabulary packs into 64 bits; one sort a level counts them all.
+The model is interpolated modified Kneser-Ney (Chen & Goodman, "An empirical study of smoothing
+techniques for language modeling", 1998). Every n-gram gets an id, so that the pair of an n-gram's
+id and the next token fits 64 bits for any vocabulary; one sort per order counts all n-grams.
 
-Losses are nats per token. Letters: V vocabulary, N tokens learned and scored, M tokens scored.
+Losses are nats per token. Letters: V vocabulary, N tokens of both texts, M tokens of the test text.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 
 from mygpt.errors import InputError
 
-# Longer texts are cut to these: a second or two, and some 250 MB, are what a baseline may cost.
-MOST_LEARNED = 2**21  # tokens, the last of the text learned from
-MOST_SCORED = 2**17  # tokens, the first of the text scored
-_PIECE = 2**20
-_LEAST_DISCOUNT, _MOST_DISCOUNT = 0.05, 0.95  # shares of a count; see `_discounts`
+# Longer texts are cut, so that the baselines take at most about 2 seconds and 250 MB.
+MOST_TRAIN_TOKENS = 2**21  # the last tokens of the training text
+MOST_TEST_TOKENS = 2**17  # the first tokens of the test text
+_PIECE = 2**20  # tokens that are counted at once
+_LEAST_DISCOUNT, _MOST_DISCOUNT = 0.05, 0.95  # per unit of the count; see `_discounts`
 
 Ints = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
 
 def uniform_loss(vocab_size: int) -> float:
-    """The loss of guessing every token with probability 1/V."""
+    """The loss of predicting every token with probability 1/V."""
     return math.log(vocab_size)
 
 
 def unigram_loss(train: Ints, test: Ints, vocab_size: int) -> float:
-    """The loss on `test` of each token's frequency in `train`, one added to every count."""
+    """The loss on `test` of the token frequencies of `train`, with add-one smoothing."""
     counts = token_counts(train, vocab_size) + 1.0
     logprobs = np.log(counts / counts.sum())  # (V,)
     return float(-(logprobs @ token_counts(test, vocab_size)) / len(test))
@@ -43,7 +43,7 @@ def unigram_loss(train: Ints, test: Ints, vocab_size: int) -> float:
 def token_counts(tokens: Ints, vocab_size: int) -> NDArray[np.int64]:
     """How often each token occurs: (V,)."""
     counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(tokens), _PIECE):  # NumPy makes a wide copy of what it counts
+    for start in range(0, len(tokens), _PIECE):  # bincount makes an int64 copy of its input
         counts += np.bincount(tokens[start : start + _PIECE], minlength=vocab_size)
     return counts
 
@@ -54,24 +54,29 @@ def ngram_loss(
     vocab_size: int,
     order: int,
     *,
-    most_learned: int = MOST_LEARNED,
-    most_scored: int = MOST_SCORED,
+    most_train_tokens: int = MOST_TRAIN_TOKENS,
+    most_test_tokens: int = MOST_TEST_TOKENS,
 ) -> float:
-    """The loss on `test` of the n-gram model of `train`; of order 1 it is `unigram_loss`.
+    """The loss on `test` of the n-gram model of `train`; order 1 is `unigram_loss`.
 
     Args:
-        train: 1-D ids to learn from; of more than `most_learned` tokens the last ones count.
-        test: 1-D ids to score, at least one; of more than `most_scored` the first ones count.
+        train: 1-D ids of the training text.
+        test: 1-D ids of the test text, at least one.
         vocab_size: V.
         order: n, at least 1; a token is predicted from the n - 1 before it.
-        most_learned: tokens.
-        most_scored: tokens.
+        most_train_tokens: the last so many tokens of `train` are used.
+        most_test_tokens: the first so many tokens of `test` are predicted.
 
     Raises:
-        InputError: for no token to score, or an order below 1.
+        InputError: for an empty test text, or an order below 1.
     """
     return ngram_losses(
-        train, test, vocab_size, [order], most_learned=most_learned, most_scored=most_scored
+        train,
+        test,
+        vocab_size,
+        [order],
+        most_train_tokens=most_train_tokens,
+        most_test_tokens=most_test_tokens,
     )[0]
 
 
@@ -81,16 +86,16 @@ def ngram_losses(
     vocab_size: int,
     orders: Sequence[int],
     *,
-    most_learned: int = MOST_LEARNED,
-    most_scored: int = MOST_SCORED,
+    most_train_tokens: int = MOST_TRAIN_TOKENS,
+    most_test_tokens: int = MOST_TEST_TOKENS,
 ) -> list[float]:
-    """`ngram_loss` for each of `orders`, with the counting done once."""
-    train = train[max(0, len(train) - most_learned) :]
-    test = test[:most_scored]
+    """`ngram_loss` for each of `orders`; n-grams are counted once."""
+    train = train[max(0, len(train) - most_train_tokens) :]
+    test = test[:most_test_tokens]
     if not len(test) or min(orders) < 1:
         raise InputError(
             f"n-gram models of orders {list(orders)} on {len(test)} tokens: "
-            "give orders from 1 and at least one token to score"
+            "give orders of at least 1 and at least one token to predict"
         )
     grams = _grams(train, test, vocab_size, max(orders)) if max(orders) > 1 else []
     return [
@@ -102,9 +107,9 @@ def ngram_losses(
 
 
 def ngram_probabilities(train: Ints, test: Ints, vocab_size: int, order: int) -> Floats:
-    """The probability of each token of `test`, (M,): `train` and the tokens before it known.
+    """The probability of each token of `test` given the tokens before it, (M,).
 
-    The test text is taken to go on where the training text ends.
+    The first tokens of `test` have the last ones of `train` as their context.
     """
     grams = _grams(train, test, vocab_size, order)
     return _probabilities(grams, len(train), vocab_size, order)
@@ -112,92 +117,102 @@ def ngram_probabilities(train: Ints, test: Ints, vocab_size: int, order: int) ->
 
 @dataclass(frozen=True)
 class _Grams:
-    """The n-grams of one length in a row of tokens, numbered.
+    """The n-grams of one order in a sequence of N tokens.
 
     Attributes:
-        rank: (N,), the number of the n-gram that ends at each place.
-        kinds: how many there are.
-        context: (N,), the number of the (n-1)-gram before each place's token.
-        contexts: how many there are.
-        firsts: where each kind that was learned ends for the first time.
+        ids: (N,), the id of the n-gram that ends at each position.
+        num_ids: how many different n-grams there are.
+        contexts: (N,), the id of the (n-1)-gram before each position.
+        num_contexts: how many different contexts there are.
+        firsts: the position in the training text where each of its n-grams first ends.
     """
 
-    rank: NDArray[np.int32]
-    kinds: int
-    context: NDArray[np.int32]
-    contexts: int
+    ids: NDArray[np.int32]
+    num_ids: int
+    contexts: NDArray[np.int32]
+    num_contexts: int
     firsts: NDArray[np.int32]
 
 
 def _grams(train: Ints, test: Ints, vocab_size: int, order: int) -> list[_Grams]:
-    """The n-grams of lengths 1 to `order` of both texts in a row."""
-    row = np.concatenate([train, test]).astype(np.int64)  # (N,)
+    """The n-grams of orders 1 to `order` of the training text followed by the test text."""
+    tokens = np.concatenate([train, test]).astype(np.int64)  # (N,)
     found: list[_Grams] = []
-    context, contexts = np.zeros(len(row), np.int32), 1
+    contexts, num_contexts = np.zeros(len(tokens), np.int32), 1
     for _ in range(order):
-        rank, kinds, firsts = _number(context * np.int64(vocab_size) + row)
-        found.append(_Grams(rank, kinds, context, contexts, firsts[firsts < len(train)]))
-        # A number of its own for the text's beginning, where there is less before a token.
-        context, contexts = np.append(np.int32(kinds), rank[:-1]), kinds + 1
+        ids, num_ids, firsts = _unique_ids(contexts * np.int64(vocab_size) + tokens)
+        found.append(_Grams(ids, num_ids, contexts, num_contexts, firsts[firsts < len(train)]))
+        # The first position of the text, with nothing before it, gets a context id of its own.
+        contexts, num_contexts = np.append(np.int32(num_ids), ids[:-1]), num_ids + 1
     return found
 
 
-def _number(keys: NDArray[np.int64]) -> tuple[NDArray[np.int32], int, NDArray[np.int32]]:
-    """Number equal keys alike: each one's number, how many kinds, each kind's first place."""
+def _unique_ids(keys: NDArray[np.int64]) -> tuple[NDArray[np.int32], int, NDArray[np.int32]]:
+    """Each key's rank among the different keys, how many these are, and each one's first index.
+
+    As `np.unique` with `return_inverse` and `return_index`, but faster.
+    """
     bits = len(keys).bit_length()
-    if int(keys.max()).bit_length() + bits <= 63:  # key and place in one word sort much faster
+    if int(keys.max()).bit_length() + bits <= 63:  # key and index in one word sort much faster
         words = (keys << bits) | np.arange(len(keys))
         words.sort()
-        places = (words & ((1 << bits) - 1)).astype(np.int32)
+        order = (words & ((1 << bits) - 1)).astype(np.int32)
         words >>= bits
     else:
-        places = keys.argsort(kind="stable").astype(np.int32)
-        words = keys[places]
+        order = keys.argsort(kind="stable").astype(np.int32)
+        words = keys[order]
     new = np.append(True, words[1:] != words[:-1])
-    numbers = np.empty(len(keys), np.int32)
-    numbers[places] = np.cumsum(new, dtype=np.int32) - 1
-    firsts = places[new]
-    return numbers, len(firsts), firsts
+    ids = np.empty(len(keys), np.int32)
+    ids[order] = np.cumsum(new, dtype=np.int32) - 1
+    firsts = order[new]
+    return ids, len(firsts), firsts
 
 
-def _probabilities(grams: list[_Grams], learned: int, vocab_size: int, order: int) -> Floats:
-    """What the model of `order` gives each token after the first `learned`: (M,).
+def _probabilities(grams: list[_Grams], train_tokens: int, vocab_size: int, order: int) -> Floats:
+    """The probability of each token after the first `train_tokens` by the model of `order`, (M,).
 
-    From the bottom up: P(w | h) = (c(hw) - D(c)) / c(h) + the mass so freed * P(w | shorter h).
-    The longest n-grams count how often they occur, the others after how many different tokens.
+    From order 1 up, with w the token, h its context and h' the context without its first token:
+
+        P(w | h) = (c(hw) - D(c(hw)) + G(h) P(w | h')) / c(h),  G(h) = sum of D(c(hv)) over v
+
+    so that what the discounts D take off the counts, G(h) in all, goes to the lower order. Counts
+    c of the highest order are occurrences; those of lower orders are continuation counts: the
+    number of different tokens after which the n-gram occurs.
     """
-    probs = np.full(len(grams[0].rank) - learned, 1.0 / vocab_size)
+    probs = np.full(len(grams[0].ids) - train_tokens, 1.0 / vocab_size)
     for n in range(1, order + 1):
-        here = grams[n - 1]
-        seen = slice(0, learned) if n == order else grams[n].firsts
-        counts = np.bincount(here.rank[seen], minlength=here.kinds)
-        totals = np.bincount(here.context[seen], minlength=here.contexts)
-        discounts = _discounts(counts[here.rank[here.firsts]])  # (4,)
-        freed = np.bincount(
-            here.context[here.firsts],
-            discounts[np.minimum(counts[here.rank[here.firsts]], 3)],
-            minlength=here.contexts,
+        level = grams[n - 1]
+        counted = slice(0, train_tokens) if n == order else grams[n].firsts
+        counts = np.bincount(level.ids[counted], minlength=level.num_ids)  # c(hw)
+        totals = np.bincount(level.contexts[counted], minlength=level.num_contexts)  # c(h)
+        discounts = _discounts(counts[level.ids[level.firsts]])  # (4,)
+        discounted = np.bincount(  # G(h)
+            level.contexts[level.firsts],
+            discounts[np.minimum(counts[level.ids[level.firsts]], 3)],
+            minlength=level.num_contexts,
         )
-        count, context = counts[here.rank[learned:]], here.context[learned:]  # (M,)
+        count, context = counts[level.ids[train_tokens:]], level.contexts[train_tokens:]  # (M,)
         total = totals[context]
         kept = count - discounts[np.minimum(count, 3)]
-        # A context that was never seen says nothing: the shorter one's word holds.
-        probs = np.where(total > 0, (kept + freed[context] * probs) / np.maximum(total, 1), probs)
+        smoothed = (kept + discounted[context] * probs) / np.maximum(total, 1)
+        # For a context that does not occur in the training text, the lower order is used.
+        probs = np.where(total > 0, smoothed, probs)
     return probs
 
 
 def _discounts(counts: NDArray[np.int64]) -> Floats:
-    """What is taken off a count of 0, 1, 2 and 3 or more: (4,).
+    """The discounts D of counts 0, 1, 2 and 3 or more: (4,).
 
-    From how many n-grams have counts 1 to 4 (Chen & Goodman, equation 26), kept off the ends:
-    with nothing taken off, a token never seen would be impossible.
+    D_i = i - (i + 1) Y n_{i+1} / n_i with Y = n_1 / (n_1 + 2 n_2), where n_i is how many n-grams
+    have count i (Chen & Goodman, equation 26). Clipped away from 0, where a token that does not
+    occur in the training text would have probability 0, and from i.
     """
-    kinds = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
+    n = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
     discounts = np.array([0.0, 0.5, 0.5, 0.5])
-    if kinds[1] and kinds[2]:
-        share = kinds[1] / (kinds[1] + 2 * kinds[2])
-        for n in (1, 2, 3):
-            if kinds[n]:
-                discounts[n] = n - (n + 1) * share * kinds[n + 1] / kinds[n]
-    size = np.arange(4)
-    return np.clip(discounts, _LEAST_DISCOUNT * size, _MOST_DISCOUNT * size)
+    if n[1] and n[2]:
+        y = n[1] / (n[1] + 2 * n[2])
+        for i in (1, 2, 3):
+            if n[i]:
+                discounts[i] = i - (i + 1) * y * n[i + 1] / n[i]
+    count = np.arange(4)
+    return np.clip(discounts, _LEAST_DISCOUNT * count, _MOST_DISCOUNT * count)

@@ -1,4 +1,4 @@
-"""All baselines of one text, in units that compare across tokenizers.
+"""All baselines of a text, in units that are comparable across tokenizers.
 
 Letters: V vocabulary.
 """
@@ -19,10 +19,10 @@ from mygpt.text.sizes import TextSize, bytes_of, chars_of
 
 @dataclass(frozen=True)
 class Row:
-    """One baseline, to be shown.
+    """One baseline as a table row.
 
     Attributes:
-        name: "5-gram", say.
+        name: for example "5-gram".
         bits_per_byte: of the text.
         loss: nats per token; None for a compressor.
     """
@@ -34,24 +34,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What simpler models (nats per token) and compressors (bits per byte) reach on a text.
+    """Losses of simpler models (nats per token) and sizes by compressors (bits per byte).
 
     Attributes:
-        uniform: of guessing every token with probability 1/V.
-        unigram: of the tokens' frequencies; None, as the next two, without a training text.
-        bigram: of the token before.
-        fivegram: of the four tokens before.
-        gzip: of the text alone.
-        xz: of the text after the training text, or alone where there is none; None where this
-            Python was built without lzma.
+        uniform: predicting every token with probability 1/V.
+        unigram: token frequencies; None, as the next two, without a training text.
+        bigram: predicting from one token before.
+        fivegram: predicting from four tokens before.
+        gzip: the text alone.
+        xz: the text after the training text, or alone without one; None where this Python was
+            built without lzma.
         zstd: as xz; None where there is no zstd.
-        tokens: of the text.
-        num_bytes: of the text.
-        num_chars: of the text; None where it is bytes.
-        learned_tokens: how many the n-gram models learned from.
-        scored_tokens: how many they were scored on.
-        predicted: what a model predicts of the text, all but its first token, by which losses are
-            bits; None is all of the text.
+        tokens: number of tokens of the text.
+        num_bytes: number of bytes of the text.
+        num_chars: number of characters of the text; None where it is bytes.
+        learned_tokens: number of tokens that the n-gram models were trained on.
+        scored_tokens: number of tokens that the n-gram models predicted.
+        predicted: size of the part that a language model predicts (all but the first token), used
+            to convert losses to bits; None is all of the text.
     """
 
     uniform: float
@@ -78,7 +78,7 @@ class Baselines:
         return bits_per_byte * self.num_bytes / self.num_chars if self.num_chars else None
 
     def rows(self) -> list[Row]:
-        """What there is, from worst to best."""
+        """The baselines that were computed, from worst to best."""
         losses = {
             "uniform": self.uniform,
             "unigram": self.unigram,
@@ -99,15 +99,15 @@ class Baselines:
 
     @property
     def bounds(self) -> str:
-        """What was left out of a long text, for people; empty where nothing was."""
-        told = []
-        if self.learned_tokens == ngram.MOST_LEARNED:
-            told.append(f"n-grams of the last {self.learned_tokens:,} tokens")
+        """Which baselines used only a part of the texts, in words; empty where none did."""
+        parts = []
+        if self.learned_tokens == ngram.MOST_TRAIN_TOKENS:
+            parts.append(f"n-grams of the last {self.learned_tokens:,} tokens")
         if self.scored_tokens < self.tokens and self.unigram is not None:
-            told.append(f"scored on the first {self.scored_tokens:,} tokens")
+            parts.append(f"scored on the first {self.scored_tokens:,} tokens")
         if self.num_bytes > compression.MOST_XZ_BYTES:
-            told.append(f"xz and zstd on the first {compression.MOST_XZ_BYTES:,} bytes")
-        return ", ".join(told)
+            parts.append(f"xz and zstd on the first {compression.MOST_XZ_BYTES:,} bytes")
+        return ", ".join(parts)
 
 
 def measure_baselines(
@@ -115,28 +115,28 @@ def measure_baselines(
     test: NDArray[np.integer],
     vocab_size: int,
     *,
-    learned: Sequence[Document] = (),
-    held: Sequence[Document],
+    train_documents: Sequence[Document] = (),
+    test_documents: Sequence[Document],
     predicted: TextSize | None = None,
 ) -> Baselines:
-    """The baselines of a text: about a second for a megabyte, at most some four for any length.
+    """Compute the baselines of a text: about 1 s for a megabyte, at most about 4 s for any length.
 
     Args:
         train: 1-D ids of the training text; empty for none.
         test: 1-D ids of the text, at least one.
         vocab_size: V.
-        learned: the training text itself, for xz.
-        held: the text itself.
-        predicted: what a model predicts of it (`mygpt.data.predicted_size`).
+        train_documents: the training text, for xz and zstd.
+        test_documents: the text.
+        predicted: size of the part that a language model predicts (`mygpt.data.predicted_size`).
 
     Raises:
         InputError: for a text without tokens or bytes.
     """
-    num_bytes = bytes_of(held)
+    num_bytes = bytes_of(test_documents)
     if not num_bytes or not len(test):
         raise InputError(f"a text of {len(test)} tokens, {num_bytes} bytes: give at least one")
-    text = compression.first_bytes(held, compression.MOST_GZIP_BYTES)
-    before = compression.last_bytes(learned, compression.MOST_BEFORE_BYTES)
+    text = compression.first_bytes(test_documents, compression.MOST_GZIP_BYTES)
+    before = compression.last_bytes(train_documents, compression.MOST_BEFORE_BYTES)
     unigram = bigram = fivegram = None
     if len(train):
         unigram, bigram, fivegram = ngram.ngram_losses(train, test, vocab_size, (1, 2, 5))
@@ -150,8 +150,8 @@ def measure_baselines(
         zstd=compression.zstd_bits_per_byte(text, before),
         tokens=len(test),
         num_bytes=num_bytes,
-        num_chars=chars_of(held),
-        learned_tokens=min(len(train), ngram.MOST_LEARNED),
-        scored_tokens=min(len(test), ngram.MOST_SCORED),
+        num_chars=chars_of(test_documents),
+        learned_tokens=min(len(train), ngram.MOST_TRAIN_TOKENS),
+        scored_tokens=min(len(test), ngram.MOST_TEST_TOKENS),
         predicted=predicted,
     )

@@ -282,8 +282,8 @@ def _baselines(found: Checkpoint, text: _Text) -> Baselines:
         text.train_tokens,
         text.tokens,
         found.config.vocab_size,
-        learned=text.train_documents,
-        held=text.documents,
+        train_documents=text.train_documents,
+        test_documents=text.documents,
         predicted=text.size,
     )
 

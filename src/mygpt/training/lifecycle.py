@@ -13,7 +13,7 @@ import torch
 
 from mygpt.baselines import Baselines, measure_baselines, uniform_loss, unigram_loss
 from mygpt.baselines.compression import MOST_BEFORE_BYTES
-from mygpt.baselines.ngram import MOST_LEARNED
+from mygpt.baselines.ngram import MOST_TRAIN_TOKENS
 from mygpt.data.token_store import Tokens
 from mygpt.errors import StorageError, interruption
 from mygpt.generation.writer import Writer, load
@@ -211,11 +211,11 @@ def _references(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
 def _baselines(trainer: Trainer, source: Source, train_tokens: Tokens, judged: Judged) -> Baselines:
     """What simpler models reach on what is validated on; they learn from the end of the text."""
     return measure_baselines(
-        train_tokens[max(0, len(train_tokens) - MOST_LEARNED) :],
+        train_tokens[max(0, len(train_tokens) - MOST_TRAIN_TOKENS) :],
         judged.tokens,
         trainer.tokenizer.vocab_size,
-        learned=source.text_before(MOST_BEFORE_BYTES, trainer.tokenizer),
-        held=judged.documents,
+        train_documents=source.text_before(MOST_BEFORE_BYTES, trainer.tokenizer),
+        test_documents=judged.documents,
         predicted=judged.size,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.baselines import ngram_loss
-from mygpt.baselines.ngram import MOST_LEARNED, MOST_SCORED
+from mygpt.baselines.ngram import MOST_TEST_TOKENS, MOST_TRAIN_TOKENS
 from mygpt.core.model import GPT
 from mygpt.errors import InputError
 from mygpt.generation.writer import Writer
@@ -171,8 +171,8 @@ def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: An
         and len(ready.val_tokens) > 1
         and ready.tokenizer.kind in ("char", "byte")
     ):
-        learned = ready.train_tokens[max(0, len(ready.train_tokens) - MOST_LEARNED) :]
-        held = ready.val_tokens[:MOST_SCORED]
+        learned = ready.train_tokens[max(0, len(ready.train_tokens) - MOST_TRAIN_TOKENS) :]
+        held = ready.val_tokens[:MOST_TEST_TOKENS]
         fivegram = ngram_loss(learned, held, ready.shape.vocab_size, 5)
         middle, low, high = expected_loss(fivegram, ready.expected_tokens)
         lines.append(

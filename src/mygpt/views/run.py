@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from mygpt.baselines import Baselines, measure_baselines
-from mygpt.baselines.ngram import MOST_LEARNED
+from mygpt.baselines.ngram import MOST_TRAIN_TOKENS
 from mygpt.checkpoint import Checkpoint, another_programs, read_checkpoint
 from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
@@ -177,7 +177,7 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
     """
     if run.finished is not None and run.finished.baselines is not None:
         found = run.finished.baselines
-        told = found.learned_tokens < MOST_LEARNED  # else there may be more
+        told = found.learned_tokens < MOST_TRAIN_TOKENS  # else there may be more
         return found, found.learned_tokens if told else 0
     if run.source is None:
         return None, 0
@@ -190,8 +190,8 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
         learned,
         judged.tokens,
         run.state.config.vocab_size,
-        learned=run.source.learned,
-        held=judged.documents,
+        train_documents=run.source.learned,
+        test_documents=judged.documents,
         predicted=judged.size,
     )
     return found, len(learned)
