@@ -1,4 +1,4 @@
-"""The README tells the truth: its table names every room, its snippets run."""
+"""The README is true: its table names every package, its snippets and commands run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 30
 
 
-def test_the_table_names_every_room_and_no_other() -> None:
+def test_the_table_names_every_package_and_no_other() -> None:
     named = set(re.findall(r"^\| `([a-z_]+(?:\.py|/))` \|", README, re.MULTILINE))
     package = ROOT / "src" / "mygpt"
-    rooms = {p.name + "/" if p.is_dir() else p.name for p in package.iterdir()}
-    assert named == {r for r in rooms if not r.startswith("_") and r != "py.typed"}
+    present = {p.name + "/" if p.is_dir() else p.name for p in package.iterdir()}
+    assert named == {name for name in present if not name.startswith("_") and name != "py.typed"}
 
 
 @pytest.mark.kernels
