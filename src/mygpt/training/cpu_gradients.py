@@ -1,6 +1,7 @@
-"""The loss and gradients of one batch from the compiled kernels; threads share its rows.
+"""The loss and gradients of one batch by machine code on a CPU (`mygpt.training.compiled`).
 
-Of several processes each computes its rows; one sum gives all of them the whole batch's.
+Threads divide the batch's rows. Of several processes each computes its own rows, and one all-reduce
+gives all of them the gradients of the whole batch.
 Letters: B batch, T time.
 """
 
@@ -22,14 +23,14 @@ from mygpt.training.shared_losses import shared_losses
 
 
 class CpuGradients:
-    """A batch's loss and gradients from the compiled kernels, where `suits` says that they can.
+    """A batch's loss and gradients by machine code, for models of a shape that `suits` allows.
 
     Args:
-        model: what is trained, on the CPU.
-        config: how.
-        group: the processes that share a batch.
+        model: the model, on the CPU.
+        config: the training configuration.
+        group: the processes that divide a batch.
 
-    Enter it as a context: torch's own operations, small ones, have one thread inside.
+    It is a context manager: inside, torch's own (small) operations use one thread.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class CpuGradients:
         self.group = group
         self._parameters = list(model.parameters())
         self._batch_size: int | None = None
-        self.uses_torch_compile = False  # by torch
+        self.uses_torch_compile = False
         self.note = None
         flags = {
             "--compile": config.compile,
@@ -63,7 +64,7 @@ class CpuGradients:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, torch has all its threads back."""
+        """A context in which torch's own operations use all threads again."""
         torch.set_num_threads(self._before)
         try:
             yield
@@ -79,9 +80,10 @@ class CpuGradients:
         loss = self.step.gradients(inputs, targets)
         if self.group.is_single:
             return loss
-        share = len(inputs) / (self._batch_size or len(inputs))
-        self.group.all_reduce(self.step.scaled_gradients(share))
-        return self.group.sum_loss(share * loss)
+        # The batch's mean is the sum of the processes' means, each times its fraction of the rows.
+        fraction = len(inputs) / (self._batch_size or len(inputs))
+        self.group.all_reduce(self.step.scaled_gradients(fraction))
+        return self.group.sum_loss(fraction * loss)
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """As `Gradients.clip`."""

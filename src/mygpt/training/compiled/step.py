@@ -1,4 +1,4 @@
-"""A model's job for the compiled step, and the threads that run it.
+"""The training kernels applied to a model: its description for them, buffers, and runs by threads.
 
 Letters: B batch, T time, C embedding, V vocabulary.
 """
@@ -21,32 +21,32 @@ from mygpt.errors import InputError
 from mygpt.training import muon
 from mygpt.training.compiled import layout as at
 from mygpt.training.compiled.library import TRAINING
-from mygpt.training.compiled.workspace import room_for
+from mygpt.training.compiled.workspace import workspace_for
 
 _NORMS = {"layer": kinds.LAYER_NORM, "rms": kinds.RMS_NORM}
 _MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGLU}
 
 
 def suits(config: GPTConfig) -> bool:
-    """Whether a shape's widths are whole vectors, which the kernels ask for."""
+    """Whether a shape's widths are whole vectors, as the kernels need them."""
     widths = (config.embed_dim, config.head_size, config.mlp_hidden)
     return all(width % at.LANES == 0 for width in widths)
 
 
 class Kernels(NamedTuple):
-    """The program's functions, in its order."""
+    """The library's functions, in its order."""
 
-    prepare: Kernel
-    learn: Kernel
+    pack_weights: Kernel
+    losses_and_gradients: Kernel
     update_matrices: Kernel
 
 
 class CpuTrainingStep:
-    """Computes a batch's loss and leaves its gradients in `parameter.grad`.
+    """Computes a batch's loss by machine code, and leaves its gradients in `parameter.grad`.
 
     Args:
         model: float32, on the CPU, of a shape that `suits`.
-        threads: how many share a batch.
+        threads: the number of threads that divide a batch.
     """
 
     def __init__(self, model: GPT, threads: int) -> None:
@@ -59,11 +59,14 @@ class CpuTrainingStep:
         self._alive: list[Any] = []
         self._shape = (0, 0)
         self._parameters = dict(model.named_parameters())
-        self._lay_gradients()
-        self._lay_model()
+        self._allocate_gradients()
+        self._describe_model()
 
-    def _lay_gradients(self) -> None:
-        """One row of floats a thread; the first thread's are the parameters' gradients."""
+    def _allocate_gradients(self) -> None:
+        """A row of floats for each thread; the first thread's become the parameters' gradients."""
+        #     thread 0   | parameter 0 | parameter 1 | ... |   <- parameter.grad are views of it
+        #     thread 1   | parameter 0 | parameter 1 | ... |   <- added to it after each step
+        # Each parameter's part is rounded up to whole vectors.
         self._offsets, size = {}, 0
         for name, parameter in self._parameters.items():
             self._offsets[name] = size
@@ -99,6 +102,8 @@ class CpuTrainingStep:
     def _matrix(self, name: str) -> list[int]:
         weight = self._parameters[f"{name}.weight"]
         outputs, inputs = weight.shape
+        # Forward panels have whole vectors of outputs: those past the last one stay zero. Backward
+        # panels need no filling, as `suits` has made sure that inputs are whole vectors.
         panels = Arena(4 * (at.padded(outputs) * inputs + outputs * inputs) + 128)
         forward, backward = panels.take(at.padded(outputs) * inputs), panels.take(outputs * inputs)
         forward[:] = 0
@@ -113,7 +118,8 @@ class CpuTrainingStep:
             self._offsets.get(f"{name}.bias", 0),
         ]
 
-    def _lay_model(self) -> None:
+    def _describe_model(self) -> None:
+        """Fill the job's tables of layers and matrices, and its description of the shape."""
         config, job = self.model.config, self._job
         layers = []
         for n in range(config.num_layers):
@@ -166,15 +172,16 @@ class CpuTrainingStep:
             job[place] = value
         self._reals[at.EPS] = config.eps
 
-    def _lay_room(self, batch: int, time: int) -> None:
-        """Buffers for batches of B windows of T."""
-        job, room = self._job, room_for(self.model.config, batch, time, self.threads)
-        self._room = Arena(4 * room.floats * self.threads + 64).take(room.floats * self.threads)
-        self._starts = room.starts
+    def _allocate_workspace(self, batch: int, time: int) -> None:
+        """Allocate buffers for batches of B windows of T."""
+        job, workspace = self._job, workspace_for(self.model.config, batch, time, self.threads)
+        count = workspace.floats * self.threads
+        self._workspace = Arena(4 * count + 64).take(count)
+        self._starts = workspace.starts
         self._losses = np.zeros(batch * time, np.float32)
-        job[at.WORKSPACE], job[at.WORKSPACE_SIZE] = self._room.ctypes.data, room.floats
-        job[at.WORKSPACE_TABLE], job[at.LAYER_WORKSPACE] = self._starts.ctypes.data, room.layer
-        job[at.CHUNK] = room.chunk
+        job[at.WORKSPACE], job[at.WORKSPACE_SIZE] = self._workspace.ctypes.data, workspace.floats
+        job[at.WORKSPACE_TABLE] = self._starts.ctypes.data
+        job[at.LAYER_WORKSPACE], job[at.CHUNK] = workspace.layer, workspace.chunk
         job[at.LOSSES] = self._losses.ctypes.data
         self._shape = (batch, time)
 
@@ -182,15 +189,16 @@ class CpuTrainingStep:
         self._rotary = self.model.rotary_cos, self.model.rotary_sin  # the model's may be replaced
         self._job[at.COSINES], self._job[at.SINES] = (table.data_ptr() for table in self._rotary)
 
-    def _lay_batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    def _set_batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Put a batch's addresses into the job; allocate buffers where its shape is a new one."""
         if self._shape != tuple(inputs.shape):
             time, most = inputs.shape[1], self.model.max_seq_len
-            if time > most:  # the kernels would read on behind the positions
+            if time > most:  # the kernels would read past the last position
                 raise InputError(f"input length T={time} exceeds max_seq_len={most}")
             if self.model.config.position == "rotary":
                 self.model.reserve_positions(time)
                 self._place_rotary()
-            self._lay_room(*inputs.shape)
+            self._allocate_workspace(*inputs.shape)
         self._batch = inputs.contiguous(), targets.contiguous()
         job = self._job
         job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
@@ -202,32 +210,32 @@ class CpuTrainingStep:
     def gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token; `inputs` and `targets` are (B, T) int64.
 
-        Dropout's numbers are drawn from a seed that torch's generator gives.
+        Dropout derives its random numbers from a seed that torch's global generator draws.
         """
-        self._lay_batch(inputs, targets)
+        self._set_batch(inputs, targets)
         job, reals = self._job, self._reals
         dropout = self.model.config.dropout if self.model.training else 0.0
         job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0
         job[at.LOSSES_ONLY] = 0
         reals[at.DROPOUT], reals[at.GRADIENT_SCALE] = dropout, 1 / inputs.numel()
-        self._run(self._kernels.prepare)
-        self._run(self._kernels.learn)
+        self._run(self._kernels.pack_weights)
+        self._run(self._kernels.losses_and_gradients)
         for thread in range(1, self.threads):
             self._gradients[0] += self._gradients[thread]
         for name, view in self._views.items():
             self._parameters[name].grad = view
         return torch.tensor(self._losses.mean(dtype=np.float64), dtype=torch.float32)
 
-    def scaled_gradients(self, share: float) -> torch.Tensor:
-        """All gradients in one row, made this process's share of a batch's."""
-        return self._gradients[0].mul_(share)
+    def scaled_gradients(self, fraction: float) -> torch.Tensor:
+        """All gradients in one row, multiplied by this process's fraction of the batch."""
+        return self._gradients[0].mul_(fraction)
 
     def losses(self, inputs: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float32]:
-        """The loss of each token, (B T,), without dropout; gradients stay as they are."""
-        self._lay_batch(inputs, targets)
+        """The loss of each token, (B T,), without dropout; gradients are not changed."""
+        self._set_batch(inputs, targets)
         self._job[at.LOSSES_ONLY], self._reals[at.DROPOUT] = 1, 0.0
-        self._run(self._kernels.prepare)
-        self._run(self._kernels.learn)
+        self._run(self._kernels.pack_weights)
+        self._run(self._kernels.losses_and_gradients)
         return self._losses
 
     def token_losses(
@@ -244,16 +252,17 @@ class CpuTrainingStep:
     def update_matrices(
         self, momenta: dict[str, torch.Tensor], *, rate: float, decay: float
     ) -> None:
-        """Muon's step on the parameters named, with their momenta; see `mygpt.training.muon`."""
+        """Muon's step on the named parameters, with their momenta; see `mygpt.training.muon`."""
         places = {name: momentum.data_ptr() for name, momentum in momenta.items()}
         if self._muon_of != places:
-            self._lay_muon(momenta)
+            self._describe_muon(momenta)
             self._muon_of = places
         reals = self._reals
         reals[at.MUON_RATE], reals[at.MUON_DECAY], reals[at.MOMENTUM] = rate, decay, muon.MOMENTUM
         self._run(self._kernels.update_matrices)
 
-    def _lay_muon(self, momenta: dict[str, torch.Tensor]) -> None:
+    def _describe_muon(self, momenta: dict[str, torch.Tensor]) -> None:
+        """Fill the job's table of Muon's matrices, and allocate buffers for the largest."""
         entries = []
         for name, momentum in momenta.items():
             parameter, gradient = self._parameters[name], self._views[name]
@@ -263,13 +272,15 @@ class CpuTrainingStep:
                 addresses = [t.data_ptr() + skipped for t in (parameter, momentum, gradient)]
                 entries.append([*addresses, rows, columns])
                 start += rows
-        entries.sort(key=lambda entry: -entry[3] * entry[4])  # threads take them in turn
+        # Thread n takes entries n, n + threads, ...: sorted by size, their parts are of similar
+        # work.
+        entries.sort(key=lambda entry: -entry[3] * entry[4])
         self._muon_table = np.array(entries, np.int64)
         largest = max(rows * columns for *_, rows, columns in entries)
         square = max(min(rows, columns) for *_, rows, columns in entries) ** 2
         size = -(-(2 * largest + 2 * square) // at.LANES) * at.LANES
-        self._muon_room = Arena(4 * size * self.threads + 64).take(size * self.threads)
+        self._muon_workspace = Arena(4 * size * self.threads + 64).take(size * self.threads)
         job = self._job
         job[at.MUON_TABLE], job[at.MUON_COUNT] = self._muon_table.ctypes.data, len(entries)
-        job[at.MUON_WORKSPACE], job[at.MUON_WORKSPACE_SIZE] = self._muon_room.ctypes.data, size
+        job[at.MUON_WORKSPACE], job[at.MUON_WORKSPACE_SIZE] = self._muon_workspace.ctypes.data, size
         job[at.MUON_ITERATIONS] = muon.ITERATIONS
