@@ -32,7 +32,7 @@ from mygpt.data.store_builder.index import Index, Shard, SourceState
 from mygpt.errors import InputError
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
-from mygpt.training import planning, sitting, stored
+from mygpt.training import lifecycle, planning, stored
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import StepDone
@@ -351,9 +351,9 @@ def test_no_store_comes_into_memory(tmp_path, monkeypatch):
     write_store(tmp_path / "large", [prose(600_000, n) for n in (1, 2)], shard_tokens=400_000)
     most = 50_000  # tokens
     monkeypatch.setattr(stored, "MOST_COUNTED", most)
-    for module, name in ((planning, "_MOST_HELD"), (sitting, "MOST_TRAIN_TOKENS")):
+    for module, name in ((planning, "_MOST_HELD"), (lifecycle, "MOST_TRAIN_TOKENS")):
         monkeypatch.setattr(module, name, most)
-    monkeypatch.setattr(sitting, "MOST_BEFORE_BYTES", most)
+    monkeypatch.setattr(lifecycle, "MOST_BEFORE_BYTES", most)
     read = []
     whole, cut = StoredTokens.__getitem__, StoredTokens.cut
 
