@@ -1,4 +1,4 @@
-"""JSON from anywhere: the limits of bytes, values and depth, and what is no object."""
+"""JSON from anywhere: the limits of bytes, values and depth, and what is not an object."""
 
 from __future__ import annotations
 

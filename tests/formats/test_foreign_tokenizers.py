@@ -302,8 +302,8 @@ def test_padding_makes_gpt2s_foreign_with_the_same_ids(tmp_path):
     assert (exact.kind, padded.kind) == ("bpe", "foreign")
     assert padded.end_of_text == exact.end_of_text == 416
     assert notes == [
-        "the model has 512 rows and the tokenizer 417 ids: the rows past those are padding, "
-        "and decode to nothing"
+        "the model has 512 rows and the tokenizer 417 ids: the other rows are padding, "
+        "and decode to an empty text"
     ]
     assert padded.encode_array(TEXT).tolist() == exact.encode(TEXT).tolist()
     assert padded.decode([40, 417, 511, 41]) == exact.decode([40, 41])
@@ -573,7 +573,7 @@ def test_merges_that_are_none_are_refused(tmp_path):
     gpt2_of_two_files(tmp_path)
     with (tmp_path / "merges.txt").open("a") as file:
         file.write("a b c\n")
-    with pytest.raises(InputError, match=r"merges.txt: 'a b c' is no merge of two tokens"):
+    with pytest.raises(InputError, match=r"the line 'a b c' is not a pair of two tokens"):
         read_tokenizer(tmp_path, 417)
 
 

@@ -20,7 +20,7 @@ from gguf_twin import F16, F32, Q8_0, SYMBOL, read_gguf, run, turned
 from mygpt import GPTConfig
 from mygpt.checkpoint import Checkpoint, model_arrays
 from mygpt.errors import InputError
-from mygpt.formats.gguf import neighbours, write_gguf
+from mygpt.formats.gguf import pairs_from_halves, write_gguf
 from mygpt.formats.gguf_file import quantised
 from mygpt.tokenization import ByteTokenizer, CharTokenizer
 from shapes import CONFIGS, GPT2, LLAMA, MODERN, build
@@ -101,9 +101,9 @@ def test_rows_of_neighbours_give_the_scores_of_halves() -> None:
         return np.einsum("thd,shd->hts", q, k)
 
     ours = scores("halves", query, key)
-    moved = scores("neighbours", neighbours(query, d), neighbours(key, d))
+    moved = scores("pairs_from_halves", pairs_from_halves(query, d), pairs_from_halves(key, d))
     np.testing.assert_allclose(moved, ours, atol=1e-12)
-    assert np.abs(scores("neighbours", query, key) - ours).max() > 0.1  # it does matter
+    assert np.abs(scores("pairs_from_halves", query, key) - ours).max() > 0.1  # it does matter
 
 
 def slow_q8_0(numbers: np.ndarray) -> bytes:
@@ -153,7 +153,8 @@ def test_rows_that_q8_0_cannot_cut_stay_f16_and_are_told(tmp_path: Path) -> None
     path = tmp_path / "m.gguf"
     notes = write_gguf(checkpoint(replace(WIDE, mlp_dim=40)), path, kind="q8_0")
     assert notes == [
-        "blk.0.ffn_down.weight and 1 more: f16, since their rows are no multiple of 32 numbers"
+        "blk.0.ffn_down.weight and 1 more written as f16, since the length of their rows is not a "
+        "multiple of 32"
     ]
     assert read_gguf(path)[1]["blk.0.ffn_down.weight"].kind == F16
 
@@ -163,7 +164,9 @@ def test_numbers_beyond_float16_stay_float32_and_are_told(tmp_path: Path) -> Non
     held = checkpoint(WIDE)
     held.arrays["blocks.0.mlp.output.weight"][0, 0] = 70000.0
     notes = write_gguf(held, tmp_path / "m.gguf", kind="f16")
-    assert notes == ["blk.0.ffn_down.weight: f32, since their numbers are too large for f16"]
+    assert notes == [
+        "blk.0.ffn_down.weight written as f32, since they have values too large for f16"
+    ]
     assert read_gguf(tmp_path / "m.gguf")[1]["blk.0.ffn_down.weight"].numbers()[0, 0] == 70000.0
 
 
@@ -191,19 +194,20 @@ def test_a_run_of_another_model_s_name_is_renamed(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "mlp=gelu_tanh, and this model mlp=gelu, the tutorial's exact GELU": (
+    "mlp=gelu_tanh, and this model has mlp=gelu, the tutorial's exact GELU": (
         {"config": CONFIGS["tutorial"]}, "--to hf"),
-    "norm=layer, and this model norm=rms": ({"config": CONFIGS["mixed"]}, "--preset"),
-    "norm=rms, and this model norm=layer": ({"config": CONFIGS["rotary_layer_norm"]}, "--preset"),
-    "attention_bias=False, and this model attention_bias=True": (
+    "norm=layer, and this model has norm=rms": ({"config": CONFIGS["mixed"]}, "--preset"),
+    "norm=rms, and this model has norm=layer": (
+        {"config": CONFIGS["rotary_layer_norm"]}, "--preset"),
+    "attention_bias=False, and this model has attention_bias=True": (
         {"config": replace(LLAMA, attention_bias=True)}, "--preset"),
-    "qk_norm=False, and this model qk_norm=True": (
+    "qk_norm=False, and this model has qk_norm=True": (
         {"config": replace(GPT2, qk_norm=True)}, "--preset"),
-    "head_dim=5 times 3": ({"config": replace(GPT2, head_dim=5)}, "--preset"),
+    "this model has 3 * 5": ({"config": replace(GPT2, head_dim=5)}, "--preset"),
     "no end-of-text token": (
         {"config": MODERN, "tokenizer": CharTokenizer("abcde")}, "--preset tutorial"),
     "the tokenizer has 257 ids and the model 5": (
-        {"config": MODERN, "tokenizer": ByteTokenizer()}, "not the model's"),
+        {"config": MODERN, "tokenizer": ByteTokenizer()}, "with its own tokenizer"),
     "type='q4_0' is not known": ({"config": MODERN, "kind": "q4_0"}, "q8_0"),
 }  # fmt: skip
 
@@ -235,7 +239,7 @@ def test_a_file_that_is_there_is_kept_unless_told(tmp_path: Path) -> None:
     first = path.read_bytes()
     write_gguf(checkpoint(MODERN), path, overwrite=True)
     assert path.read_bytes() == first  # nothing of the time or the place is in it
-    with pytest.raises(InputError, match=r"is a folder: name a file, .*model\.gguf"):
+    with pytest.raises(InputError, match=r"is a folder: give a file, .*model\.gguf"):
         write_gguf(checkpoint(MODERN), tmp_path, overwrite=True)
 
 

@@ -174,14 +174,16 @@ def test_rules_of_others_go_by_llama_cpp_s_names(pre: Any, whole: bool, name: st
 def test_a_rule_without_a_name_is_refused(pre: Any, whole: bool) -> None:
     """Else llama.cpp would cut words elsewhere, and the model would read other tokens."""
     tokenizer = of_another(pre, whole=whole, end=not whole)
-    with pytest.raises(InputError, match=r"rule for words is none of those known .*--to hf"):
+    with pytest.raises(InputError, match=r"rule for splitting text into words .*--to hf"):
         tokenizer_values(tokenizer, tokenizer.vocab_size)
 
 
 def test_composing_characters_is_told() -> None:
     tokenizer = of_another(split_at(QWEN2), normalizer={"type": "NFC"})
     _, notes = tokenizer_values(tokenizer, tokenizer.vocab_size)
-    assert notes == ["llama.cpp does not compose characters (NFC): give it text that is NFC"]
+    assert notes == [
+        "the tokenizer normalizes text to NFC, and llama.cpp does not: give it text in NFC"
+    ]
 
 
 def test_tokens_that_llama_cpp_would_take_for_one_are_refused() -> None:
@@ -266,7 +268,7 @@ def test_an_added_token_that_takes_spaces_is_refused() -> None:
     description = tokenizer.to_state()["tokenizer"]
     description["added_tokens"][-2] |= {"special": False, "lstrip": True}
     odd = ForeignTokenizer(description, end_of_text=tokenizer.end_of_text)
-    with pytest.raises(InputError, match=r"llama.cpp knows no lstrip .* --to hf"):
+    with pytest.raises(InputError, match=r"has lstrip, which llama.cpp does not support.* --to hf"):
         tokenizer_values(odd, odd.vocab_size)
 
 
@@ -276,7 +278,7 @@ def test_a_tokenizer_of_a_kind_without_a_name_is_refused_by_it(model: Any) -> No
     library.add_special_tokens(["</s>"])
     tokenizer = ForeignTokenizer(json.loads(library.to_str()), end_of_text=1)
     kind = type(model).__name__
-    with pytest.raises(InputError, match=rf"no tokenizer like this one here .*{kind}.*--to hf"):
+    with pytest.raises(InputError, match=rf"does not support this tokenizer .*{kind}.*--to hf"):
         tokenizer_values(tokenizer, tokenizer.vocab_size)
 
 
@@ -423,19 +425,19 @@ def _without_byte(description: dict[str, Any]) -> None:
 
 WITHOUT_SCORES = {
     "no merge of 't' and 'he'": _without_merge,
-    "the ways to 'the' apart": _apart,
+    "merges to 'the' that do not follow each other": _apart,
     "no token for byte 10": _without_byte,
     "another rule for spaces": lambda d: d.update(normalizer={"type": "NFC"}),
-    "end at spaces, and tokens that have a space inside": lambda d: d.update(
+    "end at spaces, and tokens with a space inside": lambda d: d.update(
         normalizer=None, pre_tokenizer={**METASPACE, "split": True}
     ),
 }
 
 
-@pytest.mark.parametrize("said", WITHOUT_SCORES)
-def test_merges_that_no_scores_say_are_refused(said: str) -> None:
+@pytest.mark.parametrize("feature", WITHOUT_SCORES)
+def test_merges_without_equivalent_scores_are_refused(feature: str) -> None:
     description = llama_2()
-    WITHOUT_SCORES[said](description)
+    WITHOUT_SCORES[feature](description)
     tokenizer = ForeignTokenizer(description, end_of_text=2)
-    with pytest.raises(InputError, match=rf"no tokenizer like this .*{said}.* --to hf"):
+    with pytest.raises(InputError, match=rf"this tokenizer has .*{feature}.* --to hf"):
         tokenizer_values(tokenizer, tokenizer.vocab_size)

@@ -295,13 +295,13 @@ def padded(folder: Path, *added: object, role: str | None = "[PAD]") -> Path:
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["in tokenizer.json", "beside it"])
-def test_a_pad_token_past_the_rows_is_left_out_with_a_note(inside, tmp_path):
+def test_a_pad_token_past_the_rows_is_dropped_with_a_note(inside, tmp_path):
     pad = tokenizers.AddedToken("[PAD]", special=True)
     folder = padded(tmp_path, *[pad] * inside)
     ours, notes = read_tokenizer(folder, SIZE + 1)
     assert ours.vocab_size == SIZE + 1
     assert ours.end_of_text == SIZE
-    assert any("[PAD]" in note and "left out" in note for note in notes)
+    assert any("[PAD]" in note and "dropped" in note for note in notes)
     plain, _ = read_tokenizer(padded(tmp_path, role=None), SIZE + 1)
     for text in TEXTS:
         assert ours.encode_array(text).tolist() == plain.encode_array(text).tolist()
@@ -323,7 +323,7 @@ def test_a_pad_token_in_the_vocabulary_itself_is_left_out_too(tmp_path):
 
 def test_a_token_past_the_rows_that_text_becomes_is_refused(tmp_path):
     folder = padded(tmp_path, tokenizers.AddedToken("<tool_call>", special=False))
-    with pytest.raises(InputError, match=r"'<tool_call>' has id .*resize_token_embeddings"):
+    with pytest.raises(InputError, match=r"'<tool_call>' with id .*resize_token_embeddings"):
         read_tokenizer(folder, SIZE + 1)
 
 
@@ -331,7 +331,7 @@ def test_an_end_of_text_past_the_rows_is_none(tmp_path):
     files = {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>"}}
     ours, notes = read_tokenizer(two_files(tmp_path, [END_OF_TEXT], **files), SIZE + 1)
     assert ours.end_of_text == SIZE
-    assert any("<|im_end|>" in note and "left out" in note for note in notes)
+    assert any("<|im_end|>" in note and "dropped" in note for note in notes)
 
 
 # --- what is refused ------------------------------------------------------------------------
@@ -340,17 +340,26 @@ def test_an_end_of_text_past_the_rows_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"tokenizer_class": "CLIPTokenizer"}, "'CLIPTokenizer' are not known here"),
-        ({"tokenizer_class": "WhisperTokenizer"}, "'WhisperTokenizer' are not known here"),
-        ({"tokenizer_class": "MadeUpTokenizerFast"}, "'MadeUpTokenizerFast' are not known here"),
+        (
+            {"tokenizer_class": "CLIPTokenizer"},
+            "'CLIPTokenizer' is not supported",
+        ),
+        (
+            {"tokenizer_class": "WhisperTokenizer"},
+            "'WhisperTokenizer' is not supported",
+        ),
+        (
+            {"tokenizer_class": "MadeUpTokenizerFast"},
+            "'MadeUpTokenizerFast' is not supported",
+        ),
         ({"tokenizer_class": "PreTrainedTokenizerFast"}, "which is missing: copy it"),
-        ({"added_tokens_decoder": [1]}, "added_tokens_decoder=.* is no object"),
-        ({"added_tokens_decoder": {"x": "y"}}, "the id 'x', which is no whole number"),
-        ({"added_tokens_decoder": {"9": 3}}, "the token 3, which is no text"),
+        ({"added_tokens_decoder": [1]}, "added_tokens_decoder=.* must be an object"),
+        ({"added_tokens_decoder": {"x": "y"}}, "the id 'x', which must be an integer"),
+        ({"added_tokens_decoder": {"9": 3}}, "the token 3, which must be a text"),
         ({"added_tokens_decoder": {"9": {"content": "a", "lstrip": 3}}}, "lstrip=3 of the token"),
         ({"added_tokens_decoder": {"9999": token("<z>")}}, "'<z>'.* the file 9999"),
-        ({"eos_token": 3}, "the token 3, which is no text"),
-        ({"extra_special_tokens": [3]}, "the token 3, which is no text"),
+        ({"eos_token": 3}, "the token 3, which must be a text"),
+        ({"extra_special_tokens": [3]}, "the token 3, which must be a text"),
     ],
 )
 def test_what_cannot_be_read_as_transformers_reads_it_is_refused(config, said, tmp_path):
@@ -363,7 +372,7 @@ def test_what_cannot_be_read_as_transformers_reads_it_is_refused(config, said, t
 @pytest.mark.parametrize("kind", ["llama", None])
 def test_a_class_that_no_file_names_is_not_guessed(kind, tmp_path):
     folder = two_files(tmp_path, [END_OF_TEXT], config={"model_type": kind})
-    with pytest.raises(InputError, match=r"does not say of which tokenizer.*save_pretrained"):
+    with pytest.raises(InputError, match=r"no tokenizer_class in .*save_pretrained"):
         read_tokenizer(folder, SIZE + 1)
 
 
@@ -379,5 +388,5 @@ def test_merges_of_another_vocabulary_are_refused(tmp_path):
     folder = two_files(tmp_path, [END_OF_TEXT])
     with (folder / "merges.txt").open("a") as file:
         file.write("a zzzz\n")
-    with pytest.raises(InputError, match=r"joins 'a' and 'zzzz', and vocab.json lacks one"):
+    with pytest.raises(InputError, match=r"merges 'a' and 'zzzz', and vocab.json lacks one"):
         read_tokenizer(folder, SIZE + 1)

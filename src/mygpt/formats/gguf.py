@@ -1,14 +1,16 @@
 """Export to GGUF: model and tokenizer in one file that llama.cpp, Ollama and LM Studio load.
 
-Three of llama.cpp's architectures are our blocks to the letter: "qwen3" (the modern block with
-normalised queries and keys), "llama" (without) and "gpt2" (with tanh GELU, the only one that its
-graph knows; on the CPU it looks GELU up in a table of float16, so that logits differ from ours by
-about 1e-3, those of the others by 1e-5). Matrices lie in the file as they lie here. "llama" turns
-neighbours (2i, 2i + 1) of a head where we turn (i, i + D/2): there the rows of query and key
-change places, which leaves every score as it was. "gpt2" wants every bias; those that a model does
-not have are zeros. A tied head has no tensor: llama.cpp takes the token embedding for it.
+Three of llama.cpp's architectures compute exactly mygpt's blocks: "qwen3" (the modern block with
+normalised queries and keys), "llama" (without these norms) and "gpt2" (with tanh GELU, the only
+one that it implements; on the CPU it reads GELU from a table of float16 values, so that logits
+differ from mygpt's by about 1e-3; with the other two architectures by 1e-5).
 
-`gguf_file.py` is the container, `gguf_tokenizer.py` the tokenizer's part.
+Matrices have the same layout in the file. "llama" rotates the pairs (2i, 2i + 1) of a head, mygpt
+the pairs (i, i + D/2): for it the rows of query and key are reordered, which does not change any
+attention score. "gpt2" needs every bias; a bias that a model does not have is written as zeros. A
+tied head has no tensor: llama.cpp then uses the token embedding.
+
+`gguf_file.py` writes the container, `gguf_tokenizer.py` describes the tokenizer.
 Letters: C embedding, D head size, V vocabulary.
 """
 
@@ -31,10 +33,11 @@ from mygpt.formats.gguf_tokenizer import tokenizer_values
 
 _KIND_NUMBERS = {"f32": F32, "f16": F16, "q8_0": Q8_0}
 KINDS = tuple(_KIND_NUMBERS)
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # what most of a file is, as llama.cpp numbers it
-_LARGEST = {F32: np.inf, F16: 65504.0, Q8_0: 127 * 65504.0}  # that a number or its scale can be
+_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's number for the type of most tensors
+# The largest value: of a float16; and of a q8_0, whose float16 scale is multiplied by up to 127.
+_LARGEST = {F32: np.inf, F16: 65504.0, Q8_0: 127 * 65504.0}
 
-# What each architecture's block is; the first that a model does not have is named.
+# The settings that an architecture needs.
 _MODERN = {"norm": "rms", "mlp": "swiglu", "attention_bias": False, "mlp_bias": False}
 _GPT2 = {"norm": "layer", "mlp": "gelu_tanh", "qk_norm": False}
 
@@ -54,35 +57,35 @@ _NAMES = {
 }
 _WITH_BIAS = ("attention.query_key_value", "attention.output", "mlp.input", "mlp.output")
 
-# llama.cpp changes tokens of models whose name holds one of these, and stops without them.
+# llama.cpp changes tokens of models whose name contains one of these, and fails without them.
 _NAMES_WITH_MEANING = ("phi-3", "phi3", "modern-bert")
 
 
 def write_gguf(
     checkpoint: Checkpoint, path: Path, *, kind: str = "f32", overwrite: bool = False
 ) -> list[str]:
-    """Write a model and its tokenizer as one GGUF file: the whole file or none of it.
+    """Write a model and its tokenizer as one GGUF file, atomically.
 
     Args:
-        checkpoint: what to write.
+        checkpoint: the model, its tokenizer and its provenance.
         path: the file.
-        kind: of the matrices' numbers: "f32", "f16" or "q8_0" (blocks of 32 with one scale).
+        kind: the matrices' number type: "f32", "f16" or "q8_0" (blocks of 32 with one scale).
             Norms, biases and positions are always float32.
-        overwrite: whether a file that is there may be replaced.
+        overwrite: whether an existing file may be replaced.
 
     Returns:
-        Lines that the user should read.
+        Notes for the user, one line each.
 
     Raises:
-        InputError: for a block, tokenizer or kind that llama.cpp does not have, or a file that is
-            there; nothing is written then.
-        StorageError: when there is no space, or the place cannot be written to.
+        InputError: for a block, tokenizer or number type that llama.cpp does not support, or if
+            the file exists; nothing is written then.
+        StorageError: if there is no space, or the folder cannot be written to.
     """
     require_choice("type", kind, KINDS)
     require_path("path", path)
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file, {path / 'model.gguf'} perhaps")
+        raise InputError(f"{path} is a folder: give a file, for example {path / 'model.gguf'}")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists: add --overwrite, or choose another name")
     config = checkpoint.config
@@ -97,14 +100,14 @@ def write_gguf(
     write_gguf_file(path, values | described, tensors)
     if architecture == "gpt2":
         notes.append(
-            f"llama.cpp dies past the {config.max_seq_len} positions of a gpt2 model: keep prompt "
-            f"and continuation within them"
+            f"llama.cpp aborts past the {config.max_seq_len} positions of a gpt2 model: keep "
+            f"prompt and continuation within them"
         )
     return notes + _exceptions(tensors, kind)
 
 
 def _architecture(config: GPTConfig) -> str:
-    """llama.cpp's name for the block; `InputError` naming the switch that it does not know."""
+    """llama.cpp's name for the block; `InputError` naming the setting that it does not support."""
     modern = config.position == "rotary"
     name, wanted = ("Qwen3 and Llama", _MODERN) if modern else ("GPT-2", _GPT2)
     for switch, value in wanted.items():
@@ -113,14 +116,15 @@ def _architecture(config: GPTConfig) -> str:
             if found == "gelu":
                 exact, other = ", the tutorial's exact GELU", ", or export with --to hf"
             raise InputError(
-                f"llama.cpp's {name} with position={config.position} has {switch}={value}, and "
-                f"this model {switch}={found}{exact}: train with another --preset (small){other}"
+                f"llama.cpp's {name} with position={config.position} needs {switch}={value}, and "
+                f"this model has {switch}={found}{exact}: train with another --preset (small)"
+                f"{other}"
             )
     inner = config.num_heads * config.head_size
     if not modern and inner != config.embed_dim:
         raise InputError(
-            f"llama.cpp's GPT-2 has heads of embed_dim in all ({config.embed_dim}), and this "
-            f"model head_dim={config.head_size} times {config.num_heads}: train with another "
+            f"llama.cpp's GPT-2 needs num_heads * head_dim = embed_dim ({config.embed_dim}), and "
+            f"this model has {config.num_heads} * {config.head_size}: train with another "
             "--preset (small)"
         )
     if not modern:
@@ -129,14 +133,14 @@ def _architecture(config: GPTConfig) -> str:
 
 
 def _model_name(path: Path) -> str:
-    """What the model is called: its run's folder, or its file where that has a name of its own."""
+    """The model's name: its run's folder, or its file if that has another name than a run's."""
     name = path.parent.name if path.stem in ("best", "last") else path.stem
     taken = any(part in name.lower() for part in _NAMES_WITH_MEANING)
     return "mygpt" if taken or not name else name
 
 
 def _values(architecture: str, config: GPTConfig, name: str, kind: str) -> dict[str, Value]:
-    """The values that say what the model is."""
+    """The metadata of the model: its name, architecture and sizes."""
     values: dict[str, Value] = {
         "general.architecture": architecture,
         "general.type": "model",
@@ -167,7 +171,7 @@ def _values(architecture: str, config: GPTConfig, name: str, kind: str) -> dict[
 def _tensors(
     architecture: str, config: GPTConfig, arrays: Arrays
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """llama.cpp's tensors by its names, as float32 or what the checkpoint has."""
+    """The tensors by llama.cpp's names."""
     for ours in config.parameter_shapes():
         array = arrays[ours]
         stem, _, part = ours.rpartition(".")
@@ -184,28 +188,28 @@ def _tensors(
             yield f"{block}ffn_up.{part}", up
         else:
             yield f"{block}{_NAMES[stem]}.{part}", array
-        lone = part == "weight" and ours.removesuffix("weight") + "bias" not in arrays
-        if architecture == "gpt2" and stem in _WITH_BIAS and lone:
+        no_bias = part == "weight" and ours.removesuffix("weight") + "bias" not in arrays
+        if architecture == "gpt2" and stem in _WITH_BIAS and no_bias:
             yield f"{block}{_NAMES[stem]}.bias", np.zeros(len(array), np.float32)
 
 
 def _heads(architecture: str, config: GPTConfig, array: NDArray[Any]) -> list[NDArray[Any]]:
-    """The rows of query, key and value, those of "llama" in its order."""
+    """The rows of query, key and value; for "llama", reordered to its pairs of dimensions."""
     d = config.head_size
     query, key, value = np.split(array, [config.num_heads * d, -config.kv_heads * d])
     if architecture == "llama":
-        query, key = neighbours(query, d), neighbours(key, d)
+        query, key = pairs_from_halves(query, d), pairs_from_halves(key, d)
     return [query, key, value]
 
 
-def neighbours(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
-    """Rows (heads * D, C) with each head's (i, i + D/2), for all i, put side by side."""
+def pairs_from_halves(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
+    """Reorder the rows (heads * D, C) of each head: row i, then row i + D/2, for all i < D/2."""
     halves = rows.reshape(-1, 2, head_size // 2, rows.shape[1])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _stored(name: str, array: NDArray[Any], wanted: int) -> Stored:
-    """A tensor in the kind wanted, or in the nearest wider one that can hold it."""
+    """A tensor in the wanted number type, or the next wider one that can represent it."""
     array = np.ascontiguousarray(array, np.float32)
     if array.ndim == 1 or name == "position_embd.weight":
         wanted = F32
@@ -217,11 +221,11 @@ def _stored(name: str, array: NDArray[Any], wanted: int) -> Stored:
 
 
 def _exceptions(tensors: list[Stored], kind: str) -> list[str]:
-    """Which matrices are of another kind than was asked for."""
+    """Notes on the matrices that are of another number type than `kind`."""
     wanted = _KIND_NUMBERS[kind]
     reasons = {
-        F16: f"rows are no multiple of {BLOCK} numbers",
-        F32: f"numbers are too large for {kind}",
+        F16: f"the length of their rows is not a multiple of {BLOCK}",
+        F32: f"they have values too large for {kind}",
     }
     notes = []
     for number, reason in reasons.items():
@@ -234,6 +238,6 @@ def _exceptions(tensors: list[Stored], kind: str) -> list[str]:
         ]
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            stands = next(name for name, n in _KIND_NUMBERS.items() if n == number)
-            notes.append(f"{others[0]}{more}: {stands}, since their {reason}")
+            written = next(name for name, n in _KIND_NUMBERS.items() if n == number)
+            notes.append(f"{others[0]}{more} written as {written}, since {reason}")
     return notes

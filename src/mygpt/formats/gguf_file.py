@@ -1,10 +1,13 @@
 """The GGUF container, version 3: named values and tensors in one file.
 
-All numbers are little-endian. A header, the values, one entry a tensor (name, shape, number type,
-place), then the tensors themselves, each from a multiple of 32 bytes on. Shapes stand in the file
-innermost first. It is written here, not by the `gguf` package, for three reasons: that package
-writes straight to the final place, leaves out an empty list (which llama.cpp wants to see), and
-would be one more dependency for a hundred lines. It is the judge in the tests.
+    "GGUF", version, number of tensors, number of values
+    the values: key, type, value
+    one entry per tensor: name, shape (innermost dimension first), number type, offset
+    the tensors, each aligned to 32 bytes
+
+All numbers are little-endian. The file is written here, not by the `gguf` package, for three
+reasons: that package writes directly to the final path, omits an empty list (which llama.cpp
+requires), and would be one more dependency for a hundred lines. The tests read with that package.
 """
 
 from __future__ import annotations
@@ -21,22 +24,22 @@ from mygpt.storage import write_durably
 
 Value = str | bool | int | float | list[str] | list[int] | list[float]
 
-F32, F16, Q8_0 = 0, 1, 8  # as ggml numbers its types
-BLOCK = 32  # numbers that share a scale in q8_0
+F32, F16, Q8_0 = 0, 1, 8  # ggml's numbers for its types
+BLOCK = 32  # values that share a scale in q8_0
 
 _VERSION = 3
 _ALIGNMENT = 32  # bytes
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
-_BLOCK_BYTES = 2 + BLOCK  # a float16 scale, and a signed byte a number
+_BLOCK_BYTES = 2 + BLOCK  # a float16 scale, and a signed byte for each value
 _BLOCKS_AT_ONCE = 2**16
 
 
 class Stored(NamedTuple):
-    """A tensor as it stands in the file.
+    """A tensor encoded for the file.
 
     Attributes:
-        name: at most 63 bytes, which is what llama.cpp reads.
-        shape: of its numbers, outermost first, as NumPy has it.
+        name: at most 63 bytes, llama.cpp's limit.
+        shape: outermost dimension first, as in NumPy.
         kind: F32, F16 or Q8_0.
         data: its bytes, uint8.
     """
@@ -48,7 +51,7 @@ class Stored(NamedTuple):
 
 
 def store(name: str, array: NDArray[np.float32], kind: int) -> Stored:
-    """A tensor as the file has it; Q8_0 wants rows of a multiple of 32 numbers."""
+    """Encode a tensor; for Q8_0 the length of its rows must be a multiple of 32."""
     if kind == Q8_0:
         return Stored(name, array.shape, kind, quantised(array))
     numbers = np.ascontiguousarray(array, "<f4" if kind == F32 else "<f2")
@@ -56,10 +59,10 @@ def store(name: str, array: NDArray[np.float32], kind: int) -> Stored:
 
 
 def quantised(array: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Blocks of 32 numbers as q8_0: scale d = max|x| / 127 in float16, then x / d as int8.
+    """Quantize blocks of 32 values to q8_0: scale d = max|x| / 127 in float16, then x / d as int8.
 
-    Halves are rounded away from zero, and x is divided by d before d is rounded, as ggml's
-    reference does: the bytes are the same.
+    Halves are rounded away from zero, and x is divided by d before d is rounded to float16, as
+    ggml's reference implementation does: the bytes are equal.
     """
     blocks = np.asarray(array, np.float32).reshape(-1, BLOCK)
     result = np.empty((len(blocks), _BLOCK_BYTES), np.uint8)
@@ -74,7 +77,7 @@ def _quantised(blocks: NDArray[np.float32]) -> NDArray[np.uint8]:
     scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)  # (n, 1)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / scales
-    inverse[~np.isfinite(inverse)] = 0.0  # a scale that float16 has no number for but 0
+    inverse[~np.isfinite(inverse)] = 0.0  # a scale of zero, or so small that 1 / d overflows
     scaled = blocks * inverse
     size = np.abs(scaled)
     whole = np.floor(size)
@@ -84,16 +87,16 @@ def _quantised(blocks: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def write_gguf_file(path: Path, values: Mapping[str, Value], tensors: Sequence[Stored]) -> None:
-    """Write a GGUF file: the whole file or none of it.
+    """Write a GGUF file, atomically.
 
     Args:
         path: the file.
-        values: by key. A whole number becomes a uint32, a list of them int32, another number a
-            float32, a list of those likewise; an empty list is one of strings.
-        tensors: in the order in which they stand in the file.
+        values: metadata by key. An int becomes uint32, a list of ints int32, a float or a list of
+            floats float32; an empty list is written as a list of strings.
+        tensors: in the order of the file.
 
     Raises:
-        StorageError: when there is no space, or the place cannot be written to.
+        StorageError: if there is no space, or the folder cannot be written to.
     """
     head = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(values))]
     head += [_string(key) + _value(value) for key, value in values.items()]
@@ -115,13 +118,13 @@ def _padding(length: int) -> int:
 
 
 def _string(text: str) -> bytes:
-    data = text.encode("utf-8", "replace")  # the name of a folder may hold odd bytes
+    data = text.encode("utf-8", "replace")  # a folder's name may not be UTF-8
     return struct.pack("<Q", len(data)) + data
 
 
 def _value(value: Value) -> bytes:
     """The number of a value's type, then the value."""
-    if isinstance(value, bool):  # before int, which it also is
+    if isinstance(value, bool):  # before int: a bool is an int, too
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
         return struct.pack("<II", _UINT32, value)

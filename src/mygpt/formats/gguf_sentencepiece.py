@@ -1,9 +1,9 @@
-"""Merges over characters, with bytes for what is unknown, as llama.cpp's tokenizer "llama".
+"""BPE over characters with byte fallback (Llama 2's), exported as llama.cpp's tokenizer "llama".
 
-That one (SentencePiece's BPE, Llama 2's) has no list of merges: of all neighbours whose joined
-text is a token it joins those whose token has the highest score, the leftmost first. A list of
-merges says the same where it holds every way to split every token, one token's ways after
-another's. This is checked; the place of a token in the list is its score then.
+llama.cpp's (SentencePiece's BPE) has scores in place of a list of merges: of all adjacent pairs
+whose concatenation is a token it merges the pair whose token has the highest score, the leftmost
+first. A list of merges is equivalent if it contains every split of every token, and all splits of
+one token follow each other. That is checked; a token's score is then minus its rank in the list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mygpt.errors import InputError
 
-# As llama.cpp numbers the types of tokens.
+# llama.cpp's numbers for the types of tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 _SPACE = "\u2581"
@@ -23,14 +23,14 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
 class Pieces(NamedTuple):
-    """A vocabulary as llama.cpp's "llama" has it.
+    """A vocabulary for llama.cpp's tokenizer "llama".
 
     Attributes:
         tokens: by id.
         types: by id.
         scores: by id.
-        spaced: whether a space is put before every text.
-        notes: what the user should know.
+        spaced: whether a space is added before every text.
+        notes: lines for the user.
     """
 
     tokens: list[str]
@@ -41,16 +41,16 @@ class Pieces(NamedTuple):
 
 
 def is_sentencepiece(description: dict[str, Any]) -> bool:
-    """Whether this is BPE over characters whose spaces are U+2581."""
+    """Whether a `tokenizer.json` is BPE over characters with byte fallback."""
     model = description["model"]
     return bool(model.get("byte_fallback")) and "merges" in model
 
 
 def sentencepiece(description: dict[str, Any]) -> Pieces:
-    """The tokens, types and scores of a `tokenizer.json` that the library has taken.
+    """The tokens, types and scores for a `tokenizer.json` that the tokenizers library loads.
 
     Raises:
-        InputError: naming what llama.cpp would do otherwise.
+        InputError: naming a rule that llama.cpp does not have.
     """
     model = description["model"]
     spaced, notes = _spaces(description)
@@ -62,7 +62,7 @@ def sentencepiece(description: dict[str, Any]) -> Pieces:
     names = {number: name for name, number in vocab.items()}
     names |= {number: token["content"] for number, token in added.items()}
     if sorted(names) != list(range(len(names))):
-        raise _refused("ids that do not run from 0 without gaps")
+        raise _refused(f"ids that are not 0 to {len(names) - 1:,}")
     missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab]
     if missing:
         raise _refused(f"no token for byte {missing[0]}")
@@ -80,25 +80,25 @@ def sentencepiece(description: dict[str, Any]) -> Pieces:
     reached = [name for name in spelled if _splits(name, vocab)]
     if reached:
         notes.append(
-            f"llama.cpp takes text that spells {', '.join(map(repr, reached[:3]))} for the token "
-            "of that name, and mygpt does not"
+            f"llama.cpp encodes the text {', '.join(map(repr, reached[:3]))} in a prompt as the "
+            "token of that name, and mygpt does not"
         )
     tokens = [
         names[n].replace(_SPACE, " ") if types[n] == USER_DEFINED else names[n]
         for n in range(len(names))
     ]
-    lowest = -float(len(names))  # no merge makes it
+    lowest = -float(len(names))  # of tokens that no merge forms
     return Pieces(tokens, types, [scores.get(token, lowest) for token in tokens], spaced, notes)
 
 
 def _refused(what: str) -> InputError:
     return InputError(
-        f"llama.cpp has no tokenizer like this one here, with {what}: export with --to hf"
+        f"this tokenizer has {what}, which llama.cpp does not support: export with --to hf"
     )
 
 
 def _spaces(description: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Whether a space is put before every text, and what the user should know."""
+    """Whether a space is added before every text, and notes for the user."""
     normalizer, splitter = description.get("normalizer"), description.get("pre_tokenizer")
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if splitter is None and steps in ([_PREPEND, _REPLACE], [_REPLACE]):
@@ -108,22 +108,22 @@ def _spaces(description: dict[str, Any]) -> tuple[bool, list[str]]:
         raise _refused("another rule for spaces than SentencePiece's")
     inside = any(_SPACE in name[1:] for name in description["model"]["vocab"])
     if splitter.get("split", True) and inside:
-        raise _refused("words that end at spaces, and tokens that have a space inside")
+        raise _refused("words that end at spaces, and tokens with a space inside")
     scheme = splitter.get("prepend_scheme", "always")
     if scheme == "never":
         return False, []
-    return True, ["llama.cpp puts a space before text that begins with one, and mygpt does not"]
+    return True, ["llama.cpp adds a space before text that begins with one, and mygpt does not"]
 
 
 def _scores(merges: list[Any], tokens: set[str]) -> dict[str, float]:
-    """The score of each token that merges make: minus its place among them."""
+    """The score of each token that merges form: minus its rank in the list."""
     pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
     scores: dict[str, float] = {}
     before = None
     for pair in pairs:
         token = "".join(pair)
         if token != before and token in scores:
-            raise _refused(f"the ways to {token!r:.40} apart in its list of merges")
+            raise _refused(f"merges to {token!r:.40} that do not follow each other in its list")
         before = token
         scores.setdefault(token, -float(len(scores)))
     known = set(pairs)
@@ -135,6 +135,6 @@ def _scores(merges: list[Any], tokens: set[str]) -> dict[str, float]:
 
 
 def _splits(token: str, tokens: Any) -> list[tuple[str, str]]:
-    """The ways to join a token of two texts that are characters or tokens themselves."""
+    """The splits of a token into two texts, each a single character or a token."""
     halves = [(token[:n], token[n:]) for n in range(1, len(token))]
     return [pair for pair in halves if all(len(half) == 1 or half in tokens for half in pair)]

@@ -1,7 +1,7 @@
-"""GPT-2's names, layouts and settings at Hugging Face, and the tutorial's block among them.
+"""The mapping of Hugging Face's GPT-2, which includes the tutorial's block.
 
-Radford et al., 2019. Its tensors are Conv1D's, (in, out), where ours are (out, in); queries, keys
-and values are one tensor there too.
+Radford et al., 2019. Its matrices are Conv1D's, (in, out); mygpt's are (out, in). Queries, keys and
+values are one tensor in both.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mygpt.formats.parts import Part
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
-PREFIX = "transformer."  # which a model without a head, and GPT-2's first files, lack
+PREFIX = "transformer."  # missing in a model without a head, and in GPT-2's first files
 ANCHORS = ("wte.weight", "wpe.weight", "ln_f.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks of old files
-TIED = True  # where config.json does not say it
+TIED = True  # the default of "tie_word_embeddings"
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-# Settings that change what is computed, with the only value that ours has.
+# Settings that change what is computed, with the only value that mygpt supports.
 _FIXED = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -38,12 +38,12 @@ _NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 
 
 def architecture(config: GPTConfig) -> tuple[str, str]:
-    """Their names of the model's kind and of its class."""
+    """transformers' "model_type" and class name."""
     return "gpt2", "GPT2LMHeadModel"
 
 
 def limits(config: GPTConfig) -> dict[str, tuple[Any, ...]]:
-    """The values that GPT-2 has of our switches; those not named are free."""
+    """The values of `GPTConfig` fields that GPT-2 supports; fields not listed may have any."""
     heads, width = config.num_heads, config.embed_dim
     return {
         "norm": ("layer",),
@@ -55,33 +55,35 @@ def limits(config: GPTConfig) -> dict[str, tuple[Any, ...]]:
 
 
 def as_stored(config: GPTConfig) -> GPTConfig:
-    """The configuration as their files hold it: with every bias."""
+    """The configuration of the exported model: with every bias."""
     return replace(config, attention_bias=True, mlp_bias=True)
 
 
 def read_config(values: dict[str, Any]) -> tuple[GPTConfig, list[str]]:
-    """Our configuration of a config.json, and what the user should know.
+    """The `GPTConfig` for a config.json, and notes for the user.
 
     Raises:
-        InputError: for a setting that ours cannot have, naming it.
-        KeyError: for a size that is not there.
+        InputError: naming a setting that mygpt does not support.
+        KeyError: if a size is missing.
     """
     for name, wanted in _FIXED.items():
         if values.get(name, wanted) is not wanted:
-            raise InputError(f"{name}={values[name]!r:.40} is not known here: only {wanted} is")
+            raise InputError(
+                f"{name}={values[name]!r:.40} is not supported, only {wanted}: import another model"
+            )
     activation = values.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise InputError(
-            f"activation_function={activation!r:.40} is not known here: {', '.join(_ACTIVATIONS)} "
-            "are"
+            f"activation_function={activation!r:.40} is not supported, only "
+            f"{', '.join(_ACTIVATIONS)}: import another model"
         )
     eps = values.get("layer_norm_epsilon", 1e-5)
     require_number("layer_norm_epsilon", eps)
     dropouts = {name: values.get(name, 0.1) for name in _DROPOUTS}
     dropout, notes = dropouts["resid_pdrop"], []
     if any(rate != dropout for rate in dropouts.values()):
-        told = ", ".join(f"{name}={rate}" for name, rate in dropouts.items())
-        notes.append(f"{told}: there is one rate here, dropout={dropout} in all three places")
+        rates = ", ".join(f"{name}={rate}" for name, rate in dropouts.items())
+        notes.append(f"{rates}: mygpt has one rate for all three, dropout={dropout}")
     return GPTConfig(
         vocab_size=values["vocab_size"],
         embed_dim=values["n_embd"],
@@ -98,12 +100,12 @@ def read_config(values: dict[str, Any]) -> tuple[GPTConfig, list[str]]:
 
 
 def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
-    """What their config.json says of a shape within `limits`, and what the user should know."""
+    """The settings of config.json for a configuration within `limits`, and notes for the user."""
     notes = []
     absent = [name for name in ("attention_bias", "mlp_bias") if not getattr(config, name)]
     if absent:
         named = ", ".join(f"{name}=false" for name in absent)
-        notes.append(f"{named}: GPT2LMHeadModel always has these biases, so they are zeros there")
+        notes.append(f"{named}: GPT2LMHeadModel always has these biases; they are written as zeros")
     settings = {
         "vocab_size": config.vocab_size,
         "n_positions": config.max_seq_len,
@@ -122,7 +124,7 @@ def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
 
 
 def parts(config: GPTConfig) -> dict[str, Part]:
-    """Where each of their tensors lies in our parameters, for a configuration as stored."""
+    """For each tensor of GPT-2 its rows in mygpt's parameters; `config` is from `as_stored`."""
     found = {
         EMBEDDING: Part("token_embedding.weight"),
         "transformer.wpe.weight": Part("position_embedding.weight"),

@@ -1,7 +1,8 @@
-"""The names, layouts and settings of Llama and Qwen3 at Hugging Face: our modern block.
+"""The mapping of Hugging Face's Llama and Qwen3: mygpt's modern block.
 
 Touvron et al., 2023; Yang et al., 2025. Qwen3 is Llama with normalised queries and keys. Queries,
-keys and values are three tensors there and rows of one here, and so are gate and up of the MLP.
+keys and values are three tensors there and rows of one tensor in mygpt; so are the gate and up
+matrices of the MLP.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from mygpt.formats.parts import Part
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-PREFIX = "model."  # which a model without a head lacks
+PREFIX = "model."  # missing in a model without a head
 ANCHORS = ("embed_tokens.weight", "norm.weight", "layers.0.mlp.down_proj.weight")
 BUFFERS = (".rotary_emb.inv_freq",)  # of old files
-TIED = False  # where config.json does not say it
+TIED = False  # the default of "tie_word_embeddings"
 
-# What transformers takes for a setting that a config.json does not have.
+# transformers' defaults for settings that a config.json does not have.
 _ABSENT: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {"head_dim": 128, "num_key_value_heads": 32},
@@ -27,36 +28,39 @@ _ABSENT: dict[str, dict[str, Any]] = {
 
 
 def architecture(config: GPTConfig) -> tuple[str, str]:
-    """Their names of the model's kind and of its class."""
+    """transformers' "model_type" and class name."""
     return ("qwen3", "Qwen3ForCausalLM") if config.qk_norm else ("llama", "LlamaForCausalLM")
 
 
 def limits(config: GPTConfig) -> dict[str, tuple[Any, ...]]:
-    """The values that Llama or Qwen3 has of our switches; those not named are free."""
+    """The values of `GPTConfig` fields that the family supports; fields not listed may have any."""
     found: dict[str, tuple[Any, ...]] = {"norm": ("rms",), "mlp": ("swiglu",)}
     if config.qk_norm:
         found["mlp_bias"] = (False,)
-    else:  # transformers demands it of Llama, head_dim or not
+    else:  # transformers requires a multiple of the heads for Llama, also with a head_dim
         found["embed_dim"] = (config.num_heads * -(-config.embed_dim // config.num_heads),)
     return found
 
 
 def as_stored(config: GPTConfig) -> GPTConfig:
-    """The configuration as their files hold it: as it is."""
+    """The configuration of the exported model: unchanged."""
     return config
 
 
 def read_config(values: dict[str, Any]) -> tuple[GPTConfig, list[str]]:
-    """Our configuration of a config.json, and what the user should know.
+    """The `GPTConfig` for a config.json, and notes for the user.
 
     Raises:
-        InputError: for a setting that ours cannot have, naming it.
-        KeyError: for a size that is not there.
+        InputError: naming a setting that mygpt does not support.
+        KeyError: if a size is missing.
     """
     kind = values["model_type"]
     values = _ABSENT[kind] | values
     if values.get("hidden_act", "silu") != "silu":
-        raise InputError(f"hidden_act={values['hidden_act']!r:.40} is not known here: only silu is")
+        raise InputError(
+            f"hidden_act={values['hidden_act']!r:.40} is not supported, only silu: import another "
+            "model"
+        )
     eps = values.get("rms_norm_eps", 1e-6)
     require_number("rms_norm_eps", eps)
     _refuse_windows(values)
@@ -84,33 +88,40 @@ def read_config(values: dict[str, Any]) -> tuple[GPTConfig, list[str]]:
 
 
 def _rope_base(values: dict[str, Any]) -> Any:
-    """The base of plain rotary positions; transformers 5 keeps it in "rope_parameters"."""
+    """The base of unscaled rotary positions; transformers 5 writes it in "rope_parameters"."""
     name = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     settings = values.get(name) or {}
     if not isinstance(settings, dict) or any(isinstance(v, dict) for v in settings.values()):
-        raise InputError(f"{name}={settings!r:.60} is not known here: only one set of numbers is")
+        raise InputError(
+            f"{name}={settings!r:.60} is not supported, only one set of values for all layers: "
+            "import another model"
+        )
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind != "default":
         raise InputError(
-            f"{name} is of the type {kind!r:.40}: here rotary positions are not scaled (default)"
+            f"{name} has the type {kind!r:.40}: only rotary positions without scaling (default) "
+            "are supported: import another model"
         )
     for place in (settings, values):
         if place.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise InputError(
-                f"partial_rotary_factor={place['partial_rotary_factor']!r:.40}: here whole heads "
-                "are rotated (1.0)"
+                f"partial_rotary_factor={place['partial_rotary_factor']!r:.40} is not supported, "
+                "only 1.0: import another model"
             )
     return settings.get("rope_theta", values.get("rope_theta", 10_000.0))
 
 
 def _refuse_windows(values: dict[str, Any]) -> None:
-    """Raise `InputError` for sliding windows that are in use."""
+    """Raise `InputError` if sliding-window attention is used."""
     kinds = values.get("layer_types")
     odd = [kind for kind in kinds if kind != "full_attention"] if isinstance(kinds, list) else []
     if odd:
-        raise InputError(f"layer_types has {odd[0]!r:.40}: here every layer is of full_attention")
+        raise InputError(
+            f"layer_types has {odd[0]!r:.40}, and only full_attention is supported: import another "
+            "model"
+        )
     window = values.get("sliding_window")
-    # Qwen3 says whether and from which layer on its windows slide; it may be from past the last.
+    # Qwen3 states whether windows slide, and from which layer on, which may be past the last.
     if window is None or not values.get("use_sliding_window", values["model_type"] == "llama"):
         return
     first = values.get("max_window_layers", 28) if values["model_type"] == "qwen3" else 0
@@ -121,13 +132,13 @@ def _refuse_windows(values: dict[str, Any]) -> None:
     require_number("max_position_embeddings", positions)
     if kinds is None and first < layers and window < positions:
         raise InputError(
-            f"sliding_window={window} is shorter than max_position_embeddings={positions}: here "
-            "attention sees all positions"
+            f"sliding_window={window} is shorter than max_position_embeddings={positions}: only "
+            "attention to all positions is supported: import another model"
         )
 
 
 def _dropout(values: dict[str, Any]) -> tuple[float, list[str]]:
-    """The rate of dropout: ours where the folder is from here, else none."""
+    """The rate of dropout, and notes: kept if mygpt exported the folder, or else 0."""
     rate = values.get("attention_dropout") or 0.0
     require_number("attention_dropout", rate)
     ours = values.get("mygpt")
@@ -136,17 +147,17 @@ def _dropout(values: dict[str, Any]) -> tuple[float, list[str]]:
     if rate == 0.0:
         return 0.0, []
     return 0.0, [
-        f"attention_dropout={rate!r:.40} is left out: dropout here is everywhere or nowhere"
+        f"attention_dropout={rate!r:.40} was dropped: mygpt has no dropout in attention alone"
     ]
 
 
 def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
-    """What their config.json says of a shape within `limits`, and what the user should know."""
+    """The settings of config.json for a configuration within `limits`, and notes for the user."""
     notes = []
     if config.dropout:
         notes.append(
-            f"dropout={config.dropout}: {architecture(config)[1]} has it in attention only, should "
-            "it be trained further there"
+            f"dropout={config.dropout}: {architecture(config)[1]} has dropout in attention only, "
+            "which matters if it is trained further there"
         )
     settings = {
         "vocab_size": config.vocab_size,
@@ -159,7 +170,7 @@ def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
         "hidden_act": "silu",
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.eps,
-        # In both places: transformers 5 reads the second, older programs the first.
+        # Both are written: transformers 5 reads the second, older programs the first.
         "rope_theta": config.rope_base,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
         "attention_bias": config.attention_bias,
@@ -174,7 +185,7 @@ def write_config(config: GPTConfig) -> tuple[dict[str, Any], list[str]]:
 
 
 def parts(config: GPTConfig) -> dict[str, Part]:
-    """Where each of their tensors lies in our parameters."""
+    """For each tensor of the family its rows in mygpt's parameters."""
     heads, groups = config.num_heads * config.head_size, config.kv_heads * config.head_size
     qkv = "attention.query_key_value"
     linear = {

@@ -1,11 +1,10 @@
-"""Our tokenizers as the files that transformers' AutoTokenizer loads without code of ours.
+"""Export of mygpt's tokenizers as files that transformers' AutoTokenizer loads without remote code.
 
-What differs there is transformers' way, and cannot be told in a file: text that spells
-`<|endoftext|>` becomes the control token (here it stays text; there with
-`split_special_tokens=True`). A character that a character tokenizer lacks is an error there as
-here: its vocabulary has no token for the unknown, and the `tokenizers` library then raises
-"WordLevel error: Missing [UNK] token from the vocabulary". (Merges over characters without a
-token for the unknown would have dropped it in silence.)
+One difference cannot be expressed in a file: transformers encodes the text `<|endoftext|>` as the
+control token (in mygpt it stays text; in transformers with `split_special_tokens=True`). A
+character that a character tokenizer does not have is an error in both: the exported vocabulary has
+no unknown token, so that the `tokenizers` library raises "WordLevel error: Missing [UNK] token from
+the vocabulary". (BPE without an unknown token would drop the character without an error.)
 """
 
 from __future__ import annotations
@@ -21,32 +20,32 @@ from mygpt.tokenization import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTok
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.tokenizer_json import SYMBOLS
 
-_NO_SUCH_TOKEN = "<unknown>"  # a model of words must name one; this one is in no vocabulary
+_NO_SUCH_TOKEN = "<unknown>"  # WordLevel requires a name; no vocabulary has this one
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`.
 
-    A tokenizer without end-of-text gets no special token: nothing that it can write ends a text.
+    A tokenizer without an end-of-text token gets no special tokens.
 
     Args:
-        tokenizer: one of this package's.
-        folder: where to; it is made where it is not there.
+        tokenizer: one of this package's tokenizers.
+        folder: the folder; it is created if it does not exist.
         max_seq_len: L, the model's window in tokens.
 
     Raises:
         InputError: for a tokenizer of another kind.
-        StorageError: when there is no space, or the folder cannot be written to.
+        StorageError: if there is no space, or the folder cannot be written to.
     """
     description = describe_tokenizer(tokenizer)
     end = tokenizer.end_of_text
     special = {} if end is None else dict.fromkeys(_ROLES, tokenizer.token_text(end))
     if not isinstance(tokenizer, (CharTokenizer, ByteTokenizer, BPETokenizer)):
-        special.pop("bos_token", None)  # others may begin their texts with another token
+        special.pop("bos_token", None)  # imported tokenizers may have another first token
         for first in tokenizer.beginning[:1]:
             special["bos_token"] = tokenizer.token_text(first)
     config = {
-        # The class that takes tokenizer.json as it is; others build their own rules around it.
+        # This class uses tokenizer.json unchanged; others add rules of their own.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
         "clean_up_tokenization_spaces": False,
@@ -61,7 +60,7 @@ _ROLES = ("bos_token", "eos_token")
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The `tokenizer.json` of a tokenizer, as the JSON object it is."""
+    """The content of `tokenizer.json` for a tokenizer."""
     if isinstance(tokenizer, CharTokenizer):
         return _of_characters(tokenizer.chars, end_of_text=tokenizer.end_of_text is not None)
     if isinstance(tokenizer, ByteTokenizer):
@@ -69,17 +68,20 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, (BPETokenizer, ForeignTokenizer)):
         description: dict[str, Any] = tokenizer.to_state()["tokenizer"]
         return description
-    raise InputError(f"a tokenizer of kind {tokenizer.kind!r:.40} cannot be exported")
+    raise InputError(
+        f"a tokenizer of kind {tokenizer.kind!r:.40} cannot be exported: only char, byte, bpe and "
+        "imported ones can"
+    )
 
 
 def own_tokenizer(description: dict[str, Any]) -> CharTokenizer | ByteTokenizer | None:
-    """The tokenizer whose `describe_tokenizer` this is, also after transformers saved it again.
+    """The inverse of `describe_tokenizer`, also after transformers saved the file again.
 
     Args:
-        description: a `tokenizer.json` that the library takes.
+        description: a `tokenizer.json` that the tokenizers library loads.
 
     Returns:
-        None where it is not that of a character or byte tokenizer of ours.
+        The character or byte tokenizer, or None if it is not the export of one.
     """
     if _essence(description) == _essence(_of_bytes()):
         return ByteTokenizer()
@@ -94,7 +96,7 @@ def own_tokenizer(description: dict[str, Any]) -> CharTokenizer | ByteTokenizer 
 
 
 def _essence(description: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a `tokenizer.json` decides on ids and text."""
+    """The parts of a `tokenizer.json` that determine ids and text."""
     stages = [description.get(name) for name in ("normalizer", "pre_tokenizer", "decoder", "model")]
     added = description.get("added_tokens") or []
     return *stages, [(t.get("id"), t.get("content"), t.get("special")) for t in added]
@@ -106,7 +108,7 @@ def _of_characters(chars: Sequence[str], *, end_of_text: bool) -> dict[str, Any]
         **_frame(len(chars) if end_of_text else None),
         "pre_tokenizer": {
             "type": "Split",
-            # Every character by itself, newlines too, which a dot would leave out.
+            # Every single character, including newlines, which a dot does not match.
             "pattern": {"Regex": r"[\s\S]"},
             "behavior": "Isolated",
             "invert": False,
@@ -143,7 +145,7 @@ def _of_bytes() -> dict[str, Any]:
 
 
 def _frame(end_of_text: int | None) -> dict[str, Any]:
-    """What both have: the parts in the library's order, text as it is, one control token."""
+    """The common fields, in the library's order: no normalization, and one control token."""
     end = {
         "id": end_of_text,
         "content": END_OF_TEXT,

@@ -1,10 +1,11 @@
-"""The tokenizer of a Hugging Face folder as one `tokenizer.json`, with what its other files add.
+"""Reading the tokenizer files of a Hugging Face folder into one `tokenizer.json` description.
 
-A folder keeps a tokenizer in one file or in several: words and merges (`vocab.json`,
-`merges.txt`), tokens that were added since (`added_tokens.json`, or "added_tokens_decoder" in
-`tokenizer_config.json`), and which of them begin, end and pad texts (`tokenizer_config.json`,
-`special_tokens_map.json`). Where there is no `tokenizer.json`, the class that is named decides how
-text is cut into words. All of it is read as transformers reads it, which is the judge in the tests.
+A folder has its tokenizer in one file or in several: the vocabulary and merges (`vocab.json`,
+`merges.txt`), added tokens (`added_tokens.json`, or "added_tokens_decoder" in
+`tokenizer_config.json`), and the special tokens that begin, end and pad texts
+(`tokenizer_config.json`, `special_tokens_map.json`). If there is no `tokenizer.json`, the class
+named in the files decides how text is split into words. All of it is read as transformers reads
+it; the tests compare with transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mygpt.tokenization import END_OF_TEXT
 from mygpt.tokenization.bpe import read_json
 from mygpt.tokenization.foreign_json import is_single_character
 
-# The order in which transformers adds those that are not there yet.
+# The order in which transformers adds missing special tokens.
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 _QWEN2 = (
@@ -30,13 +31,13 @@ _QWEN2 = (
 
 
 class _Rules(NamedTuple):
-    """How a class of transformers cuts words, and the tokens that it has without being asked.
+    """How a tokenizer class of transformers splits words, and its default special tokens.
 
     Attributes:
         defaults: its special tokens by role.
-        pattern: of words; None is GPT-2's rule.
-        composed: whether characters are composed first (NFC).
-        enclosed: whether texts stand between the tokens "cls" and "sep".
+        pattern: the pattern of words; None is GPT-2's rule.
+        composed: whether text is normalized to NFC first.
+        enclosed: whether texts are enclosed by the tokens "cls" and "sep".
     """
 
     defaults: dict[str, str]
@@ -64,7 +65,7 @@ _CLASSES = {
         _ROBERTA,
     ),
 }  # fmt: skip
-# The class of a model whose files name none, by the beginning of its type.
+# The class for a model whose files name none, by the beginning of its "model_type".
 _CLASS_OF_MODEL = {"gpt2": "GPT2Tokenizer", "qwen": "Qwen2Tokenizer"}
 _GENERIC = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 _REMEDY = (
@@ -79,7 +80,7 @@ class Described(NamedTuple):
     Attributes:
         description: the JSON object of its `tokenizer.json`.
         roles: its special tokens by role ("eos", "pad", ...).
-        notes: what the user should know.
+        notes: lines for the user.
     """
 
     description: dict[str, Any]
@@ -91,12 +92,12 @@ def read_description(folder: Path, rows: int | None) -> Described:
     """The tokenizer of a folder, as one `tokenizer.json`.
 
     Args:
-        folder: the model's.
-        rows: V, the model's: special tokens past these, to which no text leads, are left out;
-            None keeps all.
+        folder: the model's folder.
+        rows: V of the model: special tokens with larger ids, which no text is encoded to, are
+            dropped; None keeps all.
 
     Raises:
-        InputError: where there is none, a file is damaged, or its class is not known.
+        InputError: if there is no tokenizer, a file is damaged, or its class is not known.
     """
     config = _optional(folder / "tokenizer_config.json")
     rules = None
@@ -106,7 +107,7 @@ def read_description(folder: Path, rows: int | None) -> Described:
         rules = _rules(folder, config)
         description = _assembled(folder, rules, config)
     else:
-        raise _nothing(folder)
+        raise _no_tokenizer(folder)
     tokens = _tokens(folder, config, {} if rules is None else rules.defaults)
     described = _with_added(folder, description, tokens, sys.maxsize if rows is None else rows)
     if rules is not None:
@@ -114,13 +115,13 @@ def read_description(folder: Path, rows: int | None) -> Described:
     return described
 
 
-def _nothing(folder: Path) -> InputError:
+def _no_tokenizer(folder: Path) -> InputError:
     for name in ("tokenizer.model", "spiece.model", "vocab.txt", "tekken.json"):
         if (folder / name).exists():
             return InputError(f"{folder} has a {name} and no tokenizer.json: {_REMEDY}")
     return InputError(
-        f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json, merges.txt: copy them "
-        "there, or give a tokenizer's JSON with --tokenizer"
+        f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt: copy "
+        "them there, or give a tokenizer's JSON with --tokenizer"
     )
 
 
@@ -134,31 +135,31 @@ def _rules(folder: Path, config: dict[str, Any]) -> _Rules:
         name = next((c for k, c in _CLASS_OF_MODEL.items() if kind.startswith(k)), "")
     if not name:
         raise InputError(
-            f"{folder} has a vocab.json and merges.txt, and does not say of which tokenizer "
-            f"(tokenizer_class in tokenizer_config.json): {_REMEDY}"
+            f"{folder} has a vocab.json and merges.txt, and no tokenizer_class in "
+            f"tokenizer_config.json: {_REMEDY}"
         )
     if name.startswith(_GENERIC):
         raise InputError(
-            f"{folder}: its tokenizer_class {name!r:.60} takes its rules from a tokenizer.json, "
-            "which is missing: copy it there"
+            f"{folder}: its tokenizer_class {name!r:.60} needs a tokenizer.json, which is missing: "
+            "copy it there"
         )
     known = name.removesuffix("Fast")
     if known not in _CLASSES:
         raise InputError(
-            f"{folder}: the rules of its tokenizer_class {name!r:.60} are not known here (known "
-            f"are {', '.join(_CLASSES)}): {_REMEDY}"
+            f"{folder}: its tokenizer_class {name!r:.60} is not supported without a tokenizer.json "
+            f"(supported are {', '.join(_CLASSES)}): {_REMEDY}"
         )
     return _CLASSES[known]
 
 
 def _assembled(folder: Path, rules: _Rules, config: dict[str, Any]) -> dict[str, Any]:
-    """The `tokenizer.json` of a vocabulary, merges and the rules of a class."""
+    """The `tokenizer.json` for a vocabulary, merges and the rules of a class."""
     vocab, merges = read_json(folder / "vocab.json"), _merges(folder / "merges.txt")
     for pair in merges:
         if not {*pair, "".join(pair)} <= vocab.keys():
             raise InputError(
-                f"{folder / 'merges.txt'} joins {pair[0]!r:.40} and {pair[1]!r:.40}, and "
-                "vocab.json lacks one of them or what they make: the files do not belong together"
+                f"{folder / 'merges.txt'} merges {pair[0]!r:.40} and {pair[1]!r:.40}, and "
+                "vocab.json lacks one of them or the result: copy both files from one model"
             )
     spaced = bool(config.get("add_prefix_space"))
     as_bytes = {"type": "ByteLevel", "add_prefix_space": spaced, "trim_offsets": True}
@@ -187,29 +188,35 @@ def _assembled(folder: Path, rules: _Rules, config: dict[str, Any]) -> dict[str,
 def _merges(path: Path) -> list[list[str]]:
     try:
         if path.stat().st_size > TOKENIZER.most_bytes:
-            raise InputError(f"{path} is longer than {TOKENIZER.most_bytes:,} bytes")
+            raise InputError(
+                f"{path} is longer than {TOKENIZER.most_bytes:,} bytes, too long for a tokenizer: "
+                "copy it again"
+            )
         lines = path.read_text(encoding="utf-8").split("\n")
-    except InputError:  # a ValueError too
+    except InputError:  # which is a ValueError, too
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    # Only the first line is a comment: a merge may well begin with "#".
+    # Only the first line is a comment: a merge may begin with "#".
     rows = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :]]
     merges = [row.split(" ") for row in rows if row]
     wrong = next((merge for merge in merges if len(merge) != 2), None)
     if wrong is not None:
-        raise InputError(f"{path}: {' '.join(wrong)!r:.40} is no merge of two tokens")
+        raise InputError(
+            f"{path}: the line {' '.join(wrong)!r:.40} is not a pair of two tokens: copy the file "
+            "again"
+        )
     return merges
 
 
 class _Tokens(NamedTuple):
-    """The tokens that files beside the vocabulary name, as entries of "added_tokens".
+    """The tokens that files other than the vocabulary list, as entries of "added_tokens".
 
     Attributes:
-        numbered: those whose id the files say, in the order of their ids.
+        numbered: those with an id in the files, in the order of their ids.
         others: special ones without an id.
-        roles: texts of special tokens by role.
-        implied: texts of those that no file names: the class has them.
+        roles: the special tokens' texts by role.
+        implied: the texts of those that no file lists: they are defaults of the class.
     """
 
     numbered: list[dict[str, Any]]
@@ -219,7 +226,7 @@ class _Tokens(NamedTuple):
 
 
 def _tokens(folder: Path, config: dict[str, Any], defaults: dict[str, str]) -> _Tokens:
-    """What `tokenizer_config.json` says, or the older files where that names no ids."""
+    """The tokens of `tokenizer_config.json`, or of the older files if that lists no ids."""
     place = folder / "tokenizer_config.json"
     listed = config.get("added_tokens_decoder")
     files = config
@@ -235,7 +242,9 @@ def _tokens(folder: Path, config: dict[str, Any], defaults: dict[str, str]) -> _
             token = _entry(place, content, special=content in contents)
             numbered.append({"id": _number(place, number), **token})
     elif not isinstance(listed, dict):
-        raise InputError(f"{place}: added_tokens_decoder={listed!r:.40} is no object")
+        raise InputError(
+            f"{place}: added_tokens_decoder={listed!r:.40} must be an object: copy the file again"
+        )
     else:
         for number, value in listed.items():
             token = _entry(place, value, special=False)
@@ -254,23 +263,25 @@ def _tokens(folder: Path, config: dict[str, Any], defaults: dict[str, str]) -> _
 
 
 def _named(named: dict[str, Any]) -> Iterator[Any]:
-    """Special tokens in the order in which transformers adds them."""
+    """The special tokens, in the order in which transformers adds them."""
     for role in _ROLES:
         if named.get(f"{role}_token") is not None:
             yield named[f"{role}_token"]
     more = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
     others = {k: v for k, v in named.items() if k.endswith("_token") and isinstance(v, (str, dict))}
-    for name, value in others.items():  # a model's own, "image_token"
+    for name, value in others.items():  # special to a model: "image_token"
         if name.removesuffix("_token") not in _ROLES:
             yield value
     yield from more.values() if isinstance(more, dict) else more if isinstance(more, list) else []
 
 
 def _entry(place: Path, value: Any, *, special: bool) -> dict[str, Any]:
-    """A token as a string, or as an object with its flags."""
+    """An entry of "added_tokens" for a token given as a string, or as an object with flags."""
     values = {"content": value} if isinstance(value, str) else value
     if not isinstance(values, dict) or not isinstance(values.get("content"), str):
-        raise InputError(f"{place} names the token {value!r:.60}, which is no text")
+        raise InputError(
+            f"{place} lists the token {value!r:.60}, which must be a text: copy the file again"
+        )
     flags = {name: values.get(name, False) for name in _FLAGS}
     flags["special"] = special or values.get("special", False)
     flags["normalized"] = values.get("normalized", not flags["special"])
@@ -287,12 +298,14 @@ def _number(place: Path, number: Any) -> int:
     if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 16:
         number = int(number)
     if type(number) is not int:
-        raise InputError(f"{place} names the id {number!r:.40}, which is no whole number")
+        raise InputError(
+            f"{place} lists the id {number!r:.40}, which must be an integer: copy the file again"
+        )
     return number
 
 
 def _with_added(folder: Path, description: dict[str, Any], tokens: _Tokens, rows: int) -> Described:
-    """The description with the tokens that it lacks; special ones past the rows are left out."""
+    """The description with missing tokens added, and special ones past the rows dropped."""
     unchanged = Described(description, tokens.roles, [])
     try:
         vocab = description["model"]["vocab"]
@@ -302,7 +315,7 @@ def _with_added(folder: Path, description: dict[str, Any], tokens: _Tokens, rows
         reached = -1
         for name, token in added.items():
             if token["id"] != known.get(name, _following(reached, len(known))):
-                return unchanged  # which is said by whoever reads it next
+                return unchanged  # `parts_of` raises for it
             reached = max(reached, token["id"])
         if any(type(number) is not int for number in known.values()):
             return unchanged
@@ -311,7 +324,7 @@ def _with_added(folder: Path, description: dict[str, Any], tokens: _Tokens, rows
     for token in [*tokens.numbered, *tokens.others]:
         content = token["content"]
         if content in added:
-            if "id" in token:  # its flags there are the later word
+            if "id" in token:  # its flags override those in tokenizer.json
                 added[content] |= {**token, "id": added[content]["id"]}
         elif not is_single_character(content):
             number = known.get(content, token.get("id", _following(reached, len(known))))
@@ -320,17 +333,20 @@ def _with_added(folder: Path, description: dict[str, Any], tokens: _Tokens, rows
     special |= {name for name, token in added.items() if token["special"]}
     past = {name for name, token in added.items() if token["id"] >= rows}
     if any(number >= rows for name, number in known.items() if name not in special):
-        past = set()  # more is past them than tokens that were added: it is another model's
+        past = set()  # ordinary tokens also have ids past the rows: another model's tokenizer
     kept = sorted(past - special)
     if kept:
         raise InputError(
-            f"{folder}: the tokenizer's token {kept[0]!r:.40} has id {added[kept[0]]['id']:,}, the "
-            f"model only {rows:,} rows, and text becomes it: resize the model "
-            "(model.resize_token_embeddings(len(tokenizer))), or take the tokenizer that belongs "
+            f"{folder}: the tokenizer encodes text to the token {kept[0]!r:.40} with id "
+            f"{added[kept[0]]['id']:,}, and the model has only {rows:,} rows: resize the model "
+            "(model.resize_token_embeddings(len(tokenizer))), or use the tokenizer that belongs "
             "to it"
         )
     shown = ", ".join(repr(name)[:40] for name in sorted(past - tokens.implied)[:5])
-    note = f"{shown}: past the model's {rows:,} rows, and no text becomes it: left out"
+    note = (
+        f"{shown}: dropped, since the id is past the model's {rows:,} rows and no text is encoded "
+        "to it"
+    )
     described = {
         **description,
         "model": _without(description["model"], past),
@@ -340,7 +356,7 @@ def _with_added(folder: Path, description: dict[str, Any], tokens: _Tokens, rows
 
 
 def _following(reached: int, size: int) -> int:
-    """The id that the library gives to a token that is not in a vocabulary of `size`."""
+    """The id that the tokenizers library gives to a new token; the vocabulary has `size` tokens."""
     return reached + 1 if reached >= size else size
 
 
@@ -361,7 +377,7 @@ def _without(model: dict[str, Any], names: set[str]) -> dict[str, Any]:
 
 
 def _set_ends(described: Described, rules: _Rules, config: dict[str, Any]) -> None:
-    """What the class puts around every text."""
+    """Add the post-processor for the tokens that the class puts around every text."""
     roles, added = described.roles, described.description["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}
     if rules.enclosed and {roles.get("cls"), roles.get("sep")} <= ids.keys():

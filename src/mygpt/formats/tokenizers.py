@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, and ours written as one."""
+"""Reading the tokenizer of a Hugging Face folder, and fitting one to a model."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from mygpt.tokenization.foreign_json import parts_of
 __all__ = ["fit_tokenizer", "named_tokenizer", "read_tokenizer", "write_tokenizer"]
 
 
-_PADDING = 64  # rows, a multiple of which many models have
+_PADDING = 64  # many models pad their rows to a multiple of this
 
 
 def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of a model's folder.
+    """Read the tokenizer of a model's folder.
 
-    From `tokenizer.json`, else from `vocab.json` and `merges.txt`, with what is beside them
-    (`tokenizer_files.py`). It is a
-    `CharTokenizer` or `ByteTokenizer` where we wrote it as one, a `BPETokenizer` where that holds
-    it to the letter, and a `ForeignTokenizer` otherwise. `tokenizer.json` decides, where a class
-    of transformers that `tokenizer_config.json` names would build other rules around its words.
+    It is read from `tokenizer.json`, or else from `vocab.json` and `merges.txt`, with the folder's
+    other files (`tokenizer_files.py`). The result is a `CharTokenizer` or `ByteTokenizer` if it is
+    an export of one, a `BPETokenizer` if that gives the same ids for all texts, and otherwise a
+    `ForeignTokenizer`. `tokenizer.json` takes precedence over the class that
+    `tokenizer_config.json` names.
 
     Args:
-        folder: the model's.
-        vocab_size: V, the model's; more than the tokenizer has is fine, and noted. None is what
-            the tokenizer has.
+        folder: the model's folder.
+        vocab_size: V of the model; it may be larger than the tokenizer's, which is noted. None is
+            the tokenizer's.
 
     Returns:
-        The tokenizer, and lines that the user should read.
+        The tokenizer, and notes for the user.
 
     Raises:
-        InputError: where there is none, it cannot be read, or it has more ids than the model.
+        InputError: if there is none, it cannot be read, or it has more ids than the model.
     """
-    description, roles, left_out = read_description(folder, vocab_size)
+    description, roles, dropped = read_description(folder, vocab_size)
     parts = parts_of(description)
     vocab_size = max(parts.names) + 1 if vocab_size is None else vocab_size
     ours = own_tokenizer(description)
@@ -47,7 +47,7 @@ def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, lis
     end, others, notes = find_ends(
         description, parts, folder, vocab_size=vocab_size, implied=roles.get("eos")
     )
-    notes = left_out + notes
+    notes = dropped + notes
     notes += _padding_notes(max(parts.names) + 1, vocab_size)
     foreign = ForeignTokenizer(
         description, end_of_text=end, other_ends=others, vocab_size=vocab_size
@@ -57,16 +57,16 @@ def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, lis
         same = bpe.vocab_size == vocab_size and bpe.end_of_text == end
         if same and not foreign.beginning and not others:
             return bpe, notes
-    except InputError:  # it is something else
+    except InputError:  # its rules are not those of `BPETokenizer`
         pass
     return foreign, notes
 
 
 def named_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer that a path means: a JSON file's, or a store's, run's or other folder's.
+    """The tokenizer of a JSON file, token store, checkpoint, run, or folder with a tokenizer.
 
     Raises:
-        InputError: where there is none.
+        InputError: if there is none at `path`.
     """
     from mygpt.data import TokenStore, is_store
 
@@ -84,10 +84,10 @@ def named_tokenizer(path: str) -> Tokenizer:
 
 
 def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[Tokenizer, list[str]]:
-    """A tokenizer that was given for a model of so many rows, and what the user should know.
+    """The user's tokenizer for a model of `vocab_size` rows, padded if it has fewer; and notes.
 
     Raises:
-        InputError: where the two do not belong together.
+        InputError: if the numbers of ids and rows are too different.
     """
     found = tokenizer.vocab_size
     if found == vocab_size:
@@ -101,8 +101,8 @@ def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[Tokenizer, lis
         )
         return foreign, _padding_notes(found, vocab_size)
     raise InputError(
-        f"the tokenizer has {found:,} ids and the model {vocab_size:,} rows: give the one that it "
-        "was trained with"
+        f"the tokenizer has {found:,} ids and the model {vocab_size:,} rows: give the tokenizer "
+        "that the model was trained with"
     )
 
 
@@ -110,6 +110,6 @@ def _padding_notes(found: int, vocab_size: int) -> list[str]:
     if vocab_size <= found:
         return []
     return [
-        f"the model has {vocab_size:,} rows and the tokenizer {found:,} ids: the rows past those "
-        "are padding, and decode to nothing"
+        f"the model has {vocab_size:,} rows and the tokenizer {found:,} ids: the other rows are "
+        "padding, and decode to an empty text"
     ]
