@@ -1,9 +1,9 @@
-"""What is done to mygpt to see that nothing is lost.
+"""Torture tests: kills, faults, damage, signals and hostile input, many times at random.
 
-Each torture is a function `(count, folder) -> Figure` that does a thing `count` times in an
-empty folder and counts how often it went well. `make test` runs each with a small count
+Each is a function `(count, folder) -> Tally` that repeats one trial `count` times in an empty
+folder and counts the passes. `make test` runs each with a small count
 (`tests/torture/test_torture.py`), `make torture` with the full one (`python -m torture`).
-What they show is what survives the death of a process; the loss of power they cannot show.
+They show what survives the death of a process, not what survives a loss of power.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Figure:
-    """How often something went well, of how many times; and what went wrong, if anything."""
+class Tally:
+    """How many trials passed, of how many, and what failed."""
 
     what: str
     passed: int = 0
@@ -22,7 +22,7 @@ class Figure:
     failures: list[str] = field(default_factory=list)
 
     def count(self, ok: bool, failure: str) -> None:
-        """Count one trial; `failure` says what went wrong where it is not `ok`."""
+        """Count one trial; `failure` describes it if it is not `ok`."""
         self.of += 1
         self.passed += bool(ok)
         if not ok:
@@ -30,7 +30,7 @@ class Figure:
 
     @property
     def good(self) -> bool:
-        """Whether every trial went well."""
+        """Whether every trial passed."""
         return self.of > 0 and self.passed == self.of
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""`python -m torture [NAME...]`: all of it, or what is named, with the full counts."""
+"""`python -m torture [NAME...]`: all torture tests, or the named ones, with the full counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from torture import (
-    Figure,
+    Tally,
     damage,
     hosts,
     inputs,
@@ -26,8 +26,8 @@ from torture import (
     strings,
 )
 
-# What is done, how often by `make torture`, and how often by `make test`.
-ALL: list[tuple[Callable[[int, Path], Figure], int, int]] = [
+# Each test, its count in `make torture`, and its count in `make test`.
+ALL: list[tuple[Callable[[int, Path], Tally], int, int]] = [
     (kills.kill_at_random, 200, 4),
     (stores.kill_tokenizing, 20, 3),
     (kills.stop_at_every_step, 200, 6),
@@ -50,18 +50,18 @@ ALL: list[tuple[Callable[[int, Path], Figure], int, int]] = [
 
 
 def main(names: list[str]) -> int:
-    """Do it, print each figure, and end with 1 if one is not whole."""
+    """Run them and print each tally; 1 if a trial failed, else 0."""
     torch.set_num_threads(1)
     wrong = 0
-    print("What survives the death of a process; the loss of power this cannot show.")
+    print("What survives the death of a process; a loss of power is not simulated.")
     for torture, count, _ in ALL:
         if names and torture.__name__ not in names:
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-            figure = torture(count, Path(folder))
-        wrong += not figure.good and not figure.note.startswith("not run")
-        print(f"{figure}  [{torture.__name__}, {time.monotonic() - began:.0f} s]", flush=True)
+            tally = torture(count, Path(folder))
+        wrong += not tally.good and not tally.note.startswith("not run")
+        print(f"{tally}  [{torture.__name__}, {time.monotonic() - began:.0f} s]", flush=True)
     return min(1, wrong)
 
 

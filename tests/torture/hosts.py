@@ -1,7 +1,7 @@
-"""Two hosts that train one model through torchrun's rendezvous, and the death of one of them.
+"""Two hosts train one model through torchrun's rendezvous, and one of them dies.
 
-A host is a network namespace with a name and an address of its own; a pair of virtual cables
-joins them, and they share the file system. It needs Linux, root, `ip` and `unshare`.
+A host is a network namespace with its own name and address; a virtual Ethernet pair connects the
+two, and they share the file system. It needs Linux, root, `ip` and `unshare`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mygpt
-from torture import Figure
+from torture import Tally
 from torture.runs import differs, text_file
 
 _SOURCES = Path(mygpt.__file__).resolve().parent.parent
-_STEPS, _SAVE_EVERY, _STRIKE_AT = 160, 20, 50  # struck well between two saves
+_STEPS, _SAVE_EVERY, _FAULT_AT = 160, 20, 50  # the fault is well between two saves
 _PORT = 29400
 _AWAY_S, _LIMIT_S = 3.0, 240.0
-# Without the second, what the agents hold for their workers outlives a round: a host that comes
-# anew waits for an address that the others told in an earlier one.
+# Without the second, the agents' store for their workers outlives a round of the rendezvous: a
+# host that joins again waits for an address that was published in an earlier round.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 _STEP = re.compile(r"^step +(\d+): loss", re.MULTILINE)
 _RECIPE = [
@@ -41,13 +41,13 @@ _RECIPE = [
 
 @dataclass
 class Host:
-    """A network namespace in which processes live under a host name of their own.
+    """A network namespace with its own host name, in which processes run.
 
     Attributes:
         name: of the namespace and of the host.
-        folder: where its table of names and what its processes say lie.
-        agent: the newest `torchrun` that was started there.
-        outputs: of each of them, the file that its workers and it write to.
+        folder: of the table of host names and of its processes' output.
+        agent: the `torchrun` that was started there last.
+        outputs: the output files of all agents and their workers, the last one's last.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Host:
     outputs: list[Path] = field(default_factory=list)
 
     def start(self, command: list[str]) -> None:
-        """Start a command there, in this machine's file system."""
+        """Start a command there; the file system is this machine's."""
         output = self.folder / f"{self.name}-{len(self.outputs)}.txt"
         self.outputs.append(output)
         named = f'hostname {self.name} && mount --bind {self.folder}/names /etc/hosts && exec "$@"'
         inside = ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount"]
-        left_out = ("RANK", "WORLD_SIZE", "GLOO_SOCKET_IFNAME")
-        kept = {name: value for name, value in os.environ.items() if name not in left_out}
+        dropped = ("RANK", "WORLD_SIZE", "GLOO_SOCKET_IFNAME")
+        kept = {name: value for name, value in os.environ.items() if name not in dropped}
         env = {**kept, **_ENVIRONMENT, "PYTHONPATH": str(_SOURCES)}
         with open(output, "wb") as file:
             self.agent = subprocess.Popen(
@@ -73,7 +73,7 @@ class Host:
             )
 
     def processes(self) -> list[int]:
-        """The ids of all that runs there."""
+        """The ids of all its processes."""
         found = _ip("netns", "pids", self.name)
         return [int(line) for line in found.split()]
 
@@ -84,7 +84,7 @@ class Host:
         return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def die(self) -> None:
-        """Kill all that runs there, as nothing can be done against."""
+        """Send SIGKILL to all its processes."""
         while left := self.processes():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
@@ -92,8 +92,8 @@ class Host:
             if self.agent is not None:
                 self.agent.wait()
 
-    def die_unheard(self) -> None:
-        """The same without a last word on the wire, as when the power goes."""
+    def die_without_closing(self) -> None:
+        """The same, but no connection is closed, as at a loss of power."""
         _ip("-n", self.name, "link", "set", "eth0", "down")
         self.die()
         time.sleep(_AWAY_S)
@@ -104,9 +104,9 @@ class Host:
         os.kill(self.workers()[0], signal.SIGKILL)
 
     def last_step(self) -> int:
-        """The last step that was told here since the newest start; 0 for none."""
-        told = _STEP.findall(self.outputs[-1].read_text()) if self.outputs else []
-        return int(told[-1]) if told else 0
+        """The last step that its current agent has logged; 0 for none."""
+        steps = _STEP.findall(self.outputs[-1].read_text()) if self.outputs else []
+        return int(steps[-1]) if steps else 0
 
 
 Hosts = tuple[Host, Host]
@@ -114,20 +114,20 @@ Hosts = tuple[Host, Host]
 
 @dataclass(frozen=True)
 class Fault:
-    """One way in which something of two hosts dies.
+    """One way in which a host or a process dies.
 
     Attributes:
-        what: in words.
-        strike: does it.
-        end: the hosts whose agents end by that, and are started anew.
-        meeting: the host whose agent holds the meeting point.
-        shard: whether the weights are in parts.
+        what: its description.
+        apply: makes it happen.
+        end: the hosts whose agents end by it, and are restarted.
+        rendezvous: the host whose agent holds the rendezvous.
+        shard: whether the weights are sharded.
     """
 
     what: str
-    strike: Callable[[Hosts], None]
+    apply: Callable[[Hosts], None]
     end: tuple[int, ...] = ()
-    meeting: int = 0
+    rendezvous: int = 0
     shard: bool = False
 
 
@@ -136,17 +136,19 @@ FAULTS = [
     Fault("its worker", lambda hosts: hosts[1].kill_worker()),
     Fault("the first host's worker", lambda hosts: hosts[0].kill_worker()),
     Fault("second host, sharded", lambda hosts: hosts[1].die(), end=(1,), shard=True),
-    Fault("host of process 0", lambda hosts: hosts[0].die(), end=(0,), meeting=1),
-    Fault("second host, unheard", lambda hosts: hosts[1].die_unheard(), end=(1,)),
-    Fault("host of the meeting point", lambda hosts: hosts[0].die(), end=(0, 1)),
+    Fault("host of process 0", lambda hosts: hosts[0].die(), end=(0,), rendezvous=1),
+    Fault(
+        "second host, no connection closed", lambda hosts: hosts[1].die_without_closing(), end=(1,)
+    ),
+    Fault("host of the rendezvous", lambda hosts: hosts[0].die(), end=(0, 1)),
 ]
 
 
 def _ip(*arguments: str) -> str:
-    """What `ip` says.
+    """The output of `ip`.
 
     Raises:
-        subprocess.CalledProcessError: where it may not, or cannot.
+        subprocess.CalledProcessError: if it fails, or is not allowed.
     """
     command = ["ip", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -154,7 +156,7 @@ def _ip(*arguments: str) -> str:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[Hosts | None]:
-    """Two hosts that reach each other, and nothing else; None where the machine has none."""
+    """Two hosts that reach only each other; None where namespaces are not allowed."""
     mark = secrets.token_hex(3)
     names = [f"mygpt-{mark}-{letter}" for letter in "ab"]
     addresses = [f"10.77.0.{number}" for number in (1, 2)]
@@ -163,7 +165,7 @@ def two_hosts(folder: Path) -> Iterator[Hosts | None]:
     hosts = Host(names[0], folder), Host(names[1], folder)
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        yield hosts if _joined(names, addresses) else None
+        yield hosts if _connected(names, addresses) else None
     finally:
         for host in hosts:
             with contextlib.suppress(subprocess.CalledProcessError, FileNotFoundError):
@@ -172,8 +174,8 @@ def two_hosts(folder: Path) -> Iterator[Hosts | None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _joined(names: list[str], addresses: list[str]) -> bool:
-    """Make the namespaces and the cable between them; False where that is not allowed."""
+def _connected(names: list[str], addresses: list[str]) -> bool:
+    """Make the namespaces and the link between them; False where that is not allowed."""
     if shutil.which("ip") is None or shutil.which("unshare") is None:
         return False
     try:
@@ -191,28 +193,28 @@ def _joined(names: list[str], addresses: list[str]) -> bool:
     return True
 
 
-def _command(run: Path, meeting: Host, *, shard: bool) -> list[str]:
-    """The same on both hosts."""
+def _command(run: Path, rendezvous: Host, *, shard: bool) -> list[str]:
+    """The command line, the same on both hosts."""
     launch = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
         "--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", run.name,
-        "--rdzv-endpoint", f"{meeting.name}:{_PORT}",
+        "--rdzv-endpoint", f"{rendezvous.name}:{_PORT}",
     ]  # fmt: skip
     train = ["-m", "mygpt", "train", text_file(run.parent), "--output", str(run), *_RECIPE]
     return [*launch, *train, *(["--shard"] if shard else [])]
 
 
 def _wait(what: str, hosts: Hosts, done: Callable[[], bool]) -> None:
-    """Wait until something is so.
+    """Wait until `done()`.
 
     Raises:
-        TimeoutError: when it is not in time, with the ends of what the hosts said.
+        TimeoutError: after _LIMIT_S, with the ends of the hosts' outputs.
     """
     end = time.monotonic() + _LIMIT_S
     while not done():
         if time.monotonic() > end:
-            said = "\n".join(host.outputs[-1].read_text()[-1500:] for host in hosts)
-            raise TimeoutError(f"{what}: not in {_LIMIT_S:.0f} s\n{said}")
+            output = "\n".join(host.outputs[-1].read_text()[-1500:] for host in hosts)
+            raise TimeoutError(f"{what}: not in {_LIMIT_S:.0f} s\n{output}")
         time.sleep(0.02)
 
 
@@ -221,7 +223,7 @@ def _ended(host: Host) -> bool:
 
 
 def _finish(hosts: Hosts) -> str:
-    """Wait for both agents; what went wrong, empty if nothing did."""
+    """Wait for both agents; what failed, empty if nothing did."""
     _wait("the end", hosts, lambda: all(map(_ended, hosts)))
     codes = [host.agent.returncode for host in hosts if host.agent is not None]
     return "" if codes == [0, 0] else f"ended with {codes}"
@@ -236,16 +238,16 @@ def _undisturbed(hosts: Hosts, run: Path, *, shard: bool) -> None:
 
 
 def _disturbed(hosts: Hosts, run: Path, fault: Fault) -> tuple[str, float, int]:
-    """What went wrong, the seconds from the kill to the next step, and the steps made again."""
-    command = _command(run, hosts[fault.meeting], shard=fault.shard)
+    """What failed, seconds from the fault to the next step, and the count of recomputed steps."""
+    command = _command(run, hosts[fault.rendezvous], shard=fault.shard)
     for host in hosts:
         host.start(command)
-    told = hosts[0]  # its name comes first, so process 0 is there
-    _wait("the steps before", hosts, lambda: told.last_step() >= _STRIKE_AT)
-    struck_s = time.monotonic()
-    fault.strike(hosts)
-    before = told.last_step()
-    steps_before = len(_STEP.findall(told.outputs[-1].read_text()))
+    first = hosts[0]  # its name sorts first, so it has process 0, which logs
+    _wait("the steps before", hosts, lambda: first.last_step() >= _FAULT_AT)
+    fault_s = time.monotonic()
+    fault.apply(hosts)
+    before = first.last_step()
+    steps_before = len(_STEP.findall(first.outputs[-1].read_text()))
     _wait("the end of an agent", hosts, lambda: all(_ended(hosts[n]) for n in fault.end))
     if fault.end:
         time.sleep(_AWAY_S)
@@ -255,38 +257,40 @@ def _disturbed(hosts: Hosts, run: Path, fault: Fault) -> tuple[str, float, int]:
         steps_before = 0
 
     def next_steps() -> list[str]:
-        return _STEP.findall(told.outputs[-1].read_text())[steps_before:]
+        return _STEP.findall(first.outputs[-1].read_text())[steps_before:]
 
     _wait("the next step", hosts, lambda: bool(next_steps()) or all(map(_ended, hosts)))
-    seconds, first = time.monotonic() - struck_s, int((next_steps() or ["0"])[0])
-    return _finish(hosts), seconds, before - first + 1
+    seconds, resumed_at = time.monotonic() - fault_s, int((next_steps() or ["0"])[0])
+    return _finish(hosts), seconds, before - resumed_at + 1
 
 
-def hosts(count: int, folder: Path) -> Figure:
-    """Two hosts train together; something of them is killed, and started anew."""
-    figure = Figure("of two hosts something killed, started anew, same to the bit")
+def hosts(count: int, folder: Path) -> Tally:
+    """Two hosts train one model; a host or a process of them is killed and restarted."""
+    tally = Tally("one of two hosts killed and restarted, bitwise the same")
     if not count:
-        figure.note = "not run: it takes minutes, `python -m torture hosts`"
-        return figure
+        tally.note = "not run: it takes minutes, `python -m torture hosts`"
+        return tally
     with two_hosts(folder) as pair:
         if pair is None:
-            figure.note = "not run: network namespaces are not allowed here"
-            return figure
+            tally.note = "not run: network namespaces are not allowed here"
+            return tally
         notes = []
         for number, fault in enumerate(FAULTS[:count]):
-            reference = folder / ("sharded" if fault.shard else "whole")
+            reference = folder / ("sharded" if fault.shard else "replicated")
             if not reference.exists():
                 _undisturbed(pair, reference, shard=fault.shard)
-            run, seconds, again = folder / f"run-{number}", 0.0, 0
+            run, seconds, recomputed = folder / f"run-{number}", 0.0, 0
             try:
-                problem, seconds, again = _disturbed(pair, run, fault)
+                problem, seconds, recomputed = _disturbed(pair, run, fault)
                 problem = problem or differs(run, reference)
             except TimeoutError as error:
                 problem = str(error)
             for host in pair:
                 host.die()
-            few = 0 < again <= _SAVE_EVERY
-            figure.count(not problem and few, f"{fault.what}: {problem}, {again} steps again")
-            notes.append(f"{fault.what} {seconds:.1f} s, {again}")
-        figure.note = "from the kill to the next step, and steps made again: " + "; ".join(notes)
-    return figure
+            few = 0 < recomputed <= _SAVE_EVERY
+            tally.count(
+                not problem and few, f"{fault.what}: {problem}, {recomputed} steps recomputed"
+            )
+            notes.append(f"{fault.what} {seconds:.1f} s, {recomputed}")
+        tally.note = "from the fault to the next step, and recomputed steps: " + "; ".join(notes)
+    return tally

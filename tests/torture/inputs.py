@@ -1,7 +1,7 @@
-"""The command on every odd text: what it says, what it learns, what it leaves, what it takes.
+"""`mygpt train` on every odd text: its message, its training text, its files and its memory.
 
-Each case runs in a forked child: its exit code, its one line, the text it learned from, the
-most memory it held, and that nothing is left where it was refused.
+Each case runs in a forked child. Checked are the exit code, the one line of the error, the digest
+of the training text, the peak memory, and that a refused text leaves no file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from mygpt import cli
-from torture import Figure
+from torture import Tally
 from torture.odd_texts import MB, TEXT, Case, in_background, odd_texts
 from torture.runs import warm
 
@@ -28,13 +28,13 @@ OPTIONS = [
     *("--batch-size", "2", "--steps", "3", "--sample-tokens", "0", "--device", "cpu"),
     *("--output", "run"),
 ]
-_SLACK = 64 * MB  # pieces of a text, and what the allocator keeps
-_LONGEST_S = 600
+_SLACK = 64 * MB  # for pieces of a text, and for memory that the allocator keeps
+_LIMIT_S = 600
 
 
-def text_inputs(count: int, folder: Path) -> Figure:
-    """Train on the first `count` of the odd texts below, the quick ones first."""
-    figure = Figure("odd texts, refused in one line or learned as documented")
+def text_inputs(count: int, folder: Path) -> Tally:
+    """Train on the first `count` of `odd_texts()`, the quick ones first."""
+    tally = Tally("odd texts, refused in one line or trained on as documented")
     warm()
     base_bytes = _run(Case("a small text", data=TEXT), folder / "small").peak_bytes
     highest = 0.0
@@ -45,11 +45,11 @@ def text_inputs(count: int, folder: Path) -> Figure:
         wrong = outcome.wrong(case, place)
         if taken > allowed:
             wrong += f" {taken / MB:,.0f} MB of memory, more than {allowed / MB:,.0f}"
-        figure.count(not wrong, f"{case.name}: {wrong}")
+        tally.count(not wrong, f"{case.name}: {wrong}")
         highest = max(highest, taken)
         shutil.rmtree(place)
-    figure.note = f"at most {highest / MB:,.0f} MB more memory than for a small text"
-    return figure
+    tally.note = f"at most {highest / MB:,.0f} MB more memory than for a small text"
+    return tally
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Outcome:
     after: set[str]
 
     def wrong(self, case: Case, folder: Path) -> str:
-        """What is not as the case has it; empty if nothing is."""
-        said = self.out + self.error
-        if self.code != case.code or case.says not in said or "Traceback" in said:
-            return f"ended with {self.code}, said {said[-300:]!r}"
+        """What differs from the case's expectation; empty if nothing does."""
+        output = self.out + self.error
+        if self.code != case.code or case.says not in output or "Traceback" in output:
+            return f"ended with {self.code}, printed {output[-300:]!r}"
         if case.code == 0:
-            learned = tomllib.loads((folder / "run/config.toml").read_text())["corpus_sha256"]
-            return "another text was learned" if case.learned not in ("", learned) else ""
+            trained_on = tomllib.loads((folder / "run/config.toml").read_text())["corpus_sha256"]
+            return "" if case.digest in ("", trained_on) else "trained on another text"
         if self.error.count("\n") != 1 or not self.error.startswith("mygpt: ") or self.out:
-            return f"said {self.out!r} and {self.error!r}"
+            return f"printed {self.out!r} and {self.error!r}"
         left = self.after - self.before
         return f"left {left}" if left else ""
 
@@ -94,7 +94,7 @@ def _run(case: Case, folder: Path) -> Outcome:
         in_background(lambda: writing_end, case.feed)
     else:
         os.close(writing_end)
-    clock = threading.Timer(_LONGEST_S, os.kill, (pid, signal.SIGKILL))
+    clock = threading.Timer(_LIMIT_S, os.kill, (pid, signal.SIGKILL))
     clock.start()
     _, status, usage = os.wait4(pid, 0)
     clock.cancel()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at any moment of any command: while kernels compile, and inside long steps."""
+"""SIGINT and SIGTERM at any moment of any command, also while kernels compile or a step is long."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import IO
 
 from mygpt.training.run import RunFolder
-from torture import Figure
+from torture import Tally
 from torture.runs import TEXT
 
 _LIMIT_S = 1.0
-# Where other programs keep the cores busy, a process waits for one.
+# With all cores busy, a process waits for one.
 _BUSY_LIMIT_S = 4.0
-_STARTING_S = 0.5  # until which Python may not have run the first line of ours
+_STARTING_S = 0.5  # in which Python may not have reached the first line of mygpt
 _TRAIN = ["train", "text.txt", "--overwrite", "-o", "runs/new", "--steps"]
-# Steps of more than 10 s: our kernels', and torch's for a width that those do not have.
+# Steps of more than 10 s: in machine code, and in torch, for a width that machine code lacks.
 _LONG = [
     [*_TRAIN, "3", "--max-seq-len", "40000"],
     [*_TRAIN, "3", "--max-seq-len", "16000", "--batch-size", "6", "--embed-dim", "40"],
@@ -55,7 +55,7 @@ _OTHERS = [
 
 @dataclass
 class _End:
-    """How a command ended: its code, seconds since the last signal, and what it printed."""
+    """How a command ended: its code, the seconds since the last signal, and its output."""
 
     code: int
     seconds: float
@@ -65,39 +65,41 @@ class _End:
     started_s: float
 
 
-def interrupted_at_random(count: int, folder: Path) -> Figure:
-    """A third while kernels compile, a third inside long steps, the rest anywhere."""
-    figure = Figure("interrupted: ended within a second, the right code, no traceback, a state")
+def interrupted_at_random(count: int, folder: Path) -> Tally:
+    """A third while kernels compile, a third during long steps, the rest at any moment."""
+    tally = Tally(
+        "interrupted: ended within a second, the right code, no traceback, a readable state"
+    )
     wait_s = 8.0 if count > 20 else 1.0
     _set_up(folder)
-    chance, slowest, finished, early = random.Random(0), 0.0, 0, 0
+    rng, slowest, finished, early = random.Random(0), 0.0, 0, 0
     for trial in range(count):
         kind = trial % 3
-        command = chance.choice((_COMPILING, _LONG, _OTHERS)[kind])
-        number = chance.choice((signal.SIGINT, signal.SIGTERM))
+        command = rng.choice((_COMPILING, _LONG, _OTHERS)[kind])
+        number = rng.choice((signal.SIGINT, signal.SIGTERM))
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        end = _interrupted(command, number, folder, chance, kind, wait_s)
-        before_ours = end.started_s < _STARTING_S and end.code == -number and not end.out
-        early += before_ours
-        finished += end.code in (0, -number) and not before_ours
+        end = _interrupted(command, number, folder, rng, kind, wait_s)
+        before_start = end.started_s < _STARTING_S and end.code == -number and not end.out
+        early += before_start
+        finished += end.code in (0, -number) and not before_start
         slowest = max(slowest, end.seconds)
         limit_s = _LIMIT_S if os.getloadavg()[0] <= (os.cpu_count() or 1) else _BUSY_LIMIT_S
         problem = _state_problem(folder / "runs")
         left = _left_over(str(folder))
         right = end.code == 128 + number or end.code in (0, -number)
         ok = right and end.seconds <= limit_s and not problem and not left
-        ok &= before_ours or "Traceback" not in end.err
-        figure.count(
+        ok &= before_start or "Traceback" not in end.err
+        tally.count(
             ok,
             f"trial {trial}: {' '.join(command)}: code {end.code} for {end.signals} of {number} "
             f"after {end.started_s:.2f} s, ended in {end.seconds:.2f} s, {problem}, {left}, "
             f"{end.err[-300:]!r}",
         )
-    figure.note = (
-        f"the slowest in {slowest:.2f} s; {finished} had finished before it came, {early} had not "
-        "begun"
+    tally.note = (
+        f"the slowest in {slowest:.2f} s; {finished} had finished before the signal, {early} had "
+        "not started"
     )
-    return figure
+    return tally
 
 
 def _set_up(folder: Path) -> None:
@@ -114,7 +116,7 @@ def _run(args: list[str], folder: Path, **environment: str) -> subprocess.Popen[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TORTURE": str(folder), **environment},
-        # A shell that starts us in the background has us ignore it.
+        # A shell that starts this in the background has it ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -123,7 +125,7 @@ def _interrupted(
     command: list[str],
     number: int,
     folder: Path,
-    chance: random.Random,
+    rng: random.Random,
     kind: int,
     wait_s: float,
 ) -> _End:
@@ -140,18 +142,18 @@ def _interrupted(
     if kind == 1:  # the line before the first step
         while b"to beat" not in printed[0] and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(0.2 + wait_s * chance.random())
+        time.sleep(0.2 + wait_s * rng.random())
     else:
-        time.sleep(0.05 + chance.random() * min(wait_s, chance.choice((0.2, 2.0, 7.0))))
+        time.sleep(0.05 + rng.random() * min(wait_s, rng.choice((0.2, 2.0, 7.0))))
     last = time.monotonic()
     started_s = last - began
     sent = 0
     if process.poll() is None:
         process.send_signal(number)
         sent = 1
-    if _has_a_state(command):  # it may finish its step: then a second one comes
+    if _has_a_state(command):  # it may finish its step; a second signal ends it at once
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.1 + 1.5 * chance.random())
+            process.wait(0.1 + 1.5 * rng.random())
         if process.poll() is None:
             last = time.monotonic()
             process.send_signal(number)
@@ -180,7 +182,7 @@ def _read(stream: IO[bytes], text: bytearray) -> None:
 
 
 def _state_problem(runs: Path) -> str:
-    """What is wrong with the states that are there; empty if nothing is."""
+    """The first state that cannot be loaded, and why; empty if all can."""
     for run in sorted(runs.iterdir()):
         if (run / "last.state.safetensors").exists():
             try:
@@ -191,7 +193,7 @@ def _state_problem(runs: Path) -> str:
 
 
 def _left_over(mark: str) -> list[str]:
-    """Commands of processes that are still there after a while; Linux alone tells."""
+    """Command lines of processes that still run after 3 s, as Linux lists them."""
     end = time.monotonic() + 3.0
     while (found := _processes(mark)) and time.monotonic() < end:
         time.sleep(0.05)

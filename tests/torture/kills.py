@@ -1,4 +1,4 @@
-"""Death at any moment: `kill -9`, a stop at every step, and a fault after every call of a save."""
+"""Death at any moment: SIGKILL, a stop after every step, and death after every call of a save."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from mygpt.training.run import RunFolder
 from mygpt.training.trainer import Trainer
-from torture import Figure
+from torture import Tally
 from torture.runs import Child, Flag, differs, fresh, in_child, resume, train
 
-# What a save asks of the system, in the names under which our code calls it.
+# The system calls of a save, by the names in `os` under which mygpt calls them.
 CALLS = ("open", "write", "fsync", "link", "replace", "unlink", "ftruncate", "close")
 _DIED = 77
 
 
 def _count_saves(flag: Flag) -> None:
-    """Make the flag odd inside every save, and even outside."""
+    """Make the flag odd during every save, and even otherwise."""
     inner = Trainer.save
 
     def save(self: Trainer) -> None:
@@ -32,12 +32,12 @@ def _count_saves(flag: Flag) -> None:
     Trainer.save = save  # type: ignore[method-assign]
 
 
-def kill_at_random(count: int, folder: Path) -> Figure:
-    """`kill -9` at random moments, half of them and more inside a save; then go on to the end."""
-    figure = Figure("killed at a random moment, gone on with, same to the bit")
+def kill_at_random(count: int, folder: Path) -> Tally:
+    """SIGKILL at random moments, more than half of them during a save; then resume to the end."""
+    tally = Tally("killed at a random moment, resumed, bitwise the same")
     reference = fresh(folder, "reference")
     assert in_child(lambda: train(reference)) == 0
-    chance, inside, saves = random.Random(0), 0, 11
+    rng, inside, saves = random.Random(0), 0, 11
     for trial in range(count):
         run = fresh(folder)
 
@@ -46,21 +46,21 @@ def kill_at_random(count: int, folder: Path) -> Figure:
             train(run)
 
         child = Child(work)
-        if trial % 4:  # into the save number n, a little after its beginning
-            from_flag = 2 * chance.randrange(saves) + 1
+        if trial % 4:  # up to 3 ms into one of the saves
+            from_flag = 2 * rng.randrange(saves) + 1
             _wait_for(child, from_flag)
-            time.sleep(chance.random() * 0.003)
+            time.sleep(rng.random() * 0.003)
         else:
             _wait_for(child, 1)
-            time.sleep(chance.random() * 0.25)
+            time.sleep(rng.random() * 0.25)
         child.kill()
         inside += child.flag.value % 2
         child.wait()
         code = in_child(lambda run=run: resume(run))  # type: ignore[misc]
-        problem = differs(run, reference) if code == 0 else f"going on ended with {code}"
-        figure.count(not problem, f"trial {trial}: {problem}")
-    figure.note = f"{inside} of them inside a save"
-    return figure
+        problem = differs(run, reference) if code == 0 else f"resuming ended with {code}"
+        tally.count(not problem, f"trial {trial}: {problem}")
+    tally.note = f"{inside} of them during a save"
+    return tally
 
 
 def _wait_for(child: Child, value: int) -> None:
@@ -68,16 +68,16 @@ def _wait_for(child: Child, value: int) -> None:
         time.sleep(0.0001)
 
 
-def stop_at_every_step(count: int, folder: Path) -> Figure:
-    """A run of `count` steps, stopped after each of them and gone on with."""
-    figure = Figure("stopped after a step, gone on with, same to the bit")
+def stop_at_every_step(count: int, folder: Path) -> Tally:
+    """A run of `count` steps, stopped after each of them and resumed."""
+    tally = Tally("stopped after a step, resumed, bitwise the same")
     options: dict[str, Any] = {"steps": count, "save_every": 0, "eval_every": 20}
     reference = fresh(folder, "reference")
     assert in_child(lambda: train(reference, **options)) == 0
     for step in range(1, count + 1):
         run = fresh(folder)
 
-        def stop_then_go_on(run: Path = run, step: int = step) -> None:
+        def stop_then_resume(run: Path = run, step: int = step) -> None:
             fit = Trainer.fit
 
             def stopped(self: Trainer, should_stop: Callable[[], bool]) -> None:
@@ -89,16 +89,16 @@ def stop_at_every_step(count: int, folder: Path) -> Figure:
             assert RunFolder(run).load_state()[0].progress.step == step
             resume(run)
 
-        code = in_child(stop_then_go_on)
+        code = in_child(stop_then_resume)
         problem = differs(run, reference) if code == 0 else f"ended with {code}"
-        figure.count(not problem, f"step {step}: {problem}")
-    return figure
+        tally.count(not problem, f"step {step}: {problem}")
+    return tally
 
 
 def die_after_call(number: int, *, half: bool = False) -> Callable[[], int]:
-    """Let the process die after that many calls of the system; returns what counts them.
+    """End the process after `number` system calls; returns a function that counts them.
 
-    With `half`, a write that is the last call puts only half of its bytes down.
+    With `half`, a write that is the last call writes only half of its bytes.
     """
     done = 0
 
@@ -121,17 +121,17 @@ def die_after_call(number: int, *, half: bool = False) -> Callable[[], int]:
     return lambda: done
 
 
-def faults_in_a_save(count: int, folder: Path) -> Figure:
-    """Death after each call of a save, and in the middle of each write; old state or new.
+def faults_in_a_save(count: int, folder: Path) -> Tally:
+    """Death after each call of a save and in the middle of each write; the old state or the new.
 
     `count` is a limit; a save has about 100 such places.
     """
-    figure = Figure("died after a call of a save: old state or new, gone on with, same to the bit")
+    tally = Tally("died after a call of a save: old state or new, resumed, bitwise the same")
     reference, before = fresh(folder, "reference"), fresh(folder, "before")
     assert in_child(lambda: train(reference, steps=12)) == 0
 
     def up_to(run: Path, steps: int) -> None:
-        # The run of 12 steps as it is after `steps` of them.
+        # A run of 12 steps, stopped after `steps` of them.
         fit = Trainer.fit
         Trainer.fit = lambda self, should_stop: fit(  # type: ignore[method-assign]
             self, lambda: self.progress.step >= steps
@@ -160,12 +160,12 @@ def faults_in_a_save(count: int, folder: Path) -> Figure:
         writes += half
         state = (run / "last.state.safetensors").read_bytes()
         step = RunFolder(run).load_state()[0].progress.step
-        whole = state == old if step == 6 else step == 9
+        intact = state == old if step == 6 else step == 9
         code = in_child(lambda run=run: resume(run))  # type: ignore[misc]
-        problem = differs(run, reference) if code == 0 else f"going on ended with {code}"
-        figure.count(whole and not problem, f"call {number}: step {step}, {problem}")
-    figure.note = f"{writes} of them half way through a write"
-    return figure
+        problem = differs(run, reference) if code == 0 else f"resuming ended with {code}"
+        tally.count(intact and not problem, f"call {number}: step {step}, {problem}")
+    tally.note = f"{writes} of them in the middle of a write"
+    return tally
 
 
 def _save_after_three_steps(run: Path) -> None:

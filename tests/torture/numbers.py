@@ -1,4 +1,4 @@
-"""Losses that are no numbers, and runs that must be the same."""
+"""Losses that are NaN or infinite, and runs that must be bitwise the same."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mygpt.training.events import Event, StepsSkipped
 from mygpt.training.gradients import make_gradients
 from mygpt.training.non_finite import NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
-from torture import Figure
+from torture import Tally
 from torture.runs import OPTIONS, fresh, in_child, log, silent, text_file, train
 
 
-def planted_nans(count: int, folder: Path) -> Figure:
+def planted_nans(count: int, folder: Path) -> Tally:
     """NaN or infinity in the loss or one gradient at `count` random steps of one run.
 
-    Each such step leaves weights and moments as they are, to the bit; the run finishes.
+    Each such step changes no bit of weights and moments; the run finishes.
     """
-    figure = Figure("steps with a planted NaN: no update applied, told, and the run finished")
-    chance = random.Random(0)
+    tally = Tally("steps with a planted NaN: no update, reported, and the run finished")
+    rng = random.Random(0)
     steps = 5 * count
-    planted = set(chance.sample(range(2, steps), count))
-    heard: list[Event] = []
+    planted = set(rng.sample(range(2, steps), count))
+    events: list[Event] = []
     untouched: list[int] = []
     step = 0
 
@@ -43,13 +43,13 @@ def planted_nans(count: int, folder: Path) -> Figure:
                 step += 1
                 loss = computed(self, *arguments)
                 if step in planted:
-                    bad = chance.choice([math.nan, math.inf, -math.inf])
+                    bad = rng.choice([math.nan, math.inf, -math.inf])
                     if step % 2:
                         return loss * bad
-                    gradient = chance.choice(
+                    gradient = rng.choice(
                         [p.grad for p in model.parameters() if p.grad is not None]
                     )
-                    gradient.view(-1)[chance.randrange(gradient.numel())] = bad
+                    gradient.view(-1)[rng.randrange(gradient.numel())] = bad
                 return loss
 
         gradients.__class__ = Planting
@@ -70,20 +70,20 @@ def planted_nans(count: int, folder: Path) -> Figure:
     run = fresh(folder)
     try:
         options = {**OPTIONS, "steps": steps, "save_every": 0, "eval_every": steps}
-        training.train(text_file(folder), output=run, listener=heard.append, **options)
+        training.train(text_file(folder), output=run, listener=events.append, **options)
     finally:
         NonFiniteGuard.step = inner  # type: ignore[method-assign]
         loop.make_gradients = make_gradients
-    told = {event.step for event in heard if isinstance(event, StepsSkipped)}
+    reported = {event.step for event in events if isinstance(event, StepsSkipped)}
     logged = {record["step"] for record in log(run) if "left_out" in record}
     for number in sorted(planted):
-        ok = number in untouched and number in told and number in logged
-        figure.count(ok, f"step {number}")
+        ok = number in untouched and number in reported and number in logged
+        tally.count(ok, f"step {number}")
     others = sorted(set(untouched) - planted)
     finished = [r["step"] for r in log(run) if "val_loss" in r] == [steps]
     if others or not finished:
-        figure.count(False, f"steps {others[:3]} left out unasked, finished: {finished}")
-    return figure
+        tally.count(False, f"steps {others[:3]} skipped without cause, finished: {finished}")
+    return tally
 
 
 def _everything(optimizer: Optimizer) -> bytes:
@@ -93,22 +93,22 @@ def _everything(optimizer: Optimizer) -> bytes:
     return b"".join([*weights, *(arrays[name].tobytes() for name in sorted(arrays))])
 
 
-def same_seed(count: int, folder: Path) -> Figure:
-    """The same run again and again: the same log but for times, byte for byte."""
-    figure = Figure("runs of one seed with the same log but for times")
+def same_seed(count: int, folder: Path) -> Tally:
+    """The same run `count` times: the same log except times, byte for byte."""
+    tally = Tally("runs of one seed with the same log except times")
     first = ""
     for trial in range(count):
         run = fresh(folder)
         assert in_child(lambda run=run: train(run)) == 0  # type: ignore[misc]
         text = json.dumps(log(run))
         first = first or text
-        figure.count(text == first, f"run {trial} differs")
-    return figure
+        tally.count(text == first, f"run {trial} differs")
+    return tally
 
 
-def replayed(count: int, folder: Path) -> Figure:
-    """Runs by the clock, made again from their plan: the same log but for times."""
-    figure = Figure("runs by --minutes, replayed: same losses and rates")
+def replayed(count: int, folder: Path) -> Tally:
+    """Runs of a given time, replayed from their recorded plan: the same log except times."""
+    tally = Tally("runs by --minutes, replayed: same losses and rates")
     for trial in range(count):
         run, again = fresh(folder), fresh(folder, "again")
         options = {"steps": None, "minutes": 0.01, "save_every": 0, "seed": trial}
@@ -119,5 +119,5 @@ def replayed(count: int, folder: Path) -> Figure:
 
         code = in_child(replay)
         same = code == 0 and log(run) == log(again)
-        figure.count(same, f"run {trial}: ended with {code}")
-    return figure
+        tally.count(same, f"run {trial}: ended with {code}")
+    return tally

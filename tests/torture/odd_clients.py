@@ -1,4 +1,4 @@
-"""Clients that do what no good client does: `python -m torture.odd_clients NAME PORT`.
+"""Clients that misbehave: `python -m torture.odd_clients NAME PORT`.
 
 Each is a function of the server's port, and runs until it is killed.
 """
@@ -21,7 +21,7 @@ _WORDS = "all the world is a stage and all the men and women merely players \n"
 
 
 def post(path: str, content: Any) -> bytes:
-    """A request with a body of JSON."""
+    """A request with a JSON body."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -34,7 +34,7 @@ def completion(**options: Any) -> bytes:
 
 
 def connect(port: int, buffer: int = 0) -> socket.socket:
-    """A connection; with a receive buffer of that size."""
+    """A connection, with a receive buffer of that size unless it is 0."""
     sock = socket.socket()
     if buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -44,7 +44,7 @@ def connect(port: int, buffer: int = 0) -> socket.socket:
 
 
 def read_answer(sock: socket.socket) -> bytes:
-    """One answer with a Content-Length, or what came until the end."""
+    """The head of an answer with a Content-Length, whose body is read; else what came."""
     found = b""
     while b"\r\n\r\n" not in found:
         data = sock.recv(65536)
@@ -61,8 +61,8 @@ def read_answer(sock: socket.socket) -> bytes:
     return head
 
 
-def again(count: int, session: Callable[[int], None]) -> None:
-    """So many threads that do something over and over; what goes wrong begins anew."""
+def repeat(count: int, session: Callable[[int], None]) -> None:
+    """`count` threads that repeat a session without end; a failed one is restarted."""
 
     def run(number: int) -> None:
         while True:
@@ -77,7 +77,7 @@ def again(count: int, session: Callable[[int], None]) -> None:
 
 
 def asking(count: int, requests: Callable[[int], list[bytes]]) -> Callable[[int], None]:
-    """Clients that ask one thing after another over one connection each."""
+    """Clients that send one request after another, over one connection each."""
 
     def odd(port: int) -> None:
         def session(number: int) -> None:
@@ -87,13 +87,13 @@ def asking(count: int, requests: Callable[[int], list[bytes]]) -> Callable[[int]
                     if b" 429 " in read_answer(sock):
                         time.sleep(0.1)
 
-        again(count, session)
+        repeat(count, session)
 
     return odd
 
 
 def pipelining(port: int) -> None:
-    """30 that send a long request, begin another, and go without a word."""
+    """30 that send a long request, begin another, and disconnect."""
 
     def session(number: int) -> None:
         with connect(port) as sock:
@@ -103,22 +103,22 @@ def pipelining(port: int) -> None:
             sock.sendall(request + request[:60])
             time.sleep(0.2)
 
-    again(30, session)
+    repeat(30, session)
 
 
 def idling(port: int) -> None:
-    """300 connections that ask nothing."""
+    """300 connections that send nothing."""
 
     def session(number: int) -> None:
         with connect(port) as sock:
             sock.recv(1)
             time.sleep(0.2)
 
-    again(300, session)
+    repeat(300, session)
 
 
 def dripping(port: int) -> None:
-    """100 whose requests come byte by byte."""
+    """100 that send their requests byte by byte."""
 
     def session(number: int) -> None:
         with connect(port) as sock:
@@ -126,7 +126,7 @@ def dripping(port: int) -> None:
                 sock.sendall(bytes([byte]))
                 time.sleep(0.5)
 
-    again(100, session)
+    repeat(100, session)
 
 
 def slow(port: int) -> None:
@@ -138,11 +138,11 @@ def slow(port: int) -> None:
             while sock.recv(1024):
                 time.sleep(0.5)
 
-    again(24, session)
+    repeat(24, session)
 
 
-def deaf(port: int) -> None:
-    """24 that ask over and over and read nothing."""
+def not_reading(port: int) -> None:
+    """24 that send requests without end and read no answer."""
 
     def session(number: int) -> None:
         with connect(port, 4096) as sock:
@@ -152,19 +152,19 @@ def deaf(port: int) -> None:
                     sock.sendall(completion(max_tokens=200, logprobs=5))
             time.sleep(5)
 
-    again(24, session)
+    repeat(24, session)
 
 
 def leaving(port: int) -> None:
-    """50 that go at a random moment, in the queue or at work."""
-    chance = random.Random(0)
+    """50 that disconnect at a random moment, while queued or while answered."""
+    rng = random.Random(0)
 
     def session(number: int) -> None:
         with connect(port) as sock:
             sock.sendall(completion(max_tokens=4096, n=1 + number % 3, stream=number % 4 > 0))
-            time.sleep(chance.random() * 0.2)
+            time.sleep(rng.random() * 0.2)
 
-    again(50, session)
+    repeat(50, session)
 
 
 def _text(size: int) -> str:
@@ -192,7 +192,7 @@ def _large_json(number: int) -> list[bytes]:
     ]
 
 
-# What each does, by its name.
+# The clients by name.
 CLIENTS: dict[str, Callable[[int], None]] = {
     "predictions": asking(
         90, lambda number: [post("/api/next", {"text": "the sea " * (number % 9)})]
@@ -209,7 +209,7 @@ CLIENTS: dict[str, Callable[[int], None]] = {
     "idle connections": idling,
     "dripping requests": dripping,
     "slow readers": slow,
-    "deaf clients": deaf,
+    "clients that read nothing": not_reading,
     "leaving clients": leaving,
 }
 

@@ -1,4 +1,4 @@
-"""Texts that are none, or too long, or that change while they are read: one `Case` each."""
+"""Inputs that are no text, too long, or change while they are read: one `Case` each."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class Case:
 
     Attributes:
         name: what is odd about the text.
-        says: a part of what it must print.
-        code: with which it must end.
-        data: what the file `text` holds; None is no such file.
-        learned: SHA-256 that the run must record.
-        args: of the command.
-        prepare: makes in the folder what else the case needs.
-        inside: done in the child first.
-        stdin: a file's path; "pipe", through which `feed` comes; or "closed".
-        feed: see there.
-        holds: bytes of memory that it may take beyond a run on a small text.
+        says: a part of its output.
+        code: its exit code.
+        data: content of the file `text`; None: there is no such file.
+        digest: SHA-256 of the training text that the run must record.
+        args: its arguments after `train`.
+        prepare: makes the other files of the folder.
+        inside: called in the child, before the command.
+        stdin: a file's path; "pipe", which `feed` is written to; or "closed".
+        feed: blocks for that pipe.
+        holds: bytes of memory that it may use beyond a run on a small text.
     """
 
     name: str
     says: str = ""
     code: int = 0
     data: bytes | None = None
-    learned: str = ""
+    digest: str = ""
     args: tuple[str, ...] = ("text",)
     prepare: Callable[[Path], object] = lambda folder: None
     inside: Callable[[], object] = lambda: None
@@ -61,14 +61,14 @@ class Case:
 
 def odd_texts() -> list[Case]:
     """All cases, the quick ones first."""
-    return [*_refused(), *_learned(), *_changing(), *_too_long(), *_long()]
+    return [*_refused(), *_accepted(), *_changing(), *_too_long(), *_long()]
 
 
 def _refused() -> Iterator[Case]:
     refused = partial(Case, code=2)
     yield refused("an empty file", "text is empty", data=b"")
     yield refused("one byte", "has 1 character: too short", data=b"a")
-    yield refused("a mark and no more", "text is empty", data=codecs.BOM_UTF8)
+    yield refused("a byte order mark alone", "text is empty", data=codecs.BOM_UTF8)
     yield refused("no file", "text does not exist")
     yield refused("a broken link", "text does not exist", prepare=_link("nowhere"))
     yield refused("a link to itself", "text cannot be read", prepare=_link("text"))
@@ -79,13 +79,13 @@ def _refused() -> Iterator[Case]:
     yield refused("an empty folder", "contains no text", prepare=lambda f: (f / "text").mkdir())
     yield refused("a folder of oddities", "contains no text", prepare=_oddities)
     yield refused("a socket", "cannot be read", args=("text/socket",), prepare=_oddities)
-    yield refused("zeros for ever", "is a device", args=("/dev/zero",))
-    yield refused("noise for ever", "is a device", args=("/dev/urandom",))
+    yield refused("endless zeros", "is a device", args=("/dev/zero",))
+    yield refused("endless noise", "is a device", args=("/dev/urandom",))
     yield refused("nothing at all", "null is empty", args=(os.devnull,))
     yield refused("nothing on stdin", "standard input is empty", args=STDIN)
     yield refused("zeros on stdin", "is a device", args=STDIN, stdin="/dev/zero")
     yield refused("no stdin", "standard input is closed", args=STDIN, stdin="closed")
-    yield refused("no UTF-8", "byte 0xff at position 3", data=b"abc\xff", args=CHARACTERS)
+    yield refused("not UTF-8", "byte 0xff at position 3", data=b"abc\xff", args=CHARACTERS)
     half = TEXT + b"\xe2\x82"
     yield refused("half a character", f"at position {len(TEXT)}", data=half, args=CHARACTERS)
     utf_7 = (*CHARACTERS, "--encoding", "utf-7")
@@ -93,8 +93,8 @@ def _refused() -> Iterator[Case]:
     for name in ("idna", "punycode", "rot13", "base64", "zlib", "undefined", "", "a/b", "\u20ac"):
         args = ("text", "--encoding", name)
         yield refused(f"encoding {name!r}", "is not known", data=TEXT, args=args)
-    whole = gzip.compress(TEXT)
-    for data in (TEXT, whole[:-9], whole + b"rest", whole[:30] + b"\xff" + whole[31:]):
+    packed = gzip.compress(TEXT)
+    for data in (TEXT, packed[:-9], packed + b"rest", packed[:30] + b"\xff" + packed[31:]):
         bad = partial(_put, name="text.gz", data=data)
         yield refused("a bad gzip", "is not a complete gzip", args=PACKED, prepare=bad)
     yield refused("a silent pipe", "no process wrote", prepare=_pipe(None), inside=_wait_less)
@@ -103,44 +103,46 @@ def _refused() -> Iterator[Case]:
         yield refused("a locked file", "cannot be read", **locked)
 
 
-def _learned() -> Iterator[Case]:
-    as_it_is = {
+def _accepted() -> Iterator[Case]:
+    unchanged = {
         "shorter than a window": b"short text",
         "NUL bytes": b"a\0b\0" * 100,
         "ends of lines": b"one\r\ntwo\rthree\n" * 50,
-        "no UTF-8, as bytes": TEXT + b"\xff",
+        "not UTF-8, as bytes": TEXT + b"\xff",
     }
-    for name, data in as_it_is.items():
-        yield Case(name, data=data, learned=_sha(data))
+    for name, data in unchanged.items():
+        yield Case(name, data=data, digest=_sha(data))
     word = "na\u00efve \U0001f642 " * 50
     for mark, codec in (
         (codecs.BOM_UTF8, "utf-8"),
         (codecs.BOM_UTF16_LE, "utf-16-le"),
         (codecs.BOM_UTF32_BE, "utf-32-be"),
     ):
-        yield Case(f"a {codec} mark", data=mark + word.encode(codec), learned=_sha(word.encode()))
-    learned = partial(Case, learned=_sha(TEXT))
+        yield Case(
+            f"a {codec} byte order mark", data=mark + word.encode(codec), digest=_sha(word.encode())
+        )
+    accepted = partial(Case, digest=_sha(TEXT))
     for codec in ("utf-7", "utf-16", "utf-32", "unicode_escape", "cp1252", "shift_jis", "hz"):
         data = TEXT.decode().encode(codec)
-        yield learned(f"encoding {codec}", data=data, args=("text", "--encoding", codec))
+        yield accepted(f"encoding {codec}", data=data, args=("text", "--encoding", codec))
     for name in ("-", "/dev/stdin", "/dev/fd/0"):
-        yield learned(f"a pipe as {name}", args=(name,), stdin="pipe", feed=_haltingly)
-    yield learned("a named pipe", prepare=_pipe(_haltingly), inside=_wait_less)
-    yield learned("a folder", "skipped 2 files", prepare=_text_and_oddities)
-    yield learned("two parts", args=PACKED, prepare=_packed(TEXT[:9], TEXT[9:]))
+        yield accepted(f"a pipe as {name}", args=(name,), stdin="pipe", feed=_haltingly)
+    yield accepted("a named pipe", prepare=_pipe(_haltingly), inside=_wait_less)
+    yield accepted("a folder", "skipped 2 files", prepare=_text_and_oddities)
+    yield accepted("two parts", args=PACKED, prepare=_packed(TEXT[:9], TEXT[9:]))
     odd = partial(_put, name="a\nb", data=TEXT)
-    yield learned("a name of two lines", args=("a\nb",), prepare=odd)
+    yield accepted("a name of two lines", args=("a\nb",), prepare=odd)
 
 
 def _changing() -> Iterator[Case]:
     changing = partial(Case, says="changed while it was read", data=LONGER, holds=4 * len(LONGER))
     shrunk = LONGER[: 3 * len(LONGER) // 5]
     shrink = _after_each_block(lambda: os.truncate("text", len(shrunk)))
-    yield changing("it shrinks", learned=_sha(shrunk), inside=shrink)
+    yield changing("it shrinks", digest=_sha(shrunk), inside=shrink)
     vanish = _after_each_block(lambda: Path("text").unlink(missing_ok=True))
-    yield changing("it vanishes", learned=_sha(LONGER), inside=vanish)
+    yield changing("it vanishes", digest=_sha(LONGER), inside=vanish)
     once = _after_each_block(lambda: _append(TEXT, up_to=len(LONGER + TEXT)))
-    yield changing("it grows", learned=_sha(LONGER + TEXT), inside=once)
+    yield changing("it grows", digest=_sha(LONGER + TEXT), inside=once)
 
 
 def _too_long() -> Iterator[Case]:
@@ -154,7 +156,7 @@ def _too_long() -> Iterator[Case]:
     yield long("wide characters", "is 2.2 MB", data=wide, inside=free, holds=3 * len(wide))
     grow = _after_each_block(lambda: _append(LONGER))
     small, some = _free(200 * MB), _free(500 * MB)
-    grows = partial(long, "it grows for ever", "text is more than", data=LONGER)
+    grows = partial(long, "it grows without end", "text is more than", data=LONGER)
     yield grows(inside=lambda: (small(), grow()), holds=200 * MB)
     zeros = partial(long, says="is more than", inside=some, holds=500 * MB)
     yield zeros("a pipe without end", args=STDIN, stdin="pipe", feed=lambda: iter(bytes, None))
@@ -164,17 +166,17 @@ def _too_long() -> Iterator[Case]:
 
 
 def _long() -> Iterator[Case]:
-    """What takes its time: a line of 100 MB, one byte a character in memory, and then four."""
+    """A line of 100 MB, in memory with one byte per character, and with four."""
     for start, width in ((b"", 1), ("\U0001f642".encode(), 4)):
         holds = reading._HEADROOM * (reading._PER_BYTE + width) * 100 * MB
         digest = hashlib.sha256()
         for piece in _line(start):
             digest.update(piece)
         write = partial(_write_line, start=start)
-        yield Case("100 MB", learned=digest.hexdigest(), prepare=write, holds=holds)
+        yield Case("100 MB", digest=digest.hexdigest(), prepare=write, holds=holds)
 
 
-# --- what they need ------------------------------------------------------------------------
+# --- helpers -------------------------------------------------------------------------------
 
 
 def _sha(data: bytes) -> str:
@@ -211,7 +213,7 @@ def _link(target: str) -> Callable[[Path], None]:
 
 
 def _oddities(folder: Path) -> None:
-    """A folder with all that is no text in it; two files of that."""
+    """A folder that holds everything but text; two of these are files."""
     place = folder / "text"
     place.mkdir()
     os.mkfifo(place / "pipe")
@@ -231,7 +233,7 @@ def _text_and_oddities(folder: Path) -> None:
 
 
 def _haltingly() -> Iterator[bytes]:
-    """A text whose writer pauses, for longer than one waits for a writer to come."""
+    """A text whose writer pauses, for longer than a reader waits for a first writer."""
     yield TEXT[:100]
     time.sleep(0.5)
     yield TEXT[100:]
@@ -247,7 +249,7 @@ def _pipe(feed: Callable[[], Iterator[bytes]] | None) -> Callable[[Path], None]:
 
 
 def in_background(opened: Callable[[], int], feed: Callable[[], Iterator[bytes]]) -> None:
-    """Write what `feed` gives, or as long as somebody reads, to a pipe that is `opened`."""
+    """Write the blocks of `feed` to the pipe that `opened` opens, until its reader closes it."""
 
     def write() -> None:
         with contextlib.suppress(BrokenPipeError), open(opened(), "wb", buffering=0) as pipe:
@@ -268,7 +270,7 @@ def _append(data: bytes, up_to: float = math.inf) -> None:
 
 
 def _after_each_block(action: Callable[[], object]) -> Callable[[], None]:
-    """Do something after each block that is read."""
+    """Call `action` after each block that is read."""
     blocks = reading._blocks
 
     def watched(*args):
@@ -283,7 +285,7 @@ def _after_each_block(action: Callable[[], object]) -> Callable[[], None]:
 
 
 def _free(num_bytes: int) -> Callable[[], None]:
-    """Say that so much memory is free."""
+    """Report `num_bytes` as the free memory."""
 
     def inside() -> None:
         reading.free_memory_bytes = lambda: num_bytes
@@ -292,7 +294,7 @@ def _free(num_bytes: int) -> Callable[[], None]:
 
 
 def _limit(more: int) -> Callable[[], None]:
-    """Allow no more addresses than there are now and `more`."""
+    """Limit the address space to its size now and `more` bytes."""
 
     def inside() -> None:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""Disks that are full."""
+"""Full disks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mygpt.errors import StorageError
 from mygpt.training.run import RunFolder
-from torture import Figure
+from torture import Tally
 from torture.runs import differs, fresh, in_child, resume, text_file, train
 
-_FULL = 3  # the exit code for it
+_FULL = 3  # the exit code of a full disk
 
 
 @contextmanager
@@ -31,25 +31,25 @@ def _small_disk(folder: Path, size: int) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def full_disk(count: int, folder: Path) -> Figure:
-    """Room that runs out at `count` points of a run: exit code 3, and nothing lost.
+def full_disk(count: int, folder: Path) -> Tally:
+    """A disk that is full at `count` points of a run: exit code 3, and nothing is lost.
 
-    Then there is room again, and the run goes on to the same end.
+    Then the disk has space again, and the run is resumed to the same end.
     """
-    figure = Figure("disk full: code 3, the state before whole, then gone on with to the bit")
+    tally = Tally("disk full: code 3, the previous state intact, resumed bitwise the same")
     reference, disk = fresh(folder, "reference"), folder / "disk"
     assert in_child(lambda: train(reference)) == 0
     text_file(folder)
     needed = sum(path.stat().st_size for path in reference.iterdir())
     for trial in range(count):
-        room = 4096 * (8 + (needed * 2 // 4096 - 8) * trial // max(1, count - 1))
+        free = 4096 * (8 + (needed * 2 // 4096 - 8) * trial // max(1, count - 1))
         with _small_disk(disk, 16 * needed) as mounted:
             if not mounted:
-                figure.note = "not run: mounting is not allowed here"
-                return figure
+                tally.note = "not run: mounting is not allowed here"
+                return tally
             text_file(disk)
             filler = disk / "filler"
-            filler.write_bytes(b"\0" * (_free(disk) - room))
+            filler.write_bytes(b"\0" * (_free(disk) - free))
             run = disk / "run"
             code = in_child(lambda run=run: _until_full(run))  # type: ignore[misc]
             kept = ""
@@ -59,19 +59,19 @@ def full_disk(count: int, folder: Path) -> Figure:
             filler.unlink()
             if kept:
                 after = in_child(lambda run=run: resume(run))  # type: ignore[misc]
-            else:  # not even the first state had room: nothing was there to be lost
+            else:  # not even the first state fitted: there was nothing to lose
                 shutil.rmtree(run, ignore_errors=True)
                 after = in_child(lambda run=run: train(run))  # type: ignore[misc]
-            problem = differs(run, reference) if after == 0 else f"going on ended with {after}"
+            problem = differs(run, reference) if after == 0 else f"resuming ended with {after}"
             ok = code in (0, _FULL) and not left and not problem
-            figure.count(ok, f"{room:,} bytes free: code {code}, {kept}, {left}, {problem}")
-            figure.note = _count_full(figure.note, code)
-    return figure
+            tally.count(ok, f"{free:,} bytes free: code {code}, {kept}, {left}, {problem}")
+            tally.note = _count_full(tally.note, code)
+    return tally
 
 
 def _count_full(note: str, code: int) -> str:
     full = int(note.split()[0]) if note else 0
-    return f"{full + (code == _FULL)} runs met a full disk"
+    return f"{full + (code == _FULL)} runs filled the disk"
 
 
 def _free(folder: Path) -> int:
@@ -79,9 +79,9 @@ def _free(folder: Path) -> int:
 
 
 def _until_full(run: Path) -> None:
-    """What the command line does: a `StorageError` is exit code 3."""
+    """As the command: a `StorageError` is exit code 3."""
     try:
         train(run)
     except StorageError as error:
-        told = str(error)
-        os._exit(error.exit_code if "No space left" in told and "free there" in told else 98)
+        expected = all(part in str(error) for part in ("No space left", "free there"))
+        os._exit(error.exit_code if expected else 98)

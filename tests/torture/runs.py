@@ -1,7 +1,7 @@
-"""What the tortures of training share: a tiny run, a process to do it in, and its comparison.
+"""What the torture tests of training share: a tiny run, a process for it, and a comparison.
 
-Each run is done in a forked child of a warm process (nothing is imported again), with one
-thread, so that hundreds fit in minutes.
+Each run is in a forked child of a process that has imported everything, with one thread, so that
+hundreds of them take minutes.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ OPTIONS: dict[str, Any] = {
 
 
 def silent(event: Event) -> None:
-    """Hears nothing."""
+    """A listener that ignores every event."""
 
 
 def text_file(folder: Path) -> str:
-    """The text that the tiny runs learn from."""
+    """The text that the tiny runs train on."""
     path = folder / "bottles.txt"
     if not path.exists():
         path.write_text(TEXT)
@@ -62,17 +62,17 @@ def train(run: Path, **options: Any) -> None:
 
 
 def resume(run: Path, **options: Any) -> None:
-    """Go on with it."""
+    """Resume it."""
     training.resume(run, listener=silent, **options)
 
 
 def warm() -> None:
-    """Import, before the first fork, what the first optimizer would import."""
+    """Import what the first optimizer imports, before the first fork."""
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)
 
 
 class Child:
-    """A forked process that calls `work(flag)`; `flag` is a number both can see.
+    """A forked process that calls `work(flag)`; both processes see the same `flag`.
 
     It ends with 0, or with 99 after an exception that `work` let through.
     """
@@ -93,7 +93,7 @@ class Child:
                 os._exit(code)
 
     def kill(self) -> None:
-        """End it as nothing can be done against."""
+        """Send SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
 
     def send(self, number: int) -> None:
@@ -126,7 +126,7 @@ class Flag:
 
 
 def in_child(work: Callable[[], Any]) -> int:
-    """Do it in a child; its exit code."""
+    """Call `work` in a child process; its exit code."""
     return Child(lambda _: work()).wait()
 
 
@@ -137,7 +137,7 @@ def log(run: Path) -> list[dict[str, Any]]:
 
 
 def differs(run: Path, reference: Path) -> str:
-    """What is not the same to the bit in two runs that should be; empty if nothing is."""
+    """The first bitwise difference between two runs; empty if there is none."""
     for name in ("last.state.safetensors", "best.safetensors", "last.safetensors"):
         ours, theirs = read_arrays(run / name)[0], read_arrays(reference / name)[0]
         if ours.keys() != theirs.keys():
@@ -152,7 +152,7 @@ def differs(run: Path, reference: Path) -> str:
 
 
 def fresh(folder: Path, name: str = "run") -> Path:
-    """A place for a new run."""
+    """The path of a new run."""
     run = folder / name
     shutil.rmtree(run, ignore_errors=True)
     return run

@@ -1,7 +1,7 @@
-"""`mygpt serve` under odd clients, with eight streaming clients beside them.
+"""`mygpt serve` under clients that misbehave, with eight streaming clients at the same time.
 
-The streams must continue, /health must answer, and what an odd client held must be free again soon
-after it has gone: see `odd_clients` for what each does.
+The streams must continue, /health must answer, and the slots and memory of an odd client must be
+free soon after it has gone: see `odd_clients` for what each does.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pathlib import Path
 
 import mygpt
 from paths import ROOT, TESTS
-from torture import Figure
+from torture import Tally
 from torture.odd_clients import CLIENTS, MODEL, completion
 
-STREAMS, GAP_S, HEALTH_S, BACK_S = 8, 0.5, 0.1, 5.0
+STREAMS, GAP_S, HEALTH_S, FREED_WITHIN_S = 8, 0.5, 0.1, 5.0
 SPARE_BYTES = 96 * 2**20  # of memory, which the allocator may keep
 SECONDS = 10.0  # under each odd client
 FILES = 256  # that the server may open
@@ -36,63 +36,63 @@ _SOURCES = Path(mygpt.__file__).resolve().parent.parent
 
 
 @dataclass
-class Seen:
-    """What was measured under one odd client.
+class Measured:
+    """Measurements under one odd client.
 
     Attributes:
         gaps_s: between two pieces of a stream.
         waits_s: from a stream's request to its first piece.
         health_s: how long /health took.
-        back_s: until slots and memory were free again; None where they were not.
-        grown: bytes of memory that the server then had more than before.
+        freed_s: until slots and memory were free again; None where they were not.
+        grown: bytes of the server's memory then, above those before.
     """
 
     gaps_s: list[float] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
     health_s: list[float] = field(default_factory=list)
-    back_s: float | None = None
+    freed_s: float | None = None
     grown: int = 0
 
     @property
     def good(self) -> bool:
-        """Whether all was as it must be."""
+        """Whether all limits were kept."""
         enough = len(self.gaps_s) > 100 and len(self.health_s) > 10
         kept = p99(self.gaps_s) <= GAP_S and p99(self.health_s) <= HEALTH_S
-        return enough and kept and self.back_s is not None
+        return enough and kept and self.freed_s is not None
 
     def __str__(self) -> str:
-        back = f"free after {self.back_s:.1f} s" if self.back_s is not None else "not free"
+        freed = f"free after {self.freed_s:.1f} s" if self.freed_s is not None else "not free"
         return (
             f"gaps {1000 * p99(self.gaps_s):.0f} ms (largest {1000 * max(self.gaps_s):.0f}), "
             f"first pieces after {1000 * p99(self.waits_s):.0f} ms, "
             f"/health {1000 * p99(self.health_s):.0f} ms (largest "
-            f"{1000 * max(self.health_s):.0f}), {back}, memory +{self.grown / 2**20:.0f} MiB"
+            f"{1000 * max(self.health_s):.0f}), {freed}, memory +{self.grown / 2**20:.0f} MiB"
         )
 
 
 def p99(values: list[float]) -> float:
-    """99 of 100 are no larger; infinite where there is none."""
+    """The 99th percentile; infinity of no values."""
     ranked = sorted(values)
     return ranked[int(0.99 * (len(ranked) - 1))] if ranked else float("inf")
 
 
-def odd_clients(count: int, folder: Path) -> Figure:
+def odd_clients(count: int, folder: Path) -> Tally:
     """Each odd client for some seconds, `count` times; one server for each."""
-    figure = Figure("odd clients: streams, /health, slots and memory of the server beside them")
+    tally = Tally("odd clients: the server's streams, /health, slots and memory meanwhile")
     if not count:
-        figure.note = "not run: tests/server/test_server_safety.py has a short form of each"
-        return figure
+        tally.note = "not run: tests/server/test_server_safety.py has a short form of each"
+        return tally
     model = make_model(folder)
     for name in [*CLIENTS, "unread log"] * count:
         with serving(model, unread=name == "unread log") as server:
             seen = watch(server, name)
         print(f"  {name}: {seen}", flush=True)
-        figure.count(seen.good, f"{name}: {seen}")
-    return figure
+        tally.count(seen.good, f"{name}: {seen}")
+    return tally
 
 
 def make_model(folder: Path) -> Path:
-    """A small model with a tokenizer of the `tokenizers` library's, which wants texts whole."""
+    """A small model with a tokenizer of the `tokenizers` library, which encodes a text at once."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from mygpt import GPT, GPTConfig, save_checkpoint
@@ -123,12 +123,12 @@ class Served:
     port: int
 
     def memory(self) -> int:
-        """Bytes that it has in memory."""
+        """Its resident memory in bytes."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def health(self) -> dict[str, int]:
-        """What /health says, on a connection of its own."""
+        """The answer of /health, on a new connection."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=30) as answer:
             found: dict[str, int] = json.load(answer)
             return found
@@ -136,7 +136,7 @@ class Served:
 
 @contextmanager
 def serving(model: Path, *, unread: bool) -> Iterator[Served]:
-    """`mygpt serve`, whose standard error somebody reads, or nobody."""
+    """`mygpt serve`; with `unread`, nobody reads its standard error after the start."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
@@ -165,11 +165,11 @@ def serving(model: Path, *, unread: bool) -> Iterator[Served]:
         process.wait()
 
 
-def watch(server: Served, name: str) -> Seen:
-    """What streams and /health are like under an odd client, and how soon it is forgotten."""
-    seen, over = Seen(), threading.Event()
+def watch(server: Served, name: str) -> Measured:
+    """Measure streams and /health under an odd client, and how soon its resources are free."""
+    seen, over = Measured(), threading.Event()
     for _ in range(3):
-        stream(server.port, 2.0, Seen())  # warm
+        stream(server.port, 2.0, Measured())  # warm
     before = server.memory()
     command = [sys.executable, "-m", "torture.odd_clients", name, str(server.port)]
     if name == "unread log":
@@ -193,16 +193,16 @@ def watch(server: Served, name: str) -> Seen:
         odd.wait()
     asking.join()
     began = time.monotonic()
-    while time.monotonic() - began < BACK_S:
+    while time.monotonic() - began < FREED_WITHIN_S:
         health, seen.grown = server.health(), server.memory() - before
         if not health["running"] and not health["waiting"] and seen.grown < SPARE_BYTES:
-            seen.back_s = time.monotonic() - began
+            seen.freed_s = time.monotonic() - began
             break
         time.sleep(0.05)
     return seen
 
 
-def stream(port: int, seconds: float, seen: Seen) -> None:
+def stream(port: int, seconds: float, seen: Measured) -> None:
     """Eight clients that stream one completion after another."""
     chooser = selectors.DefaultSelector()
 

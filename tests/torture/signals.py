@@ -9,17 +9,17 @@ import time
 from pathlib import Path
 
 from mygpt.errors import Interrupted
-from torture import Figure
+from torture import Tally
 from torture.runs import Child, Flag, differs, fresh, in_child, resume, train
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def _until_signalled(run: Path, flag: Flag) -> None:
-    """What the command line does: a run that a signal ended has exit code 128 + its number."""
+    """As the command: a run that a signal ended has exit code 128 + the signal's number."""
     from mygpt.training.trainer import Trainer
 
-    for number in _NUMBERS:  # whoever started us in the background may have had some ignored
+    for number in _NUMBERS:  # a shell that starts this in the background has some ignored
         default = number == signal.SIGINT and signal.default_int_handler
         signal.signal(number, default or signal.SIG_DFL)
     inner = Trainer.fit
@@ -35,10 +35,12 @@ def _until_signalled(run: Path, flag: Flag) -> None:
         os._exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))
 
 
-def signalled_at_random(count: int, folder: Path) -> Figure:
+def signalled_at_random(count: int, folder: Path) -> Tally:
     """A signal at a random moment of training; each third run gets a second one at once."""
-    figure = Figure("signalled: a state, the right code, nothing left, gone on with to the bit")
-    reference, chance = fresh(folder, "reference"), random.Random(0)
+    tally = Tally(
+        "signalled: a state, the right code, no temporary files, resumed bitwise the same"
+    )
+    reference, rng = fresh(folder, "reference"), random.Random(0)
     assert in_child(lambda: train(reference)) == 0
     finished = 0
     for trial in range(count):
@@ -46,22 +48,22 @@ def signalled_at_random(count: int, folder: Path) -> Figure:
         child = Child(lambda flag, run=run: _until_signalled(run, flag))  # type: ignore[misc]
         while child.flag.value == 0 and child.alive():
             time.sleep(0.0002)
-        time.sleep(0.002 + chance.random() * 0.25)
-        number = chance.choice(_NUMBERS)
+        time.sleep(0.002 + rng.random() * 0.25)
+        number = rng.choice(_NUMBERS)
         second = trial % 3 == 2
         if child.alive():
             child.send(number)
         if second:
-            time.sleep(chance.random() * 0.01)
+            time.sleep(rng.random() * 0.01)
             if child.alive():
                 child.send(number)
         code = child.wait()
-        # Whoever is done is done; a signal after that is as if no run had been there.
+        # A signal after the end of the run finds the default handler again.
         finished += code in (0, -number)
         left = [path.name for path in run.glob(".mygpt-*")]
         after = in_child(lambda run=run: resume(run))  # type: ignore[misc]
-        problem = differs(run, reference) if after == 0 else f"going on ended with {after}"
+        problem = differs(run, reference) if after == 0 else f"resuming ended with {after}"
         ok = code in (128 + number, 0, -number) and not left and not problem
-        figure.count(ok, f"trial {trial}: code {code} for {number}, {left}, {problem}")
-    figure.note = f"{finished} had finished before it came"
-    return figure
+        tally.count(ok, f"trial {trial}: code {code} for {number}, {left}, {problem}")
+    tally.note = f"{finished} had finished before the signal"
+    return tally

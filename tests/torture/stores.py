@@ -1,4 +1,4 @@
-"""Tokenizing that is killed: the same command goes on, to the same bytes."""
+"""`mygpt tokenize` is killed: the same command resumes it, to the same bytes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import time
 from pathlib import Path
 
 from mygpt.tokenization import BPETokenizer
-from torture import Figure
+from torture import Tally
 
-_SECONDS = 3.0  # in which a kill comes, at most
+_KILL_WITHIN_S = 3.0
 
 
 def _write_texts(folder: Path) -> list[Path]:
-    """A long document, many short ones, and words to learn from."""
-    chance = random.Random(0)
-    words = ["".join(chance.choices("abcdeéf日", k=chance.randint(1, 9))) for _ in range(5000)]
+    """A long document, many short ones, and a tokenizer trained on the long one."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdeéf日", k=rng.randint(1, 9))) for _ in range(5000)]
     plain, lines = folder / "long.txt", folder / "short.jsonl"
-    plain.write_text(" ".join(chance.choices(words, k=400_000)), encoding="utf-8")
+    plain.write_text(" ".join(rng.choices(words, k=400_000)), encoding="utf-8")
     with open(lines, "w", encoding="utf-8") as file:
         for number in range(4000):
-            text = " ".join([f"{number}:", *chance.choices(words, k=chance.randint(0, 60))])
+            text = " ".join([f"{number}:", *rng.choices(words, k=rng.randint(0, 60))])
             file.write(json.dumps({"text": text}) + "\n")
     BPETokenizer.train([plain.read_text("utf-8")[:200_000]], 1000).save(folder / "bpe.json")
     return [plain, lines]
@@ -39,7 +39,7 @@ def _command(folder: Path, store: Path) -> list[str]:
 
 
 def digests(store: Path) -> dict[str, str]:
-    """Every file of a store, the lock apart, with its digest."""
+    """The digest of every file of a store, except the lock."""
     return {
         str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(store.rglob("*"))
@@ -47,16 +47,16 @@ def digests(store: Path) -> dict[str, str]:
     }
 
 
-def kill_tokenizing(count: int, folder: Path) -> Figure:
-    """`kill -9` at random moments of `mygpt tokenize`, one store each; then the same command."""
-    figure = Figure("killed while it tokenized, gone on with, same bytes in every file")
+def kill_tokenizing(count: int, folder: Path) -> Tally:
+    """SIGKILL at random moments of `mygpt tokenize`, one store each; then the same command."""
+    tally = Tally("killed while tokenizing, resumed, same bytes in every file")
     _write_texts(folder)
     environment = {**os.environ, "MYGPT_TOKEN_CACHE": "off"}
     began = time.monotonic()
-    subprocess.run(_command(folder, folder / "whole"), check=True, capture_output=True)
-    whole_s = time.monotonic() - began
-    reference = digests(folder / "whole")
-    chance, part_way = random.Random(0), 0
+    subprocess.run(_command(folder, folder / "undisturbed"), check=True, capture_output=True)
+    undisturbed_s = time.monotonic() - began
+    reference = digests(folder / "undisturbed")
+    rng, part_way = random.Random(0), 0
     for trial in range(count):
         store = folder / f"store-{trial}"
         child = subprocess.Popen(
@@ -66,19 +66,19 @@ def kill_tokenizing(count: int, folder: Path) -> Figure:
             env=environment,
         )
         if trial % 2:  # any moment
-            time.sleep(chance.random() * min(whole_s, _SECONDS))
+            time.sleep(rng.random() * min(undisturbed_s, _KILL_WITHIN_S))
         else:  # while shards are written
-            _wait_for_shards(child, store, chance.randrange(1, len(reference) // 2 - 1))
-            time.sleep(chance.random() * 0.02)
+            _wait_for_shards(child, store, rng.randrange(1, len(reference) // 2 - 1))
+            time.sleep(rng.random() * 0.02)
         child.kill()
         child.wait()
         part_way += (store / "shards").exists() and digests(store) != reference
         done = subprocess.run(_command(folder, store), capture_output=True, text=True, check=False)
         same = done.returncode == 0 and digests(store) == reference
-        figure.count(same, f"trial {trial}: ended with {done.returncode} {done.stderr[-200:]}")
+        tally.count(same, f"trial {trial}: ended with {done.returncode} {done.stderr[-200:]}")
         shutil.rmtree(store, ignore_errors=True)
-    figure.note = f"{part_way} of them with shards written and more to come"
-    return figure
+    tally.note = f"{part_way} of them with some of the shards written"
+    return tally
 
 
 def _wait_for_shards(child: subprocess.Popen[bytes], store: Path, number: int) -> None:

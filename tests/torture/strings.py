@@ -1,4 +1,4 @@
-"""Any string at all through the tokenizers: it comes back as it was, or is refused by name."""
+"""Arbitrary strings through the tokenizers: unchanged, or refused with the characters named."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from mygpt.errors import InputError, UnknownTokenError
 from mygpt.tokenization import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
-from torture import Figure
+from torture import Tally
 
 BYTES = ByteTokenizer()
-# What has broken other programs: ends and marks, directions, combinations, look-alikes.
+# What breaks programs: special tokens, control characters, byte order marks, text direction,
+# combining characters, characters that look alike.
 TROUBLE = [
     *(END_OF_TEXT, "<|endoftext|", "|>", "<|im_start|>", "<s>", "</s>", "[UNK]", "<pad>", "\u2581"),
     *("\0", "\x1a", "\x1b[2J", "\x7f", "\x85", "\r\n", "\n\r", "\u2028", "\u2029", "\u00ad"),
@@ -36,9 +37,9 @@ strings_of_all_kinds = st.lists(
 ).map("".join)
 
 
-def strings(count: int, folder: Path) -> Figure:
-    """Encode and decode `count` strings, whole, in pieces and id by id; with a surrogate too."""
-    figure = Figure("strings that came back as they were, or were refused by name")
+def strings(count: int, folder: Path) -> Tally:
+    """Encode and decode `count` strings: at once, in pieces and id by id; also with a surrogate."""
+    tally = Tally("strings that came back unchanged, or were refused with the characters named")
 
     @settings(
         max_examples=count,
@@ -56,52 +57,52 @@ def strings(count: int, folder: Path) -> Figure:
     def examine(text: str, place: int, surrogate: str) -> None:
         place = min(place, len(text))
         try:
-            _bytes_return(text, place)
-            _characters_return(text, place)
-            _unknown_ones_are_named(text, place)
-            _surrogates_are_refused(text, place, surrogate)
+            _check_bytes(text, place)
+            _check_characters(text, place)
+            _check_unknown_characters(text, place)
+            _check_surrogates(text, place, surrogate)
             failure = ""
         except Exception as error:
             failure = f"{text!r}, {place}, {surrogate!r}: {type(error).__name__}: {error}"
-        figure.count(not failure, failure)
+        tally.count(not failure, failure)
 
     examine()
-    return figure
+    return tally
 
 
-def _bytes_return(text: str, place: int) -> None:
+def _check_bytes(text: str, place: int) -> None:
     ids = BYTES.encode_array(text)
     assert bytes(ids.tolist()) == text.encode(), "other bytes"
-    _same_text(BYTES, text, place)
-    data = text.encode("utf-16-le")  # no UTF-8, often
+    _check_round_trip(BYTES, text, place)
+    data = text.encode("utf-16-le")  # often not UTF-8
     assert bytes(BYTES.encode_array(data).tolist()) == data, "other raw bytes"
 
 
-def _characters_return(text: str, place: int) -> None:
+def _check_characters(text: str, place: int) -> None:
     for end in (False, True):
         tokenizer = CharTokenizer.from_text(text + "a", end_of_text=end)
-        _same_text(tokenizer, text, place)
+        _check_round_trip(tokenizer, text, place)
 
 
-def _same_text(tokenizer: Tokenizer, text: str, place: int) -> None:
+def _check_round_trip(tokenizer: Tokenizer, text: str, place: int) -> None:
     ids = tokenizer.encode_array(text)
     assert ids.dtype == np.int64, "another type"
     assert tokenizer.decode(ids) == text, "another text"
     assert tokenizer.end_of_text not in ids.tolist(), "text became a special token"
     decoder = tokenizer.decoder()
-    said = "".join([decoder.push(i) for i in ids.tolist()]) + decoder.finish()
-    assert said == text, "another text, id by id"
+    decoded = "".join([decoder.push(i) for i in ids.tolist()]) + decoder.finish()
+    assert decoded == text, "another text, id by id"
     rows = list(tokenizer.encode_pieces(_cut(text, place)))
     assert np.array_equal(np.concatenate(rows), ids), "other ids in pieces"
 
 
-def _unknown_ones_are_named(text: str, place: int) -> None:
-    """A vocabulary of the text before `place`, for all of it."""
+def _check_unknown_characters(text: str, place: int) -> None:
+    """The vocabulary is of the text before `place`; the text is all of it."""
     known = set(text[:place]) | {"a"}
     tokenizer = CharTokenizer(sorted(known))
     unknown = sorted(set(text) - known)
     if not unknown:
-        return _same_text(tokenizer, text, place)
+        return _check_round_trip(tokenizer, text, place)
     first = min(map(text.index, unknown))
     named = [repr(char) if char < "\x80" else f"U+{ord(char):04X}" for char in unknown[:20]]
     for message in _refusals(tokenizer, text, place, UnknownTokenError):
@@ -110,7 +111,7 @@ def _unknown_ones_are_named(text: str, place: int) -> None:
     return None
 
 
-def _surrogates_are_refused(text: str, place: int, surrogate: str) -> None:
+def _check_surrogates(text: str, place: int, surrogate: str) -> None:
     wrong = text[:place] + surrogate + text[place:]
     expected = f"U+{ord(surrogate[0]):04X} at position {place}"
     for tokenizer in (BYTES, CharTokenizer.from_text(text + "a")):
@@ -121,9 +122,9 @@ def _surrogates_are_refused(text: str, place: int, surrogate: str) -> None:
 
 
 def _refusals(tokenizer: Tokenizer, text: str, place: int, kind: type[InputError]) -> Iterator[str]:
-    """What it says against the text, whole and in pieces."""
-    whole = partial(tokenizer.encode_array, text)
-    return _messages([whole, lambda: list(tokenizer.encode_pieces(_cut(text, place)))], kind)
+    """Its messages on the text, at once and in pieces."""
+    at_once = partial(tokenizer.encode_array, text)
+    return _messages([at_once, lambda: list(tokenizer.encode_pieces(_cut(text, place)))], kind)
 
 
 def _messages(attempts: list[Callable[[], object]], kind: type[InputError]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from torture import Figure
+from torture import Tally
 from torture.__main__ import ALL
 
 pytestmark = [
@@ -20,10 +20,8 @@ pytestmark = [
 @pytest.mark.parametrize(
     ("torture", "count"), [(t, short) for t, _, short in ALL], ids=[t.__name__ for t, _, _ in ALL]
 )
-def test_nothing_is_lost(
-    torture: Callable[[int, Path], Figure], count: int, tmp_path: Path
-) -> None:
-    figure = torture(count, tmp_path)
-    if figure.note.startswith("not run"):
-        pytest.skip(str(figure))
-    assert figure.good, str(figure)
+def test_nothing_is_lost(torture: Callable[[int, Path], Tally], count: int, tmp_path: Path) -> None:
+    tally = torture(count, tmp_path)
+    if tally.note.startswith("not run"):
+        pytest.skip(str(tally))
+    assert tally.good, str(tally)
