@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,60 +57,97 @@ def find_ends(
             end texts. None if there is no model.
         implied: the token that the tokenizer's class implies.
     """
-    notes: list[str] = []
-    special = special_ids(description)
-    ids = {name: number for number, name in parts.names.items()}
+    search = _Search(parts.names, special_ids(description), folder, vocab_size or 0)
+    end = search.by_text()
+    for file in _BY_ID[: 1 if vocab_size is None else 2]:
+        if (found := search.by_id(file, end)) is not None:
+            return found
+    if end is None:
+        behind = map(parts.names.get, suffix_ids(description))
+        end = search.by_name([implied, *behind, *_NAMES])
+    if end is None:
+        search.notes.append(
+            "no token ends a text: the model generates until a limit or a stop string"
+        )
+    return Ends(end, (), search.notes)
 
-    def is_usable(number: object) -> bool:
+
+class _Search:
+    """Searches for the tokens that end a text, and collects notes.
+
+    Args:
+        names: the token of each id.
+        special: ids of special tokens.
+        folder: the folder of the configuration files.
+        vocab_size: ids without a token are usable below it.
+    """
+
+    def __init__(
+        self, names: dict[int, str], special: set[int], folder: Path, vocab_size: int
+    ) -> None:
+        self.notes: list[str] = []
+        self._names, self._special = names, special
+        self._folder, self._vocab_size = folder, vocab_size
+        self._ids = {name: number for number, name in names.items()}
+
+    def by_text(self) -> int | None:
+        """The end-of-text id from the file that names the token by its text."""
+        end = None
+        # As transformers does, the older file comes first unless the newer one lists added tokens.
+        listing = "added_tokens_decoder" in _optional(self._folder / _CONFIG)
+        for file in (_CONFIG, _MAP) if listing else (_MAP, _CONFIG):
+            token = _optional(self._folder / file).get("eos_token")
+            name = token.get("content") if isinstance(token, dict) else token
+            if end is not None or not isinstance(name, str):
+                continue
+            if self._is_usable(self._ids.get(name)):
+                end = self._ids[name]
+            else:
+                what = "an ordinary character" if name in self._ids else "not in the vocabulary"
+                self.notes.append(f"{file} ends texts with {name!r:.40}, which is {what}: ignored")
+        return end
+
+    def by_id(self, file: str, end: int | None) -> Ends | None:
+        """The ids in a file, of which the first is the end of text unless that is `end`.
+
+        None if the file has no usable id.
+        """
+        found = _optional(self._folder / file).get("eos_token_id")
+        listed = found if isinstance(found, list) else [] if found is None else [found]
+        usable = list(dict.fromkeys(number for number in listed if self._is_usable(number)))
+        if not usable:
+            if listed and end is None:
+                what = f"{listed!r:.60}, not a special token"
+                self.notes.append(f"{file} ends texts with {what}: ignored")
+            return None
+        named = [number for number in usable if number in self._names]
+        if end is None and named:
+            end = named[0]
+            self.notes.append(f"texts end with {self._names[end]!r:.40}, id {end}, from {file}")
+        others = tuple(number for number in usable if number != end)
+        if others:
+            shown = ", ".join(repr(self._names.get(n, n)) for n in others[:8])
+            verb = "end" + "s" * (len(others) == 1)
+            self.notes.append(f"{shown:.120} in {file} also {verb} a text")
+        return Ends(end, others, self.notes)
+
+    def by_name(self, names: Sequence[str | None]) -> int | None:
+        """The id of the first of these names that is a special token's."""
+        for name in names:
+            if name is not None and self._ids.get(name) in self._special:
+                if name != END_OF_TEXT:
+                    end = f"{name!r:.40}, id {self._ids[name]}"
+                    self.notes.append(f"texts end with {end}, chosen by its name")
+                return self._ids[name]
+        return None
+
+    def _is_usable(self, number: object) -> bool:
+        """Whether an id is a special token, has more than one character, or is a free row."""
         if type(number) is not int or number < 0:
             return False
-        if number not in parts.names:
-            return number < (vocab_size or 0)
-        return number in special or not is_single_character(parts.names[number])
-
-    end = None
-    # As transformers does, the older file comes first unless the newer one lists added tokens.
-    listing = "added_tokens_decoder" in _optional(folder / _CONFIG)
-    for file in (_CONFIG, _MAP) if listing else (_MAP, _CONFIG):
-        token = _optional(folder / file).get("eos_token")
-        name = token.get("content") if isinstance(token, dict) else token
-        if end is not None or not isinstance(name, str):
-            continue
-        if is_usable(ids.get(name)):
-            end = ids[name]
-        else:
-            what = "an ordinary character" if name in ids else "not in the vocabulary"
-            notes.append(f"{file} ends texts with {name!r:.40}, which is {what}: ignored")
-    for file in _BY_ID[: 1 if vocab_size is None else 2]:
-        found = _optional(folder / file).get("eos_token_id")
-        listed = found if isinstance(found, list) else [] if found is None else [found]
-        usable = list(dict.fromkeys(number for number in listed if is_usable(number)))
-        if usable:
-            named = [number for number in usable if number in parts.names]
-            if end is None and named:
-                end = named[0]
-                notes.append(f"texts end with {parts.names[end]!r:.40}, id {end}, from {file}")
-            others = tuple(number for number in usable if number != end)
-            if others:
-                shown = ", ".join(repr(parts.names.get(n, n)) for n in others[:8])
-                verb = "end" + "s" * (len(others) == 1)
-                notes.append(f"{shown:.120} in {file} also {verb} a text")
-            return Ends(end, others, notes)
-        if listed and end is None:
-            notes.append(f"{file} ends texts with {listed!r:.60}, not a special token: ignored")
-    if end is not None:
-        return Ends(end, (), notes)
-    behind = map(parts.names.get, suffix_ids(description))
-    for name in (implied, *behind, *_NAMES):
-        if name is not None and ids.get(name) in special:
-            if name != END_OF_TEXT:
-                notes.append(f"texts end with {name!r:.40}, id {ids[name]}, chosen by its name")
-            return Ends(ids[name], (), notes)
-    return Ends(
-        None,
-        (),
-        [*notes, "no token ends a text: the model generates until a limit or a stop string"],
-    )
+        if number not in self._names:
+            return number < self._vocab_size
+        return number in self._special or not is_single_character(self._names[number])
 
 
 def end_notes(tokenizer: Tokenizer) -> list[str]:

@@ -3,13 +3,11 @@
 It is used for an imported model whose tokenizer `BPETokenizer` cannot represent: character merges
 with byte fallback (Llama 2), Unigram, WordPiece, normalisers, another end-of-text token, or more
 rows in the model than there are tokens. The library encodes and decodes; this class ensures that
-text never becomes a control token, and decodes ids one at a time.
+text never becomes a control token.
 """
 
 from __future__ import annotations
 
-import codecs
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -25,24 +23,14 @@ from mygpt.tokenization.base import (
     check_ids,
     encode_strictly,
     ends_of,
-    primed,
-    shared_start,
 )
 from mygpt.tokenization.bpe import BPETokenizer
+from mygpt.tokenization.foreign_decoding import TokenDecoding
 from mygpt.tokenization.foreign_json import parts_of, prefix_ids, special_ids
-from mygpt.tokenization.tokenizer_json import BRIEF, CANNOT_ENCODE, SYMBOLS, library_ids, refusals
+from mygpt.tokenization.tokenizer_json import BRIEF, CANNOT_ENCODE, library_ids, refusals
 
 if TYPE_CHECKING:
     import torch
-
-_BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser accepts a sign
-_CANNOT_DECODE = "the tokenizers library could not decode these ids"
-# A token decoded together with others, so that these are not at the beginning or end of the text.
-_ANCHOR = "x"
-_CONTEXT = 64  # preceding tokens that are decoded again
-# Decoder steps that decode each token independently of its neighbours, apart from byte tokens.
-_LOCAL = {"Replace", "Metaspace", "ByteFallback", "WordPiece", "Strip"}
 
 
 class ForeignTokenizer:
@@ -89,7 +77,7 @@ class ForeignTokenizer:
         self._is_control[list(self._parts.control)] = True
         ends = {number for number in ends_of(self) if number in self._parts.names}
         self._bpe = _as_bpe(description, ends)
-        self._library_decoder = self._parts.library.decoder
+        self._decoding = TokenDecoding(self._parts)
 
     def encode(self, text: str) -> torch.Tensor:
         """Ids of `text`, a 1-D int64 tensor; a lone surrogate is an `InputError`."""
@@ -167,8 +155,8 @@ class ForeignTokenizer:
             return False
         if self.unknown_id in ids:
             return self.falls_back_to_characters
-        known = b"".join(self._bytes_of(self._parts.names[i]) for i in ids).strip()
-        if not self._in_bytes:
+        known = b"".join(self._decoding.bytes_of(self._parts.names[i]) for i in ids).strip()
+        if not self._decoding.in_bytes:
             return not known
         changed = self._parts.library.normalizer
         whole = char if changed is None else changed.normalize_str(char)
@@ -189,7 +177,9 @@ class ForeignTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, decoded by the library; control tokens appear by their names."""
         names = self._parts.names
-        return self._spell([names[i] for i in check_ids(ids, self.vocab_size) if i in names])
+        return self._decoding.text(
+            [names[i] for i in check_ids(ids, self.vocab_size) if i in names]
+        )
 
     def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> IncrementalDecoder:
         """A decoder for ids that arrive one at a time; see `Tokenizer.decoder`.
@@ -197,18 +187,7 @@ class ForeignTokenizer:
         The preceding ids matter: some tokenizers drop the space before a text's first word, some
         add a space after each word but the last.
         """
-        if self._in_bytes:
-            decoder: IncrementalDecoder = primed(_ByteDecoder(self._parts.names), after)
-            return decoder
-        found = map(self._parts.names.get, after[-_CONTEXT:])
-        names = [name for name in found if name is not None]
-        if not self._is_local:
-            return _WholeDecoder(self, names)
-        try:
-            begun = bool(self._spell(names)) if names else continued
-        except InputError:  # decoding the next ids raises it again
-            begun = True
-        return _TokenDecoder(self, begun=begun, waiting=self._unfinished(names))
+        return self._decoding.decoder(continued=continued, after=after)
 
     def token_text(self, token_id: int) -> str:
         """One token as text, as within a text; bytes that are not a character as \\xNN."""
@@ -216,7 +195,7 @@ class ForeignTokenizer:
         name = self._parts.names.get(token_id, "")
         if token_id in self._parts.control or not name:
             return name
-        return self._bytes_of(name).decode("utf-8", "backslashreplace")
+        return self._decoding.bytes_of(name).decode("utf-8", "backslashreplace")
 
     def byte_lengths(self) -> NDArray[np.int64]:
         """The number of UTF-8 bytes that each id decodes to within a text, (V,) int64.
@@ -227,7 +206,7 @@ class ForeignTokenizer:
         lengths = np.zeros(self.vocab_size, np.int64)
         for number, name in self._parts.names.items():
             if number not in self._parts.control and name != self._parts.unknown:
-                lengths[number] = len(self._bytes_of(name))
+                lengths[number] = len(self._decoding.bytes_of(name))
         return lengths
 
     def to_state(self) -> dict[str, Any]:
@@ -257,81 +236,6 @@ class ForeignTokenizer:
     def is_bpe(self) -> bool:
         """Whether a `BPETokenizer` encodes text in the same way."""
         return self._bpe is not None
-
-    @cached_property
-    def _in_bytes(self) -> bool:
-        """Whether tokens are bytes in GPT-2's alphabet, concatenated and then decoded."""
-        kinds = self._kinds
-        return kinds[:1] == ["ByteLevel"] and set(kinds[1:]) <= {"Fuse"}
-
-    @cached_property
-    def _is_local(self) -> bool:
-        """Whether tokens after the first decode to the same text whatever their neighbours are."""
-        steps, kinds = self._parts.steps or [], self._kinds
-        fused = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
-        # Steps after "Fuse" see the joined text: they may change its beginning only.
-        harmless = [
-            step["type"] == "Fuse" or (step["type"] == "Strip" and step["stop"] == 0)
-            for step in steps[fused:]
-        ]
-        alone = set(kinds[:fused]) <= _LOCAL and all(harmless)
-        return alone and self._spell([_ANCHOR]) == _ANCHOR
-
-    @property
-    def _is_suffixed(self) -> bool:
-        """Whether tokens mark the end of words, after which the decoder inserts a space."""
-        return self._kinds == ["BPEDecoder"]
-
-    def _unfinished(self, names: list[str]) -> list[str]:
-        """The trailing byte tokens that are not valid UTF-8 yet."""
-        start = len(names)
-        while start and self._is_byte(names[start - 1]):
-            start -= 1
-        try:
-            bytes(int(name[3:5], 16) for name in names[start:]).decode("utf-8")
-        except UnicodeDecodeError:
-            return names[start:]
-        return []
-
-    def _spell_before_others(self, name: str) -> str:
-        """A token's text when another token follows."""
-        return self._spell([name, _ANCHOR])[: -len(_ANCHOR)]
-
-    @cached_property
-    def _may_panic(self) -> bool:
-        """Whether the decoder strips the end: the library panics if a token is shorter."""
-        return any(step["type"] == "Strip" and step["stop"] for step in self._parts.steps or [])
-
-    @cached_property
-    def _falls_back(self) -> bool:
-        """Whether tokens named <0xNN> are single bytes."""
-        return "ByteFallback" in self._kinds
-
-    @cached_property
-    def _kinds(self) -> list[str]:
-        return [step["type"] for step in self._parts.steps or []]
-
-    def _spell(self, tokens: list[str]) -> str:
-        """The text of consecutive tokens."""
-        if self._library_decoder is None:
-            return " ".join(tokens)
-        with refusals(_CANNOT_DECODE, quiet=self._may_panic):
-            return str(self._library_decoder.decode(tokens))
-
-    def _is_byte(self, name: str) -> bool:
-        return self._falls_back and _BYTE_TOKEN.fullmatch(name) is not None
-
-    def _bytes_of(self, name: str) -> bytes:
-        """The UTF-8 bytes of a token within a text."""
-        if self._in_bytes:
-            return _symbols_to_bytes(name)
-        if self._is_byte(name):
-            return bytes([int(name[3:5], 16)])
-        if self._is_suffixed:
-            return self._spell_before_others(name).encode("utf-8")
-        if not self._is_local:
-            return self._spell([name]).encode("utf-8")
-        return self._spell([_ANCHOR, name])[len(_ANCHOR) :].encode("utf-8")
 
 
 def _checked_size(vocab_size: int, least: int) -> int:
@@ -363,83 +267,3 @@ def _as_bpe(description: dict[str, Any], ends: set[int]) -> BPETokenizer | None:
         return BPETokenizer(description)
     except InputError:
         return None
-
-
-def _symbols_to_bytes(name: str) -> bytes:
-    """The bytes of a token in GPT-2's alphabet; of another (an added token) its UTF-8."""
-    if all(symbol in _BYTES for symbol in name):
-        return bytes([_BYTES[symbol] for symbol in name])
-    return name.encode("utf-8")
-
-
-class _ByteDecoder:
-    """For tokens that are bytes: emits each character once all of its bytes have arrived."""
-
-    def __init__(self, names: dict[int, str]) -> None:
-        self._names = names
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """The characters that are complete so far."""
-        return self._utf8.decode(_symbols_to_bytes(self._names.get(token_id, "")))
-
-    def finish(self) -> str:
-        """U+FFFD for an incomplete character, else the empty string."""
-        return self._utf8.decode(b"", final=True)
-
-
-class _WholeDecoder:
-    """For tokens whose text any later token may change: emits all text at the end."""
-
-    def __init__(self, tokenizer: ForeignTokenizer, before: list[str]) -> None:
-        self._tokenizer, self._before = tokenizer, before
-        self._waiting: list[str] = []
-
-    def push(self, token_id: int) -> str:
-        """Always the empty string."""
-        name = self._tokenizer._parts.names.get(token_id)
-        if name is not None:
-            self._waiting.append(name)
-        return ""
-
-    def finish(self) -> str:
-        """The text of all tokens, without that of the preceding ones."""
-        if not self._waiting:
-            return ""
-        before = self._tokenizer._spell(self._before) if self._before else ""
-        whole = self._tokenizer._spell(self._before + self._waiting)
-        return whole[shared_start(before, whole) :]
-
-
-class _TokenDecoder:
-    """For tokens that are text or single bytes.
-
-    Byte tokens are held back until another token follows: if a run of bytes is not valid UTF-8,
-    the library decodes each byte of it to U+FFFD, complete characters included.
-    """
-
-    def __init__(self, tokenizer: ForeignTokenizer, *, begun: bool, waiting: list[str]) -> None:
-        self._tokenizer = tokenizer
-        self._begun = begun
-        self._waiting = waiting
-
-    def push(self, token_id: int) -> str:
-        """The text of the tokens so far that later tokens cannot change."""
-        name = self._tokenizer._parts.names.get(token_id)
-        if name is None:
-            return ""
-        self._waiting.append(name)
-        return "" if self._tokenizer._is_byte(name) else self._spelled()
-
-    def finish(self) -> str:
-        """The text that was held back."""
-        return self._spelled() if self._waiting else ""
-
-    def _spelled(self) -> str:
-        before = [_ANCHOR] if self._begun else []
-        text = self._tokenizer._spell(before + self._waiting)[len("".join(before)) :]
-        # Until there is text, the next token is still at its beginning.
-        if text or self._begun:
-            self._begun = True
-            self._waiting.clear()
-        return text

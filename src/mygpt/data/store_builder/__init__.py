@@ -1,6 +1,7 @@
-"""Build token stores. `build.py` has the entry point, `build_store`; the other modules serve it.
+"""Build token stores: `build.py` has the entry point, `build_store`.
 
-`jobs.py` splits documents into jobs at the positions that `chunking.py` finds, `pool.py` has
-`worker.py`'s processes encode them, `words.py` is the encoder's cache, `tokenizer.py` trains the
-tokenizer, and `index.py` reads and writes `index.json`.
+`request.py` compares the request with an existing store, `tokenizer.py` trains the tokenizer,
+`jobs.py` splits documents into jobs at the positions that `chunking.py` finds, `pool.py` has the
+processes of `worker.py` encode them, `words.py` is their cache of words, and `index.py` reads and
+writes `index.json`.
 """

@@ -8,9 +8,7 @@ or speed of processes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,24 +19,30 @@ import numpy as np
 from mygpt.data.store_builder.chunking import Chunker
 from mygpt.data.store_builder.index import (
     DTYPES,
-    SHARDS,
     TOKENIZER,
     Index,
     Shard,
     SourceState,
-    require_request,
     shard_paths,
 )
 from mygpt.data.store_builder.jobs import jobs_of
 from mygpt.data.store_builder.pool import Answer, Job, Workers
-from mygpt.data.store_builder.tokenizer import check_name, make_tokenizer
-from mygpt.data.token_store import START_DTYPE, TokenStore, is_store, read_tokenizer
+from mygpt.data.store_builder.request import (
+    existing_index,
+    index_to_continue,
+    locked,
+    new_index,
+    require_store_folder,
+    state_of,
+)
+from mygpt.data.store_builder.tokenizer import make_tokenizer
+from mygpt.data.token_store import START_DTYPE, TokenStore, read_tokenizer
 from mygpt.data.tokens import dtype_of
-from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder, require_folder
+from mygpt.errors import InputError, StorageError
+from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder
 from mygpt.json_objects import STATE, check_size
-from mygpt.locks import RunLock, holder
-from mygpt.storage import remove, temporary_files, write_durably
+from mygpt.locks import RunLock
+from mygpt.storage import write_durably
 from mygpt.text import (
     READING_VERSION,
     Piece,
@@ -126,7 +130,7 @@ def build_store(
     check_policy(unknown, CORPUS_POLICIES)
     out = Path(out)
     names = [os.fspath(name) for name in files]
-    began = None if overwrite else _begun(out)
+    began = None if overwrite else existing_index(out)
     reading = READING_VERSION if began is None else began.reading
     if records is None:
         records = RecordOptions(field, legacy_names=reading < READING_VERSION)
@@ -135,7 +139,7 @@ def build_store(
         raise InputError("no file is named: name text files, folders, or - for standard input")
     if split_documents is None:
         split_documents = True if began is None else began.split_documents
-    index = _request(
+    index = new_index(
         name_of(names),
         sources,
         tokenizer,
@@ -149,115 +153,13 @@ def build_store(
         raise InputError(
             f"workers={workers} must be at least 0: remove the option for one process per core"
         )
-    _require_place(out)
-    with _locked(out) as lock:
-        index = _index_to_continue(out, index, overwrite=overwrite)
+    require_store_folder(out)
+    with locked(out) as lock:
+        index = index_to_continue(out, index, overwrite=overwrite)
         if not index.finished:
             building = _Building(out, index, sources, progress, unknown, lock)
             building.run(tokenizer, _number_of_workers(sources, workers))
     return TokenStore.open(out)
-
-
-def _request(
-    name: str,
-    sources: Sequence[TextSource],
-    tokenizer: Tokenizer | str,
-    *,
-    field: str,
-    encoding: str | None,
-    split_documents: bool,
-    reading: int,
-    shard_tokens: int,
-) -> Index:
-    """The index of a store with this request, without progress."""
-    if isinstance(tokenizer, str):
-        check_name(tokenizer)
-        asked = tokenizer
-    else:
-        asked = f"sha256:{hashlib.sha256(_state_of(tokenizer)).hexdigest()}"
-    if shard_tokens < 1:
-        raise InputError(f"shard_tokens={shard_tokens} must be at least 1")
-    states = tuple(SourceState(s.name, s.size, s.modified_ns) for s in sources)
-    return Index(
-        name, False, asked, None, "uint16", shard_tokens, field, encoding, states,
-        split_documents=split_documents, reading=reading,
-    )  # fmt: skip
-
-
-def _begun(out: Path) -> Index | None:
-    """The index of an existing store; None if there is none or it is damaged."""
-    with contextlib.suppress(CheckpointError):  # which `_index_to_continue` reports
-        return Index.read(out) if is_store(out) else None
-    return None
-
-
-def _state_of(tokenizer: Tokenizer) -> bytes:
-    return json.dumps(tokenizer.to_state()).encode() + b"\n"
-
-
-def _require_place(out: Path) -> None:
-    """Raise `InputError` if `out` contains files that are not a store's."""
-    try:
-        there = sorted(os.listdir(out))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise InputError(f"{out} cannot be a store: {error.strerror}: give another --out") from None
-    ours = all(name == ".lock" or name.startswith(".mygpt-") for name in there)
-    if not ours and not is_store(out):
-        raise InputError(
-            f"{out} contains other files ({there[0]!r:.60}) and is not a token store: give another "
-            "--out"
-        )
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[RunLock]:
-    lock = RunLock(out, "give another --out")
-    try:
-        lock.__enter__()
-    except CheckpointError:  # the lock file is a link or a pipe, which does not show a writer
-        raise
-    except InputError:
-        raise InputError(
-            f"{out} is being written by {holder(out) or 'another process'}: wait until it ends, "
-            "stop it, or give another --out"
-        ) from None
-    try:
-        yield lock
-    finally:
-        lock.__exit__(None, None, None)
-
-
-def _index_to_continue(out: Path, wanted: Index, *, overwrite: bool) -> Index:
-    """The index to continue with: that of an existing store, or the new request.
-
-    Raises:
-        InputError: if the existing store has another request.
-    """
-    require_folder(out / SHARDS)
-    remove(*temporary_files(out), *temporary_files(out / SHARDS))
-    there = Index.read(out) if is_store(out) and not overwrite else None
-    lasting = all(source.size >= 0 for source in wanted.sources)
-    if there is not None and (there.finished or (there.shards and lasting)):
-        require_request(there, wanted, out)
-        if not lasting:
-            raise InputError(
-                f"{out} is finished, and text from a pipe cannot be compared with its text: give "
-                "another --out, or --overwrite to replace it"
-            )
-        index = there
-    elif there is not None and there.without_progress() == wanted and lasting:
-        index = there
-    else:
-        index = wanted
-        index.write(out)
-    for path in (out / SHARDS).glob("*"):  # of an earlier store, or not in the index
-        if path.suffix in (".tokens", ".documents") and not path.is_dir():
-            number = path.stem
-            if not (number.isdigit() and int(number) < len(index.shards)):
-                remove(path)
-    return index
 
 
 def _number_of_workers(sources: Sequence[TextSource], workers: int | None) -> int:
@@ -326,7 +228,7 @@ class _Building:
         if self.index.tokenizer is not None:
             return read_tokenizer(self.out, self.index.tokenizer)
         tokenizer = asked if not isinstance(asked, str) else self._make_tokenizer(asked)
-        state = _state_of(tokenizer)
+        state = state_of(tokenizer)
         try:
             check_size(state, STATE)
         except ValueError as error:

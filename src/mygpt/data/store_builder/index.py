@@ -294,28 +294,3 @@ def _digest(content: Mapping[str, Any], name: str) -> str:
     if not isinstance(content[name], str) or not _DIGEST.fullmatch(content[name]):
         raise ValueError(f"{name}={content[name]!r:.40} must be a SHA-256")
     return content[name]
-
-
-def require_request(there: Index, wanted: Index, store: Path) -> None:
-    """Check that an existing store was begun with the same sources and settings.
-
-    Raises:
-        InputError: naming the first difference.
-    """
-    remedy = f"give another --out, or --overwrite to replace {store}"
-    for what in ("asked", "field", "encoding", "shard_tokens", "split_documents"):
-        old, new = getattr(there, what), getattr(wanted, what)
-        if old != new:
-            name = "tokenizer" if what == "asked" else what
-            raise InputError(
-                f"{store} was begun with {name} {old!s:.80}, not {new!s:.80}: {remedy}"
-            )
-    old_names, new_names = ([s.name for s in i.sources] for i in (there, wanted))
-    if old_names != new_names:
-        raise InputError(
-            f"{store} was begun with other sources ({len(old_names)}, from "
-            f"{old_names[0] if old_names else 'none'!r:.80}): {remedy}"
-        )
-    for old, new in zip(there.sources, wanted.sources, strict=True):
-        if (old.size, old.modified_ns) != (new.size, new.modified_ns):
-            raise InputError(f"{new.name!r} has changed since {store} was begun: {remedy}")
