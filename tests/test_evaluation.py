@@ -1,4 +1,4 @@
-"""The validation pass against a loop that predicts one token at a time; and nanoGPT's draw."""
+"""Evaluation against a loop that predicts one token at a time; nanoGPT's random windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mygpt.tokenization import ByteTokenizer, CharTokenizer, ForeignTokenizer, T
 
 @pytest.mark.parametrize("length", [2, 7, 8, 9, 25, 1030])
 def test_every_token_but_the_first_is_predicted_once(length: int) -> None:
-    """Lengths on all sides of a window: whole windows, a rest, a rest of one."""
+    """For full windows, with a shorter last window, with a last window of one token."""
     tokenizer = CharTokenizer("aé🙂x", end_of_text=True)
     set_seed(3)
     model = GPT(5, 8, 2, 1, max_seq_len=8).train()
@@ -46,7 +46,7 @@ def test_every_token_but_the_first_is_predicted_once(length: int) -> None:
 
 
 class Peaked(GPT):
-    """Gives the token that it reads a share of the probability: the loss is known by hand."""
+    """Predicts a repetition of the last token with probability 9/12: losses are known by hand."""
 
     def forward(self, ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         assert not self.training
@@ -54,7 +54,7 @@ class Peaked(GPT):
 
 
 def peaked(max_seq_len: int) -> Peaked:
-    """A repeated token costs log(12/9), another one log(12), of four."""
+    """With four tokens, a repeated token has loss log(12/9), another one log(12)."""
     return Peaked(4, 4, 1, 1, max_seq_len=max_seq_len)
 
 
@@ -62,7 +62,7 @@ REPEATED, OTHER = math.log(12 / 9), math.log(12)
 
 
 def test_the_standard_error_is_that_of_the_windows() -> None:
-    """Three windows with 0, 1 and 4 changes of token, by hand."""
+    """Three windows with 0, 1 and 4 tokens that are no repetition, computed by hand."""
     tokens = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 1])
     result = evaluate(peaked(4), tokens, 4, np.ones(4, np.int64))
     losses = [REPEATED, (3 * REPEATED + OTHER) / 4, OTHER]
@@ -71,13 +71,13 @@ def test_the_standard_error_is_that_of_the_windows() -> None:
     assert result.seq_len == 4
 
 
-def test_a_short_last_window_counts_by_its_length() -> None:
-    """A rest of one token is a window too, and moves loss and error by one token's weight."""
+def test_a_short_last_window_is_weighted_by_its_length() -> None:
+    """A last window of one token has the weight of one token in the loss and its error."""
     tokens = np.array([0, 0, 0, 0, 0, 1])
     result = evaluate(peaked(4), tokens, 4, np.ones(4, np.int64))
     assert result.loss == pytest.approx((4 * REPEATED + OTHER) / 5)
-    off = np.array([4 * REPEATED - 4 * result.loss, OTHER - result.loss])
-    assert result.standard_error == pytest.approx(math.sqrt((off**2).sum() * 2) / 5)
+    deviations = np.array([4 * REPEATED - 4 * result.loss, OTHER - result.loss])
+    assert result.standard_error == pytest.approx(math.sqrt((deviations**2).sum() * 2) / 5)
 
 
 def test_one_window_has_no_standard_error() -> None:
@@ -86,7 +86,7 @@ def test_one_window_has_no_standard_error() -> None:
 
 
 def test_units() -> None:
-    """A token of two bytes and half a character costs the same in each unit."""
+    """Each token has two bytes and half a character."""
     tokens = np.array([0, 0, 0])
     result = evaluate(peaked(2), tokens, 2, np.full(4, 2), num_chars=1)
     assert result.bits_per_byte == pytest.approx(REPEATED / math.log(2) / 2)
@@ -96,8 +96,8 @@ def test_units() -> None:
     assert Evaluation(1e9, 1, 1.0).perplexity == math.inf
 
 
-def test_characters_predicted() -> None:
-    """The first token is read and not predicted, unless it is what stands before a document."""
+def test_predicted_characters() -> None:
+    """Characters of the first token are not predicted, unless it is an end-of-text token."""
     documents = [Document("", "é🙂x"), Document("", "<x>", 1, 2)]
     char = CharTokenizer("é🙂x", end_of_text=True)
     assert predicted_chars(documents, np.array([3, 0, 1, 2, 3, 2]), char) == 4
@@ -106,7 +106,7 @@ def test_characters_predicted() -> None:
 
 
 def foreign(normalizer: object = None, pre_tokenizer: object = None) -> Tokenizer:
-    """A tokenizer of words, of which it knows three."""
+    """A word tokenizer with a vocabulary of three words."""
     library = tokenizers.Tokenizer(
         models.WordLevel({"<unk>": 0, "the": 1, "cafe": 2, "sea": 3}, unk_token="<unk>")
     )
@@ -129,11 +129,11 @@ PLAIN = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
         (normalizers.Replace(tokenizers.Regex("[0-9]"), ""), "the 12 sea34", "the"),
     ],
 )
-def test_the_bytes_and_characters_are_the_texts_own(
+def test_bytes_and_characters_are_those_of_the_original_text(
     normalizer: object, text: str, first: str
 ) -> None:
-    """A tokenizer with an unknown token, or that normalises, had those that its tokens decode to:
-    an unknown word had none, and bits per byte of it were several times too many."""
+    """Not of the decoded tokens: with an unknown token or a normalizer these have fewer bytes,
+    and bits per byte were several times too high."""
     tokenizer = foreign(normalizer)
     documents = [Document("", f"<{text}>", 1, len(text) + 1), Document("", "the 🙂")]
     tokens = encode_documents(documents, tokenizer)
@@ -146,8 +146,8 @@ def test_the_bytes_and_characters_are_the_texts_own(
     assert loss.bits_per_char == pytest.approx(bits / len(rest))
 
 
-def test_the_text_of_the_first_tokens_is_found_again() -> None:
-    """A long text is validated on its first tokens: their text is the documents' own."""
+def test_the_text_of_the_first_tokens_is_found() -> None:
+    """A long text is validated on its first tokens: their text is a part of the documents."""
     tokenizer = foreign(PLAIN)
     documents = [Document("", "Thé  quick " * 900), Document("", "sea sea"), Document("", "the")]
     total = len(encode_documents(documents, tokenizer))
@@ -160,11 +160,11 @@ def test_the_text_of_the_first_tokens_is_found_again() -> None:
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 12, 25, 40])
 @pytest.mark.parametrize("stride", [1, 3, 4, 7, 8])
-def test_with_a_stride_predictions_see_more(length: int, stride: int) -> None:
-    """Each token once, from a window that another begins every `stride` tokens.
+def test_with_a_stride_predictions_have_more_context(length: int, stride: int) -> None:
+    """Each token is predicted once; a window begins every `stride` tokens.
 
-    By a loop: a token is predicted in the first window that reaches it, and the last window is
-    moved back until it is whole.
+    In the loop a token is predicted in the first window that contains it, and the last window
+    begins early enough to be of full length.
     """
     set_seed(3)
     model = GPT(5, 8, 2, 1, max_seq_len=8).eval()
@@ -184,8 +184,8 @@ def test_with_a_stride_predictions_see_more(length: int, stride: int) -> None:
     assert result.tokens == length - 1
 
 
-def test_overlapping_windows_are_not_taken_for_independent() -> None:
-    """Text in stretches of 50 alike tokens: a small stride must not pretend to know it better."""
+def test_overlapping_windows_are_not_treated_as_independent() -> None:
+    """Text with runs of 50 equally hard tokens: a small stride does not make the error smaller."""
     generator, lengths = np.random.default_rng(0), np.ones(4, np.int64)
     ratios = []
     for _ in range(20):
@@ -198,28 +198,30 @@ def test_overlapping_windows_are_not_taken_for_independent() -> None:
     assert np.mean(ratios) == pytest.approx(1, abs=0.15)
 
 
-def test_the_window_as_stride_is_no_stride() -> None:
+def test_a_stride_of_the_window_length_is_the_default() -> None:
     model, lengths = GPT(5, 8, 2, 1, max_seq_len=8), np.ones(5, np.int64)
     tokens = np.random.default_rng(0).integers(0, 5, 100)
     assert evaluate(model, tokens, 8, lengths, stride=8) == evaluate(model, tokens, 8, lengths)
 
 
 @pytest.mark.parametrize("stride", [-1, 0, 9])
-def test_a_stride_leaves_nothing_out(stride: int) -> None:
+def test_strides_out_of_range_are_refused(stride: int) -> None:
     model = GPT(5, 8, 2, 1, max_seq_len=8)
     with pytest.raises(InputError, match=f"stride={stride} must be at least 1 and at most"):
         evaluate(model, np.zeros(9, int), 8, np.ones(5, np.int64), stride=stride)
 
 
-def test_large_vocabularies_are_scored_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that their logits fit; the loss is the same."""
+def test_large_vocabularies_are_evaluated_in_smaller_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that the logits fit in memory; the loss is the same."""
     model, lengths = GPT(5, 8, 2, 1, max_seq_len=8).eval(), np.ones(5, np.int64)
     tokens = np.random.default_rng(0).integers(0, 5, 100)
-    whole = evaluate(model, tokens, 8, lengths)
+    expected = evaluate(model, tokens, 8, lengths)
     rows: list[int] = []
     monkeypatch.setattr(evaluation, "LOGITS_PER_BATCH", 5 * 16)
     hook = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    assert evaluate(model, tokens, 8, lengths).loss == pytest.approx(whole.loss, rel=1e-6)
+    assert evaluate(model, tokens, 8, lengths).loss == pytest.approx(expected.loss, rel=1e-6)
     hook.remove()
     assert max(rows) == 2
     monkeypatch.undo()
@@ -229,14 +231,14 @@ def test_large_vocabularies_are_scored_in_smaller_pieces(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer batches; more than one piece of each."""
+    """Fewer batches; more than one forward pass for each."""
     monkeypatch.setattr(evaluation, "NANOGPT_BATCHES", 5)
     monkeypatch.setattr(evaluation, "TOKENS_PER_BATCH", 100)
 
 
 @pytest.mark.usefixtures("few")
-def test_nanogpt_draws_its_windows_as_train_py_does() -> None:
-    """Its loop: `torch.randint(len(data) - block_size, (batch_size,))`, the mean of the means."""
+def test_windows_are_drawn_as_in_nanogpts_train_py() -> None:
+    """There: `torch.randint(len(data) - block_size, (batch_size,))`, and the mean of the means."""
     set_seed(3)
     model = GPT(5, 8, 2, 1, max_seq_len=8).train()
     data = torch.from_numpy(np.random.default_rng(0).integers(0, 5, 300))
@@ -259,8 +261,8 @@ def test_nanogpt_draws_its_windows_as_train_py_does() -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_nanogpts_noise_is_what_it_says() -> None:
-    """Over many seeds the figure spreads by its standard error, around the text's own loss."""
+def test_the_standard_error_of_random_windows() -> None:
+    """Over many seeds the loss has this standard deviation, around the loss of the whole text."""
     tokens = np.cumsum(np.random.default_rng(0).random(3000) < 0.1) % 4
     results = [
         evaluate_nanogpt(peaked(8), tokens, np.ones(4, np.int64), seed=seed) for seed in range(60)
@@ -272,7 +274,7 @@ def test_nanogpts_noise_is_what_it_says() -> None:
     assert np.mean([result.loss for result in results]) == pytest.approx(full, abs=error)
 
 
-def test_nanogpts_window_is_256_or_what_the_model_and_the_text_have() -> None:
+def test_random_windows_are_of_256_tokens_or_the_models_window() -> None:
     lengths = np.ones(4, np.int64)
     assert evaluation.NANOGPT_BATCHES == 200
     with pytest.raises(InputError, match="256 tokens is too short for windows of 256"):
@@ -282,7 +284,7 @@ def test_nanogpts_window_is_256_or_what_the_model_and_the_text_have() -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_a_model_that_fails_is_left_in_its_mode() -> None:
+def test_an_error_restores_the_mode_of_the_model() -> None:
     model = GPT(5, 8, 2, 1, max_seq_len=8).train()
     with pytest.raises(InputError, match="exceeds"):
         evaluate(model, np.zeros(30, int), 9, np.ones(5, np.int64))

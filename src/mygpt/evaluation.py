@@ -1,4 +1,4 @@
-"""How well a model predicts a text: one deterministic pass over all of it, or nanoGPT's draw.
+"""The loss of a model on a text: in one deterministic pass over it, or on random windows (nanoGPT).
 
 Letters: B batch, T time, W windows.
 """
@@ -26,21 +26,21 @@ TOKENS_PER_BATCH, LOGITS_PER_BATCH = 8192, 2**25
 NANOGPT_BATCHES, NANOGPT_BATCH_SIZE, NANOGPT_WINDOW, NANOGPT_SEED = 200, 64, 256, 1337
 # (B, T) inputs and targets to the loss of each target, (B, T).
 TokenLosses = Callable[[NDArray[np.integer], NDArray[np.integer]], NDArray[np.floating]]
-_PIECE = 2**20  # tokens whose lengths are looked up at once
+_PIECE = 2**20  # tokens whose byte lengths are summed at once
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a text was predicted.
+    """The loss of a model on a text, in several units.
 
     Attributes:
         loss: nats per token.
-        tokens: how many tokens were predicted.
+        tokens: number of predicted tokens.
         bits_per_byte: the same loss in bits per byte of text, comparable across tokenizers.
-        bits_per_char: and per character; None where the characters were not counted.
+        bits_per_char: in bits per character; None where characters were not counted.
         standard_error: of the loss, nats per token; NaN for a single window.
-        seq_len: T, how far a prediction could look back.
-        stride: from one window to the next; T where they lie end to end.
+        seq_len: T, the length of the windows.
+        stride: tokens from one window to the next; T where they do not overlap.
     """
 
     loss: float
@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """How many equally likely tokens would be as hard to guess."""
+        """exp(loss): the number of equally likely tokens with the same loss."""
         return math.inf if self.loss > 700 else math.exp(self.loss)
 
 
@@ -68,26 +68,25 @@ def evaluate(
     size: TextSize | None = None,
     token_losses: TokenLosses | None = None,
 ) -> Evaluation:
-    """Predict every token but the first once, in windows of T that lie end to end.
+    """Predict every token but the first once, in adjacent windows of T tokens.
 
-    With a stride the windows overlap: each begins so many tokens after the one before it, and
-    counts only what that one did not predict, so that a prediction sees at least T less the
-    stride tokens.
+    With a stride the windows overlap: each begins `stride` tokens after the one before it, and
+    only tokens that no earlier window predicted are counted, so that a prediction has at least
+    T - stride tokens of context (where the text has them).
 
-    The standard error takes stretches of T tokens as independent: how far the loss of another
-    text of this length and kind would lie from this one's.
+    The standard error treats sections of T tokens as independent samples of the text.
 
     Args:
-        model: left in the mode it was in.
+        model: its training or eval mode is restored afterwards.
         tokens: 1-D ids, at least two.
-        seq_len: T, how far a prediction may look back.
-        byte_lengths: (V,), the bytes each token stands for.
-        stride: from one window to the next, at most T; None is T.
-        num_chars: characters that are predicted (see `predicted_chars`).
-        size: the text that is predicted (`mygpt.data.predicted_size`), whose bytes and characters
-            count instead of `byte_lengths` and `num_chars`.
-        token_losses: a faster way to the loss of each target, from inputs and targets (B, T);
-            None is the model's own forward pass.
+        seq_len: T.
+        byte_lengths: (V,), the number of bytes of each token.
+        stride: tokens from one window to the next, at most T; None is T.
+        num_chars: number of predicted characters (see `predicted_chars`).
+        size: size of the predicted text (`mygpt.data.predicted_size`); used instead of
+            `byte_lengths` and `num_chars`.
+        token_losses: a faster function for the loss of each target, from inputs and targets
+            (B, T); None is the model's forward pass.
 
     Raises:
         InputError: for a stride longer than the window.
@@ -97,15 +96,15 @@ def evaluate(
         raise InputError(f"stride={stride} must be at least 1 and at most the window, {seq_len}")
     score = token_losses or partial(model_token_losses, model)
     starts, lengths, last = _windows(len(tokens) - 1, seq_len, stride)
-    reach = np.arange(seq_len + 1)
+    offsets = np.arange(seq_len + 1)
     rows = rows_at_once(seq_len, len(byte_lengths))
     sums = []
     with evaluating(model):
         for at in range(0, len(starts), rows):
-            ids = tokens[starts[at : at + rows, None] + reach]  # (B, T + 1)
+            ids = tokens[starts[at : at + rows, None] + offsets]  # (B, T + 1)
             found = score(ids[:, :-1], ids[:, 1:])
             sums.append(found[:, -stride:].sum(axis=1, dtype=np.float64))
-            if at == 0:  # before the first window there is none that predicted its beginning
+            if at == 0:  # the beginning of the first window is not predicted by an earlier one
                 sums[0][0] += found[0, :-stride].sum(dtype=np.float64)
         if last is not None:
             rest = tokens[last:]
@@ -114,13 +113,14 @@ def evaluate(
     losses = np.concatenate(sums)  # (W,)
     predicted = len(tokens) - 1
     loss = float(losses.sum()) / predicted
-    edges = np.arange(0, len(losses), -(-seq_len // stride))  # neighbours are alike
-    off = np.add.reduceat(losses - loss * lengths, edges)
+    # Overlapping windows are correlated: sections of at least T tokens are taken together.
+    sections = np.arange(0, len(losses), -(-seq_len // stride))
+    deviations = np.add.reduceat(losses - loss * lengths, sections)
     return Evaluation(
         loss,
         predicted,
         *_in_bits(loss, size or _decoded_size(tokens, byte_lengths, num_chars)),
-        _standard_error(off) * len(off) / predicted,
+        _standard_error(deviations) * len(deviations) / predicted,
         seq_len,
         stride,
     )
@@ -140,18 +140,18 @@ def evaluate_nanogpt(
     """The loss as nanoGPT's train.py estimates it: the mean over random windows.
 
     200 batches of 64 windows of 256 tokens, drawn with replacement. The result is noisy, and the
-    lowest of several such figures is lower than the truth: `evaluate` is the one to compare by.
-    The standard error is that of the draw: how far another seed's result would lie.
+    lowest of several such results is biased downwards: use `evaluate` for comparisons.
+    The standard error is that of the random draw.
 
     Args:
-        model: left in the mode it was in.
+        model: its training or eval mode is restored afterwards.
         tokens: 1-D ids, more than T.
-        byte_lengths: (V,), the bytes each token stands for.
+        byte_lengths: (V,), the number of bytes of each token.
         seq_len: T; None is 256, or the model's window where that is smaller.
-        seed: decides the windows.
-        num_chars: characters that all of the text but its first token has.
-        size: as `evaluate` takes it; the windows' loss is scaled by its bytes a token.
-        token_losses: as `evaluate` takes it.
+        seed: of the generator that draws the windows.
+        num_chars: number of characters of the text without its first token.
+        size: as in `evaluate`; the loss is converted with its bytes per token.
+        token_losses: as in `evaluate`.
 
     Raises:
         InputError: for a text too short for one window.
@@ -164,7 +164,7 @@ def evaluate_nanogpt(
         )
     score = token_losses or partial(model_token_losses, model)
     generator = torch.Generator().manual_seed(seed)
-    reach = np.arange(seq_len + 1)
+    offsets = np.arange(seq_len + 1)
     rows = rows_at_once(seq_len, len(byte_lengths))
     sums = []
     with evaluating(model):
@@ -172,7 +172,7 @@ def evaluate_nanogpt(
             count = (NANOGPT_BATCH_SIZE,)
             starts = torch.randint(len(tokens) - seq_len, count, generator=generator).numpy()
             for start in range(0, NANOGPT_BATCH_SIZE, rows):
-                ids = tokens[starts[start : start + rows, None] + reach]  # (B, T + 1)
+                ids = tokens[starts[start : start + rows, None] + offsets]  # (B, T + 1)
                 sums.append(score(ids[:, :-1], ids[:, 1:]).sum(axis=1, dtype=np.float64))
     losses = np.concatenate(sums) / seq_len  # (W,)
     loss = float(losses.mean())
@@ -186,19 +186,19 @@ def evaluate_nanogpt(
 
 
 def rows_at_once(seq_len: int, vocab_size: int) -> int:
-    """Windows of T that are scored together; the logits of a large vocabulary take the memory."""
+    """Windows of T in one forward pass, bounded by the memory of the logits."""
     return max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocab_size) // seq_len)
 
 
 def predicted_chars(
     documents: Sequence[Document], tokens: NDArray[np.integer], tokenizer: Tokenizer
 ) -> int | None:
-    """Characters that all tokens but the first stand for; None where the text is bytes.
+    """Number of characters of all tokens but the first; None where the text is bytes.
 
     Args:
         documents: the text.
         tokens: its ids, at least one.
-        tokenizer: that made them.
+        tokenizer: with which it was encoded.
     """
     return predicted_size(documents, tokens, tokenizer).num_chars
 
@@ -206,10 +206,10 @@ def predicted_chars(
 def _windows(
     predicted: int, seq_len: int, stride: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int | None]:
-    """Where whole windows begin, how many tokens each counts, and where the last one begins.
+    """Starts of the full windows, tokens counted in each window, start of the last window.
 
-    The last one counts what whole windows leave; None where they leave nothing. With a stride
-    it begins so that it sees as much as the others.
+    The last window counts the tokens that full windows leave over; None where there are none. With
+    a stride it begins early enough to be of length T too.
     """
     starts = np.arange(0, predicted - seq_len + 1, stride)
     counts = np.full(len(starts), stride)
@@ -234,7 +234,7 @@ def model_token_losses(
 
 
 def _standard_error(deviations: NDArray[np.float64]) -> float:
-    """Of a mean, from how far each of W values is off it; NaN for one value."""
+    """Standard error of the mean of W values, from their deviations from it; NaN for one value."""
     count = len(deviations)
     return math.sqrt((deviations**2).sum() / (count - 1) / count) if count > 1 else math.nan
 
@@ -242,7 +242,7 @@ def _standard_error(deviations: NDArray[np.float64]) -> float:
 def _decoded_size(
     tokens: NDArray[np.integer], byte_lengths: NDArray[np.int64], num_chars: int | None
 ) -> TextSize:
-    """What all tokens but the first decode to."""
+    """Size of the text that all tokens but the first decode to."""
     pieces = (tokens[start : start + _PIECE] for start in range(1, len(tokens), _PIECE))
     num_bytes = sum(int(byte_lengths[piece].sum()) for piece in pieces)
     return TextSize(len(tokens) - 1, num_bytes, num_chars)

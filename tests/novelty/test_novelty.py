@@ -1,4 +1,4 @@
-"""What a sample copied from the corpus, against a search that tries every part of the sample."""
+"""Copied passages, against a slow search that tries every substring of the sample."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Found = tuple[int, int, str, int]
 
 
 def slow_passages(text: str, corpus: list[Document]) -> list[Found]:
-    """Every shared passage that is no part of another, with the first place that has it."""
+    """Every common passage that is not part of another one, with its first place."""
     found: list[Found] = []
-    reached = 0
+    last_end = 0
     for start in range(len(text)):
-        for end in range(len(text), max(start, reached), -1):
+        for end in range(len(text), max(start, last_end), -1):
             place = first_place(text[start:end], corpus)
             if place is not None:
                 found.append((start, end, *place))
-                reached = end
+                last_end = end
                 break
     return found
 
@@ -39,7 +39,7 @@ def first_place(passage: str, corpus: list[Document]) -> tuple[str, int] | None:
 
 
 def check(text: str, corpus: list[Document], copied_chars: int) -> None:
-    """The fast search says what the slow one says."""
+    """The fast search finds what the slow one finds."""
     expected = slow_passages(text, corpus)
     result = measure_novelty(text, corpus, copied_chars=copied_chars)
     passages = [(p.start, p.end, p.document, p.offset) for p in result.passages]
@@ -49,14 +49,14 @@ def check(text: str, corpus: list[Document], copied_chars: int) -> None:
         assert result.longest is None
     else:
         assert result.longest is not None
-        told = result.longest
-        assert (told.start, told.end, told.document, told.offset) == longest
+        found = result.longest
+        assert (found.start, found.end, found.document, found.offset) == longest
     inside = {i for start, end, *_ in passages for i in range(start, end)}
     assert result.share == pytest.approx(len(inside) / max(1, len(text)))
 
 
-# Few characters, of one to four bytes (some alike in their first bytes or their last ones), and
-# long runs: much is shared, in many places.
+# Few characters, of one to four bytes (some with equal first or last bytes), and long runs, so that
+# there are many common passages.
 words = st.one_of(
     st.text("abéè©日🙂", max_size=6),
     st.tuples(st.sampled_from("a é日"), st.integers(1, 60)).map(lambda run: run[0] * run[1]),
@@ -83,8 +83,8 @@ def test_every_passage_is_found(text: str, corpus: list[str], least: int, as_byt
 
 @pytest.mark.slow
 @given(texts, texts, st.integers(1, 30))
-def test_no_passage_is_cut_where_a_long_text_is(text: str, whole: str, least: int) -> None:
-    """Pieces of 16 characters and a few anchors at a time must give what large ones give."""
+def test_no_passage_is_cut_where_a_long_document_is(text: str, whole: str, least: int) -> None:
+    """Pieces of 16 characters and batches of 3 anchors give the same passages as large ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "_PIECE", 16)
         patch.setattr(search, "_PAIRS", 3)
@@ -92,13 +92,13 @@ def test_no_passage_is_cut_where_a_long_text_is(text: str, whole: str, least: in
 
 
 def test_a_word_is_not_a_run_where_only_its_beginning_repeats() -> None:
-    """Places deep in a run are left out; the run is of whole words, however short the anchor."""
+    """Positions within a run are skipped; a run consists of 8-byte words also for short anchors."""
     whole = "".join(f"aaaa{i:04d}" for i in range(200))
     check("bbaaaa0100", [Document("", whole)], 5)
 
 
 def test_the_sample_of_a_model_that_memorised() -> None:
-    """The words and the share that people read, and where a page would underline."""
+    """The message with its fraction, and the place of the passage."""
     corpus = [Document("a", "nothing of it"), Document("b", "so: the quick brown fox jumps.")]
     result = measure_novelty("A the quick brown fox! AAAAAAAAAAAAAAAAA", corpus, copied_chars=20)
     assert str(result) == (
@@ -112,13 +112,13 @@ def test_the_sample_of_a_model_that_memorised() -> None:
     assert one.startswith("longest copied passage 1 character ('g'), 0% of the sample")
 
 
-def test_a_passage_longer_than_a_line_is_shortened() -> None:
+def test_a_long_passage_is_shortened_in_the_message() -> None:
     whole = "".join(random.Random(0).choice("abcdefgh ") for _ in range(300))
     shown = str(measure_novelty(whole[50:250], [Document("", whole)]))
     assert shown.startswith(f"longest copied passage 200 characters ('{whole[50:107]}...'), 100%")
 
 
-def test_a_megabyte_takes_no_time() -> None:
+def test_a_megabyte_is_searched_in_two_seconds() -> None:
     """Twenty times what it takes on an idle machine; a search in Python takes minutes."""
     generator = random.Random(1)
     syllables = ["".join(generator.choices("aeioubcdmnrst ", k=3)) for _ in range(300)]

@@ -1,4 +1,4 @@
-"""What a generated text copied from the corpus word for word, and where from."""
+"""Passages of a generated text that are verbatim copies from the corpus, with their places."""
 
 from mygpt.novelty.report import COPIED_CHARS, Novelty, Passage, measure_novelty
 

@@ -1,4 +1,4 @@
-"""What a text copied, as people want to know it: the longest passage, and how much in all."""
+"""How much of a text is copied from a corpus: the longest passage, and the total fraction."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from mygpt.novelty.search import shared_spans
 from mygpt.text import Document
 
-# Of Tiny Shakespeare's text that the model has not read, 0.03% lies in passages this long that
-# the text before it has too: a sample of 500 characters in 200 has one. From 20 on, 4% does.
+# Of Tiny Shakespeare's validation text, 0.03% is in passages of this length that occur in its
+# training text too (one in 200 samples of 500 characters contains one); at 20 characters, 4% is.
 COPIED_CHARS = 30
-_SHOWN = 60  # characters of a passage shown in a line
+_SHOWN = 60  # most characters of a passage that a line shows
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a text that the corpus has too, word for word, and that cannot be made longer.
+    """A maximal part of a text that occurs verbatim in the corpus.
 
     Attributes:
-        start: where it begins in the text, in characters.
-        end: where it ends there.
-        document: the name of the first document that has it.
-        offset: where it begins in that document: in characters, or in bytes where it is bytes.
+        start: its first character in the text.
+        end: the character after its last.
+        document: the name of the first document that contains it.
+        offset: its position in that document: in characters, or in bytes where it is bytes.
     """
 
     start: int
@@ -42,10 +42,10 @@ class Novelty:
 
     Attributes:
         text: the text.
-        longest: its longest copied passage; None where the corpus has not even a character of it.
+        longest: its longest copied passage; None where no character of it occurs in the corpus.
         passages: the copied passages of at least `copied_chars`, in order; they may overlap.
-        copied_chars: how long a passage has to be to count as copied.
-        share: the share of the text's characters that lie in those passages, 0 to 1.
+        copied_chars: the least length of a passage that counts as copied.
+        share: the fraction of the text's characters that are in these passages, 0 to 1.
     """
 
     text: str
@@ -70,12 +70,12 @@ class Novelty:
 def measure_novelty(
     text: str, corpus: Sequence[Document], *, copied_chars: int = COPIED_CHARS
 ) -> Novelty:
-    """Find what `text` shares with the documents: exact, about 10 ms for each of their megabytes.
+    """Find the passages of `text` that occur in the documents: exact, about 10 ms per megabyte.
 
     Args:
-        text: the sample; of equally long passages its first one is `longest`.
-        corpus: documents; a passage lies in one of them.
-        copied_chars: how long a passage has to be to count as copied, at least 1.
+        text: the sample; of equally long passages the first one is `longest`.
+        corpus: documents; a passage is within one of them.
+        copied_chars: the least length of a passage that counts as copied, at least 1.
     """
     passages = [
         Passage(start, end, corpus[number].name, offset)

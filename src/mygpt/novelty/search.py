@@ -1,9 +1,9 @@
-"""Every long passage that a text shares with a corpus, in one pass over the corpus.
+"""Find all long common substrings of a text and a corpus, in one pass over the corpus.
 
-A shared passage of 15 bytes holds eight that begin at a multiple of eight in the corpus. So the
-text's every eight bytes go into a table, every eighth place of the corpus is looked up in it, and
-what is found there (the anchor) is made as long as it gets. Only where nothing of 15 bytes is
-shared are shorter anchors, at every place, looked for.
+Any common substring of 15 bytes contains 8 bytes that begin at a multiple of 8 in the corpus. So
+all 8-byte substrings of the text are put into a hash table, every eighth position of the corpus is
+looked up in it, and each match (an anchor) is extended to both sides as far as the bytes agree.
+Only where no 15 bytes are common is the corpus searched for shorter anchors, at every position.
 """
 
 from __future__ import annotations
@@ -18,66 +18,66 @@ from numpy.typing import NDArray
 
 from mygpt.text import Document
 
-Span = tuple[int, int]  # of a text: its first character, and the one after its last
-Place = tuple[int, int]  # the number of a document, and the offset in it
+Span = tuple[int, int]  # of a text: the first character, and the one after the last
+Place = tuple[int, int]  # the index of a document, and the offset in it
 
 _WORD = 8  # bytes
-_PIECE = 2**20  # characters or bytes of the corpus that are looked at together
-_PAIRS = 2**20  # anchors made longer together
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads the keys
-_EDGE = b"\xff" * _WORD  # no byte of UTF-8: nothing is shared across it
+_PIECE = 2**20  # characters or bytes of the corpus that are searched at once
+_PAIRS = 2**20  # anchors that are extended at once
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
+_EDGE = b"\xff" * _WORD  # does not occur in UTF-8: no match extends across it
 
 Ints = NDArray[np.int64]
 
 
 def shared_spans(text: str, corpus: Sequence[Document], least_chars: int) -> dict[Span, Place]:
-    """The passages that text and corpus share: the longest, and all of at least `least_chars`.
+    """The common passages of text and corpus: the longest, and all of at least `least_chars`.
 
     Returns:
-        passages that are no part of another, in order, each with the first place that has it;
-        some shorter ones may be among them.
+        passages that are not part of another one, in order, each with its first place in the
+        corpus; some shorter ones may be included.
     """
     sample = _Sample(text)
     spans: dict[Span, Place] = {}
     for width, stride in _passes(least_chars):
         spans = _search(sample, corpus, width, stride, least_chars)
         longest = max((end - start for start, end in spans), default=0)
-        if longest >= width + stride - 1:  # whatever is as long holds an anchor
+        if longest >= width + stride - 1:  # every passage as long contains an anchor
             break
-    outermost: dict[Span, Place] = {}
-    reached = 0
+    maximal: dict[Span, Place] = {}
+    last_end = 0
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if end > reached:
-            outermost[start, end] = spans[start, end]
-            reached = end
-    return outermost
+        if end > last_end:
+            maximal[start, end] = spans[start, end]
+            last_end = end
+    return maximal
 
 
 def _passes(least_chars: int) -> list[tuple[int, int]]:
-    """Ways to look, each finer than the one before: bytes of an anchor, bytes between two."""
-    ways = [(_WORD, _WORD), *((width, 1) for width in range(_WORD, 0, -1))]
-    return [way for way in ways if sum(way) - 1 <= max(1, least_chars)]
+    """(bytes of an anchor, bytes from one anchor to the next) of each pass, from coarse to fine."""
+    passes = [(_WORD, _WORD), *((width, 1) for width in range(_WORD, 0, -1))]
+    return [one for one in passes if sum(one) - 1 <= max(1, least_chars)]
 
 
 class _Sample:
-    """The text as bytes, and where its characters are in them."""
+    """The text as bytes, and the positions of its characters in them."""
 
     def __init__(self, text: str) -> None:
         self.data = text.encode("utf-8", "surrogatepass")
         values = np.frombuffer(self.data, np.uint8)
-        begins = np.append((values & 0xC0) != 0x80, True)  # a character, at each byte
-        self.starts = np.flatnonzero(begins)  # bytes before each character, and before the end
-        self._begun = np.cumsum(begins) - begins  # characters begun before each byte
-        self._cut = ~begins  # whether a cut before this byte goes through a character
+        begins = np.append((values & 0xC0) != 0x80, True)  # whether a byte begins a character
+        self.starts = np.flatnonzero(begins)  # byte offset of each character, and of the end
+        self._begun = np.cumsum(begins) - begins  # characters that begin before each byte
+        self._cut = ~begins  # whether a cut before this byte splits a character
         self.edged = np.concatenate([[-1], values, [-1]]).astype(np.int16)
 
     def characters(self, first: Ints, last: Ints) -> tuple[Ints, Ints]:
-        """The whole characters in spans of bytes."""
+        """The complete characters within spans of bytes: (first, after the last)."""
         return self._begun[first], self._begun[last] - self._cut[last]
 
 
 class _Anchors:
-    """The places of a sample, by the `width` bytes that begin there.
+    """A hash table and a sorted index of all substrings of `width` bytes of the sample.
 
     Args:
         data: the sample.
@@ -89,13 +89,13 @@ class _Anchors:
         padded = np.frombuffer(data + bytes(_WORD), np.uint8)
         words = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(padded, _WORD))
         keys = words.view("<u8")[: max(0, len(data) - width + 1), 0] & self._mask
-        again = np.zeros(len(keys), bool)  # the eight bytes before are the same ones
-        again[_WORD:] = (keys[_WORD:] == keys[:-_WORD]) & (width == _WORD)
-        self._order = np.lexsort((again, keys))
+        repeated = np.zeros(len(keys), bool)  # whether the 8 bytes before are the same
+        repeated[_WORD:] = (keys[_WORD:] == keys[:-_WORD]) & (width == _WORD)
+        self._order = np.lexsort((repeated, keys))
         self._keys = keys[self._order]
-        self._fresh = np.append(0, np.cumsum(~again[self._order]))
-        self._reach = len(data) // _WORD + 3  # words on each side that a passage can touch
-        bits = max(16, len(keys).bit_length() + 5)  # few of the table's slots are taken
+        self._fresh = np.append(0, np.cumsum(~repeated[self._order]))
+        self._reach = len(data) // _WORD + 3  # words that a passage can extend to each side
+        bits = max(16, len(keys).bit_length() + 5)  # a sparse table: at most 1 of 32 slots is taken
         self._shift = np.uint64(64 - bits)
         self._taken = np.zeros(2**bits, bool)
         self._taken[self._slots(keys)] = True
@@ -104,15 +104,15 @@ class _Anchors:
         return (keys * _MULTIPLIER) >> self._shift
 
     def pairs(self, data: bytes, first: int) -> Iterator[tuple[Ints, Ints]]:
-        """Where data and sample have the same bytes: places in both, some at a time.
+        """Anchors: positions in data and sample with the same bytes, in batches.
 
-        In a run of one word (blanks, zeros) the places that show nothing new are left out: those
-        with the whole reach of a passage on both sides, and pairs whose eight bytes before are
-        the same word in both, since that pair is an anchor too.
+        In a run of one repeated word (blanks, zeros) redundant positions are skipped: those from
+        which the run extends to both sides by more than a passage can, and pairs that are
+        preceded by the same word in both, since that pair is an anchor too.
 
         Args:
             data: looked up at every eighth byte.
-            first: the first byte looked up.
+            first: the first byte that is looked up.
         """
         words = np.frombuffer(data, "<u8", (len(data) - first) // _WORD, first)
         hits = np.flatnonzero(self._taken[self._slots(words & self._mask)])
@@ -132,11 +132,11 @@ class _Anchors:
 
 
 def _places_in_runs(hits: Ints, words: NDArray[np.uint64]) -> tuple[Ints, Ints]:
-    """How many words of its run come before each, and how many from it on.
+    """For each word, how many words of its run are before it, and how many from it on.
 
     Args:
-        hits: numbers of words in a piece, rising.
-        words: the words; a run is of equal ones side by side.
+        hits: indices of words in a piece, rising.
+        words: the words; a run consists of equal adjacent words.
     """
     breaks = np.flatnonzero((np.diff(hits) != 1) | (words[1:] != words[:-1])) + 1
     bounds = np.concatenate([[0], breaks, [len(hits)]])
@@ -147,13 +147,13 @@ def _places_in_runs(hits: Ints, words: NDArray[np.uint64]) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Parts of documents in a row, with an edge around each.
+    """Concatenated parts of documents, with `_EDGE` around each.
 
     Attributes:
         data: the bytes.
-        starts: where in them each part begins.
-        places: where in the corpus it begins.
-        is_text: whether it was characters.
+        starts: the offset of each part in `data`.
+        places: the place of each part in the corpus.
+        is_text: whether each part is characters (else bytes).
     """
 
     data: bytes
@@ -162,7 +162,7 @@ class _Piece:
     is_text: list[bool]
 
     def place(self, at: int) -> Place:
-        """Where in the corpus a byte of the data is."""
+        """The place in the corpus of a byte of `data`."""
         part = bisect_right(self.starts, at) - 1
         number, offset = self.places[part]
         before = self.data[self.starts[part] : at]
@@ -171,7 +171,7 @@ class _Piece:
 
 
 def _pieces(corpus: Sequence[Document], overlap: int) -> Iterator[_Piece]:
-    """The corpus in pieces; of a long document each begins before the one before it ends."""
+    """The corpus in pieces; those of one long document overlap."""
     data, starts, places, is_text = bytearray(_EDGE), [], [], []
     for number, document in enumerate(corpus):
         end = document.start + len(document)
@@ -191,7 +191,7 @@ def _pieces(corpus: Sequence[Document], overlap: int) -> Iterator[_Piece]:
 def _search(
     sample: _Sample, corpus: Sequence[Document], width: int, stride: int, least_chars: int
 ) -> dict[Span, Place]:
-    """Shared passages that hold an anchor: those of `least_chars`, and the longest so far."""
+    """Common passages with an anchor: those of `least_chars`, and the longest found so far."""
     anchors = _Anchors(sample.data, width)
     found: dict[Span, Place] = {}
     longest = 1
@@ -200,7 +200,7 @@ def _search(
         here: dict[Span, int] = {}
         for first in range(0, _WORD, stride):
             for places, own in anchors.pairs(piece.data, first):
-                starts, ends, begins = _lengthen(sample, values, places, own, stride)
+                starts, ends, begins = _extend(sample, values, places, own, stride)
                 longest = max(longest, int((ends - starts).max(initial=0)))
                 kept = np.flatnonzero(ends - starts >= min(longest, least_chars))
                 for i in kept[np.lexsort((begins[kept], ends[kept], starts[kept]))]:
@@ -212,41 +212,41 @@ def _search(
     return found
 
 
-def _lengthen(
+def _extend(
     sample: _Sample, values: NDArray[np.uint8], places: Ints, own: Ints, stride: int
 ) -> tuple[Ints, Ints, Ints]:
-    """Make a passage's first anchor as long as it gets, in whole characters.
+    """Extend the first anchor of each passage to both sides, to complete characters.
 
     Args:
         sample: the text.
         values: a piece of the corpus.
-        places: of the anchors in the piece.
-        own: of the anchors in the sample, in bytes.
-        stride: bytes between the anchors of a passage.
+        places: positions of the anchors in the piece.
+        own: positions of the anchors in the sample, in bytes.
+        stride: bytes from one anchor of a passage to the next.
 
     Returns:
-        first characters, characters after the last, and where that is in the piece.
+        first characters, characters after the last, and positions in the piece.
     """
-    left = _shared(values, sample.edged, places - 1, own, step=-1, most=stride)
+    left = _common(values, sample.edged, places - 1, own, step=-1, most=stride)
     first = left < stride  # else there is an anchor `stride` bytes before
     left, places, own = left[first], places[first], own[first]
-    right = _shared(values, sample.edged, places, own + 1, step=1, most=len(sample.data))
+    right = _common(values, sample.edged, places, own + 1, step=1, most=len(sample.data))
     starts, ends = sample.characters(own - left, own + right)
     return starts, ends, places + sample.starts[starts] - own
 
 
-def _shared(
+def _common(
     one: NDArray[np.uint8], other: NDArray[np.int16], at: Ints, place: Ints, *, step: int, most: int
 ) -> Ints:
-    """How many values, at most `most`, two rows share from `at` and `place` on.
+    """How many values from `at` and `place` on are equal in both arrays, at most `most`.
 
-    A `step` of -1 counts backwards.
+    A `step` of -1 compares backwards.
     """
     lengths = np.zeros(len(at), np.int64)
     alive = np.arange(len(at))
     for length in range(most):
-        reach = step * length
-        alive = alive[one[at[alive] + reach] == other[place[alive] + reach]]
+        offset = step * length
+        alive = alive[one[at[alive] + offset] == other[place[alive] + offset]]
         if not len(alive):
             break
         lengths[alive] += 1
