@@ -46,6 +46,9 @@ def _list_slot_rows(job, step, number, slot):
         cached, wanted = cached - 1, 1
         slot[at.CACHED] = cached
     rows = max(0, min(wanted, job[at.MAX_ROWS] - first))
+    # Row i of the slot is token start + cached + i of its text, at position cached + i of the
+    # window: positions are counted from the window's start, so a cropped text's tokens all move by
+    # one.
     text = skip(ints(job[at.TEXT]), number * job[at.TEXT_STRIDE] + start + cached)
     for i in range(rows):
         ints(job[at.ROW_SLOT])[first + i] = number
@@ -68,6 +71,8 @@ def _list_slot_rows(job, step, number, slot):
 @kernel(INTS, INT64)
 def _list_rows(job, step):
     """List the rows of the next pass: of each slot that has no prediction in this step yet."""
+    # OUTPUTS_BEFORE makes the outputs of this pass follow those of the earlier ones in LOGITS.
+    # Slots come in their order; the one that fills MAX_ROWS continues in the next pass.
     job[at.OUTPUTS_BEFORE] += job[at.OUTPUTS]
     job[at.NUM_ROWS] = 0
     job[at.OUTPUTS] = 0
@@ -126,6 +131,8 @@ def _sample(job, thread):
     """For this thread's part of the outputs: draw, or only compute the probabilities."""
     vocab, stride = job[at.VOCAB], job[at.VOCAB_STRIDE]
     outputs, threads = job[at.OUTPUTS], job[at.THREADS]
+    # Each output is drawn by one thread, with the slot's own random numbers: how many threads there
+    # are, and which other slots, has no influence on it.
     for output in range(
         part_start(outputs, thread, threads), part_start(outputs, thread + 1, threads)
     ):
@@ -172,6 +179,7 @@ def run(job_address, thread):
             if job[at.MODE] != at.PREFILL:
                 _sample(job, thread)
             barrier(job)
+            # A prompt that did not fit into one pass has rows left, so the step has another pass.
             if thread == 0:
                 _list_rows(job, step)
             barrier(job)

@@ -221,6 +221,8 @@ def choose(logits, p, z, seen, vocab, slot, settings, drawing):
         settings: its float32 fields.
         drawing: whether to draw; else only `p` is wanted, and the returned id means nothing.
     """
+    # NaN, or no finite logit at all: weights that are not finite. (-inf alone is a probability of
+    # 0.)
     if not _has_finite_top(logits, vocab):
         return -at.BROKEN_MODEL
     penalty, temperature = settings[at.PENALTY], settings[at.TEMPERATURE]
@@ -245,6 +247,7 @@ def choose(logits, p, z, seen, vocab, slot, settings, drawing):
     total = _filter(z, p, vocab, slot[at.TOP_K], settings)
     if drawing:
         return _invert(p, vocab, uniform(slot[at.SEED], slot[at.INDEX], slot[at.DRAWN]) * total)
+    # The caller draws: give it probabilities.
     factor = f32(1.0 / total)
     for i in range(vocab):
         p[i] *= factor

@@ -3,5 +3,5 @@
 Nothing here uses `torch.compile`. Products, panels and the cache of machine code are those of
 decoding: src/mygpt/engines/cpu/README.md describes them and says which file to read first.
 `layout` names all fields, `workspace` the buffers. Numba compiles `products`, `arithmetic`,
-`attention`, `network` and `orthogonal`; `step` describes a model to them and runs them.
+`attention`, `block`, `network` and `orthogonal`; `step` describes a model to them and runs them.
 """

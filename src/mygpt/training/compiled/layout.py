@@ -79,7 +79,7 @@ MUON_SIZE = 5
 MUON_WEIGHT, MUON_MOMENTUM, MUON_GRADIENT, MUON_ROWS, MUON_COLUMNS = range(MUON_SIZE)
 
 # The fields of a thread's workspace. Those that the forward pass of each layer leaves for its
-# backward pass, row-major with R rows (the picture of a block is in `network`):
+# backward pass, row-major with R rows (the picture of a block is in `block`):
 #
 #     X                (R, C)           the residual stream before the block
 #     MOMENTS          (R, 2)           mean and 1 / standard deviation of its rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mygpt.engines.cpu.build import KernelLibrary
 
 _TRAINING, _DECODING = "mygpt.training.compiled", "mygpt.engines.cpu"
-_SOURCES = "layout", "products", "arithmetic", "attention", "network", "orthogonal"
+_SOURCES = "layout", "products", "arithmetic", "attention", "block", "network", "orthogonal"
 _SHARED = "layout", "simd", "arithmetic", "matmul", "panels"
 TRAINING = KernelLibrary(
     "training",
