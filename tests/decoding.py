@@ -22,6 +22,7 @@ from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
+from mygpt.parameter_shapes import parameter_shapes
 from paths import TESTS
 from shapes import CONFIGS, LLAMA, MODERN, build
 
@@ -145,7 +146,7 @@ def random_arrays(config: GPTConfig, seed: int = 0, spread: float = 0.5) -> dict
     generator = np.random.default_rng(seed)
     return {
         name: (generator.normal(size=shape) * spread + name.endswith("norm.weight")).astype("f4")
-        for name, shape in config.parameter_shapes().items()
+        for name, shape in parameter_shapes(config).items()
     }
 
 
@@ -188,7 +189,7 @@ def engine_of(name: str, threads: int = 1) -> CpuEngine:
 def constant(logits, window: int = 1, kind=CpuEngine, **options):
     """A model that predicts these logits whatever it reads."""
     config = GPTConfig(len(logits), 1, 1, 1, max_seq_len=window, tied=False)
-    arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
+    arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
     arrays["final_norm.bias"][:] = 1
     arrays["head.weight"][:, 0] = floats(logits)
     if kind is not CpuEngine:

@@ -26,7 +26,7 @@ from mygpt import (
     save_checkpoint,
     train,
 )
-from mygpt.checkpoint import model_arrays, read_checkpoint, resolve
+from mygpt.checkpoint import config_from_json, model_arrays, read_checkpoint, resolve
 from mygpt.cli import main
 from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError, InputError, StorageError
@@ -151,7 +151,7 @@ def test_other_programs_read_it(saved):
         for name, tensor in model.state_dict().items():
             assert torch.equal(file.get_tensor(name), tensor)
     assert metadata["format"] == "mygpt"
-    assert GPTConfig.from_dict(json.loads(metadata["config"])) == model.config
+    assert config_from_json(json.loads(metadata["config"])) == model.config
     assert json.loads(metadata["tokenizer"]) == CHARS.to_state()
     assert json.loads(metadata["provenance"]) == PROVENANCE
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt import GPT, GPTConfig
+from mygpt.unloaded_model import unloaded_model
 
 CONFIGS = {
     "S": GPTConfig(65, 64, 4, 4, 64),
@@ -33,7 +34,7 @@ def build(size: str, *, gelu_tanh: bool = False) -> GPT:
     conversion that forgets one is noticed.
     """
     config = CONFIGS[size]
-    model = GPT.unfilled(replace(config, mlp="gelu_tanh") if gelu_tanh else config)
+    model = unloaded_model(replace(config, mlp="gelu_tanh") if gelu_tanh else config)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mygpt.container import Arrays, read_arrays, write_arrays
 from mygpt.core.config import GPTConfig
 from mygpt.errors import CheckpointError, InputError
 from mygpt.file_access import require_path, require_regular
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import Tokenizer, from_state
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Checkpoint:
                 f"models are best.safetensors and last.safetensors in {path.parent}/"
             )
         try:
-            config = GPTConfig.from_dict(parts["config"])
+            config = config_from_json(parts["config"])
             tokenizer = from_state(parts["tokenizer"])
         except KeyError as error:
             raise CheckpointError(
@@ -73,10 +74,10 @@ class Checkpoint:
         """
         import torch
 
-        from mygpt.core.model import GPT
+        from mygpt.unloaded_model import unloaded_model
 
         self.check_shapes()
-        model = GPT.unfilled(self.config)
+        model = unloaded_model(self.config)
         model.load_state_dict({name: torch.tensor(a) for name, a in self.arrays.items()})
         return model
 
@@ -88,7 +89,7 @@ class Checkpoint:
                 f"{self.path} is damaged: it has {held:,} parameters, and its configuration needs "
                 f"{self.config.num_parameters():,}"
             )
-        wanted = self.config.parameter_shapes()
+        wanted = parameter_shapes(self.config)
         for name in sorted(set(wanted) | set(self.arrays)):
             found = self.arrays[name].shape if name in self.arrays else None
             if wanted.get(name) != found:
@@ -298,3 +299,27 @@ def _in_run(run: Path) -> Path | None:
 
 def _last_write(run: Path) -> float:
     return max(file.stat().st_mtime for file in run.glob("*.safetensors"))
+
+
+def config_from_json(values: dict[str, Any]) -> GPTConfig:
+    """The shape from `GPTConfig.to_dict`; a field this version does not know is an `InputError`.
+
+    `ngram_rows`, the sizes of n-gram input tables in models of version 0.1, is accepted only
+    where it is empty: the tables themselves are no longer supported.
+    """
+    values = dict(values)
+    if rows := values.pop("ngram_rows", None):
+        raise InputError(
+            f"ngram_rows={rows!r:.80}: the model has n-gram input tables, which this version "
+            "does not support: train it again, or use the mygpt version that wrote it"
+        )
+    unknown = sorted(set(values) - {f.name for f in fields(GPTConfig)})
+    if unknown:
+        raise InputError(
+            f"model configuration has unknown fields {', '.join(unknown)}: "
+            "it was written by a newer version; upgrade mygpt"
+        )
+    try:
+        return GPTConfig(**values)
+    except TypeError as error:
+        raise InputError(f"model configuration is incomplete: {error}") from error

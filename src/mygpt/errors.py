@@ -67,3 +67,18 @@ class Interrupted(KeyboardInterrupt):
 def interruption(number: int) -> KeyboardInterrupt:
     """What a signal raises: for SIGINT the very class, which Python ends with exit code 130."""
     return KeyboardInterrupt() if number == signal.SIGINT else Interrupted(number)
+
+
+def broken_model() -> InputError:
+    """The error of a model whose logits are NaN or infinite."""
+    return InputError(
+        "the model predicts NaN or infinity: its weights are broken; train again with a lower rate"
+    )
+
+
+def overflowing_settings(temperature: float, repetition_penalty: float | None) -> InputError:
+    """The error of settings with which logits overflow float32."""
+    return InputError(
+        f"temperature={temperature} with repetition_penalty={repetition_penalty} overflows "
+        "float32: choose milder values, nearer to 1"
+    )

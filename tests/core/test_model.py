@@ -11,6 +11,7 @@ from torch import nn
 
 import reference
 from mygpt import GPT, GPTConfig, set_seed
+from mygpt.checkpoint import config_from_json
 from mygpt.core.kv_cache import KVCache
 from mygpt.errors import InputError
 from shapes import CONFIGS, GPT2, LLAMA, MODERN, TUTORIAL, build
@@ -209,14 +210,14 @@ def test_the_tutorials_constructor_refuses_impossible_shapes():
 
 @every_config
 def test_config_survives_json(config):
-    assert GPTConfig.from_dict(config.to_dict()) == config
+    assert config_from_json(config.to_dict()) == config
 
 
 def test_config_of_a_newer_version_is_refused():
     with pytest.raises(InputError, match=r"unknown fields experts.*upgrade mygpt"):
-        GPTConfig.from_dict(TUTORIAL.to_dict() | {"experts": 8})
+        config_from_json(TUTORIAL.to_dict() | {"experts": 8})
     with pytest.raises(InputError, match=r"incomplete.*vocab_size"):
-        GPTConfig.from_dict({"embed_dim": 8})
+        config_from_json({"embed_dim": 8})
 
 
 # --- parameters ----------------------------------------------------------------------------

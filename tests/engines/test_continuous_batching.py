@@ -36,6 +36,7 @@ from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import TorchEngine
 from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
+from mygpt.parameter_shapes import parameter_shapes
 from shapes import LLAMA, MODERN, TUTORIAL, build
 
 WIDE = {  # windows in which prompts are long enough to share
@@ -84,7 +85,7 @@ def config_of(name: str) -> GPTConfig:
 def constant(logits, kind=CpuEngine):
     """A model that predicts these logits whatever it reads."""
     config = GPTConfig(len(logits), 1, 1, 1, max_seq_len=4, tied=False)
-    arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
+    arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
     arrays["final_norm.bias"][:] = 1
     arrays["head.weight"][:, 0] = logits
     return kind(config, arrays)

@@ -19,6 +19,7 @@ from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import TorchEngine
 from mygpt.errors import InputError
 from mygpt.generation.packing import arrays_of
+from mygpt.unloaded_model import unloaded_model
 from shapes import build
 
 MODERN = GPTConfig(
@@ -75,7 +76,7 @@ def test_tables_and_caches_that_grow_give_the_same_bits(monkeypatch, start, conf
     monkeypatch.setattr("mygpt.engines.torch_engine._RESERVED_TOKENS", 2)
     monkeypatch.setattr("mygpt.engines.numpy_engine._RESERVED_TOKENS", 2)
     monkeypatch.setattr("mygpt.engines.cpu.batch._FIRST_CAPACITY", 16)
-    small = GPT.unfilled(config)
+    small = unloaded_model(config)
     small.load_state_dict(model.state_dict())
     if config.position == "rotary":
         assert len(small.rotary_cos) == 4
@@ -96,7 +97,7 @@ def test_the_first_rows_of_a_rotary_table_do_not_depend_on_its_length(module, si
 def test_a_window_of_two_billion_tokens_takes_a_few_megabytes(start):
     """Five tokens took up to 6 GB."""
     config = GPTConfig(**{**MODERN.to_dict(), "max_seq_len": 2**31})
-    model = GPT.unfilled(config)
+    model = unloaded_model(config)
     model.load_state_dict(build(MODERN).state_dict())
     engine = start(model)
     batch = engine.open(16)
@@ -116,7 +117,7 @@ def test_generate_reads_a_long_window_by_torch_and_by_machine_code(monkeypatch):
     for new in (3, 200):
         wanted = generate(build(MODERN), prompt, 3, seed=1)
         monkeypatch.setattr("mygpt.core.config._POSITIONS_AT_ONCE", 4)
-        model = GPT.unfilled(config)
+        model = unloaded_model(config)
         model.load_state_dict(build(MODERN).state_dict())
         assert torch.equal(generate(model, prompt, new, seed=1)[:, :43], wanted)
         assert torch.equal(model(prompt)[0], build(MODERN)(prompt)[0])

@@ -359,7 +359,7 @@ from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.core.random import Stream
 
-config = GPTConfig.from_dict({asdict(CONFIGS[name])!r})
+config = GPTConfig(**{asdict(CONFIGS[name])!r})
 engine = NumpyEngine(config, np.load({str(tmp_path / "weights.npz")!r}))
 sampling = SamplingConfig(0.9, 4, 0.95, 0.01, 1.1)
 request = Request(np.array([1, 2]), 20, sampling, Stream(7))

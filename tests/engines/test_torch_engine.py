@@ -21,7 +21,7 @@ from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, SamplingConfig, Write
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
 from mygpt.core.generation import UncachedDecoder
-from mygpt.core.kv_cache import FixedShapes, KVCache
+from mygpt.core.kv_cache import KVCache
 from mygpt.core.random import Stream
 from mygpt.core.sampling import _only_where_probable, draw, next_ids
 from mygpt.engines import torch_engine
@@ -29,6 +29,7 @@ from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.torch_engine import (
     CompiledDecoder,
+    FixedShapes,
     TorchCompiledStep,
     TorchEngine,
     read_token,

@@ -31,7 +31,7 @@ TOGETHER = (
     "best_of=",
     "more than 6 choices",
     "stream_options are for streams",
-    "goes past the range of numbers",
+    "overflows float32",
     "the prompt has 17 tokens and the window 16",
 )
 

@@ -25,6 +25,7 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.data import ShuffledWindows
 from mygpt.core.random import epoch_offset, permute
 from mygpt.errors import InputError
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.training import planning, recipe
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
@@ -376,7 +377,7 @@ def test_validation_takes_a_twentieth_of_the_time() -> None:
 def test_operations_are_those_of_the_products() -> None:
     """Twice a multiplication, three times a weight: forward, and back for weights and input."""
     config = GPTConfig(50, 32, 2, 3, max_seq_len=64, tied=False, mlp="swiglu", position="rotary")
-    shapes = config.parameter_shapes()
+    shapes = parameter_shapes(config)
     weights = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and "embedding" not in n)
     assert causal_flops_per_token(config, 1) == pytest.approx(6 * weights, rel=0.01)
     # Scores and mixing, each two operations, forward once and back twice, over half of T keys.

@@ -27,7 +27,7 @@ from mygpt.cli.sampling_options import (
     TOP_P,
 )
 from mygpt.cli.terminal import say
-from mygpt.core.config import SamplingConfig, check_max_new_tokens
+from mygpt.core.config import SamplingConfig, require_int
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def explain(
     if out is not None and out.exists() and not overwrite:
         raise InputError(f"{out} exists: add --overwrite, or choose another --out")
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-    check_max_new_tokens(max_new_tokens)
+    require_int("max_new_tokens", max_new_tokens, least=0)
     check_unknown(unknown)
     text = read_prompt(prompt, prompt_file, encoding)
     if text is None:

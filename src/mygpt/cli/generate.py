@@ -31,7 +31,7 @@ from mygpt.cli.sampling_options import (
     TOP_P,
 )
 from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
-from mygpt.core.config import SamplingConfig, check_max_new_tokens
+from mygpt.core.config import SamplingConfig, require_int
 from mygpt.core.window import OVERFLOW_POLICIES, check_overflow
 from mygpt.errors import InputError
 from mygpt.signals import Abandonable, Abandoned, DeferredSignals
@@ -146,7 +146,7 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }
     sampling = SamplingConfig(**options)  # wrong values are refused before anything is loaded
-    check_max_new_tokens(max_new_tokens)
+    require_int("max_new_tokens", max_new_tokens, least=0)
     check_overflow(overflow)
     check_unknown(unknown)
     text = read_prompt(prompt, prompt_file, encoding)

@@ -206,61 +206,9 @@ class GPTConfig:
         embeddings += self.max_seq_len * c if self.position == "learned" else 0
         return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm
 
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter's shape, by the names that the model and its files use."""
-        c, d, m = self.embed_dim, self.head_size, self.mlp_hidden
-        q, kv = self.num_heads * d, self.kv_heads * d
-        norms = ["weight", "bias"] if self.norm == "layer" else ["weight"]
-        shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (self.vocab_size, c)}
-        if self.position == "learned":
-            shapes["position_embedding.weight"] = (self.max_seq_len, c)
-        for n in range(self.num_layers):
-            at = f"blocks.{n}."
-            shapes |= {f"{at}attention_norm.{part}": (c,) for part in norms}
-            shapes[at + "attention.query_key_value.weight"] = (q + 2 * kv, c)
-            shapes[at + "attention.output.weight"] = (c, q)
-            if self.attention_bias:
-                shapes[at + "attention.query_key_value.bias"] = (q + 2 * kv,)
-                shapes[at + "attention.output.bias"] = (c,)
-            if self.qk_norm:
-                shapes |= {f"{at}attention.{part}_norm.weight": (d,) for part in ("query", "key")}
-            shapes |= {f"{at}mlp_norm.{part}": (c,) for part in norms}
-            inner = 2 * m if self.mlp == "swiglu" else m
-            shapes |= {f"{at}mlp.input.weight": (inner, c), f"{at}mlp.output.weight": (c, m)}
-            if self.mlp_bias:
-                shapes |= {f"{at}mlp.input.bias": (inner,), f"{at}mlp.output.bias": (c,)}
-        shapes |= {f"final_norm.{part}": (c,) for part in norms}
-        if not self.tied:
-            shapes["head.weight"] = (self.vocab_size, c)
-        return shapes
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
-        """Rebuild from `to_dict`; a field this version does not know is an `InputError`.
-
-        `ngram_rows`, the sizes of n-gram input tables in models of version 0.1, is accepted only
-        where it is empty: the tables themselves are no longer supported.
-        """
-        values = dict(values)
-        if rows := values.pop("ngram_rows", None):
-            raise InputError(
-                f"ngram_rows={rows!r:.80}: the model has n-gram input tables, which this version "
-                "does not support: train it again, or use the mygpt version that wrote it"
-            )
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise InputError(
-                f"model configuration has unknown fields {', '.join(unknown)}: "
-                "it was written by a newer version; upgrade mygpt"
-            )
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"model configuration is incomplete: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -310,23 +258,3 @@ class SamplingConfig:
     def greedy(self) -> bool:
         """Whether the draw is argmax: no randomness can change it."""
         return self.temperature < GREEDY_BELOW or self.top_k == 1
-
-
-def broken_model() -> InputError:
-    """The error of a model whose logits are no numbers."""
-    return InputError(
-        "the model predicts NaN or infinity: its weights are broken; train again with a lower rate"
-    )
-
-
-def overflowing_settings(sampling: SamplingConfig) -> InputError:
-    """The error of settings that push logits past the range of float32."""
-    return InputError(
-        f"temperature={sampling.temperature} with repetition_penalty="
-        f"{sampling.repetition_penalty} goes past the range of numbers: choose milder ones"
-    )
-
-
-def check_max_new_tokens(max_new_tokens: int) -> None:
-    """Raise `InputError` unless the number of tokens to write is a whole number from 0."""
-    require_int("max_new_tokens", max_new_tokens, least=0)

@@ -9,7 +9,7 @@ before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -105,34 +105,3 @@ class KVCache:
     def advance(self, steps: int) -> None:
         """Count `steps` positions as read, after the last layer stored them."""
         self.length += steps
-
-
-@dataclass
-class FixedShapes(KVCache):
-    """A cache at a step of one token whose place is in a tensor: nothing changes but numbers.
-
-    Every step has the same shapes and Python sees the same values, so that a step is compiled
-    once and a CUDA graph of it can be replayed. The price is to look at all L positions, those
-    not filled yet under a mask.
-
-    Attributes:
-        place: (1,) int64, the token's position, below L; it says what `length` says elsewhere.
-    """
-
-    place: torch.Tensor = field(kw_only=True)
-
-    def positions(self, time: int) -> torch.Tensor:
-        """See `KVCache.positions`; `time` is 1."""
-        return self.place
-
-    def mask(self, time: int) -> torch.Tensor:
-        """(1, L), true up to the token's own place."""
-        return (torch.arange(self.keys[0].shape[2], device=self.place.device) <= self.place)[None]
-
-    def extend(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one position (B, G, 1, D) of a layer; return all of the room, (B, G, L, D)."""
-        self.keys[layer].index_copy_(2, self.place, keys)
-        self.values[layer].index_copy_(2, self.place, values)
-        return self.keys[layer], self.values[layer]

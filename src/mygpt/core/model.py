@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.errors import InputError
@@ -33,7 +32,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(x.dtype)
@@ -46,9 +45,7 @@ def make_norm(config: GPTConfig, size: int) -> nn.Module:
     return nn.LayerNorm(size, eps=config.eps)
 
 
-def rotary_table(
-    config: GPTConfig, positions: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_table(config: GPTConfig, positions: int | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the positions' angles, each (L, D), float32 (Su et al., 2021).
 
     They are made on the CPU, so that they are the same everywhere; `positions` makes fewer than L.
@@ -61,7 +58,7 @@ def rotary_table(
     return angles.cos(), angles.sin()
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) of (B, H, T, D) by its position's angle, (T, D)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
@@ -85,11 +82,11 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
         cache: KVCache | None,
         layer: int,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         batch, time, _ = x.shape
         heads, groups, d = self.config.num_heads, self.config.kv_heads, self.config.head_size
         query, key, value = (
@@ -126,7 +123,7 @@ class MLP(nn.Module):
         self.input = nn.Linear(config.embed_dim, inner, bias=config.mlp_bias)
         self.output = nn.Linear(config.mlp_hidden, config.embed_dim, bias=config.mlp_bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         hidden = self.input(x)  # (B, T, M), or (B, T, 2M): gate and value
         if self.kind == "swiglu":
             gate, value = hidden.chunk(2, dim=-1)
@@ -149,28 +146,13 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
         cache: KVCache | None,
         layer: int,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache, layer))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-
-class _Undrawn(TorchFunctionMode):
-    """Inside, torch's initializers leave parameters as they are.
-
-    There is nothing to draw on the meta device, and there they import torch's compiler: seconds.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), options: Any = None
-    ) -> Any:
-        options = options or {}
-        if getattr(function, "__module__", "") == "torch.nn.init":
-            return arguments[0] if arguments else options["tensor"]
-        return function(*arguments, **options)
 
 
 class GPT(nn.Module):
@@ -200,7 +182,7 @@ class GPT(nn.Module):
         max_seq_len: int = 64,
         dropout: float = 0.0,
     ) -> None:
-        self._build(GPTConfig(vocab_size, embed_dim, num_heads, num_layers, max_seq_len, dropout))
+        self.build(GPTConfig(vocab_size, embed_dim, num_heads, num_layers, max_seq_len, dropout))
 
     @classmethod
     def from_config(cls, config: GPTConfig) -> GPT:
@@ -211,49 +193,28 @@ class GPT(nn.Module):
         of twice the number of blocks, biases zero.
         """
         model = cls.__new__(cls)
-        model._build(config)
+        model.build(config)
         if not config.is_tutorial_block:
             model._draw_as_gpt2()
         return model
 
-    @classmethod
-    def unfilled(cls, config: GPTConfig) -> GPT:
-        """A GPT on the CPU whose parameters wait to be loaded; draws no random numbers."""
-        return cls.outlined(config).allot(torch.device("cpu"))
+    rotary_cos: Tensor
+    rotary_sin: Tensor
 
-    @classmethod
-    def outlined(cls, config: GPTConfig) -> GPT:
-        """A GPT whose parameters have shapes and no memory yet (torch's meta device)."""
-        model = cls.__new__(cls)
-        with torch.device("meta"), _Undrawn():
-            model._build(config)
-        return model
-
-    def allot(self, device: torch.device) -> GPT:
-        """Give outlined parameters memory on `device`; they wait to be loaded."""
-        self.to_empty(device=device)
-        self._tabulate_rotary()
-        for name, buffer in self.named_buffers(recurse=False):
-            setattr(self, name, buffer.to(device))
-        return self
-
-    rotary_cos: torch.Tensor
-    rotary_sin: torch.Tensor
-
-    def _build(self, config: GPTConfig) -> None:
+    def build(self, config: GPTConfig) -> None:
         nn.Module.__init__(self)
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.embed_dim)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len, config.embed_dim)
-        self._tabulate_rotary()
+        self.register_rotary()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.final_norm = make_norm(config, config.embed_dim)
         if not config.tied:
             self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
 
-    def _tabulate_rotary(self) -> None:
+    def register_rotary(self) -> None:
         if self.config.position == "rotary":
             cos, sin = rotary_table(self.config, positions_for(self.max_seq_len))
             self.register_buffer("rotary_cos", cos, persistent=False)  # (L, D), or fewer rows
@@ -280,12 +241,12 @@ class GPT(nn.Module):
 
     def forward(
         self,
-        ids: torch.Tensor,
-        targets: torch.Tensor | None = None,
+        ids: Tensor,
+        targets: Tensor | None = None,
         *,
         cache: KVCache | None = None,
         last_only: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Predict the token after each position.
 
         Args:

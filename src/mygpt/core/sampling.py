@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import torch
 
-from mygpt.core.config import GREEDY_BELOW, SamplingConfig, broken_model, overflowing_settings
+from mygpt.core.config import GREEDY_BELOW, SamplingConfig
 from mygpt.core.random import Stream
+from mygpt.errors import broken_model, overflowing_settings
 
 
 def penalize_repetition(logits: torch.Tensor, ids: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -159,4 +160,4 @@ def _check(sampling: SamplingConfig, *finite: torch.Tensor) -> None:
     if not good[0]:
         raise broken_model()
     if not all(good):
-        raise overflowing_settings(sampling)
+        raise overflowing_settings(sampling.temperature, sampling.repetition_penalty)

@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.core.config import SamplingConfig, broken_model, overflowing_settings
+from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
+from mygpt.errors import broken_model, overflowing_settings
 
 Floats = NDArray[np.float32]
 Float = TypeVar("Float", np.float32, np.float64)
@@ -140,5 +141,5 @@ def next_id(
             return argmax(logits, sampling, ids)
         probs = probabilities(logits, sampling, ids)
     if not math.isfinite(probs.sum()):
-        raise overflowing_settings(sampling)
+        raise overflowing_settings(sampling.temperature, sampling.repetition_penalty)
     return draw(probs, stream.uniform(step))

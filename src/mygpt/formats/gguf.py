@@ -30,6 +30,7 @@ from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.formats.gguf_file import BLOCK, F16, F32, Q8_0, Stored, Value, store, write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values
+from mygpt.parameter_shapes import parameter_shapes
 
 _KIND_NUMBERS = {"f32": F32, "f16": F16, "q8_0": Q8_0}
 KINDS = tuple(_KIND_NUMBERS)
@@ -172,7 +173,7 @@ def _tensors(
     architecture: str, config: GPTConfig, arrays: Arrays
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """The tensors by llama.cpp's names."""
-    for ours in config.parameter_shapes():
+    for ours in parameter_shapes(config):
         array = arrays[ours]
         stem, _, part = ours.rpartition(".")
         block = ""

@@ -30,6 +30,7 @@ from mygpt.formats.state_dict import number_notes
 from mygpt.formats.tensor_names import plain_names
 from mygpt.formats.weight_files import StoredTensor, find_tensors, require_readable
 from mygpt.json_objects import SETTINGS, read_object
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.storage import write_durably
 from mygpt.tokenization import Tokenizer, ends_of
 
@@ -87,7 +88,7 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
             f"{path} has {len(tensors):,} tensors, too few for the {config.num_layers:,} layers of "
             "its config.json: copy the whole folder again"
         )
-    parts, shapes = family.parts(config), config.parameter_shapes()
+    parts, shapes = family.parts(config), parameter_shapes(config)
     check_tensors(path, tensors, parts, shapes)
     more: list[str] = []
     if tokenizer is None:
@@ -206,7 +207,7 @@ def _without_zeros(
             continue
         change: dict[str, Any] = {switch: False}
         without = replace(config, **change)
-        kept = without.parameter_shapes()
+        kept = parameter_shapes(without)
         if any(array.any() for name, array in arrays.items() if name not in kept):
             notes.append(
                 f"the model was exported with {switch}=false, and these biases are not zero any "
@@ -259,7 +260,7 @@ def write_hugging_face(
     _require_family(config, family)
     checkpoint.check_shapes()
     stored = family.as_stored(config)
-    shapes = stored.parameter_shapes()
+    shapes = parameter_shapes(stored)
     absent = {name: np.zeros(shapes[name]) for name in shapes if name not in checkpoint.arrays}
     arrays = {**checkpoint.arrays, **absent}
     settings, notes = _settings(checkpoint, family)

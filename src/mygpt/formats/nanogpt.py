@@ -26,6 +26,7 @@ from mygpt.formats.torch_files import (
     read_plain_pickle,
     read_torch_file,
 )
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import CharTokenizer, Tokenizer
 
 _SHAPE = {
@@ -140,7 +141,7 @@ def _arrays(state: StateDict, config: GPTConfig) -> dict[str, NDArray[np.float32
         name: np.zeros(shape, np.float32)
         if name.endswith("norm.bias") and not config.mlp_bias
         else state.take(names[name], shape)
-        for name, shape in config.parameter_shapes().items()
+        for name, shape in parameter_shapes(config).items()
     }
 
 

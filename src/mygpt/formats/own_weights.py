@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from mygpt.checkpoint import config_from_json
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
 from mygpt.formats.state_dict import StateDict
 from mygpt.formats.torch_files import OWN_EMBEDDING, own_state, read_torch_file
 from mygpt.formats.tutorial import HEADS_BY_WIDTH, adjacent_tokenizer
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import CharTokenizer, Tokenizer, from_state
 
 _BLOCK = "blocks.0."
@@ -80,7 +82,7 @@ def read_own(
             f"{config.vocab_size}: give the model's own tokenizer with --tokenizer PATH"
         )
     arrays: dict[str, NDArray[Any]] = {
-        name: state.take(name, shape) for name, shape in config.parameter_shapes().items()
+        name: state.take(name, shape) for name, shape in parameter_shapes(config).items()
     }
     notes += state.finish()
     return Imported(config, arrays, tokenizer, notes, {"format": "mygpt", "file": path.name})
@@ -184,7 +186,7 @@ def _visible_fields(
 
 def _without_default_width(config: GPTConfig) -> GPTConfig:
     """The same configuration, with mlp_dim=None if the MLP has the default width."""
-    default = GPTConfig.from_dict(config.to_dict() | {"mlp_dim": None})
+    default = config_from_json(config.to_dict() | {"mlp_dim": None})
     return default if default.mlp_hidden == config.mlp_hidden else config
 
 

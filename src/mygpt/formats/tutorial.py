@@ -19,6 +19,7 @@ from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
 from mygpt.formats.state_dict import StateDict
 from mygpt.formats.torch_files import is_bare_tutorial, plain_fields, read_torch_file
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 from mygpt.tokenization.bpe import read_json
 
@@ -243,7 +244,7 @@ def _arrays(state: StateDict, config: GPTConfig) -> dict[str, NDArray[np.float32
         if config.position == "rotary":
             query, key = halves_from_pairs(query, d), halves_from_pairs(key, d)
         parts[f"{at}attention.query_key_value.weight"] = np.concatenate([query, key, value])
-    shapes = config.parameter_shapes()
+    shapes = parameter_shapes(config)
     return parts | {ours: state.take(theirs, shapes[ours]) for ours, theirs in names.items()}
 
 

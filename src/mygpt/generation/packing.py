@@ -13,6 +13,7 @@ from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.generation import has_own_forward
 from mygpt.core.model import GPT, MLP, Attention, Block, RMSNorm
 from mygpt.engines.choice import cpu_engine_available
+from mygpt.parameter_shapes import parameter_shapes
 
 if TYPE_CHECKING:
     from mygpt.engines.cpu import CpuEngine
@@ -83,7 +84,7 @@ def _is_as_made(module: Any, model: GPT) -> bool:
 @functools.cache
 def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters; kept, since every call of `packable_parameters` reads them."""
-    return config.parameter_shapes()
+    return parameter_shapes(config)
 
 
 def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) -> CpuEngine:

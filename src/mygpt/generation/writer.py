@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
-from mygpt.core.config import SamplingConfig, check_max_new_tokens, require_int
+from mygpt.core.config import SamplingConfig, require_int
 from mygpt.core.random import Stream, fresh_seed
 from mygpt.core.window import Overflow, check_overflow, check_prompt_fits
 from mygpt.engines.choice import Choice, tokens_to_read
@@ -219,7 +219,7 @@ class _Job:
                 f"unknown option {', '.join(others)}: there are {', '.join(_OPTIONS)} and "
                 f"{', '.join(field.name for field in fields(SamplingConfig))}"
             )
-        check_max_new_tokens(max_new_tokens)
+        require_int("max_new_tokens", max_new_tokens, least=0)
         check_overflow(overflow)
         self.writer, self.prompt, self.max_new_tokens = writer, prompt, max_new_tokens
         self.seed = Stream(fresh_seed() if seed is None else seed).seed

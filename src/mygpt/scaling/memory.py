@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mygpt.core.config import GPTConfig
+from mygpt.parameter_shapes import parameter_shapes
 
 Sharding = Literal["ddp", "fsdp"]
 Dtype = Literal["float32", "bfloat16"]
@@ -73,7 +74,7 @@ def states(config: GPTConfig) -> States:
     """Bytes of the training states: exactly the sizes of the tensors."""
     parameters = config.num_parameters()
     optimizer = 0
-    for shape in config.parameter_shapes().values():
+    for shape in parameter_shapes(config).values():
         optimizer += 2 * FLOAT * math.prod(shape) + FLOAT
     return States(FLOAT * parameters, FLOAT * parameters, optimizer)
 
@@ -208,7 +209,7 @@ def _fused(config: GPTConfig) -> int:
 
 def _parameter_counts(config: GPTConfig) -> tuple[int, int]:
     """Parameters of one block, and of everything outside the blocks."""
-    shapes = config.parameter_shapes()
+    shapes = parameter_shapes(config)
     in_blocks = sum(math.prod(s) for name, s in shapes.items() if name.startswith("blocks."))
     return in_blocks // config.num_layers, config.num_parameters() - in_blocks
 
@@ -217,7 +218,7 @@ def _autocast_bytes(config: GPTConfig, dtype: Dtype) -> int:
     """The bfloat16 copies of the matrices, made once per forward pass and kept for the backward."""
     if dtype == "float32":
         return 0
-    shapes = config.parameter_shapes()
+    shapes = parameter_shapes(config)
     matrices = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and "embedding" not in n)
     head = config.vocab_size * config.embed_dim if config.tied else 0
     return 2 * (matrices + head)

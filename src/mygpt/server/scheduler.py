@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from mygpt.core.config import SamplingConfig, broken_model
+from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.engines.contract import Batch, Request
-from mygpt.errors import InputError
+from mygpt.errors import InputError, broken_model
 from mygpt.server.problems import ApiError, broken, closing, restarted, row_failed
 from mygpt.server.tickets import Queue, Ticket, Work
 

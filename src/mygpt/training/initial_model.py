@@ -22,6 +22,7 @@ from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.recipe import draw_weights
 from mygpt.training.run import RunFolder
 from mygpt.training.sharding import fill, sharded_model
+from mygpt.unloaded_model import unloaded_model
 
 # The tutorial seeds the model with 0 and the data with 42.
 _DATA_SEED = 42
@@ -136,4 +137,4 @@ def empty_model(
     """A model whose weights wait to be loaded; of several processes each may hold a part."""
     if group.shards_model(config.shard):
         return sharded_model(shape, config, device, group)
-    return GPT.unfilled(shape).to(device)
+    return unloaded_model(shape).to(device)

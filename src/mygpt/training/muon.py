@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from mygpt.core.config import GPTConfig
+from mygpt.parameter_shapes import parameter_shapes
 
 MOMENTUM = 0.95
 ITERATIONS = 3
@@ -21,7 +22,7 @@ def parts(name: str, config: GPTConfig) -> list[int] | None:
     """The rows of the matrices that a parameter holds; None where Muon is not for it."""
     if not name.startswith("blocks.") or not name.endswith(".weight") or "norm" in name:
         return None
-    shape = config.parameter_shapes()[name]
+    shape = parameter_shapes(config)[name]
     if "query_key_value" in name:
         key_rows = config.kv_heads * config.head_size
         return [shape[0] - 2 * key_rows, key_rows, key_rows]

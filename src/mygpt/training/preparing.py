@@ -19,6 +19,7 @@ from mygpt.engines.choice import cpu_engine_available
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.machine import choose_device
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.text import READING_VERSION
 from mygpt.tokenization import Tokenizer, end_notes
 from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
@@ -251,7 +252,7 @@ def _check_state(shape: GPTConfig, tokenizer: Tokenizer, settings: dict[str, Any
         "settings": settings,
     }
     rooms = ("model", *(f"optimizer/{what}" for what in ("step", "average", "square")))
-    shapes = shape.parameter_shapes().items()
+    shapes = parameter_shapes(shape).items()
     check_storable(parts, {f"{room}/{name}": size for room in rooms for name, size in shapes})
 
 

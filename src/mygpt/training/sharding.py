@@ -18,6 +18,7 @@ from mygpt.core.model import GPT
 from mygpt.training.config import TrainConfig
 from mygpt.training.hardware import checkpoint_blocks, compute_dtype, why_not_compiled
 from mygpt.training.process_group import ProcessGroup
+from mygpt.unloaded_model import allocate, meta_model
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -76,7 +77,7 @@ def sharded_model(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    model = GPT.outlined(shape)
+    model = meta_model(shape)
     dtype = compute_dtype(config.dtype, device)
     policy = MixedPrecisionPolicy()
     if dtype != torch.float32:
@@ -89,7 +90,7 @@ def sharded_model(
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    return model.allot(device)
+    return allocate(model, device)
 
 
 def fill(model: GPT, source: GPT | None, group: ProcessGroup) -> None:

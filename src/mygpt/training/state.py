@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import Checkpoint, model_arrays
+from mygpt.checkpoint import Checkpoint, config_from_json, model_arrays
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.errors import CheckpointError, InputError
+from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer, memory_shape
@@ -136,7 +137,7 @@ class State:
         try:
             state = cls(
                 path,
-                GPTConfig.from_dict(parts["config"]),
+                config_from_json(parts["config"]),
                 from_state(parts["tokenizer"]),
                 _training_config(parts["training"]),
                 _checked_settings(parts["settings"]),
@@ -226,7 +227,7 @@ def _check_arrays(state: State) -> None:
         Checkpoint(state.path, state.config, state.tokenizer, weights, {}).check_shapes()
     elif weights:
         raise CheckpointError(f"{state.path} holds weights, and names others in a folder")
-    shapes = state.config.parameter_shapes()
+    shapes = parameter_shapes(state.config)
     wrong = [name for name in ("plan", "given_plan") if not _is_plan(state.arrays.get(name))]
     for key, array in state.part("optimizer").items():
         what, _, name = key.partition("/")

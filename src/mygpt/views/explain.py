@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint
-from mygpt.core.config import (
-    SamplingConfig,
-    broken_model,
-    check_max_new_tokens,
-    overflowing_settings,
-)
+from mygpt.core.config import SamplingConfig, require_int
 from mygpt.core.random import Stream
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.numpy_network import Floats
 from mygpt.engines.numpy_sampling import probabilities, softmax
 from mygpt.engines.reading import positions_to_show, read
+from mygpt.errors import broken_model, overflowing_settings
 from mygpt.generation.writer import Writer
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.views.page import make_page
@@ -157,7 +153,7 @@ def explain(
         InputError: if a value is out of range, or the model's logits are not finite.
         UnknownTokenError: for characters that the tokenizer does not know.
     """
-    check_max_new_tokens(max_new_tokens)
+    require_int("max_new_tokens", max_new_tokens, least=0)
     checkpoint.check_shapes()
     writer = Writer(checkpoint, checkpoint.tokenizer, engine="numpy")
     recorder = _Recorder(checkpoint, sampling or SamplingConfig())
@@ -233,7 +229,7 @@ class _Recorder:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             after = probabilities(logits, self.sampling, self.ids)
         if not math.isfinite(after.sum()):
-            raise overflowing_settings(self.sampling)
+            raise overflowing_settings(self.sampling.temperature, self.sampling.repetition_penalty)
         return softmax(logits.astype(np.float64)).astype(np.float32), after
 
     def _prediction(self, before: Floats, after: Floats, most: int) -> Prediction:

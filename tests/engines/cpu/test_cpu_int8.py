@@ -20,6 +20,7 @@ from decoding import (
 )
 from mygpt import GPTConfig
 from mygpt.engines.cpu import CpuEngine
+from mygpt.parameter_shapes import parameter_shapes
 from shapes import CONFIGS
 
 pytestmark = pytest.mark.kernels
@@ -59,7 +60,7 @@ def test_each_int8_weight_is_off_by_half_a_step_at_most():
     """The head's own weights, seen one column at a time; a row of zeros stays one."""
     width = 24
     config = GPTConfig(80, width, 1, 1, max_seq_len=2, tied=False)
-    arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
+    arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
     head = np.random.default_rng(1).normal(size=(80, width)).astype(np.float32)
     head[3] = 0
     head[5] *= 1e-30

@@ -27,6 +27,7 @@ from decoding import (
 )
 from mygpt import GPTConfig
 from mygpt.engines.cpu import CpuEngine
+from mygpt.parameter_shapes import parameter_shapes
 from shapes import CONFIGS, build
 
 pytestmark = pytest.mark.kernels
@@ -112,7 +113,7 @@ def activation(kind: str, u: float) -> float:
     One stays 1 and the other is the activation's; the last norm scales both alike.
     """
     config = GPTConfig(2, 2, 1, 1, max_seq_len=1, mlp_dim=1, norm="rms", mlp=kind, tied=False)
-    arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
+    arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
     arrays["token_embedding.weight"][:, 0] = 1
     bias = arrays["blocks.0.mlp.input.bias"]
     bias[0], bias[1:] = u, 1  # what gates, and what is gated

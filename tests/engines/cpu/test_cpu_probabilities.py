@@ -81,7 +81,7 @@ from mygpt.engines.cpu import CpuEngine
 from mygpt.core.random import Stream
 
 config = GPTConfig(2, 1, 1, 1, max_seq_len=1)
-arrays = {name: np.zeros(shape, "f4") for name, shape in config.parameter_shapes().items()}
+arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
 requests = [Request(np.array([1]), 3, SamplingConfig(), Stream(0))] * 700
 engine = CpuEngine(config, arrays)
 for _ in range(20):
@@ -105,7 +105,7 @@ from mygpt.engines.cpu import CpuEngine
 from mygpt.core.random import Stream
 
 config = GPTConfig(5, 16, 2, 2, max_seq_len=600)
-arrays = {name: np.ones(shape, "f4") for name, shape in config.parameter_shapes().items()}
+arrays = {name: np.ones(shape, "f4") for name, shape in parameter_shapes(config).items()}
 arrays["token_embedding.weight"] = np.random.default_rng(0).normal(size=(5, 16)).astype("f4")
 engine = CpuEngine(config, arrays, threads=1)
 short, long = (

@@ -112,7 +112,7 @@ config = GPTConfig(50, 256, 4, 4, max_seq_len=64)
 generator = np.random.default_rng(0)
 arrays = {
     name: generator.normal(size=shape).astype("f4") / 16
-    for name, shape in config.parameter_shapes().items()
+    for name, shape in parameter_shapes(config).items()
 }
 engine = CpuEngine(config, arrays, threads=1)
 request = Request(np.array([1, 2]), 20, SamplingConfig(), Stream(3))

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.core.config import SamplingConfig, broken_model, overflowing_settings
+from mygpt.core.config import SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.memory import Memory
 from mygpt.engines.cpu.pack import PackedModel, padded
 from mygpt.engines.cpu.workers import run_on_threads, usable_cores
-from mygpt.errors import InputError
+from mygpt.errors import InputError, broken_model, overflowing_settings
 
 # A run lasts about this long; between runs Python can react to signals. 50 ms are not felt by
 # somebody who presses a key, and make the start of a run (some 30 us) negligible.
@@ -138,8 +138,11 @@ class Loop:
         self._job[at.FAILED] = 0
         failures = {}
         for row in np.flatnonzero(self._slots[:, at.STATUS] >= at.BROKEN_MODEL).tolist():
-            broken = self._slots[row, at.STATUS] == at.BROKEN_MODEL
-            failures[row] = broken_model() if broken else overflowing_settings(settings_of(row))
+            if self._slots[row, at.STATUS] == at.BROKEN_MODEL:
+                failures[row] = broken_model()
+            else:
+                used = settings_of(row)
+                failures[row] = overflowing_settings(used.temperature, used.repetition_penalty)
             self._slots[row, at.STATUS] = at.ENDED
             self._memory.keep_logits(row)
         return failures
