@@ -1,14 +1,12 @@
-"""Token stores: their ids are those of `encode_documents`, however they were built."""
+"""Building token stores: the ids are those of `encode_documents`, also after interruptions."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,114 +15,32 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mygpt.data import TokenStore, encode_documents, is_store
-from mygpt.data.store_builder import build as storing_module
+from mygpt.data import TokenStore
+from mygpt.data.store_builder import build as build_module
 from mygpt.data.store_builder import chunking
 from mygpt.data.store_builder.build import StoreProgress, build_store
 from mygpt.data.store_builder.chunking import Chunker
 from mygpt.data.store_builder.words import Words, words_of
 from mygpt.data.token_store import StoredTokens
-from mygpt.errors import CheckpointError, DamagedError, InputError, StorageError
+from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.locks import RunLock
-from mygpt.text import Document, read_corpus
+from mygpt.text import read_corpus
 from mygpt.tokenization import (
-    BPETokenizer,
-    ByteTokenizer,
     CharTokenizer,
     ForeignTokenizer,
     Tokenizer,
 )
 from mygpt.tokenization.tokenizer_json import _KNOWN_RULES
 from mygpt.tokenization.words import WordSplitter
-
-CHANCE = random.Random(1)
-WORDS = ["".join(CHANCE.choices("abcdefghié", k=CHANCE.randint(1, 8))) for _ in range(300)]
-TEXTS = [" ".join(CHANCE.choices(WORDS, k=k)) + ".\n\nEnd 日本語 12!" for k in (3, 900, 1, 40, 700)]
-OURS = BPETokenizer.train(TEXTS, 400)
-
-
-def gpt2_like(kind: str = "foreign") -> Tokenizer:
-    """A tokenizer with GPT-2's rule for words, applied by the library."""
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    library = Library(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        show_progress=False,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    library.train_from_iterator(TEXTS, trainer)
-    description = json.loads(library.to_str())
-    if kind == "bpe":
-        return BPETokenizer(description)
-    return ForeignTokenizer(description, end_of_text=0)
-
-
-def unigram() -> Tokenizer:
-    """One that needs complete documents, and begins each with a token."""
-    pieces = [["<unk>", 0.0], ["<s>", 0.0], ["▁", -3.0]]
-    pieces += [[char, -4.0] for char in sorted(set("".join(TEXTS)) - {" "})]
-    description: dict[str, Any] = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": 1, "content": "<s>", "special": True, "normalized": False}
-            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        ],
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
-        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": "<s>", "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-            ],
-            "pair": [],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-        },
-        "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False},
-    }
-    return ForeignTokenizer(description)
-
-
-TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-    "ours": lambda: OURS,
-    "char": lambda: CharTokenizer(sorted(set("".join(TEXTS))), end_of_text=True),
-    "char without an end": lambda: CharTokenizer(sorted(set("".join(TEXTS)))),
-    "byte": ByteTokenizer,
-    "gpt-2's rule": gpt2_like,
-    "gpt-2's rule, ours to hold": lambda: gpt2_like("bpe"),
-    "unigram": unigram,
-}
-
-
-def lines_of(path: Path, texts: list[str] = TEXTS) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
-
-
-def reference_ids(tokenizer: Tokenizer, texts: list[str] = TEXTS) -> np.ndarray[Any, Any]:
-    return encode_documents([Document("", text) for text in texts], tokenizer)
-
-
-def bytes_of(store: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(store)): path.read_bytes()
-        for path in store.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """A store of many small shards, which tests only read."""
-    folder = tmp_path_factory.mktemp("stores")
-    file = lines_of(folder / "texts.jsonl")
-    return build_store([file], folder / "store", tokenizer=OURS, shard_tokens=500, workers=0)
-
+from store_samples import (
+    OURS,
+    TEXTS,
+    TOKENIZERS,
+    bytes_of,
+    gpt2_like,
+    lines_of,
+    reference_ids,
+)
 
 # --- content -------------------------------------------------------------------------------
 
@@ -264,159 +180,6 @@ def test_later_text_can_change_more_than_the_last_word(
     assert [word for part in parts for word in split(part)] == split(text)
 
 
-# --- reading -------------------------------------------------------------------------------
-
-
-def test_parts_slices_and_windows_are_those_of_the_array(store: TokenStore) -> None:
-    """Across shards too, compared with the ids in memory."""
-    row = store.tokens[:].astype(np.int64)
-    assert len(store.shards) > 3
-    inside = store.tokens.part(37, len(row) - 5).part(3, 1000)
-    mine = row[40:1037]
-    assert len(inside) == 997
-    np.testing.assert_array_equal(inside[:], mine)
-    np.testing.assert_array_equal(inside[-10:], mine[-10:])
-    assert len(inside[5:2]) == 0
-    starts = np.random.default_rng(0).integers(0, len(mine) - 200, size=50)
-    for length in (1, 7, 200):
-        wanted = mine[starts[:, None] + np.arange(length)]
-        found = inside.cut(starts, length)
-        np.testing.assert_array_equal(found, wanted)
-        assert found.dtype == np.int64
-    wide = store.tokens.cut(np.array([0, 3]), len(row) - 3)  # over every shard
-    np.testing.assert_array_equal(wide, [row[:-3], row[3:]])
-
-
-def test_windows_and_parts_outside_the_store_are_refused(store: TokenStore) -> None:
-    with pytest.raises(IndexError):
-        store.tokens.cut(np.array([len(store.tokens) - 3]), 4)
-    with pytest.raises(IndexError):
-        store.tokens.part(0, 5).cut(np.array([-1]), 2)
-    with pytest.raises(IndexError):
-        store.tokens.part(3, 2)
-    with pytest.raises(TypeError):
-        store.tokens[::2]
-
-
-def test_the_digest_depends_on_the_content_only(store: TokenStore, tmp_path: Path) -> None:
-    """The file does not matter; another text, order or tokenizer gives another digest."""
-    found = {}
-    for name, texts, tokenizer in (
-        ("same", TEXTS, OURS),
-        ("order", TEXTS[::-1], OURS),
-        ("byte", TEXTS, ByteTokenizer()),
-    ):
-        file = lines_of(tmp_path / f"{name}.jsonl", texts)
-        out = tmp_path / name
-        made = build_store([file], out, tokenizer=tokenizer, shard_tokens=500, workers=0)
-        found[name] = made.sha256
-    assert found["same"] == store.sha256
-    assert len(set(found.values())) == 3
-
-
-# --- damage --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    out = tmp_path / "store"
-    build_store([lines_of(tmp_path / "x.jsonl")], out, tokenizer=OURS, shard_tokens=500, workers=0)
-    return out
-
-
-def test_a_flipped_bit_is_reported_with_its_file(small: Path) -> None:
-    path = small / "shards" / "000001.tokens"
-    data = bytearray(path.read_bytes())
-    data[20] ^= 1
-    path.write_bytes(data)
-    TokenStore.open(small)
-    with pytest.raises(DamagedError, match=r"000001\.tokens is damaged: its SHA-256 is not"):
-        TokenStore.open(small, check=True)
-
-
-def test_an_id_outside_the_vocabulary_is_reported_as_damage(small: Path) -> None:
-    path = small / "shards" / "000000.tokens"
-    data = bytearray(path.read_bytes())
-    data[1] = 0xFF
-    path.write_bytes(data)
-    store = TokenStore.open(small)
-    with pytest.raises(DamagedError, match="outside the vocabulary of 400"):
-        store.tokens.cut(np.array([0]), 4)
-    with pytest.raises(DamagedError, match="outside the vocabulary"):
-        store.tokens[:4]
-
-
-@pytest.mark.parametrize("name", ["000000.tokens", "000001.documents"])
-def test_truncated_and_missing_shards_are_refused(small: Path, name: str) -> None:
-    path = small / "shards" / name
-    if path.stat().st_size == 0:
-        path.write_bytes(b"x")
-    else:
-        os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(DamagedError, match="bytes, but the index says"):
-        TokenStore.open(small)
-    path.unlink()
-    with pytest.raises(DamagedError, match="does not exist"):
-        TokenStore.open(small)
-
-
-WRONG: list[tuple[str, Any, str]] = [
-    ("version", 2, "upgrade mygpt"),
-    ("format", "another", "not a token store"),
-    ("dtype", "float64", "neither uint16 nor int32"),
-    ("tokens", 5, "not the sum"),
-    ("name", 5, "must be a string"),
-    ("finished", 1, "must be true or false"),
-    ("finished", False, "not finished"),
-    ("tokenizer", "../x", "must be a SHA-256"),
-    ("tokenizer", "0" * 64, "is not the one in the index"),
-    ("sources", [5], "must be a list of objects"),
-    ("shards", {}, "must be a list of objects"),
-    ("shard_tokens", True, "must be an integer of at least"),
-]
-
-
-@pytest.mark.parametrize(("field", "value", "message"), WRONG)
-def test_an_invalid_index_is_refused(small: Path, field: str, value: Any, message: str) -> None:
-    path = small / "index.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {field: value}))
-    with pytest.raises(CheckpointError, match=message):
-        TokenStore.open(small)
-    del content[field]
-    path.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError):
-        TokenStore.open(small)
-
-
-@pytest.mark.parametrize("value", [-1, 2**70, 1.5, None, "9", True])
-def test_a_shard_with_invalid_counts_is_refused(small: Path, value: Any) -> None:
-    path = small / "index.json"
-    content = json.loads(path.read_text())
-    content["shards"][0]["tokens"] = value
-    path.write_text(json.dumps(content))
-    with pytest.raises(DamagedError):
-        TokenStore.open(small)
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b"[" * 100_000, b"\xff", b"{}"])
-def test_a_file_that_is_not_an_index_is_refused(small: Path, data: bytes) -> None:
-    (small / "index.json").write_bytes(data)
-    with pytest.raises(CheckpointError):
-        TokenStore.open(small)
-    assert not is_store(small)
-
-
-def test_is_store_recognises_stores(small: Path, tmp_path: Path) -> None:
-    assert is_store(small)
-    assert not is_store(tmp_path)
-    assert not is_store(tmp_path / "x.jsonl")
-    assert not is_store(tmp_path / "nowhere")
-    assert not is_store("a\0b")
-    os.mkfifo(tmp_path / "index.json")  # reading it would wait for ever
-    assert not is_store(tmp_path)
-
-
 # --- resuming ------------------------------------------------------------------------------
 
 
@@ -451,7 +214,7 @@ def test_a_killed_process_leaves_the_committed_shards(
 ) -> None:
     """Between writing a shard and the index: the shard is built once more, none is duplicated."""
     out, file = tmp_path / "again", str(tmp_path / "x.jsonl")
-    real, calls = storing_module.write_durably, []
+    real, calls = build_module.write_durably, []
 
     def dying(path: Path, *args: Any, **options: Any) -> None:
         real(path, *args, **options)
@@ -459,7 +222,7 @@ def test_a_killed_process_leaves_the_committed_shards(
         if len(calls) == 4:  # the tokenizer, a shard's two files, the next one's first
             raise Stopped
 
-    monkeypatch.setattr(storing_module, "write_durably", dying)
+    monkeypatch.setattr(build_module, "write_durably", dying)
     with pytest.raises(Stopped):
         build_store([file], out, tokenizer=OURS, shard_tokens=500, workers=0)
     monkeypatch.undo()
@@ -481,7 +244,7 @@ def test_a_resumed_build_uses_the_trained_tokenizer(
         build_store(
             [file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0, progress=stop
         )
-    monkeypatch.setattr(storing_module, "make_tokenizer", None)
+    monkeypatch.setattr(build_module, "make_tokenizer", None)
     made = build_store([file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0)
     assert made.tokenizer.vocab_size == 300
     np.testing.assert_array_equal(made.tokens[:], reference_ids(made.tokenizer))
@@ -627,7 +390,7 @@ def test_a_build_stops_if_its_folder_is_renamed(
 ) -> None:
     text, store, moved = tmp_path / "text.txt", tmp_path / "store", tmp_path / "moved"
     text.write_text("abcdefgh\n" * 1000)
-    inner = storing_module._Building._add
+    inner = build_module._Building._add
 
     def rename(self: Any, *how: Any) -> None:
         inner(self, *how)
@@ -636,7 +399,7 @@ def test_a_build_stops_if_its_folder_is_renamed(
             store.mkdir()
 
     with monkeypatch.context() as patch:
-        patch.setattr(storing_module._Building, "_add", rename)
+        patch.setattr(build_module._Building, "_add", rename)
         with pytest.raises(StorageError, match=r"store was renamed to .*moved"):
             build_store([text], store, tokenizer="byte", workers=0, shard_tokens=1000)
     assert os.listdir(store) == []
