@@ -20,7 +20,7 @@ from mygpt.generation.completion import TokenLogprob
 from mygpt.generation.packing import arrays_of
 from mygpt.server.app import make_app
 from mygpt.server.openapi import openapi
-from mygpt.server.playground import Playground, told_logits
+from mygpt.server.playground import Playground, logits_content
 from mygpt.server.requests import FIELDS
 from mygpt.server.samples import Entry
 from mygpt.server.settings import ServerSettings
@@ -368,31 +368,31 @@ def test_drawn_bytes_have_offsets_in_characters_too():
     ("change", "status", "param", "message"),
     [
         ({"model": None}, 400, "model", "model is missing"),
-        ({"model": "gpt-4"}, 404, "model", "this server's is mygpt"),
+        ({"model": "gpt-4"}, 404, "model", "its model is mygpt"),
         ({"prompt": 5}, 400, "prompt", "must be a string"),
-        ({"prompt": ["a"] * 41}, 400, "prompt", "a list of 41, more than 40 choices"),
-        ({"prompt": [0] * 16385}, 400, "prompt", "16385 tokens, more than 16384"),
+        ({"prompt": ["a"] * 41}, 400, "prompt", "a list of 41, more than the limit of 40 choices"),
+        ({"prompt": [0] * 16385}, 400, "prompt", "16385 tokens, more than the limit of 16384"),
         ({"prompt": []}, 400, "prompt", "must be a string"),
         ({"prompt": [[]]}, 400, "prompt", "at least one"),
         ({"prompt": ["a", 1]}, 400, "prompt", "mixes"),
-        ({"prompt": [0, True]}, 400, "prompt", "holds true at 1"),
+        ({"prompt": [0, True]}, 400, "prompt", "has true at index 1"),
         ({"prompt": [0, 4]}, 400, "prompt", "id 4"),
-        ({"prompt": [0, -1]}, 400, "prompt", "holds -1"),
+        ({"prompt": [0, -1]}, 400, "prompt", "has -1 at index 1"),
         ({"prompt": "abX"}, 400, "prompt", "'X'"),
         ({"prompt": "\ud800"}, 400, "prompt", "surrogate"),
-        ({"prompt": "a" * 60_000}, 400, "prompt", "60000 tokens, more than 16384"),
-        ({"n": 0}, 400, "n", "whole number from 1 to 40"),
+        ({"prompt": "a" * 60_000}, 400, "prompt", "60000 tokens, more than the limit of 16384"),
+        ({"n": 0}, 400, "n", "integer from 1 to 40"),
         ({"n": 41}, 400, "n", "from 1 to 40"),
-        ({"n": 21, "prompt": ["a", "b"]}, 400, "n", "more than 40 choices"),
+        ({"n": 21, "prompt": ["a", "b"]}, 400, "n", "42 choices, more than the limit of 40"),
         ({"best_of": 2}, 400, "best_of", "must be n"),
         ({"max_tokens": 4097}, 400, "max_tokens", "from -1 to 4096"),
-        ({"max_tokens": 1.5}, 400, "max_tokens", "whole number"),
+        ({"max_tokens": 1.5}, 400, "max_tokens", "must be an integer"),
         ({"temperature": -1}, 400, "temperature", "at least 0"),
         ({"temperature": "hot"}, 400, "temperature", "must be a number"),
         ({"temperature": 10**400}, 400, "temperature", "finite"),
         ({"top_p": -0.1}, 400, "top_p", "above 0"),
         ({"top_p": False}, 400, "top_p", "must be a number"),
-        ({"top_k": -2}, 400, "top_k", "whole number"),
+        ({"top_k": -2}, 400, "top_k", "must be an integer"),
         ({"min_p": 2}, 400, "min_p", "between 0"),
         ({"seed": -2}, 400, "seed", "2**64"),
         ({"seed": 2**64}, 400, "seed", "2**64"),
@@ -400,7 +400,7 @@ def test_drawn_bytes_have_offsets_in_characters_too():
         ({"stop": ""}, 400, "stop", "1 to 256 characters"),
         ({"stop": "a" * 257}, 400, "stop", "1 to 256 characters"),
         ({"logprobs": 6}, 400, "logprobs", "from 0 to 5"),
-        ({"logprobs": True}, 400, "logprobs", "a number of alternatives"),
+        ({"logprobs": True}, 400, "logprobs", "the number of alternatives"),
         (
             {"logprobs": 0, "n": 17, "max_tokens": 4096},
             400,
@@ -408,16 +408,16 @@ def test_drawn_bytes_have_offsets_in_characters_too():
             "69632 tokens are more than 65536",
         ),
         ({"stream": True, "stream_options": {"x": 1}}, 400, "x", "unknown field 'x'"),
-        ({"ignore_eos": True}, 400, "ignore_eos", "leave it out"),
-        ({"min_tokens": False}, 400, "min_tokens", "leave it out"),
-        ({"repeat_penalty": 1.1}, 400, "repeat_penalty", "leave it out"),
+        ({"ignore_eos": True}, 400, "ignore_eos", "is not supported: leave"),
+        ({"min_tokens": False}, 400, "min_tokens", "is not supported: leave"),
+        ({"repeat_penalty": 1.1}, 400, "repeat_penalty", "is not supported: leave"),
         ({"echo": 1}, 400, "echo", "true or false"),
-        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
-        ({"suffix": "x"}, 400, "suffix", "leave it out"),
-        ({"logit_bias": {"5": 1}}, 400, "logit_bias", "leave it out"),
-        ({"presence_penalty": 0.5}, 400, "presence_penalty", "leave it out"),
-        ({"frequency_penalty": False}, 400, "frequency_penalty", "leave it out"),
-        ({"prompt": "a🙂b"}, 400, "prompt", '"unknown": "drop" leaves them out'),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", 'add "stream": true'),
+        ({"suffix": "x"}, 400, "suffix", "is not supported: leave"),
+        ({"logit_bias": {"5": 1}}, 400, "logit_bias", "is not supported: leave"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty", "is not supported: leave"),
+        ({"frequency_penalty": False}, 400, "frequency_penalty", "is not supported: leave"),
+        ({"prompt": "a🙂b"}, 400, "prompt", 'send "unknown": "drop" to drop them'),
         ({"unknown": "keep"}, 400, "unknown", "error, drop"),
         ({"unknown": {}}, 400, "unknown", "error, drop"),
         ({"overflow": "wrap"}, 400, "overflow", "crop, refill, stop"),
@@ -532,9 +532,9 @@ def test_what_is_no_json_is_told_so(api, content, headers, status, message):
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("GET", "/v2", 404, "nothing at '/v2'"),
-        ("GET", "/v1/models/", 404, "is not here"),
-        ("GET", "/v1/completions", 405, "does not take 'GET'"),
+        ("GET", "/v2", 404, "no resource at '/v2'"),
+        ("GET", "/v1/models/", 404, "this server has no model"),
+        ("GET", "/v1/completions", 405, "does not support 'GET'"),
         ("POST", "/v1/chat/completions", 404, "use POST /v1/completions"),
         ("GET", "/static/../app.py", 404, ""),
         ("GET", "/static/..%2f__init__.py", 404, ""),
@@ -626,9 +626,9 @@ def test_openais_client_raises_our_errors(server, theirs):
     with pytest.raises(openai.BadRequestError, match="from 1 to 128") as caught:
         theirs.completions.create(model="poems", prompt="ab", n=999)
     assert caught.value.param == "n"
-    with pytest.raises(openai.NotFoundError, match="this server's is poems"):
+    with pytest.raises(openai.NotFoundError, match="its model is poems"):
         theirs.completions.create(model="davinci-002", prompt="ab")
-    with pytest.raises(openai.NotFoundError, match="no chat model"):
+    with pytest.raises(openai.NotFoundError, match="is not a chat model"):
         theirs.chat.completions.create(model="poems", messages=[{"role": "user", "content": "a"}])
     with (
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as stranger,
@@ -674,8 +674,8 @@ def test_next_tells_the_models_logits(api):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "either"),
-        ({"text": "a", "ids": [0]}, "either"),
+        ({}, 'exactly one of "text" and "ids"'),
+        ({"text": "a", "ids": [0]}, 'exactly one of "text" and "ids"'),
         ({"ids": []}, "at least one"),
         ({"ids": "a"}, "list"),
         ({"text": 5}, "string"),
@@ -693,12 +693,12 @@ def test_the_playgrounds_wrong_questions_are_refused(api, body, message):
 def test_of_a_large_vocabulary_the_likeliest_are_told():
     logits = np.random.default_rng(0).normal(size=5000).astype(np.float32)
     logits[[7, 4000]] = 9.0
-    found = told_logits(logits, str)
+    found = logits_content(logits, str)
     assert [(i, text) for i, _, text in found["top"][:2]] == [(7, "7"), (4000, "4000")]
     assert len(found["top"]) == 1024
     total = np.exp([logit for _, logit, _ in found["top"]]).sum() + math.exp(found["rest"])
     assert total == pytest.approx(np.exp(logits.astype(np.float64)).sum())
-    assert set(told_logits(logits[:4096], str)) == {"logits"}
+    assert set(logits_content(logits[:4096], str)) == {"logits"}
 
 
 def slow_attention(config: GPTConfig, state: dict, x: np.ndarray, layer: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from mygpt.errors import InputError
 from mygpt.server.bodies import free_memory, grouped, json_pieces
 from mygpt.server.completions import encode
 from mygpt.server.guards import host_name
-from mygpt.server.log import Sparing, Unblocked
+from mygpt.server.log import NonBlockingStream, RateLimit
 from mygpt.server.problems import ApiError, to_json
 from mygpt.server.samples import Sample
 from mygpt.server.serving import ServerDied, connections_within, listen
@@ -440,7 +440,7 @@ def test_urgent_works_that_wait_leave_completions_their_places():
     urgent = tickets("u" * 7)
     for ticket in urgent[:6]:  # one more for the slot that is free
         queue.add(ticket, [])
-    with pytest.raises(ApiError, match="6 requests wait"):
+    with pytest.raises(ApiError, match="6 requests are waiting"):
         queue.add(urgent[6], [])
     for ticket in tickets("a" * 5):
         queue.add(ticket, [])
@@ -543,7 +543,7 @@ def test_large_bodies_are_read_beside_the_event_loop(path, body, monkeypatch):
             BODY | {"prompt": "ab", "echo": True, "logprobs": 1},
             "mygpt.server.completions.choice_of",
         ),
-        ("/api/next", {"ids": [0] * 3000}, "mygpt.server.playground.told_logits"),
+        ("/api/next", {"ids": [0] * 3000}, "mygpt.server.playground.logits_content"),
         ("/api/attention", {"ids": [0] * 16}, "mygpt.server.playground.json_pieces"),
     ],
     ids=["many tokens", "a scored prompt", "a long text", "attention"],
@@ -607,13 +607,13 @@ def test_a_text_that_is_too_long_is_not_all_encoded(monkeypatch):
     bpe = BPETokenizer.train(["abc ab " * 50], 270)
     monkeypatch.setattr(BPETokenizer, "encode_pieces", counted)
     monkeypatch.setattr(CharTokenizer, "encode_pieces", counted)
-    monkeypatch.setattr("mygpt.server.completions._CHARACTERS_A_TOKEN", 10**6)
+    monkeypatch.setattr("mygpt.server.completions._CHARACTERS_PER_TOKEN", 10**6)
     for tokenizer in (CHARS, bpe):
-        with pytest.raises(ApiError, match="more than 100: shorten it"):
+        with pytest.raises(ApiError, match="more than the limit of 100: shorten it"):
             encode(tiny_writer(tokenizer), "ab" * 10**6, settings, "prompt")
     assert seen == [2**14]
     monkeypatch.undo()
-    with pytest.raises(ApiError, match="2000 characters, more than 1600 for 100 tokens"):
+    with pytest.raises(ApiError, match="2000 characters, more than the 1600 that 100 tokens"):
         encode(tiny_writer(bpe), "ab" * 1000, settings, "prompt")
     found = encode(tiny_writer(bpe), "abc ab " * 20, settings, "prompt")
     assert found.ids.tolist() == bpe.encode_array("abc ab " * 20).tolist()
@@ -623,7 +623,7 @@ def test_memory_of_large_bodies_is_given_back(monkeypatch):
     """Once for many of them, and soon: the C library kept 150 MB of a text of one."""
     given = []
     monkeypatch.setattr("mygpt.server.bodies.free_memory", lambda: given.append(1))
-    monkeypatch.setattr("mygpt.server.bodies._TIDY_S", 0.5)
+    monkeypatch.setattr("mygpt.server.bodies._FREE_AFTER_S", 0.5)
     with running() as server:
         for _ in range(3):
             assert server.post(BODY | {"prompt": "a" * 2**18}).status_code == 400
@@ -704,7 +704,7 @@ def test_memory_of_large_answers_is_given_back(gone, monkeypatch):
     """Also of those that a client did not wait for: the server kept a hundred megabytes."""
     given = []
     monkeypatch.setattr("mygpt.server.bodies.free_memory", lambda: given.append(1))
-    monkeypatch.setattr("mygpt.server.bodies._TIDY_S", 0.05)
+    monkeypatch.setattr("mygpt.server.bodies._FREE_AFTER_S", 0.05)
     body = {"model": "mygpt", "prompt": "ab", "n": 9, "max_tokens": 300, "logprobs": 2}
     with running() as server, httpx.Client(base_url=server.url) as http:
         with contextlib.suppress(httpx.TimeoutException):
@@ -717,7 +717,7 @@ def test_a_full_collection_of_garbage_is_rare_while_serving(monkeypatch):
     seen = []
     monkeypatch.setattr("asyncio.run", lambda work: (work.close(), seen.append(gc.get_threshold())))
     before, frozen = gc.get_threshold(), gc.get_freeze_count()
-    serve_writer(tiny_writer(), ServerSettings(), port=0, tell=str)
+    serve_writer(tiny_writer(), ServerSettings(), port=0, notify=str)
     assert seen[0][:2] == before[:2]
     assert seen[0][2] > 100
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, frozen), "as it was"
@@ -726,7 +726,7 @@ def test_a_full_collection_of_garbage_is_rare_while_serving(monkeypatch):
 def test_lines_that_nobody_reads_are_dropped_and_counted():
     """A full pipe behind standard error stopped every request, and SIGTERM too."""
     reading, writing = os.pipe()
-    stream = Unblocked(writing, "ascii")
+    stream = NonBlockingStream(writing, "ascii")
     began = time.monotonic()
     for number in range(50_000):
         print(f"line {number} of a log, with an é", file=stream, flush=True)
@@ -748,7 +748,7 @@ def test_lines_that_nobody_reads_are_dropped_and_counted():
 def test_an_error_that_repeats_is_logged_a_few_times(caplog):
     """44 megabytes of tracebacks came from one limit that was reached."""
     logger = logging.getLogger("mygpt.server.repeats")
-    logger.addFilter(Sparing())
+    logger.addFilter(RateLimit())
     for _ in range(100):
         logger.error("too many")
     assert len(caplog.records) == 5
@@ -795,7 +795,7 @@ def test_where_no_batch_can_be_used_everyone_is_told_and_the_server_ends(monkeyp
             assert "made up" not in answer.text
         health = server.get("/health")
         assert (health.status_code, health.json()["healthy"]) == (503, False)
-        assert "for good" in health.json()["error"]["message"]
+        assert "could not be restarted" in health.json()["error"]["message"]
         server.thread.join(5)
         assert not server.thread.is_alive(), "a supervisor sees that it has ended"
 
@@ -819,7 +819,7 @@ def test_whatever_one_row_raises_ends_its_request_alone(monkeypatch):
     writer = tiny_writer()
     kind = type(writer.open_batch(1))
     places = [(kind, "join"), (kind, "logits")]
-    places += [(Sample, name) for name in ("take", "news", "finish")]
+    places += [(Sample, name) for name in ("take", "update", "finish")]
     odd = {  # by seed
         100 + number: (owner, name, error)
         for number, ((owner, name), error) in enumerate(
@@ -933,12 +933,12 @@ def test_echoes_of_a_long_prompt_have_a_limit_together():
         assert api.post("/v1/completions", json=body | {"n": 26}).status_code == 200
         answer = api.post("/v1/completions", json=body | {"n": 27})
         assert answer.status_code == 400
-        assert "16200 characters of prompts are more than 16000" in answer.text
+        assert "16200 echoed characters of prompts are more than 16000" in answer.text
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [('{"model": "mygpt", "model": "x"}', "'model' is there twice"),
+    [('{"model": "mygpt", "model": "x"}', "'model' occurs twice"),
      ('{"max_tokens": ' + "1" * 5000 + "}", "5000 digits")],
 )  # fmt: skip
 def test_json_that_says_two_things(body, message):
@@ -1012,7 +1012,7 @@ def test_a_port_in_use_is_told_with_the_remedy():
         port = bound.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} is in use.*--port"):
             listen("127.0.0.1", port)
-    with pytest.raises(InputError, match=r"host 'no\.such\.host\.invalid' is not known"):
+    with pytest.raises(InputError, match=r"host 'no\.such\.host\.invalid' cannot be resolved"):
         listen("no.such.host.invalid", 0)
 
 

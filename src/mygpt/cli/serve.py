@@ -113,16 +113,16 @@ def serve(
         log=None if quiet else _log,
     )
     from mygpt.generation.writer import load
-    from mygpt.server.log import unblocked_stderr
+    from mygpt.server.log import nonblocking_stderr
     from mygpt.server.serving import ServerDied
     from mygpt.server.serving import serve as run
 
     writer = load(path, device=device, dtype=dtype, engine=engine)
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         _log(f"note: everyone who can reach {host} can use this model; --api-key requires a key")
-    with unblocked_stderr():
+    with nonblocking_stderr():
         try:
-            run(writer, settings, host=host, port=port, tell=_log)
+            run(writer, settings, host=host, port=port, notify=_log)
         except ServerDied as error:
             _log(f"mygpt: {error}")
             raise typer.Exit(error.exit_code) from None

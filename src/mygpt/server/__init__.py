@@ -1,6 +1,7 @@
-"""HTTP: OpenAI's completions API over one model, and what the playground asks for.
+"""The HTTP server: OpenAI's completions API for one model, and the playground page.
 
-`app` puts it together, `serving` runs it. On a request's way: `guards` refuse what may not in,
-`requests` says what is wanted, `scheduler` decodes all requests in one batch, `samples` turns
-tokens into text, `completions` answers. `reading` looks at prompts, `playground` serves the page.
+`app` builds the application, `serving` runs it. A request passes through `guards` (host, origin,
+API key, size), `requests` (parsing and validation), `scheduler` (decodes all requests in one
+batch), `samples` (tokens to text) and `completions` (the response). `reading` runs full forward
+passes over prompts; `playground` serves the page and its data.
 """

@@ -1,4 +1,4 @@
-"""The application: routes, guards, and errors in the API's form."""
+"""The ASGI application: routes, middleware, and errors in the API's JSON form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.routing import Route
 from mygpt.generation.writer import Writer
 from mygpt.server.bodies import Bodies
 from mygpt.server.completions import Completions
-from mygpt.server.guards import Guards, Telling
+from mygpt.server.guards import Guards, RequestLog
 from mygpt.server.openapi import openapi
 from mygpt.server.playground import Playground
 from mygpt.server.problems import ApiError, broken, closing, json_answer, to_json
@@ -29,12 +29,12 @@ from mygpt.server.streaming import ClientGone
 
 
 def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
-    """The application that serves one model; its thread starts with the first request.
+    """The application that serves one model; its decoding thread starts with the first request.
 
     Its `state.scheduler` is the `Scheduler`.
 
     Raises:
-        InputError: for an engine that cannot be had.
+        InputError: if the writer's engine is not available.
     """
     scheduler = Scheduler(lambda: writer.open_batch(settings.slots + 1), settings.max_waiting)
     reader, bodies = Reader(writer, settings.max_waiting), Bodies(settings.max_waiting)
@@ -65,9 +65,9 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Telling, settings.log), Middleware(Guards, settings)],
+        middleware=[Middleware(RequestLog, settings.log), Middleware(Guards, settings)],
         exception_handlers={
-            ApiError: _told,
+            ApiError: _api_error,
             HTTPException: _http_error,
             ClientDisconnect: _gone,
             ClientGone: _gone,
@@ -80,7 +80,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
 
 
 class About:
-    """Routes that tell about the server."""
+    """Routes with information about the server and its model."""
 
     def __init__(self, writer: Writer, settings: ServerSettings, scheduler: Scheduler) -> None:
         self.name, self.scheduler, self.created = settings.name, scheduler, int(time.time())
@@ -105,10 +105,10 @@ class About:
         return json_answer(self._model())
 
     async def chat(self, request: HttpRequest) -> Response:
-        """Chat, which these models cannot."""
+        """/v1/chat/completions: an error, since the models are not chat models."""
         raise ApiError(
             404,
-            f"{self.name} continues text and is no chat model: use POST /v1/completions with a "
+            f"{self.name} is not a chat model, it continues text: use POST /v1/completions with a "
             "prompt",
             code="not_a_chat_model",
         )
@@ -133,25 +133,25 @@ class About:
         return json_answer(self.document)
 
 
-async def _told(request: HttpRequest, error: Exception) -> Response:
+async def _api_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.answer()
 
 
 async def _http_error(request: HttpRequest, error: Exception) -> Response:
-    """What Starlette itself refuses: no such route, or not with this method."""
+    """Starlette's own errors: no such route, or a method that the route does not have."""
     assert isinstance(error, HTTPException)
     path = f"{request.url.path!r:.80}"
     message = {
-        404: f"there is nothing at {path}: GET /openapi.json says what there is",
-        405: f"{path} does not take {request.method!r:.20}",
+        404: f"there is no resource at {path}: GET /openapi.json lists all of them",
+        405: f"{path} does not support {request.method!r:.20}: GET /openapi.json lists the methods",
     }.get(error.status_code, error.detail)
     return ApiError(error.status_code, message, headers=error.headers).answer()
 
 
 async def _gone(request: HttpRequest, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it
+    return Response(status_code=499)  # the client has disconnected
 
 
 async def _bug(request: HttpRequest, error: Exception) -> Response:
-    return ApiError(500, "an error of the server's own: its log says more", code="bug").answer()
+    return ApiError(500, "an internal error of the server: see its log", code="bug").answer()

@@ -1,4 +1,4 @@
-"""POST /v1/completions: from what a request wants to its choices, whole or piece by piece."""
+"""POST /v1/completions: encode the prompts, submit the rows, and send the choices or a stream."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ from mygpt.engines.contract import Request
 from mygpt.errors import InputError, UnknownTokenError
 from mygpt.generation.writer import Writer
 from mygpt.server.bodies import Bodies, json_pieces
+from mygpt.server.fields import invalid, parse_json
 from mygpt.server.problems import ApiError, json_answer
 from mygpt.server.reading import Reader
-from mygpt.server.requests import (
-    CompletionRequest,
-    Prompt,
-    invalid,
-    parse_completion,
-    parse_json,
-    too_long,
-)
+from mygpt.server.requests import CompletionRequest, Prompt, parse_completion, too_long
 from mygpt.server.samples import Entry, Piece, Sample
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
@@ -37,36 +31,36 @@ from mygpt.server.tickets import Ticket
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, ends_of
 from mygpt.tokenization.unknown import without_unknown
 
-_MOST_ENTRIES = 256  # of a prompt in one event of a stream
+_MOST_ENTRIES = 256  # log-probabilities of a prompt in one event of a stream
 _PIECE = 2**14  # characters of a long prompt that are encoded at a time
-_CHARACTERS_A_TOKEN = 16  # on average; four are usual
-_CONTEXT = 64  # tokens of a prompt that decide how it ends
-UNKNOWN_CHARACTERS = "unknown_characters"  # the code of an error, by which the page knows it
-_MOST_ECHOES = 16  # of the largest prompt that a body holds, in one answer
-_LARGE = 2048  # tokens of an answer that is made beside the event loop
+_CHARACTERS_PER_TOKEN = 16  # limit on a prompt's average; four are usual
+_CONTEXT = 64  # last tokens of a prompt that are decoded to find an incomplete character
+UNKNOWN_CHARACTERS = "unknown_characters"  # an error code that the page checks
+_MOST_ECHOES = 16  # a response echoes at most this many times the largest body
+_LARGE = 2048  # tokens of a response that is built in a thread
 
 
 @dataclass
-class ReadPrompt:
-    """A prompt.
+class EncodedPrompt:
+    """A prompt and its tokens.
 
     Attributes:
         text: as it is echoed.
-        ids: (T,) as the model reads it.
-        given: how many tokens at its beginning are none of the text's.
-        left_out: what the tokenizer does not know, and was left out of the text.
-        entries: log-probabilities of its tokens, where they are asked for.
+        ids: (T,) the model's input.
+        added: how many tokens at the beginning were added, and are not of the text.
+        dropped: parts of the text that the tokenizer does not know, and that were dropped.
+        entries: log-probabilities of its tokens, if requested.
     """
 
     text: str
     ids: NDArray[np.int64]
-    given: int = 0
-    left_out: list[str] = field(default_factory=list)
+    added: int = 0
+    dropped: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
 
 class Head:
-    """What all parts of one answer say alike."""
+    """The fields that all objects of one response have in common."""
 
     def __init__(self, model: str, seed: int) -> None:
         self.values = {
@@ -78,14 +72,14 @@ class Head:
         }
 
     def with_choices(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """One object of the answer."""
+        """One object of the response."""
         return self.values | {"choices": choices} | more
 
 
-def choice_of(piece: Piece, told: bool) -> dict[str, Any]:
-    """A piece, or a whole choice, as the API has it; `told` says whether with logprobs."""
+def choice_of(piece: Piece, with_logprobs: bool) -> dict[str, Any]:
+    """The API's object for a piece of a choice, or for a whole choice."""
     logprobs = None
-    if told:
+    if with_logprobs:
         logprobs = {
             "tokens": [entry.text for entry in piece.entries],
             "token_logprobs": [entry.logprob for entry in piece.entries],
@@ -101,28 +95,28 @@ def choice_of(piece: Piece, told: bool) -> dict[str, Any]:
 
 
 def merged(pieces: list[Piece]) -> list[Piece]:
-    """One piece for each choice, of all that came while the last ones were being sent."""
+    """Join the pieces of each choice that arrived while earlier ones were being sent."""
     first: dict[int, Piece] = {}
     for piece in pieces:
-        grown = first.setdefault(piece.number, piece)
-        if grown is not piece:
-            grown.text += piece.text
-            grown.entries += piece.entries
-            grown.finish_reason, grown.tokens = piece.finish_reason, piece.tokens
+        joined = first.setdefault(piece.number, piece)
+        if joined is not piece:
+            joined.text += piece.text
+            joined.entries += piece.entries
+            joined.finish_reason, joined.tokens = piece.finish_reason, piece.tokens
     return list(first.values())
 
 
 class Job:
-    """One request on its way.
+    """One request in progress.
 
     Args:
-        wanted: what it asks for.
-        prompts: its prompts, read.
-        writer: the model's tokenizer and window.
+        wanted: the parsed request.
+        prompts: its prompts, encoded.
+        writer: has the model's tokenizer and window.
     """
 
     def __init__(
-        self, wanted: CompletionRequest, prompts: Sequence[ReadPrompt], writer: Writer
+        self, wanted: CompletionRequest, prompts: Sequence[EncodedPrompt], writer: Writer
     ) -> None:
         self.wanted, self.prompts = wanted, prompts
         self.seed = fresh_seed() if wanted.seed is None else wanted.seed
@@ -133,7 +127,7 @@ class Job:
         ]
         self.drawn = 0
 
-    def _sample(self, number: int, prompt: ReadPrompt, writer: Writer) -> Sample:
+    def _sample(self, number: int, prompt: EncodedPrompt, writer: Writer) -> Sample:
         wanted = self.wanted
         request = Request(
             prompt.ids,
@@ -151,23 +145,23 @@ class Job:
             stop=wanted.stop,
             logprobs=wanted.logprobs,
             before=len(prompt.text) if wanted.echo else 0,
-            given=prompt.given,
+            added=prompt.added,
         )
 
     async def pieces(self, ticket: Ticket | None) -> AsyncIterator[list[Piece]]:
-        """All pieces of all choices, those of the prompts first where they are echoed."""
+        """The pieces of all choices; echoed prompts come first."""
         for sample in self.samples if self.wanted.echo else ():
             prompt = self.prompts[sample.number // self.wanted.n]
             yield [Piece(sample.number, prompt.text, prompt.entries[:_MOST_ENTRIES])]
             for start in range(_MOST_ENTRIES, len(prompt.entries), _MOST_ENTRIES):
-                await asyncio.sleep(0)  # so that others get their turns
+                await asyncio.sleep(0)  # let other requests run
                 entries = prompt.entries[start : start + _MOST_ENTRIES]
                 yield [Piece(sample.number, entries=entries)]
             await asyncio.sleep(0)
         if ticket is None:
             yield [Piece(sample.number, finish_reason="length") for sample in self.samples]
             return
-        async for pieces in ticket.news():
+        async for pieces in ticket.updates():
             self.drawn += sum(piece.tokens for piece in pieces)
             yield merged(pieces)
 
@@ -185,7 +179,7 @@ class Job:
         return found
 
     def usage(self) -> dict[str, int]:
-        """How many tokens were read and drawn."""
+        """The numbers of prompt tokens and generated tokens."""
         read = sum(len(prompt.ids) for prompt in self.prompts)
         return {
             "prompt_tokens": read,
@@ -195,14 +189,14 @@ class Job:
 
 
 class Completions:
-    """The route.
+    """The route POST /v1/completions.
 
     Args:
         writer: the model and its tokenizer.
-        settings: what is allowed.
-        scheduler: where rows decode.
-        reader: where prompts are looked at.
-        bodies: where large ones are read, and large answers made.
+        settings: the server's limits.
+        scheduler: decodes the rows.
+        reader: computes the log-probabilities of prompts.
+        bodies: parses large bodies and builds large responses.
     """
 
     def __init__(
@@ -217,7 +211,7 @@ class Completions:
         self.scheduler, self.reader, self.bodies = scheduler, reader, bodies
 
     async def answer(self, request: HttpRequest) -> Response:
-        """One request's answer; `ApiError` where there is none."""
+        """Respond to one request; `ApiError` if it is not valid, or cannot be done."""
         wanted, prompts = await self.bodies.read(request, self._parse)
         if wanted.echo and wanted.logprobs is not None:
             await while_connected(request.receive, self._score(wanted, prompts))
@@ -231,12 +225,12 @@ class Completions:
             if ticket is not None:
                 self.scheduler.cancel(ticket)
             if wanted.logprobs is not None and len(job.samples) * wanted.max_tokens > _LARGE:
-                self.bodies.tidy_soon()
+                self.bodies.free_memory_soon()
 
-        head, told = Head(self.settings.name, job.seed), wanted.logprobs is not None
-        left_out = list(dict.fromkeys(part for prompt in prompts for part in prompt.left_out))
-        if left_out:
-            head.values["left_out"] = left_out
+        head, with_logprobs = Head(self.settings.name, job.seed), wanted.logprobs is not None
+        dropped = list(dict.fromkeys(part for prompt in prompts for part in prompt.dropped))
+        if dropped:
+            head.values["left_out"] = dropped
         if wanted.stream:
             return EventStream(_events(job, ticket, head), finish)
         try:
@@ -245,15 +239,15 @@ class Completions:
             finish()
 
         def content() -> dict[str, Any]:
-            choices = [choice_of(piece, told) for piece in pieces]
+            choices = [choice_of(piece, with_logprobs) for piece in pieces]
             return head.with_choices(choices, usage=job.usage())
 
         if wanted.echo or job.drawn > _LARGE:
             return await self.bodies.answer(request, lambda: json_pieces(content()))
         return json_answer(content())
 
-    def _parse(self, body: bytes) -> tuple[CompletionRequest, list[ReadPrompt]]:
-        """What a request wants, and its prompts' tokens."""
+    def _parse(self, body: bytes) -> tuple[CompletionRequest, list[EncodedPrompt]]:
+        """Parse a body and encode its prompts."""
         wanted = parse_completion(parse_json(body), self.settings)
         prompts = [
             encode(self.writer, prompt, self.settings, "prompt", wanted.unknown)
@@ -261,7 +255,7 @@ class Completions:
         ]
         for given, prompt in zip(wanted.prompts, prompts, strict=True):
             if wanted.max_tokens and not isinstance(given, str):
-                # A character that is unfinished there is the choice's.
+                # An incomplete character at a prompt's end belongs to the choice's text.
                 decoder = self.writer.tokenizer.decoder(after=prompt.ids[-_CONTEXT:].tolist())
                 prompt.text = prompt.text.removesuffix(decoder.finish())
         echoed = wanted.n * sum(len(prompt.text) for prompt in prompts)
@@ -269,79 +263,88 @@ class Completions:
         if wanted.echo and echoed > most:
             raise invalid(
                 "echo",
-                f"{echoed} characters of prompts are more than {most} in one answer: send fewer "
-                "prompts, or a smaller n",
+                f"{echoed} echoed characters of prompts are more than {most}, the limit for one "
+                "response: send fewer prompts, or a smaller n",
             )
         return wanted, prompts
 
-    async def _score(self, wanted: CompletionRequest, prompts: Sequence[ReadPrompt]) -> None:
+    async def _score(self, wanted: CompletionRequest, prompts: Sequence[EncodedPrompt]) -> None:
         """Compute the log-probabilities of the prompts' tokens."""
         refill, most = wanted.overflow == "refill", self.settings.max_prompt_tokens
-        told = wanted.n * sum(len(prompt.ids) for prompt in prompts)
-        if told > most:
+        count = wanted.n * sum(len(prompt.ids) for prompt in prompts)
+        if count > most:
             raise invalid(
                 "prompt",
-                f"log-probabilities of {told} prompt tokens are more than {most} in one "
-                "answer: send fewer prompts at once",
+                f"log-probabilities of {count} prompt tokens are more than {most}, the limit for "
+                "one response: send fewer prompts at once",
             )
         for prompt in prompts:
             prompt.entries = await self.reader.run(
-                self.reader.score, prompt.ids.tolist(), prompt.given, wanted.logprobs, refill
+                self.reader.score, prompt.ids.tolist(), prompt.added, wanted.logprobs, refill
             )
 
 
 def encode(
     writer: Writer, prompt: Prompt, settings: ServerSettings, param: str, unknown: str = "error"
-) -> ReadPrompt:
-    """A prompt's text and tokens; with "drop" without what the tokenizer does not know.
+) -> EncodedPrompt:
+    """Encode a prompt; with unknown="drop", parts that the tokenizer does not know are dropped.
+
+    Args:
+        writer: the model and its tokenizer.
+        prompt: a text, or token ids.
+        settings: the server's limits.
+        param: the field's name, for messages.
+        unknown: "error" or "drop".
 
     Raises:
         ApiError: for characters or ids that the model does not know, or too many of them.
     """
     most = settings.max_prompt_tokens
-    left_out: list[str] = []
+    dropped: list[str] = []
     try:
         if isinstance(prompt, str) and unknown == "drop":
-            if len(prompt) > most * _CHARACTERS_A_TOKEN:
+            if len(prompt) > most * _CHARACTERS_PER_TOKEN:
                 raise too_many_characters(param, prompt, most)
-            prompt, left_out = without_unknown(writer.tokenizer, prompt)
+            prompt, dropped = without_unknown(writer.tokenizer, prompt)
         if isinstance(prompt, str):
-            ids = _ids_of(writer, prompt, most, param)  # of an empty one, what a text starts from
-            found = ReadPrompt(prompt, ids, len(writer.tokenizer.beginning) if prompt else len(ids))
+            # An empty text is encoded to the tokens that generation without a prompt starts from.
+            ids = _ids_of(writer, prompt, most, param)
+            added = len(writer.tokenizer.beginning) if prompt else len(ids)
+            found = EncodedPrompt(prompt, ids, added)
         else:
-            found = ReadPrompt(writer.tokenizer.decode(prompt), np.array(prompt, np.int64))
+            found = EncodedPrompt(writer.tokenizer.decode(prompt), np.array(prompt, np.int64))
     except UnknownTokenError as error:
-        message = f'{error}; "unknown": "drop" leaves them out'
+        message = f'{error}; send "unknown": "drop" to drop them'
         raise ApiError(400, message, param=param, code=UNKNOWN_CHARACTERS) from None
     except InputError as error:
         raise invalid(param, str(error)) from None
     if len(found.ids) > most:
         raise too_long(param, str(len(found.ids)), most)
-    found.left_out = left_out
+    found.dropped = dropped
     return found
 
 
 def too_many_characters(param: str, text: str, most: int) -> ApiError:
-    """What is answered to a text that is not encoded, for it has too many characters."""
+    """The error for a text that has too many characters to be encoded at all."""
     return invalid(
         param,
-        f"{param} has {len(text)} characters, more than {most * _CHARACTERS_A_TOKEN} for "
-        f"{most} tokens: shorten it",
+        f"{param} has {len(text)} characters, more than the {most * _CHARACTERS_PER_TOKEN} that "
+        f"{most} tokens can have: shorten it",
     )
 
 
 def _ids_of(writer: Writer, text: str, most: int, param: str) -> NDArray[np.int64]:
-    """The ids of a text, (T,); of one with too many it is not all encoded to find that out.
+    """The ids (T,) of a text. A text with too many tokens is not encoded to its end.
 
-    A tokenizer of ours encodes piece by piece, and no further than it has to. Another one wants
-    the whole text: of that, characters have a limit too.
+    mygpt's tokenizers encode in pieces, so that encoding stops at the limit. An imported one needs
+    the whole text, so the number of characters is limited, too.
     """
     if len(text) <= most:
         return np.array(writer.prompt_ids(text), np.int64)
     tokenizer = writer.tokenizer
     if isinstance(tokenizer, (CharTokenizer, ByteTokenizer)):
         raise too_long(param, str(len(text)), most)
-    if len(text) > most * _CHARACTERS_A_TOKEN:
+    if len(text) > most * _CHARACTERS_PER_TOKEN:
         raise too_many_characters(param, text, most)
     rows, count = [np.array(tokenizer.beginning, np.int64)], len(tokenizer.beginning)
     for row in tokenizer.encode_pieces(
@@ -355,10 +358,10 @@ def _ids_of(writer: Writer, text: str, most: int, param: str) -> NDArray[np.int6
 
 
 async def _events(job: Job, ticket: Ticket | None, head: Head) -> AsyncIterator[list[Any]]:
-    """A stream's objects: pieces, then the usage where it is asked for."""
-    told = job.wanted.logprobs is not None
+    """The objects of a stream: pieces, then the usage if requested."""
+    with_logprobs = job.wanted.logprobs is not None
     more: dict[str, Any] = {"usage": None} if job.wanted.include_usage else {}
     async for pieces in job.pieces(ticket):
-        yield [head.with_choices([choice_of(piece, told)], **more) for piece in pieces]
+        yield [head.with_choices([choice_of(piece, with_logprobs)], **more) for piece in pieces]
     if job.wanted.include_usage:
         yield [head.with_choices([], usage=job.usage())]

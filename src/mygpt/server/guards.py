@@ -1,8 +1,8 @@
-"""What every request passes before it is looked at: who calls, from where, and how much it sends.
+"""Checks before a request is handled: host name, origin, API key and body size; and the access log.
 
-Pure ASGI, so that nothing is copied. A page of another site that a browser shows cannot call us:
-its `Origin` is not ours, and a name that it has made to point here (DNS rebinding) is not among
-the names that we answer to.
+They are plain ASGI middleware, so that bodies are not copied. A page of another site in a browser
+cannot use the server: its `Origin` differs from the server's, and a host name that it resolves to
+this machine (DNS rebinding) is not one of the names that the server accepts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
 class Guards:
-    """Answers what may not pass, and passes the rest on."""
+    """Middleware that rejects requests which fail a check."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the server's own beginning and end."""
+        """Handle one request, or the server's startup and shutdown."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -48,17 +48,17 @@ class Guards:
             await self.app(scope, limited(receive, self.settings.max_body_bytes), send)
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a library's panic: it is answered as any bug is
+        except BaseException as error:  # a Rust library's panic: it is reported as a bug
             raise RuntimeError(f"{type(error).__name__} in a request") from error
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is the playground's page or one of its files, which hold no secret."""
+    """Whether a path is the playground's page or one of its files, which need no API key."""
     return path == "/" or path.startswith("/static/")
 
 
 def check_host(headers: Headers, settings: ServerSettings) -> None:
-    """Raise `ApiError` unless the request calls this server by a name of its own."""
+    """Raise `ApiError` unless the Host header has a name of this server."""
     given = headers.getlist("host")
     name = host_name(given[0]) if len(given) == 1 else ""
     if not name:
@@ -67,19 +67,19 @@ def check_host(headers: Headers, settings: ServerSettings) -> None:
     if not known and not (settings.any_address and _is_address(name)):
         raise ApiError(
             403,
-            f"this server does not answer to the name {name!r}: start it with --allow-host, or "
-            "call it by its address",
+            f"the host name {name!r} is not one of this server's: start it with --allow-host NAME, "
+            "or call it by its address",
             code="unknown_host",
         )
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port; empty for what is none."""
+    """The name in a Host header, without its port; empty if the header is not valid."""
     try:
         parts = urlsplit(f"//{host}")
         if parts.netloc != host or parts.username is not None or parts.password is not None:
             return ""
-        _ = parts.port  # ValueError for what is no port
+        _ = parts.port  # raises ValueError if the port is not valid
         return (parts.hostname or "").rstrip(".")
     except ValueError:
         return ""
@@ -94,19 +94,19 @@ def _is_address(name: str) -> bool:
 
 
 def check_origin(headers: Headers) -> None:
-    """Raise `ApiError` for a request that a page of another site makes a browser send."""
+    """Raise `ApiError` for a request that a browser sends for a page of another site."""
     for origin in headers.getlist("origin"):
         scheme, _, host = origin.partition("://")
         if scheme.lower() not in ("http", "https") or host.lower() != headers["host"].lower():
             raise ApiError(
                 403,
-                f"pages of {origin!r:.80} may not use this server: open its own page",
+                f"pages of {origin!r:.80} may not use this server: open this server's own page",
                 code="cross_site",
             )
 
 
 def check_key(headers: Headers, key: str | None) -> None:
-    """Raise `ApiError` unless the request carries the key; compared in constant time."""
+    """Raise `ApiError` unless the request has the key; the comparison takes constant time."""
     if key is None:
         return
     scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -121,7 +121,7 @@ def check_key(headers: Headers, key: str | None) -> None:
 
 
 def too_large(most: int) -> ApiError:
-    """What is answered to a body over the limit; the connection ends, for its rest is unread."""
+    """The error for a body over the limit; the connection is closed, since its rest is unread."""
     return ApiError(
         413,
         f"the body is larger than {most:,} bytes: send less at once",
@@ -131,40 +131,40 @@ def too_large(most: int) -> ApiError:
 
 
 def check_length(headers: Headers, most: int) -> None:
-    """Raise `ApiError` for a body that says itself that it is too large."""
+    """Raise `ApiError` if Content-Length is over the limit."""
     length = headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit():
-        raise ApiError(400, "Content-Length must be a whole number")
+        raise ApiError(400, f"Content-Length={length!r:.40} must be an integer")
     if len(length) > 18 or int(length) > most:
         raise too_large(most)
 
 
 def limited(receive: Receive, most: int) -> Receive:
-    """A `receive` that raises `ApiError` once more than `most` bytes have come."""
-    come = 0
+    """A `receive` that raises `ApiError` once more than `most` bytes have been received."""
+    received = 0
 
     async def receive_some() -> Message:
-        nonlocal come
+        nonlocal received
         message = await receive()
-        come += len(message.get("body", b""))
-        if come > most:
+        received += len(message.get("body", b""))
+        if received > most:
             raise too_large(most)
         return message
 
     return receive_some
 
 
-class Telling:
-    """Adds the headers that every answer carries, and tells each request in one line.
+class RequestLog:
+    """Middleware that adds security headers to every response, and logs each request in one line.
 
-    The line has no word of what was asked or written.
+    The line has no part of prompts or generated text.
     """
 
     def __init__(self, app: ASGIApp, log: Callable[[str], None] | None) -> None:
         self.app, self.log = app, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the server's own beginning and end."""
+        """Handle one request, or the server's startup and shutdown."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""A standard error that nobody waits for, and a log that repeats itself only so often."""
+"""A standard error that never blocks, and a rate limit for repeated log messages."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import threading
 import time
 from collections.abc import Iterator
 
-_MOST_BYTES = 2**20  # that wait to be written; more are dropped and counted
-_LAST_S = 0.5  # how long the last lines may take
+_MOST_BYTES = 2**20  # in the buffer; further lines are dropped and counted
+_LAST_S = 0.5  # how long `end` waits for the last lines to be written
 _REPEATS, _PERIOD_S = 5, 10.0
 
 
-class Unblocked(io.TextIOBase):
-    """A text stream that takes what is written and never waits for whoever reads it.
+class NonBlockingStream(io.TextIOBase):
+    """A text stream whose `write` never blocks, also if nobody reads from the pipe behind it.
 
-    A thread writes it to a file descriptor. What does not fit while nobody reads is dropped, and
-    the number of lines that were dropped is written once there is a reader again.
+    A thread writes the text to a file descriptor. Lines that do not fit into the buffer are
+    dropped, and their number is written once there is a reader again.
 
     Args:
-        descriptor: where to write.
-        encoding: of the text; characters that it lacks are escaped.
+        descriptor: the file descriptor.
+        encoding: of the text; characters that it does not have are escaped.
     """
 
     def __init__(self, descriptor: int, encoding: str) -> None:
@@ -42,11 +42,11 @@ class Unblocked(io.TextIOBase):
         return self._encoding
 
     def fileno(self) -> int:
-        """Where it is written."""
+        """The file descriptor."""
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether a terminal shows it."""
+        """Whether the file descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def writable(self) -> bool:
@@ -54,7 +54,7 @@ class Unblocked(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Take a text; it never raises for what becomes of it."""
+        """Buffer a text; it does not raise if the text cannot be written later."""
         part = text.encode(self._encoding, "backslashreplace")
         with self._change:
             if self._dropped or self._size + len(part) > _MOST_BYTES:
@@ -66,7 +66,7 @@ class Unblocked(io.TextIOBase):
         return len(text)
 
     def end(self) -> None:
-        """Let the last lines be written, if somebody reads them soon."""
+        """Wait a moment for the last lines to be written."""
         with self._change:
             self._ending = True
             self._change.notify_all()
@@ -75,28 +75,28 @@ class Unblocked(io.TextIOBase):
     def _write_all(self) -> None:
         while parts := self._next():
             left = memoryview(b"".join(parts))
-            with contextlib.suppress(OSError):  # whoever read it has gone
+            with contextlib.suppress(OSError):  # the pipe is closed
                 while left:
                     left = left[os.write(self._descriptor, left) :]
 
     def _next(self) -> list[bytes]:
-        """What waits, once something does; nothing at the end."""
+        """Wait for buffered text and return it; empty at the end."""
         with self._change:
             self._change.wait_for(lambda: self._waiting or self._dropped or self._ending)
             parts, self._waiting, self._size = self._waiting, [], 0
             if self._dropped and not parts:
-                parts = [f"[{self._dropped:,} lines were dropped: nobody read them]\n".encode()]
+                parts = [f"[{self._dropped:,} lines were dropped: stderr was not read]\n".encode()]
                 self._dropped = 0
             return parts
 
 
 @contextlib.contextmanager
-def unblocked_stderr() -> Iterator[None]:
-    """Nothing that is written to `sys.stderr` meanwhile waits for its reader."""
+def nonblocking_stderr() -> Iterator[None]:
+    """Within the context, writes to `sys.stderr` do not block."""
     before = sys.stderr
     try:
-        stream = Unblocked(before.fileno(), before.encoding)
-    except (OSError, ValueError):  # it is no file, but a program's own
+        stream = NonBlockingStream(before.fileno(), before.encoding)
+    except (OSError, ValueError):  # not a file, but an object of a program
         yield
         return
     before.flush()
@@ -108,8 +108,8 @@ def unblocked_stderr() -> Iterator[None]:
         sys.stderr = before
 
 
-class Sparing(logging.Filter):
-    """Lets a line of code log a few times in ten seconds, and no more."""
+class RateLimit(logging.Filter):
+    """Lets each line of code log at most 5 records in 10 seconds."""
 
     def __init__(self) -> None:
         super().__init__()

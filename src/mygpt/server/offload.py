@@ -1,4 +1,4 @@
-"""Calls in a thread beside the event loop, which must not be held up by any of them."""
+"""Calls in a thread, so that they do not block the event loop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mygpt.server.problems import busy
 
 
 class Offload:
-    """One thread; its calls are made in the order in which they are asked for.
+    """One thread that makes calls in the order in which they are submitted.
 
     Args:
-        name: the thread's.
-        max_waiting: how many calls may wait; None where something else limits them.
+        name: the thread's name.
+        max_waiting: how many calls may wait; None is no limit.
     """
 
     def __init__(self, name: str, max_waiting: int | None = None) -> None:
@@ -23,10 +23,10 @@ class Offload:
         self._thread = ThreadPoolExecutor(1, name)
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What `function` returns; a cancelled call that has not begun is never made.
+        """Call `function` in the thread and return its result; a cancelled waiting call is dropped.
 
         Raises:
-            ApiError: 429 when too many wait.
+            ApiError: 429 if too many calls wait.
         """
         if self._max_waiting is not None and self._waiting >= self._max_waiting:
             raise busy(self._waiting)
@@ -38,5 +38,5 @@ class Offload:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Make no more calls."""
+        """Drop waiting calls, and take no more."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The API's description in OpenAPI 3.1, as exact as JSON Schema can say it."""
+"""The OpenAPI 3.1 document of the API, as precise as JSON Schema allows."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ Schema = dict[str, Any]
 
 _STRING, _INTEGER, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 _ERRORS = {
-    "400": "A wrong field, or what is no JSON.",
+    "400": "A field is not valid, or the body is not JSON.",
     "401": "The API key is missing or wrong.",
-    "403": "Another site's page, or a name that is not this server's.",
-    "404": "Another model, or nothing at this path.",
-    "405": "Not with this method.",
+    "403": "The request is from another site's page, or names a host that is not this server's.",
+    "404": "The model is not this server's, or the path does not exist.",
+    "405": "The path does not support this method.",
     "413": "The body is too large.",
-    "415": "The body is not declared as JSON.",
-    "429": "Too many wait; Retry-After says when to try again.",
-    "500": "An error of the server's own.",
+    "415": "The Content-Type is not application/json.",
+    "429": "Too many requests wait; Retry-After gives the seconds until the next try.",
+    "500": "An internal error of the server.",
     "503": "The server is shutting down.",
 }
 
 
 def openapi(writer: Writer, settings: ServerSettings) -> Schema:
-    """The document for one model and its limits."""
+    """The OpenAPI document for one model and the server's limits."""
     document: Schema = {
         "openapi": "3.1.0",
         "info": {
             "title": "mygpt",
             "version": __version__,
             "description": (
-                "Completions as OpenAI has them, from one small GPT. Unknown fields are refused; "
-                "null is the same as leaving a field out."
+                "OpenAI's completions API for one small GPT. Unknown fields are an error; null is "
+                "the same as omitting a field."
             ),
         },
         "paths": _paths(settings),
@@ -68,13 +68,13 @@ def _json(schema: Schema, description: str) -> Schema:
 def _operation(
     name: str, summary: str, answer: Schema, body: str | None = None, errors: str = ""
 ) -> Schema:
-    told = f"401 403 500 503 {errors} {'400 413 415 429' if body else ''}".split()
+    statuses = f"401 403 500 503 {errors} {'400 413 415 429' if body else ''}".split()
     operation: Schema = {
         "operationId": name,
         "summary": summary,
         "responses": {
             "200": answer,
-            **{status: _json(_ref("Error"), _ERRORS[status]) for status in sorted(told)},
+            **{status: _json(_ref("Error"), _ERRORS[status]) for status in sorted(statuses)},
         },
     }
     if body:
@@ -84,39 +84,47 @@ def _operation(
 
 
 def _paths(settings: ServerSettings) -> Schema:
-    completion = _json(_ref("Completion"), "The choices; events of the same form for a stream.")
-    completion["content"]["text/event-stream"] = {}  # OpenAPI 3.1 has no word for events
-    model = _operation("get_model", "The model.", _json(_ref("Model"), "It."), errors="404")
+    completion = _json(
+        _ref("Completion"), "The choices; with stream=true, server-sent events of this form."
+    )
+    completion["content"]["text/event-stream"] = {}  # OpenAPI 3.1 cannot describe events
+    found = _json(_ref("Model"), "The model's id and date.")
+    model = _operation("get_model", "Get the model by its id.", found, errors="404")
     named = {
         "name": "model",
         "in": "path",
         "required": True,
         "schema": {"type": "string", "const": settings.name},
     }
-    health = _operation("health", "Whether requests are taken.", _json(_ref("Health"), "They are."))
+    accepted = _json(_ref("Health"), "The server accepts requests.")
+    health = _operation("health", "Whether the server accepts requests.", accepted)
     health["responses"]["503"] = _json(
-        {"allOf": [_ref("Error"), _ref("Health")]}, "They are not, and why."
+        {"allOf": [_ref("Error"), _ref("Health")]},
+        "The server accepts no requests, and the reason.",
     )
-    look = "What the model predicts after a text: logits of all tokens, or of the largest."
-    weights = "What each of the last positions looks at, in each layer and head."
+    logits = "Predict the next token after a text: the logits of all tokens, or the largest ones."
+    weights = "The attention weights of the last positions, in each layer and head."
+    models = _json(_ref("Models"), "A list with the one model.")
+    document = _json({"type": "object"}, "An OpenAPI 3.1 document.")
+    shape = _json({"type": "object"}, "Name, parameters, shape, tokenizer, and vocabulary.")
     return {
         "/v1/completions": {
             "post": _operation(
-                "complete", "Continue prompts.", completion, "CompletionRequest", "404"
+                "complete", "Continue one or more prompts.", completion, "CompletionRequest", "404"
             )
         },
-        "/v1/models": {"get": _operation("list_models", "All.", _json(_ref("Models"), "One."))},
+        "/v1/models": {"get": _operation("list_models", "List the models.", models)},
         "/v1/models/{model}": {"get": model, "parameters": [named]},
         "/health": {"get": health},
-        "/openapi.json": {
-            "get": _operation("openapi", "This.", _json({"type": "object"}, "This."))
+        "/openapi.json": {"get": _operation("openapi", "This document.", document)},
+        "/api/model": {"get": _operation("about", "Describe the model.", shape)},
+        "/api/next": {
+            "post": _operation("next", logits, _json(_ref("Next"), "Tokens and logits."), "Text")
         },
-        "/api/model": {
-            "get": _operation("about", "The model.", _json({"type": "object"}, "Its shape."))
-        },
-        "/api/next": {"post": _operation("next", look, _json(_ref("Next"), "Them."), "Text")},
         "/api/attention": {
-            "post": _operation("attention", weights, _json(_ref("Attention"), "Them."), "Text")
+            "post": _operation(
+                "attention", weights, _json(_ref("Attention"), "Attention weights."), "Text"
+            )
         },
     }
 
@@ -138,7 +146,7 @@ def _list(items: Schema, **limits: Any) -> Schema:
 
 
 def text_schema(writer: Writer, settings: ServerSettings) -> Schema:
-    """Texts that the model can read: of characters, only those that it knows."""
+    """The schema of a text; with a character tokenizer it has only the vocabulary's characters."""
     schema: Schema = {"type": "string", "maxLength": settings.max_prompt_tokens}
     if isinstance(writer.tokenizer, CharTokenizer):
         known = "".join(f"\\u{ord(c):04x}" for c in writer.tokenizer.chars if ord(c) < 2**16)
@@ -173,7 +181,10 @@ def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
             healthy={"type": "boolean"},
             running=_INTEGER,
             waiting=_INTEGER,
-            restarts={"type": "integer", "description": "How often decoding failed for all."},
+            restarts={
+                "type": "integer",
+                "description": "How often decoding failed for all running requests and restarted.",
+            },
         ),
         "Next": _object(
             "ids tokens window_start",
@@ -183,7 +194,7 @@ def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
             logits=_list(_NUMBER),
             top=_list(_list({"type": ["number", "string"]})),  # id, logit, text
             rest=_NUMBER,
-            text={"type": "string", "description": "As it was read, where something was left out."},
+            text={"type": "string", "description": "The text that remains if parts were dropped."},
             left_out=_list(_STRING),
         ),
         "Attention": _object(
@@ -208,7 +219,7 @@ def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
 
 _UNKNOWN: Schema = {
     "enum": [*PROMPT_POLICIES, None],
-    "description": "What the model does not know of a text: error, or drop, which leaves it out.",
+    "description": "What to do with characters that the tokenizer does not know.",
 }
 
 
@@ -223,36 +234,39 @@ def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> 
     fields: Schema = {
         "model": {"type": "string", "const": settings.name},
         "prompt": {
-            "description": "Without one, from the beginning of a text.",
+            "description": "Without a prompt, a new text is generated from its beginning.",
             "anyOf": [text, _list(text, **many), ids, _list(ids, **many), {"type": "null"}],
         },
         "n": _or_null("integer", default=1, **count),
-        "best_of": _or_null("integer", description="Only n itself.", **count),
+        "best_of": _or_null("integer", description="Must be equal to n.", **count),
         "max_tokens": _or_null(
             "integer",
             default=default,
             minimum=-1,
             maximum=settings.max_tokens,
-            description="-1: the most.",
+            description="-1 is the maximum.",
         ),
         "temperature": _or_null("number", default=1, minimum=0, description="0 is greedy."),
         "top_p": _or_null("number", minimum=0, maximum=1, description="0 is greedy."),
-        "top_k": _or_null("integer", minimum=-1, maximum=2**31, description="0 and -1: off."),
+        "top_k": _or_null("integer", minimum=-1, maximum=2**31, description="0 and -1 disable it."),
         "min_p": _or_null("number", minimum=0, maximum=1),
         "repetition_penalty": _or_null("number", exclusiveMinimum=0),
-        "seed": _or_null("integer", minimum=-1, maximum=2**64 - 1, description="-1: a fresh one."),
+        "seed": _or_null("integer", minimum=-1, maximum=2**64 - 1, description="-1 is random."),
         "stop": {"anyOf": [stop, _list(stop, maxItems=settings.max_stops), {"type": "null"}]},
         "logprobs": {
-            "description": "How many alternatives; null and false for none at all.",
+            "description": "The number of alternatives; null and false for no log-probabilities.",
             "anyOf": [_or_null("integer", minimum=0, maximum=MAX_LOGPROBS), {"const": False}],
         },
         "echo": _or_null("boolean", default=False),
         "stream": _or_null("boolean", default=False),
         "stream_options": {
-            "description": "Only with stream.",
+            "description": "Only with stream=true.",
             "anyOf": [_closed("", **options), {"type": "null"}],
         },
-        "overflow": {"enum": [*OVERFLOW_POLICIES, None], "description": "Past the window."},
+        "overflow": {
+            "enum": [*OVERFLOW_POLICIES, None],
+            "description": "What to do past the window.",
+        },
         "unknown": _UNKNOWN,
         "user": _or_null("string"),
         **{name: {"enum": [*values, None]} for name, values in NEUTRAL.items()},
@@ -289,8 +303,8 @@ def _completion() -> Schema:
         object={"const": "text_completion"},
         created=_INTEGER,
         model=_STRING,
-        seed={"type": "integer", "description": "Of the random numbers: it repeats the answer."},
+        seed={"type": "integer", "description": "A request with this seed gives the same choices."},
         choices=_list(choice),
         usage=usage,
-        left_out=_list(_STRING, description='Of the prompts, by "unknown": "drop".'),
+        left_out=_list(_STRING, description='Parts of prompts dropped by "unknown": "drop".'),
     )

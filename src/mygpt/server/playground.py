@@ -1,4 +1,4 @@
-"""What the page at / asks for: its own files, the next token's distribution, attention."""
+"""The routes of the page at /: its files, the next token's logits, attention weights."""
 
 from __future__ import annotations
 
@@ -19,18 +19,12 @@ from mygpt.core.random import Stream
 from mygpt.engines.contract import Request
 from mygpt.generation.writer import Writer
 from mygpt.server.bodies import Bodies, Parts, grouped, json_pieces
-from mygpt.server.completions import ReadPrompt, encode
+from mygpt.server.completions import EncodedPrompt, encode
+from mygpt.server.fields import Fields, invalid, parse_json, shown
 from mygpt.server.problems import ApiError, json_answer, to_json
 from mygpt.server.reading import Reader
-from mygpt.server.requests import (
-    Fields,
-    Prompt,
-    check_prompt_ids,
-    invalid,
-    parse_json,
-    unknown_policy,
-)
-from mygpt.server.samples import Peek
+from mygpt.server.requests import Prompt, check_prompt_ids, unknown_policy
+from mygpt.server.samples import NextToken
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
 from mygpt.server.streaming import while_connected
@@ -45,21 +39,21 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
-SMALL_VOCABULARY = 4096  # all logits are sent; of a larger one, these many
+SMALL_VOCABULARY = 4096  # tokens; all logits are sent up to this size, or else the largest:
 LIKELIEST = 1024
-MOST_POSITIONS = 128  # of attention
-_LARGE = 2048  # tokens and logits of an answer that is made beside the event loop
+MOST_POSITIONS = 128  # of attention weights
+_LARGE = 2048  # tokens and logits of a response that is built in a thread
 
 
 class Playground:
-    """The routes.
+    """The routes of the page.
 
     Args:
         writer: the model and its tokenizer.
-        settings: what is allowed.
-        scheduler: where the next token's distribution comes from.
-        reader: where attention comes from.
-        bodies: where large ones are read, and large answers made.
+        settings: the server's limits.
+        scheduler: computes the next token's logits.
+        reader: computes attention weights.
+        bodies: parses large bodies and builds large responses.
         static: the folder of the page's files.
     """
 
@@ -84,11 +78,11 @@ class Playground:
         return self._file(request.path_params["name"])
 
     def _file(self, name: str) -> Response:
-        """A file of the folder itself, by a name that stands there: no path leads elsewhere."""
-        there = {path.name: path for path in self.static.glob("*") if path.suffix in TYPES}
-        if name not in there:
-            raise ApiError(404, f"there is no file {name!r:.80} here", code="not_found")
-        path = there[name]
+        """A file of the folder, looked up in its listing: a path cannot lead to another folder."""
+        files = {path.name: path for path in self.static.glob("*") if path.suffix in TYPES}
+        if name not in files:
+            raise ApiError(404, f"there is no file /static/{name[:80]}", code="not_found")
+        path = files[name]
         headers = {"Cache-Control": "no-cache", "Content-Type": TYPES[path.suffix]}
         return Response(path.read_bytes(), headers=headers)
 
@@ -116,33 +110,33 @@ class Playground:
         return to_json(content)
 
     async def next(self, request: HttpRequest) -> Response:
-        """POST /api/next: what the model predicts after a text or ids."""
+        """POST /api/next: the next token's logits after a text or ids."""
         prompt = await self.bodies.read(request, self._prompt)
         ids = prompt.ids
-        peek = Peek(Request(ids, 1, SamplingConfig(temperature=0.0), Stream(0)))
+        row = NextToken(Request(ids, 1, SamplingConfig(temperature=0.0), Stream(0)))
         client = request.client.host if request.client else ""
-        ticket = self.scheduler.submit([peek], urgent=True, client=client)
+        ticket = self.scheduler.submit([row], urgent=True, client=client)
 
-        async def look() -> NDArray[np.float32]:
-            async for found in ticket.news():
+        async def result() -> NDArray[np.float32]:
+            async for found in ticket.updates():
                 logits: NDArray[np.float32] = found[0]
                 return logits
-            raise AssertionError("a look ended without a prediction")
+            raise AssertionError("the row ended without logits")
 
         try:
-            logits = await while_connected(request.receive, look())
+            logits = await while_connected(request.receive, result())
         finally:
             self.scheduler.cancel(ticket)
 
         def content() -> dict[str, Any]:
             text = self.writer.tokenizer.token_text
-            left = {"text": prompt.text, "left_out": prompt.left_out} if prompt.left_out else {}
+            left = {"text": prompt.text, "left_out": prompt.dropped} if prompt.dropped else {}
             return {
                 **left,
                 "ids": ids.tolist(),
                 "tokens": [{"id": i, "text": text(i)} for i in ids.tolist()],
                 "window_start": max(0, len(ids) - self.writer.config.max_seq_len),
-                **told_logits(logits, text),
+                **logits_content(logits, text),
             }
 
         if len(ids) + len(logits) > _LARGE:
@@ -150,13 +144,13 @@ class Playground:
         return json_answer(content())
 
     async def attention(self, request: HttpRequest) -> Response:
-        """POST /api/attention: what each of the last positions looks at."""
+        """POST /api/attention: the attention weights of the last positions."""
         ids = (await self.bodies.read(request, self._prompt)).ids
         parts = self.reader.run(self._attention, ids.tolist())
         return Parts(await while_connected(request.receive, parts))
 
     def _attention(self, ids: Sequence[int]) -> list[bytes]:
-        """JSON in parts, for making it takes long too; other threads get turns in between."""
+        """The JSON in parts: building it takes long, and other threads run in between."""
         config = self.writer.config
         start = max(0, len(ids) - min(MOST_POSITIONS, config.max_seq_len))
         weights = self.reader.attention(ids[start:])  # (N, H, T, T)
@@ -165,19 +159,19 @@ class Playground:
         layers = _listed(_listed(_rows(head) for head in layer) for layer in weights)
         return list(grouped(chain(before, layers, [b"}"])))
 
-    def _prompt(self, body: bytes) -> ReadPrompt:
-        """A body's "text" or "ids"; of an empty text the ids are those that a text starts from."""
+    def _prompt(self, body: bytes) -> EncodedPrompt:
+        """Encode a body's "text" or "ids"; an empty text gives the tokens that texts start from."""
         fields = Fields(parse_json(body), frozenset({"text", "ids", "unknown"}))
         text, given = fields.text("text"), fields.values.get("ids")
         if (text is None) == (given is None):
-            raise invalid(None, 'send either "text" or "ids"')
+            raise invalid(None, 'the body needs exactly one of "text" and "ids"')
         prompt: Prompt
         if text is not None:
             prompt, name = text, "text"
         elif isinstance(given, list):
             prompt, name = check_prompt_ids(given, "ids", self.settings.max_prompt_tokens), "ids"
         else:
-            raise invalid("ids", "ids must be a list of token ids")
+            raise invalid("ids", f"ids={shown(given)} must be a list of token ids")
         return encode(self.writer, prompt, self.settings, name, unknown_policy(fields))
 
 
@@ -187,7 +181,7 @@ def _rows(head: NDArray[np.float32]) -> Iterator[bytes]:
 
 
 def _listed(items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
-    """A list in JSON of items that are pieces of JSON themselves."""
+    """A JSON list, in pieces, of items that are given in pieces of JSON."""
     yield b"["
     for number, pieces in enumerate(items):
         if number:
@@ -196,12 +190,12 @@ def _listed(items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
     yield b"]"
 
 
-def told_logits(logits: NDArray[np.float32], text: Callable[[int], str]) -> dict[str, Any]:
-    """Logits (V,) as the page takes them: all, or the largest and what the rest adds up to.
+def logits_content(logits: NDArray[np.float32], text: Callable[[int], str]) -> dict[str, Any]:
+    """The response's fields for logits (V,): all, or the largest and the log-sum-exp of the rest.
 
     Args:
         logits: of the next token.
-        text: of a token.
+        text: gives a token's text by its id.
     """
     if len(logits) <= SMALL_VOCABULARY:
         return {"logits": logits.tolist()}

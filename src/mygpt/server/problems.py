@@ -1,4 +1,4 @@
-"""Errors and answers as the API has them: JSON, in one form."""
+"""The API's errors and JSON responses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-_LONGEST = 500  # characters of a message, which may quote what was sent
+_LONGEST = 500  # characters of a message, which may quote a request
 
-# The page loads its own files alone and nothing frames it; answers that are no page obey too.
+# The page loads only its own files, and no page may frame it. All responses have these headers.
 SAFE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -24,14 +24,14 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(Exception):
-    """A request that is not done, and why.
+    """An error response.
 
     Attributes:
         status: the HTTP status.
-        message: what is wrong, and the remedy.
-        param: the request's field at fault, if one is.
-        code: a word for programs.
-        headers: more headers of the answer.
+        message: the problem, and the remedy.
+        param: the request's field that is not valid, if it is one.
+        code: an identifier for programs.
+        headers: additional headers of the response.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def to_dict(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """The body of the response."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
@@ -62,56 +62,66 @@ class ApiError(Exception):
         }
 
     def answer(self) -> Response:
-        """The answer itself."""
+        """The response."""
         return json_answer(self.to_dict(), self.status, self.headers | SAFE_HEADERS)
 
 
 def busy(waiting: int) -> ApiError:
-    """What is answered where too many wait."""
+    """The error if too many requests wait."""
     return ApiError(
         429,
-        f"{waiting} requests wait already: try again in a second",
+        f"{waiting} requests are waiting already: try again in a second",
         code="queue_full",
         headers={"Retry-After": "1"},
     )
 
 
 def closing() -> ApiError:
-    """What is answered while the server ends."""
-    return ApiError(503, "the server is shutting down: ask another one", code="shutting_down")
+    """The error while the server shuts down."""
+    return ApiError(
+        503, "the server is shutting down: try again when it is restarted", code="shutting_down"
+    )
 
 
 def restarted() -> ApiError:
-    """What is answered to requests that were in a batch when it failed."""
+    """The error for requests that were in a batch when it failed."""
     return ApiError(
         500,
-        "decoding failed for this request or for one beside it, and begins anew: try again",
+        "decoding failed for this request or another one of its batch, and was restarted: try "
+        "again",
         code="worker_died",
     )
 
 
 def broken() -> ApiError:
-    """What is answered once decoding has ended for good."""
+    """The error after decoding has failed and could not be restarted."""
     return ApiError(
-        500, "decoding has failed for good: the server has to be started anew", code="worker_died"
+        500,
+        "decoding failed and could not be restarted: restart the server",
+        code="worker_died",
     )
 
 
 def row_failed(error: BaseException) -> ApiError:
-    """What is answered where decoding this request raised something of the server's own."""
+    """The error for a request whose decoding raised an exception that is not its own fault."""
     if isinstance(error, MemoryError):
-        return ApiError(500, "there is no memory left for this request", code="out_of_memory")
-    return ApiError(500, "this request failed: the server's log says more", code="bug")
+        return ApiError(
+            500,
+            "not enough memory for this request: send a shorter prompt, or a smaller n or "
+            "max_tokens",
+            code="out_of_memory",
+        )
+    return ApiError(500, "this request failed by an internal error: see the log", code="bug")
 
 
 def to_json(content: Any) -> bytes:
-    """JSON in ASCII: a text may hold what UTF-8 cannot."""
+    """JSON in ASCII: a text may have lone surrogates, which UTF-8 cannot encode."""
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def json_answer(
     content: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer in JSON; `content` may be JSON already, as bytes."""
+    """A JSON response; `content` may be encoded already, as bytes."""
     body = content if isinstance(content, bytes) else to_json(content)
     return Response(body, status, headers, media_type="application/json")

@@ -1,6 +1,6 @@
-"""Looks at whole texts with the model's own forward pass: a prompt's log-probabilities, attention.
+"""Full forward passes over texts: log-probabilities of prompts, and attention weights.
 
-It runs in a thread of its own, one look at a time, beside the one that decodes.
+They run in a thread of their own, one at a time, while another thread decodes.
 Letters: H heads, N layers, T time, V vocabulary.
 """
 
@@ -23,80 +23,80 @@ from mygpt.server.samples import Entry
 
 
 class Reader:
-    """Looks, in the order in which they are asked for.
+    """Runs forward passes in a thread, in the order of requests.
 
     Args:
         writer: the model and its tokenizer.
-        max_waiting: how many looks may wait.
+        max_waiting: how many calls may wait.
     """
 
     def __init__(self, writer: Writer, max_waiting: int) -> None:
         self.writer = writer
         self._offload = Offload("mygpt-read", max_waiting)
-        self._over = threading.Event()  # of the look that the thread is at
+        self._cancelled = threading.Event()  # of the call that the thread is running
 
-    async def run(self, look: Callable[..., Any], *args: Any) -> Any:
-        """What `look` returns; `ApiError` 429 when too many wait.
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call `function` in the thread and return its result; `ApiError` 429 if too many wait.
 
-        Cancelled, it ends a look that has begun as soon as that asks `_go_on`.
+        If this is cancelled, a running function ends at its next `_check_cancelled`.
         """
-        over = threading.Event()
+        cancelled = threading.Event()
 
         def begin() -> Any:
-            self._over = over
-            return look(*args)
+            self._cancelled = cancelled
+            return function(*args)
 
         try:
             return await self._offload.run(begin)
         finally:
-            over.set()
+            cancelled.set()
 
-    def _go_on(self) -> None:
-        if self._over.is_set():
-            raise ApiError(499, "the client has gone")
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise ApiError(499, "the client has disconnected")
 
     def close(self) -> None:
-        """Take no more looks."""
+        """Take no more calls."""
         self._offload.close()
 
-    def score(self, ids: Sequence[int], given: int, top: int, refill: bool) -> list[Entry]:
-        """Each token's log-probability after those before it.
+    def score(self, ids: Sequence[int], added: int, top: int, refill: bool) -> list[Entry]:
+        """Each token's log-probability given the tokens before it.
 
         Args:
             ids: the text, at least one token.
-            given: how many tokens at its beginning are none of the text's.
-            top: how many alternatives to tell.
-            refill: past the window, whether to go on from its newer half (see `Window`).
+            added: how many tokens at the beginning are not of the text.
+            top: how many alternatives to return for each token.
+            refill: past the window, whether to continue from its newer half (see `Window`).
 
         Raises:
-            ApiError: for a text that is longer than the window where nothing may be forgotten.
+            ApiError: if the text is longer than the window and `refill` is False.
         """
         window = self.writer.config.max_seq_len
         if len(ids) > window + 1 and not refill:
             raise ApiError(
                 400,
-                f"log-probabilities of a prompt of {len(ids)} tokens need more than the window of "
-                f"{window}: shorten it, or choose overflow=refill",
+                f"a prompt of {len(ids)} tokens is longer than the window of {window}, so it has "
+                'no log-probabilities: shorten it, or send "overflow": "refill"',
                 param="prompt",
                 code="invalid_value",
             )
         visible = Window(window, "refill")
-        told = [self._entry(ids[0], None, top)]
+        entries = [self._entry(ids[0], None, top)]
         for start, group in groupby(range(1, len(ids)), key=visible.start):
-            self._go_on()
-            places = list(group)
-            logits = self.writer.read(ids[start : places[-1]], shown=1).logits  # (T, V)
-            for place in places:
-                self._go_on()
-                told.append(self._entry(ids[place], logits[place - start - 1], top))
+            self._check_cancelled()
+            positions = list(group)
+            logits = self.writer.read(ids[start : positions[-1]], shown=1).logits  # (T, V)
+            for position in positions:
+                self._check_cancelled()
+                entries.append(self._entry(ids[position], logits[position - start - 1], top))
         offset, decoder = 0, self.writer.tokenizer.decoder()
-        for token, entry in zip(ids[given:], told[given:], strict=True):
+        for token, entry in zip(ids[added:], entries[added:], strict=True):
             entry.offset = offset
             offset += len(decoder.push(token))
-        return told
+        return entries
 
     def _entry(self, token: int, logits: NDArray[np.float32] | None, top: int) -> Entry:
-        if logits is None:  # the text's first token comes after nothing
+        if logits is None:  # no tokens precede the text's first one
             return Entry(self.writer.tokenizer.token_text(token), None, None, 0)
         row = Row(self.writer.tokenizer, Completion(""), (), top)
         row.push(token, logits)
@@ -104,8 +104,8 @@ class Reader:
         return Entry.of(row.completion.logprobs[0], 0)
 
     def attention(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """What each position looks at, in each layer and head, (N, H, T, T); T within the window.
+        """The attention weights in each layer and head, (N, H, T, T); T is at most the window.
 
-        Row t of a head holds the shares, which add up to 1, of positions 0 to t.
+        Row t of a head has the weights of positions 0 to t, which sum to 1.
         """
         return self.writer.read(ids).weights

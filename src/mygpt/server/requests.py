@@ -1,29 +1,26 @@
-"""What a request for completions wants, read from JSON field by field."""
+"""Parsing and validation of requests for completions."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
-
-from starlette.requests import Request as HttpRequest
 
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import check_seed
 from mygpt.core.window import OVERFLOW_POLICIES, Overflow
 from mygpt.errors import InputError
+from mygpt.server.fields import Fields, equal, invalid, shown
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
 from mygpt.tokenization.unknown import PROMPT_POLICIES
 
 MAX_STOP_CHARACTERS, MAX_LOGPROBS, DEFAULT_MAX_TOKENS = 256, 5, 16
-_MOST_CHOICES_WITH_LOGPROBS = 16  # of as many tokens as may be: an answer of some ten megabytes
-_SMALLEST_NUCLEUS = 1e-9  # of top_p = 0: the likeliest token alone
+_MOST_CHOICES_WITH_LOGPROBS = 16  # of `max_tokens` tokens each: a response of some ten megabytes
+_SMALLEST_NUCLEUS = 1e-9  # used for top_p = 0: only the most probable token remains
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
-# Fields that these models do not have, with the values that ask for nothing: OpenAI's, then those
-# that clients of vLLM and of llama.cpp send with the values that those servers have anyway.
+# Fields that mygpt does not support, with the values that have no effect and are accepted: fields
+# of OpenAI, then those that clients of vLLM and llama.cpp send with their servers' defaults.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "logit_bias": ({},),
@@ -43,7 +40,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "mirostat": (0,),
     "n_probs": (0,),
-    "cache_prompt": (True, False),  # what was read before is never read again, nor seen
+    "cache_prompt": (True, False),  # has no effect on the response
 }
 FIELDS = frozenset(
     {
@@ -61,21 +58,21 @@ Prompt = str | tuple[int, ...]
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A request for completions; fields as OpenAI's where they have one.
+    """A request for completions, with OpenAI's names of fields.
 
     Attributes:
         prompts: texts, or token ids, to continue.
         n: choices for each prompt.
-        max_tokens: the most new tokens of a choice.
-        sampling: how tokens are drawn.
-        seed: of all random numbers; choice i takes the stream (seed, i). None draws one.
-        stop: strings that end a text and are no part of it.
-        logprobs: how many alternatives to tell for each token, or None.
-        echo: whether the prompt comes before the text.
-        stream: whether pieces are sent as they come.
+        max_tokens: the maximal number of new tokens of a choice.
+        sampling: how tokens are sampled.
+        seed: of the random numbers; choice i uses the stream (seed, i). None is a random seed.
+        stop: strings that end a text and are not part of it.
+        logprobs: how many alternatives to return for each token, or None.
+        echo: whether the choice's text begins with the prompt.
+        stream: whether pieces of text are sent as they are generated.
         include_usage: whether a stream ends with the numbers of tokens.
-        overflow: what happens past the window.
-        unknown: what becomes of what the tokenizer does not know of a prompt: error or drop.
+        overflow: what to do past the window.
+        unknown: what to do with text that the tokenizer does not know: "error" or "drop".
     """
 
     prompts: tuple[Prompt, ...]
@@ -92,129 +89,38 @@ class CompletionRequest:
     unknown: str = "error"
 
 
-def invalid(param: str | None, message: str) -> ApiError:
-    """What is answered where a field is wrong."""
-    return ApiError(400, message, param=param, code="invalid_value")
-
-
-async def read_body(request: HttpRequest) -> bytes:
-    """A request's body; `ApiError` where it does not say that it is JSON."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "the body must be JSON: send Content-Type: application/json")
-    return await request.body()
-
-
-def parse_json(body_bytes: bytes) -> dict[str, Any]:
-    """The JSON object of a body; `ApiError` for anything else."""
-    try:
-        text = body_bytes.decode("utf-8")
-        body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        why = str(error).partition("; use sys")[0]  # of a number with thousands of digits
-        raise invalid(None, f"the body is not JSON: {why}") from None
-    if not isinstance(body, dict):
-        raise invalid(None, "the body must be a JSON object")
-    return body
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{twice!r:.80} is there twice")
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
-
-
-class Fields:
-    """A JSON object's fields by kind; null is the same as missing."""
-
-    def __init__(self, body: dict[str, Any], known: frozenset[str]) -> None:
-        unknown = min(set(body) - known, default=None)
-        if unknown is not None:
-            raise ApiError(
-                400,
-                f"unknown field {unknown!r:.80}: fields are {', '.join(sorted(known))}",
-                param=ascii(unknown)[1:81].rstrip("'"),
-                code="unknown_field",
-            )
-        self.values = {name: value for name, value in body.items() if value is not None}
-
-    def whole(self, name: str, default: int | None, least: int, most: int) -> int | None:
-        """A whole number in a range."""
-        value = self.values.get(name, default)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # in JSON 1.0 is 1
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise invalid(
-                name, f"{name}={_shown(value)} must be a whole number from {least} to {most}"
-            )
-        return value
-
-    def flag(self, name: str) -> bool:
-        """True or false."""
-        value = self.values.get(name, False)
-        if not isinstance(value, bool):
-            raise invalid(name, f"{name}={_shown(value)} must be true or false")
-        return value
-
-    def text(self, name: str) -> str | None:
-        """A string."""
-        value = self.values.get(name)
-        if value is not None and not isinstance(value, str):
-            raise invalid(name, f"{name}={_shown(value)} must be a string")
-        return value
-
-
-def _shown(value: Any) -> str:
-    """A value as people know it, in one short line."""
-    try:
-        text = json.dumps(value)
-    except (ValueError, RecursionError):  # a number with thousands of digits, say
-        text = type(value).__name__
-    return text if len(text) <= 60 else text[:60] + " ..."
-
-
 def parse_completion(body: dict[str, Any], settings: ServerSettings) -> CompletionRequest:
-    """What the fields of a body ask for.
+    """Parse the fields of a body.
 
     Raises:
-        ApiError: 400 for a wrong field, which it names; 404 for another model.
+        ApiError: 400 for a field that is not valid, which it names; 404 for another model.
     """
     fields = Fields(body, FIELDS)
     check_model(fields, settings.name)
     fields.text("user")
     for name, neutral in NEUTRAL.items():
         value = fields.values.get(name)
-        if value is not None and not any(_same(value, accepted) for accepted in neutral):
-            raise invalid(
-                name, f"{name}={_shown(value)} is nothing that these models have: leave it out"
-            )
+        if value is not None and not any(equal(value, accepted) for accepted in neutral):
+            raise invalid(name, f"{name}={shown(value)} is not supported: leave {name} out")
     stream = fields.flag("stream")
-    n = fields.whole("n", 1, 1, settings.max_choices) or 1
-    best_of = fields.whole("best_of", n, 1, settings.max_choices)
+    n = fields.integer("n", 1, 1, settings.max_choices) or 1
+    best_of = fields.integer("best_of", n, 1, settings.max_choices)
     if best_of != n:
         raise invalid("best_of", f"best_of={best_of} must be n, which is {n}: all are returned")
     prompts = _prompts(fields.values.get("prompt", ""), settings)
     if n * len(prompts) > settings.max_choices:
         raise invalid(
             "n",
-            f"n={n} for {len(prompts)} prompts is more than {settings.max_choices} choices: "
-            "send fewer at once",
+            f"n={n} for {len(prompts)} prompts makes {n * len(prompts)} choices, more than the "
+            f"limit of {settings.max_choices}: send fewer prompts, or a smaller n",
         )
     max_tokens, logprobs = _max_tokens(fields, settings.max_tokens), _logprobs(fields)
     tokens, most = n * len(prompts) * max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
     if logprobs is not None and tokens > most:
         raise invalid(
             "logprobs",
-            f"log-probabilities of {tokens} tokens are more than {most} in one answer: send fewer "
-            "prompts at once, or a smaller max_tokens",
+            f"log-probabilities of {tokens} tokens are more than {most}, the limit for one "
+            "response: send fewer prompts at once, or a smaller max_tokens",
         )
     return CompletionRequest(
         prompts=prompts,
@@ -232,37 +138,32 @@ def parse_completion(body: dict[str, Any], settings: ServerSettings) -> Completi
     )
 
 
-def _same(value: Any, accepted: Any) -> bool:
-    """Whether two values are the same in JSON, where 1 is 1.0 and not true."""
-    return isinstance(value, bool) == isinstance(accepted, bool) and bool(value == accepted)
-
-
 def check_model(fields: Fields, name: str) -> None:
     """Raise `ApiError` unless the field "model" is this model's id."""
     model = fields.text("model")
     if model is None:
-        raise invalid("model", f"model is missing: this server's is {name}")
+        raise invalid("model", f"the field model is missing: send {name}, this server's model")
     if model != name:
         raise unknown_model(model, name)
 
 
 def unknown_model(model: str, name: str) -> ApiError:
-    """What is answered where another model is asked for."""
+    """The error for a model that this server does not have."""
     return ApiError(
         404,
-        f"model {model!r:.80} is not here: this server's is {name}",
+        f"this server has no model {model!r:.80}: its model is {name}",
         param="model",
         code="model_not_found",
     )
 
 
 def too_long(param: str, count: str, most: int) -> ApiError:
-    """What is answered where a text has too many tokens."""
-    return invalid(param, f"{param} has {count} tokens, more than {most}: shorten it")
+    """The error for a text with too many tokens."""
+    return invalid(param, f"{param} has {count} tokens, more than the limit of {most}: shorten it")
 
 
 def check_prompt_ids(value: Any, param: str, most: int) -> tuple[int, ...]:
-    """Token ids as whole numbers; whether the model has them is for its tokenizer to say."""
+    """Token ids as integers; whether they are in the vocabulary is checked by the tokenizer."""
     if len(value) > most:
         raise too_long(param, str(len(value)), most)
     if set(map(type, value)) == {int} and 0 <= min(value) <= max(value) < 2**31:
@@ -272,7 +173,10 @@ def check_prompt_ids(value: Any, param: str, most: int) -> tuple[int, ...]:
         if isinstance(token, float) and token.is_integer():
             token = int(token)
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
-            raise invalid(param, f"{param} holds {_shown(token)} at {place}: not a token id")
+            raise invalid(
+                param,
+                f"{param} has {shown(token)} at index {place}: token ids are integers from 0 on",
+            )
         ids.append(token)
     if not ids:
         raise invalid(param, f"{param} has no token ids: give at least one")
@@ -285,7 +189,7 @@ def _prompts(value: Any, settings: ServerSettings) -> tuple[Prompt, ...]:
     if not isinstance(value, list) or not value:
         raise invalid(
             "prompt",
-            f"prompt={_shown(value)} must be a string, a list of strings, a list of token ids or "
+            f"prompt={shown(value)} must be a string, a list of strings, a list of token ids or "
             "a list of such lists",
         )
     kinds, most = set(map(type, value)), settings.max_prompt_tokens
@@ -296,8 +200,8 @@ def _prompts(value: Any, settings: ServerSettings) -> tuple[Prompt, ...]:
     if len(value) > settings.max_choices:
         raise invalid(
             "prompt",
-            f"prompt is a list of {len(value)}, more than {settings.max_choices} choices: send "
-            "fewer at once",
+            f"prompt is a list of {len(value)}, more than the limit of {settings.max_choices} "
+            "choices: send fewer at once",
         )
     if kinds == {str}:
         return tuple(value)
@@ -305,8 +209,8 @@ def _prompts(value: Any, settings: ServerSettings) -> tuple[Prompt, ...]:
 
 
 def _max_tokens(fields: Fields, most: int) -> int:
-    found = fields.whole("max_tokens", min(DEFAULT_MAX_TOKENS, most), -1, most) or 0
-    return most if found == -1 else found  # as llama.cpp's: until the text ends
+    found = fields.integer("max_tokens", min(DEFAULT_MAX_TOKENS, most), -1, most) or 0
+    return most if found == -1 else found  # -1 as in llama.cpp: until the text ends
 
 
 def _sampling(fields: Fields) -> SamplingConfig:
@@ -316,10 +220,10 @@ def _sampling(fields: Fields) -> SamplingConfig:
         if value is None:
             continue
         if name == "top_k":
-            value = max(0, fields.whole(name, None, -1, 2**31) or 0)  # -1 is off too
+            value = max(0, fields.integer(name, None, -1, 2**31) or 0)  # -1 disables it, too
         elif isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**63 else float("inf")
-        if name == "top_p" and _same(value, 0):
+        if name == "top_p" and equal(value, 0):
             value = _SMALLEST_NUCLEUS
         try:
             SamplingConfig(**{name: value})
@@ -333,15 +237,14 @@ def _seed(fields: Fields) -> int | None:
     value = fields.values.get("seed")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None or _same(value, -1):  # llama.cpp's word for none
+    if value is None or equal(value, -1):  # -1 as in llama.cpp: a random seed
         return None
     try:
         check_seed(value)
     except InputError:
         raise invalid(
             "seed",
-            f"seed={_shown(value)} must be a whole number from 0 to 2**64 - 1, or -1 for a fresh "
-            "one",
+            f"seed={shown(value)} must be an integer from 0 to 2**64 - 1, or -1 for a random one",
         ) from None
     return int(value)
 
@@ -353,9 +256,10 @@ def _logprobs(fields: Fields) -> int | None:
     if value is True:
         raise invalid(
             "logprobs",
-            f"logprobs=true must be a number of alternatives, from 0 to {MAX_LOGPROBS}",
+            f"logprobs=true must be the number of alternatives, an integer from 0 to "
+            f"{MAX_LOGPROBS}",
         )
-    return fields.whole("logprobs", None, 0, MAX_LOGPROBS)
+    return fields.integer("logprobs", None, 0, MAX_LOGPROBS)
 
 
 def _stop(value: Any, most: int) -> tuple[str, ...]:
@@ -366,7 +270,7 @@ def _stop(value: Any, most: int) -> tuple[str, ...]:
     if not good:
         raise invalid(
             "stop",
-            f"stop={_shown(value)} must be a string or up to {most} strings, of 1 to "
+            f"stop={shown(value)} must be a string or up to {most} strings, of 1 to "
             f"{MAX_STOP_CHARACTERS} characters each",
         )
     return tuple(found)
@@ -376,26 +280,27 @@ def _include_usage(value: Any, stream: bool) -> bool:
     if value is None:
         return False
     if not isinstance(value, dict):
-        raise invalid("stream_options", f"stream_options={_shown(value)} must be an object")
+        raise invalid("stream_options", f"stream_options={shown(value)} must be an object")
     fields = Fields(value, STREAM_OPTIONS)
     wanted = fields.flag("include_usage")
-    fields.flag("include_obfuscation")  # it would make the events larger, and says nothing
+    fields.flag("include_obfuscation")  # accepted and ignored: it would only pad the events
     if fields.flag("continuous_usage_stats"):
         raise invalid(
             "stream_options",
-            "continuous_usage_stats=true is not known here: include_usage counts at the end",
+            "continuous_usage_stats=true is not supported: use include_usage, which counts the "
+            "tokens at the end",
         )
     if not stream:
-        raise invalid("stream_options", "stream_options are for streams: add stream=true")
+        raise invalid("stream_options", 'stream_options need a stream: add "stream": true')
     return wanted
 
 
 def unknown_policy(fields: Fields) -> str:
-    """What the field "unknown" says: "error", or "drop"."""
+    """The value of the field "unknown": "error" or "drop"."""
     value: str = fields.values.get("unknown", PROMPT_POLICIES[0])
     if value not in PROMPT_POLICIES:
         raise invalid(
-            "unknown", f"unknown={_shown(value)} must be one of {', '.join(PROMPT_POLICIES)}"
+            "unknown", f"unknown={shown(value)} must be one of {', '.join(PROMPT_POLICIES)}"
         )
     return value
 
@@ -406,5 +311,5 @@ def _overflow(fields: Fields) -> Overflow:
         if value == policy:
             return policy
     raise invalid(
-        "overflow", f"overflow={_shown(value)} must be one of {', '.join(OVERFLOW_POLICIES)}"
+        "overflow", f"overflow={shown(value)} must be one of {', '.join(OVERFLOW_POLICIES)}"
     )

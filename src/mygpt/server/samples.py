@@ -1,4 +1,4 @@
-"""What decodes in the server's batch: a choice that becomes text, or a look at one prediction."""
+"""The rows of the server's batch: a choice whose tokens become text, or one prediction."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mygpt.tokenization import Tokenizer
 
 @dataclass
 class Entry:
-    """One token's log-probability, as the API has it.
+    """One token's log-probability, in the API's form.
 
     Attributes:
-        text: the token as text; a control token's is its name.
-        logprob: in nats; None where nothing came before.
-        top: log-probabilities of the likeliest tokens and of this one, or None. Of tokens that
-            look alike this one, else the likeliest, has the text; another is "token_id:" and
-            its number.
-        offset: where the token begins in the choice's text, in characters; at most its length.
+        text: the token as text; for a control token its name.
+        logprob: in nats; None for the first token of a text.
+        top: log-probabilities of the most probable tokens and of this one, or None. If several
+            tokens have the same text, this one, or else the most probable, has the text as its
+            key; the others have "token_id:" and their id.
+        offset: the token's position in the choice's text, in characters; at most its length.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Entry:
 
     @classmethod
     def of(cls, token: TokenLogprob, offset: int) -> Entry:
-        """A token's entry at its place."""
+        """The entry of a token at `offset`."""
         top: dict[str, float] = {}
         for number, (text, logprob) in zip(token.top_ids, token.top, strict=True):
             taken = number != token.id and (text in top or text == token.text)
@@ -43,14 +43,14 @@ class Entry:
 
 @dataclass
 class Piece:
-    """What is new of one choice.
+    """A new piece of one choice's text.
 
     Attributes:
         number: the choice's number in its request.
-        text: the text that has become certain.
-        entries: log-probabilities of its tokens, where asked for.
-        finish_reason: "stop" or "length" with the last piece, else None.
-        tokens: how many tokens were drawn for the choice, with the last piece.
+        text: the new text that cannot change any more.
+        entries: log-probabilities of its tokens, if requested.
+        finish_reason: "stop" or "length" in the last piece, else None.
+        tokens: in the last piece, the choice's number of generated tokens.
     """
 
     number: int
@@ -61,17 +61,17 @@ class Piece:
 
 
 class Sample:
-    """One choice on its way from tokens to pieces of text.
+    """One choice: turns its tokens into pieces of text.
 
     Args:
-        number: its number in its request, and of its random numbers.
-        request: what the engine is to continue.
+        number: its number in its request, and of its random stream.
+        request: the request to the engine.
         prompt: the prompt's text.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         stop: strings that end the text.
-        logprobs: how many alternatives to tell for each token, or None.
-        before: how many characters of the choice's text come before its new ones.
-        given: how many tokens at the request's beginning are none of the prompt's text.
+        logprobs: how many alternatives to return for each token, or None.
+        before: how many characters of the choice's text are the echoed prompt.
+        added: how many tokens at the prompt's beginning are not of its text.
     """
 
     def __init__(
@@ -84,23 +84,23 @@ class Sample:
         stop: tuple[str, ...],
         logprobs: int | None,
         before: int,
-        given: int = 0,
+        added: int = 0,
     ) -> None:
         self.number, self.request, self.before = number, request, before
         completion = Completion(prompt, seed=request.stream.seed, index=number)
         self.completion = completion
-        self.row = Row(tokenizer, completion, stop, logprobs, request.prompt[given:])
+        self.row = Row(tokenizer, completion, stop, logprobs, request.prompt[added:])
         self.wants_logits = logprobs is not None
         self._text = ""
         self._entries: list[Entry] = []
 
     @property
     def ended(self) -> bool:
-        """Whether it takes no more tokens."""
+        """Whether the choice has ended."""
         return self.row.ended
 
     def take(self, token_id: int, logits: NDArray[np.float32] | None) -> None:
-        """Take in a token, and the logits it was drawn from where they are wanted."""
+        """Add a token, with the logits (V,) that it was sampled from if `wants_logits`."""
         offset = self.before + len(self.completion.text) + len(self.row.held_back)
         self._text += self.row.push(token_id, logits)
         if self.completion.logprobs is not None:
@@ -109,11 +109,11 @@ class Sample:
             self.finish()
 
     def finish(self) -> None:
-        """Close it where nothing more is drawn."""
+        """End the choice: no more tokens are sampled."""
         self._text += self.row.finish(self.request.max_new_tokens)
 
-    def news(self) -> Piece | None:
-        """What is new since it was asked last; None for nothing."""
+    def update(self) -> Piece | None:
+        """The new piece since the last call; None if there is nothing new."""
         reason = self.completion.finish_reason
         entries = self._released(reason)
         if not (self._text or entries or reason):
@@ -126,20 +126,20 @@ class Sample:
         return piece
 
     def _released(self, reason: str) -> list[Entry]:
-        """Entries of tokens that begin in the text that is certain; at the end all of them."""
-        certain = self.before + len(self.completion.text)
+        """Entries of tokens that begin in text that cannot change any more; at the end, all."""
+        fixed = self.before + len(self.completion.text)
         if reason:
-            for entry in self._entries:  # a stop string may have cut off their text
-                entry.offset = min(entry.offset, certain)
+            for entry in self._entries:  # a stop string may have removed their text
+                entry.offset = min(entry.offset, fixed)
             out, self._entries = self._entries, []
             return out
-        out = [entry for entry in self._entries if entry.offset < certain]
+        out = [entry for entry in self._entries if entry.offset < fixed]
         self._entries = self._entries[len(out) :]
         return out
 
 
-class Peek:
-    """One look at what the model predicts after some tokens."""
+class NextToken:
+    """A row that ends with the logits of the next token, without sampling text."""
 
     wants_logits = True
 
@@ -149,7 +149,7 @@ class Peek:
 
     @property
     def ended(self) -> bool:
-        """Whether it has been taken."""
+        """Whether the logits have been computed."""
         return self.logits is not None
 
     def take(self, token_id: int, logits: NDArray[np.float32] | None) -> None:
@@ -158,8 +158,8 @@ class Peek:
         self.logits = logits.copy()  # (V,)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `take` was called."""
 
-    def news(self) -> NDArray[np.float32] | None:
+    def update(self) -> NDArray[np.float32] | None:
         """The logits (V,)."""
         return self.logits

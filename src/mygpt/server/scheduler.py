@@ -1,10 +1,10 @@
-"""The one thread that decodes: requests join its batch and leave it between tokens.
+"""Continuous batching: one thread decodes all requests, which join and leave between tokens.
 
-Requests take slots as these become free, in the order that `Queue` gives them, and nothing is
-computed for rows that wait. What is drawn goes back to the event loop in one call a turn.
+Rows take slots of the batch as they become free, in the order of `Queue`; nothing is computed for
+waiting rows. The results of a step are passed to the event loop in one call.
 
-Whatever one row raises ends its request alone. Where the batch itself fails, the requests in it
-get an error, those that wait keep their places, and a fresh batch takes its place.
+An exception of one row ends its request only. If the batch itself fails, the requests in it get an
+error, waiting requests stay in the queue, and a new batch is opened.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from mygpt.errors import InputError, broken_model
 from mygpt.server.problems import ApiError, broken, closing, restarted, row_failed
 from mygpt.server.tickets import Queue, Ticket, Work
 
-# A compiled step is so short that asking for each alone would cost; longer blocks would hold up
-# those who want to join.
+# A step of the CPU engine is so short that one Python call per token would slow it down, so tokens
+# are decoded in blocks. Longer blocks would delay requests that join.
 _BLOCK_S = 0.010
 _LONGEST_BLOCK = 64
-# How long to wait before each try to begin anew: memory that was short may be there again.
+# How long to wait before opening a new batch again: memory may be free again by then.
 _PAUSES_S = (0.5, 2.0)
 
 _LOG = logging.getLogger("mygpt.server")
 
 
 class Scheduler:
-    """Owns a batch; every method but the thread's own is for any thread.
+    """Owns a batch and its thread; the public methods may be called from any thread.
 
     Args:
-        open_batch: opens a batch, where rows decode; nobody else may use it.
-        max_waiting: how many requests may wait beyond the free slots (see `Queue`).
+        open_batch: opens a batch, which only the scheduler uses.
+        max_waiting: how many requests may wait in addition to the free slots (see `Queue`).
 
     Attributes:
-        dead: whether the thread has ended for good: no batch can be opened and used any more.
-        restarts: how often a batch failed and another one took its place.
+        dead: whether the thread has ended after a failure: no new batch could be opened.
+        restarts: how often a batch failed and was replaced.
     """
 
     def __init__(self, open_batch: Callable[[], Batch], max_waiting: int) -> None:
@@ -62,15 +62,15 @@ class Scheduler:
         self.dead, self.restarts = False, 0
 
     def submit(self, works: Sequence[Work], *, urgent: bool = False, client: str = "") -> Ticket:
-        """Queue a request's works; to be called on the event loop that waits for them.
+        """Queue a request's rows; must be called on the event loop that waits for the results.
 
         Args:
-            works: one or more.
-            urgent: whether they are of a token or so, and have slots of their own.
-            client: who asks, as an address.
+            works: the rows, one or more.
+            urgent: whether they take about one token each, and may use the reserved slot.
+            client: the client's address.
 
         Raises:
-            ApiError: 429 when too many wait, 503 while shutting down, 500 without a thread.
+            ApiError: 429 if too many wait, 503 during shutdown, 500 if decoding has failed.
         """
         with self._change:
             if self.dead:
@@ -86,14 +86,14 @@ class Scheduler:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Nobody waits for it any more: its rows end before the next token."""
+        """End a ticket's rows before the next token."""
         with self._change:
-            ticket.over = True
+            ticket.cancelled = True
             self._queue.remove(ticket)
             self._change.notify()
 
     def drain(self) -> None:
-        """Refuse new requests, and those of which nothing has begun; finish the others."""
+        """Refuse new requests and those that have not started; let the others finish."""
         with self._change:
             self._draining = True
             for ticket in [t for t in self._queue if not t.begun]:
@@ -101,7 +101,7 @@ class Scheduler:
                 self._post([(ticket, closing())])
 
     def stop(self) -> None:
-        """Drain, give up what still runs, and end the thread."""
+        """Drain, cancel what still runs, and end the thread."""
         self.drain()
         with self._change:
             self._stopping = True
@@ -111,34 +111,34 @@ class Scheduler:
 
     @property
     def healthy(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return not self.dead and not self._draining
 
     @property
     def running(self) -> int:
-        """Rows that decode."""
+        """The number of rows that are decoding."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests of which rows wait."""
+        """The number of requests with waiting rows."""
         return len(self._queue)
 
     def _holders(self) -> list[Ticket]:
         return [ticket for ticket, _ in self._running.values()]
 
-    # --- the thread's own ------------------------------------------------------------------
+    # --- run in the thread -----------------------------------------------------------------
 
     def _work(self) -> None:
         try:
             while not self._stopping:
                 try:
                     self._decode()
-                except BaseException as problem:  # whatever it was, nobody may wait for ever
-                    self._begin_anew(problem)
+                except BaseException as problem:  # any kind: no request may wait for ever
+                    self._restart(problem)
         except BaseException as problem:
             with contextlib.suppress(Exception):
-                _LOG.critical("no batch can be used any more", exc_info=problem)
+                _LOG.critical("decoding cannot be restarted", exc_info=problem)
         finally:
             with self._change:
                 self.dead = not self._stopping
@@ -150,58 +150,58 @@ class Scheduler:
             self._post([(ticket, error) for ticket in tickets])
 
     def _decode(self) -> None:
-        """Decode until the end."""
+        """Decode until the scheduler stops."""
         assert self._batch is not None
         while self._wait():
-            self._end_given_up(self._batch)
+            self._end_cancelled(self._batch)
             self._join(self._batch)
             self._advance(self._batch)
 
-    def _begin_anew(self, problem: BaseException) -> None:
-        """Open another batch, or raise what keeps it from being used."""
+    def _restart(self, problem: BaseException) -> None:
+        """Open a new batch; raise if that fails several times."""
         with contextlib.suppress(Exception):
             _LOG.error("decoding failed; the requests of this batch end", exc_info=problem)
-        traceback.clear_frames(problem.__traceback__)  # they hold the batch
+        traceback.clear_frames(problem.__traceback__)  # the frames reference the batch
         with self._change:
             tickets = dict.fromkeys(self._holders())
             tickets |= dict.fromkeys(ticket for ticket in self._queue if ticket.begun)
             for ticket in tickets:
                 self._queue.remove(ticket)
             self._running.clear()
-            self._batch = None  # its memory is wanted for the next one
+            self._batch = None  # free its memory for the next one
             self.restarts += 1
         self._post([(ticket, restarted()) for ticket in tickets])
         for pause_s in (*_PAUSES_S, None):
             try:
-                self._batch = self._tried(self._open_batch())
+                self._batch = self._tested(self._open_batch())
             except BaseException as error:
                 if pause_s is None:
                     raise
                 with contextlib.suppress(Exception):
-                    _LOG.error("another batch failed too: %r", error)
+                    _LOG.error("a new batch failed, too: %r", error)
             else:
                 return
             with self._change:
                 if self._change.wait_for(lambda: self._stopping, pause_s):
                     return
 
-    def _tried(self, batch: Batch) -> Batch:
-        """The batch, once it has drawn a token."""
+    def _tested(self, batch: Batch) -> Batch:
+        """The batch, after it has decoded one token."""
         prompt = np.zeros(1, np.int64)
         slot = batch.join(Request(prompt, 1, SamplingConfig(temperature=0.0), Stream(0)))
-        batch.advance(1)  # what the model predicts is no matter here: see `failures`
+        batch.advance(1)  # NaN logits of a broken model do not matter here: see `failures`
         batch.end(slot)
         return batch
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; False at the end."""
+        """Sleep until there is work; False when the scheduler stops."""
         with self._change:
             self._change.wait_for(lambda: self._running or len(self._queue) or self._stopping)
             return not self._stopping
 
-    def _end_given_up(self, batch: Batch) -> None:
+    def _end_cancelled(self, batch: Batch) -> None:
         for slot, (ticket, _) in list(self._running.items()):
-            if ticket.over:
+            if ticket.cancelled:
                 self._release(batch, slot)
 
     def _release(self, batch: Batch, slot: int) -> None:
@@ -224,7 +224,7 @@ class Scheduler:
                     self._running[slot] = found
 
     def _fail(self, ticket: Ticket, error: BaseException) -> None:
-        """End a request for what one of its rows raised."""
+        """End a request after one of its rows raised."""
         self._post([(ticket, _problem(error))])
         self.cancel(ticket)
 
@@ -239,47 +239,47 @@ class Scheduler:
             fit = int(_BLOCK_S * length / max(1e-9, time.perf_counter() - began))
             self._block = max(1, min(_LONGEST_BLOCK, fit))
         failures = batch.failures()
-        letters: list[tuple[Ticket, tuple[Any, bool] | ApiError]] = []
+        messages: list[tuple[Ticket, tuple[Any, bool] | ApiError]] = []
         for slot, (ticket, work) in list(self._running.items()):
-            if slot not in new and slot not in failures:  # its prompt is still being read
+            if slot not in new and slot not in failures:  # its prompt is still being processed
                 continue
             try:
                 if slot in failures:
                     raise failures[slot]
                 ended = _take(batch, slot, work, new[slot], length)
-                news = work.news()
+                update = work.update()
             except BaseException as error:
                 self._fail(ticket, error)
                 self._release(batch, slot)
                 continue
             if ended:
                 self._release(batch, slot)
-            if ended or news is not None:
-                letters.append((ticket, (news, ended)))
-        self._post(letters)
+            if ended or update is not None:
+                messages.append((ticket, (update, ended)))
+        self._post(messages)
 
-    def _post(self, letters: list[tuple[Ticket, Any]]) -> None:
-        """Send letters to their event loops, in one call for each loop."""
+    def _post(self, messages: list[tuple[Ticket, Any]]) -> None:
+        """Send messages to their tickets' event loops, in one call for each loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Any]]] = {}
-        for letter in letters:
-            by_loop.setdefault(letter[0].loop, []).append(letter)
+        for message in messages:
+            by_loop.setdefault(message[0].loop, []).append(message)
         for loop, part in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_deliver, part)
-            except RuntimeError:  # that loop has ended, and all that waited on it
+            except RuntimeError:  # the loop is closed, so nothing waits for these tickets
                 for ticket, _ in part:
                     self.cancel(ticket)
 
 
-def _deliver(letters: list[tuple[Ticket, Any]]) -> None:
-    for ticket, letter in letters:
-        ticket.deliver(letter)
+def _deliver(messages: list[tuple[Ticket, Any]]) -> None:
+    for ticket, message in messages:
+        ticket.deliver(message)
 
 
 def _take(batch: Batch, slot: int, work: Work, ids: list[int], length: int) -> bool:
-    """Give a work its new tokens; whether it has ended."""
+    """Pass new tokens to a row; return whether it has ended."""
     for token_id in ids:
-        if work.ended:  # by a stop string, within a block
+        if work.ended:  # within a block, by a stop string
             break
         work.take(token_id, batch.logits(slot) if work.wants_logits else None)
     if not work.ended and len(ids) < length:
@@ -289,7 +289,7 @@ def _take(batch: Batch, slot: int, work: Work, ids: list[int], length: int) -> b
 
 
 def _problem(error: BaseException) -> ApiError:
-    """What a row raised as an answer: a broken model is no fault of the request's."""
+    """The API's error for an exception of a row; a broken model is the server's error."""
     if isinstance(error, InputError):
         if str(error) == str(broken_model()):
             return ApiError(500, str(error), code="broken_model")

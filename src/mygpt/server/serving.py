@@ -1,4 +1,4 @@
-"""uvicorn with our limits: listens, tells where, and ends without cutting answers off."""
+"""Running the server: uvicorn with additional limits, and a shutdown that finishes responses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mygpt import signals
 from mygpt.errors import InputError, MygptError
 from mygpt.generation.writer import Writer
 from mygpt.server.app import make_app
-from mygpt.server.log import Sparing
+from mygpt.server.log import RateLimit
 from mygpt.server.problems import broken
 from mygpt.server.protocol import GuardedProtocol, guarded
 from mygpt.server.scheduler import Scheduler
@@ -34,61 +34,63 @@ from mygpt.server.settings import ServerSettings
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 
-# The thread that decodes must not wait long for the one that answers to let go of Python.
+# The interpreter's switch interval: the decoding thread must not wait long for the event loop's
+# thread to release the interpreter lock.
 _SWITCH_S = 0.001
-# A full collection of garbage visits all objects while no other thread runs: large answers have a
-# million, and /health took 180 ms. The model's are left out; the rest is collected after answers.
+# A full garbage collection visits all objects while no other thread runs. A large response has a
+# million objects, and /health took 180 ms. So full collections are made rare; the model's objects
+# are frozen, and the rest is collected after large responses.
 _RARELY = 1000
-_MOST_OF = 0.9  # of the time limit at the end: what is left is for telling
-_DEAD_S = 1.0  # for which /health says that decoding has ended for good
-_BACKLOG = 1024  # connections that the system keeps until they are accepted
-_AT_ONCE = 32  # accepted in a turn of the event loop; it has closed one too many after four turns
-_RESERVE = 160  # open files for all that is no connection, or has just been accepted
+_STOP_AT = 0.9  # fraction of the shutdown limit after which running requests get an error
+_DEAD_S = 1.0  # how long /health reports a failure of decoding before the server ends
+_BACKLOG = 1024  # connections that the system queues until they are accepted
+_AT_ONCE = 32  # connections accepted per turn of the event loop; a surplus closes within 4 turns
+_RESERVE = 160  # open files for other things than connections, and for those just accepted
 
 
 class ServerDied(MygptError):
-    """A server that has ended because it could not decode any more (exit code 1)."""
+    """The server ended because decoding failed and could not be restarted (exit code 1)."""
 
 
 class Server(uvicorn.Server):
-    """A server that tells when it listens, and refuses what has not begun once it is to end.
+    """uvicorn's server, which also reports its address and drains the scheduler at shutdown.
 
     Args:
-        config: uvicorn's.
-        scheduler: what decodes.
-        tell: takes lines for whoever runs the server.
-        settings: its time limits.
+        config: uvicorn's configuration.
+        scheduler: decodes the requests.
+        notify: called with lines for the user who runs the server.
+        settings: the server's settings.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         scheduler: Scheduler,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
         settings: ServerSettings,
     ) -> None:
         super().__init__(config)
-        self.scheduler, self.tell, self._limit_s = scheduler, tell, settings.shutdown_limit_s
+        self.scheduler, self.notify, self._limit_s = scheduler, notify, settings.shutdown_limit_s
         self._name = settings.name
         self._dead_since: float | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """uvicorn's handlers, unless a command's are there."""
+        """Install uvicorn's signal handlers, unless the command has its own."""
         with super().capture_signals() if signals.watch() is None else nullcontext():
             yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen, and report the address."""
         asyncio.get_running_loop().set_exception_handler(self._on_error)
         await super().startup(sockets=sockets)
         for bound in sockets or ():
             bound.listen(_BACKLOG)
             if not self.should_exit:
-                self.tell(f"serving {self._name} at {url_of(bound)} (Ctrl-C ends)")
+                self.notify(f"serving {self._name} at {url_of(bound)} (Ctrl-C ends)")
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end: also some time after decoding has ended for good."""
+        """Whether to shut down; also a second after decoding has failed."""
         if self.scheduler.dead and self._dead_since is None:
             self._dead_since = time.monotonic()
         if self._dead_since is not None and time.monotonic() - self._dead_since > _DEAD_S:
@@ -96,19 +98,19 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what has begun; near the time limit the rest is told that it ends here."""
+        """Let running requests finish; those that run near the time limit get an error."""
         self.scheduler.drain()
         if self.scheduler.running:
-            self.tell(f"answers on their way have {self._limit_s:g} s (Ctrl-C ends them now)")
+            self.notify(f"running requests have {self._limit_s:g} s to finish (Ctrl-C ends now)")
         stop = threading.Thread(target=self.scheduler.stop, daemon=True)
-        timer = asyncio.get_running_loop().call_later(_MOST_OF * self._limit_s, stop.start)
+        timer = asyncio.get_running_loop().call_later(_STOP_AT * self._limit_s, stop.start)
         try:
             await super().shutdown(sockets=sockets)
         finally:
             timer.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End, and at a second signal at once."""
+        """Shut down; end at once at a second signal."""
         if not self._captured_signals:
             super().handle_exit(sig, frame)
         elif sig == signal.SIGINT:
@@ -118,19 +120,19 @@ class Server(uvicorn.Server):
             os.kill(os.getpid(), sig)
 
     def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What a callback raised: where no file can be opened any more, make room."""
+        """Handle an exception of a callback; if no file can be opened, close old connections."""
         if getattr(context.get("exception"), "errno", None) in (errno.EMFILE, errno.ENFILE):
             cast("type[GuardedProtocol]", self.config.http_protocol_class).end_oldest(_AT_ONCE)
         loop.default_exception_handler(context)
 
 
 def connections_within(wanted: int) -> int:
-    """How many connections the system's limit of open files allows, `wanted` at the most.
+    """How many connections, up to `wanted`, the system's limit of open files allows.
 
-    The limit is raised as far as that takes, and this process may.
+    The limit is raised as far as needed and permitted.
 
     Raises:
-        InputError: where it allows none.
+        InputError: if it allows none.
     """
     try:
         import resource
@@ -149,22 +151,22 @@ def connections_within(wanted: int) -> int:
     left = soft - used - min(_RESERVE, soft // 4)
     if left < 1:
         raise InputError(
-            f"the limit of {soft} open files leaves none for connections: raise it (ulimit -n)"
+            f"the limit of {soft} open files is too low for any connection: raise it (ulimit -n)"
         )
     return min(wanted, left)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to a host and port (0 picks a free one).
+    """A listening socket for a host and port; port 0 is any free port.
 
     Raises:
-        InputError: for a port that is taken or a host that is not this machine's.
+        InputError: if the port is in use, or the host is not an address of this machine.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise InputError(
-            f"host {host!r} is not known: give a name or address of this machine"
+            f"host {host!r} cannot be resolved: give a name or address of this machine"
         ) from None
     family, kind, protocol, _, address = found[0]
     bound = socket.socket(family, kind, protocol)
@@ -174,21 +176,21 @@ def listen(host: str, port: int) -> socket.socket:
         bound.listen(_BACKLOG)
     except OSError as error:
         bound.close()
-        raise InputError(_why_not(host, port, error)) from None
+        raise InputError(_bind_problem(host, port, error)) from None
     bound.setblocking(False)
     return bound
 
 
-def _why_not(host: str, port: int, error: OSError) -> str:
+def _bind_problem(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is in use: end what listens there, or choose another with --port"
+        return f"port {port} is in use: stop the program that uses it, or choose another --port"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {port} may not be listened on: choose one from 1024 with --port"
+        return f"this user may not listen on port {port}: choose a --port from 1024 on"
     return f"cannot listen at {host} port {port}: {error.strerror}"
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where a browser on this machine finds the server."""
+    """The server's URL for a browser on this machine."""
     host, port = bound.getsockname()[:2]
     shown = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
@@ -198,19 +200,19 @@ def make_server(
     writer: Writer,
     settings: ServerSettings,
     bound: socket.socket,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Server:
-    """The server for a bound socket; `tell` takes lines for whoever runs it.
+    """The server for a bound socket; `notify` is called with lines for the user who runs it.
 
     Raises:
-        InputError: for an engine that cannot be had, or where no connection is possible.
+        InputError: if the engine is not available, or the limit of open files is too low.
     """
     host = bound.getsockname()[0]
     allowed = connections_within(settings.max_connections)
     if allowed < settings.max_connections:
-        tell(
-            f"note: no more than {allowed} connections at a time, by this system's limit of open "
-            "files (ulimit -n)"
+        notify(
+            f"note: at most {allowed} connections at a time, because of this system's limit of "
+            "open files (ulimit -n)"
         )
     everywhere = ipaddress.ip_address(host.split("%")[0]).is_unspecified
     settings = replace(
@@ -237,9 +239,9 @@ def make_server(
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     for name in ("uvicorn.error", "asyncio", "mygpt.server"):
         logger = logging.getLogger(name)
-        if not any(isinstance(kept, Sparing) for kept in logger.filters):
-            logger.addFilter(Sparing())
-    return Server(config, app.state.scheduler, tell, settings)
+        if not any(isinstance(kept, RateLimit) for kept in logger.filters):
+            logger.addFilter(RateLimit())
+    return Server(config, app.state.scheduler, notify, settings)
 
 
 def serve(
@@ -248,20 +250,27 @@ def serve(
     *,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM, which is raised anew when all has ended.
+    """Serve until SIGINT or SIGTERM, which is raised again after the shutdown.
 
-    As a command that `mygpt.signals` watches, until the first signal; a second one ends the
-    process at once.
+    If `mygpt.signals` watches the command, the first signal starts the shutdown and a second one
+    ends the process at once.
+
+    Args:
+        writer: the model and its tokenizer.
+        settings: the server's settings.
+        host: the address to listen at.
+        port: the port; 0 is any free port.
+        notify: called with lines for the user who runs the server.
 
     Raises:
-        InputError: for a host or port that cannot be listened on.
-        ServerDied: when decoding has failed for good.
+        InputError: if it cannot listen at this host and port.
+        ServerDied: if decoding failed and could not be restarted.
     """
     with listen(host, port) as bound:
         named = replace(settings, hosts=(*settings.hosts, host))
-        server = make_server(writer, named, bound, tell)
+        server = make_server(writer, named, bound, notify)
         before, thresholds = sys.getswitchinterval(), gc.get_threshold()
         sys.setswitchinterval(_SWITCH_S)
         gc.collect()
@@ -280,16 +289,19 @@ def serve(
 
 @contextmanager
 def _until_signalled(server: Server) -> Iterator[None]:
-    """Inside, a command's first signal has the server finish, and is raised after that."""
+    """Within the context, the first signal starts the shutdown; it is raised again at the end."""
     watch = signals.watch()
-    if watch is None:  # uvicorn heeds signals itself
+    if watch is None:  # uvicorn handles signals itself
         yield
         return
 
     def finish(name: str) -> None:
         server.should_exit = True
 
-    unwinds, watch.unwinds = watch.unwinds, False  # a second one: uvicorn would report it at length
+    unwinds, watch.unwinds = (
+        watch.unwinds,
+        False,
+    )  # uvicorn would print its traceback
     try:
         with signals.DeferredSignals(finish) as first:
             yield

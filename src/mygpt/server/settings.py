@@ -1,4 +1,4 @@
-"""What a server allows: how much at once, how long, to whom."""
+"""The server's settings: limits of sizes and times, names, and the API key."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ _TIMES = ("request_limit_s", "write_limit_s", "idle_limit_s", "shutdown_limit_s"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Limits and names; the defaults suit one machine and a handful of people.
+    """The server's settings; the defaults suit one machine and a handful of users.
 
     Attributes:
-        name: the model's id, which requests name.
-        checkpoint: what `--checkpoint` takes on this machine, for the command that the page
-            shows; empty is the name.
-        slots: rows that decode together, beside one for the playground's looks; each has room
-            for a whole window.
-        max_waiting: requests that may wait for a slot, and requests of the page that may wait for
-            a slot or a thread; more are refused (429).
-        max_tokens: the most that a request may ask for, for each choice.
-        max_choices: the most choices of one request, all its prompts together.
-        max_stops: the most stop strings of one request.
-        max_prompt_tokens: the longest prompt.
-        max_body_bytes: the largest body of a request.
-        max_connections: open connections; past it those go that wait for a request longest.
-        api_key: what requests must carry as `Authorization: Bearer`; None for no key.
-        hosts: names by which the server may be called, beside this machine's own loopback.
-        any_address: whether it may be called by any IP address too (not by any name).
+        name: the model's id, which requests must name.
+        checkpoint: the value of `--checkpoint` in the command that the page shows; empty is `name`.
+        slots: how many rows decode together, in addition to one for the playground's predictions;
+            each has a cache for a whole window.
+        max_waiting: how many requests may wait for a slot; the same number of the page's requests
+            may wait for a slot or a thread. Further ones get an error (429).
+        max_tokens: the largest `max_tokens` of a request, per choice.
+        max_choices: the largest number of choices of one request, for all its prompts.
+        max_stops: the largest number of stop strings of one request.
+        max_prompt_tokens: the length of the longest prompt, in tokens.
+        max_body_bytes: the size of the largest request body.
+        max_connections: open connections; above it, those that have waited longest for a request
+            are closed.
+        api_key: the key that requests must send as `Authorization: Bearer`; None for no key.
+        hosts: names by which the server may be called, in addition to the loopback names.
+        any_address: whether it may be called by any IP address (not by any name).
         request_limit_s: from a request's first byte to its last.
-        write_limit_s: how long a client may be behind with what was written to it, and the more
-            the more it reads meanwhile.
-        idle_limit_s: how long a connection is kept between two requests.
-        shutdown_limit_s: how long answers on their way may take once the server is to end.
-        log: takes one line for each request; None keeps no log.
+        write_limit_s: how long data sent to a client may remain unread; longer in proportion to
+            what the client reads meanwhile.
+        idle_limit_s: how long a connection is kept open between two requests.
+        shutdown_limit_s: how long running requests may take after the server was asked to stop.
+        log: called with one line for each request; None keeps no log.
 
     Raises:
         InputError: for a value outside its range.
@@ -67,7 +67,7 @@ class ServerSettings:
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
     any_address: bool = False
-    request_limit_s: float = 9.5  # so that all have gone after ten
+    request_limit_s: float = 9.5  # so that the connection is closed within ten seconds
     write_limit_s: float = 30.0
     idle_limit_s: float = 5.0
     shutdown_limit_s: float = 30.0
@@ -81,9 +81,12 @@ class ServerSettings:
             if not 0.0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)} must be above 0 seconds")
         if not self.name:
-            raise InputError("name is empty: a model needs an id, such as mygpt")
+            raise InputError("the model's name is empty: give an id such as mygpt")
         key = self.api_key
         if key is not None and not key.strip():
-            raise InputError("the API key is empty: give one of some characters, or none")
+            raise InputError("the API key is empty: give a key, or leave it out to need none")
         if key is not None and (key != key.strip() or not key.isprintable()):
-            raise InputError("the API key has a space at an end, or characters no header can carry")
+            raise InputError(
+                "the API key begins or ends with a space, or has characters that an HTTP header "
+                "cannot have: give another key"
+            )

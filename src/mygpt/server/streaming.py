@@ -1,4 +1,4 @@
-"""Answers that last: watched for a client that goes, and sent as events while they grow."""
+"""Long responses: cancelled if the client disconnects, or streamed as server-sent events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from mygpt.server.problems import ApiError, to_json
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected before its response."""
 
 
 async def while_connected(receive: Receive, work: Awaitable[Any]) -> Any:
-    """What `work` returns; it is cancelled and `ClientGone` raised once the client goes."""
+    """Await `work` and return its result; if the client disconnects, cancel it.
+
+    Raises:
+        ClientGone: if the client disconnected first.
+    """
     doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     try:
@@ -39,11 +43,11 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events; the answer is an error where one comes before the first event.
+    """A response of server-sent events; an error before the first event is an error response.
 
     Args:
-        events: each a list of what is to be sent together as JSON.
-        finish: called at the end, however it comes.
+        events: lists of objects; the events of a list are sent together, each as JSON.
+        finish: called at the end, also after an error.
     """
 
     media_type = "text/event-stream"
@@ -54,7 +58,7 @@ class EventStream(Response):
         self._events, self._finish = events, finish
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it all."""
+        """Send the events."""
         try:
             with contextlib.suppress(ClientGone, OSError):
                 await while_connected(receive, self._send(scope, receive, send))

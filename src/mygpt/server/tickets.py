@@ -1,4 +1,4 @@
-"""Requests on their way through the decoding thread: what they want done, and whose turn it is."""
+"""Requests in the decoding thread: their rows, the way of results back, and the queue."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from numpy.typing import NDArray
 from mygpt.engines.contract import Request
 from mygpt.server.problems import ApiError, busy
 
-# A client that reads slowly finds much at once: parts are bounded, so that turning one into JSON
-# does not hold up the event loop.
+# Many messages may wait for a client that reads slowly. They are taken in parts of this size, so
+# that encoding one part as JSON does not block the event loop for long.
 _MOST_AT_ONCE = 256
-_MOST_OF_ONE = 16  # rows of one request, or half of the slots where that is more
-_URGENT_SHARE = 8  # urgent works take one slot in so many
+_MOST_OF_ONE = 16  # slots of one request, or half of all slots if that is more
+_URGENT_FRACTION = 8  # urgent work uses at most 1/8 of the slots
 
 
 class Work(Protocol):
-    """What takes a slot: see `samples`."""
+    """The work of one slot: a row that decodes (see `samples`)."""
 
     request: Request
 
     @property
     def wants_logits(self) -> bool:
-        """Whether `take` needs the logits of each token."""
+        """Whether `take` needs the logits that each token was sampled from."""
         ...
 
     @property
     def ended(self) -> bool:
-        """Whether it takes no more tokens."""
+        """Whether it needs no more tokens."""
         ...
 
     def take(self, token_id: int, logits: NDArray[np.float32] | None) -> None:
-        """Take in a token."""
+        """Add a token."""
         ...
 
     def finish(self) -> None:
-        """Nothing more will be drawn."""
+        """End: no more tokens are sampled."""
         ...
 
-    def news(self) -> Any | None:
-        """What is new since the last time, or None."""
+    def update(self) -> Any | None:
+        """The new result since the last call, or None."""
         ...
 
 
 class Ticket:
-    """A request's works and the way back to whoever waits for them, on one event loop.
+    """A request's rows, and the queue of their results for the event loop that waits for them.
 
     Args:
-        works: one or more.
-        urgent: whether they are of a token or so, and have slots of their own.
-        client: who asks, as an address.
+        works: the request's rows, one or more.
+        urgent: whether they take about one token each, and may use the reserved slot.
+        client: the client's address.
     """
 
     def __init__(self, works: Sequence[Work], *, urgent: bool = False, client: str = "") -> None:
@@ -62,53 +62,53 @@ class Ticket:
         self.loop = asyncio.get_running_loop()
         self.pending = deque(works)
         self.left = len(works)
-        self.begun = self.over = False
-        self._letters: asyncio.Queue[tuple[Any, bool] | ApiError] = asyncio.Queue()
+        self.begun = self.cancelled = False
+        self._messages: asyncio.Queue[tuple[Any, bool] | ApiError] = asyncio.Queue()
 
-    def deliver(self, letter: tuple[Any, bool] | ApiError) -> None:
-        """Put what the thread sends where `news` finds it; on the event loop."""
-        self._letters.put_nowait(letter)
+    def deliver(self, message: tuple[Any, bool] | ApiError) -> None:
+        """Pass a message of the thread to `updates`; called on the event loop."""
+        self._messages.put_nowait(message)
 
-    async def news(self) -> AsyncIterator[list[Any]]:
-        """What is new, as much as there is at once within limits, until all works have ended.
+    async def updates(self) -> AsyncIterator[list[Any]]:
+        """The rows' new results, in lists of limited length, until all rows have ended.
 
         Raises:
-            ApiError: when the request cannot be finished.
+            ApiError: if the request cannot be finished.
         """
         left = self.left
         while left:
-            letters = [await self._letters.get()]
-            while len(letters) < _MOST_AT_ONCE and not self._letters.empty():
-                letters.append(self._letters.get_nowait())
+            messages = [await self._messages.get()]
+            while len(messages) < _MOST_AT_ONCE and not self._messages.empty():
+                messages.append(self._messages.get_nowait())
             new = []
-            for letter in letters:
-                if isinstance(letter, ApiError):
-                    raise letter
-                left -= letter[1]
-                if letter[0] is not None:
-                    new.append(letter[0])
+            for message in messages:
+                if isinstance(message, ApiError):
+                    raise message
+                left -= message[1]
+                if message[0] is not None:
+                    new.append(message[0])
             if new:
                 yield new
 
 
 class Queue:
-    """Tickets of which works wait for a slot; for one thread at a time.
+    """Tickets whose rows wait for a slot; not thread-safe.
 
-    Urgent works and the others wait in a queue each, the oldest first, and take turns where both
-    could have a slot. Urgent ones never hold more than an eighth of the slots, and one slot is
-    theirs alone. Among the others none takes more than its share while several wait, the client
-    that holds the fewest slots comes first, and no request has more than 16 rows, or half of the
-    slots, at a time.
+    There are two queues, for urgent and for ordinary work, each with the oldest ticket first. If
+    both could use a free slot, they alternate. Urgent work uses at most an eighth of the slots, and
+    one slot is reserved for it. Of ordinary work, the client with the fewest slots is served first;
+    while several tickets wait, none uses more than its equal part of the slots; and no request
+    uses more than 16 slots, or half of them, at a time.
 
     Args:
-        slots: how many slots there are.
-        max_waiting: how many tickets of each kind may wait beyond the free slots.
+        slots: the number of slots.
+        max_waiting: how many tickets of each kind may wait in addition to the free slots.
     """
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self._slots, self._max_waiting = slots, max_waiting
-        self._most_urgent = max(1, slots // _URGENT_SHARE)
-        self._others = slots - 1 if slots > 1 else 1  # all but the urgent ones' own
+        self._most_urgent = max(1, slots // _URGENT_FRACTION)
+        self._others = slots - 1 if slots > 1 else 1  # all but the reserved one
         self._most_of_one = max(_MOST_OF_ONE, self._others // 2)
         self._waiting: dict[bool, deque[Ticket]] = {True: deque(), False: deque()}
         self._urgent_is_next = True
@@ -121,11 +121,11 @@ class Queue:
         yield from self._waiting[False]
 
     def add(self, ticket: Ticket, running: Sequence[Ticket]) -> None:
-        """Let a ticket wait; `ApiError` 429 where too many of its kind do.
+        """Add a ticket; `ApiError` 429 if too many of its kind wait.
 
         Args:
             ticket: the ticket.
-            running: for each slot in use, whose it is.
+            running: for each slot in use, its ticket.
         """
         waiting, limit = self._waiting[ticket.urgent], self._most_urgent
         free = limit - sum(other.urgent for other in running)
@@ -136,16 +136,16 @@ class Queue:
         waiting.append(ticket)
 
     def remove(self, ticket: Ticket) -> None:
-        """Forget what waits of a ticket."""
+        """Remove the waiting rows of a ticket."""
         ticket.pending.clear()
         if ticket in self._waiting[ticket.urgent]:
             self._waiting[ticket.urgent].remove(ticket)
 
     def next(self, running: Sequence[Ticket]) -> tuple[Ticket, Work] | None:
-        """The work whose turn it is, which then waits no more; None where nothing may run.
+        """Remove and return the next row to run; None if none may run now.
 
         Args:
-            running: for each slot in use, whose it is.
+            running: for each slot in use, its ticket.
         """
         if len(running) >= self._slots:
             return None
@@ -174,7 +174,7 @@ class Queue:
         held = Counter(id(ticket) for ticket in running)
         clients = Counter(ticket.client for ticket in running if not ticket.urgent)
         free = [ticket for ticket in waiting if held[id(ticket)] < self._most_of_one]
-        # Of several that hold alike, the one whose ticket is the oldest.
+        # Among clients with equally many slots, the one with the oldest ticket.
         client = min((t.client for t in free), key=clients.__getitem__, default=None)
         own = [ticket for ticket in free if ticket.client == client]
         within = [ticket for ticket in own if held[id(ticket)] < share]
