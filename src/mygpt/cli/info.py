@@ -46,7 +46,7 @@ def info(
         say(to_json(values, indent=2))
         return
     for name, value in _lines(found):
-        say(f"{name + ':':<13}{value}")
+        say(f"{name + ':' if name else '':<13}{value}")
     say(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
 
 
