@@ -1,0 +1,103 @@
+"""ARCHITECTURE.md is true: the names in it exist, and its counts are those of real calls."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paths import ROOT, TESTS
+
+TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "src" / "mygpt"
+POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 60
+MACHINE_CODE = ("engines/cpu/loop.py", "engines/cpu/forward.py", "engines/cpu/sample.py")
+
+
+def names_defined(path: Path) -> set[str]:
+    """Functions and classes, with those inside a class as "Class.name"."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inside = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+            found.update(f"{node.name}.{each.name}" for each in inside)
+    return found
+
+
+def test_every_file_and_function_exists() -> None:
+    named = set(re.findall(r"`([\w/-]+\.(?:py|js|md|toml))(?::([\w.]+))?`", TEXT))
+    missing = []
+    for file, name in sorted(named):
+        paths = [folder / file for folder in (PACKAGE, ROOT) if (folder / file).exists()]
+        if not paths or (name and name not in names_defined(paths[0])):
+            missing.append(f"{file}:{name}")
+    assert missing == []
+
+
+def journey(number: int) -> str:
+    """The text of a journey's section."""
+    return TEXT.partition(f"## Journey {number}: ")[2].partition("\n## ")[0]
+
+
+def test_the_journeys_count_their_files() -> None:
+    for number in (1, 2):
+        files = re.findall(r"^\| `([\w/]+\.py)", journey(number), re.MULTILINE)
+        assert f"These are {len(files)} files." in journey(number)
+        assert len(files) == len(set(files))
+
+
+def traced(*arguments: str) -> dict[str, Any]:
+    """What `tests/journeys.py` prints."""
+    done = subprocess.run(
+        [sys.executable, TESTS / "journeys.py", *arguments],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.rstrip().endswith("}"), done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def check_counts(number: int, found: dict[str, Any]) -> None:
+    """The section's chain is the real one, and its numbers are not below the real ones."""
+    text = journey(number)
+    (shown,) = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    calls = [line.split()[0] for line in shown.splitlines() if "(machine code)" not in line]
+    assert calls == found["chain"]
+    listed = re.findall(r"^\| `([\w/]+\.py)", text, re.MULTILINE)
+    in_python = [file for file in listed if file not in MACHINE_CODE]
+    assert set(in_python) - {"engines/cpu/build.py"} <= {
+        *found["files"], "training/compiled/network.py", "generation/completion.py",
+        "cli/terminal.py",
+    }  # fmt: skip
+    files, depth = re.findall(r"functions of\s+(\d+)\s+files.*?has\s+(\d+)\s+frames", text, re.S)[0]
+    assert len(found["files"]) <= int(files)
+    assert len(found["deepest"]) <= int(depth)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.kernels
+def test_the_journeys_are_those_of_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("poems.txt").write_text(POEM)
+    subprocess.run([sys.executable, "-m", "mygpt", "warmup"], check=True, capture_output=True)
+    command = ["train", "poems.txt", "--minutes", "0.1", "-o"]
+    found = traced(
+        "cli/train.py:train", "training/optimizer.py:Optimizer.step", "--", *command, "traced"
+    )
+    check_counts(2, found)
+    whole = [sys.executable, "-m", "mygpt", *command, "run", "--quiet"]
+    subprocess.run(whole, check=True, capture_output=True)
+    prompt = ["generate", "-c", "run", "-p", "The", "-n", "8", "--engine", "cpu"]
+    found = traced("cli/generate.py:generate", "engines/cpu/decoding.py:Loop.do", "--", *prompt)
+    check_counts(1, found)
