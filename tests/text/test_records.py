@@ -149,7 +149,7 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
         ("a.json", b'["a", "b\\ud800"]', "record 2: character 1 is the lone surrogate U+D800"),
         ("a.json", b'["a", ' + b"[" * 100_000, "is not valid JSON"),
         ("a.jsonl", b'{"text": "a"}\n{', "line 2 is not valid JSON"),
-        ("a.csv", b"id,text\n1,a\n2\n", "line 3 has 1 columns, and 'text' is column 2"),
+        ("a.csv", b"id,text\n1,a\n2\n", "line 3 has 1 columns, but 'text' is column 2"),
     ],
 )
 def test_an_invalid_later_record_is_refused_with_its_position(

@@ -26,6 +26,7 @@ from mygpt.data.store_builder.index import (
     DTYPES,
     FORMAT,
     INDEX,
+    RETOKENIZE,
     SHARDS,
     TOKENIZER,
     Index,
@@ -42,7 +43,6 @@ from mygpt.tokenization import ForeignTokenizer, Tokenizer, from_state
 START_DTYPE = np.dtype("<i8")  # of the positions where documents start
 _BLOCK = 2**20  # bytes
 _FIRST_BYTES = 2**12  # of an index: they contain its format
-RETOKENIZE = "tokenize the text again, with --overwrite"
 _MOST_MAPPED = 256  # shards at a time: each keeps a file open, of which a process may have 1,024
 
 

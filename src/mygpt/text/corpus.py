@@ -158,7 +158,7 @@ def _find(
         return FileGroup([path])
     found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
     if not found:
-        raise InputError(f"no file matches {path!r}")
+        raise InputError(f"no file matches {path!r}: check the pattern and its folder")
     return FileGroup(found)
 
 

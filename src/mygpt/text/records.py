@@ -216,7 +216,8 @@ def texts_of_csv(texts: Texts, field: str, name: str) -> Iterator[Record]:
             line = f"{place}, line {rows.line_num + 1:,}"
             if column >= len(row):
                 raise InputError(
-                    f"{line} has {len(row)} columns, and {field!r} is column {column + 1}"
+                    f"{line} has {len(row)} columns, but {field!r} is column {column + 1}: give "
+                    "each row all columns"
                 )
             yield row[column], lines.read
     except csv.Error as error:

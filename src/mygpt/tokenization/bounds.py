@@ -131,27 +131,33 @@ def _check_step(part: str, step: dict[str, Any]) -> None:
     kind = step.get("type")
     for name in ("prepend", "content", "prefix", "suffix", "replacement", "word_delimiter_token"):
         if _length(step.get(name)) > _LONGEST_TEXT:
-            raise _refused(f"has a {part} that puts in {_length(step[name]):,} characters")
+            raise _refused(
+                f"has a {part} that inserts {_length(step[name]):,} characters, more than "
+                f"{_LONGEST_TEXT:,}"
+            )
     pattern = step.get("pattern")
     if isinstance(pattern, dict) and max(map(_length, pattern.values()), default=0) > (
         _LONGEST_REGEX
     ):
         raise _refused(f"has a {part} with a pattern of more than {_LONGEST_REGEX:,} characters")
     if kind == "FixedLength" and step.get("length") == 0:
-        raise _refused("cuts words of no characters")
+        raise _refused("splits text into words of length 0")
     if kind == "Precompiled":
         _check_charsmap(step.get("precompiled_charsmap"))
     if kind == "TemplateProcessing":
         _check_template(step)
 
 
-def _check_charsmap(packed: Any) -> None:
-    """Refuse a table in which a character becomes a long text."""
+def _check_charsmap(table: Any) -> None:
+    """Refuse a normaliser's table that replaces a character by a long text.
+
+    The table is base64 of: the length of a trie (4 bytes), the trie, and NUL-terminated texts.
+    """
     try:
-        data = base64.b64decode(packed) if isinstance(packed, str) else b""
+        data = base64.b64decode(table) if isinstance(table, str) else b""
     except (ValueError, binascii.Error):
         raise _refused("has a normalizer whose table cannot be read") from None
-    texts = data[4 + int.from_bytes(data[:4], "little") :]  # the trie's length, and the trie
+    texts = data[4 + int.from_bytes(data[:4], "little") :]
     if max(map(len, texts.split(b"\0")), default=0) > 4 * _MOST_GROWTH:
         raise _refused(f"has a normalizer that makes texts more than {_MOST_GROWTH} times as long")
 

@@ -61,7 +61,9 @@ def parts_of(
         model = description["model"]
         description = _with_plain_bytes(description)
         if model.get("dropout"):
-            raise InputError("a tokenizer with dropout encodes at random: set it to null")
+            raise InputError(
+                'a tokenizer with dropout encodes at random: set "dropout" to null in the file'
+            )
         unknown = _unknown(model)
         control = {i for i in special_ids(description) if names[i] != unknown}
         control |= set() if end_of_text is None else {end_of_text}

@@ -24,6 +24,7 @@ from mygpt.storage import write_durably
 
 INDEX, TOKENIZER, SHARDS = "index.json", "tokenizer.json", "shards"
 FORMAT, VERSION = "mygpt token store", 1
+RETOKENIZE = "tokenize the text again, with --overwrite"
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
 _LIMITS = Limits(2**28, 2**23)  # an index of a million shards
 _MOST = 2**62  # upper limit of every count
@@ -167,14 +168,14 @@ class Index:
             )
         if content.get("version") != VERSION:
             raise CheckpointError(
-                f"{path} has version {content.get('version')!r:.20} and this mygpt reads "
-                f"{VERSION}: upgrade mygpt"
+                f"{path} has format version {content.get('version')!r:.20}, but this mygpt reads "
+                f"version {VERSION}: upgrade mygpt"
             )
         try:
             return _checked(content)
         except (KeyError, TypeError, ValueError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise DamagedError(f"{path} is damaged: {what:.120}") from None
+            raise DamagedError(f"{path} is damaged: {what:.120}; {RETOKENIZE}") from None
 
 
 def shard_paths(store: Path, number: int) -> tuple[Path, Path]:
@@ -194,11 +195,13 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         with open_regular(path) as file:
             data: bytes = file.read(most_bytes + 1)
     except FileNotFoundError:
-        raise DamagedError(f"{path} does not exist") from None
+        raise DamagedError(f"{path} does not exist: {RETOKENIZE}") from None
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > most_bytes:
-        raise DamagedError(f"{path} is damaged: it is longer than {most_bytes:,} bytes")
+        raise DamagedError(
+            f"{path} is damaged: it is longer than {most_bytes:,} bytes; {RETOKENIZE}"
+        )
     return data
 
 
@@ -210,7 +213,9 @@ def _object(path: Path) -> dict[str, Any]:
     except DamagedError:
         raise
     except ValueError as error:
-        raise DamagedError(f"{path} is damaged, or not a token store's index: {error}") from None
+        raise DamagedError(
+            f"{path} is damaged, or not a token store's index: {error}; {RETOKENIZE}"
+        ) from None
 
 
 def _checked(content: Mapping[str, Any]) -> Index:
