@@ -79,6 +79,7 @@ from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
 from mygpt.core.random import Stream
+from mygpt.parameter_shapes import parameter_shapes
 
 config = GPTConfig(2, 1, 1, 1, max_seq_len=1)
 arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
@@ -103,6 +104,7 @@ from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
 from mygpt.core.random import Stream
+from mygpt.parameter_shapes import parameter_shapes
 
 config = GPTConfig(5, 16, 2, 2, max_seq_len=600)
 arrays = {name: np.ones(shape, "f4") for name, shape in parameter_shapes(config).items()}

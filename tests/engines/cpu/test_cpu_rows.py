@@ -107,6 +107,7 @@ from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu import CpuEngine
 from mygpt.core.random import Stream
+from mygpt.parameter_shapes import parameter_shapes
 
 config = GPTConfig(50, 256, 4, 4, max_seq_len=64)
 generator = np.random.default_rng(0)
