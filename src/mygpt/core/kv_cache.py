@@ -1,10 +1,6 @@
-"""Keys and values of the positions a model has read, so that a step reads one token only.
+"""Keys and values of the tokens a model has read, so that decoding reads each token once.
 
-A cache tells the model where the new tokens stand, what they may look at, and keeps their keys
-and values. `KVCache` hands out the part that is filled, which grows; `FixedShapes` always hands
-out all of it, and so serves compiled steps.
-Letters: B batch, T time, G key/value heads, D head size, L window, N layers, P positions read
-before.
+Letters: B batch, T new tokens, P tokens in the cache, G key/value heads, D head size, N layers.
 """
 
 from __future__ import annotations
@@ -13,22 +9,25 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mygpt.core.config import GPTConfig, positions_for
 
 
 @dataclass
 class KVCache:
-    """Room for positions of every layer, filled from the left; it grows where they do not fit.
+    """Buffers for keys and values of every layer, filled from the left; they grow.
+
+        keys[layer]  (B, G, capacity, D)    | 0 ... P-1 | new: P ... P+T-1 | unused |
 
     Attributes:
-        keys: N tensors (B, G, L, D), one a layer; L is the room there is.
-        values: N tensors (B, G, L, D).
-        length: positions filled so far (P), the same in every layer and row.
+        keys: N tensors (B, G, capacity, D), one a layer.
+        values: likewise.
+        length: P, the same in every layer and row.
     """
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
     length: int = 0
 
     @classmethod
@@ -41,15 +40,7 @@ class KVCache:
         dtype: torch.dtype,
         positions: int | None = None,
     ) -> KVCache:
-        """A cache with nothing in it, for `batch_size` rows.
-
-        Args:
-            config: the model's.
-            batch_size: B.
-            device: where its tensors are.
-            dtype: the numbers' type.
-            positions: how many it has room for at first; None is all of a usual window's.
-        """
+        """A cache without tokens; `positions` is its first capacity, None that of the window."""
         first = positions_for(config.max_seq_len) if positions is None else positions
         first = max(1, min(first, config.max_seq_len))
         shape = (batch_size, config.kv_heads, first, config.head_size)
@@ -61,18 +52,18 @@ class KVCache:
 
     @property
     def batch_size(self) -> int:
-        """B, rows this cache holds."""
+        """B."""
         return self.keys[0].shape[0]
 
-    def positions(self, time: int) -> slice | torch.Tensor:
-        """Where the next `time` tokens stand: an index into a table of positions."""
+    def positions(self, time: int) -> slice | Tensor:
+        """The positions of the next `time` tokens, as an index."""
         return slice(self.length, self.length + time)
 
-    def mask(self, time: int) -> torch.Tensor | None:
-        """What the next `time` tokens may look at: (T, P + T), true at the past and at itself.
+    def mask(self, time: int) -> Tensor | None:
+        """(T, P + T), true where a new token attends: at all earlier tokens and at itself.
 
-        None where no mask is needed: without a past the order alone decides, and a single
-        token may look at everything.
+        None where no mask is needed: an empty cache leaves it to causal attention, and a single
+        new token attends to everything.
         """
         if self.length == 0 or time == 1:
             return None
@@ -80,21 +71,19 @@ class KVCache:
         return torch.ones(shape, dtype=torch.bool, device=device).tril(self.length)
 
     def reserve(self, count: int) -> None:
-        """Have room for `count` positions: twice as many as before, or more."""
-        room = self.keys[0].shape[2]
-        if count <= room:
+        """Grow to a capacity of at least `count` tokens, and at least twice the present one."""
+        capacity = self.keys[0].shape[2]
+        if count <= capacity:
             return
-        more = max(count, 2 * room) - room
+        more = max(count, 2 * capacity) - capacity
         for tensors in (self.keys, self.values):
-            for layer, held in enumerate(tensors):
-                tensors[layer] = F.pad(held, (0, 0, 0, more))
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = F.pad(tensor, (0, 0, 0, more))
 
-    def extend(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store T new positions (B, G, T, D) of a layer; return all so far, (B, G, P + T, D).
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store those of T new tokens (B, G, T, D) in a layer; return all, (B, G, P + T, D).
 
-        `length` itself moves on once every layer has stored its positions: see `advance`.
+        `length` changes only after the last layer: see `advance`.
         """
         end = self.length + keys.shape[2]
         self.reserve(end)
@@ -102,6 +91,6 @@ class KVCache:
         self.values[layer][:, :, self.length : end] = values
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def advance(self, steps: int) -> None:
-        """Count `steps` positions as read, after the last layer stored them."""
-        self.length += steps
+    def advance(self, time: int) -> None:
+        """Count `time` tokens as read, after every layer has stored them."""
+        self.length += time

@@ -1,9 +1,8 @@
-"""The GPT and its blocks, to be read from top to bottom of the file, small parts first.
+"""The GPT: a decoder-only transformer with pre-norm blocks, small parts first.
 
-A decoder-only transformer (Vaswani et al., 2017; Radford et al., 2019) with pre-norm blocks.
-It knows nothing of files, tokenizers or optimizers.
+Vaswani et al., 2017 (arXiv:1706.03762); Radford et al., 2019 (GPT-2).
 Letters: B batch, T time, C embedding, H heads, G key/value heads, D head size, M MLP width,
-L window, V vocabulary, P positions read before.
+L window, V vocabulary, P positions in the cache.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from mygpt.errors import InputError
 if TYPE_CHECKING:
     from mygpt.core.kv_cache import KVCache
 
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, both (T, D)
+
 
 class RMSNorm(nn.Module):
     """Divide by the root of the mean square, in float32, and scale (Zhang & Sennrich, 2019)."""
@@ -39,13 +40,13 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: GPTConfig, size: int) -> nn.Module:
-    """The configuration's norm over the last `size` numbers."""
+    """The configuration's norm over a last dimension of `size`."""
     if config.norm == "rms":
         return RMSNorm(size, config.eps)
     return nn.LayerNorm(size, eps=config.eps)
 
 
-def rotary_table(config: GPTConfig, positions: int | None = None) -> tuple[Tensor, Tensor]:
+def rotary_table(config: GPTConfig, positions: int | None = None) -> Rotary:
     """Cosines and sines of the positions' angles, each (L, D), float32 (Su et al., 2021).
 
     They are made on the CPU, so that they are the same everywhere; `positions` makes fewer than L.
@@ -59,7 +60,7 @@ def rotary_table(config: GPTConfig, positions: int | None = None) -> tuple[Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) of (B, H, T, D) by its position's angle, (T, D)."""
+    """Rotate each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its position's angle."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -72,8 +73,8 @@ class Attention(nn.Module):
         self.config = config
         heads, groups, d = config.num_heads, config.kv_heads, config.head_size
         bias = config.attention_bias
-        # One matrix for query, key and value. nn.Linear draws row after row, so it holds the
-        # numbers that three matrices drawn in turn would hold.
+        # One matrix for query, key and value. nn.Linear draws row by row, so that it has the
+        # values that the tutorial's three matrices have.
         self.query_key_value = nn.Linear(config.embed_dim, (heads + 2 * groups) * d, bias=bias)
         self.output = nn.Linear(heads * d, config.embed_dim, bias=bias)
         if config.qk_norm:
@@ -81,11 +82,7 @@ class Attention(nn.Module):
             self.key_norm = RMSNorm(d, config.eps)
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
-        layer: int,
+        self, x: Tensor, rotary: Rotary | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         batch, time, _ = x.shape
         heads, groups, d = self.config.num_heads, self.config.kv_heads, self.config.head_size
@@ -145,11 +142,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
-        layer: int,
+        self, x: Tensor, rotary: Rotary | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache, layer))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -202,6 +195,7 @@ class GPT(nn.Module):
     rotary_sin: Tensor
 
     def build(self, config: GPTConfig) -> None:
+        """Create the modules of a shape, in the tutorial's order."""
         nn.Module.__init__(self)
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.embed_dim)
@@ -215,13 +209,14 @@ class GPT(nn.Module):
             self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
 
     def register_rotary(self) -> None:
+        """Compute the rotary tables, of a long window the first positions only."""
         if self.config.position == "rotary":
             cos, sin = rotary_table(self.config, positions_for(self.max_seq_len))
-            self.register_buffer("rotary_cos", cos, persistent=False)  # (L, D), or fewer rows
+            self.register_buffer("rotary_cos", cos, persistent=False)
             self.register_buffer("rotary_sin", sin, persistent=False)
 
     def reserve_positions(self, count: int) -> None:
-        """Have rotary tables for `count` positions: of a long window they grow as it is read."""
+        """Extend the rotary tables to at least `count` positions."""
         if self.config.position == "rotary" and count > len(self.rotary_cos):
             tables = rotary_table(self.config, positions_for(self.max_seq_len, count))
             self.rotary_cos, self.rotary_sin = (table.to(self.rotary_cos) for table in tables)
@@ -250,10 +245,10 @@ class GPT(nn.Module):
         """Predict the token after each position.
 
         Args:
-            ids: (B, T) int64 token ids; with a cache, the T tokens after those it holds.
+            ids: (B, T) int64 token ids; with a cache, the T tokens after those in it.
             targets: (B, T) int64 next tokens, or None.
-            cache: keys and values read before; it takes in the new ones.
-            last_only: logits of the last position alone, which is all that decoding needs.
+            cache: keys and values of earlier tokens; those of `ids` are appended.
+            last_only: compute logits of the last position alone, which decoding needs.
 
         Returns:
             logits (B, T, V), or (B, 1, V) for `last_only`, and the mean cross-entropy in nats
@@ -289,16 +284,12 @@ class GPT(nn.Module):
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Without dropout and gradients; afterwards every module is in the mode it was in.
-
-    Args:
-        model: a torch module.
-    """
-    in_training, waiting = [], [model]
-    while waiting:  # `model.modules()` takes five times as long, and this is done at each step
-        module = waiting.pop()
+    """Without dropout and gradients; afterwards every module has its mode of before."""
+    in_training, queue = [], [model]
+    while queue:  # `model.modules()` takes five times as long, and this runs at each step
+        module = queue.pop()
         if module is not None:
-            waiting += module._modules.values()
+            queue += module._modules.values()
             if module.training:
                 in_training.append(module)
     if in_training:

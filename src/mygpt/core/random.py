@@ -1,9 +1,9 @@
-"""The one counter-based stream of random numbers: draws are functions of where they stand.
+"""Random numbers as functions of (seed, index, step): a counter-based generator.
 
-Philox4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-2011) maps (key, counter) to 128 random bits. The key is the seed; the counter says what the
-number is for. So sample i at step t is the same number whatever else was drawn, and the
-order of the data at any step is known without replaying the steps before it.
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) maps a key and
+a counter to 128 random bits. The key is the seed, the counter says what the number is for. So
+the draw of sample i at step t is the same whatever else is drawn, and the order of the data at
+any step is known without the steps before it.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from numpy.typing import NDArray
 
 from mygpt.errors import InputError
 
-# What a counter's third word says the number is for.
+# The counter's third word: what the number is for.
 DRAW_TOKEN, SHUFFLE_ROUND, EPOCH_OFFSET = 1, 2, 3
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
-_32 = np.uint64(32)
+_MULTIPLIERS, _WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)  # the paper's
+_LOW = 0xFFFFFFFF
 
 Words = NDArray[np.uint64]
 
 
-def philox(seed: int, counter: tuple[Words, Words, Words, Words]) -> tuple[Words, ...]:
-    """Ten rounds of Philox4x32 on four counter words of 32 bits (uint64 arrays, any shape).
+def philox(seed: int, counter: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """Ten rounds of Philox4x32: 128 random bits from a seed and a counter.
 
-    Returns four arrays of 32 random bits each, in uint64.
+    Args:
+        seed: the key, 64 bits.
+        counter: four words of 32 bits: whole numbers, or uint64 arrays of any one shape.
+
+    Returns:
+        Four words of 32 random bits, of the counter's type.
     """
-    key = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF]
     x0, x1, x2, x3 = counter
+    key_0, key_1 = seed & _LOW, seed >> 32
     for _ in range(10):
-        p0, p1 = _MULTIPLIERS[0] * x0, _MULTIPLIERS[1] * x2
-        x0, x1, x2, x3 = (
-            (p1 >> _32) ^ x1 ^ np.uint64(key[0]),
-            p1 & _LOW,
-            (p0 >> _32) ^ x3 ^ np.uint64(key[1]),
-            p0 & _LOW,
-        )
-        key = [(word + weyl) & 0xFFFFFFFF for word, weyl in zip(key, _WEYL, strict=True)]
+        p0, p1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
+        x0, x1 = (p1 >> 32) ^ x1 ^ key_0, p1 & _LOW
+        x2, x3 = (p0 >> 32) ^ x3 ^ key_1, p0 & _LOW
+        key_0, key_1 = (key_0 + _WEYL[0]) & _LOW, (key_1 + _WEYL[1]) & _LOW
     return x0, x1, x2, x3
 
 
@@ -56,15 +55,9 @@ def check_seed(seed: Any) -> int:
 
 
 def _uniform(seed: int, first: int, second: int, purpose: int) -> float:
-    """One number in [0, 1) with 53 random bits; `philox` on Python's whole numbers, for speed."""
-    x0, x1, x2, x3 = first, second & 0xFFFFFFFF, purpose, second >> 32
-    key_0, key_1 = seed & 0xFFFFFFFF, seed >> 32
-    for _ in range(10):
-        p0, p1 = x0 * 0xD2511F53, x2 * 0xCD9E8D57
-        x0, x1 = (p1 >> 32) ^ x1 ^ key_0, p1 & 0xFFFFFFFF
-        x2, x3 = (p0 >> 32) ^ x3 ^ key_1, p0 & 0xFFFFFFFF
-        key_0, key_1 = (key_0 + _WEYL[0]) & 0xFFFFFFFF, (key_1 + _WEYL[1]) & 0xFFFFFFFF
-    return ((x0 >> 5) * 2**26 + (x1 >> 6)) / 2**53
+    """One number in [0, 1) with 53 random bits."""
+    x0, x1, _, _ = philox(seed, (first, second & _LOW, purpose, second >> 32))
+    return float(((x0 >> 5) * 2**26 + (x1 >> 6)) / 2**53)
 
 
 @dataclass(frozen=True)
