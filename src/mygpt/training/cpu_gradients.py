@@ -46,7 +46,7 @@ class CpuGradients:
             "--checkpoint-activations": config.checkpoint_activations,
         }
         if asked := [flag for flag, wanted in flags.items() if wanted]:
-            self.note = f"{' and '.join(asked)}: the CPU's own kernels have no need of it"
+            self.note = f"{' and '.join(asked)}: no effect on mygpt's kernels for CPUs"
         self._before = torch.get_num_threads()
         threads = min(self._before, group.rows_per_process(config.batch_size))
         self.step = CpuTrainingStep(model, threads)
@@ -64,7 +64,7 @@ class CpuGradients:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context in which torch's own operations use all threads again."""
+        """A context in which torch's operations use all threads again."""
         torch.set_num_threads(self._before)
         try:
             yield

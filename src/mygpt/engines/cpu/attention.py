@@ -112,8 +112,8 @@ def _attend_tile(job, thread, number, row, rows, head, slot, position):
     #     row 0: s s s s s . . .        seen = 7 positions for the last row,
     #     row 1: s s s s s s . .        columns = 8, whole vectors (here of 4)
     #     row 2: s s s s s s s .
-    # Columns past `seen` are read from the cache's own room, which is whole vectors too; what is
-    # there is finite or not, the softmax replaces it.
+    # Columns past `seen` are inside the cache, whose capacity is a multiple of LANES. Whatever is
+    # there, the softmax replaces its scores.
     seen = position + rows
     columns = (seen + at.LANES - 1) // at.LANES * at.LANES
     for t in range(0, columns, at.PANEL):

@@ -31,7 +31,7 @@ from mygpt.file_access import (
 )
 from mygpt.storage import remove_abandoned, write_durably
 
-# The files that the machine code is made from, besides this one.
+# The files that the machine code is made from, in addition to this one.
 _SOURCES = (
     "layout", "simd", "arithmetic", "matmul", "attention", "forward", "sample", "loop",
     "digest", "panels",

@@ -227,8 +227,8 @@ class CpuDecoding:
         """
         if (self._slots[:, at.DRAWN] >= self._slots[:, at.LIMIT]).any():
             raise InputError(
-                f"max_new_tokens={int(self._slots[:, at.LIMIT].min())} tokens were pushed: "
-                "ask for more from the start"
+                f"max_new_tokens={int(self._slots[:, at.LIMIT].min())} tokens have been appended: "
+                "start with a larger max_new_tokens"
             )
         self._memory.reserve_text(1)
         rows = np.arange(len(ids))

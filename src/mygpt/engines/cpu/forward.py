@@ -93,7 +93,7 @@ def _my_rows(rows, thread, threads):
 
 @kernel(INTS, FLOATS, INT64, INT64)
 def _embed(job, x, first, last):
-    """x = the token's embedding, plus the position's where the model has learned ones."""
+    """x = the token's embedding, plus the position's where the model has embeddings of those."""
     width, tokens, positions = job[at.WIDTH], ints(job[at.ROW_TOKEN]), ints(job[at.ROW_POSITION])
     for row in range(first, last):
         out = skip(x, row * job[at.WIDTH_STRIDE])

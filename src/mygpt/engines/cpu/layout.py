@@ -23,7 +23,7 @@ import llvmlite.binding as llvm
 # float32 numbers of a vector: 16 fill a register of AVX-512 (32 registers), 8 one of AVX2
 # (16 registers) or two of NEON (32 registers of half the size).
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
-# A tile's ROWS x VECTORS sums stay in registers, beside VECTORS vectors of weights and one of x:
+# A tile's ROWS x VECTORS sums stay in registers, with VECTORS vectors of weights and one of x:
 # 6 x 4 + 4 + 1 = 29 of 32, or 3 x 4 = 12 of 16, whose weights are read from memory as operands.
 VECTORS = 4
 ROWS = 6 if LANES == 16 else 3

@@ -239,5 +239,5 @@ class Memory:
     def logits_of(self, row: int) -> NDArray[np.float32]:
         """(V,) the prediction behind a row's last token, a copy."""
         place = self.slots[row, at.LOGITS_ROW]
-        held = self.probabilities[row] if place < 0 else self.logits[place]
-        return held[: self.config.vocab_size].copy()
+        logits = self.probabilities[row] if place < 0 else self.logits[place]
+        return logits[: self.config.vocab_size].copy()

@@ -141,7 +141,7 @@ def keep_top_p(z, p, vocab, largest, top_p):
     # the goal. Tokens of a higher rank than that are kept, those of a lower one are not.
     low, high = _SMALLEST, _LARGEST
     while low < high:
-        middle = np.int32(_middle(low, high) - np.int32(1))  # floor: below high
+        middle = np.int32(_middle(low, high) - np.int32(1))  # rounded down: below high
         if _mass_above(p, z, vocab, middle) < goal:
             high = middle
         else:

@@ -26,8 +26,8 @@ def usable_cores() -> int:
         cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
     else:
         cores = os.cpu_count() or 1
-    share = cpu_quota()
-    return max(1, cores if share is None else min(cores, math.ceil(share)))
+    quota = cpu_quota()
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
 def _siblings(cpu: int) -> str:

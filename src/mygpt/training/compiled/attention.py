@@ -65,19 +65,19 @@ def _softmax(x, count, capacity, scale):
     """x = softmax(scale x[:count]), then zeros up to `capacity`; returns log sum exp(scale x)."""
     # As `mygpt.engines.cpu.arithmetic.softmax`, but the filling of the last vector is x[0] and left
     # out of the sum, which is returned here and has to be exact.
-    whole = (count + at.LANES - 1) // at.LANES * at.LANES
-    for i in range(count, whole):
+    padded = (count + at.LANES - 1) // at.LANES * at.LANES
+    for i in range(count, padded):
         x[i] = x[0]
-    largest = largest_of(x, whole)
-    for i in range(whole):
+    largest = largest_of(x, padded)
+    for i in range(padded):
         x[i] = exp((x[i] - largest) * scale)
     for i in range(count, capacity):
         x[i] = _ZERO
     total = _ZERO
-    for i in range(whole):
+    for i in range(padded):
         total += x[i]
     factor = _ONE / total
-    for i in range(whole):
+    for i in range(padded):
         x[i] *= factor
     return largest * scale + f32(math.log(total))
 

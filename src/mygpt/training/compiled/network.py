@@ -38,7 +38,7 @@ def _embed(job, first_row, rows, x):
         token = skip(embedding, ids[first_row + row] * width)
         for i in range(width):
             out[i] = token[i]
-        # Chunks are whole sequences, so a row's position is its number modulo T.
+        # A chunk consists of whole sequences, so a row's position is its number modulo T.
         if job[at.POSITIONS] != 0:
             position = skip(floats(job[at.POSITIONS]), (first_row + row) % time * width)
             for i in range(width):

@@ -53,7 +53,7 @@ def multiply_panels(y, y_stride, x, x_stride, rows, panels, outputs, depth, addi
 
 @kernel(FLOATS, INT64, FLOATS, INT64, INT64, FLOATS, INT64, INT64, INT64)
 def add_outer(y, y_stride, a, a_stride, a_columns, b, b_stride, b_columns, rows):
-    """y (a_columns, b_columns) += a^T b, summed over `rows` rows; b_columns are whole vectors."""
+    """y (a_columns, b_columns) += a^T b, summed over `rows` rows; LANES divides b_columns."""
     # A sum of outer products, one a row. The depth is not cut: a chunk has few rows.
     for first in range(0, b_columns, at.PANEL):
         vectors = min(at.PANEL, b_columns - first) // at.LANES
@@ -123,7 +123,7 @@ def pack_matrix(matrix):
     for first in range(0, outputs, at.PANEL):
         here, width = min(at.PANEL, outputs - first), min(at.PANEL, padded - first)
         fill_panel(skip(panels, first * inputs), skip(rows, first * inputs), here, width, inputs)
-    # Not transposed: a panel's line k is a piece of row k. I is whole vectors (see `suits`).
+    # Not transposed: a panel's line k is a piece of row k. LANES divides I (see `suits`).
     panels = floats(matrix[at.BACKWARD])
     for first in range(0, inputs, at.PANEL):
         width = min(at.PANEL, inputs - first)

@@ -28,7 +28,7 @@ _MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGL
 
 
 def suits(config: GPTConfig) -> bool:
-    """Whether a shape's widths are whole vectors, as the kernels need them."""
+    """Whether a shape's widths are multiples of LANES, as the kernels need them."""
     widths = (config.embed_dim, config.head_size, config.mlp_hidden)
     return all(width % at.LANES == 0 for width in widths)
 
@@ -103,7 +103,7 @@ class CpuTrainingStep:
         weight = self._parameters[f"{name}.weight"]
         outputs, inputs = weight.shape
         # Forward panels have whole vectors of outputs: those past the last one stay zero. Backward
-        # panels need no filling, as `suits` has made sure that inputs are whole vectors.
+        # panels need no filling: `suits` requires inputs to be a multiple of LANES.
         panels = Arena(4 * (at.padded(outputs) * inputs + outputs * inputs) + 128)
         forward, backward = panels.take(at.padded(outputs) * inputs), panels.take(outputs * inputs)
         forward[:] = 0
