@@ -146,7 +146,7 @@ assert not {"torch", "numba"} & set(sys.modules)
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
-    """How many rows each job of the compiled engine has."""
+    """How many rows each job of the cpu engine has."""
     sizes, start = [], CpuEngine.start
 
     def watched(self, requests):

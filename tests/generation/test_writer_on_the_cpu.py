@@ -49,7 +49,7 @@ def test_a_billion_samples_are_written_as_they_are_asked_for():
 
 
 def test_streaming_in_blocks_is_the_whole_text():
-    """The compiled engine is asked for as many tokens as fit in a moment."""
+    """The cpu engine is asked for as many tokens as fit in a moment."""
     w = Writer(model_of("tutorial"), CHARS, engine="cpu")
     pieces = list(w.stream("ab", 400, seed=3, overflow="refill"))
     assert len(pieces) == 400

@@ -1,4 +1,4 @@
-"""The compiled training step: torch's autograd and slow twins agree with it, to the last digits.
+"""The training step as machine code agrees with torch's autograd and with plain loops.
 
 Letters: B batch, T time, C embedding, D head size, G key/value heads, H heads, V vocabulary.
 """

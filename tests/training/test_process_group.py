@@ -346,21 +346,21 @@ def test_tf32_is_for_cuda() -> None:
 @pytest.mark.parametrize(
     ("options", "group", "said"),
     [
-        ({}, SINGLE_PROCESS, "float32, not compiled"),
-        ({"dtype": "bfloat16"}, SINGLE_PROCESS, "bfloat16 by autocast, not compiled"),
+        ({}, SINGLE_PROCESS, "float32, no torch.compile"),
+        ({"dtype": "bfloat16"}, SINGLE_PROCESS, "bfloat16 by autocast, no torch.compile"),
         ({"compile": True}, SINGLE_PROCESS, "float32, torch.compile"),
         (
             {"checkpoint_activations": True},
             ProcessGroup(0, 2),
-            "float32, not compiled, blocks computed anew on the way back, 2 processes (DDP, gloo)",
+            "float32, no torch.compile, activations recomputed, 2 processes (DDP, gloo)",
         ),
         (
             {"dtype": "bfloat16", "shard": True},
             ProcessGroup(0, 4),
-            "bfloat16, not compiled, 4 processes (FSDP, gloo)",
+            "bfloat16, no torch.compile, 4 processes (FSDP, gloo)",
         ),
         ({"engine": "compiled"}, ProcessGroup(0, 2),
-         "float32, compiled kernels of our own, 2 processes (DDP, gloo)"),
+         "float32, mygpt's kernels for CPUs, 2 processes (DDP, gloo)"),
     ],
 )  # fmt: skip
 def test_every_choice_is_told(options: dict[str, Any], group: ProcessGroup, said: str) -> None:
@@ -409,7 +409,7 @@ def test_what_torch_cannot_compile_goes_on_without(monkeypatch: pytest.MonkeyPat
 def test_a_trial_of_what_was_compiled_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model: model)
     model = model_and_batch()[0]
-    made, note = hardware.compiled(model, (4, 8))
+    made, note = hardware.compile_with_torch(model, (4, 8))
     assert (made, note) == (model, None)
     assert all(p.grad is None for p in model.parameters())
 

@@ -119,7 +119,7 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
 
 @functools.cache
 def cpu_engine_available() -> bool:
-    """Whether this system has what the compiled engine needs."""
+    """Whether this system has what the cpu engine needs."""
     from importlib.util import find_spec
 
     needs = all(find_spec(name) is not None for name in ("numba", "llvmlite"))

@@ -1,4 +1,4 @@
-"""The compiled engine of a torch model, packed anew whenever its weights have changed."""
+"""The `cpu` engine of a torch model, packed again whenever its weights have changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the compiled engine would do all that the model's own forward does."""
+    """Whether the `cpu` engine would do all that the model's own forward does."""
     return packable_parameters(model) is not None
 
 

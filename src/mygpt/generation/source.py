@@ -22,7 +22,7 @@ class Source:
 
     Args:
         model: a torch model, which may be changed at any time, or a checkpoint, whose arrays
-            serve the NumPy and the compiled engine without torch.
+            serve the NumPy and the `cpu` engine without torch.
         device: for a checkpoint: "auto", or torch's name of a device.
         dtype: for a checkpoint: one of `mygpt.machine.DTYPES`.
         engine: "auto", "numpy", "cpu" or "torch".

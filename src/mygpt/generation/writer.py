@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mygpt.core.model import GPT
     from mygpt.engines.reading import Reading
 
-# The compiled engine's steps are so short that asking for each alone would cost: it is asked
+# The cpu engine's steps are so short that asking for each alone would cost: it is asked
 # for as many as fit in this time.
 _BLOCK_S = 0.002
 _CACHE_BYTES = 2**30  # what the keys and values of samples written together may take

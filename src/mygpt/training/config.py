@@ -37,7 +37,7 @@ class TrainConfig:
         lr: the highest learning rate: AdamW's, or Muon's (see `mygpt.training.optimizer`).
         stages: later windows and batches, each (share of the run, T, B).
         reserve_s: seconds of `minutes` that are kept for what comes after the last step.
-        engine: what computes the gradients: "torch", or "compiled" kernels on a CPU.
+        engine: what computes the gradients: "torch", or "compiled": machine code by Numba on a CPU.
         dtype: what products of matrices are computed in, weights being float32 always:
             "float32"; "tf32", which rounds what CUDA multiplies to 10 bits; "bfloat16"; "auto"
             is bfloat16 on a CUDA device that has it, else float32.
@@ -191,7 +191,7 @@ class TrainConfig:
 
     @property
     def piece(self) -> int:
-        """Windows that go through the model at once; compiled kernels take a few by themselves."""
+        """Windows that go through the model at once; the CPU kernels take a few by themselves."""
         if self.engine == "compiled":
             return self.batch_size
         return min(self.batch_size, self.micro_batch or self.batch_size)

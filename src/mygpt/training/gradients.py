@@ -5,7 +5,7 @@ a step. Here each thread takes its share of the rows through the whole model on 
 they meet once a step. Small models gain most, and so does a machine that is busy with other
 work. A batch's loss is the mean over its rows, so the shares' gradients add up to the whole's.
 Between processes likewise: each takes its rows of the batch, and what all hold afterwards is the
-whole batch's gradient, by torch's DDP or FSDP, or for the compiled kernels by one sum.
+whole batch's gradient, by torch's DDP or FSDP, or for the CPU kernels by one all-reduce.
 Letters: B batch, T time.
 """
 
@@ -32,10 +32,10 @@ from mygpt.training.config import Engine, TrainConfig
 from mygpt.training.hardware import (
     autocast,
     checkpoint_blocks,
-    compiled,
+    compile_with_torch,
     compute_dtype,
     products_in,
-    why_not_compiled,
+    why_no_torch_compile,
 )
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.sharding import is_sharded, local
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
-    """The compiled kernels where they can, else torch."""
+    """The CPU kernels where they support the shape, else torch."""
     from mygpt.engines.choice import cpu_engine_available
     from mygpt.training.compiled.step import suits
 
@@ -116,7 +116,7 @@ class Gradients:
         if config is not None and not self._sharded:
             self._prepare_forward(config)
         elif self.uses_torch_compile:
-            self.note = why_not_compiled(device)
+            self.note = why_no_torch_compile(device)
         self.uses_torch_compile &= self.note is None
 
     def _prepare_forward(self, config: TrainConfig) -> None:
@@ -126,7 +126,7 @@ class Gradients:
             rows = self.group.rows_per_process(config.batch_size)
             with self._autocast():
                 batch = min(rows, self.micro_batch or rows), config.seq_len
-                self._forward, self.note = compiled(self.model, batch)
+                self._forward, self.note = compile_with_torch(self.model, batch)
         if not self.group.is_single:
             self._forward = _data_parallel(self._forward)
 

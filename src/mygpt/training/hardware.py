@@ -61,7 +61,7 @@ def checkpoint_blocks(model: GPT) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def compiled(model: GPT, batch: tuple[int, int]) -> tuple[Callable[..., Any], str | None]:
+def compile_with_torch(model: GPT, batch: tuple[int, int]) -> tuple[Callable[..., Any], str | None]:
     """The model's forward pass made by `torch.compile`, tried once; itself where that fails.
 
     Args:
@@ -85,7 +85,7 @@ def compiled(model: GPT, batch: tuple[int, int]) -> tuple[Callable[..., Any], st
 
 
 @cache
-def why_not_compiled(device: torch.device) -> str | None:
+def why_no_torch_compile(device: torch.device) -> str | None:
     """A line that says why `torch.compile` cannot be had on a device; None where it can."""
     try:
         numbers = torch.ones(4, device=device, requires_grad=True)
@@ -111,14 +111,14 @@ def described(
     """Each choice that was made for the device, on one line."""
     parts = [_name(device)]
     if config.engine == "compiled":
-        parts.append("float32, compiled kernels of our own")
+        parts.append("float32, mygpt's kernels for CPUs")
     else:
         dtype = compute_dtype(config.dtype, device)
         products = "TF32 products" if config.dtype == "tf32" else str(dtype).removeprefix("torch.")
         mixed = dtype != torch.float32 and not group.shards_model(config.shard)
         parts.append(f"{products} by autocast" if mixed else products)
-        parts.append("torch.compile" if uses_torch_compile else "not compiled")
-        parts += ["blocks computed anew on the way back"] * config.checkpoint_activations
+        parts.append("torch.compile" if uses_torch_compile else "no torch.compile")
+        parts += ["activations recomputed"] * config.checkpoint_activations
     if device.type == "cuda":
         parts.append("attention by SDPA (flash where it fits), fused AdamW")
     if not group.is_single:

@@ -15,7 +15,7 @@ _SECONDS = 0.5
 
 
 def training_flops_per_s(threads: int) -> float:
-    """Floating-point operations a second that the compiled training step reaches here.
+    """Floating-point operations a second that the training kernels reach here.
 
     The best of some steps of a small model, since other programs only ever slow one down.
     """

@@ -2,7 +2,7 @@
 
 `torch.optim.Muon` iterates in bfloat16, which CPUs without it emulate, and on one matrix at a
 time. Here it is float32 and three iterations; query, key and value, and gate and up, are
-matrices of their own. On a CPU the compiled kernels do the same (`mygpt.training.compiled`).
+matrices of their own. On a CPU the kernels of `mygpt.training.compiled` do the same.
 Letters: A rows, B columns.
 """
 

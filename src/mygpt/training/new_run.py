@@ -185,7 +185,7 @@ def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: An
 def _in_pieces(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The recipe with pieces of a batch that fit in memory, and a note where they are not all.
 
-    The compiled kernels take a few rows at once anyway: there a smaller batch is all that helps.
+    The CPU kernels take a few rows at once anyway: there only a smaller batch helps.
     """
     size = fitting_piece(model, config, free_memory(next(model.parameters()).device))
     if size in (0, config.piece):  # 0: not one row fits, which is told next

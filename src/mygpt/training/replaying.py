@@ -88,7 +88,7 @@ def replay(
     check_model_fits(state.config, free_memory(where))
     config = state.training
     if where.type != "cpu":
-        config = replace(config, engine="torch")  # the compiled kernels are a CPU's
+        config = replace(config, engine="torch")  # the other engine is for CPUs
     settings = dict(state.settings)
     if files:
         settings["files"] = [resolved(str(name)) for name in files]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.training.config import TrainConfig
-from mygpt.training.hardware import checkpoint_blocks, compute_dtype, why_not_compiled
+from mygpt.training.hardware import checkpoint_blocks, compute_dtype, why_no_torch_compile
 from mygpt.training.process_group import ProcessGroup
 from mygpt.unloaded_model import allocate, meta_model
 
@@ -86,7 +86,7 @@ def sharded_model(
     if config.checkpoint_activations:
         checkpoint_blocks(model)
     for block in model.blocks:
-        if config.compile and why_not_compiled(device) is None:
+        if config.compile and why_no_torch_compile(device) is None:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

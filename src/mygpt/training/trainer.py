@@ -105,7 +105,7 @@ class Trainer:
         self._gradients = make_gradients(model, config, group)
         if self._gradients.note is not None:
             self.notify(Note(self._gradients.note))
-        compiled = getattr(self._gradients, "step", None)  # the compiled kernels', where they do it
+        compiled = getattr(self._gradients, "step", None)  # the CPU kernels', if they are used
         self.optimizer = Optimizer(model, config, compiled, group)
         self.progress = Progress()
         self._data = TrainingBatches(
@@ -380,7 +380,7 @@ class Trainer:
                 sample = write_sample(
                     self.model, shape, self.tokenizer, self.config, self.progress.step
                 )
-            except Abandoned:  # a signal came while the kernels for it were compiled
+            except Abandoned:  # a signal came while its kernels were being compiled
                 return
             finally:
                 self.model.train()

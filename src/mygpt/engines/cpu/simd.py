@@ -27,7 +27,7 @@ INT64, INT32 = types.int64, types.int32
 FLOAT32, FLOAT64 = types.float32, types.float64
 
 # LLVM's fast-math flags (LangRef, "Fast-Math Flags"), granted function by function. "reassoc" lets
-# it keep several partial sums, one in each lane: the order is then fixed by the compiled loop, so
+# it keep several partial sums, one in each lane: the order is then fixed in the machine code, so
 # it is the same for every row and every run. "nnan" lets it compare as if there were no NaN.
 NOTHING: frozenset[str] = frozenset()
 REASSOCIATE = frozenset({"reassoc"})
