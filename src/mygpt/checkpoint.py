@@ -255,7 +255,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def another_programs(path: Path) -> str | None:
-    """The message for a model of another program; None if `path` is none that is recognised."""
+    """The message for a model of another program; None if `path` is not recognised."""
     what, source = None, path
     if path.is_dir():
         what = next((what for name, what in _FOLDERS.items() if (path / name).exists()), None)

@@ -165,7 +165,7 @@ class Job:
             self.drawn += sum(piece.tokens for piece in pieces)
             yield merged(pieces)
 
-    async def whole(self, ticket: Ticket | None) -> list[Piece]:
+    async def collect(self, ticket: Ticket | None) -> list[Piece]:
         """Every choice as one piece."""
         found = [Piece(sample.number) for sample in self.samples]
         texts: list[list[str]] = [[] for _ in found]
@@ -234,7 +234,7 @@ class Completions:
         if wanted.stream:
             return EventStream(_events(job, ticket, head), finish)
         try:
-            pieces = await while_connected(request.receive, job.whole(ticket))
+            pieces = await while_connected(request.receive, job.collect(ticket))
         finally:
             finish()
 
