@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 from paths import ROOT
@@ -19,10 +19,8 @@ SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-torch.set_num_threads(1)
 
-
-MARKS_LEFT_OUT = ("browser", "kernels", "processes", "slow")  # of `--fast`; see pyproject.toml
+NOT_FAST = ("browser", "kernels", "processes", "slow")  # marks; pyproject.toml describes them
 _CACHE = pytest.StashKey[Path]()
 
 
@@ -30,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",
         action="store_true",
-        help=f"leave out tests that are marked {', '.join(MARKS_LEFT_OUT)}",
+        help=f"deselect the tests that are marked {', '.join(NOT_FAST)}",
     )
 
 
@@ -39,6 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     With `--fast` no machine code is compiled, and none is found: its folder is an empty one.
     """
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import torch  # not in the process that only starts the workers: it takes seconds
+
+        torch.set_num_threads(1)
     if config.getoption("--fast"):
         folder = tempfile.TemporaryDirectory(prefix="mygpt-tests-")
         config.add_cleanup(folder.cleanup)
@@ -52,9 +54,17 @@ def pytest_configure(config: pytest.Config) -> None:
         compile_now(TRAINING)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--fast`, a file that is marked as a whole is not even imported, which takes seconds."""
+    if not config.getoption("--fast") or collection_path.suffix != ".py":
+        return None
+    marked = rf"^pytestmark = pytest\.mark\.({'|'.join(NOT_FAST)})$"
+    return re.search(marked, collection_path.read_text("utf-8"), re.MULTILINE) is not None or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--fast"):
-        slow = [i for i in items if any(map(i.get_closest_marker, MARKS_LEFT_OUT))]
+        slow = [i for i in items if any(map(i.get_closest_marker, NOT_FAST))]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
 

@@ -15,7 +15,10 @@ from mygpt import signals
 from mygpt.cli import main
 from mygpt.signals import Abandonable, Abandoned, DeferredSignals
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's"),
+]
 LIMIT_S = 5.0  # a second on an idle machine
 
 # A command whose main thread is inside a C function that gives up Python's lock, as kernels do.
@@ -103,7 +106,6 @@ def test_a_signal_ends_a_command_wherever_it_strikes(program: str, number: int) 
     assert ends(begin(program), number) == (128 + number, "", "")
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_what_finishes_after_the_first(number: int) -> None:
     """Also where the main thread runs no Python: two signals of a number were one to Python."""
@@ -116,7 +118,6 @@ def test_the_second_signal_ends_what_finishes_after_the_first(number: int) -> No
     assert ends(process, number) == (128 + number, "last words\n", "")
 
 
-@pytest.mark.processes
 def test_a_signal_that_is_sent_twice_at_once_is_one(tmp_path: Path) -> None:
     """As `timeout` does; and a terminal that closes may send several SIGHUPs."""
     for number, gap_s in ((signal.SIGTERM, 0.0), (signal.SIGHUP, 0.1)):
@@ -130,7 +131,6 @@ def test_a_signal_that_is_sent_twice_at_once_is_one(tmp_path: Path) -> None:
         assert (code, out.count("first")) == (130, 1)
 
 
-@pytest.mark.processes
 def test_what_torchrun_repeats_is_no_second_signal() -> None:
     """A terminal sends Ctrl-C to all, and torchrun sends it again to each."""
     process = begin(TWICE, TORCHELASTIC_RUN_ID="none")
@@ -152,7 +152,6 @@ FILL_THE_PIPE = """
 """
 
 
-@pytest.mark.processes
 def test_output_that_nobody_reads_keeps_no_command_alive() -> None:
     """Neither the report of a first signal nor the last words are waited for."""
     program = TWICE.replace("            hashlib", f"{FILL_THE_PIPE[1:]}            hashlib")
@@ -263,7 +262,6 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.processes
 def test_ctrl_c_ends_compiling(tmp_path: Path) -> None:
     """In LLVM's callbacks it was lost, and the program carried on."""
     found = subprocess.run(

@@ -23,6 +23,8 @@ import mygpt
 from mygpt.cli import app, main
 from mygpt.text import name_of
 
+pytestmark = pytest.mark.slow
+
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 TINY = [
     "--preset",
@@ -113,7 +115,6 @@ def test_train_quiet_prints_nothing(shell: Shell) -> None:
     assert shell("train", "fox.txt", *TINY, "--steps", 2, "--quiet") == (0, "", "")
 
 
-@pytest.mark.slow
 def test_train_resume_goes_on(shell: Shell) -> None:
     shell("train", "fox.txt", *TINY, "--steps", 4, "--output", "ckpt.pt")
     code, out, _ = shell("train", "--resume", "ckpt.pt", "--steps", 6)
@@ -123,7 +124,6 @@ def test_train_resume_goes_on(shell: Shell) -> None:
     assert "--overwrite" in shell.refused("train", "--resume", "ckpt.pt", "--overwrite")
 
 
-@pytest.mark.slow
 def test_train_resume_takes_the_options_that_the_run_has(shell: Shell) -> None:
     """The command that began a run, with --resume before it, was refused for its own options."""
     same = [*TINY, "--tokenizer", "char", "--lr", 0.01, "--output", "r"]
@@ -310,7 +310,6 @@ def test_training_outlives_whoever_reads_its_lines(tmp_path: Path) -> None:
 # --- generate ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_generate_prints_the_text_and_nothing_else(shell: Shell, run: Path) -> None:
     args = ["generate", "-c", run, "-p", "the ", "-n", 30, "--seed", 7]
     code, out, err = shell(*args)

@@ -16,6 +16,8 @@ from mygpt import evaluation
 from mygpt.checkpoint import read_checkpoint
 from mygpt.cli import main
 
+pytestmark = pytest.mark.slow
+
 TEXT = "".join(f"{n} squared is {n * n}, naïvely.\n" for n in range(120))
 
 

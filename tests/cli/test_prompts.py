@@ -17,6 +17,8 @@ from mygpt.cli import main, prompts
 from mygpt.errors import InputError, UnknownTokenError
 from mygpt.generation.writer import load
 
+pytestmark = pytest.mark.slow
+
 Shell = Callable[..., tuple[int, str, str]]
 
 

@@ -19,6 +19,8 @@ from mygpt.data import TokenStore, encode_documents
 from mygpt.text import read_corpus
 from mygpt.tokenization import BPETokenizer, ByteTokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXT = "the quick brown fox jumps over the lazy dog. " * 200
 
 
@@ -55,7 +57,6 @@ def test_a_store_and_the_line_about_it(here: Path, capsys: pytest.CaptureFixture
     assert (code, out, err) == (0, "", "")
 
 
-@pytest.mark.slow
 def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name, a tokenizer's JSON, another store, a run: all give the tokenizer they say."""
     mygpt.train(

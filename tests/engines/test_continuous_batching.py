@@ -479,6 +479,7 @@ def test_a_text_may_go_on_for_ever(overflow):
     assert batch._memory.text.shape[1] == width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [CPU, "numpy"])
 def test_two_thousand_rows_leave_nothing_behind(kind):
     """Memory is as it was, whether rows had ended, failed, or were left in the middle."""

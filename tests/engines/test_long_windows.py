@@ -66,6 +66,7 @@ def decoded(engine: Engine, overflow: str) -> list[object]:
     return [*found, texts, *(batch.logits(slot).tobytes() for slot in slots)]
 
 
+@pytest.mark.slow
 @engines
 @pytest.mark.parametrize("config", [MODERN, LEARNED], ids=["modern", "learned"])
 @pytest.mark.parametrize("overflow", ["crop", "refill"])

@@ -116,6 +116,7 @@ def test_no_shape_changes_from_step_to_step():
     assert shapes == {((2, 4, 12, 3), (2, 4, 12, 3), (1, 12), (1,))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overflow", OVERFLOWS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_reader_with_a_compiled_step_reads_as_the_plain_loop(uncompiled, name, overflow):
@@ -196,6 +197,7 @@ def tokens_of(engine, requests, blocks=(1, 2, 50)) -> list[list[int]]:
     raise AssertionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if CONFIGS[name].vocab_size > 2])
 def test_ragged_requests_have_the_tokens_of_the_numpy_engine(uncompiled, name, compile):
@@ -333,6 +335,7 @@ def failing_compile(message: str, at: str):
     return compile_
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["once", "call", "later"])
 @pytest.mark.parametrize(
     ("message", "reason"),
@@ -378,6 +381,7 @@ def test_a_model_that_is_not_ours_runs_uncompiled_and_a_line_says_so(caplog, unc
     assert uncompiled == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("device", "mode"), [("cpu", None), ("cuda", "reduce-overhead")])
 def test_cuda_graphs_are_asked_for_on_cuda(monkeypatch, uncompiled, device, mode):

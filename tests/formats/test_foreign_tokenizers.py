@@ -28,6 +28,8 @@ from mygpt.tokenization import (
 )
 from mygpt.tokenization.foreign import ForeignTokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXT = (
     "The quick brown fox's den isn't here; they'LL say 'tis 1234567 times!\n\n"
     "def f(x):\n    return x + 10  # naïve café, 東京都に行く。\r\n\tпривет, мир 🙂🙂👍🏽\n"
@@ -230,7 +232,6 @@ def streamed(decoder, ids):
 # --- import: the same ids and text as transformers ----------------------------------------------
 
 
-@pytest.mark.slow
 @settings(max_examples=100)
 @given(many_texts)
 @example(NASTY)
@@ -598,7 +599,6 @@ def exported(request, tmp_path_factory):
     return folder, OURS[request.param], auto(folder)
 
 
-@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(char_texts.map("".join), min_size=10, max_size=10))
 @example([text for text in NASTY if set(text) <= set(CHARS)])

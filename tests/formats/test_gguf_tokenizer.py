@@ -362,6 +362,7 @@ _words = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meta", [False, True])
 @given(words=st.lists(st.one_of(_words, st.text(max_size=3)), max_size=8))
 def test_merges_over_characters_are_scores(meta: bool, words: list[str]) -> None:

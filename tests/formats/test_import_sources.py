@@ -313,6 +313,7 @@ def test_a_folder_of_hugging_face_in_the_place_of_a_run_names_the_import(
     assert wanted in said(capsys, *order, *rest)
 
 
+@pytest.mark.slow
 def test_files_of_other_programs_in_the_place_of_a_checkpoint_name_the_import(
     tmp_path, monkeypatch, capsys
 ):

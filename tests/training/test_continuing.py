@@ -21,6 +21,8 @@ from mygpt.training.comparison import read_losses
 from mygpt.training.events import Event, Finished, Note, StepDone
 from mygpt.training.recipe import Budget, continuing
 
+pytestmark = pytest.mark.slow
+
 FOX = "the quick brown fox jumps over the lazy dog. " * 40
 DOG = "a lazy dog naps; the quick fox is over it. " * 40
 TINY: dict[str, Any] = {
@@ -77,7 +79,6 @@ def test_no_steps_leave_the_model_as_it_is(base: Path, text: Path, tmp_path: Pat
     assert then.provenance["from"]["path"] == str(resolve(base).resolve())
 
 
-@pytest.mark.slow
 def test_it_learns_the_new_text_from_where_it_was(base: Path, text: Path, tmp_path: Path) -> None:
     """The first validation is the old model's, near enough; the last is better than a fresh one."""
     _, held_text = split_documents([Document("", DOG)], 0.1)
@@ -203,7 +204,6 @@ def test_a_text_shorter_than_the_window(base: Path, tmp_path: Path) -> None:
     assert any(isinstance(event, Note) and "windows of" in event.text for event in told)
 
 
-@pytest.mark.slow
 def test_it_goes_on_and_is_made_again(base: Path, text: Path, tmp_path: Path) -> None:
     """Resumed at half, or replayed, it ends in the same weights; not from another model."""
     start = tmp_path / "start"

@@ -32,6 +32,8 @@ from training_runs import (
     resume,
 )
 
+pytestmark = pytest.mark.slow
+
 FORMAT_1 = GOLDEN / "format-1"
 
 

@@ -41,6 +41,8 @@ from training_runs import (
     stop_at,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def spoil_after(patch: pytest.MonkeyPatch, step: int, *, above: float) -> None:
     """After the update of this step all weights of one tensor are 1e30: finite, but no loss is.
@@ -150,7 +152,6 @@ def test_a_validation_that_is_no_number_goes_back_too(
     assert isinstance(heard[-1], Finished)
 
 
-@pytest.mark.slow
 def test_a_jump_of_the_loss_is_told_with_step_and_batch(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

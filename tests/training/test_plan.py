@@ -673,6 +673,7 @@ def test_a_damaged_line_costs_no_other(damage: bytes, tmp_path: Path) -> None:
         assert diagnose(read_history(log), steps=200, epochs=1.0, ended_early=False)
 
 
+@pytest.mark.kernels
 def test_a_run_by_the_default_recipe_is_replayed_bit_for_bit(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     numbers = np.random.default_rng(0).integers(0, 300, 30_000)

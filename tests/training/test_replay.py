@@ -30,6 +30,8 @@ from training_runs import (
     stop_at,
 )
 
+pytestmark = pytest.mark.slow
+
 FORMAT_1 = GOLDEN / "format-1"
 
 
@@ -65,7 +67,6 @@ def test_a_longer_run_says_what_happens_to_its_schedule(text: str, tmp_path: Pat
     assert settings["training"]["steps"] == 24, "what people read says the same"
 
 
-@pytest.mark.slow
 def test_new_minutes_count_what_the_sitting_takes_before_its_first_step(
     text: str, tmp_path: Path
 ) -> None:
@@ -100,7 +101,6 @@ def test_a_run_by_the_clock_can_be_made_again(
     assert log(third) == log(run)
 
 
-@pytest.mark.slow
 def test_a_run_that_was_lengthened_and_went_back_can_be_made_again(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

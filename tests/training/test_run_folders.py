@@ -34,6 +34,8 @@ from training_runs import (
     silent,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_that_is_being_trained_is_refused(text: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

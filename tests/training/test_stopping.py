@@ -34,6 +34,8 @@ from training_runs import (
     resume,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_made_again_after_a_crash_is_told(text: str, tmp_path: Path) -> None:
     """Killed at step 11, a run went on from step 8 without a word."""

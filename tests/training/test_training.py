@@ -124,6 +124,7 @@ def crash_at(step: int) -> Callable[[Event], None]:
     return listener
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["nano", "tutorial"])
 @pytest.mark.parametrize("died_at", [1, 4, 8])
 def test_a_run_goes_on_as_if_it_had_never_stopped(
