@@ -91,8 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             ids = asked["ids"] if "ids" in asked else model.encode(asked["text"])
         except UnknownError as error:
-            told = {"message": str(error), "code": "unknown_characters"}
-            self.answer(400, {"error": told})
+            error_body = {"message": str(error), "code": "unknown_characters"}
+            self.answer(400, {"error": error_body})
             return
         if self.path == "/api/attention":
             shown = ids[-model.window :]
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = {"ids": ids, "tokens": tokens, "window_start": start}
         if left:
             answer |= {"text": asked["text"], "left_out": left}
-        self.answer(200, answer | told_logits(model, model.logits(ids)))
+        self.answer(200, answer | listed_logits(model, model.logits(ids)))
 
     def answer(self, status: int, values: dict) -> None:
         key = self.server.key
@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def told_logits(model: MadeUp, logits: list) -> dict:
+def listed_logits(model: MadeUp, logits: list) -> dict:
     """All logits, or of a large vocabulary the likeliest and what the others add up to."""
     if len(logits) <= SMALL:
         return {"logits": [None if x == -INF else x for x in logits]}

@@ -85,7 +85,7 @@ def test_files_kept_in_memory_for_speed_count_as_free(fake: Fake, fields: str | 
         groups="0::/", **{"memory.max": 8 * GIB, "memory.current": 7 * GIB}
     )  # fmt: skip
     assert fake.limits() == [(8 * GIB, GIB)]
-    if fields is None:  # version 1 tells the sums over all groups below apart
+    if fields is None:  # version 1 has separate fields for sums over all groups below
         fields = "inactive_file 1\nactive_file 1\ntotal_inactive_file {}\ntotal_active_file {}"
     fake.write(**{"memory.stat": fields.format(4 * GIB, 2 * GIB)})
     assert fake.limits() == [(8 * GIB, 7 * GIB)]

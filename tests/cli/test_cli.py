@@ -372,10 +372,10 @@ def test_generate_json_with_logprobs(shell: Shell, run: Path) -> None:
 
 def test_generate_stops_before_a_stop_text(shell: Shell, run: Path) -> None:
     args = ["generate", "-c", run, "-p", "the quick", "-n", 60, "--greedy"]
-    _, whole, _ = shell(*args)
+    _, full, _ = shell(*args)
     _, cut, _ = shell(*args, "--stop", "fox", "--stop", "nowhere")
-    assert "fox" in whole, "the model was to have learned its one sentence"
-    assert cut == whole[: whole.index("fox")] + "\n"
+    assert "fox" in full, "the model has memorized its one sentence"
+    assert cut == full[: full.index("fox")] + "\n"
 
 
 def test_generate_says_when_a_prompt_is_longer_than_the_window(shell: Shell, run: Path) -> None:
@@ -470,7 +470,7 @@ def test_a_reader_that_leaves_ends_generation_quietly(run: Path) -> None:
 # --- info, data, demo, help ----------------------------------------------------------------
 
 
-def test_info_tells_what_is_inside(shell: Shell, run: Path) -> None:
+def test_info_shows_the_contents(shell: Shell, run: Path) -> None:
     code, out, _ = shell("info", run)
     assert code == 0
     for part in ("parameters:", "16 tokens", "char, vocabulary 30", "400 steps", "digests match"):

@@ -1,4 +1,4 @@
-"""`mygpt doctor`: each kind of damage told by name, the right remedy, and nothing ever changed."""
+"""`mygpt doctor`: all kinds of damage are reported by name with a remedy; nothing is changed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to damage; the working directory lies beside it."""
+    """A copy to damage, in the folder of the working directory."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return Path(shutil.copytree(trained, tmp_path / "runs"))
@@ -109,7 +109,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
 # --- files ---------------------------------------------------------------------------------
 
 
-def test_every_file_of_a_healthy_run_is_told(run: Path) -> None:
+def test_every_file_of_a_healthy_run_is_reported(run: Path) -> None:
     found = by_name(check(run))
     assert list(found) == [*FILES, "run"]
     assert wrong(check(run)) == {}
@@ -204,7 +204,7 @@ def test_without_a_good_state_a_model_can_still_write(run: Path) -> None:
         ("log.jsonl", "damaged", r"is missing: the state knows [\d,]+ bytes of it"),
     ],
 )
-def test_a_missing_file_is_told(place: Path, name: str, verdict: str | None, text: str) -> None:
+def test_a_missing_file_is_reported(place: Path, name: str, verdict: str | None, text: str) -> None:
     path = place / name if name == "ckpt.pt" else place / "ckpt.pt.run" / name
     path.unlink()
     found = check(place / "ckpt.pt")
@@ -214,7 +214,7 @@ def test_a_missing_file_is_told(place: Path, name: str, verdict: str | None, tex
         assert by_name(found)[name].remedy
 
 
-def test_a_model_behind_its_state_is_told(run: Path) -> None:
+def test_a_model_behind_its_state_is_reported(run: Path) -> None:
     """A crash between the two: the state is newer than what `generate` would take."""
     rewrite(run / LAST, lambda arrays, parts: parts["provenance"].update(step=10))
     assert wrong(check(run)) == {LAST: "warning"}
@@ -223,7 +223,7 @@ def test_a_model_behind_its_state_is_told(run: Path) -> None:
         assert wrong(check(run)) == {}
 
 
-def test_the_users_own_file_behind_the_best_is_told(place: Path) -> None:
+def test_the_users_own_file_behind_the_best_is_reported(place: Path) -> None:
     rewrite(place / "ckpt.pt", lambda arrays, parts: parts["provenance"].update(step=1))
     with RunLock(place / "ckpt.pt.run"):  # a training is about to write it
         assert wrong(check(place / "ckpt.pt")) == {}
@@ -232,7 +232,7 @@ def test_the_users_own_file_behind_the_best_is_told(place: Path) -> None:
     assert re.search(r"best.safetensors is of step 1\d?, a save was cut short", found.text)
 
 
-def test_files_of_an_earlier_run_are_told(run: Path) -> None:
+def test_files_of_an_earlier_run_are_reported(run: Path) -> None:
     """An --overwrite that was cut short after its first state."""
     rewrite(run / BEST, lambda arrays, parts: parts["provenance"].update(run_id="0123"))
     assert wrong(check(run)) == {BEST: "warning"}
@@ -262,21 +262,21 @@ def test_digests_that_match_are_not_enough(
     assert re.search(text, by_name(check(run))[name].text)
 
 
-def test_a_tokenizer_of_another_model_is_told(run: Path) -> None:
+def test_a_tokenizer_of_another_model_is_reported(run: Path) -> None:
     found, other = read_checkpoint(run / LAST), mygpt.CharTokenizer.from_text("abc")
     write_checkpoint(run / LAST, found.arrays, found.config, other, found.provenance)
     assert wrong(check(run))[LAST] == "damaged"
     assert "its tokenizer has 3 tokens" in by_name(check(run))[LAST].text
 
 
-def test_a_state_under_a_models_name_is_told(run: Path) -> None:
+def test_a_state_under_a_models_name_is_reported(run: Path) -> None:
     shutil.copy(run / STATE, run / LAST)
     assert wrong(check(run)) == {LAST: "damaged"}
     shutil.copy(run / BEST, run / STATE)
     assert wrong(check(run))[STATE] == "damaged"
 
 
-def test_settings_that_do_not_parse_are_told(run: Path) -> None:
+def test_settings_that_do_not_parse_are_reported(run: Path) -> None:
     (run / "config.toml").write_text("files = [\n")
     assert wrong(check(run)) == {"config.toml": "damaged"}
     assert by_name(check(run))["config.toml"].text.startswith("is no TOML: ")
@@ -294,20 +294,20 @@ def test_a_file_larger_than_memory_is_not_checked(
     assert found[STATE].remedy == "close other programs, then look again"
 
 
-def test_too_little_room_for_the_next_save_is_told(
+def test_too_little_space_for_the_next_save_is_reported(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need = sum((run / name).stat().st_size for name in (STATE, LAST))
     usage = shutil.disk_usage(run)
-    for free, told in ((need - 1, True), (need, False)):
+    for free, warned in ((need - 1, True), (need, False)):
         monkeypatch.setattr(
             checkup.shutil, "disk_usage", lambda path, free=free: usage._replace(free=free)
         )
         found = [one for one in check(run) if one.verdict == "warning"]
-        assert [f"a save takes {need:,}" in one.text for one in found] == [True] * told
+        assert [f"a save takes {need:,}" in one.text for one in found] == [True] * warned
 
 
-def test_leftovers_are_told_unless_a_training_may_need_them(place: Path) -> None:
+def test_leftovers_are_reported_unless_a_training_may_need_them(place: Path) -> None:
     run = place / "ckpt.pt.run"
     with RunLock(run):
         pass
@@ -360,7 +360,7 @@ def listed(lines: list[bytes]) -> None:
         (lambda lines: lines.insert(0, b"{}\n"), r"has no line's end at byte [\d,]+, where the"),
     ],
 )
-def test_a_damaged_log_is_told_with_its_line(
+def test_a_damaged_log_is_reported_with_its_line(
     run: Path, change: Callable[[list[bytes]], None], text: str
 ) -> None:
     edit(run / "log.jsonl", change)
@@ -402,7 +402,7 @@ def test_a_single_file_is_checked_by_its_content(run: Path, tmp_path: Path, name
     assert found.remedy == f"`mygpt doctor {run}` shows what else is in its run"
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_reported(tmp_path: Path) -> None:
     for content, text in (
         (pickle.dumps([1]), "is a pickle"),
         (b"Call me Ishmael. Some years ago", "not a mygpt checkpoint"),
@@ -602,7 +602,7 @@ class Shell:
 
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """On a healthy machine; the real one is looked at in a process of its own."""
+    """On a healthy machine; the real one is checked in another process."""
     monkeypatch.setattr(environment, "inspect_environment", lambda: HEALTHY)
     monkeypatch.setattr("mygpt.machine.memory_bandwidth", lambda budget_s: 31.44)
     monkeypatch.setattr("mygpt.machine.gemm_rate", lambda budget_s: 456.78)
@@ -641,15 +641,15 @@ def test_advice_alone_is_exit_code_0(doctor: Shell, monkeypatch: pytest.MonkeyPa
     assert "no problems found" not in out
 
 
-def test_json_tells_all(doctor: Shell, run: Path) -> None:
+def test_json_contains_everything(doctor: Shell, run: Path) -> None:
     flip(run / BEST)
     code, out, _ = doctor(run, "--json")
-    told = json.loads(out)
+    printed = json.loads(out)
     assert code == 2
-    assert set(told) == {"environment", "probe", "advice", "files"}
-    assert told["environment"]["torch"]["threads"] == 8
-    assert told["probe"] == {"memory_gb_per_s": 31.44, "float32_gflop_per_s": 456.78}
-    verdicts = {Path(one["file"]).name: one["verdict"] for one in told["files"]}
+    assert set(printed) == {"environment", "probe", "advice", "files"}
+    assert printed["environment"]["torch"]["threads"] == 8
+    assert printed["probe"] == {"memory_gb_per_s": 31.44, "float32_gflop_per_s": 456.78}
+    verdicts = {Path(one["file"]).name: one["verdict"] for one in printed["files"]}
     assert verdicts == {**dict.fromkeys((*FILES, "run"), "ok"), BEST: "damaged"}
 
 
@@ -659,12 +659,12 @@ def test_a_wrong_path_is_refused_before_anything_is_shown(doctor: Shell) -> None
     assert err == "mygpt: nowhere does not exist: name a run's folder or a checkpoint\n"
 
 
-def test_torch_that_cannot_be_imported_is_told(
+def test_torch_that_cannot_be_imported_is_reported(
     doctor: Shell, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    told, error = environment._inspect_torch()
-    assert told is None
+    found, error = environment._inspect_torch()
+    assert found is None
     assert "torch" in error
     broken = replace(HEALTHY, torch=None, torch_error=error)
     monkeypatch.setattr(environment, "inspect_environment", lambda: broken)
@@ -715,16 +715,16 @@ def test_nothing_is_ever_changed(place: Path, damaged: list[str]) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == (2 if damaged else 0), done.stderr
     assert snapshot(place.parent) == before
-    told = json.loads(done.stdout)
-    here = told["environment"]
+    printed = json.loads(done.stdout)
+    here = printed["environment"]
     assert here["mygpt"] == mygpt.__version__
     assert here["variables"]["OMP_NUM_THREADS"] == "1"
     assert here["torch"]["threads"] == 1
     assert here["cores"] >= 0.5
     assert (here["compiled"], here["cache_writable"]) == (False, True)
-    assert any("`mygpt warmup`" in line for line in told["advice"])
-    assert all(value > 0 for value in told["probe"].values())
-    assert len(told["probe"]) == (0 if damaged else 2 + bool(here["torch"]["devices"]))
+    assert any("`mygpt warmup`" in line for line in printed["advice"])
+    assert all(value > 0 for value in printed["probe"].values())
+    assert len(printed["probe"]) == (0 if damaged else 2 + bool(here["torch"]["devices"]))
 
 
 def test_help_imports_no_torch_and_has_an_example() -> None:

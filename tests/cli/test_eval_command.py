@@ -75,16 +75,16 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_tenth_is_what_training_validated_on(run: Path, shell: Shell) -> None:
     """The same cut, the same first token, the same windows: the loss is the one kept with it."""
     kept = read_checkpoint(run / "best.safetensors").provenance
-    told = json.loads(shell(run, run.parent / "squares.txt", "--last", 0.1, "--json"))
-    full = told["results"]["full"]
+    printed = json.loads(shell(run, run.parent / "squares.txt", "--last", 0.1, "--json"))
+    full = printed["results"]["full"]
     assert full["loss"] == pytest.approx(kept["val_loss"], rel=1e-6)
     assert full["bits_per_byte"] == pytest.approx(kept["val_bits_per_byte"], rel=1e-6)
     held = TEXT[int(len(TEXT) * 0.9) :]
     assert full["tokens"] == len(held) - 1
     ratio = len(held[1:].encode()) / len(held[1:])
     assert full["bits_per_char"] == pytest.approx(full["bits_per_byte"] * ratio)
-    assert told["baselines"]["learned_tokens"] == len(TEXT) - len(held) + 1
-    names = [row["name"] for row in told["baselines"]["rows"]]
+    assert printed["baselines"]["learned_tokens"] == len(TEXT) - len(held) + 1
+    names = [row["name"] for row in printed["baselines"]["rows"]]
     assert {"uniform", "unigram", "bigram", "5-gram", "gzip -9"} <= set(names)
 
 
@@ -117,9 +117,9 @@ def test_a_text_for_the_n_gram_models(run: Path, shell: Shell, tmp_path: Path) -
 
 def test_one_window_is_no_nan_in_json(run: Path, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("12 squared")
-    told = shell(run, tmp_path / "short.txt", "--json")
-    assert "NaN" not in told
-    assert json.loads(told)["results"]["full"]["standard_error"] is None
+    printed = shell(run, tmp_path / "short.txt", "--json")
+    assert "NaN" not in printed
+    assert json.loads(printed)["results"]["full"]["standard_error"] is None
     assert "(standard error unknown)" in shell(run, tmp_path / "short.txt")
 
 
@@ -137,13 +137,13 @@ def test_refusals_are_one_line(run: Path, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "greek.txt").write_text("αβγ")
     assert "not in the vocabulary" in shell.refused(run, tmp_path / "greek.txt")
     (tmp_path / "short.txt").write_text("12 squared")
-    told = shell.refused(run, tmp_path / "short.txt", "--protocol", "nanogpt")
-    assert "too short for windows of 16: choose at most 10" in told
+    printed = shell.refused(run, tmp_path / "short.txt", "--protocol", "nanogpt")
+    assert "too short for windows of 16: choose at most 10" in printed
     assert "at least 2 are needed" in shell.refused(run, tmp_path / "short.txt", "--last", 0.1)
 
 
-def test_a_text_that_was_learned_from_is_told(run: Path, shell: Shell) -> None:
-    """Its loss says little: scored whole, the model came out above what is better than it."""
+def test_a_training_text_gets_a_warning(run: Path, shell: Shell) -> None:
+    """On its training text the model had a lower loss than better models."""
     text = run.parent / "squares.txt"
     warning = "the model was trained on this text: --last 0.1 selects its validation split"
     assert warning in shell(run, text)
@@ -192,9 +192,9 @@ def test_bits_are_those_of_the_texts_own_bytes_everywhere(words: Path, shell: Sh
     lowest = min(e.result.bits_per_byte for e in events if hasattr(e, "result"))
     assert f"this model {lowest:7.3f}" in str(finished)
     arguments = (words / "run", words / "cafe.txt", "--last", 0.1, "--protocol", "both")
-    told = json.loads(shell(*arguments, "--stride", 4, "--json"))
+    printed = json.loads(shell(*arguments, "--stride", 4, "--json"))
     per_nat = last.result.bits_per_byte / last.result.loss
-    for row in (*told["results"].values(), *told["baselines"]["rows"]):
+    for row in (*printed["results"].values(), *printed["baselines"]["rows"]):
         if row["loss"] is not None:
             assert row["bits_per_byte"] == pytest.approx(row["loss"] * per_nat)
     table = shell(*arguments).split("per token):\n")[1].splitlines()

@@ -36,7 +36,7 @@ def test_a_narrow_encoding_does_not_end_a_training(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_info_of_a_file_that_tells_little(
+def test_info_of_a_file_with_little_provenance(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever stands in the provenance, `info` shows what it understands."""

@@ -84,7 +84,7 @@ def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["nowhere.txt", "--out", "s"], "nowhere.txt does not exist"),
         (["fox.txt", "--out", "."], "contains other files ('fox.txt')"),
@@ -101,13 +101,13 @@ def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_refusals_are_one_line(
-    args: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, *args)
     assert (code, out) == (2, "")
     assert err.startswith("mygpt: ")
     assert err.count("\n") == 1
-    assert told in err
+    assert message in err
 
 
 @pytest.mark.processes

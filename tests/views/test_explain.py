@@ -70,7 +70,7 @@ def test_attention_is_the_textbooks(name, monkeypatch):
 
 
 def test_grouped_heads_share_keys_and_not_queries():
-    """MODERN has four query heads over two: none of the four looks as another does."""
+    """MODERN has four query heads over two: all four have different weights."""
     weights = read(network_of(MODERN)[0], [0, 1, 2, 3, 4]).weights[0]
     for one in range(4):
         for other in range(one):
@@ -80,10 +80,10 @@ def test_grouped_heads_share_keys_and_not_queries():
 def test_the_last_positions_are_a_corner_of_all():
     network, _ = network_of(MODERN)
     ids = [0, 1, 2, 3, 4, 0, 1]
-    whole, corner = read(network, ids), read(network, ids, 3)
-    np.testing.assert_array_equal(corner.weights, whole.weights[:, :, 4:, 4:])
-    np.testing.assert_array_equal(corner.logits, whole.logits)
-    np.testing.assert_allclose(whole.weights.sum(-1), 1, atol=1e-6)
+    full, corner = read(network, ids), read(network, ids, 3)
+    np.testing.assert_array_equal(corner.weights, full.weights[:, :, 4:, 4:])
+    np.testing.assert_array_equal(corner.logits, full.logits)
+    np.testing.assert_allclose(full.weights.sum(-1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(("layers", "heads", "shown"), [(4, 4, 128), (12, 12, 43), (80, 64, 7)])
@@ -110,14 +110,14 @@ def test_too_few_and_too_many_tokens_are_refused(time):
     st.sampled_from([SamplingConfig(), WILD, SamplingConfig(0.0), SamplingConfig(2.0, min_p=0.3)]),
     st.integers(0, 2**64 - 1),
 )
-def test_it_writes_what_generate_writes_and_tells_the_same_chances(prompt, new, how, seed):
+def test_it_generates_as_generate_with_the_same_probabilities(prompt, new, how, seed):
     made = checkpoint_of(SHAPE)
     found = explain(made, prompt, max_new_tokens=new, sampling=how, seed=seed)
-    told = Writer(made, CHARS, engine="numpy").complete(
+    expected = Writer(made, CHARS, engine="numpy").complete(
         prompt, new, seed=seed, logprobs=2, **vars(how)
     )[0]
-    assert [place.id for place in found.written] == told.token_ids
-    for place, logprob in zip(found.written, told.logprobs, strict=True):
+    assert [place.id for place in found.written] == expected.token_ids
+    for place, logprob in zip(found.written, expected.logprobs, strict=True):
         assert place.before == pytest.approx(np.exp(logprob.logprob), rel=1e-4)
         best = [(one.text, one.before) for one in place.prediction.likeliest[:2]]
         assert best == [
@@ -133,20 +133,20 @@ def test_chances_after_the_filters_are_the_samplers(how):
     model = made.build_model().eval()
     found = explain(made, "abca dcb", max_new_tokens=20, sampling=how, seed=5)
     ids = [place.id for place in found.places]
-    told = [*found.places, None]
-    for at in range(1, len(told)):
+    places = [*found.places, None]
+    for at in range(1, len(places)):
         seen = ids[max(0, at - 12) : at]
         with torch.no_grad():
             logits = model(torch.tensor([seen]))[0][:, -1]
         after = sampling.probabilities(logits, how, torch.tensor([ids[:at]]))[0]
         before = logits.softmax(-1)[0]
-        prediction = found.next if told[at] is None else told[at].prediction
+        prediction = found.next if places[at] is None else places[at].prediction
         for one in prediction.likeliest:
             assert one.before == pytest.approx(float(before[one.id]), abs=1e-5)
             assert one.after == pytest.approx(float(after[one.id]), abs=1e-5)
         assert prediction.kept == int((after > 0).sum())
-        if told[at] is not None:
-            assert told[at].before == pytest.approx(float(before[ids[at]]), abs=1e-5)
+        if places[at] is not None:
+            assert places[at].before == pytest.approx(float(before[ids[at]]), abs=1e-5)
 
 
 def test_what_was_forgotten_has_no_chance_and_the_window_moves():
@@ -224,7 +224,7 @@ def test_a_bundle_does_what_its_modules_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('import x from "./shared.js";', "import x from"),
         ('import * as x from "./shared.js";', "import \\* as x"),
@@ -241,9 +241,9 @@ def test_a_bundle_does_what_its_modules_do(tmp_path):
         ('import { a } from "./main.js";\nexport const a = 1;', "main.js imports itself"),
     ],
 )
-def test_a_bundle_refuses_what_it_does_not_know(text, told, tmp_path):
+def test_a_bundle_refuses_unsupported_forms(text, message, tmp_path):
     main = write(tmp_path, main=text, shared="export function next() {}\n")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         bundle(main)
 
 
@@ -276,7 +276,7 @@ def test_json_in_a_page_is_the_json(value):
 
 
 class Spelled(CharTokenizer):
-    """Characters that show as whatever they are told to."""
+    """Characters whose texts are given."""
 
     def __init__(self, texts: list[str]) -> None:
         super().__init__([chr(0x4E00 + n) for n in range(len(texts))])
@@ -326,9 +326,9 @@ def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
         open_page(driver, page)
         tokens = driver.find_elements("css selector", "#text .token")
         assert len(tokens) == 26
-        told = [token.get_attribute("data-probability") for token in tokens]
+        shown = [token.get_attribute("data-probability") for token in tokens]
         expected = [place.before for place in found.places]
-        assert [None if one is None else float(one) for one in told] == [
+        assert [None if one is None else float(one) for one in shown] == [
             None if one is None else pytest.approx(one, rel=1e-4) for one in expected
         ]
         assert shown_bars(driver) == expected_bars(found.next)
@@ -340,8 +340,8 @@ def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
         driver.find_element("xpath", "//button[.='Show the next token']").click()
         assert shown_bars(driver) == expected_bars(found.next)
         assert len(driver.find_elements("css selector", "#attention svg path.grid-cells")) > 3
-        told = driver.find_element("css selector", "#attention .readout").text
-        assert told.endswith(f": {farthest_weight(found.attention.weights):.1%}")
+        shown = driver.find_element("css selector", "#attention .readout").text
+        assert shown.endswith(f": {farthest_weight(found.attention.weights):.1%}")
         assert "Outside: the first 14" in driver.find_element("css selector", "#window").text
         check_quiet(driver)
 
@@ -412,16 +412,16 @@ def test_a_page_is_not_written_over(saved, shell, tmp_path):
     out = tmp_path / "page.html"
     assert shell(saved, "-p", "ab", "--out", out, "--seed", 1)[0] == 0
     first = out.read_bytes()
-    code, _, told = shell(saved, "-p", "cd", "--out", out, "--seed", 1)
-    assert (code, told) == (2, f"{out} exists: add --overwrite, or choose another --out")
+    code, _, err = shell(saved, "-p", "cd", "--out", out, "--seed", 1)
+    assert (code, err) == (2, f"{out} exists: add --overwrite, or choose another --out")
     assert out.read_bytes() == first
     assert shell(saved, "-p", "cd", "--out", out, "--seed", 1, "--overwrite")[0] == 0
     assert out.read_bytes() != first
 
 
 def test_somewhere_to_show_it_is_needed(saved, shell):
-    code, _, told = shell(saved, "-p", "ab")
-    assert (code, told) == (
+    code, _, err = shell(saved, "-p", "ab")
+    assert (code, err) == (
         2,
         "explain needs an output: add --out PAGE or --terminal",
     )

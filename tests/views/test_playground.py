@@ -202,8 +202,8 @@ def test_step_run_back_and_the_seed(browser):
         assert page.errors() == []
 
 
-def test_what_a_token_was_drawn_with_is_told(browser):
-    """A written token's background is the model's own probability, told on focus."""
+def test_a_tokens_probabilities_are_shown(browser):
+    """A written token's background is the model's own probability, shown on focus."""
     with opened(browser) as page:
         page.type_prompt("ab")
         page.set(temperature=0)
@@ -304,7 +304,7 @@ def test_a_large_vocabulary_shows_its_likeliest(browser):
         assert page.written(1) == [model.texts[best]]
 
 
-def test_a_model_without_numbers_is_told_in_words(browser):
+def test_a_model_without_finite_logits_gets_a_message(browser):
     """A broken model's page says so, and stands again with another prompt's numbers."""
     model = MadeUp([*"abcd"])
     broken = model.logits
@@ -318,7 +318,7 @@ def test_a_model_without_numbers_is_told_in_words(browser):
 
 
 def test_an_unknown_character_shows_the_servers_line(browser):
-    """The reader learns which character, in the server's words; mending it goes on."""
+    """The server's message names the character; a corrected prompt works."""
     with opened(browser) as page:
         page.type_prompt("ab")
         page.find("#prompt").send_keys("é")
@@ -358,7 +358,7 @@ def test_a_late_answer_to_an_older_prompt_is_dropped(browser):
 
 
 def test_a_server_that_is_gone_and_comes_back(browser):
-    """The text stays; trying again goes on from it."""
+    """The text is kept; trying again continues from it."""
     with opened(browser) as page:
         page.type_prompt("ab")
         page.set(temperature=0)
@@ -479,8 +479,8 @@ Promise.all(views.map((name) => import(`./static/${name}.js`)))
       const weights = [[one.map((_, y) => one.map((_, x) => (x > y ? 0 : 1 / (y + 1))))]];
       attention.renderAttention(box(), { tokens: one, weights });
     }
-    const told = strings.map((text) => ({ text, title: text, prompt: text, copied: [[1, 4]] }));
-    samples.renderSamples(box(), told, { copiedChars: strings[2] });
+    const shown = strings.map((text) => ({ text, title: text, prompt: text, copied: [[1, 4]] }));
+    samples.renderSamples(box(), shown, { copiedChars: strings[2] });
     const points = [{ step: 1, loss: 2 }, { step: 2, loss: 1 }];
     const series = strings.map((name) => ({ name, role: "training", points }));
     const baselines = strings.map((name) => ({ name, loss: 1.5 }));

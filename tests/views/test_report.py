@@ -35,7 +35,7 @@ OFTEN = {"print_every": 5, "eval_every": 20, "sample_tokens": 60}
 
 
 def train(folder: Path, listener=lambda event: None, **options) -> Path:
-    """A small run; the text lies beside it."""
+    """A small run; the text is in the same folder."""
     folder.mkdir(exist_ok=True)
     (folder / "squares.txt").write_text(TEXT)
     mygpt.train(
@@ -50,10 +50,10 @@ def train(folder: Path, listener=lambda event: None, **options) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Finished]:
-    """A finished run that tests only read, and what it told at its end."""
-    told: list[object] = []
-    run = train(tmp_path_factory.mktemp("trained"), told.append)
-    return run, told[-1]
+    """A finished run that tests only read, and its last event."""
+    found: list[object] = []
+    run = train(tmp_path_factory.mktemp("trained"), found.append)
+    return run, found[-1]
 
 
 @pytest.fixture
@@ -93,11 +93,11 @@ def test_the_curves_are_the_logs(trained):
     assert data["rate"] == [[r["step"], r["lr"]] for r in log if "lr" in r]
 
 
-def test_baselines_and_verdict_are_those_told_at_the_end(trained):
+def test_baselines_and_diagnosis_are_those_of_the_last_event(trained):
     """Found out again from the text, or taken from the training's last event: the same."""
     run, finished = trained
-    again, told = data_of(run), data_of(run, finished=finished)
-    assert again == told
+    again, found = data_of(run), data_of(run, finished=finished)
+    assert again == found
     assert again["verdict"] == finished.verdict
     rows = {name: (bits, loss) for name, bits, loss in again["table"]}
     assert rows["5-gram"][1] == pytest.approx(finished.baselines.fivegram)
@@ -143,8 +143,8 @@ def test_the_passage_read_is_the_held_text_under_the_best_model(trained):
     from mygpt.views.explain import explain
 
     expected = explain(read_checkpoint(run / "best.safetensors"), shown, max_new_tokens=0)
-    told = [token["before"] for token in reading["tokens"]]
-    assert told == [p.before if p.before is None else pytest.approx(p.before, 1e-4)
+    found = [token["before"] for token in reading["tokens"]]
+    assert found == [p.before if p.before is None else pytest.approx(p.before, 1e-4)
                     for p in expected.places]  # fmt: skip
     assert (reading["attention"]["size"], reading["window_start"]) == (32, 0)
 
@@ -159,8 +159,8 @@ def test_samples_are_shown_with_what_they_copied(run):
     data = data_of(run)
     assert [one["step"] for one in data["samples"][-3:]] == [20, 40, 60]
     assert data["samples"][-2]["copied"] == [[2, 29]]
-    told = [one for one in data["passages"] if one["step"] == 40]
-    assert told == [
+    found = [one for one in data["passages"] if one["step"] == 40]
+    assert found == [
         {"length": 27, "text": "12 squared is 144, naïvely.", "step": 40, "document": ""}
     ]
     lengths = [one["length"] for one in data["passages"]]
@@ -199,7 +199,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_run_that_goes_on_is_told_up_to_its_last_report(tmp_path):
+def test_a_run_in_progress_is_shown_up_to_its_last_report(tmp_path):
     """The log is ahead of the last save, and its last line is only half written."""
 
     def interrupt(event):
@@ -229,7 +229,7 @@ def test_a_run_without_validation_says_so(tmp_path):
     Page(write_report(run).read_text()).check()
 
 
-def test_a_run_that_has_only_begun_can_be_told(run):
+def test_a_run_that_has_just_begun_has_a_report(run):
     (run / "log.jsonl").unlink()
     data = data_of(run)
     assert data["curves"]["training"] == []
@@ -237,17 +237,17 @@ def test_a_run_that_has_only_begun_can_be_told(run):
 
 
 @pytest.mark.parametrize("kind", ["gone", "changed"])
-def test_without_the_text_the_rest_is_told(trained, kind, tmp_path):
+def test_without_the_text_the_rest_is_shown(trained, kind, tmp_path):
     """The verdict's readings of the text are then reckoned from its bytes: as often, nearly."""
     run = Path(shutil.copytree(trained[0].parent, tmp_path / "moved")) / "run"
     text = trained[0].parent / "squares.txt"
-    whole = text.read_text()
+    original = text.read_text()
     full = data_of(run)
     try:
         text.unlink() if kind == "gone" else text.write_text("else")
         data = data_of(run)
     finally:
-        text.write_text(whole)
+        text.write_text(original)
     words = {"gone": "the text is unavailable: ", "changed": "the text has changed since"}
     assert data["notes"][0].startswith(words[kind])
     assert data["curves"]["training"] == full["curves"]["training"]
@@ -317,7 +317,7 @@ def test_a_model_without_a_training_is_refused_in_one_line(tmp_path):
     assert not list(tmp_path.glob("*.html"))
 
 
-def test_troubles_are_told(run):
+def test_skipped_steps_and_jumps_are_shown(run):
     add_to_log(
         run,
         {"step": 61, "left_out": "nan", "steps": 1, "batch": [1]},
@@ -346,16 +346,16 @@ def test_a_hundred_thousand_lines_are_thinned_and_no_peak_is_lost(run):
     page = write_report(run).read_bytes()
     assert len(page) < 2_000_000
     data = Page(page.decode()).data
-    told = data["curves"]["training"]
-    assert len(told) <= 1200
-    assert [54_322, 54_321, 9.75] in told
-    assert [77_778, 77_777, 0.125] in told
-    assert (told[0][0], told[-1][0]) == (1, 100_000)
+    found = data["curves"]["training"]
+    assert len(found) <= 1200
+    assert [54_322, 54_321, 9.75] in found
+    assert [77_778, 77_777, 0.125] in found
+    assert (found[0][0], found[-1][0]) == (1, 100_000)
     assert {speed for _, speed in data["speed"]} == {512.0}
     assert [data["samples"][n]["step"] for n in (0, -1)] == [1000, 100_000]
 
 
-def test_records_that_tell_less_are_told_as_far_as_they_go(run):
+def test_incomplete_records_are_shown_as_far_as_possible(run):
     (run / "log.jsonl").write_text(
         '{"step": 1, "loss": 2.5}\n{"step": 2, "val_loss": 2.25}\n'
         '{"step": 3, "loss": 2.0, "lr": NaN, "tokens": 1e400, "elapsed_s": 1' + 400 * "0" + "}\n"
@@ -503,7 +503,7 @@ def test_the_end_of_a_training_is_reported(trained, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), "MemoryError"),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
@@ -511,7 +511,7 @@ def test_the_end_of_a_training_is_reported(trained, capsys):
         (StorageError("no space"), "no space"),
     ],
 )
-def test_a_report_that_fails_costs_no_run(trained, monkeypatch, capsys, error, told):
+def test_a_report_that_fails_costs_no_run(trained, monkeypatch, capsys, error, message):
     """The training is done and saved by then: its exit code must not say otherwise."""
     run, finished = trained
 
@@ -520,4 +520,4 @@ def test_a_report_that_fails_costs_no_run(trained, monkeypatch, capsys, error, t
 
     monkeypatch.setattr("mygpt.views.report.write_report", fail)
     report_the_end(finished, quiet=True)
-    assert capsys.readouterr() == ("", f"no report: {told}; `mygpt report {run}` writes it\n")
+    assert capsys.readouterr() == ("", f"no report: {message}; `mygpt report {run}` writes it\n")

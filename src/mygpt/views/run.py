@@ -177,8 +177,8 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
     """
     if run.finished is not None and run.finished.baselines is not None:
         found = run.finished.baselines
-        told = found.learned_tokens < MOST_TRAIN_TOKENS  # else there may be more
-        return found, found.learned_tokens if told else 0
+        exact = found.learned_tokens < MOST_TRAIN_TOKENS  # at the limit there may be more
+        return found, found.learned_tokens if exact else 0
     if run.source is None:
         return None, 0
     tokenizer, most = run.state.tokenizer, run.state.training.val_tokens

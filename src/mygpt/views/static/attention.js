@@ -70,10 +70,10 @@ function chooseHead(state, layer, head) {
   state.head = Math.min(head, state.data.weights[layer].length - 1);
   fillChoice(state.heads, state.data.weights[layer].length, state.head);
   showAttention(state);
-  tellAttention(state);
+  showReadout(state);
 }
 
-function tellAttention(state) {
+function showReadout(state) {
   if (!state.onChange) return;
   state.onChange({ layer: state.layer, head: state.head, from: state.from });
 }
@@ -150,7 +150,7 @@ function selectCell(state, from, to) {
   state.from = from;
   state.to = to;
   markCell(state);
-  if (moved) tellAttention(state);
+  if (moved) showReadout(state);
 }
 
 function pointAtCell(state, event) {

@@ -37,7 +37,7 @@ function buildCurves(box, data) {
   state.buttons = buttons;
   box.append(head, picture, readout);
   picture.addEventListener("pointermove", (event) => pointAtCurve(state, event));
-  picture.addEventListener("pointerleave", () => tellPoint(state, null));
+  picture.addEventListener("pointerleave", () => showPoint(state, null));
   picture.addEventListener("keydown", (event) => moveOnCurve(state, event));
   return state;
 }
@@ -74,7 +74,7 @@ function drawCurves(state) {
     ...bestMark(state),
     state.mark,
   );
-  tellPoint(state, null);
+  showPoint(state, null);
 }
 
 // Functions from steps and losses to pixels.
@@ -150,14 +150,14 @@ function bestMark({ scale, axis, data }) {
 }
 
 // All points with a readout, in the order of the axis.
-function tellable(state) {
+function readablePoints(state) {
   const all = state.data.series.flatMap((one) => one.points.map((p) => ({ ...p, name: one.name })));
   return all
     .filter((p) => Number.isFinite(p[state.axis]) && Number.isFinite(p.loss))
     .sort((a, b) => a[state.axis] - b[state.axis]);
 }
 
-function tellPoint(state, point) {
+function showPoint(state, point) {
   setAttribute(state.mark, "visibility", point ? "visible" : "hidden");
   if (!point) {
     state.at = null;
@@ -189,21 +189,21 @@ function pointAtCurve(state, event) {
   ];
   let nearest = null;
   let least = Infinity;
-  for (const point of tellable(state)) {
+  for (const point of readablePoints(state)) {
     const away = Math.hypot(
       state.scale.x(point[state.axis]) - x,
       (state.scale.y(point.loss) - y) / 4,
     );
     if (away < least) [nearest, least] = [point, away];
   }
-  tellPoint(state, nearest);
+  showPoint(state, nearest);
 }
 
 function moveOnCurve(state, event) {
-  const points = tellable(state);
+  const points = readablePoints(state);
   const to = moved(event.key, state.at ?? points.length, points.length);
   if (to === null || !points.length) return;
   event.preventDefault();
-  tellPoint(state, points[to]);
+  showPoint(state, points[to]);
   state.at = to;
 }

@@ -28,7 +28,7 @@ class Playground {
     this.loop = new Loop(this.client, {
       choices: () => this.choices(),
       onChange: () => this.show(),
-      onToken: (token, uniform) => this.tell(token, uniform),
+      onToken: (token, uniform) => this.showToken(token, uniform),
       onError: (error) => this.notices.error(error),
       onAnswer: () => this.notices.clear(),
     });
@@ -240,11 +240,11 @@ class Playground {
     setText(parts.known, prediction.known < before.length ? about : "");
   }
 
-  tell(token, uniform) {
+  showToken(token, uniform) {
     const name = `‘${tokenName(token.text, token.id)}’`;
     const after = percent(token.after);
     let words = `Sampled ${name} (${after}) with the random number ${uniform?.toFixed(4)}.`;
-    if (uniform === null) words = `Took ${name}, the likeliest.`;
+    if (uniform === null) words = `Took ${name}, the most probable token.`;
     if (token.byHand) words = `Chose ${name} by hand (${percent(token.before)} from the model).`;
     setText(this.parts.status, words);
   }
