@@ -1,1 +1,1 @@
-"""Generation side by side: our engines and other programs, on the same random weights."""
+"""Generation speed of mygpt's engines and of other programs, on the same random weights."""

@@ -1,4 +1,4 @@
-"""Generation side by side: every engine on the same weights, in turns, on this machine.
+"""Generation speed: every engine on the same weights, measured in turns on this machine.
 
 Usage: PYTHONPATH=src python -m benchmarks.generation [--rounds 3] [--only S,M,L]
        [--cases s,m-int8,cold] [--patience 2] [--out docs/benchmarks]
@@ -34,7 +34,7 @@ Limits = dict[str, dict[str, float]]
 
 
 def measure_limits(before: Limits | None = None) -> Limits:
-    """The machine's limits by number of threads; the better of now and `before`."""
+    """The machine's limits by number of threads: the maximum of a new measurement and `before`."""
     found = {}
     for threads in ("1", "2"):
         await_quiet(QUIET_WAIT_S)
@@ -51,13 +51,13 @@ def measure_limits(before: Limits | None = None) -> Limits:
 
 
 def measure_case(case: Case, work: Path, rounds: int, patience: int) -> dict[str, Any]:
-    """Everything that is to be known of one case, as plain values."""
+    """Measure one case; the results as plain values."""
     print(f"{case.title}: preparing", flush=True)
     references = reference_ids(case, work)
     found = []
     for one in run_case(case, work, rounds, patience):
         expected = references["tanh" if one.engine.startswith("llama") else "own"]
-        # Past the window, refill reads another part of the text than the chapter's loop.
+        # Past the window, refill has another context than the chapter's loop.
         comparable = one.ids and not (case.overflow == "refill" and one.engine == case.ours)
         equal = equal_tokens(one.ids, expected) if comparable else None
         found.append(_described(one, equal))
@@ -79,7 +79,7 @@ def _described(one: Contestant, equal: tuple[int, int] | None) -> dict[str, Any]
 
 
 def measure_cold(work: Path, rounds: int) -> list[dict[str, Any]]:
-    """Whole processes: seconds and MB of each program, by number of characters."""
+    """Seconds and MB of each program, from process start to end, by number of characters."""
     cold_start.prepare(work)
     found = []
     for length in cold_start.LENGTHS:
@@ -88,7 +88,7 @@ def measure_cold(work: Path, rounds: int) -> list[dict[str, Any]]:
         for number in range(rounds + 1):
             for name, command in programs.items():
                 measured = cold_start.run(command, environment(None), ROOT)
-                if number:  # the first reads files and compiles
+                if number:  # round 0 is a warm-up: files are read, kernels compiled
                     runs[name].append(measured)
         found.append({"characters": length, "runs": runs})
         for name, measured in runs.items():
@@ -100,13 +100,13 @@ def measure_cold(work: Path, rounds: int) -> list[dict[str, Any]]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="S,M,L", help="sizes of models, by comma")
+    parser.add_argument("--only", default="S,M,L", help="sizes of models, separated by commas")
     parser.add_argument("--cases", help=f"{', '.join(c.key for c in CASES)}, {COLD_START}")
     parser.add_argument(
         "--patience",
         type=int,
         default=2,
-        help="how often a timing is repeated while other programs keep the machine busy",
+        help="how often a timing is repeated while other programs use the processor",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The table of cases: what is decoded, by whom, and which limit of the machine it meets."""
+"""The table of cases: what is decoded, by which programs, and which machine limit applies."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Case:
         title: its name in the table.
         size: the model, S, M or L.
         tokens: new tokens per row and run.
-        ours: our engine's name.
-        peers: the others' names; each runs on one thread and on two.
+        ours: the name of mygpt's engine.
+        peers: the names of the other programs; each runs with one thread and with two.
         batch: rows.
         prompt: tokens of each row's prompt.
-        prefill: whether the prompt's tokens are counted, not the new ones.
-        overflow: what our engine does past the window.
-        limit: the machine's limit that the work meets: reading weights, or multiplying.
-        weight_bytes: of one weight of ours as it is read.
+        prefill: whether the tokens of the prompt are counted instead of the new ones.
+        overflow: what mygpt's engine does past the window.
+        limit: what bounds the speed: memory bandwidth for the weights, or matrix products (GEMM).
+        weight_bytes: bytes of one weight in mygpt's engine.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def checked_tokens(self) -> int:
-        """How many tokens of each row are compared with the chapter's loop."""
+        """Number of tokens of each row that are compared with the chapter's loop."""
         return min(self.tokens, 32 if self.batch == 1 else 8)
 
 
@@ -141,4 +141,4 @@ CASES = (
     ),
 )
 
-COLD_START = "cold"  # whole processes; see cold_start.py
+COLD_START = "cold"  # time from process start to end; see cold_start.py

@@ -1,6 +1,6 @@
-"""A whole process from its start to its last character: `mygpt generate` and the chapter's loop.
+"""Time of a process from start to end: `mygpt generate`, and a program with the chapter's loop.
 
-Run as a module it is the second: the least program that loads model S and writes N characters.
+Run as a module, it is the second one: a minimal program that loads model S and writes N characters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LENGTHS = (50, 2000)
 
 
 def prepare(work: Path) -> None:
-    """Write model S as our checkpoint and as torch's."""
+    """Write model S as a mygpt checkpoint and with torch.save."""
     import torch
     from benchmarks.generation.models import build
 
@@ -35,8 +35,8 @@ def commands(work: Path, length: int) -> dict[str, list[str]]:
     }
 
 
-# A process's peak memory counts that of the process it was forked from: it is started by a
-# small one, not by the benchmark, which has torch in memory.
+# The peak memory of a process includes that of the process it was forked from. So it is started by
+# a small one, not by the benchmark, which has imported torch.
 _LAUNCHER = """
 import json, resource, subprocess, sys, time
 began = time.perf_counter()
@@ -47,7 +47,7 @@ print(json.dumps([code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru
 
 
 def run(command: list[str], env: dict[str, str], folder: Path) -> tuple[float, float]:
-    """Wall seconds and peak MB of memory of one process."""
+    """Wall time in seconds and peak memory in MB of one process."""
     launch = [sys.executable, "-S", "-c", _LAUNCHER, *command]
     output = subprocess.run(launch, env=env, cwd=folder, check=True, capture_output=True).stdout
     code, seconds, peak_kb = json.loads(output)
@@ -56,7 +56,7 @@ def run(command: list[str], env: dict[str, str], folder: Path) -> tuple[float, f
 
 
 def chapter_program(path: str, length: int) -> None:
-    """Load the weights and write; what the chapter's reader has."""
+    """Load the weights and generate with the chapter's loop."""
     import torch
     from benchmarks.generation.torch_peers import chapter_generate
 

@@ -1,9 +1,8 @@
-"""What the machine itself can do: bytes read and float32 products a second, by thread count.
+"""The machine's limits: memory bandwidth and float32 GEMM rate, by number of threads.
 
-Reading is timed on pages that were written before (untouched ones report several times too
-much), with torch.sum and torch.mv, whichever is faster; multiplying with torch.mm. The best of
-many repetitions counts, since a limit is what is possible. Times include the call, which at
-0.8 MB is a good part of them.
+Bandwidth is measured with torch.sum and torch.mv, whichever is faster, on memory that was written
+before (reading untouched pages is several times faster); the GEMM rate with torch.mm. The fastest
+of many repetitions is taken. Times include the call overhead, which is a large part at 0.8 MB.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ SIZES_MB = {"500 MB": 500.0, "42 MB": 42.0, "0.8 MB": 0.8}
 
 
 def best_s(work: Callable[[], object], budget_s: float = 1.0) -> float:
-    """Seconds of the fastest of as many repetitions as fit in the budget, at least three."""
+    """Seconds of the fastest repetition within a time budget, of at least three."""
     best, end = float("inf"), time.perf_counter() + budget_s
     repetitions = 0
     while repetitions < 3 or time.perf_counter() < end:
@@ -29,7 +28,7 @@ def best_s(work: Callable[[], object], budget_s: float = 1.0) -> float:
 
 
 def measure(threads: int) -> dict[str, float]:
-    """GB/s by size of what is read, and GFLOP/s of a product of 1024 x 1024 matrices."""
+    """GB/s by size of the matrix that is read, and GFLOP/s of a product of 1024 x 1024 matrices."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
-"""The three models of the benchmark, drawn alike everywhere, and their files for other programs.
+"""The three models of the benchmark, with fixed weights, also in other programs' formats.
 
-S is the tutorial's model, M a small GPT of its kind, L is GPT-2 small (Radford et al., 2019).
+S is the tutorial's model, M a larger one of its kind, L is GPT-2 small (Radford et al., 2019).
 Letters: C embedding, V vocabulary.
 """
 
@@ -26,12 +26,12 @@ CONFIGS = {
 
 
 def build(size: str, *, gelu_tanh: bool = False) -> GPT:
-    """The model called `size`, with the same numbers in every process, in eval mode.
+    """The model called `size`, with the same weights in every process, in eval mode.
 
-    Matrices are drawn with the root of their inputs as divisor, wider than GPT-2's 0.02: the
-    best logits then lie far apart, so that greedy tokens can be compared between programs, and
-    the text does not repeat its first token. Norms and biases are drawn too, so that a
-    conversion that forgets one is noticed.
+    Matrices are drawn with standard deviation 1 / sqrt(inputs), larger than GPT-2's 0.02: the best
+    logits then differ by so much that greedy tokens can be compared between programs, and the
+    text does not repeat its first token. Norms and biases are random too, so that a conversion
+    that omits one gives other tokens.
     """
     config = CONFIGS[size]
     model = unloaded_model(replace(config, mlp="gelu_tanh") if gelu_tanh else config)
@@ -58,16 +58,16 @@ def prompts(size: str, batch: int, length: int) -> NDArray[np.int64]:
 
 
 def matrix_parameters(config: GPTConfig) -> int:
-    """Numbers that one decoded token must read: all but the position table."""
+    """Parameters that are read for every decoded token: all but the position embedding."""
     return config.num_parameters() - config.max_seq_len * config.embed_dim
 
 
 def as_transformers(model: GPT) -> Any:
-    """The same model as transformers' GPT2LMHeadModel; biases that ours lacks are zero."""
+    """The same model as a GPT2LMHeadModel of transformers; biases that it lacks here are zero."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = model.config
-    twin = GPT2LMHeadModel(
+    converted = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=config.vocab_size,
             n_positions=config.max_seq_len,
@@ -96,10 +96,10 @@ def as_transformers(model: GPT) -> Any:
         ):
             bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
             state |= {f"h.{i}.{name}.weight": linear.weight.T, f"h.{i}.{name}.bias": bias}
-    missing, unexpected = twin.transformer.load_state_dict(state, strict=False)
+    missing, unexpected = converted.transformer.load_state_dict(state, strict=False)
     assert not unexpected
     assert not [name for name in missing if "attn.bias" not in name]
-    return twin
+    return converted
 
 
 def write_ctranslate2(size: str, folder: Path) -> None:
@@ -128,8 +128,8 @@ _GGUF_BLOCK = {
 def write_gguf(size: str, path: Path, *, int8: bool = False) -> None:
     """The model as a GGUF file of the gpt2 architecture, F32 or Q8_0, without a vocabulary.
 
-    llama.cpp knows GPT-2 with tanh GELU and biases alone: the same shapes with the other GELU
-    and zero biases, so the arithmetic is as much.
+    llama.cpp has only tanh GELU and biases in GPT-2: it computes with tanh GELU and zero biases,
+    which is the same amount of arithmetic.
     """
     import gguf
 
@@ -173,7 +173,7 @@ def _gguf_arrays(model: GPT) -> dict[str, NDArray[np.float32]]:
 
 
 def files(size: str, kind: str, work: Path) -> Path:
-    """Where the model lies for `kind` ("ct2", "gguf-f32" or "gguf-q8"); written when missing."""
+    """Path of the model's file for `kind` ("ct2", "gguf-f32" or "gguf-q8"); written if missing."""
     path = work / (f"{size}-ct2" if kind == "ct2" else f"{size}-{kind[5:]}.gguf")
     if not path.exists():
         if kind == "ct2":

@@ -1,4 +1,4 @@
-"""CTranslate2 and llama.cpp, each driven as its own programs drive it.
+"""CTranslate2 and llama.cpp, each called as in its own programs.
 
 Letters: B batch, T time, V vocabulary.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 def ctranslate2(
     size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, compute: str = "float32"
 ) -> Run:
-    """Greedy search of CTranslate2's Generator; min_length keeps it from ending early."""
+    """Greedy search of CTranslate2's Generator; min_length prevents an early end."""
     from ctranslate2 import Generator
 
     path = files(size, "ct2", work)
@@ -41,7 +41,7 @@ def ctranslate2(
 
 
 class LlamaCpp:
-    """One context of llama.cpp over a GGUF file, with a sequence per row."""
+    """One context of llama.cpp for a GGUF file, with one sequence per row."""
 
     def __init__(self, path: Path, size: str, prompt: NDArray[np.int64], threads: int) -> None:
         import llama_cpp
@@ -71,7 +71,7 @@ class LlamaCpp:
         self.wanted = view(self.batch.logits, (rows * length,))
 
     def run(self, n: int) -> list[list[int]]:
-        """Read the prompts, then decode `n` tokens a row."""
+        """Read the prompts, then decode `n` tokens per row."""
         rows, length = self.prompt.shape
         lib, context, batch = self.lib, self.context, self.batch
         lib.llama_memory_clear(lib.llama_get_memory(context), False)
@@ -97,7 +97,7 @@ class LlamaCpp:
         return np.array(drawn).T.tolist()
 
     def best(self) -> NDArray[np.int64] | int:
-        """The likeliest token of every row: its sampler for one small row, else one argmax."""
+        """The best token of every row: by llama.cpp's sampler for one small row, else by argmax."""
         rows = len(self.prompt)
         if rows == 1 and self.vocab_size < 1000:
             return [self.lib.llama_sampler_sample(self.sampler, self.context, -1)]
@@ -108,5 +108,5 @@ class LlamaCpp:
 def llama_cpp(
     size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "gguf-f32"
 ) -> Run:
-    """llama.cpp, greedy, on an F32 or a Q8_0 file."""
+    """llama.cpp, greedy, with an F32 or a Q8_0 file."""
     return LlamaCpp(files(size, kind, work), size, prompt, threads).run

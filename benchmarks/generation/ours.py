@@ -1,4 +1,4 @@
-"""Our engines, behind the same small face as the others."""
+"""mygpt's engines, with the same interface as the other programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cpu(
     weights: str = "float32",
     overflow: str = "crop",
 ) -> Run:
-    """The compiled CPU engine, greedy."""
+    """The CPU engine (machine code by Numba), greedy."""
     from mygpt.checkpoint import model_arrays
     from mygpt.core.config import SamplingConfig
     from mygpt.core.random import Stream
@@ -35,13 +35,15 @@ def cpu(
 
 
 def generate_draw(size: str, prompt: NDArray[np.int64]) -> Run:
-    """`mygpt.generate` with torch's draw, as the chapter calls it."""
+    """`mygpt.generate` with sampling by torch, as the chapter calls it."""
     import mygpt
 
     model, ids = build(size), torch.tensor(prompt)
 
     def run(n: int) -> list[list[int]]:
-        torch.default_generator.manual_seed(0)  # the CPU alone: that of all devices takes 130 us
+        torch.default_generator.manual_seed(
+            0
+        )  # CPU only: torch.manual_seed for all devices takes 130 us
         return mygpt.generate(model, ids, n)[:, ids.shape[1] :].tolist()
 
     return run

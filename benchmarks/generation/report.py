@@ -1,4 +1,4 @@
-"""From measurements to a table, a JSON file and a picture of ratios."""
+"""Report of the measurements: a page with tables, a JSON file and a chart of the ratios."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
+    """Processor, number of cores, versions of the packages."""
     model = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
@@ -47,9 +47,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def headline(measured: dict[str, Any]) -> dict[str, Any] | None:
-    """Ours with its own thread count, the best peer at its best, and their ratio round by round.
+    """mygpt with its own number of threads, the fastest peer, and the ratio of each round.
 
-    None where one side has no figures.
+    None where one of them was not measured.
     """
     case, timed = measured["case"], [c for c in measured["contestants"] if c["tokens_per_s"]]
     ours = [c for c in timed if c["engine"] == case["ours"]]
@@ -77,18 +77,18 @@ def _median(contestant: dict[str, Any]) -> float:
 
 
 def share_of_limit(case: Case, tokens_per_s: float, limits: dict[str, dict[str, float]]) -> float:
-    """What part of the machine's limit this rate is, by the kind of limit the case has.
+    """The rate as a fraction of the machine's limit for the case.
 
-    Reading: bytes of the weights that one step reads, over the bandwidth for that many bytes.
-    Multiplying: two operations per weight and token, over the GEMM rate; past the window by
-    crop, every token reads a whole window.
+    Bandwidth: bytes of the weights, read once per step, over the bandwidth for that many bytes.
+    GEMM: two operations per weight and token, over the GEMM rate; past the window with overflow
+    "crop", the model reads a full window for every token.
     """
     config = CONFIGS[case.size]
     weights = matrix_parameters(config)
     if case.limit == "gemm":
         flops = 2 * weights * tokens_per_s
         head = config.vocab_size * config.embed_dim
-        if case.prefill:  # the head multiplies the last position alone
+        if case.prefill:  # the head is computed for the last position only
             flops = 2 * (weights - head) * tokens_per_s
         if case.prompt == config.max_seq_len:
             flops = 2 * ((weights - head) * config.max_seq_len + head) * tokens_per_s
@@ -101,16 +101,16 @@ def share_of_limit(case: Case, tokens_per_s: float, limits: dict[str, dict[str, 
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The whole page."""
+    """The page in Markdown."""
     machine = results["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     lines = [
         "# Generation, side by side",
         "",
-        "Random weights, the same for all; tokens per second; medians over the rounds of one "
-        "run in which all took turns. mygpt chooses its threads; a peer stands with the better "
-        "of one and two. S has 207,296 parameters and a window of 64, M 10.7 million and 256, "
-        "L 124 million and 1,024 (GPT-2 small).",
+        "Random weights, the same for all programs; tokens per second; medians over the rounds of "
+        "one run in which all programs were measured in turns. mygpt chooses its number of "
+        "threads; of a peer, the faster of one and two threads is shown. S has 207,296 parameters "
+        "and a window of 64, M 10.7 million and 256, L 124 million and 1,024 (GPT-2 small).",
         "",
         f"Machine: {machine['processor']}, {machine['cores']} cores; Python {machine['python']}, "
         f"{versions}. {_disturbance(results['cases'])}",
@@ -121,18 +121,18 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     lines += [_row(measured, results["limits"]) for measured in results["cases"]]
     lines += ["", "![Ratios](generation.svg)", *_cold(results["cold"]), *_limits(results["limits"])]
-    lines += ["", "## Everyone", ""]
+    lines += ["", "## All programs", ""]
     lines += [
-        "Equal tokens: how many of the first ones agree with the chapter's loop in float32 "
-        "(with tanh GELU for llama.cpp, which has no other). Others: processor cores that other "
-        "programs used during the timings, median.",
+        "Equal tokens: how many of the first tokens are equal to those of the chapter's loop in "
+        "float32 (with tanh GELU for llama.cpp, which has no exact GELU). Others: processor cores "
+        "that other programs used during the timings, median.",
         "",
         "| case | contestant | tokens/s | least to most | equal tokens | others |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for measured in results["cases"]:
         title = measured["case"]["title"]
-        lines += [f"| {title} | {_everyone(one)} |" for one in measured["contestants"]]
+        lines += [f"| {title} | {_contestant_cells(one)} |" for one in measured["contestants"]]
     return "\n".join(lines) + "\n"
 
 
@@ -141,7 +141,7 @@ def _disturbance(cases: list[dict[str, Any]]) -> str:
     busy = sum(load > TOLERATED_CORES for load in loads)
     return (
         f"Other programs used more than {TOLERATED_CORES} cores during {busy} of {len(loads)} "
-        "timings; those are rough, the more so on two threads."
+        "timings; these are inaccurate, especially with two threads."
     )
 
 
@@ -163,7 +163,7 @@ def _number(rate: float) -> str:
     return f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"
 
 
-def _everyone(one: dict[str, Any]) -> str:
+def _contestant_cells(one: dict[str, Any]) -> str:
     rates = one["tokens_per_s"]
     if not rates:
         return f"{one['label']} | failed | - | - | -"
@@ -179,10 +179,10 @@ def _cold(cold: list[dict[str, Any]]) -> list[str]:
         return []
     lines = [
         "",
-        "## A whole process",
+        "## From process start to end",
         "",
-        "From the start of `python -m mygpt generate` at S to its end, compiled kernels from the "
-        "disk cache, beside the least program with the chapter's loop.",
+        "`python -m mygpt generate` with model S, machine code from the disk cache, compared with "
+        "a minimal program with the chapter's loop.",
         "",
         "| characters | mygpt, s | MB | chapter, s | MB | times faster (least to most) |",
         "|---:|---:|---:|---:|---:|---:|",
@@ -206,8 +206,8 @@ def _limits(limits: dict[str, dict[str, float]]) -> list[str]:
         "",
         "## The machine's limits",
         "",
-        "Reading in GB/s (the faster of torch.sum and torch.mv on pages written before), GEMM in "
-        "GFLOP/s (torch.mm, float32, 1024 x 1024 x 1024); the fastest repetition.",
+        "Bandwidth in GB/s (the faster of torch.sum and torch.mv on memory written before), GEMM "
+        "in GFLOP/s (torch.mm, float32, 1024 x 1024 x 1024); the fastest repetition.",
         "",
         "| threads | 500 MB | 42 MB | 0.8 MB | GEMM |",
         "|---:|---:|---:|---:|---:|",
@@ -219,7 +219,7 @@ def _limits(limits: dict[str, dict[str, float]]) -> list[str]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Bars of the ratios on a logarithmic axis, with their least and most."""
+    """A bar chart of the ratios, logarithmic, with minima and maxima."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -233,7 +233,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     below = [head["ratio"] - head["least"] for _, head in shown]
     above = [head["most"] - head["ratio"] for _, head in shown]
     colors = ["#2a7f62" if value >= 1 else "#b5533c" for value in values]
-    # Bars grow from 1, where both are as fast.
+    # Bars begin at 1, equal speed.
     widths = [value - 1 for value in values]
     titles = [f"{title}\nvs {head['peer']}" for title, head in shown]
     axes.barh(titles, widths, left=1, xerr=(below, above), color=colors, capsize=2)

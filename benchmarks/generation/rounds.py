@@ -1,4 +1,4 @@
-"""Contestants in processes of their own, timed in turns, with an eye on who else is computing."""
+"""Contestants in separate processes, timed in turns; the load by other programs is measured too."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from benchmarks.generation.cases import Case
 
 ROOT = Path(__file__).resolve().parents[2]
-TOLERATED_CORES = 0.1  # of other processes, during a timing
-QUIET_WAIT_S = 3.0  # at the most, before a timing
-LEAST_S = 1.0  # short runs are repeated for this long
+TOLERATED_CORES = 0.1  # cores that other processes may use during a timing
+QUIET_WAIT_S = 3.0  # longest wait for this before a timing
+LEAST_S = 1.0  # a run is repeated for at least this long
 
 
 def environment(threads: int | None) -> dict[str, str]:
-    """What a process of the benchmark sees; None leaves the thread count to the program."""
+    """Environment of a process of the benchmark; None: the program chooses its threads."""
     env = dict(os.environ, PYTHONPATH=f"{ROOT / 'src'}{os.pathsep}{ROOT}")
     if threads:
         env["OMP_NUM_THREADS"] = str(threads)
@@ -30,13 +30,15 @@ def environment(threads: int | None) -> dict[str, str]:
 
 @dataclass
 class Contestant:
-    """An engine with a number of threads (None: its own choice), and what it did."""
+    """An engine with a number of threads (None: it chooses), and its measurements."""
 
     engine: str
     threads: int | None
     ids: list[list[int]] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)  # tokens/s, one a round
-    others: list[float] = field(default_factory=list)  # cores that others used meanwhile
+    rates: list[float] = field(default_factory=list)  # tokens/s of each round
+    others: list[float] = field(
+        default_factory=list
+    )  # cores that other programs used, in each round
     failure: str = ""
 
     @property
@@ -46,7 +48,7 @@ class Contestant:
         return f"{self.engine}, {self.threads or 'default'} thread{plural}"
 
     def start(self, case: Case, work: Path) -> None:
-        """Start the process and wait until it is warm."""
+        """Start the process and wait for its warm-up to end."""
         spec = asdict(case) | {"engine": self.engine, "threads": self.threads, "work": str(work)}
         spec["checked"] = case.checked_tokens
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (stop closes it)
@@ -71,7 +73,7 @@ class Contestant:
         return json.loads(line) if line else {}
 
     def measure(self, patience: int) -> None:
-        """One timing; again, up to `patience` times, while others keep the machine busy."""
+        """One timing, repeated up to `patience` times while other programs use the processor."""
         best: tuple[float, float] | None = None
         for _ in range(patience + 1):
             await_quiet(QUIET_WAIT_S if patience else 0.0)
@@ -101,7 +103,7 @@ class Contestant:
 
 
 def await_quiet(longest_s: float) -> None:
-    """Return when others leave the machine alone; so do threads of the contestant before."""
+    """Wait until no other process computes, the contestants measured before included."""
     end = time.perf_counter() + longest_s
     while True:
         busy, began = _machine_s(), time.perf_counter()
@@ -112,7 +114,7 @@ def await_quiet(longest_s: float) -> None:
 
 
 def _machine_s() -> float:
-    """Processor seconds used by all processes so far, on Linux; elsewhere 0."""
+    """Processor time of all processes since boot in seconds, on Linux; elsewhere 0."""
     try:
         first = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
@@ -130,7 +132,7 @@ def _process_s(pid: int) -> float:
 
 
 def contestants(case: Case) -> list[Contestant]:
-    """Ours with its own choice of threads and on one and two; every peer on one and two."""
+    """mygpt's engine with its own choice of threads, one and two; every peer with one and two."""
     found = [Contestant(case.ours, threads) for threads in (None, 1, 2)]
     return found + [Contestant(peer, threads) for peer in case.peers for threads in (1, 2)]
 
@@ -153,7 +155,7 @@ def run_case(case: Case, work: Path, rounds: int, patience: int) -> list[Contest
 
 
 def reference_ids(case: Case, work: Path) -> dict[str, list[list[int]]]:
-    """First tokens of the chapter's loop, with the model's GELU and with tanh GELU."""
+    """The first tokens of the chapter's loop, with the model's GELU and with tanh GELU."""
     found = {}
     draw = "chapter draw" in case.peers
     for name in ("chapter draw" if draw else "chapter", "chapter tanh"):
@@ -166,7 +168,7 @@ def reference_ids(case: Case, work: Path) -> dict[str, list[list[int]]]:
 
 
 def equal_tokens(ids: list[list[int]], reference: list[list[int]]) -> tuple[int, int]:
-    """How many tokens agree before each row's first difference, and of how many."""
+    """How many tokens are equal before each row's first difference, and of how many."""
     equal = 0
     for row, expected in zip(ids, reference, strict=True):
         for one, other in zip(row, expected, strict=True):

@@ -1,4 +1,4 @@
-"""What one writes or takes first: the chapter's loop, nanoGPT's way, transformers' generate.
+"""Generation in plain PyTorch: the chapter's loop, nanoGPT's variant, transformers' generate.
 
 Letters: B batch, T time, V vocabulary.
 """
@@ -24,7 +24,7 @@ def chapter_generate(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> torch.Tensor:
-    """The chapter's `generate`, section 15.7, as it stands there."""
+    """`generate` of section 15.7 of the chapter, unchanged."""
     model.eval()
     ids = prompt_ids
     for _ in range(max_new_tokens):
@@ -42,7 +42,7 @@ def chapter_generate(
 
 
 class LastOnly:
-    """A GPT that computes the last position's logits alone, as nanoGPT does when it writes."""
+    """A GPT that computes only the last position's logits, as nanoGPT does in generation."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -56,13 +56,13 @@ class LastOnly:
 
 
 def chapter(size: str, prompt: NDArray[np.int64], *, gelu_tanh: bool = False) -> Run:
-    """Greedy in the chapter's way, top_k=1."""
+    """The chapter's loop, greedy by top_k=1."""
     model, ids = build(size, gelu_tanh=gelu_tanh), torch.tensor(prompt)
     return lambda n: chapter_generate(model, ids, n, top_k=1)[:, ids.shape[1] :].tolist()
 
 
 def chapter_draw(size: str, prompt: NDArray[np.int64]) -> Run:
-    """Drawn from torch's global generator, temperature 1, no top-k."""
+    """The chapter's loop, sampling with torch's global generator, temperature 1, no top-k."""
     model, ids = build(size), torch.tensor(prompt)
 
     def run(n: int) -> list[list[int]]:
@@ -73,7 +73,7 @@ def chapter_draw(size: str, prompt: NDArray[np.int64]) -> Run:
 
 
 def nanogpt(size: str, prompt: NDArray[np.int64]) -> Run:
-    """The same loop with the last position's logits alone."""
+    """The same loop with only the last position's logits."""
     model, ids = LastOnly(build(size)), torch.tensor(prompt)
     return lambda n: chapter_generate(model, ids, n, top_k=1)[:, ids.shape[1] :].tolist()
 
@@ -100,7 +100,7 @@ def transformers(size: str, prompt: NDArray[np.int64]) -> Run:
 
 
 def transformers_prefill(size: str, prompt: NDArray[np.int64]) -> Run:
-    """One forward of transformers over the prompt, the last position's logits alone."""
+    """One forward pass of transformers over the prompt, with only the last position's logits."""
     model, ids = as_transformers(build(size)), torch.tensor(prompt)
 
     def run(_: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""One contestant in a process of its own, so that its thread settings are its own.
+"""One contestant in a separate process, since thread settings apply to a process.
 
-Reads one JSON object as its argument; writes a line with its first tokens when it is warm, then
-one line of measurements for each line it reads.
+Its argument is a JSON object. It writes a line with its first tokens after the warm-up, then one
+line of measurements for each line it reads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def contestant(spec: dict[str, Any]) -> Any:
-    """The run of the contestant that `spec` describes."""
+    """The function that generates as `spec` says."""
     from benchmarks.generation import models, native_peers, ours, torch_peers
 
     prompt = models.prompts(spec["size"], spec["batch"], spec["prompt"])
@@ -45,7 +45,7 @@ def contestant(spec: dict[str, Any]) -> Any:
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    # Whatever a library prints must not get between our lines.
+    # Output of libraries goes to stderr, so that stdout has only the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if spec["engine"].split()[0] not in ("CTranslate2", "llama.cpp"):

@@ -1,1 +1,1 @@
-"""Whether other programs do with an exported model what mygpt does with its own."""
+"""Whether an exported model gives the same results in other programs as in mygpt."""

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: an exported folder beside our own evaluation, and beside our server."""
+"""lm-evaluation-harness: an exported folder compared with mygpt's evaluation and server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mygpt.checkpoint import Checkpoint
 from mygpt.evaluation import evaluate
 from mygpt.generation.writer import Writer
 
-_CONTEXT, _GREEDY = 12, 6  # characters of a context; tokens that are written behind it
+_CONTEXT, _GREEDY = 12, 6  # characters of a context; tokens that are generated after it
 _TASK = """\
 task: passages
 dataset_path: json
@@ -42,17 +42,17 @@ metric_list:
 def judge_by_harness(
     found: Checkpoint, folder: Path, texts: list[str], work: Path
 ) -> dict[str, Any] | None:
-    """Loglikelihoods of texts after their first character, theirs and ours; None without lm-eval.
+    """Loglikelihoods of texts after their first character, by both; None without lm-eval.
 
     Args:
         found: the model, whose tokens are characters or bytes.
-        folder: the same, exported.
-        texts: of one window at most.
+        folder: the exported model.
+        texts: each fits the window.
         work: a folder for the task's files.
     """
     if find_spec("lm_eval") is None:
         return None
-    texts = [text.strip() for text in texts]  # the harness moves spaces at a context's end
+    texts = [text.strip() for text in texts]  # the harness moves spaces from a context's end
     task = _Task([(text[0], text[1:]) for text in texts], work / "whole")
     theirs = [logprob for logprob, _ in task.ask("hf", f"pretrained={folder},dtype=float32")]
     model, tokenizer = found.build_model().eval(), found.tokenizer
@@ -73,15 +73,15 @@ def judge_by_harness(
 def judge_server(
     found: Checkpoint, folder: Path, texts: list[str], work: Path
 ) -> dict[str, Any] | None:
-    """The harness's answers of our server and of an exported folder; None without lm-eval.
+    """Results of the harness for `mygpt serve` and for an exported folder; None without lm-eval.
 
-    Each text is asked for as the continuation of its first characters, and so is what the model
-    itself writes there greedily: once the flag "is greedy" is true.
+    Requested are, after the first characters of each text, the rest of the text and the model's
+    greedy continuation, for which the flag "is greedy" is true.
 
     Args:
         found: the model, whose tokens are characters or bytes.
-        folder: the same, exported.
-        texts: of one window at most.
+        folder: the exported model.
+        texts: each fits the window.
         work: a folder for the task's files.
     """
     if find_spec("lm_eval") is None:
@@ -112,11 +112,11 @@ def judge_server(
 
 
 class _Task:
-    """A task of the harness: how likely is a text after another one?
+    """A task of the harness: the loglikelihood of a text after another one.
 
     Args:
         pairs: contexts and continuations.
-        work: a folder to make for its files.
+        work: a folder that is created for its files.
     """
 
     def __init__(self, pairs: list[tuple[str, str]], work: Path) -> None:
@@ -142,14 +142,14 @@ class _Task:
             bootstrap_iters=0,
         )
         samples = sorted(results["samples"]["passages"], key=lambda sample: sample["doc_id"])
-        # As the model answered it: a filter may keep the first number alone.
+        # The unfiltered response of the model: filters may drop the flag.
         answers = [sample["resps"][0][0] for sample in samples]
         return [(float(logprob), str(greedy) == "True") for logprob, greedy in answers]
 
 
 @contextlib.contextmanager
 def _served(found: Checkpoint) -> Iterator[tuple[str, str]]:
-    """The address of a server of a model, and its name there, while it runs."""
+    """Start a server for a model; its address, and the model's name there."""
     command = [sys.executable, "-m", "mygpt", "serve", str(found.path), "--port", "0", "--quiet"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,4 @@
-"""mygpt, transformers and llama.cpp behind one face: tokens, logits, greedy continuations."""
+"""mygpt, transformers and llama.cpp with one interface: tokens, logits, greedy continuations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Program(Protocol):
     name: str
 
     def encode(self, text: str) -> list[int]:
-        """A text's ids, no others added."""
+        """The ids of a text, without added special tokens."""
 
     def logits(self, prompt: list[int], continuation: list[int]) -> NDArray[np.float32]:
-        """Before each token of a continuation: (tokens, V)."""
+        """The logits that predict each token of a continuation: (tokens, V)."""
 
     def continue_greedily(self, text: str, tokens: int) -> tuple[list[int], list[int]]:
-        """A prompt's ids and those the program itself writes after it, at most so many."""
+        """The ids of a prompt, and of the program's continuation of at most `tokens`."""
 
 
 @dataclass
@@ -119,19 +119,19 @@ class _LlamaCpp:
         ids = self.encode(text)
         self.model.reset()
         found: Any = self.model.create_completion(ids, max_tokens=tokens, temperature=0.0)
-        return ids, list(range(found["usage"]["completion_tokens"]))  # the count is asked for
+        return ids, list(range(found["usage"]["completion_tokens"]))  # only their number is used
 
 
 def by_mygpt(found: Checkpoint) -> Program:
-    """The model as it is."""
+    """The model in mygpt."""
     return _Mygpt(found)
 
 
 def by_transformers(folder: Path) -> Program:
-    """The exported folder, loaded with no code of ours."""
+    """The exported folder in transformers, without code of mygpt."""
     return _Transformers(folder)
 
 
 def by_llama_cpp(file: Path, window: int) -> Program:
-    """The exported float32 file, with a float32 KV cache."""
+    """The exported float32 file in llama.cpp, with a float32 KV cache."""
     return _LlamaCpp(file, window)

@@ -1,1 +1,1 @@
-"""Several processes beside one, and a token store beside memory, by whole `mygpt train` runs."""
+"""Speed of `mygpt train` with several processes and with a token store."""

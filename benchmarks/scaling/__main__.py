@@ -1,8 +1,8 @@
-"""Training speed of processes and of stores, each beside the plain way in the same minutes.
+"""Training speed with several processes and with a token store, compared with plain training.
 
 `python -m benchmarks.scaling TEXT [processes|stores] [--rounds N]`, on a machine that does
-nothing else. Speeds are of the steps alone, from the runs' own logs; ratios are medians of the
-rounds' ratios, whose parts follow each other.
+nothing else. Speeds are those of the training steps, from the runs' logs; ratios are medians of the
+ratios of each round, in which all are measured one after the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 _ENDLESS = "1000000000"
-_HELD = "To be or not to be, that is the question.\n"
+_VALIDATION_TEXT = "To be or not to be, that is the question.\n"
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def main(
     rounds: int = 3,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        held = Path(folder, "held.txt")
-        held.write_text(_HELD * 20)
-        quiet = ("--val-file", str(held), "--sample-tokens", "0", "--save-seconds", _ENDLESS)
+        validation = Path(folder, "validation.txt")
+        validation.write_text(_VALIDATION_TEXT * 20)
+        quiet = ("--val-file", str(validation), "--sample-tokens", "0", "--save-seconds", _ENDLESS)
         if what in ("processes", "all"):
             medium = ("--preset", "medium", "--batch-size", "32", "--steps", "4", *quiet)
             ways = [
@@ -51,21 +51,21 @@ def main(
                 Way("2 processes, 1 thread each, sharded", 2, 1, text, (*medium, "--shard")),
                 Way("1 process, 2 threads", 1, 2, text, medium),
             ]
-            print("10.7 million parameters (preset medium), 32 windows of 256 a step:")
+            print("10.7 million parameters (preset medium), 32 windows of 256 per step:")
             compare(ways, rounds)
         if what in ("stores", "all"):
             store = Path(folder, "store")
             command = ["tokenize", str(text), "--out", str(store), "--tokenizer", "char"]
             mygpt([*command, "--quiet"], 1, 2)
-            # Both hold the same tokens back: none is named to validate on.
+            # Both validate on the same tokens, the last ones of the text: no file is named.
             small = ("--preset", "nano", "--steps", "1200", *quiet[2:], "--eval-every", _ENDLESS)
             ways = [Way("memory", 1, 2, text, small), Way("store", 1, 2, store, small)]
-            print("217,000 parameters (preset nano), 16 windows of 64 a step:")
+            print("217,000 parameters (preset nano), 16 windows of 64 per step:")
             compare(ways, rounds)
 
 
 def compare(ways: list[Way], rounds: int) -> None:
-    """Each way once a round; the first is what the others are compared to."""
+    """Measure each way once per round, and print its ratio to the first one."""
     speeds: dict[str, list[float]] = {way.name: [] for way in ways}
     for number in range(rounds):
         order = ways if number % 2 == 0 else ways[::-1]
@@ -82,7 +82,7 @@ def compare(ways: list[Way], rounds: int) -> None:
 
 
 def speed(way: Way) -> float:
-    """Tokens a second from the first step to the last."""
+    """Tokens per second from the first step to the last."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         command = ["train", str(way.text), "--output", str(run), "--print-every", "1", "--quiet"]

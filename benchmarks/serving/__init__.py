@@ -1,1 +1,1 @@
-"""`mygpt serve` beside llama.cpp's server: tokens a second, and the time between tokens."""
+"""`mygpt serve` compared with llama.cpp's server: tokens per second, and time between tokens."""

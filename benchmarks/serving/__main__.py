@@ -1,9 +1,9 @@
-"""`mygpt serve` and llama.cpp's server on the same exported model, in turns.
+"""`mygpt serve` and llama.cpp's server with the same exported model, measured in turns.
 
 Usage: python -m benchmarks.serving LLAMA_SERVER [--rounds 3] [--seconds 8] [--out docs/benchmarks]
 in the folder above `benchmarks`, on a machine that does nothing else. LLAMA_SERVER is the program
-`llama-server`, built of the sources that llama-cpp-python carries. 1, 8 and 32 clients stream
-greedy completions of characters, one after another; the clients are one thread beside the servers.
+`llama-server`, built from the sources in llama-cpp-python. 1, 8 and 32 clients stream greedy
+completions of characters, each one request after the other; all clients are in one thread.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from mygpt.checkpoint import read_checkpoint
 from mygpt.formats import export_checkpoint
 
 CLIENTS = (1, 8, 32)
-SIZES = {"S": 40, "M": 200}  # new tokens of a request: with its prompt they fit the window
+SIZES = {"S": 40, "M": 200}  # new tokens per request; with the prompt they fit the window
 PROMPT = 16
 CHARACTERS = "".join(chr(33 + n) for n in range(65))
 
 
 def make_model(size: str, folder: Path) -> tuple[Path, Path]:
-    """A checkpoint and the same as GGUF, float32: random weights that never end a text."""
+    """A checkpoint and a GGUF file with the same random float32 weights, which never end a text."""
     config = replace(CONFIGS[size], vocab_size=66, mlp="gelu_tanh", attention_bias=True)
     torch.manual_seed(0)
     model = GPT.from_config(config)
@@ -62,7 +62,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[None]:
-    """A server in a process of its own, once its /health is good."""
+    """Start a server process, and wait until its /health responds."""
     process = subprocess.Popen(
         command, env=environment(None), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -91,7 +91,7 @@ def commands(size: str, checkpoint: Path, gguf: Path, llama: Path, port: int) ->
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All servers and numbers of clients, in turns, as plain values."""
+    """Results of all servers and numbers of clients, measured in turns, as plain values."""
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size, tokens in SIZES.items():
@@ -108,12 +108,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                             await_quiet(QUIET_WAIT_S)
                             result = load(port, requests, clients, options.seconds)
                             row = f"{size}, {clients} clients"
-                            found.setdefault(row, {}).setdefault(name, []).append(told(result))
-                            print(row, name, told(result), flush=True)
+                            found.setdefault(row, {}).setdefault(name, []).append(values_of(result))
+                            print(row, name, values_of(result), flush=True)
     return {"machine": describe_machine(), "seconds": options.seconds, "runs": found}
 
 
-def told(result: Load) -> dict[str, float]:
+def values_of(result: Load) -> dict[str, float]:
     return {"rate": result.rate, "p99_ms": result.p99_ms, "answers": result.answers}
 
 
@@ -123,11 +123,11 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Serving, side by side",
         "",
-        "`python -m benchmarks.serving`: `mygpt serve` and llama.cpp's `llama-server` (of the "
+        "`python -m benchmarks.serving`: `mygpt serve` and llama.cpp's `llama-server` (from the "
         "sources in llama-cpp-python 0.3.36) on the same model, float32, 32 slots each, each with "
         "its own defaults otherwise. S is the tutorial's model with tanh GELU, M 10.65 million "
         "parameters; tokens are characters. Clients stream greedy completions (S 40, M 200 tokens "
-        "after a prompt of 16), one after another; they take their share of the same cores. "
+        "after a prompt of 16), each one after the other; they use the same cores as the server. "
         f"Medians of the rounds, {results['seconds']:g} seconds each. The gap is the time between "
         "two pieces of a stream, which may hold several tokens.",
         "",

@@ -1,7 +1,7 @@
-"""Streaming clients of /v1/completions, all in one thread, which do as little as they can.
+"""Streaming clients of /v1/completions, all in one thread, with as little work as possible.
 
-What comes is kept with its time and looked at afterwards, so that counting costs the servers,
-which share the machine, no time.
+Received data is stored with its time and parsed afterwards, since the clients run on the same
+machine as the servers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class _Stream:
 
 @dataclass
 class Load:
-    """What some clients got in some seconds.
+    """What the clients received.
 
     Attributes:
-        tokens: characters that came; a token is one here.
-        seconds: for how long.
-        gaps_s: between one piece of an answer's text and the next.
-        answers: that came whole.
+        tokens: number of characters; a token is one character here.
+        seconds: duration.
+        gaps_s: seconds from one piece of an answer's text to the next.
+        answers: number of complete answers.
     """
 
     tokens: int = 0
@@ -42,18 +42,18 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Tokens a second, all clients together."""
+        """Tokens per second, all clients together."""
         return self.tokens / self.seconds
 
     @property
     def p99_ms(self) -> float:
-        """99 of 100 gaps are shorter, milliseconds."""
+        """The 99th percentile of the gaps in milliseconds."""
         ranked = sorted(self.gaps_s)
         return 1000 * ranked[int(0.99 * (len(ranked) - 1))] if ranked else 0.0
 
 
 def body(model: str, prompt: str, tokens: int) -> bytes:
-    """A request for so many tokens, drawn greedily, streamed."""
+    """A request for a streamed greedy completion of `tokens` tokens."""
     content = {
         "model": model,
         "prompt": prompt,
@@ -70,7 +70,7 @@ def body(model: str, prompt: str, tokens: int) -> bytes:
 
 
 def load(port: int, requests: list[bytes], clients: int, seconds: float) -> Load:
-    """So many clients, each with one request after another, for so long."""
+    """Run `clients` clients, each with one request after the other, for `seconds`."""
     chooser = selectors.DefaultSelector()
     answers: list[list[tuple[float, bytes]]] = []
     number = 0
@@ -110,7 +110,7 @@ def load(port: int, requests: list[bytes], clients: int, seconds: float) -> Load
 
 
 def _count(parts: list[tuple[float, bytes]], found: Load) -> None:
-    """Add an answer's characters, and the times between its pieces of text."""
+    """Add the characters of an answer, and the times between its pieces of text."""
     text, last = b"", None
     if parts and parts[0][1]:
         assert parts[0][1].startswith(b"HTTP/1.1 200"), parts[0][1][:500]

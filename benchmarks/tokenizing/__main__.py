@@ -1,9 +1,9 @@
-"""`python -m benchmarks.tokenizing`: speed beside the `tokenizers` library, and memory.
+"""`python -m benchmarks.tokenizing`: speed compared with the `tokenizers` library, and memory.
 
-Speed: the same documents and the same `tokenizer.json`, by the library's `encode_batch` with all
-cores (documents in memory, ids thrown away) and by `mygpt tokenize` (files read, a store written,
-the start of the program included), in turns. Memory: the resident set of `mygpt tokenize` and all
-its processes together, at its peak, for two lengths of one text.
+Speed: the same documents and `tokenizer.json`, with the library's `encode_batch` on all cores
+(documents in memory, ids discarded) and with `mygpt tokenize` (including the start of the program,
+reading the files and writing a store), in turns. Memory: the peak of the resident set of `mygpt
+tokenize` and all its processes together, for two lengths of a text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.tokenizing.texts import paragraphs, write_text
 
-_BATCH = 1000  # documents that the library gets at once
+_BATCH = 1000  # documents of a call of `encode_batch`
 _VOCABULARY = 8192
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -41,7 +41,7 @@ print(json.dumps([time.perf_counter() - began, tokens]))
 
 
 def write_documents(path: Path, num_bytes: int) -> int:
-    """A *.jsonl of paragraphs with about so many bytes of text; returns how many."""
+    """Write a *.jsonl of paragraphs with about `num_bytes` bytes of text; returns their number."""
     written = 0
     with open(path, "w", encoding="utf-8") as file:
         for some in paragraphs():
@@ -55,7 +55,7 @@ def write_documents(path: Path, num_bytes: int) -> int:
 
 
 def write_tokenizers(folder: Path, text: str) -> dict[str, Path]:
-    """Ours, and one with GPT-2's rule for words, which the library applies."""
+    """Files of a mygpt tokenizer, and of one with GPT-2's pre-tokenization by the library."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from mygpt.tokenization import BPETokenizer
@@ -77,7 +77,7 @@ def write_tokenizers(folder: Path, text: str) -> dict[str, Path]:
 
 
 def tokenize(*arguments: object) -> tuple[float, float]:
-    """Seconds of `mygpt tokenize`, and MB of its processes together, at the peak."""
+    """Seconds of `mygpt tokenize`, and the peak memory of all its processes in MB."""
     command = [sys.executable, "-m", "mygpt", "tokenize", *map(str, arguments), "--quiet"]
     began = time.perf_counter()
     child = subprocess.Popen(command)
@@ -90,18 +90,18 @@ def tokenize(*arguments: object) -> tuple[float, float]:
 
 
 def _resident_kb(process: int) -> int:
-    """Of a process and all that it has started."""
+    """Resident memory of a process and its descendants."""
     try:
         kb = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE_KB
         threads = list(Path(f"/proc/{process}/task").iterdir())
         children = [(thread / "children").read_text().split() for thread in threads]
-    except (OSError, IndexError):  # it has ended
+    except (OSError, IndexError):  # the process has ended
         return 0
     return kb + sum(_resident_kb(int(child)) for some in children for child in some)
 
 
 def speed(folder: Path, megabytes: int, rounds: int) -> None:
-    """Print seconds of both, and their ratio in each round."""
+    """Print the seconds of both, and the ratio of each round."""
     documents = folder / "documents.jsonl"
     num_bytes = write_documents(documents, megabytes * 10**6)
     sample = next(paragraphs(1)) + next(paragraphs(2))
@@ -117,7 +117,7 @@ def speed(folder: Path, megabytes: int, rounds: int) -> None:
             out = folder / f"store-{name}"
             mine_s, _ = tokenize(documents, "--out", out, "--tokenizer", tokenizer)
             index = json.loads((out / "index.json").read_text())
-            assert index["tokens"] == tokens + index["documents"], "the ids are not as many"
+            assert index["tokens"] == tokens + index["documents"], "different numbers of ids"
             shutil.rmtree(out)
             ratios.append(theirs_s / mine_s)
             print(
@@ -130,14 +130,15 @@ def speed(folder: Path, megabytes: int, rounds: int) -> None:
 
 
 def memory(folder: Path, sizes: list[int], workers: int) -> None:
-    """Print the peak for each length of a text."""
+    """Print the peak memory for each length of a text."""
     for megabytes in sizes:
         text, out = folder / "text.txt", folder / "store"
         write_text(text, megabytes * 10**6)
         seconds, peak_mb = tokenize(text, "--out", out, "--workers", workers)
         print(
             f"{megabytes} MB of text in one document: {peak_mb:.0f} MiB resident at the peak with "
-            f"{workers} processes, {seconds:.1f} s, {megabytes / seconds:.2f} MB/s with learning",
+            f"{workers} processes, {seconds:.1f} s, {megabytes / seconds:.2f} MB/s including "
+            "training",
             flush=True,
         )
         shutil.rmtree(out)
@@ -146,7 +147,9 @@ def memory(folder: Path, sizes: list[int], workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--speed-mb", type=int, default=50, help="text for the speed; 0: none")
+    parser.add_argument(
+        "--speed-mb", type=int, default=50, help="megabytes of text for the speed; 0: skip"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-mb", type=int, nargs="*", default=[200, 400])
     parser.add_argument("--workers", type=int, default=2, help="processes, for the memory")

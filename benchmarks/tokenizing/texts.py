@@ -1,6 +1,6 @@
-"""Text that looks like text: words of syllables in Zipf's proportions, sentences, paragraphs.
+"""Synthetic text: words of syllables with Zipf-distributed frequencies, sentences, paragraphs.
 
-The same seed gives the same bytes, however many of them are asked for.
+The same seed gives the same bytes; a shorter text is the beginning of a longer one.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _CODAS = ["", "", "n", "r", "s", "t", "l", "nd", "ng", "rt", "ck", "st"]
 _PARTS = (_ONSETS, _NUCLEI, _CODAS)
 _WORDS = 200_000
 _EXPONENT = 1.05
-_BATCH = 100_000  # words drawn at once
+_BATCH = 100_000  # words that are drawn at once
 
 
-def _vocabulary(chance: np.random.Generator) -> list[str]:
-    """Distinct words; the common ones, which stand first, are short."""
+def _vocabulary(generator: np.random.Generator) -> list[str]:
+    """Distinct words, the most frequent ones first; these are short."""
     words: dict[str, None] = {}
     while len(words) < _WORDS:
-        drawn = [chance.integers(len(part), size=(_BATCH, 4)).tolist() for part in _PARTS]
-        more = chance.integers(2, size=_BATCH).tolist()
+        drawn = [generator.integers(len(part), size=(_BATCH, 4)).tolist() for part in _PARTS]
+        more = generator.integers(2, size=_BATCH).tolist()
         for row in range(_BATCH):
             syllables = 1 + (len(words) > 300) + (len(words) > 20_000) * more[row]
             chosen = zip(*(kind[row][:syllables] for kind in drawn), strict=True)
@@ -35,14 +35,14 @@ def _vocabulary(chance: np.random.Generator) -> list[str]:
 
 
 def paragraphs(seed: int = 0) -> Iterator[str]:
-    """Some paragraphs at a time, without end."""
-    chance = np.random.default_rng(seed)
-    words = np.array(_vocabulary(chance), dtype=object)
+    """An endless sequence of paragraphs, in batches."""
+    generator = np.random.default_rng(seed)
+    words = np.array(_vocabulary(generator), dtype=object)
     weights = 1.0 / np.arange(1, _WORDS + 1) ** _EXPONENT
     cumulated = np.cumsum(weights / weights.sum())
     while True:
-        drawn = words[np.searchsorted(cumulated, chance.random(_BATCH)).clip(max=_WORDS - 1)]
-        kinds = chance.integers(0, 300, size=_BATCH)
+        drawn = words[np.searchsorted(cumulated, generator.random(_BATCH)).clip(max=_WORDS - 1)]
+        kinds = generator.integers(0, 300, size=_BATCH)
         drawn[kinds < 20] += ","
         drawn[kinds == 20] = [f"({number})" for number in np.flatnonzero(kinds == 20).tolist()]
         drawn[kinds > 280] += "."
@@ -51,7 +51,7 @@ def paragraphs(seed: int = 0) -> Iterator[str]:
 
 
 def write_text(path: Path, num_bytes: int, seed: int = 0) -> None:
-    """A file of `num_bytes`, or up to three less: the last character is whole."""
+    """Write a file of `num_bytes`, or up to three fewer: the last character is complete."""
     left = num_bytes
     with open(path, "wb") as file:
         for text in paragraphs(seed):

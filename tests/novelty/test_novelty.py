@@ -102,7 +102,7 @@ def test_the_sample_of_a_model_that_memorised() -> None:
     corpus = [Document("a", "nothing of it"), Document("b", "so: the quick brown fox jumps.")]
     result = measure_novelty("A the quick brown fox! AAAAAAAAAAAAAAAAA", corpus, copied_chars=20)
     assert str(result) == (
-        "longest copied passage 20 characters (' the quick brown fox'), 50% of the sample lies in "
+        "longest copied passage 20 characters (' the quick brown fox'), 50% of the sample is in "
         "copied passages of 20 or more"
     )
     (passage,) = result.passages

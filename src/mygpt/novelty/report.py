@@ -63,7 +63,7 @@ class Novelty:
             shown = f"{shown[: _SHOWN - 3]}..."
         return (
             f"longest copied passage {length} character{'s' * (length > 1)} ({shown!r}), "
-            f"{self.share:.0%} of the sample lies in copied passages of {self.copied_chars} or more"
+            f"{self.share:.0%} of the sample is in copied passages of {self.copied_chars} or more"
         )
 
 
