@@ -1,1 +1,1 @@
-"""Training side by side: `mygpt train` and others' recipes, on the same text and budget."""
+"""Training: `mygpt train` compared with other recipes, on the same text and budget."""

@@ -1,10 +1,10 @@
-"""One plain recipe trained for a budget of seconds, in a process of its own.
+"""Train one plain recipe for a budget of seconds, in a separate process.
 
 Usage: python -m benchmarks.training.budgeted tutorial|nanogpt PATH RECORDS --seconds S
        [--began T] [--seed N] [--iterations N]
-Writes one JSON object a line into RECORDS: {"seconds", "step", "tokens", "loss"} at marks on
-the way. Seconds are those since the process began, importing torch included, less those spent
-scoring at marks: the recipe itself would not have scored there.
+Writes a JSON object per line into RECORDS: {"seconds", "step", "tokens", "loss"} at marks of the
+budget. Seconds count from the start of the process, importing torch included, without the time of
+the evaluations at the marks, which are not a part of the recipe.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Shares of the budget after which a recipe is scored: close together at first.
+# Fractions of the budget after which a recipe is evaluated: at first in short intervals.
 MARKS = (0.02, 0.04, 0.06, 0.08, *(n / 20 for n in range(2, 20)))
 
 
 class NetClock:
-    """Seconds since `began` (of time.monotonic), less those in which it was stopped."""
+    """Seconds since `began` (of time.monotonic), without those in which it was stopped."""
 
     def __init__(self, began: float) -> None:
         self._zero = began
@@ -45,14 +45,14 @@ def train(
     *,
     most_steps: int | None = None,
 ) -> None:
-    """Step until the budget is spent or `most_steps` are made.
+    """Train until the budget is spent or `most_steps` are done.
 
     Args:
         recipe: a `Recipe`.
-        clock: whose seconds count.
-        budget_s: seconds.
-        note: is told (seconds, steps done) at each mark and at the end, the clock stopped.
-        most_steps: a length that is reached before the budget ends; None for none.
+        clock: measures the seconds of the budget.
+        budget_s: the budget.
+        note: called with (seconds, steps done) at each mark and at the end, the clock stopped.
+        most_steps: the largest number of steps; None is no limit.
     """
     marks = [share * budget_s for share in MARKS]
     steps = 0
@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--began", type=float, default=None, help="time.monotonic() of the start")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, default=None, help="of nanogpt; it then ends")
+    parser.add_argument(
+        "--iterations", type=int, default=None, help="of nanogpt, after which it ends"
+    )
     options = parser.parse_args()
     clock = NetClock(time.monotonic() if options.began is None else options.began)
 
@@ -85,15 +87,15 @@ def main() -> None:
     text = Characters.of(options.path.read_text(encoding="utf-8"))
     recipe: tutorial.Recipe | nanogpt.Recipe
     if options.recipe == "tutorial":
-        recipe = tutorial.Recipe(text.learned, len(text.chars), seed=options.seed)
+        recipe = tutorial.Recipe(text.train, len(text.chars), seed=options.seed)
     else:
         recipe = nanogpt.Recipe(
-            text.learned, len(text.chars), iterations=options.iterations, seed=options.seed
+            text.train, len(text.chars), iterations=options.iterations, seed=options.seed
         )
     with options.records.open("w", encoding="utf-8") as records:
 
         def note(seconds: float, steps: int) -> None:
-            loss = recipe_loss(recipe.model, text.held)
+            loss = recipe_loss(recipe.model, text.test)
             found = {"seconds": seconds, "step": steps, "tokens": steps * recipe.tokens_per_step}
             parameters = sum(p.numel() for p in recipe.model.parameters())
             record = {**found, "loss": loss, "parameters": parameters}

@@ -1,9 +1,9 @@
-"""What `mygpt train FILE --minutes M` reaches in given times, scored on the last tenth.
+"""The loss of `mygpt train FILE --minutes M` for given times, on the last tenth of the text.
 
-The whole command is timed, from its start to its end. `last.safetensors` is scored, which no
-validation has chosen, in windows of 64 and in the model's own. Results of several calls are
-kept together in one JSON file, by budget and seed. (There, "plain" and "exportable" are runs of
-versions that had n-gram input tables, with and without these.)
+The whole command is timed, from its start to its end. `last.safetensors` is evaluated, which is not
+selected by validation, in windows of 64 and in the model's own window. Results of several calls are
+stored in one JSON file, by budget and seed. (There, "plain" and "exportable" are runs of versions
+that had n-gram input tables, with and without these.)
 
 Usage: python -m benchmarks.training.budgets PATH [--seconds 30,150] [--seeds 0,1,2]
        [--out docs/benchmarks/training-budgets.json]
@@ -27,9 +27,9 @@ from benchmarks.training.scoring import cut_of, saved_loss
 
 
 def run(path: Path, seconds: float, seed: int) -> dict[str, Any]:
-    """One command: its wall time, and the losses of the model it left."""
+    """Run the command once: its wall time, and the losses of its model."""
     text = path.read_text(encoding="utf-8")
-    held = text[cut_of(text) :]
+    test = text[cut_of(text) :]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         command = ["-m", "mygpt", "train", str(path), "--minutes", str(seconds / 60)]
@@ -38,8 +38,8 @@ def run(path: Path, seconds: float, seed: int) -> dict[str, Any]:
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
         wall_s, busy = time.monotonic() - began, others.cores()
         records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-        last = saved_loss(output / "last.safetensors", held)
-        best = saved_loss(output / "best.safetensors", held)
+        last = saved_loss(output / "last.safetensors", test)
+        best = saved_loss(output / "best.safetensors", test)
     reports = [record for record in records if "tokens" in record]
     return {
         "wall_s": wall_s,
@@ -53,7 +53,7 @@ def run(path: Path, seconds: float, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what was asked for, print each result and the medians, and keep all of them."""
+    """Run all budgets and seeds, print each result and the medians, and store the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--seconds", default="30,150")

@@ -3,10 +3,10 @@
 Usage: python -m benchmarks.training.curves PATH [--seconds 150] [--rounds 1] [--tuning]
        [--only mygpt,nanogpt,tutorial] [--flags="--lr 0.01"] [--out docs/benchmarks]
 in the folder above `benchmarks`, on a machine that does nothing else; needs matplotlib. Each
-gets the same seconds, importing its libraries included, one after the other, `rounds` times
-with other seeds. The first 90% of the text are to learn from, the last 10% are what all are
-scored on; `--tuning` cuts those last 10% off first, for everything but the final measurement,
-and names its files `training-tuning.*`. Writes a JSON file, a plot and `training.md`.
+has the same time, importing its libraries included, one after the other, `rounds` times with
+different seeds. All are trained on the first 90% of the text and evaluated on the last 10%;
+`--tuning` removes these last 10% first, for all but the final measurement, and names its files
+`training-tuning.*`. Writes a JSON file, a plot and `training.md`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONTESTANTS = ("mygpt", "nanogpt", "tutorial")
 
 
 def prepared(path: Path, work: Path, *, tuning: bool) -> Path:
-    """The text that all read: the file's, or only what may be learned from of it."""
+    """Copy the text for all contestants: all of it, or for tuning only the first 90%."""
     text = path.read_text(encoding="utf-8")
     copy = work / "text.txt"
     copy.write_text(text[: cut_of(text)] if tuning else text, encoding="utf-8", newline="")
@@ -40,16 +40,16 @@ def prepared(path: Path, work: Path, *, tuning: bool) -> Path:
 def run_ours(
     text: Path, seconds: float, work: Path, *, seed: int, flags: list[str]
 ) -> dict[str, Any]:
-    """`mygpt train` for these seconds, then every model it wrote scored."""
+    """Run `mygpt train` for these seconds, then evaluate every model that it wrote."""
     others = Others()
     wall_s, watch = watched.run(text, seconds, work, flags=flags, seed=seed)
     busy = others.cores()
-    whole = text.read_text(encoding="utf-8")
-    return {**watched.scored(wall_s, watch, whole[cut_of(whole) :]), "others_cores": busy}
+    content = text.read_text(encoding="utf-8")
+    return {**watched.scored(wall_s, watch, content[cut_of(content) :]), "others_cores": busy}
 
 
 def run_recipe(name: str, text: Path, seconds: float, work: Path, *, seed: int) -> dict[str, Any]:
-    """A plain recipe for these seconds, scored on the way with its clock stopped."""
+    """Run a plain recipe for these seconds; it is evaluated meanwhile with its clock stopped."""
     records = work / f"{name}.jsonl"
     others = Others()
     command = [sys.executable, "-m", "benchmarks.training.budgeted", name, str(text), str(records)]
@@ -62,7 +62,7 @@ def run_recipe(name: str, text: Path, seconds: float, work: Path, *, seed: int) 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All contestants in turns, as plain values."""
+    """Results of all contestants, measured in turns, as plain values."""
     names = [name for name in CONTESTANTS if name in options.only.split(",")]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -96,11 +96,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, help="a text; Tiny Shakespeare for the record")
+    parser.add_argument(
+        "path", type=Path, help="a text; Tiny Shakespeare for the published results"
+    )
     parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--tuning", action="store_true", help="never look at the last 10%%")
-    parser.add_argument("--only", default=",".join(CONTESTANTS), help="by comma")
+    parser.add_argument("--tuning", action="store_true", help="do not use the last 10%%")
+    parser.add_argument("--only", default=",".join(CONTESTANTS), help="separated by commas")
     parser.add_argument("--flags", default="", help="further flags of `mygpt train`")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Who else was computing: processor cores that other programs used meanwhile."""
+"""Load by other programs: the processor cores that they used during a measurement."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ TOLERATED_CORES = 0.1
 
 
 class Others:
-    """Counts from its making on.
+    """Measures from its construction on.
 
-    Linux tells of all processes; elsewhere `cores` gives 0. Children count as our own once they
-    have ended.
+    On Linux; elsewhere `cores` gives 0. Child processes are not counted as others once they have
+    ended.
     """
 
     def __init__(self) -> None:
         self._before = (time.monotonic(), _machine_s(), _own_s())
 
     def cores(self) -> float:
-        """Cores in use by others since then, on average."""
+        """Average number of cores that other programs have used since then."""
         began, machine_s, own_s = self._before
         used = (_machine_s() - machine_s) - (_own_s() - own_s)
         return max(0.0, used) / max(1e-9, time.monotonic() - began)

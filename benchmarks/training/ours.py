@@ -1,6 +1,6 @@
-"""mygpt's training in-process, timed by what it tells of its own steps.
+"""mygpt's training in this process, timed by the events of its steps.
 
-The one place that knows how mygpt is called for a measurement of speed.
+The only place that calls mygpt for measurements of training speed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mygpt.training.events import Event, Started, StepDone
 
 @dataclass(frozen=True)
 class Timed:
-    """A number of steps: their speed, the first loss and the last, and the model's size."""
+    """Measurements of some steps: speed, first and last loss, number of parameters."""
 
     tokens_per_s: float
     first_loss: float
@@ -25,17 +25,19 @@ class Timed:
 
 
 def timed_steps(path: str, steps: int, **options: Any) -> Timed:
-    """Train for `steps` (at least 2) and time all but the first, reports included.
+    """Train for `steps` (at least 2) and time all but the first, including reports.
 
-    Samples, validation and saves by the clock are off; `options` are those of `mygpt.train`.
+    Samples, validation and timed saves are off; `options` are those of `mygpt.train`.
     """
-    heard: list[Event] = []
+    events: list[Event] = []
     quiet = {"print_every": steps, "sample_tokens": 0, "val_fraction": 0.0, "save_seconds": 1e6}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        mygpt.train(path, steps=steps, output=output, listener=heard.append, **{**quiet, **options})
-    started = next(event for event in heard if isinstance(event, Started))
-    first, *_, last = (event for event in heard if isinstance(event, StepDone))
+        mygpt.train(
+            path, steps=steps, output=output, listener=events.append, **{**quiet, **options}
+        )
+    started = next(event for event in events if isinstance(event, Started))
+    first, *_, last = (event for event in events if isinstance(event, StepDone))
     seconds = last.elapsed_s - first.elapsed_s
     tokens = last.tokens - first.tokens
     return Timed(tokens / seconds, first.loss, last.loss, started.parameters)
@@ -51,9 +53,9 @@ def large_step(path: str, steps: int, *, modern: bool, batch: int, dropout: floa
 
     Args:
         path: a text.
-        steps: how many.
-        modern: the modern block; else LayerNorm, GELU and learned positions.
-        batch: windows a step.
+        steps: number of steps.
+        modern: the modern block; else LayerNorm, GELU and position embeddings.
+        batch: windows per step.
         dropout: probability.
     """
     return timed_steps(

@@ -1,4 +1,4 @@
-"""From measurements to `training.md`, its JSON files and its plot."""
+"""Report of the measurements: `training.md`, its JSON files and its plot."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TITLES = {
     "tutorial": "the tutorial's recipe",
 }
 _COLORS = {"mygpt": "#2a7f62", "nanogpt": "#b5533c", "tutorial": "#4a6fa5"}
-_HIGHEST_SHOWN = 3.2  # nats; what lies above are the first seconds
+_HIGHEST_SHOWN = 3.2  # nats; losses above it are those of the first seconds
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
+    """Processor, number of cores, versions of the packages."""
     from mygpt.machine import cpu_name
 
     return {
@@ -37,7 +37,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def write_curves(results: Results, folder: Path) -> Path:
-    """Write the curves' JSON and plot, and the page; returns the page's path."""
+    """Write JSON and plot of the curves, and the page; returns the page's path."""
     stem = "training-tuning" if results["tuning"] else "training"
     _write_json(results, folder / f"{stem}.json")
     draw(results, folder / f"{stem}.svg")
@@ -45,7 +45,7 @@ def write_curves(results: Results, folder: Path) -> Path:
 
 
 def write_speed(results: Results, folder: Path) -> Path:
-    """Write the speeds' JSON, and the page; returns the page's path."""
+    """Write JSON of the speeds, and the page; returns the page's path."""
     _write_json(results, folder / "training-speed.json")
     return _write_page(folder, "training")
 
@@ -56,7 +56,7 @@ def _write_json(results: Results, path: Path) -> None:
 
 
 def _write_page(folder: Path, stem: str) -> Path:
-    """The page of all that lies in the folder: curves, and beside the record also speeds."""
+    """The page of all results in the folder: curves, and speeds (not with tuning)."""
     lines = ["# Training, side by side"]
     curves, speed = folder / f"{stem}.json", folder / "training-speed.json"
     if curves.exists():
@@ -80,7 +80,7 @@ def _machine(results: Results, loads: Sequence[float]) -> str:
 
 
 def curves_section(results: Results, picture: str) -> list[str]:
-    """Loss after the budget, and on the way."""
+    """Losses at the end of the budget, and before."""
     runs = results["runs"]
     loads = [run["others_cores"] for found in runs.values() for run in found]
     text = "the last tenth of the first 90% of the text" if results["tuning"] else "its last 10%"
@@ -89,14 +89,13 @@ def curves_section(results: Results, picture: str) -> list[str]:
         "",
         f"## The same text, {results['budget_s']:g} seconds",
         "",
-        f"Each learns from the first part of a text by characters and is scored on {text}: one "
-        "pass by one evaluator, nats per character, in windows of 64 that lie end to end. "
-        "Seconds are those since the process began, importing torch included; tokens/s count "
-        f"them all. `mygpt train FILE --minutes M`{flags} is run as a user runs it and has its "
-        "own validation and saving in its seconds; it keeps the model that is best on its "
-        "validation text, which is the text all are scored on. The others "
-        "(`benchmarks/training/recipes/`) are scored on the way with the clock stopped; "
-        "nanoGPT's cosine ends with the budget.",
+        f"Each is trained by characters on the first part of a text and evaluated on {text}: one "
+        "pass of the same evaluator, nats per character, in adjacent windows of 64. Seconds count "
+        "from the start of the process, importing torch included, also in tokens/s. `mygpt train "
+        f"FILE --minutes M`{flags} is run as by a user and includes its own validation and saving; "
+        "it keeps the model that is best on its validation text, which is the text of the "
+        "evaluation. The others (`benchmarks/training/recipes/`) are evaluated with the clock "
+        "stopped; the cosine schedule of nanoGPT's recipe ends with the budget.",
         "",
         _machine(results, loads),
         "",
@@ -108,8 +107,8 @@ def curves_section(results: Results, picture: str) -> list[str]:
         *_passed(runs),
         f"![Validation loss against seconds]({picture})",
         "",
-        "Solid: windows of 64; for mygpt, each model in the second in which it lay on the disk. "
-        "Dotted: what mygpt's own log says, in the window of its own validation.",
+        "Solid: windows of 64; for mygpt, each model at the second in which it was on the disk. "
+        "Dotted: validation losses of mygpt's log, in the window of its validation.",
     ]
     several = max((len(found) for found in runs.values()), default=1)
     if several > 1:
@@ -138,12 +137,12 @@ def _curve_row(name: str, found: list[Results]) -> str:
 
 
 def seconds_to(points: Sequence[Sequence[float]], loss: float) -> float | None:
-    """When a curve of (seconds, loss) first was at `loss` or below; None if never."""
+    """The first time at which a curve of (seconds, loss) is at most `loss`; None if never."""
     return next((seconds for seconds, reached in points if reached <= loss), None)
 
 
 def _passed(runs: dict[str, list[Results]]) -> list[str]:
-    """When mygpt's models passed what the others end with."""
+    """When mygpt's models reached the final losses of the others."""
     lines = []
     for name, found in runs.items():
         if name == "mygpt" or not found or not runs.get("mygpt"):
@@ -151,12 +150,12 @@ def _passed(runs: dict[str, list[Results]]) -> list[str]:
         end = statistics.median(run["loss"] for run in found)
         times = [seconds_to(run["points"], end) for run in runs["mygpt"]]
         known = [seconds for seconds in times if seconds is not None]
-        told = (
+        when = (
             f"after {_spread(known, '.1f')} s"
             if len(known) == len(times)
             else (f"in {len(known)} of {len(times)} runs")
         )
-        lines.append(f"mygpt passes the last loss of {TITLES[name]} ({end:.4f}) {told}.")
+        lines.append(f"mygpt passes the last loss of {TITLES[name]} ({end:.4f}) {when}.")
     return [*lines, ""] if lines else []
 
 
@@ -170,13 +169,14 @@ def speed_section(results: Results) -> list[str]:
         "## Training steps",
         "",
         f"Tokens per second in one process on {results['machine']['threads']} threads, medians of "
-        f"{rounds} rounds in which all took turns; a ratio is the median of the rounds' ratios. "
-        "Without validation and saves; the first step of each round does not count. The share is "
-        "that of the rate of torch.mm on 2048 x 2048 float32 matrices, measured in the same "
-        "rounds. A token is 6 N operations, forward and backward (N parameters without the table "
-        "of positions), and 12 x layers x C x T for attention (Chowdhery et al., 2022), the "
-        "masked half included. In the tutorial's block first weights are large, and so are first "
-        "losses; on the tutorial's model both codes must show the same ones.",
+        f"{rounds} rounds in which all were measured in turns; a ratio is the median of the ratios "
+        "of the rounds. Without validation and saves; the first step of each round is not counted. "
+        "The share is the fraction of the rate of torch.mm with 2048 x 2048 float32 matrices, "
+        "measured in the same rounds. A token takes 6 N operations, forward and backward (N "
+        "parameters without the position embedding), and 12 x layers x C x T for attention "
+        "(Chowdhery et al., 2022), including the masked half. The tutorial's block is initialized "
+        "with large weights, so that first losses are large; with the tutorial's model both "
+        "programs must have equal losses.",
         "",
         _machine(results, loads),
         "",
@@ -205,7 +205,7 @@ def _match_rows(match: Results) -> list[str]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Validation loss against seconds, every run a line."""
+    """Plot validation loss against seconds, one line per run."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -219,7 +219,7 @@ def draw(results: Results, path: Path) -> None:
             points = [(s, loss) for s, loss in run["points"] if loss <= _HIGHEST_SHOWN]
             losses += [loss for _, loss in points]
             title = f"{TITLES[name]}, windows of 64"
-            label = "_" if number else title  # a name with "_" is kept out of the legend
+            label = "_" if number else title  # labels that begin with "_" are not in the legend
             axes.plot(*_columns(points), "o-", color=_COLORS[name], markersize=3, label=label)
             own = [(s, v) for s, v in run.get("own_points", []) if v <= _HIGHEST_SHOWN]
             label = "_" if number or not own else f"{TITLES[name]}, its own log"

@@ -1,4 +1,4 @@
-"""The one evaluator of all: a full pass over the held text in windows that lie end to end.
+"""The evaluator for all contestants: one pass over the test text in adjacent windows.
 
 Letters: B batch, T time, V vocabulary.
 """
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     import torch
 
 WINDOW = 64
-HELD = 0.1  # share of the text, from its end, that nobody learns from
+TEST_FRACTION = 0.1  # of the text, from its end, on which nobody trains
 _TOKENS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
 class Characters:
-    """A text by characters: sorted distinct ones, ids to learn from, ids to be scored on."""
+    """A text by characters: the sorted vocabulary, ids to train on, ids to test on."""
 
     chars: list[str]
-    learned: torch.Tensor  # 1-D int64
-    held: torch.Tensor
+    train: torch.Tensor  # 1-D int64
+    test: torch.Tensor
 
     @classmethod
     def of(cls, text: str) -> Characters:
-        """The first 90% to learn from, the rest to be scored on."""
+        """Split a text: the first 90% to train on, the rest to test on."""
         import torch
 
         chars = sorted(set(text))
@@ -39,29 +39,29 @@ class Characters:
 
 
 def cut_of(text: str) -> int:
-    """How many characters there are to learn from."""
-    return int(len(text) * (1.0 - HELD))
+    """Number of characters to train on."""
+    return int(len(text) * (1.0 - TEST_FRACTION))
 
 
 def total_nats(
     logits_of: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor, window: int = WINDOW
 ) -> float:
-    """Nats for predicting every token but the first, once each.
+    """Total loss in nats of predicting every token but the first once.
 
     Args:
-        logits_of: from (B, T) ids to (B, T, V) logits, a model in eval mode.
+        logits_of: a model in eval mode: from ids (B, T) to logits (B, T, V).
         ids: 1-D int64, at least two.
-        window: T, how far a prediction may look back.
+        window: T.
     """
     import torch
     import torch.nn.functional as F
 
     last = len(ids) - 1
-    whole = last // window * window
+    full = last // window * window  # targets in full windows
     rows = max(1, _TOKENS_AT_ONCE // window) * window
-    pieces = [(start, min(start + rows, whole), window) for start in range(0, whole, rows)]
-    if whole < last:
-        pieces.append((whole, last, last - whole))
+    pieces = [(start, min(start + rows, full), window) for start in range(0, full, rows)]
+    if full < last:
+        pieces.append((full, last, last - full))
     total = 0.0
     with torch.no_grad():
         for start, end, length in pieces:
@@ -72,30 +72,30 @@ def total_nats(
     return total
 
 
-def recipe_loss(model: torch.nn.Module, held: torch.Tensor) -> float:
-    """Nats per character of a plain recipe's model, which is left in training mode."""
+def recipe_loss(model: torch.nn.Module, test: torch.Tensor) -> float:
+    """Nats per character of a plain recipe's model, which is in training mode afterwards."""
     model.eval()
-    loss = total_nats(model, held) / (len(held) - 1)
+    loss = total_nats(model, test) / (len(test) - 1)
     model.train()
     return loss
 
 
-def saved_loss(path: Path, held: str) -> dict[str, Any]:
-    """Nats per character of a model that mygpt saved, with facts about it.
+def saved_loss(path: Path, test: str) -> dict[str, Any]:
+    """Loss of a model that mygpt saved, with its size and tokenizer.
 
-    "loss" is in windows of 64 tokens, "own_loss" in the model's own window. Nats are divided by
-    characters whatever the tokenizer, so that all compare.
+    "loss" is in windows of 64 tokens, "own_loss" in the model's own window; both in nats per
+    character for every tokenizer, so that they are comparable.
     """
     import torch
 
     import mygpt
 
     model, tokenizer = mygpt.load_checkpoint(path)
-    ids = torch.as_tensor(tokenizer.encode_array(held))
+    ids = torch.as_tensor(tokenizer.encode_array(test))
     own = model.config.max_seq_len
 
     def per_character(window: int) -> float:
-        return total_nats(lambda x: model(x)[0], ids, window) / (len(held) - 1)
+        return total_nats(lambda x: model(x)[0], ids, window) / (len(test) - 1)
 
     return {
         "loss": per_character(min(WINDOW, own)),

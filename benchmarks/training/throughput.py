@@ -1,10 +1,10 @@
-"""Training steps side by side: tokens per second of mygpt and of plain code, in turns.
+"""Speed of training steps: tokens per second of mygpt and of plain code, measured in turns.
 
 Usage: python -m benchmarks.training.throughput PATH [--rounds 5] [--steps 400]
        [--large-steps 5] [--batch 12] [--only tutorial,large,large-dropout]
        [--out docs/benchmarks]
-in the folder above `benchmarks`, on a machine that does nothing else. All run in one process on
-the same threads; of each run the first step does not count. Writes `training-speed.json` and
+in the folder above `benchmarks`, on a machine that does nothing else. All run in one process with
+the same threads; the first step of each run is not counted. Writes `training-speed.json` and
 `training.md`.
 Letters: C embedding, N parameters, T window.
 """
@@ -32,15 +32,15 @@ _GEMM_ROWS = 2048
 
 @dataclass
 class Contestant:
-    """One way to train a model: how it is run, what it multiplies, what was measured.
+    """One way to train a model, and its measurements.
 
     Attributes:
         label: its name in the table.
-        run: makes that many steps.
-        positions: numbers in a table of positions, which nothing is multiplied by.
-        rates: tokens/s, one a round.
-        others: cores that others used meanwhile, one a round.
-        last: the last round's measurement.
+        run: trains for a number of steps.
+        positions: parameters of the position embedding, which is not in a matrix product.
+        rates: tokens/s of each round.
+        others: cores that other programs used, in each round.
+        last: the measurement of the last round.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Contestant:
 
 @dataclass
 class Match:
-    """Contestants on models of one shape; the first is the one that others are measured by."""
+    """Contestants on models of one shape; ratios are to the first one."""
 
     key: str
     title: str
@@ -63,18 +63,17 @@ class Match:
     contestants: list[Contestant]
 
 
-def flops_per_token(parameters: int, *, layers: int, width: int, window: int) -> int:
-    """Sums and products of a step per token (Chowdhery et al., 2022, appendix B).
+def palm_flops_per_token(parameters: int, *, layers: int, width: int, window: int) -> int:
+    """Operations of a training step per token (PaLM; Chowdhery et al., 2022, appendix B).
 
-    6 N for products with weights, forward and backward (N without the table of positions, the
-    tied head once), and 12 * layers * C * T for attention: the usual count, with the half above
-    the diagonal, which the mask throws away.
+    6 N for products with weights, forward and backward (N without the position embedding, a tied
+    head once), and 12 * layers * C * T for attention, including the masked half.
     """
     return 6 * parameters + 12 * layers * width * window
 
 
 def plain_steps(make: Callable[[], Any], steps: int) -> Timed:
-    """A plain recipe's steps (at least 2), the first not timed."""
+    """Train a plain recipe for `steps` (at least 2); the first step is not timed."""
     recipe = make()
     first = recipe.step(0.0).item()
     began = time.perf_counter()
@@ -87,7 +86,7 @@ def plain_steps(make: Callable[[], Any], steps: int) -> Timed:
 
 
 def gemm_gflops(rows: int = _GEMM_ROWS, repetitions: int = 5) -> float:
-    """Median rate of torch.mm on two square float32 matrices with all threads."""
+    """Median rate of torch.mm with two square float32 matrices on all threads."""
     one, other = torch.rand(rows, rows), torch.rand(rows, rows)
     torch.mm(one, other)
     times = []
@@ -99,7 +98,7 @@ def gemm_gflops(rows: int = _GEMM_ROWS, repetitions: int = 5) -> float:
 
 
 def tutorial_match(path: str, data: torch.Tensor, vocab_size: int) -> Match:
-    """The tutorial's model, rate, batches and seeds: both end at the same loss."""
+    """The tutorial's model, learning rate, batches and seeds: both have the same final loss."""
     positions = tutorial.WINDOW * tutorial.C
     plain = partial(plain_steps, lambda: tutorial.Recipe(data, vocab_size))
     return Match(
@@ -116,7 +115,7 @@ def tutorial_match(path: str, data: torch.Tensor, vocab_size: int) -> Match:
 
 
 def large_match(path: str, data: torch.Tensor, vocab_size: int, shape: nanogpt.Shape) -> Match:
-    """nanoGPT's model for a GPU; ours once with its kind of block, once with the modern one."""
+    """nanoGPT's model for a GPU; mygpt with the same kind of block, and with the modern one."""
     positions = shape.window * shape.width
     own = partial(ours.large_step, path, batch=shape.batch, dropout=shape.dropout)
     plain = partial(plain_steps, lambda: nanogpt.Recipe(data, vocab_size, shape=shape))
@@ -135,8 +134,8 @@ def large_match(path: str, data: torch.Tensor, vocab_size: int, shape: nanogpt.S
     )
 
 
-def play(match: Match, rounds: int, steps: int) -> list[float]:
-    """Measure in turns, after a round that does not count; the GEMM rate of each round."""
+def measure(match: Match, rounds: int, steps: int) -> list[float]:
+    """Measure all in turns, after a warm-up round; returns the GEMM rate of each round."""
     gemm = []
     for number in range(rounds + 1):
         for one in match.contestants:
@@ -160,11 +159,11 @@ def play(match: Match, rounds: int, steps: int) -> list[float]:
 
 
 def described(match: Match, gemm: list[float], steps: int) -> dict[str, Any]:
-    """A match as plain values."""
+    """The results of a match as plain values."""
     found = []
     for one in match.contestants:
         assert one.last is not None
-        flops = flops_per_token(
+        flops = palm_flops_per_token(
             one.last.parameters - one.positions,
             layers=match.layers,
             width=match.width,
@@ -192,12 +191,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, help="a text; Tiny Shakespeare for the record")
+    parser.add_argument(
+        "path", type=Path, help="a text; Tiny Shakespeare for the published results"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400, help="of the tutorial's model, a round")
-    parser.add_argument("--large-steps", type=int, default=5, help="of the large models, a round")
-    parser.add_argument("--batch", type=int, default=12, help="windows a step of the large models")
-    parser.add_argument("--only", default="tutorial,large,large-dropout", help="by comma")
+    parser.add_argument("--steps", type=int, default=400, help="per round, of the tutorial's model")
+    parser.add_argument("--large-steps", type=int, default=5, help="per round, of the large models")
+    parser.add_argument(
+        "--batch", type=int, default=12, help="windows per step of the large models"
+    )
+    parser.add_argument(
+        "--only", default="tutorial,large,large-dropout", help="separated by commas"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     return parser.parse_args()
 
@@ -220,7 +225,7 @@ def main() -> None:
         if match.key in options.only.split(","):
             print(match.title, flush=True)
             steps = options.steps if match.key == "tutorial" else options.large_steps
-            gemm = play(match, options.rounds, steps)
+            gemm = measure(match, options.rounds, steps)
             results["matches"].append(described(match, gemm, steps))
     page = report.write_speed(results, options.out)
     print(page.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""`mygpt train` as a user starts it, watched from outside while it runs.
+"""`mygpt train` as a user starts it, observed from outside while it runs.
 
-Whenever the command has written a model, the file is kept (a hard link: the command loses no
-time) with the seconds since the process began; so are the lines of its log. Afterwards each
-model is scored as everyone's is.
+Whenever the command has written a model, a hard link to the file is made (which does not delay the
+command), with the seconds since the start of the process; lines of its log likewise. Afterwards
+each model is evaluated as those of the other contestants.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Any
 from benchmarks.generation.rounds import environment
 from benchmarks.training.scoring import saved_loss
 
-_LOOK_EVERY_S = 0.1
+_CHECK_EVERY_S = 0.1
 
 
 @dataclass
 class Watch:
-    """What a run's folder shows from outside, and when.
+    """The models and log lines of a run's folder, with the times when they appeared.
 
     Attributes:
-        run: the folder that `mygpt train` writes.
-        kept: a folder on the same disk for the models' links.
+        run: the output folder of `mygpt train`.
+        kept: a folder on the same disk for links to the models.
         began: time.monotonic() when the command was started.
-        models: (seconds, "best" or "last", link) of each model written.
-        log: (seconds, record) of each line.
+        models: (seconds, "best" or "last", link) of each model.
+        log: (seconds, record) of each log line.
     """
 
     run: Path
@@ -49,8 +49,8 @@ class Watch:
         self._seen: dict[str, tuple[int, int]] = {}
         self._read_bytes = 0
 
-    def look(self) -> None:
-        """Note what is new."""
+    def check(self) -> None:
+        """Record new models and log lines."""
         seconds = time.monotonic() - self.began
         for name in ("best", "last"):
             with contextlib.suppress(FileNotFoundError):
@@ -77,10 +77,10 @@ class Watch:
     def _read_log(self, seconds: float) -> None:
         with (self.run / "log.jsonl").open("rb") as lines:
             lines.seek(self._read_bytes)
-            whole = lines.read().rpartition(b"\n")[0]
-        if whole:
-            self._read_bytes += len(whole) + 1
-            self.log += [(seconds, json.loads(line)) for line in whole.split(b"\n")]
+            complete = lines.read().rpartition(b"\n")[0]
+        if complete:
+            self._read_bytes += len(complete) + 1
+            self.log += [(seconds, json.loads(line)) for line in complete.split(b"\n")]
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -91,10 +91,10 @@ def _identity(path: Path) -> tuple[int, int]:
 def run(
     text: Path, seconds: float, work: Path, *, flags: Sequence[str] = (), seed: int = 0
 ) -> tuple[float, Watch]:
-    """Run the command with `--minutes` for these seconds; its wall time and what was seen.
+    """Run the command with `--minutes` for these seconds; its wall time and its models and log.
 
     Raises:
-        RuntimeError: when the command fails; the message ends with its last lines.
+        RuntimeError: when the command fails; the message ends with its last lines of output.
     """
     command = [sys.executable, "-m", "mygpt", "train", str(text.resolve())]
     command += ["--minutes", str(seconds / 60.0), "--output", str(work / "run"), *flags]
@@ -105,11 +105,11 @@ def run(
             command, cwd=work, env=environment(None), stdout=printed, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
-            watch.look()
+            watch.check()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LOOK_EVERY_S)
+                process.wait(_CHECK_EVERY_S)
         wall_s = time.monotonic() - watch.began
-        watch.look()
+        watch.check()
         if process.returncode:
             printed.seek(0)
             last = "\n".join(printed.read().strip().splitlines()[-5:])
@@ -117,33 +117,33 @@ def run(
     return wall_s, watch
 
 
-def scored(wall_s: float, watch: Watch, held: str) -> dict[str, Any]:
-    """The watched run as plain values; scores every model that was kept.
+def scored(wall_s: float, watch: Watch, test: str) -> dict[str, Any]:
+    """Evaluate every model of the run; the results as plain values.
 
-    "points" are the models it would have left, had it been stopped there: the best by its own
-    validation. "own_points" are its log's validation losses, in the window of its validation.
+    "points" are the losses of the models that were best by its own validation at that time.
+    "own_points" are the validation losses of its log, in the window of its validation.
     """
     final = next(watch.run / f"{n}.safetensors" for n in ("best", "last") if _there(watch, n))
     bests = [(s, path) for s, name, path in watch.models if name == "best"]
     if not bests:
         bests = [(s, path) for s, name, path in watch.models if name == "last"]
-    end = saved_loss(final, held)
-    points = [(seconds, saved_loss(path, held)["loss"]) for seconds, path in bests]
+    end = saved_loss(final, test)
+    points = [(seconds, saved_loss(path, test)["loss"]) for seconds, path in bests]
     last = watch.run / "last.safetensors"
-    nats = math.log(2) * len(held.encode()) / len(held)  # per character, of a bit per byte
+    nats = math.log(2) * len(test.encode()) / len(test)  # per character, of a bit per byte
     log = [(s, record) for s, record in watch.log if "val_bits_per_byte" in record]
     return {
         "seconds": wall_s,
         "points": [*points, (wall_s, end["loss"])],
         "own_points": [(s, nats * record["val_bits_per_byte"]) for s, record in log],
-        "last_loss": saved_loss(last, held)["loss"] if last.exists() else None,
+        "last_loss": saved_loss(last, test)["loss"] if last.exists() else None,
         **_length(record for _, record in watch.log),
         **end,
     }
 
 
 def _length(records: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Steps and tokens of a log; what came after its last training record as that record's mean."""
+    """Steps and tokens of a log; steps after its last record count with that record's mean."""
     step = counted_step = counted_tokens = 0
     for record in records:
         step = max(step, record["step"])

@@ -1,4 +1,4 @@
-"""The benchmark of training: others' recipes are what they are said to be, all are scored alike."""
+"""Training benchmark: the recipes are those that were published, and all are evaluated equally."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 
 
 @pytest.fixture(autouse=True)
 def benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The benchmarks are no part of the package: they run from the folder above them."""
+    """The benchmarks are not in the package: they are run from the folder that contains them."""
     monkeypatch.syspath_prepend(str(ROOT))
     before = torch.random.get_rng_state()
     yield
@@ -33,21 +33,21 @@ def recipe(name: str, text: str = TEXT) -> Any:
     from benchmarks.training.recipes import nanogpt, tutorial
     from benchmarks.training.scoring import Characters
 
-    known = Characters.of(text)
-    made = {"tutorial": tutorial.Recipe, "nanogpt": nanogpt.Recipe}[name]
-    return made(known.learned, len(known.chars))
+    split = Characters.of(text)
+    make = {"tutorial": tutorial.Recipe, "nanogpt": nanogpt.Recipe}[name]
+    return make(split.train, len(split.chars))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("tutorial", 6), ("nanogpt", 12)])
-def test_a_recipe_learns(name: str, steps: int) -> None:
+def test_the_loss_of_a_recipe_falls(name: str, steps: int) -> None:
     one = recipe(name)
     losses = [one.step(i / steps).item() for i in range(steps)]
     assert losses[-1] < 0.9 * losses[0]
 
 
 def test_models_have_the_published_sizes() -> None:
-    """207,296 is the tutorial's count; nanoGPT says 0.80M and 10.65M, without its positions."""
+    """207,296 in the tutorial; 0.80M and 10.65M for nanoGPT, without position embeddings."""
     from benchmarks.training.recipes import nanogpt, tutorial
 
     assert sum(p.numel() for p in tutorial.PlainGPT(65).parameters()) == 207_296
@@ -56,7 +56,7 @@ def test_models_have_the_published_sizes() -> None:
 
 
 def test_nanogpts_rate_warms_up_and_falls_to_a_tenth() -> None:
-    """By iterations as published, or so that the cosine ends with the budget."""
+    """By iterations as published, or with a cosine schedule that ends with the budget."""
     from benchmarks.training.recipes import nanogpt
 
     for iterations in (None, nanogpt.ITERATIONS):
@@ -70,7 +70,7 @@ def test_nanogpts_rate_warms_up_and_falls_to_a_tenth() -> None:
 
 
 def test_the_tutorials_loop_gives_the_tutorials_loss(shakespeare: Path) -> None:
-    """Step 1 of chapter 18's run, printed there: same model, same draws, same batch."""
+    """Step 1 of the run in chapter 18: same model, same random numbers, same batch."""
     from benchmarks.training.recipes import tutorial
 
     text = shakespeare.read_text(encoding="utf-8")
@@ -81,8 +81,8 @@ def test_the_tutorials_loop_gives_the_tutorials_loss(shakespeare: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [64, 200, 1000])
-def test_the_common_evaluator_agrees_with_mygpts(length: int) -> None:
-    """All are scored by one pass; it must be the one that `mygpt train` reports, too."""
+def test_the_common_evaluator_agrees_with_that_of_mygpt(length: int) -> None:
+    """All are evaluated by one function, which gives the loss that `mygpt train` reports."""
     from benchmarks.training.scoring import total_nats
 
     mygpt.set_seed(0)
@@ -93,7 +93,7 @@ def test_the_common_evaluator_agrees_with_mygpts(length: int) -> None:
     assert got == pytest.approx(wanted.loss, rel=1e-6)
 
 
-def test_tuning_never_shows_the_last_tenth(tmp_path: Path) -> None:
+def test_tuning_does_not_use_the_last_tenth(tmp_path: Path) -> None:
     from benchmarks.training import curves
 
     text = tmp_path / "all.txt"
@@ -103,20 +103,20 @@ def test_tuning_never_shows_the_last_tenth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [10, 999, 1115])
-def test_all_are_scored_on_what_mygpt_holds_back(length: int, tmp_path: Path) -> None:
+def test_all_are_evaluated_on_the_validation_text_of_mygpt(length: int, tmp_path: Path) -> None:
     from benchmarks.training.scoring import Characters
 
     text = (TEXT * 2)[:length]
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     documents = read_corpus([str(tmp_path / "text.txt")]).documents
-    learned, held = split_documents(documents, TrainConfig.val_fraction)
-    known = Characters.of(text)
-    assert len(known.learned) == sum(map(len, learned))
-    assert len(known.held) == sum(map(len, held))
+    train, validation = split_documents(documents, TrainConfig.val_fraction)
+    split = Characters.of(text)
+    assert len(split.train) == sum(map(len, train))
+    assert len(split.test) == sum(map(len, validation))
 
 
-def test_scoring_stops_a_recipes_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recipe that is looked at often must not get fewer steps for it."""
+def test_evaluation_stops_the_clock_of_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that is evaluated often does not have fewer steps."""
     from benchmarks.training import budgeted
 
     now = 0.0
@@ -144,24 +144,24 @@ def test_scoring_stops_a_recipes_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(noted) > 15
 
 
-def test_watching_a_run_keeps_each_model_and_when_it_came(tmp_path: Path) -> None:
-    """The command renames a new model over the old one: the old one must stay readable."""
+def test_each_model_of_a_run_is_kept_with_its_time(tmp_path: Path) -> None:
+    """The command renames a new model to the name of the old one, which must stay readable."""
     from benchmarks.training.watched import Watch
 
     run = tmp_path / "run"
     watch = Watch(run, tmp_path / "kept", began=0.0)
-    watch.look()  # the folder is not there yet
+    watch.check()  # the folder does not exist yet
     run.mkdir()
     for text in ("one", "two"):
         (run / "new").write_text(text)
         (run / "new").rename(run / "best.safetensors")
         with (run / "log.jsonl").open("a") as log:
-            log.write('{"step": 1, "val_loss": 2.0}\n{"step": ')  # and a line half written
-        watch.look()
-        watch.look()
+            log.write('{"step": 1, "val_loss": 2.0}\n{"step": ')  # and an incomplete line
+        watch.check()
+        watch.check()
         with (run / "log.jsonl").open("a") as log:
             log.write("2}\n")
-    watch.look()
+    watch.check()
     assert [path.read_text() for _, _, path in watch.models] == ["one", "two"]
     assert [record["step"] for _, record in watch.log] == [1, 2, 1, 2]
     seconds = [s for s, _ in watch.log]
@@ -169,8 +169,8 @@ def test_watching_a_run_keeps_each_model_and_when_it_came(tmp_path: Path) -> Non
 
 
 @pytest.mark.kernels
-def test_speed_of_both_is_that_of_the_same_steps(tmp_path: Path) -> None:
-    """The tutorial's loop and ours make the same batches and updates: equal losses say so."""
+def test_the_compared_steps_are_the_same(tmp_path: Path) -> None:
+    """The tutorial's loop and mygpt have the same batches and updates, as equal losses show."""
     from benchmarks.training import ours
     from benchmarks.training.recipes import tutorial
     from benchmarks.training.throughput import plain_steps
@@ -188,7 +188,7 @@ def test_speed_of_both_is_that_of_the_same_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_tells_who_passed_whom_and_when(tmp_path: Path) -> None:
+def test_the_page_reports_when_mygpt_reached_the_losses_of_the_others(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks.training import report
 
@@ -205,4 +205,6 @@ def test_the_page_tells_who_passed_whom_and_when(tmp_path: Path) -> None:
     assert "tutorial's recipe (1.2000) in 0 of 1 runs" in page
     assert json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["budget_s"] == 10.0
     assert "<svg" in (tmp_path / "training.svg").read_text(encoding="utf-8")
-    assert sys.modules["matplotlib"].rcParams["svg.hashsalt"] == "mygpt"  # the same file each time
+    assert (
+        sys.modules["matplotlib"].rcParams["svg.hashsalt"] == "mygpt"
+    )  # so that the file is reproducible

@@ -1,1 +1,1 @@
-"""Others' recipes, each written out plainly in one file that imports nothing of mygpt."""
+"""Other recipes in plain PyTorch, each in one file that imports nothing from mygpt."""

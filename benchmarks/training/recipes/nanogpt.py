@@ -1,9 +1,9 @@
-"""nanoGPT's recipes for Shakespeare's characters, from their published hyperparameters.
+"""nanoGPT's recipes for Tiny Shakespeare by characters, with their published hyperparameters.
 
-`CPU` is the one its README gives for a computer without a GPU (4 layers of width 128, 12
-windows of 64, 2,000 iterations), `GPU` the shape of its `train_shakespeare_char` (6 layers of
-width 384, 64 windows of 256). The code is ours: one query-key-value matrix, fused attention,
-exact GELU, LayerNorm without bias, a tied head, no compiling.
+`CPU` is that of its README for a computer without a GPU (4 layers of width 128, 12 windows of 64,
+2,000 iterations), `GPU` the shape of its `train_shakespeare_char` (6 layers of width 384, 64
+windows of 256). The code is written for this benchmark: one query-key-value matrix, fused
+attention, exact GELU, LayerNorm without bias, a tied head, no torch.compile.
 Letters: B batch, T time, C embedding, H heads, D head size, V vocabulary.
 """
 
@@ -38,7 +38,7 @@ GPU = Shape(layers=6, heads=6, width=384, window=256, batch=64, dropout=0.2)
 
 
 class Attention(nn.Module):
-    """Causal attention, with dropout on its weights and its output."""
+    """Causal self-attention, with dropout on its weights and its output."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class PlainGPT(nn.Module):
         self.blocks = nn.ModuleList([Block(shape) for _ in range(shape.layers)])
         self.norm = nn.LayerNorm(shape.width, bias=False)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:  # what writes into the residual stream starts smaller
+            if parameter.ndim == 2:  # projections into the residual stream are smaller
                 small = math.sqrt(2 * shape.layers) if "output" in name else 1.0
                 nn.init.normal_(parameter, std=0.02 / small)
 
@@ -95,20 +95,20 @@ class PlainGPT(nn.Module):
         return F.linear(self.norm(x), self.tokens.weight)
 
     def num_parameters(self) -> int:
-        """All but the position table, as nanoGPT counts."""
+        """Parameters without the position embedding, as nanoGPT counts."""
         return sum(p.numel() for p in self.parameters()) - self.positions.weight.numel()
 
 
 class Recipe:
-    """The model and how it learns from `data`, 1-D int64 ids.
+    """The model and its training on `data`, 1-D int64 ids.
 
     Args:
-        data: to learn from.
+        data: the training text.
         vocab_size: V.
         shape: `CPU`, `GPU`, or another.
-        iterations: length of the cosine; None lets it end with the budget, as for someone who
-            knew beforehand how many iterations the budget allows.
-        seed: of everything; nanoGPT's own is 1337.
+        iterations: length of the cosine schedule; None lets it end with the budget, as if the
+            number of iterations in the budget were known.
+        seed: added to nanoGPT's seed, 1337.
     """
 
     name = "nanogpt"
@@ -135,10 +135,10 @@ class Recipe:
             weight_decay=0.0,
         )
         self.iteration = 0
-        self._warm_at = 0.0  # the share that was done when the warm-up ended
+        self._warm_at = 0.0  # the fraction of the budget at the end of the warm-up
 
     def rate(self, done: float) -> float:
-        """The learning rate of the next step: warm-up by iterations, then a cosine."""
+        """The learning rate of the next step: warm-up by iterations, then a cosine schedule."""
         if self.iteration < WARMUP:
             self._warm_at = done
             return RATE * (self.iteration + 1) / (WARMUP + 1)
@@ -149,7 +149,7 @@ class Recipe:
         return LEAST_RATE + (RATE - LEAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * fallen))
 
     def step(self, done: float) -> torch.Tensor:
-        """One step, when the share `done` of the budget is spent; returns its loss."""
+        """One step, where the fraction `done` of the budget is spent; returns its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(done)
         window = self.shape.window

@@ -1,8 +1,8 @@
-"""The tutorial's recipe as one writes it first in PyTorch.
+"""The tutorial's recipe in simple PyTorch.
 
 Three projections, explicit softmax attention with a mask, windows stacked one by one, AdamW
-with its defaults at a constant rate: 4 layers of width 64 with 4 heads, 16 windows of 64 a
-step; 207,296 parameters over 65 characters.
+with its defaults at a constant rate: 4 layers of width 64 with 4 heads, 16 windows of 64 per
+step; 207,296 parameters with 65 characters.
 Letters: B batch, T time, C embedding, H heads, V vocabulary.
 """
 
@@ -73,7 +73,7 @@ class PlainGPT(nn.Module):
 
 
 class Recipe:
-    """The model and how it learns from `data`, 1-D int64 ids; seeded as the tutorial does."""
+    """The model and its training on `data`, 1-D int64 ids; seeded as in the tutorial."""
 
     name = "tutorial"
     tokens_per_step = BATCH * WINDOW
@@ -86,7 +86,7 @@ class Recipe:
         torch.manual_seed(seed + 42)
 
     def step(self, done: float) -> torch.Tensor:
-        """One step; returns its loss. The rate is the same whatever share is `done`."""
+        """One step; returns its loss. The rate does not depend on the fraction `done`."""
         starts = torch.randint(0, len(self.data) - WINDOW - 1, (BATCH,))
         x = torch.stack([self.data[i : i + WINDOW] for i in starts])
         y = torch.stack([self.data[i + 1 : i + WINDOW + 1] for i in starts])
