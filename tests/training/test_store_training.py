@@ -1,4 +1,4 @@
-"""Training from a token store: the same as from memory, without the store coming into memory."""
+"""Training from a token store: as from a text in memory, without loading the store into memory."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ SMALL = {**TINY, "preset": "nano", "max_seq_len": 16, "steps": 12, "eval_every":
 
 
 def prose(length, seed=0):
-    """Text of so many characters."""
+    """Text of `length` characters."""
     draw = np.random.default_rng(seed)
     words = draw.choice(WORDS, length // 2)
     return (" ".join(words.tolist()) + ".\n" + "a" * length)[:length]
 
 
 def write_store(folder, texts, tokenizer=ALPHABET, shard_tokens=3000):
-    """A store of texts, one document each: the slow twin of `mygpt tokenize`."""
+    """A store of texts, one document each: the reference implementation of `mygpt tokenize`."""
     rows = [encode_documents([Document("", text)], tokenizer) for text in texts]
     starts = np.cumsum([0, *map(len, rows)])[:-1]
     ids = np.concatenate(rows)
@@ -84,7 +84,7 @@ def write_store(folder, texts, tokenizer=ALPHABET, shard_tokens=3000):
 
 @pytest.fixture(scope="module")
 def texts():
-    """Two documents; the second is a tenth of both."""
+    """Two documents, of which the second is a tenth of the text."""
     return [prose(18_000, 1), prose(2_000, 2)]
 
 
@@ -97,7 +97,7 @@ def store(tmp_path_factory, texts):
 
 @pytest.fixture
 def plain(tmp_path, texts):
-    """The same documents as files, and the tokenizer's."""
+    """A folder with the same documents as files, and the tokenizer's file."""
     for name, text in zip(("a.txt", "b.txt"), texts, strict=True):
         (tmp_path / name).write_text(text)
     (tmp_path / "tokenizer").write_text(json.dumps(ALPHABET.to_state()))
@@ -114,32 +114,32 @@ def command(*arguments):
 def losses(run):
     """Everything in a run's log but the times and the samples' copied passages."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    left_out = ("elapsed_s", "copied")
-    return [{k: v for k, v in record.items() if k not in left_out} for record in records]
+    ignored = ("elapsed_s", "copied")
+    return [{k: v for k, v in record.items() if k not in ignored} for record in records]
 
 
 # --- windows -------------------------------------------------------------------------------
 
 
-def test_windows_of_a_store_are_those_of_memory(store, texts):
-    """The order is one function of (seed, epoch) to the bit, wherever the tokens lie."""
+def test_windows_of_a_store_are_those_of_the_text_in_memory(store, texts):
+    """The order depends on (seed, epoch) only, not on where the tokens are stored."""
     ids = encode_documents([Document("", text) for text in texts], ALPHABET)
     tokens = TokenStore.open(store).tokens
     assert len(tokens) == len(ids) > 6 * 3000
     for seq_len, batch_size, seed in ((16, 4, 0), (64, 33, 7), (5000, 3, 1)):
-        ours, theirs = (ShuffledWindows(row, seq_len, seed) for row in (tokens, ids))
+        stored, memory = (ShuffledWindows(row, seq_len, seed) for row in (tokens, ids))
         for step in (0, 1, 2, 17, 400, 10**6):
-            batch = ours.batch(step, batch_size)
+            batch = stored.batch(step, batch_size)
             assert batch.dtype == np.int64
             assert batch.shape == (batch_size, seq_len + 1)
-            np.testing.assert_array_equal(batch, theirs.batch(step, batch_size))
+            np.testing.assert_array_equal(batch, memory.batch(step, batch_size))
 
 
 def config_of(**options):
     return TrainConfig(**{"batch_size": 6, "seq_len": 8, "lr": 1e-3, "steps": 10, **options})
 
 
-def test_every_stage_of_a_store_is_that_of_memory(store, texts):
+def test_batches_of_every_stage_are_those_of_the_text_in_memory(store, texts):
     ids = encode_documents([Document("", text) for text in texts], ALPHABET)
     config = config_of(stages=((0.5, 40, 3), (0.8, 200, 2)), seed=3)
     stored, memory = (
@@ -147,10 +147,10 @@ def test_every_stage_of_a_store_is_that_of_memory(store, texts):
     )
     for stage in range(3):
         for number in range(50):
-            for ours, theirs in zip(
+            for one, other in zip(
                 stored.batch(stage, number), memory.batch(stage, number), strict=True
             ):
-                assert torch.equal(ours, theirs)
+                assert torch.equal(one, other)
             assert stored.starts() == memory.starts()
     assert stored.first_window().tolist() == memory.first_window().tolist()
 
@@ -165,8 +165,10 @@ def test_every_stage_of_a_store_is_that_of_memory(store, texts):
     number=st.integers(0, 2000),
     processes=st.integers(1, 5),
 )
-def test_processes_share_the_batch_of_one(batch_size, seq_len, seed, stage, number, processes):
-    """The ranks' rows put together are the whole batch, in order, for any number of them."""
+def test_the_batches_of_all_processes_are_that_of_one_process(
+    batch_size, seq_len, seed, stage, number, processes
+):
+    """The concatenated rows of all ranks are the whole batch, in order, for any number of ranks."""
     config = config_of(
         batch_size=batch_size, seq_len=seq_len, seed=seed, stages=((0.5, 2 * seq_len, 5),)
     )
@@ -183,7 +185,7 @@ def test_processes_share_the_batch_of_one(batch_size, seq_len, seed, stage, numb
     assert all(feed.starts() == whole.starts() for feed in feeds)
 
 
-def test_a_process_reads_its_own_rows_alone(store, monkeypatch):
+def test_a_process_reads_only_its_rows(store, monkeypatch):
     tokens = TokenStore.open(store).tokens
     read = []
     cut = StoredTokens.cut
@@ -197,7 +199,7 @@ def test_a_process_reads_its_own_rows_alone(store, monkeypatch):
     assert read == [2]
 
 
-def test_the_tutorials_order_is_not_shared(store):
+def test_the_tutorials_order_needs_one_process_and_a_text_in_memory(store):
     config = config_of(data_order="tutorial")
     with pytest.raises(InputError, match="leave out torchrun, or choose --preset"):
         TrainingBatches(np.arange(100), config, CPU, share=(0, 2))
@@ -208,32 +210,32 @@ def test_the_tutorials_order_is_not_shared(store):
 # --- runs ----------------------------------------------------------------------------------
 
 
-def test_a_run_from_a_store_is_the_run_from_the_text(plain):
-    """Losses, samples and bits to the bit: the same split, the same order, the same figures."""
+def test_a_run_on_a_store_equals_the_run_on_the_text(plain):
+    """Bitwise equal losses, samples and bits per character, with the same split and order."""
     text = prose(20_005)  # a tenth of its characters and a tenth of its tokens are as many
     write_store(plain / "store", [text])
     (plain / "all.txt").write_text(text)
-    told = {}
+    received = {}
     for name, files, extra in (
         ("stored", plain / "store", {}),
         ("read", plain / "all.txt", {"tokenizer": str(plain / "tokenizer")}),
     ):
-        events = told[name] = []
+        events = received[name] = []
         training.train(files, output=plain / name, listener=events.append, **SMALL, **extra)
     assert losses(plain / "stored") == losses(plain / "read")
     assert any("val_bits_per_char" in record for record in losses(plain / "stored"))
-    ends = [events[-1] for events in told.values()]
+    ends = [events[-1] for events in received.values()]
     assert ends[0].baselines.fivegram == ends[1].baselines.fivegram
     assert ends[0].baselines.rows()[0] == ends[1].baselines.rows()[0]
     assert ends[0].unigram == ends[1].unigram
 
 
-def test_a_store_is_validated_on_a_text_or_another_store(store, plain, texts):
-    write_store(plain / "held", texts[1:])
-    write_store(plain / "learned", texts[:1])
+def test_a_run_on_a_store_can_be_validated_on_a_text_or_another_store(store, plain, texts):
+    write_store(plain / "validation", texts[1:])
+    write_store(plain / "train", texts[:1])
     runs = {
-        "by-text": (plain / "learned", plain / "b.txt", {}),
-        "by-store": (plain / "learned", plain / "held", {}),
+        "by-text": (plain / "train", plain / "b.txt", {}),
+        "by-store": (plain / "train", plain / "validation", {}),
         "read": (plain / "a.txt", plain / "b.txt", {"tokenizer": str(plain / "tokenizer")}),
     }
     for name, (files, val_file, extra) in runs.items():
@@ -246,11 +248,11 @@ def test_a_store_is_validated_on_a_text_or_another_store(store, plain, texts):
 
 
 @pytest.mark.kernels
-def test_the_default_recipe_learns_from_a_store(store, tmp_path, capsys):
+def test_the_default_recipe_trains_on_a_store(store, tmp_path, capsys):
     assert command("train", store, "--tokens", "20000", "-o", tmp_path / "run") == 0
     shown = capsys.readouterr().out
     assert "prose: 18,001 tokens + 2,001 for validation" in shown
-    assert "copied" not in shown  # a store's text is not at hand to be searched
+    assert "copied" not in shown  # the text of a store cannot be searched
     assert "5-gram" in shown
     assert command("train", store, "--tokens", "20000", "--dry-run") == 0
     assert "expected validation loss" in capsys.readouterr().out
@@ -260,8 +262,8 @@ def weights_of(run):
     return mygpt.load_checkpoint(run / "last.safetensors")[0].state_dict()
 
 
-def test_a_run_goes_on_from_a_store_to_the_bit(store, tmp_path):
-    """Interrupted and resumed, or made again, the weights are those of the undisturbed run."""
+def test_a_run_on_a_store_resumes_and_is_reproduced_bitwise(store, tmp_path):
+    """Interrupted and resumed, or replayed, it has the weights of the uninterrupted run."""
 
     def interrupt(event):
         if isinstance(event, StepDone) and event.step == 5:
@@ -280,7 +282,7 @@ def test_a_run_goes_on_from_a_store_to_the_bit(store, tmp_path):
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_a_changed_store_is_another_text(store, tmp_path, texts):
+def test_a_run_is_not_resumed_on_a_changed_store(store, tmp_path, texts):
     write_store(tmp_path / "text", texts)
     quiet = {"listener": QUIET}
     training.train(tmp_path / "text", output=tmp_path / "run", **SMALL, **quiet)
@@ -292,15 +294,17 @@ def test_a_changed_store_is_another_text(store, tmp_path, texts):
 
 
 @pytest.mark.parametrize(
-    ("name", "tokenizer", "held", "counted"),
+    ("name", "tokenizer", "validation", "counted"),
     [
         ("bytes", ByteTokenizer(), "plain text " * 90, True),
         ("no-text", ByteTokenizer(), b"\xff\xfe\x80" * 300, False),
         ("bpe", BPETokenizer.train([prose(5000)], 290), prose(1000), True),
     ],
 )
-def test_characters_are_counted_where_tokens_are_text(tmp_path, name, tokenizer, held, counted):
-    write_store(tmp_path / name, [prose(9000), held], tokenizer)
+def test_bits_per_character_are_known_if_tokens_are_text(
+    tmp_path, name, tokenizer, validation, counted
+):
+    write_store(tmp_path / name, [prose(9000), validation], tokenizer)
     training.train(tmp_path / name, output=tmp_path / "run", listener=QUIET, **SMALL)
     last = [record for record in losses(tmp_path / "run") if "val_loss" in record][-1]
     assert (last["val_bits_per_char"] is not None) == counted
@@ -308,29 +312,29 @@ def test_characters_are_counted_where_tokens_are_text(tmp_path, name, tokenizer,
         assert last["val_bits_per_char"] == pytest.approx(last["val_bits_per_byte"])
 
 
-# --- the split, and what is counted ----------------------------------------------------------
+# --- the split, and baselines ----------------------------------------------------------------
 
 
 def source_of(folder, val_fraction=0.1):
     return open_stored({"files": [str(folder)], "val_file": None, "encoding": None}, val_fraction)
 
 
-def test_a_store_is_cut_where_a_document_begins(tmp_path):
-    """Within a hundredth of the tokens; else inside a document, as a text in memory is."""
+def test_the_split_of_a_store_is_at_a_documents_start(tmp_path):
+    """If one is within a hundredth of the tokens; else inside a document, as in memory."""
     ids = write_store(tmp_path / "near", ["a" * 17_930, "b" * 60, "c" * 2010])
-    learned, held = source_of(tmp_path / "near").encode(ALPHABET)
-    assert held[:2].tolist() == [ALPHABET.end_of_text, *ALPHABET.encode("c").tolist()]
-    assert len(learned) + len(held) == len(ids)
+    train, validation = source_of(tmp_path / "near").encode(ALPHABET)
+    assert validation[:2].tolist() == [ALPHABET.end_of_text, *ALPHABET.encode("c").tolist()]
+    assert len(train) + len(validation) == len(ids)
     write_store(tmp_path / "far", ["a" * 17_000, "b" * 3000])
-    learned, held = source_of(tmp_path / "far").encode(ALPHABET)
-    assert len(learned) == int(20_002 * 0.9)
-    assert held[:1].tolist() == ALPHABET.encode("b").tolist()
+    train, validation = source_of(tmp_path / "far").encode(ALPHABET)
+    assert len(train) == int(20_002 * 0.9)
+    assert validation[:1].tolist() == ALPHABET.encode("b").tolist()
     assert [len(part) for part in source_of(tmp_path / "far", 0.0).encode(ALPHABET)] == [20_002, 0]
 
 
 @pytest.mark.kernels
-def test_a_huge_store_is_counted_and_validated_on_in_part(store, tmp_path, monkeypatch, capsys):
-    """What would take a pass over the store takes its first tokens, and says so."""
+def test_baselines_and_validation_use_a_part_of_a_huge_store(store, tmp_path, monkeypatch, capsys):
+    """What would need a pass over the store uses its first tokens, with a note."""
     monkeypatch.setattr(stored, "MOST_COUNTED", 4096)
     monkeypatch.setattr(planning, "_MOST_HELD", 512)
     assert command("train", store, "--tokens", "30000", "-o", tmp_path / "run") == 0
@@ -343,10 +347,10 @@ def test_a_huge_store_is_counted_and_validated_on_in_part(store, tmp_path, monke
 
 
 @pytest.mark.kernels
-def test_no_store_comes_into_memory(tmp_path, monkeypatch):
-    """A store of 2.4 MB, and never more than 100 kB of it at once: training reads what it needs.
+def test_a_store_is_not_loaded_into_memory(tmp_path, monkeypatch):
+    """Of a store of 2.4 MB, at most 100 kB are read at once.
 
-    The statistics' bounds are made as small: they are what they are, whatever the store's size.
+    The limits of the statistics, which do not depend on the store's size, are reduced to that.
     """
     write_store(tmp_path / "large", [prose(600_000, n) for n in (1, 2)], shard_tokens=400_000)
     most = 50_000  # tokens
@@ -379,29 +383,29 @@ def test_no_store_comes_into_memory(tmp_path, monkeypatch):
 
 
 def refusal(arguments, capsys):
-    """The one line that a wrong command gets."""
+    """The one-line error of a wrong command."""
     assert command("train", *arguments) == 2
-    told = capsys.readouterr().err.strip()
-    assert "\n" not in told
-    return told
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    return error
 
 
-def test_what_a_store_has_decided_is_not_asked_again(store, plain, capsys):
+def test_options_that_contradict_a_store_are_refused(store, plain, capsys):
     assert "leave out --tokenizer" in refusal([store, "--tokenizer", "byte"], capsys)
     assert "leave out --encoding" in refusal([store, "--encoding", "latin-1"], capsys)
     assert "is a token store and 1 more was named" in refusal([store, plain / "a.txt"], capsys)
     assert "is a token store and 1 more was named" in refusal([plain / "a.txt", store], capsys)
     assert "order of data needs all" in refusal([store, "--preset", "tutorial"], capsys)
-    held = ["--val-file", store]
-    assert "is a token store and a is not" in refusal([plain / "a.txt", *held], capsys)
+    validation = ["--val-file", store]
+    assert "is a token store and a is not" in refusal([plain / "a.txt", *validation], capsys)
     other = CharTokenizer(sorted(set(prose(100)) | {"#"}), end_of_text=True)
     write_store(plain / "other", [prose(1000)], other)
-    told = refusal([store, "--val-file", plain / "other"], capsys)
-    assert "was tokenized in another way" in told
+    error = refusal([store, "--val-file", plain / "other"], capsys)
+    assert "was tokenized in another way" in error
     assert not (plain / "runs").exists()
 
 
-def test_stores_too_short_or_not_whole_are_refused(tmp_path, capsys):
+def test_stores_that_are_too_short_or_damaged_are_refused(tmp_path, capsys):
     write_store(tmp_path / "short", [""])
     assert "holds 1 token: too short" in refusal([tmp_path / "short"], capsys)
     write_store(tmp_path / "cut", [prose(5000)])
@@ -410,15 +414,15 @@ def test_stores_too_short_or_not_whole_are_refused(tmp_path, capsys):
     assert "is damaged" in refusal([tmp_path / "cut"], capsys)
 
 
-def test_a_model_goes_on_only_with_its_own_tokens(store, tmp_path, capsys):
+def test_a_model_is_fine_tuned_only_on_a_store_with_its_tokenizer(store, tmp_path, capsys):
     options = {"listener": QUIET, **SMALL}
     training.train(store, output=tmp_path / "first", **options)
     training.train(
         store, init_from=tmp_path / "first", output=tmp_path / "second", steps=2, listener=QUIET
     )
     write_store(tmp_path / "bytes", [prose(1000)], ByteTokenizer())
-    told = refusal([tmp_path / "bytes", "--from", tmp_path / "first"], capsys)
-    assert "in another way than the model that --from names" in told
+    error = refusal([tmp_path / "bytes", "--from", tmp_path / "first"], capsys)
+    assert "in another way than the model that --from names" in error
 
 
 # --- plain files past a threshold --------------------------------------------------------------
@@ -426,7 +430,7 @@ def test_a_model_goes_on_only_with_its_own_tokens(store, tmp_path, capsys):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of the test's own; what is longer than 10 kB goes through a store."""
+    """A separate cache for the test; text of more than 10 kB is tokenized into a store."""
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "10000")
     monkeypatch.delenv("MYGPT_TOKEN_CACHE", raising=False)
@@ -436,7 +440,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def built(monkeypatch):
-    """The stores that were made, rather than found."""
+    """A list of the stores that were built, not found in the cache."""
     made = []
     build = storing.build_store
 
@@ -448,29 +452,29 @@ def built(monkeypatch):
     return made
 
 
-def told_by(heard):
-    return " ".join(str(event) for event in heard)
+def text_of(events):
+    return " ".join(str(event) for event in events)
 
 
-def test_a_large_text_goes_through_a_store_once(cache, built, plain):
-    """The same command again finds it; the losses are those of a store made by hand."""
-    heard = []
+def test_a_large_text_is_tokenized_into_a_store_once(cache, built, plain):
+    """The same command again uses it; the losses are those of an explicit store."""
+    events = []
     for name in ("one", "two"):
-        training.train(plain / "a.txt", output=plain / name, listener=heard.append, **SMALL)
+        training.train(plain / "a.txt", output=plain / name, listener=events.append, **SMALL)
     assert len(built) == 1
     assert f"a has 18,000 bytes, so it is not read into memory: tokenized once into {cache}" in (
-        told_by(heard)
+        text_of(events)
     )
     write_store(plain / "a", [(plain / "a.txt").read_text()], TokenStore.open(built[0]).tokenizer)
     training.train(plain / "a", output=plain / "three", listener=QUIET, **SMALL)
     assert losses(plain / "one") == losses(plain / "two") == losses(plain / "three")
     assert "stored_as" in (plain / "one" / "config.toml").read_text()
     training.train(plain / "b.txt", output=plain / "four", listener=QUIET, **SMALL)
-    assert len(built) == 1  # it is shorter than the bound
+    assert len(built) == 1  # it is below the limit
 
 
-def test_a_run_goes_on_from_the_cached_store(cache, built, plain, monkeypatch):
-    """Also where the bound is another by then, or the cache was emptied; never with other text."""
+def test_a_run_resumes_on_the_cached_store(cache, built, plain, monkeypatch):
+    """Also with another limit, or after the cache was emptied; but not with another text."""
     training.train(plain / "a.txt", output=plain / "run", listener=QUIET, **SMALL)
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "off")
     training.resume(plain / "run", steps=13, listener=QUIET)
@@ -480,27 +484,27 @@ def test_a_run_goes_on_from_the_cached_store(cache, built, plain, monkeypatch):
     training.resume(plain / "run", steps=14, listener=QUIET)
     assert len(built) == 2
     os.utime(plain / "a.txt")
-    training.resume(plain / "run", steps=15, listener=QUIET)  # the same text, written anew
+    training.resume(plain / "run", steps=15, listener=QUIET)  # the same text, written again
     assert len(built) == 3
     (plain / "a.txt").write_text(prose(18_000, 5))
     with pytest.raises(InputError, match="has changed since the run began"):
         training.resume(plain / "run", steps=16, listener=QUIET)
 
 
-def test_the_bound_is_a_variable(cache, plain, monkeypatch, capsys):
+def test_the_limit_is_an_environment_variable(cache, plain, monkeypatch, capsys):
     names, sources = [str(plain / "a.txt")], store_cache.large_sources
     assert len(sources(names, None)) == 1
     for value, large in (("17999", True), ("18000", False), ("off", False), ("", False)):
         monkeypatch.setenv("MYGPT_STORE_ABOVE", value)
         assert bool(sources(names, None)) == large
     monkeypatch.setattr(store_cache, "free_memory_bytes", lambda: 8 * 17_000)
-    assert sources(names, None)  # more than an eighth of what is free
+    assert sources(names, None)  # more than an eighth of the free memory
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "1GB")
     assert "MYGPT_STORE_ABOVE='1GB' must be a number of bytes" in refusal([plain / "a.txt"], capsys)
 
 
-def test_what_a_store_would_read_otherwise_is_read_into_memory(cache, plain):
-    """Standard input, lines of objects, what is no text, and the tutorial's order of data."""
+def test_some_large_texts_are_read_into_memory(cache, plain):
+    """Standard input, JSON lines, bytes that are not text, and text for the tutorial's order."""
     (plain / "c.jsonl").write_text('{"text": "a"}\n' * 2000)
     (plain / "d.bin").write_bytes(b"\xff\xfe\0\1" * 5000 + b"\x80")
     for names in (["-"], [plain / "c.jsonl"], [plain / "a.txt", plain / "c.jsonl"]):
@@ -511,7 +515,7 @@ def test_what_a_store_would_read_otherwise_is_read_into_memory(cache, plain):
 
 
 @pytest.mark.parametrize("tokenizer", ["auto", "char", "byte", "bpe:290", "file", "from"])
-def test_a_large_text_has_the_tokenizer_that_a_short_one_has(cache, plain, tokenizer):
+def test_a_large_text_has_the_same_tokenizer_as_a_short_one(cache, plain, tokenizer):
     text, options = plain / "a.txt", {"tokenizer": tokenizer}
     if tokenizer == "file":
         options = {"tokenizer": str(plain / "tokenizer")}
@@ -520,22 +524,22 @@ def test_a_large_text_has_the_tokenizer_that_a_short_one_has(cache, plain, token
         options = {"init_from": plain / "first", "preset": "auto"}
     large = prepare(text, output=plain / "run", tokens=1000, **options)
     assert isinstance(large.train_tokens, StoredTokens)
-    os.environ["MYGPT_STORE_ABOVE"] = "off"  # the fixture puts it back
+    os.environ["MYGPT_STORE_ABOVE"] = "off"  # the fixture restores it
     short = prepare(text, output=plain / "run", tokens=1000, **options)
-    if not tokenizer.startswith("bpe"):  # a store's is learned from the held text too
+    if not tokenizer.startswith("bpe"):  # a store's is also trained on the validation text
         assert large.tokenizer.to_state() == short.tokenizer.to_state()
     assert large.tokenizer.kind == short.tokenizer.kind
     again = read_source(large.settings, 0.1, allow_bytes=False, known=large.tokenizer)
     assert again.sha256 == large.source.sha256
 
 
-def test_many_characters_are_bytes(cache, plain):
+def test_a_text_with_many_distinct_characters_has_byte_tokens(cache, plain):
     (plain / "wide.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 600))) * 10)
     assert prepare(plain / "wide.txt", output=plain / "run", steps=5).tokenizer.kind == "byte"
 
 
-def test_the_least_recently_used_store_goes(cache, plain, monkeypatch):
-    """Only where room is needed, and never one that a process uses."""
+def test_the_least_recently_used_store_is_removed(cache, plain, monkeypatch):
+    """Only if space is needed, and never one that a process uses."""
     for number in range(4):
         (plain / f"{number}.txt").write_text(prose(12_000, number))
 
@@ -546,7 +550,7 @@ def test_the_least_recently_used_store_goes(cache, plain, monkeypatch):
         before = stores() if cache.exists() else set()
         sources = store_cache.large_sources([str(plain / f"{number}.txt")], None)
         path = store_cache.cached_store(sources, "char").store.path
-        if not keep:  # as where the process has ended
+        if not keep:  # as if the process had ended
             store_cache._in_use.pop(path).release()
         return path.name, stores() - before
 
@@ -563,7 +567,7 @@ def test_the_least_recently_used_store_goes(cache, plain, monkeypatch):
     assert stores() == {second, third}
 
 
-def test_a_damaged_store_is_made_again(cache, built, plain):
+def test_a_damaged_store_is_rebuilt(cache, built, plain):
     training.train(plain / "a.txt", output=plain / "one", listener=QUIET, **SMALL)
     (built[0] / "shards" / "000000.tokens").write_bytes(b"short")
     training.train(plain / "a.txt", output=plain / "two", listener=QUIET, **SMALL)
@@ -574,8 +578,8 @@ def test_a_damaged_store_is_made_again(cache, built, plain):
 
 
 @pytest.mark.processes
-def test_processes_make_one_store_together(cache, plain):
-    """As torchrun starts them: one makes it, the others wait and find it; none is refused."""
+def test_several_processes_build_a_store_only_once(cache, plain):
+    """As with torchrun: one process builds it, the others wait and use it."""
     program = (
         "import sys; from mygpt.data import store_cache as c; "
         "f = c.cached_store(c.large_sources([sys.argv[1]], None), 'bpe:300'); "
@@ -587,14 +591,14 @@ def test_processes_make_one_store_together(cache, plain):
         )
         for _ in range(3)
     ]
-    told = [process.communicate()[0].split() for process in started]
+    lines = [process.communicate()[0].split() for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
-    assert sorted(line[0] for line in told) == ["False", "False", "True"]
-    assert len({line[1] for line in told}) == 1
+    assert sorted(line[0] for line in lines) == ["False", "False", "True"]
+    assert len({line[1] for line in lines}) == 1
 
 
 @pytest.mark.kernels
-def test_a_cache_without_room_says_what_to_do(cache, plain, monkeypatch, capsys):
+def test_a_cache_without_disk_space_is_refused_with_a_remedy(cache, plain, monkeypatch, capsys):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(store_cache.shutil, "disk_usage", lambda _: full)
     assert command("train", plain / "a.txt", "-o", plain / "run") == 3

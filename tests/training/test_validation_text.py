@@ -1,4 +1,4 @@
-"""A text to validate on that is learned from, too, is said: its loss says nothing of new text."""
+"""A note warns if validation text is also in the training text: its loss is then too low."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def notes(text: str, val_file: str, folder: Path, **options: object) -> str:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])
-def test_a_val_file_that_is_learned_from_is_said(tokenizer: str, tmp_path: Path) -> None:
-    """The same file, a copy, a link, a packed copy, other line ends, a part, and a text around."""
+def test_a_validation_file_that_is_in_the_training_text_gets_a_note(
+    tokenizer: str, tmp_path: Path
+) -> None:
+    """The same file, a link, a compressed copy, other line ends, a part, and a longer text."""
     text = write(tmp_path / "a.txt", TEXT)
     (tmp_path / "link.txt").symlink_to(text)
     (tmp_path / "copy.gz").write_bytes(gzip.compress(TEXT.encode()))
@@ -41,28 +43,33 @@ def test_a_val_file_that_is_learned_from_is_said(tokenizer: str, tmp_path: Path)
     for name in ("a.txt", "link.txt", "copy.gz", "crlf.txt", "part.txt", "around.txt"):
         val_file = str(tmp_path / name)
         assert f"{val_file} {SAME}" in notes(text, val_file, tmp_path, tokenizer=tokenizer)
-    told = notes(text, str(tmp_path / "other.txt"), tmp_path, tokenizer=tokenizer)
-    assert "learned from" not in told
+    assert "training text" not in notes(
+        text, str(tmp_path / "other.txt"), tmp_path, tokenizer=tokenizer
+    )
 
 
-def test_documents_that_are_in_both(tmp_path: Path) -> None:
+def test_validation_documents_in_the_training_text_are_counted(tmp_path: Path) -> None:
     documents = OTHER.splitlines()
     both = [json.dumps({"text": text}) for text in documents]
     text = write(tmp_path / "a.jsonl", "\n".join(both[:40]))
     val_file = write(tmp_path / "v.jsonl", "\n".join(both[30:]))
-    told = notes(text, val_file, tmp_path)
-    assert f"10 of the 30 documents of {val_file} are also in the training text" in told
+    found = notes(text, val_file, tmp_path)
+    assert f"10 of the 30 documents of {val_file} are also in the training text" in found
 
 
-def test_short_documents_are_the_same_by_chance() -> None:
-    learned = [Document(str(n), text) for n, text in enumerate(["yes", "no", TEXT])]
-    held = [Document("a", "yes"), Document("b", OTHER)]
-    assert overlap_note(learned, held, "v") == []
-    assert overlap_note(learned, [Document("a", "yes")], "v")  # but all that there is
+def test_short_equal_documents_are_ignored() -> None:
+    train = [Document(str(n), text) for n, text in enumerate(["yes", "no", TEXT])]
+    validation = [Document("a", "yes"), Document("b", OTHER)]
+    assert overlap_note(train, validation, "v") == []
+    assert overlap_note(
+        train, [Document("a", "yes")], "v"
+    )  # unless it is the whole validation text
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
-def test_a_store_is_validated_on_what_it_holds(tokenizer: str, tmp_path: Path) -> None:
+def test_validation_text_that_is_in_the_training_store_gets_a_note(
+    tokenizer: str, tmp_path: Path
+) -> None:
     text, other = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", OTHER)
     part = write(tmp_path / "part.txt", TEXT[1000:9000])
     store = build_store([text], tmp_path / "store", tokenizer=tokenizer)
