@@ -149,8 +149,8 @@ def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
 #             = sum_k Z_ik sum_d dO_id V_kd = sum_d dO_id O_id
 # (Dao et al., 2022, appendix B.2). P is recomputed as exp(S - L) with L = log sum_k exp(S_ik),
 # which `attend` has saved: T numbers a head instead of T * T.
-
-
+#
+# This function computes Z, dL/dS and dL/dQ of some queries:
 @kernel(
     INTS, INT64, INT64, INT64, INT64, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS,
     FLOATS, FLOATS, FLOATS,
@@ -241,6 +241,10 @@ def _keys_values_backward(
         )  # fmt: skip
 
 
+# All gradients of attention from dL/dO, with the formulas above, head by head. Query heads of one
+# group share a key and a value, so dL/dK and dL/dV are sums over those heads. Of a head, QUERIES
+# queries at a time: their Z and dL/dS stay in the cache until dL/dK and dL/dV are computed from
+# them.
 @kernel(INTS, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)
 def attend_backward(
     job, layer, sequence, prepared, qkv, attended, log_sums, d_attended, d_prepared, d_qkv, scratch
