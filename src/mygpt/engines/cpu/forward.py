@@ -2,8 +2,9 @@
 
 All threads run this at once and divide the work in one of two ways:
 
-- With few rows (decoding) each thread computes a part of every matrix's outputs for all rows, and
-  of the heads. The threads have to wait for each other after each product: five barriers a layer.
+- With few rows (decoding) each thread computes a part of every matrix's outputs, and some of the
+  heads, for all rows. Threads have to wait for each other after each product: five barriers a
+  layer.
 - With many rows (a prompt) each thread takes whole rows through the layers. They wait once a layer,
   when keys and values are stored, since a row attends to those of other threads' rows.
 
@@ -32,9 +33,10 @@ from mygpt.engines.cpu.simd import (
     skip,
 )
 
-# Rows per thread from which on threads divide the rows. Below, most tiles of a thread would not be
-# full, and every thread would read all weights for a few rows; above, barriers after each product
-# would cost more. Four tiles are an estimate between the two: no measurement is recorded.
+# Rows per thread from which on threads divide the rows instead of the outputs. With fewer rows many
+# tiles would not be full, and every thread would read all weights for a few rows; with more rows
+# dividing the outputs would need barriers that are not necessary. Four tiles are an estimate of
+# where the two are equal: no measurement is recorded.
 _MANY_ROWS = 4 * at.ROWS
 # Reads of the barrier's counter (about a nanosecond each) before a waiting thread offers its core
 # to others. A thread that is this late has probably lost its core, and the core it needs may be
