@@ -33,7 +33,7 @@ from mygpt.training.gradients import make_gradients
 from mygpt.training.initial_model import empty_model
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.process_group import ProcessGroup
-from mygpt.training.sharding import fill, whole
+from mygpt.training.sharding import fill, gathered
 
 COUNTS = (1, 2, 4)
 LENGTH = 160  # steps of the runs that torchrun begins
@@ -143,12 +143,12 @@ class Learner:
 
     def weights(self) -> dict[str, np.ndarray]:
         """All of them, put together, by name."""
-        return {n: whole(p.detach()).numpy().copy() for n, p in self.model.named_parameters()}
+        return {n: gathered(p.detach()).numpy().copy() for n, p in self.model.named_parameters()}
 
     def whole_gradients(self) -> dict[str, np.ndarray]:
         """Likewise, of the gradients."""
         named = {n: p.grad for n, p in self.model.named_parameters()}
-        return {n: whole(g).numpy().copy() for n, g in named.items() if g is not None}
+        return {n: gathered(g).numpy().copy() for n, g in named.items() if g is not None}
 
 
 def join_group() -> ProcessGroup:

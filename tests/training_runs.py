@@ -18,7 +18,7 @@ from mygpt.training.events import (
     Event,
     Note,
 )
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import ParallelGradients
 from mygpt.training.trainer import Trainer
 
 TEXT = "".join(f"{n} times {n} is {n * n}, as far as anybody knows. " for n in range(200))
@@ -89,13 +89,13 @@ def damage(path: Path) -> None:
 
 def plant(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], float]) -> None:
     """Multiply the loss of call number n (from 1) by `bad(n)`."""
-    inner, calls = Gradients.__call__, [0]
+    inner, calls = ParallelGradients.__call__, [0]
 
-    def call(self: Gradients, *arguments: Any) -> torch.Tensor:
+    def call(self: ParallelGradients, *arguments: Any) -> torch.Tensor:
         calls[0] += 1
         return inner(self, *arguments) * bad(calls[0])
 
-    monkeypatch.setattr(Gradients, "__call__", call)
+    monkeypatch.setattr(ParallelGradients, "__call__", call)
 
 
 class Dead(BaseException):

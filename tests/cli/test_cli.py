@@ -119,7 +119,7 @@ def test_train_resume_goes_on(shell: Shell) -> None:
     shell("train", "fox.txt", *TINY, "--steps", 4, "--output", "ckpt.pt")
     code, out, _ = shell("train", "--resume", "ckpt.pt", "--steps", 6)
     assert code == 0
-    assert "going on after step 4" in out
+    assert "resuming after step 4" in out
     assert "--output" in shell.refused("train", "--resume", "ckpt.pt", "--output", "x")
     assert "--overwrite" in shell.refused("train", "--resume", "ckpt.pt", "--overwrite")
 
@@ -177,7 +177,7 @@ def test_texts_of_one_name_and_other_endings_have_runs_of_their_own(shell: Shell
 @pytest.mark.parametrize(
     ("size", "verdict"),
     [
-        (0, "no step was made: nothing was learned"),
+        (0, "no step was made: the weights are the initial ones"),
         (1, "nothing was validated: whether it learned or memorised is not known"),
     ],
 )
@@ -288,7 +288,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> Non
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err == ""
-    assert out.endswith("go on with: mygpt train --resume runs/fox\n")
+    assert out.endswith("resume with: mygpt train --resume runs/fox\n")
     assert (tmp_path / "runs/fox/last.state.safetensors").exists()
 
 

@@ -125,7 +125,7 @@ def test_a_file_of_another_type_is_refused_with_its_type(kind: str, tmp_path: Pa
         assert f"a.txt is {kind}, not plain text: " in message
     compressed = write(tmp_path / "a.txt.gz", gzip.compress(data))
     assert f"a.txt.gz is {kind}" in refusals(compressed)[0]
-    with pytest.raises(InputError, match="--tokenizer byte learns its bytes"):
+    with pytest.raises(InputError, match="--tokenizer byte trains on its bytes"):
         prepare(path, output=tmp_path / "run", steps=1)
     corpus = read_corpus([path], allow_bytes=True)
     assert corpus.documents[0].whole == data + b"\0" * 40

@@ -213,7 +213,7 @@ def test_a_validation_file_can_be_records_or_text(tmp_path: Path) -> None:
     text = write(tmp_path / "v.txt", b"one plain text")
     for val_file, count in ((lines, 2), (text, 1)):
         ready = prepare(path, output=tmp_path / "run", field="body", val_file=val_file, **SMALL)
-        assert len(ready.source.held) == count
+        assert len(ready.source.val_documents) == count
 
 
 def test_large_files_of_records_are_tokenized_into_a_store(

@@ -17,7 +17,8 @@ from typing import Any
 
 from mygpt.checkpoint import read_checkpoint
 from mygpt.errors import MygptError
-from mygpt.training.run import RunFolder, read_state
+from mygpt.training.run import RunFolder
+from mygpt.training.state import read_state
 from torture import Tally
 from torture.runs import Child, differs, fresh, in_child, resume, train
 

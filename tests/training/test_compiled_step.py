@@ -23,7 +23,7 @@ from mygpt.errors import InputError
 from mygpt.training.compiled.step import CpuTrainingStep, suits
 from mygpt.training.config import TrainConfig
 from mygpt.training.cpu_gradients import CpuGradients
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import ParallelGradients
 from mygpt.training.optimizer import Optimizer
 
 pytestmark = pytest.mark.kernels
@@ -236,7 +236,7 @@ def test_both_engines_clip_by_the_same_norm() -> None:
     model, config = build(MODERN), TrainConfig(batch_size=3, seq_len=9, lr=0.1, steps=1)
     batch = draw_batch(MODERN, 3, 9)
     norms = []
-    for gradients in (Gradients(model, 1), CpuGradients(model, config)):
+    for gradients in (ParallelGradients(model, 1), CpuGradients(model, config)):
         gradients(*batch)
         norms.append(float(gradients.clip(0.0)))
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)

@@ -64,9 +64,9 @@ def test_going_on_from_the_previous_state(text: str, tmp_path: Path) -> None:
     heard = resume(run)
     told = notes(heard).splitlines()
     assert len(told) == 2
-    assert told[1] == "what came after the last save, up to step 12, is made again"
+    assert told[1] == "the steps after the last save, up to 12, are repeated"
     assert "last.state.safetensors is damaged: tensor" in told[0]
-    assert told[0].endswith("going on from the state before it, of step 8")
+    assert told[0].endswith("resuming from the state before it, of step 8")
     assert_same(run, whole)
     assert (run / "damaged.last.state.safetensors").exists()
 
@@ -77,7 +77,7 @@ def test_with_both_states_damaged_nothing_is_touched(text: str, tmp_path: Path) 
     for name in ("last.state.safetensors", "previous.state.safetensors"):
         damage(run / name)
     before = {p.name: p.read_bytes() for p in run.iterdir() if p.name != ".lock"}
-    with pytest.raises(CheckpointError, match="and so is the state before it"):
+    with pytest.raises(CheckpointError, match="the state before it too"):
         resume(run)
     assert {p.name: p.read_bytes() for p in run.iterdir() if p.name != ".lock"} == before
 
@@ -98,7 +98,7 @@ def test_a_state_that_is_missing_is_the_previous_one(text: str, tmp_path: Path) 
     fit(text, whole)
     fit(text, run)
     (run / "last.state.safetensors").unlink()
-    assert "does not exist: going on from the state before it" in notes(resume(run))
+    assert "does not exist: resuming from the state before it" in notes(resume(run))
     assert_same(run, whole)
 
 
@@ -150,7 +150,7 @@ def test_a_log_that_was_cut_is_told_and_not_written_into(text: str, tmp_path: Pa
     fit(text, run)
     os.truncate(run / "log.jsonl", 150)
     heard = resume(run, steps=14)
-    assert "log.jsonl is shorter than the run left it" in notes(heard)
+    assert "log.jsonl is shorter than it was" in notes(heard)
     assert log(run)[-1]["step"] == 14
 
 

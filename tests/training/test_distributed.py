@@ -37,7 +37,7 @@ from distributed_steps import (
 from mygpt import training
 from mygpt.checkpoint import read_checkpoint
 from mygpt.container import read_arrays
-from mygpt.training.run import read_state
+from mygpt.training.state import read_state
 from ranks import ranks_of, run_ranks, torchrun, torchrun_started
 
 pytestmark = pytest.mark.processes
@@ -200,7 +200,7 @@ def test_a_killed_worker_costs_what_was_not_saved(
         kill_in_the_middle(run, process, 0)
         assert process.wait(180) == 0, (tmp_path / "err").read_text()
     out = (tmp_path / "out").read_text()
-    assert out.count("was begun by this job, which was started again") == 1
+    assert out.count("torchrun restarted this job") == 1
     assert out.count("2 processes (DDP, gloo)") == 2  # once in each life
     assert steps(run) == list(range(1, LENGTH + 1))
     assert_equal(weights(run), weights(place / "undisturbed"))
@@ -233,7 +233,7 @@ def second(first: list[Found], killed: tuple[float, str], place: Path) -> list[A
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("there already", r"mygpt: .*undisturbed already holds a run: go on with --resume .*"),
+        ("there already", r"mygpt: .*undisturbed already holds a run: resume it with --resume .*"),
         ("tutorial", r"mygpt: preset=tutorial draws its batches from one generator, .*"),
         ("too few", r"mygpt: batch_size=1 cannot be shared by 2 processes: choose at least 2"),
         ("stdin", r"mygpt: standard input cannot be read by 2 processes: name a file"),
@@ -272,10 +272,10 @@ def test_a_job_goes_on_with_its_own_run_alone(first: list[Found]) -> None:
     main, other = (found["jobs"] for found in first)
     assert main["begun"][0] is other["begun"][0] is None
     assert main["again"][0] is other["again"][0] is None
-    assert any("was begun by this job, which was started again" in n for n in main["again"][1])
+    assert any("torchrun restarted this job" in n for n in main["again"][1])
     assert main["another"][0] is not None, "the run of another job was gone on with"
-    assert not any("was begun by this job" in note for note in main["begun"][1])
-    assert "already holds a run: go on with --resume" in main["another"][0]
+    assert not any("torchrun restarted this job" in note for note in main["begun"][1])
+    assert "already holds a run: resume it with --resume" in main["another"][0]
     assert other["another"][0] == "PeerError: "
     assert "nowhere was begun by job one and is not here: --output must be" in main["elsewhere"][0]
 
@@ -284,7 +284,7 @@ def test_a_job_of_the_same_name_with_another_command_is_another(first: list[Foun
     """A script's fixed --rdzv-id: other options were ignored, and the old run gone on with."""
     told = first[0]["jobs"]["another command"][0]
     assert told is not None
-    assert "already holds a run: go on with --resume" in told
+    assert "already holds a run: resume it with --resume" in told
 
 
 def test_a_sharded_run_gets_worse_and_goes_on(first: list[Found], place: Path) -> None:

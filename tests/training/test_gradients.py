@@ -13,7 +13,7 @@ from mygpt import training
 from mygpt.container import read_arrays
 from mygpt.core.model import GPT
 from mygpt.core.tutorial import set_seed
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import ParallelGradients
 
 
 def model_and_batch(rows: int) -> tuple[GPT, torch.Tensor, torch.Tensor]:
@@ -32,7 +32,7 @@ def test_shares_add_up_to_the_whole(rows: int, threads: int) -> None:
     before = torch.get_num_threads()
     _, whole = model(inputs, targets)
     wanted = torch.autograd.grad(whole, list(model.parameters()))
-    with Gradients(model, threads) as gradients:
+    with ParallelGradients(model, threads) as gradients:
         results = []
         for _ in range(3):
             model.zero_grad(set_to_none=True)
@@ -56,7 +56,7 @@ def test_pieces_add_up_to_the_whole(rows: int, threads: int) -> None:
     wanted = torch.autograd.grad(whole, list(model.parameters()))
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    with Gradients(model, min(threads, rows), micro_batch=rows) as gradients:
+    with ParallelGradients(model, min(threads, rows), micro_batch=rows) as gradients:
         loss = gradients(inputs, targets)
     assert torch.allclose(loss, whole, rtol=1e-6)
     assert max(seen) <= rows
@@ -69,22 +69,22 @@ def test_pieces_add_up_to_the_whole(rows: int, threads: int) -> None:
 def test_dropout_is_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers come from one generator; threads would take them in any order."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert Gradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=16) == 4
-    assert Gradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=3) == 3
-    assert Gradients.suitable_threads(GPT(5, 8, 2, 1, dropout=0.1), batch_size=16) == 1
+    assert ParallelGradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=16) == 4
+    assert ParallelGradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=3) == 3
+    assert ParallelGradients.suitable_threads(GPT(5, 8, 2, 1, dropout=0.1), batch_size=16) == 1
 
 
 def test_an_error_in_a_share_is_raised_and_threads_are_given_back() -> None:
     model, inputs, _ = model_and_batch(4)
     before = torch.get_num_threads()
     outside = torch.full_like(inputs, 99)
-    with pytest.raises(IndexError), Gradients(model, 2) as gradients:
+    with pytest.raises(IndexError), ParallelGradients(model, 2) as gradients:
         gradients(inputs, outside)
     assert torch.get_num_threads() == before
 
 
 def test_a_shared_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gradients, "suitable_threads", lambda model, batch_size: 2)
+    monkeypatch.setattr(ParallelGradients, "suitable_threads", lambda model, batch_size: 2)
     text = tmp_path / "fox.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
     options = {"preset": "nano", "embed_dim": 16, "num_layers": 1, "max_seq_len": 16}

@@ -26,7 +26,7 @@ from mygpt.training.events import (
     StepDone,
     StepsSkipped,
 )
-from mygpt.training.non_finite import SKIPS_BEFORE_ROLLBACK, TRIES, NonFiniteGuard
+from mygpt.training.non_finite import MOST_ROLLBACKS, SKIPS_BEFORE_ROLLBACK, NonFiniteGuard
 from mygpt.training.run import RunFolder
 from training_runs import (
     TEXT,
@@ -121,7 +121,7 @@ def test_what_blows_up_again_and_again_ends_with_code_5_and_its_best(
     run = tmp_path / "run"
     heard: list[Event] = []
     with pytest.raises(
-        DivergedError, match=rf"going back {TRIES} times with half the rate"
+        DivergedError, match=rf"after {MOST_ROLLBACKS} rollbacks with half the learning rate"
     ) as left:
         mygpt.train(text, output=run, listener=heard.append, **{**TINY, "steps": 30})
     assert left.value.exit_code == 5

@@ -16,7 +16,8 @@ from mygpt.json_objects import LOG_LINE, read_records
 from mygpt.training.comparison import read_losses
 from mygpt.training.diagnosis import read_history
 from mygpt.training.inspection import log_problems
-from mygpt.training.run import RunFolder, read_state
+from mygpt.training.run import RunFolder
+from mygpt.training.state import read_state
 from mygpt.views.history import read_log
 
 ODD = [
@@ -70,7 +71,7 @@ def test_every_reader_of_a_log_passes_odd_records_over(tmp_path: Path, odd: byte
     assert history.validations[-1].val_loss == 3.25
     assert all(len(problem) < 200 for _, problem in log_problems(log.read_bytes()))
     log.write_bytes(GOOD[0] + b"\n" + odd + b"\n")
-    assert "up to step" in str(RunFolder.at(tmp_path).cut_log(0))
+    assert "are repeated" in str(RunFolder.at(tmp_path).cut_log(0))
 
 
 @pytest.mark.slow
@@ -102,7 +103,7 @@ def test_a_state_that_names_what_no_file_can_be_called_is_refused(run: Path, nam
     parts["settings"][place] = value
     parts.pop("tensors")
     write_arrays(path, arrays, parts)
-    with pytest.raises(CheckpointError, match="is no name of a file"):
+    with pytest.raises(CheckpointError, match="cannot be the name of a file"):
         read_state(path)
     if place == "files":
         assert exit_code(["doctor", str(run)]) in (1, 2)

@@ -128,7 +128,7 @@ def run_plan(plan: StepLog, progress: Progress, steps: int) -> list[tuple[int, i
     for _ in range(steps):
         done = plan.done(progress)
         asked.append(plan.next_batch(done))
-        plan.note(done, progress)
+        plan.append(done, progress)
         progress.step += 1
     return asked
 
@@ -218,7 +218,7 @@ def test_a_plan_that_is_made_again_decides_by_what_was_noted() -> None:
     assert run_plan(again, progress, 6) == asked
     np.testing.assert_array_equal(again.arrays()["plan"], noted)
     assert again.done(progress) == 1.0
-    assert again.remaining_s(Progress(step=2), steps_a_second=2.0) == 2.0
+    assert again.remaining_s(Progress(step=2), steps_per_s=2.0) == 2.0
 
 
 @given(

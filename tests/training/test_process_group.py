@@ -19,11 +19,10 @@ from mygpt.core.model import GPT
 from mygpt.errors import InputError, StorageError
 from mygpt.training import hardware
 from mygpt.training.config import TrainConfig
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import ParallelGradients, shared_losses
 from mygpt.training.hardware import compute_dtype, described, products_in
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup, from_environment, joined
-from mygpt.training.sharding import first_row, like, local, put_rows, whole
-from mygpt.training.shared_losses import shared_losses
+from mygpt.training.sharding import first_row, gathered, like, local, put_rows
 from ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -59,10 +58,10 @@ def test_torchrun_tells_each_its_place(started: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"RANK": "-1"}, "RANK='-1' in the environment is no number: use torchrun"),
-        ({"RANK": "two"}, "RANK='two' in the environment is no number: use torchrun"),
-        ({"WORLD_SIZE": "²"}, "WORLD_SIZE='²' in the environment is no number: use torchrun"),
-        ({"LOCAL_RANK": ""}, "LOCAL_RANK='' in the environment is no number: use torchrun"),
+        ({"RANK": "-1"}, "RANK='-1' in the environment is not a number: use torchrun"),
+        ({"RANK": "two"}, "RANK='two' in the environment is not a number: use torchrun"),
+        ({"WORLD_SIZE": "²"}, "WORLD_SIZE='²' in the environment is not a number: use torchrun"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK='' in the environment is not a number: use torchrun"),
         ({"RANK": "4"}, "RANK=4 in the environment is not below WORLD_SIZE=4: use torchrun"),
         ({"WORLD_SIZE": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=0: use torchrun"),
     ],
@@ -211,7 +210,7 @@ def rows(group: ProcessGroup) -> dict[str, Any]:
         other = like(tensor, (count, 3))
         assert len(local(other)) == len(here)
         put_rows(other, np.arange(3.0 * count, dtype=np.float32).reshape(count, 3), group)
-        assert torch.equal(whole(other), torch.arange(3.0 * count).reshape(count, 3))
+        assert torch.equal(gathered(other), torch.arange(3.0 * count).reshape(count, 3))
         found[str(count)] = (start, len(here))
     return found
 
@@ -324,7 +323,7 @@ def model_and_batch() -> tuple[GPT, torch.Tensor, torch.Tensor]:
 
 
 def gradients_of(model: GPT, batch: Any, **options: Any) -> dict[str, torch.Tensor]:
-    with Gradients(model, 1, config=config_of(**options)) as gradients:
+    with ParallelGradients(model, 1, config=config_of(**options)) as gradients:
         gradients(*batch)
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
@@ -398,8 +397,8 @@ def test_what_torch_cannot_compile_goes_on_without(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch, "compile", refuse)
     model, *batch = model_and_batch()
-    found = Gradients(model, 1, config=config_of(compile=True))
-    assert found.note == "torch.compile failed (no C++ compiler): going on without it"
+    found = ParallelGradients(model, 1, config=config_of(compile=True))
+    assert found.note == "torch.compile failed (no C++ compiler): training without it"
     assert all(p.grad is None for p in model.parameters())
     plain = gradients_of(model_and_batch()[0], batch)
     for name, gradient in gradients_of(model, batch, compile=True).items():

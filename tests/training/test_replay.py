@@ -121,7 +121,7 @@ def test_a_run_that_was_lengthened_and_went_back_can_be_made_again(
 
 
 def test_a_run_of_an_older_version_cannot_be_made_again(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="kept no plan of its steps"):
+    with pytest.raises(InputError, match="kept no log of its steps"):
         training.replay(FORMAT_1, output=tmp_path / "again", listener=silent)
     assert not (FORMAT_1 / ".lock").exists()
 

@@ -129,7 +129,7 @@ def test_strays_of_another_run_are_left(text: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_gets_no_lock(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no run to go on with"):
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
         training.resume(tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -202,7 +202,7 @@ def test_a_foreign_file_of_a_runs_name_is_not_deleted(text: str, tmp_path: Path)
     """`--overwrite` took any config.toml for an old run's."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.toml").write_text("precious = true")
-    with pytest.raises(InputError, match=r"config\.toml is no run's"):
+    with pytest.raises(InputError, match=r"config\.toml does not belong to a run"):
         fit(text, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "config.toml").read_text() == "precious = true"
 

@@ -46,8 +46,8 @@ def test_what_is_made_again_after_a_crash_is_told(text: str, tmp_path: Path) -> 
 
     with pytest.raises(SystemError):
         mygpt.train(text, output=tmp_path / "run", listener=die, **TINY)
-    assert "up to step 11, is made again" in notes(resume(tmp_path / "run"))
-    assert "is made again" not in notes(resume(tmp_path / "run", steps=14))
+    assert "up to 11, are repeated" in notes(resume(tmp_path / "run"))
+    assert "are repeated" not in notes(resume(tmp_path / "run", steps=14))
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
@@ -80,7 +80,7 @@ def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(
 
     from mygpt.training import trainer
 
-    def compile_first(*_: object) -> str:
+    def compile_first(*_: object, **__: object) -> str:
         with Abandonable():
             os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError
@@ -116,15 +116,15 @@ def test_an_ignored_signal_stays_ignored(text: str, tmp_path: Path) -> None:
 SLOW_STEP = """
 import sys, threading, time
 from mygpt.cli import main
-from mygpt.training.gradients import Gradients
-inner = Gradients._share
+from mygpt.training.gradients import ParallelGradients
+inner = ParallelGradients._share
 def slow(self, *args):
     if threading.current_thread() is not threading.main_thread():
         print("in a step", flush=True)
         time.sleep(60)
     return inner(self, *args)
-Gradients._share = slow
-Gradients.suitable_threads = staticmethod(lambda *_: 2)
+ParallelGradients._share = slow
+ParallelGradients.suitable_threads = staticmethod(lambda *_: 2)
 main(["train", *sys.argv[1:]])
 """
 
@@ -216,7 +216,7 @@ def test_a_new_length_is_not_forgotten(
     run = tmp_path / "run"
     fit(text, run)
     with monkeypatch.context() as patch:
-        patch.setattr("mygpt.training.resuming.sit", lambda *_: (_ for _ in ()).throw(Dead))
+        patch.setattr("mygpt.training.resuming.run_session", lambda *_: (_ for _ in ()).throw(Dead))
         with pytest.raises(Dead):
             resume(run, steps=20)
     end = resume(run)[-1]

@@ -190,7 +190,7 @@ def test_going_on_with_another_text_is_refused(text: str, tmp_path: Path) -> Non
 
 
 def test_going_on_with_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no run to go on with"):
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
         training.resume(tmp_path)
 
 
@@ -276,13 +276,13 @@ def test_small_texts_shrink_the_window_and_say_so(tmp_path: Path) -> None:
     heard = fit(str(small), tmp_path / "run")
     notes = [e.text for e in heard if isinstance(e, Note)]
     assert notes == [
-        "the text has 10 tokens to learn from: windows of 9, not 16",
+        "the text has 10 tokens to train on: windows of 9, not 16",
         "the text is too short to keep a part of it for validation: none is kept",
     ]
     with pytest.raises(InputError, match="seq_len=16 is longer than the 10 tokens"):
         fit(str(small), tmp_path / "other", seq_len=16)
     small.write_text("xy")
-    with pytest.raises(InputError, match="gives 2 tokens to learn from: it needs at least 3"):
+    with pytest.raises(InputError, match="gives 2 tokens to train on: it needs at least 3"):
         fit(str(small), tmp_path / "other", preset="tutorial")
     assert not (tmp_path / "other").exists()
 
@@ -464,7 +464,7 @@ def test_bytes_are_not_learned_without_a_word(tmp_path: Path) -> None:
     """A Latin-1 file quietly became a byte model."""
     (tmp_path / "latin.txt").write_bytes(TEXT.encode() + b"caf\xe9")
     heard = fit(str(tmp_path / "latin.txt"), tmp_path / "run", steps=1)
-    assert "latin.txt is not text in UTF-8, so its bytes are learned" in str(heard[0])
+    assert "latin.txt is not text in UTF-8, so training is on its bytes" in str(heard[0])
 
 
 def test_worse_than_guessing_is_said(text: str, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ _UNDER_A_LIMIT = """
 import resource, sys, torch
 from mygpt import GPT
 from mygpt.training.config import TrainConfig
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import ParallelGradients
 from mygpt.training.memory import out_of_memory
 torch.set_num_threads(1)
 model = GPT(256, 64, 4, 4, 256)
@@ -282,7 +282,7 @@ size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**29, size + 2**29))
 ids = torch.zeros(config.batch_size, config.seq_len, dtype=torch.int64)
 try:
-    with Gradients(model, 1) as gradients:
+    with ParallelGradients(model, 1) as gradients:
         gradients(ids, ids)
 except Exception as error:
     print(type(error).__name__, out_of_memory(error, model, config))
@@ -303,18 +303,18 @@ def test_a_real_allocation_that_fails() -> None:
 _MEASURED = """
 import json, re, tempfile, torch
 import mygpt
-from mygpt.training import memory, session
+from mygpt.training import memory, new_run
 torch.set_num_threads(2)
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 told = {}
-build = session.initial_model
+build = new_run.initial_model
 def building(config, recipe, *others, **more):
     told["before"] = status("VmRSS")
     model = build(config, recipe, *others, **more)
     told["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
     return model
-session.initial_model = building
+new_run.initial_model = building
 options = {"batch_size": 128, "steps": 3}
 with tempfile.TemporaryDirectory() as folder:
     text = folder + "/text.txt"

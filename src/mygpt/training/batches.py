@@ -1,4 +1,4 @@
-"""What each step learns from: its batch, and where in the text that was cut.
+"""The batches of a run, by stage and number, and the positions of their windows in the text.
 
 Letters: B batch, T time.
 """
@@ -14,20 +14,20 @@ from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
 
-_NEXT_SEED = 0x9E3779B97F4A7C15  # the golden ratio's
+_NEXT_SEED = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: multiples of it are far apart
 
 
 class TrainingBatches:
     """The batches of a run, by stage and number.
 
     Args:
-        tokens: 1-D ids to learn from, in memory or in a store.
+        tokens: 1-D ids to train on, in memory or in a store.
         config: its batch sizes, windows, seed and order of data.
-        device: where batches go.
-        share: this process's number and how many share each batch; it gets its rows of it.
+        device: of the batches.
+        share: (rank, processes): this process gets its share of the rows of each batch.
 
     Raises:
-        InputError: for the tutorial's order, where tokens lie in a store or processes share.
+        InputError: for the tutorial's order with tokens in a store, or with several processes.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class TrainingBatches:
             self._drawn = random_batches(_all_of(tokens, processes=share[1]), batch_size, seq_len)
             return
         for stage in range(len(config.stages) + 1):
-            # Each stage shuffles in its own way; the first as a run without stages does.
+            # Each stage has its own order; the first has that of a run without stages.
             seed = (config.seed + stage * _NEXT_SEED) % 2**64
             self._windows.append(ShuffledWindows(tokens, config.window(stage)[0], seed))
 
     def batch(self, stage: int, number: int) -> Batch:
         """Inputs and targets, each (B, T) int64, of a stage's step number `number` (from 0).
 
-        Where processes share it, B is this one's part: the whole batch is the same for any
-        number of them. The tutorial's order draws from torch's global generator, whatever the
-        number.
+        With several processes, B is this one's share: the batch as a whole is the same for
+        any number of processes. The tutorial's order draws from torch's global generator and
+        ignores the number.
         """
         if not self._windows:
             inputs, targets = next(self._drawn)
@@ -73,9 +73,9 @@ class TrainingBatches:
         return self._tokens[: self.config.seq_len + 1]
 
     def starts(self) -> list[int]:
-        """The first token of each window of the last batch, of all processes' parts together.
+        """The position of the first token of each window of the last batch, in all processes.
 
-        Empty where no record is kept.
+        Empty for the tutorial's order.
         """
         if not self._windows:
             return []
@@ -92,7 +92,7 @@ def _all_of(tokens: Tokens, *, processes: int) -> torch.Tensor:
         )
     if not isinstance(tokens, np.ndarray):
         raise InputError(
-            "data order 'tutorial' needs all tokens in memory, and a store stays on disk: choose "
+            "data order 'tutorial' needs all tokens in memory, and a store is on disk: choose "
             "another preset, --preset nano say, or name the text itself"
         )
     return torch.from_numpy(tokens.astype(np.int64))

@@ -1,7 +1,7 @@
-"""What a run writes down of itself, and how it goes back to that.
+"""Saving a run, resuming it, and rolling it back to a saved state.
 
-The order of writing is what makes any moment a good one to die at: the state first, then what is
-derived from it; the log only cut when the state that needs no more of it holds.
+The order of writing makes a crash at any moment harmless: the state is written first, then what
+is derived from it; the log is only truncated after the state that needs no more of it is saved.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mygpt.evaluation import Evaluation
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Listener, Note, RolledBack
-from mygpt.training.non_finite import TRIES, Diverging, largest
+from mygpt.training.non_finite import MOST_ROLLBACKS, Diverging, largest
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.process_group import ProcessGroup
 from mygpt.training.run import RunFolder
@@ -36,21 +36,21 @@ from mygpt.training.step_log import StepLog
 
 
 class Checkpointer:
-    """Saves a run, and puts its weights, optimizer, generators and plan back.
+    """Saves a run, and restores its weights, optimizer, random generators and step log.
 
-    Of several processes the first alone writes; the run's folder writes nothing for the others.
-    Sharded weights all write, into a folder that the state names.
+    With several processes, only process 0 writes; the others have a read-only folder. Sharded
+    weights are written by all, into a folder that the state names.
 
     Args:
-        model: whose weights they are.
+        model: is saved and restored.
         optimizer: the model's.
         tokenizer: the model's own.
         config: how it is trained.
-        plan: of the run's steps.
+        step_log: of the run.
         run: where everything is written.
-        provenance: what every checkpoint tells of its origin.
-        settings: what going on needs to read the text again.
-        listener: is told what a user should know.
+        provenance: the origin of the model, for every checkpoint.
+        settings: what resuming needs to read the text again.
+        listener: called with notes for the user.
         group: the processes that train the run.
     """
 
@@ -60,7 +60,7 @@ class Checkpointer:
         optimizer: Optimizer,
         tokenizer: Tokenizer,
         config: TrainConfig,
-        plan: StepLog,
+        step_log: StepLog,
         run: RunFolder,
         provenance: dict[str, Any],
         settings: dict[str, Any],
@@ -73,23 +73,23 @@ class Checkpointer:
         self.optimizer = optimizer
         self.tokenizer = tokenizer
         self.config = config
-        self.plan = plan
+        self.step_log = step_log
         self.run = run
         self.provenance = provenance
         self.settings = settings
         self.notify = listener
         self._saved = (-1, -1)  # the step and the validated step of the committed state
-        self._derived_step = -1  # of the last model that was derived from a state
+        self._derived_step = -1  # the step of the last model written from a state
 
     def finish(self, progress: Progress) -> None:
-        """Save what is not saved yet: the state, and the model that is derived from it."""
+        """Save what is not saved yet: the state, and the model derived from it."""
         if (progress.step, progress.validated_step) != self._saved:
             self.save(progress)
-        elif progress.step != self._derived_step:  # parts were not gathered at the last save
+        elif progress.step != self._derived_step:  # the last save gathered no shards
             self.save_model(progress)
 
     def begin(self, progress: Progress, settings: dict[str, Any]) -> None:
-        """Commit a new run; only then let go of what an earlier one left."""
+        """Commit a new run; only then remove the files of an earlier run."""
         self.provenance = {**self.provenance, "run_id": secrets.token_hex(8)}
         self._commit(progress, keep=False)
         self.run.clear_derived()
@@ -100,13 +100,13 @@ class Checkpointer:
         """Commit the state, then write the model that is derived from it.
 
         Args:
-            progress: how far the run has come; it is told how long the log is.
-            keep: what was the last state becomes the previous one.
-            derive: write the model also where its parts must be gathered for that.
+            progress: how far the run has come; its `log_bytes` is set.
+            keep: keep the last state as the previous one.
+            derive: write the model even if its shards must be gathered for that.
 
         Raises:
-            Diverging: when a weight is no finite number; nothing is written then.
-            StorageError: when there is no space; what was saved before is kept.
+            Diverging: when a weight is not finite; nothing is written then.
+            StorageError: when there is no space; earlier saves are kept.
         """
         progress.log_bytes = self.run.sync_log()
         self._commit(progress, keep=keep)
@@ -119,7 +119,7 @@ class Checkpointer:
             weight = float(self.group.all_gather(weight).max())
         if not math.isfinite(weight):
             raise Diverging(f"the largest weight is {weight}")
-        if progress.step > progress.trouble_step:  # past it
+        if progress.step > progress.trouble_step:  # it is past the problem
             progress.trouble_step = progress.tries = 0
         shards = self._save_shards(progress) if self.sharded else None
         if shards is None:
@@ -128,7 +128,7 @@ class Checkpointer:
             arrays = generators(self.model)
         state = State(
             self.run.state_path, self.model.config, self.tokenizer, self.config, self.settings,
-            self.provenance, progress, arrays | self.plan.arrays(), shards,
+            self.provenance, progress, arrays | self.step_log.arrays(), shards,
         )  # fmt: skip
 
         def commit() -> None:
@@ -139,17 +139,17 @@ class Checkpointer:
         self._saved = (progress.step, progress.validated_step)
 
     def _save_shards(self, progress: Progress) -> dict[str, Any]:
-        """Write weights and optimizer beside the state; return what the state says of them."""
+        """Write weights and optimizer into a folder of shards; returns its entry in the state."""
         name = self.group.broadcast(f"shards-{progress.step:08d}-{secrets.token_hex(4)}")
         tensors = sharded_tensors(self.model, self.optimizer)
         files = save_shards(self.run.folder / name, tensors)
         return {"folder": name, "files": files, "optimizer": list(self.optimizer.tensors())}
 
     def save_model(self, progress: Progress, best: Evaluation | None = None) -> None:
-        """Write the model as the last one, or as the best with what it reached."""
+        """Write the model as the last one, or as the best one with its validation loss."""
         reached: dict[str, Any] = {
             "step": progress.step,
-            "tokens": self.plan.tokens,
+            "tokens": self.step_log.tokens,
             "elapsed_s": round(progress.elapsed_s, 3),
         }
         if math.isfinite(progress.loss):
@@ -162,7 +162,7 @@ class Checkpointer:
         path = self.run.last_path if best is None else self.run.best_path
         if best is None:
             self._derived_step = progress.step
-        shape = self.plan.as_trained(self.model.config)
+        shape = self.step_log.as_trained(self.model.config)
         if self.sharded:
             arrays = gathered_arrays(self.model, self.group)
         else:
@@ -173,7 +173,7 @@ class Checkpointer:
         )
 
     def resume(self, state: State) -> Progress:
-        """Go on from a saved state, its log and last model as they were then."""
+        """Continue from a saved state, with the log and the last model as they were then."""
         in_place = (state.shards is None) != self.sharded
         progress = self._restore(state)
         missing = self.run.cut_log(progress.log_bytes)
@@ -182,7 +182,7 @@ class Checkpointer:
         if state.path == self.run.state_path and self.config == state.training and in_place:
             self._saved = (progress.step, progress.validated_step)
             self.save_model(progress)
-        else:  # the state before the last one, or a new length: not to be forgotten
+        else:  # the previous state, or a new length: save that it is so
             self.save(progress, keep=False)
         return progress
 
@@ -190,19 +190,19 @@ class Checkpointer:
         if state.shards is not None:
             self._load_shards(state)
         restore_model(state, self.model, self.optimizer)
-        self.plan.restore(state.arrays, state.progress.step)
+        self.step_log.restore(state.arrays, state.progress.step)
         progress = Progress(**vars(state.progress))
         self.group.run_on_all(lambda: self._find_best(progress), main_only=True)
         return self.group.broadcast(progress)
 
     def _load_shards(self, state: State) -> None:
-        """Take weights and optimizer from the folder that a state names, whoever wrote it."""
+        """Load weights and optimizer from the folder of shards that a state names."""
         shards = state.shards or {}
         folder = state.path.parent / shards["folder"]
         self.notify(
             Note(
-                f"{folder} is of several processes; what lists its contents is a pickle, of which "
-                "only torch's own types are loaded: go on only with runs of people you trust"
+                f"{folder} was written by several processes; its list of contents is a pickle, of "
+                "which only torch's own types are loaded: resume only runs of people you trust"
             )
         )
         self.optimizer.load({})
@@ -210,9 +210,9 @@ class Checkpointer:
         load_shards(folder, tensors, shards["files"])
 
     def _find_best(self, progress: Progress) -> None:
-        """Know the best model that lies there, which may be younger than the state.
+        """Take the best validation loss from the best model, which may be newer than the state.
 
-        A better one is never given up for a worse one.
+        So a better model is never overwritten by a worse one.
         """
         best, note = self.run.repair_best(self.provenance.get("run_id"))
         if note is not None:
@@ -225,27 +225,28 @@ class Checkpointer:
             progress.best_val_loss, progress.best_step = val_loss, step
 
     def roll_back(self, failed: Progress, problem: str) -> Progress:
-        """Start again from the last good state with half the rate.
+        """Return to the last good state, with half the learning rate.
 
         Raises:
-            DivergedError: when that has been tried often enough.
+            DivergedError: after too many rollbacks at the same place.
         """
         tries = failed.tries + 1
-        if tries > TRIES:
+        if tries > MOST_ROLLBACKS:
             raise DivergedError(
-                f"{problem} at step {failed.step}, also after going back {TRIES} times with half "
-                f"the rate: what was saved before is kept in {self.run.folder}; train again with "
-                f"--overwrite and a lower --lr, {self.config.lr / 10:g} perhaps"
+                f"{problem} at step {failed.step}, also after {MOST_ROLLBACKS} rollbacks with "
+                "half the learning rate each: what was saved before is kept in "
+                f"{self.run.folder}; train again with --overwrite and a lower --lr, "
+                f"{self.config.lr / 10:g} perhaps"
             )
         state = broadcast_state(self.group, lambda: self._good_state(failed))
         keep, log_bytes = state.path == self.run.state_path, state.progress.log_bytes
         progress = self._restore(state)
-        del state  # as large as all that is trained
-        progress.elapsed_s = failed.elapsed_s  # time does not go back
+        del state  # as large as weights and optimizer
+        progress.elapsed_s = failed.elapsed_s  # the clock is not rolled back
         progress.tries, progress.trouble_step = tries, failed.step
         progress.lr_scale = failed.lr_scale / 2
         self._commit(progress, keep=keep)
-        self.run.cut_log(log_bytes)  # only now: until then the state that had more held
+        self.run.cut_log(log_bytes)  # only now: the state before this commit needed more of it
         self.run.append_log(
             {"step": progress.step, "went_back_from": failed.step, "lr_scale": progress.lr_scale}
         )
@@ -254,12 +255,12 @@ class Checkpointer:
         return progress
 
     def _good_state(self, failed: Progress) -> State:
-        """The last state, or the one before it if no good step has been made since the last."""
+        """The last state; the one before it if every step since the last was skipped."""
         state, _ = self.run.load_state()
-        if failed.step - state.progress.step > failed.left_out:
+        if failed.step - state.progress.step > failed.skipped:
             return state
         path = state.path
-        del state  # one at a time is in memory
+        del state  # so that only one is in memory
         if path == self.run.state_path:
             before = self.run.load_previous_state(self.provenance.get("run_id"))
             if before is not None:

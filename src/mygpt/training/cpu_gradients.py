@@ -18,8 +18,8 @@ from mygpt.core.model import GPT
 from mygpt.core.training import clip_gradients
 from mygpt.training.compiled.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
+from mygpt.training.gradients import shared_losses
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
-from mygpt.training.shared_losses import shared_losses
 
 
 class CpuGradients:

@@ -1,4 +1,4 @@
-"""What became of a run, in plain words, from its log."""
+"""A diagnosis of a run from its log: whether it still learned, converged, overfitted, and why."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mygpt.errors import CheckpointError
 from mygpt.json_objects import read_records, step_of
 from mygpt.tokenization.unknown import MOST_UNKNOWN
 
-# Nats per token: a rise of the validation loss that is more than chance, and a training loss so
-# far below it that the model knows its text better than texts of its kind.
+# Nats per token: a rise of the validation loss that is not noise, and a distance of the training
+# loss below it that means overfitting.
 _RISE, _GAP = 0.01, 0.25
-_FALLING = 0.004  # what the last quarter of a run still gains where more time would help
-# Readings of a text: from where on it may be known by heart, and where more add little.
+_FALLING = 0.004  # the gain in the last quarter of a run from which more time would help
+# Epochs: from this many on memorising is possible, and from this many on more add little.
 _AGAIN, _OFTEN = 2.0, 20.0
 _MORE_TEXT = "more text would help more than more"
-# With fewer steps the losses are still those of the first weights and of the warm-up.
+# With fewer steps the losses are still those of the initial weights and of the warm-up.
 _FEW_STEPS = 20
 
 
@@ -30,7 +30,7 @@ class Seen:
     """One validation.
 
     Attributes:
-        step: when.
+        step: of the validation.
         val_loss: nats per token.
         loss: of the training batches reported before it, nats per token; NaN for none.
         error: the standard error of the validation loss; 0 where it is not known.
@@ -43,9 +43,9 @@ class Seen:
 
 
 def read_history(log: Path) -> list[Seen]:
-    """The validations that a log tells of, each with the mean of the losses since the one before.
+    """The validations in a log, each with the mean training loss since the one before.
 
-    Lines that are none are passed over.
+    Other lines are ignored.
     """
     seen: list[Seen] = []
     losses: list[float] = []
@@ -80,7 +80,7 @@ def diagnose(
     to_beat: float | None = None,
     unknown: float = 0.0,
 ) -> str:
-    """What the validations say, and what would help most.
+    """What the validations mean, and what would help most.
 
     Args:
         history: in order.
@@ -91,66 +91,66 @@ def diagnose(
         unknown: the part of the text that the tokenizer does not know.
     """
     if not steps:
-        return "no step was made: nothing was learned"
+        return "no step was made: the weights are the initial ones"
     if unknown > MOST_UNKNOWN:
         return (
             f"the tokenizer does not know {unknown:.0%} of the text, so the losses say little "
-            "of it: train with a tokenizer that does (--tokenizer byte or bpe know all text)"
+            "about it: train with a tokenizer that does (--tokenizer byte or bpe know all text)"
         )
     if not history:
         return "nothing was validated: whether it learned or memorised is not known"
-    origin = history[0] if history[0].step == 0 else None  # the model that the run began from
-    history = history[1:] or history if origin else history
+    initial = history[0] if history[0].step == 0 else None  # of the initial model, with --from
+    history = history[1:] or history if initial else history
     last = history[-1]
     best = min(history, key=lambda seen: seen.val_loss)
-    if origin is not None and best.val_loss > origin.val_loss:
+    if initial is not None and best.val_loss > initial.val_loss:
         return (
-            f"the model it began from does better ({origin.val_loss:.3f}, and {best.val_loss:.3f} "
+            f"the initial model does better ({initial.val_loss:.3f}, and {best.val_loss:.3f} "
             "at best since): a lower --lr or more steps may help"
         )
     gap = last.val_loss - last.loss > _GAP
     if last.val_loss > best.val_loss + max(_RISE, last.error):
-        told = _risen(best, last, epochs=epochs, ended_early=ended_early)
+        found = _risen(best, last, epochs=epochs, ended_early=ended_early)
     elif gap and epochs >= _AGAIN:
-        told = [
+        found = [
             f"it knows its own text (read {epochs:.1f} times, training loss {last.loss:.3f}) much "
             f"better than new text ({last.val_loss:.3f}): {_MORE_TEXT} time"
         ]
     elif gap and epochs <= 1 and last.step < _FEW_STEPS:
-        told = [f"{_counted(steps)} too few to tell how it learns: more time would help"]
+        found = [f"{_counted(steps)} too few to judge how it learns: more time would help"]
     elif gap and epochs <= 1:
-        told = [
-            f"the text it is validated on is of another kind ({last.val_loss:.3f}) than what it "
-            f"learned from ({last.loss:.3f}, read once at most): give a --val-file, or mix the two"
+        found = [
+            f"the validation text is of another kind ({last.val_loss:.3f}) than the training text "
+            f"({last.loss:.3f}, read once at most): give a --val-file, or mix the two"
         ]
     elif not _is_trainable(history):
-        told = ["it has settled"]
+        found = ["it has settled"]
     elif epochs > _OFTEN:
-        told = [
+        found = [
             f"learning to the end, by reading the same text {epochs:.0f} times: {_MORE_TEXT} time"
         ]
     else:
-        told = ["learning to the end: more time would help"]
+        found = ["learning to the end: more time would help"]
     if to_beat is not None and best.val_loss > to_beat:
-        told.append(f"a 5-gram model does better ({to_beat:.3f})")
-    return "; ".join(told)
+        found.append(f"a 5-gram model does better ({to_beat:.3f})")
+    return "; ".join(found)
 
 
 def _risen(best: Seen, last: Seen, *, epochs: float, ended_early: bool) -> list[str]:
-    """What to say where the validation loss has turned."""
+    """The diagnosis of a validation loss that rose after its best."""
     rose = f"the validation loss rose from {best.val_loss:.3f} to {last.val_loss:.3f}"
     kept = "the best model is kept" + "; ended early" * ended_early
-    if last.loss > best.loss:  # not so where one is not known
+    if last.loss > best.loss:  # false if one of them is NaN
         return [
             f"best at step {best.step:,}: {rose}, and so did the training loss, to "
             f"{last.loss:.3f}; {kept}; a lower --lr would help"
         ]
     if last.step < _FEW_STEPS:
         return [f"best at step {best.step:,}: {rose}; {_counted(last.step)} too few to say why"]
-    if epochs <= 1:  # what is not read again is not memorised
+    if epochs <= 1:  # a text that is read once cannot be memorised
         return [
-            f"best at step {best.step:,}: {rose}; {kept}; the text was read once at most: what it "
-            "is validated on is of another kind"
+            f"best at step {best.step:,}: {rose}; {kept}; the text was read once at most: the "
+            "validation text is of another kind"
         ]
     fell = f" while the training loss fell to {last.loss:.3f}" * math.isfinite(last.loss)
     return [f"memorising since step {best.step:,}: {rose}{fell}; {kept}; {_MORE_TEXT} steps"]
@@ -163,7 +163,7 @@ def _counted(steps: int) -> str:
 def _is_trainable(history: list[Seen]) -> bool:
     """Whether the validation loss still fell at the end."""
     last = history[-1]
-    # Of few validations, the last alone lies in the last third.
+    # With few validations only the last is in the last third.
     late = (seen for seen in history[:-1] if seen.step >= 0.7 * last.step)
     early = next(late, history[-2:][0])
     return early.val_loss - last.val_loss > _FALLING or len(history) < 2

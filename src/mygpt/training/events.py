@@ -1,4 +1,4 @@
-"""What a training run tells as it goes; `str(event)` is its plain line."""
+"""The events that a training run reports; `str(event)` is its plain line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mygpt.text.reading import shown
 
 @dataclass(frozen=True)
 class Note:
-    """Something the user should know: a window that was shrunk, files passed over."""
+    """Something the user should know: a window that was shrunk, files that were not read."""
 
     text: str
 
@@ -26,23 +26,23 @@ class Note:
 
 @dataclass(frozen=True)
 class Started:
-    """The run as it begins.
+    """The beginning of a session.
 
     Attributes:
         run: its folder.
         step: steps done before (a resumed run).
-        parameters: numbers the model trains.
+        parameters: the number of trained parameters.
         corpus: the text's name.
-        train_tokens: tokens to learn from.
-        val_tokens: tokens kept for validation.
+        train_tokens: the number of training tokens.
+        val_tokens: the number of validation tokens.
         tokenizer: its kind.
         vocab_size: V.
         windows: T of each stage.
-        uniform: loss of guessing uniformly, nats per token.
-        unigram: loss of the tokens' frequencies, on the validation text where there is one.
-        device: where the model runs.
-        total_steps: None when the clock decides.
-        budget_s: None when steps decide.
+        uniform: loss of equal probabilities for all tokens, nats per token.
+        unigram: loss of the tokens' frequencies, on the validation text if there is one.
+        device: the device and the choices made for it.
+        total_steps: None if the run ends by the clock.
+        budget_s: None if the run ends by steps.
         read_from: the files of a resumed run, as its state or the user names them.
     """
 
@@ -65,13 +65,13 @@ class Started:
     def __str__(self) -> str:
         read = "".join(f"text: {shown(name)}\n" for name in self.read_from)
         kept = f" + {self.val_tokens:,} for validation" if self.val_tokens else ""
-        goes_on = f", going on after step {self.step}" if self.step else ""
+        resumed = f", resuming after step {self.step}" if self.step else ""
         windows = ", then ".join(map(str, self.windows))
         return (
             f"{read}{self.corpus}: {self.train_tokens:,} tokens{kept} ({self.tokenizer}, "
             f"vocabulary {self.vocab_size})\n"
             f"model: {self.parameters:,} parameters, windows of {windows}, on {self.device}"
-            f"{goes_on}\n"
+            f"{resumed}\n"
             f"to beat: uniform {self.uniform:.4f}, unigram {self.unigram:.4f} nats per token"
         )
 
@@ -113,13 +113,13 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class StepsSkipped:
-    """A step that was not applied: its loss, or its gradient's norm, is no finite number.
+    """Steps that were skipped: their loss or the norm of their gradient was not finite.
 
     Attributes:
-        step: which, or the last of several.
+        step: the last of them.
         loss: NaN or infinite.
-        count: how many; more than one where the device is only looked at now and then.
-        batch: the first token of each of its windows; empty where that is not known.
+        count: how many; more than one on a device that runs asynchronously.
+        batch: the first token of each window of the batch; empty if that is not known.
     """
 
     step: int
@@ -130,7 +130,7 @@ class StepsSkipped:
     def __str__(self) -> str:
         several = f"{self.count} steps up to here are" if self.count > 1 else "the step is"
         return (
-            f"step {self.step:>4}: loss or gradient is {self.loss}, {several} left out"
+            f"step {self.step:>4}: loss or gradient is {self.loss}, {several} skipped"
             f"{_windows(self.batch)}"
         )
 
@@ -140,10 +140,10 @@ class Spiked:
     """A loss far above the usual; the step was applied.
 
     Attributes:
-        step: which.
+        step: of the spike.
         loss: nats per token.
         usual: the running mean before it.
-        batch: the first token of each of its windows; empty where that is not known.
+        batch: the first token of each window of the batch; empty if that is not known.
     """
 
     step: int
@@ -160,13 +160,13 @@ class Spiked:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """The run blew up and goes on from the last good state with half the rate.
+    """The run diverged and continues from the last good state with half the learning rate.
 
     Attributes:
-        step: where it goes on.
-        failed_step: how far it had come.
-        problem: what went wrong.
-        lr_scale: what is left of the learning rate now.
+        step: of the state it returned to.
+        failed_step: the step at which it diverged.
+        problem: what was wrong there.
+        lr_scale: factor of the learning rate from now on.
     """
 
     step: int
@@ -183,7 +183,7 @@ class RolledBack:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A piece of text the model writes at this step."""
+    """A text that the model generated at this step."""
 
     step: int
     text: str
@@ -196,16 +196,16 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run's end.
+    """The end of a session.
 
     Attributes:
-        run: what `--resume` takes: its folder, or the file it was asked to write.
+        run: the path for `--resume`: its folder, or the checkpoint file of `--output`.
         checkpoint: the file to generate from.
         step: steps done.
-        loss: of the last batch, nats per token; NaN where no step was made.
+        loss: of the last batch, nats per token; NaN if no step was made.
         best_val_loss: None without validation.
-        best_step: where that was.
-        uniform: loss of guessing uniformly, nats per token.
+        best_step: its step.
+        uniform: loss of equal probabilities for all tokens, nats per token.
         unigram: loss of the tokens' frequencies.
         elapsed_s: seconds of training.
         signal: the signal that ended it early, or None.
@@ -234,7 +234,7 @@ class Finished:
         if self.signal is not None:
             return (
                 f"stopped after step {self.step}{best}; saved in {self.run}\n"
-                f"go on with: mygpt train --resume {shlex.quote(str(self.run))}"
+                f"resume with: mygpt train --resume {shlex.quote(str(self.run))}"
             )
         loss = f", loss {self.loss:.4f}" * math.isfinite(self.loss)
         reached = self.loss if self.best_val_loss is None else self.best_val_loss
@@ -242,12 +242,12 @@ class Finished:
         verdict = f"\nverdict: {self.verdict}" * bool(self.verdict)
         return (
             f"done: {self.step:,} steps in {clock(self.elapsed_s)}{loss}{best}\n"
-            f"{self._beside()}{worse}{verdict}\n"
+            f"{self._compared()}{worse}{verdict}\n"
             f"write with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
         )
 
-    def _beside(self) -> str:
-        """The validation loss among what simpler models reach, from worst to best."""
+    def _compared(self) -> str:
+        """The validation loss and those of simpler models, from worst to best."""
         if self.baselines is None or self.best_val_loss is None:
             return f"(guessing uniformly {self.uniform:.4f}, by frequency {self.unigram:.4f})"
         ours = self.baselines.bits_per_byte(self.best_val_loss)
@@ -268,7 +268,7 @@ Listener = Callable[[Event], None]
 
 
 def _windows(batch: list[int]) -> str:
-    """Where a batch was cut from the text, in a few words."""
+    """The positions of a batch's windows in the text, shortened."""
     if not batch:
         return ""
     shown = ", ".join(f"{start:,}" for start in batch[:3]) + (", ..." if len(batch) > 3 else "")

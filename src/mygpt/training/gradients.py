@@ -1,11 +1,10 @@
-"""The loss and gradients of one batch; on a CPU its rows are shared between threads.
+"""The loss and gradients of one batch by torch, with threads, micro-batches, DDP or FSDP.
 
-Torch's own threads split every operation and wait for each other after each: hundreds of times
-a step. Here each thread takes its share of the rows through the whole model on one core, and
-they meet once a step. Small models gain most, and so does a machine that is busy with other
-work. A batch's loss is the mean over its rows, so the shares' gradients add up to the whole's.
-Between processes likewise: each takes its rows of the batch, and what all hold afterwards is the
-whole batch's gradient, by torch's DDP or FSDP, or for the CPU kernels by one all-reduce.
+On a CPU torch's threads divide every operation and synchronise after each, hundreds of times a
+step. Here each thread takes its share of the rows through the whole model, and they synchronise
+once a step: faster for small models, and on a busy machine. The loss of a batch is the mean over
+its rows, so the shares' gradients add up to the batch's. The same holds between processes: each
+computes its rows, and all get the gradient of the whole batch, through torch's DDP or FSDP.
 Letters: B batch, T time.
 """
 
@@ -39,14 +38,13 @@ from mygpt.training.hardware import (
 )
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.sharding import is_sharded, local
-from mygpt.training.shared_losses import shared_losses
 
 if TYPE_CHECKING:
     from mygpt.training.cpu_gradients import CpuGradients
 
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
-    """The CPU kernels where they support the shape, else torch."""
+    """The machine-code kernels if they support the shape and the device, else torch."""
     from mygpt.engines.choice import cpu_engine_available
     from mygpt.training.compiled.step import suits
 
@@ -57,18 +55,18 @@ def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
 
 def make_gradients(
     model: GPT, config: TrainConfig, group: ProcessGroup = SINGLE_PROCESS
-) -> Gradients | CpuGradients:
-    """What `config.engine` names, with as many threads as suit it."""
+) -> ParallelGradients | CpuGradients:
+    """The gradients backend of `config.engine`: the one place that selects it."""
     if config.engine == "compiled":
         from mygpt.training.cpu_gradients import CpuGradients
 
         return CpuGradients(model, config, group)
-    threads = Gradients.suitable_threads(model, config.piece) if group.is_single else 1
-    return Gradients(model, threads, config.micro_batch, config=config, group=group)
+    threads = ParallelGradients.suitable_threads(model, config.piece) if group.is_single else 1
+    return ParallelGradients(model, threads, config.micro_batch, config=config, group=group)
 
 
-class Gradients:
-    """Computes a batch's loss and leaves its gradients in `parameter.grad`.
+class ParallelGradients:
+    """`core.training.Gradients` by torch, in several threads or processes.
 
     Args:
         model: what is trained.
@@ -108,7 +106,7 @@ class Gradients:
         device = self.parameters[0].device
         self._dtype_name = "float32" if config is None else config.dtype
         dtype = torch.float32 if config is None else compute_dtype(config.dtype, device)
-        self._sharded = is_sharded(self.parameters[0])  # it has a policy of its own
+        self._sharded = is_sharded(self.parameters[0])  # FSDP has its own number formats
         self._autocast = partial(autocast, device, torch.float32 if self._sharded else dtype)
         self._plain = group.is_single and dtype == torch.float32
         self._forward: Callable[..., Any] = model
@@ -132,7 +130,7 @@ class Gradients:
 
     @staticmethod
     def suitable_threads(model: GPT, batch_size: int) -> int:
-        """As many as torch would use, on a CPU without dropout; else 1.
+        """As many threads as torch would use, on a CPU without dropout; else 1.
 
         Dropout's numbers come from one generator, whose order threads would not keep.
         """
@@ -141,7 +139,7 @@ class Gradients:
             return 1
         return min(torch.get_num_threads(), batch_size)
 
-    def __enter__(self) -> Gradients:
+    def __enter__(self) -> ParallelGradients:
         self._inside.enter_context(products_in(self._dtype_name))
         if self.threads > 1:
             self._before = torch.get_num_threads()
@@ -156,14 +154,14 @@ class Gradients:
     ) -> None:
         self._inside.close()
         if self._pool is not None:
-            # Whoever leaves in the middle of a step does not wait for it.
+            # After an exception in the middle of a step the other threads are not waited for.
             self._pool.shutdown(wait=kind is None)
             self._pool = None
             torch.set_num_threads(self._before)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, torch has all its threads back: for work that is not a training step."""
+        """Inside, torch has all its threads: for work that is not a training step."""
         if self._pool is None:
             yield
             return
@@ -174,7 +172,7 @@ class Gradients:
             torch.set_num_threads(1)
 
     def expect_rows(self, batch_size: int) -> None:
-        """From here on a batch has so many rows in all processes; without this, those given."""
+        """Set the number of rows that the next batches have in all processes together."""
         self._batch_size = batch_size
 
     def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -191,10 +189,10 @@ class Gradients:
         rows = self.micro_batch or most
         pieces = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
         sizes: list[float] = [batch_size] * len(pieces)
-        if self._sharded:  # weights are put together by all at once: a row too few is made up for
+        if self._sharded:  # all processes must gather weights equally often: add empty pieces
             missing = -(-most // rows) - len(pieces)
             pieces += [(inputs[:1], targets[:1])] * missing
-            sizes += [math.inf] * missing  # of so many rows one adds nothing
+            sizes += [math.inf] * missing  # a piece divided by infinitely many rows adds nothing
         losses = []
         for number, (piece, size) in enumerate(zip(pieces, sizes, strict=True), 1):
             last = number == len(pieces)
@@ -203,14 +201,14 @@ class Gradients:
         return self.group.sum_loss(reduce(torch.add, losses))
 
     def _without_sums(self) -> Any:
-        """Inside, DDP does not add up what the processes have: the last piece of a batch does."""
+        """Inside, DDP does not sum over the processes: that is done with a batch's last piece."""
         if self.group.is_single or not hasattr(self._forward, "no_sync"):
             return nullcontext()
         return self._forward.no_sync()
 
     @property
     def token_losses(self) -> TokenLosses | None:
-        """A better way to each target's loss than the model's own pass; None for that."""
+        """A function for each target's loss; None if the model's own forward pass is best."""
         if self._plain:
             return None
         return partial(shared_losses, self.group, self._losses)
@@ -222,12 +220,12 @@ class Gradients:
             return model_token_losses(self.model, inputs, targets)
 
     def _add(self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: float) -> torch.Tensor:
-        """Add to all gradients what these rows of the batch give; what they add to its loss."""
+        """Add these rows' gradients to all gradients; returns their part of the batch's loss."""
         if self._pool is None:
             with self._autocast():
                 _, loss = self._forward(inputs, targets)
             loss = len(inputs) / batch_size * loss
-            # DDP and FSDP take the mean over the processes, not the sum.
+            # DDP and FSDP compute the mean over the processes; the sum is needed.
             (loss if self.group.is_single else self.group.size * loss).backward()
             return loss.detach()
         threads = min(self.threads, len(inputs))
@@ -238,7 +236,7 @@ class Gradients:
             for share, weight in zip(shares[1:], weights[1:], strict=True)
         ]
         loss, total = self._share(*shares[0], weights[0])
-        for other in others:  # always in the same order: the sum is the same to the bit
+        for other in others:  # always in the same order, so that the sum is bitwise the same
             share_loss, gradients = other.result()
             loss = loss + share_loss
             torch._foreach_add_(total, gradients)
@@ -265,14 +263,14 @@ class Gradients:
     def _share(
         self, inputs: torch.Tensor, targets: torch.Tensor, weight: float
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """What these rows add to the batch's loss and gradients."""
+        """These rows' part of the batch's loss and gradients."""
         _, loss = self.model(inputs, targets)
         loss = weight * loss
         return loss.detach(), torch.autograd.grad(loss, self.parameters)
 
 
 def _data_parallel(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Torch's DDP, which adds gradients up while the backward pass goes on; Li et al., 2020."""
+    """Torch's DDP, which sums gradients during the backward pass; Li et al., 2020."""
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
@@ -282,9 +280,24 @@ def _data_parallel(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cpu_token_losses(model: GPT) -> TokenLosses | None:
-    """A faster way to each target's loss than the model's own; None where there is none."""
+    """A faster function for each target's loss than the model's own; None if there is none."""
     if suitable_engine(model.config, next(model.parameters()).device) != "compiled":
         return None
     from mygpt.training.compiled.step import CpuTrainingStep
 
     return CpuTrainingStep(model, torch.get_num_threads()).token_losses
+
+
+def shared_losses(
+    group: ProcessGroup,
+    score: TokenLosses,
+    inputs: NDArray[np.integer],
+    targets: NDArray[np.integer],
+) -> NDArray[np.floating]:
+    """Each target's loss, (B, T): each process computes its share of the rows, all get all."""
+    if group.is_single:
+        return score(inputs, targets)
+    first, end = (len(inputs) * (group.rank + n) // group.size for n in (0, 1))
+    own = slice(first, end) if end > first else slice(0, 1)  # sharded weights are gathered by all
+    found = score(inputs[own], targets[own])[: end - first]
+    return np.concatenate(group.gather(found))

@@ -1,4 +1,4 @@
-"""What a device computes in, and how: number formats, `torch.compile`, blocks computed anew."""
+"""How a device computes: number formats, `torch.compile`, recomputed activations."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mygpt.training.process_group import ProcessGroup
 
 
 def compute_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
-    """What products are computed in: float32 or bfloat16.
+    """The number format of matrix products: float32 or bfloat16.
 
     Raises:
-        InputError: for a format that the device has not.
+        InputError: for a format that the device does not support.
     """
     if name == "tf32":
         if device.type != "cuda":
@@ -34,7 +34,7 @@ def compute_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def products_in(name: DtypeName) -> Iterator[None]:
-    """Inside, float32 products are float32, or with "tf32" what CUDA calls so; said to torch."""
+    """Inside, torch computes float32 products in float32, or with "tf32" in CUDA's TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     try:
@@ -44,14 +44,14 @@ def products_in(name: DtypeName) -> Iterator[None]:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Inside, torch computes products in `dtype` and the rest as it sees fit."""
+    """Inside, torch computes products in `dtype`, and chooses the format of the rest."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def checkpoint_blocks(model: GPT) -> None:
-    """Keep only what goes into each block, and compute the rest anew on the way back.
+    """Keep only the input of each block, and recompute the rest in the backward pass.
 
     Chen et al., 2016 (arXiv:1604.06174). The blocks' names and weights stay as they are.
     """
@@ -62,23 +62,25 @@ def checkpoint_blocks(model: GPT) -> None:
 
 
 def compile_with_torch(model: GPT, batch: tuple[int, int]) -> tuple[Callable[..., Any], str | None]:
-    """The model's forward pass made by `torch.compile`, tried once; itself where that fails.
+    """The model compiled by `torch.compile`, after one trial; the model itself if that fails.
 
     Args:
         model: on its device.
         batch: (B, T) of the trial.
 
     Returns:
-        What to call, and a line that says why it is not compiled (None where it is).
+        What to call, and why it is not compiled, in one line (None if it is).
     """
     rows, time = batch
     device = next(model.parameters()).device
-    ids = torch.zeros(rows, time + 1, dtype=torch.int64, device=device)  # laid out as batches are
+    ids = torch.zeros(
+        rows, time + 1, dtype=torch.int64, device=device
+    )  # with the strides of a batch
     try:
         made: Callable[..., Any] = torch.compile(model)
         made(ids[:, :-1], ids[:, 1:])[1].backward()
-    except Exception as error:  # a missing compiler, an operation it does not know: torch's own
-        return model, _left_out(error)
+    except Exception as error:  # a missing compiler, an unsupported operation
+        return model, _failure(error)
     finally:
         model.zero_grad()
     return made, None
@@ -86,19 +88,19 @@ def compile_with_torch(model: GPT, batch: tuple[int, int]) -> tuple[Callable[...
 
 @cache
 def why_no_torch_compile(device: torch.device) -> str | None:
-    """A line that says why `torch.compile` cannot be had on a device; None where it can."""
+    """Why `torch.compile` does not work on a device, in one line; None if it does."""
     try:
         numbers = torch.ones(4, device=device, requires_grad=True)
         made: torch.Tensor = torch.compile(torch.nn.functional.silu)(numbers).sum()
         torch.autograd.backward(made)
     except Exception as error:
-        return _left_out(error)
+        return _failure(error)
     return None
 
 
-def _left_out(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-    return f"torch.compile failed ({reason}): going on without it"
+    return f"torch.compile failed ({reason}): training without it"
 
 
 def described(
@@ -108,7 +110,7 @@ def described(
     *,
     uses_torch_compile: bool = False,
 ) -> str:
-    """Each choice that was made for the device, on one line."""
+    """The device and each choice that was made for it, on one line."""
     parts = [_name(device)]
     if config.engine == "compiled":
         parts.append("float32, mygpt's kernels for CPUs")

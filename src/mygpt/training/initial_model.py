@@ -1,4 +1,4 @@
-"""The model that a run begins from: fresh weights, or those of a checkpoint (`--from`)."""
+"""The model that a run begins with: new random weights, or those of a checkpoint (`--from`)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _OF_THE_MODEL = ("embed_dim", "num_heads", "num_layers", "max_seq_len")
 
 @dataclass(frozen=True)
 class Initial:
-    """A checkpoint that a run begins from.
+    """The checkpoint of an initial model.
 
     Attributes:
         checkpoint: its shape, tokenizer and weights.
-        sha256: of all its numbers, by which it is known again.
+        sha256: of all its weights.
     """
 
     checkpoint: Checkpoint
@@ -43,15 +43,15 @@ class Initial:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run's state keeps of it."""
+        """Its entry in a run's state."""
         return {"path": str(self.checkpoint.path.resolve()), "sha256": self.sha256}
 
 
 def read_initial(path: str | Path) -> Initial:
-    """Read the model that a run is to begin from.
+    """Read the checkpoint that a run is to begin with.
 
     Raises:
-        CheckpointError: where there is none, or it is damaged.
+        CheckpointError: if there is none, or it is damaged.
     """
     require_path("init_from", path)
     found = read_checkpoint(resolve(path))
@@ -64,9 +64,9 @@ def read_initial(path: str | Path) -> Initial:
     return Initial(found, digest.hexdigest())
 
 
-def require_elsewhere(run: RunFolder, origin: Initial) -> None:
-    """Raise `InputError` where a run would write over the model that it begins from."""
-    read = Path(os.path.realpath(origin.checkpoint.path))
+def require_elsewhere(run: RunFolder, initial: Initial) -> None:
+    """Raise `InputError` if a run would overwrite the model that it begins with."""
+    read = Path(os.path.realpath(initial.checkpoint.path))
     written = [run.checkpoint_path, run.best_path, run.last_path]
     same = read in [Path(os.path.realpath(path)) for path in written]
     if same or (os.path.realpath(run.folder) == str(read.parent)):
@@ -74,32 +74,34 @@ def require_elsewhere(run: RunFolder, origin: Initial) -> None:
 
 
 def same_initial(settings: dict[str, Any], run: str | Path) -> Initial | None:
-    """The model that a run was begun from, read again; None where its weights were fresh.
+    """The checkpoint that a run began with, read again; None if its weights were random.
 
     Raises:
-        InputError: when it is another now.
+        InputError: if it has changed.
     """
     kept = settings.get("from")
     if kept is None:
         return None
     try:
-        origin = read_initial(kept["path"])
+        initial = read_initial(kept["path"])
     except CheckpointError as error:
-        raise InputError(f"{run} began from {kept['path']}, which must be there: {error}") from None
-    if origin.sha256 != kept["sha256"]:
         raise InputError(
-            f"the model that {run} began from, {kept['path']}, has changed since: put it back"
+            f"{run} began with {kept['path']}, which is needed again: {error}"
+        ) from None
+    if initial.sha256 != kept["sha256"]:
+        raise InputError(
+            f"the model that {run} began with, {kept['path']}, has changed since: restore it"
         )
-    return origin
+    return initial
 
 
 def require_unchanged_model(preset: str, tokenizer: str, options: dict[str, Any]) -> None:
-    """Raise `InputError` for what a model that is there already has decided."""
+    """Raise `InputError` for options that an existing model has already decided."""
     clashing = ["preset"] * (preset != AUTO) + ["tokenizer"] * (tokenizer != "auto")
     clashing += [name for name in _OF_THE_MODEL if name in options]
     if clashing:
         names = ", ".join("--" + name.replace("_", "-") for name in clashing)
-        raise InputError(f"--from goes on with a model as it is: leave out {names}")
+        raise InputError(f"--from continues with a model as it is: leave out {names}")
 
 
 def initial_model(
@@ -107,17 +109,17 @@ def initial_model(
     config: TrainConfig,
     device: torch.device,
     *,
-    origin: Initial | None = None,
+    initial: Initial | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> GPT:
-    """The model before its first step, and the generators seeded for the data.
+    """The model before its first step; seeds the random generators for the data.
 
-    Model, then data: the tutorial's order of seeding. Of several processes the first draws.
+    The tutorial seeds in this order too: model, then data. Process 0 draws the weights.
     """
     set_seed(config.seed)
     drawn: GPT | None = None
-    if origin is not None:
-        drawn = replace(origin.checkpoint, config=shape).build_model()
+    if initial is not None:
+        drawn = replace(initial.checkpoint, config=shape).build_model()
     elif group.is_main:
         drawn = GPT.from_config(shape)
         if config.optimizer == "muon":
@@ -134,7 +136,7 @@ def initial_model(
 def empty_model(
     shape: GPTConfig, config: TrainConfig, device: torch.device, group: ProcessGroup
 ) -> GPT:
-    """A model whose weights wait to be loaded; of several processes each may hold a part."""
+    """A model whose weights are still to be loaded; sharded if that is asked for."""
     if group.shards_model(config.shard):
         return sharded_model(shape, config, device, group)
     return unloaded_model(shape).to(device)

@@ -18,8 +18,7 @@ from mygpt.container import Arrays, read_arrays
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
 from mygpt.file_access import require_regular
 from mygpt.json_objects import parse_record, step_of
-from mygpt.training.run import check_shards_of
-from mygpt.training.state import Progress, State
+from mygpt.training.state import Progress, State, check_shards_of
 
 Verdict = Literal["ok", "warning", "damaged"]
 
@@ -127,7 +126,7 @@ def _read_model(checkpoint: Checkpoint, size: int) -> Contents:
 def _require_finite(weights: Arrays) -> None:
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise CheckpointError(f"tensor {name} holds numbers that are not finite")
+            raise CheckpointError(f"tensor {name} has infinite or NaN values")
 
 
 def _without(path: Path, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Texts too large for memory: a run on plain files goes through a store in the cache."""
+"""Texts too large for memory: plain files are tokenized into a store in the cache."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mygpt.training.stored import StoredSource, records_of, source_of, splits
 if TYPE_CHECKING:
     from mygpt.data.store_builder.build import StoreProgress
 
-THE_MODELS = ""  # stands for the tokenizer of the model that a run begins from
-_TOLD_EVERY_S = 15.0
+OF_THE_MODEL = ""  # in "stored_as": the tokenizer of the initial model
+_REPORT_EVERY_S = 15.0
 
 
 def stored_as(
@@ -29,14 +29,14 @@ def stored_as(
     known: Tokenizer | None,
     suitable: Callable[[int], str],
 ) -> str | None:
-    """The tokenizer's name, where a text is so large that it goes through a store; else None.
+    """The tokenizer's name if the text is so large that it is put into a store; else None.
 
     Args:
         settings: as `read_source` takes them.
         names: of files, folders and patterns.
-        tokenizer: as it was asked for.
-        known: the tokenizer of the model that the run begins from, if there is one.
-        suitable: the rule's choice for so many characters.
+        tokenizer: the user's choice.
+        known: the initial model's tokenizer, if there is one.
+        suitable: the default tokenizer for a number of characters.
 
     Raises:
         InputError: as `large_sources` does.
@@ -45,7 +45,7 @@ def stored_as(
     if not sources:
         return None
     if known is not None:
-        return THE_MODELS
+        return OF_THE_MODEL
     if tokenizer == "auto":
         return suitable(sum(source.num_bytes for source in sources))
     return os.path.realpath(tokenizer) if os.path.exists(tokenizer) else tokenizer
@@ -56,25 +56,25 @@ def open_cached(
     val_fraction: float,
     *,
     known: Tokenizer | None,
-    tell: Listener | None = None,
+    notify: Listener | None = None,
 ) -> StoredSource:
-    """The store of the text that a run's settings name, from the cache or made now.
+    """The store of the text that a run's settings name, from the cache or built now.
 
     Args:
         settings: as `read_source` takes them, with the tokenizer's name in "stored_as".
-        val_fraction: share to hold back for validation where there is no "val_file".
-        known: the model's tokenizer, where there is a model already.
-        tell: hears from time to time how far it is.
+        val_fraction: fraction kept for validation if there is no "val_file".
+        known: the model's tokenizer, if there is a model already.
+        notify: called from time to time with the progress.
 
     Raises:
         InputError: as reading and tokenizing do.
-        StorageError: where the cache has no room.
+        StorageError: if there is no space for the cache.
     """
     files, encoding = settings["files"], settings["encoding"]
-    tokenizer = settings["stored_as"] if settings["stored_as"] != THE_MODELS else known
+    tokenizer = settings["stored_as"] if settings["stored_as"] != OF_THE_MODEL else known
     assert tokenizer is not None
-    if isinstance(tokenizer, str) and os.path.isabs(tokenizer):  # as `stored_as` has a path
-        # Of a run that is there its own: the file may have changed, or be read otherwise now.
+    if isinstance(tokenizer, str) and os.path.isabs(tokenizer):  # a path from `stored_as`
+        # A resumed run uses its own: the file may have changed since.
         tokenizer = named_tokenizer(tokenizer) if known is None else known
     records = records_of(settings) or RecordOptions(legacy_names=True)
     sources, notes = find_sources(files, encoding=encoding, records=records)
@@ -86,11 +86,11 @@ def open_cached(
         records=records,
         split_documents=splits(settings),
         unknown=settings.get("unknown", "error"),
-        progress=None if tell is None else _telling(tell, name),
+        progress=None if notify is None else _progress_notes(notify, name),
     )
     source = source_of(replace(cached.store, name=name), settings, val_fraction)
     documents = cached.store.num_documents
-    took = f", in {cached.built_s:.0f} s that no minutes count" if cached.built_s else ""
+    took = f", in {cached.built_s:.0f} s that --minutes does not count" if cached.built_s else ""
     packed = " when packed" * any(source.compression for source in sources)
     note = (
         f"{name} has {size:,} bytes{packed}, so it is not read into memory: tokenized once into "
@@ -100,15 +100,15 @@ def open_cached(
     return replace(source, notes=[*notes, note, *split, *source.notes])
 
 
-def _telling(tell: Listener, name: str) -> Callable[[StoreProgress], None]:
-    """What tells of a store's progress now and then."""
-    told = time.monotonic()
+def _progress_notes(notify: Listener, name: str) -> Callable[[StoreProgress], None]:
+    """A callback that reports a store's progress every 15 seconds."""
+    reported = time.monotonic()
 
     def progress(so_far: StoreProgress) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _TOLD_EVERY_S:
-            told = time.monotonic()
-            share = so_far.read / max(1, so_far.size)
-            tell(Note(f"tokenizing {name} once: {share:.0%}, {so_far.tokens:,} tokens"))
+        nonlocal reported
+        if time.monotonic() - reported >= _REPORT_EVERY_S:
+            reported = time.monotonic()
+            done = so_far.read / max(1, so_far.size)
+            notify(Note(f"tokenizing {name} once: {done:.0%}, {so_far.tokens:,} tokens"))
 
     return progress

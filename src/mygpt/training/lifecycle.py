@@ -1,4 +1,4 @@
-"""A sitting at a run: what is the same whether it begins, goes on or is made again."""
+"""One session of a run, from its first report to its last: new runs, resumed ones and replays."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
@@ -27,26 +26,19 @@ from mygpt.training.recorded_files import names_in
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source
 from mygpt.training.state import State
-from mygpt.training.stored import Judged, counted
+from mygpt.training.stored import ValidatedText, counted
 from mygpt.training.trainer import Trainer
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def keeping_torch_state(function: Callable[P, R]) -> Callable[P, R]:
-    """The caller's torch generator and threads are after the call as they were before."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        threads = torch.get_num_threads()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                return function(*args, **kwargs)
-        finally:
-            torch.set_num_threads(threads)
-
-    return wrapped
+@contextmanager
+def torch_state_kept() -> Iterator[None]:
+    """Torch's global generator and number of threads are afterwards what they were before."""
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run_from_start(
@@ -57,36 +49,38 @@ def run_from_start(
     *,
     overwrite: bool,
 ) -> Writer:
-    """Take the folder, write the run's first state, and train."""
+    """Lock the run's folder, write the first state, and train."""
     run, group = trainer.run, trainer.group
     free = free_memory(trainer.device, group)
     group.run_on_all(lambda: check_batch_fits(trainer.model, trainer.config, free, group=group))
     with locked(group, run) as lock:
-        # Since it was looked at, somebody may have trained.
+        # Another process may have trained there since the first check.
         group.run_on_all(lambda: run.check_free(overwrite=overwrite), main_only=True)
         group.run_on_all(run.clear_strays)
         report_lock(trainer, lock)
         for note in notes:
             trainer.notify(Note(note))
         trainer.begin(readable_settings(trainer, source))
-        return sit(trainer, source, train_tokens)
+        return run_session(trainer, source, train_tokens)
 
 
-def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
-    """One sitting: announce, train, announce the end; return the best model's writer."""
+def run_session(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
+    """Report the beginning, train, report the end; return a writer of the best model."""
     if not trainer.group.is_main:
         return _run_other_rank(trainer)
     resumed = trainer.progress.step > 0
-    if resumed and trainer.finished and not trainer.validation_missing:  # which has been said
-        trainer.fit(lambda: False)  # writes the files that a kill may have kept from it
-        return _written(trainer)
+    if resumed and trainer.finished and not trainer.validation_missing:  # as was reported
+        trainer.fit(lambda: False)  # writes the files that are missing if the run was killed
+        return _best_writer(trainer)
     config, progress, vocab_size = trainer.config, trainer.progress, trainer.tokenizer.vocab_size
-    uniform, unigram = _references(trainer, train_tokens)
-    trainer.documents = source.learned
-    judged = None
+    uniform, unigram = _simple_losses(trainer, train_tokens)
+    validated_text = None
     if len(trainer.val_tokens):
-        judged = source.judged(trainer.val_tokens, trainer.held_tokens, trainer.tokenizer)
-        trainer.val_size = judged.size
+        validated_text = source.validated_text(
+            trainer.val_tokens, trainer.all_val_tokens, trainer.tokenizer
+        )
+        trainer.val_size = validated_text.size
+    trainer.documents = source.train_documents
     trainer.notify(
         Started(
             run=trainer.run.folder,
@@ -111,14 +105,14 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
         trainer.notify(Note(f"{name}: ending after this step (a second one leaves at once)"))
 
     with DeferredSignals(stopping) as interrupt:
-        trainer.fit(_stops(trainer, interrupt))
+        trainer.fit(_stop_check(trainer, interrupt))
     if trainer.run.moved_from is not None:
         _report_moved(trainer)
     progress, ended_by = trainer.progress, None if trainer.finished else interrupt.received
     validated = progress.best_step > 0
     baselines = None
-    if validated and ended_by is None and judged is not None:
-        baselines = _baselines(trainer, source, train_tokens, judged)
+    if validated and ended_by is None and validated_text is not None:
+        baselines = _baselines(trainer, source, train_tokens, validated_text)
     trainer.notify(
         Finished(
             run=trainer.run.name,
@@ -138,26 +132,27 @@ def sit(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
                 epochs=trainer.tokens / len(train_tokens),
                 ended_early=trainer.ended_early,
                 to_beat=None if baselines is None else baselines.fivegram,
-                unknown=_unknown(trainer, source, train_tokens),
+                unknown=_unknown_fraction(trainer, source, train_tokens),
             ),
         )
     )
-    if interrupt.received is not None:  # also where it came too late to end anything
+    if interrupt.received is not None:  # also if it came too late to end training
         raise interruption(interrupt.received)
-    return _written(trainer)
+    return _best_writer(trainer)
 
 
-def _written(trainer: Trainer) -> Writer:
-    """The writer of the run's best model."""
-    device = "cpu" if trainer.sharded else str(trainer.device)  # too large for it, perhaps
+def _best_writer(trainer: Trainer) -> Writer:
+    """A writer of the run's best model."""
+    # A sharded model may be too large for one device.
+    device = "cpu" if trainer.sharded else str(trainer.device)
     return load(trainer.run.checkpoint_path, device=device)
 
 
 def _report_moved(trainer: Trainer) -> None:
-    """Say that the run's folder was renamed; an error where training ended for that.
+    """Report that the run's folder was renamed; an error if training ended for that reason.
 
     Raises:
-        StorageError: where the run is not finished.
+        StorageError: if the run is not finished.
     """
     run = trainer.run
     renamed = f"{run.moved_from} was renamed to {run.folder} while it was being trained"
@@ -171,22 +166,26 @@ def _report_moved(trainer: Trainer) -> None:
 
 
 def _run_other_rank(trainer: Trainer) -> Writer:
-    """The sitting of all processes but the first: the same steps, and nothing is told."""
+    """The session of all processes but the first: the same steps, without reports."""
     with DeferredSignals(lambda name: None) as interrupt:
-        trainer.fit(_stops(trainer, interrupt))
+        trainer.fit(_stop_check(trainer, interrupt))
     if interrupt.received is not None:
         raise interruption(interrupt.received)
-    if trainer.sharded:  # too large for one device, perhaps
+    if trainer.sharded:
         return load(trainer.run.checkpoint_path, device="cpu")
     return Writer(trainer.model, trainer.tokenizer)
 
 
-def _stops(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bool]:
-    """Whether any of the processes has received a signal, or the run's folder was renamed."""
+def _stop_check(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bool]:
+    """A function that returns whether training is to end after this step.
+
+    It is to end when any process has received a signal, or the run's folder was renamed.
+    """
 
     def stops() -> bool:
         moved = trainer.run.follow()
-        ends = signal.SIGTERM if moved and not trainer.group.is_single else None  # the others'
+        # The other processes end as if by a signal.
+        ends = signal.SIGTERM if moved and not trainer.group.is_single else None
         interrupt.received = trainer.group.any_signal(interrupt.received or ends)
         return moved or interrupt.received is not None
 
@@ -195,39 +194,41 @@ def _stops(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bool]:
 
 @contextmanager
 def locked(group: ProcessGroup, run: RunFolder) -> Iterator[RunLock]:
-    """The run's lock, held by the first process for all."""
+    """The run's lock, held by process 0 for all."""
     with ExitStack() as held:
         lock = group.run_on_all(lambda: held.enter_context(run.locked()), main_only=True)
         yield lock or RunLock(run.folder)
 
 
-def _references(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
-    """The losses of guessing every token alike, and by how often it occurs."""
+def _simple_losses(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
+    """The losses of two simple predictions: all tokens equally likely, and by their frequency."""
     known, vocab_size = counted(train_tokens), trainer.tokenizer.vocab_size
-    judged = trainer.val_tokens if trainer.validates else known
-    return uniform_loss(vocab_size), unigram_loss(known, judged, vocab_size)
+    scored = trainer.val_tokens if trainer.validates else known
+    return uniform_loss(vocab_size), unigram_loss(known, scored, vocab_size)
 
 
-def _baselines(trainer: Trainer, source: Source, train_tokens: Tokens, judged: Judged) -> Baselines:
-    """What simpler models reach on what is validated on; they learn from the end of the text."""
+def _baselines(
+    trainer: Trainer, source: Source, train_tokens: Tokens, validated_text: ValidatedText
+) -> Baselines:
+    """Losses of simpler models on the validation text; they are fitted to the end of the text."""
     return measure_baselines(
         train_tokens[max(0, len(train_tokens) - MOST_TRAIN_TOKENS) :],
-        judged.tokens,
+        validated_text.tokens,
         trainer.tokenizer.vocab_size,
         train_documents=source.text_before(MOST_BEFORE_BYTES, trainer.tokenizer),
-        test_documents=judged.documents,
-        predicted=judged.size,
+        test_documents=validated_text.documents,
+        predicted=validated_text.size,
     )
 
 
-def _unknown(trainer: Trainer, source: Source, train_tokens: Tokens) -> float:
-    """The part of the text that the tokenizer does not know, of the worse of its two parts."""
-    found = source.unknown(trainer.tokenizer, train_tokens, trainer.held_tokens)
+def _unknown_fraction(trainer: Trainer, source: Source, train_tokens: Tokens) -> float:
+    """The fraction of the text that the tokenizer does not know; the larger of its two parts'."""
+    found = source.unknown(trainer.tokenizer, train_tokens, trainer.all_val_tokens)
     return max(part.fraction for part in found.values())
 
 
 def report_lock(trainer: Trainer, lock: RunLock) -> None:
-    """Say where nobody is kept from training in the same run."""
+    """Report a file system on which locks do not prevent two processes from training a run."""
     if not lock.works:
         trainer.notify(
             Note(f"no locks on this file system: let one process alone train in {lock.folder}")
@@ -235,13 +236,13 @@ def report_lock(trainer: Trainer, lock: RunLock) -> None:
 
 
 def report_length(trainer: Trainer, state: State) -> None:
-    """Say what a new length does to the schedule, or that the old one is spent."""
+    """Report how a new length changes the schedule, or that the run is finished."""
     config, progress, old = trainer.config, trainer.progress, state.training
     if trainer.ended_early:
         trainer.notify(
             Note(
-                f"{trainer.run.name} ended early, since its validation loss had turned for good: "
-                "more steps do not help; train anew with more text, or another --output"
+                f"{trainer.run.name} ended early, since its validation loss kept rising: more "
+                "steps do not help; train a new run with more text, and another --output"
             )
         )
         return
@@ -272,7 +273,7 @@ def report_length(trainer: Trainer, state: State) -> None:
 
 
 def readable_settings(trainer: Trainer, source: Source) -> dict[str, Any]:
-    """What config.toml shows."""
+    """The contents of config.toml."""
     return {
         **trainer.settings,
         "corpus_sha256": source.sha256,

@@ -1,8 +1,8 @@
-"""How much memory a training needs, reckoned before it is taken.
+"""How much memory training needs, estimated before it is allocated.
 
-Linux hands out memory that it does not have, and ends the process without a word once that is
-used. So the need is reckoned first: what the model takes from its shape alone, what a row of the
-batch adds from a forward pass over a few tokens. docs/lab-notes.md has measured beside reckoned.
+Linux allocates memory that it does not have, and kills the process once it is used. So the need
+is estimated first: that of the model from its shape alone, that of a row of the batch from a
+forward pass over a few tokens. docs/lab-notes.md compares estimates and measurements.
 Letters: B batch, T time, L window.
 """
 
@@ -23,27 +23,27 @@ from mygpt.evaluation import rows_at_once
 from mygpt.machine import free_memory_bytes
 from mygpt.training.compiled.workspace import step_bytes
 from mygpt.training.config import TrainConfig
-from mygpt.training.gradients import Gradients
+from mygpt.training.gradients import ParallelGradients
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 
-_FLOAT = 4  # bytes of a float32, in which everything is trained
-# The first steps bring code of the math libraries, the end the engine that writes: 22 to 25 MB,
-# measured with a model of a few numbers.
+_FLOAT = 4  # bytes of a float32, the format of weights, gradients and optimizer state
+# The first steps load code of the math libraries, the end loads the decoder: 22 to 25 MB, measured
+# with a model of a few parameters.
 _LIBRARIES_BYTES = 40_000_000
-# Python's objects for a block, and again for each thread those of its gradients and graph: 140 to
-# 165 kB were measured with one thread, 46 to 86 more with two.
+# Python's objects for a block, and for each thread those of its gradients and graph: measured 140
+# to 165 kB with one thread, 46 to 86 more with two.
 _BLOCK_BYTES = 90_000
-# What the heap takes to hold a step's tensors, as a multiple of their size. What is freed leaves
-# holes, and small tensors settle in them; RMSNorm and rotation free more, in more sizes. Measured
-# after up to 60 steps: 1.04 to 1.52 with one of them, 1.10 to 1.23 with neither.
+# Heap size for a step's tensors, as a multiple of their size: freed tensors leave gaps that small
+# tensors fragment; RMSNorm and rotary embeddings free more tensors, of more sizes. Measured after
+# up to 60 steps: 1.04 to 1.52 with one of them, 1.10 to 1.23 with neither.
 _HEAP_MODERN, _HEAP = 1.55, 1.3
-# From this size on glibc gives a tensor memory of its own, and takes it back: 0.97 to 1.00.
+# Tensors of at least this size glibc maps separately, and unmaps when freed: measured 0.97 to 1.00.
 _OWN_MEMORY_BYTES, _OWN_MEMORY = 2**25, 1.05
 _HEAP_COMPILED = 1.1
 _HEAP_ON_DEVICE = 1.2  # torch's own heap there; not measured yet
-_SHARE = 0.9  # of what is free: the rest is for other programs, and for our error
+_SHARE = 0.9  # of the free memory: the rest is for other programs and for the estimate's error
 _MEASURED_TOKENS = (16, 32, 64)
-# What torch says on a CPU, on CUDA and on MPS, and what NumPy says.
+# The messages of torch on CPU, CUDA and MPS, and those of NumPy.
 _SAYS_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|ALLOC_FAILED")
 _ASKED = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+) (bytes|[KMGT]i?B)\b")
 
@@ -51,29 +51,29 @@ _ASKED = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+) (bytes|[KMGT]i
 def free_memory(
     device: torch.device, group: ProcessGroup = SINGLE_PROCESS, config: TrainConfig | None = None
 ) -> int | None:
-    """Bytes that training on `device` can still take; None where the system does not tell.
+    """Bytes that training on `device` can still allocate; None if the system does not report it.
 
     Args:
-        device: where.
-        group: the processes that train together: those of one machine share its memory.
-        config: where it shards the model, what all of them can take together.
+        device: of the model.
+        group: the processes that train it: those of one machine share its memory.
+        config: if it shards the model, the result is what all processes can allocate together.
     """
-    together = group.size if config is not None and group.shards_model(config.shard) else 1
+    processes = group.size if config is not None and group.shards_model(config.shard) else 1
     if device.type != "cuda":
         free = free_memory_bytes()
-        return None if free is None else together * free // group.local_size
+        return None if free is None else processes * free // group.local_size
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return together * (torch.cuda.mem_get_info(device)[0] + kept)  # what torch keeps is free to it
+    return processes * (torch.cuda.mem_get_info(device)[0] + kept)  # torch reuses what it keeps
 
 
 def model_bytes(config: GPTConfig, *, threads: int = 1) -> int:
-    """What training a model takes whatever the batch: a bound from its shape alone, at once.
+    """The memory of training that does not depend on the batch: a bound from the shape alone.
 
-    Weights, AdamW's two means, gradients for each of `threads` (they share a batch), and what
-    Python and the libraries need. Saving copies nothing on a CPU.
+    Weights, AdamW's two means, gradients for each of the `threads` that share a batch, Python's
+    objects and libraries. Saving makes no copy on a CPU.
     """
     numbers = config.num_parameters()
-    # A tied embedding's gradient is the sum of two, from either end of the model.
+    # The gradient of tied weights is the sum of two: of the embedding and of the head.
     gradients = numbers + (config.vocab_size * config.embed_dim if config.tied else 0)
     tables = _window_floats(config) if config.position == "rotary" else 0
     objects = _BLOCK_BYTES * config.num_layers * (1 + threads)
@@ -81,18 +81,18 @@ def model_bytes(config: GPTConfig, *, threads: int = 1) -> int:
 
 
 def _window_floats(config: GPTConfig) -> int:
-    """Floats that grow with L: learned positions in training, or rotary tables being made."""
+    """Floats that grow with L: learned positions in training, or rotary tables when built."""
     if config.position == "learned":
         return config.max_seq_len * 4 * config.embed_dim
     return positions_for(config.max_seq_len) * 5 * config.head_size
 
 
 def row_bytes(model: GPT, seq_len: int) -> int:
-    """What one row of the batch, T tokens, adds to a training step.
+    """The memory that one row of the batch, T tokens, adds to a training step.
 
-    What a forward pass keeps for the way back is measured on rows of a few tokens: it is a
-    polynomial of T (of degree 2, since attention with dropout keeps its scores), so three lengths
-    tell it for all. Model, gradients and random generators stay as they were.
+    What a forward pass keeps for the backward pass is measured on rows of a few tokens: it is a
+    polynomial in T of degree 2, since attention with dropout keeps its scores, so three lengths
+    determine it. Model, gradients and random generators do not change.
     """
     if seq_len <= _MEASURED_TOKENS[-1]:
         kept = _kept_bytes(model, seq_len)
@@ -111,7 +111,7 @@ def _kept_bytes(model: GPT, seq_len: int) -> int:
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> None:
-        # Held here, so that no other takes its place; not by the graph, which would hold itself.
+        # Referenced, so that its memory is not reused; detached, since a graph would keep itself.
         if tensor.untyped_storage().data_ptr() not in known:
             kept[tensor.untyped_storage().data_ptr()] = tensor.detach()
 
@@ -128,28 +128,29 @@ def _kept_bytes(model: GPT, seq_len: int) -> int:
 
 
 def _passing_floats(config: GPTConfig, seq_len: int) -> tuple[int, int]:
-    """Floats a token that live for a moment only, in a block and at the head.
+    """Floats per token that exist only for a moment, in a block and at the head.
 
     In a block the gradients of its widest tensors, and the batch itself, int64 and copied; at
-    the head, where the way back begins, the logits, their gradient and that of their logarithms.
+    the head, where the backward pass begins, the logits, their gradient and that of their
+    logarithms.
     """
     block = 2 * max(_widest(config), config.num_heads * seq_len if config.dropout else 0)
     return block + 4 * config.embed_dim + 8, max(0, 3 * config.vocab_size - block)
 
 
 def _widest(config: GPTConfig) -> int:
-    """Floats a token of a block's widest tensor: queries, keys and values, or the MLP's."""
+    """Floats per token of a block's widest tensor: queries, keys and values, or the MLP's."""
     fused = (config.num_heads + 2 * config.kv_heads) * config.head_size
     return max(fused, config.mlp_hidden)
 
 
 class _Need:
-    """What a training takes beside the weights, which are there, as a function of B."""
+    """The memory of training in addition to the weights, as a function of B."""
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
         self.model, self.config, shape = model, config, model.config
         self.seq_len = config.seq_len
-        # Samples are written by an engine with a copy of the weights, padded; it lives on.
+        # The decoder that writes samples has a copy of the weights, padded, and is kept.
         samples = config.sample_tokens and (config.total_steps or math.inf) >= config.eval_every
         self.packed = 9 * _FLOAT * shape.num_parameters() // 8 if samples else 0
         if config.engine == "compiled":
@@ -157,41 +158,45 @@ class _Need:
         token = _FLOAT * config.seq_len
         self.head = token * (shape.vocab_size + _passing_floats(shape, config.seq_len)[1])
         self.blocks = row_bytes(model, config.seq_len) - self.head
-        # A validation keeps nothing, but its batches are large.
+        # Validation keeps no activations, but its batches are large.
         rows = rows_at_once(config.seq_len, shape.vocab_size)
         blocks = 4 * _widest(shape) + 6 * shape.embed_dim
         head = max(0, 2 * shape.vocab_size - blocks)
         self.validation = self._taken(rows, rows, token * blocks, token * head)
 
     def bytes(self, batch_size: int) -> int:
-        """With so many windows at once."""
+        """The bytes for so many windows at once."""
         if self.config.engine == "compiled":
             return self._compiled_bytes(batch_size)
-        shape, threads = self.model.config, Gradients.suitable_threads(self.model, batch_size)
+        shape, threads = (
+            self.model.config,
+            ParallelGradients.suitable_threads(self.model, batch_size),
+        )
         others = model_bytes(shape, threads=threads) - _FLOAT * shape.num_parameters()
-        if batch_size < self.config.batch_size:  # a piece's gradients, beside the sum so far
+        if batch_size < self.config.batch_size:  # a piece's gradients, and the sum so far
             others += _FLOAT * shape.num_parameters()
         step = self._taken(batch_size, -(-batch_size // threads), self.blocks, self.head)
-        # The heap may give nothing back between them; samples' new copy is made beside the old.
+        # The heap may not shrink between them; a new copy for the decoder is made before the old
+        # one is freed.
         heap, own = step[0] + self.validation[0], max(step[1], self.validation[1])
         return math.ceil(others + heap + own + 2 * self.packed)
 
     def _compiled_bytes(self, batch_size: int) -> int:
-        """Buffers of a size that the shape tells; gradients are no torch tensors of their own."""
+        """The machine code's workspace, from the shape; gradients are views into it."""
         shape, threads = self.model.config, min(torch.get_num_threads(), batch_size)
         optimizer = 2 * _FLOAT * shape.num_parameters()
         gradients = threads * _FLOAT * shape.num_parameters()
         rows = [(batch_size, self.config.seq_len)]
         rows += [(b, t) for _, t, b in self.config.stages]
-        longest = self.config.longest_window  # which validation takes
+        longest = self.config.longest_window  # the window of validation
         rows.append((rows_at_once(longest, shape.vocab_size), longest))
         step = max(step_bytes(shape, b, t, threads) for b, t in rows)
-        loaded = _FLOAT * shape.num_parameters()  # the best model, at the end
+        loaded = _FLOAT * shape.num_parameters()  # the best model, loaded at the end
         taken = optimizer + gradients + step + loaded + 2 * self.packed
         return _LIBRARIES_BYTES + math.ceil(_HEAP_COMPILED * taken)
 
     def _taken(self, rows: int, share: int, blocks: int, head: int) -> tuple[float, float]:
-        """Bytes of heap, and with memory of their own, for rows of which a thread has a share."""
+        """Bytes of heap and of separately mapped tensors, for rows that threads share."""
         shape, taken = self.model.config, [0.0, 0.0]
         if next(self.model.parameters()).device.type != "cpu":
             return _HEAP_ON_DEVICE * rows * (blocks + head), 0.0
@@ -208,7 +213,7 @@ class _Need:
 
 
 def needed_bytes(model: GPT, config: TrainConfig) -> int:
-    """What training takes beside the weights, which are there: a bound."""
+    """A bound of the memory of training in addition to the weights."""
     return _Need(model, config).bytes(config.piece)
 
 
@@ -220,7 +225,7 @@ def fitting_piece(model: GPT, config: TrainConfig, free_bytes: int | None) -> in
 
 
 def check_model_fits(config: GPTConfig, free_bytes: int | None) -> None:
-    """Refuse a shape that cannot be trained here, before anything of its size is made.
+    """Raise for a shape that cannot be trained here, before anything of its size is allocated.
 
     Raises:
         OutOfMemoryError: when `free_bytes` (None checks nothing) are too few.
@@ -244,7 +249,7 @@ def check_batch_fits(
     fixed: bool = False,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
-    """Refuse a batch that does not fit, before the first one is read.
+    """Raise for a batch that does not fit, before the first one is read.
 
     Args:
         model: with its weights.
@@ -272,23 +277,26 @@ def check_batch_fits(
 
 
 def _own_part(config: TrainConfig, group: ProcessGroup) -> TrainConfig:
-    """The recipe with the rows that one process takes."""
+    """The recipe with the number of rows of one process."""
     stages = tuple((share, t, group.rows_per_process(b)) for share, t, b in config.stages)
     return replace(config, batch_size=group.rows_per_process(config.batch_size), stages=stages)
 
 
 def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutOfMemoryError | None:
-    """The error to show for `error`, raised in a step, where memory was the matter; else None.
+    """The error to raise for `error`, raised in a step, if it is about memory; else None.
 
-    It says how much was asked for and what batch size fits now; what frames hold is let go.
+    It names the size asked for and the batch size that fits now; the traceback's frames are
+    cleared, since they hold tensors.
     """
     if not isinstance(error, MemoryError) and not _SAYS_MEMORY.search(str(error)):
         return None
     traceback.clear_frames(error.__traceback__)
     free = free_memory(next(model.parameters()).device)
-    fits = config.piece // 2  # this size did not fit, whatever is said to be free
+    fits = config.piece // 2  # this size did not fit, whatever is reported as free
     if fits and free is not None:
-        with contextlib.suppress(MemoryError, RuntimeError):  # it takes a little itself
+        with contextlib.suppress(
+            MemoryError, RuntimeError
+        ):  # the estimate itself needs some memory
             fits = _Need(model, config).fitting(free, at_most=fits)
     asked = ""
     if found := _ASKED.search(str(error)):

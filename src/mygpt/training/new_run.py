@@ -1,4 +1,4 @@
-"""`train`: from a text file to a trained model in one call; and `plan`, what it would do."""
+"""`train` trains a model on a text file in one call; `plan` describes what it would do."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mygpt.training.config import DEFAULT_PRESET, TrainConfig
 from mygpt.training.events import Listener, Note
 from mygpt.training.initial_model import initial_model
 from mygpt.training.lifecycle import (
-    keeping_torch_state,
     run_from_start,
+    torch_state_kept,
 )
 from mygpt.training.memory import (
     fitting_piece,
     free_memory,
 )
-from mygpt.training.preparing import Prepared, prepare
-from mygpt.training.process_group import ProcessGroup, joined
+from mygpt.training.preparing import prepare
+from mygpt.training.process_group import joined
 from mygpt.training.recipe import expected_loss
-from mygpt.training.resuming import go_on
+from mygpt.training.resuming import resume_run
 from mygpt.training.shared_start import (
-    advice,
     main_listener,
     prepare_on_all,
     require_listener,
+    restart_advice,
     run_begun_by_job,
 )
 from mygpt.training.source import (
@@ -42,7 +42,6 @@ from mygpt.training.source import (
 from mygpt.training.trainer import Trainer
 
 
-@keeping_torch_state
 def train(
     files: str | Path | Sequence[str | Path] | None = None,
     *,
@@ -67,7 +66,7 @@ def train(
     Args:
         files: text files, folders, glob patterns or "-"; nothing is the built-in corpus.
         output: the run's folder, or a checkpoint file; None is `runs/<name of the text>`.
-        overwrite: start anew where a run lies already.
+        overwrite: replace a run that is already there.
         preset: a named shape and recipe; "auto" chooses them from corpus, budget and machine.
         tokenizer: "auto", "char", "byte", "bpe", "bpe:SIZE", or the path of a tokenizer's JSON.
         val_file: text to validate on; None keeps the last tenth of `files`.
@@ -76,91 +75,80 @@ def train(
             None is "text" where there is such a field, else such a file is plain text.
         split_documents: whether `<|endoftext|>` in a file separates documents (else it is text
             as any other); None is true, but for the tutorial's preset.
-        unknown: "error" refuses a text of which the tokenizer does not know more than a tenth,
-            "keep" takes it all the same.
+        unknown: "error" refuses a text of which more than a tenth is unknown to the tokenizer,
+            "keep" trains on it nevertheless.
         device: "auto", "cpu", "cuda" or "mps".
-        init_from: a checkpoint or run to go on from with this text, in its shape and with its
-            tokenizer, at a lower rate; its own run stays as it is.
-        began: from when `minutes` count, as `time.monotonic` does; None is now.
-        listener: is told every event; `print` shows plain lines.
-        command: what the checkpoint says it came from.
+        init_from: a checkpoint or run whose weights training begins from, with its shape and
+            tokenizer, at a lower learning rate; that run is not changed.
+        began: the `time.monotonic()` from which `minutes` count; None is now.
+        listener: called with every event; `print` shows plain lines.
+        command: recorded in the checkpoint as its origin.
         options: any field of `TrainConfig` (`steps`, `minutes`, `lr`, ...) and `embed_dim`,
             `num_heads`, `num_layers`, `max_seq_len`, `dropout`. `batch_size="auto"` is the
-            preset's, taken in pieces where it does not fit in memory (`micro_batch`).
+            preset's, split into micro-batches if it does not fit in memory.
 
     Raises:
-        InputError: for wrong input, or where another process trains; nothing was written then.
+        InputError: for wrong input, or if another process trains in this folder; nothing was
+            written then.
         OutOfMemoryError: for what does not fit; nothing was written then.
-        StorageError: when there is no space.
-        DivergedError: when the loss is no longer a number, also with a lower rate.
-        KeyboardInterrupt: once a run ended by a signal has been saved.
+        StorageError: when there is no space left.
+        DivergedError: when the loss is NaN or infinite, also at lower learning rates.
+        KeyboardInterrupt: when a signal ended the run, after it was saved.
     """
     require_listener(listener)
     asked: dict[str, Any] = {
         "output": output, "overwrite": overwrite, "preset": preset, "tokenizer": tokenizer,
         "val_file": val_file, "encoding": encoding, "field": field,
-        "split_documents": split_documents,
-        "unknown": unknown,
-        "init_from": init_from, "began": began, "listener": listener,
-        **options,
+        "split_documents": split_documents, "unknown": unknown, "init_from": init_from,
+        "began": began, "listener": listener, **options,
     }  # fmt: skip
-    with joined(device) as group:
-        told = main_listener(group, listener)
+    with torch_state_kept(), joined(device) as group:
+        notify = main_listener(group, listener)
         begun = run_begun_by_job(group, files, output, command)
         if begun is not None:
-            told(Note(f"{begun.name} was begun by this job, which was started again: going on"))
-            return go_on(group, begun, (), None, device, time.monotonic(), told, {})
-        for line in advice():
-            told(Note(line))
-        where = group.choose_device(device)
-        ready = prepare_on_all(
-            group, device, partial(prepare, files, device=str(where), group=group, **asked)
-        )
+            notify(Note(f"torchrun restarted this job, which began {begun.name}: resuming it"))
+            return resume_run(group, begun, (), None, device, time.monotonic(), notify, {})
+        for line in restart_advice():
+            notify(Note(line))
+        asked |= {"device": str(group.choose_device(device)), "group": group}
+        if group.is_single:
+            ready = prepare(files, **asked)
+        else:
+            ready = prepare_on_all(group, device, partial(prepare, files, **asked))
         group.shorten_timeout()
-        return _begin(group, ready, preset, command, told, overwrite=overwrite)
+        model = initial_model(
+            ready.shape, ready.config, ready.device, initial=ready.initial, group=group
+        )
+        ready = replace(ready, initial=None)  # as large as the model, which has its weights
+        config, notes = ready.config, ready.notes
+        if ready.in_pieces and group.is_single:
+            config, added = _fitted_to_memory(model, config)
+            notes = [*notes, *added]
+        settings = ready.settings if group.job is None else {**ready.settings, "job": group.job}
+        trainer = Trainer(
+            model,
+            ready.tokenizer,
+            config,
+            train_tokens=ready.train_tokens,
+            val_tokens=ready.val_tokens,
+            run=ready.run,
+            provenance=provenance_of(ready.source, preset, command, settings, group.size),
+            settings=settings,
+            listener=notify,
+            group=group,
+        )
+        return run_from_start(trainer, ready.source, ready.train_tokens, notes, overwrite=overwrite)
 
 
-def _begin(
-    group: ProcessGroup,
-    ready: Prepared,
-    preset: str,
-    command: str,
-    listener: Listener,
-    *,
-    overwrite: bool,
-) -> Writer:
-    """Train what was prepared, from its beginning."""
-    model = initial_model(ready.shape, ready.config, ready.device, origin=ready.origin, group=group)
-    ready = replace(ready, origin=None)  # its weights, which take as much memory as the model's
-    config, notes = ready.config, ready.notes
-    if ready.in_pieces and group.is_single:
-        config, told = _in_pieces(model, config)
-        notes = [*notes, *told]
-    settings = ready.settings if group.job is None else {**ready.settings, "job": group.job}
-    trainer = Trainer(
-        model,
-        ready.tokenizer,
-        config,
-        train_tokens=ready.train_tokens,
-        val_tokens=ready.val_tokens,
-        run=ready.run,
-        provenance=provenance_of(ready.source, preset, command, settings, group.size),
-        settings=settings,
-        listener=listener,
-        group=group,
-    )
-    return run_from_start(trainer, ready.source, ready.train_tokens, notes, overwrite=overwrite)
-
-
-@keeping_torch_state
 def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: Any) -> str:
-    """What `train` would do, in words; nothing is written. The arguments are `train`'s."""
-    ready = prepare(files, **{**arguments, "overwrite": True})
+    """A description of what `train` would do with these arguments; nothing is written."""
+    with torch_state_kept():
+        ready = prepare(files, **{**arguments, "overwrite": True})
     lines = [f"note: {note}" for note in ready.notes]
     if not arguments.get("overwrite"):
         try:
             ready.run.check_free(overwrite=False)
-        except InputError as error:  # of the run, not of its plan
+        except InputError as error:  # only writing the run is impossible
             lines.append(f"note: {error}")
     lines.append(
         f"model: {ready.shape.num_parameters():,} parameters ({ready.tokenizer.kind}, vocabulary "
@@ -171,9 +159,9 @@ def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: An
         and len(ready.val_tokens) > 1
         and ready.tokenizer.kind in ("char", "byte")
     ):
-        learned = ready.train_tokens[max(0, len(ready.train_tokens) - MOST_TRAIN_TOKENS) :]
-        held = ready.val_tokens[:MOST_TEST_TOKENS]
-        fivegram = ngram_loss(learned, held, ready.shape.vocab_size, 5)
+        counted = ready.train_tokens[max(0, len(ready.train_tokens) - MOST_TRAIN_TOKENS) :]
+        scored = ready.val_tokens[:MOST_TEST_TOKENS]
+        fivegram = ngram_loss(counted, scored, ready.shape.vocab_size, 5)
         middle, low, high = expected_loss(fivegram, ready.expected_tokens)
         lines.append(
             f"expected validation loss: {middle:.2f} nats per token ({low:.2f} to {high:.2f}; a "
@@ -182,13 +170,13 @@ def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: An
     return "\n".join(lines)
 
 
-def _in_pieces(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The recipe with pieces of a batch that fit in memory, and a note where they are not all.
+def _fitted_to_memory(model: GPT, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The recipe with micro-batches that fit in memory, and a note if it had to change.
 
-    The CPU kernels take a few rows at once anyway: there only a smaller batch helps.
+    The machine-code kernels process few rows at once anyway: there only a smaller batch helps.
     """
     size = fitting_piece(model, config, free_memory(next(model.parameters()).device))
-    if size in (0, config.piece):  # 0: not one row fits, which is told next
+    if size in (0, config.piece):  # 0: not one row fits; `check_batch_fits` reports it
         return config, []
     if config.engine == "compiled":
         note = f"batches of {size}, not {config.batch_size}: more do not fit in memory"

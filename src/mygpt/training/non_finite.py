@@ -16,7 +16,7 @@ from mygpt.training.optimizer import Optimizer
 from mygpt.training.state import Progress
 
 SKIPS_BEFORE_ROLLBACK = 5
-TRIES = 3  # returns to an earlier state on account of the same step
+MOST_ROLLBACKS = 3  # to an earlier state, on account of the same step
 
 # A loss is a spike when it is this many times the usual deviation above the usual loss, and at
 # least this fraction of it. The losses of batches differ by about 3%; both were set on real runs.
@@ -35,8 +35,8 @@ class NonFiniteGuard:
     Args:
         gradients: computes losses and gradients.
         optimizer: makes the updates.
-        device: of the model. CUDA runs asynchronously: there the update itself is told what is
-            not finite, and `read` finds out how many were skipped.
+        device: of the model. CUDA runs asynchronously: there the update kernel itself skips what
+            is not finite, and `read` fetches how many updates it skipped.
         progress: of the run; steps are counted in it, and how many in a row were skipped.
 
     Attributes:
@@ -79,15 +79,15 @@ class NonFiniteGuard:
         self.value = norm if math.isfinite(loss) and not math.isfinite(norm) else loss
         if math.isfinite(self.value):
             self.optimizer.step(lr)
-            self.progress.left_out = 0
+            self.progress.skipped = 0
         else:
-            self.progress.left_out += 1
+            self.progress.skipped += 1
 
     def read(self) -> int:
         """Synchronise with a device that runs asynchronously; how many steps it has skipped."""
         if self.reads_every_step:
             return 0
-        self.progress.left_out = int(self._in_a_row.item())
+        self.progress.skipped = int(self._in_a_row.item())
         since = int(self._since_read.item())
         self._since_read.zero_()
         return since
@@ -95,10 +95,10 @@ class NonFiniteGuard:
     def reset(self, progress: Progress) -> None:
         """Continue from a saved state."""
         self.progress = progress
-        self._in_a_row.fill_(progress.left_out)
+        self._in_a_row.fill_(progress.skipped)
         self._since_read.zero_()
 
-    def spikes(self, loss: float) -> bool:
+    def is_spike(self, loss: float) -> bool:
         """Whether `loss` is far above the usual one; updates the running means of the usual."""
         progress = self.progress
         if not math.isfinite(progress.usual_loss):

@@ -1,4 +1,4 @@
-"""What updates the weights: AdamW, or Muon for the blocks' matrices with AdamW for the rest.
+"""The optimizers: AdamW, or Muon for the matrices of the blocks with AdamW for the rest.
 
 AdamW is torch's fused kernel called directly: `torch.optim` would import torch's compiler,
 which takes seconds. The memory of each parameter is kept as named arrays. Of a sharded parameter
@@ -18,12 +18,12 @@ from mygpt.core.model import GPT
 from mygpt.training import muon
 from mygpt.training.config import TrainConfig
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
-from mygpt.training.sharding import first_row, is_sharded, like, local, put_rows, whole
+from mygpt.training.sharding import first_row, gathered, is_sharded, like, local, put_rows
 
 if TYPE_CHECKING:
     from mygpt.training.compiled.step import CpuTrainingStep
 
-# Beside Muon: the rates of what AdamW updates, as multiples of Muon's (docs/lab-notes.md).
+# With Muon: the learning rates of AdamW's parameters, as multiples of Muon's (docs/lab-notes.md).
 _EMBEDDING_RATE, _HEAD_RATE, _NORM_RATE = 1.0, 0.5, 0.5
 _MUON_BETA1, _MUON_BETA2, _MUON_EPS = 0.9, 0.95, 1e-10
 _EPS = 1e-8
@@ -51,7 +51,7 @@ class Optimizer:
         self.config = config
         self._compiled = compiled
         self._parameters = dict(model.named_parameters())
-        # What is remembered, by (what, name); made at the first step.
+        # The optimizer state, by (kind, parameter); created at the first step.
         self._memory: dict[tuple[str, str], torch.Tensor] = {}
         self._groups: dict[tuple[float, float], list[str]] = {}
         self._matrices: list[str] = []
@@ -131,11 +131,15 @@ class Optimizer:
                 muon.update(weight, own, memory, rate=lr, decay=decay, found_inf=found_inf)
 
     def _sharded_muon(self, name: str, lr: float, found_inf: torch.Tensor | None) -> None:
-        """A matrix is made orthogonal as a whole: every process does it, and keeps its rows."""
+        """Every process computes the update of the gathered matrix, and keeps its rows."""
         parameter, momentum = self._parameters[name], self._kept("momentum", name)
         gradient = parameter.grad
         assert gradient is not None
-        matrices = [whole(parameter.detach()).clone(), whole(gradient), whole(momentum).clone()]
+        matrices = [
+            gathered(parameter.detach()).clone(),
+            gathered(gradient),
+            gathered(momentum).clone(),
+        ]
         rows = muon.parts(name, self.model.config) or []
         for weight, own, memory in zip(*(torch.split(m, rows) for m in matrices), strict=True):
             muon.update(
@@ -147,7 +151,7 @@ class Optimizer:
             here.copy_(matrix[start : start + len(here)])
 
     def _kept(self, what: str, name: str) -> torch.Tensor:
-        """What is remembered of a parameter: zeros at first."""
+        """A parameter's optimizer state of one kind: zeros at first."""
         if (what, name) not in self._memory:
             parameter = self._parameters[name]
             shape = memory_shape(what, tuple(parameter.shape))
@@ -155,21 +159,21 @@ class Optimizer:
         return self._memory[what, name]
 
     def tensors(self, keys: Iterable[str] = ()) -> dict[str, torch.Tensor]:
-        """What it remembers, as `<what>/<parameter>`: zeros for `keys` that are new to it."""
+        """The optimizer state, as `<kind>/<parameter>`; `keys` that are new are zeros."""
         for key in keys:
             what, _, name = key.partition("/")
             self._kept(what, name)
         return {f"{what}/{name}": value for (what, name), value in self._memory.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What it remembers of each parameter, as `<what>/<parameter>`."""
+        """The optimizer state as arrays, as `<kind>/<parameter>`."""
         return {
             f"{what}/{name}": value.detach().cpu().numpy()
             for (what, name), value in self._memory.items()
         }
 
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Put back what `arrays` gave; what was remembered since is forgotten."""
+        """Replace the optimizer state by what `arrays` gave."""
         self._memory.clear()
         for key, array in arrays.items():
             what, name = key.split("/", 1)
@@ -177,7 +181,7 @@ class Optimizer:
 
 
 def memory_shape(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what is remembered of a parameter of this shape."""
+    """The shape of one kind of optimizer state, for a parameter of this shape."""
     return () if what == "step" else shape
 
 
@@ -189,7 +193,7 @@ def _adamw_by_hand(
     steps: list[torch.Tensor],
     options: dict[str, float],
 ) -> None:
-    """AdamW (Loshchilov & Hutter, 2019) where torch has no fused kernel."""
+    """AdamW (Loshchilov & Hutter, 2019) for devices without torch's fused kernel."""
     beta1, beta2 = options["beta1"], options["beta2"]
     for p, g, m, v, step in zip(parameters, gradients, means, squares, steps, strict=True):
         count = float(step)

@@ -13,11 +13,22 @@ from typing import Any
 import torch
 
 from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.durations import file_s
-from mygpt.training.measuring import training_flops_per_s
-from mygpt.training.recipe import Budget, Recipe, causal_flops_per_token, choose, continuing
+from mygpt.training.recipe import (
+    Budget,
+    Recipe,
+    causal_flops_per_token,
+    choose,
+    continuing,
+    shape_of,
+)
+
+# The model and the time with which the speed is measured.
+_WIDTH, _LAYERS, _WINDOW, _BATCH = 96, 2, 64, 32
+_SECONDS = 0.5
 
 # What `minutes` keeps for after the last step: saving, the report and the end of the process,
 # validating, and the simpler models that the loss is shown beside.
@@ -165,6 +176,27 @@ def measured_speed(preset: str, options: dict[str, Any], device: torch.device) -
     if device.type != "cpu":
         return _DEVICE_RATE
     return training_flops_per_s(torch.get_num_threads())
+
+
+def training_flops_per_s(threads: int) -> float:
+    """Floating-point operations per second of the machine-code training step on this machine.
+
+    That of the fastest of some steps of a small model: other programs only slow steps down.
+    """
+    from mygpt.training.compiled.step import CpuTrainingStep
+
+    config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
+    with torch.random.fork_rng(devices=[]):
+        model = GPT.from_config(config)
+    step = CpuTrainingStep(model, threads)
+    ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
+    step.gradients(ids, ids)
+    best, end = float("inf"), time.monotonic() + _SECONDS
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        step.gradients(ids, ids)
+        best = min(best, time.perf_counter() - began)
+    return ids.numel() * causal_flops_per_token(config, _WINDOW) / best
 
 
 def suitable_tokens(

@@ -35,11 +35,16 @@ from mygpt.training.initial_model import (
     require_unchanged_model,
 )
 from mygpt.training.large import stored_as
-from mygpt.training.measuring import training_flops_per_s
 from mygpt.training.memory import check_model_fits, free_memory
-from mygpt.training.planning import Planned, measured_speed, plan_run, suitable_tokens
+from mygpt.training.planning import (
+    Planned,
+    measured_speed,
+    plan_run,
+    suitable_tokens,
+    training_flops_per_s,
+)
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
-from mygpt.training.recorded_files import seen
+from mygpt.training.recorded_files import file_sizes
 from mygpt.training.run import RunFolder
 from mygpt.training.source import (
     ReadSource,
@@ -68,7 +73,7 @@ class Prepared:
     settings: dict[str, Any]
     notes: list[str]
     expected_tokens: float
-    origin: Initial | None = None
+    initial: Initial | None = None
 
 
 def prepare(
@@ -111,10 +116,10 @@ def prepare(
         del options["batch_size"]
     config = TrainConfig(**preset_options(preset, options)[1])  # refuses before anything is read
     check_policy(unknown, CORPUS_POLICIES)
-    origin = None
+    initial = None
     if init_from is not None:
         require_unchanged_model(preset, tokenizer, options)
-        origin = read_initial(init_from)
+        initial = read_initial(init_from)
     if output is not None:
         RunFolder.at(output).check_free(overwrite=overwrite)  # before a long text is read
     where = choose_device(device)
@@ -130,11 +135,11 @@ def prepare(
         else split_documents,
         **({} if unknown == "error" else {"unknown": unknown}),
         "preset": preset,
-        "from": None if origin is None else origin.settings,
+        "from": None if initial is None else initial.settings,
         "threads": torch.get_num_threads(),
     }
-    settings["seen"] = seen(settings)
-    known = None if origin is None else origin.checkpoint.tokenizer
+    settings["seen"] = file_sizes(settings)
+    known = None if initial is None else initial.checkpoint.tokenizer
     if stores := stores_among(names):
         require_as_stored(
             stores[0], tokenizer, encoding, config.data_order, known, split_documents, field
@@ -152,14 +157,14 @@ def prepare(
     bytes_do = tokenizer in ("auto", "byte") if known is None else known.kind == "byte"
     reading = time.monotonic()
     source = read_source(
-        legacy, config.val_fraction, allow_bytes=bytes_do, known=known, tell=listener
+        legacy, config.val_fraction, allow_bytes=bytes_do, known=known, notify=listener
     )
     if settings.get("stored_as") is not None:  # which is done once, so it is none of the minutes
         began += time.monotonic() - reading
     run = RunFolder.at(output or Path("runs") / source.name)
     run.check_free(overwrite=overwrite)
-    if origin is not None:
-        require_elsewhere(run, origin)
+    if initial is not None:
+        require_elsewhere(run, initial)
     notes, chosen = list(source.notes), known
     if isinstance(source, StoredSource):
         chosen = source.store.tokenizer
@@ -175,7 +180,7 @@ def prepare(
     train_tokens, val_tokens = source.encode(chosen)
     found = source.unknown(chosen, train_tokens, val_tokens)
     for name, part in found.items():  # what a store holds was decided on when it was made
-        decided = bool(stores) and (name == source.name or not source.held)
+        decided = bool(stores) and (name == source.name or not source.val_documents)
         notes += part.notes(name, "keep" if decided else unknown)
     planned = plan_run(
         preset,
@@ -185,15 +190,15 @@ def prepare(
         vocab_size=chosen.vocab_size,
         flops_per_s=speed(),
         began=began,
-        known=None if origin is None else origin.checkpoint.config,
+        known=None if initial is None else initial.checkpoint.config,
     )
     notes += fit_window(
-        planned.shape if origin is None else {},  # a model that is there keeps its window
+        planned.shape if initial is None else {},  # a model that is there keeps its window
         planned.training,
         len(train_tokens),
         asked="seq_len" in options,
     )
-    if source.held and len(val_tokens) < 2:
+    if source.val_documents and len(val_tokens) < 2:
         notes.append("the text is too short to keep a part of it for validation: none is kept")
     shape, config = _settled(planned, chosen.vocab_size, where, group)
     _check_state(shape, chosen, settings)
@@ -204,7 +209,7 @@ def prepare(
     return Prepared(
         run, source, chosen, train_tokens, val_tokens, shape, config, in_pieces, where,
         settings, notes,
-        planned.recipe.tokens if planned.recipe is not None and origin is None else 0.0, origin,
+        planned.recipe.tokens if planned.recipe is not None and initial is None else 0.0, initial,
     )  # fmt: skip
 
 
@@ -216,7 +221,7 @@ def _chosen(
 ) -> Tokenizer:
     """The tokenizer for a text in memory, as it was asked for or as the rule has it."""
     if tokenizer == "auto" and source.is_text:
-        tokenizer = suitable(sum(map(len, source.learned)))
+        tokenizer = suitable(sum(map(len, source.train_documents)))
     return choose_tokenizer(tokenizer, source, end_of_text=config.data_order != "tutorial")
 
 

@@ -1,8 +1,8 @@
-"""The processes that train one model together; one alone is the usual case.
+"""The processes that train one model; usually there is a single one.
 
-`torchrun` starts them and tells each its place through environment variables. They agree here on
-everything that decides what comes next: a wrong input, the clock, a signal, the loss. What is
-agreed on goes through main memory (gloo); gradients go the way of their device (NCCL on CUDA).
+`torchrun` starts them and sets each one's rank in environment variables. Here they communicate
+whatever decides what they do next: an error, the clock, a signal, the loss. That goes through
+gloo on the CPU; gradients go through the backend of their device (NCCL on CUDA).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=2)  # the first process may read and tokenize a long text meanwhile
-_STEP_PATIENCE = timedelta(minutes=30)  # a save of a large model, or samples, and some more
-_MEETING, _PAUSE_S, _CONNECT_S = "mygpt/port", 0.05, 5.0
-_meetings = itertools.count()  # a program may train several times: every meeting has a place
-_NO_NAME = ("", "none")  # torchrun's names for a job that was given none
+_START_TIMEOUT = timedelta(hours=2)  # process 0 may have to read and tokenize a long text
+_STEP_TIMEOUT = timedelta(minutes=30)  # a step, and saving a large model or writing samples
+_PORT_KEY, _PAUSE_S, _CONNECT_S = "mygpt/port", 0.05, 5.0
+_groups_joined = itertools.count()  # a program may train several times, each with its own key
+_NO_NAME = ("", "none")  # torchrun's ids for a job without a name
 
 
 class PeerError(MygptError):
-    """Another process of the same training failed and has told why; this one is silent."""
+    """Another process of the group failed and reports why; this one ends without a message."""
 
     def __init__(self, exit_code: int = 1) -> None:
         super().__init__("")
@@ -48,14 +48,14 @@ class PeerError(MygptError):
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among those that train together.
+    """This process's rank among those that train one model.
 
     Attributes:
-        rank: its number, from 0; number 0 reads the plan, logs and writes.
-        size: how many there are.
+        rank: its number, from 0; process 0 prepares the run, logs and writes.
+        size: the number of processes.
         local_rank: its number on this machine.
-        local_size: how many there are on this machine.
-        job: the name under which `torchrun` starts this training anew; None where nothing does.
+        local_size: the number of processes on this machine.
+        job: the id under which `torchrun` restarts this training; None without torchrun.
     """
 
     rank: int = 0
@@ -75,11 +75,11 @@ class ProcessGroup:
         return self.rank == 0
 
     def choose_device(self, name: str) -> torch.device:
-        """As `machine.choose_device`; of several CUDA devices each process takes its own."""
+        """As `machine.choose_device`; with several CUDA devices each process takes its own."""
         device = choose_device(name)
         if self.is_single:
             return device
-        if device.type == "mps":  # gloo does not carry its tensors
+        if device.type == "mps":  # gloo does not support its tensors
             if name == "auto":
                 return torch.device("cpu")
             raise InputError(f"device={name} cannot be shared by processes: use --device cpu")
@@ -92,7 +92,7 @@ class ProcessGroup:
         return device if ":" in name else choose_device(f"cuda:{self.local_rank}")
 
     def broadcast(self, value: T) -> T:
-        """The first process's value, on all; it goes through pickle, between our own processes."""
+        """Process 0's value, on all; it is pickled, between our own processes only."""
         if self.is_single:
             return value
         held = [value]
@@ -101,7 +101,7 @@ class ProcessGroup:
         return held[0]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in the order of their numbers, on all."""
+        """The values of all processes, by rank, on all."""
         if self.is_single:
             return [value]
         found: list[Any] = [None] * self.size
@@ -110,12 +110,12 @@ class ProcessGroup:
         return found
 
     def run_on_all(self, action: Callable[[], T], *, main_only: bool = False) -> T | None:
-        """Do something everywhere, or in the first process alone; if one fails, all do.
+        """Run an action in all processes, or in process 0 alone; if it fails in one, all raise.
 
-        Returns what the action gave here; None where it was not done.
+        Returns the action's result in this process; None if it did not run here.
 
         Raises:
-            PeerError: where another process failed.
+            PeerError: if the action failed in another process.
         """
         if self.is_single:
             return action()
@@ -135,11 +135,11 @@ class ProcessGroup:
         raise PeerError(codes[first] or 1)
 
     def main_clock(self, seconds: float) -> float:
-        """The first process's reading of its clock, on all."""
+        """Process 0's reading of its clock, on all."""
         return seconds if self.is_single else float(self.all_gather(seconds)[0])
 
     def any_signal(self, number: int | None) -> int | None:
-        """A signal that any process has received; None for none."""
+        """The number of a signal that any process has received; None if there was none."""
         if self.is_single:
             return number
         return int(self.all_gather(number or 0).max()) or None
@@ -152,17 +152,17 @@ class ProcessGroup:
         return torch.cat(found).numpy()
 
     def sum_loss(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum of every process's part of a loss (scalars), the same on all."""
+        """The sum of all processes' parts of a loss (scalars), the same on all."""
         if self.is_single:
             return part
-        if part.device.type == "cpu":  # added in one order everywhere
+        if part.device.type == "cpu":  # the same order of addition on all
             return torch.tensor(self.all_gather(part.item()).sum(), dtype=torch.float32)
         total = part.clone()
         torch.distributed.all_reduce(total)
         return total
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
-        """Make a tensor the sum of every process's, in place."""
+        """Sum a tensor over all processes, in place."""
         if not self.is_single:
             with _peers():
                 torch.distributed.all_reduce(tensor)
@@ -170,7 +170,7 @@ class ProcessGroup:
     def broadcast_arrays(
         self, arrays: Mapping[str, NDArray[Any]] | None
     ) -> dict[str, NDArray[Any]]:
-        """The first process's arrays, on all; the others give None. One at a time is copied."""
+        """Process 0's arrays, on all; the others pass None. They are copied one at a time."""
         known = arrays or {}
         if self.is_single:
             return dict(known)
@@ -183,24 +183,24 @@ class ProcessGroup:
         return found
 
     def broadcast_bytes(self, array: NDArray[Any]) -> None:
-        """Make an array, contiguous and of one shape everywhere, what the first process's is."""
+        """Overwrite an array with process 0's; contiguous, and of the same shape on all."""
         if array.size and not self.is_single:
             data = torch.from_numpy(array.reshape(-1).view(np.uint8))
             with _peers():
                 torch.distributed.broadcast(data, 0)
 
     def shorten_timeout(self) -> None:
-        """From here on nobody waits long for another: a machine that vanished is noticed then."""
+        """From here on wait less long for other processes, so that a lost machine is noticed."""
         shorten = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
         if not self.is_single and shorten is not None:
-            shorten(_STEP_PATIENCE)
+            shorten(_STEP_TIMEOUT)
 
     def shards_model(self, wanted: bool) -> bool:
-        """Whether a model is shared out, where that is wanted: not to one process."""
+        """Whether the model is sharded: if that is asked for and there are several processes."""
         return wanted and not self.is_single
 
     def rows_per_process(self, batch_size: int) -> int:
-        """The most rows of a batch that one process takes."""
+        """The largest number of rows of a batch that one process gets."""
         return -(-batch_size // self.size)
 
 
@@ -209,7 +209,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """What torch raises when another process is gone becomes a `PeerError`."""
+    """Turn torch's error about a lost process into a `PeerError`."""
     try:
         yield
     except RuntimeError as error:
@@ -219,10 +219,10 @@ def _peers() -> Iterator[None]:
 
 
 def from_environment() -> ProcessGroup:
-    """Where `torchrun` has put this process; alone where it was not started by it.
+    """The group of the environment variables that `torchrun` sets; without them a single process.
 
     Raises:
-        InputError: for a place that cannot be.
+        InputError: for values that are not possible.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return SINGLE_PROCESS
@@ -230,7 +230,9 @@ def from_environment() -> ProcessGroup:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         text = os.environ.get(name, "1" if name.endswith("SIZE") else "0")
         if not (text.isascii() and text.isdigit()):
-            raise InputError(f"{name}={text!r:.40} in the environment is no number: use torchrun")
+            raise InputError(
+                f"{name}={text!r:.40} in the environment is not a number: use torchrun"
+            )
         numbers[name] = int(text)
     rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
     if not rank < size:
@@ -241,13 +243,13 @@ def from_environment() -> ProcessGroup:
 
 
 def _job() -> str | None:
-    """A name that stays the same when `torchrun` starts the processes again, and is no other's."""
+    """A unique id that stays the same when `torchrun` restarts the processes."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None:
         return None
     if name not in _NO_NAME:
         return f"job {name}"
-    parent = os.getppid()  # the agent outlives those that it starts
+    parent = os.getppid()  # torchrun's agent outlives the processes that it starts
     try:
         began = Path(f"/proc/{parent}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     except (OSError, UnicodeDecodeError):
@@ -257,9 +259,9 @@ def _job() -> str | None:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[ProcessGroup]:
-    """The processes of this training, in touch with each other until the end of the block.
+    """The process group of this training, connected until the end of the block.
 
-    What is raised inside is told with the number of its process, and to `torchrun`.
+    Errors inside get the number of their process, and are also passed to `torchrun`.
     """
     group = from_environment()
     if group.is_single:
@@ -271,18 +273,18 @@ def joined(device: str = "auto") -> Iterator[ProcessGroup]:
     began = not torch.distributed.is_initialized()
     try:
         if began:
-            _meet(group, where)
+            _connect_group(group, where)
         yield group
     except MygptError as error:
         if isinstance(error, PeerError):
             raise
-        _tell_torchrun(error)
+        _report_to_torchrun(error)
         if group.is_main:
             raise
-        told = f"process {group.rank} of {group.size} on {socket.gethostname()}: {error}"
-        raise type(error)(told) from error
-    except RuntimeError as error:  # FSDP sends in the middle of a step
-        if not _tells_of_peers(error):
+        message = f"process {group.rank} of {group.size} on {socket.gethostname()}: {error}"
+        raise type(error)(message) from error
+    except RuntimeError as error:  # FSDP communicates within a step
+        if not _is_about_peers(error):
             raise
         raise PeerError from error
     finally:
@@ -290,54 +292,54 @@ def joined(device: str = "auto") -> Iterator[ProcessGroup]:
             torch.distributed.destroy_process_group()
 
 
-def _meet(group: ProcessGroup, where: torch.device) -> None:
-    """Get in touch with the other processes.
+def _connect_group(group: ProcessGroup, where: torch.device) -> None:
+    """Connect to the other processes.
 
     Raises:
-        InputError: where they cannot be reached.
+        InputError: if they cannot be reached.
     """
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-    meeting: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = _meeting_place(group)
-            meeting = {"store": store, "rank": group.rank, "world_size": group.size}
-        torch.distributed.init_process_group(backend, timeout=_PATIENCE, **meeting)
+            store = _own_store(group)
+            options = {"store": store, "rank": group.rank, "world_size": group.size}
+        torch.distributed.init_process_group(backend, timeout=_START_TIMEOUT, **options)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, MygptError):
             raise
         raise InputError(
-            f"the {group.size} processes do not reach each other ({error!s:.200}): if all of them "
-            "run, name the network device between the machines, GLOO_SOCKET_IFNAME=eth0 perhaps"
+            f"the {group.size} processes cannot connect to each other ({error!s:.200}): if all of "
+            "them run, name the machines' network device, GLOO_SOCKET_IFNAME=eth0 perhaps"
         ) from error
 
 
-def _tells_of_peers(error: RuntimeError) -> bool:
-    """Whether torch says with it that another process is gone."""
+def _is_about_peers(error: RuntimeError) -> bool:
+    """Whether this error of torch means that another process is lost."""
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
-def _meeting_place(group: ProcessGroup) -> Store:
-    """A store of this attempt's own, whose port is told in the one that `torchrun` holds.
+def _own_store(group: ProcessGroup) -> Store:
+    """A store of this attempt alone; its port is published in `torchrun`'s store.
 
-    That one outlives the processes, and keeps where those of an earlier attempt listened: new
-    ones would wait for the dead (pytorch/pytorch#135712).
+    `torchrun`'s own store outlives the processes, and keeps the addresses of an earlier attempt,
+    for which new processes would wait (pytorch/pytorch#135712).
     """
     from torch._C._distributed_c10d import TCPStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    key = f"{_MEETING}/{next(_meetings)}"
-    agents = TCPStore(host, port, is_master=False, timeout=_PATIENCE)
+    key = f"{_PORT_KEY}/{next(_groups_joined)}"
+    agents = TCPStore(host, port, is_master=False, timeout=_START_TIMEOUT)
     if group.is_main:
-        own = TCPStore(host, 0, is_master=True, timeout=_PATIENCE, wait_for_workers=False)
+        own = TCPStore(host, 0, is_master=True, timeout=_START_TIMEOUT, wait_for_workers=False)
         agents.set(key, str(own.port))
         return own
-    until = time.monotonic() + _PATIENCE.total_seconds()
+    until = time.monotonic() + _START_TIMEOUT.total_seconds()
     while True:
-        told = int(agents.get(key))
-        try:  # an earlier attempt's first process is dead, and its port closed
-            _connect(host, told)
-            return TCPStore(host, told, is_master=False, timeout=_PATIENCE)
+        published = int(agents.get(key))
+        try:  # an earlier attempt's process 0 has ended, and its port is closed
+            _connect(host, published)
+            return TCPStore(host, published, is_master=False, timeout=_START_TIMEOUT)
         except (RuntimeError, OSError):
             if time.monotonic() > until:
                 raise PeerError from None
@@ -345,12 +347,12 @@ def _meeting_place(group: ProcessGroup) -> Store:
 
 
 def _connect(host: str, port: int) -> None:
-    """Raise `OSError` where nobody listens."""
+    """Raise `OSError` if no process listens there."""
     socket.create_connection((host, port), timeout=_CONNECT_S).close()
 
 
-def _tell_torchrun(error: MygptError) -> None:
-    """Leave the message where `torchrun` looks for what to show as the cause."""
+def _report_to_torchrun(error: MygptError) -> None:
+    """Write the message into the file from which `torchrun` reads the cause of a failure."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return

@@ -1,8 +1,8 @@
-"""The files that a run's state names, and whether they may be read without being named again.
+"""The files that a run's state names, and whether they may be read if the user names none.
 
-A run's folder may be somebody else's, and its state may name any file of this user. What is read
-must have the SHA-256 that the state has, so nothing of another file is ever learned or shown; but
-a file that only the state names is not even read, where it is not as large as the run found it.
+A run's folder may come from somebody else, and its state may name any file of this user. A text
+must have the SHA-256 in the state, so another file is never trained on or shown; and a file that
+only the state names is not even read unless it has the size that the run found.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mygpt.text.reading import shown
 _INDEX = "index.json"  # of a token store, which may be copied elsewhere
 
 
-def seen(settings: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """What a run's state keeps of the files that it names, by which they are known again.
+def file_sizes(settings: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """The sizes by which a run recognises the files that its settings name.
 
-    Of a file its size, of a token store its index's; of another folder (of a pattern the one that
-    it begins with) the size of all that is in it, and its number on the disk.
+    A file's size; a token store's size of its index; of another folder (for a pattern, the one
+    that it begins with) the total size of its files, and its inode number.
     """
     return {name: found for name in names_in(settings) if (found := _seen(name))}
 
 
 def names_in(settings: Mapping[str, Any]) -> list[str]:
-    """All that is read for a run, as its settings name it, standard input apart."""
+    """The names of everything that is read for a run, except standard input."""
     names = [*settings["files"], settings["val_file"]]
     return [name for name in names if name is not None and name != "-"]
 
@@ -42,20 +42,20 @@ def require_unchanged_files(
     run: str | Path,
     by_user: tuple[bool, bool] = (False, False),
     *,
-    way: Sequence[str],
+    command: Sequence[str],
     option: str | None = None,
 ) -> None:
-    """Refuse what a state alone names, unless it is as the run saw it; nothing is read.
+    """Raise `InputError` for a file that only a state names and whose size has changed.
 
-    A state that keeps no sizes is an older mygpt's, or a forged one: it may name what is in the
-    working directory or beside the run.
+    No file is read. A state without sizes is of an older mygpt, or a forgery: it may only name
+    files in the working directory or in the run's parent folder.
 
     Args:
-        settings: the state's.
+        settings: of the state.
         run: the run.
         by_user: whether the user has named the files, and the validation file.
-        way: the command that takes the files' names, without them.
-        option: what each of them stands behind there.
+        command: the command to which the user can add the names of the files.
+        option: the option of that command for each file.
 
     Raises:
         InputError: naming the file.
@@ -65,21 +65,21 @@ def require_unchanged_files(
     of_the_state += [] if by_user[1] or validation is None else [validation]
     for name in of_the_state:
         if name == "-" or not os.path.lexists(_fixed_part(name)):
-            continue  # whoever reads it says so
+            continue  # reading it reports that
         if kept is None and any(_is_below(name, at) for at in (Path.cwd(), Path(run).parent)):
             continue
         known = kept.get(name) if isinstance(kept, dict) else None
         if not isinstance(known, dict) or not set(_seen(name, known).items()) & set(known.items()):
             raise InputError(
                 f"the text of {run} has changed since the run began, or is not its text: "
-                f"{shown(name)} is not as the run saw it, and is not read unless it is named: "
-                f"put it back, or {_naming(settings, way, option)}"
+                f"{shown(name)} has another size than then, and is not read unless it is named: "
+                f"put it back, or {_naming(settings, command, option)}"
             )
 
 
-def _naming(settings: Mapping[str, Any], way: Sequence[str], option: str | None) -> str:
-    """The command that names all of a run's files."""
-    words = [*way]
+def _naming(settings: Mapping[str, Any], command: Sequence[str], option: str | None) -> str:
+    """The command with the names of all files of a run."""
+    words = [*command]
     for name in settings["files"]:
         words += [name] if option is None else [option, name]
     validation = settings["val_file"]
@@ -87,7 +87,10 @@ def _naming(settings: Mapping[str, Any], way: Sequence[str], option: str | None)
 
 
 def _seen(name: str, known: Mapping[str, Any] | None = None) -> dict[str, int]:
-    """A file's or a folder's size; empty for what is neither. Adding up ends past a known one."""
+    """The size of a file or folder; empty for anything else.
+
+    Adding up a folder stops above its known size.
+    """
     try:
         status = os.stat(_fixed_part(name))
         if stat.S_ISREG(status.st_mode):
@@ -111,7 +114,7 @@ def _seen(name: str, known: Mapping[str, Any] | None = None) -> dict[str, int]:
 
 
 def _fixed_part(name: str) -> str:
-    """A name, or of a pattern the folder that it begins with."""
+    """A name; for a pattern the folder that it begins with."""
     if os.path.lexists(name) or not glob.has_magic(name):
         return name
     path = Path(name)

@@ -1,4 +1,4 @@
-"""`replay`: a run made again from its beginning, step for step."""
+"""`replay`: repeat a run from its beginning, step by step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mygpt.text.reading import shown
 from mygpt.training.events import Listener
 from mygpt.training.initial_model import initial_model, same_initial
 from mygpt.training.lifecycle import (
-    keeping_torch_state,
     run_from_start,
+    torch_state_kept,
 )
 from mygpt.training.memory import (
     check_model_fits,
@@ -25,7 +25,7 @@ from mygpt.training.memory import (
 )
 from mygpt.training.preparing import resolved
 from mygpt.training.process_group import PeerError, from_environment
-from mygpt.training.recorded_files import names_in, require_unchanged_files, seen
+from mygpt.training.recorded_files import file_sizes, names_in, require_unchanged_files
 from mygpt.training.resuming import same_source
 from mygpt.training.run import RunFolder
 from mygpt.training.shared_start import (
@@ -37,7 +37,7 @@ from mygpt.training.source import (
 from mygpt.training.trainer import Trainer
 
 
-@keeping_torch_state
+@torch_state_kept()
 def replay(
     original: str | Path,
     *,
@@ -49,25 +49,25 @@ def replay(
     listener: Listener = print,
     command: str = "mygpt.training.replay(...)",
 ) -> Writer:
-    """Make a run again from its beginning, step for step.
+    """Repeat a run from its beginning, step by step.
 
     In a run by `minutes` the learning rate followed the clock, and a run may have been
-    lengthened or gone back: it kept what decided each step's rate, and here that is followed.
-    Weights and losses are the same to the bit on the same kind of machine.
+    lengthened or rolled back: its state has the log of what decided each step's rate, which
+    is followed here. Weights and losses are bitwise the same on the same kind of machine.
 
     Args:
         original: the run's folder, or the checkpoint file it was given as `output`.
         output: the new run's folder, or a checkpoint file.
-        files: where the text is now; nothing takes it from where the run found it.
-        val_file: where the validation file is now, likewise.
-        overwrite: start anew where a run lies already.
+        files: the text, if it has been moved; nothing reads it where the run found it.
+        val_file: the validation file, likewise.
+        overwrite: replace a run that is already there.
         device: "auto", "cpu", "cuda" or "mps".
-        listener: is told every event.
-        command: what the checkpoint says it came from.
+        listener: called with every event.
+        command: recorded in the checkpoint as its origin.
 
     Raises:
-        CheckpointError: when there is no such run, or its state is damaged.
-        InputError: when its text is not the same any more, or its plan was not kept.
+        CheckpointError: if there is no such run, or its state is damaged.
+        InputError: if its text has changed, or its state has no log of its steps.
     """
     for name, value in (("original", original), ("output", output)):
         require_path(name, value)
@@ -76,11 +76,11 @@ def replay(
     if not group.is_main:
         raise PeerError(InputError.exit_code)
     if not group.is_single:
-        raise InputError("a run is made again by one process: leave out torchrun")
+        raise InputError("a run is replayed by one process: leave out torchrun")
     state, note = RunFolder.of(original).load_state()
     given, steps = state.arrays.get("plan"), state.progress.step
     if given is None or len(given) < steps:
-        raise InputError(f"{original} was begun by an older mygpt, which kept no plan of its steps")
+        raise InputError(f"{original} was begun by an older mygpt, which kept no log of its steps")
     run = RunFolder.at(output)
     run.check_free(overwrite=overwrite)
     torch.set_num_threads(state.settings["threads"])
@@ -88,22 +88,22 @@ def replay(
     check_model_fits(state.config, free_memory(where))
     config = state.training
     if where.type != "cpu":
-        config = replace(config, engine="torch")  # the other engine is for CPUs
+        config = replace(config, engine="torch")  # the machine code is for CPUs
     settings = dict(state.settings)
     if files:
         settings["files"] = [resolved(str(name)) for name in files]
     if val_file is not None:
         settings["val_file"] = resolved(str(val_file))
-    way = ["mygpt", "reproduce", str(original)]
+    with_text = ["mygpt", "reproduce", str(original)]
     by_user = bool(files), val_file is not None
-    require_unchanged_files(state.settings, original, by_user, way=way, option="--text")
+    require_unchanged_files(state.settings, original, by_user, command=with_text, option="--text")
     if files or val_file is not None:
-        settings["seen"] = seen(settings)
+        settings["seen"] = file_sizes(settings)
         state = replace(state, settings=settings)
     source = same_source(state, original)
     train_tokens, val_tokens = source.encode(state.tokenizer)
     first = initial_model(
-        state.config, config, where, origin=same_initial(state.settings, original)
+        state.config, config, where, initial=same_initial(state.settings, original)
     )
     trainer = Trainer(
         first,
@@ -119,5 +119,5 @@ def replay(
     )
     notes = [] if note is None else [note]
     notes += [f"the text is read from {shown(name)}" for name in names_in(state.settings)]
-    del state  # as large as all that is trained
+    del state  # as large as weights and optimizer
     return run_from_start(trainer, source, train_tokens, notes, overwrite=overwrite)

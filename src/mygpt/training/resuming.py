@@ -1,4 +1,4 @@
-"""`resume`: a run goes on as if it had never stopped, in one process or several."""
+"""`resume`: continue a run exactly as if it had never stopped, in one process or several."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mygpt.training.events import Listener, Note
 from mygpt.training.hardware import compute_dtype
 from mygpt.training.initial_model import empty_model
 from mygpt.training.lifecycle import (
-    keeping_torch_state,
     locked,
     readable_settings,
     report_length,
     report_lock,
-    sit,
+    run_session,
+    torch_state_kept,
 )
 from mygpt.training.memory import (
     check_batch_fits,
@@ -36,7 +36,7 @@ from mygpt.training.memory import (
 )
 from mygpt.training.preparing import resolved
 from mygpt.training.process_group import ProcessGroup, joined
-from mygpt.training.recorded_files import require_unchanged_files, seen
+from mygpt.training.recorded_files import file_sizes, require_unchanged_files
 from mygpt.training.run import RunFolder
 from mygpt.training.shared_start import (
     check_shareable,
@@ -65,7 +65,7 @@ RESUMABLE = (
 )
 
 
-@keeping_torch_state
+@torch_state_kept()
 def resume(
     output: str | Path,
     files: Sequence[str | Path] = (),
@@ -76,35 +76,35 @@ def resume(
     listener: Listener = print,
     **options: Any,
 ) -> Writer:
-    """Go on with a run as if it had never stopped.
+    """Continue a run exactly as if it had never stopped.
 
     Args:
         output: the run's folder, or the checkpoint file it was given as `output`.
-        files: where the text lies now; nothing takes it from where it was.
-        val_file: where the validation file lies now, likewise.
+        files: the text, if it has been moved; nothing reads it where the run found it.
+        val_file: the validation file, likewise.
         device: "auto", "cpu", "cuda" or "mps".
-        began: from when new `minutes` count this sitting, as `time.monotonic` does; None is now.
-        listener: is told every event.
+        began: the `time.monotonic()` from which this session's `minutes` count; None is now.
+        listener: called with every event.
         options: a new length (`steps`, `tokens` or `minutes`, counted from the run's start)
-            and how often to report, validate and save. Any other of `train`'s must have the
-            value that the run has.
+            and how often to report, validate and save. Any other option of `train` must have
+            the run's own value.
 
     Raises:
-        CheckpointError: when there is no run, or its state is damaged.
-        InputError: when the text is not the same any more, an option cannot change, or the run
-            is past the length that is asked for.
+        CheckpointError: if there is no run, or its state is damaged.
+        InputError: if the text has changed, an option cannot change, or the run is already
+            longer than the length asked for.
     """
     require_path("run", output)
     require_listener(listener)
     began = time.monotonic() if began is None else began
     options = {name: value for name, value in options.items() if value is not None}
     with joined(device) as group:
-        told = main_listener(group, listener)
+        notify = main_listener(group, listener)
         run = RunFolder.of(output)
-        return go_on(group, run, files, val_file, device, began, told, options)
+        return resume_run(group, run, files, val_file, device, began, notify, options)
 
 
-def go_on(
+def resume_run(
     group: ProcessGroup,
     run: RunFolder,
     files: Sequence[str | Path],
@@ -114,9 +114,9 @@ def go_on(
     listener: Listener,
     options: dict[str, Any],
 ) -> Writer:
-    """Go on with a run, in one process or several."""
+    """Resume a run, in one process or several; arguments as for `resume`."""
     run = folder_for(group, run)
-    group.run_on_all(run.check_exists, main_only=True)  # also: no lock is left where no run is
+    group.run_on_all(run.check_exists, main_only=True)  # before the lock creates a file
     with locked(group, run) as lock:
         group.run_on_all(run.clear_strays)
         trainer, source, train_tokens = _restored_trainer(
@@ -125,7 +125,7 @@ def go_on(
         group.shorten_timeout()
         report_lock(trainer, lock)
         run.write_settings(readable_settings(trainer, source))
-        return sit(trainer, source, train_tokens)
+        return run_session(trainer, source, train_tokens)
 
 
 def _restored_trainer(
@@ -138,7 +138,7 @@ def _restored_trainer(
     listener: Listener,
     options: dict[str, Any],
 ) -> tuple[Trainer, Source, Tokens]:
-    """A run's trainer as it was at its newest good state, its text read again."""
+    """A trainer at the run's newest intact state, with the run's text."""
     notes: list[str] = []
 
     def load() -> State:
@@ -157,20 +157,22 @@ def _restored_trainer(
     if files:
         settings["files"] = [resolved(str(name)) for name in files]
     if group.job is None or state.settings.get("job") != group.job:
-        way = ["mygpt", "train", "--resume", str(run.name)]
+        command = ["mygpt", "train", "--resume", str(run.name)]
         by_user = bool(files), val_file is not None
         group.run_on_all(
-            lambda: require_unchanged_files(state.settings, run.name, by_user, way=way)
+            lambda: require_unchanged_files(state.settings, run.name, by_user, command=command)
         )
     if files or val_file is not None:
-        settings["seen"] = seen(settings)
+        settings["seen"] = file_sizes(settings)
     threads = settings.setdefault("threads", torch.get_num_threads())
-    if group.is_single and "processes" not in state.provenance:  # torchrun gives each process one
+    if (
+        group.is_single and "processes" not in state.provenance
+    ):  # torchrun gives each process one thread
         torch.set_num_threads(threads)
     source = _same_source_on_all(group, replace(state, settings=settings), run.folder)
     train_tokens, val_tokens = source.encode(state.tokenizer)
     where = group.choose_device(device)
-    # The first process decides, and alone tells what cannot be.
+    # Process 0 decides, and reports errors.
     found = group.run_on_all(
         lambda: _resumed_config(group, state, options, where, began), main_only=True
     )
@@ -180,7 +182,7 @@ def _restored_trainer(
     model = empty_model(state.config, config, where, group)
     free = free_memory(where, group)
     group.run_on_all(lambda: check_batch_fits(model, config, free, fixed=True, group=group))
-    sittings = state.provenance.get("sittings", 1) + 1
+    sessions = state.provenance.get("sittings", 1) + 1  # the key in the files
     same_length = not {"steps", "tokens", "minutes"} & set(options)
     trainer = Trainer(
         model,
@@ -189,16 +191,16 @@ def _restored_trainer(
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         run=run,
-        provenance={**state.provenance, "sittings": sittings},
+        provenance={**state.provenance, "sittings": sessions},
         settings=settings,
         listener=listener,
         given_plan=_copied(state.arrays.get("given_plan")) if same_length else None,
         group=group,
     )
-    if files or val_file is not None:  # another text may have been named to validate on
+    if files or val_file is not None:  # another validation text may have been named
         for name, part in source.unknown(state.tokenizer, train_tokens, val_tokens).items():
-            for told in part.notes(name, "keep"):
-                listener(Note(told))
+            for note in part.notes(name, "keep"):
+                listener(Note(note))
     for note in notes:
         run.set_aside(run.state_path)
         listener(Note(note))
@@ -208,7 +210,7 @@ def _restored_trainer(
 
 
 def _require_same(state: State, options: dict[str, Any]) -> None:
-    """Refuse options that cannot change and have another value than the run's."""
+    """Raise `InputError` for options that cannot change and differ from the run's."""
     for name in sorted(set(options) - set(RESUMABLE)):
         asked, has = options[name], _value_in(state, name, options[name])
         if asked != has:
@@ -219,19 +221,19 @@ def _require_same(state: State, options: dict[str, Any]) -> None:
 
 
 def _value_in(state: State, name: str, asked: Any) -> Any:
-    """A run's value of one of `train`'s options, as it is written there.
+    """A run's value of one of the options of `train`.
 
     Args:
         state: the run's.
-        name: the option's.
-        asked: the value it is compared with.
+        name: of the option.
+        asked: the value to compare with.
 
     Raises:
         InputError: for a value or an option that does not exist.
     """
     if name in SHAPE_OPTIONS:
         return getattr(state.config, name)
-    if name == "batch_size" and asked == "auto":  # what it chose is kept
+    if name == "batch_size" and asked == "auto":  # the size chosen then is kept
         return asked
     if name in TRAIN_OPTIONS:
         replace(state.training, **{name: asked})  # refuses a value of another type or range
@@ -239,12 +241,12 @@ def _value_in(state: State, name: str, asked: Any) -> Any:
     if name == "tokenizer":
         return asked if is_named(state.tokenizer, asked) else state.tokenizer.kind
     if name == "init_from":
-        origin = state.settings.get("from")
-        same = origin is not None and str(resolve(asked).resolve()) == origin["path"]
-        return asked if same else None if origin is None else origin["path"]
+        initial = state.settings.get("from")
+        same = initial is not None and str(resolve(asked).resolve()) == initial["path"]
+        return asked if same else None if initial is None else initial["path"]
     if name == "field":
         return state.settings.get("field") or None
-    if name in ("split_documents", "unknown"):  # older runs do not say
+    if name in ("split_documents", "unknown"):  # missing in older runs
         return state.settings.get(name)
     if name not in state.settings:
         raise InputError(f"unknown option {name}")
@@ -254,10 +256,10 @@ def _value_in(state: State, name: str, asked: Any) -> Any:
 def _resumed_config(
     group: ProcessGroup, state: State, options: dict[str, Any], where: torch.device, began: float
 ) -> TrainConfig:
-    """How a run goes on: as it was, but for what was asked for, and for where it is now.
+    """The run's recipe with the options asked for, adapted to the present device.
 
     Raises:
-        InputError: for what so many processes or the device cannot do.
+        InputError: for a recipe that does not suit the number of processes or the device.
     """
     if {"steps", "tokens", "minutes"} & set(options):
         options = {"steps": None, "tokens": None, "minutes": None, **options}
@@ -266,8 +268,8 @@ def _resumed_config(
     compute_dtype(config.dtype, where)
     whole = not group.shards_model(config.shard)
     if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
-        config = replace(config, engine="torch")  # the kernels: whole models, a CPU, float32
-    if "minutes" in options and config.minutes is not None:  # reading it all again takes time too
+        config = replace(config, engine="torch")  # machine code: unsharded models, CPU, float32
+    if "minutes" in options and config.minutes is not None:  # reading the text again took time
         reserve_s = config.reserve_s + time.monotonic() - began
         config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
     check_shareable(config, group)
@@ -275,9 +277,9 @@ def _resumed_config(
 
 
 def _require_longer(state: State, config: TrainConfig) -> None:
-    """Refuse a new length that the run is past: the schedule would have nothing left to do."""
+    """Raise `InputError` for a new length that is shorter than the run already is."""
     progress = state.progress
-    # A run by the clock ends a little before or after its minutes.
+    # A timed run ends a little before or after its minutes.
     for name, done, least in (
         ("steps", progress.step, progress.step),
         ("minutes", progress.elapsed_s / 60, 0.9 * progress.elapsed_s / 60),
@@ -285,18 +287,18 @@ def _require_longer(state: State, config: TrainConfig) -> None:
         asked = getattr(config, name)
         if asked is not None and asked != getattr(state.training, name) and asked < least:
             raise InputError(
-                f"{name}={asked:g} counts from the run's start, and it has had {done:.3g}: give "
-                "more to train on, or nothing to leave its length as it is"
+                f"{name}={asked:g} counts from the run's start, and the run has had {done:.3g}: "
+                "give more, or nothing to keep its length"
             )
 
 
 def _copied(plan: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    """In memory of its own: as it is read, it is a piece of the whole file's."""
+    """A copy: the array that was read keeps the whole file in memory."""
     return None if plan is None else plan.copy()
 
 
 def _same_source_on_all(group: ProcessGroup, state: State, run: str | Path) -> Source:
-    """The same, read by every process: on each machine by one of them first."""
+    """The text of a state's run, read by every process; on each machine by one of them first."""
     first = group.run_on_all(lambda: same_source(state, run) if group.local_rank == 0 else None)
     source = group.run_on_all(lambda: first or same_source(state, run))
     assert source is not None
@@ -304,10 +306,10 @@ def _same_source_on_all(group: ProcessGroup, state: State, run: str | Path) -> S
 
 
 def same_source(state: State, run: str | Path) -> Source:
-    """The text that a state's run was begun with.
+    """The text that a state's run was begun with, read again.
 
     Raises:
-        InputError: when it is another now.
+        InputError: if it has changed.
     """
     bytes_do = state.tokenizer.kind == "byte"
     source = read_source(
@@ -315,7 +317,7 @@ def same_source(state: State, run: str | Path) -> Source:
     )
     if source.sha256 != state.provenance["corpus"]["sha256"]:
         raise InputError(
-            f"the text of {run} has changed since the run began (its SHA-256 is another): "
+            f"the text of {run} has changed since the run began (its SHA-256 differs): "
             "put it back, or start a new run with another --output"
         )
     return source

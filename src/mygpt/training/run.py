@@ -1,9 +1,9 @@
-"""A run's folder: its files, their order of writing, and reading them back.
+"""A run's folder: its files, the order in which they are written, and reading them.
 
-`last.state.safetensors` holds all that going on needs, weights too; its rename is the commit,
-and `last.safetensors` is derived from it. `previous.state.safetensors` is the state before it,
-for the day on which a disk has damaged the last. `best.safetensors` is the model with the
-lowest validation loss.
+`last.state.safetensors` holds all that resuming needs, including the weights; its rename is the
+commit, and `last.safetensors` is derived from it. `previous.state.safetensors` is the state
+before it, in case the last is damaged. `best.safetensors` is the model with the lowest
+validation loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mygpt.storage import (
     write_durably,
 )
 from mygpt.tokenization import Tokenizer
-from mygpt.training.state import State
+from mygpt.training.state import State, read_checked_state, read_state
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
@@ -44,9 +44,9 @@ class RunFolder:
     """The folder of one run.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         file: a checkpoint that is also written for the user (`--output ckpt.pt`), or None.
-        moved_from: what the folder was called when it was locked, where that has changed since.
+        moved_from: the folder's path when it was locked, if it has been renamed since.
     """
 
     folder: Path
@@ -56,44 +56,44 @@ class RunFolder:
 
     @classmethod
     def at(cls, output: str | Path) -> RunFolder:
-        """The run that `--output` or `--resume` means: a folder, or NAME.run beside a file."""
+        """The run of `--output` or `--resume`: a folder, or NAME.run for the file NAME."""
         path = Path(output)
         if path.suffix == ".run" and path.with_suffix("").suffix in _FILE_SUFFIXES:
-            path = path.with_suffix("")  # the folder beside a file: the file is meant too
+            path = path.with_suffix("")  # the run's folder of a file
         if path.suffix in _FILE_SUFFIXES and not path.is_dir():
             return cls(path.with_name(f"{path.name}.run"), path)
         return cls(path)
 
     @classmethod
     def of(cls, path: str | Path) -> RunFolder:
-        """The run that is there: as `at`, or the one that a file of it lies in."""
+        """An existing run: as `at`, or the run of which `path` is a file."""
         path = Path(path)
         named, inside = cls.at(path), cls(path.parent)
         return inside if path.is_file() and inside.exists and not named.exists else named
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run to go on with."""
+        """Whether there is a run that can be resumed."""
         return self.state_path.exists() or self.previous_path.exists()
 
     def check_exists(self) -> None:
-        """Raise `CheckpointError` where there is no run to go on with."""
+        """Raise `CheckpointError` if there is no run to resume."""
         self.check_regular()
         if self.exists:
             return
         if not self.folder.exists():
             if self.name.is_file():
                 raise CheckpointError(another_programs(self.name) or self._no_run(self.name))
-            raise CheckpointError(f"{self.name} is no run: there is no folder {self.folder}")
+            raise CheckpointError(f"{self.name} is not a run: there is no folder {self.folder}")
         inside = sorted(str(state.parent) for state in self.folder.glob("*/last.state.safetensors"))
         if inside:
             raise CheckpointError(
-                f"{self.folder} holds no run to go on with: it holds {', '.join(inside[:5])}"
+                f"{self.folder} holds no run to resume: it holds {', '.join(inside[:5])}"
             )
         if self.best_path.exists() or self.last_path.exists():
             raise CheckpointError(self._no_run(self.folder))
         other = another_programs(self.folder)
-        raise CheckpointError(other or f"{self.folder} holds no run to go on with (no last.state)")
+        raise CheckpointError(other or f"{self.folder} holds no run to resume (no last.state)")
 
     @staticmethod
     def _no_run(path: Path) -> str:
@@ -104,9 +104,9 @@ class RunFolder:
         )
 
     def check_regular(self) -> None:
-        """Raise `CheckpointError` where one of the run's files is a link, a pipe or a device.
+        """Raise `CheckpointError` if one of the run's files is a link, a pipe or a device.
 
-        Somebody else may have placed it, in an archive or a clone; nothing in it is followed.
+        The folder may come from somebody else, in an archive or a clone: no link is followed.
         """
         models = (self.state_path, self.previous_path, self.best_path, self.last_path)
         for path in (*models, *self._derived(), lock_path(self.folder)):
@@ -116,27 +116,27 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[RunLock]:
-        """Hold the folder's lock; a folder that is renamed meanwhile is written where it is.
+        """Hold the folder's lock; if the folder is renamed meanwhile, the lock moves with it.
 
         Raises:
             InputError, StorageError: as `RunLock`.
         """
-        way = "choose another --output"
+        remedy = "choose another --output"
         if self.state_path.exists():  # --resume takes no --output
-            way = f"copy the run and resume the copy (or begin a run: {way})"
-        with RunLock(self.folder, way) as self._lock:
+            remedy = f"copy the run and resume the copy (or begin a run: {remedy})"
+        with RunLock(self.folder, remedy) as self._lock:
             try:
                 yield self._lock
             finally:
                 self._lock = None
 
     def follow(self) -> bool:
-        """Whether the folder has another name than when it was locked; it is then known by that.
+        """Whether the folder was renamed since it was locked; `folder` is then the new path.
 
-        Another run may have been begun under the old name: nothing may be written there.
+        Another run may have begun under the old name: nothing may be written there.
 
         Raises:
-            StorageError: where it has been removed.
+            StorageError: if the folder was removed.
         """
         found = None if self._lock is None else self._lock.moved_to()
         if found is not None and found != self.folder:
@@ -146,12 +146,12 @@ class RunFolder:
 
     @property
     def name(self) -> Path:
-        """What `--resume` takes."""
+        """The path for `--resume`."""
         return self.file or self.folder
 
     @property
     def state_path(self) -> Path:
-        """What going on needs."""
+        """Everything that resuming needs."""
         return self.folder / "last.state.safetensors"
 
     @property
@@ -176,12 +176,12 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
-        """The run's settings, for people."""
+        """The run's settings, to be read by people."""
         return self.folder / "config.toml"
 
     @property
     def report_path(self) -> Path:
-        """The run as a page."""
+        """The report, a web page."""
         return self.folder / "report.html"
 
     @property
@@ -192,7 +192,7 @@ class RunFolder:
         return self.best_path if self.best_path.exists() else self.last_path
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raise `InputError` where something lies that a new run would write over."""
+        """Raise `InputError` if a new run would overwrite existing files."""
         if self.file is not None and self.file.exists() and not overwrite:
             raise InputError(f"{self.file} exists: add --overwrite, or choose another --output")
         if self.folder.exists() and not self.folder.is_dir():
@@ -202,27 +202,27 @@ class RunFolder:
         if not any(path.exists() for path in models):
             foreign = [path for path in self._derived() if path.exists()]
             if foreign:
-                raise InputError(f"{foreign[0]} is no run's: choose another --output")
+                raise InputError(f"{foreign[0]} does not belong to a run: choose another --output")
         elif not overwrite:
             raise InputError(
-                f"{self.folder} already holds a run: go on with --resume "
-                f"{shlex.quote(str(self.name))}, start anew "
-                "with --overwrite, or choose another --output"
+                f"{self.folder} already holds a run: resume it with --resume "
+                f"{shlex.quote(str(self.name))}, replace it with --overwrite, or choose another "
+                "--output"
             )
 
     def _derived(self) -> tuple[Path, ...]:
-        """Everything but the states."""
+        """The files that are not states."""
         return (
             self.best_path, self.last_path, self.log_path, self.config_path, self.report_path
         )  # fmt: skip
 
     def clear_derived(self) -> None:
-        """Remove what an earlier run left beside a state that has just been replaced."""
+        """Remove the files of an earlier run whose state has just been replaced."""
         remove(self.previous_path, *self._derived(), *self.folder.glob("damaged.*"))
         self.clear_shards()
 
     def clear_shards(self) -> None:
-        """Remove sharded weights that neither the last state nor the one before it names."""
+        """Remove shards that neither the last nor the previous state names."""
         folders = {path.name: path for path in self.folder.glob("shards-*")}
         if not folders:
             return
@@ -237,7 +237,7 @@ class RunFolder:
             remove_shards(folder)
 
     def clear_strays(self) -> None:
-        """Remove the temporary files of a process that died; only under the run's lock."""
+        """Remove temporary files of a killed process; only while holding the run's lock."""
         ours = (self.state_path, self.previous_path, self.best_path, self.last_path)
         for path in (*ours, self.config_path):
             remove(*temporary_files(path.parent, path.name))
@@ -253,7 +253,7 @@ class RunFolder:
         write_durably(self.config_path, [text.encode("utf-8", "backslashreplace")], inside=True)
 
     def append_log(self, record: dict[str, Any]) -> None:
-        """Add one record to the log."""
+        """Append one record to the log."""
         self.follow()
         append(self.log_path, json.dumps(record, allow_nan=False).encode() + b"\n")
 
@@ -263,9 +263,9 @@ class RunFolder:
         return sync_length(self.log_path)
 
     def cut_log(self, length: int) -> str | None:
-        """Drop what was logged after the state that holds now; a line for people, if need be.
+        """Truncate the log to the length that it had when the present state was saved.
 
-        It says that some of the log was dropped, or that some was missing.
+        Returns a note if steps were lost or records are missing.
         """
         status = require_regular(self.log_path)
         size = 0 if status is None else status.st_size
@@ -274,31 +274,29 @@ class RunFolder:
             truncate(self.log_path, length)
             if lost is None:
                 return None
-            return f"what came after the last save, up to step {lost:,}, is made again"
-        if size:  # the next record begins a line of its own
+            return f"the steps after the last save, up to {lost:,}, are repeated"
+        if size:  # so that the next record begins a new line
             truncate(self.log_path, read_inside(self.log_path).rfind(b"\n") + 1)
-        return f"{self.log_path} is shorter than the run left it: some of its records are missing"
+        return f"{self.log_path} is shorter than it was: some of its records are missing"
 
     def _last_step(self, *, after: int) -> int | None:
-        """The step of the log's last record behind so many bytes; None where there is none."""
+        """The step of the log's last record after so many bytes; None if there is no record."""
         steps = map(step_of, read_records(self.log_path, after=after))
         return next(reversed([step for step in steps if step is not None]), None)
 
     def save_state(self, state: State, *, keep: bool) -> None:
-        """Commit a state; with `keep` what was the last becomes the previous one."""
+        """Commit a state; with `keep` the last one becomes the previous one."""
         self.follow()
         keep_as = self.previous_path if keep else None
         parts = state.parts()
         write_arrays(self.state_path, state.arrays, parts, keep_as=keep_as, inside=True)
 
     def load_state(self) -> tuple[State, str | None]:
-        """The newest good state, and a line that says so if the last one was damaged.
-
-        Changes nothing.
+        """The newest intact state, and a note if the last one was damaged; changes no file.
 
         Raises:
-            CheckpointError: where there is none, none is good, or the last is sound and not of
-                this version.
+            CheckpointError: if there is no state, none is intact, or the last is intact and not
+                of this version.
         """
         self.check_exists()
         try:
@@ -311,13 +309,13 @@ class RunFolder:
             state = read_checked_state(self.previous_path)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{problem}; and so is the state before it: {error}; "
-                f"`mygpt doctor {shlex.quote(str(self.folder))}` says which of its models are whole"
+                f"{problem}; the state before it too: {error}; "
+                f"`mygpt doctor {shlex.quote(str(self.folder))}` says which models are intact"
             ) from None
-        return state, f"{problem}: going on from the state before it, of step {state.progress.step}"
+        return state, f"{problem}: resuming from the state before it, of step {state.progress.step}"
 
     def load_previous_state(self, run_id: object) -> State | None:
-        """The state before the last one, if there is a good one and it is of that run."""
+        """The previous state, if it is intact and belongs to that run."""
         with contextlib.suppress(CheckpointError):
             state = read_checked_state(self.previous_path)
             if state.provenance.get("run_id") == run_id:
@@ -325,16 +323,16 @@ class RunFolder:
         return None
 
     def set_aside(self, path: Path) -> None:
-        """Give a damaged file another name, so that no later save keeps it as a good one."""
+        """Rename a damaged file, so that no later save keeps it as the previous state."""
         with contextlib.suppress(FileNotFoundError):
             require_regular(path)
             path.replace(path.with_name(f"damaged.{path.name}"))
 
     def repair_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
-        """The best model of the run with that id, and a line about it if it was damaged.
+        """The best model of the run with that id, and a note if it was damaged.
 
-        The user's own file is a copy of it, so each is made again from the other. A best model
-        of another run, left by an `--overwrite` that died, is removed.
+        The user's own file is a copy of it, so each is restored from the other. A best model of
+        another run, which a killed `--overwrite` has not removed, is removed.
         """
         note, copy = None, None
         try:
@@ -363,7 +361,7 @@ class RunFolder:
         tokenizer: Tokenizer,
         provenance: dict[str, Any],
     ) -> None:
-        """Write a model's checkpoint, and the user's own file where it is the one to use."""
+        """Write a checkpoint; the best model (the last, if there is none) also to `file`."""
         self.follow()
         path = self.folder / path.name
         write_checkpoint(path, arrays, config, tokenizer, provenance, inside=True)
@@ -372,7 +370,7 @@ class RunFolder:
 
 
 def _read_model(path: Path, run_id: object, *, inside: bool = False) -> Checkpoint | None:
-    """The model there; None where there is none, or that of another run."""
+    """The model in a file; None if there is none, or it belongs to another run."""
     if not os.path.lexists(path):
         return None
     model = Checkpoint.from_parts(path, *read_arrays(path, inside=inside))
@@ -385,29 +383,8 @@ def _write_model(path: Path, model: Checkpoint, *, inside: bool = False) -> None
     )
 
 
-def read_state(path: Path) -> State:
-    """Read and check a state's file; `CheckpointError` where it is missing, damaged or none."""
-    arrays, parts = read_arrays(path, inside=True)
-    return State.from_parts(path, arrays, parts)
-
-
-def read_checked_state(path: Path) -> State:
-    """The same; what it says lies in a folder beside it is checked too."""
-    state = read_state(path)
-    check_shards_of(state)
-    return state
-
-
-def check_shards_of(state: State) -> None:
-    """Read what a state says lies in a folder beside it; `CheckpointError` where it is not so."""
-    if state.shards is not None:
-        from mygpt.training.shards import check_shards
-
-        check_shards(state.path.parent / state.shards["folder"], state.shards["files"])
-
-
 def _without_none(value: Any) -> Any:
-    """TOML has no null: what is not set is left out."""
+    """A value without its None entries: TOML has no null."""
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, (list, tuple)) else value

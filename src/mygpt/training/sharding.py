@@ -1,8 +1,8 @@
-"""FSDP2: each process holds a part of every weight, its gradient and its optimizer's memory.
+"""FSDP2: each process holds a shard of every weight, its gradient and its optimizer state.
 
-Zhao et al., 2023 (arXiv:2304.11277), as torch's `fully_shard` has it: blocks are put together
-when they are needed. A parameter is then a DTensor, whose rows (dimension 0) are shared out as
-`torch.chunk` does. What is done to each number alone is done on the rows at hand.
+Zhao et al., 2023 (arXiv:2304.11277), with torch's `fully_shard`: the weights of a block are
+gathered when they are needed. A parameter is then a DTensor, whose rows (dimension 0) are
+distributed as by `torch.chunk`. Elementwise operations run on the local rows.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of a tensor that are here: all of a plain one."""
+    """The rows of a tensor in this process: all of a plain one."""
     return cast("DTensor", tensor).to_local() if is_sharded(tensor) else tensor
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether its rows are shared out; asked without importing what would do it."""
+    """Whether its rows are distributed; does not import torch's distributed tensors."""
     return hasattr(tensor, "to_local")
 
 
 def first_row(tensor: torch.Tensor, group: ProcessGroup) -> int:
-    """The number of the first row that is here."""
+    """The number of the first row in this process."""
     rows = -(-len(tensor) // group.size)  # torch.chunk's
     return min(group.rank * rows, len(tensor)) if is_sharded(tensor) else 0
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All rows, on every process that asks; all must."""
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """All rows, gathered; every process must call this."""
     return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def like(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Zeros of this shape, whose rows are shared out as those of `tensor`, which has as many."""
+    """Zeros of this shape, with rows distributed like those of `tensor`, which has as many."""
     if not is_sharded(tensor) or not shape:
         return torch.zeros(shape, device=tensor.device)
     from torch.distributed.tensor import DTensor
@@ -61,7 +61,7 @@ def like(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def put_rows(tensor: torch.Tensor, array: NDArray[Any], group: ProcessGroup) -> None:
-    """Fill a tensor with the rows of a whole array that belong here."""
+    """Fill a tensor with its process's rows of an array."""
     here, rows = local(tensor), array
     if is_sharded(tensor):
         start = first_row(tensor, group)
@@ -73,7 +73,7 @@ def put_rows(tensor: torch.Tensor, array: NDArray[Any], group: ProcessGroup) -> 
 def sharded_model(
     shape: GPTConfig, config: TrainConfig, device: torch.device, group: ProcessGroup
 ) -> GPT:
-    """A model of this shape whose weights are shared out and wait to be filled."""
+    """A sharded model of this shape, whose weights are still to be filled."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -94,7 +94,7 @@ def sharded_model(
 
 
 def fill(model: GPT, source: GPT | None, group: ProcessGroup) -> None:
-    """Make a sharded model's numbers those of the first process's `source`, one by one."""
+    """Copy the weights of process 0's `source` into a sharded model, one by one."""
     known = {} if source is None else source.state_dict()
     for name, tensor in model.named_parameters():
         array = np.empty(tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
@@ -105,10 +105,10 @@ def fill(model: GPT, source: GPT | None, group: ProcessGroup) -> None:
 
 
 def gathered_arrays(model: GPT, group: ProcessGroup) -> dict[str, NDArray[Any]]:
-    """All weights on the first process's CPU, put together one by one; the others get none."""
+    """All weights on process 0's CPU, gathered one by one; the others get none."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, tensor in model.state_dict().items():
-        array = whole(tensor.detach())
+        array = gathered(tensor.detach())
         if group.is_main:
             arrays[name] = array.cpu().numpy()
     return arrays

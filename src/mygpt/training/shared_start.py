@@ -1,4 +1,4 @@
-"""A run that several processes begin: the first one plans it, the others do as it has planned."""
+"""How several processes begin a run: process 0 prepares it, the others take over the result."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mygpt.checkpoint import Checkpoint
+from mygpt.container import Arrays
 from mygpt.core.config import GPTConfig
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError
 from mygpt.text import name_of
-from mygpt.tokenization import from_state
+from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
 from mygpt.training.events import Event, Listener
 from mygpt.training.preparing import Prepared, named
 from mygpt.training.process_group import ProcessGroup
-from mygpt.training.read_only import ReadOnlyRunFolder
-from mygpt.training.run import RunFolder, read_state
+from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, read_source
+from mygpt.training.state import State, read_state
 from mygpt.training.stored import stores_among
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What the others need to know of a run that was prepared."""
+class _Broadcast:
+    """What process 0 sends to the others about the run that it has prepared."""
 
     run: RunFolder
     tokenizer: dict[str, Any]
@@ -40,25 +42,32 @@ class _Told:
 
 
 def prepare_on_all(group: ProcessGroup, device: str, prepare: Callable[[], Prepared]) -> Prepared:
-    """What `prepare` gives in the first process, on all; each reads the text itself.
+    """Process 0 calls `prepare`; the others get its result, but read the text themselves.
 
     Raises:
-        InputError: for what several processes cannot share, or where their texts differ.
-        PeerError: where another process failed.
+        InputError: for what several processes cannot do, or if their texts differ.
+        PeerError: if another process failed.
     """
     ready = group.run_on_all(prepare, main_only=True)
-    if group.is_single and ready is not None:
-        return ready
     prepared_s = time.monotonic()
-    group.run_on_all(lambda: _check_prepared(ready, group), main_only=True)
-    told = group.broadcast(None if ready is None else _told(ready))
-    assert told is not None
-    # On each machine one process first: it may have to write to the cache what the others read.
+    group.run_on_all(
+        lambda: None if ready is None else check_shareable(ready.config, group), main_only=True
+    )
+    sent = group.broadcast(
+        None
+        if ready is None
+        else _Broadcast(
+            ready.run, ready.tokenizer.to_state(), ready.source.sha256, ready.shape, ready.config,
+            ready.in_pieces, ready.settings, ready.expected_tokens,
+        )
+    )  # fmt: skip
+    assert sent is not None
+    # One process of each machine goes first: it may write to the cache what the others then read.
     first = group.run_on_all(
-        lambda: _follow(told, group, device) if group.local_rank == 0 else None
+        lambda: _prepared_from(sent, group, device) if group.local_rank == 0 else None
     )
     if ready is None:
-        other = group.run_on_all(lambda: first or _follow(told, group, device))
+        other = group.run_on_all(lambda: first or _prepared_from(sent, group, device))
     else:
         group.run_on_all(lambda: None)
         late_s = time.monotonic() - prepared_s
@@ -67,21 +76,8 @@ def prepare_on_all(group: ProcessGroup, device: str, prepare: Callable[[], Prepa
     return replace(other, config=group.broadcast(other.config))
 
 
-def _told(ready: Prepared) -> _Told:
-    return _Told(
-        ready.run, ready.tokenizer.to_state(), ready.source.sha256, ready.shape, ready.config,
-        ready.in_pieces, ready.settings, ready.expected_tokens,
-    )  # fmt: skip
-
-
-def _check_prepared(ready: Prepared | None, group: ProcessGroup) -> None:
-    if ready is None:
-        return
-    check_shareable(ready.config, group)
-
-
 def check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
-    """Raise `InputError` for a recipe that so many processes cannot share."""
+    """Raise `InputError` for a recipe that cannot be distributed over so many processes."""
     if group.is_single:
         return
     if config.data_order == "tutorial":
@@ -97,26 +93,26 @@ def check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
         )
 
 
-def _follow(told: _Told, group: ProcessGroup, device: str) -> Prepared | None:
-    """The same run in another process; nothing in the first, which knows it."""
+def _prepared_from(sent: _Broadcast, group: ProcessGroup, device: str) -> Prepared | None:
+    """The run as process 0 prepared it, with the text read here; None in process 0 itself."""
     if group.is_main:
         return None
-    tokenizer = from_state(told.tokenizer)
+    tokenizer = from_state(sent.tokenizer)
     source = read_source(
-        told.settings, told.config.val_fraction, allow_bytes=tokenizer.kind == "byte",
+        sent.settings, sent.config.val_fraction, allow_bytes=tokenizer.kind == "byte",
         known=tokenizer,
     )  # fmt: skip
-    require_same(source, told.sha256)
+    require_same(source, sent.sha256)
     train_tokens, val_tokens = source.encode(tokenizer)
     return Prepared(
-        ReadOnlyRunFolder(told.run.folder, told.run.file),
-        source, tokenizer, train_tokens, val_tokens, told.shape, told.config, told.in_pieces,
-        group.choose_device(device), told.settings, [], told.expected_tokens,
+        ReadOnlyRunFolder(sent.run.folder, sent.run.file),
+        source, tokenizer, train_tokens, val_tokens, sent.shape, sent.config, sent.in_pieces,
+        group.choose_device(device), sent.settings, [], sent.expected_tokens,
     )  # fmt: skip
 
 
 def require_same(source: Source, sha256: str) -> None:
-    """Raise `InputError` where a process has another text than the first."""
+    """Raise `InputError` if this process has another text than process 0."""
     if source.sha256 != sha256:
         raise InputError(
             f"{source.name} is another text here than in process 0 (its SHA-256 differs): copy the "
@@ -125,7 +121,7 @@ def require_same(source: Source, sha256: str) -> None:
 
 
 def _with_reserve(config: TrainConfig, seconds: float) -> TrainConfig:
-    """A run by the clock ends in time although the others took so long to begin."""
+    """Keep the seconds that the other processes took to begin, so that a timed run ends in time."""
     if config.minutes is None:
         return config
     return replace(config, reserve_s=min(config.reserve_s + seconds, 30.0 * config.minutes))
@@ -134,10 +130,10 @@ def _with_reserve(config: TrainConfig, seconds: float) -> TrainConfig:
 def run_begun_by_job(
     group: ProcessGroup, files: object, output: str | Path | None, command: str
 ) -> RunFolder | None:
-    """The run that this job has begun with this command already, if it was started again.
+    """The run that this torchrun job has begun with the same command before it was restarted.
 
     Raises:
-        InputError: where the run lies on another machine than the first process's.
+        InputError: if the run is on another machine than process 0.
     """
     if group.job is None:
         return None
@@ -159,8 +155,8 @@ def _is_of(run: RunFolder, job: str, command: str) -> bool:
     return False
 
 
-def advice() -> list[str]:
-    """A line where `torchrun` could not start the processes of several machines again."""
+def restart_advice() -> list[str]:
+    """A line if `torchrun` could not restart the processes of several machines."""
     several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -172,29 +168,76 @@ def advice() -> list[str]:
 
 
 def require_listener(listener: object) -> None:
-    """Raise `InputError` for what cannot be told events."""
+    """Raise `InputError` for a listener that cannot be called."""
     if not callable(listener):
         raise InputError(
-            f"listener={listener!r:.40} must be callable (lambda event: None hears nothing)"
+            f"listener={listener!r:.40} must be callable (lambda event: None ignores all events)"
         )
 
 
 def main_listener(group: ProcessGroup, listener: Listener) -> Listener:
-    """The listener in the first process; the others tell nothing."""
+    """The listener in process 0; the other processes report nothing."""
     return listener if group.is_main else _ignore
 
 
 def _ignore(event: Event) -> None:
-    """What the first process tells is told once."""
+    """Process 0 reports it."""
 
 
 def folder_for(group: ProcessGroup, run: RunFolder) -> RunFolder:
-    """A run's folder as this process may use it."""
+    """A run's folder, read-only in all processes but the first."""
     return run if group.is_main else ReadOnlyRunFolder(run.folder, run.file)
 
 
 def _default_output(files: list[str]) -> Path:
-    """Where the run on a text goes that was given no other place."""
+    """The run's folder where none was named: after the text."""
     if stores := stores_among(files):
         return Path("runs") / TokenStore.open(stores[0]).name
     return Path("runs") / name_of(files)
+
+
+class ReadOnlyRunFolder(RunFolder):
+    """The folder of a run that process 0 writes: here nothing is written or removed."""
+
+    def clear_derived(self) -> None:
+        """Does nothing."""
+
+    def clear_shards(self) -> None:
+        """Does nothing."""
+
+    def clear_strays(self) -> None:
+        """Does nothing."""
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def append_log(self, record: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def sync_log(self) -> int:
+        """0: the length is not known here."""
+        return 0
+
+    def cut_log(self, length: int) -> str | None:
+        """Does nothing."""
+        return None
+
+    def save_state(self, state: State, *, keep: bool) -> None:
+        """Does nothing."""
+
+    def set_aside(self, path: Path) -> None:
+        """Does nothing."""
+
+    def repair_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
+        """None: process 0 repairs it."""
+        return None, None
+
+    def save_model(
+        self,
+        path: Path,
+        arrays: Arrays,
+        config: GPTConfig,
+        tokenizer: Tokenizer,
+        provenance: dict[str, Any],
+    ) -> None:
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""What a run learns from: the text split in two, the tokenizer, the window that fits."""
+"""The text of a run: read, split for training and validation; its tokenizer and window."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from mygpt.tokenization.unknown import UnknownText
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
 from mygpt.training.stored import (
-    Judged,
     StoredSource,
+    ValidatedText,
     open_stored,
     reads_as_named,
     records_of,
     splits,
-    spoken,
     stores_among,
+    text_tokens,
 )
 
-# More distinct characters than this (Chinese, say), and bytes make the better vocabulary.
+# With more distinct characters than this (Chinese, say) bytes are the better vocabulary.
 MOST_CHARACTERS = 512
-_SHORTEST = 2  # characters: one to read and one to predict
+_SHORTEST = 2  # characters: one as input and one to predict
 
 
 @dataclass(frozen=True)
@@ -48,94 +48,96 @@ class ReadSource:
     """A text in memory and its two parts.
 
     Attributes:
-        corpus: all that was named, the validation file apart.
-        learned: documents to learn from.
-        held: documents to validate on; may be empty.
-        sha256: of everything, the validation file included.
+        corpus: all that was named, without the validation file.
+        train_documents: documents to train on.
+        val_documents: documents to validate on; may be empty.
+        sha256: of everything, including the validation file.
     """
 
     corpus: Corpus
-    learned: list[Document]
-    held: list[Document]
+    train_documents: list[Document]
+    val_documents: list[Document]
     sha256: str
 
     @property
     def name(self) -> str:
-        """What a run on it is called."""
+        """The default name of a run on it."""
         return self.corpus.name
 
     @property
     def notes(self) -> list[str]:
-        """One line each about what was left out."""
+        """One line about each thing that was not read."""
         return self.corpus.notes
 
     @property
     def num_documents(self) -> int:
-        """How many documents were named, those to validate on apart."""
+        """The number of documents named, without those of the validation file."""
         return len(self.corpus.documents)
 
     @property
     def num_bytes(self) -> int:
-        """Of the same documents, in UTF-8."""
+        """The size of these documents in UTF-8."""
         return self.corpus.num_bytes
 
     @property
     def documents(self) -> list[Document]:
-        """All of it."""
-        return [*self.learned, *self.held]
+        """Documents of both parts."""
+        return [*self.train_documents, *self.val_documents]
 
     @property
     def is_text(self) -> bool:
-        """Whether all of it is text, not bytes."""
+        """Whether all documents are text, not bytes."""
         return not any(isinstance(document.whole, bytes) for document in self.documents)
 
     def encode(self, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """Tokens to learn from and tokens to validate on, each one row of ids."""
+        """The tokens to train on and those to validate on, both 1-D ids."""
         return (
-            cached_tokens(self.learned, tokenizer),
-            cached_tokens(self.held, tokenizer, continued=self.continued),
+            cached_tokens(self.train_documents, tokenizer),
+            cached_tokens(self.val_documents, tokenizer, continued=self.continued),
         )
 
     @property
     def continued(self) -> bool:
-        """Whether the held text goes on where the other ends."""
-        return self.learned != self.corpus.documents
+        """Whether the validation text directly follows the training text."""
+        return self.train_documents != self.corpus.documents
 
-    def judged(self, tokens: Tokens, held_tokens: Tokens, tokenizer: Tokenizer) -> Judged:
-        """What is validated on: `tokens`, which are all of the held ones or the first of them."""
-        documents, continued = self.held, self.continued
-        if len(tokens) < len(held_tokens) and is_lossless(tokenizer):
+    def validated_text(
+        self, tokens: Tokens, all_val_tokens: Tokens, tokenizer: Tokenizer
+    ) -> ValidatedText:
+        """The text of `tokens`, which are all validation tokens or the first of them."""
+        documents, continued = self.val_documents, self.continued
+        if len(tokens) < len(all_val_tokens) and is_lossless(tokenizer):
             documents = [self.text_of(tokens[:], tokenizer)]
-        elif len(tokens) < len(held_tokens):
+        elif len(tokens) < len(all_val_tokens):
             documents = first_part(
-                documents, tokenizer, len(tokens), len(held_tokens), continued=continued
+                documents, tokenizer, len(tokens), len(all_val_tokens), continued=continued
             )
         size = predicted_size(documents, tokens[:], tokenizer, continued=continued)
-        return Judged(tokens[:], documents, size)
+        return ValidatedText(tokens[:], documents, size)
 
     def unknown(
         self, tokenizer: Tokenizer, train_tokens: Tokens, val_tokens: Tokens
     ) -> dict[str, UnknownText]:
-        """What the tokenizer does not know of the text, and of another one to validate on."""
-        learned = unknown_in(self.learned, train_tokens[:], tokenizer)
+        """What the tokenizer does not know, by text: the training text, and a validation file."""
+        trained = unknown_in(self.train_documents, train_tokens[:], tokenizer)
         if self.continued:  # one text, cut in two
-            return {self.name: unknown_in(self.held, val_tokens[:], tokenizer, learned)}
-        held = unknown_in(self.held, val_tokens[:], tokenizer)
-        return {self.name: learned, f"{self.name}, validation": held}
+            return {self.name: unknown_in(self.val_documents, val_tokens[:], tokenizer, trained)}
+        validated = unknown_in(self.val_documents, val_tokens[:], tokenizer)
+        return {self.name: trained, f"{self.name}, validation": validated}
 
     def text_of(self, tokens: NDArray[np.integer], tokenizer: Tokenizer) -> Document:
-        """The text that some of its tokens stand for."""
-        ids = spoken(tokens, tokenizer)
+        """The text that some tokens decode to."""
+        ids = text_tokens(tokens, tokenizer)
         if not self.is_text:
-            return Document("held", bytes(ids.tolist()))
-        return Document("held", tokenizer.decode(ids.tolist()))
+            return Document("validation", bytes(ids.tolist()))
+        return Document("validation", tokenizer.decode(ids.tolist()))
 
     def text_before(self, num_bytes: int, tokenizer: Tokenizer) -> list[Document]:
-        """The text that is learned from: of one in memory all."""
-        return self.learned
+        """The end of the training text: of a text in memory all of it."""
+        return self.train_documents
 
 
-# What a run learns from: text in memory, or a store on disk.
+# The text of a run: in memory, or in a store on disk.
 Source: TypeAlias = ReadSource | StoredSource
 
 
@@ -145,7 +147,7 @@ def read_source(
     *,
     allow_bytes: bool,
     known: Tokenizer | None = None,
-    tell: Listener | None = None,
+    notify: Listener | None = None,
 ) -> Source:
     """Read the text that a run's settings name, or open its store.
 
@@ -153,19 +155,19 @@ def read_source(
         settings: "files", "val_file", "encoding", "reading", "field" and "split_documents", as the
             state keeps them; and "stored_as", the tokenizer's name, where the text goes through a
             store in the cache.
-        val_fraction: share to hold back for validation where there is no "val_file".
-        allow_bytes: take what is not text as bytes.
-        known: the model's tokenizer, where there is a model already.
-        tell: hears from time to time how far the tokenizing of a large text is.
+        val_fraction: fraction kept for validation if there is no "val_file".
+        allow_bytes: read files that are not text as bytes.
+        known: the model's tokenizer, if there is a model already.
+        notify: called with the progress of tokenizing a large text.
 
     Raises:
         InputError: for wrong input.
-        CheckpointError: for a store that is damaged.
+        CheckpointError: for a damaged store.
     """
     if stores_among(settings["files"]):
         return open_stored(settings, val_fraction)
     if settings.get("stored_as") is not None:
-        return open_cached(settings, val_fraction, known=known, tell=tell)
+        return open_cached(settings, val_fraction, known=known, notify=notify)
     return _read_text(settings, val_fraction, allow_bytes=allow_bytes)
 
 
@@ -186,12 +188,12 @@ def _read_text(
     length = sum(map(len, corpus.documents))
     if length < _SHORTEST:
         raise InputError(
-            f"{corpus.name} has {length} character: too short to learn from, give at least "
+            f"{corpus.name} has {length} character: too short to train on, give at least "
             f"{_SHORTEST} (some thousands make sense)"
         )
     if val_file is None:
-        learned, held = split_documents(corpus.documents, val_fraction)
-        return ReadSource(corpus, learned, held, corpus.sha256)
+        parts = split_documents(corpus.documents, val_fraction)
+        return ReadSource(corpus, *parts, corpus.sha256)
     if stores_among([val_file]):
         raise InputError(
             f"{val_file} is a token store and {corpus.name} is not: name text to validate on, or "
@@ -206,15 +208,17 @@ def _read_text(
 def choose_tokenizer(name: str, source: ReadSource, *, end_of_text: bool) -> Tokenizer:
     """The tokenizer called `name` for this text.
 
-    "auto" takes characters where the text has at most 512 distinct ones, else bytes. "bpe" and
-    "bpe:SIZE" learn merges from the text to learn from alone: the held text must not help. Anything
-    that is no name is a path, as `named_tokenizer` takes it.
+    "auto" is characters if the text has at most 512 distinct ones, else bytes. "bpe" and
+    "bpe:SIZE" learn merges from the training text alone, never from the validation text.
+    Anything else is a path, as for `named_tokenizer`.
 
     Raises:
-        InputError: where the text does not fit it.
+        InputError: for a tokenizer that does not exist or does not fit the text.
     """
     if name == "bpe" or name.startswith("bpe:"):
-        return cached_bpe(source.learned, _bpe_size(name, sum(map(len, source.learned))))
+        return cached_bpe(
+            source.train_documents, _bpe_size(name, sum(map(len, source.train_documents)))
+        )
     documents = source.documents
     if name == "byte" or not source.is_text:
         return ByteTokenizer()
@@ -244,9 +248,9 @@ def is_named(tokenizer: Tokenizer, name: str) -> bool:
 
 
 def _bpe_size(name: str, length: int) -> int:
-    """The size that is named, or one that suits a text of so many characters."""
+    """The size in the name, or one that suits a text of so many characters."""
     size = name.removeprefix("bpe").removeprefix(":")
-    if not size:  # each token is to occur some hundreds of times
+    if not size:  # each token should occur some hundreds of times
         return next((n for n in BPE_SIZES if n >= length / 250), BPE_SIZES[-1])
     if not (size.isascii() and size.isdigit() and len(size) < 20):
         raise InputError(f"tokenizer={name!r}: SIZE is a whole number, as in bpe:{BPE_SIZES[-1]}")
@@ -256,10 +260,10 @@ def _bpe_size(name: str, length: int) -> int:
 def fit_window(
     shape: dict[str, Any], recipe: dict[str, Any], num_tokens: int, *, asked: bool
 ) -> list[str]:
-    """Shrink the window to a small corpus, in place; say so in the notes returned.
+    """Shrink the window to fit a small corpus, in place; returns notes about it.
 
     Raises:
-        InputError: when the window was asked for, or no window fits.
+        InputError: if this window was asked for, or no window fits.
     """
     spare = 2 if recipe.get("data_order") == "tutorial" else 1
     longest, wanted = num_tokens - spare, recipe["seq_len"]
@@ -268,7 +272,7 @@ def fit_window(
     cut = len(recipe["stages"]) < len(stages)
     if longest < 1:
         raise InputError(
-            f"the text gives {num_tokens} tokens to learn from: it needs at least {1 + spare}"
+            f"the text gives {num_tokens} tokens to train on: it needs at least {1 + spare}"
         )
     if wanted <= longest:
         if cut:  # longer windows than those of the remaining stages are not trained
@@ -276,28 +280,28 @@ def fit_window(
         return []
     if asked:
         raise InputError(
-            f"seq_len={wanted} is longer than the {num_tokens} tokens to learn from allow: "
+            f"seq_len={wanted} is longer than the {num_tokens} tokens to train on allow: "
             f"choose at most {longest}"
         )
     recipe["seq_len"] = shape["max_seq_len"] = longest
-    return [f"the text has {num_tokens} tokens to learn from: windows of {longest}, not {wanted}"]
+    return [f"the text has {num_tokens} tokens to train on: windows of {longest}, not {wanted}"]
 
 
 def undecoded(source: ReadSource, encoding: str | None) -> list[str]:
-    """A note where text was meant and bytes were found.
+    """A note if files that should be text are bytes.
 
     Raises:
-        InputError: for bytes of a known kind: nobody means to learn those of an archive, say.
+        InputError: for bytes of a known kind of file, such as an archive.
     """
     found = [doc for doc in source.documents if isinstance(doc.whole, bytes)]
     for document in found:
         assert isinstance(document.whole, bytes)
         if (why := why_not_text(document.whole[:FIRST_BYTES], encoding)) is not None:
-            raise InputError(f"{shown(document.name)} {why}; --tokenizer byte learns its bytes")
+            raise InputError(f"{shown(document.name)} {why}; --tokenizer byte trains on its bytes")
     names = [document.name for document in found]
     return [
-        f"{name} is not text in UTF-8, so its bytes are learned "
-        "(name its encoding with --encoding, latin-1 perhaps, to learn characters)"
+        f"{name} is not text in UTF-8, so training is on its bytes "
+        "(name its encoding with --encoding, latin-1 perhaps, to train on characters)"
         for name in names[:1]
     ]
 
@@ -309,15 +313,15 @@ def provenance_of(
     settings: Mapping[str, Any],
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Where a model is from: versions, machine, command, text, and the model it began from."""
+    """The origin of a model: versions, machine, command, text, and the initial model."""
     from mygpt import __version__
 
     origin = settings.get("from")
     began_from = {} if origin is None else {"from": origin}
-    together = {} if processes == 1 else {"processes": processes}
+    distributed = {} if processes == 1 else {"processes": processes}
     return {
         **began_from,
-        **together,
+        **distributed,
         "mygpt": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

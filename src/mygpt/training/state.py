@@ -1,6 +1,6 @@
-"""What a run saves so that it can go on: `Progress`, `State`, and their way to arrays and JSON.
+"""What a run saves so that it can be resumed: `Progress` and `State`, as arrays and JSON.
 
-A state may come from anywhere, so everything in it is checked before it is used.
+A state file may come from anywhere, so everything in it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint, config_from_json, model_arrays
+from mygpt.container import read_arrays
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.errors import CheckpointError, InputError
@@ -32,25 +33,28 @@ Arrays = dict[str, NDArray[Any]]
 _SHARDS = re.compile(r"shards-\d+-[0-9a-f]+")
 
 
+_KEYS = {"skipped": "left_out"}  # where a field has another name in state files
+
+
 @dataclass
 class Progress:
     """How far a run has come; all of it is saved with every state.
 
     Attributes:
-        step: batches seen; updates made, but for those left out.
-        elapsed_s: seconds of training, those of earlier sittings included.
+        step: steps made, including those whose update was skipped.
+        elapsed_s: seconds of training in all sessions.
         loss: of the last reported batch, nats per token.
         best_val_loss: the lowest validation loss so far.
         best_step: where that was.
         validated_step: the last step that was validated.
-        left_out: steps in a row whose loss or gradient was no number.
-        lr_scale: what blow-ups have left of the learning rate.
-        tries: how often the run went back since it last passed the place of trouble.
-        trouble_step: how far it had come when it went back.
+        skipped: steps in a row whose update was skipped, since its loss or norm was not finite.
+        lr_scale: factor of the learning rate; each rollback halves it.
+        tries: rollbacks since the run last passed `trouble_step`.
+        trouble_step: the step at which the last rollback was necessary.
         worse: validations in a row that were far above the best.
         usual_loss: running mean of the batches' losses; NaN before the first.
         usual_spread: running mean of their distance from it.
-        log_bytes: how much of the log belongs to this state.
+        log_bytes: length of the log when this state was saved.
     """
 
     step: int = 0
@@ -59,7 +63,7 @@ class Progress:
     best_val_loss: float = math.inf
     best_step: int = 0
     validated_step: int = 0
-    left_out: int = 0
+    skipped: int = 0
     lr_scale: float = 1.0
     tries: int = 0
     trouble_step: int = 0
@@ -69,41 +73,43 @@ class Progress:
     log_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; what is no number yet is left out."""
-        return {name: value for name, value in vars(self).items() if math.isfinite(value)}
+        """The fields as JSON values, without those that are not finite yet."""
+        return {_KEYS.get(n, n): value for n, value in vars(self).items() if math.isfinite(value)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
         """What `to_dict` gave; `InputError` for anything else."""
+        names = {_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
         kinds = {field.name: field.type for field in fields(cls)}
         for name, value in values.items():
             whole = type(value) is int and 0 <= value < 2**53
             number = type(value) is float and math.isfinite(value)
-            if name not in kinds or not (whole or (number and kinds[name] == "float")):
+            if name not in names or not (whole or (number and kinds[names[name]] == "float")):
                 raise InputError(f"course {name}={value!r:.40} is not of this version")
         progress = cls()
         for name, value in values.items():
-            setattr(progress, name, float(value) if kinds[name] == "float" else value)
+            as_float = kinds[names[name]] == "float"
+            setattr(progress, names[name], float(value) if as_float else value)
         return progress
 
 
 @dataclass(frozen=True)
 class State:
-    """All that going on needs beside the text.
+    """All that resuming a run needs, except the text.
 
     Attributes:
-        path: where it was read from, or will be written.
+        path: its file.
         config: the model's shape.
         tokenizer: the model's tokenizer.
         training: how it is trained.
         settings: how to read the text again ("files", "val_file", "encoding"), the "preset",
             and the "threads" between which sums are shared.
-        provenance: what every checkpoint tells of its origin.
+        provenance: the origin of the model, for every checkpoint.
         progress: how far it has come.
-        arrays: weights, optimizer, generators; `plan` (steps, 2) float64, the share done and
-            the scale of the rate at each step; `given_plan`, that of the run made again.
-        shards: where weights and optimizer lie instead, if several processes wrote them:
-            "folder" beside the state, its "files" with their digests, "optimizer"'s names.
+        arrays: weights, optimizer, random generators; `plan` (steps, 2) float64, the fraction
+            done and the scale of the rate at each step; `given_plan`, that of a replayed run.
+        shards: where weights and optimizer are, if several processes wrote them: a "folder"
+            in the run's, its "files" with their digests, "optimizer" with the arrays' names.
     """
 
     path: Path
@@ -129,10 +135,10 @@ class State:
 
     @classmethod
     def from_parts(cls, path: Path, arrays: Arrays, parts: dict[str, Any]) -> State:
-        """What `parts` and the arrays give back.
+        """The state with these arrays and `parts`, as `parts()` gave them.
 
         Raises:
-            CheckpointError: for what no run of this version has written.
+            CheckpointError: for a state that no run of this version has written.
         """
         try:
             state = cls(
@@ -147,14 +153,14 @@ class State:
                 _checked_shards(parts.get("shards")),
             )
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
-            what = f"no {error}" if type(error) is KeyError else error
-            raise CheckpointError(f"{path} is no run's state of this version: {what}") from None
+            what = f"{error} is missing" if type(error) is KeyError else error
+            raise CheckpointError(f"{path} is not a run's state of this version: {what}") from None
         _check_arrays(state)
         return state
 
-    def part(self, room: str) -> Arrays:
-        """The arrays whose names begin with `room/`, without it."""
-        start = f"{room}/"
+    def part(self, prefix: str) -> Arrays:
+        """The arrays whose names begin with `prefix/`, without it."""
+        start = f"{prefix}/"
         return {n.removeprefix(start): a for n, a in self.arrays.items() if n.startswith(start)}
 
 
@@ -165,8 +171,29 @@ def _training_config(values: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{"dtype": "float32", **known})
 
 
+def read_state(path: Path) -> State:
+    """Read and check a state; `CheckpointError` if it is missing, damaged or not a state."""
+    arrays, parts = read_arrays(path, inside=True)
+    return State.from_parts(path, arrays, parts)
+
+
+def read_checked_state(path: Path) -> State:
+    """The same; its folder of shards is checked too."""
+    state = read_state(path)
+    check_shards_of(state)
+    return state
+
+
+def check_shards_of(state: State) -> None:
+    """Raise `CheckpointError` if the shards that a state names are missing or damaged."""
+    if state.shards is not None:
+        from mygpt.training.shards import check_shards
+
+        check_shards(state.path.parent / state.shards["folder"], state.shards["files"])
+
+
 def _require_name(name: str | None) -> None:
-    """Raise `InputError` for what no file can be called: half a character, or with a NUL in it."""
+    """Raise `InputError` for an impossible file name: with a lone surrogate or a NUL."""
     if name is None:
         return
     try:
@@ -174,7 +201,7 @@ def _require_name(name: str | None) -> None:
     except UnicodeEncodeError:
         possible = False
     if not possible:
-        raise InputError(f"{name[:40]!r} is no name of a file, nor of an encoding")
+        raise InputError(f"{name[:40]!r} cannot be the name of a file or an encoding")
 
 
 def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -182,19 +209,19 @@ def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
     texts = [settings["val_file"], settings["encoding"], settings["preset"], settings.get("field")]
     right = isinstance(files, list) and all(isinstance(name, str) for name in files)
     if not right or not all(text is None or isinstance(text, str) for text in texts):
-        raise InputError("its settings are none")
+        raise InputError("its settings are not of the expected types")
     began_from = settings.get("from")
     if began_from is not None and not (
         isinstance(began_from, dict)
         and all(isinstance(began_from.get(name), str) for name in ("path", "sha256"))
     ):
-        raise InputError("the model it began from is none")
+        raise InputError("its initial model has no path and SHA-256")
     for name in [*files, *texts, None if began_from is None else began_from["path"]]:
         _require_name(name)
     if not isinstance(settings.get("job"), (str, type(None))):
-        raise InputError("its job is none")
+        raise InputError("its job is not a string")
     if type(settings.get("reading", 1)) is not int:
-        raise InputError("how its text is read is not known")
+        raise InputError("its reading is not a whole number")
     if type(threads) is not int or not 1 <= threads <= 4096:
         raise InputError(f"threads={threads!r:.40} must be from 1 to 4096")
     return settings
@@ -207,7 +234,7 @@ def _checked_shards(shards: Any) -> dict[str, Any] | None:
     kinds = isinstance(folder, str) and isinstance(files, dict) and isinstance(names, list)
     texts = [*files, *files.values(), *names] if kinds else [None]
     if not all(isinstance(text, str) for text in texts) or not _SHARDS.fullmatch(folder):
-        raise InputError("its shards are none")
+        raise InputError("its shards are not of the expected types")
     for name in files:
         _require_name(name)
     return {"folder": folder, "files": dict(files), "optimizer": list(names)}
@@ -216,7 +243,7 @@ def _checked_shards(shards: Any) -> dict[str, Any] | None:
 def _checked_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     sittings = provenance.get("sittings", 1)
     if not isinstance(provenance["corpus"]["sha256"], str) or type(sittings) is not int:
-        raise InputError("its provenance is none")
+        raise InputError("its provenance is not of the expected types")
     return provenance
 
 
@@ -226,7 +253,7 @@ def _check_arrays(state: State) -> None:
     if state.shards is None:
         Checkpoint(state.path, state.config, state.tokenizer, weights, {}).check_shapes()
     elif weights:
-        raise CheckpointError(f"{state.path} holds weights, and names others in a folder")
+        raise CheckpointError(f"{state.path} holds weights and also names a folder of weights")
     shapes = parameter_shapes(state.config)
     wrong = [name for name in ("plan", "given_plan") if not _is_plan(state.arrays.get(name))]
     for key, array in state.part("optimizer").items():
@@ -242,9 +269,9 @@ def _check_arrays(state: State) -> None:
         wrong.append("generator")
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise CheckpointError(f"{state.path}: tensor {name} holds numbers that are not finite")
+            raise CheckpointError(f"{state.path}: tensor {name} has infinite or NaN values")
     if state.config.vocab_size != state.tokenizer.vocab_size:
-        raise CheckpointError(f"{state.path}: the model and its tokenizer differ in vocabulary")
+        raise CheckpointError(f"{state.path}: model and tokenizer have different vocabulary sizes")
     if wrong:
         raise CheckpointError(f"{state.path}: {wrong[0]:.80} does not fit the run")
 
@@ -256,7 +283,7 @@ def _is_plan(plan: NDArray[Any] | None) -> bool:
 
 
 def collect_arrays(model: GPT, optimizer: Optimizer) -> Arrays:
-    """Weights, the optimizer's memory and the random generators, by name; on the CPU."""
+    """Weights, optimizer state and random generators, by name; on the CPU."""
     arrays = {f"model/{name}": array for name, array in model_arrays(model).items()}
     moments = optimizer.arrays()
     arrays |= {f"optimizer/{name}": array for name, array in moments.items()}
@@ -264,10 +291,10 @@ def collect_arrays(model: GPT, optimizer: Optimizer) -> Arrays:
 
 
 def generators(model: GPT) -> Arrays:
-    """The random generators alone."""
+    """The states of the random generators."""
     arrays: Arrays = {"generator": torch.get_rng_state().numpy()}
     device = next(model.parameters()).device
-    if device.type != "cpu":  # where dropout draws
+    if device.type != "cpu":  # dropout draws from it
         arrays["device_generator"] = _device_generator(device).cpu().numpy()
     return arrays
 
@@ -279,12 +306,12 @@ def _device_generator(device: torch.device) -> torch.Tensor:
 def sharded_tensors(
     model: GPT, optimizer: Optimizer, kept: Iterable[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """The same weights and optimizer's memory as tensors, of which each process holds its rows.
+    """Weights and optimizer state as tensors, of which each process holds its rows.
 
     Args:
         model: whose.
         optimizer: the model's.
-        kept: what the optimizer is to have memory for, beside what it has.
+        kept: names of optimizer arrays that are to exist; new ones are zero.
     """
     tensors = {f"model/{name}": value.detach() for name, value in model.state_dict().items()}
     memory = optimizer.tensors(kept)
@@ -292,21 +319,21 @@ def sharded_tensors(
 
 
 def broadcast_state(group: ProcessGroup, load: Callable[[], State]) -> State:
-    """A state that the first process reads, on all."""
+    """A state that process 0 reads, on all processes."""
     state = group.run_on_all(load, main_only=True)
     if group.is_single and state is not None:
         return state
-    told = group.broadcast(None if state is None else (state.path, state.parts()))
-    assert told is not None
+    sent = group.broadcast(None if state is None else (state.path, state.parts()))
+    assert sent is not None
     arrays = group.broadcast_arrays(None if state is None else state.arrays)
-    return State.from_parts(told[0], arrays, told[1])
+    return State.from_parts(sent[0], arrays, sent[1])
 
 
 def restore_model(state: State, model: GPT, optimizer: Optimizer) -> None:
-    """Make weights, optimizer and generators what they were.
+    """Load weights, optimizer state and random generators.
 
     Raises:
-        CheckpointError: when the generator's bytes are none.
+        CheckpointError: for a generator state that torch refuses.
     """
     held = model.state_dict()
     for name, array in state.part("model").items():
@@ -323,4 +350,4 @@ def restore_model(state: State, model: GPT, optimizer: Optimizer) -> None:
             else:
                 torch.mps.set_rng_state(generator)
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{state.path}: its generator is none: {error}") from None
+        raise CheckpointError(f"{state.path}: its generator state is not valid: {error}") from None

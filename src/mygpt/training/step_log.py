@@ -1,7 +1,6 @@
-"""How much of a run is done at each step, and the record of it.
+"""What decided the learning rate of each step, so that a run can be replayed exactly.
 
-In a run by `--minutes` the learning rate follows the clock, and a run may be lengthened or go
-back. What decided each step's rate is kept, so that the run can be made again exactly.
+In a run by `--minutes` the rate follows the clock; a run may be lengthened or rolled back.
 """
 
 from __future__ import annotations
@@ -19,79 +18,79 @@ from mygpt.training.state import Arrays, Progress
 
 
 class StepLog:
-    """The share of the run that is done, by step.
+    """The fraction of the run that was done before each step, and the scale of its rate.
 
     Args:
         config: the run's length.
-        given: (steps, 2) float64, the plan of a run that is made again; None for a new one.
+        given: (steps, 2) float64, the log of a run that is replayed; None for a new run.
     """
 
     def __init__(self, config: TrainConfig, given: NDArray[np.float64] | None = None) -> None:
         self.config = config
         self.given = given
-        self._noted = array("d")
+        self._entries = array("d")
         self._steps_in = [0] * (len(config.stages) + 1)
 
     def done(self, progress: Progress) -> float:
-        """The share that is done now, in [0, 1]; 1 is the end."""
+        """The fraction that is done now, in [0, 1]; 1 is the end."""
         if self.given is not None:
             return float(self.given[progress.step, 0]) if progress.step < len(self.given) else 1.0
         return self.config.fraction_done(progress.step, progress.elapsed_s)
 
     def next_batch(self, done: float) -> tuple[int, int]:
-        """The stage of the next step, and how many steps that stage has had."""
+        """The stage of the next step, and the number of steps in that stage before it."""
         stage = self.config.stage(done)
         return stage, self._steps_in[stage]
 
-    def crossed(self, shares: Sequence[float]) -> bool:
-        """Whether the last step is the first at or past one of these shares of the run."""
-        now = self._noted[-2]
-        before = self._noted[-4] if len(self._noted) > 2 else -1.0
-        return any(before < share <= now for share in shares)
+    def crossed(self, fractions: Sequence[float]) -> bool:
+        """Whether the last step is the first at or after one of these fractions of the run."""
+        now = self._entries[-2]
+        before = self._entries[-4] if len(self._entries) > 2 else -1.0
+        return any(before < fraction <= now for fraction in fractions)
 
-    def note(self, done: float, progress: Progress) -> float:
-        """Keep what decides this step's rate; return the scale of the rate."""
+    def append(self, done: float, progress: Progress) -> float:
+        """Record what decides this step's rate; returns the scale of the rate."""
         self._steps_in[self.config.stage(done)] += 1
         scale = progress.lr_scale if self.given is None else float(self.given[progress.step, 1])
-        self._noted.extend((done, scale))
+        self._entries.extend((done, scale))
         return scale
 
-    def remaining_s(self, progress: Progress, steps_a_second: float) -> float:
-        """Seconds to the end."""
+    def remaining_s(self, progress: Progress, steps_per_s: float) -> float:
+        """Estimated seconds to the end."""
         if self.given is not None:
-            return max(0, len(self.given) - progress.step) / steps_a_second
+            return max(0, len(self.given) - progress.step) / steps_per_s
         if self.config.minutes is not None:
             end = 60.0 * self.config.minutes - self.config.reserve_s
             return max(0.0, end - progress.elapsed_s)
-        return ((self.config.total_steps or 0) - progress.step) / steps_a_second
+        return ((self.config.total_steps or 0) - progress.step) / steps_per_s
 
     def arrays(self) -> Arrays:
-        """What a state keeps of it."""
-        kept: Arrays = {"plan": np.array(self._noted).reshape(-1, 2)}
+        """The log as a state keeps it."""
+        kept: Arrays = {"plan": np.array(self._entries).reshape(-1, 2)}
         return kept if self.given is None else {**kept, "given_plan": self.given}
 
     def restore(self, arrays: Arrays, step: int) -> None:
-        """Go back to what a state kept, at step `step`."""
-        noted = arrays.get("plan", np.empty((0, 2)))
-        self._noted = array("d", noted[:step].reshape(-1).tolist())
+        """Take over the log of a state at step `step`."""
+        entries = arrays.get("plan", np.empty((0, 2)))
+        self._entries = array("d", entries[:step].reshape(-1).tolist())
         self._steps_in = [0] * (len(self.config.stages) + 1)
-        if len(noted) < step:  # a file of a version that kept no plan, and had no stages
+        if len(entries) < step:  # written by an old version, without this log and without stages
             self._steps_in[0] = step
         else:
-            shares = [share for share, _, _ in self.config.stages]
-            stages = np.searchsorted(shares, noted[:step, 0], side="right")
-            self._steps_in = np.bincount(stages, minlength=len(shares) + 1).tolist()
+            starts = [start for start, _, _ in self.config.stages]
+            stages = np.searchsorted(starts, entries[:step, 0], side="right")
+            self._steps_in = np.bincount(stages, minlength=len(starts) + 1).tolist()
 
     @property
     def window(self) -> int:
-        """The longest window that steps so far were made on; the first stage's before any."""
+        """The longest window of the steps so far; before the first step the first stage's."""
         stages = [stage for stage, steps in enumerate(self._steps_in) if steps]
         return max((self.config.window(stage)[0] for stage in stages), default=self.config.seq_len)
 
     def as_trained(self, shape: GPTConfig) -> GPTConfig:
-        """A model's shape with the window of the stages so far: it cannot look further back yet.
+        """A model's shape with the longest window it has been trained on so far.
 
-        Without stages, or where positions are weights, that is the shape as it is.
+        Without stages, or with learned positions, the shape does not change.
         """
         if not self.config.stages or shape.position != "rotary":
             return shape
@@ -99,6 +98,6 @@ class StepLog:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the steps so far have read."""
+        """How many tokens the steps so far were trained on."""
         windows = [self.config.window(stage) for stage in range(len(self._steps_in))]
         return sum(n * t * b for n, (t, b) in zip(self._steps_in, windows, strict=True))

@@ -1,4 +1,4 @@
-"""What a run learns from where its text is not in memory: a token store."""
+"""The text of a run that is not in memory: a token store."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer, is_lossless
 from mygpt.tokenization.unknown import UnknownText
 
-# Of a store so many tokens are counted: a pass over all of it would take longer than it is worth.
+# Frequencies are counted over so many tokens of a store: all of them would take too long.
 MOST_COUNTED = 2**24
-MOST_DECODED = 2**21  # tokens of a store: the text of more of them is not looked at
-_NEAR = 0.01  # of the tokens: a document that begins so near to where they are cut is not cut
-_PROBED = 2**12  # tokens or characters of a text to validate on that are searched for
-_LEAST_PROBED = 32  # tokens: fewer may be there by chance
-_UNSURE = 16  # tokens at a cut, which may be others where the text goes on
-_SHORTEST = 2  # tokens: one to read and one to predict
+MOST_DECODED = 2**21  # tokens of a store: more of them are never decoded at once
+_NEAR = 0.01  # of the tokens: the split moves to a document that begins this near
+_PROBED = 2**12  # tokens or characters of the validation text that are searched for
+_LEAST_PROBED = 32  # tokens: fewer can be there by coincidence
+_UNSURE = 16  # tokens at a cut, which are others if the text continues
+_SHORTEST = 2  # tokens: one as input and one to predict
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a model is validated on.
+class ValidatedText:
+    """The text that a model is validated on.
 
     Attributes:
-        tokens: its ids; of many the first ones.
+        tokens: its ids; of a long text the first ones.
         documents: the text of these tokens.
-        size: the text that is predicted, of all the ids.
+        size: of the text that all ids but the first stand for.
     """
 
     tokens: NDArray[np.integer]
@@ -49,13 +49,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class StoredSource:
-    """A store and its two parts, of which nothing is in memory.
+    """A store and its two parts, none of it in memory.
 
     Attributes:
-        store: tokens to learn from, and to validate on where there is no other text for that.
-        cut: the first token that is held back.
-        validation: another store or a text to validate on; None is what the store holds back.
-        notes: one line each for people.
+        store: tokens to train on, and to validate on if no other text is named for that.
+        cut: where the store's validation tokens begin.
+        validation: another store or a text to validate on; None is the store's own part.
+        notes: one line each for the user.
     """
 
     store: TokenStore
@@ -65,80 +65,82 @@ class StoredSource:
 
     @property
     def name(self) -> str:
-        """What a run on it is called."""
+        """The default name of a run on it."""
         return self.store.name
 
     @property
     def num_documents(self) -> int:
-        """How many documents there are, those to validate on apart where they were named."""
+        """The number of documents in the store."""
         return self.store.num_documents
 
     @property
     def num_bytes(self) -> int:
-        """Of the same documents, in UTF-8."""
+        """The size of these documents in UTF-8."""
         return self.store.num_bytes
 
     @property
     def sha256(self) -> str:
-        """Of everything, what is validated on included."""
+        """Of everything, including the validation text."""
         if self.validation is None:
             return self.store.sha256
         return f"{self.store.sha256}+{self.validation.sha256}"
 
     @property
-    def learned(self) -> list[Document]:
-        """No document: what samples were copied from is only known of a text in memory."""
+    def train_documents(self) -> list[Document]:
+        """None: samples are compared with the training text only if that is in memory."""
         return []
 
     @property
-    def held(self) -> list[Document]:
-        """Documents to validate on where they are in memory, else none."""
+    def val_documents(self) -> list[Document]:
+        """Documents to validate on, if they are in memory."""
         return self.validation.documents if isinstance(self.validation, Corpus) else []
 
     def encode(self, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
-        """Tokens to learn from and tokens to validate on; `tokenizer` is the store's."""
+        """The tokens to train on and those to validate on; `tokenizer` is the store's."""
         tokens = self.store.tokens
-        learned = tokens.part(0, self.cut)
+        train = tokens.part(0, self.cut)
         if self.validation is None:
-            return learned, tokens.part(self.cut, len(tokens))
+            return train, tokens.part(self.cut, len(tokens))
         if isinstance(self.validation, TokenStore):
-            return learned, self.validation.tokens
-        return learned, cached_tokens(self.validation.documents, tokenizer)
+            return train, self.validation.tokens
+        return train, cached_tokens(self.validation.documents, tokenizer)
 
-    def judged(self, tokens: Tokens, held_tokens: Tokens, tokenizer: Tokenizer) -> Judged:
-        """What is validated on: `tokens`, which are all of the held ones or the first of them."""
-        if isinstance(self.validation, Corpus) and len(tokens) == len(held_tokens):
+    def validated_text(
+        self, tokens: Tokens, all_val_tokens: Tokens, tokenizer: Tokenizer
+    ) -> ValidatedText:
+        """The text of `tokens`, which are all validation tokens or the first of them."""
+        if isinstance(self.validation, Corpus) and len(tokens) == len(all_val_tokens):
             size = predicted_size(self.validation.documents, tokens, tokenizer)
-            return Judged(tokens[:], self.validation.documents, size)
+            return ValidatedText(tokens[:], self.validation.documents, size)
         some = tokens[:MOST_DECODED]
         documents = [self.text_of(some, tokenizer)]
         if is_lossless(tokenizer):
             whole = documents if len(some) == len(tokens) else None
-            return Judged(some, documents, predicted_size(whole, tokens, tokenizer))
+            return ValidatedText(some, documents, predicted_size(whole, tokens, tokenizer))
         if isinstance(self.validation, Corpus):
             documents = first_part(
-                self.validation.documents, tokenizer, len(some), len(held_tokens)
+                self.validation.documents, tokenizer, len(some), len(all_val_tokens)
             )
-            return Judged(some, documents, predicted_size(documents, some, tokenizer))
+            return ValidatedText(some, documents, predicted_size(documents, some, tokenizer))
         store, begin = (self.store, self.cut) if self.validation is None else (self.validation, 0)
-        return Judged(some, documents, store.size_of(begin + 1, begin + len(tokens)))
+        return ValidatedText(some, documents, store.size_of(begin + 1, begin + len(tokens)))
 
     def unknown(
         self, tokenizer: Tokenizer, train_tokens: Tokens, val_tokens: Tokens
     ) -> dict[str, UnknownText]:
-        """What the tokenizer does not know: of a store its ids alone say that."""
-        learned, judged = UnknownText(tokenizer), UnknownText(tokenizer)
-        if learned.counts:
-            learned.add(None, counted(train_tokens))
-            if self.held:
-                judged = unknown_in(self.held, counted(val_tokens), tokenizer)
+        """What the tokenizer does not know, by text; in a store, from its ids alone."""
+        trained, validated = UnknownText(tokenizer), UnknownText(tokenizer)
+        if trained.counts:
+            trained.add(None, counted(train_tokens))
+            if self.val_documents:
+                validated = unknown_in(self.val_documents, counted(val_tokens), tokenizer)
             else:
-                judged.add(None, counted(val_tokens))
-        return {self.name: learned, f"{self.name}, validation": judged}
+                validated.add(None, counted(val_tokens))
+        return {self.name: trained, f"{self.name}, validation": validated}
 
     def text_of(self, tokens: NDArray[np.integer], tokenizer: Tokenizer) -> Document:
-        """The text that some of its tokens stand for; single bytes that are none stay bytes."""
-        ids = spoken(tokens, tokenizer)
+        """The text that some tokens decode to; bytes that are not UTF-8 stay bytes."""
+        ids = text_tokens(tokens, tokenizer)
         if tokenizer.kind != "byte":
             return Document(self.name, tokenizer.decode(ids.tolist()))
         whole = ids.astype(np.uint8).tobytes()
@@ -148,14 +150,14 @@ class StoredSource:
             return Document(self.name, whole)
 
     def text_before(self, num_bytes: int, tokenizer: Tokenizer) -> list[Document]:
-        """The end of the text that is learned from, about so many bytes."""
-        share = len(self.store.tokens) / max(1, self.num_bytes)
-        tokens = self.store.tokens[max(0, self.cut - 1 - int(num_bytes * share)) : self.cut]
+        """The end of the training text, about so many bytes."""
+        per_byte = len(self.store.tokens) / max(1, self.num_bytes)
+        tokens = self.store.tokens[max(0, self.cut - 1 - int(num_bytes * per_byte)) : self.cut]
         return [self.text_of(tokens, tokenizer)]
 
 
 def open_stored(settings: Mapping[str, Any], val_fraction: float) -> StoredSource:
-    """The store that a run's settings name, and what to validate on.
+    """The store that a run's settings name, and the text to validate on.
 
     Raises:
         InputError: for a store among other files, or tokenizers that differ.
@@ -172,11 +174,11 @@ def open_stored(settings: Mapping[str, Any], val_fraction: float) -> StoredSourc
 
 
 def source_of(store: TokenStore, settings: Mapping[str, Any], val_fraction: float) -> StoredSource:
-    """A store to learn from, and what `settings` say to validate on; raises as `open_stored`."""
+    """A store to train on, and the validation text of `settings`; raises as `open_stored`."""
     length = len(store.tokens)
     if length < _SHORTEST:
         raise InputError(
-            f"{store.path} holds {length} token: too short to learn from, give at least "
+            f"{store.path} holds {length} token: too short to train on, give at least "
             f"{_SHORTEST} (some thousands make sense)"
         )
     notes = []
@@ -187,14 +189,14 @@ def source_of(store: TokenStore, settings: Mapping[str, Any], val_fraction: floa
     validation = _validation(store, settings)
     if isinstance(validation, Corpus):
         notes += validation.notes
-    if validation is not None and _is_learned(store, validation):
+    if validation is not None and _overlaps(store, validation):
         notes.append(validation_seen_note(shown(str(settings["val_file"]))))
     cut = length if validation is not None else _cut(store, val_fraction)
     return StoredSource(store, cut, validation, notes)
 
 
 def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | Corpus | None:
-    """The text that was named to validate on."""
+    """The text that was named for validation."""
     name = settings["val_file"]
     if name is None:
         return None
@@ -217,20 +219,22 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
     return other
 
 
-def _is_learned(store: TokenStore, validation: TokenStore | Corpus) -> bool:
-    """Whether a text to validate on begins as some of the store's tokens go on.
+def _overlaps(store: TokenStore, validation: TokenStore | Corpus) -> bool:
+    """Whether the beginning of a validation text is also in the store.
 
-    The first tokens of it are searched for among the first of the store.
+    Its first tokens are searched for among the first tokens of the store.
     """
     tokenizer, ids = store.tokenizer, np.zeros(0, store.tokens.dtype)
     if isinstance(validation, TokenStore):
         ids = validation.tokens[:_PROBED]
     else:
         start = next(validation.documents[0].pieces())[:_PROBED]
-        with contextlib.suppress(InputError):  # it is said where all of it is encoded
+        with contextlib.suppress(InputError):  # reported where all of it is encoded
             ids = encode_documents([Document("start", start)], tokenizer)
             ids = ids[: len(ids) - _UNSURE * (len(start) == _PROBED)]
-    ids = ids[np.cumsum(tokenizer.byte_lengths()[ids]) > 0]  # without what begins every text
+    ids = ids[
+        np.cumsum(tokenizer.byte_lengths()[ids]) > 0
+    ]  # without the token that begins every text
     ids = ids[_UNSURE:] if len(ids) >= _LEAST_PROBED + _UNSURE else ids  # it may begin in a word
     return len(ids) >= _LEAST_PROBED and _contains(store.tokens[:MOST_COUNTED], ids)
 
@@ -244,7 +248,7 @@ def _contains(tokens: NDArray[np.integer], some: NDArray[np.integer]) -> bool:
 
 
 def splits(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's text is split at `SEPARATOR`; runs from before that could be do not say."""
+    """Whether a run's text is split at `SEPARATOR`; the states of older runs do not say."""
     return bool(settings.get("split_documents", False))
 
 
@@ -264,7 +268,7 @@ def records_of(settings: Mapping[str, Any], *, refuse_unused: bool = True) -> Re
 
 
 def _cut(store: TokenStore, val_fraction: float) -> int:
-    """Where the held tokens begin: with a document, if one begins near."""
+    """Where the validation tokens begin: with a document, if one begins near."""
     length = len(store.tokens)
     cut = split_point(length, val_fraction)
     reach = int(length * _NEAR)
@@ -283,15 +287,15 @@ def require_as_stored(
     split_documents: bool | None,
     field: str | None,
 ) -> None:
-    """Raise `InputError` for what a store has decided already, or cannot do.
+    """Raise `InputError` for options that a store has already decided, or that it excludes.
 
     Args:
-        store: its folder, whose name the message shows.
-        tokenizer: as it was asked for.
+        store: its folder, for the message.
+        tokenizer: the user's choice.
         encoding: likewise.
         data_order: of the run.
-        known: the tokenizer of the model that the run begins from, if there is one.
-        split_documents: as it was asked for; None is not at all.
+        known: the initial model's tokenizer, if there is one.
+        split_documents: the user's choice; None is no choice.
         field: likewise.
     """
     asked = ["--tokenizer"] * (tokenizer != "auto") + ["--encoding"] * (encoding is not None)
@@ -299,7 +303,7 @@ def require_as_stored(
     asked += ["--field"] * (field is not None)
     if asked:
         raise InputError(
-            f"{store} is a token store, its text is read: leave out {', '.join(asked)}"
+            f"{store} is a token store, whose text is already read: leave out {', '.join(asked)}"
         )
     if data_order == "tutorial":
         raise InputError(
@@ -314,12 +318,12 @@ def require_as_stored(
 
 
 def counted(tokens: Tokens) -> NDArray[np.integer]:
-    """The tokens that statistics are taken of: all that are in memory, a store's first ones."""
+    """The tokens that frequencies are counted over: all in memory, or a store's first ones."""
     return tokens[:MOST_COUNTED] if isinstance(tokens, StoredTokens) else tokens
 
 
-def spoken(tokens: NDArray[np.integer], tokenizer: Tokenizer) -> NDArray[np.integer]:
-    """Tokens without those that stand for no text: what separates documents."""
+def text_tokens(tokens: NDArray[np.integer], tokenizer: Tokenizer) -> NDArray[np.integer]:
+    """Tokens without those that stand for no text, such as document separators."""
     found: NDArray[np.integer] = tokens[tokenizer.byte_lengths()[tokens] > 0]
     return found
 

@@ -1,4 +1,4 @@
-"""The training loop: batch, loss, gradients, update; and now and then a look at how it goes.
+"""The trainer: runs `core.training.train_steps`, and validates, reports and saves between steps.
 
 Letters: B batch, T time.
 """
@@ -19,7 +19,6 @@ from mygpt.core.model import GPT
 from mygpt.core.training import Step, train_steps
 from mygpt.data.token_store import Tokens
 from mygpt.evaluation import Evaluation, evaluate
-from mygpt.novelty import measure_novelty
 from mygpt.signals import Abandoned
 from mygpt.text import Document
 from mygpt.text.sizes import TextSize
@@ -27,31 +26,23 @@ from mygpt.tokenization import Tokenizer
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.checkpointer import Checkpointer
 from mygpt.training.config import TrainConfig
-from mygpt.training.events import (
-    Evaluated,
-    Listener,
-    Note,
-    Sampled,
-    Spiked,
-    StepDone,
-    StepsSkipped,
-)
+from mygpt.training.events import Listener, Note
 from mygpt.training.gradients import make_gradients
 from mygpt.training.hardware import described
 from mygpt.training.memory import out_of_memory
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
-from mygpt.training.records import step_record, validation_record, write_sample
+from mygpt.training.reporting import Reporter, write_sample
 from mygpt.training.run import RunFolder
 from mygpt.training.sharding import is_sharded
 from mygpt.training.state import Progress, State
 from mygpt.training.step_log import StepLog
 
-# Nats per token above the best: a falling rate does not make that good any more.
+# Nats per token above the best loss from which a lower learning rate does not recover.
 _FAR_ABOVE_BEST = 0.1
-_STEP_SEED = 0x9E3779B97F4A7C15  # the golden ratio's: seeds lie far apart
-_SAMPLES_APART = 0.2  # of the run, where the shares of its validations were not asked for
+_STEP_SEED = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: multiples of it are far apart
+_SAMPLES_APART = 0.2  # of the run, where validations are at the default fractions of it
 
 
 class Trainer:
@@ -61,15 +52,20 @@ class Trainer:
         model: on its device; trained in place.
         tokenizer: the model's own.
         config: how to train.
-        train_tokens: 1-D ids to learn from.
+        train_tokens: 1-D ids to train on.
         val_tokens: 1-D ids to validate on; empty for none.
         run: where everything is written.
-        provenance: what every checkpoint tells of its origin.
+        provenance: the origin of the model, for every checkpoint.
         settings: what `--resume` needs to read the text again; kept in the state.
-        listener: is told every event.
-        given_plan: (steps, 2) float64, the plan of a run that is made again.
-        group: the processes that train the run together. All make the same steps and come to the
-            same decisions; the first one's clock counts, and it alone logs and writes.
+        listener: called with every event.
+        given_plan: (steps, 2) float64, the step log of a run that is replayed.
+        group: the processes that train the run. All make the same steps and the same decisions;
+            process 0's clock counts, and only process 0 logs and writes.
+
+    Attributes:
+        progress: how far the run has come.
+        documents: the training text, with which samples are compared.
+        val_size: the size of the text that is predicted in validation.
     """
 
     def __init__(
@@ -91,30 +87,31 @@ class Trainer:
         self.group = group
         self.tokenizer = tokenizer
         self.config = config
-        self.held_tokens = val_tokens
+        self.all_val_tokens = val_tokens
         self.val_tokens = val_tokens[: config.val_tokens or None]
         self.run = run
         self.settings = settings
         self.notify = listener
-        self._sampled = (-1, 0.0)  # the step of the last sample, and the share then done
-        self.documents: Sequence[Document] = ()  # what samples may have copied from
-        self.val_size: TextSize | None = None  # the text that is predicted in validation
+        self.documents: Sequence[Document] = ()
+        self.val_size: TextSize | None = None
         self.device = next(model.parameters()).device
-        # Asked once: after a pass without a backward one FSDP leaves some weights put together.
-        self._sharded = is_sharded(next(model.parameters()))
+        # Determined once: after a forward pass alone FSDP leaves some weights gathered.
+        self.sharded = is_sharded(next(model.parameters()))
         self._gradients = make_gradients(model, config, group)
         if self._gradients.note is not None:
             self.notify(Note(self._gradients.note))
-        compiled = getattr(self._gradients, "step", None)  # the CPU kernels', if they are used
-        self.optimizer = Optimizer(model, config, compiled, group)
+        cpu_step = getattr(self._gradients, "step", None)  # the machine code of the CPU backend
+        self.optimizer = Optimizer(model, config, cpu_step, group)
         self.progress = Progress()
         self._data = TrainingBatches(
             train_tokens, config, self.device, share=(group.rank, group.size)
         )
         self._step_log = StepLog(config, given_plan)
         self._guard = NonFiniteGuard(self._gradients, self.optimizer, self.device, self.progress)
-        self._done = 0.0  # fraction of the run that was done before the last step
+        self._report = Reporter(run, listener)
+        self._done = 0.0  # the fraction of the run that was done before the last step
         self._last_loss: torch.Tensor | None = None
+        self._sampled = (-1, 0.0)  # step of the last sample, and the fraction done then
         self._checkpointer = Checkpointer(
             model,
             self.optimizer,
@@ -130,91 +127,87 @@ class Trainer:
 
     @property
     def described(self) -> str:
-        """Each choice that was made for the device, on one line."""
+        """The device, and each choice made for it, on one line."""
         compiled = self._gradients.uses_torch_compile
         return described(self.config, self.device, self.group, uses_torch_compile=compiled)
 
     @property
-    def sharded(self) -> bool:
-        """Whether this process holds a part of the model only."""
-        return self._sharded
-
-    @property
     def finished(self) -> bool:
-        """Whether the budget is spent, or the validation loss has turned for good."""
+        """Whether the run has its full length, or ended early."""
         return self._step_log.done(self.progress) >= 1.0 or self.ended_early
 
     @property
     def ended_early(self) -> bool:
-        """Whether validation has been far worse than its best for as long as was allowed."""
+        """Whether the validation loss was far above its best for `patience` validations."""
         return 0 < self.config.patience <= self.progress.worse
 
     @property
     def validates(self) -> bool:
-        """Whether there is a token to predict, and one before it, in the validation part."""
+        """Whether there is validation text: at least one token to predict from another."""
         return len(self.val_tokens) > 1
 
     @property
     def validation_missing(self) -> bool:
-        """Whether the weights as they are have not been validated, and can be."""
+        """Whether the present weights can be validated and have not been."""
         return self.validates and self.progress.step != self.progress.validated_step
 
     @property
     def tokens(self) -> int:
-        """How many tokens have been read."""
+        """How many tokens all steps so far were trained on."""
         return self._step_log.tokens
 
     def fit(self, should_stop: Callable[[], bool]) -> None:
-        """Train until the budget is spent or `should_stop()`; validate and save at the end.
+        """Train to the run's length or until `should_stop()`; validate and save at the end.
 
         Raises:
-            DivergedError: when the loss is no longer a number; the best so far is kept.
-            OutOfMemoryError: when a step has too little; what was saved before is kept.
-            StorageError: when a save has no space; what was saved before is kept.
+            DivergedError: when the loss is NaN or infinite, also after rollbacks.
+            OutOfMemoryError: when a step does not fit in memory.
+            StorageError: when a save has no space. In all cases earlier saves are kept.
         """
         with self._gradients:
             while True:
                 try:
                     return self._fit(should_stop)
                 except Diverging as error:
-                    self._restore(self._checkpointer.roll_back(self.progress, str(error)))
+                    self._continue_from(self._checkpointer.roll_back(self.progress, str(error)))
 
     def _fit(self, should_stop: Callable[[], bool]) -> None:
         config, progress = self.config, self.progress
         began = time.monotonic() - progress.elapsed_s
-        reported = (progress.step, progress.elapsed_s, self._step_log.tokens)
+        reported = (progress.step, progress.elapsed_s, self.tokens)
         saved_s, first_step = progress.elapsed_s, progress.step
         if progress.step == 0 and self.settings.get("from") and self.validates:
-            self._score()  # what is there to be gained, or lost
+            # The initial model's loss: what training has to improve on.
+            self._report.validation(progress, self._evaluate(), best=False)
         self.model.train()
         for step in self._steps(should_stop):
             self._last_loss = step.loss
             if self._guard.value is not None:
-                self._watch(self._guard.value)
+                self._check_loss(self._guard.value)
             progress.elapsed_s = self.group.main_clock(time.monotonic() - began)
             if progress.step % READ_EVERY == 0:
                 self._synchronise()
             if progress.step == 1 or progress.step % config.print_every == 0:
-                self._report(step.lr, since=reported)
-                reported = (progress.step, progress.elapsed_s, self._step_log.tokens)
+                self._report_step(step.lr, since=reported)
+                reported = (progress.step, progress.elapsed_s, self.tokens)
             if self._validation_due():
                 self._synchronise()
                 self._validate()
                 if config.eval_every or self._done >= self._sampled[1] + _SAMPLES_APART:
                     self._show_sample(self._done)
                 seconds = self.group.main_clock(time.monotonic() - began) - progress.elapsed_s
-                # The speed that is shown is training's alone.
+                # The reported tokens per second are of training alone.
                 reported = (reported[0], reported[1] + seconds, reported[2])
                 progress.elapsed_s += seconds
             by_steps = config.save_every and progress.step % config.save_every == 0
             due = by_steps or progress.elapsed_s - saved_s >= config.save_seconds
             if due:
                 self._synchronise()
-            if due and not progress.left_out:  # weights that give no loss are no good state
+            if due and not progress.skipped:  # after a skipped step the weights may be at fault
                 self.save(derive=False)
                 saved_s = progress.elapsed_s
         self._synchronise()
-        if progress.left_out and not self._is_trainable():
+        if progress.skipped and not self._loss_is_finite():
             raise Diverging("the loss is nan")
         due = self.validation_missing
         if self.finished and (due or progress.step != first_step):
@@ -232,7 +225,7 @@ class Trainer:
         return self._step_log.crossed(self.config.eval_shares)
 
     def _steps(self, should_stop: Callable[[], bool]) -> Iterator[Step]:
-        """The run's steps, with an error for users where one has too little memory."""
+        """The run's steps; raises `OutOfMemoryError` where one does not fit in memory."""
         batches, guard = self._batches(should_stop), self._guard
         try:
             yield from train_steps(
@@ -245,7 +238,7 @@ class Trainer:
             raise problem from error
 
     def _batches(self, should_stop: Callable[[], bool]) -> Iterator[Batch]:
-        """The batches from here on, until the run is finished or `should_stop()`."""
+        """The batches from the present step on, until the run is finished or `should_stop()`."""
         while not self.finished and not should_stop():
             self._done = self._step_log.done(self.progress)
             stage, number = self._step_log.next_batch(self._done)
@@ -256,85 +249,73 @@ class Trainer:
 
     def _learning_rate(self, _: int) -> float:
         """The rate of the next step: a function of the fraction done, by steps or by the clock."""
-        return self._step_log.note(self._done, self.progress) * self.config.learning_rate(
-            self._done
-        )
+        scale = self._step_log.append(self._done, self.progress)
+        return scale * self.config.learning_rate(self._done)
 
     def _seed_dropout(self) -> None:
-        """Several processes draw different numbers, each step's a function of step and process."""
+        """With several processes: a seed of its own for each step and process."""
         if self.group.is_single or not self.model.config.dropout:
             return
-        place = self.progress.step * self.group.size + self.group.rank
-        torch.manual_seed((self.config.seed + _STEP_SEED * (place + 1)) % 2**63)
+        number = self.progress.step * self.group.size + self.group.rank
+        torch.manual_seed((self.config.seed + _STEP_SEED * (number + 1)) % 2**63)
 
     def _read_loss(self) -> bool:
-        """Take the last step's loss into the progress, unless it was left out."""
+        """Put the last step's loss into `progress`, unless the step was skipped."""
         value = math.nan if self._last_loss is None else self._last_loss.item()
-        known = math.isfinite(value) and not self.progress.left_out
+        known = math.isfinite(value) and not self.progress.skipped
         if known:
             self.progress.loss = value
         return known
 
     def _synchronise(self) -> None:
-        """Where the device is not waited for after each step: see what it has left out since."""
-        left_out = self._guard.read()
-        if left_out:
-            self._report_skipped(math.nan, left_out)
+        """On an asynchronous device: report the steps that it has skipped since the last call."""
+        skipped = self._guard.read()
+        if skipped:
+            self._report_skipped(math.nan, skipped)
 
-    def _is_trainable(self) -> bool:
-        """Whether the weights as they are give a loss and a gradient at all."""
+    def _loss_is_finite(self) -> bool:
+        """Whether the present weights give a finite loss and finite gradients."""
         window = torch.from_numpy(self._data.first_window().astype(np.int64)).to(self.device)
-        with torch.random.fork_rng(devices=[]):  # dropout
+        with torch.random.fork_rng(devices=[]):  # dropout draws from it
             self._gradients.expect_rows(self.group.size)
             loss = self._gradients(window[None, :-1], window[None, 1:])
         norm = self._gradients.clip(0.0)
         return math.isfinite(loss.item() + norm.item())
 
-    def _report_skipped(self, loss: float, count: int) -> None:
-        """Tell and log that steps were left out; give up on weights that give no loss."""
-        step = self.progress.step
-        batch = self._data.starts() if count == 1 and self._guard.reads_every_step else []
-        self.run.append_log({"step": step, "left_out": str(loss), "steps": count, "batch": batch})
-        self.notify(StepsSkipped(step, loss, count, batch))
-        if self.progress.left_out >= SKIPS_BEFORE_ROLLBACK:
-            raise Diverging(f"the loss is {loss}")
-
-    def _watch(self, loss: float) -> None:
-        """Tell and log a step that was left out, or a loss that jumped."""
-        progress = self.progress
+    def _check_loss(self, loss: float) -> None:
+        """Report a step that was skipped, or a spike of the loss."""
         if not math.isfinite(loss):
             self._report_skipped(loss, 1)
             return
-        usual = progress.usual_loss
-        if self._guard.spikes(loss):
-            spiked = Spiked(progress.step, loss, usual, self._data.starts())
-            self.run.append_log(
-                {"step": progress.step, "spike": loss, "usual": usual, "batch": spiked.batch}
-            )
-            self.notify(spiked)
+        usual = self.progress.usual_loss
+        if self._guard.is_spike(loss):
+            self._report.spike(self.progress.step, loss, usual, self._data.starts())
 
-    def _report(self, lr: float, since: tuple[int, float, int]) -> None:
-        progress = self.progress
+    def _report_skipped(self, loss: float, count: int) -> None:
+        """Report skipped steps; raise `Diverging` after too many in a row."""
+        known = count == 1 and self._guard.reads_every_step
+        batch = self._data.starts() if known else []
+        self._report.skipped(self.progress.step, loss, count, batch)
+        if self.progress.skipped >= SKIPS_BEFORE_ROLLBACK:
+            raise Diverging(f"the loss is {loss}")
+
+    def _report_step(self, lr: float, since: tuple[int, float, int]) -> None:
+        """Report the last step, and the speed since an earlier (step, seconds, tokens)."""
         if not self._read_loss():
-            return  # that it was left out has been told
-        tokens = self._step_log.tokens
-        self.run.append_log(step_record(progress, lr, tokens))
+            return  # it was skipped, which is reported
+        progress, tokens = self.progress, self.tokens
         seconds = max(1e-9, progress.elapsed_s - since[1])
-        steps_a_second = (progress.step - since[0]) / seconds
-        self.notify(
-            StepDone(
-                step=progress.step,
-                loss=progress.loss,
-                lr=lr,
-                tokens=tokens,
-                elapsed_s=progress.elapsed_s,
-                tokens_per_s=(tokens - since[2]) / seconds,
-                remaining_s=self._step_log.remaining_s(progress, steps_a_second),
-            )
+        steps_per_s = (progress.step - since[0]) / seconds
+        self._report.step(
+            progress,
+            lr,
+            tokens=tokens,
+            tokens_per_s=(tokens - since[2]) / seconds,
+            remaining_s=self._step_log.remaining_s(progress, steps_per_s),
         )
 
     def _validate(self) -> None:
-        """Score the validation text; keep the model if it is the best so far."""
+        """Compute the validation loss; save the model if it is the best so far."""
         if not self.validates:
             return
         progress = self.progress
@@ -347,11 +328,7 @@ class Trainer:
         if best:
             progress.best_val_loss, progress.best_step = result.loss, progress.step
             self._checkpointer.save_model(progress, best=result)
-        self._report_validation(result, best=best)
-
-    def _score(self) -> None:
-        """Score the model that the run begins from, which is kept where it came from."""
-        self._report_validation(self._evaluate(), best=False)
+        self._report.validation(progress, result, best=best)
 
     def _evaluate(self) -> Evaluation:
         with self._gradients.paused():
@@ -367,43 +344,36 @@ class Trainer:
             raise Diverging(f"the validation loss is {result.loss}")
         return result
 
-    def _report_validation(self, result: Evaluation, *, best: bool) -> None:
-        self.run.append_log(validation_record(self.progress, result))
-        self.notify(Evaluated(self.progress.step, result, best))
-
     def _show_sample(self, done: float) -> None:
-        """Write a little from nothing; the seed keeps training's own random numbers as they are."""
-        self._sampled = (self.progress.step, done)
-        if self.config.sample_tokens and self.group.is_main and not self._sharded:
-            shape = self._step_log.as_trained(self.model.config)
-            try:
-                sample = write_sample(
-                    self.model, shape, self.tokenizer, self.config, self.progress.step
-                )
-            except Abandoned:  # a signal came while its kernels were being compiled
-                return
-            finally:
-                self.model.train()
-            novelty = measure_novelty(sample, self.documents) if self.documents else None
-            copied = [] if novelty is None else [[p.start, p.end] for p in novelty.passages]
-            self.run.append_log({"step": self.progress.step, "sample": sample, "copied": copied})
-            self.notify(Sampled(self.progress.step, sample, novelty))
+        """Report a generated text; the weights and torch's random generators do not change."""
+        step, config = self.progress.step, self.config
+        self._sampled = (step, done)
+        if not config.sample_tokens or not self.group.is_main or self.sharded:
+            return
+        shape = self._step_log.as_trained(self.model.config)
+        try:
+            text = write_sample(self.model, shape, self.tokenizer, config.sample_tokens, seed=step)
+        except Abandoned:  # a signal came while machine code was compiled for it
+            return
+        finally:
+            self.model.train()
+        self._report.sample(step, text, self.documents)
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Write the new run's first state, and `settings` for people."""
+        """Write a new run's first state, and `settings` to config.toml."""
         self._checkpointer.begin(self.progress, settings)
 
     def resume(self, state: State) -> None:
-        """Go on from a saved state."""
-        self._restore(self._checkpointer.resume(state))
+        """Continue from a saved state."""
+        self._continue_from(self._checkpointer.resume(state))
 
     def save(self, *, derive: bool = True) -> None:
-        """Commit the state, then the model that is derived from it (see `Checkpointer.save`)."""
+        """Commit the state, then write the model that is derived from it; see `Checkpointer`."""
         self._read_loss()
         self._checkpointer.save(self.progress, derive=derive)
 
-    def _restore(self, progress: Progress) -> None:
-        """Weights, optimizer and generators have been put back: so is the rest."""
+    def _continue_from(self, progress: Progress) -> None:
+        """Weights, optimizer and generators have been restored: restore the rest."""
         self.progress = progress
         self._last_loss = None
         self._guard.reset(progress)

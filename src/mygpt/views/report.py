@@ -155,7 +155,7 @@ def _written(run: Run) -> dict[str, Any] | None:
         return None
     written: dict[str, Any] = {"text": text, "copied": [], "step": model.provenance.get("step")}
     if run.source is not None:
-        novelty = measure_novelty(text, run.source.learned)
+        novelty = measure_novelty(text, run.source.train_documents)
         written["copied"] = [(passage.start, passage.end) for passage in novelty.passages]
         written["from"] = [passage.document for passage in novelty.passages]
         written["novelty"] = str(novelty)
@@ -202,8 +202,8 @@ def _reading(run: Run, own: dict[str, Any] | None) -> dict[str, Any] | None:
     most = min(_READ_CHARS, run.model.config.max_seq_len)  # so that it fits in the window
     text, name = own["text"][:most], "its own sample"
     if run.source is not None:
-        kept = bool(run.source.held)
-        text = _passage(run.source.held if kept else run.source.learned, most)
+        kept = bool(run.source.val_documents)
+        text = _passage(run.source.val_documents if kept else run.source.train_documents, most)
         name = "the validation text" if kept else "the training text"
     try:
         seen = explain(run.model, text, max_new_tokens=0)

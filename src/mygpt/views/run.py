@@ -111,7 +111,9 @@ def _read_source(run: Run) -> ReadSource | None:
         return None
     try:
         if run.finished is None:
-            require_unchanged_files(settings, run.folder.name, way=["mygpt", "train", "--resume"])
+            require_unchanged_files(
+                settings, run.folder.name, command=["mygpt", "train", "--resume"]
+            )
     except MygptError:
         run.notes.append(
             "the text has changed since the run began, or is another one, so it is not used"
@@ -185,12 +187,12 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
     learned, held = run.source.encode(tokenizer)
     if len(held) < 2:
         return None, len(learned)
-    judged = run.source.judged(held[: most or None], held, tokenizer)
+    judged = run.source.validated_text(held[: most or None], held, tokenizer)
     found = measure_baselines(
         learned,
         judged.tokens,
         run.state.config.vocab_size,
-        train_documents=run.source.learned,
+        train_documents=run.source.train_documents,
         test_documents=judged.documents,
         predicted=judged.size,
     )
