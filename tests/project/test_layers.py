@@ -1,4 +1,4 @@
-"""The floors of the house: imports point down, and `import mygpt` loads nothing heavy."""
+"""Packages import only from lower layers, and `import mygpt` loads no heavy library."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def run(*command: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_room_imports_only_from_floors_below_its_own():
-    """pyproject.toml's contract, read by import-linter; new rooms have to be given a floor."""
+def test_a_package_imports_only_from_lower_layers():
+    """pyproject.toml's contract, checked by import-linter; new packages must be added to it."""
     shown = run(str(Path(sys.executable).parent / "lint-imports"), "--no-cache")
-    assert "floors KEPT" in shown
+    assert "layers KEPT" in shown
 
 
 @pytest.mark.parametrize("module", ["mygpt", "mygpt.errors", "mygpt.core.config"])
 def test_import_loads_neither_torch_nor_numpy(module):
-    """`import mygpt` and `mygpt --help` answer at once."""
+    """So that `import mygpt` and `mygpt --help` are fast."""
     heavy = "{'torch', 'numpy', 'safetensors', 'transformers'}"
     run(sys.executable, "-c", f"import sys, {module}; assert not {heavy} & set(sys.modules)")
 
 
 @pytest.mark.parametrize("module", ["core.random", "tokenization", "checkpoint", "machine"])
-def test_the_lower_floors_do_without_torch(module):
-    """What the NumPy engine and `tokenize` need; torch comes where a tensor is asked for."""
+def test_the_lower_layers_do_not_import_torch(module):
+    """They are what the NumPy engine and `tokenize` need; torch is imported for tensors only."""
     run(sys.executable, "-c", f"import sys, mygpt.{module}; assert 'torch' not in sys.modules")
 
 
-def test_every_public_name_is_there():
-    """Each is found where `__init__` says it lives, and `dir` shows them all."""
+def test_every_public_name_exists():
+    """Each can be imported, and `dir` lists all of them."""
     assert set(mygpt.__all__) <= set(dir(mygpt))
     for name in mygpt.__all__:
         assert getattr(mygpt, name) is not None, name
@@ -50,7 +50,7 @@ def test_every_public_name_is_there():
 
 @pytest.mark.slow
 def test_importing_any_module_prints_nothing():
-    """Habit 11: importing does nothing that can be seen."""
+    """Importing has no side effects: no output here."""
     names = [m.name for m in pkgutil.walk_packages(mygpt.__path__, "mygpt.")]
     assert "mygpt.generation.tokens" in names
     modules = ", ".join(name for name in names if not name.endswith("__main__"))
