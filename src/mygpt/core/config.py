@@ -1,7 +1,6 @@
-"""What a model is (`GPTConfig`), how tokens are drawn (`SamplingConfig`), and named shapes.
+"""The shape of a model (`GPTConfig`) and how tokens are drawn (`SamplingConfig`).
 
-Frozen dataclasses that check themselves when built. A default has its one home here; the
-command line and the documentation derive from these fields.
+Frozen dataclasses that validate themselves. Defaults are defined here alone.
 Letters: C embedding, H heads, D head size, L window, N layers, V vocabulary.
 """
 
@@ -18,16 +17,15 @@ Norm = Literal["layer", "rms"]
 Position = Literal["learned", "rotary"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 
-_MOST = 2**31  # no width, window or vocabulary comes near it
+_MOST = 2**31  # above every width, window and vocabulary
 
-# Below this temperature, two float32 logits that differ at all differ past any probability:
-# the distribution is its own argmax, and dividing would overflow.
+# Below this temperature any two different float32 logits differ so much after the division that
+# the distribution is its argmax; the division itself would overflow.
 GREEDY_BELOW = 1e-30
 
 
 def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
     """Raise `InputError` unless `value` is a whole number of at least `least`."""
-    # NumPy's integers are Integral too, and no int.
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise InputError(f"{name}={value!r:.80} must be a whole number of at least {least}{unit}")
     if int(value) > _MOST:
@@ -35,7 +33,7 @@ def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
 
 
 def require_number(name: str, value: Any) -> None:
-    """Raise `InputError` unless `value` is a number that can be compared with others."""
+    """Raise `InputError` unless `value` is a real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}={value!r:.80} must be a number")
     try:
@@ -45,7 +43,7 @@ def require_number(name: str, value: Any) -> None:
 
 
 def make_plain(config: Any) -> None:
-    """Replace NumPy's numbers in a dataclass's fields by Python's, which become JSON."""
+    """Replace NumPy numbers in a dataclass's fields by Python's, which JSON can hold."""
     for field in fields(config):
         value = getattr(config, field.name)
         if type(value) in (bool, int, float) or not isinstance(value, Real):
@@ -64,10 +62,9 @@ _POSITIONS_AT_ONCE = 2**13
 
 
 def positions_for(window: int, needed: int = 0) -> int:
-    """For how many positions a table or a cache is made: all of a usual window's.
+    """The capacity of a table or a cache: the window, of a long one a power of two of positions.
 
-    A window of millions costs memory only as far as it is read: `needed` positions, rounded up to
-    a power of two, so that what grows a token at a time is made again a few times.
+    So a window of millions of tokens takes memory only as far as it is used.
     """
     return min(window, max(_POSITIONS_AT_ONCE, 1 << max(0, needed - 1).bit_length()))
 
@@ -76,51 +73,31 @@ def positions_for(window: int, needed: int = 0) -> int:
 class GPTConfig:
     """The shape of one GPT; the defaults are the tutorial's block.
 
-    The tutorial's model, GPT-2, Llama and Qwen3 are points of this one space; a switch that
-    none of these families needs does not exist.
-
-    Attributes:
-        vocab_size: V, number of token ids.
-        embed_dim: C, width of the residual stream.
-        num_heads: H, query heads.
-        num_layers: N, blocks.
-        max_seq_len: L, the context window in tokens.
-        dropout: probability of dropping an activation in training.
-        num_kv_heads: key/value heads shared by groups of query heads; None is H.
-        head_dim: D, size of a head; None is C / H.
-        mlp_dim: hidden width of the MLP; None is 4C (8C/3, rounded up to 32s, for swiglu).
-        norm: LayerNorm with weight and bias, or RMSNorm (Zhang & Sennrich, 2019).
-        norm_eps: added to the variance; None is 1e-5 for layer, 1e-6 for rms.
-        position: learned embedding, or rotary by halves (Su et al., 2021).
-        rope_base: base of the rotary frequencies.
-        mlp: exact GELU, tanh GELU (GPT-2), or SwiGLU (Shazeer, 2020).
-        attention_bias: biases on query, key, value and output.
-        mlp_bias: biases in the MLP.
-        qk_norm: RMSNorm on each head's queries and keys (Qwen3).
-        tied: the head shares the token embedding's matrix.
+    The tutorial's model, GPT-2, Llama and Qwen3 are members of this one family; a switch that
+    none of these needs does not exist.
 
     Raises:
-        InputError: for a shape that cannot be, naming what would fit.
+        InputError: for an impossible shape, with the values that would fit.
     """
 
-    vocab_size: int
-    embed_dim: int
-    num_heads: int
-    num_layers: int
-    max_seq_len: int = 64
-    dropout: float = 0.0
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    mlp_dim: int | None = None
-    norm: Norm = "layer"
-    norm_eps: float | None = None
-    position: Position = "learned"
-    rope_base: float = 10_000.0
-    mlp: Mlp = "gelu"
-    attention_bias: bool = False
-    mlp_bias: bool = True
-    qk_norm: bool = False
-    tied: bool = True
+    vocab_size: int  # V, number of token ids
+    embed_dim: int  # C, width of the residual stream
+    num_heads: int  # H, query heads
+    num_layers: int  # N, blocks
+    max_seq_len: int = 64  # L, the context window in tokens
+    dropout: float = 0.0  # probability of dropping an activation in training
+    num_kv_heads: int | None = None  # key/value heads, shared by groups of query heads; None: H
+    head_dim: int | None = None  # D, size of a head; None: C / H
+    mlp_dim: int | None = None  # hidden width; None: 4C, for swiglu 8C/3 rounded up to 32s
+    norm: Norm = "layer"  # LayerNorm, or RMSNorm (Zhang & Sennrich, 2019)
+    norm_eps: float | None = None  # added to the variance; None: 1e-5 for layer, 1e-6 for rms
+    position: Position = "learned"  # embedding, or rotary by halves (Su et al., 2021)
+    rope_base: float = 10_000.0  # base of the rotary frequencies
+    mlp: Mlp = "gelu"  # exact GELU, tanh GELU (GPT-2), or SwiGLU (Shazeer, 2020)
+    attention_bias: bool = False  # biases on query, key, value and output
+    mlp_bias: bool = True  # biases in the MLP
+    qk_norm: bool = False  # RMSNorm on each head's queries and keys (Qwen3)
+    tied: bool = True  # the head uses the token embedding's matrix
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len"):
@@ -132,16 +109,14 @@ class GPTConfig:
         require_choice("norm", self.norm, ("layer", "rms"))
         require_choice("position", self.position, ("learned", "rotary"))
         require_choice("mlp", self.mlp, ("gelu", "gelu_tanh", "swiglu"))
-        for name in ("dropout", "rope_base"):
-            require_number(name, getattr(self, name))
-        if self.norm_eps is not None:
-            require_number("norm_eps", self.norm_eps)
+        require_number("dropout", self.dropout)
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.norm_eps is not None and not 0.0 < self.norm_eps < math.inf:
-            raise InputError(f"norm_eps={self.norm_eps} must be a finite number above 0")
-        if not 0.0 < self.rope_base < math.inf:
-            raise InputError(f"rope_base={self.rope_base} must be a finite number above 0")
+        for name in ("norm_eps", "rope_base"):
+            if (value := getattr(self, name)) is not None:
+                require_number(name, value)
+                if not 0.0 < value < math.inf:
+                    raise InputError(f"{name}={value} must be a finite number above 0")
         for name in ("attention_bias", "mlp_bias", "qk_norm", "tied"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r:.80} must be true or false")
@@ -181,7 +156,7 @@ class GPTConfig:
 
     @property
     def eps(self) -> float:
-        """What the norms add to the variance."""
+        """The number that the norms add to the variance."""
         if self.norm_eps is not None:
             return self.norm_eps
         return 1e-5 if self.norm == "layer" else 1e-6
@@ -213,33 +188,27 @@ class GPTConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn from logits; the order is that of the fields, penalty first.
+    """How the next token is drawn from logits.
 
-    Attributes:
-        temperature: logits are divided by it; 0 is argmax.
-        top_k: keep exactly the k largest logits (Fan et al., 2018); None or 0 is off.
-        top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al.,
-            2020, "nucleus"); None or 1 is off.
-        min_p: keep tokens with at least min_p times the largest probability (Nguyen et al.,
-            2024); None or 0 is off.
-        repetition_penalty: divide positive and multiply negative logits of tokens that
-            occurred before (Keskar et al., 2019); None or 1 is off.
+    The penalty is applied first, then the other settings in the order of the fields. Top-k: Fan
+    et al., 2018; top-p ("nucleus"): Holtzman et al., 2020; min-p: Nguyen et al., 2024; penalty:
+    Keskar et al., 2019.
 
     Raises:
         InputError: for a value outside its range.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    temperature: float = 1.0  # logits are divided by it; 0 is argmax
+    top_k: int | None = None  # keep exactly the k largest logits; None or 0 is off
+    top_p: float | None = None  # keep the likeliest tokens until they reach p; None or 1 is off
+    min_p: float | None = None  # keep tokens of at least min_p times the largest probability
+    repetition_penalty: float | None = None  # above 1: tokens that occurred get less likely
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             if name == "temperature" or getattr(self, name) is not None:
                 require_number(name, getattr(self, name))
-        if not (0.0 <= self.temperature < math.inf):
+        if not 0.0 <= self.temperature < math.inf:
             raise InputError(
                 f"temperature={self.temperature} must be a finite number of at least 0 "
                 "(0 is greedy, 1 leaves the distribution as it is)"
@@ -256,5 +225,5 @@ class SamplingConfig:
 
     @property
     def greedy(self) -> bool:
-        """Whether the draw is argmax: no randomness can change it."""
+        """Whether the draw is argmax: no random number can change it."""
         return self.temperature < GREEDY_BELOW or self.top_k == 1

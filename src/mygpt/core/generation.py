@@ -1,8 +1,8 @@
 """Generation: from token ids to more token ids (chapter 15).
 
-First the loop of section 15.1, then the same loop as the package runs it: with a KV cache, and
-with the two protocols that faster decoders implement. `generate` of section 15.7 is at the end.
-Letters: B batch (rows), T tokens so far, V vocabulary, L window.
+First the loop of section 15.1; then the loop that the package runs, with any decoder; then the
+protocols that fast decoders implement, two decoders in torch, and `generate` of section 15.7.
+Letters: B batch (rows), T tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -45,17 +45,10 @@ def decode(
     sampling: SamplingConfig,
     streams: list[Stream] | None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The loop of section 15.1 with any decoder and way of drawing.
+    """The loop of section 15.1 with any decoder and any way of drawing.
 
-    Args:
-        decoder: predicts the next token.
-        prompt_ids: (B, T) int64.
-        max_new_tokens: how many steps.
-        sampling: how to draw.
-        streams: see `GenerationCall`.
-
-    Yields:
-        At each step the new ids (B,) int64 and the logits (B, V) they were drawn from.
+    Arguments as in `GenerationCall`. Yields at each step the new ids (B,) int64 and the logits
+    (B, V) that they were drawn from.
     """
     rows, length = prompt_ids.shape
     text = prompt_ids.new_empty(rows, length + max_new_tokens)
@@ -80,7 +73,7 @@ class Decoder(Protocol):
 
 
 class LoopDecoder(Decoder, Protocol):
-    """A decoder that also draws, so that the whole loop can be machine code."""
+    """A decoder that also draws, so that the whole loop can run as machine code."""
 
     def advance(self, count: int) -> torch.Tensor:
         """Draw `count` tokens for each row and append them: (B, count) int64."""
@@ -90,7 +83,8 @@ class LoopDecoder(Decoder, Protocol):
 class UncachedDecoder:
     """Reads the whole window for every token, as the chapter does.
 
-    Works for any module whose forward returns (logits, anything), and judges `CachedDecoder`.
+    The model is any module whose forward returns (logits, anything). `CachedDecoder` is tested
+    against this.
     """
 
     def __init__(self, model: Any, overflow: Overflow = "crop") -> None:
@@ -106,13 +100,9 @@ class UncachedDecoder:
 
 
 class CachedDecoder:
-    """Reads each token of a `GPT` once: keys and values of earlier tokens are in a cache.
+    """Reads each token once: keys and values of earlier tokens are in a cache.
 
-    Args:
-        model: a `GPT` with its own forward.
-        batch_size: B.
-        overflow: what to read past the window (see `Window`).
-        positions: tokens that the cache has capacity for at first; None is the window.
+    `positions` is the first capacity of the cache in tokens; None is the window.
     """
 
     def __init__(
@@ -170,22 +160,13 @@ def has_own_forward(model: Any) -> bool:
 
 @dataclass(frozen=True)
 class GenerationCall:
-    """The checked arguments of one call of `generate`, from which a decoder is made.
-
-    Attributes:
-        model: a `GPT`, or a module whose forward returns (logits, anything).
-        prompt_ids: (B, T) int64.
-        max_new_tokens: tokens to append; under "stop" no more than fit in the window.
-        sampling: how to draw.
-        streams: the random numbers of each row; None draws from torch's global generator.
-        overflow: what to read past the window.
-    """
+    """The arguments of one call of `generate`, from which its decoder is made."""
 
     model: Any
-    prompt_ids: torch.Tensor
+    prompt_ids: torch.Tensor  # (B, T) int64
     max_new_tokens: int
     sampling: SamplingConfig
-    streams: list[Stream] | None
+    streams: list[Stream] | None  # each row's random numbers; None: torch's global generator
     overflow: Overflow
 
     @classmethod
@@ -199,7 +180,7 @@ class GenerationCall:
         overflow: Overflow,
     ) -> GenerationCall:
         """Raises `InputError` for a value outside its range."""
-        _check_prompt(model, prompt_ids)
+        require_prompt(model, prompt_ids)
         require_int("max_new_tokens", max_new_tokens, least=0)
         check_overflow(overflow)
         rows, length = prompt_ids.shape
@@ -280,7 +261,8 @@ def new_tokens(
         yield new_ids[:, None]
 
 
-def _check_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
+def require_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
+    """Raise `InputError` for something that is no model, or no (B, T) tensor of its ids."""
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
         raise InputError(
             f"model is a {type(model).__name__}: give a GPT, or a torch module with max_seq_len"

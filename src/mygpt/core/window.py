@@ -19,15 +19,11 @@ class Window:
 
     As long as T <= L the model reads the whole text. After that:
 
-        "crop"    the last L tokens at each step, as the chapter does. Every position moves at
-                  each step, so a KV cache is of no use: L tokens are read for each new one.
+        "crop"    the last L tokens at each step, as the chapter does. Every position changes at
+                  each step, so that a KV cache is of no use: L tokens are read for each new one.
         "refill"  the first token stays until the window is full; then the newer half of the
                   window becomes its beginning. L / 2 tokens are read once in L / 2 steps.
         "stop"    nothing: generation ends at T = L.
-
-    Args:
-        max_seq_len: L.
-        overflow: one of these policies.
     """
 
     def __init__(self, max_seq_len: int, overflow: Overflow) -> None:

@@ -1,10 +1,9 @@
-"""One id per distinct character, in the order of their code points (the tutorial's chapter 16)."""
+"""The character tokenizer of `core` for texts in pieces, documents and checkpoints."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.errors import InputError, StorageError, UnknownTokenError
+from mygpt.core import tokenizer as core
+from mygpt.errors import InputError, StorageError
 from mygpt.json_objects import TOKENIZER, read_object
 from mygpt.tokenization.base import (
     END_OF_TEXT,
@@ -25,10 +25,8 @@ from mygpt.tokenization.base import (
 if TYPE_CHECKING:
     import torch
 
-_SHOWN = 20  # unknown characters listed in an error
 
-
-class CharTokenizer:
+class CharTokenizer(core.CharTokenizer):
     """Characters as tokens.
 
     Args:
@@ -47,17 +45,8 @@ class CharTokenizer:
     other_ends: tuple[int, ...] = ()
 
     def __init__(self, chars: Iterable[str], *, end_of_text: bool = False) -> None:
-        self.chars = list(chars)
-        if not self.chars:
-            raise InputError(
-                "a character tokenizer needs at least one character: the text is empty"
-            )
-        wrong = [c for c in self.chars if not isinstance(c, str) or len(c) != 1]
-        if wrong or len(set(self.chars)) != len(self.chars):
-            raise InputError(f"chars must be distinct single characters (wrong: {wrong[:5]})")
+        super().__init__(chars)
         check_surrogates("".join(self.chars))
-        self.stoi = {char: i for i, char in enumerate(self.chars)}
-        self.itos = dict(enumerate(self.chars))
         self.end_of_text = len(self.chars) if end_of_text else None
 
     @classmethod
@@ -94,36 +83,14 @@ class CharTokenizer:
         for piece in rest:
             if isinstance(piece, bytes):
                 raise InputError("a character tokenizer takes text: bytes are --tokenizer byte's")
-            points = np.frombuffer(encode_strictly(piece, "utf-32-le", start), dtype=np.uint32)
-            ids = self._ids_of_points[np.minimum(points, len(self._ids_of_points) - 1)]
+            ids = self.ids_of(encode_strictly(piece, "utf-32-le", start))
             if len(ids) and ids.min() < 0:
-                raise self._unknown(start + int(ids.argmin()), chain([piece], rest))
-            yield ids.astype(np.int64)
+                characters: set[str] = set()
+                for unread in chain([piece], rest):
+                    characters.update(str(unread))
+                raise self.unknown(characters, start + int(ids.argmin()))
+            yield ids
             start += len(piece)
-
-    @cached_property
-    def _ids_of_points(self) -> NDArray[np.int32]:
-        """The id of each code point up to one past the highest known; -1 is unknown."""
-        known = np.array([ord(char) for char in self.chars])
-        ids = np.full(known.max() + 2, -1, np.int32)
-        ids[known] = np.arange(len(known))
-        return ids
-
-    def _unknown(self, position: int, pieces: Iterable[str | bytes]) -> UnknownTokenError:
-        characters: set[str] = set()
-        for piece in pieces:
-            characters.update(str(piece))
-        unknown = sorted(characters - set(self.chars))
-        shown = unknown[:_SHOWN]
-        listed = " ".join(map(repr, shown))
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        # Beyond ASCII the eye may take a character for another.
-        points = " ".join(f"U+{ord(char):04X}" for char in shown if not char.isascii())
-        return UnknownTokenError(
-            f"characters that are not in the vocabulary of {len(self.chars)}: {listed}{more} "
-            f"({points}{points and '; '}first at position {position}); leave them out, or train "
-            "on a text that has them"
-        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; `InputError` for an id outside the vocabulary."""
