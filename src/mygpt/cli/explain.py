@@ -87,7 +87,8 @@ def explain(
             "standard input"
         )
     from mygpt.checkpoint import read_checkpoint, resolve
-    from mygpt.core.random import check_seed, fresh_seed
+    from mygpt.core.random import check_seed
+    from mygpt.engines.contract import fresh_seed
 
     path = resolve(run)
     if seed is None:

@@ -151,7 +151,8 @@ def generate(
     check_unknown(unknown)
     text = read_prompt(prompt, prompt_file, encoding)
     from mygpt.checkpoint import resolve
-    from mygpt.core.random import check_seed, fresh_seed
+    from mygpt.core.random import check_seed
+    from mygpt.engines.contract import fresh_seed
 
     path = resolve(checkpoint)
     if seed is None:

@@ -23,14 +23,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int
 
 
 class TokenRow(Protocol):
-    """Token ids in one row that need not be in memory: a store on disk, say."""
+    """Token ids that need not be in memory: a store on disk, say."""
 
-    def __len__(self) -> int:
-        """How many ids."""
-        ...
+    def __len__(self) -> int: ...
 
     def cut(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """Windows of `length` ids that begin at `starts` (B,): (B, length) int64."""
+        """Windows of `length` ids from each of `starts` (B,): (B, length) int64."""
         ...
 
 
@@ -43,13 +41,7 @@ def split_point(length: int, val_fraction: float) -> int:
 
 
 def random_batches(data: torch.Tensor, batch_size: int, seq_len: int) -> Iterator[Batch]:
-    """The tutorial's batches without end: windows drawn by torch's global generator.
-
-    Args:
-        data: 1-D int64 token ids.
-        batch_size: B.
-        seq_len: T.
-    """
+    """The tutorial's batches of `data`, 1-D int64 ids: windows drawn by torch's generator."""
     while True:
         yield get_batch(data, batch_size, seq_len)
 
@@ -57,16 +49,9 @@ def random_batches(data: torch.Tensor, batch_size: int, seq_len: int) -> Iterato
 class ShuffledWindows:
     """Every window once an epoch, in an order of each epoch's own, cut at a random offset.
 
-    The batch of a step depends on the seed and the step alone: a run that was interrupted
-    continues with the batches that it would have had.
-
-    Args:
-        tokens: the corpus, 1-D ids in memory or in a store.
-        seq_len: T; a window holds T + 1 tokens, and neighbours share one.
-        seed: decides the order and the offsets.
-
-    Raises:
-        InputError: for a corpus too short for one window.
+    The batch of a step depends on the seed and the step alone: a resumed run continues with the
+    batches that it would have had. A window is T + 1 tokens of the 1-D ids `tokens`, and
+    neighbours share one. `InputError` for a corpus too short for one window.
     """
 
     def __init__(self, tokens: NDArray[np.integer] | TokenRow, seq_len: int, seed: int) -> None:
@@ -90,11 +75,7 @@ class ShuffledWindows:
     ) -> NDArray[np.int64]:
         """The batch of step `step` (from 0): (B, T + 1) int64, inputs and targets together.
 
-        Args:
-            step: from 0.
-            batch_size: B.
-            share: (rank, processes): only this process's rows are cut, which are those from
-                rank * B // processes up to where the next one's begin.
+        With `share` (rank, processes), of its rows those of one process.
         """
         rank, processes = share
         first, end = rank * batch_size // processes, (rank + 1) * batch_size // processes

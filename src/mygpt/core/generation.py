@@ -19,7 +19,6 @@ from mygpt.core.model import GPT, evaluating
 from mygpt.core.random import Stream
 from mygpt.core.sampling import next_ids
 from mygpt.core.window import Overflow, Window, check_overflow, check_prompt_fits
-from mygpt.errors import InputError
 
 
 def autoregressive_loop(
@@ -179,8 +178,7 @@ class GenerationCall:
         seed: int | None,
         overflow: Overflow,
     ) -> GenerationCall:
-        """Raises `InputError` for a value outside its range."""
-        require_prompt(model, prompt_ids)
+        """The call, or an `InputError` for a number outside its range."""
         require_int("max_new_tokens", max_new_tokens, least=0)
         check_overflow(overflow)
         rows, length = prompt_ids.shape
@@ -213,28 +211,17 @@ def generate(
     """Append `max_new_tokens` tokens to each row of `prompt_ids` (section 15.7).
 
     Args:
-        model: a `GPT`, or any module whose forward returns `(logits, anything)` and that has
-            `max_seq_len`. It runs in eval mode; afterwards its mode is what it was.
-        prompt_ids: (B, T) int64 tensor; longer than the window is fine, B may be 0.
+        model: a `GPT`, or a module whose forward returns (logits, anything), with `max_seq_len`.
+        prompt_ids: (B, T) int64; longer than the window is fine.
         max_new_tokens: how many tokens to append.
-        temperature: below 1 sharpens, above 1 flattens; 0 is argmax.
-        top_k: draw from the k likeliest tokens alone; None or 0 is off.
-        top_p: draw from the smallest set of likeliest tokens that reaches this probability.
-        min_p: drop tokens below this fraction of the likeliest token's probability.
-        repetition_penalty: above 1 makes tokens that occurred before less likely.
-        seed: None draws from torch's global generator, as the chapter does. A seed gives row
-            i the numbers of `Stream(seed, i)`: the same text for any batch size.
-        overflow: past the window, "crop" reads the last `max_seq_len` tokens at each step (the
-            chapter's way), "refill" keeps the newer half when the window is full, "stop" ends
-            when the window is full.
+        temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingConfig`.
+        seed: None draws from torch's global generator, as the chapter does; with a seed, row i
+            draws with `Stream(seed, i)`: the same text for any batch size.
+        overflow: what to read past the window (see `Window`).
         make_decoder: what predicts, and may draw. `mygpt.generate` chooses the fastest.
 
     Returns:
-        (B, T + max_new_tokens) int64 on the prompt's device, prompt included; shorter only
-        where "stop" ended it.
-
-    Raises:
-        InputError: for a value outside its range, naming the range (a ValueError).
+        (B, T + max_new_tokens) int64, prompt included; shorter only where "stop" ended it.
     """
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     call = GenerationCall.checked(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
@@ -259,31 +246,3 @@ def new_tokens(
         return
     for new_ids, _ in decode(decoder, prompt_ids, steps, call.sampling, call.streams):
         yield new_ids[:, None]
-
-
-def require_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
-    """Raise `InputError` for something that is no model, or no (B, T) tensor of its ids."""
-    if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
-        raise InputError(
-            f"model is a {type(model).__name__}: give a GPT, or a torch module with max_seq_len"
-        )
-    if not isinstance(prompt_ids, torch.Tensor):
-        raise InputError(
-            f"prompt_ids must be a (B, T) int64 tensor, not {type(prompt_ids).__name__}: "
-            "torch.tensor([[0, 1]]) is one prompt of two ids"
-        )
-    if prompt_ids.ndim != 2 or prompt_ids.dtype != torch.int64:
-        raise InputError(
-            f"prompt_ids must be (B, T) int64, not {tuple(prompt_ids.shape)} {prompt_ids.dtype}: "
-            "one prompt of T ids becomes (1, T) with .unsqueeze(0)"
-        )
-    if prompt_ids.shape[1] == 0:
-        raise InputError("prompt_ids has no tokens: start from at least one")
-    if isinstance(model, GPT) and prompt_ids.numel():
-        vocab_size = model.config.vocab_size
-        lowest, highest = int(prompt_ids.min()), int(prompt_ids.max())
-        if lowest < 0 or highest >= vocab_size:
-            raise InputError(
-                f"prompt_ids has id {lowest if lowest < 0 else highest}: "
-                f"this model's ids are 0 to {vocab_size - 1}"
-            )

@@ -48,7 +48,6 @@ def philox(seed: int, counter: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any
 
 def check_seed(seed: Any) -> int:
     """`seed` as an int; `InputError` unless it is a whole number that fits in 64 bits."""
-    # NumPy's integers are Integral too, and no int.
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
         raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
     return int(seed)
@@ -77,13 +76,6 @@ class Stream:
         return _uniform(self.seed, step, self.index, DRAW_TOKEN)
 
 
-def fresh_seed() -> int:
-    """A seed from the operating system, short enough to be read aloud (32 bits)."""
-    import secrets
-
-    return secrets.randbits(32)
-
-
 def epoch_offset(seed: int, epoch: int, limit: int) -> int:
     """Where an epoch's first window starts: a whole number in [0, limit)."""
     return int(_uniform(seed, 0, epoch, EPOCH_OFFSET) * limit)
@@ -92,10 +84,9 @@ def epoch_offset(seed: int, epoch: int, limit: int) -> int:
 def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Where each of `positions` (int64, in [0, size)) goes in an epoch's shuffle.
 
-    A permutation of range(size) that needs no table: a six-round Feistel network with Philox
-    as its round function on the smallest even number of bits that holds `size`, walked again
-    wherever it leaves the range (Black & Rogaway, "Ciphers with arbitrary finite domains",
-    2002).
+    A permutation of range(size) without a table: a Feistel network of six rounds, with Philox as
+    its round function, on the smallest even number of bits that holds `size`; a result outside
+    the range is permuted again (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     values = positions.astype(np.uint64)
@@ -111,11 +102,6 @@ def _feistel(values: Words, half: np.uint64, seed: int, epoch: int) -> Words:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for round_number in range(6):
-        counter = (
-            right,
-            np.full_like(right, epoch),
-            np.full_like(right, SHUFFLE_ROUND),
-            np.full_like(right, round_number),
-        )
-        left, right = right, left ^ (philox(seed, counter)[0] & mask)
+        mixed, *_ = philox(seed, (right, epoch, SHUFFLE_ROUND, round_number))
+        left, right = right, left ^ (mixed & mask)
     return (left << half) | right

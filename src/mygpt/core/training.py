@@ -46,19 +46,12 @@ class Optimizer(Protocol):
 
 
 class Step(NamedTuple):
-    """A step of training that was made.
+    """One step of training."""
 
-    Attributes:
-        number: from 1.
-        loss: of its batch before the update, nats per token (a scalar).
-        lr: its learning rate.
-        norm: of all gradients together, before clipping (a scalar).
-    """
-
-    number: int
-    loss: torch.Tensor
+    number: int  # from 1
+    loss: torch.Tensor  # of the batch before the update, nats per token (a scalar)
     lr: float
-    norm: torch.Tensor
+    norm: torch.Tensor  # of all gradients together, before clipping (a scalar)
 
 
 def train_steps(
@@ -116,13 +109,7 @@ def clip_gradients(
 
     Pascanu, Mikolov & Bengio, 2013 (arXiv:1211.5063).
 
-    Args:
-        parameters: whose gradients they are.
-        max_norm: the largest norm of all of them together.
-        norm: their norm, if it is known (a scalar).
-
-    Returns:
-        Their norm before that.
+    Returns the norm of all of them together before that (a scalar); pass it where it is known.
     """
     if norm is None:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -132,14 +119,7 @@ def clip_gradients(
 
 
 class AdamW:
-    """torch's AdamW (Loshchilov & Hutter, 2019) for all parameters of a model.
-
-    Args:
-        model: whose parameters are updated.
-        betas: decay of the running means of gradients and of squared gradients.
-        weight_decay: fraction of each weight that a step subtracts, times the learning rate.
-        fused: one kernel for all parameters: faster, and other rounding.
-    """
+    """torch's AdamW (Loshchilov & Hutter, 2019) for all parameters of a model."""
 
     def __init__(
         self,
@@ -163,15 +143,9 @@ class AdamW:
 def scheduled_rate(done: float, peak: float, *, shape: str, warmup: float, final: float) -> float:
     """The learning rate when a fraction `done` of the run is done, in [0, 1].
 
-    It rises in a straight line from a tenth of `peak`, so that no step is wasted, then falls.
-
-    Args:
-        done: fraction of the run.
-        peak: the highest rate.
-        shape: "cosine" (Loshchilov & Hutter, 2017, arXiv:1608.03983) or "linear", how it falls;
-            "constant" is `peak` throughout.
-        warmup: fraction of the run in which it rises.
-        final: the last rate, as a fraction of `peak`.
+    It rises linearly from a tenth of `peak` for a fraction `warmup` of the run, then falls to a
+    fraction `final` of `peak` by `shape`: "linear", "cosine" (Loshchilov & Hutter, 2017,
+    arXiv:1608.03983), or "constant", which is `peak` throughout.
     """
     if shape == "constant":
         return peak

@@ -12,11 +12,7 @@ VOCAB = ("I", "love", "AI", "!")
 
 
 def to_ids(tokens: Sequence[str]) -> torch.Tensor:
-    """Ids of words of `VOCAB`: a 1-D int64 tensor.
-
-    Raises:
-        UnknownTokenError: for a word outside `VOCAB` (a KeyError and a ValueError).
-    """
+    """Ids of words of `VOCAB`, a 1-D int64 tensor; `UnknownTokenError` for any other word."""
     if not isinstance(tokens, Iterable):
         raise InputError(f"tokens={tokens!r:.40} must be a list of words of {list(VOCAB)}")
     unknown = [token for token in tokens if token not in VOCAB]
@@ -36,19 +32,10 @@ def set_seed(seed: int = 0) -> None:
 def get_batch(
     data: torch.Tensor, batch_size: int, seq_len: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random windows of a corpus, and the same one position later (chapter 14).
+    """Inputs and targets, both (B, T) int64: random windows of `data`, 1-D ids (chapter 14).
 
-    Args:
-        data: 1-D int64 token ids.
-        batch_size: B.
-        seq_len: T.
-
-    Returns:
-        x and y, both (B, T) int64. Starts come from one draw of torch's global generator; its
-        bound leaves the last window out, as the tutorial's does.
-
-    Raises:
-        InputError: for a corpus too short to cut a window from (a ValueError).
+    The starts are one draw of torch's global generator, whose bound excludes the last window, as
+    the tutorial's does. `InputError` for a corpus too short for one window.
     """
     bound = len(data) - seq_len - 1
     if bound < 1:

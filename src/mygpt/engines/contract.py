@@ -154,3 +154,10 @@ def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
         raise InputError(
             f"prompt holds id {prompt[outside][0]}: this model's ids run from 0 to {vocab_size - 1}"
         )
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, short enough to be read aloud (32 bits)."""
+    import secrets
+
+    return secrets.randbits(32)

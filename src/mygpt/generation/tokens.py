@@ -14,10 +14,12 @@ import torch
 from mygpt.core import generation
 from mygpt.core.config import GREEDY_BELOW, SamplingConfig
 from mygpt.core.generation import Decoder, GenerationCall, new_tokens
+from mygpt.core.model import GPT
 from mygpt.core.random import Stream
 from mygpt.core.window import Overflow
 from mygpt.engines.choice import choose, tokens_to_read
 from mygpt.engines.contract import Request
+from mygpt.errors import InputError
 from mygpt.generation.packing import cpu_engine_of, packable_parameters
 
 if TYPE_CHECKING:
@@ -39,8 +41,24 @@ def generate(
 ) -> torch.Tensor:
     """Append `max_new_tokens` tokens to each row of `prompt_ids` (chapter 15, section 15.7).
 
-    This is `mygpt.core.generation.generate`, which describes the arguments, with the fastest
-    decoder for the model and the length: machine code on the CPU, or torch.
+    This is `mygpt.core.generation.generate` with checked arguments and the fastest decoder:
+    machine code on the CPU, or torch.
+
+    Args:
+        model: a `GPT`, or any module whose forward returns `(logits, anything)` and that has
+            `max_seq_len`. It runs in eval mode; afterwards its mode is what it was.
+        prompt_ids: (B, T) int64 tensor; longer than the window is fine, B may be 0.
+        max_new_tokens: how many tokens to append.
+        temperature: below 1 sharpens, above 1 flattens; 0 is argmax.
+        top_k: draw from the k likeliest tokens alone; None or 0 is off.
+        top_p: draw from the smallest set of likeliest tokens that reaches this probability.
+        min_p: drop tokens below this fraction of the likeliest token's probability.
+        repetition_penalty: above 1 makes tokens that occurred before less likely.
+        seed: None draws from torch's global generator, as the chapter does. A seed gives row
+            i the numbers of `Stream(seed, i)`: the same text for any batch size.
+        overflow: past the window, "crop" reads the last `max_seq_len` tokens at each step (the
+            chapter's way), "refill" keeps the newer half when the window is full, "stop" ends
+            when the window is full.
 
     Returns:
         (B, T + max_new_tokens) int64 on the prompt's device, prompt included; shorter only
@@ -49,6 +67,7 @@ def generate(
     Raises:
         InputError: for a value outside its range, naming the range (a ValueError).
     """
+    require_prompt(model, prompt_ids)
     return generation.generate(
         model,
         prompt_ids,
@@ -82,9 +101,38 @@ def stream(
     Takes `generate`'s arguments and raises what it raises, at once rather than at the first
     step.
     """
+    require_prompt(model, prompt_ids)
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     call = GenerationCall.checked(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
     return (block[:, 0] for block in new_tokens(call, fastest_decoder, 1))
+
+
+def require_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
+    """Raise `InputError` for something that is no model, or no (B, T) tensor of its ids."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
+        raise InputError(
+            f"model is a {type(model).__name__}: give a GPT, or a torch module with max_seq_len"
+        )
+    if not isinstance(prompt_ids, torch.Tensor):
+        raise InputError(
+            f"prompt_ids must be a (B, T) int64 tensor, not {type(prompt_ids).__name__}: "
+            "torch.tensor([[0, 1]]) is one prompt of two ids"
+        )
+    if prompt_ids.ndim != 2 or prompt_ids.dtype != torch.int64:
+        raise InputError(
+            f"prompt_ids must be (B, T) int64, not {tuple(prompt_ids.shape)} {prompt_ids.dtype}: "
+            "one prompt of T ids becomes (1, T) with .unsqueeze(0)"
+        )
+    if prompt_ids.shape[1] == 0:
+        raise InputError("prompt_ids has no tokens: start from at least one")
+    if isinstance(model, GPT) and prompt_ids.numel():
+        vocab_size = model.config.vocab_size
+        lowest, highest = int(prompt_ids.min()), int(prompt_ids.max())
+        if lowest < 0 or highest >= vocab_size:
+            raise InputError(
+                f"prompt_ids has id {lowest if lowest < 0 else highest}: "
+                f"this model's ids are 0 to {vocab_size - 1}"
+            )
 
 
 def fastest_decoder(call: GenerationCall) -> Decoder:

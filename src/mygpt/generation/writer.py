@@ -12,10 +12,10 @@ import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
 from mygpt.core.config import SamplingConfig, require_int
-from mygpt.core.random import Stream, fresh_seed
+from mygpt.core.random import Stream
 from mygpt.core.window import Overflow, check_overflow, check_prompt_fits
 from mygpt.engines.choice import Choice, tokens_to_read
-from mygpt.engines.contract import Batch, Decoding, Request
+from mygpt.engines.contract import Batch, Decoding, Request, fresh_seed
 from mygpt.errors import InputError
 from mygpt.generation.completion import Completion, Row
 from mygpt.generation.source import Source

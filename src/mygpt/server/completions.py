@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mygpt.core.random import Stream, fresh_seed
-from mygpt.engines.contract import Request
+from mygpt.core.random import Stream
+from mygpt.engines.contract import Request, fresh_seed
 from mygpt.errors import InputError, UnknownTokenError
 from mygpt.generation.writer import Writer
 from mygpt.server.bodies import Bodies, json_pieces
