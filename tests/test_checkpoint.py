@@ -1,4 +1,4 @@
-"""Checkpoint files: bitwise round trips, damage of every kind, strangers, and full disks."""
+"""Checkpoint files: bitwise round trips, damage of every kind, foreign files, and full disks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def split(data: bytes) -> tuple[dict, bytes]:
 
 
 def joined(header: dict, rest: bytes, *, digest: bool = True) -> bytes:
-    """A file of that header; with its digest made right, as a forger would."""
+    """A file with that header; with a correct digest if wanted, as a forger would compute it."""
     if digest:
         header["__metadata__"]["sha256"] = "0" * 64
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -103,7 +103,7 @@ def test_round_trip_is_bitwise(tmp_path, config, tokenizer):
         assert torch.equal(loaded(ids)[0], model.eval()(ids)[0])
 
 
-def test_numbers_at_the_edges_survive(tmp_path):
+def test_extreme_values_round_trip(tmp_path):
     """Signed zero, the smallest and largest floats, infinities and NaN, bit for bit."""
     model = build(GPTConfig(5, 4, 1, 1, max_seq_len=4))
     edges = [0.0, -0.0, 1e-45, -1e-45, 3.4028235e38, torch.inf, -torch.inf, torch.nan]
@@ -114,7 +114,7 @@ def test_numbers_at_the_edges_survive(tmp_path):
     assert found.view(torch.int32).equal(model.token_embedding.weight.view(torch.int32))
 
 
-def test_the_loaded_model_trains_on_without_touching_the_file(saved):
+def test_changing_a_loaded_model_does_not_change_its_file(saved):
     before = saved.read_bytes()
     model, _ = load_checkpoint(saved)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_half_precision_weights_are_written_as_float32(tmp_path):
 
 
 def test_loading_draws_no_random_numbers(saved):
-    """`set_seed`, load, generate: the text is the same as without loading in between."""
+    """`set_seed`, load, generate: the text is the same as without loading."""
     state = torch.get_rng_state()
     load_checkpoint(saved)
     assert torch.equal(torch.get_rng_state(), state)
@@ -159,7 +159,7 @@ def test_other_programs_read_it(saved):
 # --- damage --------------------------------------------------------------------------------
 
 
-def test_any_flipped_bit_is_noticed(saved):
+def test_any_flipped_bit_is_detected(saved):
     """300 places all over the file, header, digest and numbers, and all bits of the start."""
     whole = saved.read_bytes()
     places = [*range(8 * 8), *random.Random(0).sample(range(64, 8 * len(whole)), 300)]
@@ -172,7 +172,7 @@ def test_any_flipped_bit_is_noticed(saved):
     read_checkpoint(saved)
 
 
-def test_any_truncation_and_any_addition_is_noticed(saved):
+def test_any_truncation_and_any_appended_byte_is_detected(saved):
     whole = saved.read_bytes()
     lengths = [*range(20), *random.Random(0).sample(range(20, len(whole)), 100), len(whole) - 1]
     for length in lengths:
@@ -182,7 +182,7 @@ def test_any_truncation_and_any_addition_is_noticed(saved):
     refused(saved)
 
 
-def test_swapped_and_zeroed_blocks_are_noticed(saved):
+def test_swapped_and_zeroed_blocks_are_detected(saved):
     """What a disk does: a block of zeros, or two blocks in the wrong order."""
     whole = saved.read_bytes()
     for start in range(0, len(whole) - 64, 64):
@@ -207,7 +207,7 @@ def test_the_damaged_tensor_is_named(saved):
         assert f"tensor {name} does not match its digest" in refused(saved)
 
 
-def test_a_damaged_header_is_told_from_a_damaged_tensor(saved):
+def test_a_damaged_header_is_distinguished_from_a_damaged_tensor(saved):
     data = saved.read_bytes()
     saved.write_bytes(data.replace(b'\\"step\\":7', b'\\"step\\":8'))
     assert "header does not match its digest" in refused(saved)
@@ -263,7 +263,7 @@ def test_a_torch_file_is_refused_and_not_run(tmp_path):
     assert not marker.exists()
 
 
-def test_a_newer_version_says_upgrade(saved):
+def test_a_newer_version_is_an_error_that_recommends_an_upgrade(saved):
     header, rest = split(saved.read_bytes())
     header["__metadata__"]["format_version"] = "3"
     header["__metadata__"]["more"] = '{"than": "we know"}'
@@ -354,7 +354,7 @@ def test_a_tokenizer_too_large_for_the_header_is_stored_as_a_tensor(tmp_path, mo
         ({f"{n:0500}": np.zeros(1, np.uint8) for n in range(99)}, {}, "too many for one file"),
     ],
 )
-def test_what_cannot_be_read_is_not_written(tmp_path, monkeypatch, arrays, parts, match):
+def test_content_that_could_not_be_read_is_not_written(tmp_path, monkeypatch, arrays, parts, match):
     monkeypatch.setattr(container, "STATE", Limits(2**20, 500))
     monkeypatch.setattr(container, "_HEADER", Limits(2**16, 2**12))
     with pytest.raises(InputError, match=match) as caught:
@@ -424,7 +424,7 @@ def test_any_other_header_is_refused(tmp_path, header):
     ],
 )
 def test_parts_that_are_missing_or_wrong_are_refused(saved, part, value):
-    """With a right digest: written by another program, or by somebody who means harm."""
+    """With a correct digest: written by another program, or with malicious intent."""
     header, rest = split(saved.read_bytes())
     if value is None:
         del header["__metadata__"][part]
@@ -446,7 +446,7 @@ def test_a_file_without_its_digest_is_refused(saved):
     [("F32", 5), ("F99", 4), ("I64", 2), ("F16", 8), ("BF16", 8), ("F8_E4M3", 16)],
 )
 def test_tensors_of_other_types_are_refused(saved, dtype, count):
-    """Written by another program: as many bytes, of a type or shape that none of ours has."""
+    """Written by another program: as many bytes, of a type or shape that mygpt never writes."""
     header, rest = split(saved.read_bytes())
     header["final_norm.weight"] |= {"dtype": dtype, "shape": [count]}
     saved.write_bytes(joined(header, rest))
@@ -474,14 +474,14 @@ def test_arrays_that_do_not_fit_the_shape_are_named(tmp_path):
 # --- finding it ----------------------------------------------------------------------------
 
 
-def test_a_missing_checkpoint_says_how_one_is_made(tmp_path):
+def test_the_error_for_a_missing_checkpoint_names_the_command(tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing.safetensors does not exist: `mygpt train"):
         load_checkpoint(tmp_path / "nothing.safetensors")
     refused(tmp_path / "nothing.safetensors", "does not exist")
     refused(tmp_path, "cannot be read: Is a directory")
 
 
-def test_a_folder_gives_its_best_else_its_last(tmp_path, saved):
+def test_a_run_folder_gives_its_best_model_or_else_its_last(tmp_path, saved):
     with pytest.raises(CheckpointError, match=r"has no best.safetensors and no last.safetensors"):
         load_checkpoint(tmp_path)
     saved.rename(tmp_path / "last.safetensors")
@@ -491,7 +491,7 @@ def test_a_folder_gives_its_best_else_its_last(tmp_path, saved):
     assert load_checkpoint(tmp_path)[0].config.embed_dim == 4
 
 
-def test_without_a_name_the_newest_run_is_taken(tmp_path, saved):
+def test_without_a_path_the_newest_run_is_used(tmp_path, saved):
     runs = tmp_path / "runs"
     with pytest.raises(CheckpointError, match=r"no run under .*runs/: train one with"):
         resolve(None, runs=runs)
@@ -527,7 +527,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch,
     assert os.listdir(saved.parent) == [saved.name]
 
 
-def test_a_disk_that_fills_up_half_way_leaves_the_old_file(saved):
+def test_a_disk_that_becomes_full_leaves_the_old_file(saved):
     """A real failure of the write itself: the system refuses files past 1,000 bytes."""
     resource = pytest.importorskip("resource")
     before = saved.read_bytes()
@@ -602,12 +602,12 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
     assert os.listdir(tmp_path / "far") == ["target"]
 
 
-def test_folders_that_are_missing_are_made(tmp_path):
+def test_missing_folders_are_created(tmp_path):
     write_durably(tmp_path / "a" / "b" / "x", [b"new"])
     assert (tmp_path / "a" / "b" / "x").read_bytes() == b"new"
 
 
-def test_places_that_cannot_be_written_to_are_named(tmp_path):
+def test_paths_that_cannot_be_written_to_are_named(tmp_path):
     """A file where a folder should be, a folder where the file should be, too long a name.
 
     The first and the last once ended in the error of the clearing up, not in a StorageError.
@@ -647,6 +647,6 @@ def test_reading_a_checkpoint_imports_no_torch(saved):
     assert done.returncode == 0, done.stderr
 
 
-def test_version_is_the_one_these_tests_know():
+def test_the_format_version_is_the_tested_one():
     """A new format needs a test that the old one is still read."""
     assert container.FORMAT_VERSION == 1

@@ -24,7 +24,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(), VALUES, max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_objects_within_the_limits_are_what_the_library_reads(value):
+def test_objects_within_the_limits_are_parsed_as_by_the_json_module(value):
     text = json.dumps(value)
     assert parse_object(text, SETTINGS) == value
     assert parse_object(text.encode(), SETTINGS) == value
@@ -32,7 +32,7 @@ def test_objects_within_the_limits_are_what_the_library_reads(value):
 
 @given(st.binary(max_size=200) | st.text('[]{}:,"0ae\\', max_size=200))
 @settings(max_examples=150, deadline=None)
-def test_any_bytes_are_an_object_or_refused_in_a_line(data):
+def test_any_bytes_give_an_object_or_a_short_error(data):
     message = ""
     try:
         assert isinstance(parse_object(data, SMALL), dict)
@@ -53,7 +53,7 @@ def test_any_bytes_are_an_object_or_refused_in_a_line(data):
         ("{} {}", "Extra data"),
     ],
 )
-def test_what_is_past_a_limit_is_refused(text, match):
+def test_content_beyond_a_limit_is_refused(text, match):
     if match is None:
         assert parse_object(text, SMALL)
         return
@@ -77,7 +77,7 @@ def test_many_small_values_take_no_memory():
     tracemalloc.stop()
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path):
+def test_paths_that_are_not_files_are_refused_at_once(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     for name in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=str(name)):

@@ -1,4 +1,4 @@
-"""Durable writing, the container's bytes, and the lock of a run."""
+"""Durable writes, the checkpoint format, and the lock of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARRAYS = {
 # --- the container -------------------------------------------------------------------------
 
 
-def test_arrays_and_parts_come_back(tmp_path: Path) -> None:
+def test_arrays_and_parts_round_trip(tmp_path: Path) -> None:
     write_arrays(tmp_path / "x", ARRAYS, {"part": {"text": 'é"\\', "n": [1, None]}})
     arrays, parts = read_arrays(tmp_path / "x")
     assert arrays.keys() == ARRAYS.keys()
@@ -45,7 +45,7 @@ def test_arrays_and_parts_come_back(tmp_path: Path) -> None:
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    """safetensors' own writer orders the metadata by chance."""
+    """The safetensors library writes the metadata in random order."""
     for name in "ab":
         backwards = dict(reversed(ARRAYS.items())) if name == "b" else ARRAYS
         write_arrays(tmp_path / name, backwards, {"one": {"n": 1}, "two": {"n": 2}})
@@ -62,10 +62,10 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
         np.testing.assert_array_equal(theirs[name], array)
 
 
-def test_what_reads_back_differently_never_takes_the_place(
+def test_a_file_that_reads_back_differently_does_not_replace_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that changes a bit on its way: the old file stays."""
+    """If a disk flips a bit of the new file, the old file stays."""
     path = tmp_path / "x"
     write_arrays(path, ARRAYS, {})
     before = path.read_bytes()
@@ -84,14 +84,14 @@ def test_what_reads_back_differently_never_takes_the_place(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(CheckpointError, match="is a device or a pipe, and a file is expected"):
             read_arrays(path)
 
 
-def test_more_than_fits_is_refused_before_it_is_read(
+def test_a_file_larger_than_the_free_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_arrays(tmp_path / "x", ARRAYS, {})
@@ -100,8 +100,8 @@ def test_more_than_fits_is_refused_before_it_is_read(
         read_arrays(tmp_path / "x")
 
 
-def test_a_huge_file_of_nothing_is_refused_at_once(tmp_path: Path) -> None:
-    """A sparse terabyte: nothing of it is read but the header."""
+def test_a_huge_sparse_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A sparse terabyte, of which only the header is read."""
     with open(tmp_path / "x", "wb") as file:
         file.truncate(2**40)
     began = time.monotonic()
@@ -112,7 +112,7 @@ def test_a_huge_file_of_nothing_is_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_saving_takes_no_second_copy(tmp_path: Path) -> None:
-    """64 MiB are saved by a process that may take 16 more."""
+    """64 MiB are saved by a process that may allocate 16 MiB more."""
     resource = pytest.importorskip("resource")
     code = (
         "import resource, sys\n"
@@ -133,7 +133,7 @@ def test_saving_takes_no_second_copy(tmp_path: Path) -> None:
 # --- writing -------------------------------------------------------------------------------
 
 
-def test_the_old_file_is_kept_under_the_other_name(tmp_path: Path) -> None:
+def test_the_old_file_is_kept_under_its_second_name(tmp_path: Path) -> None:
     path, kept = tmp_path / "x", tmp_path / "before"
     for text in (b"one", b"two", b"three"):
         write_durably(path, [text], keep_as=kept)
@@ -142,7 +142,7 @@ def test_the_old_file_is_kept_under_the_other_name(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["before", "x"]
 
 
-def test_without_links_the_old_file_is_renamed(
+def test_without_hard_links_the_old_file_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a memory card."""
@@ -151,11 +151,11 @@ def test_without_links_the_old_file_is_renamed(
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", none)
-    test_the_old_file_is_kept_under_the_other_name(tmp_path)
+    test_the_old_file_is_kept_under_its_second_name(tmp_path)
 
 
-def test_keeping_again_what_is_kept_leaves_nothing_behind(tmp_path: Path) -> None:
-    """After a death between keeping and renaming both names are one file."""
+def test_keeping_a_file_twice_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """After a crash between linking and renaming, both names are one file."""
     path, kept = tmp_path / "x", tmp_path / "before"
     path.write_bytes(b"one")
     os.link(path, kept)
@@ -164,7 +164,7 @@ def test_keeping_again_what_is_kept_leaves_nothing_behind(tmp_path: Path) -> Non
     assert sorted(os.listdir(tmp_path)) == ["before", "x"]
 
 
-def test_a_refused_proof_leaves_everything(tmp_path: Path) -> None:
+def test_a_failed_verification_changes_no_file(tmp_path: Path) -> None:
     path, kept = tmp_path / "x", tmp_path / "before"
     path.write_bytes(b"one")
 
@@ -178,7 +178,7 @@ def test_a_refused_proof_leaves_everything(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:3]))
     write_durably(tmp_path / "x", [b"hello, ", bytearray(b"world")])
@@ -186,7 +186,7 @@ def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "x").read_bytes() == b"hello, world again"
 
 
-def test_a_log_is_added_to_and_cut(tmp_path: Path) -> None:
+def test_a_log_is_appended_to_and_truncated(tmp_path: Path) -> None:
     path = tmp_path / "log"
     truncate(path, 3)
     assert not path.exists()
@@ -199,8 +199,8 @@ def test_a_log_is_added_to_and_cut(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one\n"
 
 
-def test_strays_are_told_apart_by_their_file(tmp_path: Path) -> None:
-    """Beside `ckpt.pt` another process may be writing another file."""
+def test_temporary_files_are_matched_to_their_file(tmp_path: Path) -> None:
+    """Another process may be writing another file in the folder of `ckpt.pt`."""
     marks = {}
     for name in ("a", "b"):
         marks[name] = storage.temporary_name(tmp_path / name)
@@ -223,7 +223,7 @@ with RunLock(Path(sys.argv[1])):
 """
 
 
-def test_a_second_writer_is_refused_and_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_and_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -249,7 +249,7 @@ def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
         RunLock(tmp_path).__enter__()
 
 
-def test_where_there_are_no_locks_nothing_is_held(
+def test_on_a_file_system_without_locks_nothing_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
@@ -262,7 +262,7 @@ def test_where_there_are_no_locks_nothing_is_held(
         assert not lock.works
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write to"):
         RunLock(tmp_path / "file" / "run").__enter__()
@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 
 
-def test_a_link_inside_a_folder_is_refused_and_its_target_stays(tmp_path: Path) -> None:
+def test_a_link_inside_a_folder_is_refused_and_its_target_does_not_change(tmp_path: Path) -> None:
     """A run's folder out of an archive had links in it to the user's own files."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -296,7 +296,7 @@ def test_a_link_inside_a_folder_is_refused_and_its_target_stays(tmp_path: Path) 
 
 @PIPES
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_pipe_is_neither_replaced_nor_waited_for(tmp_path: Path, *, inside: bool) -> None:
+def test_a_pipe_is_neither_replaced_nor_opened(tmp_path: Path, *, inside: bool) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     for action in (
@@ -311,7 +311,7 @@ def test_a_pipe_is_neither_replaced_nor_waited_for(tmp_path: Path, *, inside: bo
 
 
 @pytest.mark.skipif(not hasattr(os, "mknod") or os.geteuid(), reason="only root makes devices")
-def test_a_device_that_a_link_leads_to_is_not_replaced(tmp_path: Path) -> None:
+def test_a_device_behind_a_link_is_not_replaced(tmp_path: Path) -> None:
     """The rename of a privileged user took the place of the device itself."""
     device, link = tmp_path / "null", tmp_path / "page.html"
     try:
@@ -325,7 +325,7 @@ def test_a_device_that_a_link_leads_to_is_not_replaced(tmp_path: Path) -> None:
     assert stat.S_ISCHR(device.lstat().st_mode)
 
 
-def test_a_log_that_has_a_second_name_is_copied_before_it_is_written(tmp_path: Path) -> None:
+def test_a_log_with_a_second_hard_link_is_copied_before_it_is_written(tmp_path: Path) -> None:
     """A hard link can be another file of the user."""
     victim, log = tmp_path / "victim", tmp_path / "log"
     victim.write_bytes(b"precious\n")
@@ -337,7 +337,7 @@ def test_a_log_that_has_a_second_name_is_copied_before_it_is_written(tmp_path: P
         log.unlink()
 
 
-def test_the_lock_writes_into_no_file_of_another_name(tmp_path: Path) -> None:
+def test_the_lock_does_not_write_through_links(tmp_path: Path) -> None:
     """The lock's file was emptied, through a link as well."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -353,7 +353,7 @@ def test_the_lock_writes_into_no_file_of_another_name(tmp_path: Path) -> None:
     assert victim.read_bytes() == b"precious"
 
 
-def test_what_a_killed_writer_left_goes_at_the_next_write_and_a_living_ones_stays(
+def test_the_next_write_removes_files_of_killed_writers_and_keeps_those_of_running_ones(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "x"

@@ -1,4 +1,4 @@
-"""Folders that are complete or not there, and what killed writers of them left behind."""
+"""Atomic creation of folders, and the removal of what killed writers left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Killed(BaseException):
 
 
 def kill(monkeypatch: pytest.MonkeyPatch, target: Path, *, at: str, overwrite: bool) -> None:
-    """Write a folder as a process does that dies; its cleaning up is not done."""
+    """Write a folder like a process that is killed, without its cleaning up."""
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         rename = Path.rename
@@ -46,10 +46,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_a_killed_export_left_goes_at_the_next_one(
+def test_the_next_export_removes_what_a_killed_one_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folders called .mygpt-*.tmp stayed for ever; those of a living one stay now too."""
+    """Folders named .mygpt-*.tmp stayed for ever; those of running processes must stay."""
     target = tmp_path / "out"
     kill(monkeypatch, target, at="writing", overwrite=False)
     assert len(names(tmp_path)) == 1
@@ -62,10 +62,10 @@ def test_what_a_killed_export_left_goes_at_the_next_one(
     assert names(target) == ["b"]
 
 
-def test_an_export_that_was_being_replaced_is_put_back(
+def test_an_export_that_was_being_replaced_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the two renamings, the old one was hidden under a temporary name."""
+    """After a crash between the two renames, the old one had only a temporary name."""
     target = tmp_path / "out"
     target.mkdir()
     (target / "a").write_text("old")
@@ -79,7 +79,7 @@ def test_an_export_that_was_being_replaced_is_put_back(
     assert (target / "a").read_text() == "old"
 
 
-def test_a_link_in_the_place_of_a_temporary_folder_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_named_like_a_temporary_folder_is_not_followed(tmp_path: Path) -> None:
     target, victim = tmp_path / "out", tmp_path / "victim"
     victim.mkdir()
     (victim / "a").write_text("precious")

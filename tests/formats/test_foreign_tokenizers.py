@@ -1,4 +1,4 @@
-"""Tokenizers of others, and ours as others read them: transformers' AutoTokenizer is the judge."""
+"""Imported and exported tokenizers, compared with transformers' AutoTokenizer."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def qwen(folder):
 
 
 def llama2(folder):
-    """Its merges can make "</s>", as the text it learned from has it."""
+    """Its merges can form "</s>", which its training text contains."""
     library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     library.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -191,7 +191,7 @@ MAKERS = {make.__name__: make for make in (gpt2, gpt2_of_two_files, llama3, qwen
 
 
 class Case:
-    """A folder, transformers' tokenizer of it, and ours."""
+    """A folder, transformers' tokenizer for it, and mygpt's."""
 
     def __init__(self, folder, padding):
         self.folder = folder
@@ -255,8 +255,8 @@ def test_ids_and_texts_are_those_of_transformers(case, many):
 
 @settings(max_examples=80)
 @given(st.lists(st.lists(st.integers(0, 400), max_size=24), min_size=5, max_size=5))
-def test_any_ids_decode_as_transformers_has_them_and_as_they_come(case, rows):
-    """Ids that no text has: bytes that are no UTF-8, control tokens in their midst, padding."""
+def test_any_ids_decode_as_in_transformers_at_once_and_one_by_one(case, rows):
+    """Ids that no text has: bytes that are not UTF-8, with control tokens and padding between."""
     for row in rows:
         ids = [i % case.ours.vocab_size for i in row]
         decoded = case.judged_text([i for i in ids if i < len(case.judge)])
@@ -267,21 +267,21 @@ def test_any_ids_decode_as_transformers_has_them_and_as_they_come(case, rows):
 @settings(max_examples=100)
 @given(st.lists(st.integers(0, 270), max_size=12))
 @example([3 + 0xF0, 3 + 0x9F, 3 + 0x99, 3 + 0x82, 3 + 0xFF, 400])
-def test_single_bytes_decode_as_the_library_has_them(llama, ids):
+def test_single_bytes_decode_as_in_the_library(llama, ids):
     """One byte too many, and the library makes every byte of the run a U+FFFD: all of it waits."""
     decoded = llama.judged_text(ids)
     assert llama.ours.decode(ids) == decoded
     assert "".join(streamed(llama.ours.decoder(), ids)) == decoded
 
 
-def test_gpt2s_own_is_a_bpe_tokenizer_and_the_rest_is_not(case):
+def test_only_gpt2s_tokenizer_becomes_a_bpe_tokenizer(case):
     gpt2s = "gpt2" in case.folder.name
     assert type(case.ours) is (BPETokenizer if gpt2s else ForeignTokenizer)
     assert case.ours.vocab_size == len(case.judge) + (0 if gpt2s else 5)
     assert any("padding" in note for note in case.notes) != gpt2s
 
 
-def test_what_others_put_before_a_text_stands_before_it_here(case):
+def test_tokens_added_before_a_text_are_added_to_prompts_and_documents(case):
     """Llama 3's begin-of-text: before prompts and documents, never from encoding itself."""
     text = "a lazy dog"
     begun = [*case.ours.beginning, *case.ours.encode_array(text).tolist()]
@@ -296,7 +296,7 @@ def test_what_others_put_before_a_text_stands_before_it_here(case):
     assert follows == case.ours.encode_array(text).tolist()
 
 
-def test_padding_makes_gpt2s_foreign_with_the_same_ids(tmp_path):
+def test_gpt2s_tokenizer_for_a_padded_model_is_foreign_with_the_same_ids(tmp_path):
     gpt2(tmp_path)
     exact, _ = read_tokenizer(tmp_path, 417)
     padded, notes = read_tokenizer(tmp_path, 512)
@@ -314,7 +314,7 @@ def test_padding_makes_gpt2s_foreign_with_the_same_ids(tmp_path):
 
 
 def test_text_never_becomes_a_control_token(llama, tmp_path_factory):
-    """Llama 2's merges, and Unigram's pieces, would make id 2 or 1 of the text "</s>"."""
+    """Llama 2's merges, and Unigram's pieces, would encode the text "</s>" as id 2 or 1."""
     unigram = made(tmp_path_factory, "t5")
     for found in (llama, unigram):
         end = found.ours.end_of_text
@@ -356,7 +356,7 @@ def test_a_control_token_that_is_a_character_refuses_its_text(tmp_path):
 
 
 def test_an_unknown_character_that_would_end_the_text_is_refused(tmp_path):
-    """Where the token of the unknown is the end of text, characters would become the end."""
+    """If the unknown token is the end of text, an unknown character would end the text."""
     bert(tmp_path)
     config = {"eos_token": "[UNK]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -367,7 +367,7 @@ def test_an_unknown_character_that_would_end_the_text_is_refused(tmp_path):
         tokenizer.encode("the \u4e00")
 
 
-def test_text_shows_as_soon_as_it_is_certain(llama):
+def test_decoded_text_is_returned_as_soon_as_it_cannot_change(llama):
     ids = llama.ours.encode_array("the quick 𝔸 fox").tolist()
     pieces = streamed(llama.ours.decoder(), ids)
     assert "".join(pieces) == "the quick 𝔸 fox"
@@ -377,7 +377,7 @@ def test_text_shows_as_soon_as_it_is_certain(llama):
 
 
 def test_a_continuation_keeps_the_space_before_its_first_word(llama):
-    """A whole text loses it, for it was put there."""
+    """A whole text loses it, since the tokenizer added it."""
     ids = llama.ours.encode_array("the quick").tolist()
     assert llama.ours.decode(ids) == "the quick"
     assert "".join(streamed(llama.ours.decoder(), ids)) == "the quick"
@@ -399,7 +399,7 @@ def _continued(tokenizer):
     return {"continued": True} if tokenizer.kind == "foreign" else {}
 
 
-def test_pieces_give_the_ids_of_the_whole(case):
+def test_encoding_in_pieces_gives_the_ids_of_the_whole_text(case):
     whole = case.ours.encode_array(TEXT).tolist()
     pieces = [TEXT[start : start + 37] for start in range(0, len(TEXT), 37)]
     assert [i for row in case.ours.encode_pieces(pieces) for i in row.tolist()] == whole
@@ -410,7 +410,7 @@ def test_pieces_give_the_ids_of_the_whole(case):
 
 
 def test_a_long_text_is_encoded_while_other_threads_run(case, monkeypatch):
-    """The library held Python for as long as it took: a second for a million characters."""
+    """The library held the interpreter lock: one second for a million characters."""
     text, turns, over = TEXT * (200_000 // len(TEXT)), [], threading.Event()
 
     def count() -> None:
@@ -427,7 +427,7 @@ def test_a_long_text_is_encoded_while_other_threads_run(case, monkeypatch):
     assert case.ours.encode_array(text).tolist() == ids
 
 
-def test_state_is_all_of_it(case):
+def test_the_state_restores_the_tokenizer(case):
     state = json.loads(json.dumps(case.ours.to_state()))
     again = type(case.ours).from_state(state)
     assert again.to_state() == case.ours.to_state()
@@ -435,7 +435,7 @@ def test_state_is_all_of_it(case):
     assert again.encode_array(TEXT).tolist() == case.ours.encode_array(TEXT).tolist()
 
 
-def test_a_decoder_that_looks_back_waits_for_the_end(tmp_path):
+def test_a_decoder_that_changes_earlier_text_waits_for_the_end(tmp_path):
     """BPE with an end-of-word mark drops it from the last token alone."""
     library = tokenizers.Tokenizer(models.BPE({"a</w>": 0, "b": 1}, [], end_of_word_suffix="</w>"))
     library.decoder = decoders.BPEDecoder()
@@ -446,7 +446,7 @@ def test_a_decoder_that_looks_back_waits_for_the_end(tmp_path):
 
 
 def test_spaces_before_a_text_are_dropped_over_several_tokens(llama, tmp_path):
-    """The first two of a text, which may be tokens of their own that show nothing by themselves."""
+    """The first two spaces of a text may be tokens of their own, which decode to nothing alone."""
     (tmp_path / "tokenizer.json").write_text((llama.folder / "tokenizer.json").read_text())
     change(tmp_path, lambda d: d["decoder"]["decoders"][-1].update(start=2))
     tokenizer, _ = read_tokenizer(tmp_path, 600)
@@ -456,8 +456,8 @@ def test_spaces_before_a_text_are_dropped_over_several_tokens(llama, tmp_path):
     assert tokenizer.decode(ids) == " a"
 
 
-def test_the_unknown_token_stands_for_no_bytes(tmp_path_factory):
-    """Nobody can tell how many characters it was; counted, they would make a model look better."""
+def test_the_unknown_token_has_a_length_of_zero_bytes(tmp_path_factory):
+    """Its number of characters is unknown; counting some would improve bits per byte wrongly."""
     unigram = made(tmp_path_factory, "t5").ours
     ids = unigram.encode_array("\u4e00").tolist()
     assert unigram.token_text(ids[-1]) == "<unk>"
@@ -497,7 +497,7 @@ def test_the_unknown_token_stands_for_no_bytes(tmp_path_factory):
     ],
 )
 def test_what_ends_a_text(tmp_path, files, end, note):
-    """The first file that names a usable one; an ordinary id of a model's config is none."""
+    """The first file with a usable one decides; an ordinary id in a model's config is ignored."""
     byte_level([END_OF_TEXT, "<|im_end|>"]).save(str(tmp_path / "tokenizer.json"))
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -546,7 +546,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("do", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_files_that_are_not_whole_are_refused_in_one_line(llama, tmp_path, do, message):
+def test_incomplete_files_are_refused_in_one_line(llama, tmp_path, do, message):
     (tmp_path / "tokenizer.json").write_text((llama.folder / "tokenizer.json").read_text())
     change(tmp_path, do)
     with pytest.raises(InputError, match=message) as caught:
@@ -570,7 +570,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(case):
         read_tokenizer(case.folder, 100)
 
 
-def test_merges_that_are_none_are_refused(tmp_path):
+def test_lines_that_are_not_merges_are_refused(tmp_path):
     gpt2_of_two_files(tmp_path)
     with (tmp_path / "merges.txt").open("a") as file:
         file.write("a b c\n")
@@ -603,7 +603,7 @@ def exported(request, tmp_path_factory):
 @given(st.lists(char_texts.map("".join), min_size=10, max_size=10))
 @example([text for text in NASTY if set(text) <= set(CHARS)])
 @example([*CHARS, "".join(CHARS), " " * 99, "\n" * 99, "\r\n" * 9, "x\u0301\u0301"])
-def test_transformers_encodes_and_decodes_as_we_do(exported, many):
+def test_transformers_encodes_and_decodes_exported_tokenizers_alike(exported, many):
     """1,000 texts a kind, by the library and by transformers, decoded as they come too."""
     folder, ours, judge = exported
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -618,7 +618,7 @@ def test_transformers_encodes_and_decodes_as_we_do(exported, many):
 
 @settings(max_examples=100)
 @given(texts)
-def test_text_of_any_characters_is_the_same_or_an_error_there_and_here(exported, text):
+def test_any_text_gives_the_same_ids_or_an_error_in_both(exported, text):
     """A character unknown to a character tokenizer becomes no other one, and is not dropped."""
     _, ours, judge = exported
     try:
@@ -633,14 +633,14 @@ def test_text_of_any_characters_is_the_same_or_an_error_there_and_here(exported,
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 400), max_size=16))
-def test_any_ids_decode_there_as_here(exported, ids):
+def test_any_ids_decode_alike_in_both(exported, ids):
     _, ours, judge = exported
     ids = [i % ours.vocab_size for i in ids]
     assert judge.decode(ids) == ours.decode(ids)
 
 
 def test_only_end_of_text_is_special(exported):
-    """A tokenizer without an end must not get one: a real character would end the writing."""
+    """A tokenizer without an end token must not get one: a real character would end the text."""
     _, ours, judge = exported
     end = ours.end_of_text
     assert len(judge) == ours.vocab_size
@@ -656,7 +656,7 @@ def test_only_end_of_text_is_special(exported):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen3", None])
 @pytest.mark.parametrize("name", OURS)
-def test_it_loads_beside_a_model_of_each_family(tmp_path, name, model_type):
+def test_it_loads_in_a_folder_with_a_model_of_each_family(tmp_path, name, model_type):
     """transformers has tokenizer classes of its own for some families, with their own rules."""
     ours = OURS[name]
     write_tokenizer(ours, tmp_path, 64)
@@ -669,7 +669,7 @@ def test_it_loads_beside_a_model_of_each_family(tmp_path, name, model_type):
 
 
 def test_a_round_trip_gives_the_same_tokenizer(exported, tmp_path):
-    """From our files, and from those that transformers writes after it has read ours."""
+    """From mygpt's files, and from those that transformers writes after reading them."""
     folder, ours, judge = exported
     judge.save_pretrained(str(tmp_path))
     for place in (folder, tmp_path):
@@ -693,7 +693,7 @@ def test_a_foreign_tokenizer_round_trips(case, tmp_path):
     assert found == [case.ours.encode_array(text).tolist() for text in many]
 
 
-def test_a_padded_model_of_ours_is_read_as_foreign(tmp_path):
+def test_the_tokenizer_of_a_padded_character_model_is_foreign(tmp_path):
     """More rows than characters: a character tokenizer has no such ids."""
     ours = OURS["characters with an end"]
     write_tokenizer(ours, tmp_path, 64)
@@ -715,7 +715,7 @@ def test_a_padded_model_of_ours_is_read_as_foreign(tmp_path):
         lambda d: d.update(decoder=None),
     ],
 )
-def test_what_is_nearly_ours_is_not_taken_for_ours(tmp_path, do):
+def test_a_slightly_changed_export_is_not_read_as_mygpts_tokenizer(tmp_path, do):
     write_tokenizer(OURS["characters"], tmp_path, 64)
     change(tmp_path, do)
     assert read_tokenizer(tmp_path, 200)[0].kind == "foreign"
@@ -723,7 +723,7 @@ def test_what_is_nearly_ours_is_not_taken_for_ours(tmp_path, do):
     assert read_tokenizer(tmp_path, size)[0].kind == "foreign"
 
 
-def test_export_to_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
+def test_export_to_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError):
         write_tokenizer(ByteTokenizer(), tmp_path / "file" / "inside", 64)

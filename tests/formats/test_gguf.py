@@ -1,6 +1,6 @@
-"""GGUF export: what llama.cpp reads out of the file is the model, to the bit where it can be.
+"""GGUF export: the file gives llama.cpp the same model, bitwise where the number type allows it.
 
-`gguf_twin.py` reads and runs the file; the `gguf` package and llama.cpp judge where they are
+`gguf_reference.py` reads and runs the file; the `gguf` package and llama.cpp judge where they are
 installed.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from gguf_twin import F16, F32, Q8_0, SYMBOL, read_gguf, run, turned
+from gguf_reference import F16, F32, Q8_0, SYMBOL, read_gguf, run, turned
 from mygpt import GPTConfig
 from mygpt.checkpoint import Checkpoint, model_arrays
 from mygpt.errors import InputError
@@ -51,7 +51,7 @@ def checkpoint(config: GPTConfig, path: str = "runs/verse/best.safetensors") -> 
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_model_in_the_file_gives_our_logits(name: str, tmp_path: Path) -> None:
+def test_the_model_in_the_file_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     """Names, order of rows, tied heads, epsilons and rotary bases, all at once."""
     config = BLOCKS[name]
     path = tmp_path / "m.gguf"
@@ -67,8 +67,8 @@ def test_the_model_in_the_file_gives_our_logits(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["f32", "f16"])
 @pytest.mark.parametrize("config", [MODERN, LLAMA, GPT2], ids=["qwen3", "llama", "gpt2"])
-def test_every_number_is_there_once(config: GPTConfig, kind: str, tmp_path: Path) -> None:
-    """To the bit in f32, rounded to float16 in f16; vectors and positions stay float32."""
+def test_every_parameter_is_stored_once(config: GPTConfig, kind: str, tmp_path: Path) -> None:
+    """Bitwise in f32, rounded to float16 in f16; vectors and positions stay float32."""
     held = checkpoint(config)
     path = tmp_path / "m.gguf"
     assert [n for n in write_gguf(held, path, kind=kind) if "gpt2" not in n] == []
@@ -89,8 +89,8 @@ def test_every_number_is_there_once(config: GPTConfig, kind: str, tmp_path: Path
         np.testing.assert_array_equal(np.sort(found), np.sort(wanted))
 
 
-def test_rows_of_neighbours_give_the_scores_of_halves() -> None:
-    """llama.cpp's "llama" turns (2i, 2i + 1); our rows were trained for (i, i + D/2)."""
+def test_reordered_rows_give_the_same_attention_scores() -> None:
+    """llama.cpp's "llama" rotates (2i, 2i + 1); mygpt's rows were trained for (i, i + D/2)."""
     r = np.random.default_rng(0)
     time, width, heads, d = 5, 6, 2, 8
     x = r.normal(size=(time, width))
@@ -107,7 +107,7 @@ def test_rows_of_neighbours_give_the_scores_of_halves() -> None:
 
 
 def slow_q8_0(numbers: np.ndarray) -> bytes:
-    """Block by block, number by number."""
+    """A reference implementation: block by block, value by value."""
     written = b""
     for start in range(0, numbers.size, 32):
         block = numbers.reshape(-1)[start : start + 32]
@@ -121,8 +121,8 @@ def slow_q8_0(numbers: np.ndarray) -> bytes:
     return written
 
 
-def test_q8_0_is_its_slow_twin_and_ggml_s() -> None:
-    """Halves go away from zero; zeros, and numbers next to zero, must not divide by it."""
+def test_q8_0_equals_its_reference_implementation_and_ggmls() -> None:
+    """Halves are rounded away from zero; blocks of zeros or tiny values do not divide by zero."""
     r = np.random.default_rng(1)
     rows = r.normal(size=(40, 96)).astype(np.float32) * 10.0 ** r.integers(-9, 5, size=(40, 1))
     rows = rows.astype(np.float32)
@@ -149,7 +149,7 @@ def test_q8_0_of_a_model(tmp_path: Path) -> None:
     assert tensors["blk.1.ffn_norm.weight"].kind == F32
 
 
-def test_rows_that_q8_0_cannot_cut_stay_f16_and_are_told(tmp_path: Path) -> None:
+def test_rows_that_q8_0_cannot_divide_are_written_as_f16_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     notes = write_gguf(checkpoint(replace(WIDE, mlp_dim=40)), path, kind="q8_0")
     assert notes == [
@@ -159,7 +159,7 @@ def test_rows_that_q8_0_cannot_cut_stay_f16_and_are_told(tmp_path: Path) -> None
     assert read_gguf(path)[1]["blk.0.ffn_down.weight"].kind == F16
 
 
-def test_numbers_beyond_float16_stay_float32_and_are_told(tmp_path: Path) -> None:
+def test_values_beyond_float16_are_written_as_float32_with_a_note(tmp_path: Path) -> None:
     """They would become infinite."""
     held = checkpoint(WIDE)
     held.arrays["blocks.0.mlp.output.weight"][0, 0] = 70000.0
@@ -170,7 +170,7 @@ def test_numbers_beyond_float16_stay_float32_and_are_told(tmp_path: Path) -> Non
     assert read_gguf(tmp_path / "m.gguf")[1]["blk.0.ffn_down.weight"].numbers()[0, 0] == 70000.0
 
 
-def test_what_the_file_says_of_the_model(tmp_path: Path) -> None:
+def test_the_files_metadata(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_gguf(checkpoint(LLAMA), path)
     values = {k: v for k, v in read_gguf(path)[0].items() if not k.startswith("tokenizer")}
@@ -186,8 +186,8 @@ def test_what_the_file_says_of_the_model(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_run_of_another_model_s_name_is_renamed(tmp_path: Path) -> None:
-    """llama.cpp looks for "phi3" in the name, then for tokens of that family, and stops."""
+def test_a_name_that_llama_cpp_interprets_is_replaced(tmp_path: Path) -> None:
+    """llama.cpp searches the name for "phi3", then requires tokens of that family."""
     for path, name in (("runs/my-Phi3/best.safetensors", "mygpt"), ("odes.ckpt", "odes")):
         write_gguf(checkpoint(MODERN, path), tmp_path / "m.gguf", overwrite=True)
         assert read_gguf(tmp_path / "m.gguf")[0]["general.name"] == name
@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("said", REFUSED)
-def test_what_llama_cpp_does_not_know_is_refused(said: str, tmp_path: Path) -> None:
+def test_models_that_llama_cpp_does_not_support_are_refused(said: str, tmp_path: Path) -> None:
     """One line, and nothing is written."""
     case, remedy = REFUSED[said]
     held = replace(checkpoint(MODERN), config=case["config"])
@@ -228,7 +228,7 @@ def test_what_llama_cpp_does_not_know_is_refused(said: str, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_there_is_kept_unless_told(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"dear")
     with pytest.raises(InputError, match="--overwrite"):
@@ -263,8 +263,8 @@ def test_the_gguf_package_reads_the_file(tmp_path: Path) -> None:
         del reader, tensor
 
 
-def test_llama_cpp_computes_our_logits(tmp_path: Path) -> None:
-    """GELU goes through a table of float16 there."""
+def test_llama_cpp_computes_the_same_logits(tmp_path: Path) -> None:
+    """llama.cpp reads GELU from a table of float16 values."""
     llama_cpp = pytest.importorskip("llama_cpp")
     ids = [1, 2, 3, 4, 5, 6, 7, 0, 2, 4, 6]
     cases = {"llama": (WIDE, 1e-4), "qwen3": (replace(WIDE, qk_norm=True), 1e-4)}
@@ -283,7 +283,7 @@ def test_llama_cpp_computes_our_logits(tmp_path: Path) -> None:
         model.close()
 
 
-def test_the_twin_s_alphabet_is_the_library_s() -> None:
+def test_the_reference_readers_alphabet_is_the_librarys() -> None:
     """Else the tests of tokenizers would say nothing."""
     from tokenizers import pre_tokenizers
 

@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF: llama.cpp's byte-level BPE gives our ids, whatever the tokenizer."""
+"""Tokenizers in GGUF: llama.cpp's byte-level BPE gives mygpt's ids for each kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
-from gguf_twin import BYTE, merged_ids, read_gguf, sentencepiece_ids
+from gguf_reference import BYTE, merged_ids, read_gguf, sentencepiece_ids
 from mygpt.errors import InputError
 from mygpt.formats.gguf_file import write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values
@@ -37,7 +37,7 @@ def values_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 @given(text=st.text(st.sampled_from(CHARS)), cuts=st.sets(st.integers(0, 20)))
 def test_characters_are_built_from_their_bytes(text: str, cuts: set[int]) -> None:
-    """Wherever llama.cpp ends a word: it cuts between characters, never in one."""
+    """Wherever llama.cpp splits words: it splits between characters, never inside one."""
     values = values_of(CHARACTERS)
     places = [0, *sorted(c for c in cuts if c < len(text)), len(text)]
     words = [text[i:j] for i, j in pairwise(places)]
@@ -45,24 +45,24 @@ def test_characters_are_built_from_their_bytes(text: str, cuts: set[int]) -> Non
     assert found == CHARACTERS.encode_array(text).tolist()
 
 
-def test_unknown_characters_are_left_out() -> None:
-    """And take no known one with them: è shares é's first byte, 孔 two of 字's three."""
+def test_unknown_characters_are_dropped() -> None:
+    """No known one is dropped with them: è shares é's first byte, 孔 two of 字's three."""
     values = values_of(CHARACTERS)
     assert merged_ids(values, "aèb孔字x¥") == CHARACTERS.encode_array("ab字x").tolist()
 
 
 @given(text=st.text())
-def test_bytes_are_bytes(text: str) -> None:
+def test_byte_tokens_are_single_bytes(text: str) -> None:
     assert merged_ids(values_of(ByteTokenizer()), text) == list(text.encode())
 
 
 @pytest.mark.parametrize("word", ["the", " the", " cat", "漢字", "😀😀", "ïve", "zebra", "\n\n"])
-def test_words_are_merged_as_ours(word: str) -> None:
+def test_words_are_merged_as_in_mygpt(word: str) -> None:
     assert merged_ids(values_of(BPE), word) == BPE.encode_array(word).tolist()
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_every_id_is_ours_and_only_the_end_ends(kind: str) -> None:
+def test_every_id_is_the_same_and_only_the_end_token_ends_a_text(kind: str) -> None:
     """No real character may be a control token, the beginning or the end."""
     tokenizer = TOKENIZERS[kind]
     values = values_of(tokenizer)
@@ -92,7 +92,7 @@ def test_ids_that_only_the_model_has_are_unused() -> None:
 
 
 def of_another(pre: Any, *, whole: bool = False, end: bool = True, **changes: Any) -> BPETokenizer:
-    """Our tokenizer with another's rule for words, and tokens added as others add them."""
+    """A tokenizer with another family's rule for words and its added tokens."""
     description = copy.deepcopy(BPE.to_state()["tokenizer"])
     description |= {"pre_tokenizer": pre, **changes}
     description["model"]["ignore_merges"] = whole
@@ -145,7 +145,7 @@ LLAMA_3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
         ),
     ],
 )
-def test_rules_of_others_go_by_llama_cpp_s_names(pre: Any, whole: bool, name: str) -> None:
+def test_rules_of_other_tokenizers_get_llama_cpps_names(pre: Any, whole: bool, name: str) -> None:
     values = values_of(of_another(pre, whole=whole, end=not whole))
     assert values["tokenizer.ggml.pre"] == name
     tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
@@ -178,7 +178,7 @@ def test_a_rule_without_a_name_is_refused(pre: Any, whole: bool) -> None:
         tokenizer_values(tokenizer, tokenizer.vocab_size)
 
 
-def test_composing_characters_is_told() -> None:
+def test_nfc_normalization_gives_a_note() -> None:
     tokenizer = of_another(split_at(QWEN2), normalizer={"type": "NFC"})
     _, notes = tokenizer_values(tokenizer, tokenizer.vocab_size)
     assert notes == [
@@ -186,7 +186,7 @@ def test_composing_characters_is_told() -> None:
     ]
 
 
-def test_tokens_that_llama_cpp_would_take_for_one_are_refused() -> None:
+def test_tokens_that_are_equal_for_llama_cpp_are_refused() -> None:
     """It ends the program over two tokens of one text; a NUL ends a token's."""
     description = copy.deepcopy(BPE.to_state()["tokenizer"])
     added = description["added_tokens"]
@@ -202,7 +202,7 @@ def test_tokens_that_llama_cpp_would_take_for_one_are_refused() -> None:
 def of_a_model(
     pre: Any, *, whole: bool = False, rows: int = 0, end: str = "<|im_end|>", first: str = ""
 ) -> ForeignTokenizer:
-    """As of Qwen3 and Llama 3: another end of text, a token before texts, padded rows."""
+    """As in Qwen3 and Llama 3: another end of text, a token before texts, padded rows."""
     description = of_another(pre, whole=whole, end=False).to_state()["tokenizer"]
     size = len(description["model"]["vocab"]) + len(description["added_tokens"])
     plain = {**description["added_tokens"][0], "special": True}
@@ -233,7 +233,7 @@ def of_a_model(
     ids=["Qwen3", "Llama 3", "GPT-2"],
 )
 @pytest.mark.parametrize("rows", [0, 5])
-def test_a_models_own_tokenizer_goes_along(
+def test_an_imported_models_tokenizer_is_exported(
     pre: Any, whole: bool, first: str, name: str, rows: int
 ) -> None:
     tokenizer = of_a_model(pre, whole=whole, rows=rows, first=first)
@@ -374,7 +374,7 @@ def test_merges_over_characters_are_scores(meta: bool, words: list[str]) -> None
     assert sentencepiece_ids(values, text) == tokenizer.encode_array(text).tolist()
 
 
-def test_what_is_said_of_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
+def test_the_metadata_of_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
     tokenizer = ForeignTokenizer(llama_2(), end_of_text=2, vocab_size=320)
     values, notes = tokenizer_values(tokenizer, 320)
     assert notes == []
@@ -399,8 +399,8 @@ def test_what_is_said_of_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
     assert field.contents() == values["tokenizer.ggml.scores"]
 
 
-def test_text_that_spells_a_control_token_is_told() -> None:
-    """llama.cpp joins whatever spells a token's name, where mygpt lets text be text."""
+def test_text_equal_to_a_control_tokens_name_gives_a_note() -> None:
+    """llama.cpp encodes text equal to a token's name as that token; in mygpt it stays text."""
     description = llama_2()
     vocab = description["model"]["vocab"]
     vocab |= {"</": len(vocab), "s>": len(vocab) + 1}

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's: transformers is the judge of the logits, both ways.
+"""Hugging Face folders: logits are compared with transformers' for import and export.
 
 Tokenizers have tests of their own (`formats/tokenizers.py`); but for one test, a stand-in takes
 their place here.
@@ -232,8 +232,8 @@ def test_transformers_has_the_logits_of_an_export(config, tmp_path):
     assert model.config.tie_word_embeddings == config.tied  # older versions go by it alone
 
 
-def test_no_character_ends_their_generation(tmp_path):
-    """Llama's and GPT-2's own end tokens, 2 and 50256, would be characters of ours."""
+def test_no_character_ends_generation_in_transformers(tmp_path):
+    """Llama's and GPT-2's default end tokens, 2 and 50256, could be characters of a vocabulary."""
     hf = pytest.importorskip("transformers")
     for config in (LLAMA, TUTORIAL, MODERN):
         path = tmp_path / config.position / str(config.qk_norm)
@@ -247,7 +247,7 @@ def test_no_character_ends_their_generation(tmp_path):
         assert model.generate(start, max_new_tokens=8).shape == (8, 9)
 
 
-def test_an_end_of_text_ends_their_generation(tmp_path):
+def test_an_end_of_text_token_ends_generation_in_transformers(tmp_path):
     hf = pytest.importorskip("transformers")
     notes = write_hugging_face(checkpoint_of(MODERN, end_of_text=True), tmp_path / "out")
     model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -291,7 +291,7 @@ def test_shards_are_one_model(kind, tmp_path):
 
 
 def in_torch_shards(folder: Path, state: dict, count: int = 3) -> None:
-    """What transformers wrote before there was safetensors: pickles, and an index of them."""
+    """The format of transformers before safetensors: pickles with an index."""
     for file in folder.glob("model*.safetensors*"):
         file.unlink()
     names = list(state)
@@ -332,7 +332,7 @@ def test_safetensors_come_before_pytorch_files(tmp_path):
 
 
 @pytest.mark.parametrize("as_pickle", [False, True])
-def test_float64_is_rounded_to_float32_and_said(as_pickle, tmp_path):
+def test_float64_is_rounded_to_float32_with_a_note(as_pickle, tmp_path):
     model = theirs("llama").double()
     model.save_pretrained(tmp_path)
     if as_pickle:
@@ -362,7 +362,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "llama grouped, tied", "qwen3"])
-def test_what_wraps_a_model_is_no_part_of_its_tensors_names(kind, wrap, tmp_path):
+def test_prefixes_of_wrappers_are_removed_from_tensor_names(kind, wrap, tmp_path):
     model = theirs(kind)
     model.save_pretrained(tmp_path)
     wanted = read_hugging_face(tmp_path).arrays
@@ -397,7 +397,7 @@ def test_messages_name_tensors_as_the_file_does(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama grouped, tied", "qwen3 tied, biased"])
-def test_a_tied_model_without_its_head_has_the_embedding_for_one(kind, tmp_path):
+def test_a_tied_model_without_its_head_uses_the_embedding(kind, tmp_path):
     model = theirs(kind)
     model.save_pretrained(tmp_path / "whole")
     model.base_model.save_pretrained(tmp_path / "base")
@@ -414,7 +414,7 @@ def test_an_untied_model_without_its_head_is_refused(kind, tmp_path):
     refused(tmp_path, "Model, without the head")
 
 
-def test_the_only_variant_of_the_weights_is_read_and_said(tmp_path):
+def test_the_only_variant_of_the_weights_is_read_with_a_note(tmp_path):
     model = theirs("llama").half()
     model.save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "model.fp16.safetensors").is_file()
@@ -445,7 +445,7 @@ def test_the_shards_of_a_variant_are_read(tmp_path):
         ("weights.safetensors", "rename it"),
     ],
 )
-def test_weights_of_other_programs_are_named_with_what_helps(name, remedy, folder):
+def test_weights_of_other_programs_are_named_with_the_remedy(name, remedy, folder):
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(b"x")
     assert remedy in refused(folder, name)
@@ -487,7 +487,7 @@ def test_a_pytorch_file_is_the_same_model(tmp_path):
 
 
 def test_the_tutorials_block_survives_transformers_and_its_training(tmp_path):
-    """The zeros that stand for absent biases go again, unless somebody trained them."""
+    """The zeros written for missing biases are dropped again, unless they were trained."""
     hf = pytest.importorskip("transformers")
     checkpoint = checkpoint_of(TUTORIAL)
     write_hugging_face(checkpoint, tmp_path / "out")
@@ -555,7 +555,7 @@ rotary = st.builds(
 
 @given(config=learned | rotary)
 @settings(max_examples=25)
-def test_any_shape_that_a_family_has_comes_back(config, tmp_path_factory):
+def test_any_configuration_of_a_family_round_trips(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("round") / "out"
     checkpoint = checkpoint_of(config)
     write_hugging_face(checkpoint, folder)
@@ -569,7 +569,7 @@ def test_any_shape_that_a_family_has_comes_back(config, tmp_path_factory):
 # --- what an export writes -------------------------------------------------------------------
 
 
-def test_the_card_tells_the_runs_figures(tmp_path):
+def test_the_model_card_has_the_runs_figures(tmp_path):
     write_hugging_face(checkpoint_of(MODERN), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     for figure in (
@@ -593,15 +593,15 @@ def test_the_card_tells_the_runs_figures(tmp_path):
     [{}, {"corpus": 3, "loss": "low"}, {"command": "a\n# b", "corpus": {"name": "\udce9\x1b[2J"}}],
     ids=["none", "other types", "control characters"],
 )
-def test_the_card_of_odd_provenance_stays_text(provenance, tmp_path):
-    """A checkpoint is untrusted: what it tells can neither break the card nor make headings."""
+def test_a_model_card_with_malicious_provenance_is_plain_text(provenance, tmp_path):
+    """A checkpoint is not trusted: its provenance cannot break the card or add headings."""
     write_hugging_face(replace(checkpoint_of(LLAMA), provenance=provenance), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert card.count("\n#") == 1
     assert "\x1b" not in card
 
 
-def test_a_folder_that_is_there_is_kept(tmp_path):
+def test_an_existing_folder_is_kept(tmp_path):
     out = tmp_path / "out"
     write_hugging_face(checkpoint_of(TUTORIAL), out)
     before = (out / "model.safetensors").read_bytes()
@@ -626,7 +626,7 @@ def test_overwriting_never_removes_what_no_export_wrote(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_export_is_whole_or_not_there(overwrite, tmp_path, tokenizers):
+def test_an_export_is_atomic(overwrite, tmp_path, tokenizers):
     def fail(*_):
         raise StorageError("no space")
 
@@ -639,7 +639,7 @@ def test_an_export_is_whole_or_not_there(overwrite, tmp_path, tokenizers):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_place_that_cannot_be_written_to_is_said(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "file" / "out")
@@ -671,7 +671,7 @@ def test_an_exports_notes(tmp_path):
     ],
     ids=str,
 )
-def test_a_shape_that_no_family_has_is_refused_by_its_switch(config, switch, tmp_path):
+def test_a_configuration_that_no_family_has_is_refused_by_its_setting(config, switch, tmp_path):
     checkpoint = Checkpoint(tmp_path, config, characters(config.vocab_size), {}, {})
     with pytest.raises(InputError, match=switch) as caught:
         write_hugging_face(checkpoint, tmp_path / "out")
@@ -687,8 +687,8 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_saved_checkpoint_goes_out_and_comes_back_with_its_tokenizer(tmp_path, monkeypatch):
-    """Here the tokenizers' own module is at work, and transformers loads what it wrote."""
+def test_a_checkpoint_round_trips_with_its_tokenizer(tmp_path, monkeypatch):
+    """With the real tokenizers module; transformers loads the result."""
     hf = pytest.importorskip("transformers")
     monkeypatch.delitem(sys.modules, "mygpt.formats.tokenizers")
     chars = CharTokenizer(" AIl", end_of_text=True)
@@ -754,7 +754,7 @@ def test_a_saved_checkpoint_goes_out_and_comes_back_with_its_tokenizer(tmp_path,
     ],
     ids=str,
 )
-def test_a_configuration_that_ours_cannot_be_is_refused_by_name(changes, match, folder):
+def test_an_unsupported_configuration_is_refused_by_name(changes, match, folder):
     edit(folder / "config.json", **changes)
     assert str(folder) in refused(folder, match)
 
@@ -773,7 +773,7 @@ def test_a_configuration_that_ours_cannot_be_is_refused_by_name(changes, match, 
     ],
     ids=str,
 )
-def test_a_gpt2_that_ours_cannot_be_is_refused_by_name(changes, match, tmp_path):
+def test_an_unsupported_gpt2_is_refused_by_name(changes, match, tmp_path):
     write_hugging_face(checkpoint_of(GPT2), tmp_path / "gpt2")
     edit(tmp_path / "gpt2" / "config.json", **changes)
     refused(tmp_path / "gpt2", match)
@@ -793,15 +793,15 @@ def test_a_gpt2_that_ours_cannot_be_is_refused_by_name(changes, match, tmp_path)
     ],
     ids=str,
 )
-def test_settings_that_change_nothing_are_taken(changes, tmp_path):
-    """A window that does not slide is none: Qwen3's own files have such."""
+def test_settings_without_effect_are_accepted(changes, tmp_path):
+    """A sliding window that is switched off is accepted: Qwen3's own files have one."""
     write_hugging_face(checkpoint_of(MODERN), tmp_path / "qwen3")
     wanted = read_hugging_face(tmp_path / "qwen3").config
     edit(tmp_path / "qwen3" / "config.json", **changes)
     assert read_hugging_face(tmp_path / "qwen3").config == wanted
 
 
-def test_dropouts_that_differ_are_told(tmp_path):
+def test_different_rates_of_dropout_give_a_note(tmp_path):
     write_hugging_face(checkpoint_of(GPT2), tmp_path / "gpt2")
     edit(tmp_path / "gpt2" / "config.json", resid_pdrop=0.2)
     imported = read_hugging_face(tmp_path / "gpt2")
@@ -864,12 +864,12 @@ def test_a_file_that_does_not_fit_is_refused_by_its_tensor(change, match, folder
     ],
     ids=["empty", "noise", "git lfs", "not a JSON object", "a list", "deep"],
 )
-def test_what_is_no_safetensors_file_is_refused(content, match, folder):
+def test_files_that_are_not_safetensors_are_refused(content, match, folder):
     (folder / "model.safetensors").write_bytes(content)
     refused(folder, match)
 
 
-def test_folders_that_are_not_whole_are_refused(folder, tmp_path):
+def test_incomplete_folders_are_refused(folder, tmp_path):
     refused(tmp_path / "nowhere", "is not a folder")
     refused(folder / "config.json", "is not a folder")
     refused(tmp_path, "config.json is missing")
@@ -923,7 +923,7 @@ def test_a_malicious_pickle_runs_nothing(write, folder, monkeypatch):
     assert not Path("ran").exists()
 
 
-def test_more_than_fits_into_memory_is_said_before_it_is_taken(folder, monkeypatch):
+def test_weights_larger_than_the_free_memory_are_refused_before_allocation(folder, monkeypatch):
     monkeypatch.setattr(parts, "free_memory_bytes", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match="1,000 bytes of memory are free"):
         read_hugging_face(folder)

@@ -1,4 +1,4 @@
-"""What `mygpt import` is given: a path or a name, and what is said of those that are no model."""
+"""The sources of `mygpt import`: paths and names, and the errors for those that are not models."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write(path: Path, content: object = "x") -> Path:
 
 
 @pytest.mark.parametrize("base", ["meta-llama/Llama-2-7b", None, 3, ["x"]])
-def test_an_adapter_is_said_to_be_one_with_how_to_merge_it(base, tmp_path):
+def test_an_adapter_is_recognised_with_the_way_to_merge_it(base, tmp_path):
     write(tmp_path / "adapter_config.json", {"base_model_name_or_path": base})
     weights = write(tmp_path / "adapter_model.safetensors")
     for source in (tmp_path, weights):
@@ -73,17 +73,17 @@ def test_an_adapter_is_said_to_be_one_with_how_to_merge_it(base, tmp_path):
      ("pytorch_model-00001-of-00002.bin", "give its folder"),
      ("pytorch_model.bin", "give its folder"), ("model.safetensors", "give its folder")],
 )  # fmt: skip
-def test_a_file_of_another_program_is_said_to_be_one(name, said, tmp_path):
+def test_a_file_of_another_program_is_recognised(name, said, tmp_path):
     message = refused(write(tmp_path / name))
     assert said in message
     assert name in message
 
 
-def test_a_folder_of_gguf_alone_is_said_to_be_one(tmp_path):
+def test_a_folder_with_only_gguf_files_is_recognised(tmp_path):
     assert "GGUF" in refused(write(tmp_path / "m" / "x-q4.gguf").parent)
 
 
-def test_a_model_of_vectors_is_refused(tmp_path):
+def test_an_embedding_model_is_refused(tmp_path):
     folder = make_folder(tmp_path / "m")
     write(folder / "modules.json", [])
     assert "vectors" in refused(folder)
@@ -92,7 +92,7 @@ def test_a_model_of_vectors_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"]
 )
-def test_quantized_weights_are_refused_by_their_own_file(name, tmp_path):
+def test_quantized_weights_are_refused_by_their_configuration_file(name, tmp_path):
     folder = make_folder(tmp_path / "m")
     write(folder / name, {"bits": 4})
     assert name in refused(folder)
@@ -115,7 +115,7 @@ def test_mlx_s_quantized_weights_are_refused(tmp_path):
     assert "is quantized (quantization): only weights" in refused(folder)
 
 
-def test_an_adapter_below_a_folder_is_said_to_be_one(tmp_path):
+def test_an_adapter_in_a_subfolder_is_recognised(tmp_path):
     for step in (5, 10):
         write(tmp_path / f"checkpoint-{step}" / "adapter_config.json", {})
     message = refused(tmp_path)
@@ -123,7 +123,7 @@ def test_an_adapter_below_a_folder_is_said_to_be_one(tmp_path):
 
 
 def test_files_of_a_cache_are_links_and_are_read(tmp_path):
-    """As huggingface_hub keeps them: a snapshot's files lead to blobs."""
+    """As huggingface_hub stores them: a snapshot's files are links to blobs."""
     folder = make_folder(tmp_path / "m")
     cache = tmp_path / "models--a--b"
     (cache / "blobs").mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_an_empty_folder_misses_its_config(tmp_path):
     assert "config.json" in refused(tmp_path)
 
 
-def test_what_mygpt_wrote_itself_needs_no_import(tmp_path):
+def test_mygpts_own_files_need_no_import(tmp_path):
     folder = imported(tmp_path)
     other = tmp_path / "model.safetensors"
     other.write_bytes((folder / "last.safetensors").read_bytes())
@@ -185,7 +185,7 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
         assert "unpack it" in refused(write(tmp_path / name))
 
 
-def test_what_is_neither_file_nor_folder_is_looked_for_nowhere_else(tmp_path, monkeypatch):
+def test_a_path_that_is_neither_file_nor_folder_is_not_searched_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace())
     os.mkfifo("pipe")
@@ -199,7 +199,7 @@ def test_what_is_neither_file_nor_folder_is_looked_for_nowhere_else(tmp_path, mo
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A stand-in for huggingface_hub, with one folder; what is fetched is recorded."""
+    """A stand-in for huggingface_hub with one folder; downloads are recorded."""
     there, here = tmp_path / "hub", tmp_path / "cache"
     here.mkdir()
 
@@ -219,7 +219,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def as_pickle(folder: Path, shards: int) -> None:
-    """The same weights as pickles alone."""
+    """The same weights, only as pickles."""
     from safetensors.torch import load_file
 
     state = load_file(folder / "model.safetensors")
@@ -233,7 +233,7 @@ def as_pickle(folder: Path, shards: int) -> None:
     write(folder / "pytorch_model.bin.index.json", {"weight_map": places})
 
 
-def test_of_two_kinds_of_weights_on_the_hub_only_safetensors_are_fetched(hub):
+def test_only_safetensors_are_downloaded_if_the_hub_has_them(hub):
     write(hub.there / "pytorch_model.bin", "never fetched")
     write(hub.there / "tf_model.h5", "never fetched")
     write(hub.there / "merges.txt", "#version: 0.2")
@@ -245,14 +245,14 @@ def test_of_two_kinds_of_weights_on_the_hub_only_safetensors_are_fetched(hub):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_pickles_are_fetched_where_the_hub_has_nothing_else(shards, hub):
+def test_pickles_are_downloaded_if_the_hub_has_nothing_else(shards, hub):
     wanted = read_foreign(str(hub.there)).arrays
     as_pickle(hub.there, shards)
     found = read_foreign("their/model").arrays
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_variant_is_fetched_where_the_hub_has_nothing_else(hub):
+def test_a_variant_is_downloaded_if_the_hub_has_nothing_else(hub):
     (hub.there / "model.safetensors").rename(hub.there / "model.fp16.safetensors")
     assert any("fp16" in note for note in read_foreign("their/model").notes)
 
@@ -263,7 +263,7 @@ def test_the_address_of_a_models_page_is_its_name(hub):
     assert "other/model" in refused("https://huggingface.co/other/model")
 
 
-def test_a_name_on_the_hub_without_a_model_is_said(hub):
+def test_a_name_on_the_hub_without_a_model_is_an_error(hub):
     assert "404" in refused("their/other")
     for file in hub.there.iterdir():
         file.unlink()
@@ -299,7 +299,7 @@ WANT_A_MODEL = {
 
 
 @pytest.mark.parametrize("command", WANT_A_MODEL)
-def test_a_folder_of_hugging_face_in_the_place_of_a_run_names_the_import(
+def test_a_hugging_face_folder_given_as_a_run_names_the_import(
     command, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -314,7 +314,7 @@ def test_a_folder_of_hugging_face_in_the_place_of_a_run_names_the_import(
 
 
 @pytest.mark.slow
-def test_files_of_other_programs_in_the_place_of_a_checkpoint_name_the_import(
+def test_files_of_other_programs_given_as_a_checkpoint_name_the_import(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -341,7 +341,7 @@ def imported(tmp_path: Path) -> Path:
     return tmp_path / "imported"
 
 
-def test_an_imported_model_has_no_run_to_resume_and_the_way_on_is_said(tmp_path, capsys):
+def test_resuming_an_imported_model_is_an_error_with_the_remedy(tmp_path, capsys):
     folder = imported(tmp_path)
     for name in (folder, folder / "last.safetensors"):
         message = said(capsys, "train", "--resume", name)
@@ -350,7 +350,7 @@ def test_an_imported_model_has_no_run_to_resume_and_the_way_on_is_said(tmp_path,
     assert f"mygpt import {tmp_path / 'theirs'}" in message
 
 
-def test_train_takes_whatever_tokenize_takes_for_a_tokenizer(tmp_path, monkeypatch):
+def test_train_accepts_the_same_tokenizers_as_tokenize(tmp_path, monkeypatch):
     """A run, a checkpoint, a store, a Hugging Face folder or a JSON file: all the same ids."""
     monkeypatch.chdir(tmp_path)
     folder = imported(tmp_path)

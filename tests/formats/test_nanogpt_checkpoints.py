@@ -1,6 +1,6 @@
 """nanoGPT's checkpoints: its model written again here, and imported to the same logits.
 
-The twin below is written from nanoGPT's layout alone and shares no code with mygpt.
+The reference model below is written from nanoGPT's layout alone and shares no code with mygpt.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class NanoGPT(nn.Module):
         return self.lm_head(parts["ln_f"](x))
 
 
-def twin(bias=True, **changes) -> NanoGPT:
+def nanogpt_model(bias=True, **changes) -> NanoGPT:
     torch.manual_seed(7)
     model = NanoGPT(**SHAPE | changes, bias=bias).eval()
     with torch.no_grad():
@@ -167,7 +167,7 @@ def assert_same_logits(found: Imported, model: NanoGPT) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "model."])
 def test_a_checkpoint_imports_to_the_same_logits(tmp_path, bias, prefix):
-    model = twin(bias)
+    model = nanogpt_model(bias)
     content = checkpoint(model, bias)
     content["model"] = {prefix + name: tensor for name, tensor in content["model"].items()}
     path = saved(tmp_path / "ckpt.pt", content)
@@ -185,8 +185,8 @@ def test_a_checkpoint_imports_to_the_same_logits(tmp_path, bias, prefix):
     }  # fmt: skip
 
 
-def test_float64_is_rounded_and_said_as_it_is_of_other_folders(tmp_path):
-    model = twin().double()
+def test_float64_is_rounded_with_the_same_note_as_for_folders(tmp_path):
+    model = nanogpt_model().double()
     content = checkpoint(model)
     found = read_nanogpt(saved(tmp_path / "ckpt.pt", content))
     assert any("float64" in note and "rounded" in note for note in found.notes)
@@ -198,20 +198,20 @@ def test_float64_is_rounded_and_said_as_it_is_of_other_folders(tmp_path):
     ["out/meta.pkl", "data/shakespeare_char/meta.pkl", "out/data/shakespeare_char/meta.pkl"],
 )
 def test_the_vocabulary_is_found_where_nanogpt_keeps_it(tmp_path, place):
-    path = saved(tmp_path / "out/ckpt.pt", checkpoint(twin()), tmp_path / place)
+    path = saved(tmp_path / "out/ckpt.pt", checkpoint(nanogpt_model()), tmp_path / place)
     assert read_nanogpt(path).tokenizer.decode([3, 9]) == "aé"
 
 
-def test_the_vocabulary_of_the_folder_that_one_works_in(tmp_path, monkeypatch):
+def test_the_vocabulary_below_the_working_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     meta_at = tmp_path / "data/shakespeare_char/meta.pkl"
-    path = saved(tmp_path / "far/away/out/ckpt.pt", checkpoint(twin()), meta_at)
+    path = saved(tmp_path / "far/away/out/ckpt.pt", checkpoint(nanogpt_model()), meta_at)
     assert read_nanogpt(path).tokenizer.vocab_size == len(CHARS)
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/secret", "a/../../secret", "C:\\x", "..\\x"])
-def test_the_name_of_a_dataset_leads_nowhere_else(tmp_path, name):
-    content = checkpoint(twin(), config={"dataset": name})
+def test_a_datasets_name_cannot_lead_to_another_folder(tmp_path, name):
+    content = checkpoint(nanogpt_model(), config={"dataset": name})
     path = saved(tmp_path / "repo/out/ckpt.pt", content, tmp_path / "repo/secret/meta.pkl")
     (tmp_path / "repo/out/data/a").mkdir(parents=True)
     (tmp_path / "repo/data").mkdir()
@@ -220,7 +220,7 @@ def test_the_name_of_a_dataset_leads_nowhere_else(tmp_path, name):
 
 def test_a_checkpoint_of_early_2023_has_gpt2s_gelu(tmp_path):
     """Then model_args had no bias, attention kept its mask, and GELU was the tanh one."""
-    model = twin(tanh=True)
+    model = nanogpt_model(tanh=True)
     content = checkpoint(model)
     del content["model_args"]["bias"], content["config"]
     for n in range(SHAPE["n_layer"]):
@@ -230,17 +230,17 @@ def test_a_checkpoint_of_early_2023_has_gpt2s_gelu(tmp_path):
     assert "tanh" in found.notes[0]
 
 
-def test_a_head_of_its_own_stays_one(tmp_path):
-    model = twin()
+def test_a_separate_head_is_kept(tmp_path):
+    model = nanogpt_model()
     model.lm_head.weight = nn.Parameter(torch.randn(len(CHARS), SHAPE["n_embd"]))
     found = read_nanogpt(saved(tmp_path / "ckpt.pt", checkpoint(model)))
     assert not found.config.tied
     assert_same_logits(found, model)
 
 
-def test_rows_that_pad_the_vocabulary_are_left_out(tmp_path):
+def test_rows_that_pad_the_vocabulary_are_dropped(tmp_path):
     """nanoGPT pads to a multiple of 64: GPT-2's 50,257 ids become 50,304 rows."""
-    model = twin(vocab_size=320)
+    model = nanogpt_model(vocab_size=320)
     path = saved(tmp_path / "ckpt.pt", checkpoint(model))
     found = read_nanogpt(path, tokenizer=ByteTokenizer())
     assert found.config.vocab_size == 257
@@ -249,8 +249,8 @@ def test_rows_that_pad_the_vocabulary_are_left_out(tmp_path):
     assert_same_logits(found, model)
 
 
-def test_a_tokenizer_that_is_given_comes_before_meta(tmp_path):
-    path = saved(tmp_path / "ckpt.pt", checkpoint(twin()))
+def test_a_given_tokenizer_is_used_in_place_of_meta(tmp_path):
+    path = saved(tmp_path / "ckpt.pt", checkpoint(nanogpt_model()))
     found = read_nanogpt(path, tokenizer=CharTokenizer("0123456789"))
     assert found.tokenizer.decode([3]) == "3"
 
@@ -275,7 +275,7 @@ def args(**changes) -> dict:
 
 def state(**changes) -> dict:
     names = {name.replace("__", "."): tensor for name, tensor in changes.items()}
-    values = twin().state_dict() | names
+    values = nanogpt_model().state_dict() | names
     return {"model": {k: v for k, v in values.items() if v is not None}}
 
 
@@ -311,7 +311,7 @@ WRONG = {
 
 @pytest.mark.parametrize("expected", WRONG)
 def test_what_does_not_fit_is_named(tmp_path, expected):
-    path = saved(tmp_path / "ckpt.pt", checkpoint(twin(), **WRONG[expected]))
+    path = saved(tmp_path / "ckpt.pt", checkpoint(nanogpt_model(), **WRONG[expected]))
     message = refused(read_nanogpt, path)
     assert expected in message
     assert "ckpt.pt" in message
@@ -333,8 +333,8 @@ def test_gpt2s_vocabulary_must_be_given(tmp_path, vocab_size):
     assert f"the tokenizer has 257 ids and the model {vocab_size}" in message
 
 
-def test_a_vocabulary_must_be_somewhere(tmp_path):
-    path = saved(tmp_path / "ckpt.pt", checkpoint(twin()))
+def test_a_missing_vocabulary_is_an_error(tmp_path):
+    path = saved(tmp_path / "ckpt.pt", checkpoint(nanogpt_model()))
     (tmp_path / "meta.pkl").unlink()
     message = refused(read_nanogpt, path)
     assert "copy the meta.pkl of its dataset ('shakespeare_char') into its folder" in message
@@ -354,7 +354,7 @@ METAS = {
 
 @pytest.mark.parametrize("expected", METAS)
 def test_a_vocabulary_that_is_not_one_of_characters_is_refused(tmp_path, expected):
-    path = saved(tmp_path / "ckpt.pt", checkpoint(twin()))
+    path = saved(tmp_path / "ckpt.pt", checkpoint(nanogpt_model()))
     for values in METAS[expected]:
         (tmp_path / "meta.pkl").write_bytes(pickle.dumps(values))
         assert expected in refused(read_nanogpt, path)
@@ -377,7 +377,7 @@ class Evil:
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_malicious_vocabulary_runs_nothing(tmp_path, protocol, inside):
     evil = Evil(tmp_path / "ran")
-    path = saved(tmp_path / "ckpt.pt", checkpoint(twin()))
+    path = saved(tmp_path / "ckpt.pt", checkpoint(nanogpt_model()))
     hostile = pickle.dumps(meta(extra=evil) if inside else evil, protocol)
     (tmp_path / "meta.pkl").write_bytes(hostile)
     message = refused(read_nanogpt, path)
@@ -387,8 +387,8 @@ def test_a_malicious_vocabulary_runs_nothing(tmp_path, protocol, inside):
     assert (tmp_path / "ran").exists()  # so the test could have failed
 
 
-def test_the_second_guard_of_a_vocabulary_holds_alone(tmp_path, monkeypatch):
-    """Should a pickle ever slip past the first, no name is looked up all the same."""
+def test_the_second_check_of_a_vocabulary_is_sufficient_alone(tmp_path, monkeypatch):
+    """If a pickle passes the first check, it still cannot load any class or function."""
     monkeypatch.setattr("mygpt.formats.torch_files.check_pickle", lambda *a, **k: None)
     path = tmp_path / "meta.pkl"
     path.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
@@ -398,7 +398,7 @@ def test_the_second_guard_of_a_vocabulary_holds_alone(tmp_path, monkeypatch):
 
 def test_a_malicious_checkpoint_runs_nothing(tmp_path):
     marker = tmp_path / "ran"
-    path = saved(tmp_path / "ckpt.pt", checkpoint(twin(), config={"hook": Evil(marker)}))
+    path = saved(tmp_path / "ckpt.pt", checkpoint(nanogpt_model(), config={"hook": Evil(marker)}))
     for call in (detect, read_nanogpt):
         assert "mkdir" in refused(call, path)
     assert not marker.exists()
@@ -465,7 +465,7 @@ def test_a_damaged_vocabulary_ends_in_one_line(tmp_path):
     assert 0 < read < 400
 
 
-def test_what_is_no_file_of_nanogpt_is_refused(tmp_path):
+def test_other_files_than_nanogpts_are_refused(tmp_path):
     assert "No such file" in refused(read_nanogpt, tmp_path / "ckpt.pt")
     assert "is not a file" in refused(read_nanogpt, tmp_path)
     (tmp_path / "ckpt.pt").write_bytes(b"text")

@@ -51,8 +51,8 @@ def same(found, model: GPT) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("place", ["bare", "model", "state_dict", "model_state_dict"])
-def test_any_shape_with_its_configuration_comes_back(name, place, tmp_path):
-    """Bare weights too, where the tensors say all: learned positions and the number of heads."""
+def test_any_configuration_stored_with_its_weights_round_trips(name, place, tmp_path):
+    """Also weights alone, if the tensors show learned positions and the number of heads."""
     config = CONFIGS[name]
     model = build(config)
     content = model.state_dict()
@@ -78,7 +78,7 @@ def test_any_shape_with_its_configuration_comes_back(name, place, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
-def test_what_wraps_a_model_is_no_part_of_its_tensors_names(prefix, tmp_path):
+def test_prefixes_of_wrappers_are_removed_from_tensor_names(prefix, tmp_path):
     model = GPT(vocab_size=len(CHARS), embed_dim=8, num_heads=2, num_layers=2, max_seq_len=16)
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     path = saved(tmp_path / "a.pt", state)
@@ -107,7 +107,7 @@ def test_the_model_of_experiment_28_is_imported(tmp_path):
     assert any("num_heads=2 is assumed" in note for note in notes)
 
 
-def test_the_shakespeare_model_of_the_experiments_takes_the_tokenizer_beside_it(tmp_path):
+def test_the_shakespeare_model_of_the_experiments_uses_the_tokenizer_in_its_folder(tmp_path):
     model = GPT(vocab_size=65, embed_dim=64, num_heads=4, num_layers=4, max_seq_len=64)
     path = saved(tmp_path / "shakespeare_gpt.pt", model.state_dict())
     CharTokenizer(CHARS[:65]).save(tmp_path / "shakespeare_tokenizer.json")
@@ -127,7 +127,7 @@ VOCABULARIES = {
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_a_vocabulary_in_the_file_is_taken(name, tmp_path):
+def test_a_vocabulary_in_the_file_is_used(name, tmp_path):
     key, value, wanted = VOCABULARIES[name]
     model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=16)
     path = saved(tmp_path / "a.pt", {"model": model.state_dict(), key: value, "num_heads": 2})
@@ -136,7 +136,7 @@ def test_a_vocabulary_in_the_file_is_taken(name, tmp_path):
     assert bool(found.notes) == (name == "words")
 
 
-def test_words_without_letters_of_their_own_are_refused(tmp_path):
+def test_words_with_equal_first_letters_are_refused(tmp_path):
     model = GPT(vocab_size=3, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=16)
     words = {"model": model.state_dict(), "vocab": ["tick", "tock", "boom"], "num_heads": 2}
     assert "--tokenizer" in refused(saved(tmp_path / "a.pt", words))
@@ -163,7 +163,7 @@ def test_a_configuration_of_another_model_is_refused(config, said, tmp_path):
     assert said in refused(saved(tmp_path / "a.pt", content))
 
 
-def test_what_is_missing_or_too_much_is_named(tmp_path):
+def test_missing_and_unexpected_tensors_are_named(tmp_path):
     model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=2, max_seq_len=16)
     tokenizer = CharTokenizer("abcd")
 
@@ -191,7 +191,7 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path):
     read_foreign(str(tmp_path / "b" / "b.pt"))
 
 
-def test_matrices_of_nothing_are_no_model(tmp_path):
+def test_empty_matrices_are_refused(tmp_path):
     model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=16)
     state = {name: tensor[:0] for name, tensor in model.state_dict().items()}
     path = saved(tmp_path / "a.pt", state)

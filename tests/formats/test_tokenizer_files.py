@@ -1,4 +1,4 @@
-"""Tokenizers that a folder keeps in several files: transformers' AutoTokenizer is the judge."""
+"""Tokenizers in several files of a folder, compared with transformers' AutoTokenizer."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ ADDING = {
 
 
 @pytest.mark.parametrize("files", ADDING.values(), ids=ADDING)
-def test_files_beside_a_tokenizer_json_add_to_it_as_in_transformers(files, tmp_path):
+def test_other_files_extend_a_tokenizer_json_as_in_transformers(files, tmp_path):
     made = library()
     made.add_special_tokens([END_OF_TEXT])
     made.save(str(tmp_path / "tokenizer.json"))
@@ -307,27 +307,27 @@ def test_a_pad_token_past_the_rows_is_dropped_with_a_note(inside, tmp_path):
         assert ours.encode_array(text).tolist() == plain.encode_array(text).tolist()
 
 
-def test_a_pad_token_of_two_files_is_left_out_with_a_note(tmp_path):
+def test_a_pad_token_of_two_files_is_dropped_with_a_note(tmp_path):
     pad = {"added_tokens": {"[PAD]": SIZE + 1}, "special_tokens_map": {"pad_token": "[PAD]"}}
     ours, notes = read_tokenizer(two_files(tmp_path, [END_OF_TEXT], **pad), SIZE + 1)
     assert ours.vocab_size == SIZE + 1
     assert any("[PAD]" in note for note in notes)
 
 
-def test_a_pad_token_in_the_vocabulary_itself_is_left_out_too(tmp_path):
+def test_a_pad_token_in_the_vocabulary_itself_is_dropped(tmp_path):
     pad = {"special_tokens_map": {"pad_token": "[PAD]"}}
     ours, notes = read_tokenizer(two_files(tmp_path, [END_OF_TEXT, "[PAD]"], **pad), SIZE + 1)
     assert ours.vocab_size == SIZE + 1
     assert any("[PAD]" in note for note in notes)
 
 
-def test_a_token_past_the_rows_that_text_becomes_is_refused(tmp_path):
+def test_a_token_past_the_rows_that_text_is_encoded_to_is_refused(tmp_path):
     folder = padded(tmp_path, tokenizers.AddedToken("<tool_call>", special=False))
     with pytest.raises(InputError, match=r"'<tool_call>' with id .*resize_token_embeddings"):
         read_tokenizer(folder, SIZE + 1)
 
 
-def test_an_end_of_text_past_the_rows_is_none(tmp_path):
+def test_an_end_of_text_token_past_the_rows_is_not_used(tmp_path):
     files = {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>"}}
     ours, notes = read_tokenizer(two_files(tmp_path, [END_OF_TEXT], **files), SIZE + 1)
     assert ours.end_of_text == SIZE

@@ -1,6 +1,6 @@
 """The tutorial's checkpoints: its model written again here, and imported to the same logits.
 
-The twin below is written from the tutorial's description alone and shares no code with mygpt.
+The reference model below is written from the tutorial's description; no code is shared with mygpt.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class TutorialGPT(nn.Module):
         return x @ (self.token_embedding.embedding if self.tied else self.head).weight.T
 
 
-def twin(**options) -> TutorialGPT:
+def tutorial_model(**options) -> TutorialGPT:
     torch.manual_seed(5)
     model = TutorialGPT(**options).eval()
     with torch.no_grad():
@@ -192,7 +192,7 @@ every_shape = pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
 
 @every_shape
 def test_a_bundle_imports_to_the_same_logits(tmp_path, options):
-    model = twin(**options)
+    model = tutorial_model(**options)
     path = saved(tmp_path / "model.ckpt", bundle(model))
     assert detect(path) == "tutorial"
     found = read_tutorial(path)
@@ -207,7 +207,7 @@ def test_a_bundle_imports_to_the_same_logits(tmp_path, options):
 
 @every_shape
 def test_a_bare_state_dict_imports_with_the_number_of_heads(tmp_path, options):
-    model = twin(**options)
+    model = tutorial_model(**options)
     path = saved(tmp_path / "shakespeare_gpt.pt", model.state_dict())
     CharTokenizer(CHARS).save(tmp_path / "shakespeare_tokenizer.json")
     CharTokenizer("xyz").save(tmp_path / "other_tokenizer.json")
@@ -219,7 +219,7 @@ def test_a_bare_state_dict_imports_with_the_number_of_heads(tmp_path, options):
 
 def test_the_first_bundles_had_neither_kinds_nor_groups(tmp_path):
     """Those of chapter 18: five fields in config, and characters alone."""
-    model = twin()
+    model = tutorial_model()
     content = bundle(model, config=model.config, tokenizer_kind=None, tokenizer_state=None)
     found = read_tutorial(saved(tmp_path / "a.ckpt", content))
     assert_same_logits(found, model)
@@ -246,8 +246,8 @@ def test_the_words_of_chapter_14_are_shown_by_their_first_letters(tmp_path):
     assert "I love AI !" in found.notes[1]
 
 
-def test_a_rotary_table_tells_the_number_of_heads(tmp_path):
-    model = twin(h=6, kv=3, position="rope")
+def test_a_rotary_table_gives_the_number_of_heads(tmp_path):
+    model = tutorial_model(h=6, kv=3, position="rope")
     found = read_tutorial(
         saved(tmp_path / "a.pt", model.state_dict()), tokenizer=CharTokenizer(CHARS)
     )
@@ -256,9 +256,9 @@ def test_a_rotary_table_tells_the_number_of_heads(tmp_path):
     assert_same_logits(found, model)
 
 
-def test_a_table_of_another_layout_is_not_taken_for_the_number_of_heads(tmp_path):
+def test_a_table_of_another_layout_does_not_give_the_number_of_heads(tmp_path):
     """Each angle twice, as others write it, would halve the number of heads."""
-    state = twin(position="rope").state_dict()
+    state = tutorial_model(position="rope").state_dict()
     for n in range(N):
         name = f"blocks.{n}.mha.rope_cos"
         state[name] = torch.cat([state[name], state[name]], dim=-1)
@@ -268,7 +268,7 @@ def test_a_table_of_another_layout_is_not_taken_for_the_number_of_heads(tmp_path
 
 
 def test_a_head_that_is_the_embedding_is_tied_and_a_compiled_model_is_the_same(tmp_path):
-    model = twin()
+    model = tutorial_model()
     state = model.state_dict()
     state["lm_head.weight"] = state["token_embedding.embedding.weight"]
     compiled = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
@@ -280,8 +280,8 @@ def test_a_head_that_is_the_embedding_is_tied_and_a_compiled_model_is_the_same(t
 
 
 @pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "model.", "net.gpt."])
-def test_what_wraps_a_model_is_no_part_of_its_tensors_names(tmp_path, prefix):
-    model = twin()
+def test_prefixes_of_wrappers_are_removed_from_tensor_names(tmp_path, prefix):
+    model = tutorial_model()
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     bundled = saved(tmp_path / "a.ckpt", bundle(model, model_state_dict=state))
     bare = saved(tmp_path / "a.pt", state)
@@ -293,8 +293,8 @@ def test_what_wraps_a_model_is_no_part_of_its_tensors_names(tmp_path, prefix):
         read_tutorial(saved(tmp_path / "b.ckpt", bundle(model, model_state_dict=state)))
 
 
-def test_other_number_types_are_told(tmp_path):
-    model = twin().bfloat16()
+def test_other_number_types_give_a_note(tmp_path):
+    model = tutorial_model().bfloat16()
     found = read_tutorial(saved(tmp_path / "a.ckpt", bundle(model)))
     assert found.notes == ["weights of type bfloat16 are converted to float32"]
     name = "position_embedding.weight"
@@ -302,16 +302,16 @@ def test_other_number_types_are_told(tmp_path):
 
 
 def test_an_old_torch_file_is_read_too(tmp_path):
-    model = twin()
+    model = tutorial_model()
     path = tmp_path / "old.ckpt"
     torch.save(bundle(model), path, _use_new_zipfile_serialization=False)
     assert detect(path) == "tutorial"
     assert_same_logits(read_tutorial(path), model)
 
 
-def test_what_was_read_no_longer_needs_the_file(tmp_path):
+def test_imported_arrays_do_not_depend_on_the_file(tmp_path):
     """Tensors come from a mapped file: a copy must be taken before it may change."""
-    model = twin()
+    model = tutorial_model()
     path = saved(tmp_path / "a.ckpt", bundle(model))
     found = read_tutorial(path)
     with open(path, "r+b") as file:
@@ -319,8 +319,8 @@ def test_what_was_read_no_longer_needs_the_file(tmp_path):
     assert_same_logits(found, model)
 
 
-def test_unknown_fields_are_told(tmp_path):
-    model = twin()
+def test_unknown_fields_give_a_note(tmp_path):
+    model = tutorial_model()
     config = model.config | {"activation": "relu"}
     found = read_tutorial(saved(tmp_path / "a.ckpt", bundle(model, config=config)))
     assert len(found.notes) == 1
@@ -341,11 +341,11 @@ def refused(call, *args, **options) -> str:
 
 
 def without(name: str) -> dict:
-    return {k: v for k, v in twin().state_dict().items() if k != name}
+    return {k: v for k, v in tutorial_model().state_dict().items() if k != name}
 
 
 def with_tensor(name: str, value) -> dict:
-    return twin().state_dict() | {name: value}
+    return tutorial_model().state_dict() | {name: value}
 
 
 STATES = {
@@ -370,25 +370,25 @@ STATES = {
     ),
     "num_layers=2, and it has 3 blocks": with_tensor("blocks.2.ln1.weight", torch.ones(C)),
     "blocks.1 are missing": {
-        k.replace("blocks.1", "blocks.7"): v for k, v in twin().state_dict().items()
+        k.replace("blocks.1", "blocks.7"): v for k, v in tutorial_model().state_dict().items()
     },
     "max_seq_len=10, and its tensors have 9": with_tensor(
         "position_embedding.weight", torch.ones(9, C)
     ),
     "does not hold a state dict": {},
     "twice": with_tensor("_orig_mod.ln_f.weight", torch.ones(C)),
-    "a key of its state dict is of type int": twin().state_dict() | {3: torch.ones(3)},
+    "a key of its state dict is of type int": tutorial_model().state_dict() | {3: torch.ones(3)},
 }
 
 
 @pytest.mark.parametrize("expected", STATES)
 def test_tensors_that_do_not_fit_are_named(tmp_path, expected):
-    path = saved(tmp_path / "a.ckpt", bundle(twin(), model_state_dict=STATES[expected]))
+    path = saved(tmp_path / "a.ckpt", bundle(tutorial_model(), model_state_dict=STATES[expected]))
     assert expected in refused(read_tutorial, path)
 
 
 def shape(**changes) -> dict:
-    return {"config": twin().config | changes}
+    return {"config": tutorial_model().config | changes}
 
 
 FIELDS = {
@@ -413,15 +413,15 @@ FIELDS = {
 
 @pytest.mark.parametrize("expected", FIELDS)
 def test_fields_that_do_not_fit_are_named(tmp_path, expected):
-    content = bundle(twin(), **FIELDS[expected])
+    content = bundle(tutorial_model(), **FIELDS[expected])
     message = refused(read_tutorial, saved(tmp_path / "a.ckpt", content))
     assert expected in message
     assert "a.ckpt" in message
 
 
-def test_heads_that_cannot_be_are_refused(tmp_path):
-    bare = saved(tmp_path / "a.pt", twin(kv=2).state_dict())
-    whole = saved(tmp_path / "a.ckpt", bundle(twin()))
+def test_impossible_numbers_of_heads_are_refused(tmp_path):
+    bare = saved(tmp_path / "a.pt", tutorial_model(kv=2).state_dict())
+    whole = saved(tmp_path / "a.ckpt", bundle(tutorial_model()))
     tokenizer = CharTokenizer(CHARS)
     for number in (5, 0, -4, True, 2.0):
         message = refused(read_tutorial, bare, num_heads=number, tokenizer=tokenizer)
@@ -433,15 +433,15 @@ def test_heads_that_cannot_be_are_refused(tmp_path):
 def test_a_bare_state_dict_needs_a_window(tmp_path):
     state = {
         name: tensor
-        for name, tensor in twin(position="rope").state_dict().items()
+        for name, tensor in tutorial_model(position="rope").state_dict().items()
         if not name.endswith("causal_mask")
     }
     message = refused(read_tutorial, saved(tmp_path / "a.pt", state), num_heads=H)
     assert "does not show its window" in message
 
 
-def test_the_tokenizer_beside_a_bare_state_dict_must_be_plain(tmp_path):
-    path = saved(tmp_path / "model.pt", twin().state_dict())
+def test_the_tokenizer_in_the_folder_of_a_state_dict_must_be_unambiguous(tmp_path):
+    path = saved(tmp_path / "model.pt", tutorial_model().state_dict())
     assert "copy the tutorial's model_tokenizer.json there" in refused(read_tutorial, path)
     (tmp_path / "a_tokenizer.json").write_text('{"chars": ["a"]}')
     assert "the tokenizer has 1 ids and the model 7" in refused(read_tutorial, path)
@@ -476,7 +476,7 @@ def test_the_hostile_pickle_works_where_pickles_are_trusted(tmp_path):
 @pytest.mark.parametrize("way", ["zip", "old", "plain", "inside", "object"])
 def test_a_malicious_file_runs_nothing(tmp_path, way):
     marker, path = tmp_path / "ran", tmp_path / "shakespeare_gpt.pt"
-    content = bundle(twin())
+    content = bundle(tutorial_model())
     if way == "zip":
         torch.save(Evil(marker), path)
     elif way == "old":
@@ -524,10 +524,10 @@ def test_a_compressed_file_is_not_unpacked(tmp_path):
     assert "compressed record, 'a/data.pkl'" in refused(read_torch_file, path)
 
 
-def test_every_cut_is_noticed(tmp_path):
+def test_every_truncation_is_detected(tmp_path):
     whole = {}
     for new in (True, False):
-        torch.save(bundle(twin(n=1)), tmp_path / "x", _use_new_zipfile_serialization=new)
+        torch.save(bundle(tutorial_model(n=1)), tmp_path / "x", _use_new_zipfile_serialization=new)
         whole[new] = (tmp_path / "x").read_bytes()
     for data in whole.values():
         for place in [*range(2, 40), *range(40, len(data) - 1, len(data) // 40), len(data) - 1]:
@@ -536,8 +536,8 @@ def test_every_cut_is_noticed(tmp_path):
 
 
 def test_no_damage_ends_in_a_traceback(tmp_path):
-    """A flipped bit is refused in one line, or lies where it changes nothing that is read."""
-    model = twin(n=1)
+    """A flipped bit gives a short error, unless it is in a part that is not read."""
+    model = tutorial_model(n=1)
     data = saved(tmp_path / "x", bundle(model)).read_bytes()
     draw, refusals = random.Random(3), []
     for _ in range(120):

@@ -1,4 +1,4 @@
-"""The server's answers: OpenAI's completions API, and what the playground asks for."""
+"""The server's responses: OpenAI's completions API, and the playground's routes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def stream(api, prompt, **options) -> list[dict]:
     ],
     ids=str,
 )
-def test_choices_are_what_the_writer_writes(api, options):
+def test_choices_are_the_texts_of_the_writer(api, options):
     """Each option reaches the sampler; choice i is sample i of the seed."""
     expected = WRITER.complete("ab", 30, 3, seed=7, **options)
     sent = options | ({"stop": options["stop"][0]} if len(options.get("stop", "")) == 1 else {})
@@ -131,7 +131,7 @@ def test_a_seeded_sample_is_the_same_alone_and_among_others():
     app.state.scheduler.stop()
 
 
-def test_a_fresh_seed_is_told_and_repeats_the_answer(api):
+def test_a_random_seed_is_returned_and_reproduces_the_response(api):
     first = complete(api, "ab", max_tokens=40)
     again = complete(api, "ab", max_tokens=40, seed=first["seed"])
     assert again["choices"] == first["choices"]
@@ -150,7 +150,7 @@ def test_prompts_come_in_four_forms(api):
     assert same["choices"] == complete(api, "ab", max_tokens=9, n=4, seed=3)["choices"]
 
 
-def test_a_long_prompt_is_read_beside_the_event_loop_alike(api):
+def test_a_long_prompt_is_encoded_in_a_thread_with_the_same_result(api):
     text = "abc\n" * 3000
     found = complete(api, text, max_tokens=8, seed=1)
     assert found["choices"][0]["text"] == WRITER.complete(text, 8, seed=1)[0].text
@@ -165,7 +165,7 @@ def test_a_long_prompt_is_read_beside_the_event_loop_alike(api):
     [{}, {"stop": ["ac", "bb"]}, {"echo": True}, {"logprobs": 2}, {"logprobs": 1, "echo": True}],
     ids=str,
 )
-def test_the_pieces_of_a_stream_are_the_whole_answer(api, options):
+def test_the_pieces_of_a_stream_add_up_to_the_whole_response(api, options):
     """Texts and log-probabilities joined; one finish reason for each choice, in its last piece."""
     options = options | {"max_tokens": 40, "n": 3, "seed": 5}
     whole = complete(api, "ab", **options)
@@ -185,8 +185,8 @@ def test_the_pieces_of_a_stream_are_the_whole_answer(api, options):
                 assert joined == expected["logprobs"][name]
 
 
-def test_a_stream_shows_tokens_as_they_are_drawn():
-    """The first piece is there before the second token may be drawn; no usage unless asked for."""
+def test_a_stream_sends_tokens_as_they_are_sampled():
+    """The first piece arrives before the second token is sampled; no usage unless requested."""
     writer = tiny_writer(kind=GatedWriter)
     body = {"model": "mygpt", "prompt": "ab", "max_tokens": 3, "seed": 1, "stream": True}
     with running(writer) as server:
@@ -212,32 +212,32 @@ def logprobs_of(writer: Writer, ids: list[int]) -> list[float]:
 
 
 def test_logprobs_are_the_models_own(api):
-    """In nats, before any filter; the chosen token is told among the likeliest, as by OpenAI."""
+    """In nats, before any filter; the sampled token is always listed, as by OpenAI."""
     choice = complete(api, "ab", max_tokens=12, seed=4, temperature=0.5, logprobs=2)["choices"][0]
-    told = choice["logprobs"]
-    assert told["tokens"] == list(choice["text"])
-    assert told["text_offset"] == list(range(12))
+    entries = choice["logprobs"]
+    assert entries["tokens"] == list(choice["text"])
+    assert entries["text_offset"] == list(range(12))
     ids = [0, 1, *CHARS.encode_array(choice["text"]).tolist()]
-    assert told["token_logprobs"] == pytest.approx(logprobs_of(WRITER, ids)[1:], abs=1e-4)
+    assert entries["token_logprobs"] == pytest.approx(logprobs_of(WRITER, ids)[1:], abs=1e-4)
     for token, logprob, top in zip(
-        told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
+        entries["tokens"], entries["token_logprobs"], entries["top_logprobs"], strict=True
     ):
         assert top[token] == logprob
         assert len(top) in (2, 3)
         assert list(top.values())[:2] == sorted(top.values(), reverse=True)[:2]
 
 
-def test_tokens_that_a_stop_string_cuts_off_have_entries_too(api):
-    """As many as were drawn; those whose text is gone are where it ends."""
+def test_tokens_removed_by_a_stop_string_have_entries(api):
+    """One entry per sampled token; those whose text was removed are at its end."""
     stop = WRITER.complete("ab", 40, seed=5)[0].text[20:23]
     found = complete(api, "ab", max_tokens=40, seed=5, stop=stop, logprobs=1)
     (choice,) = found["choices"]
     assert choice["finish_reason"] == "stop"
     assert choice["text"], "a case that shows nothing"
-    told, length = choice["logprobs"], len(choice["text"])
-    assert "".join(told["tokens"]) == choice["text"] + stop
-    assert len(told["tokens"]) == found["usage"]["completion_tokens"]
-    assert told["text_offset"] == [min(n, length) for n in range(length + len(stop))]
+    entries, length = choice["logprobs"], len(choice["text"])
+    assert "".join(entries["tokens"]) == choice["text"] + stop
+    assert len(entries["tokens"]) == found["usage"]["completion_tokens"]
+    assert entries["text_offset"] == [min(n, length) for n in range(length + len(stop))]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -245,8 +245,8 @@ def test_tokens_that_a_stop_string_cuts_off_have_entries_too(api):
     "options", [{}, {"echo": True}, {"echo": True, "stop": ["b"]}, {"n": 3, "stop": ["ab", "a"]}]
 )
 @pytest.mark.parametrize("prompt", ["", "a", "ab", [2, 0, 2, 1]], ids=str)
-def test_every_token_read_or_drawn_has_its_entry(streamed, options, prompt):
-    """Control tokens too, whatever ends a choice: harnesses count on it."""
+def test_every_prompt_token_and_every_new_token_has_an_entry(streamed, options, prompt):
+    """Also control tokens, and however a choice ends: evaluation harnesses rely on it."""
     tokenizer = CharTokenizer("ab", end_of_text=True)
     ask = {"max_tokens": 12, "seed": 3, "logprobs": 2, **options}
     with client(tiny_writer(tokenizer)) as api:
@@ -260,16 +260,16 @@ def test_every_token_read_or_drawn_has_its_entry(streamed, options, prompt):
     read = usage["prompt_tokens"] if "echo" in options else 0
     assert read == (max(1, len(prompt)) if "echo" in options else 0)
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-        told = [value for part in parts for value in part["logprobs"][name]]
-        assert len(told) == read + usage["completion_tokens"]
+        entries = [value for part in parts for value in part["logprobs"][name]]
+        assert len(entries) == read + usage["completion_tokens"]
     for expected in whole["choices"]:
         offsets = expected["logprobs"]["text_offset"]
         assert offsets == sorted(offsets)
         assert offsets[-1] <= len(expected["text"])
 
 
-def test_an_end_of_text_that_is_drawn_is_an_entry_at_the_texts_end():
-    """A sum over all but the last entry is the prompt's, as lm-evaluation-harness takes it."""
+def test_a_sampled_end_of_text_is_an_entry_at_the_end_of_the_text():
+    """The sum over all but the last entry is the prompt's, as lm-evaluation-harness computes it."""
     tokenizer = CharTokenizer("ab", end_of_text=True)
     with client(tiny_writer(tokenizer)) as api:
         found = [
@@ -280,16 +280,16 @@ def test_an_end_of_text_that_is_drawn_is_an_entry_at_the_texts_end():
     assert ended, "a case that shows nothing"
     for answer in ended:
         choice = answer["choices"][0]
-        told = choice["logprobs"]
+        entries = choice["logprobs"]
         assert choice["text"] == "ab"
-        assert told["tokens"] == ["a", "b", END_OF_TEXT]
-        assert told["text_offset"] == [0, 1, 2]
-        assert told["top_logprobs"][2][END_OF_TEXT] == told["token_logprobs"][2]
+        assert entries["tokens"] == ["a", "b", END_OF_TEXT]
+        assert entries["text_offset"] == [0, 1, 2]
+        assert entries["top_logprobs"][2][END_OF_TEXT] == entries["token_logprobs"][2]
         assert answer["usage"]["completion_tokens"] == 1
 
 
-def test_tokens_that_look_alike_keep_their_own_log_probabilities():
-    """Rows without a token all have the text "": the drawn one's entry is its own."""
+def test_tokens_with_equal_texts_keep_their_log_probabilities():
+    """Padding rows all have the text "": the sampled one has its own entry."""
     top, ids = [("", -0.1), ("x", -2.0), ("", -3.0)], [7, 1, 8]
     assert Entry.of(TokenLogprob(8, "", -3.0, top, ids), 0).top == {
         "token_id:7": -0.1, "x": -2.0, "": -3.0
@@ -301,7 +301,7 @@ def test_tokens_that_look_alike_keep_their_own_log_probabilities():
     assert other == {"token_id:7": -0.1, "x": -2.0, "token_id:8": -3.0, "": -5.0}
 
 
-def test_a_prompt_is_scored_as_evaluation_harnesses_ask(api):
+def test_a_prompt_is_scored_as_evaluation_harnesses_request(api):
     """echo with logprobs and no new token, or one: the prompt's own, by a full pass."""
     texts = ["abcab\nca", "cc"]
     ids = [CHARS.encode_array(text).tolist() for text in texts]
@@ -311,18 +311,18 @@ def test_a_prompt_is_scored_as_evaluation_harnesses_ask(api):
             for choice, text, row in zip(
                 complete(api, prompt, **options)["choices"], texts, ids, strict=True
             ):
-                told = choice["logprobs"]
+                entries = choice["logprobs"]
                 assert choice["text"][: len(text)] == text
-                assert told["tokens"] == list(choice["text"])
-                assert told["text_offset"] == list(range(len(text) + new))
-                assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+                assert entries["tokens"] == list(choice["text"])
+                assert entries["text_offset"] == list(range(len(text) + new))
+                assert entries["token_logprobs"][0] is entries["top_logprobs"][0] is None
                 expected = logprobs_of(WRITER, row)
-                assert told["token_logprobs"][1 : len(row)] == pytest.approx(expected, abs=1e-5)
+                assert entries["token_logprobs"][1 : len(row)] == pytest.approx(expected, abs=1e-5)
                 assert choice["finish_reason"] == "length"
 
 
-def test_a_prompt_past_the_window_is_scored_under_refill_alone(api):
-    """Each token after what the window shows by then; one more token than the window fits."""
+def test_a_prompt_past_the_window_is_scored_only_with_refill(api):
+    """Each token given the tokens in the window; one more token than the window is allowed."""
     text = "abcc\nbacbcabacbb\ncabcabcaabbccb"
     row = CHARS.encode_array(text).tolist()
     options = {"echo": True, "logprobs": 0, "max_tokens": 0}
@@ -337,7 +337,7 @@ def test_a_prompt_past_the_window_is_scored_under_refill_alone(api):
     assert found["token_logprobs"][1:] == pytest.approx(expected, abs=1e-5)
 
 
-def test_echo_of_bytes_tells_offsets_in_characters():
+def test_offsets_of_echoed_bytes_are_in_characters():
     """A character of several bytes: its tokens all begin where it does."""
     with client(tiny_writer(ByteTokenizer(), max_seq_len=32)) as api:
         choice = complete(api, "aé€b", echo=True, logprobs=1, max_tokens=0)["choices"][0]
@@ -345,8 +345,8 @@ def test_echo_of_bytes_tells_offsets_in_characters():
     assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 2, 3]
 
 
-def test_drawn_bytes_have_offsets_in_characters_too():
-    """Where the text stood when the token came: not how many tokens came before."""
+def test_offsets_of_sampled_bytes_are_in_characters():
+    """The length of the text before the token, not the number of tokens before it."""
     tokenizer = ByteTokenizer()
     writer = tiny_writer(tokenizer, max_seq_len=32)
     sample = writer.complete("aé", 40, seed=1)[0]
@@ -453,27 +453,27 @@ JSON = {"content-type": "application/json"}
     ],
     ids=str,
 )
-def test_values_of_other_servers_mean_what_they_mean_there(api, theirs, ours):
-    """OpenAI's, vLLM's and llama.cpp's own words for what has another one here."""
+def test_values_of_other_servers_have_their_meaning(api, theirs, ours):
+    """Values of OpenAI, vLLM and llama.cpp for settings that have other values in mygpt."""
     options = {"prompt": "ab", "max_tokens": 30, "seed": 3, "n": 2}
     found, expected = (complete(api, **(options | more)) for more in (theirs, ours))
     assert found["choices"] == expected["choices"]
 
 
-def test_a_seed_of_minus_one_is_a_fresh_one(api):
+def test_a_seed_of_minus_one_is_random(api):
     seeds = {complete(api, "ab", seed=-1)["seed"] for _ in range(3)}
     assert len(seeds) == 3
     assert min(seeds) >= 0
 
 
-def test_a_prompt_may_be_left_out(api):
-    """As by OpenAI: the model writes as from the beginning of a text."""
+def test_the_prompt_may_be_omitted(api):
+    """As by OpenAI: a new text is generated from its beginning."""
     answer = api.post("/v1/completions", json={"model": "mygpt", "seed": 3, "echo": True})
     expected = complete(api, "", seed=3, echo=True)
     assert answer.json()["choices"] == expected["choices"]
 
 
-def test_many_prompts_come_at_once(api):
+def test_one_request_may_have_many_prompts(api):
     """A harness sends as many as its batch has."""
     with client(WRITER) as wide:
         found = complete(wide, ["ab", "c"] * 50, max_tokens=3, temperature=0)["choices"]
@@ -481,21 +481,21 @@ def test_many_prompts_come_at_once(api):
     assert len({choice["text"] for choice in found}) <= 2
 
 
-def test_minus_one_token_is_as_many_as_may_be():
-    """As llama.cpp's clients ask for a text without a length."""
+def test_max_tokens_of_minus_one_is_the_maximum():
+    """As clients of llama.cpp request a text of any length."""
     with client(WRITER, max_tokens=23) as small:
         found = complete(small, "ab", max_tokens=-1, seed=1)
         assert found["usage"] == complete(small, "ab", max_tokens=23, seed=1)["usage"]
 
 
-def test_openais_obfuscation_is_taken(api):
+def test_openais_include_obfuscation_is_accepted(api):
     for wanted in (True, False, None):
         options = {"include_obfuscation": wanted, "include_usage": True}
         options["continuous_usage_stats"] = False  # vLLM's
         assert stream(api, "ab", stream_options=options)[-1]["usage"]
 
 
-def test_neutral_values_of_fields_that_are_not_had_are_taken(api):
+def test_values_without_effect_of_unsupported_fields_are_accepted(api):
     neutral = {
         "suffix": None,
         "logit_bias": {},
@@ -523,7 +523,7 @@ def test_neutral_values_of_fields_that_are_not_had_are_taken(api):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_is_no_json_is_told_so(api, content, headers, status, message):
+def test_a_body_that_is_not_json_is_an_error(api, content, headers, status, message):
     answer = api.post("/v1/completions", content=content, headers=headers)
     assert answer.status_code == status
     assert message in answer.json()["error"]["message"]
@@ -541,7 +541,7 @@ def test_what_is_no_json_is_told_so(api, content, headers, status, message):
         ("GET", "/static/%2e%2e%2f%2e%2e%2fserver%2fapp.py", 404, ""),
     ],
 )
-def test_errors_of_routes_are_json_too(api, method, path, status, message):
+def test_errors_of_routes_are_json(api, method, path, status, message):
     answer = api.request(method, path)
     assert answer.status_code == status
     assert message in answer.json()["error"]["message"]
@@ -550,7 +550,7 @@ def test_errors_of_routes_are_json_too(api, method, path, status, message):
 
 
 def test_settings_that_overflow_fail_alone(api):
-    """The request is at fault, and told so; others that decode beside it lose nothing."""
+    """The error is the request's; other rows of the batch are not affected."""
     bad = {"temperature": 2e-30, "repetition_penalty": 1e-30}
     body = {"model": "mygpt", "prompt": "ab", **bad}
     answer = api.post("/v1/completions", json=body)
@@ -616,13 +616,13 @@ def test_openais_client_reads_logprobs(theirs):
     found = theirs.completions.create(
         model="poems", prompt="ab", max_tokens=5, logprobs=2, echo=True, seed=1
     )
-    told = found.choices[0].logprobs
-    assert "".join(told.tokens) == found.choices[0].text
-    assert told.token_logprobs[0] is None
-    assert all(value <= 0 for value in told.token_logprobs[1:])
+    entries = found.choices[0].logprobs
+    assert "".join(entries.tokens) == found.choices[0].text
+    assert entries.token_logprobs[0] is None
+    assert all(value <= 0 for value in entries.token_logprobs[1:])
 
 
-def test_openais_client_raises_our_errors(server, theirs):
+def test_openais_client_raises_the_servers_errors(server, theirs):
     with pytest.raises(openai.BadRequestError, match="from 1 to 128") as caught:
         theirs.completions.create(model="poems", prompt="ab", n=999)
     assert caught.value.param == "n"
@@ -637,7 +637,7 @@ def test_openais_client_raises_our_errors(server, theirs):
         stranger.completions.create(model="poems", prompt="ab")
 
 
-def test_an_error_in_mid_stream_is_raised_by_openais_client():
+def test_an_error_in_the_middle_of_a_stream_is_raised_by_openais_client():
     writer = tiny_writer(kind=GatedWriter)
     with (
         running(writer) as server,
@@ -657,8 +657,8 @@ def test_an_error_in_mid_stream_is_raised_by_openais_client():
 # --- the playground's own ------------------------------------------------------------------
 
 
-def test_next_tells_the_models_logits(api):
-    """Of a text or of ids, past the window too; they are those of a full pass."""
+def test_next_returns_the_models_logits(api):
+    """For a text or ids, also past the window; they are those of a full forward pass."""
     for text in ("ab", "abc\n" * 6, ""):
         ids = WRITER.prompt_ids(text)
         with torch.no_grad():
@@ -683,14 +683,14 @@ def test_next_tells_the_models_logits(api):
         ({"prompt": "a"}, "unknown field"),
     ],
 )
-def test_the_playgrounds_wrong_questions_are_refused(api, body, message):
+def test_wrong_requests_of_the_playground_are_refused(api, body, message):
     for path in ("/api/next", "/api/attention"):
         answer = api.post(path, json=body)
         assert answer.status_code == 400
         assert message in answer.json()["error"]["message"]
 
 
-def test_of_a_large_vocabulary_the_likeliest_are_told():
+def test_the_largest_logits_of_a_large_vocabulary_are_returned():
     logits = np.random.default_rng(0).normal(size=5000).astype(np.float32)
     logits[[7, 4000]] = 9.0
     found = logits_content(logits, str)
@@ -734,8 +734,8 @@ def slow_attention(config: GPTConfig, state: dict, x: np.ndarray, layer: int) ->
 
 
 @pytest.mark.parametrize("kind", ["tutorial", "modern", "gpt2", "llama", "rotary_layer_norm"])
-def test_attention_is_what_the_model_mixes_by(kind):
-    """Rotary, grouped and normalised heads too, against a slow twin of each layer's input."""
+def test_attention_weights_are_those_of_a_reference_implementation(kind):
+    """Also with rotary, grouped and normalised heads, from each layer's input."""
     config = CONFIGS[kind]
     model = build(config)
     ids = torch.arange(8)[None] % config.vocab_size
@@ -752,7 +752,7 @@ def test_attention_is_what_the_model_mixes_by(kind):
         np.testing.assert_allclose(found[layer], expected, atol=1e-4)
 
 
-def test_attention_is_told_of_the_last_positions(api):
+def test_attention_weights_are_returned_for_the_last_positions(api):
     ids = [0, 1, 2, 3] * 5
     found = api.post("/api/attention", json={"ids": ids}).json()
     assert (found["layers"], found["heads"], found["start"]) == (2, 2, 4)
@@ -792,7 +792,7 @@ def test_files_are_served_with_their_types_and_a_strict_policy(tmp_path, monkeyp
         assert api.get("/static/secret.py").status_code == 404
 
 
-def test_the_document_has_the_fields_that_are_taken():
+def test_the_openapi_document_has_the_accepted_fields():
     """Parser and document name the same fields, and the same limits."""
     settings = ServerSettings(max_tokens=77, api_key="k")
     document = openapi(WRITER, settings)
@@ -802,7 +802,7 @@ def test_the_document_has_the_fields_that_are_taken():
     assert document["security"] == [{"key": []}]
 
 
-def test_health_tells_what_runs():
+def test_health_returns_the_numbers_of_running_and_waiting_requests():
     """One row decodes, and another request waits for its slot."""
     writer = tiny_writer(kind=GatedWriter)
     body = {"model": "mygpt", "prompt": "ab", "max_tokens": 2}
@@ -816,8 +816,8 @@ def test_health_tells_what_runs():
         assert [answer.result().status_code for answer in answers] == [200, 200]
 
 
-def test_what_the_model_does_not_know_can_be_left_out(api):
-    """One unknown character ended a request; the answer says what was left out."""
+def test_unknown_characters_can_be_dropped(api):
+    """One unknown character made a request fail; the response lists what was dropped."""
     options = {"max_tokens": 4, "seed": 3, "echo": True}
     dropped = complete(api, ["a🙂b", "§ab"], unknown="drop", **options)
     assert dropped["left_out"] == ["🙂", "§"]

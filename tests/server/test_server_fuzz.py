@@ -1,4 +1,4 @@
-"""Requests made up from the OpenAPI document, right ones and wrong ones: no 500, and no hang.
+"""Random requests generated from the OpenAPI document, valid and invalid: no 500, and no hang.
 
 MYGPT_FUZZ_CASES sets how many (300); each must be answered within ten seconds.
 """
@@ -60,8 +60,8 @@ def some(mode: GenerationMode):
 
 
 @some(GenerationMode.POSITIVE)
-def test_right_requests_are_answered_as_the_document_says(server, case):
-    """Status, content type and schema; a refusal is about fields that do not go together."""
+def test_valid_requests_get_responses_that_match_the_document(server, case):
+    """Status, content type and schema; an error can only be about a combination of fields."""
     url, session = server
     response = case.call(base_url=url, session=session, timeout=10)
     case.validate_response(response, excluded_checks=[positive_data_acceptance])
@@ -72,7 +72,7 @@ def test_right_requests_are_answered_as_the_document_says(server, case):
 
 
 @some(GenerationMode.NEGATIVE)
-def test_wrong_requests_are_refused_as_the_document_says(server, case):
+def test_invalid_requests_get_errors_that_match_the_document(server, case):
     """Each with an error in the API's form."""
     url, session = server
     response = case.call(base_url=url, session=session, timeout=10)

@@ -1,4 +1,4 @@
-"""What the server does not do: wait for ever, take too much, answer strangers, lose requests."""
+"""The server's limits: no blocking, bounded memory, no access for other sites, no lost requests."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def read_all(connection: socket.socket) -> bytes:
 # --- who may ask ---------------------------------------------------------------------------
 
 
-def test_a_key_opens_every_route_but_the_pages():
+def test_all_routes_but_the_pages_need_the_key():
     with client(api_key="pass wörd") as api:
         good = {"authorization": "Bearer pass wörd".encode()}
         routes = [
@@ -109,13 +109,13 @@ def test_a_key_opens_every_route_but_the_pages():
         ("", 400),
     ],
 )
-def test_only_names_of_its_own_are_answered(host, status):
-    """A name that somebody has made to point here (DNS rebinding) is refused."""
+def test_only_the_servers_own_host_names_are_accepted(host, status):
+    """Another site's name that resolves to this machine (DNS rebinding) is refused."""
     with client(hosts=("box.lan",)) as api:
         assert api.get("/health", headers={"host": host}).status_code == status
 
 
-def test_everywhere_means_any_address_and_still_no_foreign_name():
+def test_a_server_on_all_addresses_accepts_any_address_and_no_other_name():
     with client(any_address=True) as api:
         assert api.get("/health", headers={"host": "192.168.1.5:8000"}).status_code == 200
         assert api.get("/health", headers={"host": "evil.example"}).status_code == 403
@@ -154,7 +154,7 @@ def test_pages_of_other_sites_are_refused(origin, status):
 # --- how much ------------------------------------------------------------------------------
 
 
-def test_bodies_over_the_limit_are_refused_whether_they_say_so_or_not():
+def test_bodies_over_the_limit_are_refused_with_and_without_content_length():
     """By Content-Length before a byte is read, and by counting where there is none."""
     with client(max_body_bytes=1000) as api:
         fits = json.dumps(BODY).encode().ljust(1000)
@@ -173,7 +173,7 @@ def test_a_refused_body_does_not_keep_its_connection():
         assert read_all(connection).startswith(b"HTTP/1.1 413")
 
 
-def test_a_full_queue_is_told_with_the_time_to_come_again():
+def test_a_full_queue_is_an_error_with_the_time_to_retry():
     """Two run, two wait, the fifth is refused; then all four are answered."""
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=2, max_waiting=2) as server, ThreadPoolExecutor(4) as clients:
@@ -194,13 +194,13 @@ def test_a_full_queue_is_told_with_the_time_to_come_again():
 
 
 @pytest.mark.parametrize("key", [" abc", "abc ", "a\nb", "a\udcffb"])
-def test_a_key_that_no_request_can_carry_is_refused(key):
+def test_a_key_that_no_header_can_have_is_refused(key):
     with pytest.raises(InputError, match="API key"):
         ServerSettings(api_key=key)
 
 
 @pytest.mark.parametrize("name", ["slots", "max_waiting", "request_limit_s", "api_key", "name"])
-def test_settings_that_cannot_be_are_refused(name):
+def test_impossible_settings_are_refused(name):
     with pytest.raises(InputError, match=name.replace("api_key", "API key")):
         ServerSettings(**{name: "" if name in ("api_key", "name") else 0})
 
@@ -220,7 +220,7 @@ def test_settings_that_cannot_be_are_refused(name):
     ],
     ids=["nothing", "a byte", "no end of headers", "half a body", "half a second request"],
 )
-def test_half_sent_requests_are_cut_off(part, caplog):
+def test_incomplete_requests_time_out(part, caplog):
     """uvicorn alone waits for ever; others are answered meanwhile."""
     with running(request_limit_s=0.4) as server:
         began = time.monotonic()
@@ -239,8 +239,8 @@ def test_half_sent_requests_are_cut_off(part, caplog):
     assert not caplog.records, "it is nothing that the log need know"
 
 
-def test_a_request_that_drips_is_cut_off_too():
-    """The time counts from the first byte, not from the last one."""
+def test_a_request_that_arrives_slowly_times_out():
+    """The limit is from the first byte, not from the last one."""
     with running(request_limit_s=0.5) as server, connect(server.port) as connection:
         began = time.monotonic()
         found = b""
@@ -255,7 +255,7 @@ def test_a_request_that_drips_is_cut_off_too():
         assert 0.4 < time.monotonic() - began < 2.0
 
 
-def test_time_counts_anew_for_each_request_of_a_connection():
+def test_the_time_limit_starts_again_for_each_request_of_a_connection():
     """A connection that is used lives on past the limit; the answer's time is not the client's."""
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, request_limit_s=0.4) as server, httpx.Client(base_url=server.url) as http:
@@ -269,8 +269,8 @@ def test_time_counts_anew_for_each_request_of_a_connection():
         assert set(server.server.server_state.connections) == before
 
 
-def test_half_a_second_request_is_cut_off_too():
-    """The time begins with its first byte, and a connection that idles is not told of it."""
+def test_an_incomplete_second_request_times_out():
+    """The limit starts with its first byte; an idle connection is closed without an error."""
     with running(request_limit_s=0.4) as server, connect(server.port) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
@@ -281,14 +281,14 @@ def test_half_a_second_request_is_cut_off_too():
         assert 0.3 < time.monotonic() - began < 2.0
 
 
-def test_idle_connections_end():
+def test_idle_connections_are_closed():
     with running(idle_limit_s=1.0) as server, connect(server.port) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_a_client_that_reads_nothing_is_let_go():
-    """Its answer does not pile up, and its row's slot is free again."""
+def test_a_client_that_reads_nothing_is_disconnected():
+    """Its response does not accumulate in memory, and its slot becomes free."""
     with running(write_limit_s=0.4, max_tokens=10**6) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
@@ -299,7 +299,7 @@ def test_a_client_that_reads_nothing_is_let_go():
         assert not server.server.server_state.connections
 
 
-def test_where_connections_run_out_the_oldest_that_asks_nothing_goes():
+def test_with_too_many_connections_the_oldest_idle_one_is_closed():
     with running(max_connections=5) as server:
         idle = [connect(server.port) for _ in range(5)]
         wait_until(lambda: len(server.server.server_state.connections) == 5)
@@ -311,7 +311,7 @@ def test_where_connections_run_out_the_oldest_that_asks_nothing_goes():
             connection.close()
 
 
-def test_where_all_connections_are_busy_more_are_refused():
+def test_if_all_connections_are_busy_more_are_refused():
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, max_connections=2) as server, ThreadPoolExecutor(2) as clients:
         answers = [clients.submit(server.post, BODY) for _ in range(2)]
@@ -321,7 +321,7 @@ def test_where_all_connections_are_busy_more_are_refused():
         assert {answer.result().status_code for answer in answers} == {200}
 
 
-def test_what_is_no_http_is_told_so_in_json():
+def test_bytes_that_are_not_http_get_an_error_in_json():
     with running() as server, connect(server.port) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         found = read_all(connection)
@@ -333,8 +333,8 @@ def test_what_is_no_http_is_told_so_in_json():
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_frees_its_slot(stream):
-    """Its row ends before the next token; the one beside it goes on."""
+def test_a_client_that_disconnects_frees_its_slot(stream):
+    """Its row ends before the next token; the other row continues."""
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=2) as server, ThreadPoolExecutor(1) as clients:
         other = clients.submit(server.post, BODY)
@@ -354,7 +354,7 @@ def test_a_client_that_goes_frees_its_slot(stream):
         assert other.result().json()["usage"]["completion_tokens"] == 6
 
 
-def test_a_client_that_goes_while_it_waits_leaves_the_queue():
+def test_a_client_that_disconnects_while_it_waits_leaves_the_queue():
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=1) as server, ThreadPoolExecutor(1) as clients:
         first = clients.submit(server.post, BODY)
@@ -368,9 +368,9 @@ def test_a_client_that_goes_while_it_waits_leaves_the_queue():
         assert len(writer.gate.ended) == 1, "the one that went never took the slot"
 
 
-def test_after_many_clients_that_go_the_batch_is_empty():
-    """At random tokens, streaming or not, in the queue or at work."""
-    chance = random.Random(0)
+def test_after_many_disconnects_the_batch_is_empty():
+    """At random tokens, streaming or not, waiting or running."""
+    rng = random.Random(0)
     with running(slots=4, max_tokens=10**6) as server:
 
         def go(number: int) -> None:
@@ -378,8 +378,8 @@ def test_after_many_clients_that_go_the_batch_is_empty():
                 body = BODY | {"max_tokens": 10**6, "n": 1 + number % 3}
                 connection.sendall(request_bytes(body | {"stream": number % 4 > 0}))
                 if number % 4:
-                    for _ in range(chance.randrange(4)):
-                        connection.recv(chance.randrange(1, 5000))
+                    for _ in range(rng.randrange(4)):
+                        connection.recv(rng.randrange(1, 5000))
 
         with ThreadPoolExecutor(8) as clients:
             list(clients.map(go, range(100)))
@@ -392,7 +392,7 @@ def test_after_many_clients_that_go_the_batch_is_empty():
 
 
 class Nothing:
-    """A work of which nothing but its turn matters."""
+    """A row of which only the position in the queue matters."""
 
 
 def tickets(kinds: str, works: int = 1) -> list[Ticket]:
@@ -404,8 +404,8 @@ def tickets(kinds: str, works: int = 1) -> list[Ticket]:
     return asyncio.run(make())
 
 
-def test_urgent_works_and_completions_take_turns_and_the_oldest_comes_first():
-    """Urgent works took all slots before any completion, the newest first."""
+def test_urgent_rows_and_completions_alternate_and_the_oldest_is_first():
+    """Urgent rows used all slots before any completion, the newest first."""
     queue, running, waits = Queue(33, 100), [], {True: [], False: []}
     arrived = {}
     for ticket in tickets("u" * 90 + "a" * 90):
@@ -434,8 +434,8 @@ def test_urgent_works_and_completions_take_turns_and_the_oldest_comes_first():
         assert of_kind == sorted(of_kind, key=lambda t: list(arrived).index(t))
 
 
-def test_urgent_works_that_wait_leave_completions_their_places():
-    """Each kind has a queue of its own, and fills no other."""
+def test_waiting_urgent_rows_do_not_fill_the_queue_of_completions():
+    """Each kind has a queue of its own."""
     queue = Queue(9, 5)
     urgent = tickets("u" * 7)
     for ticket in urgent[:6]:  # one more for the slot that is free
@@ -448,7 +448,7 @@ def test_urgent_works_that_wait_leave_completions_their_places():
         queue.add(ticket, [])
 
 
-def test_the_client_that_holds_least_comes_first():
+def test_the_client_with_the_fewest_slots_is_first():
     queue = Queue(9, 50)
     first, second, third = tickets("aab", works=6)
     for ticket in (first, second, third):
@@ -462,8 +462,8 @@ def test_the_client_that_holds_least_comes_first():
     assert held[0] + held[1] == 4
 
 
-def test_one_request_has_so_many_slots_at_the_most():
-    """Of many choices the others wait, so that who comes next need not."""
+def test_one_request_has_a_limited_number_of_slots():
+    """Further choices wait, so that the next request does not have to."""
     queue, running = Queue(33, 5), []
     (many,) = tickets("a", works=100)
     queue.add(many, running)
@@ -475,7 +475,7 @@ def test_one_request_has_so_many_slots_at_the_most():
     assert queue.next(running)[0] is one
 
 
-def test_a_storm_of_predictions_leaves_completions_their_time():
+def test_many_predictions_do_not_delay_completions():
     """90 clients of /api/next held up requests of a few tokens for half a minute."""
     with running(slots=4) as server, ThreadPoolExecutor(30) as clients:
         over = threading.Event()
@@ -510,8 +510,8 @@ def test_a_storm_of_predictions_leaves_completions_their_time():
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_large_bodies_are_read_beside_the_event_loop(path, body, monkeypatch):
-    """A text of a megabyte stopped everybody's streams while it was encoded."""
+def test_large_bodies_are_parsed_in_a_thread(path, body, monkeypatch):
+    """A text of a megabyte blocked all streams while it was encoded."""
     held = threading.Event()
 
     def slow(*args):
@@ -548,7 +548,7 @@ def test_large_bodies_are_read_beside_the_event_loop(path, body, monkeypatch):
     ],
     ids=["many tokens", "a scored prompt", "a long text", "attention"],
 )
-def test_large_answers_are_made_beside_the_event_loop(path, body, place, monkeypatch):
+def test_large_responses_are_built_in_a_thread(path, body, place, monkeypatch):
     held = threading.Event()
     module, _, name = place.rpartition(".")
     inner = getattr(sys.modules[module], name)
@@ -582,7 +582,7 @@ def test_large_answers_are_made_beside_the_event_loop(path, body, place, monkeyp
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_json_in_pieces_is_the_same_json(content):
+def test_json_in_pieces_equals_the_json_in_one(content):
     assert b"".join(json_pieces(content)) == to_json(content)
     assert b"".join(grouped(json_pieces(content))) == to_json(content)
 
@@ -594,8 +594,8 @@ def test_no_piece_of_json_takes_long():
     assert max(map(len, grouped(json_pieces(content)))) < 2**17
 
 
-def test_a_text_that_is_too_long_is_not_all_encoded(monkeypatch):
-    """Of characters their number says it, of BPE the first pieces, of others a limit."""
+def test_a_text_that_is_too_long_is_not_encoded_to_its_end(monkeypatch):
+    """Characters are counted, BPE stops at the limit, and imported tokenizers limit characters."""
     settings = ServerSettings(max_prompt_tokens=100)
     seen = []
 
@@ -619,8 +619,8 @@ def test_a_text_that_is_too_long_is_not_all_encoded(monkeypatch):
     assert found.ids.tolist() == bpe.encode_array("abc ab " * 20).tolist()
 
 
-def test_memory_of_large_bodies_is_given_back(monkeypatch):
-    """Once for many of them, and soon: the C library kept 150 MB of a text of one."""
+def test_the_memory_of_large_bodies_is_freed(monkeypatch):
+    """Once for many of them, and soon: the C library kept 150 MB after a text of one megabyte."""
     given = []
     monkeypatch.setattr("mygpt.server.bodies.free_memory", lambda: given.append(1))
     monkeypatch.setattr("mygpt.server.bodies._FREE_AFTER_S", 0.5)
@@ -637,8 +637,8 @@ def test_memory_of_large_bodies_is_given_back(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_behind_a_second_request_frees_its_slot(stream):
-    """uvicorn stopped reading at the second request, and never saw that the client had gone."""
+def test_a_client_that_disconnects_after_a_second_request_frees_its_slot(stream):
+    """uvicorn stopped reading at the second request, and did not notice the disconnect."""
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=4) as server:
         with contextlib.ExitStack() as clients:
@@ -657,8 +657,8 @@ def test_a_client_that_goes_behind_a_second_request_frees_its_slot(stream):
         wait_until(lambda: server.scheduler.running + server.scheduler.waiting == 0)
 
 
-def test_requests_that_come_ahead_are_all_answered():
-    """Pipelined, more than a buffer of them; and more than that ends the connection."""
+def test_pipelined_requests_are_all_answered():
+    """More than a buffer of them; above a limit the connection is closed."""
     with running() as server:
         with connect(server.port) as connection:
             connection.sendall(request_bytes(BODY) * 300)
@@ -678,8 +678,8 @@ def test_requests_that_come_ahead_are_all_answered():
 
 
 @pytest.mark.parametrize("size", [100, 10**6])
-def test_a_client_that_reads_too_slowly_is_let_go(size):
-    """It read something all the time, so that no limit on silence ended it."""
+def test_a_client_that_reads_too_slowly_is_disconnected(size):
+    """It kept reading a little, so that no limit on idle time applied."""
     with running(write_limit_s=0.4, max_tokens=10**6) as server:
         for listener in server.server.servers:  # a small buffer is full soon
             listener.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -700,7 +700,7 @@ def test_a_client_that_reads_too_slowly_is_let_go(size):
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_memory_of_large_answers_is_given_back(gone, monkeypatch):
+def test_the_memory_of_large_responses_is_freed(gone, monkeypatch):
     """Also of those that a client did not wait for: the server kept a hundred megabytes."""
     given = []
     monkeypatch.setattr("mygpt.server.bodies.free_memory", lambda: given.append(1))
@@ -713,7 +713,7 @@ def test_memory_of_large_answers_is_given_back(gone, monkeypatch):
 
 
 def test_a_full_collection_of_garbage_is_rare_while_serving(monkeypatch):
-    """It stopped /health for 0.2 s where large answers had made a million objects."""
+    """It blocked /health for 0.2 s after large responses had created a million objects."""
     seen = []
     monkeypatch.setattr("asyncio.run", lambda work: (work.close(), seen.append(gc.get_threshold())))
     before, frozen = gc.get_threshold(), gc.get_freeze_count()
@@ -723,7 +723,7 @@ def test_a_full_collection_of_garbage_is_rare_while_serving(monkeypatch):
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, frozen), "as it was"
 
 
-def test_lines_that_nobody_reads_are_dropped_and_counted():
+def test_log_lines_that_are_not_read_are_dropped_and_counted():
     """A full pipe behind standard error stopped every request, and SIGTERM too."""
     reading, writing = os.pipe()
     stream = NonBlockingStream(writing, "ascii")
@@ -758,10 +758,10 @@ def test_an_error_that_repeats_is_logged_a_few_times(caplog):
 
 
 class Panic(BaseException):
-    """As what a library written in Rust raises: no Exception."""
+    """Like a panic of a Rust library: not an Exception."""
 
 
-def test_where_the_batch_fails_its_requests_end_and_the_next_ones_are_answered():
+def test_if_the_batch_fails_its_requests_end_and_the_next_ones_are_answered():
     """The decoding thread died with the first error, and every request after it got a 500."""
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=1) as server, ThreadPoolExecutor(2) as clients:
@@ -779,8 +779,8 @@ def test_where_the_batch_fails_its_requests_end_and_the_next_ones_are_answered()
         assert (health.status_code, health.json()["restarts"]) == (200, 1)
 
 
-def test_where_no_batch_can_be_used_everyone_is_told_and_the_server_ends(monkeypatch):
-    """Those at work, those that wait and those to come: 500; health says no; and it ends."""
+def test_if_no_batch_can_be_opened_all_requests_get_an_error_and_the_server_ends(monkeypatch):
+    """Running, waiting and later requests get a 500, /health a 503, and the server ends."""
     monkeypatch.setattr("mygpt.server.scheduler._PAUSES_S", (0.01, 0.01))
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=1) as server, ThreadPoolExecutor(2) as clients:
@@ -814,8 +814,8 @@ def test_a_server_that_cannot_decode_ends_with_an_exit_code(monkeypatch):
     assert ended.value.exit_code == 1
 
 
-def test_whatever_one_row_raises_ends_its_request_alone(monkeypatch):
-    """In the decoding thread a library's panic ended the server for everybody."""
+def test_any_exception_of_one_row_ends_only_its_request(monkeypatch):
+    """A library's panic in the decoding thread ended the server for all requests."""
     writer = tiny_writer()
     kind = type(writer.open_batch(1))
     places = [(kind, "join"), (kind, "logits")]
@@ -859,7 +859,7 @@ def test_whatever_one_row_raises_ends_its_request_alone(monkeypatch):
 
 
 def test_a_panic_on_the_event_loop_is_a_500(monkeypatch):
-    """Where a prompt is encoded, say: in the API's form, and others are answered."""
+    """For example while a prompt is encoded: the error has the API's form, and others succeed."""
 
     def panics(*_):
         raise Panic("made up")
@@ -873,8 +873,8 @@ def test_a_panic_on_the_event_loop_is_a_500(monkeypatch):
         assert server.get("/health").status_code == 200
 
 
-def test_one_request_does_not_keep_all_others_waiting():
-    """A look of the page has a slot of its own; those that wait get their share of the others."""
+def test_one_request_does_not_block_all_others():
+    """The page's predictions have a reserved slot; waiting requests share the others."""
     with running(slots=4, max_tokens=10**9) as server, ThreadPoolExecutor(1) as clients:
         long = BODY | {"max_tokens": 10**9, "n": 4, "stream": True}
         with connect(server.port) as first:
@@ -894,8 +894,8 @@ def test_one_request_does_not_keep_all_others_waiting():
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/api/attention"])
-def test_a_look_that_nobody_waits_for_ends(path, monkeypatch):
-    """The one thread that looks at prompts was held by a client that had gone."""
+def test_a_forward_pass_of_a_disconnected_client_ends(path, monkeypatch):
+    """The thread of forward passes was blocked for a client that had disconnected."""
     held, read = threading.Event(), Writer.read
 
     def slow(self, ids, shown=None):
@@ -927,7 +927,7 @@ def test_logprobs_of_many_prompts_at_once_are_refused():
 
 
 def test_echoes_of_a_long_prompt_have_a_limit_together():
-    """A body of a megabyte with 128 choices asked for an answer of 128."""
+    """A body of a megabyte with 128 choices led to a response of 128 megabytes."""
     with client(max_body_bytes=1000) as api:
         body = BODY | {"prompt": "ab" * 300, "echo": True, "max_tokens": 0}
         assert api.post("/v1/completions", json=body | {"n": 26}).status_code == 200
@@ -941,7 +941,7 @@ def test_echoes_of_a_long_prompt_have_a_limit_together():
     [('{"model": "mygpt", "model": "x"}', "'model' occurs twice"),
      ('{"max_tokens": ' + "1" * 5000 + "}", "5000 digits")],
 )  # fmt: skip
-def test_json_that_says_two_things(body, message):
+def test_json_with_contradictory_fields_is_refused(body, message):
     with client() as api:
         answer = api.post("/v1/completions", content=body, headers=JSON)
         assert answer.status_code == 400
@@ -959,8 +959,8 @@ def test_a_bug_is_a_500_without_its_traceback(monkeypatch, caplog):
     assert "ZeroDivisionError" in caplog.text, "the log says more"
 
 
-def test_a_shutdown_finishes_what_streams():
-    """What has begun is finished, what waits is refused, and nothing new is taken."""
+def test_a_shutdown_finishes_running_streams():
+    """Running requests are finished; waiting and new ones get an error."""
     writer = tiny_writer(kind=GatedWriter)
     with running(writer, slots=2) as server, ThreadPoolExecutor(2) as clients:
         body = BODY | {"n": 3, "stream": True}  # one choice of it still waits for its slot
@@ -982,7 +982,7 @@ def test_a_shutdown_finishes_what_streams():
 
 
 def test_a_shutdown_does_not_wait_for_ever():
-    """Before the time limit is over what still runs is told that it ends there."""
+    """Shortly before the time limit, running requests get an error."""
     with running(shutdown_limit_s=2.0, max_tokens=10**9) as server, connect(server.port) as one:
         one.sendall(request_bytes(BODY | {"max_tokens": 10**9, "stream": True}))
         last = b""
@@ -997,7 +997,7 @@ def test_a_shutdown_does_not_wait_for_ever():
         assert time.monotonic() - began < 4.0
 
 
-def test_requests_are_told_in_one_line_without_their_words():
+def test_requests_are_logged_in_one_line_without_their_text():
     lines: list[str] = []
     with client(log=lines.append) as api:
         api.post("/v1/completions", json=BODY | {"prompt": "cab\ncab"})
@@ -1007,7 +1007,7 @@ def test_requests_are_told_in_one_line_without_their_words():
     assert lines[1].startswith("GET /no%1B%5B31mthing 404 ")
 
 
-def test_a_port_in_use_is_told_with_the_remedy():
+def test_a_port_in_use_is_an_error_with_the_remedy():
     with listen("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} is in use.*--port"):
@@ -1016,8 +1016,8 @@ def test_a_port_in_use_is_told_with_the_remedy():
         listen("no.such.host.invalid", 0)
 
 
-def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch):
-    """Before anything is looked for, and in one line."""
+def test_without_the_extra_the_error_names_how_to_install_it(monkeypatch):
+    """Before the checkpoint is searched for, and in one line."""
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(InputError, match=r"pip install 'mygpt\[serve\]'"):
         serve(Path("no such run"))
@@ -1051,7 +1051,7 @@ def served(folder: Path, *options: str, **popen) -> Iterator[tuple[subprocess.Po
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_a_run_and_ends_by_signal(tmp_path, number):
-    """It says where it listens; its model is called like the run's folder; keys come by name."""
+    """It reports its address; the model's id is the run folder's name; the key is in a variable."""
     with served(tmp_path, env={"MYGPT_API_KEY": "k"}) as (process, url):
         assert httpx.get(f"{url}/v1/models").status_code == 401
         answer = httpx.post(
@@ -1071,7 +1071,7 @@ def test_the_command_serves_a_run_and_ends_by_signal(tmp_path, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once_and_quietly(tmp_path, number):
-    """It printed the tracebacks of all requests that were under way."""
+    """It printed the tracebacks of all running requests."""
     with served(tmp_path, "--max-tokens", "1000000000") as (process, url):
         with connect(int(url.rpartition(":")[2])) as connection:
             body = BODY | {"model": "poems", "max_tokens": 10**9, "stream": True}
@@ -1089,8 +1089,8 @@ def test_a_second_signal_ends_at_once_and_quietly(tmp_path, number):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it sets limits of Linux's")
-def test_a_log_that_nobody_reads_stops_nothing(tmp_path):
-    """A pipe of 64 KiB was full after 2,719 requests; then nobody was answered any more."""
+def test_a_log_that_is_not_read_blocks_nothing(tmp_path):
+    """A pipe of 64 KiB was full after 2,719 requests; then no request was answered any more."""
     with served(tmp_path) as (process, url):
         fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
         with httpx.Client(base_url=url, timeout=5) as http:
@@ -1101,7 +1101,7 @@ def test_a_log_that_nobody_reads_stops_nothing(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it sets limits of Linux's")
-def test_connections_are_fewer_than_the_files_that_may_be_open(tmp_path):
+def test_connections_are_limited_by_the_limit_of_open_files(tmp_path):
     """With more of them no connection could be accepted, and the log filled with tracebacks."""
 
     def limit() -> None:
@@ -1121,7 +1121,7 @@ def test_connections_are_fewer_than_the_files_that_may_be_open(tmp_path):
     assert len(rest) < 1000
 
 
-def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be():
+def test_the_limit_of_open_files_is_raised_as_far_as_permitted():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))

@@ -328,7 +328,7 @@ def test_an_unknown_character_shows_the_servers_line(browser):
         check_bars(page, LETTERS.encode("ab"), {})
 
 
-def test_what_the_model_does_not_know_can_be_left_out(browser):
+def test_unknown_characters_can_be_dropped(browser):
     """One unknown character kept a text from being read at all."""
     with opened(browser) as page:
         page.type_prompt("ca")

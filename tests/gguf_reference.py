@@ -1,4 +1,4 @@
-"""What llama.cpp does with a GGUF file, slowly: read it, run the model in it, apply its merges.
+"""A slow reference for llama.cpp: reads a GGUF file, runs its model, and applies its merges.
 
 Written from the description of the format and of the three architectures alone: nothing here
 imports what is tested. Letters: T time, C embedding, H heads, G key/value heads, D head size.
@@ -171,7 +171,7 @@ BYTE = {symbol: byte for byte, symbol in SYMBOL.items()}
 
 
 def merged_ids(values: dict[str, Any], word: str) -> list[int]:
-    """The ids of one word: pairs are joined, best rank first; what is no token is left out."""
+    """The ids of one word: pairs are merged, best rank first; symbols without an id are dropped."""
     ids = {token: number for number, token in enumerate(values["tokenizer.ggml.tokens"])}
     ranks = {tuple(m.split(" ")): n for n, m in enumerate(values["tokenizer.ggml.merges"])}
     parts = [SYMBOL[byte] for byte in word.encode()]
