@@ -48,7 +48,7 @@ FAMILIES = {"tutorial": TUTORIAL, "gpt2": GPT2, "modern": MODERN, "grouped": GRO
 
 
 def build(config: GPTConfig, seed: int = 0) -> GPT:
-    """A model whose every number, norms' and biases' too, is its own and counts."""
+    """A model of random parameters, including those of norms and biases."""
     torch.manual_seed(seed)
     model = GPT.from_config(config)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def by_torch(model: GPT, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Te
     return loss.detach(), found
 
 
-def by_us(step: CpuTrainingStep, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def by_kernels(step: CpuTrainingStep, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     loss = step.gradients(*batch)
     named = step.model.named_parameters()
     return loss, {n: p.grad.clone() for n, p in named if p.grad is not None}
@@ -83,7 +83,7 @@ def by_us(step: CpuTrainingStep, batch: Batch) -> tuple[torch.Tensor, dict[str, 
 def assert_near(
     got: torch.Tensor, want: torch.Tensor, what: str, within: float = 2e-5, least: float = 1e-30
 ) -> None:
-    """Equal to a share of the largest number, or of `least`."""
+    """Equal within a fraction of the largest number, or of `least`."""
     largest = max(float(want.abs().max()), least)
     assert got.shape == want.shape, what
     worst = float((got - want).abs().max()) / largest
@@ -91,7 +91,7 @@ def assert_near(
 
 
 def assert_agree(model: GPT, batch: Batch, threads: int) -> None:
-    loss, gradients = by_us(CpuTrainingStep(model, threads), batch)
+    loss, gradients = by_kernels(CpuTrainingStep(model, threads), batch)
     wanted_loss, wanted = by_torch(model, batch)
     assert_near(loss, wanted_loss, "loss", 3e-6)
     assert gradients.keys() == wanted.keys()
@@ -104,8 +104,8 @@ def assert_agree(model: GPT, batch: Batch, threads: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("batch", "time", "threads"),
-    # One token; odd shares and a last chunk that is not full; windows longer than a chunk; more
-    # queries than are held at once (96, or 48 without AVX-512); more keys than one sum takes.
+    # One token; uneven parts and a last chunk that is not full; windows longer than a chunk; more
+    # queries than are kept at once (96, or 48 without AVX-512); more keys than one sum takes.
     [(1, 1, 1), (7, 5, 3), (9, 33, 2), (2, 97, 1), (3, 129, 2), (1, 300, 1), (1, 523, 1)],
 )
 def test_losses_and_gradients_are_autograds(
@@ -155,32 +155,32 @@ def test_any_shape_agrees_with_autograd(
 
 
 @pytest.mark.parametrize("name", ["embed_dim", "head_dim", "mlp_dim"])
-def test_what_is_no_whole_vectors_does_not_suit(name: str) -> None:
+def test_widths_that_are_no_multiples_of_a_vector_are_not_supported(name: str) -> None:
     widths: dict[str, Any] = {"embed_dim": 32, "head_dim": 16, "mlp_dim": 48}
     assert suits(GPTConfig(5, num_heads=1, num_layers=1, **widths))
     assert not suits(GPTConfig(5, num_heads=1, num_layers=1, **{**widths, name: 36}))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_same_bits_whatever_came_between(threads: int) -> None:
-    """Another batch's shape and numbers leave nothing behind in the buffers."""
+def test_other_batches_in_between_do_not_change_a_bit(threads: int) -> None:
+    """What another batch of another shape has left in the buffers is never used."""
     model = build(MODERN)
     step = CpuTrainingStep(model, threads)
     batch, other = draw_batch(MODERN, 7, 40), draw_batch(MODERN, 3, 131, seed=1)
-    loss, first = by_us(step, batch)
+    loss, first = by_kernels(step, batch)
     for between in (batch, other, draw_batch(MODERN, 1, 1)):
-        by_us(step, between)
+        by_kernels(step, between)
         step.losses(*between)
-        again, second = by_us(step, batch)
+        again, second = by_kernels(step, batch)
         assert torch.equal(loss, again)
         assert all(torch.equal(first[name], second[name]) for name in first)
-    fresh_loss, fresh = by_us(CpuTrainingStep(model, threads), other)
-    other_loss, gradients = by_us(step, other)
+    fresh_loss, fresh = by_kernels(CpuTrainingStep(model, threads), other)
+    other_loss, gradients = by_kernels(step, other)
     assert torch.equal(fresh_loss, other_loss)
     assert all(torch.equal(fresh[name], gradients[name]) for name in fresh)
 
 
-def test_weights_changed_in_place_are_seen() -> None:
+def test_weights_that_are_changed_in_place_are_used() -> None:
     model = build(MODERN)
     step = CpuTrainingStep(model, 2)
     batch = draw_batch(MODERN, 4, 20)
@@ -193,12 +193,14 @@ def test_weights_changed_in_place_are_seen() -> None:
 
 
 @pytest.mark.parametrize("config", [TUTORIAL, MODERN], ids=["tutorial", "modern"])
-def test_losses_alone_leave_everything_as_it_is(config: GPTConfig) -> None:
-    """Also of a model that drops in training: validation is without, and draws nothing."""
+def test_losses_without_gradients_change_neither_gradients_nor_random_state(
+    config: GPTConfig,
+) -> None:
+    """Also with dropout: validation is without dropout, and draws no random numbers."""
     model = build(with_dropout(config, 0.3)).train()
     step = CpuTrainingStep(model, 2)
     batch = draw_batch(config, 5, 30)
-    _, before = by_us(step, batch)
+    _, before = by_kernels(step, batch)
     state = torch.get_rng_state()
     losses = torch.from_numpy(step.losses(*batch).copy())
     assert torch.equal(state, torch.get_rng_state())
@@ -219,15 +221,15 @@ def test_losses_of_windows() -> None:
     found = gradients.token_losses(ids.int().numpy(), targets.int().numpy())
     assert found.dtype == np.float32
     found = found.sum(axis=1, dtype=np.float64)
-    whole, _ = by_torch(model, (ids, targets))
+    mean, _ = by_torch(model, (ids, targets))
     assert found.shape == (5,)
-    assert found.sum() / ids.numel() == pytest.approx(float(whole), rel=3e-6)
+    assert found.sum() / ids.numel() == pytest.approx(float(mean), rel=3e-6)
 
 
 def test_the_norm_is_that_of_all_gradients() -> None:
     model = build(GPT2)
     step = CpuTrainingStep(model, 3)
-    _, gradients = by_us(step, draw_batch(GPT2, 4, 20))
+    _, gradients = by_kernels(step, draw_batch(GPT2, 4, 20))
     wanted = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
     assert float(step.gradient_norm()) == pytest.approx(wanted, rel=1e-6)
 
@@ -244,10 +246,10 @@ def test_both_engines_clip_by_the_same_norm() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("config", [GPT2, MODERN], ids=["gpt2", "modern"])
-def test_what_is_no_number_does_not_pass(config: GPTConfig, value: float) -> None:
-    """The guard leaves a step out by its loss and norm: wherever a weight is no number, they say.
+def test_a_weight_that_is_not_finite_shows_in_loss_or_norm(config: GPTConfig, value: float) -> None:
+    """The trainer skips steps with a loss or norm that is not finite.
 
-    The kernels compare as if there were no NaN, so that one could get lost on the way.
+    The kernels' comparisons assume that there is no NaN, so one could disappear in a maximum.
     """
     model = build(config)
     step = CpuTrainingStep(model, 2)
@@ -258,14 +260,14 @@ def test_what_is_no_number_does_not_pass(config: GPTConfig, value: float) -> Non
         place = 5 if "position" in name else len(flat) // 2
         kept = float(flat[place])
         flat[place] = value
-        told = step.gradients(*batch) + step.gradient_norm()
-        assert not math.isfinite(float(told)), name
+        loss_and_norm = step.gradients(*batch) + step.gradient_norm()
+        assert not math.isfinite(float(loss_and_norm)), name
         flat[place] = kept
     assert math.isfinite(float(step.gradients(*batch)))
 
 
 def test_windows_that_do_not_fit_are_refused() -> None:
-    """Positions were read from behind their tables: any numbers, or the end of the process."""
+    """Positions past the end of their tables were read: arbitrary numbers, or a crash."""
     config = GPTConfig(5, 16, 1, 1, max_seq_len=8)
     step = CpuTrainingStep(build(config), 1)
     step.gradients(*draw_batch(config, 1, 8))
@@ -274,7 +276,7 @@ def test_windows_that_do_not_fit_are_refused() -> None:
             call(*draw_batch(config, 1, 9))
 
 
-# Dropout: the rule that `arithmetic.drop` and `network` state, once more and slowly.
+# Dropout: a plain implementation of the rule in `arithmetic.drop` and `block`.
 
 
 def with_dropout(config: GPTConfig, rate: float) -> GPTConfig:
@@ -282,7 +284,7 @@ def with_dropout(config: GPTConfig, rate: float) -> GPTConfig:
 
 
 def _hash(number: int) -> int:
-    """The last step of MurmurHash3, on 32 bits."""
+    """The finaliser of MurmurHash3, on 32 bits."""
     number = (number ^ number >> 16) * 0x85EBCA6B % 2**32
     number = (number ^ number >> 13) * 0xC2B2AE35 % 2**32
     return number ^ number >> 16
@@ -298,7 +300,7 @@ def factors(seed: int, site: int, shape: tuple[int, ...], rate: float) -> torch.
 
 
 class Masked(nn.Module):
-    """In place of a module's dropout: the factors of the sites at which it is called, in turn."""
+    """Replaces a module's dropout: multiplies by the factors of the next site at each call."""
 
     def __init__(self, sites: Iterator[int], seed: int, rate: float) -> None:
         super().__init__()
@@ -325,7 +327,7 @@ def attention_with(sites: Iterator[int], seed: int) -> Callable[..., torch.Tenso
 
 @pytest.mark.parametrize("name", ["modern", "grouped", "gpt2"])
 @pytest.mark.parametrize(("batch", "time"), [(5, 9), (2, 101)])
-def test_dropout_is_by_the_rule(
+def test_dropout_agrees_with_the_plain_implementation(
     name: str, batch: int, time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The embedding is site 0; a block's output sites are 4n + 1, 4n + 2, its weights 4n + 3."""
@@ -335,7 +337,7 @@ def test_dropout_is_by_the_rule(
     torch.manual_seed(17)
     seed = int(torch.randint(2**31, ()))
     torch.manual_seed(17)
-    loss, gradients = by_us(CpuTrainingStep(model, 3), ids)
+    loss, gradients = by_kernels(CpuTrainingStep(model, 3), ids)
 
     layers = range(config.num_layers)
     model.dropout = Masked(iter([0]), seed, rate)  # type: ignore[assignment]
@@ -350,8 +352,8 @@ def test_dropout_is_by_the_rule(
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_the_share_that_dropout_drops(rate: float) -> None:
-    """Of each site and seed; and neither neighbours nor sites drop the same numbers."""
+def test_the_fraction_that_dropout_drops(rate: float) -> None:
+    """For each site and seed; neighbours and sites are independent of each other."""
     count = 20_000
     spread = 5 * math.sqrt(rate * (1 - rate) / count)
     masks = [factors(s, site, (count,), rate) == 0 for s in (1, 99) for site in (0, 1, 2, 3, 7)]
@@ -372,33 +374,33 @@ def test_dropout_follows_torchs_generator() -> None:
         set_seed(seed)
         losses.append([float(step.gradients(*batch)) for _ in range(3)])
     assert losses[0] == losses[2] != losses[1]
-    assert len(set(losses[0] + losses[1])) == 6, "each step has masks of its own"
+    assert len(set(losses[0] + losses[1])) == 6, "each step has other masks"
     model.eval()
     wanted, _ = by_torch(model, batch)
     assert_near(step.gradients(*batch), wanted, "loss without dropout", 3e-6)
 
 
-# Muon's step, as the optimizer has it done.
+# Muon's step, called by the optimizer.
 
 
 @pytest.mark.parametrize("config", [GPT2, MODERN, GROUPED], ids=["gpt2", "modern", "grouped"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_matrices_move_as_their_slow_twin(config: GPTConfig, threads: int) -> None:
-    """Over several steps: momentum, decay, and q, k, v, gate and up apart."""
+def test_muon_agrees_with_its_reference_implementation(config: GPTConfig, threads: int) -> None:
+    """Over several steps: momentum, decay, and q, k, v, gate and up as separate matrices."""
     train = TrainConfig(
         batch_size=4, seq_len=20, steps=5, optimizer="muon", lr=0.05, weight_decay=0.2
     )
-    model, twin = build(config), build(config)
+    model, reference = build(config), build(config)
     step = CpuTrainingStep(model, threads)
-    ours, theirs = Optimizer(model, train, step), Optimizer(twin, train)
+    ours, theirs = Optimizer(model, train, step), Optimizer(reference, train)
     for number in range(5):
         step.gradients(*draw_batch(config, 4, 20, seed=number))
-        for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        for own, other in zip(model.parameters(), reference.parameters(), strict=True):
             assert own.grad is not None
             other.grad = own.grad.clone()
         for optimizer in (ours, theirs):
             optimizer.step(0.05 / (1 + number))
-    for (name, own), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+    for (name, own), other in zip(model.named_parameters(), reference.parameters(), strict=True):
         assert_near(own.detach(), other.detach(), name, 1e-5)
     memory, wanted = ours.arrays(), theirs.arrays()
     assert memory.keys() == wanted.keys()

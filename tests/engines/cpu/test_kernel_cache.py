@@ -1,7 +1,7 @@
-"""How machine code is compiled once and kept: the cache's place, damage, and other processes.
+"""The cache of machine code: where it is, when it is used, damage, and several processes.
 
-The compiler is stood in for by one that hands out this process's own machine code at once;
-tests/conftest.py has the real one make it.
+The compiler is replaced by a function that returns the machine code of this process at once;
+tests/conftest.py compiles it with the real one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import numpy as np
 import pytest
 
 from mygpt.engines.cpu import build
+from mygpt.training.compiled.library import TRAINING
 
 pytestmark = pytest.mark.kernels
 
-LINKED: list[list] = []  # the linker's objects own machine code: they outlive each test
+LINKED: list[list] = []  # the linker's objects own machine code and must not be collected
 
 
 @pytest.fixture
 def compilations(monkeypatch, tmp_path):
-    """A cache of its own in a process that has linked nothing; what was compiled is counted."""
+    """An empty cache in a process that has linked nothing; one entry for each compilation."""
     code, calls = build._object_path().read_bytes()[build._DIGEST_BYTES :], []
 
-    def compile_at_once(program: build.KernelLibrary) -> bytes:
-        assert program == build.DECODING
+    def compile_at_once(library: build.KernelLibrary) -> bytes:
+        assert library == build.DECODING
         calls.append("compiled")
         return code
 
@@ -48,12 +49,12 @@ def choose_cache(monkeypatch, folder: Path) -> None:
 
 
 def load() -> build.Kernels:
-    """As a process does that has not asked before."""
+    """Load the kernels as a new process does, without the cached result."""
     return build.Kernels(*build.load_library.__wrapped__(build.DECODING))
 
 
 def digest(kernels: build.Kernels) -> int:
-    """Something the machine code can do."""
+    """The result of some machine code: a digest of ten numbers."""
     data = np.arange(10, dtype=np.int32)
     table = np.array([data.ctypes.data, 10], np.int64)
     return kernels.digest(table.ctypes.data, 1)
@@ -74,8 +75,8 @@ def test_cache_folder_is_the_chosen_one_or_the_users(monkeypatch):
     assert build.cache_folder() == Path("/home/someone/.cache/mygpt")
 
 
-def test_machine_code_is_compiled_once_and_kept_whole(compilations, tmp_path, caplog):
-    """Which is said once, before a user wonders what takes ten seconds."""
+def test_machine_code_is_compiled_once_and_stored(compilations, tmp_path, caplog):
+    """One line is logged before the ten seconds of compiling."""
     assert not build.has_machine_code()
     with caplog.at_level(logging.WARNING, logger="mygpt"):
         first = digest(load())
@@ -90,7 +91,7 @@ def test_machine_code_is_compiled_once_and_kept_whole(compilations, tmp_path, ca
     assert caplog.records == []
 
 
-def test_compiling_ahead_is_done_once(compilations):
+def test_compiling_in_advance_is_done_once(compilations):
     build.compile_now()
     assert build.has_machine_code()
     build.compile_now()
@@ -104,8 +105,8 @@ def test_a_process_that_has_the_code_needs_no_file(compilations, tmp_path):
     assert build.has_machine_code()
 
 
-def test_other_sources_or_another_processor_are_other_machine_code(monkeypatch, tmp_path):
-    """Any kernel's source, and the random numbers', which a kernel copies."""
+def test_other_sources_or_another_processor_have_other_machine_code(monkeypatch, tmp_path):
+    """Any kernel's source, and the random numbers', of which a kernel has a constant."""
     import llvmlite.binding as llvm
 
     package = tmp_path / "mygpt"
@@ -141,7 +142,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(compilations, monkeypatch, t
     digest(load())
     assert compilations == ["compiled"]
     if place == "full":
-        assert files(tmp_path / "full") == [], "nothing half written is left behind"
+        assert files(tmp_path / "full") == [], "no partly written file"
 
 
 PROGRAM = """
@@ -150,7 +151,7 @@ from pathlib import Path
 from mygpt.engines.cpu import build
 code = Path(sys.argv[1]).read_bytes()[build._DIGEST_BYTES :]
 
-def compile_slowly(program):
+def compile_slowly(library):
     print("compiled", flush=True)
     time.sleep(float(sys.argv[2]))
     return code
@@ -160,7 +161,7 @@ build._compile = compile_slowly
 
 
 def start(program: str, cache: Path, seconds: float = 0.0) -> subprocess.Popen:
-    """A process with machine code to hand out, and a cache of its own."""
+    """Start a process whose compiler returns this process's machine code, with its own cache."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM + program, str(build._object_path()), str(seconds)],
         stdout=subprocess.PIPE,
@@ -172,9 +173,9 @@ def start(program: str, cache: Path, seconds: float = 0.0) -> subprocess.Popen:
 
 @pytest.mark.parametrize("damage", ["cut off", "overwritten"])
 def test_damaged_machine_code_is_compiled_again(tmp_path, damage):
-    """What a full disk or a lost write leaves must not end the process, nor every later one.
+    """A file cut off by a full disk or a lost write made LLVM's linker abort every process.
 
-    In a process of its own, because a linker may end it.
+    In another process, since the linker would end this one.
     """
     damages = {
         "cut off": "b'', code[:10], code[:64], code[:1000], code[:size // 2], code[:-1]",
@@ -189,17 +190,17 @@ for number, damaged in enumerate([{damages[damage]}]):
     build.load_library.cache_clear()
     build.load_kernels()
     assert path.read_bytes()[build._DIGEST_BYTES :] == code, number
-    print("whole again")
+    print("intact again")
 """
     process = start(program, tmp_path / "cache")
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert out.count("whole again") == damages[damage].count(",") + 1
-    assert out.count("compiled") == out.count("whole again")
+    assert out.count("intact again") == damages[damage].count(",") + 1
+    assert out.count("compiled") == out.count("intact again")
 
 
 def test_two_processes_may_compile_at_once(tmp_path):
-    """Both find nothing, both keep what they have made; one whole file is left."""
+    """Both find no file, both write one; one intact file is left."""
     program = """
 build.load_kernels()
 print("loaded")
@@ -214,12 +215,20 @@ print("loaded")
     assert found == build._object_path().read_bytes()
 
 
-def test_every_file_that_holds_kernels_counts():
-    """A kernel's file that the key left out would run old machine code after an edit."""
-    folder = Path(build.__file__).parent
-    kernels = {path.stem for path in folder.glob("*.py") if "@kernel(" in path.read_text()}
-    assert kernels <= set(build._SOURCES)
-    assert {"layout", "simd"} <= set(build._SOURCES)
+@pytest.mark.parametrize(
+    ("library", "package"),
+    [(build.DECODING, "mygpt.engines.cpu"), (TRAINING, "mygpt.training.compiled")],
+    ids=["decoding", "training"],
+)
+def test_the_digest_covers_every_file_with_kernels(library, package):
+    """After an edit of a file that the digest does not cover the old machine code would run."""
+    folder = Path(build.__file__).parents[2].joinpath(*package.split(".")[1:])
+    kernels = {
+        f"{package}.{path.stem}" for path in folder.glob("*.py") if "@kernel(" in path.read_text()
+    }
+    assert kernels
+    assert kernels <= set(library.sources)
+    assert {f"{package}.layout", "mygpt.engines.cpu.simd"} <= set(library.sources)
 
 
 # --- a cache that another user can write to ------------------------------------------------
@@ -244,11 +253,11 @@ def test_a_folder_that_others_can_write_to_is_neither_used_nor_written(
 ):
     load()
     path = build._object_path()
-    kept = path.read_bytes()
+    stored = path.read_bytes()
     path.parent.chmod(mode)
     build._linked.clear()
     assert not build.has_machine_code()
-    path.write_bytes(kept[:-1])
+    path.write_bytes(stored[:-1])
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mygpt"):
         digest(load())
@@ -256,10 +265,10 @@ def test_a_folder_that_others_can_write_to_is_neither_used_nor_written(
     (note,) = [record.getMessage() for record in caplog.records]
     assert f"other users can write to {path.parent} (mode {mode:o}; run chmod go-w on it)" in note
     assert "MYGPT_CACHE" in note
-    assert path.read_bytes() == kept[:-1], "nothing is kept there"
+    assert path.read_bytes() == stored[:-1], "nothing is written there"
 
 
-def test_a_file_that_others_can_write_to_is_compiled_anew_and_made_private(compilations):
+def test_a_file_that_others_can_write_to_is_replaced_by_a_private_one(compilations):
     load()
     path = build._object_path()
     path.chmod(0o666)
@@ -269,9 +278,9 @@ def test_a_file_that_others_can_write_to_is_compiled_anew_and_made_private(compi
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives away")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("whose", ["file", "folder", "above"])
-def test_what_another_user_owns_is_not_run(compilations, tmp_path, whose):
+def test_machine_code_that_another_user_owns_is_not_run(compilations, tmp_path, whose):
     load()
     path = build._object_path()
     place = {"file": path, "folder": path.parent, "above": tmp_path / "a"}[whose]
@@ -282,7 +291,7 @@ def test_what_another_user_owns_is_not_run(compilations, tmp_path, whose):
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_link_in_the_cache_is_not_followed(compilations, monkeypatch, tmp_path, kind):
-    """A link to a file that this user owns passed for this user's own machine code."""
+    """A link to a file that this user owns was taken for this user's machine code."""
     load()
     path = build._object_path()
     if kind == "file":

@@ -116,6 +116,7 @@ def losses_and_gradients(job_address, part):
     job = ints(job_address)
     batch, time, parts = job[at.BATCH], job[at.TIME], job[at.THREADS]
     gradients = skip(floats(job[at.GRADIENTS]), part * job[at.GRADIENTS_SIZE])
+    # All kernels add to gradients: over rows, chunks, and the two uses of a tied embedding.
     if not job[at.LOSSES_ONLY]:
         for i in range(job[at.GRADIENTS_SIZE]):
             gradients[i] = _ZERO
