@@ -228,7 +228,7 @@ def test_picking_by_hand(browser):
         bar.click()
         assert page.written(1) == shown([LETTERS.texts[chosen]])
         check_bars(page, [*LETTERS.encode("ab"), chosen], {"top_k": 2})
-        assert page.all(".token.is-picked")
+        assert page.all(".token.is-chosen")
         assert "by hand" in page.find("#command-note").text
 
 

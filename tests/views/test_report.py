@@ -458,7 +458,7 @@ def test_the_page_opens_from_its_file_and_shows_its_pictures(trained, tmp_path):
         best = driver.find_element("css selector", ".curve-best-name").text
         assert best == f"best {finished.best_val_loss:.3f}"
         assert len(driver.find_elements("css selector", "#pace .line-curve")) == 2
-        ours = driver.find_element("css selector", ".beside .is-ours").text
+        ours = driver.find_element("css selector", ".baselines .is-ours").text
         assert f"{finished.best_val_loss:.4f}" in ours
         assert len(driver.find_elements("css selector", "#reading .token")) == 32
         assert driver.find_elements("css selector", "#reading .grid-cells")

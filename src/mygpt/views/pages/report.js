@@ -74,7 +74,7 @@ function showTable({ table, bounds }) {
     make("th", { scope: "col" }, name),
   );
   const body = make("tbody", {}, ...rows);
-  box.append(make("table", { class: "beside" }, make("thead", {}, make("tr", {}, ...head)), body));
+  box.append(make("table", { class: "baselines" }, make("thead", {}, make("tr", {}, ...head)), body));
 }
 
 function tableRow(name, bits, loss, most) {
@@ -87,7 +87,7 @@ function tableRow(name, bits, loss, most) {
     { class: name === "this model" ? "is-ours" : null },
     make("th", { scope: "row" }, name),
     make("td", {}, bits.toFixed(3)),
-    make("td", { class: "beside-bar" }, bar),
+    make("td", { class: "baseline-bar" }, bar),
     make("td", {}, loss === null ? "" : loss.toFixed(4)),
   );
 }

@@ -57,7 +57,7 @@ function storyTokens(story, window) {
     id: token.id,
     text: token.text,
     probability: token.before,
-    kind: token.byHand ? "picked" : "written",
+    kind: token.byHand ? "chosen" : "written",
     note: writtenNote(token),
   }));
   return { tokens: [...prompt, ...written], seenFrom: Math.max(0, story.length - window) };

@@ -2,7 +2,7 @@
 
 import { make, setText } from "./dom.js";
 
-const GONE =
+const NO_SERVER =
   "The server does not answer. Restart it with `mygpt serve`, then try again; " +
   "your text is kept.";
 
@@ -37,7 +37,7 @@ export class Notices {
   // Show a server error, with a remedy if there is one; other errors are shown unchanged.
   error(error) {
     if (error.status === 401) this.show("This server needs an API key.", { key: true });
-    else if (error.status === 0) this.show(GONE, { retry: true });
+    else if (error.status === 0) this.show(NO_SERVER, { retry: true });
     else this.show(error.message, { retry: error.status > 400, drop: error.code === UNKNOWN });
     if (error.status === 401) this.key.focus();
   }

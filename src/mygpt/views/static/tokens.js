@@ -6,7 +6,7 @@ import { percent, tokenName, visibleText } from "./text.js";
 // Draw the text into `element`, or update it.
 // data: { tokens: [{ text, id, probability (null: none is known), note, kind }],
 //         seenFrom: the number of first tokens that are outside the window (0) }
-//   kind: "prompt", "written" or "picked"; note: a remark for the line below.
+//   kind: "prompt", "written" or "chosen"; note: a remark for the line below.
 // options: { label, legend (true), waiting: the text to show while there are no tokens,
 //            onSelect(index) }
 export function renderTokens(element, data, options = {}) {
@@ -41,7 +41,7 @@ function buildTokens(box, options) {
 function legendOf(options) {
   if (options.legend === false) return [];
   const ramp = make("span", { class: "tokens-ramp", "aria-hidden": "true" });
-  return [make("p", { class: "legend" }, "unlikely", ramp, "likely")];
+  return [make("p", { class: "legend" }, "low probability", ramp, "high")];
 }
 
 function fillToken(state, span, token, place) {
@@ -56,7 +56,7 @@ function fillToken(state, span, token, place) {
   setAttribute(span, "data-probability", known ? token.probability.toPrecision(9) : null);
   span.classList.toggle("is-known", known);
   span.classList.toggle("is-prompt", token.kind === "prompt");
-  span.classList.toggle("is-picked", token.kind === "picked");
+  span.classList.toggle("is-chosen", token.kind === "chosen");
   span.classList.toggle("is-forgotten", place < state.seenFrom);
   setAttribute(span, "tabindex", place === state.at ? 0 : -1);
 }
