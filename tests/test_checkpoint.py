@@ -23,6 +23,7 @@ from mygpt import (
     GPTConfig,
     container,
     load_checkpoint,
+    resume,
     save_checkpoint,
     train,
 )
@@ -272,25 +273,30 @@ def test_a_newer_version_is_an_error_that_recommends_an_upgrade(saved):
     assert "format version 3 and this mygpt reads up to 2: upgrade" in message
 
 
-def with_ngram_rows(path, rows):
-    """Rewrite a file as version 0.1 wrote models with n-gram input tables of so many rows."""
+def add_values(path, part, values):
+    """Add values to one of the JSON parts of a file: names that older versions wrote."""
     header, rest = split(path.read_bytes())
-    config = json.loads(header["__metadata__"]["config"])
-    header["__metadata__"]["config"] = json.dumps(config | {"ngram_rows": rows})
+    known = json.loads(header["__metadata__"][part])
+    header["__metadata__"][part] = json.dumps(known | values)
     path.write_bytes(joined(header, rest))
+
+
+def train_one_step(folder):
+    """A short run; its folder."""
+    options = {"embed_dim": 32, "num_layers": 1, "tokenizer": "byte", "sample_tokens": 0}
+    text = folder / "text.txt"
+    text.write_text("The quick brown fox. " * 50)
+    train(text, output=folder / "run", steps=1, listener=lambda event: None, **options)
+    return folder / "run"
 
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("command", ["info", "generate", "resume", "export"])
 def test_n_gram_tables_are_refused_in_one_line(tmp_path, capsys, command):
     """Models of version 0.1 could have them; as a model and as a run to resume."""
-    run = tmp_path / "run"
-    options = {"embed_dim": 32, "num_layers": 1, "tokenizer": "byte", "sample_tokens": 0}
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox. " * 50)
-    train(text, output=run, steps=1, listener=lambda event: None, **options)
+    run = train_one_step(tmp_path)
     for path in run.glob("*.safetensors"):
-        with_ngram_rows(path, [5, 4])
+        add_values(path, "config", {"ngram_rows": [5, 4]})
     arguments = {
         "info": [run],
         "generate": ["--prompt", "the", "--seed", 1, "--checkpoint", run],
@@ -308,10 +314,21 @@ def test_n_gram_tables_are_refused_in_one_line(tmp_path, capsys, command):
 
 def test_an_empty_list_of_n_gram_tables_is_accepted(saved):
     found = read_checkpoint(saved)
-    with_ngram_rows(saved, [])
+    add_values(saved, "config", {"ngram_rows": []})
     again = read_checkpoint(saved)
     assert again.config == found.config
     assert again.build_model().config.to_dict() == found.config.to_dict()
+
+
+@pytest.mark.kernels
+def test_a_run_without_n_gram_tables_of_version_0_1_resumes(tmp_path):
+    """Its training settings have two options of the tables."""
+    run = train_one_step(tmp_path)
+    for path in run.glob("*.state.safetensors"):
+        add_values(path, "config", {"ngram_rows": []})
+        add_values(path, "training", {"table_decay": 0.0, "table_dropout": 0.0})
+    resume(run, steps=2, listener=lambda event: None)
+    assert read_checkpoint(run / "last.safetensors").provenance["step"] == 2
 
 
 def test_a_tokenizer_too_large_for_the_header_is_stored_as_a_tensor(tmp_path, monkeypatch):
