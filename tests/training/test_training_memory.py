@@ -1,4 +1,4 @@
-"""Memory is reckoned before it is taken: the bound holds, and what does not fit is refused."""
+"""The memory of training is estimated in advance: it suffices, and what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def recipe(batch_size: int, seq_len: int, **options: Any) -> TrainConfig:
 
 
 def kept_bytes(model: GPT, seq_len: int) -> int:
-    """The slow twin: one whole row, and every storage the graph holds, each once."""
+    """The reference: run one complete row and sum the storages that the graph keeps, each once."""
     held: list[torch.UntypedStorage] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -61,15 +61,17 @@ def kept_bytes(model: GPT, seq_len: int) -> int:
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("seq_len", [1, 64, 203])
-def test_a_row_is_what_the_graph_holds(name: str, dropout: float, seq_len: int) -> None:
-    """Long rows are reckoned from three short ones, to the byte; attention's scores too."""
+def test_the_estimate_for_a_row_is_what_the_graph_keeps(
+    name: str, dropout: float, seq_len: int
+) -> None:
+    """Long rows are extrapolated exactly from three short ones, including attention's scores."""
     model = GPT.from_config(replace(CONFIGS[name], max_seq_len=300, dropout=dropout))
     passing = row_bytes(model, seq_len) - kept_bytes(model, seq_len)
     assert passing == 4 * seq_len * sum(memory._passing_floats(model.config, seq_len))
 
 
-def test_measuring_leaves_everything_as_it_was() -> None:
-    """A run's recorded losses must not change: dropout draws from the global generator."""
+def test_measuring_does_not_change_the_global_random_state() -> None:
+    """Dropout draws from the global generator, and recorded losses must not change."""
     model = GPT.from_config(replace(GPT2, dropout=0.5)).eval()
     ids = torch.zeros(1, 4, dtype=torch.int64)
     model(ids, ids)[1].backward()
@@ -91,27 +93,27 @@ def test_measuring_leaves_everything_as_it_was() -> None:
     ("shape", "remedy"),
     [
         ({"embed_dim": 10**8, "num_heads": 1, "num_layers": 10**6}, "--embed-dim or --num-layers"),
-        # A million blocks of 30 numbers each: what costs is Python's objects.
+        # A million blocks of 30 parameters each: most of the memory is Python's objects.
         ({"embed_dim": 1, "num_heads": 1, "num_layers": 10**6}, "--embed-dim or --num-layers"),
         ({"embed_dim": 32, "num_heads": 1, "num_layers": 1, "max_seq_len": 2**31}, "--max-seq-len"),
         ({"embed_dim": 2**31, "num_heads": 2**31, "num_layers": 2**31}, "--embed-dim"),
     ],
 )
-def test_absurd_shapes_are_refused_at_once(shape: dict[str, Any], remedy: str) -> None:
+def test_huge_shapes_are_refused_at_once(shape: dict[str, Any], remedy: str) -> None:
     config = GPTConfig(vocab_size=256, **shape)
     began = time.perf_counter()
-    with pytest.raises(OutOfMemoryError, match=remedy) as told:
+    with pytest.raises(OutOfMemoryError, match=remedy) as refused:
         check_model_fits(config, 64 * GIB)
     assert time.perf_counter() - began < 0.1
-    assert told.value.exit_code == 4
-    assert f"{config.num_parameters():,} parameters" in str(told.value)
-    assert "64.0 GiB are free" in str(told.value)
-    assert "\n" not in str(told.value)
-    check_model_fits(config, None)  # where nobody knows what is free, nothing is refused
+    assert refused.value.exit_code == 4
+    assert f"{config.num_parameters():,} parameters" in str(refused.value)
+    assert "64.0 GiB are free" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    check_model_fits(config, None)  # if the free memory is unknown, nothing is refused
 
 
 def test_a_long_window_whose_tables_grow_is_not_refused() -> None:
-    """Rotary tables are as long as what is read, so an imported model trains on short windows."""
+    """Rotary tables grow with the windows read, so an imported model trains on short windows."""
     check_model_fits(GPTConfig(256, 32, 1, 1, max_seq_len=2**31, position="rotary"), 64 * GIB)
 
 
@@ -124,7 +126,7 @@ def test_what_fits_is_not_refused() -> None:
         check_model_fits(config, math.ceil(need / 0.91))
 
 
-def test_threads_each_hold_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_thread_has_its_own_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = GPT(256, 64, 4, 4), recipe(16, 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone = needed_bytes(model, config)
@@ -132,8 +134,8 @@ def test_threads_each_hold_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     assert needed_bytes(model, config) - alone >= 3 * 4 * model.config.num_parameters()
 
 
-def test_large_tensors_leave_no_holes() -> None:
-    """From 32 MiB on a tensor's memory is its own: the width's of all rows, the vocabulary's."""
+def test_large_tensors_do_not_fragment_the_heap() -> None:
+    """A tensor of 32 MiB or more has its own memory mapping."""
     model, most = GPT.from_config(WIDE), 2**25 // (4 * 300 * WIDE.embed_dim)
     assert needed_bytes(model, recipe(most + 1, 300)) < needed_bytes(model, recipe(most, 300))
     model = GPT.from_config(replace(WIDE, vocab_size=50_000))
@@ -141,14 +143,14 @@ def test_large_tensors_leave_no_holes() -> None:
     assert 0.95 < (more - fewer) / (10 * row_bytes(model, 300)) < 1.1
 
 
-def test_a_validation_counts_where_it_is_the_largest() -> None:
+def test_validation_counts_if_it_needs_the_most_memory() -> None:
     """Its batches are of 8192 tokens, whatever the batch size, or of 2**25 logits: here 13
     windows of 300."""
     model = GPT.from_config(replace(WIDE, vocab_size=8000))
     assert needed_bytes(model, recipe(1, 300)) > 2 * 4 * 13 * 300 * 8000, "logits, logarithms"
 
 
-def test_samples_cost_a_copy_of_the_weights() -> None:
+def test_samples_need_a_copy_of_the_weights() -> None:
     model, config = GPT(256, 64, 4, 4), recipe(16, 64, eval_every=3)
     without = needed_bytes(model, replace(config, sample_tokens=0))
     assert needed_bytes(model, replace(config, eval_every=4)) == without, "none is ever written"
@@ -157,7 +159,7 @@ def test_samples_cost_a_copy_of_the_weights() -> None:
 
 @pytest.mark.parametrize("asked", [1, 2, 48, 64, 1000, 2**31])
 def test_the_batch_size_that_fits_is_the_largest_power_of_two(asked: int) -> None:
-    """Or the asked one; what is named does fit by the same reckoning, and its double does not."""
+    """Or the requested one; the named size fits by the same estimate, and twice that does not."""
     model = GPT.from_config(WIDE)
     config = recipe(asked, 300)
     smallest = needed_bytes(model, replace(config, batch_size=1))
@@ -179,10 +181,10 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
     model = GPT.from_config(WIDE)
     config = recipe(2**20, 300)
     size = fitting_piece(model, config, 2 * GIB)
-    with pytest.raises(OutOfMemoryError) as told:
+    with pytest.raises(OutOfMemoryError) as refused:
         check_batch_fits(model, config, 2 * GIB)
     need = needed_bytes(model, config) / GIB
-    assert str(told.value) == (
+    assert str(refused.value) == (
         f"batch_size=1048576 with windows of 300 needs about {need:,.1f} GiB and 2.0 GiB are free "
         f"(a tenth stays free): choose --batch-size {size}, or --batch-size auto"
     )
@@ -225,7 +227,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), ""),
     ],
 )
-def test_an_error_in_a_step_says_what_was_asked_for(
+def test_an_allocation_error_in_a_step_names_batch_and_window(
     error: Exception, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = GPT.from_config(WIDE)
@@ -234,26 +236,26 @@ def test_an_error_in_a_step_says_what_was_asked_for(
         monkeypatch.setattr(memory, "free_memory_bytes", lambda free=free: free)
         size = size or fitting_piece(model, config, GIB)
         assert 0 < size < 4096, "never the one that has just failed"
-        told = out_of_memory(error, model, config)
-        assert isinstance(told, OutOfMemoryError)
-        assert str(told) == (
+        found = out_of_memory(error, model, config)
+        assert isinstance(found, OutOfMemoryError)
+        assert str(found) == (
             f"out of memory in a step with batch_size=4096 and windows of 300{asked}: "
             f"choose --batch-size {size}"
         )
-    told = out_of_memory(error, model, replace(config, batch_size=1))
-    assert "not one window fits" in str(told)
+    found = out_of_memory(error, model, replace(config, batch_size=1))
+    assert "not one window fits" in str(found)
 
 
 @pytest.mark.parametrize(
     "error",
     [RuntimeError("shapes cannot be multiplied"), ValueError("memory"), KeyboardInterrupt()],
 )
-def test_other_errors_are_left_alone(error: BaseException) -> None:
+def test_other_errors_are_not_changed(error: BaseException) -> None:
     assert out_of_memory(error, GPT.from_config(WIDE), recipe(4, 30)) is None
 
 
-def test_what_the_failed_step_held_is_let_go() -> None:
-    """The error's frames hold the activations of the step: what is free was reckoned with them."""
+def test_the_memory_of_the_failed_step_is_freed_first() -> None:
+    """The error's traceback refers to the step's activations, which once counted as not free."""
     held: list[weakref.ref[torch.Tensor]] = []
 
     def step() -> None:
@@ -291,11 +293,11 @@ except Exception as error:
 
 @pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
-def test_a_real_allocation_that_fails() -> None:
+def test_a_real_allocation_failure_is_reported() -> None:
     printed = subprocess.run(
         [sys.executable, "-c", _UNDER_A_LIMIT], capture_output=True, text=True, check=True
     ).stdout
-    # (2048, 256, 64) floats are 128 MiB, four of them more than there is room for.
+    # (2048, 256, 64) floats are 128 MiB, and four of them do not fit.
     assert "out of memory in a step with batch_size=2048 and windows of 256 (" in printed
     assert " MiB more asked for): choose --batch-size 1024\n" in printed
 
@@ -307,12 +309,12 @@ from mygpt.training import memory, new_run
 torch.set_num_threads(2)
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
-told = {}
+figures = {}
 build = new_run.initial_model
 def building(config, recipe, *others, **more):
-    told["before"] = status("VmRSS")
+    figures["before"] = status("VmRSS")
     model = build(config, recipe, *others, **more)
-    told["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
+    figures["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
     return model
 new_run.initial_model = building
 options = {"batch_size": 128, "steps": 3}
@@ -320,17 +322,17 @@ with tempfile.TemporaryDirectory() as folder:
     text = folder + "/text.txt"
     open(text, "w").write("the quick brown fox jumps over the lazy dog. " * 400)
     mygpt.train(text, output=folder + "/run", preset="nano", listener=lambda event: None, **options)
-print(json.dumps({**told, "peak": status("VmHWM")}))
+print(json.dumps({**figures, "peak": status("VmHWM")}))
 """
 
 
 @pytest.mark.processes
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks as Linux tells them")
-def test_a_training_takes_no_more_than_was_reckoned() -> None:
-    """And not much less: docs/lab-notes.md has the two for many shapes."""
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+def test_training_needs_at_most_the_estimated_memory() -> None:
+    """And at least half of it: docs/lab-notes.md compares them for many shapes."""
     printed = subprocess.run(
         [sys.executable, "-c", _MEASURED], capture_output=True, text=True, check=True
     ).stdout
-    told = json.loads(printed)
-    taken = told["peak"] - told["before"]
-    assert 0.5 * told["needed"] < taken <= told["needed"]
+    figures = json.loads(printed)
+    taken = figures["peak"] - figures["before"]
+    assert 0.5 * figures["needed"] < taken <= figures["needed"]
