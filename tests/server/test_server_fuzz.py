@@ -26,11 +26,11 @@ LIMITS: dict[str, Any] = {"max_tokens": 200, "max_choices": 6, "max_prompt_token
 WRITER = tiny_writer()
 SCHEMA = schemathesis.openapi.from_dict(openapi(WRITER, ServerSettings(**LIMITS)))
 
-# What no schema says of one field alone: right fields that do not go together.
+# Errors that the schema cannot express: combinations of valid fields.
 TOGETHER = (
     "best_of=",
-    "more than 6 choices",
-    "stream_options are for streams",
+    "choices, more than the limit of 6",
+    "stream_options need a stream",
     "overflows float32",
     "the prompt has 17 tokens and the window 16",
 )
