@@ -71,13 +71,13 @@ def written(engine, *requests: Request) -> list[list[int]]:
 
 
 def steps_of(decoding, row=0):
-    """Its tokens one by one, each with the logits behind it."""
+    """The tokens of a row one by one, each with its logits."""
     while (ids := decoding.advance(1)[row]) != []:
         yield ids[0], decoding.logits(row).copy()
 
 
 def random_requests(generator: np.random.Generator, config: GPTConfig) -> list[Request]:
-    """Ragged and equal prompts, all settings and policies, some that end early."""
+    """Prompts of different lengths, some equal; all settings and policies; some end early."""
     texts: list[list[int]] = []
     requests = []
     for index in range(generator.integers(1, 8)):
@@ -116,7 +116,7 @@ def floats(values) -> np.ndarray:
 
 
 def random_config(generator: np.random.Generator) -> GPTConfig:
-    """Any point of the space of small models, some wider than a panel."""
+    """A random small configuration; some are wider than a panel."""
     one_of = lambda *values: values[generator.integers(len(values))]  # noqa: E731
     groups, shared, d = one_of(1, 2, 3), one_of(1, 2), one_of(2, 4, 6, 18)
     heads, own_size = groups * shared, one_of(True, False)
@@ -142,7 +142,7 @@ def random_config(generator: np.random.Generator) -> GPTConfig:
 
 
 def random_arrays(config: GPTConfig, seed: int = 0, spread: float = 0.5) -> dict[str, np.ndarray]:
-    """Parameters of their own for any shape; norms scale by about 1."""
+    """Random parameters of a configuration; norms scale by about 1."""
     generator = np.random.default_rng(seed)
     return {
         name: (generator.normal(size=shape) * spread + name.endswith("norm.weight")).astype("f4")
@@ -151,7 +151,7 @@ def random_arrays(config: GPTConfig, seed: int = 0, spread: float = 0.5) -> dict
 
 
 def dequantized(arrays) -> dict[str, np.ndarray]:
-    """Each matrix in 255 steps a row, its largest weight 127 of them; vectors as they are."""
+    """Each matrix rounded to 255 steps per row, of which its largest weight is 127."""
     out = {}
     for name, weight in arrays.items():
         out[name] = weight
@@ -163,7 +163,7 @@ def dequantized(arrays) -> dict[str, np.ndarray]:
 
 
 def double_logits(model, ids: list[int]) -> np.ndarray:
-    """The torch model in double precision, which core/test_model.py holds to the reference."""
+    """The torch model's logits in double precision; core/test_model.py tests that model."""
     wide = type(model).from_config(model.config).double().eval()
     wide.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -172,7 +172,7 @@ def double_logits(model, ids: list[int]) -> np.ndarray:
 
 # --- the engine of machine code ------------------------------------------------------------
 
-# The last engines made: one test alone is about decodings whose engine is gone.
+# The last engines: a decoding whose engine is deleted is the subject of one test only.
 KEPT: deque[CpuEngine] = deque(maxlen=4)
 
 
@@ -187,7 +187,7 @@ def engine_of(name: str, threads: int = 1) -> CpuEngine:
 
 
 def constant(logits, window: int = 1, kind=CpuEngine, **options):
-    """A model that predicts these logits whatever it reads."""
+    """An engine whose model predicts these logits after every text."""
     config = GPTConfig(len(logits), 1, 1, 1, max_seq_len=window, tied=False)
     arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
     arrays["final_norm.bias"][:] = 1
@@ -199,9 +199,9 @@ def constant(logits, window: int = 1, kind=CpuEngine, **options):
 
 
 def weighed(logits, sampling: SamplingConfig, seen) -> np.ndarray:
-    """The engine's distribution over these logits after a text of these tokens.
+    """The engine's distribution of these logits after a text of these tokens.
 
-    A text has at least one token; where none may count as seen, it is one more, dead token.
+    A text has at least one token; without seen tokens, it is an additional, impossible one.
     """
     if len(seen):
         return constant(logits).start([request(seen, 1, sampling)]).next_probabilities()[0].copy()
@@ -222,7 +222,7 @@ def assert_close(found, expected, within=1e-5):
 
 
 def assert_rows_are_as_alone(generator, engine_, requests, alone) -> int:
-    """Ids and logits, bitwise, in calls of any length, while rows end or are ended."""
+    """Compare ids and logits bitwise, in calls of random length, while rows end or are ended."""
     decoding, compared = engine_.start(requests), 0
     found: list[list[int]] = [[] for _ in requests]
     ended: set[int] = set()
@@ -249,7 +249,7 @@ def assert_rows_are_as_alone(generator, engine_, requests, alone) -> int:
 
 
 def assert_runs(program: str, *arguments: str) -> str:
-    """Run Python on a program in this folder; its output."""
+    """Run a Python program that may import the helpers in tests/; its output."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         capture_output=True,

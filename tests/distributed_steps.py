@@ -1,8 +1,8 @@
-"""What every process does in training/test_distributed.py: steps in a few groups at once, and runs.
+"""The work of every process in training/test_distributed.py: steps in several groups, and runs.
 
-Here and not there, so that the ranks import it without pytest. The steps go the way that
-training goes: the model is shared out by `fill`, the batch by its share, gradients by
-`make_gradients`, updates by `Optimizer`.
+A module of its own, so that the ranks do not import pytest. The steps are those of training: `fill`
+distributes the model, each process takes its share of a batch, `make_gradients` computes and
+`Optimizer` updates.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mygpt.training.process_group import ProcessGroup
 from mygpt.training.sharding import fill, gathered
 
 COUNTS = (1, 2, 4)
-LENGTH = 160  # steps of the runs that torchrun begins
+LENGTH = 160  # steps of the runs that torchrun starts
 WAYS = ("ddp", "fsdp", "compiled")
 TIME, VOCAB = 12, 11
 _MODERN: dict[str, Any] = {
@@ -47,7 +47,7 @@ _MODERN: dict[str, Any] = {
     "qk_norm": True,
     "max_seq_len": TIME,
 }
-WORDS = (1, 2, 3, 0), (4, 5, 0), (6, 7, 2, 8, 0), (9, 10, 0), (3, 6, 0)  # 0 parts them
+WORDS = (1, 2, 3, 0), (4, 5, 0), (6, 7, 2, 8, 0), (9, 10, 0), (3, 6, 0)  # 0 separates them
 _ORDER = np.random.default_rng(5).integers(len(WORDS), size=800)
 TOKENS = np.array([token for word in _ORDER for token in WORDS[word]], np.uint16)
 SHAPES = {
@@ -75,8 +75,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = " ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.shape} {self.way} {told}".strip()
+        options = " ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.shape} {self.way} {options}".strip()
 
     @property
     def config(self) -> TrainConfig:
@@ -85,11 +85,11 @@ class Case:
         return TrainConfig(**{**common, "shard": self.way == "fsdp", **self.options})
 
 
-UNEVEN = {"batch_size": 6}  # among 4
+UNEVEN = {"batch_size": 6}  # rows, for 4 processes
 FIRST_STEPS = [
     *(Case("gpt2", way) for way in WAYS),
     *(Case(shape, way, UNEVEN) for shape in ("gpt2", "grouped", "untied") for way in WAYS),
-    # The kernels have neither; they are the same for every shape.
+    # The compiled step has neither; both are the same for every shape.
     *(Case("grouped", way, {**UNEVEN, "micro_batch": 1}) for way in WAYS[:2]),
     *(Case("grouped", way, {**UNEVEN, "checkpoint_activations": True}) for way in WAYS[:2]),
 ]
@@ -103,8 +103,8 @@ THREE_STEPS = [
 HUNDRED_STEPS = [Case("small", way, {"batch_size": 16}) for way in WAYS]
 
 
-def drawn(shape: GPTConfig) -> GPT:
-    """A model whose every number, norms' and biases' too, is its own and counts."""
+def random_model(shape: GPTConfig) -> GPT:
+    """A model with random weights, also of norms and biases, so that each affects the loss."""
     torch.manual_seed(3)
     model = GPT.from_config(shape)
     with torch.no_grad():
@@ -120,15 +120,15 @@ class Learner:
         shape = SHAPES[case.shape]
         self.config, self.group = case.config, group
         self.model = empty_model(shape, self.config, torch.device("cpu"), group)
-        fill(self.model, drawn(shape) if group.is_main else None, group)
+        fill(self.model, random_model(shape) if group.is_main else None, group)
         self.model.train()
         self.gradients = make_gradients(self.model, self.config, group)
         compiled = getattr(self.gradients, "step", None)
         self.optimizer = Optimizer(self.model, self.config, compiled, group)
         self.windows = ShuffledWindows(TOKENS, TIME, 0)
 
-    def learn(self, number: int, max_norm: float = 0.0) -> tuple[float, torch.Tensor]:
-        """Gradients of a batch, clipped; its loss and their norm."""
+    def gradients_of(self, number: int, max_norm: float = 0.0) -> tuple[float, torch.Tensor]:
+        """Compute a batch's gradients and clip them; its loss and their norm."""
         share = (self.group.rank, self.group.size)
         batch = torch.from_numpy(self.windows.batch(number, self.config.batch_size, share))
         self.gradients.expect_rows(self.config.batch_size)
@@ -136,23 +136,23 @@ class Learner:
         return float(loss), self.gradients.clip(max_norm)
 
     def step(self, number: int) -> float:
-        """A batch's loss; the weights are updated."""
-        loss, _ = self.learn(number, self.config.grad_clip)
+        """Update the weights; the batch's loss before."""
+        loss, _ = self.gradients_of(number, self.config.grad_clip)
         self.optimizer.step(self.config.lr)
         return loss
 
     def weights(self) -> dict[str, np.ndarray]:
-        """All of them, put together, by name."""
+        """All weights, gathered, by name."""
         return {n: gathered(p.detach()).numpy().copy() for n, p in self.model.named_parameters()}
 
-    def whole_gradients(self) -> dict[str, np.ndarray]:
-        """Likewise, of the gradients."""
+    def gathered_gradients(self) -> dict[str, np.ndarray]:
+        """All gradients, gathered, by name."""
         named = {n: p.grad for n, p in self.model.named_parameters()}
         return {n: gathered(g).numpy().copy() for n, g in named.items() if g is not None}
 
 
 def join_group() -> ProcessGroup:
-    """Worlds of 1, 2 and 4 at once: a process's own one, and its number there."""
+    """Of seven processes, groups of 1, 2 and 4: this process's group."""
     distributed, rank = torch.distributed, int(os.environ["RANK"])
     count = next(count for count in COUNTS if rank < 2 * count - 1)
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -162,8 +162,8 @@ def join_group() -> ProcessGroup:
     return group
 
 
-def live() -> dict[str, Any]:
-    """What every process of the three groups does; tests look at what it returns."""
+def take_steps() -> dict[str, Any]:
+    """The work of every process of the three groups; tests check the result."""
     group = join_group()
     return {
         "group": group,
@@ -176,8 +176,8 @@ def live() -> dict[str, Any]:
 def first_step(case: Case, group: ProcessGroup) -> dict[str, Any]:
     learner = Learner(case, group)
     with learner.gradients:
-        loss, norm = learner.learn(0)
-        return {"loss": loss, "norm": float(norm), "gradients": learner.whole_gradients()}
+        loss, norm = learner.gradients_of(0)
+        return {"loss": loss, "norm": float(norm), "gradients": learner.gathered_gradients()}
 
 
 def weights_after(steps: int, case: Case, group: ProcessGroup) -> dict[str, np.ndarray]:
@@ -195,11 +195,11 @@ def losses_of(steps: int, case: Case, group: ProcessGroup) -> list[float]:
 
 
 def silent(event: object) -> None:
-    """A listener for those who look at the files."""
+    """A listener that ignores every event."""
 
 
 def begin_and_fail(folder: Path, text: Path) -> dict[str, Any]:
-    """2 processes make a run, are refused what is wrong one after the other, and share a model."""
+    """2 processes train a run, try what must be refused, and train a sharded model."""
     refused = {"nothing": train(text, output=folder / "undisturbed", **LIKE_TORCHRUN)[0]}
     for name, arguments in {
         "there already": [str(text), "-o", str(folder / "undisturbed")],
@@ -212,7 +212,7 @@ def begin_and_fail(folder: Path, text: Path) -> dict[str, Any]:
         if "--resume" not in arguments:
             arguments += ["--steps", "3"]
             arguments += ["-o", str(folder / "refused")] * ("-o" not in arguments)
-        refused[name] = said_by("train", *arguments)
+        refused[name] = output_of("train", *arguments)
     return {
         "refused": refused,
         "another text": another_text(folder / "refused", text),
@@ -223,7 +223,7 @@ def begin_and_fail(folder: Path, text: Path) -> dict[str, Any]:
     }
 
 
-def said_by(*arguments: str) -> tuple[object, str, str]:
+def output_of(*arguments: str) -> tuple[object, str, str]:
     """The command's exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), suppress_exit() as codes:
@@ -255,15 +255,15 @@ WORSE = {
 
 
 def train(*arguments: Any, **options: Any) -> tuple[str | None, list[str]]:
-    """What `mygpt.train` raised, as words, and the notes that were heard."""
-    return heard(mygpt.train, *arguments, **options)
+    """The error that `mygpt.train` raised, as text, and its notes."""
+    return outcome(mygpt.train, *arguments, **options)
 
 
-def go_on(*arguments: Any, **options: Any) -> tuple[str | None, list[str]]:
-    return heard(training.resume, *arguments, **options)
+def resume(*arguments: Any, **options: Any) -> tuple[str | None, list[str]]:
+    return outcome(training.resume, *arguments, **options)
 
 
-def heard(action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def outcome(action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     notes: list[str] = []
 
     def listener(event: object) -> None:
@@ -278,7 +278,7 @@ def heard(action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def another_text(output: Path, text: Path) -> str | None:
-    """The second process reads something else in the first one's place."""
+    """The second process reads another text than the first one."""
     read = shared_start.read_source
     if os.environ["RANK"] == "1":
         other = text.with_name("other.txt")
@@ -292,7 +292,7 @@ def another_text(output: Path, text: Path) -> str | None:
 
 
 def apart(here: Path, text: Path) -> str | None:
-    """Each process has a disk of its own: the run's folder is another for each."""
+    """The processes share no disk: each has another run folder."""
     before = Path.cwd()
     here.mkdir(parents=True)
     os.chdir(here)
@@ -303,14 +303,14 @@ def apart(here: Path, text: Path) -> str | None:
 
 
 def jobs(output: Path, text: Path) -> dict[str, Any]:
-    """A run under torchrun's name for the job: begun, begun again by it, and by another."""
+    """A run under a job id of torchrun: started, started again by the same job, and by another."""
     found = {}
     for name, job in (("begun", "one"), ("again", "one"), ("another", "two")):
         os.environ["TORCHELASTIC_RUN_ID"] = job
         found[name] = train(text, output=output, **TINY)
     os.environ["TORCHELASTIC_RUN_ID"] = "one"
     found["another command"] = train(text, output=output, command="another", **TINY)
-    os.environ["LOCAL_RANK"] = "0"  # as if each were on a machine of its own
+    os.environ["LOCAL_RANK"] = "0"  # as if each were on another machine
     here = output if os.environ["RANK"] == "1" else output.with_name("nowhere")
     found["elsewhere"] = train(text, output=here, **TINY)
     os.environ["LOCAL_RANK"] = os.environ["RANK"]
@@ -319,9 +319,9 @@ def jobs(output: Path, text: Path) -> dict[str, Any]:
 
 
 def end_runs(folder: Path) -> list[Any]:
-    """2 processes go on with what 1 or 2 have left."""
+    """2 processes resume runs of 1 or 2 processes."""
     return [
-        go_on(folder / "sharded", steps=28),
-        go_on(folder / "begun", steps=LENGTH + 40),
-        go_on(folder / "killed"),
+        resume(folder / "sharded", steps=28),
+        resume(folder / "begun", steps=LENGTH + 40),
+        resume(folder / "killed"),
     ]

@@ -1,7 +1,7 @@
-"""A slow reference for llama.cpp: reads a GGUF file, runs its model, and applies its merges.
+"""A reference reader of GGUF files: it reads one, runs its model, and applies its merges.
 
-Written from the description of the format and of the three architectures alone: nothing here
-imports what is tested. Letters: T time, C embedding, H heads, G key/value heads, D head size.
+Written from the description of the format and of the three architectures; it imports nothing of
+mygpt. Letters: T time, C embedding, H heads, G key/value heads, D head size.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The cases of tests/golden/filters.json, which every version of sampling has to pass.
+"""The cases of tests/golden/filters.json, which the samplers of all backends have to pass.
 
-Here are the questions; the answers are tests/reference.py's. In the file, null is a logit of
-minus infinity and `seen` is the text so far (for the repetition penalty). The settings are
-SamplingConfig's fields. `kept` are the ids of probability above 0. No case stands within
-MARGIN of a place where rounding could decide it, unless its sums are exact in binary.
+The expected values are those of tests/reference.py. In the file, null is a logit of minus infinity,
+`seen` is the text so far (for the repetition penalty), the settings are fields of SamplingConfig,
+and `kept` are the ids of probability above 0. No case is within MARGIN of a value where rounding
+could decide it, unless its sums are exact in binary.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ DRAWS = [
 
 
 def golden_text() -> str:
-    """The file: JSON, one case a line."""
+    """The content of the file: JSON, one case per line."""
     filters = [filter_case(*case) for case in FILTERS]
     draws = [{"probabilities": p, "uniform": u, "id": draw(p, u)} for p, u in DRAWS]
     return (
@@ -131,7 +131,7 @@ def filter_case(name: str, logits: list[float], seen: list[int], settings: dict)
 
 
 def check_margins(name: str, logits: list[float], sampling: SamplingConfig, seen: list[int]):
-    """A hair more or less top-p or min-p must give the same answer."""
+    """Check that top-p or min-p changed by MARGIN give the same distribution."""
     if sampling.greedy:
         return
     fields = dict(vars(sampling))

@@ -1,4 +1,4 @@
-"""What the tests of offline pages share: strings that try to run, a parser, and a browser."""
+"""Helpers of the tests of offline pages: strings that inject scripts, a parser, and a browser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAGS = (
     "--window-size=1280,900",
 )  # fmt: skip
 
-# All elements of a page, whatever its data.
+# The elements of a page, the same for all data.
 MARKUP = [
     "html", "head", "meta", "meta", "meta", "meta", "meta", "link", "title", "style",
     "body", "noscript", "main", "script", "script",
@@ -60,12 +60,12 @@ _SHAPES = (
 
 
 def injections() -> list[str]:
-    """Strings that would set `window.__ran` wherever they were taken for more than text."""
+    """Strings that set `window.__ran` if any part of them is interpreted as code."""
     return [shape.replace("{}", _RUN) for shape in _SHAPES]
 
 
 class Page(HTMLParser):
-    """A page taken apart: its elements in order, and the text of scripts and styles."""
+    """A parsed page: its elements in order, and the text of scripts and styles."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -97,11 +97,11 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> Any:
-        """What the page's JSON holds."""
+        """The page's JSON, decoded."""
         return json.loads(next(text for attrs, text in self.of("script") if attrs))
 
     def check(self) -> None:
-        """The markup is ours alone; the policy names the script and the style that are there."""
+        """Check that no markup is foreign, and that the policy names the script and the style."""
         names = [name for name, _ in self.elements]
         assert names == MARKUP
         assert not [a for _, attrs in self.elements for a in attrs if a.startswith("on")]
@@ -124,7 +124,7 @@ def digest(text: str) -> str:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Any]:
-    """A headless Chromium; skips the test where there is none."""
+    """A headless Chromium; skips the test where it is not installed."""
     pytest.importorskip("selenium")
     if not (os.path.exists(CHROMIUM) and os.path.exists(DRIVER)):
         pytest.skip("no chromium and chromedriver here")
@@ -145,7 +145,7 @@ def chromium(profile: Path) -> Iterator[Any]:
 
 
 def open_page(driver: Any, page: Path) -> None:
-    """Open a page from its file; nothing may stand in the console, and nothing may have run."""
+    """Open a page from its file; check that the console is empty and no injection has run."""
     driver.get(page.resolve().as_uri())
     check_quiet(driver)
 
@@ -156,7 +156,7 @@ def check_quiet(driver: Any) -> None:
 
 
 def node() -> str:
-    """The path of node; skips the test where there is none."""
+    """The path of node; skips the test where it is not installed."""
     found = shutil.which("node")
     if found is None:
         pytest.skip("no node here")

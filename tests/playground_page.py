@@ -1,4 +1,4 @@
-"""The playground in headless Chromium: what a reader does on the page, sees, and should see."""
+"""The playground in headless Chromium: actions on the page, its content, and what is expected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LETTERS = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz", "."])
 
 @contextmanager
 def chromium(profile: Path) -> Iterator:
-    """A browser with a profile of its own."""
+    """A browser with a new profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     for flag in [*FLAGS, f"--user-data-dir={profile}"]:
@@ -56,13 +56,13 @@ def chromium(profile: Path) -> Iterator:
 def opened(browser, model: MadeUp = LETTERS, **options) -> Iterator[Page]:
     with Stub(model, **options) as stub:
         browser.get("about:blank")
-        browser.get_log("browser")  # what the page before said as its server went
+        browser.get_log("browser")  # messages of the last page, whose server has ended
         browser.get(stub.url)
         yield Page(browser, stub)
 
 
 class Page:
-    """What a reader does on the page and sees there."""
+    """Actions on the page, and its content."""
 
     def __init__(self, browser, stub: Stub) -> None:
         self.browser, self.stub = browser, stub
@@ -86,7 +86,7 @@ class Page:
         self.until(lambda: self.texts() == list(text))
 
     def set_field(self, selector: str, value: object) -> None:
-        """Set a field's value as a person's hand would, and let the page know."""
+        """Set a field's value and send the events that typing it would send."""
         self.browser.execute_script(
             "const [field, value] = arguments; field.value = value;"
             "field.dispatchEvent(new Event('input', { bubbles: true }));"
@@ -114,7 +114,7 @@ class Page:
         )
 
     def written(self, count: int, column: int = 1) -> list[str]:
-        """The tokens that follow the prompt once there are so many, bars included."""
+        """The tokens after the prompt, once there are `count` and the bars have been drawn."""
         selector = f"#columns .column:nth-child({column}) .token:not(.is-prompt)"
         self.until(lambda: len(self.all(selector)) == count)
         self.until(lambda: self.find("#run").text == "Run")
@@ -131,7 +131,7 @@ def expected(model: MadeUp, ids: list[int], settings: dict) -> list[float]:
 
 
 def check_bars(page: Page, ids: list[int], settings: dict) -> None:
-    """The bars become what mygpt.core.sampling computes."""
+    """Wait until the bars are what mygpt.core.sampling computes."""
     before = expected(page.stub.model, ids, {})
     after = expected(page.stub.model, ids, settings)
 

@@ -1,6 +1,6 @@
 """A small stub of the server's API for the playground's tests, with made-up models.
 
-A model's logits hang on the last two ids alone, so that every bar can be computed again.
+A model's logits depend only on the last two ids, so a test can compute every bar.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ POLICY = (
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 TYPES |= {".svg": "image/svg+xml", ".json": "application/json"}
 WINDOW = 8
-SMALL = 4096  # of larger vocabularies the likeliest logits are sent
+SMALL = 4096  # of larger vocabularies only the most probable tokens' logits are sent
 
 
 class UnknownError(ValueError):
-    """A text has characters that the model does not know."""
+    """A text has characters that are not in the vocabulary."""
 
 
 class MadeUp:
-    """A model of a few tokens whose logits hang on the last two ids; by hand or from a seed."""
+    """A model of a few tokens: its logits are `fixed`, or random functions of the last two ids."""
 
     def __init__(self, texts: list[str], name: str = "stub", fixed: list | None = None) -> None:
         self.texts, self.name, self.window, self.fixed = texts, name, WINDOW, fixed
@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def listed_logits(model: MadeUp, logits: list) -> dict:
-    """All logits, or of a large vocabulary the likeliest and what the others add up to."""
+    """All logits; of a large vocabulary the largest ones and the log-sum-exp of the rest."""
     if len(logits) <= SMALL:
         return {"logits": [None if x == -INF else x for x in logits]}
     values = np.array(logits)
@@ -137,7 +137,7 @@ def listed_logits(model: MadeUp, logits: list) -> dict:
 
 
 class Stub(ThreadingHTTPServer):
-    """The server: `key` is asked for where it is set; `strict` sends the security policy."""
+    """The server; with `key` it asks for that, with `strict` it sends the security policy."""
 
     daemon_threads = True
 

@@ -1,7 +1,7 @@
-"""Several processes for one test: a function run by every rank, and mygpt under torchrun.
+"""Several processes for one test: a function called by every rank, and mygpt under torchrun.
 
-`run_ranks` starts one process that imports torch and the test's module once and forks the ranks
-from there. Whatever happens, nothing that was started here outlives the call.
+`run_ranks` starts one process that imports torch and the test's module and forks the ranks. All
+processes that were started are ended when the call ends, also by an error.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import mygpt
 from paths import TESTS
 
 _SOURCES = Path(mygpt.__file__).resolve().parent.parent
-_MARK = "MYGPT_TEST_RANKS"  # stands in the environment of all that was started, and of theirs
-_GRACE_S = 0.5  # for the other ranks to say what they have to say when one has failed
+_MARK = "MYGPT_TEST_RANKS"  # an environment variable of all processes started here
+_GRACE_S = 0.5  # in which the other ranks write their errors, once one has failed
 
 
 class RankError(AssertionError):
-    """A rank that failed, or ranks that did not end in time."""
+    """A rank failed, or the ranks did not end in time."""
 
 
 def run_ranks(
@@ -46,7 +46,7 @@ def run_ranks(
     timeout_s: float = 180,
     **environment: str,
 ) -> list[Any]:
-    """Call a test module's function in `count` processes; return what each gave, by rank.
+    """Call a test module's function in `count` processes; return their results, by rank.
 
     The ranks find each other through a store that this process holds, so no port can clash.
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set as torchrun sets them;
@@ -55,21 +55,21 @@ def run_ranks(
     Args:
         count: number of processes.
         function: at the top level of a module under tests/.
-        arguments: for the function; they are pickled, as what it returns is.
-        group: make the gloo group before the call; False leaves that to the function.
-        timeout_s: for all of it.
+        arguments: for the function; they and its result are pickled.
+        group: make the gloo group before the call; with False the function does.
+        timeout_s: of the whole call.
         environment: further variables of the ranks.
 
     Raises:
         RankError: with the standard error of the ranks that failed.
     """
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    meeting = {
+    addresses = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there: rank 0 starts none
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists: rank 0 starts none
     }
     home = str(Path(inspect.getfile(function)).parent)
     call = (count, home, function.__module__, function.__name__, arguments, group, timeout_s)
@@ -77,27 +77,27 @@ def run_ranks(
         folder = Path(name)
         (folder / "call").write_bytes(pickle.dumps(call))
         command = [sys.executable, __file__, name]
-        with _started(command, folder, {**meeting, **environment}) as process:
+        with _started(command, folder, {**addresses, **environment}) as process:
             try:
                 code = process.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                said = _said(folder, range(count))
-                raise RankError(f"{count} ranks did not end in {timeout_s} s\n{said}") from None
+                errors = _errors_of(folder, range(count))
+                raise RankError(f"{count} ranks did not end in {timeout_s} s\n{errors}") from None
         if code:
             failed = folder / "failed"
             first = [int(failed.read_text())] if failed.exists() else range(count)
-            said = _said(folder, first) + (folder / "err").read_text()
-            raise RankError(f"rank {', '.join(map(str, first))} of {count} failed\n{said}")
+            errors = _errors_of(folder, first) + (folder / "err").read_text()
+            raise RankError(f"rank {', '.join(map(str, first))} of {count} failed\n{errors}")
         return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(count)]
 
 
-def _said(folder: Path, ranks: Any) -> str:
-    """The ends of what the ranks wrote on standard error."""
-    said = ""
+def _errors_of(folder: Path, ranks: Any) -> str:
+    """The ends of the ranks' standard error."""
+    errors = ""
     for rank in ranks:
         with contextlib.suppress(OSError):
-            said += f"--- rank {rank}\n{(folder / f'err-{rank}').read_text()[-4000:]}\n"
-    return said
+            errors += f"--- rank {rank}\n{(folder / f'err-{rank}').read_text()[-4000:]}\n"
+    return errors
 
 
 def torchrun(
@@ -107,10 +107,10 @@ def torchrun(
     options: tuple[str, ...] = (),
     timeout_s: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """`torchrun --standalone --nproc-per-node COUNT OPTIONS -m mygpt ARGUMENTS`, to its end.
+    """`torchrun --standalone --nproc-per-node COUNT OPTIONS -m mygpt ARGUMENTS`, until it ends.
 
     Raises:
-        RankError: when it has not ended in time; then all of it is killed.
+        RankError: when it has not ended in time; then all its processes are killed.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -118,8 +118,8 @@ def torchrun(
             try:
                 code = process.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                said = (folder / "err").read_text()[-4000:]
-                raise RankError(f"torchrun did not end in {timeout_s} s\n{said}") from None
+                errors = (folder / "err").read_text()[-4000:]
+                raise RankError(f"torchrun did not end in {timeout_s} s\n{errors}") from None
         out, err = ((folder / stream).read_text() for stream in ("out", "err"))
         return subprocess.CompletedProcess(process.args, code, out, err)
 
@@ -132,9 +132,9 @@ def torchrun_started(
     env: dict[str, str] | None = None,
     options: tuple[str, ...] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The same while it runs; its output goes to the files `out` and `err` in `into`.
+    """The same, running; its output goes to the files `out` and `err` in `into`.
 
-    Leaving it kills whatever still runs, also workers whose launcher was killed.
+    Leaving the context kills its processes, also workers whose launcher was killed.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={count}", *options, "-m", "mygpt", *map(str, arguments)]
@@ -143,7 +143,7 @@ def torchrun_started(
 
 
 def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
-    """The ids of the workers that a launcher has now (Linux)."""
+    """The process ids of a launcher's workers (Linux)."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(child) for child in path.read_text().split()]
 
@@ -152,7 +152,7 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
 def _started(
     command: list[str], folder: Path, environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, and the end of it and of all that it started."""
+    """A process in a new session; at the end it and all that it started are killed."""
     mark = secrets.token_hex(16)
     paths = [str(TESTS), str(_SOURCES), os.environ.get("PYTHONPATH", "")]
     inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
@@ -160,7 +160,7 @@ def _started(
         **inherited,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",  # and no threads before the ranks are forked
+        "OPENBLAS_NUM_THREADS": "1",  # no threads before the ranks are forked
         **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
         **environment,
         _MARK: mark,
@@ -181,7 +181,7 @@ def _started(
 
 
 def _marked(mark: str) -> list[int]:
-    """The processes that were started with this mark, where the system tells."""
+    """The processes that have this mark in their environment (Linux)."""
     wanted, found = f"{_MARK}={mark}".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -214,7 +214,7 @@ def _main(folder: Path) -> int:
             time.sleep(_GRACE_S)
         else:
             del ranks[pid]
-        if status or os.getppid() != parent:  # pytest is gone: nobody is left to end us
+        if status or os.getppid() != parent:  # pytest has ended
             for other in ranks.keys() - {pid}:
                 os.kill(other, signal.SIGKILL)
             return 1
@@ -222,7 +222,7 @@ def _main(folder: Path) -> int:
 
 
 def _be_rank(folder: Path, rank: int, work: Callable[[], Any], timeout_s: float | None) -> None:
-    """What a forked process does; it never returns."""
+    """The work of a forked process; does not return."""
     code = 1
     try:
         for stream, name in ((1, "out"), (2, "err")):
@@ -235,7 +235,7 @@ def _be_rank(folder: Path, rank: int, work: Callable[[], Any], timeout_s: float 
             torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
         result = work()
         if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # whoever ends first takes the connections with it
+            torch.distributed.barrier()  # the first one that ends closes its connections
             torch.distributed.destroy_process_group()
         (folder / f"result-{rank}").write_bytes(pickle.dumps(result))
         code = 0

@@ -1,8 +1,7 @@
-"""Slow and obvious twins of what the package does fast; the judges of the other tests.
+"""Slow and obvious reference implementations of what the package does fast.
 
-Plain Python numbers and lists wherever that is bearable. Of mygpt itself only the
-configurations are used, which say what is wanted, none of its arithmetic.
-`python tests/reference.py --write-golden` writes tests/golden/filters.json anew.
+On plain Python numbers and lists where that is not too slow. Of mygpt only the configurations are
+used. `python tests/reference.py --write-golden` rewrites tests/golden/filters.json.
 Letters: B batch, T time, C embedding, H heads, G key/value heads, D head size, L window,
 V vocabulary.
 """
@@ -24,7 +23,7 @@ INF = math.inf
 
 
 def chapter_generate(model, ids, max_new_tokens, temperature=1.0, top_k=None):
-    """Section 15.7 in our words: read the window, scale, cut, draw from the global generator."""
+    """Section 15.7: read the window, scale, filter, draw from the global generator."""
     model.eval()
     for _ in range(max_new_tokens):
         with torch.no_grad():
@@ -41,7 +40,7 @@ def chapter_generate(model, ids, max_new_tokens, temperature=1.0, top_k=None):
 
 
 def visible_parts(prompt_length: int, steps: int, window: int, overflow: str) -> list[range]:
-    """Which positions of the text the model sees at each step of writing."""
+    """The positions of the text that the model reads at each step."""
     parts = []
     seen = list(range(prompt_length))[-window:]
     for step in range(steps):
@@ -50,7 +49,7 @@ def visible_parts(prompt_length: int, steps: int, window: int, overflow: str) ->
         if len(seen) > window:
             seen = seen[-window if overflow == "crop" else -max(1, window // 2) :]
         parts.append(range(seen[0], seen[-1] + 1))
-        seen.append(prompt_length + step)  # the token that this step writes
+        seen.append(prompt_length + step)  # the token of this step
     return parts
 
 
@@ -64,11 +63,11 @@ def softmax(logits: list[float]) -> list[float]:
     return [w / total for w in weights]
 
 
-def likeliest_first(logits: list[float]) -> list[int]:
+def most_probable_first(logits: list[float]) -> list[int]:
     return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
 
 
-def only(logits: list[float], kept: list[int]) -> list[float]:
+def masked(logits: list[float], kept: list[int]) -> list[float]:
     return [x if i in kept else -INF for i, x in enumerate(logits)]
 
 
@@ -80,30 +79,30 @@ def penalized(logits: list[float], seen: list[int], penalty: float) -> list[floa
 
 
 def top_k(logits: list[float], k: int) -> list[float]:
-    return only(logits, likeliest_first(logits)[:k])
+    return masked(logits, most_probable_first(logits)[:k])
 
 
 def top_p(logits: list[float], p: float) -> list[float]:
     probabilities, kept, reached = softmax(logits), [], 0.0
-    for i in likeliest_first(logits):
+    for i in most_probable_first(logits):
         if kept and reached >= p:
             break
         kept.append(i)
         reached += probabilities[i]
-    return only(logits, kept)
+    return masked(logits, kept)
 
 
-def min_p(logits: list[float], share: float) -> list[float]:
+def min_p(logits: list[float], fraction: float) -> list[float]:
     probabilities = softmax(logits)
-    least = share * max(probabilities)
-    return only(logits, [i for i, p in enumerate(probabilities) if p >= least])
+    least = fraction * max(probabilities)
+    return masked(logits, [i for i, p in enumerate(probabilities) if p >= least])
 
 
 def distribution(logits: list[float], sampling: SamplingConfig, seen: list[int]) -> list[float]:
-    """What the next token is drawn from."""
+    """The next token's distribution."""
     logits = penalized(logits, seen, sampling.repetition_penalty or 1.0)
     if sampling.temperature < 1e-30:
-        best = likeliest_first(logits)[0]
+        best = most_probable_first(logits)[0]
         return [float(i == best) for i in range(len(logits))]
     logits = [x / sampling.temperature for x in logits]
     logits = top_k(logits, sampling.top_k or len(logits))
@@ -113,7 +112,7 @@ def distribution(logits: list[float], sampling: SamplingConfig, seen: list[int])
 
 
 def draw(probabilities: list[float], uniform: float) -> int:
-    """Inverse CDF: the first token with probability whose running sum is past uniform * total."""
+    """Inverse CDF: the first possible token whose cumulative sum is above uniform * total."""
     possible = [i for i, p in enumerate(probabilities) if p > 0]
     target, reached = uniform * sum(probabilities), 0.0
     for i in possible:
@@ -127,7 +126,7 @@ def draw(probabilities: list[float], uniform: float) -> int:
 
 
 def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, ...]:
-    """Philox4x32-10 on Python's whole numbers, from the paper's section 3.3."""
+    """Philox4x32-10 on Python integers, from the paper's section 3.3."""
     (k0, k1), (c0, c1, c2, c3) = key, counter
     for _ in range(10):
         high0, low0 = divmod(0xD2511F53 * c0, 2**32)
@@ -138,14 +137,14 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[in
 
 
 def uniform(seed: int, index: int, step: int) -> float:
-    """The number that draws token `step` of sample `index`: 53 bits of Philox."""
+    """The uniform number for token `step` of sample `index`: 53 bits of Philox."""
     key = (seed % 2**32, seed // 2**32)
     x0, x1, _, _ = philox(key, (step, index % 2**32, 1, index // 2**32))
     return (x0 // 2**5 * 2**26 + x1 // 2**6) / 2**53
 
 
 def seeded_generate(model, prompt, steps, sampling, seed, index, overflow="crop"):
-    """One row of `generate(seed=...)`: prompt and result are lists of ids."""
+    """One row of `generate(seed=...)`, with lists of ids."""
     text = list(prompt)
     parts = visible_parts(len(prompt), steps, model.max_seq_len, overflow)
     for step, part in enumerate(parts):
@@ -168,7 +167,7 @@ def chi_square(counts: list[int], probabilities: list[float]) -> float:
 
 
 def chi_square_range(degrees: int) -> tuple[float, float]:
-    """Outside of this a chi-square of so many degrees falls once in a million times or less.
+    """Bounds that a chi-square of so many degrees exceeds once in a million times or less.
 
     Laurent & Massart, "Adaptive estimation of a quadratic functional", 2000, lemma 1.
     """
@@ -176,11 +175,11 @@ def chi_square_range(degrees: int) -> tuple[float, float]:
     return degrees - 2 * math.sqrt(degrees * x), degrees + 2 * math.sqrt(degrees * x) + 2 * x
 
 
-# --- the model, one sequence, one head at a time -------------------------------------------
+# --- the model: one sequence, one head at a time -------------------------------------------
 
 
 def forward(config: GPTConfig, state: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-    """Logits (T, V) of ids (T,), float64: the textbook's formulas in the textbook's order."""
+    """Logits (T, V) of ids (T,) in float64, by the textbook's formulas."""
     w = {name: tensor.double() for name, tensor in state.items()}
     x = w["token_embedding.weight"][ids]  # (T, C)
     if config.position == "learned":
@@ -194,7 +193,7 @@ def forward(config: GPTConfig, state: dict[str, torch.Tensor], ids: torch.Tensor
 
 
 def eps_of(config):
-    """All norms of a model share one, those of queries and keys too."""
+    """Of all norms of a model, also those of queries and keys."""
     if config.norm_eps is not None:
         return config.norm_eps
     return 1e-6 if config.norm == "rms" else 1e-5
@@ -214,7 +213,7 @@ def rms(x, weight, eps):
 
 
 def affine(w, name, x, rows=slice(None)):
-    """x W^T + b with some rows of the matrix; without b where there is none."""
+    """x W^T + b with some rows of W; without b if the layer has none."""
     out = x @ w[f"{name}.weight"][rows].T
     return out + w[f"{name}.bias"][rows] if f"{name}.bias" in w else out
 
@@ -224,7 +223,7 @@ def attention(config, w, at, x):
     d = config.head_dim or config.embed_dim // heads
     outputs = []
     for h in range(heads):
-        g = h * groups // heads  # the key/value head this query head shares
+        g = h * groups // heads  # the key/value head of this query head
         q, k, v = (
             affine(w, at + "query_key_value", x, slice(first * d, (first + 1) * d))
             for first in (h, heads + g, heads + groups + g)
@@ -233,7 +232,7 @@ def attention(config, w, at, x):
             q = rms(q, w[at + "query_norm.weight"], eps_of(config))
             k = rms(k, w[at + "key_norm.weight"], eps_of(config))
         if config.position == "rotary":
-            q, k = turned(q, config.rope_base), turned(k, config.rope_base)
+            q, k = rotated(q, config.rope_base), rotated(k, config.rope_base)
         mixed = []
         for t in range(len(x)):
             weights = softmax([float(q[t] @ k[s]) / math.sqrt(d) for s in range(t + 1)])
@@ -242,8 +241,8 @@ def attention(config, w, at, x):
     return affine(w, at + "output", torch.cat(outputs, dim=-1))
 
 
-def turned(x, base):
-    """Rotary positions: pair (i, i + D/2) of position t turned by t * base ** (-2 i / D)."""
+def rotated(x, base):
+    """Rotary positions: pair (i, i + D/2) of position t rotated by t * base ** (-2 i / D)."""
     d = x.shape[-1]
     out = x.clone()
     for t in range(len(x)):

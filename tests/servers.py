@@ -1,4 +1,4 @@
-"""Servers for tests: tiny writers, a batch that waits for permission, uvicorn in a thread."""
+"""Servers for tests: tiny writers, a batch that waits for permits, uvicorn in a thread."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def client(writer: Writer | None = None, **settings: Any) -> Iterator[TestClient
 
 
 class GatedBatch:
-    """A batch that draws one token a permit, until the gate is opened for good.
+    """A batch that draws one token per permit, until the gate is opened for good.
 
-    What `error` holds it raises once, or always where it is `lasting`.
+    It raises `error`; a new batch raises it again only if `lasting`.
     """
 
     def __init__(self, batch) -> None:
@@ -79,7 +79,7 @@ class GatedWriter(Writer):
 
     def open_batch(self, size: int):
         before, self.gate = self.gate, GatedBatch(super().open_batch(size))
-        if before is not None:  # it had failed
+        if before is not None:  # the batch before this one failed
             self.gate.opened, self.gate.lasting = before.opened, before.lasting
             self.gate.error = before.error if before.lasting else None
         return self.gate
@@ -102,23 +102,23 @@ class Running:
 
 @contextlib.contextmanager
 def running(writer: Writer | None = None, **settings: Any) -> Iterator[Running]:
-    """uvicorn in a thread, on a port of its own."""
+    """uvicorn in a thread, on a free port."""
     settings.setdefault("shutdown_limit_s", 5.0)
     bound = listen("127.0.0.1", 0)
-    told = threading.Event()
+    started = threading.Event()
     lines: list[str] = []
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         lines.append(line)
-        told.set()
+        started.set()
 
     writer = writer or tiny_writer()
-    server = make_server(writer, ServerSettings(**settings), bound, tell)
+    server = make_server(writer, ServerSettings(**settings), bound, report)
     port = bound.getsockname()[1]
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
     try:
-        assert told.wait(10)
+        assert started.wait(10)
         name = settings.get("name", "mygpt")
         assert lines == [f"serving {name} at http://127.0.0.1:{port} (Ctrl-C ends)"]
         yield Running(f"http://127.0.0.1:{port}", port, server.scheduler, server, thread)
@@ -131,8 +131,8 @@ def running(writer: Writer | None = None, **settings: Any) -> Iterator[Running]:
 
 
 def wait_until(true, seconds: float = 5.0) -> None:
-    """Wait for something that other threads bring about."""
+    """Wait until `true()`, which other threads make true."""
     until = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < until, "it did not come about"
+        assert time.monotonic() < until, f"not true after {seconds} s"
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Tiny models that several tests share: one configuration for each switch, and mixtures."""
+"""Tiny models that several tests share: one configuration per option, and combinations."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ CONFIGS = {
 
 
 def build(config: GPTConfig, seed: int = 0, spread: float | None = 0.5) -> GPT:
-    """A model in eval mode; every parameter, norms and biases too, gets numbers of its own.
+    """A model in eval mode with random parameters, also of norms and biases.
 
-    `spread` is their standard deviation around the fresh values; None keeps those.
+    `spread` is their standard deviation around the initial values; None keeps those.
     """
     torch.manual_seed(seed)
     model = GPT.from_config(config).eval()

@@ -38,7 +38,7 @@ TINY: dict[str, Any] = {
 
 
 def silent(event: Event) -> None:
-    """Hears nothing."""
+    """A listener that ignores every event."""
 
 
 def fit(text: str, output: Path, **options: Any) -> list[Event]:

@@ -88,7 +88,7 @@ def test_probabilities_are_a_distribution_that_keeps_the_likeliest(values, sampl
     assert torch.equal(seen, seen_before)
     assert float(probs.sum()) == pytest.approx(1.0, abs=1e-5)
     after = reference.penalized(values, seen_ids, sampling.repetition_penalty or 1.0)
-    best = reference.likeliest_first(after)[0]
+    best = reference.most_probable_first(after)[0]
     assert probs[best] > 0
     assert probs[best] == probs.max()
 

@@ -273,7 +273,7 @@ def test_logprobs_are_those_of_the_model_before_any_filter(number):
         assert entry.id == found.token_ids[step]
         assert entry.text == CHARS.chars[entry.id]
         assert entry.logprob == pytest.approx(float(expected[entry.id]), abs=1e-4)
-        best = reference.likeliest_first(expected.tolist())[:number]
+        best = reference.most_probable_first(expected.tolist())[:number]
         assert [text for text, _ in entry.top] == [CHARS.chars[i] for i in best]
         assert [value for _, value in entry.top] == pytest.approx(expected[best].tolist(), abs=1e-4)
 

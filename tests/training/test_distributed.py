@@ -31,8 +31,8 @@ from distributed_steps import (
     THREE_STEPS,
     begin_and_fail,
     end_runs,
-    live,
     silent,
+    take_steps,
 )
 from mygpt import training
 from mygpt.checkpoint import read_checkpoint
@@ -61,7 +61,7 @@ def assert_near(got: dict[str, Any], want: dict[str, Any], within: float = 1e-5)
 @pytest.fixture(scope="module")
 def groups() -> dict[int, list[Found]]:
     """What each process of 1, of 2 and of 4 found."""
-    found = run_ranks(sum(COUNTS), live, group=False, timeout_s=240)
+    found = run_ranks(sum(COUNTS), take_steps, group=False, timeout_s=240)
     return {size: [f for f in found if f["group"].size == size] for size in COUNTS}
 
 
