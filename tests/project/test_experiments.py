@@ -217,7 +217,7 @@ def test_the_page_on_chapter_15_names_what_exists():
     scripts = set(re.findall(r"`(\d\w+)\.py`", page))
     assert {name for name in SCRIPTS if name.startswith("15_")} < scripts <= set(SCRIPTS)
     places = re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", page)
-    assert len(places) > 10
+    assert len(places) >= 10
     for file, names in places:
         source = (ROOT / "src" / "mygpt" / file).read_text(encoding="utf-8")
         for name in re.findall(r"[\w.]+", names):

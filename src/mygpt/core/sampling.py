@@ -1,7 +1,8 @@
-"""From logits to the next token: the readable definition that every fast engine agrees with.
+"""From logits to the next token; every faster sampler is tested against this file.
 
-Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
-Letters: B batch, T time, V vocabulary. Logits are (B, V) floating point; a token that is
+Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw. To add a filter, write
+a function from logits to logits and call it in `filter_logits`.
+Letters: B batch, T tokens so far, V vocabulary. Logits are (B, V) floating point; a token that is
 filtered out has logit -inf. Nothing is changed in place.
 """
 
@@ -23,8 +24,13 @@ def penalize_repetition(logits: torch.Tensor, ids: torch.Tensor, penalty: float)
     return logits.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
+def apply_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Divide by the temperature: below 1 sharpens, above 1 flattens (section 15.5)."""
+    return logits / temperature
+
+
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Keep exactly the k largest logits of each row; of equal ones, those of lower ids."""
+    """Keep exactly the k largest logits of each row, of equal ones the lower ids (section 15.6)."""
     if k >= logits.shape[-1]:
         return logits
     _, order = logits.sort(dim=-1, descending=True, stable=True)
@@ -34,8 +40,8 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches p (nucleus).
 
-    A token stays when those before it, likeliest first and lower ids before equal ones, have
-    not reached p yet; the likeliest always stays.
+    A token stays while those before it, likeliest first, of equal ones the lower ids first, have
+    not reached p; so the likeliest always stays.
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1, dtype=_widest(logits))
@@ -56,7 +62,7 @@ def filter_logits(
 
     The temperature must be above 0: argmax has no logits to show (see `SamplingConfig.greedy`).
     """
-    logits = _after_penalty(logits, sampling, ids) / sampling.temperature
+    logits = apply_temperature(_after_penalty(logits, sampling, ids), sampling.temperature)
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None and sampling.top_p < 1.0:
@@ -77,7 +83,7 @@ def probabilities(
 
 
 def argmax(logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor) -> torch.Tensor:
-    """The likeliest token of each row after the penalty, (B,) int64; of equals the lowest id."""
+    """The likeliest token of each row, (B,) int64; of equals the lowest id (section 15.3)."""
     return _after_penalty(logits, sampling, ids).argmax(dim=-1)
 
 
@@ -90,8 +96,13 @@ def _after_penalty(
     return penalize_repetition(logits, ids, penalty)
 
 
+def draw_multinomial(probs: torch.Tensor) -> torch.Tensor:
+    """Draw from each row's distribution with torch's global generator, (B,) int64 (15.4)."""
+    return torch.multinomial(probs, num_samples=1)[:, 0]
+
+
 def draw(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
-    """Invert each row's cumulative distribution at its uniform number: (B,) int64.
+    """Invert each row's cumulative distribution at its uniform number in [0, 1): (B,) int64.
 
     Sums are float64 in the order of ids. A token of probability 0 is never drawn: a uniform
     number is at most 1 - 2**-53, whose product with the total rounds to less than the total.
@@ -107,10 +118,10 @@ def draw(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
 
 
 def _only_where_probable(cumulative: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """Sums (B, V) that never fall, and rise at tokens of a probability above 0 alone.
+    """Sums (B, V) that never decrease, and increase only at tokens of a probability above 0.
 
-    A sum made in parallel groups its terms differently at each token, so rounding can make a
-    step of its own where nothing was added.
+    A parallel sum groups its terms differently at each token, so that rounding can change it
+    where nothing was added.
     """
     return cumulative.masked_fill(probs == 0, -math.inf).cummax(dim=-1).values
 
@@ -129,16 +140,16 @@ def next_ids(
     """Draw each row's next token, (B,) int64.
 
     Args:
-        logits: (B, V), the model's prediction after `ids`; bfloat16 and float16 are drawn from
-            in float32, except as the tutorial does.
+        logits: (B, V), the model's prediction after `ids`; with streams, bfloat16 and float16 are
+            converted to float32.
         sampling: how to draw.
         ids: (B, T) int64, all text so far.
-        streams: each row's random numbers; None draws from torch's global generator with
-            `torch.multinomial`, as the tutorial does (temperature 0 alone draws nothing).
+        streams: each row's random numbers; None draws with `draw_multinomial`, as the chapter
+            does, and temperature 0 draws nothing.
         step: how many tokens were drawn before.
 
     Raises:
-        InputError: when a broken model predicts no numbers, or the settings overflow.
+        InputError: when a broken model predicts NaN or infinity, or the settings overflow.
     """
     finite = logits.max(dim=-1).values.isfinite().all()
     if streams is not None:
@@ -150,12 +161,12 @@ def next_ids(
     probs = probabilities(logits, sampling, ids)
     _check(sampling, finite, probs.sum(dim=-1).isfinite().all())
     if streams is None:
-        return torch.multinomial(probs, num_samples=1)[:, 0]
+        return draw_multinomial(probs)
     return draw(probs, [stream.uniform(step) for stream in streams])
 
 
 def _check(sampling: SamplingConfig, *finite: torch.Tensor) -> None:
-    """Refuse logits, then probabilities, that are no numbers: one wait for the device."""
+    """Raise unless logits, then probabilities, are finite; waits for the device once."""
     good = torch.stack(finite).tolist()
     if not good[0]:
         raise broken_model()

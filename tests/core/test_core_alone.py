@@ -1,4 +1,4 @@
-"""`mygpt/core/` and `errors.py`, copied into an empty folder, train the tutorial's models."""
+"""`core/` and `errors.py`, copied into an empty folder, train and sample the tutorial's model."""
 
 from __future__ import annotations
 
@@ -30,6 +30,36 @@ batches = (batch for batch, _ in zip(random_batches(data, 4, 8), range(200)))
 for step in train_steps(batches, TorchGradients(model), AdamW(model), lambda step: 1e-2):
     if step.number in (1, 10, 50, 100, 200):
         print(f"step {step.number:>3}  loss {step.loss.item():.4f}")
+"""
+
+SAMPLE = """
+import sys
+from mygpt.core.generation import UncachedDecoder, autoregressive_loop, generate
+from mygpt.core.tokenizer import CharTokenizer
+from mygpt.core.tutorial import VOCAB, to_ids
+
+def show(ids):
+    print(" ".join(VOCAB[i] for i in ids[0].tolist()))
+
+prompt = to_ids(["I"]).unsqueeze(0)
+show(autoregressive_loop(model, prompt, 7, lambda logits: logits.argmax(-1, keepdim=True)))
+show(generate(model, prompt, 7, top_k=1))
+show(generate(model, prompt, 12, top_k=1))
+set_seed(0)
+sampled = generate(model, prompt, 100, temperature=5.0)
+set_seed(0)
+uncached = generate(
+    model, prompt, 100, temperature=5.0, make_decoder=lambda call: UncachedDecoder(call.model)
+)
+assert (sampled == uncached).all() and sampled.shape == (1, 101)
+seeded = generate(model, prompt.expand(3, 1), 20, 2.0, 3, top_p=0.9, seed=1, overflow="refill")
+assert (seeded[:1] == generate(model, prompt, 20, 2.0, 3, top_p=0.9, seed=1)).all()
+
+tokenizer = CharTokenizer.from_text("hello world")
+print(tokenizer.vocab_size, tokenizer.decode(tokenizer.encode("low")))
+ours = {name for name in sys.modules if name.startswith("mygpt.")}
+assert {name.split(".")[1] for name in ours} == {"core", "errors"}, ours
+assert "numba" not in sys.modules
 """
 
 SHUFFLED = """
@@ -94,6 +124,16 @@ def test_the_tutorials_losses_are_printed_to_the_digit(alone: Path) -> None:
         "step  50  loss 0.3453",
         "step 100  loss 0.0162",
         "step 200  loss 0.0035",
+    ]
+
+
+def test_the_trained_model_writes_the_tutorials_output(alone: Path) -> None:
+    """Experiments 30, 32 and 33 of chapter 15; sampling, seeds and the tokenizer run too."""
+    assert run(alone, CYCLE + SAMPLE).splitlines()[5:] == [
+        "I love AI ! I love AI !",
+        "I love AI ! I love AI !",
+        "I love AI ! I love AI ! I AI ! ! love",
+        "8 low",
     ]
 
 
