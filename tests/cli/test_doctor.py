@@ -122,7 +122,7 @@ def test_every_file_of_a_healthy_run_is_reported(run: Path) -> None:
     assert re.search(r", step 12, loss \d\.\d{4}$", found[LAST].text)
     lines = (run / "log.jsonl").read_text().count("\n")
     assert found["log.jsonl"].text.endswith(f" bytes, {lines} records")
-    assert found["run"].text == "nobody trains here"
+    assert found["run"].text == "no process trains it"
 
 
 @pytest.mark.parametrize("name", ["ckpt.pt", "ckpt.pt.run"])
@@ -134,7 +134,7 @@ def test_the_users_own_file_belongs_to_its_run(place: Path, name: str) -> None:
 
 
 REMEDIES = {
-    STATE: r"`mygpt train --resume \S+/ckpt.pt` goes on from previous.state.saf\S+ \(step 10\)",
+    STATE: r"`mygpt train --resume \S+/ckpt.pt` resumes from previous.state.saf\S+ \(step 10\)",
     PREVIOUS: r"nothing is lost: the next save replaces it",
     BEST: r"the same model: cp \S+/ckpt.pt \S+/best.safetensors",
     LAST: r"`mygpt train --resume \S+/ckpt.pt` writes the newest model again",
@@ -188,8 +188,8 @@ def test_without_a_good_state_a_model_can_still_write(run: Path) -> None:
     assert found[STATE].remedy.endswith(f"`mygpt generate --checkpoint {run / LAST}`")
     flip(run / LAST)
     found = by_name(check(run))
-    assert "cannot go on" in found[STATE].remedy
-    assert found[LAST].remedy == found[BEST].remedy == "put a copy of it back"
+    assert "cannot be resumed" in found[STATE].remedy
+    assert found[LAST].remedy == found[BEST].remedy == "restore it from a copy"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_without_a_good_state_a_model_can_still_write(run: Path) -> None:
         (LAST, "warning", "is missing"),
         ("ckpt.pt", "warning", "is missing"),
         ("config.toml", "warning", "is missing"),
-        ("log.jsonl", "damaged", r"is missing: the state knows [\d,]+ bytes of it"),
+        ("log.jsonl", "damaged", r"is missing: it had [\d,]+ bytes when the state was"),
     ],
 )
 def test_a_missing_file_is_reported(place: Path, name: str, verdict: str | None, text: str) -> None:
@@ -279,7 +279,7 @@ def test_a_state_under_a_models_name_is_reported(run: Path) -> None:
 def test_settings_that_do_not_parse_are_reported(run: Path) -> None:
     (run / "config.toml").write_text("files = [\n")
     assert wrong(check(run)) == {"config.toml": "damaged"}
-    assert by_name(check(run))["config.toml"].text.startswith("is no TOML: ")
+    assert by_name(check(run))["config.toml"].text.startswith("is not TOML: ")
     (run / "config.toml").write_bytes(b"\xff\xfe")
     assert wrong(check(run)) == {"config.toml": "damaged"}
 
@@ -291,7 +291,7 @@ def test_a_file_larger_than_memory_is_not_checked(
     found = by_name(check(run))
     assert wrong(list(found.values())) == {STATE: "warning", PREVIOUS: "warning"}
     assert found[STATE].text.startswith("not checked: ")
-    assert found[STATE].remedy == "close other programs, then look again"
+    assert found[STATE].remedy == "close other programs, then check again"
 
 
 def test_too_little_space_for_the_next_save_is_reported(
@@ -351,13 +351,13 @@ def listed(lines: list[bytes]) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (garble, "line 3 is no JSON object"),
-        (listed, r"line 3 is no JSON object \(and 1 more\)"),
-        (repeat, "line 4 is line 3 again"),
+        (garble, "line 3 is not a JSON object"),
+        (listed, r"line 3 is not a JSON object \(and 1 more\)"),
+        (repeat, "line 4 repeats line 3"),
         (swap, r"line 4 goes back to step \d+ from step \d+"),
-        (lambda lines: lines.pop(), r"has [\d,]+ bytes, and the state knows [\d,]+: its end is"),
-        (lambda lines: lines.__setitem__(-1, lines[-1][:-1]), r"has [\d,]+ bytes, and the state"),
-        (lambda lines: lines.insert(0, b"{}\n"), r"has no line's end at byte [\d,]+, where the"),
+        (lambda lines: lines.pop(), r"has [\d,]+ bytes, not [\d,]+ as at the last save: its end"),
+        (lambda lines: lines.__setitem__(-1, lines[-1][:-1]), r"has [\d,]+ bytes, not [\d,]+ as at"),
+        (lambda lines: lines.insert(0, b"{}\n"), r"has no line end at byte [\d,]+, its length"),
     ],
 )
 def test_a_damaged_log_is_reported_with_its_line(
@@ -396,7 +396,7 @@ def test_a_single_file_is_checked_by_its_content(run: Path, tmp_path: Path, name
     (found,) = check(alone)
     assert found.verdict == "damaged"
     assert found.text.startswith("tensor ")
-    assert "put a copy of it back" in found.remedy
+    assert "restore it from a copy" in found.remedy
     flip(run / name)
     (found,) = check(run / name)
     assert found.remedy == f"`mygpt doctor {run}` shows what else is in its run"
@@ -624,7 +624,7 @@ def test_damage_is_shown_with_its_remedy_and_exit_code_2(doctor: Shell, run: Pat
     flip(run / STATE)
     code, out, _ = doctor(run, "--no-probe")
     assert code == 2
-    remedy = rf"`mygpt train --resume {run}` goes on from previous.state.safetensors \(step 10\)"
+    remedy = rf"`mygpt train --resume {run}` resumes from previous.state.safetensors \(step 10\)"
     name = r"^last\.state\.safetensors      damaged  tensor \S+ does not match its digest\n"
     assert re.search(rf"{name} +{remedy}$", out, re.M)
     assert "measured:" not in out

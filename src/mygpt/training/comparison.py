@@ -1,4 +1,4 @@
-"""Two runs' logs side by side: did the second come out as the first?"""
+"""Compares the logs of two runs: did the second reproduce the first?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mygpt.errors import InputError
 from mygpt.json_objects import read_records, step_of
 
 _KINDS = ("loss", "val_loss")
-# Nats per token by which a loss may differ where other hardware adds in another order.
+# Nats per token by which losses may differ if hardware adds in another order.
 CLOSE = 0.02
 
 
@@ -20,12 +20,12 @@ class Comparison:
     """What two logs have in common.
 
     Attributes:
-        compared: losses that both tell of at the same step.
-        equal: how many of them are the same to the last bit.
-        largest: the largest difference, nats per token; NaN where nothing was compared.
-        step: where that was.
-        finals: of both, the last validation loss that they have in common (of the last batch
-            where there is none).
+        compared: the number of losses that both logs have at the same step.
+        equal: how many of them are bitwise the same.
+        largest: the largest difference, nats per token; NaN if nothing was compared.
+        step: its step.
+        finals: of both, the last validation loss that they have in common (the last training
+            loss if there is none).
     """
 
     compared: int
@@ -36,33 +36,35 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether every loss is the same to the last bit."""
+        """Whether all losses are bitwise the same."""
         return 0 < self.compared == self.equal
 
     @property
     def close(self) -> bool:
-        """Whether the runs ended alike."""
+        """Whether the runs ended with nearly the same loss."""
         return self.compared > 0 and abs(self.finals[0] - self.finals[1]) <= CLOSE
 
     def __str__(self) -> str:
         if not self.compared:
-            return "the two logs tell of no step in common: nothing could be compared"
+            return "the two logs have no step in common: nothing could be compared"
         before, after = self.finals
         ends = f"the last loss was {before:.4f} and is {after:.4f}"
         if self.same:
             return f"reproduced: all {self.compared:,} losses are the same to the bit; {ends}"
-        told = (
+        details = (
             f"{self.equal:,} of {self.compared:,} losses are the same to the bit, the largest "
             f"difference is {self.largest:.2g} at step {self.step:,}; {ends}"
         )
-        return f"reproduced, but for rounding: {told}" if self.close else f"NOT reproduced: {told}"
+        if self.close:
+            return f"reproduced, but for rounding: {details}"
+        return f"NOT reproduced: {details}"
 
 
 Losses = dict[tuple[int, str], float]
 
 
 def compare_losses(one: Losses, other: Losses) -> Comparison:
-    """Compare the losses that two logs tell of."""
+    """Compare the losses of two logs."""
     common = [place for place in one if place in other]
     apart = [(abs(one[place] - other[place]), place[0]) for place in common]
     largest, step = max(apart, default=(math.nan, 0))
@@ -76,10 +78,10 @@ def compare_losses(one: Losses, other: Losses) -> Comparison:
 
 
 def read_losses(log: Path) -> Losses:
-    """A log's losses by (step, kind); of two of one step the later counts, as after going back.
+    """A log's losses by (step, kind); of two for one step the later counts, as after a rollback.
 
     Raises:
-        InputError: where it cannot be read.
+        InputError: if it cannot be read.
     """
     found: Losses = {}
     try:

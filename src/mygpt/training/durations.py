@@ -1,4 +1,4 @@
-"""How long a step takes here, estimated before the first one: a run ends only between two.
+"""How long a step takes here, estimated before the first one: a run ends only between steps.
 
 Letters: B batch, T time.
 """
@@ -14,17 +14,17 @@ from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
 from mygpt.training.recipe import causal_flops_per_token
 
-_LEAST_STEPS = 10  # a run by the clock has time for
-_SHORT_S = 0.5  # a step that no budget minds
-_LONG_S = 10.0  # one that is announced
-# No CPU makes as many operations in less than some seconds: below, nothing is measured.
+_LEAST_STEPS = 10  # of a timed run
+_SHORT_S = 0.5  # a step that suits any budget
+_LONG_S = 10.0  # a step that is announced
+# No CPU computes so many operations in less than some seconds: below, nothing is measured.
 _LONG_FLOPS = 1e12
-_BYTES_PER_S = 2e8  # of a file that is written, synced and read back
+_BYTES_PER_S = 2e8  # for writing, syncing and reading back a file
 _FILES = 8  # of the weights' size: the first state and the last one (three each), two models
 
 
 def file_s(config: GPTConfig) -> float:
-    """Seconds to write a model's file and read it back."""
+    """Seconds for writing a model's file and reading it back."""
     return 4.0 * config.num_parameters() / _BYTES_PER_S
 
 
@@ -37,7 +37,7 @@ def step_flops(shape: GPTConfig, config: TrainConfig) -> float:
 def fit_budget(
     shape: GPTConfig, config: TrainConfig, flops_per_s: float, *, least_batch: int | None
 ) -> tuple[TrainConfig, list[str]]:
-    """A recipe by the clock whose steps fit into its minutes, and what is to be said of it.
+    """A timed recipe whose steps fit into its minutes, and notes about it.
 
     Args:
         shape: the model's.
@@ -83,7 +83,7 @@ def fit_budget(
 
 
 def long_steps(shape: GPTConfig, config: TrainConfig, measure: Callable[[], float]) -> list[str]:
-    """A note where a step takes long, for a run whose length is not the clock's.
+    """A note if a step takes long, for a run that does not end by the clock.
 
     Args:
         shape: the model's.

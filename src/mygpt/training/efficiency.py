@@ -1,7 +1,7 @@
 """How fast this device trains a model: a few real steps, as a run would make them.
 
-Where the whole model does not fit, or a step would take too long, fewer windows are taken, then
-fewer blocks of the same width; what was trained stands beside the figures.
+If the model does not fit or a step would take too long, the micro-batch is made smaller, then the
+number of blocks; the figures name what was trained.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from mygpt.training.gradients import (
 from mygpt.training.memory import free_memory, model_bytes
 from mygpt.training.optimizer import Optimizer
 
-_STEP_S = 10.0  # as long as a step may take, at the speed of plain products
+_STEP_S = 10.0  # the longest step, at the speed of plain matrix products
 _FEWEST_STEPS, _MOST_STEPS = 3, 50
-_SHARE = 0.6  # of what is free: what is reckoned here is rougher than a run's own check
-_HEAP = 1.5  # what the heap takes beside the tensors in it
+_SHARE = 0.6  # of the free memory: this estimate is rougher than a run's own
+_HEAP = 1.5  # size of the heap relative to the tensors in it
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Efficiency:
 
     @property
     def share_of_products(self) -> float | None:
-        """The training's operations over plain products'."""
+        """Operations per second of training, relative to those of plain products."""
         return self.flops_per_s / self.products_per_s if self.products_per_s else None
 
 
@@ -100,7 +100,7 @@ def measure(
         checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
     times = _step_times(trained, recipe, device, budget_s)
-    if rate is not None:  # other programs only ever slow it down
+    if rate is not None:  # other programs can only slow it down
         rate = max(rate, _products_per_s(device, shown) or 0.0)
     tokens_per_s = windows * config.max_seq_len / statistics.median(times)
     return Efficiency(
@@ -145,7 +145,7 @@ def _step_times(
             next(steps).norm.item()  # waits for the device
             _wait(device)
             times.append(time.perf_counter() - began)
-    return times[1:]  # the first makes buffers, and compiles
+    return times[1:]  # the first allocates buffers and compiles
 
 
 def _measurable(

@@ -1,4 +1,4 @@
-"""What is in the files of a run, or what is wrong with them; reads everything, changes nothing."""
+"""Reads the files of a run completely and says what is in them or wrong; changes nothing."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Contents:
     """One file of arrays.
 
     Attributes:
-        path: where it lies.
-        verdict: None where there is no such file.
+        path: its path.
+        verdict: None if there is no such file.
         text: what is in it, or what is wrong with it.
         size: bytes.
-        step: how far the model had come; 0 where it does not tell.
+        step: of the model; 0 if the file does not say.
         run_id: the run that wrote it.
-        progress: a state's; a new one elsewhere.
-        sharded: a state's weights lie in a folder beside it.
-        checked: False where there was too little memory to read it.
+        progress: of a state; for other files a new one.
+        sharded: whether a state's weights are in a folder of shards.
+        checked: False if there was too little memory to read it.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Contents:
     checked: bool = True
 
     @property
-    def whole(self) -> bool:
+    def intact(self) -> bool:
         """Whether it can be used."""
         return self.verdict == "ok"
 
@@ -58,9 +58,9 @@ class Contents:
 def examine(
     path: Path, kind: Literal["state", "model"] | None = None, *, inside: bool = False
 ) -> Contents:
-    """Read a file whole; without a kind its content says which it is.
+    """Read a whole file; without a kind its content decides which it is.
 
-    With `inside` it is one of a run's folder: a link is damage.
+    With `inside` it is a file of a run's folder, where a link counts as damage.
     """
     if not os.path.lexists(path):
         return Contents(path, None)
@@ -83,19 +83,19 @@ def examine(
 
 def _read_state(state: State, size: int) -> Contents:
     progress = state.progress
-    told = [f"{size:,} bytes", f"step {progress.step:,}"]
+    parts = [f"{size:,} bytes", f"step {progress.step:,}"]
     if state.shards is not None:
-        told.append(f"weights in {state.shards['folder']}")
+        parts.append(f"weights in {state.shards['folder']}")
     if math.isfinite(progress.loss):
-        told.append(f"loss {progress.loss:.4f}")
+        parts.append(f"loss {progress.loss:.4f}")
     if progress.best_step:
-        told.append(
+        parts.append(
             f"best validation loss {progress.best_val_loss:.4f} at step {progress.best_step:,}"
         )
     return Contents(
         state.path,
         "ok",
-        ", ".join(told),
+        ", ".join(parts),
         size,
         progress.step,
         state.provenance.get("run_id"),
@@ -110,16 +110,16 @@ def _read_model(checkpoint: Checkpoint, size: int) -> Contents:
     tokens, wanted = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
     if tokens != wanted:
         raise CheckpointError(f"its tokenizer has {tokens:,} tokens, and its model {wanted:,}")
-    told, origin = [f"{size:,} bytes"], checkpoint.provenance
+    parts, provenance = [f"{size:,} bytes"], checkpoint.provenance
     forms = ("step {step:,}", "loss {loss:.4f}", "validation loss {val_loss:.4f}")
     for form in forms:
-        # Whoever saved the file may have told less, or something else.
+        # The file's provenance may lack these or have other types.
         with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
-            told.append(form.format(**origin))
-    step = origin.get("step")
+            parts.append(form.format(**provenance))
+    step = provenance.get("step")
     return Contents(
-        checkpoint.path, "ok", ", ".join(told), size,
-        step if type(step) is int else 0, origin.get("run_id"),
+        checkpoint.path, "ok", ", ".join(parts), size,
+        step if type(step) is int else 0, provenance.get("run_id"),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _require_finite(weights: Arrays) -> None:
 
 
 def _without(path: Path, error: Exception) -> str:
-    """An error's message without the file's name and verdict, which stand beside it."""
+    """An error's message without the file's name and verdict, which are shown separately."""
     text = str(error).removeprefix(str(path)).lstrip(": ")
     return text.removeprefix("is damaged: ")
 
@@ -144,9 +144,9 @@ def log_problems(data: bytes) -> Iterator[tuple[int, str]]:
         if not line.endswith(b"\n"):
             yield place, f"line {number:,} is cut short"
         elif record is None:
-            yield place, f"line {number:,} is no JSON object"
+            yield place, f"line {number:,} is not a JSON object"
         elif line in seen:
-            yield place, f"line {number:,} is line {seen[line]:,} again"
+            yield place, f"line {number:,} repeats line {seen[line]:,}"
         elif (step := step_of(record)) is not None:
             if step < reached:
                 yield place, f"line {number:,} goes back to step {step:,} from step {reached:,}"

@@ -19,7 +19,7 @@ _LINEAR, _CUBIC, _FIFTH = 3.4445, -4.7750, 2.0315
 
 
 def parts(name: str, config: GPTConfig) -> list[int] | None:
-    """The rows of the matrices that a parameter holds; None where Muon is not for it."""
+    """The numbers of rows of the matrices in a parameter; None if Muon does not update it."""
     if not name.startswith("blocks.") or not name.endswith(".weight") or "norm" in name:
         return None
     shape = parameter_shapes(config)[name]

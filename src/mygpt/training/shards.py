@@ -1,4 +1,4 @@
-"""Tensors that several processes hold in parts, in a folder that all of them write at once.
+"""Sharded tensors of several processes, in a folder that all of them write.
 
 The writing, the reading and the new division among another number of processes are torch's own
 (torch.distributed.checkpoint). What is added here: files and folders are synced; every file has a
@@ -38,7 +38,7 @@ _ALONE = "torch.distributed is (disabled|unavailable)"
 
 
 def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
-    """Write tensors, each process its part; every process calls this with the same names.
+    """Write tensors, each process its shards; every process calls this with the same names.
 
     Args:
         folder: what an earlier save left in it is removed first.
@@ -64,7 +64,7 @@ def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
         }
         group.run_on_all(lambda: _sync_folders(folder), main_only=True)
     except MygptError:
-        if group.is_main:  # what it took is free again
+        if group.is_main:  # frees the space it used
             with suppress(StorageError):
                 remove_shards(folder)
         raise
@@ -72,7 +72,7 @@ def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
 
 
 def load_shards(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> None:
-    """Fill tensors in place, however many processes wrote them; every process calls this.
+    """Fill tensors in place, whatever the number of processes that wrote them; all call this.
 
     Args:
         folder: where `save_shards` wrote.
@@ -93,12 +93,12 @@ def load_shards(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> N
         return _read_checked(folder, tensors, digests)
 
     metadata = group.run_on_all(check)
-    assert metadata is not None  # done in every process
+    assert metadata is not None  # read in every process
     _read(folder, metadata, tensors, group)
 
 
 def read_shards(folder: Path, digests: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    """All tensors, whole; for one process, which needs no others.
+    """All tensors, complete, in a single process.
 
     Raises:
         DamagedError, CheckpointError: as `load_shards`.
@@ -118,7 +118,7 @@ def read_shards(folder: Path, digests: Mapping[str, str]) -> dict[str, NDArray[A
 
 
 def check_shards(folder: Path, digests: Mapping[str, str]) -> None:
-    """Read every file of a save once, in this process alone.
+    """Read every file of a save once, in this process.
 
     Raises:
         DamagedError: naming the file that is missing, cut short or otherwise changed.
@@ -130,7 +130,7 @@ def check_shards(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def remove_shards(folder: Path) -> None:
-    """Remove a save, whole or cut short; never anything else.
+    """Remove a save, complete or not; nothing else.
 
     Raises:
         StorageError: where the folder holds what no save writes, or cannot be removed.
@@ -155,7 +155,7 @@ def remove_shards(folder: Path) -> None:
 
 
 def _current_group() -> ProcessGroup:
-    """The processes of torch's default group; alone where there is none."""
+    """The processes of torch's default group; a single one if there is none."""
     group = torch.distributed
     if not group.is_available() or not group.is_initialized():
         return SINGLE_PROCESS
@@ -169,7 +169,7 @@ def _make_way(folder: Path) -> None:
 
 
 def _require_here(folder: Path) -> None:
-    """Raise `StorageError` where the first process's folder is not this one's too."""
+    """Raise `StorageError` if process 0's folder is not visible here."""
     if not folder.is_dir():
         raise StorageError(
             f"{folder} was made by process 0 and is not here: --output must be a folder that all "
@@ -178,11 +178,11 @@ def _require_here(folder: Path) -> None:
 
 
 def _write(folder: Path, tensors: Tensors, group: ProcessGroup) -> None:
-    """All that torch writes; nothing of it is durable yet."""
+    """Write torch's files; they are not durable yet."""
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    # Names stay as they are: nothing is nested, and every value is a tensor, never a pickle.
+    # Names are not flattened: nothing is nested, and every value is a tensor, never a pickle.
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     parts = {name: tensor.detach() for name, tensor in tensors.items()}
     with _torch_at_work(folder, group, StorageError, "cannot be written"):
@@ -193,7 +193,7 @@ def _writer(folder: Path) -> FileSystemWriter:
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     class Writer(FileSystemWriter):
-        """Writes no path of this machine and no random name: equal tensors give equal files."""
+        """Writes no local path and no random name: equal tensors give equal files."""
 
         def storage_meta(self) -> None:
             return None
@@ -204,12 +204,12 @@ def _writer(folder: Path) -> FileSystemWriter:
             except Exception as error:
                 raise _root(error) from None
 
-    # What it would sync is not all of it: the metadata's last bytes are still in a buffer then.
+    # torch's own sync is incomplete: the metadata's last bytes are still in a buffer then.
     return Writer(folder, sync_files=False)
 
 
 def _root(error: BaseException) -> BaseException:
-    """What the system said, where torch has put words of its own over it."""
+    """The operating system's error, if torch has wrapped it."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, OSError):
         inner = inner.__cause__ or inner.__context__
@@ -226,7 +226,7 @@ def _settle(folder: Path, rank: int) -> dict[str, str]:
             if writer == rank:
                 with open_regular(
                     folder / name, "r+b"
-                ) as file:  # some systems sync only what is writable
+                ) as file:  # some systems only sync writable files
                     digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
                     os.fsync(file.fileno())
     return digests
@@ -247,8 +247,8 @@ def _storing(folder: Path) -> Iterator[None]:
 
 
 def _check_names(folder: Path, digests: Mapping[str, str]) -> None:
-    """The folder holds these files and no others."""
-    for name in digests:  # they were read from a file
+    """Raise unless the folder holds exactly these files."""
+    for name in digests:  # the names come from a file
         if name != _METADATA and not _SHARD.fullmatch(name):
             raise CheckpointError(f"{folder} is not loaded: {name!r:.80} is no name of its files")
     require_folder(folder)
@@ -273,14 +273,14 @@ def _check_file(path: Path, digest: str) -> None:
 
 
 def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> Metadata:
-    """The metadata, once its digest is right and it has each tensor as it is wanted."""
+    """The metadata, after checking its digest and that it has all tensors as wanted."""
     path = folder / _METADATA
     try:
         data = read_inside(path)
         sizes = {name: (folder / name).lstat().st_size for name in digests}
     except OSError as error:
         raise DamagedError(f"{folder} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(data).hexdigest() != digests[_METADATA]:  # these very bytes are unpickled
+    if hashlib.sha256(data).hexdigest() != digests[_METADATA]:  # the bytes that are unpickled
         raise DamagedError(f"{path} is damaged or cut short: it does not match its digest")
     metadata = read_metadata(folder, data)
     check_places(folder, metadata, sizes)
@@ -302,7 +302,7 @@ def _read(folder: Path, metadata: Metadata, tensors: Tensors, group: ProcessGrou
     from torch.distributed.checkpoint.state_dict_loader import load
 
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    parts = {name: tensor.detach() for name, tensor in tensors.items()}  # share their memory
+    parts = {name: tensor.detach() for name, tensor in tensors.items()}  # with the same memory
     with _torch_at_work(folder, group, CheckpointError, "is not loaded"):
         load(
             parts,
@@ -316,7 +316,7 @@ def _reader(folder: Path, metadata: Metadata) -> FileSystemReader:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     class Reader(FileSystemReader):
-        """Knows the metadata already: torch would unpickle it as it is."""
+        """Uses metadata that was checked: torch would unpickle the file unchecked."""
 
         def read_metadata(self, *_: Any, **__: Any) -> Metadata:
             return metadata
@@ -328,7 +328,7 @@ def _reader(folder: Path, metadata: Metadata) -> FileSystemReader:
 def _torch_at_work(
     folder: Path, group: ProcessGroup, kind: type[MygptError], what: str
 ) -> Iterator[None]:
-    """Call what torch raises by our names: one process tells, the others know that it does."""
+    """Translate torch's errors into ours: one process reports, the others raise `PeerError`."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -345,7 +345,7 @@ def _torch_at_work(
         why = reason(cause, folder, 0) if isinstance(cause, OSError) else str(cause)
         why = why.split("\n")[0] or type(cause).__name__
         raise kind(f"{folder} {what}: {why:.200}") from cause
-    except RuntimeError as error:  # the connection: all else comes in torch's own
+    except RuntimeError as error:  # a lost connection: other errors are wrapped by torch
         if group.is_single:
             raise
         raise PeerError from error

@@ -1,4 +1,4 @@
-"""What stands where in a folder of shards, read without running anything.
+"""The metadata of a folder of shards, read without running any code of it.
 
 torch writes it as a pickle, which could name any function to be called. It is read here only once
 its digest is right, with leave to name nothing but what torch's own description of tensors needs,
@@ -23,7 +23,7 @@ from mygpt.formats.pickles import check_pickle
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
-_MOST_CONTAINERS, _MOST_STEPS = 2**22, 2**25  # a tensor's part takes some 20, and 100
+_MOST_CONTAINERS, _MOST_STEPS = 2**22, 2**25  # one shard of a tensor needs about 20, and 100
 _CHECKPOINT = "torch.distributed.checkpoint"
 _NAMES = {
     (f"{_CHECKPOINT}.metadata", "Metadata"),
@@ -33,7 +33,7 @@ _NAMES = {
     (f"{_CHECKPOINT}.metadata", "TensorProperties"),
     (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"),
     (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),  # looks a layout's name up
+    ("torch.serialization", "_get_layout"),  # finds a layout by its name
     ("torch", "Size"),
 }
 DTYPES = (
@@ -44,7 +44,7 @@ _NAMES |= {("torch", str(dtype).removeprefix("torch.")) for dtype in DTYPES}
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that knows a dozen names."""
+    """An unpickler that only loads a dozen known names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
@@ -53,7 +53,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_metadata(folder: Path, data: bytes) -> Metadata:
-    """What the bytes of a metadata file say.
+    """The contents of a metadata file.
 
     Args:
         folder: for the messages.
@@ -69,7 +69,7 @@ def read_metadata(folder: Path, data: bytes) -> Metadata:
         metadata = _Reader(io.BytesIO(data)).load()
     except CheckpointError as error:
         raise CheckpointError(f"{folder} is not loaded: {error}") from None
-    except Exception as error:  # whatever a pickle can make classes raise
+    except Exception as error:  # a pickle can make classes raise anything
         what = f"{type(error).__name__}: {error}"
         raise CheckpointError(
             f"{folder} is not loaded: its metadata is none: {what:.200}"
@@ -80,7 +80,7 @@ def read_metadata(folder: Path, data: bytes) -> Metadata:
 
 
 def check_places(folder: Path, metadata: Metadata, sizes: Mapping[str, int]) -> None:
-    """Raise `CheckpointError` unless all is tensors whose parts fill them and lie in the files.
+    """Raise `CheckpointError` unless all entries are tensors, complete, and inside the files.
 
     Args:
         folder: for the messages.
@@ -104,7 +104,7 @@ def check_places(folder: Path, metadata: Metadata, sizes: Mapping[str, int]) -> 
 def _used_bytes(
     name: str, entry: Any, places: Mapping[Any, Any], sizes: Mapping[str, int]
 ) -> Counter[str]:
-    """The bytes that one tensor's parts take in each file; `ValueError` for what is not right."""
+    """The bytes of one tensor's shards in each file; `ValueError` for inconsistent entries."""
     from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
     if type(entry) is not TensorStorageMetadata or entry.properties.dtype not in DTYPES:
@@ -119,7 +119,7 @@ def _used_bytes(
             raise ValueError(name)
         if not _is_in_file(place, volume * entry.properties.dtype.itemsize, sizes):
             raise ValueError(name)
-        if begin not in begins:  # processes without a part of their own share an empty one
+        if begin not in begins:  # processes without rows share an empty shard
             used[place.relative_path] += place.length
         begins.add(begin)
         numbers += volume
@@ -134,7 +134,7 @@ def _lies_inside(part: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _is_in_file(place: Any, wanted_bytes: int, sizes: Mapping[str, int]) -> bool:
-    """Whether a part lies in a known file, as long as it must be, and as it was in memory."""
+    """Whether a shard is in a known file, with the right length and number format."""
     ends = place.offset + place.length
     plain = getattr(place, "transform_descriptors", None) is None
     inside = min(place.offset, place.length) >= 0 and ends <= sizes[place.relative_path]
