@@ -356,7 +356,10 @@ def listed(lines: list[bytes]) -> None:
         (repeat, "line 4 repeats line 3"),
         (swap, r"line 4 goes back to step \d+ from step \d+"),
         (lambda lines: lines.pop(), r"has [\d,]+ bytes, not [\d,]+ as at the last save: its end"),
-        (lambda lines: lines.__setitem__(-1, lines[-1][:-1]), r"has [\d,]+ bytes, not [\d,]+ as at"),
+        (
+            lambda lines: lines.__setitem__(-1, lines[-1][:-1]),
+            r"has [\d,]+ bytes, not [\d,]+ as at",
+        ),
         (lambda lines: lines.insert(0, b"{}\n"), r"has no line end at byte [\d,]+, its length"),
     ],
 )

@@ -336,11 +336,11 @@ def test_the_split_of_a_store_is_at_a_documents_start(tmp_path):
 def test_baselines_and_validation_use_a_part_of_a_huge_store(store, tmp_path, monkeypatch, capsys):
     """What would need a pass over the store uses its first tokens, with a note."""
     monkeypatch.setattr(stored, "MOST_COUNTED", 4096)
-    monkeypatch.setattr(planning, "_MOST_HELD", 512)
+    monkeypatch.setattr(planning, "_MOST_VAL_TOKENS", 512)
     assert command("train", store, "--tokens", "30000", "-o", tmp_path / "run") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "those of the first 4,096 of 20,002" in shown
-    assert "validated on the first 512 of the 2,001 tokens held back" in shown
+    assert "validated on the first 512 of the 2,001 validation tokens" in shown
     for asked, used in ((700, 700), (0, 512)):
         ready = prepare(str(store), output=tmp_path / "new", **SMALL, val_tokens=asked)
         assert ready.config.val_tokens == used
@@ -355,7 +355,7 @@ def test_a_store_is_not_loaded_into_memory(tmp_path, monkeypatch):
     write_store(tmp_path / "large", [prose(600_000, n) for n in (1, 2)], shard_tokens=400_000)
     most = 50_000  # tokens
     monkeypatch.setattr(stored, "MOST_COUNTED", most)
-    for module, name in ((planning, "_MOST_HELD"), (lifecycle, "MOST_TRAIN_TOKENS")):
+    for module, name in ((planning, "_MOST_VAL_TOKENS"), (lifecycle, "MOST_TRAIN_TOKENS")):
         monkeypatch.setattr(module, name, most)
     monkeypatch.setattr(lifecycle, "MOST_BEFORE_BYTES", most)
     read = []

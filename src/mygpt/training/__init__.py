@@ -1,4 +1,4 @@
-"""Training: from text to a model, with everything kept that going on needs."""
+"""Training: from a text to a model, with everything saved that resuming needs."""
 
 from mygpt.training.new_run import plan, train
 from mygpt.training.replaying import replay

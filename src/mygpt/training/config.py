@@ -18,39 +18,39 @@ Schedule = Literal["cosine", "linear", "constant"]
 Engine = Literal["torch", "compiled"]
 OptimizerName = Literal["adamw", "muon"]
 DtypeName = Literal["auto", "float32", "tf32", "bfloat16"]
-# From this share of the run on: tokens a window, windows a step.
+# From this fraction of the run on: tokens per window, windows per step.
 Stage = tuple[float, int, int]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run beside the model's shape and the text.
+    """Everything that decides a training run, except the model's shape and the text.
 
     Attributes:
         steps: how many updates to make, or
-        tokens: how many tokens to read (rounded up to whole steps), or
-        minutes: how long to train; one of the three is given.
-        batch_size: B, windows a step, at first.
-        micro_batch: windows that go through the model at once, where their gradients are added
-            up to a batch's; 0 is all of a batch.
-        seq_len: T, tokens a window, at first.
+        tokens: on how many tokens to train (rounded up to whole steps), or
+        minutes: how long to train; exactly one of the three is given.
+        batch_size: B, windows per step, in the first stage.
+        micro_batch: windows per forward pass; their gradients are accumulated to a batch's. 0
+            is the whole batch.
+        seq_len: T, tokens per window, in the first stage.
         lr: the highest learning rate: AdamW's, or Muon's (see `mygpt.training.optimizer`).
-        stages: later windows and batches, each (share of the run, T, B).
+        stages: later windows and batches, each (fraction of the run, T, B).
         reserve_s: seconds of `minutes` that are kept for what comes after the last step.
         engine: what computes the gradients: "torch", or "compiled": machine code by Numba on a CPU.
-        dtype: what products of matrices are computed in, weights being float32 always:
-            "float32"; "tf32", which rounds what CUDA multiplies to 10 bits; "bfloat16"; "auto"
-            is bfloat16 on a CUDA device that has it, else float32.
-        compile: let `torch.compile` make the training step, where it can.
-        checkpoint_activations: compute each block anew on the way back (Chen et al., 2016):
-            memory for time.
-        shard: of several processes each holds a part of weights, gradients and optimizer
-            (FSDP), where otherwise each holds all (DDP).
+        dtype: the number format of matrix products (weights are always float32): "float32";
+            "tf32", in which CUDA rounds factors to 10 bits; "bfloat16"; "auto" is bfloat16 on a
+            CUDA device that supports it, else float32.
+        compile: use `torch.compile`, if it works on the device.
+        checkpoint_activations: recompute each block in the backward pass (Chen et al., 2016):
+            less memory, more time.
+        shard: with several processes, shard weights, gradients and optimizer (FSDP) instead of
+            replicating them (DDP).
         optimizer: "adamw", or "muon" for the blocks' matrices and AdamW for the rest.
         schedule: "cosine" and "linear" warm up and fall to `min_lr_ratio`; "constant" is the
             tutorial's.
-        warmup_ratio: share of the run in which the rate rises.
-        min_lr_ratio: the last rate as a share of the highest.
+        warmup_ratio: fraction of the run in which the rate rises.
+        min_lr_ratio: the last rate as a fraction of the highest.
         weight_decay: AdamW's decoupled decay (Loshchilov & Hutter, 2019).
         decay_all: decay every parameter (torch's default) instead of the matrices alone.
         beta1: AdamW's decay of the mean gradient.
@@ -58,15 +58,15 @@ class TrainConfig:
         grad_clip: largest norm of the gradient; 0 is off.
         data_order: "shuffled" shows every window once an epoch; "tutorial" draws windows from
             torch's global generator, as chapter 14 does.
-        val_fraction: share of the text, from its end, that is kept for validation.
-        val_tokens: validate on the first so many tokens of these; 0 is all.
-        seed: decides the first weights, the order of the data and the dropout.
+        val_fraction: fraction of the text, from its end, that is kept for validation.
+        val_tokens: validate on the first so many of its tokens; 0 is all.
+        seed: decides the initial weights, the order of the data and the dropout.
         print_every: steps between reports and log records.
         eval_every: steps between validation passes; 0 is at `eval_shares`.
-        eval_shares: shares of the run at which to validate; the end is always one.
-        patience: evaluations in a row far above the best after which the run ends; 0 is off.
+        eval_shares: fractions of the run at which to validate; the end is always one.
+        patience: validations in a row far above the best after which the run ends; 0 is off.
         sample_tokens: length of the sample shown after a validation pass; 0 is off.
-        save_every: steps between saves, beside those by the clock; 0 is off.
+        save_every: steps between saves, in addition to those by the clock; 0 is off.
         save_seconds: seconds between saves.
 
     Raises:
@@ -175,11 +175,11 @@ class TrainConfig:
         for share in self.eval_shares:
             require_number("eval_shares", share)
             if not 0.0 <= share <= 1.0:
-                raise InputError(f"eval_shares={self.eval_shares!r:.80} must lie between 0 and 1")
+                raise InputError(f"eval_shares={self.eval_shares!r:.80} must be between 0 and 1")
         object.__setattr__(self, "eval_shares", tuple(map(float, self.eval_shares)))
 
     def stage(self, done: float) -> int:
-        """The number of the stage at the share `done` of the run; 0 is the first."""
+        """The number of the stage when a fraction `done` of the run is done; 0 is the first."""
         return sum(done >= share for share, _, _ in self.stages)
 
     def window(self, stage: int) -> tuple[int, int]:
@@ -220,13 +220,13 @@ class TrainConfig:
 
     @property
     def total_steps(self) -> int | None:
-        """How many steps the run has; None when the clock decides."""
+        """The number of steps of the run; None for a timed run."""
         if self.tokens is not None:
             return math.ceil(self.tokens / self._tokens_a_step())
         return self.steps
 
     def _tokens_a_step(self) -> float:
-        """The mean over the run's stages, whose shares are shares of the steps."""
+        """The mean over the run's stages, whose fractions are of the steps."""
         starts = [0.0, *(share for share, _, _ in self.stages), 1.0]
         widths = [end - start for start, end in pairwise(starts)]
         sizes = [math.prod(self.window(stage)) for stage in range(len(widths))]
@@ -290,7 +290,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "large": {"minutes": 600.0, "batch_size": 8, "lr": 6e-4, "print_every": 10, "eval_every": 200},
 }
 
-# Beside these: chosen from the corpus, the budget and the machine (mygpt.training.recipe).
+# Further: chosen from the corpus, the budget and the machine (mygpt.training.recipe).
 AUTO = "auto"
 PRESETS = (AUTO, *_RECIPES)
 DEFAULT_PRESET = AUTO

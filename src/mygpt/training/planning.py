@@ -1,6 +1,6 @@
-"""From a budget to a run's shape and recipe: what was asked for, and for the rest the rule.
+"""A run's shape and recipe from its budget: the user's options, and the default rule for the rest.
 
-Letters: N tokens to learn from, V vocabulary.
+Letters: N training tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from mygpt.training.recipe import (
 _WIDTH, _LAYERS, _WINDOW, _BATCH = 96, 2, 64, 32
 _SECONDS = 0.5
 
-# What `minutes` keeps for after the last step: saving, the report and the end of the process,
-# validating, and the simpler models that the loss is shown beside.
+# The time of `minutes` that is kept for what follows the last step: saving, the report, the end of
+# the process; validation; and the baselines that the loss is compared with.
 _ENDING_S = 1.8
 _BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
-# A text of so many characters that is read less often than this by them is read by BPE: ahead
-# at a fourteenth of a reading, behind at a seventh and a third (docs/lab-notes.md).
+# A text of at least so many characters, if training reads less than this fraction of an epoch, gets
+# a BPE tokenizer: better at 1/14 of an epoch, worse at 1/7 and 1/3 (docs/lab-notes.md).
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
-_CHARACTERS = 100  # distinct ones, about
-_REPORT_S, _REPORTS = 1.0, 20  # from one report to the next, or so many
-_FLOPS_AN_EXP = 100  # what an exponential costs beside a multiplication
+_CHARACTERS = 100  # distinct ones, estimated
+_REPORT_S, _REPORTS = 1.0, 20  # seconds between reports, or their number
+_FLOPS_AN_EXP = 100  # the cost of an exponential in multiplications
 _DEVICE_RATE = 1e13  # a guess for accelerators, which are not measured yet
-_MOST_VALIDATING = 0.25  # of the time that training has, for a pass over all held tokens
+_MOST_VALIDATING = 0.25  # of the training time, for a pass over all validation tokens
 _LEAST_VALIDATED = 2**12
-# Of a store's held tokens so many are validated on where nobody asks for more: a tenth of a
-# huge one would take longer than the training.
-_MOST_HELD = 2**20
+# The most validation tokens of a store by default: a tenth of a huge store would take longer than
+# training.
+_MOST_VAL_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run's options, and what is to be said of them.
+    """A run's options, and notes about them.
 
     Attributes:
         shape: of the model.
         training: options of `TrainConfig`.
-        recipe: what the rule chose; None for a named preset.
-        late_s: by how much the command will take longer than its `minutes`, since beginning and
-            ending take so long.
+        recipe: the default rule's choice; None for a named preset.
+        late_s: seconds by which the command will exceed its `minutes`, because of the time for
+            beginning and ending.
     """
 
     shape: dict[str, Any]
@@ -81,14 +81,14 @@ def plan_run(
 
     Args:
         preset: a name, or "auto".
-        options: what the user asked for.
+        options: the user's.
         train_tokens: 1-D ids to learn from, in memory or in a store.
-        val_tokens: how many there are to validate on.
+        val_tokens: the number of validation tokens.
         vocab_size: V.
-        flops_per_s: what `measured_speed` gave.
+        flops_per_s: from `measured_speed`.
         began: when the command began, as `time.monotonic` counts: `minutes` are the whole
             command's.
-        known: the shape of the model to go on from; None is a fresh one.
+        known: the initial model's shape; None for new weights.
     """
     shape, training = preset_options(preset, options)
     lengths = _lengths(preset, options)
@@ -119,7 +119,7 @@ def plan_run(
         validated = training.get("val_tokens") or val_tokens
         reserve_s = time.monotonic() - began
         reserve_s += _ending_s(config, budget, len(train_tokens), val_tokens, validated)
-        # At most half of a very short run: something is to be trained.
+        # At most half of a very short run, so that something is trained.
         most_s = 30.0 * lengths["minutes"]
         training.setdefault("reserve_s", min(reserve_s, most_s))
         late_s = max(0.0, reserve_s - most_s)
@@ -127,12 +127,12 @@ def plan_run(
 
 
 def _affordable(held: int, train_tokens: Tokens) -> int:
-    """How many of the held tokens to validate on at most, where nobody asked for a number."""
-    return min(held, _MOST_HELD) if isinstance(train_tokens, StoredTokens) else held
+    """The number of validation tokens by default."""
+    return min(held, _MOST_VAL_TOKENS) if isinstance(train_tokens, StoredTokens) else held
 
 
 def _validated_in_time(held: int, config: GPTConfig, budget: Budget) -> int:
-    """How many of the held tokens a pass reads in a twentieth of the time, where all take much."""
+    """How many validation tokens a pass can read in a twentieth of the time, if all take long."""
     token_s = causal_flops_per_token(config, config.max_seq_len) / 3 / budget.flops_per_s
     if held * token_s <= _MOST_VALIDATING * budget.seconds:
         return held
@@ -140,7 +140,7 @@ def _validated_in_time(held: int, config: GPTConfig, budget: Budget) -> int:
 
 
 def _report_every(recipe: Recipe, budget: Budget) -> int:
-    """Steps between reports: about a second, or twenty in all where the clock does not decide."""
+    """Steps between reports: about a second's; of an untimed run a twentieth of all."""
     tokens_a_step = recipe.training["batch_size"] * recipe.training["seq_len"]
     steps = recipe.tokens / tokens_a_step
     reports = (
@@ -150,7 +150,7 @@ def _report_every(recipe: Recipe, budget: Budget) -> int:
 
 
 def _save_seconds(minutes: float, config: GPTConfig) -> float:
-    """Between saves: a minute, in a short run a fifth of it, so that a mishap never costs all.
+    """Seconds between saves: a minute, in a short run a fifth of it, so that a crash costs little.
 
     A save, of the state and of the model, takes a twentieth of the time at most.
     """
@@ -167,9 +167,9 @@ def _lengths(preset: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured_speed(preset: str, options: dict[str, Any], device: torch.device) -> float:
-    """Floating-point operations a second that training reaches here; 0 where no clock decides.
+    """Floating-point operations per second of training on this machine; 0 for untimed runs.
 
-    By steps or tokens nothing is measured: the same command is the same run.
+    A run by steps or tokens measures nothing, so that the same command gives the same run.
     """
     if _lengths(preset, options)["minutes"] is None:
         return 0.0
@@ -202,15 +202,15 @@ def training_flops_per_s(threads: int) -> float:
 def suitable_tokens(
     preset: str, options: dict[str, Any], *, num_chars: int, flops_per_s: float, began: float
 ) -> str:
-    """The tokenizer for a text that is plain text: "auto" (characters, or bytes), or BPE.
+    """The default tokenizer for plain text: "auto" (characters or bytes), or BPE.
 
     What cannot be read once by characters is better read in longer pieces (docs/training.md).
 
     Args:
         preset: a name; for a model of a named shape tokens are characters.
-        options: what the user asked for.
-        num_chars: to learn from.
-        flops_per_s: what `measured_speed` gave.
+        options: the user's.
+        num_chars: of the training text.
+        flops_per_s: from `measured_speed`.
         began: when the command began.
     """
     lengths = _lengths(preset, options)
@@ -224,7 +224,7 @@ def suitable_tokens(
 
 
 def _budget(lengths: dict[str, Any], flops_per_s: float, began: float) -> Budget:
-    """What is left of the time, or the steps or tokens."""
+    """The remaining time, or the steps or tokens."""
     if lengths["minutes"] is None:
         return Budget(lengths["steps"], lengths["tokens"])
     left_s = 60.0 * lengths["minutes"] - (time.monotonic() - began) - 2 * _ENDING_S
@@ -234,7 +234,7 @@ def _budget(lengths: dict[str, Any], flops_per_s: float, began: float) -> Budget
 def _ending_s(
     config: GPTConfig, budget: Budget, train_tokens: int, val_tokens: int, validated: int
 ) -> float:
-    """Seconds from the last step to the command's end."""
+    """Seconds from the last step to the end of the command."""
     forward = (
         causal_flops_per_token(config, config.max_seq_len) / 3 + _FLOPS_AN_EXP * config.vocab_size
     )

@@ -59,7 +59,7 @@ from mygpt.training.stored import StoredSource, require_as_stored, stores_among
 
 @dataclass(frozen=True)
 class Prepared:
-    """A new run, as far as it can be known before a model is made."""
+    """A new run before its model is created."""
 
     run: RunFolder
     source: Source
@@ -95,9 +95,9 @@ def prepare(
     group: ProcessGroup = SINGLE_PROCESS,
     **options: Any,
 ) -> Prepared:
-    """What `train`'s arguments ask for; nothing is written but a large text's store in the cache.
+    """Prepare what the arguments of `train` ask for: text, tokens, shape and recipe.
 
-    The listener hears how far that is.
+    Nothing is written except a large text's store in the cache, about which `listener` is notified.
 
     Raises:
         InputError: for wrong input.
@@ -114,7 +114,7 @@ def prepare(
     in_pieces = init_from is not None or options.get("batch_size") == "auto"
     if options.get("batch_size") == "auto":
         del options["batch_size"]
-    config = TrainConfig(**preset_options(preset, options)[1])  # refuses before anything is read
+    config = TrainConfig(**preset_options(preset, options)[1])  # raises before anything is read
     check_policy(unknown, CORPUS_POLICIES)
     initial = None
     if init_from is not None:
@@ -129,7 +129,7 @@ def prepare(
         "encoding": encoding,
         "reading": READING_VERSION,
         **_field(field, plain=config.data_order == "tutorial"),
-        # The tutorial's way is its text as it is, without a token between documents.
+        # The tutorial's text has no token between documents.
         "split_documents": config.data_order != "tutorial"
         if split_documents is None
         else split_documents,
@@ -203,9 +203,9 @@ def prepare(
     shape, config = _settled(planned, chosen.vocab_size, where, group)
     _check_state(shape, chosen, settings)
     notes += [] if planned.recipe is None else planned.recipe.lines()
-    config, told = _with_steps_in_time(shape, config, options, speed, where, group)
-    notes += told
-    notes += _of_the_time(planned, config, len(val_tokens))
+    config, added = _with_steps_in_time(shape, config, options, speed, where, group)
+    notes += added
+    notes += _time_notes(planned, config, len(val_tokens))
     return Prepared(
         run, source, chosen, train_tokens, val_tokens, shape, config, in_pieces, where,
         settings, notes,
@@ -219,7 +219,7 @@ def _chosen(
     config: TrainConfig,
     suitable: Callable[[int], str],
 ) -> Tokenizer:
-    """The tokenizer for a text in memory, as it was asked for or as the rule has it."""
+    """The tokenizer for a text in memory: the user's choice or the default rule's."""
     if tokenizer == "auto" and source.is_text:
         tokenizer = suitable(sum(map(len, source.train_documents)))
     return choose_tokenizer(tokenizer, source, end_of_text=config.data_order != "tutorial")
@@ -228,7 +228,7 @@ def _chosen(
 def _settled(
     planned: Planned, vocab_size: int, device: torch.device, group: ProcessGroup
 ) -> tuple[GPTConfig, TrainConfig]:
-    """The model's shape and how it is trained; refused where they cannot be, or do not fit."""
+    """The model's shape and recipe; raises for combinations that are impossible or do not fit."""
     shape = GPTConfig(vocab_size, **planned.shape)
     whole = not group.shards_model(planned.training.get("shard", False))
     plain = planned.training.get("dtype", "auto") in ("auto", "float32")
@@ -250,15 +250,15 @@ def _settled(
 
 
 def _check_state(shape: GPTConfig, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
-    """Raise `InputError` where no state of the run could be read again: it is written late."""
+    """Raise `InputError` if the run's state could not be read again, before training begins."""
     parts = {
         "config": shape.to_dict(),
         "tokenizer": tokenizer.to_state(),
         "settings": settings,
     }
-    rooms = ("model", *(f"optimizer/{what}" for what in ("step", "average", "square")))
+    prefixes = ("model", *(f"optimizer/{what}" for what in ("step", "average", "square")))
     shapes = parameter_shapes(shape).items()
-    check_storable(parts, {f"{room}/{name}": size for room in rooms for name, size in shapes})
+    check_storable(parts, {f"{p}/{name}": size for p in prefixes for name, size in shapes})
 
 
 def _with_steps_in_time(
@@ -269,8 +269,8 @@ def _with_steps_in_time(
     device: torch.device,
     group: ProcessGroup,
 ) -> tuple[TrainConfig, list[str]]:
-    """The recipe with steps that its minutes have time for, and notes on long ones; on a CPU."""
-    if device.type != "cpu" or not cpu_engine_available():  # what is not measured
+    """On a CPU: the recipe with steps that fit into its minutes, and notes about long steps."""
+    if device.type != "cpu" or not cpu_engine_available():  # its speed is not measured
         return config, []
     if config.minutes is None:
         threads = torch.get_num_threads()
@@ -279,8 +279,8 @@ def _with_steps_in_time(
     return fit_budget(shape, config, speed(), least_batch=least)
 
 
-def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:
-    """Notes on what beginning, validating and ending take of it."""
+def _time_notes(planned: Planned, config: TrainConfig, val_tokens: int) -> list[str]:
+    """Notes on the time for beginning, validating and ending."""
     notes = []
     asked_s = 60.0 * (config.minutes or 0.0)
     if planned.late_s > 0.05 * asked_s:
@@ -291,14 +291,14 @@ def _of_the_time(planned: Planned, config: TrainConfig, held: int) -> list[str]:
         )
     if config.val_tokens:
         notes.append(
-            f"validated on the first {config.val_tokens:,} of the {held:,} tokens held back, so "
-            "that it takes little of the time"
+            f"validated on the first {config.val_tokens:,} of the {val_tokens:,} validation "
+            "tokens, so that it takes little of the time"
         )
     return notes
 
 
 def _field(asked: str | None, *, plain: bool) -> dict[str, str]:
-    """The setting of the field that files of records are read by; none where they are plain text.
+    """The setting for the text field of files of records; empty if they are read as plain text.
 
     The tutorial's way is its text as it is. No name ("") is what `RecordOptions` makes of none.
     """
@@ -308,7 +308,7 @@ def _field(asked: str | None, *, plain: bool) -> dict[str, str]:
 
 
 def named(files: object) -> list[str]:
-    """The names of the texts to learn from; none for the built-in one."""
+    """The names of the texts to train on; empty for the built-in one."""
     if files is None or isinstance(files, (str, Path)):
         return [] if files is None else [str(files)]
     if isinstance(files, bytes) or not isinstance(files, Iterable):
@@ -322,6 +322,6 @@ def named(files: object) -> list[str]:
 
 
 def resolved(name: str) -> str:
-    """The path that a name means, wherever it will be read from."""
-    # A link to itself has no end, and a NUL no path: reading says what is wrong with them.
+    """The absolute path of a name."""
+    # Names with a NUL have no path: reading reports that.
     return name if name == "-" or "\0" in name else os.path.realpath(name)

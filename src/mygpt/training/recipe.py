@@ -2,9 +2,8 @@
 
 One rule, fitted to sweeps that docs/lab-notes.md lists: the time and the machine's measured
 speed give the floating-point operations that can be spent; these give the width; width and
-speed give how many tokens are read; how often that is the whole corpus decides the
-regularisation.
-Letters: C embedding, N tokens to learn from, T time.
+speed give the number of tokens; the number of epochs decides the regularisation.
+Letters: C embedding, N training tokens, T time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MODERN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Size:
-    """A width that is worth it from so many operations on.
+    """A model size that is best from so many operations on.
 
     Attributes:
         width: C.
@@ -59,18 +58,18 @@ SIZES = (
     Size(256, 6, 8e14),
 )
 TOKENS_PER_STEP = 2048
-_MOST_PER_STEP = 2**16  # where longer windows are asked for, and no batch size
+_MOST_PER_STEP = 2**16  # tokens, if longer windows are asked for and no batch size
 _SPREAD = 0.07  # of the expected loss, to either side
-MOST_EPOCHS = 40.0  # read more often than that, a text is only learned by heart
+MOST_EPOCHS = 40.0  # after more, a model only memorises the text
 _MOST_EVALUATIONS = 20
-# From this share of a run on, windows of so many tokens, and windows a step.
+# Stages: from this fraction of the run on, tokens per window, and windows per step.
 _STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
-_NARROW = 64  # up to this width there is the first stage alone
+_NARROW = 64  # up to this width there is only the first stage
 _RATE, _ADAMW_RATE, _DECAY = 0.02, 3e-3, 0.1
 _LEAST_VALIDATED = 2**17
-_APART = 5  # steps from one validation to the next, at least
-# For a model that is there already: AdamW's rate times the width to the power of 1.5, the longest
-# windows, how many steps there are to be, and how much is validated on at least.
+_APART = 5  # steps between validations, at least
+# For an existing model: AdamW's rate times the width to the power of 1.5, the longest windows, the
+# least number of steps, and the least number of validation tokens.
 _RATE_AGAIN, _LONGEST_AGAIN, _STEPS_AGAIN, _LEAST_VALIDATED_AGAIN = 2.0, 512, 100, 2**13
 
 
@@ -180,11 +179,11 @@ class Recipe:
     bounded: bool
 
     def lines(self) -> list[str]:
-        """The plan, for people."""
+        """The recipe on one line, for the user."""
         shape, stages = self.shape, [self.training["seq_len"]]
         stages += [seq_len for _, seq_len, _ in self.training["stages"]]
         dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
-        short = "; ends then, since more time would only teach it by heart" if self.bounded else ""
+        short = "; ends then, since more time would only memorise the text" if self.bounded else ""
         return [
             f"plan: {shape['num_layers']} layers of width {shape['embed_dim']}, windows of "
             f"{', then '.join(map(str, stages))}, about {self.tokens:,.0f} tokens "
@@ -200,14 +199,14 @@ def choose(
     *,
     asked: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe for N tokens to learn from, some to validate on, and a budget.
+    """The recipe for N training tokens and a budget.
 
     Args:
         num_tokens: N.
-        val_tokens: how many are held back.
+        val_tokens: the number of validation tokens.
         vocab_size: V.
         budget: how long the run may be.
-        asked: what the user wants in the rule's place, as `GPTConfig` and `TrainConfig` call it.
+        asked: the user's options of `GPTConfig` and `TrainConfig`, which replace the rule's.
     """
     asked = asked or {}
     for size in reversed(SIZES):
@@ -253,18 +252,18 @@ def continuing(
     *,
     asked: Mapping[str, Any],
 ) -> Recipe:
-    """The recipe for a model that is there already, with a text of N tokens.
+    """The recipe for continuing with an existing model on a text of N tokens.
 
-    AdamW at a rate that falls with the model's width, from what was measured on small models to
-    what others take for GPT-2's sizes; windows as long as the model's, up to a bound, and batches
+    AdamW at a rate that falls with the model's width, from the best measured on small models to
+    the usual one for GPT-2's sizes; windows as long as the model's, up to a bound, and batches
     that leave time for enough steps.
 
     Args:
         config: the model's shape.
         num_tokens: N.
-        val_tokens: how many are held back.
+        val_tokens: the number of validation tokens.
         budget: how long the run may be.
-        asked: what the user wants in the rule's place, as `TrainConfig` calls it.
+        asked: the user's options of `TrainConfig`, which replace the rule's.
     """
     seq_len = asked.get("seq_len", min(config.max_seq_len, _LONGEST_AGAIN))
     tokens = budget.tokens_for(config, ((0.0, seq_len, TOKENS_PER_STEP // seq_len or 1),))
@@ -321,34 +320,34 @@ def _shape_and_windows(
 
 
 def _heads(width: int) -> int:
-    """As many heads of `HEAD_SIZE` or more as share a width, each an even number."""
+    """The most heads of an even size of at least `HEAD_SIZE` that divide a width."""
     return next((n for n in range(width // HEAD_SIZE, 1, -1) if width % (2 * n) == 0), 1)
 
 
 def most_validated(tokens: float) -> int:
-    """On how many tokens to validate in a run that reads so many: a pass takes 1.5% of the time.
+    """The most validation tokens for a run of so many tokens: a pass takes 1.5% of the time.
 
-    A validation costs a third of what training on its tokens would.
+    Validating a token costs a third of training on it.
     """
     return max(_LEAST_VALIDATED, int(0.015 * 3 * min(tokens, 1e15)))
 
 
 def expected_loss(fivegram: float, tokens: float) -> tuple[float, float, float]:
-    """About where the validation loss of a run will lie: middle, lower and upper end.
+    """An estimate of a run's final validation loss: middle, lower and upper end.
 
-    The loss of a 5-gram model on the same text tells how hard the text is; beside it a run's loss
-    falls with the tokens read. Fitted to runs of 1.2 to 8 million characters of Tiny Shakespeare.
+    The loss of a 5-gram model measures how hard the text is; a run's loss relative to it falls
+    with the number of tokens. Fitted to runs of 1.2 to 8 million characters of Tiny Shakespeare.
 
     Args:
         fivegram: the 5-gram model's loss, nats per token.
-        tokens: how many the run will read.
+        tokens: the number of tokens of the run.
     """
     middle = fivegram * (0.89 + 0.10 * math.sqrt(1e6 / max(1.0, tokens)))
     return middle, middle * (1.0 - _SPREAD), middle * (1.0 + _SPREAD)
 
 
 def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
-    """When to validate, at rising intervals: as often as takes a twentieth of the time."""
+    """The fractions of the run at which to validate, rarer towards its end; 5% of the time."""
     count = int(min(0.05 * tokens * 3 / max(1, val_tokens), tokens / TOKENS_PER_STEP / _APART))
     count = max(1, min(_MOST_EVALUATIONS, count))
     return tuple((number / count) ** 1.5 for number in range(1, count))
