@@ -145,7 +145,7 @@ def test_another_outcome_is_not_called_reproduced(
     assert out.startswith("NOT reproduced: ")
     assert "0.1 at step" in out
     assert (tmp_path / "run-reproduced" / "log.jsonl").exists()
-    assert "kept in" in out
+    assert "the second run is in" in out
     (run / "log.jsonl").unlink()
     code, out, err = shell(capsys, "reproduce", str(run), "--quiet", "--overwrite")
     assert (code, out) == (2, "")
