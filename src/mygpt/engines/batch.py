@@ -1,4 +1,4 @@
-"""A batch for engines that decode each row by itself: every request is a `Decoding` of its own."""
+"""A batch for engines that decode each row separately: every request has its own `Decoding`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mygpt.errors import InputError
 
 @dataclass
 class _Row:
-    """A decoding of one row, and how many tokens it may still draw."""
+    """The decoding of one row, and how many more tokens it may draw."""
 
     decoding: Decoding
     left: int
@@ -23,12 +23,12 @@ class _Row:
 
 
 class SeparateBatch:
-    """See `mygpt.engines.contract.Batch`; rows that join cost and share nothing.
+    """See `mygpt.engines.contract.Batch`; rows share no computation.
 
     Args:
-        engine: what starts the decodings.
-        size: how many slots.
-        vocab_size: V of its model; None where that is not known, and ids are not checked.
+        engine: starts the decodings.
+        size: the number of slots.
+        vocab_size: V of its model; None if it is not known: then ids are not checked.
         max_seq_len: the model's window.
     """
 
@@ -43,21 +43,23 @@ class SeparateBatch:
 
     @property
     def size(self) -> int:
-        """How many slots there are."""
+        """The number of slots."""
         return self._size
 
     @property
     def active(self) -> int:
-        """How many rows still draw."""
+        """The number of rows that have not ended."""
         return sum(row.left > 0 for row in self._rows.values())
 
     def join(self, request: Request) -> int:
         """Take a free slot; see `Batch`."""
-        assert self._free, "no slot is free: the caller counts"
+        assert self._free, "no slot is free: the caller has to count them"
         check_prompt_fits(len(request.prompt), self._max_seq_len, request.overflow)
         if self._vocab_size is not None:
             check_prompt_ids(request.prompt, self._vocab_size)
-        row = _Row(self._engine.start([request]), request.room(self._max_seq_len), request.ends)
+        row = _Row(
+            self._engine.start([request]), request.most_tokens(self._max_seq_len), request.ends
+        )
         slot = self._free.popleft()
         self._rows[slot] = row
         return slot
@@ -68,7 +70,7 @@ class SeparateBatch:
         new: dict[int, list[int]] = {slot: [] for slot in self._rows}
         for slot, row in self._rows.items():
             try:
-                # One by one: what was drawn before a failure is given out.
+                # One by one: tokens drawn before a failure are returned.
                 while row.left > 0 and len(new[slot]) < most:
                     (ids,) = row.decoding.advance(1)
                     new[slot] += ids
@@ -82,10 +84,10 @@ class SeparateBatch:
         return dict(self._failures)
 
     def end(self, slot: int) -> None:
-        """Free a slot and what its row remembered; see `Batch`."""
+        """Free a slot and its row's cache; see `Batch`."""
         del self._rows[slot]
         self._free.append(slot)
 
     def logits(self, slot: int) -> NDArray[np.float32]:
-        """(V,) the prediction behind the row's last token; see `Batch`."""
+        """(V,) the logits of the row's last token; see `Batch`."""
         return self._rows[slot].decoding.logits(0)

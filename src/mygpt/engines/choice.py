@@ -1,6 +1,6 @@
 """Which engine runs a job: by device, number format, size and length; `--engine` overrides.
 
-Knows without importing torch, which takes longer than most jobs.
+It does not import torch, which would take longer than most jobs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mygpt.machine import DTYPES
 EngineName = Literal["numpy", "cpu", "torch"]
 ENGINES = ("auto", "numpy", "cpu", "torch")
 
-# Below this a GPU's start of each operation costs more than its arithmetic saves.
+# With fewer parameters, launching operations on a GPU costs more than its arithmetic saves.
 _WORTH_A_GPU = 30_000_000  # parameters
 # Compiling takes about ten seconds; a job that NumPy does in less need not wait for it.
 _WORTH_COMPILING_S = 5.0
@@ -28,7 +28,7 @@ _NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # each new token; each one rea
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and why it was chosen, as a sentence's end."""
+    """An engine and the reason for it, as the end of a sentence."""
 
     name: EngineName
     reason: str
@@ -43,18 +43,18 @@ def choose(
     dtype: str = "auto",
     wanted: str = "auto",
 ) -> Choice:
-    """The engine for writing `tokens` tokens in all.
+    """The engine for generating `tokens` tokens in all.
 
     Args:
         config: the model's shape.
         tokens: new tokens, of all samples together.
-        reads: tokens that the model reads for them (see `tokens_to_read`); None is `tokens`.
+        reads: tokens that the model has to read (see `tokens_to_read`); None is `tokens`.
         device: "auto", or torch's name of a device.
-        dtype: one of `DTYPES`; "auto" keeps no engine out.
+        dtype: one of `DTYPES`; "auto" excludes no engine.
         wanted: one of `ENGINES`.
 
     Raises:
-        InputError: for names that are not known, or an engine that cannot do what is asked.
+        InputError: for unknown names, or an engine without the device or number format.
     """
     require_choice("engine", wanted, ENGINES)
     require_choice("dtype", dtype, DTYPES)
@@ -72,9 +72,9 @@ def choose(
 
 
 def tokens_to_read(prompt: int, new: int, window: int, overflow: str) -> int:
-    """How many tokens a model reads to write `new` after `prompt`.
+    """How many tokens a model reads to generate `new` tokens after `prompt`.
 
-    Past the window, "crop" reads all of the window for each.
+    Past the window, "crop" reads the whole window for each token.
     """
     inside = max(0, min(new, window - prompt))
     past = (new - inside) * (window if overflow == "crop" else 1)
@@ -95,7 +95,7 @@ def _choose_on_cpu(config: GPTConfig, tokens: int, reads: int) -> Choice:
 
 
 def _check(wanted: str, device: str, dtype: str) -> Choice:
-    """The engine asked for, or an error that says what it lacks."""
+    """The requested engine, or an error with what it does not support."""
     if wanted == "torch":
         if dtype == "int8":
             raise InputError(
@@ -127,6 +127,6 @@ def cpu_engine_available() -> bool:
 
 
 def may_have_gpu() -> bool:
-    """Whether there are signs of a GPU that torch could use."""
+    """Whether the system seems to have a GPU that torch could use."""
     nvidia = os.path.exists("/dev/nvidiactl") or os.path.exists("/proc/driver/nvidia/version")
     return nvidia or (sys.platform == "darwin" and platform.machine() == "arm64")

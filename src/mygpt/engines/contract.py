@@ -1,8 +1,8 @@
-"""What every decoding engine takes and gives: requests in, tokens out, NumPy at the edge.
+"""The interface of all decoding engines: requests in, tokens out, as NumPy arrays.
 
 An engine starts a `Decoding` for some requests, or opens a `Batch` that requests join and leave.
-Each call of `advance` draws tokens for the rows that go on. A row depends on its own request
-alone, never on its neighbours.
+Each call of `advance` draws tokens for the rows that have not ended. A row's tokens depend only on
+its own request, not on other rows.
 Letters: B rows, T time, L window, V vocabulary.
 """
 
@@ -27,11 +27,11 @@ class Request:
 
     Attributes:
         prompt: (T,) int64 token ids, at least one; may be longer than the window.
-        max_new_tokens: how many tokens to draw at the most.
+        max_new_tokens: the largest number of tokens to draw.
         sampling: how to draw them.
         stream: this row's random numbers; token n takes `stream.uniform(n)`.
         overflow: what happens past the window (see `Window`).
-        end: a token, or several, that end the row once one is drawn (it is given out too); None
+        end: a token, or several, that end the row once one is drawn (it is returned too); None
             for none.
     """
 
@@ -49,73 +49,73 @@ class Request:
             return frozenset()
         return frozenset({self.end} if isinstance(self.end, int) else self.end)
 
-    def room(self, max_seq_len: int) -> int:
-        """How many tokens can be drawn: "stop" ends at the window's end."""
+    def most_tokens(self, max_seq_len: int) -> int:
+        """The largest number of tokens that can be drawn: "stop" ends at the window's end."""
         if self.overflow != "stop":
             return self.max_new_tokens
         return max(0, min(self.max_new_tokens, max_seq_len - len(self.prompt)))
 
 
 class Decoding(Protocol):
-    """Rows on their way, one per request."""
+    """Rows that are being decoded, one for each request."""
 
     def advance(self, most: int) -> list[list[int]]:
         """Draw up to `most` tokens for every row; each row's new ids, fewer where it ended.
 
-        A call in which nothing is drawn for any row means that all have ended.
+        If nothing is drawn for any row, all have ended.
 
         Raises:
-            InputError: when the model predicts no numbers, or the settings overflow.
+            InputError: if logits are not finite, or the sampling settings make them overflow.
         """
         ...
 
     def end(self, row: int) -> None:
-        """Draw nothing more for this row."""
+        """End this row: it gets no further tokens."""
         ...
 
     def logits(self, row: int) -> NDArray[np.float32]:
-        """(V,) the model's own prediction behind the row's last drawn token, before filters."""
+        """(V,) the logits that the row's last token was drawn from, before penalty and filters."""
         ...
 
 
 class Batch(Protocol):
-    """Rows that come and go between tokens, each in a slot; for one thread at a time."""
+    """Rows that join and leave between tokens, each in a slot; for one thread at a time."""
 
     @property
     def size(self) -> int:
-        """How many slots there are."""
+        """The number of slots."""
         ...
 
     @property
     def active(self) -> int:
-        """How many rows still draw."""
+        """The number of rows that have not ended."""
         ...
 
     def join(self, request: Request) -> int:
         """Take a free slot and return its number; nothing is computed yet.
 
-        The caller counts: there must be one that is free.
+        The caller has to make sure that a slot is free.
 
         Raises:
-            InputError: for a prompt that is empty, does not fit, or holds an id that the model
-                does not know; the slot then stays free.
+            InputError: for a prompt that is empty, does not fit, or has an id outside the
+                vocabulary; the slot then stays free.
         """
         ...
 
     def advance(self, most: int) -> dict[int, list[int]]:
         """Draw up to `most` tokens for every row; each joined slot's new ids.
 
-        They are fewer than `most` where the row ended, [] where it has nothing more. A slot
-        whose prompt is still being read, in pieces so that the others need not wait, is
-        not among them.
+        They are fewer than `most` if the row ended, and [] if it had ended before. Slots whose
+        prompts are still being read, in pieces so that the others need not wait, are not in
+        the result.
         """
         ...
 
     def failures(self) -> dict[int, InputError]:
         """The slots that failed in the last `advance`, each with its error.
 
-        The model predicted no numbers, or the row's settings overflow. Such a row draws nothing
-        more; what it drew before was given out, and the other rows lose nothing.
+        Their logits were not finite, or their settings made them overflow. Such a row ends; the
+        tokens drawn before were returned, and other rows are not affected.
         """
         ...
 
@@ -124,7 +124,7 @@ class Batch(Protocol):
         ...
 
     def logits(self, slot: int) -> NDArray[np.float32]:
-        """(V,) the prediction behind the row's last drawn token (see `Decoding`), until `end`."""
+        """(V,) the logits of the row's last drawn token (see `Decoding`), until `end`."""
         ...
 
 
@@ -133,7 +133,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """The name under which `--engine` knows it."""
+        """Its name for `--engine`."""
         ...
 
     def start(self, requests: Sequence[Request]) -> Decoding:
@@ -141,12 +141,12 @@ class Engine(Protocol):
         ...
 
     def open(self, size: int) -> Batch:
-        """A batch of `size` slots, none of them taken."""
+        """A batch of `size` free slots."""
         ...
 
 
 def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
-    """Raise `InputError` for a prompt without tokens, or with ids that the model does not know."""
+    """Raise `InputError` for a prompt without tokens, or with ids outside the vocabulary."""
     if not len(prompt):
         raise InputError("the prompt has no tokens: give at least one")
     outside = (prompt < 0) | (prompt >= vocab_size)

@@ -1,7 +1,7 @@
 """Decoding in NumPy, one row at a time: the readable engine, which starts at once.
 
-Every row has a cache of its own and is computed alone, so its tokens depend on its own request
-bit for bit.
+Every row has its own cache and is computed separately, so its tokens depend bit for bit on its
+request alone.
 Letters: V vocabulary.
 """
 
@@ -22,12 +22,12 @@ _RESERVED_TOKENS = 2**12  # new tokens for which a cache has capacity from the s
 
 
 class Row:
-    """One request on its way.
+    """A request that is being decoded.
 
     Attributes:
-        text: the prompt and what was drawn.
-        ended: whether it takes no more tokens.
-        logits: (V,), the prediction behind the text that was read last.
+        text: the prompt and the drawn tokens.
+        ended: whether it gets no more tokens.
+        logits: (V,), the prediction after the text that was read last.
     """
 
     logits: Floats
@@ -36,18 +36,18 @@ class Row:
         self.network = network
         self.request, self.ends = request, request.ends
         self.text: list[int] = request.prompt.tolist()
-        self.full = len(self.text) + request.room(network.config.max_seq_len)
+        self.full = len(self.text) + request.most_tokens(network.config.max_seq_len)
         self.ended = len(self.text) >= self.full
         self.window = Window(network.config.max_seq_len, request.overflow)
         self.cache = Cache(network.config, min(self.full, len(self.text) + _RESERVED_TOKENS))
         self.start = self.window.start(len(self.text))
 
     def visible_prompt(self) -> tuple[int, ...]:
-        """What the model sees first."""
+        """The part of the prompt that the model sees."""
         return tuple(self.text[self.start :])
 
     def read(self) -> None:
-        """Read what was not read yet, or all of the window where it moved."""
+        """Read tokens that were not read yet, or all of the window if it has moved."""
         start = self.window.start(len(self.text))
         if start != self.start:
             self.start = start
@@ -57,7 +57,7 @@ class Row:
             self.logits = self.network.read(unread, self.cache)
 
     def read_as(self, other: Row) -> None:
-        """Take over what a row that sees the same has read."""
+        """Copy the cache and logits of a row with the same visible prompt."""
         self.cache.copy_from(other.cache)
         self.logits = other.logits
 
@@ -74,7 +74,7 @@ class Row:
 
 
 class NumpyDecoding:
-    """Rows on their way, one per request; see `mygpt.engines.contract.Decoding`."""
+    """Rows that are being decoded, one per request; see `mygpt.engines.contract.Decoding`."""
 
     def __init__(self, network: Network, requests: Sequence[Request]) -> None:
         self.rows = [Row(network, request) for request in requests]
@@ -82,14 +82,14 @@ class NumpyDecoding:
 
     def advance(self, most: int) -> list[list[int]]:
         """Draw up to `most` tokens for every row; each row's new ids."""
-        # Broken weights and wild settings are named by the draw; NumPy need not warn too.
+        # The draw raises an error for logits that are not finite; NumPy's warnings are not needed.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             if not self.prompts_read:
                 self._read_prompts()
             return [row.advance(most) for row in self.rows]
 
     def _read_prompts(self) -> None:
-        """Read each prompt once, whatever number of rows continue it."""
+        """Read each prompt once, however many rows continue it."""
         self.prompts_read = True
         readers: dict[tuple[int, ...], Row] = {}
         for row in self.rows:
@@ -102,11 +102,11 @@ class NumpyDecoding:
                 row.read_as(reader)
 
     def end(self, row: int) -> None:
-        """Draw nothing more for this row."""
+        """End this row: it gets no further tokens."""
         self.rows[row].ended = True
 
     def logits(self, row: int) -> Floats:
-        """(V,), the prediction behind the row's last drawn token, before filters."""
+        """(V,), the logits of the row's last drawn token, before penalty and filters."""
         return self.rows[row].logits.copy()
 
 
@@ -129,7 +129,7 @@ class NumpyEngine:
         return NumpyDecoding(self.network, requests)
 
     def open(self, size: int) -> SeparateBatch:
-        """A batch of rows of their own; see `mygpt.engines.contract.Engine`."""
+        """A batch of separate rows; see `mygpt.engines.contract.Engine`."""
         config = self.network.config
         return SeparateBatch(
             self, size, vocab_size=config.vocab_size, max_seq_len=config.max_seq_len

@@ -1,6 +1,6 @@
-"""The GPT's forward pass in NumPy for one sequence and its last position: `mygpt.core.model` again.
+"""The GPT's forward pass in NumPy, for one sequence and the prediction of its last position.
 
-Small parts first, as there; parameters come as arrays under the names of the torch model's.
+It has the layers of `mygpt.core.model` in the same order, with parameters of the same names.
 Letters: T time, C embedding, H heads, G key/value heads, R = H / G query heads that share one,
 D head size, M MLP width, L window, N layers, V vocabulary, P positions read before.
 """
@@ -23,7 +23,7 @@ Layer = Callable[[Floats], Floats]
 
 
 def constant(number: float) -> Floats:
-    """A number as an array of no dimensions: Python's own would cost twice the arithmetic."""
+    """A number as a NumPy scalar array: with Python numbers the arithmetic takes twice as long."""
     return np.array(number, dtype=np.float32)
 
 
@@ -31,7 +31,7 @@ ONE, HALF, MINUS_HALF = constant(1.0), constant(0.5), constant(-0.5)
 
 
 class Linear:
-    """x W + b, with W turned once from torch's (out, in) to the order in which it is read."""
+    """x W + b, with W transposed once from torch's (out, in) to the order in which it is read."""
 
     def __init__(self, arrays: Arrays, name: str, outputs: slice = slice(None)) -> None:
         matrix = arrays[f"{name}.weight"][outputs]
@@ -62,7 +62,7 @@ class RMSNorm:
 
 
 class LayerNorm(RMSNorm):
-    """RMSNorm of what is left without the mean, and a shift (Ba, Kiros & Hinton, 2016)."""
+    """RMSNorm of x minus its mean, plus a bias (Ba, Kiros & Hinton, 2016)."""
 
     def __init__(self, arrays: Arrays, name: str, eps: float) -> None:
         super().__init__(arrays, name, eps)
@@ -102,8 +102,8 @@ def upper_tail(x: Floats) -> Floats:
 def gelu(x: Floats) -> Floats:
     """x times the probability that a standard normal number is below x.
 
-    For x >= 0 that is x - x tail(x), and for x < 0 it is x tail(-x): no sign has to be asked
-    for, and nothing cancels where the result is small.
+    For x >= 0 that is x - x tail(x), and for x < 0 it is x tail(-x): both are max(x, 0) minus
+    |x| tail(|x|), without a branch and without cancellation where the result is small.
     """
     size = np.abs(x)
     return np.maximum(x, 0) - size * upper_tail(size)
@@ -130,7 +130,7 @@ ACTIVATIONS: dict[str, Layer] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "swiglu":
 def rotary_table(config: GPTConfig, positions: int | None = None) -> tuple[Floats, Floats]:
     """Cosines and sines of the positions' angles, each (L, 1, D) (Su et al., 2021).
 
-    The sines of the first half carry the minus of the rotation. `positions` makes fewer than L.
+    The sines of the first half include the rotation's minus sign. `positions` gives fewer than L.
     """
     half = config.head_size // 2
     exponents = np.arange(half, dtype=np.float32) / np.float32(-half)
@@ -142,7 +142,7 @@ def rotary_table(config: GPTConfig, positions: int | None = None) -> tuple[Float
 
 
 class Rotary:
-    """The tables of `rotary_table`, which all blocks share: of a long window as far as it is read.
+    """The tables of `rotary_table` for all blocks; those of a long window grow as it is read.
 
     Args:
         config: the model's.
@@ -162,7 +162,7 @@ class Rotary:
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
-    """Turn each pair (x[i], x[i + D/2]) of (T, H, D) by its position's angle, (T, 1, D)."""
+    """Rotate each pair (x[i], x[i + D/2]) of (T, H, D) by its position's angle, (T, 1, D)."""
     half = x.shape[-1] // 2
     swapped: Floats = np.concatenate([x[..., half:], x[..., :half]], axis=-1)
     return x * cos + swapped * sin
@@ -170,7 +170,7 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def future(time: int) -> Floats:
-    """(T, T), minus infinity where position t may not look: at what comes after it."""
+    """(T, T), the causal mask: minus infinity for positions after t."""
     return np.triu(np.full((time, time), -math.inf, dtype=np.float32), k=1)
 
 
@@ -178,33 +178,33 @@ class Cache:
     """Keys and values of the positions that one row has read, filled from the left.
 
     Attributes:
-        keys: (N, G, 1, D, L), turned so that a query's product with them needs no turning; L is
-            the room there is, which grows.
+        keys: (N, G, 1, D, L), transposed for the product with queries; L is the capacity, which
+            grows.
         values: (N, G, 1, L, D).
         length: positions filled so far.
 
     Args:
         config: the model's.
-        positions: how many there is room for at first; None is all of a usual window's.
+        positions: the capacity at first; None is that of a whole window of usual size.
     """
 
     def __init__(self, config: GPTConfig, positions: int | None = None) -> None:
         n, g, d = config.num_layers, config.kv_heads, config.head_size
-        room = positions_for(config.max_seq_len) if positions is None else positions
-        room = max(1, min(room, config.max_seq_len))
-        self.keys = np.empty((n, g, 1, d, room), dtype=np.float32)
-        self.values = np.empty((n, g, 1, room, d), dtype=np.float32)
+        capacity = positions_for(config.max_seq_len) if positions is None else positions
+        capacity = max(1, min(capacity, config.max_seq_len))
+        self.keys = np.empty((n, g, 1, d, capacity), dtype=np.float32)
+        self.values = np.empty((n, g, 1, capacity, d), dtype=np.float32)
         self.length = 0
 
     def reserve(self, count: int) -> None:
-        """Have room for `count` positions: twice as many as before, or more."""
-        room, length = self.keys.shape[-1], self.length
-        if count <= room:
+        """Make the capacity at least `count` positions; it grows by a factor of two or more."""
+        capacity, length = self.keys.shape[-1], self.length
+        if count <= capacity:
             return
-        room = max(count, 2 * room)
+        capacity = max(count, 2 * capacity)
         keys, values = self.keys, self.values
-        self.keys = np.empty((*keys.shape[:-1], room), dtype=np.float32)
-        self.values = np.empty((*values.shape[:-2], room, values.shape[-1]), dtype=np.float32)
+        self.keys = np.empty((*keys.shape[:-1], capacity), dtype=np.float32)
+        self.values = np.empty((*values.shape[:-2], capacity, values.shape[-1]), dtype=np.float32)
         self.keys[..., :length] = keys[..., :length]
         self.values[..., :length, :] = values[..., :length, :]
 
@@ -217,7 +217,7 @@ class Cache:
         return self.keys[layer, ..., :end], self.values[layer, :, :, :end]
 
     def copy_from(self, other: Cache) -> None:
-        """Hold what `other` holds."""
+        """Copy the contents of `other`."""
         self.length = 0
         self.reserve(other.length)
         self.length = other.length
@@ -244,7 +244,7 @@ class Attention:
         self.rotary = rotary
 
     def __call__(self, x: Floats, cache: Cache, layer: int, first: int) -> Floats:
-        """Read (T, C); what positions from `first` on make of it, (T - first, C)."""
+        """Read (T, C); the results of positions from `first` on, (T - first, C)."""
         time, past = len(x), cache.length
         query = self.query(x[first:]).reshape(time - first, -1, self.d)  # (T - first, H, D)
         key_value = self.key_value(x).reshape(time, 2, self.groups, self.d)
@@ -256,20 +256,20 @@ class Attention:
             query, key = rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin)
         keys, values = cache.extend(layer, key, value)  # (G, 1, D, P + T), (G, 1, P + T, D)
         grouped = query.reshape(time - first, self.groups, -1, self.d).transpose(1, 2, 0, 3)
-        mixed = attend(grouped * self.scale, keys, values)  # (G, R, T - first, D)
-        return self.output(mixed.transpose(2, 0, 1, 3).reshape(time - first, -1))
+        attended = attend(grouped * self.scale, keys, values)  # (G, R, T - first, D)
+        return self.output(attended.transpose(2, 0, 1, 3).reshape(time - first, -1))
 
 
 def attend(query: Floats, keys: Floats, values: Floats) -> Floats:
-    """Mix values by the softmax of query-key products; several queries read all the keys."""
+    """softmax(query keys) values; with several queries, all positions are new ones."""
     scores = query @ keys  # (G, R, T, P + T)
     time = scores.shape[-2]
     if time > 1:
-        assert scores.shape[-1] == time, "more than one token is read from the start alone"
+        assert scores.shape[-1] == time, "several tokens can only be read into an empty cache"
         scores += future(time)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    # Fewer numbers are divided behind the mixing than before it.
+    # Dividing after the product divides fewer numbers than before it.
     return scores @ values / scores.sum(axis=-1, keepdims=True)
 
 
@@ -291,7 +291,7 @@ class Block:
 
 
 class Network:
-    """The GPT of some arrays, which are copied: training on does not change it."""
+    """A GPT with copies of the given arrays: further training does not change it."""
 
     def __init__(self, config: GPTConfig, arrays: Arrays) -> None:
         self.config = config
@@ -308,7 +308,7 @@ class Network:
         self.head = head.T  # (C, V); BLAS reads it either way, and V may be large to copy
 
     def read(self, ids: Sequence[int], cache: Cache) -> Floats:
-        """Logits (V,) after the tokens in `cache` and `ids` (T,), which it takes in."""
+        """Logits (V,) after the tokens in `cache` and `ids` (T,), which are added to the cache."""
         time, past = len(ids), cache.length
         x = self.token_embedding[ids]  # (T, C)
         if self.position_embedding is not None:
@@ -316,8 +316,8 @@ class Network:
         *others, last = self.blocks
         for layer, block in enumerate(others):
             x = block(x, cache, layer, 0)
-        # The head reads the last position alone, so the last block needs only its keys and
-        # values of the others.
+        # The head reads only the last position, so of the others the last block needs only keys
+        # and values.
         x = last(x, cache, len(others), time - 1)  # (1, C)
         cache.length += time
         logits: Floats = (self.final_norm(x) @ self.head)[0]

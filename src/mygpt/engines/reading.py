@@ -1,6 +1,6 @@
-"""A forward pass that shows its work: who looks at whom, and every position's prediction.
+"""A forward pass that returns the attention weights and every position's prediction.
 
-The engines compute neither, since writing needs neither; the parts are the NumPy engine's own.
+The engines return neither, since decoding needs neither; the layers are those of the NumPy engine.
 Letters: C embedding, T time, S the last positions that are shown, H heads, G key/value heads,
 R = H / G query heads that share one, D head size, N layers, V vocabulary.
 """
@@ -16,17 +16,18 @@ import numpy as np
 from mygpt.engines.numpy_network import Attention, Block, Floats, Network, future, rotate
 from mygpt.errors import InputError
 
-# Weights that a page takes: of 16 heads 128 positions fit, of 144 heads 43.
+# Limits of a page: attention weights in all, and positions. 16 heads have 128 positions, 144 have
+# 43.
 _MOST_WEIGHTS, _MOST_POSITIONS = 270_000, 128
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass over a text shows.
+    """The results of one pass over a text.
 
     Attributes:
-        weights: (N, H, S, S) float32: what position t takes from position s, of the last S
-            positions. A row sums to one, less what goes to positions before these.
+        weights: (N, H, S, S) float32: the attention weight of position s at position t, of the last
+            S positions. A row sums to one minus the weights of earlier positions.
         logits: (T, V) float32, each position's prediction of the next token.
     """
 
@@ -35,7 +36,7 @@ class Reading:
 
 
 def positions_to_show(network: Network, time: int) -> int:
-    """S: how many of a text's last positions a page has room for."""
+    """S: how many of a text's last positions a page shows."""
     heads = network.config.num_layers * network.config.num_heads
     return max(1, min(time, _MOST_POSITIONS, math.isqrt(_MOST_WEIGHTS // heads)))
 
@@ -49,7 +50,7 @@ def read(network: Network, ids: Sequence[int], shown: int | None = None) -> Read
         shown: S; None is T.
 
     Raises:
-        InputError: for no token, or more than the window holds.
+        InputError: for no token, or more than fit into the window.
     """
     config, time = network.config, len(ids)
     if not 1 <= time <= config.max_seq_len:
@@ -59,13 +60,13 @@ def read(network: Network, ids: Sequence[int], shown: int | None = None) -> Read
     weights = []
     for block in network.blocks:
         x, own = _read_block(block, x)
-        weights.append(own[:, first:, first:].copy())  # all of them may be more than memory has
+        weights.append(own[:, first:, first:].copy())  # all positions might not fit into memory
     logits: Floats = network.final_norm(x) @ network.head  # (T, V)
     return Reading(np.stack(weights), logits)
 
 
 def _embed(network: Network, ids: Sequence[int]) -> Floats:
-    """(T, C): tokens and positions, added up."""
+    """(T, C): the sum of token and position embeddings."""
     places = np.asarray(ids, dtype=np.int64)
     x: Floats = network.token_embedding[places]
     if network.position_embedding is not None:
@@ -75,13 +76,13 @@ def _embed(network: Network, ids: Sequence[int]) -> Floats:
 
 def _read_block(block: Block, x: Floats) -> tuple[Floats, Floats]:
     """x + attention(norm(x)), then x + mlp(norm(x)): (T, C); and the attention, (H, T, T)."""
-    mixed, weights = _attend(block.attention, block.attention_norm(x))
-    x = x + mixed
+    attended, weights = _attend(block.attention, block.attention_norm(x))
+    x = x + attended
     return x + block.mlp_output(block.activation(block.mlp_input(block.mlp_norm(x)))), weights
 
 
 def _attend(attention: Attention, x: Floats) -> tuple[Floats, Floats]:
-    """What attention makes of (T, C), and its weights, (H, T, T)."""
+    """The result of attention for (T, C), and its weights, (H, T, T)."""
     time, groups, d = len(x), attention.groups, attention.d
     query = attention.query(x).reshape(time, -1, d)  # (T, H, D)
     key, value = attention.key_value(x).reshape(time, 2, groups, d).transpose(1, 0, 2, 3)
@@ -96,6 +97,6 @@ def _attend(attention: Attention, x: Floats) -> tuple[Floats, Floats]:
     scores -= scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores)
     weights /= weights.sum(axis=-1, keepdims=True)
-    mixed = weights @ value.transpose(1, 0, 2)[:, None]  # (G, R, T, D)
-    out = attention.output(mixed.transpose(2, 0, 1, 3).reshape(time, -1))
+    attended = weights @ value.transpose(1, 0, 2)[:, None]  # (G, R, T, D)
+    out = attention.output(attended.transpose(2, 0, 1, 3).reshape(time, -1))
     return out, weights.reshape(-1, time, time)

@@ -59,14 +59,14 @@ class CompiledDecoder(CachedDecoder):
 
 @dataclass
 class FixedShapes(KVCache):
-    """A cache at a step of one token whose place is in a tensor: nothing changes but numbers.
+    """A cache for a step of one token whose position is in a tensor: only numbers change.
 
     Every step has the same shapes and Python sees the same values, so that a step is compiled
-    once and a CUDA graph of it can be replayed. The price is to look at all L positions, those
+    once and a CUDA graph of it can be replayed. The price is attention over all L positions, those
     not filled yet under a mask.
 
     Attributes:
-        place: (1,) int64, the token's position, below L; it says what `length` says elsewhere.
+        place: (1,) int64, the token's position, below L, in place of `length`.
     """
 
     place: torch.Tensor = field(kw_only=True)
@@ -76,13 +76,13 @@ class FixedShapes(KVCache):
         return self.place
 
     def mask(self, time: int) -> torch.Tensor:
-        """(1, L), true up to the token's own place."""
+        """(1, L), true up to the token's own position."""
         return (torch.arange(self.keys[0].shape[2], device=self.place.device) <= self.place)[None]
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one position (B, G, 1, D) of a layer; return all of the room, (B, G, L, D)."""
+        """Store one position (B, G, 1, D) of a layer; return the whole buffers, (B, G, L, D)."""
         self.keys[layer].index_copy_(2, self.place, keys)
         self.values[layer].index_copy_(2, self.place, values)
         return self.keys[layer], self.values[layer]
@@ -97,7 +97,7 @@ def read_token(
 ) -> torch.Tensor:
     """The step that is compiled: logits (B, V) after `ids` (B, 1) at position `place` (1,).
 
-    `keys` and `values` are a `KVCache`'s; they take in the token's.
+    `keys` and `values` are a `KVCache`'s; the token's are stored in them.
     """
     cache = FixedShapes(keys, values, place=place)
     logits, _ = model(ids, cache=cache, last_only=True)
@@ -105,10 +105,10 @@ def read_token(
 
 
 class TorchCompiledStep:
-    """`read_token` by torch.compile, when first used; after any failure of it, nothing more.
+    """`read_token` compiled by torch.compile at its first use; not tried again after a failure.
 
     Args:
-        model: what reads; its weights may change, its shape may not.
+        model: the model; its weights may change, its shape may not.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -117,9 +117,9 @@ class TorchCompiledStep:
         self._failed = False
 
     def read(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor | None:
-        """Logits (B, V) after one more token `ids` (B, 1), which the cache takes in.
+        """Logits (B, V) after one more token `ids` (B, 1), which is added to the cache.
 
-        None, and the cache as it was, where compiling fails: a warning tells why, once.
+        None, with the cache unchanged, if compiling fails: one warning gives the reason.
         """
         if self._failed:
             return None
@@ -139,7 +139,7 @@ class TorchCompiledStep:
         if self._run is None:
             mode = "reduce-overhead" if on_cuda else None
             self._run = torch.compile(read_token, fullgraph=True, mode=mode)
-        if on_cuda:  # its graphs write to the cache where it lies, which has to be told
+        if on_cuda:  # CUDA graphs write to the cache at a fixed address, which has to be declared
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             for tensor in [*cache.keys, *cache.values]:
                 torch._dynamo.mark_static_address(tensor, guard=False)
@@ -151,10 +151,10 @@ class TorchCompiledStep:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that tells something."""
+    """The first line of an error that gives a reason."""
     lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.endswith("raised:")]
-    return telling[0] if telling else type(error).__name__
+    reasons = [line for line in lines if line and not line.endswith("raised:")]
+    return reasons[0] if reasons else type(error).__name__
 
 
 class TorchEngine:
@@ -180,13 +180,13 @@ class TorchEngine:
         return TorchDecoding(self.model, requests, self._compiled)
 
     def open(self, size: int) -> SeparateBatch:
-        """A batch of rows of their own; see `mygpt.engines.contract.Engine`."""
+        """A batch of separate rows; see `mygpt.engines.contract.Engine`."""
         vocab_size = getattr(getattr(self.model, "config", None), "vocab_size", None)
         return SeparateBatch(self, size, vocab_size=vocab_size, max_seq_len=self.model.max_seq_len)
 
 
 class TorchDecoding:
-    """Requests that are alike but for their prompts' tokens and seeds go in one batch."""
+    """Requests that differ only in their prompts' tokens and seeds are decoded as one batch."""
 
     def __init__(
         self, model: Any, requests: Sequence[Request], compiled: TorchCompiledStep | None = None
@@ -208,26 +208,26 @@ class TorchDecoding:
         return [new[id(batch)][i] for _, (batch, i) in sorted(self._places.items())]
 
     def end(self, row: int) -> None:
-        """Draw nothing more for this row."""
+        """End this row: it gets no further tokens."""
         batch, i = self._places[row]
         batch.end(i)
 
     def logits(self, row: int) -> NDArray[np.float32]:
-        """(V,) the prediction behind the row's last token; see `Decoding`."""
+        """(V,) the logits of the row's last token; see `Decoding`."""
         batch, i = self._places[row]
         logits: NDArray[np.float32] = batch.logits(i).float().cpu().numpy()
         return logits
 
 
 class _Batch:
-    """Rows of one length and one way of drawing, decoded together until the last has ended."""
+    """Rows of one length with the same settings, decoded until the last of them has ended."""
 
     def __init__(
         self, model: Any, requests: Sequence[Request], compiled: TorchCompiledStep | None
     ) -> None:
         first, rows = requests[0], len(requests)
         self.ends = [request.ends for request in requests]
-        self.remaining = first.room(model.max_seq_len)  # steps
+        self.remaining = first.most_tokens(model.max_seq_len)  # steps
         self.ended = [self.remaining == 0] * rows
         self._newest: torch.Tensor | None = None  # (B, V), the last step's logits
         self._final: dict[int, torch.Tensor] = {}  # (V,) logits of rows that ended before others

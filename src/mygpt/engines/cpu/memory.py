@@ -108,7 +108,7 @@ class Memory:
         check_prompt_ids(request.prompt, self.config.vocab_size)
         text = request.prompt if shown is None else shown
         sampling, slot = request.sampling, self.slots[number]
-        limit = request.room(self.config.max_seq_len)
+        limit = request.most_tokens(self.config.max_seq_len)
         slot[:] = 0
         slot[at.STATUS] = at.ACTIVE if limit else at.ENDED
         slot[at.LENGTH], slot[at.START], slot[at.LIMIT] = len(text), -1, limit
