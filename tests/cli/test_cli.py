@@ -100,11 +100,13 @@ def shell(
 def test_train_prints_plain_lines_and_ends_with_what_to_do_next(shell: Shell) -> None:
     code, out, err = shell("train", "fox.txt", *TINY, "--steps", 10, "--print-every", 5)
     assert (code, err) == (0, "")
-    assert re.search(r"^to beat: uniform 3\.\d{4}, unigram [23]\.\d{4} nats per token$", out, re.M)
+    assert re.search(
+        r"^baselines: uniform 3\.\d{4}, unigram [23]\.\d{4} nats per token$", out, re.M
+    )
     assert re.findall(r"^step +(\d+): loss = \d\.\d{4}  \(.*left\)$", out, re.M) == ["1", "5", "10"]
     assert re.search(r"^step +10: validation loss = \d\.\d{4} ", out, re.M)
     assert out.endswith(
-        "write with: mygpt generate --checkpoint runs/fox/best.safetensors\n"
+        "generate with: mygpt generate --checkpoint runs/fox/best.safetensors\n"
         "report: runs/fox/report.html\n"
     )
     assert Path("runs/fox/report.html").stat().st_size < 2_000_000
@@ -158,7 +160,7 @@ def test_a_finished_run_is_not_announced_again(shell: Shell) -> None:
     assert Path("r/report.html").stat().st_mtime_ns == report
     state = Path("r/last.state.safetensors").read_bytes()
     said = shell.refused("train", "--resume", "r", "--steps", 3)
-    assert "steps=3 counts from the run's start, and it has had 4: give more" in said
+    assert "steps=3 counts from the run's start, and the run has had 4: give more" in said
     assert Path("r/last.state.safetensors").read_bytes() == state, "its length stays as it was"
 
 
@@ -185,7 +187,7 @@ def test_the_verdict_names_the_right_cause(shell: Shell, size: int, verdict: str
     """No step was made, and it said that there was no text to validate on."""
     Path("short.txt").write_text("ab")
     _, out, _ = shell("train", ["fox.txt", "short.txt"][size], *TINY, "--steps", 3 * size)
-    assert f"verdict: {verdict}\n" in out
+    assert f"diagnosis: {verdict}\n" in out
     assert "nan" not in out
     if size:
         assert "too short to keep a part of it for validation: none is kept" in out

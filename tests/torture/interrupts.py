@@ -140,7 +140,7 @@ def _interrupted(
     for reader in readers:
         reader.start()
     if kind == 1:  # the line before the first step
-        while b"to beat" not in printed[0] and process.poll() is None:
+        while b"baselines" not in printed[0] and process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.2 + wait_s * rng.random())
     else:

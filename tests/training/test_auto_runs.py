@@ -61,7 +61,7 @@ def test_the_end_tells_what_simpler_models_reach_and_a_verdict(
     assert end.baselines.fivegram is not None
     assert end.baselines.fivegram < end.baselines.uniform
     assert end.verdict
-    assert f"verdict: {end.verdict}" in str(end)
+    assert f"diagnosis: {end.verdict}" in str(end)
     shown = str(end).splitlines()
     place = next(i for i, line in enumerate(shown) if "this model" in line)
     bits = [float(line.split()[-2 if "(" in line else -1]) for line in shown[2 : place + 1]]
@@ -101,7 +101,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     code, out, err = shell(capsys, "train", text, "--tokens", "100000", "--dry-run")
     assert (code, err) == (0, "")
-    assert "plan: 4 layers of width 64" in out
+    assert "recipe: 4 layers of width 64" in out
     assert "times the text" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.txt"]
     shell(capsys, "train", text, "--steps", "1", "--preset", "nano")
@@ -109,7 +109,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     code, out, err = shell(capsys, "train", text, "--tokens", "100000", "--dry-run")
     assert (code, err) == (0, "")
     assert "note: runs/fox already holds a run: " in out, "which a real run would say, too"
-    assert "plan: 4 layers of width 64" in out
+    assert "recipe: 4 layers of width 64" in out
     assert before == {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")}
     code, _, err = shell(capsys, "train", "--resume", "runs/fox", "--dry-run")
     assert code == 2

@@ -344,7 +344,7 @@ def test_every_choice_can_be_trained(
     assert recipe.epochs == pytest.approx(recipe.tokens / num_tokens)
     assert list(config.eval_shares) == sorted(config.eval_shares)
     assert all(0 < share < 1 for share in config.eval_shares)
-    assert recipe.lines()[0].startswith(f"plan: {shape.num_layers} layers")
+    assert recipe.lines()[0].startswith(f"recipe: {shape.num_layers} layers")
 
 
 @given(
@@ -457,7 +457,7 @@ def test_the_plan_that_is_told_is_the_one_that_is_made() -> None:
     """It told of the rule's model and of its windows, whatever was asked for."""
     planned, _, _ = plan_of(10**6, steps=20, embed_dim=256, num_layers=6)
     assert planned.recipe is not None
-    assert planned.recipe.lines()[0].startswith("plan: 6 layers of width 256")
+    assert planned.recipe.lines()[0].startswith("recipe: 6 layers of width 256")
     planned, _, _ = plan_of(10**6, steps=20, seq_len=32, batch_size=4)
     assert planned.recipe is not None
     assert planned.recipe.tokens == 20 * 32 * 4

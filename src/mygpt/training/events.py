@@ -72,7 +72,7 @@ class Started:
             f"vocabulary {self.vocab_size})\n"
             f"model: {self.parameters:,} parameters, windows of {windows}, on {self.device}"
             f"{resumed}\n"
-            f"to beat: uniform {self.uniform:.4f}, unigram {self.unigram:.4f} nats per token"
+            f"baselines: uniform {self.uniform:.4f}, unigram {self.unigram:.4f} nats per token"
         )
 
 
@@ -239,11 +239,11 @@ class Finished:
         loss = f", loss {self.loss:.4f}" * math.isfinite(self.loss)
         reached = self.loss if self.best_val_loss is None else self.best_val_loss
         worse = "\nworse than guessing: train again with a lower --lr" * (reached > self.uniform)
-        verdict = f"\nverdict: {self.verdict}" * bool(self.verdict)
+        verdict = f"\ndiagnosis: {self.verdict}" * bool(self.verdict)
         return (
             f"done: {self.step:,} steps in {clock(self.elapsed_s)}{loss}{best}\n"
             f"{self._compared()}{worse}{verdict}\n"
-            f"write with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
+            f"generate with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
         )
 
     def _compared(self) -> str:

@@ -185,7 +185,7 @@ class Recipe:
         dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
         short = "; ends then, since more time would only memorise the text" if self.bounded else ""
         return [
-            f"plan: {shape['num_layers']} layers of width {shape['embed_dim']}, windows of "
+            f"recipe: {shape['num_layers']} layers of width {shape['embed_dim']}, windows of "
             f"{', then '.join(map(str, stages))}, about {self.tokens:,.0f} tokens "
             f"({self.epochs:.1f} times the text){dropout}{short}"
         ]
