@@ -281,7 +281,7 @@ def test_invalid_vocabularies_are_refused(chars):
 
 
 def test_a_character_tokenizer_refuses_bytes():
-    with pytest.raises(InputError, match="takes text"):
+    with pytest.raises(InputError, match="needs text"):
         CharTokenizer("abc").encode_array(b"abc")
 
 

@@ -1,4 +1,4 @@
-"""The character tokenizer of `core` for texts in pieces, documents and checkpoints."""
+"""The character tokenizer of `core`, extended for text in pieces, documents and checkpoints."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CharTokenizer(core.CharTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of ids, end-of-text included where there is one."""
+        """V, the number of ids, including end-of-text if there is one."""
         return len(self.chars) + (self.end_of_text is not None)
 
     def encode(self, text: str) -> torch.Tensor:
@@ -77,12 +77,14 @@ class CharTokenizer(core.CharTokenizer):
         return ids
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
-        """Ids of a text that comes in pieces, a row for each; raises as `encode_array` does."""
+        """Ids of a text given in pieces, one row per piece; raises as `encode_array` does."""
         start = 0
         rest = iter(pieces)
         for piece in rest:
             if isinstance(piece, bytes):
-                raise InputError("a character tokenizer takes text: bytes are --tokenizer byte's")
+                raise InputError(
+                    "a character tokenizer needs text, not bytes: use --tokenizer byte"
+                )
             ids = self.ids_of(encode_strictly(piece, "utf-32-le", start))
             if len(ids) and ids.min() < 0:
                 characters: set[str] = set()
@@ -104,16 +106,16 @@ class CharTokenizer(core.CharTokenizer):
         return self.decode([token_id])
 
     def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> _CharDecoder:
-        """A decoder for ids that come one by one, the same after others as at the beginning."""
+        """A decoder for ids that arrive one at a time; preceding ids do not matter."""
         return _CharDecoder(self)
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of each id, (V,) int64; end-of-text has none."""
+        """The number of UTF-8 bytes of each id, (V,) int64; 0 for end-of-text."""
         lengths = [len(char.encode("utf-8")) for char in self.chars]
         return np.array(lengths + [0] * (self.end_of_text is not None), dtype=np.int64)
 
     def to_state(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The tokenizer's complete state as JSON values."""
         return {
             "kind": self.kind,
             "chars": self.chars,
@@ -122,7 +124,7 @@ class CharTokenizer(core.CharTokenizer):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> CharTokenizer:
-        """Rebuild from `to_state()`, or from the tutorial's JSON, which has "chars" alone."""
+        """Rebuild from `to_state()`, or from the tutorial's JSON, which has only "chars"."""
         chars = state.get("chars")
         if not isinstance(chars, list):
             raise InputError('a character tokenizer\'s JSON needs "chars", a list of characters')
@@ -140,7 +142,7 @@ class CharTokenizer(core.CharTokenizer):
 
     @classmethod
     def load(cls, path: str | Path) -> CharTokenizer:
-        """Read what `save` or the tutorial wrote; `InputError` where it is not that."""
+        """Read what `save` or the tutorial wrote; `InputError` if the file is another one."""
         state = read_object(path, TOKENIZER, "is not a tokenizer's JSON")
         try:
             return cls.from_state(state)
@@ -157,5 +159,5 @@ class _CharDecoder:
         return self._tokenizer.token_text(token_id)
 
     def finish(self) -> str:
-        """Nothing: no character is ever unfinished."""
+        """The empty string: a character is never incomplete."""
         return ""
