@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from mygpt.server.serving import Server, listen, make_server
 from mygpt.server.settings import ServerSettings
 from shapes import build
 
+BODY = {"model": "mygpt", "prompt": "ab", "max_tokens": 6, "seed": 1}
+JSON = {"content-type": "application/json"}
 CHARS = CharTokenizer("abc\n")
 SHAPE = {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "max_seq_len": 16}
 
@@ -136,3 +140,20 @@ def wait_until(true, seconds: float = 5.0) -> None:
     while not true():
         assert time.monotonic() < until, f"not true after {seconds} s"
         time.sleep(0.005)
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def request_bytes(body: dict, path: str = "/v1/completions") -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = b""
+    while part := connection.recv(65536):
+        found += part
+    return found

@@ -80,7 +80,7 @@ def odd_clients(count: int, folder: Path) -> Tally:
     """Each odd client for some seconds, `count` times; one server for each."""
     tally = Tally("odd clients: the server's streams, /health, slots and memory meanwhile")
     if not count:
-        tally.note = "not run: tests/server/test_server_safety.py has a short form of each"
+        tally.note = "not run: tests/server/test_server_*.py have a short form of each"
         return tally
     model = make_model(folder)
     for name in [*CLIENTS, "unread log"] * count:
