@@ -1,4 +1,4 @@
-"""Batches that requests join and leave: each row is what it is alone, and nothing is left behind.
+"""Batches that requests join and leave: each row has the tokens it has alone; no memory leaks.
 
 A schedule is a list of joins, ends and advances; the judge is each request's own `Decoding`.
 """
@@ -58,7 +58,7 @@ SAMPLINGS = [
 
 @cache
 def model_of(name: str):
-    """ "broken" cannot read token 5: a row fails where it stands in the text."""
+    """ "broken" has NaN in the embedding of token 5: a row with it in its text fails."""
     config = TUTORIAL if name == "tutorial" else WIDE[name]
     model = build(config, spread=0.7)
     if name == "broken":
@@ -83,7 +83,7 @@ def config_of(name: str) -> GPTConfig:
 
 
 def constant(logits, kind=CpuEngine):
-    """A model that predicts these logits whatever it reads."""
+    """A model that predicts these logits for any text."""
     config = GPTConfig(len(logits), 1, 1, 1, max_seq_len=4, tied=False)
     arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
     arrays["final_norm.bias"][:] = 1
@@ -98,18 +98,18 @@ def request(prompt, new=12, sampling=None, seed=0, index=0, overflow="crop", end
 
 @cache
 def base_texts(vocab_size: int) -> list[list[int]]:
-    """Three long texts, of which prompts are beginnings; the last begins as the second does."""
+    """Three long texts whose beginnings are prompts; the last has the beginning of the second."""
     generator = np.random.default_rng(vocab_size)
     one, two, rest = (generator.integers(min(vocab_size, 5), size=60).tolist() for _ in range(3))
     return [one, two, two[:18] + rest]
 
 
-# --- the judge -----------------------------------------------------------------------------
+# --- comparison with separate rows ---------------------------------------------------------
 
 
 @dataclass
 class Alone:
-    """What a request gives by itself: tokens, the logits behind each, how it failed."""
+    """The results of a request decoded alone: tokens, logits of each, and its error."""
 
     ids: list[int] = field(default_factory=list)
     logits: list[bytes] = field(default_factory=list)
@@ -129,7 +129,7 @@ def alone(engine, one: Request) -> Alone:
 
 @dataclass
 class Expected:
-    """A joined row: what it is alone, and how much of that was seen."""
+    """A joined row: its results when decoded alone, and how many of them have been compared."""
 
     alone: Alone
     seen: int = 0
@@ -142,12 +142,12 @@ class Expected:
 
 
 class Judge:
-    """Does a schedule's steps with a batch, and compares all that comes out."""
+    """Executes a schedule's steps with a batch, and compares all results."""
 
     def __init__(self, engine, size: int) -> None:
         self.engine, self.batch = engine, engine.open(size)
         self.rows: dict[int, Expected] = {}
-        self.told: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def join(self, one: Request) -> None:
         if len(self.rows) < self.batch.size:
@@ -167,10 +167,10 @@ class Judge:
         new, failures = self.batch.advance(most), self.batch.failures()
         assert set(new) <= set(self.rows)
         for slot, row in self.rows.items():
-            if slot not in new:  # it reads
+            if slot not in new:  # its prompt is being read
                 assert row.draws
                 assert row.seen == 0
-                self.told["waits"] += 1
+                self.counts["waits"] += 1
                 continue
             ids = new[slot]
             assert ids == row.alone.ids[row.seen : row.seen + most]
@@ -180,7 +180,7 @@ class Judge:
             row.failed |= fails
             if row.seen and not row.failed:
                 assert self.batch.logits(slot).tobytes() == row.alone.logits[row.seen - 1]
-            self.told.update(["ids"] * len(ids) + ["failures"] * fails)
+            self.counts.update(["ids"] * len(ids) + ["failures"] * fails)
         assert not failures
         assert self.batch.active == sum(row.draws for row in self.rows.values())
 
@@ -192,7 +192,7 @@ class Judge:
 
 
 def random_request(generator: np.random.Generator, config: GPTConfig, most_new: int) -> Request:
-    """A prompt that begins as others or not, shorter or longer than the window; any settings."""
+    """A prompt with or without a shared beginning, of any length; any settings."""
     texts = base_texts(config.vocab_size)
     text = texts[generator.integers(3)][: generator.integers(config.max_seq_len + 7)]
     text = text + generator.integers(config.vocab_size, size=generator.integers(3)).tolist()
@@ -211,7 +211,7 @@ def random_request(generator: np.random.Generator, config: GPTConfig, most_new: 
 
 
 def random_schedule(seed: int, config: GPTConfig, most_new: int) -> list[tuple]:
-    """20 to 60 steps for `Judge`: more joins than there are slots, and calls of any length."""
+    """20 to 60 steps for `Judge`: more joins than there are slots, and `advance` by any count."""
     generator = np.random.default_rng(seed)
     schedule: list[tuple] = []
     for _ in range(generator.integers(20, 61)):
@@ -227,13 +227,13 @@ def random_schedule(seed: int, config: GPTConfig, most_new: int) -> list[tuple]:
 
 @pytest.fixture
 def shared(monkeypatch) -> list[int]:
-    """How many tokens each row took over instead of reading them."""
+    """How many tokens each row copied from another's cache instead of reading them."""
     counts, share_cache = [], Memory.share_cache
 
     def watched(self, first, others, count):
         counts.append(count)
         share_cache(self, first, others, count)
-        # Else the loop would take the window for moved, and read it again.
+        # With another START the loop would assume a moved window and read all of it again.
         assert (self.slots[others, at.START] >= 0).all()
 
     monkeypatch.setattr(Memory, "share_cache", watched)
@@ -254,12 +254,12 @@ CPU_CASES = [
 
 @pytest.mark.kernels
 @pytest.mark.parametrize(("name", "kind", "threads"), CPU_CASES)
-def test_a_row_is_bitwise_what_it_is_alone(name, kind, threads, shared):
-    """Whoever joins, leaves, fails or shares its prompt meanwhile, in a slot used before or not.
+def test_a_row_is_bitwise_the_same_as_alone(name, kind, threads, shared):
+    """While other rows join, leave, fail or share its prompt, in a new or a reused slot.
 
-    With room for 150 tokens, texts slide in the tutorial's small window.
+    With 150 tokens, texts of the tutorial's small window drop their beginnings several times.
     """
-    engine, told = engine_of(name, kind, threads), Counter()
+    engine, counts = engine_of(name, kind, threads), Counter()
     most_new = 150 if name == "tutorial" else 50
 
     @settings(max_examples=150 if threads == 1 else 80)
@@ -267,30 +267,30 @@ def test_a_row_is_bitwise_what_it_is_alone(name, kind, threads, shared):
     def check(size, seed):
         judge = Judge(engine, size)
         judge.do(random_schedule(seed, engine.model.config, most_new))
-        told.update(judge.told)
+        counts.update(judge.counts)
 
     check()
-    assert told["ids"] > 1000, "the schedules show too little"
-    assert told["failures"] > 15
+    assert counts["ids"] > 1000, "the schedules show too little"
+    assert counts["failures"] > 15
     assert name == "tutorial" or len(shared) > 15
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_rows_of_other_engines_are_what_they_are_alone(kind):
-    """By the same judge: one contract."""
-    engine, told = engine_of("tutorial", kind), Counter()
+def test_rows_of_other_engines_are_the_same_as_alone(kind):
+    """With the same comparison: all engines have the same interface."""
+    engine, counts = engine_of("tutorial", kind), Counter()
 
     @settings(max_examples=20)
     @given(st.integers(1, 4), st.integers(0, 2**32))
     def check(size, seed):
         judge = Judge(engine, size)
         judge.do(random_schedule(seed, config_of("tutorial"), 30))
-        told.update(judge.told)
+        counts.update(judge.counts)
 
     check()
-    assert told["ids"] > 300
-    assert told["failures"] > 3
+    assert counts["ids"] > 300
+    assert counts["failures"] > 3
 
 
 # --- failures ------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_rows_of_other_engines_are_what_they_are_alone(kind):
 
 @pytest.mark.parametrize("kind", [pytest.param(CpuEngine, marks=pytest.mark.kernels), NumpyEngine])
 @pytest.mark.parametrize("most", [1, 5])
-def test_what_was_drawn_before_a_failure_is_given_out(most, kind):
+def test_tokens_drawn_before_a_failure_are_returned(most, kind):
     """Token 1 is drawn first; then it counts as seen, and its penalty overflows."""
     judge = Judge(constant([0.0, 40.0, 1.0], kind), 3)
     judge.join(request([0], 4, seed=1))
@@ -306,13 +306,13 @@ def test_what_was_drawn_before_a_failure_is_given_out(most, kind):
     judge.join(request([0], 4, seed=2))
     for _ in range(5):
         judge.advance(most)
-    assert judge.told == {"ids": 9, "failures": 1}
+    assert judge.counts == {"ids": 9, "failures": 1}
     assert "repetition_penalty=1e-39" in judge.rows[1].alone.error
 
 
 @pytest.mark.parametrize("kind", [CPU, "numpy", "torch"])
-def test_a_text_that_breaks_the_model_fails_alone(kind):
-    """A server's other clients lose no token when one row's prediction is no number."""
+def test_a_row_whose_logits_are_not_finite_fails_alone(kind):
+    """A server's other clients lose no token when one row's logits are NaN."""
     batch = engine_of("broken", kind).open(3)
     slots = [batch.join(request(text, 6, seed=1)) for text in ([1, 2], [1, 5, 2], [3])]
     found = {slot: [] for slot in slots}
@@ -333,14 +333,14 @@ def test_a_text_that_breaks_the_model_fails_alone(kind):
 
 @pytest.fixture
 def pieces(monkeypatch) -> None:
-    """As if the models were so large that a few tokens took long to read."""
+    """Pieces of a few tokens, as for models so large that these take long to read."""
     monkeypatch.setattr(cpu_batch, "_PIECE_PRODUCTS", 0)
     monkeypatch.setattr(cpu_batch, "_LEAST_PIECE", 7)
 
 
 @pytest.mark.kernels
 def test_a_long_prompt_does_not_keep_others_waiting(pieces):
-    """They get each call's tokens while it is read; short prompts pass it, alike ones wait."""
+    """They get tokens at each call; short prompts are read first, those with its beginning wait."""
     text, other, _ = base_texts(5)
     judge = Judge(engine_of("modern"), 6)
     judge.join(request([1], 20))
@@ -349,43 +349,43 @@ def test_a_long_prompt_does_not_keep_others_waiting(pieces):
         judge.join(request(prompt, new))
     waits = []
     for _ in range(9):
-        before = judge.told["waits"]
+        before = judge.counts["waits"]
         judge.advance(1)
-        waits.append(judge.told["waits"] - before)
+        waits.append(judge.counts["waits"] - before)
     assert waits == [3, 3, 3, 3, 2, 1, 0, 0, 0]
 
 
 @pytest.mark.kernels
-def test_a_long_prompt_is_read_at_once_where_nobody_waits(pieces):
-    """And no further than that of the first row that can draw."""
+def test_a_long_prompt_is_read_at_once_if_no_row_waits(pieces):
+    """Reading stops as soon as the first row can draw."""
     text, other, _ = base_texts(5)
     judge = Judge(engine_of("modern"), 3)
     judge.join(request(text[:30], 9))
     judge.advance(1)
-    assert not judge.told["waits"]
+    assert not judge.counts["waits"]
     judge.end(0)
     judge.join(request(other[:30], 9))
     judge.join(request([3, *text[:30]], 9))
     judge.advance(1)
-    assert judge.told["waits"] == 1
+    assert judge.counts["waits"] == 1
 
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("name", ["modern", "learned", "broken"])
 def test_reading_in_pieces_changes_no_row(name, pieces, shared):
-    """The schedules of above, with much waiting in them."""
-    engine, told = engine_of(name), Counter()
+    """The schedules above, in which rows now wait often."""
+    engine, counts = engine_of(name), Counter()
 
     @settings(max_examples=80)
     @given(st.integers(2, 5), st.integers(0, 2**32))
     def check(size, seed):
         judge = Judge(engine, size)
         judge.do(random_schedule(seed, engine.model.config, 50))
-        told.update(judge.told)
+        counts.update(judge.counts)
 
     check()
-    assert told["ids"] > 700
-    assert told["waits"] > 70
+    assert counts["ids"] > 700
+    assert counts["waits"] > 70
     assert len(shared) > 15
 
 
@@ -394,7 +394,7 @@ def test_reading_in_pieces_changes_no_row(name, pieces, shared):
 
 @pytest.mark.kernels
 def test_a_prompt_is_read_once(shared):
-    """By the first of rows that join together, for later ones, and after all have left."""
+    """Once for rows that join at the same time, for later ones, and after all have left."""
     text = base_texts(5)[0][:30]
     judge = Judge(engine_of("modern"), 4)
     for index in range(3):
@@ -412,8 +412,8 @@ def test_a_prompt_is_read_once(shared):
 
 
 @pytest.mark.kernels
-def test_only_what_is_the_same_is_taken_over(shared):
-    """Up to the first other token; nothing where that is soon, or the window has moved away."""
+def test_only_the_common_beginning_is_copied(shared):
+    """Up to the first different token; nothing if it is short, or the window has moved past it."""
     text = base_texts(5)[0]
     judge = Judge(engine_of("learned"), 8)
     judge.join(request(text[:30], 20, seed=3))
@@ -430,8 +430,8 @@ def test_only_what_is_the_same_is_taken_over(shared):
 
 
 @pytest.mark.kernels
-def test_a_window_that_moved_is_known_where_it_now_begins(shared):
-    """A prompt longer than the window is what the model sees of it."""
+def test_the_beginning_of_a_moved_window_is_copied(shared):
+    """Of a prompt longer than the window the part that the model sees is compared."""
     text = base_texts(5)[0]
     judge = Judge(engine_of("modern"), 2)
     judge.join(request(text[:50], 3))
@@ -442,20 +442,20 @@ def test_a_window_that_moved_is_known_where_it_now_begins(shared):
 
 
 @pytest.mark.kernels
-def test_what_a_broken_token_spoilt_is_read_anew(shared):
-    """Tokens before it had been read in one tile with it, and then gave NaN to others."""
+def test_cached_values_that_are_not_finite_are_not_copied(shared):
+    """Tokens in one tile with a broken token became NaN too, and were copied to other rows."""
     text = base_texts(6)[0][:17]
     assert 5 not in text
     judge = Judge(engine_of("broken"), 3)
     judge.join(request([*text, 5, 0], 3))
     judge.join(request([*text, 1, 0], 3))
     judge.advance(3)
-    assert judge.told == {"ids": 3, "failures": 1}
+    assert judge.counts == {"ids": 3, "failures": 1}
 
 
 @pytest.mark.kernels
-def test_a_penalty_counts_what_the_window_does_not_show():
-    """A prompt is cut for the text, not for what occurred in it."""
+def test_a_penalty_counts_tokens_before_the_window():
+    """Only the last tokens of a prompt are kept, but all of them count as seen."""
     greedy = SamplingConfig(0.0, repetition_penalty=2.0)
     judge = Judge(constant([1.0, 3.9, 4.0]), 1)
     judge.join(request([2, 0, 0, 0, 0, 0], 1, greedy))
@@ -463,13 +463,13 @@ def test_a_penalty_counts_what_the_window_does_not_show():
     assert judge.rows[0].alone.ids == [1]
 
 
-# --- nothing is left behind ----------------------------------------------------------------
+# --- no memory leaks ----------------------------------------------------------------
 
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("overflow", ["crop", "refill"])
-def test_a_text_may_go_on_for_ever(overflow):
-    """Its room stays as it was, though each token would once have taken more."""
+def test_a_text_may_grow_without_limit(overflow):
+    """Its buffers keep their size; once each token took more memory."""
     engine = engine_of("tutorial")
     batch = engine.open(2)
     width = batch._memory.text.shape[1]
@@ -481,8 +481,8 @@ def test_a_text_may_go_on_for_ever(overflow):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [CPU, "numpy"])
-def test_two_thousand_rows_leave_nothing_behind(kind):
-    """Memory is as it was, whether rows had ended, failed, or were left in the middle."""
+def test_two_thousand_rows_leak_no_memory(kind):
+    """Whether rows had ended, failed, or were freed before their end."""
     engine = engine_of("tutorial", kind)
     batch = engine.open(4)
 
@@ -510,7 +510,7 @@ def test_two_thousand_rows_leave_nothing_behind(kind):
 
 
 def test_a_row_that_leaves_frees_its_decoding():
-    """Its keys and values go when it does, not when its slot is taken again."""
+    """Its keys and values are freed when it leaves, not when its slot is used again."""
     batch = engine_of("tutorial", "numpy").open(2)
     slot = batch.join(request([1, 2], 5))
     kept = weakref.ref(batch._rows[slot].decoding)
@@ -521,8 +521,8 @@ def test_a_row_that_leaves_frees_its_decoding():
 
 
 @pytest.mark.kernels
-def test_slot_bytes_are_what_the_arrays_take():
-    """A server decides by them how many slots fit."""
+def test_slot_bytes_are_the_size_of_the_arrays():
+    """A server computes from them how many slots fit into memory."""
     for name in ("tutorial", "modern"):
         engine = engine_of(name)
         memory = engine.open(7)._memory
@@ -531,7 +531,7 @@ def test_slot_bytes_are_what_the_arrays_take():
         assert sum(array.nbytes for array in arrays) == 7 * engine.slot_bytes
 
 
-# --- the contract --------------------------------------------------------------------------
+# --- the interface --------------------------------------------------------------------------
 
 INT8 = pytest.param("int8", marks=pytest.mark.kernels)
 ENGINES = pytest.mark.parametrize("kind", [CPU, INT8, "numpy", "torch"])
@@ -539,7 +539,7 @@ ENGINES = pytest.mark.parametrize("kind", [CPU, INT8, "numpy", "torch"])
 
 @ENGINES
 def test_bad_prompts_are_refused_and_take_no_slot(kind):
-    """An id below 0 would otherwise read what lies before the embedding."""
+    """An id below 0 would read memory before the embedding."""
     batch = engine_of("tutorial", kind).open(1)
     for prompt, overflow, message in (
         ([], "crop", "no tokens"),
@@ -559,7 +559,7 @@ def test_bad_prompts_are_refused_and_take_no_slot(kind):
 
 @ENGINES
 def test_slots_are_counted(kind):
-    """Free ones are given out once; one more than there are is the caller's mistake."""
+    """A free slot is used once; joining without a free slot is the caller's mistake."""
     batch = engine_of("tutorial", kind).open(3)
     assert (batch.size, batch.active) == (3, 0)
     slots = [batch.join(request([1], 2, index=i)) for i in range(2)]
@@ -581,7 +581,7 @@ def test_slots_are_counted(kind):
 
 @pytest.mark.kernels
 def test_a_row_that_leaves_before_its_first_step_reads_nothing(shared):
-    """Its slot may be taken again at once, by a prompt that begins alike."""
+    """Its slot can be used again at once, by a prompt with the same beginning."""
     text = base_texts(5)[0][:30]
     judge = Judge(engine_of("modern"), 2)
     judge.join(request(text, 5))
@@ -593,8 +593,8 @@ def test_a_row_that_leaves_before_its_first_step_reads_nothing(shared):
 
 
 @pytest.mark.kernels
-def test_logits_are_the_callers_own():
-    """To write to and to keep; those of a row that drew nothing yet are not another's."""
+def test_logits_are_a_copy():
+    """The caller can change and keep them; those of a row without tokens are not another row's."""
     batch = engine_of("tutorial").open(2)
     first = batch.join(request([1, 2], 5))
     batch.advance(1)
@@ -610,7 +610,7 @@ def test_logits_are_the_callers_own():
 
 @pytest.mark.kernels
 def test_the_number_of_threads_follows_the_work(monkeypatch):
-    """As rows come and go; what a row gives does not change by it."""
+    """As rows join and leave; the rows' tokens do not change by it."""
     monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
     monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
     engine = engine_of("modern")
@@ -630,8 +630,8 @@ def test_the_number_of_threads_follows_the_work(monkeypatch):
 
 
 @pytest.mark.kernels
-def test_one_thread_decodes_where_others_want_the_cores(monkeypatch):
-    """Threads that meet waited for each other's turn at every meeting, seconds for a block."""
+def test_one_thread_decodes_if_other_processes_use_the_cores(monkeypatch):
+    """Threads without a core made all others wait at every barrier, for seconds in a block."""
     monkeypatch.setattr("mygpt.engines.cpu.decoding.usable_cores", lambda: 2)
     monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
     monkeypatch.setattr("mygpt.engines.cpu.decoding._PRODUCTS_A_THREAD", 1)
@@ -640,8 +640,8 @@ def test_one_thread_decodes_where_others_want_the_cores(monkeypatch):
     engine = engine_of("modern")
     batch = CpuEngine(engine.model.config, arrays_of(model_of("modern"))).open(1)
     slot, found, used = batch.join(request([1], 30, seed=1)), [], []
-    for share in (1.0, 0.1, 0.1, 1.0, 1.0):
-        clock = lambda share=share: share * time.perf_counter()  # noqa: E731
+    for fraction in (1.0, 0.1, 0.1, 1.0, 1.0):
+        clock = lambda fraction=fraction: fraction * time.perf_counter()  # noqa: E731
         monkeypatch.setattr("mygpt.engines.cpu.decoding.time.thread_time", clock)
         if len(found) == 3:
             time.sleep(0.06)
@@ -657,8 +657,8 @@ CHARS = CharTokenizer("abcde")
 
 
 @pytest.mark.parametrize("engine", [CPU, "numpy", "torch"])
-def test_a_writers_batch_writes_its_samples(engine):
-    """Sample i of a seeded request is row i of `complete`, whenever it joins."""
+def test_a_writers_batch_has_its_samples(engine):
+    """Sample i of a seeded request is row i of `complete`, at whatever time it joins."""
     writer = Writer(model_of("tutorial"), CHARS, engine=engine)
     batch = writer.open_batch(2)
     assert isinstance(batch, CpuBatch if engine == "cpu" else SeparateBatch)
@@ -672,8 +672,8 @@ def test_a_writers_batch_writes_its_samples(engine):
 
 
 @pytest.mark.kernels
-def test_a_writer_opens_what_long_jobs_run_on(monkeypatch):
-    """Even where the machine code is still to be compiled; and a batch needs a slot."""
+def test_a_writer_opens_a_batch_of_the_engine_for_long_jobs(monkeypatch):
+    """Even if the machine code is not compiled yet; and a batch needs at least one slot."""
     monkeypatch.setattr("mygpt.engines.cpu.build.has_machine_code", lambda: False)
     writer = Writer(model_of("tutorial"), CHARS)
     assert isinstance(writer.open_batch(1), CpuBatch)
@@ -683,7 +683,7 @@ def test_a_writer_opens_what_long_jobs_run_on(monkeypatch):
 
 
 def test_a_foreign_module_needs_no_configuration():
-    """The torch engine takes any module with a window; its ids are then not checked."""
+    """The torch engine runs any module with a window; ids are then not checked."""
 
     class Foreign(torch.nn.Module):
         max_seq_len = 12
