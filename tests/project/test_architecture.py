@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def test_every_file_and_function_exists() -> None:
         if not paths or (name and name not in names_defined(paths[0])):
             missing.append(f"{file}:{name}")
     assert missing == []
+
+
+def test_the_diagram_has_the_layers_of_the_import_contract() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    diagram = TEXT.partition("```\n")[2].partition("```")[0].splitlines()
+    shown = [
+        line.strip("| ").split("  ")[0] for line in diagram if not line.startswith(("+", "|  "))
+    ]
+    assert shown == layers
 
 
 def journey(number: int) -> str:

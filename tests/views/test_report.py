@@ -238,7 +238,7 @@ def test_a_run_that_has_just_begun_has_a_report(run):
 
 @pytest.mark.parametrize("kind", ["gone", "changed"])
 def test_without_the_text_the_rest_is_shown(trained, kind, tmp_path):
-    """The verdict's readings of the text are then reckoned from its bytes: as often, nearly."""
+    """The verdict's readings of the text are then estimated from its bytes."""
     run = Path(shutil.copytree(trained[0].parent, tmp_path / "moved")) / "run"
     text = trained[0].parent / "squares.txt"
     original = text.read_text()
@@ -277,12 +277,12 @@ def test_no_folder_of_this_machine_is_in_the_page(trained, tmp_path, monkeypatch
         assert any("gone.txt does not exist" in note for note in data["notes"])
 
 
-def test_readings_of_a_text_are_reckoned_without_it(trained):
+def test_epochs_are_estimated_without_the_text(trained):
     found = read_run(RunFolder.of(trained[0]))
     standing = standing_of(found)
-    _, learned = baselines_of(found)
-    reckoned = _estimated_epochs(found, standing)
-    assert reckoned == pytest.approx(standing.tokens / learned, rel=0.03)
+    _, num_train_tokens = baselines_of(found)
+    epochs = _estimated_epochs(found, standing)
+    assert epochs == pytest.approx(standing.tokens / num_train_tokens, rel=0.03)
 
 
 def test_text_from_standard_input_is_not_waited_for(run, monkeypatch):

@@ -27,17 +27,17 @@ def progress_of(standing: Standing) -> str:
     return f"Interrupted after {did}, {fraction}"
 
 
-def facts_of(run: Run, standing: Standing, learned: int) -> Lines:
+def facts_of(run: Run, standing: Standing, num_train_tokens: int) -> Lines:
     """The most important facts about a run, as pairs of name and text.
 
     Args:
         run: the run.
         standing: its progress.
-        learned: the number of tokens in the training split; 0 if it is unknown.
+        num_train_tokens: the number of tokens in the training split; 0 if it is unknown.
     """
     state, best = run.state, run.history.best
     corpus = state.provenance["corpus"]
-    epochs = f", {standing.tokens / learned:.1f} epochs" if learned else ""
+    epochs = f", {standing.tokens / num_train_tokens:.1f} epochs" if num_train_tokens else ""
     facts = [
         ("text", f"{corpus.get('name', '?')}, {corpus.get('bytes', 0):,} bytes"),
         ("tokenizer", f"{state.tokenizer.kind}, vocabulary {state.tokenizer.vocab_size:,}"),

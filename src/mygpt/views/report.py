@@ -72,15 +72,15 @@ def write_report(
 def report_data(run: Run) -> dict[str, Any]:
     """The page's data as plain JSON values."""
     standing = standing_of(run)
-    baselines, learned = baselines_of(run)
+    baselines, num_train_tokens = baselines_of(run)
     own = _written(run)
     samples = [_sample(one) for one in spread(run.history.samples, _MOST_SAMPLES)]
     return {
         "name": shown_path(run.folder.name),
         "standing": standing.kind,
         "progress": progress_of(standing),
-        "verdict": diagnosis_of(run, standing, baselines, learned),
-        "facts": facts_of(run, standing, learned),
+        "verdict": diagnosis_of(run, standing, baselines, num_train_tokens),
+        "facts": facts_of(run, standing, num_train_tokens),
         "curves": _curves(run.history, baselines, run.state.config.vocab_size),
         "table": _table(run.history, baselines),
         "bounds": "" if baselines is None else baselines.bounds,
@@ -108,7 +108,7 @@ def _curves(history: History, baselines: Baselines | None, vocab_size: int) -> d
     seconds = [
         (r.step, None if math.isnan(r.elapsed_s) else r.elapsed_s, r.loss) for r in history.reports
     ]
-    held = [
+    validation = [
         (v.step, None if math.isnan(v.elapsed_s) else v.elapsed_s, v.val_loss)
         for v in history.validations
     ]
@@ -118,7 +118,7 @@ def _curves(history: History, baselines: Baselines | None, vocab_size: int) -> d
         lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
     return {
         "training": thin(seconds, _MOST_POINTS, lambda point: point[2]),
-        "validation": thin(held, _MOST_POINTS, lambda point: point[2]),
+        "validation": thin(validation, _MOST_POINTS, lambda point: point[2]),
         "baselines": [{"name": name, "loss": round(loss, 4)} for name, loss in lines],
     }
 

@@ -184,26 +184,30 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
     if run.source is None:
         return None, 0
     tokenizer, most = run.state.tokenizer, run.state.training.val_tokens
-    learned, held = run.source.encode(tokenizer)
-    if len(held) < 2:
-        return None, len(learned)
-    judged = run.source.validated_text(held[: most or None], held, tokenizer)
+    train_tokens, val_tokens = run.source.encode(tokenizer)
+    if len(val_tokens) < 2:
+        return None, len(train_tokens)
+    judged = run.source.validated_text(val_tokens[: most or None], val_tokens, tokenizer)
     found = measure_baselines(
-        learned,
+        train_tokens,
         judged.tokens,
         run.state.config.vocab_size,
         train_documents=run.source.train_documents,
         test_documents=judged.documents,
         predicted=judged.size,
     )
-    return found, len(learned)
+    return found, len(train_tokens)
 
 
-def diagnosis_of(run: Run, standing: Standing, baselines: Baselines | None, learned: int) -> str:
+def diagnosis_of(
+    run: Run, standing: Standing, baselines: Baselines | None, num_train_tokens: int
+) -> str:
     """The diagnosis of the run in plain words."""
     if run.finished is not None and run.finished.verdict:
         return run.finished.verdict
-    epochs = standing.tokens / learned if learned else _estimated_epochs(run, standing)
+    epochs = (
+        standing.tokens / num_train_tokens if num_train_tokens else _estimated_epochs(run, standing)
+    )
     diagnosis = diagnose(
         read_history(run.folder.log_path),
         steps=standing.step,
