@@ -1,4 +1,4 @@
-"""Training that goes on from a model that is there (`--from`): its weights, shape and tokenizer."""
+"""Fine-tuning an existing model (`--from`): its weights, shape and tokenizer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def silent(event: Event) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run to go on from."""
+    """A run to fine-tune from."""
     folder = tmp_path_factory.mktemp("base")
     (folder / "fox.txt").write_text(FOX)
     training.train(folder / "fox.txt", output=folder / "run", listener=silent, **TINY)
@@ -68,7 +68,7 @@ def last(run: Path) -> Checkpoint:
 
 
 def test_no_steps_leave_the_model_as_it_is(base: Path, text: Path, tmp_path: Path) -> None:
-    """Bit for bit, and what it began from is told."""
+    """Bitwise, and the initial model is reported."""
     training.train(text, init_from=base, output=tmp_path / "on", steps=0, listener=silent)
     first, then = read_checkpoint(resolve(base)), last(tmp_path / "on")
     assert then.config == first.config
@@ -125,10 +125,10 @@ def test_the_model_it_began_from_is_never_written_over(
 def test_where_it_only_does_harm_that_is_said(base: Path, tmp_path: Path) -> None:
     """The model it began from is scored first; the verdict compares."""
     (tmp_path / "fox.txt").write_text(FOX)
-    told: list[Event] = []
-    options = {"steps": 3, "lr": 0.5, "grad_clip": 0.0, "listener": told.append}
+    events: list[Event] = []
+    options = {"steps": 3, "lr": 0.5, "grad_clip": 0.0, "listener": events.append}
     training.train(tmp_path / "fox.txt", init_from=base, output=tmp_path / "on", **options)
-    finished = next(event for event in told if isinstance(event, Finished))
+    finished = next(event for event in events if isinstance(event, Finished))
     assert finished.verdict.startswith("the initial model does better")
 
 
@@ -192,16 +192,16 @@ def test_windows_may_be_shorter_than_the_models(base: Path, text: Path, tmp_path
 def test_a_text_shorter_than_the_window(base: Path, tmp_path: Path) -> None:
     """Training windows shrink to it; the model's stays."""
     (tmp_path / "short.txt").write_text("the lazy dog")
-    told: list[Event] = []
+    events: list[Event] = []
     training.train(
         tmp_path / "short.txt",
         init_from=base,
         output=tmp_path / "on",
         steps=2,
-        listener=told.append,
+        listener=events.append,
     )
     assert last(tmp_path / "on").config.max_seq_len == 16
-    assert any(isinstance(event, Note) and "windows of" in event.text for event in told)
+    assert any(isinstance(event, Note) and "windows of" in event.text for event in events)
 
 
 def test_it_goes_on_and_is_made_again(base: Path, text: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The processes that train together: who they are, what they agree on; and what a device does."""
+"""The process group of a training: ranks, collective operations, errors; and devices."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return start
 
 
-def test_torchrun_tells_each_its_place(started: Callable[..., None]) -> None:
+def test_ranks_are_read_from_torchruns_environment(started: Callable[..., None]) -> None:
     started()
     assert from_environment() == ProcessGroup(2, 4, 1, 2)
     started(LOCAL_RANK=None, LOCAL_WORLD_SIZE=None)
@@ -88,7 +88,7 @@ def test_a_job_has_one_name_for_all_its_attempts(started: Callable[..., None]) -
     assert from_environment().job is None
 
 
-def test_a_process_alone_agrees_with_itself() -> None:
+def test_operations_of_a_single_process_return_its_values() -> None:
     with joined() as group:
         assert group is SINGLE_PROCESS
     assert SINGLE_PROCESS.broadcast([1]) == [1]
@@ -156,7 +156,7 @@ def agree() -> dict[str, Any]:
             lambda: group.run_on_all(lambda: fail(InputError("no")), main_only=True)
         ),
         "still together": group.gather(rank),
-        "told": told_by_joined(group),
+        "told": errors_of_joined(group),
         "scores": scores(group),
         "rows": rows(group),
     }
@@ -168,8 +168,8 @@ def agree() -> dict[str, Any]:
     return found
 
 
-def told_by_joined(group: ProcessGroup) -> Any:
-    """What is raised in a training, and what torchrun is told."""
+def errors_of_joined(group: ProcessGroup) -> Any:
+    """The error raised in a training, and the one reported to torchrun."""
     path = Path(os.environ["MYGPT_TOLD"]) / f"{group.rank}"
     os.environ["TORCHELASTIC_ERROR_FILE"] = str(path)
 
@@ -192,7 +192,7 @@ def scores(group: ProcessGroup) -> list[list[float]]:
     for count in (1, 2, 3, 7):
         ids = np.arange(count)[:, None]
         found.append(shared_losses(group, score, ids, ids).ravel().tolist())
-    assert min(seen) > 0, "all must come where weights are put together"
+    assert min(seen) > 0, "all ranks must take part in gathering weights"
     return found
 
 
@@ -239,7 +239,7 @@ Three = list[dict[str, Any]]
         ("scores", [[1.5 * n for n in range(count)] for count in (1, 2, 3, 7)]),
     ],
 )
-def test_all_hear_the_same(three: Three, what: str, wanted: Any) -> None:
+def test_all_ranks_receive_the_same_values(three: Three, what: str, wanted: Any) -> None:
     """The first one's value, clock and bytes; everyone's numbers; any one's signal."""
     assert [found[what] for found in three] == [wanted] * 3
 
@@ -263,8 +263,8 @@ def test_arrays_come_as_they_are(three: Three) -> None:
 
 
 @pytest.mark.processes
-def test_what_is_done_together_is_done_by_all_or_fails_for_all(three: Three) -> None:
-    """The first one that failed tells; the others end as it does, and are silent."""
+def test_run_on_all_succeeds_or_fails_on_all_ranks(three: Three) -> None:
+    """The first rank that failed prints the error; the others end with the same code, silently."""
     assert [found["together"] for found in three] == [0, 1, 2]
     assert [found["main alone"] for found in three] == [0, None, None]
     silent = ("PeerError", "", 3)
@@ -283,7 +283,7 @@ def test_what_is_done_together_is_done_by_all_or_fails_for_all(three: Three) -> 
 
 
 @pytest.mark.processes
-def test_an_error_says_whose_it_is_and_torchrun_is_told(three: Three) -> None:
+def test_an_error_names_its_rank_and_is_reported_to_torchrun(three: Three) -> None:
     main, who, other = (found["told"] for found in three)
     assert main == other == ("PeerError", "", 2, False)
     assert who[0] == "InputError"
@@ -294,7 +294,7 @@ def test_an_error_says_whose_it_is_and_torchrun_is_told(three: Three) -> None:
 
 @pytest.mark.processes
 def test_who_finds_the_others_gone_is_a_silent_peer(three: Three) -> None:
-    """Not a traceback of torch's: the one that died has told why."""
+    """Without a traceback from torch: the rank that ended has printed the reason."""
     assert [found["left"] for found in three[:2]] == [("PeerError", "", 1)] * 2
 
 
@@ -362,7 +362,9 @@ def test_tf32_is_for_cuda() -> None:
          "float32, mygpt's kernels for CPUs, 2 processes (DDP, gloo)"),
     ],
 )  # fmt: skip
-def test_every_choice_is_told(options: dict[str, Any], group: ProcessGroup, said: str) -> None:
+def test_every_choice_of_a_device_is_reported(
+    options: dict[str, Any], group: ProcessGroup, said: str
+) -> None:
     config = config_of(**options)
     found = described(config, CPU, group, uses_torch_compile=config.compile)
     assert found == f"cpu (1 thread), {said}"
@@ -374,14 +376,14 @@ def test_bfloat16_learns_what_float32_does(tmp_path: Path) -> None:
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
     losses: dict[str, list[float]] = {}
     for name in ("float32", "bfloat16"):
-        heard: list[Any] = []
+        events: list[Any] = []
         mygpt.train(
             text, output=tmp_path / name, preset="nano", embed_dim=20, num_heads=2, num_layers=1,
             max_seq_len=16, batch_size=8, steps=60, print_every=1, eval_every=60, dtype=name,
-            sample_tokens=0, listener=heard.append,
+            sample_tokens=0, listener=events.append,
         )  # fmt: skip
-        losses[name] = [e.loss for e in heard if isinstance(e, mygpt.training.events.StepDone)]
-        assert any(name in e.device for e in heard if hasattr(e, "device"))
+        losses[name] = [e.loss for e in events if isinstance(e, mygpt.training.events.StepDone)]
+        assert any(name in e.device for e in events if hasattr(e, "device"))
     assert losses["bfloat16"][-1] < 0.8 * losses["bfloat16"][0]
     assert losses["bfloat16"][-1] == pytest.approx(losses["float32"][-1], rel=0.02)
     assert losses["bfloat16"] != losses["float32"]
@@ -428,17 +430,17 @@ def test_the_precision_of_products_is_given_back() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_blocks_computed_anew_change_no_name_and_no_number() -> None:
+def test_recomputing_blocks_changes_no_name_and_no_value() -> None:
     model, *batch = model_and_batch()
-    twin = model_and_batch()[0]
+    reference = model_and_batch()[0]
     runs: list[int] = []
     model.blocks[0].attention_norm.register_forward_hook(lambda *_: runs.append(1))
-    wanted = gradients_of(twin, batch)
+    wanted = gradients_of(reference, batch)
     found = gradients_of(model, batch, checkpoint_activations=True)
     assert len(runs) == 2, "once on the way forth, once on the way back"
-    assert list(model.state_dict()) == list(twin.state_dict())
+    assert list(model.state_dict()) == list(reference.state_dict())
     assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True)
     )
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
