@@ -49,8 +49,8 @@ def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(FORMAT_1, run)
     (tmp_path / "hello.txt").write_text("hello world, hello model\n" * 40)
-    heard = resume(run, files=[tmp_path / "hello.txt"], steps=6)
-    assert isinstance(heard[-1], Finished)
+    events = resume(run, files=[tmp_path / "hello.txt"], steps=6)
+    assert isinstance(events[-1], Finished)
     records = [r["step"] for r in log(run) if "loss" in r]
     assert records == [1, 2, 3, 4, 5, 6]
     assert progress_of(run)["best_val_loss"] < 2.4835180610117287
@@ -61,12 +61,12 @@ def test_going_on_from_the_previous_state(text: str, tmp_path: Path) -> None:
     fit(text, whole)
     fit(text, run)
     damage(run / "last.state.safetensors")
-    heard = resume(run)
-    told = notes(heard).splitlines()
-    assert len(told) == 2
-    assert told[1] == "the steps after the last save, up to 12, are repeated"
-    assert "last.state.safetensors is damaged: tensor" in told[0]
-    assert told[0].endswith("resuming from the state before it, of step 8")
+    events = resume(run)
+    lines = notes(events).splitlines()
+    assert len(lines) == 2
+    assert lines[1] == "the steps after the last save, up to 12, are repeated"
+    assert "last.state.safetensors is damaged: tensor" in lines[0]
+    assert lines[0].endswith("resuming from the state before it, of step 8")
     assert_same(run, whole)
     assert (run / "damaged.last.state.safetensors").exists()
 
@@ -86,8 +86,8 @@ def test_a_damaged_best_is_put_aside_and_made_again(text: str, tmp_path: Path) -
     run = tmp_path / "run"
     fit(text, run)
     damage(run / "best.safetensors")
-    heard = resume(run, steps=20)
-    assert "best.safetensors is damaged" in notes(heard)
+    events = resume(run, steps=20)
+    assert "best.safetensors is damaged" in notes(events)
     assert (run / "damaged.best.safetensors").exists()
     assert read_checkpoint(run / "best.safetensors").provenance["step"] > 12
 
@@ -144,13 +144,15 @@ def test_only_damage_falls_back(text: str, tmp_path: Path, monkeypatch: pytest.M
     assert (run / "last.state.safetensors").exists()
 
 
-def test_a_log_that_was_cut_is_told_and_not_written_into(text: str, tmp_path: Path) -> None:
+def test_a_truncated_log_is_reported_and_not_continued_within_a_line(
+    text: str, tmp_path: Path
+) -> None:
     """The next record went on in the middle of the cut line."""
     run = tmp_path / "run"
     fit(text, run)
     os.truncate(run / "log.jsonl", 150)
-    heard = resume(run, steps=14)
-    assert "log.jsonl is shorter than it was" in notes(heard)
+    events = resume(run, steps=14)
+    assert "log.jsonl is shorter than it was" in notes(events)
     assert log(run)[-1]["step"] == 14
 
 

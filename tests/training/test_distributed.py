@@ -1,6 +1,6 @@
-"""Training in several processes is training in one: gradients, losses, files, errors, and deaths.
+"""Training in several processes equals training in one: gradients, losses, files, errors, kills.
 
-Gradients are compared, since AdamW hides a wrong scale. What the processes do lies in
+Gradients are compared, since AdamW hides a wrong scale. What the processes do is in
 `distributed_steps`; each launch of them serves several tests.
 """
 
@@ -67,7 +67,7 @@ def groups() -> dict[int, list[Found]]:
 
 @pytest.mark.parametrize("case", FIRST_STEPS, ids=str)
 def test_gradients_are_those_of_one_process(groups: dict[int, list[Found]], case: Any) -> None:
-    """Issue 8: within 1e-5 on 1, 2 and 4, whoever adds them up, whatever share each has.
+    """Within 1e-5 on 1, 2 and 4 processes, however they are summed and the batch is divided.
 
     4 processes that share 6 rows in pieces of one make 1 or 2 pieces each: under FSDP they
     once waited for each other's blocks out of step.
@@ -91,15 +91,15 @@ def test_updates_are_those_of_one_process(groups: dict[int, list[Found]], case: 
 
 
 @pytest.mark.parametrize("case", HUNDRED_STEPS, ids=str)
-def test_losses_stay_together_for_a_hundred_steps(
+def test_losses_are_those_of_one_process_for_a_hundred_steps(
     groups: dict[int, list[Found]], case: Any
 ) -> None:
-    """Issue 8: within 1e-3."""
+    """Within 1e-3."""
     one = groups[1][0]["losses"][str(case)]
     assert one[-1] < 0.5 * one[0]
     for size in COUNTS[1:]:
         losses = [found["losses"][str(case)] for found in groups[size]]
-        assert all(told == losses[0] for told in losses), "all are told the same"
+        assert all(each == losses[0] for each in losses), "all ranks report the same"
         np.testing.assert_allclose(losses[0], one, atol=1e-3, rtol=0)
 
 
@@ -189,7 +189,7 @@ def kill_in_the_middle(run: Path, process: subprocess.Popen[bytes], number: int)
 def test_a_killed_worker_costs_what_was_not_saved(
     first: list[Found], place: Path, tmp_path: Path
 ) -> None:
-    """Issue 8: torchrun starts all again, they go on, and the weights are the undisturbed run's.
+    """torchrun restarts all processes, they resume, and the weights are the undisturbed run's.
 
     The first process is the one whose store and files the others need.
     """
@@ -210,15 +210,15 @@ def test_a_killed_worker_costs_what_was_not_saved(
 def killed(place: Path) -> tuple[float, str]:
     """A run of which the second process was killed; how long the first one took to end."""
     run = place / "killed"
-    (place / "told").mkdir()
+    (place / "output").mkdir()
     arguments = ("train", place / "fox.txt", "-o", run, *ARGUMENTS)
-    with torchrun_started(2, *arguments, into=place / "told") as process:
+    with torchrun_started(2, *arguments, into=place / "output") as process:
         kill_in_the_middle(run, process, 1)
         began = time.monotonic()
         process.wait(120)
         seconds = time.monotonic() - began
     assert process.returncode
-    return seconds, (place / "told" / "err").read_text()
+    return seconds, (place / "output" / "err").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def second(first: list[Found], killed: tuple[float, str], place: Path) -> list[A
         ("what cannot change", r"mygpt: lr=1.0 cannot change when a run is resumed, .*"),
     ],
 )
-def test_what_is_wrong_is_told_once(first: list[Found], name: str, said: str) -> None:
+def test_an_error_is_printed_once(first: list[Found], name: str, said: str) -> None:
     """By the first process, in a line; the others end with the same exit code, and silent."""
     (code, out, err), (other_code, *other) = (found["refused"][name] for found in first)
     assert re.fullmatch(said + "\n", err), err
@@ -252,23 +252,23 @@ def test_what_is_wrong_is_told_once(first: list[Found], name: str, said: str) ->
 def test_a_missing_file_is_one_line_among_torchruns(place: Path, tmp_path: Path) -> None:
     done = torchrun(2, "train", place / "nowhere.txt", "-o", tmp_path / "run")
     assert done.returncode
-    told = [line for line in done.stderr.splitlines() if "mygpt:" in line]
-    assert len(told) == 1
-    assert told[0].startswith("mygpt: ")
-    assert "nowhere.txt" in told[0]
+    errors = [line for line in done.stderr.splitlines() if "mygpt:" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("mygpt: ")
+    assert "nowhere.txt" in errors[0]
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()
 
 
 def test_who_has_another_text_says_who_he_is(first: list[Found]) -> None:
-    told = [found["another text"] for found in first]
-    assert told[0] == "PeerError: "
-    assert told[1].startswith(f"InputError: process 1 of 2 on {socket.gethostname()}: ")
-    assert "other is another text here than in process 0" in told[1]
+    errors = [found["another text"] for found in first]
+    assert errors[0] == "PeerError: "
+    assert errors[1].startswith(f"InputError: process 1 of 2 on {socket.gethostname()}: ")
+    assert "other is another text here than in process 0" in errors[1]
 
 
-def test_a_job_goes_on_with_its_own_run_alone(first: list[Found]) -> None:
-    """Started anew, torchrun's processes find a run: theirs is gone on with, others' refused."""
+def test_a_job_resumes_only_its_own_run(first: list[Found]) -> None:
+    """Restarted by torchrun, processes resume their own run; that of another job is refused."""
     main, other = (found["jobs"] for found in first)
     assert main["begun"][0] is other["begun"][0] is None
     assert main["again"][0] is other["again"][0] is None
@@ -282,9 +282,9 @@ def test_a_job_goes_on_with_its_own_run_alone(first: list[Found]) -> None:
 
 def test_a_job_of_the_same_name_with_another_command_is_another(first: list[Found]) -> None:
     """A script's fixed --rdzv-id: other options were ignored, and the old run gone on with."""
-    told = first[0]["jobs"]["another command"][0]
-    assert told is not None
-    assert "already holds a run: resume it with --resume" in told
+    error = first[0]["jobs"]["another command"][0]
+    assert error is not None
+    assert "already holds a run: resume it with --resume" in error
 
 
 def test_a_sharded_run_gets_worse_and_goes_on(first: list[Found], place: Path) -> None:
@@ -302,9 +302,9 @@ def test_a_sharded_run_gets_worse_and_goes_on(first: list[Found], place: Path) -
 
 def test_a_sharded_run_needs_one_folder_for_all(first: list[Found]) -> None:
     """On machines of their own every save succeeded, and none could be loaded."""
-    told = [found["apart"] for found in first]
-    assert told[0] == "PeerError: "
-    assert "was made by process 0 and is not here: --output must be a folder" in told[1]
+    errors = [found["apart"] for found in first]
+    assert errors[0] == "PeerError: "
+    assert "was made by process 0 and is not here: --output must be a folder" in errors[1]
 
 
 def test_a_run_goes_on_with_any_number_of_processes(second: list[Any], place: Path) -> None:

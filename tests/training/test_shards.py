@@ -116,7 +116,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_what_any_number_of_processes_saved_any_number_loads(lives: Lives) -> None:
-    """Issue 8: a checkpoint saved on 1, 2 or 4 loads on 1, 2 or 4 with equal full weights."""
+    """A checkpoint saved on 1, 2 or 4 loads on 1, 2 or 4 with equal full weights."""
     folder, processes = lives
     saved = {process["count"]: process for process in processes}
     for count, process in saved.items():
