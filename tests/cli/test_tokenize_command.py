@@ -114,7 +114,7 @@ def test_refusals_are_one_line(
 def test_standard_input(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the tokenizer was learned from is encoded too; and a second time it is refused."""
+    """The text that the tokenizer is trained on is encoded too; standard input twice is refused."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     assert run(capsys, "-", "--out", "s", "--tokenizer", "bpe:300")[0] == 0
     store = TokenStore.open(here / "s")

@@ -52,7 +52,7 @@ def network_of(config: GPTConfig) -> tuple[Network, torch.nn.Module]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_attention_is_the_textbooks(name, monkeypatch):
-    """The slow twin takes one softmax for each layer, head and position, in this order."""
+    """The reference takes one softmax for each layer, head and position, in this order."""
     config = CONFIGS[name]
     network, model = network_of(config)
     ids = [n % config.vocab_size for n in (3, 1, 4, 1, 5, 9, 2, 6)][: config.max_seq_len]

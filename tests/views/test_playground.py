@@ -357,7 +357,7 @@ def test_a_late_answer_to_an_older_prompt_is_dropped(browser):
         check_bars(page, encode("ab"), {})
 
 
-def test_a_server_that_is_gone_and_comes_back(browser):
+def test_a_server_that_ends_and_is_restarted(browser):
     """The text is kept; trying again continues from it."""
     with opened(browser) as page:
         page.type_prompt("ab")

@@ -1,4 +1,4 @@
-"""`mygpt report`: its numbers are the run's, whatever became of the run, and text stays text."""
+"""`mygpt report`: its numbers are the run's, whatever ended it, and text stays text."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_what_the_best_model_copied_is_in_the_text(trained):
     assert written["novelty"]
 
 
-# --- what may have become of a run -------------------------------------------------------------
+# --- runs in progress, interrupted, damaged ------------------------------------------------------
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
