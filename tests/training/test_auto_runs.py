@@ -1,4 +1,4 @@
-"""Runs without a preset: the plan, what is told at the end, and making a run again."""
+"""Runs without a preset: the recipe, the report at the end, and reproducing a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def shell(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str
     return int(left.value.code or 0), out, err
 
 
-def test_the_end_tells_what_simpler_models_reach_and_a_verdict(
+def test_the_end_reports_baselines_and_a_diagnosis(
     finished: tuple[Path, list[Event]],
 ) -> None:
     run, heard = finished
@@ -86,8 +86,8 @@ def test_what_train_writes_by_default_can_be_exported(
         assert output.exists()
 
 
-def test_the_same_command_is_the_same_run(text: str, tmp_path: Path) -> None:
-    """By tokens nothing is measured, so nothing depends on the machine's mood."""
+def test_the_same_command_gives_the_same_run(text: str, tmp_path: Path) -> None:
+    """A run by tokens measures nothing, so it does not depend on the machine's speed."""
     for name in ("one", "two"):
         heard_from(text, tmp_path / name, tokens=8_192, sample_tokens=0)
     result = compare_losses(*(read_losses(tmp_path / n / "log.jsonl") for n in ("one", "two")))
@@ -95,7 +95,7 @@ def test_the_same_command_is_the_same_run(text: str, tmp_path: Path) -> None:
     assert result.compared >= 2
 
 
-def test_a_dry_run_tells_the_plan_and_writes_nothing(
+def test_a_dry_run_shows_the_recipe_and_writes_nothing(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     assert err.count("\n") == 1
 
 
-def test_a_run_is_reproduced_to_the_bit(
+def test_a_run_is_reproduced_bitwise(
     finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, again = finished[0], tmp_path / "again"
@@ -132,7 +132,7 @@ def test_a_run_is_reproduced_to_the_bit(
 def test_another_outcome_is_not_called_reproduced(
     finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The log of the first run tells of a better loss than it had."""
+    """The log of the first run has a better loss than the run had."""
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -162,7 +162,7 @@ def test_a_run_that_is_reproduced_is_not_kept_twice(
     assert sorted(finished[0].parent.iterdir()) == before
 
 
-def test_an_interrupted_run_is_reproduced_as_far_as_it_came(text: str, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_reproduced_up_to_its_last_step(text: str, tmp_path: Path) -> None:
     """It has no validation at its last step, and the second run has: they were compared."""
 
     def stop(event: Event) -> None:
@@ -192,7 +192,7 @@ def test_bpe_from_the_text_to_the_sample(text: str, tmp_path: Path) -> None:
     assert isinstance(writer.generate("the quick", 10, seed=1), str)
 
 
-def test_a_model_looks_no_further_back_than_it_has_learned(text: str, tmp_path: Path) -> None:
+def test_a_models_window_is_the_longest_it_was_trained_on(text: str, tmp_path: Path) -> None:
     """While windows are short, longer ones would be scored, sampled and saved untrained."""
     windows = []
 
@@ -222,10 +222,8 @@ def test_losses_per_character_too(tmp_path: Path) -> None:
     assert f"{last.result.bits_per_char:.3f} per character" in str(last)
 
 
-def test_what_is_validated_on_may_be_the_first_part_of_what_is_held(
-    text: str, tmp_path: Path
-) -> None:
-    """Of a long text all of it would take half of the time; all are judged by the same part."""
+def test_validation_may_use_only_the_first_part_of_its_text(text: str, tmp_path: Path) -> None:
+    """All of a long text would take half of the time; every validation uses the same part."""
     heard = heard_from(text, tmp_path / "run", tokens=8_192, val_tokens=300, sample_tokens=0)
     assert "validated on the first 300 of the " in "\n".join(map(str, heard))
     for event in heard:

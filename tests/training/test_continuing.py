@@ -44,7 +44,7 @@ class Crash(Exception):
 
 
 def silent(event: Event) -> None:
-    """A listener for tests that look at the files."""
+    """A listener for tests that read the files."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def last(run: Path) -> Checkpoint:
     return read_checkpoint(run / "last.safetensors")
 
 
-def test_no_steps_leave_the_model_as_it_is(base: Path, text: Path, tmp_path: Path) -> None:
+def test_no_steps_leave_the_model_unchanged(base: Path, text: Path, tmp_path: Path) -> None:
     """Bitwise, and the initial model is reported."""
     training.train(text, init_from=base, output=tmp_path / "on", steps=0, listener=silent)
     first, then = read_checkpoint(resolve(base)), last(tmp_path / "on")
@@ -79,8 +79,8 @@ def test_no_steps_leave_the_model_as_it_is(base: Path, text: Path, tmp_path: Pat
     assert then.provenance["from"]["path"] == str(resolve(base).resolve())
 
 
-def test_it_learns_the_new_text_from_where_it_was(base: Path, text: Path, tmp_path: Path) -> None:
-    """The first validation is the old model's, near enough; the last is better than a fresh one."""
+def test_it_continues_to_learn_on_the_new_text(base: Path, text: Path, tmp_path: Path) -> None:
+    """The first validation is nearly the old model's; the last is better than a new model's."""
     _, held_text = split_documents([Document("", DOG)], 0.1)
     held = encode_documents(held_text, last(base).tokenizer, continued=True)
     model = read_checkpoint(resolve(base)).build_model()
@@ -94,7 +94,7 @@ def test_it_learns_the_new_text_from_where_it_was(base: Path, text: Path, tmp_pa
     assert losses[validated[-1], "val_loss"] < before - 0.5
 
 
-def test_the_model_it_began_from_stays_as_it_was(base: Path, text: Path, tmp_path: Path) -> None:
+def test_the_initial_model_is_not_changed(base: Path, text: Path, tmp_path: Path) -> None:
     kept = {path.name: path.read_bytes() for path in base.iterdir()}
     training.train(text, init_from=base, output=tmp_path / "on", steps=3, listener=silent)
     assert kept == {path.name: path.read_bytes() for path in base.iterdir()}
@@ -102,9 +102,7 @@ def test_the_model_it_began_from_stays_as_it_was(base: Path, text: Path, tmp_pat
         training.train(text, init_from=base, output=base, steps=3, listener=silent)
 
 
-def test_the_model_it_began_from_is_never_written_over(
-    base: Path, text: Path, tmp_path: Path
-) -> None:
+def test_the_initial_model_is_never_overwritten(base: Path, text: Path, tmp_path: Path) -> None:
     """Not with --overwrite either, nor by another name for its folder, nor as a file."""
     start = tmp_path / "start"
     shutil.copytree(base, start)
@@ -122,8 +120,8 @@ def test_the_model_it_began_from_is_never_written_over(
     assert kept == {path.name: path.read_bytes() for path in start.iterdir()}
 
 
-def test_where_it_only_does_harm_that_is_said(base: Path, tmp_path: Path) -> None:
-    """The model it began from is scored first; the verdict compares."""
+def test_training_that_only_does_harm_is_reported(base: Path, tmp_path: Path) -> None:
+    """The initial model is validated first; the diagnosis compares."""
     (tmp_path / "fox.txt").write_text(FOX)
     events: list[Event] = []
     options = {"steps": 3, "lr": 0.5, "grad_clip": 0.0, "listener": events.append}
@@ -151,7 +149,7 @@ def test_a_broken_model_is_refused(base: Path, text: Path, tmp_path: Path) -> No
         ({"max_seq_len": 8}, "--max-seq-len"),
     ],
 )
-def test_what_the_model_has_decided_is_refused(
+def test_options_that_the_model_has_decided_are_refused(
     base: Path, text: Path, tmp_path: Path, options: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InputError, match=f"leave out {named}"):
@@ -204,7 +202,7 @@ def test_a_text_shorter_than_the_window(base: Path, tmp_path: Path) -> None:
     assert any(isinstance(event, Note) and "windows of" in event.text for event in events)
 
 
-def test_it_goes_on_and_is_made_again(base: Path, text: Path, tmp_path: Path) -> None:
+def test_it_is_resumed_and_replayed(base: Path, text: Path, tmp_path: Path) -> None:
     """Resumed at half, or replayed, it ends in the same weights; not from another model."""
     start = tmp_path / "start"
     shutil.copytree(base, start)
@@ -230,8 +228,8 @@ def test_it_goes_on_and_is_made_again(base: Path, text: Path, tmp_path: Path) ->
     assert not (tmp_path / "no").exists()
 
 
-def test_pieces_of_a_batch_give_the_same_run(base: Path, text: Path, tmp_path: Path) -> None:
-    """Gradients that are added up, to the last digits."""
+def test_micro_batches_give_the_same_run(base: Path, text: Path, tmp_path: Path) -> None:
+    """Accumulated gradients, up to rounding."""
     options = {"steps": 6, "batch_size": 6, "engine": "torch", "listener": silent}
     for size in (0, 4):
         output = tmp_path / str(size)
@@ -242,7 +240,7 @@ def test_pieces_of_a_batch_give_the_same_run(base: Path, text: Path, tmp_path: P
 
 
 def test_the_rule() -> None:
-    """A wide model learns in smaller steps; a slow one takes smaller batches; the user decides."""
+    """A wide model gets a lower rate, a slow one smaller batches; options replace both."""
     small = GPTConfig(65, embed_dim=64, num_heads=2, num_layers=2, max_seq_len=1024)
     wide = GPTConfig(65, embed_dim=640, num_heads=10, num_layers=2, max_seq_len=1024)
     budget = Budget(seconds=600.0, flops_per_s=1e11)

@@ -123,7 +123,7 @@ def test_a_dry_run_says_how_long_a_step_takes(
 
 
 def test_validation_of_a_named_preset_fits_into_its_minutes() -> None:
-    """All of the text held back took longer than the run."""
+    """Validating on all of the validation text took longer than the run."""
 
     def validated(minutes: float, speed: float) -> int:
         plan = planning.plan_run(

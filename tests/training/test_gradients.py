@@ -26,8 +26,8 @@ def model_and_batch(rows: int) -> tuple[GPT, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("rows", "threads"), [(8, 2), (7, 3), (5, 5)])
-def test_shares_add_up_to_the_whole(rows: int, threads: int) -> None:
-    """Also where the rows do not divide evenly: a share counts by its rows."""
+def test_the_threads_gradients_add_up_to_the_batchs(rows: int, threads: int) -> None:
+    """Also if the rows do not divide evenly: a share has the weight of its rows."""
     model, inputs, targets = model_and_batch(rows)
     before = torch.get_num_threads()
     _, whole = model(inputs, targets)
@@ -49,7 +49,7 @@ def test_shares_add_up_to_the_whole(rows: int, threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
-def test_pieces_add_up_to_the_whole(rows: int, threads: int) -> None:
+def test_micro_batches_add_up_to_the_batch(rows: int, threads: int) -> None:
     """Gradient accumulation: seven windows in pieces of one, two, three (with a rest of one)."""
     model, inputs, targets = model_and_batch(7)
     _, whole = model(inputs, targets)
@@ -66,15 +66,15 @@ def test_pieces_add_up_to_the_whole(rows: int, threads: int) -> None:
         torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-7)
 
 
-def test_dropout_is_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its numbers come from one generator; threads would take them in any order."""
+def test_dropout_uses_a_single_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers come from one generator; threads would draw them in any order."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert ParallelGradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=16) == 4
     assert ParallelGradients.suitable_threads(GPT(5, 8, 2, 1), batch_size=3) == 3
     assert ParallelGradients.suitable_threads(GPT(5, 8, 2, 1, dropout=0.1), batch_size=16) == 1
 
 
-def test_an_error_in_a_share_is_raised_and_threads_are_given_back() -> None:
+def test_an_error_in_a_thread_is_raised_and_the_thread_count_restored() -> None:
     model, inputs, _ = model_and_batch(4)
     before = torch.get_num_threads()
     outside = torch.full_like(inputs, 99)
@@ -83,7 +83,7 @@ def test_an_error_in_a_share_is_raised_and_threads_are_given_back() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_shared_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_threads_resumes_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ParallelGradients, "suitable_threads", lambda model, batch_size: 2)
     text = tmp_path / "fox.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)

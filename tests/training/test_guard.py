@@ -1,4 +1,4 @@
-"""Losses and weights that are not finite: steps are skipped, the run goes back to good weights."""
+"""Losses and weights that are not finite: steps are skipped, the run is rolled back."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def spoil_after(patch: pytest.MonkeyPatch, step: int, *, above: float) -> None:
     patch.setattr(NonFiniteGuard, "step", spoiling)
 
 
-def test_after_some_in_a_row_the_run_goes_back_and_halves_the_rate(
+def test_after_some_in_a_row_the_run_is_rolled_back_and_the_rate_halved(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = 7
@@ -86,7 +86,7 @@ def test_after_some_in_a_row_the_run_goes_back_and_halves_the_rate(
     assert progress_of(run)["tries"] == 0, "it has passed the place of trouble"
 
 
-def test_a_run_that_went_back_goes_on_with_its_lower_rate(
+def test_a_run_that_was_rolled_back_is_resumed_with_its_lower_rate(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, lambda n: math.nan if 7 <= n < 7 + SKIPS_BEFORE_ROLLBACK else 1.0)
@@ -100,7 +100,7 @@ def test_a_run_that_went_back_goes_on_with_its_lower_rate(
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_weights_saved_just_after_the_bad_update_are_no_good_state(
+def test_weights_saved_just_after_the_bad_update_are_not_rolled_back_to(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last state was saved between the update that spoilt it and the first NaN."""
@@ -114,7 +114,7 @@ def test_weights_saved_just_after_the_bad_update_are_no_good_state(
     assert math.isfinite(heard[-1].loss)
 
 
-def test_what_blows_up_again_and_again_ends_with_code_5_and_its_best(
+def test_a_run_that_diverges_repeatedly_ends_with_code_5_and_its_best_model(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, lambda n: math.nan if n > 9 else 1.0)
@@ -133,7 +133,7 @@ def test_what_blows_up_again_and_again_ends_with_code_5_and_its_best(
     )
 
 
-def test_a_validation_that_is_no_number_goes_back_too(
+def test_a_validation_loss_that_is_not_finite_leads_to_a_rollback(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mygpt.evaluation import Evaluation
@@ -152,7 +152,7 @@ def test_a_validation_that_is_no_number_goes_back_too(
     assert isinstance(heard[-1], Finished)
 
 
-def test_a_jump_of_the_loss_is_told_with_step_and_batch(
+def test_a_spike_of_the_loss_is_reported_with_step_and_batch(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, lambda n: 3.0 if n == 350 else 1.0)
@@ -168,7 +168,7 @@ def test_a_jump_of_the_loss_is_told_with_step_and_batch(
     assert [r["batch"] for r in log(run) if "spike" in r] == [spikes[0].batch]
 
 
-def test_a_step_that_is_left_out_is_told_with_its_batch(
+def test_a_skipped_step_is_reported_with_its_batch(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, lambda n: math.inf if n == 5 else 1.0)
@@ -178,7 +178,7 @@ def test_a_step_that_is_left_out_is_told_with_its_batch(
     assert [e.step for e in heard if isinstance(e, StepDone)] == [*range(1, 5), *range(6, 13)]
 
 
-def test_going_back_twice_never_goes_forward(
+def test_two_rollbacks_never_go_forward(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Back at the previous state, the spoilt last one was kept as previous, and gone to next."""
@@ -193,7 +193,7 @@ def test_going_back_twice_never_goes_forward(
     assert [r["step"] for r in log(run) if "loss" in r] == list(range(1, 13)), "and no line is cut"
 
 
-def test_a_death_while_going_back_leaves_no_hole_in_the_log(
+def test_a_crash_during_a_rollback_leaves_no_gap_in_the_log(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log was cut for the state gone back to while the state that had more still held."""
@@ -217,7 +217,7 @@ def test_a_death_while_going_back_leaves_no_hole_in_the_log(
     assert (run / "log.jsonl").stat().st_size >= state.progress.log_bytes
 
 
-def test_an_overwritten_runs_state_is_not_gone_back_to(
+def test_an_overwritten_runs_state_is_not_rolled_back_to(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--overwrite` died after its first state, and went back to the old run's previous one."""
@@ -238,7 +238,7 @@ def test_an_overwritten_runs_state_is_not_gone_back_to(
     assert progress_of(run)["step"] == 12
 
 
-def test_a_run_that_ends_in_left_out_steps_keeps_good_weights(
+def test_a_run_that_ends_in_skipped_steps_keeps_good_weights(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer than it takes to go back: the spoilt weights were the run's result."""
@@ -267,7 +267,7 @@ def test_a_device_that_is_not_waited_for_is_looked_at_before_a_save(
     told = [(e.step, e.count) for e in heard if isinstance(e, StepsSkipped)]
     assert told == [(8, 2)]
     steps = read_arrays(run / "last.state.safetensors")[0]
-    assert steps["optimizer/step/final_norm.weight"] == 10, "two of twelve were left out"
+    assert steps["optimizer/step/final_norm.weight"] == 10, "two of twelve were skipped"
     monkeypatch.undo()
     monkeypatch.setattr(NonFiniteGuard, "__init__", unread)
     spoil_after(monkeypatch, 9, above=0.5)

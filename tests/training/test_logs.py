@@ -1,4 +1,4 @@
-"""A run's log and state as anybody may have written them: odd records are passed over."""
+"""A run's log and state as anybody may have written them: invalid records are ignored."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("odd", ODD, ids=[str(line[:30]) for line in ODD])
-def test_every_reader_of_a_log_passes_odd_records_over(tmp_path: Path, odd: bytes):
+def test_every_reader_of_a_log_ignores_invalid_records(tmp_path: Path, odd: bytes):
     log = tmp_path / "log.jsonl"
     log.write_bytes(b"\n".join([GOOD[0], odd, GOOD[1], b""]))
     assert [r for r in read_records(log) if r in map(json.loads, GOOD)] == list(
@@ -95,7 +95,7 @@ def exit_code(args: list[str]) -> object:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["\ud800.txt", "a\0b"])
 @pytest.mark.parametrize("place", ["files", "val_file", "encoding", "from"])
-def test_a_state_that_names_what_no_file_can_be_called_is_refused(run: Path, name, place, capsys):
+def test_a_state_with_an_impossible_file_name_is_refused(run: Path, name, place, capsys):
     """A lone surrogate in the names was a traceback."""
     path = run / "last.state.safetensors"
     arrays, parts = read_arrays(path)

@@ -1,4 +1,4 @@
-"""Files that only a run's state names: read where the run has seen them as they are."""
+"""Files that only a run's state names: read only if they have the size that the run found."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def forged(run: Path, **settings: Any) -> None:
 
 @pytest.fixture
 def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file of the user that no run has seen; whoever reads it fails the test."""
+    """A file of the user that no run has read; reading it fails the test."""
     secret = tmp_path / "elsewhere" / "secret.txt"
     secret.parent.mkdir()
     secret.write_text("precious " * 100)
@@ -80,7 +80,7 @@ def test_a_file_that_only_a_state_names_is_not_read(
     read_run(RunFolder(run))
 
 
-def test_a_text_that_is_elsewhere_now_is_named_to_resume_and_to_reproduce(tmp_path: Path) -> None:
+def test_a_moved_text_can_be_named_to_resume_and_to_reproduce(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run)
     (text,) = RunFolder(run).load_state()[0].settings["files"]

@@ -73,7 +73,7 @@ def torchs_adamw(model: GPT, config: TrainConfig, *, fused: bool) -> torch.optim
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
-def test_adamw_is_torchs_to_the_bit(decay_all: bool) -> None:
+def test_adamw_is_bitwise_torchs(decay_all: bool) -> None:
     config = settings_of(decay_all=decay_all, weight_decay=0.3, beta1=0.8, beta2=0.9)
     model, other = build(TUTORIAL), build(TUTORIAL)
     ours, theirs = Optimizer(model, config), torchs_adamw(other, config, fused=True)
@@ -89,7 +89,7 @@ def test_adamw_is_torchs_to_the_bit(decay_all: bool) -> None:
 
 
 def test_adamw_by_hand_is_torchs() -> None:
-    """What runs on a device for which torch has no fused kernel."""
+    """The implementation for devices without torch's fused kernel."""
     config = settings_of(weight_decay=0.3, decay_all=True)
     model, other = build(TUTORIAL), build(TUTORIAL)
     theirs = torchs_adamw(other, config, fused=False)
@@ -108,8 +108,8 @@ def test_adamw_by_hand_is_torchs() -> None:
         torch.testing.assert_close(own, wanted.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_a_step_that_a_device_leaves_out_changes_nothing() -> None:
-    """`found_inf` is 1 where the gradient was no number: weights, memory and counts stay."""
+def test_a_step_that_a_device_skips_changes_nothing() -> None:
+    """`found_inf` is 1 if the gradient is not finite: weights, moments and counts do not change."""
     for optimizer in ("adamw", "muon"):
         model = build(MODERN)
         ours = Optimizer(model, settings_of(optimizer=optimizer, weight_decay=0.1))
@@ -157,7 +157,7 @@ def test_singular_values_near_one(rows: int, columns: int) -> None:
 
 
 def test_which_rows_are_matrices_of_their_own() -> None:
-    """Query, key and value, and gate and up, are orthogonal each by itself; norms have no part."""
+    """Query, key, value, gate and up are each orthogonalised separately; norms are not."""
     model = build(MODERN)
     found = {n: muon.parts(n, MODERN) for n, _ in model.named_parameters()}
     block = {n.removeprefix("blocks.0."): rows for n, rows in found.items() if "blocks.0." in n}
@@ -220,7 +220,7 @@ def test_muons_momentum_is_nesterovs() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("config", [TUTORIAL, MODERN], ids=["tutorial", "modern"])
 @both_ways
-def test_a_state_that_is_put_back_goes_on_to_the_bit(
+def test_a_restored_state_continues_bitwise(
     optimizer: str, config: GPTConfig, compiled: bool
 ) -> None:
     train = settings_of(optimizer=optimizer, weight_decay=0.1)
@@ -255,7 +255,7 @@ def test_a_state_that_is_put_back_goes_on_to_the_bit(
         np.testing.assert_array_equal(ours.arrays()[key], value, err_msg=key)
 
 
-def test_the_memory_that_is_kept_of_each() -> None:
+def test_the_optimizer_state_of_each_parameter() -> None:
     """AdamW keeps two arrays and a count, Muon one array."""
     for optimizer in ("adamw", "muon"):
         model = build(MODERN)
@@ -278,7 +278,7 @@ def test_the_memory_that_is_kept_of_each() -> None:
 
 
 @both_ways
-def test_muon_learns_a_text_by_heart(compiled: bool) -> None:
+def test_muon_memorises_a_text(compiled: bool) -> None:
     model = build(MODERN).train()
     train = settings_of(optimizer="muon", lr=0.03)
     ids = torch.randint(0, 9, (4, 17), generator=torch.Generator().manual_seed(4))

@@ -1,4 +1,4 @@
-"""A run's plan: its stages, rates and batches; the default recipe; and the verdict at the end.
+"""A run's plan: its stages, rates and batches; the default recipe; and the diagnosis at the end.
 
 Letters: B batch, T time.
 """
@@ -54,7 +54,7 @@ def settings_of(**options: Any) -> TrainConfig:
 # Stages
 
 
-def test_which_stage_is_at_which_share() -> None:
+def test_the_stage_at_each_fraction_of_the_run() -> None:
     config = settings_of(stages=STAGES)
     shares = (0.0, 0.4999, 0.5, 0.7999, 0.8, 1.0)
     assert [config.stage(share) for share in shares] == [0, 0, 1, 1, 2, 2]
@@ -123,7 +123,7 @@ def test_other_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 
 def run_plan(plan: StepLog, progress: Progress, steps: int) -> list[tuple[int, int]]:
-    """(stage, number) of each step, as the trainer asks for them."""
+    """(stage, number) of each step, as the trainer requests them."""
     asked = []
     for _ in range(steps):
         done = plan.done(progress)
@@ -138,10 +138,10 @@ def run_plan(plan: StepLog, progress: Progress, steps: int) -> list[tuple[int, i
     shares=st.lists(st.floats(0.01, 0.99), max_size=3, unique=True).map(sorted),
     cut=st.integers(0, 60),
 )
-def test_each_stage_counts_its_own_batches_also_across_a_break(
+def test_each_stage_counts_its_own_batches_also_after_resuming(
     steps: int, shares: list[float], cut: int
 ) -> None:
-    """A run that is saved at any step, in any stage, reads on where it was."""
+    """A run that is saved at any step of any stage resumes with the next batch."""
     stages = tuple((share, 4 * (n + 2), n + 2) for n, share in enumerate(shares))
     config = settings_of(steps=steps, stages=stages)
     progress, plan = Progress(), StepLog(config)
@@ -169,7 +169,7 @@ def test_each_stage_counts_its_own_batches_also_across_a_break(
         assert restored.tokens == tokens
 
 
-def test_batches_go_on_in_the_middle_of_a_stage() -> None:
+def test_batches_continue_in_the_middle_of_a_stage() -> None:
     tokens = np.random.default_rng(0).integers(0, 99, 700)
     config = settings_of(stages=STAGES, steps=20, seed=3)
 
@@ -191,7 +191,7 @@ def test_batches_go_on_in_the_middle_of_a_stage() -> None:
         assert torch.equal(batch[0][:, 1:], batch[1][:, :-1])
 
 
-def test_each_stage_shuffles_in_its_own_way() -> None:
+def test_each_stage_has_its_own_order_of_windows() -> None:
     """Two stages of one window size do not show the same windows in the same order."""
     config = settings_of(stages=((0.5, 4, 4),))
     feed = TrainingBatches(np.arange(5000), config, CPU)
@@ -203,8 +203,8 @@ def test_each_stage_shuffles_in_its_own_way() -> None:
     assert first == [plain.batch(0, n)[0][:, 0].tolist() for n in range(5)]
 
 
-def test_a_plan_that_is_made_again_decides_by_what_was_noted() -> None:
-    """The clock of the second run is another; shares and scales are the first one's."""
+def test_a_replay_follows_the_step_log() -> None:
+    """The clock of the second run differs; fractions and scales are the first run's."""
     config = settings_of(minutes=1.0, stages=STAGES)
     progress, plan = Progress(), StepLog(config)
     asked = []
@@ -225,8 +225,8 @@ def test_a_plan_that_is_made_again_decides_by_what_was_noted() -> None:
     shares=st.lists(st.floats(0.0, 1.0), max_size=6).map(tuple),
     elapsed=st.lists(st.floats(0.0, 70.0), min_size=1, max_size=30).map(sorted),
 )
-def test_each_share_is_crossed_once(shares: tuple[float, ...], elapsed: list[float]) -> None:
-    """However unevenly the clock goes; several at once make one validation."""
+def test_each_validation_is_due_once(shares: tuple[float, ...], elapsed: list[float]) -> None:
+    """However unevenly the clock advances; several at once make one validation."""
     config = settings_of(minutes=1.0)
     progress, plan = Progress(), StepLog(config)
     told, before = 0, -1.0
@@ -243,7 +243,7 @@ def test_each_share_is_crossed_once(shares: tuple[float, ...], elapsed: list[flo
 
 @pytest.mark.parametrize("stages", [(), STAGES, ((0.3, 16, 4),)])
 @pytest.mark.parametrize("tokens", [1, 100, 12_345])
-def test_tokens_are_read_to_within_a_step(stages: Any, tokens: int) -> None:
+def test_the_number_of_tokens_is_met_to_within_a_step(stages: Any, tokens: int) -> None:
     config = settings_of(tokens=tokens, stages=stages)
     plan, steps = StepLog(config), config.total_steps
     assert steps is not None
@@ -265,7 +265,7 @@ def test_the_linear_schedule() -> None:
         assert plain.learning_rate(done) == pytest.approx(0.1 * (1 - done))
 
 
-def test_the_end_is_kept_free_by_what_is_reserved() -> None:
+def test_the_reserve_is_kept_for_the_end() -> None:
     config = settings_of(minutes=1.0, reserve_s=12.0)
     assert config.fraction_done(0, 24.0) == 0.5
     assert config.fraction_done(0, 48.0) == config.fraction_done(0, 50.0) == 1.0
@@ -374,7 +374,7 @@ def test_validation_takes_a_twentieth_of_the_time() -> None:
         assert kept == min(val_tokens, 4_500_000), "a pass takes 1.5% of the time"
 
 
-def test_operations_are_those_of_the_products() -> None:
+def test_operations_are_those_of_the_matrix_products() -> None:
     """Twice a multiplication, three times a weight: forward, and back for weights and input."""
     config = GPTConfig(50, 32, 2, 3, max_seq_len=64, tied=False, mlp="swiglu", position="rotary")
     shapes = parameter_shapes(config)
@@ -429,7 +429,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("steps", [50, 100_000])
-def test_what_the_user_asks_for_is_what_is_done(options: dict[str, Any], steps: int) -> None:
+def test_the_users_options_are_used(options: dict[str, Any], steps: int) -> None:
     """Whatever the rule would have chosen; and the rest is made to fit."""
     _, shape, config = plan_of(steps=steps, **options)
     for name, value in options.items():
@@ -464,7 +464,7 @@ def test_the_plan_that_is_told_is_the_one_that_is_made() -> None:
     assert "windows of 32, about 2,560 tokens" in planned.recipe.lines()[0]
 
 
-def test_a_large_model_is_not_given_a_small_ones_readings() -> None:
+def test_a_large_model_does_not_get_a_small_ones_epochs() -> None:
     """A short text's end by readings was reckoned with the rule's model: 512 wide, it took 2,223 s
     of the 120."""
     planned, _, config = plan_of(20_000, minutes=2.0, embed_dim=512, num_layers=8)
@@ -481,14 +481,14 @@ def test_named_presets_end_on_time_too() -> None:
     assert planned.late_s > 0.5
 
 
-def test_what_expects_to_be_reached_falls_with_what_is_read() -> None:
+def test_the_expected_loss_falls_with_the_number_of_tokens() -> None:
     middles = [recipe.expected_loss(1.561, tokens)[0] for tokens in (1.2e6, 3.4e6, 8e6)]
     assert middles == pytest.approx([1.54, 1.482, 1.439], rel=0.015), "as measured"
     middle, low, high = recipe.expected_loss(2.0, 1e6)
     assert low < middle < high
 
 
-def test_long_texts_that_are_hardly_read_are_read_in_longer_pieces() -> None:
+def test_texts_too_long_for_an_epoch_get_longer_tokens() -> None:
     def chosen(num_chars: int, preset: str = "auto", **options: Any) -> str:
         return planning.suitable_tokens(
             preset, options, num_chars=num_chars, flops_per_s=5e10, began=time.monotonic()
@@ -507,10 +507,10 @@ def test_adamw_has_a_rate_of_its_own() -> None:
     assert plan_of(steps=50, optimizer="adamw", lr=0.01)[2].lr == 0.01
 
 
-def test_a_short_text_is_not_read_for_as_long_as_there_is_time(
+def test_a_short_text_is_not_trained_on_for_all_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beyond some readings it is only learned by heart; steps and tokens are as they were asked."""
+    """After some epochs it is only memorised; steps and tokens are used as given."""
     planned, _, config = plan_of(5000, minutes=10.0)
     assert (config.minutes, config.tokens) == (None, 5000 * recipe.MOST_EPOCHS)
     assert planned.recipe is not None
@@ -544,7 +544,7 @@ TURNED = history((100, 2.5, 2.5), (400, 1.5, 1.4), (700, 1.7, 0.8), (1000, 2.0, 
 GAP = history((100, 2.5, 2.5), (500, 1.9, 1.5), (1000, 1.8, 1.2))
 
 
-def test_each_verdict() -> None:
+def test_each_diagnosis() -> None:
     more_text = "more text would help more than more"
     assert diagnose(FALLING, steps=1000, epochs=1.0, ended_early=False) == (
         "learning to the end: more time would help"
@@ -568,7 +568,7 @@ def test_each_verdict() -> None:
     assert "5-gram" not in diagnose(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.7)
 
 
-def test_what_was_not_read_again_is_not_memorised() -> None:
+def test_a_text_read_once_is_not_called_memorised() -> None:
     """It said "memorising" and "it knows its own text" of texts read a third of the way through."""
     for epochs in (0.1, 0.9, 1.5):
         assert "knows its own text" not in diagnose(
@@ -585,7 +585,7 @@ def test_what_was_not_read_again_is_not_memorised() -> None:
 
 
 @pytest.mark.parametrize("points", [[(1, 9.0, 4.6)], [(1, 4.0, 4.6), (3, 9.0, 4.5)]])
-def test_a_few_steps_are_no_ground_for_a_verdict(points: list[tuple[int, float, float]]) -> None:
+def test_a_few_steps_are_too_few_for_a_diagnosis(points: list[tuple[int, float, float]]) -> None:
     """After one step of a large model it said that the validation text was of another kind."""
     said = diagnose(history(*points), steps=points[-1][0], epochs=0.1, ended_early=False)
     assert "too few" in said
@@ -593,7 +593,7 @@ def test_a_few_steps_are_no_ground_for_a_verdict(points: list[tuple[int, float, 
     assert diagnose([], steps=0, epochs=0.0, ended_early=False).startswith("no step was made")
 
 
-def test_a_rise_within_the_error_is_none() -> None:
+def test_a_rise_within_the_standard_error_is_ignored() -> None:
     """On a short validation text a rise of 0.012 was called memorising; its error was 0.011."""
     points = [(100, 2.0, 2.0), (500, 0.735, 0.74), (1000, 0.747, 0.69)]
     for error, says in ((0.013, False), (0.0, True)):
@@ -614,7 +614,7 @@ def test_few_validations_do_not_hide_that_it_learns(count: int) -> None:
         assert diagnose(flat, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
 
 
-def test_no_verdict_says_what_was_not_seen() -> None:
+def test_a_diagnosis_without_training_losses_names_none() -> None:
     """No training loss was reported between the validations: none is spoken of."""
     for points in (TURNED, GAP, FALLING, SETTLED):
         blind = [Seen(seen.step, seen.val_loss, math.nan) for seen in points]
@@ -662,7 +662,7 @@ def test_a_history_from_a_log(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_line_costs_no_other(damage: bytes, tmp_path: Path) -> None:
-    """The verdict comes at the very end of a run: no log may take it down."""
+    """The diagnosis comes at the very end of a run: no log may make it fail."""
     log = tmp_path / "log.jsonl"
     good = [b'{"step": 50, "loss": 2.5}', b'{"step": 100, "val_loss": 2.4}']
     good += [b'{"step": 150, "loss": 1.5}', b'{"step": 200, "val_loss": 1.4}']

@@ -66,7 +66,7 @@ def test_ranks_are_read_from_torchruns_environment(started: Callable[..., None])
         ({"WORLD_SIZE": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=0: use torchrun"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(
+def test_impossible_environment_variables_are_refused(
     started: Callable[..., None], changes: dict[str, str], said: str
 ) -> None:
     started(**changes)
@@ -75,8 +75,8 @@ def test_a_place_that_cannot_be_is_refused(
     assert str(raised.value) == said
 
 
-def test_a_job_has_one_name_for_all_its_attempts(started: Callable[..., None]) -> None:
-    """torchrun's own, or where it has none the process that started this one, and when."""
+def test_a_job_has_one_id_for_all_its_attempts(started: Callable[..., None]) -> None:
+    """torchrun's own, else the process that started this one, and the time."""
     started(TORCHELASTIC_RUN_ID="night-7")
     assert from_environment().job == "job night-7"
     started(TORCHELASTIC_RUN_ID="none")
@@ -240,7 +240,7 @@ Three = list[dict[str, Any]]
     ],
 )
 def test_all_ranks_receive_the_same_values(three: Three, what: str, wanted: Any) -> None:
-    """The first one's value, clock and bytes; everyone's numbers; any one's signal."""
+    """Process 0's value, clock and bytes; the numbers of all; a signal of any."""
     assert [found[what] for found in three] == [wanted] * 3
 
 
@@ -252,7 +252,7 @@ def test_a_loss_is_the_same_to_the_bit(three: Three) -> None:
 
 
 @pytest.mark.processes
-def test_arrays_come_as_they_are(three: Three) -> None:
+def test_arrays_are_broadcast_unchanged(three: Three) -> None:
     for found in three:
         arrays = found["arrays"]
         assert list(arrays) == ["a/b", "none", "scalar"]
@@ -293,13 +293,13 @@ def test_an_error_names_its_rank_and_is_reported_to_torchrun(three: Three) -> No
 
 
 @pytest.mark.processes
-def test_who_finds_the_others_gone_is_a_silent_peer(three: Three) -> None:
+def test_a_process_that_lost_the_others_ends_without_a_message(three: Three) -> None:
     """Without a traceback from torch: the rank that ended has printed the reason."""
     assert [found["left"] for found in three[:2]] == [("PeerError", "", 1)] * 2
 
 
 @pytest.mark.processes
-def test_rows_are_shared_out_as_torch_does(three: Three) -> None:
+def test_rows_are_distributed_as_by_torch(three: Three) -> None:
     """Also where the last processes get none."""
     parts = [found["rows"] for found in three]
     assert [part["7"] for part in parts] == [(0, 3), (3, 3), (6, 1)]
@@ -391,8 +391,10 @@ def test_bfloat16_learns_what_float32_does(tmp_path: Path) -> None:
     assert {p.dtype for p in known.model.parameters()} == {torch.float32}
 
 
-def test_what_torch_cannot_compile_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One note, the first line of what torch said, and the same gradients."""
+def test_training_continues_without_torch_compile_if_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One note with the first line of torch's error, and the same gradients."""
 
     def refuse(model: GPT) -> Any:
         raise RuntimeError("no C++ compiler\nand many lines more")
@@ -407,7 +409,7 @@ def test_what_torch_cannot_compile_goes_on_without(monkeypatch: pytest.MonkeyPat
         assert torch.equal(gradient, plain[name]), name
 
 
-def test_a_trial_of_what_was_compiled_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_of_torch_compile_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model: model)
     model = model_and_batch()[0]
     made, note = hardware.compile_with_torch(model, (4, 8))
@@ -415,8 +417,8 @@ def test_a_trial_of_what_was_compiled_leaves_no_gradients(monkeypatch: pytest.Mo
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_precision_of_products_is_given_back() -> None:
-    """Also after an error: the program around may have chosen another."""
+def test_the_precision_of_products_is_restored() -> None:
+    """Also after an error: the calling program may have chosen another."""
     torch.set_float32_matmul_precision("medium")
     try:
         with products_in("tf32"):
@@ -448,7 +450,7 @@ def test_recomputing_blocks_changes_no_name_and_no_value() -> None:
 
 
 def meet_twice() -> list[list[int]]:
-    """One process is still in the first meeting when the other goes to the second."""
+    """One process still connects for the first time when the other does for the second."""
     found = []
     for number in range(2):
         with joined("cpu") as group:
@@ -460,5 +462,5 @@ def meet_twice() -> list[list[int]]:
 
 @pytest.mark.processes
 def test_a_program_may_train_twice() -> None:
-    """The second meeting was sought at the first one's place, which was still open."""
+    """The second connection used the first one's port, which was still open."""
     assert run_ranks(2, meet_twice, group=False) == [[[0, 0], [1, 1]]] * 2

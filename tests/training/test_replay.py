@@ -38,7 +38,7 @@ FORMAT_1 = GOLDEN / "format-1"
 def test_the_number_of_threads_is_kept(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sums are shared between threads: with another number they would round otherwise."""
+    """Threads share sums: with another number of threads they round differently."""
     torch.set_num_threads(3)
     try:
         fit(text, tmp_path / "whole")
@@ -55,7 +55,7 @@ def test_the_number_of_threads_is_kept(
     assert log(tmp_path / "other") != log(tmp_path / "whole"), "or this test would see nothing"
 
 
-def test_a_longer_run_says_what_happens_to_its_schedule(text: str, tmp_path: Path) -> None:
+def test_a_longer_run_reports_the_change_of_its_schedule(text: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(text, run)
     assert "is finished, nothing to do: `mygpt report" in notes(resume(run))
@@ -67,10 +67,10 @@ def test_a_longer_run_says_what_happens_to_its_schedule(text: str, tmp_path: Pat
     assert settings["training"]["steps"] == 24, "what people read says the same"
 
 
-def test_new_minutes_count_what_the_sitting_takes_before_its_first_step(
+def test_new_minutes_include_the_time_before_the_sessions_first_step(
     text: str, tmp_path: Path
 ) -> None:
-    """Going on to a minute in all took as long as beginning it again, on top."""
+    """Resuming a run to a minute in all took longer by the time of its beginning."""
     run = tmp_path / "run"
     fit(text, run)
     for spent_s, least_s in ((1.0, 1.0), (50.0, 2.0)):
@@ -81,10 +81,10 @@ def test_new_minutes_count_what_the_sitting_takes_before_its_first_step(
 
 
 @pytest.mark.kernels
-def test_a_run_by_the_clock_can_be_made_again(
+def test_a_timed_run_can_be_replayed(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rates followed the clock; the plan it kept gives the same rates, losses and weights."""
+    """Its rates followed the clock; its step log gives the same rates, losses and weights."""
     run, again = tmp_path / "run", tmp_path / "again"
     fit(text, run, steps=None, minutes=0.01, eval_every=50, save_every=0)
     training.replay(run, output=again, listener=silent)
@@ -101,10 +101,10 @@ def test_a_run_by_the_clock_can_be_made_again(
     assert log(third) == log(run)
 
 
-def test_a_run_that_was_lengthened_and_went_back_can_be_made_again(
+def test_a_run_that_was_lengthened_and_rolled_back_can_be_replayed(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps, then the clock, then steps again, and a blow-up on the way."""
+    """Steps, then the clock, then steps again, and a rollback in between."""
     run, again = tmp_path / "run", tmp_path / "again"
     with monkeypatch.context() as patch:
         plant(patch, lambda n: math.nan if 7 <= n < 7 + SKIPS_BEFORE_ROLLBACK else 1.0)
@@ -120,7 +120,7 @@ def test_a_run_that_was_lengthened_and_went_back_can_be_made_again(
     assert losses[0] == losses[1]
 
 
-def test_a_run_of_an_older_version_cannot_be_made_again(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_cannot_be_replayed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="kept no log of its steps"):
         training.replay(FORMAT_1, output=tmp_path / "again", listener=silent)
     assert not (FORMAT_1 / ".lock").exists()

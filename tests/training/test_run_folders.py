@@ -1,4 +1,4 @@
-"""A run's folder: one process writes it, and no other file or run is lost or taken for it."""
+"""A run's folder: one process writes it, and no other file or run is lost or mistaken for it."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_a_run_that_is_being_trained_is_refused(text: str, tmp_path: Path) -> No
     assert (run / "last.state.safetensors").read_bytes() == before
 
 
-def test_a_run_that_cannot_be_written_names_a_way_that_resume_takes(
+def test_a_run_that_cannot_be_written_names_a_remedy_that_resume_has(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It recommended another --output, which is refused beside --resume."""
+    """It recommended another --output, which is refused with --resume."""
     run = tmp_path / "run"
     fit(text, run)
 
@@ -67,8 +67,8 @@ def test_a_run_that_cannot_be_written_names_a_way_that_resume_takes(
         resume(run, steps=20)
 
 
-def test_two_that_begin_at_once(text: str, tmp_path: Path) -> None:
-    """Both saw a free folder; the one that comes second to the lock sees the first's run."""
+def test_two_runs_that_begin_at_once(text: str, tmp_path: Path) -> None:
+    """Both saw a free folder; the second to get the lock sees the first one's run."""
     run = tmp_path / "run"
 
     inner = RunLock.__enter__
@@ -88,7 +88,9 @@ def test_two_that_begin_at_once(text: str, tmp_path: Path) -> None:
     assert progress_of(run)["step"] == 12
 
 
-def test_what_a_dead_run_left_is_cleared_at_the_next_start(text: str, tmp_path: Path) -> None:
+def test_a_killed_runs_temporary_files_are_removed_at_the_next_start(
+    text: str, tmp_path: Path
+) -> None:
     output = tmp_path / "ckpt.pt"
     fit(text, output)
     run = tmp_path / "ckpt.pt.run"
@@ -107,7 +109,7 @@ def test_what_a_dead_run_left_is_cleared_at_the_next_start(text: str, tmp_path: 
 
 
 def test_a_file_in_another_runs_folder_means_its_own_run(text: str, tmp_path: Path) -> None:
-    """`--resume d/ckpt.pt`, the line it printed itself, went on with the run that d is."""
+    """`--resume d/ckpt.pt`, as it printed itself, resumed the run in d."""
     fit(text, tmp_path / "d")
     fit(text, tmp_path / "d" / "ckpt.pt", steps=4)
     resume(tmp_path / "d" / "ckpt.pt", steps=6)
@@ -117,8 +119,8 @@ def test_a_file_in_another_runs_folder_means_its_own_run(text: str, tmp_path: Pa
     assert progress_of(tmp_path / "d")["step"] == 14
 
 
-def test_strays_of_another_run_are_left(text: str, tmp_path: Path) -> None:
-    """A run whose folder holds another run's file cleared what that one was writing."""
+def test_temporary_files_of_another_run_are_kept(text: str, tmp_path: Path) -> None:
+    """A run whose folder holds another run's file removed the temporary file of that one."""
     from mygpt import storage
 
     fit(text, tmp_path / "c")
@@ -153,7 +155,7 @@ def test_a_run_whose_folder_is_renamed_ends_with_its_state_there(text: str, tmp_
     assert log(moved) == log(tmp_path / "whole")
 
 
-def test_a_run_whose_folder_is_removed_writes_into_no_other(text: str, tmp_path: Path) -> None:
+def test_a_run_whose_folder_is_removed_writes_nothing(text: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def remove(event: Event) -> None:
@@ -167,15 +169,15 @@ def test_a_run_whose_folder_is_removed_writes_into_no_other(text: str, tmp_path:
 
 
 @pytest.mark.parametrize("path", [3, b"x", [], math.nan, ""])
-def test_what_is_no_name_is_no_checkpoint(path: Any) -> None:
+def test_an_impossible_name_is_not_a_checkpoint(path: Any) -> None:
     with pytest.raises(InputError, match="must be the name of a file or folder"):
         mygpt.load(path)
 
 
-def test_going_on_by_the_folders_name_still_writes_the_users_file(
+def test_resuming_by_the_folders_name_still_writes_the_users_file(
     text: str, tmp_path: Path
 ) -> None:
-    """`--resume ckpt.pt.run` trained on and left ckpt.pt as it was."""
+    """`--resume ckpt.pt.run` continued training and did not update ckpt.pt."""
     fit(text, tmp_path / "ckpt.pt")
     resume(tmp_path / "ckpt.pt.run", steps=20)
     assert read_checkpoint(tmp_path / "ckpt.pt").provenance["step"] == 20
@@ -208,7 +210,7 @@ def test_a_foreign_file_of_a_runs_name_is_not_deleted(text: str, tmp_path: Path)
 
 
 def test_a_folder_that_holds_runs_can_be_trained_on_again(text: str, tmp_path: Path) -> None:
-    """The run's own log and settings were read as text, so it could not go on."""
+    """The run's own log and settings were read as text, so it could not be resumed."""
     run = tmp_path / "runs" / "a"
     fit(str(Path(text).parent), run, steps=2)
     resume(run, steps=3)

@@ -1,4 +1,4 @@
-"""Shards: what 1, 2 or 4 processes saved, 1, 2 or 4 load; nothing else is loaded, nor run."""
+"""Shards: 1, 2 or 4 processes load what 1, 2 or 4 saved; nothing else is loaded or executed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def wholes(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def join_group(rank: int) -> tuple[int, int]:
-    """Worlds of 1, 2 and 4 at once: a process's own one, and its number there."""
+    """Groups of 1, 2 and 4 at once: the size of this process's group, and its rank there."""
     distributed = torch.distributed
     count = next(count for count in COUNTS if rank < 2 * count - 1)
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -72,7 +72,7 @@ def meet(store: torch.distributed.Store, count: int) -> None:
 
 
 def live(folder: Path) -> dict[str, Any]:
-    """What every process of the three groups does; tests look at what it returns."""
+    """What every process of the three groups does; the tests check what it returns."""
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     common = torch.distributed.TCPStore(*address, is_master=False)
     count, place = join_group(int(os.environ["RANK"]))
@@ -164,7 +164,7 @@ def save_and_load_mixed(folder: Path) -> tuple[bool, dict[str, torch.Tensor], di
     return same(*full), full[0], digests
 
 
-def test_tensors_of_all_kinds_come_back(lives: Lives) -> None:
+def test_tensors_of_all_kinds_are_restored(lives: Lives) -> None:
     folder, processes = lives
     for process in processes:
         equal, whole, digests = process["mixed"]
@@ -193,7 +193,7 @@ Saved = tuple[Path, dict[str, str]]
 
 
 def test_one_process_needs_no_group(saved: Saved, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also: nothing but ours is printed, and a parameter is filled where it stands."""
+    """Also: torch prints nothing, and a parameter is filled in place."""
     folder, digests = saved
     tensors = zeros() | {"weights": torch.nn.Parameter(torch.zeros(3, 4))}
     before = tensors["weights"]._version
@@ -210,7 +210,7 @@ def test_equal_tensors_give_equal_files(saved: Saved, tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in (folder / ".metadata").read_bytes()
 
 
-def test_a_save_that_was_cut_short_gives_way(saved: Saved) -> None:
+def test_an_incomplete_save_is_replaced(saved: Saved) -> None:
     folder, digests = saved
     (folder / ".metadata").rename(folder / ".metadata.tmp")
     (folder / "__3_0.distcp").write_bytes(b"half")
@@ -346,7 +346,7 @@ def refused(saved: Saved, digests: dict[str, str]) -> str:
 
 @pytest.mark.parametrize("place", ["alone", "inside"])
 def test_a_pickle_that_runs_something_is_refused(saved: Saved, tmp_path: Path, place: str) -> None:
-    """Also when its digest agrees: whoever can write the folder may write the state's file."""
+    """Also if its digest is right: who can write the folder can also write the state."""
     harm = tmp_path / "harm"
     data = pickle.dumps(Malice(harm))
     pickle.loads(data)
@@ -377,7 +377,7 @@ def test_a_pickle_that_runs_something_is_refused(saved: Saved, tmp_path: Path, p
         b"ctorch.serialization\n_get_layout\n(Vnone\ntR.",
     ],
 )
-def test_metadata_that_is_none_is_refused(saved: Saved, data: bytes) -> None:
+def test_invalid_metadata_is_refused(saved: Saved, data: bytes) -> None:
     assert "is not loaded: its metadata is" in refused(saved, replace_metadata(saved, data))
 
 
@@ -438,7 +438,7 @@ def test_metadata_that_points_elsewhere_is_refused(saved: Saved, edit: Any) -> N
 
 
 def test_a_shard_is_not_unpickled_either(saved: Saved, tmp_path: Path) -> None:
-    """Its digest agrees, and it holds a pickle where a tensor should be."""
+    """Its digest is right, and it holds a pickle instead of a tensor."""
     folder, digests = saved
     harm = tmp_path / "harm"
     torch.save(Malice(harm), folder / "__0_0.distcp")
@@ -487,7 +487,7 @@ def trouble(folder: Path, place: int) -> dict[str, Any]:
     return {"no space": no_space, "left": left, "damage": damage, "index": index}
 
 
-def test_no_space_for_one_of_two_is_said_once_and_leaves_nothing(lives: Lives) -> None:
+def test_no_space_for_one_of_two_is_reported_once_and_leaves_nothing(lives: Lives) -> None:
     first, second = (process["trouble"] for process in lives[1] if process["count"] == 2)
     assert first["no space"] == ("PeerError", "")
     kind, said = second["no space"]

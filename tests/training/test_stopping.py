@@ -37,8 +37,8 @@ from training_runs import (
 pytestmark = pytest.mark.slow
 
 
-def test_what_is_made_again_after_a_crash_is_told(text: str, tmp_path: Path) -> None:
-    """Killed at step 11, a run went on from step 8 without a word."""
+def test_steps_that_are_repeated_after_a_crash_are_reported(text: str, tmp_path: Path) -> None:
+    """Killed at step 11, a run resumed from step 8 without a note."""
 
     def die(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 11:
@@ -198,7 +198,7 @@ def test_a_terminal_that_closes_ends_in_a_save(text: str, tmp_path: Path) -> Non
 
 
 def test_a_signal_in_the_last_validation_still_ends_the_program(text: str, tmp_path: Path) -> None:
-    """The run was finished, and the script went on to its next one."""
+    """The run was finished, and the script continued with its next one."""
 
     def listener(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 12:
@@ -209,7 +209,7 @@ def test_a_signal_in_the_last_validation_still_ends_the_program(text: str, tmp_p
     assert progress_of(tmp_path / "run")["validated_step"] == 12
 
 
-def test_a_new_length_is_not_forgotten(
+def test_a_new_length_is_saved_at_once(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lengthened and killed before its first save, the run was finished again."""
@@ -227,7 +227,7 @@ def test_a_new_length_is_not_forgotten(
 def test_a_crash_in_the_last_validation_does_not_lose_it(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saved at its last step and not validated, a run was taken for validated when gone on with."""
+    """Saved at its last step without validation, a run was resumed as if validated."""
 
     class Crash(Exception):
         pass
@@ -245,6 +245,6 @@ def test_a_crash_in_the_last_validation_does_not_lose_it(
     assert read_checkpoint(tmp_path / "cut" / "best.safetensors").provenance["step"] == 12
 
 
-def test_going_on_with_a_finished_run_says_so(text: str, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_reports_that(text: str, tmp_path: Path) -> None:
     fit(text, tmp_path / "run")
     assert "is finished" in str(resume(tmp_path / "run")[0])

@@ -1,4 +1,4 @@
-"""Training: the tutorial's losses, exact going-on, honest records, nothing written over."""
+"""Training: the tutorial's losses, exact resuming, correct records, nothing overwritten."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TINY: dict[str, Any] = {
 
 
 def silent(event: Event) -> None:
-    """A listener for tests that look at the files."""
+    """A listener for tests that read the files."""
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_the_tutorials_first_losses(shakespeare: Path, tmp_path: Path) -> None:
 TUTORIAL_LOSSES = {1: "41.0367", 10: "15.0190", 20: "7.0168"}
 
 
-def test_the_same_seed_gives_the_same_run_and_another_another(text: str, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run(text: str, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fit(text, tmp_path / name, seed=seed)
     assert_same_run(tmp_path / "a", tmp_path / "b")
@@ -127,7 +127,7 @@ def crash_at(step: int) -> Callable[[Event], None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["nano", "tutorial"])
 @pytest.mark.parametrize("died_at", [1, 4, 8])
-def test_a_run_goes_on_as_if_it_had_never_stopped(
+def test_a_run_resumes_as_if_it_had_never_stopped(
     text: str, tmp_path: Path, preset: str, died_at: int
 ) -> None:
     """Bitwise: weights, moments, generator and log, also when the crash came between saves.
@@ -165,7 +165,7 @@ def test_a_signal_ends_after_the_step_with_a_save(text: str, tmp_path: Path) -> 
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_going_on_can_lengthen_but_not_change(text: str, tmp_path: Path) -> None:
+def test_resuming_can_lengthen_a_run_but_not_change_it(text: str, tmp_path: Path) -> None:
     fit(text, tmp_path / "run", schedule="constant")
     training.resume(tmp_path / "run", steps=20, listener=silent)
     fit(text, tmp_path / "whole", schedule="constant", steps=20)
@@ -178,7 +178,7 @@ def test_going_on_can_lengthen_but_not_change(text: str, tmp_path: Path) -> None
         training.resume(tmp_path / "run", lr=0.1)
 
 
-def test_going_on_with_another_text_is_refused(text: str, tmp_path: Path) -> None:
+def test_resuming_with_another_text_is_refused(text: str, tmp_path: Path) -> None:
     fit(text, tmp_path / "run")
     Path(text).write_text(TEXT.replace("quick", "quack"))
     with pytest.raises(InputError, match="has changed since the run began"):
@@ -189,7 +189,7 @@ def test_going_on_with_another_text_is_refused(text: str, tmp_path: Path) -> Non
     assert state(tmp_path / "run")[1]["step"] == 13
 
 
-def test_going_on_with_nothing_is_refused(tmp_path: Path) -> None:
+def test_resuming_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         training.resume(tmp_path)
 
@@ -250,7 +250,7 @@ def test_output_with_a_suffix_is_the_checkpoint_itself(text: str, tmp_path: Path
     assert state(tmp_path / "ckpt.pt.run")[1]["step"] == 14
 
 
-def test_nothing_is_written_over_unasked(text: str, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_by_default(text: str, tmp_path: Path) -> None:
     fit(text, tmp_path / "run")
     before = (tmp_path / "run" / "best.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"already holds a run.*--resume.*--overwrite"):
@@ -270,7 +270,7 @@ def test_nothing_is_written_over_unasked(text: str, tmp_path: Path) -> None:
     assert state(tmp_path / "run")[1]["step"] == 3
 
 
-def test_small_texts_shrink_the_window_and_say_so(tmp_path: Path) -> None:
+def test_small_texts_shrink_the_window_with_a_note(tmp_path: Path) -> None:
     small = tmp_path / "small.txt"
     small.write_text("I love AI!")
     heard = fit(str(small), tmp_path / "run")
@@ -315,7 +315,7 @@ def test_wrong_options_name_the_value_and_write_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_state(
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_state(
     text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step") as caught:
@@ -343,7 +343,7 @@ def test_a_full_disk_leaves_the_previous_state(
 
 @pytest.mark.kernels
 def test_minutes_end_on_time_and_the_rate_falls_with_the_clock(text: str, tmp_path: Path) -> None:
-    """Half of so short a time is kept for what comes before and after the steps, and told so."""
+    """Half of so short a time is kept for what precedes and follows the steps, with a note."""
     heard = fit(text, tmp_path / "run", steps=None, minutes=0.02, eval_every=10**6)
     end = heard[-1]
     assert isinstance(end, Finished)
@@ -393,7 +393,7 @@ def test_samples_are_shown_and_do_not_change_the_run(text: str, tmp_path: Path) 
     assert_same_run(tmp_path / "shown", tmp_path / "plain")
 
 
-def test_validation_on_a_file_of_its_own(text: str, tmp_path: Path) -> None:
+def test_validation_on_a_separate_file(text: str, tmp_path: Path) -> None:
     other = tmp_path / "val.txt"
     other.write_text("the lazy fox?")
     heard = fit(text, tmp_path / "run", val_file=other)
@@ -405,7 +405,7 @@ def test_validation_on_a_file_of_its_own(text: str, tmp_path: Path) -> None:
     training.resume(tmp_path / "run", steps=13, listener=silent)
 
 
-def test_bytes_that_are_no_text_can_be_learned(tmp_path: Path) -> None:
+def test_files_that_are_not_text_can_be_trained_on(tmp_path: Path) -> None:
     binary = tmp_path / "data.bin"
     binary.write_bytes(bytes(range(256)) * 4)
     fit(str(binary), tmp_path / "run")
@@ -414,14 +414,14 @@ def test_bytes_that_are_no_text_can_be_learned(tmp_path: Path) -> None:
         fit(str(binary), tmp_path / "other", tokenizer="char")
 
 
-def test_many_characters_make_bytes_the_tokens(tmp_path: Path) -> None:
+def test_a_text_with_many_characters_gets_byte_tokens(tmp_path: Path) -> None:
     path = tmp_path / "han.txt"
     path.write_text("".join(chr(0x4E00 + n) for n in range(600)), encoding="utf-8")
     fit(str(path), tmp_path / "run", steps=1)
     assert read_checkpoint(tmp_path / "run" / "last.safetensors").tokenizer.kind == "byte"
 
 
-def test_a_tokenizer_of_ones_own(text: str, tmp_path: Path) -> None:
+def test_a_tokenizer_from_a_file(text: str, tmp_path: Path) -> None:
     mygpt.CharTokenizer.from_text(TEXT + "#").save(tmp_path / "tok.json")
     fit(text, tmp_path / "run", tokenizer=str(tmp_path / "tok.json"))
     tokenizer = read_checkpoint(tmp_path / "run" / "last.safetensors").tokenizer
@@ -432,7 +432,7 @@ def test_a_tokenizer_of_ones_own(text: str, tmp_path: Path) -> None:
 
 
 def test_the_loss_at_the_end_is_the_last_steps(text: str, tmp_path: Path) -> None:
-    """With the last step validated but not printed, the first step's loss was told."""
+    """With the last step validated but not printed, the first step's loss was reported."""
     end = fit(text, tmp_path / "run", steps=10, eval_every=10, print_every=1000)[-1]
     seen = [
         e for e in fit(text, tmp_path / "all", steps=10, print_every=1) if isinstance(e, StepDone)
@@ -441,7 +441,7 @@ def test_the_loss_at_the_end_is_the_last_steps(text: str, tmp_path: Path) -> Non
     assert end.loss == seen[-1].loss
 
 
-def test_the_callers_random_numbers_stay_their_own(text: str, tmp_path: Path) -> None:
+def test_the_callers_random_generator_is_not_changed(text: str, tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -449,8 +449,8 @@ def test_the_callers_random_numbers_stay_their_own(text: str, tmp_path: Path) ->
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_options_of_another_kind_are_refused(text: str, tmp_path: Path) -> None:
-    """They were taken, and silently meant something else."""
+def test_options_of_a_wrong_type_are_refused(text: str, tmp_path: Path) -> None:
+    """They were accepted, and silently meant something else."""
     for options in ({"schedule": "square"}, {"data_order": "random"}, {"print_every": 1.5}):
         with pytest.raises(InputError, match=next(iter(options))):
             fit(text, tmp_path / "run", **options)
@@ -460,14 +460,14 @@ def test_the_largest_seed_trains(text: str, tmp_path: Path) -> None:
     fit(text, tmp_path / "run", seed=2**64 - 1)
 
 
-def test_bytes_are_not_learned_without_a_word(tmp_path: Path) -> None:
+def test_training_on_bytes_gets_a_note(tmp_path: Path) -> None:
     """A Latin-1 file quietly became a byte model."""
     (tmp_path / "latin.txt").write_bytes(TEXT.encode() + b"caf\xe9")
     heard = fit(str(tmp_path / "latin.txt"), tmp_path / "run", steps=1)
     assert "latin.txt is not text in UTF-8, so training is on its bytes" in str(heard[0])
 
 
-def test_worse_than_guessing_is_said(text: str, tmp_path: Path) -> None:
+def test_a_loss_worse_than_guessing_is_reported(text: str, tmp_path: Path) -> None:
     """With --lr 100 a run ended in "done", with a loss of 225."""
     end = fit(text, tmp_path / "run")[-1]
     assert isinstance(end, Finished)
@@ -491,7 +491,7 @@ def test_worse_than_guessing_is_said(text: str, tmp_path: Path) -> None:
         ({"files": b"x.txt"}, "files=b'x.txt' must be a name or several"),
     ],
 )
-def test_wrong_types_are_told_in_one_line(
+def test_wrong_types_are_reported_in_one_line(
     text: str, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     """They were raw TypeErrors from within."""
