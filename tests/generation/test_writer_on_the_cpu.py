@@ -34,7 +34,7 @@ def test_more_samples_than_go_together_are_those_of_any_other_grouping(monkeypat
     samples = w.complete("ab", 15, 130, seed=5)
     assert sizes == [64, 64, 2]
     assert [sample.index for sample in samples] == list(range(130))
-    monkeypatch.setattr(writer_module, "_MOST_TOGETHER", 7)
+    monkeypatch.setattr(writer_module, "_MAX_GROUP", 7)
     assert w.complete("ab", 15, 130, seed=5) == samples
     assert max(sizes[3:]) == 7
     for i in (0, 63, 64, 129):

@@ -1,4 +1,4 @@
-"""Which engine runs a job: by device, number format, size and length; `--engine` overrides.
+"""`choose`, the one function that selects the engine: by device, number format, size and length.
 
 It does not import torch, which would take longer than most jobs.
 """
@@ -21,9 +21,9 @@ ENGINES = ("auto", "numpy", "cpu", "torch")
 
 # With fewer parameters, launching operations on a GPU costs more than its arithmetic saves.
 _WORTH_A_GPU = 30_000_000  # parameters
-# Compiling takes about ten seconds; a job that NumPy does in less need not wait for it.
+# Compiling the kernels takes about ten seconds; a job that NumPy does in less does not wait for it.
 _WORTH_COMPILING_S = 5.0
-_NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # each new token; each one read
+_NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # per new token; per token read
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def choose(
     if dtype == "int8":
         return _check("cpu", device, dtype)
     if dtype not in ("auto", "float32"):
-        return Choice("torch", f"{dtype} is torch's")
+        return Choice("torch", f"only torch has {dtype}")
     if device not in ("auto", "cpu"):
-        return Choice("torch", f"device {device} is torch's")
+        return Choice("torch", f"only torch runs on device {device}")
     if device == "auto" and may_have_gpu() and config.num_parameters() >= _WORTH_A_GPU:
-        return Choice("torch", "there may be a GPU, and the model is large enough to repay it")
+        return Choice("torch", "there may be a GPU, and the model is large enough for it")
     return _choose_on_cpu(config, tokens, tokens if reads is None else reads)
 
 
@@ -87,7 +87,7 @@ def _choose_on_cpu(config: GPTConfig, tokens: int, reads: int) -> Choice:
     from mygpt.engines.cpu.build import has_machine_code
 
     if has_machine_code():
-        return Choice("cpu", "its machine code is ready")
+        return Choice("cpu", "its machine code is compiled")
     products_s = reads * config.num_parameters() / _NUMPY_PRODUCTS_PER_S
     if tokens * _NUMPY_STEP_S + products_s < _WORTH_COMPILING_S:
         return Choice("numpy", "the job is shorter than compiling (`mygpt warmup` does that ahead)")
@@ -101,7 +101,7 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
             raise InputError(
                 "dtype=int8 works only with the cpu engine: use --engine cpu, or float32"
             )
-        return Choice("torch", "it was asked for")
+        return Choice("torch", "it was requested")
     if device not in ("auto", "cpu"):
         raise InputError(f"engine={wanted} runs on the CPU: use --engine torch for {device}")
     if dtype not in ("auto", "float32", "int8") or (dtype == "int8" and wanted == "numpy"):
@@ -109,12 +109,12 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
         other = "cpu" if dtype == "int8" else "torch"
         raise InputError(f"engine={wanted} has no dtype {dtype}: use {fit}, or --engine {other}")
     if wanted == "numpy":
-        return Choice("numpy", "it was asked for")
+        return Choice("numpy", "it was requested")
     if not cpu_engine_available():
         raise InputError(
             "engine=cpu needs Numba and a POSIX system: install numba, or use --engine numpy"
         )
-    return Choice("cpu", "int8 is its own" if dtype == "int8" else "it was asked for")
+    return Choice("cpu", "it alone has int8" if dtype == "int8" else "it was requested")
 
 
 @functools.cache

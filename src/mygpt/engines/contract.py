@@ -152,12 +152,12 @@ def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
     outside = (prompt < 0) | (prompt >= vocab_size)
     if outside.any():
         raise InputError(
-            f"prompt holds id {prompt[outside][0]}: this model's ids run from 0 to {vocab_size - 1}"
+            f"prompt holds id {prompt[outside][0]}: this model's ids are 0 to {vocab_size - 1}"
         )
 
 
 def fresh_seed() -> int:
-    """A seed from the operating system, short enough to be read aloud (32 bits)."""
+    """A random seed from the operating system, of 32 bits."""
     import secrets
 
     return secrets.randbits(32)

@@ -1,4 +1,4 @@
-"""Decoding in NumPy, one row at a time: the readable engine, which starts at once.
+"""Decoding in NumPy, one row at a time: the readable engine, which needs no compiling.
 
 Every row has its own cache and is computed separately, so its tokens depend bit for bit on its
 request alone.

@@ -1,4 +1,4 @@
-"""One continuation on its way from tokens to text: decoding, stop strings, log-probabilities."""
+"""One continuation, from tokens to text: decoding, stop strings, log-probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mygpt.errors import InputError
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.tokenization.base import shared_start
 
-_CONTEXT = 64  # tokens of a prompt that are decoded again to see how it ends
+_CONTEXT = 64  # last tokens of a prompt that are decoded to see how it ends
 
 
 @dataclass
@@ -23,7 +23,7 @@ class TokenLogprob:
         id: the token.
         text: the token as text; a control token's is its name.
         logprob: its log-probability.
-        top: the likeliest tokens at this place, text and log-probability, best first.
+        top: the likeliest tokens at this position, text and log-probability, best first.
         top_ids: their ids.
     """
 
@@ -59,11 +59,11 @@ class Completion:
 
 
 class Row:
-    """One sample on its way: decodes, watches for stop strings, collects log-probabilities.
+    """One sample: decodes its tokens, searches for stop strings, collects log-probabilities.
 
     Args:
         tokenizer: the model's.
-        completion: what it fills.
+        completion: receives the results.
         stop: strings that end the text.
         logprobs: how many alternatives each token's entry has; None for no entries.
         after: (T,) int64 ids of the prompt's text.
@@ -79,23 +79,23 @@ class Row:
     ) -> None:
         self.tokenizer, self.ends = tokenizer, ends_of(tokenizer)
         self.completion = completion
-        # Some tokenizers drop the space before a text's first word, which this one's is not.
+        # Some tokenizers drop the space before the first word of a text; this text has a prompt.
         before = [] if after is None else after[-_CONTEXT:].tolist()
         self.decoder = tokenizer.decoder(continued=bool(completion.prompt), after=before)
         self.given = _undecoded_space(tokenizer, completion.prompt, before)
         self.stop = stop
         self.num_logprobs = logprobs
-        self.held_back = ""
+        self.pending = ""
         if logprobs is not None:
             completion.logprobs = []
 
     @property
     def ended(self) -> bool:
-        """Whether this sample takes no more tokens."""
+        """Whether this sample has ended."""
         return bool(self.completion.finish_reason)
 
     def push(self, token_id: int, logits: NDArray[np.float32] | None = None) -> str:
-        """Take in one token, drawn from these logits; return the text that is now certain."""
+        """Add one token, drawn from these logits; return the text that is now certain."""
         if self.ended:
             return ""
         self.completion.token_ids.append(token_id)
@@ -106,7 +106,7 @@ class Row:
         return self._release(self.decoder.push(token_id))
 
     def finish(self, max_new_tokens: int) -> str:
-        """Close a row that nothing ended; return the text that was held back."""
+        """End a row that no token ended; return the text that was pending."""
         if self.ended:
             return ""
         full = len(self.completion.token_ids) == max_new_tokens
@@ -117,25 +117,25 @@ class Row:
         if self.ended:
             return piece
         self.completion.finish_reason = reason
-        self.completion.text += self.held_back
-        return piece + self.held_back
+        self.completion.text += self.pending
+        return piece + self.pending
 
     def _release(self, new: str) -> str:
-        """Add `new`; give out what can no longer become part of a stop string."""
+        """Add `new`; return the text that can no longer become part of a stop string."""
         if self.given and new:
             shared = shared_start(self.given, new)
             new, self.given = new[shared:], "" if new[shared:] else self.given[shared:]
-        waiting = self.held_back + new
-        found = [(waiting.find(s), s) for s in self.stop if s in waiting]
+        pending = self.pending + new
+        found = [(pending.find(s), s) for s in self.stop if s in pending]
         if found:
             self.completion.finish_reason = "stop"
-            waiting, self.held_back = waiting[: min(found)[0]], ""
+            pending, self.pending = pending[: min(found)[0]], ""
         else:
-            keep = max((_overlap(waiting, s) for s in self.stop), default=0)
-            self.held_back = waiting[len(waiting) - keep :]
-            waiting = waiting[: len(waiting) - keep]
-        self.completion.text += waiting
-        return waiting
+            keep = max((_overlap(pending, s) for s in self.stop), default=0)
+            self.pending = pending[len(pending) - keep :]
+            pending = pending[: len(pending) - keep]
+        self.completion.text += pending
+        return pending
 
     def _logprob(self, token_id: int, logits: NDArray[np.float32]) -> TokenLogprob:
         wide = logits.astype(np.float64)
@@ -148,13 +148,13 @@ class Row:
 
 
 def _undecoded_space(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> str:
-    """White space at a prompt's end that is in none of its ids, but may come with the next."""
+    """White space at a prompt's end that its ids lack, and that the next token may contain."""
     space = prompt[len(prompt.rstrip()) :]
     if not space or not ids:
         return ""
     try:
         decoded = tokenizer.decode(ids)
-    except InputError:  # its decoder fails; the new tokens will say so
+    except InputError:  # its decoder fails: the new tokens raise the same
         return ""
     own = decoded[len(decoded.rstrip()) :]
     return space[len(own) :] if space.startswith(own) else ""

@@ -27,7 +27,7 @@ _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the `cpu` engine would do all that the model's own forward does."""
+    """Whether the `cpu` engine computes what the model's own forward does."""
     return packable_parameters(model) is not None
 
 

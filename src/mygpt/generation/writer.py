@@ -17,8 +17,8 @@ from mygpt.core.window import Overflow, check_overflow, check_prompt_fits
 from mygpt.engines.choice import Choice, tokens_to_read
 from mygpt.engines.contract import Batch, Decoding, Request, fresh_seed
 from mygpt.errors import InputError
+from mygpt.generation.backend import Backend
 from mygpt.generation.completion import Completion, Row
-from mygpt.generation.source import Source
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.tokenization.unknown import (
     PROMPT_POLICIES,
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from mygpt.core.model import GPT
     from mygpt.engines.reading import Reading
 
-# The cpu engine's steps are so short that asking for each alone would cost: it is asked
-# for as many as fit in this time.
+# Steps of small models are so short that one call for each would cost time: a call makes as many
+# steps as fit in this time.
 _BLOCK_S = 0.002
-_CACHE_BYTES = 2**30  # what the keys and values of samples written together may take
-_MOST_TOGETHER = 64
+_CACHE_BYTES = 2**30  # the most for keys and values of samples that are decoded together
+_MAX_GROUP = 64
 _OPTIONS = ("seed", "stop", "logprobs", "overflow", "unknown")
 
 
@@ -69,12 +69,12 @@ class Writer:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the model "
-                f"{model.config.vocab_size}: they do not belong together"
+                f"{model.config.vocab_size}: they are of different models"
             )
         self.config: GPTConfig = model.config
         self.tokenizer = tokenizer
         self.provenance = provenance or {}
-        self._source = Source(model, device=device, dtype=dtype, engine=engine, compile=compile)
+        self._backend = Backend(model, device=device, dtype=dtype, engine=engine, compile=compile)
 
     def __repr__(self) -> str:
         return (
@@ -85,49 +85,51 @@ class Writer:
 
     @property
     def model(self) -> GPT:
-        """The model as a torch module; a checkpoint's is built when first asked for."""
-        return self._source.model
+        """The model as a torch module; a checkpoint's is built at the first access."""
+        return self._backend.model
 
     def choose_engine(self, tokens: int) -> Choice:
-        """The engine that writes so many tokens, and why.
+        """The engine for so many tokens, and why.
 
         Raises:
-            InputError: for an engine, a device or a number format that cannot be had.
+            InputError: for an engine, a device or a number format that is not available.
         """
-        return self._source.choose(tokens)
+        return self._backend.choose(tokens)
 
     def open_batch(self, size: int) -> Batch:
-        """`size` slots for requests that come and go between tokens, as a server's do.
-
-        Of the engine that is best for long jobs; requests are the caller's to make.
+        """A batch of `size` slots, which requests join and leave between tokens, as in a server.
 
         Raises:
-            InputError: for fewer than one slot, or an engine that cannot be had.
+            InputError: for fewer than one slot, or an engine that is not available.
         """
         require_int("size", size, least=1)
-        return self._source.open(size)
+        return self._backend.open(size)
+
+    def start(self, requests: Sequence[Request], tokens: int, reads: int) -> Decoding:
+        """Begin to decode with the engine for `tokens` new tokens and `reads` tokens to read."""
+        return self._backend.engine(tokens, reads).start(requests)
 
     def read(self, ids: Sequence[int], shown: int | None = None) -> Reading:
-        """What the model makes of a text: each position's prediction, and who looks at whom.
+        """The model's prediction at each position of a text, and its attention weights.
 
         Args:
-            ids: of the text, at most the window.
-            shown: how many of the last positions' attention is kept; None is all.
+            ids: the text, at most as long as the window.
+            shown: for how many of the last positions the attention is kept; None is all.
 
         Raises:
-            InputError: for no token, or more than the window holds.
+            InputError: for no token, or more than fit in the window.
         """
         from mygpt.engines.reading import read
 
-        return read(self._source.network(), ids, shown)
+        return read(self._backend.network(), ids, shown)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of a prompt; an empty one starts from end-of-text, or from a newline.
+        """Ids of a prompt, after the tokenizer's begin-of-text ids.
 
-        What the tokenizer puts before every text stands before it.
+        An empty prompt becomes end-of-text, or a newline where the tokenizer has none.
 
         Raises:
-            UnknownTokenError: for characters the model never saw.
+            UnknownTokenError: for characters outside the vocabulary.
         """
         ids = [*self.tokenizer.beginning, *self.tokenizer.encode_array(prompt).tolist()]
         if ids:
@@ -146,11 +148,11 @@ class Writer:
         return completion.prompt + completion.text
 
     def stream(self, prompt: str = "", max_new_tokens: int = 200, **options: Any) -> Iterator[str]:
-        """The continuation in pieces, as they become certain; options as for `complete`.
+        """The continuation in pieces as they become certain; options as for `complete`.
 
-        Never half a character, and never the beginning of a stop string.
+        A piece never ends within a character, nor in the beginning of a stop string.
         """
-        job = _Job(self, prompt, max_new_tokens, **options)
+        job = _TextCall(self, prompt, max_new_tokens, **options)
         return (piece for pieces in job.pieces(range(1)) for piece in pieces if piece)
 
     def complete(
@@ -163,27 +165,27 @@ class Writer:
             max_new_tokens: where to end at the latest.
             num_samples: how many continuations; number i depends on the seed and i alone.
             options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` and
-                `overflow` as for `generate`; `seed` (None draws a fresh one, told in the
-                result); `stop`, strings that end the text and are not part of it;
-                `logprobs`, how many alternatives to tell for each token; `unknown`, "drop" to
-                leave out of the prompt what the tokenizer does not know ("error").
+                `overflow` as for `generate`; `seed` (None draws one, which the result
+                contains); `stop`, strings that end the text and are not part of it;
+                `logprobs`, how many alternatives to report for each token; `unknown`, "drop" to
+                remove from the prompt what the tokenizer does not know ("error").
 
         Raises:
             InputError: for a value outside its range.
-            UnknownTokenError: for characters the model never saw.
+            UnknownTokenError: for characters outside the vocabulary.
         """
         return list(self.samples(prompt, max_new_tokens, num_samples, **options))
 
     def samples(
         self, prompt: str = "", max_new_tokens: int = 200, num_samples: int = 1, **options: Any
     ) -> Iterator[Completion]:
-        """What `complete` returns, one after another: as many together as memory allows."""
+        """The results of `complete` one by one, decoded in groups as large as memory allows."""
         require_int("num_samples", num_samples, least=1)
-        return _Job(self, prompt, max_new_tokens, **options).samples(num_samples)
+        return _TextCall(self, prompt, max_new_tokens, **options).samples(num_samples)
 
 
-class _Job:
-    """One call: options checked at once, samples decoded in groups, tokens turned into text."""
+class _TextCall:
+    """One call: options are checked at once, samples decoded in groups, tokens become text."""
 
     def __init__(
         self,
@@ -236,16 +238,16 @@ class _Job:
         config = self.writer.config
         positions = min(config.max_seq_len, len(self.prompt_ids) + self.max_new_tokens)
         row_bytes = 8 * config.num_layers * config.kv_heads * config.head_size * max(1, positions)
-        together = max(1, min(_MOST_TOGETHER, _CACHE_BYTES // row_bytes))
-        for first in range(0, count, together):
-            group = range(first, min(first + together, count))
+        group_size = max(1, min(_MAX_GROUP, _CACHE_BYTES // row_bytes))
+        for first in range(0, count, group_size):
+            group = range(first, min(first + group_size, count))
             rows = self._rows(group)
             for _ in self._pieces(rows, total=count):
                 pass
             yield from (row.completion for row in rows)
 
     def pieces(self, indices: range) -> Iterator[list[str]]:
-        """The newly certain text of each sample, as it comes."""
+        """The newly certain text of each sample at each step."""
         return self._pieces(self._rows(indices), total=len(indices))
 
     def _rows(self, indices: range) -> list[Row]:
@@ -277,23 +279,22 @@ class _Job:
     def _pieces(self, rows: list[Row], total: int) -> Iterator[list[str]]:
         most, window = self.max_new_tokens, self.writer.config.max_seq_len
         reads = tokens_to_read(len(self.prompt_ids), most, window, self.overflow)
-        engine = self.writer._source.engine(total * most, total * reads)
-        in_blocks = engine.name == "cpu" and self.logprobs is None
-        decoding = engine.start(self._requests(rows))
+        decoding = self.writer.start(self._requests(rows), total * most, total * reads)
         length = 1
         while True:
             began = time.perf_counter()
             new = decoding.advance(length)
             if not any(new):
                 break
-            if in_blocks:
+            # With log-probabilities, each token needs the logits of its own step.
+            if decoding.draws_in_blocks and self.logprobs is None:
                 length = max(1, int(_BLOCK_S * length / (time.perf_counter() - began)))
             for step in range(max(map(len, new))):
                 yield [self._push(row, n, new[n], step, decoding) for n, row in enumerate(rows)]
         yield [row.finish(self.max_new_tokens) for row in rows]
 
     def _push(self, row: Row, number: int, ids: list[int], step: int, decoding: Decoding) -> str:
-        """Give a row its token of this step; tell the engine when a stop string ends it."""
+        """Pass a row its token of this step; end the row in the engine at a stop string."""
         if step >= len(ids):
             return ""
         text = row.push(ids[step], None if self.logprobs is None else decoding.logits(number))
@@ -316,7 +317,7 @@ def load(
 
     Raises:
         CheckpointError: when there is none, or it is damaged, foreign or newer.
-        InputError: for a device, a number format or an engine that cannot be had.
+        InputError: for a device, a number format or an engine that is not available.
     """
     checkpoint = read_checkpoint(resolve(path))
     return Writer(

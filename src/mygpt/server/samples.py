@@ -101,7 +101,7 @@ class Sample:
 
     def take(self, token_id: int, logits: NDArray[np.float32] | None) -> None:
         """Add a token, with the logits (V,) that it was sampled from if `wants_logits`."""
-        offset = self.before + len(self.completion.text) + len(self.row.held_back)
+        offset = self.before + len(self.completion.text) + len(self.row.pending)
         self._text += self.row.push(token_id, logits)
         if self.completion.logprobs is not None:
             self._entries.append(Entry.of(self.completion.logprobs[-1], offset))

@@ -155,6 +155,8 @@ class CpuDecoding:
     appends the caller's ids. Or `race` draws with the numbers that the caller puts into `noise`.
     """
 
+    draws_in_blocks = True
+
     def __init__(
         self, model: PackedModel, requests: Sequence[Request], threads: int | None
     ) -> None:

@@ -1,4 +1,4 @@
-"""Where a `Writer`'s engines come from: a checkpoint's arrays, or a torch model as it now is."""
+"""The engines of one model: made from a checkpoint's arrays, or from a torch model as it is now."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from mygpt.engines.contract import Batch, Engine
     from mygpt.engines.numpy_network import Network
 
-_LONG_JOB = 10**9  # tokens: all that a server will ever write
+_LONG_JOB = 10**9  # tokens: more than a server writes
 
 
-class Source:
-    """A model and how it is wanted to run.
+class Backend:
+    """A model and the engines that can run it; `choose` selects one.
 
     Args:
         model: a torch model, which may be changed at any time, or a checkpoint, whose arrays
@@ -29,7 +29,7 @@ class Source:
         compile: for torch (see `TorchEngine`).
 
     Raises:
-        InputError: for what cannot be had.
+        InputError: for an engine, a device or a number format that is not available.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class Source:
         self._checkpoint = model if isinstance(model, Checkpoint) else None
         self._model = None if isinstance(model, Checkpoint) else model
         self._device, self._dtype, self._wanted, self._compile = device, dtype, engine, compile
-        self._kept: dict[str, Engine] = {}
+        self._engines: dict[str, Engine] = {}
         choice = self.choose(1)
         if compile and choice.name != "torch":
             raise InputError(
                 f"compile is for the torch engine, and {choice.name} is chosen "
-                f"({choice.reason}): add --engine torch, or leave out --compile"
+                f"({choice.reason}): add --engine torch, or remove --compile"
             )
         if choice.name == "torch":
-            _ = self.model  # refuses devices that are not there
+            _ = self.model  # raises for a device that is not available
 
     @property
     def model(self) -> GPT:
-        """The torch model; a checkpoint's is built in eval mode when first asked for.
+        """The torch model; a checkpoint's is built, in eval mode, at the first access.
 
-        Once handed out it may be changed, so that from then on it is what runs.
+        The caller may change it, so that from then on all engines run this model.
         """
         if self._model is None:
             from mygpt.machine import choose_device, choose_dtype
@@ -64,7 +64,7 @@ class Source:
         return self._model
 
     def choose(self, tokens: int, reads: int | None = None) -> Choice:
-        """The engine that writes so many tokens, and why; see `mygpt.engines.choice.choose`."""
+        """The engine for so many tokens, and why; see `mygpt.engines.choice.choose`."""
         job: dict[str, Any] = {"tokens": tokens, "reads": reads, "wanted": self._wanted}
         if self._model is None:
             assert self._checkpoint is not None
@@ -73,7 +73,7 @@ class Source:
         from mygpt.generation.packing import can_pack
 
         if self._wanted == "torch":
-            return Choice("torch", "it was asked for")
+            return Choice("torch", "it was requested")
         if can_pack(self._model):
             dtype = "int8" if self._dtype == "int8" else "float32"
             config = self._model.config
@@ -86,22 +86,22 @@ class Source:
         return Choice("torch", "the model has changed parts, or is not float32 on the CPU")
 
     def engine(self, tokens: int, reads: int) -> Engine:
-        """The engine for such a job, made when it is first needed."""
+        """The engine for such a job, created when it is first needed."""
         name = self.choose(tokens, reads).name
         if name == "torch":
             return self._torch_engine
         if self._model is not None:
             return self._engine_of_model(self._model, name)
-        if name not in self._kept:
-            self._kept[name] = self._engine_of_checkpoint(name)
-        return self._kept[name]
+        if name not in self._engines:
+            self._engines[name] = self._engine_of_checkpoint(name)
+        return self._engines[name]
 
     def open(self, size: int) -> Batch:
-        """A batch of `size` slots, of the engine that long jobs have."""
+        """A batch of `size` slots, of the engine for long jobs."""
         return self.engine(_LONG_JOB, _LONG_JOB).open(size)
 
     def network(self) -> Network:
-        """The model in NumPy, which shows its work; of a torch model as that is now."""
+        """The model in NumPy, for `engines.reading`; of a torch model with its present weights."""
         from mygpt.engines.numpy_network import Network
 
         if self._model is not None:
@@ -120,7 +120,7 @@ class Source:
 
     @cached_property
     def _torch_engine(self) -> Engine:
-        """Kept, for what it compiled; it runs the model as that is at each call."""
+        """Kept for its compiled step; each call runs the model with its present weights."""
         from mygpt.engines.torch_engine import TorchEngine
 
         return TorchEngine(self.model, compile=self._compile)
