@@ -57,7 +57,14 @@ class Request:
 
 
 class Decoding(Protocol):
-    """Rows that are being decoded, one for each request."""
+    """Rows that are being decoded, one for each request.
+
+    Attributes:
+        draws_in_blocks: whether a call of `advance` should draw many tokens, because a step takes
+            less time than a call.
+    """
+
+    draws_in_blocks: bool
 
     def advance(self, most: int) -> list[list[int]]:
         """Draw up to `most` tokens for every row; each row's new ids, fewer where it ended.

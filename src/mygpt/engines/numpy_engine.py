@@ -76,6 +76,8 @@ class Row:
 class NumpyDecoding:
     """Rows that are being decoded, one per request; see `mygpt.engines.contract.Decoding`."""
 
+    draws_in_blocks = False
+
     def __init__(self, network: Network, requests: Sequence[Request]) -> None:
         self.rows = [Row(network, request) for request in requests]
         self.prompts_read = False

@@ -188,6 +188,8 @@ class TorchEngine:
 class TorchDecoding:
     """Requests that differ only in their prompts' tokens and seeds are decoded as one batch."""
 
+    draws_in_blocks = False
+
     def __init__(
         self, model: Any, requests: Sequence[Request], compiled: TorchCompiledStep | None = None
     ) -> None:
