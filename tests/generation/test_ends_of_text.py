@@ -191,7 +191,7 @@ def test_gguf_names_the_ends_that_it_has_places_for() -> None:
     assert values["tokenizer.ggml.eos_token_id"] == 256
     assert values["tokenizer.ggml.eot_token_id"] == 278
     assert values["tokenizer.ggml.eom_token_id"] == 279
-    assert notes == ["GGUF has no place for the ids 277, which end a text here too"]
+    assert notes == ["GGUF has no entry for the ids 277, which also end a text in mygpt"]
 
 
 def test_a_state_with_ends_that_are_none_is_refused() -> None:
