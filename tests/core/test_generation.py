@@ -208,7 +208,7 @@ def test_what_a_foreign_model_is_shown(overflow, window):
 
 
 def test_the_references_windows():
-    """The judge itself, by hand: window 4, prompt of 3 and of 6 tokens."""
+    """The reference itself, by hand: window 4, prompt of 3 and of 6 tokens."""
 
     def shown(length, overflow):
         return [(p.start, p.stop) for p in reference.visible_parts(length, 6, 4, overflow)]
@@ -336,7 +336,7 @@ def model_of_weights(model: GPT) -> GPT:
     return plain
 
 
-def test_no_gradients_are_tracked_and_those_of_the_caller_go_on():
+def test_no_gradients_are_tracked_and_those_of_the_caller_still_are():
     """Between the steps of a stream the caller's own gradients still work."""
     model = build(MODERN)
     for ids in stream(model, PROMPT, 3):

@@ -52,7 +52,7 @@ def test_forward_is_the_textbooks(config, spread):
 
 
 def test_the_grid_of_shapes_takes_every_switch_both_ways():
-    """So that the tests over CONFIGS leave nothing out."""
+    """So that the tests over CONFIGS cover each option."""
     for field in ("norm", "position", "attention_bias", "mlp_bias", "qk_norm", "tied"):
         assert len({getattr(config, field) for config in CONFIGS.values()}) == 2, field
     assert {config.mlp for config in CONFIGS.values()} == {"gelu", "gelu_tanh", "swiglu"}
@@ -78,7 +78,7 @@ def test_loss_is_the_mean_cross_entropy_in_nats(config):
 
 @every_config
 def test_later_tokens_do_not_change_earlier_logits(config):
-    """Causality: each position may look at itself and at what stands before it."""
+    """Causality: each position attends to itself and to earlier ones."""
     model = build(config)
     time = config.max_seq_len
     ids = some_ids(config, 1, time)
@@ -307,7 +307,7 @@ def test_dropout_is_of_training_alone():
 
 @every_config
 def test_every_parameter_gets_a_gradient(config):
-    """Nothing is left out of the forward pass (a one-word vocabulary has no gradient at all)."""
+    """The forward pass uses every parameter (with a vocabulary of one word none has a gradient)."""
     if config.vocab_size == 1:
         config = GPTConfig(**(config.to_dict() | {"vocab_size": 4}))
     model = build(config)

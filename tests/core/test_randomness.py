@@ -1,4 +1,4 @@
-"""randomness.py: Philox against Random123's vectors, streams, and shuffles without a table."""
+"""core/random.py: Philox against Random123's vectors, streams, and shuffles without a table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_philox(seed: int, *counters: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_known_answers_of_random123(counter, key, expected):
-    """Ours and the scalar twin; a seed's low 32 bits are the first word of the key."""
+    """Of core.random and of the reference; a seed's low 32 bits are the first word of the key."""
     low, high = words(key)
     assert run_philox(low + 2**32 * high, words(counter)) == [words(expected)]
     assert reference.philox((low, high), words(counter)) == words(expected)
@@ -59,7 +59,7 @@ def test_stream_numbers_are_the_scalar_ones(seed, index, step):
 
 
 def test_stream_numbers_never_change():
-    """Recorded once: a seed that somebody wrote down keeps its text for ever."""
+    """Recorded once: a seed that somebody wrote down keeps its text."""
     recorded = {
         (0, 0, 0): 0.5166791672979152,
         (0, 0, 1): 0.7909692887268979,
@@ -96,7 +96,7 @@ def test_stream_numbers_are_spread_evenly():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, "7", True, None])
-def test_seeds_that_are_none_are_refused(seed):
+def test_invalid_seeds_are_refused(seed):
     for attempt in (check_seed, Stream):
         with pytest.raises(InputError, match=r"seed=.* whole number from 0 to 2\*\*64 - 1"):
             attempt(seed)
@@ -176,7 +176,7 @@ def test_permute_leaves_no_neighbours_together():
         assert abs(float(np.corrcoef(order, np.arange(4000))[0, 1])) < 0.08
 
 
-def test_epoch_offsets_lie_in_range_and_spread():
+def test_epoch_offsets_are_in_range_and_spread():
     offsets = [epoch_offset(5, epoch, 10) for epoch in range(500)]
     counts = np.bincount(offsets, minlength=10).tolist()
     assert len(counts) == 10

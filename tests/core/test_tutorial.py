@@ -1,4 +1,4 @@
-"""tutorial.py, and the tutorial's printed digits that hang on the model and the batches."""
+"""tutorial.py, and the tutorial's printed digits that depend on the model and the batches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_what_is_no_list_of_words_is_refused():
 
 
 def test_set_seed_seeds_torch():
-    """Seed 0 unless told otherwise."""
+    """Seed 0 by default."""
     set_seed()
     first = torch.rand(3)
     set_seed(0)

@@ -37,7 +37,7 @@ LARGE = GPTConfig(1000, 512, 8, 12, max_seq_len=64)
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets what the machine is like."""
+    """Sets the machine's properties."""
 
     def is_(*, compiled=True, available=True, gpu=False):
         monkeypatch.setattr(kernels, "has_machine_code", lambda: compiled)
@@ -75,8 +75,8 @@ WANTED = {
 
 
 @pytest.mark.parametrize(("asked", "expected"), WANTED.items(), ids=str)
-def test_what_is_asked_for_is_had_or_refused(machine, asked, expected):
-    """A refusal says what would do instead."""
+def test_a_requested_engine_is_chosen_or_refused(machine, asked, expected):
+    """The error names an engine that would work."""
     wanted, device, dtype = asked
     options = {"tokens": 10, "device": device, "dtype": dtype, "wanted": wanted}
     if expected in ENGINES:
@@ -86,7 +86,7 @@ def test_what_is_asked_for_is_had_or_refused(machine, asked, expected):
             choose(TUTORIAL, **options)
 
 
-def test_without_numba_numpy_writes(machine):
+def test_without_numba_the_engine_is_numpy(machine):
     machine(available=False)
     for tokens in (1, 10**9):
         assert choose(TUTORIAL, tokens=tokens).name == "numpy"
@@ -118,7 +118,7 @@ def test_small_models_stay_off_the_gpu(machine):
 
 
 def test_each_choice_has_its_reason(machine):
-    """As a sentence's end, different for each way to it."""
+    """The end of a sentence, different for each choice."""
     cases = [{"wanted": name} for name in ENGINES] + [{"dtype": name} for name in DTYPES]
     reasons = [choose(TUTORIAL, tokens=1, **case).reason for case in cases]
     machine(compiled=False)
@@ -284,7 +284,7 @@ def test_a_changed_model_is_not_packed_and_writes_as_it_is(make):
 
 
 def test_hooks_see_each_step():
-    """Someone who looks at activations while writing sees them all."""
+    """Hooks that record activations are called at every step."""
     model, seen = build(TUTORIAL), []
     handle = model.final_norm.register_forward_hook(lambda *args: seen.append(1))
     written(model)
@@ -411,7 +411,7 @@ CHANGES = [
 @pytest.mark.kernels
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_weights_write(change):
-    """By whatever way they were changed."""
+    """However they were changed."""
     model = build(TUTORIAL, spread=0.7)
     first, before = cpu_engine_of(model), compiled_logits(model)
     written(model)
@@ -427,8 +427,8 @@ def test_changed_weights_write(change):
 
 
 @pytest.mark.kernels
-def test_every_number_of_weights_that_lie_apart_counts():
-    """Every second column of a wider tensor: what lies between does not belong to the model."""
+def test_every_weight_of_a_strided_tensor_is_compared():
+    """Every second column of a wider tensor: the others do not belong to the model."""
     model = build(TUTORIAL, spread=0.7)
     wide = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     model.token_embedding.weight.data = wide[:, ::2]
@@ -440,7 +440,7 @@ def test_every_number_of_weights_that_lie_apart_counts():
     assert np.abs(compiled_logits(model) - torch_logits(model)).max() < 1e-4
 
 
-def test_a_writer_sees_new_weights_too():
+def test_a_writer_uses_new_weights():
     model = build(TUTORIAL, spread=0.7)
     w = Writer(model, CharTokenizer("abcde"))
     before = w.complete("be", 20, seed=1)[0].token_ids
@@ -451,8 +451,8 @@ def test_a_writer_sees_new_weights_too():
 
 
 @pytest.mark.kernels
-def test_each_model_has_an_engine_of_its_own_that_ends_with_it():
-    """Copies too; nothing keeps weights of a model that is gone."""
+def test_each_model_has_its_own_engine_that_is_deleted_with_it():
+    """Copies too; nothing keeps weights of a deleted model."""
     import copy
 
     one = build(TUTORIAL, spread=0.7)
@@ -480,8 +480,8 @@ sizes = st.lists(st.integers(1, 70), min_size=1, max_size=4)
 
 @pytest.mark.kernels
 @given(sizes, st.integers(0, 2**32), st.data())
-def test_any_change_of_any_number_shows(lengths, seed, data):
-    """One bit, two numbers or two arrays exchanged; what lies around them does not matter."""
+def test_any_change_of_any_weight_is_noticed(lengths, seed, data):
+    """One bit, two numbers or two arrays exchanged; memory around them does not matter."""
     generator = np.random.default_rng(seed)
     arrays = [generator.normal(size=n).astype(np.float32) for n in lengths]
     before = digest(*arrays)
@@ -519,7 +519,7 @@ def double_and_halve(weights, places) -> None:
 @pytest.mark.parametrize("count", [2, 3, 8])
 @pytest.mark.parametrize("change", [negate, exchange, double_and_halve])
 def test_changes_of_several_numbers_do_not_cancel(change, count):
-    """Two thousand random ones, none unseen: signs alone once cancelled in every second pair."""
+    """Two thousand random ones are all noticed: changes of sign cancelled in every second pair."""
     generator = np.random.default_rng(0)
     unseen = 0
     for _ in range(2000):
@@ -533,7 +533,7 @@ def test_changes_of_several_numbers_do_not_cancel(change, count):
 
 
 @pytest.mark.kernels
-def test_numbers_around_an_array_do_not_count():
+def test_numbers_around_an_array_are_not_compared():
     weights = np.arange(10, dtype=np.float32)
     before = digest(weights[2:8])
     weights[[1, 8]] = 99

@@ -1,6 +1,6 @@
 """Batches that requests join and leave: each row has the tokens it has alone; no memory leaks.
 
-A schedule is a list of joins, ends and advances; the judge is each request's own `Decoding`.
+A schedule is a list of joins, ends and advances; the checker is each request's own `Decoding`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Expected:
         return more or (self.alone.error is not None and not self.failed)
 
 
-class Judge:
+class Checker:
     """Executes a schedule's steps with a batch, and compares all results."""
 
     def __init__(self, engine, size: int) -> None:
@@ -211,7 +211,7 @@ def random_request(generator: np.random.Generator, config: GPTConfig, most_new: 
 
 
 def random_schedule(seed: int, config: GPTConfig, most_new: int) -> list[tuple]:
-    """20 to 60 steps for `Judge`: more joins than there are slots, and `advance` by any count."""
+    """20 to 60 steps for `Checker`: more joins than slots, and `advance` by any count."""
     generator = np.random.default_rng(seed)
     schedule: list[tuple] = []
     for _ in range(generator.integers(20, 61)):
@@ -265,9 +265,9 @@ def test_a_row_is_bitwise_the_same_as_alone(name, kind, threads, shared):
     @settings(max_examples=150 if threads == 1 else 80)
     @given(st.integers(1, 5), st.integers(0, 2**32))
     def check(size, seed):
-        judge = Judge(engine, size)
-        judge.do(random_schedule(seed, engine.model.config, most_new))
-        counts.update(judge.counts)
+        checker = Checker(engine, size)
+        checker.do(random_schedule(seed, engine.model.config, most_new))
+        counts.update(checker.counts)
 
     check()
     assert counts["ids"] > 1000, "the schedules show too little"
@@ -284,9 +284,9 @@ def test_rows_of_other_engines_are_the_same_as_alone(kind):
     @settings(max_examples=20)
     @given(st.integers(1, 4), st.integers(0, 2**32))
     def check(size, seed):
-        judge = Judge(engine, size)
-        judge.do(random_schedule(seed, config_of("tutorial"), 30))
-        counts.update(judge.counts)
+        checker = Checker(engine, size)
+        checker.do(random_schedule(seed, config_of("tutorial"), 30))
+        counts.update(checker.counts)
 
     check()
     assert counts["ids"] > 300
@@ -300,14 +300,14 @@ def test_rows_of_other_engines_are_the_same_as_alone(kind):
 @pytest.mark.parametrize("most", [1, 5])
 def test_tokens_drawn_before_a_failure_are_returned(most, kind):
     """Token 1 is drawn first; then it counts as seen, and its penalty overflows."""
-    judge = Judge(constant([0.0, 40.0, 1.0], kind), 3)
-    judge.join(request([0], 4, seed=1))
-    judge.join(request([0], 4, WILD))
-    judge.join(request([0], 4, seed=2))
+    checker = Checker(constant([0.0, 40.0, 1.0], kind), 3)
+    checker.join(request([0], 4, seed=1))
+    checker.join(request([0], 4, WILD))
+    checker.join(request([0], 4, seed=2))
     for _ in range(5):
-        judge.advance(most)
-    assert judge.counts == {"ids": 9, "failures": 1}
-    assert "repetition_penalty=1e-39" in judge.rows[1].alone.error
+        checker.advance(most)
+    assert checker.counts == {"ids": 9, "failures": 1}
+    assert "repetition_penalty=1e-39" in checker.rows[1].alone.error
 
 
 @pytest.mark.parametrize("kind", [CPU, "numpy", "torch"])
@@ -342,16 +342,16 @@ def pieces(monkeypatch) -> None:
 def test_a_long_prompt_does_not_keep_others_waiting(pieces):
     """They get tokens at each call; short prompts are read first, those with its beginning wait."""
     text, other, _ = base_texts(5)
-    judge = Judge(engine_of("modern"), 6)
-    judge.join(request([1], 20))
-    judge.advance(1)
+    checker = Checker(engine_of("modern"), 6)
+    checker.join(request([1], 20))
+    checker.advance(1)
     for prompt, new in ((text[:30], 9), (text[:30], 9), (other[:20], 9), ([1, 2], 9)):
-        judge.join(request(prompt, new))
+        checker.join(request(prompt, new))
     waits = []
     for _ in range(9):
-        before = judge.counts["waits"]
-        judge.advance(1)
-        waits.append(judge.counts["waits"] - before)
+        before = checker.counts["waits"]
+        checker.advance(1)
+        waits.append(checker.counts["waits"] - before)
     assert waits == [3, 3, 3, 3, 2, 1, 0, 0, 0]
 
 
@@ -359,15 +359,15 @@ def test_a_long_prompt_does_not_keep_others_waiting(pieces):
 def test_a_long_prompt_is_read_at_once_if_no_row_waits(pieces):
     """Reading stops as soon as the first row can draw."""
     text, other, _ = base_texts(5)
-    judge = Judge(engine_of("modern"), 3)
-    judge.join(request(text[:30], 9))
-    judge.advance(1)
-    assert not judge.counts["waits"]
-    judge.end(0)
-    judge.join(request(other[:30], 9))
-    judge.join(request([3, *text[:30]], 9))
-    judge.advance(1)
-    assert judge.counts["waits"] == 1
+    checker = Checker(engine_of("modern"), 3)
+    checker.join(request(text[:30], 9))
+    checker.advance(1)
+    assert not checker.counts["waits"]
+    checker.end(0)
+    checker.join(request(other[:30], 9))
+    checker.join(request([3, *text[:30]], 9))
+    checker.advance(1)
+    assert checker.counts["waits"] == 1
 
 
 @pytest.mark.kernels
@@ -379,9 +379,9 @@ def test_reading_in_pieces_changes_no_row(name, pieces, shared):
     @settings(max_examples=80)
     @given(st.integers(2, 5), st.integers(0, 2**32))
     def check(size, seed):
-        judge = Judge(engine, size)
-        judge.do(random_schedule(seed, engine.model.config, 50))
-        counts.update(judge.counts)
+        checker = Checker(engine, size)
+        checker.do(random_schedule(seed, engine.model.config, 50))
+        counts.update(checker.counts)
 
     check()
     assert counts["ids"] > 700
@@ -389,25 +389,25 @@ def test_reading_in_pieces_changes_no_row(name, pieces, shared):
     assert len(shared) > 15
 
 
-# --- prompts that begin alike --------------------------------------------------------------
+# --- common prefixes -----------------------------------------------------------------------
 
 
 @pytest.mark.kernels
 def test_a_prompt_is_read_once(shared):
     """Once for rows that join at the same time, for later ones, and after all have left."""
     text = base_texts(5)[0][:30]
-    judge = Judge(engine_of("modern"), 4)
+    checker = Checker(engine_of("modern"), 4)
     for index in range(3):
-        judge.join(request(text, 5, index=index))
-    judge.advance(1)
+        checker.join(request(text, 5, index=index))
+    checker.advance(1)
     assert shared == [29, 29]
-    judge.join(request(text, 5, index=3))
-    judge.advance(1)
+    checker.join(request(text, 5, index=3))
+    checker.advance(1)
     assert shared == [29, 29, 29]
     for _ in range(4):
-        judge.end(0)
-    judge.join(request([*text, 1], 5))
-    judge.advance(2)
+        checker.end(0)
+    checker.join(request([*text, 1], 5))
+    checker.advance(2)
     assert shared == [29, 29, 29, 30]
 
 
@@ -415,17 +415,17 @@ def test_a_prompt_is_read_once(shared):
 def test_only_the_common_beginning_is_copied(shared):
     """Up to the first different token; nothing if it is short, or the window has moved past it."""
     text = base_texts(5)[0]
-    judge = Judge(engine_of("learned"), 8)
-    judge.join(request(text[:30], 20, seed=3))
-    judge.advance(1)
-    judge.join(request([*text[:20], (text[20] + 1) % 5, *text[21:30]], 5))
-    judge.advance(1)
+    checker = Checker(engine_of("learned"), 8)
+    checker.join(request(text[:30], 20, seed=3))
+    checker.advance(1)
+    checker.join(request([*text[:20], (text[20] + 1) % 5, *text[21:30]], 5))
+    checker.advance(1)
     assert shared == [20]
-    judge.join(request([*text[:10], (text[10] + 1) % 5, *text[11:30]], 5))
-    judge.join(request(text[:9], 5))
-    judge.advance(1)
-    judge.advance(30)
-    judge.end(0)
+    checker.join(request([*text[:10], (text[10] + 1) % 5, *text[11:30]], 5))
+    checker.join(request(text[:9], 5))
+    checker.advance(1)
+    checker.advance(30)
+    checker.end(0)
     assert shared == [20]
 
 
@@ -433,11 +433,11 @@ def test_only_the_common_beginning_is_copied(shared):
 def test_the_beginning_of_a_moved_window_is_copied(shared):
     """Of a prompt longer than the window the part that the model sees is compared."""
     text = base_texts(5)[0]
-    judge = Judge(engine_of("modern"), 2)
-    judge.join(request(text[:50], 3))
-    judge.advance(1)
-    judge.join(request(text[10:45], 3))
-    judge.advance(3)
+    checker = Checker(engine_of("modern"), 2)
+    checker.join(request(text[:50], 3))
+    checker.advance(1)
+    checker.join(request(text[10:45], 3))
+    checker.advance(3)
     assert shared == [34]
 
 
@@ -446,21 +446,21 @@ def test_cached_values_that_are_not_finite_are_not_copied(shared):
     """Tokens in one tile with a broken token became NaN too, and were copied to other rows."""
     text = base_texts(6)[0][:17]
     assert 5 not in text
-    judge = Judge(engine_of("broken"), 3)
-    judge.join(request([*text, 5, 0], 3))
-    judge.join(request([*text, 1, 0], 3))
-    judge.advance(3)
-    assert judge.counts == {"ids": 3, "failures": 1}
+    checker = Checker(engine_of("broken"), 3)
+    checker.join(request([*text, 5, 0], 3))
+    checker.join(request([*text, 1, 0], 3))
+    checker.advance(3)
+    assert checker.counts == {"ids": 3, "failures": 1}
 
 
 @pytest.mark.kernels
 def test_a_penalty_counts_tokens_before_the_window():
     """Only the last tokens of a prompt are kept, but all of them count as seen."""
     greedy = SamplingConfig(0.0, repetition_penalty=2.0)
-    judge = Judge(constant([1.0, 3.9, 4.0]), 1)
-    judge.join(request([2, 0, 0, 0, 0, 0], 1, greedy))
-    judge.advance(1)
-    assert judge.rows[0].alone.ids == [1]
+    checker = Checker(constant([1.0, 3.9, 4.0]), 1)
+    checker.join(request([2, 0, 0, 0, 0, 0], 1, greedy))
+    checker.advance(1)
+    assert checker.rows[0].alone.ids == [1]
 
 
 # --- no memory leaks ----------------------------------------------------------------
@@ -583,12 +583,12 @@ def test_slots_are_counted(kind):
 def test_a_row_that_leaves_before_its_first_step_reads_nothing(shared):
     """Its slot can be used again at once, by a prompt with the same beginning."""
     text = base_texts(5)[0][:30]
-    judge = Judge(engine_of("modern"), 2)
-    judge.join(request(text, 5))
-    judge.end(0)
-    judge.join(request(text, 5, index=1))
-    judge.join(request(text, 5, index=2))
-    judge.advance(5)
+    checker = Checker(engine_of("modern"), 2)
+    checker.join(request(text, 5))
+    checker.end(0)
+    checker.join(request(text, 5, index=1))
+    checker.join(request(text, 5, index=2))
+    checker.advance(5)
     assert shared == [29]
 
 

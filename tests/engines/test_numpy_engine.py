@@ -1,4 +1,4 @@
-"""The NumPy engine against the golden table, the plain-Python twins and the torch model."""
+"""The NumPy engine against the plain-Python reference and the torch model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def engine(model) -> NumpyEngine:
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.floats(0.01, 0.99), st.integers(1, 40))
 def test_filters_of_longer_rows_are_the_references(seed, size, p, k):
-    """Rows past the length from which NumPy's sorts take other ways than for a dozen numbers."""
+    """Rows so long that NumPy's sorts use another algorithm than for a dozen numbers."""
     logits = (np.random.default_rng(seed).integers(-9, 9, size=size) / 4).astype(np.float32)
     assert keep_top_k(logits, k).tolist() == reference.top_k(logits.tolist(), k)
     expected = reference.top_p(logits.tolist(), p)
@@ -101,7 +101,7 @@ def test_logits_are_the_references(name):
 
 @st.composite
 def shapes(draw_from) -> GPTConfig:
-    """Any point of the space of small models."""
+    """A random small configuration."""
     one_of = lambda *values: draw_from(st.sampled_from(values))  # noqa: E731
     groups, shared, d = one_of(1, 2), one_of(1, 2, 3), one_of(2, 4, 6)
     heads = groups * shared
@@ -215,7 +215,7 @@ def test_tokens_are_the_references(name, length, new, sampling, overflow, seed, 
 
 
 def many_requests(vocab_size: int) -> list[Request]:
-    """Ragged prompts, some of them equal at first sight of the window, all policies."""
+    """Prompts of different lengths, some equal in their window; all policies."""
     texts = prompts(vocab_size, [1, 5, 5, 9, 14, 20, 3])
     texts += [texts[1], texts[5], [0, *texts[5][1:]], texts[3]]
     policies = ["crop", "refill"] * 6
@@ -289,7 +289,7 @@ def test_inside_the_window_each_token_is_read_once(reads, overflow, expected):
 
 
 def test_a_shared_prompt_is_read_once(reads):
-    """What lies before the window does not make two prompts differ, everything else does."""
+    """Two prompts are the same if their windows are: tokens before the window do not count."""
     long = [1] * 14
     texts = [[2, 3], [2, 3], [3], long, [0, *long], [1, 3], [2, 4]]
     requests = [request(text, 1, index=i) for i, text in enumerate(texts)]

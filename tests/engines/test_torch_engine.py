@@ -63,13 +63,13 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def lines(caplog) -> list[str]:
-    """What mygpt told; torch talks to itself when it compiles."""
+    """The log records of mygpt; torch logs too while it compiles."""
     return [record.getMessage() for record in caplog.records if record.name == "mygpt"]
 
 
 @pytest.fixture
 def uncompiled(monkeypatch) -> list[dict]:
-    """torch.compile hands its function back; what it was called with."""
+    """Replaces torch.compile by the identity; the arguments of its calls."""
     calls = []
 
     def compile_(function, **options):
@@ -86,7 +86,7 @@ def uncompiled(monkeypatch) -> list[dict]:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_step_of_fixed_shapes_is_the_growing_one(name, batch):
-    """At every position of the window, whatever lies in the places behind it."""
+    """At every position of the window, whatever the later positions hold."""
     model = calm_model_of(name)
     ids = some_ids(model.config.vocab_size, batch, model.max_seq_len)
     growing, fixed = empty_cache(model, batch), empty_cache(model, batch)
@@ -203,9 +203,9 @@ def tokens_of(engine, requests, blocks=(1, 2, 50)) -> list[list[int]]:
 def test_ragged_requests_have_the_tokens_of_the_numpy_engine(uncompiled, name, compile):
     """Prompts of any length, ends, policies and ways of drawing, together and alone."""
     model = model_of(name)
-    twin = NumpyEngine(model.config, arrays_of(model))
+    numpy_engine = NumpyEngine(model.config, arrays_of(model))
     engine = TorchEngine(model, compile=compile)
-    expected = tokens_of(twin, RAGGED)
+    expected = tokens_of(numpy_engine, RAGGED)
     assert tokens_of(engine, RAGGED) == expected
     assert tokens_of(engine, RAGGED, blocks=(100,)) == expected
     assert [tokens_of(engine, [request])[0] for request in RAGGED] == expected
@@ -214,12 +214,12 @@ def test_ragged_requests_have_the_tokens_of_the_numpy_engine(uncompiled, name, c
 
 
 def test_each_rows_logits_are_those_behind_its_last_token():
-    """Also of rows that ended, by their token or from outside, while others go on."""
+    """Also of rows that ended, by their token or by `end`, while others continue."""
     model = model_of("modern")
-    twin = NumpyEngine(model.config, arrays_of(model))
+    numpy_engine = NumpyEngine(model.config, arrays_of(model))
     together = [ask(index=i, new=15, end=i % 2) for i in range(8)]
     for blocks in ([1] * 15, [4, 4, 7], [15]):
-        decodings = [engine.start(together) for engine in (TorchEngine(model), twin)]
+        decodings = [engine.start(together) for engine in (TorchEngine(model), numpy_engine)]
         for number, block in enumerate(blocks):
             new = [decoding.advance(block) for decoding in decodings]
             assert new[0] == new[1]
@@ -346,7 +346,7 @@ def failing_compile(message: str, at: str):
     ],
 )
 def test_where_compiling_fails_one_line_says_so(monkeypatch, caplog, capfd, message, reason, at):
-    """And the text is the same; also where it fails after steps that went well."""
+    """And the text is the same; also if it fails after steps that succeeded."""
     model = model_of("llama")
     expected = tokens_of(TorchEngine(model), RAGGED)
     monkeypatch.setattr(torch, "compile", failing_compile(message, at))
@@ -425,7 +425,7 @@ class Waits(TorchFunctionMode):
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0.0), ALL], ids=str)
 def test_a_step_waits_for_its_device_once(sampling):
-    """To know whether the numbers are numbers; the draw stays where the logits are."""
+    """To check that the logits are finite; the draw is computed where the logits are."""
     logits, text = torch.randn(3, 5), some_ids(5, 3, 4)
     with Waits() as waits:
         next_ids(logits, sampling, text, [Stream(1, i) for i in range(3)], 0)
@@ -459,7 +459,7 @@ def test_sums_are_wide_where_the_device_has_wide_numbers():
 
 
 def test_half_precision_logits_are_drawn_from_in_float32():
-    """The penalty moves the likeliest to 1.003, which bfloat16 cannot tell from 1."""
+    """The penalty moves the largest logit to 1.003, which bfloat16 rounds to 1."""
     logits = torch.tensor([[1.0, 1.0078125]], dtype=torch.bfloat16)
     sampling = SamplingConfig(0.0, repetition_penalty=1.005)
     seen = torch.tensor([[1]])
@@ -541,7 +541,7 @@ def test_a_writer_of_a_torch_model_compiles_too(uncompiled):
 
 @pytest.mark.parametrize("engine", ["numpy", "cpu", "auto"])
 def test_compile_is_refused_for_other_engines(saved, capsys, monkeypatch, engine):
-    """In one line that says what would do."""
+    """In one line that names the remedy."""
     monkeypatch.setattr("mygpt.engines.choice.may_have_gpu", lambda: False)
     message = (
         r"compile is for the torch engine, and (numpy|cpu) is chosen \(.+\): add --engine torch"

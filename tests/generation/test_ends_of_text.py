@@ -194,7 +194,7 @@ def test_gguf_names_the_ends_that_it_has_places_for() -> None:
     assert notes == ["GGUF has no entry for the ids 277, which also end a text in mygpt"]
 
 
-def test_a_state_with_ends_that_are_none_is_refused() -> None:
+def test_a_state_with_invalid_ends_is_refused() -> None:
     state = ForeignTokenizer(json.loads(library_of("</s>").to_str()), end_of_text=280).to_state()
     assert "other_ends" not in state  # as files had it before
     for wrong in (5, [281], ["280"], [-1]):
@@ -253,7 +253,7 @@ def test_what_a_post_processor_puts_behind_a_text_ends_it(tmp_path: Path) -> Non
 
 @pytest.mark.kernels
 def test_training_with_anothers_tokenizer_learns_where_documents_end(tmp_path: Path) -> None:
-    """Each document stands after its end and beginning tokens; a note says which they are."""
+    """Each document follows the end and beginning tokens; a note names them."""
     path = folder_of(tmp_path / "llama", llama_like()) / "tokenizer.json"
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(TEXT)

@@ -69,7 +69,7 @@ def written(tokenizer: Any, prompt: str, before: list[int], new: list[int]) -> s
 def test_the_joint_is_what_decoding_all_ids_gives(
     name: str, before: list[int], new: list[int]
 ) -> None:
-    """Of a prompt of ids; but for one whose own text what follows would change."""
+    """Of a prompt of ids, except one whose text depends on the tokens that follow."""
     tokenizer, library = CASES[name]
     judge = [library.decode([i for i in row if i < len(NAMES)], skip_special_tokens=False)
              for row in (before, before + new)]  # fmt: skip

@@ -97,7 +97,7 @@ def test_text_ends_before_the_first_stop_string(kind, seed, stop, new):
 @pytest.mark.slow
 @settings(max_examples=100)
 @given(st.sampled_from(["char", "pieces", "byte"]), st.integers(0, 2**20), stops)
-def test_streamed_pieces_are_the_text_and_are_never_taken_back(kind, seed, stop):
+def test_streamed_pieces_are_the_text_and_are_final(kind, seed, stop):
     """Joined they are the completion's text, so nothing of a stop string was ever shown."""
     options = {"seed": seed, "temperature": 2.0, "stop": stop}
     w = writer(kind)
@@ -107,8 +107,8 @@ def test_streamed_pieces_are_the_text_and_are_never_taken_back(kind, seed, stop)
     assert w.generate("ab", 25, **options) == "ab" + "".join(pieces)
 
 
-def test_streaming_holds_back_no_more_than_a_stop_string_needs():
-    """Text that can no longer be part of a stop string is out at once."""
+def test_streaming_buffers_no_more_than_a_stop_string_needs():
+    """Text that can no longer be part of a stop string is streamed at once."""
     pieces = list(scripted(b"xabyabcz").stream("?", 8, temperature=0, stop=["abc"]))
     assert pieces == ["x", "aby"]
     pieces = list(scripted(b"xyaab").stream("?", 5, temperature=0, stop=["abc", "aac"]))
@@ -178,7 +178,7 @@ def test_end_of_text_ends_and_is_not_shown():
     assert list(w.stream("?", 9, temperature=0)) == ["a", "b"]
 
 
-def test_end_of_text_lets_out_what_was_held_back():
+def test_end_of_text_flushes_the_buffer():
     """The start of a stop string, and half a character."""
     w = scripted([*b"xab", ByteTokenizer.end_of_text])
     assert list(w.stream("?", 9, temperature=0, stop=["abc"])) == ["x", "ab"]
@@ -232,7 +232,7 @@ def test_sample_i_is_the_text_of_seed_and_i():
     assert [s.text for s in samples] == [CHARS.decode(row) for row in rows]
 
 
-def test_a_fresh_seed_is_told_and_repeats_the_text():
+def test_a_fresh_seed_is_returned_and_reproduces_the_text():
     w = writer("char")
     first = w.complete("ab", 20)[0]
     assert w.complete("ab", 20, seed=first.seed)[0] == first
@@ -261,7 +261,7 @@ def test_options_reach_the_sampler(overflow):
 
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_logprobs_are_those_of_the_model_before_any_filter(number):
-    """Log-softmax of the raw logits of a full pass, in nats, with the likeliest best first."""
+    """Log-softmax of the raw logits of a full pass, in nats, the most probable first."""
     w = writer("char")
     found = w.complete("ab", 12, seed=2, temperature=0.4, top_k=2, logprobs=number)[0]
     ids = torch.tensor([[0, 1, *found.token_ids]])
@@ -278,7 +278,7 @@ def test_logprobs_are_those_of_the_model_before_any_filter(number):
         assert [value for _, value in entry.top] == pytest.approx(expected[best].tolist(), abs=1e-4)
 
 
-def test_logprobs_are_not_told_unless_asked_for_and_change_nothing():
+def test_logprobs_are_returned_only_if_requested_and_change_nothing():
     w = writer("char")
     plain = w.complete("ab", 12, seed=2)[0]
     assert plain.logprobs is None

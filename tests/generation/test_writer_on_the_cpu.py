@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernels
 CHARS = CharTokenizer("abcde")
 
 
-def test_more_samples_than_go_together_are_those_of_any_other_grouping(monkeypatch):
+def test_samples_do_not_depend_on_the_size_of_their_batches(monkeypatch):
     """Sample i is row i of the engine alone; at most 64 rows are ever decoded together."""
     w = Writer(model_of("tutorial"), CHARS, engine="cpu")
     sizes, start = [], CpuEngine.start
@@ -42,7 +42,7 @@ def test_more_samples_than_go_together_are_those_of_any_other_grouping(monkeypat
         assert [samples[i].token_ids] == alone
 
 
-def test_a_billion_samples_are_written_as_they_are_asked_for():
+def test_a_billion_samples_are_generated_one_by_one():
     w = Writer(model_of("tutorial"), CHARS, engine="cpu")
     endless = w.samples("ab", 5, 10**9, seed=5)
     assert [next(endless), next(endless)] == w.complete("ab", 5, 2, seed=5)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.kernels
 
 
 def is_traceable(config: GPTConfig, arrays, one: Request, text: list[int], wrong: int) -> bool:
-    """Whether a difference comes from a number that lies within 1e-5 of a boundary.
+    """Whether a difference comes from a number within 1e-5 of a boundary.
 
     The draw's number moved by 1e-5, or logits and settings moved by 1e-5 of themselves, make
     the reference draw the other token.
@@ -85,7 +85,7 @@ def test_tokens_are_those_of_the_numpy_engine():
 
 
 def test_not_every_difference_is_excused():
-    """The judge of the test above: a number near a boundary, and one far from all."""
+    """`is_traceable` itself: for a number near a boundary, and for one far from all."""
     config, arrays = TUTORIAL, arrays_of(model_of("tutorial"))
     one = request([1, 2], 6, SAMPLINGS[5], seed=3)
     (ids,) = written(NumpyEngine(config, arrays), one)

@@ -45,8 +45,8 @@ def test_broken_weights_are_named(name, value, temperature, weights):
             act(*arguments)
 
 
-def test_wild_settings_of_one_row_do_not_harm_the_others():
-    """Its error names them, once; the other rows go on as if it were not there."""
+def test_extreme_settings_of_one_row_do_not_affect_the_others():
+    """Its error names them, once; the other rows continue as without it."""
     wild = SamplingConfig(repetition_penalty=1e-39)
     requests = [
         request([1], 30, seed=1),

@@ -43,7 +43,7 @@ def test_int8_is_a_float32_engine_on_the_dequantized_weights(name):
             assert_close(small.logits(row), plain.logits(row), within=1e-4)
 
 
-def test_int8_rows_are_the_same_in_any_company():
+def test_int8_rows_are_the_same_in_any_batch():
     """Bitwise, as in float32."""
     arrays = arrays_of(big_model("big_learned"))
     engines = [CpuEngine(BIG["big_learned"], arrays, weights="int8", threads=n) for n in (1, 2)]

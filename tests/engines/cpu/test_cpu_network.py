@@ -108,7 +108,7 @@ def test_logits_of_a_wide_model_are_the_models(weights):
 
 
 def activation(kind: str, u: float) -> float:
-    """What the MLP's activation makes of a number, out of a model two numbers wide.
+    """The MLP's activation of a number, computed by a model two numbers wide.
 
     One stays 1 and the other is the activation's; the last norm scales both alike.
     """

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.kernels
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ["tutorial", "modern"])
-def test_weighing_and_pushing_is_the_readable_loop(name, threads):
+def test_probabilities_and_push_are_the_readable_loop(name, threads):
     """Rows of all settings and lengths, to beyond the window; the caller draws."""
     config, model = CONFIGS[name], model_of(name)
     texts = prompts(5, [1, 3, 3, 11, 12, 14])
@@ -60,7 +60,7 @@ def test_weighing_and_pushing_is_the_readable_loop(name, threads):
             text.append(token)
 
 
-def test_weighing_twice_is_weighing_once():
+def test_probabilities_asked_for_twice_are_computed_once():
     """Nothing is read twice."""
     decoding = engine_of("modern").start([request([i % 5, 1], 3) for i in range(5)])
     first = decoding.next_probabilities().copy()
@@ -71,8 +71,8 @@ def test_weighing_twice_is_weighing_once():
     assert np.array_equal(decoding.next_probabilities(), second)
 
 
-def test_weighing_many_rows_twice_writes_nowhere_else():
-    """With more rows than a pass has room for, lists of outputs ran over; in its own process."""
+def test_probabilities_of_many_rows_stay_within_their_buffers():
+    """With more rows than one pass holds, lists of outputs overflowed; in its own process."""
     program = """
 import numpy as np
 from mygpt.core.config import GPTConfig, SamplingConfig
@@ -93,10 +93,10 @@ for _ in range(20):
     assert_runs(program)
 
 
-def test_pushing_past_the_last_token_asked_for_writes_nowhere_else():
+def test_pushing_past_the_last_token_stays_within_the_caches():
     """It is refused, or works as if more had been asked for; in its own process.
 
-    The caches have room for `max_new_tokens`; further ones were written behind them.
+    The caches hold `max_new_tokens`; further tokens were written behind them.
     """
     program = """
 import numpy as np
@@ -125,8 +125,8 @@ for step in range(300):
     assert_runs(program)
 
 
-def test_drawing_goes_on_after_weighing():
-    """To look at the probabilities changes nothing: the next token is drawn from them."""
+def test_drawing_continues_after_probabilities():
+    """Computing the probabilities changes nothing: the next token is drawn from them."""
     requests = [request([1, 2], 6, seed=1), request([3], 6, seed=1, index=1)]
     expected = written(engine_of("modern"), *requests)
     decoding = engine_of("modern").start(requests)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.kernels
 
 
 def test_a_row_is_bitwise_the_same_in_a_thousand_combinations():
-    """Whatever the batch, its neighbours, the calls and the threads: `seed` and `index` say all.
+    """Whatever the batch, its neighbours, the calls and the threads: `seed` and `index` decide.
 
     Shapes, prompts, settings and policies are random; so is where rows end or are ended.
     """
@@ -47,7 +47,7 @@ def test_a_row_is_bitwise_the_same_in_a_thousand_combinations():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_long_prompts_are_bitwise_the_same_in_any_company(threads):
+def test_long_prompts_are_bitwise_the_same_in_any_batch(threads):
     """In passes of 240 rows that begin and end inside of prompts, shared prompts or not."""
     model = big_model("big_rotary")
     texts = prompts(130, [300, 1, 61, 300, 590], 5)
@@ -64,7 +64,7 @@ def test_long_prompts_are_bitwise_the_same_in_any_company(threads):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_more_rows_than_one_pass_has_room_for(threads):
+def test_more_rows_than_one_pass_holds(threads):
     """600 rows: three passes a step; each row is what it is alone, and has its own logits."""
     texts = prompts(5, [1, 2, 3, 5, 8] * 120, 3)
     requests = [request(text, 6, seed=3, index=i) for i, text in enumerate(texts)]
@@ -77,7 +77,7 @@ def test_more_rows_than_one_pass_has_room_for(threads):
 
 
 def test_logits_of_a_row_that_ended_stay_its_own():
-    """They are those behind its last token, also when other rows went on since."""
+    """They are those of its last token, also when other rows have continued since."""
     requests = [request([1, 2], 3, seed=1), request([2, 3], 9, seed=1, index=1)]
     decoding = engine_of("tutorial").start(requests)
     decoding.advance(20)
@@ -97,9 +97,9 @@ def test_two_decodings_of_one_engine_do_not_disturb_each_other():
 
 
 def test_a_decoding_outlives_its_engine():
-    """It needs the packed weights: without them it read memory that was no longer there.
+    """It keeps the packed weights: without them it read freed memory.
 
-    As when a stream goes on while its model is trained and packed anew. In its own process.
+    As when a stream continues while its model is trained and packed again. In its own process.
     """
     program = """
 import numpy as np

@@ -60,9 +60,9 @@ def test_weights_are_exponentials_to_the_last_bits():
 
 
 def just_past(uniform: float) -> tuple[int, int, float]:
-    """A row of weights whose running sum passes `uniform` by a hair.
+    """A row of weights whose running sum passes `uniform` by very little.
 
-    Of N equal weights, `whole` lie below the number, and what is missing, delta, is small: one
+    Of N equal weights, `whole` are below the number, and the missing part, delta, is small: one
     more weight w, put after them, is drawn if and only if w > delta / (1 - uniform).
     """
     exact = Fraction(uniform)
