@@ -281,7 +281,7 @@ def test_rows_of_other_engines_are_the_same_as_alone(kind):
     """With the same comparison: all engines have the same interface."""
     engine, counts = engine_of("tutorial", kind), Counter()
 
-    @settings(max_examples=20)
+    @settings(max_examples=40)
     @given(st.integers(1, 4), st.integers(0, 2**32))
     def check(size, seed):
         checker = Checker(engine, size)
@@ -543,7 +543,7 @@ def test_bad_prompts_are_refused_and_take_no_slot(kind):
     batch = engine_of("tutorial", kind).open(1)
     for prompt, overflow, message in (
         ([], "crop", "no tokens"),
-        ([1, 5], "crop", r"holds id 5.*from 0 to 4"),
+        ([1, 5], "crop", r"holds id 5.*are 0 to 4"),
         ([-1], "refill", r"holds id -1"),
         ([1] * 13, "stop", r"13 tokens and the window 12"),
         ([9] + [1] * 20, "crop", r"holds id 9"),
