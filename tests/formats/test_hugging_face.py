@@ -540,7 +540,7 @@ shapes = st.builds(
     attention_bias=st.booleans(),
     tied=st.booleans(),
 )
-learned = st.builds(
+with_position_embedding = st.builds(
     lambda config, mlp, biased: replace(config, mlp=mlp, mlp_bias=biased),
     shapes, st.sampled_from(["gelu", "gelu_tanh"]), st.booleans(),
 )  # fmt: skip
@@ -553,7 +553,7 @@ rotary = st.builds(
 )  # fmt: skip
 
 
-@given(config=learned | rotary)
+@given(config=with_position_embedding | rotary)
 @settings(max_examples=25)
 def test_any_configuration_of_a_family_round_trips(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("round") / "out"

@@ -152,7 +152,7 @@ def test_a_broken_model_is_refused(base: Path, text: Path, tmp_path: Path) -> No
 def test_options_that_the_model_has_decided_are_refused(
     base: Path, text: Path, tmp_path: Path, options: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(InputError, match=f"leave out {named}"):
+    with pytest.raises(InputError, match=f"remove {named}"):
         training.train(text, init_from=base, output=tmp_path / "on", steps=3, **options)
     assert not (tmp_path / "on").exists()
 

@@ -147,7 +147,7 @@ def test_only_damage_falls_back(text: str, tmp_path: Path, monkeypatch: pytest.M
 def test_a_truncated_log_is_reported_and_not_continued_within_a_line(
     text: str, tmp_path: Path
 ) -> None:
-    """The next record went on in the middle of the cut line."""
+    """The next record was appended to the cut line."""
     run = tmp_path / "run"
     fit(text, run)
     os.truncate(run / "log.jsonl", 150)

@@ -119,7 +119,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(place: Path) -> list[Found]:
-    """What 2 processes were refused; the runs that they made lie in `place`."""
+    """What 2 processes were refused; their runs are in `place`."""
     before = set(place.iterdir())
     found: list[Found] = run_ranks(2, begin_and_fail, place, place / "fox.txt", timeout_s=300)
     made = {path.name for path in set(place.iterdir()) - before}
@@ -223,7 +223,7 @@ def killed(place: Path) -> tuple[float, str]:
 
 @pytest.fixture(scope="module")
 def second(first: list[Found], killed: tuple[float, str], place: Path) -> list[Any]:
-    """1 process has gone on with the runs; then 2 do."""
+    """1 process resumes the runs, then 2."""
     assert shards(place / "sharded") == named_shards(place / "sharded")
     training.resume(place / "sharded", steps=24, listener=silent)
     training.resume(place / "begun", steps=LENGTH + 20, listener=silent)
@@ -273,7 +273,7 @@ def test_a_job_resumes_only_its_own_run(first: list[Found]) -> None:
     assert main["begun"][0] is other["begun"][0] is None
     assert main["again"][0] is other["again"][0] is None
     assert any("torchrun restarted this job" in n for n in main["again"][1])
-    assert main["another"][0] is not None, "the run of another job was gone on with"
+    assert main["another"][0] is not None, "the run of another job was resumed"
     assert not any("torchrun restarted this job" in note for note in main["begun"][1])
     assert "already holds a run: resume it with --resume" in main["another"][0]
     assert other["another"][0] == "PeerError: "
@@ -281,7 +281,7 @@ def test_a_job_resumes_only_its_own_run(first: list[Found]) -> None:
 
 
 def test_a_job_of_the_same_name_with_another_command_is_another(first: list[Found]) -> None:
-    """A script's fixed --rdzv-id: other options were ignored, and the old run gone on with."""
+    """A script's fixed --rdzv-id: other options were ignored, and the old run resumed."""
     error = first[0]["jobs"]["another command"][0]
     assert error is not None
     assert "already holds a run: resume it with --resume" in error
@@ -317,7 +317,7 @@ def test_a_run_goes_on_with_any_number_of_processes(second: list[Any], place: Pa
 def test_a_sharded_run_goes_on_with_any_number_of_processes(
     second: list[Any], place: Path, tmp_path: Path
 ) -> None:
-    """Begun by 2, gone on with by 1 and by 2: the weights are those of one process's run.
+    """Started by 2, resumed by 1 and by 2: the weights are those of one process's run.
 
     No folder stays that neither the last state nor the one before it names.
     """

@@ -75,11 +75,11 @@ def test_nothing_is_measured_where_no_step_can_be_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [(0.5, "0.5 seconds"), (90, "90 seconds"), (150, "2 minutes"), (9000, "2 hours")],
 )
-def test_durations_in_words(seconds: float, told: str) -> None:
-    assert shown_s(seconds) == told
+def test_durations_in_words(seconds: float, expected: str) -> None:
+    assert shown_s(seconds) == expected
 
 
 def test_a_window_longer_than_the_text_makes_no_batch_of_millions() -> None:

@@ -101,5 +101,5 @@ def test_a_run_in_threads_resumes_bitwise(tmp_path: Path, monkeypatch: pytest.Mo
     mygpt.train(text, output=tmp_path / "cut", steps=5, **common)
     training.resume(tmp_path / "cut", steps=8, listener=silent)
     whole, cut = arrays("whole"), arrays("cut")
-    for name in whole.keys() - {"plan"}:  # what share was done was told otherwise
+    for name in whole.keys() - {"plan"}:  # the fraction done differs
         np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)

@@ -173,8 +173,8 @@ def test_a_skipped_step_is_reported_with_its_batch(
 ) -> None:
     plant(monkeypatch, lambda n: math.inf if n == 5 else 1.0)
     heard = fit(text, tmp_path / "run")
-    told = [event for event in heard if isinstance(event, StepsSkipped)]
-    assert [(e.step, e.loss, e.count, len(e.batch)) for e in told] == [(5, math.inf, 1, 4)]
+    skipped = [event for event in heard if isinstance(event, StepsSkipped)]
+    assert [(e.step, e.loss, e.count, len(e.batch)) for e in skipped] == [(5, math.inf, 1, 4)]
     assert [e.step for e in heard if isinstance(e, StepDone)] == [*range(1, 5), *range(6, 13)]
 
 
@@ -264,8 +264,8 @@ def test_a_device_that_is_not_waited_for_is_looked_at_before_a_save(
     fit(text, whole)
     plant(monkeypatch, lambda n: math.nan if n in (6, 7) else 1.0)
     heard = fit(text, run)
-    told = [(e.step, e.count) for e in heard if isinstance(e, StepsSkipped)]
-    assert told == [(8, 2)]
+    skipped = [(e.step, e.count) for e in heard if isinstance(e, StepsSkipped)]
+    assert skipped == [(8, 2)]
     steps = read_arrays(run / "last.state.safetensors")[0]
     assert steps["optimizer/step/final_norm.weight"] == 10, "two of twelve were skipped"
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW is torch's to the bit, Muon's step is nearly orthogonal, states go on."""
+"""The optimizer: AdamW is torch's to the bit, Muon's step is nearly orthogonal, states resume."""
 
 from __future__ import annotations
 

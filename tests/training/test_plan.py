@@ -229,16 +229,16 @@ def test_each_validation_is_due_once(shares: tuple[float, ...], elapsed: list[fl
     """However unevenly the clock advances; several at once make one validation."""
     config = settings_of(minutes=1.0)
     progress, plan = Progress(), StepLog(config)
-    told, before = 0, -1.0
+    count, before = 0, -1.0
     for seconds in elapsed:
         progress.elapsed_s = seconds
         run_plan(plan, progress, 1)
         now = min(1.0, seconds / 60)
         fresh = {share for share in shares if before < share <= now}
         assert plan.crossed(shares) == bool(fresh)
-        told += len(fresh)
+        count += len(fresh)
         before = max(before, now)
-    assert told == len({share for share in shares if share <= before})
+    assert count == len({share for share in shares if share <= before})
 
 
 @pytest.mark.parametrize("stages", [(), STAGES, ((0.3, 16, 4),)])
@@ -454,7 +454,7 @@ def test_a_budget_in_minutes_is_the_whole_commands(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_plan_that_is_told_is_the_one_that_is_made() -> None:
-    """It told of the rule's model and of its windows, whatever was asked for."""
+    """It reported the rule's model and its windows, whatever was requested."""
     planned, _, _ = plan_of(10**6, steps=20, embed_dim=256, num_layers=6)
     assert planned.recipe is not None
     assert planned.recipe.lines()[0].startswith("recipe: 6 layers of width 256")
@@ -465,7 +465,7 @@ def test_the_plan_that_is_told_is_the_one_that_is_made() -> None:
 
 
 def test_a_large_model_does_not_get_a_small_ones_epochs() -> None:
-    """A short text's end by readings was reckoned with the rule's model: 512 wide, it took 2,223 s
+    """A short text's end by readings was estimated with the rule's model: 512 wide, it took 2,223 s
     of the 120."""
     planned, _, config = plan_of(20_000, minutes=2.0, embed_dim=512, num_layers=8)
     assert config.minutes == 2.0
@@ -497,7 +497,7 @@ def test_texts_too_long_for_an_epoch_get_longer_tokens() -> None:
     assert chosen(27_000_000, minutes=2.0).startswith("bpe:")
     assert chosen(27_000_000, tokens=10**6).startswith("bpe:")
     assert chosen(27_000_000, minutes=10_000.0) == "auto"
-    assert chosen(1_000_000, tokens=10_000) == "auto", "merges need a text to be learned from"
+    assert chosen(1_000_000, tokens=10_000) == "auto", "merges need a training text"
     assert chosen(27_000_000, preset="nano") == "auto"
 
 

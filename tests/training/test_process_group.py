@@ -156,7 +156,7 @@ def agree() -> dict[str, Any]:
             lambda: group.run_on_all(lambda: fail(InputError("no")), main_only=True)
         ),
         "still together": group.gather(rank),
-        "told": errors_of_joined(group),
+        "messages": errors_of_joined(group),
         "scores": scores(group),
         "rows": rows(group),
     }
@@ -170,7 +170,7 @@ def agree() -> dict[str, Any]:
 
 def errors_of_joined(group: ProcessGroup) -> Any:
     """The error raised in a training, and the one reported to torchrun."""
-    path = Path(os.environ["MYGPT_TOLD"]) / f"{group.rank}"
+    path = Path(os.environ["MYGPT_MESSAGES"]) / f"{group.rank}"
     os.environ["TORCHELASTIC_ERROR_FILE"] = str(path)
 
     def train() -> None:
@@ -217,7 +217,7 @@ def rows(group: ProcessGroup) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks(3, agree, MYGPT_TOLD=str(tmp_path_factory.mktemp("told")))
+    return run_ranks(3, agree, MYGPT_MESSAGES=str(tmp_path_factory.mktemp("messages")))
 
 
 Three = list[dict[str, Any]]
@@ -284,7 +284,7 @@ def test_run_on_all_succeeds_or_fails_on_all_ranks(three: Three) -> None:
 
 @pytest.mark.processes
 def test_an_error_names_its_rank_and_is_reported_to_torchrun(three: Three) -> None:
-    main, who, other = (found["told"] for found in three)
+    main, who, other = (found["messages"] for found in three)
     assert main == other == ("PeerError", "", 2, False)
     assert who[0] == "InputError"
     assert who[1].startswith("process 1 of 3 on ")
@@ -439,7 +439,7 @@ def test_recomputing_blocks_changes_no_name_and_no_value() -> None:
     model.blocks[0].attention_norm.register_forward_hook(lambda *_: runs.append(1))
     wanted = gradients_of(reference, batch)
     found = gradients_of(model, batch, checkpoint_activations=True)
-    assert len(runs) == 2, "once on the way forth, once on the way back"
+    assert len(runs) == 2, "once in the forward pass, once in the backward pass"
     assert list(model.state_dict()) == list(reference.state_dict())
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True)

@@ -199,7 +199,7 @@ def test_one_process_needs_no_group(saved: Saved, capfd: pytest.CaptureFixture[s
     before = tensors["weights"]._version
     load_shards(folder, tensors, digests)
     assert same({n: t.detach() for n, t in tensors.items()}, TENSORS)
-    assert tensors["weights"]._version > before  # packed weights are told by it
+    assert tensors["weights"]._version > before  # packed weights are recognised by it
     assert capfd.readouterr() == ("", "")
 
 

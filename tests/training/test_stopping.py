@@ -146,10 +146,10 @@ def test_a_second_signal_leaves_at_once(text: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         code = process.wait(timeout=30)
         assert process.stderr is not None
-        told = process.stderr.read()
+        shown = process.stderr.read()
     assert time.monotonic() - began < 10
     assert code == 128 + signal.SIGTERM
-    assert told == (
+    assert shown == (
         "ended at once; resume from the last save with: mygpt train --resume runs/times\n"
     )
     assert progress_of(tmp_path / "runs" / "times").get("step") == 0

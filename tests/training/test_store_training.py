@@ -201,7 +201,7 @@ def test_a_process_reads_only_its_rows(store, monkeypatch):
 
 def test_the_tutorials_order_needs_one_process_and_a_text_in_memory(store):
     config = config_of(data_order="tutorial")
-    with pytest.raises(InputError, match="leave out torchrun, or choose --preset"):
+    with pytest.raises(InputError, match="remove torchrun, or choose --preset"):
         TrainingBatches(np.arange(100), config, CPU, share=(0, 2))
     with pytest.raises(InputError, match="needs all tokens in memory"):
         TrainingBatches(TokenStore.open(store).tokens, config, CPU)
@@ -391,8 +391,8 @@ def refusal(arguments, capsys):
 
 
 def test_options_that_contradict_a_store_are_refused(store, plain, capsys):
-    assert "leave out --tokenizer" in refusal([store, "--tokenizer", "byte"], capsys)
-    assert "leave out --encoding" in refusal([store, "--encoding", "latin-1"], capsys)
+    assert "remove --tokenizer" in refusal([store, "--tokenizer", "byte"], capsys)
+    assert "remove --encoding" in refusal([store, "--encoding", "latin-1"], capsys)
     assert "is a token store and 1 more was named" in refusal([store, plain / "a.txt"], capsys)
     assert "is a token store and 1 more was named" in refusal([plain / "a.txt", store], capsys)
     assert "order of data needs all" in refusal([store, "--preset", "tutorial"], capsys)

@@ -170,7 +170,7 @@ def test_resuming_can_lengthen_a_run_but_not_change_it(text: str, tmp_path: Path
     training.resume(tmp_path / "run", steps=20, listener=silent)
     fit(text, tmp_path / "whole", schedule="constant", steps=20)
     a, b = state(tmp_path / "run")[0], state(tmp_path / "whole")[0]
-    for name in a.keys() - {"plan"}:  # what share was done was told otherwise
+    for name in a.keys() - {"plan"}:  # the fraction done differs
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     with pytest.raises(
         InputError, match=r"lr=0.1 cannot change when a run is resumed, and this one has \d"
@@ -472,9 +472,9 @@ def test_a_loss_worse_than_guessing_is_reported(text: str, tmp_path: Path) -> No
     end = fit(text, tmp_path / "run")[-1]
     assert isinstance(end, Finished)
     assert "worse than guessing" not in str(end)
-    told = "worse than guessing: train again with a lower --lr"
-    assert told in str(replace(end, best_val_loss=224.9))
-    assert told in str(replace(end, best_val_loss=None, loss=224.9))
+    advice = "worse than guessing: train again with a lower --lr"
+    assert advice in str(replace(end, best_val_loss=224.9))
+    assert advice in str(replace(end, best_val_loss=None, loss=224.9))
 
 
 @pytest.mark.parametrize(

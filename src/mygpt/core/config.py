@@ -1,7 +1,8 @@
 """The shape of a model (`GPTConfig`) and how tokens are drawn (`SamplingConfig`).
 
-Frozen dataclasses that validate themselves. Defaults are defined here alone.
-Letters: C embedding, H heads, D head size, L window, N layers, V vocabulary.
+Frozen dataclasses that validate themselves.
+Letters: C embedding, H heads, G key/value heads, D head size, M MLP width, L window, N layers,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 
 _MOST = 2**31  # above every width, window and vocabulary
 
-# Below this temperature any two different float32 logits differ so much after the division that
-# the distribution is its argmax; the division itself would overflow.
+# Temperatures below this are treated as 0: dividing by them would overflow float32.
 GREEDY_BELOW = 1e-30
 
 
@@ -62,7 +62,7 @@ _POSITIONS_AT_ONCE = 2**13
 
 
 def positions_for(window: int, needed: int = 0) -> int:
-    """The capacity of a table or a cache: the window, of a long one a power of two of positions.
+    """The capacity of a table or a cache: min(window, max(8192, the power of two >= needed)).
 
     So a window of millions of tokens takes memory only as far as it is used.
     """

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mygpt.core.random import epoch_offset, permute
 from mygpt.core.tutorial import get_batch
@@ -19,7 +20,7 @@ from mygpt.errors import InputError
 
 _BLOCK = 2**14  # windows whose shuffled order is computed at once
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (B, T) int64
+Batch = tuple[Tensor, Tensor]  # inputs and targets, both (B, T) int64
 
 
 class TokenRow(Protocol):
@@ -40,14 +41,14 @@ def split_point(length: int, val_fraction: float) -> int:
     return int(length * (1.0 - val_fraction))
 
 
-def random_batches(data: torch.Tensor, batch_size: int, seq_len: int) -> Iterator[Batch]:
+def random_batches(data: Tensor, batch_size: int, seq_len: int) -> Iterator[Batch]:
     """The tutorial's batches of `data`, 1-D int64 ids: windows drawn by torch's generator."""
     while True:
         yield get_batch(data, batch_size, seq_len)
 
 
 class ShuffledWindows:
-    """Every window once an epoch, in an order of each epoch's own, cut at a random offset.
+    """Each epoch visits every window once, in a new order, with boundaries at a random offset.
 
     The batch of a step depends on the seed and the step alone: a resumed run continues with the
     batches that it would have had. A window is T + 1 tokens of the 1-D ids `tokens`, and

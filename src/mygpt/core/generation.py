@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from mygpt.core.config import SamplingConfig, require_int
 from mygpt.core.kv_cache import KVCache
@@ -23,10 +24,10 @@ from mygpt.core.window import Overflow, Window, check_overflow, check_prompt_fit
 
 def autoregressive_loop(
     model: Any,
-    prompt_ids: torch.Tensor,
+    prompt_ids: Tensor,
     max_new_tokens: int,
-    pick_one: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
+    pick_one: Callable[[Tensor], Tensor],
+) -> Tensor:
     """The loop of section 15.1, line by line; `pick_one` maps logits (B, V) to ids (B, 1)."""
     ids = prompt_ids
     for _ in range(max_new_tokens):
@@ -39,11 +40,11 @@ def autoregressive_loop(
 
 def decode(
     decoder: Decoder,
-    prompt_ids: torch.Tensor,
+    prompt_ids: Tensor,
     max_new_tokens: int,
     sampling: SamplingConfig,
     streams: list[Stream] | None,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The loop of section 15.1 with any decoder and any way of drawing.
 
     Arguments as in `GenerationCall`. Yields at each step the new ids (B,) int64 and the logits
@@ -63,10 +64,11 @@ def decode(
 class Decoder(Protocol):
     """Predicts the next token of texts that grow by one token at each call.
 
-    It may keep state between calls, as a KV cache does. Its answer depends on the text alone.
+    It may keep state between calls, as a KV cache does. Earlier tokens never change; which of them
+    it reads past the window is a `Window` of its own.
     """
 
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+    def next_logits(self, ids: Tensor) -> Tensor:
         """Logits (B, V) of the token after `ids` (B, T) int64, all text so far."""
         ...
 
@@ -74,7 +76,7 @@ class Decoder(Protocol):
 class LoopDecoder(Decoder, Protocol):
     """A decoder that also draws, so that the whole loop can run as machine code."""
 
-    def advance(self, count: int) -> torch.Tensor:
+    def advance(self, count: int) -> Tensor:
         """Draw `count` tokens for each row and append them: (B, count) int64."""
         ...
 
@@ -90,7 +92,7 @@ class UncachedDecoder:
         self.model = model
         self.window = Window(model.max_seq_len, overflow)
 
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+    def next_logits(self, ids: Tensor) -> Tensor:
         """See `Decoder`."""
         visible = ids[:, self.window.start(ids.shape[1]) :]
         with evaluating(self.model):
@@ -101,7 +103,7 @@ class UncachedDecoder:
 class CachedDecoder:
     """Reads each token once: keys and values of earlier tokens are in a cache.
 
-    `positions` is the first capacity of the cache in tokens; None is the window.
+    `positions` is the first capacity of the cache in tokens; None: see `positions_for`.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class CachedDecoder:
         self.window = Window(model.max_seq_len, overflow)
         self._start = 0  # index in the text of the cache's first token
 
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+    def next_logits(self, ids: Tensor) -> Tensor:
         """See `Decoder`."""
         start = self.window.start(ids.shape[1])
         if start != self._start:  # every token has another position now
@@ -133,7 +135,7 @@ class CachedDecoder:
         with evaluating(self.model):
             return self.read(unread)
 
-    def read(self, ids: torch.Tensor) -> torch.Tensor:
+    def read(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after `ids` (B, T), which follow the tokens in the cache and join it."""
         logits, _ = self.model(ids, cache=self.cache, last_only=True)
         return logits[:, -1, :]
@@ -143,12 +145,12 @@ def torch_decoder(
     model: Any, batch_size: int, overflow: Overflow, positions: int | None = None
 ) -> Decoder:
     """A `CachedDecoder` where the model is a `GPT` with its own forward, else without a cache."""
-    if has_own_forward(model):
+    if uses_standard_forward(model):
         return CachedDecoder(model, batch_size, overflow, positions)
     return UncachedDecoder(model, overflow)
 
 
-def has_own_forward(model: Any) -> bool:
+def uses_standard_forward(model: Any) -> bool:
     """Whether this is a `GPT` whose forward was not replaced."""
     return (
         isinstance(model, GPT)
@@ -162,7 +164,7 @@ class GenerationCall:
     """The arguments of one call of `generate`, from which its decoder is made."""
 
     model: Any
-    prompt_ids: torch.Tensor  # (B, T) int64
+    prompt_ids: Tensor  # (B, T) int64
     max_new_tokens: int
     sampling: SamplingConfig
     streams: list[Stream] | None  # each row's random numbers; None: torch's global generator
@@ -172,7 +174,7 @@ class GenerationCall:
     def checked(
         cls,
         model: Any,
-        prompt_ids: torch.Tensor,
+        prompt_ids: Tensor,
         max_new_tokens: int,
         sampling: SamplingConfig,
         seed: int | None,
@@ -196,7 +198,7 @@ class GenerationCall:
 
 def generate(
     model: Any,
-    prompt_ids: torch.Tensor,
+    prompt_ids: Tensor,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -207,7 +209,7 @@ def generate(
     seed: int | None = None,
     overflow: Overflow = "crop",
     make_decoder: Callable[[GenerationCall], Decoder] = GenerationCall.torch_decoder,
-) -> torch.Tensor:
+) -> Tensor:
     """Append `max_new_tokens` tokens to each row of `prompt_ids` (section 15.7).
 
     Args:
@@ -231,7 +233,7 @@ def generate(
 
 def new_tokens(
     call: GenerationCall, make_decoder: Callable[[GenerationCall], Decoder], most: int
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """The new tokens (B, n) in blocks: of one step, or of `most` where the decoder draws."""
     prompt_ids, steps = call.prompt_ids, call.max_new_tokens
     if len(prompt_ids) == 0:  # nothing for a model to read
@@ -241,8 +243,8 @@ def new_tokens(
         return
     decoder = make_decoder(call)
     if hasattr(decoder, "advance"):
-        for _ in range(0, steps, most):
-            yield decoder.advance(most)
+        for done in range(0, steps, most):
+            yield decoder.advance(min(most, steps - done))
         return
     for new_ids, _ in decode(decoder, prompt_ids, steps, call.sampling, call.streams):
         yield new_ids[:, None]

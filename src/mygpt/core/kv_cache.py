@@ -40,7 +40,7 @@ class KVCache:
         dtype: torch.dtype,
         positions: int | None = None,
     ) -> KVCache:
-        """A cache without tokens; `positions` is its first capacity, None that of the window."""
+        """A cache without tokens; `positions` is its first capacity; None: see `positions_for`."""
         first = positions_for(config.max_seq_len) if positions is None else positions
         first = max(1, min(first, config.max_seq_len))
         shape = (batch_size, config.kv_heads, first, config.head_size)

@@ -111,7 +111,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between them, or SwiGLU's gated three."""
+    """Two layers with GELU between them, or SwiGLU, whose gate and value are one layer."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """From logits to the next token; every faster sampler is tested against this file.
 
 Order: repetition penalty, temperature, top-k, top-p, min-p, then the draw. To add a filter, write
-a function from logits to logits and call it in `filter_logits`.
+a function from logits to logits and call it in `filter_logits` (ARCHITECTURE.md lists the other
+places: the setting, its option, and the faster samplers).
 Letters: B batch, T tokens so far, V vocabulary. Logits are (B, V) floating point; a token that is
 filtered out has logit -inf. Nothing is changed in place.
 """
@@ -12,24 +13,25 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from mygpt.core.config import GREEDY_BELOW, SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.errors import broken_model, overflowing_settings
 
 
-def penalize_repetition(logits: torch.Tensor, ids: torch.Tensor, penalty: float) -> torch.Tensor:
+def penalize_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     """Divide the positive and multiply the negative logits of tokens in each row's `ids`."""
     seen = logits.gather(1, ids)  # (B, T)
     return logits.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def apply_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide by the temperature: below 1 sharpens, above 1 flattens (section 15.5)."""
     return logits / temperature
 
 
-def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Keep exactly the k largest logits of each row, of equal ones the lower ids (section 15.6)."""
     if k >= logits.shape[-1]:
         return logits
@@ -37,7 +39,7 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     return logits.scatter(1, order[:, k:], -math.inf)
 
 
-def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches p (nucleus).
 
     A token stays while those before it, likeliest first, of equal ones the lower ids first, have
@@ -49,15 +51,13 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     return logits.masked_fill(dropped.gather(1, order.argsort(dim=-1)), -math.inf)
 
 
-def keep_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Keep tokens with at least `min_p` times the probability of the row's likeliest."""
     largest = logits.max(dim=-1, keepdim=True).values
     return logits.masked_fill(logits < largest + math.log(min_p), -math.inf)
 
 
-def filter_logits(
-    logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor
-) -> torch.Tensor:
+def filter_logits(logits: Tensor, sampling: SamplingConfig, ids: Tensor) -> Tensor:
     """Logits (B, V) after penalty, temperature and filters; `ids` (B, T) is all text so far.
 
     The temperature must be above 0: argmax has no logits to show (see `SamplingConfig.greedy`).
@@ -72,9 +72,7 @@ def filter_logits(
     return logits
 
 
-def probabilities(
-    logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor
-) -> torch.Tensor:
+def probabilities(logits: Tensor, sampling: SamplingConfig, ids: Tensor) -> Tensor:
     """The distribution (B, V) the next token is drawn from; one-hot when the draw is argmax."""
     if not sampling.greedy:
         return filter_logits(logits, sampling, ids).softmax(dim=-1)
@@ -82,26 +80,24 @@ def probabilities(
     return torch.zeros_like(logits).scatter_(1, best[:, None], 1.0)
 
 
-def argmax(logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor) -> torch.Tensor:
+def argmax(logits: Tensor, sampling: SamplingConfig, ids: Tensor) -> Tensor:
     """The likeliest token of each row, (B,) int64; of equals the lowest id (section 15.3)."""
     return _after_penalty(logits, sampling, ids).argmax(dim=-1)
 
 
-def _after_penalty(
-    logits: torch.Tensor, sampling: SamplingConfig, ids: torch.Tensor
-) -> torch.Tensor:
+def _after_penalty(logits: Tensor, sampling: SamplingConfig, ids: Tensor) -> Tensor:
     penalty = sampling.repetition_penalty
     if penalty is None or penalty == 1.0:
         return logits
     return penalize_repetition(logits, ids, penalty)
 
 
-def draw_multinomial(probs: torch.Tensor) -> torch.Tensor:
+def draw_multinomial(probs: Tensor) -> Tensor:
     """Draw from each row's distribution with torch's global generator, (B,) int64 (15.4)."""
     return torch.multinomial(probs, num_samples=1)[:, 0]
 
 
-def draw(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
+def draw(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
     """Invert each row's cumulative distribution at its uniform number in [0, 1): (B,) int64.
 
     Sums are float64 in the order of ids. A token of probability 0 is never drawn: a uniform
@@ -117,7 +113,7 @@ def draw(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     return torch.searchsorted(cumulative, target, right=True)[:, 0].to(probs.device)
 
 
-def _only_where_probable(cumulative: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+def _only_where_probable(cumulative: Tensor, probs: Tensor) -> Tensor:
     """Sums (B, V) that never decrease, and increase only at tokens of a probability above 0.
 
     A parallel sum groups its terms differently at each token, so that rounding can change it
@@ -126,17 +122,17 @@ def _only_where_probable(cumulative: torch.Tensor, probs: torch.Tensor) -> torch
     return cumulative.masked_fill(probs == 0, -math.inf).cummax(dim=-1).values
 
 
-def _widest(logits: torch.Tensor) -> torch.dtype:
+def _widest(logits: Tensor) -> torch.dtype:
     return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
 def next_ids(
-    logits: torch.Tensor,
+    logits: Tensor,
     sampling: SamplingConfig,
-    ids: torch.Tensor,
+    ids: Tensor,
     streams: Sequence[Stream] | None,
     step: int,
-) -> torch.Tensor:
+) -> Tensor:
     """Draw each row's next token, (B,) int64.
 
     Args:
@@ -165,7 +161,7 @@ def next_ids(
     return draw(probs, [stream.uniform(step) for stream in streams])
 
 
-def _check(sampling: SamplingConfig, *finite: torch.Tensor) -> None:
+def _check(sampling: SamplingConfig, *finite: Tensor) -> None:
     """Raise unless logits, then probabilities, are finite; waits for the device once."""
     good = torch.stack(finite).tolist()
     if not good[0]:

@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Gradients(Protocol):
     """Computes gradients: what a training backend implements."""
 
-    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, in nats per token (a scalar).
 
-        Leaves the gradient of each parameter in `parameter.grad`, in place of the last batch's.
+        Leaves the gradient of each parameter in `parameter.grad`, replacing that of the last batch.
 
         Args:
             inputs: (B, T) int64 token ids.
@@ -29,7 +29,7 @@ class Gradients(Protocol):
         """
         ...
 
-    def clip(self, max_norm: float) -> torch.Tensor:
+    def clip(self, max_norm: float) -> Tensor:
         """Scale all gradients down together to a norm of at most `max_norm`; 0 leaves them.
 
         Returns their norm before that (a scalar).
@@ -49,13 +49,13 @@ class Step(NamedTuple):
     """One step of training."""
 
     number: int  # from 1
-    loss: torch.Tensor  # of the batch before the update, nats per token (a scalar)
+    loss: Tensor  # of the batch before the update, nats per token (a scalar)
     lr: float
-    norm: torch.Tensor  # of all gradients together, before clipping (a scalar)
+    norm: Tensor  # of all gradients together, before clipping (a scalar)
 
 
 def train_steps(
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     gradients: Gradients,
     optimizer: Optimizer,
     learning_rate: Callable[[int], float],
@@ -90,21 +90,21 @@ class TorchGradients:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """As `Gradients.__call__`."""
         self.model.zero_grad()
         _, loss = self.model(inputs, targets)
         loss.backward()
         return loss.detach()
 
-    def clip(self, max_norm: float) -> torch.Tensor:
+    def clip(self, max_norm: float) -> Tensor:
         """As `Gradients.clip`."""
         return clip_gradients(list(self.model.parameters()), max_norm)
 
 
 def clip_gradients(
-    parameters: list[nn.Parameter], max_norm: float, norm: torch.Tensor | None = None
-) -> torch.Tensor:
+    parameters: list[nn.Parameter], max_norm: float, norm: Tensor | None = None
+) -> Tensor:
     """Multiply all gradients by min(1, max_norm / norm), in place; 0 leaves them as they are.
 
     Pascanu, Mikolov & Bengio, 2013 (arXiv:1211.5063).

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from mygpt.errors import InputError, UnknownTokenError
 
 VOCAB = ("I", "love", "AI", "!")
 
 
-def to_ids(tokens: Sequence[str]) -> torch.Tensor:
+def to_ids(tokens: Sequence[str]) -> Tensor:
     """Ids of words of `VOCAB`, a 1-D int64 tensor; `UnknownTokenError` for any other word."""
     if not isinstance(tokens, Iterable):
         raise InputError(f"tokens={tokens!r:.40} must be a list of words of {list(VOCAB)}")
@@ -29,9 +30,7 @@ def set_seed(seed: int = 0) -> None:
         raise InputError(f"seed={seed!r:.40} must be a whole number of 64 bits") from None
 
 
-def get_batch(
-    data: torch.Tensor, batch_size: int, seq_len: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def get_batch(data: Tensor, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets, both (B, T) int64: random windows of `data`, 1-D ids (chapter 14).
 
     The starts are one draw of torch's global generator, whose bound excludes the last window, as

@@ -19,11 +19,12 @@ class Window:
 
     As long as T <= L the model reads the whole text. After that:
 
-        "crop"    the last L tokens at each step, as the chapter does. Every position changes at
-                  each step, so that a KV cache is of no use: L tokens are read for each new one.
+        "crop"    the last L tokens at each step, as the chapter does. Keys and values depend on
+                  the tokens that were dropped, and learned positions change: so a KV cache is of
+                  no use, and L tokens are read for each new one.
         "refill"  the first token stays until the window is full; then the newer half of the
                   window becomes its beginning. L / 2 tokens are read once in L / 2 steps.
-        "stop"    nothing: generation ends at T = L.
+        "stop"    nothing: the caller ends generation at T = L.
     """
 
     def __init__(self, max_seq_len: int, overflow: Overflow) -> None:

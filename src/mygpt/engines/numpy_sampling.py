@@ -135,7 +135,7 @@ def next_id(
     """
     if not math.isfinite(logits.max()):
         raise broken_model()
-    # An overflow is seen in the sum, below; NumPy's warning would tell the user less.
+    # An overflow is seen in the sum, below; NumPy's warning says less.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if sampling.greedy:
             return argmax(logits, sampling, ids)

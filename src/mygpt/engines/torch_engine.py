@@ -19,8 +19,8 @@ from mygpt.core.generation import (
     CachedDecoder,
     Decoder,
     decode,
-    has_own_forward,
     torch_decoder,
+    uses_standard_forward,
 )
 from mygpt.core.kv_cache import KVCache
 from mygpt.core.model import GPT
@@ -171,7 +171,9 @@ class TorchEngine:
 
     def __init__(self, model: Any, compile: bool = False) -> None:
         self.model = model
-        self._compiled = TorchCompiledStep(model) if compile and has_own_forward(model) else None
+        self._compiled = (
+            TorchCompiledStep(model) if compile and uses_standard_forward(model) else None
+        )
         if compile and self._compiled is None:
             _log.warning("only mygpt's own GPT has a step to compile: this model runs uncompiled")
 

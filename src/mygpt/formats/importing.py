@@ -119,7 +119,7 @@ def _read_folder(path: Path, tokenizer: Tokenizer | None, num_heads: int | None)
 
 def _require_no_heads(path: Path, num_heads: int | None) -> None:
     if num_heads is not None:
-        raise InputError(f"{path} states its number of heads: leave out --num-heads {num_heads}")
+        raise InputError(f"{path} states its number of heads: remove --num-heads {num_heads}")
 
 
 def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:

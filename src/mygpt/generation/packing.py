@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
-from mygpt.core.generation import has_own_forward
+from mygpt.core.generation import uses_standard_forward
 from mygpt.core.model import GPT, MLP, Attention, Block, RMSNorm
 from mygpt.engines.choice import cpu_engine_available
 from mygpt.parameter_shapes import parameter_shapes
@@ -34,11 +34,11 @@ def can_pack(model: Any) -> bool:
 def packable_parameters(model: Any) -> dict[str, torch.Tensor] | None:
     """All parameters and tables by name, or None where the engine would not do as the model.
 
-    It would not for a changed forward, other modules, hooks (which may look at or change what
+    It would not for a changed forward, other modules, hooks (which may read or change what
     passes), or modules that were set up otherwise than the configuration says. One walk of our
     own: torch's take several times as long, more than many a job.
     """
-    if not has_own_forward(model) or not cpu_engine_available():
+    if not uses_standard_forward(model) or not cpu_engine_available():
         return None
     found: dict[str, torch.Tensor] = {}
     shapes = _shapes(model.config)
@@ -107,7 +107,7 @@ def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) ->
 
 
 def arrays_of(model: GPT) -> dict[str, NDArray[Any]]:
-    """A model's parameters by name; no copy where they lie well on the CPU."""
+    """A model's parameters by name; no copy where they are contiguous float32 on the CPU."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         arrays[name] = p.detach().float().cpu().contiguous().numpy()

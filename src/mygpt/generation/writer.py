@@ -47,7 +47,7 @@ class Writer:
         model: a `GPT`, on the device and in the number format it is to run in, or a
             checkpoint, whose weights then need no torch unless torch is to run them.
         tokenizer: the model's own.
-        provenance: where the model comes from, as its checkpoint tells.
+        provenance: where the model comes from, as its checkpoint records it.
         device: for a checkpoint: "auto", or torch's name of a device.
         dtype: for a checkpoint: float32, bfloat16, float16 (torch) or int8 (the cpu engine);
             "auto" is bfloat16 on a GPU that computes in it, else float32.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core import tokenizer as core
-from mygpt.errors import InputError, StorageError
+from mygpt.errors import InputError, StorageError, UnknownTokenError
 from mygpt.json_objects import TOKENIZER, read_object
 from mygpt.tokenization.base import (
     END_OF_TEXT,
@@ -24,6 +25,8 @@ from mygpt.tokenization.base import (
 
 if TYPE_CHECKING:
     import torch
+
+_SHOWN = 20  # unknown characters listed in an error
 
 
 class CharTokenizer(core.CharTokenizer):
@@ -93,6 +96,34 @@ class CharTokenizer(core.CharTokenizer):
                 raise self.unknown(characters, start + int(ids.argmin()))
             yield ids
             start += len(piece)
+
+    def ids_of(self, utf_32: bytes) -> NDArray[np.int64]:
+        """Ids of characters encoded as UTF-32-LE, (T,) int64; -1 for those that have none."""
+        points = np.frombuffer(utf_32, dtype=np.uint32)
+        ids = self._ids_of_points[np.minimum(points, len(self._ids_of_points) - 1)]
+        return ids.astype(np.int64)
+
+    @cached_property
+    def _ids_of_points(self) -> NDArray[np.int32]:
+        """The id of each code point up to one past the highest known; -1 for unknown ones."""
+        known = np.array([ord(char) for char in self.chars])
+        ids = np.full(known.max() + 2, -1, np.int32)
+        ids[known] = np.arange(len(known))
+        return ids
+
+    def unknown(self, characters: set[str], position: int) -> UnknownTokenError:
+        """The error for a text of these characters, whose first unknown one is at `position`."""
+        unknown = sorted(characters - set(self.chars))
+        shown = unknown[:_SHOWN]
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        # Outside ASCII, different characters can look the same: the code points distinguish them.
+        points = " ".join(f"U+{ord(char):04X}" for char in shown if not char.isascii())
+        return UnknownTokenError(
+            f"characters that are not in the vocabulary of {len(self.chars)}: "
+            f"{' '.join(map(repr, shown))}{more} "
+            f"({points}{points and '; '}first at position {position}); leave them out, or train "
+            "on a text that has them"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; `InputError` for an id outside the vocabulary."""

@@ -88,7 +88,7 @@ def _all_of(tokens: Tokens, *, processes: int) -> torch.Tensor:
     if processes > 1:
         raise InputError(
             "data order 'tutorial' draws from one generator: it cannot be shared between "
-            "processes; leave out torchrun, or choose --preset nano"
+            "processes; remove torchrun, or choose --preset nano"
         )
     if not isinstance(tokens, np.ndarray):
         raise InputError(

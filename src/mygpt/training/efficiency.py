@@ -85,7 +85,7 @@ def measure(
         device: where.
         micro_batch: windows at once, at most.
         dtype: of products, as `TrainConfig` has it.
-        checkpoint_activations: whether blocks are computed again on the way back.
+        checkpoint_activations: whether blocks are recomputed in the backward pass.
         budget_s: seconds of timed steps; three are made in any case.
 
     Raises:
@@ -177,7 +177,7 @@ def _measurable(
     if blocks == 1 and not fits(one, windows):
         raise InputError(
             f"not one block of width {config.embed_dim} with a window of {config.max_seq_len} fits "
-            "into the memory that is free: leave out --measure, or give --peak-tflops and "
+            "into the memory that is free: remove --measure, or give --peak-tflops and "
             "--efficiency"
         )
     return replace(config, num_layers=blocks), windows

@@ -73,7 +73,7 @@ class ParallelGradients:
         threads: how many share a batch; 1 is one plain backward pass.
         micro_batch: rows that go through the model at once; 0 is all of a batch. The gradients
             of all pieces are added up: a batch too large for the memory takes more time instead.
-        config: number format, `torch.compile`, blocks computed anew; None is plain float32.
+        config: number format, `torch.compile`, blocks recomputed; None is plain float32.
         group: the processes that share a batch; of several, each has one thread here and
             torch's own.
 

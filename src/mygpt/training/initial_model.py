@@ -101,7 +101,7 @@ def require_unchanged_model(preset: str, tokenizer: str, options: dict[str, Any]
     clashing += [name for name in _OF_THE_MODEL if name in options]
     if clashing:
         names = ", ".join("--" + name.replace("_", "-") for name in clashing)
-        raise InputError(f"--from continues with a model as it is: leave out {names}")
+        raise InputError(f"--from continues with a model as it is: remove {names}")
 
 
 def initial_model(

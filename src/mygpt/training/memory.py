@@ -256,7 +256,7 @@ def check_batch_fits(
         config: with its batch size.
         free_bytes: None checks nothing.
         fixed: the batch size cannot change any more, so that no other is advised.
-        group: the processes that share a batch. Of a sharded model the need is not reckoned.
+        group: the processes that share a batch. A sharded model is not estimated.
 
     Raises:
         OutOfMemoryError: when `free_bytes` are too few; it names what fits.

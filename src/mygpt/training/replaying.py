@@ -76,7 +76,7 @@ def replay(
     if not group.is_main:
         raise PeerError(InputError.exit_code)
     if not group.is_single:
-        raise InputError("a run is replayed by one process: leave out torchrun")
+        raise InputError("a run is replayed by one process: remove torchrun")
     state, note = RunFolder.of(original).load_state()
     given, steps = state.arrays.get("plan"), state.progress.step
     if given is None or len(given) < steps:

@@ -97,7 +97,7 @@ def check_places(folder: Path, metadata: Metadata, sizes: Mapping[str, int]) -> 
         right = False
     if not right:
         raise CheckpointError(
-            f"{folder} is not loaded: its metadata does not say where tensor {name!s:.80} lies"
+            f"{folder} is not loaded: its metadata does not say where tensor {name!s:.80} is"
         )
 
 

@@ -83,7 +83,7 @@ def check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
     if config.data_order == "tutorial":
         raise InputError(
             "preset=tutorial draws its batches from one generator, which processes cannot share: "
-            "leave out torchrun, or choose --preset nano"
+            "remove torchrun, or choose --preset nano"
         )
     smallest = min(config.window(stage)[1] for stage in range(len(config.stages) + 1))
     if smallest < group.size:

@@ -303,7 +303,7 @@ def require_as_stored(
     asked += ["--field"] * (field is not None)
     if asked:
         raise InputError(
-            f"{store} is a token store, whose text is already read: leave out {', '.join(asked)}"
+            f"{store} is a token store, whose text is already read: remove {', '.join(asked)}"
         )
     if data_order == "tutorial":
         raise InputError(
