@@ -1,10 +1,15 @@
-"""The errors a user can meet: each message names the value, the limit and the remedy.
+"""The errors a user can meet, and the checks of values that raise them.
 
-Each class carries the exit code with which the command line ends. Anything that is not a
-`MygptError` is a bug of ours (exit code 1).
+Each message names the value, the limit and the remedy; each class carries the exit code with which
+the command line ends. Anything that is not a `MygptError` is a bug of ours (exit code 1).
 """
 
 import signal
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any
+
+_MOST = 2**31  # above every width, window and vocabulary
 
 
 class MygptError(Exception):
@@ -82,3 +87,37 @@ def overflowing_settings(temperature: float, repetition_penalty: float | None) -
         f"temperature={temperature} with repetition_penalty={repetition_penalty} overflows "
         "float32: choose milder values, nearer to 1"
     )
+
+
+def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
+    """Raise `InputError` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name}={value!r:.80} must be a whole number of at least {least}{unit}")
+    if int(value) > _MOST:
+        raise InputError(f"{name}={value!r:.80} must be at most {_MOST:,}")
+
+
+def require_number(name: str, value: Any) -> None:
+    """Raise `InputError` unless `value` is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{name}={value!r:.80} must be a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise InputError(f"{name}={value!r:.40}... is past the range of numbers") from None
+
+
+def make_plain(config: Any) -> None:
+    """Replace NumPy numbers in a dataclass's fields by Python's, which JSON can hold."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if type(value) in (bool, int, float) or not isinstance(value, Real):
+            continue
+        plain = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(config, field.name, plain)
+
+
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `InputError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name}={value!r:.80} is not known: choose {', '.join(choices)}")

@@ -95,8 +95,9 @@ def assert_agree(model: GPT, batch: Batch, threads: int) -> None:
     wanted_loss, wanted = by_torch(model, batch)
     assert_near(loss, wanted_loss, "loss", 3e-6)
     assert gradients.keys() == wanted.keys()
-    # Where there is one key, nothing can change its weight: gradients are rounding alone.
-    least = 0.02 if batch[0].shape[1] == 1 else 1e-30
+    # Where there is one key, nothing can change its weight: gradients are rounding alone, and
+    # differ with the width of the processor's vectors (up to 6e-7 was seen).
+    least = 0.1 if batch[0].shape[1] == 1 else 1e-30
     for name in wanted:
         assert_near(gradients[name], wanted[name], name, least=least)
 

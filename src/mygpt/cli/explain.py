@@ -27,8 +27,8 @@ from mygpt.cli.sampling_options import (
     TOP_P,
 )
 from mygpt.cli.terminal import say
-from mygpt.core.config import SamplingConfig, require_int
-from mygpt.errors import InputError
+from mygpt.core.config import SamplingConfig
+from mygpt.errors import InputError, require_int
 
 if TYPE_CHECKING:
     from mygpt.views.explain import Explanation

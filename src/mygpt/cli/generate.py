@@ -31,9 +31,9 @@ from mygpt.cli.sampling_options import (
     TOP_P,
 )
 from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
-from mygpt.core.config import SamplingConfig, require_int
-from mygpt.core.window import OVERFLOW_POLICIES, check_overflow
-from mygpt.errors import InputError
+from mygpt.core.config import SamplingConfig
+from mygpt.core.window import OVERFLOW_POLICIES
+from mygpt.errors import InputError, require_choice, require_int
 from mygpt.signals import Abandonable, Abandoned, DeferredSignals
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def generate(
     }
     sampling = SamplingConfig(**options)  # wrong values are refused before anything is loaded
     require_int("max_new_tokens", max_new_tokens, least=0)
-    check_overflow(overflow)
+    require_choice("overflow", overflow, OVERFLOW_POLICIES)
     check_unknown(unknown)
     text = read_prompt(prompt, prompt_file, encoding)
     from mygpt.checkpoint import resolve

@@ -209,7 +209,7 @@ def _preset(name: str, changes: dict[str, Any]) -> Model:
 
 
 def _formats(dtype: str | None) -> tuple[Dtype, ...]:
-    from mygpt.core.config import require_choice
+    from mygpt.errors import require_choice
 
     if dtype is None:
         return ("float32", "bfloat16")
@@ -218,8 +218,7 @@ def _formats(dtype: str | None) -> tuple[Dtype, ...]:
 
 
 def _job(model: Model, given: dict[str, Any]) -> Job:
-    from mygpt.core.config import require_int
-    from mygpt.errors import InputError
+    from mygpt.errors import InputError, require_int
     from mygpt.scaling import Job
     from mygpt.scaling.amounts import parse_bytes, parse_count
     from mygpt.scaling.compute import CHINCHILLA

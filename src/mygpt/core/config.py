@@ -9,54 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
 from typing import Any, Literal
 
-from mygpt.errors import InputError
+from mygpt.errors import InputError, make_plain, require_choice, require_int, require_number
 
 Norm = Literal["layer", "rms"]
 Position = Literal["learned", "rotary"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 
-_MOST = 2**31  # above every width, window and vocabulary
-
 # Temperatures below this are treated as 0: dividing by them would overflow float32.
 GREEDY_BELOW = 1e-30
-
-
-def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:
-    """Raise `InputError` unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name}={value!r:.80} must be a whole number of at least {least}{unit}")
-    if int(value) > _MOST:
-        raise InputError(f"{name}={value!r:.80} must be at most {_MOST:,}")
-
-
-def require_number(name: str, value: Any) -> None:
-    """Raise `InputError` unless `value` is a real number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{name}={value!r:.80} must be a number")
-    try:
-        float(value)
-    except OverflowError:
-        raise InputError(f"{name}={value!r:.40}... is past the range of numbers") from None
-
-
-def make_plain(config: Any) -> None:
-    """Replace NumPy numbers in a dataclass's fields by Python's, which JSON can hold."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if type(value) in (bool, int, float) or not isinstance(value, Real):
-            continue
-        plain = int(value) if isinstance(value, Integral) else float(value)
-        object.__setattr__(config, field.name, plain)
-
-
-def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise `InputError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise InputError(f"{name}={value!r:.80} is not known: choose {', '.join(choices)}")
-
 
 _POSITIONS_AT_ONCE = 2**13
 

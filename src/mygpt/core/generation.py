@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mygpt.core.config import SamplingConfig, require_int
+from mygpt.core.config import SamplingConfig
 from mygpt.core.kv_cache import KVCache
 from mygpt.core.model import GPT, evaluating
 from mygpt.core.random import Stream
 from mygpt.core.sampling import next_ids
-from mygpt.core.window import Overflow, Window, check_overflow, check_prompt_fits
+from mygpt.core.window import Overflow, Window
 
 
 def autoregressive_loop(
@@ -47,8 +47,8 @@ def decode(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The loop of section 15.1 with any decoder and any way of drawing.
 
-    Arguments as in `GenerationCall`. Yields at each step the new ids (B,) int64 and the logits
-    (B, V) that they were drawn from.
+    `streams` are each row's random numbers; None: torch's global generator. Yields at each step
+    the new ids (B,) int64 and the logits (B, V) that they were drawn from.
     """
     rows, length = prompt_ids.shape
     text = prompt_ids.new_empty(rows, length + max_new_tokens)
@@ -167,33 +167,38 @@ class GenerationCall:
     prompt_ids: Tensor  # (B, T) int64
     max_new_tokens: int
     sampling: SamplingConfig
-    streams: list[Stream] | None  # each row's random numbers; None: torch's global generator
+    seed: int | None
     overflow: Overflow
 
-    @classmethod
-    def checked(
-        cls,
-        model: Any,
-        prompt_ids: Tensor,
-        max_new_tokens: int,
-        sampling: SamplingConfig,
-        seed: int | None,
-        overflow: Overflow,
-    ) -> GenerationCall:
-        """The call, or an `InputError` for a number outside its range."""
-        require_int("max_new_tokens", max_new_tokens, least=0)
-        check_overflow(overflow)
-        rows, length = prompt_ids.shape
-        check_prompt_fits(length, model.max_seq_len, overflow)
-        if overflow == "stop":
-            max_new_tokens = min(max_new_tokens, model.max_seq_len - length)
-        streams = None if seed is None else [Stream(seed, row) for row in range(rows)]
-        return cls(model, prompt_ids, int(max_new_tokens), sampling, streams, overflow)
+    @property
+    def steps(self) -> int:
+        """The number of new tokens a row: "stop" ends where the window is full."""
+        if self.overflow != "stop":
+            return self.max_new_tokens
+        left = self.model.max_seq_len - self.prompt_ids.shape[1]
+        return max(0, min(self.max_new_tokens, left))
+
+    @property
+    def streams(self) -> list[Stream] | None:
+        """Each row's random numbers; None: torch's global generator."""
+        if self.seed is None:
+            return None
+        return [Stream(self.seed, row) for row in range(len(self.prompt_ids))]
 
     def torch_decoder(self) -> Decoder:
         """The decoder of this file for the call."""
         rows, length = self.prompt_ids.shape
-        return torch_decoder(self.model, rows, self.overflow, length + self.max_new_tokens)
+        return torch_decoder(self.model, rows, self.overflow, length + self.steps)
+
+    def new_tokens(self, decoder: Decoder, most: int) -> Iterator[Tensor]:
+        """The new tokens (B, n) in blocks: of one step, or of `most` where the decoder draws."""
+        if hasattr(decoder, "advance"):
+            for done in range(0, self.steps, most):
+                yield decoder.advance(min(most, self.steps - done))
+            return
+        loop = decode(decoder, self.prompt_ids, self.steps, self.sampling, self.streams)
+        for new_ids, _ in loop:
+            yield new_ids[:, None]
 
 
 def generate(
@@ -226,25 +231,6 @@ def generate(
         (B, T + max_new_tokens) int64, prompt included; shorter only where "stop" ended it.
     """
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-    call = GenerationCall.checked(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
-    blocks = list(new_tokens(call, make_decoder, call.max_new_tokens))
+    call = GenerationCall(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
+    blocks = list(call.new_tokens(make_decoder(call), max(1, max_new_tokens)))
     return torch.cat([prompt_ids, *blocks], dim=1)
-
-
-def new_tokens(
-    call: GenerationCall, make_decoder: Callable[[GenerationCall], Decoder], most: int
-) -> Iterator[Tensor]:
-    """The new tokens (B, n) in blocks: of one step, or of `most` where the decoder draws."""
-    prompt_ids, steps = call.prompt_ids, call.max_new_tokens
-    if len(prompt_ids) == 0:  # nothing for a model to read
-        yield from (prompt_ids.new_empty(0, 1) for _ in range(steps))
-        return
-    if steps == 0:
-        return
-    decoder = make_decoder(call)
-    if hasattr(decoder, "advance"):
-        for done in range(0, steps, most):
-            yield decoder.advance(min(most, steps - done))
-        return
-    for new_ids, _ in decode(decoder, prompt_ids, steps, call.sampling, call.streams):
-        yield new_ids[:, None]

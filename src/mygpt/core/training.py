@@ -7,7 +7,6 @@ Letters: B batch, T time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -138,19 +137,3 @@ class AdamW:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-
-
-def scheduled_rate(done: float, peak: float, *, shape: str, warmup: float, final: float) -> float:
-    """The learning rate when a fraction `done` of the run is done, in [0, 1].
-
-    It rises linearly from a tenth of `peak` for a fraction `warmup` of the run, then falls to a
-    fraction `final` of `peak` by `shape`: "linear", "cosine" (Loshchilov & Hutter, 2017,
-    arXiv:1608.03983), or "constant", which is `peak` throughout.
-    """
-    if shape == "constant":
-        return peak
-    if done < warmup:
-        return peak * (0.1 + 0.9 * done / warmup)
-    fallen = (done - warmup) / (1.0 - warmup)  # from 0 to 1
-    height = 1.0 - fallen if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * fallen))
-    return peak * (final + (1.0 - final) * height)

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mygpt.core.config import require_choice
-from mygpt.errors import InputError
-
 Overflow = Literal["crop", "refill", "stop"]
 OVERFLOW_POLICIES: tuple[Overflow, ...] = ("crop", "refill", "stop")
 
@@ -40,17 +37,3 @@ class Window:
         elif length - self._start > self.max_seq_len:
             self._start = length - max(1, self.max_seq_len // 2)
         return self._start
-
-
-def check_overflow(overflow: str) -> None:
-    """Raise `InputError` unless `overflow` is the name of a policy."""
-    require_choice("overflow", overflow, OVERFLOW_POLICIES)
-
-
-def check_prompt_fits(length: int, max_seq_len: int, overflow: Overflow) -> None:
-    """Raise `InputError` for a prompt longer than the window under "stop", which never crops."""
-    if overflow == "stop" and length > max_seq_len:
-        raise InputError(
-            f"the prompt has {length} tokens and the window {max_seq_len}: shorten it, or choose "
-            "overflow crop or refill"
-        )

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.core.window import check_prompt_fits
-from mygpt.engines.contract import Decoding, Engine, Request, check_prompt_ids
+from mygpt.engines.contract import Decoding, Engine, Request, check_prompt_fits, check_prompt_ids
 from mygpt.errors import InputError
 
 

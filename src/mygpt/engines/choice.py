@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from mygpt.core.config import GPTConfig, require_choice
-from mygpt.errors import InputError
+from mygpt.core.config import GPTConfig
+from mygpt.errors import InputError, require_choice
 from mygpt.machine import DTYPES
 
 EngineName = Literal["numpy", "cpu", "torch"]

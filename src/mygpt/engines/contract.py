@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.core.window import Overflow
-from mygpt.errors import InputError
+from mygpt.core.window import OVERFLOW_POLICIES, Overflow
+from mygpt.errors import InputError, require_choice
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,20 @@ def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
     if outside.any():
         raise InputError(
             f"prompt holds id {prompt[outside][0]}: this model's ids are 0 to {vocab_size - 1}"
+        )
+
+
+def check_overflow(overflow: str) -> None:
+    """Raise `InputError` unless `overflow` is the name of a policy."""
+    require_choice("overflow", overflow, OVERFLOW_POLICIES)
+
+
+def check_prompt_fits(length: int, max_seq_len: int, overflow: Overflow) -> None:
+    """Raise `InputError` for a prompt longer than the window under "stop", which never crops."""
+    if overflow == "stop" and length > max_seq_len:
+        raise InputError(
+            f"the prompt has {length} tokens and the window {max_seq_len}: shorten it, or choose "
+            "overflow crop or refill"
         )
 
 

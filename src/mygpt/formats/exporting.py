@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from mygpt.checkpoint import Checkpoint, check_finite
-from mygpt.core.config import require_choice
-from mygpt.errors import InputError
+from mygpt.errors import InputError, require_choice
 from mygpt.file_access import require_path
 
 KINDS = ("hf", "gguf")

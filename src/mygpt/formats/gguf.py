@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from mygpt.checkpoint import Checkpoint
 from mygpt.container import Arrays
-from mygpt.core.config import GPTConfig, require_choice
-from mygpt.errors import InputError
+from mygpt.core.config import GPTConfig
+from mygpt.errors import InputError, require_choice
 from mygpt.file_access import require_path
 from mygpt.formats.gguf_file import BLOCK, F16, F32, Q8_0, Stored, Value, store, write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values

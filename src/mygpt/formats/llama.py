@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mygpt.core.config import GPTConfig, require_number
-from mygpt.errors import InputError
+from mygpt.core.config import GPTConfig
+from mygpt.errors import InputError, require_number
 from mygpt.formats.parts import Part
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -13,13 +13,13 @@ import torch
 
 from mygpt.core import generation
 from mygpt.core.config import GREEDY_BELOW, SamplingConfig
-from mygpt.core.generation import Decoder, GenerationCall, new_tokens
+from mygpt.core.generation import Decoder, GenerationCall
 from mygpt.core.model import GPT
-from mygpt.core.random import Stream
+from mygpt.core.random import Stream, check_seed
 from mygpt.core.window import Overflow
 from mygpt.engines.choice import choose, tokens_to_read
-from mygpt.engines.contract import Request
-from mygpt.errors import InputError
+from mygpt.engines.contract import Request, check_overflow, check_prompt_fits
+from mygpt.errors import InputError, require_int
 from mygpt.generation.packing import cpu_engine_of, packable_parameters
 
 if TYPE_CHECKING:
@@ -67,11 +67,11 @@ def generate(
     Raises:
         InputError: for a value outside its range, naming the range (a ValueError).
     """
-    require_prompt(model, prompt_ids)
+    _check(model, prompt_ids, max_new_tokens, seed, overflow)
     return generation.generate(
         model,
         prompt_ids,
-        max_new_tokens,
+        int(max_new_tokens),
         temperature,
         top_k,
         top_p=top_p,
@@ -101,13 +101,28 @@ def stream(
     Takes `generate`'s arguments and raises what it raises, at once rather than at the first
     step.
     """
-    require_prompt(model, prompt_ids)
+    _check(model, prompt_ids, max_new_tokens, seed, overflow)
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-    call = GenerationCall.checked(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
-    return (block[:, 0] for block in new_tokens(call, fastest_decoder, 1))
+    call = GenerationCall(model, prompt_ids, int(max_new_tokens), sampling, seed, overflow)
+    return (block[:, 0] for block in _blocks(call))
 
 
-def require_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
+def _blocks(call: GenerationCall) -> Iterator[torch.Tensor]:
+    """The new tokens, (B, 1) a step; nothing is computed before the first is asked for."""
+    yield from call.new_tokens(fastest_decoder(call), 1)
+
+
+def _check(model: Any, prompt_ids: Any, max_new_tokens: Any, seed: Any, overflow: Any) -> None:
+    """Raise `InputError` for an argument of `generate` outside its range, but for sampling's."""
+    _check_prompt(model, prompt_ids)
+    require_int("max_new_tokens", max_new_tokens, least=0)
+    if seed is not None:
+        check_seed(seed)
+    check_overflow(overflow)
+    check_prompt_fits(prompt_ids.shape[1], model.max_seq_len, overflow)
+
+
+def _check_prompt(model: Any, prompt_ids: Any) -> None:
     """Raise `InputError` for something that is no model, or no (B, T) tensor of its ids."""
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
         raise InputError(
@@ -137,26 +152,43 @@ def require_prompt(model: Any, prompt_ids: torch.Tensor) -> None:
 
 def fastest_decoder(call: GenerationCall) -> Decoder:
     """Machine code where it computes what the model does and compiling it is worth it."""
+    if call.steps == 0 or len(call.prompt_ids) == 0:
+        return _NothingToDraw(call.prompt_ids)
     parameters = packable_parameters(call.model)
     if parameters is None:
         return call.torch_decoder()
     config, (rows, length) = call.model.config, call.prompt_ids.shape
-    reads = tokens_to_read(length, call.max_new_tokens, config.max_seq_len, call.overflow)
-    choice = choose(config, tokens=rows * call.max_new_tokens, reads=rows * reads, device="cpu")
+    reads = tokens_to_read(length, call.steps, config.max_seq_len, call.overflow)
+    choice = choose(config, tokens=rows * call.steps, reads=rows * reads, device="cpu")
     if choice.name != "cpu":
         return call.torch_decoder()
     requests = [
-        Request(prompt, call.max_new_tokens, call.sampling, row_stream, call.overflow)
+        Request(prompt, call.steps, call.sampling, row_stream, call.overflow)
         for prompt, row_stream in zip(
             call.prompt_ids.cpu().numpy(), call.streams or [Stream(0)] * rows, strict=True
         )
     ]
     decoding = cpu_engine_of(call.model, parameters).start(requests)
-    if call.streams is not None or call.sampling.temperature < GREEDY_BELOW:
+    if call.seed is not None or call.sampling.temperature < GREEDY_BELOW:
         return CpuSeeded(decoding)
     if is_exponential_race():
-        return CpuMultinomial(decoding, call.max_new_tokens)
+        return CpuMultinomial(decoding, call.steps)
     return CpuLogits(decoding)
+
+
+class _NothingToDraw:
+    """The decoder of a call without rows or without steps, which no model reads."""
+
+    def __init__(self, prompt_ids: torch.Tensor) -> None:
+        self._prompt_ids = prompt_ids
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of no row: (0, 1)."""
+        return ids.new_empty(0, 1, dtype=torch.float32)
+
+    def advance(self, count: int) -> torch.Tensor:
+        """(B, count) int64, of which B or `count` is 0."""
+        return self._prompt_ids.new_empty(len(self._prompt_ids), count)
 
 
 class CpuLogits:

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
-from mygpt.core.config import SamplingConfig, require_int
+from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.core.window import Overflow, check_overflow, check_prompt_fits
+from mygpt.core.window import Overflow
 from mygpt.engines.choice import Choice, tokens_to_read
-from mygpt.engines.contract import Batch, Decoding, Request, fresh_seed
-from mygpt.errors import InputError
+from mygpt.engines.contract import (
+    Batch,
+    Decoding,
+    Request,
+    check_overflow,
+    check_prompt_fits,
+    fresh_seed,
+)
+from mygpt.errors import InputError, require_int
 from mygpt.generation.backend import Backend
 from mygpt.generation.completion import Completion, Row
 from mygpt.tokenization import Tokenizer, ends_of

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mygpt.core.config import GPTConfig, require_int, require_number
-from mygpt.errors import InputError
+from mygpt.core.config import GPTConfig
+from mygpt.errors import InputError, require_int, require_number
 from mygpt.scaling.compute import Flops, chinchilla_ratio, palm_flops_per_token
 from mygpt.scaling.memory import (
     DeviceMemory,

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mygpt.core.config import require_int, require_number
-from mygpt.errors import InputError
+from mygpt.errors import InputError, require_int, require_number
 
 _COUNTS = (
     "slots",

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.core.config import require_int
-from mygpt.errors import InputError
+from mygpt.errors import InputError, require_int
 from mygpt.tokenization.base import (
     IncrementalDecoder,
     check_ids,

@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
 
-from mygpt.core.config import make_plain, require_choice, require_int, require_number
 from mygpt.core.random import check_seed
-from mygpt.core.training import scheduled_rate
-from mygpt.errors import InputError
+from mygpt.errors import InputError, make_plain, require_choice, require_int, require_number
 from mygpt.scaling.presets import SHAPES
 
 DataOrder = Literal["shuffled", "tutorial"]
@@ -204,14 +202,19 @@ class TrainConfig:
         return step / total_steps if step < total_steps else 1.0
 
     def learning_rate(self, done: float) -> float:
-        """The learning rate when a fraction `done` of the run is done."""
-        return scheduled_rate(
-            done,
-            self.lr,
-            shape=self.schedule,
-            warmup=self.warmup_ratio,
-            final=self.min_lr_ratio,
-        )
+        """The learning rate when a fraction `done` of the run is done.
+
+        It rises linearly from a tenth of `lr`, then falls to `min_lr_ratio` of it by `schedule`;
+        cosine: Loshchilov & Hutter, 2017 (arXiv:1608.03983).
+        """
+        if self.schedule == "constant":
+            return self.lr
+        if done < self.warmup_ratio:
+            return self.lr * (0.1 + 0.9 * done / self.warmup_ratio)
+        fallen = (done - self.warmup_ratio) / (1.0 - self.warmup_ratio)  # from 0 to 1
+        linear = self.schedule == "linear"
+        height = 1.0 - fallen if linear else 0.5 * (1.0 + math.cos(math.pi * fallen))
+        return self.lr * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * height)
 
     @property
     def longest_window(self) -> int:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from mygpt.checkpoint import Checkpoint
-from mygpt.core.config import SamplingConfig, require_int
+from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.engines.contract import Request
 from mygpt.engines.numpy_engine import NumpyEngine
 from mygpt.engines.numpy_network import Floats
 from mygpt.engines.numpy_sampling import probabilities, softmax
 from mygpt.engines.reading import positions_to_show, read
-from mygpt.errors import broken_model, overflowing_settings
+from mygpt.errors import broken_model, overflowing_settings, require_int
 from mygpt.generation.writer import Writer
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.views.page import make_page

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.core.config import GPTConfig, require_choice
+from mygpt.core.config import GPTConfig
 from mygpt.engines.contract import Request
 from mygpt.engines.cpu.batch import CpuBatch, slot_bytes
 from mygpt.engines.cpu.build import load_kernels
 from mygpt.engines.cpu.decoding import CpuDecoding
 from mygpt.engines.cpu.pack import PackedModel
+from mygpt.errors import require_choice
 
 
 class CpuEngine:

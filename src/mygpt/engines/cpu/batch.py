@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
-from mygpt.core.window import check_prompt_fits
-from mygpt.engines.contract import Request
+from mygpt.engines.contract import Request, check_prompt_fits
 from mygpt.engines.cpu import layout as at
 from mygpt.engines.cpu.decoding import Loop
 from mygpt.engines.cpu.memory import Memory
