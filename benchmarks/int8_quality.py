@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mygpt.checkpoint import read_checkpoint, resolve
-from mygpt.engines.cpu.pack import quantize
-from mygpt.evaluation import evaluate
+from mygpt.checkpoint.model_file import read_checkpoint, resolve
+from mygpt.cpu.decode.pack import quantize
+from mygpt.evaluation.losses import evaluate
 
 
 def main(checkpoint_path: str, text_path: str) -> None:

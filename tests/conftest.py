@@ -47,8 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_CACHE] = Path(folder.name)
         os.environ["MYGPT_CACHE"] = folder.name
     elif not hasattr(config, "workerinput"):
-        from mygpt.engines.cpu.build import compile_now
-        from mygpt.training.compiled.library import TRAINING
+        from mygpt.cpu.common.build import TRAINING, compile_now
 
         compile_now()
         compile_now(TRAINING)

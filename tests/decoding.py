@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from mygpt import GPTConfig
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES
-from mygpt.engines.contract import Request
-from mygpt.engines.cpu import CpuEngine
-from mygpt.parameter_shapes import parameter_shapes
+from mygpt.cpu.decode.engine import CpuEngine
+from mygpt.engine import Request
 from paths import TESTS
 from shapes import CONFIGS, LLAMA, MODERN, build
 

@@ -20,20 +20,20 @@ import torch
 import torch.distributed.fsdp  # before the ranks are forked: each would import it
 
 import mygpt
-import mygpt.training.compiled.step  # likewise
+import mygpt.cpu.train.step  # likewise
 from mygpt import training
 from mygpt.cli import main
 from mygpt.core.config import GPTConfig
 from mygpt.core.data import ShuffledWindows
 from mygpt.core.model import GPT
-from mygpt.training import shared_start
 from mygpt.training.config import TrainConfig
+from mygpt.training.distributed import shared_start
+from mygpt.training.distributed.process_group import ProcessGroup
+from mygpt.training.distributed.sharding import fill, gathered
 from mygpt.training.events import Note
 from mygpt.training.gradients import make_gradients
 from mygpt.training.initial_model import empty_model
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.process_group import ProcessGroup
-from mygpt.training.sharding import fill, gathered
 
 COUNTS = (1, 2, 4)
 LENGTH = 160  # steps of the runs that torchrun starts

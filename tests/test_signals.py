@@ -245,7 +245,8 @@ def test_little_is_imported_before_a_signal_has_its_handler() -> None:
 COMPILING = """
 import os, signal, threading, time
 from mygpt import processes
-from mygpt.engines.cpu import build, compile_process
+from mygpt.cpu.common import build
+from mygpt.cpu.common import compile_process
 def start(*args):
     process = processes.start(*args)
     print(process.pid, flush=True)
@@ -311,7 +312,7 @@ def _runs(pid: int) -> bool:
 def test_where_no_process_can_be_had_the_kernels_are_compiled_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mygpt.engines.cpu import build
+    from mygpt.cpu.common import build
 
     monkeypatch.setattr(sys, "executable", "/no such python")
     monkeypatch.setattr(build, "compile_here", lambda program: b"compiled here")

@@ -13,7 +13,7 @@ import torch
 
 import mygpt
 from mygpt import training
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
 from mygpt.training.events import (
     Event,
     Note,

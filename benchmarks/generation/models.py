@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt import GPT, GPTConfig
-from mygpt.unloaded_model import unloaded_model
+from mygpt.checkpoint.unloaded_model import unloaded_model
 
 CONFIGS = {
     "S": GPTConfig(65, 64, 4, 4, 64),

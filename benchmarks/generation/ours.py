@@ -18,11 +18,11 @@ def cpu(
     overflow: str = "crop",
 ) -> Run:
     """The CPU engine (machine code by Numba), greedy."""
-    from mygpt.checkpoint import model_arrays
+    from mygpt.checkpoint.model_file import model_arrays
     from mygpt.core.config import SamplingConfig
     from mygpt.core.random import Stream
-    from mygpt.engines.contract import Request
-    from mygpt.engines.cpu import CpuEngine
+    from mygpt.cpu.decode.engine import CpuEngine
+    from mygpt.engine import Request
 
     engine = CpuEngine(CONFIGS[size], model_arrays(build(size)), weights=weights, threads=threads)
     greedy = SamplingConfig(temperature=0.0)

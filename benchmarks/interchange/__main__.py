@@ -25,7 +25,7 @@ from benchmarks.interchange.harness import judge_by_harness, judge_server
 from benchmarks.interchange.programs import by_llama_cpp, by_mygpt, by_transformers
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve
+from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve
 from mygpt.formats import export_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

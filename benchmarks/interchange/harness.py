@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mygpt.checkpoint import Checkpoint
-from mygpt.evaluation import evaluate
-from mygpt.generation.writer import Writer
+from mygpt.checkpoint.model_file import Checkpoint
+from mygpt.decode.writer import Writer
+from mygpt.evaluation.losses import evaluate
 
 _CONTEXT, _GREEDY = 12, 6  # characters of a context; tokens that are generated after it
 _TASK = """\

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt import __version__
-from mygpt.checkpoint import Checkpoint
-from mygpt.generation.writer import Writer
+from mygpt.checkpoint.model_file import Checkpoint
+from mygpt.decode.writer import Writer
 
 
 class Program(Protocol):

@@ -30,7 +30,7 @@ from benchmarks.serving.clients import Load, body, load
 from benchmarks.training.report import describe_machine
 
 from mygpt import GPT, CharTokenizer, save_checkpoint
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.formats import export_checkpoint
 
 CLIENTS = (1, 8, 32)

@@ -10,14 +10,14 @@ TYPE_CHECKING = False  # importing `typing` takes longer than all that is import
 if TYPE_CHECKING:
     from typing import Any
 
-    from mygpt.checkpoint import load_checkpoint, save_checkpoint
+    from mygpt.checkpoint.model_file import load_checkpoint, save_checkpoint
     from mygpt.cli import main
     from mygpt.core.config import GPTConfig, SamplingConfig
     from mygpt.core.model import GPT
     from mygpt.core.tutorial import VOCAB, get_batch, set_seed, to_ids
+    from mygpt.decode.tokens import generate, stream
+    from mygpt.decode.writer import Writer, load
     from mygpt.errors import MygptError
-    from mygpt.generation.tokens import generate, stream
-    from mygpt.generation.writer import Writer, load
     from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
     from mygpt.training import replay, resume, train
 
@@ -48,12 +48,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "checkpoint.model_file": ("load_checkpoint", "save_checkpoint"),
     "cli": ("main",),
     "core.config": ("GPTConfig", "SamplingConfig"),
     "errors": ("MygptError",),
-    "generation.tokens": ("generate", "stream"),
-    "generation.writer": ("Writer", "load"),
+    "decode.tokens": ("generate", "stream"),
+    "decode.writer": ("Writer", "load"),
     "core.model": ("GPT",),
     "tokenization": ("BPETokenizer", "ByteTokenizer", "CharTokenizer"),
     "training": ("replay", "resume", "train"),

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 import mygpt
-from mygpt import container
-from mygpt.checkpoint import read_checkpoint, write_checkpoint
+from mygpt.checkpoint import container
+from mygpt.checkpoint.locks import RunLock
+from mygpt.checkpoint.model_file import read_checkpoint, write_checkpoint
 from mygpt.cli import environment, main
 from mygpt.cli.environment import Environment, Torch, advice
 from mygpt.errors import CheckpointError
-from mygpt.locks import RunLock
 from mygpt.training import checkup
 from mygpt.training.checkup import Finding, check
 from mygpt.training.replaying import replay

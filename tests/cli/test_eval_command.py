@@ -12,9 +12,9 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 import mygpt
-from mygpt import evaluation
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli import main
+from mygpt.evaluation import losses as evaluation
 
 pytestmark = pytest.mark.slow
 

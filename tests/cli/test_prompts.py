@@ -14,8 +14,8 @@ import pytest
 
 import mygpt
 from mygpt.cli import main, prompts
+from mygpt.decode.writer import load
 from mygpt.errors import InputError, UnknownTokenError
-from mygpt.generation.writer import load
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import reference
 from mygpt import GPT, GPTConfig, set_seed
-from mygpt.checkpoint import config_from_json
+from mygpt.checkpoint.model_file import config_from_json
 from mygpt.core.kv_cache import KVCache
 from mygpt.errors import InputError
 from shapes import CONFIGS, GPT2, LLAMA, MODERN, TUTORIAL, build

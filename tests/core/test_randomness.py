@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import reference
 from mygpt.core.random import Stream, check_seed, epoch_offset, permute, philox
-from mygpt.engines.contract import fresh_seed
+from mygpt.engine import fresh_seed
 from mygpt.errors import InputError
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result.

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mygpt.checkpoint.locks import RunLock
 from mygpt.data import TokenStore
 from mygpt.data.store_builder import build as build_module
 from mygpt.data.store_builder import chunking
@@ -23,7 +24,6 @@ from mygpt.data.store_builder.chunking import Chunker
 from mygpt.data.store_builder.words import Words, words_of
 from mygpt.data.token_store import StoredTokens
 from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.locks import RunLock
 from mygpt.text import read_corpus
 from mygpt.tokenization import (
     CharTokenizer,

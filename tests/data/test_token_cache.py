@@ -247,7 +247,7 @@ def test_a_full_disk_is_not_an_error_and_is_not_filled(folder, monkeypatch):
     def full(descriptor, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mygpt.storage.os.write", full)
+    monkeypatch.setattr("mygpt.checkpoint.durable.os.write", full)
     cached_tokens(DOCUMENTS, BPE)
     assert files(folder) == []
 

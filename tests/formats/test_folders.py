@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mygpt.checkpoint.durable import in_use, temporary_name
 from mygpt.errors import InputError
 from mygpt.formats.folders import atomic_folder
-from mygpt.storage import in_use, temporary_name
 
 OURS = frozenset({"a", "b"})
 

@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mygpt import CharTokenizer, GPTConfig, save_checkpoint
-from mygpt.checkpoint import Checkpoint, model_arrays, read_checkpoint
+from mygpt.checkpoint.model_file import Checkpoint, model_arrays, read_checkpoint
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.errors import InputError, OutOfMemoryError, StorageError
 from mygpt.formats import parts, weight_files
 from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
-from mygpt.parameter_shapes import parameter_shapes
 from shapes import CONFIGS, GPT2, LLAMA, MIXED, MODERN, ROTARY_LAYER_NORM, TUTORIAL, build
 
 PROVENANCE = {

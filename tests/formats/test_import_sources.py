@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mygpt import GPT, save_checkpoint
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli import main
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError

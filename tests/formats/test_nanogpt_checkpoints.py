@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mygpt.checkpoint import Checkpoint
+from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
 from mygpt.formats.nanogpt import read_nanogpt

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mygpt import GPT, VOCAB, CharTokenizer, GPTConfig
-from mygpt.checkpoint import Checkpoint, load_checkpoint, model_arrays
+from mygpt.checkpoint.model_file import Checkpoint, load_checkpoint, model_arrays
 from mygpt.errors import InputError
 from mygpt.formats import import_checkpoint, read_foreign
 from mygpt.formats.torch_files import detect

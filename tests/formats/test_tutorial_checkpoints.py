@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from mygpt.checkpoint import Checkpoint
+from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
 from mygpt.formats.torch_files import detect, read_torch_file

@@ -18,7 +18,7 @@ from paths import ROOT, TESTS
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "src" / "mygpt"
 POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 60
-MACHINE_CODE = ("engines/cpu/loop.py", "engines/cpu/forward.py", "engines/cpu/sample.py")
+MACHINE_CODE = ("cpu/decode/loop.py", "cpu/decode/forward.py", "cpu/decode/sample.py")
 
 
 def names_defined(path: Path) -> set[str]:
@@ -84,8 +84,8 @@ def check_counts(number: int, found: dict[str, Any]) -> None:
     assert calls == found["chain"]
     listed = re.findall(r"^\| `([\w/]+\.py)", text, re.MULTILINE)
     in_python = [file for file in listed if file not in MACHINE_CODE]
-    assert set(in_python) - {"engines/cpu/build.py"} <= {
-        *found["files"], "training/compiled/network.py", "generation/completion.py",
+    assert set(in_python) - {"cpu/common/build.py"} <= {
+        *found["files"], "cpu/train/network.py", "decode/completion.py",
         "cli/terminal.py",
     }  # fmt: skip
     files, depth = re.findall(r"at most (\d+)\s", text)
@@ -110,5 +110,5 @@ def test_the_journeys_are_those_of_the_commands(
     whole = [sys.executable, "-m", "mygpt", *command, "run", "--quiet"]
     subprocess.run(whole, check=True, capture_output=True)
     prompt = ["generate", "-c", "run", "-p", "The", "-n", "8", "--engine", "cpu"]
-    found = traced("cli/generate.py:generate", "engines/cpu/decoding.py:Loop.do", "--", *prompt)
+    found = traced("cli/generate.py:generate", "cpu/decode/decoding.py:Loop.do", "--", *prompt)
     check_counts(1, found)

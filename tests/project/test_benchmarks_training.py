@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mygpt
-from mygpt.evaluation import evaluate
+from mygpt.evaluation.losses import evaluate
 from mygpt.text import read_corpus, split_documents
 from mygpt.training.config import TrainConfig
 from paths import ROOT

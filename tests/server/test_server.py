@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, Writer
-from mygpt.engines.numpy_network import Network
-from mygpt.engines.reading import read
-from mygpt.generation.completion import TokenLogprob
-from mygpt.generation.packing import arrays_of
+from mygpt.decode.completion import TokenLogprob
+from mygpt.decode.numpy_network import Network
+from mygpt.decode.packing import arrays_of
+from mygpt.decode.reading import read
 from mygpt.server.app import make_app
 from mygpt.server.openapi import openapi
 from mygpt.server.playground import Playground, logits_content

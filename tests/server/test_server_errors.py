@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from mygpt.cli.serve import serve
-from mygpt.engines.contract import Request
+from mygpt.engine import Request
 from mygpt.server.log import NonBlockingStream, RateLimit
 from mygpt.server.samples import Sample
 from mygpt.server.serving import ServerDied
@@ -111,8 +111,10 @@ def test_a_server_that_cannot_decode_ends_with_an_exit_code(monkeypatch):
         raise ServerDied("made up")
 
     monkeypatch.setattr("mygpt.server.serving.serve", died)
-    monkeypatch.setattr("mygpt.generation.writer.load", lambda *_, **__: tiny_writer())
-    monkeypatch.setattr("mygpt.checkpoint.resolve", lambda path: Path("a/best.safetensors"))
+    monkeypatch.setattr("mygpt.decode.writer.load", lambda *_, **__: tiny_writer())
+    monkeypatch.setattr(
+        "mygpt.checkpoint.model_file.resolve", lambda path: Path("a/best.safetensors")
+    )
     with pytest.raises(typer.Exit) as ended:
         serve(None)
     assert ended.value.exit_code == 1

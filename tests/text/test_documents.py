@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.container import read_arrays, write_arrays
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli import main
-from mygpt.container import read_arrays, write_arrays
 from mygpt.data import TokenStore, encode_documents
 from mygpt.data.store_builder.build import StoreProgress, build_store
 from mygpt.errors import InputError

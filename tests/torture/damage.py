@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import MygptError
 from mygpt.training.run import RunFolder
 from mygpt.training.state import read_state

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from mygpt import training
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
 from mygpt.training.events import Event
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n} of them. " for n in range(150))

@@ -13,7 +13,7 @@ import pytest
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli import main
 from mygpt.training.comparison import compare_losses, read_losses
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, StepDone

@@ -11,11 +11,11 @@ import pytest
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import Checkpoint, read_checkpoint, resolve, write_checkpoint
+from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve, write_checkpoint
 from mygpt.core.config import GPTConfig
 from mygpt.data import encode_documents
 from mygpt.errors import InputError
-from mygpt.evaluation import evaluate
+from mygpt.evaluation.losses import evaluate
 from mygpt.text import Document, split_documents
 from mygpt.training.comparison import read_losses
 from mygpt.training.events import Event, Finished, Note, StepDone

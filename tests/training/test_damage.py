@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import mygpt
-from mygpt.checkpoint import read_checkpoint
-from mygpt.container import read_arrays, write_arrays
+from mygpt.checkpoint.container import read_arrays, write_arrays
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import (
     CheckpointError,
 )

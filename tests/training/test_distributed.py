@@ -35,8 +35,8 @@ from distributed_steps import (
     take_steps,
 )
 from mygpt import training
-from mygpt.checkpoint import read_checkpoint
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.training.state import read_state
 from ranks import ranks_of, run_ranks, torchrun, torchrun_started
 

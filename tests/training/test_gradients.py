@@ -10,7 +10,7 @@ import torch
 
 import mygpt
 from mygpt import training
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
 from mygpt.core.model import GPT
 from mygpt.core.tutorial import set_seed
 from mygpt.training.gradients import ParallelGradients

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import mygpt
-from mygpt.checkpoint import read_checkpoint
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import (
     DivergedError,
 )
@@ -136,7 +136,7 @@ def test_a_run_that_diverges_repeatedly_ends_with_code_5_and_its_best_model(
 def test_a_validation_loss_that_is_not_finite_leads_to_a_rollback(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mygpt.evaluation import Evaluation
+    from mygpt.evaluation.losses import Evaluation
     from mygpt.training import trainer
 
     calls = []

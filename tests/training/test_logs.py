@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mygpt import train
+from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.cli import main
-from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import CheckpointError
 from mygpt.json_objects import LOG_LINE, read_records
 from mygpt.training.comparison import read_losses

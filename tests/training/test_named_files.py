@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mygpt import training
-from mygpt.container import read_arrays, write_arrays
+from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.errors import InputError
 from mygpt.training.events import Started
 from mygpt.training.run import RunFolder

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
-from mygpt.training import muon
-from mygpt.training.compiled.step import CpuTrainingStep
+from mygpt.cpu.train import muon
+from mygpt.cpu.train.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer, _adamw_by_hand
 

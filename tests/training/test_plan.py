@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 import mygpt
 from mygpt import training
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core import data as core_data
 from mygpt.core.config import GPTConfig
 from mygpt.core.data import ShuffledWindows
 from mygpt.core.random import epoch_offset, permute
 from mygpt.errors import InputError
-from mygpt.parameter_shapes import parameter_shapes
 from mygpt.training import planning, recipe
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig

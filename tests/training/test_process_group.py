@@ -19,10 +19,15 @@ from mygpt.core.model import GPT
 from mygpt.errors import InputError, StorageError
 from mygpt.training import hardware
 from mygpt.training.config import TrainConfig
+from mygpt.training.distributed.process_group import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    from_environment,
+    joined,
+)
+from mygpt.training.distributed.sharding import first_row, gathered, like, local, put_rows
 from mygpt.training.gradients import ParallelGradients, shared_losses
 from mygpt.training.hardware import compute_dtype, described, products_in
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup, from_environment, joined
-from mygpt.training.sharding import first_row, gathered, like, local, put_rows
 from ranks import run_ranks
 
 CPU = torch.device("cpu")

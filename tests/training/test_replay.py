@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mygpt import training
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
 from mygpt.errors import (
     InputError,
 )

@@ -12,13 +12,13 @@ import pytest
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.locks import RunLock
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import (
     CheckpointError,
     InputError,
     StorageError,
 )
-from mygpt.locks import RunLock
 from mygpt.training.events import (
     Event,
     StepDone,
@@ -62,7 +62,7 @@ def test_a_run_that_cannot_be_written_names_a_remedy_that_resume_has(
     def refused(*_: object, **__: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("mygpt.locks.open_descriptor", refused)
+    monkeypatch.setattr("mygpt.checkpoint.locks.open_descriptor", refused)
     with pytest.raises(StorageError, match="Permission denied: copy the run and resume the copy"):
         resume(run, steps=20)
 
@@ -94,7 +94,7 @@ def test_a_killed_runs_temporary_files_are_removed_at_the_next_start(
     output = tmp_path / "ckpt.pt"
     fit(text, output)
     run = tmp_path / "ckpt.pt.run"
-    from mygpt import storage
+    from mygpt.checkpoint import durable as storage
 
     mine, inside, foreign = (
         storage.temporary_name(path)
@@ -121,7 +121,7 @@ def test_a_file_in_another_runs_folder_means_its_own_run(text: str, tmp_path: Pa
 
 def test_temporary_files_of_another_run_are_kept(text: str, tmp_path: Path) -> None:
     """A run whose folder holds another run's file removed the temporary file of that one."""
-    from mygpt import storage
+    from mygpt.checkpoint import durable as storage
 
     fit(text, tmp_path / "c")
     other = storage.temporary_name(tmp_path / "c" / "x.pt")

@@ -25,7 +25,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from mygpt import GPT
 from mygpt.errors import CheckpointError, DamagedError, StorageError
-from mygpt.training.shards import (
+from mygpt.training.distributed.shards import (
     check_shards,
     load_shards,
     read_shards,
@@ -534,6 +534,7 @@ def test_a_rank_that_fails_is_named_and_none_is_left() -> None:
 
 
 def test_importing_is_light() -> None:
-    code = "import sys, mygpt.training.shards; print('torch.distributed.checkpoint' in sys.modules)"
+    module = "mygpt.training.distributed.shards"
+    code = f"import sys, {module}; print('torch.distributed.checkpoint' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

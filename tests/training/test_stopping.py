@@ -14,7 +14,7 @@ import pytest
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import read_checkpoint
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import (
     Interrupted,
 )

@@ -18,8 +18,8 @@ import torch
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint import read_checkpoint
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
+from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.data import encode_documents
 from mygpt.errors import (
     CheckpointError,
@@ -28,7 +28,7 @@ from mygpt.errors import (
     Interrupted,
     StorageError,
 )
-from mygpt.evaluation import evaluate
+from mygpt.evaluation.losses import evaluate
 from mygpt.text import read_corpus
 from mygpt.training.config import PRESETS, TrainConfig, preset_options
 from mygpt.training.events import Evaluated, Event, Finished, Note, Sampled, Started, StepDone

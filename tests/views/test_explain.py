@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 import reference
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig
-from mygpt.checkpoint import Checkpoint, model_arrays, read_checkpoint, save_checkpoint
+from mygpt.checkpoint.model_file import Checkpoint, model_arrays, read_checkpoint, save_checkpoint
 from mygpt.cli import bars as cli_bars
 from mygpt.cli import main
 from mygpt.cli.explain import explain as explain_command
 from mygpt.core import sampling
 from mygpt.core.config import SamplingConfig
-from mygpt.engines.numpy_network import Network
-from mygpt.engines.reading import positions_to_show, read
+from mygpt.decode.numpy_network import Network
+from mygpt.decode.reading import positions_to_show, read
+from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
-from mygpt.generation.writer import Writer
 from mygpt.views.explain import about, explain, explain_page, page_data
 from mygpt.views.page import VIEWS, bundle, embedded_json, make_page
 from offline_pages import Page, check_quiet, chromium, injections, node, open_page

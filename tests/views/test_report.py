@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mygpt
-from mygpt.checkpoint import read_checkpoint, save_checkpoint
+from mygpt.checkpoint.container import read_arrays, write_arrays
+from mygpt.checkpoint.locks import RunLock
+from mygpt.checkpoint.model_file import read_checkpoint, save_checkpoint
 from mygpt.cli.report import report as report_command
 from mygpt.cli.report import report_the_end
-from mygpt.container import read_arrays, write_arrays
 from mygpt.errors import InputError, StorageError
-from mygpt.locks import RunLock
 from mygpt.training.events import Finished, StepDone
 from mygpt.training.run import RunFolder
 from mygpt.views import report as report_module

@@ -50,7 +50,7 @@ def shakespeare(
             f"{url} gave {len(data):,} bytes that are not Tiny Shakespeare (SHA-256 "
             f"{_digest(data)[:12]}..., expected {_SHA256[:12]}...): nothing was written"
         )
-    from mygpt.storage import write_durably
+    from mygpt.checkpoint.durable import write_durably
 
     write_durably(output, [data])
     say(f"{output}: {len(data):,} bytes, digest checked")

@@ -57,7 +57,7 @@ def demo(
 
 def _is_demo(run: Path) -> bool:
     """Whether this folder holds an earlier demo that was never resumed: it may be replaced."""
-    from mygpt.checkpoint import read_checkpoint
+    from mygpt.checkpoint.model_file import read_checkpoint
     from mygpt.errors import CheckpointError
 
     try:

@@ -106,9 +106,9 @@ class Environment:
 def inspect_environment(runs: Path = Path("runs")) -> Environment:
     """Collect the facts. Imports torch and changes nothing."""
     from mygpt import __version__, machine
-    from mygpt.engines.choice import cpu_engine_available, may_have_gpu
-    from mygpt.engines.cpu.build import cache_folder, has_machine_code
-    from mygpt.engines.cpu.workers import usable_cores
+    from mygpt.cpu.common.build import cache_folder, has_machine_code
+    from mygpt.cpu.common.workers import usable_cores
+    from mygpt.decode.choice import cpu_engine_available, may_have_gpu
 
     # Read before torch is imported, since the import itself adds to the load.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -16,9 +16,9 @@ from mygpt.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mygpt.baselines import Baselines
-    from mygpt.checkpoint import Checkpoint
-    from mygpt.evaluation import Evaluation
+    from mygpt.checkpoint.model_file import Checkpoint
+    from mygpt.evaluation.baselines import Baselines
+    from mygpt.evaluation.losses import Evaluation
     from mygpt.text import Document, RecordOptions
     from mygpt.text.sizes import TextSize
 
@@ -104,7 +104,7 @@ def eval(
 
     Example: mygpt eval runs/poems poems.txt --last 0.1 --protocol both
     """
-    from mygpt.checkpoint import read_checkpoint, resolve
+    from mygpt.checkpoint.model_file import read_checkpoint, resolve
 
     if protocol not in _PROTOCOLS:
         raise InputError(f"protocol={protocol!r} is not known: choose {', '.join(_PROTOCOLS)}")
@@ -254,7 +254,7 @@ def _evaluate(
     device: str,
 ) -> dict[str, Evaluation]:
     """The results by protocol."""
-    from mygpt.evaluation import evaluate, evaluate_nanogpt
+    from mygpt.evaluation.losses import evaluate, evaluate_nanogpt
     from mygpt.machine import choose_device
     from mygpt.training.gradients import cpu_token_losses
 
@@ -276,7 +276,7 @@ def _evaluate(
 
 
 def _baselines(found: Checkpoint, text: _Text) -> Baselines:
-    from mygpt.baselines import measure_baselines
+    from mygpt.evaluation.baselines import measure_baselines
 
     return measure_baselines(
         text.train_tokens,
@@ -324,7 +324,12 @@ def _lines(
 
 
 def _described(protocol: str, result: Evaluation) -> str:
-    from mygpt.evaluation import NANOGPT_BATCH_SIZE, NANOGPT_BATCHES, NANOGPT_SEED, NANOGPT_WINDOW
+    from mygpt.evaluation.losses import (
+        NANOGPT_BATCH_SIZE,
+        NANOGPT_BATCHES,
+        NANOGPT_SEED,
+        NANOGPT_WINDOW,
+    )
 
     if protocol == "full":
         apart = f", {result.stride} apart" * (result.stride != result.seq_len)

@@ -86,9 +86,9 @@ def explain(
             "explain needs a prompt: --prompt TEXT, --prompt-file FILE, or --prompt - for "
             "standard input"
         )
-    from mygpt.checkpoint import read_checkpoint, resolve
+    from mygpt.checkpoint.model_file import read_checkpoint, resolve
     from mygpt.core.random import check_seed
-    from mygpt.engines.contract import fresh_seed
+    from mygpt.engine import fresh_seed
 
     path = resolve(run)
     if seed is None:
@@ -121,7 +121,7 @@ def _command(run: Path, prompt: str, most: int, found: Explanation) -> str:
 
 
 def _write(out: Path, page: str) -> None:
-    from mygpt.storage import write_durably
+    from mygpt.checkpoint.durable import write_durably
 
     data = page.encode()
     write_durably(out, [data])

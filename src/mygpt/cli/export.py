@@ -37,7 +37,7 @@ def export(
 
     Example: mygpt export runs/poems poems-hf --to hf
     """
-    from mygpt.checkpoint import read_checkpoint, resolve
+    from mygpt.checkpoint.model_file import read_checkpoint, resolve
     from mygpt.formats import export_checkpoint
 
     found = read_checkpoint(resolve(checkpoint))

@@ -37,7 +37,7 @@ from mygpt.errors import InputError, require_choice, require_int
 from mygpt.signals import Abandonable, Abandoned, DeferredSignals
 
 if TYPE_CHECKING:
-    from mygpt.generation.writer import Writer
+    from mygpt.decode.writer import Writer
 
 
 def generate(
@@ -150,9 +150,9 @@ def generate(
     require_choice("overflow", overflow, OVERFLOW_POLICIES)
     check_unknown(unknown)
     text = read_prompt(prompt, prompt_file, encoding)
-    from mygpt.checkpoint import resolve
+    from mygpt.checkpoint.model_file import resolve
     from mygpt.core.random import check_seed
-    from mygpt.engines.contract import fresh_seed
+    from mygpt.engine import fresh_seed
 
     path = resolve(checkpoint)
     if seed is None:
@@ -160,7 +160,7 @@ def generate(
         if not sampling.greedy:
             say(f"seed {seed}", file=sys.stderr)
     check_seed(seed)
-    from mygpt.generation.writer import load
+    from mygpt.decode.writer import load
 
     writer = load(path, device=device, dtype=dtype, engine=engine, compile=compile)
     options |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}

@@ -29,8 +29,8 @@ def info(
 
     Example: mygpt info runs/poems
     """
-    from mygpt.checkpoint import read_checkpoint, resolve
-    from mygpt.engines.choice import choose
+    from mygpt.checkpoint.model_file import read_checkpoint, resolve
+    from mygpt.decode.choice import choose
 
     found = read_checkpoint(resolve(checkpoint))
     engine = choose(found.config, tokens=_USUAL_TOKENS)

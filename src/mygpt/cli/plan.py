@@ -170,7 +170,7 @@ def _model(name: str | None, changes: dict[str, Any]) -> Model:
     elif name in SHAPES:
         found = _preset(name, changes)
     elif name and os.path.exists(name):
-        from mygpt.checkpoint import read_checkpoint, resolve
+        from mygpt.checkpoint.model_file import read_checkpoint, resolve
 
         path = resolve(name)
         config = read_checkpoint(path).config

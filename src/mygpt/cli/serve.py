@@ -92,7 +92,7 @@ def serve(
         ) from None
     if engine in ("auto", "cpu") and find_spec("numba"):
         _spare_cores()
-    from mygpt.checkpoint import resolve
+    from mygpt.checkpoint.model_file import resolve
     from mygpt.server.settings import ServerSettings
 
     if api_key is None and os.environ.get("MYGPT_API_KEY") == "":
@@ -112,7 +112,7 @@ def serve(
         hosts=tuple(allow_host or ()),
         log=None if quiet else _log,
     )
-    from mygpt.generation.writer import load
+    from mygpt.decode.writer import load
     from mygpt.server.log import nonblocking_stderr
     from mygpt.server.serving import ServerDied
     from mygpt.server.serving import serve as run

@@ -16,19 +16,19 @@ def warmup() -> None:
 
     Example: mygpt warmup
     """
-    from mygpt.engines.choice import cpu_engine_available
+    from mygpt.decode.choice import cpu_engine_available
     from mygpt.errors import InputError, StorageError
 
     if not cpu_engine_available():
         raise InputError("the machine-code engine needs Numba and a POSIX system: install numba")
-    from mygpt.engines.cpu.build import (
+    from mygpt.cpu.common.build import (
         DECODING,
+        TRAINING,
         cache_folder,
         compile_now,
         has_machine_code,
         unusable_cache,
     )
-    from mygpt.training.compiled.library import TRAINING
 
     if (why := unusable_cache()) is not None:
         raise StorageError(f"machine code cannot be kept in the cache: {why}")

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.checkpoint.durable import temporary_files, write_durably
 from mygpt.data.tokens import dtype_of, encode_documents
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import (
@@ -36,7 +37,6 @@ from mygpt.file_access import (
     not_private,
     open_descriptor,
 )
-from mygpt.storage import temporary_files, write_durably
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, Tokenizer
 from mygpt.tokenization.words import LIBRARY_PATTERN

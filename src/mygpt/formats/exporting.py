@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mygpt.checkpoint import Checkpoint, check_finite
+from mygpt.checkpoint.model_file import Checkpoint, check_finite
 from mygpt.errors import InputError, require_choice
 from mygpt.file_access import require_path
 

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from mygpt.checkpoint.durable import abandoned, in_use, remove_abandoned, temporary_name
 from mygpt.errors import InputError, StorageError
-from mygpt.storage import abandoned, in_use, remove_abandoned, temporary_name
 
 _OLD = ".old.tmp"  # ending of the temporary name of the folder that is being replaced
 

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import Checkpoint
-from mygpt.container import Arrays
+from mygpt.checkpoint.container import Arrays
+from mygpt.checkpoint.model_file import Checkpoint
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError, require_choice
 from mygpt.file_access import require_path
 from mygpt.formats.gguf_file import BLOCK, F16, F32, Q8_0, Stored, Value, store, write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values
-from mygpt.parameter_shapes import parameter_shapes
 
 _KIND_NUMBERS = {"f32": F32, "f16": F16, "q8_0": Q8_0}
 KINDS = tuple(_KIND_NUMBERS)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.storage import write_durably
+from mygpt.checkpoint.durable import write_durably
 
 Value = str | bool | int | float | list[str] | list[int] | list[float]
 

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import Checkpoint
-from mygpt.container import Arrays
+from mygpt.checkpoint.container import Arrays
+from mygpt.checkpoint.durable import write_durably
+from mygpt.checkpoint.model_file import Checkpoint
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
@@ -30,8 +32,6 @@ from mygpt.formats.state_dict import number_notes
 from mygpt.formats.tensor_names import plain_names
 from mygpt.formats.weight_files import StoredTensor, find_tensors, require_readable
 from mygpt.json_objects import SETTINGS, read_object
-from mygpt.parameter_shapes import parameter_shapes
-from mygpt.storage import write_durably
 from mygpt.tokenization import Tokenizer, ends_of
 
 _FAMILIES: dict[str, tuple[str, ModuleType]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mygpt.container import Arrays
+from mygpt.checkpoint.container import Arrays
 from mygpt.core.config import GPTConfig
 from mygpt.tokenization import Tokenizer
 

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mygpt.checkpoint import check_finite, write_checkpoint
+from mygpt.checkpoint.durable import remove_abandoned
+from mygpt.checkpoint.model_file import check_finite, write_checkpoint
 from mygpt.errors import InputError, StorageError
 from mygpt.file_access import require_path, require_regular
 from mygpt.formats.imported import Imported
 from mygpt.formats.unsupported import file_problem, folder_problem
-from mygpt.storage import remove_abandoned
 from mygpt.tokenization import Tokenizer
 
 _FILES = (

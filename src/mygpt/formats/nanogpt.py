@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
@@ -26,7 +27,6 @@ from mygpt.formats.torch_files import (
     read_plain_pickle,
     read_torch_file,
 )
-from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import CharTokenizer, Tokenizer
 
 _SHAPE = {

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import config_from_json
+from mygpt.checkpoint.model_file import config_from_json
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
 from mygpt.formats.state_dict import StateDict
 from mygpt.formats.torch_files import OWN_EMBEDDING, own_state, read_torch_file
 from mygpt.formats.tutorial import HEADS_BY_WIDTH, adjacent_tokenizer
-from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import CharTokenizer, Tokenizer, from_state
 
 _BLOCK = "blocks.0."

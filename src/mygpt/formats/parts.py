@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.container import Arrays, to_json
+from mygpt.checkpoint.container import Arrays, to_json
+from mygpt.checkpoint.durable import write_durably
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.formats.tensor_names import name_in_file
 from mygpt.formats.weight_files import READABLE, StoredTensor
 from mygpt.machine import free_memory_bytes
-from mygpt.storage import write_durably
 
 Shapes = Mapping[str, tuple[int, ...]]
 

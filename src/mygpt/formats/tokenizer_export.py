@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mygpt.checkpoint.durable import write_durably
 from mygpt.errors import InputError
-from mygpt.storage import write_durably
 from mygpt.tokenization import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.tokenizer_json import SYMBOLS

@@ -77,7 +77,7 @@ def named_tokenizer(path: str) -> Tokenizer:
     if folder.is_dir() and any((folder / name).is_file() for name in files):
         return read_tokenizer(folder, None)[0]
     if folder.is_dir() or path.endswith(".safetensors"):
-        from mygpt.checkpoint import read_checkpoint, resolve
+        from mygpt.checkpoint.model_file import read_checkpoint, resolve
 
         return read_checkpoint(resolve(path)).tokenizer
     return load_tokenizer(path)

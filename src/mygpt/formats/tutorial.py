@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.formats.imported import Imported
 from mygpt.formats.state_dict import StateDict
 from mygpt.formats.torch_files import is_bare_tutorial, plain_fields, read_torch_file
-from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 from mygpt.tokenization.bpe import read_json
 

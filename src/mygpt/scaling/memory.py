@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
-from mygpt.parameter_shapes import parameter_shapes
 
 Sharding = Literal["ddp", "fsdp"]
 Dtype = Literal["float32", "bfloat16"]

@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mygpt.generation.writer import Writer
+from mygpt.decode.writer import Writer
 from mygpt.server.bodies import Bodies
 from mygpt.server.completions import Completions
 from mygpt.server.guards import Guards, RequestLog

@@ -15,9 +15,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from mygpt.core.random import Stream
-from mygpt.engines.contract import Request, fresh_seed
+from mygpt.decode.writer import Writer
+from mygpt.engine import Request, fresh_seed
 from mygpt.errors import InputError, UnknownTokenError
-from mygpt.generation.writer import Writer
 from mygpt.server.bodies import Bodies, json_pieces
 from mygpt.server.fields import invalid, parse_json
 from mygpt.server.problems import ApiError, json_answer

@@ -6,7 +6,7 @@ from typing import Any
 
 from mygpt import __version__
 from mygpt.core.window import OVERFLOW_POLICIES
-from mygpt.generation.writer import Writer
+from mygpt.decode.writer import Writer
 from mygpt.server.requests import (
     DEFAULT_MAX_TOKENS,
     MAX_LOGPROBS,

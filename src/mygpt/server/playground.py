@@ -16,8 +16,8 @@ from starlette.responses import Response
 
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.engines.contract import Request
-from mygpt.generation.writer import Writer
+from mygpt.decode.writer import Writer
+from mygpt.engine import Request
 from mygpt.server.bodies import Bodies, Parts, grouped, json_pieces
 from mygpt.server.completions import EncodedPrompt, encode
 from mygpt.server.fields import Fields, invalid, parse_json, shown

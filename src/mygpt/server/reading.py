@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.window import Window
-from mygpt.generation.completion import Completion, Row
-from mygpt.generation.writer import Writer
+from mygpt.decode.completion import Completion, Row
+from mygpt.decode.writer import Writer
 from mygpt.server.offload import Offload
 from mygpt.server.problems import ApiError
 from mygpt.server.samples import Entry

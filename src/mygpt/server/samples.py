@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.engines.contract import Request
-from mygpt.generation.completion import Completion, Row, TokenLogprob
+from mygpt.decode.completion import Completion, Row, TokenLogprob
+from mygpt.engine import Request
 from mygpt.tokenization import Tokenizer
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.engines.contract import Batch, Request
+from mygpt.engine import Batch, Request
 from mygpt.errors import InputError, broken_model
 from mygpt.server.problems import ApiError, broken, closing, restarted, row_failed
 from mygpt.server.tickets import Queue, Ticket, Work

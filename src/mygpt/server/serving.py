@@ -23,8 +23,8 @@ from typing import Any, cast
 import uvicorn
 
 from mygpt import signals
+from mygpt.decode.writer import Writer
 from mygpt.errors import InputError, MygptError
-from mygpt.generation.writer import Writer
 from mygpt.server.app import make_app
 from mygpt.server.log import RateLimit
 from mygpt.server.problems import broken

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.engines.contract import Request
+from mygpt.engine import Request
 from mygpt.server.problems import ApiError, busy
 
 # Many messages may wait for a client that reads slowly. They are taken in parts of this size, so

@@ -10,19 +10,19 @@ import math
 import secrets
 from typing import Any
 
-from mygpt.checkpoint import model_arrays
+from mygpt.checkpoint.model_file import model_arrays
 from mygpt.core.model import GPT
 from mygpt.errors import DivergedError
-from mygpt.evaluation import Evaluation
+from mygpt.evaluation.losses import Evaluation
 from mygpt.tokenization import Tokenizer
 from mygpt.training.config import TrainConfig
+from mygpt.training.distributed.process_group import ProcessGroup
+from mygpt.training.distributed.sharding import gathered_arrays, is_sharded, local
+from mygpt.training.distributed.shards import load_shards, save_shards
 from mygpt.training.events import Listener, Note, RolledBack
 from mygpt.training.non_finite import MOST_ROLLBACKS, Diverging, largest
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.process_group import ProcessGroup
 from mygpt.training.run import RunFolder
-from mygpt.training.sharding import gathered_arrays, is_sharded, local
-from mygpt.training.shards import load_shards, save_shards
 from mygpt.training.state import (
     Progress,
     State,

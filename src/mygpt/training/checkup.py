@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mygpt.checkpoint import another_programs
+from mygpt.checkpoint.durable import temporary_files
+from mygpt.checkpoint.locks import holder, lock_path
+from mygpt.checkpoint.model_file import another_programs
 from mygpt.errors import CheckpointError
 from mygpt.file_access import read_inside, require_regular
-from mygpt.locks import holder, lock_path
-from mygpt.storage import temporary_files
 from mygpt.training.inspection import Contents, Verdict, examine, log_problems
 from mygpt.training.run import RunFolder
 

@@ -1,4 +1,4 @@
-"""The loss and gradients of one batch by machine code on a CPU (`mygpt.training.compiled`).
+"""The loss and gradients of one batch by machine code on a CPU (`mygpt.cpu.train`).
 
 Threads divide the batch's rows. Of several processes each computes its own rows, and one all-reduce
 gives all of them the gradients of the whole batch.
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from mygpt.core.model import GPT
 from mygpt.core.training import clip_gradients
-from mygpt.training.compiled.step import CpuTrainingStep
+from mygpt.cpu.train.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.gradients import shared_losses
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 class CpuGradients:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mygpt.baselines import Baselines, Row
-from mygpt.evaluation import Evaluation
-from mygpt.novelty import Novelty
+from mygpt.evaluation.baselines import Baselines, Row
+from mygpt.evaluation.copied import Novelty
+from mygpt.evaluation.losses import Evaluation
 from mygpt.text.reading import shown
 
 

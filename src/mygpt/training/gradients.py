@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.core.training import clip_gradients
-from mygpt.evaluation import TokenLosses, model_token_losses
+from mygpt.evaluation.losses import TokenLosses, model_token_losses
 from mygpt.training.config import Engine, TrainConfig
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.distributed.sharding import is_sharded, local
 from mygpt.training.hardware import (
     autocast,
     checkpoint_blocks,
@@ -36,8 +38,6 @@ from mygpt.training.hardware import (
     products_in,
     why_no_torch_compile,
 )
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
-from mygpt.training.sharding import is_sharded, local
 
 if TYPE_CHECKING:
     from mygpt.training.cpu_gradients import CpuGradients
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
     """The machine-code kernels if they support the shape and the device, else torch."""
-    from mygpt.engines.choice import cpu_engine_available
-    from mygpt.training.compiled.step import suits
+    from mygpt.cpu.train.step import suits
+    from mygpt.decode.choice import cpu_engine_available
 
     if not cpu_engine_available():
         return "torch"
@@ -283,7 +283,7 @@ def cpu_token_losses(model: GPT) -> TokenLosses | None:
     """A faster function for each target's loss than the model's own; None if there is none."""
     if suitable_engine(model.config, next(model.parameters()).device) != "compiled":
         return None
-    from mygpt.training.compiled.step import CpuTrainingStep
+    from mygpt.cpu.train.step import CpuTrainingStep
 
     return CpuTrainingStep(model, torch.get_num_threads()).token_losses
 

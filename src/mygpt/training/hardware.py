@@ -14,7 +14,7 @@ from mygpt.core.model import GPT
 from mygpt.errors import InputError
 from mygpt.machine import choose_dtype
 from mygpt.training.config import DtypeName, TrainConfig
-from mygpt.training.process_group import ProcessGroup
+from mygpt.training.distributed.process_group import ProcessGroup
 
 
 def compute_dtype(name: DtypeName, device: torch.device) -> torch.dtype:

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from mygpt.checkpoint import Checkpoint, check_finite, read_checkpoint, resolve
+from mygpt.checkpoint.model_file import Checkpoint, check_finite, read_checkpoint, resolve
+from mygpt.checkpoint.unloaded_model import unloaded_model
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.core.tutorial import set_seed
 from mygpt.errors import CheckpointError, InputError
 from mygpt.file_access import require_path
 from mygpt.training.config import AUTO, TrainConfig
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.distributed.sharding import fill, sharded_model
 from mygpt.training.recipe import draw_weights
 from mygpt.training.run import RunFolder
-from mygpt.training.sharding import fill, sharded_model
-from mygpt.unloaded_model import unloaded_model
 
 # The tutorial seeds the model with 0 and the data with 42.
 _DATA_SEED = 42

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mygpt.checkpoint import Checkpoint
-from mygpt.container import Arrays, read_arrays
+from mygpt.checkpoint.container import Arrays, read_arrays
+from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
 from mygpt.file_access import require_regular
 from mygpt.json_objects import parse_record, step_of

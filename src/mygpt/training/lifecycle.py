@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from mygpt.baselines import Baselines, measure_baselines, uniform_loss, unigram_loss
-from mygpt.baselines.compression import MOST_BEFORE_BYTES
-from mygpt.baselines.ngram import MOST_TRAIN_TOKENS
+from mygpt.checkpoint.locks import RunLock
 from mygpt.data.token_store import Tokens
+from mygpt.decode.writer import Writer, load
 from mygpt.errors import StorageError, interruption
-from mygpt.generation.writer import Writer, load
-from mygpt.locks import RunLock
+from mygpt.evaluation.baselines import Baselines, measure_baselines
+from mygpt.evaluation.compression import MOST_BEFORE_BYTES
+from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
 from mygpt.training.diagnosis import diagnose, read_history
+from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.memory import check_batch_fits, free_memory
-from mygpt.training.process_group import ProcessGroup
 from mygpt.training.recorded_files import names_in
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source

@@ -18,13 +18,13 @@ import torch
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.model import GPT
+from mygpt.cpu.train.workspace import step_bytes
 from mygpt.errors import OutOfMemoryError
-from mygpt.evaluation import rows_at_once
+from mygpt.evaluation.losses import rows_at_once
 from mygpt.machine import free_memory_bytes
-from mygpt.training.compiled.workspace import step_bytes
 from mygpt.training.config import TrainConfig
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.gradients import ParallelGradients
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 _FLOAT = 4  # bytes of a float32, the format of weights, gradients and optimizer state
 # The first steps load code of the math libraries, the end loads the decoder: 22 to 25 MB, measured

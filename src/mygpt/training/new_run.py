@@ -9,12 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mygpt.baselines import ngram_loss
-from mygpt.baselines.ngram import MOST_TEST_TOKENS, MOST_TRAIN_TOKENS
 from mygpt.core.model import GPT
+from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
-from mygpt.generation.writer import Writer
+from mygpt.evaluation.ngram import MOST_TEST_TOKENS, MOST_TRAIN_TOKENS, ngram_loss
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig
+from mygpt.training.distributed.process_group import joined
+from mygpt.training.distributed.shared_start import (
+    main_listener,
+    prepare_on_all,
+    require_listener,
+    restart_advice,
+    run_begun_by_job,
+)
 from mygpt.training.events import Listener, Note
 from mygpt.training.initial_model import initial_model
 from mygpt.training.lifecycle import (
@@ -26,16 +33,8 @@ from mygpt.training.memory import (
     free_memory,
 )
 from mygpt.training.preparing import prepare
-from mygpt.training.process_group import joined
 from mygpt.training.recipe import expected_loss
 from mygpt.training.resuming import resume_run
-from mygpt.training.shared_start import (
-    main_listener,
-    prepare_on_all,
-    require_listener,
-    restart_advice,
-    run_begun_by_job,
-)
 from mygpt.training.source import (
     provenance_of,
 )

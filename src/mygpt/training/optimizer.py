@@ -15,13 +15,20 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.core.model import GPT
-from mygpt.training import muon
+from mygpt.cpu.train import muon
 from mygpt.training.config import TrainConfig
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
-from mygpt.training.sharding import first_row, gathered, is_sharded, like, local, put_rows
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.distributed.sharding import (
+    first_row,
+    gathered,
+    is_sharded,
+    like,
+    local,
+    put_rows,
+)
 
 if TYPE_CHECKING:
-    from mygpt.training.compiled.step import CpuTrainingStep
+    from mygpt.cpu.train.step import CpuTrainingStep
 
 # With Muon: the learning rates of AdamW's parameters, as multiples of Muon's (docs/lab-notes.md).
 _EMBEDDING_RATE, _HEAD_RATE, _NORM_RATE = 1.0, 0.5, 0.5

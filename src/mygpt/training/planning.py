@@ -183,7 +183,7 @@ def training_flops_per_s(threads: int) -> float:
 
     That of the fastest of some steps of a small model: other programs only slow steps down.
     """
-    from mygpt.training.compiled.step import CpuTrainingStep
+    from mygpt.cpu.train.step import CpuTrainingStep
 
     config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
     with torch.random.fork_rng(devices=[]):

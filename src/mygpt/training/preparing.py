@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 
-from mygpt.container import check_storable
+from mygpt.checkpoint.container import check_storable
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.data.token_store import Tokens
-from mygpt.engines.choice import cpu_engine_available
+from mygpt.decode.choice import cpu_engine_available
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.machine import choose_device
-from mygpt.parameter_shapes import parameter_shapes
 from mygpt.text import READING_VERSION
 from mygpt.tokenization import Tokenizer, end_notes
 from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.durations import fit_budget, long_steps
 from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
@@ -43,7 +44,6 @@ from mygpt.training.planning import (
     suitable_tokens,
     training_flops_per_s,
 )
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.recorded_files import file_sizes
 from mygpt.training.run import RunFolder
 from mygpt.training.source import (

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import torch
 
+from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
-from mygpt.generation.writer import Writer
 from mygpt.machine import choose_device
 from mygpt.text.reading import shown
+from mygpt.training.distributed.process_group import PeerError, from_environment
+from mygpt.training.distributed.shared_start import (
+    require_listener,
+)
 from mygpt.training.events import Listener
 from mygpt.training.initial_model import initial_model, same_initial
 from mygpt.training.lifecycle import (
@@ -24,13 +28,9 @@ from mygpt.training.memory import (
     free_memory,
 )
 from mygpt.training.preparing import resolved
-from mygpt.training.process_group import PeerError, from_environment
 from mygpt.training.recorded_files import file_sizes, names_in, require_unchanged_files
 from mygpt.training.resuming import same_source
 from mygpt.training.run import RunFolder
-from mygpt.training.shared_start import (
-    require_listener,
-)
 from mygpt.training.source import (
     provenance_of,
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
-from mygpt.evaluation import Evaluation
-from mygpt.generation.writer import Writer
-from mygpt.novelty import measure_novelty
+from mygpt.decode.writer import Writer
+from mygpt.evaluation.copied import measure_novelty
+from mygpt.evaluation.losses import Evaluation
 from mygpt.text import Document
 from mygpt.tokenization import Tokenizer
 from mygpt.training.events import Evaluated, Listener, Sampled, Spiked, StepDone, StepsSkipped

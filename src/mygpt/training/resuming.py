@@ -12,12 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import resolve
+from mygpt.checkpoint.model_file import resolve
 from mygpt.data.token_store import Tokens
+from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
-from mygpt.generation.writer import Writer
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
+from mygpt.training.distributed.process_group import ProcessGroup, joined
+from mygpt.training.distributed.shared_start import (
+    check_shareable,
+    folder_for,
+    main_listener,
+    require_listener,
+)
 from mygpt.training.events import Listener, Note
 from mygpt.training.hardware import compute_dtype
 from mygpt.training.initial_model import empty_model
@@ -35,15 +42,8 @@ from mygpt.training.memory import (
     free_memory,
 )
 from mygpt.training.preparing import resolved
-from mygpt.training.process_group import ProcessGroup, joined
 from mygpt.training.recorded_files import file_sizes, require_unchanged_files
 from mygpt.training.run import RunFolder
-from mygpt.training.shared_start import (
-    check_shareable,
-    folder_for,
-    main_listener,
-    require_listener,
-)
 from mygpt.training.source import Source, is_named, read_source
 from mygpt.training.state import State, broadcast_state
 from mygpt.training.trainer import Trainer

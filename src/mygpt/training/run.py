@@ -17,14 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mygpt.checkpoint import Checkpoint, another_programs, write_checkpoint
-from mygpt.container import Arrays, read_arrays, write_arrays
-from mygpt.core.config import GPTConfig
-from mygpt.errors import CheckpointError, DamagedError, InputError
-from mygpt.file_access import read_inside, require_folder, require_regular
-from mygpt.json_objects import read_records, step_of
-from mygpt.locks import RunLock, lock_path
-from mygpt.storage import (
+from mygpt.checkpoint.container import Arrays, read_arrays, write_arrays
+from mygpt.checkpoint.durable import (
     append,
     remove,
     remove_abandoned,
@@ -33,6 +27,12 @@ from mygpt.storage import (
     truncate,
     write_durably,
 )
+from mygpt.checkpoint.locks import RunLock, lock_path
+from mygpt.checkpoint.model_file import Checkpoint, another_programs, write_checkpoint
+from mygpt.core.config import GPTConfig
+from mygpt.errors import CheckpointError, DamagedError, InputError
+from mygpt.file_access import read_inside, require_folder, require_regular
+from mygpt.json_objects import read_records, step_of
 from mygpt.tokenization import Tokenizer
 from mygpt.training.state import State, read_checked_state, read_state
 
@@ -226,7 +226,7 @@ class RunFolder:
         folders = {path.name: path for path in self.folder.glob("shards-*")}
         if not folders:
             return
-        from mygpt.training.shards import remove_shards
+        from mygpt.training.distributed.shards import remove_shards
 
         for path in (self.state_path, self.previous_path):
             if path.exists():

@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mygpt.checkpoint import Checkpoint, config_from_json, model_arrays
-from mygpt.container import read_arrays
+from mygpt.checkpoint.container import read_arrays
+from mygpt.checkpoint.model_file import Checkpoint, config_from_json, model_arrays
+from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.errors import CheckpointError, InputError
-from mygpt.parameter_shapes import parameter_shapes
 from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
+from mygpt.training.distributed.process_group import ProcessGroup
+from mygpt.training.distributed.sharding import put_rows
 from mygpt.training.optimizer import Optimizer, memory_shape
-from mygpt.training.process_group import ProcessGroup
-from mygpt.training.sharding import put_rows
 
 Arrays = dict[str, NDArray[Any]]
 _SHARDS = re.compile(r"shards-\d+-[0-9a-f]+")
@@ -187,7 +187,7 @@ def read_checked_state(path: Path) -> State:
 def check_shards_of(state: State) -> None:
     """Raise `CheckpointError` if the shards that a state names are missing or damaged."""
     if state.shards is not None:
-        from mygpt.training.shards import check_shards
+        from mygpt.training.distributed.shards import check_shards
 
         check_shards(state.path.parent / state.shards["folder"], state.shards["files"])
 

@@ -18,7 +18,7 @@ from mygpt.core.data import Batch
 from mygpt.core.model import GPT
 from mygpt.core.training import Step, train_steps
 from mygpt.data.token_store import Tokens
-from mygpt.evaluation import Evaluation, evaluate
+from mygpt.evaluation.losses import Evaluation, evaluate
 from mygpt.signals import Abandoned
 from mygpt.text import Document
 from mygpt.text.sizes import TextSize
@@ -26,16 +26,16 @@ from mygpt.tokenization import Tokenizer
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.checkpointer import Checkpointer
 from mygpt.training.config import TrainConfig
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.distributed.sharding import is_sharded
 from mygpt.training.events import Listener, Note
 from mygpt.training.gradients import make_gradients
 from mygpt.training.hardware import described
 from mygpt.training.memory import out_of_memory
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.reporting import Reporter, write_sample
 from mygpt.training.run import RunFolder
-from mygpt.training.sharding import is_sharded
 from mygpt.training.state import Progress, State
 from mygpt.training.step_log import StepLog
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from mygpt.checkpoint import Checkpoint
+from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.engines.contract import Request
-from mygpt.engines.numpy_engine import NumpyEngine
-from mygpt.engines.numpy_network import Floats
-from mygpt.engines.numpy_sampling import probabilities, softmax
-from mygpt.engines.reading import positions_to_show, read
+from mygpt.decode.numpy_engine import NumpyEngine
+from mygpt.decode.numpy_network import Floats
+from mygpt.decode.numpy_sampling import probabilities, softmax
+from mygpt.decode.reading import positions_to_show, read
+from mygpt.decode.writer import Writer
+from mygpt.engine import Request
 from mygpt.errors import broken_model, overflowing_settings, require_int
-from mygpt.generation.writer import Writer
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.views.page import make_page
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mygpt.baselines import Baselines, Row, uniform_loss
+from mygpt.checkpoint.durable import remove_abandoned, write_durably
+from mygpt.decode.writer import Writer
 from mygpt.errors import InputError, MygptError
-from mygpt.generation.writer import Writer
-from mygpt.novelty import COPIED_CHARS, measure_novelty
-from mygpt.storage import remove_abandoned, write_durably
+from mygpt.evaluation.baselines import Baselines, Row
+from mygpt.evaluation.copied import COPIED_CHARS, measure_novelty
+from mygpt.evaluation.ngram import uniform_loss
 from mygpt.text import Document
 from mygpt.training.events import Finished
 from mygpt.training.run import RunFolder

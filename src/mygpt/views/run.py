@@ -6,12 +6,12 @@ import math
 import shlex
 from dataclasses import dataclass, field
 
-from mygpt.baselines import Baselines, measure_baselines
-from mygpt.baselines.ngram import MOST_TRAIN_TOKENS
-from mygpt.checkpoint import Checkpoint, another_programs, read_checkpoint
+from mygpt.checkpoint.locks import holder
+from mygpt.checkpoint.model_file import Checkpoint, another_programs, read_checkpoint
 from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
-from mygpt.locks import holder
+from mygpt.evaluation.baselines import Baselines, measure_baselines
+from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.training.diagnosis import diagnose, read_history
 from mygpt.training.events import Finished
 from mygpt.training.recorded_files import require_unchanged_files

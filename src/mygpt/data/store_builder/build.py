@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mygpt.checkpoint.durable import write_durably
+from mygpt.checkpoint.locks import RunLock
 from mygpt.data.store_builder.chunking import Chunker
 from mygpt.data.store_builder.index import (
     DTYPES,
@@ -41,8 +43,6 @@ from mygpt.data.tokens import dtype_of
 from mygpt.errors import InputError, StorageError
 from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder
 from mygpt.json_objects import STATE, check_size
-from mygpt.locks import RunLock
-from mygpt.storage import write_durably
 from mygpt.text import (
     READING_VERSION,
     Piece,

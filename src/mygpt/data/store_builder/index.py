@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from mygpt.checkpoint.durable import write_durably
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import file_mode, open_regular
 from mygpt.json_objects import Limits, check_size, parse_object
-from mygpt.storage import write_durably
 
 INDEX, TOKENIZER, SHARDS = "index.json", "tokenizer.json", "shards"
 FORMAT, VERSION = "mygpt token store", 1

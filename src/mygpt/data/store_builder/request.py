@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mygpt.checkpoint.durable import remove, temporary_files
+from mygpt.checkpoint.locks import RunLock, holder
 from mygpt.data.store_builder.index import SHARDS, Index, SourceState
 from mygpt.data.store_builder.tokenizer import check_name
 from mygpt.data.token_store import is_store
 from mygpt.errors import CheckpointError, InputError
 from mygpt.file_access import require_folder
-from mygpt.locks import RunLock, holder
-from mygpt.storage import remove, temporary_files
 from mygpt.text import TextSource
 from mygpt.tokenization import Tokenizer
 

@@ -1,0 +1,1 @@
+"""Model files: durable writes, the container format, the model in it."""

@@ -1,0 +1,1 @@
+"""Machine code for the CPU: `common` pieces, the decoding loop, the training step (README.md)."""

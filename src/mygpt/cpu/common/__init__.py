@@ -1,0 +1,1 @@
+"""What decoding and training share: vectors, products, threads, the cache of machine code."""

@@ -1,0 +1,266 @@
+"""The decorator of all kernels, and the operations that Numba's Python lacks, as LLVM code.
+
+These are raw pointers, the bits of a float, atomic counters, and the tile: the one kernel that all
+matrix products consist of.
+Letters: R rows of x in a tile, N vectors of `LANES` outputs in a tile, K the inner dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic as numba_intrinsic
+
+from mygpt.cpu.common.layout import LANES, ROWS, VECTORS
+
+intrinsic: Any = numba_intrinsic
+
+# Types of arguments: pointers to numbers, then single numbers.
+FLOATS = types.CPointer(types.float32)
+INTS = types.CPointer(types.int64)
+BYTES = types.CPointer(types.int8)
+WORDS = types.CPointer(types.uint32)
+INT64, INT32 = types.int64, types.int32
+FLOAT32, FLOAT64 = types.float32, types.float64
+
+# LLVM's fast-math flags (LangRef, "Fast-Math Flags"), granted function by function. "reassoc" lets
+# it keep several partial sums, one in each lane: the order is then fixed in the machine code, so
+# it is the same for every row and every run. "nnan" lets it compare as if there were no NaN.
+NOTHING: frozenset[str] = frozenset()
+REASSOCIATE = frozenset({"reassoc"})
+NO_NANS = frozenset({"nnan"})
+
+
+def kernel(*arguments: Any, returns: Any = types.void, extra: frozenset[str] = NOTHING) -> Any:
+    """Compile a function for arguments of these types.
+
+    Nothing in a kernel allocates, raises or calls Python: it needs nothing of Numba's runtime,
+    so its machine code can be stored and run without Numba. `extra` adds to the compiler's
+    freedom: REASSOCIATE or NO_NANS.
+    """
+    # "contract": a * b + c may be one fused multiply-add, which rounds once. "nsz": -0.0 and 0.0
+    # may be exchanged. error_model "numpy": a division by zero gives infinity, no exception.
+    # Without wrappers and without _nrt (reference counting) only the bare function is left.
+    return njit(
+        returns(*arguments),
+        fastmath={"contract", "nsz", *extra},
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        _nrt=False,
+    )
+
+
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_VECTOR = ir.VectorType(_F32, LANES)
+_BYTE_VECTOR = ir.VectorType(ir.IntType(8), LANES)
+
+
+# Jobs and tables hold addresses as int64 (see `layout`); these turn one into a pointer. All
+# intrinsics below become one LLVM instruction each: the inner function emits it.
+def _caster(pointer_type: Any) -> Any:
+    def cast(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(pointer_type))
+
+        return pointer_type(types.int64), codegen
+
+    return intrinsic(cast)
+
+
+floats = _caster(FLOATS)  # the float32 numbers at an address; below the int64, int8, uint32
+ints = _caster(INTS)
+int8s = _caster(BYTES)
+words = _caster(WORDS)
+
+
+@intrinsic
+def skip(typingctx: Any, pointer: Any, count: Any) -> Any:
+    """The pointer to `count` elements after this one (C: pointer + count)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.int64), codegen
+
+
+@intrinsic
+def float_of_bits(typingctx: Any, bits: Any) -> Any:
+    """The float32 that has the bits of an int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _F32)
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def bits_of_float(typingctx: Any, value: Any) -> Any:
+    """The int32 that has the bits of a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _I32)
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def atomic_add(typingctx: Any, counter: Any, value: Any) -> Any:
+    """Add to a shared counter; returns its value before."""
+
+    # "seq_cst" includes release: what this thread wrote earlier is visible to every thread that
+    # reads the new value by `atomic_load`.
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", args[0], args[1], "seq_cst")
+
+    return types.int64(INTS, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx: Any, counter: Any) -> Any:
+    """Read a shared counter; all that was written before it was added to is then visible."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(args[0], "acquire", 8, typ=_I64)
+
+    return types.int64(INTS), codegen
+
+
+# A tile of a product y = x w. R rows by N vectors of sums stay in registers while k runs; each step
+# loads N vectors of row k of w, and multiplies each of them by one number of each row of x:
+#
+#                        w (K, N * LANES), row k:  | vector 0 | vector 1 | ... | vector N-1 |
+#                                                       |          |                |
+#     x (R, K), column k:  x[0, k], in all lanes  ->  sum 0,0    sum 0,1   ...   sum 0,N-1
+#                          x[1, k], in all lanes  ->  sum 1,0    sum 1,1   ...   sum 1,N-1
+#                             ...                                  ...
+#                          x[R-1, k]              ->  sum R-1,0             ...   sum R-1,N-1
+#
+# With AVX-512 these are 6 x 4 = 24 sums, 4 vectors of w and 1 of x: 29 of 32 registers. So a step
+# does 24 multiply-adds for 4 vector loads and 6 scalar ones; and as no sum depends on another, a
+# multiply-add need not wait for the one before it. Measured (docs/lab-notes.md): 107 to
+# 112 GFLOP/s on one thread, where MKL's product of 1024-cubes reaches 80 to 98.
+
+
+def make_tiles(*, quantized: bool, transposed: bool = False) -> Any:
+    """The kernel y[r, n] (+)= sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
+
+    Called as tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors,
+    adding): pointers, with strides in elements; rows from 1 to ROWS, vectors from 1 to
+    VECTORS; whether to add to y or to replace it. Every sum runs over k in order, one fused
+    multiply-add a step, in a register of its own, so a row's result is the same in a tile of
+    any height.
+    Quantized: w is int8, and output n's sum is multiplied by scales[n] before it is added.
+    Transposed: x is stored as (depth, rows), x_stride from one k to the next.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")  # up to 24 loops: one copy of them is enough
+        *operands, rows, vectors, adding = args
+        done = builder.append_basic_block("done")
+        # The sums are registers only if their number is known when compiling: so there is a loop
+        # for each height and width, and a jump table (switch) on rows * VECTORS + vectors.
+        choice = builder.switch(builder.add(builder.mul(rows, _I64(VECTORS)), vectors), done)
+        for r in range(1, ROWS + 1):
+            for n in range(1, VECTORS + 1):
+                case = builder.append_basic_block(f"tile_{r}_{n}")
+                choice.add_case(_I64(r * VECTORS + n), case)
+                with builder.goto_block(case):
+                    _emit_tile(
+                        builder, operands, adding, r, n, quantized=quantized, transposed=transposed
+                    )
+                    builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+
+    @intrinsic
+    def tiles(
+        typingctx: Any, y: Any, y_stride: Any, x: Any, x_stride: Any, w: Any, w_stride: Any,
+        depth: Any, scales: Any, rows: Any, vectors: Any,
+        adding: Any,
+    ) -> Any:  # fmt: skip
+        weights = BYTES if quantized else FLOATS
+        return types.void(
+            FLOATS, i64, FLOATS, i64, weights, i64, i64, FLOATS, i64, i64, i64
+        ), codegen  # fmt: skip
+
+    return tiles
+
+
+def _emit_tile(
+    builder: Any,
+    operands: Any,
+    adding: Any,
+    rows: int,
+    vectors: int,
+    *,
+    quantized: bool,
+    transposed: bool,
+) -> None:
+    """One tile of fixed height and width: sums in registers, a loop over k, one store."""
+    y, y_stride, x, x_stride, w, w_stride, depth, scales = operands
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+    fma = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
+    )
+    places = [(r, n) for r in range(rows) for n in range(vectors)]
+    # As variables of the stack; LLVM's pass "mem2reg" turns each into a register.
+    sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
+    for place in places:
+        builder.store(zero, sums[place])
+    row_step, depth_step = (_I64(1), x_stride) if transposed else (x_stride, _I64(1))
+    x_rows = [builder.gep(x, [builder.mul(row_step, _I64(r))]) for r in range(rows)]
+    with cgutils.for_range(builder, depth, intp=_I64) as loop:
+        start = builder.mul(loop.index, w_stride)
+        along = builder.mul(loop.index, depth_step)
+        panel = []
+        for n in range(vectors):
+            offset = builder.add(start, _I64(n * LANES))
+            if quantized:
+                # int8 is widened to float32 in registers: memory delivers a quarter of the bytes.
+                panel.append(builder.sitofp(_load(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR))
+            else:
+                panel.append(_load(builder, w, offset, _VECTOR, 4))
+        for r in range(rows):
+            value = _spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=_F32))
+            for n in range(vectors):
+                # An explicit fma: "contract" alone would leave it to LLVM, loop by loop, whether
+                # product and sum round once or twice.
+                total = builder.call(fma, [value, panel[n], builder.load(sums[r, n])])
+                builder.store(total, sums[r, n])
+    is_adding = builder.icmp_signed("!=", adding, _I64(0))
+    for r, n in places:
+        offset = builder.add(builder.mul(y_stride, _I64(r)), _I64(n * LANES))
+        # y is read even where it is replaced: `select` needs no branch. So it must be readable
+        # for whole vectors; the value read, even a NaN, is then not used.
+        held, total = _load(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
+        before = builder.select(is_adding, held, zero)
+        if quantized:
+            # sum over k of x[k] (q[k, n] scale[n]) = scale[n] * sum over k of x[k] q[k, n]
+            scale = _load(builder, scales, _I64(n * LANES), _VECTOR, 4)
+            total = builder.call(fma, [total, scale, before])
+        else:
+            total = builder.fadd(total, before)
+        at = builder.bitcast(builder.gep(y, [offset]), _VECTOR.as_pointer())
+        builder.store(total, at, align=4)
+
+
+def _load(builder: Any, pointer: Any, offset: Any, kind: Any, align: int) -> Any:
+    """A vector of consecutive elements, from any element on (`align` is that of one element)."""
+    at = builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+    return builder.load(at, align=align, typ=kind)
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """A vector with one number in all its lanes (a broadcast)."""
+    # LLVM's idiom for it: put the number into lane 0, then shuffle lane 0 everywhere.
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    one = builder.insert_element(undefined, value, _I32(0))
+    return builder.shuffle_vector(
+        one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    )

@@ -1,0 +1,287 @@
+"""Runs of the decoding kernels: how many steps and threads, and texts that are decoded at once.
+
+Letters: B slots (one a request), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.core.config import SamplingConfig
+from mygpt.cpu.common import layout as at
+from mygpt.cpu.common.build import load_kernels
+from mygpt.cpu.common.workers import run_on_threads, usable_cores
+from mygpt.cpu.decode.memory import Memory
+from mygpt.cpu.decode.pack import PackedModel, padded
+from mygpt.engine import Request
+from mygpt.errors import InputError, broken_model, overflowing_settings
+
+# A run lasts about this long; between runs Python can react to signals. 50 ms are not felt by
+# somebody who presses a key, and make the start of a run (some 30 us) negligible.
+_RUN_S = 0.05
+# Multiply-adds of one step for which one more thread is used. Threads wait for each other five
+# times a layer, so less work is done sooner by one: a second thread gains nothing at the tutorial's
+# 207,296 parameters and one row (25 barriers a token cost what it brings, docs/lab-notes.md).
+_PRODUCTS_A_THREAD = 1_500_000
+# Where other processes need the cores too, each barrier may wait until a thread has its core back,
+# some milliseconds: eight steps of a small model took 0.4 s. One thread does not wait. A run of
+# several threads is too slow when it lasted at least _SHORTEST_S and this thread had less than
+# _LEAST_FRACTION of that time on a core.
+_SHORTEST_S, _LEAST_FRACTION = 0.005, 0.5
+# For how long one thread is used then: at first, and at most; the time doubles as long as the next
+# try is too slow as well. Short times waste tries, long ones the speed of free cores; no
+# measurement is recorded.
+_ONE_THREAD_S = (0.25, 2.0)
+# Steps of `race` after which the number of threads is chosen again: a step becomes more work when
+# the window is full.
+_STEPS_BETWEEN_CHOICES = 32
+
+
+class Loop:
+    """Runs of the decoding kernels on one memory, with a number of threads that suits the work.
+
+    Args:
+        memory: the texts and buffers.
+        threads: how many to use; None chooses by the next step's work, at each run.
+    """
+
+    def __init__(self, memory: Memory, threads: int | None) -> None:
+        self._memory, self._slots, self._job = memory, memory.slots, memory.job
+        self._wanted = threads
+        self._products = memory.config.num_parameters()  # of a row
+        self._run = load_kernels().run
+        self._threads = 0
+        self._step_s = 0.0
+        self._one_thread_s = self._one_thread_until = 0.0
+
+    @property
+    def active(self) -> int:
+        """The number of rows that have not ended."""
+        return int(np.count_nonzero(self._slots[:, at.STATUS] == at.ACTIVE))
+
+    def steps_at_once(self, most: int, most_of_several: int | None = None) -> int:
+        """Choose the number of threads, and return how many steps the next run should have.
+
+        Args:
+            most: the largest number of steps.
+            most_of_several: the same for a run by several threads; None is no other limit.
+        """
+        self.choose_threads()
+        if not self._step_s:
+            return 1
+        if self._threads > 1:
+            most = min(most, 1 if self._one_thread_s else most_of_several or most)
+        return max(1, min(most, int(_RUN_S / self._step_s)))
+
+    def draw(self, steps: int) -> None:
+        """Draw up to `steps` tokens for each active row; `steps` is from `steps_at_once`."""
+        began = time.perf_counter()
+        self.do(at.DRAW, steps)
+        self._step_s = (time.perf_counter() - began) / steps
+
+    def read(self, rows: list[int]) -> None:
+        """Read all but the last token of some rows' texts into the caches (prefill)."""
+        status = self._slots[:, at.STATUS].copy()
+        self._slots[:, at.STATUS] = at.ENDED
+        self._slots[rows, at.STATUS] = at.ACTIVE
+        self.choose_threads()
+        self.do(at.PREFILL, 1)
+        self._slots[:, at.STATUS] = status
+
+    def choose_threads(self) -> None:
+        """Choose the number of threads by the work of the next step."""
+        threads = self._wanted or 0
+        if not threads:
+            rows, window = 0, self._memory.config.max_seq_len
+            for slot in self._slots.tolist():
+                if slot[at.STATUS] == at.ACTIVE:
+                    crops = slot[at.OVERFLOW] == at.CROP and slot[at.LENGTH] > window
+                    unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
+                    rows += window if crops else unread
+            threads = min(usable_cores(), 1 + rows * self._products // _PRODUCTS_A_THREAD)
+            if threads > 1 and time.perf_counter() < self._one_thread_until:
+                threads = 1
+        if threads != self._threads:
+            self._threads = self._job[at.THREADS] = threads
+            self._memory.reset_barrier()
+
+    def do(self, mode: int, steps: int) -> None:
+        """One run of the kernels by the chosen number of threads."""
+        self._job[at.MODE], self._job[at.STEPS] = mode, steps
+        address = self._memory.job_address
+        if self._threads > 1 and steps:
+            began, used = time.perf_counter(), time.thread_time()
+            run_on_threads(self._run, address, self._threads)
+            self._check_processor_time(time.perf_counter() - began, time.thread_time() - used)
+        else:
+            self._run(address, 0)
+
+    def _check_processor_time(self, took_s: float, used_s: float) -> None:
+        """Use one thread for some time where several had too little processor time."""
+        if took_s < _SHORTEST_S:
+            return
+        if used_s < _LEAST_FRACTION * took_s:
+            first_s, most_s = _ONE_THREAD_S
+            self._one_thread_s = min(most_s, 2 * self._one_thread_s or first_s)
+            self._one_thread_until = time.perf_counter() + self._one_thread_s
+        else:
+            self._one_thread_s = 0.0
+
+    def take_failures(self, settings_of: Callable[[int], SamplingConfig]) -> dict[int, InputError]:
+        """The rows that failed in the last run, each with its error; they become ended."""
+        if not self._job[at.FAILED]:
+            return {}
+        self._job[at.FAILED] = 0
+        failures = {}
+        for row in np.flatnonzero(self._slots[:, at.STATUS] >= at.BROKEN_MODEL).tolist():
+            if self._slots[row, at.STATUS] == at.BROKEN_MODEL:
+                failures[row] = broken_model()
+            else:
+                used = settings_of(row)
+                failures[row] = overflowing_settings(used.temperature, used.repetition_penalty)
+            self._slots[row, at.STATUS] = at.ENDED
+            self._memory.keep_logits(row)
+        return failures
+
+
+class CpuDecoding:
+    """See `mygpt.engine.Decoding`.
+
+    For callers that draw with random numbers of their own: `next_probabilities`, then `push`
+    appends the caller's ids. Or `race` draws with the numbers that the caller puts into `noise`.
+    """
+
+    draws_in_blocks = True
+
+    def __init__(
+        self, model: PackedModel, requests: Sequence[Request], threads: int | None
+    ) -> None:
+        self._requests = list(requests)
+        self._config = model.config
+        window = model.config.max_seq_len
+        # Caches are as long as the longest text may need.
+        needed = max((len(r.prompt) + min(r.max_new_tokens, window) for r in requests), default=1)
+        self._memory = Memory(
+            model,
+            len(requests),
+            capacity=padded(min(window, needed)),
+            text_width=max((len(r.prompt) for r in requests), default=0) + 32,
+            threads=threads or usable_cores(),
+        )
+        for number, request in enumerate(requests):
+            self._memory.put(number, request)
+        self._slots = self._memory.slots
+        self._loop = Loop(self._memory, threads)
+        self._shared = False
+        self.noise = self._memory.noise
+
+    def advance(self, most: int) -> list[list[int]]:
+        """Draw up to `most` tokens for each row; see `Decoding`."""
+        before = self._slots[:, at.LENGTH].copy()
+        self._share_prompts()
+        while most > 0 and self._loop.active:
+            steps = self._loop.steps_at_once(most)
+            self._memory.reserve_text(steps)
+            self._loop.draw(steps)
+            self._raise_failure()
+            most -= steps
+        ends = self._slots[:, at.LENGTH]
+        return [
+            self._memory.text[row, start : ends[row]].tolist() for row, start in enumerate(before)
+        ]
+
+    def next_probabilities(self) -> NDArray[np.float32]:
+        """Each row's next-token probabilities, (B, V), a view that the next call overwrites."""
+        self._prepare(1)
+        self._do(at.PREDICT, 1)
+        return self._memory.probabilities[:, : self._config.vocab_size]
+
+    def race(self, steps: int, fill_noise: Callable[[], object]) -> Iterator[None]:
+        """Append `steps` tokens to each row, each the one of largest probability / noise.
+
+        `fill_noise` puts new numbers into `noise` before each step; with numbers from Exp(1)
+        this draws from the probabilities. Yields after each step.
+        """
+        self._prepare(_STEPS_BETWEEN_CHOICES + 1)
+        self._do(at.PREDICT, 1)
+        for step in range(steps):
+            if step and step % _STEPS_BETWEEN_CHOICES == 0:
+                self._prepare(_STEPS_BETWEEN_CHOICES + 1)
+            fill_noise()
+            self._do(at.RACE, int(step < steps - 1))  # then predict the next token, if any
+            yield
+
+    def _prepare(self, steps: int) -> None:
+        """Memory and threads for some steps that the caller draws."""
+        self._share_prompts()
+        self._memory.reserve_text(steps)
+        self._loop.choose_threads()
+
+    def push(self, ids: NDArray[np.int64]) -> None:
+        """Append one token, drawn by the caller, to every row.
+
+        Raises:
+            InputError: when a row already has `max_new_tokens` new tokens.
+        """
+        if (self._slots[:, at.DRAWN] >= self._slots[:, at.LIMIT]).any():
+            raise InputError(
+                f"max_new_tokens={int(self._slots[:, at.LIMIT].min())} tokens have been appended: "
+                "start with a larger max_new_tokens"
+            )
+        self._memory.reserve_text(1)
+        rows = np.arange(len(ids))
+        self._memory.text[rows, self._slots[:, at.LENGTH]] = ids
+        self._memory.seen[rows, ids] |= at.OCCURRED
+        self._slots[:, at.LENGTH] += 1
+        self._slots[:, at.DRAWN] += 1
+
+    def next_logits(self) -> NDArray[np.float32]:
+        """(B, V) the model's own prediction of each row's next token, before filters."""
+        self.next_probabilities()
+        return np.stack([self._memory.logits_of(row) for row in range(len(self._slots))])
+
+    def last_ids(self, count: int) -> NDArray[np.int64]:
+        """(B, count) the last tokens of rows that are equally long, a copy."""
+        length = self._slots[0, at.LENGTH]
+        return self._memory.text[:, length - count : length].copy()
+
+    def end(self, row: int) -> None:
+        """End this row: it gets no further tokens."""
+        if self._slots[row, at.STATUS] == at.ACTIVE:
+            self._memory.keep_logits(row)
+            self._slots[row, at.STATUS] = at.ENDED
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """(V,) the prediction behind the row's last token; see `Decoding`."""
+        return self._memory.logits_of(row)
+
+    def _share_prompts(self) -> None:
+        """At the first call: read a prompt that several rows have only once, and copy its cache."""
+        if self._shared:
+            return
+        self._shared = True
+        if len(self._requests) == 1:
+            return
+        groups: dict[tuple[bytes, str], list[int]] = {}
+        for row, request in enumerate(self._requests):
+            if self._slots[row, at.STATUS] == at.ACTIVE and len(request.prompt) > 1:
+                key = (np.asarray(request.prompt).tobytes(), request.overflow)
+                groups.setdefault(key, []).append(row)
+        shared = [rows for rows in groups.values() if len(rows) > 1]
+        if not shared:
+            return
+        self._loop.read([rows[0] for rows in shared])
+        for first, *others in shared:
+            self._memory.share_cache(first, others, int(self._slots[first, at.CACHED]))
+
+    def _do(self, mode: int, steps: int) -> None:
+        self._loop.do(mode, steps)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        for error in self._loop.take_failures(lambda row: self._requests[row].sampling).values():
+            raise error

@@ -1,0 +1,282 @@
+"""A model's parameters packed for the decoding kernels: matrices in panels, float32 or int8.
+
+Letters: C embedding, H heads, G key/value heads, D head size, N outputs, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mygpt.core.config import GPTConfig, positions_for
+from mygpt.cpu.common import layout as at
+from mygpt.cpu.common.build import load_kernels
+from mygpt.cpu.common.layout import LANES, PANEL
+
+Arrays = Mapping[str, NDArray[Any]]
+Floats = NDArray[np.float32]
+
+_NORMS = {"layer": at.LAYER_NORM, "rms": at.RMS_NORM}
+_MLPS = {"gelu": at.GELU, "gelu_tanh": at.GELU_TANH, "swiglu": at.SWIGLU}
+_LINE = 64  # bytes of a cache line, and of a vector of AVX-512: aligned, it is within one line
+
+
+def padded(count: int) -> int:
+    """`count` rounded up to whole vectors."""
+    return -(-count // LANES) * LANES
+
+
+class Arena:
+    """Memory for many arrays in one piece, each beginning at a cache line.
+
+    One piece, because NumPy asks for large pages (2 MiB instead of 4 KiB) only for large arrays.
+    The processor caches few translations of addresses: a model of 10.7 million parameters decoded
+    329 tokens/s with an array for each matrix, 512 with one piece (docs/lab-notes.md).
+    """
+
+    # | array 0 ... | gap < 64 bytes | array 1 ... | gap | array 2 ... |        free        |
+    #                                                                ^ _used
+
+    def __init__(self, size: int) -> None:
+        self._pieces = [np.empty(size, np.int8)]
+        self._used = 0
+
+    def take(self, count: int, dtype: Any = np.float32, *, zeroed: bool = True) -> NDArray[Any]:
+        """An array of `count` numbers, set to 0 unless that is not needed."""
+        size = count * np.dtype(dtype).itemsize
+        piece = self._pieces[-1]
+        start = self._used + -(piece.ctypes.data + self._used) % _LINE
+        if start + size > piece.size:
+            # The estimate was too small: a further piece, so that earlier arrays keep their place.
+            self._pieces.append(np.empty(max(size + _LINE, piece.size // 4), np.int8))
+            self._used = 0
+            return self.take(count, dtype, zeroed=zeroed)
+        self._used = start + size
+        array: NDArray[Any] = piece[start : self._used].view(dtype)
+        if zeroed:
+            array.fill(0)
+        return array
+
+
+class PackedModel:
+    """A model ready for the kernels.
+
+    Args:
+        config: its shape.
+        arrays: its parameters by name, as `GPT.state_dict` has them; also "rotary_cos" and
+            "rotary_sin", (L, D) or fewer rows, where a model has tables of its own.
+        quantized: keep matrices as int8 with one float32 scale an output (the largest weight
+            becomes 127).
+
+    Attributes:
+        job: the model's part of a job (see `layout`); zeros elsewhere.
+        weight_bytes: bytes of all matrices, read once for every token.
+    """
+
+    def __init__(self, config: GPTConfig, arrays: Arrays, *, quantized: bool = False) -> None:
+        self.config = config
+        self.quantized = quantized
+        self.weight_bytes = 0
+        self._arrays = arrays
+        width = 1 if quantized else 4
+        # An eighth more than the parameters, for columns that fill whole vectors and gaps.
+        self._arena = Arena(config.num_parameters() * width * 9 // 8 + 2**16)
+        self._alive: list[NDArray[Any]] = []  # what else the job's addresses point to
+        self._unpacked: list[tuple[NDArray[Any], NDArray[Any]]] = []  # matrices and their panels
+        self.job = np.zeros(at.JOB_SIZE, np.int64)
+        self._lock = threading.Lock()
+        self._describe_shape()
+        self._pack_ends()
+        table = np.stack([self._layer(n) for n in range(config.num_layers)])
+        self.job[at.LAYER_TABLE] = self._keep(table)
+        self._pack_matrices()
+        del self._arrays
+
+    def _describe_shape(self) -> None:
+        config, job = self.config, self.job
+        wide = padded(config.head_size)
+        for place, value in {
+            at.LAYERS: config.num_layers,
+            at.WIDTH: config.embed_dim,
+            at.HEADS: config.num_heads,
+            at.GROUPS: config.kv_heads,
+            at.HEAD: config.head_size,
+            at.VOCAB: config.vocab_size,
+            at.WINDOW: config.max_seq_len,
+            at.NORM: _NORMS[config.norm],
+            at.ROTARY: config.position == "rotary",
+            at.MLP: _MLPS[config.mlp],
+            at.QK_NORM: config.qk_norm,
+            at.QUANTIZED: self.quantized,
+            at.WIDTH_STRIDE: padded(config.embed_dim),
+            at.QUERY_STRIDE: padded(config.num_heads * config.head_size),
+            at.KEY_VALUE_STRIDE: padded(2 * config.kv_heads * config.head_size),
+            at.ATTENDED_STRIDE: config.num_heads * wide,
+            at.HIDDEN_STRIDE: padded(config.mlp_hidden),
+            at.VOCAB_STRIDE: padded(config.vocab_size),
+            at.HEAD_STRIDE: wide,
+        }.items():
+            job[place] = value
+        scale = config.head_size**-0.5
+        job[at.REALS] = self._keep(np.array([config.eps, scale], np.float32))
+
+    def _keep(self, array: NDArray[Any]) -> int:
+        """The address of an array that lives as long as this model does."""
+        array = np.ascontiguousarray(array)
+        self._alive.append(array)
+        return array.ctypes.data
+
+    def _vector(self, name: str) -> int:
+        """The address of a named parameter as float32, padded to whole vectors; 0 for none."""
+        if name not in self._arrays:
+            return 0
+        values = np.asarray(self._arrays[name], np.float32).ravel()
+        return self._place(values)
+
+    def _place(self, values: NDArray[Any]) -> int:
+        """The address of a copy, padded to whole vectors."""
+        copy = self._arena.take(padded(values.size))
+        copy[: values.size] = values
+        return copy.ctypes.data
+
+    def _pack_ends(self) -> None:
+        """Embeddings, the last norm and the head."""
+        config, job = self.config, self.job
+        embedding = self._matrix(self._arrays["token_embedding.weight"], "")
+        job[at.EMBEDDING] = job[at.HEAD_MATRIX] = self._keep(np.array(embedding, np.int64))
+        if not config.tied:
+            head = self._matrix(self._arrays["head.weight"], "")
+            job[at.HEAD_MATRIX] = self._keep(np.array(head, np.int64))
+        job[at.POSITIONS] = self._vector("position_embedding.weight")
+        job[at.FINAL_WEIGHT] = self._vector("final_norm.weight")
+        job[at.FINAL_BIAS] = self._vector("final_norm.bias")
+        if config.position == "rotary":
+            cosines, sines = rotary_table(config, positions_for(config.max_seq_len))
+            self._rotary = (
+                np.ascontiguousarray(self._arrays.get("rotary_cos", cosines)),
+                np.ascontiguousarray(self._arrays.get("rotary_sin", sines)),
+            )
+            self.place_rotary(job, 1)
+
+    def place_rotary(self, job: NDArray[np.int64], positions: int) -> None:
+        """Put the addresses of rotary tables for so many positions into a job.
+
+        The tables of a long window grow with what is read.
+        """
+        if self.config.position != "rotary":
+            return
+        with self._lock:
+            held = len(self._rotary[0])
+            if positions > held:
+                made = rotary_table(self.config, positions_for(self.config.max_seq_len, positions))
+                both = zip(self._rotary, made, strict=True)
+                self._alive += self._rotary  # other jobs have their addresses
+                cosines, sines = (np.concatenate([old, new[held:]]) for old, new in both)
+                self._rotary = cosines, sines
+            job[at.COSINES], job[at.SINES] = (table.ctypes.data for table in self._rotary)
+
+    def _layer(self, number: int) -> NDArray[np.int64]:
+        """One row of the layer table."""
+        config, name = self.config, f"blocks.{number}."
+        row = np.zeros(at.LAYER_SIZE, np.int64)
+        row[at.NORM_1] = self._vector(name + "attention_norm.weight")
+        row[at.NORM_1_BIAS] = self._vector(name + "attention_norm.bias")
+        row[at.NORM_2] = self._vector(name + "mlp_norm.weight")
+        row[at.NORM_2_BIAS] = self._vector(name + "mlp_norm.bias")
+        row[at.QUERY_NORM] = self._vector(name + "attention.query_norm.weight")
+        row[at.KEY_NORM] = self._vector(name + "attention.key_norm.weight")
+        heads, d, hidden = config.num_heads, config.head_size, config.mlp_hidden
+        fused, inner = name + "attention.query_key_value", name + "mlp.input"
+        # The product reads ATTENDED, whose heads are padded to whole vectors (HEAD_STRIDE): zero
+        # columns are put at the same places. query_key_value is split into queries and the rest,
+        # mlp.input into gate and up: each is used at a time of its own.
+        output = np.zeros((config.embed_dim, heads, padded(d)), np.float32)
+        output[:, :, :d] = self._arrays[name + "attention.output.weight"].reshape(-1, heads, d)
+        for place, weight, bias, rows in (
+            (at.W_QUERY, self._arrays[fused + ".weight"], fused, slice(0, heads * d)),
+            (at.W_KEY_VALUE, self._arrays[fused + ".weight"], fused, slice(heads * d, None)),
+            (
+                at.W_OUTPUT,
+                output.reshape(config.embed_dim, -1),
+                name + "attention.output",
+                slice(None),
+            ),
+            (at.W_GATE, self._arrays[inner + ".weight"], inner, slice(0, hidden)),
+            (at.W_UP, self._arrays[inner + ".weight"], inner, slice(hidden, None)),
+            (at.W_DOWN, self._arrays[name + "mlp.output.weight"], name + "mlp.output", slice(None)),
+        ):
+            if place != at.W_UP or config.mlp == "swiglu":
+                row[place : place + at.MATRIX_SIZE] = self._matrix(weight[rows], bias, rows)
+        return row
+
+    def _matrix(self, weight: NDArray[Any], name: str, rows: slice = slice(None)) -> list[int]:
+        """The description of a packed matrix (see `layout`); `name` is where its bias is."""
+        weight = np.asarray(weight, np.float32)  # (N, C)
+        outputs, depth = weight.shape
+        scales = 0
+        if self.quantized:
+            weight, steps = quantize(weight)
+            scales = self._place(steps)
+        bias = self._arrays.get(f"{name}.bias")
+        bias_address = 0 if bias is None else self._place(bias[rows])
+        panels = self._arena.take(padded(outputs) * depth, weight.dtype, zeroed=False)
+        panels[outputs // PANEL * PANEL * depth :] = 0  # of the last panel all columns are read
+        if self.quantized:
+            fill_panels(panels, weight)
+        else:
+            self._unpacked.append((weight, panels))
+        self.weight_bytes += panels.nbytes
+        return [panels.ctypes.data, scales, bias_address, depth, padded(outputs)]
+
+    def _pack_matrices(self) -> None:
+        """Pack all float32 matrices with one call of the kernel `pack_matrices`."""
+        matrices = [(np.ascontiguousarray(weight), panels) for weight, panels in self._unpacked]
+        table = np.array(
+            [(w.ctypes.data, panels.ctypes.data, *w.shape) for w, panels in matrices], np.int64
+        )
+        load_kernels().pack_matrices(table.ctypes.data, len(table))
+        self._unpacked.clear()
+
+
+def rotary_table(config: GPTConfig, positions: int) -> tuple[Floats, Floats]:
+    """Cosines and sines of the first positions' angles, each (L, D), as the model has them."""
+    # Pair i of D / 2 rotates by position * base**(-2i / D) (Su et al., 2021); both elements of a
+    # pair, i and i + D / 2, have the same angle, so each row contains the angles twice.
+    half = config.head_size // 2
+    powers = -np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.power(np.float32(config.rope_base), powers)
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+    angles = np.concatenate([angles, angles], axis=1)
+    return np.cos(angles), np.sin(angles)
+
+
+def quantize(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], Floats]:
+    """A matrix (N, C) as int8 from -127 to 127, and the scale of each row (N,).
+
+    A row's largest absolute value becomes 127; the scale of a row of zeros is 1/127. A row with
+    NaN or infinity has such a scale, so that its products are not finite either.
+    """
+    # w ~ q * scale with scale = max |w| / 127: an error of at most scale / 2 in each weight. On a
+    # model of 812,672 parameters: 2.37989 bits per character, in float32 2.37991 (lab-notes.md).
+    largest = np.abs(weight).max(axis=1)
+    steps = np.where(largest == 0, 1, largest).astype(np.float32) / np.float32(127)
+    with np.errstate(invalid="ignore"):
+        return np.rint(weight / steps[:, None]).astype(np.int8), steps
+
+
+def fill_panels(packed: NDArray[Any], weight: NDArray[Any]) -> None:
+    """Pack a matrix (N, C) into panels, each (C, PANEL), the last one narrower.
+
+    As the kernel `pack_matrices` does, for any number format.
+    """
+    outputs, depth = weight.shape
+    whole = outputs // PANEL
+    panels = packed[: whole * PANEL * depth].reshape(whole, depth, PANEL)
+    panels[:] = weight[: whole * PANEL].reshape(whole, PANEL, depth).transpose(0, 2, 1)
+    if outputs > whole * PANEL:
+        tail = packed[whole * PANEL * depth :].reshape(depth, -1)
+        tail[:, : outputs - whole * PANEL] = weight[whole * PANEL :].T

@@ -1,0 +1,285 @@
+"""The training kernels applied to a model: its description for them, buffers, and runs by threads.
+
+Letters: B batch, T time, C embedding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
+from mygpt.cpu.common import layout as kinds
+from mygpt.cpu.common.build import TRAINING, Kernel, load_library
+from mygpt.cpu.common.workers import run_on_threads
+from mygpt.cpu.decode.pack import Arena
+from mygpt.cpu.train import layout as at
+from mygpt.cpu.train import muon
+from mygpt.cpu.train.workspace import workspace_for
+from mygpt.errors import InputError
+
+_NORMS = {"layer": kinds.LAYER_NORM, "rms": kinds.RMS_NORM}
+_MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGLU}
+
+
+def suits(config: GPTConfig) -> bool:
+    """Whether a shape's widths are multiples of LANES, as the kernels need them."""
+    widths = (config.embed_dim, config.head_size, config.mlp_hidden)
+    return all(width % at.LANES == 0 for width in widths)
+
+
+class Kernels(NamedTuple):
+    """The library's functions, in its order."""
+
+    pack_weights: Kernel
+    losses_and_gradients: Kernel
+    update_matrices: Kernel
+
+
+class CpuTrainingStep:
+    """Computes a batch's loss by machine code, and leaves its gradients in `parameter.grad`.
+
+    Args:
+        model: float32, on the CPU, of a shape that `suits`.
+        threads: the number of threads that divide a batch.
+    """
+
+    def __init__(self, model: GPT, threads: int) -> None:
+        self.model = model
+        self.threads = threads
+        self._muon_of: dict[str, int] = {}
+        self._kernels = Kernels(*load_library(TRAINING))
+        self._job = np.zeros(at.JOB_SIZE, np.int64)
+        self._reals = np.zeros(at.REALS_SIZE, np.float32)
+        self._alive: list[Any] = []
+        self._shape = (0, 0)
+        self._parameters = dict(model.named_parameters())
+        self._allocate_gradients()
+        self._describe_model()
+
+    def _allocate_gradients(self) -> None:
+        """A row of floats for each thread; the first thread's become the parameters' gradients."""
+        #     thread 0   | parameter 0 | parameter 1 | ... |   <- parameter.grad are views of it
+        #     thread 1   | parameter 0 | parameter 1 | ... |   <- added to it after each step
+        # Each parameter's part is rounded up to whole vectors.
+        self._offsets, size = {}, 0
+        for name, parameter in self._parameters.items():
+            self._offsets[name] = size
+            size += at.padded(parameter.numel())
+        self._gradients = torch.zeros(self.threads, size)
+        self._views = {
+            name: self._gradients[0, start : start + p.numel()].view(p.shape)
+            for (name, p), start in zip(
+                self._parameters.items(), self._offsets.values(), strict=True
+            )
+        }
+        self._job[at.GRADIENTS] = self._gradients.data_ptr()
+        self._job[at.GRADIENTS_SIZE] = size
+
+    def _keep(self, array: NDArray[Any]) -> int:
+        self._alive.append(array)
+        return int(array.ctypes.data)
+
+    def _address(self, name: str) -> int:
+        return self._parameters[name].data_ptr() if name in self._parameters else 0
+
+    def _norm(self, name: str) -> list[int]:
+        offsets = self._offsets
+        if f"{name}.weight" not in offsets:
+            return [0] * at.NORM_SIZE
+        return [
+            self._address(f"{name}.weight"),
+            self._address(f"{name}.bias"),
+            offsets[f"{name}.weight"],
+            offsets.get(f"{name}.bias", 0),
+        ]
+
+    def _matrix(self, name: str) -> list[int]:
+        weight = self._parameters[f"{name}.weight"]
+        outputs, inputs = weight.shape
+        # Forward panels have whole vectors of outputs: those past the last one stay zero. Backward
+        # panels need no filling: `suits` requires inputs to be a multiple of LANES.
+        panels = Arena(4 * (at.padded(outputs) * inputs + outputs * inputs) + 128)
+        forward, backward = panels.take(at.padded(outputs) * inputs), panels.take(outputs * inputs)
+        forward[:] = 0
+        return [
+            weight.data_ptr(),
+            self._address(f"{name}.bias"),
+            self._keep(forward),
+            self._keep(backward),
+            outputs,
+            inputs,
+            self._offsets[f"{name}.weight"],
+            self._offsets.get(f"{name}.bias", 0),
+        ]
+
+    def _describe_model(self) -> None:
+        """Fill the job's tables of layers and matrices, and its description of the shape."""
+        config, job = self.model.config, self._job
+        layers = []
+        for n in range(config.num_layers):
+            block = f"blocks.{n}"
+            row = self._norm(f"{block}.attention_norm") + self._norm(f"{block}.mlp_norm")
+            row += self._norm(f"{block}.attention.query_norm")
+            row += self._norm(f"{block}.attention.key_norm")
+            for name in (
+                "attention.query_key_value",
+                "attention.output",
+                "mlp.input",
+                "mlp.output",
+            ):
+                row += self._matrix(f"{block}.{name}")
+            layers.append(row)
+        table = np.array(layers, np.int64)
+        head = np.array(self._matrix("token_embedding" if config.tied else "head"), np.int64)
+        job[at.LAYER_TABLE], job[at.HEAD_MATRIX] = self._keep(table), self._keep(head)
+        job[at.FINAL_NORM] = self._keep(np.array(self._norm("final_norm"), np.int64))
+        first = table.ctypes.data + 8 * at.W_ATTENTION
+        places = [
+            first + 8 * (n * at.LAYER_SIZE + m * at.MATRIX_SIZE)
+            for n in range(config.num_layers)
+            for m in range(4)
+        ]
+        places.append(int(job[at.HEAD_MATRIX]))
+        job[at.MATRICES] = self._keep(np.array(places, np.int64))
+        job[at.MATRIX_COUNT] = len(places)
+        job[at.EMBEDDING] = self._address("token_embedding.weight")
+        job[at.EMBEDDING_GRADIENT] = self._offsets["token_embedding.weight"]
+        job[at.POSITIONS] = self._address("position_embedding.weight")
+        job[at.POSITIONS_GRADIENT] = self._offsets.get("position_embedding.weight", 0)
+        if config.position == "rotary":
+            self._place_rotary()
+        for place, value in (
+            (at.THREADS, self.threads),
+            (at.LAYERS, config.num_layers),
+            (at.WIDTH, config.embed_dim),
+            (at.HEADS, config.num_heads),
+            (at.GROUPS, config.kv_heads),
+            (at.HEAD, config.head_size),
+            (at.HIDDEN, config.mlp_hidden),
+            (at.VOCAB, config.vocab_size),
+            (at.NORM, _NORMS[config.norm]),
+            (at.ROTARY, int(config.position == "rotary")),
+            (at.MLP, _MLPS[config.mlp]),
+            (at.QK_NORM, int(config.qk_norm)),
+            (at.REALS, self._keep(self._reals)),
+        ):
+            job[place] = value
+        self._reals[at.EPS] = config.eps
+
+    def _allocate_workspace(self, batch: int, time: int) -> None:
+        """Allocate buffers for batches of B windows of T."""
+        job, workspace = self._job, workspace_for(self.model.config, batch, time, self.threads)
+        count = workspace.floats * self.threads
+        self._workspace = Arena(4 * count + 64).take(count)
+        self._starts = workspace.starts
+        self._losses = np.zeros(batch * time, np.float32)
+        job[at.WORKSPACE], job[at.WORKSPACE_SIZE] = self._workspace.ctypes.data, workspace.floats
+        job[at.WORKSPACE_TABLE] = self._starts.ctypes.data
+        job[at.LAYER_WORKSPACE], job[at.CHUNK] = workspace.layer, workspace.chunk
+        job[at.LOSSES] = self._losses.ctypes.data
+        self._shape = (batch, time)
+
+    def _place_rotary(self) -> None:
+        self._rotary = self.model.rotary_cos, self.model.rotary_sin  # the model's may be replaced
+        self._job[at.COSINES], self._job[at.SINES] = (table.data_ptr() for table in self._rotary)
+
+    def _set_batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Put a batch's addresses into the job; allocate buffers where its shape is a new one."""
+        if self._shape != tuple(inputs.shape):
+            time, most = inputs.shape[1], self.model.max_seq_len
+            if time > most:  # the kernels would read past the last position
+                raise InputError(f"input length T={time} exceeds max_seq_len={most}")
+            if self.model.config.position == "rotary":
+                self.model.reserve_positions(time)
+                self._place_rotary()
+            self._allocate_workspace(*inputs.shape)
+        self._batch = inputs.contiguous(), targets.contiguous()
+        job = self._job
+        job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
+        job[at.BATCH], job[at.TIME] = self._shape
+
+    def _run(self, kernel: Kernel) -> None:
+        run_on_threads(kernel, int(self._job.ctypes.data), self.threads)
+
+    def gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss in nats per token; `inputs` and `targets` are (B, T) int64.
+
+        Dropout derives its random numbers from a seed that torch's global generator draws.
+        """
+        self._set_batch(inputs, targets)
+        job, reals = self._job, self._reals
+        dropout = self.model.config.dropout if self.model.training else 0.0
+        job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0
+        job[at.LOSSES_ONLY] = 0
+        reals[at.DROPOUT], reals[at.GRADIENT_SCALE] = dropout, 1 / inputs.numel()
+        self._run(self._kernels.pack_weights)
+        self._run(self._kernels.losses_and_gradients)
+        for thread in range(1, self.threads):
+            self._gradients[0] += self._gradients[thread]
+        for name, view in self._views.items():
+            self._parameters[name].grad = view
+        return torch.tensor(self._losses.mean(dtype=np.float64), dtype=torch.float32)
+
+    def scaled_gradients(self, fraction: float) -> torch.Tensor:
+        """All gradients in one row, multiplied by this process's fraction of the batch."""
+        return self._gradients[0].mul_(fraction)
+
+    def losses(self, inputs: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float32]:
+        """The loss of each token, (B T,), without dropout; gradients are not changed."""
+        self._set_batch(inputs, targets)
+        self._job[at.LOSSES_ONLY], self._reals[at.DROPOUT] = 1, 0.0
+        self._run(self._kernels.pack_weights)
+        self._run(self._kernels.losses_and_gradients)
+        return self._losses
+
+    def token_losses(
+        self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """The loss of each target, (B, T), from (B, T) ids; without dropout."""
+        ids, wanted = (torch.from_numpy(a.astype(np.int64)) for a in (inputs, targets))
+        return self.losses(ids, wanted).reshape(inputs.shape)
+
+    def gradient_norm(self) -> torch.Tensor:
+        """The norm of all gradients, a scalar."""
+        return self._gradients[0].norm()
+
+    def update_matrices(
+        self, momenta: dict[str, torch.Tensor], *, rate: float, decay: float
+    ) -> None:
+        """Muon's step on the named parameters, with their momenta; see `mygpt.cpu.train.muon`."""
+        places = {name: momentum.data_ptr() for name, momentum in momenta.items()}
+        if self._muon_of != places:
+            self._describe_muon(momenta)
+            self._muon_of = places
+        reals = self._reals
+        reals[at.MUON_RATE], reals[at.MUON_DECAY], reals[at.MOMENTUM] = rate, decay, muon.MOMENTUM
+        self._run(self._kernels.update_matrices)
+
+    def _describe_muon(self, momenta: dict[str, torch.Tensor]) -> None:
+        """Fill the job's table of Muon's matrices, and allocate buffers for the largest."""
+        entries = []
+        for name, momentum in momenta.items():
+            parameter, gradient = self._parameters[name], self._views[name]
+            start, columns = 0, parameter.shape[1]
+            for rows in muon.parts(name, self.model.config) or []:
+                skipped = 4 * start * columns
+                addresses = [t.data_ptr() + skipped for t in (parameter, momentum, gradient)]
+                entries.append([*addresses, rows, columns])
+                start += rows
+        # Thread n takes entries n, n + threads, ...: sorted by size, their parts are of similar
+        # work.
+        entries.sort(key=lambda entry: -entry[3] * entry[4])
+        self._muon_table = np.array(entries, np.int64)
+        largest = max(rows * columns for *_, rows, columns in entries)
+        square = max(min(rows, columns) for *_, rows, columns in entries) ** 2
+        size = -(-(2 * largest + 2 * square) // at.LANES) * at.LANES
+        self._muon_workspace = Arena(4 * size * self.threads + 64).take(size * self.threads)
+        job = self._job
+        job[at.MUON_TABLE], job[at.MUON_COUNT] = self._muon_table.ctypes.data, len(entries)
+        job[at.MUON_WORKSPACE], job[at.MUON_WORKSPACE_SIZE] = self._muon_workspace.ctypes.data, size
+        job[at.MUON_ITERATIONS] = muon.ITERATIONS

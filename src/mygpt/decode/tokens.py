@@ -1,0 +1,253 @@
+"""`mygpt.generate` and `mygpt.stream`: `core.generation` with the fastest decoder.
+
+Letters: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mygpt.core import generation
+from mygpt.core.config import GREEDY_BELOW, SamplingConfig
+from mygpt.core.generation import Decoder, GenerationCall
+from mygpt.core.model import GPT
+from mygpt.core.random import Stream, check_seed
+from mygpt.core.window import Overflow
+from mygpt.decode.choice import choose, tokens_to_read
+from mygpt.decode.packing import cpu_engine_of, packable_parameters
+from mygpt.engine import Request, check_overflow, check_prompt_fits
+from mygpt.errors import InputError, require_int
+
+if TYPE_CHECKING:
+    from mygpt.cpu.decode.engine import CpuDecoding
+
+
+def generate(
+    model: Any,
+    prompt_ids: torch.Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    *,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    overflow: Overflow = "crop",
+) -> torch.Tensor:
+    """Append `max_new_tokens` tokens to each row of `prompt_ids` (chapter 15, section 15.7).
+
+    This is `mygpt.core.generation.generate` with checked arguments and the fastest decoder:
+    machine code on the CPU, or torch.
+
+    Args:
+        model: a `GPT`, or any module whose forward returns `(logits, anything)` and that has
+            `max_seq_len`. It runs in eval mode; afterwards its mode is what it was.
+        prompt_ids: (B, T) int64 tensor; longer than the window is fine, B may be 0.
+        max_new_tokens: how many tokens to append.
+        temperature: below 1 sharpens, above 1 flattens; 0 is argmax.
+        top_k: draw from the k likeliest tokens alone; None or 0 is off.
+        top_p: draw from the smallest set of likeliest tokens that reaches this probability.
+        min_p: drop tokens below this fraction of the likeliest token's probability.
+        repetition_penalty: above 1 makes tokens that occurred before less likely.
+        seed: None draws from torch's global generator, as the chapter does. A seed gives row
+            i the numbers of `Stream(seed, i)`: the same text for any batch size.
+        overflow: past the window, "crop" reads the last `max_seq_len` tokens at each step (the
+            chapter's way), "refill" keeps the newer half when the window is full, "stop" ends
+            when the window is full.
+
+    Returns:
+        (B, T + max_new_tokens) int64 on the prompt's device, prompt included; shorter only
+        where "stop" ended it.
+
+    Raises:
+        InputError: for a value outside its range, naming the range (a ValueError).
+    """
+    _check(model, prompt_ids, max_new_tokens, seed, overflow)
+    return generation.generate(
+        model,
+        prompt_ids,
+        int(max_new_tokens),
+        temperature,
+        top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        overflow=overflow,
+        make_decoder=fastest_decoder,
+    )
+
+
+def stream(
+    model: Any,
+    prompt_ids: torch.Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    *,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    overflow: Overflow = "crop",
+) -> Iterator[torch.Tensor]:
+    """The new tokens of `generate`, one step at a time: each (B,) int64.
+
+    Takes `generate`'s arguments and raises what it raises, at once rather than at the first
+    step.
+    """
+    _check(model, prompt_ids, max_new_tokens, seed, overflow)
+    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+    call = GenerationCall(model, prompt_ids, int(max_new_tokens), sampling, seed, overflow)
+    return (block[:, 0] for block in _blocks(call))
+
+
+def _blocks(call: GenerationCall) -> Iterator[torch.Tensor]:
+    """The new tokens, (B, 1) a step; nothing is computed before the first is asked for."""
+    yield from call.new_tokens(fastest_decoder(call), 1)
+
+
+def _check(model: Any, prompt_ids: Any, max_new_tokens: Any, seed: Any, overflow: Any) -> None:
+    """Raise `InputError` for an argument of `generate` outside its range, but for sampling's."""
+    _check_prompt(model, prompt_ids)
+    require_int("max_new_tokens", max_new_tokens, least=0)
+    if seed is not None:
+        check_seed(seed)
+    check_overflow(overflow)
+    check_prompt_fits(prompt_ids.shape[1], model.max_seq_len, overflow)
+
+
+def _check_prompt(model: Any, prompt_ids: Any) -> None:
+    """Raise `InputError` for something that is no model, or no (B, T) tensor of its ids."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "max_seq_len"):
+        raise InputError(
+            f"model is a {type(model).__name__}: give a GPT, or a torch module with max_seq_len"
+        )
+    if not isinstance(prompt_ids, torch.Tensor):
+        raise InputError(
+            f"prompt_ids must be a (B, T) int64 tensor, not {type(prompt_ids).__name__}: "
+            "torch.tensor([[0, 1]]) is one prompt of two ids"
+        )
+    if prompt_ids.ndim != 2 or prompt_ids.dtype != torch.int64:
+        raise InputError(
+            f"prompt_ids must be (B, T) int64, not {tuple(prompt_ids.shape)} {prompt_ids.dtype}: "
+            "one prompt of T ids becomes (1, T) with .unsqueeze(0)"
+        )
+    if prompt_ids.shape[1] == 0:
+        raise InputError("prompt_ids has no tokens: start from at least one")
+    if isinstance(model, GPT) and prompt_ids.numel():
+        vocab_size = model.config.vocab_size
+        lowest, highest = int(prompt_ids.min()), int(prompt_ids.max())
+        if lowest < 0 or highest >= vocab_size:
+            raise InputError(
+                f"prompt_ids has id {lowest if lowest < 0 else highest}: "
+                f"this model's ids are 0 to {vocab_size - 1}"
+            )
+
+
+def fastest_decoder(call: GenerationCall) -> Decoder:
+    """Machine code where it computes what the model does and compiling it is worth it."""
+    if call.steps == 0 or len(call.prompt_ids) == 0:
+        return _NothingToDraw(call.prompt_ids)
+    parameters = packable_parameters(call.model)
+    if parameters is None:
+        return call.torch_decoder()
+    config, (rows, length) = call.model.config, call.prompt_ids.shape
+    reads = tokens_to_read(length, call.steps, config.max_seq_len, call.overflow)
+    choice = choose(config, tokens=rows * call.steps, reads=rows * reads, device="cpu")
+    if choice.name != "cpu":
+        return call.torch_decoder()
+    requests = [
+        Request(prompt, call.steps, call.sampling, row_stream, call.overflow)
+        for prompt, row_stream in zip(
+            call.prompt_ids.cpu().numpy(), call.streams or [Stream(0)] * rows, strict=True
+        )
+    ]
+    decoding = cpu_engine_of(call.model, parameters).start(requests)
+    if call.seed is not None or call.sampling.temperature < GREEDY_BELOW:
+        return CpuSeeded(decoding)
+    if is_exponential_race():
+        return CpuMultinomial(decoding, call.steps)
+    return CpuLogits(decoding)
+
+
+class _NothingToDraw:
+    """The decoder of a call without rows or without steps, which no model reads."""
+
+    def __init__(self, prompt_ids: torch.Tensor) -> None:
+        self._prompt_ids = prompt_ids
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of no row: (0, 1)."""
+        return ids.new_empty(0, 1, dtype=torch.float32)
+
+    def advance(self, count: int) -> torch.Tensor:
+        """(B, count) int64, of which B or `count` is 0."""
+        return self._prompt_ids.new_empty(len(self._prompt_ids), count)
+
+
+class CpuLogits:
+    """Logits from machine code; torch draws (see `mygpt.core.generation.Decoder`)."""
+
+    def __init__(self, decoding: CpuDecoding) -> None:
+        self.decoding = decoding
+        self._length: int | None = None
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, V) float32; `ids` are the prompt, and later one token more at each call."""
+        if self._length is not None:
+            self.decoding.push(ids[:, -1].numpy())
+        self._length = ids.shape[1]
+        return torch.from_numpy(self.decoding.next_logits())
+
+
+class CpuSeeded(CpuLogits):
+    """Draws in machine code with each row's own stream of random numbers, or by argmax."""
+
+    def advance(self, count: int) -> torch.Tensor:
+        """(B, count) int64; see `mygpt.core.generation.LoopDecoder`."""
+        self.decoding.advance(count)
+        return torch.from_numpy(self.decoding.last_ids(count))
+
+
+class CpuMultinomial(CpuLogits):
+    """Draws in machine code what `torch.multinomial` would draw from the global generator."""
+
+    def __init__(self, decoding: CpuDecoding, steps: int) -> None:
+        super().__init__(decoding)
+        self._steps = decoding.race(steps, torch.from_numpy(decoding.noise).exponential_)
+
+    def advance(self, count: int) -> torch.Tensor:
+        """(B, count) int64; see `mygpt.core.generation.LoopDecoder`."""
+        for _ in range(count):
+            next(self._steps)
+        return torch.from_numpy(self.decoding.last_ids(count))
+
+
+@functools.cache
+def is_exponential_race() -> bool:
+    """Whether this torch draws one token by the exponential race; checked once a process.
+
+    `torch.multinomial` draws noise q from Exp(1) and takes the argmax of p / q. Where it does,
+    asking torch for the noise alone takes a fifth of the time, and gives the same token and
+    leaves the generator in the same state. The check leaves the generator as it was.
+    """
+    before = torch.get_rng_state()
+    try:
+        for rows, tokens in ((1, 4), (1, 65), (3, 50), (2, 1000)):
+            p = torch.rand(rows, tokens).softmax(dim=-1)
+            start = torch.get_rng_state()
+            expected = torch.multinomial(p, num_samples=1)[:, 0]
+            after = torch.get_rng_state()
+            torch.set_rng_state(start)
+            raced = (p / torch.empty_like(p).exponential_()).argmax(dim=-1)
+            if not torch.equal(raced, expected) or not torch.equal(torch.get_rng_state(), after):
+                return False
+    finally:
+        torch.set_rng_state(before)
+    return True

@@ -1,1 +1,0 @@
-"""Decoding engines: given all text so far, the logits of the next token."""

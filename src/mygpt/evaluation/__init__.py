@@ -1,0 +1,1 @@
+"""Losses on whole texts, baselines on the same text, copied passages."""

@@ -1,0 +1,1 @@
+"""Training with several processes; a single process imports none of its torch code."""

@@ -1,0 +1,351 @@
+"""Sharded tensors of several processes, in a folder that all of them write.
+
+The writing, the reading and the new division among another number of processes are torch's own
+(torch.distributed.checkpoint). What is added here: files and folders are synced; every file has a
+digest, which the run's state holds; nothing is unpickled that has not been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+
+from mygpt.checkpoint.durable import reason, sync_folder
+from mygpt.errors import CheckpointError, DamagedError, MygptError, StorageError
+from mygpt.file_access import open_regular, read_inside, require_folder
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, PeerError, ProcessGroup
+from mygpt.training.distributed.shards_metadata import DTYPES, check_places, read_metadata
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+    from torch.distributed.checkpoint.metadata import Metadata
+
+Tensors = Mapping[str, torch.Tensor]
+
+_METADATA = ".metadata"
+_SHARD = re.compile(r"__(\d{1,9})_\d{1,9}\.distcp")
+_HALF_WRITTEN = ".metadata.tmp"
+_ALONE = "torch.distributed is (disabled|unavailable)"
+
+
+def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
+    """Write tensors, each process its shards; every process calls this with the same names.
+
+    Args:
+        folder: what an earlier save left in it is removed first.
+        tensors: DTensors, or plain tensors that are equal in all processes.
+
+    Returns:
+        The SHA-256 of every file by its name, the same in all processes.
+
+    Raises:
+        StorageError: when there is no space, or the place cannot be written to; nothing is left.
+        PeerError: when that happened to another process.
+    """
+    for name, tensor in tensors.items():
+        assert tensor.dtype in DTYPES, f"{name} is {tensor.dtype}"
+    group = _current_group()
+    group.run_on_all(lambda: _make_way(folder), main_only=True)
+    group.run_on_all(lambda: _require_here(folder))
+    try:
+        _write(folder, tensors, group)
+        mine = group.run_on_all(lambda: _settle(folder, group.rank))
+        digests = {
+            name: digest for part in group.gather(mine or {}) for name, digest in part.items()
+        }
+        group.run_on_all(lambda: _sync_folders(folder), main_only=True)
+    except MygptError:
+        if group.is_main:  # frees the space it used
+            with suppress(StorageError):
+                remove_shards(folder)
+        raise
+    return digests
+
+
+def load_shards(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> None:
+    """Fill tensors in place, whatever the number of processes that wrote them; all call this.
+
+    Args:
+        folder: where `save_shards` wrote.
+        tensors: of the names, shapes and number types that were saved; others stay unread.
+        digests: what `save_shards` returned.
+
+    Raises:
+        DamagedError: naming the file that is missing or is not what was written.
+        CheckpointError: for a foreign folder, or a tensor that is not in it as it is wanted.
+        PeerError: when another process has raised one of these.
+    """
+    group = _current_group()
+
+    def check() -> Metadata:
+        _check_names(folder, digests)
+        for name in sorted(digests)[group.rank :: group.size]:
+            _check_file(folder / name, digests[name])
+        return _read_checked(folder, tensors, digests)
+
+    metadata = group.run_on_all(check)
+    assert metadata is not None  # read in every process
+    _read(folder, metadata, tensors, group)
+
+
+def read_shards(folder: Path, digests: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """All tensors, complete, in a single process.
+
+    Raises:
+        DamagedError, CheckpointError: as `load_shards`.
+    """
+    check_shards(folder, digests)
+    metadata = _read_checked(folder, {}, digests)
+    entries: dict[str, Any] = metadata.state_dict_metadata
+    for name, entry in entries.items():
+        if entry.properties.dtype == torch.bfloat16:
+            raise CheckpointError(f"{folder}: {name} is of bfloat16, which NumPy does not have")
+    tensors = {
+        name: torch.zeros(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+    }
+    _read(folder, metadata, tensors, SINGLE_PROCESS)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def check_shards(folder: Path, digests: Mapping[str, str]) -> None:
+    """Read every file of a save once, in this process.
+
+    Raises:
+        DamagedError: naming the file that is missing, cut short or otherwise changed.
+        CheckpointError: where the folder is not there, or holds what was not saved.
+    """
+    _check_names(folder, digests)
+    for name, digest in digests.items():
+        _check_file(folder / name, digest)
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove a save, complete or not; nothing else.
+
+    Raises:
+        StorageError: where the folder holds what no save writes, or cannot be removed.
+    """
+    try:
+        require_folder(folder)
+        names = sorted(os.listdir(folder))
+        for name in names:
+            if name not in (_METADATA, _HALF_WRITTEN) and not _SHARD.fullmatch(name):
+                raise StorageError(
+                    f"{folder} holds {name:.80}, which no save has written: move that away"
+                )
+        for name in names:
+            (folder / name).unlink()
+        folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if isinstance(error, MygptError):
+            raise
+        raise StorageError(f"cannot remove {folder}: {error.strerror}") from error
+
+
+def _current_group() -> ProcessGroup:
+    """The processes of torch's default group; a single one if there is none."""
+    group = torch.distributed
+    if not group.is_available() or not group.is_initialized():
+        return SINGLE_PROCESS
+    return ProcessGroup(group.get_rank(), group.get_world_size())
+
+
+def _make_way(folder: Path) -> None:
+    remove_shards(folder)
+    with _storing(folder):
+        folder.mkdir(parents=True)
+
+
+def _require_here(folder: Path) -> None:
+    """Raise `StorageError` if process 0's folder is not visible here."""
+    if not folder.is_dir():
+        raise StorageError(
+            f"{folder} was made by process 0 and is not here: --output must be a folder that all "
+            "machines share, and --shard needs it"
+        )
+
+
+def _write(folder: Path, tensors: Tensors, group: ProcessGroup) -> None:
+    """Write torch's files; they are not durable yet."""
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    # Names are not flattened: nothing is nested, and every value is a tensor, never a pickle.
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    parts = {name: tensor.detach() for name, tensor in tensors.items()}
+    with _torch_at_work(folder, group, StorageError, "cannot be written"):
+        save(parts, storage_writer=_writer(folder), planner=planner, no_dist=group.is_single)
+
+
+def _writer(folder: Path) -> FileSystemWriter:
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    class Writer(FileSystemWriter):
+        """Writes no local path and no random name: equal tensors give equal files."""
+
+        def storage_meta(self) -> None:
+            return None
+
+        def write_data(self, plan: Any, planner: Any) -> Any:
+            try:
+                return super().write_data(plan, planner)
+            except Exception as error:
+                raise _root(error) from None
+
+    # torch's own sync is incomplete: the metadata's last bytes are still in a buffer then.
+    return Writer(folder, sync_files=False)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The operating system's error, if torch has wrapped it."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OSError):
+        inner = inner.__cause__ or inner.__context__
+    return inner or error
+
+
+def _settle(folder: Path, rank: int) -> dict[str, str]:
+    """Digest and sync the files that this process wrote."""
+    digests = {}
+    with _storing(folder):
+        for name in sorted(os.listdir(folder)):
+            shard = _SHARD.fullmatch(name)
+            writer = int(shard[1]) if shard else 0
+            if writer == rank:
+                with open_regular(
+                    folder / name, "r+b"
+                ) as file:  # some systems only sync writable files
+                    digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                    os.fsync(file.fileno())
+    return digests
+
+
+def _sync_folders(folder: Path) -> None:
+    with _storing(folder):
+        sync_folder(folder)
+        sync_folder(folder.parent)
+
+
+@contextmanager
+def _storing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {reason(error, folder, 0)}") from error
+
+
+def _check_names(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise unless the folder holds exactly these files."""
+    for name in digests:  # the names come from a file
+        if name != _METADATA and not _SHARD.fullmatch(name):
+            raise CheckpointError(f"{folder} is not loaded: {name!r:.80} is no name of its files")
+    require_folder(folder)
+    try:
+        found = set(os.listdir(folder))
+    except OSError as error:
+        raise DamagedError(f"{folder} cannot be read: {error.strerror}") from None
+    for name in sorted({*digests, _METADATA} - found):
+        raise DamagedError(f"{folder / name} is missing")
+    for name in sorted(found - set(digests)):
+        raise CheckpointError(f"{folder} holds {name:.80}, which was not saved with the others")
+
+
+def _check_file(path: Path, digest: str) -> None:
+    try:
+        with open_regular(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
+    if found != digest:
+        raise DamagedError(f"{path} is damaged or cut short: it does not match its digest")
+
+
+def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> Metadata:
+    """The metadata, after checking its digest and that it has all tensors as wanted."""
+    path = folder / _METADATA
+    try:
+        data = read_inside(path)
+        sizes = {name: (folder / name).lstat().st_size for name in digests}
+    except OSError as error:
+        raise DamagedError(f"{folder} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != digests[_METADATA]:  # the bytes that are unpickled
+        raise DamagedError(f"{path} is damaged or cut short: it does not match its digest")
+    metadata = read_metadata(folder, data)
+    check_places(folder, metadata, sizes)
+    entries: dict[str, Any] = metadata.state_dict_metadata
+    for name, tensor in tensors.items():
+        if name not in entries:
+            raise CheckpointError(f"{folder} holds no tensor {name}")
+        shape, dtype = entries[name].size, entries[name].properties.dtype
+        if shape != tensor.shape or dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{folder}: tensor {name} is {tuple(shape)} of {dtype}, and "
+                f"{tuple(tensor.shape)} of {tensor.dtype} is wanted"
+            )
+    return metadata
+
+
+def _read(folder: Path, metadata: Metadata, tensors: Tensors, group: ProcessGroup) -> None:
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    parts = {name: tensor.detach() for name, tensor in tensors.items()}  # with the same memory
+    with _torch_at_work(folder, group, CheckpointError, "is not loaded"):
+        load(
+            parts,
+            storage_reader=_reader(folder, metadata),
+            planner=planner,
+            no_dist=group.is_single,
+        )
+
+
+def _reader(folder: Path, metadata: Metadata) -> FileSystemReader:
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    class Reader(FileSystemReader):
+        """Uses metadata that was checked: torch would unpickle the file unchecked."""
+
+        def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+            return metadata
+
+    return Reader(folder)
+
+
+@contextmanager
+def _torch_at_work(
+    folder: Path, group: ProcessGroup, kind: type[MygptError], what: str
+) -> Iterator[None]:
+    """Translate torch's errors into ours: one process reports, the others raise `PeerError`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _ALONE, UserWarning)
+            yield
+    except CheckpointException as error:
+        first = min(error.failures)
+        cause = error.failures[first][0]
+        if not isinstance(cause, Exception):  # a signal
+            raise cause from None
+        if first != group.rank:
+            raise PeerError from None
+        why = reason(cause, folder, 0) if isinstance(cause, OSError) else str(cause)
+        why = why.split("\n")[0] or type(cause).__name__
+        raise kind(f"{folder} {what}: {why:.200}") from cause
+    except RuntimeError as error:  # a lost connection: other errors are wrapped by torch
+        if group.is_single:
+            raise
+        raise PeerError from error

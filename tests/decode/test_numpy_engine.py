@@ -1,0 +1,373 @@
+"""The NumPy engine against the plain-Python reference and the torch model."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import reference
+from decoding import (
+    NAMES,
+    SAMPLINGS,
+    arrays_of,
+    assert_close,
+    floats,
+    model_of,
+    prompts,
+    request,
+    written,
+)
+from mygpt.core import model as torch_model
+from mygpt.core.config import GPTConfig, SamplingConfig
+from mygpt.core.random import Stream
+from mygpt.core.window import OVERFLOW_POLICIES
+from mygpt.decode import numpy_network
+from mygpt.decode.numpy_engine import NumpyEngine
+from mygpt.decode.numpy_network import Cache, Network
+from mygpt.decode.numpy_sampling import (
+    keep_top_k,
+    keep_top_p,
+    next_id,
+    penalize_repetition,
+)
+from mygpt.engine import Request
+from mygpt.errors import InputError
+from shapes import CONFIGS, TUTORIAL, build
+
+engine_of = cache(lambda name: engine(model_of(name)))
+
+
+def engine(model) -> NumpyEngine:
+    return NumpyEngine(model.config, arrays_of(model))
+
+
+# --- sampling ------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.floats(0.01, 0.99), st.integers(1, 40))
+def test_filters_of_longer_rows_are_the_references(seed, size, p, k):
+    """Rows so long that NumPy's sorts use another algorithm than for a dozen numbers."""
+    logits = (np.random.default_rng(seed).integers(-9, 9, size=size) / 4).astype(np.float32)
+    assert keep_top_k(logits, k).tolist() == reference.top_k(logits.tolist(), k)
+    expected = reference.top_p(logits.tolist(), p)
+    assume(expected == reference.top_p(logits.tolist(), p + 1e-9))
+    assert keep_top_p(logits, p).tolist() == expected
+    ids = list(range(0, size, 3)) * 2
+    found = penalize_repetition(logits, ids, 1.5).tolist()
+    assert found == pytest.approx(reference.penalized(logits.tolist(), ids, 1.5))
+
+
+def test_top_p_sums_in_float64_and_writes_to_no_argument():
+    """-18 has a probability of 1.5e-8, which a float32 sum would not see."""
+    logits = floats([0.0] * 4)
+    assert np.flatnonzero(np.isfinite(keep_top_p(logits, 0.5))).tolist() == [0, 1]
+    assert logits.tolist() == [0.0] * 4
+    assert keep_top_p(floats([0.0, -18.0]), 1 - 1e-8).tolist() == [0.0, -18.0]
+
+
+def test_next_id_draws_with_the_rows_stream_at_its_step():
+    logits = np.random.default_rng(6).normal(size=30).astype(np.float32)
+    probs = reference.softmax(logits.tolist())
+    for index in (0, 5, 2**33):
+        for step in (0, 1, 77):
+            found = next_id(logits, SamplingConfig(), [], Stream(11, index), step)
+            assert found == reference.draw(probs, reference.uniform(11, index, step))
+
+
+# --- the network ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_the_references(name):
+    """At every position of a full window: read at once, and read one by one."""
+    config, model = CONFIGS[name], model_of(name)
+    network, stepwise = engine_of(name).network, Cache(config)
+    (ids,) = prompts(config.vocab_size, [config.max_seq_len])
+    expected = reference.forward(config, model.state_dict(), torch.tensor(ids)).numpy()
+    for t in range(config.max_seq_len):
+        assert_close(network.read(ids[: t + 1], Cache(config)), expected[t])
+        assert_close(network.read(ids[t : t + 1], stepwise), expected[t])
+        assert stepwise.length == t + 1
+
+
+@st.composite
+def shapes(draw_from) -> GPTConfig:
+    """A random small configuration."""
+    one_of = lambda *values: draw_from(st.sampled_from(values))  # noqa: E731
+    groups, shared, d = one_of(1, 2), one_of(1, 2, 3), one_of(2, 4, 6)
+    heads = groups * shared
+    own_size = one_of(True, False)
+    return GPTConfig(
+        vocab_size=one_of(2, 7),
+        embed_dim=heads * (one_of(1, 3) if own_size else d),
+        num_heads=heads,
+        num_layers=one_of(1, 2, 3),
+        max_seq_len=one_of(1, 2, 5, 8),
+        num_kv_heads=groups,
+        head_dim=d if own_size else None,
+        mlp_dim=one_of(None, 1, 9),
+        norm=one_of("layer", "rms"),
+        norm_eps=one_of(None, 0.01),
+        position=one_of("learned", "rotary"),
+        rope_base=one_of(10_000.0, 30.0),
+        mlp=one_of("gelu", "gelu_tanh", "swiglu"),
+        attention_bias=one_of(True, False),
+        mlp_bias=one_of(True, False),
+        qk_norm=one_of(True, False),
+        tied=one_of(True, False),
+    )
+
+
+@settings(max_examples=50)
+@given(shapes(), st.integers(0, 2**32), st.data())
+def test_every_shape_writes_what_the_torch_model_says(config, seed, data):
+    """Seeded tokens and the last logits, inside the window and past it."""
+    model = build(config, seed % 1000)
+    overflow = data.draw(st.sampled_from(OVERFLOW_POLICIES))
+    most = config.max_seq_len + (0 if overflow == "stop" else 3)
+    (prompt,) = prompts(config.vocab_size, [data.draw(st.integers(1, most))], seed)
+    expected = reference.seeded_generate(model, prompt, 12, SamplingConfig(), seed, 0, overflow)
+    decoding = engine(model).start([request(prompt, 12, seed=seed, overflow=overflow)])
+    (found,) = decoding.advance(12)
+    assert prompt + found == expected
+    if found:
+        parts = reference.visible_parts(len(prompt), len(found), config.max_seq_len, overflow)
+        with torch.no_grad():
+            logits, _ = model(torch.tensor([expected[parts[-1].start : parts[-1].stop]]))
+        assert_close(decoding.logits(0), logits[0, -1])
+
+
+def test_attention_keeps_within_the_range_of_numbers():
+    """Scores of some hundreds, whose exponentials are infinite in float32."""
+    generator = np.random.default_rng(0)
+    query, keys, values = (
+        generator.normal(size=size).astype(np.float32)
+        for size in ((2, 3, 1, 4), (2, 1, 4, 9), (2, 1, 9, 4))
+    )
+    scores = torch.tensor(query * 200).double() @ torch.tensor(keys).double()
+    expected = scores.softmax(-1) @ torch.tensor(values).double()
+    assert float(scores.max()) > 200
+    found = numpy_network.attend(query * 200, keys, values)
+    assert np.abs(found - expected.numpy()).max() < 1e-3
+
+
+def test_upper_tail_is_the_normal_distributions():
+    """Against math.erfc on a fine grid, and far out, where it vanishes."""
+    x = np.linspace(0, 12, 5000, dtype=np.float32)
+    expected = [math.erfc(v / math.sqrt(2)) / 2 for v in x.tolist()]
+    assert np.abs(numpy_network.upper_tail(x) - expected).max() < 3e-7
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_gelu_is_torchs_in_double_precision(name):
+    x = np.linspace(-30, 30, 10_001, dtype=np.float32)
+    approximate = "tanh" if name == "gelu_tanh" else "none"
+    expected = torch.nn.functional.gelu(torch.tensor(x).double(), approximate=approximate)
+    found = numpy_network.ACTIVATIONS[name](x)
+    assert found.dtype == np.float32
+    assert (np.abs(found - expected.numpy()) / np.maximum(1, np.abs(x))).max() < 3e-7
+
+
+def test_rotary_table_is_torchs_in_a_long_window():
+    config = replace(CONFIGS["llama"], max_seq_len=2048, head_dim=64, rope_base=10_000.0)
+    cos, sin = numpy_network.rotary_table(config)
+    their_cos, their_sin = torch_model.rotary_table(config)
+    assert np.abs(cos[:, 0] - their_cos.numpy()).max() < 2e-4
+    assert np.abs(sin[:, 0, 32:] - their_sin.numpy()[:, 32:]).max() < 2e-4
+
+
+# --- tokens --------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(NAMES),
+    length=st.integers(1, 20),
+    new=st.integers(0, 14),
+    sampling=st.sampled_from(SAMPLINGS),
+    overflow=st.sampled_from(OVERFLOW_POLICIES),
+    seed=st.integers(0, 2**64 - 1),
+    index=st.integers(0, 2**40),
+)
+def test_tokens_are_the_references(name, length, new, sampling, overflow, seed, index):
+    """Plain-Python filters, draws, random numbers and window, a full pass for each token."""
+    config = CONFIGS[name]
+    if overflow == "stop":
+        length = min(length, config.max_seq_len)
+    (prompt,) = prompts(config.vocab_size, [length], seed)
+    expected = reference.seeded_generate(
+        model_of(name), prompt, new, sampling, seed, index, overflow
+    )
+    (found,) = written(engine_of(name), request(prompt, new, sampling, seed, index, overflow))
+    assert prompt + found == expected
+
+
+# --- rows ----------------------------------------------------------------------------------
+
+
+def many_requests(vocab_size: int) -> list[Request]:
+    """Prompts of different lengths, some equal in their window; all policies."""
+    texts = prompts(vocab_size, [1, 5, 5, 9, 14, 20, 3])
+    texts += [texts[1], texts[5], [0, *texts[5][1:]], texts[3]]
+    policies = ["crop", "refill"] * 6
+    return [
+        request(text, 5 + 3 * i, seed=4, index=i, overflow=policies[i], end=[None, 1, 2][i % 3])
+        for i, text in enumerate(texts)
+    ] + [request(texts[0], 30, SamplingConfig(0.0), overflow="stop")]
+
+
+@pytest.mark.parametrize("name", ["tutorial", "modern", "mixed"])
+def test_rows_do_not_depend_on_their_neighbours(name):
+    """Ids and logits are bitwise those of the row alone, in one call or token by token."""
+    requests = many_requests(CONFIGS[name].vocab_size)
+    together = engine_of(name).start(requests)
+    ids = together.advance(100)
+    single = engine_of(name).start(requests)
+    steps = [single.advance(1) for _ in range(40)]
+    for b, alone in enumerate(requests):
+        by_itself = engine_of(name).start([alone])
+        assert [ids[b]] == by_itself.advance(100)
+        assert ids[b] == [token for step in steps for token in step[b]]
+        for other in (together, single):
+            assert other.logits(b).tobytes() == by_itself.logits(0).tobytes()
+    assert steps[-1] == [[]] * len(requests)
+    assert len({len(row) for row in ids}) > 4, "the rows end at different places"
+
+
+def test_logits_belong_to_the_last_drawn_token():
+    """After each step, as the model gave them, before the filters."""
+    decoding = engine_of("llama").start([request([1, 2], 8, SamplingConfig(0.0))])
+    text = [1, 2]
+    for _ in range(8):
+        expected = engine_of("llama").network.read(text, Cache(CONFIGS["llama"]))
+        (new,) = decoding.advance(1)
+        assert_close(decoding.logits(0), expected)
+        assert new == [int(expected.argmax())]
+        text += new
+
+
+# --- what is computed, and when ------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """How many tokens the network is given at each of its calls."""
+    lengths, read = [], Network.read
+
+    def counted(self, ids, cache):
+        lengths.append(len(ids))
+        return read(self, ids, cache)
+
+    monkeypatch.setattr(Network, "read", counted)
+    return lengths
+
+
+@pytest.mark.parametrize(
+    ("overflow", "expected"),
+    [
+        ("stop", [3] + [1] * 8),
+        ("crop", [3] + [1] * 9 + [12] * 10),
+        ("refill", [3] + [1] * 9 + [6] + [1] * 6 + [6, 1, 1]),
+    ],
+)
+def test_inside_the_window_each_token_is_read_once(reads, overflow, expected):
+    decoding = engine_of("tutorial").start([request([1, 4, 0], 20, overflow=overflow)])
+    assert reads == [], "nothing is computed before it is asked for"
+    decoding.advance(2)
+    assert reads == expected[:2], "and no token ahead"
+    decoding.advance(100)
+    assert reads == expected
+
+
+def test_a_shared_prompt_is_read_once(reads):
+    """Two prompts are the same if their windows are: tokens before the window do not count."""
+    long = [1] * 14
+    texts = [[2, 3], [2, 3], [3], long, [0, *long], [1, 3], [2, 4]]
+    requests = [request(text, 1, index=i) for i, text in enumerate(texts)]
+    requests += [request([4, 4, 4], 0), request([4, 4, 4, 4], 1)]
+    decoding = engine_of("tutorial").start(requests)
+    decoding.end(len(requests) - 1)
+    decoding.advance(1)
+    assert reads == [2, 1, 12, 2, 2], "and rows that draw nothing read nothing"
+
+
+def test_the_last_block_works_on_the_last_position_alone(monkeypatch):
+    """Of the others it takes keys and values; so reading the window again costs less."""
+    engine_ = engine(model_of("mixed"))
+    shapes_: dict[str, list[tuple[int, ...]]] = {}
+    for n, block in enumerate(engine_.network.blocks):
+        for part in ("query", "key_value", "output"):
+            spy(monkeypatch, block.attention, part, shapes_.setdefault(f"{part} {n}", []))
+        spy(monkeypatch, block, "mlp_input", shapes_.setdefault(f"mlp {n}", []))
+    written(engine_, request([0, 1, 2, 1], 1))
+    assert {name: lengths[0][0] for name, lengths in shapes_.items()} == {
+        f"{part} {n}": 1 if n == 2 and part != "key_value" else 4
+        for part in ("query", "key_value", "output", "mlp")
+        for n in range(3)
+    }
+
+
+def spy(monkeypatch, owner, name, seen):
+    inner = getattr(owner, name)
+
+    def watched(x):
+        seen.append(x.shape)
+        return inner(x)
+
+    monkeypatch.setattr(owner, name, watched)
+
+
+# --- weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tutorial", "llama"])
+def test_weights_are_laid_out_for_reading(name):
+    """A row of the product reads consecutive memory."""
+    for block in engine(build(CONFIGS[name])).network.blocks:
+        assert block.mlp_input.weight.flags.c_contiguous
+        assert block.mlp_input.weight.shape[0] == CONFIGS[name].embed_dim
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_weights_are_named(value, temperature):
+    model = build(TUTORIAL)
+    with torch.no_grad():
+        model.blocks[0].mlp.input.weight[0] = value
+    with pytest.raises(InputError, match="NaN or infinity"):
+        written(engine(model), request([1, 2], 3, SamplingConfig(temperature)))
+
+
+@pytest.mark.parametrize("name", ["tutorial", "modern"])
+def test_it_runs_without_torch(name, tmp_path):
+    """Importing torch takes longer than writing a page; no other compiler is loaded either."""
+    np.savez(tmp_path / "weights.npz", **arrays_of(model_of(name)))
+    program = f"""
+import sys
+import numpy as np
+from mygpt.core.config import GPTConfig, SamplingConfig
+from mygpt.engine import Request
+from mygpt.decode.numpy_engine import NumpyEngine
+from mygpt.core.random import Stream
+
+config = GPTConfig(**{asdict(CONFIGS[name])!r})
+engine = NumpyEngine(config, np.load({str(tmp_path / "weights.npz")!r}))
+sampling = SamplingConfig(0.9, 4, 0.95, 0.01, 1.1)
+request = Request(np.array([1, 2]), 20, sampling, Stream(7))
+print(engine.name, engine.start([request]).advance(20)[0])
+assert not {{"torch", "numba", "scipy"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == ""
+    sampling = SamplingConfig(0.9, 4, 0.95, 0.01, 1.1)
+    (expected,) = written(engine_of(name), request([1, 2], 20, sampling, seed=7))
+    assert done.stdout == f"numpy {expected}\n"
