@@ -17,7 +17,7 @@ from mygpt.core.tutorial import set_seed
 from mygpt.data import encode_documents, first_part, predicted_size
 from mygpt.errors import InputError
 from mygpt.evaluation import losses as evaluation
-from mygpt.evaluation.losses import Evaluation, evaluate, evaluate_nanogpt, predicted_chars
+from mygpt.evaluation.losses import Evaluation, decoded_size, evaluate, evaluate_nanogpt
 from mygpt.text import Document
 from mygpt.text.sizes import TextSize
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, ForeignTokenizer, Tokenizer
@@ -36,7 +36,7 @@ def test_every_token_but_the_first_is_predicted_once(length: int) -> None:
         with torch.no_grad():
             logits, _ = model(torch.from_numpy(tokens[start:i].astype(np.int64))[None])
         total -= float(logits[0, -1].double().log_softmax(-1)[int(tokens[i])])
-    result = evaluate(model, tokens, 8, tokenizer.byte_lengths())
+    result = evaluate(model, tokens, 8, decoded_size(tokens, tokenizer.byte_lengths()))
     assert result.tokens == length - 1
     assert result.loss == pytest.approx(total / (length - 1), rel=1e-5)
     num_bytes = len(tokenizer.decode([t for t in tokens[1:].tolist() if t != 4]).encode())
@@ -64,7 +64,7 @@ REPEATED, OTHER = math.log(12 / 9), math.log(12)
 def test_the_standard_error_is_that_of_the_windows() -> None:
     """Three windows with 0, 1 and 4 tokens that are no repetition, computed by hand."""
     tokens = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 1])
-    result = evaluate(peaked(4), tokens, 4, np.ones(4, np.int64))
+    result = evaluate(peaked(4), tokens, 4, decoded_size(tokens, np.ones(4, np.int64)))
     losses = [REPEATED, (3 * REPEATED + OTHER) / 4, OTHER]
     assert result.loss == pytest.approx(np.mean(losses))
     assert result.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(3))
@@ -74,25 +74,25 @@ def test_the_standard_error_is_that_of_the_windows() -> None:
 def test_a_short_last_window_is_weighted_by_its_length() -> None:
     """A last window of one token has the weight of one token in the loss and its error."""
     tokens = np.array([0, 0, 0, 0, 0, 1])
-    result = evaluate(peaked(4), tokens, 4, np.ones(4, np.int64))
+    result = evaluate(peaked(4), tokens, 4, decoded_size(tokens, np.ones(4, np.int64)))
     assert result.loss == pytest.approx((4 * REPEATED + OTHER) / 5)
     deviations = np.array([4 * REPEATED - 4 * result.loss, OTHER - result.loss])
     assert result.standard_error == pytest.approx(math.sqrt((deviations**2).sum() * 2) / 5)
 
 
 def test_one_window_has_no_standard_error() -> None:
-    result = evaluate(peaked(8), np.zeros(9, int), 8, np.ones(4, np.int64))
+    result = evaluate(peaked(8), np.zeros(9, int), 8, TextSize(8, 8))
     assert math.isnan(result.standard_error)
 
 
 def test_units() -> None:
     """Each token has two bytes and half a character."""
     tokens = np.array([0, 0, 0])
-    result = evaluate(peaked(2), tokens, 2, np.full(4, 2), num_chars=1)
+    result = evaluate(peaked(2), tokens, 2, decoded_size(tokens, np.full(4, 2), 1))
     assert result.bits_per_byte == pytest.approx(REPEATED / math.log(2) / 2)
     assert result.bits_per_char == pytest.approx(REPEATED / math.log(2) * 2)
     assert result.perplexity == pytest.approx(12 / 9)
-    assert evaluate(peaked(2), tokens, 2, np.full(4, 2)).bits_per_char is None
+    assert evaluate(peaked(2), tokens, 2, decoded_size(tokens, np.full(4, 2))).bits_per_char is None
     assert Evaluation(1e9, 1, 1.0).perplexity == math.inf
 
 
@@ -100,9 +100,9 @@ def test_predicted_characters() -> None:
     """Characters of the first token are not predicted, unless it is an end-of-text token."""
     documents = [Document("", "é🙂x"), Document("", "<x>", 1, 2)]
     char = CharTokenizer("é🙂x", end_of_text=True)
-    assert predicted_chars(documents, np.array([3, 0, 1, 2, 3, 2]), char) == 4
-    assert predicted_chars(documents, np.array([0, 1, 2, 3, 2]), char) == 3
-    assert predicted_chars([Document("", b"abc")], np.array([97]), ByteTokenizer()) is None
+    assert predicted_size(documents, np.array([3, 0, 1, 2, 3, 2]), char).num_chars == 4
+    assert predicted_size(documents, np.array([0, 1, 2, 3, 2]), char).num_chars == 3
+    assert predicted_size([Document("", b"abc")], np.array([97]), ByteTokenizer()).num_chars is None
 
 
 def foreign(normalizer: object = None, pre_tokenizer: object = None) -> Tokenizer:
@@ -140,7 +140,7 @@ def test_bytes_and_characters_are_those_of_the_original_text(
     size = predicted_size(documents, tokens, tokenizer)
     rest = text.removeprefix(first) + "the 🙂"
     assert size == TextSize(len(tokens) - 1, len(rest.encode()), len(rest))
-    loss = evaluate(peaked(8), np.minimum(tokens, 3), 2, tokenizer.byte_lengths(), size=size)
+    loss = evaluate(peaked(8), np.minimum(tokens, 3), 2, size)
     bits = loss.loss / math.log(2) * (len(tokens) - 1)
     assert loss.bits_per_byte == pytest.approx(bits / len(rest.encode()))
     assert loss.bits_per_char == pytest.approx(bits / len(rest))
@@ -179,49 +179,50 @@ def test_with_a_stride_predictions_have_more_context(length: int, stride: int) -
         with torch.no_grad():
             logits, _ = model(torch.from_numpy(tokens[start:i])[None])
         total -= float(logits[0, -1].double().log_softmax(-1)[int(tokens[i])])
-    result = evaluate(model, tokens, 8, np.ones(5, np.int64), stride=stride)
+    result = evaluate(model, tokens, 8, TextSize(len(tokens) - 1, len(tokens) - 1), stride=stride)
     assert result.loss == pytest.approx(total / (length - 1), rel=1e-5)
     assert result.tokens == length - 1
 
 
 def test_overlapping_windows_are_not_treated_as_independent() -> None:
     """Text with runs of 50 equally hard tokens: a small stride does not make the error smaller."""
-    generator, lengths = np.random.default_rng(0), np.ones(4, np.int64)
+    generator = np.random.default_rng(0)
     ratios = []
     for _ in range(20):
         easy = np.repeat(generator.random(40) < 0.5, 50)
         tokens = np.cumsum(~easy) % 4
         errors = [
-            evaluate(peaked(64), tokens, 64, lengths, stride=n).standard_error for n in (64, 4)
+            evaluate(peaked(64), tokens, 64, TextSize(1, 1), stride=n).standard_error
+            for n in (64, 4)
         ]
         ratios.append(errors[1] / errors[0])
     assert np.mean(ratios) == pytest.approx(1, abs=0.15)
 
 
 def test_a_stride_of_the_window_length_is_the_default() -> None:
-    model, lengths = GPT(5, 8, 2, 1, max_seq_len=8), np.ones(5, np.int64)
+    model, size = GPT(5, 8, 2, 1, max_seq_len=8), TextSize(1, 1)
     tokens = np.random.default_rng(0).integers(0, 5, 100)
-    assert evaluate(model, tokens, 8, lengths, stride=8) == evaluate(model, tokens, 8, lengths)
+    assert evaluate(model, tokens, 8, size, stride=8) == evaluate(model, tokens, 8, size)
 
 
 @pytest.mark.parametrize("stride", [-1, 0, 9])
 def test_strides_out_of_range_are_refused(stride: int) -> None:
     model = GPT(5, 8, 2, 1, max_seq_len=8)
     with pytest.raises(InputError, match=f"stride={stride} must be at least 1 and at most"):
-        evaluate(model, np.zeros(9, int), 8, np.ones(5, np.int64), stride=stride)
+        evaluate(model, np.zeros(9, int), 8, TextSize(8, 8), stride=stride)
 
 
 def test_large_vocabularies_are_evaluated_in_smaller_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that the logits fit in memory; the loss is the same."""
-    model, lengths = GPT(5, 8, 2, 1, max_seq_len=8).eval(), np.ones(5, np.int64)
+    model, size = GPT(5, 8, 2, 1, max_seq_len=8).eval(), TextSize(1, 1)
     tokens = np.random.default_rng(0).integers(0, 5, 100)
-    expected = evaluate(model, tokens, 8, lengths)
+    expected = evaluate(model, tokens, 8, size)
     rows: list[int] = []
     monkeypatch.setattr(evaluation, "LOGITS_PER_BATCH", 5 * 16)
     hook = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    assert evaluate(model, tokens, 8, lengths).loss == pytest.approx(expected.loss, rel=1e-6)
+    assert evaluate(model, tokens, 8, size).loss == pytest.approx(expected.loss, rel=1e-6)
     hook.remove()
     assert max(rows) == 2
     monkeypatch.undo()
@@ -249,43 +250,40 @@ def test_windows_are_drawn_as_in_nanogpts_train_py() -> None:
         x = torch.stack([data[i : i + 8] for i in starts])
         y = torch.stack([data[i + 1 : i + 9] for i in starts])
         means.append(model(x, y)[1].item())
-    lengths = np.full(5, 2)
-    result = evaluate_nanogpt(model, data.numpy(), lengths, seed=7, num_chars=299)
+    size = decoded_size(data.numpy(), np.full(5, 2), 299)
+    result = evaluate_nanogpt(model, data.numpy(), size, seed=7)
     assert result.loss == pytest.approx(np.mean(means), rel=1e-6)
     assert (result.tokens, result.seq_len) == (5 * 64 * 8, 8)
     assert result.bits_per_byte == pytest.approx(result.loss / math.log(2) / 2)
     assert result.bits_per_char == pytest.approx(result.loss / math.log(2))
     assert model.training
-    assert evaluate_nanogpt(model, data.numpy(), lengths, seed=7, num_chars=299) == result
-    assert evaluate_nanogpt(model, data.numpy(), lengths, seed=8).loss != result.loss
+    assert evaluate_nanogpt(model, data.numpy(), size, seed=7) == result
+    assert evaluate_nanogpt(model, data.numpy(), size, seed=8).loss != result.loss
 
 
 @pytest.mark.usefixtures("few")
 def test_the_standard_error_of_random_windows() -> None:
     """Over many seeds the loss has this standard deviation, around the loss of the whole text."""
     tokens = np.cumsum(np.random.default_rng(0).random(3000) < 0.1) % 4
-    results = [
-        evaluate_nanogpt(peaked(8), tokens, np.ones(4, np.int64), seed=seed) for seed in range(60)
-    ]
+    results = [evaluate_nanogpt(peaked(8), tokens, TextSize(1, 1), seed=seed) for seed in range(60)]
     spread = np.std([result.loss for result in results], ddof=1)
     error = np.mean([result.standard_error for result in results])
     assert spread == pytest.approx(error, rel=0.3)
-    full = evaluate(peaked(8), tokens, 8, np.ones(4, np.int64)).loss
+    full = evaluate(peaked(8), tokens, 8, decoded_size(tokens, np.ones(4, np.int64))).loss
     assert np.mean([result.loss for result in results]) == pytest.approx(full, abs=error)
 
 
 def test_random_windows_are_of_256_tokens_or_the_models_window() -> None:
-    lengths = np.ones(4, np.int64)
     assert evaluation.NANOGPT_BATCHES == 200
     with pytest.raises(InputError, match="256 tokens is too short for windows of 256"):
-        evaluate_nanogpt(peaked(300), np.zeros(256, int), lengths)
+        evaluate_nanogpt(peaked(300), np.zeros(256, int), TextSize(1, 1))
     with pytest.raises(InputError, match="choose at most 9"):
-        evaluate_nanogpt(peaked(16), np.zeros(10, int), lengths)
+        evaluate_nanogpt(peaked(16), np.zeros(10, int), TextSize(1, 1))
 
 
 @pytest.mark.usefixtures("few")
 def test_an_error_restores_the_mode_of_the_model() -> None:
     model = GPT(5, 8, 2, 1, max_seq_len=8).train()
     with pytest.raises(InputError, match="exceeds"):
-        evaluate(model, np.zeros(30, int), 9, np.ones(5, np.int64))
+        evaluate(model, np.zeros(30, int), 9, TextSize(29, 29))
     assert model.training

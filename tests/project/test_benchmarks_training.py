@@ -14,6 +14,7 @@ import torch
 import mygpt
 from mygpt.evaluation.losses import evaluate
 from mygpt.text import read_corpus, split_documents
+from mygpt.text.sizes import TextSize
 from mygpt.training.config import TrainConfig
 from paths import ROOT
 
@@ -88,7 +89,7 @@ def test_the_common_evaluator_agrees_with_that_of_mygpt(length: int) -> None:
     mygpt.set_seed(0)
     model = mygpt.GPT(7, 16, 2, 1, max_seq_len=64).eval()
     ids = torch.randint(0, 7, (length,))
-    wanted = evaluate(model, ids.numpy(), 64, torch.ones(7, dtype=torch.int64).numpy())
+    wanted = evaluate(model, ids.numpy(), 64, TextSize(1, 1))
     got = total_nats(lambda x: model(x)[0], ids) / (length - 1)
     assert got == pytest.approx(wanted.loss, rel=1e-6)
 

@@ -17,6 +17,7 @@ from mygpt.data import encode_documents
 from mygpt.errors import InputError
 from mygpt.evaluation.losses import evaluate
 from mygpt.text import Document, split_documents
+from mygpt.text.sizes import TextSize
 from mygpt.training.comparison import read_losses
 from mygpt.training.events import Event, Finished, Note, StepDone
 from mygpt.training.recipe import Budget, continuing
@@ -84,7 +85,7 @@ def test_it_continues_to_learn_on_the_new_text(base: Path, text: Path, tmp_path:
     _, held_text = split_documents([Document("", DOG)], 0.1)
     held = encode_documents(held_text, last(base).tokenizer, continued=True)
     model = read_checkpoint(resolve(base)).build_model()
-    before = evaluate(model, held, 16, np.ones(model.config.vocab_size, np.int64)).loss
+    before = evaluate(model, held, 16, TextSize(1, 1)).loss
     options = {"steps": 40, "listener": silent, "sample_tokens": 0}
     training.train(text, init_from=base, output=tmp_path / "on", **options)
     losses = read_losses(tmp_path / "on" / "log.jsonl")

@@ -28,7 +28,7 @@ from mygpt.errors import (
     Interrupted,
     StorageError,
 )
-from mygpt.evaluation.losses import evaluate
+from mygpt.evaluation.losses import decoded_size, evaluate
 from mygpt.text import read_corpus
 from mygpt.training.config import PRESETS, TrainConfig, preset_options
 from mygpt.training.events import Evaluated, Event, Finished, Note, Sampled, Started, StepDone
@@ -210,7 +210,7 @@ def test_best_is_the_lowest_validation_loss(text: str, tmp_path: Path) -> None:
     # The file holds the very weights that were scored.
     tokens = encode_documents(read_corpus([str(backwards)]).documents, checkpoint.tokenizer)
     model = checkpoint.build_model()
-    again = evaluate(model, tokens, 16, checkpoint.tokenizer.byte_lengths())
+    again = evaluate(model, tokens, 16, decoded_size(tokens, checkpoint.tokenizer.byte_lengths()))
     assert again.loss == pytest.approx(losses[best], rel=1e-6)
 
 

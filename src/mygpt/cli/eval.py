@@ -259,18 +259,16 @@ def _evaluate(
     from mygpt.training.gradients import cpu_token_losses
 
     model = found.build_model().to(choose_device(device)).eval()
-    lengths = found.tokenizer.byte_lengths()
-    options: dict[str, Any] = {
-        "size": text.size,
-        "token_losses": cpu_token_losses(model),
-    }
+    score = cpu_token_losses(model)
     results = {}
     if protocol != "nanogpt":
         seq_len = window or found.config.max_seq_len
-        results["full"] = evaluate(model, text.tokens, seq_len, lengths, stride=stride, **options)
+        results["full"] = evaluate(
+            model, text.tokens, seq_len, text.size, stride=stride, token_losses=score
+        )
     if protocol != "full":
         results["nanogpt"] = evaluate_nanogpt(
-            model, text.tokens, lengths, seq_len=window, **options
+            model, text.tokens, text.size, seq_len=window, token_losses=score
         )
     return results
 

@@ -6,7 +6,7 @@ Letters: B batch, T time, W windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mygpt.core.model import GPT, evaluating
-from mygpt.data import predicted_size
 from mygpt.errors import InputError
-from mygpt.text import Document
 from mygpt.text.sizes import TextSize
-from mygpt.tokenization import Tokenizer
 
 TOKENS_PER_BATCH, LOGITS_PER_BATCH = 8192, 2**25
 NANOGPT_BATCHES, NANOGPT_BATCH_SIZE, NANOGPT_WINDOW, NANOGPT_SEED = 200, 64, 256, 1337
@@ -61,11 +58,9 @@ def evaluate(
     model: GPT,
     tokens: NDArray[np.integer],
     seq_len: int,
-    byte_lengths: NDArray[np.int64],
+    size: TextSize,
     *,
     stride: int | None = None,
-    num_chars: int | None = None,
-    size: TextSize | None = None,
     token_losses: TokenLosses | None = None,
 ) -> Evaluation:
     """Predict every token but the first once, in adjacent windows of T tokens.
@@ -80,11 +75,8 @@ def evaluate(
         model: its training or eval mode is restored afterwards.
         tokens: 1-D ids, at least two.
         seq_len: T.
-        byte_lengths: (V,), the number of bytes of each token.
+        size: of the predicted text (`mygpt.data.predicted_size`, or `decoded_size`).
         stride: tokens from one window to the next, at most T; None is T.
-        num_chars: number of predicted characters (see `predicted_chars`).
-        size: size of the predicted text (`mygpt.data.predicted_size`); used instead of
-            `byte_lengths` and `num_chars`.
         token_losses: a faster function for the loss of each target, from inputs and targets
             (B, T); None is the model's forward pass.
 
@@ -97,7 +89,7 @@ def evaluate(
     score = token_losses or partial(model_token_losses, model)
     starts, lengths, last = _windows(len(tokens) - 1, seq_len, stride)
     offsets = np.arange(seq_len + 1)
-    rows = rows_at_once(seq_len, len(byte_lengths))
+    rows = rows_at_once(seq_len, model.config.vocab_size)
     sums = []
     with evaluating(model):
         for at in range(0, len(starts), rows):
@@ -119,7 +111,8 @@ def evaluate(
     return Evaluation(
         loss,
         predicted,
-        *_in_bits(loss, size or _decoded_size(tokens, byte_lengths, num_chars)),
+        size.bits_per_byte(loss),
+        size.bits_per_char(loss),
         _standard_error(deviations) * len(deviations) / predicted,
         seq_len,
         stride,
@@ -129,12 +122,10 @@ def evaluate(
 def evaluate_nanogpt(
     model: GPT,
     tokens: NDArray[np.integer],
-    byte_lengths: NDArray[np.int64],
+    size: TextSize,
     *,
     seq_len: int | None = None,
     seed: int = NANOGPT_SEED,
-    num_chars: int | None = None,
-    size: TextSize | None = None,
     token_losses: TokenLosses | None = None,
 ) -> Evaluation:
     """The loss as nanoGPT's train.py estimates it: the mean over random windows.
@@ -146,11 +137,9 @@ def evaluate_nanogpt(
     Args:
         model: its training or eval mode is restored afterwards.
         tokens: 1-D ids, more than T.
-        byte_lengths: (V,), the number of bytes of each token.
+        size: as in `evaluate`; the loss is converted with its bytes per token.
         seq_len: T; None is 256, or the model's window where that is smaller.
         seed: of the generator that draws the windows.
-        num_chars: number of characters of the text without its first token.
-        size: as in `evaluate`; the loss is converted with its bytes per token.
         token_losses: as in `evaluate`.
 
     Raises:
@@ -165,7 +154,7 @@ def evaluate_nanogpt(
     score = token_losses or partial(model_token_losses, model)
     generator = torch.Generator().manual_seed(seed)
     offsets = np.arange(seq_len + 1)
-    rows = rows_at_once(seq_len, len(byte_lengths))
+    rows = rows_at_once(seq_len, model.config.vocab_size)
     sums = []
     with evaluating(model):
         for _ in range(NANOGPT_BATCHES):
@@ -179,7 +168,8 @@ def evaluate_nanogpt(
     return Evaluation(
         loss,
         losses.size * seq_len,
-        *_in_bits(loss, size or _decoded_size(tokens, byte_lengths, num_chars)),
+        size.bits_per_byte(loss),
+        size.bits_per_char(loss),
         _standard_error(losses - loss),
         seq_len,
     )
@@ -188,19 +178,6 @@ def evaluate_nanogpt(
 def rows_at_once(seq_len: int, vocab_size: int) -> int:
     """Windows of T in one forward pass, bounded by the memory of the logits."""
     return max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocab_size) // seq_len)
-
-
-def predicted_chars(
-    documents: Sequence[Document], tokens: NDArray[np.integer], tokenizer: Tokenizer
-) -> int | None:
-    """Number of characters of all tokens but the first; None where the text is bytes.
-
-    Args:
-        documents: the text.
-        tokens: its ids, at least one.
-        tokenizer: with which it was encoded.
-    """
-    return predicted_size(documents, tokens, tokenizer).num_chars
 
 
 def _windows(
@@ -239,15 +216,10 @@ def _standard_error(deviations: NDArray[np.float64]) -> float:
     return math.sqrt((deviations**2).sum() / (count - 1) / count) if count > 1 else math.nan
 
 
-def _decoded_size(
-    tokens: NDArray[np.integer], byte_lengths: NDArray[np.int64], num_chars: int | None
+def decoded_size(
+    tokens: NDArray[np.integer], byte_lengths: NDArray[np.int64], num_chars: int | None = None
 ) -> TextSize:
-    """Size of the text that all tokens but the first decode to."""
+    """Size of the text that all tokens but the first decode to, by each token's bytes (V,)."""
     pieces = (tokens[start : start + _PIECE] for start in range(1, len(tokens), _PIECE))
     num_bytes = sum(int(byte_lengths[piece].sum()) for piece in pieces)
     return TextSize(len(tokens) - 1, num_bytes, num_chars)
-
-
-def _in_bits(loss: float, size: TextSize) -> tuple[float, float | None]:
-    """A loss in nats per token as bits per byte and per character."""
-    return size.bits_per_byte(loss), size.bits_per_char(loss)

@@ -331,13 +331,13 @@ class Trainer:
         self._report.validation(progress, result, best=best)
 
     def _evaluate(self) -> Evaluation:
+        assert self.val_size is not None  # it comes with `val_tokens`
         with self._gradients.paused():
             result = evaluate(
                 self.model,
                 self.val_tokens,
                 self._step_log.window,
-                self.tokenizer.byte_lengths(),
-                size=self.val_size,
+                self.val_size,
                 token_losses=self._gradients.token_losses,
             )
         if not math.isfinite(result.loss):
