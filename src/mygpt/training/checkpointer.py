@@ -38,8 +38,8 @@ from mygpt.training.step_log import StepLog
 class Checkpointer:
     """Saves a run, and restores its weights, optimizer, random generators and step log.
 
-    With several processes, only process 0 writes; the others have a read-only folder. Sharded
-    weights are written by all, into a folder that the state names.
+    With several processes, `RunFolder` writes in process 0 alone. Sharded weights are written by
+    all, into a folder that the state names.
 
     Args:
         model: is saved and restored.
@@ -130,12 +130,7 @@ class Checkpointer:
             self.run.state_path, self.model.config, self.tokenizer, self.config, self.settings,
             self.provenance, progress, arrays | self.step_log.arrays(), shards,
         )  # fmt: skip
-
-        def commit() -> None:
-            self.run.save_state(state, keep=keep)
-            self.run.clear_shards()
-
-        self.group.run_on_all(commit, main_only=True)
+        self.run.save_state(state, keep=keep)
         self._saved = (progress.step, progress.validated_step)
 
     def _save_shards(self, progress: Progress) -> dict[str, Any]:
@@ -167,10 +162,7 @@ class Checkpointer:
             arrays = gathered_arrays(self.model, self.group)
         else:
             arrays = model_arrays(self.model)
-        self.group.run_on_all(
-            lambda: self.run.save_model(path, arrays, shape, self.tokenizer, provenance),
-            main_only=True,
-        )
+        self.run.save_model(path, arrays, shape, self.tokenizer, provenance)
 
     def resume(self, state: State) -> Progress:
         """Continue from a saved state, with the log and the last model as they were then."""
@@ -192,7 +184,7 @@ class Checkpointer:
         restore_model(state, self.model, self.optimizer)
         self.step_log.restore(state.arrays, state.progress.step)
         progress = Progress(**vars(state.progress))
-        self.group.run_on_all(lambda: self._find_best(progress), main_only=True)
+        self._find_best(progress)
         return self.group.broadcast(progress)
 
     def _load_shards(self, state: State) -> None:
@@ -214,7 +206,7 @@ class Checkpointer:
 
         So a better model is never overwritten by a worse one.
         """
-        best, note = self.run.repair_best(self.provenance.get("run_id"))
+        best, note = self.run.repair_best(self.provenance.get("run_id")) or (None, None)
         if note is not None:
             self.notify(Note(note))
         if best is None:

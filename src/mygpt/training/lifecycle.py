@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from mygpt.checkpoint.locks import RunLock
 from mygpt.data.token_store import Tokens
 from mygpt.decode.writer import Writer, load
 from mygpt.errors import StorageError, interruption
@@ -19,11 +18,9 @@ from mygpt.evaluation.compression import MOST_BEFORE_BYTES
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
 from mygpt.training.diagnosis import diagnose, read_history
-from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.memory import check_batch_fits, free_memory
 from mygpt.training.recorded_files import names_in
-from mygpt.training.run import RunFolder
 from mygpt.training.source import Source
 from mygpt.training.state import State
 from mygpt.training.stored import ValidatedText, counted
@@ -53,11 +50,11 @@ def run_from_start(
     run, group = trainer.run, trainer.group
     free = free_memory(trainer.device, group)
     group.run_on_all(lambda: check_batch_fits(trainer.model, trainer.config, free, group=group))
-    with locked(group, run) as lock:
+    with run.locked():
         # Another process may have trained there since the first check.
-        group.run_on_all(lambda: run.check_free(overwrite=overwrite), main_only=True)
-        group.run_on_all(run.clear_strays)
-        report_lock(trainer, lock)
+        run.check_free(overwrite=overwrite)
+        run.clear_strays()
+        report_lock(trainer)
         for note in notes:
             trainer.notify(Note(note))
         trainer.begin(readable_settings(trainer, source))
@@ -192,14 +189,6 @@ def _stop_check(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bo
     return stops
 
 
-@contextmanager
-def locked(group: ProcessGroup, run: RunFolder) -> Iterator[RunLock]:
-    """The run's lock, held by process 0 for all."""
-    with ExitStack() as held:
-        lock = group.run_on_all(lambda: held.enter_context(run.locked()), main_only=True)
-        yield lock or RunLock(run.folder)
-
-
 def _simple_losses(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
     """The losses of two simple predictions: all tokens equally likely, and by their frequency."""
     known, vocab_size = counted(train_tokens), trainer.tokenizer.vocab_size
@@ -227,11 +216,13 @@ def _unknown_fraction(trainer: Trainer, source: Source, train_tokens: Tokens) ->
     return max(part.fraction for part in found.values())
 
 
-def report_lock(trainer: Trainer, lock: RunLock) -> None:
+def report_lock(trainer: Trainer) -> None:
     """Report a file system on which locks do not prevent two processes from training a run."""
-    if not lock.works:
+    if not trainer.run.is_protected:
         trainer.notify(
-            Note(f"no locks on this file system: let one process alone train in {lock.folder}")
+            Note(
+                f"no locks on this file system: let one process alone train in {trainer.run.folder}"
+            )
         )
 
 

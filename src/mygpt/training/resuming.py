@@ -21,7 +21,6 @@ from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.distributed.process_group import ProcessGroup, joined
 from mygpt.training.distributed.shared_start import (
     check_shareable,
-    folder_for,
     main_listener,
     require_listener,
 )
@@ -29,7 +28,6 @@ from mygpt.training.events import Listener, Note
 from mygpt.training.hardware import compute_dtype
 from mygpt.training.initial_model import empty_model
 from mygpt.training.lifecycle import (
-    locked,
     readable_settings,
     report_length,
     report_lock,
@@ -115,15 +113,15 @@ def resume_run(
     options: dict[str, Any],
 ) -> Writer:
     """Resume a run, in one process or several; arguments as for `resume`."""
-    run = folder_for(group, run)
+    run = replace(run, group=group)
     group.run_on_all(run.check_exists, main_only=True)  # before the lock creates a file
-    with locked(group, run) as lock:
-        group.run_on_all(run.clear_strays)
+    with run.locked():
+        run.clear_strays()
         trainer, source, train_tokens = _restored_trainer(
             group, run, files, val_file, device, began, listener, options
         )
         group.shorten_timeout()
-        report_lock(trainer, lock)
+        report_lock(trainer)
         run.write_settings(readable_settings(trainer, source))
         return run_session(trainer, source, train_tokens)
 
@@ -201,8 +199,9 @@ def _restored_trainer(
         for name, part in source.unknown(state.tokenizer, train_tokens, val_tokens).items():
             for note in part.notes(name, "keep"):
                 listener(Note(note))
+    if state.path != run.state_path:
+        run.set_aside_state()
     for note in notes:
-        run.set_aside(run.state_path)
         listener(Note(note))
     trainer.resume(state)
     report_length(trainer, state)

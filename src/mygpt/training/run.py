@@ -12,10 +12,11 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mygpt.checkpoint.container import Arrays, read_arrays, write_arrays
 from mygpt.checkpoint.durable import (
@@ -34,23 +35,43 @@ from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import read_records, step_of
 from mygpt.tokenization import Tokenizer
+from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.state import State, read_checked_state, read_state
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _by_main(
+    method: Callable[Concatenate[RunFolder, P], T],
+) -> Callable[Concatenate[RunFolder, P], T | None]:
+    """A method that process 0 alone runs: all call it, and all end with an error if it fails.
+
+    It returns None in the other processes.
+    """
+
+    @wraps(method)
+    def called(run: RunFolder, /, *args: P.args, **options: P.kwargs) -> T | None:
+        return run.group.run_on_all(lambda: method(run, *args, **options), main_only=True)
+
+    return called
 
 
 @dataclass
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run. Of several processes only process 0 writes in it.
 
     Attributes:
         folder: its path.
         file: a checkpoint that is also written for the user (`--output ckpt.pt`), or None.
+        group: the processes that train the run.
         moved_from: the folder's path when it was locked, if it has been renamed since.
     """
 
     folder: Path
     file: Path | None = None
+    group: ProcessGroup = field(default=SINGLE_PROCESS, compare=False)
     moved_from: Path | None = field(default=None, init=False, compare=False)
     _lock: RunLock | None = field(default=None, init=False, compare=False, repr=False)
 
@@ -115,20 +136,30 @@ class RunFolder:
             require_folder(path)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[RunLock]:
+    def locked(self) -> Iterator[None]:
         """Hold the folder's lock; if the folder is renamed meanwhile, the lock moves with it.
 
         Raises:
             InputError, StorageError: as `RunLock`.
         """
+        with contextlib.ExitStack() as held:
+            self._take_lock(held)
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    @_by_main
+    def _take_lock(self, held: contextlib.ExitStack) -> None:
         remedy = "choose another --output"
         if self.state_path.exists():  # --resume takes no --output
             remedy = f"copy the run and resume the copy (or begin a run: {remedy})"
-        with RunLock(self.folder, remedy) as self._lock:
-            try:
-                yield self._lock
-            finally:
-                self._lock = None
+        self._lock = held.enter_context(RunLock(self.folder, remedy))
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether the lock keeps other processes out: some file systems have no locks."""
+        return self._lock is None or self._lock.works
 
     def follow(self) -> bool:
         """Whether the folder was renamed since it was locked; `folder` is then the new path.
@@ -191,6 +222,7 @@ class RunFolder:
             return self.file
         return self.best_path if self.best_path.exists() else self.last_path
 
+    @_by_main
     def check_free(self, *, overwrite: bool) -> None:
         """Raise `InputError` if a new run would overwrite existing files."""
         if self.file is not None and self.file.exists() and not overwrite:
@@ -216,12 +248,13 @@ class RunFolder:
             self.best_path, self.last_path, self.log_path, self.config_path, self.report_path
         )  # fmt: skip
 
+    @_by_main
     def clear_derived(self) -> None:
         """Remove the files of an earlier run whose state has just been replaced."""
         remove(self.previous_path, *self._derived(), *self.folder.glob("damaged.*"))
-        self.clear_shards()
+        self._clear_shards()
 
-    def clear_shards(self) -> None:
+    def _clear_shards(self) -> None:
         """Remove shards that neither the last nor the previous state names."""
         folders = {path.name: path for path in self.folder.glob("shards-*")}
         if not folders:
@@ -236,6 +269,7 @@ class RunFolder:
         for folder in folders.values():
             remove_shards(folder)
 
+    @_by_main
     def clear_strays(self) -> None:
         """Remove temporary files of a killed process; only while holding the run's lock."""
         ours = (self.state_path, self.previous_path, self.best_path, self.last_path)
@@ -244,6 +278,7 @@ class RunFolder:
         if self.file is not None:  # another process may be writing this one
             remove_abandoned(self.file)
 
+    @_by_main
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.toml."""
         self.follow()
@@ -254,14 +289,19 @@ class RunFolder:
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Append one record to the log."""
+        if not self.group.is_main:
+            return
         self.follow()
         append(self.log_path, json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def sync_log(self) -> int:
-        """Make the log durable; return its length in bytes."""
+        """Make the log durable; return its length in bytes, 0 where it is not written."""
+        if not self.group.is_main:
+            return 0
         self.follow()
         return sync_length(self.log_path)
 
+    @_by_main
     def cut_log(self, length: int) -> str | None:
         """Truncate the log to the length that it had when the present state was saved.
 
@@ -284,12 +324,14 @@ class RunFolder:
         steps = map(step_of, read_records(self.log_path, after=after))
         return next(reversed([step for step in steps if step is not None]), None)
 
+    @_by_main
     def save_state(self, state: State, *, keep: bool) -> None:
         """Commit a state; with `keep` the last one becomes the previous one."""
         self.follow()
         keep_as = self.previous_path if keep else None
         parts = state.parts()
         write_arrays(self.state_path, state.arrays, parts, keep_as=keep_as, inside=True)
+        self._clear_shards()
 
     def load_state(self) -> tuple[State, str | None]:
         """The newest intact state, and a note if the last one was damaged; changes no file.
@@ -322,12 +364,12 @@ class RunFolder:
                 return state
         return None
 
-    def set_aside(self, path: Path) -> None:
-        """Rename a damaged file, so that no later save keeps it as the previous state."""
-        with contextlib.suppress(FileNotFoundError):
-            require_regular(path)
-            path.replace(path.with_name(f"damaged.{path.name}"))
+    @_by_main
+    def set_aside_state(self) -> None:
+        """Rename a damaged last state, so that no later save keeps it as the previous one."""
+        _set_aside(self.state_path)
 
+    @_by_main
     def repair_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
         """The best model of the run with that id, and a note if it was damaged.
 
@@ -339,7 +381,7 @@ class RunFolder:
             best = _read_model(self.best_path, run_id, inside=True)
         except DamagedError as error:
             note = f"{error}: kept as damaged.{self.best_path.name}"
-            self.set_aside(self.best_path)
+            _set_aside(self.best_path)
             best = None
         if self.file is not None:
             with contextlib.suppress(CheckpointError):
@@ -353,6 +395,7 @@ class RunFolder:
             _write_model(self.file, best)
         return best, note
 
+    @_by_main
     def save_model(
         self,
         path: Path,
@@ -367,6 +410,12 @@ class RunFolder:
         write_checkpoint(path, arrays, config, tokenizer, provenance, inside=True)
         if self.file is not None and (path == self.best_path or not self.best_path.exists()):
             write_checkpoint(self.file, arrays, config, tokenizer, provenance)
+
+
+def _set_aside(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        require_regular(path)
+        path.replace(path.with_name(f"damaged.{path.name}"))
 
 
 def _read_model(path: Path, run_id: object, *, inside: bool = False) -> Checkpoint | None:

@@ -10,20 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mygpt.checkpoint.container import Arrays
-from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.core.config import GPTConfig
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError
 from mygpt.text import name_of
-from mygpt.tokenization import Tokenizer, from_state
+from mygpt.tokenization import from_state
 from mygpt.training.config import TrainConfig
 from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.events import Event, Listener
 from mygpt.training.preparing import Prepared, named
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, read_source
-from mygpt.training.state import State, read_state
+from mygpt.training.state import read_state
 from mygpt.training.stored import stores_among
 
 
@@ -73,7 +71,8 @@ def prepare_on_all(group: ProcessGroup, device: str, prepare: Callable[[], Prepa
         late_s = time.monotonic() - prepared_s
         other = replace(ready, config=_with_reserve(ready.config, late_s))
     assert other is not None
-    return replace(other, config=group.broadcast(other.config))
+    run = replace(other.run, group=group)
+    return replace(other, run=run, config=group.broadcast(other.config))
 
 
 def check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
@@ -105,7 +104,7 @@ def _prepared_from(sent: _Broadcast, group: ProcessGroup, device: str) -> Prepar
     require_same(source, sent.sha256)
     train_tokens, val_tokens = source.encode(tokenizer)
     return Prepared(
-        ReadOnlyRunFolder(sent.run.folder, sent.run.file),
+        RunFolder(sent.run.folder, sent.run.file),
         source, tokenizer, train_tokens, val_tokens, sent.shape, sent.config, sent.in_pieces,
         group.choose_device(device), sent.settings, [], sent.expected_tokens,
     )  # fmt: skip
@@ -184,60 +183,8 @@ def _ignore(event: Event) -> None:
     """Process 0 reports it."""
 
 
-def folder_for(group: ProcessGroup, run: RunFolder) -> RunFolder:
-    """A run's folder, read-only in all processes but the first."""
-    return run if group.is_main else ReadOnlyRunFolder(run.folder, run.file)
-
-
 def _default_output(files: list[str]) -> Path:
     """The run's folder where none was named: after the text."""
     if stores := stores_among(files):
         return Path("runs") / TokenStore.open(stores[0]).name
     return Path("runs") / name_of(files)
-
-
-class ReadOnlyRunFolder(RunFolder):
-    """The folder of a run that process 0 writes: here nothing is written or removed."""
-
-    def clear_derived(self) -> None:
-        """Does nothing."""
-
-    def clear_shards(self) -> None:
-        """Does nothing."""
-
-    def clear_strays(self) -> None:
-        """Does nothing."""
-
-    def write_settings(self, settings: dict[str, Any]) -> None:
-        """Does nothing."""
-
-    def append_log(self, record: dict[str, Any]) -> None:
-        """Does nothing."""
-
-    def sync_log(self) -> int:
-        """0: the length is not known here."""
-        return 0
-
-    def cut_log(self, length: int) -> str | None:
-        """Does nothing."""
-        return None
-
-    def save_state(self, state: State, *, keep: bool) -> None:
-        """Does nothing."""
-
-    def set_aside(self, path: Path) -> None:
-        """Does nothing."""
-
-    def repair_best(self, run_id: object) -> tuple[Checkpoint | None, str | None]:
-        """None: process 0 repairs it."""
-        return None, None
-
-    def save_model(
-        self,
-        path: Path,
-        arrays: Arrays,
-        config: GPTConfig,
-        tokenizer: Tokenizer,
-        provenance: dict[str, Any],
-    ) -> None:
-        """Does nothing."""
