@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
 .PHONY: demo test test-fast lint torture clean
-.PHONY: bench bench-training bench-generation bench-serving bench-tokenizing bench-scaling
+.PHONY: bench bench-training bench-texts bench-generation bench-serving bench-tokenizing bench-scaling
 
 demo: .venv/ready
 	$(BIN)/mygpt demo
@@ -40,6 +40,12 @@ bench-training: .venv/ready-plots
 .venv/ready-plots: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plots]'
 	touch $@
+
+# The default recipe on texts of many kinds: half a day for all times and seeds, or name some:
+# make bench-texts ARGUMENTS="--texts 60k-prose --minutes 0.5,1"
+bench-texts: .venv/ready
+	$(BIN)/python -m benchmarks.texts.make texts --shakespeare $(SHAKESPEARE)
+	$(BIN)/python -m benchmarks.texts texts $(ARGUMENTS)
 
 # Decoding beside transformers, CTranslate2 and llama.cpp, in an environment of their own;
 # writes docs/benchmarks/.
