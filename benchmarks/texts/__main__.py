@@ -47,12 +47,19 @@ def grid(characters: int) -> list[str]:
     ]
 
 
+def split(text: str) -> tuple[str, str]:
+    """The text to train on, and the last tenth without characters that do not occur before."""
+    train = text[: cut_of(text)]
+    known = set(train)
+    return train, "".join(char for char in text[len(train) :] if char in known)
+
+
 def train_and_score(text: str, minutes: float, seed: int, options: str) -> Cell:
     """Run the command once: its wall time, what it read, and the loss of its model."""
-    cut = cut_of(text)
+    train, test = split(text)
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "text.txt", Path(folder) / "run"
-        path.write_text(text[:cut], encoding="utf-8")
+        path.write_text(train, encoding="utf-8")
         command = ["train", str(path), "--minutes", f"{minutes:g}", "--seed", f"{seed}"]
         command += ["--output", str(run), *shlex.split(options)]
         others, began = Others(), time.monotonic()
@@ -61,7 +68,7 @@ def train_and_score(text: str, minutes: float, seed: int, options: str) -> Cell:
         )
         wall_s, busy = time.monotonic() - began, others.cores()
         records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        found = saved_loss(run / "best.safetensors", text[cut:])
+        found = saved_loss(run / "best.safetensors", test)
     reports = [record for record in records if "tokens" in record]
     validations = [record["val_loss"] for record in records if "val_loss" in record]
     return {
@@ -80,13 +87,12 @@ def baselines(text: str) -> Cell:
     from mygpt.evaluation.compression import xz_bits_per_byte
     from mygpt.evaluation.ngram import ngram_losses
 
-    cut = cut_of(text)
-    chars = {char: number for number, char in enumerate(sorted(set(text)))}
-    ids = np.array([chars[char] for char in text], np.int64)
-    (fivegram,) = ngram_losses(ids[:cut], ids[cut:], len(chars), (5,))
-    test = text[cut:].encode()
-    xz = xz_bits_per_byte(test, text[:cut].encode())
-    nats = None if xz is None else xz * math.log(2) * len(test) / len(text[cut:])
+    train, test = split(text)
+    chars = {char: number for number, char in enumerate(sorted(set(train)))}
+    ids = np.array([chars[char] for char in train + test], np.int64)
+    (fivegram,) = ngram_losses(ids[: len(train)], ids[len(train) :], len(chars), (5,))
+    xz = xz_bits_per_byte(test.encode(), train.encode())
+    nats = None if xz is None else xz * math.log(2) * len(test.encode()) / len(test)
     return {"characters": len(text), "fivegram": fivegram, "xz": nats}
 
 
