@@ -26,6 +26,7 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.data import ShuffledWindows
 from mygpt.core.random import epoch_offset, permute
 from mygpt.errors import InputError
+from mygpt.scaling.estimates import flops_per_token
 from mygpt.training import planning, recipe
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
@@ -34,9 +35,8 @@ from mygpt.training.planning import plan_run
 from mygpt.training.recipe import (
     SIZES,
     Budget,
-    causal_flops_per_token,
     choose,
-    mean_causal_flops_per_token,
+    mean_flops_per_token,
 )
 from mygpt.training.source import fit_window
 from mygpt.training.state import Progress
@@ -379,15 +379,15 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     config = GPTConfig(50, 32, 2, 3, max_seq_len=64, tied=False, mlp="swiglu", position="rotary")
     shapes = parameter_shapes(config)
     weights = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and "embedding" not in n)
-    assert causal_flops_per_token(config, 1) == pytest.approx(6 * weights, rel=0.01)
+    assert flops_per_token(config, 1).total == pytest.approx(6 * weights, rel=0.01)
     # Scores and mixing, each two operations, forward once and back twice, over half of T keys.
-    longer = causal_flops_per_token(config, 1001) - causal_flops_per_token(config, 1)
+    longer = flops_per_token(config, 1001).total - flops_per_token(config, 1).total
     assert longer == 3 * 2 * 2 * 3 * 32 * 500
     stages = ((0.0, 64, 8), (0.5, 256, 2))
-    mean = mean_causal_flops_per_token(config, stages)
-    assert causal_flops_per_token(config, 64) < mean < causal_flops_per_token(config, 256)
-    assert mean_causal_flops_per_token(config, stages[:1]) == pytest.approx(
-        causal_flops_per_token(config, 64)
+    mean = mean_flops_per_token(config, stages)
+    assert flops_per_token(config, 64).total < mean < flops_per_token(config, 256).total
+    assert mean_flops_per_token(config, stages[:1]) == pytest.approx(
+        flops_per_token(config, 64).total
     )
 
 

@@ -1,49 +1,41 @@
-"""`mygpt plan`: estimate the compute, memory and time of a training before it starts."""
+"""`mygpt plan`: estimate the operations, memory and time of a training before it starts."""
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import asdict, dataclass, replace
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mygpt.cli.terminal import Waiting, say, to_json
+from mygpt.errors import InputError, require_choice
 
 if TYPE_CHECKING:
     from mygpt.core.config import GPTConfig
-    from mygpt.scaling import Job, Time
-    from mygpt.scaling.memory import Dtype
-    from mygpt.training.efficiency import Efficiency
+    from mygpt.scaling.estimates import Dtype, Sharding
+    from mygpt.scaling.presets import Known
 
-_SHAPE = ("embed_dim", "num_heads", "num_kv_heads", "num_layers", "mlp_dim", "max_seq_len")
-_FORMATS = ("float32", "tf32", "bfloat16")
-_BATCH = 16  # windows in a step, for models without a known batch size
-
-
-@dataclass(frozen=True)
-class Model:
-    """The model to estimate for.
-
-    Attributes:
-        name: as the user gave it.
-        config: its shape.
-        source: where the shape comes from.
-        published: the published number of parameters; None if there is none.
-        tokens: the published number of training tokens; None if there is none.
-        batch_size: windows in a step.
-    """
-
-    name: str
-    config: GPTConfig
-    source: str
-    published: float | None
-    tokens: int | None
-    batch_size: int
+_SHAPE = (
+    "embed_dim", "num_heads", "num_kv_heads", "num_layers", "mlp_dim", "max_seq_len", "vocab_size",
+)  # fmt: skip
+_BATCH = 16  # windows in a step, where nothing was published
+_PIECE_TOKENS = 4096  # tokens of a device's micro-batch where --micro-batch is not given
+_CHINCHILLA = 20  # compute-optimal tokens per parameter (Hoffmann et al. 2022, table 3)
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_BYTES = {
+    **{unit + "b" * b: 1000**n for n, unit in enumerate(("", *"kmgt")) for b in (0, 1)},
+    **{unit + "ib": 1024**n for n, unit in enumerate("kmgt", 1)},
+}
 
 
-def _help(text: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+def _help(text: str, panel: str, *names: str, min: int | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, min=min)
 
 
 _BUDGET, _DEVICES, _MODEL, _TIME = "Budget", "Devices", "Model", "Time"
@@ -70,17 +62,17 @@ def plan(
         str | None, _help("Tokens in a step, rounded to whole windows.", _BUDGET)
     ] = None,
     batch_size: Annotated[
-        int | None, _help("Windows in a step, instead of --batch-tokens.", _BUDGET)
+        int | None, _help("Windows in a step, instead of --batch-tokens.", _BUDGET, min=1)
     ] = None,
-    devices: Annotated[int, _help("Devices on each machine (1).", _DEVICES)] = 1,
-    nodes: Annotated[int, _help("Machines (1).", _DEVICES)] = 1,
+    devices: Annotated[int, _help("Devices on each machine (1).", _DEVICES, min=1)] = 1,
+    nodes: Annotated[int, _help("Machines (1).", _DEVICES, min=1)] = 1,
     device_memory: Annotated[
         str | None,
         _help("Memory of each device: 80GB, 24GiB. Shows which set-ups fit.", _DEVICES),
     ] = None,
     micro_batch: Annotated[
         int | None,
-        _help("Windows that a device processes at once (about 4,096 tokens).", _DEVICES),
+        _help("Windows that a device processes at once (about 4,096 tokens).", _DEVICES, min=1),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -90,9 +82,6 @@ def plan(
         bool,
         _help("Recompute blocks in the backward pass.", _DEVICES, "--checkpoint-activations"),
     ] = False,
-    link_gbps: Annotated[
-        float | None, _help("Each device's network bandwidth in gigabits a second.", _DEVICES)
-    ] = None,
     embed_dim: Annotated[int | None, _help("The embedding's width C.", _MODEL)] = None,
     num_heads: Annotated[int | None, _help("Attention heads.", _MODEL)] = None,
     num_kv_heads: Annotated[int | None, _help("Key and value heads.", _MODEL)] = None,
@@ -123,58 +112,68 @@ def plan(
     Example: mygpt plan gpt2 --tokens 10B --devices 8 --device-memory 24GB
     """  # fmt: skip
     given = locals()
-    from mygpt.cli.plan_page import show
-    from mygpt.scaling import estimate
-
-    changes = {name: given[name] for name in (*_SHAPE, "vocab_size") if given[name] is not None}
-    chosen = _model(model, changes)
-    rate = _given_rate(peak_tflops, efficiency, measure)
-    formats = _formats(dtype)
-    job = _job(chosen, given)
-    estimated = estimate(
-        job, dtypes=formats, checkpointings=(True,) if checkpoint_activations else (False, True)
-    )
-    measured = _measure(job, dtype, checkpoint_activations, device) if measure else None
-    time = _time(job, rate, measured)
+    if dtype is not None:
+        require_choice("dtype", dtype, ("float32", "tf32", "bfloat16"))
+    known = _known(model, {name: given[name] for name in _SHAPE if given[name] is not None})
+    config, job = known.config, _job(known, given)
+    computed = _computed(config, job, dtype, checkpoint_activations)
+    flops = sum(computed["flops"].values())
+    rate, measured = _given_rate(peak_tflops, efficiency, measure), None
+    if measure:
+        measured = _measure(config, job["micro_batch"], dtype, checkpoint_activations, device)
+        rate = measured["tokens_per_s"] * flops / job["tokens"]
+    values: dict[str, Any] = {
+        "model": {
+            "name": model,
+            "source": known.source,
+            "published_parameters": known.parameters,
+            "config": config.to_dict(),
+        },
+        "job": job,
+        "computed": computed,
+        "measured": measured,
+        "time": rate
+        and {
+            "basis": "measured" if measure else "given",
+            "flops_per_s": rate,
+            "one_device_s": flops / rate,
+            "all_devices_s": flops / rate / job["devices"],  # without communication time
+        },
+    }
     if json:
-        values = {
-            "model": {
-                "name": chosen.name,
-                "source": chosen.source,
-                "published_parameters": chosen.published,
-                "config": chosen.config.to_dict(),
-            },
-            "job": {name: value for name, value in asdict(job).items() if name != "config"}
-            | {"batch_tokens": job.batch_tokens, "micro_batch": job.piece, "pieces": job.pieces},
-            "computed": asdict(estimated),
-            "measured": measured and asdict(measured) | {"config": measured.config.to_dict()},
-            "time": time and asdict(time),
-        }
         say(to_json(values, indent=2))
         return
-    show(chosen, job, estimated, nodes=nodes, time=time, measured=measured)
+    for name, text in _page(config, values):
+        say(f"{name:<14}{text}")
+    say()
+    for line in _memory_table(job, computed["placements"]):
+        say(line)
 
 
-def _model(name: str | None, changes: dict[str, Any]) -> Model:
+def _known(name: str | None, changes: dict[str, Any]) -> Known:
     """The model that the name means, with the user's changes."""
-    from mygpt.errors import InputError
-    from mygpt.scaling import PUBLISHED
-    from mygpt.scaling.presets import SHAPES
+    from mygpt.core.config import GPTConfig
+    from mygpt.scaling.presets import PUBLISHED, SHAPES, Known
 
     if name in PUBLISHED:
-        known = PUBLISHED[name]
-        found = Model(
-            name, known.config, known.source, known.parameters, known.tokens,
-            round(known.batch_tokens / known.config.max_seq_len),
-        )  # fmt: skip
+        found = PUBLISHED[name]
     elif name in SHAPES:
-        found = _preset(name, changes)
+        if "vocab_size" not in changes:
+            raise InputError(
+                f"preset {name} has no vocabulary size: add --vocab-size, 257 for bytes or 50257 "
+                "for GPT-2's tokenizer"
+            )
+        from mygpt.training.config import preset_options
+
+        config = GPTConfig(changes["vocab_size"], **SHAPES[name])
+        batch_size = preset_options(name, {})[1]["batch_size"]
+        found = Known(config, "a preset of `mygpt train`", batch_size * config.max_seq_len)
     elif name and os.path.exists(name):
         from mygpt.checkpoint.model_file import read_checkpoint, resolve
 
         path = resolve(name)
         config = read_checkpoint(path).config
-        found = Model(name, config, f"the shape in {path}", None, None, _BATCH)
+        found = Known(config, f"the shape in {path}", _BATCH * config.max_seq_len)
     else:
         raise InputError(
             f"{'name a model' if name is None else f'model {name!r} is not known'}: choose "
@@ -184,109 +183,192 @@ def _model(name: str | None, changes: dict[str, Any]) -> Model:
     if not changed:
         return found
     listed = ", ".join(f"{key} {new:,}" for key, new in changed.items())
-    config = replace(found.config, **changed)
-    batch_size = max(1, round(found.batch_size * found.config.max_seq_len / config.max_seq_len))
     return replace(
-        found, config=config, source=f"{found.source}; changed: {listed}", published=None,
-        batch_size=batch_size,
+        found, config=replace(found.config, **changed), parameters=None,
+        source=f"{found.source}; changed: {listed}",
     )  # fmt: skip
 
 
-def _preset(name: str, changes: dict[str, Any]) -> Model:
-    from mygpt.core.config import GPTConfig
-    from mygpt.errors import InputError
-    from mygpt.scaling.presets import SHAPES
-    from mygpt.training.config import preset_options
-
-    if "vocab_size" not in changes:
+def _job(known: Known, given: dict[str, Any]) -> dict[str, Any]:
+    """What is to be trained, and on which devices."""
+    window, batch_size = known.config.max_seq_len, given["batch_size"]
+    if batch_size is not None and given["batch_tokens"] is not None:
+        raise InputError("--batch-tokens and --batch-size exclude each other: omit one")
+    if batch_size is None:
+        asked = given["batch_tokens"]
+        batch_tokens = known.batch_tokens if asked is None else parse_count("batch_tokens", asked)
+        batch_size = max(1, round(batch_tokens / window))
+    devices = given["devices"] * given["nodes"]
+    if devices > batch_size:
         raise InputError(
-            f"preset {name} has no vocabulary size: add --vocab-size, 257 for bytes or 50257 for "
-            "GPT-2's tokenizer"
+            f"devices={devices} cannot share batch_size={batch_size}: each needs a window of "
+            f"{window} a step, so choose --batch-size {devices} or more"
         )
-    config = GPTConfig(changes["vocab_size"], **SHAPES[name])
-    batch_size = preset_options(name, {})[1]["batch_size"]
-    return Model(name, config, "a preset of `mygpt train`", None, None, batch_size)
-
-
-def _formats(dtype: str | None) -> tuple[Dtype, ...]:
-    from mygpt.errors import require_choice
-
-    if dtype is None:
-        return ("float32", "bfloat16")
-    require_choice("dtype", dtype, _FORMATS)
-    return ("bfloat16",) if dtype == "bfloat16" else ("float32",)
-
-
-def _job(model: Model, given: dict[str, Any]) -> Job:
-    from mygpt.errors import InputError, require_int
-    from mygpt.scaling import Job
-    from mygpt.scaling.amounts import parse_bytes, parse_count
-    from mygpt.scaling.compute import CHINCHILLA
-
-    for name in ("devices", "nodes"):
-        require_int(name, given[name], least=1)
-    batch_size, window = model.batch_size, model.config.max_seq_len
-    if given["batch_tokens"] is not None:
-        if given["batch_size"] is not None:
-            raise InputError("--batch-tokens and --batch-size exclude each other: omit one")
-        batch_size = max(1, round(parse_count("batch_tokens", given["batch_tokens"]) / window))
-    elif given["batch_size"] is not None:
-        batch_size = given["batch_size"]
-    if given["tokens"] is not None:
-        tokens = parse_count("tokens", given["tokens"])
-    else:
-        tokens = model.tokens or round(CHINCHILLA * model.config.num_parameters())
-    memory = given["device_memory"]
-    return Job(
-        model.config, tokens, batch_size,
-        devices=given["devices"] * given["nodes"],
-        micro_batch=given["micro_batch"],
-        device_memory=None if memory is None else parse_bytes("device_memory", memory),
-        link_gbps=given["link_gbps"],
-    )  # fmt: skip
+    tokens, memory = given["tokens"], given["device_memory"]
+    windows = math.ceil(batch_size / devices)  # of the device with the most
+    return {
+        "tokens": parse_count("tokens", tokens)
+        if tokens is not None
+        else known.tokens or _CHINCHILLA * known.config.num_parameters(),
+        "batch_size": batch_size,
+        "devices": devices,
+        "micro_batch": min(windows, given["micro_batch"] or max(1, _PIECE_TOKENS // window)),
+        "device_memory": None if memory is None else parse_bytes("device_memory", memory),
+        "batch_tokens": batch_size * window,
+    }
 
 
 def _given_rate(peak_tflops: float | None, efficiency: float | None, measure: bool) -> float | None:
     """Operations a second of a device from the user's options; None without them."""
-    from mygpt.errors import InputError
-
-    if peak_tflops is not None and not 0 < peak_tflops < 1e9:
-        raise InputError(f"peak_tflops={peak_tflops} must be above 0: 312 is an A100's in bfloat16")
-    if efficiency is not None and not 0 < efficiency <= 1:
-        raise InputError(f"efficiency={efficiency} must be above 0 and at most 1, such as 0.4")
-    if measure and (efficiency is not None or peak_tflops is not None):
-        raise InputError("--measure measures the speed: omit --peak-tflops and --efficiency")
-    if efficiency is not None and peak_tflops is None:
-        raise InputError("--efficiency is a fraction of --peak-tflops: add it, or use --measure")
-    if peak_tflops is not None and efficiency is None:
-        raise InputError("--peak-tflops needs --efficiency, the fraction that training reaches")
-    if peak_tflops is None or efficiency is None:
+    if peak_tflops is None and efficiency is None:
         return None
+    if measure or peak_tflops is None or efficiency is None:
+        raise InputError("--peak-tflops and --efficiency need each other, or --measure alone")
+    if not (0 < peak_tflops < 1e9 and 0 < efficiency <= 1):
+        raise InputError(
+            f"peak_tflops={peak_tflops} must be above 0, such as 312 (an A100's in bfloat16), and "
+            f"efficiency={efficiency} above 0 and at most 1, such as 0.4"
+        )
     return 1e12 * peak_tflops * efficiency
 
 
-def _measure(job: Job, dtype: str | None, again: bool, device: str) -> Efficiency:
-    import sys
-    from typing import cast
+def _computed(
+    config: GPTConfig, job: dict[str, Any], dtype: str | None, recompute: bool
+) -> dict[str, Any]:
+    """What follows from the shape: sizes, steps, operations, and memory of each way to train."""
+    from mygpt.scaling.estimates import USABLE, device_memory, flops_per_token
 
+    formats: tuple[Dtype, ...] = ("bfloat16",) if dtype == "bfloat16" else ("float32",)
+    formats = ("float32", "bfloat16") if dtype is None else formats
+    shardings: tuple[Sharding, ...] = ("ddp", "fsdp") if job["devices"] > 1 else ("ddp",)
+    ways = product(shardings, formats, (True,) if recompute else (False, True))
+    placements, limit = [], job["device_memory"]
+    for sharding, form, checkpointing in ways:
+        memory = device_memory(
+            config, sharding=sharding, devices=job["devices"], micro_batch=job["micro_batch"],
+            dtype=form, checkpointing=checkpointing,
+        )  # fmt: skip
+        way = {"sharding": sharding, "dtype": form, "checkpointing": checkpointing}
+        fits = None if limit is None else memory.total <= USABLE * limit
+        placements.append(way | {"memory": asdict(memory), "total": memory.total, "fits": fits})
+    replica = device_memory(config, sharding="ddp", devices=1, micro_batch=1)
+    flops, tokens = flops_per_token(config, config.max_seq_len), job["tokens"]
+    return {
+        "parameters": config.num_parameters(),
+        "weights_bytes": replica.weights,
+        "state_bytes": replica.weights + replica.optimizer,
+        "steps": math.ceil(tokens / job["batch_tokens"]),
+        "flops": {"weights": tokens * flops.weights, "attention": tokens * flops.attention},
+        "tokens_a_parameter": tokens / config.num_parameters(),
+        "placements": placements,
+    }
+
+
+def _measure(
+    config: GPTConfig, micro_batch: int, dtype: Any, recompute: bool, device: str
+) -> dict[str, Any]:
     from mygpt.machine import choose_device
 
     with Waiting("training a few steps" if sys.stdout.isatty() else ""):
-        from mygpt.training.config import DtypeName
         from mygpt.training.efficiency import measure
 
-        return measure(
-            job.config,
-            device=choose_device(device),
-            micro_batch=job.piece,
-            dtype=cast(DtypeName, dtype or "auto"),
-            checkpoint_activations=again,
-        )
+        measured = measure(
+            config, choose_device(device), micro_batch=micro_batch, dtype=dtype or "auto",
+            checkpoint_activations=recompute,
+        )  # fmt: skip
+    return asdict(measured)
 
 
-def _time(job: Job, rate: float | None, measured: Efficiency | None) -> Time | None:
-    from mygpt.scaling.job import time_for
+def _page(config: GPTConfig, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines to print, each with a name in front."""
+    model, job, computed = values["model"], values["job"], values["computed"]
+    published, measured, time = model["published_parameters"], values["measured"], values["time"]
+    window = f"{config.max_seq_len:,}"
+    yield "model:", f"{model['name']} ({model['source']})"
+    shape = f"{config.num_layers} blocks of width {config.embed_dim:,}, {config.num_heads} heads"
+    yield "", f"{shape}, MLP {config.mlp_hidden:,}, window {window}"
+    counted = "" if published is None else f" (published: {published:,.0f})"
+    yield "parameters:", f"{computed['parameters']:,}{counted}, vocabulary {config.vocab_size:,}"
+    sizes = [bytes_text(computed[name]) for name in ("weights_bytes", "state_bytes")]
+    yield "files:", f"{sizes[0]} for a model, {sizes[1]} for the state that --resume needs"
+    step = f"{job['batch_tokens']:,} ({job['batch_size']:,} x {window})"
+    yield "budget:", f"{job['tokens']:,} tokens in {computed['steps']:,} steps of {step}"
+    each = computed["tokens_a_parameter"]
+    ratio = f"{each / _CHINCHILLA:,.3g} times the {_CHINCHILLA} of Chinchilla's rule"
+    yield "", f"{each:,.1f} tokens per parameter, {ratio}"
+    flops = sum(computed["flops"].values())
+    fraction = computed["flops"]["attention"] / flops
+    yield "operations:", f"{flops:.2e} FLOPs, of which attention {fraction:.1%}"
+    if measured:
+        steps = f"{measured['steps']} steps of {measured['micro_batch']} x {window} tokens"
+        yield "measured:", f"{measured['tokens_per_s']:,.0f} tokens/s in {steps}"
+        yield "", f"on {measured['device']}; all other values are computed"
+    if time is None:
+        yield "time:", "unknown: add --measure, or --peak-tflops and --efficiency"
+        return
+    rate = f"{time['flops_per_s'] / 1e12:,.3g} TFLOP/s"
+    yield "time:", f"{duration_text(time['one_device_s'])} on one device, at {rate}"
+    if job["devices"] > 1:
+        all_s = duration_text(time["all_devices_s"])
+        yield "", f"{all_s} on {job['devices']:,} devices, without communication costs"
 
-    if measured is not None:
-        return time_for(job, measured.flops_per_s, "measured")
-    return None if rate is None else time_for(job, rate, "given")
+
+def _memory_table(job: dict[str, Any], placements: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each way to train: bytes by purpose."""
+    where = "the device" if job["devices"] == 1 else f"each of {job['devices']:,} devices"
+    limit = job["device_memory"]
+    at_once = f"{job['micro_batch']:,} window{'s' * (job['micro_batch'] > 1)} at once"
+    yield f"memory of {where}, {at_once}:"
+    fits = "" if limit is None else "  fits"
+    widths = {"states": 9, "gathered": 10, "activations": 13, "working": 9, "total": 9}
+    yield " " * 24 + "".join(f"{name:>{width}}" for name, width in widths.items()) + fits
+    for placement in placements:
+        memory = placement["memory"]
+        memory["states"] = sum(memory[n] for n in ("weights", "gradients", "optimizer"))
+        memory["total"] = placement["total"]
+        name = "" if job["devices"] == 1 else placement["sharding"].upper() + " "
+        name += placement["dtype"].replace("bfloat16", "bf16")
+        name += " recomputed" * placement["checkpointing"]
+        cells = "".join(f"{bytes_text(memory[name]):>{width}}" for name, width in widths.items())
+        fits = {None: "", True: "   yes", False: "    no"}[placement["fits"]]
+        yield f"{name:<24}{cells}{fits}"
+    free = "" if limit is None else f"; fits: a tenth of {bytes_text(limit)} stays free"
+    yield f"states: weights, gradients, AdamW's moments{free}"
+
+
+def parse_count(name: str, text: str) -> int:
+    """Parse a number such as 10M, 2.5B, 1T, 3e11 or 300_000.
+
+    Raises:
+        InputError: naming the option, where `text` is not a number or is out of range.
+    """
+    return _parse(name, text, _COUNTS, "number such as 300000, 10M, 2.5B or 1T")
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """Parse a size such as 80GB (10^9 each), 80GiB (2^30 each) or a number of bytes; as above."""
+    return _parse(name, text, _BYTES, "size such as 80GB, 80GiB or 512MB")
+
+
+def _parse(name: str, text: str, units: dict[str, int], meant: str) -> int:
+    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?(?:e\+?\d+)?)\s*([a-z]*)", text.strip().lower())
+    value = float(found[1].replace(",", "")) * units.get(found[2], 0) if found else 0.0
+    if not 1 <= value <= 1e18:
+        raise InputError(f"{name}={text!r} must be a {meant}, at least 1 and at most 1e18")
+    return round(value)
+
+
+def bytes_text(value: float) -> str:
+    """Format bytes with three digits and decimal units: 498 MB, 2.09 TB."""
+    power = max(0, min(5, int(math.log10(max(1.0, value * 1.0005)) // 3)))
+    scaled = value / 1000**power
+    digits = 0 if power == 0 or scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+    return f"{scaled:,.{digits}f} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
+
+
+def duration_text(seconds: float) -> str:
+    """Format a duration in a unit of its size: 41 s, 12.0 minutes, 5.2 hours, 3,400.0 days."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.2g} s"

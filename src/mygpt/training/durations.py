@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
+from mygpt.scaling.estimates import flops_per_token
 from mygpt.training.config import TrainConfig
-from mygpt.training.recipe import causal_flops_per_token
 
 _LEAST_STEPS = 10  # of a timed run
 _SHORT_S = 0.5  # a step that suits any budget
@@ -31,7 +31,7 @@ def file_s(config: GPTConfig) -> float:
 def step_flops(shape: GPTConfig, config: TrainConfig) -> float:
     """Floating-point operations of a run's longest step."""
     windows = [config.window(stage) for stage in range(len(config.stages) + 1)]
-    return max(b * t * causal_flops_per_token(shape, t) for t, b in windows)
+    return max(b * t * flops_per_token(shape, t).total for t, b in windows)
 
 
 def fit_budget(

@@ -15,12 +15,12 @@ import torch
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.data.token_store import StoredTokens, Tokens
+from mygpt.scaling.estimates import flops_per_token
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
 from mygpt.training.durations import file_s
 from mygpt.training.recipe import (
     Budget,
     Recipe,
-    causal_flops_per_token,
     choose,
     continuing,
     shape_of,
@@ -133,7 +133,7 @@ def _affordable(held: int, train_tokens: Tokens) -> int:
 
 def _validated_in_time(held: int, config: GPTConfig, budget: Budget) -> int:
     """How many validation tokens a pass can read in a twentieth of the time, if all take long."""
-    token_s = causal_flops_per_token(config, config.max_seq_len) / 3 / budget.flops_per_s
+    token_s = flops_per_token(config, config.max_seq_len).total / 3 / budget.flops_per_s
     if held * token_s <= _MOST_VALIDATING * budget.seconds:
         return held
     return min(held, max(_LEAST_VALIDATED, int(0.05 * budget.seconds / token_s)))
@@ -196,7 +196,7 @@ def training_flops_per_s(threads: int) -> float:
         began = time.perf_counter()
         step.gradients(ids, ids)
         best = min(best, time.perf_counter() - began)
-    return ids.numel() * causal_flops_per_token(config, _WINDOW) / best
+    return ids.numel() * flops_per_token(config, _WINDOW).total / best
 
 
 def suitable_tokens(
@@ -236,7 +236,7 @@ def _ending_s(
 ) -> float:
     """Seconds from the last step to the end of the command."""
     forward = (
-        causal_flops_per_token(config, config.max_seq_len) / 3 + _FLOPS_AN_EXP * config.vocab_size
+        flops_per_token(config, config.max_seq_len).total / 3 + _FLOPS_AN_EXP * config.vocab_size
     )
     corpus = train_tokens + val_tokens
     baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0

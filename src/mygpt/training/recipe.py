@@ -18,6 +18,7 @@ import torch
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
+from mygpt.scaling.estimates import flops_per_token
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, Stage
 
 Stages = tuple[Stage, ...]
@@ -85,23 +86,9 @@ def shape_of(width: int, layers: int, window: int) -> dict[str, Any]:
     }
 
 
-def causal_flops_per_token(config: GPTConfig, seq_len: int) -> float:
-    """Operations of a training step per token: 6 per weight of a matrix product, plus attention.
-
-    Kaplan et al. (2020), but of attention only the causal half, and no embedding table, which is
-    looked up. (`mygpt.scaling.palm_flops_per_token` counts all of both, as published figures do.)
-    """
-    c, d = config.embed_dim, config.head_size
-    q, kv = config.num_heads * d, config.kv_heads * d
-    inner = config.mlp_hidden * (3 if config.mlp == "swiglu" else 2)
-    weights = config.num_layers * c * (2 * q + 2 * kv + inner) + c * config.vocab_size
-    attention = 12 * config.num_layers * q * (seq_len + 1) / 2
-    return 6.0 * weights + attention
-
-
-def mean_causal_flops_per_token(config: GPTConfig, stages: Stages) -> float:
-    """The same over a run's stages, whose shares are shares of the time."""
-    rates = [1.0 / causal_flops_per_token(config, seq_len) for _, seq_len, _ in stages]
+def mean_flops_per_token(config: GPTConfig, stages: Stages) -> float:
+    """Operations per token over a run's stages, whose shares are shares of the time."""
+    rates = [1.0 / flops_per_token(config, seq_len).total for _, seq_len, _ in stages]
     return 1.0 / sum(w * rate for w, rate in zip(_widths(stages), rates, strict=True))
 
 
@@ -157,7 +144,7 @@ class Budget:
             return self.steps * sum(w * n for w, n in zip(_widths(stages), sizes, strict=True))
         if self.tokens is not None:
             return self.tokens
-        return self.seconds * self.flops_per_s / mean_causal_flops_per_token(config, stages)
+        return self.seconds * self.flops_per_s / mean_flops_per_token(config, stages)
 
 
 @dataclass(frozen=True)
@@ -218,7 +205,7 @@ def choose(
         stages = ((0.0, first, windows["batch_size"]), *windows["stages"])
         config = GPTConfig(vocab_size, **shape)
         tokens = budget.tokens_for(config, stages)
-        if tokens * mean_causal_flops_per_token(config, stages) >= size.least_flops:
+        if tokens * mean_flops_per_token(config, stages) >= size.least_flops:
             break
     most = MOST_EPOCHS * num_tokens
     # Well above, so that what is only a little above still ends by the clock.
