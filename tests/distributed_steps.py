@@ -123,8 +123,7 @@ class Learner:
         fill(self.model, random_model(shape) if group.is_main else None, group)
         self.model.train()
         self.gradients = make_gradients(self.model, self.config, group)
-        compiled = getattr(self.gradients, "step", None)
-        self.optimizer = Optimizer(self.model, self.config, compiled, group)
+        self.optimizer = Optimizer(self.model, self.config, self.gradients.step, group)
         self.windows = ShuffledWindows(TOKENS, TIME, 0)
 
     def gradients_of(self, number: int, max_norm: float = 0.0) -> tuple[float, torch.Tensor]:

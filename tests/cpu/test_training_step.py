@@ -22,8 +22,7 @@ from mygpt.core.tutorial import set_seed
 from mygpt.cpu.train.step import CpuTrainingStep, suits
 from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
-from mygpt.training.cpu_gradients import CpuGradients
-from mygpt.training.gradients import ParallelGradients
+from mygpt.training.gradients import CpuGradients, ParallelGradients
 from mygpt.training.optimizer import Optimizer
 
 pytestmark = pytest.mark.kernels

@@ -37,7 +37,7 @@ from distributed_steps import (
 from mygpt import training
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
-from mygpt.training.state import read_state
+from mygpt.training.checkpointing import read_state
 from ranks import ranks_of, run_ranks, torchrun, torchrun_started
 
 pytestmark = pytest.mark.processes

@@ -16,7 +16,7 @@ from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import (
     DivergedError,
 )
-from mygpt.training.checkpointer import Checkpointer
+from mygpt.training.checkpointing import Checkpointer
 from mygpt.training.events import (
     Evaluated,
     Event,

@@ -13,11 +13,11 @@ from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.cli import main
 from mygpt.errors import CheckpointError
 from mygpt.json_objects import LOG_LINE, read_records
+from mygpt.training.checkpointing import read_state
 from mygpt.training.comparison import read_losses
 from mygpt.training.diagnosis import read_history
 from mygpt.training.inspection import log_problems
 from mygpt.training.run import RunFolder
-from mygpt.training.state import read_state
 from mygpt.views.history import read_log
 
 ODD = [

@@ -16,7 +16,7 @@ from mygpt.core.model import GPT
 from mygpt.cpu.train import muon
 from mygpt.cpu.train.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
-from mygpt.training.optimizer import Optimizer, _adamw_by_hand
+from mygpt.training.optimizer import Optimizer
 
 TUTORIAL = GPTConfig(7, 16, 2, 2, max_seq_len=8)
 MODERN = GPTConfig(
@@ -59,7 +59,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 # AdamW
 
 
-def torchs_adamw(model: GPT, config: TrainConfig, *, fused: bool) -> torch.optim.AdamW:
+def torchs_adamw(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
     """Decay for matrices alone, or for all."""
     parameters = list(model.parameters())
     groups: list[dict[str, Any]] = [
@@ -69,14 +69,14 @@ def torchs_adamw(model: GPT, config: TrainConfig, *, fused: bool) -> torch.optim
     groups[0]["weight_decay"], groups[1]["weight_decay"] = config.weight_decay, 0.0
     betas = (config.beta1, config.beta2)
     used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, lr=config.lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(used, lr=config.lr, betas=betas, fused=True)
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_adamw_is_bitwise_torchs(decay_all: bool) -> None:
     config = settings_of(decay_all=decay_all, weight_decay=0.3, beta1=0.8, beta2=0.9)
     model, other = build(TUTORIAL), build(TUTORIAL)
-    ours, theirs = Optimizer(model, config), torchs_adamw(other, config, fused=True)
+    ours, theirs = Optimizer(model, config), torchs_adamw(other, config)
     for number in range(5):
         draw_gradients(model, number)
         draw_gradients(other, number)
@@ -86,26 +86,6 @@ def test_adamw_is_bitwise_torchs(decay_all: bool) -> None:
         ours.step(lr)
         theirs.step()
     assert_same(copied(model), copied(other))
-
-
-def test_adamw_by_hand_is_torchs() -> None:
-    """The implementation for devices without torch's fused kernel."""
-    config = settings_of(weight_decay=0.3, decay_all=True)
-    model, other = build(TUTORIAL), build(TUTORIAL)
-    theirs = torchs_adamw(other, config, fused=False)
-    parameters = [p.detach() for p in model.parameters()]
-    means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    steps = [torch.zeros(()) for _ in parameters]
-    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.3, "eps": 1e-8}
-    for number in range(5):
-        draw_gradients(model, number)
-        draw_gradients(other, number)
-        torch._foreach_add_(steps, 1.0)
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        _adamw_by_hand(parameters, gradients, means, squares, steps, options)
-        theirs.step()
-    for own, wanted in zip(parameters, other.parameters(), strict=True):
-        torch.testing.assert_close(own, wanted.detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_step_that_a_device_skips_changes_nothing() -> None:

@@ -32,6 +32,7 @@ from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
 from mygpt.training.diagnosis import Seen, diagnose, read_history
 from mygpt.training.planning import plan_run
+from mygpt.training.progress import Progress, StepLog
 from mygpt.training.recipe import (
     SIZES,
     Budget,
@@ -39,8 +40,6 @@ from mygpt.training.recipe import (
     mean_flops_per_token,
 )
 from mygpt.training.source import fit_window
-from mygpt.training.state import Progress
-from mygpt.training.step_log import StepLog
 
 CPU = torch.device("cpu")
 STAGES = ((0.5, 8, 3), (0.8, 16, 2))

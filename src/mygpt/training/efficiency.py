@@ -13,7 +13,6 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.core.training import train_steps
 from mygpt.training.config import DtypeName, TrainConfig
-from mygpt.training.cpu_gradients import CpuGradients
 from mygpt.training.distributed.process_group import SINGLE_PROCESS
 from mygpt.training.gradients import make_gradients, suitable_engine
 from mygpt.training.hardware import described
@@ -76,8 +75,7 @@ def _step_times(model: GPT, recipe: TrainConfig, budget_s: float) -> list[float]
     ids = (ids % model.config.vocab_size).view(recipe.batch_size, -1)
     batches = itertools.repeat((ids[:, :-1].contiguous(), ids[:, 1:].contiguous()))
     gradients = make_gradients(model, recipe)
-    compiled = gradients.step if isinstance(gradients, CpuGradients) else None
-    optimizer = Optimizer(model, recipe, compiled)
+    optimizer = Optimizer(model, recipe, gradients.step)
     steps = train_steps(batches, gradients, optimizer, lambda _: recipe.lr, recipe.grad_clip)
     times: list[float] = []
     with gradients:

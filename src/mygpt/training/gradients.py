@@ -1,10 +1,11 @@
-"""The loss and gradients of one batch by torch, with threads, micro-batches, DDP or FSDP.
+"""The loss and gradients of one batch, by torch or by machine code, in threads or processes.
 
-On a CPU torch's threads divide every operation and synchronise after each, hundreds of times a
-step. Here each thread takes its share of the rows through the whole model, and they synchronise
-once a step: faster for small models, and on a busy machine. The loss of a batch is the mean over
-its rows, so the shares' gradients add up to the batch's. The same holds between processes: each
-computes its rows, and all get the gradient of the whole batch, through torch's DDP or FSDP.
+With torch on a CPU, its threads divide every operation and synchronise after each, hundreds of
+times a step. Here each thread takes its share of the rows through the whole model, and they
+synchronise once a step: faster for small models, and on a busy machine. The loss of a batch is the
+mean over its rows, so the shares' gradients add up to the batch's. The same holds between
+processes: each computes its rows, and all get the gradient of the whole batch, through torch's DDP
+or FSDP, or with machine code by one all-reduce.
 Letters: B batch, T time.
 """
 
@@ -14,10 +15,9 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial, reduce
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from mygpt.training.hardware import (
 )
 
 if TYPE_CHECKING:
-    from mygpt.training.cpu_gradients import CpuGradients
+    from mygpt.cpu.train.step import CpuTrainingStep
 
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
@@ -58,14 +58,60 @@ def make_gradients(
 ) -> ParallelGradients | CpuGradients:
     """The gradients backend of `config.engine`: the one place that selects it."""
     if config.engine == "compiled":
-        from mygpt.training.cpu_gradients import CpuGradients
-
         return CpuGradients(model, config, group)
     threads = ParallelGradients.suitable_threads(model, config.piece) if group.is_single else 1
     return ParallelGradients(model, threads, config.micro_batch, config=config, group=group)
 
 
-class ParallelGradients:
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Inside, torch uses so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Backend:
+    """What gradients by torch and by machine code have in common.
+
+    It is a context manager: inside, torch may have fewer threads.
+
+    Attributes:
+        note: a line for people, where something that was asked for cannot be done.
+        uses_torch_compile: whether `torch.compile` makes the forward pass.
+        step: the machine code, which can also update matrices; None with torch.
+    """
+
+    def __init__(self, model: GPT, group: ProcessGroup) -> None:
+        self.model, self.group = model, group
+        self.parameters = list(model.parameters())
+        self.note: str | None = None
+        self.uses_torch_compile = False
+        self.step: CpuTrainingStep | None = None
+        self._batch_size: int | None = None
+        self._threads_outside = torch.get_num_threads()
+        self._inside = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._threads_outside = torch.get_num_threads()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._inside.__exit__(*error)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Inside, torch has all its threads: for work that is not a training step."""
+        return _torch_threads(self._threads_outside)
+
+    def expect_rows(self, batch_size: int) -> None:
+        """Set the number of rows that the next batches have in all processes together."""
+        self._batch_size = batch_size
+
+
+class ParallelGradients(_Backend):
     """`core.training.Gradients` by torch, in several threads or processes.
 
     Args:
@@ -76,12 +122,6 @@ class ParallelGradients:
         config: number format, `torch.compile`, blocks recomputed; None is plain float32.
         group: the processes that share a batch; of several, each has one thread here and
             torch's own.
-
-    Enter it as a context: with several threads, torch's own are set to one each inside.
-
-    Attributes:
-        note: a line for people, where something that was asked for cannot be done.
-        uses_torch_compile: whether `torch.compile` makes the forward pass.
     """
 
     def __init__(
@@ -93,16 +133,10 @@ class ParallelGradients:
         config: TrainConfig | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.model = model
+        super().__init__(model, group)
         self.micro_batch = micro_batch
-        self.parameters = list(model.parameters())
         self.threads = threads
-        self.group = group
-        self._batch_size: int | None = None
-        self.note: str | None = None
-        self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
-        self._inside = ExitStack()
         device = self.parameters[0].device
         self._dtype_name = "float32" if config is None else config.dtype
         dtype = torch.float32 if config is None else compute_dtype(config.dtype, device)
@@ -110,12 +144,11 @@ class ParallelGradients:
         self._autocast = partial(autocast, device, torch.float32 if self._sharded else dtype)
         self._plain = group.is_single and dtype == torch.float32
         self._forward: Callable[..., Any] = model
-        self.uses_torch_compile = config is not None and config.compile
         if config is not None and not self._sharded:
             self._prepare_forward(config)
-        elif self.uses_torch_compile:
+        elif config is not None and config.compile:
             self.note = why_no_torch_compile(device)
-        self.uses_torch_compile &= self.note is None
+        self.uses_torch_compile = config is not None and config.compile and self.note is None
 
     def _prepare_forward(self, config: TrainConfig) -> None:
         if config.checkpoint_activations:
@@ -139,41 +172,22 @@ class ParallelGradients:
             return 1
         return min(torch.get_num_threads(), batch_size)
 
-    def __enter__(self) -> ParallelGradients:
+    def __enter__(self) -> Self:
+        super().__enter__()
         self._inside.enter_context(products_in(self._dtype_name))
         if self.threads > 1:
-            self._before = torch.get_num_threads()
-            torch.set_num_threads(1)
+            self._inside.enter_context(_torch_threads(1))
             self._pool = ThreadPoolExecutor(
                 self.threads - 1, initializer=torch.set_num_threads, initargs=(1,)
             )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._inside.close()
+    def __exit__(self, *error: Any) -> None:
         if self._pool is not None:
             # After an exception in the middle of a step the other threads are not waited for.
-            self._pool.shutdown(wait=kind is None)
+            self._pool.shutdown(wait=error[0] is None)
             self._pool = None
-            torch.set_num_threads(self._before)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, torch has all its threads: for work that is not a training step."""
-        if self._pool is None:
-            yield
-            return
-        torch.set_num_threads(self._before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(1)
-
-    def expect_rows(self, batch_size: int) -> None:
-        """Set the number of rows that the next batches have in all processes together."""
-        self._batch_size = batch_size
+        super().__exit__(*error)
 
     def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token (a scalar).
@@ -193,18 +207,13 @@ class ParallelGradients:
             missing = -(-most // rows) - len(pieces)
             pieces += [(inputs[:1], targets[:1])] * missing
             sizes += [math.inf] * missing  # a piece divided by infinitely many rows adds nothing
+        # DDP sums over the processes with a batch's last piece.
+        no_sums = getattr(self._forward, "no_sync", nullcontext)
         losses = []
         for number, (piece, size) in enumerate(zip(pieces, sizes, strict=True), 1):
-            last = number == len(pieces)
-            with nullcontext() if last else self._without_sums():
+            with nullcontext() if number == len(pieces) else no_sums():
                 losses.append(self._add(*piece, size))
         return self.group.sum_loss(reduce(torch.add, losses))
-
-    def _without_sums(self) -> Any:
-        """Inside, DDP does not sum over the processes: that is done with a batch's last piece."""
-        if self.group.is_single or not hasattr(self._forward, "no_sync"):
-            return nullcontext()
-        return self._forward.no_sync()
 
     @property
     def token_losses(self) -> TokenLosses | None:
@@ -239,7 +248,8 @@ class ParallelGradients:
         for other in others:  # always in the same order, so that the sum is bitwise the same
             share_loss, gradients = other.result()
             loss = loss + share_loss
-            torch._foreach_add_(total, gradients)
+            for gradient, more in zip(total, gradients, strict=True):
+                gradient.add_(more)
         for parameter, gradient in zip(self.parameters, total, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return loss
@@ -257,7 +267,8 @@ class ParallelGradients:
         norm = squares.sqrt()
         if max_norm:
             scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # as torch clips
-            torch._foreach_mul_(gradients, scale)
+            for gradient in gradients:
+                gradient.mul_(scale)
         return norm
 
     def _share(
@@ -267,6 +278,60 @@ class ParallelGradients:
         _, loss = self.model(inputs, targets)
         loss = weight * loss
         return loss.detach(), torch.autograd.grad(loss, self.parameters)
+
+
+class CpuGradients(_Backend):
+    """`core.training.Gradients` by machine code, for models of a shape that `suits` allows.
+
+    Threads divide the batch's rows.
+
+    Args:
+        model: the model, on the CPU.
+        config: the training configuration.
+        group: the processes that divide a batch.
+    """
+
+    step: CpuTrainingStep
+
+    def __init__(
+        self, model: GPT, config: TrainConfig, group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        from mygpt.cpu.train.step import CpuTrainingStep
+
+        super().__init__(model, group)
+        flags = {
+            "--compile": config.compile,
+            "--checkpoint-activations": config.checkpoint_activations,
+        }
+        if asked := [flag for flag, wanted in flags.items() if wanted]:
+            self.note = f"{' and '.join(asked)}: no effect on mygpt's kernels for CPUs"
+        threads = min(torch.get_num_threads(), group.rows_per_process(config.batch_size))
+        self.step = CpuTrainingStep(model, threads)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._inside.enter_context(_torch_threads(1))
+        return self
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss in nats per token (a scalar); arguments as for `Gradients`."""
+        loss = self.step.gradients(inputs, targets)
+        if self.group.is_single:
+            return loss
+        # The batch's mean is the sum of the processes' means, each times its fraction of the rows.
+        fraction = len(inputs) / (self._batch_size or len(inputs))
+        self.group.all_reduce(self.step.scaled_gradients(fraction))
+        return self.group.sum_loss(fraction * loss)
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """As `Gradients.clip`."""
+        return clip_gradients(self.parameters, max_norm, self.step.gradient_norm())
+
+    def token_losses(
+        self, inputs: NDArray[np.integer], targets: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """The loss of each target, (B, T), from (B, T) ids; without dropout."""
+        return shared_losses(self.group, self.step.token_losses, inputs, targets)
 
 
 def _data_parallel(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,8 @@ from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
 from mygpt.file_access import require_regular
 from mygpt.json_objects import parse_record, step_of
-from mygpt.training.state import Progress, State, check_shards_of
+from mygpt.training.checkpointing import State, check_shards_of
+from mygpt.training.progress import Progress
 
 Verdict = Literal["ok", "warning", "damaged"]
 

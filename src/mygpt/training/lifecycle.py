@@ -10,19 +10,17 @@ from typing import Any
 
 import torch
 
-from mygpt.data.token_store import Tokens
 from mygpt.decode.writer import Writer, load
 from mygpt.errors import StorageError, interruption
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.compression import MOST_BEFORE_BYTES
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
+from mygpt.training.checkpointing import State
 from mygpt.training.diagnosis import diagnose, read_history
 from mygpt.training.events import Finished, Note, Started
 from mygpt.training.memory import check_batch_fits, free_memory
 from mygpt.training.recorded_files import names_in
-from mygpt.training.source import Source
-from mygpt.training.state import State
 from mygpt.training.stored import ValidatedText, counted
 from mygpt.training.trainer import Trainer
 
@@ -38,14 +36,7 @@ def torch_state_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def run_from_start(
-    trainer: Trainer,
-    source: Source,
-    train_tokens: Tokens,
-    notes: list[str],
-    *,
-    overwrite: bool,
-) -> Writer:
+def run_from_start(trainer: Trainer, notes: list[str], *, overwrite: bool) -> Writer:
     """Lock the run's folder, write the first state, and train."""
     run, group = trainer.run, trainer.group
     free = free_memory(trainer.device, group)
@@ -57,11 +48,11 @@ def run_from_start(
         report_lock(trainer)
         for note in notes:
             trainer.notify(Note(note))
-        trainer.begin(readable_settings(trainer, source))
-        return run_session(trainer, source, train_tokens)
+        trainer.begin(readable_settings(trainer))
+        return run_session(trainer)
 
 
-def run_session(trainer: Trainer, source: Source, train_tokens: Tokens) -> Writer:
+def run_session(trainer: Trainer) -> Writer:
     """Report the beginning, train, report the end; return a writer of the best model."""
     if not trainer.group.is_main:
         return _run_other_rank(trainer)
@@ -70,14 +61,8 @@ def run_session(trainer: Trainer, source: Source, train_tokens: Tokens) -> Write
         trainer.fit(lambda: False)  # writes the files that are missing if the run was killed
         return _best_writer(trainer)
     config, progress, vocab_size = trainer.config, trainer.progress, trainer.tokenizer.vocab_size
-    uniform, unigram = _simple_losses(trainer, train_tokens)
-    validated_text = None
-    if len(trainer.val_tokens):
-        validated_text = source.validated_text(
-            trainer.val_tokens, trainer.all_val_tokens, trainer.tokenizer
-        )
-        trainer.val_size = validated_text.size
-    trainer.documents = source.train_documents
+    source, train_tokens = trainer.setup.source, trainer.setup.train_tokens
+    uniform, unigram = _simple_losses(trainer)
     trainer.notify(
         Started(
             run=trainer.run.folder,
@@ -94,7 +79,7 @@ def run_session(trainer: Trainer, source: Source, train_tokens: Tokens) -> Write
             device=trainer.described,
             total_steps=config.total_steps,
             budget_s=None if config.minutes is None else 60.0 * config.minutes,
-            read_from=tuple(names_in(trainer.settings)) if progress.step else (),
+            read_from=tuple(names_in(trainer.setup.settings)) if progress.step else (),
         )
     )
 
@@ -108,8 +93,8 @@ def run_session(trainer: Trainer, source: Source, train_tokens: Tokens) -> Write
     progress, ended_by = trainer.progress, None if trainer.finished else interrupt.received
     validated = progress.best_step > 0
     baselines = None
-    if validated and ended_by is None and validated_text is not None:
-        baselines = _baselines(trainer, source, train_tokens, validated_text)
+    if validated and ended_by is None and trainer.validated_text is not None:
+        baselines = _baselines(trainer, trainer.validated_text)
     trainer.notify(
         Finished(
             run=trainer.run.name,
@@ -129,7 +114,7 @@ def run_session(trainer: Trainer, source: Source, train_tokens: Tokens) -> Write
                 epochs=trainer.tokens / len(train_tokens),
                 ended_early=trainer.ended_early,
                 to_beat=None if baselines is None else baselines.fivegram,
-                unknown=_unknown_fraction(trainer, source, train_tokens),
+                unknown=_unknown_fraction(trainer),
             ),
         )
     )
@@ -189,17 +174,16 @@ def _stop_check(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bo
     return stops
 
 
-def _simple_losses(trainer: Trainer, train_tokens: Tokens) -> tuple[float, float]:
+def _simple_losses(trainer: Trainer) -> tuple[float, float]:
     """The losses of two simple predictions: all tokens equally likely, and by their frequency."""
-    known, vocab_size = counted(train_tokens), trainer.tokenizer.vocab_size
+    known, vocab_size = counted(trainer.setup.train_tokens), trainer.tokenizer.vocab_size
     scored = trainer.val_tokens if trainer.validates else known
     return uniform_loss(vocab_size), unigram_loss(known, scored, vocab_size)
 
 
-def _baselines(
-    trainer: Trainer, source: Source, train_tokens: Tokens, validated_text: ValidatedText
-) -> Baselines:
+def _baselines(trainer: Trainer, validated_text: ValidatedText) -> Baselines:
     """Losses of simpler models on the validation text; they are fitted to the end of the text."""
+    source, train_tokens = trainer.setup.source, trainer.setup.train_tokens
     return measure_baselines(
         train_tokens[max(0, len(train_tokens) - MOST_TRAIN_TOKENS) :],
         validated_text.tokens,
@@ -210,9 +194,10 @@ def _baselines(
     )
 
 
-def _unknown_fraction(trainer: Trainer, source: Source, train_tokens: Tokens) -> float:
+def _unknown_fraction(trainer: Trainer) -> float:
     """The fraction of the text that the tokenizer does not know; the larger of its two parts'."""
-    found = source.unknown(trainer.tokenizer, train_tokens, trainer.all_val_tokens)
+    setup = trainer.setup
+    found = setup.source.unknown(setup.tokenizer, setup.train_tokens, setup.val_tokens)
     return max(part.fraction for part in found.values())
 
 
@@ -263,11 +248,11 @@ def report_length(trainer: Trainer, state: State) -> None:
     )
 
 
-def readable_settings(trainer: Trainer, source: Source) -> dict[str, Any]:
+def readable_settings(trainer: Trainer) -> dict[str, Any]:
     """The contents of config.toml."""
     return {
-        **trainer.settings,
-        "corpus_sha256": source.sha256,
+        **trainer.setup.settings,
+        "corpus_sha256": trainer.setup.source.sha256,
         "tokenizer": trainer.tokenizer.kind,
         "model": trainer.model.config.to_dict(),
         "training": trainer.config.to_dict(),

@@ -13,6 +13,7 @@ from mygpt.core.model import GPT
 from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
 from mygpt.evaluation.ngram import MOST_TEST_TOKENS, MOST_TRAIN_TOKENS, ngram_loss
+from mygpt.training.checkpointing import Setup
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig
 from mygpt.training.distributed.process_group import joined
 from mygpt.training.distributed.shared_start import (
@@ -124,19 +125,20 @@ def train(
             config, added = _fitted_to_memory(model, config)
             notes = [*notes, *added]
         settings = ready.settings if group.job is None else {**ready.settings, "job": group.job}
-        trainer = Trainer(
+        setup = Setup(
             model,
             ready.tokenizer,
             config,
-            train_tokens=ready.train_tokens,
-            val_tokens=ready.val_tokens,
-            run=ready.run,
+            ready.source,
+            ready.train_tokens,
+            ready.val_tokens,
+            ready.run,
             provenance=provenance_of(ready.source, preset, command, settings, group.size),
             settings=settings,
             listener=notify,
             group=group,
         )
-        return run_from_start(trainer, ready.source, ready.train_tokens, notes, overwrite=overwrite)
+        return run_from_start(Trainer(setup), notes, overwrite=overwrite)
 
 
 def plan(files: str | Path | Sequence[str | Path] | None = None, **arguments: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from mygpt.core.training import Gradients
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.state import Progress
+from mygpt.training.progress import Progress
 
 SKIPS_BEFORE_ROLLBACK = 5
 MOST_ROLLBACKS = 3  # to an earlier state, on account of the same step

@@ -13,6 +13,7 @@ from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.machine import choose_device
 from mygpt.text.reading import shown
+from mygpt.training.checkpointing import Setup
 from mygpt.training.distributed.process_group import PeerError, from_environment
 from mygpt.training.distributed.shared_start import (
     require_listener,
@@ -105,13 +106,14 @@ def replay(
     first = initial_model(
         state.config, config, where, initial=same_initial(state.settings, original)
     )
-    trainer = Trainer(
+    setup = Setup(
         first,
         state.tokenizer,
         config,
-        train_tokens=train_tokens,
-        val_tokens=val_tokens,
-        run=run,
+        source,
+        train_tokens,
+        val_tokens,
+        run,
         provenance=provenance_of(source, state.settings["preset"], command, state.settings),
         settings=state.settings,
         listener=listener,
@@ -120,4 +122,4 @@ def replay(
     notes = [] if note is None else [note]
     notes += [f"the text is read from {shown(name)}" for name in names_in(state.settings)]
     del state  # as large as weights and optimizer
-    return run_from_start(trainer, source, train_tokens, notes, overwrite=overwrite)
+    return run_from_start(Trainer(setup), notes, overwrite=overwrite)

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from mygpt.checkpoint.model_file import resolve
-from mygpt.data.token_store import Tokens
 from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
+from mygpt.training.checkpointing import Setup, State, broadcast_state
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.distributed.process_group import ProcessGroup, joined
 from mygpt.training.distributed.shared_start import (
@@ -43,7 +43,6 @@ from mygpt.training.preparing import resolved
 from mygpt.training.recorded_files import file_sizes, require_unchanged_files
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, is_named, read_source
-from mygpt.training.state import State, broadcast_state
 from mygpt.training.trainer import Trainer
 
 # What may change when a run is resumed.
@@ -117,13 +116,11 @@ def resume_run(
     group.run_on_all(run.check_exists, main_only=True)  # before the lock creates a file
     with run.locked():
         run.clear_strays()
-        trainer, source, train_tokens = _restored_trainer(
-            group, run, files, val_file, device, began, listener, options
-        )
+        trainer = _restored_trainer(group, run, files, val_file, device, began, listener, options)
         group.shorten_timeout()
         report_lock(trainer)
-        run.write_settings(readable_settings(trainer, source))
-        return run_session(trainer, source, train_tokens)
+        run.write_settings(readable_settings(trainer))
+        return run_session(trainer)
 
 
 def _restored_trainer(
@@ -135,7 +132,7 @@ def _restored_trainer(
     began: float,
     listener: Listener,
     options: dict[str, Any],
-) -> tuple[Trainer, Source, Tokens]:
+) -> Trainer:
     """A trainer at the run's newest intact state, with the run's text."""
     notes: list[str] = []
 
@@ -182,19 +179,21 @@ def _restored_trainer(
     group.run_on_all(lambda: check_batch_fits(model, config, free, fixed=True, group=group))
     sessions = state.provenance.get("sittings", 1) + 1  # the key in the files
     same_length = not {"steps", "tokens", "minutes"} & set(options)
-    trainer = Trainer(
+    setup = Setup(
         model,
         state.tokenizer,
         config,
-        train_tokens=train_tokens,
-        val_tokens=val_tokens,
-        run=run,
+        source,
+        train_tokens,
+        val_tokens,
+        run,
         provenance={**state.provenance, "sittings": sessions},
         settings=settings,
         listener=listener,
         given_plan=_copied(state.arrays.get("given_plan")) if same_length else None,
         group=group,
     )
+    trainer = Trainer(setup)
     if files or val_file is not None:  # another validation text may have been named
         for name, part in source.unknown(state.tokenizer, train_tokens, val_tokens).items():
             for note in part.notes(name, "keep"):
@@ -205,7 +204,7 @@ def _restored_trainer(
         listener(Note(note))
     trainer.resume(state)
     report_length(trainer, state)
-    return trainer, source, train_tokens
+    return trainer
 
 
 def _require_same(state: State, options: dict[str, Any]) -> None:

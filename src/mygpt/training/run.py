@@ -35,8 +35,8 @@ from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import read_records, step_of
 from mygpt.tokenization import Tokenizer
+from mygpt.training.checkpointing import State, read_checked_state, read_state
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from mygpt.training.state import State, read_checked_state, read_state
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 P = ParamSpec("P")

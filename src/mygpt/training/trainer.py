@@ -7,37 +7,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mygpt.core.data import Batch
-from mygpt.core.model import GPT
 from mygpt.core.training import Step, train_steps
-from mygpt.data.token_store import Tokens
+from mygpt.decode.writer import Writer
 from mygpt.evaluation.losses import Evaluation, evaluate
 from mygpt.signals import Abandoned
-from mygpt.text import Document
 from mygpt.text.sizes import TextSize
-from mygpt.tokenization import Tokenizer
 from mygpt.training.batches import TrainingBatches
-from mygpt.training.checkpointer import Checkpointer
-from mygpt.training.config import TrainConfig
-from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.checkpointing import Checkpointer, Setup, State
 from mygpt.training.distributed.sharding import is_sharded
-from mygpt.training.events import Listener, Note
+from mygpt.training.events import Note, Reporter
 from mygpt.training.gradients import make_gradients
 from mygpt.training.hardware import described
 from mygpt.training.memory import out_of_memory
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.reporting import Reporter, write_sample
-from mygpt.training.run import RunFolder
-from mygpt.training.state import Progress, State
-from mygpt.training.step_log import StepLog
+from mygpt.training.progress import Progress, StepLog
+from mygpt.training.stored import ValidatedText
 
 # Nats per token above the best loss from which a lower learning rate does not recover.
 _FAR_ABOVE_BEST = 0.1
@@ -46,84 +39,48 @@ _SAMPLES_APART = 0.2  # of the run, where validations are at the default fractio
 
 
 class Trainer:
-    """One run: a model, its data and its folder, whose lock the caller holds.
+    """Trains one run.
 
     Args:
-        model: on its device; trained in place.
-        tokenizer: the model's own.
-        config: how to train.
-        train_tokens: 1-D ids to train on.
-        val_tokens: 1-D ids to validate on; empty for none.
-        run: where everything is written.
-        provenance: the origin of the model, for every checkpoint.
-        settings: what `--resume` needs to read the text again; kept in the state.
-        listener: called with every event.
-        given_plan: (steps, 2) float64, the step log of a run that is replayed.
-        group: the processes that train the run. All make the same steps and the same decisions;
-            process 0's clock counts, and only process 0 logs and writes.
+        setup: its model, data and folder.
 
     Attributes:
         progress: how far the run has come.
-        documents: the training text, with which samples are compared.
-        val_size: the size of the text that is predicted in validation.
+        val_tokens: the validation tokens that the configuration asks for.
     """
 
-    def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer,
-        config: TrainConfig,
-        *,
-        train_tokens: Tokens,
-        val_tokens: Tokens,
-        run: RunFolder,
-        provenance: dict[str, Any],
-        settings: dict[str, Any],
-        listener: Listener,
-        given_plan: NDArray[np.float64] | None = None,
-        group: ProcessGroup = SINGLE_PROCESS,
-    ) -> None:
-        self.model = model
-        self.group = group
-        self.tokenizer = tokenizer
-        self.config = config
-        self.all_val_tokens = val_tokens
-        self.val_tokens = val_tokens[: config.val_tokens or None]
-        self.run = run
-        self.settings = settings
-        self.notify = listener
-        self.documents: Sequence[Document] = ()
-        self.val_size: TextSize | None = None
-        self.device = next(model.parameters()).device
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.config = setup, setup.config
+        self.model, self.tokenizer = setup.model, setup.tokenizer
+        self.run, self.group, self.notify = setup.run, setup.group, setup.listener
+        parameter = next(setup.model.parameters())
+        self.device = parameter.device
         # Determined once: after a forward pass alone FSDP leaves some weights gathered.
-        self.sharded = is_sharded(next(model.parameters()))
-        self._gradients = make_gradients(model, config, group)
+        self.sharded = is_sharded(parameter)
+        self.val_tokens = setup.val_tokens[: setup.config.val_tokens or None]
+        self.progress = Progress()
+        self._gradients = make_gradients(self.model, self.config, self.group)
         if self._gradients.note is not None:
             self.notify(Note(self._gradients.note))
-        cpu_step = getattr(self._gradients, "step", None)  # the machine code of the CPU backend
-        self.optimizer = Optimizer(model, config, cpu_step, group)
-        self.progress = Progress()
-        self._data = TrainingBatches(
-            train_tokens, config, self.device, share=(group.rank, group.size)
-        )
-        self._step_log = StepLog(config, given_plan)
-        self._guard = NonFiniteGuard(self._gradients, self.optimizer, self.device, self.progress)
-        self._report = Reporter(run, listener)
+        optimizer = Optimizer(self.model, self.config, self._gradients.step, self.group)
+        share = (self.group.rank, self.group.size)
+        self._data = TrainingBatches(setup.train_tokens, self.config, self.device, share=share)
+        self._step_log = StepLog(self.config, setup.given_plan)
+        self._guard = NonFiniteGuard(self._gradients, optimizer, self.device, self.progress)
+        self._report = Reporter(self.run, self.notify)
+        self._checkpointer = Checkpointer(setup, optimizer, self._step_log)
         self._done = 0.0  # the fraction of the run that was done before the last step
         self._last_loss: torch.Tensor | None = None
         self._sampled = (-1, 0.0)  # step of the last sample, and the fraction done then
-        self._checkpointer = Checkpointer(
-            model,
-            self.optimizer,
-            tokenizer,
-            config,
-            self._step_log,
-            run,
-            provenance,
-            settings,
-            listener,
-            group,
-        )
+        self._val_size: TextSize | None = None
+
+    @cached_property
+    def validated_text(self) -> ValidatedText | None:
+        """The text of the validation tokens; None without any."""
+        if not self.validates:
+            return None
+        source, all_tokens = self.setup.source, self.setup.val_tokens
+        return source.validated_text(self.val_tokens, all_tokens, self.tokenizer)
 
     @property
     def described(self) -> str:
@@ -164,6 +121,8 @@ class Trainer:
             OutOfMemoryError: when a step does not fit in memory.
             StorageError: when a save has no space. In all cases earlier saves are kept.
         """
+        text = self.validated_text  # decoded before the clock starts
+        self._val_size = None if text is None else text.size
         with self._gradients:
             while True:
                 try:
@@ -176,7 +135,7 @@ class Trainer:
         began = time.monotonic() - progress.elapsed_s
         reported = (progress.step, progress.elapsed_s, self.tokens)
         saved_s, first_step = progress.elapsed_s, progress.step
-        if progress.step == 0 and self.settings.get("from") and self.validates:
+        if progress.step == 0 and self.setup.settings.get("from") and self.validates:
             # The initial model's loss: what training has to improve on.
             self._report.validation(progress, self._evaluate(), best=False)
         self.model.train()
@@ -331,13 +290,13 @@ class Trainer:
         self._report.validation(progress, result, best=best)
 
     def _evaluate(self) -> Evaluation:
-        assert self.val_size is not None  # it comes with `val_tokens`
+        assert self._val_size is not None  # only called where `validates`
         with self._gradients.paused():
             result = evaluate(
                 self.model,
                 self.val_tokens,
                 self._step_log.window,
-                self.val_size,
+                self._val_size,
                 token_losses=self._gradients.token_losses,
             )
         if not math.isfinite(result.loss):
@@ -350,14 +309,17 @@ class Trainer:
         self._sampled = (step, done)
         if not config.sample_tokens or not self.group.is_main or self.sharded:
             return
-        shape = self._step_log.as_trained(self.model.config)
+        full_shape = self.model.config
+        self.model.config = self._step_log.as_trained(full_shape)
         try:
-            text = write_sample(self.model, shape, self.tokenizer, config.sample_tokens, seed=step)
+            writer = Writer(self.model, self.tokenizer)
+            text = writer.generate("", config.sample_tokens, seed=step)
         except Abandoned:  # a signal came while machine code was compiled for it
             return
         finally:
+            self.model.config = full_shape
             self.model.train()
-        self._report.sample(step, text, self.documents)
+        self._report.sample(step, text, self.setup.source.train_documents)
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Write a new run's first state, and `settings` to config.toml."""

@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from mygpt.training.checkpointing import State
 from mygpt.training.events import clock
-from mygpt.training.state import State
 from mygpt.views.history import medians
 from mygpt.views.run import Run, Standing
 

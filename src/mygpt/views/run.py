@@ -12,13 +12,13 @@ from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
+from mygpt.training.checkpointing import State
 from mygpt.training.diagnosis import diagnose, read_history
 from mygpt.training.events import Finished
+from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
 from mygpt.training.run import RunFolder
 from mygpt.training.source import ReadSource, read_source
-from mygpt.training.state import State
-from mygpt.training.step_log import StepLog
 from mygpt.views.history import History, read_log
 
 # A report reads the text again only up to this number of bytes; more would take too long.

@@ -34,10 +34,12 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def first_row(tensor: torch.Tensor, group: ProcessGroup) -> int:
-    """The number of the first row in this process."""
-    rows = -(-len(tensor) // group.size)  # torch.chunk's
-    return min(group.rank * rows, len(tensor)) if is_sharded(tensor) else 0
+def own_rows(tensor: torch.Tensor, matrix: Any, group: ProcessGroup) -> Any:
+    """Those rows of a matrix that this process holds of `tensor`, which has as many."""
+    if not is_sharded(tensor):
+        return matrix
+    start = group.rank * -(-len(tensor) // group.size)  # as torch.chunk divides
+    return matrix[start : start + len(local(tensor))]
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,12 +64,10 @@ def like(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 def put_rows(tensor: torch.Tensor, array: NDArray[Any], group: ProcessGroup) -> None:
     """Fill a tensor with its process's rows of an array."""
-    here, rows = local(tensor), array
-    if is_sharded(tensor):
-        start = first_row(tensor, group)
-        rows = array[start : start + len(here)]
+    here = local(tensor)
+    rows = np.array(own_rows(tensor, array, group))
     with torch.no_grad():
-        here.copy_(torch.from_numpy(np.array(rows)).view(here.shape))
+        here.copy_(torch.from_numpy(rows).view(here.shape))
 
 
 def sharded_model(

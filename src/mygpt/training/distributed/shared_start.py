@@ -15,13 +15,13 @@ from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError
 from mygpt.text import name_of
 from mygpt.tokenization import from_state
+from mygpt.training.checkpointing import read_state
 from mygpt.training.config import TrainConfig
 from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.events import Event, Listener
 from mygpt.training.preparing import Prepared, named
 from mygpt.training.run import RunFolder
 from mygpt.training.source import Source, read_source
-from mygpt.training.state import read_state
 from mygpt.training.stored import stores_among
 
 

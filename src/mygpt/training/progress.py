@@ -1,20 +1,84 @@
-"""What decided the learning rate of each step, so that a run can be replayed exactly.
+"""How far a run has come, and what decided the learning rate of each of its steps.
 
-In a run by `--minutes` the rate follows the clock; a run may be lengthened or rolled back.
+In a run by `--minutes` the rate follows the clock, and a run may be lengthened or rolled back:
+with the log of its steps it can be replayed exactly.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
+from mygpt.errors import InputError
 from mygpt.training.config import TrainConfig
-from mygpt.training.state import Arrays, Progress
+
+Arrays = dict[str, NDArray[Any]]
+
+_KEYS = {"skipped": "left_out"}  # where a field has another name in state files
+
+
+@dataclass
+class Progress:
+    """How far a run has come; all of it is saved with every state.
+
+    Attributes:
+        step: steps made, including those whose update was skipped.
+        elapsed_s: seconds of training in all sessions.
+        loss: of the last reported batch, nats per token.
+        best_val_loss: the lowest validation loss so far.
+        best_step: where that was.
+        validated_step: the last step that was validated.
+        skipped: steps in a row whose update was skipped, since its loss or norm was not finite.
+        lr_scale: factor of the learning rate; each rollback halves it.
+        tries: rollbacks since the run last passed `trouble_step`.
+        trouble_step: the step at which the last rollback was necessary.
+        worse: validations in a row that were far above the best.
+        usual_loss: running mean of the batches' losses; NaN before the first.
+        usual_spread: running mean of their distance from it.
+        log_bytes: length of the log when this state was saved.
+    """
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    loss: float = math.nan
+    best_val_loss: float = math.inf
+    best_step: int = 0
+    validated_step: int = 0
+    skipped: int = 0
+    lr_scale: float = 1.0
+    tries: int = 0
+    trouble_step: int = 0
+    worse: int = 0
+    usual_loss: float = math.nan
+    usual_spread: float = 0.0
+    log_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, without those that are not finite yet."""
+        return {_KEYS.get(n, n): value for n, value in vars(self).items() if math.isfinite(value)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
+        """What `to_dict` gave; `InputError` for anything else."""
+        names = {_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
+        kinds = {field.name: field.type for field in fields(cls)}
+        for name, value in values.items():
+            whole = type(value) is int and 0 <= value < 2**53
+            number = type(value) is float and math.isfinite(value)
+            if name not in names or not (whole or (number and kinds[names[name]] == "float")):
+                raise InputError(f"course {name}={value!r:.40} is not of this version")
+        progress = cls()
+        for name, value in values.items():
+            as_float = kinds[names[name]] == "float"
+            setattr(progress, names[name], float(value) if as_float else value)
+        return progress
 
 
 class StepLog:
