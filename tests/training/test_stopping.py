@@ -15,6 +15,7 @@ import pytest
 import mygpt
 from mygpt import training
 from mygpt.checkpoint.model_file import read_checkpoint
+from mygpt.decode.writer import Writer
 from mygpt.errors import (
     Interrupted,
 )
@@ -78,14 +79,12 @@ def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(
 ) -> None:
     """It waited for the compiler, ten seconds and more."""
 
-    from mygpt.training import trainer
-
     def compile_first(*_: object, **__: object) -> str:
         with Abandonable():
             os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError
 
-    monkeypatch.setattr(trainer, "write_sample", compile_first)
+    monkeypatch.setattr(Writer, "generate", compile_first)
     with pytest.raises(Interrupted):
         mygpt.train(text, output=tmp_path / "run", **{**TINY, "sample_tokens": 5})
     step = progress_of(tmp_path / "run")["step"]
