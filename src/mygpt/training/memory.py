@@ -18,7 +18,7 @@ import torch
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.model import GPT
-from mygpt.cpu.train.workspace import step_bytes
+from mygpt.cpu.train.layout import step_bytes
 from mygpt.errors import OutOfMemoryError
 from mygpt.evaluation.losses import rows_at_once
 from mygpt.machine import free_memory_bytes

@@ -1,8 +1,8 @@
-"""Elementary functions, norms, activations and softmax on rows of float32.
+"""Elementary functions, norms, activations, rotation and softmax on rows of float32.
 
 The loops are written so that LLVM vectorises them: no calls into the C library, no branches that
 depend on the data, and sums that may be reordered (`REASSOCIATE`).
-Letters: C width of a row.
+Letters: C width of a row, D head size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import types
 
 from mygpt.cpu.common import layout as at
 from mygpt.cpu.common.simd import (
@@ -18,8 +19,10 @@ from mygpt.cpu.common.simd import (
     INT64,
     NO_NANS,
     REASSOCIATE,
+    UINT32,
     bits_of_float,
     float_of_bits,
+    floats,
     kernel,
 )
 
@@ -47,11 +50,33 @@ _23, _BIAS = np.int32(23), np.int32(127 << 23)
 
 # --- constants of the activations ---
 # GELU's approximation by tanh: Hendrycks & Gimpel, "Gaussian error linear units", 2016.
-_TANH_GELU, _CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
-_SQRT_HALF = f32(math.sqrt(0.5))
+TANH_GELU, CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
+SQRT_HALF = f32(math.sqrt(0.5))
 # Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26: error at most 1.5e-7.
 _P, _A1, _A2 = f32(0.3275911), f32(0.254829592), f32(-0.284496736)
 _A3, _A4, _A5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
+
+
+# A hash of 32 bits: the finaliser of MurmurHash3 (Appleby, 2011), with its two factors and its
+# shifts of 16, 13 and 16 bits. PLACE is 2**32 / golden ratio, odd: products with 0, 1, 2, ... are
+# spread evenly over 32 bits (Knuth, The Art of Computer Programming, volume 3, 6.4).
+PLACE = np.uint32(0x9E3779B1)
+_FACTOR_1, _FACTOR_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+_13, _16 = np.uint32(13), np.uint32(16)
+
+
+@kernel(INT64, returns=INT64)
+def padded(count):
+    """`count` rounded up to whole vectors."""
+    return (count + at.LANES - 1) // at.LANES * at.LANES
+
+
+@kernel(UINT32, returns=UINT32)
+def hash32(word):
+    """A hash of one word: each of its bits influences each bit of the result, one to one."""
+    h = np.uint32(np.uint32(word ^ (word >> _16)) * _FACTOR_1)
+    h = np.uint32(np.uint32(h ^ (h >> _13)) * _FACTOR_2)
+    return np.uint32(h ^ (h >> _16))
 
 
 @kernel(FLOAT32, returns=FLOAT32)
@@ -85,24 +110,33 @@ def erf(x):
     return value if x >= _ZERO else -value
 
 
-@kernel(FLOATS, FLOATS, INT64, INT64)
-def activate(gate, up, count, kind):
-    """gate[i] = GELU(gate[i]) (exact or tanh), or SiLU(gate[i]) * up[i] (SwiGLU)."""
+@kernel(FLOATS, FLOATS, FLOATS, INT64, INT64)
+def activate(out, gate, up, count, kind):
+    """out = GELU(gate) (exact or tanh), or SiLU(gate) * up (SwiGLU); `out` may be `gate`."""
     # The kind is tested outside of the loops, so that each loop has no branch.
     if kind == at.SWIGLU:
         # SiLU(x) = x / (1 + e**-x); SwiGLU: Shazeer, "GLU variants improve transformer", 2020.
         for i in range(count):
-            gate[i] = gate[i] / (_ONE + exp(-gate[i])) * up[i]
+            out[i] = gate[i] / (_ONE + exp(-gate[i])) * up[i]
     elif kind == at.GELU:
         # GELU(x) = x P(Z <= x) of a standard normal Z = x (1 + erf(x / sqrt 2)) / 2
         for i in range(count):
-            gate[i] = _HALF * gate[i] * (_ONE + erf(gate[i] * _SQRT_HALF))
+            out[i] = _HALF * gate[i] * (_ONE + erf(gate[i] * SQRT_HALF))
     else:
         # x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x**3). As
         # tanh u = 1 - 2 / (1 + e**2u), that is x (1 - 1 / (1 + e**2u)): one exp is enough.
         for i in range(count):
-            inner = _TANH_GELU * (gate[i] + _CUBIC * gate[i] * gate[i] * gate[i])
-            gate[i] = gate[i] * (_ONE - _ONE / (_ONE + exp(_TWO * inner)))
+            inner = TANH_GELU * (gate[i] + CUBIC * gate[i] * gate[i] * gate[i])
+            out[i] = gate[i] * (_ONE - _ONE / (_ONE + exp(_TWO * inner)))
+
+
+@kernel(FLOATS, FLOATS, INT64, returns=FLOAT32, extra=REASSOCIATE)
+def dot(x, y, count):
+    """The sum of x[i] y[i]."""
+    total = _ZERO
+    for i in range(count):
+        total += x[i] * y[i]
+    return total
 
 
 @kernel(FLOATS, INT64, returns=FLOAT32, extra=REASSOCIATE)
@@ -123,15 +157,20 @@ def sum_of_squares(x, count, centre):
     return total
 
 
-@kernel(FLOATS, FLOATS, INT64, INT64, FLOATS, FLOATS, FLOAT32)
-def normalize(out, x, count, kind, weight, bias, eps):
-    """out = LayerNorm or RMSNorm of the row x of C numbers; `out` may be `x`.
+@kernel(
+    FLOATS, FLOATS, INT64, INT64, INT64, INT64, FLOAT32, returns=types.UniTuple(FLOAT32, 2)
+)  # fmt: skip
+def normalize(out, x, count, kind, weight_address, bias_address, eps):
+    """out = LayerNorm or RMSNorm of the row x (C,); `out` may be `x`.
 
     LayerNorm (Ba et al., 2016): (x - mean) / sqrt(variance + eps) * weight + bias.
     RMSNorm (Zhang & Sennrich, 2019): x / sqrt(mean(x**2) + eps) * weight: mean 0, no bias.
+
+    Returns:
+        (mean, factor): `factor` is 1 / sqrt(...).
     """
     # Two passes, the mean first: E[x**2] - E[x]**2 in one pass would cancel in float32.
-    centre = _ZERO
+    centre, weight = _ZERO, floats(weight_address)
     if kind != at.RMS_NORM:
         centre = total_of(x, count) / f32(count)
     factor = _ONE / f32(math.sqrt(sum_of_squares(x, count, centre) / f32(count) + eps))
@@ -139,8 +178,25 @@ def normalize(out, x, count, kind, weight, bias, eps):
         for i in range(count):
             out[i] = x[i] * factor * weight[i]
     else:
+        bias = floats(bias_address)
         for i in range(count):
             out[i] = (x[i] - centre) * factor * weight[i] + bias[i]
+    return centre, factor
+
+
+@kernel(FLOATS, INT64, FLOATS, FLOATS)
+def rotate(x, size, cosines, sines):
+    """Rotary position embedding (Su et al., "RoFormer", 2021) of one head x (D,), in place."""
+    # Elements i and i + D/2 are a point of the plane, turned by the angle a = position * frequency:
+    #     x[i]       <- x[i] cos a - x[i + D/2] sin a
+    #     x[i + D/2] <- x[i + D/2] cos a + x[i] sin a
+    # A query at m and a key at n then have a score that depends on m - n alone. The pairs are those
+    # of Llama and Qwen in Hugging Face's layout; the paper pairs neighbours 2i and 2i + 1.
+    half = size // 2
+    for i in range(half):
+        first, second = x[i], x[i + half]
+        x[i] = first * cosines[i] - second * sines[i]
+        x[i + half] = second * cosines[i] + first * sines[i]
 
 
 @kernel(FLOATS, INT64, returns=FLOAT32, extra=NO_NANS)
@@ -157,23 +213,23 @@ def largest_of(x, count):
 def softmax(x, count, capacity, scale):
     """x[:count] = softmax(scale * x[:count]) and x[count:capacity] = 0; all NaN where one is.
 
-    `capacity` is a whole number of vectors, and the buffer extends to it.
+    `capacity` is a multiple of LANES, and the buffer extends to it.
     """
     # x:  | scores ... | least least | 0 0 ... 0 |
     #     0          count         padded     capacity
     # The loops run over whole vectors: LLVM would compute a rest of fewer than LANES numbers one
     # by one. Measured at the tutorial's size: 5,700 cycles a token for attention, 8,100 before.
-    padded = (count + at.LANES - 1) // at.LANES * at.LANES
-    for i in range(count, padded):
-        x[i] = _LEAST  # so its exponential is as good as 0 in the sum (1e-38 of the largest)
+    end = padded(count)
+    for i in range(count, end):
+        x[i] = _LEAST
     # Without the largest subtracted e**x would overflow; it cancels in the quotient.
-    largest = largest_of(x, padded)
-    for i in range(padded):
+    largest = largest_of(x, end)
+    for i in range(end):
         x[i] = exp((x[i] - largest) * scale)
     for i in range(count, capacity):
         x[i] = _ZERO
-    factor = _ONE / total_of(x, padded)
-    for i in range(padded):
+    factor = _ONE / total_of(x, end)
+    for i in range(end):
         x[i] *= factor
 
 

@@ -66,21 +66,18 @@ class KernelLibrary(NamedTuple):
 
 _COMMON, _DECODE, _TRAIN = (f"mygpt.cpu.{part}" for part in ("common", "decode", "train"))
 _SHARED = tuple(
-    f"{_COMMON}.{name}" for name in ("layout", "simd", "arithmetic", "matmul", "panels")
+    f"{_COMMON}.{name}" for name in ("layout", "simd", "arithmetic", "matmul", "weights")
 )
+_DECODE_SOURCES = ("layout", "attention", "forward", "sample", "loop")
 DECODING = KernelLibrary(
     "kernels",
     "the decoding loop",
     10,
-    (
-        *_SHARED,
-        f"{_COMMON}.digest",
-        *(f"{_DECODE}.{name}" for name in ("attention", "forward", "sample", "loop")),
-    ),
+    (*_SHARED, *(f"{_DECODE}.{name}" for name in _DECODE_SOURCES)),
     (
         (f"{_DECODE}.loop", "run"),
-        (f"{_COMMON}.digest", "digest"),
-        (f"{_COMMON}.panels", "pack_matrices"),
+        (f"{_COMMON}.weights", "digest"),
+        (f"{_COMMON}.weights", "pack_matrices"),
     ),
 )
 _TRAIN_SOURCES = ("layout", "products", "arithmetic", "attention", "block", "network", "orthogonal")

@@ -1,25 +1,17 @@
-"""Rows times a packed matrix, in tiles that keep one order of addition for any number of rows.
+"""Matrix products, all made of tiles that keep one order of addition for any number of rows.
 
-A matrix with N outputs is stored in panels (picture below), so that one row times the matrix reads
+A weight with N outputs is stored in panels (picture below), so that one row times the matrix reads
 memory from one end to the other.
 Letters: C inner dimension (depth), N outputs.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from mygpt.cpu.common import layout as at
-from mygpt.cpu.common.arithmetic import f32, part_start
-from mygpt.cpu.common.simd import (
-    BYTES,
-    FLOATS,
-    INT64,
-    INTS,
-    floats,
-    int8s,
-    kernel,
-    make_tiles,
-    skip,
-)
+from mygpt.cpu.common.arithmetic import padded
+from mygpt.cpu.common.simd import BYTES, FLOATS, INT64, kernel, make_tile, skip
 
 # A weight (N, C), as torch has it, is packed into panels of P = PANEL outputs:
 #
@@ -42,106 +34,91 @@ from mygpt.cpu.common.simd import (
 # 1) + ..., for one row and for many, so the depth is part of a result's last bits.
 DEPTH_BLOCK = 512
 
-_float_tiles = make_tiles(quantized=False)
-_int8_tiles = make_tiles(quantized=True)
-
-
-@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64, INT64)
-def multiply(y, y_stride, x, x_stride, w, w_stride, depth, rows, vectors, adding):
-    """y = x w, or y += x w, for one tile of float32; see `make_tiles`."""
-    # The place of `scales` is taken by any pointer (y): float32 tiles do not read it.
-    _float_tiles(y, y_stride, x, x_stride, w, w_stride, depth, y, rows, vectors, adding)
-
-
-@kernel(FLOATS, INT64, FLOATS, INT64, BYTES, INT64, INT64, FLOATS, INT64, INT64, INT64)
-def _multiply_int8(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding):
-    """The same with w as int8 and one scale for each output."""
-    _int8_tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding)
+_tile = make_tile(quantized=False)
+_outer_tile = make_tile(quantized=False, transposed=True)
 
 
 @kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64)
-def _panel(y, y_stride, x, x_stride, w, width, depth, rows, adding):
-    """y (rows, width) (+)= x times one panel of float32 that starts at `w`."""
-    # Tiles of ROWS rows and one last lower tile: no row's sum depends on its tile's height.
-    for row in range(0, rows, at.ROWS):
-        high = min(at.ROWS, rows - row)
-        multiply(
-            skip(y, row * y_stride), y_stride, skip(x, row * x_stride), x_stride, w, width, depth,
-            high, width // at.LANES, adding,
-        )  # fmt: skip
+def product(y, y_stride, x, x_stride, w, w_stride, rows, depth, columns):
+    """y (rows, columns) = x (rows, depth) w (depth, columns); LANES divides `columns`.
+
+    w is row-major, not packed: its rows are `w_stride` apart.
+    """
+    # The place of `scales` is taken by any pointer (y): float32 tiles do not read it.
+    for first in range(0, columns, at.PANEL):
+        vectors = min(at.PANEL, columns - first) // at.LANES
+        for k in range(0, depth, DEPTH_BLOCK):
+            for row in range(0, rows, at.ROWS):
+                _tile(
+                    skip(y, row * y_stride + first), y_stride, skip(x, row * x_stride + k),
+                    x_stride, skip(w, k * w_stride + first), w_stride,
+                    min(DEPTH_BLOCK, depth - k), y, min(at.ROWS, rows - row), vectors, k,
+                )  # fmt: skip
 
 
-@kernel(FLOATS, INT64, FLOATS, INT64, BYTES, INT64, INT64, FLOATS, INT64, INT64)
-def _panel_int8(y, y_stride, x, x_stride, w, width, depth, scales, rows, adding):
-    """The same for a panel of int8."""
-    for row in range(0, rows, at.ROWS):
-        high = min(at.ROWS, rows - row)
-        _multiply_int8(
-            skip(y, row * y_stride), y_stride, skip(x, row * x_stride), x_stride, w, width, depth,
-            scales, high, width // at.LANES, adding,
-        )  # fmt: skip
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, FLOATS, INT64, INT64, INT64)
+def add_outer(y, y_stride, a, a_stride, a_columns, b, b_stride, b_columns, rows):
+    """y (a_columns, b_columns) += a^T b, summed over `rows` rows; LANES divides b_columns."""
+    # A sum of outer products, one a row. The depth is not cut: a chunk has few rows.
+    for first in range(0, b_columns, at.PANEL):
+        vectors = min(at.PANEL, b_columns - first) // at.LANES
+        for m in range(0, a_columns, at.ROWS):
+            out = skip(y, m * y_stride + first)
+            high = min(at.ROWS, a_columns - m)
+            _outer_tile(
+                out, y_stride, skip(a, m), a_stride, skip(b, first), b_stride, rows, out, high,
+                vectors, 1,
+            )  # fmt: skip
 
 
-@kernel(FLOATS, INT64, INT64, FLOATS, INT64, INT64, INT64)
-def _set_bias(y, y_stride, rows, bias, adding, begin, end):
-    """Set the columns from `begin` to `end` of y to the bias, or add the bias to them."""
+def _packed_product(*, quantized: bool) -> Any:
+    """The kernel that multiplies with a packed matrix of float32, or of int8 with scales."""
+    tile, numbers = make_tile(quantized=quantized), BYTES if quantized else FLOATS
+
+    @kernel(FLOATS, INT64, FLOATS, INT64, INT64, numbers, FLOATS, INT64, INT64, INT64)
+    def multiply(y, y_stride, x, x_stride, rows, panels, scales, outputs, depth, adding):
+        # Panels outside, depth inside, rows innermost: a piece of a panel is read from memory once
+        # and used for all rows; y's tiles are loaded and stored again for each piece of the depth.
+        end = padded(outputs)
+        for first in range(0, end, at.PANEL):
+            width = min(at.PANEL, end - first)
+            for k in range(0, depth, DEPTH_BLOCK):
+                # All panels before this one are PANEL wide; in this one a row k is `width` long.
+                w = skip(panels, first * depth + k * width)
+                keep = 1 if k > 0 else adding  # later pieces are added to the first
+                for row in range(0, rows, at.ROWS):
+                    tile(
+                        skip(y, row * y_stride + first), y_stride, skip(x, row * x_stride + k),
+                        x_stride, w, width, min(DEPTH_BLOCK, depth - k), skip(scales, first),
+                        min(at.ROWS, rows - row), width // at.LANES, keep,
+                    )  # fmt: skip
+
+    return multiply
+
+
+# y (rows, N padded to whole vectors) = x w, or y += x w, for a packed w (C, N). `scales` (N,) are
+# read by the second only.
+multiply = _packed_product(quantized=False)
+multiply_int8 = _packed_product(quantized=True)
+
+
+@kernel(FLOATS, INT64, INT64, FLOATS, INT64, INT64)
+def set_bias(y, y_stride, rows, bias, outputs, adding):
+    """Set the first `outputs` columns of y to the bias, or add the bias to them."""
     for row in range(rows):
         out = skip(y, row * y_stride)
         if adding:
-            for i in range(begin, end):
+            for i in range(outputs):
                 out[i] += bias[i]
         else:
-            for i in range(begin, end):
+            for i in range(outputs):
                 out[i] = bias[i]
 
 
-@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INTS, INT64, INT64, INT64, INT64)
-def linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, parts):
-    """y = x W + b, or y += x W + b, for the outputs of part number `part` of `parts`.
-
-    y is (rows, N padded to whole vectors) and x (rows, C), float32; `matrix` points to a packed
-    matrix's description (see `layout`). Each part computes whole panels.
-    """
-    outputs, depth = matrix[at.OUTPUTS_PADDED], matrix[at.DEPTH]
-    panels = (outputs + at.PANEL - 1) // at.PANEL
-    first, last = part_start(panels, part, parts), part_start(panels, part + 1, parts)
-    if matrix[at.BIAS] != 0:
-        begin, end = first * at.PANEL, min(last * at.PANEL, outputs)
-        _set_bias(y, y_stride, rows, floats(matrix[at.BIAS]), adding, begin, end)
-        adding = 1  # the products are added to the bias
-    # Panels outside, depth inside, rows innermost: a piece of a panel is read from memory once and
-    # used for all rows; y's tiles are loaded and stored again for each piece of the depth.
-    for panel in range(first, last):
-        width = min(at.PANEL, outputs - panel * at.PANEL)
-        for k in range(0, depth, DEPTH_BLOCK):
-            deep = min(DEPTH_BLOCK, depth - k)
-            # All panels before this one are PANEL wide; in this one a row k is `width` long.
-            start = panel * at.PANEL * depth + k * width
-            y_panel, x_part = skip(y, panel * at.PANEL), skip(x, k)
-            keep = 1 if k > 0 else adding  # later pieces are added to the first
-            if quantized:
-                w = skip(int8s(matrix[at.DATA]), start)
-                scales = skip(floats(matrix[at.SCALES]), panel * at.PANEL)
-                _panel_int8(y_panel, y_stride, x_part, x_stride, w, width, deep, scales, rows, keep)
-            else:
-                w = skip(floats(matrix[at.DATA]), start)
-                _panel(y_panel, y_stride, x_part, x_stride, w, width, deep, rows, keep)
-
-
-@kernel(FLOATS, INTS, INT64, INT64)
-def copy_row(out, matrix, row, quantized):
-    """out = the C weights of output number `row`: a token's embedding."""
-    # An embedding (V, C) is a packed matrix with V outputs, which a tied head multiplies by. Its
-    # row is a column of a panel: every width-th element.
-    depth, outputs = matrix[at.DEPTH], matrix[at.OUTPUTS_PADDED]
-    panel = row // at.PANEL
-    width = min(at.PANEL, outputs - panel * at.PANEL)
-    start = panel * at.PANEL * depth + row - panel * at.PANEL
-    if quantized:
-        data, scale = skip(int8s(matrix[at.DATA]), start), floats(matrix[at.SCALES])[row]
-        for k in range(depth):
-            out[k] = f32(data[k * width]) * scale
-    else:
-        values = skip(floats(matrix[at.DATA]), start)
-        for k in range(depth):
-            out[k] = values[k * width]
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INT64)
+def transpose(out, out_stride, x, x_stride, rows, columns):
+    """out (columns, rows) = x (rows, columns) transposed."""
+    for row in range(rows):
+        own = skip(x, row * x_stride)
+        for column in range(columns):
+            out[column * out_stride + row] = own[column]

@@ -23,7 +23,7 @@ FLOATS = types.CPointer(types.float32)
 INTS = types.CPointer(types.int64)
 BYTES = types.CPointer(types.int8)
 WORDS = types.CPointer(types.uint32)
-INT64, INT32 = types.int64, types.int32
+INT64, INT32, UINT32 = types.int64, types.int32, types.uint32
 FLOAT32, FLOAT64 = types.float32, types.float64
 
 # LLVM's fast-math flags (LangRef, "Fast-Math Flags"), granted function by function. "reassoc" lets
@@ -145,10 +145,10 @@ def atomic_load(typingctx: Any, counter: Any) -> Any:
 # 112 GFLOP/s on one thread, where MKL's product of 1024-cubes reaches 80 to 98.
 
 
-def make_tiles(*, quantized: bool, transposed: bool = False) -> Any:
+def make_tile(*, quantized: bool, transposed: bool = False) -> Any:
     """The kernel y[r, n] (+)= sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
 
-    Called as tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors,
+    Called as tile(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors,
     adding): pointers, with strides in elements; rows from 1 to ROWS, vectors from 1 to
     VECTORS; whether to add to y or to replace it. Every sum runs over k in order, one fused
     multiply-add a step, in a register of its own, so a row's result is the same in a tile of
@@ -176,20 +176,21 @@ def make_tiles(*, quantized: bool, transposed: bool = False) -> Any:
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    i64 = types.int64
-
     @intrinsic
     def tiles(
         typingctx: Any, y: Any, y_stride: Any, x: Any, x_stride: Any, w: Any, w_stride: Any,
-        depth: Any, scales: Any, rows: Any, vectors: Any,
-        adding: Any,
+        depth: Any, scales: Any, rows: Any, vectors: Any, adding: Any,
     ) -> Any:  # fmt: skip
-        weights = BYTES if quantized else FLOATS
-        return types.void(
-            FLOATS, i64, FLOATS, i64, weights, i64, i64, FLOATS, i64, i64, i64
-        ), codegen  # fmt: skip
+        return types.void(*arguments), codegen
 
-    return tiles
+    numbers = BYTES if quantized else FLOATS
+    arguments = (FLOATS, INT64, FLOATS, INT64, numbers, INT64, INT64, FLOATS, INT64, INT64, INT64)
+
+    @kernel(*arguments)
+    def tile(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding):
+        tiles(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding)
+
+    return tile
 
 
 def _emit_tile(

@@ -5,17 +5,10 @@ Letters: R rows, H heads, G key/value heads, D head size, T time.
 
 from __future__ import annotations
 
-from mygpt.cpu.common import layout as at
-from mygpt.cpu.common.arithmetic import normalize, softmax
-from mygpt.cpu.common.matmul import DEPTH_BLOCK, multiply
-from mygpt.cpu.common.simd import (
-    FLOATS,
-    INT64,
-    INTS,
-    floats,
-    kernel,
-    skip,
-)
+from mygpt.cpu.common.arithmetic import normalize, padded, rotate, softmax
+from mygpt.cpu.common.matmul import product
+from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, kernel, skip
+from mygpt.cpu.decode import layout as at
 
 # The caches consist of one piece for each (slot, layer, key/value head), in that order. T is the
 # capacity (TIME_STRIDE), W the head size rounded up to whole vectors (HEAD_STRIDE):
@@ -38,32 +31,15 @@ def _cache_offset(job, slot, layer, group):
     return (slot * job[at.LAYERS] + layer) * job[at.GROUPS] + group
 
 
-@kernel(FLOATS, INT64, INTS)
-def _rotate(x, position, job):
-    """Rotary position embedding (Su et al., "RoFormer", 2021) of one head x (D,), in place."""
-    # Elements i and i + D/2 are a point of the plane, turned by the angle a = position * frequency:
-    #     x[i]       <- x[i] cos a - x[i + D/2] sin a
-    #     x[i + D/2] <- x[i + D/2] cos a + x[i] sin a
-    # A query at m and a key at n then have a score that depends on m - n alone. The pairs are those
-    # of Llama and Qwen in Hugging Face's layout; the paper pairs neighbours 2i and 2i + 1.
-    half = job[at.HEAD] // 2
-    cosines = skip(floats(job[at.COSINES]), position * job[at.HEAD])
-    sines = skip(floats(job[at.SINES]), position * job[at.HEAD])
-    for i in range(half):
-        first, second = x[i], x[i + half]
-        x[i] = first * cosines[i] - second * sines[i]
-        x[i + half] = second * cosines[i] + first * sines[i]
-
-
 @kernel(FLOATS, INT64, INTS, INT64)
 def _prepare_head(x, position, job, norm):
     """Normalise and rotate one query or key head in place, as far as the model does so."""
+    size = job[at.HEAD]
     if job[at.QK_NORM]:
-        weight = floats(norm)
-        # RMSNorm reads no bias: the weight fills the argument's place.
-        normalize(x, x, job[at.HEAD], at.RMS_NORM, weight, weight, floats(job[at.REALS])[at.EPS])
+        normalize(x, x, size, at.RMS_NORM, norm, 0, floats(job[at.REALS])[at.EPS])
     if job[at.ROTARY]:
-        _rotate(x, position, job)
+        cosines, sines = floats(job[at.COSINES]), floats(job[at.SINES])
+        rotate(x, size, skip(cosines, position * size), skip(sines, position * size))
 
 
 @kernel(INTS, INTS, INT64, INT64, INT64, INT64, INTS)
@@ -115,25 +91,14 @@ def _attend_tile(job, thread, number, row, rows, head, slot, position):
     # Columns past `seen` are inside the cache, whose capacity is a multiple of LANES. Whatever is
     # there, the softmax replaces its scores.
     seen = position + rows
-    columns = (seen + at.LANES - 1) // at.LANES * at.LANES
-    for t in range(0, columns, at.PANEL):
-        vectors = min(at.VECTORS, (columns - t) // at.LANES)
-        multiply(
-            skip(scores, t), time, query, job[at.QUERY_STRIDE], skip(keys, t), time, size, rows,
-            vectors, 0,
-        )  # fmt: skip
+    columns = padded(seen)
+    product(scores, time, query, job[at.QUERY_STRIDE], keys, time, rows, size, columns)
     # The causal mask: row r's softmax covers positions 0 to position + r, and sets the rest to 0.
     for r in range(rows):
         own = skip(scores, r * time)
         softmax(own, position + r + 1, columns, floats(job[at.REALS])[at.SCORE_SCALE])
     attended = skip(floats(job[at.ATTENDED]), row * job[at.ATTENDED_STRIDE] + head * wide)
-    for d in range(0, wide, at.PANEL):
-        vectors = min(at.VECTORS, (wide - d) // at.LANES)
-        for t in range(0, seen, DEPTH_BLOCK):
-            multiply(
-                skip(attended, d), job[at.ATTENDED_STRIDE], skip(scores, t), time,
-                skip(values, t * wide + d), wide, min(DEPTH_BLOCK, seen - t), rows, vectors, t,
-            )  # fmt: skip
+    product(attended, job[at.ATTENDED_STRIDE], scores, time, values, wide, rows, seen, wide)
 
 
 @kernel(INTS, INT64, INT64, INT64, INT64, INT64, INT64, INTS, INTS)

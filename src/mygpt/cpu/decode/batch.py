@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
-from mygpt.cpu.common import layout as at
+from mygpt.cpu.common.layout import padded
 from mygpt.cpu.common.workers import usable_cores
+from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.decoding import Loop
 from mygpt.cpu.decode.memory import Memory
-from mygpt.cpu.decode.pack import PackedModel, padded
+from mygpt.cpu.decode.pack import PackedModel
 from mygpt.engine import Request, check_prompt_fits
 from mygpt.errors import InputError
 

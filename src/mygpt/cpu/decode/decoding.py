@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import SamplingConfig
-from mygpt.cpu.common import layout as at
 from mygpt.cpu.common.build import load_kernels
+from mygpt.cpu.common.layout import padded
 from mygpt.cpu.common.workers import run_on_threads, usable_cores
+from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.memory import Memory
-from mygpt.cpu.decode.pack import PackedModel, padded
+from mygpt.cpu.decode.pack import PackedModel
 from mygpt.engine import Request
 from mygpt.errors import InputError, broken_model, overflowing_settings
 

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 from numba import types
 
-from mygpt.cpu.common import layout as at
-from mygpt.cpu.common.arithmetic import activate, normalize, part_start
-from mygpt.cpu.common.matmul import copy_row, linear
+from mygpt.cpu.common.arithmetic import activate, f32, normalize, part_start
+from mygpt.cpu.common.matmul import multiply, multiply_int8, set_bias
 from mygpt.cpu.common.simd import (
     FLOATS,
     INT64,
@@ -27,10 +26,12 @@ from mygpt.cpu.common.simd import (
     atomic_add,
     atomic_load,
     floats,
+    int8s,
     ints,
     kernel,
     skip,
 )
+from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.attention import attend, prepare_queries, store_keys_values
 
 # Rows per thread from which on threads divide the rows instead of the outputs. With fewer rows many
@@ -86,11 +87,52 @@ def _my_rows(rows, thread, threads):
         (first row, last row, part, parts)
     """
     tiles = (rows + at.ROWS - 1) // at.ROWS
-    first, last = (
-        part_start(tiles, thread, threads) * at.ROWS,
-        part_start(tiles, thread + 1, threads) * at.ROWS,
-    )
-    return first, min(last, rows), 0, 1
+    first = part_start(tiles, thread, threads) * at.ROWS
+    return first, min(part_start(tiles, thread + 1, threads) * at.ROWS, rows), 0, 1
+
+
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INTS, INT64, INT64, INT64, INT64)
+def _linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, parts):
+    """y = x W + b, or y += x W + b, for the outputs of part number `part` of `parts`.
+
+    y is (rows, N padded to whole vectors) and x (rows, C), float32; `matrix` points to a packed
+    matrix's description (see `layout`). Each part computes whole panels.
+    """
+    outputs, depth = matrix[at.OUTPUTS_PADDED], matrix[at.DEPTH]
+    panels = (outputs + at.PANEL - 1) // at.PANEL
+    first = part_start(panels, part, parts) * at.PANEL
+    count = min(part_start(panels, part + 1, parts) * at.PANEL, outputs) - first
+    out = skip(y, first)
+    if matrix[at.BIAS] != 0:
+        set_bias(out, y_stride, rows, skip(floats(matrix[at.BIAS]), first), count, adding)
+        adding = 1  # the products are added to the bias
+    if quantized:
+        w, scales = skip(int8s(matrix[at.DATA]), first * depth), floats(matrix[at.SCALES])
+        multiply_int8(
+            out, y_stride, x, x_stride, rows, w, skip(scales, first), count, depth, adding
+        )
+    else:
+        w = skip(floats(matrix[at.DATA]), first * depth)
+        multiply(out, y_stride, x, x_stride, rows, w, out, count, depth, adding)
+
+
+@kernel(FLOATS, INTS, INT64, INT64)
+def _copy_row(out, matrix, row, quantized):
+    """out = the C weights of output number `row`: a token's embedding."""
+    # An embedding (V, C) is a packed matrix with V outputs, which a tied head multiplies by. Its
+    # row is a column of a panel: every width-th element.
+    depth, outputs = matrix[at.DEPTH], matrix[at.OUTPUTS_PADDED]
+    panel = row // at.PANEL
+    width = min(at.PANEL, outputs - panel * at.PANEL)
+    start = panel * at.PANEL * depth + row - panel * at.PANEL
+    if quantized:
+        data, scale = skip(int8s(matrix[at.DATA]), start), floats(matrix[at.SCALES])[row]
+        for k in range(depth):
+            out[k] = f32(data[k * width]) * scale
+    else:
+        values = skip(floats(matrix[at.DATA]), start)
+        for k in range(depth):
+            out[k] = values[k * width]
 
 
 @kernel(INTS, FLOATS, INT64, INT64)
@@ -99,7 +141,7 @@ def _embed(job, x, first, last):
     width, tokens, positions = job[at.WIDTH], ints(job[at.ROW_TOKEN]), ints(job[at.ROW_POSITION])
     for row in range(first, last):
         out = skip(x, row * job[at.WIDTH_STRIDE])
-        copy_row(out, ints(job[at.EMBEDDING]), tokens[row], job[at.QUANTIZED])
+        _copy_row(out, ints(job[at.EMBEDDING]), tokens[row], job[at.QUANTIZED])
         if job[at.POSITIONS] != 0:
             here = skip(floats(job[at.POSITIONS]), positions[row] * width)
             for c in range(width):
@@ -120,7 +162,7 @@ def _normalize(job, thread, x, weight, bias, first, last):
     for row in range(first, last):
         normalize(
             skip(normed, row * stride), skip(x, row * stride), job[at.WIDTH], job[at.NORM],
-            floats(weight), floats(bias), floats(job[at.REALS])[at.EPS],
+            weight, bias, floats(job[at.REALS])[at.EPS],
         )  # fmt: skip
 
 
@@ -130,7 +172,7 @@ def _project(job, thread, layer, matrix, out, out_stride, first, last, part, par
     stride = job[at.WIDTH_STRIDE]
     y = skip(floats(job[out]), first * job[out_stride])
     x = skip(_my_normed(job, thread), first * stride)
-    linear(
+    _linear(
         y, job[out_stride], x, stride, last - first, skip(layer, matrix), job[at.QUANTIZED], 0,
         part, parts,
     )  # fmt: skip
@@ -141,7 +183,7 @@ def _add_projection(job, layer, matrix, x, source, source_stride, first, last, p
     """x += rows of the buffer `source` times one of the layer's matrices."""
     stride = job[at.WIDTH_STRIDE]
     rows = skip(floats(job[source]), first * job[source_stride])
-    linear(
+    _linear(
         skip(x, first * stride), stride, rows, job[source_stride], last - first,
         skip(layer, matrix), job[at.QUANTIZED], 1, part, parts,
     )  # fmt: skip
@@ -177,10 +219,11 @@ def attention_and_mlp(job, thread, layer, number, x, slots, positions, first, la
     begin = part_start(panels, part, parts) * at.PANEL
     end = min(part_start(panels, part + 1, parts) * at.PANEL, job[at.HIDDEN_STRIDE])
     gate, up = skip(floats(job[at.GATE]), begin), skip(floats(job[at.UP]), begin)
-    # The panels that `linear` has computed in this thread (it divides them in the same way).
+    # The panels that `_linear` has computed in this thread (it divides them in the same way).
     for row in range(first, last):
         away = row * job[at.HIDDEN_STRIDE]
-        activate(skip(gate, away), skip(up, away), end - begin, job[at.MLP])
+        own = skip(gate, away)
+        activate(own, own, skip(up, away), end - begin, job[at.MLP])
     _barrier_if(job, parts)
     _add_projection(job, layer, at.W_DOWN, x, at.GATE, at.HIDDEN_STRIDE, first, last, part, parts)
     _barrier_if(job, parts)
@@ -205,21 +248,12 @@ def _predict(job, thread, threads, layer):
     barrier(job)
     slots, positions = ints(job[at.OUTPUT_SLOT]), ints(job[at.OUTPUT_POSITION])
     attention_and_mlp(
-        job,
-        thread,
-        layer,
-        job[at.LAYERS] - 1,
-        last_x,
-        slots,
-        positions,
-        0,
-        outputs,
-        thread,
+        job, thread, layer, job[at.LAYERS] - 1, last_x, slots, positions, 0, outputs, thread,
         threads,
-    )
+    )  # fmt: skip
     _normalize(job, thread, last_x, job[at.FINAL_WEIGHT], job[at.FINAL_BIAS], 0, outputs)
     logits = skip(floats(job[at.LOGITS]), job[at.OUTPUTS_BEFORE] * job[at.VOCAB_STRIDE])
-    linear(
+    _linear(
         logits, job[at.VOCAB_STRIDE], _my_normed(job, thread), stride, outputs,
         ints(job[at.HEAD_MATRIX]), job[at.QUANTIZED], 0, thread, threads,
     )  # fmt: skip
@@ -241,32 +275,22 @@ def forward(job, thread):
         barrier(job)
     else:
         _embed(job, x, first, last)
-    groups, next_groups = (
-        part_start(job[at.GROUPS], part, parts),
-        part_start(job[at.GROUPS], part + 1, parts),
-    )
+    group = part_start(job[at.GROUPS], part, parts)
+    next_group = part_start(job[at.GROUPS], part + 1, parts)
     for number in range(job[at.LAYERS]):
         layer = skip(ints(job[at.LAYER_TABLE]), number * at.LAYER_SIZE)
         top = number == job[at.LAYERS] - 1
         _normalize(job, thread, x, layer[at.NORM_1], layer[at.NORM_1_BIAS], first, last)
         _project(
-            job,
-            thread,
-            layer,
-            at.W_KEY_VALUE,
-            at.KEY_VALUE,
-            at.KEY_VALUE_STRIDE,
-            first,
-            last,
-            part,
-            parts,
-        )
+            job, thread, layer, at.W_KEY_VALUE, at.KEY_VALUE, at.KEY_VALUE_STRIDE, first, last,
+            part, parts,
+        )  # fmt: skip
         if not top:
             _project(
                 job, thread, layer, at.W_QUERY, at.QUERY, at.QUERY_STRIDE, first, last, part, parts
             )
         _barrier_if(job, parts)
-        store_keys_values(job, layer, number, first, last, groups, next_groups, slots, positions)
+        store_keys_values(job, layer, number, first, last, group, next_group, slots, positions)
         # Rows of other threads: where rows are divided, their keys are attended to; in the last
         # block, `_predict` divides the work differently.
         if top or parts == 1:

@@ -12,9 +12,9 @@ Letters: L window, V vocabulary.
 
 from __future__ import annotations
 
-from mygpt.cpu.common import layout as at
 from mygpt.cpu.common.arithmetic import part_start
 from mygpt.cpu.common.simd import INT64, INTS, floats, int8s, ints, kernel, skip
+from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.forward import barrier, forward
 from mygpt.cpu.decode.sample import argmax, choose
 
@@ -142,13 +142,9 @@ def _sample(job, thread):
         token = choose(
             skip(floats(job[at.LOGITS]), slot[at.LOGITS_ROW] * stride),
             skip(floats(job[at.PROBABILITIES]), number * stride),
-            skip(floats(job[at.SCRATCH]), thread * stride),
-            seen,
-            vocab,
-            slot,
-            skip(floats(job[at.SETTINGS]), number * at.SETTINGS_SIZE),
-            job[at.MODE] == at.DRAW,
-        )
+            skip(floats(job[at.SCRATCH]), thread * stride), seen, vocab, slot,
+            skip(floats(job[at.SETTINGS]), number * at.SETTINGS_SIZE), job[at.MODE] == at.DRAW,
+        )  # fmt: skip
         if token < 0:
             slot[at.STATUS] = -token
             job[at.FAILED] = 1

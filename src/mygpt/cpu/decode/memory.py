@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GREEDY_BELOW
-from mygpt.cpu.common import layout as at
-from mygpt.cpu.decode.pack import Arena, PackedModel, padded
+from mygpt.cpu.common.layout import Arena, padded
+from mygpt.cpu.decode import layout as at
+from mygpt.cpu.decode.pack import PackedModel
 from mygpt.engine import Request, check_prompt_ids
 
 _OVERFLOWS = {"crop": at.CROP, "refill": at.REFILL, "stop": at.STOP}

@@ -13,53 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
-from mygpt.cpu.common import layout as at
 from mygpt.cpu.common.build import load_kernels
-from mygpt.cpu.common.layout import LANES, PANEL
+from mygpt.cpu.common.layout import MLPS, NORMS, PANEL, Arena, padded
+from mygpt.cpu.decode import layout as at
 
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
-
-_NORMS = {"layer": at.LAYER_NORM, "rms": at.RMS_NORM}
-_MLPS = {"gelu": at.GELU, "gelu_tanh": at.GELU_TANH, "swiglu": at.SWIGLU}
-_LINE = 64  # bytes of a cache line, and of a vector of AVX-512: aligned, it is within one line
-
-
-def padded(count: int) -> int:
-    """`count` rounded up to whole vectors."""
-    return -(-count // LANES) * LANES
-
-
-class Arena:
-    """Memory for many arrays in one piece, each beginning at a cache line.
-
-    One piece, because NumPy asks for large pages (2 MiB instead of 4 KiB) only for large arrays.
-    The processor caches few translations of addresses: a model of 10.7 million parameters decoded
-    329 tokens/s with an array for each matrix, 512 with one piece (docs/lab-notes.md).
-    """
-
-    # | array 0 ... | gap < 64 bytes | array 1 ... | gap | array 2 ... |        free        |
-    #                                                                ^ _used
-
-    def __init__(self, size: int) -> None:
-        self._pieces = [np.empty(size, np.int8)]
-        self._used = 0
-
-    def take(self, count: int, dtype: Any = np.float32, *, zeroed: bool = True) -> NDArray[Any]:
-        """An array of `count` numbers, set to 0 unless that is not needed."""
-        size = count * np.dtype(dtype).itemsize
-        piece = self._pieces[-1]
-        start = self._used + -(piece.ctypes.data + self._used) % _LINE
-        if start + size > piece.size:
-            # The estimate was too small: a further piece, so that earlier arrays keep their place.
-            self._pieces.append(np.empty(max(size + _LINE, piece.size // 4), np.int8))
-            self._used = 0
-            return self.take(count, dtype, zeroed=zeroed)
-        self._used = start + size
-        array: NDArray[Any] = piece[start : self._used].view(dtype)
-        if zeroed:
-            array.fill(0)
-        return array
 
 
 class PackedModel:
@@ -107,9 +66,9 @@ class PackedModel:
             at.HEAD: config.head_size,
             at.VOCAB: config.vocab_size,
             at.WINDOW: config.max_seq_len,
-            at.NORM: _NORMS[config.norm],
+            at.NORM: NORMS[config.norm],
             at.ROTARY: config.position == "rotary",
-            at.MLP: _MLPS[config.mlp],
+            at.MLP: MLPS[config.mlp],
             at.QK_NORM: config.qk_norm,
             at.QUANTIZED: self.quantized,
             at.WIDTH_STRIDE: padded(config.embed_dim),

@@ -13,7 +13,6 @@ import math
 import numpy as np
 
 from mygpt.core.random import DRAW_TOKEN
-from mygpt.cpu.common import layout as at
 from mygpt.cpu.common.arithmetic import exp, f32, largest_of
 from mygpt.cpu.common.simd import (
     BYTES,
@@ -27,6 +26,7 @@ from mygpt.cpu.common.simd import (
     bits_of_float,
     kernel,
 )
+from mygpt.cpu.decode import layout as at
 
 _ZERO, _ONE = f32(0), f32(1)
 _EXCLUDED = f32(-math.inf)  # the logit of a token that a filter has removed

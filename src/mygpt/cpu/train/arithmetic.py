@@ -11,30 +11,26 @@ import math
 
 import numpy as np
 
-from mygpt.cpu.common import layout as kinds
-from mygpt.cpu.common.arithmetic import erf, exp, f32, largest_of, sum_of_squares, total_of
+from mygpt.cpu.common.arithmetic import (
+    CUBIC,
+    PLACE,
+    SQRT_HALF,
+    TANH_GELU,
+    activate,
+    dot,
+    erf,
+    exp,
+    f32,
+    hash32,
+    largest_of,
+    normalize,
+    rotate,
+)
 from mygpt.cpu.common.simd import FLOAT32, FLOATS, INT64, INTS, REASSOCIATE, floats, kernel, skip
 from mygpt.cpu.train import layout as at
 
 _ZERO, _HALF, _ONE, _TWO, _THREE = f32(0), f32(0.5), f32(1), f32(2), f32(3)
-_SQRT_HALF = f32(math.sqrt(0.5))
 _DENSITY = f32(1 / math.sqrt(2 * math.pi))  # the standard normal density at 0
-# GELU's approximation by tanh: Hendrycks & Gimpel, "Gaussian error linear units", 2016.
-_TANH_GELU, _CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
-# The finaliser of MurmurHash3 (Appleby, 2011): two factors, shifts of 16, 13 and 16 bits. _PLACE is
-# 2**32 / golden ratio, odd: its multiples are spread evenly over 32 bits (Knuth, The Art of
-# Computer Programming, volume 3, 6.4).
-_FACTOR_1, _FACTOR_2, _PLACE = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.uint32(0x9E3779B1)
-_13, _16 = np.uint32(13), np.uint32(16)
-
-
-@kernel(FLOATS, FLOATS, INT64, returns=FLOAT32, extra=REASSOCIATE)
-def dot(x, y, count):
-    """The sum of x[i] y[i]."""
-    total = _ZERO
-    for i in range(count):
-        total += x[i] * y[i]
-    return total
 
 
 @kernel(FLOATS, FLOATS, FLOATS, INT64, FLOAT32, returns=FLOAT32, extra=REASSOCIATE)
@@ -46,32 +42,18 @@ def _dot_centred(g, w, x, count, centre):
     return total
 
 
-@kernel(FLOATS, INT64, INT64, FLOAT32, FLOATS)
-def _moments(x, count, kind, eps, saved):
-    """saved = (m, f) of a row x: m its mean (RMSNorm: 0), f = 1 / sqrt(mean((x - m)**2) + eps)."""
-    centre = _ZERO
-    if kind != kinds.RMS_NORM:
-        centre = total_of(x, count) / f32(count)
-    saved[0] = centre
-    saved[1] = _ONE / f32(math.sqrt(sum_of_squares(x, count, centre) / f32(count) + eps))
-
-
 @kernel(FLOATS, FLOATS, INT64, INT64, INT64, INTS, FLOAT32, FLOATS)
 def norm_rows(out, x, rows, count, kind, norm, eps, saved):
-    """out = LayerNorm or RMSNorm of each row of x; `saved` (rows, 2) is for the backward pass."""
-    # y = n * weight (+ bias) with the normalised row n = (x - m) * f.
-    weight = floats(norm[at.SCALE])
+    """out = LayerNorm or RMSNorm of each row of x.
+
+    `saved` (rows, 2) is for the backward pass: of each row the mean m (RMSNorm: 0) and the factor
+    f = 1 / sqrt(mean((x - m)**2) + eps).
+    """
     for row in range(rows):
-        y, own, moments = skip(out, row * count), skip(x, row * count), skip(saved, 2 * row)
-        _moments(own, count, kind, eps, moments)
-        centre, factor = moments[0], moments[1]
-        if norm[at.SHIFT] != 0:
-            bias = floats(norm[at.SHIFT])
-            for i in range(count):
-                y[i] = (own[i] - centre) * factor * weight[i] + bias[i]
-        else:
-            for i in range(count):
-                y[i] = own[i] * factor * weight[i]
+        y, own = skip(out, row * count), skip(x, row * count)
+        saved[2 * row], saved[2 * row + 1] = normalize(
+            y, own, count, kind, norm[at.SCALE], norm[at.SHIFT], eps
+        )
 
 
 # The backward pass of a norm. With n = (x - m) f, y = n w + b, and a = dy w = dn:
@@ -97,7 +79,7 @@ def norm_rows_backward(dx, dy, x, rows, count, kind, norm, saved, gradients):
         out, g, own = skip(dx, row * count), skip(dy, row * count), skip(x, row * count)
         centre, factor = saved[2 * row], saved[2 * row + 1]
         mean = _ZERO
-        if kind != kinds.RMS_NORM:
+        if kind != at.RMS_NORM:
             mean = dot(g, weight, count) / f32(count)
         along = _dot_centred(g, weight, own, count, centre) * factor * factor / f32(count)
         for i in range(count):
@@ -113,25 +95,14 @@ def norm_rows_backward(dx, dy, x, rows, count, kind, norm, saved, gradients):
 @kernel(FLOATS, FLOATS, INT64, INTS, INT64, INT64, FLOATS, FLOATS, FLOAT32, FLOATS)
 def prepare_head(out, x, size, norm, has_norm, rotary, cosines, sines, eps, saved):
     """out = one query or key head x (D,), normalised and rotated as far as the model does so."""
-    factor = _ONE
-    weight = out  # any address: read only where there is a norm
+    saved[0] = _ONE
     if has_norm:
-        factor = _ONE / f32(math.sqrt(sum_of_squares(x, size, _ZERO) / f32(size) + eps))
-        weight = floats(norm[at.SCALE])
-    saved[0] = factor
-    if has_norm:
-        for i in range(size):
-            out[i] = x[i] * factor * weight[i]
+        _, saved[0] = normalize(out, x, size, at.RMS_NORM, norm[at.SCALE], 0, eps)
     else:
         for i in range(size):
             out[i] = x[i]
-    # Elements i and i + D/2 are rotated by the position's angle (RoPE: Su et al., 2021).
     if rotary:
-        half = size // 2
-        for i in range(half):
-            first, second = out[i], out[i + half]
-            out[i] = first * cosines[i] - second * sines[i]
-            out[i + half] = second * cosines[i] + first * sines[i]
+        rotate(out, size, cosines, sines)
 
 
 # y = R n, n = norm(x). A rotation R is orthogonal, so its transpose is the rotation by the negative
@@ -167,23 +138,11 @@ def prepare_head_backward(
 @kernel(FLOATS, FLOATS, INT64, INT64, INT64)
 def activate_rows(out, x, rows, hidden, kind):
     """out (rows, M) = GELU(x) of x (rows, M), or SiLU(gate) * up of rows | gate (M) | up (M) |."""
-    # The formulas are those of `mygpt.cpu.common.arithmetic.activate`, which works in place; here
     # x is kept for the backward pass.
+    wide = 2 * hidden if kind == at.SWIGLU else hidden
     for row in range(rows):
-        y = skip(out, row * hidden)
-        if kind == kinds.SWIGLU:
-            gate, up = skip(x, 2 * row * hidden), skip(x, (2 * row + 1) * hidden)
-            for i in range(hidden):
-                y[i] = gate[i] / (_ONE + exp(-gate[i])) * up[i]
-        elif kind == kinds.GELU:
-            own = skip(x, row * hidden)
-            for i in range(hidden):
-                y[i] = _HALF * own[i] * (_ONE + erf(own[i] * _SQRT_HALF))
-        else:
-            own = skip(x, row * hidden)
-            for i in range(hidden):
-                inner = _TANH_GELU * (own[i] + _CUBIC * own[i] * own[i] * own[i])
-                y[i] = own[i] * (_ONE - _ONE / (_ONE + exp(_TWO * inner)))
+        gate = skip(x, row * wide)
+        activate(skip(out, row * hidden), gate, skip(gate, hidden), hidden, kind)
 
 
 # With s(x) = 1 / (1 + e**-x), the logistic function, s' = s (1 - s):
@@ -199,7 +158,7 @@ def activate_rows_backward(x, dy, rows, hidden, kind):
     """x, the input of `activate_rows`, is replaced by its gradient."""
     for row in range(rows):
         g = skip(dy, row * hidden)
-        if kind == kinds.SWIGLU:
+        if kind == at.SWIGLU:
             gate, up = skip(x, 2 * row * hidden), skip(x, (2 * row + 1) * hidden)
             for i in range(hidden):
                 logistic = _ONE / (_ONE + exp(-gate[i]))
@@ -207,18 +166,18 @@ def activate_rows_backward(x, dy, rows, hidden, kind):
                 slope = logistic + value * (_ONE - logistic)
                 gate[i] = g[i] * up[i] * slope
                 up[i] = g[i] * value
-        elif kind == kinds.GELU:
+        elif kind == at.GELU:
             own = skip(x, row * hidden)
             for i in range(hidden):
-                below = _HALF * (_ONE + erf(own[i] * _SQRT_HALF))
+                below = _HALF * (_ONE + erf(own[i] * SQRT_HALF))
                 own[i] = g[i] * (below + own[i] * _DENSITY * exp(-_HALF * own[i] * own[i]))
         else:
             own = skip(x, row * hidden)
             for i in range(hidden):
                 square = own[i] * own[i]
-                inner = _TANH_GELU * own[i] * (_ONE + _CUBIC * square)
+                inner = TANH_GELU * own[i] * (_ONE + CUBIC * square)
                 logistic = _ONE - _ONE / (_ONE + exp(_TWO * inner))
-                rise = _TWO * _TANH_GELU * (_ONE + _THREE * _CUBIC * square)
+                rise = _TWO * TANH_GELU * (_ONE + _THREE * CUBIC * square)
                 own[i] = g[i] * (logistic + own[i] * logistic * (_ONE - logistic) * rise)
 
 
@@ -229,10 +188,7 @@ def activate_rows_backward(x, dy, rows, hidden, kind):
 @kernel(INT64, INT64, returns=INT64)
 def dropout_key(seed, site):
     """32 bits from which all random numbers of one site (a dropout of the model) derive."""
-    h = np.uint32(np.uint32(seed) ^ np.uint32(np.uint32(site) * _PLACE))
-    h = np.uint32(np.uint32(h ^ (h >> _16)) * _FACTOR_1)
-    h = np.uint32(np.uint32(h ^ (h >> _13)) * _FACTOR_2)
-    return np.int64(np.uint32(h ^ (h >> _16)))
+    return np.int64(hash32(np.uint32(np.uint32(seed) ^ np.uint32(np.uint32(site) * PLACE))))
 
 
 @kernel(FLOATS, INT64, INT64, INT64, FLOAT32)
@@ -246,10 +202,7 @@ def drop(x, count, key, first, rate):
     scale = _ONE / (_ONE - rate)
     start, place = np.uint32(key), np.uint32(first)
     for i in range(count):
-        h = np.uint32(start ^ np.uint32(np.uint32(place + np.uint32(i)) * _PLACE))
-        h = np.uint32(np.uint32(h ^ (h >> _16)) * _FACTOR_1)
-        h = np.uint32(np.uint32(h ^ (h >> _13)) * _FACTOR_2)
-        h = np.uint32(h ^ (h >> _16))
+        h = hash32(np.uint32(start ^ np.uint32(np.uint32(place + np.uint32(i)) * PLACE)))
         x[i] = x[i] * scale if h >= least else _ZERO
 
 

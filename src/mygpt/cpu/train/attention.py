@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 
-from mygpt.cpu.common.arithmetic import exp, f32, largest_of
-from mygpt.cpu.common.matmul import DEPTH_BLOCK, multiply
+from mygpt.cpu.common.arithmetic import dot, exp, f32, largest_of, padded
+from mygpt.cpu.common.matmul import add_outer, product, transpose
 from mygpt.cpu.common.simd import FLOAT32, FLOATS, INT64, INTS, REASSOCIATE, floats, kernel, skip
 from mygpt.cpu.train import layout as at
-from mygpt.cpu.train.arithmetic import dot, drop, dropout_key
-from mygpt.cpu.train.products import add_outer
+from mygpt.cpu.train.arithmetic import drop, dropout_key
 
 _ZERO, _ONE = f32(0), f32(1)
 
@@ -34,61 +33,26 @@ _ZERO, _ONE = f32(0), f32(1)
 # positions follow each other in memory, as a tile's columns must.
 
 
-@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64)
-def _times_transposed(out, out_stride, x, x_stride, columns_first, rows, size, columns, stride):
-    """out (rows, columns) = x (rows, D) times transposed keys or values (D, T)."""
-    for t in range(0, columns, at.PANEL):
-        vectors = min(at.PANEL, columns - t) // at.LANES
-        multiply(
-            skip(out, t), out_stride, x, x_stride, skip(columns_first, t), stride, size, rows,
-            vectors, 0,
-        )  # fmt: skip
-
-
-@kernel(FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INT64, INT64)
-def _weighted_sums(
-    out, out_stride, weights, weights_stride, values, values_stride, rows, size, seen
-):
-    """out (rows, D) = weights (rows, seen) times values (seen, D)."""
-    for d in range(0, size, at.PANEL):
-        vectors = min(at.PANEL, size - d) // at.LANES
-        for t in range(0, seen, DEPTH_BLOCK):
-            multiply(
-                skip(out, d), out_stride, skip(weights, t), weights_stride,
-                skip(values, t * values_stride + d), values_stride, min(DEPTH_BLOCK, seen - t),
-                rows, vectors, t,
-            )  # fmt: skip
-
-
 @kernel(FLOATS, INT64, INT64, FLOAT32, returns=FLOAT32, extra=REASSOCIATE)
 def _softmax(x, count, capacity, scale):
     """x = softmax(scale x[:count]), then zeros up to `capacity`; returns log sum exp(scale x)."""
-    # As `mygpt.cpu.common.arithmetic.softmax`, but the filling of the last vector is x[0] and left
-    # out of the sum, which is returned here and has to be exact.
-    padded = (count + at.LANES - 1) // at.LANES * at.LANES
-    for i in range(count, padded):
+    # As `mygpt.cpu.common.arithmetic.softmax`. Compiled from one function for both, the order of
+    # the sum would change here or there, and with it the last bits.
+    end = padded(count)
+    for i in range(count, end):
         x[i] = x[0]
-    largest = largest_of(x, padded)
-    for i in range(padded):
+    largest = largest_of(x, end)
+    for i in range(end):
         x[i] = exp((x[i] - largest) * scale)
     for i in range(count, capacity):
         x[i] = _ZERO
     total = _ZERO
-    for i in range(padded):
+    for i in range(end):
         total += x[i]
     factor = _ONE / total
-    for i in range(padded):
+    for i in range(end):
         x[i] *= factor
     return largest * scale + f32(math.log(total))
-
-
-@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INT64)
-def _transpose(out, out_stride, rows, stride, count, size):
-    """out (D, T) = rows (T, D) transposed."""
-    for t in range(count):
-        own = skip(rows, t * stride)
-        for d in range(size):
-            out[d * out_stride + t] = own[d]
 
 
 @kernel(INTS, INT64, INT64, INT64, returns=INT64)
@@ -102,14 +66,14 @@ def _weights_position(job, sequence, head, position):
 def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
     """attended (T, H D) = the attention of one sequence; log_sums is for the backward pass."""
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
-    columns = (time + at.LANES - 1) // at.LANES * at.LANES
+    columns = padded(time)
     stride, wide = (heads + groups) * size, (heads + 2 * groups) * size
     scale = _ONE / f32(math.sqrt(f32(size)))
     rate = floats(job[at.REALS])[at.DROPOUT]
     key = dropout_key(job[at.SEED], 4 * layer + 3)
     keys, weights = scratch, skip(scratch, size * columns)
     for group in range(groups):
-        _transpose(keys, columns, skip(prepared, (heads + group) * size), stride, time, size)
+        transpose(keys, columns, skip(prepared, (heads + group) * size), stride, time, size)
         values = skip(qkv, (heads + groups + group) * size)
         # H / G query heads share a key/value head (grouped-query attention).
         for head in range(group * (heads // groups), (group + 1) * (heads // groups)):
@@ -118,9 +82,9 @@ def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
                 # softmax then keeps those up to its own (the causal mask).
                 rows = min(at.ROWS, time - first)
                 seen = first + rows
-                reach = (seen + at.LANES - 1) // at.LANES * at.LANES
+                reach = padded(seen)
                 query = skip(prepared, first * stride + head * size)
-                _times_transposed(weights, columns, query, stride, keys, rows, size, reach, columns)
+                product(weights, columns, query, stride, keys, columns, rows, size, reach)
                 for r in range(rows):
                     own = skip(weights, r * columns)
                     row = first + r
@@ -129,7 +93,7 @@ def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
                         place = _weights_position(job, sequence, head, row)
                         drop(own, row + 1, key, place, rate)
                 out = skip(attended, first * heads * size + head * size)
-                _weighted_sums(out, heads * size, weights, columns, values, wide, rows, size, seen)
+                product(out, heads * size, weights, columns, values, wide, rows, seen, size)
 
 
 # The backward pass of one head, with all indices over the causal triangle j <= i:
@@ -164,7 +128,7 @@ def _queries_backward(
     Leaves Z (queries, T') in `scratch` and dL/dS / sqrt D behind it, for `_keys_values_backward`.
     """
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
-    columns = (time + at.LANES - 1) // at.LANES * at.LANES
+    columns = padded(time)
     stride = (heads + groups) * size
     scale = _ONE / f32(math.sqrt(f32(size)))
     rate = floats(job[at.REALS])[at.DROPOUT]
@@ -172,16 +136,14 @@ def _queries_backward(
     for start in range(first, last, at.ROWS):
         rows = min(at.ROWS, last - start)
         seen = start + rows
-        reach = (seen + at.LANES - 1) // at.LANES * at.LANES
+        reach = padded(seen)
         weights = skip(scratch, (start - first) * columns)
         d_scores = skip(weights, at.QUERIES * columns)
         query = skip(prepared, start * stride + head * size)
         gradient = skip(d_attended, (start * heads + head) * size)
         # First the products: q K^T into `weights`, dL/dZ = dO V^T into `d_scores`.
-        _times_transposed(weights, columns, query, stride, keys, rows, size, reach, columns)
-        _times_transposed(
-            d_scores, columns, gradient, heads * size, values, rows, size, reach, columns
-        )
+        product(weights, columns, query, stride, keys, columns, rows, size, reach)
+        product(d_scores, columns, gradient, heads * size, values, columns, rows, size, reach)
         for r in range(rows):
             row = start + r
             own, slope = skip(weights, r * columns), skip(d_scores, r * columns)
@@ -203,7 +165,7 @@ def _queries_backward(
                 drop(own, row + 1, key, _weights_position(job, sequence, head, row), rate)
         out = skip(d_prepared, start * stride + head * size)
         key_rows = skip(prepared, (heads + group) * size)
-        _weighted_sums(out, stride, d_scores, columns, key_rows, stride, rows, size, seen)
+        product(out, stride, d_scores, columns, key_rows, stride, rows, seen, size)
 
 
 # dL/dK = dL/dS^T Q / sqrt D and dL/dV = Z^T dO, over the queries from `first` to `last`. Key t is
@@ -222,7 +184,7 @@ def _keys_values_backward(
 ):
     """Adds to dL/dK and dL/dV what `_queries_backward` has left in `scratch`."""
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
-    columns = (time + at.LANES - 1) // at.LANES * at.LANES
+    columns = padded(time)
     stride, wide = (heads + groups) * size, (heads + 2 * groups) * size
     d_key = skip(d_prepared, (heads + group) * size)
     d_value = skip(d_qkv, (heads + groups + group) * size)
@@ -254,14 +216,14 @@ def attend_backward(
     Sets d_prepared (T, (H + G) D), which is dL/dQ and dL/dK, and the values' columns of d_qkv.
     """
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
-    columns = (time + at.LANES - 1) // at.LANES * at.LANES
+    columns = padded(time)
     stride, wide = (heads + groups) * size, (heads + 2 * groups) * size
     keys, values = scratch, skip(scratch, size * columns)
     rows_scratch = skip(scratch, 2 * size * columns)
     for group in range(groups):
-        _transpose(keys, columns, skip(prepared, (heads + group) * size), stride, time, size)
+        transpose(keys, columns, skip(prepared, (heads + group) * size), stride, time, size)
         value_rows = skip(qkv, (heads + groups + group) * size)
-        _transpose(values, columns, value_rows, wide, time, size)
+        transpose(values, columns, value_rows, wide, time, size)
         # The gradients of a key/value head are sums over its query heads and blocks of queries.
         d_key = skip(d_prepared, (heads + group) * size)
         d_value = skip(d_qkv, (heads + groups + group) * size)

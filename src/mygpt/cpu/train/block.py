@@ -7,7 +7,6 @@ query, key and value together, R rows of a chunk (whole sequences), T time.
 
 from __future__ import annotations
 
-from mygpt.cpu.common import layout as kinds
 from mygpt.cpu.common.arithmetic import f32
 from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip
 from mygpt.cpu.train import layout as at
@@ -78,7 +77,7 @@ def add_row(out, x, count):
 def workspace(job, thread, layer, field):
     """The address of a field of a thread's workspace; `layer` counts only for a layer's fields."""
     # WORKSPACE_SIZE floats for each thread; in them LAYER_WORKSPACE floats for each layer, then the
-    # fields that all layers share (picture in `workspace.py`).
+    # fields that all layers share (picture in `layout.py`).
     start = ints(job[at.WORKSPACE_TABLE])[field] + thread * job[at.WORKSPACE_SIZE]
     if field < at.LAYER_FIELDS:
         start += layer * job[at.LAYER_WORKSPACE]
@@ -247,7 +246,7 @@ def attention_backward(job, thread, number, first_row, rows, gradients):
 def mlp_forward(job, thread, number, first_row, rows):
     """The next block's X (or X_LAST) = X_MIDDLE + dropout(MLP(norm(X_MIDDLE)))."""
     width, hidden = job[at.WIDTH], job[at.HIDDEN]
-    inner = 2 * hidden if job[at.MLP] == kinds.SWIGLU else hidden  # gate and up side by side
+    inner = 2 * hidden if job[at.MLP] == at.SWIGLU else hidden  # gate and up side by side
     layer = skip(ints(job[at.LAYER_TABLE]), number * at.LAYER_SIZE)
     middle = workspace(job, thread, number, at.X_MIDDLE)
     normed = workspace(job, thread, number, at.NORMED_MIDDLE)
@@ -278,7 +277,7 @@ def mlp_forward(job, thread, number, first_row, rows):
 def mlp_backward(job, thread, number, first_row, rows, gradients):
     """D_X, the gradient of the block's result, becomes that of X_MIDDLE."""
     width, hidden = job[at.WIDTH], job[at.HIDDEN]
-    inner = 2 * hidden if job[at.MLP] == kinds.SWIGLU else hidden
+    inner = 2 * hidden if job[at.MLP] == at.SWIGLU else hidden
     layer = skip(ints(job[at.LAYER_TABLE]), number * at.LAYER_SIZE)
     d_activated = workspace(job, thread, 0, at.D_ACTIVATED)
     _project_backward(

@@ -2,9 +2,9 @@
 
 It computes what `mygpt.core.model` with torch's autograd computes; that is its reference
 implementation. Each thread takes its part of the sequences through the whole model, forward and
-backward, in chunks of a few sequences (see `workspace`), so that the activations of a chunk stay in
-the cache. Threads wait for each other only after packing the weights and at the end of a step; each
-sums the gradients of its sequences in an array of its own.
+backward, in chunks of a few sequences (see `workspace_for`), so that the activations of a chunk
+stay in the cache. Threads wait for each other only after packing the weights and at the end of a
+step; each sums the gradients of its sequences in an array of its own.
 
 In all formulas dX is the gradient of the loss L with respect to X, dL/dX.
 Letters: B batch, T time, C embedding, R rows of a chunk (whole sequences), V vocabulary.
@@ -12,7 +12,7 @@ Letters: B batch, T time, C embedding, R rows of a chunk (whole sequences), V vo
 
 from __future__ import annotations
 
-from mygpt.cpu.common.arithmetic import f32, part_start
+from mygpt.cpu.common.arithmetic import f32, padded, part_start
 from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train.arithmetic import cross_entropy_row, norm_rows, norm_rows_backward
@@ -73,24 +73,24 @@ def embed_backward(job, thread, first_row, rows, gradients):
 def head_forward_and_backward(job, thread, first_row, rows, gradients):
     """Losses of the rows, and D_X: the gradient of X_LAST."""
     width, vocab = job[at.WIDTH], job[at.VOCAB]
-    padded = (vocab + at.LANES - 1) // at.LANES * at.LANES  # columns of LOGITS
+    columns = padded(vocab)  # of LOGITS
     reals, losses = floats(job[at.REALS]), floats(job[at.LOSSES])
     x, normed = workspace(job, thread, 0, at.X_LAST), workspace(job, thread, 0, at.NORMED_LAST)
     moments = workspace(job, thread, 0, at.MOMENTS_LAST)
     logits = workspace(job, thread, 0, at.LOGITS)
     norm, matrix = ints(job[at.FINAL_NORM]), ints(job[at.HEAD_MATRIX])
     norm_rows(normed, x, rows, width, job[at.NORM], norm, reals[at.EPS], moments)
-    linear_forward(logits, padded, normed, width, rows, matrix, 0)
+    linear_forward(logits, columns, normed, width, rows, matrix, 0)
     targets = ints(job[at.TARGETS])
     for row in range(rows):
         # GRADIENT_SCALE is 1 / (B T); the logits become their gradients.
         losses[first_row + row] = cross_entropy_row(
-            skip(logits, row * padded), vocab, targets[first_row + row], reals[at.GRADIENT_SCALE]
+            skip(logits, row * columns), vocab, targets[first_row + row], reals[at.GRADIENT_SCALE]
         )
     if job[at.LOSSES_ONLY]:
         return
     d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)
-    linear_backward(d_normed, width, logits, padded, normed, width, rows, matrix, gradients)
+    linear_backward(d_normed, width, logits, columns, normed, width, rows, matrix, gradients)
     # The norm's backward pass adds to D_X, and nothing else leads to X_LAST.
     for i in range(rows * width):
         d_x[i] = _ZERO

@@ -9,41 +9,16 @@ from __future__ import annotations
 
 import math
 
-from mygpt.cpu.common.arithmetic import f32
-from mygpt.cpu.common.matmul import DEPTH_BLOCK, multiply
+from mygpt.cpu.common.arithmetic import dot, f32
+from mygpt.cpu.common.matmul import product, transpose
 from mygpt.cpu.common.simd import FLOATS, INT64, floats, ints, kernel, skip
 from mygpt.cpu.train import layout as at
-from mygpt.cpu.train.arithmetic import dot
 
 _ONE = f32(1)
 # Coefficients of Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
 # They are tuned there for a steep slope at 0 (3.4445), so that small singular values grow fast;
 # the price is that values end near 1, not at 1.
 _LINEAR, _CUBIC, _FIFTH = f32(3.4445), f32(-4.7750), f32(2.0315)
-
-
-@kernel(FLOATS, FLOATS, FLOATS, INT64, INT64, INT64)
-def _product(y, x, w, rows, depth, columns):
-    """y (rows, columns) = x (rows, depth) w (depth, columns), all row-major, not packed."""
-    # w's rows are `columns` apart, so a tile's steps do not follow each other in memory. Packing is
-    # for weights, which many rows are multiplied by; these matrices are used once each.
-    for first in range(0, columns, at.PANEL):
-        vectors = min(at.PANEL, columns - first) // at.LANES
-        for k in range(0, depth, DEPTH_BLOCK):
-            for row in range(0, rows, at.ROWS):
-                multiply(
-                    skip(y, row * columns + first), columns, skip(x, row * depth + k), depth,
-                    skip(w, k * columns + first), columns, min(DEPTH_BLOCK, depth - k),
-                    min(at.ROWS, rows - row), vectors, k,
-                )  # fmt: skip
-
-
-@kernel(FLOATS, FLOATS, INT64, INT64)
-def _transpose(out, x, rows, columns):
-    for row in range(rows):
-        own = skip(x, row * columns)
-        for column in range(columns):
-            out[column * rows + row] = own[column]
 
 
 # One iteration maps X to a X + b (X X^T) X + c (X X^T)**2 X. With the singular value decomposition
@@ -61,14 +36,15 @@ def _orthogonalize(x, transposed, square, other, a, b, iterations):
     for i in range(a * b):
         x[i] *= factor
     for _ in range(iterations):
-        _transpose(transposed, x, a, b)
-        _product(square, x, transposed, a, b, a)  # Q = X X^T
-        _product(other, square, square, a, a, a)  # Q Q
+        # The matrices are not packed: packing is for weights, which many rows are multiplied by.
+        transpose(transposed, a, x, b, a, b)
+        product(square, a, x, b, transposed, a, a, b, a)  # Q = X X^T
+        product(other, a, square, a, square, a, a, a, a)  # Q Q
         for i in range(a * a):
             other[i] = _CUBIC * square[i] + _FIFTH * other[i]
         for i in range(a):
             other[i * a + i] += _LINEAR
-        _product(transposed, other, x, a, a, b)
+        product(transposed, b, other, a, x, b, a, a, b)
         for i in range(a * b):
             x[i] = transposed[i]
 
@@ -104,10 +80,10 @@ def update_matrices(job_address, part):
             memory[i] = momentum * memory[i] + (_ONE - momentum) * gradient[i]
             out[i] = momentum * memory[i] + (_ONE - momentum) * gradient[i]
         if rows > columns:
-            _transpose(x, transposed, rows, columns)
+            transpose(x, rows, transposed, columns, rows, columns)
         _orthogonalize(x, transposed, square, other, a, b, job[at.MUON_ITERATIONS])
         if rows > columns:
-            _transpose(transposed, x, a, b)
+            transpose(transposed, a, x, b, a, b)
         step = reals[at.MUON_RATE] * f32(math.sqrt(max(_ONE, f32(rows) / f32(columns))))
         keep = _ONE - reals[at.MUON_RATE] * reals[at.MUON_DECAY]
         out = transposed if rows > columns else x

@@ -13,17 +13,12 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
-from mygpt.cpu.common import layout as kinds
 from mygpt.cpu.common.build import TRAINING, Kernel, load_library
+from mygpt.cpu.common.layout import MLPS, NORMS, Arena, padded
 from mygpt.cpu.common.workers import run_on_threads
-from mygpt.cpu.decode.pack import Arena
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train import muon
-from mygpt.cpu.train.workspace import workspace_for
 from mygpt.errors import InputError
-
-_NORMS = {"layer": kinds.LAYER_NORM, "rms": kinds.RMS_NORM}
-_MLPS = {"gelu": kinds.GELU, "gelu_tanh": kinds.GELU_TANH, "swiglu": kinds.SWIGLU}
 
 
 def suits(config: GPTConfig) -> bool:
@@ -69,7 +64,7 @@ class CpuTrainingStep:
         self._offsets, size = {}, 0
         for name, parameter in self._parameters.items():
             self._offsets[name] = size
-            size += at.padded(parameter.numel())
+            size += padded(parameter.numel())
         self._gradients = torch.zeros(self.threads, size)
         self._views = {
             name: self._gradients[0, start : start + p.numel()].view(p.shape)
@@ -103,8 +98,8 @@ class CpuTrainingStep:
         outputs, inputs = weight.shape
         # Forward panels have whole vectors of outputs: those past the last one stay zero. Backward
         # panels need no filling: `suits` requires inputs to be a multiple of LANES.
-        panels = Arena(4 * (at.padded(outputs) * inputs + outputs * inputs) + 128)
-        forward, backward = panels.take(at.padded(outputs) * inputs), panels.take(outputs * inputs)
+        panels = Arena(4 * (padded(outputs) * inputs + outputs * inputs) + 128)
+        forward, backward = panels.take(padded(outputs) * inputs), panels.take(outputs * inputs)
         forward[:] = 0
         return [
             weight.data_ptr(),
@@ -162,9 +157,9 @@ class CpuTrainingStep:
             (at.HEAD, config.head_size),
             (at.HIDDEN, config.mlp_hidden),
             (at.VOCAB, config.vocab_size),
-            (at.NORM, _NORMS[config.norm]),
+            (at.NORM, NORMS[config.norm]),
             (at.ROTARY, int(config.position == "rotary")),
-            (at.MLP, _MLPS[config.mlp]),
+            (at.MLP, MLPS[config.mlp]),
             (at.QK_NORM, int(config.qk_norm)),
             (at.REALS, self._keep(self._reals)),
         ):
@@ -173,7 +168,7 @@ class CpuTrainingStep:
 
     def _allocate_workspace(self, batch: int, time: int) -> None:
         """Allocate buffers for batches of B windows of T."""
-        job, workspace = self._job, workspace_for(self.model.config, batch, time, self.threads)
+        job, workspace = self._job, at.workspace_for(self.model.config, batch, time, self.threads)
         count = workspace.floats * self.threads
         self._workspace = Arena(4 * count + 64).take(count)
         self._starts = workspace.starts

@@ -1,0 +1,100 @@
+"""Positions of all fields in the arrays that Python passes to the decoding kernels.
+
+Kernels take one argument from Python: the address of a job. A job is one row of int64: sizes,
+switches, and addresses of other arrays (an int64 holds any address of a 64-bit system):
+
+    job       | THREADS | MODE | ... | LAYERS | ... | LAYER_TABLE | ... | KEYS | ... | X | ... |
+                                                         |               |          |
+    layer 0   | NORM_1 | ... | W_QUERY: 5 fields | ... | <+               v          v
+    layer 1   | ...                                    |              float32    float32
+                                     |
+    panels    | k = 0 | k = 1 | ...  | <- the field DATA of a matrix; see `matmul` for panels
+
+Each list below names the fields of one kind of row in their order. A "stride" is the number of
+elements from one row to the next: the row's length rounded up to whole vectors, so that a kernel
+can read and write whole vectors to its end.
+Letters: C embedding, H heads, G key/value heads, D head size, L window, M MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from mygpt.cpu.common.layout import GELU, LANES, PANEL, RMS_NORM, ROWS, SWIGLU, VECTORS
+
+# MODE: what a run does with each active slot.
+# PREFILL reads all tokens but the last one into the caches. DRAW draws tokens. PREDICT leaves
+# probabilities for the caller. RACE first appends argmax(probability / noise), then does PREDICT.
+PREFILL, DRAW, PREDICT, RACE = 0, 1, 2, 3
+
+# STATUS of a slot. The last two are failures: logits that are not finite, and finite logits that a
+# temperature or penalty has made overflow.
+FREE, ACTIVE, ENDED, BROKEN_MODEL, OVERFLOWING_SETTINGS = 0, 1, 2, 3, 4
+
+# OVERFLOW (see `mygpt.core.window.Window`).
+CROP, REFILL, STOP = 0, 1, 2
+
+JOB_SIZE = 65
+(
+    # the run: OUTPUTS rows of this pass have a prediction, OUTPUTS_BEFORE those of earlier passes
+    # of the same step; FAILED is 1 once any slot has failed
+    THREADS, MODE, STEPS, SLOTS, MAX_ROWS, NUM_ROWS, OUTPUTS, OUTPUTS_BEFORE, BARRIER, FAILED,
+    REALS,
+    # the shape
+    LAYERS, WIDTH, HEADS, GROUPS, HEAD, VOCAB, WINDOW, NORM, ROTARY, MLP, QK_NORM,
+    QUANTIZED,
+    # strides; TIME_STRIDE is the capacity of the caches in tokens
+    WIDTH_STRIDE, QUERY_STRIDE, KEY_VALUE_STRIDE, ATTENDED_STRIDE, HIDDEN_STRIDE, VOCAB_STRIDE,
+    TIME_STRIDE, HEAD_STRIDE, TEXT_STRIDE,
+    # the model: addresses
+    LAYER_TABLE, EMBEDDING, HEAD_MATRIX, POSITIONS, COSINES, SINES, FINAL_WEIGHT, FINAL_BIAS,
+    # what is kept from step to step: addresses
+    KEYS, VALUES, SLOT_TABLE, SETTINGS, TEXT, SEEN,
+    # buffers of one pass: addresses (see `memory`)
+    X, X_LAST, NORMED, QUERY, KEY_VALUE, ATTENDED, GATE, UP, SCORES, LOGITS, PROBABILITIES, NOISE,
+    SCRATCH,
+    ROW_SLOT, ROW_POSITION, ROW_TOKEN, OUTPUT_ROW, OUTPUT_SLOT, OUTPUT_POSITION,
+) = range(JOB_SIZE)  # fmt: skip
+
+# REALS: float32 numbers of the model: the norms' epsilon and 1 / sqrt(D).
+EPS, SCORE_SCALE = range(2)
+
+# A packed matrix: addresses of its panels, of one scale for each output (0 for float32) and of its
+# bias (0 for none), its inner dimension, and its outputs rounded up to whole vectors.
+#
+#     | DATA | SCALES | BIAS | DEPTH | OUTPUTS_PADDED |
+MATRIX_SIZE = 5
+DATA, SCALES, BIAS, DEPTH, OUTPUTS_PADDED = range(MATRIX_SIZE)
+
+# A row of the layer table: addresses of a block's six vectors, then its six matrices:
+#
+#     | NORM_1 | ... | KEY_NORM | W_QUERY: DATA SCALES BIAS DEPTH OUTPUTS | W_KEY_VALUE: ... | ...
+_VECTORS = 6
+NORM_1, NORM_1_BIAS, NORM_2, NORM_2_BIAS, QUERY_NORM, KEY_NORM = range(_VECTORS)
+W_QUERY, W_KEY_VALUE, W_OUTPUT, W_GATE, W_UP, W_DOWN = range(
+    _VECTORS, _VECTORS + 6 * MATRIX_SIZE, MATRIX_SIZE
+)
+LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
+
+# One slot: a text that is being continued. Of its LENGTH tokens the model sees those from START on
+# (-1: not yet decided), of which the first CACHED have keys and values in the cache:
+#
+#     TEXT of the slot   | forgotten | cached ...      | unread ... |
+#                        0         START      START + CACHED      LENGTH
+#
+# DRAWN tokens of at most LIMIT are drawn. STEPS_DONE counts the steps of the current run in which
+# the slot has had its prediction, which is in row LOGITS_ROW of LOGITS (-1: in the slot's own row
+# of PROBABILITIES, where it is copied when the slot ends).
+SLOT_SIZE = 13
+(
+    STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, STEPS_DONE, OVERFLOW, TOP_K, GREEDY, SEED, INDEX,
+    LOGITS_ROW,
+) = range(SLOT_SIZE)  # fmt: skip
+
+# SEEN: two bits for each slot and token of the vocabulary: the token occurred in the text (for the
+# repetition penalty), and it ends the text once it is drawn.
+OCCURRED, ENDS = 1, 2
+
+# SETTINGS: float32 numbers of a slot. TOP_P of 1, LOG_MIN_P of -inf and PENALTY of 1 mean off.
+SETTINGS_SIZE = 4
+TEMPERATURE, TOP_P, LOG_MIN_P, PENALTY = range(SETTINGS_SIZE)
+
+__all__ = ["GELU", "LANES", "PANEL", "RMS_NORM", "ROWS", "SWIGLU", "VECTORS"]
