@@ -48,7 +48,7 @@ def parse_object(data: bytes | str, limits: Limits) -> dict[str, Any]:
     check_size(data, limits)
     text = data if isinstance(data, str) else data.decode("utf-8")
     try:
-        found = json.loads(text, object_pairs_hook=_without_duplicates)
+        found = json.loads(text, object_pairs_hook=without_duplicates)
     except RecursionError:
         raise _too_deep() from None
     if not isinstance(found, dict):
@@ -78,7 +78,8 @@ def _too_deep() -> ValueError:
     return ValueError(f"its values are nested more than {_DEEPEST} levels deep")
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` that refuses two values for one key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

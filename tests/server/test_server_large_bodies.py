@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from mygpt import BPETokenizer, CharTokenizer, Writer
-from mygpt.server.bodies import free_memory, grouped, json_pieces
-from mygpt.server.completions import encode
 from mygpt.server.problems import ApiError, to_json
+from mygpt.server.prompts import encode
 from mygpt.server.serving import serve as serve_writer
 from mygpt.server.settings import ServerSettings
+from mygpt.server.threads import free_memory, json_parts, json_pieces
 from servers import (
     BODY,
     CHARS,
@@ -77,7 +77,7 @@ def test_large_bodies_are_parsed_in_a_thread(path, body, monkeypatch):
             "mygpt.server.completions.choice_of",
         ),
         ("/api/next", {"ids": [0] * 3000}, "mygpt.server.playground.logits_content"),
-        ("/api/attention", {"ids": [0] * 16}, "mygpt.server.playground.json_pieces"),
+        ("/api/attention", {"ids": [0] * 16}, "mygpt.server.threads.json_pieces"),
     ],
     ids=["many tokens", "a scored prompt", "a long text", "attention"],
 )
@@ -117,19 +117,18 @@ def test_large_responses_are_built_in_a_thread(path, body, place, monkeypatch):
 )
 def test_json_in_pieces_equals_the_json_in_one(content):
     assert b"".join(json_pieces(content)) == to_json(content)
-    assert b"".join(grouped(json_pieces(content))) == to_json(content)
+    assert b"".join(json_parts(content)) == to_json(content)
 
 
 def test_no_piece_of_json_takes_long():
     entries = [{f"token {k}": -0.5 for k in range(5)} for _ in range(4096)]
     content = {"choices": [{"text": "a", "logprobs": {"top": entries}} for _ in range(4)]}
     assert max(map(len, json_pieces(content))) < 40_000
-    assert max(map(len, grouped(json_pieces(content)))) < 2**17
+    assert max(map(len, json_parts(content))) < 2**17
 
 
 def test_a_text_that_is_too_long_is_not_encoded_to_its_end(monkeypatch):
     """Characters are counted, BPE stops at the limit, and imported tokenizers limit characters."""
-    settings = ServerSettings(max_prompt_tokens=100)
     seen = []
 
     def counted(self, pieces):
@@ -140,23 +139,23 @@ def test_a_text_that_is_too_long_is_not_encoded_to_its_end(monkeypatch):
     bpe = BPETokenizer.train(["abc ab " * 50], 270)
     monkeypatch.setattr(BPETokenizer, "encode_pieces", counted)
     monkeypatch.setattr(CharTokenizer, "encode_pieces", counted)
-    monkeypatch.setattr("mygpt.server.completions._CHARACTERS_PER_TOKEN", 10**6)
+    monkeypatch.setattr("mygpt.server.prompts._CHARACTERS_PER_TOKEN", 10**6)
     for tokenizer in (CHARS, bpe):
         with pytest.raises(ApiError, match="more than the limit of 100: shorten it"):
-            encode(tiny_writer(tokenizer), "ab" * 10**6, settings, "prompt")
-    assert seen == [2**14]
+            encode(tiny_writer(tokenizer), "ab" * 10**6, 100, "prompt")
+    assert seen == [2**14] * 2
     monkeypatch.undo()
     with pytest.raises(ApiError, match="2000 characters, more than the 1600 that 100 tokens"):
-        encode(tiny_writer(bpe), "ab" * 1000, settings, "prompt")
-    found = encode(tiny_writer(bpe), "abc ab " * 20, settings, "prompt")
+        encode(tiny_writer(bpe), "ab" * 1000, 100, "prompt")
+    found = encode(tiny_writer(bpe), "abc ab " * 20, 100, "prompt")
     assert found.ids.tolist() == bpe.encode_array("abc ab " * 20).tolist()
 
 
 def test_the_memory_of_large_bodies_is_freed(monkeypatch):
     """Once for many of them, and soon: the C library kept 150 MB after a text of one megabyte."""
     given = []
-    monkeypatch.setattr("mygpt.server.bodies.free_memory", lambda: given.append(1))
-    monkeypatch.setattr("mygpt.server.bodies._FREE_AFTER_S", 0.5)
+    monkeypatch.setattr("mygpt.server.threads.free_memory", lambda: given.append(1))
+    monkeypatch.setattr("mygpt.server.threads._FREE_AFTER_S", 0.5)
     with running() as server:
         for _ in range(3):
             assert server.post(BODY | {"prompt": "a" * 2**18}).status_code == 400
@@ -170,8 +169,8 @@ def test_the_memory_of_large_bodies_is_freed(monkeypatch):
 def test_the_memory_of_large_responses_is_freed(gone, monkeypatch):
     """Also of those that a client did not wait for: the server kept a hundred megabytes."""
     given = []
-    monkeypatch.setattr("mygpt.server.bodies.free_memory", lambda: given.append(1))
-    monkeypatch.setattr("mygpt.server.bodies._FREE_AFTER_S", 0.05)
+    monkeypatch.setattr("mygpt.server.threads.free_memory", lambda: given.append(1))
+    monkeypatch.setattr("mygpt.server.threads._FREE_AFTER_S", 0.05)
     body = {"model": "mygpt", "prompt": "ab", "n": 9, "max_tokens": 300, "logprobs": 2}
     with running() as server, httpx.Client(base_url=server.url) as http:
         with contextlib.suppress(httpx.TimeoutException):

@@ -83,12 +83,12 @@ def serve(
     Example: mygpt serve runs/poems --port 8001 --api-key "$KEY"
     """
     try:
+        import msgspec  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            "serving needs Starlette and uvicorn, which are not installed: "
-            "pip install 'mygpt[serve]'"
+            f"serving needs {error.name}, which is not installed: pip install 'mygpt[serve]'"
         ) from None
     if engine in ("auto", "cpu") and find_spec("numba"):
         _spare_cores()

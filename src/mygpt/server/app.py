@@ -15,17 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mygpt.decode.writer import Writer
-from mygpt.server.bodies import Bodies
 from mygpt.server.completions import Completions
 from mygpt.server.guards import Guards, RequestLog
-from mygpt.server.openapi import openapi
+from mygpt.server.openapi import Model, openapi
 from mygpt.server.playground import Playground
 from mygpt.server.problems import ApiError, broken, closing, json_answer, to_json
-from mygpt.server.reading import Reader
 from mygpt.server.requests import unknown_model
 from mygpt.server.scheduler import Scheduler
 from mygpt.server.settings import ServerSettings
-from mygpt.server.streaming import ClientGone
+from mygpt.server.threads import ClientGone, Threads
 
 
 def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
@@ -37,17 +35,16 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
         InputError: if the writer's engine is not available.
     """
     scheduler = Scheduler(lambda: writer.open_batch(settings.slots + 1), settings.max_waiting)
-    reader, bodies = Reader(writer, settings.max_waiting), Bodies(settings.max_waiting)
+    threads = Threads(settings.max_waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         scheduler.stop()
-        reader.close()
-        bodies.close()
+        threads.close()
 
-    completions = Completions(writer, settings, scheduler, reader, bodies)
-    page = Playground(writer, settings, scheduler, reader, bodies)
+    completions = Completions(writer, settings, scheduler, threads)
+    page = Playground(writer, settings, scheduler, threads)
     about = About(writer, settings, scheduler)
     routes = [
         Route("/v1/completions", completions.answer, methods=["POST"]),
@@ -84,9 +81,9 @@ class About:
 
     def __init__(self, writer: Writer, settings: ServerSettings, scheduler: Scheduler) -> None:
         self.name, self.scheduler, self.created = settings.name, scheduler, int(time.time())
-        self.document = to_json(openapi(writer, settings))
+        self.document = to_json(openapi(writer.tokenizer, settings))
 
-    def _model(self) -> dict[str, object]:
+    def _model(self) -> Model:
         return {
             "id": self.name,
             "object": "model",

@@ -1,42 +1,142 @@
-"""The OpenAPI 3.1 document of the API, as precise as JSON Schema allows."""
+"""The OpenAPI 3.1 document of the API, from the types of requests and responses."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
+
+import msgspec
 
 from mygpt import __version__
-from mygpt.core.window import OVERFLOW_POLICIES
-from mygpt.decode.writer import Writer
-from mygpt.server.requests import (
-    DEFAULT_MAX_TOKENS,
-    MAX_LOGPROBS,
-    MAX_STOP_CHARACTERS,
-    NEUTRAL,
-    STREAM_OPTIONS,
-)
+from mygpt.server.requests import NEUTRAL, Ids, Text, completion_type
 from mygpt.server.settings import ServerSettings
-from mygpt.tokenization import CharTokenizer
-from mygpt.tokenization.unknown import PROMPT_POLICIES
+from mygpt.tokenization import CharTokenizer, Tokenizer
 
 Schema = dict[str, Any]
 
-_STRING, _INTEGER, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 _ERRORS = {
     "400": "A field is not valid, or the body is not JSON.",
     "401": "The API key is missing or wrong.",
     "403": "The request is from another site's page, or names a host that is not this server's.",
     "404": "The model is not this server's, or the path does not exist.",
-    "405": "The path does not support this method.",
     "413": "The body is too large.",
     "415": "The Content-Type is not application/json.",
     "429": "Too many requests wait; Retry-After gives the seconds until the next try.",
     "500": "An internal error of the server.",
-    "503": "The server is shutting down.",
+    "503": "The server accepts no requests.",
 }
 
 
-def openapi(writer: Writer, settings: ServerSettings) -> Schema:
+class Logprobs(TypedDict):
+    """Log-probabilities in nats, one entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class Choice(TypedDict):
+    """One continuation."""
+
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Usage(TypedDict):
+    """The numbers of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Completion(TypedDict):
+    """A request with its seed gives the same choices."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    seed: int
+    choices: list[Choice]
+    usage: Usage
+    left_out: NotRequired[list[str]]  # parts of prompts dropped by "unknown": "drop"
+
+
+class Model(TypedDict):
+    """The model's id and date."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(TypedDict):
+    """A list with the one model."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(TypedDict):
+    """`restarts` is how often decoding failed for all running requests and restarted."""
+
+    healthy: bool
+    running: int
+    waiting: int
+    restarts: int
+
+
+class Token(TypedDict):
+    """A token's id and text."""
+
+    id: int
+    text: str
+
+
+class Next(TypedDict):
+    """Tokens, and all logits, or the `top` ones as (id, logit, text) and the rest's log-sum-exp."""
+
+    ids: list[int]
+    tokens: list[Token]
+    window_start: int
+    logits: NotRequired[list[float]]
+    top: NotRequired[list[tuple[int, float, str]]]
+    rest: NotRequired[float]
+    text: NotRequired[str]  # what remains of a text if parts were dropped
+    left_out: NotRequired[list[str]]
+
+
+class Attention(TypedDict):
+    """The attention weights in each layer and head from the position `start` on."""
+
+    layers: int
+    heads: int
+    start: int
+    weights: list[list[list[list[float]]]]
+
+
+class ErrorDetail(TypedDict):
+    """The problem, and the field that it is about."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(TypedDict):
+    """An error response."""
+
+    error: ErrorDetail
+
+
+def openapi(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
     """The OpenAPI document for one model and the server's limits."""
+    components: Schema = {"schemas": _schemas(tokenizer, settings)}
     document: Schema = {
         "openapi": "3.1.0",
         "info": {
@@ -48,13 +148,38 @@ def openapi(writer: Writer, settings: ServerSettings) -> Schema:
             ),
         },
         "paths": _paths(settings),
-        "components": {"schemas": _schemas(writer, settings)},
+        "components": components,
     }
     if settings.api_key is not None:
-        scheme = {"type": "http", "scheme": "bearer"}
-        document["components"]["securitySchemes"] = {"key": scheme}
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     return document
+
+
+def _schemas(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
+    """The types' schemas, and for prompts what only this tokenizer and these limits accept."""
+    types = [completion_type(settings), Text, Ids]
+    types += [Completion, Models, Health, Next, Attention, Error]
+    template = "#/components/schemas/{name}"
+    _, schemas = msgspec.json.schema_components(types, ref_template=template)
+    most = settings.max_prompt_tokens
+    text: Schema = {"type": "string", "maxLength": most}
+    if isinstance(tokenizer, CharTokenizer):
+        known = "".join(f"\\u{ord(c):04x}" for c in tokenizer.chars if ord(c) < 2**16)
+        beyond = "".join(c for c in tokenizer.chars if ord(c) >= 2**16)
+        text["pattern"] = f"^[{known}{beyond}]*$"
+    token = {"type": "integer", "minimum": 0, "maximum": tokenizer.vocab_size - 1}
+    ids = {"type": "array", "items": token, "minItems": 1, "maxItems": most}
+    many = {"type": "array", "minItems": 1, "maxItems": settings.max_choices}
+    schemas["Text"]["properties"]["text"] = text
+    schemas["Ids"]["properties"]["ids"] = ids
+    fields = schemas["CompletionRequest"]["properties"]
+    fields["prompt"] = {
+        "description": "Without a prompt, a new text is generated from its beginning.",
+        "anyOf": [text, many | {"items": text}, ids, many | {"items": ids}, {"type": "null"}],
+    }
+    fields |= {name: {"enum": [*values, None]} for name, values in NEUTRAL.items()}
+    return schemas
 
 
 def _ref(name: str) -> Schema:
@@ -66,245 +191,56 @@ def _json(schema: Schema, description: str) -> Schema:
 
 
 def _operation(
-    name: str, summary: str, answer: Schema, body: str | None = None, errors: str = ""
+    name: str, summary: str, answer: Schema, *bodies: str, errors: str = "401 403 500 503"
 ) -> Schema:
-    statuses = f"401 403 500 503 {errors} {'400 413 415 429' if body else ''}".split()
+    """An operation with the schema of its response, and of its request's body if it has one."""
+    if bodies:
+        errors += " 400 413 415 429"
     operation: Schema = {
         "operationId": name,
         "summary": summary,
         "responses": {
-            "200": answer,
-            **{status: _json(_ref("Error"), _ERRORS[status]) for status in sorted(statuses)},
+            "200": _json(answer, "The result."),
+            **{status: _json(_ref("Error"), _ERRORS[status]) for status in sorted(errors.split())},
         },
     }
-    if body:
-        content = {"application/json": {"schema": _ref(body)}}
-        operation["requestBody"] = {"required": True, "content": content}
+    if bodies:
+        schema = {"anyOf": [_ref(body) for body in bodies]}
+        operation["requestBody"] = _json(schema, "The request.") | {"required": True}
     return operation
 
 
 def _paths(settings: ServerSettings) -> Schema:
-    completion = _json(
-        _ref("Completion"), "The choices; with stream=true, server-sent events of this form."
+    complete = _operation(
+        "complete",
+        "Continue one or more prompts; with stream=true, server-sent events of this form.",
+        _ref("Completion"),
+        "CompletionRequest",
+        errors="401 403 404 500 503",
     )
-    completion["content"]["text/event-stream"] = {}  # OpenAPI 3.1 cannot describe events
-    found = _json(_ref("Model"), "The model's id and date.")
-    model = _operation("get_model", "Get the model by its id.", found, errors="404")
-    named = {
-        "name": "model",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "const": settings.name},
-    }
-    accepted = _json(_ref("Health"), "The server accepts requests.")
-    health = _operation("health", "Whether the server accepts requests.", accepted)
+    # OpenAPI 3.1 cannot describe events.
+    complete["responses"]["200"]["content"]["text/event-stream"] = {}
+    health = _operation("health", "Whether the server accepts requests.", _ref("Health"))
     health["responses"]["503"] = _json(
-        {"allOf": [_ref("Error"), _ref("Health")]},
-        "The server accepts no requests, and the reason.",
+        {"allOf": [_ref("Error"), _ref("Health")]}, "It accepts none, and the reason."
     )
-    logits = "Predict the next token after a text: the logits of all tokens, or the largest ones."
+    model = _operation(
+        "get_model", "The model by its id.", _ref("Model"), errors="401 403 404 500 503"
+    )
+    named = {"type": "string", "const": settings.name}
+    model["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": named}]
+    anything = {"type": "object"}
+    following = "Predict the next token after a text: the logits of all tokens, or the largest."
     weights = "The attention weights of the last positions, in each layer and head."
-    models = _json(_ref("Models"), "A list with the one model.")
-    document = _json({"type": "object"}, "An OpenAPI 3.1 document.")
-    shape = _json({"type": "object"}, "Name, parameters, shape, tokenizer, and vocabulary.")
     return {
-        "/v1/completions": {
-            "post": _operation(
-                "complete", "Continue one or more prompts.", completion, "CompletionRequest", "404"
-            )
-        },
-        "/v1/models": {"get": _operation("list_models", "List the models.", models)},
-        "/v1/models/{model}": {"get": model, "parameters": [named]},
+        "/v1/completions": {"post": complete},
+        "/v1/models": {"get": _operation("list_models", "List the models.", _ref("Models"))},
+        "/v1/models/{model}": {"get": model},
         "/health": {"get": health},
-        "/openapi.json": {"get": _operation("openapi", "This document.", document)},
-        "/api/model": {"get": _operation("about", "Describe the model.", shape)},
-        "/api/next": {
-            "post": _operation("next", logits, _json(_ref("Next"), "Tokens and logits."), "Text")
-        },
+        "/openapi.json": {"get": _operation("openapi", "This document.", anything)},
+        "/api/model": {"get": _operation("about", "Describe the model.", anything)},
+        "/api/next": {"post": _operation("next", following, _ref("Next"), "Text", "Ids")},
         "/api/attention": {
-            "post": _operation(
-                "attention", weights, _json(_ref("Attention"), "Attention weights."), "Text"
-            )
+            "post": _operation("attention", weights, _ref("Attention"), "Text", "Ids")
         },
     }
-
-
-def _object(required: str, **properties: Schema) -> Schema:
-    return {"type": "object", "required": required.split(), "properties": properties}
-
-
-def _closed(required: str, **properties: Schema) -> Schema:
-    return _object(required, **properties) | {"additionalProperties": False}
-
-
-def _or_null(kind: str, **limits: Any) -> Schema:
-    return {"type": [kind, "null"], **limits}
-
-
-def _list(items: Schema, **limits: Any) -> Schema:
-    return {"type": "array", "items": items, **limits}
-
-
-def text_schema(writer: Writer, settings: ServerSettings) -> Schema:
-    """The schema of a text; with a character tokenizer it has only the vocabulary's characters."""
-    schema: Schema = {"type": "string", "maxLength": settings.max_prompt_tokens}
-    if isinstance(writer.tokenizer, CharTokenizer):
-        known = "".join(f"\\u{ord(c):04x}" for c in writer.tokenizer.chars if ord(c) < 2**16)
-        beyond = "".join(c for c in writer.tokenizer.chars if ord(c) >= 2**16)
-        schema["pattern"] = f"^[{known}{beyond}]*$"
-    return schema
-
-
-def _schemas(writer: Writer, settings: ServerSettings) -> Schema:
-    token = {"type": "integer", "minimum": 0, "maximum": writer.tokenizer.vocab_size - 1}
-    ids = _list(token, minItems=1, maxItems=settings.max_prompt_tokens)
-    text = text_schema(writer, settings)
-    return {
-        "CompletionRequest": _completion_request(settings, text, ids),
-        "Text": {
-            "anyOf": [
-                _closed("text", text=text, unknown=_UNKNOWN),
-                _closed("ids", ids=ids, unknown=_UNKNOWN),
-            ]
-        },
-        "Completion": _completion(),
-        "Model": _object(
-            "id object created owned_by",
-            id=_STRING,
-            object={"const": "model"},
-            created=_INTEGER,
-            owned_by=_STRING,
-        ),
-        "Models": _object("object data", object={"const": "list"}, data=_list(_ref("Model"))),
-        "Health": _object(
-            "healthy running waiting restarts",
-            healthy={"type": "boolean"},
-            running=_INTEGER,
-            waiting=_INTEGER,
-            restarts={
-                "type": "integer",
-                "description": "How often decoding failed for all running requests and restarted.",
-            },
-        ),
-        "Next": _object(
-            "ids tokens window_start",
-            ids=_list(_INTEGER),
-            tokens=_list(_object("id text", id=_INTEGER, text=_STRING)),
-            window_start=_INTEGER,
-            logits=_list(_NUMBER),
-            top=_list(_list({"type": ["number", "string"]})),  # id, logit, text
-            rest=_NUMBER,
-            text={"type": "string", "description": "The text that remains if parts were dropped."},
-            left_out=_list(_STRING),
-        ),
-        "Attention": _object(
-            "layers heads start weights",
-            layers=_INTEGER,
-            heads=_INTEGER,
-            start=_INTEGER,
-            weights=_list(_list(_list(_list(_NUMBER)))),
-        ),
-        "Error": _object(
-            "error",
-            error=_object(
-                "message type param code",
-                message=_STRING,
-                type=_STRING,
-                param=_or_null("string"),
-                code=_or_null("string"),
-            ),
-        ),
-    }
-
-
-_UNKNOWN: Schema = {
-    "enum": [*PROMPT_POLICIES, None],
-    "description": "What to do with characters that the tokenizer does not know.",
-}
-
-
-def _completion_request(settings: ServerSettings, text: Schema, ids: Schema) -> Schema:
-    most = settings.max_choices
-    count = {"minimum": 1, "maximum": most}
-    stop = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
-    many = {"minItems": 1, "maxItems": most}
-    default = min(DEFAULT_MAX_TOKENS, settings.max_tokens)
-    options = {name: _or_null("boolean") for name in sorted(STREAM_OPTIONS)}
-    options["continuous_usage_stats"] = {"enum": [False, None]}
-    fields: Schema = {
-        "model": {"type": "string", "const": settings.name},
-        "prompt": {
-            "description": "Without a prompt, a new text is generated from its beginning.",
-            "anyOf": [text, _list(text, **many), ids, _list(ids, **many), {"type": "null"}],
-        },
-        "n": _or_null("integer", default=1, **count),
-        "best_of": _or_null("integer", description="Must be equal to n.", **count),
-        "max_tokens": _or_null(
-            "integer",
-            default=default,
-            minimum=-1,
-            maximum=settings.max_tokens,
-            description="-1 is the maximum.",
-        ),
-        "temperature": _or_null("number", default=1, minimum=0, description="0 is greedy."),
-        "top_p": _or_null("number", minimum=0, maximum=1, description="0 is greedy."),
-        "top_k": _or_null("integer", minimum=-1, maximum=2**31, description="0 and -1 disable it."),
-        "min_p": _or_null("number", minimum=0, maximum=1),
-        "repetition_penalty": _or_null("number", exclusiveMinimum=0),
-        "seed": _or_null("integer", minimum=-1, maximum=2**64 - 1, description="-1 is random."),
-        "stop": {"anyOf": [stop, _list(stop, maxItems=settings.max_stops), {"type": "null"}]},
-        "logprobs": {
-            "description": "The number of alternatives; null and false for no log-probabilities.",
-            "anyOf": [_or_null("integer", minimum=0, maximum=MAX_LOGPROBS), {"const": False}],
-        },
-        "echo": _or_null("boolean", default=False),
-        "stream": _or_null("boolean", default=False),
-        "stream_options": {
-            "description": "Only with stream=true.",
-            "anyOf": [_closed("", **options), {"type": "null"}],
-        },
-        "overflow": {
-            "enum": [*OVERFLOW_POLICIES, None],
-            "description": "What to do past the window.",
-        },
-        "unknown": _UNKNOWN,
-        "user": _or_null("string"),
-        **{name: {"enum": [*values, None]} for name, values in NEUTRAL.items()},
-    }
-    return _closed("model", **fields)
-
-
-def _completion() -> Schema:
-    maybe = {"type": ["number", "null"]}
-    likeliest = {"type": ["object", "null"], "additionalProperties": _NUMBER}
-    logprobs = _object(
-        "tokens token_logprobs top_logprobs text_offset",
-        tokens=_list(_STRING),
-        token_logprobs=_list(maybe),
-        top_logprobs=_list(likeliest),
-        text_offset=_list(_INTEGER),
-    )
-    choice = _object(
-        "index text logprobs finish_reason",
-        index=_INTEGER,
-        text=_STRING,
-        logprobs={"anyOf": [logprobs, {"type": "null"}]},
-        finish_reason={"enum": ["stop", "length"]},
-    )
-    usage = _object(
-        "prompt_tokens completion_tokens total_tokens",
-        prompt_tokens=_INTEGER,
-        completion_tokens=_INTEGER,
-        total_tokens=_INTEGER,
-    )
-    return _object(
-        "id object created model seed choices usage",
-        id=_STRING,
-        object={"const": "text_completion"},
-        created=_INTEGER,
-        model=_STRING,
-        seed={"type": "integer", "description": "A request with this seed gives the same choices."},
-        choices=_list(choice),
-        usage=usage,
-        left_out=_list(_STRING, description='Parts of prompts dropped by "unknown": "drop".'),
-    )

@@ -1,23 +1,26 @@
-"""Parsing and validation of requests for completions."""
+"""Request bodies: their types, which validate them and describe them in the OpenAPI document."""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
 
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import check_seed
-from mygpt.core.window import OVERFLOW_POLICIES, Overflow
+from mygpt.core.window import Overflow
 from mygpt.errors import InputError
-from mygpt.server.fields import Fields, equal, invalid, shown
+from mygpt.json_objects import without_duplicates
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
-from mygpt.tokenization.unknown import PROMPT_POLICIES
 
 MAX_STOP_CHARACTERS, MAX_LOGPROBS, DEFAULT_MAX_TOKENS = 256, 5, 16
 _MOST_CHOICES_WITH_LOGPROBS = 16  # of `max_tokens` tokens each: a response of some ten megabytes
 _SMALLEST_NUCLEUS = 1e-9  # used for top_p = 0: only the most probable token remains
-SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 # Fields that mygpt does not support, with the values that have no effect and are accepted: fields
 # of OpenAI, then those that clients of vLLM and llama.cpp send with their servers' defaults.
@@ -42,23 +45,22 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n_probs": (0,),
     "cache_prompt": (True, False),  # has no effect on the response
 }
-FIELDS = frozenset(
-    {
-        *("model", "prompt", "n", "best_of", "max_tokens", "seed", "stop", "logprobs", "echo"),
-        *("stream", "stream_options", "user", "overflow", "unknown"),
-        *SAMPLING_FIELDS,
-        *NEUTRAL,
-    }
-)
 
-STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"})
-
-Prompt = str | tuple[int, ...]
+Prompt = str | list[int]
+UnknownPolicy = Literal["error", "drop"]
+_Id = Annotated[int, Meta(ge=0, le=2**31 - 1)]  # the tokenizer checks it against the vocabulary
+_Ids = Annotated[list[_Id], Meta(min_length=1)]
+_Fraction = Annotated[float, Meta(ge=0, le=1)]
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+_CHOICES = {"overflow": get_args(Overflow), "unknown": get_args(UnknownPolicy)}
+_WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "true or false"}
+_WORDS |= {"array": "list", "Expected": "expected"}
+_False = Annotated[bool, Meta(extra_json_schema={"const": False})]
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A request for completions, with OpenAI's names of fields.
+    """A valid request for completions, with OpenAI's names of fields.
 
     Attributes:
         prompts: texts, or token ids, to continue.
@@ -72,10 +74,10 @@ class CompletionRequest:
         stream: whether pieces of text are sent as they are generated.
         include_usage: whether a stream ends with the numbers of tokens.
         overflow: what to do past the window.
-        unknown: what to do with text that the tokenizer does not know: "error" or "drop".
+        unknown: what to do with text that the tokenizer does not know.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: list[Prompt]
     n: int
     max_tokens: int
     sampling: SamplingConfig
@@ -86,36 +88,187 @@ class CompletionRequest:
     stream: bool
     include_usage: bool
     overflow: Overflow
-    unknown: str = "error"
+    unknown: UnknownPolicy
 
 
-def parse_completion(body: dict[str, Any], settings: ServerSettings) -> CompletionRequest:
-    """Parse the fields of a body.
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """Only with stream=true."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # accepted and ignored: it would only pad the events
+    continuous_usage_stats: _False | None = None
+
+
+class Text(msgspec.Struct, forbid_unknown_fields=True):
+    """A text for the page's routes."""
+
+    text: str
+    unknown: UnknownPolicy | None = "error"
+
+
+class Ids(msgspec.Struct, forbid_unknown_fields=True):
+    """Token ids for the page's routes."""
+
+    ids: _Ids
+    unknown: UnknownPolicy | None = "error"
+
+
+def completion_type(settings: ServerSettings) -> type[msgspec.Struct]:
+    """The type of the body of POST /v1/completions, with the limits of one server."""
+
+    def integer(least: int, most: int, description: str | None = None) -> Any:
+        return Annotated[int, Meta(ge=least, le=most, description=description)]
+
+    most = settings.max_choices
+    stops: Any = Annotated[list[_Stop], Meta(max_length=settings.max_stops)]
+    seeds = {"minimum": -1, "maximum": 2**64 - 1}  # too large for `Meta(le=...)`
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("model", Annotated[str, Meta(extra_json_schema={"const": settings.name})]),
+        ("prompt", str | list[str | _Id | _Ids] | None, ""),
+        ("n", integer(1, most) | None, 1),
+        ("best_of", integer(1, most, "Must be equal to n.") | None, None),
+        (
+            "max_tokens",
+            integer(-1, settings.max_tokens, "-1 is the maximum.") | None,
+            min(DEFAULT_MAX_TOKENS, settings.max_tokens),
+        ),
+        ("temperature", Annotated[float, Meta(ge=0, description="0 is greedy.")] | None, 1.0),
+        ("top_p", _Fraction | None, None),
+        ("top_k", integer(-1, 2**31, "0 and -1 disable it.") | None, None),
+        ("min_p", _Fraction | None, None),
+        ("repetition_penalty", Annotated[float, Meta(gt=0)] | None, None),
+        ("seed", Annotated[int, Meta(extra_json_schema=seeds)] | None, None),
+        ("stop", _Stop | stops | None, None),
+        ("logprobs", integer(0, MAX_LOGPROBS, "Alternatives per token.") | _False | None, None),
+        ("echo", bool | None, False),
+        ("stream", bool | None, False),
+        ("stream_options", StreamOptions | None, None),
+        ("overflow", Overflow | None, "crop"),
+        ("unknown", UnknownPolicy | None, "error"),
+        ("user", str | None, None),
+        *((name, Any, None) for name in NEUTRAL),
+    ]
+    return msgspec.defstruct("CompletionRequest", fields, forbid_unknown_fields=True)
+
+
+def invalid(param: str | None, message: str) -> ApiError:
+    """The error for a field, or for the whole body if `param` is None."""
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        ApiError: if it is not JSON, or not an object.
+    """
+    try:
+        found = json.loads(
+            body.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_number,
+            object_pairs_hook=without_duplicates,
+        )
+    except (ValueError, RecursionError) as error:
+        why = str(error).partition("; use sys")[0]  # Python's advice about very long numbers
+        raise invalid(None, f"the body is not JSON: {why}") from None
+    if not isinstance(found, dict):
+        raise invalid(None, "the body must be a JSON object")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _number(text: str) -> float:
+    """A number of a body; in JSON 1.0 is the integer 1."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**63 else value
+
+
+def convert(found: dict[str, Any], kind: type[Any]) -> Any:
+    """A body's object as a value of `kind`; a field that is null has its default.
+
+    Raises:
+        ApiError: for a field that is not valid, which it names.
+    """
+    known = kind.__struct_fields__
+    values = {name: v for name, v in found.items() if v is not None or name not in known}
+    try:
+        return msgspec.convert(values, kind)
+    except UnicodeError:
+        raise invalid(None, "the body has a lone surrogate, which is not valid Unicode") from None
+    except msgspec.ValidationError as error:
+        raise _problem(str(error), values) from None
+
+
+def _problem(text: str, values: dict[str, Any]) -> ApiError:
+    """The API's error for one of msgspec, such as "Expected `int` <= 40 - at `$.n`"."""
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", text)
+    if missing:
+        return invalid(missing[1], f"the field {missing[1]} is missing: it is required")
+    unknown = re.match(r"Object contains unknown field `(.*?)`( - at|$)", text, re.DOTALL)
+    if unknown:
+        message = f"unknown field {unknown[1]!r:.80}: GET /openapi.json lists the fields"
+        param = ascii(unknown[1])[1:81].rstrip("'")
+        return ApiError(400, message, param=param, code="unknown_field")
+    problem, _, path = text.replace("`", "").replace(" | null", "").rpartition(" - at $.")
+    param = path.partition(".")[0].partition("[")[0]
+    place = path.removeprefix(param)
+    if param in _CHOICES:
+        problem = f"expected {' or '.join(_CHOICES[param])}"
+    else:  # with the words of JSON instead of those of Python
+        problem = re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), problem)
+    where = f" at {place}" if place else ""
+    return invalid(param, f"{param}={shown(values[param])} is not valid{where}: {problem}")
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, shortened to one line for messages."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = type(value).__name__
+    return text if len(text) <= 60 else text[:60] + " ..."
+
+
+def parse_completion(
+    found: dict[str, Any], kind: type[Any], settings: ServerSettings
+) -> CompletionRequest:
+    """Validate the body of POST /v1/completions.
+
+    Args:
+        found: the body.
+        kind: its type, from `completion_type(settings)`.
+        settings: the server's limits.
 
     Raises:
         ApiError: 400 for a field that is not valid, which it names; 404 for another model.
     """
-    fields = Fields(body, FIELDS)
-    check_model(fields, settings.name)
-    fields.text("user")
+    body = convert(found, kind)
+    if body.model != settings.name:
+        raise unknown_model(body.model, settings.name)
     for name, neutral in NEUTRAL.items():
-        value = fields.values.get(name)
-        if value is not None and not any(equal(value, accepted) for accepted in neutral):
+        value = getattr(body, name)
+        if value is not None and not any(_equal(value, accepted) for accepted in neutral):
             raise invalid(name, f"{name}={shown(value)} is not supported: leave {name} out")
-    stream = fields.flag("stream")
-    n = fields.integer("n", 1, 1, settings.max_choices) or 1
-    best_of = fields.integer("best_of", n, 1, settings.max_choices)
-    if best_of != n:
-        raise invalid("best_of", f"best_of={best_of} must be n, which is {n}: all are returned")
-    prompts = _prompts(fields.values.get("prompt", ""), settings)
-    if n * len(prompts) > settings.max_choices:
+    if body.best_of not in (None, body.n):
+        raise invalid("best_of", f"best_of={body.best_of} must be n={body.n}: all are returned")
+    prompts = _prompts(body.prompt, settings)
+    choices, most = body.n * len(prompts), settings.max_choices
+    if choices > most:
         raise invalid(
             "n",
-            f"n={n} for {len(prompts)} prompts makes {n * len(prompts)} choices, more than the "
-            f"limit of {settings.max_choices}: send fewer prompts, or a smaller n",
+            f"n={body.n} for {len(prompts)} prompts makes {choices} choices, more than the limit "
+            f"of {most}: send fewer prompts, or a smaller n",
         )
-    max_tokens, logprobs = _max_tokens(fields, settings.max_tokens), _logprobs(fields)
-    tokens, most = n * len(prompts) * max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
+    # -1 as in llama.cpp: until the text ends.
+    max_tokens = settings.max_tokens if body.max_tokens == -1 else body.max_tokens
+    if body.logprobs is True:
+        raise invalid("logprobs", "logprobs=true must be the number of alternatives, from 0 to 5")
+    logprobs = None if body.logprobs is False else body.logprobs
+    tokens, most = choices * max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
     if logprobs is not None and tokens > most:
         raise invalid(
             "logprobs",
@@ -124,27 +277,23 @@ def parse_completion(body: dict[str, Any], settings: ServerSettings) -> Completi
         )
     return CompletionRequest(
         prompts=prompts,
-        n=n,
+        n=body.n,
         max_tokens=max_tokens,
-        sampling=_sampling(fields),
-        seed=_seed(fields),
-        stop=_stop(fields.values.get("stop"), settings.max_stops),
+        sampling=_sampling(body),
+        seed=_seed(body.seed),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         logprobs=logprobs,
-        echo=fields.flag("echo"),
-        stream=stream,
-        include_usage=_include_usage(fields.values.get("stream_options"), stream),
-        overflow=_overflow(fields),
-        unknown=unknown_policy(fields),
+        echo=body.echo,
+        stream=body.stream,
+        include_usage=_include_usage(body.stream_options, body.stream),
+        overflow=body.overflow,
+        unknown=body.unknown,
     )
 
 
-def check_model(fields: Fields, name: str) -> None:
-    """Raise `ApiError` unless the field "model" is this model's id."""
-    model = fields.text("model")
-    if model is None:
-        raise invalid("model", f"the field model is missing: send {name}, this server's model")
-    if model != name:
-        raise unknown_model(model, name)
+def _equal(value: Any, accepted: Any) -> bool:
+    """Whether two values are equal in JSON, where 0 does not equal false."""
+    return isinstance(value, bool) == isinstance(accepted, bool) and bool(value == accepted)
 
 
 def unknown_model(model: str, name: str) -> ApiError:
@@ -157,134 +306,50 @@ def unknown_model(model: str, name: str) -> ApiError:
     )
 
 
-def too_long(param: str, count: str, most: int) -> ApiError:
-    """The error for a text with too many tokens."""
-    return invalid(param, f"{param} has {count} tokens, more than the limit of {most}: shorten it")
-
-
-def check_prompt_ids(value: Any, param: str, most: int) -> tuple[int, ...]:
-    """Token ids as integers; whether they are in the vocabulary is checked by the tokenizer."""
-    if len(value) > most:
-        raise too_long(param, str(len(value)), most)
-    if set(map(type, value)) == {int} and 0 <= min(value) <= max(value) < 2**31:
-        return tuple(value)
-    ids = []
-    for place, token in enumerate(value):
-        if isinstance(token, float) and token.is_integer():
-            token = int(token)
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
-            raise invalid(
-                param,
-                f"{param} has {shown(token)} at index {place}: token ids are integers from 0 on",
-            )
-        ids.append(token)
-    if not ids:
-        raise invalid(param, f"{param} has no token ids: give at least one")
-    return tuple(ids)
-
-
-def _prompts(value: Any, settings: ServerSettings) -> tuple[Prompt, ...]:
+def _prompts(value: str | list[Any], settings: ServerSettings) -> list[Prompt]:
     if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list) or not value:
+        return [value]
+    kinds = set(map(type, value))
+    if len(kinds) != 1:
         raise invalid(
             "prompt",
             f"prompt={shown(value)} must be a string, a list of strings, a list of token ids or "
-            "a list of such lists",
+            "a list of such lists, and not empty",
         )
-    kinds, most = set(map(type, value)), settings.max_prompt_tokens
-    if not kinds & {str, list}:
-        return (check_prompt_ids(value, "prompt", most),)
-    if len(kinds) > 1:
-        raise invalid("prompt", "prompt mixes strings, numbers and lists: send one kind")
+    if kinds == {int}:
+        return [value]
     if len(value) > settings.max_choices:
         raise invalid(
             "prompt",
             f"prompt is a list of {len(value)}, more than the limit of {settings.max_choices} "
             "choices: send fewer at once",
         )
-    if kinds == {str}:
-        return tuple(value)
-    return tuple(check_prompt_ids(part, "prompt", most) for part in value)
+    return value
 
 
-def _max_tokens(fields: Fields, most: int) -> int:
-    found = fields.integer("max_tokens", min(DEFAULT_MAX_TOKENS, most), -1, most) or 0
-    return most if found == -1 else found  # -1 as in llama.cpp: until the text ends
+def _sampling(body: Any) -> SamplingConfig:
+    return SamplingConfig(
+        temperature=body.temperature,
+        top_k=None if body.top_k is None else max(0, body.top_k),  # -1 disables it, too
+        top_p=_SMALLEST_NUCLEUS if body.top_p == 0 else body.top_p,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+    )
 
 
-def _sampling(fields: Fields) -> SamplingConfig:
-    values: dict[str, Any] = {}
-    for name in SAMPLING_FIELDS:
-        value: Any = fields.values.get(name)
-        if value is None:
-            continue
-        if name == "top_k":
-            value = max(0, fields.integer(name, None, -1, 2**31) or 0)  # -1 disables it, too
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = float(value) if abs(value) < 2**63 else float("inf")
-        if name == "top_p" and equal(value, 0):
-            value = _SMALLEST_NUCLEUS
-        try:
-            SamplingConfig(**{name: value})
-        except InputError as error:
-            raise invalid(name, str(error)) from None
-        values[name] = value
-    return SamplingConfig(**values)
-
-
-def _seed(fields: Fields) -> int | None:
-    value = fields.values.get("seed")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None or equal(value, -1):  # -1 as in llama.cpp: a random seed
+def _seed(seed: int | None) -> int | None:
+    if seed is None or seed == -1:  # -1 as in llama.cpp: a random seed
         return None
     try:
-        check_seed(value)
-    except InputError:
-        raise invalid(
-            "seed",
-            f"seed={shown(value)} must be an integer from 0 to 2**64 - 1, or -1 for a random one",
-        ) from None
-    return int(value)
+        return check_seed(seed)
+    except InputError as error:
+        raise invalid("seed", f"{error}, or -1 for a random one") from None
 
 
-def _logprobs(fields: Fields) -> int | None:
-    value = fields.values.get("logprobs")
-    if value is False:
-        return None
-    if value is True:
-        raise invalid(
-            "logprobs",
-            f"logprobs=true must be the number of alternatives, an integer from 0 to "
-            f"{MAX_LOGPROBS}",
-        )
-    return fields.integer("logprobs", None, 0, MAX_LOGPROBS)
-
-
-def _stop(value: Any, most: int) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else [] if value is None else value
-    good = isinstance(found, list) and len(found) <= most
-    for text in found if good else ():
-        good = good and isinstance(text, str) and 1 <= len(text) <= MAX_STOP_CHARACTERS
-    if not good:
-        raise invalid(
-            "stop",
-            f"stop={shown(value)} must be a string or up to {most} strings, of 1 to "
-            f"{MAX_STOP_CHARACTERS} characters each",
-        )
-    return tuple(found)
-
-
-def _include_usage(value: Any, stream: bool) -> bool:
-    if value is None:
+def _include_usage(options: StreamOptions | None, stream: bool) -> bool:
+    if options is None:
         return False
-    if not isinstance(value, dict):
-        raise invalid("stream_options", f"stream_options={shown(value)} must be an object")
-    fields = Fields(value, STREAM_OPTIONS)
-    wanted = fields.flag("include_usage")
-    fields.flag("include_obfuscation")  # accepted and ignored: it would only pad the events
-    if fields.flag("continuous_usage_stats"):
+    if options.continuous_usage_stats:
         raise invalid(
             "stream_options",
             "continuous_usage_stats=true is not supported: use include_usage, which counts the "
@@ -292,24 +357,4 @@ def _include_usage(value: Any, stream: bool) -> bool:
         )
     if not stream:
         raise invalid("stream_options", 'stream_options need a stream: add "stream": true')
-    return wanted
-
-
-def unknown_policy(fields: Fields) -> str:
-    """The value of the field "unknown": "error" or "drop"."""
-    value: str = fields.values.get("unknown", PROMPT_POLICIES[0])
-    if value not in PROMPT_POLICIES:
-        raise invalid(
-            "unknown", f"unknown={shown(value)} must be one of {', '.join(PROMPT_POLICIES)}"
-        )
-    return value
-
-
-def _overflow(fields: Fields) -> Overflow:
-    value = fields.values.get("overflow", OVERFLOW_POLICIES[0])
-    for policy in OVERFLOW_POLICIES:
-        if value == policy:
-            return policy
-    raise invalid(
-        "overflow", f"overflow={shown(value)} must be one of {', '.join(OVERFLOW_POLICIES)}"
-    )
+    return bool(options.include_usage)

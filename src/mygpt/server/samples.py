@@ -1,8 +1,9 @@
-"""The rows of the server's batch: a choice whose tokens become text, or one prediction."""
+"""Choices: rows of the server's batch whose tokens become pieces of text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ class Piece:
     number: int
     text: str = ""
     entries: list[Entry] = field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: Literal["stop", "length"] | None = None
     tokens: int = 0
 
 
@@ -64,8 +65,7 @@ class Sample:
     """One choice: turns its tokens into pieces of text.
 
     Args:
-        number: its number in its request, and of its random stream.
-        request: the request to the engine.
+        request: the request to the engine; the number of its random stream is the choice's number.
         prompt: the prompt's text.
         tokenizer: the model's tokenizer.
         stop: strings that end the text.
@@ -76,7 +76,6 @@ class Sample:
 
     def __init__(
         self,
-        number: int,
         request: Request,
         *,
         prompt: str,
@@ -86,10 +85,9 @@ class Sample:
         before: int,
         added: int = 0,
     ) -> None:
-        self.number, self.request, self.before = number, request, before
-        completion = Completion(prompt, seed=request.stream.seed, index=number)
-        self.completion = completion
-        self.row = Row(tokenizer, completion, stop, logprobs, request.prompt[added:])
+        self.request, self.before, self.number = request, before, request.stream.index
+        self.completion = Completion(prompt, seed=request.stream.seed, index=self.number)
+        self.row = Row(tokenizer, self.completion, stop, logprobs, request.prompt[added:])
         self.wants_logits = logprobs is not None
         self._text = ""
         self._entries: list[Entry] = []
@@ -136,30 +134,3 @@ class Sample:
         out = [entry for entry in self._entries if entry.offset < fixed]
         self._entries = self._entries[len(out) :]
         return out
-
-
-class NextToken:
-    """A row that ends with the logits of the next token, without sampling text."""
-
-    wants_logits = True
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.logits: NDArray[np.float32] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the logits have been computed."""
-        return self.logits is not None
-
-    def take(self, token_id: int, logits: NDArray[np.float32] | None) -> None:
-        """Keep the logits."""
-        assert logits is not None
-        self.logits = logits.copy()  # (V,)
-
-    def finish(self) -> None:
-        """Do nothing: `take` was called."""
-
-    def update(self) -> NDArray[np.float32] | None:
-        """The logits (V,)."""
-        return self.logits
