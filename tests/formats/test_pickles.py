@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mygpt.errors import CheckpointError, InputError
 from mygpt.formats.pickles import NotAllowed, check_pickle
 from mygpt.formats.torch_files import read_plain_pickle, read_torch_file
-from mygpt.training.distributed.shards_metadata import read_metadata
+from mygpt.training.distributed.shards import read_metadata
 
 KEYS = st.text(max_size=5) | st.integers(-(2**70), 2**70) | st.tuples(st.integers(), st.text())
 VALUES = st.recursive(

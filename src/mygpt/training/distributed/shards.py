@@ -3,27 +3,34 @@
 The writing, the reading and the new division among another number of processes are torch's own
 (torch.distributed.checkpoint). What is added here: files and folders are synced; every file has a
 digest, which the run's state holds; nothing is unpickled that has not been checked.
+
+The metadata is a pickle, which could name any function to be called. It is read only once its
+digest is right, may name nothing but what torch's own description of tensors needs, and what it
+describes is checked against the files before memory is allocated.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
+import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 
 from mygpt.checkpoint.durable import reason, sync_folder
 from mygpt.errors import CheckpointError, DamagedError, MygptError, StorageError
 from mygpt.file_access import open_regular, read_inside, require_folder
+from mygpt.formats.pickles import check_pickle
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, PeerError, ProcessGroup
-from mygpt.training.distributed.shards_metadata import DTYPES, check_places, read_metadata
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -35,6 +42,24 @@ _METADATA = ".metadata"
 _SHARD = re.compile(r"__(\d{1,9})_\d{1,9}\.distcp")
 _HALF_WRITTEN = ".metadata.tmp"
 _ALONE = "torch.distributed is (disabled|unavailable)"
+_MOST_CONTAINERS, _MOST_STEPS = 2**22, 2**25  # one shard of a tensor needs about 20, and 100
+_CHECKPOINT = "torch.distributed.checkpoint"
+_NAMES = {
+    (f"{_CHECKPOINT}.metadata", "Metadata"),
+    (f"{_CHECKPOINT}.metadata", "MetadataIndex"),
+    (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"),
+    (f"{_CHECKPOINT}.metadata", "ChunkStorageMetadata"),
+    (f"{_CHECKPOINT}.metadata", "TensorProperties"),
+    (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"),
+    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),  # finds a layout by its name
+    ("torch", "Size"),
+}
+_DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+_NAMES |= {("torch", str(dtype).removeprefix("torch.")) for dtype in _DTYPES}
 
 
 def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
@@ -51,17 +76,13 @@ def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
         StorageError: when there is no space, or the place cannot be written to; nothing is left.
         PeerError: when that happened to another process.
     """
-    for name, tensor in tensors.items():
-        assert tensor.dtype in DTYPES, f"{name} is {tensor.dtype}"
     group = _current_group()
-    group.run_on_all(lambda: _make_way(folder), main_only=True)
+    group.run_on_all(lambda: _make_folder(folder), main_only=True)
     group.run_on_all(lambda: _require_here(folder))
     try:
         _write(folder, tensors, group)
-        mine = group.run_on_all(lambda: _settle(folder, group.rank))
-        digests = {
-            name: digest for part in group.gather(mine or {}) for name, digest in part.items()
-        }
+        mine = group.run_on_all(lambda: _sync_files(folder, group.rank))
+        digests = dict(item for part in group.gather(mine or {}) for item in part.items())
         group.run_on_all(lambda: _sync_folders(folder), main_only=True)
     except MygptError:
         if group.is_main:  # frees the space it used
@@ -95,26 +116,6 @@ def load_shards(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> N
     metadata = group.run_on_all(check)
     assert metadata is not None  # read in every process
     _read(folder, metadata, tensors, group)
-
-
-def read_shards(folder: Path, digests: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    """All tensors, complete, in a single process.
-
-    Raises:
-        DamagedError, CheckpointError: as `load_shards`.
-    """
-    check_shards(folder, digests)
-    metadata = _read_checked(folder, {}, digests)
-    entries: dict[str, Any] = metadata.state_dict_metadata
-    for name, entry in entries.items():
-        if entry.properties.dtype == torch.bfloat16:
-            raise CheckpointError(f"{folder}: {name} is of bfloat16, which NumPy does not have")
-    tensors = {
-        name: torch.zeros(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-    }
-    _read(folder, metadata, tensors, SINGLE_PROCESS)
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def check_shards(folder: Path, digests: Mapping[str, str]) -> None:
@@ -162,7 +163,7 @@ def _current_group() -> ProcessGroup:
     return ProcessGroup(group.get_rank(), group.get_world_size())
 
 
-def _make_way(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     remove_shards(folder)
     with _storing(folder):
         folder.mkdir(parents=True)
@@ -216,17 +217,14 @@ def _root(error: BaseException) -> BaseException:
     return inner or error
 
 
-def _settle(folder: Path, rank: int) -> dict[str, str]:
-    """Digest and sync the files that this process wrote."""
+def _sync_files(folder: Path, rank: int) -> dict[str, str]:
+    """Sync the files that this process wrote; returns their digests."""
     digests = {}
     with _storing(folder):
         for name in sorted(os.listdir(folder)):
             shard = _SHARD.fullmatch(name)
-            writer = int(shard[1]) if shard else 0
-            if writer == rank:
-                with open_regular(
-                    folder / name, "r+b"
-                ) as file:  # some systems only sync writable files
+            if rank == (int(shard[1]) if shard else 0):
+                with open_regular(folder / name, "r+b") as file:  # some systems only sync these
                     digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
                     os.fsync(file.fileno())
     return digests
@@ -283,7 +281,7 @@ def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) ->
     if hashlib.sha256(data).hexdigest() != digests[_METADATA]:  # the bytes that are unpickled
         raise DamagedError(f"{path} is damaged or cut short: it does not match its digest")
     metadata = read_metadata(folder, data)
-    check_places(folder, metadata, sizes)
+    _check_places(folder, metadata, sizes)
     entries: dict[str, Any] = metadata.state_dict_metadata
     for name, tensor in tensors.items():
         if name not in entries:
@@ -349,3 +347,91 @@ def _torch_at_work(
         if group.is_single:
             raise
         raise PeerError from error
+
+
+class _Reader(pickle.Unpickler):
+    """An unpickler that only loads a dozen known names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _NAMES:
+            raise CheckpointError(f"its metadata is a pickle that names {module}.{name}"[:200])
+        return super().find_class(module, name)
+
+
+def read_metadata(folder: Path, data: bytes) -> Metadata:
+    """The contents of a metadata file.
+
+    Args:
+        folder: for the messages.
+        data: bytes whose digest is right.
+
+    Raises:
+        CheckpointError: when they name what no description of tensors needs, or are none.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    try:
+        check_pickle(io.BytesIO(data), most_containers=_MOST_CONTAINERS, most_steps=_MOST_STEPS)
+        metadata = _Reader(io.BytesIO(data)).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is not loaded: {error}") from None
+    except Exception as error:  # a pickle can make classes raise anything
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder} is not loaded: its metadata is none: {what:.200}"
+        ) from None
+    if not isinstance(metadata, Metadata):
+        raise CheckpointError(f"{folder} is not loaded: its metadata is none")
+    return metadata
+
+
+def _check_places(folder: Path, metadata: Metadata, sizes: Mapping[str, int]) -> None:
+    """Raise `CheckpointError` unless all entries are tensors, complete, and inside the files."""
+    name = "?"
+    try:
+        used: Counter[str] = Counter()
+        for name, entry in metadata.state_dict_metadata.items():
+            used += _used_bytes(name, entry, metadata.storage_data, sizes)
+        if any(used[file] > sizes[file] for file in used):
+            raise ValueError
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{folder} is not loaded: its metadata does not say where tensor {name!s:.80} is"
+        ) from None
+
+
+def _used_bytes(
+    name: str, entry: Any, places: Mapping[Any, Any], sizes: Mapping[str, int]
+) -> Counter[str]:
+    """The bytes of one tensor's shards in each file; `ValueError` for inconsistent entries."""
+    from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+    if type(entry) is not TensorStorageMetadata or entry.properties.dtype not in _DTYPES:
+        raise ValueError(name)
+    used: Counter[str] = Counter()
+    begins: set[tuple[int, ...]] = set()
+    found = 0
+    for part in entry.chunks:
+        begin, volume = tuple(part.offsets), math.prod(part.sizes)
+        place = places[MetadataIndex(name, begin)]
+        spans = zip(begin, part.sizes, entry.size, strict=True)
+        inside = all(min(at, size) >= 0 and at + size <= length for at, size, length in spans)
+        if not inside or (volume and begin in begins):
+            raise ValueError(name)
+        if not _is_in_file(place, volume * entry.properties.dtype.itemsize, sizes):
+            raise ValueError(name)
+        if begin not in begins:  # processes without rows share an empty shard
+            used[place.relative_path] += place.length
+        begins.add(begin)
+        found += volume
+    if found != math.prod(entry.size) or not entry.chunks:
+        raise ValueError(name)
+    return used
+
+
+def _is_in_file(place: Any, wanted_bytes: int, sizes: Mapping[str, int]) -> bool:
+    """Whether a shard is in a known file, with the right length and number format."""
+    ends = place.offset + place.length
+    plain = getattr(place, "transform_descriptors", None) is None
+    inside = min(place.offset, place.length) >= 0 and ends <= sizes[place.relative_path]
+    return plain and inside and wanted_bytes <= place.length
