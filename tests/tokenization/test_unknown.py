@@ -18,8 +18,9 @@ from mygpt.errors import InputError
 from mygpt.text import Document
 from mygpt.tokenization import CharTokenizer, ForeignTokenizer
 from mygpt.tokenization.unknown import UnknownText, without_unknown
-from mygpt.training.diagnosis import Seen, diagnose
+from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Note
+from mygpt.training.history import Validation
 
 TEXT = "hello world 123 " * 20 + "🙂🙂é\n"
 SMALL: dict[str, Any] = {
@@ -189,7 +190,7 @@ def test_a_small_unknown_fraction_is_noted_and_a_large_one_can_be_kept(
 
 
 def test_the_diagnosis_does_not_rely_on_losses_of_unknown_text() -> None:
-    history = [Seen(10, 0.1, 0.1), Seen(20, 0.0, 0.0)]
+    history = [Validation(10, 0.1, 0.1), Validation(20, 0.0, 0.0)]
     assert (
         diagnose(history, steps=20, epochs=3, ended_early=False)
         == "learning to the end: more time would help"

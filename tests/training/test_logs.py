@@ -15,10 +15,9 @@ from mygpt.errors import CheckpointError
 from mygpt.json_objects import LOG_LINE, read_records
 from mygpt.training.checkpointing import read_state
 from mygpt.training.comparison import read_losses
-from mygpt.training.diagnosis import read_history
+from mygpt.training.history import read_log
 from mygpt.training.inspection import log_problems
 from mygpt.training.run import RunFolder
-from mygpt.views.history import read_log
 
 ODD = [
     b'{"step": 1e999, "loss": 2.0}',
@@ -65,7 +64,6 @@ def test_every_reader_of_a_log_ignores_invalid_records(tmp_path: Path, odd: byte
         map(json.loads, GOOD)
     )
     assert read_losses(log)[1, "loss"] == 3.5
-    assert read_history(log)[-1].val_loss == 3.25
     history = read_log(log)
     assert [report.loss for report in history.reports][:1] == [3.5]
     assert history.validations[-1].val_loss == 3.25

@@ -30,7 +30,8 @@ from mygpt.scaling.estimates import flops_per_token
 from mygpt.training import planning, recipe
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
-from mygpt.training.diagnosis import Seen, diagnose, read_history
+from mygpt.training.diagnosis import diagnose
+from mygpt.training.history import Validation, read_log
 from mygpt.training.planning import plan_run
 from mygpt.training.progress import Progress, StepLog
 from mygpt.training.recipe import (
@@ -533,8 +534,8 @@ def test_a_small_text_has_windows_for_every_stage(num_tokens: int, steps: int) -
 # The verdict
 
 
-def history(*points: tuple[int, float, float]) -> list[Seen]:
-    return [Seen(*point) for point in points]
+def history(*points: tuple[int, float, float]) -> list[Validation]:
+    return [Validation(*point) for point in points]
 
 
 FALLING = history((100, 2.5, 2.5), (500, 2.0, 2.0), (800, 1.8, 1.8), (1000, 1.6, 1.6))
@@ -596,7 +597,7 @@ def test_a_rise_within_the_standard_error_is_ignored() -> None:
     """On a short validation text a rise of 0.012 was called memorising; its error was 0.011."""
     points = [(100, 2.0, 2.0), (500, 0.735, 0.74), (1000, 0.747, 0.69)]
     for error, says in ((0.013, False), (0.0, True)):
-        seen = [Seen(*point, error) for point in points]
+        seen = [Validation(*point, error) for point in points]
         assert ("memorising" in diagnose(seen, steps=1000, epochs=5.0, ended_early=False)) == says
 
 
@@ -604,19 +605,19 @@ def test_a_rise_within_the_standard_error_is_ignored() -> None:
 def test_few_validations_do_not_hide_that_it_learns(count: int) -> None:
     """The recipe's shares of a short run leave the last validation alone in its last third."""
     shares = [(number / count) ** 1.5 for number in range(1, count + 1)]
-    falling = [Seen(round(1000 * s), 3.0 - s, 3.0 - s) for s in shares]
+    falling = [Validation(round(1000 * s), 3.0 - s, 3.0 - s) for s in shares]
     assert diagnose(falling, steps=1000, epochs=1.0, ended_early=False).startswith(
         "learning to the end"
     )
     if count > 1:
-        flat = [Seen(round(1000 * s), 1.6, 1.6) for s in shares]
+        flat = [Validation(round(1000 * s), 1.6, 1.6) for s in shares]
         assert diagnose(flat, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
 
 
 def test_a_diagnosis_without_training_losses_names_none() -> None:
     """No training loss was reported between the validations: none is spoken of."""
     for points in (TURNED, GAP, FALLING, SETTLED):
-        blind = [Seen(seen.step, seen.val_loss, math.nan) for seen in points]
+        blind = [Validation(seen.step, seen.val_loss, math.nan) for seen in points]
         assert "nan" not in diagnose(blind, steps=1000, epochs=1.0, ended_early=False)
 
 
@@ -633,11 +634,11 @@ def test_a_history_from_a_log(tmp_path: Path) -> None:
         {"step": 300, "val_loss": 1.9, "val_bits_per_byte": None, "val_standard_error": 0.25},
     ]
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
-    first, second, third = read_history(log)
-    assert (first, third) == (Seen(100, 2.5, 3.0), Seen(300, 1.9, 1.5, 0.25))
+    first, second, third = read_log(log).validations
+    assert (first.step, first.val_loss, first.loss, first.error) == (100, 2.5, 3.0, 0.0)
+    assert (third.step, third.val_loss, third.loss, third.error) == (300, 1.9, 1.5, 0.25)
     assert second.step == 200
     assert math.isnan(second.loss)
-    assert read_history(tmp_path / "none.jsonl") == []
 
 
 @pytest.mark.parametrize(
@@ -665,11 +666,12 @@ def test_a_damaged_line_costs_no_other(damage: bytes, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     good = [b'{"step": 50, "loss": 2.5}', b'{"step": 100, "val_loss": 2.4}']
     good += [b'{"step": 150, "loss": 1.5}', b'{"step": 200, "val_loss": 1.4}']
-    wanted = [Seen(100, 2.4, 2.5), Seen(200, 1.4, 1.5)]
+    wanted = [Validation(100, 2.4, 2.5), Validation(200, 1.4, 1.5)]
     for place in range(5):
         log.write_bytes(b"\n".join([*good[:place], damage, *good[place:]]))
-        assert read_history(log) == wanted, place
-        assert diagnose(read_history(log), steps=200, epochs=1.0, ended_early=False)
+        found = read_log(log).validations
+        assert found == wanted, place
+        assert diagnose(found, steps=200, epochs=1.0, ended_early=False)
 
 
 @pytest.mark.kernels

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from mygpt.errors import InputError
-from mygpt.json_objects import read_records, step_of
+from mygpt.training.history import read_log
 
 _KINDS = ("loss", "val_loss")
 # Nats per token by which losses may differ if hardware adds in another order.
@@ -78,23 +77,17 @@ def compare_losses(one: Losses, other: Losses) -> Comparison:
 
 
 def read_losses(log: Path) -> Losses:
-    """A log's losses by (step, kind); of two for one step the later counts, as after a rollback.
+    """A log's losses by (step, kind), without steps that were rolled back.
 
     Raises:
         InputError: if it cannot be read.
     """
-    found: Losses = {}
     try:
-        for record in read_records(log):
-            step = step_of(record)
-            if step is None:
-                continue
-            for kind in _KINDS:
-                with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
-                    found[step, kind] = float(record[kind])
+        history = read_log(log)
     except OSError as error:
         raise InputError(f"{log} cannot be read: {error.strerror}; its losses are lost") from None
-    return found
+    found = {(report.step, "loss"): report.loss for report in history.reports}
+    return found | {(seen.step, "val_loss"): seen.val_loss for seen in history.validations}
 
 
 def _final(losses: Losses) -> float:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
 from mygpt.decode.writer import Writer, load
-from mygpt.errors import StorageError, interruption
+from mygpt.errors import CheckpointError, StorageError, interruption
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.compression import MOST_BEFORE_BYTES
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
 from mygpt.training.checkpointing import State
-from mygpt.training.diagnosis import diagnose, read_history
+from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Finished, Note, Started
+from mygpt.training.history import Validation, read_log
 from mygpt.training.memory import check_batch_fits, free_memory
 from mygpt.training.recorded_files import names_in
 from mygpt.training.stored import ValidatedText, counted
@@ -109,7 +110,7 @@ def run_session(trainer: Trainer) -> Writer:
             signal=ended_by,
             baselines=baselines,
             verdict=diagnose(
-                read_history(trainer.run.log_path),
+                _validations(trainer),
                 steps=progress.step,
                 epochs=trainer.tokens / len(train_tokens),
                 ended_early=trainer.ended_early,
@@ -179,6 +180,13 @@ def _simple_losses(trainer: Trainer) -> tuple[float, float]:
     known, vocab_size = counted(trainer.setup.train_tokens), trainer.tokenizer.vocab_size
     scored = trainer.val_tokens if trainer.validates else known
     return uniform_loss(vocab_size), unigram_loss(known, scored, vocab_size)
+
+
+def _validations(trainer: Trainer) -> list[Validation]:
+    """The validations in the log: none if it cannot be read, which is not what ends a run."""
+    with suppress(OSError, CheckpointError):
+        return read_log(trainer.run.log_path).validations
+    return []
 
 
 def _baselines(trainer: Trainer, validated_text: ValidatedText) -> Baselines:

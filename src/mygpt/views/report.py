@@ -16,6 +16,7 @@ from mygpt.evaluation.copied import COPIED_CHARS, measure_novelty
 from mygpt.evaluation.ngram import uniform_loss
 from mygpt.text import Document
 from mygpt.training.events import Finished
+from mygpt.training.history import History, Sample
 from mygpt.training.run import RunFolder
 from mygpt.views.account import (
     commands_of,
@@ -26,7 +27,7 @@ from mygpt.views.account import (
     shown_path,
 )
 from mygpt.views.explain import about, explain, page_data
-from mygpt.views.history import History, Sample, medians, spread, thin
+from mygpt.views.history import medians, spread, thin
 from mygpt.views.page import make_page
 from mygpt.views.run import Run, baselines_of, diagnosis_of, read_run, standing_of
 

@@ -13,13 +13,13 @@ from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.training.checkpointing import State
-from mygpt.training.diagnosis import diagnose, read_history
+from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Finished
+from mygpt.training.history import History, read_log
 from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
 from mygpt.training.run import RunFolder
 from mygpt.training.source import ReadSource, read_source
-from mygpt.views.history import History, read_log
 
 # A report reads the text again only up to this number of bytes; more would take too long.
 _MOST_TEXT = 2**27
@@ -209,7 +209,7 @@ def diagnosis_of(
         standing.tokens / num_train_tokens if num_train_tokens else _estimated_epochs(run, standing)
     )
     diagnosis = diagnose(
-        read_history(run.folder.log_path),
+        run.history.validations,
         steps=standing.step,
         epochs=epochs,
         ended_early=standing.ended_early,
