@@ -19,7 +19,7 @@ from mygpt.errors import InputError
 from mygpt.evaluation import losses as evaluation
 from mygpt.evaluation.losses import Evaluation, decoded_size, evaluate, evaluate_nanogpt
 from mygpt.text import Document
-from mygpt.text.sizes import TextSize
+from mygpt.text.documents import TextSize
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, ForeignTokenizer, Tokenizer
 
 

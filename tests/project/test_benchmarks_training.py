@@ -14,7 +14,7 @@ import torch
 import mygpt
 from mygpt.evaluation.losses import evaluate
 from mygpt.text import read_corpus, split_documents
-from mygpt.text.sizes import TextSize
+from mygpt.text.documents import TextSize
 from mygpt.training.config import TrainConfig
 from paths import ROOT
 

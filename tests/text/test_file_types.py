@@ -181,7 +181,8 @@ def test_compressed_text_from_standard_input_is_decompressed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = gzip.compress(PROSE.encode())
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    pipe = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
     assert read_corpus(["-"]).documents[0].text == PROSE
 
 

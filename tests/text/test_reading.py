@@ -15,6 +15,7 @@ import pytest
 from mygpt.data import encode_documents
 from mygpt.errors import OutOfMemoryError
 from mygpt.text import Document, read_corpus, reading, split_documents
+from mygpt.text import corpus as corpus_module
 from mygpt.tokenization import ByteTokenizer, CharTokenizer
 
 
@@ -28,19 +29,18 @@ def texts(*paths: str, **options: object) -> list[str | bytes]:
     return [document.text for document in read_corpus(paths, **options).documents]  # type: ignore[arg-type]
 
 
+def watch_blocks(monkeypatch: pytest.MonkeyPatch, action: Callable[[bytes], object]) -> None:
+    """Call `action` with each block after it has been read."""
+
+    def watched(name: str, **options: bool) -> Iterator[tuple[bytes, int]]:
+        for block, read in reading.blocks_of(name, **options):
+            yield block, read
+            action(block)
+
+    monkeypatch.setattr(corpus_module, "blocks_of", watched)
+
+
 # --- files that change ---------------------------------------------------------------------
-
-
-def after_the_first_block(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
-    blocks = reading._blocks
-
-    def watched(name: str) -> Iterator[bytes]:
-        for number, block in enumerate(blocks(name, 1000)):
-            yield block
-            if number == 0:
-                action()
-
-    monkeypatch.setattr(reading, "_blocks", watched)
 
 
 def test_a_file_that_changes_while_it_is_read_gets_a_note(
@@ -48,19 +48,20 @@ def test_a_file_that_changes_while_it_is_read_gets_a_note(
 ) -> None:
     """If it were memory-mapped, shrinking would end the process."""
     path = tmp_path / "a.txt"
+    monkeypatch.setattr(reading, "_BLOCK", 100_000)
     for action, length in (
-        (lambda: os.truncate(path, 1500), 1500),
-        (lambda: path.write_bytes(b"b" * 3500), 3500),
-        (path.unlink, 3000),
+        (lambda: os.truncate(path, 150_000), 150_000),
+        (lambda: path.write_bytes(b"b" * 350_000), 350_000),
+        (path.unlink, 300_000),
     ):
-        write(path, b"a" * 3000)
+        write(path, b"a" * 300_000)
+        actions = iter([action])
         with monkeypatch.context() as patch:
-            after_the_first_block(patch, action)  # type: ignore[arg-type]
+            watch_blocks(patch, lambda _, actions=actions: next(actions, list)())
             corpus = read_corpus([str(path)])
         assert len(corpus.documents[0]) == length
-        assert corpus.notes == [
-            f"{path} changed while it was read: --resume may read different text"
-        ]
+        note = f"{path}: it changed while it was read: --resume may read different text"
+        assert corpus.notes == [note]
     assert read_corpus([write(path, b"a")]).notes == []
 
 
@@ -68,7 +69,7 @@ def test_a_file_that_changes_while_it_is_read_gets_a_note(
 
 
 def say_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int | None) -> None:
-    monkeypatch.setattr(reading, "free_memory_bytes", lambda: num_bytes)
+    monkeypatch.setattr(corpus_module, "free_memory_bytes", lambda: num_bytes)
 
 
 def test_a_file_that_does_not_fit_is_refused_before_it_is_read(
@@ -78,7 +79,7 @@ def test_a_file_that_does_not_fit_is_refused_before_it_is_read(
     path = write(tmp_path / "a.txt", b"")
     os.truncate(path, 10**10)
     say_free(monkeypatch, 3 * 10**9)
-    monkeypatch.setattr(reading, "_blocks", None)
+    monkeypatch.setattr(corpus_module, "blocks_of", None)
     message = (
         r"a\.txt is 10\.0 GB: training on it needs 37\.5 GB of memory, and 3\.0 GB are free; "
         r"train on a part of it, 800\.0 MB at most"
@@ -122,14 +123,7 @@ def test_decompression_and_pipes_stop_at_the_memory_limit(
     say_free(monkeypatch, 10**7)
     bomb = write(tmp_path / "a.gz", gzip.compress(bytes(10**6)) * 100)
     seen: list[int] = []
-    blocks = reading._blocks
-
-    def watched(name: str) -> Iterator[bytes]:
-        for block in blocks(name):
-            seen.append(len(block))
-            yield block
-
-    monkeypatch.setattr(reading, "_blocks", watched)
+    watch_blocks(monkeypatch, lambda block: seen.append(len(block)))
     with pytest.raises(OutOfMemoryError, match=r"a\.gz is more than \d\.\d MB"):
         read_corpus([bomb])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(10**8))))
@@ -160,7 +154,7 @@ def test_a_memory_error_while_reading_names_the_file(
     def no_memory(*args: object, **options: object) -> str:
         raise MemoryError
 
-    monkeypatch.setattr("mygpt.text.corpus.decode", no_memory)
+    monkeypatch.setattr("mygpt.text.corpus.texts_of", no_memory)
     with pytest.raises(OutOfMemoryError, match=r"out of memory while reading .*a\.txt"):
         read_corpus([path])
 

@@ -197,7 +197,7 @@ def test_invalid_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     path = tmp_path / "x.parquet"
     parquet.write_table(pa.table({"n": [1, 2], "text": ["a", None]}), path)
-    assert "row 2: column 'text' must be text, not None" in refused(path)
+    assert "row 2: column 'text' must be a string, not None" in refused(path)
     assert "has no column 'body' (it has 'n', 'text')" in refused(path, field="body")
     assert "column 'n' contains int64, not text" in refused(path, field="n")
     path.write_bytes(path.read_bytes()[:-9])

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from mygpt.machine import free_memory_bytes
-from mygpt.text import reading
+from mygpt.text import corpus, reading
 
 MB = 10**6
 TEXT = b"the quick brown fox jumps over the lazy dog\n" * 50
@@ -153,7 +153,7 @@ def _too_long() -> Iterator[Case]:
     second = partial(_put, name="b", data=LONGER)
     yield long("two", "in 2 files", data=LONGER, args=("text", "b"), prepare=second, inside=free)
     wide = LONGER + "\U0001f642".encode()
-    yield long("wide characters", "is 2.2 MB", data=wide, inside=free, holds=3 * len(wide))
+    yield long("wide characters", "2.2 MB", data=wide, inside=free, holds=3 * len(wide))
     grow = _after_each_block(lambda: _append(LONGER))
     small, some = _free(200 * MB), _free(500 * MB)
     grows = partial(long, "it grows without end", "text is more than", data=LONGER)
@@ -168,7 +168,7 @@ def _too_long() -> Iterator[Case]:
 def _long() -> Iterator[Case]:
     """A line of 100 MB, in memory with one byte per character, and with four."""
     for start, width in ((b"", 1), ("\U0001f642".encode(), 4)):
-        holds = reading._HEADROOM * (reading._PER_BYTE + width) * 100 * MB
+        holds = corpus._HEADROOM * (corpus._PER_BYTE + width) * 100 * MB
         digest = hashlib.sha256()
         for piece in _line(start):
             digest.update(piece)
@@ -271,15 +271,14 @@ def _append(data: bytes, up_to: float = math.inf) -> None:
 
 def _after_each_block(action: Callable[[], object]) -> Callable[[], None]:
     """Call `action` after each block that is read."""
-    blocks = reading._blocks
 
-    def watched(*args):
-        for block in blocks(*args):
+    def watched(name, **options):
+        for block in reading.blocks_of(name, **options):
             yield block
             action()
 
     def inside() -> None:
-        reading._blocks = watched
+        corpus.blocks_of = watched
 
     return inside
 
@@ -288,7 +287,7 @@ def _free(num_bytes: int) -> Callable[[], None]:
     """Report `num_bytes` as the free memory."""
 
     def inside() -> None:
-        reading.free_memory_bytes = lambda: num_bytes
+        corpus.free_memory_bytes = lambda: num_bytes
 
     return inside
 

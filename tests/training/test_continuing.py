@@ -17,7 +17,7 @@ from mygpt.data import encode_documents
 from mygpt.errors import InputError
 from mygpt.evaluation.losses import evaluate
 from mygpt.text import Document, split_documents
-from mygpt.text.sizes import TextSize
+from mygpt.text.documents import TextSize
 from mygpt.training.comparison import read_losses
 from mygpt.training.events import Event, Finished, Note, StepDone
 from mygpt.training.recipe import Budget, continuing

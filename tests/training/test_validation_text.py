@@ -10,7 +10,7 @@ import pytest
 
 from mygpt.data.store_builder.build import build_store
 from mygpt.text import Document
-from mygpt.text.overlap import overlap_note
+from mygpt.text.documents import overlap_note
 from mygpt.training.preparing import prepare
 
 TEXT = "".join(f"Line {n} of the sea, the ship and the shore {n * n}.\n" for n in range(400))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mygpt.evaluation.baselines import Baselines
     from mygpt.evaluation.losses import Evaluation
     from mygpt.text import Document, RecordOptions
-    from mygpt.text.sizes import TextSize
+    from mygpt.text.documents import TextSize
 
 _PROTOCOLS = ("full", "nanogpt", "both")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mygpt.data.token_store import StoredTokens
 from mygpt.text import Document
-from mygpt.text.sizes import TextSize, bytes_of, chars_of
+from mygpt.text.documents import TextSize, bytes_of, chars_of
 from mygpt.tokenization import Tokenizer, is_lossless
 from mygpt.tokenization.foreign import ForeignTokenizer
 

@@ -33,10 +33,14 @@ from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import is_private, make_private_folder, not_private
 from mygpt.machine import free_memory_bytes
 from mygpt.text import RecordOptions, TextSource, find_sources, pieces
-from mygpt.text.compression import compression_by_name
-from mygpt.text.decoding import NotDecodedError, begins_as_text
-from mygpt.text.file_stream import blocks_of
-from mygpt.text.reading import Reader, require_sensible_ratio
+from mygpt.text.reading import (
+    NotTextError,
+    begins_as_text,
+    blocks_of,
+    compression_by_name,
+    require_sensible_ratio,
+    start_of,
+)
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -100,7 +104,7 @@ def large_sources(
         return []
     try:
         sources, _ = find_sources(names, encoding=encoding, records=records or _PLAIN)
-    except NotDecodedError:  # the caller may want to read them as bytes
+    except NotTextError:  # the caller may want to read them as bytes
         return []
     kinds = {source.kind for source in sources}
     if not all(source.is_lasting for source in sources) or (records is None and kinds != {"text"}):
@@ -112,7 +116,7 @@ def large_sources(
     if sum(source.num_bytes for source in measured) <= most:
         return []
     texts = (source for source in sources if source.kind != "table")
-    as_text = (begins_as_text(Reader().start_of(source.name), encoding) for source in texts)
+    as_text = (begins_as_text(start_of(source.name), encoding) for source in texts)
     return measured if all(as_text) else []
 
 

@@ -37,7 +37,7 @@ from mygpt.data.store_builder.index import (
 from mygpt.errors import CheckpointError, DamagedError
 from mygpt.file_access import open_regular, require_folder, require_regular
 from mygpt.json_objects import STATE, parse_object
-from mygpt.text.sizes import TextSize
+from mygpt.text.documents import TextSize
 from mygpt.tokenization import ForeignTokenizer, Tokenizer, from_state
 
 START_DTYPE = np.dtype("<i8")  # of the positions where documents start

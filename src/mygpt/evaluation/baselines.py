@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mygpt.errors import InputError
 from mygpt.evaluation import compression, ngram
 from mygpt.text import Document
-from mygpt.text.sizes import TextSize, bytes_of, chars_of
+from mygpt.text.documents import TextSize, bytes_of, chars_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mygpt.core.model import GPT, evaluating
 from mygpt.errors import InputError
-from mygpt.text.sizes import TextSize
+from mygpt.text.documents import TextSize
 
 TOKENS_PER_BATCH, LOGITS_PER_BATCH = 8192, 2**25
 NANOGPT_BATCHES, NANOGPT_BATCH_SIZE, NANOGPT_WINDOW, NANOGPT_SEED = 200, 64, 256, 1337

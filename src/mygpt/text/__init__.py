@@ -13,15 +13,18 @@ from mygpt.text.corpus import (
     read_text,
     require_existing,
 )
-from mygpt.text.documents import SEPARATOR, Corpus, Document, as_bytes, split_documents, split_note
-from mygpt.text.streams import (
-    READING_VERSION,
-    Piece,
-    RecordOptions,
-    TextSource,
-    find_sources,
-    pieces,
+from mygpt.text.documents import (
+    SEPARATOR,
+    Corpus,
+    Document,
+    TextSize,
+    as_bytes,
+    split_documents,
+    split_note,
 )
+from mygpt.text.reading import shown
+from mygpt.text.sources import find_sources
+from mygpt.text.streams import READING_VERSION, Piece, RecordOptions, TextSource, pieces
 
 __all__ = [
     "BUILTIN",
@@ -31,6 +34,7 @@ __all__ = [
     "Document",
     "Piece",
     "RecordOptions",
+    "TextSize",
     "TextSource",
     "as_bytes",
     "builtin_documents",
@@ -40,6 +44,7 @@ __all__ = [
     "read_corpus",
     "read_text",
     "require_existing",
+    "shown",
     "split_documents",
     "split_note",
 ]

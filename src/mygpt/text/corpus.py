@@ -1,31 +1,37 @@
-"""Read files, folders, glob patterns, standard input or the built-in corpus into documents."""
+"""Read files, folders, glob patterns, standard input or the built-in corpus into memory."""
 
 from __future__ import annotations
 
-import glob
+import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mygpt.errors import InputError
-from mygpt.text.compression import without_compression_suffix
-from mygpt.text.decoding import NotDecodedError, check_encoding, decode, remarks, text_bytes
+from mygpt.errors import InputError, OutOfMemoryError
+from mygpt.machine import free_memory_bytes
 from mygpt.text.documents import SEPARATOR, Corpus, Document, parts_between_separators, split_note
-from mygpt.text.file_types import FIRST_BYTES, why_not_text
-from mygpt.text.folder import FileGroup, list_folder
-from mygpt.text.reading import Reader, out_of_memory, require_sensible_ratio, shown
-from mygpt.text.records import kind_of
-from mygpt.text.streams import (
-    RecordOptions,
-    TextSource,
-    pieces,
-    plain_text_note,
-    require_field_used,
-    source_of,
+from mygpt.text.file_types import FIRST_BYTES
+from mygpt.text.reading import (
+    NotTextError,
+    blocks_of,
+    file_errors,
+    require_sensible_ratio,
+    shown,
+    texts_of,
+    without_compression_suffix,
 )
+from mygpt.text.sources import FileGroup, Finder, matches
+from mygpt.text.streams import RecordOptions, TextSource, pieces
 
 BUILTIN = "python-reference"
+
+# The memory that training on a text needs apart from the model: the Python string, and 2 bytes for
+# each byte of the file (first the blocks and pieces that it is joined from, later the token ids).
+# Measured up to the first step, in bytes for each byte of a 200 MB file: 3.4 for ASCII, 6.3 for
+# ASCII with one emoji (each character is then 4 bytes wide), 2.5 to 3.5 for Cyrillic.
+_PER_BYTE = 2
+_HEADROOM = 1.25
 
 
 def read_corpus(
@@ -39,9 +45,7 @@ def read_corpus(
 ) -> Corpus:
     """Read files, folders, glob patterns and "-" (standard input); no path is the built-in corpus.
 
-    A folder stands for every text file below it, sorted by name. Hidden files, run directories and
-    token stores in it are skipped silently, other files that are not text with a note. gzip and
-    zstd files are decompressed. A file that changes while it is read gets a note.
+    The files are those of `find_sources`. A file that changes while it is read gets a note.
 
     Args:
         paths: what to read.
@@ -59,34 +63,23 @@ def read_corpus(
     """
     if isinstance(paths, (str, Path)):
         paths = [str(paths)]
-    check_encoding(encoding)
+    finder = Finder(encoding, records, allow_bytes=allow_bytes, legacy=legacy)
     if not paths:
         return Corpus(BUILTIN, list(builtin_documents()))
-    reader = Reader(legacy=legacy)
-    groups = [_find(path, reader, encoding, records) for path in paths]
-    names = [name for group in groups for name in group.names]
-    if records is not None:
-        require_field_used(records, [records.kind(name) for name in names])
-    reader.check_sizes(names)
+    groups = finder.groups(paths)
+    reader = _Reader(finder)
+    reader.check_sizes([source for group in groups for source in group.sources])
     documents: list[Document] = []
     for group in groups:
-        texts: list[Document] = []
-        for name in group.names:
-            source = None if records is None else _records_in(name, reader, encoding, records)
-            if records is not None and source is not None:
-                texts += _read_records(source, reader, encoding, records.field_name)
-            elif group.folder is None:
-                texts.append(_named(name, reader, encoding, allow_bytes))
-            else:
-                texts += _in_folder(name, group, reader, encoding)
-        if not texts and group.folder is not None:
+        texts = [document for source in group.sources for document in reader.read(source, group)]
+        if not texts:
             raise group.none_found(encoding)
         documents += texts
-    notes = [note for group in groups for note in group.notes(encoding)]
+    notes = finder.notes(groups)
     if split:
         documents, split_notes = _split(documents)
         notes += split_notes
-    return Corpus(name_of(paths), documents, notes + reader.notes)
+    return Corpus(name_of(paths), documents, notes)
 
 
 def _split(files: Sequence[Document]) -> tuple[list[Document], list[str]]:
@@ -98,29 +91,7 @@ def _split(files: Sequence[Document]) -> tuple[list[Document], list[str]]:
             f"{shown(files[0].name)} contains only {SEPARATOR} and no text: name a file with text"
         )
     split = [inside for inside, file in zip(parts, files, strict=True) if inside != [file]]
-    if not split:
-        return documents, []
-    return documents, [split_note(len(split), sum(map(len, split)))]
-
-
-def require_existing(paths: Sequence[str]) -> None:
-    """Check that every path exists, without reading the files.
-
-    Raises:
-        InputError: for the first path that does not exist, with `read_corpus`'s message.
-    """
-    for path in paths:
-        if path != "-" and not os.path.exists(path):
-            reader = Reader()
-            for name in _find(path, reader, None, None).names:
-                reader.start_of(name)
-
-
-def builtin_documents() -> Iterable[Document]:
-    """The Python language reference that CPython contains, one document per topic."""
-    from pydoc_data.topics import topics
-
-    return (Document(name, topics[name]) for name in sorted(topics))
+    return documents, [split_note(len(split), sum(map(len, split)))] * bool(split)
 
 
 def read_text(name: str, *, encoding: str | None = None) -> tuple[str, list[str]]:
@@ -132,126 +103,168 @@ def read_text(name: str, *, encoding: str | None = None) -> tuple[str, list[str]
         InputError: if the file is missing, not a text file, or not text in that encoding.
         OutOfMemoryError: if the text does not fit into memory.
     """
-    check_encoding(encoding)
+    finder = Finder(encoding, None)
     if not name:
-        raise InputError("a file name is empty: name a text file, or - for standard input")
-    reader = Reader()
-    document = _read(name, reader, encoding, allow_bytes=False)
-    if not len(document):
-        _require_writer(name)
-    return str(document.whole), reader.notes
+        matches(name)
+    text = _Reader(finder).text(finder.source(name, may_be_empty=True))
+    return str(text), finder.notes([])
 
 
-def _find(
-    path: str, reader: Reader, encoding: str | None, records: RecordOptions | None
-) -> FileGroup:
-    if not path:
-        raise InputError("a file name is empty: name a text file, or - for standard input")
-    if path == "-":
-        return FileGroup([path])
-    if os.path.isdir(path):
-        tables = records is not None
-        return list_folder(
-            Path(path), reader, encoding, is_table=lambda name: tables and kind_of(name) == "table"
-        )
-    if os.path.exists(path) or not glob.has_magic(path):
-        return FileGroup([path])
-    found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
-    if not found:
-        raise InputError(f"no file matches {path!r}: check the pattern and its folder")
-    return FileGroup(found)
+class _Reader:
+    """Reads sources into memory, up to the amount that was free when it was created."""
 
+    def __init__(self, finder: Finder) -> None:
+        self._finder = finder
+        self._free = free_memory_bytes()
+        self._needed = 0.0  # by the texts so far
 
-def _named(name: str, reader: Reader, encoding: str | None, allow_bytes: bool) -> Document:
-    document = _read(name, reader, encoding, allow_bytes=allow_bytes)
-    if not len(document):
-        _require_writer(name)
-        raise InputError(f"{shown(name)} is empty: name a file with text")
-    return document
+    def check_sizes(self, sources: Sequence[TextSource]) -> None:
+        """Check by their sizes that files fit, before any of them is read."""
+        sizes = [source.size for source in sources if source.is_lasting]
+        one = len(sources) == 1
+        what = shown(sources[0].name) if one else f"the text in {len(sources)} files"
+        self._check(f"{what} is", sum(sizes), sum(sizes))
 
-
-def _require_writer(name: str) -> None:
-    """Raise `InputError` if the empty file `name` is a pipe: no process has written to it."""
-    if name != "-" and Path(name).is_fifo():
-        raise InputError(
-            f"no process wrote to the pipe {shown(name)}: start the writing process first"
-        )
-
-
-def _in_folder(name: str, group: FileGroup, reader: Reader, encoding: str | None) -> list[Document]:
-    """The text of a file in a folder; a file that is not text is added to `group.skipped`."""
-    try:
-        document = _read(name, reader, encoding, allow_bytes=False)
-    except NotDecodedError as error:
-        group.skip(Path(name), error.start)
+    def read(self, source: TextSource, group: FileGroup) -> list[Document]:
+        """The documents of a source; a file of a folder that is not text is skipped."""
+        if source.kind != "text":
+            return self._records(source)
+        try:
+            text = self.text(source)
+            if text and not (group.folder and "\0" in str(text)):
+                return [Document(source.name, text)]
+        except InputError:
+            if group.folder is None:
+                raise
+        if group.folder is None:
+            raise InputError(f"{shown(source.name)} is empty: name a file with text")
+        group.skip(Path(source.name))
         return []
-    except InputError:
-        document = Document(name, "")
-    if not len(document) or "\0" in str(document.whole):
-        group.skipped.append(Path(name))
-        return []
-    return [document]
 
+    def text(self, source: TextSource) -> str | bytes:
+        """A file's text, or its bytes where `allow_bytes` is true and it is not text.
 
-def _records_in(
-    name: str, reader: Reader, encoding: str | None, records: RecordOptions
-) -> TextSource | None:
-    """The source for a file of records; None if the file is read as plain text."""
-    if records.kind(name) == "text":
-        return None
-    source = source_of(name, records)
-    why = records.why_plain(source, encoding)
-    if why is None:
-        return source
-    reader.add_note(plain_text_note(why))
-    return None
+        Raises:
+            OutOfMemoryError: as soon as more has been read than fits.
+        """
+        name, finder = source.name, self._finder
+        blocks: Iterable[tuple[bytes, int]] = self._blocks(source)
+        try:
+            if finder.allow_bytes:
+                blocks = list(blocks)
+            text: str | bytes = self._decoded(blocks, name)
+        except NotTextError:
+            if not finder.allow_bytes:
+                raise
+            text = b"".join(block for block, _ in blocks)
+        except OutOfMemoryError:
+            raise
+        except MemoryError:
+            raise OutOfMemoryError(
+                f"out of memory while reading {shown(name)}: train on a part of it"
+            ) from None
+        self._note_change(source)
+        if not text and name != "-" and Path(name).is_fifo():
+            raise InputError(
+                f"no process wrote to the pipe {shown(name)}: start the writing process first"
+            )
+        return text
 
+    def _decoded(self, blocks: Iterable[tuple[bytes, int]], name: str) -> str:
+        """The text of blocks that come with the number of bytes so far."""
+        finder = self._finder
+        texts: list[str] = []
+        length = width = num_bytes = 0
+        for text, num_bytes in texts_of(blocks, name, finder.encoding, legacy=finder.legacy):
+            texts.append(text)
+            length += len(text)
+            # CPython stores every character of a string in the width of its widest one.
+            stored = sys.getsizeof(text + text) - sys.getsizeof(text)
+            width = max(width, stored // max(1, len(text)))
+            self._check(f"{shown(name)} is more than", num_bytes, length * width)
+        self._needed += _need(num_bytes, length * width)
+        return "".join(texts)
 
-def _read_records(
-    source: TextSource, reader: Reader, encoding: str | None, field: str
-) -> list[Document]:
-    """The texts of a file's records; empty ones are skipped."""
-    documents: list[Document] = []
-    num_bytes = in_memory = 0
-    with reader.noting_change(source.name):
-        for number, piece in enumerate(pieces(source, field=field, encoding=encoding), start=1):
+    def _blocks(self, source: TextSource) -> Iterator[tuple[bytes, int]]:
+        """A file's blocks, each with the number of uncompressed bytes so far."""
+        num_bytes = 0
+        for block, _ in blocks_of(source.name, legacy=self._finder.legacy):
+            if not num_bytes and not source.is_lasting:
+                self._finder.check_start(source.name, block[:FIRST_BYTES])
+            num_bytes += len(block)
+            self._check(f"{shown(source.name)} is more than", num_bytes, num_bytes)
+            if source.compression and source.is_lasting:
+                require_sensible_ratio(source.name, num_bytes, source.size)
+            yield block, num_bytes
+
+    def _records(self, source: TextSource) -> list[Document]:
+        """The texts of a file's records; empty ones are skipped."""
+        assert self._finder.records is not None
+        field = self._finder.records.field_name
+        documents: list[Document] = []
+        num_bytes = in_memory = 0
+        found = pieces(source, field=field, encoding=self._finder.encoding)
+        for number, piece in enumerate(found, start=1):
             if piece.text:
                 documents.append(Document(f"{source.name}, record {number:,}", piece.text))
                 num_bytes += len(piece.text.encode("utf-8"))
                 in_memory += sys.getsizeof(piece.text) + sys.getsizeof(documents[-1])
-                reader.check_text(source.name, num_bytes, in_memory)
-                if source.compression:
+                self._check(f"{shown(source.name)} is", num_bytes, in_memory)
+                if source.compression and source.is_lasting:
                     require_sensible_ratio(source.name, num_bytes, source.size)
-    if not documents:
-        raise InputError(
-            f"{shown(source.name)}: the field {field!r} is empty in every record; name another "
-            "with --field"
+        if not documents:
+            raise InputError(
+                f"{shown(source.name)}: the field {field!r} is empty in every record; name another "
+                "with --field"
+            )
+        self._needed += _need(num_bytes, in_memory)
+        self._note_change(source)
+        self._finder.remark(source.name, [f"the field {field!r} of each record is read (--field)"])
+        return documents
+
+    def _note_change(self, source: TextSource) -> None:
+        if source.has_changed:
+            self._finder.remark(
+                source.name, ["it changed while it was read: --resume may read different text"]
+            )
+
+    def _check(self, what: str, num_bytes: int, text_bytes: int) -> None:
+        """Raise `OutOfMemoryError` unless a text fits, of these bytes in its file and in memory."""
+        need = self._needed + _need(num_bytes, text_bytes)
+        if self._free is None or need <= self._free:
+            return
+        fits = num_bytes * max(0.0, self._free - self._needed) / (need - self._needed)
+        it = "it and the text read before" if self._needed else "it"
+        raise OutOfMemoryError(
+            f"{what} {_size(num_bytes)}: training on {it} needs {_size(need)} of memory, and "
+            f"{_size(self._free)} are free; train on a part of it, {_size(fits)} at most"
         )
-    reader.count_in_memory(num_bytes, in_memory)
-    reader.remark(source.name, [f"the field {field!r} of each record is read (--field)"])
-    return documents
 
 
-def _read(name: str, reader: Reader, encoding: str | None, *, allow_bytes: bool) -> Document:
-    """One file's text, or its bytes where `allow_bytes` is true and it is not text.
+def _need(num_bytes: int, text_bytes: int) -> float:
+    return _HEADROOM * (text_bytes + _PER_BYTE * num_bytes)
 
-    Raises:
-        OutOfMemoryError: if it does not fit into memory.
-    """
-    data = reader.read(name)
-    reader.check_text(name, len(data), text_bytes(data, encoding))
-    options: dict[str, bool] = {"allow_bytes": allow_bytes, "legacy": reader.legacy}
-    try:
-        text = decode(data, shown(name), encoding, **options)
-    except MemoryError:
-        raise out_of_memory(name) from None
-    reader.count_in_memory(len(data), sys.getsizeof(text))
-    start = data[:FIRST_BYTES]
-    if isinstance(text, str):
-        reader.remark(name, remarks(start, encoding))
-    elif (why := why_not_text(start, encoding)) is not None:
-        reader.remark(name, [f"it is read as bytes although it {why}"])
-    return Document(name, text)
+
+def _size(num_bytes: float) -> str:
+    """A size with its unit, rounded down, so that a text of the size named as fitting fits."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{math.floor(10 * num_bytes / scale) / 10:.1f} {unit}"
+    return f"{math.floor(num_bytes)} bytes"
+
+
+def require_existing(paths: Sequence[str]) -> None:
+    """Raise `InputError` for the first path that does not exist, without reading the files."""
+    for name in (name for path in paths for name in matches(path) if name != "-"):
+        with file_errors(name):
+            os.stat(name)
+
+
+def builtin_documents() -> Iterable[Document]:
+    """The Python language reference that CPython contains, one document per topic."""
+    from pydoc_data.topics import topics
+
+    return (Document(name, topics[name]) for name in sorted(topics))
 
 
 def name_of(paths: Sequence[str]) -> str:

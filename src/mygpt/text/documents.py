@@ -1,4 +1,4 @@
-"""Documents, the corpus they form, and its train/validation split.
+"""Documents, the corpus they form, its train/validation split, and the size of a text.
 
 Long texts are processed in pieces, since a second copy may not fit into memory.
 """
@@ -6,12 +6,16 @@ Long texts are processed in pieces, since a second copy may not fit into memory.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 _PIECE = 2**20  # characters or bytes
+_SHORTEST = 20  # characters: shorter documents can be equal by coincidence
+_MOST_SEARCHED = 2**26  # characters: longer texts are compared by digest only
+_MOST_PAIRS = 64  # of documents: with more pairs they are compared by digest only
 
 # Separates the documents of one file: TinyStories has it on lines of its own, GPT-2's exports
 # between the texts. It is removed together with the line ends after it.
@@ -80,7 +84,7 @@ class Corpus:
     @property
     def num_bytes(self) -> int:
         """Total length of the documents in UTF-8 bytes."""
-        return sum(len(as_bytes(piece)) for doc in self.documents for piece in doc.pieces())
+        return bytes_of(self.documents)
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -98,10 +102,11 @@ def _files(documents: Sequence[Document]) -> Iterator[Document]:
             yield Document(document.name, document.whole)
 
 
-def _digest(document: Document) -> bytes:
+def _digest(document: Document, *, unix_lines: bool = False) -> bytes:
     sha256 = hashlib.sha256()
     for piece in document.pieces():
-        sha256.update(as_bytes(piece))
+        data = as_bytes(piece)
+        sha256.update(data.replace(b"\r\n", b"\n") if unix_lines else data)
     return sha256.digest()
 
 
@@ -156,3 +161,97 @@ def split_documents(
             before.append(replace(document, end=cut))
             after.append(replace(document, start=cut))
     return before, after
+
+
+# --- validation text in the training text ---------------------------------------------------
+
+
+def overlap_note(train: Sequence[Document], validation: Sequence[Document], name: str) -> list[str]:
+    """A note if validation documents equal, contain or are contained in training documents.
+
+    Args:
+        train: the training documents.
+        validation: the validation documents.
+        name: of the validation file.
+    """
+    known = {_digest(document, unix_lines=True) for document in train}
+    texts = [as_bytes(each.text) for each in train] if _searchable(train, validation) else []
+    same = [
+        document
+        for document in validation
+        if _digest(document, unix_lines=True) in known
+        or (texts and _is_in(as_bytes(document.text), texts))
+    ]
+    if len(same) == len(validation):
+        return [validation_seen_note(name)]
+    long = sum(len(document) >= _SHORTEST for document in same)
+    if not long:
+        return []
+    return [
+        f"{long:,} of the {len(validation):,} documents of {name} are also in the training text: "
+        "the validation loss is lower than it would be on new text"
+    ]
+
+
+def validation_seen_note(name: str) -> str:
+    """The note for a validation text that is wholly in the training text."""
+    return (
+        f"{name} is in the training text: the validation loss measures how well the model has "
+        "memorised it, not how it does on other text"
+    )
+
+
+def _searchable(train: Sequence[Document], validation: Sequence[Document]) -> bool:
+    longest = max(sum(map(len, train)), sum(map(len, validation)))
+    return len(train) * len(validation) <= _MOST_PAIRS and longest <= _MOST_SEARCHED
+
+
+def _is_in(text: bytes, others: Sequence[bytes]) -> bool:
+    """Whether a text contains, or is contained in, one of the others, up to outer white space."""
+    text = text.strip()
+    return len(text) >= _SHORTEST and any(
+        text in other or (len(other.strip()) >= _SHORTEST and other.strip() in text)
+        for other in others
+    )
+
+
+# --- sizes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """The number of predicted tokens, and the size of the text that was encoded to them.
+
+    The text is the original one, which the tokens need not decode to: a tokenizer may normalise
+    text or have an unknown token.
+
+    Attributes:
+        tokens: number of predicted tokens.
+        num_bytes: of their text in UTF-8.
+        num_chars: of their text; None if it is bytes or was not counted.
+    """
+
+    tokens: int
+    num_bytes: int
+    num_chars: int | None = None
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Convert a loss in nats per token to bits per byte of the text."""
+        return loss / math.log(2) * self.tokens / max(1, self.num_bytes)
+
+    def bits_per_char(self, loss: float) -> float | None:
+        """Convert a loss in nats per token to bits per character; None if `num_chars` is None."""
+        if self.num_chars is None:
+            return None
+        return loss / math.log(2) * self.tokens / max(1, self.num_chars)
+
+
+def bytes_of(documents: Iterable[Document]) -> int:
+    """Total length of the documents in UTF-8 bytes."""
+    return sum(len(as_bytes(piece)) for document in documents for piece in document.pieces())
+
+
+def chars_of(documents: Iterable[Document]) -> int | None:
+    """Total number of characters in the documents; None if one of them is bytes."""
+    found = list(documents)
+    return None if any(isinstance(each.whole, bytes) for each in found) else sum(map(len, found))

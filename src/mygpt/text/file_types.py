@@ -39,7 +39,7 @@ _PLAIN_ASCII = bytes(32 <= byte < 127 or byte in b"\n\r" for byte in range(256))
 _UNPACK = "unpack it and name the text in it"
 _EXPORT = "export its text, for instance as JSON lines"
 _SAVE = "save it as plain text"
-_NO_TEXT = "name a text file"
+_OTHER = "name a text file"
 
 
 class Signature(NamedTuple):
@@ -54,67 +54,55 @@ class Signature(NamedTuple):
     remedy: str
 
 
-# Offset, magic bytes there, and the file type. No plain text begins like one of these.
-_SIGNATURES: tuple[tuple[int, bytes, Signature], ...] = (
-    (0, b"%PDF-", Signature("a PDF document", f"{_SAVE} (pdftotext FILE)")),
-    (
-        0,
-        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
-        Signature("an old Microsoft Office document", _SAVE),
-    ),
-    (0, b"AT&TFORM", Signature("a DjVu document", _SAVE)),
-    (0, b"\x1f\x8b", Signature("a gzip file", _UNPACK)),
-    (0, b"BZh", Signature("a bzip2 file", f"{_UNPACK} (bunzip2 FILE)")),
-    (0, b"\xfd7zXZ\0", Signature("an xz file", f"{_UNPACK} (unxz FILE)")),
-    (0, b"\x5d\0\0", Signature("an LZMA file", f"{_UNPACK} (unlzma FILE)")),
-    (0, b"\x1f\x9d", Signature("a file of compress (.Z)", f"{_UNPACK} (uncompress FILE)")),
-    (0, b"\x04\x22\x4d\x18", Signature("an LZ4 file", f"{_UNPACK} (unlz4 FILE)")),
-    (0, b"\xff\x06\0\0sNaPpY", Signature("a Snappy file", _UNPACK)),
-    (0, b"LZIP\1", Signature("an lzip file", _UNPACK)),
-    (0, b"7z\xbc\xaf\x27\x1c", Signature("a 7-Zip archive", _UNPACK)),
-    (0, b"Rar!\x1a\x07", Signature("a RAR archive", _UNPACK)),
-    (0, b"MSCF\0\0\0\0", Signature("a cabinet archive", _UNPACK)),
-    (257, b"ustar", Signature("a tar archive", "unpack it and name the folder (tar xf FILE)")),
-    (0, b"\x89PNG", Signature("a PNG image", _NO_TEXT)),
-    (0, b"\xff\xd8\xff", Signature("a JPEG image", _NO_TEXT)),
-    (0, b"GIF87a", Signature("a GIF image", _NO_TEXT)),
-    (0, b"GIF89a", Signature("a GIF image", _NO_TEXT)),
-    (0, b"II*\0", Signature("a TIFF image", _NO_TEXT)),
-    (0, b"MM\0*", Signature("a TIFF image", _NO_TEXT)),
-    (0, b"\0\0\1\0", Signature("an icon", _NO_TEXT)),
-    (6, b"\0\0\0\0", Signature("a BMP image", _NO_TEXT)),
-    (8, b"WEBP", Signature("a WebP image", _NO_TEXT)),
-    (8, b"WAVE", Signature("a WAV audio file", _NO_TEXT)),
-    (8, b"AVI ", Signature("an AVI video", _NO_TEXT)),
-    (4, b"ftyp", Signature("an MP4 video or HEIF image", _NO_TEXT)),
-    (0, b"ID3", Signature("an MP3 audio file", _NO_TEXT)),
-    (0, b"\xff\xfb", Signature("an MP3 audio file", _NO_TEXT)),
-    (0, b"OggS\0", Signature("an Ogg audio file", _NO_TEXT)),
-    (0, b"fLaC\0", Signature("a FLAC audio file", _NO_TEXT)),
-    (0, b"\x1a\x45\xdf\xa3", Signature("a Matroska or WebM video", _NO_TEXT)),
-    (0, b"wOF2", Signature("a font", _NO_TEXT)),
-    (0, b"OTTO\0", Signature("a font", _NO_TEXT)),
-    (0, b"\0\1\0\0\0", Signature("a font", _NO_TEXT)),
-    (0, b"\x7fELF", Signature("a program (ELF)", _NO_TEXT)),
-    (0, b"MZ", Signature("a Windows program", _NO_TEXT)),
-    (0, b"\xcf\xfa\xed\xfe", Signature("a macOS program", _NO_TEXT)),
-    (0, b"\xca\xfe\xba\xbe", Signature("a Java class or a macOS program", _NO_TEXT)),
-    (0, b"\0asm", Signature("a WebAssembly program", _NO_TEXT)),
-    (0, b"SQLite format 3\0", Signature("an SQLite database", _EXPORT)),
-    (0, b"PAR1", Signature("a Parquet table", "give its name the ending .parquet")),
-    (0, b"ARROW1\0", Signature("an Arrow table", _EXPORT)),
-    (0, b"FEA1", Signature("a Feather table", _EXPORT)),
-    (0, b"ORC", Signature("an ORC table", _EXPORT)),
-    (0, b"Obj\x01", Signature("an Avro file", _EXPORT)),
-    (0, b"\x89HDF", Signature("an HDF5 file", _EXPORT)),
-    (0, b"\x93NUMPY", Signature("a NumPy array", _NO_TEXT)),
-    (0, b"GGUF", Signature("a GGUF model", "name the text that is to be read")),
-    (8, b'{"', Signature("a safetensors model", "name the text that is to be read")),
-    (0, b"PACK\0\0\0", Signature("a Git pack file", _NO_TEXT)),
-    (0, b"\x80\2", Signature("a Python pickle", _EXPORT)),
-    (0, b"\x80\3", Signature("a Python pickle", _EXPORT)),
-    (0, b"\x80\4", Signature("a Python pickle", _EXPORT)),
-    (0, b"\x80\5", Signature("a Python pickle", _EXPORT)),
+# Offset, magic bytes there (one of several), file type and remedy. No plain text begins like that.
+_SIGNATURES: tuple[tuple[int, bytes | tuple[bytes, ...], str, str], ...] = (
+    (0, b"%PDF-", "a PDF document", f"{_SAVE} (pdftotext FILE)"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Microsoft Office document", _SAVE),
+    (0, b"AT&TFORM", "a DjVu document", _SAVE),
+    (0, b"\x1f\x8b", "a gzip file", _UNPACK),
+    (0, b"BZh", "a bzip2 file", f"{_UNPACK} (bunzip2 FILE)"),
+    (0, b"\xfd7zXZ\0", "an xz file", f"{_UNPACK} (unxz FILE)"),
+    (0, b"\x5d\0\0", "an LZMA file", f"{_UNPACK} (unlzma FILE)"),
+    (0, b"\x1f\x9d", "a file of compress (.Z)", f"{_UNPACK} (uncompress FILE)"),
+    (0, b"\x04\x22\x4d\x18", "an LZ4 file", f"{_UNPACK} (unlz4 FILE)"),
+    (0, b"\xff\x06\0\0sNaPpY", "a Snappy file", _UNPACK),
+    (0, b"LZIP\1", "an lzip file", _UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
+    (0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (0, b"MSCF\0\0\0\0", "a cabinet archive", _UNPACK),
+    (257, b"ustar", "a tar archive", "unpack it and name the folder (tar xf FILE)"),
+    (0, b"\x89PNG", "a PNG image", _OTHER),
+    (0, b"\xff\xd8\xff", "a JPEG image", _OTHER),
+    (0, (b"GIF87a", b"GIF89a"), "a GIF image", _OTHER),
+    (0, (b"II*\0", b"MM\0*"), "a TIFF image", _OTHER),
+    (0, b"\0\0\1\0", "an icon", _OTHER),
+    (6, b"\0\0\0\0", "a BMP image", _OTHER),
+    (8, b"WEBP", "a WebP image", _OTHER),
+    (8, b"WAVE", "a WAV audio file", _OTHER),
+    (8, b"AVI ", "an AVI video", _OTHER),
+    (4, b"ftyp", "an MP4 video or HEIF image", _OTHER),
+    (0, (b"ID3", b"\xff\xfb"), "an MP3 audio file", _OTHER),
+    (0, b"OggS\0", "an Ogg audio file", _OTHER),
+    (0, b"fLaC\0", "a FLAC audio file", _OTHER),
+    (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video", _OTHER),
+    (0, (b"wOF2", b"OTTO\0", b"\0\1\0\0\0"), "a font", _OTHER),
+    (0, b"\x7fELF", "a program (ELF)", _OTHER),
+    (0, b"MZ", "a Windows program", _OTHER),
+    (0, b"\xcf\xfa\xed\xfe", "a macOS program", _OTHER),
+    (0, b"\xca\xfe\xba\xbe", "a Java class or a macOS program", _OTHER),
+    (0, b"\0asm", "a WebAssembly program", _OTHER),
+    (0, b"SQLite format 3\0", "an SQLite database", _EXPORT),
+    (0, b"PAR1", "a Parquet table", "give its name the ending .parquet"),
+    (0, b"ARROW1\0", "an Arrow table", _EXPORT),
+    (0, b"FEA1", "a Feather table", _EXPORT),
+    (0, b"ORC", "an ORC table", _EXPORT),
+    (0, b"Obj\x01", "an Avro file", _EXPORT),
+    (0, b"\x89HDF", "an HDF5 file", _EXPORT),
+    (0, b"\x93NUMPY", "a NumPy array", _OTHER),
+    (0, b"GGUF", "a GGUF model", _OTHER),
+    (8, b'{"', "a safetensors model", _OTHER),
+    (0, b"PACK\0\0\0", "a Git pack file", _OTHER),
+    (0, (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"), "a Python pickle", _EXPORT),
 )
 # Magic bytes that are short or printable could begin a text: these types need a second check.
 _FURTHER: dict[str, Callable[[bytes], bool]] = {
@@ -127,57 +115,55 @@ _FURTHER: dict[str, Callable[[bytes], bool]] = {
     "an MP3 audio file": lambda start: b"\0" in start[:64],
     "a Windows program": lambda start: b"\0\0" in start[:64],
     "a font": lambda start: b"\0\0" in start[:64],
-    "a Parquet table": lambda start: b"\0" in start or not _is_utf8(start),
+    "a Parquet table": lambda start: b"\0" in start or not is_utf8(start),
     "a Feather table": lambda start: b"\0" in start,
-    "an ORC table": lambda start: not _is_utf8(start) and b"\0" in start,
+    "an ORC table": lambda start: not is_utf8(start) and b"\0" in start,
     "a GGUF model": lambda start: b"\0" in start[4:24],
     "a safetensors model": lambda start: start[5:8] == b"\0\0\0",
     "a tar archive": lambda start: b"\0" in start[:257],
 }
 
+# What the names of a zip archive's first files contain, file type and remedy.
 _ZIPPED = (
-    (b"word/", Signature("a Word document", _SAVE)),
-    (b"xl/", Signature("an Excel workbook", "save it as CSV")),
-    (b"ppt/", Signature("a PowerPoint document", _SAVE)),
-    (b"opendocument.text", Signature("an OpenDocument text", _SAVE)),
-    (b"opendocument.spreadsheet", Signature("an OpenDocument spreadsheet", "save it as CSV")),
-    (b"opendocument", Signature("an OpenDocument file", _SAVE)),
-    (b"application/epub+zip", Signature("an EPUB book", _SAVE)),
-    (b"/data.pkl", Signature("a PyTorch checkpoint", "name the text that is to be read")),
-    (b".npy", Signature("an archive of NumPy arrays", _NO_TEXT)),
-    (b"META-INF/", Signature("a Java archive", _NO_TEXT)),
-    (b"[Content_Types].xml", Signature("a Microsoft Office document", _SAVE)),
+    (b"word/", "a Word document", _SAVE),
+    (b"xl/", "an Excel workbook", "save it as CSV"),
+    (b"ppt/", "a PowerPoint document", _SAVE),
+    (b"opendocument.text", "an OpenDocument text", _SAVE),
+    (b"opendocument.spreadsheet", "an OpenDocument spreadsheet", "save it as CSV"),
+    (b"opendocument", "an OpenDocument file", _SAVE),
+    (b"application/epub+zip", "an EPUB book", _SAVE),
+    (b"/data.pkl", "a PyTorch checkpoint", _OTHER),
+    (b".npy", "an archive of NumPy arrays", _OTHER),
+    (b"META-INF/", "a Java archive", _OTHER),
+    (b"[Content_Types].xml", "a Microsoft Office document", _SAVE),
+    (b"", "a zip archive", "unpack it and name the text or the folder (unzip FILE)"),
 )
-_ZIP = Signature("a zip archive", "unpack it and name the text or the folder (unzip FILE)")
 
 
-def compression_of(start: bytes | bytearray) -> str:
+def compression_of(start: bytes) -> str:
     """The compression of a file with these first bytes: "gzip", "zstd", or "" for none."""
     return next((how for magic, how in _PACKED if start.startswith(magic)), "")
 
 
-def signature_of(start: bytes | bytearray) -> Signature | None:
+def signature_of(start: bytes) -> Signature | None:
     """The type of a file with these first bytes; None if it is not a known type."""
-    start = bytes(start[:FIRST_BYTES])
     if start[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08"):
-        return next((kind for name, kind in _ZIPPED if name in start[:_NAMES]), _ZIP)
-    for place, magic, kind in _SIGNATURES:
-        if start[place : place + len(magic)] == magic:
-            further = _FURTHER.get(kind.what)
-            if further is None or further(start):
-                return kind
+        return next(Signature(*kind) for name, *kind in _ZIPPED if name in start[:_NAMES])
+    for place, magic, what, remedy in _SIGNATURES:
+        if start.startswith(magic, place) and (what not in _FURTHER or _FURTHER[what](start)):
+            return Signature(what, remedy)
     if compression_of(start) == "zstd":
         return Signature("a zstd file", f"{_UNPACK} (unzstd FILE)")
     return None
 
 
-def unmarked_encoding(start: bytes | bytearray) -> str | None:
+def unmarked_encoding(start: bytes) -> str | None:
     """The UTF-16 or UTF-32 encoding of a text without a byte-order mark; None if it is neither.
 
     Such a text contains NUL bytes, all at the same position within a code unit. If there are few
     of them (as in Chinese), the bytes must also be invalid as UTF-8.
     """
-    sample = bytes(start[: FIRST_BYTES - FIRST_BYTES % 4])
+    sample = start[: FIRST_BYTES - FIRST_BYTES % 4]
     if b"\0" not in sample or sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return None
     for codec, high in (("utf-32-le", 3), ("utf-32-be", 0)):
@@ -201,7 +187,7 @@ def _letters_in_pairs(sample: bytes) -> int:
     return sum(first & second for first, second in zip(plain[0::2], plain[1::2], strict=False))
 
 
-def _is_utf8(sample: bytes) -> bool:
+def is_utf8(sample: bytes) -> bool:
     """Whether it is valid UTF-8, apart from an incomplete character at its end."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
@@ -213,7 +199,7 @@ def _is_utf8(sample: bytes) -> bool:
 def _passes_for_utf8(sample: bytes) -> bool:
     """Whether it is UTF-8 with at most 2 % control characters, not counting NULs."""
     controls = sum(sample.count(byte) for byte in range(1, 32) if byte not in b"\t\n\v\f\r\x1b")
-    return _is_utf8(sample) and controls <= 0.02 * len(sample)
+    return is_utf8(sample) and controls <= 0.02 * len(sample)
 
 
 def _reads(sample: bytes, codec: str) -> bool:
@@ -230,12 +216,12 @@ def _reads(sample: bytes, codec: str) -> bool:
     return bool(text) and odd <= 0.03 * len(text)
 
 
-def bom_of(start: bytes | bytearray) -> tuple[bytes, str]:
+def bom_of(start: bytes) -> tuple[bytes, str]:
     """The byte-order mark that a file begins with, and its encoding; both empty for none."""
     return next(((bom, codec) for bom, codec in BOMS if start.startswith(bom)), (b"", ""))
 
 
-def why_not_text(start: bytes | bytearray, encoding: str | None) -> str | None:
+def why_not_text(start: bytes, encoding: str | None) -> str | None:
     """Why a file with these first bytes is not read as text, with the remedy; None if it may be.
 
     Args:
@@ -256,12 +242,9 @@ def why_not_text(start: bytes | bytearray, encoding: str | None) -> str | None:
     return None
 
 
-def may_be_encoded(start: bytes | bytearray) -> bool:
+def may_be_encoded(start: bytes) -> bool:
     """Whether a file with these first bytes, not UTF-8, may be text in another encoding."""
-    sample = bytes(start[:FIRST_BYTES])
-    if not sample or signature_of(sample) is not None:
+    if not start or signature_of(start) is not None:
         return False
-    if unmarked_encoding(sample) is not None:
-        return True
-    controls = sum(sample.count(byte) for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
-    return not controls
+    controls = any(byte in start for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
+    return not controls or unmarked_encoding(start) is not None

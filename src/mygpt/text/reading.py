@@ -1,4 +1,4 @@
-"""Read files into memory, refusing those that do not fit and those that are not text files.
+"""Read files and standard input as text, block by block: decompress, decode, and refuse the rest.
 
 A file is read, not memory-mapped: reading a mapped file that shrinks would end the process with
 SIGBUS.
@@ -6,37 +6,29 @@ SIGBUS.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import gzip
 import io
-import math
 import os
 import re
 import select
 import stat
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from importlib import import_module
+from typing import Any
 
-from mygpt.errors import InputError, OutOfMemoryError
-from mygpt.machine import free_memory_bytes
-from mygpt.text.compression import (
-    CompressionError,
-    compression_by_content,
-    compression_by_name,
-    decompressed,
-)
-from mygpt.text.file_types import FIRST_BYTES
+from mygpt.errors import InputError
+from mygpt.text.file_types import FIRST_BYTES, bom_of, compression_of, is_utf8, why_not_text
 
-_BLOCK = 2**20  # bytes
+_BLOCK = 2**18  # bytes that are read at a time, at least
+_ZSTD_BLOCK = 2**11  # compressed bytes at a time: they may expand some thousand times
+_ENDINGS = {".gz": "gzip", ".zst": "zstd"}
 _WRITER_WAIT_S = 10.0
 _ADDRESS = re.compile(r"(?i)(https?|ftp|s3|hf|gs):/")  # `Path` collapses the two slashes into one
-_NAMED = 3  # files that a note names
-
-# The memory that training on a text needs apart from the model: the Python string, and 2 bytes for
-# each byte of the file (first the file's content while it is decoded, later the token ids).
-# Measured up to the first step, in bytes for each byte of a 200 MB file: 3.4 for ASCII, 6.3 for
-# ASCII with one emoji (each character is then 4 bytes wide), 2.5 to 3.5 for Cyrillic.
-_PER_BYTE = 2
-_HEADROOM = 1.25
+_FOR_HOST_NAMES = ("idna", "punycode")  # their time grows with the square of the length
 
 # Text compresses to a third or a tenth of its size, tables and logs to a fiftieth. gzip can reach
 # a thousandth, in a file made to exhaust memory.
@@ -44,132 +36,8 @@ _MOST_RATIO = 100
 _SMALL_UNCOMPRESSED = 2**26  # bytes: below this the ratio is not checked
 
 
-class Reader:
-    """Reads files into memory, up to the amount that was free when the reader was created.
-
-    Args:
-        legacy: decompress only files named *.gz, as mygpt 0.1 did.
-
-    Attributes:
-        legacy: see `Args`.
-    """
-
-    def __init__(self, *, legacy: bool = False) -> None:
-        self.legacy = legacy
-        self._remarks: dict[str, list[str]] = {}
-        self._plain: list[str] = []
-        self._free = free_memory_bytes()
-        self._needed = 0.0  # by the texts so far
-
-    def check_sizes(self, names: Sequence[str]) -> None:
-        """Check by their sizes that files fit into memory, before any of them is read.
-
-        Raises:
-            OutOfMemoryError: with the memory needed, the memory free, and how much text fits.
-        """
-        sizes = [status.st_size for name in names if (status := _regular(name))]
-        if sizes:
-            what = shown(names[0]) if len(names) == 1 else f"the text in {len(names)} files"
-            self._check(f"{what} is", sum(sizes), sum(sizes))
-
-    def read(self, name: str) -> bytearray:
-        """The whole content, decompressed, of a file or of standard input ("-").
-
-        Raises:
-            InputError: if it is missing, cannot be read, or is a device.
-            OutOfMemoryError: as soon as more has been read than fits.
-        """
-        before = _regular(name)
-        compression = "" if before is None or self.legacy else compression_of_file(name)
-        if compression and not compression_by_name(name):
-            self.remark(name, [f"this is a {compression} file; it was decompressed"])
-        data = bytearray()
-        with self.noting_change(name):
-            for block in _blocks_as_named(name) if self.legacy else _blocks(name):
-                try:
-                    data += block
-                except MemoryError:
-                    raise out_of_memory(name) from None
-                self._check(f"{shown(name)} is more than", len(data), len(data))
-                if before is not None and not self.legacy:
-                    require_sensible_ratio(name, len(data), before.st_size)
-        return data
-
-    @contextlib.contextmanager
-    def noting_change(self, name: str) -> Iterator[None]:
-        """Add a note if the file changes while the body of the `with` statement runs."""
-        before = _regular(name)
-        yield
-        after = _regular(name)
-        if before and (
-            after is None
-            or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
-        ):
-            changed = " changed while it was read: --resume may read different text"
-            self._remarks.setdefault(changed, []).append(shown(name))
-
-    def start_of(self, name: str) -> bytearray:
-        """The first 64 KiB of a file, decompressed, to recognise its type; raises as `read`."""
-        data = bytearray()
-        begin = _blocks_as_named if self.legacy else _blocks
-        with contextlib.closing(begin(name, FIRST_BYTES)) as blocks:
-            for block in blocks:
-                data += block
-                if len(data) >= FIRST_BYTES:
-                    break
-        return data
-
-    def remark(self, name: str, found: Iterable[str]) -> None:
-        """Add remarks on a file; files with the same remark share one note."""
-        for remark in found:
-            self._remarks.setdefault(f": {remark}", []).append(shown(name))
-
-    def add_note(self, note: str) -> None:
-        """Add a note."""
-        self._plain.append(note)
-
-    @property
-    def notes(self) -> list[str]:
-        """The notes so far, and one line per distinct remark with the files it is about."""
-        return self._plain + notes_of(self._remarks)
-
-    def check_text(self, name: str, num_bytes: int, text_bytes: int) -> None:
-        """Check that a text fits, `num_bytes` in its file and `text_bytes` in memory.
-
-        Raises:
-            OutOfMemoryError: if it does not.
-        """
-        self._check(f"{shown(name)} is", num_bytes, text_bytes)
-
-    def count_in_memory(self, num_bytes: int, text_bytes: int) -> None:
-        """Add a text to those that stay in memory, whose need later checks include."""
-        self._needed += _need(num_bytes, text_bytes)
-
-    def _check(self, what: str, num_bytes: int, text_bytes: int) -> None:
-        need = self._needed + _need(num_bytes, text_bytes)
-        if self._free is None or need <= self._free:
-            return
-        fits = num_bytes * max(0.0, self._free - self._needed) / (need - self._needed)
-        it = "it and the text read before" if self._needed else "it"
-        raise OutOfMemoryError(
-            f"{what} {_size(num_bytes)}: training on {it} needs {_size(need)} of memory, and "
-            f"{_size(self._free)} are free; train on a part of it, {_size(fits)} at most"
-        )
-
-
-def notes_of(remarks: Mapping[str, Sequence[str]]) -> list[str]:
-    """One line per remark, beginning with the names of the files that it is about."""
-    found = []
-    for remark, names in remarks.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        about = ", ".join(names[:_NAMED]) + more
-        found.append(f"{about}{remark}")
-    return found
-
-
-def out_of_memory(name: str) -> OutOfMemoryError:
-    """The error for a file during whose reading Python ran out of memory."""
-    return OutOfMemoryError(f"out of memory while reading {shown(name)}: train on a part of it")
+class NotTextError(InputError):
+    """Raised for a file that is not text in the encoding used."""
 
 
 def shown(name: str) -> str:
@@ -179,97 +47,27 @@ def shown(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def no_such_file(name: str) -> InputError:
-    """The error for a path that does not exist."""
-    if _ADDRESS.match(name):
-        return InputError(
-            f"{shown(name)} is a network address, and only files are read: download it first "
-            "(curl -O ADDRESS), then name the file"
-        )
-    return InputError(
-        f"{shown(name)} does not exist: name a text file, a folder or a pattern, or - for "
-        "standard input"
-    )
-
-
-def _need(num_bytes: int, text_bytes: int) -> float:
-    return _HEADROOM * (text_bytes + _PER_BYTE * num_bytes)
-
-
-def _size(num_bytes: float) -> str:
-    """A size with its unit, rounded down, so that a text of the size named as fitting fits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{math.floor(10 * num_bytes / scale) / 10:.1f} {unit}"
-    return f"{math.floor(num_bytes)} bytes"
-
-
-def _regular(name: str) -> os.stat_result | None:
-    """The `stat` result of a regular file; None if there is no such file."""
-    try:
-        status = os.stat(name)
-    except (OSError, ValueError):
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
-
-
-def _blocks(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
-    """A file's bytes in blocks, decompressed if its name or first bytes indicate compression."""
-    with file_errors(name), opened(name) as file:
-        yield from decompressed(
-            file, compression_by_name(name) or compression_by_content(file), block
-        )
-
-
-def _blocks_as_named(name: str, block: int = _BLOCK) -> Generator[bytes, None, None]:
-    """A file's bytes in blocks, decompressed only if its name ends in .gz."""
-    with file_errors(name), opened(name) as file:
-        yield from decompressed(file, "gzip" if name.endswith(".gz") else "", block)
-
-
-def compression_of_file(name: str) -> str:
-    """The compression of a regular file: "gzip", "zstd", or "" for none."""
-    with file_errors(name), opened(name) as file:
-        return compression_by_name(name) or compression_by_content(file)
-
-
-def require_sensible_ratio(name: str, uncompressed_bytes: int, compressed_bytes: int) -> None:
-    """Check that a compressed file does not expand far more than text does.
-
-    Raises:
-        InputError: if it expands to more than 64 MiB and more than 100 times its size.
-    """
-    if (
-        uncompressed_bytes > _SMALL_UNCOMPRESSED
-        and uncompressed_bytes > _MOST_RATIO * compressed_bytes
-    ):
-        raise InputError(
-            f"{shown(name)} expands to more than {_MOST_RATIO} times its compressed size, which "
-            "ordinary text does not: if that is intended, decompress it and name the result"
-        )
+# --- opening -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def file_errors(name: str) -> Iterator[None]:
-    """Turn errors of opening, reading and decompressing a file into an `InputError`."""
+    """Turn errors of opening and reading a file into an `InputError`."""
     if "\0" in name:
         raise InputError(f"file name {name!r} contains a NUL character: no file has such a name")
     try:
         yield
-    except InputError:
-        raise
     except FileNotFoundError:
-        raise no_such_file(name) from None
-    except CompressionError as error:
-        raise InputError(
-            f"{shown(name)} is not a complete {error}; download or compress it again"
-        ) from None
+        remedy = "name a text file, a folder or a pattern, or - for standard input"
+        if _ADDRESS.match(name):
+            remedy = "only files are read, not network addresses, so download it (curl -O ADDRESS)"
+        raise InputError(f"{shown(name)} does not exist: {remedy}") from None
     except OSError as error:
         raise InputError(f"{shown(name)} cannot be read: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[io.BufferedIOBase]:
+def _opened(name: str) -> Iterator[io.BufferedIOBase]:
     """Open a file, or standard input ("-"), for reading; a device raises `InputError`."""
     if name != "-":
         with open(name, "rb", opener=_without_waiting) as file:
@@ -279,12 +77,8 @@ def opened(name: str) -> Iterator[io.BufferedIOBase]:
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or stream.closed:
         raise InputError("standard input is closed: name a text file")
-    try:
-        descriptor = stream.fileno()
-    except OSError:  # it has no file descriptor, as in a notebook or a test
-        descriptor = None
-    if descriptor is not None:
-        _check_kind(descriptor, name)
+    with contextlib.suppress(io.UnsupportedOperation):  # as in a notebook or a test
+        _check_kind(stream.fileno(), name)
     yield stream
 
 
@@ -308,3 +102,251 @@ def _check_kind(descriptor: int, name: str) -> None:
     if hasattr(os, "set_blocking"):
         # In non-blocking mode read1() returns b"" both at the end and while the writer pauses.
         os.set_blocking(descriptor, True)
+
+
+# --- bytes ---------------------------------------------------------------------------------
+
+
+def compression_by_name(name: str) -> str:
+    """The compression that a file name indicates: "gzip", "zstd", or "" for none."""
+    return next((how for end, how in _ENDINGS.items() if name.lower().endswith(end)), "")
+
+
+def without_compression_suffix(name: str) -> str:
+    """A file's name without its .gz or .zst."""
+    ending = next((end for end in _ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ending)]
+
+
+def compression_of_file(name: str) -> str:
+    """The compression of a file by its name, or else by its first bytes."""
+    with file_errors(name), _opened(name) as file:
+        return _compression(file, name)
+
+
+def _compression(file: io.BufferedIOBase, name: str) -> str:
+    start = file.peek(4)[:4] if isinstance(file, io.BufferedReader) else b""
+    return compression_by_name(name) or compression_of(start)
+
+
+def blocks_of(name: str, *, legacy: bool = False) -> Generator[tuple[bytes, int], None, None]:
+    """A file's decompressed bytes in blocks, each with the position reached in the file.
+
+    Args:
+        name: of the file; "-" is standard input.
+        legacy: decompress only files named *.gz, as mygpt 0.1 did.
+
+    Raises:
+        InputError: if it is missing, a device, damaged or truncated.
+    """
+    with file_errors(name), _opened(name) as file:
+        compression = "gzip" * name.endswith(".gz") if legacy else _compression(file, name)
+        gathered = bytearray()
+        for data in _decompressed(file, compression, name):
+            gathered += data
+            if len(gathered) >= _BLOCK:
+                yield bytes(gathered), _position(file)
+                gathered.clear()
+        if gathered:
+            yield bytes(gathered), _position(file)
+
+
+def start_of(name: str, *, legacy: bool = False) -> bytes:
+    """The first `FIRST_BYTES` decompressed bytes of a file; raises as `blocks_of`."""
+    with contextlib.closing(blocks_of(name, legacy=legacy)) as blocks:
+        return next(blocks, (b"", 0))[0][:FIRST_BYTES]
+
+
+def require_sensible_ratio(name: str, uncompressed_bytes: int, compressed_bytes: int) -> None:
+    """Raise `InputError` for a file of more than 64 MiB and 100 times its compressed size."""
+    if uncompressed_bytes > max(_SMALL_UNCOMPRESSED, _MOST_RATIO * compressed_bytes):
+        raise InputError(
+            f"{shown(name)} expands to more than {_MOST_RATIO} times its compressed size, which "
+            "ordinary text does not: if that is intended, decompress it and name the result"
+        )
+
+
+def _decompressed(file: io.BufferedIOBase, compression: str, name: str) -> Iterator[bytes]:
+    """A file's bytes in blocks of any length."""
+    damages: tuple[type[Exception], ...] = (gzip.BadGzipFile, EOFError, zlib.error)
+    try:
+        if compression == "zstd":
+            new_frame, error = _zstd()
+            damages = (*damages, error)
+            yield from _zstd_frames(file, new_frame)
+            return
+        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if compression else file
+        while data := stream.read1(_BLOCK):
+            yield data
+    except damages as error:
+        raise InputError(
+            f"{shown(name)} is not a complete {compression} file: {error}; download or compress it "
+            "again"
+        ) from None
+
+
+def _zstd_frames(file: io.BufferedIOBase, new_frame: Callable[[], Any]) -> Iterator[bytes]:
+    """The decompressed frames of a zstd file; the last one must be complete."""
+    frame: Any = None
+    while data := file.read1(_ZSTD_BLOCK):
+        while data:
+            frame = frame or new_frame()
+            yield frame.decompress(data)
+            data = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends inside a frame")
+
+
+def _zstd() -> tuple[Callable[[], Any], type[Exception]]:
+    """A frame's decompressor and its error: the standard library's from Python 3.14 on."""
+    if sys.version_info >= (3, 14):
+        module = import_module("compression.zstd")
+        return module.ZstdDecompressor, module.ZstdError
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+
+
+def _position(file: io.BufferedIOBase) -> int:
+    """The position in a file; 0 for a pipe."""
+    try:
+        return file.tell()
+    except OSError:  # a pipe
+        return 0
+
+
+# --- text ----------------------------------------------------------------------------------
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Raise `InputError` unless `encoding` is None or a text encoding that Python knows."""
+    if encoding is None:
+        return
+    try:
+        "".encode(encoding)  # a codec from bytes to bytes is a LookupError here
+        name = codecs.lookup(encoding).name
+    except (LookupError, ValueError):  # a ValueError: "undefined", or a NUL in the name
+        name = ""
+    if not name or name in _FOR_HOST_NAMES:
+        raise InputError(
+            f"encoding={encoding!r} is not known: try utf-8, utf-16, latin-1 or cp1252"
+        )
+
+
+def texts_of(
+    blocks: Iterable[tuple[bytes, int]], name: str, encoding: str | None, *, legacy: bool = False
+) -> Iterator[tuple[str, int]]:
+    """A file's text in pieces, each with the number that came with its block.
+
+    Args:
+        blocks: as `blocks_of` yields them.
+        name: of the file, for error messages.
+        encoding: None is UTF-8, or the encoding that a byte-order mark names; the mark is then
+            removed.
+        legacy: do not check the first bytes for other file types, as mygpt 0.1 did not.
+
+    Raises:
+        NotTextError: if it is not text in that encoding, with the position.
+    """
+    decoder: _Decoder | None = None
+    read = 0
+    for data, read in blocks:
+        if decoder is None:
+            why = None if legacy else why_not_text(data[:FIRST_BYTES], encoding)
+            if why is not None:
+                raise NotTextError(f"{shown(name)} {why}")
+            bom_length, codec = codec_of(data, encoding, legacy=legacy)
+            decoder = _Decoder(name, codec, bom_length)
+            data = data[bom_length:]
+        yield decoder.decode(data), read
+    if decoder is not None:
+        yield decoder.decode(b"", final=True), read
+
+
+def codec_of(start: bytes, encoding: str | None, *, legacy: bool = False) -> tuple[int, str]:
+    """The length of the byte-order mark to remove, and the codec to decode with."""
+    bom, codec = bom_of(start)
+    if encoding is None:
+        return len(bom), codec or "utf-8"
+    own = codec == codecs.lookup(encoding).name and not legacy
+    return (len(bom) if own else 0), encoding
+
+
+class _Decoder:
+    """Decodes a file's bytes; its errors name the position in the file."""
+
+    def __init__(self, name: str, codec: str, position: int) -> None:
+        self._name, self._codec = shown(name), codec
+        self._decoder = codecs.getincrementaldecoder(codec)()
+        self._position, self._characters = position, 0
+
+    def decode(self, data: bytes, *, final: bool = False) -> str:
+        waiting = self._decoder.getstate()[0]  # bytes of an incomplete character
+        begin = self._position - len(waiting) if isinstance(waiting, bytes) else self._position
+        problem = ""
+        try:
+            text = self._decoder.decode(data, final)
+            if self._codec != "utf-8":  # some codecs accept lone surrogates
+                text.encode("utf-8")
+        except UnicodeDecodeError as error:
+            wrong = error.object[error.start : error.start + 1].hex()
+            problem = (
+                f"byte 0x{wrong} at position {begin + error.start}; name its encoding (--encoding "
+                "latin-1?); training can take its bytes with --tokenizer byte"
+            )
+        except UnicodeEncodeError as error:
+            wrong = f"U+{ord(error.object[error.start]):04X}"
+            problem = f"character {self._characters + error.start} is the lone surrogate {wrong}"
+        except UnicodeError as error:
+            problem = str(error)
+        if problem:
+            raise NotTextError(f"{self._name} is not {self._codec}: {problem}")
+        self._position += len(data)
+        self._characters += len(text)
+        return text
+
+
+def begins_as_text(start: bytes, encoding: str | None) -> bool:
+    """Whether a file with these first bytes may be text in that encoding, without NULs."""
+    if why_not_text(start, encoding) is not None:
+        return False
+    try:
+        return "\0" not in _beginning(start, encoding)
+    except UnicodeError:
+        return False
+
+
+def _beginning(start: bytes, encoding: str | None) -> str:
+    """The text of a file's first bytes, apart from an incomplete character at their end."""
+    bom_length, codec = codec_of(start, encoding)
+    text: str = codecs.getincrementaldecoder(codec)().decode(start[bom_length:])
+    return text
+
+
+def remarks(start: bytes, encoding: str | None) -> list[str]:
+    """Notes for the user on a text with these first bytes, such as HTML or odd line ends."""
+    try:
+        text = _beginning(start, encoding)
+    except UnicodeError:
+        return []
+    begin = text[:64].lstrip().lower()
+    codec = "" if encoding is None else codecs.lookup(encoding).name
+    one_byte = codec.startswith(("iso8859", "cp125", "mac"))
+    found = {
+        "lines end with carriage returns only, and the model is trained on them as they are "
+        "(tr '\\r' '\\n' converts them)": "\r" in text and "\n" not in text,
+        "this is RTF, and the model is trained on its markup too: save it as plain text": (
+            begin.startswith("{\\rtf")
+        ),
+        "this is HTML, and the model is trained on its tags too": (
+            begin.startswith(("<!doctype html", "<html"))
+        ),
+        "it contains NUL characters, which is unusual; the model is trained on them too": (
+            "\0" in text
+        ),
+        f"this is valid UTF-8, and {encoding} decodes it to other characters": (
+            one_byte and not start.isascii() and is_utf8(start)
+        ),
+    }
+    return [remark for remark, applies in found.items() if applies]

@@ -7,15 +7,16 @@ the file so far. An invalid record raises `InputError` with its line, row or num
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from mygpt.errors import InputError
-from mygpt.text.compression import without_compression_suffix
-from mygpt.text.reading import shown
+from mygpt.text.reading import shown, without_compression_suffix
 
 FIELD = "text"  # the default field
 _KINDS = {
@@ -29,7 +30,6 @@ _KINDS = {
 _TABLE_ROWS = 256  # of a table that are in memory at a time
 _LONGEST = 2**28  # characters of a record; more are refused
 _DELIMITERS = ",;\t|"
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 Texts = Iterable[tuple[str, int]]
@@ -44,24 +44,27 @@ def kind_of(name: str) -> str:
 def texts_of_lines(texts: Texts, field: str, name: str) -> Iterator[Record]:
     """The texts in JSON lines, one object per line; blank lines are skipped."""
     for number, (line, read) in enumerate(_lines(texts, name), start=1):
-        if line and not line.isspace():
+        if not line.isspace():
             yield _text_in(line, field, f"{shown(name)}, line {number:,}"), read
 
 
 def _lines(texts: Texts, name: str) -> Iterator[tuple[str, int]]:
-    waiting: list[str] = []
+    """Lines with their ends (\\n, \\r\\n or \\r), and the number of bytes read of the file."""
+    undivided = io.IncrementalNewlineDecoder(None, translate=False)  # keeps \r\n in one piece
+    waiting: list[str] = []  # pieces of an incomplete line
     read = 0
     for text, read in texts:
-        first, *others = text.split("\n")
-        waiting.append(first)
+        for line in io.StringIO(undivided.decode(text), newline=""):
+            waiting.append(line)
+            if line[-1] in "\r\n":
+                yield "".join(waiting), read
+                waiting.clear()
         if sum(map(len, waiting)) > _LONGEST:
             raise InputError(
                 f"{shown(name)} has a line of more than {_LONGEST:,} characters, the limit for a "
                 "record: split it into shorter records"
             )
-        for line in others:
-            yield "".join(waiting), read
-            waiting = [line]
+    waiting.append(undivided.decode("", final=True))
     if any(waiting):
         yield "".join(waiting), read
 
@@ -81,25 +84,28 @@ def _text_in(line: str, field: str, place: str) -> str:
 
 def _field_of(content: dict[str, Any], field: str, place: str) -> str:
     if field not in content:
-        has = ", ".join(map(repr, list(content)[:5])) or "none"
-        raise InputError(f"{place} has no field {field!r} (it has {has}): name it with --field")
-    text = content[field]
-    if not isinstance(text, str):
-        raise InputError(f"{place}: field {field!r} must be a string, not {text!r:.40}")
-    return _complete_characters(text, place)
+        raise _no_field(place, "field", field, list(content))
+    return _string(content[field], place, f": field {field!r}")
 
 
-def _complete_characters(text: str, place: str) -> str:
-    """Return `text`; raise `InputError` if it contains a lone surrogate."""
+def _no_field(place: str, what: str, field: str, names: Sequence[str]) -> InputError:
+    has = ", ".join(f"{name!r:.40}" for name in names[:5]) or "none"
+    return InputError(f"{place} has no {what} {field!r} (it has {has}): name it with --field")
+
+
+def _string(value: Any, place: str, what: str = "") -> str:
+    """Return a string; raise `InputError` for another value or a lone surrogate."""
+    if not isinstance(value, str):
+        raise InputError(f"{place}{what} must be a string, not {value!r:.40}")
     try:
-        text.encode("utf-8")
+        value.encode("utf-8")
     except UnicodeEncodeError as error:
-        wrong = ord(text[error.start])
+        wrong = ord(value[error.start])
         raise InputError(
             f"{place}: character {error.start:,} is the lone surrogate U+{wrong:04X}, which is "
             "not a character: remove it"
         ) from None
-    return text
+    return value
 
 
 def texts_of_json(texts: Texts, field: str, name: str) -> Iterator[Record]:
@@ -108,7 +114,7 @@ def texts_of_json(texts: Texts, field: str, name: str) -> Iterator[Record]:
     for number, value in enumerate(values, start=1):
         place = f"{shown(name)}, record {number:,}"
         if isinstance(value, str):
-            yield _complete_characters(value, place), values.read
+            yield _string(value, place), values.read
         elif isinstance(value, dict):
             yield _field_of(value, field, place), values.read
         else:
@@ -135,40 +141,38 @@ class _Values:
     def __iter__(self) -> Iterator[Any]:
         in_array = self._next_character() == "["
         self._at += in_array
-        count = 0
+        number = 0
         while (character := self._next_character()) != "":
             if in_array and character == "]":
                 self._at += 1
                 if self._next_character():
-                    raise InputError(
-                        f"{self._place} is not valid JSON: there is more after its array"
-                    )
+                    raise self._invalid("there is more after its array")
                 return
-            if in_array and count:
+            if in_array and number:
                 if character != ",":
-                    raise InputError(
-                        f"{self._place} is not valid JSON: no comma after record {count:,}"
-                    )
+                    raise self._invalid(f"no comma after record {number:,}")
                 self._at += 1
                 self._next_character()
             yield self._value()
-            count += 1
+            number += 1
         if in_array:
-            raise InputError(f"{self._place} is not complete JSON: it ends inside its array")
+            raise self._invalid("it ends inside its array")
+
+    def _invalid(self, why: object) -> InputError:
+        return InputError(f"{self._place} is not valid JSON: {why}")
 
     def _value(self) -> Any:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
-            except RecursionError as error:
-                raise InputError(f"{self._place} is not valid JSON: {error}") from None
-            except ValueError as error:
-                if self._ended or len(self._buffer) - self._at > _LONGEST:
-                    raise InputError(f"{self._place} is not valid JSON: {error}") from None
-            else:
                 if end < len(self._buffer) or self._ended:  # a number may have more digits
                     self._at = end
                     return value
+            except RecursionError as error:
+                raise self._invalid(error) from None
+            except ValueError as error:
+                if self._ended or len(self._buffer) - self._at > _LONGEST:
+                    raise self._invalid(error) from None
             self._fill()
 
     def _next_character(self) -> str:
@@ -197,71 +201,36 @@ class _Values:
 def texts_of_csv(texts: Texts, field: str, name: str) -> Iterator[Record]:
     """The texts in a column of a CSV or TSV file, whose first row has the columns' names."""
     csv.field_size_limit(_LONGEST)
-    place = shown(name)
-    lines = _LinesWithEnds(texts)
-    heading = next(iter(lines), "")
+    place, read = shown(name), 0
+
+    def line_of(found: tuple[str, int]) -> str:
+        nonlocal read
+        line, read = found
+        return line
+
+    remaining = map(line_of, _lines(texts, name))
+    heading = next(remaining, "")
     delimiter = max(_DELIMITERS, key=heading.count)
     try:
         columns = next(csv.reader([heading], delimiter=delimiter), [])
         if field not in columns:
-            has = ", ".join(f"{column!r:.40}" for column in columns[:5]) or "none"
-            raise InputError(
-                f"{place} has no column {field!r} (it has {has}): name it with --field"
-            )
+            raise _no_field(place, "column", field, columns)
         column = columns.index(field)
-        rows = csv.reader(iter(lines), delimiter=delimiter)
+        rows = csv.reader(remaining, delimiter=delimiter)
         for row in rows:
-            if not row:
-                continue
-            line = f"{place}, line {rows.line_num + 1:,}"
-            if column >= len(row):
+            if row and column >= len(row):
                 raise InputError(
-                    f"{line} has {len(row)} columns, but {field!r} is column {column + 1}: give "
-                    "each row all columns"
+                    f"{place}, line {rows.line_num + 1:,} has {len(row)} columns, but {field!r} is "
+                    f"column {column + 1}: give each row all columns"
                 )
-            yield row[column], lines.read
+            if row:
+                yield row[column], read
     except csv.Error as error:
         raise InputError(f"{place} is not valid CSV: {error}") from None
 
 
-class _LinesWithEnds:
-    """Iterates over lines with their line ends: \\n, \\r\\n or \\r.
-
-    Attributes:
-        read: number of bytes read of the file so far.
-    """
-
-    def __init__(self, texts: Texts) -> None:
-        self.read = 0
-        self._lines = self._found(texts)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._lines
-
-    def _found(self, texts: Texts) -> Iterator[str]:
-        waiting: list[str] = []
-        for text, self.read in texts:
-            if waiting and waiting[-1].endswith("\r"):  # a \r\n may be split between two pieces
-                text = waiting.pop() + text
-            end = max(text.rfind("\n"), text.rfind("\r", 0, max(0, len(text) - 1))) + 1
-            if end:
-                yield from _LINE.findall("".join([*waiting, text[:end]]))
-                waiting.clear()
-            waiting.append(text[end:])
-        rest = "".join(waiting)
-        if rest:
-            yield rest
-
-
-def texts_of_table(name: str, field: str, size: int, skip: int) -> Iterator[Record]:
-    """The texts in a column of a *.parquet file.
-
-    Args:
-        name: of the file.
-        field: the column.
-        size: of the file in bytes, from which the position after a row is estimated.
-        skip: rows to skip.
-    """
+def texts_of_table(name: str, field: str, size: int) -> Iterator[Record]:
+    """The texts in a column of a *.parquet file of `size` bytes, which gives the bytes read."""
     place = shown(name)
     try:
         import pyarrow as arrow
@@ -273,35 +242,21 @@ def texts_of_table(name: str, field: str, size: int, skip: int) -> Iterator[Reco
     try:
         with parquet.ParquetFile(name) as table:
             _check_column(table.schema_arrow, field, place, arrow)
-            rows = max(1, table.metadata.num_rows)
-            first = 0
-            for group in range(table.num_row_groups):
-                length = table.metadata.row_group(group).num_rows
-                if first + length > skip:
-                    for row, text in _rows_of_group(table, group, field, first):
-                        if row >= skip:
-                            read = size * (row + 1) // rows
-                            yield _cell(text, field, f"{place}, row {row + 1:,}"), read
-                first += length
+            numbers = count(1)
+            for batch in table.iter_batches(_TABLE_ROWS, columns=[field]):
+                for text, number in zip(batch.column(0).to_pylist(), numbers, strict=False):
+                    row = _string(text, f"{place}, row {number:,}", f": column {field!r}")
+                    yield row, size * number // table.metadata.num_rows
+    except InputError:
+        raise
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, InputError):
-            raise
         reason = (str(error).splitlines() or ["unknown error"])[0]
         raise InputError(f"{place} is not a complete Parquet file: {reason:.120}") from None
 
 
-def _rows_of_group(table: Any, group: int, field: str, first: int) -> Iterator[tuple[int, Any]]:
-    row = first
-    for batch in table.iter_batches(_TABLE_ROWS, row_groups=[group], columns=[field]):
-        for text in batch.column(0).to_pylist():
-            yield row, text
-            row += 1
-
-
 def _check_column(schema: Any, field: str, place: str, arrow: Any) -> None:
     if field not in schema.names:
-        has = ", ".join(map(repr, schema.names[:5]))
-        raise InputError(f"{place} has no column {field!r} (it has {has}): name it with --field")
+        raise _no_field(place, "column", field, schema.names)
     kind = schema.field(field).type
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
     if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
@@ -310,7 +265,4 @@ def _check_column(schema: Any, field: str, place: str, arrow: Any) -> None:
         )
 
 
-def _cell(text: Any, field: str, place: str) -> str:
-    if not isinstance(text, str):
-        raise InputError(f"{place}: column {field!r} must be text, not {text!r:.40}")
-    return text
+RECORDS_OF = {"lines": texts_of_lines, "json": texts_of_json, "csv": texts_of_csv}

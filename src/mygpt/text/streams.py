@@ -1,38 +1,24 @@
-"""Read documents as a stream, so that the text need not fit into memory.
+"""Read the documents of a source as a stream, so that they need not fit into memory.
 
 A plain file is one document, and so is each record of a file of records (a line of a *.jsonl, a
 row of a *.csv). Only a few blocks are in memory at a time. Input that is not text is refused with
-its position, as by `read_corpus`.
+its position.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from mygpt.errors import InputError
-from mygpt.text.compression import compression_by_name
-from mygpt.text.decoding import NotDecodedError, begins_as_text, check_encoding, remarks
 from mygpt.text.documents import LINE_ENDS, SEPARATOR
-from mygpt.text.file_stream import blocks_of, texts_of
-from mygpt.text.file_types import FIRST_BYTES, why_not_text
-from mygpt.text.folder import FileGroup, files_below
-from mygpt.text.reading import compression_of_file, file_errors, notes_of, shown
-from mygpt.text.records import (
-    FIELD,
-    kind_of,
-    texts_of_csv,
-    texts_of_json,
-    texts_of_lines,
-    texts_of_table,
-)
+from mygpt.text.reading import blocks_of, shown, texts_of
+from mygpt.text.records import FIELD, RECORDS_OF, kind_of, texts_of_table
 
 # The version of the rules for reading files, which runs and stores record. Since version 2 the
 # first bytes are checked too, and files of records are read as such.
@@ -64,6 +50,15 @@ class TextSource:
     def is_lasting(self) -> bool:
         """Whether it can be read more than once: a regular file."""
         return self.size >= 0
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether a regular file was changed or removed since it was found."""
+        now = (-1, -1)
+        with contextlib.suppress(OSError):
+            status = os.stat(self.name)
+            now = status.st_size, status.st_mtime_ns
+        return self.is_lasting and now != (self.size, self.modified_ns)
 
     @property
     def num_bytes(self) -> int:
@@ -124,162 +119,15 @@ class RecordOptions:
 
     def why_plain(self, source: TextSource, encoding: str | None) -> str | None:
         """Why a file is read as plain text despite its name; None if it is read as records."""
-        strict = self.legacy_names or self.field is not None or source.kind in ("text", "table")
-        if (
-            strict
-            or not source.is_lasting
-            or (source.kind == "lines" and not self.lines_may_be_plain)
-        ):
+        kinds = ("json", "csv", "lines") if self.lines_may_be_plain else ("json", "csv")
+        strict = self.legacy_names or self.field is not None
+        if strict or source.kind not in kinds or not source.is_lasting:
             return None
         try:
-            some = next(_documents(source, FIELD, encoding, 0), None)
+            some = next(_records(source, FIELD, encoding, 0), None)
         except InputError as error:
             return str(error)
         return None if some is not None else f"{shown(source.name)} has no record"
-
-
-_ANY = RecordOptions()
-
-
-def find_sources(
-    paths: Sequence[str], *, encoding: str | None = None, records: RecordOptions = _ANY
-) -> tuple[list[TextSource], list[str]]:
-    """The files that paths, folders, glob patterns and "-" stand for, in order, and notes.
-
-    A folder is searched as by `read_corpus`. Only the first bytes of files are read, and the
-    first record of files of records.
-
-    Raises:
-        InputError: if a path is missing, empty or a device, or if a field is named and no file
-            contains records.
-    """
-    check_encoding(encoding)
-    found: list[TextSource] = []
-    notes: list[str] = []
-    file_notes = _Notes(encoding)
-    for path in paths:
-        if path != "-" and "\0" not in path and os.path.isdir(path):
-            group = FileGroup([], Path(path))
-            found += _in_folder(group, encoding, records, file_notes)
-            notes += group.notes(encoding)
-        else:
-            for name in _matches(path):
-                source = source_of(name, records)
-                start = _start_of(source, encoding)
-                found.append(file_notes.check(source, start, records))
-    if sum(source.name == "-" for source in found) > 1:
-        raise InputError(
-            "standard input (-) is named twice, but can be read only once: name it once"
-        )
-    require_field_used(records, [source.kind for source in found])
-    return found, notes + file_notes.lines()
-
-
-def require_field_used(records: RecordOptions, kinds: Sequence[str]) -> None:
-    """Raise `InputError` if a field is named but no file has fields: it would be ignored."""
-    if records.field is not None and records.refuse_unused and kinds and set(kinds) == {"text"}:
-        raise InputError(
-            f"--field {records.field} applies to *.jsonl, *.ndjson, *.json, *.csv, *.tsv and "
-            "*.parquet, and only plain text is named: remove the option"
-        )
-
-
-class _Notes:
-    """Collects notes on files; the same remark on several files becomes one note."""
-
-    def __init__(self, encoding: str | None) -> None:
-        self._encoding = encoding
-        self._remarks: dict[str, list[str]] = {}
-        self._single: list[str] = []
-
-    def check(self, source: TextSource, start: bytearray, records: RecordOptions) -> TextSource:
-        """Add notes on a file with these first bytes; returns the source with its actual kind."""
-        found = remarks(start, self._encoding) if start else []
-        if source.compression != compression_by_name(source.name):
-            found.append(f"this is a {source.compression} file; it is decompressed")
-        for remark in found:
-            self._remarks.setdefault(f": {remark}", []).append(shown(source.name))
-        if (why := records.why_plain(source, self._encoding)) is None:
-            return source
-        self._single.append(plain_text_note(why))
-        return replace(source, kind="text")
-
-    def lines(self) -> list[str]:
-        """The notes, one line each."""
-        return notes_of(self._remarks) + self._single
-
-
-def plain_text_note(why: str) -> str:
-    """The note on a file that is named like a file of records but is read as plain text."""
-    return f"{why}; the whole file is read as plain text"
-
-
-def _matches(path: str) -> list[str]:
-    if not path:
-        raise InputError("a file name is empty: name a text file, or - for standard input")
-    if path == "-" or "\0" in path or os.path.exists(path) or not glob.has_magic(path):
-        return [path]
-    found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
-    if not found:
-        raise InputError(f"no file matches {path!r}: check the pattern and its folder")
-    return found
-
-
-def source_of(name: str, records: RecordOptions) -> TextSource:
-    """The source for a file or standard input ("-"); raises as `find_sources` does."""
-    with file_errors(name):
-        status = None if name == "-" else os.stat(name)
-    kind = records.kind(name)
-    if status is None or not stat.S_ISREG(status.st_mode):
-        if kind == "table":
-            raise InputError(
-                f"{shown(name)} is not a regular file: *.parquet cannot be read from a pipe"
-            )
-        return TextSource(name, -1, -1, kind, compression_by_name(name))
-    if not status.st_size:
-        raise InputError(f"{shown(name)} is empty: name a file with text")
-    compression = "" if kind == "table" else compression_of_file(name)
-    return TextSource(name, status.st_size, status.st_mtime_ns, kind, compression)
-
-
-def _in_folder(
-    group: FileGroup, encoding: str | None, records: RecordOptions, file_notes: _Notes
-) -> list[TextSource]:
-    """The sources in a folder; other files are added to `group.skipped`."""
-    assert group.folder is not None
-    sources: list[TextSource] = []
-    for path in sorted(files_below(group.folder)):
-        start = bytearray()
-        try:
-            source = source_of(str(path), records)
-            start = _start_of(source, encoding)
-            may_be_text = source.kind == "table" or begins_as_text(start, encoding)
-        except NotDecodedError as error:
-            start, may_be_text = bytearray(error.start), False
-        except InputError:  # it cannot be read, or is empty
-            may_be_text = False
-        if may_be_text:
-            sources.append(file_notes.check(source, start, records))
-        else:
-            group.skip(path, start)
-    if not sources:
-        raise group.none_found(encoding)
-    return sources
-
-
-def _start_of(source: TextSource, encoding: str | None) -> bytearray:
-    """The first decompressed bytes of a file; empty for a table and for a pipe.
-
-    Raises:
-        NotDecodedError: if they show that it is not text.
-    """
-    if not source.is_lasting or source.kind == "table":
-        return bytearray()
-    with contextlib.closing(blocks_of(source.name, FIRST_BYTES)) as blocks:
-        start = next(blocks, (b"", 0))[0]
-    if (why := why_not_text(start, encoding)) is not None:
-        raise NotDecodedError(f"{shown(source.name)} {why}", start)
-    return bytearray(start)
 
 
 def pieces(
@@ -309,9 +157,9 @@ def pieces(
     """
     skipped = 0 if split else skip_rows
     if source.kind == "text":
-        found = _whole(source, encoding) if not skipped else iter(())
+        found = _plain_text(source, encoding) if not skipped else iter(())
     else:
-        found = _documents(source, field, encoding, skipped)
+        found = _records(source, field, encoding, skipped)
     if split:
         found = _after(split_at_separators(found, on_separators), skip_rows)
     left = skip_characters
@@ -321,6 +169,24 @@ def pieces(
         if piece.ends:
             left = 0
         yield piece._replace(text=text)
+
+
+def _plain_text(source: TextSource, encoding: str | None) -> Iterator[Piece]:
+    read = 0
+    for text, read in texts_of(blocks_of(source.name), source.name, encoding):
+        yield Piece(text, False, read)
+    yield Piece("", True, read)
+
+
+def _records(source: TextSource, field: str, encoding: str | None, skip: int) -> Iterator[Piece]:
+    """The text of each record, without the first `skip`."""
+    if source.kind == "table":
+        found = texts_of_table(source.name, field, source.size)
+    else:
+        texts = texts_of(blocks_of(source.name), source.name, encoding)
+        found = RECORDS_OF[source.kind](texts, field, source.name)
+    for text, read in islice(found, skip, None):
+        yield Piece(text, True, read)
 
 
 def split_at_separators(
@@ -362,21 +228,3 @@ def _after(found: Iterator[Piece], skip: int) -> Iterator[Piece]:
             skip -= piece.ends
         else:
             yield piece
-
-
-def _whole(source: TextSource, encoding: str | None) -> Iterator[Piece]:
-    read = 0
-    for text, read in texts_of(source.name, encoding):
-        yield Piece(text, False, read)
-    yield Piece("", True, read)
-
-
-def _documents(source: TextSource, field: str, encoding: str | None, skip: int) -> Iterator[Piece]:
-    """The text of each record, without the first `skip`."""
-    if source.kind == "table":
-        found = texts_of_table(source.name, field, source.size, skip)
-    else:
-        read = {"lines": texts_of_lines, "json": texts_of_json, "csv": texts_of_csv}[source.kind]
-        found = islice(read(texts_of(source.name, encoding), field, source.name), skip, None)
-    for text, place in found:
-        yield Piece(text, True, place)

@@ -20,8 +20,8 @@ from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer
 from mygpt.text import Corpus, Document, read_corpus, split_documents
+from mygpt.text.documents import overlap_note
 from mygpt.text.file_types import FIRST_BYTES, why_not_text
-from mygpt.text.overlap import overlap_note
 from mygpt.text.reading import shown
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, is_lossless
 from mygpt.tokenization.unknown import UnknownText

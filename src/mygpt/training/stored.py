@@ -16,9 +16,8 @@ from mygpt.data import cached_tokens, encode_documents, first_part, predicted_si
 from mygpt.data.token_store import StoredTokens, Tokens, TokenStore, is_store
 from mygpt.errors import InputError
 from mygpt.text import READING_VERSION, Corpus, Document, RecordOptions, read_corpus
-from mygpt.text.overlap import validation_seen_note
+from mygpt.text.documents import TextSize, validation_seen_note
 from mygpt.text.reading import shown
-from mygpt.text.sizes import TextSize
 from mygpt.tokenization import Tokenizer, is_lossless
 from mygpt.tokenization.unknown import UnknownText
 

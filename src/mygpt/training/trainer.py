@@ -19,7 +19,7 @@ from mygpt.core.training import Step, train_steps
 from mygpt.decode.writer import Writer
 from mygpt.evaluation.losses import Evaluation, evaluate
 from mygpt.signals import Abandoned
-from mygpt.text.sizes import TextSize
+from mygpt.text.documents import TextSize
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.checkpointing import Checkpointer, Setup, State
 from mygpt.training.distributed.sharding import is_sharded
