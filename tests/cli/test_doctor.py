@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ import mygpt
 from mygpt.checkpoint import container
 from mygpt.checkpoint.locks import RunLock
 from mygpt.checkpoint.model_file import read_checkpoint, write_checkpoint
-from mygpt.cli import environment, main
-from mygpt.cli.environment import Environment, Torch, advice
+from mygpt.cli import doctor as environment
+from mygpt.cli import main
+from mygpt.cli.doctor import Environment, Torch, advice
 from mygpt.errors import CheckpointError
 from mygpt.training import checkup
 from mygpt.training.checkup import Finding, check
@@ -269,6 +269,17 @@ def test_a_tokenizer_of_another_model_is_reported(run: Path) -> None:
     assert "its tokenizer has 3 tokens" in by_name(check(run))[LAST].text
 
 
+def test_files_with_ngram_tables_are_reported_as_of_another_version(run: Path) -> None:
+    """The remedy was to restore a copy, but the files are intact."""
+    for name in (STATE, PREVIOUS, BEST, LAST):
+        rewrite(run / name, lambda arrays, parts: parts["config"].update(ngram_rows=[64]))
+    assert wrong(check(run)) == dict.fromkeys((STATE, PREVIOUS, BEST, LAST), "warning")
+    for found in (by_name(check(run))[STATE], *check(shutil.copy(run / BEST, run.parent / "x"))):
+        text = "was made by a version with n-gram input tables and cannot be loaded"
+        remedy = "train it again, or use the mygpt version that wrote it"
+        assert (found.text, found.remedy) == (text, remedy)
+
+
 def test_a_state_under_a_models_name_is_reported(run: Path) -> None:
     shutil.copy(run / STATE, run / LAST)
     assert wrong(check(run)) == {LAST: "damaged"}
@@ -331,14 +342,6 @@ def edit(path: Path, change: Callable[[list[bytes]], None]) -> None:
     path.write_bytes(b"".join(lines))
 
 
-def swap(lines: list[bytes]) -> None:
-    lines[2], lines[3] = lines[3], lines[2]
-
-
-def repeat(lines: list[bytes]) -> None:
-    lines.insert(3, lines[2])
-
-
 def garble(lines: list[bytes]) -> None:
     lines[2] = b"\0" * (len(lines[2]) - 1) + b"\n"
 
@@ -353,14 +356,12 @@ def listed(lines: list[bytes]) -> None:
     [
         (garble, "line 3 is not a JSON object"),
         (listed, r"line 3 is not a JSON object \(and 1 more\)"),
-        (repeat, "line 4 repeats line 3"),
-        (swap, r"line 4 goes back to step \d+ from step \d+"),
         (lambda lines: lines.pop(), r"has [\d,]+ bytes, not [\d,]+ as at the last save: its end"),
         (
             lambda lines: lines.__setitem__(-1, lines[-1][:-1]),
             r"has [\d,]+ bytes, not [\d,]+ as at",
         ),
-        (lambda lines: lines.insert(0, b"{}\n"), r"has no line end at byte [\d,]+, its length"),
+        (lambda lines: lines.insert(0, b"{}\n"), r"line \d+ is not a JSON object"),
     ],
 )
 def test_a_damaged_log_is_reported_with_its_line(
@@ -381,8 +382,8 @@ def test_a_log_may_run_ahead_of_its_state(run: Path) -> None:
         log.write('{"step": 1')
     assert wrong(check(run)) == {"log.jsonl": "warning"}
     found = by_name(check(run))["log.jsonl"]
-    assert re.match(r"line \d+ is cut short", found.text)
-    assert found.remedy == f"`mygpt train --resume {run}` drops that line"
+    assert re.match(r"\d+ bytes after the last save are not all records", found.text)
+    assert found.remedy == f"`mygpt train --resume {run}` drops them"
 
 
 # --- single files, and what is none ---------------------------------------------------------
@@ -427,7 +428,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 # --- the environment ------------------------------------------------------------------------
 
 GIB = 2**30
-TORCH = Torch("2.13.0", "CPU", ("MKL", "OpenMP"), "AVX2", 8, (), "")
+TORCH = Torch("2.13.0", "CPU", "AVX2", 8, (), "")
 HEALTHY = Environment(
     python="3.12.1",
     system="Linux 6.1, x86_64",
@@ -449,7 +450,6 @@ HEALTHY = Environment(
     disk_free_bytes=99 * GIB,
     nvidia=False,
     variables={},
-    outdated=(),
 )
 
 
@@ -468,30 +468,23 @@ HEALTHY = Environment(
     ],
 )
 def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
-    assert advice(here, {}) == []
-    assert advice(here, {"float32_gflop_per_s": 6.0 * here.cores}) == []
-    assert advice(replace(here, vectors=()), {"float32_gflop_per_s": 0.5 * here.cores}) == []
+    assert list(advice(here)) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         (
-            {"torch": replace(TORCH, threads=1), "variables": {"OMP_NUM_THREADS": "1"}},
-            "OMP_NUM_THREADS=1 leaves 7 of 8 cores idle during training: unset OMP_NUM_THREADS",
-        ),
-        (
-            {"torch": replace(TORCH, threads=4)},
-            "torch uses 4 threads and leaves 4 of 8 cores idle during training: "
-            "export OMP_NUM_THREADS=8",
+            {"torch": replace(TORCH, threads=1)},
+            "threads of torch: 1, cores of this process: 8: export OMP_NUM_THREADS=8",
         ),
         (
             {"cores": 1.5, "quota": 1.5},
-            "torch starts 8 threads, but its control group has 2 cores: export OMP_NUM_THREADS=2",
+            "threads of torch: 8, cores of this process: 2: export OMP_NUM_THREADS=2",
         ),
         (
             {"torch": replace(TORCH, threads=64)},
-            "torch starts 64 threads, but this process has 8 cores: export OMP_NUM_THREADS=8",
+            "threads of torch: 64, cores of this process: 8: export OMP_NUM_THREADS=8",
         ),
         (
             {"compiled": False},
@@ -503,20 +496,9 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
             "set MYGPT_CACHE to a writable folder",
         ),
         (
-            {"compiled": False, "variables": {"NUMBA_DISABLE_JIT": "1"}},
-            "NUMBA_DISABLE_JIT prevents compiling the decoding loop: unset it",
-        ),
-        (
-            {"numba": None, "outdated": (("numba", "missing", "0.61"),)},
-            "numba is missing: pip install numba",
-        ),
-        (
             {"numba": None},
-            "the machine-code engine needs a 64-bit POSIX system: the NumPy engine is used instead",
-        ),
-        (
-            {"outdated": (("torch", "2.1.0", "2.5"),)},
-            "torch 2.1.0 is older than 2.5, the minimum for mygpt: pip install --upgrade torch",
+            "the NumPy engine is used instead of machine code, which needs Numba on a 64-bit "
+            "POSIX system: pip install numba",
         ),
         (
             {"torch": None, "torch_error": "libgomp.so.1 is missing"},
@@ -551,39 +533,7 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
     ],
 )
 def test_what_is_wrong_gets_one_line_with_its_remedy(changes: dict[str, Any], line: str) -> None:
-    assert advice(replace(HEALTHY, **changes), {}) == [line]
-
-
-def test_slow_products_are_blamed_on_whom_they_should() -> None:
-    """Threads that share cores with other programs wait for each other: a hundredth is seen."""
-    probe = {"float32_gflop_per_s": 12.0}
-    (line,) = advice(replace(HEALTHY, load=12.5), probe)
-    slow = "12.0 GFLOP/s is very slow for 8 cores: "
-    busy = "other programs may use them (load 12.5 in the last minute); measure again later"
-    assert line == slow + busy
-    (line,) = advice(replace(HEALTHY, torch=replace(TORCH, libraries=("generic",))), probe)
-    assert line.startswith(f"{slow}install torch")
-    one = replace(HEALTHY, torch=replace(TORCH, threads=1))
-    assert not any("GFLOP/s" in line for line in advice(one, probe)), "one thread is no slower"
-
-
-def test_requirements_are_compared_as_pyproject_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ["torch>=99.1", "numpy>=1.26", "no-such-package>=1.0", "ruff>=999; extra == 'dev'"]
-    monkeypatch.setattr(metadata, "requires", lambda name: wanted)
-    here = metadata.version("torch")
-    assert environment._outdated() == [
-        ("torch", here, "99.1"),
-        ("no-such-package", "missing", "1.0"),
-    ]
-    assert environment._release("2.13.0+cpu") > environment._release("2.5")
-
-
-def test_a_file_where_the_cache_should_be_is_no_place(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "file").chmod(0o755)
-    assert environment._is_writable(tmp_path / "a" / "b")
-    assert not environment._is_writable(tmp_path / "file")
-    assert not environment._is_writable(tmp_path / "file" / "below")
+    assert list(advice(replace(HEALTHY, **changes))) == [line]
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -616,9 +566,9 @@ def test_a_healthy_run_ends_with_no_problems_found(doctor: Shell, run: Path) -> 
     code, out, err = doctor(run)
     assert (code, err) == (0, "")
     assert "cores:       8 usable, 16 hardware threads; load 0.2\n" in out
-    assert "torch:       2.13.0 (CPU build, MKL, OpenMP, AVX2, 8 threads)\n" in out
-    speeds = "memory bandwidth 31.4 GB/s, float32 matrix products 456.8 GFLOP/s"
-    assert f"measured:    {speeds}\n" in out
+    assert "torch:       2.13.0 (CPU build, AVX2, 8 threads)\n" in out
+    speeds = "memory bandwidth (GB/s) 31.4, float32 matrix products (GFLOP/s) 456.8"
+    assert f"speed:       {speeds}\n" in out
     assert re.search(r"^last\.state\.safetensors      ok       [\d,]+ bytes, step 12,", out, re.M)
     assert out.endswith("\n\nno problems found\n")
 
@@ -630,7 +580,7 @@ def test_damage_is_shown_with_its_remedy_and_exit_code_2(doctor: Shell, run: Pat
     remedy = rf"`mygpt train --resume {run}` resumes from previous.state.safetensors \(step 10\)"
     name = r"^last\.state\.safetensors      damaged  tensor \S+ does not match its digest\n"
     assert re.search(rf"{name} +{remedy}$", out, re.M)
-    assert "measured:" not in out
+    assert "speed:" not in out
     assert "no problems found" not in out
 
 
@@ -674,22 +624,10 @@ def test_torch_that_cannot_be_imported_is_reported(
     code, out, _ = doctor()
     assert code == 0
     assert f"torch:       cannot be imported: {error}\n" in out
-    assert "measured:" not in out
+    assert "speed:" not in out
     code, out, err = doctor(run)
     assert (code, out) == (2, "")
     assert "is not checked, because torch cannot be imported" in err
-
-
-def test_lines_fit_a_terminal(doctor: Shell, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(run.parent)
-    flip(run / STATE)
-    _, out, _ = doctor("run")
-    assert "\x1b[1;31mdamaged" in out
-    lines = re.sub(r"\x1b\[[\d;]*m", "", out).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert any(line.startswith(" " * 37) for line in lines), "wrapped below its own column"
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:

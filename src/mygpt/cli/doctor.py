@@ -2,23 +2,75 @@
 
 from __future__ import annotations
 
+import math
+import os
+import platform
+import shutil
 import sys
+import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mygpt.cli.terminal import new_console, say, to_json, visible
+from mygpt.cli.terminal import say, to_json
+from mygpt.errors import InputError
 
 if TYPE_CHECKING:
-    from mygpt.cli.environment import Environment
     from mygpt.training.checkup import Finding
 
-_STYLES = {"ok": "green", "warning": "yellow", "damaged": "bold red"}
-_NAME_WIDTH = 13  # as `mygpt info` has it
-_WIDEST = 28  # "previous.state.safetensors"; temporary files have longer names
+_GIB = 2**30
+_LEAST_DISK_BYTES, _LEAST_MEMORY_BYTES = _GIB, _GIB // 2  # torch alone takes most of the memory
+_VARIABLES = (
+    "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "ATEN_", "NUMBA_", "TORCH_", "PYTORCH_", "CUDA_",
+    "LD_PRELOAD", "MALLOC_", "MYGPT_",
+)  # fmt: skip
+_UNITS = {
+    "memory_gb_per_s": "memory bandwidth (GB/s)",
+    "float32_gflop_per_s": "float32 matrix products (GFLOP/s)",
+    "cuda_bfloat16_gflop_per_s": "bfloat16 matrix products on the GPU (GFLOP/s)",
+}
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The installed torch."""
+
+    version: str
+    build: str  # "CPU", or the platform it was built for, such as "CUDA 12.8"
+    capability: str  # the vector instructions that its kernels use
+    threads: int  # how many it uses
+    devices: tuple[tuple[str, int | None], ...]  # name and memory in bytes of each usable GPU
+    problem: str  # torch's message on why no GPU is usable; empty if there was none
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Facts about this machine and the installed software; nothing here is a measured speed."""
+
+    python: str
+    system: str  # the operating system and the processor's architecture
+    cpu: str
+    vectors: tuple[str, ...]  # the processor's vector extensions
+    threads: int  # hardware threads that this process may run on
+    cores: float  # that this process can use; a fraction if a control group's quota says so
+    quota: float | None  # the control group's limit in cores; None without one
+    load: float | None  # average of the last minute; None if the system does not report it
+    memory_bytes: int | None
+    free_memory_bytes: int | None
+    mygpt: str
+    torch: Torch | None  # None if it cannot be imported
+    torch_error: str  # why
+    numba: str | None  # None if it is missing or cannot be used on this machine
+    compiled: bool  # whether the decoding loop's machine code is in the cache
+    cache: str  # its folder
+    cache_writable: bool
+    disk_free_bytes: int  # on the disk of `runs/`
+    nvidia: bool  # whether an NVIDIA driver is loaded
+    variables: dict[str, str]  # environment variables that affect speed or locations
 
 
 def doctor(
@@ -43,53 +95,105 @@ def doctor(
 
     Example: mygpt doctor runs/poems
     """
-    from mygpt.cli.environment import advice, inspect_environment
-
     here = inspect_environment()
     findings = _check(path, here)  # before anything is printed, since the path may be wrong
+    lines = list(advice(here))
+    code = 2 if any(found.verdict == "damaged" for found in findings) else 0
     if json:
-        measured = _measure(here) if probe else {}
         values = {
             "environment": asdict(here),
-            "probe": measured,
-            "advice": advice(here, measured),
+            "probe": _measure(here) if probe else {},
+            "advice": lines,
             "files": [{**asdict(found), "file": str(found.file)} for found in findings],
         }
         say(to_json(values, indent=2))
-        return _exit_code(findings)
-    page = _Page()
-    for name, value in _lines(here):
-        page.say(name and f"{name}:", value)
-    measured = _measure(here) if probe else {}
-    if measured:
-        page.say("measured:", _speeds(measured))
-    _show_findings(page, findings)
-    lines = advice(here, measured)
+        return code
+    for name, text in _lines(here):
+        say(f"{name:<13}{text}")
+    if probe and (measured := _measure(here)):
+        speeds = ", ".join(f"{_UNITS[name]} {value:,.1f}" for name, value in measured.items())
+        say(f"{'speed:':<13}{speeds}")
+    say("\n" * bool(findings), end="")
+    for found in findings:
+        say(f"{found.file.name or found.file!s:<28}{found.verdict:<9}{found.text}")
+        if found.remedy:
+            say(f"{'':<37}{found.remedy}")
     say("\n" * bool(lines), end="")
     for line in lines:
-        page.say("advice:", line, style="yellow")
+        say(f"{'advice:':<13}{line}")
     if not lines and all(found.verdict == "ok" for found in findings):
         say("\nno problems found")
-    return _exit_code(findings)
+    return code
 
 
-def _show_findings(page: _Page, findings: list[Finding]) -> None:
-    names = [found.file.name or str(found.file) for found in findings]
-    width = min(_WIDEST, max(map(len, names), default=0) + 2)
-    say("\n" * bool(findings), end="")
-    for name, found in zip(names, findings, strict=True):
-        page.say(name, found.text, verdict=found.verdict, width=width)
-        if found.remedy:
-            page.say("", found.remedy, verdict="", width=width)
+def inspect_environment(runs: Path = Path("runs")) -> Environment:
+    """Collect the facts. Imports torch and changes nothing."""
+    from mygpt import __version__, machine
+    from mygpt.cpu.common.build import cache_folder, has_machine_code
+    from mygpt.cpu.common.workers import usable_cores
+    from mygpt.decode.choice import cpu_engine_available, may_have_gpu
+
+    # Read before torch is imported, since the import itself adds to the load.
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    available, quota = cpu_engine_available(), machine.cpu_quota()
+    torch, problem = _inspect_torch()
+    affinity = getattr(os, "sched_getaffinity", None)
+    cache = _existing(cache_folder())
+    return Environment(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        cpu=machine.cpu_name(),
+        vectors=machine.vector_extensions(),
+        threads=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        cores=min(float(usable_cores()), quota or math.inf),
+        quota=quota,
+        load=load,
+        memory_bytes=machine.total_memory_bytes(),
+        free_memory_bytes=machine.free_memory_bytes(),
+        mygpt=__version__,
+        torch=torch,
+        torch_error=problem,
+        numba=metadata.version("numba") if available else None,
+        compiled=available and has_machine_code(),
+        cache=str(cache_folder()),
+        cache_writable=cache.is_dir() and os.access(cache, os.W_OK | os.X_OK),
+        disk_free_bytes=shutil.disk_usage(_existing(runs)).free,
+        nvidia=sys.platform != "darwin" and may_have_gpu(),
+        variables={
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)
+        },
+    )
 
 
-def _exit_code(findings: list[Finding]) -> int:
-    return 2 if any(found.verdict == "damaged" for found in findings) else 0
+def _inspect_torch() -> tuple[Torch | None, str]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing
+        return None, (str(error).splitlines() or [type(error).__name__])[0]
+    build = "CPU"
+    if torch.version.cuda or torch.version.hip:
+        cuda = torch.version.cuda
+        build = f"CUDA {cuda}" if cuda else f"ROCm {torch.version.hip}"
+    devices: list[tuple[str, int | None]] = []
+    with warnings.catch_warnings(record=True) as caught:  # torch warns if the driver is too old
+        warnings.simplefilter("always")
+        for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            device = torch.cuda.get_device_properties(number)
+            devices.append((device.name, device.total_memory))
+        if torch.backends.mps.is_available():
+            devices.append(("MPS", None))
+    problem = "" if devices or not caught else str(caught[0].message).splitlines()[0]
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return Torch(torch.__version__, build, capability, threads, tuple(devices), problem), ""
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if os.path.exists(place))
 
 
 def _check(path: Path | None, here: Environment) -> list[Finding]:
-    from mygpt.errors import InputError
-
     if path is None:
         return []
     if here.torch is None:
@@ -103,7 +207,7 @@ def _check(path: Path | None, here: Environment) -> list[Finding]:
 
 
 def _measure(here: Environment) -> dict[str, float]:
-    """Speeds by name and unit, within five seconds."""
+    """Speeds by the names of `_UNITS`, within five seconds."""
     from mygpt.machine import gemm_rate, memory_bandwidth
 
     if here.torch is None:
@@ -117,71 +221,80 @@ def _measure(here: Environment) -> dict[str, float]:
     return speeds
 
 
-def _speeds(measured: dict[str, float]) -> str:
-    forms = {
-        "memory_gb_per_s": "memory bandwidth {:.1f} GB/s",
-        "float32_gflop_per_s": "float32 matrix products {:,.1f} GFLOP/s",
-        "cuda_bfloat16_gflop_per_s": "bfloat16 matrix products on the GPU {:,.0f} GFLOP/s",
-    }
-    return ", ".join(forms[name].format(value) for name, value in measured.items())
-
-
 def _lines(here: Environment) -> Iterator[tuple[str, str]]:
     """The facts, name and value."""
-    from mygpt.cli.environment import gib
-
-    yield "python", f"{here.python} on {here.system}"
-    yield "cpu", f"{here.cpu} ({', '.join(here.vectors) or 'vector extensions unknown'})"
-    granted = "" if here.quota is None else f"; the control group's quota is {here.quota:g}"
+    yield "python:", f"{here.python} on {here.system}"
+    yield "cpu:", f"{here.cpu} ({', '.join(here.vectors) or 'vector extensions unknown'})"
     load = "" if here.load is None else f"; load {here.load:.1f}"
-    yield "cores", f"{here.cores:g} usable, {_threads(here.threads, 'hardware ')}{granted}{load}"
+    yield "cores:", f"{here.cores:g} usable, {here.threads} hardware threads{load}"
     if here.memory_bytes is not None and here.free_memory_bytes is not None:
-        yield "memory", f"{gib(here.memory_bytes)}, {gib(here.free_memory_bytes)} free"
-    yield "mygpt", here.mygpt
+        yield "memory:", f"{_gib(here.memory_bytes)}, {_gib(here.free_memory_bytes)} free"
+    yield "mygpt:", here.mygpt
     if here.torch is None:
-        yield "torch", f"cannot be imported: {here.torch_error}"
+        yield "torch:", f"cannot be imported: {here.torch_error}"
     else:
         torch = here.torch
-        parts = [f"{torch.build} build", *torch.libraries, torch.capability]
-        yield "torch", f"{torch.version} ({', '.join([*parts, _threads(torch.threads)])})"
-        for name, memory_bytes in torch.devices:
-            yield "device", name if memory_bytes is None else f"{name}, {gib(memory_bytes)}"
-        if not torch.devices:
-            yield "device", "only the CPU"
-    numba = f"{here.numba}, decoding loop {'compiled' if here.compiled else 'not compiled'}"
-    yield "numba", numba if here.numba else "not used on this machine"
-    yield "cache", f"{here.cache} ({'writable' if here.cache_writable else 'not writable'})"
-    yield "disk", f"{gib(here.disk_free_bytes)} free where runs/ is"
+        parts = f"{torch.build} build, {torch.capability}, {torch.threads} threads"
+        yield "torch:", f"{torch.version} ({parts})"
+        for name, memory_bytes in torch.devices or (("only the CPU", None),):
+            yield "device:", name if memory_bytes is None else f"{name}, {_gib(memory_bytes)}"
+    loop = f"decoding loop {'compiled' if here.compiled else 'not compiled'}"
+    yield "numba:", f"{here.numba}, {loop}" if here.numba else "not used on this machine"
+    yield "cache:", f"{here.cache} ({'writable' if here.cache_writable else 'not writable'})"
+    yield "disk:", f"{_gib(here.disk_free_bytes)} free where runs/ is"
     for number, (name, value) in enumerate(here.variables.items()):
-        yield "" if number else "variables", f"{name}={value}"
+        yield "" if number else "variables:", f"{name}={value}"
 
 
-def _threads(count: int, kind: str = "") -> str:
-    return f"{count} {kind}thread{'s' * (count != 1)}"
+def advice(here: Environment) -> Iterator[str]:
+    """One line for each problem, with its remedy."""
+    if here.torch is None:
+        yield f"torch cannot be imported ({here.torch_error}): reinstall it"
+    else:
+        yield from _torch_advice(here, here.torch)
+    if here.numba is None:
+        yield (
+            "the NumPy engine is used instead of machine code, which needs Numba on a 64-bit "
+            "POSIX system: pip install numba"
+        )
+    elif not here.compiled and here.cache_writable:
+        yield "the decoding loop is not compiled: run `mygpt warmup` once, it takes ten seconds"
+    elif not here.compiled:
+        yield (
+            f"{here.cache} is not writable, so each start compiles the decoding loop: set "
+            "MYGPT_CACHE to a writable folder"
+        )
+    free = here.free_memory_bytes
+    if free is not None and free < _LEAST_MEMORY_BYTES:
+        yield f"{_gib(free)} of memory is free: close other programs, or use a smaller model"
+    if here.disk_free_bytes < _LEAST_DISK_BYTES:
+        yield (
+            f"{_gib(here.disk_free_bytes)} of disk is free where runs/ is: delete files, or train "
+            "with --output on another disk"
+        )
 
 
-class _Page:
-    """Prints aligned lines. On a terminal they are wrapped and the verdicts are coloured."""
+def _torch_advice(here: Environment, torch: Torch) -> Iterator[str]:
+    cores = max(1, math.ceil(here.cores))
+    # On other systems the count includes hardware threads and slow cores; torch uses fewer.
+    few = torch.threads < cores and here.system.startswith("Linux")
+    # Two hardware threads on a core do no harm, more threads than a quota grants do.
+    if few or torch.threads > (max(cores, here.threads) if here.quota is None else cores):
+        yield (
+            f"threads of torch: {torch.threads}, cores of this process: {cores}: "
+            f"export OMP_NUM_THREADS={cores}"
+        )
+    if not here.nvidia or torch.devices:
+        return
+    if torch.build == "CPU":
+        remedy = "install the CUDA build (https://pytorch.org/get-started/locally/)"
+        yield f"there is an NVIDIA GPU, but torch is the CPU build: {remedy}"
+    elif here.variables.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        yield "CUDA_VISIBLE_DEVICES hides the GPU: unset it"
+    else:
+        why = torch.problem or "check that nvidia-smi lists the GPU"
+        yield f"torch cannot use the NVIDIA GPU: update its driver ({why})"
 
-    def __init__(self) -> None:
-        self.console = new_console(highlight=False, soft_wrap=True, emoji=False)
 
-    def say(
-        self, name: str, text: str, *, verdict: str | None = None, width: int = _NAME_WIDTH,
-        style: str = "",
-    ) -> None:  # fmt: skip
-        """Print one line: a name, an optional verdict, and a text."""
-        import textwrap
-
-        from rich.text import Text
-
-        line = Text(f"{visible(name, sys.stdout):<{width - 2}}  ", style=style)
-        if verdict is not None:
-            line.append(f"{verdict:<9}", style=_STYLES.get(verdict, ""))
-        shown = [visible(text, sys.stdout)]
-        if self.console.is_terminal:
-            wrapper = textwrap.TextWrapper(break_on_hyphens=False, break_long_words=False)
-            wrapper.width = max(20, self.console.width - len(line))
-            shown = wrapper.wrap(shown[0]) or [""]
-        line.append(f"\n{' ' * len(line)}".join(shown))
-        self.console.print(line)
+def _gib(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB"
