@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mygpt.errors import InputError
+from mygpt.errors import InputError, OutOfMemoryError
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +84,16 @@ def free_memory_bytes() -> int | None:
     for _, left in _control_groups():
         free = left if free is None else min(free, left)
     return free
+
+
+def require_memory(name: object, needed: int) -> None:
+    """Raise `OutOfMemoryError` if the file or folder `name` needs more memory than is free."""
+    free = free_memory_bytes()
+    if free is not None and needed > free:
+        raise OutOfMemoryError(
+            f"{name} needs {needed:,} bytes, and only {free:,} bytes of memory are free: close "
+            "other programs, or use a machine with more memory"
+        )
 
 
 def total_memory_bytes() -> int | None:

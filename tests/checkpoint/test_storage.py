@@ -95,7 +95,7 @@ def test_a_file_larger_than_the_free_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_arrays(tmp_path / "x", ARRAYS, {})
-    monkeypatch.setattr("mygpt.checkpoint.container.free_memory_bytes", lambda: 10)
+    monkeypatch.setattr("mygpt.machine.free_memory_bytes", lambda: 10)
     with pytest.raises(OutOfMemoryError, match="10 bytes of memory are free"):
         read_arrays(tmp_path / "x")
 

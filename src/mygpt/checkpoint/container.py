@@ -4,11 +4,8 @@ A file is a safetensors file (not a pickle: opening it runs no code). Its metada
 as JSON, a SHA-256 for each tensor (which identifies a damaged one), and one SHA-256 of the whole
 file, computed with its own 64 digits set to "0". The format is written and read here, not by the
 safetensors library, for three reasons: equal content gives equal bytes, arrays are not copied, and
-all sizes are checked before memory is allocated. The tests compare with that library.
-
-    8 bytes   length N of the header, little-endian
-    N bytes   header: JSON, padded with spaces to a multiple of 8
-    the rest  the tensors' bytes, without gaps, those of the widest number types first
+all sizes are checked before memory is allocated. The tests compare with that library. Tensors of
+the widest number types come first, so that each is aligned to the size of its numbers.
 
 Parts that do not fit into the header (a tokenizer of a quarter of a million tokens) are stored as
 tensors of bytes named `json/<part>`, and the file's format version is 2; otherwise it is 1.
@@ -28,25 +25,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.checkpoint.durable import write_durably
-from mygpt.errors import CheckpointError, DamagedError, InputError, OutOfMemoryError, StorageError
+from mygpt.checkpoint.safetensors import (
+    METADATA,
+    MOST_DIMENSIONS,
+    Header,
+    make_header,
+    read_header,
+    to_json,
+)
+from mygpt.errors import CheckpointError, DamagedError, InputError, StorageError
 from mygpt.file_access import open_regular
 from mygpt.json_objects import STATE, Limits, parse_object
-from mygpt.machine import free_memory_bytes
+from mygpt.machine import require_memory
 
 FORMAT_VERSION = 1
 PARTS_AS_TENSORS = 2  # the format version of a file with `json/<part>` tensors
-_VERSIONS = (str(FORMAT_VERSION), str(PARTS_AS_TENSORS))
 
 Arrays = Mapping[str, NDArray[Any]]
-Entries = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # number type and shape
 
-_METADATA = "__metadata__"
 _ZEROS = b"0" * 64
 _DIGEST_KEY = b'"sha256":"'
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # The reader's limits, which the writer keeps too (`check_storable`). A part's limit is `STATE`.
 _HEADER = Limits(2**25, 2**23)  # bytes: ten times what a vocabulary of all of Unicode needs
-_MOST_DIMENSIONS = 8
 _PREFIX = "json/"  # of the names of tensors that hold a JSON part
 _SMALL_PART = 2**16  # bytes; a part of at most this length stays in the header
 _DTYPES = {
@@ -80,24 +80,26 @@ def write_arrays(
         StorageError: if there is no space, or the file reads back with other bytes.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    _check_arrays({name: (array.dtype, array.shape) for name, array in arrays.items()})
+    for name, array in arrays.items():
+        _check_storable(name, array.dtype, array.shape)
     texts = _checked_texts(parts)
     moved = _too_large(texts, arrays)
     arrays |= {_PREFIX + name: np.frombuffer(texts.pop(name).encode(), np.uint8) for name in moved}
-    # The widest numbers first, so that each array is aligned to the size of its numbers.
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
     views = {name: arrays[name].reshape(-1).view(np.uint8).data for name in order}
-    digests = {name: hashlib.sha256(view).hexdigest() for name, view in views.items()}
-    entries = {name: (arrays[name].dtype, arrays[name].shape) for name in order}
-    header = _header(entries, texts, digests, PARTS_AS_TENSORS if moved else FORMAT_VERSION)
-    position = _digest_position(header)
-    file_digest = hashlib.sha256(header)
-    for view in views.values():
-        file_digest.update(view)
-    header[position : position + 64] = file_digest.hexdigest().encode()
+    metadata = {
+        "format": "mygpt",
+        "format_version": str(PARTS_AS_TENSORS if moved else FORMAT_VERSION),
+        "sha256": _ZEROS.decode(),
+        **texts,
+        "tensors": to_json({n: hashlib.sha256(view).hexdigest() for n, view in views.items()}),
+    }
+    tensors = {name: (_NAMES[arrays[name].dtype], arrays[name].shape) for name in order}
+    header = make_header(metadata, tensors)
+    header = _with_digest(header, _digest(header, views.values()))
 
     def verify(written: Path) -> None:
-        if not _reads_back(written, bytes(header), file_digest.digest(), position):
+        if not _reads_back(written, header):
             raise StorageError(
                 f"cannot write {path}: the bytes read back are not those that were written, the "
                 "disk may be failing: the previous file is kept; write to another disk"
@@ -111,25 +113,20 @@ def check_storable(parts: dict[str, Any], shapes: Mapping[str, tuple[int, ...]])
 
     Training calls this before the first step, so that it does not fail at its first save.
     """
-    entries = {name: (np.dtype(np.float32), shape) for name, shape in shapes.items()}
-    _check_arrays(entries)
+    for name, shape in shapes.items():
+        _check_storable(name, np.dtype(np.float32), shape)
     _too_large(_checked_texts(parts), shapes)
 
 
-def _check_arrays(entries: Entries) -> None:
-    for name, (dtype, shape) in entries.items():
-        if name == _METADATA or name.startswith(_PREFIX):
-            raise InputError(f"a tensor cannot be named {name[:80]!r}: choose another name")
-        if dtype not in _NAMES:
-            raise InputError(
-                f"tensor {name[:80]} has the number type {dtype!s:.40}: only "
-                f"{', '.join(map(str, _NAMES))} can be written"
-            )
-        if len(shape) > _MOST_DIMENSIONS:
-            raise InputError(
-                f"tensor {name[:80]} has {len(shape)} dimensions: at most {_MOST_DIMENSIONS} can "
-                "be written"
-            )
+def _check_storable(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if name == METADATA or name.startswith(_PREFIX):
+        raise InputError(f"a tensor cannot be named {name[:80]!r}: choose another name")
+    if dtype not in _NAMES or len(shape) > MOST_DIMENSIONS:
+        raise InputError(
+            f"tensor {name[:80]} has the number type {dtype!s:.40} and {len(shape)} dimensions: "
+            f"only {', '.join(map(str, _NAMES))}, and at most {MOST_DIMENSIONS} dimensions, can be "
+            "written"
+        )
 
 
 def _checked_texts(parts: dict[str, Any]) -> dict[str, str]:
@@ -162,47 +159,34 @@ def _too_large(texts: dict[str, str], names: Iterable[str]) -> list[str]:
     return moved
 
 
-def _header(
-    entries: Entries, texts: dict[str, str], digests: dict[str, str], version: int
-) -> bytearray:
-    """The length and the JSON header; the file's own digest is all zeros."""
-    metadata = {
-        "format": "mygpt",
-        "format_version": str(version),
-        "sha256": _ZEROS.decode(),
-        **texts,
-        "tensors": to_json(digests),
-    }
-    described: dict[str, Any] = {_METADATA: metadata}
-    end = 0
-    for name, (dtype, shape) in entries.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        described[name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [begin, end],
-        }
-    text = to_json(described).encode()
-    text += b" " * (-len(text) % 8)
-    return bytearray(len(text).to_bytes(8, "little") + text)
-
-
-def _reads_back(path: Path, header: bytes, digest: bytes, position: int) -> bool:
-    """Whether the file has this header and, with its digest's digits zeroed, this digest."""
+def _reads_back(path: Path, header: bytes) -> bool:
+    """Whether a file has this header, and the content that the header's digest states."""
     with open(path, "rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):  # drop cached pages: read from the disk
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if file.read(len(header)) != header:
-            return False
-        found = hashlib.sha256(_zeroed(header, position))
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.digest() == digest
+        return file.read(len(header)) == header and _is_intact(header, _rest(file))
 
 
-def _zeroed(header: bytes, position: int) -> bytes:
-    """A header with the file's own digest, which begins at `position`, set to zeros."""
-    return header[:position] + _ZEROS + header[position + 64 :]
+def _rest(file: BinaryIO) -> Iterable[bytes]:
+    return iter(lambda: file.read(1 << 20), b"")
+
+
+def _with_digest(header: bytes, digest: bytes) -> bytes:
+    position = _digest_position(header)
+    return header[:position] + digest + header[position + 64 :]
+
+
+def _digest(header: bytes, body: Iterable[bytes | bytearray | memoryview]) -> bytes:
+    """The 64 digits of a file's own SHA-256, which is computed with these digits set to zeros."""
+    found = hashlib.sha256(_with_digest(header, _ZEROS))
+    for piece in body:
+        found.update(piece)
+    return found.hexdigest().encode()
+
+
+def _is_intact(header: bytes, body: Iterable[bytes | bytearray]) -> bool:
+    """Whether header and body give the digest that the header states."""
+    return _with_digest(header, _digest(header, body)) == header
 
 
 def read_arrays(
@@ -227,140 +211,63 @@ def read_arrays(
     path = Path(path)
     try:
         with open_regular(path, inside=inside) as file:
-            size = os.fstat(file.fileno()).st_size
-            header = _read_header(path, file, size)
-            entries, metadata = _parse_header(path, header)
-            if metadata.get("format_version") not in _VERSIONS:
-                raise _other_version(path, file, header, metadata)
-            body_bytes = size - len(header)
-            tensors = _checked_entries(path, entries, body_bytes)
-            free = free_memory_bytes()
-            if free is not None and body_bytes > free:
-                raise OutOfMemoryError(
-                    f"{path} has {size:,} bytes, and only {free:,} bytes of memory are free: "
-                    "close other programs, or use a machine with more memory"
-                )
-            body = bytearray(body_bytes)
-            if file.readinto(body) != body_bytes:
+            header = _read_header(path, file)
+            require_memory(path, header.body_bytes)
+            body = bytearray(header.body_bytes)
+            if file.readinto(body) != len(body):
                 raise DamagedError(f"{path} was truncated while it was read: try again")
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    intact = _has_own_digest(header, [body])
-    arrays = {
-        name: np.frombuffer(body, dtype, math.prod(shape), begin).reshape(shape)
-        for name, (dtype, shape, begin) in tensors.items()
-    }
-    texts: dict[str, str | bytes] = {n: text for n, text in metadata.items() if text[:1] == "{"}
-    parts = _parsed(path, texts)
-    if not intact:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, (dtype, shape, begin, _) in header.entries.items():
+        start = begin - len(header.data)
+        arrays[name] = np.frombuffer(body, _DTYPES[dtype], math.prod(shape), start).reshape(shape)
+    parts = _parsed(path, {n: text for n, text in header.metadata.items() if text[:1] == "{"})
+    if not _is_intact(header.data, [body]):
         raise DamagedError(_name_damage(path, arrays, parts.get("tensors", {})))
-    if metadata["format_version"] == str(PARTS_AS_TENSORS):
+    if header.metadata["format_version"] == str(PARTS_AS_TENSORS):
         moved = [name for name in arrays if name.startswith(_PREFIX)]
         parts |= _parsed(path, {n.removeprefix(_PREFIX): arrays.pop(n).tobytes() for n in moved})
     return arrays, parts
 
 
-def _has_own_digest(header: bytes, body: Iterable[bytes | bytearray]) -> bool:
-    """Whether header and body give the digest that the header states."""
-    position = _digest_position(header)
-    found = hashlib.sha256(_zeroed(header, position))
-    for piece in body:
-        found.update(piece)
-    return header[position : position + 64] == found.hexdigest().encode()
-
-
-def _parsed(path: Path, texts: dict[str, str | bytes]) -> dict[str, Any]:
+def _parsed(path: Path, texts: Mapping[str, str | bytes]) -> dict[str, Any]:
     try:
         return {name: parse_object(text, STATE) for name, text in texts.items()}
     except ValueError as error:
         raise DamagedError(f"{path} is damaged: {error}") from None
 
 
-def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
-    """The length and the JSON text; an error if the file is of another kind."""
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, _HEADER.most_bytes):
-        if start.startswith(_PICKLE_STARTS):
-            raise CheckpointError(
-                f"{path} is a pickle (a PyTorch file?), which can run code when it is opened: "
-                "mygpt reads only the safetensors files it writes"
-            )
-        raise DamagedError(f"{path} is damaged or truncated, or not a mygpt checkpoint")
-    return start + file.read(length)
-
-
-def _parse_header(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors' entries by name, and the metadata."""
+def _read_header(path: Path, file: BinaryIO) -> Header:
+    """The header of a file; an error unless `write_arrays` of a known version wrote it."""
     try:
-        entries = parse_object(header[8:], _HEADER)
-        metadata = entries.pop(_METADATA)
-        ours = metadata["format"] == "mygpt" and all(isinstance(v, str) for v in metadata.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        ours = False
-    if not ours:
-        raise DamagedError(
-            f"{path} is damaged, or not a mygpt checkpoint: its header is not one that mygpt writes"
-        )
-    if _digest_position(header) < 0:
+        header = read_header(file, _HEADER)
+        if header.metadata.get("format") != "mygpt":
+            raise ValueError("its header is not one that mygpt writes")
+    except ValueError as error:
+        raise DamagedError(f"{path} is damaged, or not a mygpt checkpoint: {error}") from None
+    if _digest_position(header.data) < 0:
         raise DamagedError(f"{path} is damaged: its digest is missing")
-    return entries, metadata
-
-
-def _other_version(
-    path: Path, file: BinaryIO, header: bytes, metadata: dict[str, str]
-) -> CheckpointError:
-    """The error for an unknown format version: the file is newer, or its header is damaged."""
-    if not _has_own_digest(header, iter(lambda: file.read(1 << 20), b"")):
-        return DamagedError(f"{path} is damaged: its header does not match its digest")
-    return CheckpointError(
-        f"{path} has format version {metadata.get('format_version', 'none')[:9]} and this mygpt "
-        f"reads up to {PARTS_AS_TENSORS}: upgrade mygpt"
-    )
-
-
-def _checked_entries(
-    path: Path, entries: dict[str, Any], body_bytes: int
-) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
-    """Each tensor's number type, shape and offset; an error unless they fill the body exactly."""
-    found: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
-    spans: list[tuple[int, int]] = []
-    for name, entry in entries.items():
-        try:
-            kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            dtype = np.dtype(_DTYPES[kind]) if kind in _DTYPES else None
-            right = len(shape) <= _MOST_DIMENSIONS and all(
-                type(n) is int and n >= 0 for n in (*shape, begin, end)
-            )
-        except (ValueError, KeyError, TypeError):
-            right = False
-        if right and dtype is None:
-            raise CheckpointError(
-                f"{path} has a tensor of the number type {kind!r:.20}, which mygpt does not write: "
-                f"known are {', '.join(_DTYPES)}"
-            )
-        if not right or dtype is None or end - begin != math.prod(shape) * dtype.itemsize:
-            raise DamagedError(
-                f"{path} is damaged: the shape or the offsets of tensor {name[:80]} are not valid"
-            )
-        found[name] = dtype, tuple(shape), begin
-        spans.append((begin, end))
-    reached = 0
-    for begin, end in sorted(spans):
-        if begin != reached:
-            reached = -1
-            break
-        reached = end
-    if reached != body_bytes:
-        raise DamagedError(
-            f"{path} is damaged or truncated: its tensors and its length do not agree"
+    version = header.metadata.get("format_version", "none")
+    if version not in (str(FORMAT_VERSION), str(PARTS_AS_TENSORS)):
+        if not _is_intact(header.data, _rest(file)):
+            raise DamagedError(f"{path} is damaged: its header does not match its digest")
+        raise CheckpointError(
+            f"{path} has format version {version[:9]} and this mygpt reads up to "
+            f"{PARTS_AS_TENSORS}: upgrade mygpt"
         )
-    return found
+    for name, entry in header.entries.items():
+        if entry.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor {name[:80]} has the number type {entry.dtype!r:.20}, which mygpt "
+                f"does not write: known are {', '.join(_DTYPES)}"
+            )
+    return header
 
 
-def _digest_position(header: bytes | bytearray) -> int:
+def _digest_position(header: bytes) -> int:
     """The position of the file's own digest, 64 digits; negative if there is none."""
     found = header.find(_DIGEST_KEY, 8)
     begin = found + len(_DIGEST_KEY)
@@ -374,8 +281,3 @@ def _name_damage(path: Path, arrays: Arrays, digests: Any) -> str:
         if hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() != wanted.get(name):
             return f"{path} is damaged: tensor {name[:80]} does not match its digest"
     return f"{path} is damaged: its header does not match its digest"
-
-
-def to_json(value: Any) -> str:
-    """Compact JSON in ASCII; ASCII, since a path may hold bytes that are not UTF-8."""
-    return json.dumps(value, separators=(",", ":"))

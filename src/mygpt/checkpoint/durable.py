@@ -1,4 +1,4 @@
-"""Atomic, durable file writes: after a crash, the old file or the new one is intact.
+"""Atomic, durable writes of files and folders: after a crash, the old or the new one is intact.
 
 A file is written under a temporary name in the same folder, synced (fsync), optionally verified
 by reading it back, and renamed over the old file; then the folder is synced. If the process is
@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.checkpoint.locks import try_lock
-from mygpt.errors import StorageError
+from mygpt.errors import InputError, StorageError
 from mygpt.file_access import NO_LINK, NO_WAIT, open_descriptor, read_inside, require_regular
 
 Pieces = Sequence[bytes | bytearray | memoryview]
 
 _CREATE = os.O_WRONLY | os.O_CREAT
+_OLD = ".old.tmp"  # ending of the temporary name of a folder that is being replaced
 
 
 def write_durably(
@@ -156,8 +158,6 @@ def abandoned(path: Path, ending: str = ".tmp") -> Iterator[tuple[Path, bool]]:
 
 def remove_abandoned(path: Path) -> None:
     """Remove the temporary files of killed writers of `path`; those of running ones stay."""
-    import shutil
-
     for temporary, is_folder in abandoned(path):
         if is_folder:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -172,6 +172,74 @@ def _mark(name: str) -> str:
 def temporary_files(folder: Path, name: str | None = None, ending: str = ".tmp") -> list[Path]:
     """The temporary files in `folder`: for the file called `name`, or for all files."""
     return sorted(folder.glob(f"{'.mygpt-' if name is None else _mark(name)}*{ending}"))
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder to fill; on exit without an error it is renamed to `folder`.
+
+    Args:
+        folder: the final name.
+        ours: the file names that an export writes: only a folder without other files is replaced.
+        overwrite: whether an existing folder may be replaced.
+
+    Raises:
+        InputError: if `folder` exists and may not be replaced.
+        StorageError: if it cannot be written.
+    """
+    target = Path(os.path.realpath(folder))
+    _restore_abandoned(target, ours)
+    _require_free(folder, target, ours, overwrite=overwrite)
+    remove_abandoned(target)
+    place, old = temporary_name(target), temporary_name(target, _OLD)
+    held = contextlib.ExitStack()
+    try:
+        place.mkdir(parents=True)
+        held.enter_context(in_use(place))
+        yield place
+        _require_free(folder, target, ours, overwrite=overwrite)  # it may have been created since
+        if target.exists():
+            held.enter_context(in_use(target))
+            target.rename(old)
+        place.rename(target)
+        sync_folder(target.parent)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:  # restore the old folder if a signal arrived between the two renames
+        if not os.path.lexists(target) and old.exists():
+            with contextlib.suppress(OSError):
+                old.rename(target)
+        shutil.rmtree(place, ignore_errors=True)
+        if os.path.lexists(target):
+            shutil.rmtree(old, ignore_errors=True)
+        held.close()
+
+
+def _restore_abandoned(target: Path, ours: frozenset[str]) -> None:
+    """Restore an export that a killed writer had renamed, but not yet replaced by a new one."""
+    if os.path.lexists(target):
+        return
+    for old, is_folder in abandoned(target, _OLD):
+        if is_folder and {entry.name for entry in old.iterdir()} <= ours:
+            old.rename(target)
+            return
+
+
+def _require_free(folder: Path, target: Path, ours: frozenset[str], *, overwrite: bool) -> None:
+    """Raise `InputError` if `target` exists, unless it is an export that may be replaced."""
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise InputError(f"{folder} is a file: an export is a folder, choose another name")
+    if not overwrite:
+        raise InputError(f"{folder} exists already: add --overwrite, or choose another name")
+    others = sorted(entry.name for entry in target.iterdir() if entry.name not in ours)
+    if others:
+        raise InputError(
+            f"{folder} holds {others[0]!r:.80}, which no export wrote: choose another folder"
+        )
 
 
 def remove(*paths: Path) -> None:
@@ -261,15 +329,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def reason(error: OSError, target: Path, size: int) -> str:
-    """The text of an error from writing `target`; if the disk is full, with the free space.
+    """The text of an error from writing `size` bytes (0: unknown) to `target`.
 
-    Args:
-        error: the error.
-        target: the file.
-        size: how many bytes were to be written; 0 if that is not known.
+    If the disk is full, it states the free space.
     """
-    import shutil
-
     text = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text

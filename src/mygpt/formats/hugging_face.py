@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.checkpoint.container import Arrays
-from mygpt.checkpoint.durable import write_durably
+from mygpt.checkpoint.durable import atomic_folder, write_durably
 from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.formats import gpt2, llama
-from mygpt.formats.folders import atomic_folder
 from mygpt.formats.imported import Imported
 from mygpt.formats.parts import check_tensors, read_parameters, write_safetensors
 from mygpt.formats.state_dict import number_notes

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.checkpoint.container import Arrays, to_json
+from mygpt.checkpoint.container import Arrays
 from mygpt.checkpoint.durable import write_durably
+from mygpt.checkpoint.safetensors import to_json
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.formats.tensor_names import name_in_file
 from mygpt.formats.weight_files import READABLE, StoredTensor

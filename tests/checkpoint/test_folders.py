@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mygpt.checkpoint.durable import in_use, temporary_name
+from mygpt.checkpoint.durable import atomic_folder, in_use, temporary_name
 from mygpt.errors import InputError
-from mygpt.formats.folders import atomic_folder
 
 OURS = frozenset({"a", "b"})
 
