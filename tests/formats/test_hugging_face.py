@@ -24,7 +24,7 @@ from mygpt import CharTokenizer, GPTConfig, save_checkpoint
 from mygpt.checkpoint.model_file import Checkpoint, model_arrays, read_checkpoint
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.errors import InputError, OutOfMemoryError, StorageError
-from mygpt.formats import parts, weight_files
+from mygpt.formats import weight_files
 from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
 from shapes import CONFIGS, GPT2, LLAMA, MIXED, MODERN, ROTARY_LAYER_NORM, TUTORIAL, build
 
@@ -745,7 +745,7 @@ def test_a_checkpoint_round_trips_with_its_tokenizer(tmp_path, monkeypatch):
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         (
             {"vocab_size": 7},
-            r"'model.embed_tokens.weight' has shape \(6, 24\).*describes \(7, 24\)",
+            r"'model.embed_tokens.weight' has shape \(6, 24\).*needs \(7, 24\)",
         ),
         ({"vocab_size": 2**31}, "has shape"),
         ({"num_hidden_layers": 2}, "no tensor 'model.layers.1."),
@@ -924,6 +924,6 @@ def test_a_malicious_pickle_runs_nothing(write, folder, monkeypatch):
 
 
 def test_weights_larger_than_the_free_memory_are_refused_before_allocation(folder, monkeypatch):
-    monkeypatch.setattr(parts, "free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("mygpt.machine.free_memory_bytes", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match="1,000 bytes of memory are free"):
         read_hugging_face(folder)

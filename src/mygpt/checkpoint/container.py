@@ -96,7 +96,8 @@ def write_arrays(
     }
     tensors = {name: (_NAMES[arrays[name].dtype], arrays[name].shape) for name in order}
     header = make_header(metadata, tensors)
-    header = _with_digest(header, _digest(header, views.values()))
+    digest, position = _digest(header, views.values()), _digest_position(header)
+    header = header[:position] + digest + header[position + 64 :]
 
     def verify(written: Path) -> None:
         if not _reads_back(written, header):
@@ -171,14 +172,10 @@ def _rest(file: BinaryIO) -> Iterable[bytes]:
     return iter(lambda: file.read(1 << 20), b"")
 
 
-def _with_digest(header: bytes, digest: bytes) -> bytes:
-    position = _digest_position(header)
-    return header[:position] + digest + header[position + 64 :]
-
-
 def _digest(header: bytes, body: Iterable[bytes | bytearray | memoryview]) -> bytes:
     """The 64 digits of a file's own SHA-256, which is computed with these digits set to zeros."""
-    found = hashlib.sha256(_with_digest(header, _ZEROS))
+    position = _digest_position(header)
+    found = hashlib.sha256(header[:position] + _ZEROS + header[position + 64 :])
     for piece in body:
         found.update(piece)
     return found.hexdigest().encode()
@@ -186,7 +183,7 @@ def _digest(header: bytes, body: Iterable[bytes | bytearray | memoryview]) -> by
 
 def _is_intact(header: bytes, body: Iterable[bytes | bytearray]) -> bool:
     """Whether header and body give the digest that the header states."""
-    return _with_digest(header, _digest(header, body)) == header
+    return header.startswith(_digest(header, body), _digest_position(header))
 
 
 def read_arrays(

@@ -1,11 +1,10 @@
-"""Import of models from other programs, and export to them: one mapping file for each format.
+"""Import of models from other programs, and export to them.
 
 Files of other programs are not trusted: no pickled code is run, and every shape is checked before
 it is used.
 """
 
-from mygpt.formats.exporting import KINDS, export_checkpoint
-from mygpt.formats.imported import Imported
-from mygpt.formats.importing import import_checkpoint, read_foreign
+from mygpt.formats.conversion import KINDS, export_checkpoint, import_checkpoint, read_foreign
+from mygpt.formats.tensors import Imported
 
 __all__ = ["KINDS", "Imported", "export_checkpoint", "import_checkpoint", "read_foreign"]

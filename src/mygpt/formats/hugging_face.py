@@ -1,44 +1,36 @@
 """Hugging Face folders: import and export.
 
 `read_hugging_face` reads a folder of the GPT-2, Llama or Qwen3 family; `write_hugging_face` writes
-one that transformers loads without remote code. What differs between families is in `gpt2.py` and
-`llama.py`. No library of Hugging Face is needed.
+one that transformers loads without remote code. What differs between families is in
+`architectures.py`. No library of Hugging Face is needed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mygpt.checkpoint.container import Arrays
 from mygpt.checkpoint.durable import atomic_folder, write_durably
 from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
+from mygpt.checkpoint.safetensors import make_header
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
-from mygpt.formats import gpt2, llama
-from mygpt.formats.imported import Imported
-from mygpt.formats.parts import check_tensors, read_parameters, write_safetensors
-from mygpt.formats.state_dict import number_notes
-from mygpt.formats.tensor_names import plain_names
-from mygpt.formats.weight_files import StoredTensor, find_tensors, require_readable
+from mygpt.formats.architectures import FAMILIES, Family, family_of
+from mygpt.formats.tensors import Imported, Part, Tensors, shortest
+from mygpt.formats.unsupported import quantized
+from mygpt.formats.weight_files import find_tensors
 from mygpt.json_objects import SETTINGS, read_object
 from mygpt.tokenization import Tokenizer, ends_of
 
-_FAMILIES: dict[str, tuple[str, ModuleType]] = {
-    "gpt2": ("GPT2LMHeadModel", gpt2),
-    "llama": ("LlamaForCausalLM", llama),
-    "qwen3": ("Qwen3ForCausalLM", llama),
-}
-_KNOWN = ", ".join(f"{name} ({kind})" for kind, (name, _) in _FAMILIES.items())
+_MOST_HEADER_BYTES = 100_000_000  # bytes of a header that the safetensors library reads
 # The files that an export writes, and the only ones that it replaces.
 _OURS = frozenset(
     {
@@ -78,118 +70,81 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
     except InputError as error:
         raise InputError(f"{path / 'config.json'}: {error}") from None
     found, variant = find_tensors(path)
-    kept = [name for name in found if not f".{name}".endswith(family.BUFFERS)]
-    named = plain_names(path, kept, family.ANCHORS, family.PREFIX)
-    tensors = {ours: found[theirs] for ours, theirs in named.items()}
-    notes += variant + _settle_head(path, values, family, config, tensors)
-    if config.num_layers > len(tensors):  # before a name is made for each of that many tensors
-        raise InputError(
-            f"{path} has {len(tensors):,} tensors, too few for the {config.num_layers:,} layers of "
-            "its config.json: copy the whole folder again"
-        )
-    parts, shapes = family.parts(config), parameter_shapes(config)
-    check_tensors(path, tensors, parts, shapes)
-    more: list[str] = []
+    tensors = Tensors(path, found, family.anchors, family.prefix)
+    tensors.drop(*family.buffers)
+    notes += variant + _settle_head(tensors, values, family, config)
+    tensors.check(family.names, config)
     if tokenizer is None:
         tokenizer, more = read_tokenizer(path, config.vocab_size)
     else:
         tokenizer, more = fit_tokenizer(tokenizer, config.vocab_size)
-    arrays: Arrays = read_parameters(tensors, parts, shapes)
+    arrays: Arrays = tensors.load(family.names, config)
     config, arrays, dropped = _without_zeros(values, config, arrays)
-    dtypes = sorted({tensor.dtype for tensor in tensors.values()})
-    if "F64" in dtypes:
-        more += number_notes({"float64"})
+    notes += [*more, *tensors.rounding_notes(), *dropped]
     origin = {
         "format": "hugging_face",
-        "architecture": family.architecture(config)[1],
-        "number_types": dtypes,
+        "architecture": family.class_name,
+        "number_types": sorted({tensor.dtype for tensor in tensors.values()}),
     }
-    return Imported(_plain(config), arrays, tokenizer, [*notes, *more, *dropped], origin)
+    return Imported(shortest(config), arrays, tokenizer, notes, origin)
 
 
-def _family(path: Path, values: dict[str, Any]) -> ModuleType:
-    """The mapping module for a config.json; sets its "model_type" if that is missing."""
+def _family(path: Path, values: dict[str, Any]) -> Family:
+    """The family for a config.json; sets its "model_type" if that is missing."""
     named = values.get("architectures")
     if named is not None and not (isinstance(named, list) and named):
         raise InputError(
             f"{path / 'config.json'}: architectures={named!r:.60} must be a list of names: get the "
             "model's own config.json"
         )
-    kinds = {name: kind for kind, (name, _) in _FAMILIES.items()}
-    kinds |= {_headless(name): kind for name, kind in kinds.items()}
-    kind = values.setdefault("model_type", kinds.get(str(named[0])) if named else None)
-    if not isinstance(kind, str) or kind not in _FAMILIES:
-        stated = kind or (named[0] if named else None)
-        raise _unknown_architecture(path, stated)
-    name, family = _FAMILIES[kind]
-    if named and named[0] not in (name, _headless(name)):
-        raise _unknown_architecture(path, named[0])
-    key = next((k for k in ("quantization_config", "quantization") if values.get(k)), None)
-    if key is not None:  # MLX uses the second
-        quantized = values[key]
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        named_method = f" ({method:.20})" if isinstance(method, str) else ""
+    stated = named[0] if named else None
+    by_class = {n: f for f in FAMILIES.values() for n in (f.class_name, f.headless)}
+    if values.get("model_type") is None and isinstance(stated, str) and stated in by_class:
+        values["model_type"] = by_class[stated].model_type
+    kind = values.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None or stated not in (None, family.class_name, family.headless):
+        known = ", ".join(f"{f.class_name} ({f.model_type})" for f in FAMILIES.values())
         raise InputError(
-            f"{path} is quantized ({key}{named_method}): only weights in float32, float64, "
-            "float16 or bfloat16 can be read: get the model that it was quantized from"
+            f"{path} has the architecture {stated if family else kind or stated!r:.60}: only "
+            f"{known} can be imported"
         )
+    for key in ("quantization_config", "quantization"):  # MLX uses the second
+        if values.get(key):
+            method = values[key].get("quant_method") if isinstance(values[key], dict) else None
+            raise InputError(
+                quantized(path, f"{key}={method:.20}" if isinstance(method, str) else key)
+            )
     return family
 
 
-def _unknown_architecture(path: Path, stated: Any) -> InputError:
-    return InputError(f"{path} has the architecture {stated!r:.60}: only {_KNOWN} can be imported")
-
-
-def _headless(name: str) -> str:
-    """The name of the class for the same model without its output head."""
-    return name.removesuffix("LMHeadModel").removesuffix("ForCausalLM") + "Model"
-
-
 def _settle_head(
-    path: Path,
-    values: dict[str, Any],
-    family: ModuleType,
-    config: GPTConfig,
-    tensors: dict[str, StoredTensor],
+    tensors: Tensors, values: dict[str, Any], family: Family, config: GPTConfig
 ) -> list[str]:
     """Keep one tensor of a tied head and embedding: either or both of them may be stored.
 
     Returns:
         A note if the model was saved without its head, so that the embedding is used as its head.
     """
-    if family.HEAD not in tensors:
-        without = (values.get("architectures") or [""])[0]
-        if without != _headless(_FAMILIES[values["model_type"]][0]):
-            return []
+    head, embedding = (family.names.of(f"{ours}.weight")[0] for ours in ("head", "token_embedding"))
+    without = (values.get("architectures") or [""])[0]
+    if head not in tensors and without == family.headless:
         if config.tied:
             return [f"it is a {without}, without a head: the embedding is used as the head (tied)"]
         raise InputError(
-            f"{path} is a {without}, without the head that predicts tokens, and its config.json "
-            "does not tie the head to the embedding: save the model with its head "
-            f"({_FAMILIES[values['model_type']][0]})"
+            f"{tensors.where} is a {without}, without the head that predicts tokens, and its "
+            "config.json does not tie the head to the embedding: save the model with its head "
+            f"({family.class_name})"
         )
-    if not config.tied:
-        return []
-    head = tensors.pop(family.HEAD)
-    embedding = tensors.setdefault(family.EMBEDDING, head)
-    shape = config.vocab_size, config.embed_dim
-    if embedding is head or embedding.shape != shape:  # `check_tensors` reports a wrong shape
-        return []
-    for tensor in (head, embedding):
-        require_readable(tensor)
-    same = head.shape == shape and np.array_equal(_read(head), _read(embedding), equal_nan=True)
-    if not same:
-        raise InputError(
-            f"{path}: tensors {head.name} and {embedding.name} differ, and config.json ties them: "
-            'set "tie_word_embeddings": false there to use the separate head'
-        )
+    if config.tied and head in tensors:
+        if embedding in tensors and not tensors.equal(head, embedding):
+            raise InputError(
+                f"{tensors.where}: tensors {tensors[head].name} and {tensors[embedding].name} "
+                'differ, and config.json ties them: set "tie_word_embeddings": false there to use '
+                "the separate head"
+            )
+        tensors[embedding] = tensors.pop(head)
     return []
-
-
-def _read(tensor: StoredTensor) -> NDArray[np.float32]:
-    array = np.empty(tensor.shape, np.float32)
-    tensor.fill(array)
-    return array
 
 
 def _without_zeros(
@@ -217,23 +172,6 @@ def _without_zeros(
     return config, arrays, notes
 
 
-def _plain(config: GPTConfig) -> GPTConfig:
-    """The configuration with None for each default value: equal models get equal fields."""
-    meanings = {
-        "num_kv_heads": "kv_heads",
-        "head_dim": "head_size",
-        "mlp_dim": "mlp_hidden",
-        "norm_eps": "eps",
-    }
-    for name, meaning in meanings.items():
-        with contextlib.suppress(InputError):  # some widths have no default head size
-            change: dict[str, Any] = {name: None}
-            shorter = replace(config, **change)
-            if getattr(shorter, meaning) == getattr(config, meaning):
-                config = shorter
-    return config
-
-
 def write_hugging_face(
     checkpoint: Checkpoint, folder: Path, *, overwrite: bool = False
 ) -> list[str]:
@@ -255,13 +193,11 @@ def write_hugging_face(
 
     require_path("folder", folder)
     config = checkpoint.config
-    family = gpt2 if config.position == "learned" else llama
+    family = family_of(config)
     _require_family(config, family)
     checkpoint.check_shapes()
-    stored = family.as_stored(config)
-    shapes = parameter_shapes(stored)
-    absent = {name: np.zeros(shapes[name]) for name in shapes if name not in checkpoint.arrays}
-    arrays = {**checkpoint.arrays, **absent}
+    stored = replace(config, **family.always)
+    zeros = {name: np.zeros(shape) for name, shape in parameter_shapes(stored).items()}
     settings, notes = _settings(checkpoint, family)
     end = checkpoint.tokenizer.end_of_text
     if end is None:
@@ -276,7 +212,8 @@ def write_hugging_face(
         ids["eos_token_id"] = list(ends_of(checkpoint.tokenizer))
     ids["pad_token_id"] = end  # without one, transformers warns at each call
     with atomic_folder(Path(folder), _OURS, overwrite=overwrite) as place:
-        write_safetensors(place / "model.safetensors", arrays, family.parts(stored))
+        parts = family.names.parts(stored)
+        _write_safetensors(place / "model.safetensors", zeros | dict(checkpoint.arrays), parts)
         write_tokenizer(checkpoint.tokenizer, place, config.max_seq_len)
         _write_text(place / "config.json", json.dumps(settings, indent=2))
         _write_text(place / "generation_config.json", json.dumps(ids | sampling, indent=2))
@@ -284,29 +221,28 @@ def write_hugging_face(
     return notes
 
 
-def _require_family(config: GPTConfig, family: ModuleType) -> None:
+def _require_family(config: GPTConfig, family: Family) -> None:
     """Raise `InputError` for a setting that the family cannot represent, naming it."""
-    name = family.architecture(config)[1]
+    preset = "tutorial" if config.position == "learned" else "nano"
     for switch, fits in family.limits(config).items():
         value = getattr(config, switch)
         if value not in fits:
             raise InputError(
-                f"{switch}={value} with position={config.position} cannot be exported: {name} "
-                f"needs {switch}={' or '.join(str(fit) for fit in fits)}: train with --preset "
-                f"{'tutorial' if family is gpt2 else 'nano'} or another one that has it"
+                f"{switch}={value} with position={config.position} cannot be exported: "
+                f"{family.class_name} needs {switch}={' or '.join(map(str, fits))}: train with "
+                f"--preset {preset} or another one that has it"
             )
 
 
-def _settings(checkpoint: Checkpoint, family: ModuleType) -> tuple[dict[str, Any], list[str]]:
+def _settings(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Any], list[str]]:
     """The content of config.json, and notes for the user."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     own = tokenizer.kind in ("char", "byte", "bpe")  # imported ones may have another first token
-    kind, name = family.architecture(config)
     shape, notes = family.write_config(config)
     kept = ("attention_bias", "mlp_bias", "dropout")
     return {
-        "architectures": [name],
-        "model_type": kind,
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
         **shape,
         # None is written too: a family's default id may be one of our characters.
         "bos_token_id": tokenizer.end_of_text if own else next(iter(tokenizer.beginning), None),
@@ -314,6 +250,19 @@ def _settings(checkpoint: Checkpoint, family: ModuleType) -> tuple[dict[str, Any
         "dtype": "float32",
         "mygpt": {switch: getattr(config, switch) for switch in kept},
     }, notes
+
+
+def _write_safetensors(path: Path, arrays: Arrays, parts: Mapping[str, Part]) -> None:
+    """Write mygpt's parameters as another program's tensors to one file, float32."""
+    views = {name: parts[name].view(arrays) for name in sorted(parts)}
+    header = make_header({"format": "pt"}, {name: ("F32", v.shape) for name, v in views.items()})
+    if len(header) > _MOST_HEADER_BYTES:
+        raise InputError(
+            f"{len(parts):,} tensors need a header of {len(header):,} bytes, and the safetensors "
+            f"library reads at most {_MOST_HEADER_BYTES:,}: export a model with fewer layers"
+        )
+    tensors = (np.ascontiguousarray(view, dtype="<f4") for view in views.values())
+    write_durably(path, [header, *(tensor.reshape(-1).view(np.uint8).data for tensor in tensors)])
 
 
 def _card(checkpoint: Checkpoint, architecture: str) -> str:

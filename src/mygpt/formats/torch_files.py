@@ -7,24 +7,30 @@ pickle would build is checked first (`pickles.py`).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 import re
-import stat
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from mygpt.errors import InputError, OutOfMemoryError
-from mygpt.formats.pickles import NotAllowed, check_pickle
-from mygpt.machine import free_memory_bytes
+import numpy as np
+from numpy.typing import NDArray
 
-OWN_EMBEDDING = "token_embedding.weight"  # of a `mygpt.GPT`
+from mygpt.errors import InputError, OutOfMemoryError
+from mygpt.file_access import open_regular
+from mygpt.formats.pickles import NotAllowed, check_pickle
+from mygpt.formats.tensors import StoredTensor
+from mygpt.machine import require_memory
+
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 _ZIP = b"PK\x03\x04"
 _LARGEST_PLAIN = 2**26  # bytes; a vocabulary of all of Unicode has a third of that
 _MOST_PLAIN = 2**10  # dicts, lists and tuples: a vocabulary is one dict or two
@@ -40,58 +46,6 @@ _PLAIN = {
     "BINUNICODE", "BINUNICODE8", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET",
     "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE",
 }  # fmt: skip
-
-
-def detect(path: Path) -> str | None:
-    """The format of a torch file by its keys: "mygpt", "tutorial", "nanogpt", or None if unknown.
-
-    A folder with a `ckpt.pt` is nanoGPT's output folder. The result is None also for a path that
-    is not a torch file.
-
-    Raises:
-        InputError: if it is a torch file that cannot be read.
-    """
-    path = checkpoint_file(path)
-    if path.is_dir() or not _begins_as_torch(_first_bytes(path)):
-        return None
-    content = read_torch_file(path)
-    if not isinstance(content, Mapping):
-        return None
-    if own_state(content) is not None:
-        return "mygpt"
-    if "model_state_dict" in content or is_bare_tutorial(content):
-        return "tutorial"
-    return "nanogpt" if {"model", "model_args"} <= set(content) else None
-
-
-def is_bare_tutorial(content: Any) -> bool:
-    """Whether `content` is a state dict with the tutorial's names, with or without a prefix."""
-    return has_tensor(content, "token_embedding.embedding.weight")
-
-
-def own_state(content: Any) -> tuple[Any, Mapping[str, Any]] | None:
-    """The state dict of a `mygpt.GPT` in a torch file's content, and the file's other entries."""
-    if not isinstance(content, Mapping):
-        return None
-    if has_tensor(content, OWN_EMBEDDING) and has_tensor(content, "final_norm.weight"):
-        return content, {}
-    for name, value in content.items():
-        if has_tensor(value, OWN_EMBEDDING) and has_tensor(value, "final_norm.weight"):
-            return value, {k: v for k, v in content.items() if k != name}
-    return None
-
-
-def has_tensor(content: Any, name: str) -> bool:
-    """Whether `content` is a dict with a key that is `name`, or ends with it after a dot."""
-    return isinstance(content, Mapping) and any(
-        key == name or key.endswith(f".{name}") for key in content if isinstance(key, str)
-    )
-
-
-def checkpoint_file(path: Path) -> Path:
-    """`path`, or the `ckpt.pt` in it if it is a folder that has one."""
-    inside = path / "ckpt.pt"
-    return inside if path.is_dir() and inside.is_file() else path
 
 
 def read_torch_file(path: Path) -> Any:
@@ -111,14 +65,15 @@ def read_torch_file(path: Path) -> Any:
             f"{path} is a pickle, which is read safely from torch 2.6 on, and this is torch "
             f"{torch.__version__}: upgrade torch"
         )
-    start = _first_bytes(path)
-    if not _begins_as_torch(start):
-        raise InputError(f"{path} is not a torch file: give a file that torch.save wrote")
-    zipped = start.startswith(_ZIP)
-    if zipped:
-        _check_zip(path)
-    else:
-        _check_old(path)
+    with _opened(path) as file:
+        start = file.read(4)
+        if not start.startswith((_ZIP, b"\x80")):
+            raise InputError(f"{path} is not a torch file: give a file that torch.save wrote")
+        zipped = start == _ZIP
+        if zipped:
+            _check_zip(path, file)
+        else:
+            _check_old(path, file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old formats, which are supported
@@ -132,37 +87,59 @@ def read_torch_file(path: Path) -> Any:
         raise InputError(f"{path} {_problem(error)}") from None
 
 
-def _first_bytes(path: Path) -> bytes:
+def stored_tensors(path: Path, state: Any) -> dict[str, StoredTensor]:
+    """The tensors of a state dict that `read_torch_file` read from `path`.
+
+    Raises:
+        InputError: if it has anything but plain tensors by name.
+    """
+    import torch
+
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(f"{path} does not hold a state dict: save model.state_dict()")
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in state.items():
+        what = None
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            what = f"of type {type(tensor).__name__}"
+        elif tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+            what = "a sparse, nested or quantized tensor"
+        elif tensor.device.type != "cpu":
+            what = "a tensor without values (on the meta device)"
+        elif tensor.nbytes > tensor.untyped_storage().nbytes():  # a stride of 0 repeats values
+            what = "an expanded view, larger than its stored values"
+        if what is not None:
+            raise InputError(
+                f"{path}: {name!r:.80} is {what}, not a plain tensor with a name: save "
+                "model.state_dict() of a plain model"
+            )
+        kind = str(tensor.dtype).removeprefix("torch.")
+        shape, fill = tuple(tensor.shape), partial(_copy, tensor)
+        found[name] = StoredTensor(path, name, _TYPES.get(kind, kind), shape, fill)
+    if sum(tensor.nbytes for tensor in state.values()) > 3 * path.stat().st_size:
+        raise InputError(f"{path} is damaged: its tensors are larger than the file; copy it again")
+    return found
+
+
+def _copy(tensor: Any, out: NDArray[np.float32]) -> None:
+    out[...] = tensor.detach().resolve_neg().float().numpy()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """An open file; `InputError` if it is not a regular file, or cannot be read."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path} is not a file: give the checkpoint file itself")
-        with open(path, "rb") as file:
-            return file.read(4)
+        with open_regular(path, inside=False) as file:
+            yield file
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except InputError:  # which is a ValueError, too
-        raise
-    except ValueError as error:  # a NUL in the name
-        raise InputError(f"{str(path)!r} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _begins_as_torch(start: bytes) -> bool:
-    return start.startswith((_ZIP, b"\x80"))
-
-
-def _check_old(path: Path) -> None:
+def _check_old(path: Path, file: BinaryIO) -> None:
     """Check the pickles in a file of torch before 1.6."""
-    try:
-        with open(path, "rb") as file:
-            start = io.BytesIO(file.read(_LARGEST_PICKLE))
-        size, free = path.stat().st_size, free_memory_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if free is not None and size > free:
-        raise OutOfMemoryError(
-            f"{path} has {size:,} bytes, and only {free:,} bytes of memory are free: close other "
-            "programs, or use a machine with more memory"
-        )
+    require_memory(path, file.seek(0, os.SEEK_END))
+    file.seek(0)
+    start = io.BytesIO(file.read(_LARGEST_PICKLE))
     for _ in range(_OLD_PICKLES):
         if start.tell() < len(start.getbuffer()):  # torch reports missing ones
             _check_pickle(path, start)
@@ -201,9 +178,11 @@ def _check_directory(file: BinaryIO) -> None:
 
 
 def _check_records(records: list[zipfile.ZipInfo]) -> None:
-    """Raise `ValueError` for records that overlap, or share a name."""
+    """Raise `ValueError` for records that are compressed, overlap, or share a name."""
     reached = 0
     for record in sorted(records, key=lambda record: record.header_offset):
+        if record.compress_type != zipfile.ZIP_STORED:  # torch never compresses them
+            raise ValueError(f"it has a compressed record, {record.filename!r:.40}")
         if record.header_offset < reached:
             raise ValueError("its records overlap")
         name = len(record.orig_filename.encode("utf-8", "replace"))
@@ -212,37 +191,29 @@ def _check_records(records: list[zipfile.ZipInfo]) -> None:
         raise ValueError("two of its records have the same name")
 
 
-def _check_zip(path: Path) -> None:
+def _check_zip(path: Path, file: BinaryIO) -> None:
     """Check that a zip file is intact, and that its records are not compressed."""
     try:
-        with open(path, "rb") as whole:
-            _check_directory(whole)
-        with zipfile.ZipFile(path) as file:
-            _check_records(file.infolist())
-            packed = [r.filename for r in file.infolist() if r.compress_type != zipfile.ZIP_STORED]
-            if packed:
-                raise InputError(
-                    f"{path} has a compressed record, {packed[0]!r:.80}, which torch never "
-                    "writes: give the file that torch.save wrote"
-                )
-            wrong = file.testzip()
-            for record in file.infolist() if wrong is None else ():
+        _check_directory(file)
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            _check_records(records)
+            wrong = archive.testzip()
+            if wrong is not None:
+                raise ValueError(f"record {wrong!r:.80} does not match its checksum")
+            for record in records:
                 if record.filename.lower().endswith(".pkl"):
                     if record.file_size > _LARGEST_PICKLE:
                         raise ValueError(f"a pickle has more than {_LARGEST_PICKLE:,} bytes")
-                    _check_pickle(path, io.BytesIO(file.read(record)))
+                    _check_pickle(path, io.BytesIO(archive.read(record)))
+    except InputError:  # which is a ValueError, too
+        raise
     except (
-        zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError
+        zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError
     ) as error:  # fmt: skip
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"{path} is damaged or truncated ({_brief(error)}): copy it again"
         ) from None
-    if wrong is not None:
-        raise InputError(
-            f"{path} is damaged: record {wrong!r:.80} does not match its checksum; copy it again"
-        )
 
 
 def _problem(error: Exception) -> str:
@@ -274,12 +245,8 @@ def read_plain_pickle(path: Path) -> Any:
     Raises:
         InputError: if it has other values, or cannot be read.
     """
-    _first_bytes(path)
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_PLAIN + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    with _opened(path) as file:
+        data = file.read(_LARGEST_PLAIN + 1)
     if len(data) > _LARGEST_PLAIN:
         raise InputError(
             f"{path} has more than {_LARGEST_PLAIN:,} bytes, too many for a vocabulary: give "
@@ -304,16 +271,3 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it would load {module}.{name}")
-
-
-def plain_fields(path: Path, fields: Any, what: str) -> dict[str, Any]:
-    """The configuration in another program's file; `InputError` unless it has plain values only."""
-    if not isinstance(fields, Mapping):
-        raise InputError(f"{path} has no {what}: give a checkpoint that has its configuration")
-    for name, value in fields.items():
-        if not isinstance(name, str) or not isinstance(value, (int, float, str, type(None))):
-            raise InputError(
-                f"{path}: {str(name)[:40]!r} in its {what} is of type {type(value).__name__}, "
-                "not a plain value: save the checkpoint again"
-            )
-    return dict(fields)

@@ -1,108 +1,133 @@
-"""Messages for files and folders that are recognised but cannot be imported, with the remedy.
-
-Examples: a folder one level too high, a download cache, an adapter, an embedding model, weights of
-other frameworks.
-"""
+"""Files and folders that are recognised but cannot be imported: what they are, and the remedy."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 from mygpt.data import is_store
 from mygpt.json_objects import SETTINGS, read_object
 
+_UNREADABLE = "mygpt cannot read it: import the model's original folder (config.json, safetensors)"
+_CONVERT = (
+    "load its folder with transformers 4 (from_{}=True), save it with save_pretrained, and import "
+    "that folder"
+)
+_ORIGINAL = (
+    "the original layout of Meta or Mistral: convert it with transformers' conversion script, and "
+    "import the folder that it writes"
+)
+_ARCHIVE = "an archive: unpack it, and import the folder or file in it"
+_ENDINGS = ("zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar")
+# What a file is, by its name in lower case, and the remedy.
 _FILES = {
-    ".gguf": "is a GGUF file (llama.cpp), which mygpt can write but not read: import the "
-    "model's original folder (config.json, safetensors)",
-    ".onnx": "is an ONNX file, which mygpt cannot read: import the model's original folder "
-    "(config.json, safetensors)",
-    ".h5": "is a Keras or TensorFlow file, which mygpt cannot read: load its folder with "
-    "transformers 4 (from_tf=True), save it with save_pretrained, and import that folder",
-    ".msgpack": "is a Flax file, which mygpt cannot read: load its folder with transformers 4 "
-    "(from_flax=True), save it with save_pretrained, and import that folder",
-    ".tflite": "is a TensorFlow Lite file, which mygpt cannot read: import the model's original "
-    "folder",
-    ".npz": "holds NumPy arrays without a model's configuration: save the model with torch.save, "
-    "or as a Hugging Face folder",
+    "adapter_model.*": "an adapter: merge it into its model first",
+    "zero_to_fp32.py": "DeepSpeed's script, which gathers the weights of its shards: python "
+    "zero_to_fp32.py . pytorch_model.bin",
+    "consolidated.*": _ORIGINAL,
+    "params.json": _ORIGINAL,
+    "*.gguf": f"a GGUF file (llama.cpp), which mygpt can write; {_UNREADABLE}",
+    "*.onnx": f"an ONNX file; {_UNREADABLE}",
+    "*.tflite": f"a TensorFlow Lite file; {_UNREADABLE}",
+    "*.h5": f"a Keras or TensorFlow file: {_CONVERT.format('tf')}",
+    "model.ckpt.*": f"a TensorFlow file: {_CONVERT.format('tf')}",
+    "*.msgpack": f"a Flax file: {_CONVERT.format('flax')}",
+    "*.npz": "a file of NumPy arrays without a model's configuration: save the model with "
+    "torch.save, or as a Hugging Face folder",
+    **{f"*.{ending}": _ARCHIVE for ending in _ENDINGS},
 }
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_RENAME = "not named as transformers names it: rename it to {}, if it is the complete model"
+_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "openvino_model.bin")
 _OURS = ("best.safetensors", "last.safetensors", "last.state.safetensors")
 _OWN_MARK = b'"format":"mygpt"'  # in the header of a mygpt checkpoint
 _QUANTIZED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_EMBEDDING = ("modules.json", "config_sentence_transformers.json")
+# Places of models in a folder; the last two are those in the cache of huggingface_hub.
+_BELOW = ("*", "*/*", "models--*/snapshots/*", "hub/models--*/snapshots/*")
 _MOST_ENTRIES = 64  # subfolders that are searched at most
 
 
 def file_problem(path: Path) -> str | None:
     """Why a file cannot be imported, and the remedy; None if it is not recognised."""
     name = path.name.lower()
-    if path.suffix.lower() in _FILES:
-        return f"{path} {_FILES[path.suffix.lower()]}"
-    if path.suffix.lower() in _ARCHIVES:
-        return f"{path} is an archive: unpack it, and import the folder or file in it"
     if name.startswith("adapter_model"):
         return _adapter(path.parent)
+    for pattern, what in _FILES.items():
+        if fnmatch(name, pattern):
+            return f"{path} is {what}"
     if name in _OURS or (path.suffix == ".safetensors" and _is_ours(path)):
         return _no_import(path)
-    if path.suffix == ".json" and (path.parent / "config.json").is_file():
-        return f"{path} is one file of a Hugging Face folder: give the folder, {path.parent}"
-    if name in ("pytorch_model.bin", "model.safetensors") or name.startswith("pytorch_model-"):
-        return f"{path} holds weights only: give its folder, which has a config.json"
+    in_folder = path.suffix == ".json" and (path.parent / "config.json").is_file()
+    if in_folder or path.suffix == ".safetensors" or fnmatch(name, "pytorch_model*.bin"):
+        return (
+            f"{path} is one file of a Hugging Face folder: give its folder, which has a config.json"
+        )
     return None
 
 
 def folder_problem(path: Path) -> str | None:
     """Why a folder cannot be imported, and the remedy; None if no reason is recognised."""
-    if any((path / name).is_file() for name in _OURS):
+
+    def first(*names: str) -> str | None:
+        return next((name for name in names if (path / name).is_file()), None)
+
+    if first(*_OURS):
         return _no_import(path)
     if is_store(path):
         return (
             f"{path} is a token store, not a model: mygpt train {shlex.quote(str(path))} trains a "
             "model on it"
         )
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if first("adapter_config.json") and not first("config.json"):
         return _adapter(path)
-    if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
+    if first(*_EMBEDDING):
         return (
             f"{path} is a model for sentence-transformers, which turns text into vectors and does "
             "not predict tokens: import a causal language model"
         )
-    for name in _QUANTIZED:
-        if (path / name).is_file():
-            return (
-                f"{path} holds quantized weights ({name}): only weights in float32, float64, "
-                "float16 or bfloat16 can be read: get the model that it was quantized from"
-            )
-    if (path / "config.json").exists():
-        return None
-    if (path / "snapshots").is_dir():
-        return _cache(path)
-    inside = _models_inside(path)
-    if inside:
-        names = ", ".join(str(folder) for folder in inside[:5])
-        return f"{path} has no config.json: give the folder that has one ({names})"
-    adapters = sorted(file.parent for file in path.glob("*/adapter_config.json"))
-    if adapters:
-        return _adapter(max(adapters, key=_step))
-    cached = sorted(path.glob("models--*"))[:5] + sorted(path.glob("hub/models--*"))[:5]
-    if cached:
-        names = ", ".join(str(folder) for folder in cached[:5])
-        return f"{path} is a Hugging Face cache: give the folder of one model in it ({names})"
-    for pattern in ("*.gguf", "*.onnx", "*.h5", "*.msgpack"):
-        found = sorted(path.glob(pattern))
-        if found:
-            return file_problem(found[0])
+    if name := first(*_QUANTIZED):
+        return quantized(path, name)
+    return None if first("config.json") else _without_config(path)
+
+
+def _without_config(path: Path) -> str | None:
+    if models := _below(path, "config.json"):
+        return f"{path} has no config.json: give the folder that has one ({_listed(models)})"
+    if adapters := _below(path, "adapter_config.json"):
+        return _adapter(adapters[0])
     found = sorted(file for end in ("pt", "pth", "ckpt") for file in path.glob(f"*.{end}"))
-    if found:
-        names = ", ".join(str(file) for file in found[:5])
-        return f"{path} has no config.json: give one checkpoint in it ({names})"
-    if (path / "params.json").is_file():
-        return (
-            f"{path} is in the original layout of Meta or Mistral (params.json): convert it with "
-            "transformers' conversion script, and import the folder that it writes"
-        )
-    return None
+    if other := other_weights(path):
+        return f"{path} has no config.json{other}"
+    return (
+        f"{path} has no config.json: give one checkpoint in it ({_listed(found)})"
+        if found
+        else None
+    )
+
+
+def other_weights(folder: Path) -> str:
+    """The end of the message for a folder without weights: those of another kind, if any."""
+    others = {
+        "*.safetensors": _RENAME.format("model.safetensors"),
+        "*.bin": _RENAME.format("pytorch_model.bin"),
+    }
+    for pattern, what in {**_FILES, **others}.items():
+        found = sorted(file.name for file in folder.glob(pattern) if file.is_file())
+        found = [name for name in found if name not in _NO_WEIGHTS]
+        if found:
+            return f"; {found[0]!r:.80} is {what}"
+    return ""
+
+
+def quantized(path: Path, name: str) -> str:
+    """The message for a folder of quantized weights; `name` is the setting or file that says so."""
+    return (
+        f"{path} is quantized ({name}): only weights in float32, float64, float16 or bfloat16 can "
+        "be read: get the model that it was quantized from"
+    )
 
 
 def _no_import(path: Path) -> str:
@@ -124,40 +149,18 @@ def _adapter(path: Path) -> str:
         base = read_object(path / "adapter_config.json", SETTINGS).get("base_model_name_or_path")
     of = f" of {base!r:.80}" if isinstance(base, str) and base else ""
     return (
-        f"{path} is an adapter (PEFT, such as LoRA){of}, not a whole model: merge it first, with "
-        "peft: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+        f"{path} is an adapter (PEFT, such as LoRA){of}, not a complete model: merge it first, "
+        "with peft: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
         ".save_pretrained(MERGED), save the tokenizer there too, and import MERGED"
     )
 
 
-def _cache(path: Path) -> str:
-    """The message for a model's folder in the Hugging Face cache: names its current snapshot."""
-    found = [folder for folder in sorted((path / "snapshots").iterdir()) if folder.is_dir()]
-    snapshots = [folder for folder in found if (folder / "config.json").is_file()]
-    if not snapshots:
-        return (
-            f"{path} is a model's folder in the Hugging Face cache, and none of its snapshots has "
-            "a config.json: download the model again"
-        )
-    main = path / "refs" / "main"
-    if main.is_file() and main.stat().st_size < 200:
-        name = main.read_text(encoding="utf-8", errors="replace").strip()
-        snapshots.sort(key=lambda folder: folder.name != name)
-    return (
-        f"{path} is a model's folder in the Hugging Face cache: give its snapshot, {snapshots[0]}"
-    )
-
-
-def _models_inside(path: Path) -> list[Path]:
-    """Subfolders, at most two levels below, that have a config.json; the latest step first."""
-    found: list[Path] = []
-    for pattern in ("*/config.json", "*/*/config.json"):
-        for number, place in enumerate(path.glob(pattern)):
-            if number >= _MOST_ENTRIES:
-                break
-            found.append(place.parent)
-        if found:
-            return sorted(found, key=lambda folder: (-_step(folder), str(folder)))
+def _below(path: Path, name: str) -> list[Path]:
+    """Subfolders that have a file of this name; the latest training step first."""
+    for place in _BELOW:
+        found = islice(path.glob(f"{place}/{name}"), _MOST_ENTRIES)
+        if folders := [file.parent for file in found]:
+            return sorted(folders, key=lambda folder: (-_step(folder), str(folder)))
     return []
 
 
@@ -165,3 +168,7 @@ def _step(folder: Path) -> int:
     """The step in the name of a folder of transformers' Trainer, "checkpoint-500"; or else 0."""
     number = folder.name.removeprefix("checkpoint-")
     return int(number) if number.isascii() and number.isdigit() and len(number) < 16 else 0
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths[:5]))

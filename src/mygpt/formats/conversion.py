@@ -1,4 +1,7 @@
-"""Import: detect the format of a model and write it as a mygpt checkpoint."""
+"""Import and export: which format a model has, and which one is written.
+
+A new format is a new module, and an entry of `read_foreign` or `export_checkpoint`.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.checkpoint.durable import remove_abandoned
-from mygpt.checkpoint.model_file import check_finite, write_checkpoint
-from mygpt.errors import InputError, StorageError
+from mygpt.checkpoint.model_file import Checkpoint, check_finite, write_checkpoint
+from mygpt.errors import InputError, StorageError, require_choice
 from mygpt.file_access import require_path, require_regular
-from mygpt.formats.imported import Imported
+from mygpt.formats.tensors import Imported
 from mygpt.formats.unsupported import file_problem, folder_problem
 from mygpt.tokenization import Tokenizer
 
+KINDS = ("hf", "gguf")
 _FILES = (
     ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf", ".json", ".onnx", ".h5", ".msgpack",
 )  # fmt: skip
@@ -89,12 +93,10 @@ def read_foreign(
         OutOfMemoryError: if its weights need more memory than is free.
     """
     path = Path(source)
+    if path.is_file() or ((path / "ckpt.pt").is_file() and not (path / "config.json").exists()):
+        return _read_file(path, tokenizer, num_heads)  # the folder is nanoGPT's output folder
     if path.is_dir():
-        if (path / "ckpt.pt").is_file() and not (path / "config.json").exists():
-            return _read_file(path, tokenizer, num_heads)  # nanoGPT's output folder
         return _read_folder(path, tokenizer, num_heads)
-    if path.is_file():
-        return _read_file(path, tokenizer, num_heads)
     if os.path.lexists(path):
         raise InputError(f"{source} is neither a folder nor a file: give a folder or a file")
     page = _HUB_PAGE.fullmatch(source)
@@ -113,43 +115,19 @@ def _read_folder(path: Path, tokenizer: Tokenizer | None, num_heads: int | None)
     problem = folder_problem(path)
     if problem is not None:
         raise InputError(problem)
-    _require_no_heads(path, num_heads)
+    if num_heads is not None:
+        raise InputError(f"{path} states its number of heads: remove --num-heads {num_heads}")
     return read_hugging_face(path, tokenizer=tokenizer)
 
 
-def _require_no_heads(path: Path, num_heads: int | None) -> None:
-    if num_heads is not None:
-        raise InputError(f"{path} states its number of heads: remove --num-heads {num_heads}")
-
-
 def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
-    from mygpt.formats.nanogpt import read_nanogpt
-    from mygpt.formats.own_weights import read_own
-    from mygpt.formats.torch_files import detect
-    from mygpt.formats.tutorial import read_tutorial
+    from mygpt.formats.state_dicts import read_state_dict
 
+    path = path / "ckpt.pt" if path.is_dir() else path
     problem = file_problem(path)
     if problem is not None:
         raise InputError(problem)
-    if path.suffix == ".safetensors":
-        raise InputError(
-            f"{path} holds weights only: give its folder, which has a config.json (a checkpoint "
-            "of mygpt needs no import)"
-        )
-    kind = detect(path)
-    if kind == "mygpt":
-        return read_own(path, num_heads=num_heads, tokenizer=tokenizer)
-    if kind == "tutorial":
-        return read_tutorial(path, num_heads=num_heads, tokenizer=tokenizer)
-    if kind == "nanogpt":
-        _require_no_heads(path, num_heads)
-        return read_nanogpt(path, tokenizer=tokenizer)
-    raise InputError(
-        f"{path} is of no known format: known are state dicts of mygpt.GPT, checkpoints of the "
-        "tutorial (model_state_dict, or a state dict) and of nanoGPT (model, model_args); a state "
-        "dict of another model has no configuration: save it as a Hugging Face folder, with its "
-        "config.json"
-    )
+    return read_state_dict(path, num_heads=num_heads, tokenizer=tokenizer)
 
 
 def _from_hub(name: str) -> Path:
@@ -204,3 +182,46 @@ def _versions(command: str) -> dict[str, Any]:
     from mygpt import __version__
 
     return {"mygpt": __version__, "python": platform.python_version(), "command": command}
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    to: str,
+    output: str | Path,
+    *,
+    number_type: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write a model for other programs.
+
+    Args:
+        checkpoint: the model.
+        to: "hf" writes a folder that transformers and vLLM load, "gguf" a file for llama.cpp.
+        output: the folder or file to write.
+        number_type: of the matrices in a GGUF file: "f32", "f16" or "q8_0"; None is "f32".
+        overwrite: whether an earlier export may be replaced.
+
+    Returns:
+        Notes for the user, one line each.
+
+    Raises:
+        InputError: if the format cannot represent the model; nothing is written then.
+        StorageError: if there is no space, or the folder cannot be written to.
+    """
+    from mygpt.formats.gguf import write_gguf
+    from mygpt.formats.hugging_face import write_hugging_face
+
+    require_choice("to", to, KINDS)
+    require_path("output", output)
+    checkpoint.check_shapes()
+    check_finite(checkpoint.arrays, str(checkpoint.path))
+    if os.path.exists(output) and os.path.samefile(output, checkpoint.path):
+        raise InputError(f"{output} is the checkpoint itself: choose another --output")
+    if to == "hf":
+        if number_type is not None:
+            raise InputError(
+                f"--type {number_type} is for --to gguf only: a Hugging Face folder is written in "
+                "float32; leave --type out"
+            )
+        return write_hugging_face(checkpoint, Path(output), overwrite=overwrite)
+    return write_gguf(checkpoint, Path(output), kind=number_type or "f32", overwrite=overwrite)
