@@ -96,7 +96,8 @@ def write_arrays(
     }
     tensors = {name: (_NAMES[arrays[name].dtype], arrays[name].shape) for name in order}
     header = make_header(metadata, tensors)
-    digest, position = _digest(header, views.values()), _digest_position(header)
+    position = _digest_position(header)
+    digest = _digest(header, position, views.values())
     header = header[:position] + digest + header[position + 64 :]
 
     def verify(written: Path) -> None:
@@ -172,9 +173,8 @@ def _rest(file: BinaryIO) -> Iterable[bytes]:
     return iter(lambda: file.read(1 << 20), b"")
 
 
-def _digest(header: bytes, body: Iterable[bytes | bytearray | memoryview]) -> bytes:
-    """The 64 digits of a file's own SHA-256, which is computed with these digits set to zeros."""
-    position = _digest_position(header)
+def _digest(header: bytes, position: int, body: Iterable[bytes | bytearray | memoryview]) -> bytes:
+    """A file's own SHA-256, 64 digits at `position`, which is computed with zeros in their place."""
     found = hashlib.sha256(header[:position] + _ZEROS + header[position + 64 :])
     for piece in body:
         found.update(piece)
@@ -183,7 +183,8 @@ def _digest(header: bytes, body: Iterable[bytes | bytearray | memoryview]) -> by
 
 def _is_intact(header: bytes, body: Iterable[bytes | bytearray]) -> bool:
     """Whether header and body give the digest that the header states."""
-    return header.startswith(_digest(header, body), _digest_position(header))
+    position = _digest_position(header)
+    return header.startswith(_digest(header, position, body), position)
 
 
 def read_arrays(
