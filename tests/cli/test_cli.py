@@ -224,7 +224,7 @@ def test_a_wrong_command_names_the_way_on(shell: Shell, args: list[Any], said: s
         (["latin.txt", "--tokenizer", "char"], "latin.txt is not utf-8: byte 0xe9 at position 3"),
         (["folder"], "folder folder contains no text file"),
         (["fox.txt", "--embed-dim", "65", "--num-heads", "4"], "choose 64 or 68"),
-        (["fox.txt", "--steps", "-1"], "steps=-1 must be at least 0"),
+        (["fox.txt", "--steps", "-1"], "steps=-1 must be a whole number of at least 0"),
         (["fox.txt", "--lr", "nan"], "lr=nan must be"),
         (["fox.txt", "--steps", "many"], "--steps"),
         (["fox.txt", "--stepz", "1"], "--stepz"),

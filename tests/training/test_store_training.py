@@ -199,10 +199,8 @@ def test_a_process_reads_only_its_rows(store, monkeypatch):
     assert read == [2]
 
 
-def test_the_tutorials_order_needs_one_process_and_a_text_in_memory(store):
+def test_the_tutorials_order_needs_a_text_in_memory(store):
     config = config_of(data_order="tutorial")
-    with pytest.raises(InputError, match="remove torchrun, or choose --preset"):
-        TrainingBatches(np.arange(100), config, CPU, share=(0, 2))
     with pytest.raises(InputError, match="needs all tokens in memory"):
         TrainingBatches(TokenStore.open(store).tokens, config, CPU)
 

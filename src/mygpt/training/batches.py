@@ -27,7 +27,7 @@ class TrainingBatches:
         share: (rank, processes): this process gets its share of the rows of each batch.
 
     Raises:
-        InputError: for the tutorial's order with tokens in a store, or with several processes.
+        InputError: for the tutorial's order with tokens in a store.
     """
 
     def __init__(
@@ -43,10 +43,16 @@ class TrainingBatches:
         self.share = share
         self._tokens = tokens
         self._windows: list[ShuffledWindows] = []
-        self._place: tuple[ShuffledWindows, int, int]
+        self._last: tuple[ShuffledWindows, int, int]  # batch: its windows, number and size
         if config.data_order == "tutorial":
+            if not isinstance(tokens, np.ndarray):
+                raise InputError(
+                    "data order 'tutorial' needs all tokens in memory, and a store is on disk: "
+                    "choose another preset, --preset nano say, or name the text itself"
+                )
             seq_len, batch_size = config.window(0)
-            self._drawn = random_batches(_all_of(tokens, processes=share[1]), batch_size, seq_len)
+            ids = torch.from_numpy(tokens.astype(np.int64))
+            self._drawn = random_batches(ids, batch_size, seq_len)
             return
         for stage in range(len(config.stages) + 1):
             # Each stage has its own order; the first has that of a run without stages.
@@ -65,7 +71,7 @@ class TrainingBatches:
             return inputs.to(self.device), targets.to(self.device)
         windows, (_, batch_size) = self._windows[stage], self.config.window(stage)
         batch = torch.from_numpy(windows.batch(number, batch_size, self.share)).to(self.device)
-        self._place = (windows, number, batch_size)
+        self._last = (windows, number, batch_size)
         return batch[:, :-1], batch[:, 1:]
 
     def first_window(self) -> NDArray[np.integer]:
@@ -79,20 +85,5 @@ class TrainingBatches:
         """
         if not self._windows:
             return []
-        windows, number, batch_size = self._place
+        windows, number, batch_size = self._last
         return windows.starts(number, batch_size).tolist()
-
-
-def _all_of(tokens: Tokens, *, processes: int) -> torch.Tensor:
-    """All ids in memory, 1-D int64, for the tutorial's order."""
-    if processes > 1:
-        raise InputError(
-            "data order 'tutorial' draws from one generator: it cannot be shared between "
-            "processes; remove torchrun, or choose --preset nano"
-        )
-    if not isinstance(tokens, np.ndarray):
-        raise InputError(
-            "data order 'tutorial' needs all tokens in memory, and a store is on disk: choose "
-            "another preset, --preset nano say, or name the text itself"
-        )
-    return torch.from_numpy(tokens.astype(np.int64))

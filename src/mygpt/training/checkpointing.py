@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils import get_total_norm
 
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import Checkpoint, config_from_json, model_arrays
@@ -35,7 +36,7 @@ from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGrou
 from mygpt.training.distributed.sharding import gathered_arrays, is_sharded, local, put_rows
 from mygpt.training.distributed.shards import check_shards, load_shards, save_shards
 from mygpt.training.events import Listener, Note, RolledBack
-from mygpt.training.non_finite import MOST_ROLLBACKS, Diverging, largest
+from mygpt.training.non_finite import MOST_ROLLBACKS, Diverging
 from mygpt.training.optimizer import Optimizer, memory_shape
 from mygpt.training.progress import Arrays, Progress, StepLog
 
@@ -323,7 +324,8 @@ class Checkpointer:
             self.save_model(progress)
 
     def _commit(self, progress: Progress, *, keep: bool) -> None:
-        weight = largest(map(local, self.model.parameters()))
+        weights = [local(parameter.detach()) for parameter in self.model.parameters()]
+        weight = get_total_norm([own for own in weights if own.numel()], math.inf).item()
         if self.sharded:
             weight = float(self.group.all_gather(weight).max())
         if not math.isfinite(weight):
@@ -478,11 +480,10 @@ class Checkpointer:
         progress.lr_scale = failed.lr_scale / 2
         self._commit(progress, keep=keep)
         self.run.cut_log(log_bytes)  # only now: the state before this commit needed more of it
-        self.run.append_log(
-            {"step": progress.step, "went_back_from": failed.step, "lr_scale": progress.lr_scale}
-        )
+        event = RolledBack(progress.step, failed.step, problem, progress.lr_scale)
+        self.run.append_log(event.record())
         self.save(progress, keep=False)
-        self.setup.listener(RolledBack(progress.step, failed.step, problem, progress.lr_scale))
+        self.setup.listener(event)
         return progress
 
     def _good_state(self, failed: Progress) -> State:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mygpt.core.random import check_seed
 from mygpt.errors import InputError, make_plain, require_choice, require_int, require_number
@@ -107,40 +108,32 @@ class TrainConfig:
     save_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        budgets = [n for n in ("steps", "tokens", "minutes") if getattr(self, n) is not None]
-        if len(budgets) != 1:
+        given = dict(vars(self))
+        for name in _LENGTHS:
+            if given[name] is None:
+                del given[name]
+        lengths = len(_LENGTHS & set(given))
+        if lengths != 1:
             raise InputError(
-                f"a run's length is one of --steps, --tokens, --minutes: {len(budgets)} were given"
+                f"a run's length is one of --steps, --tokens, --minutes: {lengths} were given"
             )
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None:
-                require_number(name, value)
-            if value is not None and not value >= least:
-                raise InputError(f"{name}={value} must be at least {least}")
-            if value is not None and name in _WHOLE:
-                require_int(name, value, least=least)
-        require_choice("schedule", self.schedule, ("cosine", "linear", "constant"))
-        require_choice("engine", self.engine, ("torch", "compiled"))
-        require_choice("optimizer", self.optimizer, ("adamw", "muon"))
-        require_choice("data_order", self.data_order, ("shuffled", "tutorial"))
-        require_choice("dtype", self.dtype, ("auto", "float32", "tf32", "bfloat16"))
-        for name in ("compile", "checkpoint_activations", "shard"):
+        for name in _LENGTHS.union(_WHOLE, _ABOVE_ZERO, _FROM_ZERO, _FRACTIONS) & set(given):
+            require_number(name, given[name])
+        for name in _WHOLE.keys() & set(given):
+            require_int(name, given[name], least=_WHOLE[name])
+        for name, choices in _CHOICES.items():
+            require_choice(name, getattr(self, name), choices)
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r:.40} must be true or false")
-        for name in ("lr", "minutes"):
-            value = getattr(self, name)
-            if value is not None:
-                require_number(name, value)
-                if value <= 0:
-                    raise InputError(f"{name}={value} must be above 0")
-        for name in ("lr", "minutes", "weight_decay", "grad_clip", "save_seconds", "reserve_s"):
-            if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
-                raise InputError(f"{name}={getattr(self, name)} must be a finite number")
-        for name in ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2"):
-            require_number(name, getattr(self, name))
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        for names, least, end, limits in (
+            (_ABOVE_ZERO, math.ulp(0.0), math.inf, "above 0 and finite"),
+            (_FROM_ZERO, 0.0, math.inf, "at least 0 and finite"),
+            (_FRACTIONS, 0.0, 1.0, "at least 0 and below 1"),
+        ):
+            for name in names:
+                if name in given and not least <= given[name] < end:
+                    raise InputError(f"{name}={given[name]} must be {limits}")
         check_seed(self.seed)
         make_plain(self)
         self._check_stages()
@@ -161,8 +154,7 @@ class TrainConfig:
             require_int("a stage's batch_size", batch_size, least=1)
         stages = tuple((float(share), int(t), int(b)) for share, t, b in stages)
         object.__setattr__(self, "stages", stages)  # JSON gives lists
-        shares = [0.0, *(share for share, _, _ in stages), 1.0]
-        if not all(earlier < later for earlier, later in pairwise(shares)):
+        if not all(width > 0 for width in stage_widths(((0.0, 0, 0), *stages))):
             raise InputError(f"stages={stages}: their shares must rise between 0 and 1")
         if stages and self.data_order == "tutorial":
             raise InputError("stages need data_order='shuffled'")
@@ -224,53 +216,45 @@ class TrainConfig:
     @property
     def total_steps(self) -> int | None:
         """The number of steps of the run; None for a timed run."""
-        if self.tokens is not None:
-            return math.ceil(self.tokens / self._tokens_a_step())
-        return self.steps
-
-    def _tokens_a_step(self) -> float:
-        """The mean over the run's stages, whose fractions are of the steps."""
-        starts = [0.0, *(share for share, _, _ in self.stages), 1.0]
-        widths = [end - start for start, end in pairwise(starts)]
-        sizes = [math.prod(self.window(stage)) for stage in range(len(widths))]
-        return sum(width * size for width, size in zip(widths, sizes, strict=True))
+        if self.tokens is None:
+            return self.steps
+        stages = ((0.0, self.seq_len, self.batch_size), *self.stages)
+        return math.ceil(self.tokens / tokens_per_step(stages))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
 
 
-_LEAST = {
-    "steps": 0,
-    "tokens": 1,
-    "batch_size": 1,
-    "seq_len": 1,
-    "weight_decay": 0,
-    "grad_clip": 0,
-    "print_every": 1,
-    "eval_every": 0,
-    "reserve_s": 0,
-    "patience": 0,
-    "sample_tokens": 0,
-    "val_tokens": 0,
-    "micro_batch": 0,
-    "save_every": 0,
-    "save_seconds": 0,
+# The ranges of the fields, by the least value of whole numbers.
+_LENGTHS = {"steps", "tokens", "minutes"}
+_WHOLE = {
+    "steps": 0, "tokens": 1, "batch_size": 1, "seq_len": 1, "print_every": 1, "eval_every": 0,
+    "patience": 0, "sample_tokens": 0, "val_tokens": 0, "micro_batch": 0, "save_every": 0,
+}  # fmt: skip
+_ABOVE_ZERO = ("lr", "minutes")
+_FROM_ZERO = ("weight_decay", "grad_clip", "reserve_s", "save_seconds")
+_FRACTIONS = ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2")
+_SWITCHES = ("compile", "checkpoint_activations", "shard", "decay_all")
+_CHOICES = {
+    "schedule": get_args(Schedule),
+    "engine": get_args(Engine),
+    "optimizer": get_args(OptimizerName),
+    "data_order": get_args(DataOrder),
+    "dtype": get_args(DtypeName),
 }
 
-_WHOLE = (
-    "steps",
-    "tokens",
-    "batch_size",
-    "seq_len",
-    "print_every",
-    "eval_every",
-    "patience",
-    "sample_tokens",
-    "val_tokens",
-    "micro_batch",
-    "save_every",
-)
+
+def stage_widths(stages: Sequence[Stage]) -> list[float]:
+    """The fraction of the run that each stage is, the first included."""
+    return [end - start for start, end in pairwise([*(share for share, _, _ in stages), 1.0])]
+
+
+def tokens_per_step(stages: Sequence[Stage]) -> float:
+    """The mean over the steps of a run with these stages, the first included."""
+    sizes = [seq_len * batch_size for _, seq_len, batch_size in stages]
+    return sum(width * size for width, size in zip(stage_widths(stages), sizes, strict=True))
+
 
 # How a preset is trained; its shape is in mygpt.scaling.presets.
 _RECIPES: dict[str, dict[str, Any]] = {

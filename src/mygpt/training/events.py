@@ -1,23 +1,18 @@
-"""What a run reports while it trains: events, of which `str` is a plain line, and log records."""
+"""What a run reports: events, of which `str` is a plain line and `record` the line in the log."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mygpt.evaluation.baselines import Baselines, Row
-from mygpt.evaluation.copied import Novelty, measure_novelty
+from mygpt.evaluation.copied import Novelty
 from mygpt.evaluation.losses import Evaluation
-from mygpt.text import Document
 from mygpt.text.reading import shown
-
-if TYPE_CHECKING:
-    from mygpt.training.progress import Progress
-    from mygpt.training.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -94,6 +89,16 @@ class StepDone:
     tokens_per_s: float
     remaining_s: float
 
+    def record(self) -> dict[str, Any]:
+        """Its line in log.jsonl."""
+        return {
+            "step": self.step,
+            "loss": self.loss,
+            "lr": self.lr,
+            "tokens": self.tokens,
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+
     def __str__(self) -> str:
         return (
             f"step {self.step:>4}: loss = {self.loss:.4f}  ({self.tokens_per_s:,.0f} tokens/s, "
@@ -108,6 +113,20 @@ class Evaluated:
     step: int
     result: Evaluation
     best: bool
+    elapsed_s: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Its line in log.jsonl."""
+        result, error = self.result, self.result.standard_error
+        return {
+            "step": self.step,
+            "val_loss": result.loss,
+            "val_bits_per_byte": result.bits_per_byte,
+            "val_bits_per_char": result.bits_per_char,
+            "val_standard_error": error if math.isfinite(error) else None,
+            "val_window": result.seq_len,
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
 
     def __str__(self) -> str:
         result, best = self.result, ", best so far" if self.best else ""
@@ -133,6 +152,11 @@ class StepsSkipped:
     count: int
     batch: list[int]
 
+    def record(self) -> dict[str, Any]:
+        """Its line in log.jsonl."""
+        skipped = {"left_out": str(self.loss), "steps": self.count}
+        return {"step": self.step, **skipped, "batch": self.batch}
+
     def __str__(self) -> str:
         several = f"{self.count} steps up to here are" if self.count > 1 else "the step is"
         return (
@@ -157,6 +181,12 @@ class Spiked:
     usual: float
     batch: list[int]
 
+    def record(self) -> dict[str, Any]:
+        """Its line in log.jsonl."""
+        return {
+            "step": self.step, "spike": self.loss, "usual": self.usual, "batch": self.batch,
+        }  # fmt: skip
+
     def __str__(self) -> str:
         return (
             f"step {self.step:>4}: the loss jumped to {self.loss:.4f} from about {self.usual:.4f}"
@@ -180,6 +210,12 @@ class RolledBack:
     problem: str
     lr_scale: float
 
+    def record(self) -> dict[str, Any]:
+        """Its line in log.jsonl."""
+        return {
+            "step": self.step, "went_back_from": self.failed_step, "lr_scale": self.lr_scale,
+        }  # fmt: skip
+
     def __str__(self) -> str:
         return (
             f"step {self.failed_step:>4}: {self.problem}; back to step {self.step}, with "
@@ -194,6 +230,12 @@ class Sampled:
     step: int
     text: str
     novelty: Novelty | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Its line in log.jsonl."""
+        passages = () if self.novelty is None else self.novelty.passages
+        copied = [[passage.start, passage.end] for passage in passages]
+        return {"step": self.step, "sample": self.text, "copied": copied}
 
     def __str__(self) -> str:
         shown = self.text.strip().replace("\n", "\n  | ")
@@ -267,9 +309,8 @@ class Finished:
         return "\n".join(lines)
 
 
-Event = (
-    Note | Started | StepDone | Evaluated | StepsSkipped | Spiked | RolledBack | Sampled | Finished
-)
+Logged = StepDone | Evaluated | StepsSkipped | Spiked | RolledBack | Sampled
+Event = Note | Started | Logged | Finished
 Listener = Callable[[Event], None]
 
 
@@ -286,74 +327,3 @@ def clock(seconds: float) -> str:
     whole = round(min(seconds, 1e12))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-class Reporter:
-    """Logs what happens in a run, and notifies its listener.
-
-    Args:
-        run: whose log is written.
-        listener: called with every event.
-    """
-
-    def __init__(self, run: RunFolder, listener: Listener) -> None:
-        self.run = run
-        self.notify = listener
-
-    def step(
-        self, progress: Progress, lr: float, *, tokens: int, tokens_per_s: float, remaining_s: float
-    ) -> None:
-        """A step; its loss is in nats per token."""
-        self.run.append_log(
-            {
-                "step": progress.step,
-                "loss": progress.loss,
-                "lr": lr,
-                "tokens": tokens,
-                "elapsed_s": round(progress.elapsed_s, 3),
-            }
-        )
-        self.notify(
-            StepDone(
-                step=progress.step,
-                loss=progress.loss,
-                lr=lr,
-                tokens=tokens,
-                elapsed_s=progress.elapsed_s,
-                tokens_per_s=tokens_per_s,
-                remaining_s=remaining_s,
-            )
-        )
-
-    def validation(self, progress: Progress, result: Evaluation, *, best: bool) -> None:
-        """A validation: losses in nats per token and in bits."""
-        error = result.standard_error
-        self.run.append_log(
-            {
-                "step": progress.step,
-                "val_loss": result.loss,
-                "val_bits_per_byte": result.bits_per_byte,
-                "val_bits_per_char": result.bits_per_char,
-                "val_standard_error": error if math.isfinite(error) else None,
-                "val_window": result.seq_len,
-                "elapsed_s": round(progress.elapsed_s, 3),
-            }
-        )
-        self.notify(Evaluated(progress.step, result, best))
-
-    def skipped(self, step: int, loss: float, count: int, batch: list[int]) -> None:
-        """`count` steps up to `step` that were not applied, since `loss` is not finite."""
-        self.run.append_log({"step": step, "left_out": str(loss), "steps": count, "batch": batch})
-        self.notify(StepsSkipped(step, loss, count, batch))
-
-    def spike(self, step: int, loss: float, usual: float, batch: list[int]) -> None:
-        """A loss far above the usual one."""
-        self.run.append_log({"step": step, "spike": loss, "usual": usual, "batch": batch})
-        self.notify(Spiked(step, loss, usual, batch))
-
-    def sample(self, step: int, text: str, documents: Sequence[Document]) -> None:
-        """A generated text, and the passages in it that are also in `documents`."""
-        novelty = measure_novelty(text, documents) if documents else None
-        copied = [] if novelty is None else [[p.start, p.end] for p in novelty.passages]
-        self.run.append_log({"step": step, "sample": text, "copied": copied})
-        self.notify(Sampled(step, text, novelty))

@@ -73,12 +73,10 @@ def compile_with_torch(model: GPT, batch: tuple[int, int]) -> tuple[Callable[...
     """
     rows, time = batch
     device = next(model.parameters()).device
-    ids = torch.zeros(
-        rows, time + 1, dtype=torch.int64, device=device
-    )  # with the strides of a batch
+    ids = torch.zeros(rows, time + 1, dtype=torch.int64, device=device)
     try:
         made: Callable[..., Any] = torch.compile(model)
-        made(ids[:, :-1], ids[:, 1:])[1].backward()
+        made(ids[:, :-1], ids[:, 1:])[1].backward()  # with the strides of a batch
     except Exception as error:  # a missing compiler, an unsupported operation
         return model, _failure(error)
     finally:
@@ -125,7 +123,8 @@ def described(
         parts.append("attention by SDPA (flash where it fits), fused AdamW")
     if not group.is_single:
         how = "FSDP" if group.shards_model(config.shard) else "DDP"
-        parts.append(f"{group.size} processes ({how}, {_backend(device)})")
+        backend = "NCCL" if device.type == "cuda" else "gloo"
+        parts.append(f"{group.size} processes ({how}, {backend})")
     return ", ".join(parts)
 
 
@@ -135,7 +134,3 @@ def _name(device: torch.device) -> str:
     threads = torch.get_num_threads()
     plural = "s" if threads > 1 else ""
     return f"cpu ({threads} thread{plural})" if device.type == "cpu" else str(device)
-
-
-def _backend(device: torch.device) -> str:
-    return "NCCL" if device.type == "cuda" else "gloo"

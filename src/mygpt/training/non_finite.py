@@ -7,7 +7,6 @@ each other, the weights themselves are the cause: the trainer then returns to th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 
@@ -110,9 +109,3 @@ class NonFiniteGuard:
         progress.usual_loss = _MEMORY * usual + (1.0 - _MEMORY) * known
         progress.usual_spread = _MEMORY * spread + (1.0 - _MEMORY) * abs(known - usual)
         return loss > limit
-
-
-def largest(arrays: Iterable[torch.Tensor]) -> float:
-    """The largest magnitude in all of them; NaN where one holds a NaN."""
-    sizes = [array.detach().abs().max() for array in arrays if array.numel()]
-    return float(torch.stack(sizes).max().item()) if sizes else 0.0

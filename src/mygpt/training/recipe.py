@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +18,13 @@ import torch
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.scaling.estimates import flops_per_token
-from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, Stage
+from mygpt.training.config import (
+    SHAPE_OPTIONS,
+    TRAIN_OPTIONS,
+    Stage,
+    stage_widths,
+    tokens_per_step,
+)
 
 Stages = tuple[Stage, ...]
 
@@ -50,14 +55,9 @@ class Size:
 
 
 SIZES = (
-    Size(64, 4, 0.0),
-    Size(96, 4, 4e12),
-    Size(128, 4, 1e13),
-    Size(160, 4, 4e13),
-    Size(192, 5, 8e13),
-    Size(192, 6, 2e14),
-    Size(256, 6, 8e14),
-)
+    Size(64, 4, 0.0), Size(96, 4, 4e12), Size(128, 4, 1e13), Size(160, 4, 4e13),
+    Size(192, 5, 8e13), Size(192, 6, 2e14), Size(256, 6, 8e14),
+)  # fmt: skip
 TOKENS_PER_STEP = 2048
 _MOST_PER_STEP = 2**16  # tokens, if longer windows are asked for and no batch size
 _SPREAD = 0.07  # of the expected loss, to either side
@@ -89,13 +89,7 @@ def shape_of(width: int, layers: int, window: int) -> dict[str, Any]:
 def mean_flops_per_token(config: GPTConfig, stages: Stages) -> float:
     """Operations per token over a run's stages, whose shares are shares of the time."""
     rates = [1.0 / flops_per_token(config, seq_len).total for _, seq_len, _ in stages]
-    return 1.0 / sum(w * rate for w, rate in zip(_widths(stages), rates, strict=True))
-
-
-def _widths(stages: Stages) -> list[float]:
-    """The share of the run that each stage is."""
-    starts = [share for share, _, _ in stages]
-    return [end - start for start, end in pairwise([*starts, 1.0])]
+    return 1.0 / sum(w * rate for w, rate in zip(stage_widths(stages), rates, strict=True))
 
 
 @torch.no_grad()
@@ -140,8 +134,7 @@ class Budget:
     def tokens_for(self, config: GPTConfig, stages: Stages) -> float:
         """How many tokens a model of this shape will read."""
         if self.steps is not None:
-            sizes = [seq_len * batch_size for _, seq_len, batch_size in stages]
-            return self.steps * sum(w * n for w, n in zip(_widths(stages), sizes, strict=True))
+            return self.steps * tokens_per_step(stages)
         if self.tokens is not None:
             return self.tokens
         return self.seconds * self.flops_per_s / mean_flops_per_token(config, stages)
@@ -207,28 +200,16 @@ def choose(
         tokens = budget.tokens_for(config, stages)
         if tokens * mean_flops_per_token(config, stages) >= size.least_flops:
             break
-    most = MOST_EPOCHS * num_tokens
-    # Well above, so that what is only a little above still ends by the clock.
-    bounded = budget.by_clock and tokens > 1.5 * most
-    tokens = most if bounded else tokens
-    epochs = tokens / num_tokens
-    validated = min(val_tokens, most_validated(tokens))
     training: dict[str, Any] = {
         **windows,
         "optimizer": "muon",
-        "schedule": "linear",
         "lr": _ADAMW_RATE if asked.get("optimizer") == "adamw" else _RATE,
-        "min_lr_ratio": 0.0,
-        "weight_decay": _DECAY,
         "grad_clip": 0.0,
-        "eval_every": 0,
-        "eval_shares": _eval_shares(tokens, validated),
-        "val_tokens": validated if validated < val_tokens else 0,
-        "patience": 3,
     }
-    training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
-    shape.setdefault("dropout", _dropout(epochs))
-    return Recipe(shape, training, tokens, epochs, bounded)
+    return _recipe(
+        shape, training, asked, tokens=tokens, num_tokens=num_tokens, val_tokens=val_tokens,
+        least_validated=_LEAST_VALIDATED, by_clock=budget.by_clock,
+    )  # fmt: skip
 
 
 def continuing(
@@ -257,29 +238,53 @@ def continuing(
     step = min(TOKENS_PER_STEP, tokens / _STEPS_AGAIN)
     batch_size = asked.get("batch_size", max(1, round(step / seq_len)))
     tokens = budget.tokens_for(config, ((0.0, seq_len, batch_size),))
-    most = MOST_EPOCHS * num_tokens
-    bounded = budget.by_clock and tokens > 1.5 * most
-    tokens = most if bounded else tokens
-    validated = min(val_tokens, max(_LEAST_VALIDATED_AGAIN, int(0.045 * tokens)))
     training: dict[str, Any] = {
         "seq_len": seq_len,
         "batch_size": batch_size,
         "optimizer": "adamw",
-        "schedule": "linear",
         "lr": _RATE if asked.get("optimizer") == "muon" else _RATE_AGAIN / config.embed_dim**1.5,
         "warmup_ratio": 0.05,
+        "grad_clip": 1.0,
+    }
+    shape = {**config.to_dict(), "dropout": asked.get("dropout")}
+    del shape["vocab_size"]
+    return _recipe(
+        shape, training, asked, tokens=tokens, num_tokens=num_tokens, val_tokens=val_tokens,
+        least_validated=_LEAST_VALIDATED_AGAIN, by_clock=budget.by_clock,
+    )  # fmt: skip
+
+
+def _recipe(
+    shape: dict[str, Any],
+    training: dict[str, Any],
+    asked: Mapping[str, Any],
+    *,
+    tokens: float,
+    num_tokens: int,
+    val_tokens: int,
+    least_validated: int,
+    by_clock: bool,
+) -> Recipe:
+    """The recipe with what follows from the number of tokens that can be read in the time."""
+    most = MOST_EPOCHS * num_tokens
+    # Well above, so that what is only a little above still ends by the clock.
+    bounded = by_clock and tokens > 1.5 * most
+    tokens = most if bounded else tokens
+    epochs = tokens / num_tokens
+    validated = min(val_tokens, most_validated(tokens, least_validated))
+    training |= {
+        "schedule": "linear",
         "min_lr_ratio": 0.0,
         "weight_decay": _DECAY,
-        "grad_clip": 1.0,
         "eval_every": 0,
         "eval_shares": _eval_shares(tokens, validated),
         "val_tokens": validated if validated < val_tokens else 0,
         "patience": 3,
     }
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
-    shape = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
-    shape["dropout"] = asked.get("dropout", _dropout(tokens / num_tokens))
-    return Recipe(shape, training, tokens, tokens / num_tokens, bounded)
+    if shape.get("dropout") is None:
+        shape["dropout"] = _dropout(epochs)
+    return Recipe(shape, training, tokens, epochs, bounded)
 
 
 def _shape_and_windows(
@@ -295,9 +300,8 @@ def _shape_and_windows(
         shape.pop("head_dim")
     windows: dict[str, Any] = {"seq_len": seq_len, "batch_size": batch_size, "stages": stages}
     own = {name: asked[name] for name in windows if name in asked}
-    if {"seq_len", "max_seq_len", "batch_size"} & set(asked) or asked.get(
-        "data_order"
-    ) == "tutorial":
+    tutorial = asked.get("data_order") == "tutorial"
+    if tutorial or {"seq_len", "max_seq_len", "batch_size"} & set(asked):
         windows |= {"stages": (), "seq_len": shape["max_seq_len"]}
     windows |= own
     if "max_seq_len" not in asked:
@@ -311,12 +315,12 @@ def _heads(width: int) -> int:
     return next((n for n in range(width // HEAD_SIZE, 1, -1) if width % (2 * n) == 0), 1)
 
 
-def most_validated(tokens: float) -> int:
+def most_validated(tokens: float, least: int = _LEAST_VALIDATED) -> int:
     """The most validation tokens for a run of so many tokens: a pass takes 1.5% of the time.
 
     Validating a token costs a third of training on it.
     """
-    return max(_LEAST_VALIDATED, int(0.015 * 3 * min(tokens, 1e15)))
+    return max(least, int(0.015 * 3 * min(tokens, 1e15)))
 
 
 def expected_loss(fivegram: float, tokens: float) -> tuple[float, float, float]:

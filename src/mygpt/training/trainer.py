@@ -17,13 +17,22 @@ import torch
 from mygpt.core.data import Batch
 from mygpt.core.training import Step, train_steps
 from mygpt.decode.writer import Writer
+from mygpt.evaluation.copied import measure_novelty
 from mygpt.evaluation.losses import Evaluation, evaluate
 from mygpt.signals import Abandoned
 from mygpt.text.documents import TextSize
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.checkpointing import Checkpointer, Setup, State
 from mygpt.training.distributed.sharding import is_sharded
-from mygpt.training.events import Note, Reporter
+from mygpt.training.events import (
+    Evaluated,
+    Logged,
+    Note,
+    Sampled,
+    Spiked,
+    StepDone,
+    StepsSkipped,
+)
 from mygpt.training.gradients import make_gradients
 from mygpt.training.hardware import described
 from mygpt.training.memory import out_of_memory
@@ -67,7 +76,6 @@ class Trainer:
         self._data = TrainingBatches(setup.train_tokens, self.config, self.device, share=share)
         self._step_log = StepLog(self.config, setup.given_plan)
         self._guard = NonFiniteGuard(self._gradients, optimizer, self.device, self.progress)
-        self._report = Reporter(self.run, self.notify)
         self._checkpointer = Checkpointer(setup, optimizer, self._step_log)
         self._done = 0.0  # the fraction of the run that was done before the last step
         self._last_loss: torch.Tensor | None = None
@@ -133,17 +141,21 @@ class Trainer:
     def _fit(self, should_stop: Callable[[], bool]) -> None:
         config, progress = self.config, self.progress
         began = time.monotonic() - progress.elapsed_s
+
+        def elapsed_s() -> float:
+            return self.group.main_clock(time.monotonic() - began)
+
         reported = (progress.step, progress.elapsed_s, self.tokens)
         saved_s, first_step = progress.elapsed_s, progress.step
         if progress.step == 0 and self.setup.settings.get("from") and self.validates:
             # The initial model's loss: what training has to improve on.
-            self._report.validation(progress, self._evaluate(), best=False)
+            self._log(Evaluated(0, self._evaluate(), False, progress.elapsed_s))
         self.model.train()
         for step in self._steps(should_stop):
             self._last_loss = step.loss
             if self._guard.value is not None:
                 self._check_loss(self._guard.value)
-            progress.elapsed_s = self.group.main_clock(time.monotonic() - began)
+            progress.elapsed_s = elapsed_s()
             if progress.step % READ_EVERY == 0:
                 self._synchronise()
             if progress.step == 1 or progress.step % config.print_every == 0:
@@ -154,7 +166,7 @@ class Trainer:
                 self._validate()
                 if config.eval_every or self._done >= self._sampled[1] + _SAMPLES_APART:
                     self._show_sample(self._done)
-                seconds = self.group.main_clock(time.monotonic() - began) - progress.elapsed_s
+                seconds = elapsed_s() - progress.elapsed_s
                 # The reported tokens per second are of training alone.
                 reported = (reported[0], reported[1] + seconds, reported[2])
                 progress.elapsed_s += seconds
@@ -163,7 +175,8 @@ class Trainer:
             if due:
                 self._synchronise()
             if due and not progress.skipped:  # after a skipped step the weights may be at fault
-                self.save(derive=False)
+                self._read_loss()
+                self._checkpointer.save(progress, derive=False)
                 saved_s = progress.elapsed_s
         self._synchronise()
         if progress.skipped and not self._loss_is_finite():
@@ -174,7 +187,7 @@ class Trainer:
                 self._validate()
             if progress.step != self._sampled[0]:
                 self._show_sample(1.0)
-            progress.elapsed_s = self.group.main_clock(time.monotonic() - began)
+            progress.elapsed_s = elapsed_s()
         self._read_loss()
         self._checkpointer.finish(progress)
 
@@ -248,13 +261,13 @@ class Trainer:
             return
         usual = self.progress.usual_loss
         if self._guard.is_spike(loss):
-            self._report.spike(self.progress.step, loss, usual, self._data.starts())
+            self._log(Spiked(self.progress.step, loss, usual, self._data.starts()))
 
     def _report_skipped(self, loss: float, count: int) -> None:
         """Report skipped steps; raise `Diverging` after too many in a row."""
         known = count == 1 and self._guard.reads_every_step
         batch = self._data.starts() if known else []
-        self._report.skipped(self.progress.step, loss, count, batch)
+        self._log(StepsSkipped(self.progress.step, loss, count, batch))
         if self.progress.skipped >= SKIPS_BEFORE_ROLLBACK:
             raise Diverging(f"the loss is {loss}")
 
@@ -265,13 +278,22 @@ class Trainer:
         progress, tokens = self.progress, self.tokens
         seconds = max(1e-9, progress.elapsed_s - since[1])
         steps_per_s = (progress.step - since[0]) / seconds
-        self._report.step(
-            progress,
-            lr,
-            tokens=tokens,
-            tokens_per_s=(tokens - since[2]) / seconds,
-            remaining_s=self._step_log.remaining_s(progress, steps_per_s),
+        self._log(
+            StepDone(
+                step=progress.step,
+                loss=progress.loss,
+                lr=lr,
+                tokens=tokens,
+                elapsed_s=progress.elapsed_s,
+                tokens_per_s=(tokens - since[2]) / seconds,
+                remaining_s=self._step_log.remaining_s(progress, steps_per_s),
+            )
         )
+
+    def _log(self, event: Logged) -> None:
+        """Write an event to the log, and notify the listener."""
+        self.run.append_log(event.record())
+        self.notify(event)
 
     def _validate(self) -> None:
         """Compute the validation loss; save the model if it is the best so far."""
@@ -287,7 +309,7 @@ class Trainer:
         if best:
             progress.best_val_loss, progress.best_step = result.loss, progress.step
             self._checkpointer.save_model(progress, best=result)
-        self._report.validation(progress, result, best=best)
+        self._log(Evaluated(progress.step, result, best, progress.elapsed_s))
 
     def _evaluate(self) -> Evaluation:
         assert self._val_size is not None  # only called where `validates`
@@ -319,7 +341,8 @@ class Trainer:
         finally:
             self.model.config = full_shape
             self.model.train()
-        self._report.sample(step, text, self.setup.source.train_documents)
+        documents = self.setup.source.train_documents
+        self._log(Sampled(step, text, measure_novelty(text, documents) if documents else None))
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Write a new run's first state, and `settings` to config.toml."""
@@ -328,11 +351,6 @@ class Trainer:
     def resume(self, state: State) -> None:
         """Continue from a saved state."""
         self._continue_from(self._checkpointer.resume(state))
-
-    def save(self, *, derive: bool = True) -> None:
-        """Commit the state, then write the model that is derived from it; see `Checkpointer`."""
-        self._read_loss()
-        self._checkpointer.save(self.progress, derive=derive)
 
     def _continue_from(self, progress: Progress) -> None:
         """Weights, optimizer and generators have been restored: restore the rest."""
