@@ -268,7 +268,9 @@ def test_an_added_token_that_takes_spaces_is_refused() -> None:
     description = tokenizer.to_state()["tokenizer"]
     description["added_tokens"][-2] |= {"special": False, "lstrip": True}
     odd = ForeignTokenizer(description, end_of_text=tokenizer.end_of_text)
-    with pytest.raises(InputError, match=r"has lstrip, which llama.cpp does not support.* --to hf"):
+    with pytest.raises(
+        InputError, match=r"with lstrip, which llama.cpp does not support.* --to hf"
+    ):
         tokenizer_values(odd, odd.vocab_size)
 
 

@@ -168,7 +168,7 @@ def test_the_cache_of_words_is_bounded(monkeypatch):
     monkeypatch.setattr(bpe, "_MOST_WORDS", 3)
     small = BPETokenizer(BPE.to_state()["tokenizer"])
     assert small.encode_array(TEXT).tolist() == BPE.encode_array(TEXT).tolist()
-    assert len(small._words) <= 3
+    assert len(small.encoder._words) <= 3
 
 
 # --- decoding ------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mygpt.errors import InputError
 from mygpt.tokenization import load_tokenizer
 from mygpt.tokenization.bounds import check_bounds
-from mygpt.tokenization.tokenizer_json import refusals
+from mygpt.tokenization.library import refusals
 
 LETTERS = "abcdefghij x\u2581<>0123456789ABCDEF"
 TEMPLATE = {"Sequence": {"id": "A", "type_id": 0}}

@@ -19,7 +19,7 @@ from mygpt.tokenization import (
     load_tokenizer,
     words,
 )
-from mygpt.tokenization.bpe import read_json
+from mygpt.tokenization.base import read_json
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
@@ -131,7 +131,7 @@ def test_other_programs_tokenizers_give_the_librarys_ids_in_any_pieces(pieces):
         tokenizer = BPETokenizer(description)
         judge = tokenizers.Tokenizer.from_str(json.dumps(description))
         judge.encode_special_tokens = True
-        assert tokenizer._contents.splits_at_spaces is known
+        assert tokenizer.encoder._contents.splits_at_spaces is known
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bpe, "_CHUNK", 5)
             assert ids_of(tokenizer, pieces) == judge.encode(whole).ids

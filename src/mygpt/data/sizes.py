@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mygpt.data.token_store import StoredTokens
 from mygpt.text import Document
 from mygpt.text.documents import TextSize, bytes_of, chars_of
-from mygpt.tokenization import Tokenizer, is_lossless
+from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.foreign import ForeignTokenizer
 
 _PIECE = 2**20  # tokens whose lengths are looked up at once
@@ -36,7 +36,7 @@ def predicted_size(
     """
     predicted = len(tokens) - 1
     chars = None if documents is None else chars_of(documents)
-    if documents is None or is_lossless(tokenizer):
+    if documents is None or tokenizer.is_lossless:
         lengths = tokenizer.byte_lengths()
         starts = range(1, len(tokens), _PIECE)
         num_bytes = sum(int(lengths[tokens[start : start + _PIECE]].sum()) for start in starts)

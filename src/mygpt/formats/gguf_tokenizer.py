@@ -1,7 +1,7 @@
 """The tokenizer's part of a GGUF file, so that llama.cpp encodes text to the same ids as mygpt.
 
-Tokenizers of Llama 2's kind (BPE over characters with byte fallback) become llama.cpp's "llama"
-(`gguf_sentencepiece.py`). All others become its byte-level BPE, "gpt2":
+Tokenizers of Llama 2's kind (BPE over characters with byte fallback) become llama.cpp's "llama".
+All others become its byte-level BPE, "gpt2":
 
 - BPE is of that kind. llama.cpp knows the rule for splitting text into words by a name: mygpt's
   rule is "qwen2", except for the bound on runs (mygpt splits a run of more than 256 letters, signs
@@ -25,52 +25,48 @@ No single character has such a name, and no BPE token does either, since letters
 after them are different words. The end token is also given as the beginning-of-text token (as in
 GPT-2, and as in training) and is never added automatically: without that entry llama.cpp would use
 token 11 for both, which is a real character.
+
+llama.cpp's "llama" (SentencePiece's BPE) has scores in place of a list of merges: of all adjacent
+pairs whose concatenation is a token it merges the pair whose token has the highest score, the
+leftmost first. A list of merges is equivalent if it contains every split of every token, and all
+splits of one token follow each other. That is checked; a token's score is then minus its rank in
+the list.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from mygpt.errors import InputError
 from mygpt.formats.gguf_file import Value
-from mygpt.formats.gguf_sentencepiece import (
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    is_sentencepiece,
-    sentencepiece,
+from mygpt.tokenization import CharTokenizer, Tokenizer
+from mygpt.tokenization.tokenizer_json import (
+    DIGITS,
+    added_tokens,
+    check,
+    merged_pairs,
+    names_of,
+    to_symbols,
+    word_rules,
 )
-from mygpt.tokenization import (
-    END_OF_TEXT,
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    ForeignTokenizer,
-    Tokenizer,
-)
-from mygpt.tokenization.tokenizer_json import SYMBOLS, Contents, check
-from mygpt.tokenization.words import LIBRARY_PATTERN
+from mygpt.tokenization.words import GPT_2, LIBRARY_PATTERN, LLAMA_3, QWEN_2
+
+# llama.cpp's numbers for the types of tokens.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 # Names of end-of-text tokens in other families.
 _OTHER_ENDS = ("<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>")
-_QWEN2, _LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + "|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    for numbers in (r"\p{N}", r"\p{N}{1,3}")
-)
 _MORE_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-_GPT_2 = "gpt-2"  # a rule that a tokenizer.json states by a flag, not by a pattern
-_DIGITS = "each digit"  # the same
-# llama.cpp's names, by the patterns of a pre-tokenizer and by "ignore_merges".
-_NAMES = {
-    (LIBRARY_PATTERN, False): "qwen2",
-    (_QWEN2, False): "qwen2",
-    (_LLAMA_3, False): "smaug-bpe",
-    (_LLAMA_3, True): "llama-bpe",
-    (_GPT_2, False): "gpt-2",
-    (_DIGITS, _GPT_2, False): "smollm",
+# llama.cpp's names, by the rules of a pre-tokenizer and by "ignore_merges".
+_NAMES: dict[tuple[tuple[str | None, ...], bool], str] = {
+    ((LIBRARY_PATTERN,), False): "qwen2",
+    ((QWEN_2,), False): "qwen2",
+    ((LLAMA_3,), False): "smaug-bpe",
+    ((LLAMA_3,), True): "llama-bpe",
+    ((GPT_2,), False): "gpt-2",
+    ((DIGITS, GPT_2), False): "smollm",
 }
 # Names of tokens with other roles.
 _OTHER_ROLES = {
@@ -79,17 +75,27 @@ _OTHER_ROLES = {
 }
 _LOWEST = -1e4  # the score of padding tokens, which no merge forms
 
+_SPACE = "\u2581"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_PREPEND = {"type": "Prepend", "prepend": _SPACE}
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+
 
 class _Vocabulary(NamedTuple):
-    """A tokenizer in llama.cpp's terms: lists by id, and the rules by llama.cpp's names."""
+    """A tokenizer in llama.cpp's terms.
 
-    model: str
-    rule: str
+    Attributes:
+        tokens: by id.
+        types: by id.
+        values: the entries of its kind: its name, and the merges.
+        scores: by id; empty for a kind that has merges.
+        notes: for the user.
+    """
+
     tokens: list[str]
     types: list[int]
-    merges: list[str]
+    values: dict[str, Value]
     scores: list[float]
-    spaced: bool
     notes: list[str]
 
 
@@ -103,8 +109,7 @@ def tokenizer_values(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, V
     Raises:
         InputError: if the tokenizer has no end-of-text token, or llama.cpp does not support it.
     """
-    vocabulary = _vocabulary(tokenizer)
-    tokens, types, notes = vocabulary.tokens, vocabulary.types, vocabulary.notes
+    tokens, types, own, scores, notes = _vocabulary(tokenizer)
     end = _end(tokenizer, tokens, types)
     others = [number for number in tokenizer.other_ends if number != end]
     if len(others) > len(_MORE_ENDS):
@@ -115,16 +120,11 @@ def tokenizer_values(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, V
         types[token] = CONTROL
     first = tokenizer.beginning
     if len(first) > 1:
-        raise InputError(
-            f"this tokenizer adds {len(first)} tokens before each text, and llama.cpp at most one: "
-            "export with --to hf"
-        )
+        raise _refused(f"{len(first)} tokens that begin each text (llama.cpp adds at most one)")
     values: dict[str, Value] = {
-        "tokenizer.ggml.model": vocabulary.model,
-        "tokenizer.ggml.pre": vocabulary.rule,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": vocabulary.merges,
+        **own,
         "tokenizer.ggml.bos_token_id": first[0] if first else end,
         "tokenizer.ggml.eos_token_id": end,
         # llama.cpp has entries for two more tokens that end a text.
@@ -136,114 +136,25 @@ def tokenizer_values(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, V
         number = next((tokens.index(name) for name in names if name in tokens), None)
         if number is not None and types[number] in (CONTROL, UNKNOWN):
             values[f"tokenizer.ggml.{role}_token_id"] = number
-    if vocabulary.model == "llama":
-        scores = vocabulary.scores
-        del values["tokenizer.ggml.merges"]
+    if scores:
         values["tokenizer.ggml.scores"] = scores + [_LOWEST] * (vocab_size - len(scores))
-        values["tokenizer.ggml.add_space_prefix"] = vocabulary.spaced
     return values, notes
+
+
+def _refused(what: str) -> InputError:
+    return InputError(
+        f"this tokenizer has {what}, which llama.cpp does not support: export with --to hf"
+    )
 
 
 def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
     """The tokenizer's own tokens and rules, without padding."""
-    model, rule = "gpt2", "qwen2"
-    merges: list[str] = []
-    notes: list[str] = []
-    if isinstance(tokenizer, (BPETokenizer, ForeignTokenizer)):
-        description = tokenizer.to_state()["tokenizer"]
-        if is_sentencepiece(description):
-            tokens, types, scores, spaced, notes = sentencepiece(description)
-            return _Vocabulary("llama", "default", tokens, types, merges, scores, spaced, notes)
-        tokens, types, merges, rule, notes = _bpe(description)
-    elif isinstance(tokenizer, CharTokenizer):
-        tokens, types, merges = _character_tokens(tokenizer)
-    elif isinstance(tokenizer, ByteTokenizer):
-        tokens, types = [*SYMBOLS, END_OF_TEXT], [NORMAL] * 256 + [CONTROL]
-    else:
-        raise InputError(
-            f"a tokenizer of kind {tokenizer.kind!r:.20} cannot be exported to GGUF: export with "
-            "--to hf"
-        )
-    return _Vocabulary(model, rule, tokens, types, merges, [], False, notes)
-
-
-def _bpe(
-    description: dict[str, Any],
-) -> tuple[list[str], list[int], list[str], str, list[str]]:
-    """Tokens, types, merges, the rule's name and notes of byte-level BPE."""
-    try:
-        contents = check(description)
-    except InputError as error:
-        raise InputError(
-            f"llama.cpp does not support this tokenizer ({error}): export with --to hf"
-        ) from None
-    _check_added(description)
-    tokens, types = _bpe_tokens(description, contents)
-    merges = [m if isinstance(m, str) else " ".join(m) for m in description["model"]["merges"]]
-    notes = []
-    if description.get("normalizer"):
-        notes.append(
-            "the tokenizer normalizes text to NFC, and llama.cpp does not: give it text in NFC"
-        )
-    return tokens, types, merges, _rule(description), notes
-
-
-def _check_added(description: dict[str, Any]) -> None:
-    """Raise for added tokens that absorb adjacent spaces, which llama.cpp does not support."""
-    for token in description.get("added_tokens") or []:
-        taken = [name for name in ("lstrip", "rstrip", "single_word") if token.get(name)]
-        if taken and not token["special"]:
-            raise InputError(
-                f"the added token {token['content']!r:.40} has {taken[0]}, which llama.cpp does "
-                "not support: export with --to hf"
-            )
-
-
-def _in_symbols(data: bytes) -> str:
-    return "".join(SYMBOLS[byte] for byte in data)
-
-
-def _character_tokens(tokenizer: CharTokenizer) -> tuple[list[str], list[int], list[str]]:
-    """The tokens, their types, and the merges that form characters of several bytes."""
-    tokens = [_in_symbols(char.encode("utf-8")) for char in tokenizer.chars]
-    merges = [f"{token[:n]} {token[n]}" for token in tokens for n in range(1, len(token))]
-    ends = [END_OF_TEXT] if tokenizer.end_of_text is not None else []
-    types = [NORMAL] * len(tokens) + [CONTROL] * len(ends)
-    return tokens + ends, types, list(dict.fromkeys(merges))
-
-
-def _bpe_tokens(description: dict[str, Any], contents: Contents) -> tuple[list[str], list[int]]:
-    names = {number: token for token, number in description["model"]["vocab"].items()}
-    names.update(contents.added)
-    types = [NORMAL] * len(names)
-    for number in contents.added:
-        types[number] = CONTROL if number in contents.control else USER_DEFINED
-    return [names[number] for number in range(len(names))], types
-
-
-def _rule(description: dict[str, Any]) -> str:
-    """llama.cpp's name for the rule by which a checked tokenizer splits text into words."""
-    splitter = description["pre_tokenizer"]
-    *cuts, last = splitter.get("pretokenizers", [splitter])
-    rules: list[Any] = [_cut(cut) for cut in cuts]
-    if last.get("use_regex", True):
-        rules.append(_GPT_2)
-    whole = bool(description["model"].get("ignore_merges"))
-    name = _NAMES.get((*rules, whole))
-    if name is None:
-        raise InputError(
-            "this tokenizer's rule for splitting text into words is not one of those that can be "
-            "exported to GGUF (GPT-2's, Llama 3's, Qwen2's, SmolLM's): export with --to hf"
-        )
-    return name
-
-
-def _cut(cut: dict[str, Any]) -> str | None:
-    """The pattern of a step of a checked pre-tokenizer, as in the keys of `_NAMES`."""
-    if cut["type"] == "Digits":
-        return _DIGITS if cut.get("individual_digits") else None
-    pattern: str | None = cut["pattern"].get("Regex")
-    return _DIGITS if pattern == r"\p{N}" else pattern
+    if isinstance(tokenizer, CharTokenizer):
+        return _characters(tokenizer)
+    description = tokenizer.to_json()
+    if description["model"].get("byte_fallback") and "merges" in description["model"]:
+        return _sentencepiece(description)
+    return _bpe(description)
 
 
 def _end(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> int:
@@ -272,8 +183,150 @@ def _fill(tokens: list[str], types: list[int], vocab_size: int) -> None:
     seen: set[str] = set()
     for token in tokens:
         if token in seen or "\0" in token:
-            raise InputError(
-                f"the token {token!r:.40} occurs twice, or contains a NUL, which llama.cpp does "
-                "not support: export with --to hf"
-            )
+            raise _refused(f"the token {token!r:.40} twice, or with a NUL in it")
         seen.add(token)
+
+
+# --- byte-level BPE ------------------------------------------------------------------------
+
+
+def _byte_level(rule: str, merges: list[str]) -> dict[str, Value]:
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": rule,
+        "tokenizer.ggml.merges": merges,
+    }
+
+
+def _characters(tokenizer: CharTokenizer) -> _Vocabulary:
+    """Tokens of one character, and the merges that form those of several bytes."""
+    tokens = [to_symbols(token.decode()) for token in tokenizer.tokens]
+    types = [CONTROL if n in tokenizer.control else NORMAL for n in range(len(tokens))]
+    characters = tokens[: len(tokenizer.chars)]
+    merges = [f"{token[:n]} {token[n]}" for token in characters for n in range(1, len(token))]
+    return _Vocabulary(tokens, types, _byte_level("qwen2", list(dict.fromkeys(merges))), [], [])
+
+
+def _bpe(description: dict[str, Any]) -> _Vocabulary:
+    try:
+        check(description)
+    except InputError as error:
+        raise InputError(
+            f"llama.cpp does not support this tokenizer ({error}): export with --to hf"
+        ) from None
+    for token in added_tokens(description):
+        for name in ("lstrip", "rstrip", "single_word"):
+            if token.get(name) and not token["special"]:
+                raise _refused(f"the added token {token['content']!r:.40} with {name}")
+    merges = list(map(" ".join, merged_pairs(description["model"])))
+    ignored = bool(description["model"].get("ignore_merges"))
+    rule = _NAMES.get((tuple(word_rules(description["pre_tokenizer"])), ignored))
+    if not merges:  # a byte tokenizer: words do not matter
+        rule = "qwen2"
+    if rule is None:
+        raise InputError(
+            "this tokenizer's rule for splitting text into words is not one of those that can be "
+            "exported to GGUF (GPT-2's, Llama 3's, Qwen2's, SmolLM's): export with --to hf"
+        )
+    notes = []
+    if description.get("normalizer"):
+        notes.append(
+            "the tokenizer normalizes text to NFC, and llama.cpp does not: give it text in NFC"
+        )
+    tokens, types = _tokens(description)
+    return _Vocabulary(tokens, types, _byte_level(rule, merges), [], notes)
+
+
+def _tokens(description: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """The tokens and their types by id; `InputError` if ids have gaps."""
+    names = names_of(description)
+    if sorted(names) != list(range(len(names))):
+        raise _refused(f"ids that are not 0 to {len(names) - 1:,}")
+    types = [NORMAL] * len(names)
+    for token in added_tokens(description):
+        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    return [names[number] for number in range(len(names))], types
+
+
+# --- BPE over characters with byte fallback --------------------------------------------------
+
+
+def _sentencepiece(description: dict[str, Any]) -> _Vocabulary:
+    """For a tokenizer of Llama 2's kind that the tokenizers library loads.
+
+    Raises:
+        InputError: naming a rule that llama.cpp does not have.
+    """
+    model = description["model"]
+    spaced, notes = _spaces(description)
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        if model.get(name):
+            raise _refused(f"{name}={model[name]!r:.40}")
+    tokens, types = _tokens(description)
+    missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in model["vocab"]]
+    if missing:
+        raise _refused(f"no token for byte {missing[0]}")
+    for number, name in enumerate(tokens):
+        if name == model.get("unk_token"):
+            types[number] = UNKNOWN
+        elif types[number] == NORMAL and _BYTE.fullmatch(name):
+            types[number] = BYTE
+    of_type = list(zip(tokens, types, strict=True))
+    scores = _scores(merged_pairs(model), {name for name, kind in of_type if kind == NORMAL})
+    spelled = [name for name, kind in of_type if kind in (UNKNOWN, CONTROL, BYTE)]
+    reached = [name for name in spelled if _splits(name, model["vocab"])]
+    if reached:
+        notes.append(
+            f"llama.cpp encodes the text {', '.join(map(repr, reached[:3]))} in a prompt as the "
+            "token of that name, and mygpt does not"
+        )
+    tokens = [name.replace(_SPACE, " ") if kind == USER_DEFINED else name for name, kind in of_type]
+    lowest = -float(len(tokens))  # of tokens that no merge forms
+    values: dict[str, Value] = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.add_space_prefix": spaced,
+    }
+    by_id = [scores.get(token, lowest) for token in tokens]
+    return _Vocabulary(tokens, types, values, by_id, notes)
+
+
+def _spaces(description: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Whether a space is added before every text, and notes for the user."""
+    normalizer, splitter = description.get("normalizer"), description.get("pre_tokenizer")
+    steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    if splitter is None and steps in ([_PREPEND, _REPLACE], [_REPLACE]):
+        return _PREPEND in steps, []
+    splitter = splitter or {}
+    if splitter.get("type") != "Metaspace" or steps or splitter.get("replacement") != _SPACE:
+        raise _refused("another rule for spaces than SentencePiece's")
+    inside = any(_SPACE in name[1:] for name in description["model"]["vocab"])
+    if splitter.get("split", True) and inside:
+        raise _refused("words that end at spaces, and tokens with a space inside")
+    if splitter.get("prepend_scheme", "always") == "never":
+        return False, []
+    return True, ["llama.cpp adds a space before text that begins with one, and mygpt does not"]
+
+
+def _scores(merges: list[tuple[str, str]], tokens: set[str]) -> dict[str, float]:
+    """The score of each token that merges form: minus its rank in the list."""
+    scores: dict[str, float] = {}
+    before = None
+    for pair in merges:
+        token = "".join(pair)
+        if token != before and token in scores:
+            raise _refused(f"merges to {token!r:.40} that do not follow each other in its list")
+        before = token
+        scores.setdefault(token, -float(len(scores)))
+    known = set(merges)
+    for token in tokens:
+        missing = next((pair for pair in _splits(token, tokens) if pair not in known), None)
+        if missing is not None:
+            raise _refused(f"no merge of {missing[0]!r:.40} and {missing[1]!r:.40}")
+    return scores
+
+
+def _splits(token: str, tokens: Container[str]) -> list[tuple[str, str]]:
+    """The splits of a token into two texts, each a single character or a token."""
+    halves = [(token[:n], token[n:]) for n in range(1, len(token))]
+    return [pair for pair in halves if all(len(half) == 1 or half in tokens for half in pair)]

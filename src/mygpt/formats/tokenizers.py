@@ -1,21 +1,33 @@
-"""Reading the tokenizer of a Hugging Face folder, and fitting one to a model."""
+"""Reading and writing the tokenizer of a Hugging Face folder, and fitting one to a model.
+
+The written files load in transformers' AutoTokenizer without remote code. One difference cannot be
+expressed in a file: transformers encodes the text `<|endoftext|>` as the control token (in mygpt it
+stays text; in transformers with `split_special_tokens=True`). A character that a character
+tokenizer does not have is an error in both.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+from mygpt.checkpoint.durable import write_durably
 from mygpt.errors import InputError
-from mygpt.formats.tokenizer_export import describe_tokenizer, own_tokenizer, write_tokenizer
 from mygpt.formats.tokenizer_files import read_description
-from mygpt.tokenization import BPETokenizer, Tokenizer, load_tokenizer
-from mygpt.tokenization.ends import find_ends
-from mygpt.tokenization.foreign import ForeignTokenizer
-from mygpt.tokenization.foreign_json import parts_of
-
-__all__ = ["fit_tokenizer", "named_tokenizer", "read_tokenizer", "write_tokenizer"]
-
+from mygpt.tokenization import (
+    END_OF_TEXT,
+    ByteTokenizer,
+    CharTokenizer,
+    ForeignTokenizer,
+    Tokenizer,
+    from_tokenizer_json,
+    load_tokenizer,
+)
+from mygpt.tokenization.tokenizer_json import added_tokens, names_of
 
 _PADDING = 64  # many models pad their rows to a multiple of this
+_STAGES = ("normalizer", "pre_tokenizer", "decoder", "model")
 
 
 def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, list[str]]:
@@ -38,28 +50,38 @@ def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, lis
     Raises:
         InputError: if there is none, it cannot be read, or it has more ids than the model.
     """
-    description, roles, dropped = read_description(folder, vocab_size)
-    parts = parts_of(description)
-    vocab_size = max(parts.names) + 1 if vocab_size is None else vocab_size
+    description, end, dropped = read_description(folder, vocab_size)
+    found = max(names_of(description)) + 1
+    vocab_size = found if vocab_size is None else vocab_size
     ours = own_tokenizer(description)
     if ours is not None and ours.vocab_size == vocab_size:
         return ours, []
-    end, others, notes = find_ends(
-        description, parts, folder, vocab_size=vocab_size, implied=roles.get("eos")
+    tokenizer, notes = from_tokenizer_json(
+        description, folder, vocab_size=vocab_size, implied_end=end
     )
-    notes = dropped + notes
-    notes += _padding_notes(max(parts.names) + 1, vocab_size)
-    foreign = ForeignTokenizer(
-        description, end_of_text=end, other_ends=others, vocab_size=vocab_size
-    )
+    return tokenizer, dropped + notes + _padding_notes(found, vocab_size)
+
+
+def own_tokenizer(description: dict[str, Any]) -> Tokenizer | None:
+    """The character or byte tokenizer whose export a `tokenizer.json` is; else None.
+
+    Also after transformers saved the file again.
+    """
+    names = names_of(description)
+    by_id = [names[number] for number in sorted(names)]
+    end = by_id[-1] == END_OF_TEXT
     try:
-        bpe = BPETokenizer(description)
-        same = bpe.vocab_size == vocab_size and bpe.end_of_text == end
-        if same and not foreign.beginning and not others:
-            return bpe, notes
-    except InputError:  # its rules are not those of `BPETokenizer`
-        pass
-    return foreign, notes
+        candidates = [ByteTokenizer(), CharTokenizer(by_id[: len(by_id) - end], end_of_text=end)]
+    except InputError:  # not characters
+        candidates = [ByteTokenizer()]
+    same = (made for made in candidates if _essence(made.to_json()) == _essence(description))
+    return next(same, None)
+
+
+def _essence(description: dict[str, Any]) -> list[Any]:
+    """The parts of a `tokenizer.json` that determine ids and text."""
+    added = [(t.get("id"), t.get("content"), t.get("special")) for t in added_tokens(description)]
+    return [*map(description.get, _STAGES), added]
 
 
 def named_tokenizer(path: str) -> Tokenizer:
@@ -92,18 +114,18 @@ def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[Tokenizer, lis
     found = tokenizer.vocab_size
     if found == vocab_size:
         return tokenizer, []
-    if found < vocab_size <= found + max(_PADDING, found // 8):
-        foreign = ForeignTokenizer(
-            describe_tokenizer(tokenizer),
-            end_of_text=tokenizer.end_of_text,
-            other_ends=tokenizer.other_ends,
-            vocab_size=vocab_size,
+    if not found < vocab_size <= found + max(_PADDING, found // 8):
+        raise InputError(
+            f"the tokenizer has {found:,} ids and the model {vocab_size:,} rows: give the "
+            "tokenizer that the model was trained with"
         )
-        return foreign, _padding_notes(found, vocab_size)
-    raise InputError(
-        f"the tokenizer has {found:,} ids and the model {vocab_size:,} rows: give the tokenizer "
-        "that the model was trained with"
+    foreign = ForeignTokenizer(
+        tokenizer.to_json(),
+        end_of_text=tokenizer.end_of_text,
+        other_ends=tokenizer.other_ends,
+        vocab_size=vocab_size,
     )
+    return foreign, _padding_notes(found, vocab_size)
 
 
 def _padding_notes(found: int, vocab_size: int) -> list[str]:
@@ -113,3 +135,41 @@ def _padding_notes(found: int, vocab_size: int) -> list[str]:
         f"the model has {vocab_size:,} rows and the tokenizer {found:,} ids: the other rows are "
         "padding, and decode to an empty text"
     ]
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`.
+
+    A tokenizer without an end-of-text token gets no special tokens.
+
+    Args:
+        tokenizer: of the model.
+        folder: the folder; it is created if it does not exist.
+        max_seq_len: L, the model's window in tokens.
+
+    Raises:
+        StorageError: if there is no space, or the folder cannot be written to.
+    """
+    special = {}
+    first, end = tokenizer.beginning[:1], tokenizer.end_of_text
+    if not first and tokenizer.kind != "foreign" and end is not None:
+        first = (end,)  # an imported tokenizer may have another first token
+    if first:
+        special["bos_token"] = tokenizer.token_text(first[0])
+    if end is not None:
+        special["eos_token"] = tokenizer.token_text(end)
+    config = {
+        # This class uses tokenizer.json unchanged; others add rules of their own.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
+    files = {
+        "tokenizer.json": tokenizer.to_json(),
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": special,
+    }
+    for name, content in files.items():
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        write_durably(folder / name, [f"{text}\n".encode()])

@@ -12,7 +12,7 @@ from typing import Any
 from mygpt.errors import InputError
 from mygpt.formats.torch_files import read_plain_pickle
 from mygpt.tokenization import CharTokenizer, Tokenizer, from_state, load_tokenizer
-from mygpt.tokenization.bpe import read_json
+from mygpt.tokenization.base import read_json
 
 _WORDS = ("I", "love", "AI", "!")  # the tutorial's vocabulary before the chapter on tokenizers
 _ENTRIES = ("vocab", "words", "chars", "tokenizer_chars", "itos", "tokenizer")

@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes, BPE and imported ones, all with the `Tokenizer` protocol."""
+"""Tokenizers: characters, bytes, BPE and imported ones, all subclasses of `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.errors import InputError
-from mygpt.tokenization.base import END_OF_TEXT, IncrementalDecoder, Tokenizer, ends_of
-from mygpt.tokenization.bounds import check_bounds
-from mygpt.tokenization.bpe import BPETokenizer, read_json
-from mygpt.tokenization.byte import ByteTokenizer
-from mygpt.tokenization.char import CharTokenizer
+from mygpt.tokenization.base import END_OF_TEXT, IncrementalDecoder, Tokenizer, ends_of, load
+from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.ends import end_notes, find_ends
 from mygpt.tokenization.foreign import ForeignTokenizer
-from mygpt.tokenization.foreign_json import parts_of
+from mygpt.tokenization.simple import ByteTokenizer, CharTokenizer
 
 __all__ = [
     "END_OF_TEXT",
@@ -27,14 +24,9 @@ __all__ = [
     "end_notes",
     "ends_of",
     "from_state",
-    "is_lossless",
     "load_tokenizer",
+    "from_tokenizer_json",
 ]
-
-
-def is_lossless(tokenizer: Tokenizer) -> bool:
-    """Whether decoding the ids of any text gives that text: nothing is unknown or normalised."""
-    return not isinstance(tokenizer, ForeignTokenizer) or tokenizer.is_lossless
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
@@ -64,48 +56,51 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name a tokenizer's JSON file")
-    content = read_json(path)
-    if not {"chars", "model"} & set(content):
-        raise InputError(
-            f'{path} is not a tokenizer: it has neither "chars" (of a character tokenizer) nor '
-            '"model" (of a tokenizer.json)'
-        )
-    try:
+
+    def build(content: dict[str, Any]) -> Tokenizer:
         if "chars" in content:
             return CharTokenizer.from_state(content)
-        return from_tokenizer_json(content, Path(path).parent)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        if "model" in content:
+            return from_tokenizer_json(content, Path(path).parent)[0]
+        raise InputError(
+            'it is not a tokenizer: it has neither "chars" (of a character tokenizer) nor '
+            '"model" (of a tokenizer.json)'
+        )
+
+    return load(path, build)
 
 
-def from_tokenizer_json(content: dict[str, Any], folder: Path) -> Tokenizer:
+def from_tokenizer_json(
+    description: dict[str, Any],
+    folder: Path,
+    *,
+    vocab_size: int | None = None,
+    implied_end: str | None = None,
+) -> tuple[Tokenizer, list[str]]:
     """Build the tokenizer that a `tokenizer.json` describes.
 
-    It is a `BPETokenizer` if that class can represent it, else a `ForeignTokenizer`. The former
-    cannot represent tokens before every text, nor an end-of-text token other than
-    `<|endoftext|>`.
+    It is a `BPETokenizer` if that class gives the same ids for all texts, else a
+    `ForeignTokenizer`. The former cannot represent tokens before every text, an end-of-text token
+    other than `<|endoftext|>`, or ids without a token.
 
     Args:
-        content: the JSON object.
+        description: the JSON object.
         folder: the folder of the file, whose configuration files may name the end-of-text token.
+        vocab_size: V of the model; None is the tokenizer's.
+        implied_end: the end-of-text token that the tokenizer's class implies.
+
+    Returns:
+        The tokenizer, and notes for the user.
 
     Raises:
         InputError: if neither class supports it.
     """
-    check_bounds(content)
-    try:
-        bpe = BPETokenizer(content)
-    except InputError as as_bpe:
-        try:
-            return _foreign(content, folder)
-        except InputError:
-            raise as_bpe from None
-    if bpe.uses_own_rule:
-        return bpe
-    foreign = _foreign(content, folder)
-    return bpe if ends_of(foreign) == ends_of(bpe) and not foreign.beginning else foreign
-
-
-def _foreign(content: dict[str, Any], folder: Path) -> ForeignTokenizer:
-    end, others, _ = find_ends(content, parts_of(content), folder)
-    return ForeignTokenizer(content, end_of_text=end, other_ends=others)
+    end, others, notes = find_ends(description, folder, vocab_size=vocab_size, implied=implied_end)
+    foreign = ForeignTokenizer(
+        description, end_of_text=end, other_ends=others, vocab_size=vocab_size
+    )
+    if foreign.is_lossless and not foreign.beginning and not others:
+        bpe = BPETokenizer(description)
+        if (bpe.vocab_size, bpe.end_of_text) == (foreign.vocab_size, end):
+            return bpe, notes
+    return foreign, notes

@@ -1,26 +1,30 @@
-"""The `Tokenizer` protocol, and functions that the tokenizers share.
+"""What every tokenizer has: the bytes of each id, from which all decoding follows, and encoding.
 
-Letters: V vocabulary.
+Letters: V vocabulary, T tokens of a text.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.errors import InputError
+from mygpt.errors import InputError, StorageError
+from mygpt.json_objects import TOKENIZER, read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
     import torch
 
 # The token between documents. It has its own id: encoding text that spells it does not give it.
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 2**20  # characters
-LONGEST_CHARACTER = 8  # tokens: UTF-8 has at most 4 bytes, and some tokens have no bytes
+_LONGEST_CHARACTER = 8  # tokens: UTF-8 has at most 4 bytes, and some tokens have no bytes
+
+_Made = TypeVar("_Made")
 
 
 class IncrementalDecoder(Protocol):
@@ -35,49 +39,61 @@ class IncrementalDecoder(Protocol):
         ...
 
 
-class Tokenizer(Protocol):
-    """Encodes text to token ids and decodes them."""
+class Tokenizer:
+    """Encodes text to token ids and decodes them.
 
-    @property
-    def kind(self) -> str:
-        """The name of the tokenizer's class in checkpoints."""
-        ...
+    A subclass sets `kind` and `tokens`, and implements `encode_pieces`, `to_state`, `from_state`
+    and `to_json`.
+
+    Attributes:
+        kind: the name of the class in checkpoints.
+        tokens: the bytes of each id, of a control token the UTF-8 of its name; not set for an
+            imported tokenizer that decodes by other rules than concatenation.
+        control: ids that no text is encoded as.
+        end_of_text: the id between documents, or None.
+        other_ends: further ids that end a text when they are sampled; only imported tokenizers
+            have any.
+        beginning: ids that precede every text; only imported tokenizers have any.
+        is_lossless: whether decoding the ids of any text gives that text.
+    """
+
+    kind: str
+    tokens: Sequence[bytes]
+    control: frozenset[int] = frozenset()
+    end_of_text: int | None = None
+    other_ends: tuple[int, ...] = ()
+    beginning: tuple[int, ...] = ()
+    is_lossless: bool = True
 
     @property
     def vocab_size(self) -> int:
         """V, the number of ids, end-of-text included where there is one."""
-        ...
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The id between documents, or None."""
-        ...
-
-    @property
-    def other_ends(self) -> tuple[int, ...]:
-        """Further ids that end a text when they are sampled; only imported tokenizers have any."""
-        ...
-
-    @property
-    def beginning(self) -> tuple[int, ...]:
-        """Ids that precede every text; only imported tokenizers have any."""
-        ...
+        return len(self.tokens)
 
     def encode(self, text: str) -> torch.Tensor:
-        """Ids of `text`, 1-D int64, without `beginning`."""
-        ...
+        """Ids of `text`, (T,) int64, without `beginning`; a lone surrogate is an `InputError`."""
+        import torch
+
+        return torch.from_numpy(self.encode_array(text))
 
     def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
-        """Ids of `text`, a 1-D int64 array, without importing torch."""
-        ...
+        """Ids of `text`, (T,) int64, without importing torch."""
+        ids = bytearray()
+        for row in self.encode_pieces([text] if isinstance(text, bytes) else pieces_of(text)):
+            ids += row.data
+        return np.frombuffer(ids, np.int64)
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Encode a text given in pieces: the concatenated rows are `encode_array`'s ids."""
-        ...
+        raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; end-of-text shows as `<|endoftext|>`."""
-        ...
+        """The text of `ids`, (T,); bytes that are not UTF-8 become U+FFFD.
+
+        End-of-text shows as `<|endoftext|>`, other control tokens by their names.
+        """
+        data = map(self.tokens.__getitem__, check_ids(ids, self.vocab_size))
+        return b"".join(data).decode("utf-8", "replace")
 
     def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> IncrementalDecoder:
         """A new decoder for ids that arrive one at a time.
@@ -86,34 +102,56 @@ class Tokenizer(Protocol):
             continued: whether the ids continue a text whose earlier ids are unknown.
             after: the earlier ids, if they are known. The decoder then returns what `decode`
                 of all ids returns after `decode(after)`; a character that `after` leaves
-                incomplete is returned whole.
+                incomplete is returned complete.
         """
-        ...
+        decoder = _Utf8Decoder(self.tokens)
+        for token_id in after[-_LONGEST_CHARACTER:]:
+            decoder.push(token_id)
+        return decoder
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, for display."""
-        ...
+        """One token as text, for display; bytes that are not a complete character as \\xNN."""
+        check_ids([token_id], self.vocab_size)
+        return self.tokens[token_id].decode("utf-8", "backslashreplace")
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """The number of UTF-8 bytes that each id decodes to, (V,) int64; 0 for end-of-text."""
-        ...
+        """The number of UTF-8 bytes of each id, (V,) int64; 0 for control tokens."""
+        lengths = [0 if i in self.control else len(token) for i, token in enumerate(self.tokens)]
+        return np.array(lengths, np.int64)
+
+    def unknown_spans(self, text: str) -> list[tuple[int, int]]:
+        """The ranges (start, end) of characters that the tokenizer does not know, in order."""
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a `tokenizer.json` for the `tokenizers` library and transformers."""
+        raise NotImplementedError
 
     def to_state(self) -> dict[str, Any]:
         """The tokenizer's complete state as JSON values."""
-        ...
+        raise NotImplementedError
+
+
+class _Utf8Decoder:
+    """Emits each character once all of its bytes have arrived."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self._tokens = tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that are complete so far."""
+        return self._utf8.decode(self._tokens[token_id])
+
+    def finish(self) -> str:
+        """U+FFFD for an incomplete character, else the empty string."""
+        return self._utf8.decode(b"", final=True)
 
 
 def ends_of(tokenizer: Tokenizer) -> tuple[int, ...]:
     """All ids that end a text when they are sampled, `end_of_text` first."""
     end = tokenizer.end_of_text
     return (*(() if end is None else (end,)), *tokenizer.other_ends)
-
-
-def primed(decoder: IncrementalDecoder, after: Sequence[int]) -> Any:
-    """A byte-level decoder that has processed the last ids of the preceding text."""
-    for token_id in after[-LONGEST_CHARACTER:]:
-        decoder.push(token_id)
-    return decoder
 
 
 def shared_start(one: str, other: str) -> int:
@@ -147,27 +185,23 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     return values
 
 
-def require_text(text: object) -> None:
-    """Raise `InputError` unless `text` is a string."""
-    if not isinstance(text, str):
-        raise InputError(f"a text must be a string, not {type(text).__name__}")
-
-
 def pieces_of(text: str) -> Iterator[str]:
     """A text in pieces of about a million characters; no piece for the empty text."""
-    require_text(text)
+    if not isinstance(text, str):
+        raise InputError(f"a text must be a string, not {type(text).__name__}")
     return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
 
 
-def check_surrogates(text: str) -> None:
-    """Raise `InputError` for a lone surrogate, which has no encoding in UTF-8."""
+def checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
+    """The pieces of a text; `InputError` for bytes or a lone surrogate."""
     start = 0
-    for piece in pieces_of(text):
+    for piece in pieces:
         encode_strictly(piece, "utf-8", start)
+        yield str(piece)
         start += len(piece)
 
 
-def encode_strictly(piece: str, codec: str, start: int) -> bytes:
+def encode_strictly(piece: str | bytes, codec: str, start: int) -> bytes:
     """Encode a piece of text.
 
     Args:
@@ -176,9 +210,10 @@ def encode_strictly(piece: str, codec: str, start: int) -> bytes:
         start: the position of the piece in the text, for the error message.
 
     Raises:
-        InputError: for a lone surrogate.
+        InputError: for bytes, or a lone surrogate, which has no encoding.
     """
-    require_text(piece)
+    if not isinstance(piece, str):
+        raise InputError("this tokenizer needs text, not bytes: use --tokenizer byte")
     try:
         return piece.encode(codec)
     except UnicodeEncodeError as error:
@@ -186,3 +221,25 @@ def encode_strictly(piece: str, codec: str, start: int) -> bytes:
             f"text has a lone surrogate U+{ord(piece[error.start]):04X} at position "
             f"{start + error.start}: it is not a character; remove it"
         ) from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a tokenizer's file; `InputError` if there is none."""
+    return read_object(path, TOKENIZER, "is not a tokenizer's JSON")
+
+
+def load(path: str | Path, build: Callable[[dict[str, Any]], _Made]) -> _Made:
+    """What `build` makes of the JSON object in a file; an `InputError` names the file."""
+    content = read_json(path)
+    try:
+        return build(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def save(path: str | Path, text: str) -> None:
+    """Write a tokenizer's file; `StorageError` if that is not possible."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error

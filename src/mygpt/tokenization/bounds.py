@@ -8,11 +8,10 @@ and the length of the result, given the length of the text.
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mygpt.errors import InputError
+from mygpt.tokenization.library import refusals
 
 # "Usual" is the maximum in published tokenizers.
 _MOST_STEPS = 100  # of a normaliser or another part; usual: 10
@@ -29,6 +28,7 @@ _PARTS = {
     "decoder": "decoders",
     "post_processor": "processors",
 }  # parts of a tokenizer.json, and the key of the steps in a part of type Sequence
+_INSERTED = ("prepend", "content", "prefix", "suffix", "replacement", "word_delimiter_token")
 
 
 def check_bounds(description: dict[str, Any]) -> None:
@@ -36,49 +36,58 @@ def check_bounds(description: dict[str, Any]) -> None:
 
     Other errors in the file are not checked here: the library refuses them.
     """
-    steps = {part: _steps(part, description.get(part)) for part in _PARTS}
-    for part in ("normalizer", "decoder"):
-        _check_growth(part, steps[part])
-    for part, own in steps.items():
-        for step in own:
+    for part in _PARTS:
+        steps = _steps(part, description.get(part))
+        if part in ("normalizer", "decoder"):
+            _check_growth(part, steps)
+        for step in steps:
             _check_step(part, step)
-    added = description.get("added_tokens")
-    listed = added if isinstance(added, list) else []
-    names = [token.get("content") for token in listed if isinstance(token, dict)]
-    if len(names) > _MOST_ADDED or sum(map(_length, names)) > _MOST_ADDED_CHARACTERS:
-        raise _refused(
-            f"has {len(names):,} added tokens, more than the limits of {_MOST_ADDED:,} tokens and "
-            f"{_MOST_ADDED_CHARACTERS:,} characters"
-        )
-    _check_lengths(names)
+    added = [token.get("content") for token in _objects(description.get("added_tokens"))]
+    _limit("added tokens", len(added), _MOST_ADDED)
+    _limit("characters in added tokens", sum(map(_length, added)), _MOST_ADDED_CHARACTERS)
     model = description.get("model")
-    if isinstance(model, dict):
-        _check_model(model)
+    if not isinstance(model, dict):
+        return
+    longest = model.get("max_input_chars_per_word")
+    if isinstance(longest, int):
+        _limit("characters per word (max_input_chars_per_word)", longest, _LONGEST_WORD)
+    vocab = model.get("vocab")
+    names = list(vocab) if isinstance(vocab, dict) else []
+    if isinstance(vocab, list):  # Unigram: pairs of a token and its log-probability
+        names = [pair[0] for pair in vocab if isinstance(pair, list) and pair]
+    _limit("characters in a token", max(map(_length, names + added), default=0), _LONGEST_TOKEN)
 
 
 def _refused(what: str) -> InputError:
     return InputError(f"the tokenizer {what}: the file is damaged or malicious; use another one")
 
 
+def _limit(what: str, found: int, most: int) -> None:
+    if found > most:
+        raise _refused(f"has {found!s:.20} {what}, more than the limit of {most:,}")
+
+
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, str) else 0
 
 
-def _steps(part: str, whole: Any) -> list[dict[str, Any]]:
+def _objects(values: Any) -> list[dict[str, Any]]:
+    """The JSON objects in a list; empty for any other value."""
+    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
+
+
+def _steps(part: str, content: Any) -> list[dict[str, Any]]:
     """The steps of a part, with nested sequences flattened."""
     found: list[dict[str, Any]] = []
-    waiting = [whole]
+    waiting = _objects([content])
     while waiting:
         step = waiting.pop()
-        if not isinstance(step, dict):
-            continue
         inner = step.get(_PARTS[part])
         if step.get("type") == "Sequence" and isinstance(inner, list):
-            waiting += reversed(inner)
+            waiting += reversed(_objects(inner))
         else:
             found.append(step)
-        if len(found) + len(waiting) > _MOST_STEPS:
-            raise _refused(f"has a {part} of more than {_MOST_STEPS} steps")
+        _limit(f"steps or more in its {part}", len(found) + len(waiting), _MOST_STEPS)
     return found
 
 
@@ -98,18 +107,16 @@ def _check_growth(part: str, steps: list[dict[str, Any]]) -> None:
 
 def _replacement(step: dict[str, Any]) -> tuple[float, str, str | None]:
     """A step's growth factor, the text it inserts, and the text it replaces (None: any text)."""
-    kind = step.get("type")
-    if kind == "ByteLevel":  # a non-ASCII character becomes one character per byte
+    if step.get("type") == "ByteLevel":  # a non-ASCII character becomes one character per byte
         return 4.0, "", None
-    if kind != "Replace":
-        return 1.0, "", ""
     content, pattern = step.get("content"), step.get("pattern")
-    if not isinstance(content, str) or not isinstance(pattern, dict):
+    if step.get("type") != "Replace" or not isinstance(content, str):
         return 1.0, "", ""
-    literal = pattern.get("String")
+    if not isinstance(pattern, dict):
+        return 1.0, "", ""
+    literal, regex = pattern.get("String"), pattern.get("Regex")
     if isinstance(literal, str) and literal:
         return max(1.0, len(content) / len(literal)), content, literal
-    regex = pattern.get("Regex")
     empty = not isinstance(regex, str) or _matches_nothing(regex)
     return float(max(1, len(content) + empty)), content, None
 
@@ -117,8 +124,6 @@ def _replacement(step: dict[str, Any]) -> tuple[float, str, str | None]:
 def _matches_nothing(regex: str) -> bool:
     """Whether a pattern matches the empty string; True if it is too long to test."""
     from tokenizers import Regex, normalizers
-
-    from mygpt.tokenization.tokenizer_json import refusals
 
     if len(regex) > _LONGEST_REGEX:
         return True
@@ -128,18 +133,12 @@ def _matches_nothing(regex: str) -> bool:
 
 
 def _check_step(part: str, step: dict[str, Any]) -> None:
-    kind = step.get("type")
-    for name in ("prepend", "content", "prefix", "suffix", "replacement", "word_delimiter_token"):
-        if _length(step.get(name)) > _LONGEST_TEXT:
-            raise _refused(
-                f"has a {part} that inserts {_length(step[name]):,} characters, more than "
-                f"{_LONGEST_TEXT:,}"
-            )
+    for name in _INSERTED:
+        _limit(f"characters inserted by a {part}", _length(step.get(name)), _LONGEST_TEXT)
     pattern = step.get("pattern")
-    if isinstance(pattern, dict) and max(map(_length, pattern.values()), default=0) > (
-        _LONGEST_REGEX
-    ):
-        raise _refused(f"has a {part} with a pattern of more than {_LONGEST_REGEX:,} characters")
+    longest = max(map(_length, pattern.values()), default=0) if isinstance(pattern, dict) else 0
+    _limit(f"characters in a pattern of its {part}", longest, _LONGEST_REGEX)
+    kind = step.get("type")
     if kind == "FixedLength" and step.get("length") == 0:
         raise _refused("splits text into words of length 0")
     if kind == "Precompiled":
@@ -155,53 +154,22 @@ def _check_charsmap(table: Any) -> None:
     """
     try:
         data = base64.b64decode(table) if isinstance(table, str) else b""
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise _refused("has a normalizer whose table cannot be read") from None
-    texts = data[4 + int.from_bytes(data[:4], "little") :]
-    if max(map(len, texts.split(b"\0")), default=0) > 4 * _MOST_GROWTH:
-        raise _refused(f"has a normalizer that makes texts more than {_MOST_GROWTH} times as long")
+    texts = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
+    _limit("bytes in a text that replaces a character", max(map(len, texts)), 4 * _MOST_GROWTH)
 
 
 def _check_template(step: dict[str, Any]) -> None:
     """Refuse templates that insert a text twice, or many tokens around it."""
     special = step.get("special_tokens")
-    ids = {
-        name: len(token["ids"])
-        for name, token in (special.items() if isinstance(special, dict) else ())
-        if isinstance(token, dict) and isinstance(token.get("ids"), list)
-    }
-    for pieces in (step.get("single"), step.get("pair")):
-        found = [p for p in pieces if isinstance(p, dict)] if isinstance(pieces, list) else []
-        put = sum(ids.get(name, 0) for name in _special_names(found))
-        if len(found) > _MOST_AROUND or put > _MOST_AROUND:
-            raise _refused(f"adds more than {_MOST_AROUND:,} tokens around a text")
-        texts = [str(p["Sequence"])[:99] for p in found if "Sequence" in p]
+    tokens = special if isinstance(special, dict) else {}
+    for side in ("single", "pair"):
+        pieces = _objects(step.get(side))
+        named = _objects([piece.get("SpecialToken") for piece in pieces])
+        put = _objects([tokens.get(str(name.get("id"))) for name in named])
+        ids = sum(len(token["ids"]) for token in put if isinstance(token.get("ids"), list))
+        _limit("tokens around a text", max(len(pieces), ids), _MOST_AROUND)
+        texts = [str(piece["Sequence"])[:99] for piece in pieces if "Sequence" in piece]
         if len(set(texts)) < len(texts):
             raise _refused("inserts a text twice")
-
-
-def _special_names(pieces: list[dict[str, Any]]) -> Iterator[str]:
-    for piece in pieces:
-        token = piece.get("SpecialToken")
-        if isinstance(token, dict) and isinstance(token.get("id"), str):
-            yield token["id"]
-
-
-def _check_model(model: dict[str, Any]) -> None:
-    longest = model.get("max_input_chars_per_word")
-    if isinstance(longest, int) and longest > _LONGEST_WORD:
-        raise _refused(
-            f"tries words of up to max_input_chars_per_word={longest!s:.20}, more than "
-            f"{_LONGEST_WORD:,}"
-        )
-    vocab = model.get("vocab")
-    if isinstance(vocab, dict):
-        _check_lengths(vocab)
-    elif isinstance(vocab, list):
-        _check_lengths(pair[0] for pair in vocab if isinstance(pair, list) and pair)
-
-
-def _check_lengths(names: Iterable[Any]) -> None:
-    longest = max(map(_length, names), default=0)
-    if longest > _LONGEST_TOKEN:
-        raise _refused(f"has a token of {longest:,} characters, more than {_LONGEST_TOKEN:,}")

@@ -7,10 +7,9 @@ takes a fifth of the library's time, and each distinct word is merged only once.
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.errors import InputError, StorageError
-from mygpt.json_objects import TOKENIZER, read_object
-from mygpt.tokenization.base import END_OF_TEXT, check_ids, encode_strictly, pieces_of, primed
+from mygpt.errors import InputError
+from mygpt.tokenization import base
+from mygpt.tokenization.base import END_OF_TEXT, Tokenizer, checked
+from mygpt.tokenization.library import encoding, refusals
 from mygpt.tokenization.tokenizer_json import (
-    BRIEF,
-    CANNOT_ENCODE,
+    BYTE_LEVEL,
+    OWN_RULE,
     SYMBOLS,
-    Contents,
+    ByteLevel,
+    bpe_model,
     build,
+    byte_tokens,
     check,
     describe,
-    library_ids,
-    refusals,
+    to_symbols,
 )
 from mygpt.tokenization.words import WordSplitter, in_blocks
 
 if TYPE_CHECKING:
-    import torch
+    import tokenizers
 
 SMALLEST = 257  # all bytes, and end-of-text
 LARGEST = 2**20
@@ -45,7 +46,7 @@ _LETTER_AND_SPACE = re.compile(r"[^\W\d_] ")
 _CHUNK = 2**16  # characters, at least, that the library encodes in one call
 
 
-class BPETokenizer:
+class BPETokenizer(Tokenizer):
     """Byte-level BPE.
 
     Args:
@@ -56,20 +57,15 @@ class BPETokenizer:
     """
 
     kind = "bpe"
-    beginning: tuple[int, ...] = ()
-    other_ends: tuple[int, ...] = ()
 
     def __init__(self, description: dict[str, Any]) -> None:
-        contents = check(description)
         self._description = description
-        self._contents: Contents = contents
-        self.end_of_text = contents.end_of_text
-        self._library = build(description)
-        for number, text in contents.added.items():
-            if self._library.token_to_id(text) != number:
-                raise InputError(f"the tokenizer's added token {text!r:.40} is not id {number}")
-        self._splitter = WordSplitter()
-        self._words = _Words(self._library.model)
+        contents = check(description)
+        library = build(description)
+        self.tokens = byte_tokens(description, library.get_vocab_size())
+        self.control, self.end_of_text = contents.control, contents.end_of_text
+        self.uses_own_rule = contents.own_rule
+        self.encoder = WordEncoder(contents, library)
 
     @classmethod
     def train(cls, pieces: Iterable[str | bytes], vocab_size: int) -> BPETokenizer:
@@ -86,8 +82,7 @@ class BPETokenizer:
             InputError: if the size is outside that range, a piece is bytes, or the text has a
                 lone surrogate.
         """
-        whole = isinstance(vocab_size, int) and not isinstance(vocab_size, bool)
-        if not whole or not SMALLEST <= vocab_size <= LARGEST:
+        if type(vocab_size) is not int or not SMALLEST <= vocab_size <= LARGEST:
             raise InputError(
                 f"vocab_size={vocab_size!r} must be an integer from {SMALLEST:,} (all bytes, and "
                 f"end-of-text) to {LARGEST:,}: 4096 suits a few megabytes of text"
@@ -104,69 +99,22 @@ class BPETokenizer:
         library = Tokenizer(models.BPE())
         library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         with refusals("the tokenizers library could not train on this text", quiet=False):
-            library.train_from_iterator(_sample(_checked(pieces)), trainer)
-        model = json.loads(library.to_str())["model"]
-        ranked = sorted(model["vocab"], key=model["vocab"].__getitem__)
-        return cls(describe(ranked[SMALLEST:], model["merges"]))
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of ids, end-of-text included."""
-        return len(self._contents.tokens)
-
-    @property
-    def uses_own_rule(self) -> bool:
-        """Whether text is split into words by the rule in `words.py`."""
-        return self._contents.own_rule
-
-    def encode(self, text: str) -> torch.Tensor:
-        """Ids of `text`, a 1-D int64 tensor; a lone surrogate is an `InputError`."""
-        import torch
-
-        return torch.from_numpy(self.encode_array(text))
-
-    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
-        """Ids of `text`, a 1-D int64 array; a lone surrogate is an `InputError`."""
-        rows = list(self.encode_pieces([text] if isinstance(text, bytes) else pieces_of(text)))
-        return np.concatenate(rows) if rows else np.empty(0, np.int64)
+            library.train_from_iterator(_sample(checked(pieces)), trainer)
+        learned = json.loads(library.to_str())["model"]
+        ranked = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+        model = bpe_model([*SYMBOLS, END_OF_TEXT, *ranked[SMALLEST:]], learned["merges"])
+        return cls(describe(model, OWN_RULE, BYTE_LEVEL, end_of_text=256))
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Encode a text given in pieces; the ids do not depend on where it is split.
 
         Yields several rows, or one row if the tokenizer's rule for words is not known here.
         """
-        texts = _checked(pieces)
-        if self._contents.own_rule:
-            for words in self._splitter.split_pieces(texts):
-                ids = chain.from_iterable(map(self._words.__getitem__, words))
-                yield np.fromiter(ids, np.int64)
-            return
-        for text in _chunks(texts) if self._contents.splits_at_spaces else ["".join(texts)]:
-            with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
-                found = library_ids(self._library, text)
-            yield np.array(found, np.int64)
+        return self.encoder.encode_pieces(pieces)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        decoder = self.decoder()
-        text = "".join([decoder.push(i) for i in check_ids(ids, self.vocab_size)])
-        return text + decoder.finish()
-
-    def decoder(self, *, continued: bool = False, after: Sequence[int] = ()) -> _BPEDecoder:
-        """A decoder for ids that arrive one at a time; see `Tokenizer.decoder`."""
-        found: _BPEDecoder = primed(_BPEDecoder(self._contents), after)
-        return found
-
-    def token_text(self, token_id: int) -> str:
-        """One token as text; bytes that are not a complete character as \\xNN."""
-        check_ids([token_id], self.vocab_size)
-        return self._contents.tokens[token_id].decode("utf-8", "backslashreplace")
-
-    def byte_lengths(self) -> NDArray[np.int64]:
-        """The number of UTF-8 bytes of each id, (V,) int64; 0 for control tokens."""
-        control = self._contents.control
-        lengths = [0 if i in control else len(t) for i, t in enumerate(self._contents.tokens)]
-        return np.array(lengths, dtype=np.int64)
+    def to_json(self) -> dict[str, Any]:
+        """The content of the `tokenizer.json`."""
+        return self._description
 
     def to_state(self) -> dict[str, Any]:
         """The tokenizer's complete state as JSON values."""
@@ -181,25 +129,37 @@ class BPETokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json`, which the `tokenizers` library and transformers load."""
-        text = json.dumps(self._description, ensure_ascii=False, indent=1)
-        try:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        base.save(path, json.dumps(self._description, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> BPETokenizer:
         """Read a `tokenizer.json`; `InputError` if it is not byte-level BPE."""
-        description = read_json(path)
-        try:
-            return cls(description)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+        return base.load(path, cls)
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a tokenizer's file; `InputError` if there is none."""
-    return read_object(path, TOKENIZER, "is not a tokenizer's JSON")
+class WordEncoder:
+    """Encodes text by byte-level BPE, in parts that do not depend on the text around them.
+
+    Args:
+        contents: of the `tokenizer.json`.
+        library: the library's tokenizer of it.
+    """
+
+    def __init__(self, contents: ByteLevel, library: tokenizers.Tokenizer) -> None:
+        self._contents, self._library = contents, library
+        self._splitter = WordSplitter()
+        self._words = _Words(library.model)
+
+    def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
+        """Rows of ids, (T,) int64, of words; of chunks; or of the complete text."""
+        texts = checked(pieces)
+        if self._contents.own_rule:
+            for words in self._splitter.split_pieces(texts):
+                ids = chain.from_iterable(map(self._words.__getitem__, words))
+                yield np.fromiter(ids, np.int64)
+            return
+        for text in _chunks(texts) if self._contents.splits_at_spaces else ["".join(texts)]:
+            yield np.array(encoding(self._library, text).ids, np.int64)
 
 
 class _Words(dict[str, list[int]]):
@@ -212,34 +172,15 @@ class _Words(dict[str, list[int]]):
     def __missing__(self, word: str) -> list[int]:
         if len(self) >= _MOST_WORDS:
             self.clear()
-        self[word] = ids = [token.id for token in self._model.tokenize(_in_symbols(word))]
+        self[word] = ids = [token.id for token in self._model.tokenize(to_symbols(word))]
         return ids
 
 
-_SYMBOL_OF_BYTE = dict(enumerate(SYMBOLS))
-
-
-def _in_symbols(word: str) -> str:
-    """A word's bytes in GPT-2's alphabet of 256 printable characters."""
-    return word.encode("utf-8").decode("latin-1").translate(_SYMBOL_OF_BYTE)
-
-
-def _checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
-    """Yield the pieces; raise `InputError` for bytes or a lone surrogate."""
-    start = 0
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            raise InputError("a BPE tokenizer needs text, not bytes: use --tokenizer byte")
-        encode_strictly(piece, "utf-8", start)
-        yield piece
-        start += len(piece)
-
-
 class _Symbols(dict[str, str]):
-    """A cache from word to `_in_symbols(word)`."""
+    """A cache from word to `to_symbols(word)`."""
 
     def __missing__(self, word: str) -> str:
-        self[word] = symbols = _in_symbols(word)
+        self[word] = symbols = to_symbols(word)
         return symbols
 
 
@@ -270,22 +211,3 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
         waiting = waiting[begin:]
     if waiting:
         yield waiting
-
-
-class _BPEDecoder:
-    def __init__(self, contents: Contents) -> None:
-        self._contents = contents
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """The characters that are complete so far."""
-        data = self._contents.tokens[token_id]
-        if token_id in self._contents.control:
-            rest = self.finish()
-            self._utf8.reset()
-            return rest + data.decode("utf-8")
-        return self._utf8.decode(data)
-
-    def finish(self) -> str:
-        """U+FFFD for an incomplete character, else the empty string."""
-        return self._utf8.decode(b"", final=True)

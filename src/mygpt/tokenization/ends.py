@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization.base import END_OF_TEXT, Tokenizer
 from mygpt.tokenization.bpe import BPETokenizer
-from mygpt.tokenization.foreign_json import Parts, is_single_character, special_ids, suffix_ids
+from mygpt.tokenization.tokenizer_json import (
+    is_single_character,
+    names_of,
+    special_ids,
+    suffix_ids,
+)
 
 # Files that name the end-of-text token by its text, and by its id.
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _BY_ID = ("generation_config.json", "config.json")
 # Its names in families of models, tried if no configuration file is there.
-_NAMES = (
+END_NAMES = (
     END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "[EOS]", "[SEP]",
 )  # fmt: skip
 
@@ -36,7 +41,6 @@ class Ends(NamedTuple):
 
 def find_ends(
     description: dict[str, Any],
-    parts: Parts,
     folder: Path,
     *,
     vocab_size: int | None = None,
@@ -51,24 +55,19 @@ def find_ends(
 
     Args:
         description: the tokenizer.json.
-        parts: its parsed contents.
         folder: the folder of the configuration files.
         vocab_size: V of the model. config.json is then read too, and an id without a token may
             end texts. None if there is no model.
         implied: the token that the tokenizer's class implies.
     """
-    search = _Search(parts.names, special_ids(description), folder, vocab_size or 0)
+    search = _Search(description, folder, vocab_size or 0)
     end = search.by_text()
     for file in _BY_ID[: 1 if vocab_size is None else 2]:
         if (found := search.by_id(file, end)) is not None:
             return found
     if end is None:
-        behind = map(parts.names.get, suffix_ids(description))
-        end = search.by_name([implied, *behind, *_NAMES])
-    if end is None:
-        search.notes.append(
-            "no token ends a text: the model generates until a limit or a stop string"
-        )
+        appended = map(search.names.get, suffix_ids(description))
+        end = search.by_name([implied, *appended, *END_NAMES])
     return Ends(end, (), search.notes)
 
 
@@ -76,78 +75,76 @@ class _Search:
     """Searches for the tokens that end a text, and collects notes.
 
     Args:
-        names: the token of each id.
-        special: ids of special tokens.
+        description: the tokenizer.json.
         folder: the folder of the configuration files.
         vocab_size: ids without a token are usable below it.
     """
 
-    def __init__(
-        self, names: dict[int, str], special: set[int], folder: Path, vocab_size: int
-    ) -> None:
+    def __init__(self, description: dict[str, Any], folder: Path, vocab_size: int) -> None:
         self.notes: list[str] = []
-        self._names, self._special = names, special
+        self.names, self._special = names_of(description), special_ids(description)
         self._folder, self._vocab_size = folder, vocab_size
-        self._ids = {name: number for number, name in names.items()}
+        self._ids = {name: number for number, name in self.names.items()}
 
     def by_text(self) -> int | None:
         """The end-of-text id from the file that names the token by its text."""
-        end = None
         # As transformers does, the older file comes first unless the newer one lists added tokens.
-        listing = "added_tokens_decoder" in _optional(self._folder / _CONFIG)
+        listing = "added_tokens_decoder" in read_settings(self._folder / _CONFIG)
         for file in (_CONFIG, _MAP) if listing else (_MAP, _CONFIG):
-            token = _optional(self._folder / file).get("eos_token")
+            token = read_settings(self._folder / file).get("eos_token")
             name = token.get("content") if isinstance(token, dict) else token
-            if end is not None or not isinstance(name, str):
-                continue
-            if self._is_usable(self._ids.get(name)):
-                end = self._ids[name]
-            else:
-                what = "an ordinary character" if name in self._ids else "not in the vocabulary"
-                self.notes.append(f"{file} ends texts with {name!r:.40}, which is {what}: ignored")
-        return end
+            if isinstance(name, str):
+                if self._is_usable(self._ids.get(name)):
+                    return self._ids[name]
+                self._ignore(file, name)
+        return None
 
     def by_id(self, file: str, end: int | None) -> Ends | None:
         """The ids in a file, of which the first is the end of text unless that is `end`.
 
         None if the file has no usable id.
         """
-        found = _optional(self._folder / file).get("eos_token_id")
+        found = read_settings(self._folder / file).get("eos_token_id")
         listed = found if isinstance(found, list) else [] if found is None else [found]
         usable = list(dict.fromkeys(number for number in listed if self._is_usable(number)))
         if not usable:
             if listed and end is None:
-                what = f"{listed!r:.60}, not a special token"
-                self.notes.append(f"{file} ends texts with {what}: ignored")
+                self._ignore(file, listed)
             return None
-        named = [number for number in usable if number in self._names]
+        named = [number for number in usable if number in self.names]
         if end is None and named:
             end = named[0]
-            self.notes.append(f"texts end with {self._names[end]!r:.40}, id {end}, from {file}")
+            self.notes.append(f"texts end with {self.names[end]!r:.40}, id {end}, from {file}")
         others = tuple(number for number in usable if number != end)
         if others:
-            shown = ", ".join(repr(self._names.get(n, n)) for n in others[:8])
+            shown = ", ".join(repr(self.names.get(n, n)) for n in others[:8])
             verb = "end" + "s" * (len(others) == 1)
             self.notes.append(f"{shown:.120} in {file} also {verb} a text")
         return Ends(end, others, self.notes)
 
-    def by_name(self, names: Sequence[str | None]) -> int | None:
+    def by_name(self, names: Iterable[str | None]) -> int | None:
         """The id of the first of these names that is a special token's."""
         for name in names:
             if name is not None and self._ids.get(name) in self._special:
+                end = self._ids[name]
                 if name != END_OF_TEXT:
-                    end = f"{name!r:.40}, id {self._ids[name]}"
-                    self.notes.append(f"texts end with {end}, chosen by its name")
-                return self._ids[name]
+                    self.notes.append(f"texts end with {name!r:.40}, id {end}, chosen by its name")
+                return end
+        self.notes.append(
+            "no token ends a text: the model generates until a limit or a stop string"
+        )
         return None
+
+    def _ignore(self, file: str, value: object) -> None:
+        self.notes.append(f"{file} ends texts with {value!r:.60}, not a special token: ignored")
 
     def _is_usable(self, number: object) -> bool:
         """Whether an id is a special token, has more than one character, or is a free row."""
         if type(number) is not int or number < 0:
             return False
-        if number not in self._names:
+        if number not in self.names:
             return number < self._vocab_size
-        return number in self._special or not is_single_character(self._names[number])
+        return number in self._special or not is_single_character(self.names[number])
 
 
 def end_notes(tokenizer: Tokenizer) -> list[str]:
@@ -168,5 +165,6 @@ def end_notes(tokenizer: Tokenizer) -> list[str]:
     return [f"the tokenizer's {name!r} (id {tokenizer.end_of_text}) ends documents{begun}"]
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object of a settings file; empty if there is no such file."""
     return read_object(path, TOKENIZER_SETTINGS) if path.is_file() else {}

@@ -1,38 +1,49 @@
-"""Any tokenizer that the `tokenizers` library reads, with the `Tokenizer` protocol.
+"""Any tokenizer that the `tokenizers` library reads.
 
 It is used for an imported model whose tokenizer `BPETokenizer` cannot represent: character merges
 with byte fallback (Llama 2), Unigram, WordPiece, normalisers, another end-of-text token, or more
 rows in the model than there are tokens. The library encodes and decodes; this class ensures that
 text never becomes a control token.
+
+The library decodes a list of tokens at once. For incremental decoding there are three cases: tokens
+are bytes; tokens are text that does not depend on later tokens; or it may depend on them, and then
+nothing is emitted before the end.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.errors import InputError, require_int
-from mygpt.tokenization.base import (
-    IncrementalDecoder,
-    check_ids,
-    encode_strictly,
-    ends_of,
+from mygpt.tokenization.base import IncrementalDecoder, Tokenizer, check_ids, checked, shared_start
+from mygpt.tokenization.bpe import WordEncoder
+from mygpt.tokenization.library import encoding, refusals
+from mygpt.tokenization.tokenizer_json import (
+    Contents,
+    byte_tokens,
+    check,
+    parse,
+    prefix_ids,
+    special_ids,
 )
-from mygpt.tokenization.bpe import BPETokenizer
-from mygpt.tokenization.foreign_decoding import TokenDecoding
-from mygpt.tokenization.foreign_json import parts_of, prefix_ids, special_ids
-from mygpt.tokenization.tokenizer_json import BRIEF, CANNOT_ENCODE, library_ids, refusals
 
-if TYPE_CHECKING:
-    import torch
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser accepts a sign
+# A token decoded together with others, so that these are not at the beginning or end of the text.
+_ANCHOR = "x"
+_CONTEXT = 64  # preceding tokens that are decoded again
+# Decoder steps that decode each token independently of its neighbours, apart from byte tokens.
+_LOCAL = {"Replace", "Metaspace", "ByteFallback", "WordPiece", "Strip"}
 
 
-class ForeignTokenizer:
+class ForeignTokenizer(Tokenizer):
     """An imported tokenizer.
 
     Text that spells a control token is encoded as ordinary text, and encoding adds no tokens; the
@@ -61,76 +72,98 @@ class ForeignTokenizer:
         other_ends: Iterable[int] = (),
         vocab_size: int | None = None,
     ) -> None:
-        self.end_of_text, self.other_ends = end_of_text, tuple(other_ends)
-        self._parts = parts_of(description, end_of_text, self.other_ends)
         self._description = description
-        self.beginning = prefix_ids(description, self._parts)
-        least = max(self._parts.names) + 1
-        self.vocab_size = _checked_size(least if vocab_size is None else vocab_size, least)
-        for number in self.other_ends:
-            if type(number) is not int or not 0 <= number < self.vocab_size:
-                raise InputError(
-                    f"other_ends contains {number!r:.40}: ids run from 0 to {self.vocab_size - 1:,}"
-                )
-        self._is_control = np.zeros(self.vocab_size, bool)
-        self._is_control[list(self._parts.control)] = True
-        ends = {number for number in ends_of(self) if number in self._parts.names}
-        self._bpe = _as_bpe(description, ends)
-        self._decoding = TokenDecoding(self._parts)
+        self.end_of_text, self.other_ends = end_of_text, tuple(other_ends)
+        self._contents = contents = parse(description, end_of_text, self.other_ends)
+        self._names, self.control = contents.names, contents.control
+        least = max(self._names) + 1
+        self._size = least if vocab_size is None else vocab_size
+        require_int("vocab_size", self._size, least=1)
+        if self._size < least:
+            raise InputError(
+                f"the tokenizer has ids up to {least - 1:,}, but the model only {self._size:,} "
+                "rows: use the tokenizer that belongs to the model"
+            )
+        self.beginning = tuple(prefix_ids(description))
+        wrong = [number for number in self.beginning if number not in self._names]
+        wrong += [n for n in self.other_ends if type(n) is not int or not 0 <= n < self._size]
+        if wrong:
+            raise InputError(
+                f"the id {wrong[0]!r:.40} in its post_processor or other_ends has no token: ids "
+                f"run from 0 to {self._size - 1:,}"
+            )
+        self._decoding = TokenDecoding(contents)
+        if self._decoding.in_bytes:
+            self.tokens = byte_tokens(description, self._size)
+        self._encoder = self._word_encoder()
+        self.is_lossless = self._encoder is not None
 
-    def encode(self, text: str) -> torch.Tensor:
-        """Ids of `text`, a 1-D int64 tensor; a lone surrogate is an `InputError`."""
-        import torch
+    def _word_encoder(self) -> WordEncoder | None:
+        """The encoder of a `BPETokenizer` if it gives the same ids; it encodes piece by piece."""
+        ends = {number for number in (self.end_of_text, *self.other_ends) if number in self._names}
+        if not ends <= special_ids(self._description):
+            return None
+        try:
+            return WordEncoder(check(self._description), self._contents.library)
+        except InputError:
+            return None
 
-        return torch.from_numpy(self.encode_array(text))
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of ids."""
+        return self._size
 
-    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
-        """Ids of `text`, a 1-D int64 array; a lone surrogate is an `InputError`."""
-        return np.concatenate([np.empty(0, np.int64), *self.encode_pieces([text])])
+    def _bytes_of(self, token_id: int) -> bytes:
+        """The bytes of an id within a text; empty for an id without a token."""
+        if self._decoding.in_bytes:
+            return self.tokens[token_id]
+        name = self._names.get(token_id, "")
+        if not name or token_id in self.control:
+            return name.encode()
+        return self._decoding.bytes_of(name)
+
+    # --- encoding --------------------------------------------------------------------------
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Encode a text given in pieces.
 
-        Yields one row, since the library needs the whole text; but several rows if a
+        Yields one row, since the library needs the complete text; but several rows if a
         `BPETokenizer` encodes in the same way.
         """
-        if self._bpe is not None:
-            yield from self._bpe.encode_pieces(pieces)
+        if self._encoder is not None:
+            yield from self._encoder.encode_pieces(pieces)
             return
-        text = "".join(_checked(pieces))
-        with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
-            found = library_ids(self._parts.library, text)
-        ids = np.array(found, np.int64)
-        wrong = ids[self._is_control[ids]]
-        if len(wrong):
+        ids = self._encoding("".join(checked(pieces))).ids
+        wrong = self.control.intersection(ids)
+        if wrong:
             raise InputError(
                 "this tokenizer encodes part of the text as the control token "
-                f"{self._parts.names[int(wrong[0])]!r:.40}: remove characters that are not in its "
+                f"{self._names[min(wrong)]!r:.40}: remove characters that are not in its "
                 "vocabulary"
             )
-        yield ids
+        yield np.array(ids, np.int64)
 
-    @property
-    def is_lossless(self) -> bool:
-        """Whether decoding the ids of any text gives that text."""
-        return self._bpe is not None
+    def _encoding(self, text: str, *, offsets: bool = False) -> Any:
+        return encoding(self._contents.library, text, offsets=offsets)
 
     def chars_of_first(self, text: str, count: int) -> tuple[int, int]:
         """The number of characters that a text's first `count` ids cover, and its number of ids.
 
         Characters that the tokenizer drops count as part of the next token.
         """
-        encoding = self._encoded(text)
-        if count >= len(encoding):
-            return len(text), len(encoding)
-        place = encoding.token_to_chars(count - 1) if count > 0 else None
-        return 0 if place is None else place[1], len(encoding)
+        found = self._encoding(text, offsets=True)
+        if count >= len(found):
+            return len(text), len(found)
+        place = found.token_to_chars(count - 1) if count > 0 else None
+        return 0 if place is None else place[1], len(found)
+
+    # --- unknown text ----------------------------------------------------------------------
 
     @cached_property
     def unknown_id(self) -> int | None:
         """The id of the unknown token; None if there is none."""
-        names = self._parts.names
-        return next((n for n, name in names.items() if name == self._parts.unknown), None)
+        unknown = self._contents.unknown
+        return next((number for number, name in self._names.items() if name == unknown), None)
 
     @cached_property
     def falls_back_to_characters(self) -> bool:
@@ -144,38 +177,50 @@ class ForeignTokenizer:
         """Whether a single character is encoded as nothing or as the unknown token.
 
         False for white space, control and format characters, which many tokenizers drop, and for
-        tokenizers without character fallback, which encode whole words only.
+        tokenizers without character fallback, which encode complete words only.
         """
         if char.isspace() or unicodedata.category(char) in ("Cc", "Cf"):
             return False
         try:
-            ids = self._encoded(char).ids
+            ids = self._encoding(char).ids
         except InputError:  # it raises for unknown characters
             return False
         if self.unknown_id in ids:
             return self.falls_back_to_characters
-        known = b"".join(self._decoding.bytes_of(self._parts.names[i]) for i in ids).strip()
+        known = b"".join(map(self._bytes_of, ids)).strip()
         if not self._decoding.in_bytes:
             return not known
-        changed = self._parts.library.normalizer
-        whole = char if changed is None else changed.normalize_str(char)
-        return len(known) < len(whole.strip().encode())
+        changed = self._contents.library.normalizer
+        written = char if changed is None else changed.normalize_str(char)
+        return len(known) < len(written.strip().encode())
 
     def unknown_spans(self, text: str) -> list[tuple[int, int]]:
+        """The ranges (start, end) of unknown characters and words, in order; none overlap."""
+        if self.is_lossless:
+            return []
+        lost = set(filter(self.cannot_encode, set(text)))
+        dropped = {(n, n + 1) for n, char in enumerate(text) if char in lost}
+        spans: list[tuple[int, int]] = []
+        for start, end in sorted(dropped.union(self.unknown_token_spans(text))):
+            reached = spans[-1][1] if spans else 0
+            if end > reached:
+                spans.append((max(start, reached), end))
+        return spans
+
+    def unknown_token_spans(self, text: str) -> list[tuple[int, int]]:
         """The ranges (start, end) of characters that are encoded as the unknown token."""
-        encoding, unknown = self._encoded(text), self.unknown_id
-        places = [n for n, number in enumerate(encoding.ids) if number == unknown]
-        spans = map(encoding.token_to_chars, places)
+        found, unknown = self._encoding(text, offsets=True), self.unknown_id
+        places = [n for n, number in enumerate(found.ids) if number == unknown]
+        spans = map(found.token_to_chars, places)
         return [span for span in spans if span is not None and span[0] < span[1]]
 
-    def _encoded(self, text: str) -> Any:
-        """The library's `Encoding` of a text, with each token's position in it."""
-        with refusals(CANNOT_ENCODE, quiet=len(text) < BRIEF):
-            return self._parts.library.encode(text, add_special_tokens=False)
+    # --- decoding --------------------------------------------------------------------------
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, decoded by the library; control tokens appear by their names."""
-        names = self._parts.names
+        """The text of `ids`, as the library decodes it; control tokens appear by their names."""
+        if self._decoding.in_bytes:
+            return super().decode(ids)
+        names = self._names
         return self._decoding.text(
             [names[i] for i in check_ids(ids, self.vocab_size) if i in names]
         )
@@ -186,15 +231,14 @@ class ForeignTokenizer:
         The preceding ids matter: some tokenizers drop the space before a text's first word, some
         add a space after each word but the last.
         """
+        if self._decoding.in_bytes:
+            return super().decoder(continued=continued, after=after)
         return self._decoding.decoder(continued=continued, after=after)
 
     def token_text(self, token_id: int) -> str:
         """One token as text, as within a text; bytes that are not a character as \\xNN."""
         check_ids([token_id], self.vocab_size)
-        name = self._parts.names.get(token_id, "")
-        if token_id in self._parts.control or not name:
-            return name
-        return self._decoding.bytes_of(name).decode("utf-8", "backslashreplace")
+        return self._bytes_of(token_id).decode("utf-8", "backslashreplace")
 
     def byte_lengths(self) -> NDArray[np.int64]:
         """The number of UTF-8 bytes that each id decodes to within a text, (V,) int64.
@@ -202,11 +246,17 @@ class ForeignTokenizer:
         0 for control tokens, the unknown token and ids without a token. If the tokenizer changes
         text (normalises, drops or adds characters), the decoded text counts.
         """
-        lengths = np.zeros(self.vocab_size, np.int64)
-        for number, name in self._parts.names.items():
-            if number not in self._parts.control and name != self._parts.unknown:
-                lengths[number] = len(self._decoding.bytes_of(name))
-        return lengths
+        lengths = [len(self._bytes_of(i)) for i in range(self.vocab_size)]
+        for number in self.control | {self.unknown_id}:
+            if number is not None:
+                lengths[number] = 0
+        return np.array(lengths, np.int64)
+
+    # --- state -----------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the `tokenizer.json`."""
+        return self._description
 
     def to_state(self) -> dict[str, Any]:
         """The tokenizer's complete state as JSON values."""
@@ -221,48 +271,155 @@ class ForeignTokenizer:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ForeignTokenizer:
         """Rebuild from `to_state()`; `InputError` if it is damaged."""
-        if not isinstance(state.get("tokenizer"), dict):
-            raise InputError('a foreign tokenizer\'s state needs "tokenizer", a tokenizer.json')
-        end, size = state.get("end_of_text"), state.get("vocab_size")
         others = state.get("other_ends", [])
-        if not isinstance(others, list):
+        if not isinstance(state.get("tokenizer"), dict) or not isinstance(others, list):
             raise InputError(
-                f"a foreign tokenizer's other_ends={others!r:.40} must be a list of ids"
+                'a foreign tokenizer\'s state needs "tokenizer", a tokenizer.json, and '
+                '"other_ends", if it is there, must be a list of ids'
             )
+        end, size = state.get("end_of_text"), state.get("vocab_size")
         return cls(state["tokenizer"], end_of_text=end, other_ends=others, vocab_size=size)
 
-    @property
-    def is_bpe(self) -> bool:
-        """Whether a `BPETokenizer` encodes text in the same way."""
-        return self._bpe is not None
+
+class TokenDecoding:
+    """Decodes tokens as a tokenizer's decoder does.
+
+    Args:
+        contents: of the `tokenizer.json`.
+
+    Attributes:
+        names: the token of each id.
+        in_bytes: whether tokens are bytes in GPT-2's alphabet, concatenated and then decoded.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        self.names = contents.names
+        self._library = contents.library.decoder
+        # As the library parsed it, since it also accepts older forms of a decoder.
+        state = None if self._library is None else json.loads(self._library.__getstate__())
+        self._steps = [] if state is None else _steps(state)
+        self._kinds = [step["type"] for step in self._steps]
+        self.in_bytes = self._kinds[:1] == ["ByteLevel"] and set(self._kinds[1:]) <= {"Fuse"}
+        # The library panics if a token is shorter than what is stripped at its end.
+        self._may_panic = any(s["type"] == "Strip" and s["stop"] for s in self._steps)
+
+    def decoder(self, *, continued: bool, after: Sequence[int]) -> IncrementalDecoder:
+        """A decoder for ids that arrive one at a time; see `Tokenizer.decoder`."""
+        found = map(self.names.get, after[-_CONTEXT:])
+        names = [name for name in found if name is not None]
+        if not self._is_local:
+            return _WaitingDecoder(self, names)
+        try:
+            begun = bool(self.text(names)) if names else continued
+        except InputError:  # decoding the next ids raises it again
+            begun = True
+        return _TokenDecoder(self, begun=begun, waiting=self._unfinished(names))
+
+    def text(self, tokens: list[str]) -> str:
+        """The text of consecutive tokens."""
+        if self._library is None:
+            return " ".join(tokens)
+        with refusals("the tokenizers library could not decode these ids", quiet=self._may_panic):
+            return str(self._library.decode(tokens))
+
+    def is_byte(self, name: str) -> bool:
+        """Whether a token is a single byte (<0xNN>) that the decoder joins with its neighbours."""
+        return "ByteFallback" in self._kinds and _BYTE_TOKEN.fullmatch(name) is not None
+
+    def bytes_of(self, name: str) -> bytes:
+        """The UTF-8 bytes of a token within a text."""
+        if self.is_byte(name):
+            return bytes([int(name[3:5], 16)])
+        if self._kinds == ["BPEDecoder"]:  # it inserts a space after tokens that end a word
+            return self.text([name, _ANCHOR])[: -len(_ANCHOR)].encode()
+        if not self._is_local:
+            return self.text([name]).encode()
+        return self.text([_ANCHOR, name])[len(_ANCHOR) :].encode()
+
+    @cached_property
+    def _is_local(self) -> bool:
+        """Whether tokens after the first decode to the same text whatever their neighbours are."""
+        steps, kinds = self._steps, self._kinds
+        fused = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
+        # Steps after "Fuse" see the joined text: they may change its beginning only.
+        harmless = [
+            step["type"] == "Fuse" or (step["type"] == "Strip" and step["stop"] == 0)
+            for step in steps[fused:]
+        ]
+        alone = set(kinds[:fused]) <= _LOCAL and all(harmless)
+        return alone and self.text([_ANCHOR]) == _ANCHOR
+
+    def _unfinished(self, names: list[str]) -> list[str]:
+        """The trailing byte tokens that are not valid UTF-8 yet."""
+        start = len(names)
+        while start and self.is_byte(names[start - 1]):
+            start -= 1
+        try:
+            bytes(int(name[3:5], 16) for name in names[start:]).decode("utf-8")
+        except UnicodeDecodeError:
+            return names[start:]
+        return []
 
 
-def _checked_size(vocab_size: int, least: int) -> int:
-    require_int("vocab_size", vocab_size, least=1)
-    if vocab_size < least:
-        raise InputError(
-            f"the tokenizer has ids up to {least - 1:,}, but the model only {vocab_size:,} rows: "
-            "use the tokenizer that belongs to the model"
-        )
-    return int(vocab_size)
+def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+    """A decoder's steps, with nested sequences flattened."""
+    if decoder["type"] != "Sequence":
+        return [decoder]
+    return [step for part in decoder["decoders"] for step in _steps(part)]
 
 
-def _checked(pieces: Iterable[str | bytes]) -> Iterator[str]:
-    """Yield the pieces; raise `InputError` for bytes or a lone surrogate."""
-    start = 0
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            raise InputError("this tokenizer needs text, not bytes: use --tokenizer byte")
-        encode_strictly(piece, "utf-8", start)
-        yield piece
-        start += len(piece)
+class _WaitingDecoder:
+    """For tokens whose text any later token may change: emits all text at the end."""
+
+    def __init__(self, decoding: TokenDecoding, before: list[str]) -> None:
+        self._decoding, self._before = decoding, before
+        self._waiting: list[str] = []
+
+    def push(self, token_id: int) -> str:
+        """Always the empty string."""
+        name = self._decoding.names.get(token_id)
+        if name is not None:
+            self._waiting.append(name)
+        return ""
+
+    def finish(self) -> str:
+        """The text of all tokens, without that of the preceding ones."""
+        if not self._waiting:
+            return ""
+        before = self._decoding.text(self._before) if self._before else ""
+        after = self._decoding.text(self._before + self._waiting)
+        return after[shared_start(before, after) :]
 
 
-def _as_bpe(description: dict[str, Any], ends: set[int]) -> BPETokenizer | None:
-    """A `BPETokenizer` that encodes in the same way, but piece by piece; None if impossible."""
-    if not ends <= special_ids(description):
-        return None
-    try:
-        return BPETokenizer(description)
-    except InputError:
-        return None
+class _TokenDecoder:
+    """For tokens that are text or single bytes.
+
+    Byte tokens are held back until another token follows: if a run of bytes is not valid UTF-8,
+    the library decodes each byte of it to U+FFFD, complete characters included.
+    """
+
+    def __init__(self, decoding: TokenDecoding, *, begun: bool, waiting: list[str]) -> None:
+        self._decoding = decoding
+        self._begun = begun
+        self._waiting = waiting
+
+    def push(self, token_id: int) -> str:
+        """The text of the tokens so far that later tokens cannot change."""
+        name = self._decoding.names.get(token_id)
+        if name is None:
+            return ""
+        self._waiting.append(name)
+        return "" if self._decoding.is_byte(name) else self._spelled()
+
+    def finish(self) -> str:
+        """The text that was held back."""
+        return self._spelled() if self._waiting else ""
+
+    def _spelled(self) -> str:
+        before = [_ANCHOR] if self._begun else []
+        text = self._decoding.text(before + self._waiting)[len("".join(before)) :]
+        # Until there is text, the next token is still at its beginning.
+        if text or self._begun:
+            self._begun = True
+            self._waiting.clear()
+        return text

@@ -1,9 +1,9 @@
 """Count the text that a tokenizer encodes as its unknown token, or as nothing at all.
 
 For tokenizers with character fallback (BPE, Unigram), unknown characters are counted: each
-distinct character is encoded once by itself. For tokenizers of whole words (WordLevel, WordPiece),
-unknown tokens are counted. Not counted are white space, control and format characters that a
-tokenizer drops, and characters that it normalises (case, accents of composed letters).
+distinct character is encoded once by itself. For tokenizers of complete words (WordLevel,
+WordPiece), unknown tokens are counted. Not counted are white space, control and format characters
+that a tokenizer drops, and characters that it normalises (case, accents of composed letters).
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 
 from mygpt.errors import InputError, UnknownTokenError
 from mygpt.tokenization.base import Tokenizer
-from mygpt.tokenization.char import CharTokenizer
 from mygpt.tokenization.foreign import ForeignTokenizer
 
 MOST_UNKNOWN = 0.1  # fraction of a training or evaluation text; more is refused
 CORPUS_POLICIES = ("error", "keep")  # for training texts
 PROMPT_POLICIES = ("error", "drop")
 _SHOWN = 5  # unknown characters or words in a message
-_FEW = 16  # up to so many distinct characters, `str.count` is faster than `Counter`
 _SEARCHED = 2**16  # characters searched for unknown words to show as examples
 
 
@@ -34,23 +32,17 @@ class UnknownText:
     Args:
         tokenizer: any. For one that encodes every text, or raises for unknown characters, all
             counts stay 0.
+
+    Attributes:
+        counts: whether text can be unknown to the tokenizer without an error.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._foreign = (
-            tokenizer
-            if isinstance(tokenizer, ForeignTokenizer) and not tokenizer.is_lossless
-            else None
-        )
-        self._known: set[str] = set()
-        self._lost: set[str] = set()
+        self.counts = not tokenizer.is_lossless
+        self._tokenizer = tokenizer
+        self._is_lost: dict[str, bool] = {}  # whether a character cannot be encoded
         self._found: Counter[str] = Counter()  # unknown characters, and examples of unknown words
         self._chars = self._lost_chars = self._ids = self._unknown_ids = self._searched = 0
-
-    @property
-    def counts(self) -> bool:
-        """Whether text can be unknown to the tokenizer."""
-        return self._foreign is not None
 
     def add(self, texts: Iterable[str | bytes] | None, ids: NDArray[np.integer]) -> None:
         """Count texts and the ids they were encoded to.
@@ -59,57 +51,50 @@ class UnknownText:
             texts: strings or UTF-8; None if only the ids are available.
             ids: 1-D.
         """
-        if self._foreign is None:
+        tokenizer = self._tokenizer
+        if tokenizer.is_lossless or not isinstance(tokenizer, ForeignTokenizer):
             return
-        unknown = self._foreign.unknown_id
         more = 0
-        if unknown is not None and not (
-            texts is not None and self._foreign.falls_back_to_characters
+        if tokenizer.unknown_id is not None and not (
+            texts is not None and tokenizer.falls_back_to_characters
         ):
             self._ids += len(ids)
-            more = int(np.count_nonzero(ids == unknown))
+            more = int(np.count_nonzero(ids == tokenizer.unknown_id))
             self._unknown_ids += more
         for text in texts or ():
             text = text if isinstance(text, str) else text.decode("utf-8", "replace")
-            self._add_characters(text)
+            self._chars += len(text)
+            distinct = set(text)
+            for char in distinct - self._is_lost.keys():
+                self._is_lost[char] = tokenizer.cannot_encode(char)
+            if any(map(self._is_lost.__getitem__, distinct)):
+                counts = Counter(filter(self._is_lost.__getitem__, text))
+                self._lost_chars += counts.total()
+                self._found += counts
             if more and self._searched < _SEARCHED:
                 start = text[: _SEARCHED - self._searched]
                 self._searched += len(start)
-                spans = self._foreign.unknown_spans(start)
+                spans = tokenizer.unknown_token_spans(start)
                 self._found.update(start[begin:end] for begin, end in spans)
 
-    def _add_characters(self, text: str) -> None:
-        assert self._foreign is not None
-        self._chars += len(text)
-        distinct = set(text)
-        for char in distinct - self._known - self._lost:
-            (self._lost if self._foreign.cannot_encode(char) else self._known).add(char)
-        lost = distinct & self._lost
-        if not lost:
-            return
-        if len(lost) <= _FEW:
-            counts = Counter({char: text.count(char) for char in lost})
-        else:
-            whole = Counter(text)
-            counts = Counter({char: whole[char] for char in lost})
-        self._lost_chars += counts.total()
-        self._found += counts
+    @property
+    def _fractions(self) -> tuple[float, float]:
+        """Of the characters, and of the tokens."""
+        return self._lost_chars / max(1, self._chars), self._unknown_ids / max(1, self._ids)
 
     @property
     def fraction(self) -> float:
         """The unknown fraction of the text, from 0 to 1."""
-        return max(self._lost_chars / max(1, self._chars), self._unknown_ids / max(1, self._ids))
+        return max(self._fractions)
 
     def __str__(self) -> str:
         """The unknown fraction with examples, for a message; empty if nothing is unknown."""
         if not self.fraction:
             return ""
-        by_token = self._unknown_ids / max(1, self._ids) > self._lost_chars / max(1, self._chars)
-        unit = "tokens" if by_token else "characters"
+        of_chars, of_tokens = self._fractions
+        unit = "tokens" if of_tokens > of_chars else "characters"
         often = sorted(self._found, key=lambda text: (-self._found[text], text))
-        shown = [shown_unknown(text) for text in often[:_SHOWN]]
-        more = ", ..." * (len(often) > _SHOWN)
-        examples = f" ({', '.join(shown)}{more})" * bool(shown)
+        examples = f" ({_examples(often)})" * bool(often)
         return f"{_percent(self.fraction)} of the {unit} are unknown to the tokenizer{examples}"
 
     def notes(self, name: str, policy: str) -> list[str]:
@@ -146,25 +131,14 @@ def without_unknown(tokenizer: Tokenizer, text: str) -> tuple[str, list[str]]:
     Returns:
         The remaining text, and the distinct removed strings in order.
     """
-    if isinstance(tokenizer, CharTokenizer):
-        known = tokenizer.stoi
-        others = list(dict.fromkeys(char for char in text if char not in known))
-        return text.translate(dict.fromkeys(map(ord, others))), others
-    if not isinstance(tokenizer, ForeignTokenizer) or tokenizer.is_lossless:
-        return text, []
     kept: list[str] = []
-    left: dict[str, None] = {}
+    removed: dict[str, None] = {}
     reached = 0
-    lost = set(filter(tokenizer.cannot_encode, set(text)))
-    dropped = ((n, n + 1) for n, char in enumerate(text) if char in lost)
-    for begin, end in sorted({*tokenizer.unknown_spans(text), *dropped}):
-        if end <= reached:
-            continue
-        begin = max(begin, reached)
+    for begin, end in tokenizer.unknown_spans(text):
         kept.append(text[reached:begin])
-        left[text[begin:end]] = None
+        removed[text[begin:end]] = None
         reached = end
-    return "".join([*kept, text[reached:]]), list(left)
+    return "".join([*kept, text[reached:]]), list(removed)
 
 
 @contextlib.contextmanager
@@ -178,14 +152,16 @@ def adding_remedy(remedy: str) -> Iterator[None]:
 
 def dropped_note(left: list[str], *, kept: str = "") -> str:
     """A note on unknown strings that were dropped from a text; `kept` says what happened else."""
-    shown = ", ".join(map(shown_unknown, left[:_SHOWN])) + ", ..." * (len(left) > _SHOWN)
-    return f"the model does not know {shown}: {kept or 'removed from the text'}"
+    return f"the model does not know {_examples(left)}: {kept or 'removed from the text'}"
 
 
-def shown_unknown(text: str) -> str:
-    """An unknown character or word as messages show it."""
-    point = f" U+{ord(text):04X}" if len(text) == 1 and not text.isascii() else ""
-    return f"{text!r:.40}{point}"
+def _examples(unknown: list[str]) -> str:
+    """The first unknown characters or words as messages show them."""
+    points = [
+        f" U+{ord(text):04X}" if len(text) == 1 and not text.isascii() else "" for text in unknown
+    ]
+    shown = [f"{text!r:.40}{point}" for text, point in zip(unknown, points, strict=True)]
+    return ", ".join(shown[:_SHOWN]) + ", ..." * (len(shown) > _SHOWN)
 
 
 def _percent(share: float) -> str:

@@ -23,7 +23,7 @@ from mygpt.text import Corpus, Document, read_corpus, split_documents
 from mygpt.text.documents import overlap_note
 from mygpt.text.file_types import FIRST_BYTES, why_not_text
 from mygpt.text.reading import shown
-from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, is_lossless
+from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer
 from mygpt.tokenization.unknown import UnknownText
 from mygpt.training.events import Listener
 from mygpt.training.large import open_cached
@@ -106,7 +106,7 @@ class ReadSource:
     ) -> ValidatedText:
         """The text of `tokens`, which are all validation tokens or the first of them."""
         documents, continued = self.val_documents, self.continued
-        if len(tokens) < len(all_val_tokens) and is_lossless(tokenizer):
+        if len(tokens) < len(all_val_tokens) and tokenizer.is_lossless:
             documents = [self.text_of(tokens[:], tokenizer)]
         elif len(tokens) < len(all_val_tokens):
             documents = first_part(

@@ -18,7 +18,7 @@ from mygpt.errors import InputError
 from mygpt.text import READING_VERSION, Corpus, Document, RecordOptions, read_corpus
 from mygpt.text.documents import TextSize, validation_seen_note
 from mygpt.text.reading import shown
-from mygpt.tokenization import Tokenizer, is_lossless
+from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.unknown import UnknownText
 
 # Frequencies are counted over so many tokens of a store: all of them would take too long.
@@ -113,7 +113,7 @@ class StoredSource:
             return ValidatedText(tokens[:], self.validation.documents, size)
         some = tokens[:MOST_DECODED]
         documents = [self.text_of(some, tokenizer)]
-        if is_lossless(tokenizer):
+        if tokenizer.is_lossless:
             whole = documents if len(some) == len(tokens) else None
             return ValidatedText(some, documents, predicted_size(whole, tokens, tokenizer))
         if isinstance(self.validation, Corpus):

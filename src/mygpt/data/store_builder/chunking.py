@@ -14,7 +14,7 @@ import re
 from mygpt.errors import InputError
 from mygpt.tokenization import BPETokenizer, ForeignTokenizer, Tokenizer
 from mygpt.tokenization.tokenizer_json import check
-from mygpt.tokenization.words import LONGEST_RUN, WordSplitter
+from mygpt.tokenization.words import REACH, WordSplitter
 
 # Ordinary characters, which are not white space in any version of Unicode: ASCII, Latin, Cyrillic,
 # Chinese, Japanese, Korean.
@@ -23,7 +23,6 @@ _OURS = re.compile(rf"[{_ORDINARY}](?= )|\n(?=[{_ORDINARY}])")
 _SPACES = re.compile(r"[^\W\d_](?= )")
 _SPACES_AND_LINES = re.compile(rf"[^\W\d_](?= )|[{_ORDINARY}]\n(?=[{_ORDINARY}])")
 _SLACK = 2**16  # characters in which a split point is searched for, before words are counted
-_REACH = 2 * LONGEST_RUN + 1  # characters from a word's first one on that the rule depends on
 _LONGEST = 2**28  # characters of a document that cannot be split
 
 
@@ -76,7 +75,7 @@ class Chunker:
         """The last position up to which the words do not depend on the text that follows."""
         words = self._words.split(text[begin:last])
         end = last
-        while words and last - end < _REACH:
+        while words and last - end < REACH:
             end -= len(words.pop())
         return end
 
@@ -91,7 +90,7 @@ class Chunker:
 def library_json(tokenizer: Tokenizer) -> dict[str, object] | None:
     """The `tokenizer.json` of a byte-level BPE; None for any other tokenizer."""
     if isinstance(tokenizer, BPETokenizer) or (
-        isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_bpe
+        isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_lossless
     ):
         description: dict[str, object] = tokenizer.to_state()["tokenizer"]
         return description

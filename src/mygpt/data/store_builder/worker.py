@@ -29,7 +29,8 @@ from mygpt.data.store_builder.words import words_of
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import InputError
 from mygpt.tokenization import Tokenizer, from_state
-from mygpt.tokenization.tokenizer_json import build, check, refusals
+from mygpt.tokenization.library import refusals
+from mygpt.tokenization.tokenizer_json import build, check
 
 NUMBER = struct.Struct("<q")
 _LENGTH = 2000  # characters per text of the library's batch; shorter and longer ones are slower
