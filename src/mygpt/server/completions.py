@@ -7,10 +7,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -22,7 +20,6 @@ from mygpt.server.problems import json_answer
 from mygpt.server.prompts import EncodedPrompt, encode, score
 from mygpt.server.requests import (
     CompletionRequest,
-    completion_type,
     invalid,
     parse_completion,
     parse_object,
@@ -91,6 +88,7 @@ class Job:
     ) -> None:
         self.wanted, self.prompts, self.drawn = wanted, prompts, 0
         self.with_logprobs = wanted.logprobs is not None
+        sampling = wanted.sampling
         seed = fresh_seed() if wanted.seed is None else wanted.seed
         self.samples: list[Sample] = []
         for prompt in prompts:
@@ -98,7 +96,7 @@ class Job:
                 request = Request(
                     prompt.ids,
                     wanted.max_tokens,
-                    wanted.sampling,
+                    sampling,
                     Stream(seed, len(self.samples)),
                     wanted.overflow,
                     ends_of(writer.tokenizer),
@@ -108,7 +106,7 @@ class Job:
                         request,
                         prompt=prompt.text,
                         tokenizer=writer.tokenizer,
-                        stop=wanted.stop,
+                        stop=wanted.stops,
                         logprobs=wanted.logprobs,
                         before=len(prompt.text) if wanted.echo else 0,
                         added=prompt.added,
@@ -215,13 +213,9 @@ class Completions:
             return await self.threads.answer(request, lambda: job.content(pieces))
         return json_answer(job.content(pieces))
 
-    @cached_property
-    def _body(self) -> type[msgspec.Struct]:
-        return completion_type(self.settings)
-
     def _parse(self, body: bytes) -> tuple[CompletionRequest, list[EncodedPrompt]]:
         """Parse a body and encode its prompts."""
-        wanted = parse_completion(parse_object(body), self._body, self.settings)
+        wanted = parse_completion(parse_object(body), self.settings)
         limit = self.settings.max_prompt_tokens
         prompts = [
             encode(self.writer, prompt, limit, "prompt", wanted.unknown)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from mygpt import __version__
-from mygpt.server.requests import NEUTRAL, Ids, Text, completion_type
+from mygpt.server.requests import NEUTRAL, CompletionRequest, Ids, Text
 from mygpt.server.settings import ServerSettings
 from mygpt.tokenization import CharTokenizer, Tokenizer
 
@@ -158,7 +158,7 @@ def openapi(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
 
 def _schemas(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
     """The types' schemas, and for prompts what only this tokenizer and these limits accept."""
-    types = [completion_type(settings), Text, Ids]
+    types: list[Any] = [CompletionRequest, Text, Ids]
     types += [Completion, Models, Health, Next, Attention, Error]
     template = "#/components/schemas/{name}"
     _, schemas = msgspec.json.schema_components(types, ref_template=template)
@@ -176,8 +176,17 @@ def _schemas(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
     fields = schemas["CompletionRequest"]["properties"]
     fields["prompt"] = {
         "description": "Without a prompt, a new text is generated from its beginning.",
-        "anyOf": [text, many | {"items": text}, ids, many | {"items": ids}, {"type": "null"}],
+        "anyOf": [text, many | {"items": text}, ids, many | {"items": ids}],
     }
+    fields["n"]["maximum"] = settings.max_choices
+    fields["max_tokens"]["maximum"] = settings.max_tokens
+    fields["stop"]["anyOf"][1]["maxItems"] = settings.max_stops
+    for kind in ("CompletionRequest", "Text", "Ids"):
+        optional = set(schemas[kind]["properties"]) - set(schemas[kind]["required"])
+        for name in optional:
+            schema = schemas[kind]["properties"][name]
+            schemas[kind]["properties"][name] = {"anyOf": [schema, {"type": "null"}]}
+    fields["model"]["const"] = settings.name
     fields |= {name: {"enum": [*values, None]} for name, values in NEUTRAL.items()}
     return schemas
 

@@ -153,13 +153,14 @@ class Playground:
     def _prompt(self, body: bytes) -> EncodedPrompt:
         """Encode a body's "text" or "ids"; an empty text gives the tokens that texts start from."""
         found = parse_object(body)
-        given = [name for name in ("text", "ids") if found.get(name) is not None]
+        kinds: dict[str, type[Text | Ids]] = {"text": Text, "ids": Ids}
+        given = [name for name in kinds if found.get(name) is not None]
         if len(given) != 1:
             raise invalid(None, 'the body needs exactly one of "text" and "ids"')
-        wanted = convert(found, Text if given == ["text"] else Ids)
-        prompt = getattr(wanted, given[0])
+        (name,) = given
+        wanted = convert(found, kinds[name])
         most = self.settings.max_prompt_tokens
-        return encode(self.writer, prompt, most, given[0], wanted.unknown)
+        return encode(self.writer, getattr(wanted, name), most, name, wanted.unknown)
 
 
 def _file(name: str) -> Response:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import msgspec
 from msgspec import Meta
 
 from mygpt.core.config import SamplingConfig
-from mygpt.core.random import check_seed
 from mygpt.core.window import Overflow
-from mygpt.errors import InputError
 from mygpt.json_objects import without_duplicates
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
@@ -46,109 +43,91 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "cache_prompt": (True, False),  # has no effect on the response
 }
 
+Body = TypeVar("Body", bound=msgspec.Struct)
 Prompt = str | list[int]
 UnknownPolicy = Literal["error", "drop"]
 _Id = Annotated[int, Meta(ge=0, le=2**31 - 1)]  # the tokenizer checks it against the vocabulary
 _Ids = Annotated[list[_Id], Meta(min_length=1)]
-_Fraction = Annotated[float, Meta(ge=0, le=1)]
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+_Fraction = Annotated[float, Meta(ge=0, le=1)]
+_Seed = Annotated[int, Meta(extra_json_schema={"minimum": -1, "maximum": 2**64 - 1})]
+_False = Annotated[bool, Meta(extra_json_schema={"const": False})]
 _CHOICES = {"overflow": get_args(Overflow), "unknown": get_args(UnknownPolicy)}
 _WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "true or false"}
 _WORDS |= {"array": "list", "Expected": "expected"}
-_False = Annotated[bool, Meta(extra_json_schema={"const": False})]
-
-
-@dataclass(frozen=True)
-class CompletionRequest:
-    """A valid request for completions, with OpenAI's names of fields.
-
-    Attributes:
-        prompts: texts, or token ids, to continue.
-        n: choices for each prompt.
-        max_tokens: the maximal number of new tokens of a choice.
-        sampling: how tokens are sampled.
-        seed: of the random numbers; choice i uses the stream (seed, i). None is a random seed.
-        stop: strings that end a text and are not part of it.
-        logprobs: how many alternatives to return for each token, or None.
-        echo: whether the choice's text begins with the prompt.
-        stream: whether pieces of text are sent as they are generated.
-        include_usage: whether a stream ends with the numbers of tokens.
-        overflow: what to do past the window.
-        unknown: what to do with text that the tokenizer does not know.
-    """
-
-    prompts: list[Prompt]
-    n: int
-    max_tokens: int
-    sampling: SamplingConfig
-    seed: int | None
-    stop: tuple[str, ...]
-    logprobs: int | None
-    echo: bool
-    stream: bool
-    include_usage: bool
-    overflow: Overflow
-    unknown: UnknownPolicy
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Only with stream=true."""
+    """Only with stream=true; `include_obfuscation` would only pad the events, and is ignored."""
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # accepted and ignored: it would only pad the events
+    include_obfuscation: bool | None = None
     continuous_usage_stats: _False | None = None
+
+
+class CompletionRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request for completions, with OpenAI's fields and those of mygpt."""
+
+    model: str
+    prompt: str | list[str | _Id | _Ids] = ""
+    n: Annotated[int, Meta(ge=1)] = 1
+    best_of: Annotated[int, Meta(description="Must be equal to n.")] | None = None
+    max_tokens: Annotated[int, Meta(ge=-1, description="-1 is the maximum.")] = DEFAULT_MAX_TOKENS
+    temperature: Annotated[float, Meta(ge=0, description="0 is greedy.")] = 1.0
+    top_p: _Fraction | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31, description="0 and -1 disable it.")] | None = None
+    min_p: _Fraction | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    seed: _Seed | None = None
+    stop: _Stop | list[_Stop] = []
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | _False | None = None
+    echo: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    overflow: Overflow = "crop"
+    unknown: UnknownPolicy = "error"
+    user: str = ""
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Texts, or token ids, to continue."""
+        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return cast("list[Prompt]", self.prompt if several else [self.prompt])
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end a text and are not part of it."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How tokens are sampled."""
+        return SamplingConfig(
+            temperature=self.temperature,
+            top_k=None if self.top_k is None else max(0, self.top_k),
+            top_p=_SMALLEST_NUCLEUS if self.top_p == 0 else self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the numbers of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class Text(msgspec.Struct, forbid_unknown_fields=True):
     """A text for the page's routes."""
 
     text: str
-    unknown: UnknownPolicy | None = "error"
+    unknown: UnknownPolicy = "error"
 
 
 class Ids(msgspec.Struct, forbid_unknown_fields=True):
     """Token ids for the page's routes."""
 
     ids: _Ids
-    unknown: UnknownPolicy | None = "error"
-
-
-def completion_type(settings: ServerSettings) -> type[msgspec.Struct]:
-    """The type of the body of POST /v1/completions, with the limits of one server."""
-
-    def integer(least: int, most: int, description: str | None = None) -> Any:
-        return Annotated[int, Meta(ge=least, le=most, description=description)]
-
-    most = settings.max_choices
-    stops: Any = Annotated[list[_Stop], Meta(max_length=settings.max_stops)]
-    seeds = {"minimum": -1, "maximum": 2**64 - 1}  # too large for `Meta(le=...)`
-    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
-        ("model", Annotated[str, Meta(extra_json_schema={"const": settings.name})]),
-        ("prompt", str | list[str | _Id | _Ids] | None, ""),
-        ("n", integer(1, most) | None, 1),
-        ("best_of", integer(1, most, "Must be equal to n.") | None, None),
-        (
-            "max_tokens",
-            integer(-1, settings.max_tokens, "-1 is the maximum.") | None,
-            min(DEFAULT_MAX_TOKENS, settings.max_tokens),
-        ),
-        ("temperature", Annotated[float, Meta(ge=0, description="0 is greedy.")] | None, 1.0),
-        ("top_p", _Fraction | None, None),
-        ("top_k", integer(-1, 2**31, "0 and -1 disable it.") | None, None),
-        ("min_p", _Fraction | None, None),
-        ("repetition_penalty", Annotated[float, Meta(gt=0)] | None, None),
-        ("seed", Annotated[int, Meta(extra_json_schema=seeds)] | None, None),
-        ("stop", _Stop | stops | None, None),
-        ("logprobs", integer(0, MAX_LOGPROBS, "Alternatives per token.") | _False | None, None),
-        ("echo", bool | None, False),
-        ("stream", bool | None, False),
-        ("stream_options", StreamOptions | None, None),
-        ("overflow", Overflow | None, "crop"),
-        ("unknown", UnknownPolicy | None, "error"),
-        ("user", str | None, None),
-        *((name, Any, None) for name in NEUTRAL),
-    ]
-    return msgspec.defstruct("CompletionRequest", fields, forbid_unknown_fields=True)
+    unknown: UnknownPolicy = "error"
 
 
 def invalid(param: str | None, message: str) -> ApiError:
@@ -187,13 +166,13 @@ def _number(text: str) -> float:
     return int(value) if value.is_integer() and abs(value) < 2**63 else value
 
 
-def convert(found: dict[str, Any], kind: type[Any]) -> Any:
+def convert(found: dict[str, Any], kind: type[Body]) -> Body:
     """A body's object as a value of `kind`; a field that is null has its default.
 
     Raises:
         ApiError: for a field that is not valid, which it names.
     """
-    known = kind.__struct_fields__
+    known: tuple[str, ...] = kind.__struct_fields__
     values = {name: v for name, v in found.items() if v is not None or name not in known}
     try:
         return msgspec.convert(values, kind)
@@ -233,62 +212,83 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + " ..."
 
 
-def parse_completion(
-    found: dict[str, Any], kind: type[Any], settings: ServerSettings
-) -> CompletionRequest:
+def parse_completion(found: dict[str, Any], settings: ServerSettings) -> CompletionRequest:
     """Validate the body of POST /v1/completions.
 
-    Args:
-        found: the body.
-        kind: its type, from `completion_type(settings)`.
-        settings: the server's limits.
+    In the result, `seed` is None and not -1 if it is to be random, `max_tokens` is not -1, and
+    `logprobs` is None and not False if there are none.
 
     Raises:
         ApiError: 400 for a field that is not valid, which it names; 404 for another model.
     """
-    body = convert(found, kind)
-    if body.model != settings.name:
-        raise unknown_model(body.model, settings.name)
     for name, neutral in NEUTRAL.items():
-        value = getattr(body, name)
+        value = found.pop(name, None)
         if value is not None and not any(_equal(value, accepted) for accepted in neutral):
             raise invalid(name, f"{name}={shown(value)} is not supported: leave {name} out")
+    limit = settings.max_tokens
+    if found.get("max_tokens") is None:
+        found["max_tokens"] = min(DEFAULT_MAX_TOKENS, limit)
+    body = convert(found, CompletionRequest)
+    if body.model != settings.name:
+        raise unknown_model(body.model, settings.name)
+    if body.max_tokens > limit:
+        problem = f"max_tokens={body.max_tokens} is more than {limit}, the limit: send less"
+        raise invalid("max_tokens", problem)
+    if body.max_tokens == -1:  # as in llama.cpp: until the text ends
+        body.max_tokens = limit
+    if body.seed == -1:  # as in llama.cpp
+        body.seed = None
+    if body.seed is not None and not 0 <= body.seed < 2**64:
+        problem = f"seed={body.seed} must be an integer from 0 to 2**64 - 1, or -1 for a random one"
+        raise invalid("seed", problem)
+    if len(body.stops) > settings.max_stops:
+        problem = f"stop has {len(body.stops)} strings, more than the limit of {settings.max_stops}"
+        raise invalid("stop", f"{problem}: send fewer")
+    _check_choices(body, settings)
+    _check_stream_options(body)
+    return body
+
+
+def _check_choices(body: CompletionRequest, settings: ServerSettings) -> None:
+    """Check the numbers of prompts, choices and log-probabilities."""
     if body.best_of not in (None, body.n):
         raise invalid("best_of", f"best_of={body.best_of} must be n={body.n}: all are returned")
-    prompts = _prompts(body.prompt, settings)
-    choices, most = body.n * len(prompts), settings.max_choices
+    if isinstance(body.prompt, list) and len(set(map(type, body.prompt))) != 1:
+        raise invalid(
+            "prompt",
+            f"prompt={shown(body.prompt)} must be a string, a list of strings, a list of token "
+            "ids or a list of such lists, and not empty",
+        )
+    choices, most = body.n * len(body.prompts), settings.max_choices
     if choices > most:
         raise invalid(
-            "n",
-            f"n={body.n} for {len(prompts)} prompts makes {choices} choices, more than the limit "
-            f"of {most}: send fewer prompts, or a smaller n",
+            "n" if body.n > 1 else "prompt",
+            f"n={body.n} for {len(body.prompts)} prompts makes {choices} choices, more than the "
+            f"limit of {most}: send fewer prompts, or a smaller n",
         )
-    # -1 as in llama.cpp: until the text ends.
-    max_tokens = settings.max_tokens if body.max_tokens == -1 else body.max_tokens
+    if body.logprobs is False:
+        body.logprobs = None
     if body.logprobs is True:
         raise invalid("logprobs", "logprobs=true must be the number of alternatives, from 0 to 5")
-    logprobs = None if body.logprobs is False else body.logprobs
-    tokens, most = choices * max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
-    if logprobs is not None and tokens > most:
+    tokens, most = choices * body.max_tokens, _MOST_CHOICES_WITH_LOGPROBS * settings.max_tokens
+    if body.logprobs is not None and tokens > most:
         raise invalid(
             "logprobs",
             f"log-probabilities of {tokens} tokens are more than {most}, the limit for one "
             "response: send fewer prompts at once, or a smaller max_tokens",
         )
-    return CompletionRequest(
-        prompts=prompts,
-        n=body.n,
-        max_tokens=max_tokens,
-        sampling=_sampling(body),
-        seed=_seed(body.seed),
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        logprobs=logprobs,
-        echo=body.echo,
-        stream=body.stream,
-        include_usage=_include_usage(body.stream_options, body.stream),
-        overflow=body.overflow,
-        unknown=body.unknown,
-    )
+
+
+def _check_stream_options(body: CompletionRequest) -> None:
+    if body.stream_options is None:
+        return
+    problem = ""
+    if body.stream_options.continuous_usage_stats:
+        problem = "continuous_usage_stats=true is not supported: use include_usage"
+    elif not body.stream:
+        problem = 'stream_options need a stream: add "stream": true'
+    if problem:
+        raise invalid("stream_options", problem)
 
 
 def _equal(value: Any, accepted: Any) -> bool:
@@ -304,57 +304,3 @@ def unknown_model(model: str, name: str) -> ApiError:
         param="model",
         code="model_not_found",
     )
-
-
-def _prompts(value: str | list[Any], settings: ServerSettings) -> list[Prompt]:
-    if isinstance(value, str):
-        return [value]
-    kinds = set(map(type, value))
-    if len(kinds) != 1:
-        raise invalid(
-            "prompt",
-            f"prompt={shown(value)} must be a string, a list of strings, a list of token ids or "
-            "a list of such lists, and not empty",
-        )
-    if kinds == {int}:
-        return [value]
-    if len(value) > settings.max_choices:
-        raise invalid(
-            "prompt",
-            f"prompt is a list of {len(value)}, more than the limit of {settings.max_choices} "
-            "choices: send fewer at once",
-        )
-    return value
-
-
-def _sampling(body: Any) -> SamplingConfig:
-    return SamplingConfig(
-        temperature=body.temperature,
-        top_k=None if body.top_k is None else max(0, body.top_k),  # -1 disables it, too
-        top_p=_SMALLEST_NUCLEUS if body.top_p == 0 else body.top_p,
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-    )
-
-
-def _seed(seed: int | None) -> int | None:
-    if seed is None or seed == -1:  # -1 as in llama.cpp: a random seed
-        return None
-    try:
-        return check_seed(seed)
-    except InputError as error:
-        raise invalid("seed", f"{error}, or -1 for a random one") from None
-
-
-def _include_usage(options: StreamOptions | None, stream: bool) -> bool:
-    if options is None:
-        return False
-    if options.continuous_usage_stats:
-        raise invalid(
-            "stream_options",
-            "continuous_usage_stats=true is not supported: use include_usage, which counts the "
-            "tokens at the end",
-        )
-    if not stream:
-        raise invalid("stream_options", 'stream_options need a stream: add "stream": true')
-    return bool(options.include_usage)
