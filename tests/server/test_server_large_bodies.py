@@ -18,7 +18,7 @@ from mygpt.server.problems import ApiError, to_json
 from mygpt.server.prompts import encode
 from mygpt.server.serving import serve as serve_writer
 from mygpt.server.settings import ServerSettings
-from mygpt.server.threads import free_memory, json_parts, json_pieces
+from mygpt.server.threads import free_memory, json_pieces
 from servers import (
     BODY,
     CHARS,
@@ -117,14 +117,12 @@ def test_large_responses_are_built_in_a_thread(path, body, place, monkeypatch):
 )
 def test_json_in_pieces_equals_the_json_in_one(content):
     assert b"".join(json_pieces(content)) == to_json(content)
-    assert b"".join(json_parts(content)) == to_json(content)
 
 
 def test_no_piece_of_json_takes_long():
     entries = [{f"token {k}": -0.5 for k in range(5)} for _ in range(4096)]
     content = {"choices": [{"text": "a", "logprobs": {"top": entries}} for _ in range(4)]}
     assert max(map(len, json_pieces(content))) < 40_000
-    assert max(map(len, json_parts(content))) < 2**17
 
 
 def test_a_text_that_is_too_long_is_not_encoded_to_its_end(monkeypatch):

@@ -1,4 +1,4 @@
-"""Long work off the event loop: threads that parse, build and compute, and responses in parts."""
+"""Long work off the event loop: threads that parse, build and compute, and streams."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+from starlette.background import BackgroundTask
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mygpt.server.problems import ApiError, busy, to_json
+from mygpt.server.problems import ApiError, busy, json_answer, to_json
 
 Found = TypeVar("Found")
 
 _SMALL = 4096  # bytes of a body that is parsed on the event loop: it takes a few ms at most
 _SLICE = 256  # entries of a list per call of `json.dumps`, which holds the interpreter lock
-_PART = 2**16  # bytes sent at once
 _LARGE_BODY = 2**17  # bytes of a body after which free memory is returned to the system
 _FREE_AFTER_S = 1.5
 
@@ -139,8 +139,14 @@ class Threads:
         Raises:
             ClientGone: if the client disconnects.
         """
-        parts = self._building.run(lambda: json_parts(make()))
-        return Parts(await while_connected(request.receive, parts), self.free_memory_soon)
+        work = self._building.run(lambda: b"".join(json_pieces(make())))
+        response = json_answer(await while_connected(request.receive, work))
+
+        async def free() -> None:
+            self.free_memory_soon()
+
+        response.background = BackgroundTask(free)
+        return response
 
     def free_memory_soon(self) -> None:
         """Return free memory to the system shortly, after something large was released."""
@@ -163,20 +169,6 @@ def free_memory() -> None:
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def json_parts(content: Any) -> list[bytes]:
-    """The JSON of a content in parts of about 64 KiB (see `json_pieces`)."""
-    parts: list[bytes] = []
-    waiting: list[bytes] = []
-    size = 0
-    for piece in json_pieces(content):
-        waiting.append(piece)
-        size += len(piece)
-        if size >= _PART:
-            parts.append(b"".join(waiting))
-            waiting, size = [], 0
-    return [*parts, b"".join(waiting)]
 
 
 def json_pieces(content: Any) -> Iterator[bytes]:
@@ -204,32 +196,6 @@ def json_pieces(content: Any) -> Iterator[bytes]:
         yield b"]"
     else:
         yield to_json(content)
-
-
-class Parts(Response):
-    """A JSON response sent in parts, so that other requests are served in between.
-
-    Args:
-        parts: of its body.
-        finish: called at the end, also after an error.
-    """
-
-    media_type = "application/json"
-
-    def __init__(self, parts: list[bytes], finish: Callable[[], None]) -> None:
-        super().__init__(headers={"content-length": str(sum(map(len, parts)))})
-        self._parts, self._finish = parts, finish
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            for part in self._parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-                await asyncio.sleep(0)
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            self._finish()
 
 
 class EventStream(Response):
