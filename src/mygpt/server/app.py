@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from mygpt.decode.writer import Writer
 from mygpt.server.completions import Completions
-from mygpt.server.guards import Guards, RequestLog
+from mygpt.server.guards import Guards
 from mygpt.server.openapi import Model, openapi
 from mygpt.server.playground import Playground
 from mygpt.server.problems import ApiError, broken, closing, json_answer, to_json
@@ -62,7 +62,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(RequestLog, settings.log), Middleware(Guards, settings)],
+        middleware=[Middleware(Guards, settings)],
         exception_handlers={
             ApiError: _api_error,
             HTTPException: _http_error,

@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import ipaddress
 import time
-from collections.abc import Callable
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,7 +23,10 @@ _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
 class Guards:
-    """Middleware that rejects requests which fail a check."""
+    """Middleware that rejects requests which fail a check, and logs each request in one line.
+
+    The line has no part of prompts or generated text. Every response gets security headers.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.settings = app, settings
@@ -34,13 +36,25 @@ class Guards:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        began, status = time.monotonic(), 0
+
+        async def send_safely(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(SAFE_HEADERS)
+            await send(message)
+
         try:
-            check_host(headers, self.settings)
-            check_origin(headers)
-            if not is_page(scope["path"]):
-                check_key(headers, self.settings.api_key)
-            check_length(headers, self.settings.max_body_bytes)
+            await self._handle(scope, receive, send_safely)
+        finally:
+            if self.settings.log is not None:
+                path, took = quote(scope["path"])[:200], time.monotonic() - began
+                self.settings.log(f"{scope['method']} {path} {status or 'gone'} {took:.3f} s")
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            check(Headers(scope=scope), scope["path"], self.settings)
         except ApiError as error:
             await error.answer()(scope, receive, send)
             return
@@ -52,13 +66,20 @@ class Guards:
             raise RuntimeError(f"{type(error).__name__} in a request") from error
 
 
-def is_page(path: str) -> bool:
-    """Whether a path is the playground's page or one of its files, which need no API key."""
-    return path == "/" or path.startswith("/static/")
+def check(headers: Headers, path: str, settings: ServerSettings) -> None:
+    """Raise `ApiError` for a request that may not use the server, or whose body is too large."""
+    _check_host(headers, settings)
+    _check_origin(headers)
+    if path != "/" and not path.startswith("/static/"):  # the page's files need no key
+        _check_key(headers, settings.api_key)
+    length = headers.get("content-length", "0")
+    if not length.isascii() or not length.isdigit():
+        raise ApiError(400, f"Content-Length={length!r:.40} must be an integer")
+    if len(length) > 18 or int(length) > settings.max_body_bytes:
+        raise _too_large(settings.max_body_bytes)
 
 
-def check_host(headers: Headers, settings: ServerSettings) -> None:
-    """Raise `ApiError` unless the Host header has a name of this server."""
+def _check_host(headers: Headers, settings: ServerSettings) -> None:
     given = headers.getlist("host")
     name = host_name(given[0]) if len(given) == 1 else ""
     if not name:
@@ -93,8 +114,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def check_origin(headers: Headers) -> None:
-    """Raise `ApiError` for a request that a browser sends for a page of another site."""
+def _check_origin(headers: Headers) -> None:
     for origin in headers.getlist("origin"):
         scheme, _, host = origin.partition("://")
         if scheme.lower() not in ("http", "https") or host.lower() != headers["host"].lower():
@@ -105,13 +125,13 @@ def check_origin(headers: Headers) -> None:
             )
 
 
-def check_key(headers: Headers, key: str | None) -> None:
-    """Raise `ApiError` unless the request has the key; the comparison takes constant time."""
-    if key is None:
-        return
+def _check_key(headers: Headers, key: str | None) -> None:
+    """Compare the key in constant time."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    wanted, sent = key.encode("utf-8"), given.strip().encode("latin-1")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(sent, wanted):
+    sent = given.strip().encode("latin-1")
+    if key is not None and (
+        scheme.lower() != "bearer" or not hmac.compare_digest(sent, key.encode("utf-8"))
+    ):
         raise ApiError(
             401,
             "the API key is missing or wrong: send Authorization: Bearer KEY",
@@ -120,7 +140,7 @@ def check_key(headers: Headers, key: str | None) -> None:
         )
 
 
-def too_large(most: int) -> ApiError:
+def _too_large(most: int) -> ApiError:
     """The error for a body over the limit; the connection is closed, since its rest is unread."""
     return ApiError(
         413,
@@ -128,15 +148,6 @@ def too_large(most: int) -> ApiError:
         code="body_too_large",
         headers={"Connection": "close"},
     )
-
-
-def check_length(headers: Headers, most: int) -> None:
-    """Raise `ApiError` if Content-Length is over the limit."""
-    length = headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit():
-        raise ApiError(400, f"Content-Length={length!r:.40} must be an integer")
-    if len(length) > 18 or int(length) > most:
-        raise too_large(most)
 
 
 def limited(receive: Receive, most: int) -> Receive:
@@ -148,40 +159,7 @@ def limited(receive: Receive, most: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > most:
-            raise too_large(most)
+            raise _too_large(most)
         return message
 
     return receive_some
-
-
-class RequestLog:
-    """Middleware that adds security headers to every response, and logs each request in one line.
-
-    The line has no part of prompts or generated text.
-    """
-
-    def __init__(self, app: ASGIApp, log: Callable[[str], None] | None) -> None:
-        self.app, self.log = app, log
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, or the server's startup and shutdown."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began = time.monotonic()
-        status = 0
-
-        async def send_safely(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message).update(SAFE_HEADERS)
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_safely)
-        finally:
-            if self.log is not None:
-                path = quote(scope["path"])[:200]
-                took = time.monotonic() - began
-                self.log(f"{scope['method']} {path} {status or 'gone'} {took:.3f} s")
