@@ -30,8 +30,8 @@ class NonBlockingStream(io.TextIOBase):
     def __init__(self, descriptor: int, encoding: str) -> None:
         self._descriptor, self._encoding = descriptor, encoding
         self._change = threading.Condition()
-        self._waiting: list[bytes] = []
-        self._size = self._dropped = 0
+        self._waiting = bytearray()
+        self._dropped = 0
         self._ending = False
         self._thread = threading.Thread(target=self._write_all, name="mygpt-log", daemon=True)
         self._thread.start()
@@ -49,19 +49,14 @@ class NonBlockingStream(io.TextIOBase):
         """Whether the file descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
-    def writable(self) -> bool:
-        """True."""
-        return True
-
     def write(self, text: str) -> int:
         """Buffer a text; it does not raise if the text cannot be written later."""
         part = text.encode(self._encoding, "backslashreplace")
         with self._change:
-            if self._dropped or self._size + len(part) > _MOST_BYTES:
+            if self._dropped or len(self._waiting) + len(part) > _MOST_BYTES:
                 self._dropped += text.count("\n")
             else:
-                self._waiting.append(part)
-                self._size += len(part)
+                self._waiting += part
             self._change.notify_all()
         return len(text)
 
@@ -73,21 +68,20 @@ class NonBlockingStream(io.TextIOBase):
         self._thread.join(_LAST_S)
 
     def _write_all(self) -> None:
-        while parts := self._next():
-            left = memoryview(b"".join(parts))
+        while left := self._next():
             with contextlib.suppress(OSError):  # the pipe is closed
                 while left:
                     left = left[os.write(self._descriptor, left) :]
 
-    def _next(self) -> list[bytes]:
+    def _next(self) -> bytes:
         """Wait for buffered text and return it; empty at the end."""
         with self._change:
             self._change.wait_for(lambda: self._waiting or self._dropped or self._ending)
-            parts, self._waiting, self._size = self._waiting, [], 0
-            if self._dropped and not parts:
-                parts = [f"[{self._dropped:,} lines were dropped: stderr was not read]\n".encode()]
+            found, self._waiting = bytes(self._waiting), bytearray()
+            if self._dropped and not found:
+                found = f"[{self._dropped:,} lines were dropped: stderr was not read]\n".encode()
                 self._dropped = 0
-            return parts
+            return found
 
 
 @contextlib.contextmanager

@@ -68,50 +68,26 @@ class ApiError(Exception):
 
 def busy(waiting: int) -> ApiError:
     """The error if too many requests wait."""
-    return ApiError(
-        429,
-        f"{waiting} requests are waiting already: try again in a second",
-        code="queue_full",
-        headers={"Retry-After": "1"},
-    )
+    message = f"{waiting} requests are waiting already: try again in a second"
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
 
 
 def closing() -> ApiError:
     """The error while the server shuts down."""
-    return ApiError(
-        503, "the server is shutting down: try again when it is restarted", code="shutting_down"
-    )
+    message = "the server is shutting down: try again when it is restarted"
+    return ApiError(503, message, code="shutting_down")
 
 
 def restarted() -> ApiError:
     """The error for requests that were in a batch when it failed."""
-    return ApiError(
-        500,
-        "decoding failed for this request or another one of its batch, and was restarted: try "
-        "again",
-        code="worker_died",
-    )
+    message = "decoding failed for this request or another one of its batch: try again"
+    return ApiError(500, message, code="worker_died")
 
 
 def broken() -> ApiError:
     """The error after decoding has failed and could not be restarted."""
-    return ApiError(
-        500,
-        "decoding failed and could not be restarted: restart the server",
-        code="worker_died",
-    )
-
-
-def row_failed(error: BaseException) -> ApiError:
-    """The error for a request whose decoding raised an exception that is not its own fault."""
-    if isinstance(error, MemoryError):
-        return ApiError(
-            500,
-            "not enough memory for this request: send a shorter prompt, or a smaller n or "
-            "max_tokens",
-            code="out_of_memory",
-        )
-    return ApiError(500, "this request failed by an internal error: see the log", code="bug")
+    message = "decoding failed and could not be restarted: restart the server"
+    return ApiError(500, message, code="worker_died")
 
 
 def to_json(content: Any) -> bytes:

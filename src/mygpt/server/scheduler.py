@@ -24,7 +24,7 @@ from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.engine import Batch, Request
 from mygpt.errors import InputError, broken_model
-from mygpt.server.problems import ApiError, broken, closing, restarted, row_failed
+from mygpt.server.problems import ApiError, broken, closing, restarted
 from mygpt.server.tickets import Queue, Ticket, Work
 
 # A step of the CPU engine is so short that one Python call per token would slow it down, so tokens
@@ -296,4 +296,7 @@ def _problem(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code="invalid_value")
     with contextlib.suppress(Exception):
         _LOG.error("a request failed", exc_info=error)
-    return row_failed(error)
+    if isinstance(error, MemoryError):
+        message = "not enough memory for this request: send a shorter prompt, or a smaller n"
+        return ApiError(500, message, code="out_of_memory")
+    return ApiError(500, "this request failed by an internal error: see the log", code="bug")

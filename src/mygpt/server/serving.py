@@ -9,15 +9,12 @@ import gc
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -55,11 +52,7 @@ class ServerDied(MygptError):
 class Server(uvicorn.Server):
     """uvicorn's server, which also reports its address and drains the scheduler at shutdown.
 
-    Args:
-        config: uvicorn's configuration.
-        scheduler: decodes the requests.
-        notify: called with lines for the user who runs the server.
-        settings: the server's settings.
+    `notify` is called with lines for the user who runs the server.
     """
 
     def __init__(
@@ -74,11 +67,10 @@ class Server(uvicorn.Server):
         self._name = settings.name
         self._dead_since: float | None = None
 
-    @contextmanager
+    @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Install uvicorn's signal handlers, unless the command has its own."""
-        with super().capture_signals() if signals.watch() is None else nullcontext():
-            yield
+        """Leave signals to `serve`."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and report the address."""
@@ -108,16 +100,6 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets=sockets)
         finally:
             timer.cancel()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Shut down; end at once at a second signal."""
-        if not self._captured_signals:
-            super().handle_exit(sig, frame)
-        elif sig == signal.SIGINT:
-            os._exit(128 + sig)
-        else:
-            signal.signal(sig, signal.SIG_DFL)
-            os.kill(os.getpid(), sig)
 
     def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Handle an exception of a callback; if no file can be opened, close old connections."""
@@ -168,25 +150,17 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(
             f"host {host!r} cannot be resolved: give a name or address of this machine"
         ) from None
-    family, kind, protocol, _, address = found[0]
-    bound = socket.socket(family, kind, protocol)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    family, _, _, _, address = found[0]
     try:
-        bound.bind(address)
-        bound.listen(_BACKLOG)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        bound = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        bound.close()
-        raise InputError(_bind_problem(host, port, error)) from None
+        problem = f"cannot listen at {host} port {port}: {os.strerror(error.errno or 0)}"
+        if error.errno == errno.EADDRINUSE:
+            problem = f"port {port} is in use: stop the program that uses it"
+        raise InputError(f"{problem}, or choose another --host or --port") from None
     bound.setblocking(False)
     return bound
-
-
-def _bind_problem(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is in use: stop the program that uses it, or choose another --port"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"this user may not listen on port {port}: choose a --port from 1024 on"
-    return f"cannot listen at {host} port {port}: {error.strerror}"
 
 
 def url_of(bound: socket.socket) -> str:
@@ -254,9 +228,6 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, which is raised again after the shutdown.
 
-    If `mygpt.signals` watches the command, the first signal starts the shutdown and a second one
-    ends the process at once.
-
     Args:
         writer: the model and its tokenizer.
         settings: the server's settings.
@@ -287,24 +258,24 @@ def serve(
             raise ServerDied(broken().message)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _until_signalled(server: Server) -> Iterator[None]:
-    """Within the context, the first signal starts the shutdown; it is raised again at the end."""
-    watch = signals.watch()
-    if watch is None:  # uvicorn handles signals itself
-        yield
-        return
+    """Within the context, the first signal starts the shutdown; it is raised again at the end.
+
+    A second one ends the process at once.
+    """
 
     def finish(name: str) -> None:
         server.should_exit = True
 
-    unwinds, watch.unwinds = (
-        watch.unwinds,
-        False,
-    )  # uvicorn would print its traceback
+    watch = signals.watch()
+    unwinds = watch is not None and watch.unwinds
+    if watch is not None:
+        watch.unwinds = False  # uvicorn would print the exception's traceback
     try:
         with signals.DeferredSignals(finish) as first:
             yield
     finally:
-        watch.unwinds = unwinds
+        if watch is not None:
+            watch.unwinds = unwinds
     first.end()

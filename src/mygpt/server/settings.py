@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mygpt.errors import InputError, require_int, require_number
-
-_COUNTS = (
-    "slots",
-    "max_waiting",
-    "max_tokens",
-    "max_choices",
-    "max_stops",
-    "max_prompt_tokens",
-    "max_body_bytes",
-    "max_connections",
-)
-_TIMES = ("request_limit_s", "write_limit_s", "idle_limit_s", "shutdown_limit_s")
 
 
 @dataclass(frozen=True)
@@ -73,12 +61,14 @@ class ServerSettings:
     log: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            require_int(name, getattr(self, name), least=1)
-        for name in _TIMES:
-            require_number(name, getattr(self, name))
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0 seconds")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int":
+                require_int(field.name, value, least=1)
+            elif field.type == "float":
+                require_number(field.name, value)
+                if not 0.0 < value < math.inf:
+                    raise InputError(f"{field.name}={value} must be above 0 seconds")
         if not self.name:
             raise InputError("the model's name is empty: give an id such as mygpt")
         key = self.api_key
