@@ -27,8 +27,8 @@ from mygpt.core.config import SamplingConfig
 from mygpt.core.generation import UncachedDecoder
 from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES
-from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode import batch as cpu_batch
+from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.engine import CpuBatch, CpuEngine
 from mygpt.cpu.decode.memory import Memory
 from mygpt.decode.numpy_engine import NumpyEngine

@@ -16,6 +16,7 @@ import torch
 
 from mygpt import GPT, GPTConfig
 from mygpt.errors import OutOfMemoryError
+from mygpt.scaling.estimates import activations
 from mygpt.training import memory
 from mygpt.training.config import TrainConfig
 from mygpt.training.memory import (
@@ -25,9 +26,8 @@ from mygpt.training.memory import (
     model_bytes,
     needed_bytes,
     out_of_memory,
-    row_bytes,
 )
-from shapes import CONFIGS, GPT2, MODERN
+from shapes import CONFIGS, MODERN, TUTORIAL
 
 GIB = 2**30
 WIDE = replace(MODERN, max_seq_len=300)
@@ -59,34 +59,16 @@ def kept_bytes(model: GPT, seq_len: int) -> int:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "grouped"])
 @pytest.mark.parametrize("seq_len", [1, 64, 203])
 def test_the_estimate_for_a_row_is_what_the_graph_keeps(
     name: str, dropout: float, seq_len: int
 ) -> None:
-    """Long rows are extrapolated exactly from three short ones, including attention's scores."""
-    model = GPT.from_config(replace(CONFIGS[name], max_seq_len=300, dropout=dropout))
-    passing = row_bytes(model, seq_len) - kept_bytes(model, seq_len)
-    assert passing == 4 * seq_len * sum(memory._passing_floats(model.config, seq_len))
-
-
-def test_measuring_does_not_change_the_global_random_state() -> None:
-    """Dropout draws from the global generator, and recorded losses must not change."""
-    model = GPT.from_config(replace(GPT2, dropout=0.5)).eval()
-    ids = torch.zeros(1, 4, dtype=torch.int64)
-    model(ids, ids)[1].backward()
-    before = {name: (p.clone(), p.grad) for name, p in model.named_parameters()}
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    torch.manual_seed(5)
-    wanted = torch.rand(3)
-    torch.manual_seed(5)
-    needed_bytes(model, recipe(4, 10))
-    assert torch.equal(torch.rand(3), wanted)
-    assert not model.training
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name][0])
-        assert parameter.grad is before[name][1], "the gradient is the same tensor"
-        assert torch.equal(gradients[name], before[name][1])
+    """To the byte (the loss has four), with dropout attention's scores included."""
+    shape = CONFIGS.get(name, replace(TUTORIAL, num_heads=4, num_kv_heads=2))
+    model = GPT.from_config(replace(shape, max_seq_len=300, dropout=dropout))
+    token = activations(model.config, scores=seq_len)
+    assert seq_len * (token.blocks + token.head) + 4 == kept_bytes(model, seq_len)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +122,9 @@ def test_large_tensors_do_not_fragment_the_heap() -> None:
     assert needed_bytes(model, recipe(most + 1, 300)) < needed_bytes(model, recipe(most, 300))
     model = GPT.from_config(replace(WIDE, vocab_size=50_000))
     fewer, more = (needed_bytes(model, recipe(rows, 300)) for rows in (80, 90))
-    assert 0.95 < (more - fewer) / (10 * row_bytes(model, 300)) < 1.1
+    token = activations(model.config)
+    row = 300 * (token.blocks + token.head + max(token.block_working, token.head_working))
+    assert 0.95 < (more - fewer) / (10 * row) < 1.1
 
 
 def test_validation_counts_if_it_needs_the_most_memory() -> None:

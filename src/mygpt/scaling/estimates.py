@@ -111,55 +111,86 @@ def device_memory(
     tokens = micro_batch * config.max_seq_len
     # Autocast leaves the residual stream in float32; FSDP2 computes all in bfloat16.
     stream = FLOAT if sharding == "ddp" else _SIZES[dtype]
-    kept, working = activation_bytes(config, dtype, stream=stream, checkpointing=checkpointing)
+    kept = activations(config, dtype, stream=stream, checkpointing=checkpointing)
     return DeviceMemory(
         weights=math.ceil(FLOAT * parameters / shards),
         gradients=math.ceil(FLOAT * parameters / shards),
         optimizer=math.ceil(FLOAT * (2 * parameters + tensors) / shards),
         gathered=(_gathered_bytes if sharding == "fsdp" else _autocast_bytes)(config, dtype),
-        activations=tokens * kept,
-        working=tokens * working,
+        activations=tokens * (kept.blocks + kept.head),
+        working=tokens * max(kept.block_working, kept.head_working),
     )
 
 
-def activation_bytes(
+@dataclass(frozen=True)
+class Activations:
+    """Bytes per token of one step's activations.
+
+    Attributes:
+        blocks: what the blocks keep for the backward pass.
+        head: what the head keeps: the logarithms of the probabilities (float32), the targets.
+        block_working: the gradients of a block's widest tensors.
+        head_working: the logits, and two gradients in float32: of the log-probabilities and of
+            the logits.
+    """
+
+    blocks: int
+    head: int
+    block_working: int
+    head_working: int
+
+
+def activations(
     config: GPTConfig,
     dtype: Dtype = "float32",
     *,
     stream: int = FLOAT,
     checkpointing: bool = False,
-) -> tuple[int, int]:
-    """Bytes per token that are kept for the backward pass, and bytes of temporaries at the peak.
+    scores: int = 0,
+) -> Activations:
+    """The activations of a step.
 
     Args:
         config: the model.
         dtype: of matrix products.
         stream: bytes of a number in the residual stream.
         checkpointing: whether blocks keep only their input.
+        scores: T where attention with dropout stores its scores, as torch does on a CPU.
     """
-    size, blocks = _SIZES[dtype], config.num_layers
-    block = _block_bytes(config, size, stream)
-    kept = blocks * stream * config.embed_dim + block if checkpointing else blocks * block
-    # The final norm, log-probabilities (float32), and the targets (int64).
-    kept += _norm_bytes(config, size, stream) + FLOAT * config.vocab_size + 8
-    # The logits, and two gradients in float32: of the log-probabilities and of the logits.
-    head = (size + 2 * FLOAT) * config.vocab_size
-    inner = config.mlp_hidden * (2 if config.mlp == "swiglu" else 1)
-    return kept, max(head, 2 * size * max(inner, _fused(config)))
+    size, blocks, c = _SIZES[dtype], config.num_layers, config.embed_dim
+    scores *= config.dropout > 0
+    masks = stream * c if config.dropout else 0
+    block = 2 * (_norm_bytes(config, size, stream) + masks) + _mlp_bytes(config, size)
+    block += _attention_bytes(config, size, scores)
+    kept = blocks * stream * c + block if checkpointing else blocks * block
+    widest = max(_fused(config), config.mlp_hidden, config.num_heads * scores)
+    return Activations(
+        blocks=kept + masks + _norm_bytes(config, size, stream),
+        head=FLOAT * config.vocab_size + 8,
+        block_working=size * 2 * widest,
+        head_working=(size + 2 * FLOAT) * config.vocab_size,
+    )
 
 
-def _block_bytes(config: GPTConfig, size: int, stream: int) -> int:
-    """Bytes per token that one block keeps for the backward pass."""
-    d, heads = config.head_size, config.num_heads
-    queries_keys = (heads + config.kv_heads) * d
-    attention = size * (_fused(config) + heads * d) + FLOAT * heads
+def _attention_bytes(config: GPTConfig, size: int, scores: int) -> int:
+    """Bytes per token that attention keeps, without the norm before it."""
+    d, heads, groups = config.head_size, config.num_heads, config.kv_heads
+    prepared = size * (heads + groups) * d
+    kept = size * heads * d  # the result
     if config.qk_norm:
-        attention += size * queries_keys + FLOAT * (heads + config.kv_heads)
-        attention += FLOAT * queries_keys if size < FLOAT else 0  # the norm is in float32
-    if config.qk_norm or config.position == "rotary":
-        attention += size * queries_keys
-    mlp = size * config.mlp_hidden * (4 if config.mlp == "swiglu" else 2)
-    return 2 * _norm_bytes(config, size, stream) + attention + mlp
+        kept += prepared + FLOAT * (heads + groups)
+        kept += FLOAT * (heads + groups) * d if size < FLOAT else 0  # the norm is in float32
+    if not scores:
+        kept += size * _fused(config) + FLOAT * heads  # the fused kernel's logarithms of sums
+        return kept + (prepared if config.qk_norm or config.position == "rotary" else 0)
+    # Scaled queries and keys; probabilities, their mask, and the product; repeated values.
+    kept += 2 * size * heads * d + 3 * FLOAT * heads * scores
+    kept += size * heads * d if groups < heads else 0
+    return kept + (size * _fused(config) if groups == heads or config.qk_norm else 0)
+
+
+def _mlp_bytes(config: GPTConfig, size: int) -> int:
+    return size * config.mlp_hidden * (4 if config.mlp == "swiglu" else 2)
 
 
 def _norm_bytes(config: GPTConfig, size: int, stream: int) -> int:

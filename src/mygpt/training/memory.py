@@ -1,14 +1,12 @@
 """How much memory training needs, estimated before it is allocated.
 
 Linux allocates memory that it does not have, and kills the process once it is used. So the need
-is estimated first: that of the model from its shape alone, that of a row of the batch from a
-forward pass over a few tokens. docs/lab-notes.md compares estimates and measurements.
+is estimated first, from the shape alone. docs/lab-notes.md compares estimates and measurements.
 Letters: B batch, T time, L window.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import traceback
@@ -22,11 +20,11 @@ from mygpt.cpu.train.layout import step_bytes
 from mygpt.errors import OutOfMemoryError
 from mygpt.evaluation.losses import rows_at_once
 from mygpt.machine import free_memory_bytes
+from mygpt.scaling.estimates import FLOAT, USABLE, activations
 from mygpt.training.config import TrainConfig
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.gradients import ParallelGradients
 
-_FLOAT = 4  # bytes of a float32, the format of weights, gradients and optimizer state
 # The first steps load code of the math libraries, the end loads the decoder: 22 to 25 MB, measured
 # with a model of a few parameters.
 _LIBRARIES_BYTES = 40_000_000
@@ -41,8 +39,6 @@ _HEAP_MODERN, _HEAP = 1.55, 1.3
 _OWN_MEMORY_BYTES, _OWN_MEMORY = 2**25, 1.05
 _HEAP_COMPILED = 1.1
 _HEAP_ON_DEVICE = 1.2  # torch's own heap there; not measured yet
-_SHARE = 0.9  # of the free memory: the rest is for other programs and for the estimate's error
-_MEASURED_TOKENS = (16, 32, 64)
 # The messages of torch on CPU, CUDA and MPS, and those of NumPy.
 _SAYS_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|ALLOC_FAILED")
 _ASKED = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+) (bytes|[KMGT]i?B)\b")
@@ -77,7 +73,7 @@ def model_bytes(config: GPTConfig, *, threads: int = 1) -> int:
     gradients = numbers + (config.vocab_size * config.embed_dim if config.tied else 0)
     tables = _window_floats(config) if config.position == "rotary" else 0
     objects = _BLOCK_BYTES * config.num_layers * (1 + threads)
-    return _FLOAT * (3 * numbers + threads * gradients + tables) + objects + _LIBRARIES_BYTES
+    return FLOAT * (3 * numbers + threads * gradients + tables) + objects + _LIBRARIES_BYTES
 
 
 def _window_floats(config: GPTConfig) -> int:
@@ -87,129 +83,78 @@ def _window_floats(config: GPTConfig) -> int:
     return positions_for(config.max_seq_len) * 5 * config.head_size
 
 
-def row_bytes(model: GPT, seq_len: int) -> int:
-    """The memory that one row of the batch, T tokens, adds to a training step.
-
-    What a forward pass keeps for the backward pass is measured on rows of a few tokens: it is a
-    polynomial in T of degree 2, since attention with dropout keeps its scores, so three lengths
-    determine it. Model, gradients and random generators do not change.
-    """
-    if seq_len <= _MEASURED_TOKENS[-1]:
-        kept = _kept_bytes(model, seq_len)
-    else:
-        a, b, c = _MEASURED_TOKENS
-        at_a, at_b, at_c = (_kept_bytes(model, length) for length in _MEASURED_TOKENS)
-        slope, next_slope = (at_b - at_a) / (b - a), (at_c - at_b) / (c - b)
-        bend = (next_slope - slope) / (c - a)  # Newton's divided differences
-        kept = math.ceil(at_a + (seq_len - a) * (slope + (seq_len - b) * bend))
-    return kept + _FLOAT * seq_len * sum(_passing_floats(model.config, seq_len))
-
-
-def _kept_bytes(model: GPT, seq_len: int) -> int:
-    """Bytes of all tensors that a forward pass over one row keeps for the backward pass."""
-    known = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> None:
-        # Referenced, so that its memory is not reused; detached, since a graph would keep itself.
-        if tensor.untyped_storage().data_ptr() not in known:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.detach()
-
-    device = next(model.parameters()).device
-    ids = torch.zeros(1, seq_len, dtype=torch.int64, device=device)
-    training = model.training
-    with (  # dropout draws from the global generators
-        torch.random.fork_rng([device] * (device.type != "cpu"), device_type=device.type),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
-        model.train()(ids, ids)
-    model.train(training)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def _passing_floats(config: GPTConfig, seq_len: int) -> tuple[int, int]:
-    """Floats per token that exist only for a moment, in a block and at the head.
-
-    In a block the gradients of its widest tensors, and the batch itself, int64 and copied; at
-    the head, where the backward pass begins, the logits, their gradient and that of their
-    logarithms.
-    """
-    block = 2 * max(_widest(config), config.num_heads * seq_len if config.dropout else 0)
-    return block + 4 * config.embed_dim + 8, max(0, 3 * config.vocab_size - block)
-
-
-def _widest(config: GPTConfig) -> int:
-    """Floats per token of a block's widest tensor: queries, keys and values, or the MLP's."""
-    fused = (config.num_heads + 2 * config.kv_heads) * config.head_size
-    return max(fused, config.mlp_hidden)
-
-
 class _Need:
     """The memory of training in addition to the weights, as a function of B."""
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
         self.model, self.config, shape = model, config, model.config
-        self.seq_len = config.seq_len
         # The decoder that writes samples has a copy of the weights, padded, and is kept.
         samples = config.sample_tokens and (config.total_steps or math.inf) >= config.eval_every
-        self.packed = 9 * _FLOAT * shape.num_parameters() // 8 if samples else 0
-        if config.engine == "compiled":
-            return
-        token = _FLOAT * config.seq_len
-        self.head = token * (shape.vocab_size + _passing_floats(shape, config.seq_len)[1])
-        self.blocks = row_bytes(model, config.seq_len) - self.head
-        # Validation keeps no activations, but its batches are large.
-        rows = rows_at_once(config.seq_len, shape.vocab_size)
-        blocks = 4 * _widest(shape) + 6 * shape.embed_dim
-        head = max(0, 2 * shape.vocab_size - blocks)
-        self.validation = self._taken(rows, rows, token * blocks, token * head)
+        self.packed = 9 * FLOAT * shape.num_parameters() // 8 if samples else 0
+        self.on_cpu = next(model.parameters()).device.type == "cpu"
+        token = activations(
+            shape,
+            checkpointing=config.checkpoint_activations,
+            scores=config.seq_len if self.on_cpu else 0,
+        )
+        # Of a row: what exists before the head's backward pass, and what is added in it. The batch
+        # is int64 and copied, and the residual stream has gradients.
+        passing = FLOAT * (4 * shape.embed_dim + 8) + token.block_working
+        self.blocks = config.seq_len * (token.blocks + passing)
+        added = max(0, token.head_working - token.block_working)
+        self.head = config.seq_len * (token.head + added)
 
     def bytes(self, batch_size: int) -> int:
         """The bytes for so many windows at once."""
         if self.config.engine == "compiled":
             return self._compiled_bytes(batch_size)
-        shape, threads = (
-            self.model.config,
-            ParallelGradients.suitable_threads(self.model, batch_size),
-        )
-        others = model_bytes(shape, threads=threads) - _FLOAT * shape.num_parameters()
+        shape = self.model.config
+        threads = ParallelGradients.suitable_threads(self.model, batch_size)
+        others = model_bytes(shape, threads=threads) - FLOAT * shape.num_parameters()
         if batch_size < self.config.batch_size:  # a piece's gradients, and the sum so far
-            others += _FLOAT * shape.num_parameters()
+            others += FLOAT * shape.num_parameters()
         step = self._taken(batch_size, -(-batch_size // threads), self.blocks, self.head)
+        # Validation keeps no activations, but its batches are large.
+        rows = rows_at_once(self.config.seq_len, shape.vocab_size)
+        fused = (shape.num_heads + 2 * shape.kv_heads) * shape.head_size
+        blocks = 4 * max(fused, shape.mlp_hidden) + 6 * shape.embed_dim
+        head = max(0, 2 * shape.vocab_size - blocks)
+        token = FLOAT * self.config.seq_len
+        validation = self._taken(rows, rows, token * blocks, token * head)
         # The heap may not shrink between them; a new copy for the decoder is made before the old
         # one is freed.
-        heap, own = step[0] + self.validation[0], max(step[1], self.validation[1])
+        heap, own = step[0] + validation[0], max(step[1], validation[1])
         return math.ceil(others + heap + own + 2 * self.packed)
 
     def _compiled_bytes(self, batch_size: int) -> int:
         """The machine code's workspace, from the shape; gradients are views into it."""
         shape, threads = self.model.config, min(torch.get_num_threads(), batch_size)
-        optimizer = 2 * _FLOAT * shape.num_parameters()
-        gradients = threads * _FLOAT * shape.num_parameters()
+        optimizer = 2 * FLOAT * shape.num_parameters()
+        gradients = threads * FLOAT * shape.num_parameters()
         rows = [(batch_size, self.config.seq_len)]
         rows += [(b, t) for _, t, b in self.config.stages]
         longest = self.config.longest_window  # the window of validation
         rows.append((rows_at_once(longest, shape.vocab_size), longest))
         step = max(step_bytes(shape, b, t, threads) for b, t in rows)
-        loaded = _FLOAT * shape.num_parameters()  # the best model, loaded at the end
+        loaded = FLOAT * shape.num_parameters()  # the best model, loaded at the end
         taken = optimizer + gradients + step + loaded + 2 * self.packed
         return _LIBRARIES_BYTES + math.ceil(_HEAP_COMPILED * taken)
 
     def _taken(self, rows: int, share: int, blocks: int, head: int) -> tuple[float, float]:
         """Bytes of heap and of separately mapped tensors, for rows that threads share."""
         shape, taken = self.model.config, [0.0, 0.0]
-        if next(self.model.parameters()).device.type != "cpu":
+        if not self.on_cpu:
             return _HEAP_ON_DEVICE * rows * (blocks + head), 0.0
         plain = shape.norm == "layer" and shape.position == "learned"
         for size, width in ((blocks, shape.embed_dim), (head, shape.vocab_size)):
-            own = _FLOAT * share * self.seq_len * width >= _OWN_MEMORY_BYTES
+            own = FLOAT * share * self.config.seq_len * width >= _OWN_MEMORY_BYTES
             taken[own] += rows * size * (_OWN_MEMORY if own else _HEAP if plain else _HEAP_MODERN)
         return taken[0], taken[1]
 
     def fitting(self, free_bytes: int, *, at_most: int) -> int:
         """The largest that fits: `at_most`, else a power of two below it, else 0."""
         sizes = (at_most, *(2**n for n in reversed(range((at_most - 1).bit_length()))))
-        return next((n for n in sizes if self.bytes(n) <= _SHARE * free_bytes), 0)
+        return next((n for n in sizes if self.bytes(n) <= USABLE * free_bytes), 0)
 
 
 def needed_bytes(model: GPT, config: TrainConfig) -> int:
@@ -231,9 +176,9 @@ def check_model_fits(config: GPTConfig, free_bytes: int | None) -> None:
         OutOfMemoryError: when `free_bytes` (None checks nothing) are too few.
     """
     need = model_bytes(config)
-    if free_bytes is None or need <= _SHARE * free_bytes:
+    if free_bytes is None or need <= USABLE * free_bytes:
         return
-    window = _FLOAT * _window_floats(config) > need / 2
+    window = FLOAT * _window_floats(config) > need / 2
     raise OutOfMemoryError(
         f"a model of {config.num_parameters():,} parameters needs about {_amount(need)} to be "
         f"trained and {_amount(free_bytes)} are free (a tenth stays free): choose a smaller "
@@ -294,10 +239,7 @@ def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutO
     free = free_memory(next(model.parameters()).device)
     fits = config.piece // 2  # this size did not fit, whatever is reported as free
     if fits and free is not None:
-        with contextlib.suppress(
-            MemoryError, RuntimeError
-        ):  # the estimate itself needs some memory
-            fits = _Need(model, config).fitting(free, at_most=fits)
+        fits = _Need(model, config).fitting(free, at_most=fits)
     asked = ""
     if found := _ASKED.search(str(error)):
         asked = f" ({_amount(float(found[1]) * 1024 ** 'bKMGT'.index(found[2][0]))} more asked for)"
