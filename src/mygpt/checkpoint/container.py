@@ -174,7 +174,7 @@ def _rest(file: BinaryIO) -> Iterable[bytes]:
 
 
 def _digest(header: bytes, position: int, body: Iterable[bytes | bytearray | memoryview]) -> bytes:
-    """A file's own SHA-256, 64 digits at `position`, which is computed with zeros in their place."""
+    """The digits of a file's own SHA-256 at `position`, computed with zeros in their place."""
     found = hashlib.sha256(header[:position] + _ZEROS + header[position + 64 :])
     for piece in body:
         found.update(piece)

@@ -16,7 +16,7 @@ Letters: C embedding, D head size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 
 from mygpt.checkpoint.container import Arrays
 from mygpt.checkpoint.model_file import Checkpoint
-from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError, require_choice
 from mygpt.file_access import require_path
 from mygpt.formats.gguf_file import BLOCK, F16, F32, Q8_0, Stored, Value, store, write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values
+from mygpt.formats.tensors import Names
 
-_KIND_NUMBERS = {"f32": F32, "f16": F16, "q8_0": Q8_0}
-KINDS = tuple(_KIND_NUMBERS)
+_KINDS = {"f32": F32, "f16": F16, "q8_0": Q8_0}
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's number for the type of most tensors
 # The largest value: of a float16; and of a q8_0, whose float16 scale is multiplied by up to 127.
 _LARGEST = {F32: np.inf, F16: 65504.0, Q8_0: 127 * 65504.0}
@@ -41,22 +40,27 @@ _LARGEST = {F32: np.inf, F16: 65504.0, Q8_0: 127 * 65504.0}
 # The settings that an architecture needs.
 _MODERN = {"norm": "rms", "mlp": "swiglu", "attention_bias": False, "mlp_bias": False}
 _GPT2 = {"norm": "layer", "mlp": "gelu_tanh", "qk_norm": False}
+_GPT2_ALWAYS: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
-_NAMES = {
+_GPT2_NAMES = Names("blk.", {
     "token_embedding": "token_embd",
     "position_embedding": "position_embd",
-    "final_norm": "output_norm",
-    "head": "output",
     "attention_norm": "attn_norm",
     "attention.query_key_value": "attn_qkv",
-    "attention.query_norm": "attn_q_norm",
-    "attention.key_norm": "attn_k_norm",
     "attention.output": "attn_output",
     "mlp_norm": "ffn_norm",
     "mlp.input": "ffn_up",
     "mlp.output": "ffn_down",
-}
-_WITH_BIAS = ("attention.query_key_value", "attention.output", "mlp.input", "mlp.output")
+    "final_norm": "output_norm",
+    "head": "output",
+})  # fmt: skip
+_MODERN_NAMES = Names("blk.", {
+    **_GPT2_NAMES.modules,
+    "attention.query_key_value": ("attn_q", "attn_k", "attn_v"),
+    "attention.query_norm": "attn_q_norm",
+    "attention.key_norm": "attn_k_norm",
+    "mlp.input": ("ffn_gate", "ffn_up"),
+})  # fmt: skip
 
 # llama.cpp changes tokens of models whose name contains one of these, and fails without them.
 _NAMES_WITH_MEANING = ("phi-3", "phi3", "modern-bert")
@@ -82,7 +86,7 @@ def write_gguf(
             the file exists; nothing is written then.
         StorageError: if there is no space, or the folder cannot be written to.
     """
-    require_choice("type", kind, KINDS)
+    require_choice("type", kind, tuple(_KINDS))
     require_path("path", path)
     path = Path(path)
     if path.is_dir():
@@ -93,10 +97,8 @@ def write_gguf(
     architecture = _architecture(config)
     checkpoint.check_shapes()
     described, notes = tokenizer_values(checkpoint.tokenizer, config.vocab_size)
-    tensors = [
-        _stored(name, array, _KIND_NUMBERS[kind])
-        for name, array in _tensors(architecture, config, checkpoint.arrays)
-    ]
+    arrays = _tensors(architecture, config, checkpoint.arrays)
+    tensors = [_stored(name, array, _KINDS[kind]) for name, array in arrays.items()]
     values = _values(architecture, config, _model_name(checkpoint.path), kind)
     write_gguf_file(path, values | described, tensors)
     if architecture == "gpt2":
@@ -169,38 +171,16 @@ def _values(architecture: str, config: GPTConfig, name: str, kind: str) -> dict[
     return values | {f"{architecture}.{key}": value for key, value in shape.items()}
 
 
-def _tensors(
-    architecture: str, config: GPTConfig, arrays: Arrays
-) -> Iterator[tuple[str, NDArray[Any]]]:
+def _tensors(architecture: str, config: GPTConfig, arrays: Arrays) -> dict[str, NDArray[Any]]:
     """The tensors by llama.cpp's names."""
-    for ours in parameter_shapes(config):
-        array = arrays[ours]
-        stem, _, part = ours.rpartition(".")
-        block = ""
-        if stem.startswith("blocks."):
-            _, number, stem = stem.split(".", 2)
-            block = f"blk.{number}."
-        if architecture != "gpt2" and stem == "attention.query_key_value":
-            for letter, rows in zip("qkv", _heads(architecture, config, array), strict=True):
-                yield f"{block}attn_{letter}.{part}", rows
-        elif architecture != "gpt2" and stem == "mlp.input":
-            gate, up = np.split(array, 2)
-            yield f"{block}ffn_gate.{part}", gate
-            yield f"{block}ffn_up.{part}", up
-        else:
-            yield f"{block}{_NAMES[stem]}.{part}", array
-        no_bias = part == "weight" and ours.removesuffix("weight") + "bias" not in arrays
-        if architecture == "gpt2" and stem in _WITH_BIAS and no_bias:
-            yield f"{block}{_NAMES[stem]}.bias", np.zeros(len(array), np.float32)
-
-
-def _heads(architecture: str, config: GPTConfig, array: NDArray[Any]) -> list[NDArray[Any]]:
-    """The rows of query, key and value; for "llama", reordered to its pairs of dimensions."""
-    d = config.head_size
-    query, key, value = np.split(array, [config.num_heads * d, -config.kv_heads * d])
+    if architecture == "gpt2":
+        return _GPT2_NAMES.views(replace(config, **_GPT2_ALWAYS), arrays)
+    found = _MODERN_NAMES.views(config, arrays)
     if architecture == "llama":
-        query, key = pairs_from_halves(query, d), pairs_from_halves(key, d)
-    return [query, key, value]
+        for name in found:
+            if name.endswith(("attn_q.weight", "attn_k.weight")):
+                found[name] = pairs_from_halves(found[name], config.head_size)
+    return found
 
 
 def pairs_from_halves(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
@@ -209,36 +189,32 @@ def pairs_from_halves(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
+def _is_float32(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is float32 in all files: vectors and positions."""
+    return len(shape) == 1 or name == "position_embd.weight"
+
+
 def _stored(name: str, array: NDArray[Any], wanted: int) -> Stored:
     """A tensor in the wanted number type, or the next wider one that can represent it."""
     array = np.ascontiguousarray(array, np.float32)
-    if array.ndim == 1 or name == "position_embd.weight":
-        wanted = F32
     if wanted == Q8_0 and array.shape[-1] % BLOCK:
         wanted = F16
-    if not np.abs(array).max() <= _LARGEST[wanted]:
+    if _is_float32(name, array.shape) or not np.abs(array).max() <= _LARGEST[wanted]:
         wanted = F32
     return store(name, array, wanted)
 
 
 def _exceptions(tensors: list[Stored], kind: str) -> list[str]:
     """Notes on the matrices that are of another number type than `kind`."""
-    wanted = _KIND_NUMBERS[kind]
     reasons = {
-        F16: f"the length of their rows is not a multiple of {BLOCK}",
-        F32: f"they have values too large for {kind}",
+        "f16": f"the length of their rows is not a multiple of {BLOCK}",
+        "f32": f"they have values too large for {kind}",
     }
     notes = []
-    for number, reason in reasons.items():
-        others = [
-            tensor.name
-            for tensor in tensors
-            if tensor.kind == number != wanted
-            and len(tensor.shape) > 1
-            and tensor.name != "position_embd.weight"
-        ]
+    for written, reason in reasons.items():
+        others = [t.name for t in tensors if not _is_float32(t.name, t.shape)
+                  and t.kind == _KINDS[written] != _KINDS[kind]]  # fmt: skip
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            written = next(name for name, n in _KIND_NUMBERS.items() if n == number)
             notes.append(f"{others[0]}{more} written as {written}, since {reason}")
     return notes

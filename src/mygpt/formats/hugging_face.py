@@ -8,7 +8,6 @@ one that transformers loads without remote code. What differs between families i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.formats.architectures import FAMILIES, Family, family_of
-from mygpt.formats.tensors import Imported, Part, Tensors, shortest
+from mygpt.formats.tensors import Imported, Tensors, shortest
 from mygpt.formats.unsupported import quantized
 from mygpt.formats.weight_files import find_tensors
 from mygpt.json_objects import SETTINGS, read_object
@@ -196,8 +195,7 @@ def write_hugging_face(
     family = family_of(config)
     _require_family(config, family)
     checkpoint.check_shapes()
-    stored = replace(config, **family.always)
-    zeros = {name: np.zeros(shape) for name, shape in parameter_shapes(stored).items()}
+    tensors = family.names.views(replace(config, **family.always), checkpoint.arrays)
     settings, notes = _settings(checkpoint, family)
     end = checkpoint.tokenizer.end_of_text
     if end is None:
@@ -212,8 +210,7 @@ def write_hugging_face(
         ids["eos_token_id"] = list(ends_of(checkpoint.tokenizer))
     ids["pad_token_id"] = end  # without one, transformers warns at each call
     with atomic_folder(Path(folder), _OURS, overwrite=overwrite) as place:
-        parts = family.names.parts(stored)
-        _write_safetensors(place / "model.safetensors", zeros | dict(checkpoint.arrays), parts)
+        _write_safetensors(place / "model.safetensors", tensors)
         write_tokenizer(checkpoint.tokenizer, place, config.max_seq_len)
         _write_text(place / "config.json", json.dumps(settings, indent=2))
         _write_text(place / "generation_config.json", json.dumps(ids | sampling, indent=2))
@@ -252,17 +249,19 @@ def _settings(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Any], l
     }, notes
 
 
-def _write_safetensors(path: Path, arrays: Arrays, parts: Mapping[str, Part]) -> None:
-    """Write mygpt's parameters as another program's tensors to one file, float32."""
-    views = {name: parts[name].view(arrays) for name in sorted(parts)}
-    header = make_header({"format": "pt"}, {name: ("F32", v.shape) for name, v in views.items()})
+def _write_safetensors(path: Path, tensors: Arrays) -> None:
+    """Write tensors to one file, in float32."""
+    tensors = {n: np.ascontiguousarray(tensors[n], dtype="<f4") for n in sorted(tensors)}
+    header = make_header(
+        {"format": "pt"}, {n: ("F32", array.shape) for n, array in tensors.items()}
+    )
     if len(header) > _MOST_HEADER_BYTES:
         raise InputError(
-            f"{len(parts):,} tensors need a header of {len(header):,} bytes, and the safetensors "
+            f"{len(tensors):,} tensors need a header of {len(header):,} bytes, and the safetensors "
             f"library reads at most {_MOST_HEADER_BYTES:,}: export a model with fewer layers"
         )
-    tensors = (np.ascontiguousarray(view, dtype="<f4") for view in views.values())
-    write_durably(path, [header, *(tensor.reshape(-1).view(np.uint8).data for tensor in tensors)])
+    views = [array.reshape(-1).view(np.uint8).data for array in tensors.values()]
+    write_durably(path, [header, *views])
 
 
 def _card(checkpoint: Checkpoint, architecture: str) -> str:

@@ -151,6 +151,13 @@ class Names:
                 begin += size
         return found
 
+    def views(self, config: GPTConfig, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        """Their tensors as views of mygpt's parameters; a parameter that is missing is zeros."""
+        shapes = parameter_shapes(config)
+        absent = {name: np.zeros(shapes[name]) for name in shapes.keys() - arrays.keys()}
+        complete = {**arrays, **absent}
+        return {name: part.view(complete) for name, part in self.parts(config).items()}
+
 
 class Tensors(dict[str, StoredTensor]):
     """Tensors of another program's model by name, without the prefixes of wrappers.
