@@ -203,8 +203,7 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
         CheckpointError: if there is none.
     """
     if path is None:
-        found = [run for run in runs.glob("*/") if _in_run(run) is not None]
-        if not found:
+        if not (found := _runs_in(runs)):
             raise CheckpointError(
                 f"no run under {runs}/: train one with `mygpt train FILE`, "
                 "or name a checkpoint with --checkpoint"
@@ -219,58 +218,43 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
         )
     if not path.is_dir():
         return path
-    inside = _in_run(path)
-    if inside is not None:
+    if inside := _in_run(path):
         return inside
-    runs_inside = sorted(str(run) for run in path.glob("*/") if _in_run(run) is not None)
-    if runs_inside:
-        raise CheckpointError(
-            f"{path}/ holds {len(runs_inside)} runs: give one of them, {', '.join(runs_inside[:5])}"
-        )
+    if found := _runs_in(path):
+        names = ", ".join(map(str, found[:5]))
+        raise CheckpointError(f"{path}/ has {len(found)} runs: give one of them, {names}")
     if (path / "index.json").is_file() and (path / "shards").is_dir():
         train = f"mygpt train {shlex.quote(str(path))}"
         raise CheckpointError(f"{path} is a token store, not a model: {train} trains a model on it")
-    other = another_programs(path)
     raise CheckpointError(
-        other
+        another_programs(path)
         or f"{path}/ has no best.safetensors and no last.safetensors: give a run folder that "
         "`mygpt train` wrote"
     )
 
 
-# Folders of other programs, by a file or folder in them, and files by their first bytes.
-_FOLDERS = {
-    "config.json": "a Hugging Face folder",
-    "adapter_config.json": "a folder with an adapter",
-    "snapshots": "a folder of the Hugging Face cache",
-    "ckpt.pt": "an output folder of nanoGPT",
-}
-_FILES = {
-    b"PK\x03\x04": "a torch file, a pickle",
-    b"\x80": "a torch file, a pickle",
-}
+_FOREIGN = ("config.json", "adapter_config.json", "snapshots", "ckpt.pt")  # in their folders
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def another_programs(path: Path) -> str | None:
     """The message for a model of another program; None if `path` is not recognised."""
-    what, source = None, path
-    if path.is_dir():
-        what = next((what for name, what in _FOLDERS.items() if (path / name).exists()), None)
-    elif path.is_file():
+    start, folder, marks = b"", path, _FOREIGN
+    if path.is_file():
+        folder, marks = path.parent, ("config.json",)
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            start = file.read(4)
-            if start == b"GGUF":
-                return (
-                    f"{path} is a GGUF file (llama.cpp), which mygpt can write but not read: "
-                    "import the folder that it was made from"
-                )
-            what = next((what for mark, what in _FILES.items() if start.startswith(mark)), None)
-        if what is None and (path.parent / "config.json").is_file():
-            what, source = "a file in a Hugging Face folder", path.parent
-    if what is None:
-        return None
-    return f"{path} is {what}: import it first, {_import_command(source)}"
+            start = file.read(9)
+    if start.startswith(b"GGUF"):
+        return (
+            f"{path} is a GGUF file (llama.cpp), which mygpt can write but not read: import the "
+            "folder that it was made from"
+        )
+    # A safetensors file, whose header can begin with the byte 80 too, has a "{" at byte 8.
+    if start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and start[8:] != b"{"):
+        return f"{path} is a torch file, a pickle: import it first, {_import_command(path)}"
+    if any((folder / mark).exists() for mark in marks):
+        return f"{path} is a model of another program: import it first, {_import_command(folder)}"
+    return None
 
 
 def _import_command(source: Path) -> str:
@@ -287,12 +271,15 @@ def _is_hub_name(path: Path) -> bool:
 
 def _in_run(run: Path) -> Path | None:
     """A run's best model, or else its last; `CheckpointError` if that is a link or a pipe."""
-    names = ("best.safetensors", "last.safetensors")
-    for path in (run / name for name in names):
+    for path in (run / "best.safetensors", run / "last.safetensors"):
         status = require_regular(path)
         if status is not None and stat.S_ISREG(status.st_mode):
             return path
     return None
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(run for run in folder.glob("*/") if _in_run(run) is not None)
 
 
 def _last_write(run: Path) -> float:
