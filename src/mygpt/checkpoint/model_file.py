@@ -233,7 +233,12 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
     )
 
 
-_FOREIGN = ("config.json", "adapter_config.json", "snapshots", "ckpt.pt")  # in their folders
+_FOREIGN: tuple[str, ...] = (
+    "config.json",
+    "adapter_config.json",
+    "snapshots",
+    "ckpt.pt",
+)  # in their folders
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
