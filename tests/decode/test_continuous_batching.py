@@ -33,9 +33,8 @@ from mygpt.cpu.decode.engine import CpuBatch, CpuEngine
 from mygpt.cpu.decode.memory import Memory
 from mygpt.decode.numpy_engine import NumpyEngine
 from mygpt.decode.packing import arrays_of
-from mygpt.decode.slots import SeparateBatch
 from mygpt.decode.torch_engine import TorchEngine
-from mygpt.engine import Request
+from mygpt.engine import Request, SeparateBatch
 from mygpt.errors import InputError
 from shapes import LLAMA, MODERN, TUTORIAL, build
 

@@ -13,13 +13,11 @@ from mygpt.checkpoint.unloaded_model import unloaded_model
 from mygpt.core import model as torch_model
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.cpu.decode import pack
 from mygpt.cpu.decode.engine import CpuEngine
-from mygpt.decode import numpy_network
 from mygpt.decode.numpy_engine import NumpyEngine
 from mygpt.decode.packing import arrays_of
 from mygpt.decode.torch_engine import TorchEngine
-from mygpt.engine import Engine, Request
+from mygpt.engine import Engine, Request, rotary_angles
 from mygpt.errors import InputError
 from shapes import build
 
@@ -86,12 +84,12 @@ def test_tables_and_caches_that_grow_give_the_same_bits(monkeypatch, start, conf
 
 
 @pytest.mark.parametrize("size", [2, 6, 64])
-@pytest.mark.parametrize("module", [torch_model, numpy_network, pack])
-def test_the_first_rows_of_a_rotary_table_do_not_depend_on_its_length(module, size):
+@pytest.mark.parametrize("table", [torch_model.rotary_table, rotary_angles])
+def test_the_first_rows_of_a_rotary_table_do_not_depend_on_its_length(table, size):
     config = GPTConfig(5, 3 * size, 3, 1, max_seq_len=20_001, position="rotary")
-    whole = module.rotary_table(config, 20_001)
+    whole = table(config, 20_001)
     for rows in (1, 77, 8192, 16_384):
-        for one, other in zip(module.rotary_table(config, rows), whole, strict=True):
+        for one, other in zip(table(config, rows), whole, strict=True):
             assert np.array_equal(np.asarray(one), np.asarray(other)[:rows])
 
 

@@ -17,7 +17,6 @@ from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, Writer
 from mygpt.decode.completion import TokenLogprob
 from mygpt.decode.numpy_network import Network
 from mygpt.decode.packing import arrays_of
-from mygpt.decode.reading import read
 from mygpt.server.app import make_app
 from mygpt.server.openapi import openapi
 from mygpt.server.playground import logits_content
@@ -748,7 +747,7 @@ def test_attention_weights_are_those_of_a_reference_implementation(kind):
         block.attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0]))
     with torch.no_grad():
         model(ids)
-    found = read(Network(config, arrays_of(model)), ids[0].tolist()).weights
+    found = Network(config, arrays_of(model)).read_all(ids[0].tolist()).weights
     assert found.shape == (config.num_layers, config.num_heads, 8, 8)
     state = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
     for layer in range(config.num_layers):

@@ -24,10 +24,9 @@ from mygpt.cli.explain import explain as explain_command
 from mygpt.core import sampling
 from mygpt.core.config import SamplingConfig
 from mygpt.decode.numpy_network import Network
-from mygpt.decode.reading import positions_to_show, read
 from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
-from mygpt.views.explain import about, explain, explain_page, page_data
+from mygpt.views.explain import about, explain, explain_page, page_data, positions_to_show
 from mygpt.views.page import VIEWS, bundle, embedded_json, make_page
 from offline_pages import Page, check_quiet, chromium, injections, node, open_page
 from shapes import CONFIGS, MODERN, build
@@ -64,14 +63,14 @@ def test_attention_is_the_textbooks(name, monkeypatch):
     for place, row in enumerate(rows):
         head, t = divmod(place, len(ids))
         expected[head // config.num_heads, head % config.num_heads, t, : t + 1] = row
-    found = read(network, ids)
+    found = network.read_all(ids)
     np.testing.assert_allclose(found.weights, expected, atol=2e-5)
     np.testing.assert_allclose(found.logits, logits, rtol=2e-4, atol=2e-4)
 
 
 def test_grouped_heads_share_keys_and_not_queries():
     """MODERN has four query heads over two: all four have different weights."""
-    weights = read(network_of(MODERN)[0], [0, 1, 2, 3, 4]).weights[0]
+    weights = network_of(MODERN)[0].read_all([0, 1, 2, 3, 4]).weights[0]
     for one in range(4):
         for other in range(one):
             assert np.abs(weights[one] - weights[other]).max() > 1e-3
@@ -80,7 +79,7 @@ def test_grouped_heads_share_keys_and_not_queries():
 def test_the_last_positions_are_a_corner_of_all():
     network, _ = network_of(MODERN)
     ids = [0, 1, 2, 3, 4, 0, 1]
-    full, corner = read(network, ids), read(network, ids, 3)
+    full, corner = network.read_all(ids), network.read_all(ids, 3)
     np.testing.assert_array_equal(corner.weights, full.weights[:, :, 4:, 4:])
     np.testing.assert_array_equal(corner.logits, full.logits)
     np.testing.assert_allclose(full.weights.sum(-1), 1, atol=1e-6)
@@ -97,7 +96,7 @@ def test_a_page_has_room_for_some_positions(layers, heads, shown):
 @pytest.mark.parametrize("time", [0, 13])
 def test_too_few_and_too_many_tokens_are_refused(time):
     with pytest.raises(InputError, match=f"{time} tokens cannot be read at once: give 1 to 12"):
-        read(network_of(SHAPE)[0], [0] * time)
+        network_of(SHAPE)[0].read_all([0] * time)
 
 
 # --- the explanation ---------------------------------------------------------------------------
@@ -162,7 +161,7 @@ def test_the_attention_shown_is_of_the_last_step():
     made = checkpoint_of(SHAPE)
     found = explain(made, "abcd", max_new_tokens=4, seed=1)
     ids = [place.id for place in found.places]
-    expected = read(Network(SHAPE, made.arrays), ids).weights
+    expected = Network(SHAPE, made.arrays).read_all(ids).weights
     np.testing.assert_array_equal(found.attention.weights, expected)
     data = found.attention.to_data()
     assert (data["start"], data["size"]) == (0, 8)

@@ -101,7 +101,7 @@ class Backend:
         return self.engine(_LONG_JOB, _LONG_JOB).open(size)
 
     def network(self) -> Network:
-        """The model in NumPy, for `engines.reading`; of a torch model with its present weights."""
+        """The model in NumPy; of a torch model with its present weights."""
         from mygpt.decode.numpy_network import Network
 
         if self._model is not None:

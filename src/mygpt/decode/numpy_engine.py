@@ -15,8 +15,7 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.window import Window
 from mygpt.decode.numpy_network import Arrays, Cache, Floats, Network
 from mygpt.decode.numpy_sampling import next_id
-from mygpt.decode.slots import SeparateBatch
-from mygpt.engine import Request
+from mygpt.engine import Request, SeparateBatch
 
 _RESERVED_TOKENS = 2**12  # new tokens for which a cache has capacity from the start
 

@@ -1,14 +1,16 @@
-"""The GPT's forward pass in NumPy, for one sequence and the prediction of its last position.
+"""The GPT's forward pass in NumPy, for one sequence.
 
 It has the layers of `mygpt.core.model` in the same order, with parameters of the same names.
 Letters: T time, C embedding, H heads, G key/value heads, R = H / G query heads that share one,
-D head size, M MLP width, L window, N layers, V vocabulary, P positions read before.
+D head size, M MLP width, L window, N layers, V vocabulary, P positions read before, S the last
+positions whose attention weights are returned.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
+from mygpt.engine import rotary_angles
+from mygpt.errors import InputError
 
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]  # float32
 Layer = Callable[[Floats], Floats]
+Record = Callable[[Floats], None]  # takes the attention weights (H, T, P + T) of a block
 
 
 def constant(number: float) -> Floats:
@@ -127,38 +132,27 @@ def swiglu(x: Floats) -> Floats:
 ACTIVATIONS: dict[str, Layer] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "swiglu": swiglu}
 
 
-def rotary_table(config: GPTConfig, positions: int | None = None) -> tuple[Floats, Floats]:
-    """Cosines and sines of the positions' angles, each (L, 1, D) (Su et al., 2021).
-
-    The sines of the first half include the rotation's minus sign. `positions` gives fewer than L.
-    """
-    half = config.head_size // 2
-    exponents = np.arange(half, dtype=np.float32) / np.float32(-half)
-    frequencies = np.float32(config.rope_base) ** exponents
-    places = np.arange(positions or config.max_seq_len, dtype=np.float32)
-    angles = places[:, None, None] * frequencies
-    cos, sin = np.cos(angles), np.sin(angles)  # (L, 1, D / 2)
-    return np.concatenate([cos, cos], axis=-1), np.concatenate([np.negative(sin), sin], axis=-1)
-
-
 class Rotary:
-    """The tables of `rotary_table` for all blocks; those of a long window grow as it is read.
+    """Cosines and sines of positions, for all blocks; those of a long window grow as it is read.
 
-    Args:
-        config: the model's.
+    The sines of the first half include the rotation's minus sign.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
-        self._tables = rotary_table(config, positions_for(config.max_seq_len))
+        self.reserve(0)
+
+    def reserve(self, positions: int) -> None:
+        """Compute the tables, (L, 1, D) each, for at least so many positions."""
+        cos, sin = rotary_angles(self.config, positions_for(self.config.max_seq_len, positions))
+        sin[:, : sin.shape[1] // 2] *= -1
+        self.cos, self.sin = cos[:, None], sin[:, None]
 
     def rows(self, first: int, end: int) -> tuple[Floats, Floats]:
         """Cosines and sines of positions `first` to `end` - 1, each (T, 1, D)."""
-        tables = self._tables
-        if end > len(tables[0]):
-            window = self.config.max_seq_len
-            self._tables = tables = rotary_table(self.config, positions_for(window, end))
-        return tables[0][first:end], tables[1][first:end]
+        if end > len(self.cos):
+            self.reserve(end)
+        return self.cos[first:end], self.sin[first:end]
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
@@ -243,7 +237,9 @@ class Attention:
             )
         self.rotary = rotary
 
-    def __call__(self, x: Floats, cache: Cache, layer: int, first: int) -> Floats:
+    def __call__(
+        self, x: Floats, cache: Cache, layer: int, first: int, record: Record | None
+    ) -> Floats:
         """Read (T, C); the results of positions from `first` on, (T - first, C)."""
         time, past = len(x), cache.length
         query = self.query(x[first:]).reshape(time - first, -1, self.d)  # (T - first, H, D)
@@ -256,11 +252,11 @@ class Attention:
             query, key = rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin)
         keys, values = cache.extend(layer, key, value)  # (G, 1, D, P + T), (G, 1, P + T, D)
         grouped = query.reshape(time - first, self.groups, -1, self.d).transpose(1, 2, 0, 3)
-        attended = attend(grouped * self.scale, keys, values)  # (G, R, T - first, D)
+        attended = attend(grouped * self.scale, keys, values, record)  # (G, R, T - first, D)
         return self.output(attended.transpose(2, 0, 1, 3).reshape(time - first, -1))
 
 
-def attend(query: Floats, keys: Floats, values: Floats) -> Floats:
+def attend(query: Floats, keys: Floats, values: Floats, record: Record | None = None) -> Floats:
     """softmax(query keys) values; with several queries, all positions are new ones."""
     scores = query @ keys  # (G, R, T, P + T)
     time = scores.shape[-2]
@@ -269,8 +265,11 @@ def attend(query: Floats, keys: Floats, values: Floats) -> Floats:
         scores += future(time)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
+    totals = scores.sum(axis=-1, keepdims=True)
+    if record is not None:
+        record((scores / totals).reshape(-1, *scores.shape[-2:]))
     # Dividing after the product divides fewer numbers than before it.
-    return scores @ values / scores.sum(axis=-1, keepdims=True)
+    return scores @ values / totals
 
 
 class Block:
@@ -284,10 +283,26 @@ class Block:
         self.activation = ACTIVATIONS[config.mlp]
         self.mlp_output = Linear(arrays, at + "mlp.output")
 
-    def __call__(self, x: Floats, cache: Cache, layer: int, first: int) -> Floats:
+    def __call__(
+        self, x: Floats, cache: Cache, layer: int, first: int, record: Record | None
+    ) -> Floats:
         """Read (T, C); the positions from `first` on, (T - first, C)."""
-        x = x[first:] + self.attention(self.attention_norm(x), cache, layer, first)
+        x = x[first:] + self.attention(self.attention_norm(x), cache, layer, first, record)
         return x + self.mlp_output(self.activation(self.mlp_input(self.mlp_norm(x))))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The results of one pass over a text.
+
+    Attributes:
+        weights: (N, H, S, S) float32: the attention weight of position s at position t, of the last
+            S positions. A row sums to one minus the weights of earlier positions.
+        logits: (T, V) float32, each position's prediction of the next token.
+    """
+
+    weights: Floats
+    logits: Floats
 
 
 class Network:
@@ -309,16 +324,44 @@ class Network:
 
     def read(self, ids: Sequence[int], cache: Cache) -> Floats:
         """Logits (V,) after the tokens in `cache` and `ids` (T,), which are added to the cache."""
+        logits: Floats = (self.final_norm(self._blocks(ids, cache, len(ids) - 1)) @ self.head)[0]
+        return logits
+
+    def read_all(self, ids: Sequence[int], shown: int | None = None) -> Reading:
+        """Every position's prediction for `ids` (T,), with the attention weights.
+
+        Args:
+            ids: the text.
+            shown: S, of how many of the last positions the attention is returned; None is T.
+
+        Raises:
+            InputError: for no token, or more than fit into the window.
+        """
+        time = len(ids)
+        if not 1 <= time <= self.config.max_seq_len:
+            raise InputError(
+                f"{time} tokens cannot be read at once: give 1 to {self.config.max_seq_len}"
+            )
+        first = time - min(time, shown or time)
+        weights: list[Floats] = []
+
+        def record(all_weights: Floats) -> None:  # (H, T, T): all might not fit into memory
+            weights.append(all_weights[:, first:, first:].copy())
+
+        x = self._blocks(ids, Cache(self.config, time), 0, record)  # (T, C)
+        return Reading(np.stack(weights), self.final_norm(x) @ self.head)
+
+    def _blocks(
+        self, ids: Sequence[int], cache: Cache, first: int, record: Record | None = None
+    ) -> Floats:
+        """All blocks' result for positions from `first` on, (T - first, C)."""
         time, past = len(ids), cache.length
         x = self.token_embedding[ids]  # (T, C)
         if self.position_embedding is not None:
             x = x + self.position_embedding[past : past + time]
-        *others, last = self.blocks
-        for layer, block in enumerate(others):
-            x = block(x, cache, layer, 0)
-        # The head reads only the last position, so of the others the last block needs only keys
-        # and values.
-        x = last(x, cache, len(others), time - 1)  # (1, C)
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            # Of earlier positions the last block needs only keys and values.
+            x = block(x, cache, layer, first if layer == last else 0, record)
         cache.length += time
-        logits: Floats = (self.final_norm(x) @ self.head)[0]
-        return logits
+        return x

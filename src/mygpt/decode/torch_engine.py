@@ -25,8 +25,7 @@ from mygpt.core.generation import (
 from mygpt.core.kv_cache import KVCache
 from mygpt.core.model import GPT
 from mygpt.core.window import Overflow
-from mygpt.decode.slots import SeparateBatch
-from mygpt.engine import Request
+from mygpt.engine import Request, SeparateBatch
 
 _RESERVED_TOKENS = 2**12  # new tokens for which a cache has capacity from the start
 _log = logging.getLogger("mygpt")

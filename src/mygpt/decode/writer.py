@@ -37,7 +37,7 @@ from mygpt.tokenization.unknown import (
 if TYPE_CHECKING:
     from mygpt.core.config import GPTConfig
     from mygpt.core.model import GPT
-    from mygpt.decode.reading import Reading
+    from mygpt.decode.numpy_network import Reading
 
 # Steps of small models are so short that one call for each would cost time: a call makes as many
 # steps as fit in this time.
@@ -126,9 +126,7 @@ class Writer:
         Raises:
             InputError: for no token, or more than fit in the window.
         """
-        from mygpt.decode.reading import read
-
-        return read(self._backend.network(), ids, shown)
+        return self._backend.network().read_all(ids, shown)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt, after the tokenizer's begin-of-text ids.

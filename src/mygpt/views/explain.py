@@ -15,9 +15,8 @@ from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.decode.numpy_engine import NumpyEngine
-from mygpt.decode.numpy_network import Floats
+from mygpt.decode.numpy_network import Floats, Network
 from mygpt.decode.numpy_sampling import probabilities, softmax
-from mygpt.decode.reading import positions_to_show, read
 from mygpt.decode.writer import Writer
 from mygpt.engine import Request
 from mygpt.errors import broken_model, overflowing_settings, require_int
@@ -27,6 +26,8 @@ from mygpt.views.page import make_page
 ALTERNATIVES = 12  # alternatives listed for each token
 _AT_THE_END = 100  # candidates listed for the token after the text
 _DIGITS = 6  # significant digits of a probability in a page
+# Attention weights in all, and positions. 16 heads have 128 positions, 144 have 43.
+_MOST_WEIGHTS, _MOST_POSITIONS = 270_000, 128
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Attention:
 
     Attributes:
         start: index of the first token that is shown.
-        weights: (N, H, S, S) float32 over the text's last S tokens; see `engines.reading`.
+        weights: (N, H, S, S) float32 over the text's last S tokens; see `Network.read_all`.
     """
 
     start: int
@@ -162,6 +163,12 @@ def explain(
     return recorder.finish(seed)
 
 
+def positions_to_show(network: Network, time: int) -> int:
+    """S: how many of a text's last positions a page shows."""
+    heads = network.config.num_layers * network.config.num_heads
+    return max(1, min(time, _MOST_POSITIONS, math.isqrt(_MOST_WEIGHTS // heads)))
+
+
 class _Recorder:
     """Reads and generates a text token by token and records each token's probabilities."""
 
@@ -177,7 +184,7 @@ class _Recorder:
         """Read the prompt; one pass gives the probabilities of its tokens inside the window."""
         start = max(0, len(ids) - self.window)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            logits = read(self.engine.network, ids[start:], 1).logits  # (T, V)
+            logits = self.engine.network.read_all(ids[start:], 1).logits  # (T, V)
         for at, token in enumerate(ids):
             predicted = logits[at - start - 1] if at > start else None
             self._record(token, predicted, written=False, window_start=min(at, start))
@@ -198,7 +205,7 @@ class _Recorder:
         start = max(0, len(self.ids) - self.window)
         shown = positions_to_show(self.engine.network, len(self.ids) - start)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            reading = read(self.engine.network, self.ids[start:], shown)
+            reading = self.engine.network.read_all(self.ids[start:], shown)
         before, after = self._distributions(reading.logits[-1])
         return Explanation(
             self.places,

@@ -16,6 +16,7 @@ from mygpt.core.config import GPTConfig, positions_for
 from mygpt.cpu.common.build import load_kernels
 from mygpt.cpu.common.layout import MLPS, NORMS, PANEL, Arena, padded
 from mygpt.cpu.decode import layout as at
+from mygpt.engine import rotary_angles
 
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
@@ -114,7 +115,7 @@ class PackedModel:
         job[at.FINAL_WEIGHT] = self._vector("final_norm.weight")
         job[at.FINAL_BIAS] = self._vector("final_norm.bias")
         if config.position == "rotary":
-            cosines, sines = rotary_table(config, positions_for(config.max_seq_len))
+            cosines, sines = rotary_angles(config, positions_for(config.max_seq_len))
             self._rotary = (
                 np.ascontiguousarray(self._arrays.get("rotary_cos", cosines)),
                 np.ascontiguousarray(self._arrays.get("rotary_sin", sines)),
@@ -131,7 +132,7 @@ class PackedModel:
         with self._lock:
             held = len(self._rotary[0])
             if positions > held:
-                made = rotary_table(self.config, positions_for(self.config.max_seq_len, positions))
+                made = rotary_angles(self.config, positions_for(self.config.max_seq_len, positions))
                 both = zip(self._rotary, made, strict=True)
                 self._alive += self._rotary  # other jobs have their addresses
                 cosines, sines = (np.concatenate([old, new[held:]]) for old, new in both)
@@ -199,18 +200,6 @@ class PackedModel:
         )
         load_kernels().pack_matrices(table.ctypes.data, len(table))
         self._unpacked.clear()
-
-
-def rotary_table(config: GPTConfig, positions: int) -> tuple[Floats, Floats]:
-    """Cosines and sines of the first positions' angles, each (L, D), as the model has them."""
-    # Pair i of D / 2 rotates by position * base**(-2i / D) (Su et al., 2021); both elements of a
-    # pair, i and i + D / 2, have the same angle, so each row contains the angles twice.
-    half = config.head_size // 2
-    powers = -np.arange(half, dtype=np.float32) / np.float32(half)
-    frequencies = np.power(np.float32(config.rope_base), powers)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
-    angles = np.concatenate([angles, angles], axis=1)
-    return np.cos(angles), np.sin(angles)
 
 
 def quantize(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], Floats]:
