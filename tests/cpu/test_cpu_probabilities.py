@@ -1,4 +1,4 @@
-"""`next_probabilities` and `push` in machine code: the caller draws from the probabilities."""
+"""Probabilities from machine code, and draws from them with random numbers of the caller."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from decoding import (
     written,
 )
 from mygpt.core.sampling import probabilities as torch_probabilities
+from mygpt.cpu.decode import layout as at
 from shapes import CONFIGS
 
 pytestmark = pytest.mark.kernels
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.kernels
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ["tutorial", "modern"])
-def test_probabilities_and_push_are_the_readable_loop(name, threads):
-    """Rows of all settings and lengths, to beyond the window; the caller draws."""
+def test_a_race_is_the_readable_loop(name, threads):
+    """Rows of all settings and lengths, to beyond the window; the caller's noise decides."""
     config, model = CONFIGS[name], model_of(name)
     texts = prompts(5, [1, 3, 3, 11, 12, 14])
     texts[2] = list(texts[1])
@@ -42,9 +43,15 @@ def test_probabilities_and_push_are_the_readable_loop(name, threads):
         reference.visible_parts(len(text), 12, config.max_seq_len, overflow)
         for text, overflow in zip(texts, overflows, strict=True)
     ]
+
+    def fill() -> None:
+        decoding.noise[:] = generator.exponential(size=(6, 5))
+
+    # The predictions of a step are checked before the race draws from them.
+    race = decoding.race(12, fill)
     for step in range(12):
-        found = decoding.next_probabilities()
-        assert found.shape == (6, 5)
+        found = decoding.next_probabilities().copy()
+        assert np.array_equal(decoding.next_probabilities(), found), "computed once, not twice"
         for row, text in enumerate(texts):
             shown = text[parts[row][step].start : parts[row][step].stop]
             with torch.no_grad():
@@ -54,21 +61,15 @@ def test_probabilities_and_push_are_the_readable_loop(name, threads):
                 torch.tensor(decoding.logits(row))[None], SAMPLINGS[row], torch.tensor([text])
             )[0]
             assert np.abs(found[row] - expected.numpy()).max() < 1e-6
-        ids = generator.integers(5, size=6)
-        decoding.push(ids)
-        for text, token in zip(texts, ids.tolist(), strict=True):
+        next(race)
+        drawn = [int((found[row] / decoding.noise[row]).argmax()) for row in range(6)]
+        for text, token in zip(texts, drawn, strict=True):
             text.append(token)
-
-
-def test_probabilities_asked_for_twice_are_computed_once():
-    """Nothing is read twice."""
-    decoding = engine_of("modern").start([request([i % 5, 1], 3) for i in range(5)])
-    first = decoding.next_probabilities().copy()
-    assert np.array_equal(decoding.next_probabilities(), first)
-    decoding.push(np.zeros(5, np.int64))
-    second = decoding.next_probabilities().copy()
-    assert not np.array_equal(second, first)
-    assert np.array_equal(decoding.next_probabilities(), second)
+        if step < 11:
+            continue
+        for row, text in enumerate(texts):  # equally many new tokens of texts of any length
+            length = decoding._slots[row, at.LENGTH]
+            assert decoding._memory.text[row, :length].tolist() == text
 
 
 def test_probabilities_of_many_rows_stay_within_their_buffers():
@@ -89,38 +90,6 @@ for _ in range(20):
     decoding = engine.start(requests)
     first = decoding.next_probabilities().copy()
     assert np.array_equal(decoding.next_probabilities(), first)
-"""
-    assert_runs(program)
-
-
-def test_pushing_past_the_last_token_stays_within_the_caches():
-    """It is refused, or works as if more had been asked for; in its own process.
-
-    The caches hold `max_new_tokens`; further tokens were written behind them.
-    """
-    program = """
-import numpy as np
-from mygpt.core.config import GPTConfig, SamplingConfig
-from mygpt.engine import Request
-from mygpt.cpu.decode.engine import CpuEngine
-from mygpt.core.random import Stream
-from mygpt.checkpoint.parameter_shapes import parameter_shapes
-
-config = GPTConfig(5, 16, 2, 2, max_seq_len=600)
-arrays = {name: np.ones(shape, "f4") for name, shape in parameter_shapes(config).items()}
-arrays["token_embedding.weight"] = np.random.default_rng(0).normal(size=(5, 16)).astype("f4")
-engine = CpuEngine(config, arrays, threads=1)
-short, long = (
-    engine.start([Request(np.array([1]), new, SamplingConfig(), Stream(0))]) for new in (1, 300)
-)
-for step in range(300):
-    try:
-        found = short.next_probabilities().copy()
-        short.push(np.array([step % 5]))
-    except (ValueError, IndexError):
-        break
-    assert np.array_equal(found, long.next_probabilities())
-    long.push(np.array([step % 5]))
 """
     assert_runs(program)
 

@@ -22,7 +22,7 @@ from mygpt.cpu.common import build as kernels
 from mygpt.cpu.decode.engine import CpuEngine, digest_of
 from mygpt.decode import choice, packing
 from mygpt.decode.choice import DTYPES, ENGINES, choose
-from mygpt.decode.packing import can_pack, cpu_engine_of
+from mygpt.decode.packing import cpu_engine_of, packable_parameters
 from mygpt.engine import Request
 from mygpt.errors import InputError
 from mygpt.tokenization import CharTokenizer
@@ -161,7 +161,7 @@ def decoded(monkeypatch) -> list[int]:
 def test_the_compiled_engine_does_the_chapters_loop(decoded, config):
     """After `set_seed`, with torch's own draws between its steps, past the window."""
     model = build(config, spread=0.7)
-    assert can_pack(model)
+    assert packable_parameters(model) is not None
     assert choose(config, tokens=60, device="cpu").name == "cpu"
     prompt = torch.tensor([[1, 4, 0], [2, 2, 2]])
     for top_k in (None, 3):
@@ -278,7 +278,7 @@ CHANGED = [
 def test_a_changed_model_is_not_packed_and_writes_as_it_is(make):
     model = make()
     assert np.abs(torch_logits(model) - torch_logits(build(TUTORIAL))).max() > 0.1
-    assert not can_pack(model)
+    assert packable_parameters(model) is None
     assert written(model) == expected_of(model)
 
 
@@ -289,20 +289,20 @@ def test_hooks_see_each_step():
     written(model)
     assert len(seen) == 20
     handle.remove()
-    assert can_pack(model)
+    assert packable_parameters(model) is not None
 
 
 def test_other_number_formats_and_missing_engines_are_not_packed(monkeypatch):
-    assert can_pack(build(TUTORIAL))
-    assert not can_pack(build(TUTORIAL).double())
-    assert not can_pack(build(TUTORIAL).bfloat16())
-    assert not can_pack(build(TUTORIAL).to("meta"))
-    assert not can_pack(nn.Linear(2, 2))
+    assert packable_parameters(build(TUTORIAL)) is not None
+    assert packable_parameters(build(TUTORIAL).double()) is None
+    assert packable_parameters(build(TUTORIAL).bfloat16()) is None
+    assert packable_parameters(build(TUTORIAL).to("meta")) is None
+    assert packable_parameters(nn.Linear(2, 2)) is None
     partly = build(TUTORIAL)
     partly.final_norm.double()
-    assert not can_pack(partly)
+    assert packable_parameters(partly) is None
     monkeypatch.setattr(packing, "cpu_engine_available", lambda: False)
-    assert not can_pack(build(TUTORIAL))
+    assert packable_parameters(build(TUTORIAL)) is None
 
 
 def with_shared_mlp() -> GPT:
@@ -345,7 +345,7 @@ def test_a_rebuilt_model_writes_as_it_is(make):
     """A learner's experiments on a built model: whichever engine runs it, the model decides."""
     model = make()
     assert written(model) == expected_of(model)
-    if can_pack(model):
+    if packable_parameters(model) is not None:
         assert np.abs(compiled_logits(model) - torch_logits(model)).max() < 1e-4
 
 
@@ -415,7 +415,7 @@ def test_changed_weights_write(change):
     first, before = cpu_engine_of(model), compiled_logits(model)
     written(model)
     change(model)
-    assert can_pack(model)
+    assert packable_parameters(model) is not None
     assert np.abs(compiled_logits(model) - before).max() > 0.01
     assert np.abs(compiled_logits(model) - torch_logits(model)).max() < 1e-4
     assert written(model) == expected_of(model)

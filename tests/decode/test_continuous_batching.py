@@ -27,7 +27,7 @@ from mygpt.core.config import SamplingConfig
 from mygpt.core.generation import UncachedDecoder
 from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES
-from mygpt.cpu.decode import batch as cpu_batch
+from mygpt.cpu.decode import engine as cpu_batch
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.engine import CpuBatch, CpuEngine
 from mygpt.cpu.decode.memory import Memory
@@ -517,17 +517,6 @@ def test_a_row_that_leaves_frees_its_decoding():
     batch.end(slot)
     gc.collect()
     assert kept() is None
-
-
-@pytest.mark.kernels
-def test_slot_bytes_are_the_size_of_the_arrays():
-    """A server computes from them how many slots fit into memory."""
-    for name in ("tutorial", "modern"):
-        engine = engine_of(name)
-        memory = engine.open(7)._memory
-        arrays = [memory.slots, memory.settings, memory.seen, memory.text, memory.keys]
-        arrays += [memory.values, memory.probabilities, memory.logits, memory.noise]
-        assert sum(array.nbytes for array in arrays) == 7 * engine.slot_bytes
 
 
 # --- the interface --------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_tables_and_caches_that_grow_give_the_same_bits(monkeypatch, start, conf
     monkeypatch.setattr("mygpt.core.config._POSITIONS_AT_ONCE", 4)
     monkeypatch.setattr("mygpt.decode.torch_engine._RESERVED_TOKENS", 2)
     monkeypatch.setattr("mygpt.decode.numpy_engine._RESERVED_TOKENS", 2)
-    monkeypatch.setattr("mygpt.cpu.decode.batch._FIRST_CAPACITY", 16)
+    monkeypatch.setattr("mygpt.cpu.decode.engine._FIRST_CAPACITY", 16)
     small = unloaded_model(config)
     small.load_state_dict(model.state_dict())
     if config.position == "rotary":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,8 +73,9 @@ class Decoder(Protocol):
         ...
 
 
-class LoopDecoder(Decoder, Protocol):
-    """A decoder that also draws, so that the whole loop can run as machine code."""
+@runtime_checkable
+class LoopDecoder(Protocol):
+    """Draws as well, so that the whole loop can run as machine code."""
 
     def advance(self, count: int) -> Tensor:
         """Draw `count` tokens for each row and append them: (B, count) int64."""
@@ -190,9 +191,9 @@ class GenerationCall:
         rows, length = self.prompt_ids.shape
         return torch_decoder(self.model, rows, self.overflow, length + self.steps)
 
-    def new_tokens(self, decoder: Decoder, most: int) -> Iterator[Tensor]:
+    def new_tokens(self, decoder: Decoder | LoopDecoder, most: int) -> Iterator[Tensor]:
         """The new tokens (B, n) in blocks: of one step, or of `most` where the decoder draws."""
-        if hasattr(decoder, "advance"):
+        if isinstance(decoder, LoopDecoder):
             for done in range(0, self.steps, most):
                 yield decoder.advance(min(most, self.steps - done))
             return
@@ -213,7 +214,7 @@ def generate(
     repetition_penalty: float | None = None,
     seed: int | None = None,
     overflow: Overflow = "crop",
-    make_decoder: Callable[[GenerationCall], Decoder] = GenerationCall.torch_decoder,
+    make_decoder: Callable[[GenerationCall], Decoder | LoopDecoder] = GenerationCall.torch_decoder,
 ) -> Tensor:
     """Append `max_new_tokens` tokens to each row of `prompt_ids` (section 15.7).
 

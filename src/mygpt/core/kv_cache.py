@@ -50,11 +50,6 @@ class KVCache:
         )
         return cls(keys, values)
 
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return self.keys[0].shape[0]
-
     def positions(self, time: int) -> slice | Tensor:
         """The positions of the next `time` tokens, as an index."""
         return slice(self.length, self.length + time)

@@ -8,8 +8,9 @@ L window, V vocabulary, P positions in the cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mygpt.core.kv_cache import KVCache
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, both (T, D)
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `KVCache.extend`, of one layer
 
 
 class RMSNorm(nn.Module):
@@ -82,7 +84,7 @@ class Attention(nn.Module):
             self.key_norm = RMSNorm(d, config.eps)
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None, cache: KVCache | None, layer: int
+        self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, extend: Extend | None
     ) -> Tensor:
         batch, time, _ = x.shape
         heads, groups, d = self.config.num_heads, self.config.kv_heads, self.config.head_size
@@ -94,10 +96,8 @@ class Attention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        mask = None
-        if cache is not None:
-            mask = cache.mask(time)  # (T, P + T)
-            key, value = cache.extend(layer, key, value)  # (B, G, P + T, D)
+        if extend is not None:
+            key, value = extend(key, value)  # (B, G, P + T, D)
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -142,9 +142,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None, cache: KVCache | None, layer: int
+        self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, extend: Extend | None
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache, layer))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask, extend))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -270,8 +270,9 @@ class GPT(nn.Module):
                 self.reserve_positions(at.stop)
             rotary = self.rotary_cos[at].to(x.dtype), self.rotary_sin[at].to(x.dtype)
         x = self.dropout(x)
+        mask = None if cache is None else cache.mask(time)  # (T, P + T)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, cache, layer)
+            x = block(x, rotary, mask, None if cache is None else partial(cache.extend, layer))
         if cache is not None:
             cache.advance(time)
         x = self.final_norm(x[:, -1:] if last_only else x)

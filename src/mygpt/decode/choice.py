@@ -1,6 +1,7 @@
-"""`choose`, the one function that selects the engine: by device, number format, size and length.
+"""Which engine runs a job: `choose` selects it by device, number format, size and length.
 
-It does not import torch, which would take longer than most jobs.
+`Backend` makes the engines of one model, of a checkpoint's arrays or of a torch model as it is now.
+Nothing here imports torch where another engine is chosen: that would take longer than most jobs.
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ import functools
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError, require_choice
 from mygpt.machine import DTYPES
+
+if TYPE_CHECKING:
+    from mygpt.core.model import GPT
+    from mygpt.decode.numpy_network import Network
+    from mygpt.engine import Batch, Engine
 
 EngineName = Literal["numpy", "cpu", "torch"]
 ENGINES = ("auto", "numpy", "cpu", "torch")
@@ -23,6 +31,7 @@ ENGINES = ("auto", "numpy", "cpu", "torch")
 _WORTH_A_GPU = 30_000_000  # parameters
 # Compiling the kernels takes about ten seconds; a job that NumPy does in less does not wait for it.
 _WORTH_COMPILING_S = 5.0
+_LONG_JOB = 10**9  # tokens: more than a server writes
 _NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # per new token; per token read
 
 
@@ -130,3 +139,123 @@ def may_have_gpu() -> bool:
     """Whether the system seems to have a GPU that torch could use."""
     nvidia = os.path.exists("/dev/nvidiactl") or os.path.exists("/proc/driver/nvidia/version")
     return nvidia or (sys.platform == "darwin" and platform.machine() == "arm64")
+
+
+class Backend:
+    """A model and the engines that can run it.
+
+    Args:
+        model: a torch model, which may be changed at any time, or a checkpoint, whose arrays
+            serve the NumPy and the `cpu` engine without torch.
+        device: for a checkpoint: "auto", or torch's name of a device.
+        dtype: for a checkpoint: one of `mygpt.machine.DTYPES`.
+        engine: "auto", "numpy", "cpu" or "torch".
+        compile: for torch (see `TorchEngine`).
+
+    Raises:
+        InputError: for an engine, a device or a number format that is not available.
+    """
+
+    def __init__(
+        self, model: GPT | Checkpoint, *, device: str, dtype: str, engine: str, compile: bool
+    ) -> None:
+        self._given = model
+        self._model = None if isinstance(model, Checkpoint) else model
+        self._device, self._dtype, self._wanted, self._compile = device, dtype, engine, compile
+        self._engines: dict[str, Engine] = {}  # of a checkpoint
+        choice = self.choose(1)
+        if compile and choice.name != "torch":
+            raise InputError(
+                f"compile is for the torch engine, and {choice.name} is chosen "
+                f"({choice.reason}): add --engine torch, or remove --compile"
+            )
+        if choice.name == "torch":
+            _ = self.model  # raises for a device that is not available
+
+    @property
+    def model(self) -> GPT:
+        """The torch model; a checkpoint's is built, in eval mode, at the first access.
+
+        The caller may change it, so that from then on all engines run this model.
+        """
+        if self._model is None:
+            from mygpt.machine import choose_device, choose_dtype
+
+            assert isinstance(self._given, Checkpoint)
+            device = choose_device(self._device)
+            dtype = choose_dtype("float32" if self._dtype == "int8" else self._dtype, device)
+            self._model = self._given.build_model().to(device, dtype).eval()
+        return self._model
+
+    def choose(self, tokens: int, reads: int | None = None) -> Choice:
+        """The engine for so many tokens, and why; see the function `choose`."""
+        device, dtype = self._device, self._dtype
+        if self._model is not None and self._wanted != "torch":
+            from mygpt.decode.packing import packable_parameters
+
+            if packable_parameters(self._model) is None:
+                what = "has changed parts, or is not float32 on the CPU"
+                if self._wanted == "auto":
+                    return Choice("torch", f"the model {what}")
+                raise InputError(
+                    f"engine={self._wanted} cannot run this model, which {what}: use engine torch"
+                )
+            device, dtype = "cpu", "int8" if dtype == "int8" else "float32"
+        elif self._model is not None:
+            return Choice("torch", "it was requested")
+        return choose(
+            self._given.config,
+            tokens=tokens,
+            reads=reads,
+            device=device,
+            dtype=dtype,
+            wanted=self._wanted,
+        )
+
+    def engine(self, tokens: int, reads: int) -> Engine:
+        """The engine for such a job, created when it is first needed."""
+        return self._named(self.choose(tokens, reads).name)
+
+    def open(self, size: int) -> Batch:
+        """A batch of `size` slots, of the engine for long jobs."""
+        return self.engine(_LONG_JOB, _LONG_JOB).open(size)
+
+    def network(self) -> Network:
+        """The model in NumPy; of a torch model with its present weights."""
+        from mygpt.decode.numpy_engine import NumpyEngine
+
+        engine = self._named("numpy")
+        assert isinstance(engine, NumpyEngine)
+        return engine.network
+
+    def _named(self, name: EngineName) -> Engine:
+        if name == "torch":
+            return self._torch_engine
+        if self._model is not None:
+            from mygpt.decode.packing import arrays_of, cpu_engine_of
+
+            if name == "cpu" and self._dtype != "int8":
+                return cpu_engine_of(self._model)
+            return self._make(name, arrays_of(self._model))
+        if name not in self._engines:
+            assert isinstance(self._given, Checkpoint)
+            self._given.check_shapes()
+            self._engines[name] = self._make(name, self._given.arrays)
+        return self._engines[name]
+
+    @functools.cached_property
+    def _torch_engine(self) -> Engine:
+        """Kept for its compiled step; each call runs the model with its present weights."""
+        from mygpt.decode.torch_engine import TorchEngine
+
+        return TorchEngine(self.model, compile=self._compile)
+
+    def _make(self, name: EngineName, arrays: Mapping[str, Any]) -> Engine:
+        if name == "cpu":
+            from mygpt.cpu.decode.engine import CpuEngine
+
+            weights = "int8" if self._dtype == "int8" else "float32"
+            return CpuEngine(self._given.config, arrays, weights=weights)
+        from mygpt.decode.numpy_engine import NumpyEngine
+
+        return NumpyEngine(self._given.config, arrays)

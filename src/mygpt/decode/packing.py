@@ -26,11 +26,6 @@ _TABLES = frozenset({"rotary_cos", "rotary_sin"})  # which grow
 _engines: WeakKeyDictionary[GPT, tuple[Any, CpuEngine]] = WeakKeyDictionary()
 
 
-def can_pack(model: Any) -> bool:
-    """Whether the `cpu` engine computes what the model's own forward does."""
-    return packable_parameters(model) is not None
-
-
 def packable_parameters(model: Any) -> dict[str, torch.Tensor] | None:
     """All parameters and tables by name, or None where the engine would not do as the model.
 

@@ -13,7 +13,7 @@ import torch
 
 from mygpt.core import generation
 from mygpt.core.config import GREEDY_BELOW, SamplingConfig
-from mygpt.core.generation import Decoder, GenerationCall
+from mygpt.core.generation import Decoder, GenerationCall, LoopDecoder
 from mygpt.core.model import GPT
 from mygpt.core.random import Stream, check_seed
 from mygpt.core.window import Overflow
@@ -23,7 +23,7 @@ from mygpt.engine import Request, check_overflow, check_prompt_fits
 from mygpt.errors import InputError, require_int
 
 if TYPE_CHECKING:
-    from mygpt.cpu.decode.engine import CpuDecoding
+    from mygpt.cpu.decode.decoding import CpuDecoding
 
 
 def generate(
@@ -150,12 +150,13 @@ def _check_prompt(model: Any, prompt_ids: Any) -> None:
             )
 
 
-def fastest_decoder(call: GenerationCall) -> Decoder:
+def fastest_decoder(call: GenerationCall) -> Decoder | LoopDecoder:
     """Machine code where it computes what the model does and compiling it is worth it."""
     if call.steps == 0 or len(call.prompt_ids) == 0:
         return _NothingToDraw(call.prompt_ids)
     parameters = packable_parameters(call.model)
-    if parameters is None:
+    from_torch = call.seed is None and call.sampling.temperature >= GREEDY_BELOW
+    if parameters is None or (from_torch and not is_exponential_race()):
         return call.torch_decoder()
     config, (rows, length) = call.model.config, call.prompt_ids.shape
     reads = tokens_to_read(length, call.steps, config.max_seq_len, call.overflow)
@@ -169,11 +170,7 @@ def fastest_decoder(call: GenerationCall) -> Decoder:
         )
     ]
     decoding = cpu_engine_of(call.model, parameters).start(requests)
-    if call.seed is not None or call.sampling.temperature < GREEDY_BELOW:
-        return CpuSeeded(decoding)
-    if is_exponential_race():
-        return CpuMultinomial(decoding, call.steps)
-    return CpuLogits(decoding)
+    return CpuDecoder(decoding, call.steps if from_torch else None)
 
 
 class _NothingToDraw:
@@ -182,50 +179,33 @@ class _NothingToDraw:
     def __init__(self, prompt_ids: torch.Tensor) -> None:
         self._prompt_ids = prompt_ids
 
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Of no row: (0, 1)."""
-        return ids.new_empty(0, 1, dtype=torch.float32)
-
     def advance(self, count: int) -> torch.Tensor:
         """(B, count) int64, of which B or `count` is 0."""
         return self._prompt_ids.new_empty(len(self._prompt_ids), count)
 
 
-class CpuLogits:
-    """Logits from machine code; torch draws (see `mygpt.core.generation.Decoder`)."""
+class CpuDecoder:
+    """Draws in machine code; see `mygpt.core.generation.LoopDecoder`.
 
-    def __init__(self, decoding: CpuDecoding) -> None:
+    Args:
+        decoding: the rows, which draw from their own streams of random numbers, or by argmax.
+        race: None, or the number of steps in which to draw what `torch.multinomial` would draw from
+            the global generator.
+    """
+
+    def __init__(self, decoding: CpuDecoding, race: int | None) -> None:
         self.decoding = decoding
-        self._length: int | None = None
-
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """(B, V) float32; `ids` are the prompt, and later one token more at each call."""
-        if self._length is not None:
-            self.decoding.push(ids[:, -1].numpy())
-        self._length = ids.shape[1]
-        return torch.from_numpy(self.decoding.next_logits())
-
-
-class CpuSeeded(CpuLogits):
-    """Draws in machine code with each row's own stream of random numbers, or by argmax."""
+        self._race: Iterator[None] | None = None
+        if race is not None:
+            self._race = decoding.race(race, torch.from_numpy(decoding.noise).exponential_)
 
     def advance(self, count: int) -> torch.Tensor:
-        """(B, count) int64; see `mygpt.core.generation.LoopDecoder`."""
-        self.decoding.advance(count)
-        return torch.from_numpy(self.decoding.last_ids(count))
-
-
-class CpuMultinomial(CpuLogits):
-    """Draws in machine code what `torch.multinomial` would draw from the global generator."""
-
-    def __init__(self, decoding: CpuDecoding, steps: int) -> None:
-        super().__init__(decoding)
-        self._steps = decoding.race(steps, torch.from_numpy(decoding.noise).exponential_)
-
-    def advance(self, count: int) -> torch.Tensor:
-        """(B, count) int64; see `mygpt.core.generation.LoopDecoder`."""
-        for _ in range(count):
-            next(self._steps)
+        """(B, count) int64: the next tokens of each row."""
+        if self._race is None:
+            self.decoding.advance(count)
+        else:
+            for _ in range(count):
+                next(self._race)
         return torch.from_numpy(self.decoding.last_ids(count))
 
 

@@ -14,8 +14,7 @@ from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.window import Overflow
-from mygpt.decode.backend import Backend
-from mygpt.decode.choice import Choice, tokens_to_read
+from mygpt.decode.choice import Backend, Choice, tokens_to_read
 from mygpt.decode.completion import Completion, Row
 from mygpt.engine import (
     Batch,

@@ -150,11 +150,7 @@ class Loop:
 
 
 class CpuDecoding:
-    """See `mygpt.engine.Decoding`.
-
-    For callers that draw with random numbers of their own: `next_probabilities`, then `push`
-    appends the caller's ids. Or `race` draws with the numbers that the caller puts into `noise`.
-    """
+    """See `mygpt.engine.Decoding`; `race` draws with numbers that the caller puts into `noise`."""
 
     draws_in_blocks = True
 
@@ -197,7 +193,7 @@ class CpuDecoding:
 
     def next_probabilities(self) -> NDArray[np.float32]:
         """Each row's next-token probabilities, (B, V), a view that the next call overwrites."""
-        self._prepare(1)
+        self._prepare()
         self._do(at.PREDICT, 1)
         return self._memory.probabilities[:, : self._config.vocab_size]
 
@@ -207,43 +203,19 @@ class CpuDecoding:
         `fill_noise` puts new numbers into `noise` before each step; with numbers from Exp(1)
         this draws from the probabilities. Yields after each step.
         """
-        self._prepare(_STEPS_BETWEEN_CHOICES + 1)
-        self._do(at.PREDICT, 1)
+        self.next_probabilities()
         for step in range(steps):
             if step and step % _STEPS_BETWEEN_CHOICES == 0:
-                self._prepare(_STEPS_BETWEEN_CHOICES + 1)
+                self._prepare()
             fill_noise()
             self._do(at.RACE, int(step < steps - 1))  # then predict the next token, if any
             yield
 
-    def _prepare(self, steps: int) -> None:
-        """Memory and threads for some steps that the caller draws."""
+    def _prepare(self) -> None:
+        """Memory and threads for the next steps of `race`."""
         self._share_prompts()
-        self._memory.reserve_text(steps)
+        self._memory.reserve_text(_STEPS_BETWEEN_CHOICES + 1)
         self._loop.choose_threads()
-
-    def push(self, ids: NDArray[np.int64]) -> None:
-        """Append one token, drawn by the caller, to every row.
-
-        Raises:
-            InputError: when a row already has `max_new_tokens` new tokens.
-        """
-        if (self._slots[:, at.DRAWN] >= self._slots[:, at.LIMIT]).any():
-            raise InputError(
-                f"max_new_tokens={int(self._slots[:, at.LIMIT].min())} tokens have been appended: "
-                "start with a larger max_new_tokens"
-            )
-        self._memory.reserve_text(1)
-        rows = np.arange(len(ids))
-        self._memory.text[rows, self._slots[:, at.LENGTH]] = ids
-        self._memory.seen[rows, ids] |= at.OCCURRED
-        self._slots[:, at.LENGTH] += 1
-        self._slots[:, at.DRAWN] += 1
-
-    def next_logits(self) -> NDArray[np.float32]:
-        """(B, V) the model's own prediction of each row's next token, before filters."""
-        self.next_probabilities()
-        return np.stack([self._memory.logits_of(row) for row in range(len(self._slots))])
 
     def last_ids(self, count: int) -> NDArray[np.int64]:
         """(B, count) the last tokens of rows that are equally long, a copy."""
