@@ -246,15 +246,15 @@ COMPILING = """
 import os, signal, threading, time
 from mygpt import processes
 from mygpt.cpu.common import build
-from mygpt.cpu.common import compile_process
+start_process = processes.start
 def start(*args):
-    process = processes.start(*args)
+    process = start_process(*args)
     print(process.pid, flush=True)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.daemon = True
     timer.start()
     return process
-compile_process.start = start
+processes.start = start
 try:
     build.compile_now()
     print("compiled")
@@ -315,5 +315,5 @@ def test_where_no_process_can_be_had_the_kernels_are_compiled_here(
     from mygpt.cpu.common import build
 
     monkeypatch.setattr(sys, "executable", "/no such python")
-    monkeypatch.setattr(build, "compile_here", lambda program: b"compiled here")
-    assert build._compile() == b"compiled here"
+    monkeypatch.setattr(build, "_compile_here", lambda program: b"compiled here")
+    assert build._compile(build.DECODING) == b"compiled here"

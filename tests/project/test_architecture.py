@@ -110,5 +110,5 @@ def test_the_journeys_are_those_of_the_commands(
     whole = [sys.executable, "-m", "mygpt", *command, "run", "--quiet"]
     subprocess.run(whole, check=True, capture_output=True)
     prompt = ["generate", "-c", "run", "-p", "The", "-n", "8", "--engine", "cpu"]
-    found = traced("cli/generate.py:generate", "cpu/decode/decoding.py:Loop.do", "--", *prompt)
+    found = traced("cli/generate.py:generate", "cpu/decode/decoding.py:Loop.run", "--", *prompt)
     check_counts(1, found)

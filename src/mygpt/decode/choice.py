@@ -214,7 +214,7 @@ class Backend:
 
     def engine(self, tokens: int, reads: int) -> Engine:
         """The engine for such a job, created when it is first needed."""
-        return self._named(self.choose(tokens, reads).name)
+        return self._engine(self.choose(tokens, reads).name)
 
     def open(self, size: int) -> Batch:
         """A batch of `size` slots, of the engine for long jobs."""
@@ -224,11 +224,11 @@ class Backend:
         """The model in NumPy; of a torch model with its present weights."""
         from mygpt.decode.numpy_engine import NumpyEngine
 
-        engine = self._named("numpy")
+        engine = self._engine("numpy")
         assert isinstance(engine, NumpyEngine)
         return engine.network
 
-    def _named(self, name: EngineName) -> Engine:
+    def _engine(self, name: EngineName) -> Engine:
         if name == "torch":
             return self._torch_engine
         if self._model is not None:
@@ -236,12 +236,26 @@ class Backend:
 
             if name == "cpu" and self._dtype != "int8":
                 return cpu_engine_of(self._model)
-            return self._make(name, arrays_of(self._model))
-        if name not in self._engines:
+            arrays: Mapping[str, Any] = arrays_of(self._model)
+        elif name in self._engines:
+            return self._engines[name]
+        else:
             assert isinstance(self._given, Checkpoint)
             self._given.check_shapes()
-            self._engines[name] = self._make(name, self._given.arrays)
-        return self._engines[name]
+            arrays = self._given.arrays
+        engine: Engine
+        if name == "cpu":
+            from mygpt.cpu.decode.engine import CpuEngine
+
+            weights = "int8" if self._dtype == "int8" else "float32"
+            engine = CpuEngine(self._given.config, arrays, weights=weights)
+        else:
+            from mygpt.decode.numpy_engine import NumpyEngine
+
+            engine = NumpyEngine(self._given.config, arrays)
+        if self._model is None:
+            self._engines[name] = engine
+        return engine
 
     @functools.cached_property
     def _torch_engine(self) -> Engine:
@@ -249,13 +263,3 @@ class Backend:
         from mygpt.decode.torch_engine import TorchEngine
 
         return TorchEngine(self.model, compile=self._compile)
-
-    def _make(self, name: EngineName, arrays: Mapping[str, Any]) -> Engine:
-        if name == "cpu":
-            from mygpt.cpu.decode.engine import CpuEngine
-
-            weights = "int8" if self._dtype == "int8" else "float32"
-            return CpuEngine(self._given.config, arrays, weights=weights)
-        from mygpt.decode.numpy_engine import NumpyEngine
-
-        return NumpyEngine(self._given.config, arrays)

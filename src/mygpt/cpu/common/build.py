@@ -13,15 +13,19 @@ import ctypes
 import functools
 import hashlib
 import importlib
+import json
 import logging
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mygpt.checkpoint.durable import remove_abandoned, write_durably
-from mygpt.errors import CheckpointError
+from mygpt.errors import CheckpointError, OutOfMemoryError
 from mygpt.file_access import (
     PRIVATE_FILE,
     is_private,
@@ -30,6 +34,7 @@ from mygpt.file_access import (
     open_regular,
     require_regular,
 )
+from mygpt.signals import Abandonable
 
 _DIGEST_BYTES = 32  # of SHA-256, before the code
 _log = logging.getLogger("mygpt")
@@ -204,14 +209,63 @@ def _target_machine() -> Any:
     )
 
 
-def _compile(library: KernelLibrary = DECODING) -> bytes:
-    """The object file of a library, compiled in another process, which a signal can end."""
-    from mygpt.cpu.common.compile_process import compile_in_process
+def _compile(library: KernelLibrary) -> bytes:
+    """The object file of a library, compiled in another process if that can be started.
 
-    return compile_in_process(library) or compile_here(library)
+    Compiling takes many seconds. A signal that arrives inside a callback of LLVM would be lost;
+    another process can be waited for and killed. Numba and LLVM's compiler also stay out of the
+    caller's memory.
+
+    Raises:
+        Abandoned: on a signal that elsewhere lets the work in progress finish.
+        OutOfMemoryError: where the system has killed the process.
+    """
+    from mygpt.processes import start  # `subprocess` is needed for nothing else
+
+    with Abandonable():
+        try:
+            process = start(__name__, json.dumps(library))
+        except (OSError, TypeError):  # TypeError: this Python does not know its own path
+            return _compile_here(library)
+        with process:
+            try:
+                assert process.stdout is not None
+                code = process.stdout.read()
+            except BaseException:
+                process.kill()
+                raise
+    if process.returncode == -signal.SIGKILL:
+        raise OutOfMemoryError(
+            f"the process that compiles {library.purpose} was killed: memory may be short"
+        )
+    return code if process.returncode == 0 else _compile_here(library)
 
 
-def compile_here(library: KernelLibrary) -> bytes:
+def main() -> None:
+    """The process that compiles: write the object file, unless standard input is closed first.
+
+    The library's description is an argument. Standard input closes when the caller dies.
+    """
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # text that some library prints must not get into the object file
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    name, purpose, seconds, sources, exports = json.loads(sys.argv[2])
+    exported = tuple((module, function) for module, function in exports)
+    try:
+        code = _compile_here(KernelLibrary(name, purpose, seconds, tuple(sources), exported))
+    except Exception:  # the caller then compiles by itself and raises the same error
+        os._exit(1)
+    answer.write(code)
+    answer.flush()
+    os._exit(0)  # without LLVM's cleaning up, which takes time
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _compile_here(library: KernelLibrary) -> bytes:
     """The object file of all kernels; those that Python calls have their plain names."""
     import llvmlite.binding as llvm
 

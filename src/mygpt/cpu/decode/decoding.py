@@ -54,7 +54,7 @@ class Loop:
         self._memory, self._slots, self._job = memory, memory.slots, memory.job
         self._wanted = threads
         self._products = memory.config.num_parameters()  # of a row
-        self._run = load_kernels().run
+        self._kernel = load_kernels().run
         self._threads = 0
         self._step_s = 0.0
         self._one_thread_s = self._one_thread_until = 0.0
@@ -78,19 +78,13 @@ class Loop:
             most = min(most, 1 if self._one_thread_s else most_of_several or most)
         return max(1, min(most, int(_RUN_S / self._step_s)))
 
-    def draw(self, steps: int) -> None:
-        """Draw up to `steps` tokens for each active row; `steps` is from `steps_at_once`."""
-        began = time.perf_counter()
-        self.do(at.DRAW, steps)
-        self._step_s = (time.perf_counter() - began) / steps
-
     def read(self, rows: list[int]) -> None:
         """Read all but the last token of some rows' texts into the caches (prefill)."""
         status = self._slots[:, at.STATUS].copy()
         self._slots[:, at.STATUS] = at.ENDED
         self._slots[rows, at.STATUS] = at.ACTIVE
         self.choose_threads()
-        self.do(at.PREFILL, 1)
+        self.run(at.PREFILL, 1)
         self._slots[:, at.STATUS] = status
 
     def choose_threads(self) -> None:
@@ -110,16 +104,18 @@ class Loop:
             self._threads = self._job[at.THREADS] = threads
             self._memory.reset_barrier()
 
-    def do(self, mode: int, steps: int) -> None:
+    def run(self, mode: int, steps: int) -> None:
         """One run of the kernels by the chosen number of threads."""
         self._job[at.MODE], self._job[at.STEPS] = mode, steps
-        address = self._memory.job_address
+        address, start = self._memory.job_address, time.perf_counter()
         if self._threads > 1 and steps:
-            began, used = time.perf_counter(), time.thread_time()
-            run_on_threads(self._run, address, self._threads)
-            self._check_processor_time(time.perf_counter() - began, time.thread_time() - used)
+            used = time.thread_time()
+            run_on_threads(self._kernel, address, self._threads)
+            self._check_processor_time(time.perf_counter() - start, time.thread_time() - used)
         else:
-            self._run(address, 0)
+            self._kernel(address, 0)
+        if mode == at.DRAW:
+            self._step_s = (time.perf_counter() - start) / steps
 
     def _check_processor_time(self, took_s: float, used_s: float) -> None:
         """Use one thread for some time where several had too little processor time."""
@@ -183,7 +179,7 @@ class CpuDecoding:
         while most > 0 and self._loop.active:
             steps = self._loop.steps_at_once(most)
             self._memory.reserve_text(steps)
-            self._loop.draw(steps)
+            self._loop.run(at.DRAW, steps)
             self._raise_failure()
             most -= steps
         ends = self._slots[:, at.LENGTH]
@@ -252,7 +248,7 @@ class CpuDecoding:
             self._memory.share_cache(first, others, int(self._slots[first, at.CACHED]))
 
     def _do(self, mode: int, steps: int) -> None:
-        self._loop.do(mode, steps)
+        self._loop.run(mode, steps)
         self._raise_failure()
 
     def _raise_failure(self) -> None:

@@ -165,7 +165,7 @@ class CpuBatch:
                 self._reserve(self._longest() + steps)
             self._memory.slide_texts(steps)
             before = self._slots[:, at.LENGTH].tolist()
-            self._loop.draw(steps)
+            self._loop.run(at.DRAW, steps)
             self._failures |= self._loop.take_failures(lambda row: self._requests[row].sampling)
             ends = self._slots[:, at.LENGTH].tolist()
             for slot, ids in new.items():
