@@ -422,7 +422,7 @@ def test_a_long_text_is_encoded_while_other_threads_run(case, monkeypatch):
         ids = case.ours.encode_array(text).tolist()
         over.set()
         counting.result()
-    assert len(turns) > 5
+    assert len(turns) > 2
     monkeypatch.setattr("mygpt.tokenization.library._LONG", 10**9)
     assert case.ours.encode_array(text).tolist() == ids
 

@@ -259,7 +259,7 @@ def test_ids_that_are_not_a_sequence_of_integers_are_refused(ids):
 @pytest.mark.parametrize("text", [None, 3, ["a"]])
 def test_encoding_a_value_that_is_not_text_is_refused(text):
     for tokenizer in (BYTES, CharTokenizer("abc")):
-        with pytest.raises(InputError, match="a text must be a string, not"):
+        with pytest.raises(InputError, match="needs text, a string, not"):
             tokenizer.encode(text)
 
 

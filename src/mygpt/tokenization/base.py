@@ -78,10 +78,7 @@ class Tokenizer:
 
     def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
         """Ids of `text`, (T,) int64, without importing torch."""
-        ids = bytearray()
-        for row in self.encode_pieces([text] if isinstance(text, bytes) else pieces_of(text)):
-            ids += row.data
-        return np.frombuffer(ids, np.int64)
+        return np.concatenate([np.empty(0, np.int64), *self.encode_pieces(pieces_of(text))])
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Encode a text given in pieces: the concatenated rows are `encode_array`'s ids."""
@@ -185,10 +182,10 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     return values
 
 
-def pieces_of(text: str) -> Iterator[str]:
-    """A text in pieces of about a million characters; no piece for the empty text."""
+def pieces_of(text: str | bytes) -> Iterable[str | bytes]:
+    """A text in pieces of about a million characters; bytes in one piece."""
     if not isinstance(text, str):
-        raise InputError(f"a text must be a string, not {type(text).__name__}")
+        return [text]
     return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
 
 
@@ -213,7 +210,10 @@ def encode_strictly(piece: str | bytes, codec: str, start: int) -> bytes:
         InputError: for bytes, or a lone surrogate, which has no encoding.
     """
     if not isinstance(piece, str):
-        raise InputError("this tokenizer needs text, not bytes: use --tokenizer byte")
+        raise InputError(
+            f"this tokenizer needs text, a string, not {type(piece).__name__}: only --tokenizer "
+            "byte encodes bytes"
+        )
     try:
         return piece.encode(codec)
     except UnicodeEncodeError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from mygpt.errors import InputError
 from mygpt.tokenization import base
 from mygpt.tokenization.base import END_OF_TEXT, Tokenizer, checked
-from mygpt.tokenization.library import encoding, refusals
+from mygpt.tokenization.library import encode, refusals
 from mygpt.tokenization.tokenizer_json import (
     BYTE_LEVEL,
     OWN_RULE,
@@ -43,7 +42,8 @@ LARGEST = 2**20
 _MOST_BLOCKS = 128  # of 65,536 characters, used for training: 8 MB
 _MOST_WORDS = 2**18  # whose tokens are cached
 _LETTER_AND_SPACE = re.compile(r"[^\W\d_] ")
-_CHUNK = 2**16  # characters, at least, that the library encodes in one call
+_CHUNK = 2**16  # characters, at least, that are encoded at a time
+_PART = 2000  # characters, at least, of a text in the library's batch; other lengths are slower
 
 
 class BPETokenizer(Tokenizer):
@@ -147,33 +147,49 @@ class WordEncoder:
 
     def __init__(self, contents: ByteLevel, library: tokenizers.Tokenizer) -> None:
         self._contents, self._library = contents, library
-        self._splitter = WordSplitter()
+        self._splitter = None if contents.rule is None else WordSplitter(contents.rule)
         self._words = _Words(library.model)
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Rows of ids, (T,) int64, of words; of chunks; or of the complete text."""
         texts = checked(pieces)
-        if self._contents.own_rule:
-            for words in self._splitter.split_pieces(texts):
-                ids = chain.from_iterable(map(self._words.__getitem__, words))
-                yield np.fromiter(ids, np.int64)
+        if self._splitter is None:
+            yield from self._by_library(texts)
             return
-        for text in _chunks(texts) if self._contents.splits_at_spaces else ["".join(texts)]:
-            yield np.array(encoding(self._library, text).ids, np.int64)
+        if self._contents.own_rule:
+            some = self._splitter.split_pieces(texts)
+        else:
+            some = map(self._splitter.split, _chunks(texts, _CHUNK))
+        for words in some:
+            ids = b"".join(map(self._words.__getitem__, words))
+            yield np.frombuffer(ids, np.int32).astype(np.int64)
+
+    def _by_library(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
+        """For a rule that is not known here, or a tokenizer that changes or adds words."""
+        if not self._contents.splits_at_spaces:
+            yield np.array(encode(self._library, ["".join(texts)])[0], np.int64)
+            return
+        for text in _chunks(texts, _CHUNK):
+            for ids in encode(self._library, list(_chunks([text], _PART))):
+                yield np.array(ids, np.int64)
 
 
-class _Words(dict[str, list[int]]):
-    """A cache from word to token ids; a missing word is merged by the library."""
+class _Words(dict[str, bytes]):
+    """A cache from word to the bytes of its ids, int32; a missing word is merged by the library.
+
+    Concatenating bytes is faster than concatenating lists.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._model = model
 
-    def __missing__(self, word: str) -> list[int]:
+    def __missing__(self, word: str) -> bytes:
         if len(self) >= _MOST_WORDS:
             self.clear()
-        self[word] = ids = [token.id for token in self._model.tokenize(to_symbols(word))]
-        return ids
+        ids = [token.id for token in self._model.tokenize(to_symbols(word))]
+        self[word] = data = np.array(ids, np.int32).tobytes()
+        return data
 
 
 class _Symbols(dict[str, str]):
@@ -199,13 +215,13 @@ def _sample(texts: Iterable[str]) -> Iterator[str]:
         yield " ".join(map(symbols.__getitem__, splitter.split(block)))
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    """The text in chunks of at least `_CHUNK` characters, split before a space after a letter."""
+def _chunks(texts: Iterable[str], least: int) -> Iterator[str]:
+    """The text in chunks of at least `least` characters, split before a space after a letter."""
     waiting = ""
     for text in texts:
         waiting += text
         begin = 0
-        while found := _LETTER_AND_SPACE.search(waiting, begin + _CHUNK):
+        while found := _LETTER_AND_SPACE.search(waiting, begin + least):
             yield waiting[begin : found.end() - 1]
             begin = found.end() - 1
         waiting = waiting[begin:]

@@ -10,10 +10,10 @@ from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization.base import END_OF_TEXT, Tokenizer
 from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.tokenizer_json import (
+    ids_around,
     is_single_character,
     names_of,
     special_ids,
-    suffix_ids,
 )
 
 # Files that name the end-of-text token by its text, and by its id.
@@ -66,7 +66,7 @@ def find_ends(
         if (found := search.by_id(file, end)) is not None:
             return found
     if end is None:
-        appended = map(search.names.get, suffix_ids(description))
+        appended = map(search.names.get, ids_around(description, "sep"))
         end = search.by_name([implied, *appended, *END_NAMES])
     return Ends(end, (), search.notes)
 

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from mygpt.errors import InputError, require_int
 from mygpt.tokenization.base import IncrementalDecoder, Tokenizer, check_ids, checked, shared_start
 from mygpt.tokenization.bpe import WordEncoder
-from mygpt.tokenization.library import encoding, refusals
+from mygpt.tokenization.library import encode, encoding, refusals
 from mygpt.tokenization.tokenizer_json import (
     Contents,
     byte_tokens,
     check,
+    ids_around,
     parse,
-    prefix_ids,
     special_ids,
 )
 
@@ -84,7 +84,7 @@ class ForeignTokenizer(Tokenizer):
                 f"the tokenizer has ids up to {least - 1:,}, but the model only {self._size:,} "
                 "rows: use the tokenizer that belongs to the model"
             )
-        self.beginning = tuple(prefix_ids(description))
+        self.beginning = tuple(ids_around(description, "cls"))
         wrong = [number for number in self.beginning if number not in self._names]
         wrong += [n for n in self.other_ends if type(n) is not int or not 0 <= n < self._size]
         if wrong:
@@ -133,7 +133,7 @@ class ForeignTokenizer(Tokenizer):
         if self._encoder is not None:
             yield from self._encoder.encode_pieces(pieces)
             return
-        ids = self._encoding("".join(checked(pieces))).ids
+        (ids,) = encode(self._contents.library, ["".join(checked(pieces))])
         wrong = self.control.intersection(ids)
         if wrong:
             raise InputError(
@@ -143,15 +143,12 @@ class ForeignTokenizer(Tokenizer):
             )
         yield np.array(ids, np.int64)
 
-    def _encoding(self, text: str, *, offsets: bool = False) -> Any:
-        return encoding(self._contents.library, text, offsets=offsets)
-
     def chars_of_first(self, text: str, count: int) -> tuple[int, int]:
         """The number of characters that a text's first `count` ids cover, and its number of ids.
 
         Characters that the tokenizer drops count as part of the next token.
         """
-        found = self._encoding(text, offsets=True)
+        found = encoding(self._contents.library, text)
         if count >= len(found):
             return len(text), len(found)
         place = found.token_to_chars(count - 1) if count > 0 else None
@@ -182,7 +179,7 @@ class ForeignTokenizer(Tokenizer):
         if char.isspace() or unicodedata.category(char) in ("Cc", "Cf"):
             return False
         try:
-            ids = self._encoding(char).ids
+            (ids,) = encode(self._contents.library, [char])
         except InputError:  # it raises for unknown characters
             return False
         if self.unknown_id in ids:
@@ -209,7 +206,7 @@ class ForeignTokenizer(Tokenizer):
 
     def unknown_token_spans(self, text: str) -> list[tuple[int, int]]:
         """The ranges (start, end) of characters that are encoded as the unknown token."""
-        found, unknown = self._encoding(text, offsets=True), self.unknown_id
+        found, unknown = encoding(self._contents.library, text), self.unknown_id
         places = [n for n, number in enumerate(found.ids) if number == unknown]
         spans = map(found.token_to_chars, places)
         return [span for span in spans if span is not None and span[0] < span[1]]
@@ -307,13 +304,13 @@ class TokenDecoding:
         """A decoder for ids that arrive one at a time; see `Tokenizer.decoder`."""
         found = map(self.names.get, after[-_CONTEXT:])
         names = [name for name in found if name is not None]
-        if not self._is_local:
-            return _WaitingDecoder(self, names)
+        if not self.is_local:
+            return _LibraryDecoder(self, names, [])
         try:
             begun = bool(self.text(names)) if names else continued
         except InputError:  # decoding the next ids raises it again
             begun = True
-        return _TokenDecoder(self, begun=begun, waiting=self._unfinished(names))
+        return _LibraryDecoder(self, [_ANCHOR] * begun, self._unfinished(names))
 
     def text(self, tokens: list[str]) -> str:
         """The text of consecutive tokens."""
@@ -332,12 +329,12 @@ class TokenDecoding:
             return bytes([int(name[3:5], 16)])
         if self._kinds == ["BPEDecoder"]:  # it inserts a space after tokens that end a word
             return self.text([name, _ANCHOR])[: -len(_ANCHOR)].encode()
-        if not self._is_local:
+        if not self.is_local:
             return self.text([name]).encode()
         return self.text([_ANCHOR, name])[len(_ANCHOR) :].encode()
 
     @cached_property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
         """Whether tokens after the first decode to the same text whatever their neighbours are."""
         steps, kinds = self._steps, self._kinds
         fused = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
@@ -368,40 +365,21 @@ def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     return [step for part in decoder["decoders"] for step in _steps(part)]
 
 
-class _WaitingDecoder:
-    """For tokens whose text any later token may change: emits all text at the end."""
+class _LibraryDecoder:
+    """For tokens that are not bytes: emits the text that later tokens cannot change.
 
-    def __init__(self, decoding: TokenDecoding, before: list[str]) -> None:
-        self._decoding, self._before = decoding, before
-        self._waiting: list[str] = []
+    Byte tokens wait until another token follows: if a run of bytes is not valid UTF-8, the library
+    decodes each byte of it to U+FFFD, complete characters included.
 
-    def push(self, token_id: int) -> str:
-        """Always the empty string."""
-        name = self._decoding.names.get(token_id)
-        if name is not None:
-            self._waiting.append(name)
-        return ""
-
-    def finish(self) -> str:
-        """The text of all tokens, without that of the preceding ones."""
-        if not self._waiting:
-            return ""
-        before = self._decoding.text(self._before) if self._before else ""
-        after = self._decoding.text(self._before + self._waiting)
-        return after[shared_start(before, after) :]
-
-
-class _TokenDecoder:
-    """For tokens that are text or single bytes.
-
-    Byte tokens are held back until another token follows: if a run of bytes is not valid UTF-8,
-    the library decodes each byte of it to U+FFFD, complete characters included.
+    Args:
+        decoding: of the tokenizer.
+        before: tokens before the text; none at the beginning of a text.
+        waiting: tokens of the text whose own text was not emitted.
     """
 
-    def __init__(self, decoding: TokenDecoding, *, begun: bool, waiting: list[str]) -> None:
+    def __init__(self, decoding: TokenDecoding, before: list[str], waiting: list[str]) -> None:
         self._decoding = decoding
-        self._begun = begun
-        self._waiting = waiting
+        self._before, self._waiting = before, waiting
 
     def push(self, token_id: int) -> str:
         """The text of the tokens so far that later tokens cannot change."""
@@ -409,17 +387,19 @@ class _TokenDecoder:
         if name is None:
             return ""
         self._waiting.append(name)
-        return "" if self._decoding.is_byte(name) else self._spelled()
+        final = self._decoding.is_local and not self._decoding.is_byte(name)
+        return self._spelled() if final else ""
 
     def finish(self) -> str:
         """The text that was held back."""
         return self._spelled() if self._waiting else ""
 
     def _spelled(self) -> str:
-        before = [_ANCHOR] if self._begun else []
-        text = self._decoding.text(before + self._waiting)[len("".join(before)) :]
+        text = self._decoding.text(self._before + self._waiting)
+        if self._before:
+            text = text[shared_start(self._decoding.text(self._before), text) :]
         # Until there is text, the next token is still at its beginning.
-        if text or self._begun:
-            self._begun = True
+        if text or self._before:
+            self._before = self._before or [_ANCHOR]
             self._waiting.clear()
         return text

@@ -9,27 +9,36 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
     import tokenizers
 
+_CANNOT_ENCODE = "the tokenizers library could not encode this text"
 _BRIEF = 2**16  # characters: standard error is redirected only for shorter texts (see `refusals`)
 _LONG = 4096  # characters: the library needs a few ms for them
 
 
-def encoding(library: tokenizers.Tokenizer, text: str, *, offsets: bool = False) -> Any:
-    """A text's `Encoding`, without the post-processor's tokens; `InputError` if that fails.
+def encode(library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids of each text, without the post-processor's tokens; `InputError` if that fails.
 
-    A long text is encoded as a batch of one: for a batch the library releases Python's global
-    lock, and `encode_batch_fast` does not compute offsets.
+    Long texts are encoded as a batch: for a batch the library releases Python's global lock, and
+    `encode_batch_fast` does not compute offsets.
     """
-    with refusals("the tokenizers library could not encode this text", quiet=len(text) < _BRIEF):
-        if offsets or len(text) < _LONG:
-            return library.encode(text, add_special_tokens=False)
-        return library.encode_batch_fast([text], add_special_tokens=False)[0]
+    if sum(map(len, texts)) < _LONG:
+        return [encoding(library, text).ids for text in texts]
+    quiet = sum(map(len, texts)) < _BRIEF
+    with refusals(_CANNOT_ENCODE, quiet=quiet):
+        found = library.encode_batch_fast(texts, add_special_tokens=False)
+    return [each.ids for each in found]
+
+
+def encoding(library: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """A text's encoding with offsets, without the post-processor's tokens."""
+    with refusals(_CANNOT_ENCODE, quiet=len(text) < _BRIEF):
+        return library.encode(text, add_special_tokens=False)
 
 
 @contextmanager

@@ -56,6 +56,15 @@ class CharTokenizer(Tokenizer, core.CharTokenizer):
             found.update(piece)
         return cls(sorted(found), end_of_text=end_of_text)
 
+    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
+        """Ids of `text`, (T,) int64; `UnknownTokenError` lists unknown characters."""
+        ids = np.empty(len(text) if isinstance(text, str) else 0, np.int64)
+        filled = 0
+        for row in self.encode_pieces(pieces_of(text)):  # which refuses any other type
+            ids[filled : filled + len(row)] = row
+            filled += len(row)
+        return ids
+
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Ids of a text given in pieces, one row per piece.
 
@@ -140,6 +149,10 @@ class ByteTokenizer(Tokenizer):
     tokens = (*(bytes([byte]) for byte in range(256)), END_OF_TEXT.encode())
     control = frozenset([256])
     end_of_text = 256
+
+    def encode_array(self, text: str | bytes) -> NDArray[np.int64]:
+        """Ids of a text's UTF-8, or of any bytes, (T,) int64."""
+        return next(self.encode_pieces([text]))
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Ids of a text, or of bytes, given in pieces; one row per piece."""

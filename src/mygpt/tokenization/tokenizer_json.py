@@ -97,7 +97,6 @@ class Contents(NamedTuple):
 
     Attributes:
         names: the token of each id, including added tokens.
-        added: added tokens: ids that merges do not produce, with their text.
         control: ids that text must not be encoded as: special tokens and the end of text, but not
             the unknown token.
         unknown: the unknown token; None if there is none.
@@ -106,7 +105,6 @@ class Contents(NamedTuple):
     """
 
     names: dict[int, str]
-    added: dict[int, str]
     control: frozenset[int]
     unknown: str | None
     library: tokenizers.Tokenizer
@@ -134,16 +132,18 @@ def parse(
             raise InputError(
                 'a tokenizer with dropout encodes at random: set "dropout" to null in the file'
             )
-        description = _with_plain_bytes(description)
         unknown = _unknown(model)
-        special = {number for number in special_ids(description) if names[number] != unknown}
+        # The library's trainer adds byte tokens as special ones; text is encoded as them.
+        in_bytes = [f"<0x{byte:02X}>" for byte in range(256)] if model.get("byte_fallback") else []
+        of_text = {unknown, *in_bytes}
+        special = {number for number in special_ids(description) if names[number] not in of_text}
         ends = {number for number in (end_of_text, *other_ends) if number in names}
         control = frozenset(special | ends)
         reached = {names[number] for number in control} & _reached(description)
         # A single character's token must stay, or the character could not be encoded.
         hidden = {name for name in reached if not is_single_character(name)}
         library = build(_renamed(description, {name: _BEYOND + name for name in hidden}))
-    return Contents(names, _added(description), control, unknown, library)
+    return Contents(names, control, unknown, library)
 
 
 def names_of(description: dict[str, Any]) -> dict[int, str]:
@@ -183,10 +183,6 @@ def complete_json() -> Iterator[None]:
 def added_tokens(description: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of "added_tokens"."""
     return description.get("added_tokens") or []
-
-
-def _added(description: dict[str, Any]) -> dict[int, str]:
-    return {token["id"]: token["content"] for token in added_tokens(description)}
 
 
 def special_ids(description: dict[str, Any]) -> set[int]:
@@ -229,20 +225,6 @@ def _reached(description: dict[str, Any]) -> set[str]:
     if "merges" not in model or any(map(model.get, ("ignore_merges", *affixes))):
         return plain | {token for _, token in numbered(model)}
     return plain | set(map("".join, merged_pairs(model)))
-
-
-def _with_plain_bytes(description: dict[str, Any]) -> dict[str, Any]:
-    """The file without its byte tokens (<0x00> to <0xFF>) among the added tokens.
-
-    The library's trainer adds them as special tokens. They would then count as control tokens, and
-    characters encoded as bytes would be refused.
-    """
-    if not description["model"].get("byte_fallback"):
-        return description
-    known = {token for _, token in numbered(description["model"])}
-    of_text = known & {f"<0x{byte:02X}>" for byte in range(256)}
-    added = [token for token in added_tokens(description) if token["content"] not in of_text]
-    return {**description, "added_tokens": added}
 
 
 def _renamed(description: dict[str, Any], hidden: dict[str, str]) -> dict[str, Any]:
@@ -299,17 +281,7 @@ def build(description: dict[str, Any]) -> tokenizers.Tokenizer:
     return built
 
 
-def prefix_ids(description: dict[str, Any]) -> list[int]:
-    """The ids that the file's post-processor adds before every text."""
-    return _around(description, "cls")
-
-
-def suffix_ids(description: dict[str, Any]) -> list[int]:
-    """The ids that the file's post-processor adds after every text, last first."""
-    return _around(description, "sep")
-
-
-def _around(description: dict[str, Any], side: Literal["cls", "sep"]) -> list[Any]:
+def ids_around(description: dict[str, Any], side: Literal["cls", "sep"]) -> list[Any]:
     """The ids that a post-processor adds before ("cls") or after ("sep") a text, outer first."""
     found: list[Any] = []
     with complete_json():
@@ -336,13 +308,16 @@ class ByteLevel(NamedTuple):
         added: added tokens: ids that merges do not produce, with their text.
         control: ids of control tokens, which no text is encoded as; a subset of `added`.
         end_of_text: the id of `<|endoftext|>` if that is a control token, else None.
-        own_rule: whether text is split into words by mygpt's rule.
+        rule: the rule by which text is split into words before merges, if `words.py` has it and
+            nothing else changes or adds words; else None.
+        own_rule: whether that is mygpt's rule.
         splits_at_spaces: whether a word is known to begin at a space after a letter.
     """
 
     added: dict[int, str]
     control: frozenset[int]
     end_of_text: int | None
+    rule: str | None
     own_rule: bool
     splits_at_spaces: bool
 
@@ -366,7 +341,8 @@ def check(description: dict[str, Any]) -> ByteLevel:
         rules = word_rules(splitter)
         if (description.get("decoder") or {}).get("type") != "ByteLevel":
             raise _refused("without the decoder ByteLevel")
-        added, listed = _added(description), added_tokens(description)
+        listed = added_tokens(description)
+        added = {token["id"]: token["content"] for token in listed}
         if len(added) < len(listed) or len(set(added.values())) < len(added):
             raise _refused("two of whose added tokens share an id or a text")
         _check_tokens(description, added)
@@ -376,11 +352,12 @@ def check(description: dict[str, Any]) -> ByteLevel:
             name = min(reached)
             raise _refused(f"in which text can be encoded as the control token {name!r:.40}")
         ends = [number for number in control if added[number] == END_OF_TEXT]
-        takes_spaces = any(map(_takes_spaces, listed))
-        own = description.get("normalizer") is None and splitter == OWN_RULE
-        spaces = not takes_spaces and len(rules) == 1 and rules[0] in _KNOWN_RULES
-        end = ends[0] if ends else None
-        return ByteLevel(added, control, end, own and len(added) == len(ends), spaces)
+        plain = description.get("normalizer") is None and len(added) == len(control)
+        own = plain and splitter == OWN_RULE and len(added) == len(ends)
+        known = len(rules) == 1 and rules[0] in _KNOWN_RULES
+        spaces = known and not any(map(_takes_spaces, listed))
+        rule = rules[0] if own or (plain and spaces) else None
+        return ByteLevel(added, control, ends[0] if ends else None, rule, own, spaces)
 
 
 _KNOWN_RULES = (GPT_2, LLAMA_3, QWEN_2)  # in which a word begins at a space after a letter
