@@ -26,8 +26,8 @@ from mygpt.cli import main
 from mygpt.core.config import GPTConfig
 from mygpt.core.data import ShuffledWindows
 from mygpt.core.model import GPT
+from mygpt.training import corpus
 from mygpt.training.config import TrainConfig
-from mygpt.training.distributed import shared_start
 from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.distributed.sharding import fill, gathered
 from mygpt.training.events import Note
@@ -215,7 +215,7 @@ def begin_and_fail(folder: Path, text: Path) -> dict[str, Any]:
     return {
         "refused": refused,
         "another text": another_text(folder / "refused", text),
-        "jobs": jobs(folder / "of-a-job", text),
+        "automatic": automatic(folder / "automatic" / "run", text),
         "sharded": train(text, output=folder / "sharded", **SHARDED)[0],
         "worse": train(text, output=folder / "worse", **WORSE)[0],
         "apart": apart(folder / "apart" / os.environ["RANK"], text),
@@ -278,16 +278,16 @@ def outcome(action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 def another_text(output: Path, text: Path) -> str | None:
     """The second process reads another text than the first one."""
-    read = shared_start.read_source
+    read = corpus.read_source
     if os.environ["RANK"] == "1":
         other = text.with_name("other.txt")
-        shared_start.read_source = lambda settings, *a, **k: read(
+        corpus.read_source = lambda settings, *a, **k: read(
             {**settings, "files": [str(other)]}, *a, **k
         )
     try:
         return train(text, output=output, **TINY)[0]
     finally:
-        shared_start.read_source = read
+        corpus.read_source = read
 
 
 def apart(here: Path, text: Path) -> str | None:
@@ -301,19 +301,21 @@ def apart(here: Path, text: Path) -> str | None:
         os.chdir(before)
 
 
-def jobs(output: Path, text: Path) -> dict[str, Any]:
-    """A run under a job id of torchrun: started, started again by the same job, and by another."""
-    found = {}
-    for name, job in (("begun", "one"), ("again", "one"), ("another", "two")):
-        os.environ["TORCHELASTIC_RUN_ID"] = job
-        found[name] = train(text, output=output, **TINY)
-    os.environ["TORCHELASTIC_RUN_ID"] = "one"
-    found["another command"] = train(text, output=output, command="another", **TINY)
-    os.environ["LOCAL_RANK"] = "0"  # as if each were on another machine
-    here = output if os.environ["RANK"] == "1" else output.with_name("nowhere")
-    found["elsewhere"] = train(text, output=here, **TINY)
-    os.environ["LOCAL_RANK"] = os.environ["RANK"]
-    del os.environ["TORCHELASTIC_RUN_ID"]
+def automatic(output: Path, text: Path) -> dict[str, Any]:
+    """A run with `resume="auto"`: started, started again, and with other options."""
+    options = {**TINY, "output": output, "resume": "auto"}
+    found = {name: train(text, **options) for name in ("begun", "again")}
+    found["other options"] = train(text, **{**options, "lr": 0.5})
+    apart = output.parent / os.environ["RANK"]  # as if each were on another machine
+    apart.mkdir()
+    if os.environ["RANK"] == "1":
+        (apart / "auto").symlink_to(output)
+    before = Path.cwd()
+    os.chdir(apart)
+    try:
+        found["elsewhere"] = train(text, **{**options, "output": "auto"})
+    finally:
+        os.chdir(before)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mygpt.training.events import (
     Note,
 )
 from mygpt.training.gradients import ParallelGradients
+from mygpt.training.planning import Planner
+from mygpt.training.prepare import Prepared, Request, prepare
 from mygpt.training.trainer import Trainer
 
 TEXT = "".join(f"{n} times {n} is {n * n}, as far as anybody knows. " for n in range(200))
@@ -35,6 +38,18 @@ TINY: dict[str, Any] = {
     "save_every": 4,
     "sample_tokens": 0,
 }
+
+
+def prepared(files: object, **arguments: Any) -> Prepared:
+    """A new run up to where its model is made."""
+    return prepare(Request.of(files, **arguments))
+
+
+def planner_of(preset: str, options: dict[str, Any], speed: float) -> Planner:
+    """A planner on a machine of a given speed, in operations a second."""
+    planner = Planner(preset, options, torch.device("cpu"), time.monotonic())
+    planner.speed = speed
+    return planner
 
 
 def silent(event: Event) -> None:

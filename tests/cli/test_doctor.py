@@ -25,9 +25,8 @@ from mygpt.cli import doctor as environment
 from mygpt.cli import main
 from mygpt.cli.doctor import Environment, Torch, advice
 from mygpt.errors import CheckpointError
-from mygpt.training import checkup
+from mygpt.training import checkup, replay
 from mygpt.training.checkup import Finding, check
-from mygpt.training.replaying import replay
 from mygpt.training.run import RunFolder
 from mygpt.views.report import write_report
 

@@ -22,7 +22,7 @@ from mygpt.formats import import_checkpoint, read_foreign
 from mygpt.formats.hugging_face import write_hugging_face
 from mygpt.formats.tokenizers import fit_tokenizer, named_tokenizer
 from mygpt.tokenization import CharTokenizer
-from mygpt.training.source import choose_tokenizer, read_source
+from mygpt.training.corpus import choose_tokenizer, read_source
 
 TOKENIZER = CharTokenizer("abcdefgh", end_of_text=True)
 

@@ -22,7 +22,7 @@ from mygpt.cli import main
 from mygpt.errors import InputError
 from mygpt.text import find_sources, pieces, read_corpus
 from mygpt.text.file_types import signature_of, unmarked_encoding
-from mygpt.training.preparing import prepare
+from training_runs import prepared
 
 PROSE = "First Citizen:\r\nBefore we proceed, hear me speak.\n"
 LANGUAGES = (
@@ -126,7 +126,7 @@ def test_a_file_of_another_type_is_refused_with_its_type(kind: str, tmp_path: Pa
     compressed = write(tmp_path / "a.txt.gz", gzip.compress(data))
     assert f"a.txt.gz is {kind}" in refusals(compressed)[0]
     with pytest.raises(InputError, match="--tokenizer byte trains on its bytes"):
-        prepare(path, output=tmp_path / "run", steps=1)
+        prepared(path, output=tmp_path / "run", steps=1)
     corpus = read_corpus([path], allow_bytes=True)
     assert corpus.documents[0].whole == data + b"\0" * 40
     assert f"it is read as bytes although it is {kind}" in corpus.notes[0]

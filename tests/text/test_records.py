@@ -24,8 +24,8 @@ from mygpt.text import RecordOptions, find_sources, pieces, read_corpus, reading
 from mygpt.text import records as records_module
 from mygpt.text.records import texts_of_csv, texts_of_json
 from mygpt.training import resume, train
-from mygpt.training.preparing import prepare
 from mygpt.training.run import RunFolder
+from training_runs import prepared
 
 TEXTS = ["The sea, wide.", 'A "ship"\nsails\r\non; far', "日本語 é", "last"]
 SMALL = {"preset": "nano", "embed_dim": 16, "num_heads": 2, "num_layers": 1, "steps": 2}
@@ -199,12 +199,12 @@ def test_runs_on_records_of_this_and_older_versions_are_resumed(tmp_path: Path) 
         resume(tmp_path / "new", steps=4, field="answer", listener=lambda _: None)
 
     settings = {name: state.settings[name] for name in ("files", "val_file", "encoding")}
-    from mygpt.training.source import read_source
+    from mygpt.training.corpus import read_source
 
     old = read_source(settings, 0.1, allow_bytes=True)
     assert next(document.text for document in old.documents).startswith('{"id": 1')  # type: ignore[union-attr]
-    plain = prepare(path, output=tmp_path / "tutorial", preset="tutorial")
-    assert plain.source.num_documents == 1
+    plain = prepared(path, output=tmp_path / "tutorial", preset="tutorial")
+    assert plain.text.source.num_documents == 1
 
 
 def test_a_validation_file_can_be_records_or_text(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_a_validation_file_can_be_records_or_text(tmp_path: Path) -> None:
     lines = write(tmp_path / "v.csv", in_csv(["one text", "two texts"], field="body"))
     text = write(tmp_path / "v.txt", b"one plain text")
     for val_file, count in ((lines, 2), (text, 1)):
-        ready = prepare(path, output=tmp_path / "run", field="body", val_file=val_file, **SMALL)
-        assert len(ready.source.val_documents) == count
+        ready = prepared(path, output=tmp_path / "run", field="body", val_file=val_file, **SMALL)
+        assert len(ready.text.source.val_documents) == count
 
 
 def test_large_files_of_records_are_tokenized_into_a_store(
@@ -221,16 +221,16 @@ def test_large_files_of_records_are_tokenized_into_a_store(
 ) -> None:
     monkeypatch.setenv("MYGPT_CACHE", str(tmp_path / "cache"))
     path = write(tmp_path / "a.csv", in_csv(TEXTS * 100))
-    short = prepare(path, output=tmp_path / "run", tokenizer="byte", steps=1)
+    short = prepared(path, output=tmp_path / "run", tokenizer="byte", steps=1)
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "2000")
-    large = prepare(path, output=tmp_path / "run", tokenizer="byte", steps=1)
-    assert isinstance(large.train_tokens, StoredTokens)
-    assert large.source.num_documents == short.source.num_documents == 400
-    assert large.source.num_bytes == short.source.num_bytes
+    large = prepared(path, output=tmp_path / "run", tokenizer="byte", steps=1)
+    assert isinstance(large.text.train_tokens, StoredTokens)
+    assert large.text.source.num_documents == short.text.source.num_documents == 400
+    assert large.text.source.num_bytes == short.text.source.num_bytes
     without = write(tmp_path / "b.jsonl", in_lines(TEXTS * 100, field="body"))
-    plain = prepare(without, output=tmp_path / "run", tokenizer="byte", steps=1)
-    assert isinstance(plain.train_tokens, StoredTokens)
-    assert plain.source.num_documents == 1
+    plain = prepared(without, output=tmp_path / "run", tokenizer="byte", steps=1)
+    assert isinstance(plain.text.train_tokens, StoredTokens)
+    assert plain.text.source.num_documents == 1
 
 
 def test_compressed_text_that_is_large_uncompressed_is_tokenized_into_a_store(
@@ -242,10 +242,11 @@ def test_compressed_text_that_is_large_uncompressed_is_tokenized_into_a_store(
     path = write(tmp_path / "a.txt.gz", gzip.compress(text))
     size = Path(path).stat().st_size
     monkeypatch.setenv("MYGPT_STORE_ABOVE", str(2 * size))
-    ready = prepare(path, output=tmp_path / "run", tokenizer="byte", steps=1)
-    assert isinstance(ready.train_tokens, StoredTokens)
-    assert ready.source.num_bytes == len(text)
-    assert any("bytes when packed, so it is not read into memory" in note for note in ready.notes)
+    ready = prepared(path, output=tmp_path / "run", tokenizer="byte", steps=1)
+    assert isinstance(ready.text.train_tokens, StoredTokens)
+    assert ready.text.source.num_bytes == len(text)
+    said = "bytes when packed, so it is not read into memory"
+    assert any(said in note for note in ready.start.notes)
     monkeypatch.setenv("MYGPT_STORE_ABOVE", str(len(text)))
     assert not store_cache.large_sources([path], None)
 

@@ -200,8 +200,8 @@ def _command(run: Path, rendezvous: Host, *, shard: bool) -> list[str]:
         "--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", run.name,
         "--rdzv-endpoint", f"{rendezvous.name}:{_PORT}",
     ]  # fmt: skip
-    train = ["-m", "mygpt", "train", text_file(run.parent), "--output", str(run), *_RECIPE]
-    return [*launch, *train, *(["--shard"] if shard else [])]
+    train = ["-m", "mygpt", "train", text_file(run.parent), "--output", str(run)]
+    return [*launch, *train, "--resume", "auto", *_RECIPE, *(["--shard"] if shard else [])]
 
 
 def _wait(what: str, hosts: Hosts, done: Callable[[], bool]) -> None:

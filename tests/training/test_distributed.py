@@ -123,7 +123,7 @@ def first(place: Path) -> list[Found]:
     before = set(place.iterdir())
     found: list[Found] = run_ranks(2, begin_and_fail, place, place / "fox.txt", timeout_s=300)
     made = {path.name for path in set(place.iterdir()) - before}
-    assert made == {"undisturbed", "sharded", "of-a-job", "worse", "apart"}
+    assert made == {"undisturbed", "sharded", "automatic", "worse", "apart"}
     shutil.copytree(place / "undisturbed", place / "begun")
     return found
 
@@ -194,13 +194,13 @@ def test_a_killed_worker_costs_what_was_not_saved(
     The first process is the one whose store and files the others need.
     """
     run = place / "restarted"
-    arguments = ("train", place / "fox.txt", "-o", run, *ARGUMENTS)
+    arguments = ("train", place / "fox.txt", "-o", run, "--resume", "auto", *ARGUMENTS)
     options = ("--max-restarts=2",)
     with torchrun_started(2, *arguments, into=tmp_path, options=options) as process:
         kill_in_the_middle(run, process, 0)
         assert process.wait(180) == 0, (tmp_path / "err").read_text()
     out = (tmp_path / "out").read_text()
-    assert out.count("torchrun restarted this job") == 1
+    assert out.count("is a run already: resuming it") == 1
     assert out.count("2 processes (DDP, gloo)") == 2  # once in each life
     assert steps(run) == list(range(1, LENGTH + 1))
     assert_equal(weights(run), weights(place / "undisturbed"))
@@ -267,24 +267,19 @@ def test_who_has_another_text_says_who_he_is(first: list[Found]) -> None:
     assert "other is another text here than in process 0" in errors[1]
 
 
-def test_a_job_resumes_only_its_own_run(first: list[Found]) -> None:
-    """Restarted by torchrun, processes resume their own run; that of another job is refused."""
-    main, other = (found["jobs"] for found in first)
-    assert main["begun"][0] is other["begun"][0] is None
-    assert main["again"][0] is other["again"][0] is None
-    assert any("torchrun restarted this job" in n for n in main["again"][1])
-    assert main["another"][0] is not None, "the run of another job was resumed"
-    assert not any("torchrun restarted this job" in note for note in main["begun"][1])
-    assert "already holds a run: resume it with --resume" in main["another"][0]
-    assert other["another"][0] == "PeerError: "
-    assert "nowhere was begun by job one and is not here: --output must be" in main["elsewhere"][0]
-
-
-def test_a_job_of_the_same_name_with_another_command_is_another(first: list[Found]) -> None:
-    """A script's fixed --rdzv-id: other options were ignored, and the old run resumed."""
-    error = first[0]["jobs"]["another command"][0]
-    assert error is not None
-    assert "already holds a run: resume it with --resume" in error
+def test_several_processes_resume_the_run_in_their_output(first: list[Found]) -> None:
+    """The same command resumes it; other options, or a run elsewhere, are refused in one line."""
+    main, other = (found["automatic"] for found in first)
+    for name in ("begun", "again"):
+        assert main[name][0] is other[name][0] is None
+        resumed = any("is a run already: resuming it" in note for note in main[name][1])
+        assert resumed == (name == "again")
+    assert (
+        "lr=0.5 cannot change when a run is resumed, and this one has 0.001"
+        in (main["other options"][0])
+    )
+    assert "is a run on another machine and is not here: --output" in main["elsewhere"][0]
+    assert other["other options"][0] == "PeerError: "
 
 
 def test_a_sharded_run_gets_worse_and_goes_on(first: list[Found], place: Path) -> None:

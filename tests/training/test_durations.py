@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,11 @@ from mygpt.cli import main
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.scaling.presets import SHAPES
-from mygpt.training import planning, preparing
+from mygpt.training import planning
 from mygpt.training.config import TrainConfig, preset_options
-from mygpt.training.durations import fit_budget, long_steps, shown_s, step_flops
+from mygpt.training.planning import fit_budget, long_steps, shown_s, step_flops
 from mygpt.training.recipe import Budget, choose
+from training_runs import planner_of
 
 SPEED = 1e11  # operations a second
 LARGE = GPTConfig(63, **SHAPES["large"])
@@ -112,7 +112,7 @@ def test_a_large_preset_in_a_short_time_is_refused_in_one_line(
 def test_a_dry_run_says_how_long_a_step_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(preparing, "training_flops_per_s", lambda threads: SPEED)
+    monkeypatch.setattr(planning, "training_flops_per_s", lambda threads: SPEED)
     text = tmp_path / "poems.txt"
     text.write_text("The fox is quick.\n" * 3000)
     with pytest.raises(SystemExit) as left:
@@ -126,10 +126,8 @@ def test_validation_of_a_named_preset_fits_into_its_minutes() -> None:
     """Validating on all of the validation text took longer than the run."""
 
     def validated(minutes: float, speed: float) -> int:
-        plan = planning.plan_run(
-            "large", {"minutes": minutes}, train_tokens=np.zeros(300_000, np.uint8),
-            val_tokens=30_000, vocab_size=63, flops_per_s=speed, began=time.monotonic(),
-        )  # fmt: skip
+        planner = planner_of("large", {"minutes": minutes}, speed)
+        plan = planner.plan(np.zeros(300_000, np.uint8), 30_000, 63)
         return plan.training.get("val_tokens", 0)
 
     assert validated(60.0, SPEED) == 0, "all of it"

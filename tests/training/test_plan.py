@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
 from mygpt.training.diagnosis import diagnose
 from mygpt.training.history import Validation, read_log
-from mygpt.training.planning import plan_run
+from mygpt.training.planning import fit_window
 from mygpt.training.progress import Progress, StepLog
 from mygpt.training.recipe import (
     SIZES,
@@ -40,7 +39,7 @@ from mygpt.training.recipe import (
     choose,
     mean_flops_per_token,
 )
-from mygpt.training.source import fit_window
+from training_runs import planner_of
 
 CPU = torch.device("cpu")
 STAGES = ((0.5, 8, 3), (0.8, 16, 2))
@@ -397,10 +396,7 @@ def test_operations_are_those_of_the_matrix_products() -> None:
 def plan_of(
     num_tokens: int = 5000, *, preset: str = "auto", **options: Any
 ) -> tuple[planning.Planned, GPTConfig, TrainConfig]:
-    planned = plan_run(
-        preset, options, train_tokens=np.arange(num_tokens) % 50, val_tokens=500, vocab_size=50,
-        flops_per_s=5e10, began=time.monotonic(),
-    )  # fmt: skip
+    planned = planner_of(preset, options, 5e10).plan(np.arange(num_tokens) % 50, 500, 50)
     fit_window(planned.shape, planned.training, num_tokens, asked="seq_len" in options)
     return planned, GPTConfig(50, **planned.shape), TrainConfig(**planned.training)
 
@@ -490,9 +486,7 @@ def test_the_expected_loss_falls_with_the_number_of_tokens() -> None:
 
 def test_texts_too_long_for_an_epoch_get_longer_tokens() -> None:
     def chosen(num_chars: int, preset: str = "auto", **options: Any) -> str:
-        return planning.suitable_tokens(
-            preset, options, num_chars=num_chars, flops_per_s=5e10, began=time.monotonic()
-        )
+        return planner_of(preset, options, 5e10).tokenizer(num_chars)
 
     assert chosen(27_000_000, minutes=2.0).startswith("bpe:")
     assert chosen(27_000_000, tokens=10**6).startswith("bpe:")

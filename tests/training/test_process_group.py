@@ -45,7 +45,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             else:
                 monkeypatch.setenv(name, text)
 
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     return start
 
 
@@ -78,19 +77,6 @@ def test_impossible_environment_variables_are_refused(
     with pytest.raises(InputError) as raised:
         from_environment()
     assert str(raised.value) == said
-
-
-def test_a_job_has_one_id_for_all_its_attempts(started: Callable[..., None]) -> None:
-    """torchrun's own, else the process that started this one, and the time."""
-    started(TORCHELASTIC_RUN_ID="night-7")
-    assert from_environment().job == "job night-7"
-    started(TORCHELASTIC_RUN_ID="none")
-    job = from_environment().job
-    assert job is not None
-    assert f" {os.getppid()} " in job
-    assert from_environment().job == job
-    started(TORCHELASTIC_RUN_ID=None)
-    assert from_environment().job is None
 
 
 def test_operations_of_a_single_process_return_its_values() -> None:

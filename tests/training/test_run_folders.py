@@ -25,13 +25,17 @@ from mygpt.training.events import (
 )
 from mygpt.training.run import RunFolder
 from training_runs import (
+    TEXT,
     TINY,
     assert_same,
+    damage,
     fit,
     log,
+    notes,
     progress_of,
     resume,
     silent,
+    stop_at,
 )
 
 pytestmark = pytest.mark.slow
@@ -228,3 +232,50 @@ def test_a_moved_validation_file_can_be_named(text: str, tmp_path: Path) -> None
 def test_an_empty_output_is_not_the_current_folder(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="output='' must be the name"):
         mygpt.train(text, output="", listener=silent, **TINY)
+
+
+def test_resume_auto_begins_a_run_and_then_resumes_it(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command, repeated after a crash, ends in the weights of an undisturbed run."""
+    run = tmp_path / "run"
+    fit(text, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(6, patch)
+        assert "resuming it" not in notes(fit(text, run, resume="auto"))
+    assert "is a run already: resuming it" in notes(fit(text, run, resume="auto"))
+    assert_same(run, tmp_path / "whole")
+    assert "is finished, nothing to do" in notes(fit(text, run, resume="auto"))
+    fit(text, run, resume="auto", steps=14)
+    assert progress_of(run)["step"] == 14
+
+
+def test_resume_auto_keeps_what_the_first_command_chose(text: str, tmp_path: Path) -> None:
+    """A window that was shrunk to the text, and a length, are not changed by the same options."""
+    Path(text).write_text("a short text, a short text")
+    options = {"max_seq_len": 512, "resume": "auto"}
+    fit(text, tmp_path / "run", **options)
+    assert "is finished" in notes(fit(text, tmp_path / "run", **options))
+
+
+def test_resume_auto_refuses_another_run_in_one_line(text: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(text, run, resume="auto")
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[:2000])
+    for files, options, said in (
+        (text, {"lr": 0.5}, "lr=0.5 cannot change when a run is resumed, and this one has 0.004"),
+        (text, {"tokenizer": "byte"}, "tokenizer=byte cannot change"),
+        (text, {"steps": 3}, "steps=3 counts from the run's start, and the run has had 12"),
+        (text, {"val_file": other}, "has changed since the run began"),
+        (str(other), {}, "other has changed since the run began"),
+        (text, {"overwrite": True}, "never replaces a run: leave out overwrite"),
+        (text, {"resume": "run"}, "resume='run' must be 'auto'"),
+    ):
+        with pytest.raises(InputError, match=said) as refused:
+            fit(files, run, **{"resume": "auto", **options})
+        assert "\n" not in str(refused.value)
+    for name in ("last", "previous"):
+        damage(run / f"{name}.state.safetensors")
+    with pytest.raises(CheckpointError, match="the state before it too"):
+        fit(text, run, resume="auto")

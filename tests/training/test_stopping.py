@@ -215,7 +215,7 @@ def test_a_new_length_is_saved_at_once(
     run = tmp_path / "run"
     fit(text, run)
     with monkeypatch.context() as patch:
-        patch.setattr("mygpt.training.resuming.run_session", lambda *_: (_ for _ in ()).throw(Dead))
+        patch.setattr("mygpt.training.lifecycle._train", lambda *_: (_ for _ in ()).throw(Dead))
         with pytest.raises(Dead):
             resume(run, steps=20)
     end = resume(run)[-1]

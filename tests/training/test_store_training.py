@@ -35,10 +35,10 @@ from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
 from mygpt.training import lifecycle, planning, stored
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
+from mygpt.training.corpus import read_source
 from mygpt.training.events import StepDone
-from mygpt.training.preparing import prepare
-from mygpt.training.source import read_source
 from mygpt.training.stored import open_stored
+from training_runs import prepared
 
 QUIET = [].append  # a listener that shows nothing
 CPU = torch.device("cpu")
@@ -340,8 +340,8 @@ def test_baselines_and_validation_use_a_part_of_a_huge_store(store, tmp_path, mo
     assert "those of the first 4,096 of 20,002" in shown
     assert "validated on the first 512 of the 2,001 validation tokens" in shown
     for asked, used in ((700, 700), (0, 512)):
-        ready = prepare(str(store), output=tmp_path / "new", **SMALL, val_tokens=asked)
-        assert ready.config.val_tokens == used
+        ready = prepared(str(store), output=tmp_path / "new", **SMALL, val_tokens=asked)
+        assert ready.start.config.val_tokens == used
 
 
 @pytest.mark.kernels
@@ -508,8 +508,8 @@ def test_some_large_texts_are_read_into_memory(cache, plain):
     for names in (["-"], [plain / "c.jsonl"], [plain / "a.txt", plain / "c.jsonl"]):
         assert not store_cache.large_sources([str(name) for name in names], None)
     assert not store_cache.large_sources([str(plain / "d.bin")], "utf-8")
-    ready = prepare(plain / "a.txt", output=plain / "run", preset="tutorial")
-    assert isinstance(ready.train_tokens, np.ndarray)
+    ready = prepared(plain / "a.txt", output=plain / "run", preset="tutorial")
+    assert isinstance(ready.text.train_tokens, np.ndarray)
 
 
 @pytest.mark.parametrize("tokenizer", ["auto", "char", "byte", "bpe:290", "file", "from"])
@@ -520,20 +520,21 @@ def test_a_large_text_has_the_same_tokenizer_as_a_short_one(cache, plain, tokeni
     if tokenizer == "from":
         training.train(plain / "b.txt", output=plain / "first", listener=QUIET, **SMALL)
         options = {"init_from": plain / "first", "preset": "auto"}
-    large = prepare(text, output=plain / "run", tokens=1000, **options)
-    assert isinstance(large.train_tokens, StoredTokens)
+    large = prepared(text, output=plain / "run", tokens=1000, **options)
+    assert isinstance(large.text.train_tokens, StoredTokens)
     os.environ["MYGPT_STORE_ABOVE"] = "off"  # the fixture restores it
-    short = prepare(text, output=plain / "run", tokens=1000, **options)
+    short = prepared(text, output=plain / "run", tokens=1000, **options)
     if not tokenizer.startswith("bpe"):  # a store's is also trained on the validation text
-        assert large.tokenizer.to_state() == short.tokenizer.to_state()
-    assert large.tokenizer.kind == short.tokenizer.kind
-    again = read_source(large.settings, 0.1, allow_bytes=False, known=large.tokenizer)
-    assert again.sha256 == large.source.sha256
+        assert large.text.tokenizer.to_state() == short.text.tokenizer.to_state()
+    assert large.text.tokenizer.kind == short.text.tokenizer.kind
+    again = read_source(large.start.settings, 0.1, allow_bytes=False, known=large.text.tokenizer)
+    assert again.sha256 == large.text.source.sha256
 
 
 def test_a_text_with_many_distinct_characters_has_byte_tokens(cache, plain):
     (plain / "wide.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 600))) * 10)
-    assert prepare(plain / "wide.txt", output=plain / "run", steps=5).tokenizer.kind == "byte"
+    ready = prepared(plain / "wide.txt", output=plain / "run", steps=5)
+    assert ready.text.tokenizer.kind == "byte"
 
 
 def test_the_least_recently_used_store_is_removed(cache, plain, monkeypatch):

@@ -289,18 +289,18 @@ def test_a_real_allocation_failure_is_reported() -> None:
 _MEASURED = """
 import json, re, tempfile, torch
 import mygpt
-from mygpt.training import memory, new_run
+from mygpt.training import lifecycle, memory
 torch.set_num_threads(2)
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 figures = {}
-build = new_run.initial_model
+build = lifecycle.initial_model
 def building(config, recipe, *others, **more):
     figures["before"] = status("VmRSS")
     model = build(config, recipe, *others, **more)
     figures["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
     return model
-new_run.initial_model = building
+lifecycle.initial_model = building
 options = {"batch_size": 128, "steps": 3}
 with tempfile.TemporaryDirectory() as folder:
     text = folder + "/text.txt"

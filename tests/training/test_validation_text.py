@@ -11,7 +11,7 @@ import pytest
 from mygpt.data.store_builder.build import build_store
 from mygpt.text import Document
 from mygpt.text.documents import overlap_note
-from mygpt.training.preparing import prepare
+from training_runs import prepared
 
 TEXT = "".join(f"Line {n} of the sea, the ship and the shore {n * n}.\n" for n in range(400))
 OTHER = "".join(f"Nothing of {n} is in the first text, {n * 7} times.\n" for n in range(60))
@@ -24,8 +24,8 @@ def write(path: Path, text: str) -> str:
 
 
 def notes(text: str, val_file: str, folder: Path, **options: object) -> str:
-    ready = prepare(text, val_file=val_file, output=folder / "run", steps=1, **options)  # type: ignore[arg-type]
-    return "\n".join(ready.notes)
+    ready = prepared(text, val_file=val_file, output=folder / "run", steps=1, **options)  # type: ignore[arg-type]
+    return "\n".join(ready.start.notes)
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])

@@ -51,11 +51,11 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")
     ] = False,
-    resume: Annotated[str | None, typer.Option(help="Resume this run.", show_default=False)] = None,
-    replay: Annotated[
+    resume: Annotated[
         str | None,
         typer.Option(
-            help="Repeat this run from its beginning, step by step, in the folder --output.",
+            help="Resume this run. auto: the run in the output folder if there is one, else begin "
+            "it, so that the same command can be repeated (by torchrun, say).",
             show_default=False,
         ),
     ] = None,
@@ -209,10 +209,10 @@ def train(
     """
     given = locals()
     began = time.monotonic() - process_age_s()
-    for name in ("output", "resume", "replay", "init_from"):
+    for name in ("output", "resume", "init_from"):
         if given[name] == "":  # an unset variable in a script
             _refuse_empty(name)
-    named = ("files", "output", "overwrite", "resume", "replay", "device", "quiet", "dry_run")
+    named = ("files", "output", "overwrite", "resume", "device", "quiet", "dry_run")
     source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
     source += ("field", "unknown", "init_from")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
@@ -226,13 +226,11 @@ def train(
         require_existing([*(files or []), *([] if val_file is None else [str(val_file)])])
     command = shlex.join(["mygpt", *sys.argv[1:]])
     shared: dict[str, Any] = {"device": device}
-    if replay is not None:
-        clashing = [*options, *chosen, *["files"] * bool(files), *["resume"] * (resume is not None)]
-        _refuse("--replay repeats a run without changes", clashing)
-        shared |= {"output": _needed_output(output), "overwrite": overwrite, "command": command}
-    elif resume is not None:
-        shared |= {"val_file": chosen.pop("val_file")} if val_file is not None else {}
+    if resume is not None:
         _refuse("--resume never overwrites a run", ["overwrite"] * overwrite)
+        _refuse("--dry-run is for new runs", ["resume"] * dry_run)
+    if resume not in (None, "auto"):
+        shared |= {"val_file": chosen.pop("val_file")} if val_file is not None else {}
         if output is not None and Path(output).resolve() != Path(resume).resolve():
             raise InputError(
                 f"--resume {resume} and --output {output} are different runs: omit --output"
@@ -241,10 +239,7 @@ def train(
     else:
         shared |= {"output": output, "overwrite": overwrite, "began": began}
         if not dry_run:
-            shared["command"] = command
-    if dry_run:
-        clashing = [name for name in ("resume", "replay") if given[name] is not None]
-        _refuse("--dry-run is for new runs", clashing)
+            shared |= {"command": command, "resume": resume}
     quiet = quiet or not main
     waiting = Waiting("starting" if not quiet and sys.stdout.isatty() else "")
     from mygpt import training
@@ -260,9 +255,7 @@ def train(
 
     with TrainingDisplay(quiet=quiet, waiting=waiting) as display:
         shared["listener"] = display
-        if replay is not None:
-            training.replay(replay, **shared)
-        elif resume is not None:
+        if resume not in (None, "auto"):
             training.resume(resume, files or [], began=began, **shared, **options)
         else:
             training.train(files or None, **shared, **chosen, **options)
@@ -292,9 +285,3 @@ def _refuse(why: str, clashing: list[str]) -> None:
 
 def _flag(name: str) -> str:
     return "--from" if name == "init_from" else "--" + name.replace("_", "-")
-
-
-def _needed_output(output: str | None) -> str:
-    if output is None:
-        raise InputError("--replay needs --output: the folder of the new run")
-    return output

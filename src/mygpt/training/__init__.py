@@ -1,7 +1,5 @@
 """Training: from a text to a model, with everything saved that resuming needs."""
 
-from mygpt.training.new_run import plan, train
-from mygpt.training.replaying import replay
-from mygpt.training.resuming import resume
+from mygpt.training.api import plan, replay, resume, train
 
 __all__ = ["plan", "replay", "resume", "train"]

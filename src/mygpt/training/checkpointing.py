@@ -27,12 +27,11 @@ from mygpt.checkpoint.model_file import Checkpoint, config_from_json, model_arra
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
-from mygpt.data.token_store import Tokens
 from mygpt.errors import CheckpointError, DivergedError, InputError, require_int
 from mygpt.evaluation.losses import Evaluation
 from mygpt.tokenization import Tokenizer, from_state
 from mygpt.training.config import TrainConfig
-from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.distributed.sharding import gathered_arrays, is_sharded, local, put_rows
 from mygpt.training.distributed.shards import check_shards, load_shards, save_shards
 from mygpt.training.events import Listener, Note, RolledBack
@@ -41,8 +40,8 @@ from mygpt.training.optimizer import Optimizer, memory_shape
 from mygpt.training.progress import Arrays, Progress, StepLog
 
 if TYPE_CHECKING:
+    from mygpt.training.corpus import TrainingText
     from mygpt.training.run import RunFolder
-    from mygpt.training.source import Source
 
 _SHARDS = re.compile(r"shards-\d+-[0-9a-f]+")
 _MOST_THREADS = 4096
@@ -129,11 +128,13 @@ def _checked_training(values: dict[str, Any]) -> TrainConfig:
 def _checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
     files, initial = settings["files"], settings.get("from")
     names = [settings["val_file"], settings["encoding"], settings["preset"]]
-    names += [settings.get("field"), settings.get("job")]
+    names.append(settings.get("field"))
     _require_names([name for name in names if name is not None])
     _require_names(files)
     if initial is not None:
         _require_names([initial["path"], initial["sha256"]])
+    if not isinstance(settings.get("asked", {}), dict):
+        raise InputError("its options are not an object")
     require_int("reading", settings.get("reading", 1), least=0)
     require_int("threads", settings.get("threads", 1), least=1)
     if settings.get("threads", 1) > _MOST_THREADS:
@@ -242,32 +243,25 @@ class Setup:
 
     Attributes:
         model: on its device; trained in place.
-        tokenizer: the model's own.
+        text: to train and to validate on.
         config: how to train.
-        source: the text.
-        train_tokens: 1-D ids to train on.
-        val_tokens: 1-D ids of all validation text; empty for none.
-        run: the folder where everything is written, whose lock the caller holds.
+        run: the folder where everything is written, whose lock the caller holds. It knows the
+            processes that train the run: all make the same steps and the same decisions; process
+            0's clock counts, and only process 0 logs and writes.
         provenance: the origin of the model, for every checkpoint.
         settings: what `--resume` needs to read the text again; kept in the state.
         listener: called with every event.
         given_plan: (steps, 2) float64, the step log of a run that is replayed.
-        group: the processes that train the run. All make the same steps and the same decisions;
-            process 0's clock counts, and only process 0 logs and writes.
     """
 
     model: GPT
-    tokenizer: Tokenizer
+    text: TrainingText
     config: TrainConfig
-    source: Source
-    train_tokens: Tokens
-    val_tokens: Tokens
     run: RunFolder
     provenance: dict[str, Any]
     settings: dict[str, Any]
     listener: Listener
     given_plan: NDArray[np.float64] | None = None
-    group: ProcessGroup = SINGLE_PROCESS
 
 
 class Checkpointer:
@@ -284,7 +278,7 @@ class Checkpointer:
 
     def __init__(self, setup: Setup, optimizer: Optimizer, step_log: StepLog) -> None:
         self.setup = setup
-        self.model, self.run, self.group = setup.model, setup.run, setup.group
+        self.model, self.run, self.group = setup.model, setup.run, setup.run.group
         self.optimizer, self.step_log = optimizer, step_log
         self.sharded = is_sharded(next(setup.model.parameters()))
         self._provenance = setup.provenance
@@ -338,8 +332,8 @@ class Checkpointer:
         arrays |= {name: get().cpu().numpy() for name, (get, _) in self._generators().items()}
         setup = self.setup
         state = State(
-            self.run.state_path, self.model.config, setup.tokenizer, setup.config, setup.settings,
-            self._provenance, progress, arrays | self.step_log.arrays(), shards,
+            self.run.state_path, self.model.config, setup.text.tokenizer, setup.config,
+            setup.settings, self._provenance, progress, arrays | self.step_log.arrays(), shards,
         )  # fmt: skip
         self.run.save_state(state, keep=keep)
         self._saved = (progress.step, progress.validated_step)
@@ -394,7 +388,7 @@ class Checkpointer:
             arrays = gathered_arrays(self.model, self.group)
         else:
             arrays = model_arrays(self.model)
-        self.run.save_model(path, arrays, shape, self.setup.tokenizer, provenance)
+        self.run.save_model(path, arrays, shape, self.setup.text.tokenizer, provenance)
 
     def resume(self, state: State) -> Progress:
         """Continue from a saved state, with the log and the last model as they were then."""

@@ -1,88 +1,177 @@
-"""One session of a run, from its first report to its last: new runs, resumed ones and replays."""
+"""A session of a run from its first report to its last: new runs, resumed ones and replays."""
 
 from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mygpt.core.config import GPTConfig
+from mygpt.core.model import GPT
 from mygpt.decode.writer import Writer, load
-from mygpt.errors import CheckpointError, StorageError, interruption
+from mygpt.errors import CheckpointError, InputError, StorageError, interruption
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.compression import MOST_BEFORE_BYTES
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
-from mygpt.training.checkpointing import State
+from mygpt.training.checkpointing import Setup, State
+from mygpt.training.config import TrainConfig
+from mygpt.training.corpus import TrainingText
 from mygpt.training.diagnosis import diagnose
-from mygpt.training.events import Finished, Note, Started
+from mygpt.training.distributed.process_group import ProcessGroup
+from mygpt.training.events import Finished, Listener, Note, Started
 from mygpt.training.history import Validation, read_log
-from mygpt.training.memory import check_batch_fits, free_memory
+from mygpt.training.initial_model import Initial, empty_model, initial_model
+from mygpt.training.memory import check_batch_fits, check_model_fits, fitting_piece, free_memory
 from mygpt.training.recorded_files import names_in
+from mygpt.training.run import RunFolder
 from mygpt.training.stored import ValidatedText, counted
 from mygpt.training.trainer import Trainer
 
 
-@contextmanager
-def torch_state_kept() -> Iterator[None]:
-    """Torch's global generator and number of threads are afterwards what they were before."""
-    threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+@dataclass(frozen=True)
+class Start:
+    """What a session begins with: `train`, `resume` and `replay` differ in this alone.
+
+    Attributes:
+        run: the run's folder.
+        shape: the model's.
+        config: how it is trained.
+        device: of this process.
+        settings: what resuming needs to read the text again; kept in the state.
+        provenance: the origin of the model, for every checkpoint.
+        notes: one line each for the user.
+        initial: the checkpoint that a new run begins with; None is random weights.
+        state: of a run that is resumed; None begins a new one.
+        given_plan: (steps, 2) float64, the step log of a run that is replayed.
+        overwrite: replace a run that is in the folder.
+        in_pieces: batches may be split so that they fit in memory.
+    """
+
+    run: RunFolder
+    shape: GPTConfig
+    config: TrainConfig
+    device: torch.device
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    initial: Initial | None = None
+    state: State | None = None
+    given_plan: NDArray[np.float64] | None = None
+    overwrite: bool = False
+    in_pieces: bool = False
 
 
-def run_from_start(trainer: Trainer, notes: list[str], *, overwrite: bool) -> Writer:
-    """Lock the run's folder, write the first state, and train."""
-    run, group = trainer.run, trainer.group
-    free = free_memory(trainer.device, group)
-    group.run_on_all(lambda: check_batch_fits(trainer.model, trainer.config, free, group=group))
+def run_session(start: Start, text: TrainingText, listener: Listener) -> Writer:
+    """Train to the end of the session; return a writer of the best model."""
+    run, group = start.run, start.run.group
+    group.shorten_timeout()
+    if group.is_single and "processes" not in start.provenance:  # torchrun gives each one thread
+        torch.set_num_threads(start.settings["threads"])
+    model = _model(start)
+    start = _fitted_to_memory(replace(start, initial=None), model)
+    setup = Setup(
+        model, text, start.config, run, start.provenance, start.settings, listener,
+        start.given_plan,
+    )  # fmt: skip
+    trainer = Trainer(setup)
     with run.locked():
-        # Another process may have trained there since the first check.
-        run.check_free(overwrite=overwrite)
-        run.clear_strays()
-        report_lock(trainer)
-        for note in notes:
-            trainer.notify(Note(note))
-        trainer.begin(readable_settings(trainer))
-        return run_session(trainer)
+        _begin_or_resume(trainer, start)
+        del start  # a state is as large as weights and optimizer
+        if not group.is_main:
+            return _train_unreported(trainer)
+        if trainer.progress.step and trainer.finished and not trainer.validation_missing:
+            trainer.fit(lambda: False)  # writes the files that are missing if the run was killed
+            return _best_writer(trainer)
+        return _train(trainer)
 
 
-def run_session(trainer: Trainer) -> Writer:
-    """Report the beginning, train, report the end; return a writer of the best model."""
-    if not trainer.group.is_main:
-        return _run_other_rank(trainer)
-    resumed = trainer.progress.step > 0
-    if resumed and trainer.finished and not trainer.validation_missing:  # as was reported
-        trainer.fit(lambda: False)  # writes the files that are missing if the run was killed
-        return _best_writer(trainer)
-    config, progress, vocab_size = trainer.config, trainer.progress, trainer.tokenizer.vocab_size
-    source, train_tokens = trainer.setup.source, trainer.setup.train_tokens
-    uniform, unigram = _simple_losses(trainer)
-    trainer.notify(
-        Started(
-            run=trainer.run.folder,
-            step=progress.step,
-            parameters=trainer.model.config.num_parameters(),
-            corpus=source.name,
-            train_tokens=len(train_tokens),
-            val_tokens=len(trainer.val_tokens) if trainer.validates else 0,
-            tokenizer=trainer.tokenizer.kind,
-            vocab_size=vocab_size,
-            windows=tuple(config.window(stage)[0] for stage in range(len(config.stages) + 1)),
-            uniform=uniform,
-            unigram=unigram,
-            device=trainer.described,
-            total_steps=config.total_steps,
-            budget_s=None if config.minutes is None else 60.0 * config.minutes,
-            read_from=tuple(names_in(trainer.setup.settings)) if progress.step else (),
+def _check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
+    """Raise `InputError` for a recipe that cannot be distributed over so many processes."""
+    if group.is_single:
+        return
+    if config.data_order == "tutorial":
+        raise InputError(
+            "preset=tutorial draws its batches from one generator, which processes cannot share: "
+            "remove torchrun, or choose --preset nano"
         )
-    )
+    smallest = min(config.window(stage)[1] for stage in range(len(config.stages) + 1))
+    if smallest < group.size:
+        raise InputError(
+            f"batch_size={smallest} cannot be shared by {group.size} processes: choose at least "
+            f"{group.size}"
+        )
+
+
+def _model(start: Start) -> GPT:
+    """The model with its first weights; for a run that is resumed, they are still to be loaded."""
+    shape, config, device, group = start.shape, start.config, start.device, start.run.group
+    group.run_on_all(lambda: _check_shareable(config, group), main_only=True)
+    group.run_on_all(lambda: check_model_fits(shape, free_memory(device, group, config)))
+    if start.state is not None:
+        return empty_model(shape, config, device, group)
+    return initial_model(shape, config, device, initial=start.initial, group=group)
+
+
+def _fitted_to_memory(start: Start, model: GPT) -> Start:
+    """The same with micro-batches that fit in memory, and a note if the recipe had to change.
+
+    The machine-code kernels process few rows at once anyway: there only a smaller batch helps.
+
+    Raises:
+        OutOfMemoryError: for a batch that does not fit.
+    """
+    config, group, fixed = start.config, start.run.group, start.state is not None
+    free = free_memory(start.device, group)
+    size = fitting_piece(model, config, free) if start.in_pieces and group.is_single else 0
+    if size not in (0, config.piece):  # 0: not one row fits
+        if config.engine == "compiled":
+            config = replace(config, batch_size=size)
+            note = f"batches of {size}, not {start.config.batch_size}: more do not fit in memory"
+        else:
+            config = replace(config, micro_batch=size)
+            note = (
+                f"batches of {config.batch_size} windows in pieces of {size}, whose gradients are "
+                "added: more do not fit in memory"
+            )
+        start = replace(start, config=config, notes=[*start.notes, note])
+    group.run_on_all(lambda: check_batch_fits(model, config, free, fixed=fixed, group=group))
+    return start
+
+
+def _begin_or_resume(trainer: Trainer, start: Start) -> None:
+    """Write a new run's first state, or load the state of a run that is resumed."""
+    run, notify = trainer.run, trainer.notify
+    if start.state is None:  # another process may have trained there since the first check
+        run.check_free(overwrite=start.overwrite)
+    run.clear_strays()
+    notes = list(start.notes)
+    if not run.is_protected:
+        notes.append(f"no locks on this file system: let one process alone train in {run.folder}")
+    for note in notes:
+        notify(Note(note))
+    if start.state is None:
+        trainer.begin(_readable_settings(trainer))
+        return
+    if start.state.path != run.state_path:
+        run.set_aside_state()
+    trainer.resume(start.state)
+    _report_length(trainer, start.state.training)
+    run.write_settings(_readable_settings(trainer))
+
+
+def _train(trainer: Trainer) -> Writer:
+    """Report the beginning, train, report the end."""
+    text, baselines = trainer.setup.text, None
+    uniform, unigram = _simple_losses(trainer)
+    trainer.notify(_started(trainer, uniform, unigram))
 
     def stopping(name: str) -> None:
         trainer.notify(Note(f"{name}: ending after this step (a second one leaves at once)"))
@@ -93,9 +182,8 @@ def run_session(trainer: Trainer) -> Writer:
         _report_moved(trainer)
     progress, ended_by = trainer.progress, None if trainer.finished else interrupt.received
     validated = progress.best_step > 0
-    baselines = None
     if validated and ended_by is None and trainer.validated_text is not None:
-        baselines = _baselines(trainer, trainer.validated_text)
+        baselines = _baselines(text, trainer.validated_text)
     trainer.notify(
         Finished(
             run=trainer.run.name,
@@ -112,16 +200,49 @@ def run_session(trainer: Trainer) -> Writer:
             verdict=diagnose(
                 _validations(trainer),
                 steps=progress.step,
-                epochs=trainer.tokens / len(train_tokens),
+                epochs=trainer.tokens / len(text.train_tokens),
                 ended_early=trainer.ended_early,
                 to_beat=None if baselines is None else baselines.fivegram,
-                unknown=_unknown_fraction(trainer),
+                unknown=max(part.fraction for part in text.unknown.values()),
             ),
         )
     )
     if interrupt.received is not None:  # also if it came too late to end training
         raise interruption(interrupt.received)
     return _best_writer(trainer)
+
+
+def _started(trainer: Trainer, uniform: float, unigram: float) -> Started:
+    """The event of a session's beginning."""
+    config, text, step = trainer.config, trainer.setup.text, trainer.progress.step
+    return Started(
+        run=trainer.run.folder,
+        step=step,
+        parameters=trainer.model.config.num_parameters(),
+        corpus=text.source.name,
+        train_tokens=len(text.train_tokens),
+        val_tokens=len(trainer.val_tokens) if trainer.validates else 0,
+        tokenizer=trainer.tokenizer.kind,
+        vocab_size=trainer.tokenizer.vocab_size,
+        windows=tuple(config.window(stage)[0] for stage in range(len(config.stages) + 1)),
+        uniform=uniform,
+        unigram=unigram,
+        device=trainer.described,
+        total_steps=config.total_steps,
+        budget_s=None if config.minutes is None else 60.0 * config.minutes,
+        read_from=tuple(names_in(trainer.setup.settings)) if step else (),
+    )
+
+
+def _train_unreported(trainer: Trainer) -> Writer:
+    """The session of all processes but the first: the same steps, without reports."""
+    with DeferredSignals(lambda name: None) as interrupt:
+        trainer.fit(_stop_check(trainer, interrupt))
+    if interrupt.received is not None:
+        raise interruption(interrupt.received)
+    if trainer.sharded:
+        return _best_writer(trainer)
+    return Writer(trainer.model, trainer.tokenizer)
 
 
 def _best_writer(trainer: Trainer) -> Writer:
@@ -148,17 +269,6 @@ def _report_moved(trainer: Trainer) -> None:
     )
 
 
-def _run_other_rank(trainer: Trainer) -> Writer:
-    """The session of all processes but the first: the same steps, without reports."""
-    with DeferredSignals(lambda name: None) as interrupt:
-        trainer.fit(_stop_check(trainer, interrupt))
-    if interrupt.received is not None:
-        raise interruption(interrupt.received)
-    if trainer.sharded:
-        return load(trainer.run.checkpoint_path, device="cpu")
-    return Writer(trainer.model, trainer.tokenizer)
-
-
 def _stop_check(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bool]:
     """A function that returns whether training is to end after this step.
 
@@ -177,7 +287,7 @@ def _stop_check(trainer: Trainer, interrupt: DeferredSignals) -> Callable[[], bo
 
 def _simple_losses(trainer: Trainer) -> tuple[float, float]:
     """The losses of two simple predictions: all tokens equally likely, and by their frequency."""
-    known, vocab_size = counted(trainer.setup.train_tokens), trainer.tokenizer.vocab_size
+    known, vocab_size = counted(trainer.setup.text.train_tokens), trainer.tokenizer.vocab_size
     scored = trainer.val_tokens if trainer.validates else known
     return uniform_loss(vocab_size), unigram_loss(known, scored, vocab_size)
 
@@ -189,39 +299,21 @@ def _validations(trainer: Trainer) -> list[Validation]:
     return []
 
 
-def _baselines(trainer: Trainer, validated_text: ValidatedText) -> Baselines:
+def _baselines(text: TrainingText, validated_text: ValidatedText) -> Baselines:
     """Losses of simpler models on the validation text; they are fitted to the end of the text."""
-    source, train_tokens = trainer.setup.source, trainer.setup.train_tokens
     return measure_baselines(
-        train_tokens[max(0, len(train_tokens) - MOST_TRAIN_TOKENS) :],
+        text.train_tokens[max(0, len(text.train_tokens) - MOST_TRAIN_TOKENS) :],
         validated_text.tokens,
-        trainer.tokenizer.vocab_size,
-        train_documents=source.text_before(MOST_BEFORE_BYTES, trainer.tokenizer),
+        text.tokenizer.vocab_size,
+        train_documents=text.source.text_before(MOST_BEFORE_BYTES, text.tokenizer),
         test_documents=validated_text.documents,
         predicted=validated_text.size,
     )
 
 
-def _unknown_fraction(trainer: Trainer) -> float:
-    """The fraction of the text that the tokenizer does not know; the larger of its two parts'."""
-    setup = trainer.setup
-    found = setup.source.unknown(setup.tokenizer, setup.train_tokens, setup.val_tokens)
-    return max(part.fraction for part in found.values())
-
-
-def report_lock(trainer: Trainer) -> None:
-    """Report a file system on which locks do not prevent two processes from training a run."""
-    if not trainer.run.is_protected:
-        trainer.notify(
-            Note(
-                f"no locks on this file system: let one process alone train in {trainer.run.folder}"
-            )
-        )
-
-
-def report_length(trainer: Trainer, state: State) -> None:
+def _report_length(trainer: Trainer, old: TrainConfig) -> None:
     """Report how a new length changes the schedule, or that the run is finished."""
-    config, progress, old = trainer.config, trainer.progress, state.training
+    config, progress = trainer.config, trainer.progress
     if trainer.ended_early:
         trainer.notify(
             Note(
@@ -256,11 +348,11 @@ def report_length(trainer: Trainer, state: State) -> None:
     )
 
 
-def readable_settings(trainer: Trainer) -> dict[str, Any]:
+def _readable_settings(trainer: Trainer) -> dict[str, Any]:
     """The contents of config.toml."""
     return {
         **trainer.setup.settings,
-        "corpus_sha256": trainer.setup.source.sha256,
+        "corpus_sha256": trainer.setup.text.source.sha256,
         "tokenizer": trainer.tokenizer.kind,
         "model": trainer.model.config.to_dict(),
         "training": trainer.config.to_dict(),

@@ -1,13 +1,16 @@
-"""A run's shape and recipe from its budget: the user's options, and the default rule for the rest.
+"""A run's shape, recipe and duration: the user's options, and the default rule for the rest.
 
-Letters: N training tokens, V vocabulary.
+How long a step takes is estimated before the first one, since a run ends only between steps.
+Letters: B batch, T time, N training tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,9 +18,10 @@ import torch
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.data.token_store import StoredTokens, Tokens
+from mygpt.decode.choice import cpu_engine_available
+from mygpt.errors import InputError
 from mygpt.scaling.estimates import flops_per_token
-from mygpt.training.config import AUTO, DEFAULT_MINUTES, preset_options
-from mygpt.training.durations import file_s
+from mygpt.training.config import AUTO, DEFAULT_MINUTES, TrainConfig, preset_options
 from mygpt.training.recipe import (
     Budget,
     Recipe,
@@ -46,6 +50,14 @@ _LEAST_VALIDATED = 2**12
 # The most validation tokens of a store by default: a tenth of a huge store would take longer than
 # training.
 _MOST_VAL_TOKENS = 2**20
+_LENGTHS = ("steps", "tokens", "minutes")
+_LEAST_STEPS = 10  # of a timed run
+_SHORT_S = 0.5  # a step that suits any budget
+_LONG_S = 10.0  # a step that is announced
+# No CPU computes so many operations in less than some seconds: below, nothing is measured.
+_LONG_FLOPS = 1e12
+_BYTES_PER_S = 2e8  # for writing, syncing and reading back a file
+_FILES = 8  # of the weights' size: the first state and the last one (three each), two models
 
 
 @dataclass(frozen=True)
@@ -66,64 +78,177 @@ class Planned:
     late_s: float = 0.0
 
 
-def plan_run(
-    preset: str,
-    options: dict[str, Any],
-    *,
-    train_tokens: Tokens,
-    val_tokens: int,
-    vocab_size: int,
-    flops_per_s: float,
-    began: float,
-    known: GPTConfig | None = None,
-) -> Planned:
-    """Shape and training options of a new run.
+@dataclass
+class Planner:
+    """Plans one run.
 
-    Args:
+    Attributes:
         preset: a name, or "auto".
         options: the user's.
-        train_tokens: 1-D ids to learn from, in memory or in a store.
-        val_tokens: the number of validation tokens.
-        vocab_size: V.
-        flops_per_s: from `measured_speed`.
-        began: when the command began, as `time.monotonic` counts: `minutes` are the whole
-            command's.
-        known: the initial model's shape; None for new weights.
+        device: that trains the model.
+        began: when the command began, as `time.monotonic` counts: `minutes` are all of its time.
+        processes: the number of processes that train the model.
     """
-    shape, training = preset_options(preset, options)
-    lengths = _lengths(preset, options)
-    budget = _budget(lengths, flops_per_s, began)
-    recipe, late_s = None, 0.0
-    held, val_tokens = val_tokens, _affordable(val_tokens, train_tokens)
-    if preset == AUTO:
-        asked = {name: value for name, value in options.items() if name not in lengths}
-        sizes = len(train_tokens), val_tokens
-        if known is not None:
-            recipe = continuing(known, *sizes, budget, asked=asked)
-        else:
-            recipe = choose(*sizes, vocab_size, budget, asked=asked)
-        shape, training = recipe.shape, recipe.training
-        if recipe.bounded:
-            lengths = {"steps": None, "tokens": math.ceil(recipe.tokens), "minutes": None}
-        training |= lengths
-    if recipe is None and lengths["minutes"] is not None and not training.get("val_tokens"):
-        val_tokens = _validated_in_time(val_tokens, GPTConfig(vocab_size, **shape), budget)
-    if val_tokens < held and not training.get("val_tokens"):
-        training["val_tokens"] = val_tokens
-    if recipe is not None:
-        training.setdefault("print_every", _report_every(recipe, budget))
-    if lengths["minutes"] is not None:
+
+    preset: str
+    options: dict[str, Any]
+    device: torch.device
+    began: float
+    processes: int = 1
+
+    @cached_property
+    def speed(self) -> float:
+        """Floating-point operations per second of training on this machine; 0 for untimed runs.
+
+        A run by steps or tokens measures nothing, so that the same command gives the same run.
+        """
+        if self._lengths["minutes"] is None:
+            return 0.0
+        if self.device.type != "cpu":
+            return _DEVICE_RATE
+        return self.processes * training_flops_per_s(torch.get_num_threads())
+
+    @property
+    def _lengths(self) -> dict[str, Any]:
+        """The run's steps, tokens or minutes: two of them are None."""
+        if self.preset == AUTO and not set(_LENGTHS) & set(self.options):
+            return {"steps": None, "tokens": None, "minutes": DEFAULT_MINUTES}
+        training = preset_options(self.preset, self.options)[1]
+        return {name: training.get(name) for name in _LENGTHS}
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The user's options except the length."""
+        return {name: value for name, value in self.options.items() if name not in _LENGTHS}
+
+    def _budget(self) -> Budget:
+        """The remaining time, or the steps or tokens."""
+        lengths = self._lengths
+        if lengths["minutes"] is None:
+            return Budget(lengths["steps"], lengths["tokens"])
+        left_s = 60.0 * lengths["minutes"] - (time.monotonic() - self.began) - 2 * _ENDING_S
+        return Budget(seconds=max(0.1, left_s), flops_per_s=self.speed)
+
+    def tokenizer(self, num_chars: int) -> str:
+        """The default tokenizer for plain text: "auto" (characters or bytes), or BPE.
+
+        What cannot be read once by characters is better read in longer pieces (docs/training.md).
+        For a model of a named shape tokens are characters.
+        """
+        if self.preset != AUTO or num_chars < _BPE_FROM:
+            return "auto"
+        recipe = choose(num_chars, 0, _CHARACTERS, self._budget(), asked=self._asked)
+        return "auto" if recipe.epochs > _BPE_BELOW else f"bpe:{_BPE_SIZE}"
+
+    def plan(
+        self,
+        train_tokens: Tokens,
+        val_tokens: int,
+        vocab_size: int,
+        known: GPTConfig | None = None,
+    ) -> Planned:
+        """Shape and training options of a new run.
+
+        Args:
+            train_tokens: 1-D ids to learn from, in memory or in a store.
+            val_tokens: the number of validation tokens.
+            vocab_size: V.
+            known: the initial model's shape; None for new weights.
+        """
+        shape, training = preset_options(self.preset, self.options)
+        lengths, budget, recipe, late_s = self._lengths, self._budget(), None, 0.0
+        given, val_tokens = val_tokens, _affordable(val_tokens, train_tokens)
+        if self.preset == AUTO:
+            sizes = len(train_tokens), val_tokens
+            if known is not None:
+                recipe = continuing(known, *sizes, budget, asked=self._asked)
+            else:
+                recipe = choose(*sizes, vocab_size, budget, asked=self._asked)
+            shape, training = recipe.shape, recipe.training
+            if recipe.bounded:
+                lengths = {"steps": None, "tokens": math.ceil(recipe.tokens), "minutes": None}
+            training |= lengths
         config = GPTConfig(vocab_size, **shape)
+        if recipe is None and lengths["minutes"] is not None and not training.get("val_tokens"):
+            val_tokens = _validated_in_time(val_tokens, config, budget)
+        if val_tokens < given and not training.get("val_tokens"):
+            training["val_tokens"] = val_tokens
         if recipe is not None:
-            training.setdefault("save_seconds", _save_seconds(lengths["minutes"], config))
-        validated = training.get("val_tokens") or val_tokens
-        reserve_s = time.monotonic() - began
-        reserve_s += _ending_s(config, budget, len(train_tokens), val_tokens, validated)
-        # At most half of a very short run, so that something is trained.
-        most_s = 30.0 * lengths["minutes"]
-        training.setdefault("reserve_s", min(reserve_s, most_s))
-        late_s = max(0.0, reserve_s - most_s)
-    return Planned(shape, training, recipe, late_s)
+            training.setdefault("print_every", _report_every(recipe, budget))
+        if lengths["minutes"] is not None:
+            if recipe is not None:
+                training.setdefault("save_seconds", _save_seconds(lengths["minutes"], config))
+            validated = training.get("val_tokens") or val_tokens
+            reserve_s = time.monotonic() - self.began
+            reserve_s += _ending_s(config, budget, len(train_tokens), val_tokens, validated)
+            # At most half of a very short run, so that something is trained.
+            most_s = 30.0 * lengths["minutes"]
+            training.setdefault("reserve_s", min(reserve_s, most_s))
+            late_s = max(0.0, reserve_s - most_s)
+        return Planned(shape, training, recipe, late_s)
+
+    def with_steps_in_time(
+        self, shape: GPTConfig, config: TrainConfig
+    ) -> tuple[TrainConfig, list[str]]:
+        """On a CPU: the recipe with steps that fit into its minutes, and notes on long steps."""
+        if self.device.type != "cpu" or not cpu_engine_available():  # its speed is not measured
+            return config, []
+        if config.minutes is None:
+            threads, count = torch.get_num_threads(), self.processes
+            return config, long_steps(shape, config, lambda: count * training_flops_per_s(threads))
+        least = None if "batch_size" in self.options else self.processes
+        return fit_budget(shape, config, self.speed, least_batch=least)
+
+
+def training_flops_per_s(threads: int) -> float:
+    """Floating-point operations per second of the machine-code training step on this machine.
+
+    That of the fastest of some steps of a small model: other programs only slow steps down.
+    """
+    from mygpt.cpu.train.step import CpuTrainingStep
+
+    config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
+    with torch.random.fork_rng(devices=[]):
+        model = GPT.from_config(config)
+    step = CpuTrainingStep(model, threads)
+    ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
+    step.gradients(ids, ids)
+    best, end = float("inf"), time.monotonic() + _SECONDS
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        step.gradients(ids, ids)
+        best = min(best, time.perf_counter() - began)
+    return ids.numel() * flops_per_token(config, _WINDOW).total / best
+
+
+def fit_window(
+    shape: dict[str, Any], recipe: dict[str, Any], num_tokens: int, *, asked: bool
+) -> list[str]:
+    """Shrink the window to fit a small corpus, in place; returns notes about it.
+
+    Raises:
+        InputError: if this window was asked for, or no window fits.
+    """
+    spare = 2 if recipe.get("data_order") == "tutorial" else 1
+    longest, wanted = num_tokens - spare, recipe["seq_len"]
+    stages = tuple(recipe.get("stages", ()))
+    recipe["stages"] = tuple(s for s in stages if s[1] <= longest)
+    cut = len(recipe["stages"]) < len(stages)
+    if longest < 1:
+        raise InputError(
+            f"the text gives {num_tokens} tokens to train on: it needs at least {1 + spare}"
+        )
+    if wanted <= longest:
+        if cut:  # longer windows than those of the remaining stages are not trained
+            shape["max_seq_len"] = max(wanted, *(t for _, t, _ in recipe["stages"]), 1)
+        return []
+    if asked:
+        raise InputError(
+            f"seq_len={wanted} is longer than the {num_tokens} tokens to train on allow: "
+            f"choose at most {longest}"
+        )
+    recipe["seq_len"] = shape["max_seq_len"] = longest
+    return [f"the text has {num_tokens} tokens to train on: windows of {longest}, not {wanted}"]
 
 
 def _affordable(held: int, train_tokens: Tokens) -> int:
@@ -157,80 +282,6 @@ def _save_seconds(minutes: float, config: GPTConfig) -> float:
     return max(20 * 2 * file_s(config), min(60.0, max(5.0, 12.0 * minutes)))
 
 
-def _lengths(preset: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A run's steps, tokens or minutes: two of them are None."""
-    names = ("steps", "tokens", "minutes")
-    if preset == AUTO and not set(names) & set(options):
-        return {"steps": None, "tokens": None, "minutes": DEFAULT_MINUTES}
-    training = preset_options(preset, options)[1]
-    return {name: training.get(name) for name in names}
-
-
-def measured_speed(preset: str, options: dict[str, Any], device: torch.device) -> float:
-    """Floating-point operations per second of training on this machine; 0 for untimed runs.
-
-    A run by steps or tokens measures nothing, so that the same command gives the same run.
-    """
-    if _lengths(preset, options)["minutes"] is None:
-        return 0.0
-    if device.type != "cpu":
-        return _DEVICE_RATE
-    return training_flops_per_s(torch.get_num_threads())
-
-
-def training_flops_per_s(threads: int) -> float:
-    """Floating-point operations per second of the machine-code training step on this machine.
-
-    That of the fastest of some steps of a small model: other programs only slow steps down.
-    """
-    from mygpt.cpu.train.step import CpuTrainingStep
-
-    config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
-    with torch.random.fork_rng(devices=[]):
-        model = GPT.from_config(config)
-    step = CpuTrainingStep(model, threads)
-    ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
-    step.gradients(ids, ids)
-    best, end = float("inf"), time.monotonic() + _SECONDS
-    while time.monotonic() < end:
-        began = time.perf_counter()
-        step.gradients(ids, ids)
-        best = min(best, time.perf_counter() - began)
-    return ids.numel() * flops_per_token(config, _WINDOW).total / best
-
-
-def suitable_tokens(
-    preset: str, options: dict[str, Any], *, num_chars: int, flops_per_s: float, began: float
-) -> str:
-    """The default tokenizer for plain text: "auto" (characters or bytes), or BPE.
-
-    What cannot be read once by characters is better read in longer pieces (docs/training.md).
-
-    Args:
-        preset: a name; for a model of a named shape tokens are characters.
-        options: the user's.
-        num_chars: of the training text.
-        flops_per_s: from `measured_speed`.
-        began: when the command began.
-    """
-    lengths = _lengths(preset, options)
-    if preset != AUTO:
-        return "auto"
-    budget = _budget(lengths, flops_per_s, began)
-    asked = {name: value for name, value in options.items() if name not in lengths}
-    recipe = choose(num_chars, 0, _CHARACTERS, budget, asked=asked)
-    few = num_chars < _BPE_FROM or recipe.epochs > _BPE_BELOW
-    return "auto" if few else f"bpe:{_BPE_SIZE}"
-
-
-def _budget(lengths: dict[str, Any], flops_per_s: float, began: float) -> Budget:
-    """The remaining time, or the steps or tokens."""
-    if lengths["minutes"] is None:
-        return Budget(lengths["steps"], lengths["tokens"])
-    left_s = 60.0 * lengths["minutes"] - (time.monotonic() - began) - 2 * _ENDING_S
-    return Budget(seconds=max(0.1, left_s), flops_per_s=flops_per_s)
-
-
 def _ending_s(
     config: GPTConfig, budget: Budget, train_tokens: int, val_tokens: int, validated: int
 ) -> float:
@@ -242,3 +293,94 @@ def _ending_s(
     baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0
     files_s = 3 * file_s(config)  # the state, the last model and the best
     return _ENDING_S + validated * forward / budget.flops_per_s + baselines_s + files_s
+
+
+def file_s(config: GPTConfig) -> float:
+    """Seconds for writing a model's file and reading it back."""
+    return 4.0 * config.num_parameters() / _BYTES_PER_S
+
+
+def step_flops(shape: GPTConfig, config: TrainConfig) -> float:
+    """Floating-point operations of a run's longest step."""
+    windows = [config.window(stage) for stage in range(len(config.stages) + 1)]
+    return max(b * t * flops_per_token(shape, t).total for t, b in windows)
+
+
+def fit_budget(
+    shape: GPTConfig, config: TrainConfig, flops_per_s: float, *, least_batch: int | None
+) -> tuple[TrainConfig, list[str]]:
+    """A timed recipe whose steps fit into its minutes, and notes about it.
+
+    Args:
+        shape: the model's.
+        config: the recipe.
+        flops_per_s: what a training step reaches here.
+        least_batch: how small batches may be made; None leaves them as they are.
+
+    Raises:
+        InputError: where the minutes are too few for a run of this model.
+    """
+    assert config.minutes is not None
+    budget_s, wanted = 60.0 * config.minutes, config
+
+    def step_s(config: TrainConfig) -> float:
+        return step_flops(shape, config) / flops_per_s
+
+    def needed_s(config: TrainConfig) -> float:
+        return _LEAST_STEPS * step_s(config) + _FILES * file_s(shape)
+
+    def too_long(config: TrainConfig) -> bool:
+        return step_s(config) > _SHORT_S and needed_s(config) > budget_s
+
+    while least_batch is not None and too_long(config) and config.batch_size > least_batch:
+        stages = tuple((share, t, max(least_batch, b // 2)) for share, t, b in config.stages)
+        batch_size = max(least_batch, config.batch_size // 2)
+        config = replace(config, batch_size=batch_size, stages=stages)
+    if too_long(config):
+        batch = "--batch-size, " if least_batch is None else ""
+        minutes = math.ceil(needed_s(config) / 60)
+        raise InputError(
+            f"minutes={config.minutes:g} is too short for a model of "
+            f"{shape.num_parameters():,} parameters: one step ({_windows(config)}) takes about "
+            f"{shown_s(step_s(config))} here, so choose --minutes {minutes} or more, or a "
+            f"smaller {batch}--preset or --max-seq-len"
+        )
+    if config is wanted:
+        return config, []
+    note = (
+        f"batches of {config.batch_size}, not {wanted.batch_size}: a step of "
+        f"{wanted.batch_size} windows takes about {shown_s(step_s(wanted))} here"
+    )
+    return config, [note]
+
+
+def long_steps(shape: GPTConfig, config: TrainConfig, measure: Callable[[], float]) -> list[str]:
+    """A note if a step takes long, for a run that does not end by the clock.
+
+    Args:
+        shape: the model's.
+        config: the recipe.
+        measure: floating-point operations a second that a training step reaches here; only
+            called where it matters, since the same command is to be the same run.
+    """
+    flops = step_flops(shape, config)
+    if flops < _LONG_FLOPS or (step_s := flops / measure()) < _LONG_S:
+        return []
+    whole = f", the run about {shown_s(step_s * (config.total_steps or 0))}"
+    return [
+        f"one step ({_windows(config)}) takes about {shown_s(step_s)} here{whole}: a smaller "
+        "--max-seq-len, --batch-size or model has shorter ones"
+    ]
+
+
+def _windows(config: TrainConfig) -> str:
+    several = "s" * (config.batch_size != 1)
+    return f"{config.batch_size} window{several} of {config.longest_window:,} tokens"
+
+
+def shown_s(seconds: float) -> str:
+    """A duration in words."""
+    for unit, size in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}s"
+    return f"{seconds:.0f} seconds" if seconds >= 2 else f"{seconds:.1f} seconds"

@@ -12,7 +12,7 @@ import glob
 import os
 import shlex
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,30 @@ def names_in(settings: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name is not None and name != "-"]
 
 
+def named(files: object) -> list[str]:
+    """The names of the texts to train on; empty for the built-in one."""
+    if files is None or isinstance(files, (str, Path)):
+        return [] if files is None else [str(files)]
+    if isinstance(files, bytes) or not isinstance(files, Iterable):
+        raise InputError(f"files={files!r:.40} must be a name or several")
+    names = [str(name) for name in files]
+    if not names:
+        raise InputError(
+            "files is an empty list: name a text, or leave it out for the built-in one"
+        )
+    return names
+
+
+def resolved(name: str) -> str:
+    """The absolute path of a name."""
+    # Names with a NUL have no path: reading reports that.
+    return name if name == "-" or "\0" in name else os.path.realpath(name)
+
+
 def require_unchanged_files(
     settings: Mapping[str, Any],
     run: str | Path,
-    by_user: tuple[bool, bool] = (False, False),
-    *,
+    named: Container[str],
     command: Sequence[str],
     option: str | None = None,
 ) -> None:
@@ -53,7 +72,7 @@ def require_unchanged_files(
     Args:
         settings: of the state.
         run: the run.
-        by_user: whether the user has named the files, and the validation file.
+        named: "files" and "val_file", if the user names them.
         command: the command to which the user can add the names of the files.
         option: the option of that command for each file.
 
@@ -61,8 +80,8 @@ def require_unchanged_files(
         InputError: naming the file.
     """
     kept, validation = settings.get("seen"), settings["val_file"]
-    of_the_state = [] if by_user[0] else [*settings["files"]]
-    of_the_state += [] if by_user[1] or validation is None else [validation]
+    of_the_state = [] if "files" in named else [*settings["files"]]
+    of_the_state += [] if "val_file" in named or validation is None else [validation]
     for name in of_the_state:
         if name == "-" or not os.path.lexists(_fixed_part(name)):
             continue  # reading it reports that

@@ -74,22 +74,23 @@ class RunFolder:
     group: ProcessGroup = field(default=SINGLE_PROCESS, compare=False)
     moved_from: Path | None = field(default=None, init=False, compare=False)
     _lock: RunLock | None = field(default=None, init=False, compare=False, repr=False)
+    _is_locked: bool = field(default=False, init=False, compare=False, repr=False)
 
     @classmethod
-    def at(cls, output: str | Path) -> RunFolder:
+    def at(cls, output: str | Path, group: ProcessGroup = SINGLE_PROCESS) -> RunFolder:
         """The run of `--output` or `--resume`: a folder, or NAME.run for the file NAME."""
         path = Path(output)
         if path.suffix == ".run" and path.with_suffix("").suffix in _FILE_SUFFIXES:
             path = path.with_suffix("")  # the run's folder of a file
         if path.suffix in _FILE_SUFFIXES and not path.is_dir():
-            return cls(path.with_name(f"{path.name}.run"), path)
-        return cls(path)
+            return cls(path.with_name(f"{path.name}.run"), path, group)
+        return cls(path, group=group)
 
     @classmethod
-    def of(cls, path: str | Path) -> RunFolder:
+    def of(cls, path: str | Path, group: ProcessGroup = SINGLE_PROCESS) -> RunFolder:
         """An existing run: as `at`, or the run of which `path` is a file."""
         path = Path(path)
-        named, inside = cls.at(path), cls(path.parent)
+        named, inside = cls.at(path, group), cls(path.parent, group=group)
         return inside if path.is_file() and inside.exists and not named.exists else named
 
     @property
@@ -97,8 +98,12 @@ class RunFolder:
         """Whether there is a run that can be resumed."""
         return self.state_path.exists() or self.previous_path.exists()
 
+    @_by_main
     def check_exists(self) -> None:
         """Raise `CheckpointError` if there is no run to resume."""
+        self._require_run()
+
+    def _require_run(self) -> None:
         self.check_regular()
         if self.exists:
             return
@@ -142,12 +147,16 @@ class RunFolder:
         Raises:
             InputError, StorageError: as `RunLock`.
         """
+        if self._is_locked:  # by the caller
+            yield
+            return
         with contextlib.ExitStack() as held:
             self._take_lock(held)
+            self._is_locked = True
             try:
                 yield
             finally:
-                self._lock = None
+                self._lock, self._is_locked = None, False
 
     @_by_main
     def _take_lock(self, held: contextlib.ExitStack) -> None:
@@ -340,7 +349,7 @@ class RunFolder:
             CheckpointError: if there is no state, none is intact, or the last is intact and not
                 of this version.
         """
-        self.check_exists()
+        self._require_run()
         try:
             return read_checked_state(self.state_path), None
         except DamagedError as error:

@@ -1,25 +1,42 @@
-"""The text of a run that is not in memory: a token store."""
+"""The text of a run that is not in memory: a token store, named by the user or in the cache."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.data import split_point
 from mygpt.data import cached_tokens, encode_documents, first_part, predicted_size, unknown_in
+from mygpt.data.store_cache import cached_store
 from mygpt.data.token_store import StoredTokens, Tokens, TokenStore, is_store
 from mygpt.errors import InputError
-from mygpt.text import READING_VERSION, Corpus, Document, RecordOptions, read_corpus
+from mygpt.formats.tokenizers import named_tokenizer
+from mygpt.text import (
+    READING_VERSION,
+    Corpus,
+    Document,
+    RecordOptions,
+    find_sources,
+    name_of,
+    read_corpus,
+    split_note,
+)
 from mygpt.text.documents import TextSize, validation_seen_note
 from mygpt.text.reading import shown
 from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.unknown import UnknownText
+from mygpt.training.events import Listener, Note
+
+if TYPE_CHECKING:
+    from mygpt.data.store_builder.build import StoreProgress
 
 # Frequencies are counted over so many tokens of a store: all of them would take too long.
 MOST_COUNTED = 2**24
@@ -29,6 +46,8 @@ _PROBED = 2**12  # tokens or characters of the validation text that are searched
 _LEAST_PROBED = 32  # tokens: fewer can be there by coincidence
 _UNSURE = 16  # tokens at a cut, which are others if the text continues
 _SHORTEST = 2  # tokens: one as input and one to predict
+OF_THE_MODEL = ""  # in "stored_as": the tokenizer of the initial model
+_REPORT_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -172,6 +191,69 @@ def open_stored(settings: Mapping[str, Any], val_fraction: float) -> StoredSourc
     return source_of(TokenStore.open(files[0]), settings, val_fraction)
 
 
+def open_cached(
+    settings: Mapping[str, Any],
+    val_fraction: float,
+    *,
+    known: Tokenizer | None,
+    notify: Listener | None = None,
+) -> StoredSource:
+    """The store of the text that a run's settings name, from the cache or built now.
+
+    Args:
+        settings: as `read_source` takes them, with the tokenizer's name in "stored_as".
+        val_fraction: fraction kept for validation if there is no "val_file".
+        known: the model's tokenizer, if there is a model already.
+        notify: called from time to time with the progress.
+
+    Raises:
+        InputError: as reading and tokenizing do.
+        StorageError: if there is no space for the cache.
+    """
+    files, encoding = settings["files"], settings["encoding"]
+    tokenizer = settings["stored_as"] if settings["stored_as"] != OF_THE_MODEL else known
+    assert tokenizer is not None
+    if isinstance(tokenizer, str) and os.path.isabs(tokenizer):  # a path from `stored_as`
+        # A resumed run uses its own: the file may have changed since.
+        tokenizer = named_tokenizer(tokenizer) if known is None else known
+    records = records_of(settings) or RecordOptions(legacy_names=True)
+    sources, notes = find_sources(files, encoding=encoding, records=records)
+    name, size = name_of(files), sum(source.size for source in sources)
+    cached = cached_store(
+        sources,
+        tokenizer,
+        encoding=encoding,
+        records=records,
+        split_documents=splits(settings),
+        unknown=settings.get("unknown", "error"),
+        progress=None if notify is None else _progress_notes(notify, name),
+    )
+    source = source_of(replace(cached.store, name=name), settings, val_fraction)
+    documents = cached.store.num_documents
+    took = f", in {cached.built_s:.0f} s that --minutes does not count" if cached.built_s else ""
+    packed = " when packed" * any(source.compression for source in sources)
+    note = (
+        f"{name} has {size:,} bytes{packed}, so it is not read into memory: tokenized once into "
+        f"{cached.store.path}{took} (MYGPT_CACHE moves it)"
+    )
+    split = [split_note(len(sources), documents)] if documents > len(sources) else []
+    return replace(source, notes=[*notes, note, *split, *source.notes])
+
+
+def _progress_notes(notify: Listener, name: str) -> Callable[[StoreProgress], None]:
+    """A callback that reports a store's progress every 15 seconds."""
+    reported = time.monotonic()
+
+    def progress(so_far: StoreProgress) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= _REPORT_EVERY_S:
+            reported = time.monotonic()
+            done = so_far.read / max(1, so_far.size)
+            notify(Note(f"tokenizing {name} once: {done:.0%}, {so_far.tokens:,} tokens"))
+
+    return progress
+
+
 def source_of(store: TokenStore, settings: Mapping[str, Any], val_fraction: float) -> StoredSource:
     """A store to train on, and the validation text of `settings`; raises as `open_stored`."""
     length = len(store.tokens)
@@ -201,14 +283,7 @@ def _validation(store: TokenStore, settings: Mapping[str, Any]) -> TokenStore | 
         return None
     if not is_store(name):
         bytes_do = store.tokenizer.kind == "byte"
-        return read_corpus(
-            [name],
-            encoding=settings["encoding"],
-            allow_bytes=bytes_do,
-            split=splits(settings),
-            legacy=reads_as_named(settings),
-            records=records_of(settings, refuse_unused=False),
-        )
+        return read_as_set([name], settings, allow_bytes=bytes_do, refuse_unused=False)
     other = TokenStore.open(name)
     if other.tokenizer.to_state() != store.tokenizer.to_state():
         raise InputError(
@@ -246,14 +321,35 @@ def _contains(tokens: NDArray[np.integer], some: NDArray[np.integer]) -> bool:
     return place >= 0
 
 
+def read_as_set(
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    allow_bytes: bool,
+    refuse_unused: bool = True,
+) -> Corpus:
+    """Read files into memory in the way that a run's settings say.
+
+    Args:
+        names: of files, folders and patterns.
+        settings: as `read_source` takes them.
+        allow_bytes: read files that are not text as bytes.
+        refuse_unused: refuse a text field that no file has.
+    """
+    return read_corpus(
+        names,
+        encoding=settings["encoding"],
+        allow_bytes=allow_bytes,
+        split=splits(settings),
+        # mygpt 0.1 read files by their names alone.
+        legacy=int(settings.get("reading", 1)) < READING_VERSION,
+        records=records_of(settings, refuse_unused=refuse_unused),
+    )
+
+
 def splits(settings: Mapping[str, Any]) -> bool:
     """Whether a run's text is split at `SEPARATOR`; the states of older runs do not say."""
     return bool(settings.get("split_documents", False))
-
-
-def reads_as_named(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's files are read by their names alone, as mygpt 0.1 read them."""
-    return int(settings.get("reading", 1)) < READING_VERSION
 
 
 def records_of(settings: Mapping[str, Any], *, refuse_unused: bool = True) -> RecordOptions | None:
@@ -275,45 +371,6 @@ def _cut(store: TokenStore, val_fraction: float) -> int:
         return cut
     starts = store.document_starts(max(1, cut - reach), min(length, cut + reach + 1))
     return cut if not len(starts) else int(starts[np.abs(starts - cut).argmin()])
-
-
-def require_as_stored(
-    store: str,
-    tokenizer: str,
-    encoding: str | None,
-    data_order: str,
-    known: Tokenizer | None,
-    split_documents: bool | None,
-    field: str | None,
-) -> None:
-    """Raise `InputError` for options that a store has already decided, or that it excludes.
-
-    Args:
-        store: its folder, for the message.
-        tokenizer: the user's choice.
-        encoding: likewise.
-        data_order: of the run.
-        known: the initial model's tokenizer, if there is one.
-        split_documents: the user's choice; None is no choice.
-        field: likewise.
-    """
-    asked = ["--tokenizer"] * (tokenizer != "auto") + ["--encoding"] * (encoding is not None)
-    asked += ["--[no-]split-documents"] * (split_documents is not None)
-    asked += ["--field"] * (field is not None)
-    if asked:
-        raise InputError(
-            f"{store} is a token store, whose text is already read: remove {', '.join(asked)}"
-        )
-    if data_order == "tutorial":
-        raise InputError(
-            f"{store} is a token store, and the tutorial's order of data needs all tokens in "
-            "memory: choose another preset, --preset nano say, or name the text itself"
-        )
-    if known is not None and known.to_state() != TokenStore.open(store).tokenizer.to_state():
-        raise InputError(
-            f"{store} was tokenized in another way than the model that --from names: tokenize "
-            "the text with that model's tokenizer (mygpt tokenize FILES --tokenizer RUN --out ...)"
-        )
 
 
 def counted(tokens: Tokens) -> NDArray[np.integer]:

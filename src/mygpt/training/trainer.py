@@ -60,20 +60,20 @@ class Trainer:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.config = setup, setup.config
-        self.model, self.tokenizer = setup.model, setup.tokenizer
-        self.run, self.group, self.notify = setup.run, setup.group, setup.listener
+        self.model, self.tokenizer = setup.model, setup.text.tokenizer
+        self.run, self.group, self.notify = setup.run, setup.run.group, setup.listener
         parameter = next(setup.model.parameters())
         self.device = parameter.device
         # Determined once: after a forward pass alone FSDP leaves some weights gathered.
         self.sharded = is_sharded(parameter)
-        self.val_tokens = setup.val_tokens[: setup.config.val_tokens or None]
+        self.val_tokens = setup.text.val_tokens[: setup.config.val_tokens or None]
         self.progress = Progress()
         self._gradients = make_gradients(self.model, self.config, self.group)
         if self._gradients.note is not None:
             self.notify(Note(self._gradients.note))
         optimizer = Optimizer(self.model, self.config, self._gradients.step, self.group)
         share = (self.group.rank, self.group.size)
-        self._data = TrainingBatches(setup.train_tokens, self.config, self.device, share=share)
+        self._data = TrainingBatches(setup.text.train_tokens, self.config, self.device, share=share)
         self._step_log = StepLog(self.config, setup.given_plan)
         self._guard = NonFiniteGuard(self._gradients, optimizer, self.device, self.progress)
         self._checkpointer = Checkpointer(setup, optimizer, self._step_log)
@@ -87,7 +87,7 @@ class Trainer:
         """The text of the validation tokens; None without any."""
         if not self.validates:
             return None
-        source, all_tokens = self.setup.source, self.setup.val_tokens
+        source, all_tokens = self.setup.text.source, self.setup.text.val_tokens
         return source.validated_text(self.val_tokens, all_tokens, self.tokenizer)
 
     @property
@@ -341,7 +341,7 @@ class Trainer:
         finally:
             self.model.config = full_shape
             self.model.train()
-        documents = self.setup.source.train_documents
+        documents = self.setup.text.source.train_documents
         self._log(Sampled(step, text, measure_novelty(text, documents) if documents else None))
 
     def begin(self, settings: dict[str, Any]) -> None:

@@ -13,13 +13,13 @@ from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.training.checkpointing import State
+from mygpt.training.corpus import ReadSource, read_source
 from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Finished
 from mygpt.training.history import History, read_log
 from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
 from mygpt.training.run import RunFolder
-from mygpt.training.source import ReadSource, read_source
 
 # A report reads the text again only up to this number of bytes; more would take too long.
 _MOST_TEXT = 2**27
@@ -111,9 +111,7 @@ def _read_source(run: Run) -> ReadSource | None:
         return None
     try:
         if run.finished is None:
-            require_unchanged_files(
-                settings, run.folder.name, command=["mygpt", "train", "--resume"]
-            )
+            require_unchanged_files(settings, run.folder.name, (), ["mygpt", "train", "--resume"])
     except MygptError:
         run.notes.append(
             "the text has changed since the run began, or is another one, so it is not used"

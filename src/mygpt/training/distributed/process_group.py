@@ -35,7 +35,6 @@ _START_TIMEOUT = timedelta(hours=2)  # process 0 may have to read and tokenize a
 _STEP_TIMEOUT = timedelta(minutes=30)  # a step, and saving a large model or writing samples
 _PORT_KEY, _PAUSE_S, _CONNECT_S = "mygpt/port", 0.05, 5.0
 _groups_joined = itertools.count()  # a program may train several times, each with its own key
-_NO_NAME = ("", "none")  # torchrun's ids for a job without a name
 
 
 class PeerError(MygptError):
@@ -55,14 +54,12 @@ class ProcessGroup:
         size: the number of processes.
         local_rank: its number on this machine.
         local_size: the number of processes on this machine.
-        job: the id under which `torchrun` restarts this training; None without torchrun.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    job: str | None = None
 
     @property
     def is_single(self) -> bool:
@@ -133,6 +130,17 @@ class ProcessGroup:
         if first == self.rank and problem is not None:
             raise problem
         raise PeerError(codes[first] or 1)
+
+    def each_machine_first(self, action: Callable[[], T]) -> T:
+        """The action's results in all processes; one of each machine goes first.
+
+        It may fill a cache that the others of the machine then read.
+        """
+        is_first = self.local_rank == 0
+        first = self.run_on_all(lambda: [action()] if is_first else [])
+        found = self.run_on_all(lambda: first or [action()])
+        assert found
+        return found[0]
 
     def main_clock(self, seconds: float) -> float:
         """Process 0's reading of its clock, on all."""
@@ -239,22 +247,26 @@ def from_environment() -> ProcessGroup:
         raise InputError(
             f"RANK={rank} in the environment is not below WORLD_SIZE={size}: use torchrun"
         )
-    return ProcessGroup(rank, size, numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"], _job())
+    return ProcessGroup(rank, size, numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"])
 
 
-def _job() -> str | None:
-    """A unique id that stays the same when `torchrun` restarts the processes."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name is None:
-        return None
-    if name not in _NO_NAME:
-        return f"job {name}"
-    parent = os.getppid()  # torchrun's agent outlives the processes that it starts
-    try:
-        began = Path(f"/proc/{parent}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return f"agent {socket.gethostname()} {parent} {began[19]}"
+def restart_advice(*, resumes: bool) -> list[str]:
+    """A line if `torchrun` is to restart this command, and that would not resume the run.
+
+    Args:
+        resumes: whether the command resumes a run that exists.
+    """
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return []
+    if not resumes:
+        return ["a restart by torchrun resumes this run only with --resume auto: add it"]
+    several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+    if several and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return [
+            "a machine that dies cannot join again: start torchrun with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine (docs/scaling.md)"
+        ]
+    return []
 
 
 @contextmanager

@@ -1,17 +1,13 @@
-"""The text of a run: read, split for training and validation; its tokenizer and window."""
+"""The text of a run: read, split for training and validation, with its tokenizer and tokens."""
 
 from __future__ import annotations
 
 import os
-import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size, unknown_in
@@ -19,21 +15,20 @@ from mygpt.data.store_builder.tokenizer import BPE_SIZES
 from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer
-from mygpt.text import Corpus, Document, read_corpus, split_documents
+from mygpt.text import Corpus, Document, split_documents
 from mygpt.text.documents import overlap_note
 from mygpt.text.file_types import FIRST_BYTES, why_not_text
 from mygpt.text.reading import shown
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer
 from mygpt.tokenization.unknown import UnknownText
+from mygpt.training.config import TrainConfig
 from mygpt.training.events import Listener
-from mygpt.training.large import open_cached
 from mygpt.training.stored import (
     StoredSource,
     ValidatedText,
+    open_cached,
     open_stored,
-    reads_as_named,
-    records_of,
-    splits,
+    read_as_set,
     stores_among,
     text_tokens,
 )
@@ -141,6 +136,53 @@ class ReadSource:
 Source: TypeAlias = ReadSource | StoredSource
 
 
+@dataclass(frozen=True)
+class TrainingText:
+    """A run's text in tokens.
+
+    Attributes:
+        source: the text.
+        tokenizer: the model's own.
+        train_tokens: 1-D ids to train on, in memory or in a store.
+        val_tokens: 1-D ids to validate on; empty for none.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    train_tokens: Tokens
+    val_tokens: Tokens
+
+    @classmethod
+    def encoded(cls, source: Source, tokenizer: Tokenizer) -> TrainingText:
+        """A text in the tokens of `tokenizer`."""
+        return cls(source, tokenizer, *source.encode(tokenizer))
+
+    @property
+    def unknown(self) -> dict[str, UnknownText]:
+        """What the tokenizer does not know, by text."""
+        return self.source.unknown(self.tokenizer, self.train_tokens, self.val_tokens)
+
+
+def read_again(
+    settings: Mapping[str, Any],
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    *,
+    sha256: str,
+    problem: str,
+) -> TrainingText:
+    """The text that a run was begun with.
+
+    Raises:
+        InputError: naming the text and its `problem` if it has another digest.
+    """
+    bytes_do = tokenizer.kind == "byte"
+    source = read_source(settings, config.val_fraction, allow_bytes=bytes_do, known=tokenizer)
+    if source.sha256 != sha256:
+        raise InputError(f"{source.name} {problem}")
+    return TrainingText.encoded(source, tokenizer)
+
+
 def read_source(
     settings: Mapping[str, Any],
     val_fraction: float,
@@ -176,15 +218,7 @@ def _read_text(
 ) -> ReadSource:
     """The text in memory."""
     val_file = settings["val_file"]
-    read = partial(
-        read_corpus,
-        encoding=settings["encoding"],
-        allow_bytes=allow_bytes,
-        split=splits(settings),
-        legacy=reads_as_named(settings),
-        records=records_of(settings),
-    )
-    corpus = read(settings["files"])
+    corpus = read_as_set(settings["files"], settings, allow_bytes=allow_bytes)
     length = sum(map(len, corpus.documents))
     if length < _SHORTEST:
         raise InputError(
@@ -199,7 +233,7 @@ def _read_text(
             f"{val_file} is a token store and {corpus.name} is not: name text to validate on, or "
             "train on a store too (mygpt tokenize FILES --out STORE)"
         )
-    kept = read([val_file], records=records_of(settings, refuse_unused=False))
+    kept = read_as_set([val_file], settings, allow_bytes=allow_bytes, refuse_unused=False)
     seen = overlap_note(corpus.documents, kept.documents, shown(str(val_file)))
     corpus = replace(corpus, notes=[*corpus.notes, *kept.notes, *seen])
     return ReadSource(corpus, corpus.documents, kept.documents, f"{corpus.sha256}+{kept.sha256}")
@@ -257,36 +291,6 @@ def _bpe_size(name: str, length: int) -> int:
     return int(size)
 
 
-def fit_window(
-    shape: dict[str, Any], recipe: dict[str, Any], num_tokens: int, *, asked: bool
-) -> list[str]:
-    """Shrink the window to fit a small corpus, in place; returns notes about it.
-
-    Raises:
-        InputError: if this window was asked for, or no window fits.
-    """
-    spare = 2 if recipe.get("data_order") == "tutorial" else 1
-    longest, wanted = num_tokens - spare, recipe["seq_len"]
-    stages = tuple(recipe.get("stages", ()))
-    recipe["stages"] = tuple(s for s in stages if s[1] <= longest)
-    cut = len(recipe["stages"]) < len(stages)
-    if longest < 1:
-        raise InputError(
-            f"the text gives {num_tokens} tokens to train on: it needs at least {1 + spare}"
-        )
-    if wanted <= longest:
-        if cut:  # longer windows than those of the remaining stages are not trained
-            shape["max_seq_len"] = max(wanted, *(t for _, t, _ in recipe["stages"]), 1)
-        return []
-    if asked:
-        raise InputError(
-            f"seq_len={wanted} is longer than the {num_tokens} tokens to train on allow: "
-            f"choose at most {longest}"
-        )
-    recipe["seq_len"] = shape["max_seq_len"] = longest
-    return [f"the text has {num_tokens} tokens to train on: windows of {longest}, not {wanted}"]
-
-
 def undecoded(source: ReadSource, encoding: str | None) -> list[str]:
     """A note if files that should be text are bytes.
 
@@ -304,36 +308,3 @@ def undecoded(source: ReadSource, encoding: str | None) -> list[str]:
         "(name its encoding with --encoding, latin-1 perhaps, to train on characters)"
         for name in names[:1]
     ]
-
-
-def provenance_of(
-    source: Source,
-    preset: str,
-    command: str,
-    settings: Mapping[str, Any],
-    processes: int = 1,
-) -> dict[str, Any]:
-    """The origin of a model: versions, machine, command, text, and the initial model."""
-    from mygpt import __version__
-
-    origin = settings.get("from")
-    began_from = {} if origin is None else {"from": origin}
-    distributed = {} if processes == 1 else {"processes": processes}
-    return {
-        **began_from,
-        **distributed,
-        "mygpt": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "command": command,
-        "preset": preset,
-        "corpus": {
-            "name": source.name,
-            "documents": source.num_documents,
-            "bytes": source.num_bytes,
-            "sha256": source.sha256,
-            "split_documents": splits(settings),
-            **({} if settings.get("field") is None else {"field": settings["field"]}),
-        },
-    }
