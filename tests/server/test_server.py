@@ -20,7 +20,7 @@ from mygpt.decode.packing import arrays_of
 from mygpt.server.app import make_app
 from mygpt.server.openapi import openapi
 from mygpt.server.playground import logits_content
-from mygpt.server.samples import Entry
+from mygpt.server.prompts import Entry
 from mygpt.server.settings import ServerSettings
 from mygpt.tokenization import END_OF_TEXT
 from servers import CHARS, GatedWriter, client, running, tiny_writer, wait_until

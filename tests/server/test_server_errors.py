@@ -14,8 +14,8 @@ import typer
 
 from mygpt.cli.serve import serve
 from mygpt.engine import Request
+from mygpt.server.completions import Sample
 from mygpt.server.log import NonBlockingStream, RateLimit
-from mygpt.server.samples import Sample
 from mygpt.server.serving import ServerDied
 from servers import (
     BODY,

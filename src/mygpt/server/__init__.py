@@ -1,7 +1,7 @@
 """The HTTP server: OpenAI's completions API for one model, and the playground page.
 
 `app` builds the application, `serving` runs it. A request passes through `guards` (host, origin,
-API key, size), `requests` (validation), `prompts` (text to tokens), `scheduler` (decodes
-all requests in one batch), `samples` (tokens to text) and `completions` (the response). Long work
-runs in `threads`; `playground` serves the page and its data.
+API key, size), `requests` (validation), `prompts` (text to tokens), `scheduler` (decodes all rows
+in one batch) and `completions` (tokens to text, the response). Long work runs in `threads`;
+`playground` serves the page and its data.
 """

@@ -63,13 +63,9 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(Guards, settings)],
-        exception_handlers={
-            ApiError: _api_error,
-            HTTPException: _http_error,
-            ClientDisconnect: _gone,
-            ClientGone: _gone,
-            Exception: _bug,
-        },
+        exception_handlers=dict.fromkeys(
+            (ApiError, HTTPException, ClientDisconnect, ClientGone, Exception), _error
+        ),
     )
     app.router.redirect_slashes = False
     app.state.scheduler = scheduler
@@ -84,12 +80,8 @@ class About:
         self.document = to_json(openapi(writer.tokenizer, settings))
 
     def _model(self) -> Model:
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "mygpt",
-        }
+        created = self.created
+        return {"id": self.name, "object": "model", "created": created, "owned_by": "mygpt"}
 
     async def models(self, request: HttpRequest) -> Response:
         """GET /v1/models."""
@@ -130,25 +122,17 @@ class About:
         return json_answer(self.document)
 
 
-async def _api_error(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
+async def _error(request: HttpRequest, error: Exception) -> Response:
+    """The response to a request whose handler raised `error`."""
+    if isinstance(error, (ClientDisconnect, ClientGone)):
+        return Response(status_code=499)
+    if isinstance(error, HTTPException):  # Starlette's: no such route, or not with this method
+        path = f"{request.url.path!r:.80}"
+        message = {
+            404: f"there is no resource at {path}: GET /openapi.json lists all of them",
+            405: f"{path} does not support {request.method!r:.20}: see GET /openapi.json",
+        }.get(error.status_code, error.detail)
+        error = ApiError(error.status_code, message, headers=error.headers)
+    if not isinstance(error, ApiError):
+        error = ApiError(500, "an internal error of the server: see its log", code="bug")
     return error.answer()
-
-
-async def _http_error(request: HttpRequest, error: Exception) -> Response:
-    """Starlette's own errors: no such route, or a method that the route does not have."""
-    assert isinstance(error, HTTPException)
-    path = f"{request.url.path!r:.80}"
-    message = {
-        404: f"there is no resource at {path}: GET /openapi.json lists all of them",
-        405: f"{path} does not support {request.method!r:.20}: GET /openapi.json lists the methods",
-    }.get(error.status_code, error.detail)
-    return ApiError(error.status_code, message, headers=error.headers).answer()
-
-
-async def _gone(request: HttpRequest, error: Exception) -> Response:
-    return Response(status_code=499)  # the client has disconnected
-
-
-async def _bug(request: HttpRequest, error: Exception) -> Response:
-    return ApiError(500, "an internal error of the server: see its log", code="bug").answer()

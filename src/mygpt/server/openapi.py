@@ -25,6 +25,38 @@ _ERRORS = {
     "503": "The server accepts no requests.",
 }
 
+# Path, operation, summary, the type of the response if it has one, and those of the request.
+_OPERATIONS: list[tuple[str, ...]] = [
+    (
+        "/v1/completions",
+        "complete",
+        "Continue one or more prompts; with stream=true, server-sent events of this form.",
+        "Completion",
+        "CompletionRequest",
+    ),
+    ("/v1/models", "list_models", "List the models.", "Models"),
+    ("/v1/models/{model}", "get_model", "The model by its id.", "Model"),
+    ("/health", "health", "Whether the server accepts requests.", "Health"),
+    ("/openapi.json", "openapi", "This document.", ""),
+    ("/api/model", "about", "Describe the model.", ""),
+    (
+        "/api/next",
+        "next",
+        "Predict the next token after a text: the logits of all tokens, or the largest.",
+        "Next",
+        "Text",
+        "Ids",
+    ),
+    (
+        "/api/attention",
+        "attention",
+        "The attention weights of the last positions, in each layer and head.",
+        "Attention",
+        "Text",
+        "Ids",
+    ),
+]
+
 
 class Logprobs(TypedDict):
     """Log-probabilities in nats, one entry for each token."""
@@ -199,57 +231,30 @@ def _json(schema: Schema, description: str) -> Schema:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _operation(
-    name: str, summary: str, answer: Schema, *bodies: str, errors: str = "401 403 500 503"
-) -> Schema:
-    """An operation with the schema of its response, and of its request's body if it has one."""
-    if bodies:
-        errors += " 400 413 415 429"
-    operation: Schema = {
-        "operationId": name,
-        "summary": summary,
-        "responses": {
-            "200": _json(answer, "The result."),
-            **{status: _json(_ref("Error"), _ERRORS[status]) for status in sorted(errors.split())},
-        },
-    }
-    if bodies:
-        schema = {"anyOf": [_ref(body) for body in bodies]}
-        operation["requestBody"] = _json(schema, "The request.") | {"required": True}
-    return operation
-
-
 def _paths(settings: ServerSettings) -> Schema:
-    complete = _operation(
-        "complete",
-        "Continue one or more prompts; with stream=true, server-sent events of this form.",
-        _ref("Completion"),
-        "CompletionRequest",
-        errors="401 403 404 500 503",
-    )
-    # OpenAPI 3.1 cannot describe events.
-    complete["responses"]["200"]["content"]["text/event-stream"] = {}
-    health = _operation("health", "Whether the server accepts requests.", _ref("Health"))
-    health["responses"]["503"] = _json(
-        {"allOf": [_ref("Error"), _ref("Health")]}, "It accepts none, and the reason."
-    )
-    model = _operation(
-        "get_model", "The model by its id.", _ref("Model"), errors="401 403 404 500 503"
-    )
+    paths: Schema = {}
+    for path, name, summary, answer, *bodies in _OPERATIONS:
+        errors = {"401", "403", "500", "503"}
+        errors |= {"400", "413", "415", "429"} if bodies else set()
+        errors |= {"404"} if path in ("/v1/completions", "/v1/models/{model}") else set()
+        schema = _ref(answer) if answer else {"type": "object"}
+        operation: Schema = {
+            "operationId": name,
+            "summary": summary,
+            "responses": {
+                "200": _json(schema, "The result."),
+                **{status: _json(_ref("Error"), _ERRORS[status]) for status in sorted(errors)},
+            },
+        }
+        if bodies:
+            body = {"anyOf": [_ref(body) for body in bodies]}
+            operation["requestBody"] = _json(body, "The request.") | {"required": True}
+        paths[path] = {"post" if bodies else "get": operation}
+    completion = paths["/v1/completions"]["post"]["responses"]["200"]
+    completion["content"]["text/event-stream"] = {}  # OpenAPI 3.1 cannot describe events
     named = {"type": "string", "const": settings.name}
-    model["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": named}]
-    anything = {"type": "object"}
-    following = "Predict the next token after a text: the logits of all tokens, or the largest."
-    weights = "The attention weights of the last positions, in each layer and head."
-    return {
-        "/v1/completions": {"post": complete},
-        "/v1/models": {"get": _operation("list_models", "List the models.", _ref("Models"))},
-        "/v1/models/{model}": {"get": model},
-        "/health": {"get": health},
-        "/openapi.json": {"get": _operation("openapi", "This document.", anything)},
-        "/api/model": {"get": _operation("about", "Describe the model.", anything)},
-        "/api/next": {"post": _operation("next", following, _ref("Next"), "Text", "Ids")},
-        "/api/attention": {
-            "post": _operation("attention", weights, _ref("Attention"), "Text", "Ids")
-        },
-    }
+    parameter = {"name": "model", "in": "path", "required": True, "schema": named}
+    paths["/v1/models/{model}"]["parameters"] = [parameter]
+    unhealthy = {"allOf": [_ref("Error"), _ref("Health")]}
+    paths["/health"]["get"]["responses"]["503"] = _json(unhealthy, _ERRORS["503"])
+    return paths

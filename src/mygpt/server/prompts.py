@@ -13,17 +13,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.window import Window
-from mygpt.decode.completion import Completion, Row
+from mygpt.decode.completion import Completion, Row, TokenLogprob
 from mygpt.decode.writer import Writer
 from mygpt.errors import InputError, UnknownTokenError
 from mygpt.server.problems import ApiError
 from mygpt.server.requests import Prompt, UnknownPolicy, invalid
-from mygpt.server.samples import Entry
 from mygpt.tokenization.unknown import without_unknown
 
 _PIECE = 2**14  # characters of a long prompt that are encoded at a time
 _CHARACTERS_PER_TOKEN = 16  # limit on a prompt's average; four are usual
 UNKNOWN_CHARACTERS = "unknown_characters"  # an error code that the page checks
+
+
+@dataclass
+class Entry:
+    """One token's log-probability, in the API's form.
+
+    Attributes:
+        text: the token as text; for a control token its name.
+        logprob: in nats; None for the first token of a text.
+        top: log-probabilities of the most probable tokens and of this one, or None. If several
+            tokens have the same text, this one, or else the most probable, has the text as its
+            key; the others have "token_id:" and their id.
+        offset: the token's position in the choice's text, in characters; at most its length.
+    """
+
+    text: str
+    logprob: float | None
+    top: dict[str, float] | None
+    offset: int
+
+    @classmethod
+    def of(cls, token: TokenLogprob, offset: int) -> Entry:
+        """The entry of a token at `offset`."""
+        top: dict[str, float] = {}
+        for number, (text, logprob) in zip(token.top_ids, token.top, strict=True):
+            taken = number != token.id and (text in top or text == token.text)
+            top[f"token_id:{number}" if taken else text] = logprob
+        top.setdefault(token.text, token.logprob)
+        return cls(token.text, token.logprob, top, offset)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Requests in the decoding thread: their rows, the way of results back, and the queue."""
+"""Requests in the decoding thread: their rows, the queue of their results, and who is next."""
 
 from __future__ import annotations
 
@@ -21,31 +21,23 @@ _URGENT_FRACTION = 8  # urgent work uses at most 1/8 of the slots
 
 
 class Work(Protocol):
-    """The work of one slot: a row that decodes (see `samples`)."""
+    """The work of one slot: a row that decodes (`Sample`, or the page's `NextToken`)."""
 
     request: Request
-
-    @property
-    def wants_logits(self) -> bool:
-        """Whether `take` needs the logits that each token was sampled from."""
-        ...
+    wants_logits: bool  # whether `take` needs the logits that each token was sampled from
 
     @property
     def ended(self) -> bool:
         """Whether it needs no more tokens."""
-        ...
 
     def take(self, token_id: int, logits: NDArray[np.float32] | None) -> None:
         """Add a token."""
-        ...
 
     def finish(self) -> None:
         """End: no more tokens are sampled."""
-        ...
 
     def update(self) -> Any | None:
         """The new result since the last call, or None."""
-        ...
 
 
 class Ticket:
