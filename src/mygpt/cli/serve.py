@@ -13,6 +13,7 @@ import typer
 
 from mygpt.cli.terminal import say
 from mygpt.errors import InputError
+from mygpt.server.settings import ServerSettings
 
 
 def serve(
@@ -47,25 +48,25 @@ def serve(
     max_waiting: Annotated[
         int,
         typer.Option(help="Requests that may wait in the queue; further ones get status 429."),
-    ] = 64,
+    ] = ServerSettings.max_waiting,
     max_tokens: Annotated[
         int, typer.Option(help="The largest number of new tokens for each completion.")
-    ] = 4096,
+    ] = ServerSettings.max_tokens,
     slots: Annotated[
         int, typer.Option(help="Completions that are generated at the same time.")
-    ] = 32,
+    ] = ServerSettings.slots,
     max_choices: Annotated[
         int, typer.Option(help="The largest number of completions for each request.")
-    ] = 128,
+    ] = ServerSettings.max_choices,
     max_stops: Annotated[
         int, typer.Option(help="The largest number of stop strings for each request.")
-    ] = 64,
+    ] = ServerSettings.max_stops,
     max_prompt_tokens: Annotated[
         int, typer.Option(help="The largest prompt length in tokens.")
-    ] = 16384,
+    ] = ServerSettings.max_prompt_tokens,
     max_connections: Annotated[
         int, typer.Option(help="Open connections; the system's limit of open files may lower it.")
-    ] = 640,
+    ] = ServerSettings.max_connections,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16 (torch), int8 (cpu engine), or auto.")
@@ -93,7 +94,6 @@ def serve(
     if engine in ("auto", "cpu") and find_spec("numba"):
         _spare_cores()
     from mygpt.checkpoint.model_file import resolve
-    from mygpt.server.settings import ServerSettings
 
     if api_key is None and os.environ.get("MYGPT_API_KEY") == "":
         raise InputError("MYGPT_API_KEY is empty: set it to a key, or unset it to require none")

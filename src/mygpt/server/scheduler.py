@@ -9,7 +9,6 @@ error, waiting requests stay in the queue, and a new batch is opened.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -96,9 +95,10 @@ class Scheduler:
         """Refuse new requests and those that have not started; let the others finish."""
         with self._change:
             self._draining = True
-            for ticket in [t for t in self._queue if not t.begun]:
+            new = [ticket for ticket in self._queue if not ticket.begun]
+            for ticket in new:
                 self._queue.remove(ticket)
-                self._post([(ticket, closing())])
+            self._post([(ticket, closing()) for ticket in new])
 
     def stop(self) -> None:
         """Drain, cancel what still runs, and end the thread."""
@@ -259,16 +259,14 @@ class Scheduler:
         self._post(messages)
 
     def _post(self, messages: list[tuple[Ticket, Any]]) -> None:
-        """Send messages to their tickets' event loops, in one call for each loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Any]]] = {}
-        for message in messages:
-            by_loop.setdefault(message[0].loop, []).append(message)
-        for loop, part in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, part)
-            except RuntimeError:  # the loop is closed, so nothing waits for these tickets
-                for ticket, _ in part:
-                    self.cancel(ticket)
+        """Send messages to their tickets in one call of the event loop, which all share."""
+        if not messages:
+            return
+        try:
+            messages[0][0].loop.call_soon_threadsafe(_deliver, messages)
+        except RuntimeError:  # the loop is closed, so nothing waits for these tickets
+            for ticket, _ in messages:
+                self.cancel(ticket)
 
 
 def _deliver(messages: list[tuple[Ticket, Any]]) -> None:
