@@ -4,6 +4,7 @@ Each message names the value, the limit and the remedy; each class carries the e
 the command line ends. Anything that is not a `MygptError` is a bug of ours (exit code 1).
 """
 
+import re
 import signal
 from dataclasses import fields
 from numbers import Integral, Real
@@ -49,6 +50,12 @@ class OutOfMemoryError(MygptError, MemoryError):
     """More memory than there is (exit code 4)."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; torch raises a RuntimeError for that."""
+    phrases = "out of memory|allocate memory|not enough memory|bad allocation|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or re.search(phrases, str(error)) is not None
 
 
 class DivergedError(MygptError):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import reference
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig
 from mygpt.checkpoint.model_file import Checkpoint, model_arrays, read_checkpoint, save_checkpoint
-from mygpt.cli import bars as cli_bars
+from mygpt.cli import explain as cli_explain
 from mygpt.cli import main
 from mygpt.cli.explain import explain as explain_command
 from mygpt.core import sampling
@@ -449,7 +449,7 @@ def test_the_terminal_shows_plain_text_when_piped(saved, shell):
     assert lines[0] == "".join(place.text for place in found.places)
     for line, place in zip(lines[3:6], found.written, strict=True):
         name, before, after, *_ = line.split()
-        assert name == cli_bars.shown_token(place.text)
+        assert name == cli_explain.shown_token(place.text)
         assert float(before.rstrip("%")) == pytest.approx(100 * place.before, abs=0.051)
         assert float(after.rstrip("%")) == pytest.approx(100 * place.after, abs=0.051)
 
@@ -470,23 +470,23 @@ def test_bars_are_as_long_as_probabilities():
 
     console = Console()
     for after, cells in ((0.0, 0), (0.5, 12), (1.0, 24)):
-        line = cli_bars._bar_line(console, "x", 0.1, after).plain
+        line = cli_explain._bar_line(console, "x", 0.1, after).plain
         full = sum(line.count(sign) for sign in ("\u2588", "#"))
         assert full == cells
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    assert cli_bars.shown_token("\x1b[31m\n ") == "\ufffd[31m\u23ce\u2423"
-    assert cli_bars.shown_token("") == "(empty)"
+    assert cli_explain.shown_token("\x1b[31m\n ") == "\ufffd[31m\u23ce\u2423"
+    assert cli_explain.shown_token("") == "(empty)"
 
 
 def test_characters_that_join_others_reach_the_terminal():
     """An emoji of a family came apart at its zero-width joiners."""
     family = "\U0001f469\u200d\U0001f467"
-    assert cli_bars.shown_token(family) == family
-    assert cli_bars.shown_token("\u200d") == "U+200D", "alone it would be a gap"
-    assert cli_bars.shown_token("a\u202eb") == "a\ufffdb", "nothing turns the line around"
-    assert cli_bars.shown_token("\u202e") == "U+202E"
+    assert cli_explain.shown_token(family) == family
+    assert cli_explain.shown_token("\u200d") == "U+200D", "alone it would be a gap"
+    assert cli_explain.shown_token("a\u202eb") == "a\ufffdb", "nothing turns the line around"
+    assert cli_explain.shown_token("\u202e") == "U+202E"
 
 
 def test_bytes_that_are_no_character_are_shown(tmp_path):

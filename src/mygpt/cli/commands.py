@@ -21,14 +21,13 @@ import typer
 from typer.core import TyperGroup
 
 from mygpt import signals
+from mygpt.cli.convert import export, import_
 from mygpt.cli.data import data_app
 from mygpt.cli.demo import demo
-from mygpt.cli.doctor import doctor
+from mygpt.cli.doctor import doctor, warmup
 from mygpt.cli.eval import eval
 from mygpt.cli.explain import explain
-from mygpt.cli.export import export
 from mygpt.cli.generate import generate
-from mygpt.cli.import_ import import_
 from mygpt.cli.info import info
 from mygpt.cli.plan import plan
 from mygpt.cli.report import report
@@ -37,11 +36,7 @@ from mygpt.cli.serve import serve
 from mygpt.cli.terminal import VisibleFormatter, say
 from mygpt.cli.tokenize import tokenize
 from mygpt.cli.train import train
-from mygpt.cli.warmup import warmup
-from mygpt.errors import InputError, MygptError
-
-# The class of Typer's usage errors. Typer does not export it, but it is the base of BadParameter.
-_UsageError: Any = typer.BadParameter.__mro__[1]
+from mygpt.errors import InputError, MygptError, is_out_of_memory
 
 
 class _Commands(TyperGroup):
@@ -123,21 +118,22 @@ def run(args: Sequence[str] | None = None) -> int:
     except MygptError as error:
         _say(error)
         code = error.exit_code
-    except _UsageError as error:
-        _say(_usage(error))
-        code = 2
     except OSError as error:  # for example, stdout is a file on a full disk
         _say(f"cannot write: {error.strerror or error}")
         with contextlib.suppress(OSError, ValueError):  # discard what is still buffered
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 3
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        _say("out of memory: choose fewer samples, a smaller model, --batch-size or --seq-len")
-        code = 4
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # only Typer's errors of wrong usage have it
+            _say(_usage(error))
+            code = 2
+        elif is_out_of_memory(error):
+            _say("out of memory: choose fewer samples, a smaller model, --batch-size or --seq-len")
+            code = 4
+        else:
+            raise
     return code if isinstance(code, int) else 0
 
 
@@ -162,12 +158,6 @@ def _sigpipe_restored() -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether the error means that memory ran out; torch raises a RuntimeError for that."""
-    phrases = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation")
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def _say(problem: object) -> None:

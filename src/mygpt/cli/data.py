@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mygpt.cli.terminal import new_console, say
+from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 
 _URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -62,40 +61,25 @@ def _digest(data: bytes) -> str:
 
 
 def _fetch(url: str) -> bytes:
-    """The bytes at `url`, at most one more than expected, with progress on a terminal."""
+    """The bytes at `url`, at most one more than expected."""
     import http.client
     import urllib.error
     import urllib.request
 
-    from rich.progress import DownloadColumn, Progress
-
     if not url.startswith(("https://", "http://", "file://")):
         raise InputError(f"url={url!r} must begin with https://, http:// or file://")
-    data = b""
-    console = new_console(file=sys.stderr)
     try:
         with (
+            waiting(f"fetching {_BYTES:,} bytes"),
             urllib.request.urlopen(url, timeout=30) as answer,
-            Progress(
-                *Progress.get_default_columns(),
-                DownloadColumn(),
-                console=console,
-                disable=not console.is_terminal,
-            ) as bar,
         ):
-            task = bar.add_task("tinyshakespeare", total=_BYTES)
-            while len(data) <= _BYTES and (piece := answer.read(65536)):
-                data += piece
-                bar.update(task, completed=len(data))
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _cannot_fetch(url, error) from None
+            data: bytes = answer.read(_BYTES + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _cannot_fetch(url, getattr(error, "reason", None) or error) from None
+        reason: object = getattr(error, "reason", None) or error
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            reason = error  # with its number
+        raise InputError(
+            f"cannot fetch {url}: {reason}; try again, or give another address with --url"
+        ) from None
     return data
-
-
-def _cannot_fetch(url: str, reason: object) -> InputError:
-    return InputError(
-        f"cannot fetch {url}: {reason}; try again, or give another address with --url"
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,12 +27,28 @@ from mygpt.cli.sampling_options import (
     TOP_K,
     TOP_P,
 )
-from mygpt.cli.terminal import say
+from mygpt.cli.terminal import new_console, say
 from mygpt.core.config import SamplingConfig
 from mygpt.errors import InputError, require_int
 
 if TYPE_CHECKING:
-    from mygpt.views.explain import Explanation
+    from rich.console import Console
+    from rich.text import Text
+
+    from mygpt.views.explain import Explanation, Place, Prediction
+
+_SIGNS = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d", " ": "\u2423"}
+_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories that would break the line's layout
+# The format characters (Cf) that change the direction of the text after them. The other format
+# characters have no width and join or separate their neighbours, as U+200D does in emoji.
+_DIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_NAME_WIDTH, _BAR_WIDTH = 12, 24
+# The last cell of a bar, from empty to full, in eighths.
+_PARTS = ("", *(chr(0x2590 - n) for n in range(1, 9)))
+_PLAIN_PARTS = ("", "#")
+_OTHERS, _NEXT = 3, 10  # alternatives shown for each token; bars for the next token
+# Background colours for probability 0 and 1. Black text is readable on both.
+_PALE, _DEEP = (238, 240, 244), (116, 178, 236)
 
 
 def explain(
@@ -102,9 +119,7 @@ def explain(
     text = known_prompt(checkpoint.tokenizer, text, unknown)
     found = explain(checkpoint, text, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     if terminal:
-        from mygpt.cli.bars import show
-
-        show(found)
+        _show(found)
     if out is not None:
         command = _command(run, text, max_new_tokens, found)
         _write(out, explain_page(found, about=about(checkpoint, name=str(run), command=command)))
@@ -126,3 +141,100 @@ def _write(out: Path, page: str) -> None:
     data = page.encode()
     write_durably(out, [data])
     say(f"page: {out} ({len(data):,} bytes)")
+
+
+def _show(found: Explanation) -> None:
+    """Print the text, a line for each generated token, and the candidates for the next one."""
+    console = new_console(highlight=False, emoji=False, markup=False, soft_wrap=True)
+    console.print(_coloured(found))
+    if found.window_start:
+        console.print(f"(the first {found.window_start:,} tokens are outside the window)")
+    if found.written:
+        console.print()
+        console.print(_head("token"))
+        for place in found.written:
+            console.print(_line(console, place))
+    console.print()
+    console.print(_head("next"))
+    for text, before, after in _next(found.next):
+        console.print(_bar_line(console, text, before, after))
+
+
+def _head(name: str) -> str:
+    return f"{name:<{_NAME_WIDTH}} {'model':>7} {'settings':>9}"
+
+
+def _coloured(found: Explanation) -> Text:
+    """The text; each token's background colour shows its probability under the model."""
+    from rich.text import Text
+
+    text = Text()
+    for place in found.places:
+        shown = "".join(char if char == "\n" else _sign(char, spaces=True) for char in place.text)
+        style = "" if place.before is None else f"black on {_colour(place.before)}"
+        text.append(shown, style)
+    return text
+
+
+def _line(console: Console, place: Place) -> Text:
+    """A generated token: its probability under the model and after sampling settings, a bar, and
+    the most probable alternatives.
+    """
+    line = _bar_line(console, shown_token(place.text), place.before or 0.0, place.after or 0.0)
+    if place.prediction is not None:
+        others = [one for one in place.prediction.likeliest if one.id != place.id][:_OTHERS]
+        listed = "  ".join(f"{shown_token(one.text)} {_percent(one.before)}" for one in others)
+        line.append(f"  else  {listed}" if listed else "")
+    return line
+
+
+def _next(prediction: Prediction) -> list[tuple[str, float, float]]:
+    """Name and probabilities of the most probable tokens, and of all others in total."""
+    first = prediction.likeliest[:_NEXT]
+    rows = [(shown_token(one.text), one.before, one.after) for one in first]
+    count = prediction.others + len(prediction.likeliest) - len(first)
+    if count:
+        before = max(0.0, 1 - sum(one.before for one in first))
+        after = max(0.0, 1 - sum(one.after for one in first))
+        rows.append((f"{count:,} other{'s' * (count > 1)}", before, after))
+    return rows
+
+
+def _bar_line(console: Console, name: str, before: float, after: float) -> Text:
+    from rich.cells import set_cell_size
+    from rich.text import Text
+
+    parts = _PARTS if "utf" in console.encoding.lower() else _PLAIN_PARTS
+    steps = round((len(parts) - 1) * _BAR_WIDTH * after)
+    bar = parts[-1] * (steps // (len(parts) - 1)) + parts[steps % (len(parts) - 1)]
+    shown = "out" if after == 0 else _percent(after)
+    line = Text(f"{set_cell_size(name, _NAME_WIDTH)} {_percent(before):>7} {shown:>9} ")
+    line.append(f"{bar:<{_BAR_WIDTH}}", "blue")
+    return line
+
+
+def shown_token(text: str) -> str:
+    """A token as text on one line; invisible characters are replaced by visible symbols."""
+    if text and all(unicodedata.category(char) == "Cf" for char in text):
+        return " ".join(f"U+{ord(char):04X}" for char in text)
+    return "".join(_sign(char) for char in text) or "(empty)"
+
+
+def _sign(char: str, *, spaces: bool = False) -> str:
+    if char in _SIGNS and not (spaces and char == " "):
+        return _SIGNS[char]
+    hidden = unicodedata.category(char) in _INVISIBLE or char in _DIRECTIONAL
+    return "\ufffd" if hidden else char
+
+
+def _percent(probability: float) -> str:
+    if 0 < probability < 0.0001:
+        return "<0.01%"
+    return f"{probability:.2%}" if probability < 0.01 else f"{probability:.1%}"
+
+
+def _colour(probability: float) -> str:
+    red, green, blue = (
+        round(pale + (deep - pale) * probability) for pale, deep in zip(_PALE, _DEEP, strict=True)
+    )
+    return f"rgb({red},{green},{blue})"

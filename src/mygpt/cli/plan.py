@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import product
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import Waiting, say, to_json
+from mygpt.cli.terminal import say, to_json, waiting
 from mygpt.errors import InputError, require_choice
 
 if TYPE_CHECKING:
@@ -269,7 +268,7 @@ def _measure(
 ) -> dict[str, Any]:
     from mygpt.machine import choose_device
 
-    with Waiting("training a few steps" if sys.stdout.isatty() else ""):
+    with waiting("training a few steps"):
         from mygpt.training.efficiency import measure
 
         measured = measure(

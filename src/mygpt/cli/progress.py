@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mygpt.cli.terminal import Waiting, new_console, say, visible
+from mygpt.cli.terminal import new_console, say, visible
 from mygpt.errors import Interrupted
 from mygpt.signals import ExitAction
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
@@ -38,8 +38,8 @@ class TrainingDisplay:
         finished: training's last event; None before it.
     """
 
-    def __init__(self, *, quiet: bool = False, waiting: Waiting | None = None) -> None:
-        self._waiting = waiting or Waiting("")
+    def __init__(self, *, quiet: bool = False, waiting: contextlib.ExitStack | None = None) -> None:
+        self._waiting = waiting or contextlib.ExitStack()
         self.signal: int | None = None
         self._exit_action = ExitAction(self._say_how_to_resume)
         self.quiet = quiet
@@ -56,7 +56,7 @@ class TrainingDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
-        self._waiting.stop()
+        self._waiting.close()
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
@@ -83,7 +83,7 @@ class TrainingDisplay:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        self._waiting.stop()
+        self._waiting.close()
         if isinstance(event, Started):
             self._run = event.run
         self.finished = event if isinstance(event, Finished) else None

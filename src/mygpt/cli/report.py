@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mygpt.cli.terminal import Waiting, say
+from mygpt.cli.terminal import say, waiting
 
 if TYPE_CHECKING:
     from mygpt.training.events import Finished
@@ -39,7 +39,7 @@ def report(
 
     Example: mygpt report runs/poems
     """
-    with Waiting("starting" if sys.stdout.isatty() else ""):
+    with waiting("starting"):
         from mygpt.views.report import write_report
 
         written = write_report(run, out, overwrite=overwrite)

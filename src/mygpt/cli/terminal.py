@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import sys
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,30 +87,10 @@ class VisibleFormatter(logging.Formatter):
         return visible(super().format(record), sys.stderr)
 
 
-class Waiting:
-    """An animated status line, removed at the end.
-
-    Args:
-        text: describes the work; empty shows nothing.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._status: Any = None
-        if text:
-            self._status = new_console().status(text)
-            self._status.start()
-
-    def __enter__(self) -> Waiting:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Remove the line."""
-        if self._status is not None:
-            with contextlib.suppress(OSError):
-                self._status.stop()
-            self._status = None
+def waiting(text: str) -> contextlib.ExitStack:
+    """Show an animated status line on a terminal, until the result is closed; none if empty."""
+    shown = contextlib.ExitStack()
+    if text and sys.stdout.isatty():
+        shown.enter_context(contextlib.suppress(OSError))  # the terminal may be gone at the end
+        shown.enter_context(new_console().status(text))
+    return shown

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import Waiting, say
+from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 from mygpt.machine import process_age_s
 
@@ -241,19 +241,19 @@ def train(
         if not dry_run:
             shared |= {"command": command, "resume": resume}
     quiet = quiet or not main
-    waiting = Waiting("starting" if not quiet and sys.stdout.isatty() else "")
+    status = waiting("" if quiet else "starting")
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
     from mygpt.cli.report import report_the_end
 
     if dry_run:
-        with waiting:
+        with status:
             description = training.plan(files or None, **shared, **chosen, **options)
         if main:
             say(description)
         return 0
 
-    with TrainingDisplay(quiet=quiet, waiting=waiting) as display:
+    with TrainingDisplay(quiet=quiet, waiting=status) as display:
         shared["listener"] = display
         if resume not in (None, "auto"):
             training.resume(resume, files or [], began=began, **shared, **options)

@@ -17,7 +17,7 @@ import torch
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.model import GPT
 from mygpt.cpu.train.layout import step_bytes
-from mygpt.errors import OutOfMemoryError
+from mygpt.errors import OutOfMemoryError, is_out_of_memory
 from mygpt.evaluation.losses import rows_at_once
 from mygpt.machine import free_memory_bytes
 from mygpt.scaling.estimates import FLOAT, USABLE, activations
@@ -39,8 +39,7 @@ _HEAP_MODERN, _HEAP = 1.55, 1.3
 _OWN_MEMORY_BYTES, _OWN_MEMORY = 2**25, 1.05
 _HEAP_COMPILED = 1.1
 _HEAP_ON_DEVICE = 1.2  # torch's own heap there; not measured yet
-# The messages of torch on CPU, CUDA and MPS, and those of NumPy.
-_SAYS_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|ALLOC_FAILED")
+# In the messages of torch on CPU, CUDA and MPS, and in those of NumPy.
 _ASKED = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+) (bytes|[KMGT]i?B)\b")
 
 
@@ -233,7 +232,7 @@ def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutO
     It names the size asked for and the batch size that fits now; the traceback's frames are
     cleared, since they hold tensors.
     """
-    if not isinstance(error, MemoryError) and not _SAYS_MEMORY.search(str(error)):
+    if not is_out_of_memory(error):
         return None
     traceback.clear_frames(error.__traceback__)
     free = free_memory(next(model.parameters()).device)
