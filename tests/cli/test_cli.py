@@ -204,7 +204,7 @@ def test_the_verdict_names_the_right_cause(shell: Shell, size: int, verdict: str
         (["fox.txt"], "to train on it, mygpt train fox.txt"),
         (["xyzzy"], "there is no command 'xyzzy': `mygpt --help` lists them"),
         (["info", "a", "b"], "(b): `mygpt info --help` lists the options"),
-        (["train", "https://host.example/a.txt"], "is a network address"),
+        (["train", "https://host.example/a.txt"], "not network addresses"),
         (["eval", "runs", "http://host.example/a.txt"], ""),
         (["train", "fox.txt", "--minutes", 0], "minutes=0.0 must be above 0"),
         (["train", "fox.txt", "--minutes", -3], "minutes=-3.0 must be above 0"),
@@ -441,12 +441,12 @@ def test_damaged_and_foreign_checkpoints_are_refused(shell: Shell, run: Path) ->
     flipped[-9] ^= 1
     newer = data.replace(b'"format_version":"1"', b'"format_version":"9"')
     files = {
-        "cut.safetensors": (data[:-10], "is damaged or truncated"),
+        "cut.safetensors": (data[:-10], "it is truncated or extended"),
         "flipped.safetensors": (bytes(flipped), "does not match its digest"),
         "bomb.pt": (pickle.dumps(Bomb()), "a pickle: import it first"),
         "newer.safetensors": (newer, "header does not match its digest"),
         "text.txt": (b"Call me Ishmael. Some years ago", "not a mygpt checkpoint"),
-        "empty.pt": (b"", "damaged or truncated"),
+        "empty.pt": (b"", "it is truncated"),
     }
     for name, (content, message) in files.items():
         Path(name).write_bytes(content)
