@@ -1,9 +1,11 @@
-"""Untrusted pickles: ordinary ones pass, and small ones that take for ever are refused at once."""
+"""Untrusted torch files and pickles: no code of them runs, and none takes for ever."""
 
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import random
 import struct
 import time
 import zipfile
@@ -192,3 +194,176 @@ def test_records_with_the_same_name_are_refused(tmp_path: Path):
         file.writestr("ckpt/DATA.PKL", KEY)
     with pytest.raises(InputError, match="two of its records have the same name"):
         read_torch_file(path)
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def refused(read, path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert message.isprintable(), message  # one line
+    return message
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_malicious_vocabulary_runs_nothing(tmp_path, protocol, inside):
+    evil = Evil(tmp_path / "ran")
+    hostile = pickle.dumps({"itos": {0: "a"}, "extra": evil} if inside else evil, protocol)
+    (tmp_path / "meta.pkl").write_bytes(hostile)
+    message = refused(read_plain_pickle, tmp_path / "meta.pkl")
+    assert "was not loaded, since it could run code" in message
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(hostile)
+    assert (tmp_path / "ran").exists()  # so the test could have failed
+
+
+def test_the_second_check_of_a_vocabulary_is_sufficient_alone(tmp_path, monkeypatch):
+    """If a pickle passes the first check, it still cannot load any class or function."""
+    monkeypatch.setattr("mygpt.formats.torch_files.check_pickle", lambda *a, **k: None)
+    path = tmp_path / "meta.pkl"
+    path.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    assert "it would load posix.mkdir" in refused(read_plain_pickle, path)
+    assert not (tmp_path / "ran").exists()
+
+
+PICKLES = {
+    "pickle's STACK_GLOBAL": pickle.dumps(OrderedDict(a=1)),
+    "pickle's GLOBAL": pickle.dumps(os.system, 0),
+    "pickle's PERSID": b"Pname\n.",
+    "pickle's INST": b"(ios\nsystem\n.",
+    "pickle's EXT1": b"\x80\x02\x82\x01.",
+    "pickle's BINFLOAT": pickle.dumps({0.5: "a"}),
+    "is damaged (expected 1099511627776 bytes": b"\x80\x04\x8d" + (2**40).to_bytes(8, "little"),
+    "is damaged (it has a memo index that is out of range)": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "is damaged (": b"\x80\x04}(X\x01",
+    "is damaged (u": b"\x80\x02}]K\x01s.",
+}
+
+
+@pytest.mark.parametrize("expected", PICKLES)
+def test_only_plain_values_are_unpickled(tmp_path, expected):
+    path = tmp_path / "meta.pkl"
+    path.write_bytes(PICKLES[expected])
+    assert expected in refused(read_plain_pickle, path)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.integers() | st.text(), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60)
+@given(value=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_plain_values_of_every_protocol_are_read(tmp_path_factory, value, protocol):
+    path = tmp_path_factory.getbasetemp() / "plain.pkl"
+    path.write_bytes(pickle.dumps(value, protocol))
+    assert read_plain_pickle(path) == value
+
+
+def test_a_damaged_vocabulary_ends_in_one_line(tmp_path):
+    path, draw, read = tmp_path / "meta.pkl", random.Random(1), 0
+    data = pickle.dumps({"itos": dict(enumerate("abcé")), "vocab_size": 4})
+    for place in range(len(data)):
+        path.write_bytes(data[:place])
+        refused(read_plain_pickle, path)
+    for _ in range(400):
+        damaged = bytearray(data)
+        damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read_plain_pickle(path)
+            read += 1
+        except InputError as error:
+            assert str(error).isprintable()  # noqa: PT017
+    assert 0 < read < 400
+
+
+@pytest.mark.parametrize("way", ["zip", "old", "plain", "inside", "object"])
+def test_a_malicious_file_runs_nothing(tmp_path, way):
+    marker, path = tmp_path / "ran", tmp_path / "shakespeare_gpt.pt"
+    if way == "plain":
+        path.write_bytes(pickle.dumps(Evil(marker)))
+    elif way == "object":
+        torch.save(torch.nn.Linear(2, 2), path)  # a module is code too
+    else:
+        content = {"model": {"a": torch.ones(2)}, "notes": Evil(marker)}
+        torch.save(
+            content if way == "inside" else Evil(marker),
+            path,
+            _use_new_zipfile_serialization=way != "old",
+        )
+    message = refused(read_torch_file, path)
+    said = {"plain": "Unsupported operand", "object": "Linear, code that"}
+    assert said.get(way, "mkdir, code that a model does not need, and was not loaded") in message
+    assert not marker.exists()
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    for content in (b"", b"x", b"cos\nsystem\n", b"hello, world", b"GGUF1234"):
+        path.write_bytes(content)
+        assert "is not a torch file" in refused(read_torch_file, path)
+    assert "Is a directory" in refused(read_torch_file, tmp_path)
+    assert "No such file" in refused(read_torch_file, tmp_path / "none.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "a device or a pipe" in refused(read_torch_file, tmp_path / "pipe.pt")
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path):
+    """A few kilobytes could become any number of gigabytes."""
+    import zipfile
+
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", bytes(10**6))
+    assert "compressed record, 'a/data.pkl'" in refused(read_torch_file, path)
+
+
+CONTENT = {"model": {"a": torch.arange(60.0).view(6, 10)}, "config": {"heads": 4, "kind": "x"}}
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_every_truncation_is_detected(tmp_path, new):
+    path = tmp_path / "x"
+    torch.save(CONTENT, path, _use_new_zipfile_serialization=new)
+    data = path.read_bytes()
+    for place in [*range(2, 40), *range(40, len(data) - 1, len(data) // 40), len(data) - 1]:
+        path.write_bytes(data[:place])
+        refused(read_torch_file, path)
+
+
+def test_no_damage_ends_in_a_traceback(tmp_path):
+    """A flipped bit gives a short error, unless it is in a part that is not read."""
+    path, draw, refusals = tmp_path / "x", random.Random(3), []
+    torch.save(CONTENT, path)
+    data = path.read_bytes()
+    for _ in range(120):
+        damaged = bytearray(data)
+        damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        found = None
+        try:
+            found = read_torch_file(path)
+        except InputError as error:
+            refusals.append(str(error))
+        if found is not None:
+            assert torch.equal(found["model"]["a"], CONTENT["model"]["a"])
+    assert len(refusals) > 60
+    assert all(message.isprintable() for message in refusals)
