@@ -9,7 +9,8 @@ placeholders, which count the values, their depth, and the values that a travers
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, BinaryIO
 
 _MOST_STEPS = 2**23  # instructions; 40,000 tensors need a million
@@ -40,9 +41,9 @@ class _Value:
 
     Attributes:
         own: what it alone adds to a traversal.
-        parts: the values that it contains or is built from.
+        parts: the values that it contains or is built from; None for a plain value.
         name: the name of a function or class; "int" for a number; else empty.
-        walk: the number of values that a traversal of it visits; 0 while unknown.
+        walk: the number of values that a traversal of it visits.
         depth: the depth of its nesting.
     """
 
@@ -50,7 +51,7 @@ class _Value:
 
     def __init__(self, own: int = 1, parts: list[_Value] | None = None, name: str = "") -> None:
         self.own, self.parts, self.name = own, parts, name
-        self.walk, self.depth = (own, 0) if parts is None else (0, 0)
+        self.walk, self.depth = own, 0
 
 
 _ONE, _NUMBER, _MARK = _Value(), _Value(name="int"), _Value(name="mark")
@@ -227,36 +228,16 @@ class _Machine:
     def _measure(self) -> None:
         """Raise if a traversal of the arguments of calls would visit too many values."""
         most = _LEAST_WALK + _WALK_PER_STEP * self._steps
-        for value in self._built:
-            value.walk = 0
-        for value in self._built:
-            _measure_one(value, most)
+        parts_first = TopologicalSorter({value: value.parts or () for value in self._built})
+        try:
+            for value in parts_first.static_order():
+                value.walk = value.own + sum(part.walk for part in value.parts or ())
+                value.depth = max((part.depth + 1 for part in value.parts or ()), default=0)
+                if value.walk > most:
+                    raise ValueError("its values contain each other too many times")
+                if value.depth > _DEEPEST:
+                    raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")
+        except CycleError:
+            raise ValueError("one of its values contains itself") from None
         if sum(value.walk for value in self._given) > most:
             raise ValueError("its values contain each other too many times")
-
-
-def _measure_one(value: _Value, most: int) -> None:
-    """Compute `walk` and `depth` of a value and its parts, without recursion."""
-    if value.walk:
-        return
-    waiting: list[tuple[_Value, Iterator[_Value]]] = [(value, iter(value.parts or ()))]
-    value.walk = -1  # in progress: visiting it again means that it contains itself
-    while waiting:
-        here, parts = waiting[-1]
-        below = next((part for part in parts if part.walk <= 0), None)
-        if below is None:
-            own = here.parts or []
-            here.walk = here.own + sum(part.walk for part in own)
-            here.depth = 1 + max((part.depth for part in own), default=0)
-            if here.walk > most:
-                raise ValueError("its values contain each other too many times")
-            if here.depth > _DEEPEST:
-                raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")
-            waiting.pop()
-            continue
-        if below.walk < 0:
-            raise ValueError("one of its values contains itself")
-        below.walk = -1
-        waiting.append((below, iter(below.parts or ())))
-        if len(waiting) > _DEEPEST + 1:
-            raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")
