@@ -232,7 +232,7 @@ def test_transformers_has_the_logits_of_an_export(config, tmp_path):
     assert model.config.tie_word_embeddings == config.tied  # older versions go by it alone
 
 
-def test_no_character_ends_generation_in_transformers(tmp_path):
+def test_only_an_end_of_text_token_ends_generation_in_transformers(tmp_path):
     """Llama's and GPT-2's default end tokens, 2 and 50256, could be characters of a vocabulary."""
     hf = pytest.importorskip("transformers")
     for config in (LLAMA, TUTORIAL, MODERN):
@@ -245,49 +245,29 @@ def test_no_character_ends_generation_in_transformers(tmp_path):
         torch.manual_seed(0)
         start = torch.zeros(8, 1, dtype=torch.int64)
         assert model.generate(start, max_new_tokens=8).shape == (8, 9)
-
-
-def test_an_end_of_text_token_ends_generation_in_transformers(tmp_path):
-    hf = pytest.importorskip("transformers")
     notes = write_hugging_face(checkpoint_of(MODERN, end_of_text=True), tmp_path / "out")
     model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.eos_token_id == model.generation_config.eos_token_id == 4
     assert not any("end-of-text" in note for note in notes)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_becomes_the_same_numbers_in_float32(dtype, tmp_path):
+@pytest.mark.parametrize("as_pickle", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_all_number_types_become_float32(dtype, as_pickle, tmp_path, monkeypatch):
+    """In many pieces, too. Only what is rounded gives a note."""
+    monkeypatch.setattr(weight_files, "_PIECE", 7)
     model = theirs("llama").to(dtype)
     model.save_pretrained(tmp_path)
-    imported = read_hugging_face(tmp_path)
-    wanted = model.state_dict()["lm_head.weight"].float().numpy()
-    assert np.array_equal(imported.arrays["head.weight"], wanted)
-    assert imported.arrays["head.weight"].dtype == np.float32
-
-
-def test_numbers_that_come_in_many_pieces_are_all_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files, "_PIECE", 7)
-    for n, dtype in enumerate((torch.bfloat16, torch.float32)):
-        model = theirs("qwen3").to(dtype)
-        model.save_pretrained(tmp_path / str(n))
-        arrays = read_hugging_face(tmp_path / str(n)).arrays
-        wanted = model.state_dict()["model.embed_tokens.weight"].float().numpy()
-        assert np.array_equal(arrays["token_embedding.weight"], wanted)
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
-def test_shards_are_one_model(kind, tmp_path):
-    """And a missing one is named before anything is read."""
-    model = theirs(kind)
-    model.save_pretrained(tmp_path / "whole")
-    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
-    shards = sorted((tmp_path / "shards").glob("model-*.safetensors"))
-    assert len(shards) > 1
-    assert not (tmp_path / "shards" / "model.safetensors").exists()
-    whole, split = (read_hugging_face(tmp_path / name) for name in ("whole", "shards"))
-    same_arrays(whole.arrays, split.arrays)
-    shards[1].unlink()
-    assert shards[1].name in refused(tmp_path / "shards", "1 of .* shards .* missing")
+    if as_pickle:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    found = read_hugging_face(tmp_path)
+    for ours, name in (("head", "lm_head"), ("token_embedding", "model.embed_tokens")):
+        wanted = model.state_dict()[f"{name}.weight"].float().numpy()
+        assert np.array_equal(found.arrays[f"{ours}.weight"], wanted)
+        assert found.arrays[f"{ours}.weight"].dtype == np.float32
+    rounded = [note for note in found.notes if "float64" in note and "rounded" in note]
+    assert len(rounded) == (dtype == torch.float64)
 
 
 def in_torch_shards(folder: Path, state: dict, count: int = 3) -> None:
@@ -303,25 +283,23 @@ def in_torch_shards(folder: Path, state: dict, count: int = 3) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.parametrize("as_pickles", [False, True])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
-def test_shards_of_pytorch_files_are_one_model(kind, tmp_path):
+def test_shards_are_one_model(kind, as_pickles, tmp_path):
+    """And a missing one is named before anything is read."""
     model = theirs(kind)
     model.save_pretrained(tmp_path)
     wanted = read_hugging_face(tmp_path).arrays
-    in_torch_shards(tmp_path, model.state_dict())
+    if as_pickles:
+        in_torch_shards(tmp_path, model.state_dict())
+    else:
+        (tmp_path / "model.safetensors").unlink()
+        model.save_pretrained(tmp_path, max_shard_size="4KB")
+    shards = sorted(tmp_path.glob("*-of-*"))
+    assert len(shards) > 1
     same_arrays(read_hugging_face(tmp_path).arrays, wanted)
-    (tmp_path / "pytorch_model-00002-of-00003.bin").unlink()
-    assert "00002-of-00003.bin" in refused(tmp_path, "1 of 3 shards .* missing")
-
-
-def test_a_malicious_shard_runs_nothing(folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    (folder / "model.safetensors").rename(folder / "kept")
-    torch.save({"lm_head.weight": Evil()}, folder / "x.bin")
-    index = {"weight_map": {"lm_head.weight": "x.bin"}}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    refused(folder, "x.bin")
-    assert not Path("ran").exists()
+    shards[1].unlink()
+    assert shards[1].name in refused(tmp_path, "1 of .* shards .* missing")
 
 
 def test_safetensors_come_before_pytorch_files(tmp_path):
@@ -329,19 +307,6 @@ def test_safetensors_come_before_pytorch_files(tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
     read_hugging_face(tmp_path)
-
-
-@pytest.mark.parametrize("as_pickle", [False, True])
-def test_float64_is_rounded_to_float32_with_a_note(as_pickle, tmp_path):
-    model = theirs("llama").double()
-    model.save_pretrained(tmp_path)
-    if as_pickle:
-        (tmp_path / "model.safetensors").unlink()
-        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    found = read_hugging_face(tmp_path)
-    wanted = model.state_dict()["model.embed_tokens.weight"].float().numpy()
-    assert np.array_equal(found.arrays["token_embedding.weight"], wanted)
-    assert any("float64" in note and "rounded" in note for note in found.notes)
 
 
 WRAPPED = {
@@ -424,13 +389,9 @@ def test_the_only_variant_of_the_weights_is_read_with_a_note(tmp_path):
     assert "model.other.safetensors" in refused(tmp_path, "several variants")
     model.save_pretrained(tmp_path)
     assert not any("variant" in note for note in read_hugging_face(tmp_path).notes)
-
-
-def test_the_shards_of_a_variant_are_read(tmp_path):
-    theirs("llama").save_pretrained(tmp_path, variant="fp16", max_shard_size="4KB")
-    assert (tmp_path / "model.safetensors.index.fp16.json").is_file()
-    found = read_hugging_face(tmp_path)
-    assert any("index.fp16.json" in note for note in found.notes)
+    model.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="4KB")
+    assert (tmp_path / "shards" / "model.safetensors.index.fp16.json").is_file()
+    assert any("index.fp16.json" in note for note in read_hugging_face(tmp_path / "shards").notes)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +562,8 @@ def test_a_model_card_with_malicious_provenance_is_plain_text(provenance, tmp_pa
     assert "\x1b" not in card
 
 
-def test_an_existing_folder_is_kept(tmp_path):
+def test_an_existing_folder_is_replaced_only_if_it_is_an_export(tmp_path):
+    """`--overwrite` on a run's or a home folder by mistake must lose nothing."""
     out = tmp_path / "out"
     write_hugging_face(checkpoint_of(TUTORIAL), out)
     before = (out / "model.safetensors").read_bytes()
@@ -610,17 +572,11 @@ def test_an_existing_folder_is_kept(tmp_path):
     assert (out / "model.safetensors").read_bytes() == before
     write_hugging_face(checkpoint_of(TUTORIAL, seed=1), out, overwrite=True)
     assert (out / "model.safetensors").read_bytes() != before
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_overwriting_never_removes_what_no_export_wrote(tmp_path):
-    """`--overwrite` on a run's or a home folder by mistake must lose nothing."""
-    (tmp_path / "out" / "letters").mkdir(parents=True)
-    with pytest.raises(InputError, match="letters"):
-        write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "out", overwrite=True)
+    (out / "letters").mkdir()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="is a file"):
-        write_hugging_face(checkpoint_of(TUTORIAL), tmp_path / "file", overwrite=True)
+    for path, problem in ((out, "letters"), (tmp_path / "file", "is a file")):
+        with pytest.raises(InputError, match=problem):
+            write_hugging_face(checkpoint_of(TUTORIAL), path, overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == ["file", "out"]
 
@@ -915,11 +871,15 @@ class Evil:
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda e, p: p.write_bytes(pickle.dumps(e))])
-def test_a_malicious_pickle_runs_nothing(write, folder, monkeypatch):
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "shard.bin"])
+def test_a_malicious_pickle_runs_nothing(write, name, folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     (folder / "model.safetensors").unlink()
-    write({"lm_head.weight": Evil()}, folder / "pytorch_model.bin")
-    refused(folder, "pytorch_model.bin")
+    write({"lm_head.weight": Evil()}, folder / name)
+    if name == "shard.bin":
+        index = {"weight_map": {"lm_head.weight": name}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    refused(folder, name)
     assert not Path("ran").exists()
 
 
