@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mygpt.data import encode_documents
+from mygpt.data import TokenStore, encode_documents
+from mygpt.data.building import Listener, build_store
+from mygpt.data.store_request import StoreOptions
 from mygpt.text import Document
 from mygpt.tokenization import (
     BPETokenizer,
@@ -82,6 +84,19 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "gpt-2's rule, ours to hold": lambda: gpt2_like("bpe"),
     "unigram": unigram,
 }
+
+
+def build_with(
+    files: Sequence[str | Path],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Listener | None = None,
+    **options: Any,
+) -> TokenStore:
+    """`build_store`, in this process if no `workers` are given."""
+    options = {"workers": 0, **options}
+    return build_store(files, out, StoreOptions(**options), overwrite=overwrite, progress=progress)
 
 
 def lines_of(path: Path, texts: list[str] = TEXTS) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mygpt.data import TokenStore
-from mygpt.data.store_builder.build import build_store
-from store_samples import OURS, lines_of
+from store_samples import OURS, build_with, lines_of
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +15,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     """A store of many small shards, which tests only read."""
     folder = tmp_path_factory.mktemp("stores")
     file = lines_of(folder / "texts.jsonl")
-    return build_store([file], folder / "store", tokenizer=OURS, shard_tokens=500, workers=0)
+    return build_with([file], folder / "store", tokenizer=OURS, shard_tokens=500)
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     out = tmp_path / "store"
-    build_store([lines_of(tmp_path / "x.jsonl")], out, tokenizer=OURS, shard_tokens=500, workers=0)
+    build_with([lines_of(tmp_path / "x.jsonl")], out, tokenizer=OURS, shard_tokens=500)
     return out

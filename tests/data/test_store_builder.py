@@ -16,15 +16,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mygpt.checkpoint.locks import RunLock
-from mygpt.data import TokenStore
-from mygpt.data.store_builder import build as build_module
-from mygpt.data.store_builder import chunking
-from mygpt.data.store_builder.build import StoreProgress, build_store
-from mygpt.data.store_builder.chunking import Chunker
-from mygpt.data.store_builder.words import Words, words_of
+from mygpt.data import TokenStore, building, encoder
+from mygpt.data.building import StoreProgress
+from mygpt.data.encoder import Chunker, Words, words_of
 from mygpt.data.token_store import StoredTokens
 from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.text import read_corpus
+from mygpt.text import RecordOptions, read_corpus
 from mygpt.tokenization import (
     CharTokenizer,
     ForeignTokenizer,
@@ -36,6 +33,7 @@ from store_samples import (
     OURS,
     TEXTS,
     TOKENIZERS,
+    build_with,
     bytes_of,
     gpt2_like,
     lines_of,
@@ -51,9 +49,7 @@ def test_ids_are_those_of_encode_documents(name: str, shard_tokens: int, tmp_pat
     """Split into shards or not; the positions where documents begin are the same too."""
     tokenizer = TOKENIZERS[name]()
     file = lines_of(tmp_path / "x.jsonl")
-    made = build_store(
-        [file], tmp_path / "s", tokenizer=tokenizer, shard_tokens=shard_tokens, workers=0
-    )
+    made = build_with([file], tmp_path / "s", tokenizer=tokenizer, shard_tokens=shard_tokens)
     wanted = reference_ids(tokenizer)
     np.testing.assert_array_equal(made.tokens[:], wanted)
     assert made.tokens.dtype == wanted.dtype
@@ -75,7 +71,7 @@ def test_any_number_of_processes_gives_the_same_files(name: str, tmp_path: Path)
     plain.write_text("\n".join(TEXTS))
     for workers in (0, 2):
         out = tmp_path / f"s{workers}"
-        build_store([str(plain)], out, tokenizer=tokenizer, shard_tokens=300, workers=workers)
+        build_with([str(plain)], out, tokenizer=tokenizer, shard_tokens=300, workers=workers)
     assert bytes_of(tmp_path / "s0") == bytes_of(tmp_path / "s2")
 
 
@@ -83,7 +79,7 @@ def test_an_encoding_process_does_not_import_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, mygpt.data.store_builder.worker; print('torch' in sys.modules)"
+    code = "import sys, mygpt.data.workers; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -163,7 +159,7 @@ def test_a_text_without_a_word_boundary(tmp_path: Path) -> None:
     """A million consecutive letters: mygpt's rule limits a run, and so can split there."""
     text = "a" * 300_000
     file = lines_of(tmp_path / "x.jsonl", [text])
-    made = build_store([file], tmp_path / "s", tokenizer=OURS, shard_tokens=1000, workers=0)
+    made = build_with([file], tmp_path / "s", tokenizer=OURS, shard_tokens=1000)
     assert len(made.shards) > 2
     np.testing.assert_array_equal(made.tokens[:], reference_ids(OURS, [text]))
 
@@ -172,7 +168,7 @@ def test_later_text_can_change_more_than_the_last_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A line end joins the white space before it, which would otherwise be two words."""
-    monkeypatch.setattr(chunking, "_SLACK", 1279)
+    monkeypatch.setattr(encoder, "_SLACK", 1279)
     text = "a" * 1024 + "\n" * 10 + "\t" * 246 + "\n" + "x" * 3000
     parts = _chunks(Chunker(OURS, 1), [text])
     assert len(parts) > 2
@@ -201,7 +197,7 @@ def test_a_build_stopped_after_every_job_gives_the_same_store(small: Path, tmp_p
             json.loads((out / "index.json").read_text())["tokens"] for _ in range(starts > 0)
         )
         try:
-            build_store([file], out, tokenizer=OURS, shard_tokens=500, workers=0, progress=stop)
+            build_with([file], out, tokenizer=OURS, shard_tokens=500, progress=stop)
             break
         except Stopped:
             starts += 1
@@ -214,7 +210,7 @@ def test_a_killed_process_leaves_the_committed_shards(
 ) -> None:
     """Between writing a shard and the index: the shard is built once more, none is duplicated."""
     out, file = tmp_path / "again", str(tmp_path / "x.jsonl")
-    real, calls = build_module.write_durably, []
+    real, calls = building.write_durably, []
 
     def dying(path: Path, *args: Any, **options: Any) -> None:
         real(path, *args, **options)
@@ -222,13 +218,13 @@ def test_a_killed_process_leaves_the_committed_shards(
         if len(calls) == 4:  # the tokenizer, a shard's two files, the next one's first
             raise Stopped
 
-    monkeypatch.setattr(build_module, "write_durably", dying)
+    monkeypatch.setattr(building, "write_durably", dying)
     with pytest.raises(Stopped):
-        build_store([file], out, tokenizer=OURS, shard_tokens=500, workers=0)
+        build_with([file], out, tokenizer=OURS, shard_tokens=500)
     monkeypatch.undo()
     assert (out / "shards" / "000001.tokens").exists()
     assert len(json.loads((out / "index.json").read_text())["shards"]) == 1
-    build_store([file], out, tokenizer=OURS, shard_tokens=500, workers=0)
+    build_with([file], out, tokenizer=OURS, shard_tokens=500)
     assert bytes_of(out) == bytes_of(small)
 
 
@@ -241,11 +237,9 @@ def test_a_resumed_build_uses_the_trained_tokenizer(
         raise Stopped
 
     with pytest.raises(Stopped):
-        build_store(
-            [file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0, progress=stop
-        )
-    monkeypatch.setattr(build_module, "make_tokenizer", None)
-    made = build_store([file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, workers=0)
+        build_with([file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500, progress=stop)
+    monkeypatch.setattr(building, "make_tokenizer", None)
+    made = build_with([file], tmp_path / "s", tokenizer="bpe:300", shard_tokens=500)
     assert made.tokenizer.vocab_size == 300
     np.testing.assert_array_equal(made.tokens[:], reference_ids(made.tokenizer))
 
@@ -253,7 +247,7 @@ def test_a_resumed_build_uses_the_trained_tokenizer(
 def test_another_request_is_refused(small: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "x.jsonl")
     other = lines_of(tmp_path / "other.jsonl", ["other"])
-    same: dict[str, Any] = {"tokenizer": OURS, "shard_tokens": 500, "workers": 0}
+    same: dict[str, Any] = {"tokenizer": OURS, "shard_tokens": 500}
     before = bytes_of(small)
     for files, changed, message in (
         ([other], {}, "other sources"),
@@ -261,15 +255,15 @@ def test_another_request_is_refused(small: Path, tmp_path: Path) -> None:
         ([file], {"tokenizer": "byte"}, "tokenizer"),
         ([file], {"shard_tokens": 501}, "shard_tokens"),
         ([file], {"encoding": "latin-1"}, "encoding"),
-        ([file], {"field": "body"}, "field"),
+        ([file], {"records": RecordOptions("body")}, "field"),
     ):
         with pytest.raises(InputError, match=message):
-            build_store(files, small, **same | changed)
+            build_with(files, small, **same | changed)
     os.utime(file, ns=(0, 0))
     with pytest.raises(InputError, match="has changed since"):
-        build_store([file], small, **same)
+        build_with([file], small, **same)
     assert bytes_of(small) == before
-    replaced = build_store([other], small, **same, overwrite=True)
+    replaced = build_with([other], small, **same, overwrite=True)
     assert replaced.num_documents == 1
     assert len(list((small / "shards").iterdir())) == 2
 
@@ -282,18 +276,16 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
             text.write('{"text": "more"}\n')
 
     with pytest.raises(InputError, match="changed while it was read"):
-        build_store(
-            [file], tmp_path / "s", tokenizer=OURS, shard_tokens=500, workers=0, progress=change
-        )
+        build_with([file], tmp_path / "s", tokenizer=OURS, shard_tokens=500, progress=change)
 
 
 def test_a_folder_with_other_files_is_not_overwritten(tmp_path: Path) -> None:
     file = lines_of(tmp_path / "x.jsonl")
     with pytest.raises(InputError, match="contains other files"):
-        build_store([file], tmp_path, tokenizer="byte")
+        build_with([file], tmp_path, tokenizer="byte")
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="give another --out"):
-        build_store([file], tmp_path / "file", tokenizer="byte")
+        build_with([file], tmp_path / "file", tokenizer="byte")
     assert sorted(os.listdir(tmp_path)) == ["file", "x.jsonl"]
 
 
@@ -303,13 +295,13 @@ def test_a_store_whose_lock_is_a_link_is_refused_with_the_link(tmp_path: Path) -
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / ".lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="is a symbolic link"):
-        build_store([file], tmp_path / "s", tokenizer="byte")
+        build_with([file], tmp_path / "s", tokenizer="byte")
     assert not os.path.lexists(tmp_path / "elsewhere")
 
 
 def test_only_one_process_can_write_a_store(small: Path, tmp_path: Path) -> None:
     with RunLock(small), pytest.raises(InputError, match="is being written by"):
-        build_store([str(tmp_path / "x.jsonl")], small, tokenizer=OURS, shard_tokens=500)
+        build_with([str(tmp_path / "x.jsonl")], small, tokenizer=OURS, shard_tokens=500)
 
 
 def test_a_worker_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,14 +311,14 @@ def test_a_worker_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(processes, "_PROGRAM", "import sys, json; {0!r}; sys.exit(7)")
     file = lines_of(tmp_path / "x.jsonl")
     with pytest.raises(MygptError, match="ended with code 7"):
-        build_store([file], tmp_path / "s", tokenizer=OURS, workers=1)
+        build_with([file], tmp_path / "s", tokenizer=OURS, workers=1)
 
 
 def test_the_error_for_text_that_cannot_be_encoded_names_the_file(tmp_path: Path) -> None:
     file = lines_of(tmp_path / "x.jsonl")
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"x\.jsonl: characters that are not in"):
-            build_store([file], tmp_path / "s", tokenizer=CharTokenizer("ab"), workers=workers)
+            build_with([file], tmp_path / "s", tokenizer=CharTokenizer("ab"), workers=workers)
 
 
 def test_large_vocabularies_have_32_bit_shards(tmp_path: Path) -> None:
@@ -334,7 +326,7 @@ def test_large_vocabularies_have_32_bit_shards(tmp_path: Path) -> None:
     tokenizer = CharTokenizer([chr(0x10000 + n) for n in range(70_000)])
     text = "".join(chr(0x10000 + n) for n in range(0, 70_000, 7))
     file = lines_of(tmp_path / "x.jsonl", [text])
-    made = build_store([file], tmp_path / "s", tokenizer=tokenizer, workers=0, shard_tokens=3000)
+    made = build_with([file], tmp_path / "s", tokenizer=tokenizer, shard_tokens=3000)
     assert made.tokens.dtype == np.int32
     np.testing.assert_array_equal(made.tokens[:], reference_ids(tokenizer, [text]))
     assert isinstance(made.tokens, StoredTokens)
@@ -345,7 +337,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
     """A store of a thousand shards once kept a file open for each, and failed during training."""
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh\n" * 40_000)
-    store = build_store([text], tmp_path / "store", tokenizer="byte", shard_tokens=1000, workers=0)
+    store = build_with([text], tmp_path / "store", tokenizer="byte", shard_tokens=1000)
     code = (
         "import resource, sys, numpy as np\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (290, 290))\n"
@@ -362,7 +354,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
 def test_a_folder_of_text_is_read_without_stores_in_it(tmp_path: Path) -> None:
     """A store's index was once read as text when its parent folder was named."""
     (tmp_path / "poem.txt").write_text("One poem alone.")
-    build_store([tmp_path / "poem.txt"], tmp_path / "store", tokenizer="byte", workers=0)
+    build_with([tmp_path / "poem.txt"], tmp_path / "store", tokenizer="byte")
     names = [document.name for document in read_corpus([str(tmp_path)]).documents]
     assert names == [str(tmp_path / "poem.txt")]
 
@@ -373,7 +365,7 @@ def test_a_link_inside_a_store_is_refused_with_its_name(tmp_path: Path, name: st
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh\n" * 100)
     store = tmp_path / "store"
-    build_store([text], store, tokenizer="byte", workers=0)
+    build_with([text], store, tokenizer="byte")
     victim = tmp_path / "victim"
     (store / name).rename(victim)
     (store / name).symlink_to(victim)
@@ -381,7 +373,7 @@ def test_a_link_inside_a_store_is_refused_with_its_name(tmp_path: Path, name: st
     with pytest.raises(CheckpointError, match=f"{name} is a symbolic link"):
         TokenStore.open(store).tokens[:]
     with contextlib.suppress(InputError):  # the link itself may be replaced
-        build_store([text], store, tokenizer="byte", workers=0, overwrite=True)
+        build_with([text], store, tokenizer="byte", overwrite=True)
     assert (victim.read_bytes() if victim.is_file() else sorted(victim.iterdir())) == before
 
 
@@ -390,7 +382,7 @@ def test_a_build_stops_if_its_folder_is_renamed(
 ) -> None:
     text, store, moved = tmp_path / "text.txt", tmp_path / "store", tmp_path / "moved"
     text.write_text("abcdefgh\n" * 1000)
-    inner = build_module._Building._add
+    inner = building._Building._add
 
     def rename(self: Any, *how: Any) -> None:
         inner(self, *how)
@@ -399,11 +391,11 @@ def test_a_build_stops_if_its_folder_is_renamed(
             store.mkdir()
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_module._Building, "_add", rename)
+        patch.setattr(building._Building, "_add", rename)
         with pytest.raises(StorageError, match=r"store was renamed to .*moved"):
-            build_store([text], store, tokenizer="byte", workers=0, shard_tokens=1000)
+            build_with([text], store, tokenizer="byte", shard_tokens=1000)
     assert os.listdir(store) == []
-    assert build_store([text], moved, tokenizer="byte", workers=0, shard_tokens=1000).num_documents
+    assert build_with([text], moved, tokenizer="byte", shard_tokens=1000).num_documents
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no modes of files")
@@ -414,7 +406,7 @@ def test_the_files_of_a_private_store_are_private_whatever_the_umask(tmp_path: P
     store.mkdir(0o700)
     before = os.umask(0)
     try:
-        build_store([text], store, tokenizer="byte", workers=0)
+        build_with([text], store, tokenizer="byte")
     finally:
         os.umask(before)
     modes = {path.lstat().st_mode & 0o777 for path in store.rglob("*") if path.is_file()}

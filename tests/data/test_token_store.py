@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mygpt.data import TokenStore, is_store
-from mygpt.data.store_builder.build import build_store
 from mygpt.errors import CheckpointError, DamagedError
 from mygpt.tokenization import (
     ByteTokenizer,
@@ -19,6 +18,7 @@ from mygpt.tokenization import (
 from store_samples import (
     OURS,
     TEXTS,
+    build_with,
     lines_of,
 )
 
@@ -66,7 +66,7 @@ def test_the_digest_depends_on_the_content_only(store: TokenStore, tmp_path: Pat
     ):
         file = lines_of(tmp_path / f"{name}.jsonl", texts)
         out = tmp_path / name
-        made = build_store([file], out, tokenizer=tokenizer, shard_tokens=500, workers=0)
+        made = build_with([file], out, tokenizer=tokenizer, shard_tokens=500)
         found[name] = made.sha256
     assert found["same"] == store.sha256
     assert len(set(found.values())) == 3

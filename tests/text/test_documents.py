@@ -18,13 +18,14 @@ from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli import main
 from mygpt.data import TokenStore, encode_documents
-from mygpt.data.store_builder.build import StoreProgress, build_store
+from mygpt.data.building import StoreProgress
 from mygpt.errors import InputError
 from mygpt.text import SEPARATOR, Document, find_sources, pieces, read_corpus
 from mygpt.text.documents import parts_between_separators
 from mygpt.text.streams import Piece, split_at_separators
 from mygpt.tokenization import CharTokenizer
 from mygpt.training.events import Event, Note
+from store_samples import build_with
 
 STORIES = [f"story {n} has {n % 7} cats.\n" for n in range(60)]
 TINY = {
@@ -210,7 +211,7 @@ def test_a_store_has_the_ids_of_the_text_in_memory(stories: str, tmp_path: Path)
 
     for file in (stories, str(lines)):
         out, starts = tmp_path / f"{Path(file).suffix}.store", 0
-        build = partial(build_store, [file], out, tokenizer=tokenizer, shard_tokens=300, workers=0)
+        build = partial(build_with, [file], out, tokenizer=tokenizer, shard_tokens=300)
         while (store := stopped_at_a_shard(build, out)) is None:
             starts += 1
         assert starts > 2
@@ -224,11 +225,11 @@ def test_tokenizers_are_trained_without_separators(stories: str, tmp_path: Path)
     sources = find_sources([stories])[0]
     assert sum(piece.ends for piece in pieces(sources[0], split=True)) == 60
     for name in ("bpe:300", "char"):
-        store = build_store([stories], tmp_path / name, tokenizer=name, workers=0)
+        store = build_with([stories], tmp_path / name, tokenizer=name)
         texts = [store.tokenizer.token_text(i) for i in range(257, store.tokenizer.vocab_size)]
         assert not any("|" in text for text in texts if name != "char")
-        kept = build_store(
-            [stories], tmp_path / f"{name}-kept", tokenizer=name, workers=0, split_documents=False
+        kept = build_with(
+            [stories], tmp_path / f"{name}-kept", tokenizer=name, split_documents=False
         )
         assert kept.num_documents == 1
         assert SEPARATOR in kept.tokenizer.decode(kept.tokens[:100].tolist())
@@ -239,14 +240,14 @@ def test_a_store_begun_before_documents_were_split_is_opened_unchanged(
 ) -> None:
     """The same command opens it; it is refused only if --split-documents is given explicitly."""
     out = tmp_path / "old.store"
-    build_store([stories], out, split_documents=False, workers=0)
+    build_with([stories], out, split_documents=False)
     index = json.loads((out / "index.json").read_text())
     del index["split_documents"]
     (out / "index.json").write_text(json.dumps(index))
-    assert build_store([stories], out).num_documents == 1
+    assert build_with([stories], out).num_documents == 1
     with pytest.raises(InputError, match="begun with split_documents False, not True"):
-        build_store([stories], out, split_documents=True)
-    assert build_store([stories], out, overwrite=True).num_documents == 60
+        build_with([stories], out, split_documents=True)
+    assert build_with([stories], out, overwrite=True).num_documents == 60
     with pytest.raises(SystemExit) as left:
         main(["tokenize", stories, "--out", str(tmp_path / "new.store")])
     assert left.value.code == 0

@@ -15,9 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mygpt.cli import main
-from mygpt.data import TokenStore, store_cache
-from mygpt.data.store_builder import build as storing
-from mygpt.data.store_builder.build import build_store
+from mygpt.data import TokenStore, store_cache, store_request
 from mygpt.data.token_store import StoredTokens
 from mygpt.errors import InputError
 from mygpt.text import RecordOptions, find_sources, pieces, read_corpus, reading
@@ -25,6 +23,7 @@ from mygpt.text import records as records_module
 from mygpt.text.records import texts_of_csv, texts_of_json
 from mygpt.training import resume, train
 from mygpt.training.run import RunFolder
+from store_samples import build_with
 from training_runs import prepared
 
 TEXTS = ["The sea, wide.", 'A "ship"\nsails\r\non; far', "日本語 é", "last"]
@@ -260,13 +259,13 @@ def test_tokenize_reads_csv_records_but_continues_an_older_store_as_plain_text(
         main([*command, str(tmp_path / "new"), "--field", "body"])
     assert not ended.value.code
     assert "40 documents" in capsys.readouterr().out
-    monkeypatch.setattr(storing, "READING_VERSION", 1)
-    store = build_store([path], tmp_path / "old", tokenizer="byte")
+    monkeypatch.setattr(store_request, "READING_VERSION", 1)
+    store = build_with([path], tmp_path / "old", tokenizer="byte")
     monkeypatch.undo()
     index = json.loads((tmp_path / "old" / "index.json").read_text())
     del index["reading"]
     (tmp_path / "old" / "index.json").write_text(json.dumps(index))
-    again = build_store([path], tmp_path / "old", tokenizer="byte")
+    again = build_with([path], tmp_path / "old", tokenizer="byte")
     assert again.sha256 == store.sha256 == TokenStore.open(tmp_path / "old").sha256
     assert again.num_documents == 1
 

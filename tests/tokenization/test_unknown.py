@@ -13,7 +13,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 import mygpt
 from mygpt.cli import main
 from mygpt.data import encode_documents, predicted_size
-from mygpt.data.store_builder.build import build_store
 from mygpt.errors import InputError
 from mygpt.text import Document
 from mygpt.tokenization import CharTokenizer, ForeignTokenizer
@@ -21,6 +20,7 @@ from mygpt.tokenization.unknown import UnknownText, without_unknown
 from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Note
 from mygpt.training.history import Validation
+from store_samples import build_with
 
 TEXT = "hello world 123 " * 20 + "🙂🙂é\n"
 SMALL: dict[str, Any] = {
@@ -161,10 +161,10 @@ def test_a_text_that_is_mostly_unknown_is_refused_everywhere(
         )  # fmt: skip
     tokenizer = foreign(pieces("helowrdth,.\n"))
     with pytest.raises(InputError, match=REFUSED):
-        build_store([place / "emoji.txt"], tmp_path / "store", tokenizer=tokenizer, workers=0)
+        build_with([place / "emoji.txt"], tmp_path / "store", tokenizer=tokenizer)
     assert not (tmp_path / "run").exists()
-    store = build_store(
-        [place / "emoji.txt"], tmp_path / "store", tokenizer=tokenizer, workers=0, unknown="keep"
+    store = build_with(
+        [place / "emoji.txt"], tmp_path / "store", tokenizer=tokenizer, unknown="keep"
     )
     assert store.num_documents == 1
     with pytest.raises(SystemExit) as left:
@@ -235,7 +235,7 @@ def test_a_store_has_the_byte_counts_of_its_validation_text(tmp_path: Path) -> N
     text = "hello world the word\n" * 60 + "🙂 hello\n" * 20
     (tmp_path / "text.txt").write_text(text)
     tokenizer = foreign(pieces("helowrdth,.\n"))
-    store = build_store([tmp_path / "text.txt"], tmp_path / "store", tokenizer=tokenizer, workers=0)
+    store = build_with([tmp_path / "text.txt"], tmp_path / "store", tokenizer=tokenizer)
     count = len(store.tokens)
     whole = store.size_of(0, count)
     assert (whole.num_bytes, whole.num_chars) == (len(text.encode()), len(text))
@@ -247,9 +247,7 @@ def test_a_store_has_the_byte_counts_of_its_validation_text(tmp_path: Path) -> N
     assert part.num_bytes == pytest.approx(exact.num_bytes, abs=3)
     assert part.num_chars is None  # how many of them are unknown tokens' is unknown
     (tmp_path / "ascii.txt").write_text("hello world the word 1\n" * 60)
-    store = build_store(
-        [tmp_path / "ascii.txt"], tmp_path / "other", tokenizer=tokenizer, workers=0
-    )
+    store = build_with([tmp_path / "ascii.txt"], tmp_path / "other", tokenizer=tokenizer)
     part = store.size_of(7, len(store.tokens))
     assert part.num_chars == part.num_bytes
 

@@ -27,8 +27,8 @@ from mygpt.data import (
     encode_documents,
     store_cache,
 )
-from mygpt.data.store_builder import build as storing
-from mygpt.data.store_builder.index import Index, Shard, SourceState
+from mygpt.data import building as storing
+from mygpt.data.store_index import Index, Shard, SourceState
 from mygpt.errors import InputError
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
@@ -442,9 +442,9 @@ def built(monkeypatch):
     made = []
     build = storing.build_store
 
-    def counting(files, out, **options):
+    def counting(files, out, *options, **more):
         made.append(out)
-        return build(files, out, **options)
+        return build(files, out, *options, **more)
 
     monkeypatch.setattr(storing, "build_store", counting)
     return made

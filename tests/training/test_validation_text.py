@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mygpt.data.store_builder.build import build_store
 from mygpt.text import Document
 from mygpt.text.documents import overlap_note
+from store_samples import build_with
 from training_runs import prepared
 
 TEXT = "".join(f"Line {n} of the sea, the ship and the shore {n * n}.\n" for n in range(400))
@@ -72,9 +72,9 @@ def test_validation_text_that_is_in_the_training_store_gets_a_note(
 ) -> None:
     text, other = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", OTHER)
     part = write(tmp_path / "part.txt", TEXT[1000:9000])
-    store = build_store([text], tmp_path / "store", tokenizer=tokenizer)
-    build_store([text], tmp_path / "same", tokenizer=store.tokenizer)
-    build_store([other], tmp_path / "other", tokenizer=store.tokenizer)
+    store = build_with([text], tmp_path / "store", tokenizer=tokenizer)
+    build_with([text], tmp_path / "same", tokenizer=store.tokenizer)
+    build_with([other], tmp_path / "other", tokenizer=store.tokenizer)
     for name in (text, part, str(tmp_path / "same")):
         assert f"{name} {SAME}" in notes(str(store.path), name, tmp_path)
     for name in (other, str(tmp_path / "other")):

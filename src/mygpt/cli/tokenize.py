@@ -18,7 +18,7 @@ from mygpt.signals import ExitAction
 
 if TYPE_CHECKING:
     from mygpt.data import TokenStore
-    from mygpt.data.store_builder.build import StoreProgress
+    from mygpt.data.building import StoreProgress
     from mygpt.tokenization import Tokenizer
     from mygpt.tokenization.unknown import UnknownText
 
@@ -90,35 +90,34 @@ def tokenize(
 
     Example: mygpt tokenize corpus/*.jsonl.zst --out corpus.store && mygpt train corpus.store
     """
-    from mygpt.data.store_builder.build import SHARD_TOKENS, build_store
+    from mygpt.data.building import build_store
+    from mygpt.data.store_request import SHARD_TOKENS, StoreOptions
     from mygpt.text import SEPARATOR, RecordOptions, find_sources
     from mygpt.tokenization import end_notes
 
     if not out:  # an unset variable in a script
         raise InputError("--out is empty: name the store's folder")
+    records = RecordOptions(field)
     if not quiet:
-        for note in find_sources(files, encoding=encoding, records=RecordOptions(field))[1]:
+        for note in find_sources(files, encoding=encoding, records=records)[1]:
             say(note, file=sys.stderr)
     chosen = _tokenizer(tokenizer)
+    options = StoreOptions(
+        tokenizer=chosen,
+        records=records,
+        encoding=encoding,
+        split_documents=split_documents,
+        unknown=unknown,
+        shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
+        workers=workers,
+    )
     for note in [] if quiet or isinstance(chosen, str) else end_notes(chosen):
         say(note, file=sys.stderr)
     began = time.monotonic()
     with _Display(quiet=quiet) as display:
         try:
             with ExitAction(lambda: _say_how_to_resume(out, display)):
-                store = build_store(
-                    files,
-                    out,
-                    tokenizer=chosen,
-                    field=field,
-                    encoding=encoding,
-                    split_documents=split_documents,
-                    unknown=unknown,
-                    shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
-                    workers=workers,
-                    overwrite=overwrite,
-                    progress=display,
-                )
+                store = build_store(files, out, options, overwrite=overwrite, progress=display)
         except KeyboardInterrupt:
             return 130
     if display.separators and not quiet:

@@ -1,9 +1,14 @@
 """Tokens of a corpus: encoded, cached, and in stores on disk."""
 
-from mygpt.data.sizes import first_part, predicted_size
 from mygpt.data.token_cache import cached_bpe, cached_tokens
 from mygpt.data.token_store import StoredTokens, TokenStore, is_store
-from mygpt.data.tokens import drop_unknown, encode_documents, unknown_in
+from mygpt.data.tokens import (
+    drop_unknown,
+    encode_documents,
+    first_part,
+    predicted_size,
+    unknown_in,
+)
 
 __all__ = [
     "StoredTokens",

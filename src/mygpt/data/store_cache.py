@@ -23,14 +23,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mygpt.data.shared_lock import SharedLock
-from mygpt.data.store_builder.index import Index
+from mygpt.checkpoint.locks import try_lock
+from mygpt.data import building
+from mygpt.data.building import StoreProgress
+from mygpt.data.store_index import Index
+from mygpt.data.store_request import StoreOptions
+from mygpt.data.store_tokenizer import characters_in
 from mygpt.data.token_cache import cache_folder, is_digest
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.file_access import is_private, make_private_folder, not_private
+from mygpt.file_access import (
+    PRIVATE_FILE,
+    is_private,
+    make_private_folder,
+    not_private,
+    open_descriptor,
+)
 from mygpt.machine import free_memory_bytes
 from mygpt.text import RecordOptions, TextSource, find_sources, pieces
 from mygpt.text.reading import (
@@ -42,9 +52,6 @@ from mygpt.text.reading import (
     start_of,
 )
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from mygpt.data.store_builder.build import StoreProgress
 
 MOST_BYTES = 2**36  # of all stores together
 DISK_KEPT = 0.1  # fraction of the disk that must stay free
@@ -58,7 +65,7 @@ _VERSION = 1
 _REMEDY = "MYGPT_CACHE=FOLDER moves the cache, MYGPT_STORE_ABOVE=off avoids it"
 NAMES = ("auto", "bpe", "char", "byte")
 _PLAIN = RecordOptions(legacy_names=True)
-_in_use: dict[Path, SharedLock] = {}  # by this process, until it ends
+_in_use: dict[Path, _StoreLock] = {}  # by this process, until it ends
 
 
 def in_memory_limit() -> float:
@@ -165,11 +172,8 @@ class CachedStore:
 def cached_store(
     sources: Sequence[TextSource],
     tokenizer: str | Tokenizer,
+    options: StoreOptions | None = None,
     *,
-    encoding: str | None = None,
-    records: RecordOptions = _PLAIN,
-    split_documents: bool = False,
-    unknown: str = "error",
     progress: Callable[[StoreProgress], None] | None = None,
 ) -> CachedStore:
     """The store for some files, from the cache; it is built if it is not there.
@@ -177,68 +181,83 @@ def cached_store(
     Args:
         sources: the files.
         tokenizer: "auto" (characters if there are at most 512 distinct ones, else bytes), a name
-            as for `build_store`, the path of a tokenizer's JSON file, or a tokenizer.
-        encoding: of the files; None is UTF-8, or the encoding that a byte-order mark names.
-        records: how files of records are read.
-        split_documents: whether `<|endoftext|>` separates documents within a file.
-        unknown: as for `build_store`.
+            as in `StoreOptions`, the path of a tokenizer's JSON file, or a tokenizer.
+        options: how the store is built, apart from the tokenizer.
         progress: called with the progress of building, several times per second.
 
     Raises:
         InputError: as `build_store` does.
         StorageError: if there is not enough disk space, or the cache is not writable.
     """
-    folder = stores_folder()
+    folder, options = stores_folder(), options or StoreOptions()
     if isinstance(tokenizer, str) and tokenizer.removeprefix("bpe:") == tokenizer:
         tokenizer = tokenizer if tokenizer in NAMES else load_tokenizer(tokenizer)
-    path = folder / _key(sources, tokenizer, encoding, records, split=split_documents)
-    lock = _in_use.setdefault(path, SharedLock(folder / f"{path.name}.lock"))
+    path = folder / _key(sources, options, tokenizer)
+    lock = _in_use.setdefault(path, _StoreLock(folder / f"{path.name}.lock"))
     while True:
-        lock.acquire_shared()  # waits while another process builds it
-        if (found := opened(path)) is not None:
-            lock.touch()
-            return CachedStore(found, 0.0)
-        if lock.try_exclusive():
-            break
+        if lock.acquire(shared=True):  # else another process builds it
+            if (found := opened(path)) is not None:
+                return CachedStore(found, 0.0)
+            if lock.acquire(shared=False):
+                break
         time.sleep(_POLL_S)
-    from mygpt.data.store_builder.build import build_store
-
     began = time.monotonic()
     try:
         if (found := opened(path)) is None:
             _free_space(folder, path, sum(map(_expected_bytes, sources)))
-            how = partial(
-                build_store,
-                encoding=encoding,
-                records=records,
-                split_documents=split_documents,
-                unknown=unknown,
-            )
-            chosen = tokenizer
             if tokenizer == "auto":
-                chosen = _by_characters(
-                    sources, encoding, records.field_name, split=split_documents
-                )
-            found = _built(path, sources, partial(how, tokenizer=chosen, progress=progress))
+                tokenizer = _by_characters(sources, options)
+            found = _built(path, sources, replace(options, tokenizer=tokenizer), progress)
     except BaseException:
         lock.release()
         raise
-    lock.acquire_shared()
-    lock.touch()
+    lock.acquire(shared=True)
     return CachedStore(found, time.monotonic() - began)
 
 
-def _by_characters(
-    sources: Sequence[TextSource], encoding: str | None, field: str, *, split: bool
-) -> Tokenizer:
+def _by_characters(sources: Sequence[TextSource], options: StoreOptions) -> Tokenizer:
     """A character tokenizer if the text has few distinct ones, else bytes; reads all the text."""
-    found: set[str] = set()
-    for source in sources:
-        for piece in pieces(source, field=field, encoding=encoding, split=split):
-            found.update(piece.text)
-            if len(found) > MOST_CHARACTERS:
-                return ByteTokenizer()
+    read = partial(
+        pieces,
+        field=options.records.field_name,
+        encoding=options.encoding,
+        split=bool(options.split_documents),
+    )
+    found = characters_in(map(read, sources), MOST_CHARACTERS)
+    if len(found) > MOST_CHARACTERS:
+        return ByteTokenizer()
     return CharTokenizer(sorted(found), end_of_text=True)
+
+
+class _StoreLock:
+    """A lock that many processes can hold as shared, or one as exclusive, on an empty file.
+
+    It is held until it is released or the process ends. On a system or file system without such
+    locks, acquiring it always succeeds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, *, shared: bool) -> bool:
+        """Acquire it, if other processes allow it; else release it. Returns whether it is held."""
+        if self._descriptor is None:
+            self._descriptor = open_descriptor(
+                self._path, os.O_RDWR | os.O_CREAT, mode=PRIVATE_FILE
+            )
+        if os.name != "nt" and try_lock(self._descriptor, shared=shared) is False:
+            self.release()
+            return False
+        with contextlib.suppress(OSError):
+            os.utime(self._path)  # records the last use
+        return True
+
+    def release(self) -> None:
+        """Release it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def stores_folder() -> Path:
@@ -258,23 +277,17 @@ def stores_folder() -> Path:
     return folder
 
 
-def _key(
-    sources: Sequence[TextSource],
-    tokenizer: str | Tokenizer,
-    encoding: str | None,
-    records: RecordOptions,
-    *,
-    split: bool,
-) -> str:
+def _key(sources: Sequence[TextSource], options: StoreOptions, tokenizer: str | Tokenizer) -> str:
     """The store's name."""
     places = [
         [os.fsencode(os.path.realpath(source.name)).hex(), source.size, source.modified_ns]
         for source in sources
     ]
     how: Any = tokenizer if isinstance(tokenizer, str) else tokenizer.to_state()
-    facts = [_VERSION, version("tokenizers"), places, encoding, how, *["split"] * split]
+    facts = [_VERSION, version("tokenizers"), places, options.encoding, how]
+    facts += ["split"] * bool(options.split_documents)
     kinds = [source.kind for source in sources]
-    facts += [] if set(kinds) == {"text"} else [records.field_name, kinds]
+    facts += [] if set(kinds) == {"text"} else [options.records.field_name, kinds]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -309,8 +322,8 @@ def _free_space(folder: Path, path: Path, size: int) -> None:
         disk = shutil.disk_usage(folder)
         if total <= MOST_BYTES and disk.free - size >= DISK_KEPT * disk.total:
             break
-        lock = SharedLock(folder / f"{place.name}.lock")
-        if lock.try_exclusive():
+        lock = _StoreLock(folder / f"{place.name}.lock")
+        if lock.acquire(shared=False):
             shutil.rmtree(place, ignore_errors=True)
             total -= length
         lock.release()
@@ -323,7 +336,10 @@ def _free_space(folder: Path, path: Path, size: int) -> None:
 
 
 def _built(
-    path: Path, sources: Sequence[TextSource], build: Callable[..., TokenStore]
+    path: Path,
+    sources: Sequence[TextSource],
+    options: StoreOptions,
+    progress: Callable[[StoreProgress], None] | None,
 ) -> TokenStore:
     """Build the store at `path`, or complete an unfinished one there."""
     _remove_unless_resumable(path)
@@ -331,11 +347,11 @@ def _built(
     files = [os.path.realpath(source.name) for source in sources]
     try:
         try:
-            return build(files, path)
+            return building.build_store(files, path, options, progress=progress)
         except CheckpointError:  # the unfinished store is damaged
             shutil.rmtree(path, ignore_errors=True)
             make_private_folder(path)
-            return build(files, path)
+            return building.build_store(files, path, options, progress=progress)
     except StorageError as error:
         raise StorageError(f"{error}; {_REMEDY}") from None
 

@@ -1,6 +1,6 @@
 """Read token stores: token ids on disk, memory-mapped, so that only what is used is read.
 
-A store is a folder. `docs/stores.md` describes its files, `store_builder/` writes them. A store may
+A store is a folder. `docs/stores.md` describes its files, `building.py` writes them. A store may
 come from an untrusted source: its index is validated before it is used.
 
 Letters: B batch.
@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.data.store_builder.index import (
+from mygpt.data.store_index import (
     DTYPES,
     FORMAT,
     INDEX,

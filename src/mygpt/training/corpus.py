@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.data import cached_bpe, cached_tokens, first_part, predicted_size, unknown_in
-from mygpt.data.store_builder.tokenizer import BPE_SIZES
+from mygpt.data.store_tokenizer import BPE_SIZES
 from mygpt.data.token_store import Tokens
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer

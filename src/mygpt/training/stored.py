@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mygpt.core.data import split_point
 from mygpt.data import cached_tokens, encode_documents, first_part, predicted_size, unknown_in
 from mygpt.data.store_cache import cached_store
+from mygpt.data.store_request import StoreOptions
 from mygpt.data.token_store import StoredTokens, Tokens, TokenStore, is_store
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer
@@ -36,7 +37,7 @@ from mygpt.tokenization.unknown import UnknownText
 from mygpt.training.events import Listener, Note
 
 if TYPE_CHECKING:
-    from mygpt.data.store_builder.build import StoreProgress
+    from mygpt.data.building import StoreProgress
 
 # Frequencies are counted over so many tokens of a store: all of them would take too long.
 MOST_COUNTED = 2**24
@@ -222,10 +223,12 @@ def open_cached(
     cached = cached_store(
         sources,
         tokenizer,
-        encoding=encoding,
-        records=records,
-        split_documents=splits(settings),
-        unknown=settings.get("unknown", "error"),
+        StoreOptions(
+            records=records,
+            encoding=encoding,
+            split_documents=splits(settings),
+            unknown=settings.get("unknown", "error"),
+        ),
         progress=None if notify is None else _progress_notes(notify, name),
     )
     source = source_of(replace(cached.store, name=name), settings, val_fraction)

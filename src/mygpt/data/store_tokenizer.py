@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
+from mygpt.data.store_index import Index
 from mygpt.errors import InputError
-from mygpt.text import Piece, TextSource, pieces
+from mygpt.text import Piece, TextSource
 from mygpt.text.documents import without_separators
 from mygpt.text.reading import file_errors
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
@@ -18,8 +20,6 @@ _EACH_TOKEN = 250  # bytes of text per token of the vocabulary, so that tokens o
 _BLOCKS = 128  # blocks to train on
 _BLOCK = 2**16  # bytes or characters per block
 _LONGEST_LINE = 2**22  # bytes of a line to train on
-
-Reader = Callable[[TextSource], Iterator[Piece]]
 
 
 def check_name(name: str) -> None:
@@ -35,11 +35,8 @@ def check_name(name: str) -> None:
 def make_tokenizer(
     name: str,
     sources: Sequence[TextSource],
-    *,
-    field: str,
-    encoding: str | None,
-    split: bool,
-    read: Reader,
+    index: Index,
+    read: Callable[[TextSource], Iterator[Piece]],
 ) -> Tokenizer:
     """Create, and if needed train, the tokenizer called `name`.
 
@@ -47,25 +44,26 @@ def make_tokenizer(
         name: "byte"; "char", which reads all of the text; or "bpe" or "bpe:SIZE", which reads at
             most 128 blocks of 64 KiB.
         sources: of the store.
-        field: the field of a record that contains the text.
-        encoding: of the text.
-        split: whether `SEPARATOR` separates documents and is not part of the text.
-        read: starts reading a source that can be read only once, keeping what was read.
+        index: of the store; says how the sources are read.
+        read: starts reading a source.
 
     Raises:
         InputError: if the text is empty, or all of a pipe would have to be read.
     """
     if name == "byte":
         return ByteTokenizer()
+    lasting = all(source.is_lasting for source in sources)
     if name == "char":
-        characters = _characters(sources, field, encoding, split=split)
-        return CharTokenizer(sorted(characters), end_of_text=True)
+        if not lasting:
+            raise InputError(
+                "a character tokenizer needs all of the text before encoding starts, which a pipe "
+                "does not allow: write the text to a file first, or give a tokenizer's file"
+            )
+        return CharTokenizer(sorted(characters_in(map(read, sources))), end_of_text=True)
     size = name.removeprefix("bpe").removeprefix(":")
-    length = sum(max(0, source.size) for source in sources)
-    if any(not source.is_lasting for source in sources):
-        length = BPE_SIZES[-1] * _EACH_TOKEN
+    length = sum(source.size for source in sources) if lasting else BPE_SIZES[-1] * _EACH_TOKEN
     chosen = next((n for n in BPE_SIZES if n >= length / _EACH_TOKEN), BPE_SIZES[-1])
-    texts = _sample(sources, field, encoding, read, split=split)
+    texts = _sample(sources, index, read)
     first = next((text for text in texts if text), "")
     if not first:
         raise InputError(
@@ -74,28 +72,18 @@ def make_tokenizer(
     return BPETokenizer.train(chain([first], texts), int(size) if size else chosen)
 
 
-def _characters(
-    sources: Sequence[TextSource], field: str, encoding: str | None, *, split: bool
-) -> set[str]:
-    found: set[str] = set()
-    for source in sources:
-        if not source.is_lasting:
-            raise InputError(
-                "a character tokenizer needs all of the text before encoding starts, which a pipe "
-                "does not allow: write the text to a file first, or give a tokenizer's file"
-            )
-        for piece in pieces(source, field=field, encoding=encoding, split=split):
-            found.update(piece.text)
-    return found
+def characters_in(found: Iterable[Iterator[Piece]], most: float = math.inf) -> set[str]:
+    """The distinct characters in some sources; reading stops when there are more than `most`."""
+    characters: set[str] = set()
+    for piece in chain.from_iterable(found):
+        characters.update(piece.text)
+        if len(characters) > most:
+            break
+    return characters
 
 
 def _sample(
-    sources: Sequence[TextSource],
-    field: str,
-    encoding: str | None,
-    read: Reader,
-    *,
-    split: bool,
+    sources: Sequence[TextSource], index: Index, read: Callable[[TextSource], Iterator[Piece]]
 ) -> Iterator[str]:
     """All of a short text; of a long one, blocks at equal distances."""
     total = sum(max(0, source.size) for source in sources)
@@ -109,12 +97,11 @@ def _sample(
         whole = source.is_plain and total <= _BLOCKS * _BLOCK
         if not source.is_lasting:
             yield from _first(read(source), _BLOCKS * _BLOCK // len(sources))
-        elif offsets and source.is_plain and not whole and _is_utf8(source, encoding):
-            blocks = _blocks(source, offsets, field)
-            yield from map(without_separators, blocks) if split else blocks
+        elif offsets and source.is_plain and not whole and _is_utf8(source, index.encoding):
+            blocks = _blocks(source, offsets, index.field)
+            yield from map(without_separators, blocks) if index.split_documents else blocks
         elif offsets or whole:
-            found = pieces(source, field=field, encoding=encoding, split=split)
-            yield from _first(found, _BLOCK * (_BLOCKS if whole else len(offsets)))
+            yield from _first(read(source), _BLOCK * (_BLOCKS if whole else len(offsets)))
 
 
 def _first(found: Iterator[Piece], length: int) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The request of a build, and the store in the output folder that it continues.
 
-A store is continued only by the same request: the same files, unchanged, and the same settings.
+A store is continued only by the same request: the same files, unchanged, and the same options.
 """
 
 from __future__ import annotations
@@ -10,50 +10,86 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mygpt.checkpoint.durable import remove, temporary_files
 from mygpt.checkpoint.locks import RunLock, holder
-from mygpt.data.store_builder.index import SHARDS, Index, SourceState
-from mygpt.data.store_builder.tokenizer import check_name
+from mygpt.data.store_index import SHARDS, Index, SourceState
+from mygpt.data.store_tokenizer import check_name
 from mygpt.data.token_store import is_store
 from mygpt.errors import CheckpointError, InputError
 from mygpt.file_access import require_folder
-from mygpt.text import TextSource
+from mygpt.text import READING_VERSION, RecordOptions, TextSource, find_sources, name_of
 from mygpt.tokenization import Tokenizer
+from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
+
+SHARD_TOKENS = 2**24
 
 
-def new_index(
-    name: str,
-    sources: Sequence[TextSource],
-    tokenizer: Tokenizer | str,
-    *,
-    field: str,
-    encoding: str | None,
-    split_documents: bool,
-    reading: int,
-    shard_tokens: int,
-) -> Index:
-    """The index of a store with this request, without progress."""
-    if isinstance(tokenizer, str):
-        check_name(tokenizer)
-        asked = tokenizer
-    else:
-        asked = f"sha256:{hashlib.sha256(state_of(tokenizer)).hexdigest()}"
-    if shard_tokens < 1:
-        raise InputError(f"shard_tokens={shard_tokens} must be at least 1")
-    states = tuple(SourceState(s.name, s.size, s.modified_ns) for s in sources)
-    return Index(
-        name, False, asked, None, "uint16", shard_tokens, field, encoding, states,
-        split_documents=split_documents, reading=reading,
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a store is built.
+
+    Attributes:
+        tokenizer: a tokenizer, or the kind to train: "bpe", "bpe:SIZE", "char" or "byte".
+        records: how files of records are read.
+        encoding: None is UTF-8, or the encoding that a byte-order mark names.
+        split_documents: whether `<|endoftext|>` separates documents within a file, line or row.
+            None is the setting of an existing store, else true.
+        unknown: "error" refuses, before the first shard is written, a text of which more than a
+            tenth is unknown to the tokenizer; "keep" accepts it.
+        shard_tokens: a shard ends as soon as it has this number of ids.
+        workers: number of encoding processes; 0 encodes in this process; None is one per core.
+    """
+
+    tokenizer: Tokenizer | str = "bpe"
+    records: RecordOptions = field(default_factory=RecordOptions)
+    encoding: str | None = None
+    split_documents: bool | None = None
+    unknown: str = "error"
+    shard_tokens: int = SHARD_TOKENS
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_policy(self.unknown, CORPUS_POLICIES)
+        if isinstance(self.tokenizer, str):
+            check_name(self.tokenizer)
+        if self.shard_tokens < 1:
+            raise InputError(f"shard_tokens={self.shard_tokens} must be at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(
+                f"workers={self.workers} must be at least 0: remove the option for one process per "
+                "core"
+            )
+
+
+def requested(
+    names: Sequence[str], options: StoreOptions, began: Index | None
+) -> tuple[Index, list[TextSource]]:
+    """The index of a store with this request, without progress, and its sources.
+
+    What the options leave open is as in `began`, the existing store, if there is one.
+    """
+    reading = READING_VERSION if began is None else began.reading
+    legacy = options.records.legacy_names or reading < READING_VERSION
+    records = replace(options.records, legacy_names=legacy)
+    sources, _ = find_sources(names, encoding=options.encoding, records=records)
+    if not sources:
+        raise InputError("no file is named: name text files, folders, or - for standard input")
+    split = options.split_documents
+    if split is None:
+        split = began is None or began.split_documents
+    asked = options.tokenizer
+    if not isinstance(asked, str):
+        asked = f"sha256:{hashlib.sha256(state_of(asked)).hexdigest()}"
+    index = Index(
+        name=name_of(names), finished=False, asked=asked, tokenizer=None, dtype="uint16",
+        shard_tokens=options.shard_tokens, field=records.field_name, encoding=options.encoding,
+        sources=tuple(SourceState(s.name, s.size, s.modified_ns, 0, 0, False) for s in sources),
+        shards=(), split_documents=split, reading=reading,
     )  # fmt: skip
-
-
-def existing_index(out: Path) -> Index | None:
-    """The index of an existing store; None if there is none or it is damaged."""
-    with contextlib.suppress(CheckpointError):  # which `index_to_continue` reports
-        return Index.read(out) if is_store(out) else None
-    return None
+    return index, sources
 
 
 def state_of(tokenizer: Tokenizer) -> bytes:

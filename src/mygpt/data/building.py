@@ -8,54 +8,45 @@ or speed of processes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mygpt.checkpoint.durable import write_durably
 from mygpt.checkpoint.locks import RunLock
-from mygpt.data.store_builder.chunking import Chunker
-from mygpt.data.store_builder.index import (
-    DTYPES,
-    TOKENIZER,
-    Index,
-    Shard,
-    SourceState,
-    shard_paths,
-)
-from mygpt.data.store_builder.jobs import jobs_of
-from mygpt.data.store_builder.pool import Answer, Job, Workers
-from mygpt.data.store_builder.request import (
-    existing_index,
+from mygpt.data.encoder import Chunker
+from mygpt.data.store_index import DTYPES, TOKENIZER, Index, Shard, SourceState, shard_paths
+from mygpt.data.store_request import (
+    StoreOptions,
     index_to_continue,
     locked,
-    new_index,
+    requested,
     require_store_folder,
     state_of,
 )
-from mygpt.data.store_builder.tokenizer import make_tokenizer
-from mygpt.data.token_store import START_DTYPE, TokenStore, read_tokenizer
+from mygpt.data.store_tokenizer import make_tokenizer
+from mygpt.data.token_store import START_DTYPE, TokenStore, is_store, read_tokenizer
 from mygpt.data.tokens import dtype_of
-from mygpt.errors import InputError, StorageError
+from mygpt.data.workers import Answer, Job, Workers
+from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder
 from mygpt.json_objects import STATE, check_size
 from mygpt.text import (
-    READING_VERSION,
     Piece,
-    RecordOptions,
     TextSource,
-    find_sources,
-    name_of,
     pieces,
+    shown,
 )
 from mygpt.tokenization import Tokenizer
-from mygpt.tokenization.unknown import CORPUS_POLICIES, UnknownText, check_policy
+from mygpt.tokenization.unknown import UnknownText
 
-SHARD_TOKENS = 2**24
 _SHORT = 2**20  # bytes: encoding a shorter text takes less time than starting a process
 _JOB = 2**18  # characters that a process encodes at a time
 
@@ -91,15 +82,8 @@ Listener = Callable[[StoreProgress], None]
 def build_store(
     files: Sequence[str | Path],
     out: str | Path,
+    options: StoreOptions | None = None,
     *,
-    tokenizer: Tokenizer | str = "bpe",
-    field: str | None = None,
-    encoding: str | None = None,
-    split_documents: bool | None = None,
-    records: RecordOptions | None = None,
-    unknown: str = "error",
-    shard_tokens: int = SHARD_TOKENS,
-    workers: int | None = None,
     overwrite: bool = False,
     progress: Listener | None = None,
 ) -> TokenStore:
@@ -108,17 +92,7 @@ def build_store(
     Args:
         files: paths, folders, glob patterns, or "-" for standard input, which cannot be continued.
         out: the store's folder.
-        tokenizer: a tokenizer, or the kind to train: "bpe", "bpe:SIZE", "char" or "byte".
-        field: the field of a record (JSON, CSV, Parquet) that contains the text. None is "text";
-            a *.csv, *.tsv or *.json without that field is then plain text.
-        records: all options for reading records; overrides `field`.
-        encoding: None is UTF-8, or the encoding that a byte-order mark names.
-        split_documents: whether `<|endoftext|>` separates documents within a file, line or row.
-            None is the setting of an existing store, else true.
-        unknown: "error" refuses, before the first shard is written, a text of which more than a
-            tenth is unknown to the tokenizer; "keep" accepts it.
-        shard_tokens: a shard ends as soon as it has this number of ids.
-        workers: number of encoding processes; 0 encodes in this process; None is one per core.
+        options: how it is built.
         overwrite: replace an existing store.
         progress: called several times per second.
 
@@ -127,55 +101,93 @@ def build_store(
         StorageError: if the disk is full or the folder not writable.
         OutOfMemoryError: if the system killed a worker process.
     """
-    check_policy(unknown, CORPUS_POLICIES)
-    out = Path(out)
-    names = [os.fspath(name) for name in files]
-    began = None if overwrite else existing_index(out)
-    reading = READING_VERSION if began is None else began.reading
-    if records is None:
-        records = RecordOptions(field, legacy_names=reading < READING_VERSION)
-    sources, _ = find_sources(names, encoding=encoding, records=records)
-    if not sources:
-        raise InputError("no file is named: name text files, folders, or - for standard input")
-    if split_documents is None:
-        split_documents = True if began is None else began.split_documents
-    index = new_index(
-        name_of(names),
-        sources,
-        tokenizer,
-        field=records.field_name,
-        encoding=encoding,
-        split_documents=split_documents,
-        reading=reading,
-        shard_tokens=shard_tokens,
-    )
-    if workers is not None and workers < 0:
-        raise InputError(
-            f"workers={workers} must be at least 0: remove the option for one process per core"
-        )
+    out, options = Path(out), options or StoreOptions()
+    began = None
+    with contextlib.suppress(CheckpointError):  # which `index_to_continue` reports
+        began = Index.read(out) if is_store(out) and not overwrite else None
+    index, sources = requested([os.fspath(name) for name in files], options, began)
     require_store_folder(out)
     with locked(out) as lock:
         index = index_to_continue(out, index, overwrite=overwrite)
         if not index.finished:
-            building = _Building(out, index, sources, progress, unknown, lock)
-            building.run(tokenizer, _number_of_workers(sources, workers))
+            _Building(out, index, sources, options, lock, progress).run()
     return TokenStore.open(out)
 
 
-def _number_of_workers(sources: Sequence[TextSource], workers: int | None) -> int:
-    if workers is not None:
-        return workers
-    if all(source.is_lasting for source in sources) and sum(s.size for s in sources) < _SHORT:
-        return 0
-    cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    return len(cores(0))
+# --- jobs ----------------------------------------------------------------------------------
 
 
-def _digest(pieces: Sequence[bytes]) -> str:
-    sha256 = hashlib.sha256()
-    for piece in pieces:
-        sha256.update(piece)
-    return sha256.hexdigest()
+def _jobs(
+    sources: Sequence[TextSource],
+    states: Sequence[SourceState],
+    chunker: Chunker,
+    read: Callable[[TextSource, SourceState], Iterator[Piece]],
+) -> Iterator[Job]:
+    """The jobs for everything that is not encoded yet, in order.
+
+    Where a job ends depends only on the text from its beginning on, so that a resumed build makes
+    the same jobs.
+
+    Args:
+        sources: the files.
+        states: the position reached in each source.
+        chunker: finds where documents can be split; a job has about one chunk's characters.
+        read: returns a source's pieces from a position on.
+
+    Raises:
+        InputError: if a source cannot be read, or changes while it is read.
+    """
+    job = Job()
+    for number, (source, state) in enumerate(zip(sources, states, strict=True)):
+        if state.done:
+            continue
+        for text, begins, position, so_far in _chunks(state, chunker, read(source, state)):
+            job.place = job.place or shown(source.name)
+            job.texts.append(text.encode("utf-8"))
+            job.begins.append(begins)
+            job.states[number] = position
+            job.characters += len(text)
+            job.read = so_far
+            if job.characters >= chunker.length:
+                yield job
+                job = Job()
+        if source.has_changed:
+            raise InputError(
+                f"{source.name!r} changed while it was read: start over with --overwrite once it "
+                "is complete"
+            )
+    if job.texts:
+        yield job
+
+
+def _chunks(
+    state: SourceState, chunker: Chunker, found: Iterator[Piece]
+) -> Iterator[tuple[str, bool, tuple[int, int, bool], int]]:
+    """The chunks of a source's documents; an empty last one marks the source as done.
+
+    Each comes with whether it begins a document, the position after it in the source as in
+    `Job.states`, and the number of bytes read.
+    """
+    rows, reached, read = state.rows, state.characters, 0
+    waiting, seen = "", 0
+    for text, ends, read in found:
+        waiting += text
+        begin = 0
+        while (end := chunker.find(waiting, begin, seen)) is not None:
+            before, reached = reached, reached + end - begin
+            yield waiting[begin:end], before == 0, (rows, reached, False), read
+            begin = end
+        waiting = waiting[begin:]
+        seen = len(waiting)
+        if ends:
+            rows += 1
+            if waiting:
+                yield waiting, reached == 0, (rows, 0, False), read
+            waiting, seen, reached = "", 0, 0
+    yield "", False, (rows, 0, True), read
+
+
+# --- building ------------------------------------------------------------------------------
 
 
 class _Building:
@@ -186,17 +198,16 @@ class _Building:
         out: Path,
         index: Index,
         sources: Sequence[TextSource],
-        progress: Listener | None,
-        policy: str,
+        options: StoreOptions,
         lock: RunLock,
+        progress: Listener | None,
     ) -> None:
-        self._lock = lock
-        self.out = out
-        self.index = index
-        self.sources = sources
-        self._listener = progress
-        self._begun: dict[str, Iterator[Piece]] = {}  # sources that can be read only once,
-        self._taken: dict[str, list[Piece]] = {}  # and their pieces that were read for training
+        self.out, self.index, self.sources = out, index, sources
+        self._options, self._lock, self._listener = options, lock, progress
+        self._how: dict[str, Any] = {
+            "field": index.field, "encoding": index.encoding, "split": index.split_documents
+        }  # fmt: skip
+        self._begun: dict[str, Iterator[Piece]] = {}  # pipes that were read for the tokenizer
         self._ids: list[bytes] = []  # a list, since growing one array would need twice the memory
         self._num_bytes = 0
         self._starts: list[np.ndarray] = []
@@ -205,16 +216,15 @@ class _Building:
         sizes = [source.size for source in sources]
         self._size = sum(sizes) if min(sizes) >= 0 else 0
         self._read = sum(s.size for s in index.sources if s.done)  # of files that are done
-        self._policy = policy  # for text that is unknown to the tokenizer
 
-    def run(self, tokenizer: Tokenizer | str, workers: int) -> None:
+    def run(self) -> None:
         """Encode everything that is not encoded yet, and finish the store."""
-        encoding = self._tokenizer(tokenizer)
-        self._unknown = UnknownText(encoding)
-        cutter = Chunker(encoding, max(1, min(_JOB, self.index.shard_tokens)))
-        jobs = jobs_of(self.sources, self.index.sources, cutter, self._pieces)
-        with Workers(encoding, workers) as processes:
-            for job, answer in processes.encoded(jobs):
+        tokenizer = self._tokenizer()
+        self._unknown = UnknownText(tokenizer)
+        chunker = Chunker(tokenizer, max(1, min(_JOB, self.index.shard_tokens)))
+        jobs = _jobs(self.sources, self.index.sources, chunker, self._pieces)
+        with Workers(tokenizer, self._number_of_workers()) as workers:
+            for job, answer in workers.encoded(jobs):
                 self._add(job, answer)
                 if self._num_tokens >= self.index.shard_tokens:
                     self._commit()
@@ -223,11 +233,21 @@ class _Building:
             raise InputError("there is no text in these files: name files with text")
         self._commit(finished=True)
 
-    def _tokenizer(self, asked: Tokenizer | str) -> Tokenizer:
+    def _number_of_workers(self) -> int:
+        if self._options.workers is not None:
+            return self._options.workers
+        if 0 < self._size < _SHORT:
+            return 0
+        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+        return len(cores(0))
+
+    def _tokenizer(self) -> Tokenizer:
         """The store's tokenizer; it is trained and stored if there is none yet."""
         if self.index.tokenizer is not None:
             return read_tokenizer(self.out, self.index.tokenizer)
-        tokenizer = asked if not isinstance(asked, str) else self._make_tokenizer(asked)
+        tokenizer = self._options.tokenizer
+        if isinstance(tokenizer, str):
+            tokenizer = make_tokenizer(tokenizer, self.sources, self.index, self._begin)
         state = state_of(tokenizer)
         try:
             check_size(state, STATE)
@@ -240,43 +260,24 @@ class _Building:
         self.index.write(self.out)
         return tokenizer
 
-    def _make_tokenizer(self, name: str) -> Tokenizer:
-        return make_tokenizer(
-            name,
-            self.sources,
-            field=self.index.field,
-            encoding=self.index.encoding,
-            split=self.index.split_documents,
-            read=self._begin,
-        )
-
     def _begin(self, source: TextSource) -> Iterator[Piece]:
-        """Start reading a source that can be read only once, keeping the pieces for later."""
-        found = self._pieces_of(source)
-        self._begun[source.name] = found
-        taken = self._taken.setdefault(source.name, [])
-        for piece in found:
-            taken.append(piece)
-            yield piece
+        """Start reading a source for the tokenizer; what was read of a pipe is kept for later."""
+        if source.is_lasting:
+            return pieces(source, **self._how)
+        taken: deque[Piece] = deque()
+        found = pieces(source, **self._how, on_separators=self._count_separators)
+        self._begun[source.name] = _replayed(taken, found)
+        return _recorded(taken, found)
 
     def _pieces(self, source: TextSource, state: SourceState) -> Iterator[Piece]:
         """The pieces of a source that are not encoded yet."""
         if source.name in self._begun:
-            taken = self._taken.pop(source.name)
-            while taken:
-                yield taken.pop(0)
-            yield from self._begun.pop(source.name)
-            return
-        yield from self._pieces_of(source, state.rows, state.characters)
-
-    def _pieces_of(self, source: TextSource, rows: int = 0, characters: int = 0) -> Iterator[Piece]:
+            return self._begun.pop(source.name)
         return pieces(
             source,
-            field=self.index.field,
-            encoding=self.index.encoding,
-            split=self.index.split_documents,
-            skip_rows=rows,
-            skip_characters=characters,
+            **self._how,
+            skip_rows=state.rows,
+            skip_characters=state.characters,
             on_separators=self._count_separators,
         )
 
@@ -308,7 +309,7 @@ class _Building:
 
     def _commit(self, *, finished: bool = False) -> None:
         """Write the shard durably, and then the index that lists it."""
-        self._unknown.notes(self.index.name, self._policy)
+        self._unknown.notes(self.index.name, self._options.unknown)
         if (moved := self._lock.moved_to()) is not None:
             raise StorageError(
                 f"{self.out} was renamed to {moved} while it was being written: its finished "
@@ -352,3 +353,22 @@ class _Building:
                 self._unknown,
             )
         )
+
+
+def _recorded(taken: deque[Piece], found: Iterator[Piece]) -> Iterator[Piece]:
+    for piece in found:
+        taken.append(piece)
+        yield piece
+
+
+def _replayed(taken: deque[Piece], found: Iterator[Piece]) -> Iterator[Piece]:
+    while taken:
+        yield taken.popleft()
+    yield from found
+
+
+def _digest(pieces: Sequence[bytes]) -> str:
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(piece)
+    return sha256.hexdigest()

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ RETOKENIZE = "tokenize the text again, with --overwrite"
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
 _LIMITS = Limits(2**28, 2**23)  # an index of a million shards
 _MOST = 2**62  # upper limit of every count
-_DIGEST = re.compile("[0-9a-f]{64}")
+_LEAST = {"size": -1, "modified_ns": -_MOST, "shard_tokens": 1, "tokens": 1, "reading": 1}
+_DIGEST, _DIGESTS = re.compile("[0-9a-f]{64}"), ("sha256", "documents_sha256", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class SourceState:
     name: str
     size: int
     modified_ns: int
-    rows: int = 0
-    characters: int = 0
-    done: bool = False
+    rows: int
+    characters: int
+    done: bool
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Index:
     field: str
     encoding: str | None
     sources: tuple[SourceState, ...]
-    shards: tuple[Shard, ...] = ()
+    shards: tuple[Shard, ...]
     split_documents: bool = False
     reading: int = 1
 
@@ -130,7 +131,7 @@ class Index:
 
     def without_progress(self) -> Index:
         """The same request, with nothing encoded."""
-        sources = tuple(SourceState(s.name, s.size, s.modified_ns) for s in self.sources)
+        sources = tuple(replace(s, rows=0, characters=0, done=False) for s in self.sources)
         return replace(self, finished=False, tokenizer=None, sources=sources, shards=())
 
     def write(self, store: Path) -> None:
@@ -161,7 +162,15 @@ class Index:
             CheckpointError: if there is none, or it was written by a newer mygpt.
         """
         path = store / INDEX
-        content = _object(path)
+        if not os.path.lexists(path):
+            raise CheckpointError(f"{store} is not a token store: `mygpt tokenize` creates one")
+        data = read_regular(path, _LIMITS.most_bytes)
+        try:
+            content = parse_object(data, _LIMITS)
+        except ValueError as error:
+            raise DamagedError(
+                f"{path} is damaged, or not a token store's index: {error}; {RETOKENIZE}"
+            ) from None
         if content.get("format") != FORMAT:
             raise CheckpointError(
                 f"{path} is not a token store's index: `mygpt tokenize` creates a token store"
@@ -172,10 +181,24 @@ class Index:
                 f"version {VERSION}: upgrade mygpt"
             )
         try:
-            return _checked(content)
-        except (KeyError, TypeError, ValueError) as error:
+            index: Index = _parsed(cls, content)
+            index.require_consistent(content)
+        except (KeyError, ValueError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise DamagedError(f"{path} is damaged: {what:.120}; {RETOKENIZE}") from None
+        return index
+
+    def require_consistent(self, content: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if attributes, or the totals in the file's content, contradict."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r:.20} is neither uint16 nor int32")
+        if (self.shards or self.finished) and self.tokenizer is None:
+            raise ValueError("it has shards and no tokenizer")
+        if self.finished and not self.shards:
+            raise ValueError("it is finished and has no shards")
+        for total in ("tokens", "documents", "bytes"):
+            if content[total] != getattr(self, total):
+                raise ValueError(f"its {total} are not the sum of its shards'")
 
 
 def shard_paths(store: Path, number: int) -> tuple[Path, Path]:
@@ -205,97 +228,44 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     return data
 
 
-def _object(path: Path) -> dict[str, Any]:
-    if not os.path.lexists(path):
-        raise CheckpointError(f"{path.parent} is not a token store: `mygpt tokenize` creates one")
-    try:
-        return parse_object(read_regular(path, _LIMITS.most_bytes), _LIMITS)
-    except DamagedError:
-        raise
-    except ValueError as error:
-        raise DamagedError(
-            f"{path} is damaged, or not a token store's index: {error}; {RETOKENIZE}"
-        ) from None
+def _parsed(kind: Any, content: Any) -> Any:
+    """An object of a dataclass from its attributes in JSON, whose types and ranges are checked.
+
+    Attributes with a default did not exist in older versions.
+    """
+    values = {}
+    for field in fields(kind):
+        name, expected = field.name, str(field.type)
+        if name not in content and field.default is not MISSING:
+            continue
+        value = content[name]
+        if name in _PARTS:
+            if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+                raise ValueError(f"{name} must be a list of objects")
+            value = tuple(_parsed(_PARTS[name], part) for part in value)
+        elif value is not None or not expected.endswith(" | None"):
+            _check(name, value, expected.removesuffix(" | None"))
+        values[name] = value
+    return kind(**values)
 
 
-def _checked(content: Mapping[str, Any]) -> Index:
-    sources = tuple(_source(entry) for entry in _list(content, "sources"))
-    shards = tuple(_shard(entry) for entry in _list(content, "shards"))
-    tokenizer, encoding = content["tokenizer"], content["encoding"]
-    index = Index(
-        name=_text(content, "name"),
-        finished=_boolean(content, "finished"),
-        asked=_text(content, "asked"),
-        tokenizer=None if tokenizer is None else _digest(content, "tokenizer"),
-        dtype=_text(content, "dtype"),
-        shard_tokens=_number(content, "shard_tokens", 1),
-        field=_text(content, "field"),
-        encoding=None if encoding is None else _text(content, "encoding"),
-        sources=sources,
-        shards=shards,
-        # Stores written before these keys existed were built with these values.
-        split_documents=_boolean({"split_documents": False, **content}, "split_documents"),
-        reading=_number({"reading": 1, **content}, "reading", 1),
-    )
-    if index.dtype not in DTYPES:
-        raise ValueError(f"dtype={index.dtype!r:.20} is neither uint16 nor int32")
-    if (index.shards or index.finished) and index.tokenizer is None:
-        raise ValueError("it has shards and no tokenizer")
-    if index.finished and not index.shards:
-        raise ValueError("it is finished and has no shards")
-    for total in ("tokens", "documents", "bytes"):
-        if _number(content, total) != getattr(index, total):
-            raise ValueError(f"its {total} are not the sum of its shards'")
-    return index
+def _check(name: str, value: Any, expected: str) -> None:
+    """Raise `ValueError` for an attribute of another type or outside its range."""
+    least = _LEAST.get(name, 0)
+    right = {
+        "int": type(value) is int and least <= value < _MOST,
+        "str": isinstance(value, str),
+        "bool": isinstance(value, bool),
+    }
+    if not right[expected]:
+        what = {
+            "int": f"an integer of at least {least}",
+            "str": "a string",
+            "bool": "true or false",
+        }
+        raise ValueError(f"{name}={value!r:.40} must be {what[expected]}")
+    if name in _DIGESTS and not _DIGEST.fullmatch(value):
+        raise ValueError(f"{name}={value!r:.40} must be a SHA-256")
 
 
-def _source(entry: Mapping[str, Any]) -> SourceState:
-    return SourceState(
-        _text(entry, "name"),
-        _number(entry, "size", -1),
-        _number(entry, "modified_ns", -_MOST),
-        _number(entry, "rows"),
-        _number(entry, "characters"),
-        _boolean(entry, "done"),
-    )
-
-
-def _shard(entry: Mapping[str, Any]) -> Shard:
-    return Shard(
-        _number(entry, "tokens", 1),
-        _number(entry, "documents"),
-        _number(entry, "bytes"),
-        _digest(entry, "sha256"),
-        _digest(entry, "documents_sha256"),
-        None if entry.get("characters") is None else _number(entry, "characters"),
-    )
-
-
-def _list(content: Mapping[str, Any], name: str) -> list[Any]:
-    if not isinstance(content[name], list) or not all(isinstance(e, dict) for e in content[name]):
-        raise ValueError(f"{name} must be a list of objects")
-    return content[name]
-
-
-def _text(content: Mapping[str, Any], name: str) -> str:
-    if not isinstance(content[name], str):
-        raise ValueError(f"{name}={content[name]!r:.40} must be a string")
-    return content[name]
-
-
-def _boolean(content: Mapping[str, Any], name: str) -> bool:
-    if not isinstance(content[name], bool):
-        raise ValueError(f"{name}={content[name]!r:.40} must be true or false")
-    return content[name]
-
-
-def _number(content: Mapping[str, Any], name: str, least: int = 0) -> int:
-    if type(content[name]) is not int or not least <= content[name] < _MOST:
-        raise ValueError(f"{name}={content[name]!r:.40} must be an integer of at least {least}")
-    return content[name]
-
-
-def _digest(content: Mapping[str, Any], name: str) -> str:
-    if not isinstance(content[name], str) or not _DIGEST.fullmatch(content[name]):
-        raise ValueError(f"{name}={content[name]!r:.40} must be a SHA-256")
-    return content[name]
+_PARTS = {"sources": SourceState, "shards": Shard}

@@ -1,0 +1,227 @@
+"""Encode a text of any length chunk by chunk, to the ids of the whole text.
+
+With characters and bytes as tokens, a text can be split anywhere. With byte-level BPE it can be
+split where a word begins regardless of context. For the rules for words known here that is before
+a space that follows a letter, and after a line end between two ordinary characters; for mygpt's own
+rule (`tokenization/words.py`) also before a space that follows any ordinary character, and between
+a line end and an ordinary character. Any other tokenizer needs complete documents.
+
+BPE with a known rule for words is encoded word by word in Python, merging each distinct word only
+once. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mygpt.data.tokens import dtype_of
+from mygpt.errors import InputError
+from mygpt.tokenization import BPETokenizer, ForeignTokenizer, Tokenizer
+from mygpt.tokenization.library import refusals
+from mygpt.tokenization.tokenizer_json import build, check, to_symbols, word_rules
+from mygpt.tokenization.words import REACH, WordSplitter
+
+# Ordinary characters, which are not white space in any version of Unicode: ASCII, Latin, Cyrillic,
+# Chinese, Japanese, Korean.
+_ORDINARY = "!-~\u00c0-\u024f\u0400-\u04ff\u3001-\u30fa\u4e00-\u9fa5\uac00-\ud7a3\uff01-\uff5e"
+_OURS = re.compile(rf"[{_ORDINARY}](?= )|\n(?=[{_ORDINARY}])")
+_SPACES = re.compile(r"[^\W\d_](?= )")
+_SPACES_AND_LINES = re.compile(rf"[^\W\d_](?= )|[{_ORDINARY}]\n(?=[{_ORDINARY}])")
+_SLACK = 2**16  # characters in which a split point is searched for, before words are counted
+_LONGEST = 2**28  # characters of a document that cannot be split
+_MOST_WORDS = 2**17  # whose ids are cached
+_LENGTH = 2000  # characters per text of the library's batch; shorter and longer ones are slower
+
+
+class Chunker:
+    """Finds the ends of chunks.
+
+    A chunk's end depends only on the text from the chunk's beginning on, not on how much of it is
+    read at a time.
+
+    Args:
+        tokenizer: will encode the chunks.
+        length: minimum number of characters of a chunk, except for a document's last one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, length: int) -> None:
+        self.length = length
+        self._anywhere = tokenizer.kind in ("char", "byte")
+        self._pattern, self._own_rule = _rule(tokenizer)
+        self._words = WordSplitter()
+
+    def find(self, text: str, begin: int, seen: int) -> int | None:
+        """The end of the chunk that begins at `begin`; None if more text is needed.
+
+        Args:
+            text: the part of the document that has been read.
+            begin: the index of the chunk's first character in `text`.
+            seen: the length of `text` at the previous call, which returned None; else 0.
+
+        Raises:
+            InputError: if the tokenizer needs complete documents and this one is too long.
+        """
+        least = begin + self.length
+        if len(text) <= least:
+            return None
+        if self._anywhere:
+            return least
+        if self._pattern is None:
+            self._check_whole(len(text) - begin)
+            return None
+        last = least + _SLACK if self._own_rule else len(text)
+        found = self._pattern.search(text, max(least, seen - 2), last)
+        if found is not None:
+            return found.end()
+        if not self._own_rule:
+            self._check_whole(len(text) - begin)
+            return None
+        return self._before_a_word(text, begin, last) if len(text) > last else None
+
+    def _before_a_word(self, text: str, begin: int, last: int) -> int:
+        """The last position up to which the words do not depend on the text that follows."""
+        words = self._words.split(text[begin:last])
+        end = last
+        while words and last - end < REACH:
+            end -= len(words.pop())
+        return end
+
+    def _check_whole(self, length: int) -> None:
+        if length > _LONGEST:
+            raise InputError(
+                f"a document has more than {_LONGEST:,} characters, the limit for a tokenizer that "
+                "needs complete documents: split it into several, for instance lines of a *.jsonl"
+            )
+
+
+def library_json(tokenizer: Tokenizer) -> dict[str, object] | None:
+    """The `tokenizer.json` of a byte-level BPE; None for any other tokenizer."""
+    if isinstance(tokenizer, BPETokenizer) or (
+        isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_lossless
+    ):
+        description: dict[str, object] = tokenizer.to_state()["tokenizer"]
+        return description
+    return None
+
+
+def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
+    """The pattern before which a text can be split, and whether `words.py`'s rule applies."""
+    description = library_json(tokenizer)
+    if description is None:
+        return None, False
+    contents = check(description)
+    if contents.own_rule:
+        return _OURS, True
+    if not contents.splits_at_spaces:
+        return None, False
+    lines = any("\n" in name for name in contents.added.values())
+    return (_SPACES if lines else _SPACES_AND_LINES), False
+
+
+class Words(dict[str, bytes]):
+    """A cache from word to the bytes of its ids; a missing word is merged by the library.
+
+    Args:
+        split: splits a text into words.
+        model: the library's BPE model, which merges.
+        dtype: the integer type of the ids.
+    """
+
+    def __init__(self, split: Callable[[str], list[str]], model: Any, dtype: np.dtype[Any]) -> None:
+        super().__init__()
+        self.split = split
+        self._model = model
+        self._dtype = dtype
+
+    def __missing__(self, word: str) -> bytes:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+        ids = [token.id for token in self._model.tokenize(to_symbols(word))]
+        self[word] = data = np.array(ids, self._dtype).tobytes()
+        return data
+
+
+def words_of(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Words | None:
+    """The word cache for a tokenizer with a known rule for words; None for any other."""
+    description: Any = library_json(tokenizer)
+    if description is None or description.get("normalizer") is not None:
+        return None
+    contents = check(description)
+    model = build(description).model
+    if contents.own_rule:
+        return Words(WordSplitter().split, model, dtype)
+    if not contents.splits_at_spaces or set(contents.added) - contents.control:
+        return None
+    (rule,) = word_rules(description["pre_tokenizer"])
+    return Words(WordSplitter(str(rule)).split, model, dtype)
+
+
+class Encoder:
+    """Encodes chunks of documents to the same ids as `encode_documents`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.dtype = np.dtype(dtype_of(tokenizer)).newbyteorder("<")
+        ends = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        self._before = np.array([*ends, *tokenizer.beginning], self.dtype).tobytes()
+        self._words = words_of(tokenizer, self.dtype)
+        self._library = None if self._words is not None else _library_of(tokenizer)
+
+    def encode(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[list[int], bytearray]:
+        """Encode chunks.
+
+        Args:
+            texts: the chunks.
+            begins: whether each begins a document, and so gets the tokens before a document.
+
+        Returns:
+            The number of ids of each chunk, and the bytes of all ids.
+
+        Raises:
+            InputError: as the tokenizer does.
+        """
+        counts: list[int] = []
+        ids = bytearray()
+        for text, begin in zip(texts, begins, strict=True):
+            length = len(ids)
+            if begin:
+                ids += self._before
+            if self._words is not None:
+                ids += b"".join(map(self._words.__getitem__, self._words.split(text)))
+            else:
+                for row in self._rows(text):
+                    ids += row.astype(self.dtype).tobytes()
+            counts.append((len(ids) - length) // self.dtype.itemsize)
+        return counts, ids
+
+    def _rows(self, text: str) -> Any:
+        if self._library is None:
+            return self.tokenizer.encode_pieces([text])
+        with refusals("the tokenizers library could not encode this text"):
+            found = self._library(_in_chunks(text), add_special_tokens=False)
+        return [np.array(each.ids, np.int64) for each in found]
+
+
+def _library_of(tokenizer: Tokenizer) -> Any:
+    """The library's batch encoder, if it can encode a text in chunks; else None."""
+    description = library_json(tokenizer)
+    if description is None:
+        return None
+    contents = check(description)
+    if not contents.splits_at_spaces:
+        return None
+    library = build(description)
+    return getattr(library, "encode_batch_fast", library.encode_batch)
+
+
+def _in_chunks(text: str) -> list[str]:
+    chunks = []
+    begin = 0
+    while found := _SPACES.search(text, begin + _LENGTH):
+        chunks.append(text[begin : found.end()])
+        begin = found.end()
+    return [*chunks, text[begin:]]
