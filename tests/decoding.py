@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from mygpt import GPTConfig
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
@@ -35,6 +36,9 @@ SAMPLINGS = [
     SamplingConfig(1.5, top_p=0.8, repetition_penalty=0.7),
     SamplingConfig(1.1, 4, 0.95, 0.05, 1.2),
 ]
+# Rows of logits; quarters are exact in float32 and make many ties.
+logit = st.one_of(st.integers(-40, 40).map(lambda n: n / 4), st.just(-math.inf))
+logit_rows = st.lists(logit, min_size=1, max_size=12).filter(lambda v: max(v) > -math.inf)
 # Wider than a panel of outputs and a block of inputs, no size a whole number of vectors, and
 # a window of several passes and of more than a block of positions.
 BIG = {
@@ -251,10 +255,7 @@ def assert_rows_are_as_alone(generator, engine_, requests, alone) -> int:
 def assert_runs(program: str, *arguments: str) -> str:
     """Run a Python program that may import the helpers in tests/; its output."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=TESTS,
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=TESTS
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

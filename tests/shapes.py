@@ -98,3 +98,18 @@ def build(config: GPTConfig, seed: int = 0, spread: float | None = 0.5) -> GPT:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=spread)
     return model
+
+
+class OwnForward(GPT):
+    """A GPT that a learner changed: no cache in its forward."""
+
+    def forward(self, ids, targets=None):
+        logits, loss = super().forward(ids, targets)
+        return logits.flip(-1), loss
+
+
+def own_forward() -> OwnForward:
+    """The tutorial's model with another forward pass."""
+    model = OwnForward.from_config(TUTORIAL)
+    model.load_state_dict(build(TUTORIAL).state_dict())
+    return model.eval()

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from decoding import logit_rows
 from golden_filters import golden_text
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
@@ -63,34 +64,6 @@ def test_rows_of_a_batch_are_filtered_each_for_itself():
 
 
 # --- properties ----------------------------------------------------------------------------
-
-# Quarters are exact in float32 and make many ties.
-logit = st.one_of(st.integers(-40, 40).map(lambda n: n / 4), st.just(-math.inf))
-logit_rows = st.lists(logit, min_size=1, max_size=12).filter(lambda v: max(v) > -math.inf)
-settings_ = st.builds(
-    SamplingConfig,
-    temperature=st.sampled_from([0.0, 1e-40, 0.1, 0.5, 1.0, 2.0, 50.0]),
-    top_k=st.none() | st.integers(0, 14),
-    top_p=st.none() | st.sampled_from([1e-6, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0]),
-    min_p=st.none() | st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
-    repetition_penalty=st.none() | st.sampled_from([0.5, 1.0, 1.25, 2.0]),
-)
-
-
-@given(logit_rows, settings_, st.data())
-def test_probabilities_are_a_distribution_that_keeps_the_likeliest(values, sampling, data):
-    """They sum to 1, the argmax after the penalty stays, and no argument is written to."""
-    seen_ids = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=5))
-    logits, seen = row(values), torch.tensor([seen_ids], dtype=torch.int64)
-    before, seen_before = logits.clone(), seen.clone()
-    probs = probabilities(logits, sampling, seen)[0]
-    assert torch.equal(logits, before)
-    assert torch.equal(seen, seen_before)
-    assert float(probs.sum()) == pytest.approx(1.0, abs=1e-5)
-    after = reference.penalized(values, seen_ids, sampling.repetition_penalty or 1.0)
-    best = reference.most_probable_first(after)[0]
-    assert probs[best] > 0
-    assert probs[best] == probs.max()
 
 
 @given(logit_rows, st.integers(1, 14))
@@ -235,47 +208,12 @@ def test_next_ids_draws_with_each_rows_own_stream_at_its_step():
             assert found[b] == expected
 
 
-@pytest.mark.parametrize("streams", [None, [Stream(0)]])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(
-    "values",
-    [[1.0, math.nan], [math.nan, math.nan], [1.0, math.inf], [-math.inf, -math.inf]],
-)
-def test_logits_that_are_not_numbers_are_refused(values, temperature, streams):
-    """A broken model is named, instead of a crash inside torch or token V."""
-    with pytest.raises(InputError, match="NaN or infinity"):
-        next_ids(torch.tensor([values]), SamplingConfig(temperature), NO_TEXT, streams, 0)
-
-
 @pytest.mark.parametrize("broken", [[0.0, math.nan], [math.inf, 0.0], [-math.inf, -math.inf]])
 def test_one_broken_row_of_many_is_refused(broken):
+    """A broken model is named, instead of a crash inside torch or token V."""
     logits = torch.tensor([[0.0, 1.0], broken, [2.0, 1.0]])
     with pytest.raises(InputError, match="NaN or infinity"):
         next_ids(logits, SamplingConfig(), NO_TEXT.expand(3, -1), None, 0)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": 1e39},
-        {"temperature": 2e-30},
-        {"repetition_penalty": 1e-39},
-        {"repetition_penalty": 1e39},
-        {"repetition_penalty": 1e-39, "temperature": 0.0},
-    ],
-    ids=str,
-)
-def test_extreme_settings_draw_a_token_or_are_refused(settings):
-    """Past float32's range there is no distribution: once id V was drawn, which does not exist."""
-    for values in ([5.0, -math.inf, 2.0], [-5.0, -1.0, -2.0], [0.0, 0.0, 0.0], [1e9, 1.0, -1e9]):
-        for streams in (None, [Stream(0)]):
-            logits, seen = torch.tensor([values]), torch.tensor([[0, 1, 2]])
-            try:
-                found = next_ids(logits, SamplingConfig(**settings), seen, streams, 0)
-            except InputError:
-                continue
-            assert int(found) < 3
-            assert values[int(found)] > -math.inf
 
 
 # --- refusals ------------------------------------------------------------------------------

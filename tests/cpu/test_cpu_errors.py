@@ -8,12 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from decoding import (
-    engine_of,
-    random_arrays,
-    request,
-    written,
-)
+from decoding import engine_of, random_arrays, request, written
 from mygpt.core.config import SamplingConfig
 from mygpt.cpu.decode.engine import CpuEngine
 from mygpt.errors import InputError

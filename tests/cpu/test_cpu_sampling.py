@@ -14,14 +14,7 @@ import pytest
 import torch
 
 import reference
-from decoding import (
-    SAMPLINGS,
-    constant,
-    prompts,
-    request,
-    weighed,
-    written,
-)
+from decoding import SAMPLINGS, constant, prompts, request, weighed, written
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.sampling import probabilities as torch_probabilities

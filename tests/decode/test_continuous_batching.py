@@ -20,12 +20,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import CPU
+from decoding import CPU, constant, request
+from decoding import SAMPLINGS as USUAL
 from mygpt import CharTokenizer, GPTConfig, Writer
-from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import SamplingConfig
 from mygpt.core.generation import UncachedDecoder
-from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.cpu.decode import engine as cpu_batch
 from mygpt.cpu.decode import layout as at
@@ -44,15 +43,7 @@ WIDE = {  # windows in which prompts are long enough to share
     "broken": replace(LLAMA, max_seq_len=40, num_layers=2),
 }
 WILD = SamplingConfig(repetition_penalty=1e-39)
-SAMPLINGS = [
-    SamplingConfig(),
-    SamplingConfig(0.0),
-    SamplingConfig(0.0, repetition_penalty=1.4),
-    SamplingConfig(0.7, 3),
-    SamplingConfig(1.5, top_p=0.8, repetition_penalty=0.7),
-    SamplingConfig(1.1, 4, 0.95, 0.05, 1.2),
-    WILD,
-]
+SAMPLINGS = [*USUAL, WILD]
 
 
 @cache
@@ -79,20 +70,6 @@ def engine_of(name: str, kind: str = "cpu", threads: int = 1):
 
 def config_of(name: str) -> GPTConfig:
     return model_of(name).config
-
-
-def constant(logits, kind=CpuEngine):
-    """A model that predicts these logits for any text."""
-    config = GPTConfig(len(logits), 1, 1, 1, max_seq_len=4, tied=False)
-    arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
-    arrays["final_norm.bias"][:] = 1
-    arrays["head.weight"][:, 0] = logits
-    return kind(config, arrays)
-
-
-def request(prompt, new=12, sampling=None, seed=0, index=0, overflow="crop", end=None) -> Request:
-    prompt = np.array(prompt, dtype=np.int64)
-    return Request(prompt, new, sampling or SamplingConfig(), Stream(seed, index), overflow, end)
 
 
 @cache
@@ -239,6 +216,21 @@ def shared(monkeypatch) -> list[int]:
     return counts
 
 
+def compared(engine, config, examples: int, least_slots: int, most_new: int) -> Counter[str]:
+    """Check random schedules; the events of all of them."""
+    counts: Counter[str] = Counter()
+
+    @settings(max_examples=examples)
+    @given(st.integers(least_slots, 5), st.integers(0, 2**32))
+    def check(size, seed):
+        checker = Checker(engine, size)
+        checker.do(random_schedule(seed, config, most_new))
+        counts.update(checker.counts)
+
+    check()
+    return counts
+
+
 CPU_CASES = [
     ("tutorial", "cpu", 1),
     ("tutorial", "int8", 1),
@@ -258,17 +250,9 @@ def test_a_row_is_bitwise_the_same_as_alone(name, kind, threads, shared):
 
     With 150 tokens, texts of the tutorial's small window drop their beginnings several times.
     """
-    engine, counts = engine_of(name, kind, threads), Counter()
+    engine, examples = engine_of(name, kind, threads), 150 if threads == 1 else 80
     most_new = 150 if name == "tutorial" else 50
-
-    @settings(max_examples=150 if threads == 1 else 80)
-    @given(st.integers(1, 5), st.integers(0, 2**32))
-    def check(size, seed):
-        checker = Checker(engine, size)
-        checker.do(random_schedule(seed, engine.model.config, most_new))
-        counts.update(checker.counts)
-
-    check()
+    counts = compared(engine, config_of(name), examples, 1, most_new)
     assert counts["ids"] > 1000, "the schedules show too little"
     assert counts["failures"] > 15
     assert name == "tutorial" or len(shared) > 15
@@ -278,16 +262,7 @@ def test_a_row_is_bitwise_the_same_as_alone(name, kind, threads, shared):
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_rows_of_other_engines_are_the_same_as_alone(kind):
     """With the same comparison: all engines have the same interface."""
-    engine, counts = engine_of("tutorial", kind), Counter()
-
-    @settings(max_examples=40)
-    @given(st.integers(1, 4), st.integers(0, 2**32))
-    def check(size, seed):
-        checker = Checker(engine, size)
-        checker.do(random_schedule(seed, config_of("tutorial"), 30))
-        counts.update(checker.counts)
-
-    check()
+    counts = compared(engine_of("tutorial", kind), config_of("tutorial"), 40, 1, 30)
     assert counts["ids"] > 300
     assert counts["failures"] > 3
 
@@ -299,7 +274,7 @@ def test_rows_of_other_engines_are_the_same_as_alone(kind):
 @pytest.mark.parametrize("most", [1, 5])
 def test_tokens_drawn_before_a_failure_are_returned(most, kind):
     """Token 1 is drawn first; then it counts as seen, and its penalty overflows."""
-    checker = Checker(constant([0.0, 40.0, 1.0], kind), 3)
+    checker = Checker(constant([0.0, 40.0, 1.0], 4, kind), 3)
     checker.join(request([0], 4, seed=1))
     checker.join(request([0], 4, WILD))
     checker.join(request([0], 4, seed=2))
@@ -373,16 +348,7 @@ def test_a_long_prompt_is_read_at_once_if_no_row_waits(pieces):
 @pytest.mark.parametrize("name", ["modern", "learned", "broken"])
 def test_reading_in_pieces_changes_no_row(name, pieces, shared):
     """The schedules above, in which rows now wait often."""
-    engine, counts = engine_of(name), Counter()
-
-    @settings(max_examples=80)
-    @given(st.integers(2, 5), st.integers(0, 2**32))
-    def check(size, seed):
-        checker = Checker(engine, size)
-        checker.do(random_schedule(seed, engine.model.config, 50))
-        counts.update(checker.counts)
-
-    check()
+    counts = compared(engine_of(name), config_of(name), 80, 2, 50)
     assert counts["ids"] > 700
     assert counts["waits"] > 70
     assert len(shared) > 15
@@ -456,7 +422,7 @@ def test_cached_values_that_are_not_finite_are_not_copied(shared):
 def test_a_penalty_counts_tokens_before_the_window():
     """Only the last tokens of a prompt are kept, but all of them count as seen."""
     greedy = SamplingConfig(0.0, repetition_penalty=2.0)
-    checker = Checker(constant([1.0, 3.9, 4.0]), 1)
+    checker = Checker(constant([1.0, 3.9, 4.0], 4), 1)
     checker.join(request([2, 0, 0, 0, 0, 0], 1, greedy))
     checker.advance(1)
     assert checker.rows[0].alone.ids == [1]

@@ -118,9 +118,7 @@ def test_every_end_that_a_generation_config_lists_ends_a_text(tmp_path: Path) ->
     )
     tokenizer, notes = read_tokenizer(folder, 283)
     assert ends_of(tokenizer) == (282, 280, 281)
-    assert notes == [
-        "'<|end_of_text|>', '<|eom_id|>' in generation_config.json also end a text",
-    ]
+    assert notes == ["'<|end_of_text|>', '<|eom_id|>' in generation_config.json also end a text"]
     assert ends_of(from_state(tokenizer.to_state())) == (282, 280, 281)
     config = GPTConfig(283, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=32)
     writer = Writer(build(config, 0, 0.02), tokenizer)

@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import reference
-from decoding import SAMPLINGS, constant, floats, request, weighed, written
+from decoding import SAMPLINGS, constant, floats, logit_rows, request, weighed, written
 from mygpt.core import sampling as torch_sampling
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import DRAW_TOKEN, Stream, philox
@@ -149,9 +149,6 @@ def test_golden_draws_with_the_nearest_streams(case, backend):
 
 # --- properties ----------------------------------------------------------------------------
 
-# Quarters are exact in float32 and make many ties.
-logit = st.one_of(st.integers(-40, 40).map(lambda n: n / 4), st.just(-math.inf))
-logit_rows = st.lists(logit, min_size=1, max_size=12).filter(lambda v: max(v) > -math.inf)
 settings_ = st.builds(
     SamplingConfig,
     temperature=st.sampled_from([0.0, 1e-40, 0.1, 0.5, 1.0, 2.0, 50.0]),

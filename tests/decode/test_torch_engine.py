@@ -552,20 +552,7 @@ def test_compile_is_refused_for_other_engines(saved, capsys, monkeypatch, engine
     with pytest.raises(InputError, match=message):
         Writer(checkpoint, checkpoint.tokenizer, engine=engine, compile=True)
     with pytest.raises(SystemExit) as left:
-        main(
-            [
-                "generate",
-                "-c",
-                str(saved),
-                "-p",
-                "a",
-                "--seed",
-                "1",
-                "--compile",
-                "--engine",
-                engine,
-            ]
-        )
+        main(f"generate -c {saved} -p a --seed 1 --compile --engine {engine}".split())
     out, err = capsys.readouterr()
     assert (left.value.code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("mygpt: compile is for the torch engine")

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decoding import (
-    assert_runs,
-    engine_of,
-    model_of,
-    request,
-    written,
-)
+from decoding import assert_runs, engine_of, model_of, request, written
 from mygpt import CharTokenizer, Writer, save_checkpoint
 from mygpt.cpu.decode.engine import CpuEngine
 from mygpt.decode import writer as writer_module

@@ -16,22 +16,10 @@ from mygpt.core.random import Stream
 from mygpt.core.window import Overflow
 from mygpt.decode.choice import Backend, Choice, tokens_to_read
 from mygpt.decode.completion import Completion, Row
-from mygpt.engine import (
-    Batch,
-    Decoding,
-    Request,
-    check_overflow,
-    check_prompt_fits,
-    fresh_seed,
-)
+from mygpt.engine import Batch, Decoding, Request, check_overflow, check_prompt_fits, fresh_seed
 from mygpt.errors import InputError, require_int
 from mygpt.tokenization import Tokenizer, ends_of
-from mygpt.tokenization.unknown import (
-    PROMPT_POLICIES,
-    adding_remedy,
-    check_policy,
-    without_unknown,
-)
+from mygpt.tokenization.unknown import PROMPT_POLICIES, adding_remedy, check_policy, without_unknown
 
 if TYPE_CHECKING:
     from mygpt.core.config import GPTConfig

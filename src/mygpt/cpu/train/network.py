@@ -16,13 +16,7 @@ from mygpt.cpu.common.arithmetic import f32, padded, part_start
 from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train.arithmetic import cross_entropy_row, norm_rows, norm_rows_backward
-from mygpt.cpu.train.block import (
-    add_row,
-    block_backward,
-    block_forward,
-    drop_rows,
-    workspace,
-)
+from mygpt.cpu.train.block import add_row, block_backward, block_forward, drop_rows, workspace
 from mygpt.cpu.train.products import linear_backward, linear_forward, pack_matrix
 
 _ZERO = f32(0)
