@@ -1,4 +1,4 @@
-"""A BPE tokenizer trained on a small text, and texts that its rule for words splits differently."""
+"""Texts and rules for words, and a BPE tokenizer trained on a small text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from hypothesis import strategies as st
 
 from mygpt.tokenization import END_OF_TEXT, BPETokenizer
 
-TEXT = (
+PARAGRAPH = (
     "The quick brown fox's den isn't here; they'LL say 'tis 1234567 times!\n\n"
     "def f(x):\n    return x + 10  # naïve café, 東京都に行く。\r\n\tпривет, мир 🙂🙂👍🏽\n"
-    "-----------\n   \n<|endoftext|> and again the quick brown fox, the quicker the better.\n"
+)
+TEXT = (
+    PARAGRAPH
+    + "-----------\n   \n<|endoftext|> and again the quick brown fox, the quicker the better.\n"
 ) * 8
 BPE = BPETokenizer.train([TEXT], 400)
 END = 256
+# The rules for words of Qwen2's and Llama 3's files.
+QWEN_2, LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + "|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for numbers in (r"\p{N}", r"\p{N}{1,3}")
+)
 
 # Mostly characters that the rule for words distinguishes; the rest is any character.
 _parts = st.sampled_from(

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
+from bpe_samples import LLAMA_3, QWEN_2
 from gguf_reference import BYTE, merged_ids, read_gguf, sentencepiece_ids
 from mygpt.errors import InputError
 from mygpt.formats.gguf_file import write_gguf_file
@@ -108,12 +109,13 @@ def of_another(pre: Any, *, whole: bool = False, end: bool = True, **changes: An
 
 
 def byte_level(use_regex: bool) -> dict[str, Any]:
-    return {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": use_regex,
-    }
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {**plain, "use_regex": use_regex}
+
+
+def at_digits(each: bool) -> dict[str, Any]:
+    digits = {"type": "Digits", "individual_digits": each}
+    return {"type": "Sequence", "pretokenizers": [digits, byte_level(True)]}
 
 
 def split_at(rule: str) -> dict[str, Any]:
@@ -121,28 +123,14 @@ def split_at(rule: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, byte_level(False)]}
 
 
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA_3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-
-
 @pytest.mark.parametrize(
     ("pre", "whole", "name"),
     [
         (byte_level(True), False, "gpt-2"),
-        (split_at(QWEN2), False, "qwen2"),
+        (split_at(QWEN_2), False, "qwen2"),
         (split_at(LLAMA_3), False, "smaug-bpe"),
         (split_at(LLAMA_3), True, "llama-bpe"),
-        (
-            {
-                "type": "Sequence",
-                "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level(True)],
-            },
-            False,
-            "smollm",
-        ),
+        (at_digits(True), False, "smollm"),
     ],
 )
 def test_rules_of_other_tokenizers_get_llama_cpps_names(pre: Any, whole: bool, name: str) -> None:
@@ -159,15 +147,9 @@ def test_rules_of_other_tokenizers_get_llama_cpps_names(pre: Any, whole: bool, n
     ("pre", "whole"),
     [
         (split_at(r"\p{L}+|\P{L}+"), False),
-        (split_at(QWEN2), True),
+        (split_at(QWEN_2), True),
         (byte_level(False), False),
-        (
-            {
-                "type": "Sequence",
-                "pretokenizers": [{"type": "Digits", "individual_digits": False}, byte_level(True)],
-            },
-            False,
-        ),
+        (at_digits(False), False),
     ],
     ids=["unknown", "Qwen2's with whole words", "none", "two"],
 )
@@ -179,7 +161,7 @@ def test_a_rule_without_a_name_is_refused(pre: Any, whole: bool) -> None:
 
 
 def test_nfc_normalization_gives_a_note() -> None:
-    tokenizer = of_another(split_at(QWEN2), normalizer={"type": "NFC"})
+    tokenizer = of_another(split_at(QWEN_2), normalizer={"type": "NFC"})
     _, notes = tokenizer_values(tokenizer, tokenizer.vocab_size)
     assert notes == [
         "the tokenizer normalizes text to NFC, and llama.cpp does not: give it text in NFC"
@@ -226,7 +208,7 @@ def of_a_model(
 @pytest.mark.parametrize(
     ("pre", "whole", "first", "name"),
     [
-        (split_at(QWEN2), False, "", "qwen2"),
+        (split_at(QWEN_2), False, "", "qwen2"),
         (split_at(LLAMA_3), True, "<|begin_of_text|>", "llama-bpe"),
         (byte_level(True), False, "", "gpt-2"),
     ],
@@ -257,14 +239,14 @@ def test_an_imported_models_tokenizer_is_exported(
 
 
 def test_a_padding_token_is_named() -> None:
-    tokenizer = of_a_model(split_at(QWEN2), first="<pad>")
+    tokenizer = of_a_model(split_at(QWEN_2), first="<pad>")
     values, _ = tokenizer_values(tokenizer, tokenizer.vocab_size)
     number = values["tokenizer.ggml.padding_token_id"]
     assert values["tokenizer.ggml.tokens"][number] == "<pad>"
 
 
 def test_an_added_token_that_takes_spaces_is_refused() -> None:
-    tokenizer = of_a_model(split_at(QWEN2))
+    tokenizer = of_a_model(split_at(QWEN_2))
     description = tokenizer.to_state()["tokenizer"]
     description["added_tokens"][-2] |= {"special": False, "lstrip": True}
     odd = ForeignTokenizer(description, end_of_text=tokenizer.end_of_text)
@@ -344,24 +326,9 @@ def llama_2(**changes: Any) -> dict[str, Any]:
 
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
 _words = st.sampled_from(
-    [
-        "the",
-        " the",
-        "  the",
-        "cat",
-        " ",
-        "   ",
-        "a",
-        "aa",
-        "aaa",
-        "ïve",
-        "漢字",
-        "🙂",
-        "\n",
-        "x.",
-        "th",
-    ]
-)
+    ["the", " the", "  the", "cat", " ", "   ", "a", "aa", "aaa", "ïve", "漢字", "🙂", "\n", "x.",
+     "th"]
+)  # fmt: skip
 
 
 @pytest.mark.slow

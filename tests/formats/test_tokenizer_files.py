@@ -9,14 +9,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from bpe_samples import PARAGRAPH
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import read_tokenizer
 from mygpt.tokenization import END_OF_TEXT
 
-TEXT = (
-    "The quick brown fox's den isn't here; they'LL say 'tis 1234567 times!\n\n"
-    "def f(x):\n    return x + 10  # naïve café, 東京都に行く。\r\n\tпривет, мир 🙂🙂👍🏽\n"
-) * 8
 TEXTS = [
     "", " ", "  a", "a  ", "\n", "\r\n\r\n", "\t\ta\u0301\u0301", "The quick brown", " The quick",
     "they'LL say 'tis 12345 times", "x=1;\n\n\n  y", "e\u0301 \u212b \ufb01 \u1112\u1161\u11ab",
@@ -37,7 +34,7 @@ def library() -> tokenizers.Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator([TEXT], trainer)
+    made.train_from_iterator([PARAGRAPH * 8], trainer)
     return made
 
 
@@ -86,142 +83,92 @@ def same_as_transformers(folder: Path, rows: int | None = None) -> tuple[object,
     return ours, judge
 
 
+def settings(tokenizer_class: str | None = None, **more: object) -> dict[str, object]:
+    named = {} if tokenizer_class is None else {"tokenizer_class": f"{tokenizer_class}"}
+    return {"tokenizer_config": named | more}
+
+
+def special(**roles: object) -> dict[str, object]:
+    return {"special_tokens_map": {name if "_" in name else f"{name}_token": value
+                                   for name, value in roles.items()}}  # fmt: skip
+
+
 QWEN_ADDED = {END_OF_TEXT: SIZE, "<|im_start|>": SIZE + 1, "<|im_end|>": SIZE + 2}
-ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+QWEN_LISTED = {str(n): token(name) for name, n in QWEN_ADDED.items()}
+LISTED = {
+    str(SIZE): token(END_OF_TEXT),
+    str(SIZE + 2): token("<tool_call>", special=False, lstrip=True),
+    str(SIZE + 1): token("<extra>", special=False, rstrip=True, normalized=True),
+}
+END, TWO, ROBERTA = (
+    [END_OF_TEXT],
+    [END_OF_TEXT, "</s>"],
+    ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+)
 # Words that the vocabulary has too, type of the model, and the other files.
 FOLDERS = {
-    "gpt2, no other file": ([END_OF_TEXT], "gpt2", {}),
-    "gpt2": ([END_OF_TEXT], "gpt2", {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer"}}),
+    "gpt2, no other file": (END, "gpt2", {}),
+    "gpt2": (END, "gpt2", settings("GPT2Tokenizer")),
     "gpt2, its end of text added": ([], "gpt2", {"added_tokens": {END_OF_TEXT: SIZE}}),
     "gpt2, its end of text implied": ([], "gpt2", {}),
-    "gpt2, a space before the text": (
-        [END_OF_TEXT],
-        "gpt2",
-        {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}},
-    ),
+    "gpt2, a space before the text": (END, "gpt2", settings("GPT2Tokenizer", add_prefix_space=True)),
     "gpt2, begun by a token": (
-        [END_OF_TEXT, "<s>"],
-        "gpt2",
-        {"tokenizer_config": {"bos_token": "<s>", "add_bos_token": True}},
+        [*END, "<s>"], "gpt2", settings(bos_token="<s>", add_bos_token=True)
     ),
-    "gpt2, enclosed by tokens": (
-        [END_OF_TEXT],
-        "gpt2",
-        {"tokenizer_config": {"add_bos_token": True, "add_eos_token": True}},
-    ),
-    "gpt2, another end": (
-        [END_OF_TEXT, "</s>"],
-        "gpt2",
-        {"special_tokens_map": {"eos_token": "</s>", "bos_token": token("</s>")}},
-    ),
+    "gpt2, enclosed by tokens": (END, "gpt2", settings(add_bos_token=True, add_eos_token=True)),
+    "gpt2, another end": (TWO, "gpt2", special(eos="</s>", bos=token("</s>"))),
     "gpt2, two ends, of which the older file's counts": (
-        [END_OF_TEXT, "</s>"],
-        "gpt2",
-        {
-            "tokenizer_config": {"eos_token": END_OF_TEXT},
-            "special_tokens_map": {"eos_token": "</s>"},
-        },
+        TWO, "gpt2", settings(eos_token=END_OF_TEXT) | special(eos="</s>")
     ),
     "gpt2, two ends, of which the newer file's counts": (
-        [END_OF_TEXT, "</s>"],
-        "gpt2",
-        {
-            "tokenizer_config": {
-                "eos_token": END_OF_TEXT,
-                "added_tokens_decoder": {str(SIZE): token(END_OF_TEXT)},
-            },
-            "special_tokens_map": {"eos_token": "</s>"},
-        },
+        TWO, "gpt2",
+        settings(eos_token=END_OF_TEXT, added_tokens_decoder={str(SIZE): token(END_OF_TEXT)})
+        | special(eos="</s>"),
     ),
     "gpt2, added tokens": (
-        [END_OF_TEXT],
-        "gpt2",
-        {
-            "added_tokens": {"<extra>": SIZE + 1, "[PAD]": SIZE + 2, "<tool_call>": SIZE + 3},
-            "special_tokens_map": {"pad_token": "[PAD]"},
-        },
+        END, "gpt2",
+        special(pad="[PAD]")
+        | {"added_tokens": {"<extra>": SIZE + 1, "[PAD]": SIZE + 2, "<tool_call>": SIZE + 3}},
     ),
     "gpt2, additional special tokens": (
-        [END_OF_TEXT],
-        "gpt2",
-        {"special_tokens_map": {"additional_special_tokens": ["<extra>", "<tool_call>"]}},
+        END, "gpt2", special(additional_special_tokens=["<extra>", "<tool_call>"])
     ),
     "gpt2, a decoder of added tokens": (
-        [END_OF_TEXT],
-        "gpt2",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "GPT2TokenizerFast",
-                "added_tokens_decoder": {
-                    str(SIZE): token(END_OF_TEXT),
-                    str(SIZE + 2): token("<tool_call>", special=False, lstrip=True),
-                    str(SIZE + 1): token("<extra>", special=False, rstrip=True, normalized=True),
-                },
-                "eos_token": END_OF_TEXT,
-            }
-        },
+        END, "gpt2",
+        settings("GPT2TokenizerFast", added_tokens_decoder=LISTED, eos_token=END_OF_TEXT),
     ),
     "codegen": (
-        [END_OF_TEXT],
-        "gpt2",
-        {
-            "tokenizer_config": {"tokenizer_class": "CodeGenTokenizer"},
-            "added_tokens": {"  ": SIZE + 2, "   ": SIZE + 1},
-        },
+        END, "gpt2",
+        settings("CodeGenTokenizer") | {"added_tokens": {"  ": SIZE + 2, "   ": SIZE + 1}},
     ),
-    "neox": (
-        [END_OF_TEXT, "<|padding|>"],
-        "gpt2",
-        {"tokenizer_config": {"tokenizer_class": "GPTNeoXTokenizerFast"}},
-    ),
-    "neox, its padding implied": (
-        [END_OF_TEXT], "llama", {"tokenizer_config": {"tokenizer_class": "GPTNeoXTokenizer"}}
-    ),
-    "qwen, no other file": ([END_OF_TEXT], "qwen3", {}),
+    "neox": ([*END, "<|padding|>"], "gpt2", settings("GPTNeoXTokenizerFast")),
+    "neox, its padding implied": (END, "llama", settings("GPTNeoXTokenizer")),
+    "qwen, no other file": (END, "qwen3", {}),
     "qwen of the old files": (
-        [],
-        "qwen3",
-        {
-            "added_tokens": QWEN_ADDED,
-            "special_tokens_map": {
-                "eos_token": "<|im_end|>",
-                "pad_token": END_OF_TEXT,
-                "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
-            },
-            "tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"},
-        },
+        [], "qwen3",
+        settings("Qwen2Tokenizer")
+        | {"added_tokens": QWEN_ADDED}
+        | special(eos="<|im_end|>", pad=END_OF_TEXT,
+                  additional_special_tokens=["<|im_start|>", "<|im_end|>"]),
     ),
     "qwen of the new files": (
-        [],
-        "qwen3",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "Qwen2Tokenizer",
-                "added_tokens_decoder": {str(n): token(name) for name, n in QWEN_ADDED.items()}
-                | {str(SIZE + 3): token("<tool_call>", special=False)},
-                "bos_token": None,
-                "eos_token": "<|im_end|>",
-                "unk_token": None,
-                "pad_token": END_OF_TEXT,
-            }
-        },
+        [], "qwen3",
+        settings(
+            "Qwen2Tokenizer", bos_token=None, eos_token="<|im_end|>", unk_token=None,
+            pad_token=END_OF_TEXT,
+            added_tokens_decoder=QWEN_LISTED
+            | {str(SIZE + 3): token("<tool_call>", special=False)},
+        ),
     ),
-    "qwen's class on a llama": (
-        [END_OF_TEXT], "llama", {"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}
+    "qwen's class on a llama": (END, "llama", settings("Qwen2Tokenizer")),
+    "gpt2's class on a qwen": (END, "qwen3", settings("GPT2Tokenizer")),
+    "roberta": (ROBERTA, "gpt2", settings("RobertaTokenizer")),
+    "bart": (ROBERTA, "gpt2", settings("BartTokenizerFast")),
+    "roberta's class in config.json": (
+        ROBERTA, "gpt2",
+        {"config": {"model_type": "gpt2", "tokenizer_class": "RobertaTokenizer"}},
     ),
-    "gpt2's class on a qwen": (
-        [END_OF_TEXT], "qwen3", {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer"}}
-    ),
-    "roberta": (ROBERTA, "gpt2", {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}}),
-    "bart": (ROBERTA, "gpt2", {"tokenizer_config": {"tokenizer_class": "BartTokenizerFast"}}),
-    "roberta's class in config.json": (ROBERTA, "gpt2", {
-        "config": {"model_type": "gpt2", "tokenizer_class": "RobertaTokenizer"}
-    }),
-    "roberta, tokens implied": (
-        ["<s>", "</s>", "<unk>"],
-        "gpt2",
-        {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}},
-    ),
+    "roberta, tokens implied": (["<s>", "</s>", "<unk>"], "gpt2", settings("RobertaTokenizer")),
 }  # fmt: skip
 
 
@@ -241,30 +188,23 @@ def test_rows_past_the_tokens_change_no_id(name, tmp_path):
     assert ours.vocab_size == SIZE + 64 > len(judge)
 
 
+GENERIC = "PreTrainedTokenizerFast"
 ADDING = {
-    "added_tokens_decoder": {
-        "tokenizer_config": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END_OF_TEXT,
-            "added_tokens_decoder": {
-                str(SIZE): token(END_OF_TEXT),
-                str(SIZE + 1): token("<tool_call>", special=False),
-                str(SIZE + 2): token("<|im_end|>"),
-            },
-        }
-    },
+    "added_tokens_decoder": settings(
+        GENERIC,
+        eos_token=END_OF_TEXT,
+        added_tokens_decoder={
+            str(SIZE): token(END_OF_TEXT),
+            str(SIZE + 1): token("<tool_call>", special=False),
+            str(SIZE + 2): token("<|im_end|>"),
+        },
+    ),
     "added_tokens.json": {"added_tokens": {"<extra>": SIZE + 1, "<tool_call>": SIZE + 2}},
-    "a role": {
-        "tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
-    },
-    "a role of the old file": {"special_tokens_map": {"pad_token": "[PAD]"}},
-    "an end that is added": {
-        "tokenizer_config": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": "<|im_end|>",
-            "extra_special_tokens": ["<extra>"],
-        }
-    },
+    "a role": settings(GENERIC, pad_token="[PAD]"),
+    "a role of the old file": special(pad="[PAD]"),
+    "an end that is added": settings(
+        GENERIC, eos_token="<|im_end|>", extra_special_tokens=["<extra>"]
+    ),
 }
 
 
@@ -273,8 +213,7 @@ def test_other_files_extend_a_tokenizer_json_as_in_transformers(files, tmp_path)
     made = library()
     made.add_special_tokens([END_OF_TEXT])
     made.save(str(tmp_path / "tokenizer.json"))
-    generic = {"tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"}}
-    write(tmp_path, config={"model_type": "llama"}, **generic | files)
+    write(tmp_path, config={"model_type": "llama"}, **settings(GENERIC) | files)
     ours, _ = same_as_transformers(tmp_path)
     assert ours.vocab_size > SIZE + 1
 
@@ -307,16 +246,12 @@ def test_a_pad_token_past_the_rows_is_dropped_with_a_note(inside, tmp_path):
         assert ours.encode_array(text).tolist() == plain.encode_array(text).tolist()
 
 
-def test_a_pad_token_of_two_files_is_dropped_with_a_note(tmp_path):
-    pad = {"added_tokens": {"[PAD]": SIZE + 1}, "special_tokens_map": {"pad_token": "[PAD]"}}
-    ours, notes = read_tokenizer(two_files(tmp_path, [END_OF_TEXT], **pad), SIZE + 1)
-    assert ours.vocab_size == SIZE + 1
-    assert any("[PAD]" in note for note in notes)
-
-
-def test_a_pad_token_in_the_vocabulary_itself_is_dropped(tmp_path):
-    pad = {"special_tokens_map": {"pad_token": "[PAD]"}}
-    ours, notes = read_tokenizer(two_files(tmp_path, [END_OF_TEXT, "[PAD]"], **pad), SIZE + 1)
+@pytest.mark.parametrize("inside", [True, False], ids=["in vocab.json", "in added_tokens.json"])
+def test_a_pad_token_of_two_files_is_dropped_with_a_note(inside, tmp_path):
+    files = {"special_tokens_map": {"pad_token": "[PAD]"}}
+    files |= {} if inside else {"added_tokens": {"[PAD]": SIZE + 1}}
+    folder = two_files(tmp_path, [END_OF_TEXT, *["[PAD]"] * inside], **files)
+    ours, notes = read_tokenizer(folder, SIZE + 1)
     assert ours.vocab_size == SIZE + 1
     assert any("[PAD]" in note for note in notes)
 
@@ -340,18 +275,7 @@ def test_an_end_of_text_token_past_the_rows_is_not_used(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (
-            {"tokenizer_class": "CLIPTokenizer"},
-            "'CLIPTokenizer' is not one",
-        ),
-        (
-            {"tokenizer_class": "WhisperTokenizer"},
-            "'WhisperTokenizer' is not one",
-        ),
-        (
-            {"tokenizer_class": "MadeUpTokenizerFast"},
-            "'MadeUpTokenizerFast' is not one",
-        ),
+        ({"tokenizer_class": "CLIPTokenizer"}, "'CLIPTokenizer' is not one .*save_pretrained"),
         ({"tokenizer_class": "PreTrainedTokenizerFast"}, "'PreTrainedTokenizerFast' is not one"),
         ({"added_tokens_decoder": [1]}, "added_tokens_decoder=.* must be an object"),
         ({"added_tokens_decoder": {"x": "y"}}, "the id 'x', which must be an integer"),
@@ -376,17 +300,22 @@ def test_a_class_that_no_file_names_is_not_guessed(kind, tmp_path):
         read_tokenizer(folder, SIZE + 1)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "vocab.txt"])
-def test_a_vocabulary_of_another_kind_is_named_with_the_remedy(name, tmp_path):
-    (tmp_path / name).write_text("x")
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", None])
+def test_a_folder_without_a_known_vocabulary_is_refused_with_the_remedy(name, tmp_path):
+    if name is not None:
+        (tmp_path / name).write_text("x")
     with pytest.raises(InputError, match=r"neither tokenizer.json nor .* or let transformers"):
+        read_tokenizer(tmp_path, 5)
+    (tmp_path / "tokenizer.json").write_text("[1")
+    with pytest.raises(InputError, match="is not a tokenizer's JSON"):
         read_tokenizer(tmp_path, 5)
 
 
-def test_merges_of_another_vocabulary_are_refused(tmp_path):
+@pytest.mark.parametrize("line", ["a zzzz", "a b c"])
+def test_lines_that_are_not_merges_of_the_vocabulary_are_refused(line, tmp_path):
     """The library would panic over them, and print its own lines."""
     folder = two_files(tmp_path, [END_OF_TEXT])
     with (folder / "merges.txt").open("a") as file:
-        file.write("a zzzz\n")
-    with pytest.raises(InputError, match=r"the line 'a zzzz' is not two tokens of vocab.json"):
+        file.write(f"{line}\n")
+    with pytest.raises(InputError, match=rf"the line '{line}' is not two tokens of vocab.json"):
         read_tokenizer(folder, SIZE + 1)

@@ -112,28 +112,7 @@ def test_training_gives_the_merges_of_the_librarys_own_trainer(library):
     assert len(ours["merges"]) > 100
 
 
-def test_the_first_ids_are_the_bytes():
-    """As in the byte tokenizer, with end-of-text; merged tokens come after them."""
-    assert BPE.vocab_size == 400
-    assert [BPE.token_text(i) for i in (65, 10, 128, END)] == ["A", "\n", "\\x80", END_OF_TEXT]
-    assert BPE.encode_array("\x01\x7f").tolist() == [1, 127]
-    assert BPE.end_of_text == END
-    assert " quick" in [BPE.token_text(i) for i in range(257, 400)]
-    assert BPE.encode(" quick").tolist() == BPE.encode_array(" quick").tolist()
-
-
 # --- pieces --------------------------------------------------------------------------------
-
-
-@given(st.lists(texts, max_size=6), st.integers(1, 40))
-def test_ids_do_not_depend_on_how_a_text_is_split_into_pieces(pieces, block):
-    """Wherever a text is split, within words or between them; small blocks give many boundaries."""
-    whole = "".join(pieces)
-    with pytest.MonkeyPatch.context() as patch:
-        expected = BPE.encode_array(whole).tolist()
-        patch.setattr(words, "_BLOCK", block)
-        assert ids_of(BPE, pieces) == expected
-        assert ids_of(BPE, list(whole)) == expected
 
 
 @settings(max_examples=40)
@@ -183,38 +162,6 @@ def test_decoding_one_id_at_a_time_equals_decoding_at_once(library, ids):
     expected = library.decode(ids, skip_special_tokens=False)
     assert BPE.decode(ids) == expected
     assert "".join([decoder.push(i) for i in ids]) + decoder.finish() == expected
-
-
-@given(texts)
-def test_a_decoder_emits_complete_characters(text):
-    """The pieces concatenate to prefixes of the text: nothing emitted changes later."""
-    decoder, shown = BPE.decoder(), ""
-    for i in BPE.encode_array(text).tolist():
-        shown += decoder.push(i)
-        assert text.startswith(shown)
-    assert decoder.finish() == ""
-    assert shown == text
-
-
-@given(texts)
-def test_byte_lengths_add_up_to_the_texts_length(text):
-    lengths = BPE.byte_lengths()
-    assert lengths.shape == (BPE.vocab_size,)
-    assert lengths[BPE.encode_array(text)].sum() == len(text.encode())
-    assert lengths[END] == 0
-
-
-# --- end of text ---------------------------------------------------------------------------
-
-
-def test_text_that_spells_end_of_text_is_encoded_as_text():
-    """However often the training text contains it, and with any vocabulary."""
-    spelled = f"a {END_OF_TEXT}{END_OF_TEXT} b"
-    for tokenizer in (BPE, BPETokenizer.train([END_OF_TEXT * 1000], 400)):
-        ids = tokenizer.encode_array(spelled).tolist()
-        assert tokenizer.end_of_text not in ids
-        assert tokenizer.decode(ids) == spelled
-        assert tokenizer.decode([*ids, END]) == spelled + END_OF_TEXT
 
 
 # --- training ------------------------------------------------------------------------------
@@ -270,32 +217,6 @@ def test_training_on_a_long_text_uses_evenly_spaced_blocks(monkeypatch):
 def test_invalid_vocabulary_sizes_are_refused(size):
     with pytest.raises(InputError, match=r"integer from 257 .* to 1,048,576"):
         BPETokenizer.train([TEXT], size)
-
-
-# --- refusals ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("surrogate", [0xD800, 0xDCFF, 0xDFFF])
-def test_lone_surrogates_are_refused_with_their_position(surrogate):
-    wrong = ["ab", f"cd{chr(surrogate)}e"]
-    for call in (BPE.encode_array, BPE.encode):
-        with pytest.raises(InputError, match=f"U\\+{surrogate:04X} at position 4"):
-            call("".join(wrong))
-    for use in (lambda: list(BPE.encode_pieces(wrong)), lambda: BPETokenizer.train(wrong, 300)):
-        with pytest.raises(InputError, match=f"U\\+{surrogate:04X} at position 4"):
-            use()
-
-
-def test_bytes_and_wrong_ids_are_refused():
-    with pytest.raises(InputError, match="needs text"):
-        BPE.encode_array(b"abc")
-    with pytest.raises(InputError, match="needs text"):
-        BPETokenizer.train([b"abc"], 300)
-    for wrong in (-1, BPE.vocab_size):
-        with pytest.raises(InputError, match=f"id {wrong} "):
-            BPE.token_text(wrong)
-        with pytest.raises(InputError, match=f"id {wrong} at position 1"):
-            BPE.decode([0, wrong])
 
 
 # --- files and states ----------------------------------------------------------------------

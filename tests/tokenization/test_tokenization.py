@@ -11,19 +11,13 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mygpt import ByteTokenizer, CharTokenizer
+from bpe_samples import BPE, ids_of, texts
+from mygpt import BPETokenizer, ByteTokenizer, CharTokenizer
 from mygpt.errors import InputError, UnknownTokenError
-from mygpt.tokenization import END_OF_TEXT, from_state
+from mygpt.tokenization import END_OF_TEXT, from_state, words
 
 BYTES = ByteTokenizer()
 TUTORIAL_TEXT = "I love AI ! I love AI !"
-texts = st.text(max_size=30)  # any characters but surrogates
-
-
-def decoded_one_by_one(tokenizer, ids) -> str:
-    decoder = tokenizer.decoder()
-    return "".join([decoder.push(i) for i in ids]) + decoder.finish()
-
 
 # --- the tutorial's figures ----------------------------------------------------------------
 
@@ -72,23 +66,49 @@ def test_unknown_characters_raise_an_error():
 # --- round trips ---------------------------------------------------------------------------
 
 
+def all_for(text):
+    """A tokenizer of each kind that mygpt trains, all of which know the text."""
+    chars = text or "\0"
+    return (
+        BYTES,
+        BPE,
+        CharTokenizer.from_text(chars),
+        CharTokenizer.from_text(chars, end_of_text=True),
+    )
+
+
+@given(texts)
+@example("\x00\r\n\r\ufeff\ufffd")
+@example("é\u0301 e\u0301 \U0001f600\u200d")
+@example(END_OF_TEXT)
+def test_every_text_round_trips(text):
+    """Without normalisation; the incremental decoder emits complete characters only."""
+    for tokenizer in all_for(text):
+        ids = tokenizer.encode_array(text)
+        assert ids.dtype == np.int64
+        assert tokenizer.encode(text).tolist() == ids.tolist()
+        assert tokenizer.end_of_text not in ids.tolist()
+        assert tokenizer.decode(ids) == text
+        decoder, shown = tokenizer.decoder(), ""
+        for i in ids.tolist():
+            shown += decoder.push(i)
+            assert text.startswith(shown)
+        assert decoder.finish() == ""
+        assert shown == text
+        lengths = tokenizer.byte_lengths()
+        assert (lengths.shape, lengths.dtype) == ((tokenizer.vocab_size,), np.int64)
+        assert lengths[ids].sum() == len(text.encode())
+
+
 @given(texts, st.booleans())
-@example("\x00\r\n\r", True)
-@example("é\u0301 e\u0301 \U0001f600\u200d", False)
-@example(END_OF_TEXT, True)
-def test_char_round_trip(text, end):
-    """Any characters, without normalisation, by `decode` and by the incremental decoder."""
-    if not text:
-        text = "\0"
-    tokenizer = CharTokenizer.from_text(text, end_of_text=end)
-    ids = tokenizer.encode_array(text)
-    assert ids.dtype == np.int64
-    assert ids.tolist() == [sorted(set(text)).index(char) for char in text]
-    assert tokenizer.encode(text).tolist() == ids.tolist()
-    assert tokenizer.decode(ids) == text
-    assert decoded_one_by_one(tokenizer, ids.tolist()) == text
-    assert tokenizer.vocab_size == len(set(text)) + end
-    assert tokenizer.end_of_text == (len(set(text)) if end else None)
+def test_ids_of_characters_and_bytes(text, end):
+    assert BYTES.encode_array(text).tolist() == list(text.encode())
+    assert BYTES.encode_array(text.encode()).tolist() == list(text.encode())
+    chars = sorted(set(text or "\0"))
+    tokenizer = CharTokenizer.from_text(text or "\0", end_of_text=end)
+    assert tokenizer.encode_array(text).tolist() == [chars.index(char) for char in text]
+    assert tokenizer.vocab_size == len(chars) + end
+    assert tokenizer.end_of_text == (len(chars) if end else None)
 
 
 def test_ids_are_positions_in_any_order_of_characters():
@@ -96,19 +116,6 @@ def test_ids_are_positions_in_any_order_of_characters():
     tokenizer = CharTokenizer("c😀a\n")
     assert tokenizer.encode_array("a\nc😀ca").tolist() == [2, 3, 0, 1, 0, 2]
     assert tokenizer.decode([2, 3, 0, 1]) == "a\nc😀"
-
-
-@given(texts)
-@example(END_OF_TEXT)
-@example("\ufeff\ufffd\x00")
-def test_byte_round_trip(text):
-    ids = BYTES.encode_array(text)
-    assert ids.dtype == np.int64
-    assert ids.tolist() == list(text.encode())
-    assert BYTES.encode(text).tolist() == ids.tolist()
-    assert BYTES.encode_array(text.encode()).tolist() == ids.tolist()
-    assert BYTES.decode(ids) == text
-    assert decoded_one_by_one(BYTES, ids.tolist()) == text
 
 
 @given(st.lists(st.integers(0, 256), max_size=20))
@@ -121,31 +128,24 @@ def test_decoding_one_id_at_a_time_equals_decoding_at_once_for_any_bytes(ids):
         parts.append([]) if i == 256 else parts[-1].append(i)
     expected = END_OF_TEXT.join(bytes(part).decode("utf-8", "replace") for part in parts)
     assert BYTES.decode(ids) == expected
-    assert decoded_one_by_one(BYTES, ids) == expected
-
-
-@given(st.text(min_size=1, max_size=8))
-def test_a_byte_decoder_emits_complete_characters(text):
-    """Nothing before a character's last byte, and then the character."""
     decoder = BYTES.decoder()
-    for char in text:
-        *first, last = char.encode()
-        assert [decoder.push(byte) for byte in first] == [""] * len(first)
-        assert decoder.push(last) == char
-    assert decoder.finish() == ""
+    assert "".join([decoder.push(i) for i in ids]) + decoder.finish() == expected
 
 
 # --- pieces --------------------------------------------------------------------------------
 
 
-@given(st.lists(texts, min_size=1))
-def test_ids_do_not_depend_on_how_a_text_is_split_into_pieces(pieces):
-    """Wherever the text is split."""
+@given(st.lists(texts, max_size=6), st.integers(1, 40))
+def test_ids_do_not_depend_on_how_a_text_is_split_into_pieces(pieces, block):
+    """Wherever a text is split, within words or between them; small blocks give many boundaries."""
     whole = "".join(pieces)
-    for tokenizer in (BYTES, CharTokenizer.from_text(whole + "a")):
-        rows = list(tokenizer.encode_pieces(pieces))
-        assert all(row.dtype == np.int64 for row in rows)
-        assert np.concatenate(rows).tolist() == tokenizer.encode_array(whole).tolist()
+    for tokenizer in all_for(whole):
+        expected = tokenizer.encode_array(whole).tolist()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(words, "_BLOCK", block)
+            assert ids_of(tokenizer, pieces) == expected
+            assert ids_of(tokenizer, list(whole)) == expected
+        assert all(row.dtype == np.int64 for row in tokenizer.encode_pieces(pieces))
 
 
 @given(st.lists(texts), st.integers(0, 5), st.sampled_from("\ud800\udfff"))
@@ -154,7 +154,7 @@ def test_errors_do_not_depend_on_how_a_text_is_split_into_pieces(pieces, number,
     known = CharTokenizer("ab01é")
     pieces = [*pieces, "é\u2603b"]
     wrong = [*pieces[:number], f"b{surrogate}", *pieces[number:]]
-    for tokenizer, parts in ((known, pieces), (known, wrong), (BYTES, wrong)):
+    for tokenizer, parts in ((known, pieces), (known, wrong), (BYTES, wrong), (BPE, wrong)):
         with pytest.raises(InputError) as whole:
             tokenizer.encode_array("".join(parts))
         with pytest.raises(InputError) as cut:
@@ -185,58 +185,51 @@ def test_encoding_a_long_text_takes_little_memory(tokenizer):
 
 
 def test_end_of_text_has_a_separate_id():
-    """It decodes to <|endoftext|>; text that contains that is encoded as text."""
-    chars = CharTokenizer.from_text(END_OF_TEXT, end_of_text=True)
-    for tokenizer, end in ((BYTES, 256), (chars, len(set(END_OF_TEXT)))):
-        assert tokenizer.end_of_text == end
-        assert tokenizer.vocab_size == end + 1
-        spelled = tokenizer.encode(END_OF_TEXT).tolist()
-        assert end not in spelled
-        assert len(spelled) == len(END_OF_TEXT)
-        assert tokenizer.decode([*spelled, end]) == END_OF_TEXT * 2
+    """It decodes to <|endoftext|>; text that contains that is encoded as text.
+
+    However often a BPE's training text contains it, and with any vocabulary.
+    """
+    spelled = f"a {END_OF_TEXT}{END_OF_TEXT} b"
+    chars = CharTokenizer.from_text(spelled, end_of_text=True)
+    for tokenizer in (BYTES, chars, BPE, BPETokenizer.train([END_OF_TEXT * 1000], 400)):
+        end = tokenizer.end_of_text
+        ids = tokenizer.encode(spelled).tolist()
+        assert end not in ids
+        assert tokenizer.decode(ids) == spelled
+        assert tokenizer.decode([*ids, end]) == spelled + END_OF_TEXT
         assert tokenizer.token_text(end) == END_OF_TEXT
+        assert tokenizer.byte_lengths()[end] == 0
 
 
 def test_tokens_as_text_for_display():
-    assert [BYTES.token_text(i) for i in (65, 10, 127, 128, 255)] == [
-        "A",
-        "\n",
-        "\x7f",
-        r"\x80",
-        r"\xff",
-    ]
+    """A BPE's first ids are the bytes, as in the byte tokenizer."""
+    for tokenizer in (BYTES, BPE):
+        shown = [tokenizer.token_text(i) for i in (65, 10, 127, 128, 255)]
+        assert shown == ["A", "\n", "\x7f", r"\x80", r"\xff"]
     assert CharTokenizer("aé").token_text(1) == "é"
-
-
-@pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("aé€😀", end_of_text=True)], ids="bc")
-def test_byte_lengths_add_up_to_the_texts_length(tokenizer):
-    """Bits per byte are computed with them; end-of-text has no bytes."""
-    lengths = tokenizer.byte_lengths()
-    assert lengths.shape == (tokenizer.vocab_size,)
-    assert lengths.dtype == np.int64
-    assert lengths[tokenizer.end_of_text] == 0
-    text = "a😀é€a"
-    assert lengths[tokenizer.encode_array(text)].sum() == len(text.encode())
-    assert CharTokenizer("aé").byte_lengths().tolist() == [1, 2]
+    assert " quick" in [BPE.token_text(i) for i in range(257, 400)]
 
 
 # --- refusals ------------------------------------------------------------------------------
 
+KINDS = [BYTES, CharTokenizer("abc"), BPE]
+each = pytest.mark.parametrize("tokenizer", KINDS, ids=lambda tokenizer: tokenizer.kind)
 
-@pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("abc")], ids="bc")
+
+@each
 @pytest.mark.parametrize("surrogate", [0xD800, 0xDCFF, 0xDFFF])
 def test_lone_surrogates_are_refused_with_their_position(tokenizer, surrogate):
     with pytest.raises(InputError, match=f"U\\+{surrogate:04X} at position 2"):
         tokenizer.encode(f"ab{chr(surrogate)}c")
+    for use in (
+        CharTokenizer.from_text,
+        lambda text: BPETokenizer.train(list(text), 300),
+    ):
+        with pytest.raises(InputError, match=f"U\\+{surrogate:04X} at position 5"):
+            use(f"aaaaa{chr(surrogate)}")
 
 
-def test_a_vocabulary_of_a_text_with_a_lone_surrogate_is_refused():
-    """The error names the position in the text."""
-    with pytest.raises(InputError, match=r"U\+DC80 at position 5"):
-        CharTokenizer.from_text("aaaaa\udc80")
-
-
-@pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("abc")], ids="bc")
+@each
 def test_ids_outside_the_vocabulary_are_refused(tokenizer):
     """With id, position and range, for any sequence; a negative id does not count from the end."""
     most = tokenizer.vocab_size - 1
@@ -249,25 +242,28 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
             tokenizer.token_text(wrong)
 
 
+@each
 @pytest.mark.parametrize("ids", [[0.0], [True], ["a"], [[0, 1]], torch.tensor(1), [2**70], None, 1])
-def test_ids_that_are_not_a_sequence_of_integers_are_refused(ids):
-    for tokenizer in (BYTES, CharTokenizer("abc")):
-        with pytest.raises(InputError, match="sequence of integers"):
-            tokenizer.decode(ids)
+def test_ids_that_are_not_a_sequence_of_integers_are_refused(tokenizer, ids):
+    with pytest.raises(InputError, match="sequence of integers"):
+        tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("text", [None, 3, ["a"]])
-def test_encoding_a_value_that_is_not_text_is_refused(text):
-    for tokenizer in (BYTES, CharTokenizer("abc")):
+@each
+@pytest.mark.parametrize("text", [None, 3, ["a"], b"abc"])
+def test_encoding_a_value_that_is_not_text_is_refused(tokenizer, text):
+    """Except bytes by the byte tokenizer."""
+    if tokenizer is not BYTES or not isinstance(text, bytes):
         with pytest.raises(InputError, match="needs text, a string, not"):
             tokenizer.encode(text)
 
 
-@pytest.mark.parametrize("ids", [[], (), iter([]), torch.tensor([], dtype=torch.int64)])
-def test_an_empty_sequence_of_ids_decodes_to_the_empty_text(ids):
-    assert BYTES.decode(ids) == ""
-    assert BYTES.encode("").tolist() == []
-    assert CharTokenizer("a").encode("").dtype == torch.int64
+@each
+def test_empty_texts_and_sequences_of_ids(tokenizer):
+    for ids in ([], (), iter([]), torch.tensor([], dtype=torch.int64)):
+        assert tokenizer.decode(ids) == ""
+    assert tokenizer.encode("").dtype == torch.int64
+    assert tokenizer.encode("").tolist() == []
 
 
 def test_ids_may_come_from_a_generator():
@@ -278,11 +274,6 @@ def test_ids_may_come_from_a_generator():
 def test_invalid_vocabularies_are_refused(chars):
     with pytest.raises(InputError, match=r"at least one character|single characters|surrogate"):
         CharTokenizer(chars)
-
-
-def test_a_character_tokenizer_refuses_bytes():
-    with pytest.raises(InputError, match="needs text"):
-        CharTokenizer("abc").encode_array(b"abc")
 
 
 # --- files and states ----------------------------------------------------------------------
@@ -324,7 +315,9 @@ def test_files_that_are_not_a_tokenizers_are_refused(tmp_path, content, message)
 
 
 @pytest.mark.parametrize(
-    "tokenizer", [BYTES, CharTokenizer("ba\n"), CharTokenizer("é", end_of_text=True)], ids="bce"
+    "tokenizer",
+    [BYTES, BPE, CharTokenizer("ba\n"), CharTokenizer("é", end_of_text=True)],
+    ids=["byte", "bpe", "char", "char with an end"],
 )
 def test_a_state_survives_json(tokenizer):
     again = from_state(json.loads(json.dumps(tokenizer.to_state())))
