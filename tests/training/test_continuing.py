@@ -12,13 +12,13 @@ import pytest
 import mygpt
 from mygpt import training
 from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve, write_checkpoint
+from mygpt.cli.reproduce import read_losses
 from mygpt.core.config import GPTConfig
 from mygpt.data import encode_documents
 from mygpt.errors import InputError
 from mygpt.evaluation.losses import evaluate
 from mygpt.text import Document, split_documents
 from mygpt.text.documents import TextSize
-from mygpt.training.comparison import read_losses
 from mygpt.training.events import Event, Finished, Note, StepDone
 from mygpt.training.recipe import Budget, continuing
 

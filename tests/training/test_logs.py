@@ -11,10 +11,10 @@ import pytest
 from mygpt import train
 from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.cli import main
+from mygpt.cli.reproduce import read_losses
 from mygpt.errors import CheckpointError
 from mygpt.json_objects import LOG_LINE, read_records
 from mygpt.training.checkpointing import read_state
-from mygpt.training.comparison import read_losses
 from mygpt.training.history import read_log
 from mygpt.training.run import RunFolder
 

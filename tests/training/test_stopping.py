@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_steps_that_are_repeated_after_a_crash_are_reported(text: str, tmp_path:
     assert "are repeated" not in notes(resume(tmp_path / "run", steps=14))
 
 
+def signal_at(step: int, *numbers: int) -> Callable[[Event], None]:
+    """A listener that sends signals to this process after a step."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    return listener
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_signals_end_with_a_save_and_say_so(name: str, text: str, tmp_path: Path) -> None:
     number = getattr(signal, name, None)
@@ -58,13 +70,11 @@ def test_signals_end_with_a_save_and_say_so(name: str, text: str, tmp_path: Path
         pytest.skip(f"no {name} here")
     heard: list[Event] = []
 
-    def listener(event: Event) -> None:
-        heard.append(event)
-        if isinstance(event, StepDone) and event.step == 6:
-            os.kill(os.getpid(), number)
-
+    send = signal_at(6, number)
     with pytest.raises(KeyboardInterrupt) as left:
-        mygpt.train(text, output=tmp_path / "run", listener=listener, **TINY)
+        mygpt.train(
+            text, output=tmp_path / "run", listener=lambda e: (heard.append(e), send(e)), **TINY
+        )
     if number == signal.SIGINT:  # Python itself ends with 130 for this very class alone
         assert type(left.value) is KeyboardInterrupt
     else:
@@ -99,13 +109,9 @@ def test_an_ignored_signal_stays_ignored(text: str, tmp_path: Path) -> None:
     """`nohup mygpt train ...` outlives its terminal."""
     if not hasattr(signal, "SIGHUP"):
         pytest.skip("no SIGHUP here")
-
-    def listener(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == 6:
-            os.kill(os.getpid(), signal.SIGHUP)
-
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
+        listener = signal_at(6, signal.SIGHUP)
         mygpt.train(text, output=tmp_path / "run", listener=listener, **TINY)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -158,12 +164,7 @@ def test_two_hangups_are_one(text: str, tmp_path: Path) -> None:
     """A shell and the system each send SIGHUP when a terminal closes; the second lost the run."""
     if not hasattr(signal, "SIGHUP"):
         pytest.skip("no SIGHUP here")
-
-    def listener(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == 6:
-            os.kill(os.getpid(), signal.SIGHUP)
-            os.kill(os.getpid(), signal.SIGHUP)
-
+    listener = signal_at(6, signal.SIGHUP, signal.SIGHUP)
     with pytest.raises(KeyboardInterrupt):
         training.train(text, output=tmp_path / "run", listener=listener, **TINY)
     assert progress_of(tmp_path / "run")["step"] == 6
@@ -198,11 +199,7 @@ def test_a_terminal_that_closes_ends_in_a_save(text: str, tmp_path: Path) -> Non
 
 def test_a_signal_in_the_last_validation_still_ends_the_program(text: str, tmp_path: Path) -> None:
     """The run was finished, and the script continued with its next one."""
-
-    def listener(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == 12:
-            os.kill(os.getpid(), signal.SIGINT)
-
+    listener = signal_at(12, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         training.train(text, output=tmp_path / "run", listener=listener, **TINY)
     assert progress_of(tmp_path / "run")["validated_step"] == 12
@@ -242,8 +239,3 @@ def test_a_crash_in_the_last_validation_does_not_lose_it(
     resume(tmp_path / "cut")
     assert (tmp_path / "cut" / "log.jsonl").read_text().count("val_loss") == 1
     assert read_checkpoint(tmp_path / "cut" / "best.safetensors").provenance["step"] == 12
-
-
-def test_resuming_a_finished_run_reports_that(text: str, tmp_path: Path) -> None:
-    fit(text, tmp_path / "run")
-    assert "is finished" in str(resume(tmp_path / "run")[0])

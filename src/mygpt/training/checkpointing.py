@@ -388,7 +388,7 @@ class Checkpointer:
             arrays = gathered_arrays(self.model, self.group)
         else:
             arrays = model_arrays(self.model)
-        self.run.save_model(path, arrays, shape, self.setup.text.tokenizer, provenance)
+        self.run.save_model(Checkpoint(path, shape, self.setup.text.tokenizer, arrays, provenance))
 
     def resume(self, state: State) -> Progress:
         """Continue from a saved state, with the log and the last model as they were then."""

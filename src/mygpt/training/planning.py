@@ -311,11 +311,7 @@ def fit_budget(
 ) -> tuple[TrainConfig, list[str]]:
     """A timed recipe whose steps fit into its minutes, and notes about it.
 
-    Args:
-        shape: the model's.
-        config: the recipe.
-        flops_per_s: what a training step reaches here.
-        least_batch: how small batches may be made; None leaves them as they are.
+    Batches are made smaller down to `least_batch`; None leaves them as they are.
 
     Raises:
         InputError: where the minutes are too few for a run of this model.
@@ -357,11 +353,7 @@ def fit_budget(
 def long_steps(shape: GPTConfig, config: TrainConfig, measure: Callable[[], float]) -> list[str]:
     """A note if a step takes long, for a run that does not end by the clock.
 
-    Args:
-        shape: the model's.
-        config: the recipe.
-        measure: floating-point operations a second that a training step reaches here; only
-            called where it matters, since the same command is to be the same run.
+    The speed is measured only where it matters, since the same command is to be the same run.
     """
     flops = step_flops(shape, config)
     if flops < _LONG_FLOPS or (step_s := flops / measure()) < _LONG_S:

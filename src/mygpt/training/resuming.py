@@ -64,13 +64,8 @@ def resumed(
 ) -> tuple[Start, TrainingText]:
     """The newest intact state of a run, whose lock the caller holds, and its text.
 
-    Args:
-        run: the run's folder.
-        named: from `present_files`.
-        device: as for `resume`.
-        began: as for `resume`.
-        options: as for `resume`.
-        repeated: the options may be those with which the run was begun, which change nothing.
+    `named` is from `present_files`. If it is a repeated `train`, the options with which the run was
+    begun change nothing. The other arguments are those of `resume`.
     """
     group, notes = run.group, []
 
@@ -171,16 +166,7 @@ def _require_same(state: State, options: dict[str, Any]) -> None:
 
 
 def _value_in(state: State, name: str, asked: Any) -> Any:
-    """A run's value of one of the options of `train`.
-
-    Args:
-        state: the run's.
-        name: of the option.
-        asked: the value to compare with.
-
-    Raises:
-        InputError: for a value or an option that does not exist.
-    """
+    """A run's value of one of the options of `train`, to be compared with the value `asked`."""
     if name in SHAPE_OPTIONS:
         return getattr(state.config, name)
     if name == "batch_size" and asked == "auto":  # the size chosen then is kept

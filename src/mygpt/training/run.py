@@ -18,7 +18,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from mygpt.checkpoint.container import Arrays, read_arrays, write_arrays
+from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.checkpoint.durable import (
     append,
     remove,
@@ -30,11 +30,9 @@ from mygpt.checkpoint.durable import (
 )
 from mygpt.checkpoint.locks import RunLock, lock_path
 from mygpt.checkpoint.model_file import Checkpoint, another_programs, write_checkpoint
-from mygpt.core.config import GPTConfig
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import read_records, step_of
-from mygpt.tokenization import Tokenizer
 from mygpt.training.checkpointing import State, read_checked_state, read_state
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -53,9 +51,21 @@ def _by_main(
 
     @wraps(method)
     def called(run: RunFolder, /, *args: P.args, **options: P.kwargs) -> T | None:
+        if run.group.is_single:
+            return method(run, *args, **options)
         return run.group.run_on_all(lambda: method(run, *args, **options), main_only=True)
 
     return called
+
+
+class _File:
+    """The path of a file in a run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunFolder, kind: type[RunFolder]) -> Path:
+        return run.folder / self.name
 
 
 @dataclass
@@ -68,6 +78,14 @@ class RunFolder:
         group: the processes that train the run.
         moved_from: the folder's path when it was locked, if it has been renamed since.
     """
+
+    state_path = _File("last.state.safetensors")
+    previous_path = _File("previous.state.safetensors")
+    best_path = _File("best.safetensors")
+    last_path = _File("last.safetensors")
+    log_path = _File("log.jsonl")  # one JSON object a line
+    config_path = _File("config.toml")  # the run's settings, to be read by people
+    report_path = _File("report.html")
 
     folder: Path
     file: Path | None = None
@@ -107,27 +125,20 @@ class RunFolder:
         self.check_regular()
         if self.exists:
             return
-        if not self.folder.exists():
-            if self.name.is_file():
-                raise CheckpointError(another_programs(self.name) or self._no_run(self.name))
+        if not self.folder.exists() and not self.name.is_file():
             raise CheckpointError(f"{self.name} is not a run: there is no folder {self.folder}")
-        inside = sorted(str(state.parent) for state in self.folder.glob("*/last.state.safetensors"))
+        place = self.folder if self.folder.exists() else self.name
+        inside = sorted(str(state.parent) for state in place.glob("*/last.state.safetensors"))
+        problem = another_programs(place)
         if inside:
-            raise CheckpointError(
-                f"{self.folder} holds no run to resume: it holds {', '.join(inside[:5])}"
+            problem = f"{place} holds no run to resume: it holds {', '.join(inside[:5])}"
+        elif place.is_file() or self.best_path.exists() or self.last_path.exists():
+            problem = problem or (
+                f"{place} holds a model and no run to resume (an imported one has no last.state): "
+                f"to train the model further, mygpt train FILE --from {shlex.quote(str(place))} "
+                "--output OTHER"
             )
-        if self.best_path.exists() or self.last_path.exists():
-            raise CheckpointError(self._no_run(self.folder))
-        other = another_programs(self.folder)
-        raise CheckpointError(other or f"{self.folder} holds no run to resume (no last.state)")
-
-    @staticmethod
-    def _no_run(path: Path) -> str:
-        return (
-            f"{path} holds a model and no run to resume (an imported one has no last.state): to "
-            f"train the model further, mygpt train FILE --from {shlex.quote(str(path))} "
-            "--output OTHER"
-        )
+        raise CheckpointError(problem or f"{place} holds no run to resume (no last.state)")
 
     def check_regular(self) -> None:
         """Raise `CheckpointError` if one of the run's files is a link, a pipe or a device.
@@ -188,41 +199,6 @@ class RunFolder:
     def name(self) -> Path:
         """The path for `--resume`."""
         return self.file or self.folder
-
-    @property
-    def state_path(self) -> Path:
-        """Everything that resuming needs."""
-        return self.folder / "last.state.safetensors"
-
-    @property
-    def previous_path(self) -> Path:
-        """The state before it."""
-        return self.folder / "previous.state.safetensors"
-
-    @property
-    def best_path(self) -> Path:
-        """The best model."""
-        return self.folder / "best.safetensors"
-
-    @property
-    def last_path(self) -> Path:
-        """The newest model."""
-        return self.folder / "last.safetensors"
-
-    @property
-    def log_path(self) -> Path:
-        """One JSON object a line."""
-        return self.folder / "log.jsonl"
-
-    @property
-    def config_path(self) -> Path:
-        """The run's settings, to be read by people."""
-        return self.folder / "config.toml"
-
-    @property
-    def report_path(self) -> Path:
-        """The report, a web page."""
-        return self.folder / "report.html"
 
     @property
     def checkpoint_path(self) -> Path:
@@ -405,20 +381,14 @@ class RunFolder:
         return best, note
 
     @_by_main
-    def save_model(
-        self,
-        path: Path,
-        arrays: Arrays,
-        config: GPTConfig,
-        tokenizer: Tokenizer,
-        provenance: dict[str, Any],
-    ) -> None:
-        """Write a checkpoint; the best model (the last, if there is none) also to `file`."""
+    def save_model(self, model: Checkpoint) -> None:
+        """Write a model; the best one (the last, if there is none) also to `file`."""
         self.follow()
-        path = self.folder / path.name
-        write_checkpoint(path, arrays, config, tokenizer, provenance, inside=True)
+        path = self.folder / model.path.name
+        parts = (model.arrays, model.config, model.tokenizer, model.provenance)
+        write_checkpoint(path, *parts, inside=True)
         if self.file is not None and (path == self.best_path or not self.best_path.exists()):
-            write_checkpoint(self.file, arrays, config, tokenizer, provenance)
+            write_checkpoint(self.file, *parts)
 
 
 def _set_aside(path: Path) -> None:

@@ -200,16 +200,7 @@ def open_cached(
     notify: Listener | None = None,
 ) -> StoredSource:
     """The store of the text that a run's settings name, from the cache or built now.
-
-    Args:
-        settings: as `read_source` takes them, with the tokenizer's name in "stored_as".
-        val_fraction: fraction kept for validation if there is no "val_file".
-        known: the model's tokenizer, if there is a model already.
-        notify: called from time to time with the progress.
-
-    Raises:
-        InputError: as reading and tokenizing do.
-        StorageError: if there is no space for the cache.
+    The arguments are those of `read_source`; the tokenizer's name is in "stored_as".
     """
     files, encoding = settings["files"], settings["encoding"]
     tokenizer = settings["stored_as"] if settings["stored_as"] != OF_THE_MODEL else known
@@ -331,14 +322,7 @@ def read_as_set(
     allow_bytes: bool,
     refuse_unused: bool = True,
 ) -> Corpus:
-    """Read files into memory in the way that a run's settings say.
-
-    Args:
-        names: of files, folders and patterns.
-        settings: as `read_source` takes them.
-        allow_bytes: read files that are not text as bytes.
-        refuse_unused: refuse a text field that no file has.
-    """
+    """Read files into memory in the way that a run's settings say; arguments as `read_corpus`."""
     return read_corpus(
         names,
         encoding=settings["encoding"],

@@ -8,7 +8,6 @@ gloo on the CPU; gradients go through the backend of their device (NCCL on CUDA)
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import socket
 import time
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -279,6 +277,8 @@ def joined(device: str = "auto") -> Iterator[ProcessGroup]:
     if group.is_single:
         yield group
         return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
     where = group.choose_device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
@@ -290,7 +290,7 @@ def joined(device: str = "auto") -> Iterator[ProcessGroup]:
     except MygptError as error:
         if isinstance(error, PeerError):
             raise
-        _report_to_torchrun(error)
+        get_error_handler().record_exception(error)  # torchrun reads the cause of a failure there
         if group.is_main:
             raise
         message = f"process {group.rank} of {group.size} on {socket.gethostname()}: {error}"
@@ -350,26 +350,9 @@ def _own_store(group: ProcessGroup) -> Store:
     while True:
         published = int(agents.get(key))
         try:  # an earlier attempt's process 0 has ended, and its port is closed
-            _connect(host, published)
+            socket.create_connection((host, published), timeout=_CONNECT_S).close()
             return TCPStore(host, published, is_master=False, timeout=_START_TIMEOUT)
         except (RuntimeError, OSError):
             if time.monotonic() > until:
                 raise PeerError from None
             time.sleep(_PAUSE_S)
-
-
-def _connect(host: str, port: int) -> None:
-    """Raise `OSError` if no process listens there."""
-    socket.create_connection((host, port), timeout=_CONNECT_S).close()
-
-
-def _report_to_torchrun(error: MygptError) -> None:
-    """Write the message into the file from which `torchrun` reads the cause of a failure."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
-    try:
-        Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
-    except OSError:
-        return
