@@ -70,6 +70,7 @@ def test_an_adapter_is_recognised_with_the_way_to_merge_it(base, tmp_path):
     ("name", "said"),
     [("x.gguf", "GGUF"), ("X.GGUF", "GGUF"), ("x.onnx", "ONNX"), ("tf_model.h5", "TensorFlow"),
      ("flax_model.msgpack", "Flax"), ("weights.npz", "NumPy"),
+     ("model.zip", "unpack it"), ("model.tar.gz", "unpack it"),
      ("pytorch_model-00001-of-00002.bin", "give its folder"),
      ("pytorch_model.bin", "give its folder"), ("model.safetensors", "give its folder")],
 )  # fmt: skip
@@ -79,10 +80,6 @@ def test_a_file_of_another_program_is_recognised(name, said, tmp_path):
     assert name in message
 
 
-def test_a_folder_with_only_gguf_files_is_recognised(tmp_path):
-    assert "GGUF" in refused(write(tmp_path / "m" / "x-q4.gguf").parent)
-
-
 def test_an_embedding_model_is_refused(tmp_path):
     folder = make_folder(tmp_path / "m")
     write(folder / "modules.json", [])
@@ -90,36 +87,22 @@ def test_an_embedding_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"]
+    ("name", "values", "said"),
+    [
+        ("quantize_config.json", {"bits": 4}, "quantized (quantize_config.json)"),
+        ("quant_config.json", {"bits": 4}, "quantized (quant_config.json)"),
+        ("hf_quant_config.json", {"bits": 4}, "quantized (hf_quant_config.json)"),
+        ("config.json", {"quantization_config": {"quant_method": "gptq"}}, "_config=gptq)"),
+        ("config.json", {"quantization_config": {"quant_method": 3}}, "(quantization_config)"),
+        ("config.json", {"quantization": {"group_size": 64, "bits": 4}}, "(quantization)"),
+    ],
 )
-def test_quantized_weights_are_refused_by_their_configuration_file(name, tmp_path):
+def test_quantized_weights_are_refused(name, values, said, tmp_path):
+    """MLX uses the last setting."""
     folder = make_folder(tmp_path / "m")
-    write(folder / name, {"bits": 4})
-    assert name in refused(folder)
-
-
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", 3])
-def test_quantized_weights_are_refused_by_config_json(method, tmp_path):
-    folder = make_folder(tmp_path / "m")
-    values = json.loads((folder / "config.json").read_text())
-    write(folder / "config.json", values | {"quantization_config": {"quant_method": method}})
-    message = refused(folder)
-    assert "quantized" in message
-    assert (f"quantization_config={method}" in message) is isinstance(method, str)
-
-
-def test_mlx_s_quantized_weights_are_refused(tmp_path):
-    folder = make_folder(tmp_path / "m")
-    values = json.loads((folder / "config.json").read_text())
-    write(folder / "config.json", values | {"quantization": {"group_size": 64, "bits": 4}})
-    assert "is quantized (quantization): only weights" in refused(folder)
-
-
-def test_an_adapter_in_a_subfolder_is_recognised(tmp_path):
-    for step in (5, 10):
-        write(tmp_path / f"checkpoint-{step}" / "adapter_config.json", {})
-    message = refused(tmp_path)
-    assert "checkpoint-10 is an adapter" in message
+    known = json.loads((folder / "config.json").read_text()) if name == "config.json" else {}
+    write(folder / name, known | values)
+    assert f"{said}: only weights" in refused(folder)
 
 
 def test_files_of_a_cache_are_links_and_are_read(tmp_path):
@@ -156,10 +139,6 @@ def test_a_cache_of_hugging_face_names_the_snapshot(tmp_path):
     assert "a0a0" in refused(cache)
 
 
-def test_an_empty_folder_misses_its_config(tmp_path):
-    assert "config.json" in refused(tmp_path)
-
-
 def test_mygpts_own_files_need_no_import(tmp_path):
     folder = imported(tmp_path)
     other = tmp_path / "model.safetensors"
@@ -175,14 +154,22 @@ def test_one_file_of_a_folder_names_the_folder(tmp_path):
         assert "folder" in refused(folder / name)
 
 
-def test_a_folder_with_a_checkpoint_names_it(tmp_path):
-    write(tmp_path / "m" / "trained_gpt.pt")
-    assert "trained_gpt.pt" in refused(tmp_path / "m")
-
-
-def test_an_archive_is_to_be_unpacked(tmp_path):
-    for name in ("model.zip", "model.tar.gz"):
-        assert "unpack it" in refused(write(tmp_path / name))
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["m/trained_gpt.pt"], "give one checkpoint in it"),
+        (["m/x-q4.gguf"], "GGUF"),
+        (["m/checkpoint-5/adapter_config.json", "m/checkpoint-10/adapter_config.json"],
+         "checkpoint-10 is an adapter"),
+        (["m/params.json", "m/consolidated.00.pth"], "the original layout of Meta or Mistral"),
+        ([], "config.json is missing"),
+    ],
+)  # fmt: skip
+def test_a_folder_without_a_config_is_recognised_by_what_is_in_it(names, said, tmp_path):
+    (tmp_path / "m").mkdir()
+    for name in names:
+        write(tmp_path / name, {})
+    assert said in refused(tmp_path / "m")
 
 
 def test_a_path_that_is_neither_file_nor_folder_is_not_searched_on_the_hub(tmp_path, monkeypatch):

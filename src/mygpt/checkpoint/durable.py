@@ -60,7 +60,7 @@ def write_durably(
     target = Path(path) if inside else Path(os.path.realpath(path))
     temporary = temporary_name(target)
     size = sum(memoryview(piece).nbytes for piece in pieces)
-    try:
+    with _storage_errors(path, target, size):
         require_regular(target)
         if not inside:
             remove_abandoned(target)
@@ -74,9 +74,16 @@ def write_durably(
                 _keep(target, keep_as)
             os.replace(temporary, target)
             sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: str | Path, target: Path, size: int = 0) -> Iterator[None]:
+    """Raise `StorageError` in place of `OSError`; temporary files are removed by then."""
+    try:
+        yield
     except StorageError:
         raise
-    except OSError as error:  # the temporary file is removed already, its space is free again
+    except OSError as error:
         raise StorageError(f"cannot write {path}: {reason(error, target, size)}") from error
 
 
@@ -192,29 +199,24 @@ def atomic_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Ite
     _require_free(folder, target, ours, overwrite=overwrite)
     remove_abandoned(target)
     place, old = temporary_name(target), temporary_name(target, _OLD)
-    held = contextlib.ExitStack()
-    try:
-        place.mkdir(parents=True)
-        held.enter_context(in_use(place))
-        yield place
-        _require_free(folder, target, ours, overwrite=overwrite)  # it may have been created since
-        if target.exists():
-            held.enter_context(in_use(target))
-            target.rename(old)
-        place.rename(target)
-        sync_folder(target.parent)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:  # restore the old folder if a signal arrived between the two renames
-        if not os.path.lexists(target) and old.exists():
-            with contextlib.suppress(OSError):
-                old.rename(target)
-        shutil.rmtree(place, ignore_errors=True)
-        if os.path.lexists(target):
-            shutil.rmtree(old, ignore_errors=True)
-        held.close()
+    with _storage_errors(folder, target), contextlib.ExitStack() as held:
+        try:
+            place.mkdir(parents=True)
+            held.enter_context(in_use(place))
+            yield place
+            _require_free(folder, target, ours, overwrite=overwrite)  # it may be new
+            if target.exists():
+                held.enter_context(in_use(target))
+                target.rename(old)
+            place.rename(target)
+            sync_folder(target.parent)
+        finally:  # restore the old folder if a signal arrived between the two renames
+            if not os.path.lexists(target) and old.exists():
+                with contextlib.suppress(OSError):
+                    old.rename(target)
+            shutil.rmtree(place, ignore_errors=True)
+            if os.path.lexists(target):
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _restore_abandoned(target: Path, ours: frozenset[str]) -> None:
@@ -278,7 +280,7 @@ def truncate(path: Path, length: int) -> None:
 
 
 def _on_file(path: Path, flags: int, action: Callable[[int], Any]) -> Any:
-    try:
+    with _storage_errors(path, path):
         descriptor = open_descriptor(path, _CREATE | flags)
         if os.fstat(descriptor).st_nlink > 1:
             os.close(descriptor)
@@ -288,10 +290,6 @@ def _on_file(path: Path, flags: int, action: Callable[[int], Any]) -> Any:
             return action(descriptor)
         finally:
             os.close(descriptor)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {reason(error, path, 0)}") from error
 
 
 def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:

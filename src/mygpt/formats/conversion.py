@@ -9,11 +9,11 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any
 
+import mygpt
 from mygpt.checkpoint.durable import remove_abandoned
 from mygpt.checkpoint.model_file import Checkpoint, check_finite, write_checkpoint
-from mygpt.errors import InputError, StorageError, require_choice
+from mygpt.errors import InputError, require_choice
 from mygpt.file_access import require_path, require_regular
 from mygpt.formats.tensors import Imported
 from mygpt.formats.unsupported import file_problem, folder_problem
@@ -73,12 +73,13 @@ def import_checkpoint(
     given = None if tokenizer is None else named_tokenizer(tokenizer)
     found = read_foreign(source, tokenizer=given, num_heads=num_heads)
     check_finite(found.arrays, source)
-    provenance = {**_versions(command), "imported": {"from": source, **found.origin}}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    provenance = {
+        "mygpt": mygpt.__version__,
+        "python": platform.python_version(),
+        "command": command,
+        "imported": {"from": source, **found.origin},
+    }
+    remove_abandoned(path)
     write_checkpoint(path, found.arrays, found.config, found.tokenizer, provenance, inside=inside)
     return path, found.notes
 
@@ -176,12 +177,6 @@ def _target(output: Path, *, overwrite: bool) -> Path:
     if output.exists() and not output.is_dir() and path != output:
         raise InputError(f"{output} is a file: choose another --output")
     return path
-
-
-def _versions(command: str) -> dict[str, Any]:
-    from mygpt import __version__
-
-    return {"mygpt": __version__, "python": platform.python_version(), "command": command}
 
 
 def export_checkpoint(
