@@ -185,31 +185,36 @@ class Tensors(dict[str, StoredTensor]):
     ) -> None:
         super().__init__()
         self.where = where
-        for name, tensor in found.items():
-            plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-            if plain in self:
-                raise InputError(
-                    f"{where} has tensor {plain!r:.80} twice, once as {name!r:.80}: save "
-                    "model.state_dict() of the plain model"
-                )
-            self[plain] = tensor
-        self._remove_outer(anchors, prefix)
-
-    def _remove_outer(self, anchors: Iterable[str], prefix: str) -> None:
+        self.update(found)
+        self._rename(lambda name: ".".join(p for p in name.split(".") if p not in _WRAPPERS))
         for anchor in anchors:
             ends = [name for name in self if f".{name}".endswith(f".{anchor}")]
             if len(ends) == 1:
+                self._remove_outer(ends[0].removesuffix(anchor), prefix)
                 break
-        else:
-            return
-        outer = ends[0].removesuffix(anchor)
+
+    def _remove_outer(self, outer: str, prefix: str) -> None:
+        """Remove a prefix of names, up to and without `prefix`, which is added if it is missing."""
         has_prefix = f".{outer}".endswith(f".{prefix}")
         outer = outer.removesuffix(prefix) if has_prefix else outer
-        for name in list(self):
+
+        def renamed(name: str) -> str:
             inner = name.removeprefix(outer)
-            added = "" if has_prefix or inner.startswith("lm_head.") else prefix
-            if name.startswith(outer):
-                self[added + inner] = self.pop(name)
+            lacks = name.startswith(outer) and not has_prefix and not inner.startswith("lm_head.")
+            return prefix + inner if lacks else inner
+
+        self._rename(renamed)
+
+    def _rename(self, renamed: Callable[[str], str]) -> None:
+        found = dict(self)
+        self.clear()
+        for name, tensor in found.items():
+            if (plain := renamed(name)) in self:
+                raise InputError(
+                    f"{self.where} has tensor {plain!r:.80} twice, once as {tensor.name!r:.80}: "
+                    "save model.state_dict() of the plain model"
+                )
+            self[plain] = tensor
 
     def in_file(self, name: str) -> str:
         """The name that the file uses, or would use, for a tensor."""
