@@ -199,3 +199,9 @@ def test_a_slow_machine_multiplies_smaller_matrices(
     monkeypatch.setattr(torch, "mm", multiply)
     assert machine.gemm_rate(budget_s=2.0) == pytest.approx(rate / 1e9, rel=0.01)
     assert sizes[-1] == rows
+
+
+def test_sizes_are_rounded_down_to_one_digit() -> None:
+    sizes = (0, 999, 1000, 26.95e9, 2e15)
+    texts = ["0 bytes", "999 bytes", "1.0 kB", "26.9 GB", "2,000.0 TB"]
+    assert [machine.bytes_text(size) for size in sizes] == texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -94,6 +95,14 @@ def require_memory(name: object, needed: int) -> None:
             f"{name} needs {needed:,} bytes, and only {free:,} bytes of memory are free: close "
             "other programs, or use a machine with more memory"
         )
+
+
+def bytes_text(count: float) -> str:
+    """A size with its unit, rounded down, so that what is named as fitting fits."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{math.floor(10 * count / scale) / 10:,.1f} {unit}"
+    return f"{math.floor(count)} bytes"
 
 
 def total_memory_bytes() -> int | None:

@@ -523,11 +523,11 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
         ),
         (
             {"free_memory_bytes": GIB // 4},
-            "0.2 GiB of memory is free: close other programs, or use a smaller model",
+            "268.4 MB of memory is free: close other programs, or use a smaller model",
         ),
         (
             {"disk_free_bytes": GIB // 2},
-            "0.5 GiB of disk is free where runs/ is: delete files, or train with --output on "
+            "536.8 MB of disk is free where runs/ is: delete files, or train with --output on "
             "another disk",
         ),
     ],

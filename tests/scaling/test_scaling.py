@@ -19,7 +19,7 @@ import torch
 import mygpt
 from mygpt import GPT, GPTConfig
 from mygpt.cli import main
-from mygpt.cli.plan import bytes_text, duration_text, parse_bytes, parse_count
+from mygpt.cli.plan import duration_text, parse_bytes, parse_count
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.scaling.estimates import activations, device_memory, flops_per_token
 from mygpt.scaling.presets import PUBLISHED, SHAPES
@@ -233,9 +233,6 @@ def test_amounts_are_parsed_and_formatted() -> None:
             parse_count("tokens", text)
     with pytest.raises(InputError, match="80GB"):
         parse_bytes("device_memory", "big")
-    assert [bytes_text(n) for n in (0, 999, 999_600, 498e6, 26.95e9, 1e18)] == [
-        "0 B", "999 B", "1.00 MB", "498 MB", "26.9 GB", "1,000 PB",
-    ]  # fmt: skip
     assert [duration_text(s) for s in (0.25, 41, 720, 1e5, 1e7)] == [
         "0.25 s", "41 s", "12.0 minutes", "27.8 hours", "115.7 days",
     ]  # fmt: skip
@@ -254,7 +251,7 @@ def test_printed_output_is_plain_text_of_at_most_80_columns(plan: Plan) -> None:
     assert "19,074 steps of 524,288" in out
     assert "4.02 times the 20 of Chinchilla's rule" in out
     assert "time:         unknown: add --measure" in out
-    assert re.search(r"FSDP bf16 recomputed .* 3\.68 GB   yes", out)
+    assert re.search(r"FSDP bf16 recomputed .* 3\.6 GB   yes", out)
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80
 

@@ -16,6 +16,7 @@ import torch
 
 from mygpt import GPT, GPTConfig
 from mygpt.errors import OutOfMemoryError
+from mygpt.machine import bytes_text
 from mygpt.scaling.estimates import activations
 from mygpt.training import memory
 from mygpt.training.config import TrainConfig
@@ -89,7 +90,7 @@ def test_huge_shapes_are_refused_at_once(shape: dict[str, Any], remedy: str) -> 
     assert time.perf_counter() - began < 0.1
     assert refused.value.exit_code == 4
     assert f"{config.num_parameters():,} parameters" in str(refused.value)
-    assert "64.0 GiB are free" in str(refused.value)
+    assert "68.7 GB are free" in str(refused.value)
     assert "\n" not in str(refused.value)
     check_model_fits(config, None)  # if the free memory is unknown, nothing is refused
 
@@ -167,9 +168,9 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
     size = fitting_piece(model, config, 2 * GIB)
     with pytest.raises(OutOfMemoryError) as refused:
         check_batch_fits(model, config, 2 * GIB)
-    need = needed_bytes(model, config) / GIB
+    need = bytes_text(needed_bytes(model, config))
     assert str(refused.value) == (
-        f"batch_size=1048576 with windows of 300 needs about {need:,.1f} GiB and 2.0 GiB are free "
+        f"batch_size=1048576 with windows of 300 needs about {need} and 2.1 GB are free "
         f"(a tenth stays free): choose --batch-size {size}, or --batch-size auto"
     )
     check_batch_fits(model, replace(config, batch_size=size), 2 * GIB)
@@ -187,25 +188,25 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
                 "memory: you tried to allocate 6871947674 bytes. Error code 12 (Cannot allocate "
                 "memory)"
             ),
-            " (6.4 GiB more asked for)",
+            " (6.8 GB more asked for)",
         ),
         (
             torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
                 "7.79 GiB of which 1.10 GiB is free."
             ),
-            " (2.0 GiB more asked for)",
+            " (2.1 GB more asked for)",
         ),
         (
             RuntimeError(
                 "MPS backend out of memory (MPS allocated: 17.95 GB, other allocations: 384.00 KB, "
                 "max allowed: 18.13 GB). Tried to allocate 256.00 MB on private pool."
             ),
-            " (256 MiB more asked for)",
+            " (268.4 MB more asked for)",
         ),
         (
             MemoryError("Unable to allocate 8.00 TiB for an array with shape (1099511627776,)"),
-            " (8,192.0 GiB more asked for)",
+            " (8.7 TB more asked for)",
         ),
         (MemoryError(), ""),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), ""),
@@ -283,7 +284,7 @@ def test_a_real_allocation_failure_is_reported() -> None:
     ).stdout
     # (2048, 256, 64) floats are 128 MiB, and four of them do not fit.
     assert "out of memory in a step with batch_size=2048 and windows of 256 (" in printed
-    assert " MiB more asked for): choose --batch-size 1024\n" in printed
+    assert " MB more asked for): choose --batch-size 1024\n" in printed
 
 
 _MEASURED = """

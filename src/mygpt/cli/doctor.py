@@ -22,12 +22,12 @@ import typer
 
 from mygpt.cli.terminal import say, to_json
 from mygpt.errors import InputError
+from mygpt.machine import bytes_text
 
 if TYPE_CHECKING:
     from mygpt.training.checkup import Finding
 
-_GIB = 2**30
-_LEAST_DISK_BYTES, _LEAST_MEMORY_BYTES = _GIB, _GIB // 2  # torch alone takes most of the memory
+_LEAST_DISK_BYTES, _LEAST_MEMORY_BYTES = 10**9, 5 * 10**8  # torch alone takes most of the memory
 _VARIABLES = (
     "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "ATEN_", "NUMBA_", "TORCH_", "PYTORCH_", "CUDA_",
     "LD_PRELOAD", "MALLOC_", "MYGPT_",
@@ -232,7 +232,10 @@ def _lines(here: Environment) -> Iterator[tuple[str, str]]:
     load = "" if here.load is None else f"; load {here.load:.1f}"
     yield "cores:", f"{here.cores:g} usable, {here.threads} hardware threads{load}"
     if here.memory_bytes is not None and here.free_memory_bytes is not None:
-        yield "memory:", f"{_gib(here.memory_bytes)}, {_gib(here.free_memory_bytes)} free"
+        yield (
+            "memory:",
+            f"{bytes_text(here.memory_bytes)}, {bytes_text(here.free_memory_bytes)} free",
+        )
     yield "mygpt:", here.mygpt
     if here.torch is None:
         yield "torch:", f"cannot be imported: {here.torch_error}"
@@ -241,11 +244,11 @@ def _lines(here: Environment) -> Iterator[tuple[str, str]]:
         parts = f"{torch.build} build, {torch.capability}, {torch.threads} threads"
         yield "torch:", f"{torch.version} ({parts})"
         for name, memory_bytes in torch.devices or (("only the CPU", None),):
-            yield "device:", name if memory_bytes is None else f"{name}, {_gib(memory_bytes)}"
+            yield "device:", name if memory_bytes is None else f"{name}, {bytes_text(memory_bytes)}"
     loop = f"decoding loop {'compiled' if here.compiled else 'not compiled'}"
     yield "numba:", f"{here.numba}, {loop}" if here.numba else "not used on this machine"
     yield "cache:", f"{here.cache} ({'writable' if here.cache_writable else 'not writable'})"
-    yield "disk:", f"{_gib(here.disk_free_bytes)} free where runs/ is"
+    yield "disk:", f"{bytes_text(here.disk_free_bytes)} free where runs/ is"
     for number, (name, value) in enumerate(here.variables.items()):
         yield "" if number else "variables:", f"{name}={value}"
 
@@ -270,11 +273,11 @@ def advice(here: Environment) -> Iterator[str]:
         )
     free = here.free_memory_bytes
     if free is not None and free < _LEAST_MEMORY_BYTES:
-        yield f"{_gib(free)} of memory is free: close other programs, or use a smaller model"
+        yield f"{bytes_text(free)} of memory is free: close other programs, or use a smaller model"
     if here.disk_free_bytes < _LEAST_DISK_BYTES:
         yield (
-            f"{_gib(here.disk_free_bytes)} of disk is free where runs/ is: delete files, or train "
-            "with --output on another disk"
+            f"{bytes_text(here.disk_free_bytes)} of disk is free where runs/ is: delete files, or "
+            "train with --output on another disk"
         )
 
 
@@ -298,10 +301,6 @@ def _torch_advice(here: Environment, torch: Torch) -> Iterator[str]:
     else:
         why = torch.problem or "check that nvidia-smi lists the GPU"
         yield f"torch cannot use the NVIDIA GPU: update its driver ({why})"
-
-
-def _gib(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB"
 
 
 def warmup() -> None:

@@ -14,6 +14,7 @@ import typer
 
 from mygpt.cli.terminal import say, to_json, waiting
 from mygpt.errors import InputError, require_choice
+from mygpt.machine import bytes_text
 
 if TYPE_CHECKING:
     from mygpt.core.config import GPTConfig
@@ -355,14 +356,6 @@ def _parse(name: str, text: str, units: dict[str, int], meant: str) -> int:
     if not 1 <= value <= 1e18:
         raise InputError(f"{name}={text!r} must be a {meant}, at least 1 and at most 1e18")
     return round(value)
-
-
-def bytes_text(value: float) -> str:
-    """Format bytes with three digits and decimal units: 498 MB, 2.09 TB."""
-    power = max(0, min(5, int(math.log10(max(1.0, value * 1.0005)) // 3)))
-    scaled = value / 1000**power
-    digits = 0 if power == 0 or scaled >= 99.95 else 1 if scaled >= 9.995 else 2
-    return f"{scaled:,.{digits}f} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def duration_text(seconds: float) -> str:

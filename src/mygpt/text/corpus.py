@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mygpt.errors import InputError, OutOfMemoryError
-from mygpt.machine import free_memory_bytes
+from mygpt.machine import bytes_text, free_memory_bytes
 from mygpt.text.documents import SEPARATOR, Corpus, Document, parts_between_separators, split_note
 from mygpt.text.file_types import FIRST_BYTES
 from mygpt.text.reading import (
@@ -236,21 +235,13 @@ class _Reader:
         fits = num_bytes * max(0.0, self._free - self._needed) / (need - self._needed)
         it = "it and the text read before" if self._needed else "it"
         raise OutOfMemoryError(
-            f"{what} {_size(num_bytes)}: training on {it} needs {_size(need)} of memory, and "
-            f"{_size(self._free)} are free; train on a part of it, {_size(fits)} at most"
+            f"{what} {bytes_text(num_bytes)}: training on {it} needs {bytes_text(need)} of memory, "
+            f"and {bytes_text(self._free)} are free; train on a part of it, {bytes_text(fits)} at most"
         )
 
 
 def _need(num_bytes: int, text_bytes: int) -> float:
     return _HEADROOM * (text_bytes + _PER_BYTE * num_bytes)
-
-
-def _size(num_bytes: float) -> str:
-    """A size with its unit, rounded down, so that a text of the size named as fitting fits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{math.floor(10 * num_bytes / scale) / 10:.1f} {unit}"
-    return f"{math.floor(num_bytes)} bytes"
 
 
 def require_existing(paths: Sequence[str]) -> None:

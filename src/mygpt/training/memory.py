@@ -19,7 +19,7 @@ from mygpt.core.model import GPT
 from mygpt.cpu.train.layout import step_bytes
 from mygpt.errors import OutOfMemoryError, is_out_of_memory
 from mygpt.evaluation.losses import rows_at_once
-from mygpt.machine import free_memory_bytes
+from mygpt.machine import bytes_text, free_memory_bytes
 from mygpt.scaling.estimates import FLOAT, USABLE, activations
 from mygpt.training.config import TrainConfig
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -179,8 +179,8 @@ def check_model_fits(config: GPTConfig, free_bytes: int | None) -> None:
         return
     window = FLOAT * _window_floats(config) > need / 2
     raise OutOfMemoryError(
-        f"a model of {config.num_parameters():,} parameters needs about {_amount(need)} to be "
-        f"trained and {_amount(free_bytes)} are free (a tenth stays free): choose a smaller "
+        f"a model of {config.num_parameters():,} parameters needs about {bytes_text(need)} to be "
+        f"trained and {bytes_text(free_bytes)} are free (a tenth stays free): choose a smaller "
         f"{'--max-seq-len' if window else '--embed-dim or --num-layers'}"
     )
 
@@ -215,7 +215,7 @@ def check_batch_fits(
         smaller = f"{_remedy(fits)}{', or --batch-size auto' if fits else ''}"
         raise OutOfMemoryError(
             f"batch_size={config.batch_size} with windows of {config.seq_len} needs about "
-            f"{_amount(need.bytes(config.piece))} and {_amount(free_bytes)} are free (a "
+            f"{bytes_text(need.bytes(config.piece))} and {bytes_text(free_bytes)} are free (a "
             f"tenth stays free): {'end other programs' if fixed else smaller}"
         )
 
@@ -241,7 +241,9 @@ def out_of_memory(error: BaseException, model: GPT, config: TrainConfig) -> OutO
         fits = _Need(model, config).fitting(free, at_most=fits)
     asked = ""
     if found := _ASKED.search(str(error)):
-        asked = f" ({_amount(float(found[1]) * 1024 ** 'bKMGT'.index(found[2][0]))} more asked for)"
+        asked = (
+            f" ({bytes_text(float(found[1]) * 1024 ** 'bKMGT'.index(found[2][0]))} more asked for)"
+        )
     return OutOfMemoryError(
         f"out of memory in a step with batch_size={config.batch_size} and windows of "
         f"{config.seq_len}{asked}: {_remedy(fits)}"
@@ -252,7 +254,3 @@ def _remedy(fits: int) -> str:
     if fits:
         return f"choose --batch-size {fits}"
     return "not one window fits: choose a smaller --seq-len, --embed-dim or --num-layers"
-
-
-def _amount(count: float) -> str:
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
