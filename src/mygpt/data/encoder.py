@@ -6,23 +6,20 @@ a space that follows a letter, and after a line end between two ordinary charact
 rule (`tokenization/words.py`) also before a space that follows any ordinary character, and between
 a line end and an ordinary character. Any other tokenizer needs complete documents.
 
-BPE with a known rule for words is encoded word by word in Python, merging each distinct word only
-once. This module does not import torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import InputError
 from mygpt.tokenization import BPETokenizer, ForeignTokenizer, Tokenizer
-from mygpt.tokenization.library import refusals
-from mygpt.tokenization.tokenizer_json import build, check, to_symbols, word_rules
+from mygpt.tokenization.tokenizer_json import check
 from mygpt.tokenization.words import REACH, WordSplitter
 
 # Ordinary characters, which are not white space in any version of Unicode: ASCII, Latin, Cyrillic,
@@ -33,8 +30,6 @@ _SPACES = re.compile(r"[^\W\d_](?= )")
 _SPACES_AND_LINES = re.compile(rf"[^\W\d_](?= )|[{_ORDINARY}]\n(?=[{_ORDINARY}])")
 _SLACK = 2**16  # characters in which a split point is searched for, before words are counted
 _LONGEST = 2**28  # characters of a document that cannot be split
-_MOST_WORDS = 2**17  # whose ids are cached
-_LENGTH = 2000  # characters per text of the library's batch; shorter and longer ones are slower
 
 
 class Chunker:
@@ -98,22 +93,12 @@ class Chunker:
             )
 
 
-def library_json(tokenizer: Tokenizer) -> dict[str, object] | None:
-    """The `tokenizer.json` of a byte-level BPE; None for any other tokenizer."""
-    if isinstance(tokenizer, BPETokenizer) or (
-        isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_lossless
-    ):
-        description: dict[str, object] = tokenizer.to_state()["tokenizer"]
-        return description
-    return None
-
-
 def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
     """The pattern before which a text can be split, and whether `words.py`'s rule applies."""
-    description = library_json(tokenizer)
-    if description is None:
+    foreign = isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_lossless
+    if not foreign and not isinstance(tokenizer, BPETokenizer):
         return None, False
-    contents = check(description)
+    contents = check(tokenizer.to_state()["tokenizer"])
     if contents.own_rule:
         return _OURS, True
     if not contents.splits_at_spaces:
@@ -122,56 +107,16 @@ def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
     return (_SPACES if lines else _SPACES_AND_LINES), False
 
 
-class Words(dict[str, bytes]):
-    """A cache from word to the bytes of its ids; a missing word is merged by the library.
-
-    Args:
-        split: splits a text into words.
-        model: the library's BPE model, which merges.
-        dtype: the integer type of the ids.
-    """
-
-    def __init__(self, split: Callable[[str], list[str]], model: Any, dtype: np.dtype[Any]) -> None:
-        super().__init__()
-        self.split = split
-        self._model = model
-        self._dtype = dtype
-
-    def __missing__(self, word: str) -> bytes:
-        if len(self) >= _MOST_WORDS:
-            self.clear()
-        ids = [token.id for token in self._model.tokenize(to_symbols(word))]
-        self[word] = data = np.array(ids, self._dtype).tobytes()
-        return data
-
-
-def words_of(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Words | None:
-    """The word cache for a tokenizer with a known rule for words; None for any other."""
-    description: Any = library_json(tokenizer)
-    if description is None or description.get("normalizer") is not None:
-        return None
-    contents = check(description)
-    model = build(description).model
-    if contents.own_rule:
-        return Words(WordSplitter().split, model, dtype)
-    if not contents.splits_at_spaces or set(contents.added) - contents.control:
-        return None
-    (rule,) = word_rules(description["pre_tokenizer"])
-    return Words(WordSplitter(str(rule)).split, model, dtype)
-
-
 class Encoder:
     """Encodes chunks of documents to the same ids as `encode_documents`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.dtype = np.dtype(dtype_of(tokenizer)).newbyteorder("<")
+        self._tokenizer = tokenizer
+        self._dtype = np.dtype(dtype_of(tokenizer)).newbyteorder("<")
         ends = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-        self._before = np.array([*ends, *tokenizer.beginning], self.dtype).tobytes()
-        self._words = words_of(tokenizer, self.dtype)
-        self._library = None if self._words is not None else _library_of(tokenizer)
+        self._before = np.array([*ends, *tokenizer.beginning], np.int32).tobytes()
 
-    def encode(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[list[int], bytearray]:
+    def encode(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[list[int], bytes]:
         """Encode chunks.
 
         Args:
@@ -184,44 +129,9 @@ class Encoder:
         Raises:
             InputError: as the tokenizer does.
         """
-        counts: list[int] = []
-        ids = bytearray()
-        for text, begin in zip(texts, begins, strict=True):
-            length = len(ids)
-            if begin:
-                ids += self._before
-            if self._words is not None:
-                ids += b"".join(map(self._words.__getitem__, self._words.split(text)))
-            else:
-                for row in self._rows(text):
-                    ids += row.astype(self.dtype).tobytes()
-            counts.append((len(ids) - length) // self.dtype.itemsize)
-        return counts, ids
-
-    def _rows(self, text: str) -> Any:
-        if self._library is None:
-            return self.tokenizer.encode_pieces([text])
-        with refusals("the tokenizers library could not encode this text"):
-            found = self._library(_in_chunks(text), add_special_tokens=False)
-        return [np.array(each.ids, np.int64) for each in found]
-
-
-def _library_of(tokenizer: Tokenizer) -> Any:
-    """The library's batch encoder, if it can encode a text in chunks; else None."""
-    description = library_json(tokenizer)
-    if description is None:
-        return None
-    contents = check(description)
-    if not contents.splits_at_spaces:
-        return None
-    library = build(description)
-    return getattr(library, "encode_batch_fast", library.encode_batch)
-
-
-def _in_chunks(text: str) -> list[str]:
-    chunks = []
-    begin = 0
-    while found := _SPACES.search(text, begin + _LENGTH):
-        chunks.append(text[begin : found.end()])
-        begin = found.end()
-    return [*chunks, text[begin:]]
+        rows = [
+            self._before * begin + self._tokenizer.encode_part(text)
+            for text, begin in zip(texts, begins, strict=True)
+        ]
+        ids = np.frombuffer(b"".join(rows), np.int32)
+        return [len(row) // ids.itemsize for row in rows], ids.astype(self._dtype).tobytes()

@@ -148,7 +148,7 @@ def _answer(encoder: Encoder, texts: Sequence[bytes], begins: Sequence[bool]) ->
         counts, ids = encoder.encode([text.decode("utf-8") for text in texts], begins)
     except InputError as error:
         return str(error)
-    return counts, bytes(ids)
+    return counts, ids
 
 
 def _send(file: IO[bytes] | None, value: Any) -> None:

@@ -84,6 +84,10 @@ class Tokenizer:
         """Encode a text given in pieces: the concatenated rows are `encode_array`'s ids."""
         raise NotImplementedError
 
+    def encode_part(self, text: str) -> bytes:
+        """The ids, int32, of a text that begins and ends where words do, as bytes: the fastest."""
+        return b"".join(row.astype(np.int32).tobytes() for row in self.encode_pieces([text]))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, (T,); bytes that are not UTF-8 become U+FFFD.
 

@@ -112,6 +112,10 @@ class BPETokenizer(Tokenizer):
         """
         return self.encoder.encode_pieces(pieces)
 
+    def encode_part(self, text: str) -> bytes:
+        """The ids, int32, of a text that begins and ends where words do."""
+        return self.encoder.encode_part(text)
+
     def to_json(self) -> dict[str, Any]:
         """The content of the `tokenizer.json`."""
         return self._description
@@ -163,6 +167,12 @@ class WordEncoder:
         for words in some:
             ids = b"".join(map(self._words.__getitem__, words))
             yield np.frombuffer(ids, np.int32).astype(np.int64)
+
+    def encode_part(self, text: str) -> bytes:
+        """The ids, int32, of a text that begins and ends where words do."""
+        if self._splitter is None:
+            return b"".join(row.astype(np.int32).tobytes() for row in self._by_library([text]))
+        return b"".join(map(self._words.__getitem__, self._splitter.split(text)))
 
     def _by_library(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
         """For a rule that is not known here, or a tokenizer that changes or adds words."""

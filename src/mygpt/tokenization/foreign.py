@@ -143,6 +143,12 @@ class ForeignTokenizer(Tokenizer):
             )
         yield np.array(ids, np.int64)
 
+    def encode_part(self, text: str) -> bytes:
+        """The ids, int32, of a text that begins and ends where words do."""
+        if self._encoder is None:
+            return super().encode_part(text)
+        return self._encoder.encode_part(text)
+
     def chars_of_first(self, text: str, count: int) -> tuple[int, int]:
         """The number of characters that a text's first `count` ids cover, and its number of ids.
 
