@@ -8,22 +8,14 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 
-import mygpt.views
+from mygpt.server.playground import SMALL_VOCABULARY, STATIC, TYPES, logits_content
+from mygpt.server.problems import SAFE_HEADERS
 from reference import INF
 
-STATIC = Path(mygpt.views.__file__).parent / "static"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-TYPES |= {".svg": "image/svg+xml", ".json": "application/json"}
 WINDOW = 8
-SMALL = 4096  # of larger vocabularies only the most probable tokens' logits are sent
 
 
 class UnknownError(ValueError):
@@ -70,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
                 "window": model.window,
             }
             facts |= {"vocab_size": len(model.texts), "tokenizer": "char"}
-            if len(model.texts) <= SMALL:
+            if len(model.texts) <= SMALL_VOCABULARY:
                 facts["tokens"] = model.texts
             self.answer(200, facts)
             return
@@ -115,10 +107,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        if self.server.strict:
-            self.send_header("Content-Security-Policy", POLICY)
+        for header in SAFE_HEADERS.items() if self.server.strict else ():
+            self.send_header(*header)
         self.end_headers()
         self.wfile.write(body)
 
@@ -127,13 +119,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def listed_logits(model: MadeUp, logits: list) -> dict:
-    """All logits; of a large vocabulary the largest ones and the log-sum-exp of the rest."""
-    if len(logits) <= SMALL:
-        return {"logits": [None if x == -INF else x for x in logits]}
-    values = np.array(logits)
-    best, others = np.split(np.argsort(-values, kind="stable"), [1024])
-    top = [[int(i), values[i], model.texts[i]] for i in best]
-    return {"top": top, "rest": float(np.log(np.exp(values[others]).sum()))}
+    """As the server's, except that minus infinity is null."""
+    found = logits_content(np.array(logits), model.texts.__getitem__)
+    if "logits" in found:
+        found["logits"] = [None if x == -INF else x for x in found["logits"]]
+    return found
 
 
 class Stub(ThreadingHTTPServer):

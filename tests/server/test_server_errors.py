@@ -19,9 +19,7 @@ from mygpt.server.log import NonBlockingStream, RateLimit
 from mygpt.server.serving import ServerDied
 from servers import (
     BODY,
-    JSON,
     GatedWriter,
-    client,
     running,
     tiny_writer,
     wait_until,
@@ -177,18 +175,6 @@ def test_a_panic_on_the_event_loop_is_a_500(monkeypatch):
             assert answer.status_code == 500
             assert answer.json()["error"]["code"] == "bug"
         assert server.get("/health").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [('{"model": "mygpt", "model": "x"}', "two values for the key 'model'"),
-     ('{"max_tokens": ' + "1" * 5000 + "}", "5000 digits")],
-)  # fmt: skip
-def test_json_with_contradictory_fields_is_refused(body, message):
-    with client() as api:
-        answer = api.post("/v1/completions", content=body, headers=JSON)
-        assert answer.status_code == 400
-        assert message in answer.json()["error"]["message"]
 
 
 def test_a_bug_is_a_500_without_its_traceback(monkeypatch, caplog):

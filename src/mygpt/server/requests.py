@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from mygpt.core.config import SamplingConfig
 from mygpt.core.window import Overflow
+from mygpt.errors import InputError
 from mygpt.json_objects import without_duplicates
 from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
@@ -244,6 +245,10 @@ def parse_completion(found: dict[str, Any], settings: ServerSettings) -> Complet
     if len(body.stops) > settings.max_stops:
         problem = f"stop has {len(body.stops)} strings, more than the limit of {settings.max_stops}"
         raise invalid("stop", f"{problem}: send fewer")
+    try:
+        _ = body.sampling
+    except InputError as error:  # an infinite number: its message begins with the field's name
+        raise invalid(str(error).partition("=")[0], str(error)) from None
     _check_choices(body, settings)
     _check_stream_options(body)
     return body
