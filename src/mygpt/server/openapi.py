@@ -27,34 +27,14 @@ _ERRORS = {
 
 # Path, operation, summary, the type of the response if it has one, and those of the request.
 _OPERATIONS: list[tuple[str, ...]] = [
-    (
-        "/v1/completions",
-        "complete",
-        "Continue one or more prompts; with stream=true, server-sent events of this form.",
-        "Completion",
-        "CompletionRequest",
-    ),
+    ("/v1/completions", "complete", "Continue prompts.", "Completion", "CompletionRequest"),
     ("/v1/models", "list_models", "List the models.", "Models"),
     ("/v1/models/{model}", "get_model", "The model by its id.", "Model"),
     ("/health", "health", "Whether the server accepts requests.", "Health"),
     ("/openapi.json", "openapi", "This document.", ""),
     ("/api/model", "about", "Describe the model.", ""),
-    (
-        "/api/next",
-        "next",
-        "Predict the next token after a text: the logits of all tokens, or the largest.",
-        "Next",
-        "Text",
-        "Ids",
-    ),
-    (
-        "/api/attention",
-        "attention",
-        "The attention weights of the last positions, in each layer and head.",
-        "Attention",
-        "Text",
-        "Ids",
-    ),
+    ("/api/next", "next", "Predict the next token after a text.", "Next", "Text", "Ids"),
+    ("/api/attention", "attention", "Attention weights of a text.", "Attention", "Text", "Ids"),
 ]
 
 
@@ -85,7 +65,7 @@ class Usage(TypedDict):
 
 
 class Completion(TypedDict):
-    """A request with its seed gives the same choices."""
+    """The choices; a stream has events of this form. Its seed reproduces the choices."""
 
     id: str
     object: Literal["text_completion"]
@@ -143,7 +123,7 @@ class Next(TypedDict):
 
 
 class Attention(TypedDict):
-    """The attention weights in each layer and head from the position `start` on."""
+    """The weights in each layer and head between the last positions, from `start` on."""
 
     layers: int
     heads: int
