@@ -1,4 +1,7 @@
-"""model.py against the textbook's formulas, itself in other orders, and transformers."""
+"""model.py against the formulas of the textbook, and itself in other orders of reading.
+
+tests/formats compares it with transformers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from mygpt import GPT, GPTConfig, set_seed
 from mygpt.checkpoint.model_file import config_from_json
 from mygpt.core.kv_cache import KVCache
 from mygpt.errors import InputError
-from shapes import CONFIGS, GPT2, LLAMA, MODERN, TUTORIAL, build
+from shapes import CONFIGS, MODERN, TUTORIAL, build
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -316,111 +319,3 @@ def test_every_parameter_gets_a_gradient(config):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.any()), name
-
-
-# --- transformers --------------------------------------------------------------------------
-
-
-def randomized(theirs: nn.Module) -> dict[str, torch.Tensor]:
-    """Their parameters, with numbers that leave no bias 0 and no norm 1."""
-    torch.manual_seed(4)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return theirs.eval().state_dict()
-
-
-def assert_same_logits(config: GPTConfig, ours: dict, theirs: nn.Module) -> None:
-    model = GPT.from_config(config).eval()
-    model.load_state_dict(ours)
-    ids = some_ids(config, 3, config.max_seq_len)
-    with torch.no_grad():
-        expected = theirs(ids).logits
-    torch.testing.assert_close(logits_of(model, ids), expected, **CLOSE)
-
-
-def test_same_logits_as_transformers_gpt2():
-    """Tanh GELU, biases everywhere; their Conv1D matrices are ours transposed."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    theirs = GPT2LMHeadModel(
-        GPT2Config(vocab_size=7, n_positions=10, n_embd=12, n_layer=2, n_head=3)
-    )
-    state = randomized(theirs)
-    ours = {
-        "token_embedding.weight": state["transformer.wte.weight"],
-        "position_embedding.weight": state["transformer.wpe.weight"],
-    }
-    names = {
-        "ln_1": "attention_norm",
-        "attn.c_attn": "attention.query_key_value",
-        "attn.c_proj": "attention.output",
-        "ln_2": "mlp_norm",
-        "mlp.c_fc": "mlp.input",
-        "mlp.c_proj": "mlp.output",
-    }
-    for kind in ("weight", "bias"):
-        ours[f"final_norm.{kind}"] = state[f"transformer.ln_f.{kind}"]
-        for n in range(2):
-            for source, target in names.items():
-                tensor = state[f"transformer.h.{n}.{source}.{kind}"]
-                ours[f"blocks.{n}.{target}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor
-    assert_same_logits(GPT2, ours, theirs)
-
-
-def llama_like(config: GPTConfig, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Llama's and Qwen3's names into ours: [q; k; v] and [gate; up] become one matrix each."""
-    ours = {
-        "token_embedding.weight": state["model.embed_tokens.weight"],
-        "final_norm.weight": state["model.norm.weight"],
-    }
-    if not config.tied:
-        ours["head.weight"] = state["lm_head.weight"]
-    for n in range(config.num_layers):
-        at, to = f"model.layers.{n}.", f"blocks.{n}."
-        q, k, v = (state[f"{at}self_attn.{x}_proj.weight"] for x in "qkv")
-        gate, up = (state[f"{at}mlp.{x}_proj.weight"] for x in ("gate", "up"))
-        ours |= {
-            to + "attention.query_key_value.weight": torch.cat([q, k, v]),
-            to + "attention.output.weight": state[at + "self_attn.o_proj.weight"],
-            to + "attention_norm.weight": state[at + "input_layernorm.weight"],
-            to + "mlp_norm.weight": state[at + "post_attention_layernorm.weight"],
-            to + "mlp.input.weight": torch.cat([gate, up]),
-            to + "mlp.output.weight": state[at + "mlp.down_proj.weight"],
-        }
-        if config.qk_norm:
-            ours[to + "attention.query_norm.weight"] = state[at + "self_attn.q_norm.weight"]
-            ours[to + "attention.key_norm.weight"] = state[at + "self_attn.k_norm.weight"]
-    return ours
-
-
-def llama_like_settings(config: GPTConfig) -> dict:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.mlp_hidden,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_size,
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
-        "tie_word_embeddings": config.tied,
-        "attention_bias": False,
-    }
-
-
-def test_same_logits_as_transformers_llama():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    theirs = LlamaForCausalLM(LlamaConfig(**llama_like_settings(LLAMA)))
-    assert_same_logits(LLAMA, llama_like(LLAMA, randomized(theirs)), theirs)
-
-
-def test_same_logits_as_transformers_qwen3():
-    """The modern presets' block, with a head size of its own and normalised queries and keys."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    theirs = Qwen3ForCausalLM(Qwen3Config(**llama_like_settings(MODERN)))
-    assert_same_logits(MODERN, llama_like(MODERN, randomized(theirs)), theirs)
