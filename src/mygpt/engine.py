@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.core.window import OVERFLOW_POLICIES, Overflow
-from mygpt.errors import InputError, require_choice
+from mygpt.core.window import Overflow
+from mygpt.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -242,11 +242,6 @@ def check_prompt_ids(prompt: NDArray[np.int64], vocab_size: int) -> None:
         raise InputError(
             f"prompt holds id {prompt[outside][0]}: this model's ids are 0 to {vocab_size - 1}"
         )
-
-
-def check_overflow(overflow: str) -> None:
-    """Raise `InputError` unless `overflow` is the name of a policy."""
-    require_choice("overflow", overflow, OVERFLOW_POLICIES)
 
 
 def check_prompt_fits(length: int, max_seq_len: int, overflow: Overflow) -> None:

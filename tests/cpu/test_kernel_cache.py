@@ -48,16 +48,16 @@ def choose_cache(monkeypatch, folder: Path) -> None:
     build._object_path.cache_clear()
 
 
-def load() -> build.Kernels:
+def load() -> dict[str, build.Kernel]:
     """Load the kernels as a new process does, without the cached result."""
-    return build.Kernels(*build.load_library.__wrapped__(build.DECODING))
+    return build.load_library.__wrapped__(build.DECODING)
 
 
-def digest(kernels: build.Kernels) -> int:
+def digest(kernels: dict[str, build.Kernel]) -> int:
     """The result of some machine code: a digest of ten numbers."""
     data = np.arange(10, dtype=np.int32)
     table = np.array([data.ctypes.data, 10], np.int64)
-    return kernels.digest(table.ctypes.data, 1)
+    return kernels["digest"](table.ctypes.data, 1)
 
 
 def files(folder: Path) -> list[str]:
@@ -186,9 +186,8 @@ size, path = len(code), build._object_path()
 path.parent.mkdir(parents=True)
 for number, damaged in enumerate([{damages[damage]}]):
     path.write_bytes(damaged)
-    build.load_kernels.cache_clear()
     build.load_library.cache_clear()
-    build.load_kernels()
+    build.load_library()
     assert path.read_bytes()[build._DIGEST_BYTES :] == code, number
     print("intact again")
 """
@@ -202,7 +201,7 @@ for number, damaged in enumerate([{damages[damage]}]):
 def test_two_processes_may_compile_at_once(tmp_path):
     """Both find no file, both write one; one intact file is left."""
     program = """
-build.load_kernels()
+build.load_library()
 print("loaded")
 """
     both = [start(program, tmp_path / "cache", seconds=0.7) for _ in range(2)]

@@ -41,10 +41,6 @@ class Row:
         self.cache = Cache(network.config, min(self.full, len(self.text) + _RESERVED_TOKENS))
         self.start = self.window.start(len(self.text))
 
-    def visible_prompt(self) -> tuple[int, ...]:
-        """The part of the prompt that the model sees."""
-        return tuple(self.text[self.start :])
-
     def read(self) -> None:
         """Read tokens that were not read yet, or all of the window if it has moved."""
         start = self.window.start(len(self.text))
@@ -54,11 +50,6 @@ class Row:
         unread = self.text[start + self.cache.length :]
         if unread:
             self.logits = self.network.read(unread, self.cache)
-
-    def read_as(self, other: Row) -> None:
-        """Copy the cache and logits of a row with the same visible prompt."""
-        self.cache.copy_from(other.cache)
-        self.logits = other.logits
 
     def advance(self, most: int) -> list[int]:
         """Draw up to `most` tokens; the new ids."""
@@ -96,11 +87,12 @@ class NumpyDecoding:
         for row in self.rows:
             if row.ended:
                 continue
-            reader = readers.setdefault(row.visible_prompt(), row)
+            reader = readers.setdefault(tuple(row.text[row.start :]), row)
             if reader is row:
                 row.read()
             else:
-                row.read_as(reader)
+                row.cache.copy_from(reader.cache)
+                row.logits = reader.logits
 
     def end(self, row: int) -> None:
         """End this row: it gets no further tokens."""

@@ -16,11 +16,11 @@ from mygpt.core.config import GREEDY_BELOW, SamplingConfig
 from mygpt.core.generation import Decoder, GenerationCall, LoopDecoder
 from mygpt.core.model import GPT
 from mygpt.core.random import Stream, check_seed
-from mygpt.core.window import Overflow
+from mygpt.core.window import OVERFLOW_POLICIES, Overflow
 from mygpt.decode.choice import choose, tokens_to_read
 from mygpt.decode.packing import cpu_engine_of, packable_parameters
-from mygpt.engine import Request, check_overflow, check_prompt_fits
-from mygpt.errors import InputError, require_int
+from mygpt.engine import Request, check_prompt_fits
+from mygpt.errors import InputError, require_choice, require_int
 
 if TYPE_CHECKING:
     from mygpt.cpu.decode.decoding import CpuDecoding
@@ -118,7 +118,7 @@ def _check(model: Any, prompt_ids: Any, max_new_tokens: Any, seed: Any, overflow
     require_int("max_new_tokens", max_new_tokens, least=0)
     if seed is not None:
         check_seed(seed)
-    check_overflow(overflow)
+    require_choice("overflow", overflow, OVERFLOW_POLICIES)
     check_prompt_fits(prompt_ids.shape[1], model.max_seq_len, overflow)
 
 

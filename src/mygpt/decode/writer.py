@@ -13,11 +13,11 @@ import numpy as np
 from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.core.window import Overflow
+from mygpt.core.window import OVERFLOW_POLICIES, Overflow
 from mygpt.decode.choice import Backend, Choice, tokens_to_read
 from mygpt.decode.completion import Completion, Row
-from mygpt.engine import Batch, Decoding, Request, check_overflow, check_prompt_fits, fresh_seed
-from mygpt.errors import InputError, require_int
+from mygpt.engine import Batch, Decoding, Request, check_prompt_fits, fresh_seed
+from mygpt.errors import InputError, require_choice, require_int
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.tokenization.unknown import PROMPT_POLICIES, adding_remedy, check_policy, without_unknown
 
@@ -214,7 +214,7 @@ class _TextCall:
                 f"{', '.join(field.name for field in fields(SamplingConfig))}"
             )
         require_int("max_new_tokens", max_new_tokens, least=0)
-        check_overflow(overflow)
+        require_choice("overflow", overflow, OVERFLOW_POLICIES)
         self.writer, self.prompt, self.max_new_tokens = writer, prompt, max_new_tokens
         self.seed = Stream(fresh_seed() if seed is None else seed).seed
         self.stop, self.logprobs, self.overflow = tuple(stop), logprobs, overflow

@@ -43,14 +43,6 @@ _log = logging.getLogger("mygpt")
 Kernel = Callable[[int, int], int]
 
 
-class Kernels(NamedTuple):
-    """The functions that Python calls, as `loop`, `digest` and `panels` define them."""
-
-    run: Kernel
-    digest: Kernel
-    pack_matrices: Kernel
-
-
 class KernelLibrary(NamedTuple):
     """Kernels that are compiled into one object file.
 
@@ -121,14 +113,8 @@ def compile_now(library: KernelLibrary = DECODING) -> None:
 
 
 @functools.cache
-def load_kernels() -> Kernels:
-    """The decoding loop's functions; compiled first where needed, with a warning in the log."""
-    return Kernels(*load_library(DECODING))
-
-
-@functools.cache
-def load_library(library: KernelLibrary) -> tuple[Kernel, ...]:
-    """A library's functions in the order of `exports`; compiled first where needed."""
+def load_library(library: KernelLibrary = DECODING) -> dict[str, Kernel]:
+    """The functions of `exports` by name; compiled first where needed, which the log reports."""
     path = _object_path(library)
     try:
         return _link(_read(path), library)
@@ -319,7 +305,7 @@ def _store(path: Path, code: bytes) -> None:
         write_durably(path, pieces, inside=True, mode=PRIVATE_FILE)
 
 
-def _link(code: bytes, library: KernelLibrary = DECODING) -> tuple[Kernel, ...]:
+def _link(code: bytes, library: KernelLibrary) -> dict[str, Kernel]:
     """Put an object file's code into memory and return the exported functions."""
     import llvmlite.binding as llvm
 
@@ -331,7 +317,7 @@ def _link(code: bytes, library: KernelLibrary = DECODING) -> tuple[Kernel, ...]:
     linked = parts.link(linker, f"mygpt-{library.name}")
     _alive.extend([linker, linked])
     _linked.add(library.name)
-    return tuple(_caller(linked[name]) for name in names)
+    return {name: _caller(linked[name]) for name in names}
 
 
 def _caller(address: int) -> Kernel:

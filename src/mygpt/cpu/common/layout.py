@@ -8,6 +8,8 @@ import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.core.config import GPTConfig
+
 # float32 numbers of a vector: 16 fill a register of AVX-512 (32 registers), 8 one of AVX2
 # (16 registers) or two of NEON (32 registers of half the size).
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
@@ -20,8 +22,25 @@ PANEL = VECTORS * LANES  # outputs of a packed matrix that follow each other in 
 # Kinds of norms and of MLPs, by their names in `GPTConfig`.
 LAYER_NORM, RMS_NORM = 0, 1
 GELU, GELU_TANH, SWIGLU = 0, 1, 2
-NORMS = {"layer": LAYER_NORM, "rms": RMS_NORM}
-MLPS = {"gelu": GELU, "gelu_tanh": GELU_TANH, "swiglu": SWIGLU}
+_NORMS = {"layer": LAYER_NORM, "rms": RMS_NORM}
+_MLPS = {"gelu": GELU, "gelu_tanh": GELU_TANH, "swiglu": SWIGLU}
+
+
+def shape_of(config: GPTConfig) -> dict[str, int]:
+    """The fields of a job that decoding and training have in common."""
+    return {
+        "LAYERS": config.num_layers,
+        "WIDTH": config.embed_dim,
+        "HEADS": config.num_heads,
+        "GROUPS": config.kv_heads,
+        "HEAD": config.head_size,
+        "VOCAB": config.vocab_size,
+        "NORM": _NORMS[config.norm],
+        "ROTARY": config.position == "rotary",
+        "MLP": _MLPS[config.mlp],
+        "QK_NORM": config.qk_norm,
+    }
+
 
 _LINE = 64  # bytes of a cache line, and of a vector of AVX-512: aligned, it is within one line
 

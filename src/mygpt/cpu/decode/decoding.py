@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import SamplingConfig
-from mygpt.cpu.common.build import load_kernels
+from mygpt.cpu.common.build import load_library
 from mygpt.cpu.common.layout import padded
 from mygpt.cpu.common.workers import run_on_threads, usable_cores
 from mygpt.cpu.decode import layout as at
@@ -54,7 +54,7 @@ class Loop:
         self._memory, self._slots, self._job = memory, memory.slots, memory.job
         self._wanted = threads
         self._products = memory.config.num_parameters()  # of a row
-        self._kernel = load_kernels().run
+        self._kernel = load_library()["run"]
         self._threads = 0
         self._step_s = 0.0
         self._one_thread_s = self._one_thread_until = 0.0

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
-from mygpt.cpu.common.build import load_kernels
+from mygpt.cpu.common.build import load_library
 from mygpt.cpu.common.layout import padded
 from mygpt.cpu.common.workers import usable_cores
 from mygpt.cpu.decode import layout as at
@@ -80,7 +80,7 @@ class CpuEngine:
 def digest_of(places: Sequence[tuple[int, int]]) -> int:
     """A hash of arrays of 32-bit numbers, given as (address, count): equal means unchanged."""
     table = np.array(places, np.int64).reshape(-1, 2)
-    return load_kernels().digest(table.ctypes.data, len(table))
+    return load_library()["digest"](table.ctypes.data, len(table))
 
 
 class CpuBatch:

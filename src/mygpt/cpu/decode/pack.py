@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
-from mygpt.cpu.common.build import load_kernels
-from mygpt.cpu.common.layout import MLPS, NORMS, PANEL, Arena, padded
+from mygpt.cpu.common.build import load_library
+from mygpt.cpu.common.layout import PANEL, Arena, padded, shape_of
 from mygpt.cpu.decode import layout as at
 from mygpt.engine import rotary_angles
 
@@ -59,18 +59,10 @@ class PackedModel:
     def _describe_shape(self) -> None:
         config, job = self.config, self.job
         wide = padded(config.head_size)
+        for name, size in shape_of(config).items():
+            job[getattr(at, name)] = size
         for place, value in {
-            at.LAYERS: config.num_layers,
-            at.WIDTH: config.embed_dim,
-            at.HEADS: config.num_heads,
-            at.GROUPS: config.kv_heads,
-            at.HEAD: config.head_size,
-            at.VOCAB: config.vocab_size,
             at.WINDOW: config.max_seq_len,
-            at.NORM: NORMS[config.norm],
-            at.ROTARY: config.position == "rotary",
-            at.MLP: MLPS[config.mlp],
-            at.QK_NORM: config.qk_norm,
             at.QUANTIZED: self.quantized,
             at.WIDTH_STRIDE: padded(config.embed_dim),
             at.QUERY_STRIDE: padded(config.num_heads * config.head_size),
@@ -198,7 +190,7 @@ class PackedModel:
         table = np.array(
             [(w.ctypes.data, panels.ctypes.data, *w.shape) for w, panels in matrices], np.int64
         )
-        load_kernels().pack_matrices(table.ctypes.data, len(table))
+        load_library()["pack_matrices"](table.ctypes.data, len(table))
         self._unpacked.clear()
 
 

@@ -5,7 +5,7 @@ Letters: B batch, T time, C embedding, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
-from mygpt.cpu.common.build import TRAINING, Kernel, load_library
-from mygpt.cpu.common.layout import MLPS, NORMS, Arena, padded
+from mygpt.cpu.common.build import TRAINING, load_library
+from mygpt.cpu.common.layout import Arena, padded, shape_of
 from mygpt.cpu.common.workers import run_on_threads
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train import muon
@@ -25,14 +25,6 @@ def suits(config: GPTConfig) -> bool:
     """Whether a shape's widths are multiples of LANES, as the kernels need them."""
     widths = (config.embed_dim, config.head_size, config.mlp_hidden)
     return all(width % at.LANES == 0 for width in widths)
-
-
-class Kernels(NamedTuple):
-    """The library's functions, in its order."""
-
-    pack_weights: Kernel
-    losses_and_gradients: Kernel
-    update_matrices: Kernel
 
 
 class CpuTrainingStep:
@@ -47,7 +39,7 @@ class CpuTrainingStep:
         self.model = model
         self.threads = threads
         self._muon_of: dict[str, int] = {}
-        self._kernels = Kernels(*load_library(TRAINING))
+        self._kernels = load_library(TRAINING)
         self._job = np.zeros(at.JOB_SIZE, np.int64)
         self._reals = np.zeros(at.REALS_SIZE, np.float32)
         self._alive: list[Any] = []
@@ -148,19 +140,11 @@ class CpuTrainingStep:
         job[at.POSITIONS_GRADIENT] = self._offsets.get("position_embedding.weight", 0)
         if config.position == "rotary":
             self._place_rotary()
+        for name, size in shape_of(config).items():
+            job[getattr(at, name)] = size
         for place, value in (
             (at.THREADS, self.threads),
-            (at.LAYERS, config.num_layers),
-            (at.WIDTH, config.embed_dim),
-            (at.HEADS, config.num_heads),
-            (at.GROUPS, config.kv_heads),
-            (at.HEAD, config.head_size),
             (at.HIDDEN, config.mlp_hidden),
-            (at.VOCAB, config.vocab_size),
-            (at.NORM, NORMS[config.norm]),
-            (at.ROTARY, int(config.position == "rotary")),
-            (at.MLP, MLPS[config.mlp]),
-            (at.QK_NORM, int(config.qk_norm)),
             (at.REALS, self._keep(self._reals)),
         ):
             job[place] = value
@@ -198,8 +182,8 @@ class CpuTrainingStep:
         job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
         job[at.BATCH], job[at.TIME] = self._shape
 
-    def _run(self, kernel: Kernel) -> None:
-        run_on_threads(kernel, int(self._job.ctypes.data), self.threads)
+    def _run(self, kernel: str) -> None:
+        run_on_threads(self._kernels[kernel], int(self._job.ctypes.data), self.threads)
 
     def gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token; `inputs` and `targets` are (B, T) int64.
@@ -212,8 +196,8 @@ class CpuTrainingStep:
         job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0
         job[at.LOSSES_ONLY] = 0
         reals[at.DROPOUT], reals[at.GRADIENT_SCALE] = dropout, 1 / inputs.numel()
-        self._run(self._kernels.pack_weights)
-        self._run(self._kernels.losses_and_gradients)
+        self._run("pack_weights")
+        self._run("losses_and_gradients")
         for thread in range(1, self.threads):
             self._gradients[0] += self._gradients[thread]
         for name, view in self._views.items():
@@ -228,8 +212,8 @@ class CpuTrainingStep:
         """The loss of each token, (B T,), without dropout; gradients are not changed."""
         self._set_batch(inputs, targets)
         self._job[at.LOSSES_ONLY], self._reals[at.DROPOUT] = 1, 0.0
-        self._run(self._kernels.pack_weights)
-        self._run(self._kernels.losses_and_gradients)
+        self._run("pack_weights")
+        self._run("losses_and_gradients")
         return self._losses
 
     def token_losses(
@@ -253,7 +237,7 @@ class CpuTrainingStep:
             self._muon_of = places
         reals = self._reals
         reals[at.MUON_RATE], reals[at.MUON_DECAY], reals[at.MOMENTUM] = rate, decay, muon.MOMENTUM
-        self._run(self._kernels.update_matrices)
+        self._run("update_matrices")
 
     def _describe_muon(self, momenta: dict[str, torch.Tensor]) -> None:
         """Fill the job's table of Muon's matrices, and allocate buffers for the largest."""
