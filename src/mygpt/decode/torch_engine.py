@@ -213,12 +213,14 @@ class TorchDecoding:
     def end(self, row: int) -> None:
         """End this row: it gets no further tokens."""
         batch, i = self._places[row]
-        batch.end(i)
+        batch.ended[i] = True
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """(V,) the logits of the row's last token; see `Decoding`."""
         batch, i = self._places[row]
-        logits: NDArray[np.float32] = batch.logits(i).float().cpu().numpy()
+        if i not in batch.logits:
+            raise ValueError("no token was drawn yet")
+        logits: NDArray[np.float32] = batch.logits[i].float().cpu().numpy()
         return logits
 
 
@@ -231,9 +233,8 @@ class _Batch:
         first, rows = requests[0], len(requests)
         self.ends = [request.ends for request in requests]
         self.remaining = first.most_tokens(model.max_seq_len)  # steps
-        self.ended = [self.remaining == 0] * rows
-        self._newest: torch.Tensor | None = None  # (B, V), the last step's logits
-        self._final: dict[int, torch.Tensor] = {}  # (V,) logits of rows that ended before others
+        self.ended = [False] * rows
+        self.logits: dict[int, torch.Tensor] = {}  # (V,) of each row's last token
         device = next(model.parameters()).device
         prompts = torch.tensor(np.stack([request.prompt for request in requests]), device=device)
         positions = len(first.prompt) + min(self.remaining, _RESERVED_TOKENS)
@@ -251,23 +252,11 @@ class _Batch:
         for _ in range(min(most, self.remaining)):
             if all(self.ended):
                 break
-            ids, self._newest = next(self._steps)
+            ids, logits = next(self._steps)
             self.remaining -= 1
             for row, token in enumerate(ids.tolist()):
                 if not self.ended[row]:
                     new[row].append(token)
-                    if token in self.ends[row]:
-                        self.end(row)
-        if self.remaining == 0:
-            self.ended = [True] * len(self.ended)
+                    self.logits[row] = logits[row]
+                    self.ended[row] = token in self.ends[row]
         return new
-
-    def end(self, row: int) -> None:
-        if not self.ended[row] and self._newest is not None:
-            self._final[row] = self._newest[row]  # later steps of other rows replace `_newest`
-        self.ended[row] = True
-
-    def logits(self, row: int) -> torch.Tensor:
-        if self._newest is None:
-            raise ValueError("no token was drawn yet")
-        return self._final.get(row, self._newest[row])

@@ -83,16 +83,14 @@ class Memory:
 
     def grow(self, capacity: int, text_width: int) -> None:
         """Make caches and texts of every slot longer; their contents are kept."""
-        keys, values, text = self.keys, self.values, self.text
+        keys, values = self.keys, self.values
         self.keys = np.zeros((*keys.shape[:-1], capacity), np.float32)
         self.values = np.zeros((*values.shape[:2], capacity, values.shape[-1]), np.float32)
-        self.text = np.zeros((len(text), text_width), np.int64)
         for slot, cached in enumerate(self.slots[:, at.CACHED].tolist()):
             self.keys[slot, :, :, :cached] = keys[slot, :, :, :cached]
             self.values[slot, :, :cached] = values[slot, :, :cached]
-        self.text[:, : text.shape[1]] = text
         self._place_cache()
-        self._place_text()
+        self._widen_text(text_width)
 
     def put(self, number: int, request: Request, shown: NDArray[np.int64] | None = None) -> None:
         """Put a request into a slot and overwrite what was there.
@@ -182,16 +180,19 @@ class Memory:
     def _place_text(self) -> None:
         self.job[at.TEXT], self.job[at.TEXT_STRIDE] = self.text.ctypes.data, self.text.shape[1]
 
+    def _widen_text(self, width: int) -> None:
+        longer = np.zeros((len(self.text), width), np.int64)
+        longer[:, : self.text.shape[1]] = self.text
+        self.text = longer
+        self._place_text()
+
     def reserve_text(self, steps: int) -> None:
         """Make the texts longer where `steps` more tokens would not fit."""
         needed = int(self.slots[:, at.LENGTH].max(initial=0)) + steps
         if needed > self.text.shape[1]:
             # Half as much again, so that a long text is copied a number of times that grows only
             # with the logarithm of its length.
-            longer = np.zeros((len(self.text), needed + needed // 2), np.int64)
-            longer[:, : self.text.shape[1]] = self.text
-            self.text = longer
-            self._place_text()
+            self._widen_text(needed + needed // 2)
 
     def slide_texts(self, steps: int) -> None:
         """Drop tokens before the window of active rows where `steps` more would not fit.
