@@ -111,7 +111,9 @@ FOLDERS = {
     "gpt2": (END, "gpt2", settings("GPT2Tokenizer")),
     "gpt2, its end of text added": ([], "gpt2", {"added_tokens": {END_OF_TEXT: SIZE}}),
     "gpt2, its end of text implied": ([], "gpt2", {}),
-    "gpt2, a space before the text": (END, "gpt2", settings("GPT2Tokenizer", add_prefix_space=True)),
+    "gpt2, a space before the text": (
+        END, "gpt2", settings("GPT2Tokenizer", add_prefix_space=True)
+    ),
     "gpt2, begun by a token": (
         [*END, "<s>"], "gpt2", settings(bos_token="<s>", add_bos_token=True)
     ),

@@ -126,6 +126,14 @@ def test_unknown_characters_are_removed_from_a_text() -> None:
     assert without_unknown(foreign(words()), "hello  sea world") == ("hello   world", ["sea"])
 
 
+def code_of(*arguments: object) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as left:
+        main(list(map(str, arguments)))
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unknown")
@@ -167,9 +175,7 @@ def test_a_text_that_is_mostly_unknown_is_refused_everywhere(
         [place / "emoji.txt"], tmp_path / "store", tokenizer=tokenizer, unknown="keep"
     )
     assert store.num_documents == 1
-    with pytest.raises(SystemExit) as left:
-        main(["eval", str(place / "run"), str(place / "emoji.txt")])
-    assert left.value.code == 2
+    assert code_of("eval", place / "run", place / "emoji.txt") == 2
     assert "give --unknown keep to use the text anyway" in capsys.readouterr().err
     with pytest.raises(InputError, match="unknown='perhaps' is not known: choose error or keep"):
         mygpt.train(place / "few.txt", output=tmp_path / "run", unknown="perhaps", **SMALL)
@@ -203,12 +209,10 @@ def test_the_diagnosis_does_not_rely_on_losses_of_unknown_text() -> None:
 def test_eval_can_drop_unknown_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The figures are then those of the remaining text."""
     for policy, size in (("drop", 60 * 21 + 4 * 13), ("keep", 60 * 21 + 4 * 17)):
-        with pytest.raises(SystemExit) as left:
-            main(
-                ["eval", str(place / "run"), str(place / "few.txt"), "--unknown", policy, "--json"]
-            )
+        few = place / "few.txt"
+        assert code_of("eval", place / "run", few, "--unknown", policy, "--json") == 0
         result = json.loads(capsys.readouterr().out)
-        assert (left.value.code, result["baselines"]["num_bytes"]) == (0, size)
+        assert result["baselines"]["num_bytes"] == size
         assert "'🙂' U+1F642" in result["notes"][0]
 
 
@@ -218,16 +222,12 @@ def test_characters_outside_the_vocabulary_are_refused_with_a_remedy(
     chars = tmp_path / "chars"
     mygpt.train(place / "few.txt", output=chars, tokenizer="char", **SMALL)
     (tmp_path / "new.txt").write_text("hello €world\n" * 9)
-    with pytest.raises(SystemExit):
-        main(["eval", str(chars), str(tmp_path / "new.txt")])
+    assert code_of("eval", chars, tmp_path / "new.txt") == 2
     assert "'€' (U+20AC" in (error := capsys.readouterr().err)
     assert error.endswith("; --unknown drop leaves them out\n")
-    with pytest.raises(SystemExit) as left:
-        main(["eval", str(chars), str(tmp_path / "new.txt"), "--unknown", "drop"])
-    assert left.value.code == 0
-    assert (
-        "note: the model does not know '€' U+20AC: removed from the text" in capsys.readouterr().out
-    )
+    assert code_of("eval", chars, tmp_path / "new.txt", "--unknown", "drop") == 0
+    shown = capsys.readouterr().out
+    assert "note: the model does not know '€' U+20AC: removed from the text" in shown
 
 
 def test_a_store_has_the_byte_counts_of_its_validation_text(tmp_path: Path) -> None:
