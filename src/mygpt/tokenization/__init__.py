@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.ends import end_notes, find_ends
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.simple import ByteTokenizer, CharTokenizer
+from mygpt.tokenization.tokenizer_json import check, ids_around, names_of
 
 __all__ = [
     "END_OF_TEXT",
@@ -95,12 +97,15 @@ def from_tokenizer_json(
     Raises:
         InputError: if neither class supports it.
     """
+    size = max(names_of(description)) + 1 if vocab_size is None else vocab_size
     end, others, notes = find_ends(description, folder, vocab_size=vocab_size, implied=implied_end)
+    with suppress(InputError):  # it is not byte-level BPE
+        plain = not others and not ids_around(description, "cls")
+        if plain and check(description).end_of_text == end:
+            bpe = BPETokenizer(description)
+            if bpe.vocab_size == size:
+                return bpe, notes
     foreign = ForeignTokenizer(
         description, end_of_text=end, other_ends=others, vocab_size=vocab_size
     )
-    if foreign.is_lossless and not foreign.beginning and not others:
-        bpe = BPETokenizer(description)
-        if (bpe.vocab_size, bpe.end_of_text) == (foreign.vocab_size, end):
-            return bpe, notes
     return foreign, notes
