@@ -15,10 +15,7 @@ import torch
 import mygpt
 from mygpt import training
 from mygpt.checkpoint.container import read_arrays
-from mygpt.training.events import (
-    Event,
-    Note,
-)
+from mygpt.training.events import Event, Note
 from mygpt.training.gradients import ParallelGradients
 from mygpt.training.planning import Planner
 from mygpt.training.prepare import Prepared, Request, prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,24 @@ def last(run: Path) -> Checkpoint:
     return read_checkpoint(run / "last.safetensors")
 
 
-def test_no_steps_leave_the_model_unchanged(base: Path, text: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def tune(base: Path, text: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Fine-tunes the run on the text, or as the options say; returns the new run."""
+
+    def tuned(files: Path = text, **options: Any) -> Path:
+        run = tmp_path / "on"
+        training.train(files, **{"init_from": base, "output": run, "listener": silent, **options})
+        return run
+
+    return tuned
+
+
+Tune = Callable[..., Path]
+
+
+def test_no_steps_leave_the_model_unchanged(base: Path, tune: Tune) -> None:
     """Bitwise, and the initial model is reported."""
-    training.train(text, init_from=base, output=tmp_path / "on", steps=0, listener=silent)
-    first, then = read_checkpoint(resolve(base)), last(tmp_path / "on")
+    first, then = read_checkpoint(resolve(base)), last(tune(steps=0))
     assert then.config == first.config
     assert then.tokenizer.to_state() == first.tokenizer.to_state()
     assert first.arrays.keys() == then.arrays.keys()
@@ -95,12 +110,12 @@ def test_it_continues_to_learn_on_the_new_text(base: Path, text: Path, tmp_path:
     assert losses[validated[-1], "val_loss"] < before - 0.5
 
 
-def test_the_initial_model_is_not_changed(base: Path, text: Path, tmp_path: Path) -> None:
+def test_the_initial_model_is_not_changed(base: Path, tune: Tune) -> None:
     kept = {path.name: path.read_bytes() for path in base.iterdir()}
-    training.train(text, init_from=base, output=tmp_path / "on", steps=3, listener=silent)
+    tune(steps=3)
     assert kept == {path.name: path.read_bytes() for path in base.iterdir()}
     with pytest.raises(InputError, match="already holds a run"):
-        training.train(text, init_from=base, output=base, steps=3, listener=silent)
+        tune(output=base, steps=3)
 
 
 def test_the_initial_model_is_never_overwritten(base: Path, text: Path, tmp_path: Path) -> None:
@@ -131,13 +146,13 @@ def test_training_that_only_does_harm_is_reported(base: Path, tmp_path: Path) ->
     assert finished.verdict.startswith("the initial model does better")
 
 
-def test_a_broken_model_is_refused(base: Path, text: Path, tmp_path: Path) -> None:
+def test_a_broken_model_is_refused(base: Path, tune: Tune, tmp_path: Path) -> None:
     found = read_checkpoint(base / "last.safetensors")
     arrays = {name: array.copy() for name, array in found.arrays.items()}
     arrays["final_norm.weight"][0] = np.nan
     write_checkpoint(tmp_path / "nan.pt", arrays, found.config, found.tokenizer, {})
     with pytest.raises(InputError, match=r"final_norm\.weight has infinite or NaN values"):
-        training.train(text, init_from=tmp_path / "nan.pt", output=tmp_path / "on", steps=1)
+        tune(init_from=tmp_path / "nan.pt", steps=1)
     assert not (tmp_path / "on").exists()
 
 
@@ -151,10 +166,10 @@ def test_a_broken_model_is_refused(base: Path, text: Path, tmp_path: Path) -> No
     ],
 )
 def test_options_that_the_model_has_decided_are_refused(
-    base: Path, text: Path, tmp_path: Path, options: dict[str, Any], named: str
+    tune: Tune, tmp_path: Path, options: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InputError, match=f"remove {named}"):
-        training.train(text, init_from=base, output=tmp_path / "on", steps=3, **options)
+        tune(steps=3, **options)
     assert not (tmp_path / "on").exists()
 
 
@@ -171,35 +186,23 @@ def test_a_text_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     assert not (tmp_path / "on").exists()
 
 
-def test_dropout_alone_may_change(base: Path, text: Path, tmp_path: Path) -> None:
-    training.train(
-        text, init_from=base, output=tmp_path / "on", steps=2, dropout=0.3, listener=silent
-    )
-    assert last(tmp_path / "on").config.dropout == 0.3
+def test_dropout_alone_may_change(tune: Tune) -> None:
+    assert last(tune(steps=2, dropout=0.3)).config.dropout == 0.3
 
 
-def test_windows_may_be_shorter_than_the_models(base: Path, text: Path, tmp_path: Path) -> None:
+def test_windows_may_be_shorter_than_the_models(tune: Tune, tmp_path: Path) -> None:
     """What it saves keeps the model's own."""
-    training.train(
-        text, init_from=base, output=tmp_path / "on", steps=2, seq_len=8, listener=silent
-    )
-    assert last(tmp_path / "on").config.max_seq_len == 16
+    assert last(tune(steps=2, seq_len=8)).config.max_seq_len == 16
     with pytest.raises(InputError, match="17"):
-        training.train(text, init_from=base, output=tmp_path / "no", steps=2, seq_len=17)
+        tune(output=tmp_path / "no", steps=2, seq_len=17)
 
 
-def test_a_text_shorter_than_the_window(base: Path, tmp_path: Path) -> None:
+def test_a_text_shorter_than_the_window(tune: Tune, tmp_path: Path) -> None:
     """Training windows shrink to it; the model's stays."""
     (tmp_path / "short.txt").write_text("the lazy dog")
     events: list[Event] = []
-    training.train(
-        tmp_path / "short.txt",
-        init_from=base,
-        output=tmp_path / "on",
-        steps=2,
-        listener=events.append,
-    )
-    assert last(tmp_path / "on").config.max_seq_len == 16
+    run = tune(tmp_path / "short.txt", steps=2, listener=events.append)
+    assert last(run).config.max_seq_len == 16
     assert any(isinstance(event, Note) and "windows of" in event.text for event in events)
 
 
@@ -229,12 +232,11 @@ def test_it_is_resumed_and_replayed(base: Path, text: Path, tmp_path: Path) -> N
     assert not (tmp_path / "no").exists()
 
 
-def test_micro_batches_give_the_same_run(base: Path, text: Path, tmp_path: Path) -> None:
+def test_micro_batches_give_the_same_run(tune: Tune, tmp_path: Path) -> None:
     """Accumulated gradients, up to rounding."""
-    options = {"steps": 6, "batch_size": 6, "engine": "torch", "listener": silent}
+    options = {"steps": 6, "batch_size": 6, "engine": "torch"}
     for size in (0, 4):
-        output = tmp_path / str(size)
-        training.train(text, init_from=base, output=output, micro_batch=size, **options)
+        tune(output=tmp_path / str(size), micro_batch=size, **options)
     one, other = last(tmp_path / "0"), last(tmp_path / "4")
     for name, array in one.arrays.items():
         assert np.allclose(array, other.arrays[name], atol=2e-5), name

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,11 @@ import pytest
 import mygpt
 from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
-from mygpt.errors import (
-    CheckpointError,
-)
-from mygpt.training.events import (
-    Finished,
-)
+from mygpt.errors import CheckpointError
+from mygpt.training.events import Finished
 from mygpt.training.run import RunFolder
 from paths import GOLDEN
-from training_runs import (
-    assert_same,
-    damage,
-    fit,
-    log,
-    notes,
-    progress_of,
-    resume,
-)
+from training_runs import assert_same, damage, fit, log, notes, progress_of, resume
 
 pytestmark = pytest.mark.slow
 
@@ -56,19 +45,24 @@ def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
     assert progress_of(run)["best_val_loss"] < 2.4835180610117287
 
 
-def test_going_on_from_the_previous_state(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(damage, "is damaged: tensor"), (Path.unlink, "does not exist: resuming from the state")],
+)
+def test_a_run_resumes_from_the_state_before_the_last(
+    text: str, tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    """On a file system without links a death can leave only the state before the last."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     fit(text, whole)
     fit(text, run)
-    damage(run / "last.state.safetensors")
-    events = resume(run)
-    lines = notes(events).splitlines()
-    assert len(lines) == 2
-    assert lines[1] == "the steps after the last save, up to 12, are repeated"
-    assert "last.state.safetensors is damaged: tensor" in lines[0]
-    assert lines[0].endswith("resuming from the state before it, of step 8")
+    spoil(run / "last.state.safetensors")
+    before, repeated = notes(resume(run)).splitlines()
+    assert repeated == "the steps after the last save, up to 12, are repeated"
+    assert f"last.state.safetensors {said}" in before
+    assert before.endswith("resuming from the state before it, of step 8")
     assert_same(run, whole)
-    assert (run / "damaged.last.state.safetensors").exists()
+    assert (run / "damaged.last.state.safetensors").exists() == (spoil is damage)
 
 
 def test_with_both_states_damaged_nothing_is_touched(text: str, tmp_path: Path) -> None:
@@ -90,16 +84,6 @@ def test_a_damaged_best_is_put_aside_and_made_again(text: str, tmp_path: Path) -
     assert "best.safetensors is damaged" in notes(events)
     assert (run / "damaged.best.safetensors").exists()
     assert read_checkpoint(run / "best.safetensors").provenance["step"] > 12
-
-
-def test_a_state_that_is_missing_is_the_previous_one(text: str, tmp_path: Path) -> None:
-    """On a file system without links a death can leave only the one before."""
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    fit(text, whole)
-    fit(text, run)
-    (run / "last.state.safetensors").unlink()
-    assert "does not exist: resuming from the state before it" in notes(resume(run))
-    assert_same(run, whole)
 
 
 def test_damaged_json_in_a_state_is_refused_by_name(text: str, tmp_path: Path) -> None:

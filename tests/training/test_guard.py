@@ -13,9 +13,7 @@ import torch
 import mygpt
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
-from mygpt.errors import (
-    DivergedError,
-)
+from mygpt.errors import DivergedError
 from mygpt.training.checkpointing import Checkpointer
 from mygpt.training.events import (
     Evaluated,

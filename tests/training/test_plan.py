@@ -33,12 +33,7 @@ from mygpt.training.diagnosis import diagnose
 from mygpt.training.history import Validation, read_log
 from mygpt.training.planning import fit_window
 from mygpt.training.progress import Progress, StepLog
-from mygpt.training.recipe import (
-    SIZES,
-    Budget,
-    choose,
-    mean_flops_per_token,
-)
+from mygpt.training.recipe import SIZES, Budget, choose, mean_flops_per_token
 from training_runs import planner_of
 
 CPU = torch.device("cpu")

@@ -13,22 +13,10 @@ import torch
 
 from mygpt import training
 from mygpt.checkpoint.container import read_arrays
-from mygpt.errors import (
-    InputError,
-)
+from mygpt.errors import InputError
 from mygpt.training.non_finite import SKIPS_BEFORE_ROLLBACK
 from paths import GOLDEN
-from training_runs import (
-    assert_same,
-    fit,
-    log,
-    notes,
-    plant,
-    progress_of,
-    resume,
-    silent,
-    stop_at,
-)
+from training_runs import assert_same, fit, log, notes, plant, progress_of, resume, silent, stop_at
 
 pytestmark = pytest.mark.slow
 

@@ -14,15 +14,8 @@ import mygpt
 from mygpt import training
 from mygpt.checkpoint.locks import RunLock
 from mygpt.checkpoint.model_file import read_checkpoint
-from mygpt.errors import (
-    CheckpointError,
-    InputError,
-    StorageError,
-)
-from mygpt.training.events import (
-    Event,
-    StepDone,
-)
+from mygpt.errors import CheckpointError, InputError, StorageError
+from mygpt.training.events import Event, StepDone
 from mygpt.training.run import RunFolder
 from training_runs import (
     TEXT,

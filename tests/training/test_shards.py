@@ -25,12 +25,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from mygpt import GPT
 from mygpt.errors import CheckpointError, DamagedError, StorageError
-from mygpt.training.distributed.shards import (
-    check_shards,
-    load_shards,
-    remove_shards,
-    save_shards,
-)
+from mygpt.training.distributed.shards import check_shards, load_shards, remove_shards, save_shards
 from ranks import RankError, run_ranks
 
 pytestmark = pytest.mark.processes

@@ -17,24 +17,10 @@ import mygpt
 from mygpt import training
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.decode.writer import Writer
-from mygpt.errors import (
-    Interrupted,
-)
+from mygpt.errors import Interrupted
 from mygpt.signals import Abandonable
-from mygpt.training.events import (
-    Event,
-    Finished,
-    StepDone,
-)
-from training_runs import (
-    TINY,
-    Dead,
-    fit,
-    log,
-    notes,
-    progress_of,
-    resume,
-)
+from mygpt.training.events import Event, Finished, StepDone
+from training_runs import TINY, Dead, fit, log, notes, progress_of, resume
 
 pytestmark = pytest.mark.slow
 

@@ -21,12 +21,7 @@ import mygpt
 from mygpt import training
 from mygpt.cli import main
 from mygpt.core.data import ShuffledWindows
-from mygpt.data import (
-    StoredTokens,
-    TokenStore,
-    encode_documents,
-    store_cache,
-)
+from mygpt.data import StoredTokens, TokenStore, encode_documents, store_cache
 from mygpt.data import building as storing
 from mygpt.data.store_index import Index, Shard, SourceState
 from mygpt.errors import InputError

@@ -21,13 +21,7 @@ from mygpt import training
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.data import encode_documents
-from mygpt.errors import (
-    CheckpointError,
-    DivergedError,
-    InputError,
-    Interrupted,
-    StorageError,
-)
+from mygpt.errors import CheckpointError, DivergedError, InputError, Interrupted, StorageError
 from mygpt.evaluation.losses import decoded_size, evaluate
 from mygpt.text import read_corpus
 from mygpt.training.config import PRESETS, TrainConfig, preset_options

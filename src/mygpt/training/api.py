@@ -231,9 +231,7 @@ def _run_to_resume(request: Request, group: ProcessGroup) -> RunFolder | None:
     Raises:
         InputError: if the run is on another machine than process 0.
     """
-    path = group.broadcast(group.run_on_all(lambda: request.run.name, main_only=True))
-    assert path is not None
-    run = RunFolder.at(path, group)
+    run = RunFolder.at(group.from_main(lambda: request.run.name), group)
     exists = group.gather(run.exists)
     if any(exists) and not exists[0]:
         raise InputError(

@@ -22,13 +22,7 @@ from mygpt.decode.choice import cpu_engine_available
 from mygpt.errors import InputError
 from mygpt.scaling.estimates import flops_per_token
 from mygpt.training.config import AUTO, DEFAULT_MINUTES, TrainConfig, preset_options
-from mygpt.training.recipe import (
-    Budget,
-    Recipe,
-    choose,
-    continuing,
-    shape_of,
-)
+from mygpt.training.recipe import Budget, Recipe, choose, continuing, shape_of
 
 # The model and the time with which the speed is measured.
 _WIDTH, _LAYERS, _WINDOW, _BATCH = 96, 2, 64, 32

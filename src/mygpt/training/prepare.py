@@ -38,23 +38,13 @@ from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGrou
 from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
 from mygpt.training.hardware import compute_dtype
-from mygpt.training.initial_model import (
-    read_initial,
-    require_elsewhere,
-    require_unchanged_model,
-)
+from mygpt.training.initial_model import read_initial, require_elsewhere, require_unchanged_model
 from mygpt.training.lifecycle import Start
 from mygpt.training.memory import check_model_fits, free_memory
 from mygpt.training.planning import Planned, Planner, fit_window
 from mygpt.training.recorded_files import file_sizes, named, resolved
 from mygpt.training.run import RunFolder
-from mygpt.training.stored import (
-    OF_THE_MODEL,
-    StoredSource,
-    records_of,
-    splits,
-    stores_among,
-)
+from mygpt.training.stored import OF_THE_MODEL, StoredSource, records_of, splits, stores_among
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,7 @@ import torch
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.scaling.estimates import flops_per_token
-from mygpt.training.config import (
-    SHAPE_OPTIONS,
-    TRAIN_OPTIONS,
-    Stage,
-    stage_widths,
-    tokens_per_step,
-)
+from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, Stage, stage_widths, tokens_per_step
 
 Stages = tuple[Stage, ...]
 

@@ -21,12 +21,7 @@ from mygpt.training.hardware import compute_dtype
 from mygpt.training.initial_model import same_initial
 from mygpt.training.lifecycle import Start
 from mygpt.training.prepare import provenance_of
-from mygpt.training.recorded_files import (
-    file_sizes,
-    names_in,
-    require_unchanged_files,
-    resolved,
-)
+from mygpt.training.recorded_files import file_sizes, names_in, require_unchanged_files, resolved
 from mygpt.training.run import RunFolder
 
 _LENGTHS = {"steps", "tokens", "minutes"}
@@ -85,11 +80,7 @@ def resumed(
     settings.setdefault("threads", torch.get_num_threads())
     text = group.each_machine_first(lambda: same_text(state, settings, run.folder))
     where = group.choose_device(device)
-    # Process 0 decides, and reports errors.
-    config = group.broadcast(
-        group.run_on_all(lambda: _resumed_config(run, state, options, where, began), main_only=True)
-    )
-    assert config is not None
+    config = group.from_main(lambda: _resumed_config(run, state, options, where, began))
     if named:  # another validation text may have been named
         for name, part in text.unknown.items():
             notes += part.notes(name, "keep")

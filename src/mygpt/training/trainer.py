@@ -24,15 +24,7 @@ from mygpt.text.documents import TextSize
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.checkpointing import Checkpointer, Setup, State
 from mygpt.training.distributed.sharding import is_sharded
-from mygpt.training.events import (
-    Evaluated,
-    Logged,
-    Note,
-    Sampled,
-    Spiked,
-    StepDone,
-    StepsSkipped,
-)
+from mygpt.training.events import Evaluated, Logged, Note, Sampled, Spiked, StepDone, StepsSkipped
 from mygpt.training.gradients import make_gradients
 from mygpt.training.hardware import described
 from mygpt.training.memory import out_of_memory

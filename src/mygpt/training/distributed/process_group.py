@@ -129,6 +129,12 @@ class ProcessGroup:
             raise problem
         raise PeerError(codes[first] or 1)
 
+    def from_main(self, action: Callable[[], T]) -> T:
+        """Process 0's result of an action, on all; if it fails, all raise."""
+        found = self.broadcast(self.run_on_all(lambda: [action()], main_only=True))
+        assert found is not None
+        return found[0]
+
     def each_machine_first(self, action: Callable[[], T]) -> T:
         """The action's results in all processes; one of each machine goes first.
 
