@@ -50,31 +50,22 @@ _REMOVED_OPTIONS = ("table_decay", "table_dropout")  # of n-gram input tables
 
 @dataclass(frozen=True)
 class State:
-    """All that resuming a run needs, except the text.
+    """All that resuming a run needs, except the text."""
 
-    Attributes:
-        path: its file.
-        config: the model's shape.
-        tokenizer: the model's tokenizer.
-        training: how it is trained.
-        settings: how to read the text again ("files", "val_file", "encoding"), the "preset",
-            and the "threads" between which sums are shared.
-        provenance: the origin of the model, for every checkpoint.
-        progress: how far it has come.
-        arrays: weights, optimizer, random generators; `plan` (steps, 2) float64, the fraction
-            done and the scale of the rate at each step; `given_plan`, that of a replayed run.
-        shards: where weights and optimizer are, if several processes wrote them: a "folder"
-            in the run's, its "files" with their digests, "optimizer" with the arrays' names.
-    """
-
-    path: Path
-    config: GPTConfig
-    tokenizer: Tokenizer
-    training: TrainConfig
+    path: Path  # its file
+    config: GPTConfig  # the model's shape
+    tokenizer: Tokenizer  # the model's tokenizer
+    training: TrainConfig  # how it is trained
+    # How to read the text again ("files", "val_file", "encoding"), the "preset", and the
+    # "threads" between which sums are shared.
     settings: dict[str, Any]
-    provenance: dict[str, Any]
-    progress: Progress
+    provenance: dict[str, Any]  # the origin of the model, for every checkpoint
+    progress: Progress  # how far it has come
+    # Weights, optimizer, random generators; `plan` (steps, 2) float64, the fraction done and
+    # the scale of the rate at each step; `given_plan`, that of a replayed run.
     arrays: Arrays
+    # Where weights and optimizer are, if several processes wrote them: a "folder" in the
+    # run's, its "files" with their digests, "optimizer" with the arrays' names.
     shards: dict[str, Any] | None = None
 
     def parts(self) -> dict[str, Any]:
@@ -239,28 +230,19 @@ def broadcast_state(group: ProcessGroup, load: Callable[[], State]) -> State:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained, on what, and where.
+    """What is trained, on what, and where."""
 
-    Attributes:
-        model: on its device; trained in place.
-        text: to train and to validate on.
-        config: how to train.
-        run: the folder where everything is written, whose lock the caller holds. It knows the
-            processes that train the run: all make the same steps and the same decisions; process
-            0's clock counts, and only process 0 logs and writes.
-        provenance: the origin of the model, for every checkpoint.
-        settings: what `--resume` needs to read the text again; kept in the state.
-        listener: called with every event.
-        given_plan: (steps, 2) float64, the step log of a run that is replayed.
-    """
-
-    model: GPT
-    text: TrainingText
-    config: TrainConfig
+    model: GPT  # on its device; trained in place
+    text: TrainingText  # to train and to validate on
+    config: TrainConfig  # how to train
+    # The folder where everything is written, whose lock the caller holds. It knows the processes
+    # that train the run: all make the same steps and the same decisions; process 0's clock
+    # counts, and only process 0 logs and writes.
     run: RunFolder
-    provenance: dict[str, Any]
-    settings: dict[str, Any]
-    listener: Listener
+    provenance: dict[str, Any]  # the origin of the model, for every checkpoint
+    settings: dict[str, Any]  # what `--resume` needs to read the text again; kept in the state
+    listener: Listener  # called with every event
+    # (steps, 2) float64, the step log of a run that is replayed.
     given_plan: NDArray[np.float64] | None = None
 
 

@@ -25,87 +25,58 @@ Stage = tuple[float, int, int]
 class TrainConfig:
     """Everything that decides a training run, except the model's shape and the text.
 
-    Attributes:
-        steps: how many updates to make, or
-        tokens: on how many tokens to train (rounded up to whole steps), or
-        minutes: how long to train; exactly one of the three is given.
-        batch_size: B, windows per step, in the first stage.
-        micro_batch: windows per forward pass; their gradients are accumulated to a batch's. 0
-            is the whole batch.
-        seq_len: T, tokens per window, in the first stage.
-        lr: the highest learning rate: AdamW's, or Muon's (see `mygpt.training.optimizer`).
-        stages: later windows and batches, each (fraction of the run, T, B).
-        reserve_s: seconds of `minutes` that are kept for what comes after the last step.
-        engine: what computes the gradients: "torch", or "compiled": machine code by Numba on a CPU.
-        dtype: the number format of matrix products (weights are always float32): "float32";
-            "tf32", in which CUDA rounds factors to 10 bits; "bfloat16"; "auto" is bfloat16 on a
-            CUDA device that supports it, else float32.
-        compile: use `torch.compile`, if it works on the device.
-        checkpoint_activations: recompute each block in the backward pass (Chen et al., 2016):
-            less memory, more time.
-        shard: with several processes, shard weights, gradients and optimizer (FSDP) instead of
-            replicating them (DDP).
-        optimizer: "adamw", or "muon" for the blocks' matrices and AdamW for the rest.
-        schedule: "cosine" and "linear" warm up and fall to `min_lr_ratio`; "constant" is the
-            tutorial's.
-        warmup_ratio: fraction of the run in which the rate rises.
-        min_lr_ratio: the last rate as a fraction of the highest.
-        weight_decay: AdamW's decoupled decay (Loshchilov & Hutter, 2019).
-        decay_all: decay every parameter (torch's default) instead of the matrices alone.
-        beta1: AdamW's decay of the mean gradient.
-        beta2: AdamW's decay of the squared gradient.
-        grad_clip: largest norm of the gradient; 0 is off.
-        data_order: "shuffled" shows every window once an epoch; "tutorial" draws windows from
-            torch's global generator, as chapter 14 does.
-        val_fraction: fraction of the text, from its end, that is kept for validation.
-        val_tokens: validate on the first so many of its tokens; 0 is all.
-        seed: decides the initial weights, the order of the data and the dropout.
-        print_every: steps between reports and log records.
-        eval_every: steps between validation passes; 0 is at `eval_shares`.
-        eval_shares: fractions of the run at which to validate; the end is always one.
-        patience: validations in a row far above the best after which the run ends; 0 is off.
-        sample_tokens: length of the sample shown after a validation pass; 0 is off.
-        save_every: steps between saves, in addition to those by the clock; 0 is off.
-        save_seconds: seconds between saves.
-
     Raises:
         InputError: for a value outside its range.
     """
 
-    batch_size: int
-    seq_len: int
-    lr: float
-    steps: int | None = None
-    tokens: int | None = None
-    minutes: float | None = None
-    stages: tuple[Stage, ...] = ()
-    reserve_s: float = 0.0
+    batch_size: int  # B, windows per step, in the first stage
+    seq_len: int  # T, tokens per window, in the first stage
+    lr: float  # the highest learning rate: AdamW's, or Muon's (see `mygpt.training.optimizer`)
+    steps: int | None = None  # how many updates to make, or
+    tokens: int | None = None  # on how many tokens to train (rounded up to whole steps), or
+    minutes: float | None = None  # how long to train; exactly one of the three is given
+    stages: tuple[Stage, ...] = ()  # later windows and batches, each (fraction of the run, T, B)
+    reserve_s: float = 0.0  # seconds of `minutes` that are kept for what comes after the last step
+    # Windows per forward pass; their gradients are accumulated to a batch's. 0 is the whole
+    # batch.
     micro_batch: int = 0
+    # What computes the gradients: "torch", or "compiled": machine code by Numba on a CPU.
     engine: Engine = "torch"
+    # The number format of matrix products (weights are always float32): "float32"; "tf32", in
+    # which CUDA rounds factors to 10 bits; "bfloat16"; "auto" is bfloat16 on a CUDA device
+    # that supports it, else float32.
     dtype: DtypeName = "auto"
-    compile: bool = False
+    compile: bool = False  # use `torch.compile`, if it works on the device
+    # Recompute each block in the backward pass (Chen et al., 2016): less memory, more time.
     checkpoint_activations: bool = False
+    # With several processes, shard weights, gradients and optimizer (FSDP) instead of
+    # replicating them (DDP).
     shard: bool = False
+    # "adamw", or "muon" for the blocks' matrices and AdamW for the rest.
     optimizer: OptimizerName = "adamw"
+    # "cosine" and "linear" warm up and fall to `min_lr_ratio`; "constant" is the tutorial's.
     schedule: Schedule = "cosine"
-    warmup_ratio: float = 0.02
-    min_lr_ratio: float = 0.05
-    weight_decay: float = 0.1
-    decay_all: bool = False
-    beta1: float = 0.9
-    beta2: float = 0.99
-    grad_clip: float = 1.0
+    warmup_ratio: float = 0.02  # fraction of the run in which the rate rises
+    min_lr_ratio: float = 0.05  # the last rate as a fraction of the highest
+    weight_decay: float = 0.1  # AdamW's decoupled decay (Loshchilov & Hutter, 2019)
+    decay_all: bool = False  # decay every parameter (torch's default) instead of the matrices alone
+    beta1: float = 0.9  # AdamW's decay of the mean gradient
+    beta2: float = 0.99  # AdamW's decay of the squared gradient
+    grad_clip: float = 1.0  # largest norm of the gradient; 0 is off
+    # "shuffled" shows every window once an epoch; "tutorial" draws windows from torch's
+    # global generator, as chapter 14 does.
     data_order: DataOrder = "shuffled"
-    val_fraction: float = 0.1
-    val_tokens: int = 0
-    seed: int = 0
-    print_every: int = 100
-    eval_every: int = 500
+    val_fraction: float = 0.1  # fraction of the text, from its end, that is kept for validation
+    val_tokens: int = 0  # validate on the first so many of its tokens; 0 is all
+    seed: int = 0  # decides the initial weights, the order of the data and the dropout
+    print_every: int = 100  # steps between reports and log records
+    eval_every: int = 500  # steps between validation passes; 0 is at `eval_shares`
+    # Fractions of the run at which to validate; the end is always one.
     eval_shares: tuple[float, ...] = ()
-    patience: int = 0
-    sample_tokens: int = 120
-    save_every: int = 0
-    save_seconds: float = 60.0
+    patience: int = 0  # validations in a row far above the best after which the run ends; 0 is off
+    sample_tokens: int = 120  # length of the sample shown after a validation pass; 0 is off
+    save_every: int = 0  # steps between saves, in addition to those by the clock; 0 is off
+    save_seconds: float = 60.0  # seconds between saves
 
     def __post_init__(self) -> None:
         given = dict(vars(self))

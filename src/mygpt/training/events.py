@@ -27,40 +27,23 @@ class Note:
 
 @dataclass(frozen=True)
 class Started:
-    """The beginning of a session.
+    """The beginning of a session."""
 
-    Attributes:
-        run: its folder.
-        step: steps done before (a resumed run).
-        parameters: the number of trained parameters.
-        corpus: the text's name.
-        train_tokens: the number of training tokens.
-        val_tokens: the number of validation tokens.
-        tokenizer: its kind.
-        vocab_size: V.
-        windows: T of each stage.
-        uniform: loss of equal probabilities for all tokens, nats per token.
-        unigram: loss of the tokens' frequencies, on the validation text if there is one.
-        device: the device and the choices made for it.
-        total_steps: None if the run ends by the clock.
-        budget_s: None if the run ends by steps.
-        read_from: the files of a resumed run, as its state or the user names them.
-    """
-
-    run: Path
-    step: int
-    parameters: int
-    corpus: str
-    train_tokens: int
-    val_tokens: int
-    tokenizer: str
-    vocab_size: int
-    windows: tuple[int, ...]
-    uniform: float
-    unigram: float
-    device: str
-    total_steps: int | None
-    budget_s: float | None
+    run: Path  # its folder
+    step: int  # steps done before (a resumed run)
+    parameters: int  # the number of trained parameters
+    corpus: str  # the text's name
+    train_tokens: int  # the number of training tokens
+    val_tokens: int  # the number of validation tokens
+    tokenizer: str  # its kind
+    vocab_size: int  # V
+    windows: tuple[int, ...]  # T of each stage
+    uniform: float  # loss of equal probabilities for all tokens, nats per token
+    unigram: float  # loss of the tokens' frequencies, on the validation text if there is one
+    device: str  # the device and the choices made for it
+    total_steps: int | None  # None if the run ends by the clock
+    budget_s: float | None  # None if the run ends by steps
+    # The files of a resumed run, as its state or the user names them.
     read_from: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -138,19 +121,12 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class StepsSkipped:
-    """Steps that were skipped: their loss or the norm of their gradient was not finite.
+    """Steps that were skipped: their loss or the norm of their gradient was not finite."""
 
-    Attributes:
-        step: the last of them.
-        loss: NaN or infinite.
-        count: how many; more than one on a device that runs asynchronously.
-        batch: the first token of each window of the batch; empty if that is not known.
-    """
-
-    step: int
-    loss: float
-    count: int
-    batch: list[int]
+    step: int  # the last of them
+    loss: float  # NaN or infinite
+    count: int  # how many; more than one on a device that runs asynchronously
+    batch: list[int]  # the first token of each window of the batch; empty if that is not known
 
     def record(self) -> dict[str, Any]:
         """Its line in log.jsonl."""
@@ -167,19 +143,12 @@ class StepsSkipped:
 
 @dataclass(frozen=True)
 class Spiked:
-    """A loss far above the usual; the step was applied.
+    """A loss far above the usual; the step was applied."""
 
-    Attributes:
-        step: of the spike.
-        loss: nats per token.
-        usual: the running mean before it.
-        batch: the first token of each window of the batch; empty if that is not known.
-    """
-
-    step: int
-    loss: float
-    usual: float
-    batch: list[int]
+    step: int  # of the spike
+    loss: float  # nats per token
+    usual: float  # the running mean before it
+    batch: list[int]  # the first token of each window of the batch; empty if that is not known
 
     def record(self) -> dict[str, Any]:
         """Its line in log.jsonl."""
@@ -196,19 +165,12 @@ class Spiked:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """The run diverged and continues from the last good state with half the learning rate.
+    """The run diverged and continues from the last good state with half the learning rate."""
 
-    Attributes:
-        step: of the state it returned to.
-        failed_step: the step at which it diverged.
-        problem: what was wrong there.
-        lr_scale: factor of the learning rate from now on.
-    """
-
-    step: int
-    failed_step: int
-    problem: str
-    lr_scale: float
+    step: int  # of the state it returned to
+    failed_step: int  # the step at which it diverged
+    problem: str  # what was wrong there
+    lr_scale: float  # factor of the learning rate from now on
 
     def record(self) -> dict[str, Any]:
         """Its line in log.jsonl."""
@@ -244,36 +206,21 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a session.
+    """The end of a session."""
 
-    Attributes:
-        run: the path for `--resume`: its folder, or the checkpoint file of `--output`.
-        checkpoint: the file to generate from.
-        step: steps done.
-        loss: of the last batch, nats per token; NaN if no step was made.
-        best_val_loss: None without validation.
-        best_step: its step.
-        uniform: loss of equal probabilities for all tokens, nats per token.
-        unigram: loss of the tokens' frequencies.
-        elapsed_s: seconds of training.
-        signal: the signal that ended it early, or None.
-        baselines: what simpler models and compressors reach on the validation text; None
-            without one.
-        verdict: how it went, in words.
-    """
-
-    run: Path
-    checkpoint: Path
-    step: int
-    loss: float
-    best_val_loss: float | None
-    best_step: int
-    uniform: float
-    unigram: float
-    elapsed_s: float
-    signal: int | None
+    run: Path  # the path for `--resume`: its folder, or the checkpoint file of `--output`
+    checkpoint: Path  # the file to generate from
+    step: int  # steps done
+    loss: float  # of the last batch, nats per token; NaN if no step was made
+    best_val_loss: float | None  # None without validation
+    best_step: int  # its step
+    uniform: float  # loss of equal probabilities for all tokens, nats per token
+    unigram: float  # loss of the tokens' frequencies
+    elapsed_s: float  # seconds of training
+    signal: int | None  # the signal that ended it early, or None
+    # What simpler models and compressors reach on the validation text; None without one.
     baselines: Baselines | None = None
-    verdict: str = ""
+    verdict: str = ""  # how it went, in words
 
     def __str__(self) -> str:
         best = ""

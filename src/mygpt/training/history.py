@@ -24,68 +24,43 @@ S = TypeVar("S", bound=_OfAStep)
 
 @dataclass(frozen=True)
 class Report:
-    """A step with a loss line.
-
-    Attributes:
-        step: the step.
-        loss: the loss of its batch in nats per token.
-        lr: the learning rate.
-        tokens: training tokens so far.
-        elapsed_s: seconds of training so far.
-    """
+    """A step with a loss line."""
 
     step: int
-    loss: float
+    loss: float  # the loss of its batch in nats per token
     lr: float
     tokens: int
-    elapsed_s: float
+    elapsed_s: float  # seconds of training so far
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A validation pass.
+    """A validation pass."""
 
-    Attributes:
-        step: the step after which it was made.
-        val_loss: in nats per token.
-        loss: the mean loss of the training batches reported since the validation before; NaN for
-            none.
-        error: the standard error of the validation loss; 0 if the log does not contain it.
-        bits_per_byte: the validation loss in bits per byte; NaN if the log does not contain it.
-        elapsed_s: seconds of training so far.
-    """
-
-    step: int
-    val_loss: float
+    step: int  # the step after which it was made
+    val_loss: float  # in nats per token
+    # The mean loss of the training batches reported since the validation before; NaN for none.
     loss: float = math.nan
+    # The standard error of the validation loss; 0 if the log does not contain it.
     error: float = 0.0
+    # The validation loss in bits per byte; NaN if the log does not contain it.
     bits_per_byte: float = math.nan
-    elapsed_s: float = math.nan
+    elapsed_s: float = math.nan  # seconds of training so far
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample that the model generated during training.
+    """A sample that the model generated during training."""
 
-    Attributes:
-        step: the step after which it was generated.
-        text: the text.
-        copied: (start, end) character offsets of passages that are also in the training text.
-    """
-
-    step: int
+    step: int  # the step after which it was generated
     text: str
+    # (start, end) character offsets of passages that are also in the training text.
     copied: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A skipped step, or a jump of the loss.
-
-    Attributes:
-        step: the step.
-        text: a description.
-    """
+    """A skipped step, or a jump of the loss."""
 
     step: int
     text: str

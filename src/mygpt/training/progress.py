@@ -26,39 +26,23 @@ _KEYS = {"skipped": "left_out"}  # where a field has another name in state files
 
 @dataclass
 class Progress:
-    """How far a run has come; all of it is saved with every state.
+    """How far a run has come; all of it is saved with every state."""
 
-    Attributes:
-        step: steps made, including those whose update was skipped.
-        elapsed_s: seconds of training in all sessions.
-        loss: of the last reported batch, nats per token.
-        best_val_loss: the lowest validation loss so far.
-        best_step: where that was.
-        validated_step: the last step that was validated.
-        skipped: steps in a row whose update was skipped, since its loss or norm was not finite.
-        lr_scale: factor of the learning rate; each rollback halves it.
-        tries: rollbacks since the run last passed `trouble_step`.
-        trouble_step: the step at which the last rollback was necessary.
-        worse: validations in a row that were far above the best.
-        usual_loss: running mean of the batches' losses; NaN before the first.
-        usual_spread: running mean of their distance from it.
-        log_bytes: length of the log when this state was saved.
-    """
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    loss: float = math.nan
-    best_val_loss: float = math.inf
-    best_step: int = 0
-    validated_step: int = 0
+    step: int = 0  # steps made, including those whose update was skipped
+    elapsed_s: float = 0.0  # seconds of training in all sessions
+    loss: float = math.nan  # of the last reported batch, nats per token
+    best_val_loss: float = math.inf  # the lowest validation loss so far
+    best_step: int = 0  # where that was
+    validated_step: int = 0  # the last step that was validated
+    # Steps in a row whose update was skipped, since its loss or norm was not finite.
     skipped: int = 0
-    lr_scale: float = 1.0
-    tries: int = 0
-    trouble_step: int = 0
-    worse: int = 0
-    usual_loss: float = math.nan
-    usual_spread: float = 0.0
-    log_bytes: int = 0
+    lr_scale: float = 1.0  # factor of the learning rate; each rollback halves it
+    tries: int = 0  # rollbacks since the run last passed `trouble_step`
+    trouble_step: int = 0  # the step at which the last rollback was necessary
+    worse: int = 0  # validations in a row that were far above the best
+    usual_loss: float = math.nan  # running mean of the batches' losses; NaN before the first
+    usual_spread: float = 0.0  # running mean of their distance from it
+    log_bytes: int = 0  # length of the log when this state was saved
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without those that are not finite yet."""

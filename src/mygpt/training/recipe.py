@@ -35,17 +35,11 @@ MODERN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Size:
-    """A model size that is best from so many operations on.
+    """A model size that is best from so many operations on."""
 
-    Attributes:
-        width: C.
-        layers: blocks.
-        least_flops: of the whole run.
-    """
-
-    width: int
-    layers: int
-    least_flops: float
+    width: int  # C
+    layers: int  # blocks
+    least_flops: float  # of the whole run
 
 
 SIZES = (
@@ -106,19 +100,12 @@ def draw_weights(model: GPT) -> None:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run may be: steps, or tokens, or seconds of training and this machine's speed.
+    """How long a run may be: steps, or tokens, or seconds of training and this machine's speed."""
 
-    Attributes:
-        steps: to make, or
-        tokens: to read; both None where the clock decides.
-        seconds: of training alone.
-        flops_per_s: what a training step reaches here.
-    """
-
-    steps: int | None = None
-    tokens: float | None = None
-    seconds: float = 0.0
-    flops_per_s: float = 0.0
+    steps: int | None = None  # to make, or
+    tokens: float | None = None  # to read; both None where the clock decides
+    seconds: float = 0.0  # of training alone
+    flops_per_s: float = 0.0  # what a training step reaches here
 
     @property
     def by_clock(self) -> bool:
@@ -136,21 +123,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the rule chose.
+    """What the rule chose."""
 
-    Attributes:
-        shape: of the model, as `GPTConfig` takes it.
-        training: options of `TrainConfig`, but for the length.
-        tokens: about how many will be read.
-        epochs: how often that is the whole corpus.
-        bounded: whether the text is too short for the time.
-    """
-
-    shape: dict[str, Any]
-    training: dict[str, Any]
-    tokens: float
-    epochs: float
-    bounded: bool
+    shape: dict[str, Any]  # of the model, as `GPTConfig` takes it
+    training: dict[str, Any]  # options of `TrainConfig`, but for the length
+    tokens: float  # about how many will be read
+    epochs: float  # how often that is the whole corpus
+    bounded: bool  # whether the text is too short for the time
 
     def lines(self) -> list[str]:
         """The recipe on one line, for the user."""

@@ -33,7 +33,6 @@ from mygpt.formats.pickles import check_pickle
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, PeerError, ProcessGroup
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
     from torch.distributed.checkpoint.metadata import Metadata
 
 Tensors = Mapping[str, torch.Tensor]
@@ -136,7 +135,7 @@ def remove_shards(folder: Path) -> None:
     Raises:
         StorageError: where the folder holds what no save writes, or cannot be removed.
     """
-    try:
+    with _writing(folder), suppress(FileNotFoundError):
         require_folder(folder)
         names = sorted(os.listdir(folder))
         for name in names:
@@ -147,12 +146,6 @@ def remove_shards(folder: Path) -> None:
         for name in names:
             (folder / name).unlink()
         folder.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if isinstance(error, MygptError):
-            raise
-        raise StorageError(f"cannot remove {folder}: {error.strerror}") from error
 
 
 def _current_group() -> ProcessGroup:
@@ -165,7 +158,7 @@ def _current_group() -> ProcessGroup:
 
 def _make_folder(folder: Path) -> None:
     remove_shards(folder)
-    with _storing(folder):
+    with _writing(folder):
         folder.mkdir(parents=True)
 
 
@@ -181,17 +174,8 @@ def _require_here(folder: Path) -> None:
 def _write(folder: Path, tensors: Tensors, group: ProcessGroup) -> None:
     """Write torch's files; they are not durable yet."""
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    # Names are not flattened: nothing is nested, and every value is a tensor, never a pickle.
-    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    parts = {name: tensor.detach() for name, tensor in tensors.items()}
-    with _torch_at_work(folder, group, StorageError, "cannot be written"):
-        save(parts, storage_writer=_writer(folder), planner=planner, no_dist=group.is_single)
-
-
-def _writer(folder: Path) -> FileSystemWriter:
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     class Writer(FileSystemWriter):
         """Writes no local path and no random name: equal tensors give equal files."""
@@ -206,7 +190,12 @@ def _writer(folder: Path) -> FileSystemWriter:
                 raise _root(error) from None
 
     # torch's own sync is incomplete: the metadata's last bytes are still in a buffer then.
-    return Writer(folder, sync_files=False)
+    writer = Writer(folder, sync_files=False)
+    # Names are not flattened: nothing is nested, and every value is a tensor, never a pickle.
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    parts = {name: tensor.detach() for name, tensor in tensors.items()}
+    with _torch_at_work(folder, group, StorageError, "cannot be written"):
+        save(parts, storage_writer=writer, planner=planner, no_dist=group.is_single)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -220,7 +209,7 @@ def _root(error: BaseException) -> BaseException:
 def _sync_files(folder: Path, rank: int) -> dict[str, str]:
     """Sync the files that this process wrote; returns their digests."""
     digests = {}
-    with _storing(folder):
+    with _writing(folder):
         for name in sorted(os.listdir(folder)):
             shard = _SHARD.fullmatch(name)
             if rank == (int(shard[1]) if shard else 0):
@@ -231,17 +220,29 @@ def _sync_files(folder: Path, rank: int) -> dict[str, str]:
 
 
 def _sync_folders(folder: Path) -> None:
-    with _storing(folder):
+    with _writing(folder):
         sync_folder(folder)
         sync_folder(folder.parent)
 
 
 @contextmanager
-def _storing(folder: Path) -> Iterator[None]:
+def _writing(folder: Path) -> Iterator[None]:
+    """Inside, an error of the operating system is a `StorageError`."""
+    try:
+        yield
+    except MygptError:  # StorageError is an OSError too
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {reason(error, folder, 0)}") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Inside, an error of the operating system is a `DamagedError`."""
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {folder}: {reason(error, folder, 0)}") from error
+        raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _check_names(folder: Path, digests: Mapping[str, str]) -> None:
@@ -250,10 +251,8 @@ def _check_names(folder: Path, digests: Mapping[str, str]) -> None:
         if name != _METADATA and not _SHARD.fullmatch(name):
             raise CheckpointError(f"{folder} is not loaded: {name!r:.80} is no name of its files")
     require_folder(folder)
-    try:
+    with _reading(folder):
         found = set(os.listdir(folder))
-    except OSError as error:
-        raise DamagedError(f"{folder} cannot be read: {error.strerror}") from None
     for name in sorted({*digests, _METADATA} - found):
         raise DamagedError(f"{folder / name} is missing")
     for name in sorted(found - set(digests)):
@@ -261,11 +260,11 @@ def _check_names(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _check_file(path: Path, digest: str) -> None:
-    try:
-        with open_regular(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
+    with _reading(path), open_regular(path) as file:
+        _require_digest(path, hashlib.file_digest(file, "sha256").hexdigest(), digest)
+
+
+def _require_digest(path: Path, found: str, digest: str) -> None:
     if found != digest:
         raise DamagedError(f"{path} is damaged or cut short: it does not match its digest")
 
@@ -273,13 +272,11 @@ def _check_file(path: Path, digest: str) -> None:
 def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> Metadata:
     """The metadata, after checking its digest and that it has all tensors as wanted."""
     path = folder / _METADATA
-    try:
+    with _reading(folder):
         data = read_inside(path)
         sizes = {name: (folder / name).lstat().st_size for name in digests}
-    except OSError as error:
-        raise DamagedError(f"{folder} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(data).hexdigest() != digests[_METADATA]:  # the bytes that are unpickled
-        raise DamagedError(f"{path} is damaged or cut short: it does not match its digest")
+    # Again, since these are the bytes that are unpickled.
+    _require_digest(path, hashlib.sha256(data).hexdigest(), digests[_METADATA])
     metadata = read_metadata(folder, data)
     _check_places(folder, metadata, sizes)
     entries: dict[str, Any] = metadata.state_dict_metadata
@@ -297,21 +294,8 @@ def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) ->
 
 def _read(folder: Path, metadata: Metadata, tensors: Tensors, group: ProcessGroup) -> None:
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    parts = {name: tensor.detach() for name, tensor in tensors.items()}  # with the same memory
-    with _torch_at_work(folder, group, CheckpointError, "is not loaded"):
-        load(
-            parts,
-            storage_reader=_reader(folder, metadata),
-            planner=planner,
-            no_dist=group.is_single,
-        )
-
-
-def _reader(folder: Path, metadata: Metadata) -> FileSystemReader:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     class Reader(FileSystemReader):
         """Uses metadata that was checked: torch would unpickle the file unchecked."""
@@ -319,7 +303,10 @@ def _reader(folder: Path, metadata: Metadata) -> FileSystemReader:
         def read_metadata(self, *_: Any, **__: Any) -> Metadata:
             return metadata
 
-    return Reader(folder)
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    parts = {name: tensor.detach() for name, tensor in tensors.items()}  # with the same memory
+    with _torch_at_work(folder, group, CheckpointError, "is not loaded"):
+        load(parts, storage_reader=Reader(folder), planner=planner, no_dist=group.is_single)
 
 
 @contextmanager
@@ -361,10 +348,6 @@ class _Reader(pickle.Unpickler):
 def read_metadata(folder: Path, data: bytes) -> Metadata:
     """The contents of a metadata file.
 
-    Args:
-        folder: for the messages.
-        data: bytes whose digest is right.
-
     Raises:
         CheckpointError: when they name what no description of tensors needs, or are none.
     """
@@ -376,10 +359,8 @@ def read_metadata(folder: Path, data: bytes) -> Metadata:
     except CheckpointError as error:
         raise CheckpointError(f"{folder} is not loaded: {error}") from None
     except Exception as error:  # a pickle can make classes raise anything
-        what = f"{type(error).__name__}: {error}"
-        raise CheckpointError(
-            f"{folder} is not loaded: its metadata is none: {what:.200}"
-        ) from None
+        what = f"its metadata is none: {type(error).__name__}: {error}"
+        raise CheckpointError(f"{folder} is not loaded: {what:.220}") from None
     if not isinstance(metadata, Metadata):
         raise CheckpointError(f"{folder} is not loaded: its metadata is none")
     return metadata
