@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.compat import mark_static_address
 from mygpt.core.config import positions_for
 from mygpt.core.generation import (
     CachedDecoder,
@@ -141,7 +142,7 @@ class TorchCompiledStep:
         if on_cuda:  # CUDA graphs write to the cache at a fixed address, which has to be declared
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             for tensor in [*cache.keys, *cache.values]:
-                torch._dynamo.mark_static_address(tensor, guard=False)
+                mark_static_address(tensor)
         place = torch.full((1,), cache.length, device=ids.device)
         # A copy of the ids, whose strides are its own and the same for every text; and of the
         # logits, which the next replay of a CUDA graph overwrites.

@@ -15,17 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mygpt.compat import set_process_group_timeout
 from mygpt.errors import InputError, MygptError
 from mygpt.machine import choose_device
-
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -203,9 +201,8 @@ class ProcessGroup:
 
     def shorten_timeout(self) -> None:
         """From here on wait less long for other processes, so that a lost machine is noticed."""
-        shorten = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
-        if not self.is_single and shorten is not None:
-            shorten(_STEP_TIMEOUT)
+        if not self.is_single:
+            set_process_group_timeout(_STEP_TIMEOUT)
 
     def shards_model(self, wanted: bool) -> bool:
         """Whether the model is sharded: if that is asked for and there are several processes."""
@@ -337,13 +334,13 @@ def _is_about_peers(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
-def _own_store(group: ProcessGroup) -> Store:
+def _own_store(group: ProcessGroup) -> Any:
     """A store of this attempt alone; its port is published in `torchrun`'s store.
 
     `torchrun`'s own store outlives the processes, and keeps the addresses of an earlier attempt,
     for which new processes would wait (pytorch/pytorch#135712).
     """
-    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     key = f"{_PORT_KEY}/{next(_groups_joined)}"
