@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import mygpt
-from mygpt import training
 from mygpt.checkpoint.container import read_arrays
 from mygpt.core.model import GPT
 from mygpt.core.tutorial import set_seed
 from mygpt.training.gradients import ParallelGradients
+from training_runs import fit, resume
 
 
 def model_and_batch(rows: int) -> tuple[GPT, torch.Tensor, torch.Tensor]:
@@ -87,19 +87,12 @@ def test_a_run_in_threads_resumes_bitwise(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(ParallelGradients, "suitable_threads", lambda model, batch_size: 2)
     text = tmp_path / "fox.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    options = {"preset": "nano", "embed_dim": 16, "num_layers": 1, "max_seq_len": 16}
-
-    def silent(event: object) -> None:
-        pass
-
-    def arrays(name: str) -> dict[str, np.ndarray]:
-        return read_arrays(tmp_path / name / "last.state.safetensors")[0]
-
     # A constant rate, since the length is part of the schedule.
-    common = {**options, "schedule": "constant", "listener": silent}
-    mygpt.train(text, output=tmp_path / "whole", steps=8, **common)
-    mygpt.train(text, output=tmp_path / "cut", steps=5, **common)
-    training.resume(tmp_path / "cut", steps=8, listener=silent)
-    whole, cut = arrays("whole"), arrays("cut")
+    fit(str(text), tmp_path / "whole", steps=8, schedule="constant")
+    fit(str(text), tmp_path / "cut", steps=5, schedule="constant")
+    resume(tmp_path / "cut", steps=8)
+    whole, cut = (
+        read_arrays(tmp_path / name / "last.state.safetensors")[0] for name in ("whole", "cut")
+    )
     for name in whole.keys() - {"plan"}:  # the fraction done differs
         np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)

@@ -124,15 +124,6 @@ def test_a_matrix_is_made_nearly_orthogonal(rows: int, columns: int, seed: int) 
     # Those that hold a fair share of the matrix come near 1.
     fair = x[values > 0.3 * values[0]]
     assert 0.3 < float(fair.min()) <= float(fair.max()) < 1.3
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (64, 256), (256, 64), (96, 128), (48, 32)])
-def test_singular_values_near_one(rows: int, columns: int) -> None:
-    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
-    values = torch.linalg.svdvals(muon.orthogonalize(matrix))
-    assert float(values.max()) < 1.3
-    assert 0.5 < float(values.square().mean().sqrt()) < 1.1
-    assert float((values > 0.6).float().mean()) > 0.8
     assert not muon.orthogonalize(torch.zeros(rows, columns)).any(), "and nothing of nothing"
 
 

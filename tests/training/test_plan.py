@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -523,8 +524,14 @@ def test_a_small_text_has_windows_for_every_stage(num_tokens: int, steps: int) -
 # The verdict
 
 
-def history(*points: tuple[int, float, float]) -> list[Validation]:
-    return [Validation(*point) for point in points]
+def history(*points: tuple[float, ...]) -> list[Validation]:
+    return [Validation(int(step), *losses) for step, *losses in points]
+
+
+def said(points: list[Validation], epochs: float = 1.0, **options: Any) -> str:
+    """The diagnosis of a run that ended with the last of these validations."""
+    steps = points[-1].step if points else 1000
+    return diagnose(points, steps=steps, epochs=epochs, **{"ended_early": False, **options})
 
 
 FALLING = history((100, 2.5, 2.5), (500, 2.0, 2.0), (800, 1.8, 1.8), (1000, 1.6, 1.6))
@@ -535,79 +542,66 @@ GAP = history((100, 2.5, 2.5), (500, 1.9, 1.5), (1000, 1.8, 1.2))
 
 def test_each_diagnosis() -> None:
     more_text = "more text would help more than more"
-    assert diagnose(FALLING, steps=1000, epochs=1.0, ended_early=False) == (
-        "learning to the end: more time would help"
-    )
-    assert diagnose(SETTLED, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
-    turned = diagnose(TURNED, steps=1000, epochs=30.0, ended_early=True)
-    assert turned == (
+    assert said(FALLING) == "learning to the end: more time would help"
+    assert said(SETTLED) == "it has settled"
+    assert said(TURNED, 30.0, ended_early=True) == (
         "memorising since step 400: the validation loss rose from 1.500 to 2.000 while the "
         f"training loss fell to 0.300; the best model is kept; ended early; {more_text} steps"
     )
-    assert "ended early" not in diagnose(TURNED, steps=1000, epochs=30.0, ended_early=False)
-    assert diagnose(GAP, steps=1000, epochs=12.34, ended_early=False) == (
+    assert "ended early" not in said(TURNED, 30.0)
+    assert said(GAP, 12.34) == (
         "it knows its own text (read 12.3 times, training loss 1.200) much better than new text "
         f"(1.800): {more_text} time"
     )
-    assert "not known" in diagnose([], steps=1000, epochs=1.0, ended_early=False)
-    again = diagnose(FALLING, steps=1000, epochs=40.0, ended_early=False)
-    assert again == f"learning to the end, by reading the same text 40 times: {more_text} time"
-    lost = diagnose(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.5)
-    assert lost.endswith("a 5-gram model does better (1.500)")
-    assert "5-gram" not in diagnose(SETTLED, steps=1000, epochs=1.0, ended_early=False, to_beat=1.7)
+    assert "not known" in said([])
+    again = f"learning to the end, by reading the same text 40 times: {more_text} time"
+    assert said(FALLING, 40.0) == again
+    assert said(SETTLED, to_beat=1.5).endswith("a 5-gram model does better (1.500)")
+    assert "5-gram" not in said(SETTLED, to_beat=1.7)
+    assert diagnose([], steps=0, epochs=0.0, ended_early=False).startswith("no step was made")
 
 
 def test_a_text_read_once_is_not_called_memorised() -> None:
     """It said "memorising" and "it knows its own text" of texts read a third of the way through."""
     for epochs in (0.1, 0.9, 1.5):
-        assert "knows its own text" not in diagnose(
-            GAP, steps=1000, epochs=epochs, ended_early=False
-        )
-    assert "of another kind (1.800)" in diagnose(GAP, steps=1000, epochs=0.5, ended_early=False)
-    turned = diagnose(TURNED, steps=1000, epochs=0.5, ended_early=False)
-    assert "memorising" not in turned
-    assert "of another kind" in turned
+        assert "knows its own text" not in said(GAP, epochs)
+    assert "of another kind (1.800)" in said(GAP, 0.5)
+    assert "memorising" not in said(TURNED, 0.5)
+    assert "of another kind" in said(TURNED, 0.5)
     diverging = history((100, 2.5, 2.5), (500, 2.0, 2.1), (1000, 3.0, 3.1))
-    assert "a lower --lr would help" in diagnose(
-        diverging, steps=1000, epochs=5.0, ended_early=False
-    )
+    assert "a lower --lr would help" in said(diverging, 5.0)
 
 
 @pytest.mark.parametrize("points", [[(1, 9.0, 4.6)], [(1, 4.0, 4.6), (3, 9.0, 4.5)]])
 def test_a_few_steps_are_too_few_for_a_diagnosis(points: list[tuple[int, float, float]]) -> None:
     """After one step of a large model it said that the validation text was of another kind."""
-    said = diagnose(history(*points), steps=points[-1][0], epochs=0.1, ended_early=False)
-    assert "too few" in said
-    assert "another kind" not in said
-    assert diagnose([], steps=0, epochs=0.0, ended_early=False).startswith("no step was made")
+    text = said(history(*points), 0.1)
+    assert "too few" in text
+    assert "another kind" not in text
 
 
-def test_a_rise_within_the_standard_error_is_ignored() -> None:
+@pytest.mark.parametrize(("error", "memorising"), [(0.013, False), (0.0, True)])
+def test_a_rise_within_the_standard_error_is_ignored(error: float, memorising: bool) -> None:
     """On a short validation text a rise of 0.012 was called memorising; its error was 0.011."""
     points = [(100, 2.0, 2.0), (500, 0.735, 0.74), (1000, 0.747, 0.69)]
-    for error, says in ((0.013, False), (0.0, True)):
-        seen = [Validation(*point, error) for point in points]
-        assert ("memorising" in diagnose(seen, steps=1000, epochs=5.0, ended_early=False)) == says
+    text = said(history(*((*point, error) for point in points)), 5.0)
+    assert ("memorising" in text) == memorising
 
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_few_validations_do_not_hide_that_it_learns(count: int) -> None:
     """The recipe's shares of a short run leave the last validation alone in its last third."""
     shares = [(number / count) ** 1.5 for number in range(1, count + 1)]
-    falling = [Validation(round(1000 * s), 3.0 - s, 3.0 - s) for s in shares]
-    assert diagnose(falling, steps=1000, epochs=1.0, ended_early=False).startswith(
-        "learning to the end"
-    )
+    falling = history(*((round(1000 * s), 3.0 - s, 3.0 - s) for s in shares))
+    assert said(falling).startswith("learning to the end")
     if count > 1:
-        flat = [Validation(round(1000 * s), 1.6, 1.6) for s in shares]
-        assert diagnose(flat, steps=1000, epochs=1.0, ended_early=False) == "it has settled"
+        assert said(history(*((round(1000 * s), 1.6, 1.6) for s in shares))) == "it has settled"
 
 
 def test_a_diagnosis_without_training_losses_names_none() -> None:
     """No training loss was reported between the validations: none is spoken of."""
     for points in (TURNED, GAP, FALLING, SETTLED):
-        blind = [Validation(seen.step, seen.val_loss, math.nan) for seen in points]
-        assert "nan" not in diagnose(blind, steps=1000, epochs=1.0, ended_early=False)
+        assert "nan" not in said([replace(seen, loss=math.nan) for seen in points])
 
 
 def test_a_history_from_a_log(tmp_path: Path) -> None:
