@@ -170,16 +170,19 @@ def _check_arrays(state: State) -> None:
     elif weights:
         raise CheckpointError(f"{state.path} holds weights and also names a folder of weights")
     shapes = parameter_shapes(state.config)
-    wrong = [name for name in ("plan", "given_plan") if not _is_plan(state.arrays.get(name))]
+    wrong = []
+    for name in {"plan", "given_plan"} & set(state.arrays):
+        plan = state.arrays[name]
+        if plan.dtype != np.float64 or plan.ndim != 2 or plan.shape[1] != 2:
+            wrong.append(name)
     for key, array in state.part("optimizer").items():
         what, _, name = key.partition("/")
         wanted = memory_shape(what, shapes.get(name, (0,)))
         fits = array.size == 1 if what == "step" else array.shape == wanted
         if not fits or array.dtype != np.float32 or name not in shapes:
             wrong.append(f"optimizer/{key}")
-    shards = {} if state.shards is None else state.shards
-    kept = [key for key in shards.get("optimizer", []) if key.partition("/")[2] not in shapes]
-    wrong += [f"optimizer/{key}" for key in kept]
+    kept = [] if state.shards is None else state.shards["optimizer"]
+    wrong += [f"optimizer/{key}" for key in kept if key.partition("/")[2] not in shapes]
     if "generator" not in state.arrays or state.arrays["generator"].dtype != np.uint8:
         wrong.append("generator")
     for name, array in weights.items():
@@ -189,12 +192,6 @@ def _check_arrays(state: State) -> None:
         raise CheckpointError(f"{state.path}: model and tokenizer have different vocabulary sizes")
     if wrong:
         raise CheckpointError(f"{state.path}: {wrong[0]:.80} does not fit the run")
-
-
-def _is_plan(plan: NDArray[Any] | None) -> bool:
-    if plan is None:
-        return True
-    return plan.dtype == np.float64 and plan.ndim == 2 and plan.shape[1] == 2
 
 
 def read_state(path: Path) -> State:

@@ -7,19 +7,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from mygpt.json_objects import read_records, step_of
 
 _LARGEST = 1e18  # far above every valid number in a log
-
-
-class _OfAStep(Protocol):
-    @property
-    def step(self) -> int: ...
-
-
-S = TypeVar("S", bound=_OfAStep)
 
 
 @dataclass(frozen=True)
@@ -137,7 +129,7 @@ def _add(history: History, step: int, record: dict[str, Any]) -> None:
         )
 
 
-def _append(points: list[S], point: S) -> None:
+def _append(points: list[Any], point: Any) -> None:
     """Add a point; if its step is not after the last one, the run was rolled back to there."""
     while points and points[-1].step >= point.step:
         points.pop()

@@ -51,18 +51,16 @@ class Progress:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
         """What `to_dict` gave; `InputError` for anything else."""
-        names = {_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
-        kinds = {field.name: field.type for field in fields(cls)}
-        for name, value in values.items():
+        known = {_KEYS.get(field.name, field.name): field for field in fields(cls)}
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            fractional = key in known and known[key].type == "float"
             whole = type(value) is int and 0 <= value < 2**53
             number = type(value) is float and math.isfinite(value)
-            if name not in names or not (whole or (number and kinds[names[name]] == "float")):
-                raise InputError(f"course {name}={value!r:.40} is not of this version")
-        progress = cls()
-        for name, value in values.items():
-            as_float = kinds[names[name]] == "float"
-            setattr(progress, names[name], float(value) if as_float else value)
-        return progress
+            if key not in known or not (whole or (number and fractional)):
+                raise InputError(f"course {key}={value!r:.40} is not of this version")
+            found[known[key].name] = float(value) if fractional else value
+        return cls(**found)
 
 
 class StepLog:
