@@ -24,7 +24,7 @@ from mygpt import CharTokenizer, GPTConfig, save_checkpoint
 from mygpt.checkpoint.model_file import Checkpoint, model_arrays, read_checkpoint
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.errors import InputError, OutOfMemoryError, StorageError
-from mygpt.formats import weight_files
+from mygpt.formats import export_checkpoint, weight_files
 from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
 from shapes import CONFIGS, GPT2, LLAMA, MIXED, MODERN, ROTARY_LAYER_NORM, TUTORIAL, build
 
@@ -639,7 +639,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
     checkpoint = checkpoint_of(MODERN)
     arrays = {k: v for k, v in checkpoint.arrays.items() if k != "final_norm.weight"}
     with pytest.raises(InputError, match="final_norm"):
-        write_hugging_face(replace(checkpoint, arrays=arrays), tmp_path / "out")
+        export_checkpoint(replace(checkpoint, arrays=arrays), "hf", tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
 

@@ -27,7 +27,6 @@ from mygpt.checkpoint.container import Arrays
 from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError, require_choice
-from mygpt.file_access import require_path
 from mygpt.formats.gguf_file import BLOCK, F16, F32, Q8_0, Stored, Value, store, write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values
 from mygpt.formats.tensors import Names
@@ -69,7 +68,7 @@ _NAMES_WITH_MEANING = ("phi-3", "phi3", "modern-bert")
 def write_gguf(
     checkpoint: Checkpoint, path: Path, *, kind: str = "f32", overwrite: bool = False
 ) -> list[str]:
-    """Write a model and its tokenizer as one GGUF file, atomically.
+    """Write a model and its tokenizer as one GGUF file, atomically; the result is notes.
 
     Args:
         checkpoint: the model, its tokenizer and its provenance.
@@ -78,24 +77,18 @@ def write_gguf(
             Norms, biases and positions are always float32.
         overwrite: whether an existing file may be replaced.
 
-    Returns:
-        Notes for the user, one line each.
-
     Raises:
         InputError: for a block, tokenizer or number type that llama.cpp does not support, or if
             the file exists; nothing is written then.
         StorageError: if there is no space, or the folder cannot be written to.
     """
     require_choice("type", kind, tuple(_KINDS))
-    require_path("path", path)
-    path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file, for example {path / 'model.gguf'}")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists: add --overwrite, or choose another name")
     config = checkpoint.config
     architecture = _architecture(config)
-    checkpoint.check_shapes()
     described, notes = tokenizer_values(checkpoint.tokenizer, config.vocab_size)
     arrays = _tensors(architecture, config, checkpoint.arrays)
     tensors = [_stored(name, array, _KINDS[kind]) for name, array in arrays.items()]

@@ -21,7 +21,6 @@ from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.checkpoint.safetensors import make_header
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
-from mygpt.file_access import require_path
 from mygpt.formats.architectures import FAMILIES, Family, family_of
 from mygpt.formats.tensors import Imported, Tensors, shortest
 from mygpt.formats.unsupported import quantized
@@ -41,11 +40,7 @@ _OURS = frozenset(
 
 
 def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Imported:
-    """Read a model from a local folder: configuration, weights as float32, and tokenizer.
-
-    Args:
-        path: the folder.
-        tokenizer: used in place of the folder's own.
+    """Read a model from a local folder; `tokenizer` is used in place of the folder's own.
 
     Raises:
         InputError: if files are missing or damaged, the model is of another family, or it has a
@@ -54,8 +49,6 @@ def read_hugging_face(path: Path, *, tokenizer: Tokenizer | None = None) -> Impo
     """
     from mygpt.formats.tokenizers import fit_tokenizer, read_tokenizer
 
-    require_path("path", path)
-    path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give the folder that has the config.json")
     values = read_object(path / "config.json", SETTINGS)
@@ -174,27 +167,18 @@ def _without_zeros(
 def write_hugging_face(
     checkpoint: Checkpoint, folder: Path, *, overwrite: bool = False
 ) -> list[str]:
-    """Write a folder that transformers loads, atomically.
-
-    Args:
-        checkpoint: the model, its tokenizer and its provenance.
-        folder: the folder to create.
-        overwrite: whether an earlier export may be replaced.
-
-    Returns:
-        Notes for the user, one line each.
+    """Write a folder that transformers loads, atomically; the result is notes for the user.
 
     Raises:
-        InputError: if none of the families can represent the model, or `folder` exists.
+        InputError: if none of the families can represent the model, or `folder` exists and may
+            not be replaced (`overwrite`).
         StorageError: if there is no space, or the folder cannot be written to.
     """
     from mygpt.formats.tokenizers import write_tokenizer
 
-    require_path("folder", folder)
     config = checkpoint.config
     family = family_of(config)
     _require_family(config, family)
-    checkpoint.check_shapes()
     tensors = family.names.views(replace(config, **family.always), checkpoint.arrays)
     settings, notes = _settings(checkpoint, family)
     end = checkpoint.tokenizer.end_of_text
@@ -209,7 +193,7 @@ def write_hugging_face(
     if checkpoint.tokenizer.other_ends:
         ids["eos_token_id"] = list(ends_of(checkpoint.tokenizer))
     ids["pad_token_id"] = end  # without one, transformers warns at each call
-    with atomic_folder(Path(folder), _OURS, overwrite=overwrite) as place:
+    with atomic_folder(folder, _OURS, overwrite=overwrite) as place:
         _write_safetensors(place / "model.safetensors", tensors)
         write_tokenizer(checkpoint.tokenizer, place, config.max_seq_len)
         _write_text(place / "config.json", json.dumps(settings, indent=2))

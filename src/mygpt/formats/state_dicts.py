@@ -358,8 +358,7 @@ def halves_from_pairs(rows: NDArray[np.float32], head_size: int) -> NDArray[np.f
     """Reorder the rows (H * D, C) of each head: the even ones first, then the odd ones.
 
     Rotating the pairs (i, i + D/2) of the result is rotating the pairs (2i, 2i + 1) of `rows`.
-    Attention scores do not change, since they are dot products of queries and keys that are
-    reordered alike.
+    Attention scores, dot products of queries and keys that are reordered alike, do not change.
     """
     heads = rows.reshape(-1, head_size // 2, 2, rows.shape[1])  # (H, D/2, even or odd, C)
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
