@@ -1,4 +1,4 @@
-"""Reading a corpus: text is not changed, and what cannot be read is refused in one line."""
+"""Reading a corpus: text is not changed, its memory is limited, and errors are one line."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ import os
 import socket
 import sys
 import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mygpt.errors import InputError
-from mygpt.text import Corpus, Document, documents, read_corpus, reading, split_documents
-
-
-def write(path: Path, data: bytes) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
-
-
-def texts(*paths: str, **options: object) -> list[str | bytes]:
-    return [document.text for document in read_corpus(paths, **options).documents]  # type: ignore[arg-type]
+from mygpt.data import encode_documents
+from mygpt.errors import InputError, OutOfMemoryError
+from mygpt.text import (
+    Corpus,
+    Document,
+    documents,
+    find_sources,
+    read_corpus,
+    reading,
+    split_documents,
+)
+from mygpt.text import corpus as corpus_module
+from mygpt.tokenization import ByteTokenizer, CharTokenizer
+from text_samples import texts, write
 
 
 def test_line_ends_are_kept(tmp_path: Path) -> None:
@@ -65,42 +69,34 @@ def test_invalid_utf8_is_refused_with_its_position_and_a_remedy(tmp_path: Path) 
     assert texts(path, allow_bytes=True) == [b"good\xff"]
 
 
-def test_gzip_is_decompressed_and_a_truncated_file_refused(tmp_path: Path) -> None:
-    compressed = gzip.compress(b"some text")
-    assert texts(write(tmp_path / "a.txt.gz", compressed)) == ["some text"]
-    for broken in (compressed[:-9], b"not gzip", compressed[:12] + b"\xff" + compressed[13:]):
-        with pytest.raises(InputError, match=r"b\.gz is not a complete gzip file"):
-            texts(write(tmp_path / "b.gz", broken))
-
-
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"from a pipe\r\n")))
     corpus = read_corpus(["-"])
     assert corpus.name == "stdin"
     assert corpus.documents[0].text == "from a pipe\r\n"
+    with pytest.raises(InputError, match="named twice"):
+        read_corpus(["-", "-"])
 
 
 def test_a_folder_gives_its_text_files_in_order_and_a_note_on_skipped_files(
     tmp_path: Path,
 ) -> None:
-    write(tmp_path / "d/b.txt", b"second")
-    write(tmp_path / "d/a.md", b"first")
-    write(tmp_path / "d/sub/c.gz", gzip.compress(b"third"))
-    write(tmp_path / "d/.git/config", b"hidden")
-    write(tmp_path / "d/image.png", b"\x89PNG\xff\xfe")
-    write(tmp_path / "d/zeros.bin", b"a\0b")
-    write(tmp_path / "d/empty.txt", b"")
-    corpus = read_corpus([str(tmp_path / "d")])
+    """Hidden files, runs and stores are skipped silently."""
+    folder = tmp_path / "d"
+    write(folder / "b.txt", b"second")
+    write(folder / "a.md", b"first")
+    write(folder / "sub/c.gz", gzip.compress(b"third"))
+    for name in (".git/config", "run/last.state.safetensors", "run/log.txt"):
+        write(folder / name, b"not read")
+    for name in ("store/index.json", "store/shards/notes.txt"):
+        write(folder / name, b"not read")
+    for name, data in (("image.png", b"\x89PNG\xff\xfe"), ("no.zst", b"-"), ("nul", b"\0b")):
+        write(folder / name, data)
+    write(folder / "empty.txt", b"")
+    note = f"skipped 4 files in {folder} that are not text: empty.txt, image.png, no.zst, ..."
+    corpus = read_corpus([str(folder)])
     assert [document.text for document in corpus.documents] == ["first", "second", "third"]
-    assert corpus.notes == [
-        f"skipped 3 files in {tmp_path / 'd'} that are not text: empty.txt, image.png, zeros.bin"
-    ]
-
-
-def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "d/zeros.bin", b"\0\0")
-    with pytest.raises(InputError, match="contains no text file"):
-        read_corpus([str(tmp_path / "d")])
+    assert corpus.notes == find_sources([str(folder)])[1] == [note]
 
 
 def test_patterns_are_sorted_and_must_match(tmp_path: Path) -> None:
@@ -109,9 +105,6 @@ def test_patterns_are_sorted_and_must_match(tmp_path: Path) -> None:
     assert texts(str(tmp_path / "*.txt")) == ["A", "B"]
     with pytest.raises(InputError, match="no file matches"):
         texts(str(tmp_path / "*.nothing"))
-
-
-def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
     assert texts(write(tmp_path / "a[1].txt", b"odd name")) == ["odd name"]
 
 
@@ -120,6 +113,8 @@ def test_missing_and_empty_files_are_refused_by_name(tmp_path: Path) -> None:
         read_corpus([str(tmp_path / "nowhere.txt")])
     with pytest.raises(InputError, match=r"empty\.txt is empty"):
         read_corpus([write(tmp_path / "empty.txt", b"")])
+    with pytest.raises(InputError, match="a file name is empty"):
+        read_corpus([""])
 
 
 def test_no_path_is_the_built_in_corpus() -> None:
@@ -314,3 +309,155 @@ def test_a_model_folder_given_as_text_is_refused_with_the_options_for_models(
         InputError, match="contains a model: name a text file, and give the model with --from"
     ):
         read_corpus([str(tmp_path)])
+
+
+def watch_blocks(monkeypatch: pytest.MonkeyPatch, action: Callable[[bytes], object]) -> None:
+    """Call `action` with each block after it has been read."""
+
+    def watched(name: str, **options: bool) -> Iterator[tuple[bytes, int]]:
+        for block, read in reading.blocks_of(name, **options):
+            yield block, read
+            action(block)
+
+    monkeypatch.setattr(corpus_module, "blocks_of", watched)
+
+
+# --- files that change ---------------------------------------------------------------------
+
+
+def test_a_file_that_changes_while_it_is_read_gets_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it were memory-mapped, shrinking would end the process."""
+    path = tmp_path / "a.txt"
+    monkeypatch.setattr(reading, "_BLOCK", 100_000)
+    for action, length in (
+        (lambda: os.truncate(path, 150_000), 150_000),
+        (lambda: path.write_bytes(b"b" * 350_000), 350_000),
+        (path.unlink, 300_000),
+    ):
+        write(path, b"a" * 300_000)
+        actions = iter([action])
+        with monkeypatch.context() as patch:
+            watch_blocks(patch, lambda _, actions=actions: next(actions, list)())
+            corpus = read_corpus([str(path)])
+        assert len(corpus.documents[0]) == length
+        note = f"{path}: it changed while it was read: --resume may read different text"
+        assert corpus.notes == [note]
+    assert read_corpus([write(path, b"a")]).notes == []
+
+
+# --- memory --------------------------------------------------------------------------------
+
+
+def say_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int | None) -> None:
+    monkeypatch.setattr(corpus_module, "free_memory_bytes", lambda: num_bytes)
+
+
+def test_a_file_that_does_not_fit_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the memory needed, the memory free, and how much of the text fits."""
+    path = write(tmp_path / "a.txt", b"")
+    os.truncate(path, 10**10)
+    say_free(monkeypatch, 3 * 10**9)
+    monkeypatch.setattr(corpus_module, "blocks_of", None)
+    message = (
+        r"a\.txt is 10\.0 GB: training on it needs 37\.5 GB of memory, and 3\.0 GB are free; "
+        r"train on a part of it, 800\.0 MB at most"
+    )
+    with pytest.raises(OutOfMemoryError, match=message):
+        read_corpus([path])
+
+
+def test_a_text_that_fits_is_read_the_same_whatever_memory_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt", b"a" * 1000)
+    for free in (3750, 10**12, None):  # (1 + 2) bytes each, and a quarter more
+        say_free(monkeypatch, free)
+        assert texts(path) == ["a" * 1000]
+    say_free(monkeypatch, 3749)
+    with pytest.raises(OutOfMemoryError, match=r"is 1\.0 kB: .*a part of it, 999 bytes at most"):
+        read_corpus([path])
+
+
+def test_files_are_refused_by_their_total_size_including_those_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (write(tmp_path / "d" / name, b"a" * 1000) for name in "ab")
+    compressed = write(tmp_path / "d/c.gz", gzip.compress(b"a" * 1000))
+    say_free(monkeypatch, 7000)
+    for paths in ([a, b], [str(tmp_path / "d")], [str(tmp_path / "d/[ab]")]):
+        with pytest.raises(OutOfMemoryError, match=r"the text in \d files is 2\.0 kB"):
+            read_corpus(paths)
+    with pytest.raises(
+        OutOfMemoryError, match=r"c\.gz is more than 1\.0 kB: .* before needs .* 8[56]\d bytes"
+    ):
+        read_corpus([a, compressed])
+    assert len(texts(compressed)) == 1
+
+
+def test_decompression_and_pipes_stop_at_the_memory_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they are read, not after: a file can expand to a thousand times its size."""
+    say_free(monkeypatch, 10**7)
+    bomb = write(tmp_path / "a.gz", gzip.compress(bytes(10**6)) * 100)
+    seen: list[int] = []
+    watch_blocks(monkeypatch, lambda block: seen.append(len(block)))
+    with pytest.raises(OutOfMemoryError, match=r"a\.gz is more than \d\.\d MB"):
+        read_corpus([bomb])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(10**8))))
+    with pytest.raises(OutOfMemoryError, match=r"standard input is more than \d\.\d MB"):
+        read_corpus(["-"])
+    assert sum(seen) < 10**7
+
+
+def test_one_wide_character_widens_the_whole_string(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python stores all characters of a string in the width of the widest: 1, 2 or 4 bytes."""
+    for char, needed in (("€", 2), ("🙂", 4)):
+        length = 100_000 + len(char.encode())
+        path = write(tmp_path / "a.txt", b"a" * 100_000 + char.encode())
+        say_free(monkeypatch, int(1.25 * (needed * 100_001 + 2 * length)))
+        assert len(read_corpus([path]).documents[0]) == 100_001
+        say_free(monkeypatch, int(1.25 * (needed * 100_001 + 2 * length)) - 2)
+        with pytest.raises(OutOfMemoryError):
+            read_corpus([path])
+
+
+def test_a_memory_error_while_reading_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt", b"text")
+
+    def no_memory(*args: object, **options: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr("mygpt.text.corpus.texts_of", no_memory)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory while reading .*a\.txt"):
+        read_corpus([path])
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("ab \n")], ids="bc")
+def test_memory_from_file_to_tokens_is_at_most_the_estimate(
+    tmp_path: Path, tokenizer: ByteTokenizer | CharTokenizer
+) -> None:
+    """The string, two bytes per byte of the text, and copies of single pieces."""
+    length = 24 * 2**20
+    path = write(tmp_path / "a.txt", b"ab \n" * (length // 4))
+    encode_documents([Document("warm", "ab \n")], tokenizer)
+    tracemalloc.start()
+    try:
+        corpus = read_corpus([path])
+        before, after = split_documents(corpus.documents, 0.1)
+        assert corpus.num_bytes == length
+        assert len(corpus.sha256) == 64
+        rows = [encode_documents(part, tokenizer) for part in (before, after)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert abs(sum(map(len, rows)) - length) <= 2
+    assert 3 * length < peak < (1 + 2 * 1.125) * length + 24 * 2**20

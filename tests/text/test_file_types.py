@@ -22,6 +22,7 @@ from mygpt.cli import main
 from mygpt.errors import InputError
 from mygpt.text import find_sources, pieces, read_corpus
 from mygpt.text.file_types import signature_of, unmarked_encoding
+from text_samples import write
 from training_runs import prepared
 
 PROSE = "First Citizen:\r\nBefore we proceed, hear me speak.\n"
@@ -93,12 +94,6 @@ KINDS = {
     "a Parquet table": b"PAR1\x15\4\x15\0",
     "a NumPy array": b"\x93NUMPY\1\0v\0{'descr': '<f4'}",
 }
-
-
-def write(path: Path, data: bytes) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
 
 
 def streamed(path: str, encoding: str | None = None) -> str:

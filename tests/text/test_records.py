@@ -24,6 +24,7 @@ from mygpt.text.records import texts_of_csv, texts_of_json
 from mygpt.training import resume, train
 from mygpt.training.run import RunFolder
 from store_samples import build_with
+from text_samples import documents, write
 from training_runs import prepared
 
 TEXTS = ["The sea, wide.", 'A "ship"\nsails\r\non; far', "日本語 é", "last"]
@@ -65,22 +66,6 @@ FILES = {
     "line-feeds.csv": in_csv(TEXTS, lineterminator="\n"),
     "old-mac.csv": in_csv(TEXTS, lineterminator="\r"),
 }
-
-
-def write(path: Path, data: bytes) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
-
-
-def documents(*paths: str, records: RecordOptions = LENIENT, **options: str) -> list[str]:
-    """The complete documents of a stream."""
-    found = [""]
-    for source in find_sources(paths, records=records)[0]:
-        for text, ends, _ in pieces(source, field=records.field_name, **options):  # type: ignore[arg-type]
-            found[-1] += text
-            found += [""] * ends
-    return found[:-1]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -126,7 +111,7 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
     corpus = read_corpus([path], records=LENIENT)
     plain = read_corpus([path]).documents[0].text
     assert [document.text for document in corpus.documents] == [plain]
-    assert "".join(documents(path)) == plain
+    assert "".join(documents(path, records=LENIENT)) == plain
     for notes in (corpus.notes, find_sources([path], records=LENIENT)[1]):
         assert len(notes) == 1
         assert "'answer'): name it with --field; the whole file is read as plain text" in notes[0]
@@ -155,7 +140,10 @@ def test_an_invalid_later_record_is_refused_with_its_position(
     name: str, data: bytes, message: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / name, data)
-    for read in (lambda: read_corpus([path], records=LENIENT), lambda: documents(path)):
+    for read in (
+        lambda: read_corpus([path], records=LENIENT),
+        lambda: documents(path, records=LENIENT),
+    ):
         with pytest.raises(InputError) as refused:
             read()
         assert message in str(refused.value)

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
 from mygpt.errors import InputError
-from mygpt.text import find_sources, name_of, pieces, read_corpus
-from mygpt.text import streams as streams_module
+from mygpt.text import RecordOptions, find_sources, name_of, pieces
+from text_samples import documents
 
 TEXTS = ["first\u2028line é\r\nnext", "日本語 " * 3, "", "last\n"]
-
-
-def documents(
-    *paths: object, field: str = "text", encoding: str | None = None, **skip: int
-) -> list[str]:
-    """All complete documents of these files."""
-    found = [""]
-    for source in find_sources([str(path) for path in paths], encoding=encoding)[0]:
-        for text, ends, read in pieces(source, field=field, encoding=encoding, **skip):
-            assert read >= 0
-            assert read <= source.size or not source.is_lasting
-            found[-1] += text
-            if ends:
-                found.append("")
-    assert found[-1] == ""
-    return found[:-1]
 
 
 def as_lines(texts: list[str], field: str = "text") -> str:
     return "".join(json.dumps({"id": 1, field: t}, ensure_ascii=False) + "\n" for t in texts)
 
 
-def refused(*paths: object, **options: str) -> str:
+def refused(*paths: object, **options: Any) -> str:
     with pytest.raises(InputError) as error:
         documents(*paths, **options)
     assert "\n" not in str(error.value)
@@ -91,48 +75,8 @@ def test_each_table_row_is_a_document(tmp_path: Path) -> None:
         column = pa.array(texts).cast(kind)
         path = tmp_path / "x.parquet"
         parquet.write_table(pa.table({"n": range(1000), "body": column}), path, row_group_size=300)
-        assert documents(path, field="body") == texts
-        assert documents(path, field="body", skip_rows=301) == texts[301:]
-
-
-@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
-def test_byte_order_marks(codec: str, tmp_path: Path) -> None:
-    """They are handled as by `read_corpus`."""
-    path = tmp_path / "x.txt"
-    path.write_bytes("é日 text".encode(codec))
-    assert documents(path) == ["é日 text"] == [read_corpus([str(path)]).documents[0].text]
-
-
-def test_a_named_encoding(tmp_path: Path) -> None:
-    path = tmp_path / "x.txt"
-    path.write_bytes("é".encode("latin-1") * 600_000)
-    assert documents(path, encoding="latin-1") == ["é" * 600_000]
-    assert "encoding='klingon'" in refused(path, encoding="klingon")
-
-
-def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("piped é".encode())))
-    assert documents("-") == ["piped é"]
-    assert "named twice" in refused("-", "-")
-
-
-def test_a_folder_is_read_without_runs_stores_and_hidden_files(tmp_path: Path) -> None:
-    """Files that are not text are skipped with a note, the others silently."""
-    (tmp_path / "b.txt").write_text("b")
-    (tmp_path / "a.jsonl.zst").write_bytes(compressed(as_lines(["a"]).encode(), ".zst"))
-    (tmp_path / ".hidden").write_text("hidden")
-    (tmp_path / "noise.bin").write_bytes(b"\0\1\2")
-    (tmp_path / "noise.zst").write_bytes(b"no zstd")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "last.state.safetensors").write_text("x")
-    (tmp_path / "run" / "log.txt").write_text("log")
-    (tmp_path / "store" / "shards").mkdir(parents=True)
-    (tmp_path / "store" / "index.json").write_text("{}")
-    (tmp_path / "store" / "shards" / "notes.txt").write_text("x")
-    assert documents(tmp_path) == ["a", "b"]
-    _, notes = find_sources([str(tmp_path)])
-    assert notes == [f"skipped 2 files in {tmp_path} that are not text: noise.bin, noise.zst"]
-    assert documents(tmp_path / "*.txt") == ["b"]
+        assert documents(path, records=RecordOptions("body")) == texts
+        assert documents(path, records=RecordOptions("body"), skip_rows=301) == texts[301:]
 
 
 def test_name_of_paths() -> None:
@@ -187,8 +131,9 @@ def test_truncated_compressed_files_are_refused(ending: str, tmp_path: Path) -> 
     whole = compressed(os.urandom(50_000).hex().encode(), ending)
     path.write_bytes(whole[:-10])
     assert f"{path} is not a complete" in refused(path)
-    path.write_bytes(whole + b"and more")
-    assert f"{path} is not a complete" in refused(path)
+    for broken in (whole + b"and more", b"not compressed", whole[:12] + b"\xff" + whole[13:]):
+        path.write_bytes(broken)
+        assert f"{path} is not a complete" in refused(path)
 
 
 def test_invalid_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,24 +143,14 @@ def test_invalid_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "x.parquet"
     parquet.write_table(pa.table({"n": [1, 2], "text": ["a", None]}), path)
     assert "row 2: column 'text' must be a string, not None" in refused(path)
-    assert "has no column 'body' (it has 'n', 'text')" in refused(path, field="body")
-    assert "column 'n' contains int64, not text" in refused(path, field="n")
+    assert "has no column 'body' (it has 'n', 'text')" in refused(
+        path, records=RecordOptions("body")
+    )
+    assert "column 'n' contains int64, not text" in refused(path, records=RecordOptions("n"))
     path.write_bytes(path.read_bytes()[:-9])
     assert "is not a complete Parquet file" in refused(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'mygpt[parquet]'" in refused(path)
-
-
-def test_missing_and_invalid_paths_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("")
-    assert "is empty" in refused(tmp_path / "empty.txt")
-    assert "does not exist" in refused(tmp_path / "nowhere.txt")
-    assert "no file matches" in refused(tmp_path / "*.md")
-    assert "contains a NUL" in refused("a\0b")
-    assert "a file name is empty" in refused("")
-    assert "is a device" in refused("/dev/zero")
-    (tmp_path / "folder").mkdir()
-    assert "contains no text file" in refused(tmp_path / "folder")
 
 
 @pytest.mark.slow
@@ -224,8 +159,8 @@ def test_a_piece_is_at_most_one_block(tmp_path: Path) -> None:
     path = tmp_path / "x.txt.zst"
     path.write_bytes(zstandard.ZstdCompressor(level=19).compress(bytes(2**26)))  # 64 MB in 2 kB
     source = find_sources([str(path)])[0][0]
-    longest = max(len(piece.text) for piece in streams_module.pieces(source))
+    longest = max(len(piece.text) for piece in pieces(source))
     assert longest <= 2**26  # one read of the file gives all of it
     path.write_bytes(zstandard.ZstdCompressor(level=1).compress(os.urandom(2**21).hex().encode()))
-    longest = max(len(piece.text) for piece in streams_module.pieces(source))
+    longest = max(len(piece.text) for piece in pieces(source))
     assert longest < 2**19

@@ -41,7 +41,6 @@ from mygpt.text.documents import TextSize
 from mygpt.tokenization import ForeignTokenizer, Tokenizer, from_state
 
 START_DTYPE = np.dtype("<i8")  # of the positions where documents start
-_BLOCK = 2**20  # bytes
 _FIRST_BYTES = 2**12  # of an index: they contain its format
 _MOST_MAPPED = 256  # shards at a time: each keeps a file open, of which a process may have 1,024
 
@@ -344,11 +343,8 @@ def _check_shard(store: Path, number: int, shard: Shard, itemsize: int, *, check
 
 
 def _digest_of(path: Path) -> str:
-    sha256 = hashlib.sha256()
     try:
         with open_regular(path, buffering=0) as file:
-            while data := file.read(_BLOCK):
-                sha256.update(data)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    return sha256.hexdigest()
