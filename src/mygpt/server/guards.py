@@ -84,7 +84,7 @@ def _check_host(headers: Headers, settings: ServerSettings) -> None:
     name = host_name(given[0]) if len(given) == 1 else ""
     if not name:
         raise ApiError(400, "the request needs one Host header that names this server")
-    known = name in _LOOPBACK_NAMES or name in {host.lower() for host in settings.hosts}
+    known = name in {*_LOOPBACK_NAMES, *(host.lower() for host in settings.hosts)}
     if not known and not (settings.any_address and _is_address(name)):
         raise ApiError(
             403,

@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -39,7 +38,7 @@ _SWITCH_S = 0.001
 # are frozen, and the rest is collected after large responses.
 _RARELY = 1000
 _STOP_AT = 0.9  # fraction of the shutdown limit after which running requests get an error
-_DEAD_S = 1.0  # how long /health reports a failure of decoding before the server ends
+_DEAD_TICKS = 10  # of 0.1 s: how long /health reports a failure of decoding before the end
 _BACKLOG = 1024  # connections that the system queues until they are accepted
 _AT_ONCE = 32  # connections accepted per turn of the event loop; a surplus closes within 4 turns
 _RESERVE = 160  # open files for other things than connections, and for those just accepted
@@ -64,8 +63,7 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self.scheduler, self.notify, self._limit_s = scheduler, notify, settings.shutdown_limit_s
-        self._name = settings.name
-        self._dead_since: float | None = None
+        self._name, self._dead_ticks = settings.name, 0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -83,10 +81,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to shut down; also a second after decoding has failed."""
-        if self.scheduler.dead and self._dead_since is None:
-            self._dead_since = time.monotonic()
-        if self._dead_since is not None and time.monotonic() - self._dead_since > _DEAD_S:
-            self.should_exit = True
+        self._dead_ticks += self.scheduler.dead
+        self.should_exit |= self._dead_ticks > _DEAD_TICKS
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
