@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,13 +118,9 @@ def cpu_quota(proc: Path = _PROC, root: Path = _GROUPS) -> float | None:
     quotas: list[float] = []
     for version, folder in _group_folders("cpu", proc, root):
         names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        try:
-            words = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
-            quota_us, period_us = map(int, words)
-        except (OSError, ValueError):  # the file does not exist, or it contains "max"
-            continue
-        if quota_us > 0 and period_us > 0:
-            quotas.append(quota_us / period_us)
+        found = _numbers_in(folder, names)
+        if found and min(found) > 0:
+            quotas.append(found[0] / found[1])
     return min(quotas, default=None)
 
 
@@ -249,14 +245,21 @@ def _control_groups(proc: Path = _PROC, root: Path = _GROUPS) -> list[tuple[int,
     found: list[tuple[int, int]] = []
     for version, folder in _group_folders("memory", proc, root):
         names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
-        try:
-            limit, used = (
-                int((folder / f"memory.{name}").read_text(encoding="ascii")) for name in names
-            )
-        except (OSError, ValueError):  # the file does not exist, or it contains "max"
-            continue
-        found.append((limit, max(0, limit - max(0, used - _page_cache_bytes(folder)))))
+        numbers = _numbers_in(folder, [f"memory.{name}" for name in names])
+        if numbers is not None:
+            limit, used = numbers
+            found.append((limit, max(0, limit - max(0, used - _page_cache_bytes(folder)))))
     return found
+
+
+def _numbers_in(folder: Path, names: Sequence[str]) -> list[int] | None:
+    """The two numbers in some files; None if there is no limit."""
+    try:
+        words = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+        one, other = map(int, words)
+    except (OSError, ValueError):  # the file does not exist, or it contains "max"
+        return None
+    return [one, other]
 
 
 def _page_cache_bytes(group: Path) -> int:

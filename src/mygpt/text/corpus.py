@@ -236,7 +236,8 @@ class _Reader:
         it = "it and the text read before" if self._needed else "it"
         raise OutOfMemoryError(
             f"{what} {bytes_text(num_bytes)}: training on {it} needs {bytes_text(need)} of memory, "
-            f"and {bytes_text(self._free)} are free; train on a part of it, {bytes_text(fits)} at most"
+            f"and {bytes_text(self._free)} are free; train on a part of it, {bytes_text(fits)} at "
+            "most"
         )
 
 
