@@ -24,6 +24,7 @@ from mygpt.training.distributed.process_group import (
     ProcessGroup,
     from_environment,
     joined,
+    restart_advice,
 )
 from mygpt.training.distributed.sharding import gathered, like, local, own_rows, put_rows
 from mygpt.training.gradients import ParallelGradients, shared_losses
@@ -77,6 +78,27 @@ def test_impossible_environment_variables_are_refused(
     with pytest.raises(InputError) as raised:
         from_environment()
     assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("restarts", "resumes", "said"),
+    [
+        ("0", False, ""),
+        ("3", False, "resumes this run only with --resume auto"),
+        ("3", True, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine"),
+    ],
+)
+def test_a_run_that_torchrun_may_restart_gets_a_note(
+    started: Callable[..., None], restarts: str, resumes: bool, said: str
+) -> None:
+    started(
+        TORCHELASTIC_MAX_RESTARTS=restarts,
+        GROUP_WORLD_SIZE="2",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
+    lines = restart_advice(resumes=resumes)
+    assert len(lines) == bool(said)
+    assert said in " ".join(lines)
 
 
 def test_operations_of_a_single_process_return_its_values() -> None:
