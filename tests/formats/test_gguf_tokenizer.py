@@ -181,6 +181,17 @@ def test_tokens_that_are_equal_for_llama_cpp_are_refused() -> None:
 # --- tokenizers that came with a model ------------------------------------------------------
 
 
+def begun_by(name: str, number: int) -> dict[str, Any]:
+    """A post-processor that adds a token before each text."""
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": name, "type_id": 0}}, text],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
+    }
+
+
 def of_a_model(
     pre: Any, *, whole: bool = False, rows: int = 0, end: str = "<|im_end|>", first: str = ""
 ) -> ForeignTokenizer:
@@ -194,14 +205,7 @@ def of_a_model(
             size += 1
     ids = {token["content"]: token["id"] for token in description["added_tokens"]}
     if first:
-        described = {"id": first, "ids": [ids[first]], "tokens": [first]}
-        text = {"Sequence": {"id": "A", "type_id": 0}}
-        description["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": first, "type_id": 0}}, text],
-            "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {first: described},
-        }
+        description["post_processor"] = begun_by(first, ids[first])
     return ForeignTokenizer(description, end_of_text=ids[end], vocab_size=size + rows)
 
 
@@ -292,18 +296,7 @@ def llama_2(**changes: Any) -> dict[str, Any]:
         "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
         "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": "<s>", "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-            ],
-            "pair": [
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-        },
+        "post_processor": begun_by("<s>", 1),
         "decoder": {
             "type": "Sequence",
             "decoders": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import suppress
 
 import pytest
 import tokenizers
@@ -84,6 +85,7 @@ HOSTILE = [
     broken("post_processor", value={"type": "none such"}),
     broken("added_tokens", value=3),
     broken("added_tokens", value=[{}]),
+    broken("added_tokens", value=[{"id": 256, "content": "<|endoftext|>"}]),
     broken("added_tokens", value=[{**ENDING, "id": 65}]),
     broken("added_tokens", value=[{**ENDING, "id": [1]}]),
     broken("added_tokens", value=[{**ENDING, "content": "a"}]),
@@ -93,8 +95,12 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_hostile_states_are_refused_in_one_line(number):
+def test_hostile_states_are_refused_in_one_line(number, tmp_path):
     """Never a traceback or panic, or a tokenizer that loses text or forges control tokens."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(HOSTILE[number]))
+    with suppress(InputError):  # some are tokenizers of another kind
+        assert load_tokenizer(path).kind == "foreign"
     with pytest.raises(InputError) as caught:
         from_state({"kind": "bpe", "tokenizer": HOSTILE[number]})
     assert "\n" not in str(caught.value)

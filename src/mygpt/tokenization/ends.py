@@ -10,6 +10,7 @@ from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization.base import END_OF_TEXT, Tokenizer
 from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.tokenizer_json import (
+    complete_json,
     ids_around,
     is_single_character,
     names_of,
@@ -82,7 +83,9 @@ class _Search:
 
     def __init__(self, description: dict[str, Any], folder: Path, vocab_size: int) -> None:
         self.notes: list[str] = []
-        self.names, self._special = names_of(description), special_ids(description)
+        self.names = names_of(description)
+        with complete_json():
+            self._special = special_ids(description)
         self._folder, self._vocab_size = folder, vocab_size
         self._ids = {name: number for number, name in self.names.items()}
 
