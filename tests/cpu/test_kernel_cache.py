@@ -111,7 +111,7 @@ def test_other_sources_or_another_processor_have_other_machine_code(monkeypatch,
 
     package = tmp_path / "mygpt"
     shutil.copytree(Path(build.__file__).parents[2], package)
-    monkeypatch.setattr(build, "__file__", str(package / "engines" / "cpu" / "build.py"))
+    monkeypatch.setattr(build, "__file__", str(package / "cpu" / "common" / "build.py"))
     name = build._object_path.__wrapped__
     assert name() == build._object_path(), "the same sources elsewhere"
     names = {name()}

@@ -121,10 +121,7 @@ def model_of(tokenizer: ForeignTokenizer) -> GPT:
 def test_a_space_comes_between_a_prompts_last_word_and_the_next(prompt: str, tmp_path: Any) -> None:
     """In `Writer`, its streams, the command and the server, and once alone where it is given."""
     tokenizer, library = clip_like()
-    config = GPTConfig(
-        tokenizer.vocab_size, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=32
-    )
-    writer = Writer(build(config, 0, 0.02), tokenizer)
+    writer = Writer(model_of(tokenizer), tokenizer)
     sample = writer.complete(prompt, 12, seed=3, temperature=5.0)[0]
     read = tokenizer.encode_array(prompt).tolist()
     wanted = library.decode(read + sample.token_ids)
@@ -149,10 +146,7 @@ def test_a_space_comes_between_a_prompts_last_word_and_the_next(prompt: str, tmp
 
 def test_the_command_writes_the_space_too(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
     tokenizer, library = clip_like()
-    config = GPTConfig(
-        tokenizer.vocab_size, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=32
-    )
-    model = build(config, 0, 0.02)
+    model = model_of(tokenizer)
     save_checkpoint(tmp_path / "m.safetensors", model, tokenizer)
     with pytest.raises(SystemExit):
         main(["generate", "-c", str(tmp_path / "m.safetensors"), "-p", "First Citizen", "-n", "8",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from decoding import CPU
+from decoding import CPU, request
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig, SamplingConfig, Writer, save_checkpoint
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli import main
@@ -163,10 +163,8 @@ def test_without_compiling_the_filled_part_alone_is_read(monkeypatch):
 ALL = SamplingConfig(1.1, 4, 0.95, 0.05, 1.2)
 
 
-def ask(prompt=(1, 2, 0), new=20, sampling=None, index=0, overflow="crop", end=None) -> Request:
-    return Request(
-        np.array(prompt), new, sampling or SamplingConfig(), Stream(7, index), overflow, end
-    )
+def ask(prompt=(1, 2, 0), new=20, sampling=None, index=0, **options) -> Request:
+    return request(prompt, new, sampling, 7, index, **options)
 
 
 RAGGED = [
