@@ -68,7 +68,7 @@ class Writer:
         self.config: GPTConfig = model.config
         self.tokenizer = tokenizer
         self.provenance = provenance or {}
-        self._backend = Backend(model, device=device, dtype=dtype, engine=engine, compile=compile)
+        self.backend = Backend(model, device=device, dtype=dtype, engine=engine, compile=compile)
 
     def __repr__(self) -> str:
         return (
@@ -80,7 +80,7 @@ class Writer:
     @property
     def model(self) -> GPT:
         """The model as a torch module; a checkpoint's is built at the first access."""
-        return self._backend.model
+        return self.backend.model
 
     def choose_engine(self, tokens: int) -> Choice:
         """The engine for so many tokens, and why.
@@ -88,7 +88,7 @@ class Writer:
         Raises:
             InputError: for an engine, a device or a number format that is not available.
         """
-        return self._backend.choose(tokens)
+        return self.backend.choose(tokens)
 
     def open_batch(self, size: int) -> Batch:
         """A batch of `size` slots, which requests join and leave between tokens, as in a server.
@@ -97,11 +97,7 @@ class Writer:
             InputError: for fewer than one slot, or an engine that is not available.
         """
         require_int("size", size, least=1)
-        return self._backend.open(size)
-
-    def start(self, requests: Sequence[Request], tokens: int, reads: int) -> Decoding:
-        """Begin to decode with the engine for `tokens` new tokens and `reads` tokens to read."""
-        return self._backend.engine(tokens, reads).start(requests)
+        return self.backend.open(size)
 
     def read(self, ids: Sequence[int], shown: int | None = None) -> Reading:
         """The model's prediction at each position of a text, and its attention weights.
@@ -113,7 +109,7 @@ class Writer:
         Raises:
             InputError: for no token, or more than fit in the window.
         """
-        return self._backend.network().read_all(ids, shown)
+        return self.backend.network().read_all(ids, shown)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt, after the tokenizer's begin-of-text ids.
@@ -271,7 +267,8 @@ class _TextCall:
     def _pieces(self, rows: list[Row], total: int) -> Iterator[list[str]]:
         most, window = self.max_new_tokens, self.writer.config.max_seq_len
         reads = tokens_to_read(len(self.prompt_ids), most, window, self.overflow)
-        decoding = self.writer.start(self._requests(rows), total * most, total * reads)
+        engine = self.writer.backend.engine(total * most, total * reads)
+        decoding = engine.start(self._requests(rows))
         length = 1
         while True:
             began = time.perf_counter()
