@@ -18,19 +18,12 @@ import torch
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.scaling.estimates import flops_per_token
+from mygpt.scaling.presets import MODERN
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, Stage, stage_widths, tokens_per_step
 
 Stages = tuple[Stage, ...]
 
 HEAD_SIZE = 32
-MODERN: dict[str, Any] = {
-    "norm": "rms",
-    "position": "rotary",
-    "mlp": "swiglu",
-    "mlp_bias": False,
-    "qk_norm": True,
-    "tied": False,
-}
 
 
 @dataclass(frozen=True)
@@ -71,6 +64,7 @@ def shape_of(width: int, layers: int, window: int) -> dict[str, Any]:
         "num_layers": layers,
         "max_seq_len": window,
         **MODERN,
+        "tied": False,
     }
 
 
