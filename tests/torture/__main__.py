@@ -11,31 +11,19 @@ from pathlib import Path
 
 import torch
 
-from torture import (
-    Tally,
-    damage,
-    hosts,
-    inputs,
-    interrupts,
-    kills,
-    numbers,
-    places,
-    serving,
-    signals,
-    stores,
-    strings,
-)
+from torture import Tally, damage, deaths, hosts, interrupts, numbers, serving, stores, strings
+from torture.odd_texts import text_inputs
 
 # Each test, its count in `make torture`, and its count in `make test`.
 ALL: list[tuple[Callable[[int, Path], Tally], int, int]] = [
-    (kills.kill_at_random, 200, 4),
+    (deaths.kill_at_random, 200, 4),
     (stores.kill_tokenizing, 20, 3),
-    (kills.stop_at_every_step, 200, 6),
-    (kills.faults_in_a_save, 1000, 10),
+    (deaths.stop_at_every_step, 200, 6),
+    (deaths.faults_in_a_save, 1000, 10),
     (damage.flipped_bits, 2000, 60),
     (damage.cut_ends, 1000, 41),
-    (places.full_disk, 50, 3),
-    (signals.signalled_at_random, 200, 4),
+    (deaths.full_disk, 50, 3),
+    (deaths.signalled_at_random, 200, 4),
     (interrupts.interrupted_at_random, 200, 3),
     (numbers.planted_nans, 100, 8),
     (numbers.same_seed, 10, 2),
@@ -43,7 +31,7 @@ ALL: list[tuple[Callable[[int, Path], Tally], int, int]] = [
     (damage.hostile_pickles, 500, 40),
     (damage.hostile_headers, 10000, 120),
     (strings.strings, 100000, 200),
-    (inputs.text_inputs, 100, 12),
+    (text_inputs, 100, 12),
     (hosts.hosts, 7, 0),
     (serving.odd_clients, 1, 0),
 ]

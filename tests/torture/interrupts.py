@@ -10,11 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from mygpt.training.run import RunFolder
 from torture import Tally
@@ -59,8 +57,8 @@ class _End:
 
     code: int
     seconds: float
-    out: str
-    err: str
+    out: bytes
+    err: bytes
     signals: int
     started_s: float
 
@@ -88,7 +86,7 @@ def interrupted_at_random(count: int, folder: Path) -> Tally:
         left = _left_over(str(folder))
         right = end.code == 128 + number or end.code in (0, -number)
         ok = right and end.seconds <= limit_s and not problem and not left
-        ok &= before_start or "Traceback" not in end.err
+        ok &= before_start or b"Traceback" not in end.err
         tally.count(
             ok,
             f"trial {trial}: {' '.join(command)}: code {end.code} for {end.signals} of {number} "
@@ -105,42 +103,33 @@ def interrupted_at_random(count: int, folder: Path) -> Tally:
 def _set_up(folder: Path) -> None:
     (folder / "text.txt").write_text(TEXT * 6)  # 50,000 characters
     (folder / "long.txt").write_text(TEXT * 2000)
-    _run([*_TRAIN[:-2], "runs/old", "--steps", "5", "--quiet"], folder).communicate()
+    _run([*_TRAIN[:-2], "runs/old", "--steps", "5", "--quiet"], folder).wait()
 
 
 def _run(args: list[str], folder: Path, **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mygpt", *args],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "TORTURE": str(folder), **environment},
-        # A shell that starts this in the background has it ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    """The command; it prints to the files `out` and `err`."""
+    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mygpt", *args],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "TORTURE": str(folder), **environment},
+            # A shell that starts this in the background has it ignore SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def _interrupted(
-    command: list[str],
-    number: int,
-    folder: Path,
-    rng: random.Random,
-    kind: int,
-    wait_s: float,
+    command: list[str], number: int, folder: Path, rng: random.Random, kind: int, wait_s: float
 ) -> _End:
     empty = {"MYGPT_CACHE": str(folder / "cache")} if kind == 0 else {}
     process = _run(command, folder, **empty)
     began = time.monotonic()
-    printed: list[bytearray] = [bytearray(), bytearray()]
-    readers = [
-        threading.Thread(target=_read, args=(stream, text))
-        for stream, text in zip((process.stdout, process.stderr), printed, strict=True)
-    ]
-    for reader in readers:
-        reader.start()
+    out, err = folder / "out", folder / "err"
     if kind == 1:  # the line before the first step
-        while b"baselines" not in printed[0] and process.poll() is None:
+        while b"baselines" not in out.read_bytes() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.2 + wait_s * rng.random())
     else:
@@ -164,21 +153,11 @@ def _interrupted(
         process.kill()
         code = process.wait()
     seconds = time.monotonic() - last
-    for reader in readers:
-        reader.join(timeout=5)
-    out, err = (text.decode(errors="replace") for text in printed)
-    return _End(code, seconds, out, err, sent, started_s)
+    return _End(code, seconds, out.read_bytes(), err.read_bytes(), sent, started_s)
 
 
 def _has_a_state(command: list[str]) -> bool:
     return command[0] in ("train", "demo", "reproduce")
-
-
-def _read(stream: IO[bytes], text: bytearray) -> None:
-    with stream:
-        while data := stream.read1():  # type: ignore[attr-defined]
-            text += data
-            del text[:-20_000]
 
 
 def _state_problem(runs: Path) -> str:

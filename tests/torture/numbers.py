@@ -12,12 +12,14 @@ import torch
 
 from mygpt import training
 from mygpt.core.model import GPT
+from mygpt.training import trainer
 from mygpt.training.events import Event, StepsSkipped
 from mygpt.training.gradients import make_gradients
 from mygpt.training.non_finite import NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
 from torture import Tally
-from torture.runs import OPTIONS, fresh, in_child, log, silent, text_file, train
+from torture.runs import OPTIONS, fresh, in_child, text_file, train
+from training_runs import log, silent
 
 
 def planted_nans(count: int, folder: Path) -> Tally:
@@ -37,7 +39,7 @@ def planted_nans(count: int, folder: Path) -> Tally:
         gradients = make_gradients(model, *arguments)
         computed = type(gradients).__call__
 
-        class Planting(type(gradients)):  # type: ignore[misc]
+        class Planting(type(gradients)):
             def __call__(self, *arguments: Any) -> torch.Tensor:
                 nonlocal step
                 step += 1
@@ -46,9 +48,7 @@ def planted_nans(count: int, folder: Path) -> Tally:
                     bad = rng.choice([math.nan, math.inf, -math.inf])
                     if step % 2:
                         return loss * bad
-                    gradient = rng.choice(
-                        [p.grad for p in model.parameters() if p.grad is not None]
-                    )
+                    gradient = rng.choice([p.grad for p in model.parameters()])
                     gradient.view(-1)[rng.randrange(gradient.numel())] = bad
                 return loss
 
@@ -63,17 +63,15 @@ def planted_nans(count: int, folder: Path) -> Tally:
         if _everything(self.optimizer) == before:
             untouched.append(self.progress.step)
 
-    import mygpt.training.trainer as loop
-
-    NonFiniteGuard.step = watched  # type: ignore[method-assign]
-    loop.make_gradients = planting
+    NonFiniteGuard.step = watched
+    trainer.make_gradients = planting
     run = fresh(folder)
     try:
         options = {**OPTIONS, "steps": steps, "save_every": 0, "eval_every": steps}
         training.train(text_file(folder), output=run, listener=events.append, **options)
     finally:
-        NonFiniteGuard.step = inner  # type: ignore[method-assign]
-        loop.make_gradients = make_gradients
+        NonFiniteGuard.step = inner
+        trainer.make_gradients = make_gradients
     reported = {event.step for event in events if isinstance(event, StepsSkipped)}
     logged = {record["step"] for record in log(run) if "left_out" in record}
     for number in sorted(planted):
@@ -99,7 +97,7 @@ def same_seed(count: int, folder: Path) -> Tally:
     first = ""
     for trial in range(count):
         run = fresh(folder)
-        assert in_child(lambda run=run: train(run)) == 0  # type: ignore[misc]
+        assert in_child(train, run) == 0
         text = json.dumps(log(run))
         first = first or text
         tally.count(text == first, f"run {trial} differs")
@@ -112,12 +110,8 @@ def replayed(count: int, folder: Path) -> Tally:
     for trial in range(count):
         run, again = fresh(folder), fresh(folder, "again")
         options = {"steps": None, "minutes": 0.01, "save_every": 0, "seed": trial}
-        assert in_child(lambda run=run, o=options: train(run, **o)) == 0  # type: ignore[misc]
-
-        def replay(run: Path = run, again: Path = again) -> None:
-            training.replay(run, output=again, device="cpu", listener=silent)
-
-        code = in_child(replay)
+        assert in_child(train, run, **options) == 0
+        code = in_child(training.replay, run, output=again, device="cpu", listener=silent)
         same = code == 0 and log(run) == log(again)
         tally.count(same, f"run {trial}: ended with {code}")
     return tally

@@ -6,15 +6,14 @@ hundreds of them take minutes.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import shutil
-import signal
 import struct
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ import torch
 
 from mygpt import training
 from mygpt.checkpoint.container import read_arrays
-from mygpt.training.events import Event
+from mygpt.training.trainer import Trainer
+from training_runs import log, silent
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n} of them. " for n in range(150))
 OPTIONS: dict[str, Any] = {
@@ -43,10 +43,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def silent(event: Event) -> None:
-    """A listener that ignores every event."""
-
-
 def text_file(folder: Path) -> str:
     """The text that the tiny runs train on."""
     path = folder / "bottles.txt"
@@ -61,9 +57,20 @@ def train(run: Path, **options: Any) -> None:
     training.train(text, output=run, listener=silent, **{**OPTIONS, **options})
 
 
-def resume(run: Path, **options: Any) -> None:
+def resume(run: Path) -> None:
     """Resume it."""
-    training.resume(run, listener=silent, **options)
+    training.resume(run, listener=silent)
+
+
+@contextmanager
+def stopping_after(step: int) -> Iterator[None]:
+    """Every run stops, with a save, after this step."""
+    fit = Trainer.fit
+    Trainer.fit = lambda self, _: fit(self, lambda: self.progress.step >= step)
+    try:
+        yield
+    finally:
+        Trainer.fit = fit
 
 
 def warm() -> None:
@@ -71,13 +78,28 @@ def warm() -> None:
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)
 
 
+class Flag:
+    """A number in memory that a process shares with its children."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 8)
+
+    @property
+    def value(self) -> int:
+        return struct.unpack("q", self._memory[:8])[0]
+
+    @value.setter
+    def value(self, number: int) -> None:
+        self._memory[:8] = struct.pack("q", number)
+
+
 class Child:
-    """A forked process that calls `work(flag)`; both processes see the same `flag`.
+    """A forked process that calls `work(flag, *arguments)`; both processes see the same `flag`.
 
     It ends with 0, or with 99 after an exception that `work` let through.
     """
 
-    def __init__(self, work: Callable[[Flag], Any]) -> None:
+    def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
         warm()
         self.flag = Flag()
         self.pid = os.fork()
@@ -85,16 +107,12 @@ class Child:
             code = 99
             try:
                 torch.set_num_threads(1)
-                work(self.flag)
+                work(self.flag, *arguments)
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(code)
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        os.kill(self.pid, signal.SIGKILL)
 
     def send(self, number: int) -> None:
         """Send a signal."""
@@ -108,32 +126,22 @@ class Child:
         """Whether it still runs (it can be waited for later)."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
-
-class Flag:
-    """A whole number in memory that a process shares with its children."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 8)
-
-    @property
-    def value(self) -> int:
-        """The number now."""
-        return struct.unpack("q", self._memory[:8])[0]
-
-    @value.setter
-    def value(self, number: int) -> None:
-        self._memory[:8] = struct.pack("q", number)
+    def wait_for(self, value: int) -> None:
+        """Wait until its flag has this value, or its end."""
+        while self.flag.value < value and self.alive():
+            time.sleep(0.0001)
 
 
-def in_child(work: Callable[[], Any]) -> int:
+def in_child(work: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     """Call `work` in a child process; its exit code."""
-    return Child(lambda _: work()).wait()
+    return Child(lambda _: work(*arguments, **options)).wait()
 
 
-def log(run: Path) -> list[dict[str, Any]]:
-    """The run's log without its times."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "elapsed_s"} for record in records]
+def reference_of(folder: Path, **options: Any) -> Path:
+    """An undisturbed run."""
+    run = fresh(folder, "reference")
+    assert in_child(train, run, **options) == 0
+    return run
 
 
 def differs(run: Path, reference: Path) -> str:
@@ -147,8 +155,18 @@ def differs(run: Path, reference: Path) -> str:
                 return f"{key} of {name} differs"
     if log(run) != log(reference):
         return "the log differs"
-    left = sorted(path.name for path in run.glob(".mygpt-*"))
+    left = temporary_files(run)
     return f"{left} were left" if left else ""
+
+
+def resumes_differently(run: Path, reference: Path, work: Callable[..., Any] = resume) -> str:
+    """Resume a run in a child; what then differs from the reference, empty if nothing does."""
+    code = in_child(work, run)
+    return differs(run, reference) if code == 0 else f"resuming ended with {code}"
+
+
+def temporary_files(run: Path) -> list[str]:
+    return sorted(path.name for path in run.glob(".mygpt-*"))
 
 
 def fresh(folder: Path, name: str = "run") -> Path:
@@ -156,13 +174,3 @@ def fresh(folder: Path, name: str = "run") -> Path:
     run = folder / name
     shutil.rmtree(run, ignore_errors=True)
     return run
-
-
-def until(flag: Flag, value: int, child: Child, *, limit_s: float = 60.0) -> bool:
-    """Wait until the flag has that value; False when the child ended first."""
-    end = time.monotonic() + limit_s
-    while flag.value < value:
-        if not child.alive() or time.monotonic() > end:
-            return False
-        time.sleep(0.0002)
-    return True
