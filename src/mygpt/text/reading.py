@@ -125,7 +125,10 @@ def compression_of_file(name: str) -> str:
 
 
 def _compression(file: io.BufferedIOBase, name: str) -> str:
-    start = file.peek(4)[:4] if isinstance(file, io.BufferedReader) else b""
+    if isinstance(file, io.BytesIO):  # standard input that was read from a pipe before
+        start = bytes(file.getbuffer()[file.tell() :][:4])
+    else:
+        start = file.peek(4)[:4] if isinstance(file, io.BufferedReader) else b""
     return compression_by_name(name) or compression_of(start)
 
 
