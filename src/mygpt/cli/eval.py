@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mygpt.cli import options
 from mygpt.cli.terminal import say, to_json
 from mygpt.errors import InputError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mygpt.checkpoint.model_file import Checkpoint
     from mygpt.evaluation.baselines import Baselines
     from mygpt.evaluation.losses import Evaluation
-    from mygpt.text import Document, RecordOptions
+    from mygpt.text import Document
     from mygpt.text.documents import TextSize
 
 _PROTOCOLS = ("full", "nanogpt", "both")
@@ -30,10 +31,9 @@ def eval(
     file: Annotated[Path, typer.Argument(help="The text to evaluate on; - is standard input.")],
     last: Annotated[
         float | None,
-        typer.Option(
-            help="Evaluate only on this fraction of the text, taken from its end as training does: "
-            "0.1 is the validation split of `mygpt train`.",
-            show_default=False,
+        options.option(
+            "Evaluate only on this fraction of the text, taken from its end as training does: 0.1 "
+            "is the validation split of `mygpt train`."
         ),
     ] = None,
     protocol: Annotated[
@@ -45,48 +45,40 @@ def eval(
     ] = "full",
     window: Annotated[
         int | None,
-        typer.Option(
-            help="Window length in tokens. Default: the model's context window (for nanogpt at "
-            "most 256).",
-            show_default=False,
+        options.option(
+            "Window length in tokens. Default: the model's context window (for nanogpt at most "
+            "256)."
         ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(
-            help="Distance in tokens from one window to the next. Windows then overlap, and each "
+        options.option(
+            "Distance in tokens from one window to the next. Windows then overlap, and each "
             "prediction has a context of at least window minus stride tokens; slower. Default: "
-            "the window length, so that windows do not overlap.",
-            show_default=False,
+            "the window length, so that windows do not overlap."
         ),
     ] = None,
     train: Annotated[
         Path | None,
-        typer.Option(
-            help="The text that the n-gram models are trained on. Default: the part that --last "
-            "does not select.",
-            show_default=False,
+        options.option(
+            "The text that the n-gram models are trained on. Default: the part that --last does "
+            "not select."
         ),
     ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(help="The texts' encoding. Default: UTF-8.", show_default=False),
-    ] = None,
+    encoding: Annotated[str | None, options.option("The texts' encoding. Default: UTF-8.")] = None,
     field: Annotated[
         str | None,
-        typer.Option(
-            help="The field that contains the text in *.jsonl, *.json, *.csv, *.tsv and *.parquet "
-            "records. Default: the one used in the model's training.",
-            show_default=False,
+        options.option(
+            "The field that contains the text in *.jsonl, *.json, *.csv, *.tsv and *.parquet "
+            "records. Default: the one used in the model's training."
         ),
     ] = None,
     split_documents: Annotated[
         bool | None,
-        typer.Option(
+        options.option(
+            "Whether <|endoftext|> in a file separates documents or is ordinary text. Default: as "
+            "in the model's training.",
             "--split-documents/--no-split-documents",
-            help="Whether <|endoftext|> in a file separates documents or is ordinary text. "
-            "Default: as in the model's training.",
-            show_default=False,
         ),
     ] = None,
     unknown: Annotated[
@@ -97,14 +89,15 @@ def eval(
             "text). keep: encode them as the unknown token. drop: remove them from the text."
         ),
     ] = "error",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    device: options.Device = "auto",
+    json: options.Json = False,
 ) -> None:
     """Measure a model's loss on a text, and compare it with n-gram models and compressors.
 
     Example: mygpt eval runs/poems poems.txt --last 0.1 --protocol both
     """
     from mygpt.checkpoint.model_file import read_checkpoint, resolve
+    from mygpt.evaluation.baselines import measure_baselines
 
     if protocol not in _PROTOCOLS:
         raise InputError(f"protocol={protocol!r} is not known: choose {', '.join(_PROTOCOLS)}")
@@ -115,13 +108,19 @@ def eval(
         )
     if stride is not None and protocol == "nanogpt":
         raise InputError("--stride is for --protocol full: nanoGPT's protocol uses random windows")
-    split = _was_split(found) if split_documents is None else split_documents
-    if field == "":
-        raise InputError("--field is empty: name the field that contains the text, or omit it")
-    how = {"encoding": encoding, "split": split, "records": _records(found, field)}
-    text = _read_text(found, file, last, train, how, unknown=unknown)
+    if last is not None and not 0 < last <= 1:
+        raise InputError(f"last={last} must be a fraction of the text: above 0, at most 1")
+    how = _how_to_read(found, (file, train), encoding, field, split_documents)
+    text = _read_text(found, file, last, train, unknown, how)
     results = _evaluate(found, text, protocol, window, stride, device)
-    baselines = _baselines(found, text)
+    baselines = measure_baselines(
+        text.train_tokens,
+        text.tokens,
+        found.config.vocab_size,
+        train_documents=text.train_documents,
+        test_documents=text.documents,
+        predicted=text.size,
+    )
     if json:
         _print_json(found, text, results, baselines)
     else:
@@ -131,14 +130,9 @@ def eval(
 
 @dataclass(frozen=True)
 class _Text:
-    """The evaluated text, and the text that the n-gram models are trained on.
+    """The evaluated text, and the text that the n-gram models are trained on (may be empty).
 
     Attributes:
-        name: the evaluated text's name, as it is shown.
-        documents: the evaluated text.
-        tokens: its ids.
-        train_documents: the n-gram models' training text; may be empty.
-        train_tokens: its ids.
         warning: a warning if the model was trained on the evaluated text; else empty.
         notes: remarks on how the text was read, one line each.
         size: bytes and characters of the predicted text, which is all but its first token.
@@ -154,23 +148,36 @@ class _Text:
     size: TextSize
 
 
-def _was_split(found: Checkpoint) -> bool:
-    """Whether the model's training text was split at `SEPARATOR`; True for imported models."""
-    corpus = found.provenance.get("corpus")
-    return bool(corpus.get("split_documents", False)) if isinstance(corpus, dict) else True
-
-
-def _records(found: Checkpoint, field: str | None) -> RecordOptions | None:
-    """How files of records are read: as the model's own were, but for a field that is named."""
+def _how_to_read(
+    found: Checkpoint,
+    files: tuple[Path | None, ...],
+    encoding: str | None,
+    field: str | None,
+    split: bool | None,
+) -> dict[str, Any]:
+    """The arguments of `read_corpus`: as for the model's own text, except what is given here."""
+    from mygpt.data import is_store
     from mygpt.text import RecordOptions
 
+    if field == "":
+        raise InputError("--field is empty: name the field that contains the text, or omit it")
+    for file in files:
+        if file is not None and is_store(file):
+            raise InputError(f"{file} is a token store: name the text that it was made from")
     corpus = found.provenance.get("corpus")
-    own = corpus.get("field") if isinstance(corpus, dict) else ""
-    if field is None and not isinstance(own, str):
-        return None
-    return RecordOptions(
-        field or own or None, lines_may_be_plain=True, refuse_unused=field is not None
-    )
+    if not isinstance(corpus, dict):  # an imported model
+        corpus = {"field": "", "split_documents": True}
+    own, records = corpus.get("field"), None
+    if field is not None or isinstance(own, str):
+        records = RecordOptions(
+            field or own or None, lines_may_be_plain=True, refuse_unused=field is not None
+        )
+    return {
+        "encoding": encoding,
+        "split": bool(corpus.get("split_documents", False)) if split is None else split,
+        "records": records,
+        "allow_bytes": found.tokenizer.kind == "byte",
+    }
 
 
 def _read_text(
@@ -178,17 +185,10 @@ def _read_text(
     file: Path,
     last: float | None,
     train: Path | None,
-    how: dict[str, Any],
-    *,
     unknown: str,
+    how: dict[str, Any],
 ) -> _Text:
-    from mygpt.data import (
-        drop_unknown,
-        encode_documents,
-        is_store,
-        predicted_size,
-        unknown_in,
-    )
+    from mygpt.data import drop_unknown, encode_documents, predicted_size, unknown_in
     from mygpt.text import read_corpus, split_documents
     from mygpt.tokenization.unknown import (
         CORPUS_POLICIES,
@@ -198,48 +198,42 @@ def _read_text(
     )
 
     check_policy(unknown, (*CORPUS_POLICIES, "drop"))
-
-    for place in (file, train):
-        if place is not None and is_store(place):
-            raise InputError(f"{place} is a token store: name the text that it was made from")
-    if last is not None and not 0 < last <= 1:
-        raise InputError(f"last={last} must be a fraction of the text: above 0, at most 1")
-    options: dict[str, Any] = {**how, "allow_bytes": found.tokenizer.kind == "byte"}
-    corpus = read_corpus([str(file)], **options)
+    tokenizer = found.tokenizer
+    corpus = read_corpus([str(file)], **how)
     documents, warning = corpus.documents, _overlap_warning(found, corpus.sha256, last)
     train_documents: list[Document] = []
     if last is not None and last < 1:
         train_documents, documents = split_documents(documents, last)
     continued = bool(train_documents)
     if train is not None:
-        train_documents = read_corpus([str(train)], **options).documents
+        train_documents = read_corpus([str(train)], **how).documents
     notes = list(corpus.notes)
     if unknown == "drop":
-        documents, left = drop_unknown(documents, found.tokenizer)
-        train_documents, _ = drop_unknown(train_documents, found.tokenizer)
+        documents, left = drop_unknown(documents, tokenizer)
+        train_documents, _ = drop_unknown(train_documents, tokenizer)
         notes += [dropped_note(left)] * bool(left)
     with adding_remedy("--unknown drop leaves them out"):
-        tokens = encode_documents(documents, found.tokenizer, continued=continued)
-        train_tokens = encode_documents(train_documents, found.tokenizer)
+        tokens = encode_documents(documents, tokenizer, continued=continued)
+        train_tokens = encode_documents(train_documents, tokenizer)
     if len(tokens) < 2:
         raise InputError(f"the text has {len(tokens)} token: at least 2 are needed")
     name = str(file) if last is None else f"the last {last:g} of {file}"
-    before = unknown_in(train_documents, train_tokens, found.tokenizer) if continued else None
-    unknown_text = unknown_in(documents, tokens, found.tokenizer, before)  # of the whole file
+    before = unknown_in(train_documents, train_tokens, tokenizer) if continued else None
+    unknown_text = unknown_in(documents, tokens, tokenizer, before)  # of the whole file
     notes += unknown_text.notes(str(file), unknown)
-    size = predicted_size(documents, tokens, found.tokenizer, continued=continued)
+    size = predicted_size(documents, tokens, tokenizer, continued=continued)
     return _Text(name, documents, tokens, train_documents, train_tokens, warning, notes, size)
 
 
 def _overlap_warning(found: Checkpoint, sha256: str, last: float | None) -> str:
     """A warning if the model was trained on text that it is evaluated on; else empty."""
-    origin = found.provenance
-    corpus, training = origin.get("corpus"), origin.get("training")
-    same = isinstance(corpus, dict) and corpus.get("sha256") == sha256
-    if not same or not isinstance(training, dict):
+    corpus, training = (found.provenance.get(name) for name in ("corpus", "training"))
+    if not isinstance(corpus, dict) or not isinstance(training, dict):
         return ""
     kept = training.get("val_fraction")
-    if not isinstance(kept, (int, float)) or (last is not None and last <= kept):
+    if corpus.get("sha256") != sha256 or not isinstance(kept, (int, float)):
+        return ""
+    if last is not None and last <= kept:
         return ""
     advice = f"--last {kept:g} selects its validation split" if kept else "on all of it"
     return f"the model was trained on this text: {advice}"
@@ -273,19 +267,6 @@ def _evaluate(
     return results
 
 
-def _baselines(found: Checkpoint, text: _Text) -> Baselines:
-    from mygpt.evaluation.baselines import measure_baselines
-
-    return measure_baselines(
-        text.train_tokens,
-        text.tokens,
-        found.config.vocab_size,
-        train_documents=text.train_documents,
-        test_documents=text.documents,
-        predicted=text.size,
-    )
-
-
 def _lines(
     found: Checkpoint, text: _Text, results: dict[str, Evaluation], baselines: Baselines
 ) -> list[str]:
@@ -295,25 +276,25 @@ def _lines(
         f"{found.path} on {text.name}: {baselines.tokens:,} tokens, {characters}"
         f"{baselines.num_bytes:,} bytes"
     ]
+    rows = [(row.bits_per_byte, row.name, row.loss) for row in baselines.rows()]
     for protocol, result in results.items():
         per_char = result.bits_per_char
         in_characters = "" if per_char is None else f"{per_char:.4f} bits per character, "
+        error = result.standard_error
         lines += [
             f"{_described(protocol, result)}:",
             f"  loss {result.loss:.4f} nats per token (standard error"
-            f"{' of the random windows' * (protocol == 'nanogpt')} {_error(result)}), "
+            f"{' of the random windows' * (protocol == 'nanogpt')} "
+            f"{'unknown' if math.isnan(error) else f'{error:.4f}'}), "
             f"perplexity {result.perplexity:.3f}",
             f"  {in_characters}{result.bits_per_byte:.4f} bits per byte",
         ]
-    rows = [(row.bits_per_byte, row.name, row.loss) for row in baselines.rows()]
-    rows += [
-        (result.bits_per_byte, "this model" + f", {name}" * (len(results) > 1), result.loss)
-        for name, result in results.items()
-    ]
+        name = "this model" + f", {protocol}" * (len(results) > 1)
+        rows.append((result.bits_per_byte, name, result.loss))
     lines.append("the same text, from worst to best (bits per byte; nats per token):")
     for bits, name, loss in sorted(rows, key=lambda row: -row[0]):
         lines.append(f"  {name:<20}{bits:8.4f}" + ("" if loss is None else f"  {loss:8.4f}"))
-    lines += [f"note: {note}" for note in [*text.notes, *[text.warning] * bool(text.warning)]]
+    lines += [f"note: {note}" for note in (*text.notes, text.warning) if note]
     if baselines.unigram is None:
         lines.append("add --train FILE or --last to compare with trained n-gram models too")
     if baselines.bounds:
@@ -322,25 +303,17 @@ def _lines(
 
 
 def _described(protocol: str, result: Evaluation) -> str:
-    from mygpt.evaluation.losses import (
-        NANOGPT_BATCH_SIZE,
-        NANOGPT_BATCHES,
-        NANOGPT_SEED,
-        NANOGPT_WINDOW,
-    )
+    from mygpt.evaluation import losses
 
     if protocol == "full":
         apart = f", {result.stride} apart" * (result.stride != result.seq_len)
         return f"full pass, {result.tokens:,} tokens in windows of {result.seq_len}{apart}"
-    shorter = f" (not {NANOGPT_WINDOW})" * (result.seq_len != NANOGPT_WINDOW)
+    usual = losses.NANOGPT_WINDOW
+    shorter = f" (not {usual})" * (result.seq_len != usual)
     return (
-        f"nanoGPT's protocol, {NANOGPT_BATCHES} x {NANOGPT_BATCH_SIZE} random windows of "
-        f"{result.seq_len}{shorter}, seed {NANOGPT_SEED}; noisy"
+        f"nanoGPT's protocol, {losses.NANOGPT_BATCHES} x {losses.NANOGPT_BATCH_SIZE} random "
+        f"windows of {result.seq_len}{shorter}, seed {losses.NANOGPT_SEED}; noisy"
     )
-
-
-def _error(result: Evaluation) -> str:
-    return "unknown" if math.isnan(result.standard_error) else f"{result.standard_error:.4f}"
 
 
 def _print_json(
@@ -352,10 +325,7 @@ def _print_json(
         "warning": text.warning,
         "notes": text.notes,
         "results": {name: _plain(result) for name, result in results.items()},
-        "baselines": {
-            **asdict(baselines),
-            "rows": [asdict(row) for row in baselines.rows()],
-        },
+        "baselines": {**asdict(baselines), "rows": [asdict(row) for row in baselines.rows()]},
     }
     say(to_json(values, indent=2))
 
@@ -363,7 +333,5 @@ def _print_json(
 def _plain(result: Evaluation) -> dict[str, Any]:
     """A result as JSON values; NaN and infinity, which JSON lacks, become None."""
     values = {**asdict(result), "perplexity": result.perplexity}
-    return {
-        name: None if value is None or not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    unknown = {name for name, value in values.items() if value and not math.isfinite(value)}
+    return values | dict.fromkeys(unknown)

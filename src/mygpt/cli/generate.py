@@ -12,24 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.prompts import (
-    ENCODING,
-    PROMPT_FILE,
-    UNKNOWN,
-    check_unknown,
-    known_prompt,
-    read_prompt,
-)
-from mygpt.cli.sampling_options import (
-    MAX_NEW_TOKENS,
-    MIN_P,
-    PANEL,
-    REPETITION_PENALTY,
-    SEED,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-)
+from mygpt.cli import options
+from mygpt.cli.prompts import known_prompt, read_prompt, seed_to_use
 from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
 from mygpt.core.config import SamplingConfig
 from mygpt.core.window import OVERFLOW_POLICIES
@@ -39,57 +23,47 @@ from mygpt.signals import Abandonable, Abandoned, DeferredSignals
 if TYPE_CHECKING:
     from mygpt.decode.writer import Writer
 
+_ON_A_TERMINAL = " On a terminal, without a prompt, the command asks for prompts line by line."
+
 
 def generate(
     ctx: typer.Context,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            "--checkpoint",
-            "-c",
-            help="A run's folder or a checkpoint file. Default: the newest run.",
-            show_default=False,
+        options.option(
+            "A run's folder or a checkpoint file. Default: the newest run.", "--checkpoint", "-c"
         ),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            "-p",
-            help="The text to continue. - reads standard input; a pipe or file on standard input "
-            "is also read if no prompt is given. On a terminal, without a prompt, the command "
-            "asks for prompts line by line.",
-            show_default=False,
-        ),
-    ] = None,
-    prompt_file: Annotated[Path | None, PROMPT_FILE] = None,
-    encoding: Annotated[str | None, ENCODING] = None,
-    unknown: Annotated[str, UNKNOWN] = "error",
-    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 200,
+    prompt: Annotated[str | None, options.prompt_option(_ON_A_TERMINAL)] = None,
+    prompt_file: options.PromptFile = None,
+    encoding: options.Encoding = None,
+    unknown: options.Unknown = "error",
+    max_new_tokens: options.MaxNewTokens = 200,
     num_samples: Annotated[int, typer.Option(help="The number of samples.")] = 1,
     stop: Annotated[
-        list[str] | None,
-        typer.Option(help="End before this text. May be repeated.", show_default=False),
+        list[str] | None, options.option("End before this text. May be repeated.")
     ] = None,
-    temperature: Annotated[float | None, TEMPERATURE] = None,
+    temperature: Annotated[float | None, options.TEMPERATURE] = None,
     greedy: Annotated[
         bool,
         typer.Option(
-            "--greedy", help="Always take the most probable token.", rich_help_panel=PANEL
+            "--greedy",
+            help="Always take the most probable token.",
+            rich_help_panel=options.SAMPLING,
         ),
     ] = False,
-    top_k: Annotated[int | None, TOP_K] = None,
-    top_p: Annotated[float | None, TOP_P] = None,
-    min_p: Annotated[float | None, MIN_P] = None,
-    repetition_penalty: Annotated[float | None, REPETITION_PENALTY] = None,
-    seed: Annotated[int | None, SEED] = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
     overflow: Annotated[
         str,
         typer.Option(
             help="What to do past the context window. crop: each step reads the last window of "
             "tokens. refill: read the newer half of the window again and continue from there. "
             "stop: end.",
-            rich_help_panel=PANEL,
+            rich_help_panel=options.SAMPLING,
         ),
     ] = OVERFLOW_POLICIES[0],
     stream: Annotated[
@@ -100,12 +74,11 @@ def generate(
     ] = False,
     logprobs: Annotated[
         int | None,
-        typer.Option(
-            help="With --json: log-probabilities, with this many alternatives for each token.",
-            show_default=False,
+        options.option(
+            "With --json: log-probabilities, with this many alternatives for each token."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: options.Device = "auto",
     dtype: Annotated[
         str,
         typer.Option(
@@ -138,47 +111,43 @@ def generate(
         raise InputError(f"--greedy and --temperature {temperature} exclude each other")
     if logprobs is not None and not json:
         raise InputError("--logprobs needs --json: add --json")
-    options: dict[str, Any] = {
+    how: dict[str, Any] = {
         "temperature": 0.0 if greedy else 1.0 if temperature is None else temperature,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    sampling = SamplingConfig(**options)  # wrong values are refused before anything is loaded
+    sampling = SamplingConfig(**how)  # wrong values are refused before anything is loaded
     require_int("max_new_tokens", max_new_tokens, least=0)
     require_choice("overflow", overflow, OVERFLOW_POLICIES)
-    check_unknown(unknown)
-    text = read_prompt(prompt, prompt_file, encoding)
+    text = read_prompt(prompt, prompt_file, encoding, unknown)
     from mygpt.checkpoint.model_file import resolve
-    from mygpt.core.random import check_seed
-    from mygpt.engine import fresh_seed
-
-    path = resolve(checkpoint)
-    if seed is None:
-        seed = fresh_seed()
-        if not sampling.greedy:
-            say(f"seed {seed}", file=sys.stderr)
-    check_seed(seed)
     from mygpt.decode.writer import load
 
+    path = resolve(checkpoint)
+    seed = seed_to_use(seed, sampling)
     writer = load(path, device=device, dtype=dtype, engine=engine, compile=compile)
-    options |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
+    how |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
     if text is None and sys.stdin is not None and sys.stdin.isatty():
         if json or num_samples != 1:
             raise InputError("--json and --num-samples need a --prompt")
-        _converse(writer, seed, options, unknown)
+        _converse(writer, seed, how, unknown)
         return
     text = known_prompt(writer.tokenizer, text or "", unknown)
     _note_crop(writer, text, overflow)
+    how["seed"] = seed
     if json:
-        _print_json(writer, text, num_samples, logprobs, {"seed": seed, **options})
+        for sample in writer.samples(text, num_samples=num_samples, logprobs=logprobs, **how):
+            values = asdict(sample)
+            if logprobs is None:
+                del values["logprobs"]
+            say(to_json(values), flush=True)
     elif num_samples == 1 and stream:
-        _print_stream(writer, text, {"seed": seed, **options})
+        _print_stream(writer, text, how)
     else:
-        samples = writer.samples(text, num_samples=num_samples, seed=seed, **options)
-        for number, sample in enumerate(samples):
-            shown = _shown(text + sample.text).removesuffix("\n")
+        for number, sample in enumerate(writer.samples(text, num_samples=num_samples, **how)):
+            shown = visible(text + sample.text, sys.stdout).removesuffix("\n")
             say("---\n" * (number > 0) + shown, flush=True)
 
 
@@ -198,33 +167,17 @@ def _note_crop(writer: Writer, text: str, overflow: str) -> None:
         say(f"the prompt has {tokens} tokens: the model reads the last {window}", file=sys.stderr)
 
 
-def _shown(text: str) -> str:
-    return visible(text, sys.stdout)
-
-
-def _print_stream(writer: Writer, text: str, options: dict[str, Any]) -> None:
-    pieces = writer.stream(text, **options)
-    last = text
+def _print_stream(writer: Writer, text: str, how: dict[str, Any]) -> None:
     shown = VisiblePieces(sys.stdout)
+    pieces = writer.stream(text, **how)  # wrong values are refused before anything is printed
     say(shown(text), end="", flush=True)
-    for piece in pieces:
-        say(shown(piece), end="", flush=True)
-        last = piece
-    if not last.endswith("\n"):
+    for text in pieces:
+        say(shown(text), end="", flush=True)
+    if not text.endswith("\n"):
         say()
 
 
-def _print_json(
-    writer: Writer, text: str, num_samples: int, logprobs: int | None, options: dict[str, Any]
-) -> None:
-    for sample in writer.samples(text, num_samples=num_samples, logprobs=logprobs, **options):
-        values = asdict(sample)
-        if sample.logprobs is None:
-            del values["logprobs"]
-        say(to_json(values), flush=True)
-
-
-def _converse(writer: Writer, seed: int, options: dict[str, Any], unknown: str) -> None:
+def _converse(writer: Writer, seed: int, how: dict[str, Any], unknown: str) -> None:
     """Read prompts from the terminal until the end of input; the seed increases by 1 each time."""
     import contextlib
 
@@ -242,8 +195,8 @@ def _converse(writer: Writer, seed: int, options: dict[str, Any], unknown: str) 
             try:
                 with Abandonable():
                     text = known_prompt(writer.tokenizer, text, unknown)
-                    _note_crop(writer, text, options["overflow"])
-                    _print_stream(writer, text, {"seed": seed, **options})
+                    _note_crop(writer, text, how["overflow"])
+                    _print_stream(writer, text, {"seed": seed, **how})
             except InputError as error:
                 say(f"mygpt: {error}", file=sys.stderr)
             except Abandoned:  # Ctrl-C: ask for the next prompt

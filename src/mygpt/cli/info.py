@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from mygpt.cli import options
 from mygpt.cli.terminal import say, to_json
 
 _MOST_ENDS = 8  # at most so many end-of-text tokens are listed
 _USUAL_TOKENS = 200  # the default of `mygpt generate --max-new-tokens`
 
 
-def info(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A run's folder or a checkpoint file. Default: the newest run.",
-            show_default=False,
-        ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-) -> None:
+def info(checkpoint: options.Checkpoint = None, json: options.Json = False) -> None:
     """Check all digests of a checkpoint and show its contents and the engine that would run it.
 
     Example: mygpt info runs/poems

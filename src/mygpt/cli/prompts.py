@@ -10,14 +10,13 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import typer
+from typing import TYPE_CHECKING
 
 from mygpt.cli.terminal import say
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
+    from mygpt.core.config import SamplingConfig
     from mygpt.tokenization import Tokenizer
 
 # How long to wait for the first byte of a pipe. A program that writes to it has started by then,
@@ -26,41 +25,32 @@ _PIPE_WAIT_S = 0.5
 _PAUSE_S = 10.0  # how long to wait for more bytes after the first ones
 _BLOCK = 2**16  # bytes
 
-PROMPT_FILE: Any = typer.Option(
-    help="Read the prompt from a file; gzip and all encodings of training texts are supported.",
-    show_default=False,
-)
-ENCODING: Any = typer.Option(
-    help="The encoding of --prompt-file or standard input. Default: by its byte-order mark, else "
-    "UTF-8.",
-    show_default=False,
-)
-UNKNOWN: Any = typer.Option(
-    help="What to do with characters that the model does not know. error: refuse the prompt. "
-    "drop: remove them, with a note."
-)
 
-
-def read_prompt(prompt: str | None, prompt_file: Path | None, encoding: str | None) -> str | None:
+def read_prompt(
+    prompt: str | None, prompt_file: Path | None, encoding: str | None, unknown: str = "error"
+) -> str | None:
     """Return the prompt as text, or None if there is none.
 
     Standard input is read if the prompt is "-". If no prompt is given, it is also read if it is a
     file, or a pipe that contains data.
 
     Raises:
-        InputError: if the input cannot be read or is not text, or if two prompts are given.
+        InputError: if the input cannot be read or is not text, if two prompts are given, or if
+            `unknown` is not error or drop (see `known_prompt`).
     """
+    from mygpt.tokenization.unknown import PROMPT_POLICIES, check_policy
+
+    check_policy(unknown, PROMPT_POLICIES)
     if prompt is not None and prompt_file is not None:
         raise InputError("--prompt and --prompt-file exclude each other")
-    name = None if prompt_file is None else str(prompt_file)
-    if name is None and prompt != "-":
-        if prompt is not None:
-            if encoding is not None:
-                raise InputError("--encoding is for --prompt-file and standard input: omit it")
-            return prompt
+    if prompt_file is not None or prompt == "-":
+        return _text_of(str(prompt_file or "-"), encoding)
+    if prompt is None:
         with _ready_input() as ready:
             return _text_of("-", encoding) if ready else None
-    return _text_of("-" if name is None else name, encoding)
+    if encoding is not None:
+        raise InputError("--encoding is for --prompt-file and standard input: omit it")
+    return prompt
 
 
 def _text_of(name: str, encoding: str | None) -> str:
@@ -144,11 +134,21 @@ def known_prompt(tokenizer: Tokenizer, text: str, unknown: str) -> str:
     return text
 
 
-def check_unknown(unknown: str) -> None:
-    """Raise `InputError` unless `unknown` is error or drop."""
-    from mygpt.tokenization.unknown import PROMPT_POLICIES, check_policy
+def seed_to_use(seed: int | None, sampling: SamplingConfig) -> int:
+    """The seed that was given, or a random one, which is printed if it matters.
 
-    check_policy(unknown, PROMPT_POLICIES)
+    Raises:
+        InputError: for a seed out of range.
+    """
+    from mygpt.core.random import check_seed
+    from mygpt.engine import fresh_seed
+
+    if seed is None:
+        seed = fresh_seed()
+        if not sampling.greedy:
+            say(f"seed {seed}", file=sys.stderr)
+    check_seed(seed)
+    return seed
 
 
 def _note(text: str) -> None:

@@ -11,19 +11,14 @@ from typing import Annotated
 
 import typer
 
+from mygpt.cli import options
 from mygpt.cli.terminal import say
 from mygpt.errors import InputError
 from mygpt.server.settings import ServerSettings
 
 
 def serve(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A run's folder or a checkpoint file. Default: the newest run.",
-            show_default=False,
-        ),
-    ] = None,
+    checkpoint: options.Checkpoint = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0 is every network interface.")
     ] = "127.0.0.1",
@@ -40,10 +35,7 @@ def serve(
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A further host name that requests may use. May be repeated.",
-            show_default=False,
-        ),
+        options.option("A further host name that requests may use. May be repeated."),
     ] = None,
     max_waiting: Annotated[
         int,
@@ -67,7 +59,7 @@ def serve(
     max_connections: Annotated[
         int, typer.Option(help="Open connections; the system's limit of open files may lower it.")
     ] = ServerSettings.max_connections,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: options.Device = "auto",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16 (torch), int8 (cpu engine), or auto.")
     ] = "auto",

@@ -1,0 +1,83 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SAMPLING = "Sampling"  # a panel of the help page
+
+
+def option(text: str, *flags: str, panel: str | None = None) -> Any:
+    """An option; its help text describes the default."""
+    return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=False)
+
+
+def prompt_option(more: str = "") -> Any:
+    """The option of the text to continue."""
+    text = (
+        "The text to continue. - reads standard input; a pipe or file on standard input is also "
+        "read if no prompt is given."
+    )
+    return option(text + more, "--prompt", "-p")
+
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A run's folder or a checkpoint file. Default: the newest run.", show_default=False
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+
+PromptFile = Annotated[
+    Path | None,
+    option("Read the prompt from a file; gzip and all encodings of training texts are supported."),
+]
+Encoding = Annotated[
+    str | None,
+    option(
+        "The encoding of --prompt-file or standard input. Default: by its byte-order mark, else "
+        "UTF-8."
+    ),
+]
+Unknown = Annotated[
+    str,
+    typer.Option(
+        help="What to do with characters that the model does not know. error: refuse the prompt. "
+        "drop: remove them, with a note."
+    ),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option("--max-new-tokens", "-n", help="The largest number of tokens to generate."),
+]
+TEMPERATURE = option(
+    "Below 1 sharpens the distribution, above 1 flattens it, 0 is greedy (1).", panel=SAMPLING
+)
+TopK = Annotated[int | None, option("Sample from the k most probable tokens.", panel=SAMPLING)]
+TopP = Annotated[
+    float | None,
+    option("Sample from the smallest set of tokens with this total probability.", panel=SAMPLING),
+]
+MinP = Annotated[
+    float | None,
+    option(
+        "Exclude tokens below this fraction of the most probable token's probability.",
+        panel=SAMPLING,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    option("Above 1 makes tokens less probable that have occurred before.", panel=SAMPLING),
+]
+Seed = Annotated[
+    int | None,
+    option(
+        "The same seed gives the same text. Default: a random seed, which is printed.",
+        panel=SAMPLING,
+    ),
+]
