@@ -27,12 +27,11 @@ from mygpt.data.store_index import Index, Shard, SourceState
 from mygpt.errors import InputError
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
-from mygpt.training import lifecycle, planning, stored
+from mygpt.training import corpus, lifecycle, planning
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
 from mygpt.training.corpus import read_source
 from mygpt.training.events import StepDone
-from mygpt.training.stored import open_stored
 from training_runs import prepared
 
 QUIET = [].append  # a listener that shows nothing
@@ -309,7 +308,8 @@ def test_bits_per_character_are_known_if_tokens_are_text(
 
 
 def source_of(folder, val_fraction=0.1):
-    return open_stored({"files": [str(folder)], "val_file": None, "encoding": None}, val_fraction)
+    settings = {"files": [str(folder)], "val_file": None, "encoding": None}
+    return read_source(settings, val_fraction, allow_bytes=False)
 
 
 def test_the_split_of_a_store_is_at_a_documents_start(tmp_path):
@@ -328,7 +328,7 @@ def test_the_split_of_a_store_is_at_a_documents_start(tmp_path):
 @pytest.mark.kernels
 def test_baselines_and_validation_use_a_part_of_a_huge_store(store, tmp_path, monkeypatch, capsys):
     """What would need a pass over the store uses its first tokens, with a note."""
-    monkeypatch.setattr(stored, "MOST_COUNTED", 4096)
+    monkeypatch.setattr(corpus, "MOST_COUNTED", 4096)
     monkeypatch.setattr(planning, "_MOST_VAL_TOKENS", 512)
     assert command("train", store, "--tokens", "30000", "-o", tmp_path / "run") == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -347,7 +347,7 @@ def test_a_store_is_not_loaded_into_memory(tmp_path, monkeypatch):
     """
     write_store(tmp_path / "large", [prose(600_000, n) for n in (1, 2)], shard_tokens=400_000)
     most = 50_000  # tokens
-    monkeypatch.setattr(stored, "MOST_COUNTED", most)
+    monkeypatch.setattr(corpus, "MOST_COUNTED", most)
     for module, name in ((planning, "_MOST_VAL_TOKENS"), (lifecycle, "MOST_TRAIN_TOKENS")):
         monkeypatch.setattr(module, name, most)
     monkeypatch.setattr(lifecycle, "MOST_BEFORE_BYTES", most)
@@ -400,7 +400,7 @@ def test_options_that_contradict_a_store_are_refused(store, plain, capsys):
 
 def test_stores_that_are_too_short_or_damaged_are_refused(tmp_path, capsys):
     write_store(tmp_path / "short", [""])
-    assert "holds 1 token: too short" in refusal([tmp_path / "short"], capsys)
+    assert "has 1 token: too short" in refusal([tmp_path / "short"], capsys)
     write_store(tmp_path / "cut", [prose(5000)])
     shard = tmp_path / "cut" / "shards" / "000001.tokens"
     shard.write_bytes(shard.read_bytes()[:-1])

@@ -57,14 +57,15 @@ def unknown_in(
     """Count the text in documents that is unknown to the tokenizer.
 
     Args:
-        documents: the text.
+        documents: the text; empty if only its ids are available.
         tokens: its ids, 1-D.
         tokenizer: encoded it.
         before: earlier counts to add to; it is changed and returned.
     """
     found = before or UnknownText(tokenizer)
     if found.counts:
-        found.add((piece for document in documents for piece in document.pieces()), tokens)
+        pieces = (piece for document in documents for piece in document.pieces())
+        found.add(pieces if documents else None, tokens)
     return found
 
 

@@ -26,7 +26,7 @@ from mygpt.tokenization import Tokenizer, end_notes, from_state
 from mygpt.tokenization.unknown import CORPUS_POLICIES, check_policy
 from mygpt.training.config import DEFAULT_PRESET, TrainConfig, preset_options
 from mygpt.training.corpus import (
-    ReadSource,
+    OF_THE_MODEL,
     Source,
     TrainingText,
     choose_tokenizer,
@@ -42,9 +42,15 @@ from mygpt.training.initial_model import read_initial, require_elsewhere, requir
 from mygpt.training.lifecycle import Start
 from mygpt.training.memory import check_model_fits, free_memory
 from mygpt.training.planning import Planned, Planner, fit_window
-from mygpt.training.recorded_files import file_sizes, named, resolved
+from mygpt.training.recorded_files import (
+    file_sizes,
+    named,
+    records_of,
+    resolved,
+    splits,
+    stores_among,
+)
 from mygpt.training.run import RunFolder
-from mygpt.training.stored import OF_THE_MODEL, StoredSource, records_of, splits, stores_among
 
 
 @dataclass(frozen=True)
@@ -308,7 +314,7 @@ class _Preparation:
     def _tokenizer(self, source: Source) -> Tokenizer:
         """That of the initial model or of the store, the user's choice, or the default rule's."""
         name = self.request.tokenizer
-        if isinstance(source, StoredSource):
+        if source.store is not None:
             chosen = source.store.tokenizer
         else:
             if name == "auto":
@@ -321,7 +327,7 @@ class _Preparation:
             self.notes += end_notes(self.known)
         return chosen
 
-    def _chosen(self, name: str, source: ReadSource) -> Tokenizer:
+    def _chosen(self, name: str, source: Source) -> Tokenizer:
         if name == "auto" and source.is_text:
             name = self.planner.tokenizer(sum(map(len, source.train_documents)))
         end_of_text = self.config.data_order != "tutorial"  # whose text has no such token

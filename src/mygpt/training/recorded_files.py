@@ -16,7 +16,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mygpt.data.token_store import is_store
 from mygpt.errors import InputError
+from mygpt.text import READING_VERSION, Corpus, RecordOptions, read_corpus
 from mygpt.text.reading import shown
 
 _INDEX = "index.json"  # of a token store, which may be copied elsewhere
@@ -142,3 +144,42 @@ def _fixed_part(name: str) -> str:
 
 def _is_below(name: str, folder: Path) -> bool:
     return Path(os.path.realpath(_fixed_part(name))).is_relative_to(os.path.realpath(folder))
+
+
+def read_as_set(
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    allow_bytes: bool,
+    refuse_unused: bool = True,
+) -> Corpus:
+    """Read files into memory in the way that a run's settings say; arguments as `read_corpus`."""
+    return read_corpus(
+        names,
+        encoding=settings["encoding"],
+        allow_bytes=allow_bytes,
+        split=splits(settings),
+        # mygpt 0.1 read files by their names alone.
+        legacy=int(settings.get("reading", 1)) < READING_VERSION,
+        records=records_of(settings, refuse_unused=refuse_unused),
+    )
+
+
+def splits(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's text is split at `SEPARATOR`; the states of older runs do not say."""
+    return bool(settings.get("split_documents", False))
+
+
+def records_of(settings: Mapping[str, Any], *, refuse_unused: bool = True) -> RecordOptions | None:
+    """How a run's files of records are read; None where they are plain text to it."""
+    field = settings.get("field")
+    return (
+        None
+        if field is None
+        else RecordOptions(field or None, lines_may_be_plain=True, refuse_unused=refuse_unused)
+    )
+
+
+def stores_among(names: Sequence[str]) -> list[str]:
+    """Those of the names that are token stores."""
+    return [name for name in names if is_store(name)]

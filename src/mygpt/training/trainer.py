@@ -23,6 +23,7 @@ from mygpt.signals import Abandoned
 from mygpt.text.documents import TextSize
 from mygpt.training.batches import TrainingBatches
 from mygpt.training.checkpointing import Checkpointer, Setup, State
+from mygpt.training.corpus import ValidatedText
 from mygpt.training.distributed.sharding import is_sharded
 from mygpt.training.events import Evaluated, Logged, Note, Sampled, Spiked, StepDone, StepsSkipped
 from mygpt.training.gradients import make_gradients
@@ -31,7 +32,6 @@ from mygpt.training.memory import out_of_memory
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.progress import Progress, StepLog
-from mygpt.training.stored import ValidatedText
 
 # Nats per token above the best loss from which a lower learning rate does not recover.
 _FAR_ABOVE_BEST = 0.1
@@ -77,10 +77,7 @@ class Trainer:
     @cached_property
     def validated_text(self) -> ValidatedText | None:
         """The text of the validation tokens; None without any."""
-        if not self.validates:
-            return None
-        source, all_tokens = self.setup.text.source, self.setup.text.val_tokens
-        return source.validated_text(self.val_tokens, all_tokens, self.tokenizer)
+        return self.setup.text.validated(self.val_tokens) if self.validates else None
 
     @property
     def described(self) -> str:

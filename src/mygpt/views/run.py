@@ -13,7 +13,7 @@ from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.training.checkpointing import State
-from mygpt.training.corpus import ReadSource, read_source
+from mygpt.training.corpus import Source, TrainingText, read_source
 from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Finished
 from mygpt.training.history import History, read_log
@@ -43,7 +43,7 @@ class Run:
     state: State
     history: History
     model: Checkpoint | None
-    source: ReadSource | None
+    source: Source | None
     finished: Finished | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -96,7 +96,7 @@ def _read_model(run: Run) -> Checkpoint | None:
     return None
 
 
-def _read_source(run: Run) -> ReadSource | None:
+def _read_source(run: Run) -> Source | None:
     """The run's text; None if it is unavailable, has changed, or is too large."""
     settings, known = run.state.settings, run.state.provenance["corpus"]
     size = known.get("bytes", 0)
@@ -123,7 +123,7 @@ def _read_source(run: Run) -> ReadSource | None:
     except MygptError as error:
         run.notes.append(f"the text is unavailable: {error}")
         return None
-    if not isinstance(source, ReadSource) or source.sha256 != known["sha256"]:
+    if source.sha256 != known["sha256"]:
         run.notes.append("the text has changed since the run began, so it is not used")
         return None
     return source
@@ -181,11 +181,11 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
         return found, found.learned_tokens if exact else 0
     if run.source is None:
         return None, 0
-    tokenizer, most = run.state.tokenizer, run.state.training.val_tokens
-    train_tokens, val_tokens = run.source.encode(tokenizer)
-    if len(val_tokens) < 2:
+    text = TrainingText.encoded(run.source, run.state.tokenizer)
+    train_tokens = text.train_tokens[:]
+    if len(text.val_tokens) < 2:
         return None, len(train_tokens)
-    judged = run.source.validated_text(val_tokens[: most or None], val_tokens, tokenizer)
+    judged = text.validated(text.val_tokens[: run.state.training.val_tokens or None])
     found = measure_baselines(
         train_tokens,
         judged.tokens,
@@ -221,9 +221,8 @@ def _unknown(run: Run) -> float:
     """The fraction of the text that the tokenizer does not know; 0 if the text is unavailable."""
     if run.source is None:
         return 0.0
-    tokens = run.source.encode(run.state.tokenizer)
-    found = run.source.unknown(run.state.tokenizer, *tokens)
-    return max(part.fraction for part in found.values())
+    text = TrainingText.encoded(run.source, run.state.tokenizer)
+    return max(part.fraction for part in text.unknown.values())
 
 
 def _estimated_epochs(run: Run, standing: Standing) -> float:
