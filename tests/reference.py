@@ -1,13 +1,15 @@
 """Slow and obvious reference implementations of what the package does fast.
 
 On plain Python numbers and lists where that is not too slow. Of mygpt only the configurations are
-used. `python tests/reference.py --write-golden` rewrites tests/golden/filters.json.
+used. `python tests/reference.py --write-golden` computes the expected values of
+tests/golden/filters.json again, which the samplers of all backends have to pass.
 Letters: B batch, T time, C embedding, H heads, G key/value heads, D head size, L window,
 V vocabulary.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 
@@ -120,6 +122,51 @@ def draw(probabilities: list[float], uniform: float) -> int:
         if reached > target:
             return i
     return possible[-1]
+
+
+# --- the golden table of samplers ----------------------------------------------------------
+
+MARGIN = 1e-4  # no case is so near a value where rounding could decide it
+
+
+def golden_text() -> str:
+    """The content of tests/golden/filters.json, with what its cases expect computed from them.
+
+    A new case is a line with a name, logits (null is minus infinity), the ids of the text so far
+    and fields of SamplingConfig; or one with probabilities and a uniform number.
+    """
+    cases = json.loads(FILTERS.read_text(encoding="utf-8"))
+    filters = [
+        filter_case(*(case[key] for key in ("name", "logits", "seen", "settings")))
+        for case in cases["filters"]
+    ]
+    draws = []
+    for case in cases["draws"]:
+        p, u = case["probabilities"], case["uniform"]
+        draws.append({"probabilities": p, "uniform": u, "id": draw(p, u)})
+    parts = [",\n".join(map(json.dumps, rows)) for rows in (filters, draws)]
+    return '{\n"filters": [\n%s\n],\n"draws": [\n%s\n]\n}\n' % tuple(parts)
+
+
+def filter_case(name: str, logits: list[float | None], seen: list[int], settings: dict) -> dict:
+    """A case with its distribution, and the ids of probability above 0."""
+    sampling, values = SamplingConfig(**settings), [-INF if x is None else x for x in logits]
+    probabilities = distribution(values, sampling, seen)
+    assert all(p < 1e-50 or p > 1e-9 for p in probabilities), name
+    for field in ("top_p", "min_p"):
+        for factor in (1 - MARGIN, 1 + MARGIN):
+            value = (getattr(sampling, field) or 0.0) * factor
+            if 0 < value <= 1 and not sampling.greedy:
+                other = SamplingConfig(**settings | {field: value})
+                assert distribution(values, other, seen) == probabilities, (name, field)
+    return {
+        "name": name,
+        "logits": logits,
+        "seen": seen,
+        "settings": settings,
+        "kept": [i for i, p in enumerate(probabilities) if p > 1e-9],
+        "probabilities": [float(f"{p:.9g}") if p > 1e-9 else 0.0 for p in probabilities],
+    }
 
 
 # --- random numbers ------------------------------------------------------------------------
@@ -269,8 +316,6 @@ def mlp(config, w, at, x):
 
 
 if __name__ == "__main__":
-    from golden_filters import golden_text
-
     if sys.argv[1:] != ["--write-golden"]:
         sys.exit("usage: python tests/reference.py --write-golden")
     FILTERS.write_text(golden_text(), encoding="utf-8")

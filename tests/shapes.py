@@ -8,72 +8,21 @@ from mygpt import GPT, GPTConfig
 
 TUTORIAL = GPTConfig(5, 8, 2, 2, max_seq_len=12)
 MODERN = GPTConfig(
-    vocab_size=5,
-    embed_dim=8,
-    num_heads=4,
-    num_layers=2,
-    max_seq_len=12,
-    num_kv_heads=2,
-    head_dim=6,
-    mlp_dim=20,
-    norm="rms",
-    position="rotary",
-    mlp="swiglu",
-    mlp_bias=False,
-    qk_norm=True,
-)
+    5, 8, 4, 2, max_seq_len=12, num_kv_heads=2, head_dim=6, mlp_dim=20, norm="rms",
+    position="rotary", mlp="swiglu", mlp_bias=False, qk_norm=True,
+)  # fmt: skip
 GPT2 = GPTConfig(7, 12, 3, 2, max_seq_len=10, mlp="gelu_tanh", attention_bias=True)
 LLAMA = GPTConfig(
-    vocab_size=6,
-    embed_dim=24,
-    num_heads=4,
-    num_layers=1,
-    max_seq_len=16,
-    num_kv_heads=1,
-    norm="rms",
-    norm_eps=1e-5,
-    position="rotary",
-    rope_base=500.0,
-    mlp="swiglu",
-    mlp_bias=False,
-    tied=False,
-)
+    6, 24, 4, 1, max_seq_len=16, num_kv_heads=1, norm="rms", norm_eps=1e-5, position="rotary",
+    rope_base=500.0, mlp="swiglu", mlp_bias=False, tied=False,
+)  # fmt: skip
 MIXED = GPTConfig(
-    vocab_size=3,
-    embed_dim=6,
-    num_heads=2,
-    num_layers=3,
-    max_seq_len=9,
-    norm="rms",
-    position="learned",
-    mlp="swiglu",
-    mlp_bias=True,
-    attention_bias=True,
-    qk_norm=True,
+    3, 6, 2, 3, max_seq_len=9, norm="rms", mlp="swiglu", attention_bias=True, qk_norm=True,
     tied=False,
-)
-ODD = GPTConfig(
-    vocab_size=1,
-    embed_dim=5,
-    num_heads=1,
-    num_layers=1,
-    max_seq_len=3,
-    norm="layer",
-    norm_eps=0.1,
-    position="learned",
-    mlp="gelu",
-    mlp_bias=False,
-)
+)  # fmt: skip
+ODD = GPTConfig(1, 5, 1, 1, max_seq_len=3, norm_eps=0.1, mlp_bias=False)
 ROTARY_LAYER_NORM = GPTConfig(
-    vocab_size=8,
-    embed_dim=8,
-    num_heads=2,
-    num_layers=2,
-    max_seq_len=11,
-    head_dim=2,
-    position="rotary",
-    attention_bias=True,
-    qk_norm=True,
+    8, 8, 2, 2, max_seq_len=11, head_dim=2, position="rotary", attention_bias=True, qk_norm=True
 )
 CONFIGS = {
     "tutorial": TUTORIAL,
