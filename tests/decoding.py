@@ -23,6 +23,8 @@ from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.cpu.decode.engine import CpuEngine
+from mygpt.decode.numpy_engine import NumpyEngine
+from mygpt.decode.torch_engine import TorchEngine
 from mygpt.engine import Request
 from paths import TESTS
 from shapes import CONFIGS, LLAMA, MODERN, build
@@ -51,7 +53,10 @@ BIG = {
     "big_llama": replace(LLAMA, vocab_size=65, max_seq_len=600, num_layers=2),
 }
 
-CPU = pytest.param("cpu", marks=pytest.mark.kernels)  # the engine of machine code, by its name
+# Engines by their names; "cpu" is machine code.
+CPU = pytest.param("cpu", marks=pytest.mark.kernels)
+INT8 = pytest.param("int8", marks=pytest.mark.kernels)
+every_kind = pytest.mark.parametrize("kind", ["numpy", CPU, "torch"])
 
 model_of = cache(lambda name: build(CONFIGS[name], spread=0.7))
 big_model = cache(lambda name: build(BIG[name], spread=0.05))
@@ -174,7 +179,7 @@ def double_logits(model, ids: list[int]) -> np.ndarray:
         return wide(torch.tensor([ids]))[0][0].numpy()
 
 
-# --- the engine of machine code ------------------------------------------------------------
+# --- engines ------------------------------------------------------------
 
 # The last engines: a decoding whose engine is deleted is the subject of one test only.
 KEPT: deque[CpuEngine] = deque(maxlen=4)
@@ -185,9 +190,18 @@ def engine(model, **options) -> CpuEngine:
     return KEPT[-1]
 
 
+def engine_for(model, kind: str = "cpu", threads: int = 1):
+    """An engine of a kind; "int8" is machine code with weights in int8."""
+    if kind == "torch":
+        return TorchEngine(model)
+    if kind == "numpy":
+        return NumpyEngine(model.config, arrays_of(model))
+    return engine(model, threads=threads, weights="int8" if kind == "int8" else "float32")
+
+
 @cache
-def engine_of(name: str, threads: int = 1) -> CpuEngine:
-    return engine(model_of(name), threads=threads)
+def engine_of(name: str, kind: str = "cpu", threads: int = 1):
+    return engine_for(model_of(name), kind, threads)
 
 
 def constant(logits, window: int = 1, kind=CpuEngine, **options):

@@ -145,7 +145,7 @@ def golden_text() -> str:
         p, u = case["probabilities"], case["uniform"]
         draws.append({"probabilities": p, "uniform": u, "id": draw(p, u)})
     parts = [",\n".join(map(json.dumps, rows)) for rows in (filters, draws)]
-    return '{\n"filters": [\n%s\n],\n"draws": [\n%s\n]\n}\n' % tuple(parts)
+    return f'{{\n"filters": [\n{parts[0]}\n],\n"draws": [\n{parts[1]}\n]\n}}\n'
 
 
 def filter_case(name: str, logits: list[float | None], seen: list[int], settings: dict) -> dict:

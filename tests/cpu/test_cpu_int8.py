@@ -10,13 +10,11 @@ from decoding import (
     NAMES,
     arrays_of,
     assert_close,
-    assert_rows_are_as_alone,
     big_model,
     dequantized,
     model_of,
     prompts,
     request,
-    steps_of,
 )
 from mygpt import GPTConfig
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
@@ -41,19 +39,6 @@ def test_int8_is_a_float32_engine_on_the_dequantized_weights(name):
         small.advance(1)
         for row in range(3):
             assert_close(small.logits(row), plain.logits(row), within=1e-4)
-
-
-def test_int8_rows_are_the_same_in_any_batch():
-    """Bitwise, as in float32."""
-    arrays = arrays_of(big_model("big_learned"))
-    engines = [CpuEngine(BIG["big_learned"], arrays, weights="int8", threads=n) for n in (1, 2)]
-    requests = [
-        request(text, 6, seed=2, index=i) for i, text in enumerate(prompts(150, [1, 60, 7, 60]))
-    ]
-    alone = [list(steps_of(engines[0].start([one]))) for one in requests]
-    for engine_ in engines:
-        generator = np.random.default_rng(1)
-        assert assert_rows_are_as_alone(generator, engine_, requests, alone) > 2
 
 
 def test_each_int8_weight_is_off_by_half_a_step_at_most():

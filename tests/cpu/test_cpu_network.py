@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -19,8 +18,6 @@ from decoding import (
     dequantized,
     double_logits,
     engine,
-    engine_of,
-    model_of,
     prompts,
     request,
     steps_of,
@@ -31,44 +28,6 @@ from mygpt.cpu.decode.engine import CpuEngine
 from shapes import CONFIGS, build
 
 pytestmark = pytest.mark.kernels
-
-
-@cache
-def reference_logits(name: str, ids: tuple[int, ...]) -> np.ndarray:
-    state = model_of(name).state_dict()
-    return reference.forward(CONFIGS[name], state, torch.tensor(ids)).numpy()
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_the_references(name, threads):
-    """At every position of a full window: read at once, and read one by one."""
-    config, engine_ = CONFIGS[name], engine_of(name, threads)
-    (start,) = prompts(config.vocab_size, [1])
-    steps = list(steps_of(engine_.start([request(start, config.max_seq_len, seed=2)])))
-    text = start + [token for token, _ in steps]
-    expected = reference_logits(name, tuple(text[: config.max_seq_len]))
-    for t, (_, logits) in enumerate(steps):
-        assert_close(logits, expected[t])
-    at_once = engine_.start([request(text[: t + 1], 1) for t in range(config.max_seq_len)])
-    at_once.advance(1)
-    for t in range(config.max_seq_len):
-        assert_close(at_once.logits(t), expected[t])
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("overflow", ["crop", "refill"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_logits_past_the_window_are_the_references(name, overflow, threads):
-    """From a prompt longer than the window, and after each move."""
-    config = CONFIGS[name]
-    (start,) = prompts(config.vocab_size, [config.max_seq_len + 2])
-    decoding = engine_of(name, threads).start([request(start, 9, seed=1, overflow=overflow)])
-    steps = list(steps_of(decoding))
-    text = start + [token for token, _ in steps]
-    parts = reference.visible_parts(len(start), 9, config.max_seq_len, overflow)
-    for (_, logits), part in zip(steps, parts, strict=True):
-        assert_close(logits, reference_logits(name, tuple(text[part.start : part.stop]))[-1])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

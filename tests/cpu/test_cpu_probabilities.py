@@ -32,7 +32,7 @@ def test_a_race_is_the_readable_loop(name, threads):
     texts = prompts(5, [1, 3, 3, 11, 12, 14])
     texts[2] = list(texts[1])
     overflows = ["crop", "refill"] * 3
-    decoding = engine_of(name, threads).start(
+    decoding = engine_of(name, threads=threads).start(
         [
             request(text, 12, sampling, overflow=overflow)
             for text, sampling, overflow in zip(texts, SAMPLINGS, overflows, strict=True)
