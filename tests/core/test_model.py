@@ -107,29 +107,19 @@ def test_rows_of_a_batch_do_not_see_each_other():
 
 
 @every_config
-def test_cache_token_by_token_is_the_full_pass(config):
-    model = build(config)
-    ids = some_ids(config, 2, config.max_seq_len)
-    cache = empty_cache(model, 2)
-    steps = [logits_of(model, ids[:, t : t + 1], cache=cache) for t in range(config.max_seq_len)]
-    assert cache.length == config.max_seq_len
-    assert cache.keys[0].shape[0] == 2
-    torch.testing.assert_close(torch.cat(steps, dim=1), logits_of(model, ids), **CLOSE)
-
-
-@every_config
-@pytest.mark.parametrize("cuts", [(1,), (-1,), (1, 2)])
+@pytest.mark.parametrize("cuts", [(1,), (-1,), (1, 2), range(1, 99)])
 def test_cache_in_chunks_is_the_full_pass(config, cuts):
-    """A prefill and one step (-1), and chunks of several tokens after a prefill."""
+    """A prefill and one step (-1), chunks of several tokens after a prefill, token by token."""
     model = build(config)
     time = config.max_seq_len
     ids = some_ids(config, 3, time)
-    places = [0, *(cut % time for cut in cuts), time]
+    places = [0, *(cut % time for cut in cuts if cut < time), time]
     cache = empty_cache(model, 3)
     parts = [
         logits_of(model, ids[:, start:stop], cache=cache)
         for start, stop in itertools.pairwise(places)
     ]
+    assert cache.length == time
     torch.testing.assert_close(torch.cat(parts, dim=1), logits_of(model, ids), **CLOSE)
 
 
@@ -142,11 +132,13 @@ def test_last_only_is_the_last_position_of_the_full_pass(config):
     torch.testing.assert_close(last, logits_of(model, ids)[:, -1:], **CLOSE)
 
 
-def test_a_cache_that_begins_again_forgets_what_it_held():
+def test_a_full_cache_is_an_error_and_begins_again():
     """`length = 0` is all it takes, as the decoding engine does past the window."""
     model = build(TUTORIAL)
     cache = empty_cache(model, 1)
     logits_of(model, some_ids(TUTORIAL, 1, 12), cache=cache)
+    with pytest.raises(InputError, match="input length T=13 exceeds max_seq_len=12"):
+        logits_of(model, some_ids(TUTORIAL, 1, 1), cache=cache)
     cache.length = 0
     ids = torch.tensor([[4, 1, 3]])
     again = logits_of(model, ids, cache=cache)
@@ -162,14 +154,6 @@ def test_input_past_the_window_is_the_tutorials_error():
         model(torch.zeros(1, 65, dtype=torch.int64))
     assert isinstance(caught.value, InputError)
     assert model(torch.zeros(1, 64, dtype=torch.int64))[0].shape == (1, 64, 65)
-
-
-def test_cache_past_the_window_is_the_same_error():
-    model = build(TUTORIAL)
-    cache = empty_cache(model, 1)
-    logits_of(model, some_ids(TUTORIAL, 1, 12), cache=cache)
-    with pytest.raises(InputError, match="input length T=13 exceeds max_seq_len=12"):
-        logits_of(model, some_ids(TUTORIAL, 1, 1), cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +182,18 @@ def test_cache_past_the_window_is_the_same_error():
         ({"norm": "batch"}, "norm='batch' is not known: choose layer, rms"),
         ({"position": "alibi"}, "position='alibi' .*learned, rotary"),
         ({"mlp": "relu"}, "mlp='relu' .*gelu, gelu_tanh, swiglu"),
+        *(
+            ({name: 10**400}, f"{name}=10000")  # was a traceback, of as many digits
+            for name in ("rope_base", "norm_eps", "dropout", "embed_dim")
+        ),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_impossible_shapes_are_refused(change, message):
-    """The message names the value and what would fit."""
-    with pytest.raises(InputError, match=message):
+    """The message names the value and what would fit, in a short line."""
+    with pytest.raises(InputError, match=message) as refused:
         GPTConfig(**{"vocab_size": 4, "embed_dim": 8, "num_heads": 2, "num_layers": 1, **change})
+    assert len(str(refused.value)) < 150
 
 
 def test_the_tutorials_constructor_refuses_impossible_shapes():
@@ -230,7 +220,6 @@ def test_config_of_a_newer_version_is_refused():
     ("shape", "count"), [((4, 8, 2, 2, 64), 2240), ((65, 64, 4, 4, 64), 207_296)]
 )
 def test_parameter_counts_of_the_tutorial(shape, count):
-    assert sum(p.numel() for p in GPT(*shape).parameters()) == count
     assert GPTConfig(*shape).num_parameters() == count
 
 

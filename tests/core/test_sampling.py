@@ -1,6 +1,6 @@
 """core/sampling.py: properties of each filter, transformers, and the draws' distribution.
 
-engines/test_samplers.py holds it to the golden table, as all backends.
+decode/test_samplers.py holds it to the golden table, as all backends.
 """
 
 from __future__ import annotations
@@ -219,31 +219,22 @@ def test_one_broken_row_of_many_is_refused(broken):
 # --- refusals ------------------------------------------------------------------------------
 
 
+LIMITS = {
+    "temperature": ("finite number", [-0.5, math.inf, math.nan]),
+    "top_k": ("whole number of at least 0", [-1, 2.0, True]),
+    "top_p": ("above 0 and at most 1", [0.0, 1.01, math.nan]),
+    "min_p": ("between 0 (off) and 1", [-0.1, 1.5, math.nan]),
+    "repetition_penalty": ("above 0", [0.0, -2.0, math.inf, math.nan]),
+}
+
+
 @pytest.mark.parametrize(
-    ("settings", "value", "limits"),
-    [
-        ({"temperature": -0.5}, "temperature=-0.5", "at least 0"),
-        ({"temperature": math.inf}, "temperature=inf", "finite number"),
-        ({"temperature": math.nan}, "temperature=nan", "finite number"),
-        ({"top_k": -1}, "top_k=-1", "at least 0"),
-        ({"top_k": 2.0}, "top_k=2.0", "whole number"),
-        ({"top_k": True}, "top_k=True", "whole number"),
-        ({"top_p": 0.0}, "top_p=0.0", "above 0 and at most 1"),
-        ({"top_p": 1.01}, "top_p=1.01", "above 0 and at most 1"),
-        ({"top_p": math.nan}, "top_p=nan", "above 0 and at most 1"),
-        ({"min_p": -0.1}, "min_p=-0.1", "between 0 (off) and 1"),
-        ({"min_p": 1.5}, "min_p=1.5", "between 0 (off) and 1"),
-        ({"min_p": math.nan}, "min_p=nan", "between 0 (off) and 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0", "above 0"),
-        ({"repetition_penalty": -2.0}, "repetition_penalty=-2.0", "above 0"),
-        ({"repetition_penalty": math.inf}, "repetition_penalty=inf", "above 0"),
-        ({"repetition_penalty": math.nan}, "repetition_penalty=nan", "above 0"),
-    ],
+    ("name", "value"), [(name, value) for name, (_, values) in LIMITS.items() for value in values]
 )
-def test_settings_outside_their_range_are_refused(settings, value, limits):
+def test_settings_outside_their_range_are_refused(name, value):
     """The message names the setting, its value and the range; it is a ValueError too."""
     with pytest.raises(InputError) as caught:
-        SamplingConfig(**settings)
-    assert value in str(caught.value)
-    assert limits in str(caught.value)
+        SamplingConfig(**{name: value})
+    assert f"{name}={value}" in str(caught.value)
+    assert LIMITS[name][0] in str(caught.value)
     assert isinstance(caught.value, ValueError)

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import CPU, constant, request
+from decoding import CPU, INT8, arrays_of, constant, engine_for, every_kind, request
 from decoding import SAMPLINGS as USUAL
 from mygpt import CharTokenizer, GPTConfig, Writer
 from mygpt.core.config import SamplingConfig
@@ -31,7 +31,6 @@ from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.engine import CpuBatch, CpuEngine
 from mygpt.cpu.decode.memory import Memory
 from mygpt.decode.numpy_engine import NumpyEngine
-from mygpt.decode.packing import arrays_of
 from mygpt.decode.torch_engine import TorchEngine
 from mygpt.engine import Request, SeparateBatch
 from mygpt.errors import InputError
@@ -59,13 +58,7 @@ def model_of(name: str):
 
 @cache
 def engine_of(name: str, kind: str = "cpu", threads: int = 1):
-    model = model_of(name)
-    if kind == "torch":
-        return TorchEngine(model)
-    if kind == "numpy":
-        return NumpyEngine(model.config, arrays_of(model))
-    weights = "int8" if kind == "int8" else "float32"
-    return CpuEngine(model.config, arrays_of(model), weights=weights, threads=threads)
+    return engine_for(model_of(name), kind, threads)
 
 
 def config_of(name: str) -> GPTConfig:
@@ -232,15 +225,9 @@ def compared(engine, config, examples: int, least_slots: int, most_new: int) -> 
 
 
 CPU_CASES = [
-    ("tutorial", "cpu", 1),
-    ("tutorial", "int8", 1),
-    ("modern", "cpu", 1),
-    ("modern", "cpu", 2),
-    ("modern", "int8", 1),
-    ("learned", "cpu", 1),
-    ("learned", "int8", 2),
-    ("broken", "cpu", 1),
-]
+    ("tutorial", "cpu", 1), ("tutorial", "int8", 1), ("modern", "cpu", 1), ("modern", "cpu", 2),
+    ("modern", "int8", 1), ("learned", "cpu", 1), ("learned", "int8", 2), ("broken", "cpu", 1),
+]  # fmt: skip
 
 
 @pytest.mark.kernels
@@ -284,7 +271,7 @@ def test_tokens_drawn_before_a_failure_are_returned(most, kind):
     assert "repetition_penalty=1e-39" in checker.rows[1].alone.error
 
 
-@pytest.mark.parametrize("kind", [CPU, "numpy", "torch"])
+@every_kind
 def test_a_row_whose_logits_are_not_finite_fails_alone(kind):
     """A server's other clients lose no token when one row's logits are NaN."""
     batch = engine_of("broken", kind).open(3)
@@ -487,7 +474,6 @@ def test_a_row_that_leaves_frees_its_decoding():
 
 # --- the interface --------------------------------------------------------------------------
 
-INT8 = pytest.param("int8", marks=pytest.mark.kernels)
 ENGINES = pytest.mark.parametrize("kind", [CPU, INT8, "numpy", "torch"])
 
 
@@ -562,37 +548,44 @@ def test_logits_are_a_copy():
     assert np.isfinite(batch.logits(first)).all()
 
 
+@pytest.fixture
+def two_cores(monkeypatch):
+    """The `modern` model's batch on a machine with two cores, and settings of its threads."""
+
+    def opened(size: int, products: int, shortest_s: float) -> CpuBatch:
+        monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
+        for name, value in (
+            ("usable_cores", lambda: 2),
+            ("_PRODUCTS_A_THREAD", products),
+            ("_SHORTEST_S", shortest_s),
+            ("_ONE_THREAD_S", (0.05, 0.05)),
+        ):
+            monkeypatch.setattr(f"mygpt.cpu.decode.decoding.{name}", value)
+        model = model_of("modern")
+        return CpuEngine(model.config, arrays_of(model)).open(size)
+
+    return opened
+
+
 @pytest.mark.kernels
-def test_the_number_of_threads_follows_the_work(monkeypatch):
+def test_the_number_of_threads_follows_the_work(two_cores):
     """As rows join and leave; the rows' tokens do not change by it."""
-    monkeypatch.setattr("mygpt.cpu.decode.decoding.usable_cores", lambda: 2)
-    monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
-    engine = engine_of("modern")
-    free = CpuEngine(engine.model.config, arrays_of(model_of("modern")))
-    products = engine.model.config.num_parameters()
-    monkeypatch.setattr("mygpt.cpu.decode.decoding._PRODUCTS_A_THREAD", 3 * products)
-    monkeypatch.setattr("mygpt.cpu.decode.decoding._SHORTEST_S", 60.0)  # however busy it is here
-    batch, used = free.open(5), []
+    products = 3 * config_of("modern").num_parameters()
+    batch, used = two_cores(5, products, 60.0), []  # however busy this machine is
     slots = [batch.join(request([1], 9, seed=1))]
     for rows in (1, 2, 3, 5):
         slots += [batch.join(request([1], 9, index=i)) for i in range(len(slots), rows)]
         batch.advance(1)
         used.append(batch._loop._threads)
     assert used == [1, 1, 2, 2]
-    expected = alone(engine, request([1], 9, seed=1)).ids
+    expected = alone(engine_of("modern"), request([1], 9, seed=1)).ids
     assert batch.advance(9)[slots[0]] == expected[4:]
 
 
 @pytest.mark.kernels
-def test_one_thread_decodes_if_other_processes_use_the_cores(monkeypatch):
+def test_one_thread_decodes_if_other_processes_use_the_cores(monkeypatch, two_cores):
     """Threads without a core made all others wait at every barrier, for seconds in a block."""
-    monkeypatch.setattr("mygpt.cpu.decode.decoding.usable_cores", lambda: 2)
-    monkeypatch.setattr(cpu_batch, "usable_cores", lambda: 2)
-    monkeypatch.setattr("mygpt.cpu.decode.decoding._PRODUCTS_A_THREAD", 1)
-    monkeypatch.setattr("mygpt.cpu.decode.decoding._SHORTEST_S", 0.0)
-    monkeypatch.setattr("mygpt.cpu.decode.decoding._ONE_THREAD_S", (0.05, 0.05))
-    engine = engine_of("modern")
-    batch = CpuEngine(engine.model.config, arrays_of(model_of("modern"))).open(1)
+    batch = two_cores(1, 1, 0.0)
     slot, found, used = batch.join(request([1], 30, seed=1)), [], []
     for fraction in (1.0, 0.1, 0.1, 1.0, 1.0):
         clock = lambda fraction=fraction: fraction * time.perf_counter()  # noqa: E731
@@ -602,7 +595,8 @@ def test_one_thread_decodes_if_other_processes_use_the_cores(monkeypatch):
         found += batch.advance(1)[slot]
         used.append(batch._loop._threads)
     assert used == [2, 2, 1, 2, 2]
-    assert found + batch.advance(25)[slot] == alone(engine, request([1], 30, seed=1)).ids
+    expected = alone(engine_of("modern"), request([1], 30, seed=1)).ids
+    assert found + batch.advance(25)[slot] == expected
 
 
 # --- the Writer ----------------------------------------------------------------------------

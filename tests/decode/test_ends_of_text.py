@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import mygpt
-from decoding import CPU
+from decoding import engine_for, every_kind
 from mygpt import GPTConfig, SamplingConfig, Writer
 from mygpt.cli import main
 from mygpt.core.random import Stream
-from mygpt.cpu.decode.engine import CpuEngine
 from mygpt.data import TokenStore
-from mygpt.decode.numpy_engine import NumpyEngine
 from mygpt.decode.packing import arrays_of
-from mygpt.decode.torch_engine import TorchEngine
 from mygpt.engine import Request
 from mygpt.errors import InputError
 from mygpt.formats.gguf_tokenizer import tokenizer_values
@@ -61,6 +59,12 @@ def library_of(*special: str, plain: tuple[str, ...] = ()) -> tokenizers.Tokeniz
     return library
 
 
+def note_list() -> tuple[list[str], Callable[[Event], None]]:
+    """The notes of training, and the listener that collects them."""
+    notes: list[str] = []
+    return notes, lambda event: notes.extend([event.text] if isinstance(event, Note) else [])
+
+
 def folder_of(place: Path, library: tokenizers.Tokenizer, **files: Any) -> Path:
     place.mkdir(exist_ok=True)
     library.save(str(place / "tokenizer.json"))
@@ -72,14 +76,11 @@ def folder_of(place: Path, library: tokenizers.Tokenizer, **files: Any) -> Path:
 # --- engines -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["numpy", CPU, "torch"])
-def test_any_of_several_ends_ends_a_row(name: str) -> None:
+@every_kind
+def test_any_of_several_ends_ends_a_row(kind: str) -> None:
     """Alone, among rows with other ends, and in a batch; ids that the model lacks end none."""
     config = GPTConfig(40, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=64)
-    model = build(config, 0, 0.3)
-    engine: Any = TorchEngine(model)
-    if name != "torch":
-        engine = {"numpy": NumpyEngine, "cpu": CpuEngine}[name](config, arrays_of(model))
+    engine = engine_for(build(config, 0, 0.3), kind)
     sampling = SamplingConfig(9.0, repetition_penalty=1.3)
     whole = Request(np.array([1, 2]), 30, sampling, Stream(3))
     (ids,) = engine.start([whole]).advance(30)
@@ -255,11 +256,7 @@ def test_training_with_anothers_tokenizer_learns_where_documents_end(tmp_path: P
     path = folder_of(tmp_path / "llama", llama_like()) / "tokenizer.json"
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(TEXT)
-    notes: list[str] = []
-
-    def listener(event: Event) -> None:
-        notes.extend([event.text] if isinstance(event, Note) else [])
-
+    notes, listener = note_list()
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     writer = mygpt.train(
         files, output=tmp_path / "run", tokenizer=str(path), listener=listener, **TINY
@@ -327,11 +324,7 @@ def test_a_row_without_a_token_has_no_text() -> None:
 @pytest.mark.kernels
 def test_going_on_from_a_model_that_no_token_ends_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abba " * 60)
-    notes: list[str] = []
-
-    def listener(event: Event) -> None:
-        notes.extend([event.text] if isinstance(event, Note) else [])
-
+    notes, listener = note_list()
     mygpt.train(
         tmp_path / "a.txt", output=tmp_path / "first", preset="tutorial", listener=listener, **TINY
     )
