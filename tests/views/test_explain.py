@@ -153,8 +153,8 @@ def test_what_was_forgotten_has_no_chance_and_the_window_moves():
     assert [place.before is None for place in found.places] == [True] * 9 + [False] * 14
     assert [place.window_start for place in found.written] == [8, 9, 10]
     assert found.window_start == 11
-    assert found.attention.start == 11
-    assert found.attention.weights.shape == (2, 2, 12, 12)
+    assert page_data(found, {})["attention"]["start"] == 11
+    assert found.weights.shape == (2, 2, 12, 12)
 
 
 def test_the_attention_shown_is_of_the_last_step():
@@ -162,8 +162,8 @@ def test_the_attention_shown_is_of_the_last_step():
     found = explain(made, "abcd", max_new_tokens=4, seed=1)
     ids = [place.id for place in found.places]
     expected = Network(SHAPE, made.arrays).read_all(ids).weights
-    np.testing.assert_array_equal(found.attention.weights, expected)
-    data = found.attention.to_data()
+    np.testing.assert_array_equal(found.weights, expected)
+    data = page_data(found, {})["attention"]
     assert (data["start"], data["size"]) == (0, 8)
     last_row = data["thousandths"][1][0][-8:]
     np.testing.assert_allclose(last_row, 1000 * expected[1, 0, -1], atol=0.51)
@@ -295,7 +295,7 @@ def hostile_page() -> str:
     prompt = "".join(tokenizer.chars)
     found = explain(made, prompt, max_new_tokens=8, seed=0)
     names = "".join(texts)
-    return explain_page(found, about=about(made, name=names, command=names))
+    return explain_page(found, about(made, name=names, command=names))
 
 
 def test_no_text_becomes_markup():
@@ -307,7 +307,7 @@ def test_no_text_becomes_markup():
 
 def test_the_markup_is_the_same_for_all_data():
     plain = explain(checkpoint_of(SHAPE), "ab", max_new_tokens=1)
-    other = explain_page(plain, about=about(checkpoint_of(SHAPE), name="a", command="b"))
+    other = explain_page(plain, about(checkpoint_of(SHAPE), name="a", command="b"))
     cut = [
         page[: page.index('id="data">')] + page[page.index("</script>") :]
         for page in (other, hostile_page())
@@ -320,7 +320,7 @@ def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
     made = checkpoint_of(SHAPE)
     found = explain(made, "abcd" * 5, max_new_tokens=6, sampling=WILD, seed=4)
     page = tmp_path / "page.html"
-    page.write_text(explain_page(found, about=about(made, name="m", command="mygpt generate")))
+    page.write_text(explain_page(found, about(made, name="m", command="mygpt generate")))
     with chromium(tmp_path / "profile") as driver:
         open_page(driver, page)
         tokens = driver.find_elements("css selector", "#text .token")
@@ -340,7 +340,7 @@ def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
         assert shown_bars(driver) == expected_bars(found.next)
         assert len(driver.find_elements("css selector", "#attention svg path.grid-cells")) > 3
         shown = driver.find_element("css selector", "#attention .readout").text
-        assert shown.endswith(f": {farthest_weight(found.attention.weights):.1%}")
+        assert shown.endswith(f": {farthest_weight(found.weights):.1%}")
         assert "Outside: the first 14" in driver.find_element("css selector", "#window").text
         check_quiet(driver)
 
@@ -492,5 +492,5 @@ def test_characters_that_join_others_reach_the_terminal():
 def test_bytes_that_are_no_character_are_shown(tmp_path):
     made = checkpoint_of(GPTConfig(257, 8, 2, 1, max_seq_len=12), ByteTokenizer())
     found = explain(made, "é", max_new_tokens=5, seed=2)
-    Page(explain_page(found, about=about(made, name="x", command="y"))).check()
+    Page(explain_page(found, about(made, name="x", command="y"))).check()
     assert page_data(found, {})["tokens"][0]["id"] == 0xC3

@@ -24,8 +24,7 @@ from mygpt.training.events import Finished, StepDone
 from mygpt.training.history import read_log
 from mygpt.training.run import RunFolder
 from mygpt.views import report as report_module
-from mygpt.views.history import medians, spread, thin
-from mygpt.views.report import report_data, write_report
+from mygpt.views.report import medians, report_data, spread, thin, write_report
 from mygpt.views.run import _estimated_epochs, baselines_of, read_run, standing_of
 from offline_pages import Page, check_quiet, chromium, injections, open_page
 from shapes import TUTORIAL, build

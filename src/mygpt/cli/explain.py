@@ -87,7 +87,7 @@ def explain(
         _show(found)
     if out is not None:
         command = _command(run, text, max_new_tokens, found)
-        page = explain_page(found, about=about(checkpoint, name=str(run), command=command)).encode()
+        page = explain_page(found, about(checkpoint, name=str(run), command=command)).encode()
         write_durably(out, [page])
         say(f"page: {out} ({len(page):,} bytes)")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,79 +30,35 @@ _DIGITS = 6  # significant digits of a probability in a page
 _MOST_WEIGHTS, _MOST_POSITIONS = 270_000, 128
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """A candidate for the token at some position.
-
-    Attributes:
-        id: the token.
-        text: the token as text.
-        before: its probability under the model.
-        after: its probability after penalty, temperature and filters; 0 if they exclude it.
-    """
+class Alternative(NamedTuple):
+    """A candidate for the token at some position."""
 
     id: int
     text: str
-    before: float
-    after: float
+    before: float  # its probability under the model
+    after: float  # and after penalty, temperature and filters; 0 if they exclude it
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The distribution of the token at one position.
+    """The distribution of the token at one position."""
 
-    Attributes:
-        likeliest: the most probable tokens under the model, in descending order.
-        others: the number of tokens that are not listed.
-        kept: the number of tokens that the filters keep.
-    """
-
-    likeliest: list[Alternative]
-    others: int
-    kept: int
+    likeliest: list[Alternative]  # the most probable tokens under the model, best first
+    others: int  # the number of tokens that are not listed
+    kept: int  # the number of tokens that the filters keep
 
 
 @dataclass(frozen=True)
 class Place:
-    """One token of the text.
-
-    Attributes:
-        id: the token.
-        text: the token as text.
-        written: True if the model generated it, False if it belongs to the prompt.
-        window_start: index of the first token in the context that predicted this one.
-        before: the token's probability under the model; None if it was not predicted.
-        after: its probability after the filters; None likewise.
-        prediction: the distribution at this position; None likewise.
-    """
+    """One token of the text; what belongs to its prediction is None if it was not predicted."""
 
     id: int
     text: str
-    written: bool
-    window_start: int
-    before: float | None
-    after: float | None
+    written: bool  # True if the model generated it, False if it belongs to the prompt
+    window_start: int  # index of the first token in the context that predicted this one
+    before: float | None  # its probability under the model
+    after: float | None  # its probability after the filters
     prediction: Prediction | None
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention weights of the pass that predicts the token after the text.
-
-    Attributes:
-        start: index of the first token that is shown.
-        weights: (N, H, S, S) float32 over the text's last S tokens; see `Network.read_all`.
-    """
-
-    start: int
-    weights: Floats
-
-    def to_data(self) -> dict[str, Any]:
-        """The lower triangle of the weights, row by row, in thousandths."""
-        shown = self.weights.shape[-1]
-        rows, columns = np.tril_indices(shown)
-        rounded = np.rint(1000 * self.weights[:, :, rows, columns]).astype(int)
-        return {"start": self.start, "size": shown, "thousandths": rounded.tolist()}
 
 
 @dataclass(frozen=True)
@@ -112,7 +68,8 @@ class Explanation:
     Attributes:
         places: all tokens.
         next: the distribution of the token after them.
-        attention: the attention of the pass that computed `next`.
+        weights: (N, H, S, S) float32, the attention of the pass that computed `next`, over the
+            text's last S tokens; see `Network.read_all`.
         window_start: index of the first token in that pass's context.
         seed: the seed of the sampling.
         sampling: the sampling settings.
@@ -120,7 +77,7 @@ class Explanation:
 
     places: list[Place]
     next: Prediction
-    attention: Attention
+    weights: Floats
     window_start: int
     seed: int
     sampling: SamplingConfig
@@ -131,6 +88,7 @@ class Explanation:
         return [place for place in self.places if place.written]
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def explain(
     checkpoint: Checkpoint,
     prompt: str,
@@ -183,8 +141,7 @@ class _Recorder:
     def read_prompt(self, ids: list[int]) -> None:
         """Read the prompt; one pass gives the probabilities of its tokens inside the window."""
         start = max(0, len(ids) - self.window)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            logits = self.engine.network.read_all(ids[start:], 1).logits  # (T, V)
+        logits = self.engine.network.read_all(ids[start:], 1).logits  # (T, V)
         for at, token in enumerate(ids):
             predicted = logits[at - start - 1] if at > start else None
             self._record(token, predicted, written=False, window_start=min(at, start))
@@ -204,37 +161,27 @@ class _Recorder:
         """Compute the distribution and the attention after the last token."""
         start = max(0, len(self.ids) - self.window)
         shown = positions_to_show(self.engine.network, len(self.ids) - start)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            reading = self.engine.network.read_all(self.ids[start:], shown)
-        before, after = self._distributions(reading.logits[-1])
-        return Explanation(
-            self.places,
-            self._prediction(before, after, _AT_THE_END),
-            Attention(len(self.ids) - shown, reading.weights),
-            start,
-            seed,
-            self.sampling,
-        )
+        reading = self.engine.network.read_all(self.ids[start:], shown)
+        after = self._prediction(*self._distributions(reading.logits[-1]), _AT_THE_END)
+        return Explanation(self.places, after, reading.weights, start, seed, self.sampling)
 
     def _record(
         self, token: int, logits: Floats | None, *, written: bool, window_start: int
     ) -> None:
-        text = self.tokenizer.token_text(token)
-        if logits is None:
-            self.places.append(Place(token, text, written, window_start, None, None, None))
-        else:
+        predicted: tuple[Any, Any, Any] = (None, None, None)
+        if logits is not None:
             before, after = self._distributions(logits)
             prediction = self._prediction(before, after, ALTERNATIVES)
-            both = float(before[token]), float(after[token])
-            self.places.append(Place(token, text, written, window_start, *both, prediction))
+            predicted = float(before[token]), float(after[token]), prediction
+        text = self.tokenizer.token_text(token)
+        self.places.append(Place(token, text, written, window_start, *predicted))
         self.ids.append(token)
 
     def _distributions(self, logits: Floats) -> tuple[Floats, Floats]:
         """The model's distribution (V,), and the one that tokens are sampled from (V,)."""
         if not math.isfinite(logits.max()):
             raise broken_model()
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            after = probabilities(logits, self.sampling, self.ids)
+        after = probabilities(logits, self.sampling, self.ids)
         if not math.isfinite(after.sum()):
             raise overflowing_settings(self.sampling.temperature, self.sampling.repetition_penalty)
         return softmax(logits.astype(np.float64)).astype(np.float32), after
@@ -258,52 +205,39 @@ def about(checkpoint: Checkpoint, *, name: str, command: str) -> dict[str, Any]:
     }
 
 
-def explain_page(explanation: Explanation, *, about: dict[str, Any]) -> str:
-    """The explanation as one offline page.
-
-    Args:
-        explanation: what to show.
-        about: the result of `about`.
-    """
+def explain_page(explanation: Explanation, about: dict[str, Any]) -> str:
+    """The explanation as one offline page; `about` is the result of the function of that name."""
     return make_page("pages/explain.js", page_data(explanation, about), title="mygpt explain")
 
 
 def page_data(explanation: Explanation, about: dict[str, Any]) -> dict[str, Any]:
-    """The page's data as plain JSON values."""
+    """The page's data as plain JSON values.
+
+    Of the attention of each head it has the lower triangle, row by row, in thousandths.
+    """
+    weights = explanation.weights
+    shown = weights.shape[-1]
+    triangles = weights[:, :, *np.tril_indices(shown)]
+    attention = {
+        "start": len(explanation.places) - shown,
+        "size": shown,
+        "thousandths": np.rint(1000 * triangles).astype(int).tolist(),
+    }
     return {
         "about": about,
         "seed": str(explanation.seed),  # JavaScript's numbers cannot represent all 64-bit integers
         "sampling": asdict(explanation.sampling),
-        "tokens": [_token(place) for place in explanation.places],
-        "next": _listed(explanation.next),
+        "tokens": [_rounded(asdict(place)) for place in explanation.places],
+        "next": _rounded(asdict(explanation.next)),
         "window_start": explanation.window_start,
-        "attention": explanation.attention.to_data(),
+        "attention": attention,
     }
 
 
-def _token(place: Place) -> dict[str, Any]:
-    return {
-        "id": place.id,
-        "text": place.text,
-        "written": place.written,
-        "window_start": place.window_start,
-        "before": _short(place.before),
-        "after": _short(place.after),
-        "prediction": None if place.prediction is None else _listed(place.prediction),
-    }
-
-
-def _listed(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "likeliest": [
-            [one.id, one.text, _short(one.before), _short(one.after)]
-            for one in prediction.likeliest
-        ],
-        "others": prediction.others,
-        "kept": prediction.kept,
-    }
-
-
-def _short(probability: float | None) -> float | None:
-    """Rounded to significant digits, so that small probabilities differ from 0."""
-    return None if probability is None else float(f"{probability:.{_DIGITS}g}")
+def _rounded(value: Any) -> Any:
+    """Numbers rounded to significant digits, so that small probabilities differ from 0."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

@@ -82,17 +82,11 @@ def embedded_json(data: Any) -> str:
 
 @dataclass
 class _Module:
-    """One module of the bundle.
+    """One module of the bundle."""
 
-    Attributes:
-        name: the JavaScript constant for its exports.
-        exports: the exported names.
-        text: the expression that runs it, after the modules that it imports.
-    """
-
-    name: str
-    exports: list[str]
-    text: str
+    name: str  # the JavaScript constant for its exports
+    exports: list[str]  # their names
+    text: str  # the expression that runs it, after the modules that it imports
 
 
 def bundle(entry: Path) -> str:

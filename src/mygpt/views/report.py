@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeVar
 
 from mygpt.checkpoint.durable import remove_abandoned, write_durably
 from mygpt.decode.writer import Writer
@@ -18,18 +19,23 @@ from mygpt.text import Document
 from mygpt.training.events import Finished
 from mygpt.training.history import History, Sample
 from mygpt.training.run import RunFolder
-from mygpt.views.account import (
+from mygpt.views.explain import about, explain, page_data
+from mygpt.views.page import make_page
+from mygpt.views.run import (
+    Run,
+    baselines_of,
     commands_of,
+    diagnosis_of,
     facts_of,
     notes_of,
     progress_of,
+    read_run,
     settings_of,
     shown_path,
-)
-from mygpt.views.explain import about, explain, page_data
-from mygpt.views.history import medians, spread, thin
-from mygpt.views.page import make_page
-from mygpt.views.run import Run, baselines_of, diagnosis_of, read_run, standing_of
+    standing_of,
+)  # fmt: skip
+
+P = TypeVar("P")
 
 _MOST_POINTS, _MOST_RATES, _MOST_SAMPLES, _MOST_TROUBLES = 1200, 300, 12, 20
 _LONGEST_SAMPLE, _LONGEST_PASSAGE = 2000, 400  # characters
@@ -164,36 +170,28 @@ def _written(run: Run) -> dict[str, Any] | None:
     return written
 
 
-@dataclass(frozen=True)
-class _Copy:
-    text: str
-    step: int | None
-    document: str
-
-
 def _passages(samples: Sequence[Sample], own: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The longest copied passages of all samples without duplicates, longest first."""
-    copies = [
-        _Copy(sample.text[start:end], sample.step, "")
+    copies: list[tuple[str, int | None, str]] = [
+        (sample.text[start:end], sample.step, "")
         for sample in samples
         for start, end in sample.copied
     ]
     if own is not None:
-        names = own.get("from", [""] * len(own["copied"]))
         copies += [
-            _Copy(own["text"][start:end], None, name)
-            for (start, end), name in zip(own["copied"], names, strict=True)
+            (own["text"][start:end], None, document)
+            for (start, end), document in zip(own["copied"], own.get("from", ()), strict=True)
         ]
-    once = {copy.text: copy for copy in copies}
-    longest = sorted(once.values(), key=lambda copy: -len(copy.text))[:_MOST_PASSAGES]
+    once = {copy[0]: copy for copy in copies}
+    longest = sorted(once.values(), key=lambda copy: -len(copy[0]))[:_MOST_PASSAGES]
     return [
         {
-            "length": len(copy.text),
-            "text": copy.text[:_LONGEST_PASSAGE],
-            "step": copy.step,
-            "document": copy.document,
+            "length": len(text),
+            "text": text[:_LONGEST_PASSAGE],
+            "step": step,
+            "document": document,
         }
-        for copy in longest
+        for text, step, document in longest
     ]
 
 
@@ -224,3 +222,37 @@ def _passage(documents: Sequence[Document], most: int) -> str:
     text = part if isinstance(part, str) else part.decode("utf-8", "replace")
     line = text.find("\n", 0, _READ_CHARS) + 1
     return text[line : line + most]
+
+
+def thin(points: Sequence[P], most: int, value: Callable[[P], float]) -> list[P]:
+    """At most `most` points: the first, the last, and the minimum and maximum of equal intervals.
+
+    So no peak and no dip is lost, however many points there are.
+    """
+    if len(points) <= most:
+        return list(points)
+    intervals = max(1, most // 2 - 1)
+    kept = {0, len(points) - 1}
+    for n in range(intervals):
+        own = range(n * len(points) // intervals, (n + 1) * len(points) // intervals)
+        kept.add(min(own, key=lambda place: value(points[place])))
+        kept.add(max(own, key=lambda place: value(points[place])))
+    return [points[place] for place in sorted(kept)]
+
+
+def medians(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """At most `most` points: the last step and the median value of equal intervals."""
+    if len(points) <= most:
+        return list(points)
+    bounds = [n * len(points) // most for n in range(most + 1)]
+    return [
+        (points[end - 1][0], median(value for _, value in points[begin:end]))
+        for begin, end in pairwise(bounds)
+    ]
+
+
+def spread(points: Sequence[P], most: int) -> list[P]:
+    """At most `most` of the points, evenly spaced from the first to the last."""
+    if len(points) <= most:
+        return list(points)
+    return [points[n * (len(points) - 1) // (most - 1)] for n in range(most)]

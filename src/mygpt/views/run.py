@@ -1,10 +1,14 @@
-"""Read a run for its report: files, progress, baselines and diagnosis."""
+"""A run for its report: read from its files, and described in text."""
 
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 from mygpt.checkpoint.locks import holder
 from mygpt.checkpoint.model_file import Checkpoint, another_programs, read_checkpoint
@@ -15,7 +19,7 @@ from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.training.checkpointing import State
 from mygpt.training.corpus import Source, TrainingText, read_source
 from mygpt.training.diagnosis import diagnose
-from mygpt.training.events import Finished
+from mygpt.training.events import Finished, clock
 from mygpt.training.history import History, read_log
 from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
@@ -24,28 +28,20 @@ from mygpt.training.run import RunFolder
 # A report reads the text again only up to this number of bytes; more would take too long.
 _MOST_TEXT = 2**27
 
+Lines = list[tuple[str, str]]  # name and value
+
 
 @dataclass
 class Run:
-    """The contents of a run's files.
-
-    Attributes:
-        folder: the run's folder.
-        state: the newest intact state.
-        history: the log.
-        model: the best model, else the newest; None if neither is intact.
-        source: the text; None if it is unavailable or too large.
-        finished: training's last event, if training has just ended; else None.
-        notes: what the report cannot show, and why.
-    """
+    """The contents of a run's files."""
 
     folder: RunFolder
-    state: State
+    state: State  # the newest intact one
     history: History
-    model: Checkpoint | None
-    source: Source | None
-    finished: Finished | None = None
-    notes: list[str] = field(default_factory=list)
+    model: Checkpoint | None = None  # the best model, else the newest; None if neither is intact
+    source: Source | None = None  # the text; None if it is unavailable or too large
+    finished: Finished | None = None  # training's last event, if training has just ended
+    notes: list[str] = field(default_factory=list)  # what the report cannot show, and why
 
 
 def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
@@ -64,10 +60,14 @@ def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
         if error.errno is None or run.log_path.exists():
             raise InputError(f"{run.log_path} cannot be read: {error.strerror}") from None
         history = History()  # the run has just started
-    found = Run(run, state, history, None, None, finished)
+    found = Run(run, state, history, finished=finished)
     found.notes += [] if note is None else [note]
     found.model = _read_model(found)
-    found.source = _read_source(found)
+    source = _read_source(found)
+    if isinstance(source, str):
+        found.notes.append(source)
+    else:
+        found.source = source
     return found
 
 
@@ -96,58 +96,40 @@ def _read_model(run: Run) -> Checkpoint | None:
     return None
 
 
-def _read_source(run: Run) -> Source | None:
-    """The run's text; None if it is unavailable, has changed, or is too large."""
+def _read_source(run: Run) -> Source | str:
+    """The run's text, or why it is not read again."""
     settings, known = run.state.settings, run.state.provenance["corpus"]
     size = known.get("bytes", 0)
     if "-" in settings["files"]:
-        run.notes.append("the text came from standard input, so it cannot be read again")
-        return None
+        return "the text came from standard input, so it cannot be read again"
     if not isinstance(size, int) or size > _MOST_TEXT:
-        run.notes.append(f"the text has {size:,} bytes, which is too much to read it again")
-        return None
+        return f"the text has {size:,} bytes, which is too much to read it again"
     if settings.get("stored_as") is not None or any(map(is_store, settings["files"])):
-        run.notes.append("the text is in a token store, so it is not read again")
-        return None
+        return "the text is in a token store, so it is not read again"
+    changed = "the text has changed since the run began, or is another one, so it is not used"
     try:
         if run.finished is None:
             require_unchanged_files(settings, run.folder.name, (), ["mygpt", "train", "--resume"])
     except MygptError:
-        run.notes.append(
-            "the text has changed since the run began, or is another one, so it is not used"
-        )
-        return None
+        return changed
     try:
-        bytes_do = run.state.tokenizer.kind == "byte"
-        source = read_source(settings, run.state.training.val_fraction, allow_bytes=bytes_do)
+        is_byte = run.state.tokenizer.kind == "byte"
+        source = read_source(settings, run.state.training.val_fraction, allow_bytes=is_byte)
     except MygptError as error:
-        run.notes.append(f"the text is unavailable: {error}")
-        return None
-    if source.sha256 != known["sha256"]:
-        run.notes.append("the text has changed since the run began, so it is not used")
-        return None
-    return source
+        return f"the text is unavailable: {error}"
+    return source if source.sha256 == known["sha256"] else changed
 
 
 @dataclass
 class Standing:
-    """A run's progress.
+    """A run's progress."""
 
-    Attributes:
-        kind: "done", "training" or "interrupted".
-        step: completed steps.
-        tokens: training tokens so far.
-        elapsed_s: seconds of training.
-        share: the completed fraction of the run, 0 to 1.
-        ended_early: whether training ended early because the validation loss had risen.
-    """
-
-    kind: str
-    step: int
-    tokens: int
-    elapsed_s: float
-    share: float
-    ended_early: bool
+    kind: str  # "done", "training" or "interrupted"
+    step: int  # completed steps
+    tokens: int  # training tokens so far
+    elapsed_s: float  # of training
+    share: float  # the completed fraction of the run, 0 to 1
+    ended_early: bool  # because the validation loss had risen
 
 
 def standing_of(run: Run) -> Standing:
@@ -234,3 +216,117 @@ def _estimated_epochs(run: Run, standing: Standing) -> float:
     bytes_per_token = best.val_loss / math.log(2) / best.bits_per_byte
     kept = 0.0 if run.state.settings["val_file"] else run.state.training.val_fraction
     return standing.tokens * bytes_per_token / (size * (1.0 - kept))
+
+
+def progress_of(standing: Standing) -> str:
+    """The run's progress in one sentence."""
+    did = f"{standing.step:,} steps in {clock(standing.elapsed_s)}"
+    if standing.kind == "done":
+        return f"Done: {did}" + ", ended early" * standing.ended_early
+    fraction = f"{standing.share:.0%} of the run at its last save"
+    if standing.kind == "training":
+        return f"In progress: {did} so far, {fraction}"
+    return f"Interrupted after {did}, {fraction}"
+
+
+def facts_of(run: Run, standing: Standing, num_train_tokens: int) -> Lines:
+    """The most important facts about a run; `num_train_tokens` is 0 if it is unknown."""
+    state, best = run.state, run.history.best
+    corpus = state.provenance["corpus"]
+    epochs = f", {standing.tokens / num_train_tokens:.1f} epochs" if num_train_tokens else ""
+    facts = [
+        ("text", f"{corpus.get('name', '?')}, {corpus.get('bytes', 0):,} bytes"),
+        ("tokenizer", f"{state.tokenizer.kind}, vocabulary {state.tokenizer.vocab_size:,}"),
+        ("model", f"{state.config.num_parameters():,} parameters"),
+        ("trained on", f"{standing.tokens:,} tokens{epochs}"),
+    ]
+    if speeds := [speed for _, speed in run.history.speeds()]:
+        facts.append(("speed", f"{median(speeds):,.0f} tokens/s"))
+    if best is not None:
+        bits = "" if math.isnan(best.bits_per_byte) else f", {best.bits_per_byte:.3f} bits per byte"
+        facts.append(("best", f"{best.val_loss:.4f} nats per token at step {best.step:,}{bits}"))
+    return facts
+
+
+def settings_of(state: State) -> Lines:
+    """The model's shape and the training settings."""
+    shape, config = state.config, state.training
+    windows = [f"{config.batch_size} windows of {config.seq_len} tokens"]
+    windows += [f"after {share:.0%}: {batch} of {time}" for share, time, batch in config.stages]
+    block = "the tutorial's" if shape.is_tutorial_block else f"{shape.norm} norm, {shape.mlp}"
+    layers = f"{shape.num_layers} layers of {shape.num_heads} heads, width {shape.embed_dim}"
+    rate = f"peak learning rate {config.lr:g}, {config.schedule} schedule"
+    return [
+        ("length", _length(state)),
+        ("shape", f"{layers}, context window {shape.max_seq_len}"),
+        ("block", f"{block}, {shape.position} positions"),
+        ("each step", ", ".join(windows)),
+        ("optimizer", f"{config.optimizer}, {rate}"),
+        ("regularization", f"weight decay {config.weight_decay:g}, dropout {shape.dropout:g}"),
+        ("seed", f"{config.seed}"),
+        ("made with", _versions(state.provenance)),
+    ]
+
+
+def _length(state: State) -> str:
+    config = state.training
+    if config.minutes is not None:
+        return f"{config.minutes:g} minute{'s' * (config.minutes != 1)}"
+    if config.tokens is not None:
+        return f"{config.tokens:,} tokens"
+    return f"{config.steps or 0:,} steps"
+
+
+def _versions(provenance: dict[str, Any]) -> str:
+    named = ((name, provenance.get(name)) for name in ("mygpt", "torch", "python"))
+    versions = [f"{name} {version}" for name, version in named if version]
+    return ", ".join([*versions, str(provenance.get("platform", ""))]).removesuffix(", ")
+
+
+def commands_of(run: Run, standing: Standing) -> Lines:
+    """The command that started the run and commands to continue with, each with its purpose."""
+    name = shlex.quote(shown_path(run.folder.name))
+    begun = _without_folders(str(run.state.provenance.get("command", "")))
+    commands = [("This run was started with", begun)]
+    if standing.kind == "done":
+        commands.append(("Reproduce it step by step", f"mygpt reproduce {name}"))
+    else:
+        commands.append(("Resume it", f"mygpt train --resume {name}"))
+    commands.append(("Generate text", f"mygpt generate --checkpoint {name}"))
+    return commands
+
+
+def shown_path(path: str | Path) -> str:
+    """A path as pages show it: without this machine's folders, since pages may be published.
+
+    It is relative to the current folder if it is inside it, else only its last part.
+    """
+    if not os.path.isabs(path):
+        return str(path)
+    inside = os.path.relpath(path)
+    return os.path.basename(path) if inside.startswith(os.pardir) else inside
+
+
+def _without_folders(command: str) -> str:
+    """A command line with every absolute path replaced by its `shown_path`."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not a command line: older versions stored other text here
+        return command
+    shown = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        shown.append(f"{name}={shown_path(value)}" if equals else shown_path(name))
+    # A manipulated state may contain several commands; quoting makes them one.
+    return shlex.join(shown) if shown != words or words[:1] == ["mygpt"] else command
+
+
+def notes_of(run: Run) -> list[str]:
+    """Notes on what the report cannot show and why, without this machine's folders."""
+    settings = run.state.settings
+    named = [*settings["files"], settings["val_file"], run.folder.folder, run.folder.file]
+    paths = {str(path) for path in named if path is not None and os.path.isabs(path)}
+    notes = list(run.notes)
+    for path in sorted(paths, key=len, reverse=True):
+        notes = [note.replace(path, shown_path(path)) for note in notes]
+    return notes
