@@ -34,8 +34,8 @@ from mygpt.training.events import Note
 from mygpt.training.gradients import make_gradients
 from mygpt.training.initial_model import empty_model
 from mygpt.training.optimizer import Optimizer
+from ranks import join_group
 
-COUNTS = (1, 2, 4)
 LENGTH = 160  # steps of the runs that torchrun starts
 WAYS = ("ddp", "fsdp", "compiled")
 TIME, VOCAB = 12, 11
@@ -150,20 +150,9 @@ class Learner:
         return {n: gathered(g).numpy().copy() for n, g in named.items() if g is not None}
 
 
-def join_group() -> ProcessGroup:
-    """Of seven processes, groups of 1, 2 and 4: this process's group."""
-    distributed, rank = torch.distributed, int(os.environ["RANK"])
-    count = next(count for count in COUNTS if rank < 2 * count - 1)
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.PrefixStore(f"{count}", distributed.TCPStore(*address, is_master=False))
-    group = ProcessGroup(rank - (count - 1), count)
-    distributed.init_process_group("gloo", store=store, rank=group.rank, world_size=count)
-    return group
-
-
 def take_steps() -> dict[str, Any]:
     """The work of every process of the three groups; tests check the result."""
-    group = join_group()
+    group = ProcessGroup(*join_group())
     return {
         "group": group,
         "first step": {str(case): first_step(case, group) for case in FIRST_STEPS},

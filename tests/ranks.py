@@ -91,6 +91,26 @@ def run_ranks(
         return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(count)]
 
 
+COUNTS = (1, 2, 4)
+
+
+def join_group() -> tuple[int, int]:
+    """Of seven processes, groups of 1, 2 and 4 at once: this process's rank in its group, and the
+    group's size. For functions that `run_ranks` calls with `group=False`."""
+    rank = int(os.environ["RANK"])
+    count = next(count for count in COUNTS if rank < 2 * count - 1)
+    place = rank - (count - 1)
+    group = torch.distributed.PrefixStore(f"{count}", common_store())
+    torch.distributed.init_process_group("gloo", store=group, rank=place, world_size=count)
+    return place, count
+
+
+def common_store() -> torch.distributed.Store:
+    """A connection to the store of all processes that `run_ranks` has started."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(*address, is_master=False)
+
+
 def _errors_of(folder: Path, ranks: Any) -> str:
     """The ends of the ranks' standard error."""
     errors = ""

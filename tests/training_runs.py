@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,8 @@ import torch
 import mygpt
 from mygpt import training
 from mygpt.checkpoint.container import read_arrays
-from mygpt.training.events import Event, Note
+from mygpt.errors import MygptError
+from mygpt.training.events import Event, Note, StepDone
 from mygpt.training.gradients import ParallelGradients
 from mygpt.training.planning import Planner
 from mygpt.training.prepare import Prepared, Request, prepare
@@ -93,9 +97,77 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def damage(path: Path) -> None:
+class Runs:
+    """The small runs of one test: in its folder, by name, on the text `times.txt`.
+
+    Attributes:
+        folder: of the runs and the text.
+        text: the text's path.
+        finished: a finished run that all tests of a module share; see `copy`.
+    """
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, finished: Path) -> None:
+        self.folder, self.patch, self.finished = folder, patch, finished
+        self.text = str(folder / "times.txt")
+        Path(self.text).write_text(TEXT)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def fit(self, name: str = "run", **options: Any) -> list[Event]:
+        """Train a run from its beginning; its events."""
+        files = options.pop("files", self.text)
+        return fit(files, self / name, **options)
+
+    def fit_until(self, step: int, name: str = "run", **options: Any) -> None:
+        """The same, stopped with a save after this step."""
+        with self.patch.context() as patch:
+            stop_at(step, patch)
+            self.fit(name, **options)
+
+    def resume(self, name: str = "run", *files: object, **options: Any) -> list[Event]:
+        return resume(self / name, *([list(files)] if files else []), **options)
+
+    def replay(self, name: str = "run", output: str = "again", **options: Any) -> None:
+        options = {"output": self / output, "listener": silent, **options}
+        training.replay(self / name, **options)
+
+    def copy(self, name: str = "run") -> Path:
+        """A copy of the finished run of `TINY`, whose text is in another folder."""
+        return Path(shutil.copytree(self.finished, self / name))
+
+
+def refusal(action: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """The error of a user that a call raises, which is one line."""
+    with pytest.raises(MygptError) as raised:
+        action(*arguments, **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def dying_at(step: int, error: BaseException | None = None) -> Callable[[Event], None]:
+    """A listener that raises an error, `Dead` unless given, after a step."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            raise error or Dead
+
+    return listener
+
+
+def full_disk(patch: pytest.MonkeyPatch) -> None:
+    """Every sync fails, as on a disk without space."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr(os, "fsync", full)
+
+
+def damage(path: Path, place: int = -1) -> None:
+    """Flip a bit."""
     data = bytearray(path.read_bytes())
-    data[-5] ^= 4
+    data[place] ^= 4
     path.write_bytes(data)
 
 

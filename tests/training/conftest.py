@@ -1,4 +1,4 @@
-"""A text to train on."""
+"""A text to train on, and small runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training_runs import TEXT
+from training_runs import TEXT, Runs, fit
 
 
 @pytest.fixture
@@ -14,3 +14,17 @@ def text(tmp_path: Path) -> str:
     path = tmp_path / "times.txt"
     path.write_text(TEXT)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `TINY` on `TEXT`."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "times.txt").write_text(TEXT)
+    fit(str(folder / "times.txt"), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> Runs:
+    return Runs(tmp_path, monkeypatch, finished_run)

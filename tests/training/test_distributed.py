@@ -22,7 +22,6 @@ import pytest
 
 import mygpt
 from distributed_steps import (
-    COUNTS,
     FIRST_STEPS,
     HUNDRED_STEPS,
     LENGTH,
@@ -38,7 +37,7 @@ from mygpt import training
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.training.checkpointing import read_state
-from ranks import ranks_of, run_ranks, torchrun, torchrun_started
+from ranks import COUNTS, ranks_of, run_ranks, torchrun, torchrun_started
 
 pytestmark = pytest.mark.processes
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
+import math
 from pathlib import Path
 
 import pytest
 
-from mygpt import train
 from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.cli import main
 from mygpt.cli.reproduce import read_losses
-from mygpt.errors import CheckpointError
 from mygpt.json_objects import LOG_LINE, read_records
 from mygpt.training.checkpointing import read_state
-from mygpt.training.history import read_log
+from mygpt.training.diagnosis import diagnose
+from mygpt.training.history import Validation, read_log
 from mygpt.training.run import RunFolder
+from training_runs import Runs, refusal
 
 ODD = [
     b'{"step": 1e999, "loss": 2.0}',
@@ -24,62 +24,69 @@ ODD = [
     b'{"step": ' + b"9" * 400 + b', "loss": 2.0}',
     b'{"step": null, "val_loss": 2.0}',
     b'{"step": true, "val_loss": 2.0}',
+    b'{"step": "x", "val_loss": 2.0}',
+    b'{"val_loss": 2.0}',
     b'{"step": 3, "loss": 1' + b"0" * 400 + b"}",
-    b'{"step": 3, "loss": 1e999}',
+    *(b'{"step": 3, "%s": %s}' % (kind, value)
+      for kind in (b"loss", b"val_loss") for value in (b"1e999", b'"two"', b"null", b"NaN")),
     b'{"step": 3, "loss": "2"' + b" " * 40 + b"}}",
     b'{"step": 3, "step": 4, "loss": 2.0}',
+    b'{"step": 3, "lo',
     b"[" * 9000,
     b'{"a":' * 9000 + b"1" + b"}" * 9000,
-    b"\xff\xfe",
+    b"\xff\xfe\x00",
+    b"\x00" * 40,
     b"",
     b"7",
+    b"null",
+    b"[1, 2]",
+    b'"a loss in words"',
     b'{"step": 3, "loss": 2.0, "x": "' + b"x" * LOG_LINE.most_bytes + b'"}',
     b'{"step": 3, "loss": 2.0, "x": [' + b"{}," * LOG_LINE.most_values + b"{}]}",
-]
+]  # fmt: skip
 GOOD = [
-    b'{"step": 1, "loss": 3.5, "lr": 0.1, "tokens": 9, "elapsed_s": 1}',
-    b'{"step": 2, "val_loss": 3.25}',
+    b'{"step": 50, "loss": 2.5, "lr": 0.1, "tokens": 9, "elapsed_s": 1}',
+    b'{"step": 100, "val_loss": 2.4}',
+    b'{"step": 150, "loss": 1.5}',
+    b'{"step": 200, "val_loss": 1.4}',
 ]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("logs")
-    (folder / "text.txt").write_text("the cat sat on the mat\n" * 60)
-    train([folder / "text.txt"], output=folder / "run", steps=2, embed_dim=8, num_heads=1)
-    return folder / "run"
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("odd", ODD, ids=[str(line[:30]) for line in ODD])
-def test_every_reader_of_a_log_ignores_invalid_records(tmp_path: Path, odd: bytes):
+def test_every_reader_of_a_log_ignores_invalid_records(tmp_path: Path, odd: bytes) -> None:
+    """The diagnosis comes at the very end of a run: no log may make it fail."""
     log = tmp_path / "log.jsonl"
-    log.write_bytes(b"\n".join([GOOD[0], odd, GOOD[1], b""]))
-    assert [r for r in read_records(log) if r in map(json.loads, GOOD)] == list(
-        map(json.loads, GOOD)
-    )
-    assert read_losses(log)[1, "loss"] == 3.5
-    history = read_log(log)
-    assert [report.loss for report in history.reports][:1] == [3.5]
-    assert history.validations[-1].val_loss == 3.25
+    good = [json.loads(line) for line in GOOD]
+    for place in range(len(GOOD) + 1):
+        log.write_bytes(b"\n".join([*GOOD[:place], odd, *GOOD[place:], b""]))
+        assert [record for record in read_records(log) if record in good] == good
+        assert read_losses(log)[50, "loss"] == 2.5
+        found = read_log(log)
+        assert found.reports[0].loss == 2.5
+        assert found.validations == [Validation(100, 2.4, 2.5), Validation(200, 1.4, 1.5)], place
+        assert diagnose(found.validations, steps=200, epochs=1.0, ended_early=False)
     log.write_bytes(GOOD[0] + b"\n" + odd + b"\n")
     assert "are repeated" in str(RunFolder.at(tmp_path).cut_log(0))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["report", "info", "doctor", "train --resume"])
-def test_commands_on_a_run_with_an_odd_log_end_with_a_line(run: Path, capsys, command):
-    """{"step": 1e999} was a traceback."""
-    with open(run / "log.jsonl", "ab") as log:
-        log.write(b"\n".join([*ODD, b""]))
-    code = exit_code([*command.split(), str(run)])
-    out, err = capsys.readouterr()
-    assert code in (0, 2)
-    assert "Traceback" not in out + err
+def test_a_history_from_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    records = [
+        {"step": 1, "loss": 4.0},
+        {"step": 50, "loss": 2.0},
+        {"step": 50, "spike": 9.0, "usual": 2.0, "batch": []},
+        {"step": 60, "left_out": "nan", "steps": 1, "batch": []},
+        {"step": 100, "val_loss": 2.5, "val_bits_per_byte": 3.0},
+        {"step": 200, "val_loss": 2.0, "val_bits_per_byte": 3.0},
+        {"step": 250, "loss": 1.5},
+        {"step": 300, "val_loss": 1.9, "val_bits_per_byte": None, "val_standard_error": 0.25},
+    ]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    first, second, third = read_log(log).validations
+    assert (first.step, first.val_loss, first.loss, first.error) == (100, 2.5, 3.0, 0.0)
+    assert (third.step, third.val_loss, third.loss, third.error) == (300, 1.9, 1.5, 0.25)
+    assert second.step == 200
+    assert math.isnan(second.loss)
 
 
 def exit_code(args: list[str]) -> object:
@@ -89,18 +96,27 @@ def exit_code(args: list[str]) -> object:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["\ud800.txt", "a\0b"])
-@pytest.mark.parametrize("place", ["files", "val_file", "encoding", "from"])
-def test_a_state_with_an_impossible_file_name_is_refused(run: Path, name, place, capsys):
+def test_commands_on_a_run_with_an_odd_log_end_with_a_line(runs: Runs, capsys) -> None:
+    """{"step": 1e999} was a traceback."""
+    run = runs.copy()
+    with open(run / "log.jsonl", "ab") as log:
+        log.write(b"\n".join([*ODD, b""]))
+    for command in ("report", "info", "doctor", "train --resume"):
+        assert exit_code([*command.split(), str(run)]) in (0, 2)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+
+
+@pytest.mark.slow
+def test_a_state_with_an_impossible_file_name_is_refused(runs: Runs, capsys) -> None:
     """A lone surrogate in the names was a traceback."""
-    path = run / "last.state.safetensors"
+    path = runs.copy() / "last.state.safetensors"
     arrays, parts = read_arrays(path)
-    value = {"files": [name], "from": {"path": name, "sha256": "0" * 64}}.get(place, name)
-    parts["settings"][place] = value
     parts.pop("tensors")
-    write_arrays(path, arrays, parts)
-    with pytest.raises(CheckpointError, match="cannot be the name of a file"):
-        read_state(path)
-    if place == "files":
-        assert exit_code(["doctor", str(run)]) in (1, 2)
+    for name in ("a\0b", "\ud800.txt"):
+        origin = {"path": name, "sha256": "0" * 64}
+        for change in {"val_file": name}, {"encoding": name}, {"from": origin}, {"files": [name]}:
+            write_arrays(path, arrays, parts | {"settings": parts["settings"] | change})
+            assert "cannot be the name of a file" in refusal(read_state, path)
+    assert exit_code(["doctor", str(path.parent)]) in (1, 2)
     assert "Traceback" not in capsys.readouterr().err
