@@ -59,7 +59,7 @@ def journey(number: int) -> str:
 
 
 def test_the_journeys_count_their_files() -> None:
-    for number in (1, 2):
+    for number in (1, 2, 3):
         files = re.findall(r"^\| `([\w/]+\.py)", journey(number), re.MULTILINE)
         assert f"These are {len(files)} files." in journey(number)
         assert len(files) == len(set(files))
@@ -107,6 +107,11 @@ def test_the_journeys_are_those_of_the_commands(
         "cli/train.py:train", "training/optimizer.py:Optimizer.step", "--", *command, "traced"
     )
     check_counts(2, found)
+    found = traced(
+        "training/checkpointing.py:Checkpointer.save", "checkpoint/durable.py:sync_folder", "--",
+        *command, "traced too",
+    )  # fmt: skip
+    check_counts(3, found)
     whole = [sys.executable, "-m", "mygpt", *command, "run", "--quiet"]
     subprocess.run(whole, check=True, capture_output=True)
     prompt = ["generate", "-c", "run", "-p", "The", "-n", "8", "--engine", "cpu"]

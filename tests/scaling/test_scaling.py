@@ -23,10 +23,10 @@ from mygpt.cli.plan import duration_text, parse_bytes, parse_count
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.scaling.estimates import activations, device_memory, flops_per_token
 from mygpt.scaling.presets import PUBLISHED, SHAPES
-from mygpt.training import efficiency
+from mygpt.training import planning
 from mygpt.training.config import TrainConfig
-from mygpt.training.efficiency import measure
 from mygpt.training.optimizer import Optimizer
+from mygpt.training.planning import measure_speed
 from shapes import CONFIGS, build
 
 Plan = Callable[..., tuple[int, str, str]]
@@ -398,11 +398,11 @@ def test_measure_reports_what_it_ran(plan: Plan) -> None:
 
 def test_measuring_takes_as_many_windows_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model does not fit, the error says so."""
-    monkeypatch.setattr(efficiency, "free_memory", lambda _: 200_000_000)
-    monkeypatch.setattr(efficiency, "suitable_engine", lambda *_: "torch")
+    monkeypatch.setattr(planning, "free_memory", lambda _: 200_000_000)
+    monkeypatch.setattr(planning, "suitable_engine", lambda *_: "torch")
     nano = GPTConfig(65, **SHAPES["nano"])
-    found = measure(nano, CPU, micro_batch=1024, budget_s=0.0)
+    found = measure_speed(nano, CPU, micro_batch=1024, budget_s=0.0)
     assert 1 <= found.micro_batch < 1024
-    monkeypatch.setattr(efficiency, "free_memory", lambda _: 100_000_000)
+    monkeypatch.setattr(planning, "free_memory", lambda _: 100_000_000)
     with pytest.raises(OutOfMemoryError, match="choose a smaller --embed-dim"):
-        measure(TEN_MILLION, CPU, micro_batch=4)
+        measure_speed(TEN_MILLION, CPU, micro_batch=4)

@@ -17,9 +17,8 @@ from mygpt.errors import InputError
 from mygpt.text import Document
 from mygpt.tokenization import CharTokenizer, ForeignTokenizer
 from mygpt.tokenization.unknown import UnknownText, without_unknown
-from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Note
-from mygpt.training.history import Validation
+from mygpt.training.history import Validation, diagnose
 from store_samples import build_with
 
 TEXT = "hello world 123 " * 20 + "🙂🙂é\n"

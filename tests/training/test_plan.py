@@ -24,12 +24,10 @@ from mygpt.core.random import epoch_offset, permute
 from mygpt.errors import InputError
 from mygpt.scaling.estimates import flops_per_token
 from mygpt.training import planning, recipe
-from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
-from mygpt.training.diagnosis import diagnose
-from mygpt.training.history import Validation
+from mygpt.training.history import Validation, diagnose
 from mygpt.training.planning import fit_window
-from mygpt.training.progress import Progress, StepLog
+from mygpt.training.progress import Progress, StepLog, TrainingBatches
 from mygpt.training.recipe import SIZES, Budget, choose, mean_flops_per_token
 from training_runs import planner_of, refusal
 

@@ -28,10 +28,10 @@ from mygpt.errors import InputError
 from mygpt.text import Document, as_bytes
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
 from mygpt.training import corpus, lifecycle, planning
-from mygpt.training.batches import TrainingBatches
 from mygpt.training.config import TrainConfig
 from mygpt.training.corpus import read_source
 from mygpt.training.events import StepDone
+from mygpt.training.progress import TrainingBatches
 from training_runs import prepared
 
 QUIET = [].append  # a listener that shows nothing

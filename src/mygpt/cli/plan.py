@@ -270,9 +270,9 @@ def _measure(
     from mygpt.machine import choose_device
 
     with waiting("training a few steps"):
-        from mygpt.training.efficiency import measure
+        from mygpt.training.planning import measure_speed
 
-        measured = measure(
+        measured = measure_speed(
             config, choose_device(device), micro_batch=micro_batch, dtype=dtype or "auto",
             checkpoint_activations=recompute,
         )  # fmt: skip

@@ -24,10 +24,9 @@ from mygpt.signals import DeferredSignals
 from mygpt.training.checkpointing import Setup, State
 from mygpt.training.config import TrainConfig
 from mygpt.training.corpus import TrainingText, ValidatedText, counted
-from mygpt.training.diagnosis import diagnose
 from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.events import Finished, Listener, Note, Started
-from mygpt.training.history import Validation, read_log
+from mygpt.training.history import Validation, diagnose, read_log
 from mygpt.training.initial_model import Initial, empty_model, initial_model
 from mygpt.training.memory import check_batch_fits, check_model_fits, fitting_piece, free_memory
 from mygpt.training.recorded_files import names_in

@@ -6,7 +6,9 @@ Letters: B batch, T time, N training tokens, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,11 +19,17 @@ import torch
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
+from mygpt.core.training import train_steps
 from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.decode.choice import cpu_engine_available
 from mygpt.errors import InputError
 from mygpt.scaling.estimates import flops_per_token
-from mygpt.training.config import AUTO, DEFAULT_MINUTES, TrainConfig, preset_options
+from mygpt.training.config import AUTO, DEFAULT_MINUTES, DtypeName, TrainConfig, preset_options
+from mygpt.training.distributed.process_group import SINGLE_PROCESS
+from mygpt.training.gradients import make_gradients, suitable_engine
+from mygpt.training.hardware import described
+from mygpt.training.memory import check_batch_fits, check_model_fits, fitting_piece, free_memory
+from mygpt.training.optimizer import Optimizer
 from mygpt.training.recipe import Budget, Recipe, choose, continuing, shape_of
 
 # The model and the time with which the speed is measured.
@@ -194,27 +202,6 @@ class Planner:
         return fit_budget(shape, config, self.speed, least_batch=least)
 
 
-def training_flops_per_s(threads: int) -> float:
-    """Floating-point operations per second of the machine-code training step on this machine.
-
-    That of the fastest of some steps of a small model: other programs only slow steps down.
-    """
-    from mygpt.cpu.train.step import CpuTrainingStep
-
-    config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
-    with torch.random.fork_rng(devices=[]):
-        model = GPT.from_config(config)
-    step = CpuTrainingStep(model, threads)
-    ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
-    step.gradients(ids, ids)
-    best, end = float("inf"), time.monotonic() + _SECONDS
-    while time.monotonic() < end:
-        began = time.perf_counter()
-        step.gradients(ids, ids)
-        best = min(best, time.perf_counter() - began)
-    return ids.numel() * flops_per_token(config, _WINDOW).total / best
-
-
 def fit_window(
     shape: dict[str, Any], recipe: dict[str, Any], num_tokens: int, *, asked: bool
 ) -> list[str]:
@@ -370,3 +357,92 @@ def shown_s(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}s"
     return f"{seconds:.0f} seconds" if seconds >= 2 else f"{seconds:.1f} seconds"
+
+
+def training_flops_per_s(threads: int) -> float:
+    """Floating-point operations per second of the machine-code training step on this machine.
+
+    That of the fastest of some steps of a small model: other programs only slow steps down.
+    """
+    from mygpt.cpu.train.step import CpuTrainingStep
+
+    config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
+    with torch.random.fork_rng(devices=[]):
+        model = GPT.from_config(config)
+    step = CpuTrainingStep(model, threads)
+    ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
+    step.gradients(ids, ids)
+    best, end = float("inf"), time.monotonic() + _SECONDS
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        step.gradients(ids, ids)
+        best = min(best, time.perf_counter() - began)
+    return ids.numel() * flops_per_token(config, _WINDOW).total / best
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """What was measured.
+
+    Attributes:
+        device: its name, and how it computed.
+        micro_batch: windows at once: as many as asked for, or as fit in memory.
+        steps: that were timed, after one that was not.
+        tokens_per_s: the tokens of a step over the steps' median time.
+    """
+
+    device: str
+    micro_batch: int
+    steps: int
+    tokens_per_s: float
+
+
+def measure_speed(
+    config: GPTConfig,
+    device: torch.device,
+    *,
+    micro_batch: int,
+    dtype: DtypeName = "auto",
+    checkpoint_activations: bool = False,
+    budget_s: float = 5.0,
+) -> MeasuredSpeed:
+    """Train a few steps on `device` and time them: for `budget_s` seconds, and at least three.
+
+    Raises:
+        OutOfMemoryError: when the model or one window does not fit.
+    """
+    check_model_fits(config, free_memory(device))
+    recipe = TrainConfig(
+        batch_size=micro_batch, seq_len=config.max_seq_len, lr=1e-4, steps=1,
+        engine=suitable_engine(config, device), dtype=dtype, sample_tokens=0,
+        checkpoint_activations=checkpoint_activations,
+    )  # fmt: skip
+    with torch.random.fork_rng([device] * (device.type == "cuda")):
+        model = GPT.from_config(config).to(device)
+    free = free_memory(device)
+    recipe = replace(recipe, batch_size=fitting_piece(model, recipe, free) or 1)
+    check_batch_fits(model, recipe, free)
+    times = _step_times(model, recipe, budget_s)
+    tokens_per_s = recipe.batch_size * recipe.seq_len / statistics.median(times)
+    name = described(recipe, device, SINGLE_PROCESS)
+    return MeasuredSpeed(name, recipe.batch_size, len(times), tokens_per_s)
+
+
+def _step_times(model: GPT, recipe: TrainConfig, budget_s: float) -> list[float]:
+    """Seconds of each step: gradients, their norm, clipping, and the update."""
+    last = next(model.parameters())
+    ids = torch.arange(recipe.batch_size * (recipe.seq_len + 1), device=last.device)
+    ids = (ids % model.config.vocab_size).view(recipe.batch_size, -1)
+    batches = itertools.repeat((ids[:, :-1].contiguous(), ids[:, 1:].contiguous()))
+    gradients = make_gradients(model, recipe)
+    optimizer = Optimizer(model, recipe, gradients.step)
+    steps = train_steps(batches, gradients, optimizer, lambda _: recipe.lr, recipe.grad_clip)
+    times: list[float] = []
+    with gradients:
+        model.train()
+        while len(times) <= 3 or sum(times[1:]) < budget_s:
+            began = time.perf_counter()
+            next(steps)
+            last.flatten()[0].item()  # waits for the device
+            times.append(time.perf_counter() - began)
+    return times[1:]  # the first allocates buffers and compiles

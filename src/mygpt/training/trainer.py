@@ -21,7 +21,6 @@ from mygpt.evaluation.copied import measure_novelty
 from mygpt.evaluation.losses import Evaluation, evaluate
 from mygpt.signals import Abandoned
 from mygpt.text.documents import TextSize
-from mygpt.training.batches import TrainingBatches
 from mygpt.training.checkpointing import Checkpointer, Setup, State
 from mygpt.training.corpus import ValidatedText
 from mygpt.training.distributed.sharding import is_sharded
@@ -31,11 +30,10 @@ from mygpt.training.hardware import described
 from mygpt.training.memory import out_of_memory
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.progress import Progress, StepLog
+from mygpt.training.progress import SEEDS_APART, Progress, StepLog, TrainingBatches
 
 # Nats per token above the best loss from which a lower learning rate does not recover.
 _FAR_ABOVE_BEST = 0.1
-_STEP_SEED = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: multiples of it are far apart
 _SAMPLES_APART = 0.2  # of the run, where validations are at the default fractions of it
 
 
@@ -218,7 +216,7 @@ class Trainer:
         if self.group.is_single or not self.model.config.dropout:
             return
         number = self.progress.step * self.group.size + self.group.rank
-        torch.manual_seed((self.config.seed + _STEP_SEED * (number + 1)) % 2**63)
+        torch.manual_seed((self.config.seed + SEEDS_APART * (number + 1)) % 2**63)
 
     def _read_loss(self) -> bool:
         """Put the last step's loss into `progress`, unless the step was skipped."""

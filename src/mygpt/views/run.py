@@ -18,9 +18,8 @@ from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.training.checkpointing import State
 from mygpt.training.corpus import Source, TrainingText, read_source
-from mygpt.training.diagnosis import diagnose
 from mygpt.training.events import Finished, clock
-from mygpt.training.history import History, read_log
+from mygpt.training.history import History, diagnose, read_log
 from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
 from mygpt.training.run import RunFolder
