@@ -27,7 +27,7 @@ from mygpt.tokenization import (
     ForeignTokenizer,
     Tokenizer,
 )
-from mygpt.tokenization.tokenizer_json import _KNOWN_RULES, build
+from mygpt.tokenization.tokenizer_json import _KNOWN_RULES, TokenizerFile
 from mygpt.tokenization.words import WordSplitter
 from store_samples import (
     OURS,
@@ -145,7 +145,7 @@ def _with_rule(rule: str | None) -> tuple[Tokenizer, Any]:
         cut = {"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated", "invert": False}
         last = {**state["tokenizer"]["pre_tokenizer"], "use_regex": False}
         state["tokenizer"]["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cut, last]}
-    return ForeignTokenizer.from_state(state), build(state["tokenizer"])
+    return ForeignTokenizer.from_state(state), TokenizerFile(state["tokenizer"]).build()
 
 
 _OTHERS = [_with_rule(rule) for rule in (None, *sorted(_KNOWN_RULES))]

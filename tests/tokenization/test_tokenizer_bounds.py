@@ -16,6 +16,7 @@ from mygpt.errors import InputError
 from mygpt.tokenization import load_tokenizer
 from mygpt.tokenization.bounds import check_bounds
 from mygpt.tokenization.library import refusals
+from mygpt.tokenization.tokenizer_json import TokenizerFile
 
 LETTERS = "abcdefghij x\u2581<>0123456789ABCDEF"
 TEMPLATE = {"Sequence": {"id": "A", "type_id": 0}}
@@ -88,7 +89,6 @@ HOSTILE = {
     "long words": {"model": word_piece(10**9)},
     "many ids": {"post_processor": template([CLS] * 999, special("[CLS]", 999))},
     "many pieces": {"post_processor": template([CLS] * 9999, special("[CLS]", 1))},
-    "the text twice": {"post_processor": template([TEMPLATE] * 2)},
     "words of nothing": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     "a long token": {"model": {"type": "BPE", "vocab": {"a" * 5000: 0}, "merges": []}},
 }
@@ -109,6 +109,11 @@ def test_tokenizers_beyond_a_limit_are_refused(tmp_path: Path, parts: dict):
     assert str(path) in str(refused.value)
     assert len(str(refused.value)) < 300
     assert time.monotonic() - began < 5
+
+
+def test_a_template_that_inserts_a_text_twice_is_not_applied(tmp_path: Path):
+    tokenizer = load_tokenizer(saved(tmp_path / "t.json", post_processor=template([TEMPLATE] * 2)))
+    assert tokenizer.decode(tokenizer.encode("abc")) == "a b c"
 
 
 HONEST = {
@@ -134,7 +139,7 @@ HONEST = {
 
 @pytest.mark.parametrize("parts", HONEST.values(), ids=HONEST)
 def test_published_tokenizers_are_within_the_limits(parts: dict):
-    check_bounds(description(**parts))
+    check_bounds(TokenizerFile(description(**parts)))
 
 
 @given(
@@ -150,7 +155,7 @@ def test_no_accepted_normaliser_lengthens_a_text_beyond_the_limit(steps, text):
 
     made = description(normalizer=chain(*(replace(*step) for step in steps)))
     try:
-        check_bounds(made)
+        check_bounds(TokenizerFile(made))
     except InputError:
         return
     normalizer = Tokenizer.from_str(json.dumps(made)).normalizer

@@ -133,7 +133,7 @@ def test_other_programs_tokenizers_give_the_librarys_ids_in_any_pieces(pieces):
         tokenizer = BPETokenizer(description)
         judge = tokenizers.Tokenizer.from_str(json.dumps(description))
         judge.encode_special_tokens = True
-        assert tokenizer.encoder._contents.splits_at_spaces is known
+        assert tokenizer.encoder.rules.splits_at_spaces is known
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bpe, "_CHUNK", 5)
             assert ids_of(tokenizer, pieces) == judge.encode(whole).ids

@@ -19,7 +19,6 @@ import numpy as np
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import InputError
 from mygpt.tokenization import BPETokenizer, ForeignTokenizer, Tokenizer
-from mygpt.tokenization.tokenizer_json import check
 from mygpt.tokenization.words import REACH, WordSplitter
 
 # Ordinary characters, which are not white space in any version of Unicode: ASCII, Latin, Cyrillic,
@@ -95,16 +94,14 @@ class Chunker:
 
 def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
     """The pattern before which a text can be split, and whether `words.py`'s rule applies."""
-    foreign = isinstance(tokenizer, ForeignTokenizer) and tokenizer.is_lossless
-    if not foreign and not isinstance(tokenizer, BPETokenizer):
+    if not isinstance(tokenizer, (BPETokenizer, ForeignTokenizer)) or tokenizer.encoder is None:
         return None, False
-    contents = check(tokenizer.to_state()["tokenizer"])
-    if contents.own_rule:
+    rules = tokenizer.encoder.rules
+    if rules.own_rule:
         return _OURS, True
-    if not contents.splits_at_spaces:
+    if not rules.splits_at_spaces:
         return None, False
-    lines = any("\n" in name for name in contents.added.values())
-    return (_SPACES if lines else _SPACES_AND_LINES), False
+    return (_SPACES_AND_LINES if rules.splits_at_lines else _SPACES), False
 
 
 class Encoder:

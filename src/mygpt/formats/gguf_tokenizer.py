@@ -44,10 +44,7 @@ from mygpt.formats.gguf_file import Value
 from mygpt.tokenization import CharTokenizer, Tokenizer
 from mygpt.tokenization.tokenizer_json import (
     DIGITS,
-    added_tokens,
-    check,
-    merged_pairs,
-    names_of,
+    TokenizerFile,
     to_symbols,
     word_rules,
 )
@@ -151,10 +148,10 @@ def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
     """The tokenizer's own tokens and rules, without padding."""
     if isinstance(tokenizer, CharTokenizer):
         return _characters(tokenizer)
-    description = tokenizer.to_json()
-    if description["model"].get("byte_fallback") and "merges" in description["model"]:
-        return _sentencepiece(description)
-    return _bpe(description)
+    file = TokenizerFile(tokenizer.to_json())
+    if file.model.get("byte_fallback") and "merges" in file.model:
+        return _sentencepiece(file)
+    return _bpe(file)
 
 
 def _end(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> int:
@@ -207,20 +204,20 @@ def _characters(tokenizer: CharTokenizer) -> _Vocabulary:
     return _Vocabulary(tokens, types, _byte_level("qwen2", list(dict.fromkeys(merges))), [], [])
 
 
-def _bpe(description: dict[str, Any]) -> _Vocabulary:
+def _bpe(file: TokenizerFile) -> _Vocabulary:
     try:
-        check(description)
+        _ = file.byte_level
     except InputError as error:
         raise InputError(
             f"llama.cpp does not support this tokenizer ({error}): export with --to hf"
         ) from None
-    for token in added_tokens(description):
+    for token in file.added:
         for name in ("lstrip", "rstrip", "single_word"):
             if token.get(name) and not token["special"]:
                 raise _refused(f"the added token {token['content']!r:.40} with {name}")
-    merges = list(map(" ".join, merged_pairs(description["model"])))
-    ignored = bool(description["model"].get("ignore_merges"))
-    rule = _NAMES.get((tuple(word_rules(description["pre_tokenizer"])), ignored))
+    merges = list(map(" ".join, file.merges))
+    ignored = bool(file.model.get("ignore_merges"))
+    rule = _NAMES.get((tuple(word_rules(file.description["pre_tokenizer"])), ignored))
     if not merges:  # a byte tokenizer: words do not matter
         rule = "qwen2"
     if rule is None:
@@ -229,40 +226,39 @@ def _bpe(description: dict[str, Any]) -> _Vocabulary:
             "exported to GGUF (GPT-2's, Llama 3's, Qwen2's, SmolLM's): export with --to hf"
         )
     notes = []
-    if description.get("normalizer"):
+    if file.description.get("normalizer"):
         notes.append(
             "the tokenizer normalizes text to NFC, and llama.cpp does not: give it text in NFC"
         )
-    tokens, types = _tokens(description)
+    tokens, types = _tokens(file)
     return _Vocabulary(tokens, types, _byte_level(rule, merges), [], notes)
 
 
-def _tokens(description: dict[str, Any]) -> tuple[list[str], list[int]]:
+def _tokens(file: TokenizerFile) -> tuple[list[str], list[int]]:
     """The tokens and their types by id; `InputError` if ids have gaps."""
-    names = names_of(description)
-    if sorted(names) != list(range(len(names))):
-        raise _refused(f"ids that are not 0 to {len(names) - 1:,}")
-    types = [NORMAL] * len(names)
-    for token in added_tokens(description):
+    if file.size > len(file.names):
+        raise _refused(f"ids that are not 0 to {len(file.names) - 1:,}")
+    types = [NORMAL] * file.size
+    for token in file.added:
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
-    return [names[number] for number in range(len(names))], types
+    return [file.names[number] for number in range(file.size)], types
 
 
 # --- BPE over characters with byte fallback --------------------------------------------------
 
 
-def _sentencepiece(description: dict[str, Any]) -> _Vocabulary:
+def _sentencepiece(file: TokenizerFile) -> _Vocabulary:
     """For a tokenizer of Llama 2's kind that the tokenizers library loads.
 
     Raises:
         InputError: naming a rule that llama.cpp does not have.
     """
-    model = description["model"]
-    spaced, notes = _spaces(description)
+    model = file.model
+    spaced, notes = _spaces(file.description)
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(name):
             raise _refused(f"{name}={model[name]!r:.40}")
-    tokens, types = _tokens(description)
+    tokens, types = _tokens(file)
     missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in model["vocab"]]
     if missing:
         raise _refused(f"no token for byte {missing[0]}")
@@ -272,7 +268,7 @@ def _sentencepiece(description: dict[str, Any]) -> _Vocabulary:
         elif types[number] == NORMAL and _BYTE.fullmatch(name):
             types[number] = BYTE
     of_type = list(zip(tokens, types, strict=True))
-    scores = _scores(merged_pairs(model), {name for name, kind in of_type if kind == NORMAL})
+    scores = _scores(file.merges, {name for name, kind in of_type if kind == NORMAL})
     spelled = [name for name, kind in of_type if kind in (UNKNOWN, CONTROL, BYTE)]
     reached = [name for name in spelled if _splits(name, model["vocab"])]
     if reached:

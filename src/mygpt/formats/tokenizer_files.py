@@ -23,13 +23,9 @@ from mygpt.tokenization.base import read_json
 from mygpt.tokenization.ends import read_settings
 from mygpt.tokenization.tokenizer_json import (
     BYTE_LEVEL,
-    added_tokens,
-    complete_json,
+    TokenizerFile,
     describe,
     is_single_character,
-    names_of,
-    numbered,
-    remaining_merges,
     split_at,
 )
 from mygpt.tokenization.words import QWEN_2
@@ -307,11 +303,10 @@ def _with_added_tokens(
     folder: Path, description: dict[str, Any], tokens: _AddedTokens, rows: int
 ) -> tuple[dict[str, Any], list[str]]:
     """The description with missing tokens added, and special ones past the rows dropped."""
-    names_of(description)  # raises for an invalid one
-    with complete_json():
-        added = {token["content"]: dict(token) for token in added_tokens(description)}
-        special = {name for name, token in added.items() if token["special"]}
-    known = {name: number for number, name in numbered(description["model"])}
+    file = TokenizerFile(description)
+    added = {token["content"]: dict(token) for token in file.added}
+    special = {file.names[number] for number in file.special}
+    known = {name: number for number, name in file.numbered}
     reached = max((token["id"] for token in added.values()), default=-1)
     for token in tokens.listed:
         content = token["content"]
@@ -336,7 +331,7 @@ def _with_added_tokens(
         )
     described = {
         **description,
-        "model": _without(description["model"], past),
+        "model": _without(file, past),
         "added_tokens": [token for name, token in added.items() if name not in past],
     }
     shown = ", ".join(repr(name)[:40] for name in sorted(past - tokens.implied)[:5])
@@ -347,14 +342,14 @@ def _with_added_tokens(
     return described, [note] if shown else []
 
 
-def _without(model: dict[str, Any], names: set[str]) -> dict[str, Any]:
+def _without(file: TokenizerFile, names: set[str]) -> dict[str, Any]:
     """The model of a tokenizer without some of its last tokens."""
-    known = [name for _, name in numbered(model) if name in names]
+    model, known = file.model, [name for _, name in file.numbered if name in names]
     if not known:
         return model
     if isinstance(model["vocab"], list):
         return {**model, "vocab": model["vocab"][: -len(known)]}
     vocab = {name: number for name, number in model["vocab"].items() if name not in names}
     return {**model, "vocab": vocab} | (
-        {"merges": remaining_merges(model, names)} if "merges" in model else {}
+        {"merges": file.merges_without(names)} if "merges" in model else {}
     )

@@ -24,7 +24,7 @@ from mygpt.tokenization import (
     from_tokenizer_json,
     load_tokenizer,
 )
-from mygpt.tokenization.tokenizer_json import added_tokens, names_of
+from mygpt.tokenization.tokenizer_json import TokenizerFile
 
 _PADDING = 64  # many models pad their rows to a multiple of this
 _STAGES = ("normalizer", "pre_tokenizer", "decoder", "model")
@@ -51,37 +51,34 @@ def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, lis
         InputError: if there is none, it cannot be read, or it has more ids than the model.
     """
     description, end, dropped = read_description(folder, vocab_size)
-    found = max(names_of(description)) + 1
-    vocab_size = found if vocab_size is None else vocab_size
-    ours = own_tokenizer(description)
+    file = TokenizerFile(description)
+    vocab_size = file.size if vocab_size is None else vocab_size
+    ours = own_tokenizer(file)
     if ours is not None and ours.vocab_size == vocab_size:
         return ours, []
-    tokenizer, notes = from_tokenizer_json(
-        description, folder, vocab_size=vocab_size, implied_end=end
-    )
-    return tokenizer, dropped + notes + _padding_notes(found, vocab_size)
+    tokenizer, notes = from_tokenizer_json(file, folder, vocab_size=vocab_size, implied_end=end)
+    return tokenizer, dropped + notes + _padding_notes(file.size, vocab_size)
 
 
-def own_tokenizer(description: dict[str, Any]) -> Tokenizer | None:
+def own_tokenizer(file: TokenizerFile) -> Tokenizer | None:
     """The character or byte tokenizer whose export a `tokenizer.json` is; else None.
 
     Also after transformers saved the file again.
     """
-    names = names_of(description)
-    by_id = [names[number] for number in sorted(names)]
+    by_id = [file.names[number] for number in sorted(file.names)]
     end = by_id[-1] == END_OF_TEXT
     try:
         candidates = [ByteTokenizer(), CharTokenizer(by_id[: len(by_id) - end], end_of_text=end)]
     except InputError:  # not characters
         candidates = [ByteTokenizer()]
-    same = (made for made in candidates if _essence(made.to_json()) == _essence(description))
-    return next(same, None)
+    wanted = _essence(file)
+    return next((t for t in candidates if _essence(TokenizerFile(t.to_json())) == wanted), None)
 
 
-def _essence(description: dict[str, Any]) -> list[Any]:
+def _essence(file: TokenizerFile) -> list[Any]:
     """The parts of a `tokenizer.json` that determine ids and text."""
-    added = [(t.get("id"), t.get("content"), t.get("special")) for t in added_tokens(description)]
-    return [*map(description.get, _STAGES), added]
+    added = [(token["id"], token["content"], token["special"]) for token in file.added]
+    return [*map(file.description.get, _STAGES), added]
 
 
 def named_tokenizer(path: str) -> Tokenizer:

@@ -13,7 +13,7 @@ from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.ends import end_notes, find_ends
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.simple import ByteTokenizer, CharTokenizer
-from mygpt.tokenization.tokenizer_json import check, ids_around, names_of
+from mygpt.tokenization.tokenizer_json import TokenizerFile
 
 __all__ = [
     "END_OF_TEXT",
@@ -63,7 +63,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if "chars" in content:
             return CharTokenizer.from_state(content)
         if "model" in content:
-            return from_tokenizer_json(content, Path(path).parent)[0]
+            return from_tokenizer_json(TokenizerFile(content), Path(path).parent)[0]
         raise InputError(
             'it is not a tokenizer: it has neither "chars" (of a character tokenizer) nor '
             '"model" (of a tokenizer.json)'
@@ -73,7 +73,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def from_tokenizer_json(
-    description: dict[str, Any],
+    file: TokenizerFile,
     folder: Path,
     *,
     vocab_size: int | None = None,
@@ -86,8 +86,8 @@ def from_tokenizer_json(
     other than `<|endoftext|>`, or ids without a token.
 
     Args:
-        description: the JSON object.
-        folder: the folder of the file, whose configuration files may name the end-of-text token.
+        file: the `tokenizer.json`.
+        folder: its folder, whose configuration files may name the end-of-text token.
         vocab_size: V of the model; None is the tokenizer's.
         implied_end: the end-of-text token that the tokenizer's class implies.
 
@@ -97,15 +97,10 @@ def from_tokenizer_json(
     Raises:
         InputError: if neither class supports it.
     """
-    size = max(names_of(description)) + 1 if vocab_size is None else vocab_size
-    end, others, notes = find_ends(description, folder, vocab_size=vocab_size, implied=implied_end)
-    with suppress(InputError):  # it is not byte-level BPE
-        plain = not others and not ids_around(description, "cls")
-        if plain and check(description).end_of_text == end:
-            bpe = BPETokenizer(description)
-            if bpe.vocab_size == size:
-                return bpe, notes
-    foreign = ForeignTokenizer(
-        description, end_of_text=end, other_ends=others, vocab_size=vocab_size
-    )
+    end, others, notes = find_ends(file, folder, vocab_size=vocab_size, implied=implied_end)
+    if not others and not file.ids_around("cls") and vocab_size in (None, file.size):
+        with suppress(InputError):  # it is not byte-level BPE
+            if file.byte_level.end_of_text == end:
+                return BPETokenizer(file), notes
+    foreign = ForeignTokenizer(file, end_of_text=end, other_ends=others, vocab_size=vocab_size)
     return foreign, notes

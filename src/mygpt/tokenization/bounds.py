@@ -8,10 +8,13 @@ and the length of the result, given the length of the text.
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mygpt.errors import InputError
 from mygpt.tokenization.library import refusals
+
+if TYPE_CHECKING:
+    from mygpt.tokenization.tokenizer_json import TokenizerFile
 
 # "Usual" is the maximum in published tokenizers.
 _MOST_STEPS = 100  # of a normaliser or another part; usual: 10
@@ -20,49 +23,42 @@ _LONGEST_TOKEN = 2**12  # characters; usual: some hundred, for runs of spaces
 _LONGEST_WORD = 1000  # characters; WordPiece's time grows with their cube; usual: 100
 _LONGEST_TEXT = 1000  # characters of a text that a step inserts
 _LONGEST_REGEX = 2**14
-_MOST_AROUND = 1000  # tokens and texts in a post-processor's template
+MOST_AROUND = 1000  # tokens that a post-processor adds to a text
 _MOST_ADDED, _MOST_ADDED_CHARACTERS = 2**18, 2**24  # added tokens: each is searched for in a text
 _PARTS = {
     "normalizer": "normalizers",
     "pre_tokenizer": "pretokenizers",
     "decoder": "decoders",
-    "post_processor": "processors",
 }  # parts of a tokenizer.json, and the key of the steps in a part of type Sequence
 _INSERTED = ("prepend", "content", "prefix", "suffix", "replacement", "word_delimiter_token")
 
 
-def check_bounds(description: dict[str, Any]) -> None:
+def check_bounds(file: TokenizerFile) -> None:
     """Raise `InputError` if a tokenizer.json exceeds a limit of this module.
 
     Other errors in the file are not checked here: the library refuses them.
     """
     for part in _PARTS:
-        steps = _steps(part, description.get(part))
-        if part in ("normalizer", "decoder"):
+        steps = _steps(part, file.description.get(part))
+        if part != "pre_tokenizer":
             _check_growth(part, steps)
         for step in steps:
             _check_step(part, step)
-    added = [token.get("content") for token in _objects(description.get("added_tokens"))]
-    _limit("added tokens", len(added), _MOST_ADDED)
-    _limit("characters in added tokens", sum(map(_length, added)), _MOST_ADDED_CHARACTERS)
-    model = description.get("model")
-    if not isinstance(model, dict):
-        return
-    longest = model.get("max_input_chars_per_word")
+    limit("added tokens", len(file.added), _MOST_ADDED)
+    characters = sum(len(token["content"]) for token in file.added)
+    limit("characters in added tokens", characters, _MOST_ADDED_CHARACTERS)
+    longest = file.model.get("max_input_chars_per_word")
     if isinstance(longest, int):
-        _limit("characters per word (max_input_chars_per_word)", longest, _LONGEST_WORD)
-    vocab = model.get("vocab")
-    names = list(vocab) if isinstance(vocab, dict) else []
-    if isinstance(vocab, list):  # Unigram: pairs of a token and its log-probability
-        names = [pair[0] for pair in vocab if isinstance(pair, list) and pair]
-    _limit("characters in a token", max(map(_length, names + added), default=0), _LONGEST_TOKEN)
+        limit("characters per word (max_input_chars_per_word)", longest, _LONGEST_WORD)
+    limit("characters in a token", max(map(len, file.names.values())), _LONGEST_TOKEN)
 
 
 def _refused(what: str) -> InputError:
     return InputError(f"the tokenizer {what}: the file is damaged or malicious; use another one")
 
 
-def _limit(what: str, found: int, most: int) -> None:
+def limit(what: str, found: int, most: int) -> None:
+    """Raise `InputError` if a tokenizer.json has more than `most` of something."""
     if found > most:
         raise _refused(f"has {found!s:.20} {what}, more than the limit of {most:,}")
 
@@ -87,7 +83,7 @@ def _steps(part: str, content: Any) -> list[dict[str, Any]]:
             waiting += reversed(_objects(inner))
         else:
             found.append(step)
-        _limit(f"steps or more in its {part}", len(found) + len(waiting), _MOST_STEPS)
+        limit(f"steps or more in its {part}", len(found) + len(waiting), _MOST_STEPS)
     return found
 
 
@@ -134,17 +130,15 @@ def _matches_nothing(regex: str) -> bool:
 
 def _check_step(part: str, step: dict[str, Any]) -> None:
     for name in _INSERTED:
-        _limit(f"characters inserted by a {part}", _length(step.get(name)), _LONGEST_TEXT)
+        limit(f"characters inserted by a {part}", _length(step.get(name)), _LONGEST_TEXT)
     pattern = step.get("pattern")
     longest = max(map(_length, pattern.values()), default=0) if isinstance(pattern, dict) else 0
-    _limit(f"characters in a pattern of its {part}", longest, _LONGEST_REGEX)
+    limit(f"characters in a pattern of its {part}", longest, _LONGEST_REGEX)
     kind = step.get("type")
     if kind == "FixedLength" and step.get("length") == 0:
         raise _refused("splits text into words of length 0")
     if kind == "Precompiled":
         _check_charsmap(step.get("precompiled_charsmap"))
-    if kind == "TemplateProcessing":
-        _check_template(step)
 
 
 def _check_charsmap(table: Any) -> None:
@@ -157,19 +151,4 @@ def _check_charsmap(table: Any) -> None:
     except ValueError:
         raise _refused("has a normalizer whose table cannot be read") from None
     texts = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
-    _limit("bytes in a text that replaces a character", max(map(len, texts)), 4 * _MOST_GROWTH)
-
-
-def _check_template(step: dict[str, Any]) -> None:
-    """Refuse templates that insert a text twice, or many tokens around it."""
-    special = step.get("special_tokens")
-    tokens = special if isinstance(special, dict) else {}
-    for side in ("single", "pair"):
-        pieces = _objects(step.get(side))
-        named = _objects([piece.get("SpecialToken") for piece in pieces])
-        put = _objects([tokens.get(str(name.get("id"))) for name in named])
-        ids = sum(len(token["ids"]) for token in put if isinstance(token.get("ids"), list))
-        _limit("tokens around a text", max(len(pieces), ids), _MOST_AROUND)
-        texts = [str(piece["Sequence"])[:99] for piece in pieces if "Sequence" in piece]
-        if len(set(texts)) < len(texts):
-            raise _refused("inserts a text twice")
+    limit("bytes in a text that replaces a character", max(map(len, texts)), 4 * _MOST_GROWTH)

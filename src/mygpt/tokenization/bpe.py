@@ -25,10 +25,8 @@ from mygpt.tokenization.tokenizer_json import (
     OWN_RULE,
     SYMBOLS,
     ByteLevel,
+    TokenizerFile,
     bpe_model,
-    build,
-    byte_tokens,
-    check,
     describe,
     to_symbols,
 )
@@ -50,7 +48,7 @@ class BPETokenizer(Tokenizer):
     """Byte-level BPE.
 
     Args:
-        description: the JSON object in a `tokenizer.json`; `train` creates one.
+        content: a `tokenizer.json`, or the JSON object in it; `train` creates one.
 
     Raises:
         InputError: if it is not byte-level BPE, or incomplete.
@@ -58,14 +56,12 @@ class BPETokenizer(Tokenizer):
 
     kind = "bpe"
 
-    def __init__(self, description: dict[str, Any]) -> None:
-        self._description = description
-        contents = check(description)
-        library = build(description)
-        self.tokens = byte_tokens(description, library.get_vocab_size())
-        self.control, self.end_of_text = contents.control, contents.end_of_text
-        self.uses_own_rule = contents.own_rule
-        self.encoder = WordEncoder(contents, library)
+    def __init__(self, content: dict[str, Any] | TokenizerFile) -> None:
+        file = TokenizerFile.of(content)
+        self._description = file.description
+        self.control, self.end_of_text = frozenset(file.special), file.byte_level.end_of_text
+        self.encoder = WordEncoder(file.byte_level, file.build())
+        self.tokens = file.byte_tokens(file.size)
 
     @classmethod
     def train(cls, pieces: Iterable[str | bytes], vocab_size: int) -> BPETokenizer:
@@ -145,13 +141,13 @@ class WordEncoder:
     """Encodes text by byte-level BPE, in parts that do not depend on the text around them.
 
     Args:
-        contents: of the `tokenizer.json`.
+        rules: of the `tokenizer.json`.
         library: the library's tokenizer of it.
     """
 
-    def __init__(self, contents: ByteLevel, library: tokenizers.Tokenizer) -> None:
-        self._contents, self._library = contents, library
-        self._splitter = None if contents.rule is None else WordSplitter(contents.rule)
+    def __init__(self, rules: ByteLevel, library: tokenizers.Tokenizer) -> None:
+        self.rules, self._library = rules, library
+        self._splitter = None if rules.rule is None else WordSplitter(rules.rule)
         self._words = _Words(library.model)
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
@@ -160,7 +156,7 @@ class WordEncoder:
         if self._splitter is None:
             yield from self._by_library(texts)
             return
-        if self._contents.own_rule:
+        if self.rules.own_rule:
             some = self._splitter.split_pieces(texts)
         else:
             some = map(self._splitter.split, _chunks(texts, _CHUNK))
@@ -176,7 +172,7 @@ class WordEncoder:
 
     def _by_library(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
         """For a rule that is not known here, or a tokenizer that changes or adds words."""
-        if not self._contents.splits_at_spaces:
+        if not self.rules.splits_at_spaces:
             yield np.array(encode(self._library, ["".join(texts)])[0], np.int64)
             return
         for text in _chunks(texts, _CHUNK):

@@ -9,13 +9,7 @@ from typing import Any, NamedTuple
 from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization.base import END_OF_TEXT, Tokenizer
 from mygpt.tokenization.bpe import BPETokenizer
-from mygpt.tokenization.tokenizer_json import (
-    complete_json,
-    ids_around,
-    is_single_character,
-    names_of,
-    special_ids,
-)
+from mygpt.tokenization.tokenizer_json import TokenizerFile, is_single_character
 
 # Files that name the end-of-text token by its text, and by its id.
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -41,7 +35,7 @@ class Ends(NamedTuple):
 
 
 def find_ends(
-    description: dict[str, Any],
+    file: TokenizerFile,
     folder: Path,
     *,
     vocab_size: int | None = None,
@@ -55,19 +49,19 @@ def find_ends(
     longer than one character.
 
     Args:
-        description: the tokenizer.json.
+        file: the tokenizer.json.
         folder: the folder of the configuration files.
         vocab_size: V of the model. config.json is then read too, and an id without a token may
             end texts. None if there is no model.
         implied: the token that the tokenizer's class implies.
     """
-    search = _Search(description, folder, vocab_size or 0)
+    search = _Search(file, folder, vocab_size or 0)
     end = search.by_text()
-    for file in _BY_ID[: 1 if vocab_size is None else 2]:
-        if (found := search.by_id(file, end)) is not None:
+    for place in _BY_ID[: 1 if vocab_size is None else 2]:
+        if (found := search.by_id(place, end)) is not None:
             return found
     if end is None:
-        appended = map(search.names.get, ids_around(description, "sep"))
+        appended = map(file.names.get, file.ids_around("sep"))
         end = search.by_name([implied, *appended, *END_NAMES])
     return Ends(end, (), search.notes)
 
@@ -76,18 +70,16 @@ class _Search:
     """Searches for the tokens that end a text, and collects notes.
 
     Args:
-        description: the tokenizer.json.
+        file: the tokenizer.json.
         folder: the folder of the configuration files.
         vocab_size: ids without a token are usable below it.
     """
 
-    def __init__(self, description: dict[str, Any], folder: Path, vocab_size: int) -> None:
+    def __init__(self, file: TokenizerFile, folder: Path, vocab_size: int) -> None:
         self.notes: list[str] = []
-        self.names = names_of(description)
-        with complete_json():
-            self._special = special_ids(description)
+        self._names, self._special = file.names, file.special
         self._folder, self._vocab_size = folder, vocab_size
-        self._ids = {name: number for number, name in self.names.items()}
+        self._ids = {name: number for number, name in file.names.items()}
 
     def by_text(self) -> int | None:
         """The end-of-text id from the file that names the token by its text."""
@@ -114,13 +106,13 @@ class _Search:
             if listed and end is None:
                 self._ignore(file, listed)
             return None
-        named = [number for number in usable if number in self.names]
+        named = [number for number in usable if number in self._names]
         if end is None and named:
             end = named[0]
-            self.notes.append(f"texts end with {self.names[end]!r:.40}, id {end}, from {file}")
+            self.notes.append(f"texts end with {self._names[end]!r:.40}, id {end}, from {file}")
         others = tuple(number for number in usable if number != end)
         if others:
-            shown = ", ".join(repr(self.names.get(n, n)) for n in others[:8])
+            shown = ", ".join(repr(self._names.get(n, n)) for n in others[:8])
             verb = "end" + "s" * (len(others) == 1)
             self.notes.append(f"{shown:.120} in {file} also {verb} a text")
         return Ends(end, others, self.notes)
@@ -145,15 +137,15 @@ class _Search:
         """Whether an id is a special token, has more than one character, or is a free row."""
         if type(number) is not int or number < 0:
             return False
-        if number not in self.names:
+        if number not in self._names:
             return number < self._vocab_size
-        return number in self._special or not is_single_character(self.names[number])
+        return number in self._special or not is_single_character(self._names[number])
 
 
 def end_notes(tokenizer: Tokenizer) -> list[str]:
     """A note on which tokens begin and end documents; empty for a tokenizer that mygpt trained."""
     trained_here = tokenizer.kind in ("char", "byte") or (
-        isinstance(tokenizer, BPETokenizer) and tokenizer.uses_own_rule
+        isinstance(tokenizer, BPETokenizer) and tokenizer.encoder.rules.own_rule
     )
     if trained_here and tokenizer.end_of_text is not None:
         return []

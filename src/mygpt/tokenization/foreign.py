@@ -16,6 +16,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -26,14 +27,7 @@ from mygpt.errors import InputError, require_int
 from mygpt.tokenization.base import IncrementalDecoder, Tokenizer, check_ids, checked, shared_start
 from mygpt.tokenization.bpe import WordEncoder
 from mygpt.tokenization.library import encode, encoding, refusals
-from mygpt.tokenization.tokenizer_json import (
-    Contents,
-    byte_tokens,
-    check,
-    ids_around,
-    parse,
-    special_ids,
-)
+from mygpt.tokenization.tokenizer_json import TokenizerFile
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")  # the library's parser accepts a sign
 # A token decoded together with others, so that these are not at the beginning or end of the text.
@@ -51,7 +45,7 @@ class ForeignTokenizer(Tokenizer):
     outside its vocabulary the tokenizer gives its unknown token, nothing, or an `InputError`.
 
     Args:
-        description: the JSON object in a `tokenizer.json`.
+        content: a `tokenizer.json`, or the JSON object in it.
         end_of_text: the id between documents, treated as a control token; None if there is none.
         other_ends: further ids that end a text when they are sampled, also control tokens.
         vocab_size: V of the model, if that has more rows than there are tokens; ids without a
@@ -66,47 +60,44 @@ class ForeignTokenizer(Tokenizer):
 
     def __init__(
         self,
-        description: dict[str, Any],
+        content: dict[str, Any] | TokenizerFile,
         *,
         end_of_text: int | None = None,
         other_ends: Iterable[int] = (),
         vocab_size: int | None = None,
     ) -> None:
-        self._description = description
+        file = TokenizerFile.of(content)
+        self._description, self._names, self._unknown = file.description, file.names, file.unknown
+        if end_of_text is not None and (
+            type(end_of_text) is not int or end_of_text not in file.names
+        ):
+            raise InputError(f"end_of_text={end_of_text!r} is not an id of this tokenizer")
         self.end_of_text, self.other_ends = end_of_text, tuple(other_ends)
-        self._contents = contents = parse(description, end_of_text, self.other_ends)
-        self._names, self.control = contents.names, contents.control
-        least = max(self._names) + 1
-        self._size = least if vocab_size is None else vocab_size
+        self._size = file.size if vocab_size is None else vocab_size
         require_int("vocab_size", self._size, least=1)
-        if self._size < least:
+        if self._size < file.size:
             raise InputError(
-                f"the tokenizer has ids up to {least - 1:,}, but the model only {self._size:,} "
-                "rows: use the tokenizer that belongs to the model"
+                f"the tokenizer has ids up to {file.size - 1:,}, but the model only "
+                f"{self._size:,} rows: use the tokenizer that belongs to the model"
             )
-        self.beginning = tuple(ids_around(description, "cls"))
-        wrong = [number for number in self.beginning if number not in self._names]
+        self.beginning = tuple(file.ids_around("cls"))
+        wrong = [number for number in self.beginning if number not in file.names]
         wrong += [n for n in self.other_ends if type(n) is not int or not 0 <= n < self._size]
         if wrong:
             raise InputError(
                 f"the id {wrong[0]!r:.40} in its post_processor or other_ends has no token: ids "
                 f"run from 0 to {self._size - 1:,}"
             )
-        self._decoding = TokenDecoding(contents)
+        self.control, self._library = file.protected((end_of_text, *self.other_ends))
+        self._decoding = TokenDecoding(file.names, self._library.decoder)
         if self._decoding.in_bytes:
-            self.tokens = byte_tokens(description, self._size)
-        self._encoder = self._word_encoder()
-        self.is_lossless = self._encoder is not None
-
-    def _word_encoder(self) -> WordEncoder | None:
-        """The encoder of a `BPETokenizer` if it gives the same ids; it encodes piece by piece."""
-        ends = {number for number in (self.end_of_text, *self.other_ends) if number in self._names}
-        if not ends <= special_ids(self._description):
-            return None
-        try:
-            return WordEncoder(check(self._description), self._contents.library)
-        except InputError:
-            return None
+            self.tokens = file.byte_tokens(self._size)
+        # That of a `BPETokenizer` if it gives the same ids: it encodes piece by piece.
+        self.encoder: WordEncoder | None = None
+        if self.control <= file.special:
+            with suppress(InputError):
+                self.encoder = WordEncoder(file.byte_level, self._library)
+        self.is_lossless = self.encoder is not None
 
     @property
     def vocab_size(self) -> int:
@@ -130,10 +121,10 @@ class ForeignTokenizer(Tokenizer):
         Yields one row, since the library needs the complete text; but several rows if a
         `BPETokenizer` encodes in the same way.
         """
-        if self._encoder is not None:
-            yield from self._encoder.encode_pieces(pieces)
+        if self.encoder is not None:
+            yield from self.encoder.encode_pieces(pieces)
             return
-        (ids,) = encode(self._contents.library, ["".join(checked(pieces))])
+        (ids,) = encode(self._library, ["".join(checked(pieces))])
         wrong = self.control.intersection(ids)
         if wrong:
             raise InputError(
@@ -145,16 +136,16 @@ class ForeignTokenizer(Tokenizer):
 
     def encode_part(self, text: str) -> bytes:
         """The ids, int32, of a text that begins and ends where words do."""
-        if self._encoder is None:
+        if self.encoder is None:
             return super().encode_part(text)
-        return self._encoder.encode_part(text)
+        return self.encoder.encode_part(text)
 
     def chars_of_first(self, text: str, count: int) -> tuple[int, int]:
         """The number of characters that a text's first `count` ids cover, and its number of ids.
 
         Characters that the tokenizer drops count as part of the next token.
         """
-        found = encoding(self._contents.library, text)
+        found = encoding(self._library, text)
         if count >= len(found):
             return len(text), len(found)
         place = found.token_to_chars(count - 1) if count > 0 else None
@@ -165,8 +156,7 @@ class ForeignTokenizer(Tokenizer):
     @cached_property
     def unknown_id(self) -> int | None:
         """The id of the unknown token; None if there is none."""
-        unknown = self._contents.unknown
-        return next((number for number, name in self._names.items() if name == unknown), None)
+        return next((n for n, name in self._names.items() if name == self._unknown), None)
 
     @cached_property
     def falls_back_to_characters(self) -> bool:
@@ -185,7 +175,7 @@ class ForeignTokenizer(Tokenizer):
         if char.isspace() or unicodedata.category(char) in ("Cc", "Cf"):
             return False
         try:
-            (ids,) = encode(self._contents.library, [char])
+            (ids,) = encode(self._library, [char])
         except InputError:  # it raises for unknown characters
             return False
         if self.unknown_id in ids:
@@ -193,7 +183,7 @@ class ForeignTokenizer(Tokenizer):
         known = b"".join(map(self._bytes_of, ids)).strip()
         if not self._decoding.in_bytes:
             return not known
-        changed = self._contents.library.normalizer
+        changed = self._library.normalizer
         written = char if changed is None else changed.normalize_str(char)
         return len(known) < len(written.strip().encode())
 
@@ -212,7 +202,7 @@ class ForeignTokenizer(Tokenizer):
 
     def unknown_token_spans(self, text: str) -> list[tuple[int, int]]:
         """The ranges (start, end) of characters that are encoded as the unknown token."""
-        found, unknown = encoding(self._contents.library, text), self.unknown_id
+        found, unknown = encoding(self._library, text), self.unknown_id
         places = [n for n, number in enumerate(found.ids) if number == unknown]
         spans = map(found.token_to_chars, places)
         return [span for span in spans if span is not None and span[0] < span[1]]
@@ -288,18 +278,18 @@ class TokenDecoding:
     """Decodes tokens as a tokenizer's decoder does.
 
     Args:
-        contents: of the `tokenizer.json`.
+        names: the token of each id.
+        library: the library's decoder; None joins tokens by spaces.
 
     Attributes:
         names: the token of each id.
         in_bytes: whether tokens are bytes in GPT-2's alphabet, concatenated and then decoded.
     """
 
-    def __init__(self, contents: Contents) -> None:
-        self.names = contents.names
-        self._library = contents.library.decoder
+    def __init__(self, names: dict[int, str], library: Any) -> None:
+        self.names, self._library = names, library
         # As the library parsed it, since it also accepts older forms of a decoder.
-        state = None if self._library is None else json.loads(self._library.__getstate__())
+        state = None if library is None else json.loads(library.__getstate__())
         self._steps = [] if state is None else _steps(state)
         self._kinds = [step["type"] for step in self._steps]
         self.in_bytes = self._kinds[:1] == ["ByteLevel"] and set(self._kinds[1:]) <= {"Fuse"}
