@@ -7,14 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
-from mygpt.training.diagnosis import diagnose
 
 from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.cli import main
 from mygpt.cli.reproduce import read_losses
 from mygpt.json_objects import LOG_LINE, read_records
 from mygpt.training.checkpointing import read_state
-from mygpt.training.history import Validation, read_log
+from mygpt.training.history import Validation, diagnose, read_log
 from mygpt.training.run import RunFolder
 from training_runs import Runs, refusal
 
