@@ -16,7 +16,8 @@ import torch
 
 from mygpt.checkpoint.model_file import read_checkpoint, resolve
 from mygpt.cpu.decode.pack import quantize
-from mygpt.evaluation.losses import decoded_size, evaluate
+from mygpt.evaluation.losses import evaluate
+from mygpt.text.documents import TextSize
 
 
 def main(checkpoint_path: str, text_path: str) -> None:
@@ -30,8 +31,7 @@ def main(checkpoint_path: str, text_path: str) -> None:
     for name in ("float32", "int8"):
         if name == "int8":
             round_weights(model)
-        lengths = checkpoint.tokenizer.byte_lengths()
-        result = evaluate(model, tokens, config.max_seq_len, decoded_size(tokens, lengths))
+        result = evaluate(model, tokens, config.max_seq_len, TextSize(1, 1))
         bits[name] = result.loss * result.tokens / math.log(2) / (len(validation) - 1)
         print(f"{name:8} {bits[name]:.5f} bits per character, loss {result.loss:.5f}")
     print(f"int8 / float32: {bits['int8'] / bits['float32']:.5f}")

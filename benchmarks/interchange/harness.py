@@ -18,7 +18,8 @@ import numpy as np
 
 from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.decode.writer import Writer
-from mygpt.evaluation.losses import decoded_size, evaluate
+from mygpt.evaluation.losses import evaluate
+from mygpt.text.documents import TextSize
 
 _CONTEXT, _GREEDY = 12, 6  # characters of a context; tokens that are generated after it
 _TASK = """\
@@ -59,9 +60,7 @@ def judge_by_harness(
     ours = []
     for text in texts:
         ids = tokenizer.encode_array(text)
-        result = evaluate(
-            model, ids, found.config.max_seq_len, decoded_size(ids, tokenizer.byte_lengths())
-        )
+        result = evaluate(model, ids, found.config.max_seq_len, TextSize(1, 1))
         ours.append(-result.loss * result.tokens)
     return {
         "program": f"lm-evaluation-harness {version('lm_eval')}",

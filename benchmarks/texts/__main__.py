@@ -84,7 +84,7 @@ def train_and_score(text: str, minutes: float, seed: int, options: str) -> Cell:
 
 def baselines(text: str) -> Cell:
     """What needs no training: a 5-gram model and xz on the same last tenth, nats per character."""
-    from mygpt.evaluation.compression import xz_bits_per_byte
+    from mygpt.evaluation.baselines import xz_bits_per_byte
     from mygpt.evaluation.ngram import ngram_losses
 
     train, test = split(text)

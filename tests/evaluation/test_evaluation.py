@@ -17,32 +17,40 @@ from mygpt.core.tutorial import set_seed
 from mygpt.data import encode_documents, first_part, predicted_size
 from mygpt.errors import InputError
 from mygpt.evaluation import losses as evaluation
-from mygpt.evaluation.losses import Evaluation, decoded_size, evaluate, evaluate_nanogpt
+from mygpt.evaluation.losses import Evaluation, evaluate, evaluate_nanogpt
 from mygpt.text import Document
 from mygpt.text.documents import TextSize
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, ForeignTokenizer, Tokenizer
 
 
-@pytest.mark.parametrize("length", [2, 7, 8, 9, 25, 1030])
-def test_every_token_but_the_first_is_predicted_once(length: int) -> None:
-    """For full windows, with a shorter last window, with a last window of one token."""
-    tokenizer = CharTokenizer("aé🙂x", end_of_text=True)
-    set_seed(3)
-    model = GPT(5, 8, 2, 1, max_seq_len=8).train()
-    tokens = np.random.default_rng(0).integers(0, 5, length).astype(np.uint16)
+def slow_loss(model: GPT, tokens: np.ndarray, starts: list[int]) -> float:
+    """Sum of the losses; each token is predicted alone, in the first window that contains it."""
     total = 0.0
-    for i in range(1, length):
-        start = (i - 1) // 8 * 8
+    for i in range(1, len(tokens)):
+        start = next(s for s in starts if i <= s + 8)
         with torch.no_grad():
             logits, _ = model(torch.from_numpy(tokens[start:i].astype(np.int64))[None])
         total -= float(logits[0, -1].double().log_softmax(-1)[int(tokens[i])])
-    result = evaluate(model, tokens, 8, decoded_size(tokens, tokenizer.byte_lengths()))
+    return total
+
+
+@pytest.fixture
+def model() -> GPT:
+    set_seed(3)
+    return GPT(5, 8, 2, 1, max_seq_len=8).train()
+
+
+@pytest.mark.parametrize("length", [2, 7, 8, 9, 25, 1030])
+def test_every_token_but_the_first_is_predicted_once(model: GPT, length: int) -> None:
+    """For full windows, with a shorter last window, with a last window of one token."""
+    tokens = np.random.default_rng(0).integers(0, 5, length).astype(np.uint16)
+    result = evaluate(model, tokens, 8, TextSize(length - 1, 3 * length, 2 * length))
+    assert model.training
+    total = slow_loss(model.eval(), tokens, list(range(0, length, 8)))
     assert result.tokens == length - 1
     assert result.loss == pytest.approx(total / (length - 1), rel=1e-5)
-    num_bytes = len(tokenizer.decode([t for t in tokens[1:].tolist() if t != 4]).encode())
-    expected = total / math.log(2) / max(1, num_bytes)
-    assert result.bits_per_byte == pytest.approx(expected, rel=1e-5)
-    assert model.training
+    assert result.bits_per_byte == pytest.approx(total / math.log(2) / (3 * length), rel=1e-5)
+    assert result.bits_per_char == pytest.approx(total / math.log(2) / (2 * length), rel=1e-5)
 
 
 class Peaked(GPT):
@@ -64,7 +72,7 @@ REPEATED, OTHER = math.log(12 / 9), math.log(12)
 def test_the_standard_error_is_that_of_the_windows() -> None:
     """Three windows with 0, 1 and 4 tokens that are no repetition, computed by hand."""
     tokens = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 1])
-    result = evaluate(peaked(4), tokens, 4, decoded_size(tokens, np.ones(4, np.int64)))
+    result = evaluate(peaked(4), tokens, 4, TextSize(1, 1))
     losses = [REPEATED, (3 * REPEATED + OTHER) / 4, OTHER]
     assert result.loss == pytest.approx(np.mean(losses))
     assert result.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(3))
@@ -73,8 +81,7 @@ def test_the_standard_error_is_that_of_the_windows() -> None:
 
 def test_a_short_last_window_is_weighted_by_its_length() -> None:
     """A last window of one token has the weight of one token in the loss and its error."""
-    tokens = np.array([0, 0, 0, 0, 0, 1])
-    result = evaluate(peaked(4), tokens, 4, decoded_size(tokens, np.ones(4, np.int64)))
+    result = evaluate(peaked(4), np.array([0, 0, 0, 0, 0, 1]), 4, TextSize(1, 1))
     assert result.loss == pytest.approx((4 * REPEATED + OTHER) / 5)
     deviations = np.array([4 * REPEATED - 4 * result.loss, OTHER - result.loss])
     assert result.standard_error == pytest.approx(math.sqrt((deviations**2).sum() * 2) / 5)
@@ -83,16 +90,8 @@ def test_a_short_last_window_is_weighted_by_its_length() -> None:
 def test_one_window_has_no_standard_error() -> None:
     result = evaluate(peaked(8), np.zeros(9, int), 8, TextSize(8, 8))
     assert math.isnan(result.standard_error)
-
-
-def test_units() -> None:
-    """Each token has two bytes and half a character."""
-    tokens = np.array([0, 0, 0])
-    result = evaluate(peaked(2), tokens, 2, decoded_size(tokens, np.full(4, 2), 1))
-    assert result.bits_per_byte == pytest.approx(REPEATED / math.log(2) / 2)
-    assert result.bits_per_char == pytest.approx(REPEATED / math.log(2) * 2)
     assert result.perplexity == pytest.approx(12 / 9)
-    assert evaluate(peaked(2), tokens, 2, decoded_size(tokens, np.full(4, 2))).bits_per_char is None
+    assert result.bits_per_char is None
     assert Evaluation(1e9, 1, 1.0).perplexity == math.inf
 
 
@@ -160,28 +159,18 @@ def test_the_text_of_the_first_tokens_is_found() -> None:
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 12, 25, 40])
 @pytest.mark.parametrize("stride", [1, 3, 4, 7, 8])
-def test_with_a_stride_predictions_have_more_context(length: int, stride: int) -> None:
-    """Each token is predicted once; a window begins every `stride` tokens.
-
-    In the loop a token is predicted in the first window that contains it, and the last window
-    begins early enough to be of full length.
-    """
-    set_seed(3)
-    model = GPT(5, 8, 2, 1, max_seq_len=8).eval()
+def test_with_a_stride_predictions_have_more_context(model: GPT, length: int, stride: int) -> None:
+    """A window begins every `stride` tokens; the last one early enough to be of full length."""
     tokens = np.random.default_rng(0).integers(0, 5, length)
     starts = list(range(0, max(1, length - 8), stride))
     last = starts[-1] + 8
     if last < length - 1:
         starts.append(last if stride == 8 else length - 9)
-    total = 0.0
-    for i in range(1, length):
-        start = next(s for s in starts if i <= s + 8)
-        with torch.no_grad():
-            logits, _ = model(torch.from_numpy(tokens[start:i])[None])
-        total -= float(logits[0, -1].double().log_softmax(-1)[int(tokens[i])])
-    result = evaluate(model, tokens, 8, TextSize(len(tokens) - 1, len(tokens) - 1), stride=stride)
-    assert result.loss == pytest.approx(total / (length - 1), rel=1e-5)
+    result = evaluate(model.eval(), tokens, 8, TextSize(1, 1), stride=stride)
+    assert result.loss == pytest.approx(slow_loss(model, tokens, starts) / (length - 1), rel=1e-5)
     assert result.tokens == length - 1
+    if stride == 8:
+        assert evaluate(model, tokens, 8, TextSize(1, 1)).loss == result.loss
 
 
 def test_overlapping_windows_are_not_treated_as_independent() -> None:
@@ -199,24 +188,17 @@ def test_overlapping_windows_are_not_treated_as_independent() -> None:
     assert np.mean(ratios) == pytest.approx(1, abs=0.15)
 
 
-def test_a_stride_of_the_window_length_is_the_default() -> None:
-    model, size = GPT(5, 8, 2, 1, max_seq_len=8), TextSize(1, 1)
-    tokens = np.random.default_rng(0).integers(0, 5, 100)
-    assert evaluate(model, tokens, 8, size, stride=8) == evaluate(model, tokens, 8, size)
-
-
 @pytest.mark.parametrize("stride", [-1, 0, 9])
-def test_strides_out_of_range_are_refused(stride: int) -> None:
-    model = GPT(5, 8, 2, 1, max_seq_len=8)
+def test_strides_out_of_range_are_refused(model: GPT, stride: int) -> None:
     with pytest.raises(InputError, match=f"stride={stride} must be at least 1 and at most"):
         evaluate(model, np.zeros(9, int), 8, TextSize(8, 8), stride=stride)
 
 
 def test_large_vocabularies_are_evaluated_in_smaller_batches(
-    monkeypatch: pytest.MonkeyPatch,
+    model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the logits fit in memory; the loss is the same."""
-    model, size = GPT(5, 8, 2, 1, max_seq_len=8).eval(), TextSize(1, 1)
+    size = TextSize(1, 1)
     tokens = np.random.default_rng(0).integers(0, 5, 100)
     expected = evaluate(model, tokens, 8, size)
     rows: list[int] = []
@@ -238,10 +220,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_windows_are_drawn_as_in_nanogpts_train_py() -> None:
+def test_windows_are_drawn_as_in_nanogpts_train_py(model: GPT) -> None:
     """There: `torch.randint(len(data) - block_size, (batch_size,))`, and the mean of the means."""
-    set_seed(3)
-    model = GPT(5, 8, 2, 1, max_seq_len=8).train()
     data = torch.from_numpy(np.random.default_rng(0).integers(0, 5, 300))
     generator = torch.Generator().manual_seed(7)
     means = []
@@ -250,7 +230,7 @@ def test_windows_are_drawn_as_in_nanogpts_train_py() -> None:
         x = torch.stack([data[i : i + 8] for i in starts])
         y = torch.stack([data[i + 1 : i + 9] for i in starts])
         means.append(model(x, y)[1].item())
-    size = decoded_size(data.numpy(), np.full(5, 2), 299)
+    size = TextSize(299, 598, 299)
     result = evaluate_nanogpt(model, data.numpy(), size, seed=7)
     assert result.loss == pytest.approx(np.mean(means), rel=1e-6)
     assert (result.tokens, result.seq_len) == (5 * 64 * 8, 8)
@@ -269,7 +249,7 @@ def test_the_standard_error_of_random_windows() -> None:
     spread = np.std([result.loss for result in results], ddof=1)
     error = np.mean([result.standard_error for result in results])
     assert spread == pytest.approx(error, rel=0.3)
-    full = evaluate(peaked(8), tokens, 8, decoded_size(tokens, np.ones(4, np.int64))).loss
+    full = evaluate(peaked(8), tokens, 8, TextSize(1, 1)).loss
     assert np.mean([result.loss for result in results]) == pytest.approx(full, abs=error)
 
 
@@ -282,8 +262,7 @@ def test_random_windows_are_of_256_tokens_or_the_models_window() -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_an_error_restores_the_mode_of_the_model() -> None:
-    model = GPT(5, 8, 2, 1, max_seq_len=8).train()
+def test_an_error_restores_the_mode_of_the_model(model: GPT) -> None:
     with pytest.raises(InputError, match="exceeds"):
         evaluate(model, np.zeros(30, int), 9, TextSize(29, 29))
     assert model.training

@@ -23,8 +23,9 @@ from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.data import encode_documents
 from mygpt.errors import CheckpointError, DivergedError, InputError, Interrupted, StorageError
-from mygpt.evaluation.losses import decoded_size, evaluate
+from mygpt.evaluation.losses import evaluate
 from mygpt.text import read_corpus
+from mygpt.text.documents import TextSize
 from mygpt.training.config import PRESETS, TrainConfig, preset_options
 from mygpt.training.events import Evaluated, Event, Finished, Note, Sampled, Started, StepDone
 from training_runs import assert_same, log, silent
@@ -178,7 +179,7 @@ def test_best_is_the_lowest_validation_loss(text: str, tmp_path: Path) -> None:
     # The file holds the very weights that were scored.
     tokens = encode_documents(read_corpus([str(backwards)]).documents, checkpoint.tokenizer)
     model = checkpoint.build_model()
-    again = evaluate(model, tokens, 16, decoded_size(tokens, checkpoint.tokenizer.byte_lengths()))
+    again = evaluate(model, tokens, 16, TextSize(1, 1))
     assert again.loss == pytest.approx(losses[best], rel=1e-6)
 
 

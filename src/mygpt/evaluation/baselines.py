@@ -1,100 +1,87 @@
 """All baselines of a text, in units that are comparable across tokenizers.
 
+The compressed size of a text is one of them: a model that predicts compresses. gzip compresses the
+text alone, so `gzip -9 < FILE | wc -c` gives the same number. xz and zstd also get the training
+text, as a model does: counted is by how much the text makes the result longer.
+
 Letters: V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gzip
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.errors import InputError
-from mygpt.evaluation import compression, ngram
+from mygpt.evaluation import ngram
 from mygpt.text import Document
-from mygpt.text.documents import TextSize, bytes_of, chars_of
+from mygpt.text.documents import TextSize, as_bytes, bytes_of, chars_of
+
+# xz takes about 0.7 s per megabyte, and the training text is compressed twice.
+MOST_BEFORE_BYTES = 2**20  # the last bytes of the training text
+MOST_XZ_BYTES = 2**18  # the first bytes of the text
+MOST_GZIP_BYTES = 2**22  # the first bytes of the text
+_ZSTD_LEVEL = 19
+_DICTIONARY_BYTES = 2**21  # holds both texts; the preset's 64 MiB would take 640 MiB of memory
 
 
 @dataclass(frozen=True)
 class Row:
-    """One baseline as a table row.
+    """One baseline as a table row."""
 
-    Attributes:
-        name: for example "5-gram".
-        bits_per_byte: of the text.
-        loss: nats per token; None for a compressor.
-    """
-
-    name: str
+    name: str  # for example "5-gram"
     bits_per_byte: float
-    loss: float | None
+    loss: float | None  # nats per token; None for a compressor
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Losses of simpler models (nats per token) and sizes by compressors (bits per byte).
+    """Losses of simpler models and sizes by compressors on one text."""
 
-    Attributes:
-        uniform: predicting every token with probability 1/V.
-        unigram: token frequencies; None, as the next two, without a training text.
-        bigram: predicting from one token before.
-        fivegram: predicting from four tokens before.
-        gzip: the text alone.
-        xz: the text after the training text, or alone without one; None where this Python was
-            built without lzma.
-        zstd: as xz; None where there is no zstd.
-        tokens: number of tokens of the text.
-        num_bytes: number of bytes of the text.
-        num_chars: number of characters of the text; None where it is bytes.
-        learned_tokens: number of tokens that the n-gram models were trained on.
-        scored_tokens: number of tokens that the n-gram models predicted.
-        predicted: size of the part that a language model predicts (all but the first token), used
-            to convert losses to bits; None is all of the text.
-    """
-
-    uniform: float
-    unigram: float | None
-    bigram: float | None
-    fivegram: float | None
-    gzip: float
-    xz: float | None
-    zstd: float | None
+    # Nats per token; the last three are None without a training text.
+    uniform: float  # every token has probability 1/V
+    unigram: float | None  # token frequencies
+    bigram: float | None  # from one token before
+    fivegram: float | None  # from four tokens before
+    # Bits per byte; None where the compressor is not installed.
+    gzip: float  # of the text alone
+    xz: float | None  # of the text after the training text, or alone without one
+    zstd: float | None  # as xz
+    # The text's size; the number of characters is None if it is bytes.
     tokens: int
     num_bytes: int
     num_chars: int | None
-    learned_tokens: int
-    scored_tokens: int
-    predicted: TextSize | None = None
+    learned_tokens: int  # tokens that the n-gram models were trained on
+    scored_tokens: int  # tokens that they predicted
+    # The part that a language model predicts (all but the first token), to convert losses to bits.
+    predicted: TextSize
 
     def bits_per_byte(self, loss: float) -> float:
         """A loss in nats per token as bits per byte of the text, a model's or a baseline's."""
-        size = self.predicted or TextSize(self.tokens, self.num_bytes, self.num_chars)
-        return size.bits_per_byte(loss)
-
-    def bits_per_char(self, bits_per_byte: float) -> float | None:
-        """Bits per byte of the text as bits per character; None where it is bytes."""
-        return bits_per_byte * self.num_bytes / self.num_chars if self.num_chars else None
+        return self.predicted.bits_per_byte(loss)
 
     def rows(self) -> list[Row]:
         """The baselines that were computed, from worst to best."""
-        losses = {
-            "uniform": self.uniform,
-            "unigram": self.unigram,
-            "bigram": self.bigram,
-            "5-gram": self.fivegram,
-        }
-        rows = [
-            Row(name, self.bits_per_byte(loss), loss)
-            for name, loss in losses.items()
-            if loss is not None
+        losses = [
+            ("uniform", self.uniform),
+            ("unigram", self.unigram),
+            ("bigram", self.bigram),
+            ("5-gram", self.fivegram),
         ]
-        rows.append(Row("gzip -9", self.gzip, None))
-        if self.xz is not None:
-            rows.append(Row("xz -9e", self.xz, None))
-        if self.zstd is not None:
-            rows.append(Row("zstd -19", self.zstd, None))
+        sizes = [("gzip -9", self.gzip), ("xz -9e", self.xz), ("zstd -19", self.zstd)]
+        rows = [
+            *(Row(name, self.bits_per_byte(x), x) for name, x in losses if x is not None),
+            *(Row(name, bits, None) for name, bits in sizes if bits is not None),
+        ]
         return sorted(rows, key=lambda row: -row.bits_per_byte)
 
     @property
@@ -105,8 +92,8 @@ class Baselines:
             parts.append(f"n-grams of the last {self.learned_tokens:,} tokens")
         if self.scored_tokens < self.tokens and self.unigram is not None:
             parts.append(f"scored on the first {self.scored_tokens:,} tokens")
-        if self.num_bytes > compression.MOST_XZ_BYTES:
-            parts.append(f"xz and zstd on the first {compression.MOST_XZ_BYTES:,} bytes")
+        if self.num_bytes > MOST_XZ_BYTES:
+            parts.append(f"xz and zstd on the first {MOST_XZ_BYTES:,} bytes")
         return ", ".join(parts)
 
 
@@ -117,7 +104,7 @@ def measure_baselines(
     *,
     train_documents: Sequence[Document] = (),
     test_documents: Sequence[Document],
-    predicted: TextSize | None = None,
+    predicted: TextSize,
 ) -> Baselines:
     """Compute the baselines of a text: about 1 s for a megabyte, at most about 4 s for any length.
 
@@ -135,8 +122,8 @@ def measure_baselines(
     num_bytes = bytes_of(test_documents)
     if not num_bytes or not len(test):
         raise InputError(f"a text of {len(test)} tokens, {num_bytes} bytes: give at least one")
-    text = compression.first_bytes(test_documents, compression.MOST_GZIP_BYTES)
-    before = compression.last_bytes(train_documents, compression.MOST_BEFORE_BYTES)
+    text = first_bytes(test_documents, MOST_GZIP_BYTES)
+    before = last_bytes(train_documents, MOST_BEFORE_BYTES)
     unigram = bigram = fivegram = None
     if len(train):
         unigram, bigram, fivegram = ngram.ngram_losses(train, test, vocab_size, (1, 2, 5))
@@ -145,9 +132,9 @@ def measure_baselines(
         unigram=unigram,
         bigram=bigram,
         fivegram=fivegram,
-        gzip=compression.gzip_bits_per_byte(text),
-        xz=compression.xz_bits_per_byte(text, before),
-        zstd=compression.zstd_bits_per_byte(text, before),
+        gzip=gzip_bits_per_byte(text),
+        xz=xz_bits_per_byte(text, before),
+        zstd=zstd_bits_per_byte(text, before),
         tokens=len(test),
         num_bytes=num_bytes,
         num_chars=chars_of(test_documents),
@@ -155,3 +142,78 @@ def measure_baselines(
         scored_tokens=min(len(test), ngram.MOST_TEST_TOKENS),
         predicted=predicted,
     )
+
+
+def gzip_bits_per_byte(text: bytes) -> float:
+    """Size after `gzip -9`, in bits per byte of a non-empty text (of its first 4 MiB)."""
+    text = text[:MOST_GZIP_BYTES]
+    return len(gzip.compress(text, 9, mtime=0)) * 8 / len(text)
+
+
+def xz_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
+    """What a non-empty text adds to the size of `before` after `xz -9e`, in bits per byte.
+
+    None where this Python was built without lzma.
+
+    Args:
+        text: its first 256 KiB are compressed.
+        before: the text before it, of which the last 1 MiB are compressed; empty: `text` alone.
+    """
+    return None if find_spec("_lzma") is None else _added_bits(text, before, _xz)
+
+
+def zstd_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
+    """The same for `zstd -19`; None without Python 3.14 or later and without `zstandard`."""
+    compress = _zstd()
+    return None if compress is None else _added_bits(text, before, compress)
+
+
+def _added_bits(text: bytes, before: bytes, compress: Callable[[bytes], bytes]) -> float:
+    text, before = text[:MOST_XZ_BYTES], before[-MOST_BEFORE_BYTES:]
+    if not before:
+        return len(compress(text)) * 8 / len(text)
+    with ThreadPoolExecutor(2) as threads:
+        alone, both = (len(data) for data in threads.map(compress, (before, before + text)))
+    return (both - alone) * 8 / len(text)
+
+
+def _zstd() -> Callable[[bytes], bytes] | None:
+    if find_spec("compression") is not None:
+        with suppress(ImportError):
+            zstd = import_module("compression.zstd")
+            return partial(zstd.compress, level=_ZSTD_LEVEL)
+    if find_spec("zstandard") is None:
+        return None
+    compressor = import_module("zstandard").ZstdCompressor  # an object of it is for one thread
+    return lambda data: bytes(compressor(level=_ZSTD_LEVEL).compress(data))
+
+
+def _xz(data: bytes) -> bytes:
+    import lzma
+
+    preset = {"preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICTIONARY_BYTES}
+    return lzma.compress(data, filters=[{"id": lzma.FILTER_LZMA2, **preset}])
+
+
+def first_bytes(documents: Iterable[Document], most: int) -> bytes:
+    """The first `most` bytes of the concatenated documents."""
+    found = bytearray()
+    for document in documents:
+        for piece in document.pieces():
+            found += as_bytes(piece)
+            if len(found) >= most:
+                return bytes(found[:most])
+    return bytes(found)
+
+
+def last_bytes(documents: Sequence[Document], most: int) -> bytes:
+    """The last `most` bytes of the concatenated documents."""
+    found: list[bytes] = []
+    left = most
+    for document in reversed(documents):
+        end = document.start + len(document)
+        found.append(as_bytes(document.whole[max(document.start, end - left) : end])[-left:])
+        left -= len(found[-1])
+        if not left:
+            break
+    return b"".join(reversed(found))

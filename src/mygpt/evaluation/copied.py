@@ -28,19 +28,12 @@ _SHOWN = 60  # most characters of a passage that a line shows
 
 @dataclass(frozen=True)
 class Passage:
-    """A maximal part of a text that occurs verbatim in the corpus.
+    """A maximal part of a text that occurs verbatim in the corpus."""
 
-    Attributes:
-        start: its first character in the text.
-        end: the character after its last.
-        document: the name of the first document that contains it.
-        offset: its position in that document: in characters, or in bytes where it is bytes.
-    """
-
-    start: int
-    end: int
-    document: str
-    offset: int
+    start: int  # its first character in the text
+    end: int  # the character after its last
+    document: str  # the name of the first document that contains it
+    offset: int  # its position in that document: in characters, or in bytes where it is bytes
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -48,21 +41,13 @@ class Passage:
 
 @dataclass(frozen=True)
 class Novelty:
-    """How much of a text is copied.
-
-    Attributes:
-        text: the text.
-        longest: its longest copied passage; None where no character of it occurs in the corpus.
-        passages: the copied passages of at least `copied_chars`, in order; they may overlap.
-        copied_chars: the least length of a passage that counts as copied.
-        share: the fraction of the text's characters that are in these passages, 0 to 1.
-    """
+    """How much of a text is copied."""
 
     text: str
-    longest: Passage | None
-    passages: list[Passage]
-    copied_chars: int
-    share: float
+    longest: Passage | None  # None where no character of the text occurs in the corpus
+    passages: list[Passage]  # those of at least `copied_chars`, in order; they may overlap
+    copied_chars: int  # the least length of a passage that counts as copied
+    share: float  # the fraction of the text's characters that are in these passages, 0 to 1
 
     def __str__(self) -> str:
         if self.longest is None:
@@ -228,19 +213,12 @@ def _places_in_runs(hits: Ints, words: NDArray[np.uint64]) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Concatenated parts of documents, with `_EDGE` around each.
-
-    Attributes:
-        data: the bytes.
-        starts: the offset of each part in `data`.
-        places: the place of each part in the corpus.
-        is_text: whether each part is characters (else bytes).
-    """
+    """Concatenated parts of documents, with `_EDGE` around each."""
 
     data: bytes
-    starts: list[int]
-    places: list[Place]
-    is_text: list[bool]
+    starts: list[int]  # the offset of each part in `data`
+    places: list[Place]  # the place of each part in the corpus
+    is_text: list[bool]  # whether each part is characters (else bytes)
 
     def place(self, at: int) -> Place:
         """The place in the corpus of a byte of `data`."""

@@ -23,30 +23,19 @@ TOKENS_PER_BATCH, LOGITS_PER_BATCH = 8192, 2**25
 NANOGPT_BATCHES, NANOGPT_BATCH_SIZE, NANOGPT_WINDOW, NANOGPT_SEED = 200, 64, 256, 1337
 # (B, T) inputs and targets to the loss of each target, (B, T).
 TokenLosses = Callable[[NDArray[np.integer], NDArray[np.integer]], NDArray[np.floating]]
-_PIECE = 2**20  # tokens whose byte lengths are summed at once
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss of a model on a text, in several units.
+    """The loss of a model on a text, in several units."""
 
-    Attributes:
-        loss: nats per token.
-        tokens: number of predicted tokens.
-        bits_per_byte: the same loss in bits per byte of text, comparable across tokenizers.
-        bits_per_char: in bits per character; None where characters were not counted.
-        standard_error: of the loss, nats per token; NaN for a single window.
-        seq_len: T, the length of the windows.
-        stride: tokens from one window to the next; T where they do not overlap.
-    """
-
-    loss: float
-    tokens: int
-    bits_per_byte: float
-    bits_per_char: float | None = None
-    standard_error: float = math.nan
-    seq_len: int = 0
-    stride: int = 0
+    loss: float  # nats per token
+    tokens: int  # number of predicted tokens
+    bits_per_byte: float  # the same loss, comparable across tokenizers
+    bits_per_char: float | None = None  # None where characters were not counted
+    standard_error: float = math.nan  # of the loss, nats per token; NaN for a single window
+    seq_len: int = 0  # T, the length of the windows
+    stride: int = 0  # tokens from one window to the next; T where they do not overlap
 
     @property
     def perplexity(self) -> float:
@@ -75,7 +64,7 @@ def evaluate(
         model: its training or eval mode is restored afterwards.
         tokens: 1-D ids, at least two.
         seq_len: T.
-        size: of the predicted text (`mygpt.data.predicted_size`, or `decoded_size`).
+        size: of the predicted text (`mygpt.data.predicted_size`).
         stride: tokens from one window to the next, at most T; None is T.
         token_losses: a faster function for the loss of each target, from inputs and targets
             (B, T); None is the model's forward pass.
@@ -214,12 +203,3 @@ def _standard_error(deviations: NDArray[np.float64]) -> float:
     """Standard error of the mean of W values, from their deviations from it; NaN for one value."""
     count = len(deviations)
     return math.sqrt((deviations**2).sum() / (count - 1) / count) if count > 1 else math.nan
-
-
-def decoded_size(
-    tokens: NDArray[np.integer], byte_lengths: NDArray[np.int64], num_chars: int | None = None
-) -> TextSize:
-    """Size of the text that all tokens but the first decode to, by each token's bytes (V,)."""
-    pieces = (tokens[start : start + _PIECE] for start in range(1, len(tokens), _PIECE))
-    num_bytes = sum(int(byte_lengths[piece].sum()) for piece in pieces)
-    return TextSize(len(tokens) - 1, num_bytes, num_chars)

@@ -35,12 +35,12 @@ def uniform_loss(vocab_size: int) -> float:
 
 def unigram_loss(train: Ints, test: Ints, vocab_size: int) -> float:
     """The loss on `test` of the token frequencies of `train`, with add-one smoothing."""
-    counts = token_counts(train, vocab_size) + 1.0
+    counts = _counts(train, vocab_size) + 1.0
     logprobs = np.log(counts / counts.sum())  # (V,)
-    return float(-(logprobs @ token_counts(test, vocab_size)) / len(test))
+    return float(-(logprobs @ _counts(test, vocab_size)) / len(test))
 
 
-def token_counts(tokens: Ints, vocab_size: int) -> NDArray[np.int64]:
+def _counts(tokens: Ints, vocab_size: int) -> NDArray[np.int64]:
     """How often each token occurs: (V,)."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(tokens), _PIECE):  # bincount makes an int64 copy of its input
@@ -48,50 +48,22 @@ def token_counts(tokens: Ints, vocab_size: int) -> NDArray[np.int64]:
     return counts
 
 
-def ngram_loss(
-    train: Ints,
-    test: Ints,
-    vocab_size: int,
-    order: int,
-    *,
-    most_train_tokens: int = MOST_TRAIN_TOKENS,
-    most_test_tokens: int = MOST_TEST_TOKENS,
-) -> float:
-    """The loss on `test` of the n-gram model of `train`; order 1 is `unigram_loss`.
+def ngram_losses(train: Ints, test: Ints, vocab_size: int, orders: Sequence[int]) -> list[float]:
+    """The losses on `test` of the n-gram models of `train`; that of order 1 is `unigram_loss`.
+
+    Only the last `MOST_TRAIN_TOKENS` of `train` are used, and only the first `MOST_TEST_TOKENS` of
+    `test` are predicted. The first tokens of `test` have the last ones of `train` as their context.
 
     Args:
         train: 1-D ids of the training text.
         test: 1-D ids of the test text, at least one.
         vocab_size: V.
-        order: n, at least 1; a token is predicted from the n - 1 before it.
-        most_train_tokens: the last so many tokens of `train` are used.
-        most_test_tokens: the first so many tokens of `test` are predicted.
+        orders: each n, at least 1; a token is predicted from the n - 1 before it.
 
     Raises:
         InputError: for an empty test text, or an order below 1.
     """
-    return ngram_losses(
-        train,
-        test,
-        vocab_size,
-        [order],
-        most_train_tokens=most_train_tokens,
-        most_test_tokens=most_test_tokens,
-    )[0]
-
-
-def ngram_losses(
-    train: Ints,
-    test: Ints,
-    vocab_size: int,
-    orders: Sequence[int],
-    *,
-    most_train_tokens: int = MOST_TRAIN_TOKENS,
-    most_test_tokens: int = MOST_TEST_TOKENS,
-) -> list[float]:
-    """`ngram_loss` for each of `orders`; n-grams are counted once."""
-    train = train[max(0, len(train) - most_train_tokens) :]
-    test = test[:most_test_tokens]
+    train, test = train[max(0, len(train) - MOST_TRAIN_TOKENS) :], test[:MOST_TEST_TOKENS]
     if not len(test) or min(orders) < 1:
         raise InputError(
             f"n-gram models of orders {list(orders)} on {len(test)} tokens: "
@@ -106,32 +78,15 @@ def ngram_losses(
     ]
 
 
-def ngram_probabilities(train: Ints, test: Ints, vocab_size: int, order: int) -> Floats:
-    """The probability of each token of `test` given the tokens before it, (M,).
-
-    The first tokens of `test` have the last ones of `train` as their context.
-    """
-    grams = _grams(train, test, vocab_size, order)
-    return _probabilities(grams, len(train), vocab_size, order)
-
-
 @dataclass(frozen=True)
 class _Grams:
-    """The n-grams of one order in a sequence of N tokens.
+    """The n-grams of one order in a sequence of N tokens."""
 
-    Attributes:
-        ids: (N,), the id of the n-gram that ends at each position.
-        num_ids: how many different n-grams there are.
-        contexts: (N,), the id of the (n-1)-gram before each position.
-        num_contexts: how many different contexts there are.
-        firsts: the position in the training text where each of its n-grams first ends.
-    """
-
-    ids: NDArray[np.int32]
-    num_ids: int
-    contexts: NDArray[np.int32]
-    num_contexts: int
-    firsts: NDArray[np.int32]
+    ids: NDArray[np.int32]  # (N,), of the n-gram that ends at each position
+    num_ids: int  # how many different n-grams there are
+    contexts: NDArray[np.int32]  # (N,), the id of the (n-1)-gram before each position
+    num_contexts: int  # how many different contexts there are
+    firsts: NDArray[np.int32]  # where in the training text each of its n-grams first ends
 
 
 def _grams(train: Ints, test: Ints, vocab_size: int, order: int) -> list[_Grams]:

@@ -12,7 +12,7 @@ import torch
 
 from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
-from mygpt.evaluation.ngram import MOST_TEST_TOKENS, MOST_TRAIN_TOKENS, ngram_loss
+from mygpt.evaluation.ngram import MOST_TEST_TOKENS, MOST_TRAIN_TOKENS, ngram_losses
 from mygpt.file_access import require_path
 from mygpt.training.config import DEFAULT_PRESET
 from mygpt.training.distributed.process_group import (
@@ -216,7 +216,7 @@ def plan(
     if found.expected_tokens and len(text.val_tokens) > 1 and plain:
         known = text.train_tokens[max(0, len(text.train_tokens) - MOST_TRAIN_TOKENS) :]
         scored = text.val_tokens[:MOST_TEST_TOKENS]
-        fivegram = ngram_loss(known, scored, start.shape.vocab_size, 5)
+        (fivegram,) = ngram_losses(known, scored, start.shape.vocab_size, [5])
         middle, low, high = expected_loss(fivegram, found.expected_tokens)
         lines.append(
             f"expected validation loss: {middle:.2f} nats per token ({low:.2f} to {high:.2f}; a "

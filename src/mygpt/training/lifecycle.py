@@ -17,8 +17,7 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.decode.writer import Writer, load
 from mygpt.errors import CheckpointError, InputError, StorageError, interruption
-from mygpt.evaluation.baselines import Baselines, measure_baselines
-from mygpt.evaluation.compression import MOST_BEFORE_BYTES
+from mygpt.evaluation.baselines import MOST_BEFORE_BYTES, Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
 from mygpt.training.checkpointing import Setup, State
