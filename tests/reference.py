@@ -265,25 +265,39 @@ def affine(w, name, x, rows=slice(None)):
     return out + w[f"{name}.bias"][rows] if f"{name}.bias" in w else out
 
 
-def attention(config, w, at, x):
+def attention_weights(config, w, at, x):
+    """Of each head, for each position the weights of this one and those before it."""
     heads, groups = config.num_heads, config.num_kv_heads or config.num_heads
     d = config.head_dim or config.embed_dim // heads
-    outputs = []
+    found = []
     for h in range(heads):
         g = h * groups // heads  # the key/value head of this query head
-        q, k, v = (
+        q, k = (
             affine(w, at + "query_key_value", x, slice(first * d, (first + 1) * d))
-            for first in (h, heads + g, heads + groups + g)
+            for first in (h, heads + g)
         )  # each (T, D)
         if config.qk_norm:
             q = rms(q, w[at + "query_norm.weight"], eps_of(config))
             k = rms(k, w[at + "key_norm.weight"], eps_of(config))
         if config.position == "rotary":
             q, k = rotated(q, config.rope_base), rotated(k, config.rope_base)
-        mixed = []
-        for t in range(len(x)):
-            weights = softmax([float(q[t] @ k[s]) / math.sqrt(d) for s in range(t + 1)])
-            mixed.append(sum(a * v[s] for s, a in enumerate(weights)))
+        found.append(
+            [
+                softmax([float(q[t] @ k[s]) / math.sqrt(d) for s in range(t + 1)])
+                for t in range(len(x))
+            ]
+        )
+    return found
+
+
+def attention(config, w, at, x):
+    heads, groups = config.num_heads, config.num_kv_heads or config.num_heads
+    d = config.head_dim or config.embed_dim // heads
+    outputs = []
+    for h, weights in enumerate(attention_weights(config, w, at, x)):
+        first = heads + groups + h * groups // heads
+        v = affine(w, at + "query_key_value", x, slice(first * d, (first + 1) * d))  # (T, D)
+        mixed = [sum(a * v[s] for s, a in enumerate(row)) for row in weights]
         outputs.append(torch.stack(mixed))
     return affine(w, at + "output", torch.cat(outputs, dim=-1))
 

@@ -33,74 +33,50 @@ from servers import (
 pytestmark = pytest.mark.processes
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/completions", BODY | {"prompt": "ab" * 4000}),
-        ("/v1/completions", BODY | {"prompt": [0, 1] * 4000}),
-        ("/api/next", {"text": "ab" * 4000}),
-        ("/api/attention", {"ids": [0] * 4000}),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_large_bodies_are_parsed_in_a_thread(path, body, monkeypatch):
+LARGE = {
+    "a long prompt": ("completions.encode", "/v1/completions", BODY | {"prompt": "ab" * 4000}),
+    "many ids": ("completions.encode", "/v1/completions", BODY | {"prompt": [0, 1] * 4000}),
+    "a long text": ("playground.encode", "/api/next", {"text": "ab" * 4000}),
+    "many ids to read": ("playground.encode", "/api/attention", {"ids": [0] * 4000}),
+    "many tokens": (
+        "completions.choice_of",
+        "/v1/completions",
+        BODY | {"n": 16, "max_tokens": 200, "logprobs": 1},
+    ),
+    "a scored prompt": (
+        "completions.choice_of",
+        "/v1/completions",
+        BODY | {"prompt": "ab", "echo": True, "logprobs": 1},
+    ),
+    "logits": ("playground.logits_content", "/api/next", {"ids": [0] * 3000}),
+    "attention": ("threads.json_pieces", "/api/attention", {"ids": [0] * 16}),
+}
+
+
+@pytest.mark.parametrize(("place", "path", "body"), LARGE.values(), ids=LARGE)
+def test_large_bodies_are_parsed_and_large_responses_built_in_a_thread(
+    place, path, body, monkeypatch
+):
     """A text of a megabyte blocked all streams while it was encoded."""
     held = threading.Event()
-
-    def slow(*args):
-        assert held.wait(10)
-        return encode(*args)
-
-    monkeypatch.setattr("mygpt.server.completions.encode", slow)
-    monkeypatch.setattr("mygpt.server.playground.encode", slow)
-    with running() as server, ThreadPoolExecutor(2) as clients:
-        large = [clients.submit(server.post, body, path) for _ in range(2)]
-        time.sleep(0.05)
-        with pytest.raises(TimeoutError):
-            large[0].result(0.1)
-        assert server.get("/health").status_code == 200
-        held.set()
-        assert {answer.result().status_code for answer in large} == {200}
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "place"),
-    [
-        (
-            "/v1/completions",
-            BODY | {"n": 16, "max_tokens": 200, "logprobs": 1},
-            "mygpt.server.completions.choice_of",
-        ),
-        (
-            "/v1/completions",
-            BODY | {"prompt": "ab", "echo": True, "logprobs": 1},
-            "mygpt.server.completions.choice_of",
-        ),
-        ("/api/next", {"ids": [0] * 3000}, "mygpt.server.playground.logits_content"),
-        ("/api/attention", {"ids": [0] * 16}, "mygpt.server.threads.json_pieces"),
-    ],
-    ids=["many tokens", "a scored prompt", "a long text", "attention"],
-)
-def test_large_responses_are_built_in_a_thread(path, body, place, monkeypatch):
-    held = threading.Event()
-    module, _, name = place.rpartition(".")
+    module, _, name = f"mygpt.server.{place}".rpartition(".")
     inner = getattr(sys.modules[module], name)
 
     def slow(*args):
         assert held.wait(10)
         return inner(*args)
 
-    monkeypatch.setattr(place, slow)
-    with running() as server, ThreadPoolExecutor(1) as clients:
-        large = clients.submit(server.post, body, path)
+    monkeypatch.setattr(f"{module}.{name}", slow)
+    with running() as server, ThreadPoolExecutor(2) as clients:
+        large = [clients.submit(server.post, body, path) for _ in range(2)]
         with pytest.raises(TimeoutError):
-            large.result(0.3)
+            large[0].result(0.2)
         assert server.get("/health").status_code == 200
         held.set()
-        answer = large.result()
-        assert answer.status_code == 200
-        assert answer.headers["content-length"] == str(len(answer.content))
-        assert answer.json()
+        for answer in (one.result() for one in large):
+            assert answer.status_code == 200
+            assert answer.headers["content-length"] == str(len(answer.content))
+            assert answer.json()
 
 
 @pytest.mark.parametrize(
