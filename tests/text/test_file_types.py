@@ -81,13 +81,13 @@ KINDS = {
     "an archive of NumPy arrays": in_numpy(),
     "a tar archive": in_tar(),
     "a PDF document": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n",
-    "a PNG image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
-    "a JPEG image": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    "an image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "an audio file": b"ID3\3\0\0\0\0\0\x21TIT2",
     "a bzip2 file": bz2.compress(PROSE.encode()),
-    "an xz file": lzma.compress(PROSE.encode()),
+    "an xz or LZMA file": lzma.compress(PROSE.encode()),
     "a 7-Zip archive": b"7z\xbc\xaf\x27\x1c\0\4",
     "a RAR archive": b"Rar!\x1a\x07\x01\0",
-    "a program (ELF)": b"\x7fELF\2\1\1\0",
+    "a compiled program": b"\x7fELF\2\1\1\0",
     "a Python pickle": pickle.dumps({"text": PROSE}),
     "a safetensors model": struct.pack("<Q", 60) + b'{"weight":{"dtype":"F32"}}',
     "a GGUF model": b"GGUF\3\0\0\0",
@@ -223,7 +223,7 @@ def test_files_of_a_folder_in_another_encoding_get_a_note(tmp_path: Path) -> Non
     write(tmp_path / "d/b.txt", "café\n".encode("latin-1"))
     write(tmp_path / "d/c.txt", PROSE.encode("utf-16-le"))
     write(tmp_path / "d/d.txt", b"x" * 100_000 + b"\xe9")
-    write(tmp_path / "d/e.png", KINDS["a PNG image"])
+    write(tmp_path / "d/e.png", KINDS["an image"])
     folder = str(tmp_path / "d")
     corpus, (sources, notes) = read_corpus([folder]), find_sources([folder])
     assert [document.text for document in corpus.documents] == ["text"]

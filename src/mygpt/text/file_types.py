@@ -8,9 +8,8 @@ recognised.
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
-from collections.abc import Callable
-from typing import NamedTuple
 
 FIRST_BYTES = 2**16  # of a file: enough to recognise its type
 BOMS = (  # UTF-32's begins with UTF-16's, so it must be tried first
@@ -20,20 +19,10 @@ BOMS = (  # UTF-32's begins with UTF-16's, so it must be tried first
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_OWN_BOMS = {
-    "utf-8-sig": "utf-8",
-    "utf-16": "utf-16-",
-    "utf-32": "utf-32-",
-}  # these codecs remove it
+_OWN_BOMS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-", "utf-32": "utf-32-"}  # codecs remove these
 _NAMES = 2**12  # bytes at a zip archive's start that contain its first file names
 
-# A compressed file's first bytes, and its format.
-_PACKED = (
-    (b"\x1f\x8b\x08", "gzip"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    *((bytes([0x50 + n, 0x2A, 0x4D, 0x18]), "zstd") for n in range(16)),  # skippable frames
-)
-
+_ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"  # the second: a skippable frame
 _PLAIN_ASCII = bytes(32 <= byte < 127 or byte in b"\n\r" for byte in range(256))
 
 _UNPACK = "unpack it and name the text in it"
@@ -41,88 +30,55 @@ _EXPORT = "export its text, for instance as JSON lines"
 _SAVE = "save it as plain text"
 _OTHER = "name a text file"
 
-
-class Signature(NamedTuple):
-    """A file type that is not text.
-
-    Attributes:
-        what: the type, with its article ("a PDF document").
-        remedy: what the user can do to train on its text.
-    """
-
-    what: str
-    remedy: str
-
-
-# Offset, magic bytes there (one of several), file type and remedy. No plain text begins like that.
-_SIGNATURES: tuple[tuple[int, bytes | tuple[bytes, ...], str, str], ...] = (
-    (0, b"%PDF-", "a PDF document", f"{_SAVE} (pdftotext FILE)"),
-    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Microsoft Office document", _SAVE),
-    (0, b"AT&TFORM", "a DjVu document", _SAVE),
-    (0, b"\x1f\x8b", "a gzip file", _UNPACK),
-    (0, b"BZh", "a bzip2 file", f"{_UNPACK} (bunzip2 FILE)"),
-    (0, b"\xfd7zXZ\0", "an xz file", f"{_UNPACK} (unxz FILE)"),
-    (0, b"\x5d\0\0", "an LZMA file", f"{_UNPACK} (unlzma FILE)"),
-    (0, b"\x1f\x9d", "a file of compress (.Z)", f"{_UNPACK} (uncompress FILE)"),
-    (0, b"\x04\x22\x4d\x18", "an LZ4 file", f"{_UNPACK} (unlz4 FILE)"),
-    (0, b"\xff\x06\0\0sNaPpY", "a Snappy file", _UNPACK),
-    (0, b"LZIP\1", "an lzip file", _UNPACK),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
-    (0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
-    (0, b"MSCF\0\0\0\0", "a cabinet archive", _UNPACK),
-    (257, b"ustar", "a tar archive", "unpack it and name the folder (tar xf FILE)"),
-    (0, b"\x89PNG", "a PNG image", _OTHER),
-    (0, b"\xff\xd8\xff", "a JPEG image", _OTHER),
-    (0, (b"GIF87a", b"GIF89a"), "a GIF image", _OTHER),
-    (0, (b"II*\0", b"MM\0*"), "a TIFF image", _OTHER),
-    (0, b"\0\0\1\0", "an icon", _OTHER),
-    (6, b"\0\0\0\0", "a BMP image", _OTHER),
-    (8, b"WEBP", "a WebP image", _OTHER),
-    (8, b"WAVE", "a WAV audio file", _OTHER),
-    (8, b"AVI ", "an AVI video", _OTHER),
-    (4, b"ftyp", "an MP4 video or HEIF image", _OTHER),
-    (0, (b"ID3", b"\xff\xfb"), "an MP3 audio file", _OTHER),
-    (0, b"OggS\0", "an Ogg audio file", _OTHER),
-    (0, b"fLaC\0", "a FLAC audio file", _OTHER),
-    (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video", _OTHER),
-    (0, (b"wOF2", b"OTTO\0", b"\0\1\0\0\0"), "a font", _OTHER),
-    (0, b"\x7fELF", "a program (ELF)", _OTHER),
-    (0, b"MZ", "a Windows program", _OTHER),
-    (0, b"\xcf\xfa\xed\xfe", "a macOS program", _OTHER),
-    (0, b"\xca\xfe\xba\xbe", "a Java class or a macOS program", _OTHER),
-    (0, b"\0asm", "a WebAssembly program", _OTHER),
-    (0, b"SQLite format 3\0", "an SQLite database", _EXPORT),
-    (0, b"PAR1", "a Parquet table", "give its name the ending .parquet"),
-    (0, b"ARROW1\0", "an Arrow table", _EXPORT),
-    (0, b"FEA1", "a Feather table", _EXPORT),
-    (0, b"ORC", "an ORC table", _EXPORT),
-    (0, b"Obj\x01", "an Avro file", _EXPORT),
-    (0, b"\x89HDF", "an HDF5 file", _EXPORT),
-    (0, b"\x93NUMPY", "a NumPy array", _OTHER),
-    (0, b"GGUF", "a GGUF model", _OTHER),
-    (8, b'{"', "a safetensors model", _OTHER),
-    (0, b"PACK\0\0\0", "a Git pack file", _OTHER),
-    (0, (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"), "a Python pickle", _EXPORT),
+# File types that are not text: a pattern for the first bytes, the type with its article, and what
+# the user can do to train on its text. No plain text begins like that: where the magic bytes are
+# short or printable, the pattern also requires bytes that text does not contain, mostly a NUL.
+_SIGNATURES = (
+    (rb"%PDF-", "a PDF document", f"{_SAVE} (pdftotext FILE)"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Microsoft Office document", _SAVE),
+    (rb"AT&TFORM", "a DjVu document", _SAVE),
+    (rb"\x1f\x8b", "a gzip file", _UNPACK),
+    (_ZSTD, "a zstd file", f"{_UNPACK} (unzstd FILE)"),
+    (rb"BZh.(1AY&SY|\x17\x72\x45\x38\x50\x90)", "a bzip2 file", f"{_UNPACK} (bunzip2 FILE)"),
+    (rb"\xfd7zXZ\0|\x5d\0\0", "an xz or LZMA file", f"{_UNPACK} (unxz FILE)"),
+    (
+        rb"\x1f\x9d|\x04\x22\x4d\x18|\xff\x06\0\0sNaPpY|LZIP\x01",
+        "a compressed file",
+        f"{_UNPACK} (uncompress, unlz4, snzip or lzip -d)",
+    ),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
+    (rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (rb"MSCF\0\0\0\0", "a cabinet archive", _UNPACK),
+    (
+        rb"(?=.{0,256}\0).{257}ustar",
+        "a tar archive",
+        "unpack it and name the folder (tar xf FILE)",
+    ),
+    (
+        rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|\0\0\x01\0|BM.{4}\0{4}|RIFF.{4}WEBP",
+        "an image",
+        _OTHER,
+    ),
+    (rb"RIFF.{4}WAVE|(ID3|\xff\xfb).{0,60}\0|OggS\0|fLaC\0", "an audio file", _OTHER),
+    (rb"RIFF.{4}AVI |\0{3}.ftyp|\x1a\x45\xdf\xa3", "a video or HEIF image", _OTHER),
+    (rb"(wOF2|OTTO\0|\0\x01\0\0\0).{0,58}\0\0", "a font", _OTHER),
+    (
+        rb"\x7fELF|MZ.{0,60}\0\0|\xcf\xfa\xed\xfe|\xca\xfe\xba\xbe|\0asm",
+        "a compiled program",
+        _OTHER,
+    ),
+    (rb"SQLite format 3\0", "an SQLite database", _EXPORT),
+    (rb"PAR1.*\0", "a Parquet table", "give its name the ending .parquet"),
+    (rb"ARROW1\0|FEA1.*\0", "an Arrow table", _EXPORT),
+    (rb"ORC.*\0", "an ORC table", _EXPORT),
+    (rb"Obj\x01", "an Avro file", _EXPORT),
+    (rb"\x89HDF", "an HDF5 file", _EXPORT),
+    (rb"\x93NUMPY", "a NumPy array", _OTHER),
+    (rb"GGUF.{0,20}\0", "a GGUF model", _OTHER),
+    (rb".{5}\0{3}\{\"", "a safetensors model", _OTHER),
+    (rb"PACK\0\0\0", "a Git pack file", _OTHER),
+    (rb"\x80[\x02-\x05]", "a Python pickle", _EXPORT),
 )
-# Magic bytes that are short or printable could begin a text: these types need a second check.
-_FURTHER: dict[str, Callable[[bytes], bool]] = {
-    "a bzip2 file": lambda start: start[4:10] in (b"1AY&SY", b"\x17rE8P\x90"),
-    "a BMP image": lambda start: start[:2] == b"BM",
-    "a WebP image": lambda start: start[:4] == b"RIFF",
-    "a WAV audio file": lambda start: start[:4] == b"RIFF",
-    "an AVI video": lambda start: start[:4] == b"RIFF",
-    "an MP4 video or HEIF image": lambda start: start[:3] == b"\0\0\0",
-    "an MP3 audio file": lambda start: b"\0" in start[:64],
-    "a Windows program": lambda start: b"\0\0" in start[:64],
-    "a font": lambda start: b"\0\0" in start[:64],
-    "a Parquet table": lambda start: b"\0" in start or not is_utf8(start),
-    "a Feather table": lambda start: b"\0" in start,
-    "an ORC table": lambda start: not is_utf8(start) and b"\0" in start,
-    "a GGUF model": lambda start: b"\0" in start[4:24],
-    "a safetensors model": lambda start: start[5:8] == b"\0\0\0",
-    "a tar archive": lambda start: b"\0" in start[:257],
-}
-
 # What the names of a zip archive's first files contain, file type and remedy.
 _ZIPPED = (
     (b"word/", "a Word document", _SAVE),
@@ -142,19 +98,16 @@ _ZIPPED = (
 
 def compression_of(start: bytes) -> str:
     """The compression of a file with these first bytes: "gzip", "zstd", or "" for none."""
-    return next((how for magic, how in _PACKED if start.startswith(magic)), "")
+    if start.startswith(b"\x1f\x8b\x08"):
+        return "gzip"
+    return "zstd" if re.match(_ZSTD, start) else ""
 
 
-def signature_of(start: bytes) -> Signature | None:
-    """The type of a file with these first bytes; None if it is not a known type."""
+def signature_of(start: bytes) -> list[str] | None:
+    """The type of a file with these first bytes, and the remedy; None if it is none of these."""
     if start[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08"):
-        return next(Signature(*kind) for name, *kind in _ZIPPED if name in start[:_NAMES])
-    for place, magic, what, remedy in _SIGNATURES:
-        if start.startswith(magic, place) and (what not in _FURTHER or _FURTHER[what](start)):
-            return Signature(what, remedy)
-    if compression_of(start) == "zstd":
-        return Signature("a zstd file", f"{_UNPACK} (unzstd FILE)")
-    return None
+        return next(kind for name, *kind in _ZIPPED if name in start[:_NAMES])
+    return next((kind for magic, *kind in _SIGNATURES if re.match(magic, start, re.DOTALL)), None)
 
 
 def unmarked_encoding(start: bytes) -> str | None:
@@ -229,7 +182,7 @@ def why_not_text(start: bytes, encoding: str | None) -> str | None:
         encoding: the encoding that the user gave; None is UTF-8, or that of a byte-order mark.
     """
     if (kind := signature_of(start)) is not None:
-        return f"is {kind.what}, not plain text: {kind.remedy}"
+        return "is {}, not plain text: {}".format(*kind)
     named = "" if encoding is None else codecs.lookup(encoding).name
     marked = bom_of(start)[1]
     if named and marked and not marked.startswith(_OWN_BOMS.get(named, named)):
