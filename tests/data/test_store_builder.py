@@ -16,9 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mygpt.checkpoint.locks import RunLock
-from mygpt.data import TokenStore, building, encoder
+from mygpt.data import TokenStore, building, encoding
 from mygpt.data.building import StoreProgress
-from mygpt.data.encoder import Chunker
+from mygpt.data.encoding import Chunker
 from mygpt.data.token_store import StoredTokens
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.text import RecordOptions, read_corpus
@@ -79,7 +79,7 @@ def test_an_encoding_process_does_not_import_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, mygpt.data.workers; print('torch' in sys.modules)"
+    code = "import sys, mygpt.data.encoding; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -164,7 +164,7 @@ def test_later_text_can_change_more_than_the_last_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A line end joins the white space before it, which would otherwise be two words."""
-    monkeypatch.setattr(encoder, "_SLACK", 1279)
+    monkeypatch.setattr(encoding, "_SLACK", 1279)
     text = "a" * 1024 + "\n" * 10 + "\t" * 246 + "\n" + "x" * 3000
     parts = _chunks(Chunker(OURS, 1), [text])
     assert len(parts) > 2

@@ -123,7 +123,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tokenizer", "0" * 64, "is not the one in the index"),
     ("sources", [5], "must be a list of objects"),
     ("shards", {}, "must be a list of objects"),
-    ("shard_tokens", True, "must be an integer of at least"),
+    ("shard_tokens", True, "must be an integer"),
 ]
 
 

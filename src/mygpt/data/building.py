@@ -21,7 +21,7 @@ import numpy as np
 
 from mygpt.checkpoint.durable import write_durably
 from mygpt.checkpoint.locks import RunLock
-from mygpt.data.encoder import Chunker
+from mygpt.data.encoding import Answer, Chunker, Job, Workers
 from mygpt.data.store_index import DTYPES, TOKENIZER, Index, Shard, SourceState, shard_paths
 from mygpt.data.store_request import (
     StoreOptions,
@@ -34,7 +34,6 @@ from mygpt.data.store_request import (
 from mygpt.data.store_tokenizer import make_tokenizer
 from mygpt.data.token_store import START_DTYPE, TokenStore, is_store, read_tokenizer
 from mygpt.data.tokens import dtype_of
-from mygpt.data.workers import Answer, Job, Workers
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder
 from mygpt.json_objects import STATE, check_size

@@ -11,14 +11,13 @@ builds or removes the store holds that lock as exclusive.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -34,20 +33,13 @@ from mygpt.data.store_tokenizer import characters_in
 from mygpt.data.token_cache import cache_folder, is_digest
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.file_access import (
-    PRIVATE_FILE,
-    is_private,
-    make_private_folder,
-    not_private,
-    open_descriptor,
-)
+from mygpt.file_access import PRIVATE_FILE, make_private_folder, not_private, open_descriptor
 from mygpt.machine import free_memory_bytes
 from mygpt.text import RecordOptions, TextSource, find_sources, pieces
 from mygpt.text.reading import (
     NotTextError,
     begins_as_text,
     blocks_of,
-    compression_by_name,
     require_sensible_ratio,
     start_of,
 )
@@ -106,9 +98,6 @@ def large_sources(
     most = in_memory_limit()
     if not names or "-" in names or most == math.inf:
         return []
-    below = list(_files_below(names))
-    if sum(map(_size_of, below)) <= most and not any(map(compression_by_name, below)):
-        return []
     try:
         sources, _ = find_sources(names, encoding=encoding, records=records or _PLAIN)
     except NotTextError:  # the caller may want to read them as bytes
@@ -137,23 +126,6 @@ def _measured(source: TextSource, most: float) -> TextSource:
             if length > most:
                 break
     return replace(source, uncompressed_bytes=length)
-
-
-def _size_of(path: str) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        return os.path.getsize(path)
-    return 0
-
-
-def _files_below(names: Sequence[str]) -> Iterator[str]:
-    """All files that paths and glob patterns match; of a folder all below it."""
-    for name in names:
-        for place in [name] if os.path.exists(name) else glob.iglob(name, recursive=True):
-            if not os.path.isdir(place):
-                yield place
-                continue
-            for at, _, files in os.walk(place):
-                yield from (os.path.join(at, file) for file in files)
 
 
 @dataclass(frozen=True)
@@ -196,14 +168,14 @@ def cached_store(
     lock = _in_use.setdefault(path, _StoreLock(folder / f"{path.name}.lock"))
     while True:
         if lock.acquire(shared=True):  # else another process builds it
-            if (found := opened(path)) is not None:
+            if (found := _opened(path)) is not None:
                 return CachedStore(found, 0.0)
             if lock.acquire(shared=False):
                 break
         time.sleep(_POLL_S)
     began = time.monotonic()
     try:
-        if (found := opened(path)) is None:
+        if (found := _opened(path)) is None:
             _free_space(folder, path, sum(map(_expected_bytes, sources)))
             if tokenizer == "auto":
                 tokenizer = _by_characters(sources, options)
@@ -291,11 +263,10 @@ def _key(sources: Sequence[TextSource], options: StoreOptions, tokenizer: str | 
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def opened(path: Path) -> TokenStore | None:
+def _opened(path: Path) -> TokenStore | None:
     """The store at `path`; None if there is none, or if it is unfinished or damaged."""
     with contextlib.suppress(CheckpointError, OSError):
-        if not path.is_symlink() and is_private(path.lstat()):
-            return TokenStore.open(path)
+        return TokenStore.open(path)
     return None
 
 
@@ -316,7 +287,8 @@ def _free_space(folder: Path, path: Path, size: int) -> None:
         with contextlib.suppress(OSError):  # another process may be removing stores too
             if place != path and not place.is_symlink():
                 used = folder.joinpath(f"{place.name}.lock").stat().st_mtime_ns
-                kept.append((used, sum(map(_size_of, _files_below([str(place)]))), place))
+                size_kept = sum(file.lstat().st_size for file in place.rglob("*"))
+                kept.append((used, size_kept, place))
     total = size + sum(length for _, length, _ in kept)
     for _, length, place in sorted(kept):
         disk = shutil.disk_usage(folder)
@@ -341,27 +313,20 @@ def _built(
     options: StoreOptions,
     progress: Callable[[StoreProgress], None] | None,
 ) -> TokenStore:
-    """Build the store at `path`, or complete an unfinished one there."""
-    _remove_unless_resumable(path)
-    make_private_folder(path)
+    """Build the store at `path`, or complete an unfinished one there; a damaged one is replaced."""
     files = [os.path.realpath(source.name) for source in sources]
     try:
-        try:
-            return building.build_store(files, path, options, progress=progress)
-        except CheckpointError:  # the unfinished store is damaged
-            shutil.rmtree(path, ignore_errors=True)
-            make_private_folder(path)
-            return building.build_store(files, path, options, progress=progress)
+        if _is_resumable(path):
+            with contextlib.suppress(CheckpointError):  # it is damaged
+                return building.build_store(files, path, options, progress=progress)
+        shutil.rmtree(path, ignore_errors=True)
+        make_private_folder(path)
+        return building.build_store(files, path, options, progress=progress)
     except StorageError as error:
         raise StorageError(f"{error}; {_REMEDY}") from None
 
 
-def _remove_unless_resumable(path: Path) -> None:
-    """Remove a file or folder at `path`, unless it is an unfinished store, which can be resumed."""
-    with contextlib.suppress(CheckpointError, FileNotFoundError):
-        if is_private(path.lstat()) and not Index.read(path).finished:
-            return
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
+def _is_resumable(path: Path) -> bool:
+    with contextlib.suppress(CheckpointError):
+        return not Index.read(path).finished
+    return False

@@ -29,6 +29,11 @@ DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype
 _LIMITS = Limits(2**28, 2**23)  # an index of a million shards
 _MOST = 2**62  # upper limit of every count
 _LEAST = {"size": -1, "modified_ns": -_MOST, "shard_tokens": 1, "tokens": 1, "reading": 1}
+_TYPES: dict[str, tuple[type, str]] = {
+    "int": (int, "an integer"),
+    "str": (str, "a string"),
+    "bool": (bool, "true or false"),
+}
 _DIGEST, _DIGESTS = re.compile("[0-9a-f]{64}"), ("sha256", "documents_sha256", "tokenizer")
 
 
@@ -251,20 +256,12 @@ def _parsed(kind: Any, content: Any) -> Any:
 
 def _check(name: str, value: Any, expected: str) -> None:
     """Raise `ValueError` for an attribute of another type or outside its range."""
-    least = _LEAST.get(name, 0)
-    right = {
-        "int": type(value) is int and least <= value < _MOST,
-        "str": isinstance(value, str),
-        "bool": isinstance(value, bool),
-    }
-    if not right[expected]:
-        what = {
-            "int": f"an integer of at least {least}",
-            "str": "a string",
-            "bool": "true or false",
-        }
-        raise ValueError(f"{name}={value!r:.40} must be {what[expected]}")
-    if name in _DIGESTS and not _DIGEST.fullmatch(value):
+    kind, what = _TYPES[expected]
+    if type(value) is not kind:
+        raise ValueError(f"{name}={value!r:.40} must be {what}")
+    if isinstance(value, int) and not _LEAST.get(name, 0) <= value < _MOST:
+        raise ValueError(f"{name}={value!r:.40} must be at least {_LEAST.get(name, 0)}")
+    if name in _DIGESTS and not _DIGEST.fullmatch(str(value)):
         raise ValueError(f"{name}={value!r:.40} must be a SHA-256")
 
 

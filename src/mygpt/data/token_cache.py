@@ -19,7 +19,6 @@ import json
 import mmap
 import os
 import shutil
-import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +45,8 @@ SHORTEST = 2**18  # characters; encoding a shorter text takes no noticeable time
 _SPARE_BYTES = 2**30  # of the disk that must stay free
 _STRAY_S = 3600.0  # an older temporary file was left by a process that died
 _NAME_LENGTH = 64  # SHA-256 in hexadecimal
-_VERSION = 1
-_MAGIC = b"mygptTOK"
-_HEADER = struct.Struct("<8sIIQ32s32s8x")  # magic, version, 0, size, key, digest of the content
+_VERSION = 2
+_DIGEST = 32  # bytes at a file's beginning: SHA-256 of its name and its content
 
 
 def cached_tokens(
@@ -151,24 +149,23 @@ def _read(path: Path) -> memoryview | None:
             os.close(descriptor)
     except (OSError, ValueError):  # it is missing, a link, a pipe or empty
         return None
-    content = memoryview(mapped)[_HEADER.size :]
-    if len(mapped) < _HEADER.size or mapped[: _HEADER.size] != _header(path, content):
+    content = memoryview(mapped)[_DIGEST:]
+    if mapped[:_DIGEST] != _digest(path, content):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # record the last use
     return content
 
 
-def _header(path: Path, content: memoryview) -> bytes:
-    """The header for `content`: its key and its digest."""
-    digest = hashlib.sha256(content).digest()
-    key = bytes.fromhex(path.name)
-    return _HEADER.pack(_MAGIC, _VERSION, 0, len(content), key, digest)
+def _digest(path: Path, content: memoryview) -> bytes:
+    digest = hashlib.sha256(path.name.encode())
+    digest.update(content)
+    return digest.digest()
 
 
 def _write(path: Path, content: memoryview) -> None:
     """Write a file to the cache, if there is enough space."""
-    size = _HEADER.size + len(content)
+    size = _DIGEST + len(content)
     try:
         make_private_folder(path.parent)
         if not_private(path.parent, above=False) is not None:
@@ -178,7 +175,7 @@ def _write(path: Path, content: memoryview) -> None:
         _free_space(path.parent, size)
         if path.is_symlink():  # writing would follow it
             path.unlink()
-        write_durably(path, [_header(path, content), content], inside=True, mode=PRIVATE_FILE)
+        write_durably(path, [_digest(path, content), content], inside=True, mode=PRIVATE_FILE)
     except (OSError, StorageError, CheckpointError):
         return
 
