@@ -20,24 +20,17 @@ from typing import Any
 import pytest
 
 import mygpt
-from mygpt.cli import app, main
+from mygpt.cli import app
 from mygpt.text import name_of
+from shell import Shell
 
 pytestmark = pytest.mark.slow
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
-TINY = [
-    "--preset",
-    "nano",
-    "--embed-dim",
-    "16",
-    "--num-layers",
-    "2",
-    "--max-seq-len",
-    "16",
-    "--batch-size",
-    "4",
-]
+TINY = (
+    "--preset", "nano", "--embed-dim", "16", "--num-layers", "2", "--max-seq-len", "16",
+    "--batch-size", "4",
+)  # fmt: skip
 COMMAND = [sys.executable, "-m", "mygpt"]
 
 
@@ -60,38 +53,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-class Shell:
-    """Runs a command in this process: (exit code, stdout, stderr)."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(arg) for arg in args])
-        out, err = self.capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, out, err
-
-    def refused(self, *args: object) -> str:
-        """What a refusal says; checks its form: exit code 2, one line, nothing on stdout."""
-        code, out, err = self(*args)
-        assert code == 2, err
-        assert out == ""
-        assert err.count("\n") == 1, err
-        assert err.startswith("mygpt: ")
-        return err
-
-
-@pytest.fixture
-def shell(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Shell]:
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fox.txt").write_text(TEXT)
-    pipe = signal.getsignal(signal.SIGPIPE)
-    yield Shell(capsys)
-    signal.signal(signal.SIGPIPE, pipe)
 
 
 # --- train ---------------------------------------------------------------------------------
@@ -119,8 +84,7 @@ def test_train_quiet_prints_nothing(shell: Shell) -> None:
 
 def test_train_resume_goes_on(shell: Shell) -> None:
     shell("train", "fox.txt", *TINY, "--steps", 4, "--output", "ckpt.pt")
-    code, out, _ = shell("train", "--resume", "ckpt.pt", "--steps", 6)
-    assert code == 0
+    out = shell.printed("train", "--resume", "ckpt.pt", "--steps", 6)
     assert "resuming after step 4" in out
     assert "--output" in shell.refused("train", "--resume", "ckpt.pt", "--output", "x")
     assert "--overwrite" in shell.refused("train", "--resume", "ckpt.pt", "--overwrite")
@@ -164,16 +128,10 @@ def test_a_finished_run_is_not_announced_again(shell: Shell) -> None:
     assert Path("r/last.state.safetensors").read_bytes() == state, "its length stays as it was"
 
 
-def test_texts_of_one_name_and_other_endings_have_runs_of_their_own(shell: Shell) -> None:
-    for name, run in (
-        ("chat.txt", "chat"),
-        ("chat.TXT.gz", "chat"),
-        ("chat.csv", "chat-csv"),
-        ("chat.jsonl", "chat-jsonl"),
-        ("my.notes.txt", "my.notes"),
-        ("chat", "chat"),
-    ):
-        assert name_of([name]) == run
+def test_texts_of_one_name_and_other_endings_have_runs_of_their_own() -> None:
+    names = ["chat.txt", "chat.TXT.gz", "chat.csv", "chat.jsonl", "my.notes.txt", "chat"]
+    runs = ["chat", "chat", "chat-csv", "chat-jsonl", "my.notes", "chat"]
+    assert [name_of([name]) for name in names] == runs
 
 
 @pytest.mark.parametrize(
@@ -251,8 +209,7 @@ def test_train_refuses_in_one_line_and_writes_nothing(
 def test_train_into_a_run_is_refused(shell: Shell) -> None:
     shell("train", "fox.txt", *TINY, "--steps", 1)
     assert "--resume runs/fox" in shell.refused("train", "fox.txt", *TINY, "--steps", 1)
-    code, _, _ = shell("train", "fox.txt", *TINY, "--steps", 1, "--overwrite")
-    assert code == 0
+    shell.printed("train", "fox.txt", *TINY, "--steps", 1, "--overwrite")
 
 
 def test_train_without_space_ends_with_code_3(
@@ -277,10 +234,9 @@ def test_train_without_memory_ends_with_code_4(shell: Shell) -> None:
 
 @pytest.mark.processes
 def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> None:
-    (tmp_path / "fox.txt").write_text(TEXT)
     command = [*COMMAND, "train", "fox.txt", *TINY, "--steps", "1000000", "--print-every", "1"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -297,10 +253,9 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> Non
 @pytest.mark.processes
 def test_training_outlives_whoever_reads_its_lines(tmp_path: Path) -> None:
     """`mygpt train file | head -1` must not lose the run."""
-    (tmp_path / "fox.txt").write_text(TEXT)
     command = [*COMMAND, "train", "fox.txt", *TINY, "--steps", "30", "--print-every", "1"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -335,8 +290,7 @@ def test_generate_takes_the_newest_run(
     assert "no run under runs/" in shell.refused("generate", "-p", "x", "--seed", 1)
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(run)
-    code, out, _ = shell("generate", "-p", "fox", "-n", 5, "--seed", 1)
-    assert (code, out[:3]) == (0, "fox")
+    assert shell.printed("generate", "-p", "fox", "-n", 5, "--seed", 1).startswith("fox")
 
 
 @pytest.mark.processes
@@ -355,11 +309,10 @@ def test_generate_prompt_from_stdin_and_file(shell: Shell, run: Path, tmp_path: 
 
 
 def test_generate_json_with_logprobs(shell: Shell, run: Path) -> None:
-    code, out, _ = shell(
+    out = shell.printed(
         *("generate", "-c", run, "-p", "the ", "-n", 5, "--seed", 3),
         *("--num-samples", 2, "--json", "--logprobs", 3),
     )
-    assert code == 0
     samples = [json.loads(line) for line in out.splitlines()]
     assert [sample["index"] for sample in samples] == [0, 1]
     assert all(sample["seed"] == 3 and sample["prompt"] == "the " for sample in samples)
@@ -389,8 +342,7 @@ def test_generate_says_when_a_prompt_is_longer_than_the_window(shell: Shell, run
 
 
 def test_an_empty_prompt_starts_from_nothing(shell: Shell, run: Path) -> None:
-    code, out, _ = shell("generate", "-c", run, "-p", "", "-n", 20, "--seed", 1)
-    assert (code, len(out) > 5) == (0, True)
+    assert len(shell.printed("generate", "-c", run, "-p", "", "-n", 20, "--seed", 1)) > 5
 
 
 @pytest.mark.parametrize(
@@ -473,13 +425,11 @@ def test_a_reader_that_leaves_ends_generation_quietly(run: Path) -> None:
 
 
 def test_info_shows_the_contents(shell: Shell, run: Path) -> None:
-    code, out, _ = shell("info", run)
-    assert code == 0
+    out = shell.printed("info", run)
     for part in ("parameters:", "16 tokens", "char, vocabulary 30", "400 steps", "digests match"):
         assert part in out
     assert re.search(r"^command: +mygpt train fox.txt$", out, re.M)
-    code, out, _ = shell("info", run, "--json")
-    values = json.loads(out)
+    values = json.loads(shell.printed("info", run, "--json"))
     assert values["config"]["embed_dim"] == 16
     assert values["provenance"]["corpus"]["name"] == "fox"
 
@@ -520,8 +470,7 @@ def test_data_fetches_checks_and_writes_only_the_right_bytes(
     assert "must begin with https://" in shell.refused("data", "shakespeare", "--url", "gopher://x")
     assert "cannot fetch" in shell.refused("data", "shakespeare", "--url", "http://127.0.0.1:9/")
     assert not Path("tinyshakespeare.txt").exists()
-    code, _, _ = shell("data", "shakespeare", "--url", f"{url}/play")
-    assert code == 0
+    shell.printed("data", "shakespeare", "--url", f"{url}/play")
     assert Path("tinyshakespeare.txt").read_bytes() == play
     assert "exists already" in shell("data", "shakespeare", "--url", f"{url}/nowhere")[1]
     Path("mine.txt").write_text("mine")
@@ -557,17 +506,9 @@ COMMANDS = (
 
 @pytest.mark.parametrize("command", [*COMMANDS, "data shakespeare"])
 def test_every_command_has_an_example(shell: Shell, command: str) -> None:
-    code, out, _ = shell(*command.split(), "--help")
-    assert code == 0
-    assert "Example: mygpt" in out
+    assert "Example: mygpt" in shell.printed(*command.split(), "--help")
 
 
-def test_every_file_of_the_package_can_be_reached_from_the_app() -> None:
+def test_every_command_and_the_version_can_be_reached_from_the_app(shell: Shell) -> None:
     assert {command.name for command in app.registered_commands} == {*COMMANDS}
-    assert shell_version() == f"mygpt {mygpt.__version__}\n"
-
-
-def shell_version() -> str:
-    return subprocess.run(
-        [*COMMAND, "--version"], check=True, capture_output=True, text=True
-    ).stdout
+    assert shell.printed("--version") == f"mygpt {mygpt.__version__}\n"

@@ -13,8 +13,8 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 import mygpt
 from mygpt.checkpoint.model_file import read_checkpoint
-from mygpt.cli import main
 from mygpt.evaluation import losses as evaluation
+from shell import Shell
 
 pytestmark = pytest.mark.slow
 
@@ -40,31 +40,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-class Shell:
-    """Runs a command in this process: what it printed, or how it refused."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *args: object) -> str:
-        with pytest.raises(SystemExit) as left:
-            main(["eval", *map(str, args)])
-        out, err = self.capsys.readouterr()
-        assert left.value.code == 0, err
-        return out
-
-    def refused(self, *args: object) -> str:
-        """The one line of a refusal, with exit code 2."""
-        with pytest.raises(SystemExit) as left:
-            main(["eval", *map(str, args)])
-        out, err = self.capsys.readouterr()
-        assert (left.value.code, out, err.count("\n")) == (2, "", 1), err
-        return err
-
-
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
+    return Shell(capsys, "eval")
 
 
 @pytest.fixture
@@ -75,7 +53,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_tenth_is_what_training_validated_on(run: Path, shell: Shell) -> None:
     """The same cut, the same first token, the same windows: the loss is the one kept with it."""
     kept = read_checkpoint(run / "best.safetensors").provenance
-    printed = json.loads(shell(run, run.parent / "squares.txt", "--last", 0.1, "--json"))
+    printed = json.loads(shell.printed(run, run.parent / "squares.txt", "--last", 0.1, "--json"))
     full = printed["results"]["full"]
     assert full["loss"] == pytest.approx(kept["val_loss"], rel=1e-6)
     assert full["bits_per_byte"] == pytest.approx(kept["val_bits_per_byte"], rel=1e-6)
@@ -90,13 +68,13 @@ def test_the_last_tenth_is_what_training_validated_on(run: Path, shell: Shell) -
 
 @pytest.mark.usefixtures("few")
 def test_both_protocols_for_people(run: Path, shell: Shell) -> None:
-    shown = shell(run, run.parent / "squares.txt", "--protocol", "both")
+    shown = shell.printed(run, run.parent / "squares.txt", "--protocol", "both")
     assert f"{len(TEXT) + 1:,} tokens, {len(TEXT):,} characters, {len(TEXT.encode()):,}" in shown
     assert f"full pass, {len(TEXT):,} tokens in windows of 16:" in shown
     assert "nanoGPT's protocol, 2 x 64 random windows of 16 (not 256), seed 1337" in shown
     assert "nats per token (standard error 0." in shown
     assert "nats per token (standard error of the random windows 0." in shown
-    shorter = shell(run, run.parent / "squares.txt", "--protocol", "nanogpt", "--window", 8)
+    shorter = shell.printed(run, run.parent / "squares.txt", "--protocol", "nanogpt", "--window", 8)
     assert "random windows of 8 (not 256)" in shorter
     assert "full pass" not in shorter
     table = shown.split("per token):\n")[1].splitlines()
@@ -109,7 +87,7 @@ def test_both_protocols_for_people(run: Path, shell: Shell) -> None:
 def test_a_text_for_the_n_gram_models(run: Path, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text(TEXT[:300])
     file = run.parent / "squares.txt"
-    shown = shell(run, file, "--train", tmp_path / "other.txt", "--window", 8)
+    shown = shell.printed(run, file, "--train", tmp_path / "other.txt", "--window", 8)
     assert "5-gram" in shown
     assert "give --train" not in shown
     assert "windows of 8:" in shown
@@ -117,41 +95,48 @@ def test_a_text_for_the_n_gram_models(run: Path, shell: Shell, tmp_path: Path) -
 
 def test_one_window_is_no_nan_in_json(run: Path, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("12 squared")
-    printed = shell(run, tmp_path / "short.txt", "--json")
+    printed = shell.printed(run, tmp_path / "short.txt", "--json")
     assert "NaN" not in printed
     assert json.loads(printed)["results"]["full"]["standard_error"] is None
-    assert "(standard error unknown)" in shell(run, tmp_path / "short.txt")
+    assert "(standard error unknown)" in shell.printed(run, tmp_path / "short.txt")
 
 
-def test_refusals_are_one_line(run: Path, shell: Shell, tmp_path: Path) -> None:
-    file = run.parent / "squares.txt"
-    assert "window=17 does not fit the model: choose 1 to 16" in shell.refused(
-        run, file, "--window", 17
-    )
-    assert "window=0" in shell.refused(run, file, "--window", 0)
-    assert "choose full, nanogpt, both" in shell.refused(run, file, "--protocol", "fast")
-    assert "last=0.0 must be" in shell.refused(run, file, "--last", 0)
-    assert "last=nan must be" in shell.refused(run, file, "--last", "nan")
-    assert "does not exist" in shell.refused(run, tmp_path / "none.txt")
-    assert "does not exist" in shell.refused(tmp_path / "none", file)
-    (tmp_path / "greek.txt").write_text("αβγ")
-    assert "not in the vocabulary" in shell.refused(run, tmp_path / "greek.txt")
-    (tmp_path / "short.txt").write_text("12 squared")
-    printed = shell.refused(run, tmp_path / "short.txt", "--protocol", "nanogpt")
-    assert "too short for windows of 16: choose at most 10" in printed
-    assert "at least 2 are needed" in shell.refused(run, tmp_path / "short.txt", "--last", 0.1)
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("squares.txt", ["--window", 17], "window=17 does not fit the model: choose 1 to 16"),
+        ("squares.txt", ["--window", 0], "window=0"),
+        ("squares.txt", ["--protocol", "fast"], "choose full, nanogpt, both"),
+        ("squares.txt", ["--last", 0], "last=0.0 must be"),
+        ("squares.txt", ["--last", "nan"], "last=nan must be"),
+        ("none.txt", [], "does not exist"),
+        ("greek.txt", [], "not in the vocabulary"),
+        ("short.txt", ["--protocol", "nanogpt"], "too short for windows of 16: choose at most 10"),
+        ("short.txt", ["--last", 0.1], "at least 2 are needed"),
+    ],
+)
+def test_refusals_are_one_line(
+    run: Path, shell: Shell, file: str, options: list[Any], message: str
+) -> None:
+    (run.parent / "greek.txt").write_text("αβγ")
+    (run.parent / "short.txt").write_text("12 squared")
+    assert message in shell.refused(run, run.parent / file, *options)
+
+
+def test_a_missing_model_is_refused(run: Path, shell: Shell) -> None:
+    assert "does not exist" in shell.refused(run / "none", run.parent / "squares.txt")
 
 
 def test_a_training_text_gets_a_warning(run: Path, shell: Shell) -> None:
     """On its training text the model had a lower loss than better models."""
     text = run.parent / "squares.txt"
     warning = "the model was trained on this text: --last 0.1 selects its validation split"
-    assert warning in shell(run, text)
-    assert warning in shell(run, text, "--last", "0.5")
-    assert "was trained on" not in shell(run, text, "--last", "0.1")
-    assert json.loads(shell(run, text, "--json"))["warning"] == warning
+    assert warning in shell.printed(run, text)
+    assert warning in shell.printed(run, text, "--last", "0.5")
+    assert "was trained on" not in shell.printed(run, text, "--last", "0.1")
+    assert json.loads(shell.printed(run, text, "--json"))["warning"] == warning
     (run.parent / "other.txt").write_text(TEXT[:-1])
-    assert "was trained on" not in shell(run, run.parent / "other.txt")
+    assert "was trained on" not in shell.printed(run, run.parent / "other.txt")
 
 
 @pytest.fixture(scope="module")
@@ -192,12 +177,12 @@ def test_bits_are_those_of_the_texts_own_bytes_everywhere(words: Path, shell: Sh
     lowest = min(e.result.bits_per_byte for e in events if hasattr(e, "result"))
     assert f"this model {lowest:7.3f}" in str(finished)
     arguments = (words / "run", words / "cafe.txt", "--last", 0.1, "--protocol", "both")
-    printed = json.loads(shell(*arguments, "--stride", 4, "--json"))
+    printed = json.loads(shell.printed(*arguments, "--stride", 4, "--json"))
     per_nat = last.result.bits_per_byte / last.result.loss
     for row in (*printed["results"].values(), *printed["baselines"]["rows"]):
         if row["loss"] is not None:
             assert row["bits_per_byte"] == pytest.approx(row["loss"] * per_nat)
-    table = shell(*arguments).split("per token):\n")[1].splitlines()
+    table = shell.printed(*arguments).split("per token):\n")[1].splitlines()
     losses = [float(line[32:40]) for line in table if line.startswith("  ") and line[32:40]]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 6

@@ -12,10 +12,8 @@ import pytest
 
 import mygpt
 from mygpt import training
-from mygpt.cli import main
-from training_runs import (
-    silent,
-)
+from shell import Shell
+from training_runs import silent
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
@@ -36,17 +34,12 @@ def test_a_narrow_encoding_does_not_end_a_training(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_info_of_a_file_with_little_provenance(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_info_of_a_file_with_little_provenance(tmp_path: Path, shell: Shell) -> None:
     """Whatever stands in the provenance, `info` shows what it understands."""
     model, tokenizer = mygpt.GPT(3, 8, 2, 1), mygpt.CharTokenizer("abc")
     for odd in ({"command": "x"}, {"step": 5}, {"corpus": {}}, {"loss": "low"}, {"val_loss": []}):
         mygpt.save_checkpoint(tmp_path / "x.pt", model, tokenizer, odd)
-        with pytest.raises(SystemExit) as left:
-            main(["info", str(tmp_path / "x.pt")])
-        assert left.value.code == 0, odd
-    assert "parameters" in capsys.readouterr().out
+        assert "parameters" in shell.printed("info", tmp_path / "x.pt"), odd
 
 
 @pytest.mark.parametrize(
@@ -61,10 +54,7 @@ def test_info_of_a_file_with_little_provenance(
     ],
 )
 def test_odd_input_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    args: list[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: Shell, args: list[str]
 ) -> None:
     """Each of these ended with a traceback, or read the whole folder."""
     monkeypatch.chdir(tmp_path)
@@ -72,10 +62,7 @@ def test_odd_input_is_one_line(
     (tmp_path / "plain").mkdir()
     model, tokenizer = mygpt.GPT(3, 8, 2, 1), mygpt.CharTokenizer("abc")
     mygpt.save_checkpoint(tmp_path / "plain" / "last.state.safetensors", model, tokenizer)
-    with pytest.raises(SystemExit) as left:
-        main(args)
-    out, err = capsys.readouterr()
-    assert (left.value.code, out, err.count("\n")) == (2, "", 1), err
+    shell.refused(*args)
 
 
 @pytest.mark.processes
@@ -91,25 +78,21 @@ def test_a_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_program_that_calls_main_survives_a_broken_pipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: Shell
 ) -> None:
     """`generate` let a broken pipe end the process, and whoever had called `main` with it."""
     before = signal.getsignal(signal.SIGPIPE)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        main(["generate", "--prompt", "a"])
+    shell.refused("generate", "--prompt", "a")
     assert signal.getsignal(signal.SIGPIPE) is before
 
 
 @pytest.mark.kernels
 def test_a_demo_that_was_gone_on_with_is_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: Shell
 ) -> None:
     """It still counted as a demo, and the next demo deleted it."""
     monkeypatch.chdir(tmp_path)
-    for expected in (0, 2):
-        with pytest.raises(SystemExit) as left:
-            main(["demo", "--minutes", "0.01"])
-        assert left.value.code == expected
-        training.resume("runs/demo", minutes=0.02, listener=silent)
-    assert "already holds a run" in capsys.readouterr().err
+    shell.printed("demo", "--minutes", 0.01)
+    training.resume("runs/demo", minutes=0.02, listener=silent)
+    assert "already holds a run" in shell.refused("demo", "--minutes", 0.01)

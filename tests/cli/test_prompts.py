@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 import mygpt
-from mygpt.cli import main, prompts
+from mygpt.cli import prompts
 from mygpt.decode.writer import load
 from mygpt.errors import InputError, UnknownTokenError
+from shell import Shell, Terminal
 
 pytestmark = pytest.mark.slow
 
-Shell = Callable[..., tuple[int, str, str]]
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +36,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shell(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+def shell(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
     """Runs a command with some standard input: its exit code, output and errors."""
 
-    def shell(command: str, *args: object, stdin: bytes | None = None) -> tuple[int, str, str]:
+    def run_command(
+        command: str, *args: object, stdin: bytes | None = None
+    ) -> tuple[int, str, str]:
         if stdin is not None:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         model = ["-c", str(run)] if command == "generate" else [str(run), "--terminal"]
-        with pytest.raises(SystemExit) as left:
-            main([command, *model, "-n", "1", "--seed", "1", *map(str, args)])
-        return int(left.value.code or 0), *capsys.readouterr()
+        return Shell(capsys)(command, *model, "-n", 1, "--seed", 1, *args)
 
-    return shell
+    return run_command
 
 
 TEXTS = {
@@ -62,7 +65,7 @@ TEXTS = {
 @pytest.mark.parametrize("data", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("command", ["generate", "explain"])
 def test_a_prompt_is_decoded_as_a_text_is(
-    shell: Shell, tmp_path: Path, command: str, data: bytes
+    shell: Command, tmp_path: Path, command: str, data: bytes
 ) -> None:
     """--prompt-file and -p - kept a byte-order mark and refused UTF-16."""
     (tmp_path / "prompt.txt").write_bytes(data)
@@ -74,7 +77,7 @@ def test_a_prompt_is_decoded_as_a_text_is(
 
 @pytest.mark.parametrize("command", ["generate", "explain"])
 def test_what_is_no_text_is_refused_as_in_training(
-    shell: Shell, tmp_path: Path, command: str
+    shell: Command, tmp_path: Path, command: str
 ) -> None:
     (tmp_path / "latin.txt").write_bytes("hören".encode("latin-1"))
     (tmp_path / "broken.gz").write_bytes(gzip.compress(b"hi" * 99)[:20])
@@ -98,7 +101,9 @@ def test_what_is_no_text_is_refused_as_in_training(
     assert shell(command, *args)[1].startswith("hören")
 
 
-def test_a_closed_standard_input_is_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_standard_input_is_one_line(
+    shell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`generate -p - <&-` was a traceback."""
     monkeypatch.setattr(sys, "stdin", None)
     code, _, err = shell("generate", "-p", "-")
@@ -150,7 +155,7 @@ def test_a_pipe_that_never_ends_in_a_process(run: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "explain"])
-def test_characters_that_the_model_does_not_know(shell: Shell, command: str) -> None:
+def test_characters_that_the_model_does_not_know(shell: Command, command: str) -> None:
     """They ended everything: the message names the way on."""
     code, out, err = shell(command, "-p", "Die 🙂Bären")
     assert (code, out) == (2, "")
@@ -173,7 +178,7 @@ def test_the_writer_leaves_them_out_where_it_is_asked_to(run: Path) -> None:
 
 
 def test_lines_of_a_conversation(
-    run: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, shell: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = iter(["Die 🙂", "zu"])
     monkeypatch.setattr("builtins.input", lambda: next(lines, None) or _end())
@@ -186,11 +191,6 @@ def test_lines_of_a_conversation(
     code, out, err = shell("generate")
     assert (code, out) == (0, "")
     assert "--unknown drop leaves them out" in err
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def _end() -> str:

@@ -15,14 +15,10 @@ from mygpt import cli
 from mygpt.cli.progress import Bar
 from mygpt.cli.terminal import VisibleFormatter, VisiblePieces, new_console, say, to_json, visible
 from mygpt.training.events import Note
+from shell import Terminal
 
 HOSTILE = "a\x1b]0;owned\x07b\x9b31mc\x7f"
 SHOWN = "a\ufffd]0;owned\ufffdb\ufffd31mc\ufffd"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_every_command_prints_by_the_function_that_shows_control_characters() -> None:

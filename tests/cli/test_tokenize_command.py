@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import mygpt
-from mygpt.cli import main
 from mygpt.data import TokenStore, encode_documents
 from mygpt.text import read_corpus
 from mygpt.tokenization import BPETokenizer, ByteTokenizer
+from shell import Shell
 
 pytestmark = pytest.mark.slow
 
@@ -31,17 +31,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    """A command in this process: (exit code, stdout, stderr)."""
-    with pytest.raises(SystemExit) as left:
-        main(["tokenize", *(str(arg) for arg in args)])
-    out, err = capsys.readouterr()
-    assert isinstance(left.value.code, int)
-    return left.value.code, out, err
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys, "tokenize")
 
 
-def test_a_store_and_the_line_about_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "fox.txt", "--out", "fox.store")
+def test_a_store_and_the_line_about_it(here: Path, shell: Shell) -> None:
+    code, out, err = shell("fox.txt", "--out", "fox.store")
     store = TokenStore.open(here / "fox.store", check=True)
     assert (code, err) == (0, "")
     assert out.startswith(
@@ -50,14 +46,14 @@ def test_a_store_and_the_line_about_it(here: Path, capsys: pytest.CaptureFixture
     assert out.endswith("next: mygpt train fox.store\n")
     wanted = encode_documents(read_corpus(["fox.txt"]).documents, store.tokenizer)
     assert store.tokens[:].tolist() == wanted.tolist()
-    code, out, err = run(capsys, "fox.txt", "--out", "fox.store")
+    code, out, err = shell("fox.txt", "--out", "fox.store")
     assert (code, err) == (0, "")
     assert out.startswith("fox.store exists already: 1 document")
-    code, out, err = run(capsys, "fox.txt", "--out", "fox.store", "--overwrite", "-q")
+    code, out, err = shell("fox.txt", "--out", "fox.store", "--overwrite", "-q")
     assert (code, out, err) == (0, "", "")
 
 
-def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenizers_by_name_and_by_file(here: Path, shell: Shell) -> None:
     """A name, a tokenizer's JSON, another store, a run: all give the tokenizer they say."""
     mygpt.train(
         here / "fox.txt",
@@ -75,7 +71,7 @@ def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixtur
     sizes = {"byte": 257, "char": 29, "bpe:280": 280, "bpe.json": 270, "s0": 257, "run": 275}
     sizes["run/last.safetensors"] = 275
     for number, (name, size) in enumerate(sizes.items()):
-        code, _, err = run(capsys, "fox.txt", "--out", f"s{number}", "--tokenizer", name)
+        code, _, err = shell("fox.txt", "--out", f"s{number}", "--tokenizer", name)
         assert (code, err) == (0, ""), name
         store = TokenStore.open(here / f"s{number}")
         assert store.tokenizer.vocab_size == size, name
@@ -100,43 +96,32 @@ def test_tokenizers_by_name_and_by_file(here: Path, capsys: pytest.CaptureFixtur
         (["fox.txt"], "--out"),
     ],
 )
-def test_refusals_are_one_line(
-    args: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(capsys, *args)
-    assert (code, out) == (2, "")
-    assert err.startswith("mygpt: ")
-    assert err.count("\n") == 1
-    assert message in err
+def test_refusals_are_one_line(args: list[str], message: str, here: Path, shell: Shell) -> None:
+    assert message in shell.refused(*args)
 
 
 @pytest.mark.processes
-def test_standard_input(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_standard_input(here: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text that the tokenizer is trained on is encoded too; standard input twice is refused."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
-    assert run(capsys, "-", "--out", "s", "--tokenizer", "bpe:300")[0] == 0
+    assert shell("-", "--out", "s", "--tokenizer", "bpe:300")[0] == 0
     store = TokenStore.open(here / "s")
     assert store.tokenizer.decode(store.tokens[:].tolist()) == "<|endoftext|>" + TEXT
-    code, _, err = run(capsys, "-", "--out", "s", "--tokenizer", "bpe:300")
-    assert (code, "--overwrite" in err) == (2, True)
-    code, _, err = run(capsys, "-", "--out", "c", "--tokenizer", "char")
-    assert (code, "write the text to a file first" in err) == (2, True)
+    assert "--overwrite" in shell.refused("-", "--out", "s", "--tokenizer", "bpe:300")
+    refused = shell.refused("-", "--out", "c", "--tokenizer", "char")
+    assert "write the text to a file first" in refused
 
 
-def test_a_field_and_what_was_passed_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_field_and_what_was_passed_over(here: Path, shell: Shell) -> None:
     (here / "d").mkdir()
     (here / "d" / "x.jsonl").write_text(json.dumps({"body": "one"}) + "\n")
     (here / "d" / "noise").write_bytes(b"\0")
-    code, _, err = run(
-        capsys, "d", "--out", "s", "--tokenizer", "byte", "--field", "body", "--workers", 0
+    code, _, err = shell(
+        "d", "--out", "s", "--tokenizer", "byte", "--field", "body", "--workers", 0
     )
     assert (code, err) == (0, "skipped 1 files in d that are not text: noise\n")
     assert TokenStore.open(here / "s").tokens[:].tolist() == [256, *b"one"]
-    code, _, err = run(capsys, "d/x.jsonl", "--out", "t", "--tokenizer", "byte")
-    assert code == 2
-    assert err == (
+    assert shell.refused("d/x.jsonl", "--out", "t", "--tokenizer", "byte") == (
         "mygpt: d/x.jsonl, line 1 has no field 'text' (it has 'body'): name it with --field\n"
     )
 
@@ -166,8 +151,7 @@ def test_ctrl_c_keeps_what_is_there(here: Path) -> None:
     assert not kept["finished"]
 
 
-def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "--help")
-    assert code == 0
+def test_help_has_an_example(shell: Shell) -> None:
+    out = shell.printed("--help")
     assert "Example: mygpt tokenize" in " ".join(out.split())
     assert ByteTokenizer.kind in out
