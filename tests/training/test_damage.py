@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,38 @@ import pytest
 import mygpt
 from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
-from mygpt.errors import CheckpointError
 from mygpt.training.events import Finished
 from mygpt.training.run import RunFolder
 from paths import GOLDEN
-from training_runs import assert_same, damage, fit, log, notes, progress_of, resume
+from training_runs import Runs, assert_same, damage, log, notes, progress_of, refusal
 
 pytestmark = pytest.mark.slow
 
 FORMAT_1 = GOLDEN / "format-1"
+STATE = "last.state.safetensors"
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    return read_checkpoint(path).provenance
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in run.iterdir() if p.name != ".lock"}
 
 
 def test_a_model_of_format_1_is_read() -> None:
     """Written by version 0.1.0 as it was first landed; greedy, it says what it said then."""
     writer = mygpt.load(FORMAT_1 / "best.safetensors")
     assert writer.generate("hello", 20, temperature=0) == "hello" + 20 * "o"
-    assert read_checkpoint(FORMAT_1 / "best.safetensors").provenance["mygpt"] == "0.1.0"
+    assert provenance(FORMAT_1 / "best.safetensors")["mygpt"] == "0.1.0"
 
 
-def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_format_1_goes_on(runs: Runs) -> None:
     """Its state knows nothing of threads, guards and plans, and its step counts are rows."""
-    run = tmp_path / "run"
-    shutil.copytree(FORMAT_1, run)
-    (tmp_path / "hello.txt").write_text("hello world, hello model\n" * 40)
-    events = resume(run, files=[tmp_path / "hello.txt"], steps=6)
-    assert isinstance(events[-1], Finished)
-    records = [r["step"] for r in log(run) if "loss" in r]
-    assert records == [1, 2, 3, 4, 5, 6]
+    run = shutil.copytree(FORMAT_1, runs / "run")
+    (runs / "hello.txt").write_text("hello world, hello model\n" * 40)
+    assert isinstance(runs.resume(files=[runs / "hello.txt"], steps=6)[-1], Finished)
+    assert [r["step"] for r in log(run) if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert progress_of(run)["best_val_loss"] < 2.4835180610117287
 
 
@@ -49,48 +53,39 @@ def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
     ("spoil", "said"),
     [(damage, "is damaged: tensor"), (Path.unlink, "does not exist: resuming from the state")],
 )
-def test_a_run_resumes_from_the_state_before_the_last(
-    text: str, tmp_path: Path, spoil: Callable[[Path], None], said: str
-) -> None:
+def test_a_run_resumes_from_the_state_before_the_last(runs: Runs, spoil, said: str) -> None:
     """On a file system without links a death can leave only the state before the last."""
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    fit(text, whole)
-    fit(text, run)
-    spoil(run / "last.state.safetensors")
-    before, repeated = notes(resume(run)).splitlines()
+    run = runs.copy()
+    spoil(run / STATE)
+    before, repeated = notes(runs.resume()).splitlines()
     assert repeated == "the steps after the last save, up to 12, are repeated"
-    assert f"last.state.safetensors {said}" in before
+    assert f"{STATE} {said}" in before
     assert before.endswith("resuming from the state before it, of step 8")
-    assert_same(run, whole)
-    assert (run / "damaged.last.state.safetensors").exists() == (spoil is damage)
+    assert_same(run, runs.finished)
+    assert (run / f"damaged.{STATE}").exists() == (spoil is damage)
 
 
-def test_with_both_states_damaged_nothing_is_touched(text: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    fit(text, run)
-    for name in ("last.state.safetensors", "previous.state.safetensors"):
+def test_with_both_states_damaged_nothing_is_touched(runs: Runs) -> None:
+    run = runs.copy()
+    for name in (STATE, "previous.state.safetensors"):
         damage(run / name)
-    before = {p.name: p.read_bytes() for p in run.iterdir() if p.name != ".lock"}
-    with pytest.raises(CheckpointError, match="the state before it too"):
-        resume(run)
-    assert {p.name: p.read_bytes() for p in run.iterdir() if p.name != ".lock"} == before
+    before = files_of(run)
+    assert "the state before it too" in refusal(runs.resume)
+    assert "the state before it too" in refusal(runs.fit, resume="auto")
+    assert files_of(run) == before
 
 
-def test_a_damaged_best_is_put_aside_and_made_again(text: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    fit(text, run)
-    damage(run / "best.safetensors")
-    events = resume(run, steps=20)
-    assert "best.safetensors is damaged" in notes(events)
-    assert (run / "damaged.best.safetensors").exists()
-    assert read_checkpoint(run / "best.safetensors").provenance["step"] > 12
+def test_a_damaged_best_is_put_aside_and_made_again(runs: Runs) -> None:
+    best = runs.copy() / "best.safetensors"
+    damage(best)
+    assert "best.safetensors is damaged" in notes(runs.resume(steps=20))
+    assert best.with_name("damaged.best.safetensors").exists()
+    assert provenance(best)["step"] > 12
 
 
-def test_damaged_json_in_a_state_is_refused_by_name(text: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    fit(text, run)
-    path = run / "last.state.safetensors"
-    arrays, parts = read_arrays(path)
+def test_damaged_json_in_a_state_is_refused_by_name(runs: Runs) -> None:
+    run = runs.copy()
+    arrays, parts = read_arrays(run / STATE)
     (run / "previous.state.safetensors").unlink()
     del parts["tensors"]
     for name, value in [
@@ -105,88 +100,70 @@ def test_damaged_json_in_a_state_is_refused_by_name(text: str, tmp_path: Path) -
         ("training", {**parts["training"], "batch_size": "4"}),
         ("provenance", {}),
     ]:
-        write_arrays(path, arrays, {**parts, name: value})
-        with pytest.raises(CheckpointError, match=r"last\.state\.safetensors"):
-            resume(run)
+        write_arrays(run / STATE, arrays, {**parts, name: value})
+        assert STATE in refusal(runs.resume)
 
 
-def test_only_damage_falls_back(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_damage_falls_back(runs: Runs) -> None:
     """A state that could not be opened for another reason was renamed as damaged."""
-    run = tmp_path / "run"
-    fit(text, run)
-    inner = os.open
+    run, inner = runs.copy(), os.open
 
     def busy(path: Any, *args: Any, **options: Any) -> int:
-        if str(path).endswith("last.state.safetensors"):
+        if str(path).endswith(STATE):
             raise OSError(errno.EMFILE, "Too many open files")
         return inner(path, *args, **options)
 
-    with monkeypatch.context() as patch:
+    with runs.patch.context() as patch:
         patch.setattr("mygpt.file_access.os.open", busy)
-        with pytest.raises(CheckpointError, match="cannot be read: Too many open files"):
-            RunFolder(run).load_state()
-    assert (run / "last.state.safetensors").exists()
+        assert "cannot be read: Too many open files" in refusal(RunFolder(run).load_state)
+    assert (run / STATE).exists()
 
 
-def test_a_truncated_log_is_reported_and_not_continued_within_a_line(
-    text: str, tmp_path: Path
-) -> None:
+def test_a_truncated_log_is_reported_and_not_continued_within_a_line(runs: Runs) -> None:
     """The next record was appended to the cut line."""
-    run = tmp_path / "run"
-    fit(text, run)
+    run = runs.copy()
     os.truncate(run / "log.jsonl", 150)
-    events = resume(run, steps=14)
-    assert "log.jsonl is shorter than it was" in notes(events)
+    assert "log.jsonl is shorter than it was" in notes(runs.resume(steps=14))
     assert log(run)[-1]["step"] == 14
 
 
-def test_a_better_model_of_a_lost_future_is_not_given_up(text: str, tmp_path: Path) -> None:
+def test_a_better_model_of_a_lost_future_is_not_given_up(runs: Runs) -> None:
     """Killed after a validation and before the save that would have known of it."""
-    run = tmp_path / "run"
-    fit(text, run, steps=8)
-    late = tmp_path / "late"
-    shutil.copytree(run, late)
-    resume(late, steps=40)
+    runs.fit(steps=8)
+    run, late = runs / "run", shutil.copytree(runs / "run", runs / "late")
+    runs.resume("late", steps=40)
     shutil.copy(late / "best.safetensors", run / "best.safetensors")
-    future = read_checkpoint(run / "best.safetensors").provenance
+    future = provenance(run / "best.safetensors")
     assert future["step"] > 8
-    resume(run, steps=12)
-    kept = read_checkpoint(run / "best.safetensors").provenance
+    runs.resume(steps=12)
+    kept = provenance(run / "best.safetensors")
     assert kept["val_loss"] == future["val_loss"] == progress_of(run)["best_val_loss"]
 
 
-def test_a_best_model_of_another_run_is_not_taken_for_ones_own(text: str, tmp_path: Path) -> None:
+def test_a_best_model_of_another_run_is_not_taken_for_ones_own(runs: Runs) -> None:
     """Killed when `--overwrite` had committed the new run and not yet removed the old best."""
-    run, old = tmp_path / "run", tmp_path / "old"
-    fit(text, old, steps=40)
-    fit(text, run, steps=0, eval_every=100)
-    shutil.copy(old / "best.safetensors", run / "best.safetensors")
-    resume(run, steps=4)
-    best = read_checkpoint(run / "best.safetensors").provenance
+    run = runs / "run"
+    runs.fit(steps=0, eval_every=100)
+    shutil.copy(runs.finished / "best.safetensors", run / "best.safetensors")
+    runs.resume(steps=4)
+    best = provenance(run / "best.safetensors")
     assert best["step"] == 4
     assert best["val_loss"] == progress_of(run)["best_val_loss"]
 
 
-def test_the_users_file_is_made_again_from_the_best(text: str, tmp_path: Path) -> None:
-    """Killed between writing best and ckpt.pt, or with ckpt.pt deleted, it stayed as it was."""
-    file = tmp_path / "ckpt.pt"
-    fit(text, file)
-    best = read_checkpoint(tmp_path / "ckpt.pt.run" / "best.safetensors")
-    file.unlink()
-    resume(file)
-    assert read_checkpoint(file).provenance == best.provenance
-    shutil.copy(tmp_path / "ckpt.pt.run" / "last.safetensors", file)
-    resume(file)
-    assert read_checkpoint(file).provenance == best.provenance
-
-
-def test_the_best_is_made_again_from_the_users_file(text: str, tmp_path: Path) -> None:
-    """With best damaged, the only good copy of it was written over by the last model."""
-    file = tmp_path / "ckpt.pt"
-    fit(text, file)
-    best = tmp_path / "ckpt.pt.run" / "best.safetensors"
-    before = read_checkpoint(best).provenance
-    damage(best)
-    assert "kept as damaged.best.safetensors" in notes(resume(file))
-    assert read_checkpoint(best).provenance == before
-    assert read_checkpoint(file).provenance == before
+def test_best_and_the_users_file_are_each_made_again_from_the_other(runs: Runs) -> None:
+    """Killed between writing best and ckpt.pt, or with ckpt.pt deleted, it stayed as it was; with
+    best damaged, the only good copy of it was written over by the last model."""
+    runs.fit("ckpt.pt")
+    file, run = runs / "ckpt.pt", runs / "ckpt.pt.run"
+    best = provenance(run / "best.safetensors")
+    assert mygpt.load(file).generate("far", 5, seed=0).startswith("far")
+    for spoil in (
+        file.unlink,
+        lambda: shutil.copy(run / "last.safetensors", file),
+        lambda: damage(run / "best.safetensors"),
+    ):
+        spoil()
+        found = notes(runs.resume("ckpt.pt"))
+        assert provenance(file) == provenance(run / "best.safetensors") == best
+    assert "kept as damaged.best.safetensors" in found

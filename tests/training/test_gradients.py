@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 import mygpt
-from mygpt.checkpoint.container import read_arrays
 from mygpt.core.model import GPT
 from mygpt.core.tutorial import set_seed
 from mygpt.training.gradients import ParallelGradients
-from training_runs import fit, resume
 
 
 def model_and_batch(rows: int) -> tuple[GPT, torch.Tensor, torch.Tensor]:
@@ -81,18 +76,3 @@ def test_an_error_in_a_thread_is_raised_and_the_thread_count_restored() -> None:
     with pytest.raises(IndexError), ParallelGradients(model, 2) as gradients:
         gradients(inputs, outside)
     assert torch.get_num_threads() == before
-
-
-def test_a_run_in_threads_resumes_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ParallelGradients, "suitable_threads", lambda model, batch_size: 2)
-    text = tmp_path / "fox.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    # A constant rate, since the length is part of the schedule.
-    fit(str(text), tmp_path / "whole", steps=8, schedule="constant")
-    fit(str(text), tmp_path / "cut", steps=5, schedule="constant")
-    resume(tmp_path / "cut", steps=8)
-    whole, cut = (
-        read_arrays(tmp_path / name / "last.state.safetensors")[0] for name in ("whole", "cut")
-    )
-    for name in whole.keys() - {"plan"}:  # the fraction done differs
-        np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)

@@ -111,6 +111,7 @@ def test_a_run_that_diverges_repeatedly_ends_with_code_5_and_its_best_model(runs
     plant(runs.patch, lambda n: math.nan if n > 9 else 1.0)
     error, heard = diverging(runs / "run", steps=30)
     assert f"after {MOST_ROLLBACKS} rollbacks with half the learning rate" in str(error)
+    assert "the loss is nan at step" in str(error)
     assert error.exit_code == 5
     assert [scale for _, scale in rollbacks(heard)] == [0.5, 0.25, 0.125]
     lowest = min(e.result.loss for e in heard if isinstance(e, Evaluated))

@@ -9,33 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-import mygpt
 from mygpt import training
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.decode.writer import Writer
 from mygpt.errors import Interrupted
 from mygpt.signals import Abandonable
 from mygpt.training.events import Event, Finished, StepDone
-from training_runs import TINY, Dead, fit, log, notes, progress_of, resume
+from training_runs import TINY, Dead, Runs, assert_same, dying_at, log, notes, progress_of
 
 pytestmark = pytest.mark.slow
 
-
-def test_steps_that_are_repeated_after_a_crash_are_reported(text: str, tmp_path: Path) -> None:
-    """Killed at step 11, a run resumed from step 8 without a note."""
-
-    def die(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == 11:
-            raise SystemError
-
-    with pytest.raises(SystemError):
-        mygpt.train(text, output=tmp_path / "run", listener=die, **TINY)
-    assert "up to 11, are repeated" in notes(resume(tmp_path / "run"))
-    assert "are repeated" not in notes(resume(tmp_path / "run", steps=14))
+needs_hangups = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
 
 
 def signal_at(step: int, *numbers: int) -> Callable[[Event], None]:
@@ -49,30 +36,55 @@ def signal_at(step: int, *numbers: int) -> Callable[[Event], None]:
     return listener
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
-def test_signals_end_with_a_save_and_say_so(name: str, text: str, tmp_path: Path) -> None:
-    number = getattr(signal, name, None)
-    if number is None:
-        pytest.skip(f"no {name} here")
-    heard: list[Event] = []
+def test_steps_that_are_repeated_after_a_crash_are_reported(runs: Runs) -> None:
+    """Killed at step 11, a run resumed from step 8 without a note."""
+    with pytest.raises(Dead):
+        training.train(runs.text, output=runs / "run", listener=dying_at(11), **TINY)
+    assert "up to 11, are repeated" in notes(runs.resume())
+    assert "are repeated" not in notes(runs.resume(steps=14))
 
-    send = signal_at(6, number)
+
+@pytest.mark.parametrize(
+    ("names", "step"),
+    [
+        ("SIGINT", 6),
+        ("SIGTERM", 6),
+        ("SIGUSR1", 6),
+        # A shell and the system each send it when a terminal closes; the second lost the run.
+        ("SIGHUP SIGHUP", 6),
+        # In the last validation: the run was finished, and the script continued with its next one.
+        ("SIGINT", 12),
+    ],
+)
+def test_signals_end_a_run_with_a_save_and_say_so(runs: Runs, names: str, step: int) -> None:
+    numbers = [getattr(signal, name, None) for name in names.split()]
+    if None in numbers:
+        pytest.skip(f"no {names} here")
+    heard: list[Event] = []
+    send, run = signal_at(step, *numbers), runs / "run"
+    before = signal.getsignal(numbers[0])
     with pytest.raises(KeyboardInterrupt) as left:
-        mygpt.train(
-            text, output=tmp_path / "run", listener=lambda e: (heard.append(e), send(e)), **TINY
-        )
-    if number == signal.SIGINT:  # Python itself ends with 130 for this very class alone
+        training.train(runs.text, output=run, listener=lambda e: (heard.append(e), send(e)), **TINY)
+    assert signal.getsignal(numbers[0]) is before
+    if numbers[0] == signal.SIGINT:  # Python itself ends with 130 for this very class alone
         assert type(left.value) is KeyboardInterrupt
     else:
         assert isinstance(left.value, Interrupted)
-        assert left.value.signal == number
-    assert f"{name}: ending after this step" in notes(heard)
-    assert progress_of(tmp_path / "run")["step"] == 6
+        assert left.value.signal == numbers[0]
+    progress, end = progress_of(run), heard[-1]
+    assert progress["step"] == step
+    if step == 12:
+        assert progress["validated_step"] == 12
+        return
+    assert f"{names.split()[0]}: ending after this step" in notes(heard)
+    assert isinstance(end, Finished)
+    assert end.signal == numbers[0]
+    assert f"mygpt train --resume {run}" in str(end)
+    runs.resume()
+    assert_same(run, runs.finished)
 
 
-def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(runs: Runs) -> None:
     """It waited for the compiler, ten seconds and more."""
 
     def compile_first(*_: object, **__: object) -> str:
@@ -80,28 +92,26 @@ def test_a_signal_while_a_samples_kernels_are_compiled_skips_the_sample(
             os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError
 
-    monkeypatch.setattr(Writer, "generate", compile_first)
-    with pytest.raises(Interrupted):
-        mygpt.train(text, output=tmp_path / "run", **{**TINY, "sample_tokens": 5})
-    step = progress_of(tmp_path / "run")["step"]
-    assert 0 < step < TINY["steps"]
-    assert not any("sample" in record for record in log(tmp_path / "run"))
-    monkeypatch.undo()
-    resume(tmp_path / "run")
-    assert progress_of(tmp_path / "run")["step"] == TINY["steps"]
+    with runs.patch.context() as patch:
+        patch.setattr(Writer, "generate", compile_first)
+        with pytest.raises(Interrupted):
+            runs.fit(sample_tokens=5)
+    assert 0 < progress_of(runs / "run")["step"] < TINY["steps"]
+    assert not any("sample" in record for record in log(runs / "run"))
+    runs.resume()
+    assert progress_of(runs / "run")["step"] == TINY["steps"]
 
 
-def test_an_ignored_signal_stays_ignored(text: str, tmp_path: Path) -> None:
+@needs_hangups
+def test_an_ignored_signal_stays_ignored(runs: Runs) -> None:
     """`nohup mygpt train ...` outlives its terminal."""
-    if not hasattr(signal, "SIGHUP"):
-        pytest.skip("no SIGHUP here")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         listener = signal_at(6, signal.SIGHUP)
-        mygpt.train(text, output=tmp_path / "run", listener=listener, **TINY)
+        training.train(runs.text, output=runs / "run", listener=listener, **TINY)
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert progress_of(tmp_path / "run")["step"] == 12
+    assert progress_of(runs / "run")["step"] == 12
 
 
 SLOW_STEP = """
@@ -121,11 +131,11 @@ main(["train", *sys.argv[1:]])
 
 
 @pytest.mark.processes
-def test_a_second_signal_leaves_at_once(text: str, tmp_path: Path) -> None:
+def test_a_second_signal_leaves_at_once(runs: Runs) -> None:
     shape = ["--embed-dim", "24", "--steps", "3"]  # which torch itself computes
-    command = [sys.executable, "-c", SLOW_STEP, text, "--preset", "nano", *shape]
+    command = [sys.executable, "-c", SLOW_STEP, runs.text, "--preset", "nano", *shape]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=runs.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         while "in a step" not in process.stdout.readline():
@@ -143,34 +153,22 @@ def test_a_second_signal_leaves_at_once(text: str, tmp_path: Path) -> None:
     assert shown == (
         "ended at once; resume from the last save with: mygpt train --resume runs/times\n"
     )
-    assert progress_of(tmp_path / "runs" / "times").get("step") == 0
+    assert progress_of(runs / "runs" / "times").get("step") == 0
 
 
-def test_two_hangups_are_one(text: str, tmp_path: Path) -> None:
-    """A shell and the system each send SIGHUP when a terminal closes; the second lost the run."""
-    if not hasattr(signal, "SIGHUP"):
-        pytest.skip("no SIGHUP here")
-    listener = signal_at(6, signal.SIGHUP, signal.SIGHUP)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(text, output=tmp_path / "run", listener=listener, **TINY)
-    assert progress_of(tmp_path / "run")["step"] == 6
-
-
+@needs_hangups
 @pytest.mark.processes
-def test_a_terminal_that_closes_ends_in_a_save(text: str, tmp_path: Path) -> None:
+def test_a_terminal_that_closes_ends_in_a_save(runs: Runs) -> None:
     """Writing to it failed first: exit code 3, and all since the last save was lost."""
     pty = pytest.importorskip("pty")
     options = ["--preset", "nano", "--embed-dim", "8", "--num-heads", "2", "--steps", "1000000"]
     reports = ["--print-every", "5", "--eval-every", "10000000"]
-    run = tmp_path / "run"
+    run = runs / "run"
+    command = [sys.executable, "-m", "mygpt", "train", runs.text, *options, *reports]
     pid, terminal = pty.fork()
     if pid == 0:
-        command = [sys.executable, "-m", "mygpt", "train", text, *options, *reports]
-        os.execve(
-            command[0],
-            [*command, "--output", str(run)],
-            {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
-        )
+        environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+        os.execve(command[0], [*command, "--output", str(run)], environment)
     shown, until = b"", time.monotonic() + 60
     while b"step 5" not in shown and time.monotonic() < until:
         shown += os.read(terminal, 65536)
@@ -183,45 +181,30 @@ def test_a_terminal_that_closes_ends_in_a_save(text: str, tmp_path: Path) -> Non
     assert json.loads(records[-1])["step"] <= reached
 
 
-def test_a_signal_in_the_last_validation_still_ends_the_program(text: str, tmp_path: Path) -> None:
-    """The run was finished, and the script continued with its next one."""
-    listener = signal_at(12, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(text, output=tmp_path / "run", listener=listener, **TINY)
-    assert progress_of(tmp_path / "run")["validated_step"] == 12
+def dead(*_: object, **__: object) -> None:
+    raise Dead
 
 
-def test_a_new_length_is_saved_at_once(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_length_is_saved_at_once(runs: Runs) -> None:
     """Lengthened and killed before its first save, the run was finished again."""
-    run = tmp_path / "run"
-    fit(text, run)
-    with monkeypatch.context() as patch:
-        patch.setattr("mygpt.training.lifecycle._train", lambda *_: (_ for _ in ()).throw(Dead))
+    runs.copy()
+    with runs.patch.context() as patch:
+        patch.setattr("mygpt.training.lifecycle._train", dead)
         with pytest.raises(Dead):
-            resume(run, steps=20)
-    end = resume(run)[-1]
+            runs.resume(steps=20)
+    end = runs.resume()[-1]
     assert isinstance(end, Finished)
     assert end.step == 20
 
 
-def test_a_crash_in_the_last_validation_does_not_lose_it(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_in_the_last_validation_does_not_lose_it(runs: Runs) -> None:
     """Saved at its last step without validation, a run was resumed as if validated."""
-
-    class Crash(Exception):
-        pass
-
-    def crash(*_: object, **__: object) -> None:
-        raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mygpt.training.trainer.evaluate", crash)
-        with pytest.raises(Crash):
-            fit(text, tmp_path / "cut", save_every=1, eval_every=100)
-    assert not (tmp_path / "cut" / "best.safetensors").exists()
-    resume(tmp_path / "cut")
-    assert (tmp_path / "cut" / "log.jsonl").read_text().count("val_loss") == 1
-    assert read_checkpoint(tmp_path / "cut" / "best.safetensors").provenance["step"] == 12
+    run = runs / "run"
+    with runs.patch.context() as patch:
+        patch.setattr("mygpt.training.trainer.evaluate", dead)
+        with pytest.raises(Dead):
+            runs.fit(save_every=1, eval_every=100)
+    assert not (run / "best.safetensors").exists()
+    runs.resume()
+    assert (run / "log.jsonl").read_text().count("val_loss") == 1
+    assert read_checkpoint(run / "best.safetensors").provenance["step"] == 12
