@@ -106,11 +106,7 @@ def test_operations_of_a_single_process_return_its_values() -> None:
         assert group is SINGLE_PROCESS
     assert SINGLE_PROCESS.broadcast([1]) == [1]
     assert SINGLE_PROCESS.gather("a") == ["a"]
-    assert (
-        SINGLE_PROCESS.run_on_all(lambda: 3)
-        == SINGLE_PROCESS.run_on_all(lambda: 3, main_only=True)
-        == 3
-    )
+    assert SINGLE_PROCESS.run_on_all(lambda: 3) == SINGLE_PROCESS.run_on_main(lambda: 3) == 3
     assert SINGLE_PROCESS.main_clock(2.5) == 2.5
     assert (SINGLE_PROCESS.any_signal(None), SINGLE_PROCESS.any_signal(15)) == (None, 15)
     part = torch.tensor(0.5)
@@ -161,13 +157,11 @@ def agree() -> dict[str, Any]:
         "no signal": group.any_signal(None),
         "signal": group.any_signal(int(signal.SIGTERM) if rank == 2 else None),
         "together": group.run_on_all(lambda: rank),
-        "main alone": group.run_on_all(lambda: rank, main_only=True),
+        "main alone": group.run_on_main(lambda: rank),
         "one fails": fail_in(1),
         "two fail": fail_in(1, 2),
         "a bug": fail_in(1, error=ZeroDivisionError("by zero")),
-        "main fails": caught(
-            lambda: group.run_on_all(lambda: fail(InputError("no")), main_only=True)
-        ),
+        "main fails": caught(lambda: group.run_on_main(lambda: fail(InputError("no")))),
         "still together": group.gather(rank),
         "messages": errors_of_joined(group),
         "scores": scores(group),

@@ -60,16 +60,29 @@ def make_tokenizer(
                 "does not allow: write the text to a file first, or give a tokenizer's file"
             )
         return CharTokenizer(sorted(characters_in(map(read, sources))), end_of_text=True)
-    size = name.removeprefix("bpe").removeprefix(":")
     length = sum(source.size for source in sources) if lasting else BPE_SIZES[-1] * _EACH_TOKEN
-    chosen = next((n for n in BPE_SIZES if n >= length / _EACH_TOKEN), BPE_SIZES[-1])
+    size = bpe_size(name, length)
     texts = _sample(sources, index, read)
     first = next((text for text in texts if text), "")
     if not first:
         raise InputError(
             "there is no text in these files: name files with text to train a tokenizer"
         )
-    return BPETokenizer.train(chain([first], texts), int(size) if size else chosen)
+    return BPETokenizer.train(chain([first], texts), size)
+
+
+def bpe_size(name: str, length: int) -> int:
+    """The size that "bpe:SIZE" names; of "bpe" one that suits a text of so many bytes.
+
+    Raises:
+        InputError: if SIZE is not a number.
+    """
+    size = name.removeprefix("bpe").removeprefix(":")
+    if not size:
+        return next((n for n in BPE_SIZES if n >= length / _EACH_TOKEN), BPE_SIZES[-1])
+    if not (size.isascii() and size.isdigit() and len(size) < 20):
+        raise InputError(f"tokenizer={name!r}: SIZE is a whole number, as in bpe:{BPE_SIZES[-1]}")
+    return int(size)
 
 
 def characters_in(found: Iterable[Iterator[Piece]], most: float = math.inf) -> set[str]:

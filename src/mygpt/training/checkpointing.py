@@ -215,7 +215,7 @@ def check_shards_of(state: State) -> None:
 
 def broadcast_state(group: ProcessGroup, load: Callable[[], State]) -> State:
     """A state that process 0 reads, on all processes."""
-    state = group.run_on_all(load, main_only=True)
+    state = group.run_on_main(load)
     if group.is_single:
         assert state is not None
         return state

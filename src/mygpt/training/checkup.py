@@ -113,7 +113,7 @@ def check(path: str | Path) -> list[Finding]:
         run = RunFolder.at(path)
         if path.is_file() and not (run.file == path and run.folder.is_dir()):
             return [_check_file(path)]
-        if any(os.path.lexists(file) for file in _arrays_of(run)):
+        if any(os.path.lexists(file) for file in run.array_paths):
             return [*_check_run(run)]
         problem = "holds no run" if path.is_dir() else "does not exist"
     except PermissionError as error:
@@ -122,12 +122,8 @@ def check(path: str | Path) -> list[Finding]:
     raise CheckpointError(other or f"{path} {problem}: name a run's folder or a checkpoint")
 
 
-def _arrays_of(run: RunFolder) -> tuple[Path, ...]:
-    return run.state_path, run.previous_path, run.best_path, run.last_path
-
-
 def _check_file(path: Path) -> Finding:
-    if path in _arrays_of(RunFolder(path.parent)):
+    if path in RunFolder(path.parent).array_paths:
         remedy = f"`mygpt doctor {_quote(path.parent)}` shows what else is in its run"
         return _examine(path).finding(remedy)
     return _examine(path).finding(f"{_COPY}: nothing in it can be trusted")
@@ -136,7 +132,7 @@ def _check_file(path: Path) -> Finding:
 def _check_run(run: RunFolder) -> Iterator[Finding]:
     trainer = holder(run.folder)
     # The log is read after the states: training that continues meanwhile only appends to it.
-    found = [_examine(path, inside=True) for path in _arrays_of(run)]
+    found = [_examine(path, inside=True) for path in run.array_paths]
     found.append(Contents(run.folder) if run.file is None else _examine(run.file))
     at = next((state for state in found[:2] if state.intact), None)
     if at is not None:  # a killed --overwrite has not removed all files of the run before

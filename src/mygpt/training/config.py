@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -80,15 +80,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         given = dict(vars(self))
-        for name in _LENGTHS:
+        for name in LENGTHS:
             if given[name] is None:
                 del given[name]
-        lengths = len(_LENGTHS & set(given))
+        lengths = len(LENGTHS & set(given))
         if lengths != 1:
             raise InputError(
                 f"a run's length is one of --steps, --tokens, --minutes: {lengths} were given"
             )
-        for name in _LENGTHS.union(_WHOLE, _ABOVE_ZERO, _FROM_ZERO, _FRACTIONS) & set(given):
+        for name in LENGTHS.union(_WHOLE, _ABOVE_ZERO, _FROM_ZERO, _FRACTIONS) & set(given):
             require_number(name, given[name])
         for name in _WHOLE.keys() & set(given):
             require_int(name, given[name], least=_WHOLE[name])
@@ -192,13 +192,19 @@ class TrainConfig:
         stages = ((0.0, self.seq_len, self.batch_size), *self.stages)
         return math.ceil(self.tokens / tokens_per_step(stages))
 
+    def with_reserve(self, seconds: float) -> TrainConfig:
+        """The same with so many more seconds of `minutes` kept, up to half of them."""
+        if self.minutes is None:
+            return self
+        return replace(self, reserve_s=min(self.reserve_s + seconds, 30.0 * self.minutes))
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
 
 
 # The ranges of the fields, by the least value of whole numbers.
-_LENGTHS = {"steps", "tokens", "minutes"}
+LENGTHS = {"steps", "tokens", "minutes"}
 _WHOLE = {
     "steps": 0, "tokens": 1, "batch_size": 1, "seq_len": 1, "print_every": 1, "eval_every": 0,
     "patience": 0, "sample_tokens": 0, "val_tokens": 0, "micro_batch": 0, "save_every": 0,
@@ -230,23 +236,15 @@ def tokens_per_step(stages: Sequence[Stage]) -> float:
 # How a preset is trained; its shape is in mygpt.scaling.presets.
 _RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {
-        "steps": 2000,
-        "batch_size": 16,
-        "lr": 1e-3,
-        "schedule": "constant",
-        "weight_decay": 0.01,
-        "decay_all": True,
-        "beta2": 0.999,
-        "grad_clip": 0.0,
-        "data_order": "tutorial",
-        "val_fraction": 0.0,
-        "print_every": 500,
+        "steps": 2000, "batch_size": 16, "lr": 1e-3, "schedule": "constant", "weight_decay": 0.01,
+        "decay_all": True, "beta2": 0.999, "grad_clip": 0.0, "data_order": "tutorial",
+        "val_fraction": 0.0, "print_every": 500,
     },
     "nano": {"minutes": 5.0, "batch_size": 16, "lr": 4e-3, "print_every": 200},
     "small": {"minutes": 5.0, "batch_size": 16, "lr": 3e-3},
     "medium": {"minutes": 60.0, "batch_size": 16, "lr": 1e-3, "print_every": 10, "eval_every": 100},
     "large": {"minutes": 600.0, "batch_size": 8, "lr": 6e-4, "print_every": 10, "eval_every": 200},
-}
+}  # fmt: skip
 
 # Further: chosen from the corpus, the budget and the machine (mygpt.training.recipe).
 AUTO = "auto"
@@ -277,9 +275,8 @@ def preset_options(preset: str, overrides: dict[str, Any]) -> tuple[dict[str, An
         )
     named = "small" if preset == AUTO else preset  # where the choice is made later
     shape, recipe = dict(SHAPES[named]), dict(_RECIPES[named])
-    if {"steps", "tokens", "minutes"} & set(overrides):
-        for name in ("steps", "tokens", "minutes"):
-            recipe.pop(name, None)
+    if LENGTHS & set(overrides):
+        recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
     shape |= {name: overrides[name] for name in SHAPE_OPTIONS if name in overrides}
     recipe |= {name: overrides[name] for name in TRAIN_OPTIONS if name in overrides}
     if "seq_len" in overrides and "max_seq_len" not in overrides:

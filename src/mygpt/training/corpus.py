@@ -22,9 +22,9 @@ from mygpt.data import (
     predicted_size,
     unknown_in,
 )
-from mygpt.data.store_cache import cached_store
+from mygpt.data.store_cache import MOST_CHARACTERS, cached_store
 from mygpt.data.store_request import StoreOptions
-from mygpt.data.store_tokenizer import BPE_SIZES
+from mygpt.data.store_tokenizer import bpe_size
 from mygpt.data.token_store import StoredTokens, Tokens, TokenStore, is_store
 from mygpt.errors import InputError
 from mygpt.formats.tokenizers import named_tokenizer
@@ -49,8 +49,6 @@ from mygpt.training.recorded_files import read_as_set, records_of, splits, store
 if TYPE_CHECKING:
     from mygpt.data.building import StoreProgress
 
-# With more distinct characters than this (Chinese, say) bytes are the better vocabulary.
-MOST_CHARACTERS = 512
 # Frequencies are counted over so many tokens of a store: all of them would take too long.
 MOST_COUNTED = 2**24
 MOST_DECODED = 2**21  # tokens of a store: more of them are never decoded at once
@@ -466,7 +464,7 @@ def choose_tokenizer(name: str, source: Source, *, end_of_text: bool) -> Tokeniz
     """
     if name == "bpe" or name.startswith("bpe:"):
         return cached_bpe(
-            source.train_documents, _bpe_size(name, sum(map(len, source.train_documents)))
+            source.train_documents, bpe_size(name, sum(map(len, source.train_documents)))
         )
     documents = source.documents
     if name == "byte" or not source.is_text:
@@ -492,18 +490,8 @@ def is_named(tokenizer: Tokenizer, name: str) -> bool:
     if name in ("auto", tokenizer.kind):
         return True
     if name.startswith("bpe:"):
-        return tokenizer.kind == "bpe" and tokenizer.vocab_size == _bpe_size(name, 0)
+        return tokenizer.kind == "bpe" and tokenizer.vocab_size == bpe_size(name, 0)
     return os.path.exists(name) and named_tokenizer(name).to_state() == tokenizer.to_state()
-
-
-def _bpe_size(name: str, length: int) -> int:
-    """The size in the name, or one that suits a text of so many characters."""
-    size = name.removeprefix("bpe").removeprefix(":")
-    if not size:  # each token should occur some hundreds of times
-        return next((n for n in BPE_SIZES if n >= length / 250), BPE_SIZES[-1])
-    if not (size.isascii() and size.isdigit() and len(size) < 20):
-        raise InputError(f"tokenizer={name!r}: SIZE is a whole number, as in bpe:{BPE_SIZES[-1]}")
-    return int(size)
 
 
 def undecoded(source: Source, encoding: str | None) -> list[str]:

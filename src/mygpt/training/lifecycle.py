@@ -110,7 +110,7 @@ def _check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
 def _model(start: Start) -> GPT:
     """The model with its first weights; for a run that is resumed, they are still to be loaded."""
     shape, config, device, group = start.shape, start.config, start.device, start.run.group
-    group.run_on_all(lambda: _check_shareable(config, group), main_only=True)
+    group.run_on_all(lambda: _check_shareable(config, group))
     group.run_on_all(lambda: check_model_fits(shape, free_memory(device, group, config)))
     if start.state is not None:
         return empty_model(shape, config, device, group)

@@ -24,7 +24,14 @@ from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.decode.choice import cpu_engine_available
 from mygpt.errors import InputError
 from mygpt.scaling.estimates import flops_per_token
-from mygpt.training.config import AUTO, DEFAULT_MINUTES, DtypeName, TrainConfig, preset_options
+from mygpt.training.config import (
+    AUTO,
+    DEFAULT_MINUTES,
+    LENGTHS,
+    DtypeName,
+    TrainConfig,
+    preset_options,
+)
 from mygpt.training.distributed.process_group import SINGLE_PROCESS
 from mygpt.training.gradients import make_gradients, suitable_engine
 from mygpt.training.hardware import described
@@ -52,7 +59,6 @@ _LEAST_VALIDATED = 2**12
 # The most validation tokens of a store by default: a tenth of a huge store would take longer than
 # training.
 _MOST_VAL_TOKENS = 2**20
-_LENGTHS = ("steps", "tokens", "minutes")
 _LEAST_STEPS = 10  # of a timed run
 _SHORT_S = 0.5  # a step that suits any budget
 _LONG_S = 10.0  # a step that is announced
@@ -113,15 +119,15 @@ class Planner:
     @property
     def _lengths(self) -> dict[str, Any]:
         """The run's steps, tokens or minutes: two of them are None."""
-        if self.preset == AUTO and not set(_LENGTHS) & set(self.options):
+        if self.preset == AUTO and not LENGTHS & set(self.options):
             return {"steps": None, "tokens": None, "minutes": DEFAULT_MINUTES}
         training = preset_options(self.preset, self.options)[1]
-        return {name: training.get(name) for name in _LENGTHS}
+        return {name: training.get(name) for name in LENGTHS}
 
     @property
     def _asked(self) -> dict[str, Any]:
         """The user's options except the length."""
-        return {name: value for name, value in self.options.items() if name not in _LENGTHS}
+        return {name: value for name, value in self.options.items() if name not in LENGTHS}
 
     def _budget(self) -> Budget:
         """The remaining time, or the steps or tokens."""

@@ -145,14 +145,15 @@ def prepare(
     where = group.choose_device(device)
     if group.is_single:
         return _Preparation(request, group, where, began).done(listener, command)
-    ready = group.run_on_all(
-        lambda: _Preparation(request, group, where, began).done(listener, command), main_only=True
+    ready = group.run_on_main(
+        lambda: _Preparation(request, group, where, began).done(listener, command)
     )
     prepared_s = time.monotonic()
     sent = group.broadcast(None if ready is None else ready.to_send())
     assert sent is not None
     found = group.each_machine_first(lambda: ready or _received(*sent, where))
-    config = _with_reserve(found.start.config, time.monotonic() - prepared_s)
+    # The other processes took time to begin, too.
+    config = found.start.config.with_reserve(time.monotonic() - prepared_s)
     run = replace(found.start.run, group=group)
     return replace(found, start=replace(found.start, run=run, config=group.broadcast(config)))
 
@@ -168,13 +169,6 @@ def _received(
     known = from_state(tokenizer)
     text = read_again(start.settings, start.config, known, sha256=sha256, problem=problem)
     return Prepared(replace(start, device=device), text)
-
-
-def _with_reserve(config: TrainConfig, seconds: float) -> TrainConfig:
-    """Keep the seconds that the other processes took to begin, so that a timed run ends in time."""
-    if config.minutes is None:
-        return config
-    return replace(config, reserve_s=min(config.reserve_s + seconds, 30.0 * config.minutes))
 
 
 class _Preparation:

@@ -15,7 +15,7 @@ from mygpt.errors import InputError
 from mygpt.machine import choose_device
 from mygpt.text.reading import shown
 from mygpt.training.checkpointing import State, broadcast_state
-from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
+from mygpt.training.config import LENGTHS, SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.corpus import TrainingText, is_named, read_again
 from mygpt.training.hardware import compute_dtype
 from mygpt.training.initial_model import same_initial
@@ -24,22 +24,11 @@ from mygpt.training.prepare import provenance_of
 from mygpt.training.recorded_files import file_sizes, names_in, require_unchanged_files, resolved
 from mygpt.training.run import RunFolder
 
-_LENGTHS = {"steps", "tokens", "minutes"}
 # What may change when a run is resumed.
-RESUMABLE = (
-    "steps",
-    "tokens",
-    "minutes",
-    "print_every",
-    "eval_every",
-    "sample_tokens",
-    "save_every",
-    "save_seconds",
-    "dtype",
-    "compile",
-    "checkpoint_activations",
-    "shard",
-)
+RESUMABLE = {
+    *LENGTHS, "print_every", "eval_every", "sample_tokens", "save_every", "save_seconds",
+    "dtype", "compile", "checkpoint_activations", "shard",
+}  # fmt: skip
 
 
 def present_files(files: Sequence[str | Path], val_file: str | Path | None) -> dict[str, Any]:
@@ -73,7 +62,7 @@ def resumed(
     if repeated:
         before = state.settings.get("asked", {})
         options = {name: value for name, value in options.items() if before.get(name) != value}
-    group.run_on_all(lambda: _require_same(state, options), main_only=True)
+    group.run_on_all(lambda: _require_same(state, options))
     command = ["mygpt", "train", "--resume", str(run.name)]
     group.run_on_all(lambda: require_unchanged_files(state.settings, run.name, named, command))
     settings = _with_present_files(state, named)
@@ -147,7 +136,7 @@ def _with_present_files(state: State, named: Mapping[str, Any]) -> dict[str, Any
 
 def _require_same(state: State, options: dict[str, Any]) -> None:
     """Raise `InputError` for options that cannot change and differ from the run's."""
-    for name in sorted(set(options) - set(RESUMABLE)):
+    for name in sorted(set(options) - RESUMABLE):
         asked, has = options[name], _value_in(state, name, options[name])
         if asked != has:
             raise InputError(
@@ -181,7 +170,7 @@ def _value_in(state: State, name: str, asked: Any) -> Any:
 
 
 def _same_length(one: TrainConfig, other: TrainConfig) -> bool:
-    return all(getattr(one, name) == getattr(other, name) for name in _LENGTHS)
+    return all(getattr(one, name) == getattr(other, name) for name in LENGTHS)
 
 
 def _resumed_config(
@@ -194,17 +183,16 @@ def _resumed_config(
     """
     old = state.training
     options = {n: v for n, v in options.items() if n in RESUMABLE and v != getattr(old, n)}
-    if _LENGTHS & set(options):
-        options = {**dict.fromkeys(_LENGTHS), **options}
+    if LENGTHS & set(options):
+        options = {**dict.fromkeys(LENGTHS), **options}
     config = replace(old, **options)
     _require_longer(state, config)
     compute_dtype(config.dtype, where)
     whole = not run.group.shards_model(config.shard)
     if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
         config = replace(config, engine="torch")  # machine code: unsharded models, CPU, float32
-    if "minutes" in options and config.minutes is not None:  # reading the text again took time
-        reserve_s = config.reserve_s + time.monotonic() - began
-        config = replace(config, reserve_s=min(reserve_s, 30.0 * config.minutes))
+    if "minutes" in options:  # reading the text again took time
+        config = config.with_reserve(time.monotonic() - began)
     return config
 
 

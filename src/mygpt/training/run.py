@@ -53,7 +53,7 @@ def _by_main(
     def called(run: RunFolder, /, *args: P.args, **options: P.kwargs) -> T | None:
         if run.group.is_single:
             return method(run, *args, **options)
-        return run.group.run_on_all(lambda: method(run, *args, **options), main_only=True)
+        return run.group.run_on_main(lambda: method(run, *args, **options))
 
     return called
 
@@ -116,6 +116,11 @@ class RunFolder:
         """Whether there is a run that can be resumed."""
         return self.state_path.exists() or self.previous_path.exists()
 
+    @property
+    def array_paths(self) -> tuple[Path, ...]:
+        """The files of arrays: two states and two models."""
+        return self.state_path, self.previous_path, self.best_path, self.last_path
+
     @_by_main
     def check_exists(self) -> None:
         """Raise `CheckpointError` if there is no run to resume."""
@@ -145,8 +150,7 @@ class RunFolder:
 
         The folder may come from somebody else, in an archive or a clone: no link is followed.
         """
-        models = (self.state_path, self.previous_path, self.best_path, self.last_path)
-        for path in (*models, *self._derived(), lock_path(self.folder)):
+        for path in (*self.array_paths, *self._derived(), lock_path(self.folder)):
             require_regular(path)
         for path in self.folder.glob("shards-*"):
             require_folder(path)
@@ -215,8 +219,7 @@ class RunFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file: choose another --output")
         self.check_regular()
-        models = (self.state_path, self.previous_path, self.best_path, self.last_path)
-        if not any(path.exists() for path in models):
+        if not any(path.exists() for path in self.array_paths):
             foreign = [path for path in self._derived() if path.exists()]
             if foreign:
                 raise InputError(f"{foreign[0]} does not belong to a run: choose another --output")
@@ -229,9 +232,7 @@ class RunFolder:
 
     def _derived(self) -> tuple[Path, ...]:
         """The files that are not states."""
-        return (
-            self.best_path, self.last_path, self.log_path, self.config_path, self.report_path
-        )  # fmt: skip
+        return (*self.array_paths[2:], self.log_path, self.config_path, self.report_path)
 
     @_by_main
     def clear_derived(self) -> None:
@@ -257,8 +258,7 @@ class RunFolder:
     @_by_main
     def clear_strays(self) -> None:
         """Remove temporary files of a killed process; only while holding the run's lock."""
-        ours = (self.state_path, self.previous_path, self.best_path, self.last_path)
-        for path in (*ours, self.config_path):
+        for path in (*self.array_paths, self.config_path):
             remove(*temporary_files(path.parent, path.name))
         if self.file is not None:  # another process may be writing this one
             remove_abandoned(self.file)
@@ -385,10 +385,9 @@ class RunFolder:
         """Write a model; the best one (the last, if there is none) also to `file`."""
         self.follow()
         path = self.folder / model.path.name
-        parts = (model.arrays, model.config, model.tokenizer, model.provenance)
-        write_checkpoint(path, *parts, inside=True)
+        _write_model(path, model, inside=True)
         if self.file is not None and (path == self.best_path or not self.best_path.exists()):
-            write_checkpoint(self.file, *parts)
+            _write_model(self.file, model)
 
 
 def _set_aside(path: Path) -> None:

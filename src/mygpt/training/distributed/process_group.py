@@ -102,23 +102,19 @@ class ProcessGroup:
             torch.distributed.all_gather_object(found, value)
         return found
 
-    def run_on_all(self, action: Callable[[], T], *, main_only: bool = False) -> T | None:
-        """Run an action in all processes, or in process 0 alone; if it fails in one, all raise.
-
-        Returns the action's result in this process; None if it did not run here.
+    def run_on_all(self, action: Callable[[], T]) -> T:
+        """The action's result in this process; if it fails in one, all raise.
 
         Raises:
             PeerError: if the action failed in another process.
         """
         if self.is_single:
             return action()
-        result: T | None = None
         problem: Exception | None = None
-        if self.is_main or not main_only:
-            try:
-                result = action()
-            except Exception as error:
-                problem = error
+        try:
+            result = action()
+        except Exception as error:
+            problem = error
         codes = self.gather(None if problem is None else getattr(problem, "exit_code", 1))
         first = next((rank for rank, code in enumerate(codes) if code is not None), None)
         if first is None:
@@ -127,22 +123,21 @@ class ProcessGroup:
             raise problem
         raise PeerError(codes[first] or 1)
 
+    def run_on_main(self, action: Callable[[], T]) -> T | None:
+        """The result in process 0, which alone runs the action; if it fails, all raise."""
+        return self.run_on_all(lambda: action() if self.is_main else None)
+
     def from_main(self, action: Callable[[], T]) -> T:
         """Process 0's result of an action, on all; if it fails, all raise."""
-        found = self.broadcast(self.run_on_all(lambda: [action()], main_only=True))
-        assert found is not None
-        return found[0]
+        return self.broadcast(self.run_on_all(lambda: [action()] if self.is_main else []))[0]
 
     def each_machine_first(self, action: Callable[[], T]) -> T:
         """The action's results in all processes; one of each machine goes first.
 
         It may fill a cache that the others of the machine then read.
         """
-        is_first = self.local_rank == 0
-        first = self.run_on_all(lambda: [action()] if is_first else [])
-        found = self.run_on_all(lambda: first or [action()])
-        assert found
-        return found[0]
+        first = self.run_on_all(lambda: [action()] if self.local_rank == 0 else [])
+        return self.run_on_all(lambda: first or [action()])[0]
 
     def main_clock(self, seconds: float) -> float:
         """Process 0's reading of its clock, on all."""

@@ -76,13 +76,13 @@ def save_shards(folder: Path, tensors: Tensors) -> dict[str, str]:
         PeerError: when that happened to another process.
     """
     group = _current_group()
-    group.run_on_all(lambda: _make_folder(folder), main_only=True)
+    group.run_on_main(lambda: _make_folder(folder))
     group.run_on_all(lambda: _require_here(folder))
     try:
         _write(folder, tensors, group)
         mine = group.run_on_all(lambda: _sync_files(folder, group.rank))
-        digests = dict(item for part in group.gather(mine or {}) for item in part.items())
-        group.run_on_all(lambda: _sync_folders(folder), main_only=True)
+        digests = dict(item for part in group.gather(mine) for item in part.items())
+        group.run_on_main(lambda: _sync_folders(folder))
     except MygptError:
         if group.is_main:  # frees the space it used
             with suppress(StorageError):
@@ -112,9 +112,7 @@ def load_shards(folder: Path, tensors: Tensors, digests: Mapping[str, str]) -> N
             _check_file(folder / name, digests[name])
         return _read_checked(folder, tensors, digests)
 
-    metadata = group.run_on_all(check)
-    assert metadata is not None  # read in every process
-    _read(folder, metadata, tensors, group)
+    _read(folder, group.run_on_all(check), tensors, group)
 
 
 def check_shards(folder: Path, digests: Mapping[str, str]) -> None:
