@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -21,59 +22,53 @@ pytestmark = [
 ]
 LIMIT_S = 5.0  # a second on an idle machine
 
-# A command whose main thread is inside a C function that gives up Python's lock, as kernels do.
-IN_A_KERNEL = """
-import hashlib
+
+def command(body: str) -> str:
+    """A program whose command reports that it runs, and does this."""
+    start = """
+import ctypes, hashlib, os, time
 import mygpt.cli.commands as commands
 from mygpt.cli import main
-def run(args):
-    print("running", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-commands.run = run
-main()
-"""
-# One inside a callback from C, where an exception is printed and nothing else.
-IN_A_CALLBACK = """
-import ctypes, time
-import mygpt.cli.commands as commands
-from mygpt.cli import main
-@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-def compare(one, other):
-    time.sleep(60)
-    return 0
-def run(args):
-    print("running", flush=True)
-    ctypes.CDLL(None).qsort((ctypes.c_int * 64)(), 64, 4, compare)
-commands.run = run
-main()
-"""
-# A library that makes something else of the exception.
-IN_A_LIBRARY = """
-import time
-import mygpt.cli.commands as commands
-from mygpt.cli import main
-def run(args):
+from mygpt.signals import DeferredSignals, ExitAction
+def report(): print("running", flush=True)
+def work(): hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+def fill():  # the pipe behind standard output
+    os.set_blocking(1, False)
     try:
-        print("running", flush=True)
+        while os.write(1, b"."):
+            pass
+    except BlockingIOError:
+        os.set_blocking(1, True)
+def run(args):
+"""
+    return start + textwrap.indent(textwrap.dedent(body), "    ") + "\ncommands.run = run\nmain()"
+
+
+# The main thread is inside a C function that gives up Python's lock, as kernels do.
+IN_A_KERNEL = command("report(); work()")
+# In a callback from C, an exception is printed and nothing else.
+IN_A_CALLBACK = command("""
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    def compare(one, other):
+        time.sleep(60)
+        return 0
+    report()
+    ctypes.CDLL(None).qsort((ctypes.c_int * 64)(), 64, 4, compare)
+""")
+# A library makes something else of the exception.
+IN_A_LIBRARY = command("""
+    try:
+        report()
         time.sleep(60)
     except KeyboardInterrupt:
         raise ImportError("half imported") from None
-commands.run = run
-main()
-"""
-TWICE = """
-import hashlib
-import mygpt.cli.commands as commands
-from mygpt.cli import main
-from mygpt.signals import ExitAction, DeferredSignals
-def run(args):
+""")
+TWICE = command("""
     with ExitAction(lambda: print("last words", flush=True)):
         with DeferredSignals(lambda name: print("first", name, flush=True)):
-            print("running", flush=True)
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-commands.run = run
-main()
-"""
+            report()
+            work()
+""")
 
 
 def begin(program: str, **environment: str) -> subprocess.Popen[str]:
@@ -141,21 +136,9 @@ def test_what_torchrun_repeats_is_no_second_signal() -> None:
     assert ends(process, signal.SIGTERM)[0] == 128 + signal.SIGTERM
 
 
-FILL_THE_PIPE = """
-            import os
-            os.set_blocking(1, False)
-            try:
-                while True:
-                    os.write(1, b".")
-            except BlockingIOError:
-                os.set_blocking(1, True)
-"""
-
-
 def test_output_that_nobody_reads_keeps_no_command_alive() -> None:
     """Neither the report of a first signal nor the last words are waited for."""
-    program = TWICE.replace("            hashlib", f"{FILL_THE_PIPE[1:]}            hashlib")
-    process = begin(program)
+    process = begin(TWICE.replace("    report()", "    report(); fill()"))
     time.sleep(0.3)  # it fills the pipe
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)

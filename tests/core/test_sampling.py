@@ -1,6 +1,6 @@
-"""core/sampling.py: properties of each filter, transformers, and the draws' distribution.
+"""core/sampling.py: rows of a batch, transformers, and the draws' distribution.
 
-decode/test_samplers.py holds it to the golden table, as all backends.
+decode/test_samplers.py compares it with the golden table and the reference, as all backends.
 """
 
 from __future__ import annotations
@@ -9,34 +9,19 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import reference
-from decoding import logit_rows
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.sampling import (
     draw,
     filter_logits,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
     next_ids,
-    penalize_repetition,
     probabilities,
 )
 from mygpt.errors import InputError
 
 NO_TEXT = torch.zeros(1, 0, dtype=torch.int64)
-
-
-def row(values) -> torch.Tensor:
-    return torch.tensor([[-math.inf if v is None else v for v in values]])
-
-
-def kept(logits: torch.Tensor) -> set[int]:
-    return set(logits[0].isfinite().nonzero()[:, 0].tolist())
 
 
 # --- the golden table ----------------------------------------------------------------------
@@ -61,58 +46,6 @@ def test_rows_of_a_batch_are_filtered_each_for_itself():
         assert torch.equal(together[b], alone[0])
         expected = reference.distribution(logits[b].tolist(), sampling, seen[b].tolist())
         assert together[b].tolist() == pytest.approx(expected, abs=1e-6)
-
-
-# --- properties ----------------------------------------------------------------------------
-
-
-@given(logit_rows, st.integers(1, 14))
-def test_top_k_keeps_exactly_k_whatever_ties(values, k):
-    """Of the finite ones; what is kept is what the order by (logit, id) says, unchanged."""
-    logits = row(values)
-    out = keep_top_k(logits, k)
-    assert len(kept(out)) == min(k, len(kept(logits)))
-    assert kept(out) == kept(row(reference.top_k(values, k)))
-    assert all(out[0, i] == logits[0, i] for i in kept(out))
-    assert kept(out) <= kept(keep_top_k(logits, k + 1))
-
-
-@given(logit_rows, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
-def test_top_p_reaches_p_with_no_token_to_spare(values, p, q):
-    """The kept set holds p, not without its least likely member; a larger p keeps no less."""
-    logits = row(values)
-    stays = kept(keep_top_p(logits, p))
-    probs = reference.softmax(values)
-    inside = sorted(probs[i] for i in stays)
-    assert sum(inside) >= p - 1e-9
-    assert sum(inside[1:]) < p + 1e-9
-    other = kept(keep_top_p(logits, q))
-    assert stays <= other if p <= q else other <= stays
-
-
-@given(logit_rows, st.floats(0.001, 1.0), st.floats(0.001, 1.0))
-def test_min_p_is_a_share_of_the_likeliest(values, share, other):
-    """Everything above the share stays and everything below goes; a larger one keeps no more."""
-    logits = row(values)
-    stays = kept(keep_min_p(logits, share))
-    probs = reference.softmax(values)
-    assert {i for i, p in enumerate(probs) if p > share * max(probs) * (1 + 1e-5)} <= stays
-    assert stays <= {i for i, p in enumerate(probs) if p >= share * max(probs) * (1 - 1e-5)}
-    others = kept(keep_min_p(logits, other))
-    assert others <= stays if share <= other else stays <= others
-
-
-@given(logit_rows.filter(lambda v: min(v) > -math.inf), st.floats(1.01, 3.0), st.data())
-def test_penalty_lowers_what_was_seen_and_nothing_else(values, penalty, data):
-    """However often it was seen; a penalty below 1 raises it."""
-    seen = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=9))
-    ids, logits = torch.tensor([seen]), row(values)
-    lower, higher = (penalize_repetition(logits, ids, p)[0] for p in (penalty, 1 / penalty))
-    for i, value in enumerate(values):
-        if i in seen and value:
-            assert lower[i] < value < higher[i]
-        else:
-            assert lower[i] == value == higher[i]
 
 
 # --- against transformers ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sampling in machine code: what engines/test_samplers.py, which tests all backends, leaves open.
+"""Sampling in machine code: what decode/test_samplers.py, which tests all backends, leaves open.
 
 Probabilities and draws are seen through models that predict the same logits at every step: one
 number wide, no blocks that change it, a last norm whose bias is 1, and a head of one column.
@@ -11,36 +11,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 
 import reference
-from decoding import SAMPLINGS, constant, prompts, request, weighed, written
+from decoding import constant, request, weighed, written
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
-from mygpt.core.sampling import probabilities as torch_probabilities
 
 pytestmark = pytest.mark.kernels
-
-
-@pytest.mark.parametrize("sampling", [*SAMPLINGS, SamplingConfig(2.5, 25, 0.95, 0.02, 1.7)])
-@pytest.mark.parametrize("vocab_size", [2, 17, 64, 300])
-def test_probabilities_are_those_of_the_readable_definition(vocab_size, sampling):
-    """Rows of vectors and more, none a whole number of them; all rows in one call."""
-    generator = np.random.default_rng(vocab_size)
-    logits = (generator.normal(size=vocab_size) * 3).astype(np.float32)
-    texts = prompts(vocab_size, [1, 4, 9, 30], vocab_size)
-    found = (
-        constant(logits).start([request(text, 1, sampling) for text in texts]).next_probabilities()
-    )
-    assert found.dtype == np.float32
-    assert found.shape == (4, vocab_size)
-    for row, text in zip(found, texts, strict=True):
-        expected = torch_probabilities(
-            torch.tensor(logits)[None], sampling, torch.tensor([text])
-        ).numpy()[0]
-        assert np.array_equal(row > 0, expected > 0)
-        assert np.abs(row - expected).max() < 1e-6
-        assert row.sum() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_weights_are_exponentials_to_the_last_bits():

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
@@ -31,7 +31,6 @@ from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.decode import numpy_network
 from mygpt.decode.numpy_engine import NumpyEngine
 from mygpt.decode.numpy_network import Network
-from mygpt.decode.numpy_sampling import keep_top_k, keep_top_p, penalize_repetition
 from mygpt.engine import rotary_angles
 from shapes import CONFIGS, build
 
@@ -40,22 +39,6 @@ engine_of = cache(lambda name: engine(model_of(name)))
 
 def engine(model) -> NumpyEngine:
     return NumpyEngine(model.config, arrays_of(model))
-
-
-# --- sampling ------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 2**32), st.integers(1, 60), st.floats(0.01, 0.99), st.integers(1, 40))
-def test_filters_of_longer_rows_are_the_references(seed, size, p, k):
-    """Rows so long that NumPy's sorts use another algorithm than for a dozen numbers."""
-    logits = (np.random.default_rng(seed).integers(-9, 9, size=size) / 4).astype(np.float32)
-    assert keep_top_k(logits, k).tolist() == reference.top_k(logits.tolist(), k)
-    expected = reference.top_p(logits.tolist(), p)
-    assume(expected == reference.top_p(logits.tolist(), p + 1e-9))
-    assert keep_top_p(logits, p).tolist() == expected
-    ids = list(range(0, size, 3)) * 2
-    found = penalize_repetition(logits, ids, 1.5).tolist()
-    assert found == pytest.approx(reference.penalized(logits.tolist(), ids, 1.5))
 
 
 # --- the network ---------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import reference
-from decoding import SAMPLINGS, constant, floats, logit_rows, request, weighed, written
+from decoding import SAMPLINGS, constant, floats, logit_rows, prompts, request, weighed, written
 from mygpt.core import sampling as torch_sampling
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import DRAW_TOKEN, Stream, philox
@@ -179,6 +179,29 @@ def test_probabilities_are_the_references(values, sampling, data, backend):
     assert [p > least for p in found] == [p > 1e-37 for p in expected]
     assert np.array_equal(logits, floats(values))
     assert seen == before
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "sampling", [*SAMPLINGS, SamplingConfig(2.5, 25, 0.95, 0.02, 1.7)], ids=str
+)
+@pytest.mark.parametrize("vocab_size", [2, 17, 64, 300])
+def test_probabilities_of_longer_rows_are_the_references(vocab_size, sampling, backend):
+    """Rows of vectors and more; NumPy's sorts use another algorithm than for a dozen numbers."""
+    generator = np.random.default_rng(vocab_size)
+    for ties in (False, True):
+        values = (
+            generator.integers(-9, 9, vocab_size) / 4
+            if ties
+            else generator.normal(size=vocab_size) * 3
+        )
+        logits = values.astype(np.float32)
+        for seen in prompts(vocab_size, [1, 4, 9, 30], vocab_size):
+            expected = reference.distribution(logits.tolist(), sampling, seen)
+            found = backend.probabilities(logits, sampling, seen)
+            assert found.tolist() == pytest.approx(expected, abs=2e-6)
+            assert np.array_equal(found > 0, np.array(expected) > 0)
+            assert found.sum() == pytest.approx(1.0, abs=1e-5)
 
 
 weights = st.lists(st.sampled_from([0.0, 1e-12, 0.1, 0.25, 1.0]), min_size=1, max_size=8)

@@ -103,14 +103,6 @@ def test_streamed_pieces_are_the_text_and_are_final(kind, seed, stop):
     assert w.generate("ab", 25, **options) == "ab" + "".join(pieces)
 
 
-def test_streaming_buffers_no_more_than_a_stop_string_needs():
-    """Text that can no longer be part of a stop string is streamed at once."""
-    pieces = list(scripted(b"xabyabcz").stream("?", 8, temperature=0, stop=["abc"]))
-    assert pieces == ["x", "aby"]
-    pieces = list(scripted(b"xyaab").stream("?", 5, temperature=0, stop=["abc", "aac"]))
-    assert pieces == ["x", "y", "a", "ab"]  # at the end, what was held back is text after all
-
-
 def test_the_leftmost_of_two_stop_strings_counts():
     w = writer("pieces")
     vocab_size = w.tokenizer.vocab_size
@@ -150,36 +142,37 @@ def test_streaming_shows_whole_characters_alone(text):
     assert list(w.stream("?", len(text.encode()), temperature=0)) == list(text)
 
 
-def test_a_character_cut_off_by_the_end_is_a_replacement_character():
-    w = scripted("a€".encode())
-    for new, expected in ((1, "a"), (2, "a\ufffd"), (3, "a\ufffd"), (4, "a€")):
-        assert "".join(w.stream("?", new, temperature=0)) == expected
-        assert w.complete("?", new, temperature=0)[0].text == expected
-
-
-def test_a_stop_string_of_several_bytes_a_character():
-    w = scripted("año €€ fin".encode())
-    found = w.complete("?", 50, temperature=0, stop=["€€"])[0]
-    assert (found.text, found.finish_reason) == ("año ", "stop")
-
-
 # --- ends ----------------------------------------------------------------------------------
 
 
-def test_end_of_text_ends_and_is_not_shown():
-    w = scripted([*b"ab", ByteTokenizer.end_of_text, *b"cd"])
-    found = w.complete("?", 9, temperature=0)[0]
-    assert (found.text, found.finish_reason) == ("ab", "end")
-    assert found.token_ids == [97, 98, 256]
-    assert list(w.stream("?", 9, temperature=0)) == ["a", "b"]
+END = ByteTokenizer.end_of_text
+SCRIPTS = [
+    # Text that can no longer be part of a stop string is streamed at once.
+    (b"xabyabcz", 8, ["abc"], ["x", "aby"], "stop"),
+    # At the end, what was held back is text after all.
+    (b"xyaab", 5, ["abc", "aac"], ["x", "y", "a", "ab"], "length"),
+    ([*b"xab", END], 9, ["abc"], ["x", "ab"], "end"),
+    ([120, 0xE2, 0x82, END], 9, [], ["x", "\ufffd"], "end"),
+    # End-of-text is not shown.
+    ([*b"ab", END, *b"cd"], 9, [], ["a", "b"], "end"),
+    # Several bytes to a character; one that is cut off is a replacement character.
+    ("año €€ fin".encode(), 50, ["€€"], [*"año "], "stop"),
+    ("a€".encode(), 1, [], ["a"], "length"),
+    ("a€".encode(), 2, [], ["a", "\ufffd"], "length"),
+    ("a€".encode(), 3, [], ["a", "\ufffd"], "length"),
+    ("a€".encode(), 4, [], ["a", "€"], "length"),
+]
 
 
-def test_end_of_text_flushes_the_buffer():
-    """The start of a stop string, and half a character."""
-    w = scripted([*b"xab", ByteTokenizer.end_of_text])
-    assert list(w.stream("?", 9, temperature=0, stop=["abc"])) == ["x", "ab"]
-    w = scripted([120, 0xE2, 0x82, ByteTokenizer.end_of_text])
-    assert w.complete("?", 9, temperature=0)[0].text == "x\ufffd"
+@pytest.mark.parametrize(("script", "new", "stop", "pieces", "reason"), SCRIPTS)
+def test_pieces_texts_and_reasons_of_scripts(script, new, stop, pieces, reason):
+    w, options = scripted(script), {"temperature": 0, "stop": stop}
+    assert list(w.stream("?", new, **options)) == pieces
+    found = w.complete("?", new, **options)[0]
+    assert (found.text, found.finish_reason) == ("".join(pieces), reason)
+    read = script.index(END) + 1 if END in [*script] else min(new, len(script))
+    assert found.token_ids == [*script][: len(found.token_ids)]
+    assert reason == "stop" or len(found.token_ids) == read
 
 
 def test_finish_reasons():
