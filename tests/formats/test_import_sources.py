@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from hugging_face_samples import as_pickles
 from mygpt import GPT, save_checkpoint
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli import main
@@ -205,21 +206,6 @@ def hub(monkeypatch, tmp_path):
     return SimpleNamespace(there=there, here=here)
 
 
-def as_pickle(folder: Path, shards: int) -> None:
-    """The same weights, only as pickles."""
-    from safetensors.torch import load_file
-
-    state = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    if shards == 1:
-        torch.save(state, folder / "pytorch_model.bin")
-        return
-    places = {n: f"pytorch_model-0000{k % shards + 1}.bin" for k, n in enumerate(state)}
-    for file in set(places.values()):
-        torch.save({n: state[n] for n in state if places[n] == file}, folder / file)
-    write(folder / "pytorch_model.bin.index.json", {"weight_map": places})
-
-
 def test_only_safetensors_are_downloaded_if_the_hub_has_them(hub):
     write(hub.there / "pytorch_model.bin", "never fetched")
     write(hub.there / "tf_model.h5", "never fetched")
@@ -234,7 +220,7 @@ def test_only_safetensors_are_downloaded_if_the_hub_has_them(hub):
 @pytest.mark.parametrize("shards", [1, 2])
 def test_pickles_are_downloaded_if_the_hub_has_nothing_else(shards, hub):
     wanted = read_foreign(str(hub.there)).arrays
-    as_pickle(hub.there, shards)
+    as_pickles(hub.there, shards)
     found = read_foreign("their/model").arrays
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hugging_face_samples import characters
 from mygpt import GPT, VOCAB
 from mygpt.checkpoint.model_file import Checkpoint, load_checkpoint, model_arrays
 from mygpt.errors import InputError
@@ -99,10 +100,6 @@ def saved_nano(path: Path, content: dict, meta_at: str = "meta.pkl") -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(pickle.dumps(meta()))
     return saved(path, content)
-
-
-def characters(vocab_size: int) -> CharTokenizer:
-    return CharTokenizer([chr(0x100 + n) for n in range(vocab_size)])
 
 
 def read(path: Path, **options) -> Imported:
