@@ -31,21 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint file.
+    """The content of a checkpoint file."""
 
-    Attributes:
-        path: the file that it was read from.
-        config: the model's configuration.
-        tokenizer: the model's tokenizer.
-        arrays: the model's parameters by name.
-        provenance: versions, command, corpus, step and losses, as JSON values.
-    """
-
-    path: Path
-    config: GPTConfig
-    tokenizer: Tokenizer
-    arrays: Arrays
-    provenance: dict[str, Any]
+    path: Path  # the file that it was read from
+    config: GPTConfig  # the model's configuration
+    tokenizer: Tokenizer  # the model's tokenizer
+    arrays: Arrays  # the model's parameters by name
+    provenance: dict[str, Any]  # versions, command, corpus, step and losses, as JSON values
 
     @classmethod
     def from_parts(cls, path: Path, arrays: Arrays, parts: dict[str, Any]) -> Checkpoint:

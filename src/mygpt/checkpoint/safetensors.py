@@ -26,35 +26,21 @@ SIZES = {
 
 
 class Entry(NamedTuple):
-    """A tensor as its header describes it.
+    """A tensor as its header describes it."""
 
-    Attributes:
-        dtype: its number type, as safetensors calls it: "F32", "BF16"; any text for unknown ones.
-        shape: its shape.
-        begin: its first byte in the file.
-        end: the byte after its last.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+    dtype: str  # its number type, as safetensors calls it: "F32", "BF16"; any text for unknown ones
+    shape: tuple[int, ...]  # its shape
+    begin: int  # its first byte in the file
+    end: int  # the byte after its last
 
 
 class Header(NamedTuple):
-    """The header of a file.
+    """The header of a file."""
 
-    Attributes:
-        data: its bytes, from the beginning of the file.
-        metadata: texts by name.
-        entries: the tensors by name.
-        body_bytes: the length of all tensors.
-    """
-
-    data: bytes
-    metadata: dict[str, str]
-    entries: dict[str, Entry]
-    body_bytes: int
+    data: bytes  # its bytes, from the beginning of the file
+    metadata: dict[str, str]  # texts by name
+    entries: dict[str, Entry]  # the tensors by name
+    body_bytes: int  # the length of all tensors
 
 
 def read_header(file: BinaryIO, limits: Limits) -> Header:

@@ -35,19 +35,12 @@ _BLOCKS_AT_ONCE = 2**16
 
 
 class Stored(NamedTuple):
-    """A tensor encoded for the file.
+    """A tensor encoded for the file."""
 
-    Attributes:
-        name: at most 63 bytes, llama.cpp's limit.
-        shape: outermost dimension first, as in NumPy.
-        kind: F32, F16 or Q8_0.
-        data: its bytes, uint8.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: int
-    data: NDArray[np.uint8]
+    name: str  # at most 63 bytes, llama.cpp's limit
+    shape: tuple[int, ...]  # outermost dimension first, as in NumPy
+    kind: int  # F32, F16 or Q8_0
+    data: NDArray[np.uint8]  # its bytes, uint8
 
 
 def store(name: str, array: NDArray[np.float32], kind: int) -> Stored:

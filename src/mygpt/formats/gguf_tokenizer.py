@@ -79,21 +79,13 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
 class _Vocabulary(NamedTuple):
-    """A tokenizer in llama.cpp's terms.
+    """A tokenizer in llama.cpp's terms."""
 
-    Attributes:
-        tokens: by id.
-        types: by id.
-        values: the entries of its kind: its name, and the merges.
-        scores: by id; empty for a kind that has merges.
-        notes: for the user.
-    """
-
-    tokens: list[str]
-    types: list[int]
-    values: dict[str, Value]
-    scores: list[float]
-    notes: list[str]
+    tokens: list[str]  # by id
+    types: list[int]  # by id
+    values: dict[str, Value]  # the entries of its kind: its name, and the merges
+    scores: list[float]  # by id; empty for a kind that has merges
+    notes: list[str]  # for the user
 
 
 def tokenizer_values(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, Value], list[str]]:

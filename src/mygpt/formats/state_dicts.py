@@ -61,28 +61,19 @@ _HIDDEN_FIELDS = ("dropout", "norm_eps", "rope_base", "mlp", "max_seq_len")
 
 @dataclass(frozen=True)
 class _Model:
-    """A model in a torch file.
+    """A model in a torch file."""
 
-    Attributes:
-        names: of its tensors.
-        tensors: without buffers.
-        stated: the fields of a `GPTConfig` that the file states.
-        vocabulary: for V, its tokenizer, and a note or None.
-        shown: fields that its tensors show in a way of their own.
-        notes: for the user.
-        origin: for the provenance.
-        padded: whether V may be padded.
-        pairs: whether rotary positions rotate dimensions (2i, 2i + 1) together, not (i, i + D/2).
-    """
-
-    names: Names
-    tensors: Tensors
-    stated: dict[str, Any]
+    names: Names  # of its tensors
+    tensors: Tensors  # without buffers
+    stated: dict[str, Any]  # the fields of a `GPTConfig` that the file states
+    # For V, its tokenizer, and a note or None
     vocabulary: Callable[[int], tuple[Tokenizer, str | None]]
-    origin: dict[str, Any]
+    origin: dict[str, Any]  # for the provenance
+    # Fields that its tensors show in a way of their own
     shown: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    padded: bool = False
+    notes: list[str] = field(default_factory=list)  # for the user
+    padded: bool = False  # whether V may be padded
+    # Whether rotary positions rotate dimensions (2i, 2i + 1) together, not (i, i + D/2)
     pairs: bool = False
 
 

@@ -34,39 +34,26 @@ _MERGE = "it is from an adapter; merge it first (model.merge_and_unload().save_p
 
 @dataclass(frozen=True)
 class Imported:
-    """A model of another program.
+    """A model of another program."""
 
-    Attributes:
-        config: its configuration.
-        arrays: its parameters, float32, by the names of `parameter_shapes`.
-        tokenizer: its tokenizer.
-        notes: lines for the user: what was dropped or assumed.
-        origin: its source, as JSON values, for the checkpoint's provenance.
-    """
-
-    config: GPTConfig
-    arrays: Arrays
-    tokenizer: Tokenizer
+    config: GPTConfig  # its configuration
+    arrays: Arrays  # its parameters, float32, by the names of `parameter_shapes`
+    tokenizer: Tokenizer  # its tokenizer
+    # Lines for the user: what was dropped or assumed
     notes: list[str] = field(default_factory=list)
+    # Its source, as JSON values, for the checkpoint's provenance
     origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, not read yet.
+    """A tensor in a file, not read yet."""
 
-    Attributes:
-        path: the file.
-        name: its name in the file.
-        dtype: its number type, as safetensors calls it: "F32", "BF16".
-        shape: its shape.
-        fill: reads it into a float32 array of that shape, in C order.
-    """
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    path: Path  # the file
+    name: str  # its name in the file
+    dtype: str  # its number type, as safetensors calls it: "F32", "BF16"
+    shape: tuple[int, ...]  # its shape
+    # Reads it into a float32 array of that shape, in C order
     fill: Callable[[NDArray[np.float32]], None]
 
     def read(self) -> NDArray[np.float32]:
@@ -87,19 +74,12 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one parameter of mygpt that are one tensor of another program.
+    """The rows of one parameter of mygpt that are one tensor of another program."""
 
-    Attributes:
-        name: the parameter of mygpt.
-        begin: the first row.
-        end: the row after the last.
-        transposed: their tensor is (in, out), as in GPT-2; mygpt's is (out, in).
-    """
-
-    name: str
-    begin: int
-    end: int
-    transposed: bool
+    name: str  # the parameter of mygpt
+    begin: int  # the first row
+    end: int  # the row after the last
+    transposed: bool  # their tensor is (in, out), as in GPT-2; mygpt's is (out, in)
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """The shape of their tensor, given those of mygpt's parameters."""
@@ -114,18 +94,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Names:
-    """How another program names the tensors of a model.
+    """How another program names the tensors of a model."""
 
-    Attributes:
-        block: the beginning of the names in a block, before its number: "transformer.h.".
-        modules: its name for each module of mygpt; several for a matrix of mygpt that is several
-            matrices there (queries, keys and values; gate and up).
-        transposed: the matrices of its blocks are (in, out).
-    """
-
-    block: str
+    block: str  # the beginning of the names in a block, before its number: "transformer.h."
+    # Its name for each module of mygpt; several for a matrix of mygpt that is several matrices
+    # there (queries, keys and values; gate and up)
     modules: Mapping[str, str | tuple[str, ...]]
-    transposed: bool = False
+    transposed: bool = False  # the matrices of its blocks are (in, out)
 
     def of(self, parameter: str) -> list[str]:
         """The names of the tensors that are one parameter of mygpt."""

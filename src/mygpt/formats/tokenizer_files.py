@@ -32,19 +32,12 @@ from mygpt.tokenization.words import QWEN_2
 
 
 class _Rules(NamedTuple):
-    """How a tokenizer class of transformers splits words, and its default special tokens.
+    """How a tokenizer class of transformers splits words, and its default special tokens."""
 
-    Attributes:
-        defaults: its special tokens by role.
-        pattern: the pattern of words; None is GPT-2's rule.
-        composed: whether text is normalized to NFC first.
-        enclosed: whether texts are enclosed by the tokens "cls" and "sep".
-    """
-
-    defaults: dict[str, str]
-    pattern: str | None = None
-    composed: bool = False
-    enclosed: bool = False
+    defaults: dict[str, str]  # its special tokens by role
+    pattern: str | None = None  # the pattern of words; None is GPT-2's rule
+    composed: bool = False  # whether text is normalized to NFC first
+    enclosed: bool = False  # whether texts are enclosed by the tokens "cls" and "sep"
 
 
 _GPT2 = _Rules(dict.fromkeys(("bos", "eos", "unk"), END_OF_TEXT))
@@ -78,17 +71,11 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Described(NamedTuple):
-    """A folder's tokenizer.
+    """A folder's tokenizer."""
 
-    Attributes:
-        description: the JSON object of its `tokenizer.json`.
-        end_of_text: the text of its token with the role "eos"; None if no file names it.
-        notes: lines for the user.
-    """
-
-    description: dict[str, Any]
-    end_of_text: str | None
-    notes: list[str]
+    description: dict[str, Any]  # the JSON object of its `tokenizer.json`
+    end_of_text: str | None  # the text of its token with the role "eos"; None if no file names it
+    notes: list[str]  # lines for the user
 
 
 def read_description(folder: Path, rows: int | None) -> Described:
@@ -211,17 +198,12 @@ def _around(
 
 
 class _AddedTokens(NamedTuple):
-    """The tokens that files other than the vocabulary list, as entries of "added_tokens".
+    """The tokens that files other than the vocabulary list, as entries of "added_tokens"."""
 
-    Attributes:
-        listed: those with an id, in the order of their ids, then special ones without an id.
-        roles: the special tokens' texts by role.
-        implied: the texts of those that no file lists: they are defaults of the class.
-    """
-
+    # Those with an id, in the order of their ids, then special ones without an id
     listed: list[dict[str, Any]]
-    roles: dict[str, str]
-    implied: set[str]
+    roles: dict[str, str]  # the special tokens' texts by role
+    implied: set[str]  # the texts of those that no file lists: they are defaults of the class
 
 
 def _read_added_tokens(

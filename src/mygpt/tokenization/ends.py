@@ -21,17 +21,11 @@ END_NAMES = (
 
 
 class Ends(NamedTuple):
-    """The tokens that end a text.
+    """The tokens that end a text."""
 
-    Attributes:
-        end_of_text: the id between documents; None if there is none.
-        others: further ids that end a text when they are sampled.
-        notes: for the user, one line each.
-    """
-
-    end_of_text: int | None
-    others: tuple[int, ...]
-    notes: list[str]
+    end_of_text: int | None  # the id between documents; None if there is none
+    others: tuple[int, ...]  # further ids that end a text when they are sampled
+    notes: list[str]  # for the user, one line each
 
 
 def find_ends(

@@ -96,22 +96,15 @@ def bpe_model(tokens: Iterable[str], merges: Iterable[Sequence[str]]) -> dict[st
 
 
 class ByteLevel(NamedTuple):
-    """What encoding by a byte-level BPE depends on.
+    """What encoding by a byte-level BPE depends on."""
 
-    Attributes:
-        end_of_text: the id of `<|endoftext|>` if that is a control token, else None.
-        rule: the rule by which text is split into words before merges, if `words.py` has it and
-            nothing else changes or adds words; else None.
-        own_rule: whether that is mygpt's rule.
-        splits_at_spaces: whether a word is known to begin at a space after a letter.
-        splits_at_lines: the same between a line end and an ordinary character.
-    """
-
-    end_of_text: int | None
+    end_of_text: int | None  # the id of `<|endoftext|>` if that is a control token, else None
+    # The rule by which text is split into words before merges, if `words.py` has it and nothing
+    # else changes or adds words; else None
     rule: str | None
-    own_rule: bool
-    splits_at_spaces: bool
-    splits_at_lines: bool
+    own_rule: bool  # whether that is mygpt's rule
+    splits_at_spaces: bool  # whether a word is known to begin at a space after a letter
+    splits_at_lines: bool  # the same between a line end and an ordinary character
 
 
 @contextmanager
