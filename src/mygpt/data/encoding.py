@@ -35,7 +35,7 @@ import numpy as np
 from mygpt.data.tokens import dtype_of
 from mygpt.errors import InputError, MygptError, OutOfMemoryError
 from mygpt.processes import start
-from mygpt.tokenization import BPETokenizer, ForeignTokenizer, Tokenizer, from_state
+from mygpt.tokenization import Tokenizer, from_state
 from mygpt.tokenization.words import REACH, WordSplitter
 
 # Ordinary characters, which are not white space in any version of Unicode: ASCII, Latin, Cyrillic,
@@ -113,7 +113,7 @@ class Chunker:
 
 def _rule(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
     """The pattern before which a text can be split, and whether `words.py`'s rule applies."""
-    if not isinstance(tokenizer, (BPETokenizer, ForeignTokenizer)) or tokenizer.encoder is None:
+    if tokenizer.encoder is None:
         return None, False
     rules = tokenizer.encoder.rules
     if rules.own_rule:

@@ -160,14 +160,9 @@ def _below(path: Path, name: str) -> list[Path]:
     for place in _BELOW:
         found = islice(path.glob(f"{place}/{name}"), _MOST_ENTRIES)
         if folders := [file.parent for file in found]:
-            return sorted(folders, key=lambda folder: (-_step(folder), str(folder)))
+            # "checkpoint-500" of transformers' Trainer is before "checkpoint-1000".
+            return sorted(folders, key=lambda f: (len(f.name), str(f)), reverse=True)
     return []
-
-
-def _step(folder: Path) -> int:
-    """The step in the name of a folder of transformers' Trainer, "checkpoint-500"; or else 0."""
-    number = folder.name.removeprefix("checkpoint-")
-    return int(number) if number.isascii() and number.isdigit() and len(number) < 16 else 0
 
 
 def _listed(paths: list[Path]) -> str:

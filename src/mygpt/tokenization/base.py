@@ -19,6 +19,8 @@ from mygpt.json_objects import TOKENIZER, read_object
 if TYPE_CHECKING:
     import torch
 
+    from mygpt.tokenization.bpe import WordEncoder
+
 # The token between documents. It has its own id: encoding text that spells it does not give it.
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 2**20  # characters
@@ -42,8 +44,8 @@ class IncrementalDecoder(Protocol):
 class Tokenizer:
     """Encodes text to token ids and decodes them.
 
-    A subclass sets `kind` and `tokens`, and implements `encode_pieces`, `to_state`, `from_state`
-    and `to_json`.
+    A subclass sets `kind` and `tokens`, sets `encoder` or implements `encode_pieces`, and
+    implements `to_state`, `from_state` and `to_json`.
 
     Attributes:
         kind: the name of the class in checkpoints.
@@ -55,6 +57,7 @@ class Tokenizer:
             have any.
         beginning: ids that precede every text; only imported tokenizers have any.
         is_lossless: whether decoding the ids of any text gives that text.
+        encoder: encodes word by word; None if that is not byte-level BPE.
     """
 
     kind: str
@@ -64,6 +67,7 @@ class Tokenizer:
     other_ends: tuple[int, ...] = ()
     beginning: tuple[int, ...] = ()
     is_lossless: bool = True
+    encoder: WordEncoder | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -82,10 +86,14 @@ class Tokenizer:
 
     def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
         """Encode a text given in pieces: the concatenated rows are `encode_array`'s ids."""
-        raise NotImplementedError
+        if self.encoder is None:
+            raise NotImplementedError
+        return self.encoder.encode_pieces(pieces)
 
     def encode_part(self, text: str) -> bytes:
         """The ids, int32, of a text that begins and ends where words do, as bytes: the fastest."""
+        if self.encoder is not None:
+            return self.encoder.encode_part(text)
         return b"".join(row.astype(np.int32).tobytes() for row in self.encode_pieces([text]))
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -101,17 +101,6 @@ class BPETokenizer(Tokenizer):
         model = bpe_model([*SYMBOLS, END_OF_TEXT, *ranked[SMALLEST:]], learned["merges"])
         return cls(describe(model, OWN_RULE, BYTE_LEVEL, end_of_text=256))
 
-    def encode_pieces(self, pieces: Iterable[str | bytes]) -> Iterator[NDArray[np.int64]]:
-        """Encode a text given in pieces; the ids do not depend on where it is split.
-
-        Yields several rows, or one row if the tokenizer's rule for words is not known here.
-        """
-        return self.encoder.encode_pieces(pieces)
-
-    def encode_part(self, text: str) -> bytes:
-        """The ids, int32, of a text that begins and ends where words do."""
-        return self.encoder.encode_part(text)
-
     def to_json(self) -> dict[str, Any]:
         """The content of the `tokenizer.json`."""
         return self._description

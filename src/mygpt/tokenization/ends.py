@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from mygpt.json_objects import TOKENIZER_SETTINGS, read_object
 from mygpt.tokenization.base import END_OF_TEXT, Tokenizer
-from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.tokenizer_json import TokenizerFile, is_single_character
 
 # Files that name the end-of-text token by its text, and by its id.
@@ -138,9 +137,9 @@ class _Search:
 
 def end_notes(tokenizer: Tokenizer) -> list[str]:
     """A note on which tokens begin and end documents; empty for a tokenizer that mygpt trained."""
-    trained_here = tokenizer.kind in ("char", "byte") or (
-        isinstance(tokenizer, BPETokenizer) and tokenizer.encoder.rules.own_rule
-    )
+    encoder = tokenizer.encoder
+    own_rule = tokenizer.kind == "bpe" and encoder is not None and encoder.rules.own_rule
+    trained_here = tokenizer.kind in ("char", "byte") or own_rule
     if trained_here and tokenizer.end_of_text is not None:
         return []
     first = [repr(tokenizer.token_text(number)) for number in tokenizer.beginning]

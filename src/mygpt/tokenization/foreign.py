@@ -93,7 +93,6 @@ class ForeignTokenizer(Tokenizer):
         if self._decoding.in_bytes:
             self.tokens = file.byte_tokens(self._size)
         # That of a `BPETokenizer` if it gives the same ids: it encodes piece by piece.
-        self.encoder: WordEncoder | None = None
         if self.control <= file.special:
             with suppress(InputError):
                 self.encoder = WordEncoder(file.byte_level, self._library)
@@ -133,12 +132,6 @@ class ForeignTokenizer(Tokenizer):
                 "vocabulary"
             )
         yield np.array(ids, np.int64)
-
-    def encode_part(self, text: str) -> bytes:
-        """The ids, int32, of a text that begins and ends where words do."""
-        if self.encoder is None:
-            return super().encode_part(text)
-        return self.encoder.encode_part(text)
 
     def chars_of_first(self, text: str, count: int) -> tuple[int, int]:
         """The number of characters that a text's first `count` ids cover, and its number of ids.
