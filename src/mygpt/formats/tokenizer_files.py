@@ -101,12 +101,12 @@ def read_description(folder: Path, rows: int | None) -> Described:
             f"{folder} has no tokenizer that can be read, neither tokenizer.json nor vocab.json "
             f"with merges.txt: copy them there, or {_REMEDY}"
         )
-    tokens = _read_added_tokens(folder, config, {} if rules is None else rules.defaults)
+    tokens, roles = _read_added_tokens(folder, config, {} if rules is None else rules.defaults)
     most = sys.maxsize if rows is None else rows
     description, notes = _with_added_tokens(folder, description, tokens, most)
     if rules is not None:
-        description["post_processor"] = _around(description, tokens.roles, rules, config)
-    return Described(description, tokens.roles.get("eos"), notes)
+        description["post_processor"] = _around(description, roles, rules, config)
+    return Described(description, roles.get("eos"), notes)
 
 
 # --- vocab.json and merges.txt -------------------------------------------------------------
@@ -197,19 +197,17 @@ def _around(
 # --- added tokens --------------------------------------------------------------------------
 
 
-class _AddedTokens(NamedTuple):
-    """The tokens that files other than the vocabulary list, as entries of "added_tokens"."""
-
-    # Those with an id, in the order of their ids, then special ones without an id
-    listed: list[dict[str, Any]]
-    roles: dict[str, str]  # the special tokens' texts by role
-    implied: set[str]  # the texts of those that no file lists: they are defaults of the class
-
-
 def _read_added_tokens(
     folder: Path, config: dict[str, Any], defaults: dict[str, str]
-) -> _AddedTokens:
-    """The tokens of `tokenizer_config.json`, or of the older files if that lists no ids."""
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The tokens that files other than the vocabulary list.
+
+    They are those of `tokenizer_config.json`, or of the older files if that lists no ids.
+
+    Returns:
+        Entries of "added_tokens": those with an id, in the order of their ids, then special ones
+        without an id. And the special tokens' texts by role.
+    """
     place, settings = folder / "tokenizer_config.json", config
     listed = config.get("added_tokens_decoder")
     if listed is None:
@@ -225,18 +223,13 @@ def _read_added_tokens(
     named = {f"{role}_token": content for role, content in defaults.items()} | settings
     special = [_entry(folder, value, special=True) for value in _special(named)]
     contents = {token["content"] for token in special}
-    tokens = [{"id": _number(place, number), **_entry(place, v)} for number, v in pairs]
+    tokens = [{"id": _number(place, number), **_entry(place, value)} for number, value in pairs]
     for token in tokens:
-        if token["content"] in contents:
-            token["special"] = True
+        token["special"] |= token["content"] in contents
     tokens.sort(key=lambda token: int(token["id"]))
-    roles = {}
-    for role in _ROLES:
-        value = named.get(f"{role}_token")
-        if value is not None:
-            roles[role] = str(_entry(folder, value)["content"])
-    in_files = {_entry(folder, value)["content"] for value in _special(settings)}
-    return _AddedTokens(tokens + special, roles, set(defaults.values()) - in_files)
+    given = {role: named.get(f"{role}_token") for role in _ROLES}
+    roles = {r: str(_entry(folder, v)["content"]) for r, v in given.items() if v is not None}
+    return tokens + special, roles
 
 
 def _special(named: dict[str, Any]) -> Iterator[Any]:
@@ -282,7 +275,7 @@ def _number(place: Path, number: Any) -> int:
 
 
 def _with_added_tokens(
-    folder: Path, description: dict[str, Any], tokens: _AddedTokens, rows: int
+    folder: Path, description: dict[str, Any], tokens: list[dict[str, Any]], rows: int
 ) -> tuple[dict[str, Any], list[str]]:
     """The description with missing tokens added, and special ones past the rows dropped."""
     file = TokenizerFile(description)
@@ -290,7 +283,7 @@ def _with_added_tokens(
     special = {file.names[number] for number in file.special}
     known = {name: number for number, name in file.numbered}
     reached = max((token["id"] for token in added.values()), default=-1)
-    for token in tokens.listed:
+    for token in tokens:
         content = token["content"]
         if content in added:
             if "id" in token:  # its flags override those in tokenizer.json
@@ -316,7 +309,7 @@ def _with_added_tokens(
         "model": _without(file, past),
         "added_tokens": [token for name, token in added.items() if name not in past],
     }
-    shown = ", ".join(repr(name)[:40] for name in sorted(past - tokens.implied)[:5])
+    shown = ", ".join(repr(name)[:40] for name in sorted(past)[:5])
     note = (
         f"{shown}: dropped, since the id is past the model's {rows:,} rows and no text is encoded "
         "to it"
