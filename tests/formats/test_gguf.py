@@ -20,8 +20,7 @@ from gguf_reference import F16, F32, Q8_0, SYMBOL, read_gguf, run, turned
 from mygpt import GPTConfig
 from mygpt.checkpoint.model_file import Checkpoint, model_arrays
 from mygpt.errors import InputError
-from mygpt.formats.gguf import pairs_from_halves, write_gguf
-from mygpt.formats.gguf_file import quantised
+from mygpt.formats.gguf import pairs_from_halves, quantised, write_gguf
 from mygpt.tokenization import ByteTokenizer, CharTokenizer
 from shapes import CONFIGS, GPT2, LLAMA, MODERN, build
 

@@ -17,7 +17,7 @@ from tokenizers import models
 from bpe_samples import LLAMA_3, QWEN_2
 from gguf_reference import BYTE, merged_ids, read_gguf, sentencepiece_ids
 from mygpt.errors import InputError
-from mygpt.formats.gguf_file import write_gguf_file
+from mygpt.formats.gguf import write_gguf_file
 from mygpt.formats.gguf_tokenizer import tokenizer_values
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from mygpt.tokenization.foreign import ForeignTokenizer

@@ -40,7 +40,6 @@ from collections.abc import Container
 from typing import Any, NamedTuple
 
 from mygpt.errors import InputError
-from mygpt.formats.gguf_file import Value
 from mygpt.tokenization import CharTokenizer, Tokenizer
 from mygpt.tokenization.tokenizer_json import (
     DIGITS,
@@ -49,6 +48,8 @@ from mygpt.tokenization.tokenizer_json import (
     word_rules,
 )
 from mygpt.tokenization.words import GPT_2, LIBRARY_PATTERN, LLAMA_3, QWEN_2
+
+Value = str | bool | int | float | list[str] | list[int] | list[float]  # of an entry of the file
 
 # llama.cpp's numbers for the types of tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
