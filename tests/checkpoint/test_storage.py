@@ -213,7 +213,7 @@ def test_a_second_writer_is_refused_and_the_lock_ends_with_its_process(tmp_path:
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     began = time.monotonic()
-    with pytest.raises(InputError, match=rf"run is being trained by process {process.pid} on"):
+    with pytest.raises(InputError, match=rf"run is in use by process {process.pid} on"):
         RunLock(run).__enter__()
     assert time.monotonic() - began < 5.0
     assert f"process {process.pid}" in (holder(run) or "")
@@ -229,7 +229,7 @@ def test_a_second_writer_is_refused_and_the_lock_ends_with_its_process(tmp_path:
 
 def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
     """Two trainings in two threads of a notebook."""
-    with RunLock(tmp_path), pytest.raises(InputError, match="is being trained"):
+    with RunLock(tmp_path), pytest.raises(InputError, match="is in use"):
         RunLock(tmp_path).__enter__()
 
 

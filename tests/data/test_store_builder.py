@@ -296,7 +296,7 @@ def test_a_store_whose_lock_is_a_link_is_refused_with_the_link(tmp_path: Path) -
 
 
 def test_only_one_process_can_write_a_store(small: Path, tmp_path: Path) -> None:
-    with RunLock(small), pytest.raises(InputError, match="is being written by"):
+    with RunLock(small), pytest.raises(InputError, match="is in use by process"):
         build_with([str(tmp_path / "x.jsonl")], small, tokenizer=OURS, shard_tokens=500)
 
 

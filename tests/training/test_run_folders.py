@@ -50,7 +50,7 @@ def test_a_run_that_is_being_trained_is_refused(runs: Runs) -> None:
             lambda: runs.fit(overwrite=True),
             lambda: runs.replay(output="run", overwrite=True),
         ):
-            assert "is being trained by process" in refusal(begin)
+            assert "is in use by process" in refusal(begin)
     assert (run / "last.state.safetensors").read_bytes() == before
 
 

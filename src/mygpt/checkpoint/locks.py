@@ -95,7 +95,7 @@ class RunLock:
             holder = _recorded_holder(path)
             self._release()
             raise InputError(
-                f"{self.folder} is being trained by {holder}: wait until it ends, stop it, or "
+                f"{self.folder} is in use by {holder}: wait until it ends, stop it, or "
                 f"{self.otherwise}"
             )
         self.works = taken is not None

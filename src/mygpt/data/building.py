@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from mygpt.data.store_index import DTYPES, TOKENIZER, Index, Shard, SourceState,
 from mygpt.data.store_request import (
     StoreOptions,
     index_to_continue,
-    locked,
     requested,
     require_store_folder,
     state_of,
@@ -37,12 +36,7 @@ from mygpt.data.tokens import dtype_of
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder
 from mygpt.json_objects import STATE, check_size
-from mygpt.text import (
-    Piece,
-    TextSource,
-    pieces,
-    shown,
-)
+from mygpt.text import Piece, TextSource, pieces, shown
 from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.unknown import UnknownText
 
@@ -106,7 +100,7 @@ def build_store(
         began = Index.read(out) if is_store(out) and not overwrite else None
     index, sources = requested([os.fspath(name) for name in files], options, began)
     require_store_folder(out)
-    with locked(out) as lock:
+    with RunLock(out, "give another --out") as lock:
         index = index_to_continue(out, index, overwrite=overwrite)
         if not index.finished:
             _Building(out, index, sources, options, lock, progress).run()
@@ -263,10 +257,9 @@ class _Building:
         """Start reading a source for the tokenizer; what was read of a pipe is kept for later."""
         if source.is_lasting:
             return pieces(source, **self._how)
-        taken: deque[Piece] = deque()
         found = pieces(source, **self._how, on_separators=self._count_separators)
-        self._begun[source.name] = _replayed(taken, found)
-        return _recorded(taken, found)
+        found, self._begun[source.name] = tee(found)
+        return found
 
     def _pieces(self, source: TextSource, state: SourceState) -> Iterator[Piece]:
         """The pieces of a source that are not encoded yet."""
@@ -352,18 +345,6 @@ class _Building:
                 self._unknown,
             )
         )
-
-
-def _recorded(taken: deque[Piece], found: Iterator[Piece]) -> Iterator[Piece]:
-    for piece in found:
-        taken.append(piece)
-        yield piece
-
-
-def _replayed(taken: deque[Piece], found: Iterator[Piece]) -> Iterator[Piece]:
-    while taken:
-        yield taken.popleft()
-    yield from found
 
 
 def _digest(pieces: Sequence[bytes]) -> str:

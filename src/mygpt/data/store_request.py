@@ -5,20 +5,18 @@ A store is continued only by the same request: the same files, unchanged, and th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mygpt.checkpoint.durable import remove, temporary_files
-from mygpt.checkpoint.locks import RunLock, holder
 from mygpt.data.store_index import SHARDS, Index, SourceState
 from mygpt.data.store_tokenizer import check_name
 from mygpt.data.token_store import is_store
-from mygpt.errors import CheckpointError, InputError
+from mygpt.errors import InputError
 from mygpt.file_access import require_folder
 from mygpt.text import READING_VERSION, RecordOptions, TextSource, find_sources, name_of
 from mygpt.tokenization import Tokenizer
@@ -111,25 +109,6 @@ def require_store_folder(out: Path) -> None:
             f"{out} contains other files ({there[0]!r:.60}) and is not a token store: give another "
             "--out"
         )
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[RunLock]:
-    """Hold the lock of a store's folder; `InputError` if another process holds it."""
-    lock = RunLock(out, "give another --out")
-    try:
-        lock.__enter__()
-    except CheckpointError:  # the lock file is a link or a pipe, which does not show a writer
-        raise
-    except InputError:
-        raise InputError(
-            f"{out} is being written by {holder(out) or 'another process'}: wait until it ends, "
-            "stop it, or give another --out"
-        ) from None
-    try:
-        yield lock
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def index_to_continue(out: Path, wanted: Index, *, overwrite: bool) -> Index:

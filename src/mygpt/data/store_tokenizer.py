@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import math
@@ -12,7 +13,7 @@ from mygpt.data.store_index import Index
 from mygpt.errors import InputError
 from mygpt.text import Piece, TextSource
 from mygpt.text.documents import without_separators
-from mygpt.text.reading import file_errors
+from mygpt.text.reading import codec_of, file_errors, start_of
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 BPE_SIZES = (512, 1024, 2048, 4096)  # vocabulary sizes to choose from if "bpe" has no size
@@ -128,10 +129,8 @@ def _first(found: Iterator[Piece], length: int) -> Iterator[str]:
 
 def _is_utf8(source: TextSource, encoding: str | None) -> bool:
     """Whether the text is UTF-8, so that decoding can start at any position."""
-    if encoding is not None and encoding.lower() not in ("utf-8", "utf8", "ascii"):
-        return False
-    with file_errors(source.name), open(source.name, "rb") as file:
-        return file.read(2) not in (b"\xff\xfe", b"\xfe\xff", b"\x00\x00")
+    codec = codec_of(start_of(source.name), encoding)[1]
+    return codecs.lookup(codec).name in ("utf-8", "ascii")
 
 
 def _blocks(source: TextSource, offsets: Sequence[int], field: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ import stat
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,9 +65,9 @@ class StoredTokens:
         self.dtype = dtype
         self._paths = paths
         self._vocab_size = vocab_size
-        self._bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._bounds = [0, *accumulate(lengths)]
         self._shard = lru_cache(_MOST_MAPPED)(self._map)  # parts share it
-        self._start, self._stop = 0, int(self._bounds[-1])
+        self._start, self._stop = 0, self._bounds[-1]
 
     def __len__(self) -> int:
         """The number of ids."""
@@ -112,25 +113,18 @@ class StoredTokens:
         starts = np.asarray(starts, np.int64)
         if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
             raise IndexError(f"windows of {length} go past {len(self)} tokens")
-        begins = starts + self._start  # (B,)
         windows = np.empty((len(starts), length), np.int64)
-        bounds = self._bounds.tolist()
-        for window, begin in zip(windows, begins.tolist(), strict=True):
-            number = bisect_right(bounds, begin) - 1
-            if begin + length <= bounds[number + 1]:
-                place = begin - bounds[number]
-                window[:] = self._shard(number)[place : place + length]
-            else:
-                self._copy(begin, window)
+        for window, start in zip(windows, starts.tolist(), strict=True):
+            self._copy(self._start + start, window)
         self._check(windows)
         return windows
 
     def _copy(self, start: int, ids: NDArray[np.integer]) -> None:
         """Fill `ids` with the store's ids from position `start` on."""
-        number = int(np.searchsorted(self._bounds, start, "right")) - 1
+        number = bisect_right(self._bounds, start) - 1
         filled = 0
         while filled < len(ids):
-            begin = start + filled - int(self._bounds[number])
+            begin = start + filled - self._bounds[number]
             found = self._shard(number)[begin : begin + len(ids) - filled]
             ids[filled : filled + len(found)] = found
             filled += len(found)
@@ -138,7 +132,7 @@ class StoredTokens:
 
     def _map(self, number: int) -> NDArray[np.integer]:
         """A shard's ids, mapped into memory."""
-        length = int(self._bounds[number + 1] - self._bounds[number])
+        length = self._bounds[number + 1] - self._bounds[number]
         return _mapped(self._paths[number], self.dtype, length)
 
     def _check(self, ids: NDArray[np.integer]) -> None:
@@ -216,13 +210,16 @@ class TokenStore:
         require_folder(path / SHARDS)
         paths = [shard_paths(path, number)[0] for number in range(len(index.shards))]
         lengths = [shard.tokens for shard in index.shards]
-        tokens = StoredTokens(
-            paths, lengths, dtype=DTYPES[index.dtype], vocab_size=tokenizer.vocab_size
-        )
-        num_bytes = sum(shard.bytes for shard in index.shards)
-        documents = sum(shard.documents for shard in index.shards)
+        dtype, vocab_size = DTYPES[index.dtype], tokenizer.vocab_size
         return cls(
-            path, index.name, tokenizer, tokens, index.sha256, num_bytes, documents, index.shards
+            path=path,
+            name=index.name,
+            tokenizer=tokenizer,
+            tokens=StoredTokens(paths, lengths, dtype=dtype, vocab_size=vocab_size),
+            sha256=index.sha256,
+            num_bytes=index.bytes,
+            num_documents=index.documents,
+            shards=index.shards,
         )
 
     def size_of(self, start: int, stop: int) -> TextSize:

@@ -99,14 +99,11 @@ class FileGroup:
 
     def _hint(self, encoding: str | None) -> str:
         """The note on files that may be text in another encoding, with the remedy."""
-        many = len(self.encoded) > 1
         known = {found for found in self.encoded.values() if found is not None}
         guess = f" ({known.pop()}, it seems)" if len(known) == 1 else ""
         return (
-            f"{len(self.encoded)} file{'s' * many} of {shown(str(self.folder))} "
-            f"{'are' if many else 'is'} not {encoding or 'UTF-8'}: {self._listed(self.encoded)}; "
-            f"name {'their' if many else 'its'} encoding with --encoding{guess}, or convert "
-            f"{'them' if many else 'it'} to UTF-8"
+            f"in {shown(str(self.folder))}, text that is not {encoding or 'UTF-8'}: "
+            f"{self._listed(self.encoded)}; name its encoding with --encoding{guess}, or convert it"
         )
 
     def _listed(self, paths: Iterable[Path]) -> str:
