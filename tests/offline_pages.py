@@ -19,6 +19,7 @@ CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage",
     "--window-size=1280,900",
 )  # fmt: skip
 
@@ -28,40 +29,72 @@ MARKUP = [
     "body", "noscript", "main", "script", "script",
 ]  # fmt: skip
 
-_RUN = "window.__ran=1"
+# Each shape is text that runs code if a page takes it for markup, or for a part of a script.
 _SHAPES = (
     "<script>{}</script>",
     "</script><script>{}</script>",
     "</SCRIPT ><svg/onload={}>",
     "<img src=x onerror={}>",
+    '<img src=x onerror="{}">',
     "<svg onload={}></svg>",
+    "<svg><script>{}</script></svg>",
+    '<svg><animate onbegin="{}" attributeName=x dur=1s>',
+    '<body onload="{}">',
     "<iframe srcdoc='<script>parent.{}</script>'></iframe>",
+    '<iframe src="javascript:{}"></iframe>',
+    "<a href='javascript:{}' autofocus onfocus={}>x</a>",
+    '<input autofocus onfocus="{}">',
+    "<details open ontoggle={}>",
+    '<video><source onerror="{}"></video>',
+    '<math><mtext><img src onerror="{}"></mtext></math>',
+    "<style>*{{background:url(javascript:{})}}</style>",
     "<style>@import 'javascript:{}';</style>",
+    '<style onload="{}"></style>',
     "</style><script>{}</script>",
     "</title><script>{}</script>",
+    "</textarea><script>{}</script>",
+    "</svg><script>{}</script>",
     "</code></dd></main><script>{}</script>",
     "<!--<script>{}//",
     "--><script>{}</script>",
     "]]><script>{}</script>",
     "javascript:{}",
-    "\"><script>{}</script>",
+    '"><script>{}</script>',
+    '\'><img src=x onerror="{}">',
+    '" onfocus="{}" autofocus x="',
+    "' onmouseover='{}' x='",
     "'-({})-'",
+    "`;{};`",
+    "';{};'",
     '";{};//',
     "\\u003cscript>{}</script>",
     "&lt;script&gt;{}&lt;/script&gt;",
-    "{{{{constructor.constructor('{}')()}}}}",
+    "{{{{constructor.constructor(`{}`)()}}}}",
     "${{{}}}",
     "\u2028{}\u2029",
-    "<details open ontoggle={}>",
-    "<a href='javascript:{}' autofocus onfocus={}>x</a>",
+    "<scr\0ipt>{}</script>",
+    "<ScRiPt>{}</sCrIpT>",
+    "<template><script>{}</script></template>",
+    '<object data="javascript:{}"></object>',
+    '<marquee onstart="{}">',
+    "\u202e<script>{}</script>",
     "<meta http-equiv=refresh content='0;url=javascript:{}'>",
-    "__proto__", "constructor", "\x00\x1b[31m\u202e", "\ud800",
+)
+_ODD = ("__proto__", "constructor", "\x00\x1b[31m\u202e", "\ud800")
+_CALLS = (
+    "window.__ran=1;alert(1)", "window.__ran=1//", "window['__ran']=1", "top.__ran=1",
+    "eval('window.__ran=1')",
 )  # fmt: skip
 
 
 def injections() -> list[str]:
     """Strings that set `window.__ran` if any part of them is interpreted as code."""
-    return [shape.replace("{}", _RUN) for shape in _SHAPES]
+    return [*(shape.replace("{}", "window.__ran=1") for shape in _SHAPES), *_ODD]
+
+
+def many_injections() -> list[str]:
+    """Each shape with each way to call."""
+    return [shape.replace("{}", call).replace("{{", "{") for shape in _SHAPES for call in _CALLS]
 
 
 class Page(HTMLParser):
@@ -148,6 +181,24 @@ def open_page(driver: Any, page: Path) -> None:
     """Open a page from its file; check that the console is empty and no injection has run."""
     driver.get(page.resolve().as_uri())
     check_quiet(driver)
+
+
+def check_shown_as_text(page: Path, profile: Path, clicked: str = "") -> None:
+    """Open a page of `injections`: they are shown in its `main`, and none runs.
+
+    Args:
+        page: its file.
+        profile: a folder for the browser.
+        clicked: a selector of elements, of which every fifth is clicked.
+    """
+    with chromium(profile) as driver:
+        open_page(driver, page)
+        for element in driver.find_elements("css selector", clicked)[::5] if clicked else ():
+            element.click()
+        assert driver.find_elements("css selector", "main script, main iframe, main img") == []
+        shown = "return document.querySelector('main').textContent.includes(arguments[0])"
+        assert driver.execute_script(shown, "<img src=x onerror=window.__ran=1>")
+        check_quiet(driver)
 
 
 def check_quiet(driver: Any) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
-from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -19,37 +16,9 @@ from mygpt.core.random import Stream
 from mygpt.core.sampling import draw, probabilities
 from playground_stub import MadeUp, Stub
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 WAIT_S = 10
 
 LETTERS = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz", "."])
-
-
-@contextmanager
-def chromium(profile: Path) -> Iterator:
-    """A browser with a new profile."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_window_size(1280, 1000)
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 @contextmanager
@@ -119,6 +88,10 @@ class Page:
         self.until(lambda: len(self.all(selector)) == count)
         self.until(lambda: self.find("#run").text == "Run")
         return self.texts(column)[-count:] if count else []
+
+    def show_attention(self) -> None:
+        self.browser.execute_script("document.querySelector('#attention').open = true")
+        self.until(lambda: self.all("#attention-box .grid-cells"))
 
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser")]

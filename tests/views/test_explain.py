@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,8 +18,6 @@ import reference
 from mygpt import ByteTokenizer, CharTokenizer, GPTConfig
 from mygpt.checkpoint.model_file import Checkpoint, model_arrays, read_checkpoint, save_checkpoint
 from mygpt.cli import explain as cli_explain
-from mygpt.cli import main
-from mygpt.cli.explain import explain as explain_command
 from mygpt.core import sampling
 from mygpt.core.config import SamplingConfig
 from mygpt.decode.numpy_network import Network
@@ -28,8 +25,17 @@ from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
 from mygpt.views.explain import about, explain, explain_page, page_data, positions_to_show
 from mygpt.views.page import VIEWS, bundle, embedded_json, make_page
-from offline_pages import Page, check_quiet, chromium, injections, node, open_page
+from offline_pages import (
+    Page,
+    check_quiet,
+    check_shown_as_text,
+    chromium,
+    injections,
+    node,
+    open_page,
+)  # fmt: skip
 from shapes import CONFIGS, MODERN, build
+from shell import Shell
 
 CHARS = CharTokenizer("abcd ")
 SHAPE = GPTConfig(5, 8, 2, 2, max_seq_len=12)
@@ -177,17 +183,18 @@ def test_it_ends_at_end_of_text():
     assert len(found.written) < 200
 
 
-def test_a_broken_model_is_named():
+@pytest.mark.parametrize(
+    ("how", "value", "message"),
+    [
+        (SamplingConfig(), np.nan, "predicts NaN or infinity"),
+        (SamplingConfig(1e-29, repetition_penalty=1e-30), 1.0, "overflows float32"),
+    ],
+)
+def test_probabilities_that_are_not_finite_are_refused(how, value, message):
     made = checkpoint_of(SHAPE)
-    made.arrays["final_norm.weight"][:] = np.nan
-    with pytest.raises(InputError, match="predicts NaN or infinity"):
-        explain(made, "abc", max_new_tokens=0)
-
-
-def test_settings_that_overflow_are_named():
-    how = SamplingConfig(1e-29, repetition_penalty=1e-30)
-    with pytest.raises(InputError, match="overflows float32"):
-        explain(checkpoint_of(SHAPE), "abc", max_new_tokens=0, sampling=how)
+    made.arrays["final_norm.weight"][:] = value
+    with pytest.raises(InputError, match=message):
+        explain(made, "abc", max_new_tokens=0, sampling=how)
 
 
 # --- the bundle --------------------------------------------------------------------------------
@@ -369,15 +376,7 @@ def expected_bars(prediction) -> list[tuple[object, object]]:
 def test_hostile_texts_are_shown_and_none_runs(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(hostile_page())
-    with chromium(tmp_path / "profile") as driver:
-        open_page(driver, page)
-        tokens = driver.find_elements("css selector", "#text .token")
-        for token in tokens[::5]:
-            token.click()
-        assert driver.find_elements("css selector", "main script, main iframe, main img") == []
-        shown = "return document.querySelector('h1').textContent.includes(arguments[0])"
-        assert driver.execute_script(shown, "<img src=x onerror=window.__ran=1>")
-        check_quiet(driver)
+    check_shown_as_text(page, tmp_path / "profile", "#text .token")
 
 
 # --- the command -------------------------------------------------------------------------------
@@ -391,39 +390,23 @@ def saved(tmp_path) -> Path:
 
 
 @pytest.fixture
-def shell(capsys):
-    """Runs the command: its exit code, what it printed, and how it refused."""
-    app = typer.Typer()
-    app.command()(explain_command)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        try:
-            code = app(args=list(map(str, args)), standalone_mode=False) or 0
-        except InputError as error:
-            return error.exit_code, capsys.readouterr().out, str(error)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def shell(capsys) -> Shell:
+    return Shell(capsys, "explain")
 
 
 def test_a_page_is_not_written_over(saved, shell, tmp_path):
     out = tmp_path / "page.html"
-    assert shell(saved, "-p", "ab", "--out", out, "--seed", 1)[0] == 0
+    shell.printed(saved, "-p", "ab", "--out", out, "--seed", 1)
     first = out.read_bytes()
-    code, _, err = shell(saved, "-p", "cd", "--out", out, "--seed", 1)
-    assert (code, err) == (2, f"{out} exists: add --overwrite, or choose another --out")
+    again = (saved, "-p", "cd", "--out", out, "--seed", 1)
+    assert f"{out} exists: add --overwrite, or choose another --out" in shell.refused(*again)
     assert out.read_bytes() == first
-    assert shell(saved, "-p", "cd", "--out", out, "--seed", 1, "--overwrite")[0] == 0
+    shell.printed(*again, "--overwrite")
     assert out.read_bytes() != first
 
 
-def test_somewhere_to_show_it_is_needed(saved, shell):
-    code, _, err = shell(saved, "-p", "ab")
-    assert (code, err) == (
-        2,
-        "explain needs an output: add --out PAGE or --terminal",
-    )
+def test_an_output_is_needed(saved, shell):
+    assert "needs an output: add --out PAGE or --terminal" in shell.refused(saved, "-p", "ab")
 
 
 def test_the_command_in_the_page_writes_the_same_text(saved, shell, tmp_path, capsys):
@@ -434,15 +417,12 @@ def test_the_command_in_the_page_writes_the_same_text(saved, shell, tmp_path, ca
     program, *args = shlex.split(data["about"]["command"])
     assert program == "mygpt"
     assert args[-10:-4] == ["--temperature", "3.0", "--top-k", "4", "--min-p", "0.01"]
-    with pytest.raises(SystemExit):
-        main(args)
-    written = capsys.readouterr().out
+    written = Shell(capsys).printed(*args)
     assert written.rstrip("\n") == "".join(token["text"] for token in data["tokens"]).rstrip("\n")
 
 
 def test_the_terminal_shows_plain_text_when_piped(saved, shell):
-    code, out, _ = shell(saved, "-p", "ab", "--terminal", "--seed", 1, "-n", 3)
-    assert code == 0
+    out = shell.printed(saved, "-p", "ab", "--terminal", "--seed", 1, "-n", 3)
     assert "\x1b" not in out
     found = explain(read_checkpoint(saved), "ab", max_new_tokens=3, seed=1)
     lines = out.splitlines()
@@ -461,7 +441,7 @@ def test_colours_are_shown_on_a_terminal_unless_refused(saved, shell, no_color, 
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    out = shell(saved, "-p", "ab", "--terminal", "--seed", 1, "-n", 3)[1]
+    out = shell.printed(saved, "-p", "ab", "--terminal", "--seed", 1, "-n", 3)
     assert ("\x1b[" in out) is not no_color
 
 
@@ -475,18 +455,20 @@ def test_bars_are_as_long_as_probabilities():
         assert full == cells
 
 
-def test_control_characters_do_not_reach_the_terminal():
-    assert cli_explain.shown_token("\x1b[31m\n ") == "\ufffd[31m\u23ce\u2423"
-    assert cli_explain.shown_token("") == "(empty)"
-
-
-def test_characters_that_join_others_reach_the_terminal():
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31m\n ", "\ufffd[31m\u23ce\u2423"),
+        ("", "(empty)"),
+        ("\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f467"),  # joined into one sign
+        ("\u200d", "U+200D"),  # alone it would be a gap
+        ("a\u202eb", "a\ufffdb"),  # nothing turns the line around
+        ("\u202e", "U+202E"),
+    ],
+)
+def test_invisible_characters_of_a_token_are_made_visible(text, shown):
     """An emoji of a family came apart at its zero-width joiners."""
-    family = "\U0001f469\u200d\U0001f467"
-    assert cli_explain.shown_token(family) == family
-    assert cli_explain.shown_token("\u200d") == "U+200D", "alone it would be a gap"
-    assert cli_explain.shown_token("a\u202eb") == "a\ufffdb", "nothing turns the line around"
-    assert cli_explain.shown_token("\u202e") == "U+202E"
+    assert cli_explain.shown_token(text) == shown
 
 
 def test_bytes_that_are_no_character_are_shown(tmp_path):

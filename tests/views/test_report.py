@@ -9,7 +9,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +16,6 @@ import mygpt
 from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.checkpoint.locks import RunLock
 from mygpt.checkpoint.model_file import read_checkpoint, save_checkpoint
-from mygpt.cli.report import report as report_command
 from mygpt.cli.report import report_the_end
 from mygpt.errors import InputError, StorageError
 from mygpt.training.events import Finished, StepDone
@@ -26,8 +24,9 @@ from mygpt.training.run import RunFolder
 from mygpt.views import report as report_module
 from mygpt.views.report import medians, report_data, spread, thin, write_report
 from mygpt.views.run import _estimated_epochs, baselines_of, read_run, standing_of
-from offline_pages import Page, check_quiet, chromium, injections, open_page
+from offline_pages import Page, check_quiet, check_shown_as_text, chromium, injections, open_page
 from shapes import TUTORIAL, build
+from shell import Shell
 
 TEXT = "".join(f"{n} squared is {n * n}, naïvely.\n" for n in range(200))
 SMALL = {"preset": "nano", "embed_dim": 16, "num_layers": 2, "num_heads": 2, "max_seq_len": 32}
@@ -75,6 +74,28 @@ def add_to_log(run: Path, *records: dict | str) -> None:
     with (run / "log.jsonl").open("a") as log:
         for record in records:
             log.write(record if isinstance(record, str) else json.dumps(record) + "\n")
+
+
+def change_state(run: Path, change) -> None:
+    """Rewrite the run's newest state with changed parts."""
+    path = run / "last.state.safetensors"
+    arrays, parts = read_arrays(path)
+    change(parts)
+    parts.pop("tensors")
+    write_arrays(path, arrays, parts)
+
+
+@pytest.fixture
+def interrupted(tmp_path) -> Path:
+    """A run that was interrupted after its tenth step."""
+
+    def interrupt(event):
+        if isinstance(event, StepDone) and event.step == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, interrupt)
+    return tmp_path / "run"
 
 
 # --- the numbers -------------------------------------------------------------------------------
@@ -179,14 +200,8 @@ def test_what_the_best_model_copied_is_in_the_text(trained):
 # --- runs in progress, interrupted, damaged ------------------------------------------------------
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
-    def interrupt(event):
-        if isinstance(event, StepDone) and event.step == 10:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, interrupt)
-    run = tmp_path / "run"
+def test_an_interrupted_run_says_how_to_go_on(interrupted):
+    run = interrupted
     data = data_of(run)
     assert data["standing"] == "interrupted"
     assert data["progress"].startswith("Interrupted after 10 steps in ")
@@ -199,16 +214,9 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_run_in_progress_is_shown_up_to_its_last_report(tmp_path):
+def test_a_run_in_progress_is_shown_up_to_its_last_report(interrupted):
     """The log is ahead of the last save, and its last line is only half written."""
-
-    def interrupt(event):
-        if isinstance(event, StepDone) and event.step == 10:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, interrupt)
-    run = tmp_path / "run"
+    run = interrupted
     add_to_log(run, {"step": 15, "loss": 3.0, "lr": 0.1, "tokens": 999, "elapsed_s": 61.0})
     add_to_log(run, '{"step": 20, "lo')
     with RunLock(run):
@@ -286,11 +294,7 @@ def test_epochs_are_estimated_without_the_text(trained):
 
 
 def test_text_from_standard_input_is_not_waited_for(run, monkeypatch):
-    path = run / "last.state.safetensors"
-    arrays, parts = read_arrays(path)
-    parts["settings"]["files"] = ["-"]
-    parts.pop("tensors")
-    write_arrays(path, arrays, parts)
+    change_state(run, lambda parts: parts["settings"].update(files=["-"]))
     monkeypatch.setattr("sys.stdin", None)
     assert data_of(run)["notes"] == [
         "the text came from standard input, so it cannot be read again"
@@ -415,13 +419,13 @@ def hostile(run: Path) -> Path:
     texts = injections()
     for n, text in enumerate(texts):
         add_to_log(run, {"step": 100 + n, "sample": text, "copied": [[0, len(text)]]})
-    path = run / "last.state.safetensors"
-    arrays, parts = read_arrays(path)
-    parts["provenance"]["command"] = "".join(texts)
-    parts["provenance"]["corpus"]["name"] = "".join(texts)
-    parts["provenance"]["platform"] = texts[0]
-    parts.pop("tensors")
-    write_arrays(path, arrays, parts)
+    provenance = {"command": "".join(texts), "platform": texts[0]}
+
+    def change(parts):
+        parts["provenance"] |= provenance
+        parts["provenance"]["corpus"]["name"] = "".join(texts)
+
+    change_state(run, change)
     return run.rename(run.with_name("<img src=x onerror=window.__ran=1>"))
 
 
@@ -439,12 +443,7 @@ def test_no_text_becomes_markup(run, trained):
 @pytest.mark.browser
 def test_hostile_texts_are_shown_and_none_runs(run, tmp_path):
     page = write_report(hostile(run), tmp_path / "page.html")
-    with chromium(tmp_path / "profile") as driver:
-        open_page(driver, page)
-        assert driver.find_elements("css selector", "main script, main iframe, main img") == []
-        shown = "return document.querySelector('main').textContent.includes(arguments[0])"
-        assert driver.execute_script(shown, "<script>window.__ran=1</script>")
-        check_quiet(driver)
+    check_shown_as_text(page, tmp_path / "profile")
 
 
 @pytest.mark.browser
@@ -472,18 +471,15 @@ def test_the_page_opens_from_its_file_and_shows_its_pictures(trained, tmp_path):
 
 def test_the_runs_own_report_is_replaced_and_others_are_not(trained, capsys):
     run, _ = trained
-    app = typer.Typer()
-    app.command()(report_command)
+    shell, own = Shell(capsys, "report"), run / "report.html"
     for _ in range(2):
-        app(args=[str(run)], standalone_mode=False)
-        own = run / "report.html"
-        assert capsys.readouterr().out == f"report: {own} ({own.stat().st_size:,} bytes)\n"
+        printed = shell.printed(run)
+        assert printed == f"report: {own} ({own.stat().st_size:,} bytes)\n"
     out = run.parent / "other.html"
-    app(args=[str(run), "--out", str(out)], standalone_mode=False)
+    shell.printed(run, "--out", out)
     assert out.read_bytes() == own.read_bytes()
-    with pytest.raises(InputError, match=r"other.html exists: add --overwrite"):
-        app(args=[str(run), "--out", str(out)], standalone_mode=False)
-    app(args=[str(run), "--out", str(out), "--overwrite"], standalone_mode=False)
+    assert "other.html exists: add --overwrite" in shell.refused(run, "--out", out)
+    shell.printed(run, "--out", out, "--overwrite")
 
 
 def test_a_large_model_writes_less(trained, monkeypatch):

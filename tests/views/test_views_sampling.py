@@ -17,12 +17,10 @@ import reference
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.sampling import probabilities
+from offline_pages import node
 
 STATIC = Path(mygpt.views.__file__).parent / "static"
 GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
-NODE = shutil.which("node")
-
-pytestmark = pytest.mark.skipif(NODE is None, reason="node is not here")
 
 # The page itself starts when it is imported, and needs a browser.
 PURE = sorted(path.name for path in STATIC.glob("*.js") if path.name != "playground.js")
@@ -50,9 +48,8 @@ def run_node(modules: Path, imports: str, body: str, given: list) -> list:
     """What JavaScript's `body` returns for each `one` of the values."""
     script = modules / "asked.js"
     script.write_text(SCRIPT.format(imports=imports, body=body), encoding="utf-8")
-    assert NODE is not None
     done = subprocess.run(
-        [NODE, str(script)], input=json.dumps(given), capture_output=True, text=True, timeout=60
+        [node(), str(script)], input=json.dumps(given), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -81,12 +78,17 @@ def test_golden_draws(modules):
 
 def random_case(rng: random.Random) -> dict:
     size = rng.choice([2, 5, 65, 300])
-    logits = [round(rng.gauss(0, 3), rng.choice([0, 2])) for _ in range(size)]  # many ties
-    settings = {"temperature": rng.choice([0.0, 0.3, 0.8, 1.0, 1.7])}
-    settings |= {"top_k": rng.choice([None, 0, 1, 3, 40]), "min_p": rng.choice([None, 0.013])}
-    settings |= {"top_p": rng.choice([None, 0.317, 0.9017])}
-    settings |= {"repetition_penalty": rng.choice([None, 1.3, 0.7])}
-    return {"logits": logits, "settings": settings, "seen": rng.choices(range(size), k=7)}
+    return {
+        "logits": [round(rng.gauss(0, 3), rng.choice([0, 2])) for _ in range(size)],  # many ties
+        "settings": {
+            "temperature": rng.choice([0.0, 0.3, 0.8, 1.0, 1.7]),
+            "top_k": rng.choice([None, 0, 1, 3, 40]),
+            "min_p": rng.choice([None, 0.013]),
+            "top_p": rng.choice([None, 0.317, 0.9017]),
+            "repetition_penalty": rng.choice([None, 1.3, 0.7]),
+        },
+        "seen": rng.choices(range(size), k=7),
+    }
 
 
 def test_random_settings_give_what_mygpt_sampling_gives(modules):
