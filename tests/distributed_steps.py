@@ -182,10 +182,6 @@ def losses_of(steps: int, case: Case, group: ProcessGroup) -> list[float]:
         return [learner.step(number) for number in range(steps)]
 
 
-def silent(event: object) -> None:
-    """A listener that ignores every event."""
-
-
 def begin_and_fail(folder: Path, text: Path) -> dict[str, Any]:
     """2 processes train a run, try what must be refused, and train a sharded model."""
     refused = {"nothing": train(text, output=folder / "undisturbed", **LIKE_TORCHRUN)[0]}

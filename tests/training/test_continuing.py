@@ -20,8 +20,9 @@ from mygpt.errors import InputError
 from mygpt.evaluation.losses import evaluate
 from mygpt.text import Document, split_documents
 from mygpt.text.documents import TextSize
-from mygpt.training.events import Event, Finished, Note, StepDone
+from mygpt.training.events import Event, Finished, Note
 from mygpt.training.recipe import Budget, continuing
+from training_runs import Dead, dying_at, refusal, silent
 
 pytestmark = pytest.mark.slow
 
@@ -39,14 +40,6 @@ TINY: dict[str, Any] = {
     "sample_tokens": 0,
     "tokenizer": "byte",
 }
-
-
-class Crash(Exception):
-    """The process dies here."""
-
-
-def silent(event: Event) -> None:
-    """A listener for tests that read the files."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +95,8 @@ def test_it_continues_to_learn_on_the_new_text(base: Path, text: Path, tmp_path:
     model = read_checkpoint(resolve(base)).build_model()
     before = evaluate(model, held, 16, TextSize(1, 1)).loss
     options = {"steps": 40, "listener": silent, "sample_tokens": 0}
-    training.train(text, init_from=base, output=tmp_path / "on", **options)
+    writer = mygpt.train(text, init_from=base, output=tmp_path / "on", **options)
+    assert isinstance(writer.generate("the", 5, seed=1), str)
     losses = read_losses(tmp_path / "on" / "log.jsonl")
     validated = sorted(step for step, kind in losses if kind == "val_loss")
     assert validated[0] == 0
@@ -110,29 +104,24 @@ def test_it_continues_to_learn_on_the_new_text(base: Path, text: Path, tmp_path:
     assert losses[validated[-1], "val_loss"] < before - 0.5
 
 
-def test_the_initial_model_is_not_changed(base: Path, tune: Tune) -> None:
-    kept = {path.name: path.read_bytes() for path in base.iterdir()}
-    tune(steps=3)
-    assert kept == {path.name: path.read_bytes() for path in base.iterdir()}
-    with pytest.raises(InputError, match="already holds a run"):
-        tune(output=base, steps=3)
-
-
-def test_the_initial_model_is_never_overwritten(base: Path, text: Path, tmp_path: Path) -> None:
+def test_the_initial_model_is_never_changed(base: Path, tune: Tune, tmp_path: Path) -> None:
     """Not with --overwrite either, nor by another name for its folder, nor as a file."""
-    start = tmp_path / "start"
-    shutil.copytree(base, start)
+    start, model = shutil.copytree(base, tmp_path / "start"), tmp_path / "model.safetensors"
     (tmp_path / "link").symlink_to(start)
-    kept = {path.name: path.read_bytes() for path in start.iterdir()}
-    options: dict[str, Any] = {"steps": 2, "overwrite": True, "listener": silent}
-    for name in (start, tmp_path / "link"):
-        with pytest.raises(InputError, match="holds the model that --from names"):
-            training.train(text, init_from=start, output=name, **options)
-    model = tmp_path / "model.safetensors"
     shutil.copy(start / "last.safetensors", model)
-    with pytest.raises(InputError, match="holds the model that --from names"):
-        training.train(text, init_from=model, output=model, **options)
-    training.train(text, init_from=model, output=tmp_path / "other.safetensors", **options)
+    kept = {path.name: path.read_bytes() for path in start.iterdir()}
+    options: dict[str, Any] = {"init_from": start, "steps": 2}
+    assert "already holds a run" in refusal(tune, output=start, **options)
+    options["overwrite"] = True
+    for change in (
+        {"output": start},
+        {"output": tmp_path / "link"},
+        {"init_from": model, "output": model},
+    ):
+        said = refusal(tune, **options | change)
+        assert "holds the model that --from names" in said
+    tune(**options)
+    tune(**options | {"init_from": model, "output": tmp_path / "other.safetensors"})
     assert kept == {path.name: path.read_bytes() for path in start.iterdir()}
 
 
@@ -186,22 +175,15 @@ def test_a_text_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     assert not (tmp_path / "on").exists()
 
 
-def test_dropout_alone_may_change(tune: Tune) -> None:
+def test_dropout_and_shorter_windows_are_the_only_changes(tune: Tune, tmp_path: Path) -> None:
+    """What it saves keeps the model's own window; a short text shrinks those of training."""
     assert last(tune(steps=2, dropout=0.3)).config.dropout == 0.3
-
-
-def test_windows_may_be_shorter_than_the_models(tune: Tune, tmp_path: Path) -> None:
-    """What it saves keeps the model's own."""
-    assert last(tune(steps=2, seq_len=8)).config.max_seq_len == 16
-    with pytest.raises(InputError, match="17"):
-        tune(output=tmp_path / "no", steps=2, seq_len=17)
-
-
-def test_a_text_shorter_than_the_window(tune: Tune, tmp_path: Path) -> None:
-    """Training windows shrink to it; the model's stays."""
+    options = {"steps": 2, "overwrite": True}
+    assert last(tune(seq_len=8, **options)).config.max_seq_len == 16
+    assert "17" in refusal(tune, output=tmp_path / "no", steps=2, seq_len=17)
     (tmp_path / "short.txt").write_text("the lazy dog")
     events: list[Event] = []
-    run = tune(tmp_path / "short.txt", steps=2, listener=events.append)
+    run = tune(tmp_path / "short.txt", listener=events.append, **options)
     assert last(run).config.max_seq_len == 16
     assert any(isinstance(event, Note) and "windows of" in event.text for event in events)
 
@@ -213,13 +195,9 @@ def test_it_is_resumed_and_replayed(base: Path, text: Path, tmp_path: Path) -> N
     options: dict[str, Any] = {"init_from": start, "sample_tokens": 0, "print_every": 1}
     training.train(text, output=tmp_path / "whole", steps=10, listener=silent, **options)
 
-    def dying(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == 7:
-            raise Crash
-
-    with pytest.raises(Crash):
+    with pytest.raises(Dead):
         training.train(
-            text, output=tmp_path / "cut", steps=10, save_every=5, listener=dying, **options
+            text, output=tmp_path / "cut", steps=10, save_every=5, listener=dying_at(7), **options
         )
     training.resume(tmp_path / "cut", listener=silent)
     training.replay(tmp_path / "whole", output=tmp_path / "again", listener=silent)
@@ -255,9 +233,3 @@ def test_the_rule() -> None:
     asked = {"batch_size": 3, "seq_len": 100, "lr": 0.5}
     found = continuing(wide, 10**6, 10**5, slow, asked=asked).training
     assert {name: found[name] for name in asked} == asked
-
-
-def test_through_the_package(base: Path, text: Path, tmp_path: Path) -> None:
-    """`mygpt.train(text, init_from=...)` gives a writer."""
-    writer = mygpt.train(text, init_from=base, output=tmp_path / "on", steps=2, listener=silent)
-    assert isinstance(writer.generate("the", 5, seed=1), str)

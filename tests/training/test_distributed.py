@@ -6,7 +6,6 @@ Gradients are compared, since AdamW hides a wrong scale. What the processes do i
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -30,7 +29,6 @@ from distributed_steps import (
     THREE_STEPS,
     begin_and_fail,
     end_runs,
-    silent,
     take_steps,
 )
 from mygpt import training
@@ -38,6 +36,7 @@ from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.training.checkpointing import read_state
 from ranks import COUNTS, ranks_of, run_ranks, torchrun, torchrun_started
+from training_runs import assert_arrays, log, silent
 
 pytestmark = pytest.mark.processes
 
@@ -127,15 +126,16 @@ def first(place: Path) -> list[Found]:
     return found
 
 
+def losses(run: Path) -> dict[int, float]:
+    """The losses that were logged, each step once."""
+    records = [record for record in log(run) if "loss" in record]
+    found = {record["step"]: record["loss"] for record in records}
+    assert len(found) == len(records)
+    return found
+
+
 def steps(run: Path) -> list[int]:
-    """The steps whose losses were logged."""
-    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [record["step"] for record in records if "loss" in record]
-
-
-def losses(run: Path) -> list[float]:
-    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [record["loss"] for record in records if "loss" in record]
+    return list(losses(run))
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
@@ -152,12 +152,6 @@ def named_shards(run: Path) -> set[str]:
     return {state.shards["folder"] for state in states if state.shards is not None}
 
 
-def assert_equal(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
-    assert got.keys() == want.keys()
-    for name in want:
-        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
-
-
 def test_two_processes_make_one_run(first: list[Found], place: Path, tmp_path: Path) -> None:
     """Logged once; the losses are one process's; what it wrote writes."""
     assert [found["refused"]["nothing"] for found in first] == [None, None]
@@ -167,7 +161,7 @@ def test_two_processes_make_one_run(first: list[Found], place: Path, tmp_path: P
     assert len(mygpt.load(run).generate("the ", max_new_tokens=20, seed=1)) >= 20
     assert read_checkpoint(run / "last.safetensors").provenance["processes"] == 2
     mygpt.train(place / "fox.txt", output=tmp_path / "alone", listener=silent, **LIKE_TORCHRUN)
-    np.testing.assert_allclose(losses(run), losses(tmp_path / "alone"), atol=1e-3, rtol=0)
+    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), abs=1e-3, rel=0)
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 180) -> None:
@@ -180,8 +174,8 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 
 
 def kill_in_the_middle(run: Path, process: subprocess.Popen[bytes], number: int) -> None:
     """Kill -9 one of the processes once it has saved twice."""
-    log = run / "log.jsonl"
-    wait_for(lambda: log.exists() and len(log.read_bytes().splitlines()) > 50, process)
+    path = run / "log.jsonl"
+    wait_for(lambda: path.exists() and len(path.read_bytes().splitlines()) > 50, process)
     os.kill(ranks_of(process)[number], signal.SIGKILL)
 
 
@@ -202,7 +196,7 @@ def test_a_killed_worker_costs_what_was_not_saved(
     assert out.count("is a run already: resuming it") == 1
     assert out.count("2 processes (DDP, gloo)") == 2  # once in each life
     assert steps(run) == list(range(1, LENGTH + 1))
-    assert_equal(weights(run), weights(place / "undisturbed"))
+    assert_arrays(weights(run), weights(place / "undisturbed"))
 
 
 @pytest.fixture(scope="module")
@@ -273,10 +267,8 @@ def test_several_processes_resume_the_run_in_their_output(first: list[Found]) ->
         assert main[name][0] is other[name][0] is None
         resumed = any("is a run already: resuming it" in note for note in main[name][1])
         assert resumed == (name == "again")
-    assert (
-        "lr=0.5 cannot change when a run is resumed, and this one has 0.001"
-        in (main["other options"][0])
-    )
+    said = "lr=0.5 cannot change when a run is resumed, and this one has 0.001"
+    assert said in main["other options"][0]
     assert "is a run on another machine and is not here: --output" in main["elsewhere"][0]
     assert other["other options"][0] == "PeerError: "
 
@@ -286,8 +278,7 @@ def test_a_sharded_run_gets_worse_and_goes_on(first: list[Found], place: Path) -
     hung. At a step that is saved anyway, the newest model was not gathered at the end.
     """
     assert [found["worse"] for found in first] == [None, None]
-    lines = (place / "worse" / "log.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = log(place / "worse")
     losses = [record["val_loss"] for record in records if "val_loss" in record]
     assert losses != sorted(losses, reverse=True), "none got worse: nothing was tried"
     assert not any("sample" in record for record in records)
@@ -338,4 +329,4 @@ def test_who_lost_the_other_ends_and_the_run_goes_on(
     assert "mygpt/training/" not in err  # as in a traceback of ours
     assert [found[2][0] for found in second] == [None, None]
     assert steps(place / "killed") == list(range(1, LENGTH + 1))
-    assert_equal(weights(place / "killed"), weights(place / "undisturbed"))
+    assert_arrays(weights(place / "killed"), weights(place / "undisturbed"))

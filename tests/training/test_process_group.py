@@ -30,6 +30,7 @@ from mygpt.training.distributed.sharding import gathered, like, local, own_rows,
 from mygpt.training.gradients import ParallelGradients, shared_losses
 from mygpt.training.hardware import compute_dtype, described, products_in
 from ranks import run_ranks
+from training_runs import fit, refusal
 
 CPU = torch.device("cpu")
 PLACE = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -63,21 +64,19 @@ def test_ranks_are_read_from_torchruns_environment(started: Callable[..., None])
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"RANK": "-1"}, "RANK='-1' in the environment is not a number: use torchrun"),
-        ({"RANK": "two"}, "RANK='two' in the environment is not a number: use torchrun"),
-        ({"WORLD_SIZE": "²"}, "WORLD_SIZE='²' in the environment is not a number: use torchrun"),
-        ({"LOCAL_RANK": ""}, "LOCAL_RANK='' in the environment is not a number: use torchrun"),
-        ({"RANK": "4"}, "RANK=4 in the environment is not below WORLD_SIZE=4: use torchrun"),
-        ({"WORLD_SIZE": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=0: use torchrun"),
+        ({"RANK": "-1"}, "RANK='-1' in the environment is not a number"),
+        ({"RANK": "two"}, "RANK='two' in the environment is not a number"),
+        ({"WORLD_SIZE": "²"}, "WORLD_SIZE='²' in the environment is not a number"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK='' in the environment is not a number"),
+        ({"RANK": "4"}, "RANK=4 in the environment is not below WORLD_SIZE=4"),
+        ({"WORLD_SIZE": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=0"),
     ],
 )
 def test_impossible_environment_variables_are_refused(
     started: Callable[..., None], changes: dict[str, str], said: str
 ) -> None:
     started(**changes)
-    with pytest.raises(InputError) as raised:
-        from_environment()
-    assert str(raised.value) == said
+    assert refusal(from_environment) == f"{said}: use torchrun"
 
 
 @pytest.mark.parametrize(
@@ -252,14 +251,10 @@ def test_all_ranks_receive_the_same_values(three: Three, what: str, wanted: Any)
 
 
 @pytest.mark.processes
-def test_a_loss_is_the_same_to_the_bit(three: Three) -> None:
+def test_losses_and_arrays_are_broadcast_unchanged(three: Three) -> None:
     losses = [found["sum of a loss"] for found in three]
     assert all(loss.dtype == torch.float32 and torch.equal(loss, losses[0]) for loss in losses)
     assert float(losses[0]) == pytest.approx(0.6)
-
-
-@pytest.mark.processes
-def test_arrays_are_broadcast_unchanged(three: Three) -> None:
     for found in three:
         arrays = found["arrays"]
         assert list(arrays) == ["a/b", "none", "scalar"]
@@ -271,22 +266,22 @@ def test_arrays_are_broadcast_unchanged(three: Three) -> None:
 
 @pytest.mark.processes
 def test_run_on_all_succeeds_or_fails_on_all_ranks(three: Three) -> None:
-    """The first rank that failed prints the error; the others end with the same code, silently."""
+    """The first rank that failed prints the error; the others end with the same code, silently.
+
+    So does a rank that lost the others: the rank that ended has printed the reason.
+    """
     assert [found["together"] for found in three] == [0, 1, 2]
     assert [found["main alone"] for found in three] == [0, None, None]
-    silent = ("PeerError", "", 3)
-    assert [found["one fails"] for found in three] == [
-        silent, ("StorageError", "full in 1", 3), silent,
-    ]  # fmt: skip
-    assert [found["two fail"] for found in three] == [
-        silent, ("StorageError", "full in 1", 3), silent,
-    ]  # fmt: skip
-    assert [found["a bug"] for found in three] == [
-        ("PeerError", "", 1), ("ZeroDivisionError", "by zero", 1), ("PeerError", "", 1),
-    ]  # fmt: skip
-    assert [found["main fails"] for found in three] == [
-        ("InputError", "no", 2), ("PeerError", "", 2), ("PeerError", "", 2),
-    ]  # fmt: skip
+    for what, error, rank in (
+        ("one fails", ("StorageError", "full in 1", 3), 1),
+        ("two fail", ("StorageError", "full in 1", 3), 1),
+        ("a bug", ("ZeroDivisionError", "by zero", 1), 1),
+        ("main fails", ("InputError", "no", 2), 0),
+    ):
+        wanted = [("PeerError", "", error[2])] * 3
+        wanted[rank] = error
+        assert [found[what] for found in three] == wanted, what
+    assert [found["left"] for found in three[:2]] == [("PeerError", "", 1)] * 2
 
 
 @pytest.mark.processes
@@ -297,12 +292,6 @@ def test_an_error_names_its_rank_and_is_reported_to_torchrun(three: Three) -> No
     assert who[1].startswith("process 1 of 3 on ")
     assert who[1].endswith(": wrong")
     assert "InputError: wrong" in who[3]
-
-
-@pytest.mark.processes
-def test_a_process_that_lost_the_others_ends_without_a_message(three: Three) -> None:
-    """Without a traceback from torch: the rank that ended has printed the reason."""
-    assert [found["left"] for found in three[:2]] == [("PeerError", "", 1)] * 2
 
 
 @pytest.mark.processes
@@ -335,18 +324,12 @@ def gradients_of(model: GPT, batch: Any, **options: Any) -> dict[str, torch.Tens
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
-)
-def test_a_cpu_computes_in_what_is_asked(name: Any, dtype: torch.dtype) -> None:
-    assert compute_dtype(name, CPU) == dtype
-
-
-def test_tf32_is_for_cuda() -> None:
-    with pytest.raises(InputError, match="dtype=tf32 is for CUDA devices, not cpu: use float32"):
-        compute_dtype("tf32", CPU)
+def test_what_a_device_computes_in() -> None:
+    for name, dtype in (("auto", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        assert compute_dtype(name, CPU) == getattr(torch, dtype)
     assert compute_dtype("tf32", torch.device("cuda")) == torch.float32
+    said = refusal(compute_dtype, "tf32", CPU)
+    assert "dtype=tf32 is for CUDA devices, not cpu: use float32" in said
 
 
 @pytest.mark.parametrize(
@@ -383,12 +366,8 @@ def test_bfloat16_learns_what_float32_does(tmp_path: Path) -> None:
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
     losses: dict[str, list[float]] = {}
     for name in ("float32", "bfloat16"):
-        events: list[Any] = []
-        mygpt.train(
-            text, output=tmp_path / name, preset="nano", embed_dim=20, num_heads=2, num_layers=1,
-            max_seq_len=16, batch_size=8, steps=60, print_every=1, eval_every=60, dtype=name,
-            sample_tokens=0, listener=events.append,
-        )  # fmt: skip
+        options = {"embed_dim": 20, "batch_size": 8, "steps": 60, "eval_every": 60, "dtype": name}
+        events = fit(str(text), tmp_path / name, **options)
         losses[name] = [e.loss for e in events if isinstance(e, mygpt.training.events.StepDone)]
         assert any(name in e.device for e in events if hasattr(e, "device"))
     assert losses["bfloat16"][-1] < 0.8 * losses["bfloat16"][0]
@@ -401,7 +380,12 @@ def test_bfloat16_learns_what_float32_does(tmp_path: Path) -> None:
 def test_training_continues_without_torch_compile_if_it_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One note with the first line of torch's error, and the same gradients."""
+    """One note with the first line of torch's error, and the same gradients. The trial, also one
+    that succeeds, leaves no gradients."""
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    model = model_and_batch()[0]
+    assert hardware.compile_with_torch(model, (4, 8)) == (model, None)
+    assert all(p.grad is None for p in model.parameters())
 
     def refuse(model: GPT) -> Any:
         raise RuntimeError("no C++ compiler\nand many lines more")
@@ -414,14 +398,6 @@ def test_training_continues_without_torch_compile_if_it_fails(
     plain = gradients_of(model_and_batch()[0], batch)
     for name, gradient in gradients_of(model, batch, compile=True).items():
         assert torch.equal(gradient, plain[name]), name
-
-
-def test_the_trial_of_torch_compile_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda model: model)
-    model = model_and_batch()[0]
-    made, note = hardware.compile_with_torch(model, (4, 8))
-    assert (made, note) == (model, None)
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_precision_of_products_is_restored() -> None:

@@ -105,6 +105,13 @@ def command(*arguments):
     return ended.value.code
 
 
+def fit(files, run, **options):
+    """A small run; its events."""
+    events = []
+    training.train(files, output=run, **{**SMALL, "listener": events.append, **options})
+    return events
+
+
 def losses(run):
     """Everything in a run's log but the times and the samples' copied passages."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -136,17 +143,13 @@ def config_of(**options):
 def test_batches_of_every_stage_are_those_of_the_text_in_memory(store, texts):
     ids = encode_documents([Document("", text) for text in texts], ALPHABET)
     config = config_of(stages=((0.5, 40, 3), (0.8, 200, 2)), seed=3)
-    stored, memory = (
-        TrainingBatches(row, config, CPU) for row in (TokenStore.open(store).tokens, ids)
-    )
+    both = [TrainingBatches(row, config, CPU) for row in (TokenStore.open(store).tokens, ids)]
     for stage in range(3):
         for number in range(50):
-            for one, other in zip(
-                stored.batch(stage, number), memory.batch(stage, number), strict=True
-            ):
-                assert torch.equal(one, other)
-            assert stored.starts() == memory.starts()
-    assert stored.first_window().tolist() == memory.first_window().tolist()
+            one, other = (torch.stack(batches.batch(stage, number)) for batches in both)
+            assert torch.equal(one, other)
+            assert both[0].starts() == both[1].starts()
+    assert both[0].first_window().tolist() == both[1].first_window().tolist()
 
 
 @pytest.mark.slow
@@ -207,16 +210,13 @@ def test_a_run_on_a_store_equals_the_run_on_the_text(plain):
     text = prose(20_005)  # a tenth of its characters and a tenth of its tokens are as many
     write_store(plain / "store", [text])
     (plain / "all.txt").write_text(text)
-    received = {}
-    for name, files, extra in (
-        ("stored", plain / "store", {}),
-        ("read", plain / "all.txt", {"tokenizer": str(plain / "tokenizer")}),
-    ):
-        events = received[name] = []
-        training.train(files, output=plain / name, listener=events.append, **SMALL, **extra)
+    received = [
+        fit(plain / "store", plain / "stored"),
+        fit(plain / "all.txt", plain / "read", tokenizer=str(plain / "tokenizer")),
+    ]
     assert losses(plain / "stored") == losses(plain / "read")
     assert any("val_bits_per_char" in record for record in losses(plain / "stored"))
-    ends = [events[-1] for events in received.values()]
+    ends = [events[-1] for events in received]
     assert ends[0].baselines.fivegram == ends[1].baselines.fivegram
     assert ends[0].baselines.rows()[0] == ends[1].baselines.rows()[0]
     assert ends[0].unigram == ends[1].unigram
@@ -225,15 +225,10 @@ def test_a_run_on_a_store_equals_the_run_on_the_text(plain):
 def test_a_run_on_a_store_can_be_validated_on_a_text_or_another_store(store, plain, texts):
     write_store(plain / "validation", texts[1:])
     write_store(plain / "train", texts[:1])
-    runs = {
-        "by-text": (plain / "train", plain / "b.txt", {}),
-        "by-store": (plain / "train", plain / "validation", {}),
-        "read": (plain / "a.txt", plain / "b.txt", {"tokenizer": str(plain / "tokenizer")}),
-    }
-    for name, (files, val_file, extra) in runs.items():
-        training.train(
-            files, val_file=val_file, output=plain / name, listener=QUIET, **SMALL, **extra
-        )
+    fit(plain / "train", plain / "by-text", val_file=plain / "b.txt")
+    fit(plain / "train", plain / "by-store", val_file=plain / "validation")
+    tokenizer = str(plain / "tokenizer")
+    fit(plain / "a.txt", plain / "read", val_file=plain / "b.txt", tokenizer=tokenizer)
     assert losses(plain / "by-text") == losses(plain / "read")
     assert losses(plain / "by-store") == losses(plain / "read")
     training.resume(plain / "by-store", steps=14, listener=QUIET)
@@ -261,10 +256,9 @@ def test_a_run_on_a_store_resumes_and_is_reproduced_bitwise(store, tmp_path):
         if isinstance(event, StepDone) and event.step == 5:
             signal.raise_signal(signal.SIGINT)
 
-    options = {**SMALL, "print_every": 1}
-    training.train(store, output=tmp_path / "whole", listener=QUIET, **options)
+    fit(store, tmp_path / "whole", print_every=1)
     with pytest.raises(KeyboardInterrupt):
-        training.train(store, output=tmp_path / "parts", listener=interrupt, **options)
+        fit(store, tmp_path / "parts", print_every=1, listener=interrupt)
     training.resume(tmp_path / "parts", listener=QUIET)
     training.replay(tmp_path / "whole", output=tmp_path / "again", listener=QUIET)
     whole = weights_of(tmp_path / "whole")
@@ -277,7 +271,7 @@ def test_a_run_on_a_store_resumes_and_is_reproduced_bitwise(store, tmp_path):
 def test_a_run_is_not_resumed_on_a_changed_store(store, tmp_path, texts):
     write_store(tmp_path / "text", texts)
     quiet = {"listener": QUIET}
-    training.train(tmp_path / "text", output=tmp_path / "run", **SMALL, **quiet)
+    fit(tmp_path / "text", tmp_path / "run")
     os.rename(tmp_path / "text", tmp_path / "elsewhere")
     training.resume(tmp_path / "run", [tmp_path / "elsewhere"], steps=13, **quiet)
     write_store(tmp_path / "other", texts[::-1])
@@ -297,7 +291,7 @@ def test_bits_per_character_are_known_if_tokens_are_text(
     tmp_path, name, tokenizer, validation, counted
 ):
     write_store(tmp_path / name, [prose(9000), validation], tokenizer)
-    training.train(tmp_path / name, output=tmp_path / "run", listener=QUIET, **SMALL)
+    fit(tmp_path / name, tmp_path / "run")
     last = [record for record in losses(tmp_path / "run") if "val_loss" in record][-1]
     assert (last["val_bits_per_char"] is not None) == counted
     if counted:
@@ -383,36 +377,32 @@ def refusal(arguments, capsys):
     return error
 
 
-def test_options_that_contradict_a_store_are_refused(store, plain, capsys):
-    assert "remove --tokenizer" in refusal([store, "--tokenizer", "byte"], capsys)
-    assert "remove --encoding" in refusal([store, "--encoding", "latin-1"], capsys)
-    assert "is a token store and 1 more was named" in refusal([store, plain / "a.txt"], capsys)
-    assert "is a token store and 1 more was named" in refusal([plain / "a.txt", store], capsys)
-    assert "order of data needs all" in refusal([store, "--preset", "tutorial"], capsys)
-    validation = ["--val-file", store]
-    assert "is a token store and a is not" in refusal([plain / "a.txt", *validation], capsys)
+def test_stores_and_options_that_do_not_fit_are_refused(store, plain, capsys):
     other = CharTokenizer(sorted(set(prose(100)) | {"#"}), end_of_text=True)
     write_store(plain / "other", [prose(1000)], other)
-    error = refusal([store, "--val-file", plain / "other"], capsys)
-    assert "was tokenized in another way" in error
+    write_store(plain / "short", [""])
+    write_store(plain / "cut", [prose(5000)])
+    shard = plain / "cut" / "shards" / "000001.tokens"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    for arguments, said in (
+        ([store, "--tokenizer", "byte"], "remove --tokenizer"),
+        ([store, "--encoding", "latin-1"], "remove --encoding"),
+        ([store, plain / "a.txt"], "is a token store and 1 more was named"),
+        ([plain / "a.txt", store], "is a token store and 1 more was named"),
+        ([store, "--preset", "tutorial"], "order of data needs all"),
+        ([plain / "a.txt", "--val-file", store], "is a token store and a is not"),
+        ([store, "--val-file", plain / "other"], "was tokenized in another way"),
+        ([plain / "short"], "has 1 token: too short"),
+        ([plain / "cut"], "is damaged"),
+    ):
+        assert said in refusal(arguments, capsys)
     assert not (plain / "runs").exists()
 
 
-def test_stores_that_are_too_short_or_damaged_are_refused(tmp_path, capsys):
-    write_store(tmp_path / "short", [""])
-    assert "has 1 token: too short" in refusal([tmp_path / "short"], capsys)
-    write_store(tmp_path / "cut", [prose(5000)])
-    shard = tmp_path / "cut" / "shards" / "000001.tokens"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    assert "is damaged" in refusal([tmp_path / "cut"], capsys)
-
-
 def test_a_model_is_fine_tuned_only_on_a_store_with_its_tokenizer(store, tmp_path, capsys):
-    options = {"listener": QUIET, **SMALL}
-    training.train(store, output=tmp_path / "first", **options)
-    training.train(
-        store, init_from=tmp_path / "first", output=tmp_path / "second", steps=2, listener=QUIET
-    )
+    fit(store, tmp_path / "first")
+    options = {"init_from": tmp_path / "first", "steps": 2, "listener": QUIET}
+    training.train(store, output=tmp_path / "second", **options)
     write_store(tmp_path / "bytes", [prose(1000)], ByteTokenizer())
     error = refusal([tmp_path / "bytes", "--from", tmp_path / "first"], capsys)
     assert "in another way than the model that --from names" in error
@@ -445,30 +435,23 @@ def built(monkeypatch):
     return made
 
 
-def text_of(events):
-    return " ".join(str(event) for event in events)
-
-
 def test_a_large_text_is_tokenized_into_a_store_once(cache, built, plain):
     """The same command again uses it; the losses are those of an explicit store."""
-    events = []
-    for name in ("one", "two"):
-        training.train(plain / "a.txt", output=plain / name, listener=events.append, **SMALL)
+    events = [event for name in ("one", "two") for event in fit(plain / "a.txt", plain / name)]
     assert len(built) == 1
-    assert f"a has 18,000 bytes, so it is not read into memory: tokenized once into {cache}" in (
-        text_of(events)
-    )
+    said = f"a has 18,000 bytes, so it is not read into memory: tokenized once into {cache}"
+    assert said in " ".join(map(str, events))
     write_store(plain / "a", [(plain / "a.txt").read_text()], TokenStore.open(built[0]).tokenizer)
-    training.train(plain / "a", output=plain / "three", listener=QUIET, **SMALL)
+    fit(plain / "a", plain / "three")
     assert losses(plain / "one") == losses(plain / "two") == losses(plain / "three")
     assert "stored_as" in (plain / "one" / "config.toml").read_text()
-    training.train(plain / "b.txt", output=plain / "four", listener=QUIET, **SMALL)
+    fit(plain / "b.txt", plain / "four")
     assert len(built) == 1  # it is below the limit
 
 
 def test_a_run_resumes_on_the_cached_store(cache, built, plain, monkeypatch):
     """Also with another limit, or after the cache was emptied; but not with another text."""
-    training.train(plain / "a.txt", output=plain / "run", listener=QUIET, **SMALL)
+    fit(plain / "a.txt", plain / "run")
     monkeypatch.setenv("MYGPT_STORE_ABOVE", "off")
     training.resume(plain / "run", steps=13, listener=QUIET)
     assert len(built) == 1
@@ -513,7 +496,7 @@ def test_a_large_text_has_the_same_tokenizer_as_a_short_one(cache, plain, tokeni
     if tokenizer == "file":
         options = {"tokenizer": str(plain / "tokenizer")}
     if tokenizer == "from":
-        training.train(plain / "b.txt", output=plain / "first", listener=QUIET, **SMALL)
+        fit(plain / "b.txt", plain / "first")
         options = {"init_from": plain / "first", "preset": "auto"}
     large = prepared(text, output=plain / "run", tokens=1000, **options)
     assert isinstance(large.text.train_tokens, StoredTokens)
@@ -562,12 +545,12 @@ def test_the_least_recently_used_store_is_removed(cache, plain, monkeypatch):
 
 
 def test_a_damaged_store_is_rebuilt(cache, built, plain):
-    training.train(plain / "a.txt", output=plain / "one", listener=QUIET, **SMALL)
+    fit(plain / "a.txt", plain / "one")
     (built[0] / "shards" / "000000.tokens").write_bytes(b"short")
-    training.train(plain / "a.txt", output=plain / "two", listener=QUIET, **SMALL)
+    fit(plain / "a.txt", plain / "two")
     assert losses(plain / "one") == losses(plain / "two")
     (built[0] / "index.json").write_bytes(b"{")
-    training.train(plain / "a.txt", output=plain / "three", listener=QUIET, **SMALL)
+    fit(plain / "a.txt", plain / "three")
     assert losses(plain / "one") == losses(plain / "three")
 
 
