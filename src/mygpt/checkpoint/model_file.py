@@ -91,12 +91,22 @@ class Checkpoint:
                     f"configuration needs {wanted.get(name) or 'no such tensor'}"
                 )
 
+    def check(self) -> None:
+        """Raise `CheckpointError` unless the model can be used: shapes, weights, vocabulary."""
+        self.check_shapes()
+        check_finite(self.arrays, str(self.path))
+        tokens, wanted = self.tokenizer.vocab_size, self.config.vocab_size
+        if tokens != wanted:
+            raise CheckpointError(
+                f"{self.path}: its tokenizer has {tokens:,} tokens, and its model {wanted:,}"
+            )
+
 
 def check_finite(arrays: Arrays, name: str) -> None:
-    """Raise `InputError` if a weight is infinite or NaN, naming the model and the tensor."""
+    """Raise `CheckpointError` if a weight is infinite or NaN, naming the model and the tensor."""
     for tensor, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(
+            raise CheckpointError(
                 f"{name}: tensor {tensor} has infinite or NaN values, so the model cannot be used: "
                 "use an earlier checkpoint"
             )

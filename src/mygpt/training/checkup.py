@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.durable import temporary_files
 from mygpt.checkpoint.locks import holder, lock_path
@@ -248,13 +246,7 @@ def _state_facts(state: State) -> dict[str, Any]:
 
 
 def _model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    checkpoint.check_shapes()
-    for name, array in checkpoint.arrays.items():
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"tensor {name} has infinite or NaN values")
-    tokens, wanted = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
-    if tokens != wanted:
-        raise CheckpointError(f"its tokenizer has {tokens:,} tokens, and its model {wanted:,}")
+    checkpoint.check()
     return checkpoint.provenance
 
 

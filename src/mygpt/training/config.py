@@ -143,12 +143,14 @@ class TrainConfig:
         """The number of the stage when a fraction `done` of the run is done; 0 is the first."""
         return sum(done >= share for share, _, _ in self.stages)
 
+    @property
+    def windows(self) -> list[tuple[int, int]]:
+        """(T, B) of each stage."""
+        return [(self.seq_len, self.batch_size), *((t, b) for _, t, b in self.stages)]
+
     def window(self, stage: int) -> tuple[int, int]:
         """(T, B) of a stage."""
-        if stage == 0:
-            return self.seq_len, self.batch_size
-        _, seq_len, batch_size = self.stages[stage - 1]
-        return seq_len, batch_size
+        return self.windows[stage]
 
     @property
     def piece(self) -> int:
@@ -182,7 +184,7 @@ class TrainConfig:
     @property
     def longest_window(self) -> int:
         """The largest T of all stages."""
-        return max(self.seq_len, *(t for _, t, _ in self.stages), 0)
+        return max(seq_len for seq_len, _ in self.windows)
 
     @property
     def total_steps(self) -> int | None:

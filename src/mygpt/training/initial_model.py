@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mygpt.checkpoint.model_file import Checkpoint, check_finite, read_checkpoint, resolve
+from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve
 from mygpt.checkpoint.unloaded_model import unloaded_model
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
@@ -55,8 +55,7 @@ def read_initial(path: str | Path) -> Initial:
     """
     require_path("init_from", path)
     found = read_checkpoint(resolve(path))
-    found.check_shapes()
-    check_finite(found.arrays, str(found.path))
+    found.check()
     digest = hashlib.sha256()
     for name in sorted(found.arrays):
         digest.update(name.encode())

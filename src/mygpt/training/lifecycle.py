@@ -99,7 +99,7 @@ def _check_shareable(config: TrainConfig, group: ProcessGroup) -> None:
             "preset=tutorial draws its batches from one generator, which processes cannot share: "
             "remove torchrun, or choose --preset nano"
         )
-    smallest = min(config.window(stage)[1] for stage in range(len(config.stages) + 1))
+    smallest = min(batch_size for _, batch_size in config.windows)
     if smallest < group.size:
         raise InputError(
             f"batch_size={smallest} cannot be shared by {group.size} processes: choose at least "
@@ -221,7 +221,7 @@ def _started(trainer: Trainer, uniform: float, unigram: float) -> Started:
         val_tokens=len(trainer.val_tokens) if trainer.validates else 0,
         tokenizer=trainer.tokenizer.kind,
         vocab_size=trainer.tokenizer.vocab_size,
-        windows=tuple(config.window(stage)[0] for stage in range(len(config.stages) + 1)),
+        windows=tuple(seq_len for seq_len, _ in config.windows),
         uniform=uniform,
         unigram=unigram,
         device=trainer.described,

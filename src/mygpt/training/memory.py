@@ -130,11 +130,11 @@ class _Need:
         shape, threads = self.model.config, min(torch.get_num_threads(), batch_size)
         optimizer = 2 * FLOAT * shape.num_parameters()
         gradients = threads * FLOAT * shape.num_parameters()
-        rows = [(batch_size, self.config.seq_len)]
-        rows += [(b, t) for _, t, b in self.config.stages]
         longest = self.config.longest_window  # the window of validation
-        rows.append((rows_at_once(longest, shape.vocab_size), longest))
-        step = max(step_bytes(shape, b, t, threads) for b, t in rows)
+        validation = longest, rows_at_once(longest, shape.vocab_size)
+        first = self.config.seq_len, batch_size
+        windows = [first, *self.config.windows[1:], validation]
+        step = max(step_bytes(shape, b, t, threads) for t, b in windows)
         loaded = FLOAT * shape.num_parameters()  # the best model, loaded at the end
         taken = optimizer + gradients + step + loaded + 2 * self.packed
         return _LIBRARIES_BYTES + math.ceil(_HEAP_COMPILED * taken)

@@ -289,8 +289,7 @@ def file_s(config: GPTConfig) -> float:
 
 def step_flops(shape: GPTConfig, config: TrainConfig) -> float:
     """Floating-point operations of a run's longest step."""
-    windows = [config.window(stage) for stage in range(len(config.stages) + 1)]
-    return max(b * t * flops_per_token(shape, t).total for t, b in windows)
+    return max(b * t * flops_per_token(shape, t).total for t, b in config.windows)
 
 
 def fit_budget(

@@ -79,7 +79,7 @@ class StepLog:
         self.config = config
         self.given = given
         self._entries = array("d")
-        self._steps_in = [0] * (len(config.stages) + 1)
+        self._steps_in = [0] * len(config.windows)
 
     def done(self, progress: Progress) -> float:
         """The fraction that is done now, in [0, 1]; 1 is the end."""
@@ -123,7 +123,7 @@ class StepLog:
         """Take over the log of a state at step `step`."""
         entries = arrays.get("plan", np.empty((0, 2)))
         self._entries = array("d", entries[:step].reshape(-1).tolist())
-        self._steps_in = [0] * (len(self.config.stages) + 1)
+        self._steps_in = [0] * len(self.config.windows)
         if len(entries) < step:  # written by an old version, without this log and without stages
             self._steps_in[0] = step
         else:
@@ -134,8 +134,8 @@ class StepLog:
     @property
     def window(self) -> int:
         """The longest window of the steps so far; before the first step the first stage's."""
-        stages = [stage for stage, steps in enumerate(self._steps_in) if steps]
-        return max((self.config.window(stage)[0] for stage in stages), default=self.config.seq_len)
+        pairs = zip(self._steps_in, self.config.windows, strict=True)
+        return max((t for steps, (t, _) in pairs if steps), default=self.config.seq_len)
 
     def as_trained(self, shape: GPTConfig) -> GPTConfig:
         """A model's shape with the longest window it has been trained on so far.
@@ -149,8 +149,8 @@ class StepLog:
     @property
     def tokens(self) -> int:
         """How many tokens the steps so far were trained on."""
-        windows = [self.config.window(stage) for stage in range(len(self._steps_in))]
-        return sum(n * t * b for n, (t, b) in zip(self._steps_in, windows, strict=True))
+        pairs = zip(self._steps_in, self.config.windows, strict=True)
+        return sum(steps * seq_len * batch_size for steps, (seq_len, batch_size) in pairs)
 
 
 SEEDS_APART = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: multiples of it are far apart
@@ -193,10 +193,10 @@ class TrainingBatches:
             ids = torch.from_numpy(tokens.astype(np.int64))
             self._drawn = random_batches(ids, batch_size, seq_len)
             return
-        for stage in range(len(config.stages) + 1):
+        for stage, (seq_len, _) in enumerate(config.windows):
             # Each stage has its own order; the first has that of a run without stages.
             seed = (config.seed + stage * SEEDS_APART) % 2**64
-            self._windows.append(ShuffledWindows(tokens, config.window(stage)[0], seed))
+            self._windows.append(ShuffledWindows(tokens, seq_len, seed))
 
     def batch(self, stage: int, number: int) -> Batch:
         """Inputs and targets, each (B, T) int64, of a stage's step number `number` (from 0).
