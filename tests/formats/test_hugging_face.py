@@ -22,7 +22,7 @@ from mygpt import CharTokenizer, GPTConfig, save_checkpoint
 from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.errors import InputError, StorageError
-from mygpt.formats import export_checkpoint, weight_files
+from mygpt.formats import export_checkpoint, hugging_face
 from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
 from shapes import CONFIGS, GPT2, LLAMA, MIXED, MODERN, ROTARY_LAYER_NORM, TUTORIAL, build
 
@@ -175,7 +175,7 @@ def test_only_an_end_of_text_token_ends_generation_in_transformers(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_all_number_types_become_float32(dtype, pickled, tmp_path, monkeypatch):
     """In many pieces, too. Only what is rounded gives a note."""
-    monkeypatch.setattr(weight_files, "_PIECE", 7)
+    monkeypatch.setattr(hugging_face, "_PIECE", 7)
     model = theirs("llama").to(dtype)
     model.save_pretrained(tmp_path)
     if pickled:

@@ -210,7 +210,7 @@ def resolve(path: str | Path | None, *, runs: Path = Path("runs")) -> Path:
                 f"no run under {runs}/: train one with `mygpt train FILE`, "
                 "or name a checkpoint with --checkpoint"
             )
-        path = max(found, key=_last_write)
+        path = max(found, key=lambda run: max(f.stat().st_mtime for f in run.glob("*.safetensors")))
     require_path("checkpoint", path)
     path = Path(path)
     if not os.path.exists(path):
@@ -287,10 +287,6 @@ def _in_run(run: Path) -> Path | None:
 
 def _runs_in(folder: Path) -> list[Path]:
     return sorted(run for run in folder.glob("*/") if _in_run(run) is not None)
-
-
-def _last_write(run: Path) -> float:
-    return max(file.stat().st_mtime for file in run.glob("*.safetensors"))
 
 
 def config_from_json(values: dict[str, Any]) -> GPTConfig:
