@@ -14,17 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bpe_samples import BPE, END, TEXT, ids_of, texts
-from mygpt.errors import InputError, StorageError
-from mygpt.tokenization import (
-    END_OF_TEXT,
-    BPETokenizer,
-    CharTokenizer,
-    bpe,
-    from_state,
-    load_tokenizer,
-    words,
-)
-from mygpt.tokenization.base import Tokenizer
+from mygpt.errors import InputError
+from mygpt.tokenization import END_OF_TEXT, BPETokenizer, bpe, words
 
 
 @pytest.fixture(scope="module")
@@ -217,32 +208,3 @@ def test_training_on_a_long_text_uses_evenly_spaced_blocks(monkeypatch):
 def test_invalid_vocabulary_sizes_are_refused(size):
     with pytest.raises(InputError, match=r"integer from 257 .* to 1,048,576"):
         BPETokenizer.train([TEXT], size)
-
-
-# --- files and states ----------------------------------------------------------------------
-
-
-def test_a_tokenizer_survives_its_state_and_its_file(saved):
-    again = [from_state(json.loads(json.dumps(BPE.to_state()))), BPETokenizer.load(saved)]
-    for tokenizer in [*again, load_tokenizer(saved)]:
-        assert type(tokenizer) is BPETokenizer
-        assert tokenizer.to_state() == BPE.to_state()
-        assert tokenizer.encode_array(TEXT).tolist() == BPE.encode_array(TEXT).tolist()
-    protocol: Tokenizer = again[0]
-    assert protocol.kind == "bpe"
-
-
-def test_a_tokenizers_file_is_recognised_by_its_content(tmp_path):
-    path = tmp_path / "anything"
-    CharTokenizer("ab", end_of_text=True).save(path)
-    assert type(load_tokenizer(path)) is CharTokenizer
-    for content in (b"", b"[1]", b"{}", b"\xff", b"[" * 100_000, b'{"chars": 3}', b'{"model": 3}'):
-        path.write_bytes(content)
-        with pytest.raises(InputError) as caught:
-            load_tokenizer(path)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="No such file"):
-        load_tokenizer(tmp_path / "none")
-    with pytest.raises(StorageError, match="cannot write"):
-        BPE.save(tmp_path / "no" / "folder")

@@ -23,23 +23,8 @@ TEMPLATE = {"Sequence": {"id": "A", "type_id": 0}}
 
 
 def description(**parts) -> dict:
-    model = {
-        "type": "BPE",
-        "vocab": {letter: n for n, letter in enumerate(LETTERS)},
-        "merges": [],
-        "unk_token": None,
-    }
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": model,
-    } | parts
+    vocab = {letter: n for n, letter in enumerate(LETTERS)}
+    return {"model": {"type": "BPE", "vocab": vocab, "merges": []}} | parts
 
 
 def replace(pattern: str, content: str, kind: str = "String") -> dict:
