@@ -55,13 +55,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/model":
             model = self.server.model
             facts = {
-                "name": model.name,
-                "checkpoint": "runs/stub",
-                "parameters": 1234,
-                "shape": {},
-                "window": model.window,
-            }
-            facts |= {"vocab_size": len(model.texts), "tokenizer": "char"}
+                "name": model.name, "checkpoint": "runs/stub", "parameters": 1234, "shape": {},
+                "window": model.window, "vocab_size": len(model.texts), "tokenizer": "char",
+            }  # fmt: skip
             if len(model.texts) <= SMALL_VOCABULARY:
                 facts["tokens"] = model.texts
             self.answer(200, facts)
@@ -83,8 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             ids = asked["ids"] if "ids" in asked else model.encode(asked["text"])
         except UnknownError as error:
-            error_body = {"message": str(error), "code": "unknown_characters"}
-            self.answer(400, {"error": error_body})
+            self.answer(400, {"error": {"message": str(error), "code": "unknown_characters"}})
             return
         if self.path == "/api/attention":
             shown = ids[-model.window :]

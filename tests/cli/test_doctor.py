@@ -22,13 +22,13 @@ from mygpt.checkpoint import container
 from mygpt.checkpoint.locks import RunLock
 from mygpt.checkpoint.model_file import read_checkpoint, write_checkpoint
 from mygpt.cli import doctor as environment
-from mygpt.cli import main
 from mygpt.cli.doctor import Environment, Torch, advice
 from mygpt.errors import CheckpointError
 from mygpt.training import checkup, replay
 from mygpt.training.checkup import Finding, check
 from mygpt.training.run import RunFolder
 from mygpt.views.report import write_report
+from shell import Shell
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 STATE, PREVIOUS = "last.state.safetensors", "previous.state.safetensors"
@@ -539,27 +539,13 @@ def test_what_is_wrong_gets_one_line_with_its_remedy(changes: dict[str, Any], li
 # --- the command ----------------------------------------------------------------------------
 
 
-class Shell:
-    """Runs the command in this process: (exit code, stdout, stderr)."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["doctor", *map(str, args)])
-        out, err = self.capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, out, err
-
-
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
     """On a healthy machine; the real one is checked in another process."""
     monkeypatch.setattr(environment, "inspect_environment", lambda: HEALTHY)
     monkeypatch.setattr("mygpt.machine.memory_bandwidth", lambda budget_s: 31.44)
     monkeypatch.setattr("mygpt.machine.gemm_rate", lambda budget_s: 456.78)
-    return Shell(capsys)
+    return Shell(capsys, "doctor")
 
 
 def test_a_healthy_run_ends_with_no_problems_found(doctor: Shell, run: Path) -> None:
@@ -607,9 +593,8 @@ def test_json_contains_everything(doctor: Shell, run: Path) -> None:
 
 
 def test_a_wrong_path_is_refused_before_anything_is_shown(doctor: Shell) -> None:
-    code, out, err = doctor("nowhere")
-    assert (code, out) == (2, "")
-    assert err == "mygpt: nowhere does not exist: name a run's folder or a checkpoint\n"
+    message = doctor.refused("nowhere")
+    assert message == "mygpt: nowhere does not exist: name a run's folder or a checkpoint\n"
 
 
 def test_torch_that_cannot_be_imported_is_reported(

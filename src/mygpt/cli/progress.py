@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mygpt.cli.terminal import new_console, say, visible
+from mygpt.cli.terminal import new_console, say
 from mygpt.errors import Interrupted
 from mygpt.signals import ExitAction
 from mygpt.training.events import Evaluated, Event, Finished, Sampled, Started, StepDone, clock
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # The terminal widths, in columns, from which the progress bar shows these two fields.
 _WIDTH_FOR_VALIDATION, _WIDTH_FOR_SPEED = 80, 96
+_STYLES: dict[type[Event], str] = {
+    Started: "dim", Evaluated: "dim", Sampled: "cyan", Finished: "bold",
+}  # fmt: skip
 
 
 class TrainingDisplay:
@@ -105,33 +108,30 @@ class Bar:
         self.console: Console = new_console(highlight=False, soft_wrap=True, emoji=False)
         self.progress: Progress | None = None
         self.task: Any = None
-        self.val_loss = ""
 
     def show(self, event: Event) -> None:
         """Update the bar, or print the event above it."""
-        if isinstance(event, Started):
-            self.console.print(str(event), style="dim", markup=False)
-            self._start(event)
-        elif isinstance(event, StepDone) and self.progress is not None:
-            self.progress.update(
-                self.task,
+        if isinstance(event, StepDone):
+            self._update(
                 completed=event.step,
                 ends=time.monotonic() + event.remaining_s,
                 step=f"step {event.step:,}",
                 loss=f"loss {event.loss:.4f}",
                 speed=f"{event.tokens_per_s:,.0f} tokens/s",
             )
-        elif isinstance(event, Evaluated) and self.progress is not None:
-            self.console.print(str(event), style="dim", markup=False)
-            mark = " (best)" if event.best else ""
-            self.progress.update(self.task, val=f"validation {event.result.loss:.4f}{mark}")
-        elif isinstance(event, Sampled):
-            self.console.print(visible(str(event), sys.stdout), style="cyan", markup=False)
-        elif isinstance(event, Finished):
+            return
+        if isinstance(event, Finished):
             self.stop()
-            self.console.print(str(event), style="bold", markup=False)
-        else:
-            self.console.print(str(event), style="yellow", markup=False)
+        self.console.print(str(event), style=_STYLES.get(type(event), "yellow"), markup=False)
+        if isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, Evaluated):
+            mark = " (best)" if event.best else ""
+            self._update(val=f"validation {event.result.loss:.4f}{mark}")
+
+    def _update(self, **fields: Any) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, **fields)
 
     def _start(self, event: Started) -> None:
         from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
