@@ -38,6 +38,7 @@ from mygpt.checkpoint.model_file import (
 from mygpt.cli import main
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.json_objects import Limits
+from refusals import Malice
 from shapes import CONFIGS, TUTORIAL, build
 
 CHARS = CharTokenizer('aé"\\\n', end_of_text=False)
@@ -222,29 +223,19 @@ def test_every_header_length_is_read(tmp_path):
 # --- strangers -----------------------------------------------------------------------------
 
 
-class Trap:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return open, (self.marker, "w")
-
-
 @pytest.mark.parametrize("protocol", [*range(pickle.HIGHEST_PROTOCOL + 1), "torch.save"])
 def test_a_pickle_is_refused_and_not_run(tmp_path, protocol):
     """Also the pickle inside `torch.save`'s zip file."""
     path, marker = tmp_path / "x.pt", tmp_path / "ran"
     if protocol == "torch.save":
-        torch.save({"model": Trap(marker)}, path)
+        torch.save({"model": Malice(marker)}, path)
     else:
-        path.write_bytes(pickle.dumps(Trap(marker), protocol=protocol))
+        path.write_bytes(pickle.dumps(Malice(marker), protocol=protocol))
     message = refused(path)
     assert protocol in (0, 1) or "pickle" in message
     assert not marker.exists()
     if protocol != "torch.save":
-        pickle.loads(path.read_bytes()).close()
+        pickle.loads(path.read_bytes())
         assert marker.exists(), "the trap works"
 
 

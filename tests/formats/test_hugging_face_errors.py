@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from hugging_face_samples import checkpoint_of, edit, refused
 from mygpt import GPTConfig
 from mygpt.errors import OutOfMemoryError
 from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
+from refusals import Malice
 from shapes import GPT2, LLAMA, MODERN
 
 pytestmark = pytest.mark.usefixtures("tokenizers")
@@ -216,22 +216,16 @@ def test_an_index_that_does_not_fit_is_refused(index, match, folder):
     refused(folder, match)
 
 
-class Evil:
-    def __reduce__(self):
-        return (os.mkdir, ("ran",))
-
-
 @pytest.mark.parametrize("write", [torch.save, lambda e, p: p.write_bytes(pickle.dumps(e))])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "shard.bin"])
-def test_a_malicious_pickle_runs_nothing(write, name, folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
+def test_a_malicious_pickle_runs_nothing(write, name, folder, tmp_path):
     (folder / "model.safetensors").unlink()
-    write({"lm_head.weight": Evil()}, folder / name)
+    write({"lm_head.weight": Malice(tmp_path / "ran")}, folder / name)
     if name == "shard.bin":
         index = {"weight_map": {"lm_head.weight": name}}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     refused(folder, name)
-    assert not Path("ran").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_weights_larger_than_the_free_memory_are_refused_before_allocation(folder, monkeypatch):

@@ -24,6 +24,8 @@ from mygpt.formats.hugging_face import write_hugging_face
 from mygpt.formats.tokenizers import fit_tokenizer, named_tokenizer
 from mygpt.tokenization import CharTokenizer
 from mygpt.training.corpus import choose_tokenizer, read_source
+from refusals import refusal
+from shell import Shell
 
 TOKENIZER = CharTokenizer("abcdefgh", end_of_text=True)
 
@@ -43,11 +45,7 @@ def make_folder(path: Path) -> Path:
 
 
 def refused(source: object) -> str:
-    with pytest.raises(InputError) as caught:
-        read_foreign(str(source))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return refusal(read_foreign, str(source))
 
 
 def write(path: Path, content: object = "x") -> Path:
@@ -249,13 +247,6 @@ def test_a_name_on_the_hub_without_a_model_is_an_error(hub):
 # --- where a model of ours is wanted --------------------------------------------------------
 
 
-def said(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    assert caught.value.code == 2
-    return capsys.readouterr().err
-
-
 WANT_A_MODEL = {
     "generate": ["generate", "-p", "a", "-c"],
     "info": ["info"],
@@ -283,7 +274,7 @@ def test_a_hugging_face_folder_given_as_a_run_names_the_import(
     order = [args[0], source, *args[3:], *args[1:3]] if command == "export" else [*args, source]
     rest = ["text.txt"] if command == "eval" else []
     wanted = "mygpt import 'their model-0.6B' -o 'runs/their model-0.6B'"
-    assert wanted in said(capsys, *order, *rest)
+    assert wanted in Shell(capsys).refused(*order, *rest)
 
 
 @pytest.mark.slow
@@ -302,10 +293,14 @@ def test_files_of_other_programs_given_as_a_checkpoint_name_the_import(
         "models--a--b": "mygpt import models--a--b",
         "Qwen/Qwen3-0.6B": "mygpt import Qwen/Qwen3-0.6B -o runs/Qwen3-0.6B",
     }.items():
-        assert wanted in said(capsys, "generate", "-p", "a", "-c", source)
-    assert "import" not in said(capsys, "generate", "-p", "a", "-c", "runs/poems")
+        assert wanted in Shell(capsys).refused("generate", "--seed", 1, "-p", "a", "-c", source)
+    assert "import" not in Shell(capsys).refused(
+        "generate", "--seed", 1, "-p", "a", "-c", "runs/poems"
+    )
     write(tmp_path / "a.gguf", "GGUF and more")
-    assert "but not read" in said(capsys, "generate", "-p", "a", "-c", "a.gguf")
+    assert "but not read" in Shell(capsys).refused(
+        "generate", "--seed", 1, "-p", "a", "-c", "a.gguf"
+    )
 
 
 def imported(tmp_path: Path) -> Path:
@@ -317,9 +312,9 @@ def imported(tmp_path: Path) -> Path:
 def test_resuming_an_imported_model_is_an_error_with_the_remedy(tmp_path, capsys):
     folder = imported(tmp_path)
     for name in (folder, folder / "last.safetensors"):
-        message = said(capsys, "train", "--resume", name)
+        message = Shell(capsys).refused("train", "--resume", name)
         assert f"mygpt train FILE --from {name} --output OTHER" in message
-    message = said(capsys, "train", "--resume", tmp_path / "theirs" / "model.safetensors")
+    message = Shell(capsys).refused("train", "--resume", tmp_path / "theirs" / "model.safetensors")
     assert f"mygpt import {tmp_path / 'theirs'}" in message
 
 

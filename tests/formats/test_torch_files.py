@@ -21,6 +21,7 @@ from mygpt.errors import CheckpointError, InputError
 from mygpt.formats.pickles import NotAllowed, check_pickle
 from mygpt.formats.torch_files import read_plain_pickle, read_torch_file
 from mygpt.training.distributed.shards import read_metadata
+from refusals import Malice, refusal
 
 KEYS = st.text(max_size=5) | st.integers(-(2**70), 2**70) | st.tuples(st.integers(), st.text())
 VALUES = st.recursive(
@@ -196,32 +197,13 @@ def test_records_with_the_same_name_are_refused(tmp_path: Path):
         read_torch_file(path)
 
 
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-def refused(read, path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read(path)
-    message = str(caught.value)
-    assert caught.value.exit_code == 2
-    assert message.isprintable(), message  # one line
-    return message
-
-
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_malicious_vocabulary_runs_nothing(tmp_path, protocol, inside):
-    evil = Evil(tmp_path / "ran")
+    evil = Malice(tmp_path / "ran")
     hostile = pickle.dumps({"itos": {0: "a"}, "extra": evil} if inside else evil, protocol)
     (tmp_path / "meta.pkl").write_bytes(hostile)
-    message = refused(read_plain_pickle, tmp_path / "meta.pkl")
+    message = refusal(read_plain_pickle, tmp_path / "meta.pkl")
     assert "was not loaded, since it could run code" in message
     assert not (tmp_path / "ran").exists()
     pickle.loads(hostile)
@@ -232,8 +214,8 @@ def test_the_second_check_of_a_vocabulary_is_sufficient_alone(tmp_path, monkeypa
     """If a pickle passes the first check, it still cannot load any class or function."""
     monkeypatch.setattr("mygpt.formats.torch_files.check_pickle", lambda *a, **k: None)
     path = tmp_path / "meta.pkl"
-    path.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
-    assert "it would load posix.mkdir" in refused(read_plain_pickle, path)
+    path.write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
+    assert "it would load posix.mkdir" in refusal(read_plain_pickle, path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -255,7 +237,7 @@ PICKLES = {
 def test_only_plain_values_are_unpickled(tmp_path, expected):
     path = tmp_path / "meta.pkl"
     path.write_bytes(PICKLES[expected])
-    assert expected in refused(read_plain_pickle, path)
+    assert expected in refusal(read_plain_pickle, path)
 
 
 PLAIN = st.recursive(
@@ -282,7 +264,7 @@ def test_a_damaged_vocabulary_ends_in_one_line(tmp_path):
     data = pickle.dumps({"itos": dict(enumerate("abcé")), "vocab_size": 4})
     for place in range(len(data)):
         path.write_bytes(data[:place])
-        refused(read_plain_pickle, path)
+        refusal(read_plain_pickle, path)
     for _ in range(400):
         damaged = bytearray(data)
         damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
@@ -299,17 +281,17 @@ def test_a_damaged_vocabulary_ends_in_one_line(tmp_path):
 def test_a_malicious_file_runs_nothing(tmp_path, way):
     marker, path = tmp_path / "ran", tmp_path / "shakespeare_gpt.pt"
     if way == "plain":
-        path.write_bytes(pickle.dumps(Evil(marker)))
+        path.write_bytes(pickle.dumps(Malice(marker)))
     elif way == "object":
         torch.save(torch.nn.Linear(2, 2), path)  # a module is code too
     else:
-        content = {"model": {"a": torch.ones(2)}, "notes": Evil(marker)}
+        content = {"model": {"a": torch.ones(2)}, "notes": Malice(marker)}
         torch.save(
-            content if way == "inside" else Evil(marker),
+            content if way == "inside" else Malice(marker),
             path,
             _use_new_zipfile_serialization=way != "old",
         )
-    message = refused(read_torch_file, path)
+    message = refusal(read_torch_file, path)
     said = {"plain": "Unsupported operand", "object": "Linear, code that"}
     assert said.get(way, "mkdir, code that a model does not need, and was not loaded") in message
     assert not marker.exists()
@@ -319,11 +301,11 @@ def test_files_of_other_kinds_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     for content in (b"", b"x", b"cos\nsystem\n", b"hello, world", b"GGUF1234"):
         path.write_bytes(content)
-        assert "is not a torch file" in refused(read_torch_file, path)
-    assert "Is a directory" in refused(read_torch_file, tmp_path)
-    assert "No such file" in refused(read_torch_file, tmp_path / "none.pt")
+        assert "is not a torch file" in refusal(read_torch_file, path)
+    assert "Is a directory" in refusal(read_torch_file, tmp_path)
+    assert "No such file" in refusal(read_torch_file, tmp_path / "none.pt")
     os.mkfifo(tmp_path / "pipe.pt")
-    assert "a device or a pipe" in refused(read_torch_file, tmp_path / "pipe.pt")
+    assert "a device or a pipe" in refusal(read_torch_file, tmp_path / "pipe.pt")
 
 
 def test_a_compressed_file_is_not_unpacked(tmp_path):
@@ -333,7 +315,7 @@ def test_a_compressed_file_is_not_unpacked(tmp_path):
     path = tmp_path / "a.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", bytes(10**6))
-    assert "compressed record, 'a/data.pkl'" in refused(read_torch_file, path)
+    assert "compressed record, 'a/data.pkl'" in refusal(read_torch_file, path)
 
 
 CONTENT = {"model": {"a": torch.arange(60.0).view(6, 10)}, "config": {"heads": 4, "kind": "x"}}
@@ -346,7 +328,7 @@ def test_every_truncation_is_detected(tmp_path, new):
     data = path.read_bytes()
     for place in [*range(2, 40), *range(40, len(data) - 1, len(data) // 40), len(data) - 1]:
         path.write_bytes(data[:place])
-        refused(read_torch_file, path)
+        refusal(read_torch_file, path)
 
 
 def test_no_damage_ends_in_a_traceback(tmp_path):

@@ -27,6 +27,7 @@ from mygpt import GPT
 from mygpt.errors import CheckpointError, DamagedError, StorageError
 from mygpt.training.distributed.shards import check_shards, load_shards, remove_shards, save_shards
 from ranks import COUNTS, RankError, common_store, join_group, run_ranks
+from refusals import Malice
 from training_runs import damage, refusal
 
 pytestmark = pytest.mark.processes
@@ -283,16 +284,6 @@ def test_a_tensor_that_does_not_fit_is_named(saved: Saved, other: Any, said: str
     assert same(tensors, zeros())
 
 
-class Malice:
-    """Unpickled, it runs a command."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.path}",)
-
-
 def replace_metadata(saved: Saved, data: bytes) -> dict[str, str]:
     """Other metadata, with the digest that belongs to it."""
     (saved[0] / ".metadata").write_bytes(data)
@@ -316,13 +307,13 @@ def test_a_pickle_that_runs_something_is_refused(saved: Saved, tmp_path: Path, p
     data = pickle.dumps(Malice(harm))
     pickle.loads(data)
     assert harm.exists()  # it does work
-    harm.unlink()
+    harm.rmdir()
     if place == "alone":
         digests = replace_metadata(saved, data)
     else:
         digests = edited(saved, lambda metadata: setattr(metadata, "planner_data", Malice(harm)))
     said = refused(saved, digests)
-    assert "is not loaded: its metadata is a pickle that names posix.system" in said
+    assert "is not loaded: its metadata is a pickle that names posix.mkdir" in said
     assert not harm.exists()
 
 
