@@ -38,11 +38,10 @@ def fake(tmp_path: Path) -> Fake:
     return Fake(tmp_path)
 
 
-def test_memory_limits_of_version_2_are_read_up_to_the_root(fake: Fake) -> None:
-    """A group without a limit of its own ("max") has those of the groups around it."""
-    fake.write(
-        groups="0::/user/job",
-        **{
+MEMORY = {
+    "version 2: a group without a limit of its own has those of the groups around it": (
+        "0::/user/job",
+        {
             "user/job/memory.max": "max",
             "user/job/memory.current": 5,
             "user/memory.max": 8 * GIB,
@@ -50,14 +49,11 @@ def test_memory_limits_of_version_2_are_read_up_to_the_root(fake: Fake) -> None:
             "memory.max": 6 * GIB,
             "memory.current": 7 * GIB,
         },
-    )
-    assert fake.limits() == [(8 * GIB, 5 * GIB), (6 * GIB, 0)]
-
-
-def test_memory_limits_of_version_1_are_the_memory_controllers(fake: Fake) -> None:
-    fake.write(
-        groups="5:cpu,cpuacct:/job\n4:memory:/job\n1:name=systemd:/job",
-        **{
+        [(8 * GIB, 5 * GIB), (6 * GIB, 0)],
+    ),
+    "version 1: those of the memory controller": (
+        "5:cpu,cpuacct:/job\n4:memory:/job\n1:name=systemd:/job",
+        {
             "memory/job/memory.limit_in_bytes": 4 * GIB,
             "memory/job/memory.usage_in_bytes": GIB,
             "memory/memory.limit_in_bytes": 2**63 - 4096,
@@ -65,17 +61,23 @@ def test_memory_limits_of_version_1_are_the_memory_controllers(fake: Fake) -> No
             "cpu/job/memory.limit_in_bytes": 1,
             "cpu/job/memory.usage_in_bytes": 1,
         },
-    )
-    assert fake.limits() == [(4 * GIB, 3 * GIB), (2**63 - 4096, 2**63 - 4096 - 9 * GIB)]
+        [(4 * GIB, 3 * GIB), (2**63 - 4096, 2**63 - 4096 - 9 * GIB)],
+    ),
+    "in a container the path is the host's, and what is mounted here is that group": (
+        "4:memory:/docker/0123",
+        {"memory/memory.limit_in_bytes": 2 * GIB, "memory/memory.usage_in_bytes": GIB},
+        [(2 * GIB, GIB)],
+    ),
+    "no group": ("0::/gone", {"memory.max": "nonsense", "memory.current": "1"}, []),
+}
 
 
-def test_in_a_container_the_groups_own_folder_is_the_root(fake: Fake) -> None:
-    """The path is the host's; what is mounted here is that group."""
-    fake.write(
-        groups="4:memory:/docker/0123",
-        **{"memory/memory.limit_in_bytes": 2 * GIB, "memory/memory.usage_in_bytes": GIB},
-    )
-    assert fake.limits() == [(2 * GIB, GIB)]
+@pytest.mark.parametrize("case", MEMORY)
+def test_memory_limits_are_those_of_the_control_groups(fake: Fake, case: str) -> None:
+    assert fake.limits() == []
+    groups, files, limits = MEMORY[case]
+    fake.write(groups=groups, **files)
+    assert fake.limits() == limits
 
 
 @pytest.mark.parametrize("fields", ["inactive_file {}\nactive_file {}\nanon 7", None])
@@ -91,29 +93,16 @@ def test_files_kept_in_memory_for_speed_count_as_free(fake: Fake, fields: str | 
     assert fake.limits() == [(8 * GIB, 7 * GIB)]
 
 
-def test_without_control_groups_there_is_no_limit(fake: Fake) -> None:
-    assert fake.limits() == []
+def test_the_quota_of_cores_is_the_tightest(fake: Fake) -> None:
     assert fake.quota() is None
-    fake.write(groups="0::/gone", **{"memory.max": "nonsense", "memory.current": "1"})
-    assert fake.limits() == []
-    assert fake.quota() is None
-
-
-def test_a_quota_of_version_2_is_the_tightest(fake: Fake) -> None:
-    fake.write(groups="0::/a", **{"a/cpu.max": "max 100000"})
-    assert fake.quota() is None
-    fake.write(**{"a/cpu.max": "400000 100000", "cpu.max": "150000 100000"})
-    assert fake.quota() == 1.5
-
-
-def test_a_quota_of_version_1_takes_two_files(fake: Fake) -> None:
-    fake.write(
-        groups="2:cpu,cpuacct:/a",
-        **{"cpu/a/cpu.cfs_quota_us": -1, "cpu/a/cpu.cfs_period_us": 100_000},
-    )
-    assert fake.quota() is None
-    fake.write(**{"cpu/a/cpu.cfs_quota_us": 250_000})
-    assert fake.quota() == 2.5
+    for group, files, quota in (
+        ("0::/a", {"a/cpu.max": "max 100000"}, None),
+        ("0::/a", {"a/cpu.max": "400000 100000", "cpu.max": "150000 100000"}, 1.5),
+        ("2:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": -1}, None),
+        ("2:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": 250_000}, 2.5),
+    ):
+        fake.write(groups=group, **{"cpu/a/cpu.cfs_period_us": 100_000}, **files)
+        assert fake.quota() == quota
 
 
 def test_memory_is_what_the_group_leaves_where_that_is_less(

@@ -246,15 +246,19 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_ends_compiling(tmp_path: Path) -> None:
-    """In LLVM's callbacks it was lost, and the program carried on."""
-    found = subprocess.run(
-        [sys.executable, "-c", COMPILING],
-        env={**os.environ, "MYGPT_CACHE": str(tmp_path / "cache")},
+def compiling(program: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "MYGPT_CACHE": str(cache)},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def test_ctrl_c_ends_compiling(tmp_path: Path) -> None:
+    """In LLVM's callbacks it was lost, and the program carried on."""
+    found = compiling(COMPILING, tmp_path / "cache")
     assert found.returncode == 0, found.stderr
     pid, *rest = found.stdout.split()
     assert rest == ["interrupted"]
@@ -265,14 +269,7 @@ def test_ctrl_c_ends_compiling(tmp_path: Path) -> None:
 
 def test_the_process_that_compiles_ends_with_the_command(tmp_path: Path) -> None:
     """Also where that is killed: its input ends."""
-    program = COMPILING.replace("signal.SIGINT", "signal.SIGKILL")
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "MYGPT_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    found = compiling(COMPILING.replace("signal.SIGINT", "signal.SIGKILL"), tmp_path / "cache")
     assert found.returncode == -signal.SIGKILL
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end and _runs(int(found.stdout)):

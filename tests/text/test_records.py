@@ -48,6 +48,7 @@ def in_lines(texts: list[str], field: str = "text") -> bytes:
     return b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in texts)
 
 
+FINE = in_lines(["fine"])
 FILES = {
     "a.jsonl": in_lines(TEXTS),
     "a.NDJSON": in_lines(TEXTS),
@@ -132,7 +133,13 @@ def test_a_file_without_the_field_is_plain_text_with_a_note(name: str, tmp_path:
         ("a.json", b'["a" "b"]', "no comma after record 1"),
         ("a.json", b'["a", "b\\ud800"]', "record 2: character 1 is the lone surrogate U+D800"),
         ("a.json", b'["a", ' + b"[" * 100_000, "is not valid JSON"),
-        ("a.jsonl", b'{"text": "a"}\n{', "line 2 is not valid JSON"),
+        ("a.jsonl", FINE + b"{", "line 2 is not valid JSON"),
+        ("a.jsonl", FINE + b"[1]", "line 2 is not an object"),
+        ("a.jsonl", FINE + b'{"body": "x"}', "line 2 has no field 'text' (it has 'body'): name it"),
+        ("a.jsonl", FINE + b'{"text": 5}', "line 2: field 'text' must be a string, not 5"),
+        ("a.jsonl", FINE + b'{"text": null}', "must be a string, not None"),
+        ("a.jsonl", FINE + b'{"text": "a\\ud800"}', "line 2: character 1 is the lone surrogate"),
+        ("a.jsonl", FINE + b"[" * 100_000, "line 2 is not valid JSON"),
         ("a.csv", b"id,text\n1,a\n2\n", "line 3 has 1 columns, but 'text' is column 2"),
     ],
 )

@@ -102,28 +102,6 @@ def test_an_undecodable_byte_is_refused_with_its_position(tmp_path: Path) -> Non
     assert "position 4" in refused(path, encoding="utf-16-le")
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("{", "line 2 is not valid JSON"),
-        ("[1]", "line 2 is not an object"),
-        ('{"body": "x"}', "line 2 has no field 'text' (it has 'body'): name it with --field"),
-        ('{"text": 5}', "line 2: field 'text' must be a string, not 5"),
-        ('{"text": null}', "must be a string, not None"),
-        ('{"text": "a\\ud800"}', "line 2: character 1 is the lone surrogate U+D800"),
-        ("[" * 100_000, "line 2 is not valid JSON"),
-    ],
-)
-def test_an_invalid_json_line_is_refused_with_its_number(
-    line: str, expected: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text(as_lines(["fine"]) + line + "\n")
-    message = refused(path)
-    assert expected in message
-    assert str(path) in message
-
-
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_truncated_compressed_files_are_refused(ending: str, tmp_path: Path) -> None:
     """zstandard's own reader returns a shorter text for a truncated file."""
