@@ -81,10 +81,8 @@ def free_memory_bytes() -> int | None:
     The smaller of the system's available memory and what the limits of this process's control
     groups leave.
     """
-    free = _meminfo("MemAvailable")
-    for _, left in _control_groups():
-        free = left if free is None else min(free, left)
-    return free
+    found = (_meminfo("MemAvailable"), *(left for _, left in _control_groups()))
+    return min((size for size in found if size is not None), default=None)
 
 
 def require_memory(name: object, needed: int) -> None:
@@ -107,10 +105,15 @@ def bytes_text(count: float) -> str:
 
 def total_memory_bytes() -> int | None:
     """Main memory of this machine in bytes, or this process's control group's limit if smaller."""
-    total = _meminfo("MemTotal")
-    for limit, _ in _control_groups():
-        total = limit if total is None else min(total, limit)
-    return total
+    found = (_meminfo("MemTotal"), *(limit for limit, _ in _control_groups()))
+    return min((size for size in found if size is not None), default=None)
+
+
+def available_cores() -> int:
+    """The number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cpu_quota(proc: Path = _PROC, root: Path = _GROUPS) -> float | None:

@@ -11,7 +11,6 @@ import errno
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mygpt.errors import CheckpointError, InputError, StorageError
@@ -93,7 +92,7 @@ class RunLock:
             time.sleep(0.02)
         if taken is False:
             holder = _recorded_holder(path)
-            self._release()
+            self.__exit__()
             raise InputError(
                 f"{self.folder} is in use by {holder}: wait until it ends, stop it, or "
                 f"{self.otherwise}"
@@ -109,12 +108,7 @@ class RunLock:
             os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._release()
-
-    def _release(self) -> None:
+    def __exit__(self, *_: object) -> None:
         # The lock file is not removed: if it were, two processes could each lock their own file
         # of that name.
         for descriptor in (self._descriptor, self._folder_descriptor):

@@ -141,14 +141,13 @@ def inspect_environment(runs: Path = Path("runs")) -> Environment:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     available, quota = cpu_engine_available(), machine.cpu_quota()
     torch, problem = _inspect_torch()
-    affinity = getattr(os, "sched_getaffinity", None)
     cache = _existing(cache_folder())
     return Environment(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         cpu=machine.cpu_name(),
         vectors=machine.vector_extensions(),
-        threads=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        threads=machine.available_cores(),
         cores=min(float(usable_cores()), quota or math.inf),
         quota=quota,
         load=load,

@@ -126,8 +126,9 @@ def _spare_cores() -> None:
     OpenBLAS's threads use CPU time even while they wait for each other. OpenBLAS reads this
     variable when NumPy is first imported.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (cores or 1) // 2)))
+    from mygpt.machine import available_cores
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, available_cores() // 2)))
 
 
 def _name_of(path: Path) -> str:

@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -183,10 +182,9 @@ class _Display:
         self.committed = self.encoded = self.separators = 0
         self.unknown: UnknownText | None = None
         self._quiet = quiet
-        self._first: int | None = None
+        self._before: int | None = None  # tokens that were in complete shards
         self._began = self._printed = time.monotonic()
         self._bar: Any = None
-        self._task: Any = None
 
     def __enter__(self) -> _Display:
         if not self._quiet and sys.stdout.isatty():
@@ -200,13 +198,11 @@ class _Display:
                 refresh_per_second=4,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=None, status="reading")
+            self._bar.add_task("", total=None, status="reading")
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -220,9 +216,9 @@ class _Display:
         """Show the progress."""
         self.committed, self.separators = progress.committed, progress.separators
         self.unknown = progress.unknown
-        if self._first is None:
-            self._first = progress.committed
-        self.encoded = progress.tokens - self._first
+        if self._before is None:
+            self._before = progress.committed
+        self.encoded = progress.tokens - self._before
         now = time.monotonic()
         status = (
             f"{progress.documents:,} documents, {progress.tokens:,} tokens, "
@@ -231,7 +227,9 @@ class _Display:
         try:
             if self._bar is not None:
                 total = progress.size or None
-                self._bar.update(self._task, completed=progress.read, total=total, status=status)
+                self._bar.update(
+                    self._bar.task_ids[0], completed=progress.read, total=total, status=status
+                )
             elif not self._quiet and now - self._printed >= _LINE_S:
                 self._printed = now
                 done = f"{100 * progress.read / progress.size:.0f} %: " if progress.size else ""

@@ -36,6 +36,7 @@ from mygpt.data.tokens import dtype_of
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import PRIVATE_FILE, file_mode, make_private_folder
 from mygpt.json_objects import STATE, check_size
+from mygpt.machine import available_cores
 from mygpt.text import Piece, TextSource, pieces, shown
 from mygpt.tokenization import Tokenizer
 from mygpt.tokenization.unknown import UnknownText
@@ -231,8 +232,7 @@ class _Building:
             return self._options.workers
         if 0 < self._size < _SHORT:
             return 0
-        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-        return len(cores(0))
+        return available_cores()
 
     def _tokenizer(self) -> Tokenizer:
         """The store's tokenizer; it is trained and stored if there is none yet."""
