@@ -52,9 +52,7 @@ def shell(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str
     return int(left.value.code or 0), out, err
 
 
-def test_the_end_reports_baselines_and_a_diagnosis(
-    finished: tuple[Path, list[Event]],
-) -> None:
+def test_the_end_reports_baselines_and_a_diagnosis(finished) -> None:
     run, heard = finished
     end = heard[-1]
     assert isinstance(end, Finished)
@@ -78,9 +76,7 @@ def test_samples_are_shown_with_what_they_copied(finished: tuple[Path, list[Even
     assert "copied" in str(samples[-1])
 
 
-def test_what_train_writes_by_default_can_be_exported(
-    finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_train_writes_by_default_can_be_exported(finished, tmp_path, capsys) -> None:
     run = finished[0]
     for kind, output in (("hf", tmp_path / "folder"), ("gguf", tmp_path / "model.gguf")):
         assert shell(capsys, "export", str(run), str(output), "--to", kind)[0] == 0
@@ -96,9 +92,7 @@ def test_the_same_command_gives_the_same_run(text: str, tmp_path: Path) -> None:
     assert len(result.losses) >= 2
 
 
-def test_a_dry_run_shows_the_recipe_and_writes_nothing(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_shows_the_recipe_and_writes_nothing(text, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = shell(capsys, "train", text, "--tokens", "100000", "--dry-run")
     assert (code, err) == (0, "")
@@ -118,9 +112,7 @@ def test_a_dry_run_shows_the_recipe_and_writes_nothing(
     assert err.count("\n") == 1
 
 
-def test_a_run_is_reproduced_bitwise(
-    finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_reproduced_bitwise(finished, tmp_path, capsys) -> None:
     run, again = finished[0], tmp_path / "again"
     code, out, _ = shell(capsys, "reproduce", str(run), "--output", str(again), "--quiet")
     assert code == 0
@@ -130,9 +122,7 @@ def test_a_run_is_reproduced_bitwise(
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
-def test_another_outcome_is_not_called_reproduced(
-    finished: tuple[Path, list[Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_outcome_is_not_called_reproduced(finished, tmp_path, capsys) -> None:
     """The log of the first run has a better loss than the run had."""
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)

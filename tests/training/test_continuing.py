@@ -154,9 +154,7 @@ def test_a_broken_model_is_refused(base: Path, tune: Tune, tmp_path: Path) -> No
         ({"max_seq_len": 8}, "--max-seq-len"),
     ],
 )
-def test_options_that_the_model_has_decided_are_refused(
-    tune: Tune, tmp_path: Path, options: dict[str, Any], named: str
-) -> None:
+def test_options_that_the_model_has_decided_are_refused(tune, tmp_path, options, named) -> None:
     with pytest.raises(InputError, match=f"remove {named}"):
         tune(steps=3, **options)
     assert not (tmp_path / "on").exists()

@@ -89,9 +89,7 @@ def test_updates_are_those_of_one_process(groups: dict[int, list[Found]], case: 
 
 
 @pytest.mark.parametrize("case", HUNDRED_STEPS, ids=str)
-def test_losses_are_those_of_one_process_for_a_hundred_steps(
-    groups: dict[int, list[Found]], case: Any
-) -> None:
+def test_losses_are_those_of_one_process_for_a_hundred_steps(groups, case) -> None:
     """Within 1e-3."""
     one = groups[1][0]["losses"][str(case)]
     assert one[-1] < 0.5 * one[0]
@@ -179,9 +177,7 @@ def kill_in_the_middle(run: Path, process: subprocess.Popen[bytes], number: int)
     os.kill(ranks_of(process)[number], signal.SIGKILL)
 
 
-def test_a_killed_worker_costs_what_was_not_saved(
-    first: list[Found], place: Path, tmp_path: Path
-) -> None:
+def test_a_killed_worker_costs_what_was_not_saved(first, place, tmp_path) -> None:
     """torchrun restarts all processes, they resume, and the weights are the undisturbed run's.
 
     The first process is the one whose store and files the others need.
@@ -299,9 +295,7 @@ def test_a_run_goes_on_with_any_number_of_processes(second: list[Any], place: Pa
     assert read_checkpoint(place / "begun" / "last.safetensors").provenance["sittings"] == 3
 
 
-def test_a_sharded_run_goes_on_with_any_number_of_processes(
-    second: list[Any], place: Path, tmp_path: Path
-) -> None:
+def test_a_sharded_run_goes_on_with_any_number_of_processes(second, place, tmp_path) -> None:
     """Started by 2, resumed by 1 and by 2: the weights are those of one process's run.
 
     No folder stays that neither the last state nor the one before it names.
@@ -319,9 +313,7 @@ def test_a_sharded_run_goes_on_with_any_number_of_processes(
     assert parts["shards"]["folder"] in shards(run)
 
 
-def test_who_lost_the_other_ends_and_the_run_goes_on(
-    killed: tuple[float, str], second: list[Any], place: Path
-) -> None:
+def test_who_lost_the_other_ends_and_the_run_goes_on(killed, second, place) -> None:
     """Without restarts: no process is left waiting, no traceback of ours, and nothing is lost."""
     seconds, err = killed
     assert seconds < 30

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from mygpt.cpu.train import muon
 from mygpt.cpu.train.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer
+from training_runs import assert_arrays
 
 TUTORIAL = GPTConfig(7, 16, 2, 2, max_seq_len=8)
 MODERN = GPTConfig(
@@ -40,7 +40,6 @@ def build(config: GPTConfig, seed: int = 0) -> GPT:
 
 
 def draw_gradients(model: GPT, number: int) -> None:
-    """Any gradients."""
     generator = torch.Generator().manual_seed(number)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -48,12 +47,6 @@ def draw_gradients(model: GPT, number: int) -> None:
 
 def copied(model: GPT) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 # AdamW
@@ -85,7 +78,7 @@ def test_adamw_is_bitwise_torchs(decay_all: bool) -> None:
             group["lr"] = lr
         ours.step(lr)
         theirs.step()
-    assert_same(copied(model), copied(other))
+    assert_arrays(copied(model), copied(other))
 
 
 def test_a_step_that_a_device_skips_changes_nothing() -> None:
@@ -101,9 +94,8 @@ def test_a_step_that_a_device_skips_changes_nothing() -> None:
             assert parameter.grad is not None
             parameter.grad.fill_(math.nan)
         ours.step(0.01, torch.tensor(1.0))
-        assert_same(weights, copied(model))
-        for key, value in ours.arrays().items():
-            np.testing.assert_array_equal(memory[key], value, err_msg=key)
+        assert_arrays(weights, copied(model))
+        assert_arrays(memory, ours.arrays())
 
 
 # Muon
@@ -191,9 +183,7 @@ def test_muons_momentum_is_nesterovs() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("config", [TUTORIAL, MODERN], ids=["tutorial", "modern"])
 @both_ways
-def test_a_restored_state_continues_bitwise(
-    optimizer: str, config: GPTConfig, compiled: bool
-) -> None:
+def test_a_restored_state_continues_bitwise(optimizer, config, compiled) -> None:
     train = settings_of(optimizer=optimizer, weight_decay=0.1)
     ids = torch.randint(0, 7, (6, 2, 8), generator=torch.Generator().manual_seed(4))
 
@@ -221,9 +211,8 @@ def test_a_restored_state_continues_bitwise(
     other.load_state_dict(weights, strict=False)
     theirs.load(arrays)
     go(other, theirs, other_step, range(3, 6))
-    assert_same(copied(model), copied(other))
-    for key, value in theirs.arrays().items():
-        np.testing.assert_array_equal(ours.arrays()[key], value, err_msg=key)
+    assert_arrays(copied(model), copied(other))
+    assert_arrays(ours.arrays(), theirs.arrays())
 
 
 def test_the_optimizer_state_of_each_parameter() -> None:

@@ -106,9 +106,7 @@ def run_plan(plan: StepLog, progress: Progress, steps: int) -> list[tuple[int, i
     shares=st.lists(st.floats(0.01, 0.99), max_size=3, unique=True).map(sorted),
     cut=st.integers(0, 60),
 )
-def test_each_stage_counts_its_own_batches_also_after_resuming(
-    steps: int, shares: list[float], cut: int
-) -> None:
+def test_each_stage_counts_its_own_batches_also_after_resuming(steps, shares, cut) -> None:
     """A run that is saved at any step of any stage resumes with the next batch."""
     stages = tuple((share, 4 * (n + 2), n + 2) for n, share in enumerate(shares))
     config = settings_of(steps=steps, stages=stages)
@@ -255,9 +253,7 @@ def slow_starts(windows: ShuffledWindows, step: int, batch_size: int) -> list[in
     steps=st.lists(st.integers(0, 30), min_size=1, max_size=4),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_blocks_do_not_change_the_order(
-    length: int, seq_len: int, batch_size: int, block: int, steps: list[int], seed: int
-) -> None:
+def test_blocks_do_not_change_the_order(length, seq_len, batch_size, block, steps, seed) -> None:
     """Over the ends of blocks and epochs, several in one batch, and back again."""
     before, core_data._BLOCK = core_data._BLOCK, block
     try:
@@ -285,9 +281,7 @@ budgets = st.one_of(
     vocab_size=st.integers(1, 100_000),
     budget=budgets,
 )
-def test_every_choice_can_be_trained(
-    num_tokens: int, val_tokens: int, vocab_size: int, budget: Budget
-) -> None:
+def test_every_choice_can_be_trained(num_tokens, val_tokens, vocab_size, budget) -> None:
     recipe = choose(num_tokens, val_tokens, vocab_size, budget)
     note = fit_window(recipe.shape, recipe.training, num_tokens, asked=False)
     shape = GPTConfig(vocab_size, **recipe.shape)
@@ -306,9 +300,7 @@ def test_every_choice_can_be_trained(
     num_tokens=st.integers(2, 10**8), vocab_size=st.integers(1, 50_000), low=budgets,
     more=st.floats(1, 1000),
 )  # fmt: skip
-def test_more_time_never_gives_a_narrower_model(
-    num_tokens: int, vocab_size: int, low: Budget, more: float
-) -> None:
+def test_more_time_never_gives_a_narrower_model(num_tokens, vocab_size, low, more) -> None:
     tokens = None if low.tokens is None else low.tokens * more
     steps = None if low.steps is None else int(low.steps * more)
     high = Budget(steps, tokens, low.seconds * more, low.flops_per_s)

@@ -72,9 +72,7 @@ def test_ranks_are_read_from_torchruns_environment(started: Callable[..., None])
         ({"WORLD_SIZE": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=0"),
     ],
 )
-def test_impossible_environment_variables_are_refused(
-    started: Callable[..., None], changes: dict[str, str], said: str
-) -> None:
+def test_impossible_environment_variables_are_refused(started, changes, said) -> None:
     started(**changes)
     assert refusal(from_environment) == f"{said}: use torchrun"
 
@@ -87,9 +85,7 @@ def test_impossible_environment_variables_are_refused(
         ("3", True, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine"),
     ],
 )
-def test_a_run_that_torchrun_may_restart_gets_a_note(
-    started: Callable[..., None], restarts: str, resumes: bool, said: str
-) -> None:
+def test_a_run_that_torchrun_may_restart_gets_a_note(started, restarts, resumes, said) -> None:
     started(
         TORCHELASTIC_MAX_RESTARTS=restarts,
         GROUP_WORLD_SIZE="2",
@@ -352,9 +348,7 @@ def test_what_a_device_computes_in() -> None:
          "float32, mygpt's kernels for CPUs, 2 processes (DDP, gloo)"),
     ],
 )  # fmt: skip
-def test_every_choice_of_a_device_is_reported(
-    options: dict[str, Any], group: ProcessGroup, said: str
-) -> None:
+def test_every_choice_of_a_device_is_reported(options, group, said) -> None:
     config = config_of(**options)
     found = described(config, CPU, group, uses_torch_compile=config.compile)
     assert found == f"cpu (1 thread), {said}"
@@ -377,9 +371,7 @@ def test_bfloat16_learns_what_float32_does(tmp_path: Path) -> None:
     assert {p.dtype for p in known.model.parameters()} == {torch.float32}
 
 
-def test_training_continues_without_torch_compile_if_it_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_training_continues_without_torch_compile_if_it_fails(monkeypatch) -> None:
     """One note with the first line of torch's error, and the same gradients. The trial, also one
     that succeeds, leaves no gradients."""
     monkeypatch.setattr(torch, "compile", lambda model: model)

@@ -213,9 +213,7 @@ def test_a_folder_of_the_users_is_not_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_every_file_and_both_folders_are_synced_after_all_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_file_and_both_folders_are_synced_after_all_is_written(tmp_path, monkeypatch) -> None:
     """torch syncs the index before its last bytes have left a buffer, and folders never."""
     synced: dict[str, int] = {}
 

@@ -91,9 +91,7 @@ def test_the_same_seed_gives_the_same_run(text: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["nano", "tutorial"])
 @pytest.mark.parametrize("died_at", [1, 4, 8])
-def test_a_run_resumes_as_if_it_had_never_stopped(
-    text: str, tmp_path: Path, preset: str, died_at: int
-) -> None:
+def test_a_run_resumes_as_if_it_had_never_stopped(text, tmp_path, preset, died_at) -> None:
     """Bitwise: weights, moments, generator and log, also when the crash came between saves.
 
     Dropout and the tutorial's data order both draw from torch's global generator.
@@ -228,9 +226,7 @@ def test_small_texts_shrink_the_window_with_a_note(tmp_path: Path) -> None:
         ({"files": b"x.txt"}, "files=b'x.txt' must be a name or several"),
     ],
 )
-def test_wrong_options_name_the_value_and_write_nothing(
-    text: str, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_wrong_options_name_the_value_and_write_nothing(text, tmp_path, options, message) -> None:
     given = {**TINY, "files": text, "output": tmp_path / "run", **options}
     with pytest.raises(InputError, match=message):
         mygpt.train(**given)
@@ -313,9 +309,7 @@ def test_validation_on_a_separate_file(text: str, tmp_path: Path) -> None:
         ("han.txt", "".join(chr(0x4E00 + n) for n in range(600)).encode()),
     ],
 )
-def test_bytes_and_texts_of_many_characters_get_byte_tokens(
-    name: str, data: bytes, tmp_path: Path
-) -> None:
+def test_bytes_and_texts_of_many_characters_get_byte_tokens(name, data, tmp_path) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     heard = fit(str(path), tmp_path / "run", steps=1)

@@ -62,9 +62,7 @@ def kept_bytes(model: GPT, seq_len: int) -> int:
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("name", [*CONFIGS, "grouped"])
 @pytest.mark.parametrize("seq_len", [1, 64, 203])
-def test_the_estimate_for_a_row_is_what_the_graph_keeps(
-    name: str, dropout: float, seq_len: int
-) -> None:
+def test_the_estimate_for_a_row_is_what_the_graph_keeps(name, dropout, seq_len) -> None:
     """To the byte (the loss has four), with dropout attention's scores included."""
     shape = CONFIGS.get(name, replace(TUTORIAL, num_heads=4, num_kv_heads=2))
     model = GPT.from_config(replace(shape, max_seq_len=300, dropout=dropout))
@@ -95,12 +93,9 @@ def test_huge_shapes_are_refused_at_once(shape: dict[str, Any], remedy: str) -> 
     check_model_fits(config, None)  # if the free memory is unknown, nothing is refused
 
 
-def test_a_long_window_whose_tables_grow_is_not_refused() -> None:
+def test_what_fits_is_not_refused() -> None:
     """Rotary tables grow with the windows read, so an imported model trains on short windows."""
     check_model_fits(GPTConfig(256, 32, 1, 1, max_seq_len=2**31, position="rotary"), 64 * GIB)
-
-
-def test_what_fits_is_not_refused() -> None:
     config = GPTConfig(256, 768, 12, 12, 1024)
     need = model_bytes(config)
     assert 16 * config.num_parameters() < need < 20 * config.num_parameters()
@@ -109,12 +104,22 @@ def test_what_fits_is_not_refused() -> None:
         check_model_fits(config, math.ceil(need / 0.91))
 
 
-def test_each_thread_has_its_own_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, config = GPT(256, 64, 4, 4), recipe(16, 64)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    alone = needed_bytes(model, config)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert needed_bytes(model, config) - alone >= 3 * 4 * model.config.num_parameters()
+def test_what_adds_to_the_memory_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread has gradients of its own; samples need a copy of the weights. Validation counts
+    if it needs the most: its batches are of 8192 tokens, or of 2**25 logits: here 13 windows of
+    300, with logits and logarithms."""
+    model, config = GPT(256, 64, 4, 4), recipe(16, 64, eval_every=3)
+    weights = 4 * model.config.num_parameters()
+    without = needed_bytes(model, replace(config, sample_tokens=0))
+    assert needed_bytes(model, replace(config, eval_every=4)) == without, "none is ever written"
+    assert needed_bytes(model, config) - without >= weights
+    needed = []
+    for threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        needed.append(needed_bytes(model, recipe(16, 64)))
+    assert needed[1] - needed[0] >= 3 * weights
+    model = GPT.from_config(replace(WIDE, vocab_size=8000))
+    assert needed_bytes(model, recipe(1, 300)) > 2 * 4 * 13 * 300 * 8000
 
 
 def test_large_tensors_do_not_fragment_the_heap() -> None:
@@ -126,20 +131,6 @@ def test_large_tensors_do_not_fragment_the_heap() -> None:
     token = activations(model.config)
     row = 300 * (token.blocks + token.head + max(token.block_working, token.head_working))
     assert 0.95 < (more - fewer) / (10 * row) < 1.1
-
-
-def test_validation_counts_if_it_needs_the_most_memory() -> None:
-    """Its batches are of 8192 tokens, whatever the batch size, or of 2**25 logits: here 13
-    windows of 300."""
-    model = GPT.from_config(replace(WIDE, vocab_size=8000))
-    assert needed_bytes(model, recipe(1, 300)) > 2 * 4 * 13 * 300 * 8000, "logits, logarithms"
-
-
-def test_samples_need_a_copy_of_the_weights() -> None:
-    model, config = GPT(256, 64, 4, 4), recipe(16, 64, eval_every=3)
-    without = needed_bytes(model, replace(config, sample_tokens=0))
-    assert needed_bytes(model, replace(config, eval_every=4)) == without, "none is ever written"
-    assert needed_bytes(model, config) - without >= 4 * model.config.num_parameters()
 
 
 @pytest.mark.parametrize("asked", [1, 2, 48, 64, 1000, 2**31])
@@ -212,9 +203,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), ""),
     ],
 )
-def test_an_allocation_error_in_a_step_names_batch_and_window(
-    error: Exception, asked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_allocation_error_in_a_step_names_batch_and_window(error, asked, monkeypatch) -> None:
     model = GPT.from_config(WIDE)
     config = recipe(4096, 300)
     for free, size in [(None, 2048), (2**50, 2048), (GIB, 0)]:
@@ -256,6 +245,11 @@ def test_the_memory_of_the_failed_step_is_freed_first() -> None:
         assert held[0]() is None
 
 
+def printed_by(program: str) -> str:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 _UNDER_A_LIMIT = """
 import resource, sys, torch
 from mygpt import GPT
@@ -279,9 +273,7 @@ except Exception as error:
 @pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
 def test_a_real_allocation_failure_is_reported() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-c", _UNDER_A_LIMIT], capture_output=True, text=True, check=True
-    ).stdout
+    printed = printed_by(_UNDER_A_LIMIT)
     # (2048, 256, 64) floats are 128 MiB, and four of them do not fit.
     assert "out of memory in a step with batch_size=2048 and windows of 256 (" in printed
     assert " MB more asked for): choose --batch-size 1024\n" in printed
@@ -315,9 +307,6 @@ print(json.dumps({**figures, "peak": status("VmHWM")}))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_training_needs_at_most_the_estimated_memory() -> None:
     """And at least half of it: docs/lab-notes.md compares them for many shapes."""
-    printed = subprocess.run(
-        [sys.executable, "-c", _MEASURED], capture_output=True, text=True, check=True
-    ).stdout
-    figures = json.loads(printed)
+    figures = json.loads(printed_by(_MEASURED))
     taken = figures["peak"] - figures["before"]
     assert 0.5 * figures["needed"] < taken <= figures["needed"]

@@ -29,9 +29,7 @@ def notes(text: str, val_file: str, folder: Path, **options: object) -> str:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])
-def test_a_validation_file_that_is_in_the_training_text_gets_a_note(
-    tokenizer: str, tmp_path: Path
-) -> None:
+def test_a_validation_file_that_is_in_the_training_text_gets_a_note(tokenizer, tmp_path) -> None:
     """The same file, a link, a compressed copy, other line ends, a part, and a longer text."""
     text = write(tmp_path / "a.txt", TEXT)
     (tmp_path / "link.txt").symlink_to(text)
@@ -67,9 +65,7 @@ def test_short_equal_documents_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
-def test_validation_text_that_is_in_the_training_store_gets_a_note(
-    tokenizer: str, tmp_path: Path
-) -> None:
+def test_validation_text_that_is_in_the_training_store_gets_a_note(tokenizer, tmp_path) -> None:
     text, other = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", OTHER)
     part = write(tmp_path / "part.txt", TEXT[1000:9000])
     store = build_with([text], tmp_path / "store", tokenizer=tokenizer)
