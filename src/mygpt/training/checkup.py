@@ -40,40 +40,25 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of checking one file.
+    """The result of checking one file."""
 
-    Attributes:
-        file: the file, or the run's folder.
-        verdict: "ok"; "warning" for a file that is missing, not needed or not of this version;
-            "damaged".
-        text: what is in it, or what is wrong with it.
-        remedy: what to do about that; empty if there is nothing to do.
-    """
-
-    file: Path
+    file: Path  # the file, or the run's folder
+    # "ok"; "warning" for a file that is missing, not needed or not of this version; "damaged".
     verdict: Verdict
-    text: str
-    remedy: str = ""
+    text: str  # what is in it, or what is wrong with it
+    remedy: str = ""  # what to do about that; empty if there is nothing to do
 
 
 @dataclass(frozen=True)
 class Contents:
-    """One file of arrays.
+    """One file of arrays."""
 
-    Attributes:
-        path: its path.
-        verdict: None if there is no such file.
-        text: what is in it, or what is wrong with it.
-        remedy: the only one, whatever other files there are.
-        size: bytes.
-        facts: of a model its provenance; of a state its progress and what `_examine` adds.
-    """
-
-    path: Path
-    verdict: Verdict | None = None
-    text: str = "is missing"
-    remedy: str = ""
-    size: int = 0
+    path: Path  # its path
+    verdict: Verdict | None = None  # None if there is no such file
+    text: str = "is missing"  # what is in it, or what is wrong with it
+    remedy: str = ""  # the only one, whatever other files there are
+    size: int = 0  # bytes
+    # Of a model its provenance; of a state its progress and what `_examine` adds.
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property

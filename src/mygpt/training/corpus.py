@@ -63,33 +63,20 @@ _REPORT_EVERY_S = 15.0
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a run and its two parts: in memory, or in a token store on disk.
+    """The text of a run and its two parts: in memory, or in a token store on disk."""
 
-    Attributes:
-        name: the default name of a run on it.
-        num_documents: how many there are, without those of a validation file.
-        num_bytes: their size in UTF-8.
-        sha256: of everything, including the validation text.
-        notes: one line each for the user.
-        train_documents: to train on; empty for a store.
-        val_documents: to validate on; empty for none, and for a store.
-        continued: whether the validation text directly follows the training text.
-        store: has the training tokens; None for a text in memory.
-        cut: the number of these tokens, which are the store's first ones.
-        val_store: has the validation tokens: the rest of `store`, or another one; None for a text
-            in memory.
-    """
-
-    name: str
-    num_documents: int
-    num_bytes: int
-    sha256: str
-    notes: list[str] = field(default_factory=list)
-    train_documents: list[Document] = field(default_factory=list)
+    name: str  # the default name of a run on it
+    num_documents: int  # how many there are, without those of a validation file
+    num_bytes: int  # their size in UTF-8
+    sha256: str  # of everything, including the validation text
+    notes: list[str] = field(default_factory=list)  # one line each for the user
+    train_documents: list[Document] = field(default_factory=list)  # to train on; empty for a store
+    # To validate on; empty for none, and for a store.
     val_documents: list[Document] = field(default_factory=list)
-    continued: bool = False
-    store: TokenStore | None = None
-    cut: int = 0
+    continued: bool = False  # whether the validation text directly follows the training text
+    store: TokenStore | None = None  # has the training tokens; None for a text in memory
+    cut: int = 0  # the number of these tokens, which are the store's first ones
+    # Has the validation tokens: the rest of `store`, or another one; None for a text in memory.
     val_store: TokenStore | None = None
 
     @property
@@ -142,34 +129,21 @@ class Source:
 
 @dataclass(frozen=True)
 class ValidatedText:
-    """The text that a model is validated on.
+    """The text that a model is validated on."""
 
-    Attributes:
-        tokens: its ids; of a long text the first ones.
-        documents: the text of these tokens.
-        size: of the text that all ids but the first stand for.
-    """
-
-    tokens: NDArray[np.integer]
-    documents: list[Document]
-    size: TextSize
+    tokens: NDArray[np.integer]  # its ids; of a long text the first ones
+    documents: list[Document]  # the text of these tokens
+    size: TextSize  # of the text that all ids but the first stand for
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """A run's text in tokens.
+    """A run's text in tokens."""
 
-    Attributes:
-        source: the text.
-        tokenizer: the model's own.
-        train_tokens: 1-D ids to train on, in memory or in a store.
-        val_tokens: 1-D ids to validate on; empty for none.
-    """
-
-    source: Source
-    tokenizer: Tokenizer
-    train_tokens: Tokens
-    val_tokens: Tokens
+    source: Source  # the text
+    tokenizer: Tokenizer  # the model's own
+    train_tokens: Tokens  # 1-D ids to train on, in memory or in a store
+    val_tokens: Tokens  # 1-D ids to validate on; empty for none
 
     @classmethod
     def encoded(cls, source: Source, tokenizer: Tokenizer) -> TrainingText:

@@ -31,15 +31,10 @@ _OF_THE_MODEL = ("embed_dim", "num_heads", "num_layers", "max_seq_len")
 
 @dataclass(frozen=True)
 class Initial:
-    """The checkpoint of an initial model.
+    """The checkpoint of an initial model."""
 
-    Attributes:
-        checkpoint: its shape, tokenizer and weights.
-        sha256: of all its weights.
-    """
-
-    checkpoint: Checkpoint
-    sha256: str
+    checkpoint: Checkpoint  # its shape, tokenizer and weights
+    sha256: str  # of all its weights
 
     @property
     def settings(self) -> dict[str, Any]:

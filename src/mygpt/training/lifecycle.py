@@ -35,35 +35,22 @@ from mygpt.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Start:
-    """What a session begins with: `train`, `resume` and `replay` differ in this alone.
+    """What a session begins with: `train`, `resume` and `replay` differ in this alone."""
 
-    Attributes:
-        run: the run's folder.
-        shape: the model's.
-        config: how it is trained.
-        device: of this process.
-        settings: what resuming needs to read the text again; kept in the state.
-        provenance: the origin of the model, for every checkpoint.
-        notes: one line each for the user.
-        initial: the checkpoint that a new run begins with; None is random weights.
-        state: of a run that is resumed; None begins a new one.
-        given_plan: (steps, 2) float64, the step log of a run that is replayed.
-        overwrite: replace a run that is in the folder.
-        in_pieces: batches may be split so that they fit in memory.
-    """
-
-    run: RunFolder
-    shape: GPTConfig
-    config: TrainConfig
-    device: torch.device
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
+    run: RunFolder  # the run's folder
+    shape: GPTConfig  # the model's
+    config: TrainConfig  # how it is trained
+    device: torch.device  # of this process
+    settings: dict[str, Any]  # what resuming needs to read the text again; kept in the state
+    provenance: dict[str, Any]  # the origin of the model, for every checkpoint
+    notes: list[str] = field(default_factory=list)  # one line each for the user
+    # The checkpoint that a new run begins with; None is random weights.
     initial: Initial | None = None
-    state: State | None = None
+    state: State | None = None  # of a run that is resumed; None begins a new one
+    # (steps, 2) float64, the step log of a run that is replayed.
     given_plan: NDArray[np.float64] | None = None
-    overwrite: bool = False
-    in_pieces: bool = False
+    overwrite: bool = False  # replace a run that is in the folder
+    in_pieces: bool = False  # batches may be split so that they fit in memory
 
 
 def run_session(start: Start, text: TrainingText, listener: Listener) -> Writer:

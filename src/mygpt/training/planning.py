@@ -70,39 +70,26 @@ _FILES = 8  # of the weights' size: the first state and the last one (three each
 
 @dataclass(frozen=True)
 class Planned:
-    """A run's options, and notes about them.
+    """A run's options, and notes about them."""
 
-    Attributes:
-        shape: of the model.
-        training: options of `TrainConfig`.
-        recipe: the default rule's choice; None for a named preset.
-        late_s: seconds by which the command will exceed its `minutes`, because of the time for
-            beginning and ending.
-    """
-
-    shape: dict[str, Any]
-    training: dict[str, Any]
-    recipe: Recipe | None
+    shape: dict[str, Any]  # of the model
+    training: dict[str, Any]  # options of `TrainConfig`
+    recipe: Recipe | None  # the default rule's choice; None for a named preset
+    # Seconds by which the command will exceed its `minutes`, because of the time for beginning and
+    # ending.
     late_s: float = 0.0
 
 
 @dataclass
 class Planner:
-    """Plans one run.
+    """Plans one run."""
 
-    Attributes:
-        preset: a name, or "auto".
-        options: the user's.
-        device: that trains the model.
-        began: when the command began, as `time.monotonic` counts: `minutes` are all of its time.
-        processes: the number of processes that train the model.
-    """
-
-    preset: str
-    options: dict[str, Any]
-    device: torch.device
+    preset: str  # a name, or "auto"
+    options: dict[str, Any]  # the user's
+    device: torch.device  # that trains the model
+    # When the command began, as `time.monotonic` counts: `minutes` are all of its time.
     began: float
-    processes: int = 1
+    processes: int = 1  # the number of processes that train the model
 
     @cached_property
     def speed(self) -> float:
@@ -387,19 +374,12 @@ def training_flops_per_s(threads: int) -> float:
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        device: its name, and how it computed.
-        micro_batch: windows at once: as many as asked for, or as fit in memory.
-        steps: that were timed, after one that was not.
-        tokens_per_s: the tokens of a step over the steps' median time.
-    """
-
-    device: str
-    micro_batch: int
-    steps: int
-    tokens_per_s: float
+    device: str  # its name, and how it computed
+    micro_batch: int  # windows at once: as many as asked for, or as fit in memory
+    steps: int  # that were timed, after one that was not
+    tokens_per_s: float  # the tokens of a step over the steps' median time
 
 
 def measure_speed(

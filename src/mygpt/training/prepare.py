@@ -55,14 +55,10 @@ from mygpt.training.run import RunFolder
 
 @dataclass(frozen=True)
 class Request:
-    """A new run as the arguments of `train` describe it.
-
-    Attributes:
-        options: those of the model's shape and the recipe.
-    """
+    """A new run as the arguments of `train` describe it."""
 
     files: list[str]
-    options: dict[str, Any]
+    options: dict[str, Any]  # those of the model's shape and the recipe
     output: str | Path | None = None
     overwrite: bool = False
     preset: str = DEFAULT_PRESET
@@ -104,17 +100,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A new run whose model does not exist yet.
+    """A new run whose model does not exist yet."""
 
-    Attributes:
-        start: what the run begins with.
-        text: to train on.
-        expected_tokens: with which the loss is estimated; 0 where it cannot be.
-    """
-
-    start: Start
-    text: TrainingText
-    expected_tokens: float = 0.0
+    start: Start  # what the run begins with
+    text: TrainingText  # to train on
+    expected_tokens: float = 0.0  # with which the loss is estimated; 0 where it cannot be
 
     def to_send(self) -> tuple[Start, dict[str, Any], str]:
         """What the other processes need, without the arrays."""

@@ -70,14 +70,7 @@ class _File:
 
 @dataclass
 class RunFolder:
-    """The folder of one run. Of several processes only process 0 writes in it.
-
-    Attributes:
-        folder: its path.
-        file: a checkpoint that is also written for the user (`--output ckpt.pt`), or None.
-        group: the processes that train the run.
-        moved_from: the folder's path when it was locked, if it has been renamed since.
-    """
+    """The folder of one run. Of several processes only process 0 writes in it."""
 
     state_path = _File("last.state.safetensors")
     previous_path = _File("previous.state.safetensors")
@@ -87,9 +80,12 @@ class RunFolder:
     config_path = _File("config.toml")  # the run's settings, to be read by people
     report_path = _File("report.html")
 
-    folder: Path
+    folder: Path  # its path
+    # A checkpoint that is also written for the user (`--output ckpt.pt`), or None.
     file: Path | None = None
+    # The processes that train the run.
     group: ProcessGroup = field(default=SINGLE_PROCESS, compare=False)
+    # The folder's path when it was locked, if it has been renamed since.
     moved_from: Path | None = field(default=None, init=False, compare=False)
     _lock: RunLock | None = field(default=None, init=False, compare=False, repr=False)
     _is_locked: bool = field(default=False, init=False, compare=False, repr=False)

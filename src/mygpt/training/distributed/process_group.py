@@ -43,19 +43,12 @@ class PeerError(MygptError):
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's rank among those that train one model.
+    """This process's rank among those that train one model."""
 
-    Attributes:
-        rank: its number, from 0; process 0 prepares the run, logs and writes.
-        size: the number of processes.
-        local_rank: its number on this machine.
-        local_size: the number of processes on this machine.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
+    rank: int = 0  # its number, from 0; process 0 prepares the run, logs and writes
+    size: int = 1  # the number of processes
+    local_rank: int = 0  # its number on this machine
+    local_size: int = 1  # the number of processes on this machine
 
     @property
     def is_single(self) -> bool:
