@@ -94,41 +94,34 @@ def read_foreign(
         OutOfMemoryError: if its weights need more memory than is free.
     """
     path = Path(source)
-    if path.is_file() or ((path / "ckpt.pt").is_file() and not (path / "config.json").exists()):
-        return _read_file(path, tokenizer, num_heads)  # the folder is nanoGPT's output folder
-    if path.is_dir():
-        return _read_folder(path, tokenizer, num_heads)
+    if (path / "ckpt.pt").is_file() and not (path / "config.json").exists():
+        path = path / "ckpt.pt"  # in nanoGPT's output folder
+    if path.is_file() or path.is_dir():
+        return _read(path, tokenizer, num_heads)
     if os.path.lexists(path):
         raise InputError(f"{source} is neither a folder nor a file: give a folder or a file")
     page = _HUB_PAGE.fullmatch(source)
     source = page[1] if page else source
     if _HUB_NAME.fullmatch(source) and path.suffix not in _FILES:
-        return _read_folder(_from_hub(source), tokenizer, num_heads)
+        return _read(_from_hub(source), tokenizer, num_heads)
     raise InputError(
         f"{source} does not exist: give a folder, a file, or a model on the Hugging Face hub "
         "(owner/name)"
     )
 
 
-def _read_folder(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
+def _read(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
     from mygpt.formats.hugging_face import read_hugging_face
+    from mygpt.formats.state_dicts import read_state_dict
 
-    problem = folder_problem(path)
+    problem = folder_problem(path) if path.is_dir() else file_problem(path)
     if problem is not None:
         raise InputError(problem)
+    if not path.is_dir():
+        return read_state_dict(path, num_heads=num_heads, tokenizer=tokenizer)
     if num_heads is not None:
         raise InputError(f"{path} states its number of heads: remove --num-heads {num_heads}")
     return read_hugging_face(path, tokenizer=tokenizer)
-
-
-def _read_file(path: Path, tokenizer: Tokenizer | None, num_heads: int | None) -> Imported:
-    from mygpt.formats.state_dicts import read_state_dict
-
-    path = path / "ckpt.pt" if path.is_dir() else path
-    problem = file_problem(path)
-    if problem is not None:
-        raise InputError(problem)
-    return read_state_dict(path, num_heads=num_heads, tokenizer=tokenizer)
 
 
 def _from_hub(name: str) -> Path:

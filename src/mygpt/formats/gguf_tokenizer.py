@@ -8,23 +8,17 @@ All others become its byte-level BPE, "gpt2":
   or spaces).
 - A byte tokenizer is BPE without merges.
 - A character is a token of one or more bytes, with merges that form it from its bytes, from the
-  first byte on. The intermediate results (the first two bytes of a three-byte character) have no
-  id; llama.cpp does not require one. (A program that does, as one of Ollama's engines, drops
-  characters of three and four bytes from a prompt.) No merge crosses the end of a character, since
-  the first byte in UTF-8 gives its length, so every text of known characters gets the same ids.
-  llama.cpp drops unknown characters from a prompt; mygpt raises an error.
-
-llama.cpp's other tokenizers fit less: "llama" (SentencePiece) reads U+2581 as a space, "plamo2"
-needs tokens for all 256 bytes, whose untrained rows could be sampled, and "rwkv" encodes the text
-of the end token as that token, and does not terminate for an unknown character whose first byte is
-also the first byte of a known one.
+  first byte on. The intermediate results have no id; llama.cpp does not require one. (One of
+  Ollama's engines does, and drops characters of three and four bytes from a prompt.) The first
+  byte in UTF-8 gives a character's length, so no merge crosses the end of a character, and a text
+  of known characters gets the same ids. llama.cpp drops unknown characters from a prompt; mygpt
+  raises an error. llama.cpp's other tokenizers would change texts, or could sample untrained rows.
 
 The end-of-text token is the only control token that mygpt adds; its name in a text stays text.
-llama.cpp also treats some tokens as end tokens because of their names (`</s>`, `<|im_end|>`, ...).
-No single character has such a name, and no BPE token does either, since letters and the signs
-after them are different words. The end token is also given as the beginning-of-text token (as in
-GPT-2, and as in training) and is never added automatically: without that entry llama.cpp would use
-token 11 for both, which is a real character.
+llama.cpp also treats tokens of some names as end tokens (`</s>`, `<|im_end|>`, ...). No character
+has such a name, and no BPE token, since letters and the signs after them are different words. The
+end token is also given as the beginning-of-text token (as in GPT-2, and as in training) and is
+never added automatically: without that entry llama.cpp would use token 11, a real character.
 
 llama.cpp's "llama" (SentencePiece's BPE) has scores in place of a list of merges: of all adjacent
 pairs whose concatenation is a token it merges the pair whose token has the highest score, the

@@ -202,7 +202,7 @@ class TokenizerFile:
         ]
 
     @complete_json()
-    def reached(self, names: Set[str]) -> Set[str]:
+    def reached(self, names: Set[str]) -> set[str]:
         """Those of these tokens that a text of several characters can be encoded as."""
         affixes = ("continuing_subword_prefix", "end_of_word_suffix")
         if "merges" not in self.model or any(map(self.model.get, ("ignore_merges", *affixes))):
@@ -211,7 +211,7 @@ class TokenizerFile:
             merges = self.model["merges"]
             made = (m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges)
         plain = (token["content"] for token in self.added if not token["special"])
-        return names & set(chain(made, plain))
+        return {token for token in chain(made, plain) if token in names}
 
     def ids_around(self, side: Literal["cls", "sep"]) -> list[Any]:
         """The ids that its post-processor adds before ("cls") or after a text, outer first."""
