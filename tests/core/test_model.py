@@ -95,14 +95,6 @@ def test_later_tokens_do_not_change_earlier_logits(config):
             assert not torch.equal(after[:, changed:], before[:, changed:])
 
 
-def test_rows_of_a_batch_do_not_see_each_other():
-    model = build(MODERN)
-    ids = some_ids(MODERN, 4, 9)
-    together = logits_of(model, ids)
-    for b in range(4):
-        torch.testing.assert_close(logits_of(model, ids[b : b + 1])[0], together[b], **CLOSE)
-
-
 # --- orders of reading ---------------------------------------------------------------------
 
 

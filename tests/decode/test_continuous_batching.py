@@ -24,14 +24,12 @@ from decoding import CPU, INT8, arrays_of, constant, engine_for, every_kind, req
 from decoding import SAMPLINGS as USUAL
 from mygpt import CharTokenizer, GPTConfig, Writer
 from mygpt.core.config import SamplingConfig
-from mygpt.core.generation import UncachedDecoder
 from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.cpu.decode import engine as cpu_batch
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.engine import CpuBatch, CpuEngine
 from mygpt.cpu.decode.memory import Memory
 from mygpt.decode.numpy_engine import NumpyEngine
-from mygpt.decode.torch_engine import TorchEngine
 from mygpt.engine import Request, SeparateBatch
 from mygpt.errors import InputError
 from shapes import LLAMA, MODERN, TUTORIAL, build
@@ -628,24 +626,3 @@ def test_a_writer_opens_a_batch_of_the_engine_for_long_jobs(monkeypatch):
     for size in (0, -1, 1.5, True):
         with pytest.raises(InputError, match=r"size=.* at least 1"):
             writer.open_batch(size)
-
-
-def test_a_foreign_module_needs_no_configuration():
-    """The torch engine runs any module with a window; ids are then not checked."""
-
-    class Foreign(torch.nn.Module):
-        max_seq_len = 12
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model_of("tutorial")
-
-        def forward(self, ids):
-            return self.inner(ids)
-
-    engine = TorchEngine(Foreign())
-    batch = engine.open(2)
-    one = request([1, 2], 20, seed=3)
-    slot = batch.join(one)
-    assert batch.advance(20)[slot] == engine.start([one]).advance(20)[0]
-    assert isinstance(engine.start([one])._batches[0].decoder, UncachedDecoder)

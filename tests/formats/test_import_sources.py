@@ -79,15 +79,10 @@ def test_a_file_of_another_program_is_recognised(name, said, tmp_path):
     assert name in message
 
 
-def test_an_embedding_model_is_refused(tmp_path):
-    folder = make_folder(tmp_path / "m")
-    write(folder / "modules.json", [])
-    assert "vectors" in refused(folder)
-
-
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
+        ("modules.json", [], "vectors"),
         ("quantize_config.json", {"bits": 4}, "quantized (quantize_config.json)"),
         ("quant_config.json", {"bits": 4}, "quantized (quant_config.json)"),
         ("hf_quant_config.json", {"bits": 4}, "quantized (hf_quant_config.json)"),
@@ -96,12 +91,15 @@ def test_an_embedding_model_is_refused(tmp_path):
         ("config.json", {"quantization": {"group_size": 64, "bits": 4}}, "(quantization)"),
     ],
 )
-def test_quantized_weights_are_refused(name, values, said, tmp_path):
+def test_quantized_weights_and_models_of_embeddings_are_refused(name, values, said, tmp_path):
     """MLX uses the last setting."""
     folder = make_folder(tmp_path / "m")
-    known = json.loads((folder / "config.json").read_text()) if name == "config.json" else {}
-    write(folder / name, known | values)
-    assert f"{said}: only weights" in refused(folder)
+    if name == "config.json":
+        values = json.loads((folder / "config.json").read_text()) | values
+    write(folder / name, values)
+    message = refused(folder)
+    assert said in message
+    assert name == "modules.json" or f"{said}: only weights" in message
 
 
 def test_files_of_a_cache_are_links_and_are_read(tmp_path):

@@ -8,7 +8,6 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 
 import mygpt
 from mygpt import GPT, GPTConfig
-from mygpt.cli import main
 from mygpt.cli.plan import duration_text, parse_bytes, parse_count
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.scaling.estimates import activations, device_memory, flops_per_token
@@ -28,23 +26,19 @@ from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.planning import measure_speed
 from shapes import CONFIGS, build
+from shell import Shell
 
-Plan = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 TEN_MILLION = GPTConfig(512, **SHAPES["medium"])
 
 
 @pytest.fixture
-def plan(capsys: pytest.CaptureFixture[str]) -> Plan:
-    """Run `mygpt plan`; exit code, standard output, standard error."""
+def plan(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys, "plan")
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["plan", *arguments])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
 
-    return run
+def values_of(plan: Shell, *arguments: str) -> dict[str, Any]:
+    return json.loads(plan.printed(*arguments, "--json"))
 
 
 # Published figures
@@ -241,7 +235,7 @@ def test_amounts_are_parsed_and_formatted() -> None:
 # The command
 
 
-def test_printed_output_is_plain_text_of_at_most_80_columns(plan: Plan) -> None:
+def test_printed_output_is_plain_text_of_at_most_80_columns(plan: Shell) -> None:
     code, out, err = plan(
         "gpt2", "--tokens", "10B", "--devices", "8", "--device-memory", "24GB"
     )  # fmt: skip
@@ -256,31 +250,26 @@ def test_printed_output_is_plain_text_of_at_most_80_columns(plan: Plan) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_what_does_not_fit_is_named(plan: Plan) -> None:
-    _, out, _ = plan("gpt3", "--devices", "8", "--nodes", "128", "--device-memory", "80GB")
+def test_what_does_not_fit_is_named(plan: Shell) -> None:
+    out = plan.printed("gpt3", "--devices", "8", "--nodes", "128", "--device-memory", "80GB")
     assert "memory of each of 1,024 devices, 2 windows at once:" in out
     fits = [line.split()[-1] for line in out.splitlines() if line.startswith(("DDP", "FSDP"))]
     assert fits == ["no"] * 5 + ["yes", "no", "yes"]
 
 
-def test_no_time_without_an_efficiency(plan: Plan) -> None:
-    _, out, _ = plan("gpt3", "--devices", "1024", "--json")
-    assert json.loads(out)["time"] is None
-    _, out, _ = plan(
-        "gpt3", "--devices", "1024", "--peak-tflops", "312", "--efficiency", "0.4", "--json"
-    )
-    time = json.loads(out)["time"]
+def test_no_time_without_an_efficiency(plan: Shell) -> None:
+    given = ("gpt3", "--devices", "1024")
+    assert values_of(plan, *given)["time"] is None
+    time = values_of(plan, *given, "--peak-tflops", "312", "--efficiency", "0.4")["time"]
     total = 3.14e23 * (1 + 96 * 12_288 * 6 * 2048 / (6 * 174.6e9))
     assert time["basis"] == "given"
     assert time["one_device_s"] == pytest.approx(total / (0.4 * 312e12), rel=0.01)
     assert time["all_devices_s"] == pytest.approx(time["one_device_s"] / 1024)
 
 
-def test_the_keys_of_the_json_output(plan: Plan) -> None:
+def test_the_keys_of_the_json_output(plan: Shell) -> None:
     """Scripts rely on them."""
-    code, out, _ = plan("llama-2-7b", "--devices", "2", "--device-memory", "80GB", "--json")
-    values = json.loads(out)
-    assert code == 0
+    values = values_of(plan, "llama-2-7b", "--devices", "2", "--device-memory", "80GB")
     assert list(values) == ["model", "job", "computed", "measured", "time"]
     assert list(values["job"]) == [
         "tokens", "batch_size", "devices", "micro_batch", "device_memory", "batch_tokens",
@@ -296,24 +285,22 @@ def test_the_keys_of_the_json_output(plan: Plan) -> None:
     assert values["measured"] is values["time"] is None
 
 
-def test_options_change_the_shape(plan: Plan) -> None:
-    _, out, _ = plan("small", "--vocab-size", "257", "--num-layers", "2", "--json")
-    values = json.loads(out)
+def test_options_change_the_shape(plan: Shell) -> None:
+    values = values_of(plan, "small", "--vocab-size", "257", "--num-layers", "2")
     config = GPTConfig(257, **{**SHAPES["small"], "num_layers": 2})
     assert values["model"]["config"] == config.to_dict()
     assert values["computed"]["parameters"] == config.num_parameters()
     assert values["job"]["tokens"] == 20 * config.num_parameters()
-    _, out, _ = plan("gpt2", "--max-seq-len", "512", "--batch-tokens", "100K", "--json")
-    values = json.loads(out)
+    values = values_of(plan, "gpt2", "--max-seq-len", "512", "--batch-tokens", "100K")
     assert values["job"]["batch_size"] == 195  # windows of 512
     assert "max_seq_len 512" in values["model"]["source"]
 
 
-def test_the_shape_can_be_that_of_a_checkpoint(plan: Plan, tmp_path: Path) -> None:
+def test_the_shape_can_be_that_of_a_checkpoint(plan: Shell, tmp_path: Path) -> None:
     model = build(CONFIGS["modern"])
     mygpt.save_checkpoint(tmp_path / "x.safetensors", model, mygpt.CharTokenizer(list("abcde")))
-    _, out, _ = plan(str(tmp_path / "x.safetensors"), "--json")
-    assert json.loads(out)["model"]["config"] == CONFIGS["modern"].to_dict()
+    values = values_of(plan, str(tmp_path / "x.safetensors"))
+    assert values["model"]["config"] == CONFIGS["modern"].to_dict()
 
 
 @pytest.mark.parametrize(
@@ -341,12 +328,9 @@ def test_the_shape_can_be_that_of_a_checkpoint(plan: Plan, tmp_path: Path) -> No
     ],
 )
 def test_wrong_values_are_errors_of_one_line(
-    plan: Plan, arguments: list[str], message: str
+    plan: Shell, arguments: list[str], message: str
 ) -> None:
-    code, out, err = plan(*arguments)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
+    assert message in plan.refused(*arguments)
 
 
 def test_a_plan_of_a_published_model_needs_no_torch() -> None:
@@ -363,15 +347,13 @@ def test_a_plan_of_a_published_model_needs_no_torch() -> None:
 
 
 @pytest.mark.kernels
-def test_measure_trains_the_named_model(plan: Plan) -> None:
-    code, out, _ = plan(
-        "small", "--vocab-size", "65", "--tokens", "1M", "--devices", "4", "--measure",
-        "--device", "cpu", "--json",
+def test_measure_trains_the_named_model(plan: Shell) -> None:
+    values = values_of(
+        plan, "small", "--vocab-size", "65", "--tokens", "1M", "--devices", "4", "--measure",
+        "--device", "cpu",
     )  # fmt: skip
-    values = json.loads(out)
     measured, time = values["measured"], values["time"]
     config = GPTConfig(65, **SHAPES["small"])
-    assert code == 0
     assert measured["steps"] >= 3
     assert measured["micro_batch"] == 4
     each = flops_per_token(config, 128).total
@@ -382,14 +364,13 @@ def test_measure_trains_the_named_model(plan: Plan) -> None:
 
 
 @pytest.mark.kernels
-def test_measure_reports_what_it_ran(plan: Plan) -> None:
+def test_measure_reports_what_it_ran(plan: Shell) -> None:
     """And does not change the state of torch's generator."""
     before = torch.get_rng_state()
-    code, out, _ = plan(
+    out = plan.printed(
         "tutorial", "--vocab-size", "65", "--devices", "2", "--batch-size", "4", "--measure",
         "--device", "cpu",
     )  # fmt: skip
-    assert code == 0
     assert "steps of 2 x 64 tokens" in out
     assert "mygpt's kernels for CPUs; all other values are computed" in out
     assert "on 2 devices, without communication costs" in out
