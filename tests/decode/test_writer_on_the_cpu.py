@@ -59,7 +59,7 @@ def test_writing_from_a_checkpoint_imports_neither_torch_nor_numba(tmp_path):
 import sys
 from mygpt.decode.writer import load
 w = load(sys.argv[1])
-print(w.choose_engine(40).name, w.generate("ab", 40, seed=3, temperature=0.9, top_p=0.95))
+print(w.backend.choose(40).name, w.generate("ab", 40, seed=3, temperature=0.9, top_p=0.95))
 assert not {"torch", "numba", "scipy"} & set(sys.modules)
 """
     found = assert_runs(program, str(tmp_path / "model.safetensors"))

@@ -14,7 +14,7 @@ from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES, Overflow
-from mygpt.decode.choice import Backend, Choice, tokens_to_read
+from mygpt.decode.choice import Backend, tokens_to_read
 from mygpt.decode.completion import Completion, Row
 from mygpt.engine import Batch, Decoding, Request, check_prompt_fits, fresh_seed
 from mygpt.errors import InputError, require_choice, require_int
@@ -81,14 +81,6 @@ class Writer:
     def model(self) -> GPT:
         """The model as a torch module; a checkpoint's is built at the first access."""
         return self.backend.model
-
-    def choose_engine(self, tokens: int) -> Choice:
-        """The engine for so many tokens, and why.
-
-        Raises:
-            InputError: for an engine, a device or a number format that is not available.
-        """
-        return self.backend.choose(tokens)
 
     def open_batch(self, size: int) -> Batch:
         """A batch of `size` slots, which requests join and leave between tokens, as in a server.

@@ -52,22 +52,19 @@ def evaluate(
     stride: int | None = None,
     token_losses: TokenLosses | None = None,
 ) -> Evaluation:
-    """Predict every token but the first once, in adjacent windows of T tokens.
+    """Predict every token but the first once, in windows of T tokens.
 
-    With a stride the windows overlap: each begins `stride` tokens after the one before it, and
-    only tokens that no earlier window predicted are counted, so that a prediction has at least
-    T - stride tokens of context (where the text has them).
-
-    The standard error treats sections of T tokens as independent samples of the text.
+    With a stride they overlap: only tokens that no earlier window predicted are counted, so that
+    a prediction has T - stride tokens of context or more. The standard error treats sections of T
+    tokens as independent samples.
 
     Args:
         model: its training or eval mode is restored afterwards.
         tokens: 1-D ids, at least two.
         seq_len: T.
         size: of the predicted text (`mygpt.data.predicted_size`).
-        stride: tokens from one window to the next, at most T; None is T.
-        token_losses: a faster function for the loss of each target, from inputs and targets
-            (B, T); None is the model's forward pass.
+        stride: tokens from one window's start to the next one's, at most T; None is T.
+        token_losses: a faster forward pass (see `TokenLosses`); None is the model's own.
 
     Raises:
         InputError: for a stride longer than the window.
