@@ -21,7 +21,7 @@ from mygpt.core.random import Stream
 from mygpt.cpu.common import build as kernels
 from mygpt.cpu.decode.engine import CpuEngine, digest_of
 from mygpt.decode import choice, packing
-from mygpt.decode.choice import DTYPES, ENGINES, choose
+from mygpt.decode.choice import DTYPES, ENGINES, choose_engine
 from mygpt.decode.packing import cpu_engine_of, packable_parameters
 from mygpt.engine import Request
 from mygpt.errors import InputError
@@ -79,51 +79,51 @@ def test_a_requested_engine_is_chosen_or_refused(machine, asked, expected):
     wanted, device, dtype = asked
     options = {"tokens": 10, "device": device, "dtype": dtype, "wanted": wanted}
     if expected in ENGINES:
-        assert choose(TUTORIAL, **options).name == expected
+        assert choose_engine(TUTORIAL, **options).name == expected
     else:
         with pytest.raises(InputError, match=expected):
-            choose(TUTORIAL, **options)
+            choose_engine(TUTORIAL, **options)
 
 
 def test_without_numba_the_engine_is_numpy(machine):
     machine(available=False)
     for tokens in (1, 10**9):
-        assert choose(TUTORIAL, tokens=tokens).name == "numpy"
+        assert choose_engine(TUTORIAL, tokens=tokens).name == "numpy"
     for options in ({"wanted": "cpu"}, {"dtype": "int8"}):
         with pytest.raises(InputError, match="needs Numba and a POSIX system: install numba"):
-            choose(TUTORIAL, tokens=10, **options)
+            choose_engine(TUTORIAL, tokens=10, **options)
 
 
 @pytest.mark.parametrize("config", [TUTORIAL, LARGE], ids=["small", "large"])
 def test_only_long_jobs_wait_for_the_compiler(machine, config):
     """Longer than some seconds of NumPy's; machine code that is ready serves the shortest too."""
     machine(compiled=False)
-    names = [choose(config, tokens=2**n).name for n in range(30)]
+    names = [choose_engine(config, tokens=2**n).name for n in range(30)]
     turn = names.index("cpu")
     assert names == ["numpy"] * turn + ["cpu"] * (30 - turn)
     assert turn > 4
     seconds = 2**turn * (3e-4 + config.num_parameters() / 5e9)
     assert 4 < seconds < 20
     machine(compiled=True)
-    assert choose(config, tokens=1).name == "cpu"
+    assert choose_engine(config, tokens=1).name == "cpu"
 
 
 def test_small_models_stay_off_the_gpu(machine):
     machine(gpu=True)
     assert LARGE.num_parameters() > 30_000_000
-    assert choose(LARGE, tokens=10).name == "torch"
-    assert choose(LARGE, tokens=10, device="cpu").name == "cpu"
-    assert choose(TUTORIAL, tokens=10).name == "cpu"
+    assert choose_engine(LARGE, tokens=10).name == "torch"
+    assert choose_engine(LARGE, tokens=10, device="cpu").name == "cpu"
+    assert choose_engine(TUTORIAL, tokens=10).name == "cpu"
 
 
 def test_each_choice_has_its_reason(machine):
     """The end of a sentence, different for each choice."""
     cases = [{"wanted": name} for name in ENGINES] + [{"dtype": name} for name in DTYPES]
-    reasons = [choose(TUTORIAL, tokens=1, **case).reason for case in cases]
+    reasons = [choose_engine(TUTORIAL, tokens=1, **case).reason for case in cases]
     machine(compiled=False)
-    reasons += [choose(TUTORIAL, tokens=n).reason for n in (1, 10**9)]
+    reasons += [choose_engine(TUTORIAL, tokens=n).reason for n in (1, 10**9)]
     machine(available=False)
-    reasons.append(choose(TUTORIAL, tokens=1).reason)
+    reasons.append(choose_engine(TUTORIAL, tokens=1).reason)
     assert all(reason and reason[-1] != "." for reason in reasons)
     assert len(set(reasons)) == 8
 
@@ -132,8 +132,8 @@ def test_choosing_imports_neither_torch_nor_numba():
     program = """
 import sys
 from mygpt.core.config import GPTConfig
-from mygpt.decode.choice import choose
-print(choose(GPTConfig(5, 8, 2, 2), tokens=10**9, device="cpu").name)
+from mygpt.decode.choice import choose_engine
+print(choose_engine(GPTConfig(5, 8, 2, 2), tokens=10**9, device="cpu").name)
 assert not {"torch", "numba"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -162,7 +162,7 @@ def test_the_compiled_engine_does_the_chapters_loop(decoded, config):
     """After `set_seed`, with torch's own draws between its steps, past the window."""
     model = build(config, spread=0.7)
     assert packable_parameters(model) is not None
-    assert choose(config, tokens=60, device="cpu").name == "cpu"
+    assert choose_engine(config, tokens=60, device="cpu").name == "cpu"
     prompt = torch.tensor([[1, 4, 0], [2, 2, 2]])
     for top_k in (None, 3):
         torch.manual_seed(3)

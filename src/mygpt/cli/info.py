@@ -19,10 +19,10 @@ def info(checkpoint: options.Checkpoint = None, json: options.Json = False) -> N
     Example: mygpt info runs/poems
     """
     from mygpt.checkpoint.model_file import read_checkpoint, resolve
-    from mygpt.decode.choice import choose
+    from mygpt.decode.choice import choose_engine
 
     found = read_checkpoint(resolve(checkpoint))
-    engine = choose(found.config, tokens=_USUAL_TOKENS)
+    engine = choose_engine(found.config, tokens=_USUAL_TOKENS)
     if json:
         values = {
             "path": str(found.path),

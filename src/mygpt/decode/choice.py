@@ -1,4 +1,4 @@
-"""Which engine runs a job: `choose` selects it by device, number format, size and length.
+"""Which engine runs a job: `choose_engine` selects it by device, number format, size and length.
 
 `Backend` makes the engines of one model, of a checkpoint's arrays or of a torch model as it is now.
 Nothing here imports torch where another engine is chosen: that would take longer than most jobs.
@@ -43,7 +43,7 @@ class Choice:
     reason: str
 
 
-def choose(
+def choose_engine(
     config: GPTConfig,
     *,
     tokens: int,
@@ -188,7 +188,7 @@ class Backend:
         return self._model
 
     def choose(self, tokens: int, reads: int | None = None) -> Choice:
-        """The engine for so many tokens, and why; see the function `choose`."""
+        """The engine for so many tokens, and why; see `choose_engine`."""
         device, dtype = self._device, self._dtype
         if self._model is not None and self._wanted != "torch":
             from mygpt.decode.packing import packable_parameters
@@ -203,7 +203,7 @@ class Backend:
             device, dtype = "cpu", "int8" if dtype == "int8" else "float32"
         elif self._model is not None:
             return Choice("torch", "it was requested")
-        return choose(
+        return choose_engine(
             self._given.config,
             tokens=tokens,
             reads=reads,

@@ -17,7 +17,7 @@ from mygpt.core.generation import Decoder, GenerationCall, LoopDecoder
 from mygpt.core.model import GPT
 from mygpt.core.random import Stream, check_seed
 from mygpt.core.window import OVERFLOW_POLICIES, Overflow
-from mygpt.decode.choice import choose, tokens_to_read
+from mygpt.decode.choice import choose_engine, tokens_to_read
 from mygpt.decode.packing import cpu_engine_of, packable_parameters
 from mygpt.engine import Request, check_prompt_fits
 from mygpt.errors import InputError, require_choice, require_int
@@ -160,7 +160,7 @@ def fastest_decoder(call: GenerationCall) -> Decoder | LoopDecoder:
         return call.torch_decoder()
     config, (rows, length) = call.model.config, call.prompt_ids.shape
     reads = tokens_to_read(length, call.steps, config.max_seq_len, call.overflow)
-    choice = choose(config, tokens=rows * call.steps, reads=rows * reads, device="cpu")
+    choice = choose_engine(config, tokens=rows * call.steps, reads=rows * reads, device="cpu")
     if choice.name != "cpu":
         return call.torch_decoder()
     requests = [

@@ -16,7 +16,7 @@ from mygpt.cpu.common.arithmetic import part_start
 from mygpt.cpu.common.simd import INT64, INTS, floats, int8s, ints, kernel, skip
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.forward import barrier, forward
-from mygpt.cpu.decode.sample import argmax, choose
+from mygpt.cpu.decode.sample import argmax, choose_token
 
 
 @kernel(INTS, INT64)
@@ -139,7 +139,7 @@ def _sample(job, thread):
         number = ints(job[at.OUTPUT_SLOT])[output]
         slot = skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)
         seen = skip(int8s(job[at.SEEN]), number * vocab)
-        token = choose(
+        token = choose_token(
             skip(floats(job[at.LOGITS]), slot[at.LOGITS_ROW] * stride),
             skip(floats(job[at.PROBABILITIES]), number * stride),
             skip(floats(job[at.SCRATCH]), thread * stride), seen, vocab, slot,

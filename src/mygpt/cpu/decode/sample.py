@@ -208,7 +208,7 @@ def _has_finite_top(z, vocab):
 
 
 @kernel(FLOATS, FLOATS, FLOATS, BYTES, INT64, INTS, FLOATS, INT64, returns=INT64)
-def choose(logits, p, z, seen, vocab, slot, settings, drawing):
+def choose_token(logits, p, z, seen, vocab, slot, settings, drawing):
     """The next token's id, or minus the status that ends the slot.
 
     Args:
