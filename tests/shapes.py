@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mygpt import GPT, GPTConfig
@@ -33,6 +35,14 @@ CONFIGS = {
     "odd": ODD,
     "rotary_layer_norm": ROTARY_LAYER_NORM,
 }
+
+
+def unchecked(config: GPTConfig, **options: str) -> GPTConfig:
+    """The same with values that `GPTConfig` does not allow yet."""
+    changed = replace(config)
+    for name, value in options.items():
+        object.__setattr__(changed, name, value)
+    return changed
 
 
 def build(config: GPTConfig, seed: int = 0, spread: float | None = 0.5) -> GPT:

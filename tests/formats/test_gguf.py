@@ -20,9 +20,9 @@ from gguf_reference import F16, F32, Q8_0, SYMBOL, read_gguf, run, turned
 from mygpt import GPTConfig
 from mygpt.checkpoint.model_file import Checkpoint, model_arrays
 from mygpt.errors import InputError
-from mygpt.formats.gguf import pairs_from_halves, quantised, write_gguf
+from mygpt.formats.gguf import pairs_from_halves, quantised, store, write_gguf
 from mygpt.tokenization import ByteTokenizer, CharTokenizer
-from shapes import CONFIGS, GPT2, LLAMA, MODERN, build
+from shapes import CONFIGS, GPT2, LLAMA, MODERN, build, unchecked
 
 WIDE = GPTConfig(
     vocab_size=9, embed_dim=64, num_heads=4, num_layers=2, max_seq_len=64, num_kv_heads=2,
@@ -135,6 +135,12 @@ def test_q8_0_equals_its_reference_implementation_and_ggmls() -> None:
     assert quantised(rows).tobytes() == theirs.tobytes()
 
 
+def test_a_number_type_without_an_encoding_is_an_error() -> None:
+    """It was written as float16."""
+    with pytest.raises(ValueError, match="number type 12"):
+        store("w", np.zeros((1, 32), np.float32), 12)
+
+
 def test_q8_0_of_a_model(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     held = checkpoint(WIDE)
@@ -203,6 +209,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "qk_norm=False, and this model has qk_norm=True": (
         {"config": replace(GPT2, qk_norm=True)}, "--preset"),
     "this model has 3 * 5": ({"config": replace(GPT2, head_dim=5)}, "--preset"),
+    "position=learned, and this model has position=alibi": (
+        {"config": unchecked(GPT2, position="alibi"), "built": GPT2}, "--preset"),
     "no end-of-text token": (
         {"config": MODERN, "tokenizer": CharTokenizer("abcde")}, "--preset tutorial"),
     "the tokenizer has 257 ids and the model 5": (
@@ -216,7 +224,7 @@ def test_models_that_llama_cpp_does_not_support_are_refused(said: str, tmp_path:
     """One line, and nothing is written."""
     case, remedy = REFUSED[said]
     held = replace(checkpoint(MODERN), config=case["config"])
-    held = replace(held, arrays=model_arrays(build(case["config"])))
+    held = replace(held, arrays=model_arrays(build(case.get("built", case["config"]))))
     held = replace(held, tokenizer=case.get("tokenizer", held.tokenizer))
     with pytest.raises(InputError) as raised:
         write_gguf(held, tmp_path / "m.gguf", kind=case.get("kind", "f32"))

@@ -24,7 +24,17 @@ from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.errors import InputError, StorageError
 from mygpt.formats import export_checkpoint, hugging_face
 from mygpt.formats.hugging_face import read_hugging_face, write_hugging_face
-from shapes import CONFIGS, GPT2, LLAMA, MIXED, MODERN, ROTARY_LAYER_NORM, TUTORIAL, build
+from shapes import (
+    CONFIGS,
+    GPT2,
+    LLAMA,
+    MIXED,
+    MODERN,
+    ROTARY_LAYER_NORM,
+    TUTORIAL,
+    build,
+    unchecked,
+)
 
 EXPORTED = {
     "tutorial": TUTORIAL,
@@ -490,6 +500,7 @@ def test_an_exports_notes(tmp_path):
         (replace(MODERN, mlp="gelu", mlp_dim=8), "mlp=gelu"),
         (replace(MODERN, mlp_bias=True), "mlp_bias=True"),
         (replace(LLAMA, embed_dim=22, head_dim=6), "embed_dim=22"),
+        (unchecked(LLAMA, position="alibi"), "position=alibi"),
     ],
     ids=str,
 )

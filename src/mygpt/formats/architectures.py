@@ -274,7 +274,7 @@ def _llama_limits(config: GPTConfig) -> dict[str, tuple[Any, ...]]:
     # transformers requires a multiple of the heads for Llama, also with a head_dim.
     width = config.num_heads * -(-config.embed_dim // config.num_heads)
     own = {"mlp_bias": (False,)} if config.qk_norm else {"embed_dim": (width,)}
-    return {"norm": ("rms",), "mlp": ("swiglu",), **own}
+    return {"position": ("rotary",), "norm": ("rms",), "mlp": ("swiglu",), **own}
 
 
 LLAMA = Family(

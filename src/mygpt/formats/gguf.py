@@ -50,13 +50,14 @@ _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _BLOCK_BYTES = 2 + BLOCK  # a float16 scale, and a signed byte for each value
 _BLOCKS_AT_ONCE = 2**16
 _KINDS = {"f32": F32, "f16": F16, "q8_0": Q8_0}
+_FLOATS = {F32: "<f4", F16: "<f2"}
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's number for the type of most tensors
 # The largest value: of a float16; and of a q8_0, whose float16 scale is multiplied by up to 127.
 _LARGEST = {F32: np.inf, F16: 65504.0, Q8_0: 127 * 65504.0}
 
 # The settings that an architecture needs.
 _MODERN = {"norm": "rms", "mlp": "swiglu", "attention_bias": False, "mlp_bias": False}
-_GPT2 = {"norm": "layer", "mlp": "gelu_tanh", "qk_norm": False}
+_GPT2 = {"position": "learned", "norm": "layer", "mlp": "gelu_tanh", "qk_norm": False}
 _GPT2_ALWAYS: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
 _GPT2_NAMES = Names("blk.", {
@@ -247,7 +248,9 @@ def store(name: str, array: NDArray[np.float32], kind: int) -> Stored:
     """Encode a tensor; for Q8_0 the length of its rows must be a multiple of 32."""
     if kind == Q8_0:
         return Stored(name, array.shape, kind, quantised(array))
-    numbers = np.ascontiguousarray(array, "<f4" if kind == F32 else "<f2")
+    if kind not in _FLOATS:
+        raise ValueError(f"{name}: number type {kind} of GGUF has no encoding here")
+    numbers = np.ascontiguousarray(array, _FLOATS[kind])
     return Stored(name, array.shape, kind, numbers.reshape(-1).view(np.uint8))
 
 
