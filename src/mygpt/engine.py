@@ -8,9 +8,10 @@ Letters: B rows, T time, L window, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,32 @@ from mygpt.core.config import GPTConfig, SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.window import Overflow
 from mygpt.errors import InputError
+
+# What NumPy and the machine code implement, of decoding and of training.
+_EVERY_VALUE = frozenset({
+    "vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len", "dropout", "num_kv_heads",
+    "head_dim", "mlp_dim", "norm_eps", "rope_base", "attention_bias", "mlp_bias", "qk_norm", "tied",
+})  # fmt: skip
+_VALUES = {
+    "norm": ("layer", "rms"),
+    "position": ("learned", "rotary"),
+    "mlp": ("gelu", "gelu_tanh", "swiglu"),
+}
+
+
+@functools.cache
+def only_in_torch(config: GPTConfig) -> str | None:
+    """The first option of a model, as "position=alibi", that only `core` implements; None for none.
+
+    Such a model is decoded and trained by torch alone. An option that is not listed here may have
+    its default only, with which the block is the tutorial's.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        known = _VALUES.get(field.name, (field.default,))
+        if field.name not in _EVERY_VALUE and value not in known:
+            return f"{field.name}={value}"
+    return None
 
 
 @dataclass(frozen=True)

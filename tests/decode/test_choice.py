@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -20,13 +21,14 @@ from mygpt.core.model import MLP
 from mygpt.core.random import Stream
 from mygpt.cpu.common import build as kernels
 from mygpt.cpu.decode.engine import CpuEngine, digest_of
+from mygpt.cpu.train.step import suits
 from mygpt.decode import choice, packing
 from mygpt.decode.choice import DTYPES, ENGINES, choose_engine
 from mygpt.decode.packing import cpu_engine_of, packable_parameters
-from mygpt.engine import Request
+from mygpt.engine import Request, only_in_torch
 from mygpt.errors import InputError
 from mygpt.tokenization import CharTokenizer
-from shapes import LLAMA, MODERN, TUTORIAL, build, own_forward
+from shapes import LLAMA, MODERN, TUTORIAL, build, own_forward, unchecked
 
 PROMPT = torch.tensor([[1, 4, 0]])
 LARGE = GPTConfig(1000, 512, 8, 12, max_seq_len=64)
@@ -126,6 +128,49 @@ def test_each_choice_has_its_reason(machine):
     reasons.append(choose_engine(TUTORIAL, tokens=1).reason)
     assert all(reason and reason[-1] != "." for reason in reasons)
     assert len(set(reasons)) == 8
+
+
+BLOCK = GPTConfig(5, 32, 2, 2, max_seq_len=12)
+
+
+@dataclass(frozen=True)
+class Wider(GPTConfig):
+    """A shape with an option that is new."""
+
+    parallel: bool = False
+
+
+NEW = {
+    "norm=deep": unchecked(BLOCK, norm="deep"),
+    "position=alibi": unchecked(BLOCK, position="alibi"),
+    "mlp=relu": unchecked(BLOCK, mlp="relu"),
+    "parallel=True": Wider(5, 32, 2, 2, max_seq_len=12, parallel=True),
+}
+
+
+@pytest.mark.parametrize("option", NEW)
+def test_a_block_that_is_only_in_core_is_run_by_torch_alone(machine, option):
+    """An unknown position encoding was run without positions."""
+    config, model = NEW[option], build(BLOCK)
+    assert suits(BLOCK)
+    assert packable_parameters(model) is not None
+    assert only_in_torch(Wider(5, 32, 2, 2)) is None
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config = config
+        if isinstance(module, MLP):
+            module.kind = config.mlp
+    assert not suits(config)
+    assert packable_parameters(model) is None
+    assert choose_engine(config, tokens=10**9, device="cpu").name == "torch"
+    assert choose_engine(config, tokens=1, wanted="torch").name == "torch"
+    for asked in ({"wanted": "numpy"}, {"wanted": "cpu"}, {"dtype": "int8"}):
+        with pytest.raises(InputError, match=f"only torch implements {option}"):
+            choose_engine(config, tokens=1, **asked)
+    w = Writer(model, CharTokenizer("abcde"))
+    assert w.backend.choose(1).name == "torch"
+    with pytest.raises(InputError, match=f"only torch implements {option}"):
+        w.read([1])
 
 
 def test_choosing_imports_neither_torch_nor_numba():

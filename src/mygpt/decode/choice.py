@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.core.config import GPTConfig
+from mygpt.engine import only_in_torch
 from mygpt.errors import InputError, require_choice
 from mygpt.machine import DTYPES
 
@@ -67,6 +68,13 @@ def choose_engine(
     """
     require_choice("engine", wanted, ENGINES)
     require_choice("dtype", dtype, DTYPES)
+    option = only_in_torch(config)
+    if option is not None and wanted == "auto" and dtype != "int8":
+        return Choice("torch", f"only torch implements {option}")
+    if option is not None and wanted != "torch":
+        raise InputError(
+            f"only torch implements {option}: use --engine torch, and another dtype than int8"
+        )
     if wanted != "auto":
         return _check(wanted, device, dtype)
     if dtype == "int8":
@@ -194,7 +202,10 @@ class Backend:
             from mygpt.decode.packing import packable_parameters
 
             if packable_parameters(self._model) is None:
-                what = "has changed parts, or is not float32 on the CPU"
+                what = (
+                    "has changed parts or options that only torch implements, or is not float32 "
+                    "on the CPU"
+                )
                 if self._wanted == "auto":
                     return Choice("torch", f"the model {what}")
                 raise InputError(
@@ -221,9 +232,15 @@ class Backend:
         return self.engine(_LONG_JOB, _LONG_JOB).open(size)
 
     def network(self) -> Network:
-        """The model in NumPy; of a torch model with its present weights."""
+        """The model in NumPy; of a torch model with its present weights.
+
+        Raises:
+            InputError: for a model that NumPy does not implement.
+        """
         from mygpt.decode.numpy_engine import NumpyEngine
 
+        if option := only_in_torch(self._given.config):
+            raise InputError(f"attention is computed by NumPy, and only torch implements {option}")
         engine = self._engine("numpy")
         assert isinstance(engine, NumpyEngine)
         return engine.network

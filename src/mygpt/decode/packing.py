@@ -14,6 +14,7 @@ from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.generation import uses_standard_forward
 from mygpt.core.model import GPT, MLP, Attention, Block, RMSNorm
 from mygpt.decode.choice import cpu_engine_available
+from mygpt.engine import only_in_torch
 
 if TYPE_CHECKING:
     from mygpt.cpu.decode.engine import CpuEngine
@@ -30,10 +31,13 @@ def packable_parameters(model: Any) -> dict[str, torch.Tensor] | None:
     """All parameters and tables by name, or None where the engine would not do as the model.
 
     It would not for a changed forward, other modules, hooks (which may read or change what
-    passes), or modules that were set up otherwise than the configuration says. One walk of our
-    own: torch's take several times as long, more than many a job.
+    passes), modules that were set up otherwise than the configuration says, or an option that
+    only torch implements. One walk of our own: torch's take several times as long, more than many
+    a job.
     """
     if not uses_standard_forward(model) or not cpu_engine_available():
+        return None
+    if only_in_torch(model.config) is not None:
         return None
     found: dict[str, torch.Tensor] = {}
     shapes = _shapes(model.config)

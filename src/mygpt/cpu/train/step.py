@@ -18,13 +18,14 @@ from mygpt.cpu.common.layout import Arena, padded, shape_of
 from mygpt.cpu.common.workers import run_on_threads
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train import muon
+from mygpt.engine import only_in_torch
 from mygpt.errors import InputError
 
 
 def suits(config: GPTConfig) -> bool:
-    """Whether a shape's widths are multiples of LANES, as the kernels need them."""
+    """Whether the kernels implement a block, and its widths are multiples of LANES."""
     widths = (config.embed_dim, config.head_size, config.mlp_hidden)
-    return all(width % at.LANES == 0 for width in widths)
+    return only_in_torch(config) is None and all(width % at.LANES == 0 for width in widths)
 
 
 class CpuTrainingStep:
