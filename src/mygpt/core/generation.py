@@ -1,6 +1,6 @@
 """Generation: from token ids to more token ids (chapter 15).
 
-First the loop of section 15.1; then the loop that the package runs, with any decoder; then the
+First the loop of section 15.1; then this loop with any decoder and any way of drawing; then the
 protocols that fast decoders implement, two decoders in torch, and `generate` of section 15.7.
 Letters: B batch (rows), T tokens so far, V vocabulary.
 """

@@ -1,6 +1,6 @@
 """Import and export: which format a model has, and which one is written.
 
-A new format is a new module, and an entry of `read_foreign` or `export_checkpoint`.
+A new format is a new module, and an entry of `_read`, or of `export_checkpoint` and `KINDS`.
 """
 
 from __future__ import annotations

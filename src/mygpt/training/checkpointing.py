@@ -1,7 +1,9 @@
 """What a run saves, and saving, resuming and rolling it back.
 
-The order of writing makes a crash at any moment harmless: the state is written first, then what
-is derived from it; the log is only truncated after the state that needs no more of it is saved.
+The order of writing makes a crash at any moment harmless: the log is synced, then the state is
+written (its rename is the commit), then what is derived from it; the log is only truncated after
+the state that needs no more of it is saved. The best model is written after its validation, before
+the state that knows of it: a resumed run reads its loss from the file.
 A state file may come from anywhere, so everything in it is checked before it is used.
 """
 

@@ -70,7 +70,7 @@ class _File:
 
 @dataclass
 class RunFolder:
-    """The folder of one run. Of several processes only process 0 writes in it."""
+    """The folder of one run. Process 0 alone writes in it, except shards, which all write."""
 
     state_path = _File("last.state.safetensors")
     previous_path = _File("previous.state.safetensors")
