@@ -18,7 +18,10 @@ from paths import ROOT, TESTS
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "src" / "mygpt"
 POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 60
-MACHINE_CODE = ("cpu/decode/loop.py", "cpu/decode/forward.py", "cpu/decode/sample.py")
+MACHINE_CODE = (
+    "cpu/decode/loop.py", "cpu/decode/forward.py", "cpu/decode/sample.py",
+    "cpu/train/orthogonal.py",
+)  # fmt: skip
 
 
 def names_defined(path: Path) -> set[str]:
@@ -59,7 +62,7 @@ def journey(number: int) -> str:
 
 
 def test_the_journeys_count_their_files() -> None:
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         files = re.findall(r"^\| `([\w/]+\.py)", journey(number), re.MULTILINE)
         assert f"These are {len(files)} files." in journey(number)
         assert len(files) == len(set(files))
@@ -117,3 +120,8 @@ def test_the_journeys_are_those_of_the_commands(
     prompt = ["generate", "-c", "run", "-p", "The", "-n", "8", "--engine", "cpu"]
     found = traced("cli/generate.py:generate", "cpu/decode/decoding.py:Loop.run", "--", *prompt)
     check_counts(1, found)
+    found = traced(
+        "cli/train.py:train", "training/progress.py:TrainingBatches.batch", "--",
+        "train", "--resume", "run", "--minutes", "0.2",
+    )  # fmt: skip
+    check_counts(4, found)
