@@ -49,7 +49,7 @@ def prepared(files: object, **arguments: Any) -> Prepared:
 def planner_of(preset: str, options: dict[str, Any], speed: float) -> Planner:
     """A planner on a machine of a given speed, in operations a second."""
     planner = Planner(preset, options, torch.device("cpu"), time.monotonic())
-    planner.speed = speed
+    planner.speeds = {"float32": speed}
     return planner
 
 

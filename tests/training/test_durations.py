@@ -91,7 +91,8 @@ def test_a_window_longer_than_the_text_makes_no_batch_of_millions() -> None:
 def test_train_says_how_long_a_step_takes_or_refuses_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(planning, "training_flops_per_s", lambda threads: SPEED)
+    speeds = {"float32": SPEED}
+    monkeypatch.setattr(planning, "training_speeds", lambda threads, formats: speeds)
     text = tmp_path / "poems.txt"
     text.write_text("The fox is quick.\n" * 3000)
     with pytest.raises(SystemExit) as left:

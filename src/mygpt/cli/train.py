@@ -168,8 +168,8 @@ def train(
     dtype: Annotated[
         str | None,
         _help(
-            "The number format of matrix products: auto (bfloat16 on CUDA, else float32), "
-            "float32, tf32 or bfloat16.",
+            "The number format of matrix products: auto (bfloat16 on CUDA, and on a CPU if a "
+            "run by --minutes is much faster with it; else float32), float32, tf32 or bfloat16.",
             _DEVICE,
         ),
     ] = None,

@@ -44,7 +44,7 @@ class TrainConfig:
     engine: Engine = "torch"
     # The number format of matrix products (weights are always float32): "float32"; "tf32", in
     # which CUDA rounds factors to 10 bits; "bfloat16"; "auto" is bfloat16 on a CUDA device
-    # that supports it, else float32.
+    # that supports it, else float32. On a CPU `mygpt.training.planning` may choose bfloat16.
     dtype: DtypeName = "auto"
     compile: bool = False  # use `torch.compile`, if it works on the device
     # Recompute each block in the backward pass (Chen et al., 2016): less memory, more time.

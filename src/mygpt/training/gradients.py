@@ -35,6 +35,7 @@ from mygpt.training.hardware import (
     checkpoint_blocks,
     compile_with_torch,
     compute_dtype,
+    cpu_products,
     products_in,
     why_no_torch_compile,
 )
@@ -306,7 +307,7 @@ class CpuGradients(_Backend):
         if asked := [flag for flag, wanted in flags.items() if wanted]:
             self.note = f"{' and '.join(asked)}: no effect on mygpt's kernels for CPUs"
         threads = min(torch.get_num_threads(), group.rows_per_process(config.batch_size))
-        self.step = CpuTrainingStep(model, threads)
+        self.step = CpuTrainingStep(model, threads, cpu_products(config.dtype))
 
     def __enter__(self) -> Self:
         super().__enter__()

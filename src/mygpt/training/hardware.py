@@ -32,6 +32,32 @@ def compute_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     return choose_dtype(name, device)
 
 
+def check_format(
+    config: TrainConfig, device: torch.device, remedy: str = "use --dtype float32"
+) -> None:
+    """Raise for a number format that the device, or this processor, does not support.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    compute_dtype(config.dtype, device)
+    if config.engine == "compiled" and config.dtype == "bfloat16" and not cpu_products("bfloat16"):
+        raise InputError(
+            "dtype=bfloat16 needs a processor with AVX-512 BF16 or AMX (AMD Zen 4, Intel Xeon of "
+            f"2023, and later), which this one is not: {remedy}"
+        )
+
+
+def cpu_products(name: DtypeName) -> int:
+    """How the machine code computes products in a format, see `mygpt.cpu.common.processor`.
+
+    0 is float32, also where the processor has no products in bfloat16.
+    """
+    from mygpt.cpu.common.processor import bfloat16_products
+
+    return bfloat16_products() if name == "bfloat16" else 0
+
+
 @contextmanager
 def products_in(name: DtypeName) -> Iterator[None]:
     """Inside, torch computes float32 products in float32, or with "tf32" in CUDA's TF32."""
@@ -111,7 +137,8 @@ def described(
     """The device and each choice that was made for it, on one line."""
     parts = [_name(device)]
     if config.engine == "compiled":
-        parts.append("float32, mygpt's kernels for CPUs")
+        products = "bfloat16 products" if config.dtype == "bfloat16" else "float32"
+        parts.append(f"{products}, mygpt's kernels for CPUs")
     else:
         dtype = compute_dtype(config.dtype, device)
         products = "TF32 products" if config.dtype == "tf32" else str(dtype).removeprefix("torch.")

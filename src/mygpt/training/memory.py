@@ -16,7 +16,7 @@ import torch
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.core.model import GPT
-from mygpt.cpu.train.layout import step_bytes
+from mygpt.cpu.train.layout import FLOAT32, TILES, step_bytes
 from mygpt.errors import OutOfMemoryError, is_out_of_memory
 from mygpt.evaluation.losses import rows_at_once
 from mygpt.machine import bytes_text, free_memory_bytes
@@ -134,7 +134,8 @@ class _Need:
         validation = longest, rows_at_once(longest, shape.vocab_size)
         first = self.config.seq_len, batch_size
         windows = [first, *self.config.windows[1:], validation]
-        step = max(step_bytes(shape, b, t, threads) for t, b in windows)
+        products = TILES if self.config.dtype == "bfloat16" else FLOAT32
+        step = max(step_bytes(shape, b, t, threads, products) for t, b in windows)
         loaded = FLOAT * shape.num_parameters()  # the best model, loaded at the end
         taken = optimizer + gradients + step + loaded + 2 * self.packed
         return _LIBRARIES_BYTES + math.ceil(_HEAP_COMPILED * taken)

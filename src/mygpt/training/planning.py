@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -34,14 +34,17 @@ from mygpt.training.config import (
 )
 from mygpt.training.distributed.process_group import SINGLE_PROCESS
 from mygpt.training.gradients import make_gradients, suitable_engine
-from mygpt.training.hardware import described
+from mygpt.training.hardware import check_format, cpu_products, described
 from mygpt.training.memory import check_batch_fits, check_model_fits, fitting_piece, free_memory
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.recipe import Budget, Recipe, choose, continuing, shape_of
 
-# The model and the time with which the speed is measured.
+# The model and the time with which the speed is measured, and the time for a second format.
 _WIDTH, _LAYERS, _WINDOW, _BATCH = 96, 2, 64, 32
-_SECONDS = 0.5
+_SECONDS, _MORE_SECONDS = 0.5, 0.25
+# bfloat16 is chosen if its steps are so many times as fast as those of float32: below, the gain
+# would not be worth products with 8 significant bits.
+_BFLOAT16_FROM = 1.2
 
 # The time of `minutes` that is kept for what follows the last step: saving, the report, the end of
 # the process; validation; and the baselines that the loss is compared with.
@@ -92,16 +95,37 @@ class Planner:
     processes: int = 1  # the number of processes that train the model
 
     @cached_property
-    def speed(self) -> float:
-        """Floating-point operations per second of training on this machine; 0 for untimed runs.
+    def speeds(self) -> dict[DtypeName, float]:
+        """Floating-point operations per second of training in each format the run may have.
 
         A run by steps or tokens measures nothing, so that the same command gives the same run.
         """
         if self._lengths["minutes"] is None:
-            return 0.0
+            return {}
         if self.device.type != "cpu":
-            return _DEVICE_RATE
-        return self.processes * training_flops_per_s(torch.get_num_threads())
+            return {"auto": _DEVICE_RATE}
+        asked = self.options.get("dtype", "auto")
+        formats: list[DtypeName] = ["float32"]
+        if cpu_products("bfloat16") and asked == "bfloat16":
+            formats = ["bfloat16"]
+        elif cpu_products("bfloat16") and asked == "auto" and self.preset == AUTO:
+            formats = ["float32", "bfloat16"]
+        found = training_speeds(torch.get_num_threads(), formats)
+        return {name: self.processes * speed for name, speed in found.items()}
+
+    @property
+    def dtype(self) -> DtypeName:
+        """The format of the speeds that is chosen: the first, unless bfloat16 is much faster."""
+        first: DtypeName = next(iter(self.speeds), "auto")
+        if first == "float32" and "bfloat16" in self.speeds:
+            faster = self.speeds["bfloat16"] / self.speeds["float32"]
+            return "bfloat16" if faster >= _BFLOAT16_FROM else "float32"
+        return first
+
+    @property
+    def speed(self) -> float:
+        """Operations per second in the chosen format; 0 for untimed runs."""
+        return self.speeds.get(self.dtype, 0.0)
 
     @property
     def _lengths(self) -> dict[str, Any]:
@@ -164,6 +188,8 @@ class Planner:
                 lengths = {"steps": None, "tokens": math.ceil(recipe.tokens), "minutes": None}
             training |= lengths
         config = GPTConfig(vocab_size, **shape)
+        if recipe is not None and self._takes_bfloat16(config):
+            training["dtype"] = "bfloat16"
         if recipe is None and lengths["minutes"] is not None and not training.get("val_tokens"):
             val_tokens = _validated_in_time(val_tokens, config, budget)
         if val_tokens < given and not training.get("val_tokens"):
@@ -182,6 +208,16 @@ class Planner:
             late_s = max(0.0, reserve_s - most_s)
         return Planned(shape, training, recipe, late_s)
 
+    def _measured(self, dtype: DtypeName) -> float:
+        """Operations per second in one format, of a run that does not end by the clock."""
+        (speed,) = training_speeds(torch.get_num_threads(), [dtype]).values()
+        return self.processes * speed
+
+    def _takes_bfloat16(self, config: GPTConfig) -> bool:
+        """Whether the default recipe has products in bfloat16: only in machine code."""
+        compiled = suitable_engine(config, self.device) == "compiled"
+        return self.dtype == "bfloat16" and compiled and not self.options.get("shard")
+
     def with_steps_in_time(
         self, shape: GPTConfig, config: TrainConfig
     ) -> tuple[TrainConfig, list[str]]:
@@ -189,8 +225,7 @@ class Planner:
         if self.device.type != "cpu" or not cpu_engine_available():  # its speed is not measured
             return config, []
         if config.minutes is None:
-            threads, count = torch.get_num_threads(), self.processes
-            return config, long_steps(shape, config, lambda: count * training_flops_per_s(threads))
+            return config, long_steps(shape, config, lambda: self._measured(config.dtype))
         least = None if "batch_size" in self.options else self.processes
         return fit_budget(shape, config, self.speed, least_batch=least)
 
@@ -351,25 +386,30 @@ def shown_s(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds >= 2 else f"{seconds:.1f} seconds"
 
 
-def training_flops_per_s(threads: int) -> float:
-    """Floating-point operations per second of the machine-code training step on this machine.
+def training_speeds(threads: int, formats: Sequence[DtypeName]) -> dict[DtypeName, float]:
+    """Floating-point operations per second of the machine-code training step, by format.
 
-    That of the fastest of some steps of a small model: other programs only slow steps down.
+    That of the fastest of some steps of a small model: other programs only slow steps down. The
+    formats take turns, so that they are compared under the same load.
     """
     from mygpt.cpu.train.step import CpuTrainingStep
 
     config = GPTConfig(64, **shape_of(_WIDTH, _LAYERS, _WINDOW))
     with torch.random.fork_rng(devices=[]):
         model = GPT.from_config(config)
-    step = CpuTrainingStep(model, threads)
     ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
-    step.gradients(ids, ids)
-    best, end = float("inf"), time.monotonic() + _SECONDS
+    steps = {name: CpuTrainingStep(model, threads, cpu_products(name)) for name in formats}
+    for step in steps.values():
+        step.gradients(ids, ids)  # allocates buffers
+    best = dict.fromkeys(formats, float("inf"))
+    end = time.monotonic() + _SECONDS + _MORE_SECONDS * (len(formats) - 1)
     while time.monotonic() < end:
-        began = time.perf_counter()
-        step.gradients(ids, ids)
-        best = min(best, time.perf_counter() - began)
-    return ids.numel() * flops_per_token(config, _WINDOW).total / best
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step.gradients(ids, ids)
+            best[name] = min(best[name], time.perf_counter() - began)
+    work = ids.numel() * flops_per_token(config, _WINDOW).total
+    return {name: work / step_s for name, step_s in best.items()}
 
 
 @dataclass(frozen=True)
@@ -402,6 +442,7 @@ def measure_speed(
         engine=suitable_engine(config, device), dtype=dtype, sample_tokens=0,
         checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
+    check_format(recipe, device)
     with torch.random.fork_rng([device] * (device.type == "cuda")):
         model = GPT.from_config(config).to(device)
     free = free_memory(device)

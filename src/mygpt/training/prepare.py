@@ -37,7 +37,7 @@ from mygpt.training.corpus import (
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.events import Listener
 from mygpt.training.gradients import suitable_engine
-from mygpt.training.hardware import compute_dtype
+from mygpt.training.hardware import check_format
 from mygpt.training.initial_model import read_initial, require_elsewhere, require_unchanged_model
 from mygpt.training.lifecycle import Start
 from mygpt.training.memory import check_model_fits, free_memory
@@ -327,10 +327,9 @@ class _Preparation:
         """The model's shape and recipe; raises for those that are impossible or do not fit."""
         shape = GPTConfig(vocab_size, **planned.shape)
         whole = not self.group.shards_model(planned.training.get("shard", False))
-        plain = planned.training.get("dtype", "auto") in ("auto", "float32")
-        engine = suitable_engine(shape, self.device) if whole and plain else "torch"
+        engine = suitable_engine(shape, self.device) if whole else "torch"
         config = TrainConfig(**{**planned.training, "engine": engine})
-        compute_dtype(config.dtype, self.device)
+        check_format(config, self.device)
         check_model_fits(shape, free_memory(self.device, self.group, config))
         if config.longest_window > shape.max_seq_len:
             if not config.stages:

@@ -129,12 +129,13 @@ class Recipe:
         """The recipe on one line, for the user."""
         shape, stages = self.shape, [self.training["seq_len"]]
         stages += [seq_len for _, seq_len, _ in self.training["stages"]]
+        products = ", bfloat16 products" if self.training.get("dtype") == "bfloat16" else ""
         dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
         short = "; ends then, since more time would only memorise the text" if self.bounded else ""
         return [
             f"recipe: {shape['num_layers']} layers of width {shape['embed_dim']}, windows of "
             f"{', then '.join(map(str, stages))}, about {self.tokens:,.0f} tokens "
-            f"({self.epochs:.1f} times the text){dropout}{short}"
+            f"({self.epochs:.1f} times the text){products}{dropout}{short}"
         ]
 
 

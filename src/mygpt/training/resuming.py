@@ -17,7 +17,7 @@ from mygpt.text.reading import shown
 from mygpt.training.checkpointing import State, broadcast_state
 from mygpt.training.config import LENGTHS, SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.corpus import TrainingText, is_named, read_again
-from mygpt.training.hardware import compute_dtype
+from mygpt.training.hardware import check_format
 from mygpt.training.initial_model import same_initial
 from mygpt.training.lifecycle import Start
 from mygpt.training.prepare import provenance_of
@@ -100,6 +100,7 @@ def replayed(
     where, config = choose_device(device), state.training
     if where.type != "cpu":
         config = replace(config, engine="torch")  # the machine code is for CPUs
+    check_format(config, where, "reproduce the run on such a processor")
     with_text = ["mygpt", "reproduce", str(original)]
     require_unchanged_files(state.settings, original, named, with_text, option="--text")
     settings = _with_present_files(state, named)
@@ -187,10 +188,9 @@ def _resumed_config(
         options = {**dict.fromkeys(LENGTHS), **options}
     config = replace(old, **options)
     _require_longer(state, config)
-    compute_dtype(config.dtype, where)
-    whole = not run.group.shards_model(config.shard)
-    if where.type != "cpu" or not whole or config.dtype not in ("auto", "float32"):
-        config = replace(config, engine="torch")  # machine code: unsharded models, CPU, float32
+    if where.type != "cpu" or run.group.shards_model(config.shard):
+        config = replace(config, engine="torch")  # machine code is for unsharded models on a CPU
+    check_format(config, where)
     if "minutes" in options:  # reading the text again took time
         config = config.with_reserve(time.monotonic() - began)
     return config

@@ -77,7 +77,10 @@ DECODING = KernelLibrary(
         (f"{_COMMON}.weights", "pack_matrices"),
     ),
 )
-_TRAIN_SOURCES = ("layout", "products", "arithmetic", "attention", "block", "network", "orthogonal")
+_TRAIN_SOURCES = (
+    "layout", "amx", "bfloat16", "products", "arithmetic", "attention", "block", "network",
+    "orthogonal",
+)  # fmt: skip
 TRAINING = KernelLibrary(
     "training",
     "the training step",

@@ -12,12 +12,20 @@ from mygpt.core.config import GPTConfig
 
 # float32 numbers of a vector: 16 fill a register of AVX-512 (32 registers), 8 one of AVX2
 # (16 registers) or two of NEON (32 registers of half the size).
-LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
+_FEATURES = llvm.get_host_cpu_features()
+LANES = 16 if _FEATURES.get("avx512f") else 8
 # A tile's ROWS x VECTORS sums stay in registers, with VECTORS vectors of weights and one of x:
 # 6 x 4 + 4 + 1 = 29 of 32, or 3 x 4 = 12 of 16, whose weights are read from memory as operands.
 VECTORS = 4
 ROWS = 6 if LANES == 16 else 3
 PANEL = VECTORS * LANES  # outputs of a packed matrix that follow each other in memory
+# Instructions for products of bfloat16: vdpbf16ps on vectors (Zen 4, Cooper Lake and later), and
+# tdpbf16ps on the tile registers of AMX (Sapphire Rapids and later).
+HAS_PAIRS = bool(_FEATURES.get("avx512bf16")) and LANES == 16
+HAS_TILES = bool(_FEATURES.get("amx-tile") and _FEATURES.get("amx-bf16")) and LANES == 16
+# How products are computed: in float32, or of bfloat16 by vectors or by AMX's tile registers.
+FLOAT32, PAIRWISE, TILES = range(3)
+LINES = 16  # of a tile register: 64 bytes each, 16 words of two bfloat16 or 16 float32
 
 # Kinds of norms and of MLPs, by their names in `GPTConfig`.
 LAYER_NORM, RMS_NORM = 0, 1

@@ -7,14 +7,14 @@ Letters: R rows of x in a tile, N vectors of `LANES` outputs in a tile, K the in
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-from mygpt.cpu.common.layout import LANES, ROWS, VECTORS
+from mygpt.cpu.common.layout import HAS_PAIRS, LANES, ROWS, VECTORS
 
 intrinsic: Any = numba_intrinsic
 
@@ -23,6 +23,7 @@ FLOATS = types.CPointer(types.float32)
 INTS = types.CPointer(types.int64)
 BYTES = types.CPointer(types.int8)
 WORDS = types.CPointer(types.uint32)
+HALVES = types.CPointer(types.uint16)
 INT64, INT32, UINT32 = types.int64, types.int32, types.uint32
 FLOAT32, FLOAT64 = types.float32, types.float64
 
@@ -57,6 +58,7 @@ def kernel(*arguments: Any, returns: Any = types.void, extra: frozenset[str] = N
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_F32, LANES)
 _BYTE_VECTOR = ir.VectorType(ir.IntType(8), LANES)
+_WORD_VECTOR = ir.VectorType(_I32, LANES)
 
 
 # Jobs and tables hold addresses as int64 (see `layout`); these turn one into a pointer. All
@@ -75,6 +77,20 @@ floats = _caster(FLOATS)  # the float32 numbers at an address; below the int64, 
 ints = _caster(INTS)
 int8s = _caster(BYTES)
 words = _caster(WORDS)
+
+
+def _converter(pointer_type: Any) -> Any:
+    def convert(typingctx: Any, pointer: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(pointer_type))
+
+        return pointer_type(pointer), codegen
+
+    return intrinsic(convert)
+
+
+as_words = _converter(WORDS)  # the same memory as 32-bit words; below as 16-bit words
+as_halves = _converter(HALVES)
 
 
 @intrinsic
@@ -145,7 +161,7 @@ def atomic_load(typingctx: Any, counter: Any) -> Any:
 # 112 GFLOP/s on one thread, where MKL's product of 1024-cubes reaches 80 to 98.
 
 
-def make_tile(*, quantized: bool, transposed: bool = False) -> Any:
+def make_tile(*, quantized: bool = False, transposed: bool = False, pairs: bool = False) -> Any:
     """The kernel y[r, n] (+)= sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
 
     Called as tile(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors,
@@ -155,7 +171,9 @@ def make_tile(*, quantized: bool, transposed: bool = False) -> Any:
     any height.
     Quantized: w is int8, and output n's sum is multiplied by scales[n] before it is added.
     Transposed: x is stored as (depth, rows), x_stride from one k to the next.
+    Pairs: x and w are words of two bfloat16 for neighbouring k, and depth counts words.
     """
+    kind = _Kind(quantized, transposed, pairs)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.function.attributes.add("noinline")  # up to 24 loops: one copy of them is enough
@@ -169,9 +187,7 @@ def make_tile(*, quantized: bool, transposed: bool = False) -> Any:
                 case = builder.append_basic_block(f"tile_{r}_{n}")
                 choice.add_case(_I64(r * VECTORS + n), case)
                 with builder.goto_block(case):
-                    _emit_tile(
-                        builder, operands, adding, r, n, quantized=quantized, transposed=transposed
-                    )
+                    _emit_tile(builder, operands, adding, r, n, kind)
                     builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -183,8 +199,9 @@ def make_tile(*, quantized: bool, transposed: bool = False) -> Any:
     ) -> Any:  # fmt: skip
         return types.void(*arguments), codegen
 
-    numbers = BYTES if quantized else FLOATS
-    arguments = (FLOATS, INT64, FLOATS, INT64, numbers, INT64, INT64, FLOATS, INT64, INT64, INT64)
+    left = WORDS if pairs else FLOATS
+    right = WORDS if pairs else BYTES if quantized else FLOATS
+    arguments = (FLOATS, INT64, left, INT64, right, INT64, INT64, FLOATS, INT64, INT64, INT64)
 
     @kernel(*arguments)
     def tile(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors, adding):
@@ -193,28 +210,27 @@ def make_tile(*, quantized: bool, transposed: bool = False) -> Any:
     return tile
 
 
+class _Kind(NamedTuple):
+    """What a tile's operands are, see `make_tile`."""
+
+    quantized: bool
+    transposed: bool
+    pairs: bool
+
+
 def _emit_tile(
-    builder: Any,
-    operands: Any,
-    adding: Any,
-    rows: int,
-    vectors: int,
-    *,
-    quantized: bool,
-    transposed: bool,
+    builder: Any, operands: Any, adding: Any, rows: int, vectors: int, kind: _Kind
 ) -> None:
     """One tile of fixed height and width: sums in registers, a loop over k, one store."""
     y, y_stride, x, x_stride, w, w_stride, depth, scales = operands
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
-    )
+    fma = _fma(builder)
     places = [(r, n) for r in range(rows) for n in range(vectors)]
     # As variables of the stack; LLVM's pass "mem2reg" turns each into a register.
     sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
     for place in places:
         builder.store(zero, sums[place])
-    row_step, depth_step = (_I64(1), x_stride) if transposed else (x_stride, _I64(1))
+    row_step, depth_step = (_I64(1), x_stride) if kind.transposed else (x_stride, _I64(1))
     x_rows = [builder.gep(x, [builder.mul(row_step, _I64(r))]) for r in range(rows)]
     with cgutils.for_range(builder, depth, intp=_I64) as loop:
         start = builder.mul(loop.index, w_stride)
@@ -222,17 +238,23 @@ def _emit_tile(
         panel = []
         for n in range(vectors):
             offset = builder.add(start, _I64(n * LANES))
-            if quantized:
+            if kind.pairs:
+                panel.append(_load(builder, w, offset, _WORD_VECTOR, 4))
+            elif kind.quantized:
                 # int8 is widened to float32 in registers: memory delivers a quarter of the bytes.
                 panel.append(builder.sitofp(_load(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR))
             else:
                 panel.append(_load(builder, w, offset, _VECTOR, 4))
         for r in range(rows):
-            value = _spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=_F32))
+            number = _I32 if kind.pairs else _F32
+            value = _spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=number))
             for n in range(vectors):
-                # An explicit fma: "contract" alone would leave it to LLVM, loop by loop, whether
-                # product and sum round once or twice.
-                total = builder.call(fma, [value, panel[n], builder.load(sums[r, n])])
+                if kind.pairs:
+                    total = _add_pairs(builder, builder.load(sums[r, n]), value, panel[n])
+                else:
+                    # An explicit fma: "contract" alone would leave it to LLVM, loop by loop,
+                    # whether product and sum round once or twice.
+                    total = builder.call(fma, [value, panel[n], builder.load(sums[r, n])])
                 builder.store(total, sums[r, n])
     is_adding = builder.icmp_signed("!=", adding, _I64(0))
     for r, n in places:
@@ -241,7 +263,7 @@ def _emit_tile(
         # for whole vectors; the value read, even a NaN, is then not used.
         held, total = _load(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
         before = builder.select(is_adding, held, zero)
-        if quantized:
+        if kind.quantized:
             # sum over k of x[k] (q[k, n] scale[n]) = scale[n] * sum over k of x[k] q[k, n]
             scale = _load(builder, scales, _I64(n * LANES), _VECTOR, 4)
             total = builder.call(fma, [total, scale, before])
@@ -249,6 +271,35 @@ def _emit_tile(
             total = builder.fadd(total, before)
         at = builder.bitcast(builder.gep(y, [offset]), _VECTOR.as_pointer())
         builder.store(total, at, align=4)
+
+
+def _fma(builder: Any) -> Any:
+    """The function a b + c of three vectors, rounded once."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+
+
+def _add_pairs(builder: Any, total: Any, x: Any, w: Any) -> Any:
+    """total + x[k] w[k] + x[k + 1] w[k + 1] in each lane, for words of two bfloat16.
+
+    By vdpbf16ps. Other processors, whose tests run this too, do it in float32: a bfloat16 is the
+    upper half of a float32, so a shift or a mask makes one of it.
+    """
+    if HAS_PAIRS:
+        # LLVM before 22 has the words as integers here, later ones accept that.
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _WORD_VECTOR, _WORD_VECTOR])
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        pair_sum = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(pair_sum, [total, x, w])
+    half = ir.Constant(_WORD_VECTOR, [16] * LANES)
+    upper = ir.Constant(_WORD_VECTOR, [-(1 << 16)] * LANES)
+    for a, b in (
+        (builder.shl(x, half), builder.shl(w, half)),
+        (builder.and_(x, upper), builder.and_(w, upper)),
+    ):
+        factors = builder.bitcast(a, _VECTOR), builder.bitcast(b, _VECTOR)
+        total = builder.call(_fma(builder), [*factors, total])
+    return total
 
 
 def _load(builder: Any, pointer: Any, offset: Any, kind: Any, align: int) -> Any:
@@ -260,8 +311,48 @@ def _load(builder: Any, pointer: Any, offset: Any, kind: Any, align: int) -> Any
 def _spread(builder: Any, value: Any) -> Any:
     """A vector with one number in all its lanes (a broadcast)."""
     # LLVM's idiom for it: put the number into lane 0, then shuffle lane 0 everywhere.
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     one = builder.insert_element(undefined, value, _I32(0))
     return builder.shuffle_vector(
         one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
     )
+
+
+# A transposition of LANES x LANES words in registers, in log2(LANES) steps. Step s = 1, 2, 4, ...
+# transposes blocks: of each pair of lines (i, i + s) it exchanges the upper right s x s blocks
+# with the lower left ones. For 4 lines:
+#
+#     a0 a1 a2 a3   s = 1   a0 b0 a2 b2   s = 2   a0 b0 c0 d0
+#     b0 b1 b2 b3   ---->   a1 b1 a3 b3   ---->   a1 b1 c1 d1
+#     c0 c1 c2 c3           c0 d0 c2 d2           a2 b2 c2 d2
+#     d0 d1 d2 d3           c1 d1 c3 d3           a3 b3 c3 d3
+@intrinsic
+def transpose_words(typingctx: Any, out: Any, out_stride: Any, x: Any, x_stride: Any) -> Any:
+    """out = x transposed: LANES lines of LANES words, with strides from line to line."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, to_stride, source, stride = args
+        lines = [
+            _load(builder, source, builder.mul(stride, _I64(i)), _WORD_VECTOR, 4)
+            for i in range(LANES)
+        ]
+        step = 1
+        while step < LANES:
+            # Lanes LANES and up are those of a shuffle's second vector.
+            first = [j if not j & step else LANES + j - step for j in range(LANES)]
+            second = [j + step if not j & step else LANES + j for j in range(LANES)]
+            for i in (i for i in range(LANES) if not i & step):
+                upper, lower = lines[i], lines[i + step]
+                lines[i] = _shuffled(builder, upper, lower, first)
+                lines[i + step] = _shuffled(builder, upper, lower, second)
+            step *= 2
+        for i, line in enumerate(lines):
+            at = builder.gep(to, [builder.mul(to_stride, _I64(i))])
+            builder.store(line, builder.bitcast(at, _WORD_VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(WORDS, INT64, WORDS, INT64), codegen
+
+
+def _shuffled(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, LANES), lanes))

@@ -21,7 +21,7 @@ from mygpt.cpu.train.arithmetic import (
     prepare_head_backward,
 )
 from mygpt.cpu.train.attention import attend, attend_backward
-from mygpt.cpu.train.products import linear_backward, linear_forward
+from mygpt.cpu.train.products import linear_backward, linear_forward, workspace
 
 _ZERO = f32(0)
 
@@ -73,17 +73,6 @@ def add_row(out, x, count):
         out[i] += x[i]
 
 
-@kernel(INTS, INT64, INT64, INT64, returns=FLOATS)
-def workspace(job, thread, layer, field):
-    """The address of a field of a thread's workspace; `layer` counts only for a layer's fields."""
-    # WORKSPACE_SIZE floats for each thread; in them LAYER_WORKSPACE floats for each layer, then the
-    # fields that all layers share (picture in `layout.py`).
-    start = ints(job[at.WORKSPACE_TABLE])[field] + thread * job[at.WORKSPACE_SIZE]
-    if field < at.LAYER_FIELDS:
-        start += layer * job[at.LAYER_WORKSPACE]
-    return skip(floats(job[at.WORKSPACE]), start)
-
-
 @kernel(INTS, INT64, INT64, INT64, FLOATS)
 def drop_rows(job, site, first_row, rows, x):
     """Dropout on x (R, C), and its own backward pass; nothing where the rate is 0."""
@@ -133,17 +122,17 @@ def prepare_heads_backward(job, rows, d_qkv, d_prepared, qkv, factors, layer, gr
             )  # fmt: skip
 
 
-@kernel(INTS, INTS, FLOATS, FLOATS, INT64, INT64, INT64, INT64, FLOATS)
-def _project(job, matrix, out, x, x_stride, first_row, rows, site, scratch):
+@kernel(INTS, INT64, INTS, FLOATS, FLOATS, INT64, INT64, INT64, INT64)
+def _project(job, thread, matrix, out, x, x_stride, first_row, rows, site):
     """out += dropout(x W^T + b): what a block adds to the residual stream."""
     # Without dropout the product adds to `out` by itself, and the detour over `scratch` is spared.
-    width = job[at.WIDTH]
+    width, scratch = job[at.WIDTH], workspace(job, thread, 0, at.PROJECTED)
     if floats(job[at.REALS])[at.DROPOUT] > _ZERO:
-        linear_forward(scratch, width, x, x_stride, rows, matrix, 0)
+        linear_forward(job, thread, scratch, width, x, x_stride, rows, matrix, 0)
         drop_rows(job, site, first_row, rows, scratch)
         add_row(out, scratch, rows * width)
     else:
-        linear_forward(out, width, x, x_stride, rows, matrix, 1)
+        linear_forward(job, thread, out, width, x, x_stride, rows, matrix, 1)
 
 
 # y = x + dropout(z W^T + b) with the residual stream x:
@@ -156,7 +145,9 @@ def _project_backward(job, thread, matrix, d_z, z, z_width, first_row, rows, sit
     projected = workspace(job, thread, 0, at.PROJECTED)
     _copy(projected, d_x, rows * width)  # dropout works in place
     drop_rows(job, site, first_row, rows, projected)
-    linear_backward(d_z, z_width, projected, width, z, z_width, rows, matrix, gradients)
+    linear_backward(
+        job, thread, d_z, z_width, projected, width, z, z_width, rows, matrix, gradients
+    )
 
 
 @kernel(INTS, INT64, INT64, INT64, INT64)
@@ -170,7 +161,7 @@ def attention_forward(job, thread, number, first_row, rows):
     norm, eps = skip(layer, at.ATTENTION_NORM), floats(job[at.REALS])[at.EPS]
     norm_rows(normed, x, rows, width, job[at.NORM], norm, eps, moments)
     qkv = workspace(job, thread, number, at.QKV)
-    linear_forward(qkv, wide, normed, width, rows, skip(layer, at.W_ATTENTION), 0)
+    linear_forward(job, thread, qkv, wide, normed, width, rows, skip(layer, at.W_ATTENTION), 0)
     prepared = workspace(job, thread, number, at.PREPARED)
     factors = workspace(job, thread, number, at.HEAD_FACTORS)
     prepare_heads(job, rows, prepared, qkv, factors, layer)
@@ -187,8 +178,8 @@ def attention_forward(job, thread, number, first_row, rows):
     middle = workspace(job, thread, number, at.X_MIDDLE)
     _copy(middle, x, rows * width)
     _project(
-        job, skip(layer, at.W_OUTPUT), middle, attended, heads * size, first_row, rows,
-        4 * number + 1, workspace(job, thread, 0, at.PROJECTED),
+        job, thread, skip(layer, at.W_OUTPUT), middle, attended, heads * size, first_row, rows,
+        4 * number + 1,
     )  # fmt: skip
 
 
@@ -233,8 +224,8 @@ def attention_backward(job, thread, number, first_row, rows, gradients):
     prepare_heads_backward(job, rows, d_qkv, d_prepared, qkv, factors, layer, gradients)
     d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)
     linear_backward(
-        d_normed, width, d_qkv, wide, workspace(job, thread, number, at.NORMED), width, rows,
-        skip(layer, at.W_ATTENTION), gradients,
+        job, thread, d_normed, width, d_qkv, wide, workspace(job, thread, number, at.NORMED), width,
+        rows, skip(layer, at.W_ATTENTION), gradients,
     )  # fmt: skip
     norm_rows_backward(
         d_x, d_normed, workspace(job, thread, number, at.X), rows, width, job[at.NORM],
@@ -255,15 +246,16 @@ def mlp_forward(job, thread, number, first_row, rows):
     norm_rows(normed, middle, rows, width, job[at.NORM], norm, eps, moments)
     pre_activation = workspace(job, thread, number, at.PRE_ACTIVATION)
     activated = workspace(job, thread, number, at.ACTIVATED)
-    linear_forward(pre_activation, inner, normed, width, rows, skip(layer, at.W_MLP_IN), 0)
+    w_in = skip(layer, at.W_MLP_IN)
+    linear_forward(job, thread, pre_activation, inner, normed, width, rows, w_in, 0)
     activate_rows(activated, pre_activation, rows, hidden, job[at.MLP])
     after = workspace(job, thread, 0, at.X_LAST)
     if number + 1 < job[at.LAYERS]:
         after = workspace(job, thread, number + 1, at.X)
     _copy(after, middle, rows * width)
     _project(
-        job, skip(layer, at.W_MLP_OUT), after, activated, hidden, first_row, rows, 4 * number + 2,
-        workspace(job, thread, 0, at.PROJECTED),
+        job, thread, skip(layer, at.W_MLP_OUT), after, activated, hidden, first_row, rows,
+        4 * number + 2,
     )  # fmt: skip
 
 
@@ -290,8 +282,9 @@ def mlp_backward(job, thread, number, first_row, rows, gradients):
     activate_rows_backward(d_pre_activation, d_activated, rows, hidden, job[at.MLP])
     d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)
     linear_backward(
-        d_normed, width, d_pre_activation, inner, workspace(job, thread, number, at.NORMED_MIDDLE),
-        width, rows, skip(layer, at.W_MLP_IN), gradients,
+        job, thread, d_normed, width, d_pre_activation, inner,
+        workspace(job, thread, number, at.NORMED_MIDDLE), width, rows, skip(layer, at.W_MLP_IN),
+        gradients,
     )  # fmt: skip
     norm_rows_backward(
         d_x, d_normed, workspace(job, thread, number, at.X_MIDDLE), rows, width, job[at.NORM],

@@ -24,7 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
-from mygpt.cpu.common.layout import GELU, LANES, PANEL, RMS_NORM, ROWS, SWIGLU, padded
+from mygpt.cpu.common.layout import (
+    FLOAT32,
+    GELU,
+    LANES,
+    LINES,
+    PAIRWISE,
+    PANEL,
+    RMS_NORM,
+    ROWS,
+    SWIGLU,
+    TILES,
+    padded,
+)
 
 # Queries whose weights are kept at once in attention's backward pass: whole tiles. More make the
 # sums of dL/dK and dL/dV longer and their loads and stores fewer; fewer keep the buffers (2 *
@@ -32,10 +44,16 @@ from mygpt.cpu.common.layout import GELU, LANES, PANEL, RMS_NORM, ROWS, SWIGLU, 
 # recorded.
 QUERIES = 16 * ROWS
 
-JOB_SIZE = 43
+# Words of two bfloat16 to whose multiple the inner dimension of such products is rounded up: a line
+# of a tile register, and whole vectors (see `bfloat16`).
+PAIRS = LINES
+
+JOB_SIZE = 45
 (
     # the run; CHUNK is sequences, LOSSES_ONLY 1 where no gradients are wanted
     THREADS, BATCH, TIME, CHUNK, LOSSES_ONLY, SEED,
+    # FLOAT32, PAIRWISE or TILES; the address of the tile registers' shapes
+    PRODUCTS, TILE_SHAPES,
     # the shape
     LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCAB, NORM, ROTARY, MLP, QK_NORM,
     # the address of the numbers that are not integers
@@ -63,10 +81,14 @@ REALS_SIZE = 6
 EPS, DROPOUT, GRADIENT_SCALE, MUON_RATE, MUON_DECAY, MOMENTUM = range(REALS_SIZE)
 
 # A matrix of a linear layer: addresses of its weight (O, I), of its bias (0 for none), of its
-# panels for the forward and for the backward pass (see `products`); O and I; the offsets of the
-# weight's and the bias's gradient in a thread's gradients.
-MATRIX_SIZE = 8
-WEIGHT, BIAS, FORWARD, BACKWARD, OUTPUTS, INPUTS, GRADIENT, BIAS_GRADIENT = range(MATRIX_SIZE)
+# panels for the forward and for the backward pass (see `products`; 0 where the format is not
+# used), of those of bfloat16; O and I; the offsets of the weight's and the bias's gradient in a
+# thread's gradients.
+MATRIX_SIZE = 10
+(
+    WEIGHT, BIAS, FORWARD, BACKWARD, FORWARD_PAIRS, BACKWARD_PAIRS, OUTPUTS, INPUTS, GRADIENT,
+    BIAS_GRADIENT,
+) = range(MATRIX_SIZE)  # fmt: skip
 
 # A norm: addresses of its weight and of its bias (0 for none), and the offsets of their gradients.
 NORM_SIZE = 4
@@ -106,12 +128,13 @@ LAYER_FIELDS = 13
     NORMED_MIDDLE, PRE_ACTIVATION, ACTIVATED,
 ) = range(LAYER_FIELDS)  # fmt: skip
 # The fields that all layers share: the end of the residual stream, whose LOGITS (R, V padded)
-# become their gradients; the gradients of a layer's fields in the backward pass; and two scratch
-# buffers, PROJECTED (R, C) and that of `attention`.
-WORKSPACE_FIELDS = LAYER_FIELDS + 12
+# become their gradients; the gradients of a layer's fields in the backward pass; two scratch
+# buffers, PROJECTED (R, C) and that of `attention`; and those of `bfloat16`, for a product's packed
+# operands and for a block that is packed.
+WORKSPACE_FIELDS = LAYER_FIELDS + 15
 (
     X_LAST, MOMENTS_LAST, NORMED_LAST, LOGITS, D_X, D_NORMED, D_QKV, D_PREPARED, D_ATTENDED,
-    D_ACTIVATED, PROJECTED, ATTENTION_SCRATCH,
+    D_ACTIVATED, PROJECTED, ATTENTION_SCRATCH, LEFT, RIGHT, BLOCK,
 ) = range(LAYER_FIELDS, WORKSPACE_FIELDS)  # fmt: skip
 
 # Rows of a chunk at most, or one window where that is longer. Few enough that the activations stay
@@ -145,7 +168,9 @@ class Workspace:
     floats: int
 
 
-def workspace_for(config: GPTConfig, batch: int, time: int, threads: int) -> Workspace:
+def workspace_for(
+    config: GPTConfig, batch: int, time: int, threads: int, products: int = FLOAT32
+) -> Workspace:
     """The workspace of each of `threads` for batches of B windows of T."""
     chunk = max(1, min(_ROWS // time, -(-batch // threads)))
     width, heads, rows = config.embed_dim, config.num_heads, chunk * time
@@ -165,6 +190,7 @@ def workspace_for(config: GPTConfig, batch: int, time: int, threads: int) -> Wor
     }  # fmt: skip
     floats = {field: padded(rows * size) for field, size in sizes.items()}
     floats[ATTENTION_SCRATCH] = 2 * (config.head_size + QUERIES) * padded(time)
+    floats |= _packed_floats(config, rows, products)
     starts, layer = np.zeros(WORKSPACE_FIELDS, np.int64), 0
     for field in range(LAYER_FIELDS):
         starts[field] = layer
@@ -176,12 +202,40 @@ def workspace_for(config: GPTConfig, batch: int, time: int, threads: int) -> Wor
     return Workspace(chunk, starts, layer, -(-end // 1024) * 1024)
 
 
-def step_bytes(config: GPTConfig, batch: int, time: int, threads: int) -> int:
+def pairs_of(depth: int) -> int:
+    """Words of two bfloat16 for an inner dimension of `depth`."""
+    return -(-depth // (2 * PAIRS)) * PAIRS
+
+
+def _packed_floats(config: GPTConfig, rows: int, products: int) -> dict[int, int]:
+    """The sizes of `bfloat16`'s buffers for a chunk of R rows; the words have a float's size."""
+    if products == FLOAT32:
+        return dict.fromkeys((LEFT, RIGHT, BLOCK), 0)
+    attended = config.num_heads * config.head_size
+    qkv = attended + 2 * config.kv_heads * config.head_size
+    hidden = config.mlp_hidden
+    inner = hidden * (2 if config.mlp == "swiglu" else 1)
+    outputs = max(qkv, config.embed_dim, inner, config.vocab_size)
+    inputs = max(config.embed_dim, attended, hidden)
+    lines = -(-rows // LINES) * LINES  # rows: tile registers read 16 at once
+    right = inputs * pairs_of(rows)
+    transposed = -(-outputs // LINES) * LINES * pairs_of(rows)
+    left = max(lines * pairs_of(max(inputs, outputs)), transposed)
+    return {LEFT: left, RIGHT: right, BLOCK: 2 * LINES * LINES}
+
+
+def step_bytes(
+    config: GPTConfig, batch: int, time: int, threads: int, products: int = FLOAT32
+) -> int:
     """Bytes that a step takes in addition to weights, optimizer state and gradients."""
-    workspaces = _FLOAT_BYTES * threads * workspace_for(config, batch, time, threads).floats
+    workspace = workspace_for(config, batch, time, threads, products)
+    workspaces = _FLOAT_BYTES * threads * workspace.floats
+    # Two copies of each weight in float32; or one for validation, and two in bfloat16.
     panels = 2 * _FLOAT_BYTES * config.num_parameters()
     rows = batch * time * (16 + _FLOAT_BYTES)  # two ids and a loss each
     return workspaces + panels + rows
 
 
-__all__ = ["GELU", "LANES", "PANEL", "RMS_NORM", "ROWS", "SWIGLU"]
+__all__ = [
+    "FLOAT32", "GELU", "LANES", "PAIRWISE", "PANEL", "RMS_NORM", "ROWS", "SWIGLU", "TILES",
+]  # fmt: skip

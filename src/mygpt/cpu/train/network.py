@@ -13,11 +13,12 @@ Letters: B batch, T time, C embedding, R rows of a chunk (whole sequences), V vo
 from __future__ import annotations
 
 from mygpt.cpu.common.arithmetic import f32, padded, part_start
-from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip
+from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip, words
 from mygpt.cpu.train import layout as at
+from mygpt.cpu.train.amx import begin_tiles, end_tiles
 from mygpt.cpu.train.arithmetic import cross_entropy_row, norm_rows, norm_rows_backward
-from mygpt.cpu.train.block import add_row, block_backward, block_forward, drop_rows, workspace
-from mygpt.cpu.train.products import linear_backward, linear_forward, pack_matrix
+from mygpt.cpu.train.block import add_row, block_backward, block_forward, drop_rows
+from mygpt.cpu.train.products import linear_backward, linear_forward, pack_matrix, workspace
 
 _ZERO = f32(0)
 
@@ -74,7 +75,7 @@ def head_forward_and_backward(job, thread, first_row, rows, gradients):
     logits = workspace(job, thread, 0, at.LOGITS)
     norm, matrix = ints(job[at.FINAL_NORM]), ints(job[at.HEAD_MATRIX])
     norm_rows(normed, x, rows, width, job[at.NORM], norm, reals[at.EPS], moments)
-    linear_forward(logits, columns, normed, width, rows, matrix, 0)
+    linear_forward(job, thread, logits, columns, normed, width, rows, matrix, 0)
     targets = ints(job[at.TARGETS])
     for row in range(rows):
         # GRADIENT_SCALE is 1 / (B T); the logits become their gradients.
@@ -84,7 +85,9 @@ def head_forward_and_backward(job, thread, first_row, rows, gradients):
     if job[at.LOSSES_ONLY]:
         return
     d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)
-    linear_backward(d_normed, width, logits, columns, normed, width, rows, matrix, gradients)
+    linear_backward(
+        job, thread, d_normed, width, logits, columns, normed, width, rows, matrix, gradients
+    )
     # The norm's backward pass adds to D_X, and nothing else leads to X_LAST.
     for i in range(rows * width):
         d_x[i] = _ZERO
@@ -97,7 +100,7 @@ def pack_weights(job_address, part):
     job = ints(job_address)
     count, parts = job[at.MATRIX_COUNT], job[at.THREADS]
     for number in range(part, count, parts):
-        pack_matrix(ints(ints(job[at.MATRICES])[number]))
+        pack_matrix(job, part, ints(ints(job[at.MATRICES])[number]))
     return 0
 
 
@@ -114,6 +117,8 @@ def losses_and_gradients(job_address, part):
     if not job[at.LOSSES_ONLY]:
         for i in range(job[at.GRADIENTS_SIZE]):
             gradients[i] = _ZERO
+    if job[at.PRODUCTS] == at.TILES:
+        begin_tiles(words(job[at.TILE_SHAPES]))
     first, last = part_start(batch, part, parts), part_start(batch, part + 1, parts)
     # A chunk goes forward and backward before the next one begins: its activations are needed only
     # once and are then overwritten.
@@ -129,4 +134,6 @@ def losses_and_gradients(job_address, part):
         for layer in range(job[at.LAYERS] - 1, -1, -1):
             block_backward(job, part, layer, row, rows, gradients)
         embed_backward(job, part, row, rows, gradients)
+    if job[at.PRODUCTS] == at.TILES:
+        end_tiles()
     return 0

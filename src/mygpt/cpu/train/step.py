@@ -15,6 +15,7 @@ from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.cpu.common.build import TRAINING, load_library
 from mygpt.cpu.common.layout import Arena, padded, shape_of
+from mygpt.cpu.common.processor import tile_shapes, tiles_permitted
 from mygpt.cpu.common.workers import run_on_threads
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train import muon
@@ -34,11 +35,16 @@ class CpuTrainingStep:
     Args:
         model: float32, on the CPU, of a shape that `suits`.
         threads: the number of threads that divide a batch.
+        products: how the products of gradients are computed, see `layout`; losses without
+            gradients are always computed in float32.
     """
 
-    def __init__(self, model: GPT, threads: int) -> None:
+    def __init__(self, model: GPT, threads: int, products: int = at.FLOAT32) -> None:
         self.model = model
         self.threads = threads
+        self.products = products
+        if products == at.TILES and not tiles_permitted():
+            raise RuntimeError("this process may not use AMX's tile registers")
         self._muon_of: dict[str, int] = {}
         self._kernels = load_library(TRAINING)
         self._job = np.zeros(at.JOB_SIZE, np.int64)
@@ -91,14 +97,14 @@ class CpuTrainingStep:
         outputs, inputs = weight.shape
         # Forward panels have whole vectors of outputs: those past the last one stay zero. Backward
         # panels need no filling: `suits` requires inputs to be a multiple of LANES.
-        panels = Arena(4 * (padded(outputs) * inputs + outputs * inputs) + 128)
-        forward, backward = panels.take(padded(outputs) * inputs), panels.take(outputs * inputs)
-        forward[:] = 0
+        sizes = [padded(outputs) * inputs, outputs * inputs, 0, 0]
+        if self.products != at.FLOAT32:  # float32 is then for losses alone: without backward panels
+            sizes[1:] = 0, at.pairs_of(inputs) * padded(outputs), at.pairs_of(outputs) * inputs
+        panels = Arena(4 * sum(sizes) + 64 * len(sizes))
         return [
             weight.data_ptr(),
             self._address(f"{name}.bias"),
-            self._keep(forward),
-            self._keep(backward),
+            *(self._keep(panels.take(size)) if size else 0 for size in sizes),
             outputs,
             inputs,
             self._offsets[f"{name}.weight"],
@@ -147,13 +153,15 @@ class CpuTrainingStep:
             (at.THREADS, self.threads),
             (at.HIDDEN, config.mlp_hidden),
             (at.REALS, self._keep(self._reals)),
+            (at.TILE_SHAPES, self._keep(tile_shapes())),
         ):
             job[place] = value
         self._reals[at.EPS] = config.eps
 
     def _allocate_workspace(self, batch: int, time: int) -> None:
         """Allocate buffers for batches of B windows of T."""
-        job, workspace = self._job, at.workspace_for(self.model.config, batch, time, self.threads)
+        config, products = self.model.config, self.products
+        job, workspace = self._job, at.workspace_for(config, batch, time, self.threads, products)
         count = workspace.floats * self.threads
         self._workspace = Arena(4 * count + 64).take(count)
         self._starts = workspace.starts
@@ -195,7 +203,7 @@ class CpuTrainingStep:
         job, reals = self._job, self._reals
         dropout = self.model.config.dropout if self.model.training else 0.0
         job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0
-        job[at.LOSSES_ONLY] = 0
+        job[at.LOSSES_ONLY], job[at.PRODUCTS] = 0, self.products
         reals[at.DROPOUT], reals[at.GRADIENT_SCALE] = dropout, 1 / inputs.numel()
         self._run("pack_weights")
         self._run("losses_and_gradients")
@@ -213,6 +221,7 @@ class CpuTrainingStep:
         """The loss of each token, (B T,), without dropout; gradients are not changed."""
         self._set_batch(inputs, targets)
         self._job[at.LOSSES_ONLY], self._reals[at.DROPOUT] = 1, 0.0
+        self._job[at.PRODUCTS] = at.FLOAT32
         self._run("pack_weights")
         self._run("losses_and_gradients")
         return self._losses

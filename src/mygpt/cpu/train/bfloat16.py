@@ -1,0 +1,217 @@
+"""Products of the training step with operands rounded to bfloat16 and sums in float32.
+
+Letters: I inputs, O outputs, R rows, L = LANES, P = PANEL.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mygpt.cpu.common.arithmetic import padded
+from mygpt.cpu.common.simd import (
+    FLOAT32,
+    FLOATS,
+    INT64,
+    INTS,
+    UINT32,
+    WORDS,
+    as_halves,
+    as_words,
+    bits_of_float,
+    floats,
+    kernel,
+    make_tile,
+    skip,
+    transpose_words,
+    words,
+)
+from mygpt.cpu.train import layout as at
+from mygpt.cpu.train.amx import multiply_tiles
+
+_tile = make_tile(pairs=True)
+_ZERO, _ONE, _16 = np.uint32(0), np.uint32(1), np.uint32(16)
+_HALF, _UPPER = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
+
+# A bfloat16 is the upper half of a float32: sign, 8 bits of exponent, 7 of mantissa. A product
+# y[m, n] = sum over k of x[m, k] w[k, n] has its operands as words of two numbers, k in the lower
+# half and k + 1 in the upper one, so that one instruction multiplies and adds both:
+#
+#     x  (M rows, K / 2 words)         w  (K / 2 lines, N words), in panels of P columns
+#
+#           k = 0, 1   k = 2, 3                    n = 0      n = 1      ...  P - 1
+#     m=0  | x00 x01 | x02 x03 | ...     k = 0, 1 | w00 w10 | w01 w11 | ...
+#     m=1  | x10 x11 | x12 x13 | ...     k = 2, 3 | w20 w30 | w21 w31 | ...
+#
+# K / 2 is rounded up to a multiple of PAIRS (16 words are a line of a tile register) by zeros.
+# vdpbf16ps and AMX read the same layout. Each product of a linear layer packs its own operands:
+#
+#     product                            k           x packed by        w packed by
+#     y (R, O) = x (R, I) W^T            inputs      pack_rows(x)       pack_weights_forward(W)
+#     dL/dx (R, I) = dL/dy (R, O) W      outputs     pack_rows(dL/dy)   pack_lines(W)
+#     dL/dW (O, I) += dL/dy^T x          rows        pack_columns(dL/dy) pack_lines(x)
+#
+# In a matrix as it is in memory, a row's numbers follow each other. So pack_rows only rounds, and
+# pack_lines puts numbers of two rows into each word; the other two transpose as well.
+
+
+@kernel(FLOAT32, returns=UINT32)
+def _rounded(x):
+    """The bits of x with the nearest bfloat16 in the upper half (ties to even); the rest is any."""
+    # Half a unit of the upper half is added, less one bit where the upper half is even, and what
+    # carries into it rounds up. An infinity stays; a NaN does too, unless all of its bits are 1,
+    # and no operation makes such a one.
+    bits = np.uint32(bits_of_float(x))
+    odd = np.uint32(np.uint32(bits >> _16) & _ONE)
+    return np.uint32(bits + np.uint32(_HALF + odd))
+
+
+@kernel(FLOAT32, FLOAT32, returns=UINT32)
+def _pair(lower, upper):
+    """Two numbers in a word."""
+    return np.uint32(np.uint32(_rounded(lower) >> _16) | np.uint32(_rounded(upper) & _UPPER))
+
+
+@kernel(INT64, returns=INT64)
+def pairs_of(depth):
+    """Words for `depth` numbers."""
+    return (depth + 2 * at.PAIRS - 1) // (2 * at.PAIRS) * at.PAIRS
+
+
+@kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64)
+def pack_rows(out, pairs, x, x_stride, rows, depth):
+    """out (rows, pairs words) = x (rows, depth)."""
+    for row in range(rows):
+        own, line = skip(x, row * x_stride), as_halves(skip(out, row * pairs))
+        for k in range(depth):
+            line[k] = np.uint16(np.uint32(_rounded(own[k]) >> _16))
+        for k in range(depth, 2 * pairs):
+            line[k] = 0
+
+
+@kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64, INT64)
+def _pack_pairs(out, out_stride, x, x_stride, rows, columns, pairs):
+    """out (pairs, columns words): a line of two rows of x (rows, columns), then lines of zeros."""
+    for pair in range(rows // 2):
+        lower, upper = skip(x, 2 * pair * x_stride), skip(x, (2 * pair + 1) * x_stride)
+        line = skip(out, pair * out_stride)
+        for i in range(columns):
+            line[i] = _pair(lower[i], upper[i])
+    if rows % 2:
+        lower, line = skip(x, (rows - 1) * x_stride), skip(out, rows // 2 * out_stride)
+        for i in range(columns):
+            line[i] = np.uint32(_rounded(lower[i]) >> _16)
+    for pair in range((rows + 1) // 2, pairs):
+        line = skip(out, pair * out_stride)
+        for i in range(columns):
+            line[i] = _ZERO
+
+
+@kernel(WORDS, FLOATS, INT64, INT64, INT64, INT64)
+def pack_lines(panels, x, x_stride, rows, columns, pairs):
+    """The panels of x (rows, columns), whose rows are the inner dimension; L divides columns."""
+    for first in range(0, columns, at.PANEL):
+        width = min(at.PANEL, columns - first)
+        panel = skip(panels, first * pairs)
+        _pack_pairs(panel, width, skip(x, first), x_stride, rows, width, pairs)
+
+
+# Block by block of L x L words, which are 2 L rows and L columns of x:
+#
+#     x (R, O)         o = 0  1  2                     out (O, pairs)
+#           r = 0, 1 | word | word | ...   transposed  o = 0 | word of r = 0, 1 | r = 2, 3 | ...
+#           r = 2, 3 | word | word | ...               o = 1 | word of r = 0, 1 | ...
+@kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64, WORDS)
+def pack_columns(out, pairs, x, x_stride, rows, columns, block):
+    """out (columns, pairs words) = x (rows, columns) transposed; whole blocks are written."""
+    for row in range(0, 2 * pairs, 2 * at.LANES):
+        here = max(0, min(2 * at.LANES, rows - row))
+        for column in range(0, columns, at.LANES):
+            source = skip(x, row * x_stride + column)
+            if column + at.LANES <= columns:
+                _pack_pairs(block, at.LANES, source, x_stride, here, at.LANES, at.LANES)
+            else:
+                _pack_pairs(block, at.LANES, source, x_stride, here, columns - column, at.LANES)
+            transpose_words(skip(out, column * pairs + row // 2), pairs, block, at.LANES)
+
+
+@kernel(WORDS, FLOATS, INT64, INT64, WORDS)
+def pack_weights_forward(panels, rows, outputs, inputs, block):
+    """The panels of W^T (I, O) from W (O, I), in blocks of L outputs and 2 L inputs."""
+    pairs = pairs_of(inputs)
+    for first in range(0, padded(outputs), at.PANEL):
+        width = min(at.PANEL, padded(outputs) - first)
+        panel = skip(panels, first * pairs)
+        for column in range(0, width, at.LANES):
+            output = first + column
+            for pair in range(0, pairs, at.LANES):
+                for i in range(at.LANES * at.LANES):
+                    block[i] = _ZERO
+                source = skip(rows, output * inputs + 2 * pair)
+                count = min(at.LANES, outputs - output)
+                depth = max(0, min(2 * at.LANES, inputs - 2 * pair))
+                pack_rows(block, at.LANES, source, inputs, count, depth)
+                transpose_words(skip(panel, pair * width + column), width, block, at.LANES)
+
+
+@kernel(FLOATS, INT64, WORDS, INT64, WORDS, INT64, INT64, INT64)
+def multiply_pairs(y, y_stride, x, rows, panels, outputs, pairs, adding):
+    """y (rows, outputs) (+)= x w, for packed x and w; L divides `outputs`."""
+    for first in range(0, outputs, at.PANEL):
+        width = min(at.PANEL, outputs - first)
+        for row in range(0, rows, at.ROWS):
+            _tile(
+                skip(y, row * y_stride + first), y_stride, skip(x, row * pairs), pairs,
+                skip(panels, first * pairs), width, pairs, y, min(at.ROWS, rows - row),
+                width // at.LANES, adding,
+            )  # fmt: skip
+
+
+@kernel(INT64, FLOATS, INT64, WORDS, INT64, WORDS, INT64, INT64, INT64, FLOATS)
+def _multiply(products, y, y_stride, x, rows, panels, outputs, pairs, adding, edge):
+    if products == at.TILES:
+        multiply_tiles(y, y_stride, x, rows, panels, outputs, pairs, adding, edge)
+    else:
+        multiply_pairs(y, y_stride, x, rows, panels, outputs, pairs, adding)
+
+
+# Buffers of a thread, fields of its workspace: LEFT and RIGHT for the packed x and w of the picture
+# above, BLOCK for a block that is transposed, or for the last rows of a product.
+@kernel(INT64, FLOATS, INT64, FLOATS, INT64, INT64, INTS, INT64, FLOATS, FLOATS)
+def forward_bfloat16(products, y, y_stride, x, x_stride, rows, matrix, adding, left, block):
+    """y (+)= x W^T."""
+    outputs, inputs = matrix[at.OUTPUTS], matrix[at.INPUTS]
+    pairs = pairs_of(inputs)
+    pack_rows(as_words(left), pairs, x, x_stride, rows, inputs)
+    _multiply(
+        products, y, y_stride, as_words(left), rows, words(matrix[at.FORWARD_PAIRS]),
+        padded(outputs), pairs, adding, block,
+    )  # fmt: skip
+
+
+@kernel(
+    INT64, FLOATS, INT64, FLOATS, INT64, FLOATS, INT64, INT64, INTS, FLOATS, FLOATS, FLOATS, FLOATS
+)
+def backward_bfloat16(
+    products, dx, dx_stride, dy, dy_stride, x, x_stride, rows, matrix, dw, left, right, block
+):
+    """dx = dy W and dw += dy^T x."""
+    outputs, inputs = matrix[at.OUTPUTS], matrix[at.INPUTS]
+    a, b = as_words(left), as_words(right)
+    pairs = pairs_of(outputs)
+    pack_rows(a, pairs, dy, dy_stride, rows, outputs)
+    w = words(matrix[at.BACKWARD_PAIRS])
+    _multiply(products, dx, dx_stride, a, rows, w, inputs, pairs, 0, block)
+    pairs = pairs_of(rows)
+    pack_columns(a, pairs, dy, dy_stride, rows, outputs, as_words(block))
+    pack_lines(b, x, x_stride, rows, inputs, pairs)
+    _multiply(products, dw, inputs, a, outputs, b, inputs, pairs, 1, block)
+
+
+@kernel(INTS, FLOATS)
+def pack_matrix_bfloat16(matrix, block):
+    """Pack a weight for the forward and the backward pass."""
+    rows, outputs, inputs = floats(matrix[at.WEIGHT]), matrix[at.OUTPUTS], matrix[at.INPUTS]
+    panels = words(matrix[at.FORWARD_PAIRS])
+    pack_weights_forward(panels, rows, outputs, inputs, as_words(block))
+    panels = words(matrix[at.BACKWARD_PAIRS])
+    pack_lines(panels, rows, inputs, outputs, inputs, pairs_of(outputs))
