@@ -30,8 +30,8 @@ WIDE = GPTConfig(600, 528, 1, 1, head_dim=80, mlp_dim=544, max_seq_len=8, tied=F
 FAMILIES = {"tutorial": TUTORIAL, "gpt2": GPT2, "modern": MODERN, "grouped": GROUPED}
 
 
-def build(config: GPTConfig, seed: int = 0) -> GPT:
-    return build_model(config, seed, spread=0.2).train()
+def build(config: GPTConfig, seed: int = 0, spread: float = 0.2) -> GPT:
+    return build_model(config, seed, spread=spread).train()
 
 
 def draw_batch(config: GPTConfig, batch: int, time: int, seed: int = 0) -> Batch:

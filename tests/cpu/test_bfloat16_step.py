@@ -7,6 +7,8 @@ Letters: I inputs, O outputs, R rows.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,10 +63,39 @@ class _RoundedLinear(torch.autograd.Function):
         return rounded(dy) @ rounded(weight), rows.T @ rounded(x).reshape(-1, inputs)
 
 
+class _RoundedAttention(torch.autograd.Function):
+    """Causal attention of (B, H, T, D) with the operands of all products rounded.
+
+    The softmax is divided by its sum after the product with the values, as the kernel does it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        scores = rounded(query) @ rounded(key).mT / math.sqrt(query.shape[-1])
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(hidden, -math.inf)
+        powers = (scores - scores.amax(-1, keepdim=True)).exp()
+        sums = powers.sum(-1, keepdim=True)
+        ctx.save_for_backward(query, key, value, powers / sums)
+        return rounded(powers) @ rounded(value) / sums
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:  # type: ignore[override]
+        query, key, value, weights = ctx.saved_tensors
+        d_weights = rounded(dy) @ rounded(value).mT
+        delta = (weights * d_weights).sum(-1, keepdim=True)
+        slopes = rounded(weights * (d_weights - delta) / math.sqrt(query.shape[-1]))
+        return (
+            slopes @ rounded(key), slopes.mT @ rounded(query), rounded(weights).mT @ rounded(dy)
+        )  # fmt: skip
+
+
 def by_rounded_products(
     model: GPT, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and gradients by autograd where each linear layer rounds its operands."""
+    """Loss and gradients by autograd where every product rounds its operands."""
 
     def linear(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -72,8 +103,17 @@ def by_rounded_products(
         product: torch.Tensor = _RoundedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
+    def attention(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        shared = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+        mixed: torch.Tensor = _RoundedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return mixed
+
     with monkeypatch.context() as patch:
         patch.setattr(functional, "linear", linear)
+        patch.setattr(functional, "scaled_dot_product_attention", attention)
         return by_torch(model, batch)
 
 
@@ -168,6 +208,22 @@ def test_two_runs_give_the_same_bits(config: GPTConfig, products: int) -> None:
     first, second = (by_kernels(CpuTrainingStep(model, 2, products), ids) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_dropout_chooses_as_float32_does(products: int) -> None:
+    """Masks are functions of seed and position: the same for weights that are stored transposed."""
+    config = replace(GROUPED, dropout=0.3)
+    model, ids = build(config, spread=0.05), draw_batch(config, 3, 70)
+    torch.manual_seed(3)
+    found = by_kernels(CpuTrainingStep(model, 2, products), ids)
+    torch.manual_seed(3)
+    exact = by_kernels(CpuTrainingStep(model, 2), ids)
+    assert_close(found[1], exact[1], 3e-2)
+    torch.manual_seed(4)
+    other = by_kernels(CpuTrainingStep(model, 2, products), ids)
+    with pytest.raises(AssertionError):
+        assert_close(other[1], exact[1], 0.3)
 
 
 @pytest.mark.parametrize("products", PRODUCTS)

@@ -78,8 +78,8 @@ DECODING = KernelLibrary(
     ),
 )
 _TRAIN_SOURCES = (
-    "layout", "amx", "bfloat16", "products", "arithmetic", "attention", "block", "network",
-    "orthogonal",
+    "layout", "amx", "packing", "bfloat16", "products", "arithmetic", "attention", "columns",
+    "attention_bfloat16", "block", "network", "orthogonal",
 )  # fmt: skip
 TRAINING = KernelLibrary(
     "training",

@@ -336,22 +336,27 @@ def transpose_words(typingctx: Any, out: Any, out_stride: Any, x: Any, x_stride:
             _load(builder, source, builder.mul(stride, _I64(i)), _WORD_VECTOR, 4)
             for i in range(LANES)
         ]
-        step = 1
-        while step < LANES:
-            # Lanes LANES and up are those of a shuffle's second vector.
-            first = [j if not j & step else LANES + j - step for j in range(LANES)]
-            second = [j + step if not j & step else LANES + j for j in range(LANES)]
-            for i in (i for i in range(LANES) if not i & step):
-                upper, lower = lines[i], lines[i + step]
-                lines[i] = _shuffled(builder, upper, lower, first)
-                lines[i + step] = _shuffled(builder, upper, lower, second)
-            step *= 2
-        for i, line in enumerate(lines):
-            at = builder.gep(to, [builder.mul(to_stride, _I64(i))])
-            builder.store(line, builder.bitcast(at, _WORD_VECTOR.as_pointer()), align=4)
+        store_transposed(builder, to, to_stride, lines)
         return context.get_dummy_value()
 
     return types.void(WORDS, INT64, WORDS, INT64), codegen
+
+
+def store_transposed(builder: Any, to: Any, to_stride: Any, lines: list[Any]) -> None:
+    """Emit the transposition of LANES vectors of words, and their stores."""
+    lines, step = list(lines), 1
+    while step < LANES:
+        # Lanes LANES and up are those of a shuffle's second vector.
+        first = [j if not j & step else LANES + j - step for j in range(LANES)]
+        second = [j + step if not j & step else LANES + j for j in range(LANES)]
+        for i in (i for i in range(LANES) if not i & step):
+            upper, lower = lines[i], lines[i + step]
+            lines[i] = _shuffled(builder, upper, lower, first)
+            lines[i + step] = _shuffled(builder, upper, lower, second)
+        step *= 2
+    for i, line in enumerate(lines):
+        at = builder.gep(to, [builder.mul(to_stride, _I64(i))])
+        builder.store(line, builder.bitcast(at, _WORD_VECTOR.as_pointer()), align=4)
 
 
 def _shuffled(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:

@@ -121,48 +121,62 @@ def _sums(
 
 @kernel(*_ARGUMENTS)
 def _tile(y, y_stride, x, x_stride, w, w_stride, steps, high, wide, adding):
-    """y (16 high, 16 wide) (+)= x w over 16 `steps` pairs; high and wide are 1 or 2."""
+    """y (16 high, 16 wide) (+)= x w over 16 `steps` pairs; nothing if `high` is 0."""
     _sums(y, y_stride, x, x_stride, w, w_stride, steps, high, wide, adding)
 
 
-@kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64, FLOATS)
-def _rest(y, y_stride, x, pairs, rows, w, width, wide, adding, edge):
+@kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64, INT64, FLOATS)
+def _rest(y, y_stride, x, x_stride, rows, w, width, pairs, wide, adding, edge):
     """The last rows, fewer than 16, by way of a buffer: registers are stored with all lines."""
     columns = wide * LINES
     if adding:
         for row in range(rows):
             for i in range(columns):
                 edge[row * 2 * LINES + i] = y[row * y_stride + i]
-    _tile(edge, 2 * LINES, x, pairs, w, width, pairs // LINES, 1, wide, adding)
+    _tile(edge, 2 * LINES, x, x_stride, w, width, pairs // LINES, 1, wide, adding)
     for row in range(rows):
         for i in range(columns):
             y[row * y_stride + i] = edge[row * 2 * LINES + i]
 
 
-# The same product as `multiply_pairs`, whose arguments it has. `edge` is a buffer of 16 x 32.
-# x has lines for a multiple of 16 rows; what the added ones contain is not used.
-@kernel(FLOATS, INT64, WORDS, INT64, WORDS, INT64, INT64, INT64, FLOATS)
-def multiply_tiles(y, y_stride, x, rows, panels, outputs, pairs, adding, edge):
-    """y (rows, outputs) (+)= x w; LINES divides `outputs` and `pairs`."""
-    whole = rows // LINES * LINES
+@kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64, FLOATS)
+def _strip(y, y_stride, x, x_stride, rows, panels, outputs, pairs, adding, edge):
+    """At most 32 rows of a product: all outputs of these panels."""
+    high, rest = rows // LINES, rows % LINES
+    last = high * LINES
     for first in range(0, outputs, at.PANEL):
         width = min(at.PANEL, outputs - first)
         for column in range(0, width, 2 * LINES):
             w = skip(panels, first * pairs + column)
             wide = min(2, (width - column) // LINES)
             out = skip(y, first + column)
-            for row in range(0, whole, 2 * LINES):
-                high = min(2, (whole - row) // LINES)
-                _tile(
-                    skip(out, row * y_stride), y_stride, skip(x, row * pairs), pairs, w, width,
-                    pairs // LINES, high, wide, adding,
-                )  # fmt: skip
-            if whole < rows:
-                last = skip(out, whole * y_stride)
+            _tile(out, y_stride, x, x_stride, w, width, pairs // LINES, high, wide, adding)
+            if rest:
                 _rest(
-                    last, y_stride, skip(x, whole * pairs), pairs, rows - whole, w, width, wide,
-                    adding, edge,
+                    skip(out, last * y_stride), y_stride, skip(x, last * x_stride), x_stride, rest,
+                    w, width, pairs, wide, adding, edge,
                 )  # fmt: skip
+
+
+# The same product as `multiply_pairs`, whose arguments it has. `edge` is a buffer of 16 x 32.
+# x has lines for a multiple of 16 rows; what the added ones contain is not used.
+#
+# Rows are in the outer loop, so that y is written line after line: at this speed the time is that
+# of writing y to the memory, where it does not stay in a cache. The panels that all rows pass over
+# are at most so many words that they stay in the second-level cache.
+_GROUP_WORDS = 2**17  # 512 KiB
+
+
+@kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64, FLOATS)
+def multiply_tiles(y, y_stride, x, x_stride, rows, panels, outputs, pairs, adding, edge):
+    """y (rows, outputs) (+)= x w; LINES divides `outputs` and `pairs`."""
+    group = max(1, _GROUP_WORDS // (pairs * at.PANEL)) * at.PANEL
+    for first in range(0, outputs, group):
+        wide, w = min(group, outputs - first), skip(panels, first * pairs)
+        for row in range(0, rows, 2 * LINES):
+            out, left = skip(y, row * y_stride + first), skip(x, row * x_stride)
+            high = min(2 * LINES, rows - row)
+            _strip(out, y_stride, left, x_stride, high, w, wide, pairs, adding, edge)
 
 
 @intrinsic

@@ -206,6 +206,18 @@ def drop(x, count, key, first, rate):
         x[i] = x[i] * scale if h >= least else _ZERO
 
 
+@kernel(FLOATS, INT64, INT64, INT64, INT64, FLOAT32)
+def drop_every(x, count, key, first, step, rate):
+    """`drop` for numbers whose positions are `step` apart, as in a column of a matrix."""
+    least = np.uint32(np.int64(np.float64(rate) * 4294967296.0))
+    scale = _ONE / (_ONE - rate)
+    start, place, apart = np.uint32(key), np.uint32(first), np.uint32(step)
+    for i in range(count):
+        position = np.uint32(place + np.uint32(np.uint32(i) * apart))
+        h = hash32(np.uint32(start ^ np.uint32(position * PLACE)))
+        x[i] = x[i] * scale if h >= least else _ZERO
+
+
 # Loss of one row: L = -log softmax(z)[target] = log(sum_i e**z_i) - z_target, so
 #
 #     dL/dz_i = e**z_i / sum_j e**z_j - (i == target) = softmax(z)_i - (i == target)

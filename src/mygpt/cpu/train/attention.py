@@ -56,7 +56,7 @@ def _softmax(x, count, capacity, scale):
 
 
 @kernel(INTS, INT64, INT64, INT64, returns=INT64)
-def _weights_position(job, sequence, head, position):
+def weights_position(job, sequence, head, position):
     """Where a row of weights begins among all of a step's, (B, H, T, T): dropout's position."""
     time = job[at.TIME]
     return ((sequence * job[at.HEADS] + head) * time + position) * time
@@ -90,7 +90,7 @@ def attend(job, layer, sequence, prepared, qkv, attended, log_sums, scratch):
                     row = first + r
                     log_sums[row * heads + head] = _softmax(own, row + 1, reach, scale)
                     if rate > _ZERO:
-                        place = _weights_position(job, sequence, head, row)
+                        place = weights_position(job, sequence, head, row)
                         drop(own, row + 1, key, place, rate)
                 out = skip(attended, first * heads * size + head * size)
                 product(out, heads * size, weights, columns, values, wide, rows, seen, size)
@@ -153,7 +153,7 @@ def _queries_backward(
             for t in range(row + 1):
                 own[t] = exp(own[t] * scale - total)  # P
             if rate > _ZERO:  # dL/dP from dL/dZ
-                drop(slope, row + 1, key, _weights_position(job, sequence, head, row), rate)
+                drop(slope, row + 1, key, weights_position(job, sequence, head, row), rate)
             for t in range(row + 1):
                 slope[t] = own[t] * (slope[t] - delta) * scale
             # Later positions have no weight: zeros, as tiles of whole vectors read them.
@@ -162,7 +162,7 @@ def _queries_backward(
             for t in range(row + 1, reach):
                 slope[t] = _ZERO
             if rate > _ZERO:  # Z from P
-                drop(own, row + 1, key, _weights_position(job, sequence, head, row), rate)
+                drop(own, row + 1, key, weights_position(job, sequence, head, row), rate)
         out = skip(d_prepared, start * stride + head * size)
         key_rows = skip(prepared, (heads + group) * size)
         product(out, stride, d_scores, columns, key_rows, stride, rows, seen, size)

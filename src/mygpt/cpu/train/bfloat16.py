@@ -27,6 +27,7 @@ from mygpt.cpu.common.simd import (
 )
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train.amx import multiply_tiles
+from mygpt.cpu.train.packing import pack_column_block, pack_row_block, pair_lines, pair_row
 
 _tile = make_tile(pairs=True)
 _ZERO, _ONE, _16 = np.uint32(0), np.uint32(1), np.uint32(16)
@@ -45,10 +46,10 @@ _HALF, _UPPER = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
 # K / 2 is rounded up to a multiple of PAIRS (16 words are a line of a tile register) by zeros.
 # vdpbf16ps and AMX read the same layout. Each product of a linear layer packs its own operands:
 #
-#     product                            k           x packed by        w packed by
-#     y (R, O) = x (R, I) W^T            inputs      pack_rows(x)       pack_weights_forward(W)
-#     dL/dx (R, I) = dL/dy (R, O) W      outputs     pack_rows(dL/dy)   pack_lines(W)
-#     dL/dW (O, I) += dL/dy^T x          rows        pack_columns(dL/dy) pack_lines(x)
+#     product                            k           x packed by           w packed by
+#     y (R, O) = x (R, I) W^T            inputs      pack_rows(x)          pack_lines_transposed(W)
+#     dL/dx (R, I) = dL/dy (R, O) W      outputs     pack_rows(dL/dy)      pack_lines(W)
+#     dL/dW (O, I) += dL/dy^T x          rows        pack_columns(dL/dy)   pack_lines(x)
 #
 # In a matrix as it is in memory, a row's numbers follow each other. So pack_rows only rounds, and
 # pack_lines puts numbers of two rows into each word; the other two transpose as well.
@@ -80,21 +81,25 @@ def pairs_of(depth):
 @kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64)
 def pack_rows(out, pairs, x, x_stride, rows, depth):
     """out (rows, pairs words) = x (rows, depth)."""
+    whole = depth // (2 * at.LANES) * at.LANES  # words in whole vectors
     for row in range(rows):
         own, line = skip(x, row * x_stride), as_halves(skip(out, row * pairs))
-        for k in range(depth):
+        pair_row(skip(out, row * pairs), own, whole)
+        for k in range(2 * whole, depth):
             line[k] = np.uint16(np.uint32(_rounded(own[k]) >> _16))
         for k in range(depth, 2 * pairs):
             line[k] = 0
 
 
 @kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64, INT64)
-def _pack_pairs(out, out_stride, x, x_stride, rows, columns, pairs):
+def pack_pairs(out, out_stride, x, x_stride, rows, columns, pairs):
     """out (pairs, columns words): a line of two rows of x (rows, columns), then lines of zeros."""
+    whole = columns // at.LANES * at.LANES
     for pair in range(rows // 2):
         lower, upper = skip(x, 2 * pair * x_stride), skip(x, (2 * pair + 1) * x_stride)
         line = skip(out, pair * out_stride)
-        for i in range(columns):
+        pair_lines(line, lower, upper, whole)
+        for i in range(whole, columns):
             line[i] = _pair(lower[i], upper[i])
     if rows % 2:
         lower, line = skip(x, (rows - 1) * x_stride), skip(out, rows // 2 * out_stride)
@@ -112,7 +117,7 @@ def pack_lines(panels, x, x_stride, rows, columns, pairs):
     for first in range(0, columns, at.PANEL):
         width = min(at.PANEL, columns - first)
         panel = skip(panels, first * pairs)
-        _pack_pairs(panel, width, skip(x, first), x_stride, rows, width, pairs)
+        pack_pairs(panel, width, skip(x, first), x_stride, rows, width, pairs)
 
 
 # Block by block of L x L words, which are 2 L rows and L columns of x:
@@ -123,55 +128,65 @@ def pack_lines(panels, x, x_stride, rows, columns, pairs):
 @kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64, WORDS)
 def pack_columns(out, pairs, x, x_stride, rows, columns, block):
     """out (columns, pairs words) = x (rows, columns) transposed; whole blocks are written."""
-    for row in range(0, 2 * pairs, 2 * at.LANES):
-        here = max(0, min(2 * at.LANES, rows - row))
-        for column in range(0, columns, at.LANES):
+    for column in range(0, columns, at.LANES):
+        wide = min(at.LANES, columns - column)
+        for row in range(0, 2 * pairs, 2 * at.LANES):
+            here = max(0, min(2 * at.LANES, rows - row))
             source = skip(x, row * x_stride + column)
-            if column + at.LANES <= columns:
-                _pack_pairs(block, at.LANES, source, x_stride, here, at.LANES, at.LANES)
+            to = skip(out, column * pairs + row // 2)
+            if here == 2 * at.LANES and wide == at.LANES:
+                pack_column_block(to, pairs, source, x_stride)
             else:
-                _pack_pairs(block, at.LANES, source, x_stride, here, columns - column, at.LANES)
-            transpose_words(skip(out, column * pairs + row // 2), pairs, block, at.LANES)
+                pack_pairs(block, at.LANES, source, x_stride, here, wide, at.LANES)
+                transpose_words(to, pairs, block, at.LANES)
 
 
-@kernel(WORDS, FLOATS, INT64, INT64, WORDS)
-def pack_weights_forward(panels, rows, outputs, inputs, block):
-    """The panels of W^T (I, O) from W (O, I), in blocks of L outputs and 2 L inputs."""
-    pairs = pairs_of(inputs)
-    for first in range(0, padded(outputs), at.PANEL):
-        width = min(at.PANEL, padded(outputs) - first)
+@kernel(WORDS, FLOATS, INT64, INT64, INT64, INT64, WORDS)
+def pack_lines_transposed(panels, x, x_stride, rows, depth, outputs, block):
+    """The panels of x^T (depth, rows) from x (rows, depth), and zeros up to `outputs` columns."""
+    # Block by block of L rows and 2 L numbers of each: rounded, these are L x L words.
+    pairs = pairs_of(depth)
+    for first in range(0, outputs, at.PANEL):
+        width = min(at.PANEL, outputs - first)
         panel = skip(panels, first * pairs)
         for column in range(0, width, at.LANES):
-            output = first + column
+            row = first + column
+            count = max(0, min(at.LANES, rows - row))
             for pair in range(0, pairs, at.LANES):
-                for i in range(at.LANES * at.LANES):
+                here = max(0, min(2 * at.LANES, depth - 2 * pair))
+                source = skip(x, row * x_stride + 2 * pair)
+                to = skip(panel, pair * width + column)
+                if count == at.LANES and here == 2 * at.LANES:
+                    pack_row_block(to, width, source, x_stride)
+                    continue
+                pack_rows(block, at.LANES, source, x_stride, count, here)
+                for i in range(count * at.LANES, at.LANES * at.LANES):
                     block[i] = _ZERO
-                source = skip(rows, output * inputs + 2 * pair)
-                count = min(at.LANES, outputs - output)
-                depth = max(0, min(2 * at.LANES, inputs - 2 * pair))
-                pack_rows(block, at.LANES, source, inputs, count, depth)
-                transpose_words(skip(panel, pair * width + column), width, block, at.LANES)
+                transpose_words(to, width, block, at.LANES)
 
 
-@kernel(FLOATS, INT64, WORDS, INT64, WORDS, INT64, INT64, INT64)
-def multiply_pairs(y, y_stride, x, rows, panels, outputs, pairs, adding):
+@kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64)
+def multiply_pairs(y, y_stride, x, x_stride, rows, panels, outputs, pairs, adding):
     """y (rows, outputs) (+)= x w, for packed x and w; L divides `outputs`."""
     for first in range(0, outputs, at.PANEL):
         width = min(at.PANEL, outputs - first)
         for row in range(0, rows, at.ROWS):
             _tile(
-                skip(y, row * y_stride + first), y_stride, skip(x, row * pairs), pairs,
+                skip(y, row * y_stride + first), y_stride, skip(x, row * x_stride), x_stride,
                 skip(panels, first * pairs), width, pairs, y, min(at.ROWS, rows - row),
                 width // at.LANES, adding,
             )  # fmt: skip
 
 
-@kernel(INT64, FLOATS, INT64, WORDS, INT64, WORDS, INT64, INT64, INT64, FLOATS)
-def _multiply(products, y, y_stride, x, rows, panels, outputs, pairs, adding, edge):
+@kernel(INT64, FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64, FLOATS)
+def multiply_bfloat16(
+    products, y, y_stride, x, x_stride, rows, panels, outputs, pairs, adding, edge
+):
+    """The same by the instructions that `products` names."""
     if products == at.TILES:
-        multiply_tiles(y, y_stride, x, rows, panels, outputs, pairs, adding, edge)
+        multiply_tiles(y, y_stride, x, x_stride, rows, panels, outputs, pairs, adding, edge)
     else:
-        multiply_pairs(y, y_stride, x, rows, panels, outputs, pairs, adding)
+        multiply_pairs(y, y_stride, x, x_stride, rows, panels, outputs, pairs, adding)
 
 
 # Buffers of a thread, fields of its workspace: LEFT and RIGHT for the packed x and w of the picture
@@ -182,8 +197,8 @@ def forward_bfloat16(products, y, y_stride, x, x_stride, rows, matrix, adding, l
     outputs, inputs = matrix[at.OUTPUTS], matrix[at.INPUTS]
     pairs = pairs_of(inputs)
     pack_rows(as_words(left), pairs, x, x_stride, rows, inputs)
-    _multiply(
-        products, y, y_stride, as_words(left), rows, words(matrix[at.FORWARD_PAIRS]),
+    multiply_bfloat16(
+        products, y, y_stride, as_words(left), pairs, rows, words(matrix[at.FORWARD_PAIRS]),
         padded(outputs), pairs, adding, block,
     )  # fmt: skip
 
@@ -200,11 +215,11 @@ def backward_bfloat16(
     pairs = pairs_of(outputs)
     pack_rows(a, pairs, dy, dy_stride, rows, outputs)
     w = words(matrix[at.BACKWARD_PAIRS])
-    _multiply(products, dx, dx_stride, a, rows, w, inputs, pairs, 0, block)
+    multiply_bfloat16(products, dx, dx_stride, a, pairs, rows, w, inputs, pairs, 0, block)
     pairs = pairs_of(rows)
     pack_columns(a, pairs, dy, dy_stride, rows, outputs, as_words(block))
     pack_lines(b, x, x_stride, rows, inputs, pairs)
-    _multiply(products, dw, inputs, a, outputs, b, inputs, pairs, 1, block)
+    multiply_bfloat16(products, dw, inputs, a, pairs, outputs, b, inputs, pairs, 1, block)
 
 
 @kernel(INTS, FLOATS)
@@ -212,6 +227,6 @@ def pack_matrix_bfloat16(matrix, block):
     """Pack a weight for the forward and the backward pass."""
     rows, outputs, inputs = floats(matrix[at.WEIGHT]), matrix[at.OUTPUTS], matrix[at.INPUTS]
     panels = words(matrix[at.FORWARD_PAIRS])
-    pack_weights_forward(panels, rows, outputs, inputs, as_words(block))
+    pack_lines_transposed(panels, rows, inputs, outputs, inputs, padded(outputs), as_words(block))
     panels = words(matrix[at.BACKWARD_PAIRS])
     pack_lines(panels, rows, inputs, outputs, inputs, pairs_of(outputs))

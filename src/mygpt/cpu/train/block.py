@@ -21,6 +21,7 @@ from mygpt.cpu.train.arithmetic import (
     prepare_head_backward,
 )
 from mygpt.cpu.train.attention import attend, attend_backward
+from mygpt.cpu.train.attention_bfloat16 import attend_backward_bfloat16, attend_bfloat16
 from mygpt.cpu.train.products import linear_backward, linear_forward, workspace
 
 _ZERO = f32(0)
@@ -167,14 +168,16 @@ def attention_forward(job, thread, number, first_row, rows):
     prepare_heads(job, rows, prepared, qkv, factors, layer)
     attended = workspace(job, thread, number, at.ATTENDED)
     log_sums = workspace(job, thread, number, at.LOG_SUMS)
+    scratch = workspace(job, thread, 0, at.ATTENTION_SCRATCH)
+    block = workspace(job, thread, 0, at.BLOCK)
     for window in range(rows // time):
-        start = window * time
-        attend(
-            job, number, first_row // time + window,
-            skip(prepared, start * (heads + groups) * size), skip(qkv, start * wide),
-            skip(attended, start * heads * size), skip(log_sums, start * heads),
-            workspace(job, thread, 0, at.ATTENTION_SCRATCH),
-        )  # fmt: skip
+        start, sequence = window * time, first_row // time + window
+        heads_of = skip(prepared, start * (heads + groups) * size), skip(qkv, start * wide)
+        result = skip(attended, start * heads * size), skip(log_sums, start * heads)
+        if job[at.PRODUCTS] == at.FLOAT32:
+            attend(job, number, sequence, *heads_of, *result, scratch)
+        else:
+            attend_bfloat16(job, number, sequence, *heads_of, *result, scratch, block)
     middle = workspace(job, thread, number, at.X_MIDDLE)
     _copy(middle, x, rows * width)
     _project(
@@ -211,15 +214,19 @@ def attention_backward(job, thread, number, first_row, rows, gradients):
         workspace(job, thread, 0, at.D_QKV),
     )
     log_sums = workspace(job, thread, number, at.LOG_SUMS)
+    scratch = workspace(job, thread, 0, at.ATTENTION_SCRATCH)
+    block = workspace(job, thread, 0, at.BLOCK)
     for window in range(rows // time):
-        start = window * time
+        start, sequence = window * time, first_row // time + window
         pair, narrow = start * (heads + groups) * size, start * heads * size
-        attend_backward(
-            job, number, first_row // time + window, skip(prepared, pair),
-            skip(qkv, start * wide), skip(attended, narrow), skip(log_sums, start * heads),
-            skip(d_attended, narrow), skip(d_prepared, pair), skip(d_qkv, start * wide),
-            workspace(job, thread, 0, at.ATTENTION_SCRATCH),
-        )  # fmt: skip
+        kept = skip(prepared, pair), skip(qkv, start * wide)
+        result = skip(attended, narrow)
+        sums = skip(log_sums, start * heads)
+        found = skip(d_attended, narrow), skip(d_prepared, pair), skip(d_qkv, start * wide)
+        if job[at.PRODUCTS] == at.FLOAT32:
+            attend_backward(job, number, sequence, *kept, result, sums, *found, scratch)
+        else:
+            attend_backward_bfloat16(job, number, sequence, *kept, sums, *found, scratch, block)
     factors = workspace(job, thread, number, at.HEAD_FACTORS)
     prepare_heads_backward(job, rows, d_qkv, d_prepared, qkv, factors, layer, gradients)
     d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)

@@ -47,6 +47,8 @@ QUERIES = 16 * ROWS
 # Words of two bfloat16 to whose multiple the inner dimension of such products is rounded up: a line
 # of a tile register, and whole vectors (see `bfloat16`).
 PAIRS = LINES
+# Queries whose scores for all keys are columns of one matrix there: two tile registers, or vectors.
+ACROSS = 2 * LINES
 
 JOB_SIZE = 45
 (
@@ -191,6 +193,9 @@ def workspace_for(
     floats = {field: padded(rows * size) for field, size in sizes.items()}
     floats[ATTENTION_SCRATCH] = 2 * (config.head_size + QUERIES) * padded(time)
     floats |= _packed_floats(config, rows, products)
+    if products != FLOAT32:  # losses are computed in float32, gradients are not
+        attention = _attention_floats(config.head_size, time)
+        floats[ATTENTION_SCRATCH] = max(floats[ATTENTION_SCRATCH], attention)
     starts, layer = np.zeros(WORKSPACE_FIELDS, np.int64), 0
     for field in range(LAYER_FIELDS):
         starts[field] = layer
@@ -222,6 +227,14 @@ def _packed_floats(config: GPTConfig, rows: int, products: int) -> dict[int, int
     transposed = -(-outputs // LINES) * LINES * pairs_of(rows)
     left = max(lines * pairs_of(max(inputs, outputs)), transposed)
     return {LEFT: left, RIGHT: right, BLOCK: 2 * LINES * LINES}
+
+
+def _attention_floats(size: int, time: int) -> int:
+    """The size of `attention_bfloat16`'s scratch in its backward pass, which needs more."""
+    depth, half = pairs_of(size), pairs_of(time)
+    key_value_head = half * (4 * depth + size)
+    queries = 2 * depth * ACROSS + ACROSS * size + half * (4 * ACROSS + 4 * ACROSS // 2 + ACROSS)
+    return key_value_head + queries + (size + 2) * ACROSS
 
 
 def step_bytes(
