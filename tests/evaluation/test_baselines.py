@@ -65,8 +65,8 @@ def slow_probability(train: list[int], context: list[int], token: int, size: int
 
 def ngram_probabilities(train: Ints, test: Ints, vocab_size: int, order: int) -> Floats:
     """The probability of each token of `test` after the tokens before it."""
-    grams = ngram._grams(train, test, vocab_size, order)
-    return ngram._probabilities(grams, len(train), vocab_size, order)
+    grams = ngram.grams_of(train, test, vocab_size, order)
+    return ngram.probabilities_of(grams, len(train), vocab_size, order)
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.data(), st.integers(1, 5))
@@ -103,7 +103,7 @@ def test_probabilities_sum_to_one(size: int, tokens: int, order: int) -> None:
 
 def test_discounts_are_always_above_zero() -> None:
     """With few twos and many threes the formula gives -3; unseen tokens would be impossible."""
-    discounts = ngram._discounts(np.array([1, 2, 3, 3, 3, 3, 3]))
+    discounts = ngram.discounts_of(np.array([1, 2, 3, 3, 3, 3, 3]))
     assert (discounts > 0).tolist() == [False, True, True, True]
     assert (discounts <= 0.95 * np.arange(4)).all()
 

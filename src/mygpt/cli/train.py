@@ -162,6 +162,14 @@ def train(
     weight_decay: Annotated[
         float | None, _help("AdamW's weight decay of matrices.", _RECIPE)
     ] = None,
+    ngram_smoothing: Annotated[
+        float | None,
+        _help(
+            "Label smoothing: the fraction of a training target that an n-gram model of the text "
+            "predicts, from 0 (off) to below 1.",
+            _RECIPE,
+        ),
+    ] = None,
     grad_clip: Annotated[
         float | None, _help("The largest gradient norm; 0 disables clipping.", _RECIPE)
     ] = None,

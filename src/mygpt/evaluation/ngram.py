@@ -22,7 +22,7 @@ from mygpt.errors import InputError
 MOST_TRAIN_TOKENS = 2**21  # the last tokens of the training text
 MOST_TEST_TOKENS = 2**17  # the first tokens of the test text
 _PIECE = 2**20  # tokens that are counted at once
-_LEAST_DISCOUNT, _MOST_DISCOUNT = 0.05, 0.95  # per unit of the count; see `_discounts`
+_LEAST_DISCOUNT, _MOST_DISCOUNT = 0.05, 0.95  # per unit of the count; see `discounts_of`
 
 Ints = NDArray[np.integer]
 Floats = NDArray[np.float64]
@@ -69,11 +69,11 @@ def ngram_losses(train: Ints, test: Ints, vocab_size: int, orders: Sequence[int]
             f"n-gram models of orders {list(orders)} on {len(test)} tokens: "
             "give orders of at least 1 and at least one token to predict"
         )
-    grams = _grams(train, test, vocab_size, max(orders)) if max(orders) > 1 else []
+    grams = grams_of(train, test, vocab_size, max(orders)) if max(orders) > 1 else []
     return [
         unigram_loss(train, test, vocab_size)
         if order == 1
-        else float(-np.log(_probabilities(grams, len(train), vocab_size, order)).mean())
+        else float(-np.log(probabilities_of(grams, len(train), vocab_size, order)).mean())
         for order in orders
     ]
 
@@ -89,7 +89,7 @@ class _Grams:
     firsts: NDArray[np.int32]  # where in the training text each of its n-grams first ends
 
 
-def _grams(train: Ints, test: Ints, vocab_size: int, order: int) -> list[_Grams]:
+def grams_of(train: Ints, test: Ints, vocab_size: int, order: int) -> list[_Grams]:
     """The n-grams of orders 1 to `order` of the training text followed by the test text."""
     tokens = np.concatenate([train, test]).astype(np.int64)  # (N,)
     found: list[_Grams] = []
@@ -123,7 +123,7 @@ def _unique_ids(keys: NDArray[np.int64]) -> tuple[NDArray[np.int32], int, NDArra
     return ids, len(firsts), firsts
 
 
-def _probabilities(grams: list[_Grams], train_tokens: int, vocab_size: int, order: int) -> Floats:
+def probabilities_of(grams: list[_Grams], train_tokens: int, vocab_size: int, order: int) -> Floats:
     """The probability of each token after the first `train_tokens` by the model of `order`, (M,).
 
     From order 1 up, with w the token, h its context and h' the context without its first token:
@@ -140,7 +140,7 @@ def _probabilities(grams: list[_Grams], train_tokens: int, vocab_size: int, orde
         counted = slice(0, train_tokens) if n == order else grams[n].firsts
         counts = np.bincount(level.ids[counted], minlength=level.num_ids)  # c(hw)
         totals = np.bincount(level.contexts[counted], minlength=level.num_contexts)  # c(h)
-        discounts = _discounts(counts[level.ids[level.firsts]])  # (4,)
+        discounts = discounts_of(counts[level.ids[level.firsts]])  # (4,)
         discounted = np.bincount(  # G(h)
             level.contexts[level.firsts],
             discounts[np.minimum(counts[level.ids[level.firsts]], 3)],
@@ -155,7 +155,7 @@ def _probabilities(grams: list[_Grams], train_tokens: int, vocab_size: int, orde
     return probs
 
 
-def _discounts(counts: NDArray[np.int64]) -> Floats:
+def discounts_of(counts: NDArray[np.int64]) -> Floats:
     """The discounts D of counts 0, 1, 2 and 3 or more: (4,).
 
     D_i = i - (i + 1) Y n_{i+1} / n_i with Y = n_1 / (n_1 + 2 n_2), where n_i is how many n-grams

@@ -58,6 +58,9 @@ class TrainConfig:
     schedule: Schedule = "cosine"
     warmup_ratio: float = 0.02  # fraction of the run in which the rate rises
     min_lr_ratio: float = 0.05  # the last rate as a fraction of the highest
+    # Label smoothing by an n-gram model (see `mygpt.training.ngram_targets`): the fraction of each
+    # training target that its prediction is at most; 0 is off.
+    ngram_smoothing: float = 0.0
     weight_decay: float = 0.1  # AdamW's decoupled decay (Loshchilov & Hutter, 2019)
     decay_all: bool = False  # decay every parameter (torch's default) instead of the matrices alone
     beta1: float = 0.9  # AdamW's decay of the mean gradient
@@ -213,7 +216,9 @@ _WHOLE = {
 }  # fmt: skip
 _ABOVE_ZERO = ("lr", "minutes")
 _FROM_ZERO = ("weight_decay", "grad_clip", "reserve_s", "save_seconds")
-_FRACTIONS = ("warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2")
+_FRACTIONS = (
+    "warmup_ratio", "min_lr_ratio", "val_fraction", "beta1", "beta2", "ngram_smoothing",
+)  # fmt: skip
 _SWITCHES = ("compile", "checkpoint_activations", "shard", "decay_all")
 _CHOICES = {
     "schedule": get_args(Schedule),

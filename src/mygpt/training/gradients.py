@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
@@ -41,7 +42,9 @@ from mygpt.training.hardware import (
 )
 
 if TYPE_CHECKING:
+    from mygpt.cpu.train.predictions import NgramPredictions
     from mygpt.cpu.train.step import CpuTrainingStep
+    from mygpt.training.ngram_targets import NgramTargets
 
 
 def suitable_engine(shape: GPTConfig, device: torch.device) -> Engine:
@@ -75,6 +78,14 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class Smoothing(NamedTuple):
+    """What smooths the targets of a batch."""
+
+    ngrams: NgramTargets  # predicts them
+    positions: NDArray[np.int64]  # (B, T), where they are in the text
+    share: float  # the fraction of a target that the prediction is, from 0 to 1
+
+
 class _Backend:
     """What gradients by torch and by machine code have in common.
 
@@ -93,6 +104,7 @@ class _Backend:
         self.uses_torch_compile = False
         self.step: CpuTrainingStep | None = None
         self._batch_size: int | None = None
+        self._smoothing: Smoothing | None = None
         self._threads_outside = torch.get_num_threads()
         self._inside = ExitStack()
 
@@ -110,6 +122,10 @@ class _Backend:
     def expect_rows(self, batch_size: int) -> None:
         """Set the number of rows that the next batches have in all processes together."""
         self._batch_size = batch_size
+
+    def smooth(self, smoothing: Smoothing | None) -> None:
+        """Smooth the targets of the next batch; its loss stays that of the targets themselves."""
+        self._smoothing = smoothing
 
 
 class ParallelGradients(_Backend):
@@ -202,18 +218,19 @@ class ParallelGradients(_Backend):
         batch_size = self._batch_size or len(inputs)
         most = self.group.rows_per_process(batch_size)
         rows = self.micro_batch or most
-        pieces = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
+        batch = self._batch(inputs, targets)
+        pieces = list(zip(*(torch.split(each, rows) for each in batch), strict=True))
         sizes: list[float] = [batch_size] * len(pieces)
         if self._sharded:  # all processes must gather weights equally often: add empty pieces
             missing = -(-most // rows) - len(pieces)
-            pieces += [(inputs[:1], targets[:1])] * missing
+            pieces += [tuple(each[:1] for each in pieces[0])] * missing
             sizes += [math.inf] * missing  # a piece divided by infinitely many rows adds nothing
         # DDP sums over the processes with a batch's last piece.
         no_sums = getattr(self._forward, "no_sync", nullcontext)
         losses = []
         for number, (piece, size) in enumerate(zip(pieces, sizes, strict=True), 1):
             with nullcontext() if number == len(pieces) else no_sums():
-                losses.append(self._add(*piece, size))
+                losses.append(self._add(piece, size))
         return self.group.sum_loss(reduce(torch.add, losses))
 
     @property
@@ -229,23 +246,44 @@ class ParallelGradients(_Backend):
         with self._autocast():
             return model_token_losses(self.model, inputs, targets)
 
-    def _add(self, inputs: torch.Tensor, targets: torch.Tensor, batch_size: float) -> torch.Tensor:
+    def _batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Inputs and targets, and the distributions (B, T, V) that smooth these, if any do."""
+        if self._smoothing is None:
+            return inputs, targets
+        ngrams, positions, _ = self._smoothing
+        soft = torch.from_numpy(ngrams.probabilities(positions.reshape(-1)))
+        return inputs, targets, soft.view(*targets.shape, -1).to(inputs.device)
+
+    def _losses_of(
+        self, forward: Callable[..., Any], rows: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss of some rows, and what is to be minimised: that of smoothed targets."""
+        logits, loss = forward(*rows[:2])
+        if self._smoothing is None:
+            return loss, loss
+        soft_loss = F.cross_entropy(logits.flatten(0, 1).float(), rows[2].flatten(0, 1))
+        return loss.detach(), torch.lerp(loss, soft_loss, self._smoothing.share)
+
+    def _add(self, rows: tuple[torch.Tensor, ...], batch_size: float) -> torch.Tensor:
         """Add these rows' gradients to all gradients; returns their part of the batch's loss."""
+        count = len(rows[0])
         if self._pool is None:
             with self._autocast():
-                _, loss = self._forward(inputs, targets)
-            loss = len(inputs) / batch_size * loss
+                loss, objective = self._losses_of(self._forward, rows)
+            objective = count / batch_size * objective
             # DDP and FSDP compute the mean over the processes; the sum is needed.
-            (loss if self.group.is_single else self.group.size * loss).backward()
-            return loss.detach()
-        threads = min(self.threads, len(inputs))
-        shares = list(zip(inputs.tensor_split(threads), targets.tensor_split(threads), strict=True))
-        weights = [len(rows) / batch_size for rows, _ in shares]
+            torch.autograd.backward(
+                objective if self.group.is_single else self.group.size * objective
+            )
+            return count / batch_size * loss.detach()
+        threads = min(self.threads, count)
+        shares = list(zip(*(each.tensor_split(threads) for each in rows), strict=True))
+        weights = [len(share[0]) / batch_size for share in shares]
         others = [
-            self._pool.submit(self._share, *share, weight)
+            self._pool.submit(self._share, share, weight)
             for share, weight in zip(shares[1:], weights[1:], strict=True)
         ]
-        loss, total = self._share(*shares[0], weights[0])
+        loss, total = self._share(shares[0], weights[0])
         for other in others:  # always in the same order, so that the sum is bitwise the same
             share_loss, gradients = other.result()
             loss = loss + share_loss
@@ -273,12 +311,11 @@ class ParallelGradients(_Backend):
         return norm
 
     def _share(
-        self, inputs: torch.Tensor, targets: torch.Tensor, weight: float
+        self, rows: tuple[torch.Tensor, ...], weight: float
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """These rows' part of the batch's loss and gradients."""
-        _, loss = self.model(inputs, targets)
-        loss = weight * loss
-        return loss.detach(), torch.autograd.grad(loss, self.parameters)
+        loss, objective = self._losses_of(self.model, rows)
+        return weight * loss.detach(), torch.autograd.grad(weight * objective, self.parameters)
 
 
 class CpuGradients(_Backend):
@@ -308,6 +345,7 @@ class CpuGradients(_Backend):
             self.note = f"{' and '.join(asked)}: no effect on mygpt's kernels for CPUs"
         threads = min(torch.get_num_threads(), group.rows_per_process(config.batch_size))
         self.step = CpuTrainingStep(model, threads, cpu_products(config.dtype))
+        self._ngrams: NgramPredictions | None = None
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -316,13 +354,27 @@ class CpuGradients(_Backend):
 
     def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats per token (a scalar); arguments as for `Gradients`."""
-        loss = self.step.gradients(inputs, targets)
+        if self._smoothing is None:
+            loss = self.step.gradients(inputs, targets)
+        else:
+            soft = self._predictions(self._smoothing.ngrams)(self._smoothing.positions.reshape(-1))
+            loss = self.step.gradients(inputs, targets, soft, self._smoothing.share)
         if self.group.is_single:
             return loss
         # The batch's mean is the sum of the processes' means, each times its fraction of the rows.
         fraction = len(inputs) / (self._batch_size or len(inputs))
         self.group.all_reduce(self.step.scaled_gradients(fraction))
         return self.group.sum_loss(fraction * loss)
+
+    def _predictions(self, ngrams: NgramTargets) -> NgramPredictions:
+        if self._ngrams is None:
+            from mygpt.cpu.train.predictions import NgramPredictions
+
+            levels = [tuple(vars(level).values()) for level in ngrams.levels]
+            self._ngrams = NgramPredictions(
+                ngrams.tokens, ngrams.lowest, levels, ngrams.vocab_size, self.step.threads
+            )
+        return self._ngrams
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """As `Gradients.clip`."""

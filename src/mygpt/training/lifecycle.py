@@ -28,6 +28,7 @@ from mygpt.training.events import Finished, Listener, Note, Started
 from mygpt.training.history import Validation, diagnose, read_log
 from mygpt.training.initial_model import Initial, empty_model, initial_model
 from mygpt.training.memory import check_batch_fits, check_model_fits, fitting_piece, free_memory
+from mygpt.training.ngram_targets import BYTES_PER_TOKEN
 from mygpt.training.recorded_files import names_in
 from mygpt.training.run import RunFolder
 from mygpt.training.trainer import Trainer
@@ -60,7 +61,7 @@ def run_session(start: Start, text: TrainingText, listener: Listener) -> Writer:
     if group.is_single and "processes" not in start.provenance:  # torchrun gives each one thread
         torch.set_num_threads(start.settings["threads"])
     model = _model(start)
-    start = _fitted_to_memory(replace(start, initial=None), model)
+    start = _fitted_to_memory(replace(start, initial=None), model, len(text.train_tokens))
     setup = Setup(
         model, text, start.config, run, start.provenance, start.settings, listener,
         start.given_plan,
@@ -104,7 +105,7 @@ def _model(start: Start) -> GPT:
     return initial_model(shape, config, device, initial=start.initial, group=group)
 
 
-def _fitted_to_memory(start: Start, model: GPT) -> Start:
+def _fitted_to_memory(start: Start, model: GPT, num_tokens: int) -> Start:
     """The same with micro-batches that fit in memory, and a note if the recipe had to change.
 
     The machine-code kernels process few rows at once anyway: there only a smaller batch helps.
@@ -114,6 +115,8 @@ def _fitted_to_memory(start: Start, model: GPT) -> Start:
     """
     config, group, fixed = start.config, start.run.group, start.state is not None
     free = free_memory(start.device, group)
+    if free is not None and config.ngram_smoothing:
+        free -= BYTES_PER_TOKEN * num_tokens
     size = fitting_piece(model, config, free) if start.in_pieces and group.is_single else 0
     if size not in (0, config.piece):  # 0: not one row fits
         if config.engine == "compiled":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from mygpt.core.config import GPTConfig
@@ -36,6 +37,7 @@ from mygpt.training.distributed.process_group import SINGLE_PROCESS
 from mygpt.training.gradients import make_gradients, suitable_engine
 from mygpt.training.hardware import check_format, cpu_products, described
 from mygpt.training.memory import check_batch_fits, check_model_fits, fitting_piece, free_memory
+from mygpt.training.ngram_targets import repeated_fraction
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.recipe import Budget, Recipe, choose, continuing, shape_of
 
@@ -165,6 +167,7 @@ class Planner:
         val_tokens: int,
         vocab_size: int,
         known: GPTConfig | None = None,
+        validation: Tokens | None = None,
     ) -> Planned:
         """Shape and training options of a new run.
 
@@ -173,6 +176,7 @@ class Planner:
             val_tokens: the number of validation tokens.
             vocab_size: V.
             known: the initial model's shape; None for new weights.
+            validation: 1-D ids of the validation text.
         """
         shape, training = preset_options(self.preset, self.options)
         lengths, budget, recipe, late_s = self._lengths, self._budget(), None, 0.0
@@ -182,7 +186,8 @@ class Planner:
             if known is not None:
                 recipe = continuing(known, *sizes, budget, asked=self._asked)
             else:
-                recipe = choose(*sizes, vocab_size, budget, asked=self._asked)
+                repeated = _repeated(train_tokens, validation)
+                recipe = choose(*sizes, vocab_size, budget, repeated=repeated, asked=self._asked)
             shape, training = recipe.shape, recipe.training
             if recipe.bounded:
                 lengths = {"steps": None, "tokens": math.ceil(recipe.tokens), "minutes": None}
@@ -258,6 +263,13 @@ def fit_window(
         )
     recipe["seq_len"] = shape["max_seq_len"] = longest
     return [f"the text has {num_tokens} tokens to train on: windows of {longest}, not {wanted}"]
+
+
+def _repeated(train: Tokens, validation: Tokens | None) -> float | None:
+    """How much of the validation text the training text repeats; None if it is not known."""
+    if not isinstance(train, np.ndarray) or not isinstance(validation, np.ndarray):
+        return None
+    return repeated_fraction(train, validation) if len(validation) > 1 else None
 
 
 def _affordable(held: int, train_tokens: Tokens) -> int:

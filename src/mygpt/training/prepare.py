@@ -18,7 +18,7 @@ from mygpt.checkpoint.container import check_storable
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
 from mygpt.core.config import GPTConfig
 from mygpt.data.store_cache import large_sources
-from mygpt.data.token_store import TokenStore
+from mygpt.data.token_store import Tokens, TokenStore
 from mygpt.errors import InputError
 from mygpt.file_access import require_path
 from mygpt.text import READING_VERSION, name_of
@@ -41,6 +41,7 @@ from mygpt.training.hardware import check_format
 from mygpt.training.initial_model import read_initial, require_elsewhere, require_unchanged_model
 from mygpt.training.lifecycle import Start
 from mygpt.training.memory import check_model_fits, free_memory
+from mygpt.training.ngram_targets import check_smoothing
 from mygpt.training.planning import Planned, Planner, fit_window
 from mygpt.training.recorded_files import (
     file_sizes,
@@ -206,7 +207,11 @@ class _Preparation:
         self._note_unknown(text)
         known = None if self.initial is None else self.initial.checkpoint.config
         planned = self.planner.plan(
-            text.train_tokens, len(text.val_tokens), text.tokenizer.vocab_size, known
+            text.train_tokens,
+            len(text.val_tokens),
+            text.tokenizer.vocab_size,
+            known,
+            text.val_tokens,
         )
         self.notes += fit_window(
             planned.shape if known is None else {},  # a model that exists keeps its window
@@ -218,7 +223,7 @@ class _Preparation:
             self.notes.append(
                 "the text is too short to keep a part of it for validation: none is kept"
             )
-        shape, config = self._settled(planned, text.tokenizer.vocab_size)
+        shape, config = self._settled(planned, text.train_tokens, text.tokenizer.vocab_size)
         _check_state(shape, text.tokenizer, settings)
         self.notes += [] if planned.recipe is None else planned.recipe.lines()
         config, notes = self.planner.with_steps_in_time(shape, config)
@@ -323,13 +328,17 @@ class _Preparation:
             decided = self.stores and (name == text.source.name or not text.source.val_documents)
             self.notes += part.notes(name, "keep" if decided else self.request.unknown)
 
-    def _settled(self, planned: Planned, vocab_size: int) -> tuple[GPTConfig, TrainConfig]:
+    def _settled(
+        self, planned: Planned, tokens: Tokens, vocab_size: int
+    ) -> tuple[GPTConfig, TrainConfig]:
         """The model's shape and recipe; raises for those that are impossible or do not fit."""
         shape = GPTConfig(vocab_size, **planned.shape)
         whole = not self.group.shards_model(planned.training.get("shard", False))
         engine = suitable_engine(shape, self.device) if whole else "torch"
         config = TrainConfig(**{**planned.training, "engine": engine})
         check_format(config, self.device)
+        if config.ngram_smoothing:
+            check_smoothing(tokens, vocab_size, config.data_order)
         check_model_fits(shape, free_memory(self.device, self.group, config))
         if config.longest_window > shape.max_seq_len:
             if not config.stages:

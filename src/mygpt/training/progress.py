@@ -46,6 +46,9 @@ class Progress:
     worse: int = 0  # validations in a row that were far above the best
     usual_loss: float = math.nan  # running mean of the batches' losses; NaN before the first
     usual_spread: float = 0.0  # running mean of their distance from it
+    # The weight that the n-gram model would get beside the network at the last validation, and the
+    # most of a training target that it predicts until the next one; NaN where it does not.
+    ngram_share: float = math.nan
     log_bytes: int = 0  # length of the log when this state was saved
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,6 +219,14 @@ class TrainingBatches:
     def first_window(self) -> NDArray[np.integer]:
         """The first T + 1 tokens of the text."""
         return self._tokens[: self.config.seq_len + 1]
+
+    def target_positions(self) -> NDArray[np.int64]:
+        """Where the targets of the last batch are in the text, (B, T); of this process's rows."""
+        windows, number, batch_size = self._last
+        rank, processes = self.share
+        first, end = rank * batch_size // processes, (rank + 1) * batch_size // processes
+        starts = windows.starts(number, batch_size)[first:end]
+        return starts[:, None] + np.arange(1, windows.seq_len + 1)
 
     def starts(self) -> list[int]:
         """The position of the first token of each window of the last batch, in all processes.

@@ -20,6 +20,7 @@ from mygpt.core.model import GPT
 from mygpt.scaling.estimates import flops_per_token
 from mygpt.scaling.presets import MODERN
 from mygpt.training.config import SHAPE_OPTIONS, TRAIN_OPTIONS, Stage, stage_widths, tokens_per_step
+from mygpt.training.ngram_targets import MOST_TOKENS, MOST_VOCABULARY
 
 Stages = tuple[Stage, ...]
 
@@ -48,6 +49,11 @@ _MOST_EVALUATIONS = 20
 _STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
 _NARROW = 64  # up to this width there is only the first stage
 _RATE, _ADAMW_RATE, _DECAY = 0.02, 3e-3, 0.1
+# Of training targets an n-gram model predicts at most this fraction (see `ngram_targets`). A text
+# that repeats itself in long passages is copied, which smoothed targets hinder: it gets neither
+# them nor dropout.
+_SMOOTHING, _REPETITIVE = 0.8, 0.7
+_COUNTING_S_PER_TOKEN, _MOST_COUNTING = 8e-7, 0.04  # counting n-grams, a fraction of the time
 _LEAST_VALIDATED = 2**17
 _APART = 5  # steps between validations, at least
 # For an existing model: AdamW's rate times the width to the power of 1.5, the longest windows, the
@@ -131,6 +137,8 @@ class Recipe:
         stages += [seq_len for _, seq_len, _ in self.training["stages"]]
         products = ", bfloat16 products" if self.training.get("dtype") == "bfloat16" else ""
         dropout = f", dropout {shape['dropout']:g}" if shape["dropout"] else ""
+        if self.training.get("ngram_smoothing"):
+            dropout += ", targets smoothed by n-grams"
         short = "; ends then, since more time would only memorise the text" if self.bounded else ""
         return [
             f"recipe: {shape['num_layers']} layers of width {shape['embed_dim']}, windows of "
@@ -145,6 +153,7 @@ def choose(
     vocab_size: int,
     budget: Budget,
     *,
+    repeated: float | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """The recipe for N training tokens and a budget.
@@ -154,6 +163,8 @@ def choose(
         val_tokens: the number of validation tokens.
         vocab_size: V.
         budget: how long the run may be.
+        repeated: the fraction of the validation text that is in passages of the training text;
+            None where that is not known.
         asked: the user's options of `GPTConfig` and `TrainConfig`, which replace the rule's.
     """
     asked = asked or {}
@@ -174,10 +185,22 @@ def choose(
         "lr": _ADAMW_RATE if asked.get("optimizer") == "adamw" else _RATE,
         "grad_clip": 0.0,
     }
+    repetitive = repeated is not None and repeated > _REPETITIVE
+    if repetitive:
+        shape.setdefault("dropout", 0.0)
+    elif repeated is not None and _smoothable(num_tokens, vocab_size, budget):
+        training["ngram_smoothing"] = _SMOOTHING
     return _recipe(
         shape, training, asked, tokens=tokens, num_tokens=num_tokens, val_tokens=val_tokens,
         least_validated=_LEAST_VALIDATED, by_clock=budget.by_clock,
     )  # fmt: skip
+
+
+def _smoothable(num_tokens: int, vocab_size: int, budget: Budget) -> bool:
+    """Whether an n-gram model can smooth the targets, and counting it takes little of the time."""
+    counting_s = _COUNTING_S_PER_TOKEN * num_tokens
+    in_time = not budget.by_clock or counting_s <= _MOST_COUNTING * budget.seconds
+    return in_time and num_tokens <= MOST_TOKENS and vocab_size <= MOST_VOCABULARY
 
 
 def continuing(

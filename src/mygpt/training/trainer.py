@@ -8,26 +8,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mygpt.core.data import Batch
 from mygpt.core.training import Step, train_steps
 from mygpt.decode.writer import Writer
 from mygpt.evaluation.copied import measure_novelty
-from mygpt.evaluation.losses import Evaluation, evaluate
+from mygpt.evaluation.losses import Evaluation, evaluate, model_token_losses
 from mygpt.signals import Abandoned
 from mygpt.text.documents import TextSize
 from mygpt.training.checkpointing import Checkpointer, Setup, State
 from mygpt.training.corpus import ValidatedText
 from mygpt.training.distributed.sharding import is_sharded
 from mygpt.training.events import Evaluated, Logged, Note, Sampled, Spiked, StepDone, StepsSkipped
-from mygpt.training.gradients import make_gradients
+from mygpt.training.gradients import Smoothing, make_gradients
 from mygpt.training.hardware import described
 from mygpt.training.memory import out_of_memory
+from mygpt.training.ngram_targets import NgramTargets
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.progress import SEEDS_APART, Progress, StepLog, TrainingBatches
@@ -203,8 +205,27 @@ class Trainer:
             stage, number = self._step_log.next_batch(self._done)
             self._gradients.expect_rows(self.config.window(stage)[1])
             batch = self._data.batch(stage, number)
+            self._gradients.smooth(self._smoothing())
             self._seed_dropout()
             yield batch
+
+    @cached_property
+    def _ngrams(self) -> NgramTargets:
+        """Counted at the first step, within the time of training."""
+        return NgramTargets(
+            np.asarray(self.setup.text.train_tokens),
+            self.tokenizer.vocab_size,
+            validation=self.val_tokens,
+        )
+
+    def _smoothing(self) -> Smoothing | None:
+        """What smooths the targets of the last batch."""
+        share = self.config.ngram_smoothing
+        if not share:
+            return None
+        if self.progress.validated_step:
+            share = min(share, self.progress.ngram_share)
+        return Smoothing(self._ngrams, self._data.target_positions(), share)
 
     def _learning_rate(self, _: int) -> float:
         """The rate of the next step: a function of the fraction done, by steps or by the clock."""
@@ -237,6 +258,7 @@ class Trainer:
         window = torch.from_numpy(self._data.first_window().astype(np.int64)).to(self.device)
         with torch.random.fork_rng(devices=[]):  # dropout draws from it
             self._gradients.expect_rows(self.group.size)
+            self._gradients.smooth(None)
             loss = self._gradients(window[None, :-1], window[None, 1:])
         norm = self._gradients.clip(0.0)
         return math.isfinite(loss.item() + norm.item())
@@ -300,16 +322,28 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         assert self._val_size is not None  # only called where `validates`
+        found: list[NDArray[np.floating]] = []
         with self._gradients.paused():
+            score = self._gradients.token_losses or partial(model_token_losses, self.model)
+
+            def recorded(
+                inputs: NDArray[np.integer], targets: NDArray[np.integer]
+            ) -> NDArray[np.floating]:
+                losses = score(inputs, targets)
+                found.append(losses.flatten())  # windows do not overlap: in the tokens' order
+                return losses
+
             result = evaluate(
                 self.model,
                 self.val_tokens,
                 self._step_log.window,
                 self._val_size,
-                token_losses=self._gradients.token_losses,
+                token_losses=recorded,
             )
         if not math.isfinite(result.loss):
             raise Diverging(f"the validation loss is {result.loss}")
+        if self.config.ngram_smoothing:
+            self.progress.ngram_share = self._ngrams.weight_beside(np.concatenate(found))
         return result
 
     def _show_sample(self, done: float) -> None:

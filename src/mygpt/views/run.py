@@ -254,6 +254,8 @@ def settings_of(state: State) -> Lines:
     windows += [f"after {share:.0%}: {batch} of {time}" for share, time, batch in config.stages]
     block = "the tutorial's" if shape.is_tutorial_block else f"{shape.norm} norm, {shape.mlp}"
     layers = f"{shape.num_layers} layers of {shape.num_heads} heads, width {shape.embed_dim}"
+    smoothed = f", targets smoothed by n-grams to {config.ngram_smoothing:g} at most"
+    smoothed *= config.ngram_smoothing > 0
     rate = f"peak learning rate {config.lr:g}, {config.schedule} schedule"
     return [
         ("length", _length(state)),
@@ -261,7 +263,10 @@ def settings_of(state: State) -> Lines:
         ("block", f"{block}, {shape.position} positions"),
         ("each step", ", ".join(windows)),
         ("optimizer", f"{config.optimizer}, {rate}"),
-        ("regularization", f"weight decay {config.weight_decay:g}, dropout {shape.dropout:g}"),
+        (
+            "regularization",
+            f"weight decay {config.weight_decay:g}, dropout {shape.dropout:g}{smoothed}",
+        ),
         ("seed", f"{config.seed}"),
         ("made with", _versions(state.provenance)),
     ]

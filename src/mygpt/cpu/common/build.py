@@ -79,7 +79,7 @@ DECODING = KernelLibrary(
 )
 _TRAIN_SOURCES = (
     "layout", "amx", "packing", "bfloat16", "products", "arithmetic", "attention", "columns",
-    "attention_bfloat16", "block", "network", "orthogonal",
+    "attention_bfloat16", "block", "network", "ngram", "orthogonal",
 )  # fmt: skip
 TRAINING = KernelLibrary(
     "training",
@@ -89,6 +89,7 @@ TRAINING = KernelLibrary(
     (
         (f"{_TRAIN}.network", "pack_weights"),
         (f"{_TRAIN}.network", "losses_and_gradients"),
+        (f"{_TRAIN}.ngram", "predict_by_ngrams"),
         (f"{_TRAIN}.orthogonal", "update_matrices"),
     ),
 )

@@ -238,3 +238,17 @@ def cross_entropy_row(logits, count, target, scale):
         logits[i] *= factor
     logits[target] -= scale
     return f32(math.log(total)) - chosen
+
+
+# With the target (1 - s) onehot(target) + s q instead of onehot(target), for a distribution q,
+#
+#     L = -sum_i ((1 - s) (i == target) + s q_i) log softmax(z)_i
+#     dL/dz_i = softmax(z)_i - (1 - s) (i == target) - s q_i
+#
+# which is that of `cross_entropy_row` plus s ((i == target) - q_i).
+@kernel(FLOATS, INT64, INT64, FLOATS, FLOAT32)
+def smooth_row(gradient, count, target, q, scale):
+    """Add scale * ((i == target) - q[i]) to the gradient of a row's logits."""
+    for i in range(count):
+        gradient[i] -= scale * q[i]
+    gradient[target] += scale

@@ -50,7 +50,7 @@ PAIRS = LINES
 # Queries whose scores for all keys are columns of one matrix there: two tile registers, or vectors.
 ACROSS = 2 * LINES
 
-JOB_SIZE = 45
+JOB_SIZE = 46
 (
     # the run; CHUNK is sequences, LOSSES_ONLY 1 where no gradients are wanted
     THREADS, BATCH, TIME, CHUNK, LOSSES_ONLY, SEED,
@@ -60,8 +60,8 @@ JOB_SIZE = 45
     LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCAB, NORM, ROTARY, MLP, QK_NORM,
     # the address of the numbers that are not integers
     REALS,
-    # ids: (B T) each
-    IDS, TARGETS,
+    # ids: (B T) each; the distributions that smooth the targets, (B T, V), or 0 for none
+    IDS, TARGETS, SOFT_TARGETS,
     # the model: addresses; of EMBEDDING_GRADIENT and POSITIONS_GRADIENT the offset in GRADIENTS
     LAYER_TABLE, EMBEDDING, EMBEDDING_GRADIENT, POSITIONS, POSITIONS_GRADIENT, COSINES, SINES,
     FINAL_NORM, HEAD_MATRIX,
@@ -79,8 +79,10 @@ JOB_SIZE = 45
 ) = range(JOB_SIZE)  # fmt: skip
 
 # REALS: float32 numbers.
-REALS_SIZE = 6
-EPS, DROPOUT, GRADIENT_SCALE, MUON_RATE, MUON_DECAY, MOMENTUM = range(REALS_SIZE)
+REALS_SIZE = 7
+(
+    EPS, DROPOUT, GRADIENT_SCALE, SMOOTHING, MUON_RATE, MUON_DECAY, MOMENTUM,
+) = range(REALS_SIZE)  # fmt: skip
 
 # A matrix of a linear layer: addresses of its weight (O, I), of its bias (0 for none), of its
 # panels for the forward and for the backward pass (see `products`; 0 where the format is not

@@ -16,7 +16,7 @@ from mygpt.cpu.common.arithmetic import f32, padded, part_start
 from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip, words
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train.amx import begin_tiles, end_tiles
-from mygpt.cpu.train.arithmetic import cross_entropy_row, norm_rows, norm_rows_backward
+from mygpt.cpu.train.arithmetic import cross_entropy_row, norm_rows, norm_rows_backward, smooth_row
 from mygpt.cpu.train.block import add_row, block_backward, block_forward, drop_rows
 from mygpt.cpu.train.products import linear_backward, linear_forward, pack_matrix, workspace
 
@@ -62,6 +62,7 @@ def embed_backward(job, thread, first_row, rows, gradients):
 
 # z = norm(X_LAST) W^T, L = mean over all rows of the batch of cross_entropy(z, target):
 #     dL/dz = (softmax(z) - onehot(target)) / (B T)        see `cross_entropy_row`
+#           + s (onehot(target) - q) / (B T)               see `smooth_row`, for smoothed targets
 #     dL/dNORMED_LAST = dL/dz W,  dL/dW += dL/dz^T NORMED_LAST
 #     dL/dX_LAST = norm'(dL/dNORMED_LAST)
 @kernel(INTS, INT64, INT64, INT64, FLOATS)
@@ -82,6 +83,12 @@ def head_forward_and_backward(job, thread, first_row, rows, gradients):
         losses[first_row + row] = cross_entropy_row(
             skip(logits, row * columns), vocab, targets[first_row + row], reals[at.GRADIENT_SCALE]
         )
+        if job[at.SOFT_TARGETS] != 0:
+            smooth_row(
+                skip(logits, row * columns), vocab, targets[first_row + row],
+                skip(floats(job[at.SOFT_TARGETS]), (first_row + row) * vocab),
+                reals[at.SMOOTHING] * reals[at.GRADIENT_SCALE],
+            )  # fmt: skip
     if job[at.LOSSES_ONLY]:
         return
     d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)

@@ -189,18 +189,29 @@ class CpuTrainingStep:
         self._batch = inputs.contiguous(), targets.contiguous()
         job = self._job
         job[at.IDS], job[at.TARGETS] = (ids.data_ptr() for ids in self._batch)
+        job[at.SOFT_TARGETS] = 0
         job[at.BATCH], job[at.TIME] = self._shape
 
     def _run(self, kernel: str) -> None:
         run_on_threads(self._kernels[kernel], int(self._job.ctypes.data), self.threads)
 
-    def gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def gradients(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        soft_targets: torch.Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> torch.Tensor:
         """The mean loss in nats per token; `inputs` and `targets` are (B, T) int64.
 
         Dropout derives its random numbers from a seed that torch's global generator draws.
+        With `soft_targets` (B T, V) float32 the gradients, not the returned loss, are those for
+        targets which are these distributions to the fraction `smoothing`.
         """
         self._set_batch(inputs, targets)
         job, reals = self._job, self._reals
+        if soft_targets is not None:
+            job[at.SOFT_TARGETS], reals[at.SMOOTHING] = soft_targets.data_ptr(), smoothing
         dropout = self.model.config.dropout if self.model.training else 0.0
         job[at.SEED] = int(torch.randint(2**31, ())) if dropout else 0
         job[at.LOSSES_ONLY], job[at.PRODUCTS] = 0, self.products
