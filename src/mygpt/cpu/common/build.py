@@ -90,6 +90,7 @@ TRAINING = KernelLibrary(
         (f"{_TRAIN}.network", "pack_weights"),
         (f"{_TRAIN}.network", "losses_and_gradients"),
         (f"{_TRAIN}.ngram", "predict_by_ngrams"),
+        (f"{_TRAIN}.network", "sum_gradients"),
         (f"{_TRAIN}.orthogonal", "update_matrices"),
     ),
 )

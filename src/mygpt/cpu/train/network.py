@@ -115,7 +115,7 @@ def pack_weights(job_address, part):
 def losses_and_gradients(job_address, part):
     """Losses of this part's sequences and, unless LOSSES_ONLY, their gradients.
 
-    The gradients are in this part's own array; `CpuTrainingStep` adds up those of all parts.
+    The gradients are in this part's own array; `sum_gradients` adds up those of all parts.
     """
     job = ints(job_address)
     batch, time, parts = job[at.BATCH], job[at.TIME], job[at.THREADS]
@@ -143,4 +143,16 @@ def losses_and_gradients(job_address, part):
         embed_backward(job, part, row, rows, gradients)
     if job[at.PRODUCTS] == at.TILES:
         end_tiles()
+    return 0
+
+
+@kernel(INT64, INT64, returns=INT64)
+def sum_gradients(job_address, part):
+    """Add the gradients of all parts to those of the first: this part's portion of them."""
+    job = ints(job_address)
+    size, parts = job[at.GRADIENTS_SIZE], job[at.THREADS]
+    total = floats(job[at.GRADIENTS])
+    first, last = part_start(size, part, parts), part_start(size, part + 1, parts)
+    for other in range(1, parts):  # in this order, whatever the portions are
+        add_row(skip(total, first), skip(total, other * size + first), last - first)
     return 0

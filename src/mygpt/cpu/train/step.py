@@ -218,8 +218,8 @@ class CpuTrainingStep:
         reals[at.DROPOUT], reals[at.GRADIENT_SCALE] = dropout, 1 / inputs.numel()
         self._run("pack_weights")
         self._run("losses_and_gradients")
-        for thread in range(1, self.threads):
-            self._gradients[0] += self._gradients[thread]
+        if self.threads > 1:
+            self._run("sum_gradients")
         for name, view in self._views.items():
             self._parameters[name].grad = view
         return torch.tensor(self._losses.mean(dtype=np.float64), dtype=torch.float32)
