@@ -33,18 +33,18 @@ _LEAST = np.finfo(f32).min
 # --- constants of `exp` ---
 # Where 2**n is a normal float32, that is n from -126 to 127:
 # -87 / ln 2 = -125.5 and 88 / ln 2 = 126.96, rounded to the nearest whole number.
-_LOWEST, _HIGHEST = f32(-87.0), f32(88.0)
-_LOG2E = f32(1 / math.log(2))
+LOWEST, HIGHEST = f32(-87.0), f32(88.0)
+LOG2E = f32(1 / math.log(2))
 # ln 2 in two parts (Cody & Waite, Software Manual for the Elementary Functions, 1980). The first
-# is 355/512: it has 9 significant bits and |n| at most 7, so n * _LN2_HIGH fits into the 24 bits
+# is 355/512: it has 9 significant bits and |n| at most 7, so n * LN2_HIGH fits into the 24 bits
 # of a float32 without rounding. The second part is what is missing.
-_LN2_HIGH = f32(0.693359375)
-_LN2_LOW = f32(math.log(2) - 0.693359375)
+LN2_HIGH = f32(0.693359375)
+LN2_LOW = f32(math.log(2) - 0.693359375)
 # Coefficients 1/n! of Taylor's series of e**r.
-_C2, _C3, _C4, _C5, _C6 = (f32(1 / math.factorial(n)) for n in range(2, 7))
+EXP_C2, EXP_C3, EXP_C4, EXP_C5, EXP_C6 = (f32(1 / math.factorial(n)) for n in range(2, 7))
 # From 2**23 to 2**24 neighbouring float32 numbers are 1 apart: adding 1.5 * 2**23 to a small number
 # rounds it to a whole one, and leaves that whole number in the lowest bits of the sum.
-_SHIFT = f32(1.5 * 2**23)
+SHIFT = f32(1.5 * 2**23)
 # A float32 is sign (1 bit), exponent + 127 (8 bits), mantissa (23 bits).
 _23, _BIAS = np.int32(23), np.int32(127 << 23)
 
@@ -53,8 +53,8 @@ _23, _BIAS = np.int32(23), np.int32(127 << 23)
 TANH_GELU, CUBIC = f32(math.sqrt(2 / math.pi)), f32(0.044715)
 SQRT_HALF = f32(math.sqrt(0.5))
 # Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26: error at most 1.5e-7.
-_P, _A1, _A2 = f32(0.3275911), f32(0.254829592), f32(-0.284496736)
-_A3, _A4, _A5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
+ERF_P, ERF_A1, ERF_A2 = f32(0.3275911), f32(0.254829592), f32(-0.284496736)
+ERF_A3, ERF_A4, ERF_A5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
 
 
 # A hash of 32 bits: the finaliser of MurmurHash3 (Appleby, 2011), with its two factors and its
@@ -85,14 +85,16 @@ def exp(x):
 
     x = n ln 2 + r with a whole number n, so e**x = 2**n e**r and |r| <= ln(2) / 2 = 0.347.
     """
-    x = min(max(x, _LOWEST), _HIGHEST)
+    x = min(max(x, LOWEST), HIGHEST)
     # shifted = 1.5 * 2**23 + n; the subtraction gives n back as a float. No instruction converts
     # between float and int: that was measured to save a seventh of a cropped window's time.
-    shifted = x * _LOG2E + _SHIFT
-    n = shifted - _SHIFT
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    shifted = x * LOG2E + SHIFT
+    n = shifted - SHIFT
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
     # Horner's form of the series; the first term left away is r**7 / 7!, at most 1.2e-7.
-    power = _ONE + r * (_ONE + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+    power = _ONE + r * (
+        _ONE + r * (EXP_C2 + r * (EXP_C3 + r * (EXP_C4 + r * (EXP_C5 + r * EXP_C6))))
+    )
     # The lowest bits of `shifted` hold n (two's complement where it is negative). Shifted left by
     # 23 they are n in the exponent's place, all higher bits fall out, and + 127 makes it 2**n.
     return power * float_of_bits(np.int32((bits_of_float(shifted) << _23) + _BIAS))
@@ -104,8 +106,8 @@ def erf(x):
     # For x >= 0: erf(x) = 1 - (a1 t + ... + a5 t**5) exp(-x**2) with t = 1 / (1 + p x);
     # erf is odd.
     size = abs(x)
-    t = _ONE / (_ONE + _P * size)
-    series = t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
+    t = _ONE / (_ONE + ERF_P * size)
+    series = t * (ERF_A1 + t * (ERF_A2 + t * (ERF_A3 + t * (ERF_A4 + t * ERF_A5))))
     value = _ONE - series * exp(-size * size)
     return value if x >= _ZERO else -value
 

@@ -78,8 +78,8 @@ DECODING = KernelLibrary(
     ),
 )
 _TRAIN_SOURCES = (
-    "layout", "amx", "packing", "bfloat16", "products", "arithmetic", "attention", "columns",
-    "attention_bfloat16", "block", "network", "ngram", "orthogonal",
+    "layout", "vectors", "amx", "packing", "bfloat16", "products", "arithmetic", "activations",
+    "attention", "columns", "attention_bfloat16", "block", "network", "ngram", "orthogonal",
 )  # fmt: skip
 TRAINING = KernelLibrary(
     "training",

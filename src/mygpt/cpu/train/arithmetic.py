@@ -30,7 +30,7 @@ from mygpt.cpu.common.simd import FLOAT32, FLOATS, INT64, INTS, REASSOCIATE, flo
 from mygpt.cpu.train import layout as at
 
 _ZERO, _HALF, _ONE, _TWO, _THREE = f32(0), f32(0.5), f32(1), f32(2), f32(3)
-_DENSITY = f32(1 / math.sqrt(2 * math.pi))  # the standard normal density at 0
+DENSITY = f32(1 / math.sqrt(2 * math.pi))  # the standard normal density at 0
 
 
 @kernel(FLOATS, FLOATS, FLOATS, INT64, FLOAT32, returns=FLOAT32, extra=REASSOCIATE)
@@ -170,7 +170,7 @@ def activate_rows_backward(x, dy, rows, hidden, kind):
             own = skip(x, row * hidden)
             for i in range(hidden):
                 below = _HALF * (_ONE + erf(own[i] * SQRT_HALF))
-                own[i] = g[i] * (below + own[i] * _DENSITY * exp(-_HALF * own[i] * own[i]))
+                own[i] = g[i] * (below + own[i] * DENSITY * exp(-_HALF * own[i] * own[i]))
         else:
             own = skip(x, row * hidden)
             for i in range(hidden):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from mygpt.cpu.common.arithmetic import f32
 from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip
 from mygpt.cpu.train import layout as at
+from mygpt.cpu.train.activations import activate_vectors, activate_vectors_backward
 from mygpt.cpu.train.arithmetic import (
     activate_rows,
     activate_rows_backward,
@@ -255,7 +256,10 @@ def mlp_forward(job, thread, number, first_row, rows):
     activated = workspace(job, thread, number, at.ACTIVATED)
     w_in = skip(layer, at.W_MLP_IN)
     linear_forward(job, thread, pre_activation, inner, normed, width, rows, w_in, 0)
-    activate_rows(activated, pre_activation, rows, hidden, job[at.MLP])
+    if job[at.PRODUCTS] == at.FLOAT32:
+        activate_rows(activated, pre_activation, rows, hidden, job[at.MLP])
+    else:
+        activate_vectors(activated, pre_activation, rows, hidden, job[at.MLP])
     after = workspace(job, thread, 0, at.X_LAST)
     if number + 1 < job[at.LAYERS]:
         after = workspace(job, thread, number + 1, at.X)
@@ -286,7 +290,10 @@ def mlp_backward(job, thread, number, first_row, rows, gradients):
     )  # fmt: skip
     # PRE_ACTIVATION is not needed again, so its gradient replaces it.
     d_pre_activation = workspace(job, thread, number, at.PRE_ACTIVATION)
-    activate_rows_backward(d_pre_activation, d_activated, rows, hidden, job[at.MLP])
+    if job[at.PRODUCTS] == at.FLOAT32:
+        activate_rows_backward(d_pre_activation, d_activated, rows, hidden, job[at.MLP])
+    else:
+        activate_vectors_backward(d_pre_activation, d_activated, rows, hidden, job[at.MLP])
     d_x, d_normed = workspace(job, thread, 0, at.D_X), workspace(job, thread, 0, at.D_NORMED)
     linear_backward(
         job, thread, d_normed, width, d_pre_activation, inner,

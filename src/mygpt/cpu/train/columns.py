@@ -14,15 +14,15 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from mygpt.cpu.common import arithmetic
 from mygpt.cpu.common.layout import LANES
 from mygpt.cpu.common.simd import FLOAT32, FLOATS, INT64, intrinsic, kernel
 from mygpt.cpu.train.layout import ACROSS
+from mygpt.cpu.train.vectors import VectorCode
 
-_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_VECTOR, _WORD_VECTOR = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+_I64 = ir.IntType(64)
 _VECTORS = ACROSS // LANES  # vectors of a line
 _UNROLLED = 4  # lines of an iteration; their sum or maximum is formed before the column's changes
+
 
 # A matrix x (lines, ACROSS), line after line. `largest` and `total` are vectors for all columns:
 #
@@ -33,83 +33,18 @@ _UNROLLED = 4  # lines of an iteration; their sum or maximum is formed before th
 #     line 3    | x x ... x    | x x ... x    |
 #        v            v              v
 #     state     largest 0, total 0 ...  in registers while the loop runs over all lines
-Vector = Any  # LLVM's value of a vector
-
-
-class _Code:
-    """Emits operations on vectors of float32."""
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        name = f"llvm.fma.v{LANES}f32"
-        self._fma = cgutils.get_or_insert_function(builder.module, kind, name)
-
-    def number(self, value: Any) -> Vector:
-        return ir.Constant(_VECTOR, [float(value)] * LANES)
-
-    def spread(self, value: Any) -> Vector:
-        """One number in all lanes."""
-        undefined = ir.Constant(_VECTOR, ir.Undefined)
-        one = self.builder.insert_element(undefined, value, _I32(0))
-        lanes = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-        return self.builder.shuffle_vector(one, undefined, lanes)
-
-    def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
-        return self.builder.call(self._fma, [a, b, c])
-
-    def largest(self, a: Vector, b: Vector) -> Vector:
-        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
-
-    def load(self, pointer: Any) -> Vector:
-        vector = self.builder.bitcast(pointer, _VECTOR.as_pointer())
-        return self.builder.load(vector, align=4, typ=_VECTOR)
-
-    def store(self, value: Vector, pointer: Any) -> None:
-        self.builder.store(value, self.builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
-
-    def exp(self, x: Vector) -> Vector:
-        """`arithmetic.exp` on a vector, and 0 below its range."""
-        builder, at = self.builder, arithmetic
-        lowest, highest = self.number(at._LOWEST), self.number(at._HIGHEST)
-        inside = builder.fcmp_ordered(">", x, lowest)
-        x = builder.select(builder.fcmp_ordered("<", x, highest), x, highest)
-        shifted = self.fma(x, self.number(at._LOG2E), self.number(at._SHIFT))
-        n = builder.fsub(shifted, self.number(at._SHIFT))
-        r = self.fma(n, self.number(-at._LN2_HIGH), x)
-        r = self.fma(n, self.number(-at._LN2_LOW), r)
-        power = self.number(at._C6)
-        for coefficient in (at._C5, at._C4, at._C3, at._C2, 1.0, 1.0):
-            power = self.fma(r, power, self.number(coefficient))
-        bits = builder.bitcast(shifted, _WORD_VECTOR)
-        bits = builder.shl(bits, ir.Constant(_WORD_VECTOR, [23] * LANES))
-        bits = builder.add(bits, ir.Constant(_WORD_VECTOR, [127 << 23] * LANES))
-        power = builder.fmul(power, builder.bitcast(bits, _VECTOR))
-        return builder.select(inside, power, self.number(0.0))
-
-    def state(self, first: Vector) -> Any:
-        """A variable for a vector; LLVM's pass "mem2reg" makes a register of it."""
-        place = cgutils.alloca_once(self.builder, _VECTOR)
-        self.builder.store(first, place)
-        return place
-
-    @contextmanager
-    def lines(self, matrices: Sequence[Any], lines: Any) -> Iterator[Callable[[int], list[Any]]]:
-        """A loop over `lines`, _UNROLLED at a time; what it yields gives the places of line j."""
-        builder = self.builder
-        count = builder.sdiv(lines, _I64(_UNROLLED))
-        with cgutils.for_range(builder, count, intp=_I64) as loop:
-            start = builder.mul(loop.index, _I64(_UNROLLED * ACROSS))
-            yield lambda j: [
-                builder.gep(matrix, [builder.add(start, _I64(j * ACROSS))]) for matrix in matrices
-            ]
-
-    def combined(self, values: list[Vector], operation: Callable[[Vector, Vector], Vector]) -> Any:
-        """One value of several, by twos."""
-        while len(values) > 1:
-            pairs = zip(values[::2], values[1::2], strict=True)
-            values = [operation(a, b) for a, b in pairs]
-        return values[0]
+@contextmanager
+def _lines(
+    code: VectorCode, matrices: Sequence[Any], lines: Any
+) -> Iterator[Callable[[int], list[Any]]]:
+    """A loop over `lines`, _UNROLLED at a time; what it yields gives the places of line j."""
+    builder = code.builder
+    count = builder.sdiv(lines, _I64(_UNROLLED))
+    with cgutils.for_range(builder, count, intp=_I64) as loop:
+        start = builder.mul(loop.index, _I64(_UNROLLED * ACROSS))
+        yield lambda j: [
+            builder.gep(matrix, [builder.add(start, _I64(j * ACROSS))]) for matrix in matrices
+        ]
 
 
 def _column_kernel(emit: Callable[..., None], *arguments: Any) -> Any:
@@ -124,18 +59,18 @@ def _column_kernel(emit: Callable[..., None], *arguments: Any) -> Any:
                 builder.gep(value, [_I64(vector * LANES)]) if kind is FLOATS else value
                 for kind, value in zip(arguments, args, strict=True)
             ]
-            emit(_Code(builder), *own)
+            emit(VectorCode(builder), *own)
         return context.get_dummy_value()
 
     return codegen
 
 
 def _emit_softmax(
-    code: _Code, scores: Any, lines: Any, scale: Any, largest: Any, total: Any
+    code: VectorCode, scores: Any, lines: Any, scale: Any, largest: Any, total: Any
 ) -> None:
     factor = code.spread(scale)
     top = code.state(code.load(scores))
-    with code.lines([scores], lines) as places:
+    with _lines(code, [scores], lines) as places:
         found = [code.load(places(j)[0]) for j in range(_UNROLLED)]
         best = code.combined(found, code.largest)
         code.builder.store(code.largest(code.builder.load(top), best), top)
@@ -144,7 +79,7 @@ def _emit_softmax(
     # exp(scale (x - largest)) = exp(scale x - scale largest), one multiply-add
     shift = code.builder.fneg(code.builder.fmul(most, factor))
     sum_of = code.state(code.number(0.0))
-    with code.lines([scores], lines) as places:
+    with _lines(code, [scores], lines) as places:
         powers = []
         for j in range(_UNROLLED):
             (place,) = places(j)
@@ -155,17 +90,17 @@ def _emit_softmax(
     code.store(code.builder.load(sum_of), total)
 
 
-def _emit_weights(code: _Code, scores: Any, lines: Any, scale: Any, logs: Any) -> None:
+def _emit_weights(code: VectorCode, scores: Any, lines: Any, scale: Any, logs: Any) -> None:
     factor, shift = code.spread(scale), code.builder.fneg(code.load(logs))
-    with code.lines([scores], lines) as places:
+    with _lines(code, [scores], lines) as places:
         for j in range(_UNROLLED):
             (place,) = places(j)
             code.store(code.exp(code.fma(code.load(place), factor, shift)), place)
 
 
-def _emit_gradients(code: _Code, slopes: Any, weights: Any, lines: Any, scale: Any) -> None:
+def _emit_gradients(code: VectorCode, slopes: Any, weights: Any, lines: Any, scale: Any) -> None:
     builder, delta = code.builder, code.state(code.number(0.0))
-    with code.lines([slopes, weights], lines) as places:
+    with _lines(code, [slopes, weights], lines) as places:
         parts = []
         for j in range(_UNROLLED):
             slope, own = map(code.load, places(j))
@@ -173,7 +108,7 @@ def _emit_gradients(code: _Code, slopes: Any, weights: Any, lines: Any, scale: A
         more = code.combined(parts, builder.fadd)
         builder.store(builder.fadd(builder.load(delta), more), delta)
     factor, found = code.spread(scale), builder.load(delta)
-    with code.lines([slopes, weights], lines) as places:
+    with _lines(code, [slopes, weights], lines) as places:
         for j in range(_UNROLLED):
             slope, own = map(code.load, places(j))
             change = builder.fmul(builder.fsub(slope, found), factor)
