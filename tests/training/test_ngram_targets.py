@@ -234,3 +234,15 @@ def test_the_repeated_fraction_is_that_of_slow_loops(one: list[int], other: list
             inside |= set(range(i, i + 16))
     want = len(inside) / len(other) if min(len(one), len(other)) >= 16 else 0.0
     assert repeated_fraction(np.array(one, int), np.array(other, int)) == pytest.approx(want)
+
+
+def test_a_small_text_gets_a_narrow_model() -> None:
+    """A width of 128 is not better on 60 KB, and takes four times as long."""
+    long = Budget(seconds=3000.0, flops_per_s=5e10)
+    widths = [
+        choose(n, 5000, 80, long, repeated=0.1).shape["embed_dim"] for n in (10**4, 5 * 10**4)
+    ]
+    assert widths == [64, 64]
+    assert choose(10**6, 5000, 80, long, repeated=0.1).shape["embed_dim"] > 128
+    rates = [choose(n, 5000, 80, long, repeated=0.1).shape["dropout"] for n in (10**4, 5 * 10**4)]
+    assert rates == [0.2, 0.1]

@@ -52,8 +52,11 @@ _RATE, _ADAMW_RATE, _DECAY = 0.02, 3e-3, 0.1
 # Of training targets an n-gram model predicts at most this fraction (see `ngram_targets`). A text
 # that repeats itself in long passages is copied, which smoothed targets hinder: it gets neither
 # them nor dropout.
-_SMOOTHING, _REPETITIVE = 0.8, 0.7
+_SMOOTHING, _REPETITIVE = 0.8, 0.42
 _COUNTING_S_PER_TOKEN, _MOST_COUNTING = 8e-7, 0.04  # counting n-grams, a fraction of the time
+# A wider model than this memorises the text sooner, and is not better.
+_MOST_PARAMETERS_PER_TOKEN = 5.0
+_SHORT = 30_000  # tokens: a text so short needs more dropout
 _LEAST_VALIDATED = 2**17
 _APART = 5  # steps between validations, at least
 # For an existing model: AdamW's rate times the width to the power of 1.5, the longest windows, the
@@ -177,7 +180,8 @@ def choose(
         stages = ((0.0, first, windows["batch_size"]), *windows["stages"])
         config = GPTConfig(vocab_size, **shape)
         tokens = budget.tokens_for(config, stages)
-        if tokens * mean_flops_per_token(config, stages) >= size.least_flops:
+        fits = config.num_parameters() <= _MOST_PARAMETERS_PER_TOKEN * num_tokens
+        if fits and tokens * mean_flops_per_token(config, stages) >= size.least_flops:
             break
     training: dict[str, Any] = {
         **windows,
@@ -274,7 +278,8 @@ def _recipe(
     }
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
     if shape.get("dropout") is None:
-        shape["dropout"] = _dropout(epochs)
+        smoothed = bool(training.get("ngram_smoothing"))
+        shape["dropout"] = _dropout(epochs, num_tokens, shape["embed_dim"], smoothed=smoothed)
     return Recipe(shape, training, tokens, epochs, bounded)
 
 
@@ -335,5 +340,8 @@ def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
     return tuple((number / count) ** 1.5 for number in range(1, count))
 
 
-def _dropout(epochs: float) -> float:
-    return 0.0 if epochs < 12 else 0.1 if epochs < 25 else 0.2
+def _dropout(epochs: float, num_tokens: int, width: int, *, smoothed: bool) -> float:
+    if epochs < 12:
+        return 0.0
+    enough = epochs < 25 or (smoothed and width <= _NARROW and num_tokens >= _SHORT)
+    return 0.1 if enough else 0.2
