@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import types
 
 from mygpt.cpu.common.arithmetic import f32
 from mygpt.cpu.common.simd import (
@@ -125,6 +126,22 @@ def _store_transposed(out, out_stride, x, size, count, block):
                     own[i] = line[i]
 
 
+@kernel(FLOATS, FLOATS, FLOATS, INT64, INT64, INT64, WORDS)
+def _pack_across(across, lines, x, x_stride, count, size, block):
+    """Rows of queries x (count, D), as lines of x' and as lines of x."""
+    pack_lines_transposed(as_words(across), x, x_stride, count, size, ACROSS, block)
+    pack_lines(as_words(lines), x, x_stride, count, size, _PAIRS)
+
+
+@kernel(INTS, FLOATS, INT64, FLOATS, INT64, INT64, FLOATS, INT64, INT64, INT64, FLOATS)
+def _multiply(job, y, y_stride, x, x_stride, rows, w, outputs, pairs, adding, block):
+    """`multiply_bfloat16` of packed operands that are in fields of float32."""
+    multiply_bfloat16(
+        job[at.PRODUCTS], y, y_stride, as_words(x), x_stride, rows, as_words(w), outputs, pairs,
+        adding, block,
+    )  # fmt: skip
+
+
 # Scratch of the forward pass, with d = pairs_of(D) and h = T' / 2:
 #
 #     | rows of K (T', d) | columns of V (D, h) | lines of Q' (d, 32) | S' (T', 32) |
@@ -133,7 +150,7 @@ def _store_transposed(out, out_stride, x, size, count, block):
 def attend_bfloat16(job, layer, sequence, prepared, qkv, attended, log_sums, scratch, block):
     """attended (T, H D) = the attention of one sequence; arguments as for `attend`."""
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
-    stride, wide, products = (heads + groups) * size, (heads + 2 * groups) * size, job[at.PRODUCTS]
+    stride, wide = (heads + groups) * size, (heads + 2 * groups) * size
     scale = _ONE / f32(math.sqrt(f32(size)))
     depth, half = pairs_of(size), pairs_of(time)
     keys, values = scratch, skip(scratch, 2 * half * depth)
@@ -154,20 +171,18 @@ def attend_bfloat16(job, layer, sequence, prepared, qkv, attended, log_sums, scr
                 pack_lines_transposed(
                     as_words(query_lines), query, stride, count, size, ACROSS, as_words(block)
                 )
-                multiply_bfloat16(
-                    products, scores, ACROSS, as_words(keys), depth, reach, as_words(query_lines),
-                    ACROSS, depth, 0, block,
-                )  # fmt: skip
+                _multiply(
+                    job, scores, ACROSS, keys, depth, reach, query_lines, ACROSS, depth, 0, block
+                )
                 _hide_later(scores, first)
                 softmax_columns(scores, reach, scale, largest, total)
                 _drop_weights(job, layer, sequence, head, first, reach, scores)
                 pack_pairs(
                     as_words(weight_lines), ACROSS, scores, ACROSS, reach, ACROSS, reach // 2
                 )
-                multiply_bfloat16(
-                    products, out, ACROSS, as_words(values), half, size, as_words(weight_lines),
-                    ACROSS, reach // 2, 0, block,
-                )  # fmt: skip
+                _multiply(
+                    job, out, ACROSS, values, half, size, weight_lines, ACROSS, reach // 2, 0, block
+                )
                 for i in range(ACROSS):
                     largest[i] = largest[i] * scale + _log(total[i])
                     total[i] = _ONE / total[i]
@@ -188,6 +203,27 @@ def attend_bfloat16(job, layer, sequence, prepared, qkv, attended, log_sums, scr
 #                            | lines of dO (16, D) | S' (T', 32) | dS' (T', 32) |
 #                            | rows of Z' (T', 16) | rows of dS' (T', 16) | lines of dS' (h, 32) |
 #                            | dQ' (D, 32) | log sums (32) |
+@kernel(FLOATS, INT64, INT64, INT64, returns=types.UniTuple(FLOATS, 14))
+def _buffers(scratch, depth, size, half):
+    """The fields of the picture, in its order."""
+    keys, values = scratch, skip(scratch, 2 * half * depth)
+    key_columns = skip(values, 2 * half * depth)
+    query_across = skip(key_columns, size * half)
+    gradient_across = skip(query_across, depth * ACROSS)
+    query_lines = skip(gradient_across, depth * ACROSS)
+    gradient_lines = skip(query_lines, _PAIRS * size)
+    scores = skip(gradient_lines, _PAIRS * size)
+    slopes = skip(scores, 2 * half * ACROSS)
+    weight_rows = skip(slopes, 2 * half * ACROSS)
+    slope_rows = skip(weight_rows, 2 * half * _PAIRS)
+    slope_lines = skip(slope_rows, 2 * half * _PAIRS)
+    out = skip(slope_lines, half * ACROSS)
+    return (
+        keys, values, key_columns, query_across, gradient_across, query_lines, gradient_lines,
+        scores, slopes, weight_rows, slope_rows, slope_lines, out, skip(out, size * ACROSS),
+    )  # fmt: skip
+
+
 @kernel(
     INTS, INT64, INT64, INT64, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS
 )
@@ -197,65 +233,42 @@ def _queries_backward(
 ):  # fmt: skip
     """dL/dQ of the 32 queries from `first` on; adds their parts to dL/dK and dL/dV."""
     time, size, heads, groups = job[at.TIME], job[at.HEAD], job[at.HEADS], job[at.GROUPS]
-    stride, wide, products = (heads + groups) * size, (heads + 2 * groups) * size, job[at.PRODUCTS]
+    stride, wide = (heads + groups) * size, (heads + 2 * groups) * size
     scale = _ONE / f32(math.sqrt(f32(size)))
     depth, half = pairs_of(size), pairs_of(time)
     reach, count = first + ACROSS, min(ACROSS, time - first)
-    keys, values = as_words(scratch), as_words(skip(scratch, 2 * half * depth))
-    key_columns = skip(values, 2 * half * depth)
-    query_across = skip(key_columns, size * half)
-    gradient_across = skip(query_across, depth * ACROSS)
-    query_lines = skip(gradient_across, depth * ACROSS)
-    gradient_lines = skip(query_lines, _PAIRS * size)
-    scores = skip(scratch, half * (4 * depth + size) + 2 * (depth * ACROSS + _PAIRS * size))
-    slopes = skip(scores, 2 * half * ACROSS)
-    weight_rows = as_words(skip(slopes, 2 * half * ACROSS))
-    slope_rows = skip(weight_rows, 2 * half * _PAIRS)
-    slope_lines = skip(slope_rows, 2 * half * _PAIRS)
-    out = skip(slopes, half * (2 * ACROSS + 4 * _PAIRS + ACROSS))
-    logs = skip(out, size * ACROSS)
-
+    (
+        keys, values, key_columns, query_across, gradient_across, query_lines, gradient_lines,
+        scores, slopes, weight_rows, slope_rows, slope_lines, out, logs,
+    ) = _buffers(scratch, depth, size, half)  # fmt: skip
     query = skip(prepared, first * stride + head * size)
     gradient = skip(d_attended, (first * heads + head) * size)
     words = as_words(block)
-    pack_lines_transposed(query_across, query, stride, count, size, ACROSS, words)
-    pack_lines_transposed(gradient_across, gradient, heads * size, count, size, ACROSS, words)
-    pack_lines(query_lines, query, stride, count, size, _PAIRS)
-    pack_lines(gradient_lines, gradient, heads * size, count, size, _PAIRS)
+    _pack_across(query_across, query_lines, query, stride, count, size, words)
+    _pack_across(gradient_across, gradient_lines, gradient, heads * size, count, size, words)
     for i in range(ACROSS):
         logs[i] = _ZERO
     for i in range(count):
         logs[i] = log_sums[(first + i) * heads + head]
     # S' = K Q' becomes P', then Z'; dZ' = V dO' becomes dP', then dS'.
-    multiply_bfloat16(
-        products, scores, ACROSS, keys, depth, reach, query_across, ACROSS, depth, 0, block
-    )
-    multiply_bfloat16(
-        products, slopes, ACROSS, values, depth, reach, gradient_across, ACROSS, depth, 0, block
-    )
+    _multiply(job, scores, ACROSS, keys, depth, reach, query_across, ACROSS, depth, 0, block)
+    _multiply(job, slopes, ACROSS, values, depth, reach, gradient_across, ACROSS, depth, 0, block)
     _hide_later(scores, first)
     weight_columns(scores, reach, scale, logs)
     _drop_weights(job, layer, sequence, head, first, reach, slopes)
     gradient_columns(slopes, scores, reach, scale)
     _drop_weights(job, layer, sequence, head, first, reach, scores)
-    pack_rows(weight_rows, _PAIRS, scores, ACROSS, reach, ACROSS)
-    pack_rows(slope_rows, _PAIRS, slopes, ACROSS, reach, ACROSS)
-    pack_pairs(slope_lines, ACROSS, slopes, ACROSS, reach, ACROSS, reach // 2)
+    pack_rows(as_words(weight_rows), _PAIRS, scores, ACROSS, reach, ACROSS)
+    pack_rows(as_words(slope_rows), _PAIRS, slopes, ACROSS, reach, ACROSS)
+    pairs = reach // 2
+    pack_pairs(as_words(slope_lines), ACROSS, slopes, ACROSS, reach, ACROSS, pairs)
     seen = min(reach, time)
-    d_key = skip(d_prepared, (heads + group) * size)
-    d_value = skip(d_qkv, (heads + groups + group) * size)
-    multiply_bfloat16(
-        products, d_value, wide, weight_rows, _PAIRS, seen, gradient_lines, size, _PAIRS, 1, block
-    )
-    multiply_bfloat16(
-        products, d_key, stride, slope_rows, _PAIRS, seen, query_lines, size, _PAIRS, 1, block
-    )
-    multiply_bfloat16(
-        products, out, ACROSS, key_columns, half, size, slope_lines, ACROSS, reach // 2, 0, block
-    )
-    _store_transposed(
-        skip(d_prepared, first * stride + head * size), stride, out, size, count, block
-    )
+    dv, dk = skip(d_qkv, (heads + groups + group) * size), skip(d_prepared, (heads + group) * size)
+    _multiply(job, dv, wide, weight_rows, _PAIRS, seen, gradient_lines, size, _PAIRS, 1, block)
+    _multiply(job, dk, stride, slope_rows, _PAIRS, seen, query_lines, size, _PAIRS, 1, block)
+    _multiply(job, out, ACROSS, key_columns, half, size, slope_lines, ACROSS, pairs, 0, block)
+    to = skip(d_prepared, first * stride + head * size)
+    _store_transposed(to, stride, out, size, count, block)
 
 
 @kernel(INTS, INT64, INT64, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS)

@@ -57,10 +57,7 @@ _HALF, _UPPER = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
 
 @kernel(FLOAT32, returns=UINT32)
 def _rounded(x):
-    """The bits of x with the nearest bfloat16 in the upper half (ties to even); the rest is any."""
-    # Half a unit of the upper half is added, less one bit where the upper half is even, and what
-    # carries into it rounds up. An infinity stays; a NaN does too, unless all of its bits are 1,
-    # and no operation makes such a one.
+    """`packing._rounded` of one number, for what is left beside whole vectors."""
     bits = np.uint32(bits_of_float(x))
     odd = np.uint32(np.uint32(bits >> _16) & _ONE)
     return np.uint32(bits + np.uint32(_HALF + odd))
