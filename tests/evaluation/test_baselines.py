@@ -22,6 +22,7 @@ from mygpt.evaluation.baselines import (
     Baselines,
     gzip_bits_per_byte,
     measure_baselines,
+    ppmd_bits_per_byte,
     xz_bits_per_byte,
     zstd_bits_per_byte,
 )
@@ -168,7 +169,9 @@ def test_sizes_are_those_of_the_compression_tools() -> None:
         assert xz_bits_per_byte(text) == size * 8 / len(text)
 
 
-@pytest.mark.parametrize("bits_per_byte", [xz_bits_per_byte, zstd_bits_per_byte])
+@pytest.mark.parametrize(
+    "bits_per_byte", [xz_bits_per_byte, zstd_bits_per_byte, ppmd_bits_per_byte]
+)
 def test_a_text_that_repeats_the_text_before_it_adds_almost_nothing(bits_per_byte: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8).tobytes()
     alone, again = bits_per_byte(noise), bits_per_byte(noise, before=noise)
@@ -186,6 +189,19 @@ def test_zstd_gives_its_librarys_size() -> None:
     assert zstandard.ZstdDecompressor().decompress(compress(text)) == text
 
 
+def test_ppmd_gives_its_librarys_size() -> None:
+    """And a second text is compressed better after a first one of its kind."""
+    pyppmd = pytest.importorskip("pyppmd")
+    text = "".join(f"{n} times {n} is {n * n}. " for n in range(300)).encode()
+    size = len(baselines._ppmd(text))
+    assert ppmd_bits_per_byte(text) == size * 8 / len(text)
+    decoder = pyppmd.Ppmd8Decoder(16, 2**26, 0)
+    assert bytes(decoder.decode(baselines._ppmd(text), len(text))) == text
+    after = ppmd_bits_per_byte(text[2000:], text[:2000])
+    assert after is not None
+    assert after < size * 8 / len(text)
+
+
 def test_a_python_without_lzma_has_no_xz(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)  # zstd is not found either
     document = Document("", "abcabcabc")
@@ -193,7 +209,7 @@ def test_a_python_without_lzma_has_no_xz(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = measure_baselines(
         ids, ids, 257, test_documents=[document], predicted=TextSize(1, 1)
     ).rows()
-    assert not {"xz -9e", "zstd -19"} & {row.name for row in rows}
+    assert not {"xz -9e", "zstd -19", "PPMd -o16"} & {row.name for row in rows}
 
 
 @given(st.lists(st.text("aé日🙂", max_size=5), max_size=5), st.integers(0, 20))
@@ -221,13 +237,13 @@ def measured() -> Baselines:
 def test_rows_are_sorted_from_worst_to_best(measured: Baselines) -> None:
     rows = measured.rows()
     names = [row.name for row in rows]
-    always = [name for name in names if name not in ("xz -9e", "zstd -19")]
+    always = [name for name in names if name not in ("xz -9e", "zstd -19", "PPMd -o16")]
     assert always == ["uniform", "unigram", "bigram", "gzip -9", "5-gram"]
     bits = [row.bits_per_byte for row in rows]
     assert bits == sorted(bits, reverse=True)
     assert bits[0] == pytest.approx(math.log2(257))  # a byte is a token here
     for row in rows:
-        compressor = row.name in ("gzip -9", "xz -9e", "zstd -19")
+        compressor = row.name in ("gzip -9", "xz -9e", "zstd -19", "PPMd -o16")
         assert (row.loss is None) == compressor
         if row.loss is not None:
             assert row.bits_per_byte == pytest.approx(row.loss / math.log(2))
@@ -257,5 +273,5 @@ def test_bounds_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure_baselines(ids, ids, 4, test_documents=documents, predicted=TextSize(9, 9))
     assert found.bounds == (
         "n-grams of the last 5 tokens, scored on the first 4 tokens, "
-        "xz and zstd on the first 3 bytes"
+        "xz, zstd and PPMd on the first 3 bytes"
     )

@@ -1,8 +1,8 @@
 """All baselines of a text, in units that are comparable across tokenizers.
 
 The compressed size of a text is one of them: a model that predicts compresses. gzip compresses the
-text alone, so `gzip -9 < FILE | wc -c` gives the same number. xz and zstd also get the training
-text, as a model does: counted is by how much the text makes the result longer.
+text alone, so `gzip -9 < FILE | wc -c` gives the same number. xz, zstd and PPMd also get the
+training text, as a model does: counted is by how much the text makes the result longer.
 
 Letters: V vocabulary.
 """
@@ -31,6 +31,8 @@ MOST_BEFORE_BYTES = 2**20  # the last bytes of the training text
 MOST_XZ_BYTES = 2**18  # the first bytes of the text
 MOST_GZIP_BYTES = 2**22  # the first bytes of the text
 _ZSTD_LEVEL = 19
+_PPMD_ORDER, _PPMD_BYTES = 16, 2**26  # of memory
+_PPMD_RESTART = 0  # when that is full; it is enough for both texts
 _DICTIONARY_BYTES = 2**21  # holds both texts; the preset's 64 MiB would take 640 MiB of memory
 
 
@@ -56,6 +58,7 @@ class Baselines:
     gzip: float  # of the text alone
     xz: float | None  # of the text after the training text, or alone without one
     zstd: float | None  # as xz
+    ppmd: float | None  # as xz
     # The text's size; the number of characters is None if it is bytes.
     tokens: int
     num_bytes: int
@@ -77,7 +80,12 @@ class Baselines:
             ("bigram", self.bigram),
             ("5-gram", self.fivegram),
         ]
-        sizes = [("gzip -9", self.gzip), ("xz -9e", self.xz), ("zstd -19", self.zstd)]
+        sizes = [
+            ("gzip -9", self.gzip),
+            ("xz -9e", self.xz),
+            ("zstd -19", self.zstd),
+            ("PPMd -o16", self.ppmd),
+        ]
         rows = [
             *(Row(name, self.bits_per_byte(x), x) for name, x in losses if x is not None),
             *(Row(name, bits, None) for name, bits in sizes if bits is not None),
@@ -93,7 +101,7 @@ class Baselines:
         if self.scored_tokens < self.tokens and self.unigram is not None:
             parts.append(f"scored on the first {self.scored_tokens:,} tokens")
         if self.num_bytes > MOST_XZ_BYTES:
-            parts.append(f"xz and zstd on the first {MOST_XZ_BYTES:,} bytes")
+            parts.append(f"xz, zstd and PPMd on the first {MOST_XZ_BYTES:,} bytes")
         return ", ".join(parts)
 
 
@@ -135,6 +143,7 @@ def measure_baselines(
         gzip=gzip_bits_per_byte(text),
         xz=xz_bits_per_byte(text, before),
         zstd=zstd_bits_per_byte(text, before),
+        ppmd=ppmd_bits_per_byte(text, before),
         tokens=len(test),
         num_bytes=num_bytes,
         num_chars=chars_of(test_documents),
@@ -168,6 +177,11 @@ def zstd_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
     return None if compress is None else _added_bits(text, before, compress)
 
 
+def ppmd_bits_per_byte(text: bytes, before: bytes = b"") -> float | None:
+    """The same for PPMd, variant I (Shkarin, 2002); None without `pyppmd`."""
+    return None if find_spec("pyppmd") is None else _added_bits(text, before, _ppmd)
+
+
 def _added_bits(text: bytes, before: bytes, compress: Callable[[bytes], bytes]) -> float:
     text, before = text[:MOST_XZ_BYTES], before[-MOST_BEFORE_BYTES:]
     if not before:
@@ -193,6 +207,11 @@ def _xz(data: bytes) -> bytes:
 
     preset = {"preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICTIONARY_BYTES}
     return lzma.compress(data, filters=[{"id": lzma.FILTER_LZMA2, **preset}])
+
+
+def _ppmd(data: bytes) -> bytes:
+    encoder = import_module("pyppmd").Ppmd8Encoder(_PPMD_ORDER, _PPMD_BYTES, _PPMD_RESTART)
+    return bytes(encoder.encode(data)) + bytes(encoder.flush())
 
 
 def first_bytes(documents: Iterable[Document], most: int) -> bytes:

@@ -24,6 +24,7 @@ from mygpt.training.distributed.process_group import (
 )
 from mygpt.training.events import Event, Listener, Note
 from mygpt.training.lifecycle import run_session
+from mygpt.training.ngram_targets import repeated_fraction
 from mygpt.training.prepare import Request, prepare
 from mygpt.training.recipe import expected_loss
 from mygpt.training.recorded_files import resolved
@@ -217,7 +218,8 @@ def plan(
         known = text.train_tokens[max(0, len(text.train_tokens) - MOST_TRAIN_TOKENS) :]
         scored = text.val_tokens[:MOST_TEST_TOKENS]
         (fivegram,) = ngram_losses(known, scored, start.shape.vocab_size, [5])
-        middle, low, high = expected_loss(fivegram, found.expected_tokens)
+        repeated = repeated_fraction(known, scored)
+        middle, low, high = expected_loss(fivegram, found.expected_tokens, repeated)
         lines.append(
             f"expected validation loss: {middle:.2f} nats per token ({low:.2f} to {high:.2f}; a "
             f"5-gram model gets {fivegram:.2f})"
