@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.core.training import train_steps
+from mygpt.cpu.train.muon import parts
 from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.decode.choice import cpu_engine_available
 from mygpt.errors import InputError
@@ -402,7 +403,9 @@ def training_speeds(threads: int, formats: Sequence[DtypeName]) -> dict[DtypeNam
     """Floating-point operations per second of the machine-code training step, by format.
 
     That of the fastest of some steps of a small model: other programs only slow steps down. The
-    formats take turns, so that they are compared under the same load.
+    formats take turns, so that they are compared under the same load. That of bfloat16 is
+    float32's times the ratio of whole steps: Muon's update takes the same time in both, and so a
+    larger part of the shorter step.
     """
     from mygpt.cpu.train.step import CpuTrainingStep
 
@@ -411,17 +414,30 @@ def training_speeds(threads: int, formats: Sequence[DtypeName]) -> dict[DtypeNam
         model = GPT.from_config(config)
     ids = (torch.arange(_BATCH * _WINDOW) % 64).view(_BATCH, _WINDOW)
     steps = {name: CpuTrainingStep(model, threads, cpu_products(name)) for name in formats}
+    best, update_s = dict.fromkeys(formats, math.inf), math.inf
+    matrices = {n: torch.zeros_like(p) for n, p in model.named_parameters() if parts(n, config)}
     for step in steps.values():
         step.gradients(ids, ids)  # allocates buffers
-    best = dict.fromkeys(formats, float("inf"))
     end = time.monotonic() + _SECONDS + _MORE_SECONDS * (len(formats) - 1)
     while time.monotonic() < end:
         for name, step in steps.items():
-            began = time.perf_counter()
-            step.gradients(ids, ids)
-            best[name] = min(best[name], time.perf_counter() - began)
+            best[name] = min(best[name], _seconds(step.gradients, ids, ids))
+        if len(formats) > 1:
+            update = partial(step.update_matrices, matrices, rate=0.0, decay=0.0)
+            update_s = min(update_s, _seconds(update))
     work = ids.numel() * flops_per_token(config, _WINDOW).total
-    return {name: work / step_s for name, step_s in best.items()}
+    speeds = {name: work / step_s for name, step_s in best.items()}
+    if len(formats) > 1:
+        base_s = best["float32"]
+        for name, step_s in best.items():
+            speeds[name] = speeds["float32"] * (base_s + update_s) / (step_s + update_s)
+    return speeds
+
+
+def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
+    began = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - began
 
 
 @dataclass(frozen=True)
