@@ -255,3 +255,10 @@ def test_a_step_after_one_that_overflowed_is_clean(products: int) -> None:
         weight.copy_(kept)
     found = by_kernels(step, ids)[1]
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_tile_registers_are_not_used_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first instruction that used one would end the process (illegal instruction)."""
+    monkeypatch.setattr("mygpt.cpu.train.step.tiles_permitted", lambda: False)
+    with pytest.raises(RuntimeError, match="may not use AMX's tile registers"):
+        CpuTrainingStep(build(TUTORIAL), 1, TILES)
