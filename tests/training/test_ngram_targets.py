@@ -5,7 +5,10 @@ Letters: N tokens, V vocabulary.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -246,3 +249,22 @@ def test_a_small_text_gets_a_narrow_model() -> None:
     assert choose(10**6, 5000, 80, long, repeated=0.1).shape["embed_dim"] > 128
     rates = [choose(n, 5000, 80, long, repeated=0.1).shape["dropout"] for n in (10**4, 5 * 10**4)]
     assert rates == [0.2, 0.1]
+
+
+@pytest.mark.kernels
+@pytest.mark.processes
+def test_smoothing_does_not_import_numba(tmp_path: Path) -> None:
+    """Its import took two seconds of every run; the machine code is in the cache."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + i) for i in some_text()))
+    program = f"""
+import sys, mygpt
+mygpt.train({str(text)!r}, output={str(tmp_path / "run")!r}, preset="nano", steps=1,
+            embed_dim=32, num_layers=1, ngram_smoothing=0.5, listener=lambda event: None)
+print("numba" in sys.modules)
+"""
+    again = program.replace("run'", "again'")
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)  # compiles
+    command = [sys.executable, "-c", again]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "False"

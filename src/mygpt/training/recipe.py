@@ -37,8 +37,8 @@ class Size:
 
 
 SIZES = (
-    Size(64, 4, 0.0), Size(96, 4, 4e12), Size(128, 4, 1e13), Size(160, 4, 4e13),
-    Size(192, 5, 8e13), Size(192, 6, 2e14), Size(256, 6, 8e14),
+    Size(64, 4, 0.0), Size(96, 4, 4e12), Size(128, 4, 4e13), Size(160, 4, 6e13),
+    Size(192, 5, 1e14), Size(192, 6, 2e14), Size(256, 6, 8e14),
 )  # fmt: skip
 TOKENS_PER_STEP = 2048
 _MOST_PER_STEP = 2**16  # tokens, if longer windows are asked for and no batch size
@@ -281,7 +281,7 @@ def _recipe(
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
     if shape.get("dropout") is None:
         smoothed = bool(training.get("ngram_smoothing"))
-        shape["dropout"] = _dropout(epochs, num_tokens, shape["embed_dim"], smoothed=smoothed)
+        shape["dropout"] = _dropout(epochs, num_tokens, smoothed=smoothed)
     return Recipe(shape, training, tokens, epochs, bounded)
 
 
@@ -347,8 +347,7 @@ def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
     return tuple((number / count) ** 1.5 for number in range(1, count))
 
 
-def _dropout(epochs: float, num_tokens: int, width: int, *, smoothed: bool) -> float:
-    if epochs < 12:
-        return 0.0
-    enough = epochs < 25 or (smoothed and width <= _NARROW and num_tokens >= _SHORT)
-    return 0.1 if enough else 0.2
+def _dropout(epochs: float, num_tokens: int, *, smoothed: bool) -> float:
+    if smoothed:
+        return 0.0 if epochs < 20 else 0.1 if num_tokens >= _SHORT else 0.2
+    return 0.0 if epochs < 12 else 0.1 if epochs < 25 else 0.2

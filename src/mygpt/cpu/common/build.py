@@ -79,7 +79,8 @@ DECODING = KernelLibrary(
 )
 _TRAIN_SOURCES = (
     "layout", "vectors", "amx", "packing", "bfloat16", "products", "arithmetic", "activations",
-    "attention", "columns", "attention_bfloat16", "block", "network", "ngram", "orthogonal",
+    "attention", "columns", "attention_bfloat16", "block", "network", "ngram_layout", "ngram",
+    "orthogonal",
 )  # fmt: skip
 TRAINING = KernelLibrary(
     "training",

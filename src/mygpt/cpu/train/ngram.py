@@ -11,14 +11,7 @@ import numpy as np
 
 from mygpt.cpu.common.arithmetic import f32, part_start
 from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, ints, kernel, skip, words
-
-# The job, int64: the address of positions (M,) int64, of the text's ids (N,) uint32, of `lowest`
-# (N,) uint32, of the levels, of the result (M, V) float32; then M, V, levels, threads.
-JOB_SIZE = 9
-POSITIONS, TOKENS, LOWEST, LEVELS, OUT, COUNT, VOCAB, ORDER, THREADS = range(JOB_SIZE)
-# A level, int64: addresses of the arrays of `Level`.
-LEVEL_SIZE = 5
-CONTEXTS, STARTS, FOLLOWERS, COUNTS, DISCOUNTS = range(LEVEL_SIZE)
+from mygpt.cpu.train import ngram_layout as at
 
 _ZERO, _ONE = f32(0), f32(1)
 
@@ -29,8 +22,8 @@ def _next_order(level, probs, vocab, context, own, less):
 
     `less` is 1 where one occurrence of the token `own` is to be left out, else 0.
     """
-    tokens, counts = words(level[FOLLOWERS]), words(level[COUNTS])
-    discounts, starts = floats(level[DISCOUNTS]), words(level[STARTS])
+    tokens, counts = words(level[at.FOLLOWERS]), words(level[at.COUNTS])
+    discounts, starts = floats(level[at.DISCOUNTS]), words(level[at.STARTS])
     first, end = np.int64(starts[context]), np.int64(starts[context + 1])
     total, taken = np.int64(0), _ZERO
     for place in range(first, end):
@@ -53,16 +46,20 @@ def _next_order(level, probs, vocab, context, own, less):
 def predict_by_ngrams(job_address, part):
     """The rows of this part of OUT: the predictions of the tokens at POSITIONS."""
     job = ints(job_address)
-    count, vocab, parts = job[COUNT], job[VOCAB], job[THREADS]
-    positions, tokens, lowest = ints(job[POSITIONS]), words(job[TOKENS]), words(job[LOWEST])
+    count, vocab, parts = job[at.COUNT], job[at.VOCAB], job[at.THREADS]
+    positions, tokens, lowest = (
+        ints(job[at.POSITIONS]),
+        words(job[at.TOKENS]),
+        words(job[at.LOWEST]),
+    )
     uniform = _ONE / f32(vocab)
     for row in range(part_start(count, part, parts), part_start(count, part + 1, parts)):
-        position, probs = positions[row], skip(floats(job[OUT]), row * vocab)
+        position, probs = positions[row], skip(floats(job[at.OUT]), row * vocab)
         for token in range(vocab):
             probs[token] = uniform
-        for n in range(job[ORDER]):
-            level = skip(ints(job[LEVELS]), n * LEVEL_SIZE)
-            context = np.int64(words(level[CONTEXTS])[position])
+        for n in range(job[at.ORDER]):
+            level = skip(ints(job[at.LEVELS]), n * at.LEVEL_SIZE)
+            context = np.int64(words(level[at.CONTEXTS])[position])
             less = 1 if n + 1 >= np.int64(lowest[position]) else 0
             _next_order(level, probs, vocab, context, np.int64(tokens[position]), less)
     return 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mygpt.cpu.common.build import TRAINING, load_library
 from mygpt.cpu.common.workers import run_on_threads
-from mygpt.cpu.train import ngram as at
+from mygpt.cpu.train import ngram_layout as at
 
 
 class NgramPredictions:
