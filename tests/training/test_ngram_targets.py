@@ -212,6 +212,7 @@ def test_a_text_that_repeats_itself_is_neither_smoothed_nor_dropped_out() -> Non
     assert plain.shape["dropout"] > 0
     assert "smoothed" in plain.lines()[0]
     assert repetitive.shape["dropout"] == 0
+    assert repetitive.epochs > 2 * plain.epochs, "copying is learnt for longer"
     for recipe in (repetitive, unknown):
         assert "ngram_smoothing" not in recipe.training
         assert "smoothed" not in recipe.lines()[0]

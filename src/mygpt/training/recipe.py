@@ -45,7 +45,8 @@ _MOST_PER_STEP = 2**16  # tokens, if longer windows are asked for and no batch s
 # Of the expected loss, to either side; of a text that repeats itself the loss depends on how much
 # of it is copied.
 _SPREAD, _REPETITIVE_LOSS, _REPETITIVE_SPREAD = 0.07, 0.8, 0.5
-MOST_EPOCHS = 40.0  # after more, a model only memorises the text
+# After more, a model only memorises the text; one that repeats itself it still learns to copy.
+MOST_EPOCHS, _MOST_EPOCHS_REPETITIVE = 40.0, 160.0
 _MOST_EVALUATIONS = 20
 # Stages: from this fraction of the run on, tokens per window, and windows per step.
 _STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
@@ -199,6 +200,7 @@ def choose(
     return _recipe(
         shape, training, asked, tokens=tokens, num_tokens=num_tokens, val_tokens=val_tokens,
         least_validated=_LEAST_VALIDATED, by_clock=budget.by_clock,
+        most_epochs=_MOST_EPOCHS_REPETITIVE if repetitive else MOST_EPOCHS,
     )  # fmt: skip
 
 
@@ -261,9 +263,10 @@ def _recipe(
     val_tokens: int,
     least_validated: int,
     by_clock: bool,
+    most_epochs: float = MOST_EPOCHS,
 ) -> Recipe:
     """The recipe with what follows from the number of tokens that can be read in the time."""
-    most = MOST_EPOCHS * num_tokens
+    most = most_epochs * num_tokens
     # Well above, so that what is only a little above still ends by the clock.
     bounded = by_clock and tokens > 1.5 * most
     tokens = most if bounded else tokens
