@@ -83,12 +83,16 @@ def train_and_score(text: str, minutes: float, seed: int, options: str) -> Cell:
 
 
 def baselines(text: str) -> Cell:
-    """What needs no training: a 5-gram model and xz on the same last tenth, nats per character."""
+    """What needs no training: a 5-gram model and xz on the same last tenth, nats per character.
+
+    Both get the part of the text that the network learns from: without its validation text.
+    """
     from mygpt.evaluation.baselines import xz_bits_per_byte
     from mygpt.evaluation.ngram import ngram_losses
 
     train, test = split(text)
     chars = {char: number for number, char in enumerate(sorted(set(train)))}
+    train = train[: cut_of(train)]
     ids = np.array([chars[char] for char in train + test], np.int64)
     (fivegram,) = ngram_losses(ids[: len(train)], ids[len(train) :], len(chars), (5,))
     xz = xz_bits_per_byte(test.encode(), train.encode())
