@@ -112,6 +112,10 @@ class Decoding(Protocol):
         """(V,) the logits that the row's last token was drawn from, before penalty and filters."""
         ...
 
+    def passes(self, row: int) -> int | None:
+        """In how many passes of the model the row's tokens were drawn; None for one each."""
+        ...
+
 
 class Batch(Protocol):
     """Rows that join and leave between tokens, each in a slot; for one thread at a time."""

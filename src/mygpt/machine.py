@@ -15,7 +15,8 @@ from mygpt.errors import InputError, OutOfMemoryError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+QUANTIZED = ("int8", "int4")  # number formats of weights that the cpu engine alone has
+DTYPES = ("auto", "float32", "bfloat16", "float16", *QUANTIZED)
 
 # The instruction set extensions that matrix products use.
 _VECTOR_EXTENSIONS = (
@@ -65,8 +66,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} is not known: choose {', '.join(DTYPES)}")
-    if name == "int8":
-        raise InputError("dtype=int8 works only with the cpu engine: use --engine cpu, or float32")
+    if name in QUANTIZED:
+        raise InputError(
+            f"dtype={name} works only with the cpu engine: use --engine cpu, or float32"
+        )
     if name == "auto":
         # Older GPUs emulate bfloat16, which is slower than float32.
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -261,7 +261,7 @@ def train_one_step(folder):
 def test_n_gram_tables_are_refused_in_one_line(tmp_path, capsys, command):
     """Models of version 0.1 could have them; as a model and as a run to resume."""
     run = train_one_step(tmp_path)
-    for path in run.glob("*.safetensors"):
+    for path in set(run.glob("*.safetensors")) - {run / "drafts.safetensors"}:
         add_values(path, "config", {"ngram_rows": [5, 4]})
     arguments = {
         "info": [run],

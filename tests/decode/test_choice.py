@@ -71,7 +71,7 @@ WANTED = {
     ("auto", "cpu", "float32"): "cpu",
     ("auto", "auto", "float32"): "cpu",
     ("jax", "auto", "float32"): "engine='jax'",
-    ("auto", "auto", "int4"): "dtype='int4'",
+    ("auto", "auto", "int3"): "dtype='int3'",
 }
 
 
@@ -127,7 +127,7 @@ def test_each_choice_has_its_reason(machine):
     machine(available=False)
     reasons.append(choose_engine(TUTORIAL, tokens=1).reason)
     assert all(reason and reason[-1] != "." for reason in reasons)
-    assert len(set(reasons)) == 8
+    assert len(set(reasons)) == 9
 
 
 BLOCK = GPTConfig(5, 32, 2, 2, max_seq_len=12)

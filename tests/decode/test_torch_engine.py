@@ -489,8 +489,8 @@ def test_formats_that_torch_lacks_are_refused():
         InputError, match="int8 works only with the cpu engine: use --engine cpu, or float32"
     ):
         choose_dtype("int8", torch.device("cpu"))
-    with pytest.raises(InputError, match=f"dtype='int4' is not known: choose {', '.join(DTYPES)}"):
-        choose_dtype("int4", torch.device("cpu"))
+    with pytest.raises(InputError, match=f"dtype='int3' is not known: choose {', '.join(DTYPES)}"):
+        choose_dtype("int3", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -342,7 +342,11 @@ def test_a_store_is_not_loaded_into_memory(tmp_path, monkeypatch):
     write_store(tmp_path / "large", [prose(600_000, n) for n in (1, 2)], shard_tokens=400_000)
     most = 50_000  # tokens
     monkeypatch.setattr(corpus, "MOST_COUNTED", most)
-    for module, name in ((planning, "_MOST_VAL_TOKENS"), (lifecycle, "MOST_TRAIN_TOKENS")):
+    for module, name in (
+        (planning, "_MOST_VAL_TOKENS"),
+        (lifecycle, "MOST_TRAIN_TOKENS"),
+        (lifecycle, "MOST_TOKENS"),
+    ):
         monkeypatch.setattr(module, name, most)
     monkeypatch.setattr(lifecycle, "MOST_BEFORE_BYTES", most)
     read = []

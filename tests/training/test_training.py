@@ -139,6 +139,7 @@ def test_the_files_of_a_run(text: str, tmp_path: Path) -> None:
         ".lock",
         "best.safetensors",
         "config.toml",
+        "drafts.safetensors",
         "last.safetensors",
         "last.state.safetensors",
         "log.jsonl",

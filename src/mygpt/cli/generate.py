@@ -82,13 +82,28 @@ def generate(
     dtype: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16 or float16 (torch engine), int8 (cpu engine). auto is "
+            help="float32, bfloat16 or float16 (torch engine), int8 or int4 (cpu engine). auto is "
             "bfloat16 on a GPU that supports it, else float32."
         ),
     ] = "auto",
     engine: Annotated[
         str, typer.Option(help="auto, numpy, cpu or torch. `mygpt info` shows what auto chooses.")
     ] = "auto",
+    speculate: Annotated[
+        bool,
+        typer.Option(
+            "--speculate/--no-speculate",
+            help="cpu engine: guess the next tokens and check several at once, where that is "
+            "faster. The text is the same.",
+        ),
+    ] = True,
+    draft_from: Annotated[
+        Path | None,
+        options.option(
+            "A text like the one to be written: guesses come from its n-grams. Default: from the "
+            "training text's, which a run keeps."
+        ),
+    ] = None,
     compile: Annotated[
         bool,
         typer.Option(
@@ -127,7 +142,17 @@ def generate(
 
     path = resolve(checkpoint)
     seed = seed_to_use(seed, sampling)
-    writer = load(path, device=device, dtype=dtype, engine=engine, compile=compile)
+    if draft_from is not None and not speculate:
+        raise InputError("--draft-from and --no-speculate exclude each other")
+    writer = load(
+        path,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        compile=compile,
+        speculate=speculate,
+        drafts_from=draft_from,
+    )
     how |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
     if text is None and sys.stdin is not None and sys.stdin.isatty():
         if json or num_samples != 1:

@@ -61,9 +61,19 @@ def serve(
     ] = ServerSettings.max_connections,
     device: options.Device = "auto",
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16 (torch), int8 (cpu engine), or auto.")
+        str,
+        typer.Option(
+            help="float32, bfloat16 or float16 (torch), int8 or int4 (cpu engine), or auto."
+        ),
     ] = "auto",
     engine: Annotated[str, typer.Option(help="auto, numpy, cpu or torch.")] = "auto",
+    speculate: Annotated[
+        bool,
+        typer.Option(
+            "--speculate/--no-speculate",
+            help="cpu engine: guess the next tokens of up to 4 texts and check several at once.",
+        ),
+    ] = True,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Do not log a line for each request.")
     ] = False,
@@ -109,7 +119,7 @@ def serve(
     from mygpt.server.serving import ServerDied
     from mygpt.server.serving import serve as run
 
-    writer = load(path, device=device, dtype=dtype, engine=engine)
+    writer = load(path, device=device, dtype=dtype, engine=engine, speculate=speculate)
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         _log(f"note: everyone who can reach {host} can use this model; --api-key requires a key")
     with nonblocking_stderr():

@@ -10,7 +10,7 @@ import functools
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,10 +18,11 @@ from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.core.config import GPTConfig
 from mygpt.engine import only_in_torch
 from mygpt.errors import InputError, require_choice
-from mygpt.machine import DTYPES
+from mygpt.machine import DTYPES, QUANTIZED
 
 if TYPE_CHECKING:
     from mygpt.core.model import GPT
+    from mygpt.cpu.decode.speculation import Drafts
     from mygpt.decode.numpy_network import Network
     from mygpt.engine import Batch, Engine
 
@@ -32,6 +33,8 @@ ENGINES = ("auto", "numpy", "cpu", "torch")
 _WORTH_A_GPU = 30_000_000  # parameters
 # Compiling the kernels takes about ten seconds; a job that NumPy does in less does not wait for it.
 _WORTH_COMPILING_S = 5.0
+# Tokens of a job for which it is worth to read a table of n-grams, which takes some milliseconds.
+_WORTH_DRAFTS = 100
 _LONG_JOB = 10**9  # tokens: more than a server writes
 _NUMPY_STEP_S, _NUMPY_PRODUCTS_PER_S = 3e-4, 5e9  # per new token; per token read
 
@@ -69,15 +72,15 @@ def choose_engine(
     require_choice("engine", wanted, ENGINES)
     require_choice("dtype", dtype, DTYPES)
     option = only_in_torch(config)
-    if option is not None and wanted == "auto" and dtype != "int8":
+    if option is not None and wanted == "auto" and dtype not in QUANTIZED:
         return Choice("torch", f"only torch implements {option}")
     if option is not None and wanted != "torch":
         raise InputError(
-            f"only torch implements {option}: use --engine torch, and another dtype than int8"
+            f"only torch implements {option}: use --engine torch, and a dtype that torch has"
         )
     if wanted != "auto":
         return _check(wanted, device, dtype)
-    if dtype == "int8":
+    if dtype in QUANTIZED:
         return _check("cpu", device, dtype)
     if dtype not in ("auto", "float32"):
         return Choice("torch", f"only torch has {dtype}")
@@ -114,16 +117,17 @@ def _choose_on_cpu(config: GPTConfig, tokens: int, reads: int) -> Choice:
 def _check(wanted: str, device: str, dtype: str) -> Choice:
     """The requested engine, or an error with what it does not support."""
     if wanted == "torch":
-        if dtype == "int8":
+        if dtype in QUANTIZED:
             raise InputError(
-                "dtype=int8 works only with the cpu engine: use --engine cpu, or float32"
+                f"dtype={dtype} works only with the cpu engine: use --engine cpu, or float32"
             )
         return Choice("torch", "it was requested")
     if device not in ("auto", "cpu"):
         raise InputError(f"engine={wanted} runs on the CPU: use --engine torch for {device}")
-    if dtype not in ("auto", "float32", "int8") or (dtype == "int8" and wanted == "numpy"):
-        fit = "float32" if wanted == "numpy" else "float32 or int8"
-        other = "cpu" if dtype == "int8" else "torch"
+    known = ("float32",) if wanted == "numpy" else ("float32", *QUANTIZED)
+    if dtype not in ("auto", *known):
+        fit = " or ".join(known)
+        other = "cpu" if dtype in QUANTIZED else "torch"
         raise InputError(f"engine={wanted} has no dtype {dtype}: use {fit}, or --engine {other}")
     if wanted == "numpy":
         return Choice("numpy", "it was requested")
@@ -131,7 +135,7 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
         raise InputError(
             "engine=cpu needs Numba and a POSIX system: install numba, or use --engine numpy"
         )
-    return Choice("cpu", "it alone has int8" if dtype == "int8" else "it was requested")
+    return Choice("cpu", f"it alone has {dtype}" if dtype in QUANTIZED else "it was requested")
 
 
 @functools.cache
@@ -159,14 +163,24 @@ class Backend:
         dtype: for a checkpoint: one of `mygpt.machine.DTYPES`.
         engine: "auto", "numpy", "cpu" or "torch".
         compile: for torch (see `TorchEngine`).
+        make_drafts: makes the drafts of the `cpu` engine, when they are first of use; None decodes
+            without.
 
     Raises:
         InputError: for an engine, a device or a number format that is not available.
     """
 
     def __init__(
-        self, model: GPT | Checkpoint, *, device: str, dtype: str, engine: str, compile: bool
+        self,
+        model: GPT | Checkpoint,
+        *,
+        device: str,
+        dtype: str,
+        engine: str,
+        compile: bool,
+        make_drafts: Callable[[], Drafts] | None = None,
     ) -> None:
+        self._make_drafts = make_drafts
         self._given = model
         self._model = None if isinstance(model, Checkpoint) else model
         self._device, self._dtype, self._wanted, self._compile = device, dtype, engine, compile
@@ -191,7 +205,7 @@ class Backend:
 
             assert isinstance(self._given, Checkpoint)
             device = choose_device(self._device)
-            dtype = choose_dtype("float32" if self._dtype == "int8" else self._dtype, device)
+            dtype = choose_dtype("float32" if self._dtype in QUANTIZED else self._dtype, device)
             self._model = self._given.build_model().to(device, dtype).eval()
         return self._model
 
@@ -211,7 +225,7 @@ class Backend:
                 raise InputError(
                     f"engine={self._wanted} cannot run this model, which {what}: use engine torch"
                 )
-            device, dtype = "cpu", "int8" if dtype == "int8" else "float32"
+            device, dtype = "cpu", dtype if dtype in QUANTIZED else "float32"
         elif self._model is not None:
             return Choice("torch", "it was requested")
         return choose_engine(
@@ -225,7 +239,18 @@ class Backend:
 
     def engine(self, tokens: int, reads: int) -> Engine:
         """The engine for such a job, created when it is first needed."""
-        return self._engine(self.choose(tokens, reads).name)
+        name = self.choose(tokens, reads).name
+        engine = self._engine(name)
+        if name != "cpu":
+            return engine
+        from mygpt.cpu.decode.engine import CpuEngine
+
+        assert isinstance(engine, CpuEngine)
+        return engine.with_drafts(self._drafts if tokens >= _WORTH_DRAFTS else None)
+
+    @functools.cached_property
+    def _drafts(self) -> Drafts | None:
+        return None if self._make_drafts is None else self._make_drafts()
 
     def open(self, size: int) -> Batch:
         """A batch of `size` slots, of the engine for long jobs."""
@@ -251,7 +276,7 @@ class Backend:
         if self._model is not None:
             from mygpt.decode.packing import arrays_of, cpu_engine_of
 
-            if name == "cpu" and self._dtype != "int8":
+            if name == "cpu" and self._dtype not in QUANTIZED:
                 return cpu_engine_of(self._model)
             arrays: Mapping[str, Any] = arrays_of(self._model)
         elif name in self._engines:
@@ -264,7 +289,7 @@ class Backend:
         if name == "cpu":
             from mygpt.cpu.decode.engine import CpuEngine
 
-            weights = "int8" if self._dtype == "int8" else "float32"
+            weights = self._dtype if self._dtype in QUANTIZED else "float32"
             engine = CpuEngine(self._given.config, arrays, weights=weights)
         else:
             from mygpt.decode.numpy_engine import NumpyEngine

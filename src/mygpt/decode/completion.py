@@ -47,6 +47,8 @@ class Completion:
         seed: the seed of its random numbers.
         index: its number among the samples of that seed.
         logprobs: one entry for each of `token_ids` where asked for, else None.
+        passes: passes of the model that drew the tokens; fewer than these where drafts of the next
+            tokens were right. The text does not depend on it.
     """
 
     prompt: str
@@ -56,6 +58,7 @@ class Completion:
     seed: int = 0
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
+    passes: int = field(default=0, compare=False)
 
 
 class Row:

@@ -102,6 +102,9 @@ class NumpyDecoding:
         """(V,), the logits of the row's last drawn token, before penalty and filters."""
         return self.rows[row].logits.copy()
 
+    def passes(self, row: int) -> None:
+        """Each token is drawn in a pass of its own; see `Decoding`."""
+
 
 class NumpyEngine:
     """A GPT's arrays, ready to decode.

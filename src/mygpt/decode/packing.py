@@ -92,6 +92,7 @@ def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) ->
     `numbers` are `packable_parameters`'s, where the caller has them already.
     """
     from mygpt.cpu.decode.engine import CpuEngine, digest_of
+    from mygpt.cpu.decode.speculation import Drafts
 
     if numbers is None:
         numbers = packable_parameters(model) or {}
@@ -100,7 +101,7 @@ def cpu_engine_of(model: GPT, numbers: dict[str, torch.Tensor] | None = None) ->
     known = _engines.get(model)
     if known is None or known[0] != key:
         arrays = {name: p.detach().numpy() for name, p in zip(numbers, laid, strict=True)}
-        known = key, CpuEngine(model.config, arrays)
+        known = key, CpuEngine(model.config, arrays, drafts=Drafts())
         _engines[model] = known
     return known[1]
 

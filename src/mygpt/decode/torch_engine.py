@@ -224,6 +224,9 @@ class TorchDecoding:
         logits: NDArray[np.float32] = batch.logits[i].float().cpu().numpy()
         return logits
 
+    def passes(self, row: int) -> None:
+        """Each token is drawn in a pass of its own; see `Decoding`."""
+
 
 class _Batch:
     """Rows of one length with the same settings, decoded until the last of them has ended."""

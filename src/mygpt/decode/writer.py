@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -16,14 +17,16 @@ from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES, Overflow
 from mygpt.decode.choice import Backend, tokens_to_read
 from mygpt.decode.completion import Completion, Row
+from mygpt.decode.draft_table import FILE_NAME, DraftTable, table_of_file
 from mygpt.engine import Batch, Decoding, Request, check_prompt_fits, fresh_seed
-from mygpt.errors import InputError, require_choice, require_int
+from mygpt.errors import CheckpointError, InputError, require_choice, require_int
 from mygpt.tokenization import Tokenizer, ends_of
 from mygpt.tokenization.unknown import PROMPT_POLICIES, adding_remedy, check_policy, without_unknown
 
 if TYPE_CHECKING:
     from mygpt.core.config import GPTConfig
     from mygpt.core.model import GPT
+    from mygpt.cpu.decode.speculation import Drafts
     from mygpt.decode.numpy_network import Reading
 
 # Steps of small models are so short that one call for each would cost time: a call makes as many
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 _BLOCK_S = 0.002
 _CACHE_BYTES = 2**30  # the most for keys and values of samples that are decoded together
 _MAX_GROUP = 64
+_log = logging.getLogger("mygpt")
 _OPTIONS = ("seed", "stop", "logprobs", "overflow", "unknown")
 
 
@@ -43,10 +47,14 @@ class Writer:
         tokenizer: the model's own.
         provenance: where the model comes from, as its checkpoint records it.
         device: for a checkpoint: "auto", or torch's name of a device.
-        dtype: for a checkpoint: float32, bfloat16, float16 (torch) or int8 (the cpu engine);
+        dtype: for a checkpoint: float32, bfloat16, float16 (torch), int8 or int4 (the cpu engine);
             "auto" is bfloat16 on a GPU that computes in it, else float32.
         engine: "auto", "numpy", "cpu" or "torch".
         compile: for torch: compile the step from one token to the next (see `TorchEngine`).
+        speculate: for the cpu engine: guess the next tokens and check several at once. The text is
+            the same, to the bit, and is there sooner where guesses are often right.
+        drafts_from: what guesses come from, in addition to the text itself: a text of this kind, or
+            the table that a run keeps (a `DraftTable` or its file).
     """
 
     def __init__(
@@ -59,6 +67,8 @@ class Writer:
         dtype: str = "auto",
         engine: str = "auto",
         compile: bool = False,
+        speculate: bool = True,
+        drafts_from: DraftTable | Path | None = None,
     ) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
@@ -68,7 +78,15 @@ class Writer:
         self.config: GPTConfig = model.config
         self.tokenizer = tokenizer
         self.provenance = provenance or {}
-        self.backend = Backend(model, device=device, dtype=dtype, engine=engine, compile=compile)
+        self._drafts_from = drafts_from
+        self.backend = Backend(
+            model,
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            compile=compile,
+            make_drafts=self._make_drafts if speculate else None,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -102,6 +120,19 @@ class Writer:
             InputError: for no token, or more than fit in the window.
         """
         return self.backend.network().read_all(ids, shown)
+
+    def _make_drafts(self) -> Drafts:
+        """Drafts from the table, if there is one that can be used, and from the text itself."""
+        from mygpt.cpu.decode.speculation import Drafts
+
+        table = self._drafts_from
+        if isinstance(table, Path):
+            try:
+                table = DraftTable.load(table, self.tokenizer)
+            except CheckpointError as error:  # no text depends on it
+                _log.warning("%s; generating without it", error)
+                table = None
+        return Drafts() if table is None else table.drafts()
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt, after the tokenizer's begin-of-text ids.
@@ -272,6 +303,9 @@ class _TextCall:
                 length = max(1, int(_BLOCK_S * length / (time.perf_counter() - began)))
             for step in range(max(map(len, new))):
                 yield [self._push(row, n, new[n], step, decoding) for n, row in enumerate(rows)]
+        for number, row in enumerate(rows):
+            drawn, passes = len(row.completion.token_ids), decoding.passes(number)
+            row.completion.passes = drawn if passes is None else min(drawn, passes)
         yield [row.finish(self.max_new_tokens) for row in rows]
 
     def _push(self, row: Row, number: int, ids: list[int], step: int, decoding: Decoding) -> str:
@@ -291,16 +325,24 @@ def load(
     dtype: str = "auto",
     engine: str = "auto",
     compile: bool = False,
+    speculate: bool = True,
+    drafts_from: str | Path | None = None,
 ) -> Writer:
     """The `Writer` of a run folder or checkpoint file; None takes the newest run.
 
-    Options as for `Writer`.
+    Options as for `Writer`, but `drafts_from` is a text file here; None takes the table that the
+    run keeps beside its models, where there is one.
 
     Raises:
         CheckpointError: when there is none, or it is damaged, foreign or newer.
-        InputError: for a device, a number format or an engine that is not available.
+        InputError: for a device, a number format or an engine that is not available, or a text
+            that cannot be read.
     """
-    checkpoint = read_checkpoint(resolve(path))
+    found = resolve(path)
+    checkpoint = read_checkpoint(found)
+    drafts: DraftTable | Path | None = _table_beside(found)
+    if drafts_from is not None:
+        drafts = table_of_file(drafts_from, checkpoint.tokenizer)
     return Writer(
         checkpoint,
         checkpoint.tokenizer,
@@ -309,4 +351,14 @@ def load(
         dtype=dtype,
         engine=engine,
         compile=compile,
+        speculate=speculate,
+        drafts_from=drafts,
     )
+
+
+def _table_beside(model: Path) -> Path | None:
+    """The table of the run that a model's file belongs to; None if there is none."""
+    for folder in (model.with_name(f"{model.name}.run"), model.parent):
+        if (path := folder / FILE_NAME).is_file():
+            return path
+    return None

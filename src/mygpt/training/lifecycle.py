@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
+from mygpt.decode.draft_table import MOST_TOKENS, DraftTable
 from mygpt.decode.writer import Writer, load
 from mygpt.errors import CheckpointError, InputError, StorageError, interruption
 from mygpt.evaluation.baselines import MOST_BEFORE_BYTES, Baselines, measure_baselines
@@ -168,6 +169,8 @@ def _train(trainer: Trainer) -> Writer:
     if trainer.run.moved_from is not None:
         _report_moved(trainer)
     progress, ended_by = trainer.progress, None if trainer.finished else interrupt.received
+    if ended_by is None:
+        _write_drafts(trainer)
     validated = progress.best_step > 0
     if validated and ended_by is None and trainer.validated_text is not None:
         baselines = _baselines(text, trainer.validated_text)
@@ -197,6 +200,17 @@ def _train(trainer: Trainer) -> Writer:
     if interrupt.received is not None:  # also if it came too late to end training
         raise interruption(interrupt.received)
     return _best_writer(trainer)
+
+
+def _write_drafts(trainer: Trainer) -> None:
+    """Count the training text's n-grams for faster generation; without space for it do not."""
+    tokens = trainer.setup.text.train_tokens
+    counted = np.asarray(tokens[max(0, len(tokens) - MOST_TOKENS) :])
+    table = DraftTable.count(counted, trainer.tokenizer.vocab_size)
+    try:
+        trainer.run.write_drafts(table, trainer.tokenizer)
+    except StorageError as error:
+        trainer.notify(Note(f"{error}; the run is complete without this file"))
 
 
 def _started(trainer: Trainer, uniform: float, unigram: float) -> Started:

@@ -24,6 +24,7 @@ from mygpt.core.training import train_steps
 from mygpt.cpu.train.muon import parts
 from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.decode.choice import cpu_engine_available
+from mygpt.decode.draft_table import MOST_TOKENS
 from mygpt.errors import InputError
 from mygpt.scaling.estimates import flops_per_token
 from mygpt.training.config import (
@@ -71,6 +72,7 @@ _LONG_S = 10.0  # a step that is announced
 # No CPU computes so many operations in less than some seconds: below, nothing is measured.
 _LONG_FLOPS = 1e12
 _BYTES_PER_S = 2e8  # for writing, syncing and reading back a file
+_DRAFTS_S_PER_TOKEN = 6e-7  # of counting a text's n-grams (see `DraftTable`)
 _FILES = 8  # of the weights' size: the first state and the last one (three each), two models
 
 
@@ -314,7 +316,8 @@ def _ending_s(
     corpus = train_tokens + val_tokens
     baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0
     files_s = 3 * file_s(config)  # the state, the last model and the best
-    return _ENDING_S + validated * forward / budget.flops_per_s + baselines_s + files_s
+    drafts_s = _DRAFTS_S_PER_TOKEN * min(train_tokens, MOST_TOKENS)
+    return _ENDING_S + validated * forward / budget.flops_per_s + baselines_s + drafts_s + files_s
 
 
 def file_s(config: GPTConfig) -> float:

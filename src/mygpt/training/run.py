@@ -30,9 +30,11 @@ from mygpt.checkpoint.durable import (
 )
 from mygpt.checkpoint.locks import RunLock, lock_path
 from mygpt.checkpoint.model_file import Checkpoint, another_programs, write_checkpoint
+from mygpt.decode.draft_table import FILE_NAME, DraftTable
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import read_records, step_of
+from mygpt.tokenization import Tokenizer
 from mygpt.training.checkpointing import State, read_checked_state, read_state
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -79,6 +81,7 @@ class RunFolder:
     log_path = _File("log.jsonl")  # one JSON object a line
     config_path = _File("config.toml")  # the run's settings, to be read by people
     report_path = _File("report.html")
+    drafts_path = _File(FILE_NAME)  # n-gram counts that make generating faster
 
     folder: Path  # its path
     # A checkpoint that is also written for the user (`--output ckpt.pt`), or None.
@@ -228,7 +231,8 @@ class RunFolder:
 
     def _derived(self) -> tuple[Path, ...]:
         """The files that are not states."""
-        return (*self.array_paths[2:], self.log_path, self.config_path, self.report_path)
+        others = (self.log_path, self.config_path, self.report_path, self.drafts_path)
+        return (*self.array_paths[2:], *others)
 
     @_by_main
     def clear_derived(self) -> None:
@@ -267,6 +271,11 @@ class RunFolder:
 
         text = tomli_w.dumps(_without_none(settings))
         write_durably(self.config_path, [text.encode("utf-8", "backslashreplace")], inside=True)
+
+    def write_drafts(self, table: DraftTable, tokenizer: Tokenizer) -> None:
+        """Write the counts that drafts are drawn from (see `DraftTable`); process 0 alone calls."""
+        self.follow()
+        table.save(self.drafts_path, tokenizer, inside=True)
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Append one record to the log."""

@@ -65,16 +65,18 @@ _COMMON, _DECODE, _TRAIN = (f"mygpt.cpu.{part}" for part in ("common", "decode",
 _SHARED = tuple(
     f"{_COMMON}.{name}" for name in ("layout", "simd", "arithmetic", "matmul", "weights")
 )
-_DECODE_SOURCES = ("layout", "attention", "forward", "sample", "loop")
+_INT4 = (f"{_COMMON}.int4_format", f"{_COMMON}.int4")
+_DECODE_SOURCES = ("layout", "attention", "forward", "sample", "draft", "loop")
 DECODING = KernelLibrary(
     "kernels",
     "the decoding loop",
     10,
-    (*_SHARED, *(f"{_DECODE}.{name}" for name in _DECODE_SOURCES)),
+    (*_SHARED, *_INT4, *(f"{_DECODE}.{name}" for name in _DECODE_SOURCES)),
     (
         (f"{_DECODE}.loop", "run"),
         (f"{_COMMON}.weights", "digest"),
         (f"{_COMMON}.weights", "pack_matrices"),
+        (f"{_COMMON}.int4", "quantize_int4"),
     ),
 )
 _TRAIN_SOURCES = (

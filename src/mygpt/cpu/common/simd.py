@@ -224,7 +224,7 @@ def _emit_tile(
     """One tile of fixed height and width: sums in registers, a loop over k, one store."""
     y, y_stride, x, x_stride, w, w_stride, depth, scales = operands
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    fma = _fma(builder)
+    add_product = fma(builder)
     places = [(r, n) for r in range(rows) for n in range(vectors)]
     # As variables of the stack; LLVM's pass "mem2reg" turns each into a register.
     sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
@@ -239,47 +239,49 @@ def _emit_tile(
         for n in range(vectors):
             offset = builder.add(start, _I64(n * LANES))
             if kind.pairs:
-                panel.append(_load(builder, w, offset, _WORD_VECTOR, 4))
+                panel.append(load_vector(builder, w, offset, _WORD_VECTOR, 4))
             elif kind.quantized:
                 # int8 is widened to float32 in registers: memory delivers a quarter of the bytes.
-                panel.append(builder.sitofp(_load(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR))
+                panel.append(
+                    builder.sitofp(load_vector(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR)
+                )
             else:
-                panel.append(_load(builder, w, offset, _VECTOR, 4))
+                panel.append(load_vector(builder, w, offset, _VECTOR, 4))
         for r in range(rows):
             number = _I32 if kind.pairs else _F32
-            value = _spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=number))
+            value = spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=number))
             for n in range(vectors):
                 if kind.pairs:
-                    total = _add_pairs(builder, builder.load(sums[r, n]), value, panel[n])
+                    total = add_pairs(builder, builder.load(sums[r, n]), value, panel[n])
                 else:
                     # An explicit fma: "contract" alone would leave it to LLVM, loop by loop,
                     # whether product and sum round once or twice.
-                    total = builder.call(fma, [value, panel[n], builder.load(sums[r, n])])
+                    total = builder.call(add_product, [value, panel[n], builder.load(sums[r, n])])
                 builder.store(total, sums[r, n])
     is_adding = builder.icmp_signed("!=", adding, _I64(0))
     for r, n in places:
         offset = builder.add(builder.mul(y_stride, _I64(r)), _I64(n * LANES))
         # y is read even where it is replaced: `select` needs no branch. So it must be readable
         # for whole vectors; the value read, even a NaN, is then not used.
-        held, total = _load(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
+        held, total = load_vector(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
         before = builder.select(is_adding, held, zero)
         if kind.quantized:
             # sum over k of x[k] (q[k, n] scale[n]) = scale[n] * sum over k of x[k] q[k, n]
-            scale = _load(builder, scales, _I64(n * LANES), _VECTOR, 4)
-            total = builder.call(fma, [total, scale, before])
+            scale = load_vector(builder, scales, _I64(n * LANES), _VECTOR, 4)
+            total = builder.call(add_product, [total, scale, before])
         else:
             total = builder.fadd(total, before)
         at = builder.bitcast(builder.gep(y, [offset]), _VECTOR.as_pointer())
         builder.store(total, at, align=4)
 
 
-def _fma(builder: Any) -> Any:
+def fma(builder: Any) -> Any:
     """The function a b + c of three vectors, rounded once."""
     kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
     return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
 
 
-def _add_pairs(builder: Any, total: Any, x: Any, w: Any) -> Any:
+def add_pairs(builder: Any, total: Any, x: Any, w: Any) -> Any:
     """total + x[k] w[k] + x[k + 1] w[k + 1] in each lane, for words of two bfloat16.
 
     By vdpbf16ps. Other processors, whose tests run this too, do it in float32: a bfloat16 is the
@@ -298,17 +300,17 @@ def _add_pairs(builder: Any, total: Any, x: Any, w: Any) -> Any:
         (builder.and_(x, upper), builder.and_(w, upper)),
     ):
         factors = builder.bitcast(a, _VECTOR), builder.bitcast(b, _VECTOR)
-        total = builder.call(_fma(builder), [*factors, total])
+        total = builder.call(fma(builder), [*factors, total])
     return total
 
 
-def _load(builder: Any, pointer: Any, offset: Any, kind: Any, align: int) -> Any:
+def load_vector(builder: Any, pointer: Any, offset: Any, kind: Any, align: int) -> Any:
     """A vector of consecutive elements, from any element on (`align` is that of one element)."""
     at = builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
     return builder.load(at, align=align, typ=kind)
 
 
-def _spread(builder: Any, value: Any) -> Any:
+def spread(builder: Any, value: Any) -> Any:
     """A vector with one number in all its lanes (a broadcast)."""
     # LLVM's idiom for it: put the number into lane 0, then shuffle lane 0 everywhere.
     undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
@@ -333,7 +335,7 @@ def transpose_words(typingctx: Any, out: Any, out_stride: Any, x: Any, x_stride:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         to, to_stride, source, stride = args
         lines = [
-            _load(builder, source, builder.mul(stride, _I64(i)), _WORD_VECTOR, 4)
+            load_vector(builder, source, builder.mul(stride, _I64(i)), _WORD_VECTOR, 4)
             for i in range(LANES)
         ]
         store_transposed(builder, to, to_stride, lines)

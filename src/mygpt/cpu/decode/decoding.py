@@ -5,6 +5,7 @@ Letters: B slots (one a request), V vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +19,7 @@ from mygpt.cpu.common.workers import run_on_threads, usable_cores
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.memory import Memory
 from mygpt.cpu.decode.pack import PackedModel
+from mygpt.cpu.decode.speculation import Drafts, Speculation, counts_of
 from mygpt.engine import Request
 from mygpt.errors import InputError, broken_model, overflowing_settings
 
@@ -27,7 +29,7 @@ _RUN_S = 0.05
 # Multiply-adds of one step for which one more thread is used. Threads wait for each other five
 # times a layer, so less work is done sooner by one: a second thread gains nothing at the tutorial's
 # 207,296 parameters and one row (25 barriers a token cost what it brings, docs/lab-notes.md).
-_PRODUCTS_A_THREAD = 1_500_000
+_PRODUCTS_A_THREAD = 400_000
 # Where other processes need the cores too, each barrier may wait until a thread has its core back,
 # some milliseconds: eight steps of a small model took 0.4 s. One thread does not wait. A run of
 # several threads is too slow when it lasted at least _SHORTEST_S and this thread had less than
@@ -37,6 +39,9 @@ _SHORTEST_S, _LEAST_FRACTION = 0.005, 0.5
 # try is too slow as well. Short times waste tries, long ones the speed of free cores; no
 # measurement is recorded.
 _ONE_THREAD_S = (0.25, 2.0)
+_LONG_RUN = 2**40  # passes: as many as the time allows
+# Passes from which on a run's time is that of its passes; fewer may take less than starting it.
+_LEAST_TIMED = 4
 # Steps of `race` after which the number of threads is chosen again: a step becomes more work when
 # the window is full.
 _STEPS_BETWEEN_CHOICES = 32
@@ -48,15 +53,19 @@ class Loop:
     Args:
         memory: the texts and buffers.
         threads: how many to use; None chooses by the next step's work, at each run.
+        speculation: chooses how many drafts a pass has; None for none.
     """
 
-    def __init__(self, memory: Memory, threads: int | None) -> None:
+    def __init__(
+        self, memory: Memory, threads: int | None, speculation: Speculation | None = None
+    ) -> None:
+        self.speculation = speculation
         self._memory, self._slots, self._job = memory, memory.slots, memory.job
         self._wanted = threads
         self._products = memory.config.num_parameters()  # of a row
         self._kernel = load_library()["run"]
         self._threads = 0
-        self._step_s = 0.0
+        self._step_s = self._took_s = 0.0
         self._one_thread_s = self._one_thread_until = 0.0
 
     @property
@@ -64,19 +73,71 @@ class Loop:
         """The number of rows that have not ended."""
         return int(np.count_nonzero(self._slots[:, at.STATUS] == at.ACTIVE))
 
-    def steps_at_once(self, most: int, most_of_several: int | None = None) -> int:
-        """Choose the number of threads, and return how many steps the next run should have.
+    def draw(
+        self,
+        goals: NDArray[np.int64],
+        make_space: Callable[[int], object],
+        *,
+        most_tokens: int = _LONG_RUN,
+        most_of_several: int = _LONG_RUN,
+    ) -> bool:
+        """One run, which draws tokens for the active rows until they have as many as their goals.
+
+        It ends earlier when it has lasted long enough.
 
         Args:
-            most: the largest number of steps.
-            most_of_several: the same for a run by several threads; None is no other limit.
+            goals: (B,) tokens that each row is to have drawn in all.
+            make_space: called before the run with the number of tokens that rows may get in it.
+            most_tokens: how many tokens of a row a run may draw.
+            most_of_several: how many passes a run by several threads may have.
+
+        Returns:
+            Whether any row had tokens to draw.
         """
-        self.choose_threads()
+        slots = self._slots
+        missing = np.minimum(goals, slots[:, at.LIMIT]) - slots[:, at.DRAWN]
+        missing[slots[:, at.STATUS] != at.ACTIVE] = 0
+        rows, most = int(np.count_nonzero(missing)), int(missing.max(initial=0))
+        if most == 0:
+            return False
+        passes = self._choose_drafts(rows, most)
+        self.choose_threads(self._job[at.MOST_DRAFTS])
+        if self._threads > 1:
+            passes = min(passes, 1 if self._one_thread_s else most_of_several)
+        tokens = min(most, most_tokens, passes * (1 + int(self._job[at.MOST_DRAFTS])))
+        make_space(tokens)
+        slots[:, at.GOAL] = slots[:, at.DRAWN] + np.minimum(missing, tokens)
+        before, is_plain = counts_of(slots), self._is_plain(tokens)
+        self.run(at.DRAW, min(passes, tokens))
+        if self.speculation is not None and is_plain:
+            after = counts_of(slots)
+            made = -(-(after.passes - before.passes) // rows)
+            seconds = self._took_s if made >= _LEAST_TIMED else math.nan
+            self.speculation.record(self._crowded, rows, made, after.right - before.right, seconds)
+        return True
+
+    def _choose_drafts(self, rows: int, most: int) -> int:
+        """Choose the largest number of drafts of a pass; returns how many passes a run may have."""
+        self._job[at.MOST_DRAFTS] = 0
         if not self._step_s:
             return 1
-        if self._threads > 1:
-            most = min(most, 1 if self._one_thread_s else most_of_several or most)
-        return max(1, min(most, int(_RUN_S / self._step_s)))
+        most_passes = _LONG_RUN
+        if self.speculation is not None and most > 1 and self._is_plain(1):
+            most_passes = self.speculation.choose(self._crowded, rows)
+            self._job[at.MOST_DRAFTS] = self.speculation.drafts
+        return max(1, min(most, most_passes, int(_RUN_S / self._step_s)))
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether only one thread is used, because several had too little processor time."""
+        return time.perf_counter() < self._one_thread_until
+
+    def _is_plain(self, tokens: int) -> bool:
+        """Whether the next tokens' steps read one token each: no prompt, no cropped window."""
+        slots = self._slots[self._slots[:, at.STATUS] == at.ACTIVE]
+        read = slots[:, at.START] + slots[:, at.CACHED] >= slots[:, at.LENGTH] - 1
+        longest = np.where(slots[:, at.OVERFLOW] == at.CROP, slots[:, at.LENGTH] + tokens, 0)
+        return bool(read.all() and (longest <= self._memory.config.max_seq_len).all())
 
     def read(self, rows: list[int]) -> None:
         """Read all but the last token of some rows' texts into the caches (prefill)."""
@@ -87,8 +148,8 @@ class Loop:
         self.run(at.PREFILL, 1)
         self._slots[:, at.STATUS] = status
 
-    def choose_threads(self) -> None:
-        """Choose the number of threads by the work of the next step."""
+    def choose_threads(self, drafts: int = 0) -> None:
+        """Choose the number of threads by the work of the next step, with so many drafts."""
         threads = self._wanted or 0
         if not threads:
             rows, window = 0, self._memory.config.max_seq_len
@@ -96,9 +157,9 @@ class Loop:
                 if slot[at.STATUS] == at.ACTIVE:
                     crops = slot[at.OVERFLOW] == at.CROP and slot[at.LENGTH] > window
                     unread = slot[at.LENGTH] - max(slot[at.START], 0) - slot[at.CACHED]
-                    rows += window if crops else unread
+                    rows += window if crops else unread + drafts
             threads = min(usable_cores(), 1 + rows * self._products // _PRODUCTS_A_THREAD)
-            if threads > 1 and time.perf_counter() < self._one_thread_until:
+            if threads > 1 and self._crowded:
                 threads = 1
         if threads != self._threads:
             self._threads = self._job[at.THREADS] = threads
@@ -116,8 +177,9 @@ class Loop:
             self._check_processor_time(time.perf_counter() - began, time.thread_time() - used)
         else:
             self._kernel(address, 0)
+        self._took_s = time.perf_counter() - start
         if mode == at.DRAW:
-            self._step_s = (time.perf_counter() - start) / steps
+            self._step_s = self._took_s / steps
 
     def _check_processor_time(self, took_s: float, used_s: float) -> None:
         """Use one thread for some time where several had too little processor time."""
@@ -153,9 +215,14 @@ class CpuDecoding:
     draws_in_blocks = True
 
     def __init__(
-        self, model: PackedModel, requests: Sequence[Request], threads: int | None
+        self,
+        model: PackedModel,
+        requests: Sequence[Request],
+        threads: int | None,
+        drafts: Drafts | None = None,
     ) -> None:
         self._requests = list(requests)
+        self._drafts = drafts  # the job has addresses of its arrays
         self._config = model.config
         window = model.config.max_seq_len
         # Caches are as long as the longest text may need.
@@ -170,7 +237,9 @@ class CpuDecoding:
         for number, request in enumerate(requests):
             self._memory.put(number, request)
         self._slots = self._memory.slots
-        self._loop = Loop(self._memory, threads)
+        self._loop = Loop(
+            self._memory, threads, None if drafts is None else drafts.begin(self._memory.job)
+        )
         self._shared = False
         self.noise = self._memory.noise
 
@@ -178,12 +247,9 @@ class CpuDecoding:
         """Draw up to `most` tokens for each row; see `Decoding`."""
         before = self._slots[:, at.LENGTH].copy()
         self._share_prompts()
-        while most > 0 and self._loop.active:
-            steps = self._loop.steps_at_once(most)
-            self._memory.reserve_text(steps)
-            self._loop.run(at.DRAW, steps)
+        goals = self._slots[:, at.DRAWN] + most
+        while self._loop.draw(goals, self._memory.reserve_text):
             self._raise_failure()
-            most -= steps
         ends = self._slots[:, at.LENGTH]
         return [
             self._memory.text[row, start : ends[row]].tolist() for row, start in enumerate(before)
@@ -229,6 +295,10 @@ class CpuDecoding:
     def logits(self, row: int) -> NDArray[np.float32]:
         """(V,) the prediction behind the row's last token; see `Decoding`."""
         return self._memory.logits_of(row)
+
+    def passes(self, row: int) -> int:
+        """In how many passes the row's tokens were drawn; see `Decoding`."""
+        return int(self._slots[row, at.PASSES])
 
     def _share_prompts(self) -> None:
         """At the first call: read a prompt that several rows have only once, and copy its cache."""

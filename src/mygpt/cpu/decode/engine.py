@@ -10,6 +10,7 @@ Letters: B slots, D head size, G key/value heads, L window, N layers, V vocabula
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,8 @@ from mygpt.cpu.common.workers import usable_cores
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.decoding import CpuDecoding, Loop
 from mygpt.cpu.decode.memory import Memory
-from mygpt.cpu.decode.pack import PackedModel
+from mygpt.cpu.decode.pack import FORMATS, PackedModel
+from mygpt.cpu.decode.speculation import Drafts
 from mygpt.engine import Request, check_prompt_fits
 from mygpt.errors import InputError, require_choice
 
@@ -50,8 +52,11 @@ class CpuEngine:
     Args:
         config: the model's shape.
         arrays: its parameters by name, as `GPT.state_dict` has them.
-        weights: "float32", or "int8" for a quarter of the memory and its traffic.
+        weights: "float32", or "int8" or "int4" for a quarter or a seventh of the memory and of its
+            traffic.
         threads: how many to use; None chooses by the amount of work.
+        drafts: what the next tokens are guessed from, so that several can be checked at once; None
+            guesses nothing. It has no influence on the tokens.
     """
 
     name = "cpu"
@@ -63,18 +68,25 @@ class CpuEngine:
         *,
         weights: str = "float32",
         threads: int | None = None,
+        drafts: Drafts | None = None,
     ) -> None:
-        require_choice("weights", weights, ("float32", "int8"))
-        self.model = PackedModel(config, arrays, quantized=weights == "int8")
-        self.threads = threads
+        require_choice("weights", weights, tuple(FORMATS))
+        self.model = PackedModel(config, arrays, weights=weights)
+        self.threads, self.drafts = threads, drafts
+
+    def with_drafts(self, drafts: Drafts | None) -> CpuEngine:
+        """The same engine with other drafts; it shares the weights."""
+        other = copy.copy(self)
+        other.drafts = drafts
+        return other
 
     def start(self, requests: Sequence[Request]) -> CpuDecoding:
         """Begin to decode; see `mygpt.engine.Engine`."""
-        return CpuDecoding(self.model, requests, self.threads)
+        return CpuDecoding(self.model, requests, self.threads, self.drafts)
 
     def open(self, size: int) -> CpuBatch:
         """A batch that requests join and leave; see `mygpt.engine.Engine`."""
-        return CpuBatch(self.model, size, self.threads)
+        return CpuBatch(self.model, size, self.threads, self.drafts)
 
 
 def digest_of(places: Sequence[tuple[int, int]]) -> int:
@@ -100,9 +112,12 @@ class CpuBatch:
         model: the model; later changes of its weights have no effect.
         size: B, the number of slots.
         threads: how many to use; None chooses by the work of each step.
+        drafts: as for `CpuEngine`.
     """
 
-    def __init__(self, model: PackedModel, size: int, threads: int | None) -> None:
+    def __init__(
+        self, model: PackedModel, size: int, threads: int | None, drafts: Drafts | None = None
+    ) -> None:
         window = model.config.max_seq_len
         self._window = window
         self._capacity = min(window, _FIRST_CAPACITY)  # tokens that fit into a slot's cache
@@ -114,7 +129,10 @@ class CpuBatch:
             threads=threads or usable_cores(),
         )
         self._slots = self._memory.slots
-        self._loop = Loop(self._memory, threads)
+        self._drafts = drafts  # the job has addresses of its arrays
+        self._loop = Loop(
+            self._memory, threads, None if drafts is None else drafts.begin(self._memory.job)
+        )
         self._requests: dict[int, Request] = {}  # by slot
         self._free = deque(range(size))
         self._unread: list[int] = []  # slots whose prompts are not read yet, oldest first
@@ -156,23 +174,28 @@ class CpuBatch:
         self._failures = {}
         if most > 0:
             self._read_prompts()
-        while most > 0 and self._loop.active:
-            steps = min(
-                self._loop.steps_at_once(most, _STEPS_OF_SEVERAL_THREADS),
-                self._capacity + _SPARE_TEXT - 1,
-            )
-            if self._capacity < self._window:
-                self._reserve(self._longest() + steps)
-            self._memory.slide_texts(steps)
-            before = self._slots[:, at.LENGTH].tolist()
-            self._loop.run(at.DRAW, steps)
+        goals = self._slots[:, at.DRAWN] + most
+        while True:
+            before = self._slots[:, at.DRAWN].tolist()
+            if not self._loop.draw(
+                goals,
+                self._make_space,
+                most_tokens=self._capacity + _SPARE_TEXT - 1,
+                most_of_several=_STEPS_OF_SEVERAL_THREADS,
+            ):
+                break
             self._failures |= self._loop.take_failures(lambda row: self._requests[row].sampling)
-            ends = self._slots[:, at.LENGTH].tolist()
+            ends, drawn = (self._slots[:, field].tolist() for field in (at.LENGTH, at.DRAWN))
             for slot, ids in new.items():
-                if ends[slot] > before[slot]:
-                    ids += self._memory.text[slot, before[slot] : ends[slot]].tolist()
-            most -= steps
+                if count := drawn[slot] - before[slot]:
+                    ids += self._memory.text[slot, ends[slot] - count : ends[slot]].tolist()
         return {slot: ids for slot, ids in new.items() if slot not in self._unread}
+
+    def _make_space(self, tokens: int) -> None:
+        """Make caches and texts large enough for so many more tokens of each row."""
+        if self._capacity < self._window:
+            self._reserve(self._longest() + tokens)
+        self._memory.slide_texts(tokens)
 
     def _longest(self) -> int:
         """The largest number of tokens in any active row's window."""

@@ -18,11 +18,14 @@ from __future__ import annotations
 from numba import types
 
 from mygpt.cpu.common.arithmetic import activate, f32, normalize, part_start
+from mygpt.cpu.common.int4 import multiply_int4, pack_inputs
+from mygpt.cpu.common.int4_format import GROUP
 from mygpt.cpu.common.matmul import multiply, multiply_int8, set_bias
 from mygpt.cpu.common.simd import (
     FLOATS,
     INT64,
     INTS,
+    WORDS,
     atomic_add,
     atomic_load,
     floats,
@@ -30,6 +33,7 @@ from mygpt.cpu.common.simd import (
     ints,
     kernel,
     skip,
+    words,
 )
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.attention import attend, prepare_queries, store_keys_values
@@ -91,12 +95,13 @@ def _my_rows(rows, thread, threads):
     return first, min(part_start(tiles, thread + 1, threads) * at.ROWS, rows), 0, 1
 
 
-@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INTS, INT64, INT64, INT64, INT64)
-def _linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, parts):
+@kernel(FLOATS, INT64, FLOATS, INT64, INT64, INTS, WORDS, INT64, INT64, INT64)
+def _linear(y, y_stride, x, x_stride, rows, matrix, inputs, adding, part, parts):
     """y = x W + b, or y += x W + b, for the outputs of part number `part` of `parts`.
 
     y is (rows, N padded to whole vectors) and x (rows, C), float32; `matrix` points to a packed
-    matrix's description (see `layout`). Each part computes whole panels.
+    matrix's description (see `layout`); `inputs` is this thread's buffer for x in bfloat16, which
+    weights of 4 bits are multiplied by. Each part computes whole panels.
     """
     outputs, depth = matrix[at.OUTPUTS_PADDED], matrix[at.DEPTH]
     panels = (outputs + at.PANEL - 1) // at.PANEL
@@ -106,7 +111,13 @@ def _linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, par
     if matrix[at.BIAS] != 0:
         set_bias(out, y_stride, rows, skip(floats(matrix[at.BIAS]), first), count, adding)
         adding = 1  # the products are added to the bias
-    if quantized:
+    if matrix[at.FORMAT] == at.IN_INT4:
+        groups = (depth + GROUP - 1) // GROUP
+        stride = groups * (GROUP // 2)
+        pack_inputs(inputs, stride, x, x_stride, rows, depth)
+        w = skip(words(matrix[at.DATA]), groups * (GROUP // 8 * first + first // 2))
+        multiply_int4(out, y_stride, inputs, stride, rows, w, count, groups, adding)
+    elif matrix[at.FORMAT] == at.IN_INT8:
         w, scales = skip(int8s(matrix[at.DATA]), first * depth), floats(matrix[at.SCALES])
         multiply_int8(
             out, y_stride, x, x_stride, rows, w, skip(scales, first), count, depth, adding
@@ -116,8 +127,8 @@ def _linear(y, y_stride, x, x_stride, rows, matrix, quantized, adding, part, par
         multiply(out, y_stride, x, x_stride, rows, w, out, count, depth, adding)
 
 
-@kernel(FLOATS, INTS, INT64, INT64)
-def _copy_row(out, matrix, row, quantized):
+@kernel(FLOATS, INTS, INT64)
+def _copy_row(out, matrix, row):
     """out = the C weights of output number `row`: a token's embedding."""
     # An embedding (V, C) is a packed matrix with V outputs, which a tied head multiplies by. Its
     # row is a column of a panel: every width-th element.
@@ -125,7 +136,7 @@ def _copy_row(out, matrix, row, quantized):
     panel = row // at.PANEL
     width = min(at.PANEL, outputs - panel * at.PANEL)
     start = panel * at.PANEL * depth + row - panel * at.PANEL
-    if quantized:
+    if matrix[at.FORMAT] == at.IN_INT8:
         data, scale = skip(int8s(matrix[at.DATA]), start), floats(matrix[at.SCALES])[row]
         for k in range(depth):
             out[k] = f32(data[k * width]) * scale
@@ -141,7 +152,7 @@ def _embed(job, x, first, last):
     width, tokens, positions = job[at.WIDTH], ints(job[at.ROW_TOKEN]), ints(job[at.ROW_POSITION])
     for row in range(first, last):
         out = skip(x, row * job[at.WIDTH_STRIDE])
-        _copy_row(out, ints(job[at.EMBEDDING]), tokens[row], job[at.QUANTIZED])
+        _copy_row(out, ints(job[at.EMBEDDING]), tokens[row])
         if job[at.POSITIONS] != 0:
             here = skip(floats(job[at.POSITIONS]), positions[row] * width)
             for c in range(width):
@@ -153,6 +164,12 @@ def _my_normed(job, thread):
     """This thread's own buffer of normalised rows, (MAX_ROWS, C)."""
     # With few rows each thread normalises all of them for itself: that is less work than a barrier.
     return skip(floats(job[at.NORMED]), thread * job[at.MAX_ROWS] * job[at.WIDTH_STRIDE])
+
+
+@kernel(INTS, INT64, returns=WORDS)
+def _my_inputs(job, thread):
+    """This thread's own buffer of inputs in bfloat16, INPUT_WORDS words for each of MAX_ROWS."""
+    return skip(words(job[at.INPUTS]), thread * job[at.MAX_ROWS] * job[at.INPUT_WORDS])
 
 
 @kernel(INTS, INT64, FLOATS, INT64, INT64, INT64, INT64)
@@ -173,19 +190,19 @@ def _project(job, thread, layer, matrix, out, out_stride, first, last, part, par
     y = skip(floats(job[out]), first * job[out_stride])
     x = skip(_my_normed(job, thread), first * stride)
     _linear(
-        y, job[out_stride], x, stride, last - first, skip(layer, matrix), job[at.QUANTIZED], 0,
-        part, parts,
+        y, job[out_stride], x, stride, last - first, skip(layer, matrix), _my_inputs(job, thread),
+        0, part, parts,
     )  # fmt: skip
 
 
-@kernel(INTS, INTS, INT64, FLOATS, INT64, INT64, INT64, INT64, INT64, INT64)
-def _add_projection(job, layer, matrix, x, source, source_stride, first, last, part, parts):
+@kernel(INTS, INT64, INTS, INT64, FLOATS, INT64, INT64, INT64, INT64, INT64, INT64)
+def _add_projection(job, thread, layer, matrix, x, source, source_stride, first, last, part, parts):
     """x += rows of the buffer `source` times one of the layer's matrices."""
     stride = job[at.WIDTH_STRIDE]
     rows = skip(floats(job[source]), first * job[source_stride])
     _linear(
         skip(x, first * stride), stride, rows, job[source_stride], last - first,
-        skip(layer, matrix), job[at.QUANTIZED], 1, part, parts,
+        skip(layer, matrix), _my_inputs(job, thread), 1, part, parts,
     )  # fmt: skip
 
 
@@ -208,8 +225,9 @@ def attention_and_mlp(job, thread, layer, number, x, slots, positions, first, la
     attend(job, thread, number, first, last, head, next_head, slots, positions)
     _barrier_if(job, parts)
     _add_projection(
-        job, layer, at.W_OUTPUT, x, at.ATTENDED, at.ATTENDED_STRIDE, first, last, part, parts
-    )
+        job, thread, layer, at.W_OUTPUT, x, at.ATTENDED, at.ATTENDED_STRIDE, first, last, part,
+        parts,
+    )  # fmt: skip
     _barrier_if(job, parts)
     _normalize(job, thread, x, layer[at.NORM_2], layer[at.NORM_2_BIAS], first, last)
     _project(job, thread, layer, at.W_GATE, at.GATE, at.HIDDEN_STRIDE, first, last, part, parts)
@@ -225,7 +243,9 @@ def attention_and_mlp(job, thread, layer, number, x, slots, positions, first, la
         own = skip(gate, away)
         activate(own, own, skip(up, away), end - begin, job[at.MLP])
     _barrier_if(job, parts)
-    _add_projection(job, layer, at.W_DOWN, x, at.GATE, at.HIDDEN_STRIDE, first, last, part, parts)
+    _add_projection(
+        job, thread, layer, at.W_DOWN, x, at.GATE, at.HIDDEN_STRIDE, first, last, part, parts
+    )
     _barrier_if(job, parts)
 
 
@@ -255,7 +275,7 @@ def _predict(job, thread, threads, layer):
     logits = skip(floats(job[at.LOGITS]), job[at.OUTPUTS_BEFORE] * job[at.VOCAB_STRIDE])
     _linear(
         logits, job[at.VOCAB_STRIDE], _my_normed(job, thread), stride, outputs,
-        ints(job[at.HEAD_MATRIX]), job[at.QUANTIZED], 0, thread, threads,
+        ints(job[at.HEAD_MATRIX]), _my_inputs(job, thread), 0, thread, threads,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ switches, and addresses of other arrays (an int64 holds any address of a 64-bit 
 
     job       | THREADS | MODE | ... | LAYERS | ... | LAYER_TABLE | ... | KEYS | ... | X | ... |
                                                          |               |          |
-    layer 0   | NORM_1 | ... | W_QUERY: 5 fields | ... | <+               v          v
+    layer 0   | NORM_1 | ... | W_QUERY: 6 fields | ... | <+               v          v
     layer 1   | ...                                    |              float32    float32
                                      |
     panels    | k = 0 | k = 1 | ...  | <- the field DATA of a matrix; see `matmul` for panels
@@ -32,7 +32,7 @@ FREE, ACTIVE, ENDED, BROKEN_MODEL, OVERFLOWING_SETTINGS = 0, 1, 2, 3, 4
 # OVERFLOW (see `mygpt.core.window.Window`).
 CROP, REFILL, STOP = 0, 1, 2
 
-JOB_SIZE = 65
+JOB_SIZE = 74
 (
     # the run: OUTPUTS rows of this pass have a prediction, OUTPUTS_BEFORE those of earlier passes
     # of the same step; FAILED is 1 once any slot has failed
@@ -40,7 +40,7 @@ JOB_SIZE = 65
     REALS,
     # the shape
     LAYERS, WIDTH, HEADS, GROUPS, HEAD, VOCAB, WINDOW, NORM, ROTARY, MLP, QK_NORM,
-    QUANTIZED,
+    INPUT_WORDS,
     # strides; TIME_STRIDE is the capacity of the caches in tokens
     WIDTH_STRIDE, QUERY_STRIDE, KEY_VALUE_STRIDE, ATTENDED_STRIDE, HIDDEN_STRIDE, VOCAB_STRIDE,
     TIME_STRIDE, HEAD_STRIDE, TEXT_STRIDE,
@@ -48,25 +48,31 @@ JOB_SIZE = 65
     LAYER_TABLE, EMBEDDING, HEAD_MATRIX, POSITIONS, COSINES, SINES, FINAL_WEIGHT, FINAL_BIAS,
     # what is kept from step to step: addresses
     KEYS, VALUES, SLOT_TABLE, SETTINGS, TEXT, SEEN,
+    # drafts (see `draft`): at most so many of a slot, and of all slots together, in one step; the
+    # address of a draft table (0 for none); addresses of RECENT and GUESS; how many tokens must
+    # be equal to copy what follows, and with how many the copy is as likely as not
+    MOST_DRAFTS, DRAFTS_LISTED, SPARE_OUTPUTS, NGRAMS, RECENT, GUESS, MATCH, HALF_MATCH,
     # buffers of one pass: addresses (see `memory`)
     X, X_LAST, NORMED, QUERY, KEY_VALUE, ATTENDED, GATE, UP, SCORES, LOGITS, PROBABILITIES, NOISE,
-    SCRATCH,
+    SCRATCH, INPUTS,
     ROW_SLOT, ROW_POSITION, ROW_TOKEN, OUTPUT_ROW, OUTPUT_SLOT, OUTPUT_POSITION,
 ) = range(JOB_SIZE)  # fmt: skip
 
 # REALS: float32 numbers of the model: the norms' epsilon and 1 / sqrt(D).
 EPS, SCORE_SCALE = range(2)
 
-# A packed matrix: addresses of its panels, of one scale for each output (0 for float32) and of its
-# bias (0 for none), its inner dimension, and its outputs rounded up to whole vectors.
+# A packed matrix: addresses of its panels, of one scale for each output (for int8) and of its
+# bias (0 for none), its inner dimension, its outputs rounded up to whole vectors, and the format of
+# its numbers.
 #
-#     | DATA | SCALES | BIAS | DEPTH | OUTPUTS_PADDED |
-MATRIX_SIZE = 5
-DATA, SCALES, BIAS, DEPTH, OUTPUTS_PADDED = range(MATRIX_SIZE)
+#     | DATA | SCALES | BIAS | DEPTH | OUTPUTS_PADDED | FORMAT |
+MATRIX_SIZE = 6
+DATA, SCALES, BIAS, DEPTH, OUTPUTS_PADDED, FORMAT = range(MATRIX_SIZE)
+IN_FLOAT32, IN_INT8, IN_INT4 = range(3)
 
 # A row of the layer table: addresses of a block's six vectors, then its six matrices:
 #
-#     | NORM_1 | ... | KEY_NORM | W_QUERY: DATA SCALES BIAS DEPTH OUTPUTS | W_KEY_VALUE: ... | ...
+#     | NORM_1 | ... | KEY_NORM | W_QUERY: DATA SCALES BIAS ... FORMAT | W_KEY_VALUE: ... | ...
 _VECTORS = 6
 NORM_1, NORM_1_BIAS, NORM_2, NORM_2_BIAS, QUERY_NORM, KEY_NORM = range(_VECTORS)
 W_QUERY, W_KEY_VALUE, W_OUTPUT, W_GATE, W_UP, W_DOWN = range(
@@ -83,11 +89,31 @@ LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
 # DRAWN tokens of at most LIMIT are drawn. STEPS_DONE counts the steps of the current run in which
 # the slot has had its prediction, which is in row LOGITS_ROW of LOGITS (-1: in the slot's own row
 # of PROBABILITIES, where it is copied when the slot ends).
-SLOT_SIZE = 13
+#
+# A run draws until DRAWN is GOAL. DRAFTED drafts are read with the last token of the text, and
+# written behind it:
+#
+#     TEXT of the slot   | ... | last token | draft | ... | draft |
+#                                         LENGTH            LENGTH + DRAFTED
+#
+# The text is indexed for copies up to INDEXED. PASSES counts the passes that drew tokens. TRUSTED
+# is 0 once a draft's row may have had numbers that are not finite. From CHECKED on it is counted
+# how often draft number 0, 1, ... of a pass was checked, from ACCEPTED on how often it was right.
+MOST_DRAFTS_A_PASS = 7
+SLOT_SIZE = 18 + 2 * MOST_DRAFTS_A_PASS
 (
     STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, STEPS_DONE, OVERFLOW, TOP_K, GREEDY, SEED, INDEX,
-    LOGITS_ROW,
-) = range(SLOT_SIZE)  # fmt: skip
+    LOGITS_ROW, GOAL, DRAFTED, INDEXED, PASSES, TRUSTED, CHECKED,
+) = range(19)  # fmt: skip
+ACCEPTED = CHECKED + MOST_DRAFTS_A_PASS
+
+# A draft table: addresses of its arrays (see `mygpt.decode.draft_table`), how far a key is shifted
+# to the right to get its bucket, and the n of the largest n-grams.
+TABLE_SIZE = 7
+KEYS_OF_CONTEXTS, BUCKETS, SHIFT, CONTEXT_STARTS, FOLLOWERS, DISCOUNTS, ORDER = range(TABLE_SIZE)
+
+# RECENT has a row of so many places for each slot; matches are compared over so many tokens.
+RECENT_SIZE, LONGEST_MATCH = 4096, 32
 
 # SEEN: two bits for each slot and token of the vocabulary: the token occurred in the text (for the
 # repetition penalty), and it ends the text once it is drawn.

@@ -20,6 +20,12 @@ _OVERFLOWS = {"crop": at.CROP, "refill": at.REFILL, "stop": at.STOP}
 # the buffers stay in a core's cache for small models: all buffers of one row of the tutorial's
 # model (C = 64, M = 256) take 4 KB, those of 240 rows 1 MB.
 _MAX_ROWS = 240
+# Slots that can have drafts in one step: with more rows a pass is bound by its arithmetic.
+_DRAFTED_SLOTS = 8
+# How many tokens must be equal to copy what follows an earlier passage, and with how many an n-gram
+# model and the passage count as much as each other; of small vocabularies (characters), and of
+# others, whose tokens are about four characters.
+_SMALL_VOCABULARY, _MATCHES = 512, ((6, 12), (3, 3))
 
 
 class Memory:
@@ -41,7 +47,8 @@ class Memory:
         keys: (B, N G, D, T) float32.
         values: (B, N G, T, D padded) float32.
         probabilities: (B, V padded) float32.
-        logits: (B, V padded) float32, in the order of the last step's outputs (see LOGITS_ROW).
+        logits: (B + spare, V padded) float32, in the order of the last step's outputs (see
+            LOGITS_ROW), of which those of drafts need the spare rows.
         noise: (B, V) float32, filled by the caller of `CpuDecoding.race`.
     """
 
@@ -55,16 +62,20 @@ class Memory:
         self.settings = np.zeros((count, at.SETTINGS_SIZE), np.float32)
         self.seen = np.zeros((count, config.vocab_size), np.int8)
         self.text = np.zeros((count, text_width), np.int64)
+        self._recent = np.zeros((count, at.RECENT_SIZE), np.int64)
         pieces, size = config.num_layers * config.kv_heads, config.head_size
         self.keys = np.zeros((count, pieces, size, capacity), np.float32)
         self.values = np.zeros((count, pieces, capacity, padded(size)), np.float32)
         job[at.SLOTS], self._threads = count, threads
         job[at.MAX_ROWS] = rows = max(1, min(_MAX_ROWS, count * capacity))
+        job[at.SPARE_OUTPUTS] = min(count, _DRAFTED_SLOTS) * at.MOST_DRAFTS_A_PASS
+        job[at.MATCH], job[at.HALF_MATCH] = _MATCHES[config.vocab_size > _SMALL_VOCABULARY]
         self._allocate_buffers(rows, threads)
         for place, array in (
             (at.SLOT_TABLE, self.slots),
             (at.SETTINGS, self.settings),
             (at.SEEN, self.seen),
+            (at.RECENT, self._recent),
         ):
             job[place] = array.ctypes.data
         self._place_cache()
@@ -118,6 +129,8 @@ class Memory:
         slot[at.SEED] = seed - 2**64 if seed >= 2**63 else seed
         slot[at.INDEX] = request.stream.index
         slot[at.LOGITS_ROW] = -1  # the slot's own, in `probabilities`
+        slot[at.TRUSTED] = 1
+        self._recent[number] = 0
         self.probabilities[number] = 0
         min_p = sampling.min_p or 0.0
         penalty = sampling.repetition_penalty
@@ -153,9 +166,11 @@ class Memory:
             at.GATE: rows * int(job[at.HIDDEN_STRIDE]),
             at.UP: rows * int(job[at.HIDDEN_STRIDE]),
             at.SCRATCH: threads * vocab,
+            at.INPUTS: threads * rows * int(job[at.INPUT_WORDS]),
             at.BARRIER: 16,  # alone on a cache line: all threads read it while they wait
             at.PROBABILITIES: count * vocab,
-            at.LOGITS: count * vocab,
+            at.LOGITS: (count + int(job[at.SPARE_OUTPUTS])) * vocab,
+            at.GUESS: vocab,
             at.NOISE: count * self.config.vocab_size,
         } | dict.fromkeys(range(at.ROW_SLOT, at.OUTPUT_POSITION + 1), 2 * rows)
         # Sizes are in float32; every buffer is rounded up to whole cache lines.
@@ -167,7 +182,8 @@ class Memory:
         places = dict(zip(sizes, starts.tolist(), strict=False))
 
         def view(place: int, columns: int) -> NDArray[np.float32]:
-            return self._buffers[places[place] :][: count * columns].reshape(count, columns)
+            size = sizes[place]
+            return self._buffers[places[place] :][:size].reshape(-1, columns)
 
         self.probabilities, self.logits = view(at.PROBABILITIES, vocab), view(at.LOGITS, vocab)
         self.noise = view(at.NOISE, self.config.vocab_size)
@@ -209,6 +225,7 @@ class Memory:
             start, length = slots[row, at.START], slots[row, at.LENGTH]
             self.text[row, : length - start] = self.text[row, start:length]
             slots[row, at.START], slots[row, at.LENGTH] = 0, length - start
+            self._recent[row], slots[row, at.INDEXED] = 0, 0
 
     def cached_prefixes(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(B,) how many of these tokens, from the first on, each slot's cache begins with."""

@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.cpu.common.build import load_library
+from mygpt.cpu.common.int4_format import GROUP, TRIED, VALUES, words_of
 from mygpt.cpu.common.layout import PANEL, Arena, padded, shape_of
+from mygpt.cpu.common.workers import run_on_threads, usable_cores
 from mygpt.cpu.decode import layout as at
 from mygpt.engine import rotary_angles
+
+FORMATS = {"float32": at.IN_FLOAT32, "int8": at.IN_INT8, "int4": at.IN_INT4}
 
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
@@ -29,20 +33,21 @@ class PackedModel:
         config: its shape.
         arrays: its parameters by name, as `GPT.state_dict` has them; also "rotary_cos" and
             "rotary_sin", (L, D) or fewer rows, where a model has tables of its own.
-        quantized: keep matrices as int8 with one float32 scale an output (the largest weight
-            becomes 127).
+        weights: the format of matrices, one of `FORMATS`. int8: with one float32 scale an output
+            (the largest weight becomes 127). int4: with a bfloat16 scale for each 32 inputs of an
+            output (see `mygpt.cpu.common.int4`); embedding and head are int8 then.
 
     Attributes:
         job: the model's part of a job (see `layout`); zeros elsewhere.
         weight_bytes: bytes of all matrices, read once for every token.
     """
 
-    def __init__(self, config: GPTConfig, arrays: Arrays, *, quantized: bool = False) -> None:
+    def __init__(self, config: GPTConfig, arrays: Arrays, *, weights: str = "float32") -> None:
         self.config = config
-        self.quantized = quantized
+        self.format = FORMATS[weights]
         self.weight_bytes = 0
         self._arrays = arrays
-        width = 1 if quantized else 4
+        width = 4 if self.format == at.IN_FLOAT32 else 1
         # An eighth more than the parameters, for columns that fill whole vectors and gaps.
         self._arena = Arena(config.num_parameters() * width * 9 // 8 + 2**16)
         self._alive: list[NDArray[Any]] = []  # what else the job's addresses point to
@@ -63,7 +68,7 @@ class PackedModel:
             job[getattr(at, name)] = size
         for place, value in {
             at.WINDOW: config.max_seq_len,
-            at.QUANTIZED: self.quantized,
+            at.INPUT_WORDS: self._input_words(),
             at.WIDTH_STRIDE: padded(config.embed_dim),
             at.QUERY_STRIDE: padded(config.num_heads * config.head_size),
             at.KEY_VALUE_STRIDE: padded(2 * config.kv_heads * config.head_size),
@@ -98,10 +103,12 @@ class PackedModel:
     def _pack_ends(self) -> None:
         """Embeddings, the last norm and the head."""
         config, job = self.config, self.job
-        embedding = self._matrix(self._arrays["token_embedding.weight"], "")
+        # Embedding and head are the smaller part of a large model, and of most influence.
+        ends = min(self.format, at.IN_INT8)
+        embedding = self._matrix(self._arrays["token_embedding.weight"], "", ends)
         job[at.EMBEDDING] = job[at.HEAD_MATRIX] = self._keep(np.array(embedding, np.int64))
         if not config.tied:
-            head = self._matrix(self._arrays["head.weight"], "")
+            head = self._matrix(self._arrays["head.weight"], "", ends)
             job[at.HEAD_MATRIX] = self._keep(np.array(head, np.int64))
         job[at.POSITIONS] = self._vector("position_embedding.weight")
         job[at.FINAL_WEIGHT] = self._vector("final_norm.weight")
@@ -162,27 +169,42 @@ class PackedModel:
             (at.W_DOWN, self._arrays[name + "mlp.output.weight"], name + "mlp.output", slice(None)),
         ):
             if place != at.W_UP or config.mlp == "swiglu":
-                row[place : place + at.MATRIX_SIZE] = self._matrix(weight[rows], bias, rows)
+                row[place : place + at.MATRIX_SIZE] = self._matrix(
+                    weight[rows], bias, self.format, rows
+                )
         return row
 
-    def _matrix(self, weight: NDArray[Any], name: str, rows: slice = slice(None)) -> list[int]:
+    def _input_words(self) -> int:
+        """Words of the longest row of inputs in bfloat16; 0 where nothing is multiplied by them."""
+        config = self.config
+        attended = config.num_heads * padded(config.head_size)
+        longest = max(config.embed_dim, attended, padded(config.mlp_hidden))
+        return -(-longest // GROUP) * (GROUP // 2) if self.format == at.IN_INT4 else 0
+
+    def _matrix(
+        self, weight: NDArray[Any], name: str, kind: int, rows: slice = slice(None)
+    ) -> list[int]:
         """The description of a packed matrix (see `layout`); `name` is where its bias is."""
         weight = np.asarray(weight, np.float32)  # (N, C)
         outputs, depth = weight.shape
         scales = 0
-        if self.quantized:
+        if kind == at.IN_INT8:
             weight, steps = quantize(weight)
             scales = self._place(steps)
         bias = self._arrays.get(f"{name}.bias")
         bias_address = 0 if bias is None else self._place(bias[rows])
-        panels = self._arena.take(padded(outputs) * depth, weight.dtype, zeroed=False)
-        panels[outputs // PANEL * PANEL * depth :] = 0  # of the last panel all columns are read
-        if self.quantized:
-            fill_panels(panels, weight)
+        if kind == at.IN_INT4:
+            panels = self._arena.take(words_of(padded(outputs), depth), np.uint32)
+            _pack_int4(panels, np.ascontiguousarray(weight))
         else:
+            panels = self._arena.take(padded(outputs) * depth, weight.dtype, zeroed=False)
+            panels[outputs // PANEL * PANEL * depth :] = 0  # of the last panel all columns are read
+        if kind == at.IN_INT8:
+            fill_panels(panels, weight)
+        elif kind == at.IN_FLOAT32:
             self._unpacked.append((weight, panels))
         self.weight_bytes += panels.nbytes
-        return [panels.ctypes.data, scales, bias_address, depth, padded(outputs)]
+        return [panels.ctypes.data, scales, bias_address, depth, padded(outputs), kind]
 
     def _pack_matrices(self) -> None:
         """Pack all float32 matrices with one call of the kernel `pack_matrices`."""
@@ -192,6 +214,20 @@ class PackedModel:
         )
         load_library()["pack_matrices"](table.ctypes.data, len(table))
         self._unpacked.clear()
+
+
+def _pack_int4(panels: NDArray[np.uint32], weight: NDArray[np.float32]) -> None:
+    """Pack a matrix (N, C) into panels of zeros, in 4 bits."""
+    threads = usable_cores()
+    buffer = np.empty(threads * 4 * GROUP, np.float32)
+    job = np.array(
+        [
+            weight.ctypes.data, panels.ctypes.data, *weight.shape, buffer.ctypes.data,
+            VALUES.ctypes.data, TRIED.ctypes.data, len(TRIED), threads,
+        ],
+        np.int64,
+    )  # fmt: skip
+    run_on_threads(load_library()["quantize_int4"], job.ctypes.data, threads)
 
 
 def quantize(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], Floats]:

@@ -1,0 +1,303 @@
+"""Products with weights of 4 bits (see `int4_format`), and packing them.
+
+A weight is read from memory as 4 bits and unpacked in registers, as a bfloat16; so are the inputs,
+two of each a word, which vdpbf16ps multiplies. Sums are float32, of a group first, then of all
+groups in order: the same for one row and for many.
+Letters: C inputs, G groups, N outputs, R rows, W width of a panel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from mygpt.cpu.common import layout as at
+from mygpt.cpu.common.arithmetic import padded, part_start
+from mygpt.cpu.common.int4_format import GROUP, LINES, VALUES
+from mygpt.cpu.common.layout import HAS_PAIRS, LANES, PANEL, VECTORS
+from mygpt.cpu.common.simd import (
+    FLOATS,
+    INT64,
+    UINT32,
+    WORDS,
+    add_pairs,
+    bits_of_float,
+    float_of_bits,
+    floats,
+    fma,
+    intrinsic,
+    ints,
+    kernel,
+    load_vector,
+    skip,
+    spread,
+    words,
+)
+
+# Rows of a tile: each output has two sums, of the group and of all groups, in registers.
+TILE_ROWS = 3
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_HALVES = ir.VectorType(_I16, 2 * LANES)
+_WORDS = ir.VectorType(_I32, LANES)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+
+
+def _constant(kind: Any, value: Any, count: int) -> Any:
+    return ir.Constant(ir.VectorType(kind, count), [value] * count)
+
+
+def _looked_up(builder: Any, word: Any, pair: int) -> Any:
+    """The pair of bfloat16 for weights number 2 `pair` and the next, in each lane."""
+    if HAS_PAIRS:
+        halves = builder.bitcast(word, _HALVES)
+        if pair:
+            halves = builder.lshr(halves, _constant(_I16, 4 * pair, 2 * LANES))
+        bits = (VALUES.view(np.uint32) >> 16).tolist()
+        table = ir.Constant(_HALVES, (bits * 2)[: 2 * LANES])
+        kind = ir.FunctionType(_HALVES, [_HALVES, _HALVES])
+        name = "llvm.x86.avx512.permvar.hi.512"
+        look_up = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.bitcast(builder.call(look_up, [table, halves]), _WORDS)
+    # Other processors compute the table's numbers, and round them.
+    lower, upper = (_computed(builder, word, 4 * pair + 16 * half) for half in (0, 1))
+    return builder.or_(builder.lshr(lower, _constant(_I32, 16, LANES)), upper)
+
+
+def _computed(builder: Any, word: Any, shift: int) -> Any:
+    """The number of `VALUES` for the 4 bits from `shift` on, in the upper half of each lane."""
+    four = builder.and_(
+        builder.lshr(word, _constant(_I32, shift, LANES)), _constant(_I32, 15, LANES)
+    )
+    flt = ir.FloatType()
+    u = builder.fadd(builder.sitofp(four, _FLOATS), _constant(flt, -7.5, LANES))
+    factor = builder.call(
+        fma(builder),
+        [
+            builder.fmul(u, u),
+            _constant(flt, float(np.float32(0.008)), LANES),
+            _constant(flt, 1.0, LANES),
+        ],
+    )
+    bits = builder.bitcast(builder.fmul(u, factor), _WORDS)
+    rounded = builder.add(bits, _constant(_I32, 0x8000, LANES))
+    return builder.and_(rounded, _constant(_I32, -(1 << 16), LANES))
+
+
+def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> None:
+    """One tile of fixed height and width."""
+    y, y_stride, x, x_stride, w, width, groups = operands
+    zero = ir.Constant(_FLOATS, [0.0] * LANES)
+    places = [(r, n) for r in range(rows) for n in range(vectors)]
+    totals = {place: cgutils.alloca_once(builder, _FLOATS) for place in places}
+    for place in places:
+        builder.store(zero, totals[place])
+    stride = builder.add(
+        builder.mul(width, _I64(LINES)), builder.lshr(width, _I64(1))
+    )  # words of a group
+    with cgutils.for_range(builder, groups, intp=_I64) as loop:
+        start, inputs = builder.mul(loop.index, stride), builder.mul(loop.index, _I64(GROUP // 2))
+        sums = dict.fromkeys(places, zero)
+        for line in range(LINES):
+            here = builder.add(start, builder.mul(width, _I64(line)))
+            read = [
+                load_vector(builder, w, builder.add(here, _I64(n * LANES)), _WORDS, 4)
+                for n in range(vectors)
+            ]
+            for pair in range(4):
+                weights = [_looked_up(builder, word, pair) for word in read]
+                for r in range(rows):
+                    place = builder.add(builder.mul(x_stride, _I64(r)), inputs)
+                    place = builder.add(place, _I64(4 * line + pair))
+                    value = spread(builder, builder.load(builder.gep(x, [place]), typ=_I32))
+                    for n in range(vectors):
+                        sums[r, n] = add_pairs(builder, sums[r, n], value, weights[n])
+        scales_at = builder.add(start, builder.mul(width, _I64(LINES)))
+        halves = builder.bitcast(builder.gep(w, [scales_at]), _I16.as_pointer())
+        for n in range(vectors):
+            kind = ir.VectorType(_I16, LANES)
+            scale = load_vector(builder, halves, _I64(n * LANES), kind, 2)
+            scale = builder.shl(builder.zext(scale, _WORDS), _constant(_I32, 16, LANES))
+            scale = builder.bitcast(scale, _FLOATS)
+            for r in range(rows):
+                total = builder.load(totals[r, n])
+                builder.store(builder.call(fma(builder), [sums[r, n], scale, total]), totals[r, n])
+    is_adding = builder.icmp_signed("!=", adding, _I64(0))
+    for r, n in places:
+        offset = builder.add(builder.mul(y_stride, _I64(r)), _I64(n * LANES))
+        before = builder.select(is_adding, load_vector(builder, y, offset, _FLOATS, 4), zero)
+        total = builder.fadd(builder.load(totals[r, n]), before)
+        out = builder.bitcast(builder.gep(y, [offset]), _FLOATS.as_pointer())
+        builder.store(total, out, align=4)
+
+
+@intrinsic
+def _tiles(
+    typingctx: Any, y: Any, y_stride: Any, x: Any, x_stride: Any, w: Any, width: Any, groups: Any,
+    rows: Any, vectors: Any, adding: Any,
+) -> Any:  # fmt: skip
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        *operands, rows, vectors, adding = args
+        done = builder.append_basic_block("done")
+        choice = builder.switch(builder.add(builder.mul(rows, _I64(VECTORS)), vectors), done)
+        for r in range(1, TILE_ROWS + 1):
+            for n in range(1, VECTORS + 1):
+                case = builder.append_basic_block(f"tile_{r}_{n}")
+                choice.add_case(_I64(r * VECTORS + n), case)
+                with builder.goto_block(case):
+                    _emit(builder, operands, adding, r, n)
+                    builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(*_ARGUMENTS), codegen
+
+
+_ARGUMENTS = (FLOATS, INT64, WORDS, INT64, WORDS, INT64, INT64, INT64, INT64, INT64)
+
+
+@kernel(*_ARGUMENTS)
+def _tile(y, y_stride, x, x_stride, w, width, groups, rows, vectors, adding):
+    """y (rows, vectors * LANES) (+)= x times the panel at w, of `width` outputs."""
+    _tiles(y, y_stride, x, x_stride, w, width, groups, rows, vectors, adding)
+
+
+_HALF, _ONE, _16, _UPPER = np.uint32(0x7FFF), np.uint32(1), np.uint32(16), np.uint32(0xFFFF0000)
+_HALF_UP = np.uint32(0x8000)
+
+
+@kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64)
+def pack_inputs(out, out_stride, x, x_stride, rows, depth):
+    """out (rows, words of whole groups) = x (rows, depth) in bfloat16, then zeros."""
+    for row in range(rows):
+        own, line = skip(x, row * x_stride), skip(out, row * out_stride)
+        for i in range(depth // 2):
+            lower, upper = (
+                np.uint32(bits_of_float(own[2 * i])),
+                np.uint32(bits_of_float(own[2 * i + 1])),
+            )
+            # Rounded to the nearest, of two equally near ones to the even one.
+            lower = np.uint32(lower + np.uint32(_HALF + np.uint32(np.uint32(lower >> _16) & _ONE)))
+            upper = np.uint32(upper + np.uint32(_HALF + np.uint32(np.uint32(upper >> _16) & _ONE)))
+            line[i] = np.uint32(np.uint32(lower >> _16) | np.uint32(upper & _UPPER))
+        for i in range(depth // 2, out_stride):
+            line[i] = np.uint32(0)
+        if depth % 2:
+            last = np.uint32(bits_of_float(own[depth - 1]))
+            last = np.uint32(last + np.uint32(_HALF + np.uint32(np.uint32(last >> _16) & _ONE)))
+            line[depth // 2] = np.uint32(last >> _16)
+
+
+@kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64)
+def multiply_int4(y, y_stride, x, x_stride, rows, panels, outputs, groups, adding):
+    """y (rows, N padded to whole vectors) = x w, or y += x w; x as `pack_inputs` leaves it."""
+    end = padded(outputs)
+    for first in range(0, end, PANEL):
+        width = min(PANEL, end - first)
+        w = skip(panels, groups * (LINES * first + first // 2))
+        for row in range(0, rows, TILE_ROWS):
+            _tile(
+                skip(y, row * y_stride + first), y_stride, skip(x, row * x_stride), x_stride, w,
+                width, groups, min(TILE_ROWS, rows - row), width // LANES, adding,
+            )  # fmt: skip
+
+
+@kernel(FLOATS, FLOATS, FLOATS, FLOATS, INT64)
+def _nearest(found, index, w, values, factor_bits):
+    """found (GROUP,) = the number of `values` nearest to w times a factor; `index` its place."""
+    factor = float_of_bits(np.int32(factor_bits))
+    for i in range(GROUP):
+        found[i] = values[0]
+        index[i] = np.float32(0)
+    for place in range(15):
+        border = (values[place] + values[place + 1]) * np.float32(0.5)
+        step = values[place + 1] - values[place]
+        for i in range(GROUP):
+            above = w[i] * factor > border
+            found[i] += step if above else np.float32(0)
+            index[i] += np.float32(1) if above else np.float32(0)
+
+
+@kernel(FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, INT64, returns=UINT32)
+def _quantize_group(best, found, index, w, values, tried, tries):
+    """best (GROUP,) = the place of each weight's number; returns the bits of the scale.
+
+    Weights of 0 do not count: most of them only fill a row or a head up.
+    """
+    largest = np.float32(0)
+    total = np.float32(0)
+    for i in range(GROUP):
+        largest = max(largest, abs(w[i]))
+        total += w[i]
+        best[i] = np.float32(7)
+    if total - total != np.float32(0):
+        return np.uint32(bits_of_float(total - total))  # NaN: the products are to be so too
+    if largest == np.float32(0):
+        return np.uint32(0)
+    least, scale_of_best = np.float32(np.inf), np.uint32(bits_of_float(largest))
+    for n in range(tries):
+        bits = np.uint32(bits_of_float(largest / values[15] * tried[n]))
+        bits = np.uint32(np.uint32(bits + _HALF_UP) & _UPPER)
+        scale = float_of_bits(np.int32(bits))
+        factor = np.float32(1) / scale
+        _nearest(found, index, w, values, np.int64(bits_of_float(factor)))
+        error = np.float32(0)
+        for i in range(GROUP):
+            away = w[i] - scale * found[i] if w[i] != np.float32(0) else np.float32(0)
+            error += away * away
+        if error < least:
+            least, scale_of_best = error, bits
+            for i in range(GROUP):
+                best[i] = index[i]
+    return scale_of_best
+
+
+@kernel(INT64, INT64, returns=INT64)
+def quantize_int4(job_address, thread):
+    """Pack this thread's panels of a matrix (N, C).
+
+    The job: addresses of the matrix and of the panels, N, C, the addresses of 4 GROUP float32 for
+    each thread, of `VALUES` and of `TRIED`, the length of `TRIED`, and the number of threads.
+    """
+    job = ints(job_address)
+    rows, panels, outputs, depth = floats(job[0]), words(job[1]), job[2], job[3]
+    buffer = skip(floats(job[4]), 4 * GROUP * thread)
+    values, tried, tries = floats(job[5]), floats(job[6]), job[7]
+    own, best, found, index = (
+        buffer,
+        skip(buffer, GROUP),
+        skip(buffer, 2 * GROUP),
+        skip(buffer, 3 * GROUP),
+    )
+    groups = (depth + GROUP - 1) // GROUP
+    count = (outputs + at.PANEL - 1) // at.PANEL
+    begin = part_start(count, thread, job[8]) * at.PANEL
+    end = min(part_start(count, thread + 1, job[8]) * at.PANEL, outputs)
+    for n in range(begin, end):
+        first = n // at.PANEL * at.PANEL
+        width = min(at.PANEL, padded(outputs) - first)
+        panel = skip(panels, groups * (LINES * first + first // 2))
+        for group in range(groups):
+            for i in range(GROUP):
+                k = group * GROUP + i
+                own[i] = rows[n * depth + k] if k < depth else np.float32(0)
+            scale = _quantize_group(best, found, index, own, values, tried, tries)
+            block = skip(panel, group * (LINES * width + width // 2))
+            for line in range(LINES):
+                word = np.uint32(0)
+                for i in range(8):
+                    four = np.uint32(np.int64(best[8 * line + i]))
+                    shift = np.uint32(4 * (i // 2) + 16 * (i % 2))
+                    word = np.uint32(word | np.uint32(four << shift))
+                block[line * width + n - first] = word
+            place = LINES * width + (n - first) // 2
+            half = np.uint32(scale >> _16)
+            if (n - first) % 2:
+                half = np.uint32(scale & _UPPER)
+            block[place] = np.uint32(block[place] | half)
+    return 0
