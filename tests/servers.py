@@ -61,14 +61,14 @@ class GatedBatch:
         self.opened = True
         self.permits.release()
 
-    def advance(self, most: int) -> dict[int, list[int]]:
+    def advance(self, most: int, least: int | None = None) -> dict[int, list[int]]:
         if not self.opened:
             self.permits.acquire()
             time.sleep(0.011)  # so slow that the scheduler asks for one token at a time
         if self.error is not None:
             raise self.error
-        assert self.opened or most == 1
-        return self.batch.advance(most)
+        assert self.opened or (least or most) == 1
+        return self.batch.advance(least or most if not self.opened else most, least)
 
     def end(self, slot: int) -> None:
         self.ended.append(slot)

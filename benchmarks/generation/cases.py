@@ -22,7 +22,8 @@ class Case:
         prefill: whether the tokens of the prompt are counted instead of the new ones.
         overflow: what mygpt's engine does past the window.
         limit: what bounds the speed: memory bandwidth for the weights, or matrix products (GEMM).
-        weight_bytes: bytes of one weight in mygpt's engine.
+        weight_bytes: bytes of one weight in mygpt's engine (of int4 in most matrices; embedding and
+            head are int8).
     """
 
     key: str
@@ -36,7 +37,7 @@ class Case:
     prefill: bool = False
     overflow: str = "crop"
     limit: Literal["bandwidth", "gemm"] = "bandwidth"
-    weight_bytes: int = 4
+    weight_bytes: float = 4
 
     @property
     def checked_tokens(self) -> int:
@@ -92,6 +93,15 @@ CASES = (
         weight_bytes=1,
     ),
     Case(
+        "m-int4",
+        "M, batch 1, int4",
+        "M",
+        255,
+        "mygpt int4",
+        ("llama.cpp Q4_0",),
+        weight_bytes=4.5 / 8,
+    ),
+    Case(
         "m-batch",
         "M, batch 32",
         "M",
@@ -117,6 +127,15 @@ CASES = (
         "mygpt int8",
         ("CTranslate2 int8", "llama.cpp Q8_0"),
         weight_bytes=1,
+    ),
+    Case(
+        "l-int4",
+        "L, batch 1, int4",
+        "L",
+        64,
+        "mygpt int4",
+        ("llama.cpp Q4_0",),
+        weight_bytes=4.5 / 8,
     ),
     Case(
         "l-batch",

@@ -125,8 +125,10 @@ _GGUF_BLOCK = {
 }
 
 
-def write_gguf(size: str, path: Path, *, int8: bool = False) -> None:
-    """The model as a GGUF file of the gpt2 architecture, F32 or Q8_0, without a vocabulary.
+def write_gguf(size: str, path: Path, kind: str = "F32") -> None:
+    """The model as a GGUF file of the gpt2 architecture, without a vocabulary.
+
+    Its matrices are F32, Q8_0 or Q4_0; with Q4_0 the embedding, which is the head too, is Q8_0.
 
     llama.cpp has only tanh GELU and biases in GPT-2: it computes with tanh GELU and zero biases,
     which is the same amount of arithmetic.
@@ -144,9 +146,10 @@ def write_gguf(size: str, path: Path, *, int8: bool = False) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
     for name, array in _gguf_arrays(build(size)).items():
-        if int8 and array.ndim == 2 and not name.startswith("position"):
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        if kind != "F32" and array.ndim == 2 and not name.startswith("position"):
+            own = "Q8_0" if name.startswith("token_embd") else kind
+            form = gguf.GGMLQuantizationType[own]
+            writer.add_tensor(name, gguf.quants.quantize(array, form), raw_dtype=form)
         else:
             writer.add_tensor(name, array)
     writer.write_header_to_file()
@@ -173,11 +176,11 @@ def _gguf_arrays(model: GPT) -> dict[str, NDArray[np.float32]]:
 
 
 def files(size: str, kind: str, work: Path) -> Path:
-    """Path of the model's file for `kind` ("ct2", "gguf-f32" or "gguf-q8"); written if missing."""
-    path = work / (f"{size}-ct2" if kind == "ct2" else f"{size}-{kind[5:]}.gguf")
+    """Path of the model's file for `kind` ("ct2", "F32", "Q8_0" or "Q4_0"); written if missing."""
+    path = work / (f"{size}-ct2" if kind == "ct2" else f"{size}-{kind}.gguf")
     if not path.exists():
         if kind == "ct2":
             write_ctranslate2(size, path)
         else:
-            write_gguf(size, path, int8=kind == "gguf-q8")
+            write_gguf(size, path, kind)
     return path

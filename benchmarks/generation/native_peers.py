@@ -106,7 +106,7 @@ class LlamaCpp:
 
 
 def llama_cpp(
-    size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "gguf-f32"
+    size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "F32"
 ) -> Run:
-    """llama.cpp, greedy, with an F32 or a Q8_0 file."""
+    """llama.cpp, greedy, with an F32, a Q8_0 or a Q4_0 file."""
     return LlamaCpp(files(size, kind, work), size, prompt, threads).run

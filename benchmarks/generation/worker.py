@@ -34,10 +34,14 @@ def contestant(spec: dict[str, Any]) -> Any:
         ),
         "llama.cpp": lambda: native_peers.llama_cpp(size, prompt, work=work, threads=threads),
         "llama.cpp Q8_0": lambda: native_peers.llama_cpp(
-            size, prompt, work=work, threads=threads, kind="gguf-q8"
+            size, prompt, work=work, threads=threads, kind="Q8_0"
+        ),
+        "llama.cpp Q4_0": lambda: native_peers.llama_cpp(
+            size, prompt, work=work, threads=threads, kind="Q4_0"
         ),
         "mygpt": lambda: ours.cpu(size, prompt, threads=threads, overflow=overflow),
         "mygpt int8": lambda: ours.cpu(size, prompt, threads=threads, weights="int8"),
+        "mygpt int4": lambda: ours.cpu(size, prompt, threads=threads, weights="int4"),
         "mygpt draw": lambda: ours.generate_draw(size, prompt),
     }
     return makers[name]()

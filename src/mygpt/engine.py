@@ -94,10 +94,14 @@ class Decoding(Protocol):
 
     draws_in_blocks: bool
 
-    def advance(self, most: int) -> list[list[int]]:
+    def advance(self, most: int, least: int | None = None) -> list[list[int]]:
         """Draw up to `most` tokens for every row; each row's new ids, fewer where it ended.
 
         If nothing is drawn for any row, all have ended.
+
+        Args:
+            most: tokens of a row.
+            least: an engine may draw fewer than `most`, but so many; None is `most`.
 
         Raises:
             InputError: if logits are not finite, or the sampling settings make them overflow.
@@ -141,12 +145,12 @@ class Batch(Protocol):
         """
         ...
 
-    def advance(self, most: int) -> dict[int, list[int]]:
+    def advance(self, most: int, least: int | None = None) -> dict[int, list[int]]:
         """Draw up to `most` tokens for every row; each joined slot's new ids.
 
-        They are fewer than `most` if the row ended, and [] if it had ended before. Slots whose
-        prompts are still being read, in pieces so that the others need not wait, are not in
-        the result.
+        `least` is as for `Decoding.advance`. They are fewer if the row ended, and [] if it had
+        ended before. Slots whose prompts are still being read, in pieces so that the others need
+        not wait, are not in the result.
         """
         ...
 
@@ -235,8 +239,9 @@ class SeparateBatch:
         self._rows[slot] = row
         return slot
 
-    def advance(self, most: int) -> dict[int, list[int]]:
-        """Draw up to `most` tokens for every row; see `Batch`."""
+    def advance(self, most: int, least: int | None = None) -> dict[int, list[int]]:
+        """Draw tokens for every row; see `Batch`."""
+        most = most if least is None else least
         self._failures = {}
         new: dict[int, list[int]] = {slot: [] for slot in self._rows}
         for slot, row in self._rows.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import mygpt
 from decoding import (
     SAMPLINGS,
     constant,
@@ -27,6 +29,7 @@ from mygpt.decode.draft_table import ORDER, DraftTable, keys_before
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.evaluation.ngram import ngram_losses
 from mygpt.tokenization import CharTokenizer
+from shell import Shell
 
 # A longer run by hand: MYGPT_CASES=10000.
 CASES = int(os.environ.get("MYGPT_CASES", "150"))
@@ -309,3 +312,81 @@ def test_one_slow_measurement_does_not_end_drafts():
     slow = iter([False] * 1 + [True] + [False] * 10_000)
     numbers, _ = chosen(lambda n: 100.0 if n and next(slow) else 1.0 + 0.05 * n, 0.8, runs=200)
     assert numbers[-1] >= 3
+
+
+# --- in use --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that has read a text a few times, with the table of its n-grams."""
+    folder = tmp_path_factory.mktemp("drafts")
+    (folder / "text.txt").write_text("the cat sat on the mat and the dog sat on the cat\n" * 40)
+    shape = {"embed_dim": 16, "num_heads": 2, "num_layers": 1, "max_seq_len": 64}
+    mygpt.train(
+        folder / "text.txt", output=folder / "run", steps=30, listener=lambda _: None, **shape
+    )
+    return folder / "run"
+
+
+@pytest.mark.kernels
+def test_a_run_keeps_its_table_and_texts_are_the_same_without(run, tmp_path, caplog):
+    """Also with another text's counts, and with a table that is damaged."""
+    how = {"seed": 3, "overflow": "refill", "num_samples": 2}
+    (expected, other) = mygpt.load(run, engine="cpu", speculate=False).complete("the", 300, **how)
+    assert [one.passes for one in (expected, other)] == [
+        len(one.token_ids) for one in (expected, other)
+    ]
+    table = DraftTable.load(run / "drafts.safetensors", mygpt.load(run).tokenizer)
+    assert table.vocab_size == mygpt.load(run).config.vocab_size
+    (tmp_path / "other.txt").write_text("the hat on the rat 123\n" * 20)
+    for options in ({}, {"drafts_from": tmp_path / "other.txt"}):
+        found = mygpt.load(run, engine="cpu", **options).complete("the", 300, **how)
+        assert [one.text for one in found] == [expected.text, other.text]
+        assert all(0 < one.passes <= len(one.token_ids) for one in found)
+    assert not caplog.records
+    kept = (run / "drafts.safetensors").read_bytes()
+    try:
+        (run / "drafts.safetensors").write_bytes(kept[:-3] + b"abc")
+        (found, _) = mygpt.load(run, engine="cpu").complete("the", 300, **how)
+    finally:
+        (run / "drafts.safetensors").write_bytes(kept)
+    assert found.text == expected.text
+    assert "is damaged" in caplog.text
+    assert "generating without it" in caplog.text
+
+
+@pytest.mark.kernels
+def test_commands_have_the_options_of_drafts(run, capsys, tmp_path):
+    shell = Shell(capsys, "generate", "-c", run, "-p", "the", "--seed", 1, "-n", 150)
+    text = shell.printed("--engine", "cpu")
+    assert shell.printed("--engine", "cpu", "--no-speculate") == text
+    assert shell.printed("--engine", "cpu", "--draft-from", run.parent / "text.txt") == text
+    sample = json.loads(shell.printed("--engine", "cpu", "--json", "--no-speculate"))
+    assert sample["passes"] == len(sample["token_ids"])
+    both = shell.refused("--draft-from", run.parent / "text.txt", "--no-speculate")
+    assert "--draft-from and --no-speculate exclude each other" in both
+    (tmp_path / "empty.txt").write_text("")
+    assert "has no text for drafts" in shell.refused("--draft-from", tmp_path / "empty.txt")
+    assert "none.txt" in shell.refused("--draft-from", tmp_path / "none.txt")
+    info = Shell(capsys, "info")
+    assert "n-grams of the training text" in info.printed(run)
+    drafts = json.loads(info.printed(run, "--json"))["drafts"]
+    assert drafts["bytes"] == (run / "drafts.safetensors").stat().st_size
+    assert drafts["tokens_a_pass"] is None or drafts["tokens_a_pass"] >= 1
+
+
+@pytest.mark.kernels
+def test_a_call_may_draw_less_than_it_could_and_nothing_is_lost():
+    """As streams ask: at least one token, and more where a pass gives more; to the very end."""
+    model, prompt = counting_model(9), np.arange(30) % 9
+    for always in (0, 3, 7):
+        asked = request(prompt, 61, SamplingConfig(temperature=0.0), overflow="refill")
+        engine_ = CpuEngine(*model, threads=1, drafts=Drafts(always=always))
+        (expected,) = engine_.start([asked]).advance(61)
+        decoding, pieces = engine_.start([asked, replace(asked, max_new_tokens=50)]), []
+        while any(new := decoding.advance(8, least=1)):
+            pieces.append(new)
+        for row, length in enumerate((61, 50)):
+            assert [token for new in pieces for token in new[row]] == expected[:length]
+        assert max(len(new[0]) for new in pieces) == 1 + always

@@ -10,6 +10,7 @@ from mygpt.cli import options
 from mygpt.cli.terminal import say, to_json
 
 _MOST_ENDS = 8  # at most so many end-of-text tokens are listed
+_MOST_PRODUCTS = 4_000_000_000  # for a text that is only measured: about half a second
 _USUAL_TOKENS = 200  # the default of `mygpt generate --max-new-tokens`
 
 
@@ -31,12 +32,37 @@ def info(checkpoint: options.Checkpoint = None, json: options.Json = False) -> N
             "tokenizer": found.tokenizer.to_state(),
             "provenance": found.provenance,
             "engine": asdict(engine),
+            "drafts": _drafts(found, engine.name),
         }
         say(to_json(values, indent=2))
         return
     for name, value in _lines(found):
         say(f"{name + ':' if name else '':<13}{value}")
     say(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
+    drafts = _drafts(found, engine.name)
+    if drafts is not None:
+        say(f"{'drafts:':<13}n-grams of the training text, {drafts['bytes']:,} bytes")
+        if drafts["tokens_a_pass"] is not None:
+            say(f"{'':<13}{drafts['tokens_a_pass']:.1f} tokens a pass at temperature 0.8")
+
+
+def _drafts(found: Any, engine: str) -> dict[str, Any] | None:
+    """The table that drafts are drawn from, and what it gives in a short text; None for none."""
+    from mygpt.cpu.common.build import has_machine_code
+    from mygpt.decode.writer import load, table_beside
+
+    table = table_beside(found.path)
+    if table is None:
+        return None
+    values: dict[str, Any] = {"bytes": table.stat().st_size, "tokens_a_pass": None}
+    quick = found.config.num_parameters() * _USUAL_TOKENS <= _MOST_PRODUCTS
+    if engine == "cpu" and quick and has_machine_code():
+        (sample,) = load(found.path).complete(
+            "", _USUAL_TOKENS, temperature=0.8, seed=0, overflow="refill"
+        )
+        if sample.passes:
+            values["tokens_a_pass"] = len(sample.token_ids) / sample.passes
+    return values
 
 
 def _ends(tokenizer: Any) -> str:

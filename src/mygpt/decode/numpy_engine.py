@@ -72,13 +72,14 @@ class NumpyDecoding:
         self.rows = [Row(network, request) for request in requests]
         self.prompts_read = False
 
-    def advance(self, most: int) -> list[list[int]]:
-        """Draw up to `most` tokens for every row; each row's new ids."""
+    def advance(self, most: int, least: int | None = None) -> list[list[int]]:
+        """Draw tokens for every row; see `Decoding`."""
+        count = most if least is None else least
         # The draw raises an error for logits that are not finite; NumPy's warnings are not needed.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             if not self.prompts_read:
                 self._read_prompts()
-            return [row.advance(most) for row in self.rows]
+            return [row.advance(count) for row in self.rows]
 
     def _read_prompts(self) -> None:
         """Read each prompt once, however many rows continue it."""

@@ -206,9 +206,10 @@ class TorchDecoding:
             self._batches.append(batch)
             self._places |= {row: (batch, i) for i, row in enumerate(rows)}
 
-    def advance(self, most: int) -> list[list[int]]:
-        """Draw up to `most` tokens for every row; see `Decoding`."""
-        new = {id(batch): batch.advance(most) for batch in self._batches}
+    def advance(self, most: int, least: int | None = None) -> list[list[int]]:
+        """Draw tokens for every row; see `Decoding`."""
+        count = most if least is None else least
+        new = {id(batch): batch.advance(count) for batch in self._batches}
         return [new[id(batch)][i] for _, (batch, i) in sorted(self._places.items())]
 
     def end(self, row: int) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Steps of small models are so short that one call for each would cost time: a call makes as many
 # steps as fit in this time.
 _BLOCK_S = 0.002
+_MOST_AHEAD = 7  # tokens that a call may draw beyond these, where one pass gives several
 _CACHE_BYTES = 2**30  # the most for keys and values of samples that are decoded together
 _MAX_GROUP = 64
 _log = logging.getLogger("mygpt")
@@ -295,12 +296,16 @@ class _TextCall:
         length = 1
         while True:
             began = time.perf_counter()
-            new = decoding.advance(length)
+            # With log-probabilities, each token needs the logits of its own step.
+            if self.logprobs is not None:
+                new = decoding.advance(1)
+            else:
+                new = decoding.advance(length + _MOST_AHEAD, least=length)
             if not any(new):
                 break
-            # With log-probabilities, each token needs the logits of its own step.
-            if decoding.draws_in_blocks and self.logprobs is None:
-                length = max(1, int(_BLOCK_S * length / (time.perf_counter() - began)))
+            if decoding.draws_in_blocks:
+                drawn = max(map(len, new))
+                length = max(1, int(_BLOCK_S * drawn / (time.perf_counter() - began)))
             for step in range(max(map(len, new))):
                 yield [self._push(row, n, new[n], step, decoding) for n, row in enumerate(rows)]
         for number, row in enumerate(rows):
@@ -340,7 +345,7 @@ def load(
     """
     found = resolve(path)
     checkpoint = read_checkpoint(found)
-    drafts: DraftTable | Path | None = _table_beside(found)
+    drafts: DraftTable | Path | None = table_beside(found)
     if drafts_from is not None:
         drafts = table_of_file(drafts_from, checkpoint.tokenizer)
     return Writer(
@@ -356,7 +361,7 @@ def load(
     )
 
 
-def _table_beside(model: Path) -> Path | None:
+def table_beside(model: Path) -> Path | None:
     """The table of the run that a model's file belongs to; None if there is none."""
     for folder in (model.with_name(f"{model.name}.run"), model.parent):
         if (path := folder / FILE_NAME).is_file():

@@ -30,6 +30,7 @@ from mygpt.server.tickets import Queue, Ticket, Work
 # are decoded in blocks. Longer blocks would delay requests that join.
 _BLOCK_S = 0.010
 _LONGEST_BLOCK = 64
+_MOST_AHEAD = 7  # tokens that a row may get beyond these, where one pass gives several
 # How long to wait before opening a new batch again: memory may be free again by then.
 _PAUSES_S = (0.5, 2.0)
 
@@ -234,9 +235,10 @@ class Scheduler:
         watched = any(work.wants_logits for _, work in self._running.values())
         length = 1 if watched else self._block
         began = time.perf_counter()
-        new = batch.advance(length)
+        new = batch.advance(1) if watched else batch.advance(length + _MOST_AHEAD, least=length)
         if not watched:
-            fit = int(_BLOCK_S * length / max(1e-9, time.perf_counter() - began))
+            drawn = max([length, *map(len, new.values())])
+            fit = int(_BLOCK_S * drawn / max(1e-9, time.perf_counter() - began))
             self._block = max(1, min(_LONGEST_BLOCK, fit))
         failures = batch.failures()
         messages: list[tuple[Ticket, tuple[Any, bool] | ApiError]] = []

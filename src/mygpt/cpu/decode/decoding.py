@@ -40,8 +40,9 @@ _SHORTEST_S, _LEAST_FRACTION = 0.005, 0.5
 # measurement is recorded.
 _ONE_THREAD_S = (0.25, 2.0)
 _LONG_RUN = 2**40  # passes: as many as the time allows
-# Passes from which on a run's time is that of its passes; fewer may take less than starting it.
-_LEAST_TIMED = 4
+# Passes and seconds of a run from which on its time is that of its passes; starting it takes some
+# 30 us.
+_LEAST_TIMED, _LEAST_TIMED_S = 4, 0.001
 # Steps of `race` after which the number of threads is chosen again: a step becomes more work when
 # the window is full.
 _STEPS_BETWEEN_CHOICES = 32
@@ -78,6 +79,7 @@ class Loop:
         goals: NDArray[np.int64],
         make_space: Callable[[int], object],
         *,
+        spare: int = 0,
         most_tokens: int = _LONG_RUN,
         most_of_several: int = _LONG_RUN,
     ) -> bool:
@@ -88,6 +90,7 @@ class Loop:
         Args:
             goals: (B,) tokens that each row is to have drawn in all.
             make_space: called before the run with the number of tokens that rows may get in it.
+            spare: how many tokens may be missing to the goals.
             most_tokens: how many tokens of a row a run may draw.
             most_of_several: how many passes a run by several threads may have.
 
@@ -95,12 +98,15 @@ class Loop:
             Whether any row had tokens to draw.
         """
         slots = self._slots
-        missing = np.minimum(goals, slots[:, at.LIMIT]) - slots[:, at.DRAWN]
-        missing[slots[:, at.STATUS] != at.ACTIVE] = 0
-        rows, most = int(np.count_nonzero(missing)), int(missing.max(initial=0))
-        if most == 0:
+        # How many tokens each row may get, and how many it has to.
+        possible = slots[:, at.LIMIT] - slots[:, at.DRAWN]
+        possible[slots[:, at.STATUS] != at.ACTIVE] = 0
+        missing = np.minimum(goals - slots[:, at.DRAWN], possible)
+        needed = int(np.minimum(missing, goals - spare - slots[:, at.DRAWN]).max(initial=0))
+        if needed <= 0:
             return False
-        passes = self._choose_drafts(rows, most)
+        rows, most = int(np.count_nonzero(missing)), int(missing.max())
+        passes = min(needed, self._choose_drafts(rows, most))
         self.choose_threads(self._job[at.MOST_DRAFTS])
         if self._threads > 1:
             passes = min(passes, 1 if self._one_thread_s else most_of_several)
@@ -112,7 +118,8 @@ class Loop:
         if self.speculation is not None and is_plain:
             after = counts_of(slots)
             made = -(-(after.passes - before.passes) // rows)
-            seconds = self._took_s if made >= _LEAST_TIMED else math.nan
+            tells = made >= _LEAST_TIMED or self._took_s >= _LEAST_TIMED_S
+            seconds = self._took_s if tells else math.nan
             self.speculation.record(self._crowded, rows, made, after.right - before.right, seconds)
         return True
 
@@ -243,12 +250,14 @@ class CpuDecoding:
         self._shared = False
         self.noise = self._memory.noise
 
-    def advance(self, most: int) -> list[list[int]]:
-        """Draw up to `most` tokens for each row; see `Decoding`."""
+    def advance(self, most: int, least: int | None = None) -> list[list[int]]:
+        """Draw tokens for each row; see `Decoding`."""
         before = self._slots[:, at.LENGTH].copy()
         self._share_prompts()
         goals = self._slots[:, at.DRAWN] + most
-        while self._loop.draw(goals, self._memory.reserve_text):
+        while self._loop.draw(
+            goals, self._memory.reserve_text, spare=most - (most if least is None else least)
+        ):
             self._raise_failure()
         ends = self._slots[:, at.LENGTH]
         return [

@@ -168,8 +168,8 @@ class CpuBatch:
             self._unread.append(slot)
         return slot
 
-    def advance(self, most: int) -> dict[int, list[int]]:
-        """Draw up to `most` tokens for every row; see `Batch`."""
+    def advance(self, most: int, least: int | None = None) -> dict[int, list[int]]:
+        """Draw tokens for every row; see `Batch`."""
         new: dict[int, list[int]] = {slot: [] for slot in self._requests}
         self._failures = {}
         if most > 0:
@@ -180,6 +180,7 @@ class CpuBatch:
             if not self._loop.draw(
                 goals,
                 self._make_space,
+                spare=most - (most if least is None else least),
                 most_tokens=self._capacity + _SPARE_TEXT - 1,
                 most_of_several=_STEPS_OF_SEVERAL_THREADS,
             ):
