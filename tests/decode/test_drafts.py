@@ -180,7 +180,7 @@ def test_the_tables_model_is_the_n_gram_model_of_the_evaluation():
     (expected,) = ngram_losses(train, test, 5, (ORDER,))
     found = [-np.log(table.probabilities(text[: 350 + n])[token]) for n, token in enumerate(test)]
     # Contexts that occurred once are left out of the table: the losses are near, not equal.
-    assert abs(np.mean(found) - expected) < 0.35
+    assert abs(np.mean(found) - expected) < 0.05
     assert abs(sum(table.probabilities(text[:200])) - 1) < 1e-5
 
 
@@ -221,15 +221,20 @@ def test_keys_of_a_context_are_those_that_python_computes_slowly():
 
 
 def test_a_table_is_stored_and_read(tmp_path):
-    table = DraftTable.count(repetitive(np.random.default_rng(0), 9, 300), 9)
+    table = DraftTable.count(repetitive(np.random.default_rng(0), 3, 300), 3)
     path = tmp_path / "drafts.safetensors"
     table.save(path, CharTokenizer("abc"))
     again = DraftTable.load(path, CharTokenizer("abc"))
     for name in ("keys", "starts", "followers", "discounts"):
         assert getattr(again, name).tobytes() == getattr(table, name).tobytes()
-    assert again.vocab_size == 9
+    assert again.vocab_size == 3
     with pytest.raises(CheckpointError, match="another tokenizer"):
         DraftTable.load(path, CharTokenizer("abd"))
+    DraftTable(
+        2**20, *(getattr(table, name) for name in ("keys", "starts", "followers", "discounts"))
+    ).save(path, CharTokenizer("abc"))
+    with pytest.raises(CheckpointError, match="another tokenizer"):  # kernels would write past V
+        DraftTable.load(path, CharTokenizer("abc"))
 
 
 @pytest.mark.parametrize(
@@ -251,13 +256,13 @@ def test_a_table_that_kernels_could_not_read_safely_is_refused(tmp_path, change)
     sound = {
         "keys": np.array([5], np.uint32),
         "starts": np.array([0, 1], np.uint32),
-        "followers": np.array([3 << 8 | 1], np.uint32),
+        "followers": np.array([2 << 8 | 1], np.uint32),
         "discounts": np.zeros((1, 4), np.float32),
     }
     path = tmp_path / "drafts.safetensors"
-    DraftTable(7, *sound.values()).save(path, CharTokenizer("abc"))
+    DraftTable(3, *sound.values()).save(path, CharTokenizer("abc"))
     DraftTable.load(path, CharTokenizer("abc"))
-    DraftTable(7, *(sound | change).values()).save(path, CharTokenizer("abc"))
+    DraftTable(3, *(sound | change).values()).save(path, CharTokenizer("abc"))
     with pytest.raises(DamagedError):
         DraftTable.load(path, CharTokenizer("abc"))
 

@@ -36,7 +36,6 @@ _MOST_CHARACTERS = 2**22  # of a file that the user names
 _MOST_BYTES = 4 * 2**20  # of a table: then contexts that occur seldom are left out
 _ALL_KEPT = 2  # contexts of fewer tokens are kept however seldom they occur
 _MOST_COUNT = 255  # larger counts of a context are scaled down together
-_BUCKET = 1  # contexts of a bucket, on average, at most
 _MULTIPLIER = np.uint32(0x9E3779B1)
 
 Words = NDArray[np.uint32]
@@ -103,7 +102,7 @@ class DraftTable:
     @property
     def shift(self) -> int:
         """A key shifted to the right by so many bits is the number of its bucket."""
-        return 32 - max(1, (len(self.keys) // _BUCKET).bit_length())
+        return 32 - max(1, len(self.keys).bit_length())
 
     @cached_property
     def buckets(self) -> Words:
@@ -170,12 +169,12 @@ class DraftTable:
             CheckpointError: if it is damaged, or was counted with another tokenizer.
         """
         arrays, parts = read_arrays(path)
-        about = parts.get("drafts", {})
-        if about.get("tokenizer") != _digest_of(tokenizer):
+        about = {"vocab_size": tokenizer.vocab_size, "tokenizer": _digest_of(tokenizer)}
+        if parts.get("drafts") != about:  # also of another size, which no kernel checks
             raise CheckpointError(f"{path} was counted with another tokenizer than this model's")
         if any(arrays.get(name, _NOTHING).dtype != dtype for name, dtype in _ARRAYS.items()):
             raise DamagedError(f"{path} is damaged: it has no draft table")
-        table = cls(about["vocab_size"], *(arrays[name] for name in _ARRAYS))
+        table = cls(tokenizer.vocab_size, *(arrays[name] for name in _ARRAYS))
         if not table._is_sound():
             raise DamagedError(f"{path} is damaged: its counts do not fit together")
         return table

@@ -54,8 +54,8 @@ class Writer:
         compile: for torch: compile the step from one token to the next (see `TorchEngine`).
         speculate: for the cpu engine: guess the next tokens and check several at once. The text is
             the same, to the bit, and is there sooner where guesses are often right.
-        drafts_from: what guesses come from, in addition to the text itself: a text of this kind, or
-            the table that a run keeps (a `DraftTable` or its file).
+        drafts_from: what guesses come from, in addition to the text itself: a table of n-grams, or
+            the file in which a run keeps it.
     """
 
     def __init__(
@@ -133,7 +133,14 @@ class Writer:
             except CheckpointError as error:  # no text depends on it
                 _log.warning("%s; generating without it", error)
                 table = None
-        return Drafts() if table is None else table.drafts()
+        if table is None:
+            return Drafts()
+        if table.vocab_size != self.config.vocab_size:
+            raise InputError(
+                f"drafts_from has {table.vocab_size} tokens and the model "
+                f"{self.config.vocab_size}: count it with the model's tokenizer"
+            )
+        return table.drafts()
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt, after the tokenizer's begin-of-text ids.

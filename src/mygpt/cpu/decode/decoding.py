@@ -28,7 +28,8 @@ from mygpt.errors import InputError, broken_model, overflowing_settings
 _RUN_S = 0.05
 # Multiply-adds of one step for which one more thread is used. Threads wait for each other five
 # times a layer, so less work is done sooner by one: a second thread gains nothing at the tutorial's
-# 207,296 parameters and one row (25 barriers a token cost what it brings, docs/lab-notes.md).
+# 207,296 parameters and one row, where 25 barriers a token cost what it brings; at 462,304 it is
+# 1.7 times as fast (docs/lab-notes.md).
 _PRODUCTS_A_THREAD = 400_000
 # Where other processes need the cores too, each barrier may wait until a thread has its core back,
 # some milliseconds: eight steps of a small model took 0.4 s. One thread does not wait. A run of

@@ -4,8 +4,8 @@ A guess needs no pass of the model. It comes from the counts of an n-gram model,
 itself: where its last tokens occurred before, what followed them then may follow again. It is drawn
 from the guessed distribution with the filters, the settings and the random number with which the
 model's own token will be drawn; so the two are often equal.
-The counts are `mygpt.decode.draft_table.DraftTable`; `reference_probabilities` there computes what
-`_predict` does.
+The counts are `mygpt.decode.draft_table.DraftTable`, whose `probabilities` computes what `_predict`
+does.
 Letters: V vocabulary.
 """
 
@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from mygpt.cpu.common.arithmetic import f32, hash32
+from mygpt.cpu.common.arithmetic import PLACE, f32, hash32
 from mygpt.cpu.common.simd import (
     FLOAT32,
     FLOATS,
@@ -38,14 +38,14 @@ _ZERO, _ONE, _TWO, _LN2 = f32(0), f32(1), f32(2), f32(math.log(2))
 _THIRD, _FIFTH, _SEVENTH = f32(1 / 3), f32(1 / 5), f32(1 / 7)
 _23, _BIAS = np.int32(23), np.int32(127)
 _MANTISSA, _EXPONENT_OF_1 = np.int32((1 << 23) - 1), np.int32(127 << 23)
-_MULTIPLIER, _NEXT = np.uint32(0x9E3779B1), np.uint32(1)
+_NEXT = np.uint32(1)
 _8, _255 = np.uint32(8), np.uint32(255)
 
 
 @kernel(UINT32, INT64, returns=UINT32)
 def _key_with(key, token):
     """The key of a context from that of the context without its first token, `token`."""
-    return hash32(np.uint32(np.uint32(key * _MULTIPLIER) + np.uint32(token) + _NEXT))
+    return hash32(np.uint32(np.uint32(key * PLACE) + np.uint32(token) + _NEXT))
 
 
 @kernel(INTS, UINT32, returns=INT64)

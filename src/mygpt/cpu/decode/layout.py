@@ -97,15 +97,14 @@ LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
 #                                         LENGTH            LENGTH + DRAFTED
 #
 # The text is indexed for copies up to INDEXED. PASSES counts the passes that drew tokens. TRUSTED
-# is 0 once a draft's row may have had numbers that are not finite. From CHECKED on it is counted
-# how often draft number 0, 1, ... of a pass was checked, from ACCEPTED on how often it was right.
+# is 0 once a draft's row may have had numbers that are not finite. From ACCEPTED on it is counted
+# how often draft number 0, 1, ... of a pass was right.
 MOST_DRAFTS_A_PASS = 7
-SLOT_SIZE = 18 + 2 * MOST_DRAFTS_A_PASS
+SLOT_SIZE = 18 + MOST_DRAFTS_A_PASS
 (
     STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, STEPS_DONE, OVERFLOW, TOP_K, GREEDY, SEED, INDEX,
-    LOGITS_ROW, GOAL, DRAFTED, INDEXED, PASSES, TRUSTED, CHECKED,
+    LOGITS_ROW, GOAL, DRAFTED, INDEXED, PASSES, TRUSTED, ACCEPTED,
 ) = range(19)  # fmt: skip
-ACCEPTED = CHECKED + MOST_DRAFTS_A_PASS
 
 # A draft table: addresses of its arrays (see `mygpt.decode.draft_table`), how far a key is shifted
 # to the right to get its bucket, and the n of the largest n-grams.

@@ -196,7 +196,6 @@ def _sample_one(job, thread, number, slot, ahead):
     _append(job, number, slot, token)
     if is_last or slot[at.STATUS] != at.ACTIVE:
         return 0
-    slot[at.CHECKED + ahead] += 1
     slot[at.ACCEPTED + ahead] += draft == token
     return draft == token
 

@@ -100,14 +100,13 @@ class Counts(NamedTuple):
     """How well drafts did in some slots together."""
 
     passes: int  # of the model
-    drawn: int  # tokens
     right: NDArray[np.int64]  # how often draft 0, 1, ... of a pass was right
 
 
 def counts_of(slots: NDArray[np.int64]) -> Counts:
     """The counts of slots (B, SLOT_SIZE)."""
     right = slots[:, at.ACCEPTED : at.ACCEPTED + at.MOST_DRAFTS_A_PASS].sum(axis=0)
-    return Counts(int(slots[:, at.PASSES].sum()), int(slots[:, at.DRAWN].sum()), right)
+    return Counts(int(slots[:, at.PASSES].sum()), right)
 
 
 class Speculation:
