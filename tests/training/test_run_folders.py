@@ -102,6 +102,19 @@ def test_a_file_as_output_has_its_own_run_beside_it(runs: Runs) -> None:
     assert read_checkpoint(file).provenance["step"] == 20
 
 
+def test_resuming_removes_what_a_killed_run_had_half_written(runs: Runs) -> None:
+    """The half-written drafts.safetensors of a killed run stayed for ever."""
+    run = runs.copy()
+    files = [path for path in run.iterdir() if path.is_file() and not path.name.startswith(".")]
+    assert {"drafts.safetensors", "log.jsonl", "config.toml"} < {path.name for path in files}
+    for path in files:
+        durable.temporary_name(path).write_bytes(b"half")
+    runs.resume(steps=14)
+    left = durable.temporary_files(run)
+    report = durable.temporary_files(run, "report.html")
+    assert left == report, "another process may be writing the report"
+
+
 def test_a_folder_without_a_run_gets_no_lock(tmp_path: Path) -> None:
     assert "holds no run to resume" in refusal(training.resume, tmp_path)
     assert os.listdir(tmp_path) == []

@@ -257,8 +257,11 @@ class RunFolder:
 
     @_by_main
     def clear_strays(self) -> None:
-        """Remove temporary files of a killed process; only while holding the run's lock."""
-        for path in (*self.array_paths, self.config_path):
+        """Remove temporary files of a killed process; only while holding the run's lock.
+
+        `mygpt report` writes the report without that lock, and removes its own.
+        """
+        for path in {*self.array_paths, *self._derived()} - {self.report_path}:
             remove(*temporary_files(path.parent, path.name))
         if self.file is not None:  # another process may be writing this one
             remove_abandoned(self.file)
