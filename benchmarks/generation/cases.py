@@ -13,7 +13,7 @@ class Case:
     Attributes:
         key: its name on the command line.
         title: its name in the table.
-        size: the model, S, M or L.
+        size: the model, S, M, L or Q.
         tokens: new tokens per row and run.
         ours: the name of mygpt's engine.
         peers: the names of the other programs; each runs with one thread and with two.
@@ -157,6 +157,25 @@ CASES = (
         prompt=512,
         prefill=True,
         limit="gemm",
+    ),
+    Case("q", "Q, batch 1", "Q", 64, "mygpt", ("llama.cpp", "ik_llama.cpp", "chapter")),
+    Case(
+        "q-int8",
+        "Q, batch 1, int8",
+        "Q",
+        64,
+        "mygpt int8",
+        ("llama.cpp Q8_0", "ik_llama.cpp Q8_0"),
+        weight_bytes=1,
+    ),
+    Case(
+        "q-int4",
+        "Q, batch 1, int4",
+        "Q",
+        64,
+        "mygpt int4",
+        ("llama.cpp Q4_0", "llama.cpp Q4_K_M", "ik_llama.cpp Q4_0", "ik_llama.cpp Q4_K_M"),
+        weight_bytes=4.5 / 8,
     ),
 )
 

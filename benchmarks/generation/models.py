@@ -1,11 +1,13 @@
-"""The three models of the benchmark, with fixed weights, also in other programs' formats.
+"""The four models of the benchmark, with fixed weights, also in other programs' formats.
 
-S is the tutorial's model, M a larger one of its kind, L is GPT-2 small (Radford et al., 2019).
+S is the tutorial's model, M a larger one of its kind, L is GPT-2 small (Radford et al., 2019), Q is
+of the block that `mygpt train` trains, which is Qwen3's.
 Letters: C embedding, V vocabulary.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,19 @@ CONFIGS = {
     "S": GPTConfig(65, 64, 4, 4, 64),
     "M": GPTConfig(65, 384, 6, 6, 256),
     "L": GPTConfig(50257, 768, 12, 12, 1024, mlp="gelu_tanh", attention_bias=True),
+    "Q": GPTConfig(
+        4096,
+        768,
+        12,
+        12,
+        1024,
+        mlp_dim=2112,
+        norm="rms",
+        position="rotary",
+        mlp="swiglu",
+        mlp_bias=False,
+        qk_norm=True,
+    ),
 }
 
 
@@ -34,7 +49,9 @@ def build(size: str, *, gelu_tanh: bool = False) -> GPT:
     that omits one gives other tokens.
     """
     config = CONFIGS[size]
-    model = unloaded_model(replace(config, mlp="gelu_tanh") if gelu_tanh else config)
+    if gelu_tanh and config.mlp == "gelu":
+        config = replace(config, mlp="gelu_tanh")
+    model = unloaded_model(config)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -59,7 +76,8 @@ def prompts(size: str, batch: int, length: int) -> NDArray[np.int64]:
 
 def matrix_parameters(config: GPTConfig) -> int:
     """Parameters that are read for every decoded token: all but the position embedding."""
-    return config.num_parameters() - config.max_seq_len * config.embed_dim
+    positions = config.max_seq_len if config.position == "learned" else 0
+    return config.num_parameters() - positions * config.embed_dim
 
 
 def as_transformers(model: GPT) -> Any:
@@ -126,13 +144,17 @@ _GGUF_BLOCK = {
 
 
 def write_gguf(size: str, path: Path, kind: str = "F32") -> None:
-    """The model as a GGUF file of the gpt2 architecture, without a vocabulary.
+    """The model as a GGUF file: Q as `mygpt export` writes it, the others as gpt2.
 
-    Its matrices are F32, Q8_0 or Q4_0; with Q4_0 the embedding, which is the head too, is Q8_0.
+    Of gpt2, without a vocabulary, the matrices are F32, Q8_0 or Q4_0; with Q4_0 the embedding,
+    which is the head too, is Q8_0.
 
     llama.cpp has only tanh GELU and biases in GPT-2: it computes with tanh GELU and zero biases,
     which is the same amount of arithmetic.
     """
+    if CONFIGS[size].position == "rotary":
+        _export_gguf(size, path, kind)
+        return
     import gguf
 
     config = CONFIGS[size]
@@ -158,6 +180,31 @@ def write_gguf(size: str, path: Path, kind: str = "F32") -> None:
     writer.close()
 
 
+def _export_gguf(size: str, path: Path, kind: str) -> None:
+    """The file that a user of llama.cpp would make: exported, then quantized by llama.cpp."""
+    from mygpt.checkpoint.model_file import Checkpoint, model_arrays
+    from mygpt.core.tokenizer import CharTokenizer
+    from mygpt.formats.gguf import write_gguf as export
+
+    if kind == "F32":
+        arrays = model_arrays(build(size))
+        export(Checkpoint(path, CONFIGS[size], CharTokenizer("abc"), arrays, {}), path)
+        return
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = {
+        "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+        "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+        "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    }[kind]
+    source = files(size, "F32", path.parent)
+    failed = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(path).encode(), ctypes.byref(params)
+    )
+    assert not failed, f"llama.cpp could not quantize {source}"
+
+
 def _gguf_arrays(model: GPT) -> dict[str, NDArray[np.float32]]:
     found = {
         "token_embd.weight": model.token_embedding.weight,
@@ -176,7 +223,7 @@ def _gguf_arrays(model: GPT) -> dict[str, NDArray[np.float32]]:
 
 
 def files(size: str, kind: str, work: Path) -> Path:
-    """Path of the model's file for `kind` ("ct2", "F32", "Q8_0" or "Q4_0"); written if missing."""
+    """The model's file for `kind` ("ct2", "F32" or a kind of llama.cpp's); written if missing."""
     path = work / (f"{size}-ct2" if kind == "ct2" else f"{size}-{kind}.gguf")
     if not path.exists():
         if kind == "ct2":

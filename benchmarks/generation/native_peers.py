@@ -1,4 +1,4 @@
-"""CTranslate2 and llama.cpp, each called as in its own programs.
+"""CTranslate2, llama.cpp and ik_llama.cpp, each called as in its own programs.
 
 Letters: B batch, T time, V vocabulary.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from benchmarks.generation.models import CONFIGS, files
@@ -44,14 +45,10 @@ class LlamaCpp:
     """One context of llama.cpp for a GGUF file, with one sequence per row."""
 
     def __init__(self, path: Path, size: str, prompt: NDArray[np.int64], threads: int) -> None:
-        import llama_cpp
-
-        self.lib = llama_cpp
+        self.lib = llama_cpp = self.library()
         self.prompt = prompt
         self.vocab_size = CONFIGS[size].vocab_size
         rows, length = prompt.shape
-        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
@@ -63,7 +60,6 @@ class LlamaCpp:
         params.n_threads = params.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(model, params)
         assert self.context, "llama.cpp could not make a context"
-        self.sampler = llama_cpp.llama_sampler_init_greedy()
         self.batch = llama_cpp.llama_batch_init(rows * length, 0, 1)
         view = np.ctypeslib.as_array
         self.tokens = view(self.batch.token, (rows * length,))
@@ -74,7 +70,7 @@ class LlamaCpp:
         """Read the prompts, then decode `n` tokens per row."""
         rows, length = self.prompt.shape
         lib, context, batch = self.lib, self.context, self.batch
-        lib.llama_memory_clear(lib.llama_get_memory(context), False)
+        self.clear()
         self.tokens[:] = self.prompt.reshape(-1)
         self.positions[:] = np.tile(np.arange(length), rows)
         self.wanted[:] = np.arange(rows * length) % length == length - 1
@@ -96,6 +92,19 @@ class LlamaCpp:
             drawn.append(self.best())
         return np.array(drawn).T.tolist()
 
+    def library(self) -> Any:
+        """The bindings; nothing is logged."""
+        import llama_cpp
+
+        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        self.sampler = llama_cpp.llama_sampler_init_greedy()
+        return llama_cpp
+
+    def clear(self) -> None:
+        """Forget the tokens of the last run."""
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), False)
+
     def best(self) -> NDArray[np.int64] | int:
         """The best token of every row: by llama.cpp's sampler for one small row, else by argmax."""
         rows = len(self.prompt)
@@ -105,8 +114,31 @@ class LlamaCpp:
         return np.ctypeslib.as_array(pointer, (rows, self.vocab_size)).argmax(-1)
 
 
+class IkLlamaCpp(LlamaCpp):
+    """The same in ik_llama.cpp, for one row; its bindings have fewer functions."""
+
+    def library(self) -> Any:
+        from ik_llama_cpp import _ctypes_api
+
+        return _ctypes_api
+
+    def clear(self) -> None:
+        self.lib.llama_kv_cache_clear(self.context)
+
+    def best(self) -> NDArray[np.int64]:
+        pointer = self.lib.llama_get_logits_ith(self.context, self.batch.n_tokens - 1)
+        return np.ctypeslib.as_array(pointer, (1, self.vocab_size)).argmax(-1)
+
+
 def llama_cpp(
     size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "F32"
 ) -> Run:
-    """llama.cpp, greedy, with an F32, a Q8_0 or a Q4_0 file."""
+    """llama.cpp, greedy, with a file whose matrices are of this kind."""
     return LlamaCpp(files(size, kind, work), size, prompt, threads).run
+
+
+def ik_llama_cpp(
+    size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "F32"
+) -> Run:
+    """ik_llama.cpp, likewise."""
+    return IkLlamaCpp(files(size, kind, work), size, prompt, threads).run

@@ -21,6 +21,7 @@ PACKAGES = (
     "transformers",
     "ctranslate2",
     "llama-cpp-python",
+    "ik-llama-cpp-python",
     "gguf",
 )
 

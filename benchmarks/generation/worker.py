@@ -32,18 +32,15 @@ def contestant(spec: dict[str, Any]) -> Any:
         "CTranslate2 int8": lambda: native_peers.ctranslate2(
             size, prompt, work=work, threads=threads, compute="int8"
         ),
-        "llama.cpp": lambda: native_peers.llama_cpp(size, prompt, work=work, threads=threads),
-        "llama.cpp Q8_0": lambda: native_peers.llama_cpp(
-            size, prompt, work=work, threads=threads, kind="Q8_0"
-        ),
-        "llama.cpp Q4_0": lambda: native_peers.llama_cpp(
-            size, prompt, work=work, threads=threads, kind="Q4_0"
-        ),
         "mygpt": lambda: ours.cpu(size, prompt, threads=threads, overflow=overflow),
         "mygpt int8": lambda: ours.cpu(size, prompt, threads=threads, weights="int8"),
         "mygpt int4": lambda: ours.cpu(size, prompt, threads=threads, weights="int4"),
         "mygpt draw": lambda: ours.generate_draw(size, prompt),
     }
+    program, _, kind = name.partition(" ")
+    ggml = {"llama.cpp": native_peers.llama_cpp, "ik_llama.cpp": native_peers.ik_llama_cpp}
+    if program in ggml:
+        return ggml[program](size, prompt, work=work, threads=threads, kind=kind or "F32")
     return makers[name]()
 
 
@@ -52,7 +49,7 @@ def main() -> None:
     # Output of libraries goes to stderr, so that stdout has only the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    if spec["engine"].split()[0] not in ("CTranslate2", "llama.cpp"):
+    if spec["engine"].split()[0] not in ("CTranslate2", "llama.cpp", "ik_llama.cpp"):
         import torch
 
         if spec["threads"]:

@@ -1,8 +1,8 @@
 """Products with weights of 4 bits (see `int4_format`), and packing them.
 
-A weight is read from memory as 4 bits and unpacked in registers, as a bfloat16; so are the inputs,
-two of each a word, which vdpbf16ps multiplies. Sums are float32, of a group first, then of all
-groups in order: the same for one row and for many.
+A weight is read from memory as 4 bits and unpacked in registers: as a bfloat16, as the inputs are,
+two of each a word, which vdpbf16ps multiplies, or on processors without it as a float32. Sums are
+float32, of a group first, then of all groups in order: the same for one row and for many.
 Letters: C inputs, G groups, N outputs, R rows, W width of a panel.
 """
 
@@ -17,9 +17,10 @@ from numba.core import cgutils
 
 from mygpt.cpu.common import layout as at
 from mygpt.cpu.common.arithmetic import padded, part_start
-from mygpt.cpu.common.int4_format import GROUP, LINES, VALUES
-from mygpt.cpu.common.layout import HAS_PAIRS, LANES, PANEL, VECTORS
+from mygpt.cpu.common.int4_format import FACTORS, GROUP, INPUT_WORDS, LINES, VALUES
+from mygpt.cpu.common.layout import HAS_PAIRS, HAS_SHUFFLE, LANES, PANEL, VECTORS
 from mygpt.cpu.common.simd import (
+    FLOAT32,
     FLOATS,
     INT64,
     UINT32,
@@ -38,8 +39,8 @@ from mygpt.cpu.common.simd import (
     words,
 )
 
-# Rows of a tile: each output has two sums, of the group and of all groups, in registers.
-TILE_ROWS = 3
+# Rows of a tile. Of pairs, each output has two sums, of the group and of all groups, in registers.
+TILE_ROWS = 3 if HAS_PAIRS else 4
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _HALVES = ir.VectorType(_I16, 2 * LANES)
@@ -51,41 +52,67 @@ def _constant(kind: Any, value: Any, count: int) -> Any:
     return ir.Constant(ir.VectorType(kind, count), [value] * count)
 
 
-def _looked_up(builder: Any, word: Any, pair: int) -> Any:
+def _looked_up_pair(builder: Any, word: Any, pair: int) -> Any:
     """The pair of bfloat16 for weights number 2 `pair` and the next, in each lane."""
-    if HAS_PAIRS:
-        halves = builder.bitcast(word, _HALVES)
-        if pair:
-            halves = builder.lshr(halves, _constant(_I16, 4 * pair, 2 * LANES))
-        bits = (VALUES.view(np.uint32) >> 16).tolist()
-        table = ir.Constant(_HALVES, (bits * 2)[: 2 * LANES])
-        kind = ir.FunctionType(_HALVES, [_HALVES, _HALVES])
-        name = "llvm.x86.avx512.permvar.hi.512"
-        look_up = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.bitcast(builder.call(look_up, [table, halves]), _WORDS)
-    # Other processors compute the table's numbers, and round them.
-    lower, upper = (_computed(builder, word, 4 * pair + 16 * half) for half in (0, 1))
-    return builder.or_(builder.lshr(lower, _constant(_I32, 16, LANES)), upper)
+    halves = builder.bitcast(word, _HALVES)
+    if pair:
+        halves = builder.lshr(halves, _constant(_I16, 4 * pair, 2 * LANES))
+    bits = (VALUES.view(np.uint32) >> 16).tolist()
+    table = ir.Constant(_HALVES, (bits * 2)[: 2 * LANES])
+    kind = ir.FunctionType(_HALVES, [_HALVES, _HALVES])
+    name = "llvm.x86.avx512.permvar.hi.512"
+    look_up = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.bitcast(builder.call(look_up, [table, halves]), _WORDS)
+
+
+def _weights_of_a_word(builder: Any, word: Any) -> list[Any]:
+    """The numbers of the 8 weights of each lane, in order, in float32, times `_UNIT`."""
+    places = [pair // 2 + 2 * half for pair in range(4) for half in (0, 1)]  # bytes
+    if not HAS_SHUFFLE:
+        shifts = [8 * byte + 4 * (k // 2 % 2) for k, byte in enumerate(places)]
+        return [_computed(builder, word, shift) for shift in shifts]
+    both = [
+        _looked_up_bytes(builder, word),
+        _looked_up_bytes(builder, builder.lshr(word, _constant(_I32, 4, LANES))),
+    ]
+    found = []
+    for k, byte in enumerate(places):
+        # The byte as the highest of an integer, whose value is then that of the byte times 2**24.
+        bits = both[k // 2 % 2]
+        if byte < 3:
+            bits = builder.shl(bits, _constant(_I32, 24 - 8 * byte, LANES))
+        if byte > 0:
+            bits = builder.and_(bits, _constant(_I32, -(1 << 24), LANES))
+        found.append(builder.sitofp(bits, _FLOATS))
+    return found
+
+
+_UNIT = 1 << 24 if HAS_SHUFFLE else 1
+
+
+def _looked_up_bytes(builder: Any, word: Any) -> Any:
+    """For each byte, the number of `VALUES` for its lower 4 bits, as a signed byte."""
+    kind = ir.VectorType(ir.IntType(8), 4 * LANES)
+    fours = builder.and_(word, _constant(_I32, 0x0F0F0F0F, LANES))
+    table = ir.Constant(kind, VALUES.astype(np.int8).tolist() * (LANES // 4))
+    name = "llvm.x86.avx512.pshuf.b.512" if LANES == 16 else "llvm.x86.avx2.pshuf.b"
+    function = ir.FunctionType(kind, [kind, kind])
+    look_up = cgutils.get_or_insert_function(builder.module, function, name)
+    return builder.bitcast(builder.call(look_up, [table, builder.bitcast(fours, kind)]), _WORDS)
 
 
 def _computed(builder: Any, word: Any, shift: int) -> Any:
-    """The number of `VALUES` for the 4 bits from `shift` on, in the upper half of each lane."""
+    """The number of `VALUES` for the 4 bits from `shift` on: its formula, rounded."""
     four = builder.and_(
         builder.lshr(word, _constant(_I32, shift, LANES)), _constant(_I32, 15, LANES)
     )
     flt = ir.FloatType()
+    cubic, linear = (_constant(flt, float(np.float32(factor)), LANES) for factor in FACTORS)
     u = builder.fadd(builder.sitofp(four, _FLOATS), _constant(flt, -7.5, LANES))
-    factor = builder.call(
-        fma(builder),
-        [
-            builder.fmul(u, u),
-            _constant(flt, float(np.float32(0.008)), LANES),
-            _constant(flt, 1.0, LANES),
-        ],
-    )
-    bits = builder.bitcast(builder.fmul(u, factor), _WORDS)
-    rounded = builder.add(bits, _constant(_I32, 0x8000, LANES))
-    return builder.and_(rounded, _constant(_I32, -(1 << 16), LANES))
+    factor = builder.call(fma(builder), [builder.fmul(u, u), cubic, linear])
+    kind = ir.FunctionType(_FLOATS, [_FLOATS])
+    rint = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
+    return builder.call(rint, [builder.fmul(u, factor)])
 
 
 def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> None:
@@ -99,23 +126,14 @@ def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> 
     stride = builder.add(
         builder.mul(width, _I64(LINES)), builder.lshr(width, _I64(1))
     )  # words of a group
+    add_group = _add_pairs_of_group if HAS_PAIRS else _add_floats_of_group
     with cgutils.for_range(builder, groups, intp=_I64) as loop:
-        start, inputs = builder.mul(loop.index, stride), builder.mul(loop.index, _I64(GROUP // 2))
-        sums = dict.fromkeys(places, zero)
-        for line in range(LINES):
-            here = builder.add(start, builder.mul(width, _I64(line)))
-            read = [
-                load_vector(builder, w, builder.add(here, _I64(n * LANES)), _WORDS, 4)
-                for n in range(vectors)
-            ]
-            for pair in range(4):
-                weights = [_looked_up(builder, word, pair) for word in read]
-                for r in range(rows):
-                    place = builder.add(builder.mul(x_stride, _I64(r)), inputs)
-                    place = builder.add(place, _I64(4 * line + pair))
-                    value = spread(builder, builder.load(builder.gep(x, [place]), typ=_I32))
-                    for n in range(vectors):
-                        sums[r, n] = add_pairs(builder, sums[r, n], value, weights[n])
+        start, inputs = builder.mul(loop.index, stride), builder.mul(loop.index, _I64(INPUT_WORDS))
+        rows_at = [
+            builder.gep(x, [builder.add(builder.mul(x_stride, _I64(r)), inputs)])
+            for r in range(rows)
+        ]
+        sums = add_group(builder, rows_at, builder.gep(w, [start]), width, vectors)
         scales_at = builder.add(start, builder.mul(width, _I64(LINES)))
         halves = builder.bitcast(builder.gep(w, [scales_at]), _I16.as_pointer())
         for n in range(vectors):
@@ -133,6 +151,43 @@ def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> 
         total = builder.fadd(builder.load(totals[r, n]), before)
         out = builder.bitcast(builder.gep(y, [offset]), _FLOATS.as_pointer())
         builder.store(total, out, align=4)
+
+
+def _add_pairs_of_group(builder: Any, x: Any, w: Any, width: Any, vectors: int) -> Any:
+    """The sums of one group by row and vector, of pairs of bfloat16."""
+    zero = ir.Constant(_FLOATS, [0.0] * LANES)
+    sums = {(r, n): zero for r in range(len(x)) for n in range(vectors)}
+    for line in range(LINES):
+        here = builder.mul(width, _I64(line))
+        read = [
+            load_vector(builder, w, builder.add(here, _I64(n * LANES)), _WORDS, 4)
+            for n in range(vectors)
+        ]
+        for pair in range(4):
+            weights = [_looked_up_pair(builder, word, pair) for word in read]
+            for r, row in enumerate(x):
+                value = builder.load(builder.gep(row, [_I64(4 * line + pair)]), typ=_I32)
+                value = spread(builder, value)
+                for n in range(vectors):
+                    sums[r, n] = add_pairs(builder, sums[r, n], value, weights[n])
+    return sums
+
+
+def _add_floats_of_group(builder: Any, x: Any, w: Any, width: Any, vectors: int) -> Any:
+    """The same in float32: one vector of outputs after another, since registers are few."""
+    sums = {}
+    for n in range(vectors):
+        own = [ir.Constant(_FLOATS, [0.0] * LANES)] * len(x)
+        for line in range(LINES):
+            here = builder.add(builder.mul(width, _I64(line)), _I64(n * LANES))
+            word = load_vector(builder, w, here, _WORDS, 4)
+            for k, weight in enumerate(_weights_of_a_word(builder, word)):
+                for r, row in enumerate(x):
+                    value = builder.load(builder.gep(row, [_I64(8 * line + k)]), typ=_I32)
+                    value = spread(builder, builder.bitcast(value, ir.FloatType()))
+                    own[r] = builder.call(fma(builder), [value, weight, own[r]])
+        sums.update({(r, n): total for r, total in enumerate(own)})
+    return sums
 
 
 @intrinsic
@@ -169,28 +224,35 @@ def _tile(y, y_stride, x, x_stride, w, width, groups, rows, vectors, adding):
 
 _HALF, _ONE, _16, _UPPER = np.uint32(0x7FFF), np.uint32(1), np.uint32(16), np.uint32(0xFFFF0000)
 _HALF_UP = np.uint32(0x8000)
+_PER_UNIT = np.float32(1 / _UNIT)
+
+
+@kernel(FLOAT32, returns=UINT32)
+def _rounded(number):
+    """The bits of a number rounded to bfloat16, of two equally near ones to the even one."""
+    bits = np.uint32(bits_of_float(number))
+    odd = np.uint32(np.uint32(bits >> _16) & _ONE)
+    return np.uint32(np.uint32(bits + np.uint32(_HALF + odd)) >> _16)
 
 
 @kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64)
 def pack_inputs(out, out_stride, x, x_stride, rows, depth):
-    """out (rows, words of whole groups) = x (rows, depth) in bfloat16, then zeros."""
+    """out (rows, words of whole groups) = x (rows, depth) as the products read it, then zeros."""
     for row in range(rows):
         own, line = skip(x, row * x_stride), skip(out, row * out_stride)
-        for i in range(depth // 2):
-            lower, upper = (
-                np.uint32(bits_of_float(own[2 * i])),
-                np.uint32(bits_of_float(own[2 * i + 1])),
-            )
-            # Rounded to the nearest, of two equally near ones to the even one.
-            lower = np.uint32(lower + np.uint32(_HALF + np.uint32(np.uint32(lower >> _16) & _ONE)))
-            upper = np.uint32(upper + np.uint32(_HALF + np.uint32(np.uint32(upper >> _16) & _ONE)))
-            line[i] = np.uint32(np.uint32(lower >> _16) | np.uint32(upper & _UPPER))
-        for i in range(depth // 2, out_stride):
-            line[i] = np.uint32(0)
-        if depth % 2:
-            last = np.uint32(bits_of_float(own[depth - 1]))
-            last = np.uint32(last + np.uint32(_HALF + np.uint32(np.uint32(last >> _16) & _ONE)))
-            line[depth // 2] = np.uint32(last >> _16)
+        if HAS_PAIRS:
+            for i in range(depth // 2):
+                upper = np.uint32(_rounded(own[2 * i + 1]) << _16)
+                line[i] = np.uint32(_rounded(own[2 * i]) | upper)
+            for i in range(depth // 2, out_stride):
+                line[i] = np.uint32(0)
+            if depth % 2:
+                line[depth // 2] = _rounded(own[depth - 1])
+        else:
+            for i in range(depth):
+                line[i] = np.uint32(bits_of_float(own[i] * _PER_UNIT))
+            for i in range(depth, out_stride):
+                line[i] = np.uint32(0)
 
 
 @kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64)

@@ -2,8 +2,9 @@
 
 A weight is a number of a table of 16 (`VALUES`) times the scale of its group: GROUP inputs that
 follow each other, of one output. The table is finer near 0, where most weights are: u (1 + 0.008
-u**2) for u = -7.5, -6.5, ..., 7.5. For normally distributed weights its mean squared error is 0.64
-of that of 16 equal steps up to the largest weight (docs/lab-notes.md).
+u**2) for u = -7.5, -6.5, ..., 7.5, enlarged so that the largest is 127, and rounded to integers,
+which a signed byte and a bfloat16 both hold exactly. For normally distributed weights its mean
+squared error is 0.64 of that of 16 equal steps up to the largest weight (docs/lab-notes.md).
 Letters: C inputs, N outputs, W width of a panel.
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from mygpt.cpu.common.layout import HAS_PAIRS
+
 GROUP = 32  # inputs that share a scale
 LINES = GROUP // 8  # lines of a group: a word holds 8 weights of one output
 _u = np.arange(16) - 7.5
-_exact = (_u * (1.0 + 0.008 * _u**2)).astype(np.float32)
-# Rounded to bfloat16, the upper half of a float32.
-VALUES = ((_exact.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
+_LARGEST = 127 / (7.5 * (1 + 0.008 * 7.5**2))
+FACTORS = 0.008 * _LARGEST, _LARGEST  # of u**3 and of u
+VALUES = np.rint(_u * (FACTORS[0] * _u**2 + FACTORS[1])).astype(np.float32)
 # Scales that are tried for a group, as fractions of the one with which its largest weight is exact.
 TRIED = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 1.05], np.float32)
 
@@ -36,6 +39,10 @@ TRIED = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 1.05], np.float32)
 #              | k + 7 | k + 5 | k + 3 | k + 1 | k + 6 | k + 4 | k + 2 | k   |
 #
 # vpermw looks both up at once: it uses the lowest 5 bits of each half, so the table is there twice.
+# Without bfloat16, vpshufb looks up the lower 4 bits of all bytes at once, then the upper 4.
+
+# Words of a group's inputs: two bfloat16 a word, or one float32.
+INPUT_WORDS = GROUP // 2 if HAS_PAIRS else GROUP
 
 
 def words_of(outputs: int, inputs: int) -> int:

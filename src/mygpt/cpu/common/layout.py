@@ -22,6 +22,8 @@ PANEL = VECTORS * LANES  # outputs of a packed matrix that follow each other in 
 # Instructions for products of bfloat16: vdpbf16ps on vectors (Zen 4, Cooper Lake and later), and
 # tdpbf16ps on the tile registers of AMX (Sapphire Rapids and later).
 HAS_PAIRS = bool(_FEATURES.get("avx512bf16")) and LANES == 16
+# Looking up a byte for each byte of a vector, in a table of 16 (vpshufb).
+HAS_SHUFFLE = bool(_FEATURES.get("avx512bw" if LANES == 16 else "avx2"))
 HAS_TILES = bool(_FEATURES.get("amx-tile") and _FEATURES.get("amx-bf16")) and LANES == 16
 # How products are computed: in float32, or of bfloat16 by vectors or by AMX's tile registers.
 FLOAT32, PAIRWISE, TILES = range(3)

@@ -19,7 +19,7 @@ from numba import types
 
 from mygpt.cpu.common.arithmetic import activate, f32, normalize, part_start
 from mygpt.cpu.common.int4 import multiply_int4, pack_inputs
-from mygpt.cpu.common.int4_format import GROUP
+from mygpt.cpu.common.int4_format import GROUP, INPUT_WORDS
 from mygpt.cpu.common.matmul import multiply, multiply_int8, set_bias
 from mygpt.cpu.common.simd import (
     FLOATS,
@@ -100,8 +100,8 @@ def _linear(y, y_stride, x, x_stride, rows, matrix, inputs, adding, part, parts)
     """y = x W + b, or y += x W + b, for the outputs of part number `part` of `parts`.
 
     y is (rows, N padded to whole vectors) and x (rows, C), float32; `matrix` points to a packed
-    matrix's description (see `layout`); `inputs` is this thread's buffer for x in bfloat16, which
-    weights of 4 bits are multiplied by. Each part computes whole panels.
+    matrix's description (see `layout`); `inputs` is this thread's buffer for x as weights of
+    4 bits are multiplied by it. Each part computes whole panels.
     """
     outputs, depth = matrix[at.OUTPUTS_PADDED], matrix[at.DEPTH]
     panels = (outputs + at.PANEL - 1) // at.PANEL
@@ -113,7 +113,7 @@ def _linear(y, y_stride, x, x_stride, rows, matrix, inputs, adding, part, parts)
         adding = 1  # the products are added to the bias
     if matrix[at.FORMAT] == at.IN_INT4:
         groups = (depth + GROUP - 1) // GROUP
-        stride = groups * (GROUP // 2)
+        stride = groups * INPUT_WORDS
         pack_inputs(inputs, stride, x, x_stride, rows, depth)
         w = skip(words(matrix[at.DATA]), groups * (GROUP // 8 * first + first // 2))
         multiply_int4(out, y_stride, inputs, stride, rows, w, count, groups, adding)

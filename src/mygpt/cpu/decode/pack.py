@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig, positions_for
 from mygpt.cpu.common.build import load_library
-from mygpt.cpu.common.int4_format import GROUP, TRIED, VALUES, words_of
+from mygpt.cpu.common.int4_format import GROUP, INPUT_WORDS, TRIED, VALUES, words_of
 from mygpt.cpu.common.layout import PANEL, Arena, padded, shape_of
 from mygpt.cpu.common.workers import run_on_threads, usable_cores
 from mygpt.cpu.decode import layout as at
@@ -175,11 +175,11 @@ class PackedModel:
         return row
 
     def _input_words(self) -> int:
-        """Words of the longest row of inputs in bfloat16; 0 where nothing is multiplied by them."""
+        """Words of the longest row of inputs of weights of 4 bits; 0 without such weights."""
         config = self.config
         attended = config.num_heads * padded(config.head_size)
         longest = max(config.embed_dim, attended, padded(config.mlp_hidden))
-        return -(-longest // GROUP) * (GROUP // 2) if self.format == at.IN_INT4 else 0
+        return -(-longest // GROUP) * INPUT_WORDS if self.format == at.IN_INT4 else 0
 
     def _matrix(
         self, weight: NDArray[Any], name: str, kind: int, rows: slice = slice(None)
