@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from mygpt import signals
+from mygpt.cli.compare import compare
 from mygpt.cli.convert import export, import_
 from mygpt.cli.data import data_app
 from mygpt.cli.demo import demo
@@ -66,8 +67,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 commands = (
-    train, generate, serve, explain, eval, report, reproduce, import_, export, info, plan,
-    demo, warmup, doctor, tokenize,
+    train, generate, serve, explain, eval, report, compare, reproduce, import_, export, info,
+    plan, demo, warmup, doctor, tokenize,
 )  # fmt: skip
 for command in commands:
     # Each paragraph of a docstring becomes one line, which Typer wraps to the terminal's width.

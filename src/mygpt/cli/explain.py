@@ -64,8 +64,9 @@ def explain(
     """
     if out is None and not terminal:
         raise InputError("explain needs an output: add --out PAGE or --terminal")
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"{out} exists: add --overwrite, or choose another --out")
+    from mygpt.views.page import require_free
+
+    require_free(out, overwrite=overwrite)
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     require_int("max_new_tokens", max_new_tokens, least=0)
     text = read_prompt(prompt, prompt_file, encoding, unknown)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mygpt.errors import InputError
+
 VIEWS = Path(__file__).parent
 _STYLES = ("static/style.css", "pages/page.css")
 
@@ -47,6 +49,12 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
+
+
+def require_free(out: Path | None, *, overwrite: bool) -> None:
+    """Raise `InputError` if the page `out` exists and is not to be overwritten."""
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"{out} exists: add --overwrite, or choose another --out")
 
 
 def make_page(entry: str, data: Any, *, title: str = "mygpt") -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mygpt.checkpoint.durable import remove_abandoned, write_durably
 from mygpt.decode.writer import Writer
-from mygpt.errors import InputError, MygptError
+from mygpt.errors import MygptError
 from mygpt.evaluation.baselines import Baselines, Row
 from mygpt.evaluation.copied import COPIED_CHARS, measure_novelty
 from mygpt.evaluation.ngram import uniform_loss
@@ -20,7 +20,7 @@ from mygpt.training.events import Finished
 from mygpt.training.history import History, Sample
 from mygpt.training.run import RunFolder
 from mygpt.views.explain import about, explain, page_data
-from mygpt.views.page import make_page
+from mygpt.views.page import make_page, require_free
 from mygpt.views.run import (
     Run,
     baselines_of,
@@ -65,8 +65,7 @@ def write_report(
         StorageError: if there is no space or no permission to write.
     """
     folder = RunFolder.of(path)
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"{out} exists: add --overwrite, or choose another --out")
+    require_free(out, overwrite=overwrite)
     page = make_page(
         "pages/report.js", report_data(read_run(folder, finished)), title="mygpt report"
     )

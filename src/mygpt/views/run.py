@@ -1,4 +1,4 @@
-"""A run for its report: read from its files, and described in text."""
+"""A run for its report or a comparison: read from its files, and described in text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from numpy.typing import NDArray
+
 from mygpt.checkpoint.locks import holder
 from mygpt.checkpoint.model_file import Checkpoint, another_programs, read_checkpoint
 from mygpt.data import is_store
@@ -17,7 +19,8 @@ from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.training.checkpointing import State
-from mygpt.training.corpus import Source, TrainingText, read_source
+from mygpt.training.config import TrainConfig
+from mygpt.training.corpus import Source, TrainingText, ValidatedText, read_source
 from mygpt.training.events import Finished, clock
 from mygpt.training.history import History, diagnose, read_log
 from mygpt.training.progress import StepLog
@@ -49,9 +52,7 @@ def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
     Raises:
         InputError: if there is no run, or it has no log.
     """
-    run.check_regular()
-    if not run.log_path.exists() and not run.exists:
-        raise _no_log(run)
+    require_run(run)
     state, note = run.load_state()
     try:
         history = read_log(run.log_path)
@@ -70,6 +71,13 @@ def read_run(run: RunFolder, finished: Finished | None = None) -> Run:
     return found
 
 
+def require_run(run: RunFolder) -> None:
+    """Raise `InputError` if there is no run, or it has no log, without reading its files."""
+    run.check_regular()
+    if not run.log_path.exists() and not run.exists:
+        raise _no_log(run)
+
+
 def _no_log(run: RunFolder) -> InputError:
     """The error for a path without a log of a mygpt training run."""
     model = next((path for path in (run.best_path, run.last_path) if path.exists()), run.name)
@@ -78,6 +86,11 @@ def _no_log(run: RunFolder) -> InputError:
     other = another_programs(run.folder)
     if model == run.name and other is not None:
         return CheckpointError(other)
+    if model.is_dir():
+        return CheckpointError(
+            f"{run.name} is not a run: it has no log.jsonl and no model; name a folder that "
+            "`mygpt train` wrote"
+        )
     return InputError(
         f"there is no log.jsonl in the folder of {model}, so there is no training to report on (an "
         f"imported model has none): `mygpt explain {shlex.quote(str(run.name))} --prompt TEXT "
@@ -162,11 +175,9 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
         return found, found.learned_tokens if exact else 0
     if run.source is None:
         return None, 0
-    text = TrainingText.encoded(run.source, run.state.tokenizer)
-    train_tokens = text.train_tokens[:]
-    if len(text.val_tokens) < 2:
+    train_tokens, judged = tokens_of(run.source, run.state)
+    if judged is None:
         return None, len(train_tokens)
-    judged = text.validated(text.val_tokens[: run.state.training.val_tokens or None])
     found = measure_baselines(
         train_tokens,
         judged.tokens,
@@ -176,6 +187,15 @@ def baselines_of(run: Run) -> tuple[Baselines | None, int]:
         predicted=judged.size,
     )
     return found, len(train_tokens)
+
+
+def tokens_of(source: Source, state: State) -> tuple[NDArray[Any], ValidatedText | None]:
+    """The training tokens, and the validation text; None if that has fewer than two tokens."""
+    text = TrainingText.encoded(source, state.tokenizer)
+    train_tokens = text.train_tokens[:]
+    if len(text.val_tokens) < 2:
+        return train_tokens, None
+    return train_tokens, text.validated(text.val_tokens[: state.training.val_tokens or None])
 
 
 def diagnosis_of(
@@ -250,8 +270,7 @@ def facts_of(run: Run, standing: Standing, num_train_tokens: int) -> Lines:
 def settings_of(state: State) -> Lines:
     """The model's shape and the training settings."""
     shape, config = state.config, state.training
-    windows = [f"{config.batch_size} windows of {config.seq_len} tokens"]
-    windows += [f"after {share:.0%}: {batch} of {time}" for share, time, batch in config.stages]
+    windows = [f"{config.batch_size} windows of {config.seq_len} tokens", *later_windows(config)]
     block = "the tutorial's" if shape.is_tutorial_block else f"{shape.norm} norm, {shape.mlp}"
     layers = f"{shape.num_layers} layers of {shape.num_heads} heads, width {shape.embed_dim}"
     smoothed = f", targets smoothed by n-grams to {config.ngram_smoothing:g} at most"
@@ -268,8 +287,13 @@ def settings_of(state: State) -> Lines:
             f"weight decay {config.weight_decay:g}, dropout {shape.dropout:g}{smoothed}",
         ),
         ("seed", f"{config.seed}"),
-        ("made with", _versions(state.provenance)),
+        ("made with", versions_of(state.provenance)),
     ]
+
+
+def later_windows(config: TrainConfig) -> list[str]:
+    """The windows of each later stage of a run in words."""
+    return [f"after {share:.0%}: {batch} of {time}" for share, time, batch in config.stages]
 
 
 def _length(state: State) -> str:
@@ -281,7 +305,8 @@ def _length(state: State) -> str:
     return f"{config.steps or 0:,} steps"
 
 
-def _versions(provenance: dict[str, Any]) -> str:
+def versions_of(provenance: dict[str, Any]) -> str:
+    """The versions and the platform that made a model."""
     named = ((name, provenance.get(name)) for name in ("mygpt", "torch", "python"))
     versions = [f"{name} {version}" for name, version in named if version]
     return ", ".join([*versions, str(provenance.get("platform", ""))]).removesuffix(", ")

@@ -38,6 +38,19 @@ export function addBox(parent, heading = "") {
   return box;
 }
 
+// Add a section with a list of notes, if there are any.
+export function addNotes(notes) {
+  if (!notes.length) return;
+  const items = notes.map((note) => make("li", {}, note));
+  addSection("notes", "Notes").append(make("ul", { class: "notes" }, ...items));
+}
+
+// The words with a capital letter and a full stop.
+export function sentence(words) {
+  const text = words.charAt(0).toUpperCase() + words.slice(1);
+  return /[.!?]$/.test(text) ? text : `${text}.`;
+}
+
 // Call `draw` now and whenever the width changes.
 export function keepDrawn(draw) {
   draw();

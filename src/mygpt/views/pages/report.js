@@ -10,6 +10,7 @@ import { renderTokens } from "../static/tokens.js";
 import { renderLine } from "./lines.js";
 import {
   addBox,
+  addNotes,
   addSection,
   attentionData,
   beginPage,
@@ -19,6 +20,7 @@ import {
   keepDrawn,
   pageData,
   quoted,
+  sentence,
   tokenData,
 } from "./parts.js";
 
@@ -36,7 +38,7 @@ function showReport(data) {
   showPassages(data);
   showReading(data);
   showPlan(data);
-  showNotes(data);
+  addNotes(data.notes.map(sentence));
 }
 
 function showCurves({ curves, troubles, standing }) {
@@ -174,16 +176,4 @@ function showPlan({ plan, commands }) {
   for (const [words, command] of commands) {
     if (command) box.append(commandBox(`${words}:`, command));
   }
-}
-
-function showNotes({ notes }) {
-  if (!notes.length) return;
-  const box = addSection("notes", "Notes");
-  box.append(make("ul", {}, ...notes.map((note) => make("li", {}, sentence(note)))));
-}
-
-// The words with a capital letter and a full stop.
-function sentence(words) {
-  const text = words.charAt(0).toUpperCase() + words.slice(1);
-  return /[.!?]$/.test(text) ? text : `${text}.`;
 }

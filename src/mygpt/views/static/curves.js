@@ -1,4 +1,4 @@
-// Loss curves against steps or seconds, with baselines as horizontal lines.
+// Loss curves against tokens, steps or seconds, with baselines as horizontal lines.
 
 import { make, makeSvg, moved, setAttribute, setText, stateOf } from "./dom.js";
 import { labelColumns, niceTicks, shortNumber } from "./axes.js";
@@ -7,12 +7,15 @@ import { grouped } from "./text.js";
 const MARGIN = { left: 44, right: 12, top: 14, bottom: 34 };
 const BASELINE_SPACE = 14; // pixels between the labels of two baselines
 const NAME_WIDTH = 100;
+// What the horizontal axis can be, and its name.
+const AXES = { tokens: "tokens", step: "steps", seconds: "seconds" };
 
 // Draw the curves into `element`, or update them.
-// data: { series: [{ name, role: "training" or "validation",
-//                    points: [{ step, seconds, loss }, ...] }],
+// data: { series: [{ name, role: "training", "validation" or "run-1" to "run-8",
+//                    points: [{ tokens, step, seconds, loss }, ...] }],
 //         best: { step, seconds, loss } or null, baselines: [{ name, loss }], unit }
-// options: { axis: "step" or "seconds", height (300), width (the element's) }
+// options: { axis: "tokens", "step" or "seconds" (the first that any point has),
+//            height (300), width (the element's) }
 export function renderCurves(element, data, options = {}) {
   const state = stateOf("curves", element, (box) => buildCurves(box, data));
   state.data = data;
@@ -25,15 +28,16 @@ export function renderCurves(element, data, options = {}) {
 function buildCurves(box, data) {
   const picture = makeSvg("svg", { class: "curves", tabindex: 0, role: "img" });
   const readout = make("p", { class: "readout", "aria-live": "polite" });
-  const state = { picture, readout, data, axis: "step", at: null };
-  const timed = data.series.some((one) => one.points.some((p) => Number.isFinite(p.seconds)));
-  const buttons = ["step", "seconds"].map((axis) => axisButton(state, axis));
+  const known = (axis) => data.series.some((one) => one.points.some((p) => Number.isFinite(p[axis])));
+  const axes = Object.keys(AXES).filter(known);
+  const state = { picture, readout, data, axis: axes[0] ?? "step", at: null };
+  const buttons = axes.map((axis) => axisButton(state, axis));
   const key = make("div", { class: "curves-key" });
   for (const { role, name } of data.series) {
     key.append(make("span", { class: `key key-${role}` }, name));
   }
   const head = make("div", { class: "curves-head" }, key);
-  if (timed) head.append(make("div", { class: "switch" }, ...buttons));
+  if (axes.length > 1) head.append(make("div", { class: "switch" }, ...buttons));
   state.buttons = buttons;
   box.append(head, picture, readout);
   picture.addEventListener("pointermove", (event) => pointAtCurve(state, event));
@@ -43,8 +47,7 @@ function buildCurves(box, data) {
 }
 
 function axisButton(state, axis) {
-  const words = axis === "step" ? "steps" : "seconds";
-  const button = make("button", { type: "button", "data-axis": axis }, words);
+  const button = make("button", { type: "button", "data-axis": axis }, AXES[axis]);
   button.addEventListener("click", () => {
     state.axis = axis;
     drawCurves(state);
@@ -106,8 +109,7 @@ function axisMarks({ scale, axis, data }) {
   }
   const unit = data.unit ?? "nats per token";
   const where = { class: "curve-axis", x: scale.right, y: scale.bottom + 30 };
-  const against = axis === "step" ? "steps" : "seconds";
-  marks.push(makeSvg("text", where, `loss in ${unit}, against ${against}`));
+  marks.push(makeSvg("text", where, `loss in ${unit}, against ${AXES[axis]}`));
   return marks;
 }
 
@@ -171,7 +173,8 @@ function showPoint(state, point) {
   setAttribute(dot, "cx", x);
   setAttribute(dot, "cy", state.scale.y(point.loss));
   const time = Number.isFinite(point.seconds) ? `, ${shortNumber(point.seconds)} s` : "";
-  const where = `at step ${grouped(point.step)}${time}`;
+  const read = Number.isFinite(point.tokens) ? `, ${grouped(point.tokens)} tokens` : "";
+  const where = `at step ${grouped(point.step)}${read}${time}`;
   setText(state.readout, `${point.name} ${point.loss.toFixed(4)} ${where}`);
 }
 
