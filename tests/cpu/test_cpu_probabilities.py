@@ -43,12 +43,7 @@ def test_a_race_is_the_readable_loop(name, threads):
         reference.visible_parts(len(text), 12, config.max_seq_len, overflow)
         for text, overflow in zip(texts, overflows, strict=True)
     ]
-
-    def fill() -> None:
-        decoding.noise[:] = generator.exponential(size=(6, 5))
-
     # The predictions of a step are checked before the race draws from them.
-    race = decoding.race(12, fill)
     for step in range(12):
         found = decoding.next_probabilities().copy()
         assert np.array_equal(decoding.next_probabilities(), found), "computed once, not twice"
@@ -61,8 +56,9 @@ def test_a_race_is_the_readable_loop(name, threads):
                 torch.tensor(decoding.logits(row))[None], SAMPLINGS[row], torch.tensor([text])
             )[0]
             assert np.abs(found[row] - expected.numpy()).max() < 1e-6
-        next(race)
-        drawn = [int((found[row] / decoding.noise[row]).argmax()) for row in range(6)]
+        noise = generator.exponential(size=(1, 6, 5)).astype(np.float32)
+        decoding.race(noise)
+        drawn = [int((found[row] / noise[0, row]).argmax()) for row in range(6)]
         for text, token in zip(texts, drawn, strict=True):
             text.append(token)
         if step < 11:
@@ -70,6 +66,18 @@ def test_a_race_is_the_readable_loop(name, threads):
         for row, text in enumerate(texts):  # equally many new tokens of texts of any length
             length = decoding._slots[row, at.LENGTH]
             assert decoding._memory.text[row, :length].tolist() == text
+
+
+def test_a_race_of_many_steps_is_that_of_one_step_at_a_time():
+    noise = np.random.default_rng(1).exponential(size=(9, 2, 5)).astype(np.float32)
+    requests = [request([1, 2], 9), request([3], 9, index=1)]
+    found = []
+    for sizes in ([9], [1] * 9, [4, 5]):
+        decoding = engine_of("modern").start(requests)
+        for part in np.split(noise, np.cumsum(sizes)[:-1]):
+            decoding.race(np.ascontiguousarray(part))
+        found.append(decoding._memory.text[:, :11].tolist())
+    assert found[0] == found[1] == found[2]
 
 
 def test_probabilities_of_many_rows_stay_within_their_buffers():

@@ -170,7 +170,7 @@ def fastest_decoder(call: GenerationCall) -> Decoder | LoopDecoder:
         )
     ]
     decoding = cpu_engine_of(call.model, parameters).start(requests)
-    return CpuDecoder(decoding, call.steps if from_torch else None)
+    return CpuDecoder(decoding, (rows, config.vocab_size) if from_torch else None)
 
 
 class _NothingToDraw:
@@ -189,24 +189,28 @@ class CpuDecoder:
 
     Args:
         decoding: the rows, which draw from their own streams of random numbers, or by argmax.
-        race: None, or the number of steps in which to draw what `torch.multinomial` would draw from
-            the global generator.
+        race: None, or (B, V) to draw what `torch.multinomial` would draw from the global generator.
     """
 
-    def __init__(self, decoding: CpuDecoding, race: int | None) -> None:
+    def __init__(self, decoding: CpuDecoding, race: tuple[int, int] | None) -> None:
         self.decoding = decoding
-        self._race: Iterator[None] | None = None
-        if race is not None:
-            self._race = decoding.race(race, torch.from_numpy(decoding.noise).exponential_)
+        self._race = race
 
     def advance(self, count: int) -> torch.Tensor:
         """(B, count) int64: the next tokens of each row."""
         if self._race is None:
             self.decoding.advance(count)
         else:
-            for _ in range(count):
-                next(self._race)
+            self._advance_as_torch(count, *self._race)
         return torch.from_numpy(self.decoding.last_ids(count))
+
+    def _advance_as_torch(self, count: int, rows: int, vocab_size: int) -> None:
+        while count > 0:
+            noise = torch.empty(min(count, self.decoding.steps_of_a_run), rows, vocab_size)
+            for step in noise:  # a call for all steps would give other numbers
+                step.exponential_()
+            self.decoding.race(noise.numpy())
+            count -= len(noise)
 
 
 @functools.cache

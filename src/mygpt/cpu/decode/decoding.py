@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,6 @@ _LONG_RUN = 2**40  # passes: as many as the time allows
 # Passes and seconds of a run from which on its time is that of its passes; starting it takes some
 # 30 us.
 _LEAST_TIMED, _LEAST_TIMED_S = 4, 0.001
-# Steps of `race` after which the number of threads is chosen again: a step becomes more work when
-# the window is full.
-_STEPS_BETWEEN_CHOICES = 32
 
 
 class Loop:
@@ -133,7 +130,12 @@ class Loop:
         if self.speculation is not None and most > 1 and self._is_plain(1):
             most_passes = self.speculation.choose(self._crowded, rows)
             self._job[at.MOST_DRAFTS] = self.speculation.drafts
-        return max(1, min(most, most_passes, int(_RUN_S / self._step_s)))
+        return max(1, min(most, most_passes, self.steps_in_time))
+
+    @property
+    def steps_in_time(self) -> int:
+        """How many steps like the last run's a run may have; 1 before the first."""
+        return max(1, int(_RUN_S / self._step_s)) if self._step_s else 1
 
     @property
     def _crowded(self) -> bool:
@@ -186,7 +188,7 @@ class Loop:
         else:
             self._kernel(address, 0)
         self._took_s = time.perf_counter() - start
-        if mode == at.DRAW:
+        if mode in (at.DRAW, at.RACE):
             self._step_s = self._took_s / steps
 
     def _check_processor_time(self, took_s: float, used_s: float) -> None:
@@ -218,7 +220,7 @@ class Loop:
 
 
 class CpuDecoding:
-    """See `mygpt.engine.Decoding`; `race` draws with numbers that the caller puts into `noise`."""
+    """See `mygpt.engine.Decoding`; `race` draws with the caller's random numbers."""
 
     draws_in_blocks = True
 
@@ -249,7 +251,6 @@ class CpuDecoding:
             self._memory, threads, None if drafts is None else drafts.begin(self._memory.job)
         )
         self._shared = False
-        self.noise = self._memory.noise
 
     def advance(self, most: int, least: int | None = None) -> list[list[int]]:
         """Draw tokens for each row; see `Decoding`."""
@@ -267,29 +268,32 @@ class CpuDecoding:
 
     def next_probabilities(self) -> NDArray[np.float32]:
         """Each row's next-token probabilities, (B, V), a view that the next call overwrites."""
-        self._prepare()
+        self._share_prompts()
+        self._memory.reserve_text(1)
+        self._loop.choose_threads()
         self._do(at.PREDICT, 1)
         return self._memory.probabilities[:, : self._config.vocab_size]
 
-    def race(self, steps: int, fill_noise: Callable[[], object]) -> Iterator[None]:
-        """Append `steps` tokens to each row, each the one of largest probability / noise.
+    @property
+    def steps_of_a_run(self) -> int:
+        """How many steps a run may have, so that Python can react to signals."""
+        return self._loop.steps_in_time
 
-        `fill_noise` puts new numbers into `noise` before each step; with numbers from Exp(1)
-        this draws from the probabilities. Yields after each step.
+    def race(self, noise: NDArray[np.float32]) -> None:
+        """Append tokens to each row, each the one of largest probability / noise.
+
+        With numbers from Exp(1) this draws from the probabilities.
+
+        Args:
+            noise: (steps, B, V); see `steps_of_a_run`.
         """
-        self.next_probabilities()
-        for step in range(steps):
-            if step and step % _STEPS_BETWEEN_CHOICES == 0:
-                self._prepare()
-            fill_noise()
-            self._do(at.RACE, int(step < steps - 1))  # then predict the next token, if any
-            yield
-
-    def _prepare(self) -> None:
-        """Memory and threads for the next steps of `race`."""
+        steps = len(noise)
         self._share_prompts()
-        self._memory.reserve_text(_STEPS_BETWEEN_CHOICES + 1)
+        self._memory.reserve_text(steps + 1)
         self._loop.choose_threads()
+        self._slots[:, at.GOAL] = self._slots[:, at.DRAWN] + steps
+        self._memory.job[at.NOISE] = noise.ctypes.data
+        self._do(at.RACE, steps)
 
     def last_ids(self, count: int) -> NDArray[np.int64]:
         """(B, count) the last tokens of rows that are equally long, a copy."""

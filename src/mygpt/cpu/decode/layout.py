@@ -22,7 +22,7 @@ from mygpt.cpu.common.layout import GELU, LANES, PANEL, RMS_NORM, ROWS, SWIGLU, 
 
 # MODE: what a run does with each active slot.
 # PREFILL reads all tokens but the last one into the caches. DRAW draws tokens. PREDICT leaves
-# probabilities for the caller. RACE first appends argmax(probability / noise), then does PREDICT.
+# probabilities for the caller. RACE appends argmax(probability / noise), with the caller's noise.
 PREFILL, DRAW, PREDICT, RACE = 0, 1, 2, 3
 
 # STATUS of a slot. The last two are failures: logits that are not finite, and finite logits that a

@@ -29,7 +29,7 @@ from __future__ import annotations
 import numpy as np
 
 from mygpt.cpu.common.arithmetic import part_start
-from mygpt.cpu.common.simd import INT64, INTS, floats, int8s, ints, kernel, skip
+from mygpt.cpu.common.simd import FLOATS, INT64, INTS, floats, int8s, ints, kernel, skip
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.draft import write_drafts
 from mygpt.cpu.decode.forward import barrier, forward
@@ -150,23 +150,17 @@ def _append(job, number, slot, token):
         slot[at.LOGITS_ROW] = -1
 
 
-@kernel(INTS)
-def _race(job):
-    """Append to each active slot the token with the largest probability / noise.
+@kernel(FLOATS, FLOATS, INT64, returns=INT64)
+def _race(weights, noise, vocab):
+    """The token with the largest weight / noise.
 
-    With noise from Exp(1) this draws from the probabilities, as torch.multinomial draws one token.
+    With noise from Exp(1) this draws from the weights, as torch.multinomial draws one token.
     """
     # The "exponential race": noise[i] / p[i] is exponential with rate p[i], and of independent
     # exponential numbers the smallest is number i with probability p[i] / (sum of p).
-    vocab = job[at.VOCAB]
-    for number in range(job[at.SLOTS]):
-        slot = skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)
-        if slot[at.STATUS] == at.ACTIVE:
-            weights = skip(floats(job[at.PROBABILITIES]), number * job[at.VOCAB_STRIDE])
-            noise = skip(floats(job[at.NOISE]), number * vocab)
-            for i in range(vocab):
-                weights[i] /= noise[i]
-            _append(job, number, slot, argmax(weights, vocab))
+    for i in range(vocab):
+        weights[i] /= noise[i]
+    return argmax(weights, vocab)
 
 
 @kernel(INTS, INT64, INT64, INTS, INT64, returns=INT64)
@@ -190,8 +184,12 @@ def _sample_one(job, thread, number, slot, ahead):
         slot[at.STATUS] = -token
         job[at.FAILED] = 1
         return 0
-    if job[at.MODE] != at.DRAW:
+    if job[at.MODE] == at.PREDICT:
         return 0
+    if job[at.MODE] == at.RACE:  # the noise is (steps, slots, V); STEPS_DONE counts this step
+        line = (slot[at.STEPS_DONE] - 1) * job[at.SLOTS] + number
+        weights = skip(floats(job[at.PROBABILITIES]), number * stride)
+        token = _race(weights, skip(floats(job[at.NOISE]), line * vocab), vocab)
     draft = ints(job[at.TEXT])[number * job[at.TEXT_STRIDE] + slot[at.LENGTH]]
     _append(job, number, slot, token)
     if is_last or slot[at.STATUS] != at.ACTIVE:
@@ -228,8 +226,6 @@ def run(job_address, thread):
     # listed, and before it lists again, there is a barrier.
     job = ints(job_address)
     if thread == 0:
-        if job[at.MODE] == at.RACE:
-            _race(job)
         for number in range(job[at.SLOTS]):
             skip(ints(job[at.SLOT_TABLE]), number * at.SLOT_SIZE)[at.STEPS_DONE] = 0
     for step in range(job[at.STEPS]):

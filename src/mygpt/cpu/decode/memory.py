@@ -49,7 +49,6 @@ class Memory:
         probabilities: (B, V padded) float32.
         logits: (B + spare, V padded) float32, in the order of the last step's outputs (see
             LOGITS_ROW), of which those of drafts need the spare rows.
-        noise: (B, V) float32, filled by the caller of `CpuDecoding.race`.
     """
 
     def __init__(
@@ -171,7 +170,6 @@ class Memory:
             at.PROBABILITIES: count * vocab,
             at.LOGITS: (count + int(job[at.SPARE_OUTPUTS])) * vocab,
             at.GUESS: vocab,
-            at.NOISE: count * self.config.vocab_size,
         } | dict.fromkeys(range(at.ROW_SLOT, at.OUTPUT_POSITION + 1), 2 * rows)
         # Sizes are in float32; every buffer is rounded up to whole cache lines.
         starts = np.cumsum([0, *(-(-size // 16) * 16 for size in sizes.values())])
@@ -186,7 +184,6 @@ class Memory:
             return self._buffers[places[place] :][:size].reshape(-1, columns)
 
         self.probabilities, self.logits = view(at.PROBABILITIES, vocab), view(at.LOGITS, vocab)
-        self.noise = view(at.NOISE, self.config.vocab_size)
         self._barrier = self._buffers[places[at.BARRIER] :][:16]
 
     def reset_barrier(self) -> None:
