@@ -72,13 +72,30 @@ def palm_flops_per_token(parameters: int, *, layers: int, width: int, window: in
     return 6 * parameters + 12 * layers * width * window
 
 
-def plain_steps(make: Callable[[], Any], steps: int) -> Timed:
-    """Train a plain recipe for `steps` (at least 2); the first step is not timed."""
+def plain_steps(
+    make: Callable[[], Any], steps: int, *, compiled: bool = False, autocast: bool = False
+) -> Timed:
+    """Train a plain recipe for `steps` (at least 2); the first step is not timed.
+
+    Args:
+        make: gives the recipe.
+        steps: how many.
+        compiled: whether torch.compile runs the model; the first step compiles it.
+        autocast: whether torch's autocast computes products in bfloat16.
+    """
     recipe = make()
-    first = recipe.step(0.0).item()
+    if compiled:
+        recipe.model.compile()
+
+    def step(done: float) -> torch.Tensor:
+        # A context for each step: within one, autocast keeps the rounded weights.
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return recipe.step(done)
+
+    first = step(0.0).item()
     began = time.perf_counter()
     for number in range(1, steps):
-        loss = recipe.step(number / steps)
+        loss = step(number / steps)
     last = loss.item()
     seconds = time.perf_counter() - began
     parameters = sum(p.numel() for p in recipe.model.parameters())
@@ -97,6 +114,17 @@ def gemm_gflops(rows: int = _GEMM_ROWS, repetitions: int = 5) -> float:
     return 2 * rows**3 / statistics.median(times) / 1e9
 
 
+def plain_contestants(name: str, run: Callable[..., Timed], positions: int) -> list[Contestant]:
+    """A plain recipe as it is, by torch.compile, and in bfloat16 too."""
+    ways = {
+        name: {},
+        f"{name}, torch.compile": {"compiled": True},
+        f"{name}, bfloat16 autocast": {"autocast": True},
+        f"{name}, both": {"compiled": True, "autocast": True},
+    }
+    return [Contestant(label, partial(run, **way), positions) for label, way in ways.items()]
+
+
 def tutorial_match(path: str, data: torch.Tensor, vocab_size: int) -> Match:
     """The tutorial's model, learning rate, batches and seeds: both have the same final loss."""
     positions = tutorial.WINDOW * tutorial.C
@@ -108,7 +136,7 @@ def tutorial_match(path: str, data: torch.Tensor, vocab_size: int) -> Match:
         tutorial.C,
         tutorial.WINDOW,
         [
-            Contestant("the tutorial's loop", plain, positions),
+            *plain_contestants("the tutorial's loop", plain, positions),
             Contestant("mygpt", partial(ours.tutorial_step, path), positions),
         ],
     )
@@ -127,7 +155,7 @@ def large_match(path: str, data: torch.Tensor, vocab_size: int, shape: nanogpt.S
         shape.width,
         shape.window,
         [
-            Contestant("nanoGPT-style code", plain, positions),
+            *plain_contestants("nanoGPT-style code", plain, positions),
             Contestant("mygpt, the same block", partial(own, modern=False), positions),
             Contestant("mygpt, the modern block", partial(own, modern=True), 0),
         ],
