@@ -52,6 +52,11 @@ bench-texts: .venv/ready
 bench-generation: .venv-bench/ready
 	PYTHONPATH=src .venv-bench/bin/python -m benchmarks.generation
 
+# Logit lens, contributions, ablation, patching and head scores compared with TransformerLens,
+# in the environment of bench-generation.
+bench-inside: .venv-bench/ready
+	PYTHONPATH=src .venv-bench/bin/python -m benchmarks.inside
+
 # `mygpt serve` beside llama.cpp's server; LLAMA_SERVER is that program, built from its sources.
 bench-serving: .venv/ready-dev
 	$(BIN)/python -m benchmarks.serving $(LLAMA_SERVER)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+import torch
 from tokenizers import models, normalizers, pre_tokenizers
 
 import mygpt
@@ -101,6 +102,28 @@ def test_one_window_is_no_nan_in_json(run: Path, shell: Shell, tmp_path: Path) -
     assert "(standard error unknown)" in shell.printed(run, tmp_path / "short.txt")
 
 
+def test_ablations_give_the_losses_of_the_ablated_model(run: Path, shell: Shell) -> None:
+    """The same as a module whose output projections are zero, by torch's forward pass."""
+    (run.parent / "part.txt").write_text(TEXT[:16])
+    options = ("--ablate", "1.1", "--ablate", "mlp1")
+    printed = json.loads(shell.printed(run, run.parent / "part.txt", *options, "--json"))
+    assert printed["ablated"] == ["1.1", "mlp1"]
+    writer = mygpt.load(run)
+    size, tokenizer = writer.config.head_size, writer.tokenizer
+    ids = [tokenizer.end_of_text, *tokenizer.encode_array(TEXT[:16]).tolist()]  # one window
+    with torch.no_grad():
+        block = writer.model.blocks[0]
+        block.attention.output.weight[:, :size] = 0
+        for parameter in block.mlp.output.parameters():
+            parameter.zero_()
+        loss = writer.model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]))[1]
+    full = printed["results"]["full"]
+    assert full["loss"] == pytest.approx(float(loss), abs=1e-4)
+    shown = shell.printed(run, run.parent / "part.txt", *options)
+    assert "ablated: 1.1, mlp1" in shown.splitlines()
+    assert "ablated" not in shell.printed(run, run.parent / "part.txt")
+
+
 @pytest.mark.parametrize(
     ("file", "options", "message"),
     [
@@ -109,6 +132,8 @@ def test_one_window_is_no_nan_in_json(run: Path, shell: Shell, tmp_path: Path) -
         ("squares.txt", ["--protocol", "fast"], "choose full, nanogpt, both"),
         ("squares.txt", ["--last", 0], "last=0.0 must be"),
         ("squares.txt", ["--last", "nan"], "last=nan must be"),
+        ("squares.txt", ["--ablate", "0.1"], "choose a head from 1.1 to 1."),
+        ("squares.txt", ["--ablate", "mlp2"], "with a number from 1 to 1 (mlp1)"),
         ("none.txt", [], "does not exist"),
         ("greek.txt", [], "not in the vocabulary"),
         ("short.txt", ["--protocol", "nanogpt"], "too short for windows of 16: choose at most 10"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mygpt.checkpoint.model_file import Checkpoint
+    from mygpt.evaluation.ablation import Part
     from mygpt.evaluation.baselines import Baselines
     from mygpt.evaluation.losses import Evaluation
     from mygpt.text import Document
@@ -89,19 +90,31 @@ def eval(
             "text). keep: encode them as the unknown token. drop: remove them from the text."
         ),
     ] = "error",
+    ablate: Annotated[
+        list[str] | None,
+        options.option(
+            "Switch a part of the model off: 1.3 is head 3 of block 1, counted from 1 as on the "
+            "pages; attention1, mlp1 and block1 are the attention, the MLP and both of block 1. "
+            "May be repeated."
+        ),
+    ] = None,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
     """Measure a model's loss on a text, and compare it with n-gram models and compressors.
 
     Example: mygpt eval runs/poems poems.txt --last 0.1 --protocol both
+
+    Without two parts: mygpt eval runs/poems poems.txt --last 0.1 --ablate 1.3 --ablate mlp1
     """
     from mygpt.checkpoint.model_file import read_checkpoint, resolve
+    from mygpt.evaluation.ablation import Part, ablated
     from mygpt.evaluation.baselines import measure_baselines
 
     if protocol not in _PROTOCOLS:
         raise InputError(f"protocol={protocol!r} is not known: choose {', '.join(_PROTOCOLS)}")
     found = read_checkpoint(resolve(checkpoint))
+    parts = [Part.parse(name, found.config) for name in ablate or []]
     if window is not None and not 1 <= window <= found.config.max_seq_len:
         raise InputError(
             f"window={window} does not fit the model: choose 1 to {found.config.max_seq_len}"
@@ -112,7 +125,7 @@ def eval(
         raise InputError(f"last={last} must be a fraction of the text: above 0, at most 1")
     how = _how_to_read(found, (file, train), encoding, field, split_documents)
     text = _read_text(found, file, last, train, unknown, how)
-    results = _evaluate(found, text, protocol, window, stride, device)
+    results = _evaluate(ablated(found, parts), text, protocol, window, stride, device)
     baselines = measure_baselines(
         text.train_tokens,
         text.tokens,
@@ -122,9 +135,9 @@ def eval(
         predicted=text.size,
     )
     if json:
-        _print_json(found, text, results, baselines)
+        _print_json(found, parts, text, results, baselines)
     else:
-        for line in _lines(found, text, results, baselines):
+        for line in _lines(found, parts, text, results, baselines):
             say(line)
 
 
@@ -268,7 +281,11 @@ def _evaluate(
 
 
 def _lines(
-    found: Checkpoint, text: _Text, results: dict[str, Evaluation], baselines: Baselines
+    found: Checkpoint,
+    parts: list[Part],
+    text: _Text,
+    results: dict[str, Evaluation],
+    baselines: Baselines,
 ) -> list[str]:
     """The results as lines of text."""
     characters = "" if baselines.num_chars is None else f"{baselines.num_chars:,} characters, "
@@ -276,6 +293,8 @@ def _lines(
         f"{found.path} on {text.name}: {baselines.tokens:,} tokens, {characters}"
         f"{baselines.num_bytes:,} bytes"
     ]
+    if parts:
+        lines.append(f"ablated: {', '.join(map(str, parts))}")
     rows = [(row.bits_per_byte, row.name, row.loss) for row in baselines.rows()]
     for protocol, result in results.items():
         per_char = result.bits_per_char
@@ -317,10 +336,15 @@ def _described(protocol: str, result: Evaluation) -> str:
 
 
 def _print_json(
-    found: Checkpoint, text: _Text, results: dict[str, Evaluation], baselines: Baselines
+    found: Checkpoint,
+    parts: list[Part],
+    text: _Text,
+    results: dict[str, Evaluation],
+    baselines: Baselines,
 ) -> None:
     values = {
         "checkpoint": str(found.path),
+        "ablated": [str(part) for part in parts],
         "text": text.name,
         "warning": text.warning,
         "notes": text.notes,

@@ -201,13 +201,28 @@ class Backend:
         The caller may change it, so that from then on all engines run this model.
         """
         if self._model is None:
-            from mygpt.machine import choose_device, choose_dtype
-
-            assert isinstance(self._given, Checkpoint)
-            device = choose_device(self._device)
-            dtype = choose_dtype("float32" if self._dtype in QUANTIZED else self._dtype, device)
-            self._model = self._given.build_model().to(device, dtype).eval()
+            self._model = self._built
         return self._model
+
+    @property
+    def source(self) -> GPT | Checkpoint:
+        """What the engines run: the torch model, if there is one, else the checkpoint."""
+        return self._given if self._model is None else self._model
+
+    @property
+    def read_only_model(self) -> GPT:
+        """The torch model, which the caller does not change: the choice of engines stays."""
+        return self._built if self._model is None else self._model
+
+    @functools.cached_property
+    def _built(self) -> GPT:
+        """The checkpoint as a torch model, in eval mode."""
+        from mygpt.machine import choose_device, choose_dtype
+
+        assert isinstance(self._given, Checkpoint)
+        device = choose_device(self._device)
+        dtype = choose_dtype("float32" if self._dtype in QUANTIZED else self._dtype, device)
+        return self._given.build_model().to(device, dtype).eval()
 
     def choose(self, tokens: int, reads: int | None = None) -> Choice:
         """The engine for so many tokens, and why; see `choose_engine`."""

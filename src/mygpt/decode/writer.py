@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mygpt.core.model import GPT
     from mygpt.cpu.decode.speculation import Drafts
     from mygpt.decode.numpy_network import Reading
+    from mygpt.evaluation.head_scores import HeadScores
+    from mygpt.evaluation.inside import Inside, Patch
 
 # Steps of small models are so short that one call for each would cost time: a call makes as many
 # steps as fit in this time.
@@ -79,15 +81,12 @@ class Writer:
         self.config: GPTConfig = model.config
         self.tokenizer = tokenizer
         self.provenance = provenance or {}
-        self._drafts_from = drafts_from
-        self.backend = Backend(
-            model,
-            device=device,
-            dtype=dtype,
-            engine=engine,
-            compile=compile,
-            make_drafts=self._make_drafts if speculate else None,
-        )
+        self._drafts_from, self._speculate = drafts_from, speculate
+        self._engine_options: dict[str, Any] = {
+            "device": device, "dtype": dtype, "engine": engine, "compile": compile
+        }  # fmt: skip
+        make_drafts = self._make_drafts if speculate else None
+        self.backend = Backend(model, **self._engine_options, make_drafts=make_drafts)
 
     def __repr__(self) -> str:
         return (
@@ -121,6 +120,58 @@ class Writer:
             InputError: for no token, or more than fit in the window.
         """
         return self.backend.network().read_all(ids, shown)
+
+    def inside(self, text: str | Sequence[int], patches: Sequence[Patch] = ()) -> Inside:
+        """What happens inside the model as it reads a text; torch runs it.
+
+        Args:
+            text: a text or its ids, at most as long as the window.
+            patches: activations of another text, from its `Inside.patch`, that replace this one's.
+
+        Returns:
+            Logits, losses, residual stream, heads and attention as arrays, with the logit lens and
+            the contributions to a logit as methods; see `mygpt.evaluation.inside.Inside`.
+
+        Raises:
+            InputError: for ids or patches that do not fit the model or the text.
+            UnknownTokenError: for characters outside the vocabulary.
+        """
+        from mygpt.evaluation.inside import read_activations
+
+        ids = self.prompt_ids(text) if isinstance(text, str) else text
+        return read_activations(self.backend.read_only_model, ids, patches)
+
+    def ablated(self, *parts: str) -> Writer:
+        """A `Writer` of the model with parts switched off; this one stays as it is.
+
+        Args:
+            parts: "1.3" is head 3 of block 1, counted from 1 as on the pages; "attention1", "mlp1"
+                and "block1" are the attention, the MLP and both of block 1.
+
+        Raises:
+            InputError: for a part that the model does not have.
+        """
+        from mygpt.evaluation.ablation import Part, ablated
+
+        found = [Part.parse(part, self.config) for part in parts]
+        return Writer(
+            ablated(self.backend.source, found),
+            self.tokenizer,
+            self.provenance,
+            **self._engine_options,
+            speculate=self._speculate,
+            drafts_from=self._drafts_from,
+        )
+
+    def head_scores(self, *, seed: int = 0) -> HeadScores:
+        """Which heads attend to the previous token, the same token before, or the one after that.
+
+        Measured on random tokens that are repeated, which `seed` draws; see
+        `mygpt.evaluation.head_scores.HeadScores`.
+        """
+        from mygpt.evaluation.head_scores import measure_heads
+
+        return measure_heads(self.backend.read_only_model, seed=seed)
 
     def _make_drafts(self) -> Drafts:
         """Drafts from the table, if there is one that can be used, and from the text itself."""
