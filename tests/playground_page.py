@@ -110,7 +110,7 @@ def check_bars(page: Page, ids: list[int], settings: dict) -> None:
 
     def agree() -> bool:
         bars = page.bars()
-        return len(bars) >= min(20, len(before)) and all(
+        return len(bars) >= min(10, len(before)) and all(
             bars[i] == pytest.approx((before[i], after[i]), rel=1e-6, abs=1e-12) for i in bars
         )
 

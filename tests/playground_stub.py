@@ -27,12 +27,14 @@ class MadeUp:
 
     def __init__(self, texts: list[str], name: str = "stub", fixed: list | None = None) -> None:
         self.texts, self.name, self.window, self.fixed = texts, name, WINDOW, fixed
+        self.ends: list[int] = []  # ids after which a text ends
 
     def encode(self, text: str) -> list[int]:
         ids = {text: n for n, text in enumerate(self.texts)}
         unknown = sorted(set(text) - set(ids))
         if unknown:
-            raise UnknownError(f"unknown character {unknown[0]!r}: the model never saw it")
+            words = f"unknown character {unknown[0]!r}: the model never saw it"
+            raise UnknownError(f'{words}; send "unknown": "drop" to drop them')
         return [ids[char] for char in text] or [0]
 
     def logits(self, ids: list[int]) -> list[float]:
@@ -57,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
             facts = {
                 "name": model.name, "checkpoint": "runs/stub", "parameters": 1234, "shape": {},
                 "window": model.window, "vocab_size": len(model.texts), "tokenizer": "char",
+                "ends": model.ends, "end_of_text": model.ends[0] if model.ends else None,
             }  # fmt: skip
             if len(model.texts) <= SMALL_VOCABULARY:
                 facts["tokens"] = model.texts

@@ -54,6 +54,8 @@ def test_unknown_characters_raise_an_error():
     assert isinstance(caught.value, ValueError)
     message = str(caught.value)
     assert r"vocabulary of 3: '\n' 'q' 'z' (first at position 2)" in message
+    with pytest.raises(UnknownTokenError, match="vocabulary of 4: 'q'"):  # as models state it
+        CharTokenizer("abc", end_of_text=True).encode("q")
     with pytest.raises(
         UnknownTokenError,
         match=r" 'é' '\u0301' '\\u202e' \(U\+00E9 U\+0301 U\+202E; first at position 0\)",

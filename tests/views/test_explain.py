@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from mygpt.core.config import SamplingConfig
 from mygpt.decode.numpy_network import Network
 from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
-from mygpt.views.explain import about, explain, explain_page, page_data, positions_to_show
+from mygpt.views.explain import (
+    Alternative,
+    Prediction,
+    about,
+    explain,
+    explain_page,
+    page_data,
+    positions_to_show,
+)  # fmt: skip
 from mygpt.views.page import VIEWS, bundle, embedded_json, make_page
 from offline_pages import (
     Page,
@@ -337,14 +346,18 @@ def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
         assert [None if one is None else float(one) for one in shown] == [
             None if one is None else pytest.approx(one, rel=1e-4) for one in expected
         ]
-        assert shown_bars(driver) == expected_bars(found.next)
+        first = found.written[0]
+        assert shown_bars(driver)[:12] == expected_bars(first.prediction)
+        assert driver.find_element("css selector", ".token[aria-current]") == tokens[20]
         tokens[-1].click()
         assert shown_bars(driver) == expected_bars(found.places[-1].prediction)
+        assert driver.find_element("css selector", ".token[aria-current]") == tokens[-1]
         assert "Alternatives to" in driver.find_element("css selector", ".chosen").text
         tokens[3].click()
         assert "longer than its context window" in driver.find_element("css selector", "#text").text
-        driver.find_element("xpath", "//button[.='Show the next token']").click()
+        driver.find_element("xpath", "//button[.='Show the token after the text']").click()
         assert shown_bars(driver) == expected_bars(found.next)
+        assert driver.find_element("css selector", ".chosen").text == "The token after the text"
         assert len(driver.find_elements("css selector", "#attention svg path.grid-cells")) > 3
         shown = driver.find_element("css selector", "#attention .readout").text
         assert shown.endswith(f": {farthest_weight(found.weights):.1%}")
@@ -409,16 +422,57 @@ def test_an_output_is_needed(saved, shell):
     assert "needs an output: add --out PAGE or --terminal" in shell.refused(saved, "-p", "ab")
 
 
-def test_the_command_in_the_page_writes_the_same_text(saved, shell, tmp_path, capsys):
+def test_the_command_in_the_page_writes_the_same_text(saved, shell, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the command names the model without its folder
     out = tmp_path / "page.html"
     options = ["-n", 30, "--seed", 9, "--temperature", 3.0, "--top-k", 4, "--min-p", 0.01]
     shell(saved, "-p", "a bc", "--out", out, *options)
     data = Page(out.read_text()).data
     program, *args = shlex.split(data["about"]["command"])
     assert program == "mygpt"
-    assert args[-10:-4] == ["--temperature", "3.0", "--top-k", "4", "--min-p", "0.01"]
+    assert args[-8:-2] == ["--temperature", "3.0", "--top-k", "4", "--min-p", "0.01"]
+    assert "--engine" not in args
     written = Shell(capsys).printed(*args)
     assert written.rstrip("\n") == "".join(token["text"] for token in data["tokens"]).rstrip("\n")
+
+
+def test_no_folder_of_this_machine_is_in_the_page(saved, shell, tmp_path, monkeypatch):
+    """The page is sent to others, and had the model's absolute path as its title."""
+    monkeypatch.chdir(tmp_path)
+    shell.printed(saved, "-p", "ab", "--out", "page.html", "--seed", 1)
+    page = Path("page.html").read_text()
+    assert str(tmp_path) not in page
+    assert Page(page).data["about"]["name"] == saved.name
+
+
+# The ten listed tokens have everything after rounding; of the two others, the filters keep `kept`.
+def left_over(kept: int) -> Prediction:
+    listed = [Alternative(n, "x", 0.1, 0.1) for n in range(10)]
+    return Prediction(listed, others=2, kept=10 + kept)
+
+
+@pytest.mark.parametrize(("kept", "shown"), [(2, "<0.01%"), (0, "out")])
+def test_improbable_tokens_are_not_shown_as_filtered_out(kept, shown, capsys):
+    """ "No token is filtered out" stood beside "82 others out": their sum was rounded to 0."""
+    found = explain(checkpoint_of(SHAPE), "ab", max_new_tokens=1)
+    cli_explain._show(replace(found, next=left_over(kept)))
+    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == shown
+
+
+@pytest.mark.browser
+def test_improbable_tokens_are_not_shown_as_filtered_out_in_the_page(tmp_path):
+    made = checkpoint_of(SHAPE)
+    found = explain(made, "ab", max_new_tokens=0)
+    page = tmp_path / "page.html"
+    with chromium(tmp_path / "profile") as driver:
+        for kept, shown in ((2, "<0.01%"), (0, "out")):
+            seen = replace(found, next=left_over(kept))
+            page.write_text(explain_page(seen, about(made, name="m", command="c")))
+            open_page(driver, page)
+            others = driver.find_element("css selector", ".is-others .bar-number")
+            assert others.text.endswith(shown)
+            words = driver.find_element("css selector", "#text").text
+            assert ("No token is filtered out." in words) is (kept == 2)
 
 
 def test_the_terminal_shows_plain_text_when_piped(saved, shell):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -246,6 +247,140 @@ def test_by_keyboard_alone(browser):
         assert "2 back: 33.3%" in page.find("#attention-box .readout").text
 
 
+def test_bars_and_strip_are_in_view_when_a_text_is_begun(browser):
+    """At 1280 x 900 the bars began under the fold, and the random number's strip at 1,066 px."""
+    with sized(browser, 1280, 900), opened(browser) as page:
+        page.type_prompt("ab")
+        page.click("step")
+        page.written(1)
+        lowest = "return document.querySelector('#strip').getBoundingClientRect().bottom"
+        assert browser.execute_script(lowest) <= 900
+
+
+def test_a_moved_slider_shows_on_a_narrow_page(browser):
+    """At 400 px the bars were out of sight of the sliders."""
+    with sized(browser, 400, 800), opened(browser) as page:
+        page.type_prompt("ab")
+        slider = page.find("#control-min_p")
+        browser.execute_script("arguments[0].scrollIntoView({ block: 'start' })", slider)
+        bars = page.all("#preview .bar")
+        before = [bar.text for bar in bars]
+        page.set(temperature=0.4)
+        page.until(lambda: [bar.text for bar in bars] != before)
+        places = [browser.execute_script(BOX, bar) for bar in bars]
+        assert all(0 <= top < bottom <= 800 for top, bottom in places)
+        likeliest = max(expected(LETTERS, LETTERS.encode("ab"), {"temperature": 0.4}))
+        assert f"{100 * likeliest:.1f}%" in bars[0].text
+
+
+BOX = "const box = arguments[0].getBoundingClientRect(); return [box.top, box.bottom];"
+
+
+@contextmanager
+def sized(browser, width: int, height: int) -> Iterator[None]:
+    """A viewport of this size."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_controls_are_in_the_order_in_which_they_are_applied(browser):
+    """The repetition penalty was the last one and said that it is applied first."""
+    with opened(browser) as page:
+        page.until(lambda: page.bars())
+        labels = [label.text for label in page.all("#controls label")]
+        assert labels == ["Repetition penalty", "Temperature", "Top-k", "Top-p", "Min-p"]
+
+
+def test_the_preset_of_the_present_settings_is_marked(browser):
+    with opened(browser) as page:
+        page.until(lambda: page.bars())
+
+        def marked() -> list[str]:
+            return [one.text for one in page.all(".presets [aria-pressed=true]")]
+
+        assert marked() == ["Plain"]
+        page.find("[data-preset=Focused]").click()
+        assert marked() == ["Focused"]
+        page.set(top_k=11)
+        assert marked() == []
+        page.set(top_k=0, temperature=0)
+        assert marked() == ["Greedy"]
+
+
+@pytest.mark.parametrize("button", ["step", "run"])
+def test_invalid_settings_are_reported_by_step_and_run(browser, button):
+    """They did nothing, without a word."""
+    with opened(browser) as page:
+        page.type_prompt("ab")
+        page.set_field("#seed", "x7")
+        page.click(button)
+        page.until(lambda: "The seed must be a whole number" in page.find("#status").text)
+        page.until(lambda: "The seed must be a whole number" in page.find("#seed-error").text)
+        page.set_field("#seed", 7)
+        page.until(lambda: page.find("#status").text == "")
+        assert page.find("#seed-error").text == ""
+        page.set(temperature=-1)
+        page.click(button)
+        page.until(lambda: "temperature must be" in page.find("#status").text)
+        page.find("#bars .bar").click()
+        assert page.written(0) == []
+        page.set(temperature=1)
+        page.set_field("#count", 1)
+        page.click(button)
+        page.written(1)
+
+
+def test_a_step_after_the_end_of_a_text_is_reported(browser):
+    model = MadeUp([*"ab", "<|endoftext|>"], fixed=[0.0, 1.0, 5.0])
+    model.ends = [2]
+    with opened(browser, model) as page:
+        page.type_prompt("ab")
+        page.set(temperature=0)
+        page.click("step")
+        assert page.written(1) == ["<|endoftext|>"]
+        page.click("step")
+        page.until(lambda: "The text has ended" in page.find("#status").text)
+
+
+def test_what_an_empty_prompt_is_read_as_is_explained(browser):
+    """The text began with <|endoftext|>, and the window's line was "all 1 token"."""
+    model = MadeUp(["<|endoftext|>", *"ab"])
+    model.ends = [0]
+    with opened(browser, model) as page:
+        page.until(lambda: page.texts() == ["<|endoftext|>"])
+        words = page.find("#start-words")
+        page.until(lambda: "the model starts from ‘<|endoftext|>’, the token between" in words.text)
+        assert page.find(".window-words").text.startswith("The model reads 1 token;")
+        page.type_prompt("ab")
+        page.until(lambda: words.text == "")
+
+
+def test_control_and_enter_step(browser):
+    """The page names the keys."""
+    with opened(browser) as page:
+        page.type_prompt("ab")
+        assert "Ctrl+Enter" in page.find("#prompt-keys").text
+        page.find("#prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+        page.written(1)
+
+
+def test_a_next_token_without_a_bar_is_marked_among_the_others(browser):
+    """Tokens 0 to 9 are more probable, but the random number selects a later one."""
+    model = MadeUp([*"abcdefghijklmnopqrst"], fixed=[0.1] * 10 + [0.0] * 10)
+    numbers = {seed: Stream(seed).uniform(0) for seed in range(20)}
+    last = max(numbers, key=numbers.__getitem__)
+    with opened(browser, model) as page:
+        page.type_prompt("ab")
+        page.set_field("#seed", last)
+        page.until(lambda: page.all("#bars .is-others.is-next"))
+        assert len(page.all("#bars .is-next")) == 1
+        assert "vocabulary's order" in page.find("#strip").text
+
+
 # --- what can go wrong ---------------------------------------------------------------------
 
 
@@ -283,6 +418,8 @@ def test_an_unknown_character_shows_the_servers_line(browser):
         page.type_prompt("ab")
         page.find("#prompt").send_keys("é")
         page.until(lambda: "'é'" in page.find("#notice").text)
+        assert 'unknown": "drop' not in page.find("#notice").text, "it is a field of the API"
+        assert page.find("#next-panel").get_attribute("inert"), "the bars are of an earlier text"
         page.find("#prompt").send_keys(Keys.BACKSPACE)
         page.until(lambda: not page.find("#notice").is_displayed())
         check_bars(page, LETTERS.encode("ab"), {})
@@ -403,7 +540,7 @@ Promise.all(views.map((name) => import(`./static/${name}.js`)))
 
 # Elements that the page itself makes.
 PAGE_TAGS = (
-    "html head form meta title link script body header h1 p ol li div noscript main section h2 h4 "
+    "html head form meta title link script body header h1 p ol li div noscript main section h2 h3 "
     "mark text g circle label textarea button input article span svg rect line aside select option "
     "details summary path pre code"
 )
@@ -449,7 +586,8 @@ def test_curves_and_samples_render(browser):
                 done({
                   paths: box.querySelectorAll("path.curve").length,
                   baselines: box.querySelectorAll(".curve-baseline").length,
-                  best: box.querySelector(".curve-best-name").textContent,
+                  best: box.querySelector(".key-best").textContent,
+                  labels: box.querySelectorAll("svg .curve-name").length,
                   copied: list.querySelector("mark").textContent,
                   text: list.querySelector(".sample-text").textContent,
                 });
@@ -459,7 +597,8 @@ def test_curves_and_samples_render(browser):
     assert found == {
         "paths": 2,
         "baselines": 1,
-        "best": "best 2.500",
+        "best": "best 2.5000",
+        "labels": 1,  # of the baseline: one beside the best point would hide the curves
         "copied": "abc",
         "text": "\U0001f600abc def",
     }

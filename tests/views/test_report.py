@@ -114,6 +114,17 @@ def test_the_curves_are_the_logs(trained):
     assert data["rate"] == [[r["step"], r["lr"]] for r in log if "lr" in r]
 
 
+def test_the_training_curve_ends_with_the_last_steps_loss(tmp_path):
+    """It ended with the last reported one, and the terminal with another number."""
+    found: list[object] = []
+    run = train(tmp_path, found.append, steps=13, eval_every=0)
+    finished = found[-1]
+    *_, (step, _, loss) = data_of(run)["curves"]["training"]
+    assert (step, loss) == (13, finished.loss)
+    assert log_of(run)[-1]["step"] == 13
+    assert [r["step"] for r in log_of(run) if "loss" in r][-1] == 10
+
+
 def test_baselines_and_diagnosis_are_those_of_the_last_event(trained):
     """Found out again from the text, or taken from the training's last event: the same."""
     run, finished = trained
@@ -365,7 +376,7 @@ def test_incomplete_records_are_shown_as_far_as_possible(run):
         '{"step": 3, "loss": 2.0, "lr": NaN, "tokens": 1e400, "elapsed_s": 1' + 400 * "0" + "}\n"
     )
     data = Page(write_report(run).read_text()).data
-    assert data["curves"]["training"] == [[1, None, 2.5], [3, None, 2.0]]
+    assert data["curves"]["training"][:2] == [[1, None, 2.5], [3, None, 2.0]]
     assert data["curves"]["validation"] == [[2, None, 2.25]]
     assert (data["rate"], data["speed"]) == ([], [])
     assert dict(data["facts"])["best"] == "2.2500 nats per token at step 2"
@@ -454,8 +465,11 @@ def test_the_page_opens_from_its_file_and_shows_its_pictures(trained, tmp_path):
         open_page(driver, page)
         path = driver.find_element("css selector", ".curve-training").get_attribute("d")
         assert path.count("L") == len(data_of(run)["curves"]["training"]) - 1
-        best = driver.find_element("css selector", ".curve-best-name").text
-        assert best == f"best {finished.best_val_loss:.3f}"
+        best = driver.find_element("css selector", ".key-best").text
+        assert best == f"best {finished.best_val_loss:.4f}"
+        dropout = "Dropout is active only in training steps"
+        has_dropout = RunFolder.of(run).load_state()[0].config.dropout > 0
+        assert (dropout in driver.find_element("css selector", "#curves").text) is has_dropout
         assert len(driver.find_elements("css selector", "#pace .line-curve")) == 2
         ours = driver.find_element("css selector", ".baselines .is-ours").text
         assert f"{finished.best_val_loss:.4f}" in ours

@@ -30,6 +30,7 @@ _NAME_WIDTH, _BAR_WIDTH = 12, 24
 # The last cell of a bar, from empty to full, in eighths.
 _PARTS = ("", *(chr(0x2590 - n) for n in range(1, 9)))
 _PLAIN_PARTS = ("", "#")
+_LEAST = 1e-9  # probability of tokens that are not excluded, however improbable they are
 _OTHERS, _NEXT = 3, 10  # alternatives shown for each token; bars for the next token
 # Background colours for probability 0 and 1. Black text is readable on both.
 _PALE, _DEEP = (238, 240, 244), (116, 178, 236)
@@ -78,6 +79,7 @@ def explain(
     from mygpt.checkpoint.durable import write_durably
     from mygpt.checkpoint.model_file import read_checkpoint, resolve
     from mygpt.views.explain import about, explain, explain_page
+    from mygpt.views.page import shown_path
 
     path = resolve(run)
     seed = seed_to_use(seed, sampling)
@@ -87,20 +89,21 @@ def explain(
     if terminal:
         _show(found)
     if out is not None:
-        command = _command(run, text, max_new_tokens, found)
-        page = explain_page(found, about(checkpoint, name=str(run), command=command)).encode()
+        name = shown_path(run)
+        command = _command(name, text, max_new_tokens, found)
+        page = explain_page(found, about(checkpoint, name=name, command=command)).encode()
         write_durably(out, [page])
         say(f"page: {out} ({len(page):,} bytes)")
 
 
-def _command(run: Path, prompt: str, most: int, found: Explanation) -> str:
+def _command(run: str, prompt: str, most: int, found: Explanation) -> str:
     """The `mygpt generate` command that generates the same text."""
-    words = ["mygpt", "generate", "-c", str(run), "-p", prompt, "-n", str(most)]
+    words = ["mygpt", "generate", "-c", run, "-p", prompt, "-n", str(most)]
     for name, default in vars(SamplingConfig()).items():
         value = getattr(found.sampling, name)
         if value != default:
             words += [f"--{name.replace('_', '-')}", f"{value}"]
-    return shlex.join([*words, "--seed", str(found.seed), "--engine", "numpy"])
+    return shlex.join([*words, "--seed", str(found.seed)])
 
 
 def _show(found: Explanation) -> None:
@@ -149,13 +152,17 @@ def _line(console: Console, place: Place) -> Text:
 
 
 def _next(prediction: Prediction) -> list[tuple[str, float, float]]:
-    """Name and probabilities of the most probable tokens, and of all others in total."""
+    """Name and probabilities of the most probable tokens, and of all others in total.
+
+    Only if the filters exclude all others is their probability after them 0: rounding never is why.
+    """
     first = prediction.likeliest[:_NEXT]
     rows = [(shown_token(one.text), one.before, one.after) for one in first]
     count = prediction.others + len(prediction.likeliest) - len(first)
     if count:
         before = max(0.0, 1 - sum(one.before for one in first))
-        after = max(0.0, 1 - sum(one.after for one in first))
+        kept = prediction.kept - sum(one.after > 0 for one in first)
+        after = max(_LEAST, 1 - sum(one.after for one in first)) if kept else 0.0
         rows.append((f"{count:,} other{'s' * (count > 1)}", before, after))
     return rows
 

@@ -100,7 +100,7 @@ class CharTokenizer(Tokenizer, core.CharTokenizer):
         # Outside ASCII, different characters can look the same: the code points distinguish them.
         points = " ".join(f"U+{ord(char):04X}" for char in shown if not char.isascii())
         return UnknownTokenError(
-            f"characters that are not in the vocabulary of {len(self.chars)}: "
+            f"characters that are not in the vocabulary of {self.vocab_size}: "
             f"{' '.join(map(repr, shown))}{more} "
             f"({points}{points and '; '}first at position {position}); leave them out, or train "
             "on a text that has them"

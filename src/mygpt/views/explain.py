@@ -97,7 +97,7 @@ def explain(
     sampling: SamplingConfig | None = None,
     seed: int = 0,
 ) -> Explanation:
-    """Continue `prompt` as `mygpt generate --engine numpy` does, and record the probabilities.
+    """Continue `prompt` as `mygpt generate` does, and record the probabilities.
 
     Past the window the model reads the last L tokens.
 

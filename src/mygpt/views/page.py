@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,17 @@ def embedded_json(data: Any) -> str:
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
+
+
+def shown_path(path: str | Path) -> str:
+    """A path as pages show it: without this machine's folders, since pages may be published.
+
+    It is relative to the current folder if it is inside it, else only its last part.
+    """
+    if not os.path.isabs(path):
+        return str(path)
+    inside = os.path.relpath(path)
+    return os.path.basename(path) if inside.startswith(os.pardir) else inside
 
 
 @dataclass

@@ -20,7 +20,7 @@ from mygpt.training.events import Finished
 from mygpt.training.history import History, Sample
 from mygpt.training.run import RunFolder
 from mygpt.views.explain import about, explain, page_data
-from mygpt.views.page import make_page, require_free
+from mygpt.views.page import make_page, require_free, shown_path
 from mygpt.views.run import (
     Run,
     baselines_of,
@@ -31,7 +31,6 @@ from mygpt.views.run import (
     progress_of,
     read_run,
     settings_of,
-    shown_path,
     standing_of,
 )  # fmt: skip
 
@@ -88,7 +87,8 @@ def report_data(run: Run) -> dict[str, Any]:
         "progress": progress_of(standing),
         "verdict": diagnosis_of(run, standing, baselines, num_train_tokens),
         "facts": facts_of(run, standing, num_train_tokens),
-        "curves": _curves(run.history, baselines, run.state.config.vocab_size),
+        "curves": _curves(run, baselines),
+        "dropout": run.state.config.dropout,
         "table": _table(run.history, baselines),
         "bounds": "" if baselines is None else baselines.bounds,
         "rate": _rate(run.history),
@@ -110,17 +110,22 @@ def _rate(history: History) -> list[tuple[int, float]]:
     return thin(rates, _MOST_RATES, lambda rate: rate[1])
 
 
-def _curves(history: History, baselines: Baselines | None, vocab_size: int) -> dict[str, Any]:
+def _curves(run: Run, baselines: Baselines | None) -> dict[str, Any]:
     """Losses in nats per token, as [step, seconds, loss], and the baselines' losses."""
+    history, progress = run.history, run.state.progress
     seconds = [
         (r.step, None if math.isnan(r.elapsed_s) else r.elapsed_s, r.loss) for r in history.reports
     ]
+    # The loss of the last step, with which the terminal ends, is in the log only if it was due.
+    is_newer = bool(seconds) and progress.step > seconds[-1][0] and not progress.skipped
+    if is_newer and math.isfinite(progress.loss):
+        seconds.append((progress.step, progress.elapsed_s, progress.loss))
     validation = [
         (v.step, None if math.isnan(v.elapsed_s) else v.elapsed_s, v.val_loss)
         for v in history.validations
     ]
     if baselines is None:
-        lines = [("uniform", uniform_loss(vocab_size))]
+        lines = [("uniform", uniform_loss(run.state.config.vocab_size))]
     else:
         lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
     return {

@@ -6,7 +6,6 @@ import math
 import os
 import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,6 +25,7 @@ from mygpt.training.history import History, diagnose, read_log
 from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
 from mygpt.training.run import RunFolder
+from mygpt.views.page import shown_path
 
 # A report reads the text again only up to this number of bytes; more would take too long.
 _MOST_TEXT = 2**27
@@ -323,17 +323,6 @@ def commands_of(run: Run, standing: Standing) -> Lines:
         commands.append(("Resume it", f"mygpt train --resume {name}"))
     commands.append(("Generate text", f"mygpt generate --checkpoint {name}"))
     return commands
-
-
-def shown_path(path: str | Path) -> str:
-    """A path as pages show it: without this machine's folders, since pages may be published.
-
-    It is relative to the current folder if it is inside it, else only its last part.
-    """
-    if not os.path.isabs(path):
-        return str(path)
-    inside = os.path.relpath(path)
-    return os.path.basename(path) if inside.startswith(os.pardir) else inside
 
 
 def _without_folders(command: str) -> str:

@@ -20,6 +20,8 @@ import {
   tokenData,
 } from "./parts.js";
 
+const AFTER = "The token after the text";
+
 showExplanation(pageData());
 
 function showExplanation(data) {
@@ -62,20 +64,22 @@ function showText(data) {
   const heading = make("h3", { class: "chosen", "aria-live": "polite" });
   const words = make("p", { class: "section-words" });
   const bars = make("div", { class: "page-view" });
-  const next = make("button", { type: "button" }, "Show the next token");
+  const next = make("button", { type: "button" }, "Show the token after the text");
   box.append(heading, words, bars, next);
   const choose = (place) => {
     const token = place === null ? null : data.tokens[place];
     const prediction = token ? token.prediction : data.next;
-    setText(heading, token ? `Alternatives to ${quoted(token)}, token ${place + 1}` : "Next");
+    setText(heading, token ? `Alternatives to ${quoted(token)}, token ${place + 1}` : AFTER);
     setText(words, prediction ? predictionWords(prediction, token) : unpredicted(place));
     bars.hidden = !prediction;
     next.hidden = place === null;
     if (prediction) renderBars(bars, shortened(prediction, token), { next: token?.id });
+    const shown = tokenData(data.tokens, data.window_start);
+    renderTokens(text, shown, { onSelect: choose, selected: place });
   };
   next.addEventListener("click", () => choose(null));
-  renderTokens(text, tokenData(data.tokens, data.window_start), { onSelect: choose });
-  choose(null);
+  const first = data.tokens.findIndex((token) => token.written);
+  choose(first < 0 ? null : first);
 }
 
 // At most a screen of bars.
@@ -83,7 +87,7 @@ function shortened(prediction, came) {
   const most = 20;
   const likeliest = prediction.likeliest.slice(0, most);
   const others = prediction.others + prediction.likeliest.length - likeliest.length;
-  return predictionData({ likeliest, others }, came);
+  return predictionData({ ...prediction, likeliest, others }, came);
 }
 
 function predictionWords(prediction, came) {

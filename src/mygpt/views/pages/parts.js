@@ -4,6 +4,8 @@
 import { make } from "../static/dom.js";
 import { tokenName } from "../static/text.js";
 
+const LEAST = 1e-9; // the probability of tokens whose numbers were rounded to 0
+
 const redraws = [];
 
 // The data in the page.
@@ -122,10 +124,14 @@ export function predictionData(prediction, came = null) {
     tokens.push({ id: came.id, text: came.text, before: came.before, after: came.after });
     count -= 1;
   }
-  const left = (side) => Math.max(0, 1 - tokens.reduce((sum, token) => sum + token[side], 0));
-  // The sum of rounded numbers may differ from 1 by less than this.
-  const rest = (side) => (left(side) < 1e-4 ? 0 : left(side));
-  return { tokens, others: { count, before: rest("before"), after: rest("after") } };
+  // What the listed tokens leave. Their rounded numbers may sum to 1 although tokens are left: the
+  // others are out only if the filters keep none of them.
+  const rest = (side) => {
+    const sum = tokens.reduce((total, token) => total + token[side], 0);
+    return Math.max(LEAST, 1 - sum);
+  };
+  const kept = prediction.kept - tokens.filter((token) => token.after > 0).length;
+  return { tokens, others: { count, before: rest("before"), after: kept > 0 ? rest("after") : 0 } };
 }
 
 // The data of renderAttention: the thousandths of each row as weights [layer][head][T][T].

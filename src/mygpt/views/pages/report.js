@@ -24,6 +24,9 @@ import {
   tokenData,
 } from "./parts.js";
 
+const DROPOUT =
+  "Dropout is active only in training steps, so the training loss can be above the validation loss.";
+
 showReport(pageData());
 
 function showReport(data) {
@@ -41,7 +44,7 @@ function showReport(data) {
   addNotes(data.notes.map(sentence));
 }
 
-function showCurves({ curves, troubles, standing }) {
+function showCurves({ curves, dropout, troubles, standing }) {
   const box = addSection(
     "curves",
     "Loss",
@@ -58,6 +61,7 @@ function showCurves({ curves, troubles, standing }) {
   const series = [{ name: "training", role: "training", points: points(curves.training) }];
   if (validation.length) series.push({ name: "validation", role: "validation", points: validation });
   const best = validation.reduce((low, p) => (low && low.loss <= p.loss ? low : p), null);
+  if (dropout && validation.length) box.append(make("p", { class: "section-words" }, DROPOUT));
   const view = addBox(box);
   keepDrawn(() => renderCurves(view, { series, best, baselines: curves.baselines }));
   if (troubles.length) {
@@ -72,9 +76,8 @@ function showTable({ table, bounds }) {
   const box = addSection("table", "Baselines", bounds ? `${words} (${bounds})` : words);
   const most = Math.max(...table.map(([, bits]) => bits));
   const rows = table.map(([name, bits, loss]) => tableRow(name, bits, loss, most));
-  const head = ["", "bits per byte", "", "nats per token"].map((name) =>
-    make("th", { scope: "col" }, name),
-  );
+  const column = (name) => make("th", { scope: "col" }, name);
+  const head = [column("model"), column("bits per byte"), make("td"), column("nats per token")];
   const body = make("tbody", {}, ...rows);
   box.append(make("table", { class: "baselines" }, make("thead", {}, make("tr", {}, ...head)), body));
 }

@@ -40,7 +40,13 @@ export function renderBars(element, data, options = {}) {
   setText(state.scale, percent(scale).replace(".0%", "%"));
   resizeChildren(state.list, rows.length, () => buildBar(state));
   state.at = Math.min(state.at, Math.max(0, data.tokens.length - 1));
-  rows.forEach((row, place) => fillBar(state, place, row, scale, options.next));
+  const { next } = options;
+  const isListed = data.tokens.some((token) => token.id === next);
+  rows.forEach((row, place) => {
+    fillBar(state, place, row, scale);
+    const isNext = row.others ? next !== undefined && !isListed : row.id === next;
+    state.list.children[place].classList.toggle("is-next", isNext);
+  });
 }
 
 function buildBars(box, options) {
@@ -58,6 +64,7 @@ function buildBars(box, options) {
   setAttribute(list, "aria-label", options.label ?? "The next token");
   box.append(head, list);
   const state = { list, scale, at: 0, parts: new WeakMap(), pickable: Boolean(options.onPick) };
+  state.names = { before, after };
   list.addEventListener("keydown", (event) => moveInBars(state, event));
   list.addEventListener("click", (event) => pickBar(state, event.target.closest(".bar")));
   return state;
@@ -74,17 +81,26 @@ function buildBar(state) {
     before,
   );
   setAttribute(picture, "aria-hidden", "true");
-  const numberBefore = make("span", { class: "bar-number-before" });
-  const numberAfter = make("span", { class: "bar-number" });
+  const numberBefore = make("span", {});
+  const numberAfter = make("span", {});
   const name = state.pickable ? "button" : "div";
   const attributes = state.pickable ? { type: "button" } : { role: "listitem" };
-  const numbers = [numberBefore, numberAfter];
+  const numbers = [
+    make("span", { class: "bar-number-before" }, spoken(state.names.before), numberBefore),
+    make("span", { class: "bar-number" }, spoken(state.names.after), numberAfter),
+  ];
   const bar = make(name, { class: "bar", ...attributes }, token, picture, ...numbers);
   state.parts.set(bar, { token, before, after, numberBefore, numberAfter });
   return bar;
 }
 
-function fillBar(state, place, row, scale, next) {
+// Names a number for screen readers. It is a part of the row's text and not an aria-label, so that
+// the accessible name contains the visible text.
+function spoken(name) {
+  return make("span", { class: "visually-hidden" }, `, ${name} `);
+}
+
+function fillBar(state, place, row, scale) {
   const bar = state.list.children[place];
   const parts = state.parts.get(bar);
   const name = row.others ? counted(row.count, "other") : tokenName(row.text, row.id);
@@ -98,15 +114,9 @@ function fillBar(state, place, row, scale, next) {
   setAttribute(bar, "data-id", row.others ? null : row.id);
   bar.classList.toggle("is-others", Boolean(row.others));
   bar.classList.toggle("is-out", row.after === 0);
-  bar.classList.toggle("is-next", !row.others && row.id === next);
   if (!state.pickable) return;
   setAttribute(bar, "disabled", Boolean(row.others));
   setAttribute(bar, "tabindex", place === state.at ? 0 : -1);
-  setAttribute(
-    bar,
-    "aria-label",
-    `${name}: ${percent(row.after)}, from the model ${percent(row.before)}`,
-  );
 }
 
 // The smallest scale in which every bar fits.

@@ -3,7 +3,7 @@
 
 import { likeliestFirst, softmax, spreadRest } from "./sampling.js";
 
-const MOST_LIKELIEST = 20; // tokens with a bar of their own
+const MOST_LIKELIEST = 10; // tokens with a bar; with more, the strip below is out of sight
 
 // An error response (status 4xx or 5xx), or no response at all (status 0).
 export class ServerError extends Error {

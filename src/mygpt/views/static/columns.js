@@ -1,7 +1,7 @@
 // Several continuations side by side; the bars show the distribution of the chosen one.
 
 import { make, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
-import { counted, percent } from "./text.js";
+import { counted, percent, tokenName } from "./text.js";
 import { renderTokens } from "./tokens.js";
 import { renderWindow } from "./window.js";
 
@@ -67,4 +67,13 @@ function writtenNote(token) {
   const dropped = token.after === 0;
   const after = dropped ? "dropped by the filters" : `${percent(token.after)} after the filters`;
   return token.byHand ? `${after}, chosen by hand` : after;
+}
+
+// Which tokens the model reads where the prompt is empty; empty if there is no story.
+export function startWords(story, model) {
+  if (!story || !story.prompt.length) return "";
+  const names = story.prompt.map(({ text, id }) => `‘${tokenName(text, id)}’`).join(" ");
+  const isEnd = story.prompt.length === 1 && story.prompt[0].id === model.end_of_text;
+  const role = isEnd ? ", the token between two texts" : "";
+  return `The prompt is empty, so the model starts from ${names}${role}.`;
 }

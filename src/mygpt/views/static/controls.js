@@ -1,11 +1,19 @@
 // The sliders of the sampling settings, each with a number field and an explanation.
 
-import { make, setText } from "./dom.js";
+import { make, setAttribute, setText } from "./dom.js";
 import { NEUTRAL, settingsError } from "./sampling.js";
 
 const MOST_TOP_K = 100;
 
+// In the order in which they are applied.
 const CONTROLS = [
+  {
+    name: "repetition_penalty",
+    label: "Repetition penalty",
+    range: [0.5, 2, 0.05],
+    neutral: 1,
+    words: "Above 1 makes tokens of the text so far less probable; 1 changes nothing.",
+  },
   {
     name: "temperature",
     label: "Temperature",
@@ -34,13 +42,6 @@ const CONTROLS = [
     neutral: 0,
     words: "Drops tokens below this fraction of the highest probability; 0 keeps all.",
   },
-  {
-    name: "repetition_penalty",
-    label: "Repetition penalty",
-    range: [0.5, 2, 0.05],
-    neutral: 1,
-    words: "Applied first: above 1 makes tokens of the text so far less probable; 1 changes nothing.",
-  },
 ];
 
 const PRESETS = [
@@ -50,13 +51,15 @@ const PRESETS = [
 ];
 
 // Build the sliders into `element`; `onChange()` is called after each change.
-// Returns { settings(): SamplingConfig's fields, or null if a value is invalid }.
+// Returns { settings(): SamplingConfig's fields, or null if a value is invalid;
+//           error(): why a value is invalid, or an empty string }.
 export function buildControls(element, { vocabSize, onChange }) {
   const fields = new Map();
   const error = make("p", { class: "error-line", role: "alert" });
   const read = () => settingsOf(fields);
   const changed = () => {
     setText(error, settingsError(read()));
+    showPreset(presets, read());
     onChange();
   };
   const presets = PRESETS.map(([name, values, title]) => {
@@ -72,7 +75,21 @@ export function buildControls(element, { vocabSize, onChange }) {
     ...CONTROLS.map((control) => buildControl(control, fields, vocabSize, changed)),
     error,
   );
-  return { settings: () => (settingsError(read()) ? null : read()) };
+  showPreset(presets, read());
+  return {
+    settings: () => (settingsError(read()) ? null : read()),
+    error: () => settingsError(read()),
+  };
+}
+
+// Mark the preset that has these settings, if one has.
+function showPreset(buttons, settings) {
+  PRESETS.forEach(([, values], place) => {
+    const same = Object.keys(NEUTRAL).every(
+      (name) => settings[name] === (values[name] ?? NEUTRAL[name]),
+    );
+    setAttribute(buttons[place], "aria-pressed", String(same));
+  });
 }
 
 function buildControl(control, fields, vocabSize, changed) {

@@ -28,14 +28,16 @@ export function renderCurves(element, data, options = {}) {
 function buildCurves(box, data) {
   const picture = makeSvg("svg", { class: "curves", tabindex: 0, role: "img" });
   const readout = make("p", { class: "readout", "aria-live": "polite" });
+  const best = make("span", { class: "key key-best" });
   const known = (axis) => data.series.some((one) => one.points.some((p) => Number.isFinite(p[axis])));
   const axes = Object.keys(AXES).filter(known);
-  const state = { picture, readout, data, axis: axes[0] ?? "step", at: null };
+  const state = { picture, readout, best, data, axis: axes[0] ?? "step", at: null };
   const buttons = axes.map((axis) => axisButton(state, axis));
   const key = make("div", { class: "curves-key" });
   for (const { role, name } of data.series) {
     key.append(make("span", { class: `key key-${role}` }, name));
   }
+  key.append(best);
   const head = make("div", { class: "curves-head" }, key);
   if (axes.length > 1) head.append(make("div", { class: "switch" }, ...buttons));
   state.buttons = buttons;
@@ -60,6 +62,9 @@ function drawCurves(state) {
   for (const button of state.buttons) {
     setAttribute(button, "aria-pressed", String(button.dataset.axis === state.axis));
   }
+  // In the key, since a label beside the point would hide the curves that end there.
+  state.best.hidden = !data.best;
+  setText(state.best, data.best ? `best ${data.best.loss.toFixed(4)}` : "");
   state.scale = curveScale(state);
   setAttribute(picture, "viewBox", `0 0 ${state.width} ${state.height}`);
   setAttribute(picture, "width", state.width);
@@ -142,13 +147,8 @@ function curvePath({ scale, axis }, one) {
 function bestMark({ scale, axis, data }) {
   const best = data.best;
   if (!best || !Number.isFinite(best[axis])) return [];
-  const [x, y] = [scale.x(best[axis]), scale.y(best.loss)];
-  const anchor = x > scale.right - 90 ? "end" : "start";
-  const place = { x: x + (anchor === "end" ? -2 : 2), y: y - 10, "text-anchor": anchor };
-  return [
-    makeSvg("circle", { class: "curve-best", cx: x, cy: y, r: 4.5 }),
-    makeSvg("text", { class: "curve-best-name", ...place }, `best ${best.loss.toFixed(3)}`),
-  ];
+  const place = { cx: scale.x(best[axis]), cy: scale.y(best.loss), r: 4.5 };
+  return [makeSvg("circle", { class: "curve-best", ...place })];
 }
 
 // All points with a readout, in the order of the axis.
@@ -180,7 +180,7 @@ function showPoint(state, point) {
 
 function curveWords(data) {
   const last = data.series.map((one) => [one.name, one.points[one.points.length - 1]]);
-  const words = last.filter(([, p]) => p).map(([name, p]) => `${name} ${p.loss.toFixed(3)}`);
+  const words = last.filter(([, p]) => p).map(([name, p]) => `${name} ${p.loss.toFixed(4)}`);
   return words.length ? `At the end: ${words.join(", ")}.` : "No losses yet.";
 }
 

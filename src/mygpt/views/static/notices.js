@@ -38,7 +38,8 @@ export class Notices {
   error(error) {
     if (error.status === 401) this.show("This server needs an API key.", { key: true });
     else if (error.status === 0) this.show(NO_SERVER, { retry: true });
-    else this.show(error.message, { retry: error.status > 400, drop: error.code === UNKNOWN });
+    else if (error.code === UNKNOWN) this.show(withoutRemedy(error.message), { drop: true });
+    else this.show(error.message, { retry: error.status > 400 });
     if (error.status === 401) this.key.focus();
   }
 
@@ -53,4 +54,9 @@ export class Notices {
     this.keyRow.hidden = !key;
     this.element.hidden = false;
   }
+}
+
+// The server's message without its last remedy, a field of the API: the page has a button for it.
+function withoutRemedy(message) {
+  return message.replace(/; send "unknown": .*$/, ".");
 }

@@ -2,23 +2,26 @@
 
 import { barData, renderBars } from "./bars.js";
 import { Client } from "./client.js";
-import { renderColumns } from "./columns.js";
+import { renderColumns, startWords } from "./columns.js";
 import { generateCommand } from "./command.js";
 import { buildControls } from "./controls.js";
 import { setAttribute, setText } from "./dom.js";
 import { AttentionPanel } from "./attention_panel.js";
 import { Loop } from "./loop.js";
 import { Notices } from "./notices.js";
-import { freshSeed, parseSeed } from "./randomness.js";
+import { SEED_ERROR, freshSeed, parseSeed } from "./randomness.js";
 import { renderStrip } from "./strip.js";
 import { counted, grouped, percent, tokenName, visibleText } from "./text.js";
 
 const TYPING_MS = 200;
 const COPIED_MS = 1500;
+const PREVIEWED = 4; // bars above the sliders, where the others are out of sight
+const ENDED = "The text has ended: its last token is the end of a text. Step back, or start over.";
 const PARTS = [
   ...["prompt", "step", "run", "back", "restart", "count", "samples", "status", "columns"],
   ...["bars", "strip", "known", "controls", "seed", "new-seed", "command", "command-note", "copy"],
   ...["facts", "notice", "attention", "attention-box", "attention-words"],
+  ...["start-words", "seed-error", "preview"],
 ];
 
 class Playground {
@@ -108,6 +111,7 @@ class Playground {
     setText(this.parts.status, "");
     const { prompt, samples } = this.parts;
     if (this.loop.model) await this.loop.begin(prompt.value, Number(samples.value));
+    setText(this.parts["start-words"], prompt.value ? "" : startWords(this.loop.story, this.loop.model));
   }
 
   // Read the prompt that was just typed.
@@ -138,9 +142,29 @@ class Playground {
     }
   }
 
+  // Show why no token can be appended to these continuations; whether that is so.
+  refuses(stories) {
+    const ended = stories.length && stories.every((story) => this.loop.hasEnded(story));
+    this.refusal = this.invalid() || (ended ? ENDED : "");
+    if (this.refusal) setText(this.parts.status, this.refusal);
+    return this.refusal !== "";
+  }
+
+  // Remove the message of `refuses` once the settings are valid.
+  endRefusal() {
+    const { status } = this.parts;
+    if (this.refusal && status.textContent === this.refusal && !this.invalid()) setText(status, "");
+  }
+
+  // An error message if a setting or the seed is invalid.
+  invalid() {
+    const seed = parseSeed(this.parts.seed.value);
+    return this.sampling?.error() || (seed === null ? SEED_ERROR : "");
+  }
+
   async stepOnce() {
     await this.settle();
-    await this.loop.step();
+    if (!this.refuses(this.loop.stories)) await this.loop.step();
   }
 
   async runOrStop() {
@@ -149,6 +173,7 @@ class Playground {
       return;
     }
     await this.settle();
+    if (this.refuses(this.loop.stories)) return;
     const going = this.loop.run(this.runLength());
     this.show();
     await going;
@@ -168,6 +193,7 @@ class Playground {
     const settings = this.sampling?.settings() ?? null;
     const seed = parseSeed(this.parts.seed.value);
     setAttribute(this.parts.seed, "aria-invalid", seed === null ? "true" : null);
+    setText(this.parts["seed-error"], seed === null ? SEED_ERROR : "");
     if (!settings || seed === null) return null;
     return { settings, seed, key: JSON.stringify([settings, String(seed)]) };
   }
@@ -178,6 +204,7 @@ class Playground {
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
+      this.endRefusal();
       this.showDistribution();
       this.showCommand();
     });
@@ -194,6 +221,10 @@ class Playground {
       setAttribute(parts[id], "aria-disabled", String(value));
     }
     document.body.classList.toggle("is-empty", none);
+    // They show an earlier text until there is one again.
+    for (const id of ["next-panel", "attention-panel", "command-panel"]) {
+      document.getElementById(id).inert = none;
+    }
     for (const story of loop.stories) story.ended = loop.hasEnded(story);
     renderColumns(parts.columns, loop.stories, {
       active: loop.active,
@@ -230,9 +261,11 @@ class Playground {
     const next = loop.story.nextDraw(choices.settings, choices.seed);
     renderBars(parts.bars, barData(before, after, prediction.likeliest, loop.texts), {
       next: next.id,
-      onPick: (id) => loop.pick(id),
+      onPick: (id) => this.refuses([loop.story]) || loop.pick(id),
       label: "The next token; Enter chooses one by hand",
     });
+    const few = prediction.likeliest.slice(0, PREVIEWED);
+    renderBars(parts.preview, barData(before, after, few, loop.texts), { next: next.id });
     renderStrip(parts.strip, { after, texts: loop.texts, ...next });
     const about =
       `The page has the ${grouped(prediction.known)} most probable of ${grouped(before.length)} ` +

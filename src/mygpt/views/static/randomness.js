@@ -26,6 +26,10 @@ export function uniform(seed, index, step) {
   return (Number(x0 >> 5n) * 2 ** 26 + Number(x1 >> 6n)) / 2 ** 53;
 }
 
+// An error message for a field's text that is not a seed.
+export const SEED_ERROR =
+  "The seed must be a whole number from 0 to 18,446,744,073,709,551,615; ‘New’ gives one.";
+
 // The seed in a field's text as a BigInt; null if the text is not a seed.
 export function parseSeed(text) {
   if (!/^\d{1,20}$/.test(text.trim())) return null;

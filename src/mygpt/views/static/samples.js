@@ -39,7 +39,7 @@ function buildSamples(box) {
 }
 
 function buildSample(state) {
-  const title = make("h4", { class: "sample-title" });
+  const title = make("h3", { class: "sample-title" });
   const share = make("span", { class: "sample-share" });
   const text = make("p", { class: "sample-text" });
   const head = make("div", { class: "sample-head" }, title, share);

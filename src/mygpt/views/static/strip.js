@@ -7,6 +7,7 @@ import { tokenName } from "./text.js";
 const STRIP_WIDTH = 1000;
 const LEAST_NAMED = 0.035;
 const LEAST_SHOWN = 0.0005;
+const ORDER = "Here the tokens are in the vocabulary's order, above by probability.";
 
 // Draw the strip into `element`, or update it.
 // data: { after: probabilities (V,), texts: by id, id: the token drawn,
@@ -32,7 +33,7 @@ export function renderStrip(element, data) {
   setText(
     state.words,
     drawn
-      ? `The next random number is ${data.uniform.toFixed(4)}; it selects ${name}.`
+      ? `The next random number is ${data.uniform.toFixed(4)}; it selects ${name}. ${ORDER}`
       : `Greedy: the most probable token, ${name}, is taken.`,
   );
 }

@@ -8,7 +8,7 @@ import { percent, tokenName, visibleText } from "./text.js";
 //         seenFrom: the number of first tokens that are outside the window (0) }
 //   kind: "prompt", "written" or "chosen"; note: a remark for the line below.
 // options: { label, legend (true), waiting: the text to show while there are no tokens,
-//            onSelect(index) }
+//            onSelect(index), selected: the index of the token that is marked }
 export function renderTokens(element, data, options = {}) {
   const state = stateOf("tokens", element, (box) => buildTokens(box, options));
   state.tokens = data.tokens;
@@ -17,7 +17,10 @@ export function renderTokens(element, data, options = {}) {
   resizeChildren(state.text, data.tokens.length, () => make("span", { class: "token" }));
   state.at = Math.min(Math.max(0, state.at), Math.max(0, data.tokens.length - 1));
   const spans = state.text.children;
-  data.tokens.forEach((token, place) => fillToken(state, spans[place], token, place));
+  data.tokens.forEach((token, place) => {
+    fillToken(state, spans[place], token, place);
+    setAttribute(spans[place], "aria-current", place === options.selected ? "true" : null);
+  });
   setAttribute(state.text, "data-waiting", data.tokens.length ? null : (options.waiting ?? ""));
   showToken(state, state.shown);
 }

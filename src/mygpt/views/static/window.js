@@ -21,7 +21,10 @@ export function renderWindow(element, data) {
 export function windowWords(data, seen) {
   const filled = `The model reads ${seen === 1 ? "1 token" : `the last ${grouped(seen)} tokens`}`;
   const places = `its context window has ${counted(data.window, "token")}`;
-  if (!data.start) return `The model reads all ${counted(data.length, "token")}; ${places}.`;
+  if (!data.start) {
+    const all = data.length === 1 ? "1 token" : `all ${grouped(data.length)} tokens`;
+    return `The model reads ${all}; ${places}.`;
+  }
   return `${filled}; ${places}. Outside: the first ${grouped(data.start)}.`;
 }
 

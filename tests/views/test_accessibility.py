@@ -1,0 +1,166 @@
+"""axe-core finds no violation on any page, light and dark, on a wide and a narrow screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mygpt
+from mygpt.checkpoint.model_file import read_checkpoint
+from mygpt.views.explain import about, explain, explain_page
+from offline_pages import chromium
+
+pytest.importorskip("selenium", reason="selenium is not here")
+
+from playground_page import opened
+from playground_stub import MadeUp
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's own connections
+]
+
+AXE = "axe-core@4.14.1"
+FETCH_S = 60
+SIZES = {"wide": (1280, 900), "narrow": (400, 800)}
+# Rules of WCAG 2.2 that axe-core has switched off are included: targets of 24 by 24 pixels.
+CHECK = """
+const done = arguments[arguments.length - 1];
+const rules = { "target-size": { enabled: true } };
+axe.run(document, { resultTypes: ["violations"], rules }).then(
+  ({ violations }) => done(violations.map(({ id, impact, nodes }) =>
+    [impact, id, nodes.map((node) => node.target.join(" "))])),
+  (error) => done([["critical", String(error), []]]),
+);
+"""
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory) -> str:
+    """The script of axe-core: the file MYGPT_AXE, or the npm package."""
+    if given := os.environ.get("MYGPT_AXE"):
+        return Path(given).read_text(encoding="utf-8")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("axe-core cannot be had: no npm here, and no MYGPT_AXE=axe.min.js")
+    folder = tmp_path_factory.mktemp("axe")
+    try:
+        subprocess.run(
+            [npm, "pack", AXE], cwd=folder, check=True, capture_output=True, timeout=FETCH_S
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        pytest.skip(f"axe-core cannot be had: {error}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
+        script = packed.extractfile("package/axe.min.js")
+        assert script is not None
+        return script.read().decode()
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory) -> dict[str, Path]:
+    """The page of a run's report, and one of `mygpt explain`."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "squares.txt").write_text("".join(f"{n} squared is {n * n}.\n" for n in range(300)))
+    mygpt.train(
+        folder / "squares.txt", output=folder / "run", listener=lambda event: None, steps=30,
+        preset="nano", embed_dim=16, num_layers=2, num_heads=2, max_seq_len=32, dropout=0.1,
+        print_every=5, eval_every=10, sample_tokens=60,
+    )  # fmt: skip
+    from mygpt.views.report import write_report
+
+    model = read_checkpoint(folder / "run" / "best.safetensors")
+    found = explain(model, "7 squared is ", max_new_tokens=30)
+    page = folder / "explain.html"
+    page.write_text(explain_page(found, about(model, name="run", command="mygpt generate")))
+    return {"explain": page, "report": write_report(folder / "run")}
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def browser(request, tmp_path_factory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        driver.set_script_timeout(60)
+        scheme = {"name": "prefers-color-scheme", "value": request.param}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        yield driver
+
+
+@pytest.fixture(params=SIZES)
+def sized(browser, request) -> Any:
+    width, height = SIZES[request.param]
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    return browser
+
+
+# axe-core does not measure elements that only arrow keys reach, such as the bars.
+SMALL = """
+return Array.from(document.querySelectorAll("button, input, select, summary"))
+  .filter((one) => one.checkVisibility())
+  .map((one) => [one.outerHTML.slice(0, 80), one.getBoundingClientRect()])
+  .filter(([, box]) => box.width < 24 || box.height < 24)
+  .map(([html, box]) => ["serious", "smaller than 24 pixels", [html]]);
+"""
+
+
+def violations(driver: Any, axe: str) -> list[list[Any]]:
+    """Impact, rule and elements of each violation of the page as it is now."""
+    driver.execute_script(axe)
+    return driver.execute_async_script(CHECK) + driver.execute_script(SMALL)
+
+
+@pytest.mark.parametrize("name", ["explain", "report"])
+def test_the_offline_pages_have_no_violation(sized, axe, offline, name):
+    sized.get(offline[name].as_uri())
+    assert violations(sized, axe) == []
+
+
+def test_the_playground_has_no_violation(sized, axe):
+    """In each of its states: a text, attention, invalid settings, unknown characters."""
+    model = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz.", "<|endoftext|>"])
+    with opened(sized, model) as page:
+        page.until(lambda: page.bars())
+        assert violations(sized, axe) == [], "with an empty prompt"
+        page.type_prompt("abcdef")
+        page.set_field("#count", 12)
+        page.set_field("#samples", 2)
+        page.set(top_k=5)
+        page.click("run")
+        page.written(12)
+        page.show_attention()
+        assert violations(sized, axe) == [], "with two continuations"
+        page.set(temperature=-1)
+        page.set_field("#seed", "x")
+        page.click("step")
+        page.until(lambda: page.find("#seed-error").text and page.find("#status").text)
+        assert violations(sized, axe) == [], "with invalid settings"
+        page.set_field("#prompt", "é")
+        page.until(lambda: page.find(".notice-drop").is_displayed())
+        assert violations(sized, axe) == [], "with unknown characters"
+
+
+SPOIL = """
+for (const bar of document.querySelectorAll("#bars button.bar")) {
+  bar.setAttribute("aria-label", "another name");
+  bar.style.minHeight = bar.style.height = "22px";
+}
+"""
+
+
+def test_a_violation_is_found(sized, axe):
+    """What this file relies on: axe-core runs in spite of the page's policy.
+
+    Bars were 22 pixels high, and their names lacked their visible text.
+    """
+    with opened(sized) as page:
+        page.until(lambda: page.bars())
+        sized.execute_script(SPOIL)
+        found = {rule for _, rule, _ in violations(sized, axe)}
+    assert found == {"label-content-name-mismatch", "smaller than 24 pixels"}
