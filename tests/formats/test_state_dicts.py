@@ -184,14 +184,14 @@ def test_the_shakespeare_model_has_its_207_296_parameters(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [TutorialGPT, GPT])
-def test_the_words_of_chapter_14_are_shown_by_their_first_letters(tmp_path, kind):
+def test_the_words_of_chapter_14_are_its_tokens(tmp_path, kind):
     """`trained_gpt.pt` is older than tokenizers: its four ids are words."""
     model = kind(len(VOCAB), 8, 2, 2, 64)
     path = saved(tmp_path / "trained_gpt.pt", model.state_dict())
     written, notes = import_checkpoint(str(path), tmp_path / "out")
     loaded, tokenizer = load_checkpoint(written)
     assert loaded.config.num_parameters() == 2_240
-    assert (loaded.config.num_heads, tokenizer.decode([0, 1, 2, 3])) == (2, "IlA!")
+    assert (loaded.config.num_heads, tokenizer.decode([0, 1, 2, 3])) == (2, "I love AI !")
     assert "num_heads=2 is assumed" in notes[0]
     assert "I love AI !" in notes[1]
 
@@ -524,7 +524,7 @@ VOCABULARIES = {
     "one text of them": ("tokenizer_chars", "abcd", "abcd"),
     "by id": ("itos", {0: "a", 1: "b", 2: "c", 3: "d"}, "abcd"),
     "by character": ("vocab", {"b": 1, "a": 0, "d": 3, "c": 2}, "abcd"),
-    "words": ("vocab", ["I", "love", "AI", "!"], "IlA!"),
+    "words": ("vocab", ["tick", "tock", "I", "!"], "tick tock I !"),
     "a tokenizer's state": ("tokenizer", CharTokenizer("abcd").to_state(), "abcd"),
 }
 
@@ -535,7 +535,7 @@ def test_a_vocabulary_in_the_file_is_used(name, tmp_path):
     content = {"model": small_model().state_dict(), key: value, "num_heads": 2}
     found = read(saved(tmp_path / "a.pt", content))
     assert found.tokenizer.decode([0, 1, 2, 3]) == wanted
-    assert bool(found.notes) == (name == "words")
+    assert found.notes == []
 
 
 def test_a_state_dict_that_is_not_complete_or_has_no_tokenizer_is_refused(tmp_path):
@@ -546,7 +546,7 @@ def test_a_state_dict_that_is_not_complete_or_has_no_tokenizer_is_refused(tmp_pa
     assert "give --num-heads with one of 1, 2, 4, 8" in message
     saved(path, {name: tensor[:0] for name, tensor in state.items()})
     assert "not a model of this kind" in refused(path, tokenizer=tokenizer)
-    words = {"model": small_model(3).state_dict(), "vocab": ["tick", "tock", "boom"]}
+    words = {"model": small_model(3).state_dict(), "vocab": ["tick", "tock", "big boom"]}
     assert "--tokenizer" in refused(saved(path, words))
     assert "--tokenizer" in refused(saved(path, small_model(5).state_dict()))
     (tmp_path / "a_tokenizer.json").write_text(json.dumps({"chars": list("abcde")}))

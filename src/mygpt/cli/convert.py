@@ -23,8 +23,14 @@ def import_(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A folder, or a file such as model.safetensors.")
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder, or a file such as model.safetensors. Default: runs/NAME.",
+            show_default=False,
+        ),
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +58,9 @@ def import_(
     """
     from mygpt.formats import import_checkpoint
 
+    if output is None:
+        named = Path(source).resolve()
+        output = Path("runs", named.stem if named.is_file() else named.name)
     path, notes = import_checkpoint(
         source,
         output,

@@ -87,7 +87,7 @@ def explain(
     text = known_prompt(checkpoint.tokenizer, text, unknown)
     found = explain(checkpoint, text, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     if terminal:
-        _show(found)
+        _show(found, separator=" " if checkpoint.tokenizer.kind == "word" else "")
     if out is not None:
         name = shown_path(run)
         command = _command(name, text, max_new_tokens, found)
@@ -106,10 +106,13 @@ def _command(run: str, prompt: str, most: int, found: Explanation) -> str:
     return shlex.join([*words, "--seed", str(found.seed)])
 
 
-def _show(found: Explanation) -> None:
-    """Print the text, a line for each generated token, and the candidates for the next one."""
+def _show(found: Explanation, separator: str) -> None:
+    """Print the text, a line for each generated token, and the candidates for the next one.
+
+    `separator` is printed after each token of the text.
+    """
     console = new_console(highlight=False, emoji=False, markup=False, soft_wrap=True)
-    console.print(_coloured(found))
+    console.print(_coloured(found, separator))
     if found.window_start:
         console.print(f"(the first {found.window_start:,} tokens are outside the window)")
     if found.written:
@@ -127,7 +130,7 @@ def _head(name: str) -> str:
     return f"{name:<{_NAME_WIDTH}} {'model':>7} {'settings':>9}"
 
 
-def _coloured(found: Explanation) -> Text:
+def _coloured(found: Explanation, separator: str) -> Text:
     """The text; each token's background colour shows its probability under the model."""
     from rich.text import Text
 
@@ -136,6 +139,7 @@ def _coloured(found: Explanation) -> Text:
         shown = "".join(char if char == "\n" else _sign(char, spaces=True) for char in place.text)
         style = "" if place.before is None else f"black on {_colour(place.before)}"
         text.append(shown, style)
+        text.append(separator)
     return text
 
 

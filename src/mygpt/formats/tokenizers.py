@@ -9,6 +9,7 @@ tokenizer does not have is an error in both.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mygpt.tokenization import (
     CharTokenizer,
     ForeignTokenizer,
     Tokenizer,
+    WordTokenizer,
     from_tokenizer_json,
     load_tokenizer,
 )
@@ -34,10 +36,10 @@ def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, lis
     """Read the tokenizer of a model's folder.
 
     It is read from `tokenizer.json`, or else from `vocab.json` and `merges.txt`, with the folder's
-    other files (`tokenizer_files.py`). The result is a `CharTokenizer` or `ByteTokenizer` if it is
-    an export of one, a `BPETokenizer` if that gives the same ids for all texts, and otherwise a
-    `ForeignTokenizer`. `tokenizer.json` takes precedence over the class that
-    `tokenizer_config.json` names.
+    other files (`tokenizer_files.py`). The result is a `CharTokenizer`, `ByteTokenizer` or
+    `WordTokenizer` if it is an export of one, a `BPETokenizer` if that gives the same ids for all
+    texts, and otherwise a `ForeignTokenizer`. `tokenizer.json` takes precedence over the class
+    that `tokenizer_config.json` names.
 
     Args:
         folder: the model's folder.
@@ -61,16 +63,17 @@ def read_tokenizer(folder: Path, vocab_size: int | None) -> tuple[Tokenizer, lis
 
 
 def own_tokenizer(file: TokenizerFile) -> Tokenizer | None:
-    """The character or byte tokenizer whose export a `tokenizer.json` is; else None.
+    """The character, byte or word tokenizer whose export a `tokenizer.json` is; else None.
 
     Also after transformers saved the file again.
     """
     by_id = [file.names[number] for number in sorted(file.names)]
     end = by_id[-1] == END_OF_TEXT
-    try:
-        candidates = [ByteTokenizer(), CharTokenizer(by_id[: len(by_id) - end], end_of_text=end)]
-    except InputError:  # not characters
-        candidates = [ByteTokenizer()]
+    candidates: list[Tokenizer] = [ByteTokenizer()]
+    with suppress(InputError):  # not characters
+        candidates.append(CharTokenizer(by_id[: len(by_id) - end], end_of_text=end))
+    with suppress(InputError):  # not words
+        candidates.append(WordTokenizer(by_id))
     wanted = _essence(file)
     return next((t for t in candidates if _essence(TokenizerFile(t.to_json())) == wanted), None)
 

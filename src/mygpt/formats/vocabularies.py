@@ -11,10 +11,15 @@ from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.formats.torch_files import read_plain_pickle
-from mygpt.tokenization import CharTokenizer, Tokenizer, from_state, load_tokenizer
+from mygpt.tokenization import (
+    CharTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    from_state,
+    load_tokenizer,
+)
 from mygpt.tokenization.base import read_json
 
-_WORDS = ("I", "love", "AI", "!")  # the tutorial's vocabulary before the chapter on tokenizers
 _ENTRIES = ("vocab", "words", "chars", "tokenizer_chars", "itos", "tokenizer")
 _GPT2_SIZES = (50257, 50304)  # the second is padded to a multiple of 64
 
@@ -32,24 +37,18 @@ def in_file(
             words = {v: k for k, v in kept.items()} if by_word else dict(kept)
             kept = [words.get(n) for n in range(len(words))]
         if isinstance(kept, (str, list, tuple)) and len(kept) == vocab_size:
-            return _of_words(path, name, [str(word) for word in kept])
+            return _of_words(path, [str(word) for word in kept]), None
     return _in_folder(path, vocab_size)
 
 
-def _of_words(path: Path, name: str, words: list[str]) -> tuple[Tokenizer, str | None]:
-    """A tokenizer of characters; for words, of their first letters, since mygpt has no other."""
-    letters = [word[:1] for word in words]
-    if not all(letters) or len(set(letters)) < len(letters):
-        raise InputError(
-            f"{path}: its {name} has words, which mygpt has no tokenizer for, and their first "
-            "letters are not all different: give a tokenizer with --tokenizer PATH"
-        )
-    if letters == words:
-        return _of_characters(path, letters), None
-    shown = " ".join(words[:12]) + " ..." * (len(words) > 12)
-    return _of_characters(path, letters), (
-        f"its tokens are the words {shown:.200}; they are shown as their first letters"
-    )
+def _of_words(path: Path, words: list[str]) -> Tokenizer:
+    """A tokenizer of characters if all words are single ones, else of words."""
+    if all(len(word) == 1 for word in words):
+        return _of_characters(path, words)
+    try:
+        return WordTokenizer(words)
+    except InputError as error:
+        raise InputError(f"{path}: {error}: give --tokenizer PATH") from None
 
 
 def _of_characters(path: Path, chars: Any) -> CharTokenizer:
@@ -74,9 +73,13 @@ def _in_folder(path: Path, vocab_size: int) -> tuple[Tokenizer, str]:
         if {"merges", "chars"} <= read_json(found[0]).keys():
             raise _unsupported(found[0], "bpe")
         return load_tokenizer(found[0]), f"the tokenizer is {found[0].name} in the same folder"
-    if vocab_size == len(_WORDS):
-        tokenizer, note = _of_words(path, "vocabulary", list(_WORDS))
-        return tokenizer, f"there is no tokenizer in its folder, so the tutorial's is used: {note}"
+    from mygpt.core.tutorial import VOCAB
+
+    if vocab_size == len(VOCAB):
+        return WordTokenizer(VOCAB), (
+            "the file and its folder have no vocabulary, so the tutorial's words before its "
+            f"chapter on tokenizers are used: {' '.join(VOCAB)} (--tokenizer gives another one)"
+        )
     raise InputError(
         f"the folder of {path} has no tokenizer: copy the tutorial's {named[0]} there, or give "
         "--tokenizer PATH"

@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes, BPE and imported ones, all subclasses of `Tokenizer`."""
+"""Tokenizers: characters, bytes, words, BPE and imported ones, all subclasses of `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mygpt.tokenization.ends import end_notes, find_ends
 from mygpt.tokenization.foreign import ForeignTokenizer
 from mygpt.tokenization.simple import ByteTokenizer, CharTokenizer
 from mygpt.tokenization.tokenizer_json import TokenizerFile
+from mygpt.tokenization.word_level import WordTokenizer
 
 __all__ = [
     "END_OF_TEXT",
@@ -23,6 +24,7 @@ __all__ = [
     "ForeignTokenizer",
     "IncrementalDecoder",
     "Tokenizer",
+    "WordTokenizer",
     "end_notes",
     "ends_of",
     "from_state",
@@ -39,7 +41,13 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
     """
     kinds: dict[str, Any] = {
         known.kind: known
-        for known in (CharTokenizer, ByteTokenizer, BPETokenizer, ForeignTokenizer)
+        for known in (
+            CharTokenizer,
+            ByteTokenizer,
+            WordTokenizer,
+            BPETokenizer,
+            ForeignTokenizer,
+        )
     }
     kind = state.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
@@ -51,7 +59,7 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer from a file: a character tokenizer's JSON or any `tokenizer.json`.
+    """Read a tokenizer from a file: JSON of characters or words, or any `tokenizer.json`.
 
     Raises:
         InputError: if the file is neither; the message names it.
@@ -62,10 +70,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     def build(content: dict[str, Any]) -> Tokenizer:
         if "chars" in content:
             return CharTokenizer.from_state(content)
+        if "words" in content:
+            return WordTokenizer.from_state(content)
         if "model" in content:
             return from_tokenizer_json(TokenizerFile(content), Path(path).parent)[0]
         raise InputError(
-            'it is not a tokenizer: it has neither "chars" (of a character tokenizer) nor '
+            'it is not a tokenizer: it has neither "chars" or "words" (a list of them) nor '
             '"model" (of a tokenizer.json)'
         )
 

@@ -60,7 +60,7 @@ def to_symbols(text: str) -> str:
 def describe(
     model: dict[str, Any],
     pre_tokenizer: dict[str, Any],
-    decoder: dict[str, Any],
+    decoder: dict[str, Any] | None,
     end_of_text: int | None,
 ) -> dict[str, Any]:
     """A `tokenizer.json`; `end_of_text` is the id of its only control token."""
