@@ -25,9 +25,18 @@ class UnknownError(ValueError):
 class MadeUp:
     """A model of a few tokens: its logits are `fixed`, or random functions of the last two ids."""
 
-    def __init__(self, texts: list[str], name: str = "stub", fixed: list | None = None) -> None:
+    def __init__(
+        self,
+        texts: list[str],
+        name: str = "stub",
+        fixed: list | None = None,
+        *,
+        tour: bool = False,
+        trained: int | None = None,
+    ) -> None:
         self.texts, self.name, self.window, self.fixed = texts, name, WINDOW, fixed
         self.ends: list[int] = []  # ids after which a text ends
+        self.tour, self.trained = tour, trained
 
     def encode(self, text: str) -> list[int]:
         ids = {text: n for n, text in enumerate(self.texts)}
@@ -60,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
                 "name": model.name, "checkpoint": "runs/stub", "parameters": 1234, "shape": {},
                 "window": model.window, "vocab_size": len(model.texts), "tokenizer": "char",
                 "ends": model.ends, "end_of_text": model.ends[0] if model.ends else None,
+                "tour": model.tour, "trained_length": model.trained,
             }  # fmt: skip
             if len(model.texts) <= SMALL_VOCABULARY:
                 facts["tokens"] = model.texts

@@ -499,8 +499,8 @@ def test_help_is_quick_and_imports_no_torch() -> None:
 
 
 COMMANDS = (
-    "train", "generate", "explain", "eval", "report", "compare", "reproduce", "import", "export",
-    "serve", "info", "plan", "demo", "warmup", "doctor", "tokenize",
+    "train", "generate", "play", "explain", "eval", "report", "compare", "reproduce", "import",
+    "export", "serve", "info", "plan", "demo", "warmup", "doctor", "tokenize",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mygpt import GPT, VOCAB, generate, get_batch, set_seed, to_ids
+from mygpt.core.tutorial import train_gpt
 from mygpt.errors import InputError
 
 CYCLE = [0, 1, 2, 3]
@@ -131,3 +132,16 @@ def test_experiment_33_drifts_past_the_trained_positions_as_printed(experiment_2
     out = generate(experiment_28[0], to_ids(["I"]).unsqueeze(0), max_new_tokens=12, top_k=1)
     printed = ["I", "love", "AI", "!", "I", "love", "AI", "!", "I", "AI", "!", "!", "love"]
     assert [VOCAB[i] for i in out[0].tolist()] == printed
+
+
+def test_the_trained_model_has_the_recorded_losses_and_drifts_as_recorded():
+    """Experiments 28 and 33: losses to four decimals, and the text past position 8."""
+    losses = {}
+    model = train_gpt(losses.__setitem__)
+    assert list(losses) == list(range(1, 201))
+    recorded = {1: 5.2739, 10: 1.6107, 50: 0.3453, 100: 0.0162, 200: 0.0035}
+    assert {step: round(losses[step], 4) for step in recorded} == recorded
+    assert sum(p.numel() for p in model.parameters()) == 2_240
+    assert not model.training
+    ids = generate(model, to_ids(["I"])[None], 12, top_k=1)[0].tolist()
+    assert ids == [0, 1, 2, 3, 0, 1, 2, 3, 0, 2, 3, 3, 1]

@@ -19,6 +19,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from mygpt import load
+from mygpt.cli import main
 from paths import ROOT
 
 EXPERIMENTS = ROOT / "experiments"
@@ -226,3 +228,38 @@ def test_the_page_on_chapter_15_names_what_exists():
                 file,
                 name,
             )
+
+
+def test_mygpt_imports_the_model_of_28_with_its_words(trained, tmp_path, monkeypatch, capsys):
+    """Into runs/NAME by default; generated text is experiment 33's, and unknown words are named."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["import", str(trained[0] / "trained_gpt.pt")])
+    assert left.value.code == 0
+    writer = load("runs/trained_gpt")
+    assert writer.tokenizer.decode([0, 1, 2, 3]) == "I love AI !"
+    assert writer.trained_length is None, "the file does not say"
+    text = writer.generate("I", 12, top_k=1)
+    assert str(text.split()) in expected("33_beyond_context")
+    assert "".join(writer.stream("I love", 6, top_k=1)) == " AI ! I love AI !"
+    assert writer.generate("", 3, top_k=1) == "love AI !", "an empty prompt is the first id"
+    for arguments, code, shown in (
+        (["generate", "-c", "runs/trained_gpt", "-p", "I hate AI"], 2, "'hate' (first"),
+        (["info", "runs/trained_gpt"], 0, '"I love AI !"'),
+        (["explain", "runs/trained_gpt", "-p", "I", "--terminal", "-n", "3", "--top-k", "1"],
+         0, "I love AI !"),
+        (["export", "runs/trained_gpt", "hf", "--to", "hf"], 0, "wrote hf"),
+        (["import", "hf"], 0, "wrote runs/hf"),
+        (["export", "runs/trained_gpt", "a.gguf", "--to", "gguf"], 2, "--to hf"),
+    ):  # fmt: skip
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        printed = capsys.readouterr()
+        assert left.value.code == code, printed.err
+        assert shown in printed.out + printed.err
+    assert load("runs/hf").tokenizer.to_state() == writer.tokenizer.to_state()
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained("hf")
+    assert theirs("I love  AI")["input_ids"] == [0, 1, 2]
+    assert theirs.decode([0, 1, 2, 3]) == "I love AI !"

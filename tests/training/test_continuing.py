@@ -12,7 +12,13 @@ import pytest
 
 import mygpt
 from mygpt import training
-from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve, write_checkpoint
+from mygpt.checkpoint.model_file import (
+    Checkpoint,
+    read_checkpoint,
+    resolve,
+    trained_length,
+    write_checkpoint,
+)
 from mygpt.cli.reproduce import read_losses
 from mygpt.core.config import GPTConfig
 from mygpt.data import encode_documents
@@ -86,6 +92,28 @@ def test_no_steps_leave_the_model_unchanged(base: Path, tune: Tune) -> None:
     for name, array in first.arrays.items():
         assert np.array_equal(array, then.arrays[name]), name
     assert then.provenance["from"]["path"] == str(resolve(base).resolve())
+
+
+def test_a_model_knows_the_longest_window_it_was_trained_with(base: Path, tune: Tune) -> None:
+    """Also the initial model's; and not if the initial model's is unknown."""
+    assert last(base).trained_length == 16
+    run = tune(steps=1, seq_len=8)
+    assert last(run).provenance["training"]["seq_len"] == 8
+    assert last(run).trained_length == 16
+    assert mygpt.load(run).trained_length == 16
+    first = read_checkpoint(resolve(base))
+    unknown = first.path.parent / "foreign.safetensors"
+    write_checkpoint(unknown, first.arrays, first.config, first.tokenizer, {})
+    assert read_checkpoint(unknown).trained_length is None
+    run = tune(steps=1, seq_len=8, init_from=unknown, overwrite=True)
+    assert last(run).trained_length is None
+
+
+@pytest.mark.parametrize("written", ["8", True, -1, 0, 2.5, [8], None, 99])
+def test_a_wrong_trained_length_in_a_file_is_ignored(written: object) -> None:
+    """A file is not trusted; a length above the window is the window's."""
+    found = trained_length(GPTConfig(4, 8, 2, 2, 64), {"trained_length": written})
+    assert found == (64 if written == 99 else None)
 
 
 def test_it_continues_to_learn_on_the_new_text(base: Path, text: Path, tmp_path: Path) -> None:

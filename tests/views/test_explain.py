@@ -455,7 +455,7 @@ def left_over(kept: int) -> Prediction:
 def test_improbable_tokens_are_not_shown_as_filtered_out(kept, shown, capsys):
     """ "No token is filtered out" stood beside "82 others out": their sum was rounded to 0."""
     found = explain(checkpoint_of(SHAPE), "ab", max_new_tokens=1)
-    cli_explain._show(replace(found, next=left_over(kept)))
+    cli_explain._show(replace(found, next=left_over(kept)), separator="")
     assert capsys.readouterr().out.splitlines()[-1].split()[-1] == shown
 
 

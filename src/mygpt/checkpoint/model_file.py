@@ -58,6 +58,11 @@ class Checkpoint:
             raise CheckpointError(f"{path}: {error}") from None
         return cls(path, config, tokenizer, arrays, parts.get("provenance", {}))
 
+    @property
+    def trained_length(self) -> int | None:
+        """The longest window in training, in tokens; None if the file does not say."""
+        return trained_length(self.config, self.provenance)
+
     def build_model(self) -> GPT:
         """The model, on the CPU, in float32.
 
@@ -100,6 +105,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: its tokenizer has {tokens:,} tokens, and its model {wanted:,}"
             )
+
+
+def trained_length(config: GPTConfig, provenance: dict[str, Any]) -> int | None:
+    """The longest window that a model was trained with, in tokens, at most its context window.
+
+    Positions beyond it were never trained. None if the provenance, which is not trusted, does not
+    say: for models of other programs, and those that were trained from one of them.
+    """
+    length = provenance.get("trained_length")
+    return min(length, config.max_seq_len) if type(length) is int and length > 0 else None
 
 
 def check_finite(arrays: Arrays, name: str) -> None:

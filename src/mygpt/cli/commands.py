@@ -31,6 +31,7 @@ from mygpt.cli.explain import explain
 from mygpt.cli.generate import generate
 from mygpt.cli.info import info
 from mygpt.cli.plan import plan
+from mygpt.cli.play import play
 from mygpt.cli.report import report
 from mygpt.cli.reproduce import reproduce
 from mygpt.cli.serve import serve
@@ -67,8 +68,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 commands = (
-    train, generate, serve, explain, eval, report, compare, reproduce, import_, export, info,
-    plan, demo, warmup, doctor, tokenize,
+    train, generate, serve, play, explain, eval, report, compare, reproduce, import_, export,
+    info, plan, demo, warmup, doctor, tokenize,
 )  # fmt: skip
 for command in commands:
     # Each paragraph of a docstring becomes one line, which Typer wraps to the terminal's width.

@@ -10,6 +10,7 @@ from mygpt.cli import options
 from mygpt.cli.terminal import say, to_json
 
 _MOST_ENDS = 8  # at most so many end-of-text tokens are listed
+_MOST_WORDS = 50  # and so many words of a vocabulary
 _MOST_PRODUCTS = 4_000_000_000  # for a text that is only measured: about half a second
 _USUAL_TOKENS = 200  # the default of `mygpt generate --max-new-tokens`
 
@@ -30,6 +31,7 @@ def info(checkpoint: options.Checkpoint = None, json: options.Json = False) -> N
             "config": found.config.to_dict(),
             "parameters": found.config.num_parameters(),
             "tokenizer": found.tokenizer.to_state(),
+            "trained_length": found.trained_length,
             "provenance": found.provenance,
             "engine": asdict(engine),
             "drafts": _drafts(found, engine.name),
@@ -78,6 +80,11 @@ def _ends(tokenizer: Any) -> str:
     return (shown(ends) if ends else "none: the model never ends a text by itself") + begun
 
 
+def _trained_on(found: Any) -> str:
+    """What the line of the window says of the longest window in training, if it is known."""
+    return "" if found.trained_length is None else f", trained on {found.trained_length} at most"
+
+
 def _lines(found: Any) -> list[tuple[str, str]]:
     """The contents as pairs of name and text, the most useful ones first."""
     config, tokenizer, origin = found.config, found.tokenizer, found.provenance
@@ -94,12 +101,16 @@ def _lines(found: Any) -> list[tuple[str, str]]:
             f"embed_dim {config.embed_dim}, {config.num_layers} layers, {config.num_heads} heads",
         ),
         ("block", block),
-        ("window", f"{config.max_seq_len} tokens"),
+        ("window", f"{config.max_seq_len} tokens{_trained_on(found)}"),
         ("tokenizer", f"{tokenizer.kind}, vocabulary {tokenizer.vocab_size}"),
         ("end of text", _ends(tokenizer)),
     ]
     if tokenizer.kind == "char":
         lines.append(("characters", to_json("".join(tokenizer.chars))))
+    if tokenizer.kind == "word":
+        words = tokenizer.words
+        more = f" and {len(words) - _MOST_WORDS:,} more" if len(words) > _MOST_WORDS else ""
+        lines.append(("words", to_json(" ".join(words[:_MOST_WORDS])) + more))
     provenance_lines = (
         ("trained", "{step:,} steps, {tokens:,} tokens"),
         ("loss", "{loss:.4f} nats per token, last batch"),

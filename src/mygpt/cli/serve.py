@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,9 @@ from mygpt.cli import options
 from mygpt.cli.terminal import say
 from mygpt.errors import InputError
 from mygpt.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from mygpt.decode.writer import Writer
 
 
 def serve(
@@ -85,6 +89,40 @@ def serve(
 
     Example: mygpt serve runs/poems --port 8001 --api-key "$KEY"
     """
+    prepare_to_serve(engine)
+    from mygpt.checkpoint.model_file import resolve
+
+    if api_key is None and os.environ.get("MYGPT_API_KEY") == "":
+        raise InputError("MYGPT_API_KEY is empty: set it to a key, or unset it to require none")
+    path = resolve(checkpoint)
+    settings = ServerSettings(
+        name=name_of(path),
+        checkpoint=str(path.parent if in_run(path) else path),
+        slots=slots,
+        max_waiting=max_waiting,
+        max_tokens=max_tokens,
+        max_choices=max_choices,
+        max_stops=max_stops,
+        max_prompt_tokens=max_prompt_tokens,
+        max_connections=max_connections,
+        api_key=api_key,
+        hosts=tuple(allow_host or ()),
+        log=None if quiet else log,
+    )
+    from mygpt.decode.writer import load
+
+    writer = load(path, device=device, dtype=dtype, engine=engine, speculate=speculate)
+    if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
+        log(f"note: everyone who can reach {host} can use this model; --api-key requires a key")
+    run_server(writer, settings, host, port)
+
+
+def prepare_to_serve(engine: str) -> None:
+    """Check that the extra is installed, and limit NumPy's threads; before NumPy is imported.
+
+    Raises:
+        InputError: naming what is missing.
+    """
     try:
         import msgspec  # noqa: F401
         import starlette  # noqa: F401
@@ -95,38 +133,25 @@ def serve(
         ) from None
     if engine in ("auto", "cpu") and find_spec("numba"):
         _spare_cores()
-    from mygpt.checkpoint.model_file import resolve
 
-    if api_key is None and os.environ.get("MYGPT_API_KEY") == "":
-        raise InputError("MYGPT_API_KEY is empty: set it to a key, or unset it to require none")
-    path = resolve(checkpoint)
-    settings = ServerSettings(
-        name=_name_of(path),
-        checkpoint=str(path.parent if _in_run(path) else path),
-        slots=slots,
-        max_waiting=max_waiting,
-        max_tokens=max_tokens,
-        max_choices=max_choices,
-        max_stops=max_stops,
-        max_prompt_tokens=max_prompt_tokens,
-        max_connections=max_connections,
-        api_key=api_key,
-        hosts=tuple(allow_host or ()),
-        log=None if quiet else _log,
-    )
-    from mygpt.decode.writer import load
+
+def run_server(
+    writer: Writer,
+    settings: ServerSettings,
+    host: str,
+    port: int,
+    on_start: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until a signal; `on_start` is called with the URL once the server listens."""
     from mygpt.server.log import nonblocking_stderr
     from mygpt.server.serving import ServerDied
     from mygpt.server.serving import serve as run
 
-    writer = load(path, device=device, dtype=dtype, engine=engine, speculate=speculate)
-    if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
-        _log(f"note: everyone who can reach {host} can use this model; --api-key requires a key")
     with nonblocking_stderr():
         try:
-            run(writer, settings, host=host, port=port, notify=_log)
+            run(writer, settings, host=host, port=port, notify=log, on_start=on_start)
         except ServerDied as error:
-            _log(f"mygpt: {error}")
+            log(f"mygpt: {error}")
             raise typer.Exit(error.exit_code) from None
 
 
@@ -141,16 +166,18 @@ def _spare_cores() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, available_cores() // 2)))
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
     """The model's name: the folder's name for a run's checkpoint, else the file's name."""
     path = path.resolve()
-    return (path.parent.name if _in_run(path) else path.stem) or "mygpt"
+    return (path.parent.name if in_run(path) else path.stem) or "mygpt"
 
 
-def _in_run(path: Path) -> bool:
+def in_run(path: Path) -> bool:
+    """Whether a checkpoint's file is named as those of a run."""
     return path.name in ("best.safetensors", "last.safetensors")
 
 
-def _log(line: str) -> None:
+def log(line: str) -> None:
+    """Print a line on standard error."""
     with contextlib.suppress(OSError):  # the reader of the log may be gone
         say(line, file=sys.stderr, flush=True)

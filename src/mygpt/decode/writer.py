@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mygpt.checkpoint.model_file import Checkpoint, read_checkpoint, resolve
+from mygpt.checkpoint.model_file import (
+    Checkpoint,
+    read_checkpoint,
+    resolve,
+    trained_length,
+)
 from mygpt.core.config import SamplingConfig
 from mygpt.core.random import Stream
 from mygpt.core.window import OVERFLOW_POLICIES, Overflow
@@ -99,6 +104,11 @@ class Writer:
     def model(self) -> GPT:
         """The model as a torch module; a checkpoint's is built at the first access."""
         return self.backend.model
+
+    @property
+    def trained_length(self) -> int | None:
+        """The longest window in training, in tokens; None if it is not known."""
+        return trained_length(self.config, self.provenance)
 
     def open_batch(self, size: int) -> Batch:
         """A batch of `size` slots, which requests join and leave between tokens, as in a server.

@@ -99,6 +99,8 @@ class Playground:
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.kind,
             "window": config.max_seq_len,
+            "trained_length": self.writer.trained_length,
+            "tour": self.settings.tour,
             "end_of_text": tokenizer.end_of_text,
             "ends": list(ends_of(tokenizer)),
         }

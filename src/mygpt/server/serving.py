@@ -51,7 +51,7 @@ class ServerDied(MygptError):
 class Server(uvicorn.Server):
     """uvicorn's server, which also reports its address and drains the scheduler at shutdown.
 
-    `notify` is called with lines for the user who runs the server.
+    `notify` is called with lines for the user who runs the server, `on_start` with its URL.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class Server(uvicorn.Server):
         scheduler: Scheduler,
         notify: Callable[[str], None],
         settings: ServerSettings,
+        on_start: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(config)
+        self._on_start = on_start
         self.scheduler, self.notify, self._limit_s = scheduler, notify, settings.shutdown_limit_s
         self._name, self._dead_ticks = settings.name, 0
 
@@ -78,6 +80,8 @@ class Server(uvicorn.Server):
             bound.listen(_BACKLOG)
             if not self.should_exit:
                 self.notify(f"serving {self._name} at {url_of(bound)} (Ctrl-C ends)")
+                if self._on_start is not None:
+                    self._on_start(url_of(bound))
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to shut down; also a second after decoding has failed."""
@@ -171,8 +175,9 @@ def make_server(
     settings: ServerSettings,
     bound: socket.socket,
     notify: Callable[[str], None],
+    on_start: Callable[[str], None] | None = None,
 ) -> Server:
-    """The server for a bound socket; `notify` is called with lines for the user who runs it.
+    """The server for a bound socket; `notify` and `on_start` as for `serve`.
 
     Raises:
         InputError: if the engine is not available, or the limit of open files is too low.
@@ -211,7 +216,7 @@ def make_server(
         logger = logging.getLogger(name)
         if not any(isinstance(kept, RateLimit) for kept in logger.filters):
             logger.addFilter(RateLimit())
-    return Server(config, app.state.scheduler, notify, settings)
+    return Server(config, app.state.scheduler, notify, settings, on_start)
 
 
 def serve(
@@ -221,6 +226,7 @@ def serve(
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
     notify: Callable[[str], None],
+    on_start: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, which is raised again after the shutdown.
 
@@ -230,6 +236,7 @@ def serve(
         host: the address to listen at.
         port: the port; 0 is any free port.
         notify: called with lines for the user who runs the server.
+        on_start: called with the server's URL once it accepts connections.
 
     Raises:
         InputError: if it cannot listen at this host and port.
@@ -237,7 +244,7 @@ def serve(
     """
     with listen(host, port) as bound:
         named = replace(settings, hosts=(*settings.hosts, host))
-        server = make_server(writer, named, bound, notify)
+        server = make_server(writer, named, bound, notify, on_start)
         before, thresholds = sys.getswitchinterval(), gc.get_threshold()
         sys.setswitchinterval(_SWITCH_S)
         gc.collect()

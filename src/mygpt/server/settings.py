@@ -16,6 +16,7 @@ class ServerSettings:
     Attributes:
         name: the model's id, which requests must name.
         checkpoint: the value of `--checkpoint` in the command that the page shows; empty is `name`.
+        tour: whether the page shows the guided tour of chapter 15.
         slots: how many rows decode together, in addition to one for the playground's predictions;
             each has a cache for a whole window.
         max_waiting: how many requests may wait for a slot; the same number of the page's requests
@@ -43,6 +44,7 @@ class ServerSettings:
 
     name: str = "mygpt"
     checkpoint: str = ""
+    tour: bool = False
     slots: int = 32
     max_waiting: int = 64
     max_tokens: int = 4096

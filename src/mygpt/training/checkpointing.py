@@ -351,6 +351,10 @@ class Checkpointer:
             "tokens": self.step_log.tokens,
             "elapsed_s": round(progress.elapsed_s, 3),
         }
+        initial = self._provenance.get("from")
+        before = initial.get("trained_length") if isinstance(initial, dict) else 0
+        if type(before) is int:  # else the initial model may have been trained with longer windows
+            reached["trained_length"] = max(before, self.step_log.window if progress.step else 0)
         if math.isfinite(progress.loss):
             reached["loss"] = progress.loss
         if best is not None:

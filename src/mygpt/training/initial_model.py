@@ -38,8 +38,12 @@ class Initial:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its entry in a run's state."""
-        return {"path": str(self.checkpoint.path.resolve()), "sha256": self.sha256}
+        """Its entry in a run's state and in the provenance of its models."""
+        return {
+            "path": str(self.checkpoint.path.resolve()),
+            "sha256": self.sha256,
+            "trained_length": self.checkpoint.trained_length,
+        }
 
 
 def read_initial(path: str | Path) -> Initial:

@@ -19,6 +19,7 @@ from mygpt.tokenization.unknown import dropped_note, without_unknown
 from mygpt.training.checkpointing import State
 from mygpt.training.history import History
 from mygpt.training.run import RunFolder
+from mygpt.views.page import shown_path
 from mygpt.views.report import thin
 from mygpt.views.run import (
     Run,
@@ -29,7 +30,6 @@ from mygpt.views.run import (
     progress_of,
     read_run,
     require_run,
-    shown_path,
     standing_of,
     tokens_of,
     versions_of,

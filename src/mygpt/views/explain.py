@@ -202,6 +202,7 @@ def about(checkpoint: Checkpoint, *, name: str, command: str) -> dict[str, Any]:
         "tokenizer": checkpoint.tokenizer.kind,
         "vocab_size": checkpoint.config.vocab_size,
         "window": checkpoint.config.max_seq_len,
+        "trained_length": checkpoint.trained_length,
     }
 
 

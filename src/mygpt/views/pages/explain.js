@@ -61,6 +61,7 @@ function showText(data) {
       "see its alternatives.",
   );
   const text = addBox(box);
+  text.classList.toggle("is-words", data.about.tokenizer === "word");
   const heading = make("h3", { class: "chosen", "aria-live": "polite" });
   const words = make("p", { class: "section-words" });
   const bars = make("div", { class: "page-view" });
@@ -116,10 +117,15 @@ function showWindow(data) {
     "The model reads only the tokens in its context window.",
   );
   const { tokens, window_start: start, about } = data;
-  renderWindow(addBox(box), { length: tokens.length, start, window: about.window });
+  renderWindow(addBox(box), {
+    length: tokens.length,
+    start,
+    window: about.window,
+    trained: about.trained_length,
+  });
   if (start > 0) {
     const end = tokens.slice(Math.max(0, start - 60), start);
-    const words = end.map((token) => token.text).join("");
+    const words = end.map((token) => token.text).join(about.tokenizer === "word" ? " " : "");
     box.append(make("p", { class: "section-words" }, "The last text before the window:"));
     box.append(make("blockquote", { class: "forgotten" }, words));
   }

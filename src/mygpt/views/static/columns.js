@@ -6,7 +6,8 @@ import { renderTokens } from "./tokens.js";
 import { renderWindow } from "./window.js";
 
 // Draw the continuations into `element`, or update them.
-// options: { active: the chosen one's index, window: the model's window, onChoose(index) }
+// options: { active: the chosen one's index, window: the model's window,
+//            trained: its trained length or null, onChoose(index) }
 export function renderColumns(element, stories, options) {
   const state = stateOf("columns", element, () => ({ parts: new WeakMap() }));
   state.onChoose = options.onChoose;
@@ -19,7 +20,7 @@ export function renderColumns(element, stories, options) {
     column.classList.toggle("is-chosen", chosen);
     setAttribute(parts.choose, "aria-pressed", String(chosen));
     setText(parts.count, story.ended ? "ended" : counted(story.written.length, "new token"));
-    renderTokens(parts.text, storyTokens(story, options.window), {
+    renderTokens(parts.text, storyTokens(story, options), {
       label: `Continuation ${index + 1}, token by token`,
       legend: false,
       waiting: "…",
@@ -28,6 +29,7 @@ export function renderColumns(element, stories, options) {
       length: story.length,
       start: Math.max(0, story.length - options.window),
       window: options.window,
+      trained: options.trained,
     });
   });
 }
@@ -45,7 +47,7 @@ function buildColumn(state, index) {
   return column;
 }
 
-function storyTokens(story, window) {
+function storyTokens(story, { window, trained }) {
   const prompt = story.prompt.map(({ id, text }) => ({
     id,
     text,
@@ -60,7 +62,13 @@ function storyTokens(story, window) {
     kind: token.byHand ? "chosen" : "written",
     note: writtenNote(token),
   }));
-  return { tokens: [...prompt, ...written], seenFrom: Math.max(0, story.length - window) };
+  const tokens = [...prompt, ...written];
+  const past = trained && trained < window ? trained + 1 - prompt.length : written.length;
+  for (const token of written.slice(Math.max(0, past))) {
+    token.untrained = true;
+    token.note += ", predicted past the trained length";
+  }
+  return { tokens, seenFrom: Math.max(0, story.length - window) };
 }
 
 function writtenNote(token) {

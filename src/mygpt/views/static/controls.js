@@ -52,7 +52,8 @@ const PRESETS = [
 
 // Build the sliders into `element`; `onChange()` is called after each change.
 // Returns { settings(): SamplingConfig's fields, or null if a value is invalid;
-//           error(): why a value is invalid, or an empty string }.
+//           error(): why a value is invalid, or an empty string;
+//           set(values): sets the fields; those without a value are off }.
 export function buildControls(element, { vocabSize, onChange }) {
   const fields = new Map();
   const error = make("p", { class: "error-line", role: "alert" });
@@ -62,12 +63,13 @@ export function buildControls(element, { vocabSize, onChange }) {
     showPreset(presets, read());
     onChange();
   };
+  const set = (values) => {
+    setFields(fields, values);
+    changed();
+  };
   const presets = PRESETS.map(([name, values, title]) => {
     const button = make("button", { type: "button", title, "data-preset": name }, name);
-    button.addEventListener("click", () => {
-      setFields(fields, values);
-      changed();
-    });
+    button.addEventListener("click", () => set(values));
     return button;
   });
   element.replaceChildren(
@@ -79,6 +81,7 @@ export function buildControls(element, { vocabSize, onChange }) {
   return {
     settings: () => (settingsError(read()) ? null : read()),
     error: () => settingsError(read()),
+    set,
   };
 }
 

@@ -11,8 +11,10 @@ export class Loop {
   // `choices()` returns the present { settings, seed, key }, or null if one is invalid.
   // Callbacks: `onChange()` after each change, `onToken(token, uniform)` for each token of the
   // active continuation, `onError(error)` for a failed request, `onAnswer()` for a successful one.
-  constructor(client, { choices, onChange, onToken, onError, onAnswer }) {
-    Object.assign(this, { client, choices, onChange, onToken, onError, onAnswer });
+  // `onLine(line)` is awaited as the loop reaches a line: 1 crop, 2 forward pass, 3 probabilities,
+  // 4 draw and append.
+  constructor(client, { choices, onChange, onToken, onError, onAnswer, onLine = () => {} }) {
+    Object.assign(this, { client, choices, onChange, onToken, onError, onAnswer, onLine });
     this.model = null;
     this.texts = [];
     this.stories = [];
@@ -54,8 +56,7 @@ export class Loop {
 
   async read(prompt, count) {
     try {
-      const prediction = await this.client.next({ text: prompt }, this.pending.signal);
-      this.learn(prediction);
+      const prediction = await this.ask({ text: prompt }, this.pending.signal);
       this.stories = Array.from({ length: count }, (_, index) => new Story(index, prediction));
       this.active = Math.min(this.active, count - 1);
       this.onAnswer();
@@ -90,7 +91,7 @@ export class Loop {
         if (story === this.story) this.onToken(token, uniform);
       }
       return true;
-    });
+    }, true);
   }
 
   // Step `count` times, or until `stop` is called or all continuations have ended.
@@ -127,7 +128,7 @@ export class Loop {
       if (!choices || this.hasEnded(this.story)) return false;
       this.onToken(this.append(this.story, id, choices, true), null);
       return true;
-    });
+    }, true);
   }
 
   // Repeat failed requests for predictions.
@@ -146,12 +147,14 @@ export class Loop {
   }
 
   // After all earlier changes: load missing predictions, apply `change`, load missing ones again.
-  inTurn(change) {
+  // `draws`: whether the change appends a token.
+  inTurn(change, draws = false) {
     const { signal } = this.pending;
     const turn = this.queue.then(async () => {
       if (signal.aborted || !this.stories.length || !(await this.predict())) return false;
       const changed = this.attempt(change);
       this.onChange();
+      if (changed && draws) await this.onLine(4);
       const whole = changed && (await this.predict());
       if (!signal.aborted) this.onChange();
       return whole;
@@ -189,10 +192,19 @@ export class Loop {
 
   async predictFor(story, signal) {
     const length = story.written.length;
-    const prediction = await this.client.next({ ids: story.ids }, signal);
-    this.learn(prediction);
+    const prediction = await this.ask({ ids: story.ids }, signal);
     for (const token of story.written) token.text ??= this.texts[token.id] ?? null;
     story.receive(length, prediction);
+  }
+
+  // Request a prediction: lines 1 to 3 of the loop.
+  async ask(question, signal) {
+    await this.onLine(1);
+    await this.onLine(2);
+    const prediction = await this.client.next(question, signal);
+    this.learn(prediction);
+    await this.onLine(3);
+    return prediction;
   }
 
   learn(prediction) {

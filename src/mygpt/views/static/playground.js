@@ -12,6 +12,7 @@ import { Notices } from "./notices.js";
 import { SEED_ERROR, freshSeed, parseSeed } from "./randomness.js";
 import { renderStrip } from "./strip.js";
 import { counted, grouped, percent, tokenName, visibleText } from "./text.js";
+import { Tour } from "./tour.js";
 
 const TYPING_MS = 200;
 const COPIED_MS = 1500;
@@ -21,7 +22,7 @@ const PARTS = [
   ...["prompt", "step", "run", "back", "restart", "count", "samples", "status", "columns"],
   ...["bars", "strip", "known", "controls", "seed", "new-seed", "command", "command-note", "copy"],
   ...["facts", "notice", "attention", "attention-box", "attention-words"],
-  ...["start-words", "seed-error", "preview"],
+  ...["start-words", "seed-error", "preview", "tour"],
 ];
 
 class Playground {
@@ -34,6 +35,7 @@ class Playground {
       onToken: (token, uniform) => this.showToken(token, uniform),
       onError: (error) => this.notices.error(error),
       onAnswer: () => this.notices.clear(),
+      onLine: (line) => this.tour?.reach(line, this.loop.running),
     });
     this.notices = new Notices(this.parts.notice, {
       onRetry: () => this.retry(),
@@ -102,6 +104,25 @@ class Playground {
       vocabSize: model.vocab_size,
       onChange: () => this.showSoon(),
     });
+    document.body.classList.toggle("is-words", model.tokenizer === "word");
+    if (model.tour) await this.startTour();
+    else await this.begin();
+  }
+
+  async startTour() {
+    document.body.classList.add("has-tour");
+    this.tour = new Tour(this.parts.tour, this.loop.model, { onStep: (step) => this.set(step) });
+    await this.tour.go(0);
+  }
+
+  // Set the controls, and begin a new text.
+  async set({ prompt, settings, count }) {
+    const { parts } = this;
+    this.sampling.set(settings);
+    parts.samples.value = "1";
+    parts.seed.value = "0";
+    parts.count.value = String(count);
+    parts.prompt.value = prompt ?? parts.prompt.value;
     await this.begin();
   }
 
@@ -229,6 +250,7 @@ class Playground {
     renderColumns(parts.columns, loop.stories, {
       active: loop.active,
       window: loop.model.window,
+      trained: loop.model.trained_length,
       onChoose: (index) => {
         loop.active = index;
         this.show();
@@ -267,6 +289,8 @@ class Playground {
     const few = prediction.likeliest.slice(0, PREVIEWED);
     renderBars(parts.preview, barData(before, after, few, loop.texts), { next: next.id });
     renderStrip(parts.strip, { after, texts: loop.texts, ...next });
+    const { settings } = choices;
+    this.tour?.show({ story: loop.story, settings, after, next: next.id, texts: loop.texts });
     const about =
       `The page has the ${grouped(prediction.known)} most probable of ${grouped(before.length)} ` +
       "tokens and treats the others as equally probable.";

@@ -6,7 +6,8 @@ import { percent, tokenName, visibleText } from "./text.js";
 // Draw the text into `element`, or update it.
 // data: { tokens: [{ text, id, probability (null: none is known), note, kind }],
 //         seenFrom: the number of first tokens that are outside the window (0) }
-//   kind: "prompt", "written" or "chosen"; note: a remark for the line below.
+//   kind: "prompt", "written" or "chosen"; note: a remark for the line below;
+//   untrained: whether it was predicted past the trained length.
 // options: { label, legend (true), waiting: the text to show while there are no tokens,
 //            onSelect(index), selected: the index of the token that is marked }
 export function renderTokens(element, data, options = {}) {
@@ -61,6 +62,7 @@ function fillToken(state, span, token, place) {
   span.classList.toggle("is-prompt", token.kind === "prompt");
   span.classList.toggle("is-chosen", token.kind === "chosen");
   span.classList.toggle("is-forgotten", place < state.seenFrom);
+  span.classList.toggle("is-untrained", Boolean(token.untrained));
   setAttribute(span, "tabindex", place === state.at ? 0 : -1);
 }
 
