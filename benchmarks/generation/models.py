@@ -30,7 +30,7 @@ CONFIGS = {
         12,
         12,
         1024,
-        mlp_dim=2112,
+        mlp_dim=2048,
         norm="rms",
         position="rotary",
         mlp="swiglu",
@@ -183,12 +183,15 @@ def write_gguf(size: str, path: Path, kind: str = "F32") -> None:
 def _export_gguf(size: str, path: Path, kind: str) -> None:
     """The file that a user of llama.cpp would make: exported, then quantized by llama.cpp."""
     from mygpt.checkpoint.model_file import Checkpoint, model_arrays
-    from mygpt.core.tokenizer import CharTokenizer
     from mygpt.formats.gguf import write_gguf as export
+    from mygpt.tokenization import CharTokenizer
 
     if kind == "F32":
         arrays = model_arrays(build(size))
-        export(Checkpoint(path, CONFIGS[size], CharTokenizer("abc"), arrays, {}), path)
+        export(
+            Checkpoint(path, CONFIGS[size], CharTokenizer("abc", end_of_text=True), arrays, {}),
+            path,
+        )
         return
     import llama_cpp
 

@@ -111,7 +111,8 @@ def markdown(results: dict[str, Any]) -> str:
         "Random weights, the same for all programs; tokens per second; medians over the rounds of "
         "one run in which all programs were measured in turns. mygpt chooses its number of "
         "threads; of a peer, the faster of one and two threads is shown. S has 207,296 parameters "
-        "and a window of 64, M 10.7 million and 256, L 124 million and 1,024 (GPT-2 small).",
+        "and a window of 64, M 10.7 million and 256, L 124 million and 1,024 (GPT-2 small), Q 88 "
+        "million and 1,024 (Qwen3's block).",
         "",
         f"Machine: {machine['processor']}, {machine['cores']} cores; Python {machine['python']}, "
         f"{versions}. {_disturbance(results['cases'])}",
