@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 
 import mygpt
+from event_streams import made_up
 from mygpt.checkpoint.model_file import read_checkpoint
+from mygpt.cli.live import LivePage
 from mygpt.views.explain import about, explain, explain_page
 from offline_pages import chromium
 
 pytest.importorskip("selenium", reason="selenium is not here")
+
+from selenium.webdriver.support.ui import WebDriverWait
 
 from playground_page import opened
 from playground_stub import MadeUp
@@ -120,6 +124,17 @@ def violations(driver: Any, axe: str) -> list[list[Any]]:
 def test_the_offline_pages_have_no_violation(sized, axe, offline, name):
     sized.get(offline[name].as_uri())
     assert violations(sized, axe) == []
+
+
+def test_the_page_of_a_training_in_progress_has_no_violation(sized, axe):
+    with LivePage(lambda event: None) as page:
+        for event in made_up(25):
+            page(event)
+        sized.get("about:blank")
+        sized.get_log("browser")  # messages of the last page, whose server has ended
+        sized.get(page.url)
+        WebDriverWait(sized, 10).until(lambda _: sized.find_elements("css selector", "#samples"))
+        assert violations(sized, axe) == []
 
 
 def test_the_playground_has_no_violation(sized, axe):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 import tempfile
-import threading
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mygpt.cli.browser import has_browser, open_page
 from mygpt.cli.serve import in_run, log, name_of, prepare_to_serve, run_server
 from mygpt.server.settings import ServerSettings
 from mygpt.signals import ExitAction
@@ -96,15 +93,4 @@ def _serve(path: Path, engine: str, port: int, *, open_browser: bool) -> None:
         tour=True,
     )
     writer = load(path, engine=engine)
-    run_server(writer, settings, _HOST, port, _open if open_browser and _has_browser() else None)
-
-
-def _has_browser() -> bool:
-    """Whether a browser has a display; a browser for the terminal would take the terminal over."""
-    names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, names))
-
-
-def _open(url: str) -> None:
-    """Open a page in the browser, in a thread: starting one takes time."""
-    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    run_server(writer, settings, _HOST, port, open_page if open_browser and has_browser() else None)

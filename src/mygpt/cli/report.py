@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,7 +47,12 @@ def report(
     say(f"report: {written} ({written.stat().st_size:,} bytes)")
 
 
-def report_the_end(finished: Finished, *, quiet: bool = False) -> None:
+def report_the_end(
+    finished: Finished,
+    *,
+    quiet: bool = False,
+    shown: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     """Write the report of a run that has just finished.
 
     An error is printed to standard error and not raised: the run itself is saved and complete.
@@ -54,11 +60,13 @@ def report_the_end(finished: Finished, *, quiet: bool = False) -> None:
     Args:
         finished: training's last event.
         quiet: print only errors.
+        shown: called with the report's data.
     """
     try:
         from mygpt.views.report import write_report
 
-        line, stream = f"report: {write_report(finished.run, finished=finished)}", sys.stdout
+        written = write_report(finished.run, finished=finished, shown=shown)
+        line, stream = f"report: {written}", sys.stdout
     except (Exception, KeyboardInterrupt) as error:
         again = f"mygpt report {shlex.quote(str(finished.run))}"
         line = f"no report: {str(error) or type(error).__name__}; `{again}` writes it"

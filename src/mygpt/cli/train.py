@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -204,6 +205,15 @@ def train(
     ] = None,
     save_every: Annotated[int | None, _help("Steps between saves.", _REPORTS)] = None,
     save_seconds: Annotated[float | None, _help("Seconds between saves (60).", _REPORTS)] = None,
+    open_report: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="Show the report in the browser while it grows. Only this machine can reach the "
+            "page; without a display its address is printed.",
+            rich_help_panel=_REPORTS,
+        ),
+    ] = False,
 ) -> int:
     """Train a GPT on text.
 
@@ -213,6 +223,8 @@ def train(
 
     Example: mygpt train poems.txt --minutes 5 --output runs/poems
 
+    In the browser, while it learns: mygpt train poems.txt --open
+
     Several processes: torchrun --standalone --nproc-per-node 2 -m mygpt train poems.txt
     """
     given = locals()
@@ -220,7 +232,7 @@ def train(
     for name in ("output", "resume", "init_from"):
         if given[name] == "":  # an unset variable in a script
             _refuse_empty(name)
-    named = ("files", "output", "overwrite", "resume", "device", "quiet", "dry_run")
+    named = ("files", "output", "overwrite", "resume", "device", "quiet", "dry_run", "open_report")
     source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
     source += ("field", "unknown", "init_from")
     options = {n: v for n, v in given.items() if n not in (*named, *source) and v is not None}
@@ -248,6 +260,7 @@ def train(
         shared |= {"output": output, "overwrite": overwrite, "began": began}
         if not dry_run:
             shared |= {"command": command, "resume": resume}
+    _refuse("--dry-run trains nothing that could be shown", ["open"] * (dry_run and open_report))
     quiet = quiet or not main
     status = waiting("" if quiet else "starting")
     from mygpt import training
@@ -261,16 +274,23 @@ def train(
             say(description)
         return 0
 
-    with TrainingDisplay(quiet=quiet, waiting=status) as display:
-        shared["listener"] = display
-        if resume not in (None, "auto"):
-            training.resume(resume, files or [], began=began, **shared, **options)
-        else:
-            training.train(files or None, **shared, **chosen, **options)
-    if display.signal is not None:
-        return 128 + display.signal
-    if display.finished is not None:
-        report_the_end(display.finished, quiet=quiet)
+    with contextlib.ExitStack() as open_page:
+        shown = None
+        with TrainingDisplay(quiet=quiet, waiting=status) as display:
+            shared["listener"] = display
+            if open_report and main:
+                from mygpt.cli.live import LivePage
+
+                shared["listener"] = page = open_page.enter_context(LivePage(display))
+                shown = page.complete
+            if resume not in (None, "auto"):
+                training.resume(resume, files or [], began=began, **shared, **options)
+            else:
+                training.train(files or None, **shared, **chosen, **options)
+        if display.signal is not None:
+            return 128 + display.signal
+        if display.finished is not None:
+            report_the_end(display.finished, quiet=quiet, shown=shown)
     return 0
 
 

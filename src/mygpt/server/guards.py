@@ -11,13 +11,16 @@ import asyncio
 import hmac
 import ipaddress
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
-
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mygpt.server.problems import SAFE_HEADERS, ApiError
 from mygpt.server.settings import ServerSettings
+
+if TYPE_CHECKING:  # server/live.py uses the checks, and works without the extra `serve`
+    from starlette.datastructures import Headers
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 
@@ -36,6 +39,8 @@ class Guards:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        from starlette.datastructures import MutableHeaders
+
         began, status = time.monotonic(), 0
 
         async def send_safely(message: Message) -> None:
@@ -53,6 +58,8 @@ class Guards:
                 self.settings.log(f"{scope['method']} {path} {status or 'gone'} {took:.3f} s")
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from starlette.datastructures import Headers
+
         try:
             check(Headers(scope=scope), scope["path"], self.settings)
         except ApiError as error:
@@ -68,8 +75,8 @@ class Guards:
 
 def check(headers: Headers, path: str, settings: ServerSettings) -> None:
     """Raise `ApiError` for a request that may not use the server, or whose body is too large."""
-    _check_host(headers, settings)
-    _check_origin(headers)
+    check_host(headers.getlist("host"), settings)
+    check_origin(headers.getlist("origin"), headers["host"])
     if path != "/" and not path.startswith("/static/"):  # the page's files need no key
         _check_key(headers, settings.api_key)
     length = headers.get("content-length", "0")
@@ -79,8 +86,18 @@ def check(headers: Headers, path: str, settings: ServerSettings) -> None:
         raise _too_large(settings.max_body_bytes)
 
 
-def _check_host(headers: Headers, settings: ServerSettings) -> None:
-    given = headers.getlist("host")
+def check_host(
+    given: Sequence[str],
+    settings: ServerSettings,
+    remedy: str = "start it with --allow-host NAME, or call it by its address",
+) -> None:
+    """Raise `ApiError` unless a request has one Host header, which names this server.
+
+    Args:
+        given: the request's Host headers.
+        settings: the names of the server.
+        remedy: what the error says to do.
+    """
     name = host_name(given[0]) if len(given) == 1 else ""
     if not name:
         raise ApiError(400, "the request needs one Host header that names this server")
@@ -88,8 +105,7 @@ def _check_host(headers: Headers, settings: ServerSettings) -> None:
     if not known and not (settings.any_address and _is_address(name)):
         raise ApiError(
             403,
-            f"the host name {name!r} is not one of this server's: start it with --allow-host NAME, "
-            "or call it by its address",
+            f"the host name {name!r} is not one of this server's: {remedy}",
             code="unknown_host",
         )
 
@@ -114,10 +130,11 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _check_origin(headers: Headers) -> None:
-    for origin in headers.getlist("origin"):
-        scheme, _, host = origin.partition("://")
-        if scheme.lower() not in ("http", "https") or host.lower() != headers["host"].lower():
+def check_origin(origins: Sequence[str], host: str) -> None:
+    """Raise `ApiError` for a request of another site's page: Origin and Host headers differ."""
+    for origin in origins:
+        scheme, _, name = origin.partition("://")
+        if scheme.lower() not in ("http", "https") or name.lower() != host.lower():
             raise ApiError(
                 403,
                 f"pages of {origin!r:.80} may not use this server: open this server's own page",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
+if TYPE_CHECKING:
+    from starlette.responses import Response
 
 _LONGEST = 500  # characters of a message, which may quote a request
 
@@ -99,5 +100,7 @@ def json_answer(
     content: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A JSON response; `content` may be encoded already, as bytes."""
+    from starlette.responses import Response  # server/live.py works without it
+
     body = content if isinstance(content, bytes) else to_json(content)
     return Response(body, status, headers, media_type="application/json")

@@ -90,9 +90,43 @@ class History:
             if after.elapsed_s > before.elapsed_s and after.tokens > before.tokens
         ]
 
+    def add(self, step: int, record: dict[str, Any]) -> None:
+        """Add a line of the log; steps from this one on, if there are any, were rolled back."""
+        elapsed_s = _number(record, "elapsed_s", math.nan)
+        loss, val_loss = _number(record, "loss"), _number(record, "val_loss")
+        if math.isfinite(loss):
+            tokens = int(_number(record, "tokens", 0.0))
+            lr = _number(record, "lr")
+            _append(self.reports, Report(step, loss, lr, tokens, elapsed_s))
+        if math.isfinite(val_loss):
+            since = self.validations[-1].step if self.validations else -1
+            fresh = takewhile(lambda report: report.step > since, reversed(self.reports))
+            own = [report.loss for report in fresh]
+            mean = fmean(own) if own else math.nan
+            error = _number(record, "val_standard_error", 0.0)
+            bits = _number(record, "val_bits_per_byte")
+            validation = Validation(step, val_loss, mean, error, bits, elapsed_s)
+            _append(self.validations, validation)
+        if isinstance(text := record.get("sample"), str):
+            _append(self.samples, Sample(step, text, _spans(record.get("copied"))))
+        if "left_out" in record:
+            count = int(_number(record, "steps", 1.0))
+            one = "skipped because its loss or gradient was not finite"
+            several = f"{count} steps up to this one were skipped: no finite loss or gradient"
+            self.troubles.append(Trouble(step, several if count > 1 else one))
+        if math.isfinite(spike := _number(record, "spike")):
+            usual = _number(record, "usual")
+            self.troubles.append(
+                Trouble(step, f"the loss jumped to {spike:.4f} from about {usual:.4f}")
+            )
 
-def read_log(log: Path) -> History:
+
+def read_log(log: Path, *, up_to: int | None = None) -> History:
     """Read a log; invalid lines and an incomplete last line are skipped.
+
+    Args:
+        log: the file.
+        up_to: the last step whose records are read; None reads all.
 
     Raises:
         OSError: if it cannot be read.
@@ -100,38 +134,9 @@ def read_log(log: Path) -> History:
     history = History()
     for record in read_records(log):
         step = step_of(record)
-        if step is not None:
-            _add(history, step, record)
+        if step is not None and (up_to is None or step <= up_to):
+            history.add(step, record)
     return history
-
-
-def _add(history: History, step: int, record: dict[str, Any]) -> None:
-    elapsed_s = _number(record, "elapsed_s", math.nan)
-    loss, val_loss = _number(record, "loss"), _number(record, "val_loss")
-    if math.isfinite(loss):
-        tokens = int(_number(record, "tokens", 0.0))
-        lr = _number(record, "lr")
-        _append(history.reports, Report(step, loss, lr, tokens, elapsed_s))
-    if math.isfinite(val_loss):
-        since = history.validations[-1].step if history.validations else -1
-        fresh = takewhile(lambda report: report.step > since, reversed(history.reports))
-        own = [report.loss for report in fresh]
-        mean, error = fmean(own) if own else math.nan, _number(record, "val_standard_error", 0.0)
-        bits = _number(record, "val_bits_per_byte")
-        validation = Validation(step, val_loss, mean, error, bits, elapsed_s)
-        _append(history.validations, validation)
-    if isinstance(text := record.get("sample"), str):
-        _append(history.samples, Sample(step, text, _spans(record.get("copied"))))
-    if "left_out" in record:
-        count = int(_number(record, "steps", 1.0))
-        one = "skipped because its loss or gradient was not finite"
-        several = f"{count} steps up to this one were skipped: no finite loss or gradient"
-        history.troubles.append(Trouble(step, several if count > 1 else one))
-    if math.isfinite(spike := _number(record, "spike")):
-        usual = _number(record, "usual")
-        history.troubles.append(
-            Trouble(step, f"the loss jumped to {spike:.4f} from about {usual:.4f}")
-        )
 
 
 def _append(points: list[Any], point: Any) -> None:

@@ -2,7 +2,8 @@
 
 The markup does not depend on the data. Generated text and names are JSON in the page, and the
 scripts show them only as text, never as markup. A Content-Security-Policy allows only the page's
-own script and style, identified by their digests.
+own script and style, identified by their digests. A page that a server sends gets its data later,
+and the server's own policy.
 """
 
 from __future__ import annotations
@@ -34,22 +35,23 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+{policy}<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>{title}</title>
-<style>{style}</style>
+{style}
 </head>
 <body>
 <noscript>This page needs JavaScript, which is disabled.</noscript>
 <main id="page"></main>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
+{script}
 </body>
 </html>
 """
+_POLICY = '<meta http-equiv="Content-Security-Policy" content="{}">\n'
+_DATA_AND_SCRIPT = """<script type="application/json" id="data">{}</script>
+<script>{}</script>"""
 
 
 def require_free(out: Path | None, *, overwrite: bool) -> None:
@@ -67,8 +69,7 @@ def make_page(entry: str, data: Any, *, title: str = "mygpt") -> str:
         title: the title until the script sets one; letters, digits, spaces and dots.
     """
     assert re.fullmatch(r"[\w .]+", title), title
-    script = bundle(VIEWS / entry)
-    style = "\n".join(_read(VIEWS / name) for name in _STYLES)
+    script, style = _script_and_style(entry)
     for text, forbidden in ((script, _NO_SCRIPT), (style, _NO_STYLE)):
         if found := forbidden.search(text):
             raise ValueError(f"a page's script or style cannot contain {found.group()!r}")
@@ -77,8 +78,40 @@ def make_page(entry: str, data: Any, *, title: str = "mygpt") -> str:
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     return _PAGE.format(
-        policy=policy, title=title, style=style, data=embedded_json(data), script=script
+        policy=_POLICY.format(policy),
+        title=title,
+        style=f"<style>{style}</style>",
+        script=_DATA_AND_SCRIPT.format(embedded_json(data), script),
     )
+
+
+def served_files(entry: str, *, title: str = "mygpt") -> dict[str, tuple[str, bytes]]:
+    """Return a page without data as files of a server, whose policy allows only its own files.
+
+    Args:
+        entry: the JavaScript module that runs, a path inside this folder.
+        title: as for `make_page`.
+
+    Returns:
+        The media type and the content of each file by its path; the page's is "/".
+    """
+    assert re.fullmatch(r"[\w .]+", title), title
+    script, style = _script_and_style(entry)
+    page = _PAGE.format(
+        policy="",
+        title=title,
+        style='<link rel="stylesheet" href="/page.css">',
+        script='<script src="/page.js"></script>',
+    )
+    return {
+        "/": ("text/html; charset=utf-8", page.encode()),
+        "/page.js": ("text/javascript; charset=utf-8", script.encode()),
+        "/page.css": ("text/css; charset=utf-8", style.encode()),
+    }
+
+
+def _script_and_style(entry: str) -> tuple[str, str]:
+    return bundle(VIEWS / entry), "\n".join(_read(VIEWS / name) for name in _STYLES)
 
 
 def embedded_json(data: Any) -> str:

@@ -18,6 +18,7 @@ from mygpt.evaluation.ngram import uniform_loss
 from mygpt.text import Document
 from mygpt.training.events import Finished
 from mygpt.training.history import History, Sample
+from mygpt.training.progress import Progress
 from mygpt.training.run import RunFolder
 from mygpt.views.explain import about, explain, page_data
 from mygpt.views.page import make_page, require_free, shown_path
@@ -50,6 +51,7 @@ def write_report(
     *,
     overwrite: bool = False,
     finished: Finished | None = None,
+    shown: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Write a run's report and return its path.
 
@@ -58,6 +60,7 @@ def write_report(
         out: the page to write; None replaces report.html in the run's folder.
         overwrite: replace `out` if it exists.
         finished: training's last event; its results are then used and not computed again.
+        shown: called with the page's data before the page is written.
 
     Raises:
         InputError: if there is no run or no log, or `out` exists.
@@ -65,9 +68,10 @@ def write_report(
     """
     folder = RunFolder.of(path)
     require_free(out, overwrite=overwrite)
-    page = make_page(
-        "pages/report.js", report_data(read_run(folder, finished)), title="mygpt report"
-    )
+    data = report_data(read_run(folder, finished))
+    if shown is not None:
+        shown(data)
+    page = make_page("pages/report.js", data, title="mygpt report")
     target = out or folder.report_path
     if out is None:
         remove_abandoned(target)  # temporary files of killed reports, which take no lock
@@ -80,28 +84,51 @@ def report_data(run: Run) -> dict[str, Any]:
     standing = standing_of(run)
     baselines, num_train_tokens = baselines_of(run)
     own = _written(run)
-    samples = [_sample(one) for one in spread(run.history.samples, _MOST_SAMPLES)]
+    if baselines is None:
+        lines = [("uniform", uniform_loss(run.state.config.vocab_size))]
+    else:
+        lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
     return {
         "name": shown_path(run.folder.name),
         "standing": standing.kind,
         "progress": progress_of(standing),
         "verdict": diagnosis_of(run, standing, baselines, num_train_tokens),
         "facts": facts_of(run, standing, num_train_tokens),
-        "curves": _curves(run, baselines),
+        **log_data(run.history, lines, own, run.state.progress),
         "dropout": run.state.config.dropout,
         "table": _table(run.history, baselines),
         "bounds": "" if baselines is None else baselines.bounds,
-        "rate": _rate(run.history),
-        "speed": [[step, round(speed, 1)] for step, speed in medians(run.history.speeds(), 150)],
-        "samples": samples,
         "written": own,
-        "passages": _passages(run.history.samples, own),
-        "copied_chars": COPIED_CHARS,
         "reading": _reading(run, own),
-        "troubles": [[t.step, t.text] for t in spread(run.history.troubles, _MOST_TROUBLES)],
         "plan": settings_of(run.state),
         "commands": commands_of(run, standing),
         "notes": notes_of(run),
+    }
+
+
+def log_data(
+    history: History,
+    baselines: Sequence[tuple[str, float]],
+    own: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The part of the page's data that comes from the log.
+
+    Args:
+        history: the log.
+        baselines: names and losses of simpler models, nats per token.
+        own: the best model's sample; its copied passages are listed too.
+        progress: the run's; its loss ends the training curve if it is newer than the log.
+    """
+    samples = [_sample(one) for one in spread(history.samples, _MOST_SAMPLES)]
+    return {
+        "curves": _curves(history, baselines, progress),
+        "rate": _rate(history),
+        "speed": [[step, round(speed, 1)] for step, speed in medians(history.speeds(), 150)],
+        "samples": samples,
+        "passages": _passages(history.samples, own),
+        "copied_chars": COPIED_CHARS,
+        "troubles": [[t.step, t.text] for t in spread(history.troubles, _MOST_TROUBLES)],
     }
 
 
@@ -110,28 +137,26 @@ def _rate(history: History) -> list[tuple[int, float]]:
     return thin(rates, _MOST_RATES, lambda rate: rate[1])
 
 
-def _curves(run: Run, baselines: Baselines | None) -> dict[str, Any]:
+def _curves(
+    history: History, baselines: Sequence[tuple[str, float]], progress: Progress | None
+) -> dict[str, Any]:
     """Losses in nats per token, as [step, seconds, loss], and the baselines' losses."""
-    history, progress = run.history, run.state.progress
     seconds = [
         (r.step, None if math.isnan(r.elapsed_s) else r.elapsed_s, r.loss) for r in history.reports
     ]
     # The loss of the last step, with which the terminal ends, is in the log only if it was due.
-    is_newer = bool(seconds) and progress.step > seconds[-1][0] and not progress.skipped
-    if is_newer and math.isfinite(progress.loss):
-        seconds.append((progress.step, progress.elapsed_s, progress.loss))
+    if progress is not None and seconds and not progress.skipped:
+        is_newer = progress.step > seconds[-1][0]
+        if is_newer and math.isfinite(progress.loss):
+            seconds.append((progress.step, progress.elapsed_s, progress.loss))
     validation = [
         (v.step, None if math.isnan(v.elapsed_s) else v.elapsed_s, v.val_loss)
         for v in history.validations
     ]
-    if baselines is None:
-        lines = [("uniform", uniform_loss(run.state.config.vocab_size))]
-    else:
-        lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
     return {
         "training": thin(seconds, _MOST_POINTS, lambda point: point[2]),
         "validation": thin(validation, _MOST_POINTS, lambda point: point[2]),
-        "baselines": [{"name": name, "loss": round(loss, 4)} for name, loss in lines],
+        "baselines": [{"name": name, "loss": round(loss, 4)} for name, loss in baselines],
     }
 
 

@@ -250,17 +250,22 @@ def progress_of(standing: Standing) -> str:
 
 def facts_of(run: Run, standing: Standing, num_train_tokens: int) -> Lines:
     """The most important facts about a run; `num_train_tokens` is 0 if it is unknown."""
-    state, best = run.state, run.history.best
-    corpus = state.provenance["corpus"]
-    epochs = f", {standing.tokens / num_train_tokens:.1f} epochs" if num_train_tokens else ""
-    facts = [
+    state, corpus = run.state, run.state.provenance["corpus"]
+    return [
         ("text", f"{corpus.get('name', '?')}, {corpus.get('bytes', 0):,} bytes"),
         ("tokenizer", f"{state.tokenizer.kind}, vocabulary {state.tokenizer.vocab_size:,}"),
         ("model", f"{state.config.num_parameters():,} parameters"),
-        ("trained on", f"{standing.tokens:,} tokens{epochs}"),
+        *measured_facts(run.history, standing.tokens, num_train_tokens),
     ]
-    if speeds := [speed for _, speed in run.history.speeds()]:
+
+
+def measured_facts(history: History, tokens: int, num_train_tokens: int) -> Lines:
+    """Facts from a run's log, after training on `tokens` of a text of `num_train_tokens`, or 0."""
+    epochs = f", {tokens / num_train_tokens:.1f} epochs" if num_train_tokens else ""
+    facts = [("trained on", f"{tokens:,} tokens{epochs}")]
+    if speeds := [speed for _, speed in history.speeds()]:
         facts.append(("speed", f"{median(speeds):,.0f} tokens/s"))
+    best = history.best
     if best is not None:
         bits = "" if math.isnan(best.bits_per_byte) else f", {best.bits_per_byte:.3f} bits per byte"
         facts.append(("best", f"{best.val_loss:.4f} nats per token at step {best.step:,}{bits}"))

@@ -7,10 +7,35 @@ import { tokenName } from "../static/text.js";
 const LEAST = 1e-9; // the probability of tokens whose numbers were rounded to 0
 
 const redraws = [];
+const parts = new Map(); // by function: where a part is shown, its values as text, its update
+let place = null; // the part to which sections are added; null for the page
 
-// The data in the page.
+// The data in the page; null if it has none.
 export function pageData() {
-  return JSON.parse(document.getElementById("data").textContent);
+  return JSON.parse(document.getElementById("data")?.textContent ?? "null");
+}
+
+// Show a part of the page with `show(data)`, which adds sections and may return a function that
+// updates them. Called again with other data, nothing happens unless one of `fields` has changed:
+// then the part is updated, or replaced if it cannot be.
+export function showPart(show, data, fields) {
+  if (!parts.has(show)) {
+    const box = make("div");
+    document.getElementById("page").append(box);
+    parts.set(show, { box, values: null, update: null });
+  }
+  const part = parts.get(show);
+  const values = JSON.stringify(fields.map((field) => data[field]));
+  if (part.values === values) return;
+  part.values = values;
+  if (part.update) {
+    part.update(data);
+    return;
+  }
+  part.box.replaceChildren();
+  place = part.box;
+  part.update = show(data) ?? null;
+  place = null;
 }
 
 // Set the page's title; `lines` are shown below it.
@@ -180,5 +205,5 @@ function rankOf(token) {
 }
 
 function pageBody() {
-  return document.getElementById("page");
+  return place ?? document.getElementById("page");
 }

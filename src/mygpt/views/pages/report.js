@@ -1,9 +1,9 @@
 // The page of `mygpt report`: a run's diagnosis, loss curves, samples, copied passages, attention,
-// and the commands to reproduce it.
+// and the commands to reproduce it. While a training runs, live.js shows the same page.
 
 import { renderAttention } from "../static/attention.js";
 import { renderCurves } from "../static/curves.js";
-import { make, makeSvg } from "../static/dom.js";
+import { make, makeSvg, setText } from "../static/dom.js";
 import { renderSamples } from "../static/samples.js";
 import { grouped, percent, visibleText } from "../static/text.js";
 import { renderTokens } from "../static/tokens.js";
@@ -21,53 +21,77 @@ import {
   pageData,
   quoted,
   sentence,
+  showPart,
   tokenData,
 } from "./parts.js";
 
 const DROPOUT =
   "Dropout is active only in training steps, so the training loss can be above the validation loss.";
 
-showReport(pageData());
+const PACE = { rate: "Learning rate, by step", speed: "Tokens a second, by step" };
 
-function showReport(data) {
+const ownData = pageData();
+if (ownData) showReport(ownData); // the page of live.js has no data
+
+// Show a report; called again, only the parts whose data has changed are shown again.
+export function showReport(data) {
+  showPart(showHead, data, ["name", "standing", "progress", "verdict", "facts"]);
+  showPart(showCurves, data, ["curves", "dropout", "troubles", "standing"]);
+  showPart(showTable, data, ["table", "bounds"]);
+  showPart(showPace, data, ["rate", "speed"]);
+  showPart(showSamples, data, ["samples", "written", "copied_chars"]);
+  showPart(showPassages, data, ["passages", "written", "copied_chars"]);
+  showPart(showReading, data, ["reading"]);
+  showPart(showPlan, data, ["plan", "commands"]);
+  showPart(showNotes, data, ["notes"]);
+}
+
+function showHead(data) {
   const head = beginPage("report", data.name, []);
   head.append(make("p", { class: `standing is-${data.standing}` }, `${data.progress}.`));
   if (data.verdict) head.append(make("p", { class: "verdict" }, sentence(data.verdict)));
   head.append(factList(data.facts));
-  showCurves(data);
-  showTable(data);
-  showPace(data);
-  showSamples(data);
-  showPassages(data);
-  showReading(data);
-  showPlan(data);
-  addNotes(data.notes.map(sentence));
 }
 
-function showCurves({ curves, dropout, troubles, standing }) {
+// The curves are updated in place: a reader may have chosen an axis, or be on one of their points.
+function showCurves(data) {
   const box = addSection(
     "curves",
     "Loss",
     "The loss is the mean negative log-probability of the next token; lower is better. Horizontal " +
       "lines are the losses of simpler models.",
   );
-  if (!curves.training.length && !curves.validation.length) {
-    const words = standing === "training" ? "Nothing has been reported yet." : "The log is empty.";
-    box.append(make("p", { class: "section-words" }, words));
-    return;
-  }
+  const empty = make("p", { class: "section-words" });
+  const note = make("p", { class: "section-words" }, DROPOUT);
+  const view = make("div", { class: "page-view" });
+  const list = make("ul", { class: "troubles" });
+  box.append(empty, note, view, list);
+  let shown = null;
+  const update = ({ curves, dropout, troubles, standing }) => {
+    const any = curves.training.length > 0 || curves.validation.length > 0;
+    shown = any ? lossCurves(curves, standing) : null;
+    empty.hidden = any;
+    setText(empty, standing === "training" ? "Nothing has been reported yet." : "The log is empty.");
+    note.hidden = !dropout || !curves.validation.length;
+    list.hidden = !troubles.length;
+    list.replaceChildren(
+      ...troubles.map(([step, text]) => make("li", {}, `Step ${grouped(step)}: ${text}.`)),
+    );
+    if (shown) renderCurves(view, shown);
+  };
+  keepDrawn(() => shown && renderCurves(view, shown));
+  update(data);
+  return update;
+}
+
+// The data of renderCurves.
+function lossCurves(curves, standing) {
   const points = (rows) => rows.map(([step, seconds, loss]) => ({ step, seconds, loss }));
   const validation = points(curves.validation);
   const series = [{ name: "training", role: "training", points: points(curves.training) }];
   if (validation.length) series.push({ name: "validation", role: "validation", points: validation });
   const best = validation.reduce((low, p) => (low && low.loss <= p.loss ? low : p), null);
-  if (dropout && validation.length) box.append(make("p", { class: "section-words" }, DROPOUT));
-  const view = addBox(box);
-  keepDrawn(() => renderCurves(view, { series, best, baselines: curves.baselines }));
-  if (troubles.length) {
-    const list = troubles.map(([step, text]) => make("li", {}, `Step ${grouped(step)}: ${text}.`));
-    box.append(make("ul", { class: "troubles" }, ...list));
-  }
+  return { series, best, baselines: curves.baselines, growing: standing === "training" };
 }
 
 function showTable({ table, bounds }) {
@@ -97,19 +121,25 @@ function tableRow(name, bits, loss, most) {
   );
 }
 
-function showPace({ rate, speed }) {
-  if (rate.length < 2) return;
+function showPace(data) {
+  const names = Object.keys(PACE).filter((name) => data[name].length > 1);
+  if (!names.includes("rate")) return null;
+  let shown = data;
   const box = addSection("pace", "Learning rate and speed");
   const pair = make("div", { class: "pair" });
   box.append(pair);
-  const charts = [["Learning rate, by step", rate], ["Tokens a second, by step", speed]];
-  for (const [words, points] of charts) {
-    if (points.length < 2) continue;
+  const draws = names.map((name) => {
     const part = make("div", { class: "pair-part" });
     pair.append(part);
-    const view = addBox(part, words);
-    keepDrawn(() => renderLine(view, { points, words }));
-  }
+    const view = addBox(part, PACE[name]);
+    return () => renderLine(view, { points: shown[name], words: PACE[name] });
+  });
+  draws.forEach(keepDrawn);
+  if (names.length < Object.keys(PACE).length) return null; // the other one may be added
+  return (newer) => {
+    shown = newer;
+    for (const draw of draws) draw();
+  };
 }
 
 function showSamples({ samples, written, copied_chars: copiedChars }) {
@@ -174,9 +204,14 @@ function leastExpected(tokens) {
 }
 
 function showPlan({ plan, commands }) {
+  if (!plan.length && !commands.length) return;
   const box = addSection("plan", "Settings");
   box.append(factList(plan));
   for (const [words, command] of commands) {
     if (command) box.append(commandBox(`${words}:`, command));
   }
+}
+
+function showNotes({ notes }) {
+  addNotes(notes.map(sentence));
 }

@@ -13,7 +13,8 @@ const AXES = { tokens: "tokens", step: "steps", seconds: "seconds" };
 // Draw the curves into `element`, or update them.
 // data: { series: [{ name, role: "training", "validation" or "run-1" to "run-8",
 //                    points: [{ tokens, step, seconds, loss }, ...] }],
-//         best: { step, seconds, loss } or null, baselines: [{ name, loss }], unit }
+//         best: { step, seconds, loss } or null, baselines: [{ name, loss }], unit,
+//         growing: whether points are still added }
 // options: { axis: "tokens", "step" or "seconds" (the first that any point has),
 //            height (300), width (the element's) }
 export function renderCurves(element, data, options = {}) {
@@ -27,17 +28,13 @@ export function renderCurves(element, data, options = {}) {
 
 function buildCurves(box, data) {
   const picture = makeSvg("svg", { class: "curves", tabindex: 0, role: "img" });
-  const readout = make("p", { class: "readout", "aria-live": "polite" });
+  const readout = make("p", { class: "readout" });
   const best = make("span", { class: "key key-best" });
   const known = (axis) => data.series.some((one) => one.points.some((p) => Number.isFinite(p[axis])));
   const axes = Object.keys(AXES).filter(known);
-  const state = { picture, readout, best, data, axis: axes[0] ?? "step", at: null };
-  const buttons = axes.map((axis) => axisButton(state, axis));
   const key = make("div", { class: "curves-key" });
-  for (const { role, name } of data.series) {
-    key.append(make("span", { class: `key key-${role}` }, name));
-  }
-  key.append(best);
+  const state = { picture, readout, key, best, data, axis: axes[0] ?? "step", at: null, point: null };
+  const buttons = axes.map((axis) => axisButton(state, axis));
   const head = make("div", { class: "curves-head" }, key);
   if (axes.length > 1) head.append(make("div", { class: "switch" }, ...buttons));
   state.buttons = buttons;
@@ -62,8 +59,9 @@ function drawCurves(state) {
   for (const button of state.buttons) {
     setAttribute(button, "aria-pressed", String(button.dataset.axis === state.axis));
   }
+  const keys = data.series.map(({ role, name }) => make("span", { class: `key key-${role}` }, name));
+  state.key.replaceChildren(...keys, ...(data.best ? [state.best] : []));
   // In the key, since a label beside the point would hide the curves that end there.
-  state.best.hidden = !data.best;
   setText(state.best, data.best ? `best ${data.best.loss.toFixed(4)}` : "");
   state.scale = curveScale(state);
   setAttribute(picture, "viewBox", `0 0 ${state.width} ${state.height}`);
@@ -82,7 +80,16 @@ function drawCurves(state) {
     ...bestMark(state),
     state.mark,
   );
-  showPoint(state, null);
+  showAgain(state);
+}
+
+// Show the point that was shown before the curves were drawn again, if it is still one of them.
+function showAgain(state) {
+  const { point, at } = state;
+  const points = point ? readablePoints(state) : [];
+  const place = points.findIndex((p) => p.name === point.name && p.step === point.step);
+  showPoint(state, points[place] ?? null);
+  if (place >= 0 && at !== null) state.at = place;
 }
 
 // Functions from steps and losses to pixels.
@@ -160,6 +167,9 @@ function readablePoints(state) {
 }
 
 function showPoint(state, point) {
+  state.point = point;
+  // Not at each update of curves that grow: it would be read aloud every second.
+  setAttribute(state.readout, "aria-live", point || !state.data.growing ? "polite" : "off");
   setAttribute(state.mark, "visibility", point ? "visible" : "hidden");
   if (!point) {
     state.at = null;
@@ -181,7 +191,8 @@ function showPoint(state, point) {
 function curveWords(data) {
   const last = data.series.map((one) => [one.name, one.points[one.points.length - 1]]);
   const words = last.filter(([, p]) => p).map(([name, p]) => `${name} ${p.loss.toFixed(4)}`);
-  return words.length ? `At the end: ${words.join(", ")}.` : "No losses yet.";
+  const when = data.growing ? "So far" : "At the end";
+  return words.length ? `${when}: ${words.join(", ")}.` : "No losses yet.";
 }
 
 function pointAtCurve(state, event) {
