@@ -93,6 +93,16 @@ class Page:
         self.browser.execute_script("document.querySelector('#attention').open = true")
         self.until(lambda: self.all("#attention-box .grid-cells"))
 
+    def show_inside(self) -> None:
+        self.browser.execute_script("document.querySelector('#inside').open = true")
+        self.until(lambda: self.all("#inside-box .part .grid-cells"))
+
+    def switch(self, part: str) -> None:
+        """Click the button of a part in the panel Inside."""
+        button = self.find(f"[data-part='{part}']")
+        self.browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", button)
+        button.click()
+
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser")]
 

@@ -56,6 +56,25 @@ class MadeUp:
         rows = [[1 / (y + 1) if x <= y else 0.0 for x in range(len(ids))] for y in range(len(ids))]
         return [[rows, rows], [rows, rows]]
 
+    def inside(self, ids: list[int], asked: dict) -> dict:
+        """A response of POST /api/inside, with the model's texts in each of its fields."""
+        tokens = [{"id": i, "text": text} for i, text in enumerate(self.texts)]
+        row = {"probability": 0.25, "rank": 1}
+        last = len(ids) - 1
+        top = [[i, text, 0.1] for i, text in enumerate(self.texts[:5])]
+        found = {
+            "start": 0, "position": last if asked["position"] is None else asked["position"],
+            "token": tokens[-1], "names": [[["previous token", 0.75], ["induction", 0.25]]] * 2,
+            "lens": [row | {"name": name, "top": top} for name in ("embedding", "block1")],
+            "contributions": [["1.1", 1.5], ["mlp1", -0.5]], "logit": 1.0, "total": 1.0,
+            "attention": self.attention(ids[-self.window :]), "loss": 2.0, "continuation": tokens,
+        }  # fmt: skip
+        if asked.get("ablate"):
+            after = [[i, text, 0.1, 0.2] for i, text in enumerate(self.texts[:5])]
+            change = {"loss": 2.5, "next": after, "others": [1, 0.5, 0.0]}
+            found["ablation"] = change | {"parts": asked["ablate"], "continuation": tokens}
+        return found
+
 
 class Handler(BaseHTTPRequestHandler):
     """The playground's files and its API."""
@@ -99,6 +118,9 @@ class Handler(BaseHTTPRequestHandler):
             start = len(ids) - len(shown)
             weights = model.attention(shown)
             self.answer(200, {"layers": 2, "heads": 2, "start": start, "weights": weights})
+            return
+        if self.path == "/api/inside":
+            self.answer(200, model.inside(ids, asked))
             return
         tokens = [{"id": i, "text": model.texts[i]} for i in ids]
         start = max(0, len(ids) - model.window)

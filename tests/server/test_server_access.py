@@ -32,7 +32,7 @@ def test_all_routes_but_the_pages_need_the_key():
             *(("GET", path) for path in ("/health", "/v1/models", "/v1/models/x", "/openapi.json")),
             *(("GET", path) for path in ("/api/model", "/nothing")),
             *(("POST", path) for path in ("/v1/completions", "/api/next", "/api/attention")),
-            ("POST", "/v1/chat/completions"),
+            *(("POST", path) for path in ("/api/inside", "/v1/chat/completions")),
         ]
         for method, path in routes:
             for header in (None, b"Bearer wrong", b"Basic cGFzcw==", b"", b"Bearer", b"\xff\xfe"):

@@ -34,6 +34,10 @@ TOGETHER = (
     "overflows float32",
     "prompt tokens are more than 17, the limit for one response",
     "the prompt has 17 tokens and the window 16",
+    "other tokens are not read",
+    "is not a part of this model",
+    "cannot be combined",
+    "the second text",
 )
 
 

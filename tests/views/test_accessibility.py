@@ -138,7 +138,7 @@ def test_the_page_of_a_training_in_progress_has_no_violation(sized, axe):
 
 
 def test_the_playground_has_no_violation(sized, axe):
-    """In each of its states: a text, attention, invalid settings, unknown characters."""
+    """In each of its states: a text, attention, inside, invalid settings, unknown characters."""
     model = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz.", "<|endoftext|>"])
     with opened(sized, model) as page:
         page.until(lambda: page.bars())
@@ -151,6 +151,12 @@ def test_the_playground_has_no_violation(sized, axe):
         page.written(12)
         page.show_attention()
         assert violations(sized, axe) == [], "with two continuations"
+        page.show_inside()
+        page.switch("1.2")
+        page.until(lambda: "without head 1.2" in page.find(".change-loss").text)
+        assert violations(sized, axe) == [], "with the panel Inside and a head off"
+        page.set_field("#inside-mode", "patch")
+        assert violations(sized, axe) == [], "with a second text"
         page.set(temperature=-1)
         page.set_field("#seed", "x")
         page.click("step")

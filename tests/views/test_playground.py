@@ -497,6 +497,9 @@ def test_no_text_becomes_markup(browser):
             page.click("step")
             page.written(1)
             page.show_attention()
+            page.show_inside()
+            page.switch("1.1")
+            page.until(lambda: "without head 1.1" in page.find(".change-loss").text)
             page.browser.execute_async_script(ALL_VIEWS, some)
             page.browser.execute_script(
                 "for (const one of document.querySelectorAll('.token, .bar')) one.focus();"
@@ -542,7 +545,7 @@ Promise.all(views.map((name) => import(`./static/${name}.js`)))
 PAGE_TAGS = (
     "html head form meta title link script body header h1 p ol li div noscript main section h2 h3 "
     "mark text g circle label textarea button input article span svg rect line aside select option "
-    "details summary path pre code"
+    "details summary path pre code table caption thead tbody tr th td"
 )
 
 
@@ -561,6 +564,7 @@ def test_the_strict_policy_is_kept(browser):
         page.click("step")
         page.written(1)
         page.show_attention()
+        page.show_inside()
         assert page.errors() == []
 
 

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from mygpt.decode.writer import Writer
 from mygpt.server.completions import Completions
 from mygpt.server.guards import Guards
+from mygpt.server.inside import InsideRoute
 from mygpt.server.openapi import Model, openapi
 from mygpt.server.playground import Playground
 from mygpt.server.problems import ApiError, broken, closing, json_answer, to_json
@@ -45,6 +46,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
 
     completions = Completions(writer, settings, scheduler, threads)
     page = Playground(writer, settings, scheduler, threads)
+    inside = InsideRoute(writer, settings, threads)
     about = About(writer, settings, scheduler)
     routes = [
         Route("/v1/completions", completions.answer, methods=["POST"]),
@@ -55,6 +57,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
         Route("/openapi.json", about.openapi),
         Route("/api/next", page.next, methods=["POST"]),
         Route("/api/attention", page.attention, methods=["POST"]),
+        Route("/api/inside", inside.answer, methods=["POST"]),
         Route("/api/model", page.model),
         Route("/", page.page),
         Route("/static/{name}", page.file),

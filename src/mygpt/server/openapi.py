@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from mygpt import __version__
-from mygpt.server.requests import NEUTRAL, CompletionRequest, Ids, Text
+from mygpt.server.requests import NEUTRAL, CompletionRequest, Ids, InsideRequest, Text
 from mygpt.server.settings import ServerSettings
 from mygpt.tokenization import CharTokenizer, Tokenizer
 
@@ -35,6 +35,7 @@ _OPERATIONS: list[tuple[str, ...]] = [
     ("/api/model", "about", "Describe the model.", ""),
     ("/api/next", "next", "Predict the next token after a text.", "Next", "Text", "Ids"),
     ("/api/attention", "attention", "Attention weights of a text.", "Attention", "Text", "Ids"),
+    ("/api/inside", "inside", "What the model computes for a text.", "Inside", "InsideRequest"),
 ]
 
 
@@ -131,6 +132,43 @@ class Attention(TypedDict):
     weights: list[list[list[list[float]]]]
 
 
+class LensRow(TypedDict):
+    """The prediction at one depth: tokens as (id, text, probability), and one token's rank."""
+
+    name: str  # "embedding", "block1"
+    top: list[tuple[int, str, float]]
+    probability: float
+    rank: int
+
+
+class Change(TypedDict):
+    """A changed model: tokens as (id, text, probability before, and after), and the others."""
+
+    parts: list[str]
+    next: list[tuple[int, str, float, float]]
+    others: tuple[int, float, float]
+    loss: float | None
+    continuation: NotRequired[list[Token]]  # not of a patch
+
+
+class Inside(TypedDict):
+    """One prediction of the changed model; `loss` and `continuation` are of the unchanged one."""
+
+    start: int  # tokens that are not read
+    position: int
+    token: Token  # whose logit it is
+    names: list[list[tuple[str, float]]] | None  # a head's kind, and its relative score
+    lens: list[LensRow]
+    contributions: list[tuple[str, float]] | None  # null for a patch of a block
+    logit: float
+    total: float | None
+    attention: list[list[list[list[float]]]]  # between the last positions
+    loss: float | None  # nats per token; null for one token
+    continuation: list[Token]
+    ablation: NotRequired[Change]
+    patch: NotRequired[Change]
+
+
 class ErrorDetail(TypedDict):
     """The problem, and the field that it is about."""
 
@@ -170,8 +208,8 @@ def openapi(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
 
 def _schemas(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
     """The types' schemas, and for prompts what only this tokenizer and these limits accept."""
-    types: list[Any] = [CompletionRequest, Text, Ids]
-    types += [Completion, Models, Health, Next, Attention, Error]
+    types: list[Any] = [CompletionRequest, Text, Ids, InsideRequest]
+    types += [Completion, Models, Health, Next, Attention, Inside, Error]
     template = "#/components/schemas/{name}"
     _, schemas = msgspec.json.schema_components(types, ref_template=template)
     most = settings.max_prompt_tokens
@@ -184,7 +222,8 @@ def _schemas(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
     ids = {"type": "array", "items": token, "minItems": 1, "maxItems": most}
     many = {"type": "array", "minItems": 1, "maxItems": settings.max_choices}
     schemas["Text"]["properties"]["text"] = text
-    schemas["Ids"]["properties"]["ids"] = ids
+    schemas["Ids"]["properties"]["ids"] = schemas["InsideRequest"]["properties"]["ids"] = ids
+    schemas["InsideRequest"]["properties"]["token"] = token
     fields = schemas["CompletionRequest"]["properties"]
     fields["prompt"] = {
         "description": "Without a prompt, a new text is generated from its beginning.",
@@ -193,7 +232,7 @@ def _schemas(tokenizer: Tokenizer, settings: ServerSettings) -> Schema:
     fields["n"]["maximum"] = settings.max_choices
     fields["max_tokens"]["maximum"] = settings.max_tokens
     fields["stop"]["anyOf"][1]["maxItems"] = settings.max_stops
-    for kind in ("CompletionRequest", "Text", "Ids"):
+    for kind in ("CompletionRequest", "Text", "Ids", "InsideRequest"):
         optional = set(schemas[kind]["properties"]) - set(schemas[kind]["required"])
         for name in optional:
             schema = schemas[kind]["properties"][name]

@@ -17,6 +17,8 @@ from mygpt.server.problems import ApiError
 from mygpt.server.settings import ServerSettings
 
 MAX_STOP_CHARACTERS, MAX_LOGPROBS, DEFAULT_MAX_TOKENS = 256, 5, 16
+MAX_PARTS = 512  # more than the heads and blocks of most models
+MAX_OTHER_CHARACTERS = 2**16
 _MOST_CHOICES_WITH_LOGPROBS = 16  # of `max_tokens` tokens each: a response of some ten megabytes
 _SMALLEST_NUCLEUS = 1e-9  # used for top_p = 0: only the most probable token remains
 
@@ -53,6 +55,9 @@ _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _Fraction = Annotated[float, Meta(ge=0, le=1)]
 _Seed = Annotated[int, Meta(extra_json_schema={"minimum": -1, "maximum": 2**64 - 1})]
 _False = Annotated[bool, Meta(extra_json_schema={"const": False})]
+_PART = r"^(\d{1,9}\.\d{1,9}|(attention|mlp|block)\d{1,9})$"  # documented; the model checks it
+_Part = Annotated[str, Meta(extra_json_schema={"pattern": _PART})]
+_Parts = Annotated[list[_Part], Meta(max_length=MAX_PARTS)]
 _CHOICES = {"overflow": get_args(Overflow), "unknown": get_args(UnknownPolicy)}
 _WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "true or false"}
 _WORDS |= {"array": "list", "Expected": "expected"}
@@ -129,6 +134,18 @@ class Ids(msgspec.Struct, forbid_unknown_fields=True):
 
     ids: _Ids
     unknown: UnknownPolicy = "error"
+
+
+class InsideRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Token ids, which prediction is shown, and which parts are off or those of `other`."""
+
+    ids: _Ids
+    position: Annotated[int, Meta(ge=0, description="Default: the last one.")] | None = None
+    token: _Id | None = None
+    ablate: _Parts = []
+    patch: _Parts = []
+    other: Annotated[str, Meta(max_length=MAX_OTHER_CHARACTERS)] = ""
+    patch_position: Annotated[int, Meta(ge=0, description="Default: all.")] | None = None
 
 
 def invalid(param: str | None, message: str) -> ApiError:

@@ -87,25 +87,29 @@ function showAttention(state) {
   markCell(state);
 }
 
-// One path for each shade, so that a grid of 128 by 128 is 16 elements.
-function drawGrid(state) {
-  const weights = weightsOf(state);
-  const count = weights.length;
-  const labelWidth = count <= MOST_LABELLED ? LABEL_WIDTH : 0;
-  setAttribute(state.grid, "viewBox", `${-labelWidth} 0 ${count + labelWidth} ${Math.max(1, count)}`);
+// The squares of weights (T, T) as paths, one for each shade: 128 by 128 are 16 elements.
+export function cellPaths(weights) {
   const shades = Array.from({ length: GRID_LEVELS + 1 }, () => []);
   weights.forEach((row, y) => {
     for (let x = 0; x <= y; x += 1) {
       shades[Math.round(GRID_LEVELS * Math.sqrt(Math.min(1, row[x])))].push(`M${x} ${y}h1v1h-1z`);
     }
   });
-  const paths = shades.map((cells, level) =>
+  return shades.map((cells, level) =>
     makeSvg("path", {
       class: level ? "grid-cells" : "grid-empty",
       d: cells.join(""),
       "fill-opacity": level ? (level / GRID_LEVELS).toFixed(3) : null,
     }),
   );
+}
+
+function drawGrid(state) {
+  const weights = weightsOf(state);
+  const count = weights.length;
+  const labelWidth = count <= MOST_LABELLED ? LABEL_WIDTH : 0;
+  setAttribute(state.grid, "viewBox", `${-labelWidth} 0 ${count + labelWidth} ${Math.max(1, count)}`);
+  const paths = cellPaths(weights);
   state.rowMark = makeSvg("rect", { class: "grid-row", x: 0, height: 1 });
   state.cellMark = makeSvg("rect", { class: "grid-cell", width: 1, height: 1 });
   const labels = labelWidth ? state.data.tokens.map((token, y) => gridLabel(token, y)) : [];

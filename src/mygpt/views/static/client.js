@@ -37,9 +37,14 @@ export class Client {
     return this.send("next", { text, unknown: "drop" });
   }
 
-  // { layers, heads, start, weights } for the last tokens of `ids` (T,).
-  async attention(ids, signal) {
-    return this.send("attention", { ids }, signal);
+  // { layers, heads, start, weights } for the last tokens of { ids } (T,).
+  async attention(question, signal) {
+    return this.send("attention", question, signal);
+  }
+
+  // One prediction of { ids, position, token }, without the parts of `ablate`; see /openapi.json.
+  async inside(question, signal) {
+    return this.send("inside", question, signal);
   }
 
   async send(path, question, signal) {

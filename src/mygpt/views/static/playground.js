@@ -1,12 +1,14 @@
 // The playground: reads the page's controls, runs the generation loop, and updates the views.
 
+import { AskingPanel } from "./asking_panel.js";
+import { renderAttention } from "./attention.js";
 import { barData, renderBars } from "./bars.js";
 import { Client } from "./client.js";
 import { renderColumns, startWords } from "./columns.js";
 import { generateCommand } from "./command.js";
 import { buildControls } from "./controls.js";
 import { setAttribute, setText } from "./dom.js";
-import { AttentionPanel } from "./attention_panel.js";
+import { InsidePanel } from "./inside_panel.js";
 import { Loop } from "./loop.js";
 import { Notices } from "./notices.js";
 import { SEED_ERROR, freshSeed, parseSeed } from "./randomness.js";
@@ -22,6 +24,7 @@ const PARTS = [
   ...["prompt", "step", "run", "back", "restart", "count", "samples", "status", "columns"],
   ...["bars", "strip", "known", "controls", "seed", "new-seed", "command", "command-note", "copy"],
   ...["facts", "notice", "attention", "attention-box", "attention-words"],
+  ...["inside", "inside-box", "inside-words"],
   ...["start-words", "seed-error", "preview", "tour"],
 ];
 
@@ -45,11 +48,18 @@ class Playground {
         this.retry();
       },
     });
-    this.panel = new AttentionPanel({
+    this.panel = new AskingPanel({
       details: this.parts.attention,
-      box: this.parts["attention-box"],
       words: this.parts["attention-words"],
-      ask: (ids, signal) => this.client.attention(ids, signal),
+      ask: (question, signal) => this.client.attention(question, signal),
+      draw: ({ start, weights }, tokens) =>
+        renderAttention(this.parts["attention-box"], { tokens: tokens.slice(start), weights }),
+    });
+    this.inside = new InsidePanel({
+      details: this.parts.inside,
+      box: this.parts["inside-box"],
+      words: this.parts["inside-words"],
+      ask: (question, signal) => this.client.inside(question, signal),
     });
     this.parts.seed.value = String(freshSeed());
     this.listenToButtons();
@@ -243,7 +253,7 @@ class Playground {
     }
     document.body.classList.toggle("is-empty", none);
     // They show an earlier text until there is one again.
-    for (const id of ["next-panel", "attention-panel", "command-panel"]) {
+    for (const id of ["next-panel", "attention-panel", "inside-panel", "command-panel"]) {
       document.getElementById(id).inert = none;
     }
     for (const story of loop.stories) story.ended = loop.hasEnded(story);
@@ -259,7 +269,10 @@ class Playground {
     this.showDistribution();
     this.showCommand();
     const { story } = loop;
-    if (story && !loop.running) this.panel.follow([...story.prompt, ...story.written]);
+    if (!story || loop.running) return;
+    const tokens = [...story.prompt, ...story.written];
+    this.panel.follow({ ids: story.ids }, tokens);
+    this.inside.follow(story.ids, tokens);
   }
 
   showDistribution() {
