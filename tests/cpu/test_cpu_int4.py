@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -10,6 +14,7 @@ from mygpt.cpu.common.int4_format import GROUP, TRIED, VALUES, words_of
 from mygpt.cpu.common.layout import PANEL, padded
 from mygpt.cpu.decode.engine import CpuEngine
 from mygpt.cpu.decode.pack import _pack_int4
+from paths import ROOT
 from shapes import CONFIGS
 
 pytestmark = pytest.mark.kernels
@@ -113,3 +118,19 @@ def test_int4_takes_a_seventh_of_the_memory_but_for_embedding_and_head():
     inner = plain.model.weight_bytes - 4 * ends
     # 4.5 bits a weight; rows of 75 inputs are filled up to 96.
     assert small.model.weight_bytes - ends < 1.3 * inner * 4.5 / 32
+
+
+@pytest.mark.slow
+def test_the_products_of_a_processor_without_look_up_are_the_same(tmp_path):
+    """It computes each number of `VALUES` by its formula, as on ARM."""
+    random = np.random.default_rng(2)
+    outputs, depth = PANEL + 21, 2 * GROUP + 9
+    panels = np.zeros(words_of(padded(outputs), depth), np.uint32)
+    _pack_int4(panels, random.normal(size=(outputs, depth)).astype(np.float32))
+    x = random.normal(size=(5, depth)).astype(np.float32)
+    given, found = tmp_path / "in.npz", tmp_path / "out.npy"
+    np.savez(given, x=x, panels=panels, outputs=outputs)
+    program = [sys.executable, str(ROOT / "tests" / "int4_products.py"), str(given), str(found)]
+    subprocess.run(program, env=os.environ | {"NUMBA_OPT": "0"}, check=True)
+    expected = x.astype(np.float64) @ unpacked(panels, outputs, depth).T
+    assert np.allclose(np.load(found), expected, rtol=1e-4, atol=1e-4)
