@@ -25,6 +25,7 @@ from mygpt.core.config import SamplingConfig
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.engine import CpuEngine
 from mygpt.cpu.decode.speculation import Drafts, Shown, Speculation
+from mygpt.decode import choice
 from mygpt.decode.draft_table import ORDER, DraftTable, keys_before
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.evaluation.ngram import ngram_losses
@@ -33,6 +34,7 @@ from shell import Shell
 
 # A longer run by hand: MYGPT_CASES=10000.
 CASES = int(os.environ.get("MYGPT_CASES", "150"))
+WEIGHTS = ("float32", "int8", "int4")
 
 
 def repetitive(generator: np.random.Generator, vocab_size: int, length: int) -> np.ndarray:
@@ -64,7 +66,7 @@ def test_tokens_and_logits_are_bitwise_those_without_drafts():
         config = random_config(generator)
         arrays = random_arrays(config, case, spread=generator.choice([0.05, 0.5]))
         options = {"threads": int(generator.integers(1, 3))}
-        options["weights"] = ["float32", "int8", "int4"][generator.integers(3)]
+        options["weights"] = WEIGHTS[generator.integers(3)]
         requests = random_requests(generator, config)
         if generator.random() < 0.5:
             requests = [
@@ -359,6 +361,45 @@ def test_a_run_keeps_its_table_and_texts_are_the_same_without(run, tmp_path, cap
     assert found.text == expected.text
     assert "is damaged" in caplog.text
     assert "generating without it" in caplog.text
+
+
+@pytest.mark.kernels
+def test_samples_and_streams_are_those_without_drafts(run, monkeypatch):
+    """Random prompts, numbers of samples, filters, stop strings, log-probabilities and weights."""
+    by_table = DraftTable.drafts  # without `always` the number is measured, and may be 0
+    monkeypatch.setattr(DraftTable, "drafts", lambda table: by_table(table, always=3))
+    monkeypatch.setattr(choice, "_WORTH_DRAFTS", 1)  # by default short texts have none
+    text = (run.parent / "text.txt").read_text()
+    plain, drafted = (
+        [mygpt.load(run, engine="cpu", dtype=weights, speculate=speculate) for weights in WEIGHTS]
+        for speculate in (False, True)
+    )
+    passes = tokens = 0
+    reasons = set()
+    for case in range(max(20, CASES // 5)):
+        generator = np.random.default_rng(case)
+        first, length = generator.integers(len(text) - 90), generator.integers(90)
+        asked = {
+            "prompt": text[first : first + length],
+            "max_new_tokens": int(generator.integers(150)),
+            "overflow": ["crop", "refill"][generator.integers(2)],
+            "stop": [["at on"], ["\n", "dog"], ["xyz", " s"], [], []][generator.integers(5)],
+            "seed": int(generator.integers(1000)),
+            **SAMPLINGS[generator.integers(len(SAMPLINGS))].__dict__,
+        }
+        weights = generator.integers(len(WEIGHTS))
+        more = {
+            "num_samples": int(generator.integers(1, 4)),
+            "logprobs": [None, None, None, 0, 3][generator.integers(5)],
+        }
+        expected = plain[weights].complete(**asked, **more)
+        found = drafted[weights].complete(**asked, **more)
+        assert found == expected, case
+        assert "".join(drafted[weights].stream(**asked)) == expected[0].text, case
+        reasons |= {one.finish_reason for one in found}
+        passes, tokens = passes + found[0].passes, tokens + len(found[0].token_ids)
+    assert {"length", "stop"} <= reasons
+    assert passes < tokens  # the drafts were not all wrong
 
 
 @pytest.mark.kernels
