@@ -72,7 +72,9 @@ def axe(tmp_path_factory) -> str:
 def offline(tmp_path_factory) -> dict[str, Path]:
     """The page of a run's report, and one of `mygpt explain`."""
     folder = tmp_path_factory.mktemp("pages")
-    (folder / "squares.txt").write_text("".join(f"{n} squared is {n * n}.\n" for n in range(300)))
+    refrain = "The square of a whole number is a whole number.\n"  # copied in the validation text
+    lines = [f"{n} squared is {n * n}.\n" + refrain * (n % 40 == 39) for n in range(300)]
+    (folder / "squares.txt").write_text("".join(lines))
     mygpt.train(
         folder / "squares.txt", output=folder / "run", listener=lambda event: None, steps=30,
         preset="nano", embed_dim=16, num_layers=2, num_heads=2, max_seq_len=32, dropout=0.1,
@@ -123,6 +125,18 @@ def violations(driver: Any, axe: str) -> list[list[Any]]:
 @pytest.mark.parametrize("name", ["explain", "report"])
 def test_the_offline_pages_have_no_violation(sized, axe, offline, name):
     sized.get(offline[name].as_uri())
+    assert violations(sized, axe) == []
+
+
+def test_the_loss_map_has_no_violation_with_an_opened_place(sized, axe, offline):
+    sized.get(offline["report"].as_uri())
+    for selector in ("#losses .loss-pick", "#losses summary"):
+        for element in sized.find_elements("css selector", selector):
+            element.click()
+    assert sized.find_elements("css selector", "#losses .place[open]")
+    assert violations(sized, axe) == []
+    sized.find_element("css selector", "#losses .loss-pick").click()
+    assert sized.find_element("css selector", "#losses .bar").is_displayed()
     assert violations(sized, axe) == []
 
 

@@ -162,7 +162,7 @@ class _Recorder:
         start = max(0, len(self.ids) - self.window)
         shown = positions_to_show(self.engine.network, len(self.ids) - start)
         reading = self.engine.network.read_all(self.ids[start:], shown)
-        after = self._prediction(*self._distributions(reading.logits[-1]), _AT_THE_END)
+        after = prediction_of(*self._distributions(reading.logits[-1]), _AT_THE_END, self.tokenizer)
         return Explanation(self.places, after, reading.weights, start, seed, self.sampling)
 
     def _record(
@@ -171,7 +171,7 @@ class _Recorder:
         predicted: tuple[Any, Any, Any] = (None, None, None)
         if logits is not None:
             before, after = self._distributions(logits)
-            prediction = self._prediction(before, after, ALTERNATIVES)
+            prediction = prediction_of(before, after, ALTERNATIVES, self.tokenizer)
             predicted = float(before[token]), float(after[token]), prediction
         text = self.tokenizer.token_text(token)
         self.places.append(Place(token, text, written, window_start, *predicted))
@@ -186,11 +186,13 @@ class _Recorder:
             raise overflowing_settings(self.sampling.temperature, self.sampling.repetition_penalty)
         return softmax(logits.astype(np.float64)).astype(np.float32), after
 
-    def _prediction(self, before: Floats, after: Floats, most: int) -> Prediction:
-        best = np.argsort(-before, kind="stable")[:most].tolist()
-        text = self.tokenizer.token_text
-        likeliest = [Alternative(i, text(i), float(before[i]), float(after[i])) for i in best]
-        return Prediction(likeliest, len(before) - len(best), int(np.count_nonzero(after)))
+
+def prediction_of(before: Floats, after: Floats, most: int, tokenizer: Tokenizer) -> Prediction:
+    """List the `most` most probable tokens of two distributions (V,): before and after filters."""
+    best = np.argsort(-before, kind="stable")[:most].tolist()
+    text = tokenizer.token_text
+    likeliest = [Alternative(i, text(i), float(before[i]), float(after[i])) for i in best]
+    return Prediction(likeliest, len(before) - len(best), int(np.count_nonzero(after)))
 
 
 def about(checkpoint: Checkpoint, *, name: str, command: str) -> dict[str, Any]:
@@ -212,33 +214,33 @@ def explain_page(explanation: Explanation, about: dict[str, Any]) -> str:
 
 
 def page_data(explanation: Explanation, about: dict[str, Any]) -> dict[str, Any]:
-    """The page's data as plain JSON values.
-
-    Of the attention of each head it has the lower triangle, row by row, in thousandths.
-    """
-    weights = explanation.weights
-    shown = weights.shape[-1]
-    triangles = weights[:, :, *np.tril_indices(shown)]
-    attention = {
-        "start": len(explanation.places) - shown,
-        "size": shown,
-        "thousandths": np.rint(1000 * triangles).astype(int).tolist(),
-    }
+    """The page's data as plain JSON values."""
     return {
         "about": about,
         "seed": str(explanation.seed),  # JavaScript's numbers cannot represent all 64-bit integers
         "sampling": asdict(explanation.sampling),
-        "tokens": [_rounded(asdict(place)) for place in explanation.places],
-        "next": _rounded(asdict(explanation.next)),
+        "tokens": [rounded(asdict(place)) for place in explanation.places],
+        "next": rounded(asdict(explanation.next)),
         "window_start": explanation.window_start,
-        "attention": attention,
+        "attention": attention_data(explanation.weights, len(explanation.places)),
     }
 
 
-def _rounded(value: Any) -> Any:
+def attention_data(weights: Floats, time: int) -> dict[str, Any]:
+    """Attention weights (N, H, S, S) of the last S of T tokens as plain JSON values.
+
+    Of each head they are the lower triangle, row by row, in thousandths.
+    """
+    shown = weights.shape[-1]
+    triangles = weights[:, :, *np.tril_indices(shown)]
+    thousandths = np.rint(1000 * triangles).astype(int).tolist()
+    return {"start": time - shown, "size": shown, "thousandths": thousandths}
+
+
+def rounded(value: Any) -> Any:
     """Numbers rounded to significant digits, so that small probabilities differ from 0."""
     if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
+        return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(each) for each in value]
+        return [rounded(each) for each in value]
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

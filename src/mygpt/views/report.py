@@ -1,4 +1,7 @@
-"""A run's report as one page: losses, baselines, speed, samples, and how to reproduce it."""
+"""A run's report as one page: losses, baselines, speed, samples, and how to reproduce it.
+
+The map of the validation text's losses is in loss_map.py.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from mygpt.training.history import History, Sample
 from mygpt.training.progress import Progress
 from mygpt.training.run import RunFolder
 from mygpt.views.explain import about, explain, page_data
+from mygpt.views.loss_map import loss_map
 from mygpt.views.page import make_page, require_free, shown_path
 from mygpt.views.run import (
     Run,
@@ -34,11 +38,12 @@ from mygpt.views.run import (
     settings_of,
     standing_of,
 )  # fmt: skip
+from mygpt.views.training_place import LONGEST_PASSAGE, training_place
 
 P = TypeVar("P")
 
 _MOST_POINTS, _MOST_RATES, _MOST_SAMPLES, _MOST_TROUBLES = 1200, 300, 12, 20
-_LONGEST_SAMPLE, _LONGEST_PASSAGE = 2000, 400  # characters
+_LONGEST_SAMPLE = 2000  # characters
 _MOST_PASSAGES = 8
 _READ_CHARS = 160  # length of the passage whose token probabilities are shown
 # Tokens that the best model generates for a report; fewer for a large model, which is slow.
@@ -88,18 +93,22 @@ def report_data(run: Run) -> dict[str, Any]:
         lines = [("uniform", uniform_loss(run.state.config.vocab_size))]
     else:
         lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
+    log = log_data(run.history, lines, own, run.state.progress)
+    documents = [] if run.source is None else run.source.train_documents
     return {
         "name": shown_path(run.folder.name),
         "standing": standing.kind,
         "progress": progress_of(standing),
         "verdict": diagnosis_of(run, standing, baselines, num_train_tokens),
         "facts": facts_of(run, standing, num_train_tokens),
-        **log_data(run.history, lines, own, run.state.progress),
+        **log,
+        "places": [training_place(one["text"], documents) for one in log["passages"]],
         "dropout": run.state.config.dropout,
         "table": _table(run.history, baselines),
         "bounds": "" if baselines is None else baselines.bounds,
         "written": own,
         "reading": _reading(run, own),
+        "loss_map": loss_map(run),
         "plan": settings_of(run.state),
         "commands": commands_of(run, standing),
         "notes": notes_of(run),
@@ -216,7 +225,7 @@ def _passages(samples: Sequence[Sample], own: dict[str, Any] | None) -> list[dic
     return [
         {
             "length": len(text),
-            "text": text[:_LONGEST_PASSAGE],
+            "text": text[:LONGEST_PASSAGE],
             "step": step,
             "document": document,
         }

@@ -1,5 +1,5 @@
 // The page of `mygpt report`: a run's diagnosis, loss curves, samples, copied passages, attention,
-// and the commands to reproduce it. While a training runs, live.js shows the same page.
+// loss map, and the commands to reproduce it. While a training runs, live.js shows the same page.
 
 import { renderAttention } from "../static/attention.js";
 import { renderCurves } from "../static/curves.js";
@@ -8,6 +8,7 @@ import { renderSamples } from "../static/samples.js";
 import { grouped, percent, visibleText } from "../static/text.js";
 import { renderTokens } from "../static/tokens.js";
 import { renderLine } from "./lines.js";
+import { showLossMap } from "./loss_map.js";
 import {
   addBox,
   addNotes,
@@ -24,6 +25,7 @@ import {
   showPart,
   tokenData,
 } from "./parts.js";
+import { placeView } from "./training_place.js";
 
 const DROPOUT =
   "Dropout is active only in training steps, so the training loss can be above the validation loss.";
@@ -40,8 +42,9 @@ export function showReport(data) {
   showPart(showTable, data, ["table", "bounds"]);
   showPart(showPace, data, ["rate", "speed"]);
   showPart(showSamples, data, ["samples", "written", "copied_chars"]);
-  showPart(showPassages, data, ["passages", "written", "copied_chars"]);
+  showPart(showPassages, data, ["passages", "places", "written", "copied_chars"]);
   showPart(showReading, data, ["reading"]);
+  showPart(showLossMap, data, ["loss_map"]);
   showPart(showPlan, data, ["plan", "commands"]);
   showPart(showNotes, data, ["notes"]);
 }
@@ -154,7 +157,7 @@ function showSamples({ samples, written, copied_chars: copiedChars }) {
   renderSamples(addBox(box), all, { copiedChars });
 }
 
-function showPassages({ passages, written, copied_chars: least }) {
+function showPassages({ passages, places, written, copied_chars: least }) {
   if (!written && !passages.length) return;
   const box = addSection("copied", "Copied passages");
   const words = [];
@@ -166,7 +169,8 @@ function showPassages({ passages, written, copied_chars: least }) {
   }
   if (written && written.novelty) words.push(`Best model's sample: ${visibleText(written.novelty, true)}.`);
   for (const line of words) box.append(make("p", { class: "section-words" }, line));
-  const items = passages.map((one) => {
+  const items = passages.map((one, n) => {
+    const place = placeView(places[n]);
     const from = one.document ? `, also in ${one.document}` : "";
     const step = one.step === null ? "best model's sample" : `sample of step ${grouped(one.step)}`;
     return make(
@@ -174,6 +178,7 @@ function showPassages({ passages, written, copied_chars: least }) {
       {},
       make("p", { class: "copied-text" }, make("mark", { class: "copied" }, one.text)),
       make("p", { class: "copied-words" }, `${grouped(one.length)} characters, ${step}${from}`),
+      ...(place ? [place] : []),
     );
   });
   if (items.length) box.append(make("ol", { class: "copied-list" }, ...items));

@@ -1,4 +1,5 @@
-// Text with each token's probability as its background; hover and focus show the number.
+// Text with each token's probability, or another number, as its background; hover and focus show
+// the number.
 
 import { make, moved, resizeChildren, setAttribute, setText, stateOf } from "./dom.js";
 import { percent, tokenName, visibleText } from "./text.js";
@@ -7,8 +8,10 @@ import { percent, tokenName, visibleText } from "./text.js";
 // data: { tokens: [{ text, id, probability (null: none is known), note, kind }],
 //         seenFrom: the number of first tokens that are outside the window (0) }
 //   kind: "prompt", "written" or "chosen"; note: a remark for the line below;
-//   untrained: whether it was predicted past the trained length.
-// options: { label, legend (true), waiting: the text to show while there are no tokens,
+//   untrained: whether it was predicted past the trained length;
+//   shade: 0 to 1 in place of the probability.
+// options: { label, legend: the words at both ends of the scale, or false,
+//            waiting: the text to show while there are no tokens,
 //            onSelect(index), selected: the index of the token that is marked }
 export function renderTokens(element, data, options = {}) {
   const state = stateOf("tokens", element, (box) => buildTokens(box, options));
@@ -31,7 +34,7 @@ function buildTokens(box, options) {
   setAttribute(text, "aria-label", options.label ?? "Text, token by token");
   const readout = make("p", { class: "readout" });
   box.append(text, make("div", { class: "tokens-foot" }, readout, ...legendOf(options)));
-  const state = { text, readout, tokens: [], at: 0, shown: null, probabilities: new WeakMap() };
+  const state = { text, readout, tokens: [], at: 0, shown: null, shades: new WeakMap() };
   const placeOf = (event) => Array.prototype.indexOf.call(text.children, event.target);
   text.addEventListener("pointerover", (event) => showToken(state, placeOf(event)));
   text.addEventListener("pointerleave", () => showToken(state, null));
@@ -44,20 +47,22 @@ function buildTokens(box, options) {
 
 function legendOf(options) {
   if (options.legend === false) return [];
+  const [low, high] = options.legend ?? ["low probability", "high"];
   const ramp = make("span", { class: "tokens-ramp", "aria-hidden": "true" });
-  return [make("p", { class: "legend" }, "low probability", ramp, "high")];
+  return [make("p", { class: "legend" }, low, ramp, high)];
 }
 
 function fillToken(state, span, token, place) {
   const shown = token.text === "" ? "∅" : visibleText(token.text ?? `#${token.id}`, true);
   setText(span, token.text && token.text.includes("\n") ? `${shown}\n` : shown);
-  const known = token.probability !== null && token.probability !== undefined;
-  const probability = known ? token.probability.toFixed(4) : "0";
-  if (state.probabilities.get(span) !== probability) {
-    span.style.setProperty("--p", probability);
-    state.probabilities.set(span, probability);
+  const given = token.shade ?? token.probability;
+  const known = given !== null && given !== undefined;
+  const shade = known ? given.toFixed(4) : "0";
+  if (state.shades.get(span) !== shade) {
+    span.style.setProperty("--p", shade);
+    state.shades.set(span, shade);
   }
-  setAttribute(span, "data-probability", known ? token.probability.toPrecision(9) : null);
+  setAttribute(span, "data-probability", token.probability?.toPrecision(9));
   span.classList.toggle("is-known", known);
   span.classList.toggle("is-prompt", token.kind === "prompt");
   span.classList.toggle("is-chosen", token.kind === "chosen");
