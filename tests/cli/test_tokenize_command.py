@@ -122,7 +122,7 @@ def test_a_field_and_what_was_passed_over(here: Path, shell: Shell) -> None:
     assert (code, err) == (0, "skipped 1 files in d that are not text: noise\n")
     assert TokenStore.open(here / "s").tokens[:].tolist() == [256, *b"one"]
     assert shell.refused("d/x.jsonl", "--out", "t", "--tokenizer", "byte") == (
-        "mygpt: d/x.jsonl, line 1 has no field 'text' (it has 'body'): name it with --field\n"
+        "mygpt: d/x.jsonl, line 1 has no field 'text' (it has 'body'): name it with --field body\n"
     )
 
 

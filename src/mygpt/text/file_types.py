@@ -34,7 +34,7 @@ _OTHER = "name a text file"
 # the user can do to train on its text. No plain text begins like that: where the magic bytes are
 # short or printable, the pattern also requires bytes that text does not contain, mostly a NUL.
 _SIGNATURES = (
-    (rb"%PDF-", "a PDF document", f"{_SAVE} (pdftotext FILE)"),
+    (rb"%PDF-", "a PDF document", f"{_SAVE} (pdftotext FILE FILE.txt)"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Microsoft Office document", _SAVE),
     (rb"AT&TFORM", "a DjVu document", _SAVE),
     (rb"\x1f\x8b", "a gzip file", _UNPACK),
@@ -81,13 +81,13 @@ _SIGNATURES = (
 )
 # What the names of a zip archive's first files contain, file type and remedy.
 _ZIPPED = (
-    (b"word/", "a Word document", _SAVE),
+    (b"word/", "a Word document", f"{_SAVE} (pandoc FILE -t plain -o FILE.txt)"),
     (b"xl/", "an Excel workbook", "save it as CSV"),
     (b"ppt/", "a PowerPoint document", _SAVE),
-    (b"opendocument.text", "an OpenDocument text", _SAVE),
+    (b"opendocument.text", "an OpenDocument text", f"{_SAVE} (pandoc FILE -t plain -o FILE.txt)"),
     (b"opendocument.spreadsheet", "an OpenDocument spreadsheet", "save it as CSV"),
     (b"opendocument", "an OpenDocument file", _SAVE),
-    (b"application/epub+zip", "an EPUB book", _SAVE),
+    (b"application/epub+zip", "an EPUB book", f"{_SAVE} (pandoc FILE -t plain -o FILE.txt)"),
     (b"/data.pkl", "a PyTorch checkpoint", _OTHER),
     (b".npy", "an archive of NumPy arrays", _OTHER),
     (b"META-INF/", "a Java archive", _OTHER),

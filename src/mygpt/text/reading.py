@@ -342,9 +342,8 @@ def remarks(start: bytes, encoding: str | None) -> list[str]:
         "this is RTF, and the model is trained on its markup too: save it as plain text": (
             begin.startswith("{\\rtf")
         ),
-        "this is HTML, and the model is trained on its tags too": (
-            begin.startswith(("<!doctype html", "<html"))
-        ),
+        "this is HTML, and the model is trained on its tags too: save it as plain text (pandoc "
+        "FILE -t plain -o FILE.txt)": begin.startswith(("<!doctype html", "<html")),
         "it contains NUL characters, which is unusual; the model is trained on them too": (
             "\0" in text
         ),

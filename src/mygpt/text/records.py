@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -84,13 +85,19 @@ def _text_in(line: str, field: str, place: str) -> str:
 
 def _field_of(content: dict[str, Any], field: str, place: str) -> str:
     if field not in content:
-        raise _no_field(place, "field", field, list(content))
+        texts = {name: value for name, value in content.items() if isinstance(value, str)}
+        longest = max(texts, key=lambda name: len(texts[name]), default="")
+        raise _no_field(place, "field", field, list(content), longest)
     return _string(content[field], place, f": field {field!r}")
 
 
-def _no_field(place: str, what: str, field: str, names: Sequence[str]) -> InputError:
+def _no_field(
+    place: str, what: str, field: str, names: Sequence[str], likely: str = ""
+) -> InputError:
+    """The error of a missing field, with the fields that there are; `likely` may be the text."""
     has = ", ".join(f"{name!r:.40}" for name in names[:5]) or "none"
-    return InputError(f"{place} has no {what} {field!r} (it has {has}): name it with --field")
+    option = f"--field {shlex.quote(likely)}" if likely.isprintable() and likely else "--field"
+    return InputError(f"{place} has no {what} {field!r} (it has {has}): name it with {option}")
 
 
 def _string(value: Any, place: str, what: str = "") -> str:
