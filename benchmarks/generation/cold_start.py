@@ -29,6 +29,7 @@ def prepare(work: Path) -> None:
 def commands(work: Path, length: int) -> dict[str, list[str]]:
     """The two programs, by name."""
     mine = ["mygpt", "generate", "-c", str(work / "s.safetensors"), "-p", "A", "--seed", "0"]
+    mine += ["--temperature", "1"]
     return {
         "mygpt": [sys.executable, "-m", *mine, "-n", str(length)],
         "chapter": [sys.executable, "-m", __name__, str(work / "s.pt"), str(length)],

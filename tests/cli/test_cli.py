@@ -185,7 +185,7 @@ def test_a_wrong_command_names_the_way_on(shell: Shell, args: list[Any], said: s
         (["fox.txt", "--steps", "-1"], "steps=-1 must be a whole number of at least 0"),
         (["fox.txt", "--lr", "nan"], "lr=nan must be"),
         (["fox.txt", "--steps", "many"], "--steps"),
-        (["fox.txt", "--stepz", "1"], "--stepz"),
+        (["fox.txt", "--stepz", "1"], "there is no option --stepz: did you mean --steps?"),
         (["fox.txt", "--device", "cuda"], "device='cuda' is not available here"),
         (["fox.txt", "--preset", "gigantic"], "choose auto, tutorial, nano, small, medium, large"),
         (["fox.txt", "--output", "fox.txt/run"], "fox.txt"),
@@ -272,7 +272,10 @@ def test_generate_prints_the_text_and_nothing_else(shell: Shell, run: Path) -> N
     code, out, err = shell(*args)
     assert (code, err) == (0, "")
     assert out.startswith("the ")
-    assert out == mygpt.load(run).generate("the ", 30, seed=7).rstrip("\n") + "\n"
+    writer = mygpt.load(run)
+    assert out == writer.generate("the ", 30, seed=7, temperature=0.8).rstrip("\n") + "\n"
+    as_in_python = shell.printed(*args, "--temperature", 1)
+    assert as_in_python == writer.generate("the ", 30, seed=7).rstrip("\n") + "\n"
     assert shell(*args, "--no-stream") == (0, out, "")
     assert shell("generate", "-c", run / "best.safetensors", *args[3:]) == (0, out, "")
 
@@ -331,6 +334,8 @@ def test_generate_stops_before_a_stop_text(shell: Shell, run: Path) -> None:
     _, cut, _ = shell(*args, "--stop", "fox", "--stop", "nowhere")
     assert "fox" in full, "the model has memorized its one sentence"
     assert cut == full[: full.index("fox")] + "\n"
+    _, line, _ = shell(*args, "--stop", r"\n")
+    assert line == full[: full.index("\n")] + "\n"
 
 
 def test_generate_says_when_a_prompt_is_longer_than_the_window(shell: Shell, run: Path) -> None:

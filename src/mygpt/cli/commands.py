@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from mygpt import signals
 from mygpt.cli.compare import compare
@@ -29,19 +28,20 @@ from mygpt.cli.doctor import doctor, warmup
 from mygpt.cli.eval import eval
 from mygpt.cli.explain import explain
 from mygpt.cli.generate import generate
+from mygpt.cli.help import HELP_NAMES, Command, Group
 from mygpt.cli.info import info
 from mygpt.cli.plan import plan
 from mygpt.cli.play import play
 from mygpt.cli.report import report
 from mygpt.cli.reproduce import reproduce
 from mygpt.cli.serve import serve
-from mygpt.cli.terminal import VisibleFormatter, say
+from mygpt.cli.terminal import VisibleFormatter, at_words, say
 from mygpt.cli.tokenize import tokenize
 from mygpt.cli.train import train
 from mygpt.errors import InputError, MygptError, is_out_of_memory
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """The group of commands; an unknown command name gets an error with suggestions."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -64,22 +64,32 @@ app = typer.Typer(
     help="Train a GPT on a text file and generate text with it.",
     epilog="Try it: mygpt demo. Then: mygpt train FILE --minutes 5, and: mygpt generate -p TEXT",
     no_args_is_help=True,
+    rich_markup_mode=None,  # the help pages are plain text
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP_NAMES},
 )
-commands = (
-    train, generate, serve, play, explain, eval, report, compare, reproduce, import_, export,
-    info, plan, demo, warmup, doctor, tokenize,
-)  # fmt: skip
-for command in commands:
-    # Each paragraph of a docstring becomes one line, which Typer wraps to the terminal's width.
-    paragraphs = (command.__doc__ or "").split("\n\n")
-    description = "\n\n".join(" ".join(text.split()) for text in paragraphs)
-    # `generate` has its own error message for arguments that belong to no option.
-    settings = {"allow_extra_args": command is generate}
-    name = command.__name__.rstrip("_")
-    app.command(name, help=description, context_settings=settings)(command)
-app.add_typer(data_app, name="data")
+_PANELS = {
+    "Learn": (demo, play, explain),
+    "Train": (train, plan, tokenize, reproduce),
+    "Write": (generate, serve),
+    "Exchange": (import_, export),
+    "Inspect": (info, eval, report, compare, doctor, warmup),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        # Each paragraph of a docstring becomes one line, which is wrapped to the terminal's width.
+        paragraphs = (command.__doc__ or "").split("\n\n")
+        description = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+        # `generate` has its own error message for arguments that belong to no option.
+        settings = {"allow_extra_args": command is generate}
+        app.command(
+            command.__name__.rstrip("_"),
+            cls=Command,
+            help=description,
+            rich_help_panel=panel,
+            context_settings=settings,
+        )(command)
+app.add_typer(data_app, name="data", rich_help_panel="Train")
 
 
 def _show_version(wanted: bool) -> None:
@@ -129,7 +139,7 @@ def run(args: Sequence[str] | None = None) -> int:
         code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # only Typer's errors of wrong usage have it
-            _say(_usage(error))
+            _say_usage(error)
             code = 2
         elif is_out_of_memory(error):
             _say("out of memory: choose fewer samples, a smaller model, --batch-size or --seq-len")
@@ -139,13 +149,23 @@ def run(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _usage(error: Any) -> str:
-    """The message for wrong arguments, with the help command to look them up."""
+def _say_usage(error: Any) -> None:
+    """Print the error of wrong arguments, with the help command to look them up."""
     message: str = error.format_message()
     context = getattr(error, "ctx", None)
-    if not message or context is None:  # `mygpt` without arguments prints only its help
-        return message
-    return f"{message.rstrip('.')}: `{context.command_path} --help` lists the options"
+    if "\n" in message:  # `mygpt` without arguments: the help page
+        say(message)
+        return
+    lists = ""
+    if context is not None:
+        name = getattr(context.command, "help_name", "--help")
+        lists = f": `{context.command_path} {name}` lists the options"
+    if hasattr(error, "possibilities"):  # of an unknown option
+        message = f"there is no option {error.option_name}"
+        names = [name for param in context.command.params for name in param.opts]
+        if alike := difflib.get_close_matches(error.option_name, names, n=1):
+            lists = f": did you mean {alike[0]}?{lists.removeprefix(':')}"
+    _say(f"{message.rstrip('.')}{lists}")
 
 
 @contextlib.contextmanager
@@ -166,5 +186,4 @@ def _say(problem: object) -> None:
     watch = signals.watch()
     if watch is not None and watch.received is not None:
         return  # errors that follow from a signal are not reported
-    if str(problem):  # empty if `mygpt` without arguments has printed its help
-        say(f"mygpt: {problem}", file=sys.stderr)
+    say(at_words(f"mygpt: {problem}", sys.stderr), file=sys.stderr)

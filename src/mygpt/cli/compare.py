@@ -24,7 +24,9 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two to eight runs: their folders.")],
     prompt: Annotated[str | None, options.prompt_option()] = None,
     max_new_tokens: options.MaxNewTokens = 200,
-    temperature: Annotated[float, options.TEMPERATURE] = 1.0,
+    temperature: Annotated[
+        float, options.temperature_option(options.TEMPERATURE)
+    ] = options.TEMPERATURE,
     seed: options.Seed = None,
     out: Annotated[Path | None, options.option("Write this HTML page, too.", "--out", "-o")] = None,
     overwrite: Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mygpt.cli.help import Command, Group
 from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 
@@ -16,7 +17,9 @@ _URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshak
 _SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _BYTES = 1_115_394
 
-data_app = typer.Typer(help="Download texts to train on.", no_args_is_help=True)
+data_app = typer.Typer(
+    cls=Group, help="Download texts to train on.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @data_app.callback()
@@ -27,12 +30,19 @@ def _root() -> None:
     """
 
 
-@data_app.command()
+@data_app.command(cls=Command)
 def shakespeare(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path(
         "tinyshakespeare.txt"
     ),
-    url: Annotated[str, typer.Option(help="Where to download it; its SHA-256 is checked.")] = _URL,
+    url: Annotated[
+        str,
+        typer.Option(
+            help="Where to download it; its SHA-256 is checked. Default: char-rnn's repository.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = _URL,
 ) -> None:
     """Download Tiny Shakespeare (1.1 MB, 40,000 lines of the plays) and check its SHA-256.
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mygpt.text import Document
     from mygpt.text.documents import TextSize
 
+_TEXT, _WINDOWS = "Text", "Windows"  # panels of the help page
 _PROTOCOLS = ("full", "nanogpt", "both")
 
 
@@ -41,14 +42,16 @@ def eval(
         str,
         typer.Option(
             help="full: each token once, in consecutive windows. nanogpt: 200 random batches of "
-            "64 windows of 256 tokens, noisy and slow. both: the two of them."
+            "64 windows of 256 tokens, noisy and slow. both: the two of them.",
+            metavar="NAME",
         ),
     ] = "full",
     window: Annotated[
         int | None,
         options.option(
             "Window length in tokens. Default: the model's context window (for nanogpt at most "
-            "256)."
+            "256).",
+            panel=_WINDOWS,
         ),
     ] = None,
     stride: Annotated[
@@ -56,7 +59,8 @@ def eval(
         options.option(
             "Distance in tokens from one window to the next. Windows then overlap, and each "
             "prediction has a context of at least window minus stride tokens; slower. Default: "
-            "the window length, so that windows do not overlap."
+            "the window length, so that windows do not overlap.",
+            panel=_WINDOWS,
         ),
     ] = None,
     train: Annotated[
@@ -66,12 +70,17 @@ def eval(
             "not select."
         ),
     ] = None,
-    encoding: Annotated[str | None, options.option("The texts' encoding. Default: UTF-8.")] = None,
+    encoding: Annotated[
+        str | None,
+        options.option("The texts' encoding. Default: UTF-8.", panel=_TEXT, metavar="NAME"),
+    ] = None,
     field: Annotated[
         str | None,
         options.option(
             "The field that contains the text in *.jsonl, *.json, *.csv, *.tsv and *.parquet "
-            "records. Default: the one used in the model's training."
+            "records. Default: the one used in the model's training.",
+            panel=_TEXT,
+            metavar="NAME",
         ),
     ] = None,
     split_documents: Annotated[
@@ -80,6 +89,7 @@ def eval(
             "Whether <|endoftext|> in a file separates documents or is ordinary text. Default: as "
             "in the model's training.",
             "--split-documents/--no-split-documents",
+            panel=_TEXT,
         ),
     ] = None,
     unknown: Annotated[
@@ -87,7 +97,9 @@ def eval(
         typer.Option(
             help="What to do with characters that the model's tokenizer does not know. error: "
             "refuse the text (if the tokenizer has an unknown token, only above a tenth of the "
-            "text). keep: encode them as the unknown token. drop: remove them from the text."
+            "text). keep: encode them as the unknown token. drop: remove them from the text.",
+            metavar="NAME",
+            rich_help_panel=_TEXT,
         ),
     ] = "error",
     ablate: Annotated[
@@ -95,7 +107,8 @@ def eval(
         options.option(
             "Switch a part of the model off: 1.3 is head 3 of block 1, counted from 1 as on the "
             "pages; attention1, mlp1 and block1 are the attention, the MLP and both of block 1. "
-            "May be repeated."
+            "May be repeated.",
+            metavar="PART",
         ),
     ] = None,
     device: options.Device = "auto",

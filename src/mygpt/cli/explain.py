@@ -47,7 +47,7 @@ def explain(
         bool, typer.Option("--terminal", help="Print coloured bars in the terminal.")
     ] = False,
     max_new_tokens: options.MaxNewTokens = 40,
-    temperature: Annotated[float, options.TEMPERATURE] = 1.0,
+    temperature: Annotated[float, options.temperature_option(1.0)] = 1.0,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
@@ -101,7 +101,7 @@ def _command(run: str, prompt: str, most: int, found: Explanation) -> str:
     words = ["mygpt", "generate", "-c", run, "-p", prompt, "-n", str(most)]
     for name, default in vars(SamplingConfig()).items():
         value = getattr(found.sampling, name)
-        if value != default:
+        if value != default or name == "temperature":  # the command's default is another one
             words += [f"--{name.replace('_', '-')}", f"{value}"]
     return shlex.join([*words, "--seed", str(found.seed)])
 

@@ -8,20 +8,17 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mygpt.cli import options
-from mygpt.cli.prompts import known_prompt, read_prompt, seed_to_use
-from mygpt.cli.terminal import VisiblePieces, say, to_json, visible
+from mygpt.cli.conversation import converse, unescaped
+from mygpt.cli.prompts import known_prompt, note_crop, print_stream, read_prompt, seed_to_use
+from mygpt.cli.terminal import say, to_json, visible
 from mygpt.core.config import SamplingConfig
 from mygpt.core.window import OVERFLOW_POLICIES
 from mygpt.errors import InputError, require_choice, require_int
-from mygpt.signals import Abandonable, Abandoned, DeferredSignals
-
-if TYPE_CHECKING:
-    from mygpt.decode.writer import Writer
 
 _ON_A_TERMINAL = " On a terminal, without a prompt, the command asks for prompts line by line."
 
@@ -40,42 +37,50 @@ def generate(
     unknown: options.Unknown = "error",
     max_new_tokens: options.MaxNewTokens = 200,
     num_samples: Annotated[int, typer.Option(help="The number of samples.")] = 1,
+    temperature: Annotated[float | None, options.temperature_option(options.TEMPERATURE)] = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
     stop: Annotated[
-        list[str] | None, options.option("End before this text. May be repeated.")
+        list[str] | None,
+        options.option(
+            r"End before this text; \n, \t and \r in it are a line feed, a tab and a carriage "
+            r"return, and \\ is a backslash. May be repeated."
+        ),
     ] = None,
-    temperature: Annotated[float | None, options.TEMPERATURE] = None,
     greedy: Annotated[
         bool,
-        typer.Option(
-            "--greedy",
-            help="Always take the most probable token.",
-            rich_help_panel=options.SAMPLING,
-        ),
+        options.option("Always take the most probable token.", "--greedy", panel=options.SAMPLING),
     ] = False,
-    top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
     overflow: Annotated[
         str,
         typer.Option(
             help="What to do past the context window. crop: each step reads the last window of "
             "tokens. refill: read the newer half of the window again and continue from there. "
             "stop: end.",
+            metavar="NAME",
             rich_help_panel=options.SAMPLING,
         ),
     ] = OVERFLOW_POLICIES[0],
     stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Print tokens as they are generated.")
+        bool,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Print tokens as they are generated.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = True,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for each sample.")
+        bool,
+        options.option("Print one JSON object for each sample.", "--json", panel=options.OUTPUT),
     ] = False,
     logprobs: Annotated[
         int | None,
         options.option(
-            "With --json: log-probabilities, with this many alternatives for each token."
+            "With --json: log-probabilities, with this many alternatives for each token.",
+            panel=options.OUTPUT,
         ),
     ] = None,
     device: options.Device = "auto",
@@ -83,11 +88,18 @@ def generate(
         str,
         typer.Option(
             help="float32, bfloat16 or float16 (torch engine), int8 or int4 (cpu engine). auto is "
-            "bfloat16 on a GPU that supports it, else float32."
+            "bfloat16 on a GPU that supports it, else float32.",
+            metavar="NAME",
+            rich_help_panel=options.ENGINE,
         ),
     ] = "auto",
     engine: Annotated[
-        str, typer.Option(help="auto, numpy, cpu or torch. `mygpt info` shows what auto chooses.")
+        str,
+        typer.Option(
+            help="auto, numpy, cpu or torch. `mygpt info` shows what auto chooses.",
+            metavar="NAME",
+            rich_help_panel=options.ENGINE,
+        ),
     ] = "auto",
     speculate: Annotated[
         bool,
@@ -95,19 +107,23 @@ def generate(
             "--speculate/--no-speculate",
             help="cpu engine: guess the next tokens and check several at once, where that is "
             "faster. The text is the same.",
+            rich_help_panel=options.ENGINE,
         ),
     ] = True,
     draft_from: Annotated[
         Path | None,
         options.option(
             "A text like the one to be written: guesses come from its n-grams. Default: from the "
-            "training text's, which a run keeps."
+            "training text's, which a run keeps.",
+            panel=options.ENGINE,
         ),
     ] = None,
     compile: Annotated[
         bool,
-        typer.Option(
-            "--compile", help="torch engine: use torch.compile, which is worth it for long texts."
+        options.option(
+            "torch engine: use torch.compile, which is worth it for long texts.",
+            "--compile",
+            panel=options.ENGINE,
         ),
     ] = False,
 ) -> None:
@@ -116,7 +132,9 @@ def generate(
     Only the text is printed to standard output. If no seed is given, a random one is used and
     printed to standard error.
 
-    Example: mygpt generate -c runs/poems -p "The sea" --temperature 0.8 --top-k 40
+    Example: mygpt generate -c runs/poems -p "The sea" --top-k 40
+
+    Up to an empty line: mygpt generate -p "The sea" --stop "\\n\\n"
     """
     if hasattr(signal, "SIGPIPE"):  # end without a message if the reader of the output ends
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -126,8 +144,10 @@ def generate(
         raise InputError(f"--greedy and --temperature {temperature} exclude each other")
     if logprobs is not None and not json:
         raise InputError("--logprobs needs --json: add --json")
+    if temperature is None:
+        temperature = 0.0 if greedy else options.TEMPERATURE
     how: dict[str, Any] = {
-        "temperature": 0.0 if greedy else 1.0 if temperature is None else temperature,
+        "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
@@ -153,15 +173,15 @@ def generate(
         speculate=speculate,
         drafts_from=draft_from,
     )
-    how |= {"overflow": overflow, "stop": stop or [], "max_new_tokens": max_new_tokens}
+    stops = [unescaped(each) for each in stop or []]
+    how |= {"max_new_tokens": max_new_tokens, "stop": stops, "overflow": overflow, "seed": seed}
     if text is None and sys.stdin is not None and sys.stdin.isatty():
         if json or num_samples != 1:
             raise InputError("--json and --num-samples need a --prompt")
-        _converse(writer, seed, how, unknown)
+        converse(writer, how, unknown)
         return
     text = known_prompt(writer.tokenizer, text or "", unknown)
-    _note_crop(writer, text, overflow)
-    how["seed"] = seed
+    note_crop(writer, text, overflow)
     if json:
         for sample in writer.samples(text, num_samples=num_samples, logprobs=logprobs, **how):
             values = asdict(sample)
@@ -169,7 +189,7 @@ def generate(
                 del values["logprobs"]
             say(to_json(values), flush=True)
     elif num_samples == 1 and stream:
-        _print_stream(writer, text, how)
+        print_stream(writer, text, how)
     else:
         for number, sample in enumerate(writer.samples(text, num_samples=num_samples, **how)):
             shown = visible(text + sample.text, sys.stdout).removesuffix("\n")
@@ -184,48 +204,3 @@ def _unexpected_arguments(words: list[str]) -> str:
     return (
         f"unexpected argument {text!r}: give the text to continue with --prompt {shlex.quote(text)}"
     )
-
-
-def _note_crop(writer: Writer, text: str, overflow: str) -> None:
-    tokens, window = len(writer.prompt_ids(text)), writer.config.max_seq_len
-    if tokens > window and overflow != "stop":
-        say(f"the prompt has {tokens} tokens: the model reads the last {window}", file=sys.stderr)
-
-
-def _print_stream(writer: Writer, text: str, how: dict[str, Any]) -> None:
-    shown = VisiblePieces(sys.stdout)
-    pieces = writer.stream(text, **how)  # wrong values are refused before anything is printed
-    say(shown(text), end="", flush=True)
-    for text in pieces:
-        say(shown(text), end="", flush=True)
-    if not text.endswith("\n"):
-        say()
-
-
-def _converse(writer: Writer, seed: int, how: dict[str, Any], unknown: str) -> None:
-    """Read prompts from the terminal until the end of input; the seed increases by 1 each time."""
-    import contextlib
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (line editing for input())
-    say("one prompt per line; Ctrl-C ends the current text, Ctrl-D the program", file=sys.stderr)
-    while True:
-        try:
-            say("> ", end="", file=sys.stderr, flush=True)
-            text = input()
-        except EOFError:
-            say(file=sys.stderr)
-            return
-        with DeferredSignals(lambda name: None) as interrupt:
-            try:
-                with Abandonable():
-                    text = known_prompt(writer.tokenizer, text, unknown)
-                    _note_crop(writer, text, how["overflow"])
-                    _print_stream(writer, text, {"seed": seed, **how})
-            except InputError as error:
-                say(f"mygpt: {error}", file=sys.stderr)
-            except Abandoned:  # Ctrl-C: ask for the next prompt
-                say()
-        if interrupt.received != signal.SIGINT:
-            interrupt.end()
-        seed = (seed + 1) % 2**64

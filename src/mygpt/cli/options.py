@@ -7,12 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-SAMPLING = "Sampling"  # a panel of the help page
+# Panels of help pages. An option without one is listed by `--help`, the others by `--help-all`.
+SAMPLING, PROMPT, ENGINE, OUTPUT = "Sampling", "Prompt", "Engine", "Output"
+# The default of commands whose purpose is a readable text. In Python it is 1, as in the chapter.
+TEMPERATURE = 0.8
 
 
-def option(text: str, *flags: str, panel: str | None = None) -> Any:
+def option(text: str, *flags: str, panel: str | None = None, metavar: str | None = None) -> Any:
     """An option; its help text describes the default."""
-    return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=False)
+    return typer.Option(
+        *flags, help=text, rich_help_panel=panel, metavar=metavar, show_default=False
+    )
 
 
 def prompt_option(more: str = "") -> Any:
@@ -30,35 +35,51 @@ Checkpoint = Annotated[
         help="A run's folder or a checkpoint file. Default: the newest run.", show_default=False
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or mps.", metavar="NAME", rich_help_panel=ENGINE)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 PromptFile = Annotated[
     Path | None,
-    option("Read the prompt from a file; gzip and all encodings of training texts are supported."),
+    option(
+        "Read the prompt from a file; gzip and all encodings of training texts are supported.",
+        panel=PROMPT,
+    ),
 ]
 Encoding = Annotated[
     str | None,
     option(
         "The encoding of --prompt-file or standard input. Default: by its byte-order mark, else "
-        "UTF-8."
+        "UTF-8.",
+        panel=PROMPT,
+        metavar="NAME",
     ),
 ]
 Unknown = Annotated[
     str,
     typer.Option(
         help="What to do with characters that the model does not know. error: refuse the prompt. "
-        "drop: remove them, with a note."
+        "drop: remove them, with a note.",
+        metavar="NAME",
+        rich_help_panel=PROMPT,
     ),
 ]
 MaxNewTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", "-n", help="The largest number of tokens to generate."),
 ]
-TEMPERATURE = option(
-    "Below 1 sharpens the distribution, above 1 flattens it, 0 is greedy (1).", panel=SAMPLING
-)
-TopK = Annotated[int | None, option("Sample from the k most probable tokens.", panel=SAMPLING)]
+
+
+def temperature_option(default: float) -> Any:
+    """The option of the sampling temperature; `default` is only described."""
+    return option(
+        "Below 1 sharpens the distribution, above 1 flattens it, 1 leaves it as it is, 0 always "
+        f"takes the most probable token. Default: {default:g}."
+    )
+
+
+TopK = Annotated[int | None, option("Sample from the k most probable tokens.")]
 TopP = Annotated[
     float | None,
     option("Sample from the smallest set of tokens with this total probability.", panel=SAMPLING),
@@ -76,8 +97,5 @@ RepetitionPenalty = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    option(
-        "The same seed gives the same text. Default: a random seed, which is printed.",
-        panel=SAMPLING,
-    ),
+    option("The same seed gives the same text. Default: a random seed, which is printed."),
 ]

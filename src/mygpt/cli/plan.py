@@ -34,7 +34,7 @@ _BYTES = {
 }
 
 
-def _help(text: str, panel: str, *names: str, min: int | None = None) -> Any:
+def _help(text: str, panel: str | None, *names: str, min: int | None = None) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, min=min)
 
 
@@ -55,7 +55,7 @@ def plan(
         _help(
             "Training tokens: 10M, 2.5B, 1T. Default: the published number, else 20 for each "
             "parameter.",
-            _BUDGET,
+            None,
         ),
     ] = None,
     batch_tokens: Annotated[
@@ -64,15 +64,17 @@ def plan(
     batch_size: Annotated[
         int | None, _help("Windows in a step, instead of --batch-tokens.", _BUDGET, min=1)
     ] = None,
-    devices: Annotated[int, _help("Devices on each machine (1).", _DEVICES, min=1)] = 1,
-    nodes: Annotated[int, _help("Machines (1).", _DEVICES, min=1)] = 1,
+    devices: Annotated[int, _help("Devices on each machine. Default: 1.", None, min=1)] = 1,
+    nodes: Annotated[int, _help("Machines. Default: 1.", _DEVICES, min=1)] = 1,
     device_memory: Annotated[
         str | None,
-        _help("Memory of each device: 80GB, 24GiB. Shows which set-ups fit.", _DEVICES),
+        _help("Memory of each device: 80GB, 24GiB. Shows which set-ups fit.", None),
     ] = None,
     micro_batch: Annotated[
         int | None,
-        _help("Windows that a device processes at once (about 4,096 tokens).", _DEVICES, min=1),
+        _help(
+            "Windows that a device processes at once. Default: about 4,096 tokens.", _DEVICES, min=1
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -88,19 +90,20 @@ def plan(
     num_layers: Annotated[int | None, _help("Transformer blocks.", _MODEL)] = None,
     mlp_dim: Annotated[int | None, _help("Hidden width of the MLP.", _MODEL)] = None,
     max_seq_len: Annotated[int | None, _help("The context window in tokens.", _MODEL)] = None,
-    vocab_size: Annotated[int | None, _help("The number of token ids.", _MODEL)] = None,
+    vocab_size: Annotated[int | None, _help("The number of token ids.", None)] = None,
     peak_tflops: Annotated[
         float | None, _help("A device's peak speed in 10^12 operations a second.", _TIME)
     ] = None,
     efficiency: Annotated[
-        float | None, _help("The fraction of the peak that training reaches (MFU): 0.4.", _TIME)
+        float | None,
+        _help("The fraction of the peak that training reaches (MFU), such as 0.4.", _TIME),
     ] = None,
     measure: Annotated[
         bool,
-        _help("Train a few steps on this machine and estimate the time.", _TIME, "--measure"),
+        _help("Train a few steps on this machine and estimate the time.", None, "--measure"),
     ] = False,
     device: Annotated[
-        str, _help("The device of --measure: auto, cpu, cuda or mps.", _TIME)
+        str, _help("The device of --measure: auto, cpu, cuda or mps. Default: auto.", _TIME)
     ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:

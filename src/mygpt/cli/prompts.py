@@ -10,13 +10,14 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mygpt.cli.terminal import say
+from mygpt.cli.terminal import VisiblePieces, at_words, say
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
     from mygpt.core.config import SamplingConfig
+    from mygpt.decode.writer import Writer
     from mygpt.tokenization import Tokenizer
 
 # How long to wait for the first byte of a pipe. A program that writes to it has started by then,
@@ -151,5 +152,23 @@ def seed_to_use(seed: int | None, sampling: SamplingConfig) -> int:
     return seed
 
 
+def note_crop(writer: Writer, text: str, overflow: str) -> None:
+    """Print a note if a prompt is longer than the context window and is cropped to it."""
+    tokens, window = len(writer.prompt_ids(text)), writer.config.max_seq_len
+    if tokens > window and overflow != "stop":
+        say(f"the prompt has {tokens} tokens: the model reads the last {window}", file=sys.stderr)
+
+
+def print_stream(writer: Writer, text: str, how: dict[str, Any]) -> None:
+    """Print a prompt and its continuation, token by token; `how`: arguments of `Writer.stream`."""
+    shown = VisiblePieces(sys.stdout)
+    pieces = writer.stream(text, **how)  # wrong values are refused before anything is printed
+    say(shown(text), end="", flush=True)
+    for text in pieces:
+        say(shown(text), end="", flush=True)
+    if not text.endswith("\n"):
+        say()
+
+
 def _note(text: str) -> None:
-    say(f"note: {text}", file=sys.stderr)
+    say(at_words(f"note: {text}", sys.stderr), file=sys.stderr)

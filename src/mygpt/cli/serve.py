@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ from mygpt.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from mygpt.decode.writer import Writer
+
+
+def _limit(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Limits")
 
 
 def serve(
@@ -43,39 +47,53 @@ def serve(
     ] = None,
     max_waiting: Annotated[
         int,
-        typer.Option(help="Requests that may wait in the queue; further ones get status 429."),
+        _limit("Requests that may wait in the queue; further ones get status 429."),
     ] = ServerSettings.max_waiting,
     max_tokens: Annotated[
-        int, typer.Option(help="The largest number of new tokens for each completion.")
+        int,
+        _limit("The largest number of new tokens for each completion."),
     ] = ServerSettings.max_tokens,
     slots: Annotated[
-        int, typer.Option(help="Completions that are generated at the same time.")
+        int,
+        _limit("Completions that are generated at the same time."),
     ] = ServerSettings.slots,
     max_choices: Annotated[
-        int, typer.Option(help="The largest number of completions for each request.")
+        int,
+        _limit("The largest number of completions for each request."),
     ] = ServerSettings.max_choices,
     max_stops: Annotated[
-        int, typer.Option(help="The largest number of stop strings for each request.")
+        int,
+        _limit("The largest number of stop strings for each request."),
     ] = ServerSettings.max_stops,
     max_prompt_tokens: Annotated[
-        int, typer.Option(help="The largest prompt length in tokens.")
+        int,
+        _limit("The largest prompt length in tokens."),
     ] = ServerSettings.max_prompt_tokens,
     max_connections: Annotated[
-        int, typer.Option(help="Open connections; the system's limit of open files may lower it.")
+        int,
+        _limit("Open connections; the system's limit of open files may lower it."),
     ] = ServerSettings.max_connections,
     device: options.Device = "auto",
     dtype: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16 or float16 (torch), int8 or int4 (cpu engine), or auto."
+            help="float32, bfloat16 or float16 (torch), int8 or int4 (cpu engine), or auto.",
+            metavar="NAME",
+            rich_help_panel=options.ENGINE,
         ),
     ] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, numpy, cpu or torch.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="auto, numpy, cpu or torch.", metavar="NAME", rich_help_panel=options.ENGINE
+        ),
+    ] = "auto",
     speculate: Annotated[
         bool,
         typer.Option(
             "--speculate/--no-speculate",
             help="cpu engine: guess the next tokens of up to 4 texts and check several at once.",
+            rich_help_panel=options.ENGINE,
         ),
     ] = True,
     quiet: Annotated[

@@ -6,15 +6,24 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import sys
+import textwrap
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
 # Control characters in generated text or in files must not control the terminal. Tab and line feed
 # are kept. A carriage return, which would overwrite the line, is replaced by a line feed.
 _VISIBLE = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
+
+_LEAST_WIDTH, _MOST_WIDTH = 20, 80  # columns of messages on a terminal
+# A command in a message: in backquotes, or from its name to the end of the line.
+_COMMAND = re.compile(r"`[^`]*`|\bmygpt [a-z]+ .*$")
+_INDENT = re.compile(r" *(\| )?")  # of a line of a sample with a mark
 
 _ESCAPED_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -43,6 +52,28 @@ class VisiblePieces:
         self._after_return = piece.endswith("\r")
         lines = piece[line_feed_shown:].replace("\r\n", "\n").replace("\r", "\n")
         return lines.translate(_VISIBLE)
+
+
+def at_words(text: str, stream: IO[str]) -> str:
+    """`text`, with long lines broken at words if `stream` is a terminal, at 80 columns at most.
+
+    A command in a message is not broken, so that it can be copied.
+    """
+    if not stream.isatty():
+        return text
+    width = max(_LEAST_WIDTH, min(_MOST_WIDTH, shutil.get_terminal_size().columns))
+    lines = []
+    for line in text.split("\n"):
+        joined = _COMMAND.sub(lambda found: found[0].replace(" ", "\0"), line)
+        start = _INDENT.match(line)
+        indent = start[0] if start else ""
+        indent = indent if "|" in indent else indent + "  "
+        broken = textwrap.wrap(
+            joined, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+            drop_whitespace=True, replace_whitespace=False,
+        )  # fmt: skip
+        lines += [part.replace("\0", " ") for part in broken] or [""]
+    return "\n".join(lines)
 
 
 def say(*values: object, file: IO[str] | None = None, end: str = "\n", flush: bool = False) -> None:
@@ -87,10 +118,45 @@ class VisibleFormatter(logging.Formatter):
         return visible(super().format(record), sys.stderr)
 
 
+class CompileMessages(logging.Handler):
+    """While entered, `show` gets the log's messages that machine code is being compiled.
+
+    Other warnings are printed as before.
+
+    Args:
+        show: called with one line.
+    """
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._show, self._logger = show, logging.getLogger("mygpt")
+
+    def __enter__(self) -> CompileMessages:
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show or print one message."""
+        text = visible(record.getMessage(), sys.stderr)
+        if text.startswith("compiling "):
+            self._show(text)
+        else:
+            say(text, file=sys.stderr)
+
+
 def waiting(text: str) -> contextlib.ExitStack:
-    """Show an animated status line on a terminal, until the result is closed; none if empty."""
+    """Show an animated status line on a terminal, until the result is closed; none if empty.
+
+    While machine code is compiled, it says so.
+    """
     shown = contextlib.ExitStack()
     if text and sys.stdout.isatty():
+        from rich.markup import escape
+
         shown.enter_context(contextlib.suppress(OSError))  # the terminal may be gone at the end
-        shown.enter_context(new_console().status(text))
+        status = shown.enter_context(new_console().status(text))
+        shown.enter_context(CompileMessages(lambda line: status.update(escape(line))))
     return shown

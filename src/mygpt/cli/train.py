@@ -12,22 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
+from mygpt.cli.options import option
 from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 from mygpt.machine import process_age_s
 
-
-def _help(text: str, panel: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel, show_default=False)
+_TEXT, _LENGTH, _MODEL, _RECIPE, _REPORTS = (
+    "Text", "Length", "Model", "Recipe", "Reports and saves",
+)  # fmt: skip
+_DEVICE = "Devices"
 
 
 def _switch(name: str, text: str) -> Any:
-    flags = f"--{name}/--no-{name}"
-    return typer.Option(flags, help=text, rich_help_panel=_DEVICE, show_default=False)
-
-
-_LENGTH, _MODEL, _RECIPE, _REPORTS = "Length", "Model", "Recipe", "Reports and saves"
-_DEVICE = "Devices"
+    return option(text, f"--{name}/--no-{name}", panel=_DEVICE)
 
 
 def train(
@@ -39,147 +36,169 @@ def train(
             show_default=False,
         ),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        option(
+            "The whole command's time, from its start to its end. Default: 5, or the preset's, "
+            "unless --steps or --tokens is given."
+        ),
+    ] = None,
     output: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "The run's folder, or a checkpoint file such as ckpt.pt (the run's folder is then "
+            "ckpt.pt.run). Default: runs/<name of the text>.",
             "--output",
             "-o",
-            help="The run's folder, or a checkpoint file such as ckpt.pt (the run's folder is then "
-            "ckpt.pt.run). Default: runs/<name of the text>.",
-            show_default=False,
+            metavar="PATH",
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")
+        bool, option("Replace a run that is in the output folder.", "--overwrite")
     ] = False,
     resume: Annotated[
         str | None,
-        typer.Option(
-            help="Resume this run. auto: the run in the output folder if there is one, else begin "
+        option(
+            "Resume this run. auto: the run in the output folder if there is one, else begin "
             "it, so that the same command can be repeated (by torchrun, say).",
-            show_default=False,
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="tutorial, nano, small, medium or large. Default: the shape and the recipe are "
-            "chosen by the text's size, the budget and the measured speed.",
-            show_default=False,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="auto (the default), char, byte, bpe, bpe:SIZE, a tokenizer's JSON file, or a "
-            "run, checkpoint, store or Hugging Face folder whose tokenizer is used.",
-            show_default=False,
+            metavar="RUN",
         ),
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            help="Fine-tune the model of this checkpoint or run, with its shape and tokenizer and "
+        option(
+            "Fine-tune the model of this checkpoint or run, with its shape and tokenizer and "
             "a lower learning rate.",
-            show_default=False,
+            "--from",
+            metavar="RUN",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        option(
+            "tutorial, nano, small, medium or large. Default: the shape and the recipe are "
+            "chosen by the text's size, the budget and the measured speed.",
+            metavar="NAME",
         ),
     ] = None,
     dry_run: Annotated[
+        bool, option("Show the recipe and the expected loss, without training.", "--dry-run")
+    ] = False,
+    open_report: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the recipe and the expected loss, without training."),
+        option(
+            "Show the report in the browser while it grows. Only this machine can reach the "
+            "page; without a display its address is printed.",
+            "--open",
+        ),
     ] = False,
     val_file: Annotated[
         Path | None,
-        typer.Option(
-            help="The validation text. Default: the last tenth of the text.", show_default=False
-        ),
-    ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(
-            help="The files' encoding. Default: by their byte-order marks, else UTF-8.",
-            show_default=False,
-        ),
+        option("The validation text. Default: the last tenth of the text.", panel=_TEXT),
     ] = None,
     field: Annotated[
         str | None,
-        typer.Option(
-            help="The field that contains the text in *.jsonl, *.json, *.csv, *.tsv and *.parquet "
+        option(
+            "The field that contains the text in *.jsonl, *.json, *.csv, *.tsv and *.parquet "
             "records. Default: text; a file without a field of that name is read as plain text.",
-            show_default=False,
+            panel=_TEXT,
+            metavar="NAME",
         ),
     ] = None,
-    split_documents: Annotated[
-        bool | None,
-        typer.Option(
-            "--split-documents/--no-split-documents",
-            help="Whether <|endoftext|> in a file separates documents or is ordinary text. "
-            "Default: it separates, except with --preset tutorial.",
-            show_default=False,
+    tokenizer: Annotated[
+        str | None,
+        option(
+            "auto, char, byte, bpe, bpe:SIZE, a tokenizer's JSON file, or a run, checkpoint, "
+            "store or Hugging Face folder whose tokenizer is used. Default: auto.",
+            panel=_TEXT,
+            metavar="NAME",
         ),
     ] = None,
     unknown: Annotated[
         str | None,
-        typer.Option(
-            help="If the tokenizer of --tokenizer or --from does not know more than a tenth of the "
-            "text: error refuses the text, keep accepts it.",
-            show_default=False,
+        option(
+            "If the tokenizer of --tokenizer or --from does not know more than a tenth of the "
+            "text: error refuses the text, keep accepts it. Default: error.",
+            panel=_TEXT,
+            metavar="NAME",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    seed: Annotated[
-        int | None, _help("The seed of weights, data order and dropout (0).", "")
+    encoding: Annotated[
+        str | None,
+        option(
+            "The files' encoding. Default: by their byte-order marks, else UTF-8.",
+            panel=_TEXT,
+            metavar="NAME",
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
-    steps: Annotated[int | None, _help("The number of training steps.", _LENGTH)] = None,
-    tokens: Annotated[int | None, _help("The number of training tokens.", _LENGTH)] = None,
-    minutes: Annotated[
-        float | None, _help("The whole command's time, from its start to its end (5).", _LENGTH)
+    split_documents: Annotated[
+        bool | None,
+        option(
+            "Whether <|endoftext|> in a file separates documents or is ordinary text. "
+            "Default: it separates, except with --preset tutorial.",
+            "--split-documents/--no-split-documents",
+            panel=_TEXT,
+        ),
     ] = None,
-    embed_dim: Annotated[int | None, _help("The embedding's width C.", _MODEL)] = None,
-    num_heads: Annotated[int | None, _help("Attention heads.", _MODEL)] = None,
-    num_layers: Annotated[int | None, _help("Transformer blocks.", _MODEL)] = None,
-    max_seq_len: Annotated[int | None, _help("The context window in tokens.", _MODEL)] = None,
+    steps: Annotated[int | None, option("The number of training steps.", panel=_LENGTH)] = None,
+    tokens: Annotated[int | None, option("The number of training tokens.", panel=_LENGTH)] = None,
+    embed_dim: Annotated[int | None, option("The embedding's width C.", panel=_MODEL)] = None,
+    num_heads: Annotated[int | None, option("Attention heads.", panel=_MODEL)] = None,
+    num_layers: Annotated[int | None, option("Transformer blocks.", panel=_MODEL)] = None,
+    max_seq_len: Annotated[
+        int | None, option("The context window in tokens.", panel=_MODEL)
+    ] = None,
     dropout: Annotated[
-        float | None, _help("The dropout probability of an activation.", _MODEL)
+        float | None, option("The dropout probability of an activation.", panel=_MODEL)
     ] = None,
     batch_size: Annotated[
         str | None,
-        _help(
+        option(
             "Windows in a training step. auto: the preset's, with gradient accumulation if memory "
             "is short.",
-            _RECIPE,
+            panel=_RECIPE,
+            metavar="N",
         ),
     ] = None,
     micro_batch: Annotated[
         int | None,
-        _help(
-            "Gradient accumulation: windows that are processed at once. 0: all of a step.", _RECIPE
+        option(
+            "Gradient accumulation: windows that are processed at once. 0: all of a step.",
+            panel=_RECIPE,
         ),
     ] = None,
-    seq_len: Annotated[int | None, _help("Tokens in a training window.", _RECIPE)] = None,
-    lr: Annotated[float | None, _help("The peak learning rate.", _RECIPE)] = None,
+    seq_len: Annotated[int | None, option("Tokens in a training window.", panel=_RECIPE)] = None,
+    lr: Annotated[float | None, option("The peak learning rate.", panel=_RECIPE)] = None,
     weight_decay: Annotated[
-        float | None, _help("AdamW's weight decay of matrices.", _RECIPE)
+        float | None, option("AdamW's weight decay of matrices.", panel=_RECIPE)
     ] = None,
     ngram_smoothing: Annotated[
         float | None,
-        _help(
+        option(
             "Label smoothing: the fraction of a training target that an n-gram model of the text "
             "predicts, from 0 (off) to below 1.",
-            _RECIPE,
+            panel=_RECIPE,
         ),
     ] = None,
     grad_clip: Annotated[
-        float | None, _help("The largest gradient norm; 0 disables clipping.", _RECIPE)
+        float | None, option("The largest gradient norm; 0 disables clipping.", panel=_RECIPE)
     ] = None,
+    seed: Annotated[
+        int | None,
+        option("The seed of weights, data order and dropout. Default: 0.", panel=_RECIPE),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, cuda or mps.", metavar="NAME", rich_help_panel=_DEVICE),
+    ] = "auto",
     dtype: Annotated[
         str | None,
-        _help(
+        option(
             "The number format of matrix products: auto (bfloat16 on CUDA, and on a CPU if a "
-            "run by --minutes is much faster with it; else float32), float32, tf32 or bfloat16.",
-            _DEVICE,
+            "run by --minutes is much faster with it; else float32), float32, tf32 or bfloat16. "
+            "Default: auto.",
+            panel=_DEVICE,
+            metavar="NAME",
         ),
     ] = None,
     compile: Annotated[bool | None, _switch("compile", "Use torch.compile.")] = None,
@@ -198,22 +217,16 @@ def train(
             "(DDP).",
         ),
     ] = None,
-    print_every: Annotated[int | None, _help("Steps between loss lines.", _REPORTS)] = None,
-    eval_every: Annotated[int | None, _help("Steps between validations.", _REPORTS)] = None,
+    quiet: Annotated[bool, option("Print only errors.", "--quiet", "-q", panel=_REPORTS)] = False,
+    print_every: Annotated[int | None, option("Steps between loss lines.", panel=_REPORTS)] = None,
+    eval_every: Annotated[int | None, option("Steps between validations.", panel=_REPORTS)] = None,
     sample_tokens: Annotated[
-        int | None, _help("The length of samples in tokens; 0 disables them.", _REPORTS)
+        int | None, option("The length of samples in tokens; 0 disables them.", panel=_REPORTS)
     ] = None,
-    save_every: Annotated[int | None, _help("Steps between saves.", _REPORTS)] = None,
-    save_seconds: Annotated[float | None, _help("Seconds between saves (60).", _REPORTS)] = None,
-    open_report: Annotated[
-        bool,
-        typer.Option(
-            "--open",
-            help="Show the report in the browser while it grows. Only this machine can reach the "
-            "page; without a display its address is printed.",
-            rich_help_panel=_REPORTS,
-        ),
-    ] = False,
+    save_every: Annotated[int | None, option("Steps between saves.", panel=_REPORTS)] = None,
+    save_seconds: Annotated[
+        float | None, option("Seconds between saves. Default: 60.", panel=_REPORTS)
+    ] = None,
 ) -> int:
     """Train a GPT on text.
 

@@ -5,7 +5,7 @@ export function generateCommand({ checkpoint, prompt, settings, seed, count, sam
   const words = ["mygpt", "generate", "--checkpoint", checkpoint, "--prompt", prompt];
   words.push("--max-new-tokens", String(count));
   if (samples > 1) words.push("--num-samples", String(samples));
-  if (settings.temperature !== 1) words.push("--temperature", String(settings.temperature));
+  words.push("--temperature", String(settings.temperature)); // the command's default is not 1
   for (const field of ["top_k", "top_p", "min_p", "repetition_penalty"]) {
     if (settings[field] === null) continue;
     words.push(`--${field.replaceAll("_", "-")}`, String(settings[field]));
