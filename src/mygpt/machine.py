@@ -106,6 +106,13 @@ def bytes_text(count: float) -> str:
     return f"{math.floor(count)} bytes"
 
 
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(min(seconds, 1e12))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
 def total_memory_bytes() -> int | None:
     """Main memory of this machine in bytes, or this process's control group's limit if smaller."""
     found = (_meminfo("MemTotal"), *(limit for limit, _ in _control_groups()))

@@ -70,10 +70,9 @@ def test_train_prints_plain_lines_and_ends_with_what_to_do_next(shell: Shell) ->
     )
     assert re.findall(r"^step +(\d+): loss = \d\.\d{4}  \(.*left\)$", out, re.M) == ["1", "5", "10"]
     assert re.search(r"^step +10: validation loss = \d\.\d{4} ", out, re.M)
-    assert out.endswith(
-        "generate with: mygpt generate --checkpoint runs/fox/best.safetensors\n"
-        "report: runs/fox/report.html\n"
-    )
+    end = r"\na sample at temperature 0.8:\n  \| .+\nreport: runs/fox/report.html\nnext:\n"
+    end += r"  mygpt generate -c runs/fox -p TEXT .*\n(  mygpt .*\n)*"
+    assert re.search(f"{end}$", out, re.DOTALL)
     assert Path("runs/fox/report.html").stat().st_size < 2_000_000
     assert json.loads(Path("runs/fox/log.jsonl").read_text().splitlines()[0])["step"] == 1
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mygpt.cli.terminal import say
+from mygpt.cli.terminal import say, waiting
 from mygpt.machine import process_age_s
 
 _TEMPERATURES = (0.5, 0.8, 1.1)
@@ -31,11 +31,12 @@ def demo(
     Example: mygpt demo --minutes 2
     """
     began = time.monotonic() - process_age_s()
+    status = waiting("starting")
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
     from mygpt.cli.report import report_the_end
 
-    with TrainingDisplay() as display:
+    with TrainingDisplay(waiting=status) as display:
         writer = training.train(
             minutes=minutes,
             began=began,

@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.terminal import say, waiting
+from mygpt.cli.options import TEMPERATURE
+from mygpt.cli.terminal import at_words, say, waiting
+from mygpt.errors import InputError
 
 if TYPE_CHECKING:
-    from mygpt.training.events import Finished
+    from mygpt.decode.writer import Writer
+    from mygpt.training.events import Finished, Started
+
+_SAMPLE_TOKENS = 200
+_SAMPLE_S = 2.0  # a sample of a slow model ends after this time
 
 
 def report(
@@ -75,3 +82,33 @@ def report_the_end(
     if not quiet:
         with contextlib.suppress(OSError):  # the reader of the output is gone
             say(line, file=stream, flush=True)
+
+
+def show_sample(writer: Writer) -> None:
+    """Print a sample of a trained model, at the temperature of `mygpt generate`."""
+    text, ends = "", time.monotonic() + _SAMPLE_S
+    how: dict[str, Any] = {"temperature": TEMPERATURE, "seed": 0, "overflow": "refill"}
+    with contextlib.suppress(InputError, OSError):  # a broken model; the reader is gone
+        for piece in writer.stream("", _SAMPLE_TOKENS, **how):
+            text += piece
+            if time.monotonic() >= ends:
+                break
+        lines = text.strip().replace("\n", "\n  | ")
+        say(at_words(f"\na sample at temperature {TEMPERATURE:g}:\n  | {lines}\n", sys.stdout))
+
+
+def show_next_steps(started: Started, finished: Finished) -> None:
+    """Print what to do with a finished run."""
+    run = shlex.quote(str(finished.run))
+    steps = [(f"mygpt generate -c {run} -p TEXT", "continue a text")]
+    if "more time would help" in finished.verdict:
+        longer = f"--steps {2 * finished.step}"
+        if started.budget_s is not None:
+            longer = f"--minutes {started.budget_s / 30:g}"  # twice as long
+        steps.append((f"mygpt train --resume {run} {longer}", "train longer"))
+    steps.append((f"mygpt play {run}", "a guided tour"))
+    width = max(len(command) for command, _ in steps)
+    with contextlib.suppress(OSError):
+        say("next:")
+        for command, purpose in steps:
+            say(f"  {command:<{width}}  {purpose}", flush=True)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mygpt.cli.terminal import say
+from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 
 # Nats per token by which losses may differ if hardware adds in another order.
@@ -47,7 +47,7 @@ def reproduce(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", metavar="NAME")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
 ) -> int:
     """Repeat a run step by step and compare its losses with those of the first run.
@@ -68,7 +68,8 @@ def reproduce(
     folder = Path(output) if output else first.folder.with_name(f"{first.folder.name}-reproduced")
     is_temporary = output is None and not folder.exists()
     command = shlex.join(["mygpt", *sys.argv[1:]])
-    with TrainingDisplay(quiet=quiet) as display:
+    status = waiting("" if quiet else "starting")
+    with TrainingDisplay(quiet=quiet, waiting=status) as display:
         training.replay(
             run, output=folder, overwrite=overwrite, device=device, listener=display,
             command=command, files=text or (), val_file=val_file,

@@ -7,11 +7,12 @@ import os
 import shlex
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mygpt.cli.terminal import new_console, say
+from mygpt.cli.bar import StatusBar
+from mygpt.cli.terminal import say
 from mygpt.errors import InputError
 from mygpt.signals import ExitAction
 
@@ -34,22 +35,30 @@ def tokenize(
             show_default=False,
         ),
     ],
-    out: Annotated[str, typer.Option(help="The store's folder.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(help="The store's folder.", metavar="PATH", show_default=False)
+    ],
     tokenizer: Annotated[
         str,
         typer.Option(
             help="bpe or bpe:SIZE (trained on the files), char, byte, a tokenizer's JSON file, "
-            "or a run, checkpoint, store or Hugging Face folder whose tokenizer is used."
+            "or a run, checkpoint, store or Hugging Face folder whose tokenizer is used.",
+            metavar="NAME",
         ),
     ] = "bpe",
     field: Annotated[
         str | None,
-        typer.Option(help="The field or column that contains the text (text).", show_default=False),
+        typer.Option(
+            help="The field or column that contains the text. Default: text.",
+            metavar="NAME",
+            show_default=False,
+        ),
     ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
             help="The files' encoding. Default: by their byte-order marks, else UTF-8.",
+            metavar="NAME",
             show_default=False,
         ),
     ] = None,
@@ -57,8 +66,8 @@ def tokenize(
         bool | None,
         typer.Option(
             "--split-documents/--no-split-documents",
-            help="Whether <|endoftext|> in a file, line or row separates documents (the default) "
-            "or is ordinary text.",
+            help="Whether <|endoftext|> in a file, line or row separates documents or is ordinary "
+            "text. Default: it separates.",
             show_default=False,
         ),
     ] = None,
@@ -66,12 +75,13 @@ def tokenize(
         str,
         typer.Option(
             help="If the tokenizer does not know more than a tenth of the text: error refuses the "
-            "text, keep accepts it."
+            "text, keep accepts it.",
+            metavar="NAME",
         ),
     ] = "error",
     shard_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens in each shard (16,777,216).", show_default=False),
+        typer.Option(help="Tokens in each shard. Default: 16,777,216.", show_default=False),
     ] = None,
     workers: Annotated[
         int | None,
@@ -182,24 +192,15 @@ class _Display:
         self.committed = self.encoded = self.separators = 0
         self.unknown: UnknownText | None = None
         self._quiet = quiet
-        self._before: int | None = None  # tokens that were in complete shards
+        # Tokens that were in complete shards, and bytes read for them.
+        self._before: tuple[int, int] | None = None
         self._began = self._printed = time.monotonic()
-        self._bar: Any = None
+        self._bar: StatusBar | None = None
 
     def __enter__(self) -> _Display:
         if not self._quiet and sys.stdout.isatty():
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[status]}", markup=False),
-                TimeRemainingColumn(),
-                console=new_console(highlight=False, soft_wrap=True, emoji=False),
-                refresh_per_second=4,
-                transient=True,
-            )
-            self._bar.add_task("", total=None, status="reading")
-            self._bar.start()
+            self._bar = StatusBar(transient=True)
+            self._bar.start("reading")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -208,8 +209,7 @@ class _Display:
     def stop(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.stop()
+            self._bar.stop()
             self._bar = None
 
     def __call__(self, progress: StoreProgress) -> None:
@@ -217,8 +217,8 @@ class _Display:
         self.committed, self.separators = progress.committed, progress.separators
         self.unknown = progress.unknown
         if self._before is None:
-            self._before = progress.committed
-        self.encoded = progress.tokens - self._before
+            self._before = progress.committed, progress.read
+        self.encoded = progress.tokens - self._before[0]
         now = time.monotonic()
         status = (
             f"{progress.documents:,} documents, {progress.tokens:,} tokens, "
@@ -226,10 +226,10 @@ class _Display:
         )
         try:
             if self._bar is not None:
-                total = progress.size or None
-                self._bar.update(
-                    self._bar.task_ids[0], completed=progress.read, total=total, status=status
-                )
+                size, read, left_s = progress.size or None, progress.read, None
+                if size and read > self._before[1]:
+                    left_s = (now - self._began) * (size - read) / (read - self._before[1])
+                self._bar.update(status, completed=read, total=size, remaining_s=left_s)
             elif not self._quiet and now - self._printed >= _LINE_S:
                 self._printed = now
                 done = f"{100 * progress.read / progress.size:.0f} %: " if progress.size else ""

@@ -278,7 +278,7 @@ def train(
     status = waiting("" if quiet else "starting")
     from mygpt import training
     from mygpt.cli.progress import TrainingDisplay
-    from mygpt.cli.report import report_the_end
+    from mygpt.cli.report import report_the_end, show_next_steps, show_sample
 
     if dry_run:
         with status:
@@ -297,13 +297,17 @@ def train(
                 shared["listener"] = page = open_page.enter_context(LivePage(display))
                 shown = page.complete
             if resume not in (None, "auto"):
-                training.resume(resume, files or [], began=began, **shared, **options)
+                writer = training.resume(resume, files or [], began=began, **shared, **options)
             else:
-                training.train(files or None, **shared, **chosen, **options)
+                writer = training.train(files or None, **shared, **chosen, **options)
         if display.signal is not None:
             return 128 + display.signal
         if display.finished is not None:
-            report_the_end(display.finished, quiet=quiet, shown=shown)
+            if not display.quiet and sample_tokens != 0:
+                show_sample(writer)
+            report_the_end(display.finished, quiet=display.quiet, shown=shown)
+            if not display.quiet and display.started is not None:
+                show_next_steps(display.started, display.finished)
     return 0
 
 

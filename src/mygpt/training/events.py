@@ -12,6 +12,7 @@ from typing import Any
 from mygpt.evaluation.baselines import Baselines, Row
 from mygpt.evaluation.copied import Novelty
 from mygpt.evaluation.losses import Evaluation
+from mygpt.machine import clock
 from mygpt.text.reading import shown
 
 
@@ -223,6 +224,14 @@ class Finished:
     verdict: str = ""  # how it went, in words
 
     def __str__(self) -> str:
+        if self.signal is not None:
+            return self.summary
+        generate = f"mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
+        return f"{self.summary}\ngenerate with: {generate}"
+
+    @property
+    def summary(self) -> str:
+        """Steps, losses and diagnosis, without what to do next unless a signal ended the run."""
         best = ""
         if self.best_val_loss is not None:
             best = f", best validation loss {self.best_val_loss:.4f} at step {self.best_step}"
@@ -237,8 +246,7 @@ class Finished:
         verdict = f"\ndiagnosis: {self.verdict}" * bool(self.verdict)
         return (
             f"done: {self.step:,} steps in {clock(self.elapsed_s)}{loss}{best}\n"
-            f"{self._compared()}{worse}{verdict}\n"
-            f"generate with: mygpt generate --checkpoint {shlex.quote(str(self.checkpoint))}"
+            f"{self._compared()}{worse}{verdict}"
         )
 
     def _compared(self) -> str:
@@ -267,10 +275,3 @@ def _windows(batch: list[int]) -> str:
         return ""
     shown = ", ".join(f"{start:,}" for start in batch[:3]) + (", ..." if len(batch) > 3 else "")
     return f" (its windows begin at tokens {shown}; log.jsonl has all)"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    whole = round(min(seconds, 1e12))
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

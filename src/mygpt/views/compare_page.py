@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mygpt.training.events import clock
+from mygpt.machine import clock
 from mygpt.views.compare import BITS, NATS
 from mygpt.views.page import make_page
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from mygpt.training.events import Event, Finished, Note, Started, StepDone, clock
+from mygpt.machine import clock
+from mygpt.training.events import Event, Finished, Note, Started, StepDone
 from mygpt.training.history import History, diagnose, read_log
 from mygpt.training.run import RunFolder
 from mygpt.views.page import shown_path

@@ -17,10 +17,11 @@ from mygpt.data import is_store
 from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
+from mygpt.machine import clock
 from mygpt.training.checkpointing import State
 from mygpt.training.config import TrainConfig
 from mygpt.training.corpus import Source, TrainingText, ValidatedText, read_source
-from mygpt.training.events import Finished, clock
+from mygpt.training.events import Finished
 from mygpt.training.history import History, diagnose, read_log
 from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
