@@ -116,6 +116,7 @@ def test_the_defaults_are_those_of_the_functions(shell: Shell) -> None:
         (["info", "--jason"], "did you mean --json? `mygpt info --help` lists the options"),
         (["info", "--xyzzy"], "there is no option --xyzzy: `mygpt info --help` lists the options"),
         (["info", "-x"], "there is no option -x: `mygpt info --help` lists the options"),
+        (["info", "--a\nb"], r"there is no option '--a\nb': `mygpt info"),
         (["genrate"], "there is no command 'genrate': did you mean generate?"),
     ],
 )

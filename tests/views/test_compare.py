@@ -169,8 +169,9 @@ def test_without_a_seed_one_is_drawn_and_shown(shell):
 
 
 def test_the_text_has_the_figures_the_differences_and_the_samples(shell):
-    data = data_of(shell, "a", "b", "-p", "12")
-    printed = shell.printed("a", "b", "-p", "12", "--seed", 1, "-n", 8)
+    asked = ["a", "b", "-p", "12", "--temperature", 1]
+    data = data_of(shell, *asked)
+    printed = shell.printed(*asked, "--seed", 1, "-n", 8)
     lines = printed.splitlines()
     for place, run in enumerate(data["runs"], 1):
         name, parameters, tokens, time, loss, fivegram = lines[place].split()

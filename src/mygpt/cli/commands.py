@@ -153,17 +153,18 @@ def _say_usage(error: Any) -> None:
     """Print the error of wrong arguments, with the help command to look them up."""
     message: str = error.format_message()
     context = getattr(error, "ctx", None)
-    if "\n" in message:  # `mygpt` without arguments: the help page
+    if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help page
         say(message)
         return
     lists = ""
     if context is not None:
         name = getattr(context.command, "help_name", "--help")
         lists = f": `{context.command_path} {name}` lists the options"
-    if hasattr(error, "possibilities"):  # of an unknown option
-        message = f"there is no option {error.option_name}"
+    if context is not None and hasattr(error, "possibilities"):  # of an unknown option
+        given: str = error.option_name
+        message = f"there is no option {given if given.isprintable() else repr(given)}"
         names = [name for param in context.command.params for name in param.opts]
-        if alike := difflib.get_close_matches(error.option_name, names, n=1):
+        if alike := difflib.get_close_matches(given, names, n=1):
             lists = f": did you mean {alike[0]}?{lists.removeprefix(':')}"
     _say(f"{message.rstrip('.')}{lists}")
 
