@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import sys
 import time
@@ -86,10 +87,11 @@ def report_the_end(
 
 def show_sample(writer: Writer) -> None:
     """Print a sample of a trained model, at the temperature of `mygpt generate`."""
-    text, ends = "", time.monotonic() + _SAMPLE_S
+    text, ends = "", math.inf
     how: dict[str, Any] = {"temperature": TEMPERATURE, "seed": 0, "overflow": "refill"}
     with contextlib.suppress(InputError, OSError):  # a broken model; the reader is gone
         for piece in writer.stream("", _SAMPLE_TOKENS, **how):
+            ends = ends if text else time.monotonic() + _SAMPLE_S  # from the first piece on
             text += piece
             if time.monotonic() >= ends:
                 break
