@@ -55,8 +55,8 @@ def by_bpe(tmp_path_factory) -> Path:
     return trained(tmp_path_factory.mktemp("bpe"), tokenizer="bpe:300")
 
 
-def map_of(run: Path) -> dict[str, Any]:
-    found = loss_map(read_run(RunFolder.of(run)))
+def map_of(run: Path, budget_s: float = 60.0) -> dict[str, Any]:
+    found = loss_map(read_run(RunFolder.of(run)), budget_s)
     shown: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
     return shown
 
@@ -177,7 +177,7 @@ def test_passages_are_found_across_the_ends_of_the_parts(parts, monkeypatch):
     monkeypatch.setattr(loss_map_module, "_LAST_SLICE", parts[1])
     training = "".join(f"{n} is the square root of {n * n}; " for n in range(20))
     text = training[50:85] + "?" * 20 + training[200:231] + "!" + training[100:129] + "#" * 9
-    found, searched = loss_map_module._copied_spans(text, [Document("text", training)])
+    found, searched = loss_map_module._copied_spans(text, [Document("text", training)], 2.0)
     assert searched == len(text)
     if parts[0] < 40:  # a passage as long as a part is cut
         assert {n for span in found for n in range(*span)} >= {*range(31), *range(55, 86)}
@@ -219,11 +219,8 @@ def test_a_reports_copied_passages_have_their_places(by_characters):
 
 
 def test_of_a_text_that_takes_too_long_the_first_part_is_shown(by_characters, monkeypatch):
-    monkeypatch.setattr(loss_map_module, "_LOSS_S", 0.0)
-    monkeypatch.setattr(loss_map_module, "_READING_S", 0.0)
-    monkeypatch.setattr(loss_map_module, "_SEARCH_S", 0.0)
     monkeypatch.setattr(character_losses, "_AT_ONCE", 512)
-    shown = map_of(by_characters)
+    shown = map_of(by_characters, budget_s=0.0)
     assert (shown["tokens"], len(shown["text"])) == (512, 513)
     assert shown["all_tokens"] > 700
     assert shown["copied"]["searched"] == 256
@@ -253,7 +250,7 @@ def test_without_a_validation_text_there_is_no_map(tmp_path):
 def test_a_model_that_is_too_large_has_a_note(by_characters, monkeypatch):
     monkeypatch.setattr(loss_map_module, "_MOST_PARAMETERS", 100)
     run = read_run(RunFolder.of(by_characters))
-    assert loss_map(run) is None
+    assert loss_map(run, 10.0) is None
     assert run.notes == [
         "the losses of the validation text are not shown: the model has more than 100 parameters"
     ]

@@ -208,6 +208,14 @@ class TrainConfig:
         return asdict(self)
 
 
+def report_s(minutes: float | None) -> float:
+    """Seconds that a run's report may take for what it computes with the model, at the end.
+
+    A hundredth of a timed run, at most 10; `mygpt report`, without a limit on the run, takes 10.
+    """
+    return 10.0 if minutes is None else min(10.0, 0.6 * minutes)
+
+
 # The ranges of the fields, by the least value of whole numbers.
 LENGTHS = {"steps", "tokens", "minutes"}
 _WHOLE = {

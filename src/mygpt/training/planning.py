@@ -34,6 +34,7 @@ from mygpt.training.config import (
     DtypeName,
     TrainConfig,
     preset_options,
+    report_s,
 )
 from mygpt.training.distributed.process_group import SINGLE_PROCESS
 from mygpt.training.gradients import make_gradients, suitable_engine
@@ -216,6 +217,7 @@ class Planner:
             validated = training.get("val_tokens") or val_tokens
             reserve_s = time.monotonic() - self.began
             reserve_s += _ending_s(config, budget, len(train_tokens), val_tokens, validated)
+            reserve_s += report_s(lengths["minutes"])
             # At most half of a very short run, so that something is trained.
             most_s = 30.0 * lengths["minutes"]
             training.setdefault("reserve_s", min(reserve_s, most_s))

@@ -35,8 +35,9 @@ from mygpt.views.page import embedded_json
 from mygpt.views.run import Run
 from mygpt.views.training_place import training_place
 
-# Together less than 10 s. A window of a larger model alone would take longer.
-_LOSS_S, _READING_S, _SEARCH_S, _MOST_PARAMETERS = 5.0, 2.5, 2.0, 200_000_000
+# Fractions of the time for a map: losses, readings of passages, search in the training text.
+_LOSSES, _READINGS, _SEARCH = 0.5, 0.25, 0.2
+_MOST_PARAMETERS = 200_000_000  # a window of a larger model alone would take too long
 # The page must stay under 3 MB: bytes of the text with its losses, attention weights of a passage.
 _MOST_BYTES, _MOST_WEIGHTS, _MOST_POSITIONS = 800_000, 20_000, 64
 _MOST_TOKENS = 2**19  # so many have more characters than fit
@@ -49,18 +50,18 @@ _LEAST_CONTEXT = 16
 _FIRST_SLICE, _LAST_SLICE, _MOST_SEARCHED = 256, 4096, 2**24
 
 
-def loss_map(run: Run) -> dict[str, Any] | None:
+def loss_map(run: Run, budget_s: float) -> dict[str, Any] | None:
     """The losses of the validation text under the best model, as plain JSON values.
 
-    None without a model, or without a validation text in memory. Of a text that takes too long, or
-    too much of the page, it is the first part.
+    None without a model, or without a validation text in memory. Of a text that takes more than
+    `budget_s` seconds, or too much of the page, it is the first part.
     """
     model, source = run.model, run.source
     if model is None or source is None or not source.val_documents:
         return None
     try:
         tokens = cached_tokens(source.val_documents, model.tokenizer, continued=source.continued)
-        return _LossMap(model, tokens, source.train_documents).data()
+        return _LossMap(model, tokens, source.train_documents, budget_s).data()
     except MygptError as error:
         run.notes.append(f"the losses of the validation text are not shown: {error}")
         return None
@@ -73,14 +74,19 @@ class _LossMap:
         model: computes the losses.
         tokens: (N,) ids of the text.
         documents: the training text.
+        budget_s: about how many seconds it may take.
     """
 
     def __init__(
-        self, model: Checkpoint, tokens: NDArray[np.integer], documents: Sequence[Document]
+        self,
+        model: Checkpoint,
+        tokens: NDArray[np.integer],
+        documents: Sequence[Document],
+        budget_s: float,
     ) -> None:
-        self.model, self.documents = model, documents
+        self.model, self.documents, self.budget_s = model, documents, budget_s
         self.total = len(tokens)
-        self.found, self.tokens = _measured(model, tokens)
+        self.found, self.tokens = _measured(model, tokens, _LOSSES * budget_s)
         self.losses = self.found.characters  # (K,)
 
     def data(self) -> dict[str, Any]:
@@ -141,7 +147,7 @@ class _LossMap:
             passage["worst"] = self._characters_of(worst)
             passage["reading"] = self._reading(network, worst)
             now = time.monotonic()
-            if now + (now - last) > began + _READING_S:
+            if now + (now - last) > began + _READINGS * self.budget_s:
                 break
             last = now
 
@@ -180,7 +186,7 @@ class _LossMap:
     def _copied(self) -> dict[str, Any]:
         """The passages that are in the training text too, and the places of the longest ones."""
         text = self.found.text
-        spans, searched = _copied_spans(text, self.documents)
+        spans, searched = _copied_spans(text, self.documents, _SEARCH * self.budget_s)
         longest = sorted(spans, key=lambda span: span[0] - span[1])[:_COPIES]
         places = [
             {"start": a, "end": b, "place": training_place(text[a:b], self.documents)}
@@ -189,7 +195,9 @@ class _LossMap:
         return {"spans": spans, "longest": places, "searched": searched, "least": COPIED_CHARS}
 
 
-def _copied_spans(text: str, documents: Sequence[Document]) -> tuple[list[tuple[int, int]], int]:
+def _copied_spans(
+    text: str, documents: Sequence[Document], budget_s: float
+) -> tuple[list[tuple[int, int]], int]:
     """The passages of `text` that are in the documents, and how many characters were searched.
 
     The text is searched in parts, the first ones short, since a repetitive text takes long. A
@@ -210,14 +218,14 @@ def _copied_spans(text: str, documents: Sequence[Document]) -> tuple[list[tuple[
         start = min(cut, default=end if complete else end - COPIED_CHARS + 1)
         size = min(2 * size, _LAST_SLICE)
         now = time.monotonic()
-        if now + 2 * (now - last) > began + _SEARCH_S:
+        if now + 2 * (now - last) > began + budget_s:
             break
         last = now
     return spans, end
 
 
 def _measured(
-    model: Checkpoint, tokens: NDArray[np.integer]
+    model: Checkpoint, tokens: NDArray[np.integer], budget_s: float
 ) -> tuple[CharacterLosses, NDArray[np.integer]]:
     """The losses of as many tokens as fit into the time and the page, and these tokens."""
     if len(tokens) < 2:
@@ -230,7 +238,7 @@ def _measured(
     losses = losses_in_time(
         torch_model,
         tokens[: max(2, fitting)],
-        budget_s=_LOSS_S,
+        budget_s=budget_s,
         token_losses=cpu_token_losses(torch_model),
     )
     if not np.isfinite(losses).all():

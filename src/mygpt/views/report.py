@@ -19,6 +19,7 @@ from mygpt.evaluation.baselines import Baselines, Row
 from mygpt.evaluation.copied import COPIED_CHARS, measure_novelty
 from mygpt.evaluation.ngram import uniform_loss
 from mygpt.text import Document
+from mygpt.training.config import report_s
 from mygpt.training.events import Finished
 from mygpt.training.history import History, Sample
 from mygpt.training.progress import Progress
@@ -95,6 +96,8 @@ def report_data(run: Run) -> dict[str, Any]:
         lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
     log = log_data(run.history, lines, own, run.state.progress)
     documents = [] if run.source is None else run.source.train_documents
+    # At the end of a timed run, the report's time is part of the run's minutes.
+    minutes = None if run.finished is None else run.state.training.minutes
     return {
         "name": shown_path(run.folder.name),
         "standing": standing.kind,
@@ -108,7 +111,7 @@ def report_data(run: Run) -> dict[str, Any]:
         "bounds": "" if baselines is None else baselines.bounds,
         "written": own,
         "reading": _reading(run, own),
-        "loss_map": loss_map(run),
+        "loss_map": loss_map(run, report_s(minutes)),
         "plan": settings_of(run.state),
         "commands": commands_of(run, standing),
         "notes": notes_of(run),

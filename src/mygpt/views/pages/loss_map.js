@@ -58,7 +58,7 @@ function introduction(map) {
   if (tokens < all) {
     words.push(
       `This is the first part of the text, ${grouped(tokens)} of ${grouped(all)} predicted tokens: ` +
-        "more would take too long or too much space.",
+        "more would take too long or too much space. `mygpt report` takes more time than the end of a training.",
     );
   }
   return words.join(" ");
